@@ -1,0 +1,27 @@
+"""The one exception users see, and the 'did you mean' that goes with it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SpectralError(ValueError):
+    """Bad input or an impossible request, explained in one sentence.
+
+    The sentence says what was expected, what came instead and what to do. The command line prints it and
+    exits with code 2; in a notebook it is an ordinary ``ValueError``.
+    """
+
+
+def suggest(name: str, options: Iterable[str], limit: int = 3) -> str:
+    """Return ``"; nearest: 'a', 'b'"`` for a misspelt name, or an empty string when nothing is near.
+
+    Example:
+        >>> suggest("layer1.conv", ["layer1.conv1", "fc"])
+        "; nearest: 'layer1.conv1'"
+        >>> suggest("zzz", ["layer1.conv1"])
+        ''
+    """
+    near = difflib.get_close_matches(name, list(options), n=limit, cutoff=0.5)
+    return f"; nearest: {', '.join(repr(n) for n in near)}" if near else ""

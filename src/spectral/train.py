@@ -1,0 +1,265 @@
+"""One training recipe for every bundled network: SGD, one cycle, any device, resumable."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from spectral.errors import SpectralError
+from spectral.models.architectures import build, family_of
+
+MEAN = STD = (0.5, 0.5, 0.5)
+STATE_NAME = "training-state.pt"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a training run consists of; equal recipes on equal data make comparable networks.
+
+    ``precision="auto"`` takes bfloat16 autocast where the device multiplies it natively, else float32.
+    """
+
+    epochs: int = 20
+    batch_size: int = 256
+    max_lr: float = 0.2
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    crop_padding: int = 4
+    flip: bool = True
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "max_lr"):
+            if not getattr(self, name) > 0:
+                raise SpectralError(f"Recipe: {name} must be > 0, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images (N, 3, H, W) uint8 and labels (N,) int64, in memory, with the id that tables will carry."""
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    data_id: str
+
+    def __post_init__(self) -> None:
+        if len(self.images) == 0 or len(self.images) != len(self.labels):
+            raise SpectralError(
+                f"training data: expected as many labels as images, got {len(self.images)} images and "
+                f"{len(self.labels)} labels"
+            )
+
+
+def train(
+    architecture: str,
+    train_set: LabelledImages,
+    test_set: LabelledImages,
+    out: Path,
+    recipe: Recipe = Recipe(),
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train one of our architectures and return its weights' metadata, with the model under ``"model"``.
+
+    After every epoch the full state (weights, optimiser, schedule, recipe) goes to ``out``; the same call
+    resumes there after an interruption. Augmentation and order are drawn from (seed, epoch), so an
+    interrupted run sees exactly the batches that an uninterrupted one sees.
+
+    Args:
+        architecture: a name from `spectral.models.architectures`.
+        train_set: images to train on.
+        test_set: images for the accuracy that is reported; it chooses nothing.
+        out: folder for the resumable state.
+        recipe: the hyper-parameters.
+        device: where to train.
+        progress: show a bar per epoch.
+
+    Raises:
+        SpectralError: if ``out`` holds the state of another run, or the loss stops being finite.
+    """
+    device = torch.device(device)
+    torch.manual_seed(recipe.seed)
+    model = build(architecture).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(
+        model.parameters(), recipe.max_lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
+    )
+    steps = -(-len(train_set.images) // recipe.batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.max_lr, epochs=recipe.epochs, steps_per_epoch=steps, pct_start=0.25,
+        cycle_momentum=False,
+    )  # fmt: skip
+    run = {"architecture": architecture, "data_id": train_set.data_id, "recipe": asdict(recipe)}
+    state_path = Path(out) / STATE_NAME
+    first_epoch, history = _restore(state_path, run, model, optimizer, schedule, device)
+    dtype = _autocast_dtype(recipe.precision, device)
+    images, labels = train_set.images.to(device), train_set.labels.to(device)
+    for epoch in range(first_epoch, recipe.epochs):
+        model.train()
+        torch.manual_seed(recipe.seed * 100_003 + epoch)  # dropout too depends on (seed, epoch) alone
+        losses = []
+        batches = _epoch_batches(images, labels, recipe, epoch)
+        bar = tqdm(batches, total=steps, desc=f"{architecture} epoch {epoch + 1}/{recipe.epochs}",
+                   disable=not progress, leave=False)  # fmt: skip
+        for batch, target in bar:
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+                loss = F.cross_entropy(model(batch), target)
+            if not torch.isfinite(loss):
+                raise SpectralError(
+                    f"train: the loss of {architecture} became {loss.item()} in epoch {epoch + 1}; lower "
+                    f"max_lr (now {recipe.max_lr})"
+                )
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.detach())
+        accuracy = evaluate(model, test_set, device)
+        mean_loss = float(torch.stack(losses).mean())
+        history.append({"epoch": epoch + 1, "loss": mean_loss, "test_accuracy": accuracy})
+        if progress:
+            tqdm.write(f"{architecture}: epoch {epoch + 1}, loss {mean_loss:.3f}, test {accuracy:.2%}")
+        _store(state_path, run, model, optimizer, schedule, epoch + 1, history)
+    return {
+        **run,
+        "model": model.cpu().to(memory_format=torch.contiguous_format).eval(),  # type: ignore[call-overload]
+        "family": family_of(architecture),
+        "mean": MEAN,
+        "std": STD,
+        "size": list(train_set.images.shape[-2:]),
+        "classes": list(train_set.classes),
+        "epochs": recipe.epochs,
+        "seed": recipe.seed,
+        "precision": "bf16" if dtype else "fp32",
+        "device": device.type,
+        "test_accuracy": history[-1]["test_accuracy"],
+        "test_images": len(test_set.images),
+        "history": history,
+    }
+
+
+def normalize(images: Tensor) -> Tensor:
+    """Turn uint8 images into what the networks are trained on: [−1, 1] floats.
+
+    Example:
+        >>> normalize(torch.tensor([[[[0, 255]]] * 3], dtype=torch.uint8))[0, 0]
+        tensor([[-1.,  1.]])
+    """
+    mean = torch.tensor(MEAN, device=images.device).view(1, -1, 1, 1)
+    std = torch.tensor(STD, device=images.device).view(1, -1, 1, 1)
+    return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, data: LabelledImages, device: torch.device, batch_size: int = 500) -> float:
+    """Return the share of correct predictions, in float32."""
+    model.eval()
+    correct = 0
+    for start in range(0, len(data.images), batch_size):
+        batch = normalize(data.images[start : start + batch_size].to(device))
+        target = data.labels[start : start + batch_size].to(device)
+        correct += int((model(batch).argmax(1) == target).sum())
+    return correct / len(data.images)
+
+
+def _epoch_batches(
+    images: Tensor, labels: Tensor, recipe: Recipe, epoch: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Shuffle, shift by up to ``crop_padding`` pixels (reflected borders) and flip; all from (seed, epoch)."""
+    generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
+    order = torch.randperm(len(images), generator=generator)
+    for chosen in order.split(recipe.batch_size):
+        pad = recipe.crop_padding
+        shifts = torch.randint(0, 2 * pad + 1, (len(chosen), 2), generator=generator)
+        flips = torch.rand(len(chosen), generator=generator) < 0.5
+        index = chosen.to(images.device)
+        batch = augment(images[index], shifts, flips if recipe.flip else torch.zeros_like(flips), pad)
+        yield normalize(batch), labels[index]
+
+
+def augment(images: Tensor, shifts: Tensor, flips: Tensor, pad: int) -> Tensor:
+    """Cut a window at ``shifts`` (B, 2) out of each reflect-padded image and mirror those in ``flips``.
+
+    Example:
+        >>> x = torch.arange(4.0).view(1, 1, 2, 2)
+        >>> augment(x, torch.tensor([[1, 1]]), torch.tensor([True]), pad=1)[0, 0]
+        tensor([[1., 0.],
+                [3., 2.]])
+    """
+    height, width = images.shape[-2:]
+    device = images.device
+    rows = _reflect(torch.arange(height)[None] + shifts[:, :1] - pad, height)
+    columns = torch.arange(width)[None].expand(len(images), -1)
+    columns = torch.where(flips[:, None], width - 1 - columns, columns)
+    columns = _reflect(columns + shifts[:, 1:] - pad, width)
+    which = torch.arange(len(images), device=device)[:, None, None]
+    picked = images[which, :, rows.to(device)[:, :, None], columns.to(device)[:, None, :]]
+    return picked.permute(0, 3, 1, 2)
+
+
+def _reflect(index: Tensor, size: int) -> Tensor:
+    index = index.abs()
+    return torch.where(index >= size, 2 * (size - 1) - index, index)
+
+
+def _autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    if precision == "auto":
+        if device.type == "cuda":
+            native = torch.cuda.is_bf16_supported()
+        else:
+            native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+        precision = "bf16" if native else "fp32"
+    return torch.bfloat16 if precision == "bf16" else None
+
+
+def _store(
+    path: Path,
+    run: dict[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    epoch: int,
+    history: list[dict[str, float]],
+) -> None:
+    """Write the state under another name first: a kill in the middle leaves the previous epoch intact."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.{random.getrandbits(32):08x}")
+    state = {
+        "run": run, "epoch": epoch, "history": history, "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
+    }  # fmt: skip
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def _restore(
+    path: Path,
+    run: dict[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    device: torch.device,
+) -> tuple[int, list[dict[str, float]]]:
+    if not path.exists():
+        return 0, []
+    state = torch.load(path, map_location=device, weights_only=True)
+    for key, value in run.items():
+        if state["run"].get(key) != value:
+            raise SpectralError(
+                f"train: {path.parent} holds a run with {key} = {state['run'].get(key)}, not {value}; "
+                f"choose another folder or delete it"
+            )
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    return state["epoch"], state["history"]
