@@ -42,6 +42,8 @@ class Recipe:
         for name in ("epochs", "batch_size", "max_lr"):
             if not getattr(self, name) > 0:
                 raise SpectralError(f"Recipe: {name} must be > 0, got {getattr(self, name)}")
+        if self.crop_padding < 0:
+            raise SpectralError(f"Recipe: crop_padding must be ≥ 0, got {self.crop_padding}")
 
 
 @dataclass(frozen=True)
@@ -92,11 +94,14 @@ def train(
     torch.manual_seed(recipe.seed)
     model = build(architecture).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(
-        model.parameters(), recipe.max_lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
-    )
+        model.parameters(), recipe.max_lr, recipe.momentum, weight_decay=recipe.weight_decay,
+        nesterov=recipe.momentum > 0,
+    )  # fmt: skip
     steps = -(-len(train_set.images) // recipe.batch_size)
+    # torch divides by zero where the rise is exactly one step: a quarter of four.
+    rise = 0.5 if recipe.epochs * steps == 4 else 0.25
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.max_lr, epochs=recipe.epochs, steps_per_epoch=steps, pct_start=0.25,
+        optimizer, recipe.max_lr, epochs=recipe.epochs, steps_per_epoch=steps, pct_start=rise,
         cycle_momentum=False,
     )  # fmt: skip
     run = {"architecture": architecture, "data_id": train_set.data_id, "recipe": asdict(recipe)}
@@ -175,7 +180,7 @@ def evaluate(model: nn.Module, data: LabelledImages, device: torch.device, batch
 def _epoch_batches(
     images: Tensor, labels: Tensor, recipe: Recipe, epoch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Shuffle, shift by up to ``crop_padding`` pixels (reflected borders) and flip; all from (seed, epoch)."""
+    """Shuffle, shift by up to ``crop_padding`` pixels (reflected borders), flip; from (seed, epoch)."""
     generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
     order = torch.randperm(len(images), generator=generator)
     for chosen in order.split(recipe.batch_size):
@@ -208,8 +213,8 @@ def augment(images: Tensor, shifts: Tensor, flips: Tensor, pad: int) -> Tensor:
 
 
 def _reflect(index: Tensor, size: int) -> Tensor:
-    index = index.abs()
-    return torch.where(index >= size, 2 * (size - 1) - index, index)
+    period = max(2 * (size - 1), 1)
+    return (size - 1) - (index % period - (size - 1)).abs()
 
 
 def _autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:

@@ -56,13 +56,13 @@ class BlurPool2d(nn.Module):
         super().__init__()
         if channels < 1:
             raise SpectralError(f"BlurPool2d: channels must be ≥ 1, got {channels}")
-        if not 1 <= kernel_size <= MAX_KERNEL_SIZE:
+        if not isinstance(kernel_size, int) or not 1 <= kernel_size <= MAX_KERNEL_SIZE:
             raise SpectralError(
-                f"BlurPool2d: kernel_size must be 1 to {MAX_KERNEL_SIZE}, got {kernel_size}"
+                f"BlurPool2d: kernel_size must be 1 to {MAX_KERNEL_SIZE}, got {kernel_size!r}"
             )
-        steps = (stride, stride) if isinstance(stride, int) else tuple(stride)
-        if len(steps) != 2 or min(steps) < 1:
-            raise SpectralError(f"BlurPool2d: stride must be ≥ 1 on both axes, got {stride}")
+        steps = tuple(stride) if isinstance(stride, tuple | list) else (stride, stride)
+        if len(steps) != 2 or not all(isinstance(s, int) and s >= 1 for s in steps):
+            raise SpectralError(f"BlurPool2d: stride must be ≥ 1 on both axes, got {stride!r}")
         if padding_mode not in PADDING_MODES:
             raise SpectralError(
                 f"BlurPool2d: padding_mode must be one of {', '.join(PADDING_MODES)}, got {padding_mode!r}"
@@ -112,7 +112,7 @@ def pad_map(x: Tensor, before: int, after: int, mode: str) -> Tensor:
         return F.pad(x, (before, after, before, after))
     if max(before, after) < min(x.shape[-2:]):
         return F.pad(x, (before, after, before, after), mode=mode)
-    # torch refuses pads as large as the map (a 1×1 map in a deep layer): index the periodic extension instead.
+    # torch refuses pads as large as the map (a 1×1 map in a deep layer): index the extension instead.
     for axis in (-2, -1):
         index = _extension_index(x.shape[axis], before, after, mode).to(x.device)
         x = x.index_select(axis, index)

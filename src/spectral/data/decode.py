@@ -1,0 +1,146 @@
+"""Image files to pixels: every mode, depth and orientation becomes upright RGB, without surprises."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from spectral.errors import SpectralError
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif"})
+
+_ORIENTATION_TAG = 0x0112
+_DEEPEST = 65535
+
+
+class CheckedFile(NamedTuple):
+    """What is known of an image file once it has been decoded: its digest and (height, width)."""
+
+    digest: str
+    size: tuple[int, int]
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read an image file as RGB, upright.
+
+    Args:
+        path: the file. Of an animation the first frame is read.
+
+    Returns:
+        A PIL image of mode "RGB", or of mode "F" with values in [0, 1] if the file is 16-bit grayscale,
+        which 8 bits would truncate. Transparent pixels are laid over white; colour profiles are not applied;
+        16-bit colour is read with 8 bits.
+
+    Raises:
+        OSError, ValueError, SyntaxError: whatever Pillow makes of a file that it cannot decode.
+    """
+    with Image.open(path) as image:
+        return _to_rgb(image)
+
+
+def check_image(path: Path) -> CheckedFile:
+    """Read the whole file and decode it, to find out now, not in the middle of a run, that it is broken.
+
+    A JPEG is decoded at an eighth of its size, which still reads it to its end but takes less time.
+
+    Args:
+        path: the file.
+
+    Raises:
+        SpectralError: if the file can't be decoded; the message is the reason alone, without the path.
+
+    Units: the size is in pixels, after orientation.
+    """
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            width, height = image.size
+            if image.format == "JPEG" and image.mode in ("L", "RGB"):
+                turned = image.getexif().get(_ORIENTATION_TAG, 1) in (5, 6, 7, 8)
+                image.draft(image.mode, (1, 1))
+                image.load()
+                size = (width, height) if turned else (height, width)
+            else:
+                upright = _to_rgb(image)
+                size = (upright.height, upright.width)
+    except Exception as error:  # Pillow's decoders raise almost anything on a broken file
+        raise SpectralError(describe_failure(error)) from error
+    return CheckedFile(hashlib.sha256(content).hexdigest()[:32], size)
+
+
+def describe_failure(error: Exception) -> str:
+    """Say why a file could not be read, without the path that Pillow and Python put into their messages.
+
+    Args:
+        error: what reading raised.
+
+    Example:
+        >>> describe_failure(FileNotFoundError(2, "No such file or directory", "/home/me/cat.png"))
+        'No such file or directory'
+    """
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image"
+    return str(getattr(error, "strerror", None) or str(error) or type(error).__name__)
+
+
+def fit_image(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+    """Resize the shorter side (antialiased) and crop the centre, so that the image has exactly ``size``.
+
+    Args:
+        image: of mode "RGB" or "F".
+        size: (height, width).
+        resample: the filter. An image that has the size already keeps its pixels.
+
+    Units: pixels.
+
+    Example:
+        >>> fit_image(Image.new("RGB", (40, 20)), (10, 10), Image.Resampling.BICUBIC).size
+        (10, 10)
+    """
+    return ImageOps.fit(image, (size[1], size[0]), method=resample)
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """Turn an image as `read_image` returns it into a tensor.
+
+    Args:
+        image: of mode "RGB" (0 … 255) or "F" (0 … 1, gray; what a filter overshoots is cut off).
+
+    Shape: (3, H, W), float32, in [0, 1].
+
+    Example:
+        >>> to_tensor(Image.new("RGB", (2, 1), (255, 0, 51)))[:, 0, 0].tolist()
+        [1.0, 0.0, 0.20000000298023224]
+    """
+    # In numpy: torch would split this little work over threads, at more cost than gain when others want them.
+    pixels = np.asarray(image)
+    if image.mode == "F":
+        return torch.from_numpy(np.clip(pixels, 0, 1)[None].repeat(3, axis=0))
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)) / np.float32(255))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _to_unit_gray(image)
+    if image.has_transparency_data:
+        opaque = image.convert("RGBA")
+        white = Image.new("RGBA", opaque.size, "white")
+        return Image.alpha_composite(white, opaque).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_unit_gray(image: Image.Image) -> Image.Image:
+    """Scale 16-bit gray by 65535; wider integers and floats beyond [0, 1] have no known white."""
+    values = np.array(image).astype(np.float64)
+    white = 1 if image.mode == "F" else _DEEPEST
+    if not (values.min() >= 0 and values.max() <= white):
+        raise ValueError(f"values outside 0 to {white}, so which of them is white is unknown")
+    return Image.fromarray((values / white).astype(np.float32))

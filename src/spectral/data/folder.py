@@ -1,0 +1,146 @@
+"""Image folders: which files are images, which class each belongs to, which of them are broken."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from tqdm import tqdm
+
+from spectral.data.decode import EXTENSIONS, check_image, read_image
+from spectral.data.imageset import ImageItem, ImageSet, spread_over_classes
+from spectral.errors import SpectralError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class FolderListing(NamedTuple):
+    """The images of a folder before any has been read, in the order of their names."""
+
+    names: list[str]
+    """Relative to the folder, with "/"."""
+    labels: list[int | None]
+    classes: list[str] | None
+
+
+def load_folder(root: Path, size: tuple[int, int] | None, limit: int | None, seed: int) -> ImageSet:
+    """Load the images of a folder; see `spectral.load_images`.
+
+    Args:
+        root: a flat folder of images, a folder with one subfolder per class, or one whose test/ is so.
+        size: (height, width), or None for each image's own.
+        limit: how many images, at most.
+        seed: which images, if there are more.
+
+    Raises:
+        SpectralError: if there is no such folder, or not one readable image in it.
+    """
+    require_folder(root)
+    source = f"folder:{root.resolve().name}"
+    if (root / "train").is_dir() and (root / "test").is_dir() and list_folder(root / "test").classes:
+        root, source = root / "test", f"{source}/test"
+    listing = list_folder(root)
+    names, labels, classes = listing
+    if not names:
+        raise SpectralError(
+            f"no images in folder {str(root)!r}: expected files ending in {', '.join(sorted(EXTENSIONS))}"
+        )
+    wanted = len(names) if limit is None else min(limit, len(names))
+    order = range(len(names)) if wanted == len(names) else spread_over_classes(labels, seed)
+    items: dict[int, ImageItem] = {}
+    skipped: list[tuple[str, str]] = []
+    remaining = iter(order)
+    with tqdm(total=wanted, desc="checking images", unit="image", delay=1, leave=False) as progress:
+        # Broken files are replaced by the next in order, so more than one round may be needed.
+        while len(items) < wanted and (candidates := list(islice(remaining, wanted - len(items)))):
+            checks = map_in_threads(partial(_check_item, root, listing), candidates)
+            for position, item in zip(candidates, checks, strict=True):
+                progress.update()
+                if isinstance(item, ImageItem):
+                    items[position] = item
+                else:
+                    skipped.append((names[position], item))
+    if not items:
+        raise SpectralError(
+            f"none of the {len(skipped)} image files in folder {str(root)!r} could be read; "
+            f"the first, {skipped[0][0]!r}: {skipped[0][1]}"
+        )
+    warn_about_skipped(skipped, source)
+    return ImageSet(source, [items[p] for p in sorted(items)], size, classes, sorted(skipped))
+
+
+def list_folder(root: Path) -> FolderListing:
+    """List the images in a folder and everything below it.
+
+    An image's class is the subfolder of ``root`` that it is in, however deep; an image in ``root`` itself
+    has none. Hidden files and folders are left out, as are files without an image's extension.
+
+    Args:
+        root: an existing folder.
+    """
+    names = sorted(path.relative_to(root).as_posix() for path in _walk(root))
+    folders = [name.split("/")[0] if "/" in name else None for name in names]
+    classes = sorted({folder for folder in folders if folder is not None})
+    index = {folder: label for label, folder in enumerate(classes)}
+    labels = [None if folder is None else index[folder] for folder in folders]
+    return FolderListing(names, labels, classes or None)
+
+
+def require_folder(root: Path) -> None:
+    """Make sure that a path is a folder.
+
+    Raises:
+        SpectralError: if it is a file, or nothing.
+    """
+    if root.is_file():
+        raise SpectralError(
+            f"expected a folder of images, got the file {str(root)!r}; pass the folder it is in"
+        )
+    if not root.is_dir():
+        raise SpectralError(f"no folder {str(root)!r}; pass an existing folder of images")
+
+
+def map_in_threads(function: Callable[[T], R], arguments: Iterable[T]) -> Iterator[R]:
+    """Call a function on many arguments, in as many threads as helps with decoding; results come in order."""
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        yield from pool.map(function, arguments)
+
+
+def warn_about_skipped(skipped: list[tuple[str, str]], source: str) -> None:
+    """Warn once about all files that could not be read, with the first few by name."""
+    if skipped:
+        named = "; ".join(f"{name} ({reason})" for name, reason in sorted(skipped)[:3])
+        more = "; …" if len(skipped) > 3 else ""
+        warnings.warn(f"{source}: {len(skipped)} unreadable files skipped: {named}{more}", stacklevel=4)
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Find image files, following links to folders but entering no folder twice."""
+    entered: set[str] = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        entered.add(os.path.realpath(folder))
+        subfolders[:] = sorted(
+            name
+            for name in subfolders
+            if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in entered
+        )
+        for name in files:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:
+                yield Path(folder, name)
+
+
+def _check_item(root: Path, listing: FolderListing, position: int) -> ImageItem | str:
+    """Return the image, or the reason why it is none."""
+    name, label = listing.names[position], listing.labels[position]
+    try:
+        digest, size = check_image(root / name)
+    except SpectralError as error:
+        return str(error)
+    return ImageItem(name, partial(read_image, root / name), digest, size, label)

@@ -1,0 +1,211 @@
+"""A list of images that are decoded only when they are asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import overload
+
+import torch
+from PIL import Image
+
+from spectral.data.decode import fit_image, to_tensor
+from spectral.errors import SpectralError
+from spectral.synthetic import Size, as_size, generator
+
+
+@dataclass(frozen=True, slots=True)
+class ImageItem:
+    """One image: its name, its label, how to get it and what its pixels depend on."""
+
+    id: str
+    open: Callable[[], Image.Image]
+    """Reads the image at its own size, as mode "RGB" or as "F" in [0, 1]."""
+    key: str
+    """Changes whenever the pixels do; for a file a digest of its bytes."""
+    size: tuple[int, int]
+    """(height, width) of what ``open`` returns, in pixels."""
+    label: int | None = None
+
+
+@dataclass(frozen=True, repr=False)
+class ImageSet:
+    """A sequence of images, read when indexed: memory does not grow with their number.
+
+    ``images[i]`` is a float32 tensor (3, H, W) in [0, 1]; ``images[a:b]`` is a smaller ImageSet.
+
+    Args:
+        source: where the images come from, such as "samples" or "folder:kittens"; never an absolute path.
+        items: the images.
+        size: (height, width) that every image is brought to (shorter side resized, antialiased, then the
+            centre cropped), or None for each image's own.
+        classes: names of the classes that labels count, if they have names.
+        skipped: (name, reason) of files that were to be images and could not be read.
+        resample: the filter that resizes.
+
+    Example:
+        >>> from spectral.data import load_images
+        >>> images = load_images("synthetic", size=16, limit=5)
+        >>> len(images), images[0].shape, images.ids[0]
+        (5, torch.Size([3, 16, 16]), 'synthetic/0000')
+        >>> [indices for indices, batch in images.batches(2)]
+        [[0, 1], [2, 3], [4]]
+    """
+
+    source: str
+    items: Sequence[ImageItem]
+    size: tuple[int, int] | None = None
+    classes: list[str] | None = None
+    skipped: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    resample: Image.Resampling = Image.Resampling.BICUBIC
+
+    def __repr__(self) -> str:
+        return f"ImageSet({self.source!r}, {len(self)} images, size={self.size})"
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @overload
+    def __getitem__(self, index: int) -> torch.Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> ImageSet: ...
+    def __getitem__(self, index: int | slice) -> torch.Tensor | ImageSet:
+        if isinstance(index, slice):
+            return dataclasses.replace(self, items=self.items[index])
+        image = self.items[index].open()
+        return to_tensor(image if self.size is None else fit_image(image, self.size, self.resample))
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return (self[index] for index in range(len(self)))
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """Name of every image, unique in the set and the same on every machine."""
+        return [item.id for item in self.items]
+
+    @cached_property
+    def labels(self) -> list[int | None]:
+        """Class index of every image; None where it is unknown."""
+        return [item.label for item in self.items]
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the label of at least one image is known."""
+        return any(item.label is not None for item in self.items)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """First 16 hex digits of the SHA-256 of all that determines the pixels.
+
+        That is source, size, resizing filter, and for each image its id and its key: the digest of the
+        file's bytes (folders), of the photograph's bytes with crop and flip (samples), generator, size and
+        seed (synthetic), or the MD5 of the data set's file and the position in it (stl10, cifar10). Neither
+        paths nor times nor labels are part of it.
+        """
+        digest = hashlib.sha256(repr((self.source, self.size, self.resample.name)).encode())
+        for item in self.items:
+            digest.update(repr((item.id, item.key)).encode())
+        return digest.hexdigest()[:16]
+
+    def take(self, n: int) -> ImageSet:
+        """Return the first ``n`` images, or all of them if there are fewer.
+
+        Args:
+            n: how many.
+
+        Raises:
+            SpectralError: if ``n`` is less than 1.
+        """
+        return self[: check_limit(n)]
+
+    def resized(self, size: Size) -> ImageSet:
+        """Return the same images (for samples: the same crops) at another size.
+
+        Args:
+            size: side of a square, or (height, width).
+
+        Units: pixels.
+
+        Raises:
+            SpectralError: if the size is not usable.
+        """
+        return dataclasses.replace(self, size=as_size(size))
+
+    def batches(
+        self, batch_size: int, start: int = 0, indices: Iterable[int] | None = None
+    ) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """Iterate over the images in batches, reading each batch when it is due.
+
+        Args:
+            batch_size: images in a batch; the last may be smaller.
+            start: how many images to leave out, to resume after them.
+            indices: which images, by default all in order; ``start`` counts in these.
+
+        Yields:
+            The positions in the set of the images in the batch, and their pixels.
+
+        Shape: (batch, 3, H, W), float32, in [0, 1].
+
+        Raises:
+            SpectralError: if ``batch_size`` is less than 1, or if the images differ in size.
+        """
+        if batch_size < 1:
+            raise SpectralError(f"batch_size must be at least 1, got {batch_size}")
+        chosen = list(range(len(self)) if indices is None else indices)[start:]
+        self._check_one_size(chosen)
+        steps = range(0, len(chosen), batch_size)
+        groups = (chosen[step : step + batch_size] for step in steps)
+        return ((group, torch.stack([self[index] for index in group])) for group in groups)
+
+    def _check_one_size(self, indices: list[int]) -> None:
+        """Fail before the first batch, not in the middle of a run."""
+        if self.size is not None or not indices:
+            return
+        first = self.items[indices[0]]
+        for item in (self.items[index] for index in indices):
+            if item.size != first.size:
+                raise SpectralError(
+                    f"images of {self.source} differ in size ({first.id} is {first.size[0]}×{first.size[1]}, "
+                    f"{item.id} is {item.size[0]}×{item.size[1]}) and can't form a batch; pass size="
+                )
+
+
+def check_limit(limit: int) -> int:
+    """Return ``limit`` if it is a number of images that one can ask for.
+
+    Raises:
+        SpectralError: if it is not a whole number of at least 1.
+    """
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise SpectralError(f"the number of images must be a whole number ≥ 1, got {limit!r}")
+    return limit
+
+
+def spread_over_classes(labels: Sequence[int | None], seed: int) -> list[int]:
+    """Order positions so that every prefix holds about as many of each class; within a class at random.
+
+    Args:
+        labels: class of each position; None counts as one more class.
+        seed: the same seed gives the same order.
+
+    Returns:
+        All positions, each once: one of each class, then another of each, and so on. Which class comes
+        first changes by seed too.
+
+    Raises:
+        SpectralError: if the seed is not a whole number ≥ 0.
+
+    Example:
+        >>> labels = [0, 0, 0, 0, 1, 1]
+        >>> [labels[i] for i in sorted(spread_over_classes(labels, seed=0)[:4])]
+        [0, 0, 1, 1]
+    """
+    rng = generator(seed)
+    members: dict[int | None, list[int]] = {}
+    for position in rng.permutation(len(labels)).tolist():
+        members.setdefault(labels[position], []).append(position)
+    ranked = [(rank, turn, p) for turn, group in enumerate(members.values()) for rank, p in enumerate(group)]
+    return [position for _, _, position in sorted(ranked)]

@@ -1,0 +1,374 @@
+"""Capture the tensors at sites (or any module) during an ordinary forward pass."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+from spectral.decimation import Decimation, Pair
+from spectral.errors import SpectralError, suggest
+from spectral.recorder import Frame, Recorder
+from spectral.sites import Site, check_hookable
+
+Tap = Literal["input", "dense", "output"]
+TAPS: tuple[Tap, ...] = ("input", "dense", "output")
+
+
+@dataclass(frozen=True)
+class Capture:
+    """The tensors of one site in one forward pass, alive while a ``reduce`` callback runs.
+
+    ``input`` is what enters the site, ``output`` what leaves it; `dense` computes the map between them.
+    """
+
+    site: Site
+    input: Tensor
+    output: Tensor
+    decimation: Decimation
+
+    def dense(self, chunk: slice = slice(None)) -> Tensor:
+        """Return the dense map of the images in ``chunk``: dense[φ::s][:n] is the output."""
+        size: Pair = (self.output.shape[-2], self.output.shape[-1])
+        return self.decimation.dense(size, chunk)
+
+
+class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
+    """Hooks that keep, for each site, the tensor at one tap of the latest forward pass.
+
+    Use it in a ``with`` statement, or call `remove_hooks` when done. Tensors are copies, safe against
+    in-place operators that follow, and detached unless ``detach=False``. The model's modes and outputs stay
+    as they are.
+
+    Args:
+        model: the module whose forward will be called; not scripted, compiled or wrapped for parallelism.
+        sites: sites from `find_sites`, or names of modules (then the module's own input or output is kept).
+        capture_input: keep what enters (the pre-stride tensor); False keeps what leaves.
+        tap: ``"input"``, ``"dense"`` or ``"output"``; overrides ``capture_input``. Dense needs sites.
+        detach: False keeps the graph, so that a metric of the capture can be a training penalty.
+        reduce: called with a `Capture` inside the hook instead of keeping tensors; sites only.
+
+    Raises:
+        SpectralError: for an unknown name (the nearest are offered), a site that isn't measurable at the
+            asked tap, a model in which hooks never fire, or a site that doesn't run as it was found.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(inplace=True))
+        >>> with FeatureExtractor(net, ["0"], capture_input=True) as fx:
+        ...     _ = net(torch.zeros(1, 3, 8, 8))
+        ...     fx["0"].shape
+        torch.Size([1, 3, 8, 8])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Iterable[Site | str],
+        capture_input: bool = True,
+        *,
+        tap: Tap | None = None,
+        detach: bool = True,
+        reduce: Callable[[Capture], None] | None = None,
+    ) -> None:
+        check_hookable(model)
+        self.tap: Tap = tap or ("input" if capture_input else "output")
+        if self.tap not in TAPS:
+            raise SpectralError(f"FeatureExtractor: tap must be one of {', '.join(TAPS)}, got {tap!r}")
+        self.enabled = True
+        self._detach = detach
+        self._reduce = reduce or self._keep
+        self._modules = dict(model.named_modules())
+        self._names: list[str] = []
+        self._sites: dict[tuple[str, int, int], Site] = {}
+        self._watched: dict[str, list[Site]] = defaultdict(list)
+        self._plain: list[str] = []
+        for site in sites:
+            self._add(site)
+        self._captured: dict[str, list[Tensor]] = {}
+        self._calls: Counter[str] = Counter()
+        self._frames: Counter[str] = Counter()
+        self._handles: list[RemovableHandle] = []
+        self._mode = _CaptureMode(self._on_operator, differentiable=not detach)
+        try:
+            self._register(model)
+        except BaseException:
+            self.remove_hooks()
+            raise
+
+    def __exit__(self, *exception: object) -> None:
+        """Remove the hooks; what was captured stays readable."""
+        self.remove_hooks()
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return the tensor captured at a site in the latest forward pass.
+
+        Raises:
+            SpectralError: if the name isn't captured, nothing ran yet, or the module ran several times.
+        """
+        captured = self.calls(name)
+        if len(captured) > 1:
+            raise SpectralError(
+                f"{name!r} ran {len(captured)} times in one forward pass; read calls({name!r})[k], or "
+                f"capture the sites that find_sites gives, which name each call"
+            )
+        return captured[0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def keys(self) -> list[str]:
+        """Names that are captured, in the order given."""
+        return list(self._names)
+
+    def calls(self, name: str) -> list[Tensor]:
+        """Return one tensor per call of the module in the latest forward pass."""
+        if name not in self._names:
+            raise SpectralError(f"{name!r} isn't captured{suggest(name, self._names)}")
+        if not self._captured.get(name):
+            raise SpectralError(
+                f"nothing was captured at {name!r}: the model hasn't run since the hooks were set"
+            )
+        return self._captured[name]
+
+    def remove_hooks(self) -> None:
+        """Remove every hook; may be called more than once."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._abandon()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let the model run without capturing."""
+        before, self.enabled = self.enabled, False
+        try:
+            yield
+        finally:
+            self.enabled = before
+
+    def _add(self, site: Site | str) -> None:
+        name = site if isinstance(site, str) else site.name
+        path = site if isinstance(site, str) else site.module
+        if path not in self._modules:
+            raise SpectralError(f"the model has no module {path!r}{suggest(path, self._modules)}")
+        if isinstance(site, str):
+            if self.tap == "dense":
+                raise SpectralError(f"tap 'dense' needs a site from find_sites, got the module name {site!r}")
+            self._plain.append(path)
+        else:
+            if not site.measurable:
+                raise SpectralError(f"site {name!r} can't be measured: {site.reason}")
+            self._sites[site.key] = site
+            self._watched[path].append(site)
+        self._names.append(name)
+
+    def _register(self, model: nn.Module) -> None:
+        for path in dict.fromkeys(self._plain):
+            module = self._modules[path]
+            if self.tap == "input":
+                hook = partial(self._on_plain_input, path)
+                self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            else:
+                self._handles.append(module.register_forward_hook(partial(self._on_plain_output, path)))
+        for path, sites in self._watched.items():
+            if all(site.access == "direct" for site in sites):
+                hook = partial(self._on_direct, path)
+                self._handles.append(self._modules[path].register_forward_hook(hook))
+        for path in self._framed_modules():
+            module = self._modules[path]
+            keep = any(site.access == "wrapped" for site in self._watched.get(path, []))
+            self._handles += [
+                module.register_forward_pre_hook(partial(self._enter, path, keep), prepend=True),
+                module.register_forward_hook(partial(self._leave, path), always_call=True),
+            ]
+        # Last and prepended, hence first to run: the model itself may own a frame.
+        self._handles.append(model.register_forward_pre_hook(self._begin, prepend=True))
+
+    def _framed_modules(self) -> list[str]:
+        """Owners of functional sites and all modules inside them: an operator counts for its own module."""
+        owners = {site.module for site in self._sites.values() if site.access != "direct"}
+        return [
+            path
+            for path in self._modules
+            if path in owners or any(not owner or path.startswith(owner + ".") for owner in owners)
+        ]
+
+    def _begin(self, module: nn.Module, args: Any) -> None:
+        if self.enabled:
+            self._abandon()
+            self._captured = {}
+            self._calls.clear()
+            self._frames.clear()
+
+    def _abandon(self) -> None:
+        """Leave the mode of a forward that raised."""
+        self._mode.reset()
+
+    def _on_plain_input(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        tensor = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
+        self._keep_plain(path, tensor)
+
+    def _on_plain_output(self, path: str, module: nn.Module, args: Any, output: Any) -> None:
+        self._keep_plain(path, output if isinstance(output, Tensor) else None)
+
+    def _keep_plain(self, path: str, tensor: Tensor | None) -> None:
+        if not self.enabled:
+            return
+        if tensor is None:
+            raise SpectralError(f"module {path!r} passes no plain tensor; capture a module inside it")
+        self._captured.setdefault(path, []).append(self._copy(tensor))
+
+    def _on_direct(self, path: str, module: nn.Module, args: Any, output: Tensor) -> None:
+        if not self.enabled:
+            return
+        call = self._calls[path]
+        self._calls[path] += 1
+        site = self._sites.get((path, call, 0))
+        if site is not None:
+            weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+            with self._mode.paused():
+                self._reduce(Capture(site, args[0], output, Decimation(site.geometry, args[0], weight, bias)))
+
+    def _enter(self, path: str, keep: bool, module: nn.Module, args: Any) -> None:
+        if not self.enabled:
+            return
+        # Copied on the way in: the module may change its input before its operator runs.
+        entering = (self._copy(args[0]),) if keep else ()
+        self._mode.push(Frame(path, module, self._frames[path], entering))
+        self._frames[path] += 1
+
+    def _leave(self, path: str, module: nn.Module, args: Any, output: Any) -> None:
+        if self.enabled and self._mode.frames and self._mode.frames[-1].path == path:
+            self._mode.pop()
+
+    def _on_operator(self, frame: Frame, index: int, decimation: Decimation, output: Tensor) -> None:
+        site = self._sites.get((frame.path, frame.call, index))
+        if site is None or site.access == "direct":
+            return
+        if decimation.geometry.stride != site.stride:
+            raise SpectralError(
+                f"site {site.name!r} ran with stride {decimation.geometry.stride}, not {site.stride}; call "
+                f"find_sites again for this input"
+            )
+        entering = frame.args[0] if site.access == "wrapped" else decimation.input
+        self._reduce(Capture(site, entering, output, decimation))
+
+    def _keep(self, capture: Capture) -> None:
+        tensor = capture.dense() if self.tap == "dense" else getattr(capture, self.tap)
+        self._captured.setdefault(capture.site.name, []).append(self._copy(tensor))
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().clone() if self._detach else tensor.clone()
+
+
+class _CaptureMode:
+    """The recorder, active only while a module is running that holds functional sites.
+
+    Operators are seen below autograd, where tensors have no graph. To keep it, each function call is run
+    under the recorder on its own, and its graph-carrying argument and result stand in for the operator's.
+    """
+
+    def __init__(
+        self, on_event: Callable[[Frame, int, Decimation, Tensor], None], differentiable: bool
+    ) -> None:
+        self._on_event = on_event
+        self._differentiable = differentiable
+        self._function_mode = _GraphKeeper(self) if differentiable else None
+        self._active = False
+        self._seen: list[tuple[Frame, int, Decimation, Tensor]] = []
+        self.recorder = Recorder(self._seen_operator if differentiable else on_event)
+
+    @property
+    def frames(self) -> list[Frame]:
+        """Calls that are running, outermost first."""
+        return self.recorder.frames
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Don't count operators that run inside."""
+        return self.recorder.paused() if self._active else nullcontext()
+
+    def push(self, frame: Frame) -> None:
+        """Enter a call, and the mode with the first."""
+        if not self._active:
+            (self._function_mode or self.recorder).__enter__()
+            self._active = True
+        else:
+            self.recorder.flush()
+        self.recorder.frames.append(frame)
+
+    def pop(self) -> None:
+        """Leave a call, and the mode with the last."""
+        try:
+            self.recorder.flush()
+        finally:
+            self.recorder.frames.pop()
+            if not self.recorder.frames:
+                self._deactivate()
+
+    def reset(self) -> None:
+        """Leave everything, after a forward that raised."""
+        self.recorder.reset()
+        self._deactivate()
+
+    def run(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run one function under the recorder, and report its operators with tensors that carry the graph."""
+        self._seen.clear()
+        with self.recorder:
+            out = func(*args, **kwargs)
+            self.recorder.flush()
+        if not self._seen:
+            return out
+        if len(self._seen) > 1:
+            raise SpectralError(
+                f"{getattr(func, '__name__', func)} runs several downsampling operators at once and can't be "
+                f"captured with its graph; use detach=True"
+            )
+        frame, index, decimation, output = self._seen.pop()
+        tensors = [a for a in args if isinstance(a, Tensor) and a.shape == decimation.input.shape]
+        if not tensors or not isinstance(out, Tensor) or out.shape != output.shape:
+            raise SpectralError(f"a site in {frame.path!r} can't be captured with its graph; use detach=True")
+        weight = next(
+            (a for a in args[1:] if isinstance(a, Tensor) and _alike(a, decimation.weight)), decimation.weight
+        )
+        bias = next(
+            (a for a in args[2:] if isinstance(a, Tensor) and _alike(a, decimation.bias)), decimation.bias
+        )
+        self._on_event(frame, index, replace(decimation, input=tensors[0], weight=weight, bias=bias), out)
+        return out
+
+    def _seen_operator(self, *event: Any) -> None:
+        self._seen.append(event)
+
+    def _deactivate(self) -> None:
+        if self._active:
+            self._active = False
+            (self._function_mode or self.recorder).__exit__(None, None, None)
+
+
+class _GraphKeeper(TorchFunctionMode):
+    def __init__(self, mode: _CaptureMode) -> None:
+        super().__init__()
+        self._mode = mode
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run a torch function, reporting what it decimates."""
+        if self._mode.recorder._paused or not self._mode.frames:
+            return func(*args, **(kwargs or {}))
+        return self._mode.run(func, args, kwargs or {})
+
+
+def _alike(a: Tensor, b: Tensor | None) -> bool:
+    return b is not None and a.shape == b.shape and a.data_ptr() == b.data_ptr()

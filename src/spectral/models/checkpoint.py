@@ -1,0 +1,257 @@
+"""Weights on disk: saved as safetensors with a JSON beside, read without running code, loaded strictly."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import re
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from spectral.errors import SpectralError
+
+# Files older than this buffer lack it; it counts training steps and changes nothing in eval mode.
+_OPTIONAL_BUFFER = "num_batches_tracked"
+
+
+def hash_state(state: Mapping[str, Tensor]) -> str:
+    """Return the id of a set of weights: ``sha256:`` and 16 hexadecimal digits.
+
+    The hash runs over the names in sorted order and each tensor's name, dtype, shape and bytes, buffers
+    included, so it is the same on every device and changes with any single value.
+
+    Args:
+        state: what ``model.state_dict()`` returns; entries that aren't tensors are left out.
+
+    Example:
+        >>> hash_state({"a": torch.zeros(2)}) == hash_state({"a": torch.zeros(2)})
+        True
+        >>> hash_state({"a": torch.zeros(2)}) == hash_state({"a": torch.zeros(2, 1)})
+        False
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name]
+        if isinstance(tensor, Tensor):
+            # Each header names its tensor's length, so no two different states give the same stream.
+            digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}\n".encode())
+            flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().data)
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, Any]) -> Path:
+    """Write a model's weights as safetensors and ``metadata`` as JSON of the same stem beside them.
+
+    Both files appear whole or not at all: each is written under a temporary name and renamed, the JSON last.
+    The JSON also gets ``weights_id``, so that weights and a JSON that don't belong together are noticed.
+
+    Args:
+        model: the network; its state dict is saved.
+        path: where to, ending in ``.safetensors``; missing folders are made.
+        metadata: what JSON can hold. ``architecture`` is needed to load the file without naming one;
+            ``family``, ``mean``, ``std``, ``size`` and ``classes`` are read back too.
+
+    Returns:
+        The path of the weights.
+
+    Raises:
+        SpectralError: if the path has another ending or can't be written, the metadata isn't JSON, or a
+            weight isn't finite; nothing is written then.
+    """
+    path = Path(path).expanduser()
+    if path.suffix != ".safetensors":
+        raise SpectralError(f"a checkpoint's name must end in .safetensors, got {str(path)!r}")
+    # Cloned, because safetensors refuses tensors that share memory, as tied weights do.
+    state = {
+        name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in model.state_dict().items()
+    }
+    require_finite(state, "the model to save")
+    try:
+        text = json.dumps({**metadata, "weights_id": hash_state(state)}, indent=2, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise SpectralError(
+            f"{path}: the checkpoint's metadata can't be written as JSON ({error})"
+        ) from error
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(path, safetensors.torch.save(state))
+        _write_whole(path.with_suffix(".json"), f"{text}\n".encode())
+    except OSError as error:
+        raise SpectralError(f"{path}: the checkpoint can't be written there ({error.strerror})") from error
+    return path
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read a state dict from a ``.safetensors`` or torch file, on the CPU, without running code from it.
+
+    A dictionary under ``state_dict`` or ``model`` is unwrapped, and a ``module.`` that every name starts
+    with (as `torch.nn.DataParallel` leaves it) is removed.
+
+    Args:
+        path: the file.
+
+    Raises:
+        SpectralError: if the file is missing, damaged, holds pickled objects other than tensors (they aren't
+            created), is no state dict, or holds a NaN or an infinity.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise SpectralError(f"{path}: there is no such weights file; check the path")
+    try:
+        content = (
+            safetensors.torch.load_file(path)
+            if path.suffix.lower() == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except Exception as error:  # a damaged file makes these readers raise nearly anything
+        raise SpectralError(f"{path}: {explain_unreadable(error)}") from error
+    state = _plain_state(content, path)
+    require_finite(state, str(path))
+    return state
+
+
+def explain_unreadable(error: BaseException) -> str:
+    """Say in half a sentence why a weights file could not be read: it holds code, or it is damaged.
+
+    Example:
+        >>> explain_unreadable(EOFError())
+        'the file is damaged or incomplete (EOFError); copy or download it again'
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        found = re.search(r"GLOBAL (\S+)", str(cause)) if isinstance(cause, pickle.UnpicklingError) else None
+        if found:
+            return (
+                f"the file holds pickled objects other than weights ({found[1]}) and was refused, nothing in "
+                f"it was run; save model.state_dict() instead, best as .safetensors"
+            )
+        cause = cause.__cause__ or cause.__context__
+    # torch's own explanation of a failed unpickling is a paragraph that advises to allow code.
+    detail = "" if isinstance(error, pickle.UnpicklingError) else " ".join(str(error).split())[:120]
+    reason = f"{type(error).__name__}: {detail}" if detail else type(error).__name__
+    return f"the file is damaged or incomplete ({reason}); copy or download it again"
+
+
+def _plain_state(content: object, path: Path) -> dict[str, Tensor]:
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping) or not content:
+        raise SpectralError(
+            f"{path}: expected a state dict (names and tensors), got "
+            f"{'an empty one' if isinstance(content, Mapping) else type(content).__name__}"
+        )
+    wrong = [name for name, value in content.items() if not isinstance(value, Tensor)]
+    if wrong:
+        raise SpectralError(
+            f"{path}: expected a state dict (names and tensors), got entries that aren't tensors: "
+            f"{_some(wrong)}"
+        )
+    prefix = "module." if all(str(name).startswith("module.") for name in content) else ""
+    return {str(name).removeprefix(prefix): tensor.detach() for name, tensor in content.items()}
+
+
+def require_finite(state: Mapping[str, Tensor], where: str) -> None:
+    """Check that no weight is NaN or infinite.
+
+    Args:
+        state: names and tensors.
+        where: whose weights they are, for the message.
+
+    Raises:
+        SpectralError: naming the first tensor that isn't finite.
+
+    Example:
+        >>> require_finite({"fc.bias": torch.zeros(3)}, "net")
+    """
+    for name, tensor in state.items():
+        if isinstance(tensor, Tensor) and tensor.is_floating_point():
+            bad = tensor.numel() - int(torch.isfinite(tensor).count_nonzero())
+            if bad:
+                raise SpectralError(
+                    f"{where}: the weights must be finite, but {name} has {bad} NaN or infinite values of "
+                    f"{tensor.numel()}; train or download it again"
+                )
+
+
+def load_into(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load a state dict whose names and shapes must be exactly the model's.
+
+    Only BatchNorm's step counter may be missing, as in files from before it existed; it has no effect in
+    eval mode.
+
+    Args:
+        model: gets the weights in place.
+        state: names and tensors.
+        where: where they come from, for the message.
+
+    Raises:
+        SpectralError: listing what is missing, what is unexpected and which shapes differ; the model keeps
+            its weights then.
+    """
+    own = model.state_dict()
+    missing = [name for name in own if name not in state and not name.endswith(_OPTIONAL_BUFFER)]
+    unexpected = [name for name in state if name not in own]
+    reshaped = [
+        f"{name} {tuple(state[name].shape)} for {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    problems = [
+        f"{len(found)} {what}: {_some(found)}"
+        for found, what in (
+            (missing, "missing from the file"),
+            (unexpected, "unknown to the model"),
+            (reshaped, "of another shape"),
+        )
+        if found
+    ]
+    if problems:
+        raise SpectralError(
+            f"{where}: {len(state)} tensors don't fit {type(model).__name__} with its {len(own)}; "
+            f"{'; '.join(problems)}; give the architecture that the weights were trained as"
+        )
+    model.load_state_dict(dict(state))
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return the JSON of the same stem beside a weights file, or an empty dictionary where there is none.
+
+    Raises:
+        SpectralError: if that file isn't a JSON object.
+    """
+    path = path.with_suffix(".json")
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SpectralError(f"{path}: expected the weights' description as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise SpectralError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _some(names: Iterable[object], limit: int = 3) -> str:
+    listed = [str(name) for name in names]
+    return ", ".join(listed[:limit] + ["…"] * (len(listed) > limit))
