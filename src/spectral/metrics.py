@@ -60,12 +60,13 @@ def compute_avr(P: Array, stride: Stride = 2, cutoff: Cutoff = "radial", exclude
     floor = torch.zeros_like(total)
     if exclude_dc:
         # Summed without the DC bin: total − DC would cancel all digits of a faint pattern on a bright ground.
-        k, l = centred_indices((power.shape[-2], power.shape[-1]))  # noqa: E741
-        is_dc = ((k == 0) & (l == 0)).to(power.device)
+        row, column = power.shape[-2] // 2, power.shape[-1] // 2
+        is_dc = torch.zeros_like(above)
+        is_dc[row, column] = True
         total = power.masked_fill(is_dc, 0).sum((-2, -1), dtype=torch.float64)
         # The transform of a constant leaves rounding noise at the other bins, no power to take a share of.
         noise = (8 * torch.finfo(power.dtype).eps) ** 2
-        floor = noise * power.detach()[..., is_dc].squeeze(-1).double()
+        floor = noise * power[..., row, column].detach().double()
     return _ratio(violating, total, floor).to(power.dtype)
 
 
@@ -105,15 +106,13 @@ def compute_am(
         >>> round(float(compute_am(tone, stride=2)), 5)
         1.0
     """
-    kept, residual = split_aliases(dense, stride, phase, size, "compute_am")
     if difference == "complex":
-        distance = spectrum_l1(residual)
-    elif difference == "magnitude":
-        clean = torch.fft.fft2(kept - residual).abs() - torch.fft.fft2(kept).abs()
-        distance = clean.abs().sum((-2, -1)) / (kept.shape[-2] * kept.shape[-1])
-    else:
+        return compute_alias_metrics(dense, stride, phase, size, "compute_am")["am"]
+    if difference != "magnitude":
         raise SpectralError(f"compute_am: difference must be 'complex' or 'magnitude', got {difference!r}")
-    return distance.mean(-1)
+    kept, residual = split_aliases(dense, stride, phase, size, "compute_am")
+    change = torch.fft.fft2(kept - residual).abs() - torch.fft.fft2(kept).abs()
+    return change.abs().sum((-2, -1)).mean(-1) / (kept.shape[-2] * kept.shape[-1])
 
 
 def compute_am_relative(
@@ -128,8 +127,7 @@ def compute_am_relative(
         >>> round(float(compute_am_relative(tone)), 5)
         1.0
     """
-    kept, residual = split_aliases(dense, stride, phase, size, "compute_am_relative")
-    return _ratio(spectrum_l1(residual).sum(-1), spectrum_l1(kept).sum(-1))
+    return compute_alias_metrics(dense, stride, phase, size, "compute_am_relative")["am_relative"]
 
 
 def compute_alias_power_ratio(
@@ -151,9 +149,33 @@ def compute_alias_power_ratio(
         >>> float(compute_alias_power_ratio(torch.ones(4, 4)))
         0.0
     """
-    kept, residual = split_aliases(dense, stride, phase, size, "compute_alias_power_ratio")
-    ratio = _ratio(residual.square().sum((-3, -2, -1)), kept.square().sum((-3, -2, -1)))
+    metrics = compute_alias_metrics(dense, stride, phase, size, "compute_alias_power_ratio")
+    ratio = metrics["alias_power_ratio"]
     return 10 * ratio.log10() if db else ratio
+
+
+def compute_alias_metrics(
+    dense: Array,
+    stride: Stride = 2,
+    phase: Stride = 0,
+    size: tuple[int, int] | None = None,
+    caller: str = "compute_alias_metrics",
+) -> dict[str, Tensor]:
+    """AM, relative AM and alias power ratio from one split of the map: where all three are wanted.
+
+    Arguments, shapes and errors as for `compute_am`.
+
+    Example:
+        >>> sorted(compute_alias_metrics(torch.ones(4, 4)))
+        ['alias_power_ratio', 'am', 'am_relative']
+    """
+    kept, residual = split_aliases(dense, stride, phase, size, caller)
+    distance = spectrum_l1(residual)
+    return {
+        "am": distance.mean(-1),
+        "am_relative": _ratio(distance.sum(-1), spectrum_l1(kept).sum(-1)),
+        "alias_power_ratio": _ratio(residual.square().sum((-3, -2, -1)), kept.square().sum((-3, -2, -1))),
+    }
 
 
 def compute_sis(model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
@@ -218,17 +240,26 @@ def predict_probabilities(output: Any, batch: int) -> Tensor:
     Raises:
         SpectralError: if the output is no finite (B, K ≥ 2) logits.
     """
-    logits = output
-    if isinstance(output, dict):
-        logits = output.get("logits")
-    elif hasattr(output, "logits"):
-        logits = output.logits
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != batch or logits.shape[1] < 2:
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(output).__name__
+    logits = find_logits(output, batch)
+    if logits is None:
+        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise SpectralError(f"expected a classifier with logits of shape ({batch}, K ≥ 2), got {got}")
     if not torch.isfinite(logits).all():
         raise SpectralError("the model's logits have NaN or infinite values; check its weights and the input")
     return logits.double().softmax(-1)
+
+
+def find_logits(output: Any, batch: int) -> Tensor | None:
+    """Return the logits (B, K ≥ 2) in a model's output: itself, its ``.logits`` or ["logits"]; else None.
+
+    Example:
+        >>> find_logits({"logits": torch.zeros(2, 10)}, batch=2).shape
+        torch.Size([2, 10])
+    """
+    logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", output)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != batch or logits.shape[1] < 2:
+        return None
+    return logits
 
 
 class evaluation_mode:  # noqa: N801 - reads as a statement: `with evaluation_mode(model):`

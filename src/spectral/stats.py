@@ -435,9 +435,9 @@ def correlate(
     ``distance_correlation`` is the plain estimate in [0, 1]; it is biased upwards (about 0.05 for 1000
     independent pairs). ``distance_corrected`` is the root of the bias-corrected squared estimate, 0 where
     that is negative, and carries the interval: percentiles over random halves of the images, because a
-    bootstrap's repeated rows sit at distance 0 from each other and push the estimate up. Coverage is 89 to
-    99 % in simulations, least where the dependence is weak. Pearson's interval is Fisher's, Spearman's is
-    Bonett and Wright's, the distance p-value comes from permutations.
+    bootstrap's repeated rows sit at distance 0 from each other and push the estimate up. It covers
+    89 to 99 % in simulations, least where the dependence is weak. Pearson's interval is Fisher's,
+    Spearman's is Bonett and Wright's, the distance p-value comes from permutations.
 
     With ``groups``, Pearson's and Spearman's intervals and p-values come from a jackknife that deletes one
     group at a time (on Fisher's scale, Student's t with G − 1 degrees of freedom), halves are halves of the

@@ -11,7 +11,7 @@ import tarfile
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO
@@ -255,9 +255,7 @@ def _choose(images: ImageSet, limit: int | None, seed: int) -> ImageSet:
     if limit is None or limit >= len(images):
         return images
     chosen = sorted(spread_over_classes(images.labels, seed)[:limit])
-    return ImageSet(
-        images.source, [images.items[i] for i in chosen], images.size, images.classes, [], images.resample
-    )
+    return replace(images, items=[images.items[i] for i in chosen])
 
 
 @lru_cache(maxsize=4)

@@ -118,7 +118,7 @@ def warn_about_skipped(skipped: list[tuple[str, str]], source: str) -> None:
     if skipped:
         named = "; ".join(f"{name} ({reason})" for name, reason in sorted(skipped)[:3])
         more = "; …" if len(skipped) > 3 else ""
-        warnings.warn(f"{source}: {len(skipped)} unreadable files skipped: {named}{more}", stacklevel=4)
+        warnings.warn(f"{source}: skipped {len(skipped)} broken image file(s): {named}{more}", stacklevel=4)
 
 
 def _walk(root: Path) -> Iterator[Path]:

@@ -12,7 +12,7 @@ from typing import overload
 import torch
 from PIL import Image
 
-from spectral.data.decode import fit_image, to_tensor
+from spectral.data.decode import describe_failure, fit_image, to_tensor
 from spectral.errors import SpectralError
 from spectral.synthetic import Size, as_size, generator
 
@@ -75,7 +75,14 @@ class ImageSet:
     def __getitem__(self, index: int | slice) -> torch.Tensor | ImageSet:
         if isinstance(index, slice):
             return dataclasses.replace(self, items=self.items[index])
-        image = self.items[index].open()
+        item = self.items[index]
+        try:
+            image = item.open()
+        except (OSError, SyntaxError, ValueError) as error:
+            reason = describe_failure(error)
+            raise SpectralError(
+                f"image {item.id} of {self.source} can no longer be read ({reason}); load the images again"
+            ) from error
         return to_tensor(image if self.size is None else fit_image(image, self.size, self.resample))
 
     def __iter__(self) -> Iterator[torch.Tensor]:

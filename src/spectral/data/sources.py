@@ -76,7 +76,7 @@ def load_images(
     if source in ("cifar10", "cifar10-train"):
         split = "test" if source == "cifar10" else "train"
         return load_cifar10(_data_root(root), split, shape, limit, seed)
-    path = Path(source)
+    path = Path(source).expanduser()
     if not path.exists() and len(path.parts) == 1:
         raise SpectralError(
             f"unknown images {str(source)!r}: expected a folder or one of {', '.join(SOURCES)}"
@@ -113,7 +113,7 @@ def load_labelled_arrays(
         raise SpectralError(
             f"expected source 'folder' with a root, or 'cifar10', got {source!r} with {root!r}"
         )
-    return _load_folder_arrays(Path(root) if split is None else Path(root) / split)
+    return _load_folder_arrays(Path(root, split or "").expanduser())
 
 
 def _load_folder_arrays(folder: Path) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
@@ -171,4 +171,4 @@ def _draw_leaves(size: tuple[int, int], seed: int) -> Image.Image:
 
 
 def _data_root(root: str | Path | None) -> Path:
-    return Path(root if root is not None else os.environ.get("SPECTRAL_DATA", "data"))
+    return Path(root if root is not None else os.environ.get("SPECTRAL_DATA", "data")).expanduser()

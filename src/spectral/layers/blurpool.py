@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,11 @@ class BlurPool2d(nn.Module):
 
     Shape:
         (B, C, H, W) or (C, H, W) → (…, ⌈H/s_h⌉, ⌈W/s_w⌉).
+
+    Attributes:
+        as_products: compute the same values as two matrix products. Gradients of a depthwise convolution are
+            an order of magnitude slower on CPUs; `spectral.train` sets this there. The layer is then no
+            convolution, and `find_sites` can't see it.
 
     Raises:
         SpectralError: if an argument is out of range, or an input has other channels, rank or dtype.
@@ -71,8 +77,8 @@ class BlurPool2d(nn.Module):
         self.kernel_size = kernel_size
         self.stride = steps
         self.padding_mode = padding_mode
-        taps = torch.tensor([math.comb(kernel_size - 1, i) for i in range(kernel_size)], dtype=torch.float32)
-        taps = taps / taps.sum()
+        self.as_products = False
+        taps = _binomial_taps(kernel_size)
         # One filter per channel, in the state dict: a checkpoint then holds all that the layer computes with.
         self.register_buffer("kernel", (taps[:, None] * taps).repeat(channels, 1, 1, 1))
 
@@ -87,9 +93,19 @@ class BlurPool2d(nn.Module):
             raise SpectralError(f"BlurPool2d: expected a floating-point map, got {x.dtype}; use x.float()")
         if 0 in x.shape[-2:]:
             raise SpectralError(f"BlurPool2d: the map is empty, got shape {tuple(x.shape)}")
+        if self.as_products:
+            return self._multiply(x)
         before, after = (self.kernel_size - 1) // 2, self.kernel_size // 2
         padded = pad_map(x, before, after, self.padding_mode)
         return F.conv2d(padded, self.kernel.to(x.dtype), stride=self.stride, groups=self.channels)
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        """Blur and decimate as two matrix products, rows then columns, with the channels innermost."""
+        (s_h, s_w), (height, width) = self.stride, x.shape[-2:]
+        rows = _blurring_rows(height, self.kernel_size, s_h, self.padding_mode).to(x)
+        columns = _blurring_rows(width, self.kernel_size, s_w, self.padding_mode).to(x)
+        y = torch.matmul(rows, x.movedim(-3, -1).flatten(-2)).unflatten(-1, (width, -1))
+        return torch.matmul(columns, y).movedim(-1, -3)
 
     def extra_repr(self) -> str:
         """Show the arguments, as torch's own modules do."""
@@ -117,6 +133,22 @@ def pad_map(x: Tensor, before: int, after: int, mode: str) -> Tensor:
         index = _extension_index(x.shape[axis], before, after, mode).to(x.device)
         x = x.index_select(axis, index)
     return x
+
+
+def _binomial_taps(kernel_size: int) -> Tensor:
+    taps = torch.tensor([math.comb(kernel_size - 1, i) for i in range(kernel_size)], dtype=torch.float32)
+    return taps / taps.sum()
+
+
+@lru_cache(maxsize=64)
+def _blurring_rows(size: int, kernel_size: int, step: int, mode: str) -> Tensor:
+    """One axis of the layer as a matrix (⌈N/s⌉, N): the layer's answer to each unit impulse."""
+    before, after = (kernel_size - 1) // 2, kernel_size // 2
+    identity = torch.eye(size)[None]
+    # pad_map extends both axes: take the columns' extension only
+    padded = pad_map(identity, before, after, mode)[..., before : before + size, :]
+    windows = padded[0].unfold(-1, kernel_size, step)
+    return torch.matmul(windows, _binomial_taps(kernel_size)).T.contiguous()
 
 
 def _extension_index(size: int, before: int, after: int, mode: str) -> Tensor:

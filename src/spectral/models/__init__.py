@@ -1,0 +1,15 @@
+"""Networks: published ones by name, our own, and the weights files of both."""
+
+from spectral.models.architectures import ARCHITECTURES, build, family_of
+from spectral.models.load import ModelInfo, Preprocessing, list_bundled, load_model, model_info
+
+__all__ = [
+    "ARCHITECTURES",
+    "ModelInfo",
+    "Preprocessing",
+    "build",
+    "family_of",
+    "list_bundled",
+    "load_model",
+    "model_info",
+]

@@ -16,7 +16,7 @@ ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
     "resnet20-a": partial(CifarResNet, shortcut="A"),
     "resnet20-blurpool": partial(CifarResNet, downsample="blurpool"),
     "nula": NULA,
-    "nula-w48": partial(NULA, width=48),
+    "nula-w32": partial(NULA, width=32),
 }
 
 

@@ -157,7 +157,7 @@ def load_model(
         else:
             raise SpectralError(
                 f"load_model: architecture={architecture!r} goes with the path of a weights file (ending in "
-                f"{', '.join(WEIGHT_SUFFIXES)}), but {asked!r} already names a network; leave it out"
+                f"{', '.join(WEIGHT_SUFFIXES)}), not with {asked!r}; leave it out or give such a path"
             )
     state = model.state_dict()
     require_finite(state, asked)

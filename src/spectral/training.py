@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from spectral.errors import SpectralError
+from spectral.layers import BlurPool2d
 from spectral.models.architectures import build, family_of
 
 MEAN = STD = (0.5, 0.5, 0.5)
@@ -93,6 +94,7 @@ def train(
     device = torch.device(device)
     torch.manual_seed(recipe.seed)
     model = build(architecture).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _use_products(model, device.type == "cpu")
     optimizer = torch.optim.SGD(
         model.parameters(), recipe.max_lr, recipe.momentum, weight_decay=recipe.weight_decay,
         nesterov=recipe.momentum > 0,
@@ -135,6 +137,7 @@ def train(
         if progress:
             tqdm.write(f"{architecture}: epoch {epoch + 1}, loss {mean_loss:.3f}, test {accuracy:.2%}")
         _store(state_path, run, model, optimizer, schedule, epoch + 1, history)
+    _use_products(model, False)
     return {
         **run,
         "model": model.cpu().to(memory_format=torch.contiguous_format).eval(),  # type: ignore[call-overload]
@@ -215,6 +218,12 @@ def augment(images: Tensor, shifts: Tensor, flips: Tensor, pad: int) -> Tensor:
 def _reflect(index: Tensor, size: int) -> Tensor:
     period = max(2 * (size - 1), 1)
     return (size - 1) - (index % period - (size - 1)).abs()
+
+
+def _use_products(model: nn.Module, enabled: bool) -> None:
+    for module in model.modules():
+        if isinstance(module, BlurPool2d):
+            module.as_products = enabled
 
 
 def _autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:

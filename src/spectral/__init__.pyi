@@ -1,0 +1,47 @@
+from . import data, figures, layers, models, stats, study, synthetic, table
+from .data import ImageSet, load_images
+from .errors import SpectralError
+from .hooks import Capture, FeatureExtractor
+from .measurement import measure
+from .metrics import (
+    compute_alias_metrics,
+    compute_alias_power_ratio,
+    compute_am,
+    compute_am_relative,
+    compute_avr,
+    compute_instability,
+    compute_sis,
+)
+from .models import list_bundled, load_model, model_info
+from .sites import Site, find_sites, get_stride_layers, pair_sites
+from .spectrum import (
+    compute_power_spectrum,
+    compute_radial_profile,
+    frequency_grid,
+    log_power_spectrum,
+    normalized_radius,
+    radial_frequencies,
+)
+from .synthetic import (
+    exact_bin_frequencies,
+    make_checkerboard_image,
+    make_constant_image,
+    make_dead_leaves_image,
+    make_sinusoidal_image,
+    make_white_noise_image,
+)
+from .table import summarize_measurements
+from .training import Recipe, train
+
+__version__: str
+
+__all__ = [
+    "Capture", "FeatureExtractor", "ImageSet", "Recipe", "Site", "SpectralError",
+    "compute_alias_metrics", "compute_alias_power_ratio", "compute_am", "compute_am_relative", "compute_avr",
+    "compute_instability", "compute_power_spectrum", "compute_radial_profile", "compute_sis", "data",
+    "exact_bin_frequencies", "figures", "find_sites", "frequency_grid", "get_stride_layers", "layers",
+    "list_bundled", "load_images", "load_model", "log_power_spectrum", "make_checkerboard_image",
+    "make_constant_image", "make_dead_leaves_image", "make_sinusoidal_image", "make_white_noise_image",
+    "measure", "model_info", "models", "normalized_radius", "pair_sites", "radial_frequencies", "stats",
+    "study", "summarize_measurements", "synthetic", "table", "train",
+]  # fmt: skip

@@ -1,0 +1,179 @@
+"""Figures of the study, each drawn from its tables alone; no figure needs a model, a display or pyplot.
+
+Example:
+    >>> FIGURES["fig8_avr_distributions"].tables
+    ('per_image', 'phase3_layerwise_avr_stats')
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from spectral.errors import SpectralError, suggest
+from spectral.figures.comparisons import (
+    plot_avr_comparison,
+    plot_avr_distributions,
+    plot_avr_intervention,
+    plot_layerwise_avr_comparison,
+    plot_layerwise_mean_avr,
+)
+from spectral.figures.profiles import plot_radial_overlay, plot_radial_profiles, plot_radial_profiles_natural
+from spectral.figures.relations import (
+    plot_avr_sis_scatter,
+    plot_avr_vs_frequency,
+    plot_correlation_comparison,
+    plot_sis_distributions,
+    plot_tradeoff,
+)
+from spectral.figures.spec import REGISTERED, TABLE_WRITERS, FigureSpec, Tables
+from spectral.figures.spectra import plot_aliasing_folding, plot_layerwise_power_spectra
+from spectral.figures.style import use_style
+
+__all__ = [
+    "DPI",
+    "FIGURES",
+    "TABLE_WRITERS",
+    "FigureSpec",
+    "draw_all",
+    "draw_figure",
+    "plot_aliasing_folding",
+    "plot_avr_comparison",
+    "plot_avr_distributions",
+    "plot_avr_intervention",
+    "plot_avr_sis_scatter",
+    "plot_avr_vs_frequency",
+    "plot_correlation_comparison",
+    "plot_layerwise_avr_comparison",
+    "plot_layerwise_mean_avr",
+    "plot_layerwise_power_spectra",
+    "plot_radial_overlay",
+    "plot_radial_profiles",
+    "plot_radial_profiles_natural",
+    "plot_sis_distributions",
+    "plot_tradeoff",
+    "read_tables",
+]
+
+DPI = 300
+_STUDY_ORDER = (
+    "fig1_layerwise_power_spectra",
+    "fig2_radial_profiles",
+    "avr_comparison",
+    "fig4_avr_vs_frequency",
+    "fig5_layerwise_avr_comparison",
+    "fig6_aliasing_folding",
+    "fig7_layerwise_mean_avr",
+    "fig8_avr_distributions",
+    "fig9_radial_profiles_natural",
+    "fig10_avr_sis_scatter",
+    "fig11_correlation_comparison",
+    "fig12_sis_distributions",
+    "fig13_avr_intervention",
+    "fig14_tradeoff",
+    "fig15_radial_overlay",
+)
+FIGURES: dict[str, FigureSpec] = {stem: REGISTERED[stem] for stem in _STUDY_ORDER}
+
+
+def read_tables(stem: str, tables_dir: str | Path) -> Tables:
+    """Read the tables of one figure from ``<tables_dir>/<table>.csv``.
+
+    Args:
+        stem: a key of `FIGURES`.
+        tables_dir: where the study's phases wrote their tables.
+
+    Raises:
+        SpectralError: for an unknown figure, or a table that is absent or unreadable.
+
+    Example:
+        >>> read_tables("fig7_layerwise_avr", "results/tables")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        spectral.errors.SpectralError: no figure 'fig7_layerwise_avr'; nearest: 'fig7_layerwise_mean_avr'...
+    """
+    if stem not in FIGURES:
+        raise SpectralError(f"no figure {stem!r}{suggest(stem, FIGURES)}")
+    tables = {}
+    for name in FIGURES[stem].tables:
+        path = Path(tables_dir) / f"{name}.csv"
+        try:
+            tables[name] = pd.read_csv(path)
+        except (OSError, ValueError) as problem:
+            missing = isinstance(problem, FileNotFoundError)
+            state = "is not there" if missing else f"cannot be read ({str(problem).splitlines()[0]})"
+            raise SpectralError(
+                f"{stem}: table {str(path)!r} {state}; run {TABLE_WRITERS[name]}, which writes it"
+            ) from problem
+    return tables
+
+
+def draw_figure(stem: str, tables_dir: str | Path, figures_dir: str | Path, dpi: int = DPI) -> list[Path]:
+    """Draw one figure from its tables and write it as ``<stem>.png`` and ``<stem>.pdf``.
+
+    The same tables give the same bytes, and an interrupted run leaves no half-written file.
+
+    Args:
+        stem: a key of `FIGURES`.
+        tables_dir: folder with the tables; read only.
+        figures_dir: folder for the figure; made if need be.
+        dpi: resolution of the PNG.
+
+    Returns:
+        The paths written.
+
+    Raises:
+        SpectralError: for an unknown figure, a missing, empty or incomplete table, or a folder that
+            cannot be written.
+    """
+    spec = FIGURES.get(stem)
+    tables = read_tables(stem, tables_dir)
+    assert spec is not None  # read_tables refuses unknown stems
+    drawn = spec.plot(tables)
+    folder = Path(figures_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return [_save(drawn, folder / f"{stem}.{kind}", spec.title, dpi) for kind in ("png", "pdf")]
+    except OSError as problem:
+        raise SpectralError(
+            f"{stem}: cannot write to {str(folder)!r} ({problem.strerror or problem}); choose another folder"
+        ) from problem
+
+
+def draw_all(results_dir: str | Path, stems: Iterable[str] | None = None, dpi: int = DPI) -> list[Path]:
+    """Draw figures from ``<results_dir>/tables`` into ``<results_dir>/figures``.
+
+    Args:
+        results_dir: a study's results.
+        stems: keys of `FIGURES`; all of them by default, in the study's order.
+        dpi: resolution of the PNGs.
+
+    Returns:
+        The paths written.
+
+    Raises:
+        SpectralError: as `draw_figure`, at the first figure that cannot be drawn; earlier ones are kept.
+    """
+    results = Path(results_dir)
+    return [
+        path
+        for stem in (FIGURES if stems is None else stems)
+        for path in draw_figure(stem, results / "tables", results / "figures", dpi)
+    ]
+
+
+def _save(drawn: Figure, path: Path, title: str, dpi: int) -> Path:
+    """Write under a temporary name, without dates, then rename."""
+    kind = path.suffix[1:]
+    undated = {"pdf": {"CreationDate": None}, "png": {"Software": None}}[kind]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with use_style():
+            drawn.savefig(temporary, format=kind, dpi=dpi, metadata={"Title": title, **undated})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,123 @@
+"""What a figure is: its tables and columns, its words, and the function that draws it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from spectral.errors import SpectralError, suggest
+from spectral.figures.style import use_style
+
+Tables = Mapping[str, pd.DataFrame]
+PlotFunction = Callable[[Tables], Figure]
+
+TABLE_WRITERS = {
+    "phase1_layerwise_avr": "experiments/phase1_feature_extraction.py",
+    "fig1_layerwise_power_spectra": "experiments/phase1_feature_extraction.py",
+    "fig2_radial_profiles": "experiments/phase1_feature_extraction.py",
+    "phase2a_frequency_sweep": "experiments/phase2_synthetic.py",
+    "phase2b_arch": "experiments/phase2_synthetic.py",
+    "fig6_aliasing_folding": "experiments/phase2_synthetic.py",
+    "per_image": "experiments/phase3_natural_images.py",
+    "phase3_layerwise_avr_stats": "experiments/phase3_natural_images.py",
+    "fig9_radial_profiles_natural": "experiments/phase3_natural_images.py",
+    "phase4_correlation": "experiments/phase4_shift_correlation.py",
+    "phase5_tradeoff": "experiments/phase5_intervention.py",
+    "fig15_radial_overlay": "experiments/phase5_intervention.py",
+}
+
+
+@dataclass(frozen=True)
+class FigureSpec:
+    """One figure: file stem, title, caption, the columns it needs of each table, and its plot function."""
+
+    stem: str
+    title: str
+    caption: str
+    columns: Mapping[str, tuple[str, ...]]
+    plot: PlotFunction
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of the tables it reads, without ``.csv``."""
+        return tuple(self.columns)
+
+
+class Source:
+    """The tables of one figure, checked; errors name the figure, the table and the script that writes it."""
+
+    def __init__(self, stem: str, title: str, tables: Tables, columns: Mapping[str, tuple[str, ...]]) -> None:
+        self.stem = stem
+        self.title = title
+        self._tables = tables
+        for name, needed in columns.items():
+            self._check(name, needed)
+
+    def rows(self, table: str, known: Sequence[str] = (), **where: str) -> pd.DataFrame:
+        """Return the rows of a table, at least one, with these values and without NaN in ``known``."""
+        found = self._tables[table].dropna(subset=list(known))
+        for column, value in where.items():
+            found = found[found[column] == value]
+        if found.empty:
+            wanted = [f"{column} = {value!r}" for column, value in where.items()]
+            wanted += [f"a known {column}" for column in known]
+            raise self.error(table, f"has no rows with {' and '.join(wanted)}")
+        return found
+
+    def error(self, table: str, problem: str) -> SpectralError:
+        """Make the sentence for a table that this figure cannot use."""
+        return SpectralError(
+            f"{self.stem}: table {table!r} {problem}; run {TABLE_WRITERS[table]}, which writes it"
+        )
+
+    def _check(self, name: str, needed: tuple[str, ...]) -> None:
+        if name not in self._tables:
+            raise self.error(name, "is missing")
+        table = self._tables[name]
+        absent = [column for column in needed if column not in table.columns]
+        if absent:
+            present = [str(column) for column in table.columns]
+            raise self.error(name, f"has no column {absent[0]!r}{suggest(absent[0], present)}")
+        if table.empty:
+            raise self.error(name, "has no rows")
+        if "site" in needed:
+            models = table.groupby("family")["model"].nunique()
+            if (models > 1).any():
+                raise self.error(name, f"has several models of family {models.idxmax()!r}, expected one")
+
+
+REGISTERED: dict[str, FigureSpec] = {}
+
+
+def figure(
+    stem: str, title: str, caption: str, columns: Mapping[str, tuple[str, ...]]
+) -> Callable[[Callable[[Source], Figure]], PlotFunction]:
+    """Register a function of checked tables as a figure, and turn it into a function of plain tables.
+
+    The style applies while it draws and nowhere else, so that neither the caller's matplotlib settings
+    change the figure nor the figure changes them.
+
+    Args:
+        stem: file name without suffix.
+        title: a few words, printed in the figure.
+        caption: what is shown, with tap and units, for the report.
+        columns: table name → columns that must be there.
+    """
+
+    def register(draw: Callable[[Source], Figure]) -> PlotFunction:
+        @functools.wraps(draw)
+        def plot(tables: Tables) -> Figure:
+            source = Source(stem, title, tables, columns)
+            with use_style():
+                drawn = draw(source)
+                drawn.draw_without_rendering()  # ticks take the style when they are first drawn
+            return drawn
+
+        REGISTERED[stem] = FigureSpec(stem, title, caption, columns, plot)
+        return plot
+
+    return register

@@ -1,0 +1,400 @@
+"""The one loop: images × model × sites → a tidy table. One forward for spectra, four more for SIS."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from spectral.errors import SpectralError, suggest
+from spectral.hooks import TAPS, Capture, FeatureExtractor, Tap
+from spectral.metrics import (
+    SHIFTS,
+    compute_alias_metrics,
+    compute_avr,
+    compute_instability,
+    evaluation_mode,
+    find_logits,
+    predict_probabilities,
+)
+from spectral.models.checkpoint import hash_state
+from spectral.sites import Site, find_sites
+from spectral.spectrum import compute_power_spectrum
+from spectral.table import Key, ShardStore, describe_environment, make_rows, to_frame
+
+AVR_METRICS = ("avr", "avr_separable", "avr_exclude_dc", "avr_hann")
+ALIAS_METRICS = ("am", "am_relative", "alias_power_ratio")
+METRICS = (*AVR_METRICS, *ALIAS_METRICS, "sis")
+
+CHUNK_ELEMENTS = 2**24  # of one dense map at a time: 64 MiB in float32
+IDENTITY_TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 5e-2, torch.float64: 1e-9}
+
+
+class Images(Protocol):
+    """What `measure` needs of a set of images; `spectral.load_images` returns one."""
+
+    source: str
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Names, all different."""
+
+    @property
+    def labels(self) -> Sequence[int | None]:
+        """Class of each image where it is known."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever a pixel does."""
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of all images, None where they differ."""
+
+    def resized(self, size: tuple[int, int]) -> Images:
+        """Return the same images at another size."""
+
+    def batches(
+        self, batch_size: int, *, indices: Sequence[int] | None = None
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Yield (indices, images (B, 3, H, W) in [0, 1])."""
+
+    def __len__(self) -> int: ...
+
+
+def measure(
+    model: nn.Module,
+    images: Tensor | Images,
+    metrics: Sequence[str] = ("avr", "am", "sis"),
+    *,
+    sites: Sequence[Site] | None = None,
+    taps: Sequence[Tap] = ("input", "dense"),
+    batch_size: int = 32,
+    out: str | Path | None = None,
+    progress: bool = True,
+    name: str | None = None,
+) -> pd.DataFrame:
+    """Measure aliasing at every site of a model, image by image.
+
+    Runs on the model's device in evaluation mode, without gradients; modes and hooks are restored whatever
+    happens. Where a dense map is needed, each site is first checked on the first batch: a site whose dense
+    map doesn't reproduce its output is reported as not measurable, never measured.
+
+    Args:
+        model: the network. Images from `load_images` are normalised by its ``spectral_info`` (see
+            `load_model`); a model without one gets them in [0, 1].
+        images: from `load_images`, or a tensor (N, C, H, W) that is already preprocessed.
+        metrics: any of avr, avr_separable, avr_exclude_dc, avr_hann (at each tap); am, am_relative,
+            alias_power_ratio (of the dense map); sis (of the model).
+        sites: what to measure; `find_sites` by default.
+        taps: where AVR is taken: ``"input"``, ``"dense"``, ``"output"``.
+        batch_size: images per forward pass; changes no value beyond rounding.
+        out: folder for Parquet shards. Memory then doesn't grow with the number of images, and the same call
+            continues after an interruption; a folder of another configuration is refused.
+        progress: show a bar.
+        name: model name for the table; that of ``spectral_info`` or the class by default.
+
+    Returns:
+        Columns model, image, site, call, op, tap, metric, value; one row per number. Site and tap are empty
+        for metrics of the whole model: sis, prediction, confidence and, where known, label. ``power`` (the
+        map's mean square) comes with AVR: zero marks a silent map. ``attrs["sites"]`` lists every site with its stride and, if
+        it wasn't measured, the reason; ``attrs["provenance"]`` what is needed to repeat the run.
+
+    Raises:
+        SpectralError: for unknown metrics or taps, no images, a model without sites, non-finite activations
+            (naming the site), or an ``out`` that can't be written or holds something else.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> table = measure(net, torch.rand(2, 3, 16, 16), metrics=("avr",), progress=False)
+        >>> sorted(table["metric"].unique()), len(table)
+        (['avr', 'confidence', 'power', 'prediction'], 12)
+    """
+    _check_choice("metrics", metrics, METRICS)
+    _check_choice("taps", taps, TAPS)
+    if batch_size < 1:
+        raise SpectralError(f"measure: batch_size must be ≥ 1, got {batch_size}")
+    source = TensorImages(images) if isinstance(images, Tensor) else images
+    if len(source) == 0:
+        raise SpectralError("measure: there are no images")
+    info = getattr(model, "spectral_info", None)
+    if source.size is None and info is not None:
+        source = source.resized(info.preprocessing.size)
+    run = _Run(model, source, tuple(metrics), tuple(taps), info, name)
+    found = list(sites) if sites is not None else find_sites(model, run.load([0]))
+    wanted = set(metrics) & {*AVR_METRICS, *ALIAS_METRICS}
+    if wanted and not any(site.measurable for site in found):
+        why = f"; {found[0].name!r}: {found[0].reason}" if found else ""
+        raise SpectralError(
+            f"{run.name} has no downsampling site that can be measured{why}; metrics=('sis',) needs none"
+        )
+    run.sites = found if wanted else []
+    store = ShardStore(Path(out), run.config(), run.provenance()) if out is not None else None
+    done = store.finished_images() if store else set()
+    left = [i for i, image in enumerate(source.ids) if image not in done]
+    kept: list[pa.Table] = []
+    with evaluation_mode(model), torch.no_grad():
+        for rows in run.measure_batches(left, batch_size, progress):
+            if store:
+                store.append(rows)
+            else:
+                kept.append(rows)
+    table = store.read() if store else to_frame(kept)
+    table.attrs["sites"] = run.describe_sites()
+    table.attrs["provenance"] = run.provenance()
+    return table
+
+
+class TensorImages:
+    """A tensor of preprocessed images, seen as a set of images."""
+
+    source = "tensor"
+
+    def __init__(self, images: Tensor) -> None:
+        if images.ndim != 4 or not images.is_floating_point():
+            raise SpectralError(
+                f"measure: expected floating-point images (N, C, H, W), got {images.dtype} of shape "
+                f"{tuple(images.shape)}"
+            )
+        self.images = images.detach()
+        self.ids = [f"{i:04d}" for i in range(len(images))]
+        self.labels: list[int | None] = [None] * len(images)
+        self.size: tuple[int, int] = (images.shape[-2], images.shape[-1])
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of shape and values."""
+        values = self.images.float().cpu().contiguous().numpy().tobytes()
+        return hashlib.sha256(repr(tuple(self.images.shape)).encode() + values).hexdigest()[:16]
+
+    def resized(self, size: tuple[int, int]) -> TensorImages:
+        """Return itself: a tensor is taken as it is."""
+        return self
+
+    def batches(
+        self, batch_size: int, *, indices: Sequence[int] | None = None
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Yield (indices, images)."""
+        chosen = list(range(len(self)) if indices is None else indices)
+        for start in range(0, len(chosen), batch_size):
+            part = chosen[start : start + batch_size]
+            yield part, self.images[part]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class _Run:
+    """One measurement in progress: what is measured, and the values of the batch that is running."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Images,
+        metrics: tuple[str, ...],
+        taps: tuple[Tap, ...],
+        info: Any,
+        name: str | None,
+    ) -> None:
+        self.model, self.images, self.metrics, self.taps, self.info = model, images, metrics, taps, info
+        self.name = name or (info.name if info else type(model).__name__)
+        self.sites: list[Site] = []
+        self.failed: dict[str, str] = {}
+        self.keys: list[Key] = []
+        self._values: dict[Key, Tensor] = {}
+        parameter = next(iter(model.parameters()), None)
+        self.device = parameter.device if parameter is not None else torch.device("cpu")
+        self.dtype = parameter.dtype if parameter is not None else torch.float32
+        self._has_labels = any(label is not None for label in images.labels)
+
+    def load(self, indices: Sequence[int]) -> Tensor:
+        """Return preprocessed images on the model's device."""
+        (_, batch), *_ = self.images.batches(len(indices), indices=indices)
+        return self._prepare(batch)
+
+    def measure_batches(self, indices: list[int], batch_size: int, progress: bool) -> Iterator[pa.Table]:
+        """Yield the rows of one batch at a time."""
+        measurable = [site for site in self.sites if site.measurable]
+        bar = tqdm(total=len(self.images), initial=len(self.images) - len(indices), unit="image",
+                   desc=f"measuring {self.name}", disable=not progress)  # fmt: skip
+        with bar, FeatureExtractor(self.model, measurable, reduce=self._reduce) as extractor:
+            for chosen, raw in self.images.batches(batch_size, indices=indices):
+                self._values = {}
+                batch = self._prepare(raw)
+                self._measure_model(batch, chosen, extractor)
+                self.keys = self.keys or list(self._values)
+                missing = [key for key in self.keys if key not in self._values]
+                if missing:
+                    raise SpectralError(
+                        f"site {missing[0][0]!r} ran on earlier images and not on image "
+                        f"{self.images.ids[chosen[0]]!r}; measure such a model without it (sites=…)"
+                    )
+                block = torch.stack([self._values[key].double().cpu() for key in self.keys], dim=1)
+                yield make_rows(self.name, [self.images.ids[i] for i in chosen], self.keys, block.numpy())
+                bar.update(len(chosen))
+
+    def _prepare(self, batch: Tensor) -> Tensor:
+        batch = batch.to(self.device, self.dtype if self.dtype.is_floating_point else torch.float32)
+        if self.info is not None and not isinstance(self.images, TensorImages):
+            batch = self.info.preprocessing(batch)
+        return batch
+
+    def _measure_model(self, batch: Tensor, chosen: list[int], extractor: FeatureExtractor) -> None:
+        output = self.model(batch)
+        if "sis" not in self.metrics and find_logits(output, len(batch)) is None:
+            return  # a detector or an embedding: its sites can be measured, its prediction can't
+        probabilities = predict_probabilities(output, len(batch))
+        confidence, prediction = probabilities.max(-1)
+        self._put("prediction", prediction)
+        self._put("confidence", confidence)
+        if self._has_labels:
+            labels = [self.images.labels[i] for i in chosen]
+            self._put("label", torch.tensor([np.nan if y is None else y for y in labels]))
+        if "sis" in self.metrics:
+            with extractor.paused():
+                shifted = [
+                    predict_probabilities(self.model(batch.roll(shift, (2, 3))), len(batch))
+                    for shift in SHIFTS
+                ]
+            self._put("sis", compute_instability(probabilities, shifted))
+
+    def _put(self, metric: str, values: Tensor) -> None:
+        self._values[("", 0, "", "", metric)] = values
+
+    def _reduce(self, capture: Capture) -> None:
+        site = capture.site
+        needs_dense = "dense" in self.taps or bool(set(self.metrics) & set(ALIAS_METRICS))
+        if site.name in self.failed:
+            return
+        if needs_dense and not self.keys:
+            reason = check_identity(capture)
+            if reason:
+                self.failed[site.name] = reason
+                return
+        try:
+            found = measure_capture(capture, self.metrics, self.taps)
+        except SpectralError as error:
+            raise SpectralError(f"site {site.name!r}: {error}") from error
+        for (tap, metric), values in found.items():
+            self._values[(site.name, site.call, site.op, tap, metric)] = values
+
+    def describe_sites(self) -> pd.DataFrame:
+        """One row per site that was found, with the reason where it wasn't measured."""
+        rows = []
+        for site in self.sites:
+            reason = site.reason or self.failed.get(site.name)
+            rows.append(
+                {
+                    "name": site.name, "call": site.call, "op": site.op,
+                    "kernel": f"{site.kernel[0]}x{site.kernel[1]}",
+                    "stride": f"{site.stride[0]}x{site.stride[1]}",
+                    "input_size": f"{site.input_size[0]}x{site.input_size[1]}",
+                    "output_size": f"{site.output_size[0]}x{site.output_size[1]}",
+                    "channels": site.channels, "measurable": reason is None, "reason": reason,
+                }
+            )  # fmt: skip
+        columns = ["name", "call", "op", "kernel", "stride", "input_size", "output_size", "channels",
+                   "measurable", "reason"]  # fmt: skip
+        return pd.DataFrame(rows, columns=columns)
+
+    def config(self) -> dict[str, Any]:
+        """What determines every value; two runs with equal configurations may share a folder."""
+        weights = self.info.weights_id if self.info else hash_state(self.model.state_dict())
+        return {
+            "model": self.name,
+            "weights": weights,
+            "images": self.images.source,
+            "images_fingerprint": self.images.fingerprint,
+            "image_count": len(self.images),
+            "image_size": list(self.images.size) if self.images.size else None,
+            "metrics": sorted(self.metrics),
+            "taps": sorted(self.taps),
+            "sites": [site.name for site in self.sites],
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+
+    def provenance(self) -> dict[str, Any]:
+        """All that a repetition needs: the configuration, versions and device."""
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return {**self.config(), **describe_environment(), "device": device}
+
+
+def measure_capture(
+    capture: Capture, metrics: Sequence[str], taps: Sequence[Tap]
+) -> dict[tuple[str, str], Tensor]:
+    """Compute every site metric of one capture, (tap, metric) → (B,), in chunks of bounded size."""
+    parts: list[dict[tuple[str, str], Tensor]] = []
+    batch = len(capture.input)
+    s_h, s_w = capture.site.stride
+    per_image = max(capture.input[0].numel(), capture.output[0].numel() * s_h * s_w)
+    step = max(1, CHUNK_ELEMENTS // max(per_image, 1))
+    avr = [metric for metric in metrics if metric in AVR_METRICS]
+    alias = [metric for metric in metrics if metric in ALIAS_METRICS]
+    for start in range(0, batch, step):
+        chunk = slice(start, start + step)
+        dense = capture.dense(chunk) if alias or (avr and "dense" in taps) else None
+        values: dict[tuple[str, str], Tensor] = {}
+        for tap in taps if avr else ():
+            tensor = dense if tap == "dense" else getattr(capture, tap)[chunk]
+            for metric, value in _measure_avr(tensor, avr, capture.site.stride).items():
+                values[(tap, metric)] = value
+        if alias and dense is not None:
+            for metric, value in _measure_aliases(dense, alias, capture).items():
+                values[("dense", metric)] = value
+        parts.append(values)
+    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+
+def check_identity(capture: Capture) -> str | None:
+    """Check dense[φ::s][:n] == output on the first image; the reason why not, or None."""
+    site, output = capture.site, capture.output[:1]
+    (p_h, p_w), (s_h, s_w), (n_h, n_w) = site.geometry.phase, site.stride, output.shape[-2:]
+    kept = capture.dense(slice(0, 1))[..., p_h::s_h, p_w::s_w][..., :n_h, :n_w]
+    if kept.shape != output.shape:
+        return f"its dense map decimates to {tuple(kept.shape[-2:])}, not to {(n_h, n_w)}"
+    scale = float(output.abs().max())
+    error = float((kept - output).abs().max()) / scale if scale else float((kept - output).abs().max())
+    tolerance = IDENTITY_TOLERANCE.get(output.dtype, 1e-4)
+    # a NaN compares false: it is left to the metrics, which name it
+    return f"its dense map misses its output by {error:.1e} of the maximum" if error > tolerance else None
+
+
+def _measure_avr(x: Tensor, metrics: list[str], stride: tuple[int, int]) -> dict[str, Tensor]:
+    power = compute_power_spectrum(x)
+    # mean square of the map, by Parseval
+    values = {"power": power.mean((-2, -1), dtype=torch.float64) / (x.shape[-2] * x.shape[-1])}
+    for metric in metrics:
+        if metric == "avr_hann":
+            values[metric] = compute_avr(compute_power_spectrum(x, window="hann"), stride)
+        else:
+            cutoff = "separable" if metric == "avr_separable" else "radial"
+            values[metric] = compute_avr(power, stride, cutoff, exclude_dc=metric == "avr_exclude_dc")  # type: ignore[arg-type]
+    return values
+
+
+def _measure_aliases(dense: Tensor, metrics: list[str], capture: Capture) -> dict[str, Tensor]:
+    n_h, n_w = capture.output.shape[-2:]
+    values = compute_alias_metrics(dense, capture.site.stride, capture.site.geometry.phase, (n_h, n_w))
+    return {metric: values[metric] for metric in metrics}
+
+
+def _check_choice(what: str, asked: Sequence[str], allowed: Sequence[str]) -> None:
+    if isinstance(asked, str):
+        raise SpectralError(f"measure: {what} must be a list such as ({asked!r},), got the string {asked!r}")
+    if not asked:
+        raise SpectralError(f"measure: {what} is empty; allowed values are {', '.join(allowed)}")
+    for one in asked:
+        if one not in allowed:
+            raise SpectralError(
+                f"measure: unknown {what} {one!r}{suggest(one, allowed)}; allowed values are "
+                f"{', '.join(allowed)}"
+            )
+

@@ -1,0 +1,307 @@
+"""Synthetic tables with the columns that the study's phases write, for tests of the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+MODELS = {
+    "strided": "bundled/resnet20",
+    "blurpool": "bundled/resnet20-blurpool",
+    "nula": "bundled/nula-narrow",
+}
+CIFAR_LAYERS = ("layer2.0.conv1", "layer2.0.shortcut.0", "layer3.0.conv1", "layer3.0.shortcut.0")
+RESNET50_LAYERS = (
+    *("conv1", "maxpool", "layer2.0.conv2", "layer2.0.downsample.0"),
+    *("layer3.0.conv2", "layer3.0.downsample.0", "layer4.0.conv2", "layer4.0.downsample.0"),
+)
+TAPS = ("input", "dense")
+# How much of the high band survives at a tap, by family: what makes the families differ.
+KEPT = {("blurpool", "dense"): 0.15, ("nula", "dense"): 0.5}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Layers of the reference model, map sizes by depth, images, and how many layers NULA has."""
+
+    layers: tuple[str, ...] = CIFAR_LAYERS
+    sizes: tuple[int, ...] = (32, 32, 16, 16)
+    n_images: int = 40
+    nula_layers: int = 3
+
+
+CIFAR = Shape()
+RESNET50 = Shape(RESNET50_LAYERS, (224, 112, 56, 56, 28, 28, 14, 14), 1000, 4)
+
+
+def make_tables(shape: Shape = CIFAR) -> dict[str, pd.DataFrame]:
+    """All tables that figures read, with plausible numbers; the same at every call."""
+    per_image = _per_image(shape)
+    stats = _stats(per_image)
+    profiles = _profiles(shape)
+    dense = profiles[profiles["tap"] == "dense"]
+    natural = dense[dense["family"] == "strided"]
+    spread = {"power_mean": 1.1, "power_p10": 0.3, "power_p90": 2.5}
+    return {
+        "phase1_layerwise_avr": _inputs(shape),
+        "fig1_layerwise_power_spectra": _spectra(shape),
+        "fig2_radial_profiles": profiles,
+        "phase2a_frequency_sweep": _sweep(shape),
+        "phase2b_arch": _checkerboard(shape),
+        "fig6_aliasing_folding": _folding(shape),
+        "per_image": per_image,
+        "phase3_layerwise_avr_stats": stats,
+        "fig9_radial_profiles_natural": natural.assign(
+            **{k: natural["power"] * v for k, v in spread.items()}
+        ),
+        "phase4_correlation": _correlations(per_image),
+        "phase5_tradeoff": _tradeoff(per_image),
+        "fig15_radial_overlay": dense.assign(n_images=shape.n_images),
+    }
+
+
+def _sites(shape: Shape) -> Iterator[dict[str, object]]:
+    """Rows of the common columns, one per site and tap."""
+    for family, model in MODELS.items():
+        for index, layer in enumerate(shape.layers):
+            if family == "nula" and index >= shape.nula_layers:
+                continue
+            site = f"{layer}.blur" if family == "blurpool" else layer
+            for tap in TAPS:
+                yield {
+                    "model": model,
+                    "family": family,
+                    "site": site,
+                    "layer": layer,
+                    "layer_index": index,
+                    "op": "blur_pool" if family == "blurpool" else "conv",
+                    "stride": "2x2",
+                    "tap": tap,
+                }
+
+
+def _image_rows() -> Iterator[dict[str, object]]:
+    for family, model in MODELS.items():
+        image = {
+            "site": "image",
+            "layer": "image",
+            "layer_index": -1,
+            "op": "",
+            "stride": "2x2",
+            "tap": "input",
+        }
+        yield {"model": model, "family": family, **image}
+
+
+def _power(size: int, kept: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A natural-looking spectrum, its frequencies, and with the high band scaled by ``kept``."""
+    rng = np.random.default_rng(seed)
+    freqs = np.fft.fftshift(np.fft.fftfreq(size))
+    f_u, f_v = np.meshgrid(freqs, freqs, indexing="ij")
+    radius = np.hypot(f_u, f_v)
+    power = size**2 / (radius + 1 / size) ** 2.2 * rng.exponential(size=radius.shape)
+    return f_u, f_v, power * np.where(2 * radius > 0.5, kept, 1.0)
+
+
+def _spectra(shape: Shape) -> pd.DataFrame:
+    parts = []
+    for seed, site in enumerate(_sites(shape)):
+        size = shape.sizes[int(str(site["layer_index"]))]
+        f_u, f_v, power = _power(size, KEPT.get((str(site["family"]), str(site["tap"])), 1.0), seed)
+        avr = power[2 * np.hypot(f_u, f_v) > 0.5].sum() / power.sum()
+        bins = {"f_u": f_u.ravel(), "f_v": f_v.ravel(), "power": power.ravel()}
+        parts.append(pd.DataFrame({**site, "height": size, "width": size, "avr": avr, **bins}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _profiles(shape: Shape) -> pd.DataFrame:
+    parts = []
+    for seed, site in enumerate(_sites(shape)):
+        size = shape.sizes[int(str(site["layer_index"]))]
+        rng = np.random.default_rng(seed)
+        rho = np.arange(int(size / 2 * np.sqrt(2))) * 2 / size
+        power = (rho + 2 / size) ** -2.4 * rng.uniform(0.7, 1.4, rho.size)
+        power *= np.where(rho > 0.5, KEPT.get((str(site["family"]), str(site["tap"])), 1.0), 1.0)
+        parts.append(pd.DataFrame({**site, "rho": rho, "power": power / power.sum() / size}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _inputs(shape: Shape) -> pd.DataFrame:
+    rng = np.random.default_rng(1)
+    rows = []
+    for kind, at_image in {"natural": 0.021, "checkerboard": 1.0, "constant": 0.0}.items():
+        for image in _image_rows():
+            size = {"height": shape.sizes[0], "width": shape.sizes[0]}
+            rows.append({"input_kind": kind, **image, **size, "avr": at_image, "silent": False})
+        for site in _sites(shape):
+            size = shape.sizes[int(str(site["layer_index"]))]
+            silent = kind == "checkerboard" and site["family"] == "blurpool" and site["layer_index"] == 2
+            avr = 0.0 if silent else rng.uniform(0.02, 0.4) * (0.1 if kind == "constant" else 1)
+            rows.append(
+                {"input_kind": kind, **site, "height": size, "width": size, "avr": avr, "silent": silent}
+            )
+    return pd.DataFrame(rows)
+
+
+def _sweep(shape: Shape) -> pd.DataFrame:
+    exact = np.arange(1, 17) / 16 - 1 / 32
+    study = np.array([0.10, 0.19, 0.28, 0.37, 0.46, 0.54, 0.63, 0.72, 0.81, 0.90])
+    rows = []
+    for site in [*_image_rows(), *(s for s in _sites(shape) if s["layer_index"] == 0)]:
+        slope = {"image": 1e4, "input": 14.0, "dense": 9.0}[
+            str(site["layer"] if site["layer"] == "image" else site["tap"])
+        ]
+        top = KEPT.get((str(site["family"]), str(site["tap"])), 0.9) if site["layer"] != "image" else 1.0
+        for grid, frequencies in {"exact bin": exact, "study": study}.items():
+            for frequency in frequencies:
+                avr = top / (1 + np.exp(np.clip(-slope * (frequency - 0.5), -50, 50)))
+                rows.append({**site, "grid": grid, "frequency": frequency, "avr": avr})
+    return pd.DataFrame(rows).drop(columns=["op", "stride"])
+
+
+def _checkerboard(shape: Shape) -> pd.DataFrame:
+    rng = np.random.default_rng(2)
+    rows: list[dict[str, object]] = [{**image, "avr": 1.0} for image in _image_rows()]
+    for site in _sites(shape):
+        kept = KEPT.get((str(site["family"]), str(site["tap"])), 1.0)
+        rows.append({**site, "avr": kept * rng.uniform(0.1, 0.9)})
+    return pd.DataFrame(rows)
+
+
+def _folding(shape: Shape) -> pd.DataFrame:
+    parts = []
+    size = min(shape.sizes[0], 112)
+    for seed, (family, model) in enumerate(MODELS.items()):
+        _, _, dense = _power(size, KEPT.get((family, "dense"), 1.0), seed)
+        quarter = size // 4
+        inside = dense[quarter:-quarter, quarter:-quarter] / 16
+        aliases = np.roll(dense, size // 2, axis=(0, 1))[quarter:-quarter, quarter:-quarter] / 16
+        panels = {"dense": dense, "output": inside + aliases, "alias_free": inside, "aliases": aliases}
+        ratio = aliases.sum() / panels["output"].sum()
+        for panel, power in panels.items():
+            n = len(power)
+            freqs = np.fft.fftshift(np.fft.fftfreq(n))
+            f_u, f_v = np.meshgrid(freqs, freqs, indexing="ij")
+            bins = {"f_u": f_u.ravel(), "f_v": f_v.ravel(), "power": power.ravel()}
+            site = {"model": model, "family": family, "site": shape.layers[0], "panel": panel}
+            site |= {"height": n, "width": n, "stride_h": 2, "stride_w": 2, "alias_power_ratio": ratio}
+            parts.append(pd.DataFrame({**site, **bins}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _per_image(shape: Shape) -> pd.DataFrame:
+    rng = np.random.default_rng(3)
+    images = [f"photo{i:04d}.png" for i in range(shape.n_images)]
+    sis = {
+        family: np.minimum(rng.lognormal(-4.2, 1.5, shape.n_images) * scale, 0.9)
+        for family, scale in {"strided": 1.0, "blurpool": 0.6, "nula": 0.3}.items()
+    }
+    parts = []
+    for site in _sites(shape):
+        family = str(site["family"])
+        centre = 0.08 + 0.3 * (int(str(site["layer_index"])) % 3) / 3
+        centre *= KEPT.get((family, str(site["tap"])), 1.0) * (1.3 if family == "blurpool" else 1.0)
+        avr = np.clip(centre * (1 + 0.2 * rng.normal(size=shape.n_images) + 0.4 * sis[family]), 0, 1)
+        rest = {"am_relative": avr / 2, "alias_power_ratio": avr / 3, "sis": sis[family]}
+        common = {key: value for key, value in site.items() if key not in ("op", "stride")}
+        parts.append(pd.DataFrame({"image": images, **common, "avr": avr, **rest}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _stars(p: float) -> str:
+    return "***" if p < 0.001 else "**" if p < 0.01 else "*" if p < 0.05 else ""
+
+
+def _stats(per_image: pd.DataFrame) -> pd.DataFrame:
+    """Pairs against strided, summarised with pandas alone."""
+    rng = np.random.default_rng(4)
+    rows = []
+    for (index, layer, tap), here in per_image.groupby(["layer_index", "layer", "tap"]):
+        sides = dict(list(here.groupby("family")))
+        for other in sides:
+            if other == "strided":
+                continue
+            p = float(rng.choice([1e-9, 0.004, 0.03, 0.4]))
+            row: dict[str, object] = {
+                "layer": layer,
+                "layer_index": index,
+                "tap": tap,
+                "stride": "2x2",
+                "n": len(here) // len(sides),
+            }
+            for side, family in (("a", "strided"), ("b", other)):
+                avr = sides[family]["avr"]
+                row |= {f"{key}_{side}": sides[family][key].iloc[0] for key in ("family", "model", "site")}
+                row |= {
+                    f"mean_{side}": avr.mean(),
+                    f"std_{side}": avr.std(),
+                    f"avr_pooled_{side}": avr.mean(),
+                }
+                row |= {
+                    f"n_silent_{side}": 0,
+                    f"ci_low_{side}": avr.mean() - 0.01,
+                    f"ci_high_{side}": avr.mean() + 0.01,
+                }
+                row |= {f"op_{side}": "conv"}
+            row |= {"mean_difference": 0.0, "t": 1.0, "df": 9, "p": p / 4, "p_holm": p, "wilcoxon_p": p}
+            row |= {"wilcoxon_p_holm": p, "effect_size": 0.4, "significance": _stars(p)}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _correlations(per_image: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    keys = ["model", "family", "site", "layer", "layer_index", "tap"]
+    for key, own in per_image.groupby(keys, sort=False):
+        pearson, spearman = own["avr"].corr(own["sis"]), own["avr"].rank().corr(own["sis"].rank())
+        half, p = 2 / np.sqrt(len(own)), float(np.exp(-abs(pearson) * 40))
+        row: dict[str, object] = {
+            **dict(zip(keys, key, strict=True)),
+            "op": "conv",
+            "stride": "2x2",
+            "n": len(own),
+        }
+        for name, value in {
+            "pearson": pearson,
+            "spearman": spearman,
+            "distance_correlation": abs(spearman),
+        }.items():
+            row |= {name: value, f"{name}_low": value - half, f"{name}_high": value + half, f"{name}_p": p}
+        rows.append(row | {"pearson_p_holm": p, "r2": pearson**2, "significance": _stars(p), "reason": ""})
+    return pd.DataFrame(rows)
+
+
+def _tradeoff(per_image: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    scores = per_image.drop_duplicates(["family", "image"])
+    reference = scores[scores["family"] == "strided"]["sis"].mean()
+    for (family, model), latency in zip(MODELS.items(), (2.352, 2.798, 4.1), strict=True):
+        sis = scores[scores["family"] == family]["sis"]
+        mean, change = sis.mean(), 100 * (sis.mean() / reference - 1)
+        row: dict[str, object] = {
+            "model": model,
+            "family": family,
+            "n": len(sis),
+            "sis_mean": mean,
+            "sis_median": sis.median(),
+        }
+        row |= {"sis_ci_low": 0.85 * mean, "sis_ci_high": 1.15 * mean, "sis_change_percent": change}
+        row |= {
+            "sis_change_low": change - 3,
+            "sis_change_high": change + 3,
+            "sis_p": 1e-5,
+            "sis_p_holm": 2e-5,
+        }
+        row |= {"accuracy": 0.84, "accuracy_low": 0.8, "accuracy_high": 0.88, "n_labelled": len(sis)}
+        row |= {
+            "agreement": 1.0 if family == "strided" else 0.654,
+            "agreement_low": 0.6,
+            "agreement_high": 0.7,
+        }
+        row |= {"latency_ms": latency, "latency_q25": 0.97 * latency, "latency_q75": 1.06 * latency}
+        row |= {"latency_ratio": latency / 2.352, "batch_size": 32, "device": "cpu", "threads": 2}
+        rows.append(row | {"parameters": 270_000, "macs": 41_000_000})
+    return pd.DataFrame(rows)

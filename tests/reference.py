@@ -1,0 +1,199 @@
+"""Independent references: numpy in float64 and exact fractions, written from the definitions alone.
+
+Nothing here imports the package, and nothing is fast: transforms are products with DFT matrices, cutoffs are
+compared as fractions. ``METRICS.md`` and equations 1–7 of "Aliasing coincides with CNNs vulnerability towards
+adversarial attacks" are the sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+Pair = tuple[int, int]
+
+
+def dft(x: Array) -> npt.NDArray[np.complex128]:
+    """Σ x(m, n) exp(−2πi(km/M + ln/N)) over the last two axes."""
+    return _dft_matrix(x.shape[-2]) @ x @ _dft_matrix(x.shape[-1]).T
+
+
+def _dft_matrix(n: int) -> npt.NDArray[np.complex128]:
+    turns = np.outer(np.arange(n), np.arange(n)) % n  # exact: the angle stays below one turn
+    return np.exp(-2j * np.pi * turns / n)
+
+
+def idft(X: npt.NDArray[np.complex128]) -> Array:
+    return (np.conj(dft(np.conj(X))) / (X.shape[-2] * X.shape[-1])).real
+
+
+def power_spectrum(x: Array) -> Array:
+    """Mean over channels of |DFT|², DC moved to the centre (index ⌊n/2⌋)."""
+    x = np.asarray(x, dtype=np.float64)
+    power = np.abs(dft(x)) ** 2
+    if x.ndim > 2:
+        power = power.mean(axis=-3)
+    height, width = x.shape[-2:]
+    return np.roll(power, (height // 2, width // 2), axis=(-2, -1))
+
+
+def frequency(index: int, n: int) -> Fraction:
+    """Cycles per pixel of a bin of a DC-centred spectrum."""
+    return Fraction(index - n // 2, n)
+
+
+def is_violation(u: int, v: int, size: Pair, stride: Pair, cutoff: str = "radial") -> bool:
+    """Strictly above the limit, in exact arithmetic."""
+    a = 2 * stride[0] * frequency(u, size[0])
+    b = 2 * stride[1] * frequency(v, size[1])
+    return a * a + b * b > 1 if cutoff == "radial" else max(abs(a), abs(b)) > 1
+
+
+@cache
+def violations(size: Pair, stride: Pair, cutoff: str) -> Array:
+    """`is_violation` of every bin, as 0 and 1."""
+    rows, columns = range(size[0]), range(size[1])
+    return np.array([[float(is_violation(u, v, size, stride, cutoff)) for v in columns] for u in rows])
+
+
+def avr(P: Array, stride: Pair, cutoff: str = "radial", exclude_dc: bool = False) -> float:
+    height, width = P.shape
+    mask = violations((height, width), stride, cutoff)
+    above = whole = 0.0
+    for u in range(height):
+        for v in range(width):
+            is_dc = (u, v) == (height // 2, width // 2)
+            if not (exclude_dc and is_dc):
+                whole += P[u, v]
+            above += mask[u, v] * P[u, v]
+    return above / whole if whole > 0 else 0.0
+
+
+def avr_study(P: Array, stride: int) -> float:
+    """The study's own formula, in floats: right at even sizes only."""
+    height, width = P.shape
+    u, v = np.arange(height)[:, None], np.arange(width)[None]
+    radius = np.sqrt(((u - height / 2) / (height / 2)) ** 2 + ((v - width / 2) / (width / 2)) ** 2)
+    return float(P[radius > 1 / stride].sum() / P.sum())
+
+
+def radial_profile(P: Array) -> Array:
+    """Mean of P over the bins with r − ½ < radius ≤ r + ½, the radius in bins of the shorter axis."""
+    height, width = P.shape
+    shorter = min(height, width)
+    rings: dict[int, list[float]] = {}
+    for u in range(height):
+        for v in range(width):
+            squared = (frequency(u, height) ** 2 + frequency(v, width) ** 2) * shorter**2
+            ring = 0
+            while 4 * squared > (2 * ring + 1) ** 2:
+                ring += 1
+            rings.setdefault(ring, []).append(P[u, v])
+    return np.array([np.mean(rings[ring]) for ring in range(max(rings) + 1)])
+
+
+def low_pass(d: Array, stride: Pair) -> Array:
+    """Zero every bin with |f| ≥ 1/(2s) on either axis."""
+    kept = [
+        [abs(_signed(k, n)) * 2 * s < n for k in range(n)] for n, s in zip(d.shape[-2:], stride, strict=True)
+    ]
+    return idft(dft(d) * np.outer(kept[0], kept[1]))
+
+
+def _signed(k: int, n: int) -> int:
+    return k if 2 * k < n else k - n
+
+
+def split(d: Array, stride: Pair, phase: Pair = (0, 0), size: Pair | None = None) -> tuple[Array, Array]:
+    """decimate(d) and decimate(d − L d)."""
+
+    def decimate(x: Array) -> Array:
+        y = x[..., phase[0] :: stride[0], phase[1] :: stride[1]]
+        return y if size is None else y[..., : size[0], : size[1]]
+
+    return decimate(d), decimate(d - low_pass(d, stride))
+
+
+def am(
+    d: Array, stride: Pair, phase: Pair = (0, 0), size: Pair | None = None, difference: str = "complex"
+) -> float:
+    """The linear residual form, for one image (C, H, W)."""
+    kept, residual = split(d, stride, phase, size)
+    if difference == "complex":
+        distance = np.abs(dft(residual))
+    else:
+        distance = np.abs(np.abs(dft(kept - residual)) - np.abs(dft(kept)))
+    n_h, n_w = kept.shape[-2:]
+    return float(np.mean(distance.sum(axis=(-2, -1)) / (n_h * n_w)))
+
+
+def am_paper(d: Array, stride: int = 2) -> float:
+    """Equations 3–7 bin by bin for one image (C, H, W) whose sides are multiples of ``stride``.
+
+    Equation 5 is read as "on either axis"; the paper writes everything for stride 2, where H − n = n = N.
+    """
+    distances = []
+    for f_s1 in d:
+        f_s2 = f_s1[::stride, ::stride]
+        (height, width), (n_h, n_w) = f_s1.shape, f_s2.shape
+        F_s2 = dft(f_s2) / (n_h * n_w)  # equation 3
+        F_up = dft(f_s1) / (height * width)  # equation 4
+        for k in range(height):  # equation 5, k ∈ [N/2, 3N/2] or l ∈ [N/2, 3N/2]
+            for l in range(width):  # noqa: E741
+                if n_h <= 2 * k <= 2 * height - n_h or n_w <= 2 * l <= 2 * width - n_w:
+                    F_up[k, l] = 0
+        F_s1 = np.zeros_like(F_s2)
+        for k in range(n_h):  # equation 6: four corners
+            for l in range(n_w):  # noqa: E741
+                row = k if 2 * k <= n_h else k + height - n_h
+                column = l if 2 * l <= n_w else l + width - n_w
+                F_s1[k, l] = F_up[row, column]
+        distances.append(np.abs(F_s1 - F_s2).sum())  # equation 7
+    return float(np.mean(distances))
+
+
+def am_relative(d: Array, stride: Pair, phase: Pair = (0, 0)) -> float:
+    kept, residual = split(d, stride, phase)
+    return float(np.abs(dft(residual)).sum() / np.abs(dft(kept)).sum())
+
+
+def alias_power_ratio(d: Array, stride: Pair, phase: Pair = (0, 0)) -> float:
+    kept, residual = split(d, stride, phase)
+    return float((residual**2).sum() / (kept**2).sum())
+
+
+def softmax(logits: Array) -> npt.NDArray[np.longdouble]:
+    e = np.exp(np.asarray(logits, dtype=np.longdouble) - np.max(logits))
+    return e / e.sum()
+
+
+def sis(logits_of: Callable[[Array], Array], image: Array) -> float:
+    """¼ Σ (1 − cos) over the four neighbours, for one image (C, H, W), in the widest float there is."""
+    p = softmax(logits_of(image))
+    total = np.longdouble(0)
+    for rows, columns in ((-1, 0), (1, 0), (0, -1), (0, 1)):
+        q = softmax(logits_of(np.roll(image, (rows, columns), axis=(1, 2))))
+        total += 1 - (p @ q) / np.sqrt((p @ p) * (q @ q))
+    return float(total / 4)
+
+
+def blur_pool(x: Array, kernel_size: int, stride: Pair, padding_mode: str) -> Array:
+    """Pad, add up the weighed shifts of the map, keep every s-th sample."""
+    taps = np.array([1.0])
+    for _ in range(kernel_size - 1):
+        taps = np.convolve(taps, [0.5, 0.5])
+    before, after = (kernel_size - 1) // 2, kernel_size // 2
+    mode = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}[padding_mode]
+    widths = [(0, 0)] * (x.ndim - 2) + [(before, after)] * 2
+    padded = np.pad(x, widths, mode=mode)  # type: ignore[call-overload]
+    height, width = x.shape[-2:]
+    blurred = np.zeros(x.shape)
+    for a in range(kernel_size):
+        for b in range(kernel_size):
+            blurred += taps[a] * taps[b] * padded[..., a : a + height, b : b + width]
+    return blurred[..., :: stride[0], :: stride[1]]

@@ -1,0 +1,648 @@
+"""Statistics against closed forms, definitions written out a second time, and seeded simulations."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from spectral.errors import SpectralError
+from spectral.stats import (
+    bootstrap_interval,
+    cluster_bootstrap_interval,
+    compare_paired,
+    correlate,
+    holm,
+    proportion_interval,
+    regress_cross_validated,
+    relative_change,
+    summarize,
+)
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+quick = settings(max_examples=15, deadline=None)
+whole = st.integers(-40, 40)
+pairs = st.lists(st.tuples(whole, whole), min_size=8, max_size=25)
+
+
+def draw_grouped(rng: np.random.Generator, n_groups: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Crops whose photograph carries most of the variance, about a mean of 0."""
+    groups = np.repeat(np.arange(n_groups), size)
+    return rng.normal(size=n_groups)[groups] + 0.5 * rng.normal(size=groups.size), groups
+
+
+# --- summarize --------------------------------------------------------------------------------------------
+
+
+def test_summary_of_three_values_by_hand():
+    result = summarize([1.0, 2.0, 6.0])
+    # Student's quantile has a closed form at two degrees of freedom.
+    half = 0.95 / math.sqrt(2 * 0.975 * 0.025) * math.sqrt(7 / 3)
+    assert (result.n, result.mean, result.median) == (3, 3.0, 2.0)
+    assert result.std == pytest.approx(math.sqrt(7))
+    assert (result.ci_low, result.ci_high) == pytest.approx((3 - half, 3 + half))
+
+
+def test_silent_rows_are_counted_and_left_out_even_when_nan():
+    result = summarize([5.0, math.nan, 7.0, 0.0], silent=[False, True, False, True])
+    assert (result.n, result.n_silent, result.mean) == (2, 2, 6.0)
+
+
+def test_all_silent_has_counts_and_no_mean():
+    result = summarize([0.0, 0.0], silent=[True, True])
+    assert (result.n, result.n_silent) == (0, 2)
+    assert math.isnan(result.mean)
+    assert math.isnan(result.ci_low)
+
+
+def test_one_value_has_a_mean_and_no_interval():
+    result = summarize([4.0])
+    assert result.mean == 4.0
+    assert math.isnan(result.ci_low)
+    assert math.isnan(result.ci_high)
+    assert math.isnan(summarize([4.0, 5.0], groups=["a", "a"]).ci_low)
+
+
+def test_t_interval_covers_the_mean_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    results = [summarize(rng.normal(3.0, 2.0, size=8)) for _ in range(400)]
+    covered = np.mean([r.ci_low <= 3.0 <= r.ci_high for r in results])
+    assert 0.915 <= covered <= 0.985  # 0.95 ± 3.3 binomial standard errors
+
+
+def test_grouped_interval_covers_where_the_plain_one_does_not():
+    rng = np.random.default_rng(1)
+    plain, grouped = [], []
+    for seed in range(200):
+        values, groups = draw_grouped(rng, n_groups=12, size=10)
+        for kept, result in (
+            (plain, summarize(values)),
+            (grouped, summarize(values, groups=groups, seed=seed)),
+        ):
+            kept.append(result.ci_low <= 0 <= result.ci_high)
+    assert 0.89 <= np.mean(grouped) <= 0.99
+    assert np.mean(plain) < 0.7
+
+
+def test_groups_of_silent_rows_do_not_count():
+    result = summarize([1.0, 2.0, 3.0, 9.0], silent=[0, 0, 0, 1], groups=["a", "b", "b", "c"])
+    assert (result.n, result.n_groups, result.mean) == (3, 2, 2.0)
+
+
+def test_results_become_rows():
+    row = dataclasses.asdict(summarize([1.0, 2.0]))
+    assert list(row) == ["n", "n_silent", "n_groups", "mean", "std", "median", "ci_low", "ci_high"]
+
+
+# --- bootstrap --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["BCa", "percentile"])
+def test_bootstrap_of_a_large_normal_sample_meets_the_t_interval(method):
+    values = np.random.default_rng(2).normal(size=300)
+    student, boot = summarize(values), bootstrap_interval(values, method=method)
+    width = student.ci_high - student.ci_low
+    assert (boot.ci_low, boot.ci_high) == pytest.approx((student.ci_low, student.ci_high), abs=0.06 * width)
+    assert boot.method == method
+
+
+def test_bootstrap_keeps_the_rows_of_columns_together():
+    x = np.random.default_rng(3).normal(size=30)
+    # Were the columns resampled apart, their difference would vary.
+    result = bootstrap_interval((x, x + 1), lambda a, b: np.ptp(a - b) + (b - a).mean(), n_resamples=200)
+    assert (result.estimate, result.ci_low, result.ci_high) == pytest.approx((1.0, 1.0, 1.0))
+
+
+def test_bca_of_equal_values_says_that_it_is_a_percentile_interval():
+    result = bootstrap_interval([2.0] * 5, n_resamples=50)
+    assert (result.ci_low, result.ci_high, result.method) == (2.0, 2.0, "percentile")
+
+
+def test_bootstrap_repeats_with_its_seed_only():
+    values = np.random.default_rng(4).normal(size=20)
+    first, again, other = (bootstrap_interval(values, n_resamples=100, seed=s) for s in (5, 5, 6))
+    assert first == again
+    assert first != other
+
+
+def test_copies_of_a_row_in_its_group_add_no_information():
+    values = np.random.default_rng(5).normal(size=15)
+    once = cluster_bootstrap_interval(values, np.arange(15))
+    copied = cluster_bootstrap_interval(np.repeat(values, 7), np.repeat(np.arange(15), 7))
+    assert (copied.ci_low, copied.ci_high) == pytest.approx((once.ci_low, once.ci_high))
+
+
+def test_cluster_bootstrap_gives_any_statistic_what_it_gives_the_mean():
+    values, groups = draw_grouped(np.random.default_rng(6), n_groups=20, size=4)
+    fast = cluster_bootstrap_interval(values, groups, n_resamples=4000)
+    general = cluster_bootstrap_interval(values, groups, lambda v: v.sum() / v.size, n_resamples=4000)
+    width = fast.ci_high - fast.ci_low
+    assert (general.ci_low, general.ci_high) == pytest.approx((fast.ci_low, fast.ci_high), abs=0.08 * width)
+
+
+def test_groups_of_unequal_size_keep_an_average_an_average():
+    sizes = [1, 2, 3, 4, 10]
+    result = cluster_bootstrap_interval(np.full(20, 5.0), np.repeat(np.arange(5), sizes))
+    assert (result.estimate, result.ci_low, result.ci_high) == (5.0, 5.0, 5.0)
+
+
+# --- compare_paired ---------------------------------------------------------------------------------------
+
+
+def test_paired_comparison_by_hand():
+    result = compare_paired([3.0, 5.0, 4.0], [1.0, 2.0, 3.0])
+    t = 2 * math.sqrt(3)
+    half = 0.95 / math.sqrt(2 * 0.975 * 0.025) / math.sqrt(3)
+    assert (result.n, result.mean_a, result.mean_b, result.mean_difference, result.df) == (
+        3,
+        4.0,
+        2.0,
+        2.0,
+        2,
+    )
+    assert result.t == pytest.approx(t)
+    assert result.p_t == pytest.approx(1 - t / math.sqrt(t**2 + 2))  # closed form at two degrees of freedom
+    assert (result.ci_low, result.ci_high) == pytest.approx((2 - half, 2 + half))
+    assert result.d_z == pytest.approx(2.0)
+    assert (result.wilcoxon, result.p_wilcoxon) == pytest.approx(
+        (0.0, 2 / 2**3)
+    )  # 1 of 8 sign patterns, twice
+    assert result.n_groups is None
+    assert math.isnan(result.p_groups)
+
+
+def test_identical_models_differ_in_nothing():
+    values = np.random.default_rng(7).random(50)
+    result = compare_paired(values, values)
+    assert (result.t, result.p_t, result.d_z) == (0.0, 1.0, 0.0)
+    assert (result.wilcoxon, result.p_wilcoxon, result.rank_biserial) == (0.0, 1.0, 0.0)
+    assert (result.ci_low, result.ci_high) == (0.0, 0.0)
+
+
+def test_rounding_is_no_difference():
+    result = compare_paired([0.1 + 0.2, 0.5, 0.7], [0.3, 0.5, 0.7])
+    assert (result.t, result.p_t, result.p_wilcoxon) == (0.0, 1.0, 1.0)
+    # Nor does it rank among real differences, all of which are positive here.
+    assert compare_paired([0.3, 2.0, 3.0, 4.0], [0.1 + 0.2, 1.0, 1.5, 3.5]).rank_biserial == 1.0
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_constant_difference_is_infinitely_certain(sign):
+    b = np.random.default_rng(8).random(10)
+    result = compare_paired(b + sign * 0.1, b)
+    assert (result.t, result.p_t, result.d_z) == (sign * math.inf, 0.0, sign * math.inf)
+    assert (result.ci_low, result.ci_high) == pytest.approx((sign * 0.1, sign * 0.1))
+    assert result.rank_biserial == sign
+
+
+@quick
+@given(pairs)
+def test_rank_biserial_counts_walsh_averages(rows):
+    a, b = np.array(rows, dtype=float).T
+    d = (a - b)[a != b]
+    assume(len(d) > 0)
+    sums = (d[:, None] + d)[np.triu_indices(len(d))]
+    favourable = (sums > 0).sum() + 0.5 * (sums == 0).sum()
+    result = compare_paired(a, b)
+    assert result.rank_biserial == pytest.approx(2 * favourable / len(sums) - 1, abs=1e-12)
+    assert result.wilcoxon == pytest.approx(min(favourable, len(sums) - favourable))
+
+
+@quick
+@given(pairs)
+def test_swapping_the_models_flips_signs_and_keeps_p(rows):
+    a, b = np.array(rows, dtype=float).T
+    one, two = compare_paired(a, b), compare_paired(b, a)
+    assert (one.t, one.d_z, one.rank_biserial) == pytest.approx((-two.t, -two.d_z, -two.rank_biserial))
+    assert (one.p_t, one.p_wilcoxon) == pytest.approx((two.p_t, two.p_wilcoxon))
+    assert (one.ci_low, one.ci_high) == pytest.approx((-two.ci_high, -two.ci_low))
+
+
+def test_groups_are_compared_by_their_mean_differences():
+    a, b = [4.0, 2.0, 5.0, 3.0, 9.0, 5.0], [1.0, 1.0, 2.0, 0.0, 4.0, 4.0]
+    result = compare_paired(a, b, groups=["x", "x", "y", "y", "z", "z"])
+    means = compare_paired([2.0, 3.0, 3.0], [0.0, 0.0, 0.0])  # mean differences of x, y and z
+    assert result.n_groups == 3
+    assert (result.mean_difference_groups, result.t_groups) == pytest.approx((means.mean_difference, means.t))
+    assert result.p_groups == pytest.approx(means.p_t)
+    assert (result.ci_low_groups, result.ci_high_groups) == pytest.approx((means.ci_low, means.ci_high))
+
+
+# --- holm, proportion, relative change --------------------------------------------------------------------
+
+
+def test_holm_by_hand_keeps_order_and_nan():
+    # Four tests: 4 × 0.005, 3 × 0.01, 2 × 0.03, then 1 × 0.04 lifted to the value before it.
+    adjusted = holm([0.01, 0.04, math.nan, 0.03, 0.005])
+    np.testing.assert_allclose(adjusted, [0.03, 0.06, math.nan, 0.06, 0.02])
+    assert np.isnan(holm([math.nan, math.nan])).all()
+
+
+@quick
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.floats(0.001, 0.999))
+def test_holm_agrees_with_the_step_down_procedure(p_values, level):
+    adjusted = holm(p_values)
+    rejected = set()
+    for left, i in zip(range(len(p_values), 0, -1), np.argsort(p_values, kind="stable"), strict=True):
+        if left * p_values[i] > level:
+            break
+        rejected.add(i)
+    assert {i for i, p in enumerate(adjusted) if p <= level} == rejected
+    assert (adjusted >= p_values).all()
+    assert adjusted.max() <= 1
+    assert (np.diff(adjusted[np.argsort(p_values)]) >= 0).all()
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 12), (7, 20), (20, 20)])
+def test_wilson_interval_from_its_formula(k, n):
+    z = 1.959963984540054
+    centre = (k + z**2 / 2) / (n + z**2)
+    half = z / (n + z**2) * math.sqrt(k * (n - k) / n + z**2 / 4)
+    result = proportion_interval(k, n)
+    assert (result.proportion, result.successes, result.n) == (k / n, k, n)
+    assert (result.ci_low, result.ci_high) == pytest.approx((centre - half, centre + half), abs=1e-12)
+
+
+def test_relative_change_of_a_known_effect():
+    rng = np.random.default_rng(9)
+    a = rng.gamma(4.0, size=400)
+    result = relative_change(a, a * rng.uniform(0.5, 0.7, size=400))
+    assert result.percent == pytest.approx(100 * (result.mean_b / result.mean_a - 1))
+    assert result.ci_low <= -40 <= result.ci_high
+    assert result.ci_high - result.ci_low < 2  # unpaired resampling would give about ten times that
+
+
+def test_relative_change_over_groups_is_wider():
+    rng = np.random.default_rng(10)
+    values, groups = draw_grouped(rng, n_groups=15, size=12)
+    a = np.full(values.size, 10.0)
+    plain, grouped = relative_change(a, a + values), relative_change(a, a + values, groups)
+    assert grouped.n_groups == 15
+    assert grouped.percent == plain.percent
+    assert grouped.ci_high - grouped.ci_low > 2 * (plain.ci_high - plain.ci_low)
+
+
+def test_no_change_is_relative_to_zero():
+    result = relative_change([0.0, 0.0], [1.0, 2.0])
+    assert math.isnan(result.percent)
+    assert "mean of a is 0" in result.reason
+    assert "some resamples" in relative_change([0.0, 0.0, 1.0], [1.0, 2.0, 1.0]).reason
+
+
+# --- correlate --------------------------------------------------------------------------------------------
+
+
+def centre_distances(x: np.ndarray, unbiased: bool) -> np.ndarray:
+    """Double-centred (or U-centred) distance matrix, straight from the definition."""
+    d, n = np.abs(x[:, None] - x[None, :]), len(x)
+    inner, outer = (n - 2, (n - 1) * (n - 2)) if unbiased else (n, n * n)
+    centred = d - d.sum(0)[None, :] / inner - d.sum(1)[:, None] / inner + d.sum() / outer
+    if unbiased:
+        np.fill_diagonal(centred, 0)
+    return centred
+
+
+def measure_distance_correlation(x: np.ndarray, y: np.ndarray, unbiased: bool) -> float:
+    """Squared distance correlation; the normalisation of the sums cancels."""
+    a, b = centre_distances(x, unbiased), centre_distances(y, unbiased)
+    return (a * b).sum() / math.sqrt((a * a).sum() * (b * b).sum())
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_distance_correlation_from_its_definition(ties):
+    rng = np.random.default_rng(11)
+    x = rng.normal(size=60)
+    y = x**2 + rng.normal(size=60)
+    if ties:
+        x, y = x.round(), y.round()
+    result = correlate(x, y, n_resamples=19)
+    assert result.distance_correlation == pytest.approx(math.sqrt(measure_distance_correlation(x, y, False)))
+    assert result.distance_corrected == pytest.approx(math.sqrt(measure_distance_correlation(x, y, True)))
+
+
+def test_distance_correlation_of_normal_variables_meets_theory():
+    rho = 0.6
+    x, e = np.random.default_rng(12).normal(size=(2, 2000))
+    result = correlate(x, rho * x + math.sqrt(1 - rho**2) * e, n_resamples=200)
+    root = math.sqrt(1 - rho**2)
+    numerator = rho * math.asin(rho) + root - rho * math.asin(rho / 2) - math.sqrt(4 - rho**2) + 1
+    truth = math.sqrt(numerator / (1 + math.pi / 3 - math.sqrt(3)))
+    assert result.distance_corrected_low <= truth <= result.distance_corrected_high
+    assert result.distance_corrected == pytest.approx(truth, abs=0.04)
+    assert result.distance_corrected_high - result.distance_corrected_low < 0.12
+
+
+def test_distance_interval_is_as_wide_as_the_estimate_varies():
+    rng = np.random.default_rng(27)
+    results = []
+    for seed in range(100):
+        x, e = rng.normal(size=(2, 61))
+        results.append(correlate(x, x + e, n_resamples=99, seed=seed))
+    width = np.mean([r.distance_corrected_high - r.distance_corrected_low for r in results])
+    assert 0.85 < width / (2 * 1.96 * np.std([r.distance_corrected for r in results])) < 1.4
+
+
+def test_pearson_interval_is_fishers():
+    rng = np.random.default_rng(13)
+    basis, _ = np.linalg.qr(np.column_stack([np.ones(28), rng.normal(size=(28, 2))]))
+    x, e = basis[:, 1], basis[:, 2]  # centred and orthonormal, so r is exactly what is mixed in
+    result = correlate(x, 0.5 * x + math.sqrt(0.75) * e, n_resamples=19)
+    assert (result.pearson_r, result.r2) == pytest.approx((0.5, 0.25))
+    # atanh(0.5) = ln(3)/2, and 1/√(28 − 3) = 0.2.
+    bounds = [math.tanh(math.log(3) / 2 + side * 1.959964 * 0.2) for side in (-1, 1)]
+    assert (result.pearson_low, result.pearson_high) == pytest.approx(bounds, abs=1e-6)
+
+
+def test_spearman_without_ties_from_rank_differences():
+    rng = np.random.default_rng(14)
+    x, y = rng.normal(size=(2, 40))
+    y += x
+    d = np.argsort(np.argsort(x)) - np.argsort(np.argsort(y))
+    rho = 1 - 6 * (d**2).sum() / (40 * (40**2 - 1))
+    result = correlate(x, y, n_resamples=19)
+    assert result.spearman_rho == pytest.approx(rho)
+    half = 1.959964 * math.sqrt((1 + rho**2 / 2) / 37)
+    bounds = [math.tanh(math.atanh(rho) + side * half) for side in (-1, 1)]
+    assert (result.spearman_low, result.spearman_high) == pytest.approx(bounds, abs=1e-6)
+
+
+def test_p_values_meet_scipy_with_and_without_ties():
+    rng = np.random.default_rng(15)
+    x = rng.normal(size=50).round(1)
+    y = 0.3 * x + rng.normal(size=50).round(1)
+    result = correlate(x, y, n_resamples=19)
+    assert result.pearson_p == pytest.approx(scipy.stats.pearsonr(x, y).pvalue, rel=1e-6)
+    assert result.spearman_p == pytest.approx(scipy.stats.spearmanr(x, y).pvalue, rel=1e-6)
+
+
+def test_only_distance_correlation_sees_a_parabola():
+    x = np.arange(-30.0, 31.0)
+    result = correlate(x, x**2, n_resamples=199)
+    assert abs(result.pearson_r) < 1e-12
+    assert abs(result.spearman_rho) < 1e-12
+    assert result.distance_p == 1 / 200
+    assert result.distance_corrected_low > 0.3
+
+
+def test_perfect_correlation_is_certain():
+    x = np.arange(10.0)
+    for groups in (None, np.repeat(np.arange(5), 2)):
+        result = correlate(x, -2 * x + 1, groups, n_resamples=199)
+        assert (result.pearson_r, result.spearman_rho) == pytest.approx((-1.0, -1.0))
+        assert (result.pearson_low, result.pearson_high) == pytest.approx((-1.0, -1.0))
+        assert result.distance_correlation == pytest.approx(1.0)
+        assert result.pearson_p < 1e-12
+
+
+@quick
+@given(pairs, st.floats(0.5, 3), st.floats(-50, 50), st.booleans())
+def test_affine_maps_change_signs_at_most(rows, scale, shift, flip):
+    x, y = np.array(rows, dtype=float).T
+    assume(np.ptp(x) > 0 and np.ptp(y) > 0)
+    sign = -1 if flip else 1
+    one, two = correlate(x, y, n_resamples=9), correlate(sign * scale * x + shift, y, n_resamples=9)
+    assert two.pearson_r == pytest.approx(sign * one.pearson_r, abs=1e-9)
+    assert two.spearman_rho == pytest.approx(sign * one.spearman_rho, abs=1e-9)
+    assert two.distance_correlation == pytest.approx(one.distance_correlation, abs=1e-6)
+    assert two.distance_corrected**2 == pytest.approx(one.distance_corrected**2, abs=1e-9)
+
+
+@quick
+@given(pairs)
+def test_coefficients_stay_in_range_symmetric_and_inside_their_intervals(rows):
+    x, y = np.array(rows, dtype=float).T
+    assume(np.ptp(x) > 0 and np.ptp(y) > 0)
+    one, two = correlate(x, y, n_resamples=9), correlate(y, x, n_resamples=9)
+    slack = 1e-12
+    assert one.pearson_low - slack <= one.pearson_r <= one.pearson_high + slack
+    assert one.spearman_low - slack <= one.spearman_rho <= one.spearman_high + slack
+    assert 0 <= one.distance_correlation <= 1 + slack
+    assert 0 <= one.distance_corrected <= 1
+    assert 0 <= one.distance_corrected_low <= one.distance_corrected_high <= 1
+    assert (one.pearson_r, one.distance_correlation) == pytest.approx(
+        (two.pearson_r, two.distance_correlation)
+    )
+
+
+@quick
+@given(pairs)
+def test_monotone_maps_do_not_change_ranks(rows):
+    x, y = np.array(rows, dtype=float).T
+    assume(np.ptp(x) > 0 and np.ptp(y) > 0)
+    one, two = correlate(x, y, n_resamples=9), correlate(np.exp(x / 8), y**3 + y, n_resamples=9)
+    assert two.spearman_rho == pytest.approx(one.spearman_rho, abs=1e-12)
+
+
+def test_permutation_p_is_uniform_for_independent_pairs():
+    rng = np.random.default_rng(16)
+    p = [correlate(*rng.normal(size=(2, 20)), n_resamples=39, seed=s).distance_p for s in range(150)]
+    # Exactly 5 % and 50 % in the long run, within 3.3 binomial standard errors.
+    assert abs(np.mean(np.array(p) <= 0.05) - 0.05) < 0.06
+    assert abs(np.mean(np.array(p) <= 0.5) - 0.5) < 0.14
+
+
+def test_crops_of_few_photographs_do_not_correlate_by_themselves():
+    rng = np.random.default_rng(17)
+    naive, grouped = [], []
+    for seed in range(70):
+        (x, groups), (y, _) = (draw_grouped(rng, n_groups=12, size=6) for _ in range(2))
+        for kept, labels in ((naive, None), (grouped, groups)):
+            result = correlate(x, y, labels, n_resamples=99, seed=seed)
+            kept.append((result.pearson_p <= 0.05, result.spearman_p <= 0.05, result.distance_p <= 0.05))
+    assert (np.mean(grouped, axis=0) <= 0.14).all()  # 0.05 + 3.3 standard errors
+    assert (np.mean(naive, axis=0) >= 0.25).all()
+
+
+def test_a_real_correlation_is_found_over_groups():
+    rng = np.random.default_rng(18)
+    x, groups = draw_grouped(rng, n_groups=20, size=6)
+    result = correlate(x, x + 0.5 * rng.normal(size=x.size), groups, n_resamples=199)
+    assert result.n_groups == 20
+    assert result.pearson_low > 0.7
+    assert result.spearman_p < 0.001
+    assert result.distance_p <= 0.01
+    assert result.distance_corrected_low < result.distance_corrected < result.distance_corrected_high
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "reason"),
+    [
+        ([1.0] * 6, np.arange(6.0), "x is constant"),
+        (np.arange(6.0), [0.1 + 0.2, 0.3] * 3, "y is constant"),
+        ([1.0] * 5, [2.0] * 5, "x and y is constant"),
+        ([1.0, 2.0, 3.0], [1.0, 2.0, 4.0], "at least 4 images, got 3"),
+    ],
+)
+def test_undetermined_correlation_says_why(x, y, reason):
+    result = correlate(x, y)
+    assert reason in result.reason
+    assert math.isnan(result.pearson_r)
+    assert math.isnan(result.distance_p)
+
+
+def test_missing_intervals_say_why():
+    few = correlate([1.0, 2.0, 3.0, 5.0], [1.0, 3.0, 2.0, 4.0], n_resamples=19)
+    assert math.isnan(few.distance_corrected_low)
+    assert "too few images" in few.reason
+    assert few.pearson_low < few.pearson_r
+    x = [0.0] * 8 + [1.0, 2.0]
+    assert "without one of them" in correlate(x, np.arange(10.0), [1] * 5 + [2] * 3 + [3] * 2).reason
+
+
+def test_correlation_repeats_with_its_seed():
+    x, y = np.random.default_rng(19).normal(size=(2, 30))
+    first, again, other = (correlate(x, y, n_resamples=50, seed=s) for s in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+# --- regression -------------------------------------------------------------------------------------------
+
+
+def make_layers(n: int, k: int, seed: int) -> tuple[pd.DataFrame, np.random.Generator]:
+    rng = np.random.default_rng(seed)
+    return pd.DataFrame(rng.normal(size=(n, k)), columns=[f"layer{i}" for i in range(k)]), rng
+
+
+def look_up(table: pd.DataFrame, **where: str) -> pd.Series:
+    """The one row of the table with these values."""
+    rows = table[np.logical_and.reduce([table[key] == value for key, value in where.items()])]
+    assert len(rows) == 1
+    return rows.iloc[0]
+
+
+def test_only_the_forest_finds_a_parabola():
+    half, _ = make_layers(150, 3, seed=20)
+    layers = pd.concat([half, -half], ignore_index=True)  # so that no line correlates with an even function
+    scores = regress_cross_validated(layers, layers["layer1"] ** 2, repeats=1).scores.set_index("estimator")
+    assert scores.loc["forest", "r2"] > 0.8
+    assert scores.loc["ridge", "r2"] < 0.05
+    assert scores.loc["best single layer", "r2"] < 0.05
+
+
+def test_noise_predicts_nothing():
+    layers, rng = make_layers(300, 5, seed=21)
+    scores = regress_cross_validated(layers, rng.normal(size=300), repeats=1).scores
+    assert (scores["r2"] <= 0.05).all()
+    assert (scores["ci_low"] <= scores["r2"]).all()
+    assert (scores["r2"] <= scores["ci_high"]).all()
+
+
+def test_linear_prediction_reaches_the_known_share():
+    layers, rng = make_layers(600, 3, seed=22)
+    y = layers["layer0"] + layers["layer2"] + math.sqrt(2) * rng.normal(size=600)
+    result = regress_cross_validated(layers, y, repeats=1)
+    ridge = look_up(result.scores, estimator="ridge")
+    assert ridge["r2"] == pytest.approx(0.5, abs=0.08)  # two of four parts of the variance
+    assert ridge["ci_low"] < 0.5 < ridge["ci_high"]
+    assert look_up(result.scores, estimator="best single layer")["r2"] == pytest.approx(0.25, abs=0.08)
+
+
+def test_importances_of_a_noise_free_sum():
+    layers, _ = make_layers(400, 3, seed=23)
+    table = regress_cross_validated(layers, layers["layer0"] + layers["layer1"], repeats=1).importances
+    # Shuffling a part that carries half of the variance adds twice that half to the error.
+    for layer, drop, coefficient in (("layer0", 1, 0.5**0.5), ("layer1", 1, 0.5**0.5), ("layer2", 0, 0)):
+        assert look_up(table, estimator="ridge", measure="permutation", layer=layer)["mean"] == pytest.approx(
+            drop, abs=0.15
+        )
+        assert look_up(table, estimator="ridge", measure="coefficient", layer=layer)["mean"] == pytest.approx(
+            coefficient, abs=0.06
+        )
+    chosen = table[table["measure"] == "chosen"].set_index("layer")["mean"]
+    assert chosen.sum() == pytest.approx(1.0)
+    assert chosen["layer2"] == 0
+
+
+def test_a_photograph_cannot_be_recognised_across_folds():
+    rng = np.random.default_rng(24)
+    groups = np.repeat(np.arange(30), 8)
+    marks = rng.normal(size=(30, 4))[groups] + 0.01 * rng.normal(size=(240, 4))
+    layers, y = pd.DataFrame(marks, columns=list("abcd")), rng.normal(size=30)[groups]
+    leaky = look_up(regress_cross_validated(layers, y, repeats=1).scores, estimator="forest")
+    honest = look_up(regress_cross_validated(layers, y, groups, repeats=1).scores, estimator="forest")
+    assert leaky["r2"] > 0.8
+    assert honest["r2"] < 0.15
+    assert honest["n_groups"] == 30
+
+
+def test_constant_target_and_constant_layer():
+    layers, rng = make_layers(60, 2, seed=25)
+    layers["layer1"] = 3.0
+    result = regress_cross_validated(layers, np.full(60, 0.1), repeats=1)
+    assert result.scores["r2"].isna().all()
+    assert (result.scores["reason"] == "y is constant").all()
+    assert result.importances.empty
+    kept = regress_cross_validated(layers, layers["layer0"] + 0.01 * rng.normal(size=60), repeats=1)
+    assert look_up(kept.scores, estimator="ridge")["r2"] > 0.99
+    assert (
+        look_up(kept.importances, estimator="best single layer", measure="chosen", layer="layer1")["mean"]
+        == 0
+    )
+
+
+def test_regression_repeats_with_its_seed():
+    layers, rng = make_layers(60, 2, seed=26)
+    y = layers["layer0"] + rng.normal(size=60)
+    first, again = (regress_cross_validated(layers, y, seed=3, repeats=1) for _ in range(2))
+    pd.testing.assert_frame_equal(first.scores, again.scores)
+    pd.testing.assert_frame_equal(first.importances, again.importances)
+
+
+# --- bad input --------------------------------------------------------------------------------------------
+
+LAYERS = pd.DataFrame({"conv1": np.arange(40.0), "conv2": np.arange(40.0) % 7})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: summarize([]),
+            r"summarize: values must be one column of at least one value, got shape \(0,\)",
+        ),
+        (lambda: summarize([[1.0, 2.0]]), r"summarize: values must be one column .* got shape \(1, 2\)"),
+        (lambda: summarize(["a"]), "summarize: values must be numbers"),
+        (lambda: summarize([1.0, math.nan, math.inf]), r"finite, got nan at position 1 \(2 of 3 in all\)"),
+        (lambda: summarize([1.0, 2.0], silent=[True]), "equally long .* values: 2, silent: 1"),
+        (lambda: summarize([1.0, 2.0], groups=["a"]), "equally long .* values: 2, groups: 1"),
+        (lambda: bootstrap_interval([1.0]), "bootstrap_interval: needs at least 2 rows, got 1"),
+        (
+            lambda: bootstrap_interval([1.0, 2.0], method="basic"),
+            "must be 'BCa' or 'percentile', got 'basic'",
+        ),
+        (lambda: bootstrap_interval(([1.0, 2.0], [1.0])), "column 0: 2, column 1: 1"),
+        (lambda: cluster_bootstrap_interval([1.0, 2.0], ["a", "a"]), "at least 2 groups, got 1"),
+        (
+            lambda: cluster_bootstrap_interval([1.0, 2.0], ["a", None]),
+            "every row needs a group, got 1 without",
+        ),
+        (lambda: compare_paired([1.0, 2.0], [1.0]), "compare_paired: columns must be .* a: 2, b: 1"),
+        (lambda: compare_paired([1.0], [2.0]), "compare_paired: needs at least 2 images, got 1"),
+        (lambda: relative_change([1.0, 2.0], [1.0, math.nan]), "relative_change: b must be finite"),
+        (lambda: holm([0.5, 1.5]), r"holm: p-values must lie in \[0, 1\], got 0.5 to 1.5"),
+        (lambda: proportion_interval(5, 4), "0 ≤ successes ≤ n and n ≥ 1, got 5 of 4"),
+        (lambda: proportion_interval(0, 0), "0 ≤ successes ≤ n and n ≥ 1, got 0 of 0"),
+        (
+            lambda: correlate([1.0, math.inf], [1.0, 2.0]),
+            "correlate: x must be finite, got inf at position 1",
+        ),
+        (lambda: correlate([1.0, 2.0], [1.0]), "correlate: columns must be .* x: 2, y: 1"),
+        (lambda: regress_cross_validated(LAYERS.to_numpy(), LAYERS["conv1"]), "DataFrame .* got ndarray"),
+        (lambda: regress_cross_validated(LAYERS, np.ones(39)), "X: 40, y: 39"),
+        (lambda: regress_cross_validated(LAYERS, np.ones(40), folds=11), "got 11 folds for 40 images"),
+        (lambda: regress_cross_validated(LAYERS, np.ones(40), [1, 2] * 20), "as folds, got 2 for 5"),
+        (lambda: regress_cross_validated(LAYERS / 0, np.ones(40)), "column 'conv1' of X must be finite"),
+    ],
+)
+def test_bad_input_is_one_sentence(call, message):
+    with pytest.raises(SpectralError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,371 @@
+"""The training recipe: augmentation, resuming bit for bit, refusals, and that it learns."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+from torch import nn
+
+from spectral import training
+from spectral.errors import SpectralError
+from spectral.models.architectures import build
+from spectral.training import STATE_NAME, LabelledImages, Recipe, augment, evaluate, normalize, train
+
+QUICK = settings(max_examples=40, deadline=None, database=None, derandomize=True)
+CLASSES = tuple("abcdefghij")
+SHORT = Recipe(epochs=3, batch_size=8, precision="fp32", seed=3)
+
+
+def random_set(count: int = 16, size: int = 8, data_id: str = "random") -> LabelledImages:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
+    return LabelledImages(images, torch.arange(count) % 10, CLASSES, data_id)
+
+
+def two_colours(count: int = 64, size: int = 8) -> LabelledImages:
+    """Red images are class 0, blue ones class 1, all a little noisy."""
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(count) % 2
+    images = torch.randint(0, 60, (count, 3, size, size), generator=generator, dtype=torch.uint8)
+    images[labels == 0, 0] += 180
+    images[labels == 1, 2] += 180
+    return LabelledImages(images, labels, CLASSES, "two colours")
+
+
+class Tiny(nn.Module):
+    """Trains in milliseconds and has what a resume must carry: statistics and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, 2, 1)
+        self.bn = nn.BatchNorm2d(4)
+        self.drop = nn.Dropout(0.3)
+        self.fc = nn.Linear(4, 10)
+
+    def forward(self, x):
+        return self.fc(self.drop(torch.relu(self.bn(self.conv(x)))).mean((2, 3)))
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setattr(training, "build", lambda name: Tiny())
+
+
+def run(architecture, data, out, recipe=SHORT, **options):
+    return train(architecture, data, options.pop("test_set", data), out, recipe, progress=False, **options)
+
+
+def assert_same(a, b):
+    assert a["history"] == b["history"]
+    theirs = b["model"].state_dict()
+    for name, value in a["model"].state_dict().items():
+        assert torch.equal(value, theirs[name]), name
+
+
+class KilledError(RuntimeError):
+    """Stands for the process's end."""
+
+
+class TestResume:
+    @pytest.mark.parametrize("architecture", ["resnet20", "nula-w32"])
+    def test_equals_the_uninterrupted_run_bit_for_bit(self, architecture, tmp_path, monkeypatch):
+        data, recipe = random_set(), Recipe(epochs=2, batch_size=8, precision="fp32")
+        whole = run(architecture, data, tmp_path / "whole", recipe)
+        self.kill_in_epoch(2, monkeypatch)
+        with pytest.raises(KilledError):
+            run(architecture, data, tmp_path / "broken", recipe)
+        monkeypatch.undo()
+        torch.manual_seed(12345)  # a fresh process is in some other random state
+        resumed = run(architecture, data, tmp_path / "broken", recipe)
+        assert [row["epoch"] for row in resumed["history"]] == [1, 2]
+        assert_same(resumed, whole)
+
+    @staticmethod
+    def kill_in_epoch(number, monkeypatch):
+        """Die after the epoch's optimiser steps, before its state is stored."""
+        count = iter(range(1, 100))
+
+        def dying(*args):
+            if next(count) == number:
+                raise KilledError
+            return evaluate(*args)
+
+        monkeypatch.setattr(training, "evaluate", dying)
+
+    @pytest.mark.parametrize("epoch", [1, 2, 3])
+    def test_after_a_kill_in_any_epoch(self, epoch, tiny, tmp_path, monkeypatch):
+        whole = run("resnet20", random_set(), tmp_path / "whole")
+        with monkeypatch.context() as patch:
+            self.kill_in_epoch(epoch, patch)
+            with pytest.raises(KilledError):
+                run("resnet20", random_set(), tmp_path / "broken")
+        assert (tmp_path / "broken" / STATE_NAME).exists() == (epoch > 1)
+        assert_same(run("resnet20", random_set(), tmp_path / "broken"), whole)
+
+    def test_after_a_kill_while_the_state_is_written(self, tiny, tmp_path, monkeypatch):
+        whole = run("resnet20", random_set(), tmp_path / "whole")
+        replace, count = os.replace, iter(range(1, 100))
+
+        def dying(source, target):
+            if next(count) == 2:
+                raise KilledError
+            replace(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", dying)
+            with pytest.raises(KilledError):
+                run("resnet20", random_set(), tmp_path / "broken")
+        state = torch.load(tmp_path / "broken" / STATE_NAME, weights_only=True)
+        assert state["epoch"] == 1
+        assert_same(run("resnet20", random_set(), tmp_path / "broken"), whole)
+
+    def test_a_finished_run_trains_no_more(self, tiny, tmp_path, monkeypatch):
+        whole = run("resnet20", random_set(), tmp_path)
+
+        def refuse(*args):
+            raise AssertionError("trained again")
+
+        monkeypatch.setattr(training, "_epoch_batches", refuse)
+        assert_same(run("resnet20", random_set(), tmp_path), whole)
+
+    def test_same_seed_same_network_and_another_seed_another(self, tiny, tmp_path):
+        a = run("resnet20", random_set(), tmp_path / "a")
+        torch.rand(7)
+        assert_same(run("resnet20", random_set(), tmp_path / "b"), a)
+        other = run(
+            "resnet20", random_set(), tmp_path / "c", Recipe(epochs=3, batch_size=8, precision="fp32", seed=4)
+        )
+        assert not torch.equal(other["model"].fc.weight, a["model"].fc.weight)
+
+    @pytest.mark.parametrize(
+        ("change", "sentence"),
+        [
+            ({"recipe": Recipe(epochs=4, batch_size=8, precision="fp32", seed=3)}, "a run with recipe = "),
+            ({"recipe": Recipe(epochs=3, batch_size=8, precision="fp32", seed=4)}, "a run with recipe = "),
+            ({"architecture": "nula"}, "a run with architecture = resnet20, not nula"),
+            ({"data": random_set(data_id="other")}, "a run with data_id = random, not other"),
+        ],
+    )
+    def test_refuses_another_run_in_the_same_folder(self, change, sentence, tiny, tmp_path):
+        first = {"architecture": "resnet20", "data": random_set(), "out": tmp_path}
+        run(**first)
+        before = (tmp_path / STATE_NAME).read_bytes()
+        with pytest.raises(SpectralError, match=f"train: .*{sentence}.*choose another folder or delete it"):
+            run(**{**first, **change})
+        assert (tmp_path / STATE_NAME).read_bytes() == before
+
+
+class TestLearning:
+    def test_learns_two_colours(self, tmp_path):
+        data = two_colours()
+        result = run(
+            "resnet20", data, tmp_path, Recipe(epochs=4, batch_size=16, max_lr=0.05, precision="fp32")
+        )
+        losses = [row["loss"] for row in result["history"]]
+        assert losses[-1] < 0.1 * losses[0]
+        assert result["test_accuracy"] == result["history"][-1]["test_accuracy"] == 1.0
+
+    def test_the_test_set_chooses_nothing(self, tiny, tmp_path):
+        a = run("resnet20", random_set(), tmp_path / "a")
+        b = run("resnet20", random_set(), tmp_path / "b", test_set=two_colours())
+        for name, value in a["model"].state_dict().items():
+            assert torch.equal(value, b["model"].state_dict()[name])
+
+    def test_a_loss_that_is_not_finite_stops_with_a_sentence(self, tiny, tmp_path):
+        run("resnet20", random_set(), tmp_path / "good")
+        recipe = Recipe(epochs=3, batch_size=8, max_lr=1e38, precision="fp32")
+        with pytest.raises(
+            SpectralError, match=r"train: the loss of resnet20 became (nan|inf).*lower max_lr \(now 1e\+38\)"
+        ):
+            run("resnet20", random_set(), tmp_path / "bad", recipe)
+
+    def test_metadata_is_json_and_the_model_is_ready(self, tiny, tmp_path):
+        result = run("resnet20", random_set(size=10), tmp_path)
+        model = result.pop("model")
+        assert not any(module.training for module in model.modules())
+        assert all(p.device.type == "cpu" and p.is_contiguous() for p in model.parameters())
+        described = json.loads(json.dumps(result))
+        assert described["architecture"] == "resnet20"
+        assert described["family"] == "strided"
+        assert described["size"] == [10, 10]
+        assert described["classes"] == list(CLASSES)
+        assert (described["epochs"], described["seed"], described["precision"]) == (3, 3, "fp32")
+        assert described["recipe"]["batch_size"] == 8
+        assert described["test_images"] == 16
+        assert len(described["history"]) == 3
+
+    def test_bf16_multiplies_in_half_and_keeps_float32_weights(self, tiny, tmp_path):
+        result = run(
+            "resnet20",
+            random_set(),
+            tmp_path / "half",
+            Recipe(epochs=1, batch_size=8, precision="bf16", seed=3),
+        )
+        exact = run(
+            "resnet20",
+            random_set(),
+            tmp_path / "full",
+            Recipe(epochs=1, batch_size=8, precision="fp32", seed=3),
+        )
+        assert result["precision"] == "bf16"
+        weight = result["model"].fc.weight
+        assert weight.dtype == torch.float32
+        assert not torch.equal(weight, exact["model"].fc.weight)
+        torch.testing.assert_close(weight, exact["model"].fc.weight, rtol=0, atol=0.02)
+
+    @pytest.mark.parametrize(
+        ("count", "batch_size", "epochs"), [(16, 8, 2), (16, 4, 1), (16, 16, 4), (16, 16, 1), (17, 8, 1)]
+    )
+    def test_very_short_schedules(self, count, batch_size, epochs, tiny, tmp_path):
+        result = run(
+            "resnet20",
+            random_set(count),
+            tmp_path,
+            Recipe(epochs=epochs, batch_size=batch_size, precision="fp32"),
+        )
+        assert len(result["history"]) == epochs
+
+    def test_without_momentum(self, tiny, tmp_path):
+        assert (
+            len(
+                run("resnet20", random_set(), tmp_path, Recipe(epochs=1, batch_size=8, momentum=0))["history"]
+            )
+            == 1
+        )
+
+    def test_the_rate_rises_to_its_maximum_and_falls(self, tiny, tmp_path, monkeypatch):
+        rates = []
+        step = torch.optim.SGD.step
+
+        def recording(self, *args, **kwargs):
+            rates.append(self.param_groups[0]["lr"])
+            return step(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.optim.SGD, "step", recording)
+        run("resnet20", random_set(), tmp_path, Recipe(epochs=10, batch_size=8, max_lr=0.1, precision="fp32"))
+        peak = rates.index(max(rates))
+        assert len(rates) == 20
+        assert max(rates) == pytest.approx(0.1)
+        assert peak == 4  # a quarter of twenty steps, counted from the first
+        assert rates[:peak] == sorted(rates[:peak])
+        assert rates[peak:] == sorted(rates[peak:], reverse=True)
+        assert rates[-1] < 1e-5
+
+    def test_unknown_architecture(self, tmp_path):
+        with pytest.raises(SpectralError, match="unknown architecture 'resnet2'; nearest: 'resnet20'"):
+            run("resnet2", random_set(), tmp_path)
+
+    def test_evaluate_counts_correct_answers_over_all_batches(self):
+        data = random_set(23)
+
+        class Oracle(nn.Module):
+            """Right for the first 20 images, wrong for the last three."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.seen = 0
+
+            def forward(self, x):
+                assert not self.training
+                answer = torch.arange(self.seen, self.seen + len(x))
+                self.seen += len(x)
+                return nn.functional.one_hot((answer + (answer >= 20)) % 10, 10).float()
+
+        assert evaluate(Oracle(), data, torch.device("cpu"), batch_size=5) == pytest.approx(20 / 23)
+
+    def test_evaluation_sees_normalized_images(self):
+        class Probe(nn.Module):
+            def forward(self, x):
+                torch.testing.assert_close(x, (data.images.float() / 255 - 0.5) / 0.5)
+                return torch.zeros(len(x), 10)
+
+        data = random_set()
+        assert evaluate(Probe(), data, torch.device("cpu")) == pytest.approx(
+            2 / 16
+        )  # labels 0: images 0 and 10
+
+
+class TestBatches:
+    @QUICK
+    @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 12), st.booleans(), st.integers(0, 99))
+    def test_augment_equals_pad_crop_mirror(self, height, width, pad, flip, seed):
+        rng = np.random.default_rng(seed)
+        image = rng.integers(0, 256, (3, height, width), dtype=np.uint8)
+        dy, dx = (int(v) for v in rng.integers(0, 2 * pad + 1, 2))
+        padded = np.pad(image, [(0, 0), (pad, pad), (pad, pad)], mode="reflect")
+        window = padded[:, dy : dy + height, dx : dx + width]
+        expected = Image.fromarray(np.ascontiguousarray(window.transpose(1, 2, 0)))
+        expected = np.asarray(ImageOps.mirror(expected) if flip else expected).transpose(2, 0, 1)
+        got = augment(torch.from_numpy(image)[None], torch.tensor([[dy, dx]]), torch.tensor([flip]), pad)
+        np.testing.assert_array_equal(got[0].numpy(), expected)
+        assert got.dtype == torch.uint8
+
+    def test_each_image_has_its_own_shift(self):
+        images = random_set(3).images
+        shifts, flips = torch.tensor([[0, 2], [1, 1], [2, 0]]), torch.tensor([True, False, True])
+        together = augment(images, shifts, flips, 1)
+        assert torch.equal(together[1], images[1])  # shift = pad, no mirror: the image itself
+        for i in range(3):
+            assert torch.equal(
+                together[i : i + 1], augment(images[i : i + 1], shifts[i : i + 1], flips[i : i + 1], 1)
+            )
+
+    def test_an_epoch_shows_every_image_once_in_an_order_of_its_own(self):
+        data = random_set(20)
+        labels = torch.arange(20)
+        recipe = Recipe(batch_size=8, crop_padding=0, flip=False)
+        orders = []
+        for epoch in (0, 0, 1):
+            batches = list(training._epoch_batches(data.images, labels, recipe, epoch))
+            assert [len(x) for x, _ in batches] == [8, 8, 4]
+            order = torch.cat([target for _, target in batches])
+            assert sorted(order.tolist()) == list(range(20))
+            assert torch.equal(torch.cat([x for x, _ in batches]), normalize(data.images[order]))
+            orders.append(order)
+        assert torch.equal(orders[0], orders[1])
+        assert not torch.equal(orders[0], orders[2])
+
+    def test_crops_and_mirrors_vary_within_an_epoch(self):
+        image = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).expand(200, 3, 8, 8)
+        recipe = Recipe(batch_size=200, crop_padding=1)
+        ((batch, _),) = training._epoch_batches(image, torch.zeros(200), recipe, 0)
+        assert (
+            len(batch.flatten(1).unique(dim=0)) == 3 * 3 * 2
+        )  # every shift of every orientation, seen once at least
+
+    def test_normalize(self):
+        x = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)
+        assert normalize(x).flatten().tolist() == pytest.approx([-1, -0.6, 1])
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("field", "value", "sentence"),
+        [
+            ("epochs", 0, "epochs must be > 0, got 0"),
+            ("batch_size", 0, "batch_size must be > 0, got 0"),
+            ("max_lr", -1.0, "max_lr must be > 0, got -1.0"),
+            ("max_lr", float("nan"), "max_lr must be > 0, got nan"),
+            ("crop_padding", -1, "crop_padding must be ≥ 0, got -1"),
+        ],
+    )
+    def test_recipe(self, field, value, sentence):
+        with pytest.raises(SpectralError, match=f"Recipe: {sentence}"):
+            Recipe(**{field: value})
+
+    @pytest.mark.parametrize(("images", "labels"), [(0, 0), (3, 2), (2, 3)])
+    def test_labels_and_images_must_match(self, images, labels):
+        sentence = f"expected as many labels as images, got {images} images and {labels} labels"
+        with pytest.raises(SpectralError, match=sentence):
+            LabelledImages(torch.zeros(images, 3, 4, 4, dtype=torch.uint8), torch.zeros(labels), CLASSES, "x")
+
+
+def test_our_architectures_train_from_their_names():
+    assert build("resnet20") is not build("resnet20")
