@@ -226,9 +226,8 @@ def test_slices(size, rows, columns, level):
     kept = decimate(decimation.dense((output.shape[-2], output.shape[-1])), decimation.geometry, output.shape[-2:])
     if steps[1] == 1:  # a cut of the columns without a step is a crop, which isn't the site's
         kept, output = kept[..., slice(*columns)], output[..., slice(*columns)]
-    if output.numel():
-        assert torch.equal(kept[: len(expected)], output)
-        assert torch.equal(output, expected)
+    assert torch.equal(kept, output)
+    assert torch.equal(output, expected)
 
 
 def test_slices_of_two_indexings_with_something_between_are_two():
@@ -298,8 +297,8 @@ def test_other_resizing_says_why(how, reason, level):
         lambda x: F.conv2d(x, image(2, 2, 3, 3)),
         lambda x: F.conv2d(x, image(2, 2, 3, 3), padding="same"),
         lambda x: F.conv_transpose2d(x, image(2, 2, 3, 3), stride=2),
-        lambda x: F.conv1d(x[0], image(2, 6, 3)[:, :2], stride=2),
-        lambda x: F.conv3d(x[None], image(2, 2, 1, 3, 3)[:, :1], stride=2),
+        lambda x: F.conv1d(x[0], image(2, 6, 3), stride=2),
+        lambda x: F.conv3d(x[None], image(2, 1, 1, 3, 3), stride=2),
         lambda x: F.max_pool2d(x, 3, 1),
         lambda x: F.interpolate(x, scale_factor=2),
         lambda x: x[:, :, 2:5, :4],

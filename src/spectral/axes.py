@@ -43,9 +43,9 @@ class AxisTracker:
         known = self._labels.get(x)
         return known if known is not None and len(known) == x.ndim else (None,) * x.ndim
 
-    def follow(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
-        """Derive the labels of an operator's output from its inputs'."""
-        name = func._schema.name.split("::")[-1]
+    def follow(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> bool:
+        """Derive the labels of an operator's output from its inputs'; tell whether it reads a map."""
+        name = operator_name(func)
         outputs = [t for t in (out if isinstance(out, (tuple, list)) else (out,)) if isinstance(t, Tensor)]
         inputs = [t for t in _flatten((*args, *kwargs.values())) if isinstance(t, Tensor)]
         labelled = [t for t in inputs if any(self.labels(t))]
@@ -57,6 +57,17 @@ class AxisTracker:
                 labels = _derive(name, args, self.labels(source), source, result)
                 if any(labels):
                     self.mark(result, labels)
+        return bool(labelled) or name in _SPATIAL
+
+
+def operator_name(func: Any) -> str:
+    """Return the name of an operator without namespace and overload.
+
+    Example:
+        >>> operator_name(torch.ops.aten.slice.Tensor)
+        'slice'
+    """
+    return str(func._schema.name).split("::")[-1]
 
 
 def _derive(name: str, args: Sequence[Any], labels: Labels, x: Tensor, result: Tensor) -> Labels:

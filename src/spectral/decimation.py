@@ -36,6 +36,7 @@ class Geometry:
     ceil_mode: bool = False
     count_include_pad: bool = True
     divisor: int | None = None
+    adaptive: bool = False
     axes: tuple[int, ...] = ()
     reason: str | None = None
 
@@ -62,9 +63,11 @@ class Decimation:
             (p_h, p_w), (e_h, e_w) = g.padding, extension
             x = F.pad(x, (p_w, p_w + e_w, p_h, p_h + e_h), value=-torch.inf)
             return F.max_pool2d(x, g.kernel, 1, 0, g.dilation)
-        if extension == (0, 0):
+        if extension == (0, 0) and not g.adaptive:
             return F.avg_pool2d(x, g.kernel, 1, g.padding, False, g.count_include_pad, g.divisor)
-        return self._average_ragged(x, extension)
+        # These take a sum and divide it: in half precision the sum would be rounded on its own.
+        wide = x.float() if x.element_size() < 4 else x
+        return (self._average_adaptive(wide) if g.adaptive else self._average_ragged(wide, extension)).to(x.dtype)
 
     def _ceil_extension(self, x: Tensor, output_size: Pair) -> Pair:
         """How far beyond the right padding the windows of a ``ceil_mode`` pool reach."""
@@ -72,6 +75,11 @@ class Decimation:
         axes = zip(output_size, g.stride, g.dilation, g.kernel, x.shape[-2:], g.padding, strict=True)
         reach = [(n - 1) * s + d * (k - 1) + 1 - extent - 2 * p for n, s, d, k, extent, p in axes]
         return max(0, reach[0]), max(0, reach[1])
+
+    def _average_adaptive(self, x: Tensor) -> Tensor:
+        """Average as adaptive pools do: by the rows, then by the columns, which rounds differently."""
+        rows, columns = self.geometry.kernel
+        return F.avg_pool2d(x, (rows, columns), 1, divisor_override=1) / rows / columns
 
     def _average_ragged(self, x: Tensor, extension: Pair) -> Tensor:
         """Average with ``ceil_mode``: samples beyond the padding count in neither the sum nor the divisor."""
@@ -122,7 +130,7 @@ def _pair(value: Any) -> Pair:
 
 def _read_convolution(a: dict[str, Any]) -> Decimation | None:
     x, stride = a["input"], a["stride"]
-    if a.get("transposed") or x.ndim != 4 or max(_pair(stride)) < 2:
+    if a.get("transposed") or a["weight"].ndim != 4 or max(_pair(stride)) < 2:
         return None
     kernel, dilation, padding = a["weight"].shape[-2:], _pair(a["dilation"]), a["padding"]
     if isinstance(padding, str):  # undecomposed conv2d; "same" isn't allowed with a stride
@@ -130,7 +138,7 @@ def _read_convolution(a: dict[str, Any]) -> Decimation | None:
     geometry = Geometry(
         "conv", _pair(stride), _pair(kernel), _pair(padding), dilation, groups=int(a["groups"])
     )
-    return Decimation(geometry, x, a["weight"], a["bias"])
+    return Decimation(geometry, _batched(x), a["weight"], a["bias"])
 
 
 def _read_pool(kind: str) -> Callable[[dict[str, Any]], Decimation | None]:
@@ -156,13 +164,13 @@ def _read_adaptive(kind: str) -> Callable[[dict[str, Any]], Decimation | None]:
     def read(a: dict[str, Any]) -> Decimation | None:
         x, size = _batched(a["self"]), _pair(a["output_size"])
         extent = _pair(x.shape[-2:])
-        if size == (1, 1) or size == extent:
-            return Decimation(Geometry("global_pool", (1, 1)), x) if size == (1, 1) else None
+        if size in ((1, 1), extent):  # to 1×1, autograd's level shows a plain mean: neither level counts it
+            return None
         if extent[0] % size[0] or extent[1] % size[1]:
             reason = f"adaptive pool from {_by(extent)} to {_by(size)}: its windows are unequal"
             return Decimation(Geometry(kind, (0, 0), reason=reason), x)
         window = (extent[0] // size[0], extent[1] // size[1])
-        return Decimation(Geometry(kind, window, window), x)
+        return Decimation(Geometry(kind, window, window, adaptive=kind == "avg_pool"), x)
 
     return read
 
@@ -172,7 +180,7 @@ def _read_slice(a: dict[str, Any]) -> Decimation | None:
     if step < 2 or x.ndim < 2 or not x.is_floating_point():
         return None
     start = a["start"] or 0
-    start = start + x.shape[axis] if start < 0 else start
+    start = max(start + x.shape[axis], 0) if start < 0 else start
     axis %= x.ndim
     rows = axis == x.ndim - 2
     geometry = Geometry(
@@ -186,15 +194,17 @@ def _read_resize(rule: str) -> Callable[[dict[str, Any]], Decimation | None]:
         x = a.get("self", a.get("input"))
         assert isinstance(x, Tensor)
         extent = _pair(x.shape[-2:])
+        factors: Sequence[float | None] = a.get("scale_factors") or (a.get("scales_h"), a.get("scales_w"))
         if a.get("output_size") is not None:
             size = _pair(a["output_size"])
         else:
-            factors: Sequence[float] = a["scale_factors"]
-            size = (int(extent[0] * factors[0]), int(extent[1] * factors[-1]))
+            size = (int(extent[0] * (factors[0] or 1)), int(extent[1] * (factors[-1] or 1)))
         if size[0] >= extent[0] and size[1] >= extent[1]:
             return None
         stride = (extent[0] // max(size[0], 1), extent[1] // max(size[1], 1))
-        exact = (stride[0] * size[0], stride[1] * size[1]) == extent
+        # A factor that was given is the one that is used, in single precision, whatever the sizes say.
+        given = [torch.tensor(1 / f).item() if f else s for f, s in zip(factors, stride, strict=True)]
+        exact = (stride[0] * size[0], stride[1] * size[1]) == extent and given == list(stride)
         if rule == "nearest" and exact:
             return Decimation(Geometry("resize", stride), x)
         if rule == "nearest-exact" and exact:

@@ -25,7 +25,8 @@ class Frame:
     module: nn.Module
     call: int
     args: tuple[Any, ...]
-    operators: int = 0
+    operators: int = 0  # candidates so far
+    steps: int = 0  # operators so far that did more to a map than move its samples
 
 
 EventHandler = Callable[[Frame, int, Decimation, Tensor], None]

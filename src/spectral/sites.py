@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -13,16 +14,22 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
-from spectral.axes import AxisTracker
+from spectral.axes import AxisTracker, operator_name
 from spectral.decimation import Decimation, Geometry, Pair
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, suggest
 from spectral.metrics import evaluation_mode
 from spectral.recorder import Frame, Recorder
 
 Access = Literal["direct", "wrapped", "inner"]
 
 # Modules that are nothing but their operator: a plain hook then sees the operator's own tensors.
-_PLAIN = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+PLAIN = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+
+# What a module may do to its input before its operator and still be one site: pad, crop, copy or cast it.
+_PREPARING = {
+    "constant_pad_nd", "reflection_pad2d", "replication_pad2d", "slice", "index_select", "new_empty",
+    "empty_like", "copy_", "clone", "_to_copy", "alias", "detach", "view", "unsqueeze", "squeeze",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,7 @@ class _Event:
     decimation: Decimation
     output: Tensor
     spatial: bool
+    prepared: bool
     returned: bool = False
 
 
@@ -109,9 +117,8 @@ def find_sites(model: nn.Module, example: Tensor | int | Pair | Sequence[int]) -
     """
     check_hookable(model)
     image = _as_example(example)
-    events = _run_discovery(model, image)
-    sites = _name_sites([_describe(event, image) for event in events if event.spatial])
-    return _merge_space_to_depth(sites, events)
+    events = [event for event in _run_discovery(model, image) if event.spatial]
+    return _name_sites(_merge_space_to_depth([_describe(event, image) for event in events], events))
 
 
 def get_stride_layers(model: nn.Module) -> list[str]:
@@ -142,11 +149,16 @@ def pair_sites(
     Returns:
         (model, site name) → (position in depth, label). A site that the reference lacks keeps its own name.
 
+    Raises:
+        SpectralError: if the reference isn't one of the models.
+
     Example:
         >>> a = find_sites(nn.Sequential(nn.Conv2d(3, 4, 3, 2)), 32)
         >>> pair_sites({"a": a, "b": a})[("b", "0")]
         (0, '0')
     """
+    if reference is not None and reference not in models:
+        raise SpectralError(f"pair_sites: there is no model {reference!r}{suggest(reference, models)}")
     slots: dict[str, dict[tuple[float, float, int], Site]] = {}
     for model, sites in models.items():
         seen: Counter[tuple[float, float]] = Counter()
@@ -156,8 +168,7 @@ def pair_sites(
             slots[model][(*level, seen[level])] = site
             seen[level] += 1
     keys = sorted({key for sites in slots.values() for key in sites})
-    first = reference or next(iter(models))
-    label_order = [first, *(m for m in models if m != first)]
+    label_order = sorted(models, key=lambda model: model != reference)
     labels = {key: next(slots[m][key].name for m in label_order if key in slots[m]) for key in keys}
     return {
         (model, site.name): (keys.index(key), labels[key])
@@ -172,15 +183,22 @@ def check_hookable(model: object) -> None:
     Raises:
         SpectralError: naming the module to pass instead.
     """
-    kind = type(model).__name__
     if not isinstance(model, nn.Module):
-        raise SpectralError(f"expected a torch.nn.Module, got {kind}")
-    if kind == "OptimizedModule":
-        raise SpectralError("hooks never fire in a compiled model; pass the original, model._orig_mod")
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise SpectralError(f"hooks don't see the replicas of {kind}; pass model.module")
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        raise SpectralError("a scripted model runs without hooks; pass the module it was scripted from")
+        raise SpectralError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if kind == "OptimizedModule":
+            raise SpectralError(f"hooks never fire in a compiled model; {_way_out(name, '_orig_mod')}")
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            raise SpectralError("hooks never fire in a compiled model; pass copy.deepcopy(model), which isn't")
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            raise SpectralError(f"hooks don't see the replicas of {kind}; {_way_out(name, 'module')}")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise SpectralError("a scripted model runs without hooks; pass the module it was scripted from")
+
+
+def _way_out(name: str, attribute: str) -> str:
+    return f"put the .{attribute} of {name!r} in its place" if name else f"pass model.{attribute}"
 
 
 def _as_example(example: Tensor | int | Pair | Sequence[int]) -> Tensor:
@@ -194,7 +212,7 @@ def _as_example(example: Tensor | int | Pair | Sequence[int]) -> Tensor:
                 f"find_sites: expected floating-point images, got {example.dtype}; use images.float()"
             )
         return example[:1].detach()
-    size = (example,) if isinstance(example, int) else tuple(example)
+    size = tuple(example) if isinstance(example, Sequence) else (example,)
     shape = (3, size[0], size[0]) if len(size) == 1 else (3, *size) if len(size) == 2 else size
     if len(shape) != 3 or any(not isinstance(n, int) or n < 1 for n in shape):
         raise SpectralError(f"find_sites: expected a batch or a size N, (H, W) or (C, H, W), got {example}")
@@ -202,7 +220,7 @@ def _as_example(example: Tensor | int | Pair | Sequence[int]) -> Tensor:
 
 
 def _run_discovery(model: nn.Module, image: Tensor) -> list[_Event]:
-    # deepest first: hooks and parameters are those of the model itself, only the tensors are replaced
+    # The hooks and modules are the model's own, only the tensors are replaced.
     meta = {name: t.to("meta") for name, t in (*model.named_parameters(), *model.named_buffers())}
     image_on_meta = image.to("meta")
     weights = {name: meta[name] for name, _ in model.named_parameters()}
@@ -213,8 +231,10 @@ def _run_discovery(model: nn.Module, image: Tensor) -> list[_Event]:
         pass
     tensor = next(iter((*model.parameters(), *model.buffers())), image)
     image = image.to(tensor.device, tensor.dtype if tensor.is_floating_point() else image.dtype)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # a forward may change them
+    forward = partial(functional_call, model, buffers, (image,))
     try:
-        return _record(model, partial(model, image), image, set(map(id, model.parameters())))
+        return _record(model, forward, image, set(map(id, model.parameters())))
     except SpectralError:
         raise
     except Exception as error:
@@ -247,9 +267,15 @@ def _record(
             learned = any(True for _ in frame.module.parameters(recurse=False))
             if depthwise and not learned:
                 decimation = replace(decimation, geometry=replace(geometry, kind="blur_pool"))
-        events.append(_Event(frame, index, decimation, output, spatial))
+        prepared = frame.steps == (0 if geometry.kind == "slice" else 1)  # one is the operator itself
+        events.append(_Event(frame, index, decimation, output, spatial, prepared))
 
-    recorder = Recorder(note, tracker.follow)
+    def observe(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+        if tracker.follow(func, args, kwargs, out) and operator_name(func) not in _PREPARING:
+            for frame in recorder.frames:
+                frame.steps += 1
+
+    recorder = Recorder(note, observe)
     calls: Counter[str] = Counter()
     handles: list[RemovableHandle] = []
 
@@ -265,16 +291,30 @@ def _record(
                 event.returned = event.output is output
                 break
 
-    try:
-        for path, module in model.named_modules():
-            handles.append(module.register_forward_pre_hook(partial(enter, path), prepend=True))
-            handles.append(module.register_forward_hook(leave))
-        with evaluation_mode(model), torch.no_grad(), recorder:
-            forward()
-    finally:
-        for handle in handles:
-            handle.remove()
+    with _restored(model):
+        try:
+            for path, module in model.named_modules():
+                handles.append(module.register_forward_pre_hook(partial(enter, path), prepend=True))
+                handles.append(module.register_forward_hook(leave, always_call=True))
+            # Inference mode would show other operators than the forward passes that are measured later.
+            with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model), recorder:
+                forward()
+        finally:
+            for handle in handles:
+                handle.remove()
     return events
+
+
+@contextmanager
+def _restored(model: nn.Module) -> Iterator[None]:
+    """Undo what a forward keeps in plain attributes: a table cached on the meta device breaks the next one."""
+    before = [(vars(module), dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for attributes, values in before:
+            attributes.clear()
+            attributes.update(values)
 
 
 def _describe(event: _Event, image: Tensor) -> Site:
@@ -282,8 +322,8 @@ def _describe(event: _Event, image: Tensor) -> Site:
     geometry, entering = decimation.geometry, decimation.input
     access: Access = "inner"
     argument = frame.args[0] if len(frame.args) == 1 and isinstance(frame.args[0], Tensor) else None
-    if frame.operators == 1 and event.returned and argument is not None:
-        if type(frame.module) in _PLAIN and entering is argument:
+    if frame.operators == 1 and event.prepared and event.returned and argument is not None:
+        if type(frame.module) in PLAIN and entering is argument:
             access = "direct"
         elif argument.ndim == 4 and argument.shape[1] == entering.shape[1]:
             access = "wrapped"
@@ -339,13 +379,8 @@ def _merge_space_to_depth(sites: list[Site], events: list[_Event]) -> list[Site]
         if len({site.geometry.phase for site in group}) == s_h * s_w:
             dropped |= {site.key for site in group}
             first = group[0]
-            merged[first.key] = replace(
-                first,
-                name=first.name.replace(":slice0", "", 1) if first.module else ":space_to_depth0",
-                op="space_to_depth",
-                measurable=False,
-                reason="lossless: every phase is kept as a channel",
-            )
+            reason = "lossless: every phase is kept as a channel"
+            merged[first.key] = replace(first, op="space_to_depth", measurable=False, reason=reason)
     return [merged.get(site.key, site) for site in sites if site.key not in dropped or site.key in merged]
 
 

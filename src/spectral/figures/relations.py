@@ -303,9 +303,8 @@ def _write_stars(ax: Axes, rows: pd.DataFrame, families: list[str], layers: list
     for row in rows.to_dict("records"):
         if isinstance(row["significance"], str):
             x, y = layers.index(row["layer"]) + offsets[row["family"]], max(0.0, row["pearson_high"])
-            ax.annotate(
-                row["significance"], (x, y), (2.5, 1.5), textcoords="offset points", rotation=90, ha="center"
-            )
+            style: dict[str, Any] = {"rotation": 90, "ha": "center", "fontsize": SMALL}
+            ax.annotate(row["significance"], (x, y), (2, 1.5), textcoords="offset points", **style)
     low, high = ax.get_ylim()
     ax.set_ylim(low, high + 0.1 * (high - low))
 

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from spectral.errors import SpectralError, suggest
-from spectral.figures.style import use_style
+from spectral.figures.style import FAMILIES, use_style
 
 Tables = Mapping[str, pd.DataFrame]
 PlotFunction = Callable[[Tables], Figure]
@@ -84,6 +84,11 @@ class Source:
             raise self.error(name, f"has no column {absent[0]!r}{suggest(absent[0], present)}")
         if table.empty:
             raise self.error(name, "has no rows")
+        for column in {"family", "family_a", "family_b"} & set(needed):
+            unknown = sorted(set(table[column].astype(str)) - set(FAMILIES))
+            if unknown:
+                known = ", ".join(FAMILIES)
+                raise self.error(name, f"has an unknown family {unknown[0]!r} (known: {known})")
         if "site" in needed:
             models = table.groupby("family")["model"].nunique()
             if (models > 1).any():

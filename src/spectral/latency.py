@@ -1,0 +1,75 @@
+"""How long forward passes take, and how much arithmetic they are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from spectral.metrics import evaluation_mode
+
+WARM_UP = 3
+
+
+def measure_latency(
+    models: Mapping[str, nn.Module], inputs: Mapping[str, Tensor], repeats: int = 30
+) -> dict[str, list[float]]:
+    """Time forward passes in evaluation mode, without gradients.
+
+    The models take turns within each round, so that whatever else the machine does falls on all of them
+    alike; report medians and quartiles, and ratios rather than milliseconds. A few unmeasured rounds come
+    first; on an accelerator each pass is waited for.
+
+    Args:
+        models: what to time, by name.
+        inputs: a preprocessed batch for each.
+        repeats: rounds.
+
+    Units:
+        Seconds per batch.
+
+    Example:
+        >>> times = measure_latency({"a": nn.Identity()}, {"a": torch.zeros(1)}, repeats=5)
+        >>> len(times["a"])
+        5
+    """
+    times: dict[str, list[float]] = {name: [] for name in models}
+    modes = [evaluation_mode(model) for model in models.values()]
+    for mode in modes:
+        mode.__enter__()
+    try:
+        with torch.inference_mode():
+            for round_number in range(WARM_UP + repeats):
+                for name, model in models.items():
+                    seconds = _time_once(model, inputs[name])
+                    if round_number >= WARM_UP:
+                        times[name].append(seconds)
+    finally:
+        for mode in modes:
+            mode.__exit__()
+    return times
+
+
+def count_macs(model: nn.Module, batch: Tensor) -> int:
+    """Multiply–accumulate operations of convolutions and matrix products in one forward pass.
+
+    Example:
+        >>> count_macs(nn.Linear(4, 2, bias=False), torch.zeros(1, 4))
+        8
+    """
+    with evaluation_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(batch)
+    return int(counter.get_total_flops()) // 2
+
+
+def _time_once(model: nn.Module, batch: Tensor) -> float:
+    if batch.is_cuda:
+        torch.cuda.synchronize(batch.device)
+    start = time.perf_counter()
+    model(batch)
+    if batch.is_cuda:
+        torch.cuda.synchronize(batch.device)
+    return time.perf_counter() - start

@@ -1,0 +1,5 @@
+"""The spectral-aliasing study: five phases, each runnable alone and in order, over one shared measurement."""
+
+from spectral.study.options import PHASES, PRESETS, StudyOptions, run_phase_script, run_study, study_options
+
+__all__ = ["PHASES", "PRESETS", "StudyOptions", "run_phase_script", "run_study", "study_options"]

@@ -1,0 +1,270 @@
+"""What the phases share: models, images, paired sites, the one measurement, and how results are written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import click
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from spectral.data import ImageSet, load_images
+from spectral.errors import SpectralError
+from spectral.figures import draw_figure
+from spectral.hooks import FeatureExtractor, Tap
+from spectral.measurement import measure
+from spectral.metrics import compute_avr, evaluation_mode
+from spectral.models import load_model, model_info
+from spectral.models.load import ModelInfo
+from spectral.sites import Site, find_sites, pair_sites
+from spectral.spectrum import compute_power_spectrum, compute_radial_profile, radial_frequencies
+from spectral.study.options import FAMILIES, PRESETS, StudyOptions
+from spectral.table import describe_environment, read_json, write_csv, write_json
+
+TAPS: tuple[Tap, ...] = ("input", "dense")
+METRICS = ("avr", "am", "am_relative", "alias_power_ratio", "sis")
+
+
+class Study:
+    """One study: its models, images and results folder; everything loads when first needed.
+
+    Args:
+        options: what to run on.
+    """
+
+    def __init__(self, options: StudyOptions) -> None:
+        self.options = options
+        self.out = Path(options.out)
+        self.families = FAMILIES[: len(options.model_names)]
+        self.names = dict(zip(self.families, options.model_names, strict=True))
+        preset = PRESETS[options.preset]
+        custom = options.models is not None or options.images is not None
+        note = "with your own choice of models or images" if custom else preset.note
+        click.echo(f"study, preset {options.preset}: {note}")
+        for family, name in self.names.items():
+            click.echo(f"  {family:9s} {name} ({self.info(family).weights_id})")
+        self._claim()
+
+    @cached_property
+    def models(self) -> dict[str, nn.Module]:
+        """One model per family."""
+        return {family: load_model(name, device=self.options.device) for family, name in self.names.items()}
+
+    @cached_property
+    def _base_images(self) -> ImageSet:
+        size = self.info(self.families[0]).preprocessing.size
+        images = load_images(
+            self.options.image_source, size=size, limit=self.options.image_limit, seed=self.options.seed
+        )
+        click.echo(f"  images    {len(images)} of {images.source}, {len(images.skipped)} skipped")
+        return images
+
+    @cached_property
+    def sites(self) -> dict[str, list[Site]]:
+        """Measurable sites per family."""
+        found = {
+            family: [s for s in find_sites(model, self.info(family).preprocessing.size) if s.measurable]
+            for family, model in self.models.items()
+        }
+        for family, sites in found.items():
+            if not sites:
+                raise SpectralError(f"{self.names[family]} has no downsampling site that can be measured")
+        return found
+
+    @cached_property
+    def layers(self) -> dict[tuple[str, str], tuple[int, str]]:
+        """(family, site name) → (depth, label), like sites of the families sharing a label."""
+        return pair_sites(self.sites, reference=self.families[0])
+
+    def info(self, family: str) -> ModelInfo:
+        """What `load_model` recorded about a family's model."""
+        info = model_info(self.models[family])
+        assert info is not None
+        return info
+
+    def images(self, family: str) -> ImageSet:
+        """Return the study's images at the size a family's model takes: the same pictures for all."""
+        size = self.info(family).preprocessing.size
+        return self._base_images if self._base_images.size == size else self._base_images.resized(size)
+
+    def groups(self) -> list[str] | None:
+        """Return which photograph each image was cut from, None where each is a picture of its own."""
+        if self._base_images.source != "samples":
+            return None
+        return [name.split("-", 1)[1] for name in self._base_images.ids]
+
+    def natural_image(self, family: str) -> Tensor:
+        """Return the first image, preprocessed, as a batch of one."""
+        return self.prepare(family, self.images(family)[0][None])
+
+    def prepare(self, family: str, images: Tensor) -> Tensor:
+        """Normalise images (B, 3, H, W) in [0, 1] for a family's model."""
+        return self.info(family).preprocessing(images.to(self.options.device))
+
+    def capture(self, family: str, images: Tensor, tap: Tap) -> dict[str, Tensor]:
+        """Run one batch and return the tensors at every site."""
+        model, sites = self.models[family], self.sites[family]
+        with evaluation_mode(model), torch.no_grad(), FeatureExtractor(model, sites, tap=tap) as fx:
+            model(images)
+            return {site.name: fx[site.name] for site in sites}
+
+    def describe(self, family: str, site: Site) -> dict[str, Any]:
+        """Columns that name a site in every table."""
+        index, layer = self.layers[(family, site.name)]
+        return {
+            "model": self.names[family], "family": family, "site": site.name, "layer": layer,
+            "layer_index": index, "op": site.op, "stride": f"{site.stride[0]}x{site.stride[1]}",
+        }  # fmt: skip
+
+    def measure_avr(self, images: Mapping[str, Tensor], taps: tuple[Tap, ...] = TAPS) -> pd.DataFrame:
+        """AVR of one preprocessed image per family, at the image itself and at each site and tap."""
+        rows = []
+        for family, image in images.items():
+            power = compute_power_spectrum(image)[0]
+            rows.append(
+                {"model": self.names[family], "family": family, "site": "image", "layer": "image",
+                 "layer_index": -1, "op": "none", "stride": "2x2", "tap": "input",
+                 "height": power.shape[0], "width": power.shape[1],
+                 "avr": float(compute_avr(power, 2)), "silent": bool(power.sum() == 0)}
+            )  # fmt: skip
+            for tap in taps:
+                captured = self.capture(family, image, tap)
+                for site in self.sites[family]:
+                    power = compute_power_spectrum(captured[site.name])[0]
+                    rows.append(
+                        {**self.describe(family, site), "tap": tap, "height": power.shape[0],
+                         "width": power.shape[1], "avr": float(compute_avr(power, site.stride)),
+                         "silent": bool(power.sum() == 0)}
+                    )  # fmt: skip
+        return pd.DataFrame(rows)
+
+    def measure_profiles(self, family: str, images: Tensor, tap: Tap) -> pd.DataFrame:
+        """Radial profiles (share of each map's power) at every site: one row per image, site and ring."""
+        frames = []
+        for site in self.sites[family]:
+            # one site at a time: the maps of all sites of a large network don't fit beside each other
+            with FeatureExtractor(self.models[family], [site], tap=tap) as fx, torch.no_grad():
+                self.models[family](images)
+                power = compute_power_spectrum(fx[site.name])
+            total = power.sum((-2, -1), keepdim=True)
+            profile = compute_radial_profile(power / total.clamp_min(torch.finfo(power.dtype).tiny))
+            rho = radial_frequencies((power.shape[-2], power.shape[-1]))
+            for image in range(len(profile)):
+                frames.append(
+                    pd.DataFrame({**self.describe(family, site), "tap": tap, "image_index": image,
+                                  "rho": rho.numpy(), "power": profile[image].cpu().numpy()})
+                )  # fmt: skip
+        return pd.concat(frames, ignore_index=True)
+
+    @cached_property
+    def measurements(self) -> dict[str, pd.DataFrame]:
+        """All per-image metrics of every family, measured once and continued after an interruption."""
+        return {family: self._measure(family) for family in self.families}
+
+    @cached_property
+    def per_image(self) -> pd.DataFrame:
+        """One row per image, model, site and tap with AVR, the dense map's alias metrics, and SIS."""
+        frames = []
+        for family, table in self.measurements.items():
+            whole = table[table["site"] == ""].pivot(index="image", columns="metric", values="value")
+            at_sites = table[table["site"] != ""]
+            wide = at_sites.pivot(index=["image", "site", "tap"], columns="metric", values="value")
+            aliases = wide.xs("dense", level="tap")[["am", "am_relative", "alias_power_ratio"]]
+            wide = wide.drop(columns=aliases.columns).join(aliases, on=["image", "site"])
+            wide = wide.join(whole["sis"], on="image").reset_index()
+            facts = pd.DataFrame([self.describe(family, site) for site in self.sites[family]])
+            frames.append(wide.merge(facts, on="site"))
+        joined = pd.concat(frames, ignore_index=True)
+        joined["silent"] = joined["power"] <= 0
+        order = {image: i for i, image in enumerate(self._base_images.ids)}
+        joined["_order"] = joined["image"].map(order)
+        columns = ["image", "model", "family", "site", "layer", "layer_index", "op", "stride", "tap", "avr",
+                   "am", "am_relative", "alias_power_ratio", "sis", "power", "silent"]  # fmt: skip
+        return joined.sort_values(["family", "layer_index", "tap", "_order"], kind="stable")[columns]
+
+    def write_table(self, name: str, table: pd.DataFrame) -> None:
+        """Write ``tables/<name>.csv`` with its provenance beside it."""
+        path = write_csv(table, self.out / "tables" / f"{name}.csv", self.provenance())
+        click.echo(f"  {path}  ({len(table)} rows)")
+
+    def read_table(self, name: str, phase: int) -> pd.DataFrame:
+        """Read what an earlier phase wrote.
+
+        Raises:
+            SpectralError: if that phase hasn't run.
+        """
+        path = self.out / "tables" / f"{name}.csv"
+        if not path.exists():
+            raise SpectralError(f"{path} is missing; run phase {phase} first, with the same --out")
+        return pd.read_csv(path)
+
+    def draw(self, *stems: str) -> None:
+        """Draw figures from the tables on disk."""
+        for stem in stems:
+            path, _ = draw_figure(stem, self.out / "tables", self.out / "figures")
+            click.echo(f"  {path} (+ .pdf)")
+
+    def announce(self, text: str) -> None:
+        """Print a heading."""
+        click.echo(f"\n{text}")
+
+    def finish(self) -> None:
+        """Write the provenance of the whole results folder."""
+        write_json(self.provenance(), self.out / "provenance.json")
+
+    def config(self) -> dict[str, Any]:
+        """What determines every number."""
+        images = self._base_images
+        return {
+            "preset": self.options.preset,
+            "models": {f: {"name": n, "weights": self.info(f).weights_id} for f, n in self.names.items()},
+            "images": {
+                "source": images.source, "fingerprint": images.fingerprint, "count": len(images),
+                "size": list(images.size or ()), "skipped": len(images.skipped),
+                "labelled": sum(label is not None for label in images.labels),
+            },
+            "seed": self.options.seed,
+        }  # fmt: skip
+
+    def provenance(self) -> dict[str, Any]:
+        """The configuration, and versions and device of this run."""
+        facts = {}
+        for family in self.families:
+            metadata = self.info(family).metadata
+            kept = ("architecture", "data_id", "epochs", "seed", "test_accuracy", "precision")
+            facts[family] = {key: metadata[key] for key in kept if key in metadata}
+        return {**self.config(), "training": facts, **describe_environment(), "device": self.options.device}
+
+    def _claim(self) -> None:
+        """Refuse to continue measurements of another configuration."""
+        path = self.out / "measurements" / "study.json"
+        config = self.config()
+        if path.exists():
+            before = read_json(path)
+            differing = [key for key in config if before.get(key) != config[key]]
+            if differing:
+                raise SpectralError(
+                    f"{self.out} holds measurements of a study with other {differing[0]} "
+                    f"({before.get(differing[0])}); choose another --out or delete {path.parent}"
+                )
+            return
+        (self.out / "measurements").mkdir(parents=True, exist_ok=True)
+        write_json(config, path)
+
+    def _measure(self, family: str) -> pd.DataFrame:
+        folder = self.out / "measurements" / re.sub(r"[^\w.-]+", "-", self.names[family])
+        return measure(
+            self.models[family],
+            self.images(family),
+            METRICS,
+            taps=TAPS,
+            batch_size=self.options.batch_size,
+            out=folder,
+            progress=self.options.progress,
+            sites=self.sites[family],
+        )

@@ -1,0 +1,149 @@
+"""What a study is run on, and the command-line options that `spectral study` and every phase script share."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from spectral.errors import SpectralError
+
+FAMILIES = ("strided", "blurpool", "nula")
+PHASES = {
+    1: ("phase1", "feature extraction"),
+    2: ("phase2", "synthetic inputs"),
+    3: ("phase3", "natural images"),
+    4: ("phase4", "shift correlation"),
+    5: ("phase5", "intervention"),
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The three families' models and the images they see."""
+
+    models: tuple[str, str, str]
+    images: str
+    limit: int | None
+    note: str
+
+
+PRESETS = {
+    "bundled": Preset(
+        models=("bundled/resnet20", "bundled/resnet20-blurpool", "bundled/nula-w32"),
+        images="samples",
+        limit=None,
+        note="small networks that come with this project, on photographs inside installed packages; "
+        "nothing is downloaded",
+    ),
+    "paper": Preset(
+        models=("timm/resnet50", "antialiased/resnet50", "bundled/nula-w32"),
+        images="stl10",
+        limit=1000,
+        note="published ImageNet checkpoints on STL-10 test images, downloaded if need be; NULA is the "
+        "bundled narrow one at its own 32 px, its hub checkpoint isn't supported yet",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """Options of one study; None takes the preset's value."""
+
+    preset: str = "bundled"
+    models: tuple[str, ...] | None = None
+    images: str | None = None
+    limit: int | None = None
+    out: Path = Path("results")
+    batch_size: int = 32
+    seed: int = 0
+    device: str = "cpu"
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise SpectralError(f"unknown preset {self.preset!r}; available: {', '.join(PRESETS)}")
+        names = self.model_names
+        if not 2 <= len(names) <= len(FAMILIES) or len(set(names)) < len(names):
+            raise SpectralError(
+                f"a study compares 2 or 3 different models (strided, blurpool, nula), got {', '.join(names)}"
+            )
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """One model per family, in the order strided, blurpool, nula."""
+        return self.models or PRESETS[self.preset].models
+
+    @property
+    def image_source(self) -> str:
+        """What `load_images` is asked for."""
+        return self.images or PRESETS[self.preset].images
+
+    @property
+    def image_limit(self) -> int | None:
+        """How many images, None for all."""
+        if self.limit is not None or self.images is not None:
+            return self.limit
+        return PRESETS[self.preset].limit
+
+
+def study_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the shared options to a click command; it receives one `StudyOptions`."""
+
+    @click.option("--preset", type=click.Choice(list(PRESETS)), default="bundled", show_default=True,
+                  help="Models and images that belong together.")  # fmt: skip
+    @click.option("--models", help="Models in the order strided,blurpool,nula instead of the preset's.")
+    @click.option("--images", help="samples, synthetic, stl10, cifar10 or a folder, instead of the preset's.")
+    @click.option("--limit", type=click.IntRange(min=2), help="At most this many images.")
+    @click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
+                  help="Folder for tables, figures and measurements.")  # fmt: skip
+    @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+    @click.option("--seed", type=int, default=0, show_default=True, help="Of crops and resampling.")
+    @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, …")
+    @click.option("--quiet", is_flag=True, help="No progress bars.")
+    @functools.wraps(command)
+    def wrapper(*args: Any, models: str | None, quiet: bool, **given: Any) -> Any:
+        shared = {key: given.pop(key) for key in
+                  ("preset", "images", "limit", "out", "batch_size", "seed", "device")}  # fmt: skip
+        chosen = tuple(name.strip() for name in models.split(",")) if models else None
+        return command(*args, options=StudyOptions(models=chosen, progress=not quiet, **shared), **given)
+
+    return wrapper
+
+
+def run_study(phases: Sequence[int], options: StudyOptions) -> None:
+    """Run phases in order; what one measures, the others read.
+
+    Raises:
+        SpectralError: for an unknown phase, or whatever a phase meets.
+    """
+    from spectral.study.common import Study
+
+    unknown = [phase for phase in phases if phase not in PHASES]
+    if unknown:
+        raise SpectralError(f"unknown phase {unknown[0]}; available: {', '.join(map(str, PHASES))}")
+    study = Study(options)
+    for phase in phases or PHASES:
+        module, title = PHASES[phase]
+        study.announce(f"phase {phase}: {title}")
+        importlib.import_module(f"spectral.study.{module}").run(study)
+    study.finish()
+
+
+def run_phase_script(phase: int) -> None:
+    """Entry point of ``experiments/phaseN_….py``: the shared options, then that phase."""
+    from spectral.cli import SpectralCommand
+
+    module = importlib.import_module(f"spectral.study.{PHASES[phase][0]}")
+
+    @click.command(cls=SpectralCommand, help=module.__doc__)
+    @study_options
+    def script(options: StudyOptions) -> None:
+        run_study([phase], options)
+
+    script()

@@ -1,0 +1,91 @@
+"""Phase 4, shift correlation: does an image's AVR at a layer predict how unstable its prediction is?
+
+Pearson, Spearman and distance correlation with intervals at every layer and tap, and regressions on all
+layers together, scored on images that the fit hasn't seen.
+
+Example: python experiments/phase4_shift_correlation.py --limit 200 --out results
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+from tqdm import tqdm
+
+from spectral import stats
+from spectral.study.common import Study
+from spectral.study.phase3 import significance
+
+RESAMPLES = 300
+MIN_REGRESSION_GROUPS = 10
+
+
+def run(study: Study) -> None:
+    """Write the phase's tables and figures."""
+    study.write_table("per_image", study.per_image)
+    study.write_table("phase4_correlation", correlate_layers(study))
+    scores, importances = regress_layers(study)
+    study.write_table("phase4_regression", scores)
+    study.write_table("phase4_regression_importance", importances)
+    study.draw("fig10_avr_sis_scatter", "fig11_correlation_comparison", "fig12_sis_distributions")
+
+
+def correlate_layers(study: Study) -> pd.DataFrame:
+    """Dependence of SIS on AVR per family, layer and tap; Holm-corrected over the layers of a family and tap."""
+    blocks = list(study.per_image.groupby(["family", "tap", "layer_index"], sort=False))
+    photographs = _photographs(study)
+    rows = []
+    for _, block in tqdm(blocks, desc="correlating", unit="layer", disable=not study.options.progress):
+        block = block[~block["silent"]]
+        if block.empty:
+            continue
+        groups = [photographs[image] for image in block["image"]] if photographs else None
+        found = stats.correlate(block["avr"], block["sis"], groups, RESAMPLES, study.options.seed)
+        first = block.iloc[0]
+        facts = {key: first[key] for key in
+                 ("model", "family", "site", "layer", "layer_index", "op", "stride", "tap")}  # fmt: skip
+        rows.append({
+            **facts, "n": found.n, "n_groups": found.n_groups, "pearson": found.pearson_r,
+            "pearson_low": found.pearson_low, "pearson_high": found.pearson_high,
+            "pearson_p": found.pearson_p, "r2": found.r2, "spearman": found.spearman_rho,
+            "spearman_low": found.spearman_low, "spearman_high": found.spearman_high,
+            "spearman_p": found.spearman_p, "distance_correlation": found.distance_corrected,
+            "distance_correlation_low": found.distance_corrected_low,
+            "distance_correlation_high": found.distance_corrected_high,
+            "distance_correlation_p": found.distance_p,
+            "distance_correlation_plain": found.distance_correlation, "reason": found.reason,
+        })  # fmt: skip
+    table = pd.DataFrame(rows)
+    for name in ("pearson_p", "spearman_p", "distance_correlation_p"):
+        adjusted = table.groupby(["family", "tap"])[name].transform(stats.holm)
+        table.insert(table.columns.get_loc(name) + 1, f"{name}_holm", adjusted)
+    table["significance"] = [significance(p) for p in table["pearson_p_holm"]]
+    return table
+
+
+def regress_layers(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Out-of-fold R² of SIS from all layers' AVR, per family and tap, and each layer's importance."""
+    photographs = _photographs(study)
+    scores, importances = [], []
+    for (family, tap), block in study.per_image.groupby(["family", "tap"], sort=False):
+        wide = block.pivot(index="image", columns="layer", values="avr")
+        sis = block.drop_duplicates("image").set_index("image")["sis"].loc[wide.index]
+        groups = [photographs[image] for image in wide.index] if photographs else None
+        facts = {"model": study.names[family], "family": family, "tap": tap, "n": len(wide),
+                 "n_groups": len(set(groups)) if groups else len(wide)}  # fmt: skip
+        if facts["n_groups"] < MIN_REGRESSION_GROUPS or len(wide) < 2 * MIN_REGRESSION_GROUPS:
+            reason = f"{len(wide)} images of {facts['n_groups']} pictures are too few for five folds"
+            scores.append(pd.DataFrame([{**facts, "estimator": "none", "reason": reason}]))
+            continue
+        found = stats.regress_cross_validated(wide, sis, groups, seed=study.options.seed)
+        scores.append(found.scores.drop(columns=["n", "n_groups"], errors="ignore").assign(**facts))
+        importances.append(found.importances.assign(model=facts["model"], family=family, tap=tap))
+    order = ["model", "family", "tap", "estimator"]
+    table = pd.concat(scores, ignore_index=True)
+    columns = ["model", "family", "tap", "estimator", "measure", "layer", "mean", "std"]
+    parts = pd.concat(importances, ignore_index=True) if importances else pd.DataFrame(columns=columns)
+    return table[order + [c for c in table if c not in order]], parts[columns]
+
+
+def _photographs(study: Study) -> dict[str, str]:
+    groups = study.groups()
+    return dict(zip(study.images(study.families[0]).ids, groups, strict=True)) if groups else {}

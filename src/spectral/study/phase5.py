@@ -1,0 +1,125 @@
+"""Phase 5, intervention: what does anti-aliasing buy, and what does it cost?
+
+SIS, accuracy where images have labels, agreement with the strided network, and latency measured interleaved
+after a warm-up; then the families' radial profiles side by side.
+
+Example: python experiments/phase5_intervention.py --limit 200 --out results
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from spectral import stats
+from spectral.latency import count_macs, measure_latency
+from spectral.study.common import Study
+from spectral.study.phase3 import PROFILE_IMAGES
+
+LATENCY_BATCH = 16
+
+
+def run(study: Study) -> None:
+    """Write the phase's tables and figures."""
+    study.read_table("phase3_layerwise_avr_stats", phase=3)
+    study.write_table("phase5_tradeoff", weigh_families(study))
+    study.write_table("fig15_radial_overlay", overlay_profiles(study))
+    study.draw("fig13_avr_intervention", "fig14_tradeoff", "fig15_radial_overlay")
+
+
+def weigh_families(study: Study) -> pd.DataFrame:
+    """One row per family: stability, accuracy, agreement, latency and size."""
+    whole = {family: _whole_model(table) for family, table in study.measurements.items()}
+    reference = study.families[0]
+    latencies = _time(study)
+    groups = study.groups()
+    rows = []
+    for family in study.families:
+        sis, base = whole[family]["sis"], whole[reference]["sis"]
+        summary = stats.summarize(sis, groups=groups)
+        row: dict[str, Any] = {
+            "model": study.names[family], "family": family, "n": summary.n, "sis_mean": summary.mean,
+            "sis_ci_low": summary.ci_low, "sis_ci_high": summary.ci_high, "sis_median": summary.median,
+        }  # fmt: skip
+        if family != reference:
+            change = stats.relative_change(base, sis, groups)
+            test = stats.compare_paired(base, sis, groups)
+            row |= {"sis_change_percent": change.percent, "sis_change_low": change.ci_low,
+                    "sis_change_high": change.ci_high,
+                    "sis_p": test.p_t if test.n_groups is None else test.p_groups}  # fmt: skip
+            same = whole[family]["prediction"] == whole[reference]["prediction"]
+            comparable = study.info(family).num_classes == study.info(reference).num_classes
+            row |= _share("agreement", int(same.sum()), len(same) if comparable else 0)
+        row |= _accuracy(study, family, whole[family])
+        rows.append({**row, **latencies[family]})
+    table = pd.DataFrame(rows)
+    table.insert(table.columns.get_loc("sis_p") + 1, "sis_p_holm", stats.holm(table["sis_p"]))
+    table["latency_ratio"] = table["latency_ms"] / table["latency_ms"].iloc[0]
+    return table
+
+
+def overlay_profiles(study: Study) -> pd.DataFrame:
+    """Mean radial profile of the dense maps of many images, per family and layer."""
+    frames = []
+    for family in study.families:
+        images = study.images(family).take(PROFILE_IMAGES)
+        parts = [
+            study.measure_profiles(family, study.prepare(family, batch), "dense")
+            for _, batch in images.batches(study.options.batch_size)
+        ]
+        profiles = pd.concat(parts, ignore_index=True).drop(columns="image_index")
+        keys = [column for column in profiles.columns if column != "power"]
+        grouped = profiles.groupby(keys, sort=False)["power"]
+        frames.append(grouped.agg(power="mean", n_images="count").reset_index())
+    return pd.concat(frames, ignore_index=True)
+
+
+def _whole_model(table: pd.DataFrame) -> pd.DataFrame:
+    whole = table[table["site"] == ""]
+    return whole.pivot(index="image", columns="metric", values="value").loc[whole["image"].unique()]
+
+
+def _accuracy(study: Study, family: str, whole: pd.DataFrame) -> dict[str, Any]:
+    """Accuracy on labelled images; only where image classes and the model's classes are the same list."""
+    images, info = study.images(family), study.info(family)
+    same = images.classes is None or info.classes is None or list(images.classes) == list(info.classes)
+    countable = same and "label" in whole and len(images.classes or ()) in (0, info.num_classes)
+    known = whole[whole["label"].notna()] if countable else whole.iloc[:0]
+    correct = int((known["prediction"] == known["label"]).sum()) if countable else 0
+    return {**_share("accuracy", correct, len(known)), "n_labelled": len(known)}
+
+
+def _share(name: str, successes: int, n: int) -> dict[str, float]:
+    if n == 0:
+        return {name: np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan}
+    found = stats.proportion_interval(successes, n)
+    return {name: found.proportion, f"{name}_low": found.ci_low, f"{name}_high": found.ci_high}
+
+
+def _time(study: Study) -> dict[str, dict[str, Any]]:
+    inputs = {
+        family: torch.zeros(LATENCY_BATCH, 3, *study.info(family).preprocessing.size,
+                            device=study.options.device)
+        for family in study.families
+    }  # fmt: skip
+    models = {family: study.models[family] for family in study.families}
+    times = measure_latency(models, inputs)
+    result = {}
+    for family, seconds in times.items():
+        per_image = np.array(seconds) * 1000 / LATENCY_BATCH
+        low, middle, high = np.quantile(per_image, [0.25, 0.5, 0.75])
+        result[family] = {
+            "latency_ms": middle, "latency_q25": low, "latency_q75": high, "latency_runs": len(seconds),
+            "batch_size": LATENCY_BATCH, "device": _device_name(study.options.device),
+            "threads": torch.get_num_threads(),
+            "parameters": sum(p.numel() for p in models[family].parameters()),
+            "macs": count_macs(models[family], inputs[family][:1]),
+        }  # fmt: skip
+    return result
+
+
+def _device_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"

@@ -1,0 +1,659 @@
+"""Figures: drawn from their tables alone, showing the tables' numbers, legible, and the same every time."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import itertools
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from figure_tables import CIFAR, RESNET50_LAYERS, Shape, make_tables
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PathCollection, PolyCollection
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse, Rectangle
+from matplotlib.text import Text
+from PIL import Image
+
+import spectral.figures
+from spectral.errors import SpectralError
+from spectral.figures import DPI, FIGURES, TABLE_WRITERS, draw_all, draw_figure
+from spectral.figures.style import FAMILIES
+
+HEATMAPS = {"fig1_layerwise_power_spectra", "fig6_aliasing_folding"}
+SHAPES = {"4 layers": CIFAR, "8 layers": Shape(RESNET50_LAYERS, (56, 56, 28, 28, 14, 14, 8, 8), 50, 4)}
+WHOLE_STUDY = {"per_image", "phase3_layerwise_avr_stats", "phase4_correlation", "phase5_tradeoff"}
+STEMS = pytest.mark.parametrize("stem", FIGURES)
+
+
+@pytest.fixture(scope="module")
+def tables() -> dict[str, pd.DataFrame]:
+    return make_tables()
+
+
+@pytest.fixture(scope="module")
+def results(tables, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("results")
+    (folder / "tables").mkdir()
+    for name, table in tables.items():
+        table.to_csv(folder / "tables" / f"{name}.csv", index=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drawn(tables) -> Callable[[str], Figure]:
+    """Each figure of the plain tables, drawn once: to look at, not to change."""
+    return functools.cache(lambda stem: plot(stem, tables))
+
+
+@pytest.fixture(scope="module")
+def many_layers() -> dict[str, pd.DataFrame]:
+    return make_tables(SHAPES["8 layers"])
+
+
+def plot(stem: str, tables: dict[str, pd.DataFrame]) -> Figure:
+    """Draw from the figure's own tables and no others."""
+    return FIGURES[stem].plot({name: tables[name] for name in FIGURES[stem].tables})
+
+
+def data_axes(fig: Figure) -> list[Axes]:
+    """Panels, without colour bars."""
+    return [ax for ax in fig.axes if ax.get_label() != "<colorbar>" and ax.axison]
+
+
+def texts_of(fig: Figure) -> list[str]:
+    return [text.get_text() for text in fig.findobj(Text) if text.get_visible()]
+
+
+def panel(fig: Figure, title: str) -> Axes:
+    (found,) = [
+        ax for ax in data_axes(fig) if title in ax.get_title() + ax.get_title(loc="left") + ax.get_ylabel()
+    ]
+    return found
+
+
+def bars(ax: Axes, family: str) -> list[Rectangle]:
+    colour = FAMILIES[family].colour.lower()
+    return [bar for bar in ax.patches if isinstance(bar, Rectangle) and to_hex(bar.get_facecolor()) == colour]
+
+
+# Every figure -----------------------------------------------------------------------------------------
+
+
+def test_there_are_the_fifteen_figures_of_the_study_in_its_order():
+    numbers = [re.match(r"fig(\d+)_", stem) for stem in FIGURES]
+    assert [int(n[1]) if n else 3 for n in numbers] == list(range(1, 16))
+    assert list(FIGURES)[2] == "avr_comparison"
+
+
+@STEMS
+def test_specs_name_known_tables_and_captions_say_the_tap(stem):
+    spec = FIGURES[stem]
+    assert set(spec.tables) <= set(TABLE_WRITERS)
+    assert spec.caption.endswith(".")
+    if stem not in ("fig12_sis_distributions", "fig14_tradeoff"):  # whole-model numbers have no tap
+        assert re.search(r"\btap\b|dense map", spec.caption)
+
+
+@STEMS
+def test_draws_from_csv_without_warnings_as_png_and_vector_pdf(stem, results, tmp_path):
+    own = tmp_path / "tables"
+    own.mkdir()
+    for name in FIGURES[stem].tables:
+        (own / f"{name}.csv").symlink_to(results / "tables" / f"{name}.csv")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        png, pdf = draw_figure(stem, own, tmp_path / "figures", dpi=60)
+    assert [path.name for path in (png, pdf)] == [f"{stem}.png", f"{stem}.pdf"]
+    assert sorted(png.parent.iterdir()) == sorted([png, pdf])
+    content = pdf.read_bytes()
+    assert content.startswith(b"%PDF")
+    assert (b"/Subtype /Image" in content) == (stem in HEATMAPS)
+    assert b"CreationDate" not in content
+    with Image.open(png) as image:
+        assert len(image.convert("L").getcolors()) > 10
+
+
+@STEMS
+@pytest.mark.parametrize("shape", SHAPES)
+def test_text_is_legible(stem, shape, drawn, many_layers):
+    """Nothing runs out of the figure or over other text, and all is 7 to 9 points."""
+    fig = drawn(stem) if shape == "4 layers" else plot(stem, many_layers)
+    boxes = [(text, text.get_window_extent()) for text in drawn_texts(fig)]
+    assert len(boxes) > 8
+    assert {text.get_fontsize() for text, _ in boxes} <= {7.0, 7.5, 8.5}
+    outside = [
+        t.get_text()
+        for t, box in boxes
+        if not fig.bbox.padded(1).contains(*box.min) or not fig.bbox.padded(1).contains(*box.max)
+    ]
+    assert outside == []
+    clashes = [
+        (a.get_text(), b.get_text())
+        for (a, box_a), (b, box_b) in itertools.combinations(boxes, 2)
+        if box_a.padded(-1).overlaps(box_b.padded(-1))
+    ]
+    assert clashes == []
+    assert fig.get_figwidth() in (3.5, 7.2)
+    assert fig.get_figheight() < 9
+
+
+def drawn_texts(fig: Figure) -> list[Text]:
+    """Texts that are drawn: matplotlib keeps ticks beyond the axis limits that are not."""
+    legends = [text for legend in fig.legends for text in legend.get_texts()]
+    texts = [*fig.texts, *legends]
+    for ax in fig.axes:
+        if ax.axison:
+            texts += [ax.title, ax._left_title, ax.xaxis.label, ax.yaxis.label]
+            for axis in (ax.xaxis, ax.yaxis):
+                low, high = sorted(axis.get_view_interval())
+                inside = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+                texts += [label for tick in inside for label in (tick.label1, tick.label2)]
+        texts += ax.texts
+    return [text for text in texts if text.get_visible() and text.get_text().strip()]
+
+
+@STEMS
+def test_axes_have_labels_and_the_count_is_stated(stem, drawn):
+    fig = drawn(stem)
+    axes = data_axes(fig)
+    rows = {ax.get_subplotspec().rowspan.start for ax in axes}
+    for row in rows:
+        in_row = [ax for ax in axes if ax.get_subplotspec().rowspan.start == row]
+        assert fig.get_supylabel() or any(ax.get_ylabel() for ax in in_row)
+    numeric = [ax for ax in axes if not any(re.search("[a-z]", t.get_text()) for t in ax.get_xticklabels())]
+    bottom = [ax for ax in numeric if ax.get_subplotspec().rowspan.stop == max(rows) + 1]
+    assert all(fig.get_supxlabel() or ax.get_xlabel() for ax in bottom)
+    labels = [fig.get_supxlabel(), fig.get_supylabel()]
+    labels += [text for ax in fig.axes for text in (ax.get_xlabel(), ax.get_ylabel())]
+    unit = r"\(.+\)|correlation|images per bin|^(strided|BlurPool|NULA)|^$"
+    assert all(re.search(unit, label, re.DOTALL) for label in labels)
+    if stem != "fig9_radial_profiles_natural":  # its table has no count of images
+        assert "n = " in " ".join(texts_of(fig))
+
+
+@STEMS
+def test_a_family_without_a_site_is_named(stem, drawn):
+    """NULA lacks the fourth layer in these tables."""
+    whole_model = {"fig4_avr_vs_frequency", "fig6_aliasing_folding", "fig12_sis_distributions"}
+    only_strided = {"fig9_radial_profiles_natural"}
+    said = sum("no such site" in text for text in texts_of(drawn(stem)))
+    panels = {"fig5": 2, "fig7": 2, "fig8": 2, "avr_": 3, "fig11": 6}
+    expected = next((n for start, n in panels.items() if stem.startswith(start)), 1)
+    if stem in whole_model | only_strided | {"fig14_tradeoff"}:
+        expected = 0
+    assert said == expected
+
+
+@STEMS
+def test_draws_without_one_of_the_families(stem, tables):
+    fewer = {}
+    for name, table in tables.items():
+        keep = np.ones(len(table), dtype=bool)
+        for column in {"family", "family_a", "family_b"} & set(table.columns):
+            keep &= (table[column] != "nula").to_numpy()
+        fewer[name] = table[keep]
+    said = " ".join(texts_of(plot(stem, fewer)))
+    assert "NULA" not in said
+    assert "no such site" not in said
+
+
+def test_one_image_is_enough():
+    """--limit 1: no variance, no correlation, no interval."""
+    one = make_tables(Shape(n_images=1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for stem in [stem for stem, spec in FIGURES.items() if set(spec.tables) & WHOLE_STUDY]:
+            said = texts_of(plot(stem, one))
+            if stem.startswith("fig10"):
+                assert sum("undetermined" in text for text in said) == 4 + 4 + 3
+            if stem.startswith("fig11"):
+                assert said.count("no value") == 3 * 2 * (4 + 4 + 3)
+
+
+def test_png_has_300_dpi(results, tmp_path):
+    png, _ = draw_figure("fig12_sis_distributions", results / "tables", tmp_path)
+    with Image.open(png) as image:
+        assert image.info["dpi"] == pytest.approx((300, 300), abs=0.01)
+        assert image.width == 3.5 * 300
+    assert DPI == 300
+
+
+# The same every time ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stem", ["fig1_layerwise_power_spectra", "fig8_avr_distributions"])
+def test_same_tables_give_the_same_bytes(stem, results, tmp_path, monkeypatch):
+    first = draw_figure(stem, results / "tables", tmp_path / "a", dpi=50)
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")  # another day, as far as matplotlib's writers can tell
+    second = draw_figure(stem, results / "tables", tmp_path / "b", dpi=50)
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_neither_takes_nor_changes_the_callers_settings(results, tmp_path):
+    expected = draw_figure("fig13_avr_intervention", results / "tables", tmp_path / "a", dpi=50)
+    with matplotlib.rc_context({"axes.grid": True, "font.size": 20, "lines.linewidth": 9}):
+        before = dict(matplotlib.rcParams)
+        drawn = draw_figure("fig13_avr_intervention", results / "tables", tmp_path / "b", dpi=50)
+        assert dict(matplotlib.rcParams) == before
+    assert [path.read_bytes() for path in drawn] == [path.read_bytes() for path in expected]
+
+
+def test_a_figure_keeps_its_style_when_the_caller_saves_it(tmp_path, drawn):
+    fig = drawn("fig10_avr_sis_scatter")
+    sizes = {label.get_fontsize() for ax in fig.axes for label in ax.get_xticklabels()}
+    assert sizes == {7.0}
+
+
+def test_an_interrupted_write_leaves_the_old_figure_and_no_fragment(results, tmp_path, monkeypatch):
+    png, _ = draw_figure("fig14_tradeoff", results / "tables", tmp_path, dpi=50)
+    before = png.read_bytes()
+
+    def stop_midway(self: Figure, path: Path, **options: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Figure, "savefig", stop_midway)
+    with pytest.raises(KeyboardInterrupt):
+        draw_figure("fig14_tradeoff", results / "tables", tmp_path, dpi=50)
+    assert png.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_imports_neither_torch_nor_pyplot():
+    for path in Path(spectral.figures.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                assert name.split(".")[0] not in {"torch", "seaborn", "scipy"}
+                assert name != "matplotlib.pyplot"
+                assert not name.startswith("spectral.") or name.startswith(
+                    ("spectral.errors", "spectral.figures")
+                )
+
+
+# What is drawn is what the table says -------------------------------------------------------------------
+
+
+def test_fig1_shows_decibels_of_each_panel_and_its_cutoff(tables, drawn):
+    fig = drawn("fig1_layerwise_power_spectra")
+    table = tables["fig1_layerwise_power_spectra"]
+    own = table[
+        (table["family"] == "blurpool") & (table["layer"] == "layer3.0.conv1") & (table["tap"] == "dense")
+    ]
+    ax = data_axes(fig)[4 + 2]  # second row, third column
+    shown, (low, _) = np.asarray(ax.images[0].get_array()), ax.images[0].get_clim()
+    peak = own["power"].max()
+    for _, row in own.sample(20, random_state=0).iterrows():
+        i, j = round(row["f_u"] * 16) + 8, round(row["f_v"] * 16) + 8  # 16 bins, DC at index 8
+        assert max(shown[i, j], low) == pytest.approx(max(10 * np.log10(row["power"] / peak), low))
+    assert ax.images[0].get_extent() == pytest.approx([-0.53125, 0.46875] * 2)
+    assert ax.get_title() == f"AVR {own['avr'].iloc[0]:.3f}"
+    (cutoff,) = [patch for patch in ax.patches if isinstance(patch, Ellipse)]
+    assert (cutoff.width / 2, cutoff.height / 2) == (0.25, 0.25)  # ρ = 1/2 is 0.25 cycles per pixel
+    assert len({image.get_clim() for a in data_axes(fig) for image in a.images}) == 1
+
+
+def test_fig1_ellipse_follows_unequal_strides(tables):
+    table = tables["fig1_layerwise_power_spectra"].assign(stride="4x2")
+    fig = plot("fig1_layerwise_power_spectra", {"fig1_layerwise_power_spectra": table})
+    (cutoff,) = [patch for patch in fig.axes[0].patches if isinstance(patch, Ellipse)]
+    assert (cutoff.height / 2, cutoff.width / 2) == (0.125, 0.25)  # rows are vertical
+
+
+def test_fig1_says_a_map_is_silent(tables):
+    table = tables["fig1_layerwise_power_spectra"].copy()
+    table.loc[(table["family"] == "nula") & (table["layer_index"] == 0), "power"] = 0.0
+    fig = plot("fig1_layerwise_power_spectra", {"fig1_layerwise_power_spectra": table})
+    assert [ax.get_title() for ax in data_axes(fig)].count("silent map") == 1
+
+
+@pytest.mark.parametrize(
+    ("stem", "family", "tap"),
+    [("fig2_radial_profiles", "nula", "input"), ("fig15_radial_overlay", "blurpool", "dense")],
+)
+def test_radial_profiles_are_the_tables_in_decibels(stem, family, tap, tables, drawn):
+    ax = panel(drawn(stem), "layer2.0.shortcut.0")
+    table = tables[stem]
+    own = table[
+        (table["family"] == family) & (table["layer"] == "layer2.0.shortcut.0") & (table["tap"] == tap)
+    ]
+    colour = FAMILIES[family].colour
+    lines = [line for line in ax.lines if line.get_color() == colour]
+    assert len(lines) == (2 if stem.startswith("fig2") else 1)
+    line = lines[1 if tap == "input" else 0]
+    np.testing.assert_allclose(line.get_xdata(), own["rho"])
+    np.testing.assert_allclose(line.get_ydata(), 10 * np.log10(own["power"]))
+    assert [0.5, 0.5] in [list(line.get_xdata()) for line in ax.lines]  # the new Nyquist at stride 2
+
+
+def test_fig2_tells_the_taps_by_their_lines(drawn):
+    ax = panel(drawn("fig2_radial_profiles"), "layer2.0.conv1")
+    styles = {line.get_linestyle() for line in ax.lines if line.get_color() == FAMILIES["nula"].colour}
+    assert styles == {"-", "--"}
+
+
+def test_fig9_band_is_the_tenth_to_ninetieth_percentile(tables, drawn):
+    ax = panel(drawn("fig9_radial_profiles_natural"), "layer3.0.conv1")
+    table = tables["fig9_radial_profiles_natural"]
+    own = table[table["layer"] == "layer3.0.conv1"]
+    corners = ax.collections[0].get_paths()[0].vertices
+    at_first = corners[np.isclose(corners[:, 0], own["rho"].iloc[0]), 1]
+    assert at_first.min() == pytest.approx(10 * np.log10(own["power_p10"].iloc[0]))
+    assert at_first.max() == pytest.approx(10 * np.log10(own["power_p90"].iloc[0]))
+    single = [line for line in ax.lines if line.get_color() == FAMILIES["strided"].colour]
+    np.testing.assert_allclose(single[0].get_ydata(), 10 * np.log10(own["power"]))
+
+
+def test_avr_comparison_labels_the_images_and_marks_silent_maps(drawn):
+    fig = drawn("avr_comparison")
+    image = panel(fig, "the image itself")
+    assert [text.get_text() for text in image.texts] == ["1.000", "0.000", "0.021"]
+    assert [label.get_text() for label in image.get_xticklabels()] == [
+        "checker-\nboard",
+        "constant",
+        "natural",
+    ]
+    assert [bar.get_height() for bar in image.patches] == [1.0, 0.0, 0.021]
+    checkerboard = panel(fig, "checkerboard input")
+    assert [text.get_text() for text in checkerboard.texts].count("silent") == 1
+    assert len(bars(checkerboard, "blurpool")) == 3
+
+
+def test_fig4_image_panel_is_the_metrics_step(drawn):
+    fig = drawn("fig4_avr_vs_frequency")
+    exact, study, nyquist = panel(fig, "the image itself").lines
+    assert len(exact.get_xdata()) == 16
+    assert study.get_linestyle() == "None"
+    np.testing.assert_array_equal(study.get_ydata() > 0.5, study.get_xdata() > 0.5)
+    assert list(nyquist.get_xdata()) == [0.5, 0.5]
+    for title in ("input tap", "dense tap"):
+        assert len(panel(fig, title).lines) == 2 * 3 + 1
+
+
+def test_fig5_bars_are_the_checkerboard_avr(tables, drawn):
+    fig = drawn("fig5_layerwise_avr_comparison")
+    table = tables["phase2b_arch"]
+    for tap in ("input", "dense"):
+        for family in FAMILIES:
+            own = table[(table["family"] == family) & (table["tap"] == tap) & (table["layer"] != "image")]
+            heights = [bar.get_height() for bar in bars(panel(fig, f"{tap} tap"), family)]
+            assert heights == pytest.approx(list(own.sort_values("layer_index")["avr"]))
+
+
+def test_fig6_panels_share_a_scale_per_sample(tables, drawn):
+    fig = drawn("fig6_aliasing_folding")
+    table = tables["fig6_aliasing_folding"]
+    own = table[table["family"] == "strided"]
+    peak = (own["power"] / (own["height"] * own["width"]) ** 2).max()
+    dense, output, _, aliases = data_axes(fig)[:4]
+    for ax, name in ((dense, "dense"), (output, "output"), (aliases, "aliases")):
+        rows = own[own["panel"] == name]
+        strongest = rows["power"].max() / (rows["height"].iloc[0] * rows["width"].iloc[0]) ** 2
+        assert ax.images[0].get_array().max() == pytest.approx(10 * np.log10(strongest / peak))
+    assert len({ax.images[0].get_clim() for ax in (dense, output, aliases)}) == 1
+    (box,) = [patch for patch in dense.patches if isinstance(patch, Rectangle)]
+    assert (*box.get_xy(), box.get_width(), box.get_height()) == (-0.25, -0.25, 0.5, 0.5)
+    ratio = own["alias_power_ratio"].iloc[0]
+    assert f"ratio {ratio:.2g} (−{-10 * np.log10(ratio):.1f} dB)" in aliases.get_title()
+
+
+def test_fig7_bars_are_means_and_lines_standard_deviations(tables, drawn):
+    fig = drawn("fig7_layerwise_mean_avr")
+    stats = tables["phase3_layerwise_avr_stats"]
+    for tap in ("input", "dense"):
+        ax = panel(fig, f"{tap} tap")
+        for family, other in (("strided", "blurpool"), ("blurpool", "blurpool"), ("nula", "nula")):
+            own = stats[(stats["tap"] == tap) & (stats["family_b"] == other)].sort_values("layer_index")
+            side = "a" if family == "strided" else "b"
+            drawn = bars(ax, family)
+            assert [bar.get_height() for bar in drawn] == pytest.approx(list(own[f"mean_{side}"]))
+            for bar, mean, std in zip(drawn, own[f"mean_{side}"], own[f"std_{side}"], strict=True):
+                assert error_at(ax, bar) == pytest.approx((mean - std, mean + std))
+
+
+def error_at(ax: Axes, bar: Rectangle) -> tuple[float, float]:
+    """Ends of the error bar over the middle of a bar."""
+    middle = bar.get_x() + bar.get_width() / 2
+    lines = [line for c in ax.collections if isinstance(c, LineCollection) for line in c.get_segments()]
+    (line,) = [line for line in lines if np.isclose(line[0, 0], middle)]
+    return line[0, 1], line[1, 1]
+
+
+def test_fig7_keeps_the_comparison_with_the_most_images(tables):
+    stats = tables["phase3_layerwise_avr_stats"].copy()
+    nula = stats["family_b"] == "nula"
+    stats.loc[nula, ["n", "mean_a"]] = [5, 0.9]
+    fig = plot("fig7_layerwise_mean_avr", {"phase3_layerwise_avr_stats": stats})
+    assert max(bar.get_height() for bar in bars(panel(fig, "dense tap"), "strided")) < 0.9
+    assert any("n = 5–40" in text for text in texts_of(fig))
+
+
+def test_fig8_has_a_violin_per_site_its_median_and_the_p_against_strided(tables, drawn):
+    fig = drawn("fig8_avr_distributions")
+    stats, images = tables["phase3_layerwise_avr_stats"], tables["per_image"]
+    for tap in ("dense", "input"):
+        ax = panel(fig, f"{tap} tap")
+        assert sum(isinstance(c, PolyCollection) for c in ax.collections) == 4 + 4 + 3
+        own = images[(images["tap"] == tap) & (images["family"] == "nula")]
+        medians = own.groupby("layer_index")["avr"].median()
+        marks = [line.get_ydata()[0] for line in ax.lines if line.get_marker() == "^"]
+        assert marks == pytest.approx(list(medians))
+        said = [text.get_text() for text in ax.texts if "site" not in text.get_text()]
+        tests = stats[stats["tap"] == tap]
+        expected = [
+            ("< 0.001" if p < 0.001 else f"{p:.3f}") + (f" {stars}" if stars else "")
+            for p, stars in zip(tests["p_holm"], tests["significance"], strict=True)
+        ]
+        assert sorted(said) == sorted(expected)
+
+
+def test_fig10_points_are_the_images_and_the_numbers_the_correlations(tables, drawn):
+    fig = drawn("fig10_avr_sis_scatter")
+    images, tests = tables["per_image"], tables["phase4_correlation"]
+    ax = data_axes(fig)[4 + 1]  # second row, second column
+    where = {"family": "blurpool", "layer": "layer2.0.shortcut.0", "tap": "dense"}
+    own = images[(images[list(where)] == pd.Series(where)).all(axis=1)]
+    test = tests[(tests[list(where)] == pd.Series(where)).all(axis=1)].iloc[0]
+    (points,) = [c for c in ax.collections if isinstance(c, PathCollection)]
+    np.testing.assert_allclose(points.get_offsets(), own[["avr", "sis"]])
+    assert f"r² = {test['r2']:.3f}\np = {test['pearson_p_holm']:.3f}" in ax.get_title()
+    slope, intercept = np.polyfit(own["avr"], own["sis"], 1)
+    x, y = ax.lines[0].get_data()
+    np.testing.assert_allclose(y, intercept + slope * x, atol=1e-12)
+
+
+@pytest.mark.parametrize(("scale", "expected"), [("skewed", "function"), ("even", "linear")])
+def test_fig10_takes_a_root_scale_only_where_sis_is_skewed(scale, expected, tables):
+    images = tables["per_image"].copy()
+    if scale == "even":
+        images["sis"] = images.groupby(["family", "site", "tap"]).cumcount() / 100
+    fig = plot("fig10_avr_sis_scatter", {**tables, "per_image": images})
+    assert data_axes(fig)[0].get_yscale() == expected
+
+
+@pytest.mark.parametrize("coefficient", ["pearson", "spearman", "distance_correlation"])
+def test_fig11_bars_and_intervals_are_the_tables(coefficient, tables, drawn):
+    axes = data_axes(drawn("fig11_correlation_comparison"))
+    row = ["pearson", "spearman", "distance_correlation"].index(coefficient)
+    table = tables["phase4_correlation"]
+    for column, tap in enumerate(("dense", "input")):
+        own = table[(table["tap"] == tap) & (table["family"] == "blurpool")].sort_values("layer_index")
+        ax = axes[2 * row + column]
+        drawn = bars(ax, "blurpool")
+        assert [bar.get_height() for bar in drawn] == pytest.approx(list(own[coefficient]))
+        for bar, low, high in zip(drawn, own[f"{coefficient}_low"], own[f"{coefficient}_high"], strict=True):
+            assert error_at(ax, bar) == pytest.approx((low, high))
+        stars = [text.get_text() for text in ax.texts if set(text.get_text()) == {"*"}]
+        assert stars == ([s for s in table[table["tap"] == tap]["significance"] if s] if row == 0 else [])
+
+
+def test_fig12_counts_every_image_once_and_marks_the_means(tables):
+    images = tables["per_image"].copy()
+    images.loc[images["image"] == "photo0000.png", "sis"] = 0.0
+    fig = plot("fig12_sis_distributions", {"per_image": images})
+    (ax,) = data_axes(fig)
+    outlines = [patch for patch in ax.patches if not patch.get_fill()]
+    assert len(outlines) == 3
+    scores = images.drop_duplicates(["family", "image"])
+    for patch, line, (family, style) in zip(outlines, ax.lines, FAMILIES.items(), strict=True):
+        edges, heights = patch.get_xy()[1:-1:2, 0], patch.get_xy()[1:-1:2, 1]
+        assert len(edges) == 40
+        assert heights.sum() == 40
+        own = scores[scores["family"] == family]["sis"]
+        assert line.get_xdata()[0] == pytest.approx(own.mean())
+        assert f"{style.label}: mean {own.mean():.4f}, n = 40" in texts_of(fig)
+
+
+def test_fig13_dumbbells_run_from_input_to_dense(tables, drawn):
+    (ax,) = data_axes(drawn("fig13_avr_intervention"))
+    stats = tables["phase3_layerwise_avr_stats"]
+    own = stats[stats["family_b"] == "nula"].pivot(index="layer_index", columns="tap", values="mean_b")
+    colour = FAMILIES["nula"].colour
+    bars_drawn = [line for line in ax.lines if line.get_color() == colour and len(line.get_ydata()) == 2]
+    np.testing.assert_allclose([line.get_ydata() for line in bars_drawn], own[["input", "dense"]])
+    filled = [line for line in ax.lines if line.get_markerfacecolor() == colour and line.get_marker() == "^"]
+    np.testing.assert_allclose(
+        [line.get_ydata()[0] for line in filled if len(line.get_ydata()) == 1], own["dense"]
+    )
+
+
+def test_fig14_places_the_models_and_words_the_changes(tables, drawn):
+    fig = drawn("fig14_tradeoff")
+    table = tables["phase5_tradeoff"].set_index("family")
+    ax = data_axes(fig)[0]
+    marks = [line.get_xydata()[0] for line in ax.lines if line.get_marker() in {"o", "s", "^"}]
+    np.testing.assert_allclose(marks, table[["sis_mean", "latency_ms"]])
+    (box,) = [text for text in texts_of(fig) if "BlurPool against strided" in text]
+    change = table.loc["blurpool", "sis_change_percent"]
+    assert f"ΔSIS −{-change:.1f} %\nΔtime +19.0 %\nagreement 65.4 %\naccuracy 84.0 %" in box
+    assert any("n = 40 images; timed on cpu, 2 threads, batch 32" in text for text in texts_of(fig))
+
+
+def test_fig14_is_silent_about_accuracy_without_labels(tables):
+    table = tables["phase5_tradeoff"].assign(accuracy=np.nan)
+    assert "accuracy" not in " ".join(texts_of(plot("fig14_tradeoff", {"phase5_tradeoff": table})))
+
+
+def test_families_keep_their_colour_and_differ_without_it():
+    assert len({style.colour for style in FAMILIES.values()}) == 3
+    assert len({style.marker for style in FAMILIES.values()}) == 3
+    assert len({style.line for style in FAMILIES.values()}) == 3
+    assert len({style.hatch for style in FAMILIES.values()}) == 3
+    # sRGB → relative luminance: in a grey print the three still differ
+    lights = []
+    for style in FAMILIES.values():
+        rgb = np.array(matplotlib.colors.to_rgb(style.colour))
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        lights.append(float(linear @ [0.2126, 0.7152, 0.0722]))
+    assert min(b / a for a, b in itertools.pairwise(sorted(lights))) > 1.3
+
+
+# Bad input ------------------------------------------------------------------------------------------------
+
+
+def test_unknown_figure_offers_the_nearest(tmp_path):
+    with pytest.raises(SpectralError, match=r"no figure 'fig7'.*'fig7_layerwise_mean_avr'|no figure 'fig7'$"):
+        draw_figure("fig7", tmp_path, tmp_path)
+    with pytest.raises(SpectralError, match="nearest: 'fig14_tradeoff'"):
+        draw_all(tmp_path, ["fig14_tradeof"])
+
+
+def test_missing_table_names_figure_table_and_script(tmp_path):
+    expected = (
+        r"^fig10_avr_sis_scatter: table '.*per_image.csv' is not there; "
+        r"run experiments/phase3_natural_images.py, which writes it$"
+    )
+    with pytest.raises(SpectralError, match=expected):
+        draw_figure("fig10_avr_sis_scatter", tmp_path, tmp_path)
+    with pytest.raises(SpectralError, match=r"^fig14_tradeoff: table 'phase5_tradeoff' is missing; run exp"):
+        FIGURES["fig14_tradeoff"].plot({})
+
+
+@STEMS
+def test_missing_column_is_named(stem, tables):
+    for name in FIGURES[stem].tables:
+        for column in FIGURES[stem].columns[name]:
+            broken = {**tables, name: tables[name].drop(columns=column)}
+            expected = f"^{stem}: table '{name}' has no column '{column}'.*run {TABLE_WRITERS[name]}"
+            with pytest.raises(SpectralError, match=expected):
+                FIGURES[stem].plot(broken)
+
+
+@STEMS
+def test_empty_table_is_named(stem, tables, tmp_path):
+    (tmp_path / "tables").mkdir()
+    for name in FIGURES[stem].tables:
+        tables[name].iloc[:0].to_csv(tmp_path / "tables" / f"{name}.csv", index=False)
+    with pytest.raises(
+        SpectralError, match=rf"^{stem}: table '{FIGURES[stem].tables[0]}' has no rows; run exp"
+    ):
+        draw_figure(stem, tmp_path / "tables", tmp_path)
+
+
+def test_file_that_is_no_table_is_named(tmp_path):
+    (tmp_path / "phase5_tradeoff.csv").touch()
+    with pytest.raises(SpectralError, match=r"^fig14_tradeoff: table '.*' cannot be read \(No columns"):
+        draw_figure("fig14_tradeoff", tmp_path, tmp_path)
+
+
+def test_tap_without_rows_is_named(tables):
+    table = tables["fig15_radial_overlay"].assign(tap="input")
+    with pytest.raises(SpectralError, match="'fig15_radial_overlay' has no rows with tap = 'dense'; run exp"):
+        FIGURES["fig15_radial_overlay"].plot({"fig15_radial_overlay": table})
+
+
+def test_all_unknown_values_are_named(tables):
+    images = tables["per_image"].assign(sis=np.nan)
+    with pytest.raises(SpectralError, match="table 'per_image' has no rows with a known sis; run exp"):
+        FIGURES["fig12_sis_distributions"].plot({"per_image": images})
+
+
+def test_two_models_of_a_family_are_refused(tables):
+    images = tables["per_image"].copy()
+    images.loc[images["layer_index"] == 0, "model"] = "timm/resnet50"
+    with pytest.raises(
+        SpectralError, match="'per_image' has several models of family 'blurpool', expected one"
+    ):
+        FIGURES["fig12_sis_distributions"].plot({"per_image": images})
+
+
+def test_unknown_family_is_named(tables):
+    table = tables["phase5_tradeoff"].assign(family="wavelet")
+    with pytest.raises(
+        SpectralError, match=r"^fig14_tradeoff: table .* has an unknown family 'wavelet' \(known: strided"
+    ):
+        FIGURES["fig14_tradeoff"].plot({"phase5_tradeoff": table})
+
+
+def test_incomplete_spectrum_is_refused(tables):
+    table = tables["fig1_layerwise_power_spectra"].drop(index=5000)
+    with pytest.raises(
+        SpectralError, match=r"one row for each of the \d+×\d+ bins of '.*', got \d+; run exp"
+    ):
+        FIGURES["fig1_layerwise_power_spectra"].plot({"fig1_layerwise_power_spectra": table})
+
+
+def test_unwritable_folder_is_named(results, tmp_path):
+    (tmp_path / "figures").touch()
+    with pytest.raises(
+        SpectralError, match=r"^fig14_tradeoff: cannot write to '.*figures' \(.*\); choose another"
+    ):
+        draw_figure("fig14_tradeoff", results / "tables", tmp_path / "figures")
+
+
+def test_draw_all_draws_what_is_asked_for(results):
+    stems = ["fig14_tradeoff", "fig4_avr_vs_frequency"]
+    paths = draw_all(results, stems, dpi=40)
+    assert [path.relative_to(results).as_posix() for path in paths] == [
+        f"figures/{stem}.{kind}" for stem in stems for kind in ("png", "pdf")
+    ]
