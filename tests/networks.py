@@ -21,8 +21,10 @@ def image(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 
 def count_hooks(model: nn.Module) -> int:
     """How many hooks hang on a model, all kinds and all modules together."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
-             "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks")  # fmt: skip
+    kinds = (
+        "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
+        "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks",
+    )  # fmt: skip
     return sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
 
 
@@ -159,7 +161,7 @@ class InPlace(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Downsample by 8."""
-        x = torch.relu_(self.conv(x * 1.0)).neg_()
+        x = torch.relu_(self.conv(x * 1.0).neg_())
         x = self.blur(x).sub_(1)
         y = x[:, :, ::2, 1::2]
         x.mul_(0)
@@ -195,7 +197,7 @@ class PoolAfterLayers(nn.Module):
 class PadsItself(nn.Conv2d):
     """A strided convolution with "same" padding that depends on the size of its input."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name of nn.Conv2d
+    def forward(self, input: Tensor) -> Tensor:
         """Pad so that the output has ⌈N / s⌉ samples, more of it at the end."""
         pads: list[int] = []
         for n, k, s in zip(input.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
@@ -207,7 +209,7 @@ class PadsItself(nn.Conv2d):
 class Standardised(nn.Conv2d):
     """A strided convolution whose weight is made in each forward."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name of nn.Conv2d
+    def forward(self, input: Tensor) -> Tensor:
         """Convolve with zero-mean, unit-variance filters."""
         mean, std = self.weight.mean((1, 2, 3), keepdim=True), self.weight.std((1, 2, 3), keepdim=True)
         return F.conv2d(input, (self.weight - mean) / std, self.bias, self.stride, self.padding)
@@ -230,7 +232,9 @@ class Raising(nn.Module):
     class Leaf(nn.Module):
         """A functional site that can fail before or after it ran."""
 
-        fail = False
+        def __init__(self) -> None:
+            super().__init__()
+            self.fail = False
 
         def forward(self, x: Tensor) -> Tensor:
             """Downsample by 2."""
@@ -242,10 +246,9 @@ class Raising(nn.Module):
     class Block(nn.Module):
         """A functional site, then a leaf."""
 
-        fail = False
-
         def __init__(self) -> None:
             super().__init__()
+            self.fail = False
             self.conv = nn.Conv2d(3, 3, 3, 2, 1)
             self.leaf = Raising.Leaf()
 
@@ -256,10 +259,9 @@ class Raising(nn.Module):
                 raise RuntimeError("the block broke")
             return x
 
-    fail = False
-
     def __init__(self) -> None:
         super().__init__()
+        self.fail = False
         self.block = Raising.Block()
 
     def break_at(self, depth: str) -> None:
@@ -287,7 +289,7 @@ class OnlyRealData(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Run the body; count how often."""
         self.steps += 1
-        return self.body(x) if float(x.sum()) > -1e9 else x
+        return self.body(x) if float(x.detach().sum()) > -1e9 else x
 
 
 class Caching(nn.Module):
@@ -344,7 +346,7 @@ class PowerPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Downsample by 2."""
-        return F.lp_pool2d(x + x[:, 0, ::2].mean(), 2.0, 2)
+        return F.lp_pool2d(x + x[0, ::2].mean(), 2.0, 2)
 
 
 class TwoInputs(nn.Module):

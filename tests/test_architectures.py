@@ -12,8 +12,8 @@ from spectral.errors import SpectralError
 from spectral.layers import BlurPool2d
 from spectral.models import cifar
 from spectral.models.architectures import ARCHITECTURES, build, family_of
-from spectral.models.cifar import CifarResNet, OptionAShortcut, pool_factory
-from spectral.models.nula import NULA, SqueezeExcitation
+from spectral.models.cifar import BasicBlock, CifarResNet, OptionAShortcut, pool_factory
+from spectral.models.nula import NULA, SqueezeExcitation, Stage
 
 
 def parameters(model: nn.Module) -> int:
@@ -56,6 +56,23 @@ def resnet20_parameters(width: int = 16) -> int:
         total += previous * channels * 9 + 5 * channels * channels * 9 + 6 * 2 * channels
         previous = channels
     return total + previous * 10 + 10
+
+
+@pytest.mark.parametrize(
+    ("block", "activation"),
+    [
+        (BasicBlock(4, 6, 2, "B", BlurPool2d), nn.functional.relu),
+        (Stage(4, 6, halve=True, downsample="blurpool"), nn.functional.silu),
+    ],
+)
+def test_the_blur_follows_the_first_activation(block, activation):
+    randomize(block)
+    x = torch.randn(2, 4, 7, 8, dtype=torch.float64)
+    y = block.pool(activation(block.bn1(block.conv1(x))))
+    y = getattr(block, "se", nn.Identity())(block.bn2(block.conv2(y)))
+    blur, project, norm = block.shortcut
+    assert isinstance(blur, BlurPool2d)
+    torch.testing.assert_close(block(x), activation(y + norm(project(blur(x)))), rtol=1e-12, atol=1e-13)
 
 
 class TestCifarResNet:

@@ -22,7 +22,9 @@ FEW = settings(SETTINGS, max_examples=40)
 LEVELS = {"decomposed": torch.no_grad, "undecomposed": torch.inference_mode}
 aten = torch.ops.aten
 
+levels = st.sampled_from(list(LEVELS))
 sizes = st.tuples(st.integers(1, 14), st.integers(1, 14))
+small = st.tuples(st.integers(1, 6), st.integers(1, 6))
 kernels = st.tuples(st.integers(1, 4), st.integers(1, 4))
 strides = st.one_of(
     st.sampled_from([(2, 1), (1, 2), (3, 2), (2, 2), (4, 4)]), st.tuples(st.integers(1, 5), st.integers(1, 5))
@@ -84,8 +86,8 @@ def surround(x: Tensor, padding: tuple[int, int], beyond: int, value: float) -> 
 
 
 @given(
-    size=sizes, kernel=kernels, stride=strides, dilation=dilations, padding=st.tuples(*[st.integers(0, 3)] * 2),
-    groups=st.sampled_from([1, 2, 4]), bias=st.booleans(), layout=formats, level=st.sampled_from(list(LEVELS)),
+    size=sizes, kernel=kernels, stride=strides, dilation=dilations, bias=st.booleans(), layout=formats,
+    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)), groups=st.sampled_from([1, 2, 4]), level=levels,
 )  # fmt: skip
 @SETTINGS
 def test_convolution(size, kernel, stride, dilation, padding, groups, bias, layout, level):
@@ -112,8 +114,8 @@ def test_convolution(size, kernel, stride, dilation, padding, groups, bias, layo
 
 
 pools = {
-    "size": sizes, "kernel": kernels, "stride": strides, "padding": st.tuples(*[st.integers(0, 2)] * 2),
-    "ceil": st.booleans(), "layout": formats, "level": st.sampled_from(list(LEVELS)),
+    "size": sizes, "kernel": kernels, "stride": strides, "ceil": st.booleans(), "layout": formats,
+    "padding": st.tuples(st.integers(0, 2), st.integers(0, 2)), "level": levels,
 }  # fmt: skip
 
 
@@ -165,7 +167,9 @@ def test_average_pool(size, kernel, stride, padding, ceil, layout, level, count_
 
 @given(**pools, count_pad=st.booleans(), divisor=st.sampled_from([None, 3]), average=st.booleans())
 @FEW
-def test_pools_in_half_precision(size, kernel, stride, padding, ceil, layout, level, count_pad, divisor, average):
+def test_pools_in_half_precision(
+    size, kernel, stride, padding, ceil, layout, level, count_pad, divisor, average
+):
     assume_valid_pool(size, kernel, stride, padding)
     x = image(2, 3, *size, dtype=torch.bfloat16).contiguous(memory_format=layout)
 
@@ -180,8 +184,8 @@ def test_pools_in_half_precision(size, kernel, stride, padding, ceil, layout, le
 
 
 @given(
-    out=st.tuples(st.integers(1, 6), st.integers(1, 6)), factor=st.tuples(st.integers(1, 7), st.integers(1, 7)),
-    average=st.booleans(), layout=formats, half=st.booleans(), level=st.sampled_from(list(LEVELS)),
+    out=small, factor=st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    average=st.booleans(), layout=formats, half=st.booleans(), level=levels,
 )  # fmt: skip
 @SETTINGS
 def test_adaptive_pool_with_equal_windows(out, factor, average, layout, half, level):
@@ -212,7 +216,7 @@ bounds = st.one_of(st.none(), st.integers(-20, 20))
 cuts = st.tuples(bounds, bounds, st.integers(1, 4))
 
 
-@given(size=sizes, rows=cuts, columns=cuts, level=st.sampled_from(list(LEVELS)))
+@given(size=sizes, rows=cuts, columns=cuts, level=levels)
 @settings(SETTINGS, max_examples=200)
 def test_slices(size, rows, columns, level):
     steps = (rows[2], columns[2])
@@ -223,7 +227,9 @@ def test_slices(size, rows, columns, level):
     assert len(found) == 1, "rows and columns of one indexing are one decimation"
     decimation, output = found[0]
     assert decimation.geometry.stride == steps
-    kept = decimate(decimation.dense((output.shape[-2], output.shape[-1])), decimation.geometry, output.shape[-2:])
+    kept = decimate(
+        decimation.dense((output.shape[-2], output.shape[-1])), decimation.geometry, output.shape[-2:]
+    )
     if steps[1] == 1:  # a cut of the columns without a step is a crop, which isn't the site's
         kept, output = kept[..., slice(*columns)], output[..., slice(*columns)]
     assert torch.equal(kept, output)
@@ -254,8 +260,8 @@ def test_a_slice_is_reported_before_its_source_changes():
 
 
 @given(
-    out=st.tuples(st.integers(1, 6), st.integers(1, 6)), factor=st.tuples(st.integers(1, 6), st.integers(1, 6)),
-    mode=st.sampled_from(["nearest", "nearest-exact"]), level=st.sampled_from(list(LEVELS)),
+    out=small, factor=small,
+    mode=st.sampled_from(["nearest", "nearest-exact"]), level=levels,
     by_factor=st.booleans(),
 )  # fmt: skip
 @SETTINGS
@@ -275,7 +281,10 @@ def test_nearest_resize_by_an_integer(out, factor, mode, level, by_factor):
     ("how", "reason"),
     [
         ({"size": (4, 5), "mode": "nearest"}, "nearest resize 9×9 to 4×5: a factor that is no integer"),
-        ({"scale_factor": 0.3334, "mode": "nearest"}, "nearest resize 9×9 to 3×3: a factor that is no integer"),
+        (
+            {"scale_factor": 0.3334, "mode": "nearest"},
+            "nearest resize 9×9 to 3×3: a factor that is no integer",
+        ),
         ({"size": (4, 18), "mode": "nearest"}, "nearest resize 9×9 to 4×18: a factor that is no integer"),
         ({"size": (3, 3), "mode": "bilinear"}, "bilinear resize 9×9 to 3×3: filtered resizing"),
         ({"size": (3, 3), "mode": "bicubic"}, "bicubic resize 9×9 to 3×3: filtered resizing"),
@@ -374,5 +383,6 @@ def test_operators_of_both_levels_are_read_alike():
     conv = (torch.zeros(1, 2, 8, 8), torch.zeros(3, 2, 3, 3), None, [2, 2], [1, 1], [1, 1])
     high = parse(aten.conv2d.default, (*conv, 1), {})
     low = parse(aten.convolution.default, (*conv, False, [0, 0], 1), {})
-    assert high is not None and low is not None
+    assert high is not None
+    assert low is not None
     assert high.geometry == low.geometry == Geometry("conv", (2, 2), (3, 3), (1, 1))

@@ -124,14 +124,23 @@ class TestPowerSpectrum:
     def test_dtype_is_kept(self, dtype):
         assert compute_power_spectrum(torch.ones(4, 4, dtype=dtype)).dtype == dtype
 
-    def test_numpy_layouts(self):
+    @pytest.mark.parametrize("dtype", [">f8", "<f8"])
+    def test_strided_and_byte_swapped_arrays(self, dtype):
         x = noise(8, 9)
-        frozen = x[::2, ::-1].astype(">f8")
-        frozen.setflags(write=False)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            P = compute_power_spectrum(frozen)
+        P = compute_power_spectrum(x.astype(dtype)[::2, ::-1])
         np.testing.assert_allclose(P.numpy(), reference.power_spectrum(x[::2, ::-1]), rtol=1e-11, atol=1e-11)
+
+    def test_read_only_arrays_come_without_a_warning(self):
+        x = noise(4, 4)
+        x.setflags(write=False)
+        once = not torch.is_warn_always_enabled()
+        torch.set_warn_always(True)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                compute_power_spectrum(x)
+        finally:
+            torch.set_warn_always(not once)
 
     def test_input_is_left_alone(self):
         x = noise(3, 6, 6)

@@ -29,7 +29,7 @@ _LAST_IS_NEW = {"mm", "bmm", "matmul", "addmm", "baddbmm", "linear"}
 
 
 class AxisTracker:
-    """Labels of the tensors seen so far; start with the image, then pass every operator's inputs and output."""
+    """Labels of the tensors seen so far: mark the image, then follow every operator."""
 
     def __init__(self) -> None:
         self._labels: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -97,7 +97,7 @@ def _derive(name: str, args: Sequence[Any], labels: Labels, x: Tensor, result: T
 
 
 def _through_view(labels: Labels, before: tuple[int, ...], after: tuple[int, ...]) -> Labels:
-    """Match runs of axes with equal products: unchanged axes keep labels, merged ones remember their parts."""
+    """Match runs of axes with equal products: unchanged axes keep labels, merged ones their parts."""
     result: list[Label] = []
     i = j = 0
     while i < len(before) or j < len(after):

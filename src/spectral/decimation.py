@@ -43,7 +43,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Decimation:
-    """A call that keeps fewer samples than its dense map has, with all that is needed to recompute that map."""
+    """A call that keeps fewer samples than its dense map has, and what it takes to recompute that map."""
 
     geometry: Geometry
     input: Tensor
@@ -67,7 +67,9 @@ class Decimation:
             return F.avg_pool2d(x, g.kernel, 1, g.padding, False, g.count_include_pad, g.divisor)
         # These take a sum and divide it: in half precision the sum would be rounded on its own.
         wide = x.float() if x.element_size() < 4 else x
-        return (self._average_adaptive(wide) if g.adaptive else self._average_ragged(wide, extension)).to(x.dtype)
+        return (self._average_adaptive(wide) if g.adaptive else self._average_ragged(wide, extension)).to(
+            x.dtype
+        )
 
     def _ceil_extension(self, x: Tensor, output_size: Pair) -> Pair:
         """How far beyond the right padding the windows of a ``ceil_mode`` pool reach."""
@@ -123,35 +125,41 @@ def merge_slices(first: Decimation, second: Decimation) -> Decimation:
     return replace(first, geometry=replace(g, stride=stride, phase=phase, axes=g.axes + h.axes))
 
 
-def _pair(value: Any) -> Pair:
+def as_pair(value: Any) -> Pair:
+    """Return what torch accepts as one number or two as (rows, columns).
+
+    Example:
+        >>> as_pair(2), as_pair([3])
+        ((2, 2), (3, 3))
+    """
     values = (value,) if isinstance(value, int) else tuple(value)
     return (int(values[0]), int(values[-1]))
 
 
 def _read_convolution(a: dict[str, Any]) -> Decimation | None:
     x, stride = a["input"], a["stride"]
-    if a.get("transposed") or a["weight"].ndim != 4 or max(_pair(stride)) < 2:
+    if a.get("transposed") or a["weight"].ndim != 4 or max(as_pair(stride)) < 2:
         return None
-    kernel, dilation, padding = a["weight"].shape[-2:], _pair(a["dilation"]), a["padding"]
+    kernel, dilation, padding = a["weight"].shape[-2:], as_pair(a["dilation"]), a["padding"]
     if isinstance(padding, str):  # undecomposed conv2d; "same" isn't allowed with a stride
         padding = (0, 0)
     geometry = Geometry(
-        "conv", _pair(stride), _pair(kernel), _pair(padding), dilation, groups=int(a["groups"])
+        "conv", as_pair(stride), as_pair(kernel), as_pair(padding), dilation, groups=int(a["groups"])
     )
     return Decimation(geometry, _batched(x), a["weight"], a["bias"])
 
 
 def _read_pool(kind: str) -> Callable[[dict[str, Any]], Decimation | None]:
     def read(a: dict[str, Any]) -> Decimation | None:
-        kernel = _pair(a["kernel_size"])
-        stride = _pair(a["stride"]) if a["stride"] else kernel
-        padding = _pair(a["padding"])
+        kernel = as_pair(a["kernel_size"])
+        stride = as_pair(a["stride"]) if a["stride"] else kernel
+        padding = as_pair(a["padding"])
         if max(stride) < 2:
             return None
-        extent = _pair(a["self"].shape[-2:])
+        extent = as_pair(a["self"].shape[-2:])
         whole = kernel[0] >= extent[0] and kernel[1] >= extent[1] and padding == (0, 0)
         geometry = Geometry(
-            "global_pool" if whole else kind, stride, kernel, padding, _pair(a.get("dilation", 1)),
+            "global_pool" if whole else kind, stride, kernel, padding, as_pair(a.get("dilation", 1)),
             ceil_mode=a["ceil_mode"], count_include_pad=a.get("count_include_pad", True),
             divisor=a.get("divisor_override"),
         )  # fmt: skip
@@ -162,8 +170,8 @@ def _read_pool(kind: str) -> Callable[[dict[str, Any]], Decimation | None]:
 
 def _read_adaptive(kind: str) -> Callable[[dict[str, Any]], Decimation | None]:
     def read(a: dict[str, Any]) -> Decimation | None:
-        x, size = _batched(a["self"]), _pair(a["output_size"])
-        extent = _pair(x.shape[-2:])
+        x, size = _batched(a["self"]), as_pair(a["output_size"])
+        extent = as_pair(x.shape[-2:])
         if size in ((1, 1), extent):  # to 1×1, autograd's level shows a plain mean: neither level counts it
             return None
         if extent[0] % size[0] or extent[1] % size[1]:
@@ -193,10 +201,10 @@ def _read_resize(rule: str) -> Callable[[dict[str, Any]], Decimation | None]:
     def read(a: dict[str, Any]) -> Decimation | None:
         x = a.get("self", a.get("input"))
         assert isinstance(x, Tensor)
-        extent = _pair(x.shape[-2:])
+        extent = as_pair(x.shape[-2:])
         factors: Sequence[float | None] = a.get("scale_factors") or (a.get("scales_h"), a.get("scales_w"))
         if a.get("output_size") is not None:
-            size = _pair(a["output_size"])
+            size = as_pair(a["output_size"])
         else:
             size = (int(extent[0] * (factors[0] or 1)), int(extent[1] * (factors[-1] or 1)))
         if size[0] >= extent[0] and size[1] >= extent[1]:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from spectral.decimation import Decimation, Pair
+from spectral.decimation import Decimation, Pair, as_pair
 from spectral.errors import SpectralError, suggest
-from spectral.recorder import Frame, Recorder
-from spectral.sites import Site, check_hookable
+from spectral.recorder import Frame, Recorder, paused
+from spectral.sites import PLAIN, Site, check_hookable
 
 Tap = Literal["input", "dense", "output"]
 TAPS: tuple[Tap, ...] = ("input", "dense", "output")
@@ -84,14 +85,18 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         self.enabled = True
         self._detach = detach
         self._reduce = reduce or self._keep
+        self._keeps = reduce is None
         self._modules = dict(model.named_modules())
         self._names: list[str] = []
         self._sites: dict[tuple[str, int, int], Site] = {}
         self._watched: dict[str, list[Site]] = defaultdict(list)
         self._plain: list[str] = []
+        if isinstance(sites, str):
+            raise SpectralError(f"FeatureExtractor: sites must be a list, got the string {sites!r}")
         for site in sites:
             self._add(site)
         self._captured: dict[str, list[Tensor]] = {}
+        self._has_run = False
         self._calls: Counter[str] = Counter()
         self._frames: Counter[str] = Counter()
         self._handles: list[RemovableHandle] = []
@@ -138,9 +143,12 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         if name not in self._names:
             raise SpectralError(f"{name!r} isn't captured{suggest(name, self._names)}")
         if not self._captured.get(name):
-            raise SpectralError(
-                f"nothing was captured at {name!r}: the model hasn't run since the hooks were set"
-            )
+            why = "it didn't run in the latest forward pass"
+            if not self._has_run:
+                why = "the model hasn't run since the hooks were set"
+            elif not self._keeps:
+                why = "the reduce callback took it"
+            raise SpectralError(f"nothing was captured at {name!r}: {why}")
         return self._captured[name]
 
     def remove_hooks(self) -> None:
@@ -160,20 +168,42 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
             self.enabled = before
 
     def _add(self, site: Site | str) -> None:
-        name = site if isinstance(site, str) else site.name
-        path = site if isinstance(site, str) else site.module
+        if not isinstance(site, (str, Site)):
+            raise SpectralError(
+                f"FeatureExtractor: expected sites from find_sites or module names, got {type(site).__name__}"
+            )
+        name, path = (site, site) if isinstance(site, str) else (site.name, site.module)
+        if name in self._names:
+            return
         if path not in self._modules:
-            raise SpectralError(f"the model has no module {path!r}{suggest(path, self._modules)}")
+            hint = suggest(path, self._modules)
+            if path.partition("@")[0].partition(":")[0] in self._modules:
+                hint = "; for one operator or call inside a module, pass the site that find_sites gives"
+            raise SpectralError(f"the model has no module {path!r}{hint}")
         if isinstance(site, str):
-            if self.tap == "dense":
-                raise SpectralError(f"tap 'dense' needs a site from find_sites, got the module name {site!r}")
+            self._check_plain(site)
             self._plain.append(path)
         else:
-            if not site.measurable:
-                raise SpectralError(f"site {name!r} can't be measured: {site.reason}")
+            self._check_site(site)
             self._sites[site.key] = site
             self._watched[path].append(site)
         self._names.append(name)
+
+    def _check_plain(self, path: str) -> None:
+        if self.tap == "dense" or not self._keeps:
+            what = "reduce" if not self._keeps else "tap 'dense'"
+            raise SpectralError(f"{what} needs a site from find_sites, got the module name {path!r}")
+
+    def _check_site(self, site: Site) -> None:
+        if not site.measurable:
+            raise SpectralError(f"site {site.name!r} can't be measured: {site.reason}")
+        module: Any = self._modules[site.module]
+        if site.access == "direct" and (
+            PLAIN.get(type(module)) != site.operator
+            or as_pair(module.stride) != site.stride
+            or as_pair(module.kernel_size) != site.kernel
+        ):
+            raise SpectralError(f"site {site.name!r} isn't what runs there; call find_sites on this model")
 
     def _register(self, model: nn.Module) -> None:
         for path in dict.fromkeys(self._plain):
@@ -189,9 +219,8 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
                 self._handles.append(self._modules[path].register_forward_hook(hook))
         for path in self._framed_modules():
             module = self._modules[path]
-            keep = any(site.access == "wrapped" for site in self._watched.get(path, []))
             self._handles += [
-                module.register_forward_pre_hook(partial(self._enter, path, keep), prepend=True),
+                module.register_forward_pre_hook(partial(self._enter, path), prepend=True),
                 module.register_forward_hook(partial(self._leave, path), always_call=True),
             ]
         # Last and prepended, hence first to run: the model itself may own a frame.
@@ -200,15 +229,14 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
     def _framed_modules(self) -> list[str]:
         """Owners of functional sites and all modules inside them: an operator counts for its own module."""
         owners = {site.module for site in self._sites.values() if site.access != "direct"}
-        return [
-            path
-            for path in self._modules
-            if path in owners or any(not owner or path.startswith(owner + ".") for owner in owners)
-        ]
+        # By identity: a module that two owners share has the name that it has in the first.
+        inside = {id(module) for owner in owners for module in self._modules[owner].modules()}
+        return [path for path, module in self._modules.items() if id(module) in inside]
 
     def _begin(self, module: nn.Module, args: Any) -> None:
         if self.enabled:
             self._abandon()
+            self._has_run = True
             self._captured = {}
             self._calls.clear()
             self._frames.clear()
@@ -239,15 +267,15 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         site = self._sites.get((path, call, 0))
         if site is not None:
             weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-            with self._mode.paused():
-                self._reduce(Capture(site, args[0], output, Decimation(site.geometry, args[0], weight, bias)))
+            # The geometry's kind is the operator's here, as the recorder would have read it.
+            geometry = replace(site.geometry, kind=site.operator)
+            with paused():
+                self._deliver(site, args[0], output, Decimation(geometry, args[0], weight, bias))
 
-    def _enter(self, path: str, keep: bool, module: nn.Module, args: Any) -> None:
+    def _enter(self, path: str, module: nn.Module, args: Any) -> None:
         if not self.enabled:
             return
-        # Copied on the way in: the module may change its input before its operator runs.
-        entering = (self._copy(args[0]),) if keep else ()
-        self._mode.push(Frame(path, module, self._frames[path], entering))
+        self._mode.push(Frame(path, module, self._frames[path], args))
         self._frames[path] += 1
 
     def _leave(self, path: str, module: nn.Module, args: Any, output: Any) -> None:
@@ -258,13 +286,21 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         site = self._sites.get((frame.path, frame.call, index))
         if site is None or site.access == "direct":
             return
-        if decimation.geometry.stride != site.stride:
+        ran, found = decimation.geometry, site.geometry
+        if (ran.kind, ran.stride, ran.phase) != (site.operator, found.stride, found.phase):
             raise SpectralError(
-                f"site {site.name!r} ran with stride {decimation.geometry.stride}, not {site.stride}; call "
-                f"find_sites again for this input"
+                f"site {site.name!r} ran as {ran.kind} with stride {ran.stride}, not as {site.operator} with "
+                f"{found.stride}; call find_sites again for this input"
             )
         entering = frame.args[0] if site.access == "wrapped" else decimation.input
-        self._reduce(Capture(site, entering, output, decimation))
+        self._deliver(site, entering, output, decimation)
+
+    def _deliver(self, site: Site, entering: Tensor, output: Tensor, decimation: Decimation) -> None:
+        if self._detach:
+            entering, output = entering.detach(), output.detach()
+            decimation = replace(decimation, input=decimation.input.detach())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._detach):
+            self._reduce(Capture(site, entering, output, decimation))
 
     def _keep(self, capture: Capture) -> None:
         tensor = capture.dense() if self.tap == "dense" else getattr(capture, self.tap)
@@ -277,8 +313,8 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
 class _CaptureMode:
     """The recorder, active only while a module is running that holds functional sites.
 
-    Operators are seen below autograd, where tensors have no graph. To keep it, each function call is run
-    under the recorder on its own, and its graph-carrying argument and result stand in for the operator's.
+    Operators are seen below autograd, where nothing that is computed gets a graph. To keep it, each function
+    call is run under the recorder on its own, and its operators are reported when it has returned.
     """
 
     def __init__(
@@ -295,10 +331,6 @@ class _CaptureMode:
     def frames(self) -> list[Frame]:
         """Calls that are running, outermost first."""
         return self.recorder.frames
-
-    def paused(self) -> AbstractContextManager[None]:
-        """Don't count operators that run inside."""
-        return self.recorder.paused() if self._active else nullcontext()
 
     def push(self, frame: Frame) -> None:
         """Enter a call, and the mode with the first."""
@@ -324,29 +356,15 @@ class _CaptureMode:
         self._deactivate()
 
     def run(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run one function under the recorder, and report its operators with tensors that carry the graph."""
+        """Run one function under the recorder, and report its operators when their outputs have a graph."""
         self._seen.clear()
         with self.recorder:
             out = func(*args, **kwargs)
             self.recorder.flush()
-        if not self._seen:
-            return out
-        if len(self._seen) > 1:
-            raise SpectralError(
-                f"{getattr(func, '__name__', func)} runs several downsampling operators at once and can't be "
-                f"captured with its graph; use detach=True"
-            )
-        frame, index, decimation, output = self._seen.pop()
-        tensors = [a for a in args if isinstance(a, Tensor) and a.shape == decimation.input.shape]
-        if not tensors or not isinstance(out, Tensor) or out.shape != output.shape:
-            raise SpectralError(f"a site in {frame.path!r} can't be captured with its graph; use detach=True")
-        weight = next(
-            (a for a in args[1:] if isinstance(a, Tensor) and _alike(a, decimation.weight)), decimation.weight
-        )
-        bias = next(
-            (a for a in args[2:] if isinstance(a, Tensor) and _alike(a, decimation.bias)), decimation.bias
-        )
-        self._on_event(frame, index, replace(decimation, input=tensors[0], weight=weight, bias=bias), out)
+        seen, self._seen = self._seen, []
+        with paused():
+            for event in seen:
+                self._on_event(*event)
         return out
 
     def _seen_operator(self, *event: Any) -> None:
@@ -365,10 +383,6 @@ class _GraphKeeper(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run a torch function, reporting what it decimates."""
-        if self._mode.recorder._paused or not self._mode.frames:
+        if not self._mode.recorder.is_counting:
             return func(*args, **(kwargs or {}))
         return self._mode.run(func, args, kwargs or {})
-
-
-def _alike(a: Tensor, b: Tensor | None) -> bool:
-    return b is not None and a.shape == b.shape and a.data_ptr() == b.data_ptr()

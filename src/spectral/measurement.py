@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,7 +28,7 @@ from spectral.metrics import (
     predict_probabilities,
 )
 from spectral.models.checkpoint import hash_state
-from spectral.sites import Site, find_sites
+from spectral.sites import Site, check_hookable, find_sites
 from spectral.spectrum import compute_power_spectrum
 from spectral.table import Key, ShardStore, describe_environment, make_rows, to_frame
 
@@ -41,7 +43,9 @@ IDENTITY_TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 5e-2, torch.float64: 
 class Images(Protocol):
     """What `measure` needs of a set of images; `spectral.load_images` returns one."""
 
-    source: str
+    @property
+    def source(self) -> str:
+        """Where they come from."""
 
     @property
     def ids(self) -> Sequence[str]:
@@ -75,7 +79,7 @@ def measure(
     images: Tensor | Images,
     metrics: Sequence[str] = ("avr", "am", "sis"),
     *,
-    sites: Sequence[Site] | None = None,
+    sites: Sequence[Site | str] | None = None,
     taps: Sequence[Tap] = ("input", "dense"),
     batch_size: int = 32,
     out: str | Path | None = None,
@@ -94,7 +98,7 @@ def measure(
         images: from `load_images`, or a tensor (N, C, H, W) that is already preprocessed.
         metrics: any of avr, avr_separable, avr_exclude_dc, avr_hann (at each tap); am, am_relative,
             alias_power_ratio (of the dense map); sis (of the model).
-        sites: what to measure; `find_sites` by default.
+        sites: what to measure, as sites or their names; all of `find_sites` by default.
         taps: where AVR is taken: ``"input"``, ``"dense"``, ``"output"``.
         batch_size: images per forward pass; changes no value beyond rounding.
         out: folder for Parquet shards. Memory then doesn't grow with the number of images, and the same call
@@ -105,12 +109,14 @@ def measure(
     Returns:
         Columns model, image, site, call, op, tap, metric, value; one row per number. Site and tap are empty
         for metrics of the whole model: sis, prediction, confidence and, where known, label. ``power`` (the
-        map's mean square) comes with AVR: zero marks a silent map. ``attrs["sites"]`` lists every site with its stride and, if
-        it wasn't measured, the reason; ``attrs["provenance"]`` what is needed to repeat the run.
+        map's mean square) comes with every tap: zero marks a silent map. ``attrs["sites"]`` lists every site
+        with its stride and, if it wasn't measured, the reason; ``attrs["provenance"]`` has what is needed to
+        repeat the run, ``attrs["resumed"]`` the number of images that were in ``out`` before.
 
     Raises:
-        SpectralError: for unknown metrics or taps, no images, a model without sites, non-finite activations
-            (naming the site), or an ``out`` that can't be written or holds something else.
+        SpectralError: for unknown metrics, taps or sites, no images, a model without sites or whose forward
+            raises, non-finite activations (naming the site), or an ``out`` that can't be written or holds
+            something else. What was written to ``out`` stays.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -122,14 +128,13 @@ def measure(
     _check_choice("taps", taps, TAPS)
     if batch_size < 1:
         raise SpectralError(f"measure: batch_size must be ≥ 1, got {batch_size}")
-    source = TensorImages(images) if isinstance(images, Tensor) else images
-    if len(source) == 0:
-        raise SpectralError("measure: there are no images")
+    check_hookable(model)
+    source = _as_images(images)
     info = getattr(model, "spectral_info", None)
     if source.size is None and info is not None:
         source = source.resized(info.preprocessing.size)
     run = _Run(model, source, tuple(metrics), tuple(taps), info, name)
-    found = list(sites) if sites is not None else find_sites(model, run.load([0]))
+    found = run.find_sites(sites)
     wanted = set(metrics) & {*AVR_METRICS, *ALIAS_METRICS}
     if wanted and not any(site.measurable for site in found):
         why = f"; {found[0].name!r}: {found[0].reason}" if found else ""
@@ -137,20 +142,50 @@ def measure(
             f"{run.name} has no downsampling site that can be measured{why}; metrics=('sis',) needs none"
         )
     run.sites = found if wanted else []
-    store = ShardStore(Path(out), run.config(), run.provenance()) if out is not None else None
+    provenance = run.provenance(batch_size)
+    store = ShardStore(Path(out), run.config, provenance) if out is not None else None
     done = store.finished_images() if store else set()
     left = [i for i, image in enumerate(source.ids) if image not in done]
+    if store and done:
+        run.failed, run.verified = store.unmeasured, True
     kept: list[pa.Table] = []
-    with evaluation_mode(model), torch.no_grad():
-        for rows in run.measure_batches(left, batch_size, progress):
+    batches = run.measure_batches(left, batch_size, progress)
+    # Closed at once, also after an error here: an unfinished generator would keep the hooks on the model.
+    with evaluation_mode(model), torch.no_grad(), closing(batches):
+        for rows in batches:
             if store:
-                store.append(rows)
+                store.append(rows, run.failed)
             else:
                 kept.append(rows)
     table = store.read() if store else to_frame(kept)
-    table.attrs["sites"] = run.describe_sites()
-    table.attrs["provenance"] = run.provenance()
+    # Plain lists and dictionaries: pandas compares attrs when it joins tables, and writes them to Parquet.
+    table.attrs["sites"] = describe_sites(run.sites, run.failed)
+    table.attrs["provenance"] = provenance
+    table.attrs["resumed"] = len(source) - len(left)
     return table
+
+
+def describe_sites(sites: Sequence[Site], failed: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """Describe sites as records for a table, with the reason where one can't be measured.
+
+    Args:
+        sites: from `find_sites`.
+        failed: reasons found while measuring, by site name.
+
+    Example:
+        >>> describe_sites(find_sites(nn.Sequential(nn.Conv2d(3, 4, 3, 2)), 9))[0]["output_size"]
+        '4x4'
+    """
+    reasons = {site.name: site.reason or (failed or {}).get(site.name) for site in sites}
+    return [
+        {
+            "name": site.name, "call": site.call, "op": site.op, "kernel": _by(site.kernel),
+            "stride": _by(site.stride), "input_size": _by(site.input_size),
+            "output_size": _by(site.output_size), "channels": site.channels,
+            "measurable": reasons[site.name] is None, "reason": reasons[site.name],
+        }
+        for site in sites
+    ]  # fmt: skip
 
 
 class TensorImages:
@@ -171,9 +206,10 @@ class TensorImages:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of shape and values."""
-        values = self.images.float().cpu().contiguous().numpy().tobytes()
-        return hashlib.sha256(repr(tuple(self.images.shape)).encode() + values).hexdigest()[:16]
+        """Hash of shape, dtype and values."""
+        digest = hashlib.sha256(repr((tuple(self.images.shape), self.images.dtype)).encode())
+        digest.update(self.images.cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()[:16]
 
     def resized(self, size: tuple[int, int]) -> TensorImages:
         """Return itself: a tensor is taken as it is."""
@@ -208,6 +244,7 @@ class _Run:
         self.name = name or (info.name if info else type(model).__name__)
         self.sites: list[Site] = []
         self.failed: dict[str, str] = {}
+        self.verified = False  # whether each site's dense map has been checked
         self.keys: list[Key] = []
         self._values: dict[Key, Tensor] = {}
         parameter = next(iter(model.parameters()), None)
@@ -220,7 +257,20 @@ class _Run:
         (_, batch), *_ = self.images.batches(len(indices), indices=indices)
         return self._prepare(batch)
 
-    def measure_batches(self, indices: list[int], batch_size: int, progress: bool) -> Iterator[pa.Table]:
+    def find_sites(self, asked: Sequence[Site | str] | None) -> list[Site]:
+        """Return the sites asked for, all of the model's by default."""
+        if asked is not None and not any(isinstance(site, str) for site in asked):
+            return [site for site in asked if isinstance(site, Site)]
+        found = find_sites(self.model, self.load([0]))
+        names = {site.name: site for site in found}
+        for site in asked or ():
+            if isinstance(site, str) and site not in names:
+                raise SpectralError(f"measure: {self.name} has no site {site!r}{suggest(site, names)}")
+        return found if asked is None else [names[s] if isinstance(s, str) else s for s in asked]
+
+    def measure_batches(
+        self, indices: list[int], batch_size: int, progress: bool
+    ) -> Generator[pa.Table, None, None]:
         """Yield the rows of one batch at a time."""
         measurable = [site for site in self.sites if site.measurable]
         bar = tqdm(total=len(self.images), initial=len(self.images) - len(indices), unit="image",
@@ -230,7 +280,9 @@ class _Run:
                 self._values = {}
                 batch = self._prepare(raw)
                 self._measure_model(batch, chosen, extractor)
-                self.keys = self.keys or list(self._values)
+                self.keys, self.verified = self.keys or list(self._values), True
+                if not self.keys:
+                    raise SpectralError(f"{self.name} has nothing to measure: {_list_reasons(self.failed)}")
                 missing = [key for key in self.keys if key not in self._values]
                 if missing:
                     raise SpectralError(
@@ -248,7 +300,7 @@ class _Run:
         return batch
 
     def _measure_model(self, batch: Tensor, chosen: list[int], extractor: FeatureExtractor) -> None:
-        output = self.model(batch)
+        output = self._forward(batch)
         if "sis" not in self.metrics and find_logits(output, len(batch)) is None:
             return  # a detector or an embedding: its sites can be measured, its prediction can't
         probabilities = predict_probabilities(output, len(batch))
@@ -261,10 +313,21 @@ class _Run:
         if "sis" in self.metrics:
             with extractor.paused():
                 shifted = [
-                    predict_probabilities(self.model(batch.roll(shift, (2, 3))), len(batch))
+                    predict_probabilities(self._forward(batch.roll(shift, (2, 3))), len(batch))
                     for shift in SHIFTS
                 ]
             self._put("sis", compute_instability(probabilities, shifted))
+
+    def _forward(self, batch: Tensor) -> Any:
+        try:
+            return self.model(batch)
+        except (SpectralError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # a model may raise anything
+            raise SpectralError(
+                f"the forward of {self.name} failed on images of shape {tuple(batch.shape)}: "
+                f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no message')}"
+            ) from error
 
     def _put(self, metric: str, values: Tensor) -> None:
         self._values[("", 0, "", "", metric)] = values
@@ -274,7 +337,7 @@ class _Run:
         needs_dense = "dense" in self.taps or bool(set(self.metrics) & set(ALIAS_METRICS))
         if site.name in self.failed:
             return
-        if needs_dense and not self.keys:
+        if needs_dense and not self.verified:
             reason = check_identity(capture)
             if reason:
                 self.failed[site.name] = reason
@@ -286,45 +349,34 @@ class _Run:
         for (tap, metric), values in found.items():
             self._values[(site.name, site.call, site.op, tap, metric)] = values
 
-    def describe_sites(self) -> pd.DataFrame:
-        """One row per site that was found, with the reason where it wasn't measured."""
-        rows = []
-        for site in self.sites:
-            reason = site.reason or self.failed.get(site.name)
-            rows.append(
-                {
-                    "name": site.name, "call": site.call, "op": site.op,
-                    "kernel": f"{site.kernel[0]}x{site.kernel[1]}",
-                    "stride": f"{site.stride[0]}x{site.stride[1]}",
-                    "input_size": f"{site.input_size[0]}x{site.input_size[1]}",
-                    "output_size": f"{site.output_size[0]}x{site.output_size[1]}",
-                    "channels": site.channels, "measurable": reason is None, "reason": reason,
-                }
-            )  # fmt: skip
-        columns = ["name", "call", "op", "kernel", "stride", "input_size", "output_size", "channels",
-                   "measurable", "reason"]  # fmt: skip
-        return pd.DataFrame(rows, columns=columns)
-
+    @cached_property
     def config(self) -> dict[str, Any]:
         """What determines every value; two runs with equal configurations may share a folder."""
-        weights = self.info.weights_id if self.info else hash_state(self.model.state_dict())
+        scale = self.info.preprocessing if self.info and not isinstance(self.images, TensorImages) else None
         return {
             "model": self.name,
-            "weights": weights,
+            "weights": self._weights_id(),
             "images": self.images.source,
             "images_fingerprint": self.images.fingerprint,
             "image_count": len(self.images),
             "image_size": list(self.images.size) if self.images.size else None,
+            "preprocessing": {"mean": scale.mean, "std": scale.std} if scale else None,
             "metrics": sorted(self.metrics),
             "taps": sorted(self.taps),
-            "sites": [site.name for site in self.sites],
+            "sites": [f"{s.name} {s.op} {_by(s.kernel)} stride {_by(s.stride)}" for s in self.sites],
             "dtype": str(self.dtype).removeprefix("torch."),
         }
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self, batch_size: int) -> dict[str, Any]:
         """All that a repetition needs: the configuration, versions and device."""
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-        return {**self.config(), **describe_environment(), "device": device}
+        return {**self.config, "batch_size": batch_size, **describe_environment(), "device": device}
+
+    def _weights_id(self) -> str:
+        """Id of the weights as they are now: a model that was trained or altered keeps its old info."""
+        now = hash_state(self.model.state_dict())
+        recorded: str = self.info.weights_id if self.info else ""
+        return recorded if recorded.endswith(now.partition(":")[2]) else now
 
 
 def measure_capture(
@@ -343,12 +395,12 @@ def measure_capture(
         dense = capture.dense(chunk) if alias or (avr and "dense" in taps) else None
         values: dict[tuple[str, str], Tensor] = {}
         for tap in taps if avr else ():
-            tensor = dense if tap == "dense" else getattr(capture, tap)[chunk]
+            tensor: Any = dense if tap == "dense" else getattr(capture, tap)[chunk]
             for metric, value in _measure_avr(tensor, avr, capture.site.stride).items():
                 values[(tap, metric)] = value
         if alias and dense is not None:
             for metric, value in _measure_aliases(dense, alias, capture).items():
-                values[("dense", metric)] = value
+                values.setdefault(("dense", metric), value)
         parts.append(values)
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
@@ -383,7 +435,28 @@ def _measure_avr(x: Tensor, metrics: list[str], stride: tuple[int, int]) -> dict
 def _measure_aliases(dense: Tensor, metrics: list[str], capture: Capture) -> dict[str, Tensor]:
     n_h, n_w = capture.output.shape[-2:]
     values = compute_alias_metrics(dense, capture.site.stride, capture.site.geometry.phase, (n_h, n_w))
-    return {metric: values[metric] for metric in metrics}
+    norm = torch.linalg.vector_norm(dense, dim=(-3, -2, -1), dtype=torch.float64)
+    return {"power": norm.square() / dense[0].numel(), **{metric: values[metric] for metric in metrics}}
+
+
+def _as_images(images: Tensor | Images) -> Images:
+    if isinstance(images, Tensor):
+        images = TensorImages(images)
+    elif not hasattr(images, "batches"):
+        raise SpectralError(
+            f"measure: expected images from load_images or a tensor (N, C, H, W), got {type(images).__name__}"
+        )
+    if len(images) == 0:
+        raise SpectralError("measure: there are no images")
+    return images
+
+
+def _list_reasons(failed: Mapping[str, str]) -> str:
+    return "; ".join(f"{site!r}: {reason}" for site, reason in failed.items()) or "its output isn't logits"
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
 def _check_choice(what: str, asked: Sequence[str], allowed: Sequence[str]) -> None:
@@ -397,4 +470,3 @@ def _check_choice(what: str, asked: Sequence[str], allowed: Sequence[str]) -> No
                 f"measure: unknown {what} {one!r}{suggest(one, allowed)}; allowed values are "
                 f"{', '.join(allowed)}"
             )
-

@@ -111,7 +111,7 @@ def compute_am(
     if difference != "magnitude":
         raise SpectralError(f"compute_am: difference must be 'complex' or 'magnitude', got {difference!r}")
     kept, residual = split_aliases(dense, stride, phase, size, "compute_am")
-    change = torch.fft.fft2(kept - residual).abs() - torch.fft.fft2(kept).abs()
+    change: Tensor = torch.fft.fft2(kept - residual).abs() - torch.fft.fft2(kept).abs()
     return change.abs().sum((-2, -1)).mean(-1) / (kept.shape[-2] * kept.shape[-1])
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectral.decimation import Decimation, merge_slices, parse
+
+# One for all recorders of a thread: what one of them measures, no other may count as the model's.
+_PAUSED: ContextVar[bool] = ContextVar("paused", default=False)
 
 
 @dataclass
@@ -33,6 +37,16 @@ EventHandler = Callable[[Frame, int, Decimation, Tensor], None]
 Observer = Callable[[Any, Sequence[Any], dict[str, Any], Any], None]
 
 
+@contextmanager
+def paused() -> Iterator[None]:
+    """Let no recorder count the operators that run inside: they are ours, not the model's."""
+    token = _PAUSED.set(True)
+    try:
+        yield
+    finally:
+        _PAUSED.reset(token)
+
+
 class Recorder(TorchDispatchMode):
     """Calls ``on_event(frame, index, decimation, output)`` for each candidate operator of the top frame.
 
@@ -46,14 +60,13 @@ class Recorder(TorchDispatchMode):
         self._on_event = on_event
         self._observe = observe
         self._pending: tuple[Frame, int, Decimation, Tensor] | None = None
-        self._paused = False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operator and report it."""
         kwargs = kwargs or {}
-        if self._paused or not self.frames:
+        if not self.is_counting:
             return func(*args, **kwargs)
         decimation = parse(func, args, kwargs)
         continues = self._continues_pending(decimation)
@@ -70,7 +83,7 @@ class Recorder(TorchDispatchMode):
         """Hand over a waiting slice."""
         if self._pending is not None:
             event, self._pending = self._pending, None
-            with self.paused():
+            with paused():
                 self._on_event(*event)
 
     def reset(self) -> None:
@@ -78,14 +91,10 @@ class Recorder(TorchDispatchMode):
         self.frames.clear()
         self._pending = None
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Don't count the operators that run inside: they are ours, not the model's."""
-        before, self._paused = self._paused, True
-        try:
-            yield
-        finally:
-            self._paused = before
+    @property
+    def is_counting(self) -> bool:
+        """Whether an operator that runs now is the model's and inside a frame."""
+        return bool(self.frames) and not _PAUSED.get()
 
     def _continues_pending(self, decimation: Decimation | None) -> bool:
         if self._pending is None or decimation is None or decimation.geometry.kind != "slice":

@@ -23,7 +23,7 @@ from spectral.recorder import Frame, Recorder
 Access = Literal["direct", "wrapped", "inner"]
 
 # Modules that are nothing but their operator: a plain hook then sees the operator's own tensors.
-PLAIN = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+PLAIN = {nn.Conv2d: "conv", nn.MaxPool2d: "max_pool", nn.AvgPool2d: "avg_pool"}
 
 # What a module may do to its input before its operator and still be one site: pad, crop, copy or cast it.
 _PREPARING = {
@@ -77,6 +77,11 @@ class Site:
     def kernel(self) -> Pair:
         """Window of the operator (k_h, k_w)."""
         return self.geometry.kernel
+
+    @property
+    def operator(self) -> str:
+        """Kind of the operator that runs; a blur pool is a convolution."""
+        return "conv" if self.geometry.kind == "blur_pool" else self.geometry.kind
 
     @property
     def key(self) -> tuple[str, int, int]:
@@ -190,7 +195,9 @@ def check_hookable(model: object) -> None:
         if kind == "OptimizedModule":
             raise SpectralError(f"hooks never fire in a compiled model; {_way_out(name, '_orig_mod')}")
         if getattr(module, "_compiled_call_impl", None) is not None:
-            raise SpectralError("hooks never fire in a compiled model; pass copy.deepcopy(model), which isn't")
+            raise SpectralError(
+                "hooks never fire in a compiled model; pass copy.deepcopy(model), which isn't"
+            )
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             raise SpectralError(f"hooks don't see the replicas of {kind}; {_way_out(name, 'module')}")
         if isinstance(module, torch.jit.ScriptModule):
@@ -307,7 +314,7 @@ def _record(
 
 @contextmanager
 def _restored(model: nn.Module) -> Iterator[None]:
-    """Undo what a forward keeps in plain attributes: a table cached on the meta device breaks the next one."""
+    """Undo what a forward keeps in plain attributes: a table cached on the meta device would break it."""
     before = [(vars(module), dict(vars(module))) for module in model.modules()]
     try:
         yield

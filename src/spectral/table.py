@@ -16,19 +16,26 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+import spectral
 from spectral import stats
 from spectral.errors import SpectralError
 
 COLUMNS = ["model", "image", "site", "call", "op", "tap", "metric", "value"]
-RUN_FILE = "run.json"
+SUMMARY_COLUMNS = ["model", "site", "call", "op", "stride", "tap", "metric", "n", "n_silent", "mean", "std",
+                   "ci_low", "ci_high", "avr_pooled", "reason"]  # fmt: skip
+RUN_FILE, UNMEASURED_FILE = "run.json", "unmeasured.json"
 _TEXT = pa.dictionary(pa.int32(), pa.string())
-SCHEMA = pa.schema([(c, pa.int32() if c == "call" else pa.float64() if c == "value" else _TEXT) for c in COLUMNS])
+SCHEMA = pa.schema(
+    [(c, pa.int32() if c == "call" else pa.float64() if c == "value" else _TEXT) for c in COLUMNS]
+)
 
 # site, call, op, tap, metric
 Key = tuple[str, int, str, str, str]
 
 
-def make_rows(model: str, images: Sequence[str], keys: Sequence[Key], values: npt.NDArray[np.float64]) -> pa.Table:
+def make_rows(
+    model: str, images: Sequence[str], keys: Sequence[Key], values: npt.NDArray[np.float64]
+) -> pa.Table:
     """Turn a block of values (images × keys) into tidy rows, image by image.
 
     Example:
@@ -57,7 +64,8 @@ def to_frame(tables: Sequence[pa.Table]) -> pd.DataFrame:
     """Join tidy rows into one pandas table."""
     joined = pa.concat_tables([SCHEMA.empty_table(), *tables]).unify_dictionaries()
     plain = pa.schema([(f.name, pa.string() if f.type == _TEXT else f.type) for f in SCHEMA])
-    return joined.cast(plain).to_pandas()
+    frame: pd.DataFrame = joined.cast(plain).to_pandas()
+    return frame
 
 
 class ShardStore:
@@ -93,9 +101,20 @@ class ShardStore:
             done |= set(_read_shard(shard, ["image"])["image"].to_pylist())
         return done
 
-    def append(self, rows: pa.Table) -> None:
-        """Write one shard: all of it or nothing."""
-        path = self.folder / f"shard-{len(self.shards):06d}.parquet"
+    @property
+    def unmeasured(self) -> dict[str, str]:
+        """Sites that the first shard's run could not measure, with the reasons."""
+        path = self.folder / UNMEASURED_FILE
+        return read_json(path) if path.exists() else {}
+
+    def append(self, rows: pa.Table, unmeasured: Mapping[str, str] | None = None) -> None:
+        """Write one shard: all of it or nothing. ``unmeasured`` is written with the first."""
+        shards = self.shards
+        if unmeasured and not shards:
+            write_json(unmeasured, self.folder / UNMEASURED_FILE)
+        # Not the number of shards: someone may have deleted a damaged one.
+        number = int(shards[-1].stem.removeprefix("shard-")) + 1 if shards else 0
+        path = self.folder / f"shard-{number:06d}.parquet"
         partial = path.with_suffix(".partial")
         pq.write_table(rows, partial, compression="zstd")
         os.replace(partial, path)
@@ -121,42 +140,54 @@ class ShardStore:
             )
 
 
-def summarize_measurements(table: pd.DataFrame, sites: pd.DataFrame | None = None, seed: int = 0) -> pd.DataFrame:
+def summarize_measurements(
+    table: pd.DataFrame,
+    sites: Sequence[Mapping[str, Any]] | None = None,
+    groups: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
     """One row per model, site, tap and metric: n, n_silent, mean, std and the mean's 95 % interval.
 
-    Silent maps are counted and left out of the means. ``pooled`` is the AVR of pooled power. Sites that could
-    not be measured get a row with the reason.
+    Silent maps are counted and left out of the means. ``avr_pooled`` is the AVR of pooled power. Sites that
+    could not be measured get a row with the reason.
 
     Args:
         table: rows of `spectral.measure`.
         sites: its ``attrs["sites"]``, for strides and reasons.
-        seed: kept for reproducible intervals.
+        groups: photograph of each image, where several are cut from one: these aren't independent, and the
+            interval is then drawn over photographs.
+        seed: of that interval's resampling.
+
+    Example:
+        >>> rows = make_rows("net", ["a", "b"], [("", 0, "", "", "sis")], np.array([[0.1], [0.3]]))
+        >>> summarize_measurements(to_frame([rows]))[["metric", "n", "mean"]].values.tolist()
+        [['sis', 2, 0.2]]
     """
-    sites = table.attrs.get("sites") if sites is None else sites
+    facts = {site["name"]: site for site in (table.attrs.get("sites", ()) if sites is None else sites)}
     keys = ["model", "site", "call", "op", "tap"]
     rows: list[dict[str, Any]] = []
     for group, block in table.groupby(keys, sort=False, dropna=False):
         wide = block.pivot(index="image", columns="metric", values="value")
-        power = wide["power"] if "power" in wide else None
+        power = wide.get("power")
         silent = None if power is None else (power <= 0).to_numpy()
+        photographs = [groups[image] for image in wide.index] if groups else None
         for metric in wide.columns:
             if metric in ("power", "label", "prediction"):
                 continue
-            summary = stats.summarize(wide[metric], silent=silent, seed=seed)
-            row = dict(zip(keys, group, strict=True)) | {"metric": metric}
+            summary = stats.summarize(wide[metric], silent=silent, groups=photographs, seed=seed)
+            row = dict(zip(keys, group, strict=True)) | {"metric": metric, "reason": ""}
+            row["stride"] = facts[row["site"]]["stride"] if row["site"] in facts else ""
             row |= {k: getattr(summary, k) for k in ("n", "n_silent", "mean", "std", "ci_low", "ci_high")}
-            if metric.startswith("avr") and power is not None and metric == "avr":
+            if metric == "avr" and power is not None:
                 total = float(power.sum())
-                row["pooled"] = float((wide[metric] * power).sum()) / total if total > 0 else 0.0
+                row["avr_pooled"] = float((wide[metric] * power).sum()) / total if total > 0 else 0.0
             rows.append(row)
-    summary_table = pd.DataFrame(rows)
-    if sites is None or not len(sites):
-        return summary_table
-    facts = sites.rename(columns={"name": "site"}).set_index("site")
-    summary_table.insert(4, "stride", summary_table["site"].map(facts["stride"]).fillna(""))
-    missing = facts[~facts["measurable"]].reset_index()[["site", "call", "op", "stride", "reason"]]
-    missing.insert(0, "model", table["model"].iloc[0] if len(table) else "")
-    return pd.concat([summary_table, missing], ignore_index=True) if len(missing) else summary_table
+    model = table["model"].iloc[0] if len(table) else ""
+    for site in facts.values():
+        if not site["measurable"]:
+            empty = {"model": model, "site": site["name"], "tap": "", "metric": "", "n": 0, "n_silent": 0}
+            rows.append(empty | {key: site[key] for key in ("call", "op", "stride", "reason")})
+    return pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
 
 
 def write_csv(table: pd.DataFrame, path: Path, provenance: Mapping[str, Any] | None = None) -> Path:
@@ -174,7 +205,8 @@ def write_csv(table: pd.DataFrame, path: Path, provenance: Mapping[str, Any] | N
 def write_json(content: Mapping[str, Any], path: Path) -> None:
     """Write JSON under a temporary name and rename it."""
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
+    partial.write_text(f"{text}\n", encoding="utf-8")
     os.replace(partial, path)
 
 
@@ -185,7 +217,7 @@ def read_json(path: Path) -> dict[str, Any]:
         SpectralError: if the file is damaged.
     """
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SpectralError(f"{path} can't be read ({error}); delete its folder and measure again") from error
     return content
@@ -209,9 +241,10 @@ def ensure_writable(folder: Path) -> None:
 
 def describe_environment() -> dict[str, Any]:
     """Versions and machine kind, for provenance; no names of hosts or users."""
-    packages = ["spectral-aliasing", "torch", "torchvision", "timm", "numpy", "scipy", "pandas", "scikit-learn"]
+    packages = ("torch", "torchvision", "timm", "numpy", "scipy", "pandas", "scikit-learn")
+    own = {"spectral-aliasing": spectral.__version__, "python": platform.python_version()}
     return {
-        "versions": {name: _version(name) for name in packages} | {"python": platform.python_version()},
+        "versions": own | {name: _version(name) for name in packages},
         "machine": platform.machine(),
         "system": platform.system(),
         "cores": os.cpu_count(),

@@ -1,0 +1,345 @@
+"""The command ``spectral``: sites, measure, train, study.
+
+Whatever needs torch is imported inside a command (names of `spectral` load when first used), so that
+``spectral --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import spectral
+from spectral.console import (
+    NOTHING,
+    SpectralCommand,
+    SpectralGroup,
+    format_columns,
+    format_mean,
+    format_rows,
+)
+from spectral.errors import SpectralError
+from spectral.study import StudyOptions, run_study, study_options
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from spectral.training import LabelledImages
+
+__all__ = ["SpectralCommand", "main"]
+
+
+def _parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """Read ``224`` or ``224x160``, height first."""
+    if value is None:
+        return None
+    sides = value.lower().replace("×", "x").split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise click.BadParameter(f"{value!r} is no size; expected a side (224) or height x width (224x160)")
+    return int(sides[0]), int(sides[-1])
+
+
+def _parse_names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
+    """Read ``a,b,c``."""
+    return tuple(name.strip() for name in value.split(",") if name.strip())
+
+
+_PATH = click.Path(path_type=Path)
+_device = click.option("--device", default="cpu", show_default=True, help="cpu, cuda, …")
+_architecture = click.option(
+    "--architecture", metavar="NAME", help="What a weights file without a JSON beside it is for."
+)
+_size = click.option(
+    "--size",
+    callback=_parse_size,
+    metavar="N|HxW",
+    help="Image size; by default the one that the model was made for.",
+)
+
+
+@click.group(
+    cls=SpectralGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(spectral.__version__, prog_name="spectral")
+def main() -> None:
+    """Find where a vision network aliases, measure how much, and whether it matters.
+
+    MODEL is bundled/NAME, timm/NAME, torchvision/NAME, antialiased/NAME (any of them with @random behind for
+    random weights, which needs no download) or the path of a weights file.
+
+    \b
+    Example:
+      spectral sites timm/resnet50@random
+    """
+
+
+@main.command()
+@click.argument("model")
+@_size
+@_architecture
+@click.option("--csv", "csv_path", type=_PATH, help="Write the table to this file.")
+@click.option("--json", "json_path", type=_PATH, help="Write it as JSON to this file.")
+def sites(
+    model: str,
+    size: tuple[int, int] | None,
+    architecture: str | None,
+    csv_path: Path | None,
+    json_path: Path | None,
+) -> None:
+    """List the places where MODEL reduces spatial resolution.
+
+    Strided convolutions, pools, blur pools, slices and resizes are found by one forward pass without data, in
+    the order in which they run. The last column tells whether a site has a dense map (what it would output
+    with stride 1), which the measurements need, or why not.
+
+    \b
+    Example:
+      spectral sites timm/resnet50@random --size 224
+    """
+    import pandas as pd
+
+    from spectral.measurement import describe_sites
+    from spectral.table import write_csv, write_json
+
+    net = spectral.load_model(model, architecture=architecture)
+    info = spectral.model_info(net)
+    assert info is not None
+    shape = size or info.preprocessing.size
+    records = describe_sites(spectral.find_sites(net, shape))
+    dense = sum(record["measurable"] for record in records)
+    click.echo(f"{model} at {_by(shape)}: {len(records)} downsampling sites, {dense} with a dense map")
+    if records:
+        header = ["name", "op", "kernel", "stride", "input", "output", "channels", "dense"]
+        click.echo(format_rows(header, [_site_cells(record) for record in records]))
+    if csv_path:
+        write_csv(pd.DataFrame(records), csv_path)
+    if json_path:
+        content = {"model": model, "weights": info.weights_id, "size": shape, "sites": records}
+        write_json(content, json_path)
+
+
+@main.command()
+@click.argument("model")
+@click.option("--images", default="samples", show_default=True, metavar="NAME|DIR",
+              help="samples, synthetic, stl10, cifar10, or a folder of images.")  # fmt: skip
+@_size
+@click.option("--limit", type=click.IntRange(min=1), help="At most this many images.")
+@click.option("--metrics", callback=_parse_names, default="avr,am,sis", show_default=True, metavar="A,B,…",
+              help="Any of avr, avr_separable, avr_exclude_dc, avr_hann, am, am_relative, alias_power_ratio, "
+              "sis.")  # fmt: skip
+@click.option("--taps", callback=_parse_names, default="input,dense", show_default=True, metavar="A,B",
+              help="Where AVR is taken: input, dense, output.")  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@_device
+@_architecture
+@click.option("--seed", type=int, default=0, show_default=True, help="Of crops and choices of images.")
+@click.option(
+    "--out", type=_PATH, metavar="DIR", help="Keep all values here; continues what was interrupted."
+)
+def measure(
+    model: str,
+    images: str,
+    size: tuple[int, int] | None,
+    limit: int | None,
+    metrics: tuple[str, ...],
+    taps: tuple[str, ...],
+    batch_size: int,
+    device: str,
+    architecture: str | None,
+    seed: int,
+    out: Path | None,
+) -> None:
+    """Measure aliasing at every downsampling site of MODEL.
+
+    Prints means over images with half their 95 % intervals; silent maps are left out of them. With --out, the
+    folder gets measurements/ (the values of every image, as Parquet), summary.csv, sites.csv and
+    provenance.json, and the same command continues after an interruption.
+
+    \b
+    Example:
+      spectral measure bundled/resnet20 --limit 100 --out runs/resnet20
+    """
+    from spectral.table import ensure_writable
+
+    if out:
+        ensure_writable(out)
+    net = spectral.load_model(model, architecture=architecture, device=device)
+    info = spectral.model_info(net)
+    assert info is not None
+    pictures = spectral.load_images(images, size=size or info.preprocessing.size, limit=limit, seed=seed)
+    random = " (random weights, not trained)" if model.endswith("@random") else ""
+    skipped = f"; {len(pictures.skipped)} files skipped" if pictures.skipped else ""
+    click.echo(
+        f"measuring {model}, weights {info.weights_id}{random}, on {len(pictures)} images of "
+        f"{pictures.source} at {_by(pictures.size or info.preprocessing.size)}{skipped}"
+    )
+    table = spectral.measure(
+        net,
+        pictures,
+        metrics,
+        taps=taps,  # type: ignore[arg-type] # measure checks the names
+        batch_size=batch_size,
+        out=out / "measurements" if out else None,
+    )
+    # Crops of one photograph aren't independent images.
+    groups = {i: i.split("-", 1)[1] for i in pictures.ids} if pictures.source == "samples" else None
+    summary = spectral.summarize_measurements(table, groups=groups, seed=seed)
+    _print_summary(summary, metrics, len(pictures))
+    if out:
+        _write_measurements(table, summary, out, {"seed": seed, "limit": limit, "skipped": pictures.skipped})
+        resumed = table.attrs["resumed"]
+        earlier = f", {resumed} of {len(pictures)} images measured earlier" if resumed else ""
+        click.echo(f"\nwritten to {out}{earlier}")
+
+
+@main.command()
+@click.argument("architecture")
+@click.option("--data", required=True, metavar="DIR|cifar10",
+              help="cifar10, or a folder with train/ and test/, a subfolder per class in each.")  # fmt: skip
+@click.option("--out", type=_PATH, required=True, metavar="DIR", help="Folder for the weights.")
+@click.option("--data-id", help="What tables call the data; by default the folder's name.")
+@click.option("--epochs", type=click.IntRange(min=1), default=20, show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=1), default=256, show_default=True)
+@click.option("--max-lr", type=click.FloatRange(min=0, min_open=True), default=0.2, show_default=True)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of the weights, order and augmentation."
+)
+@_device
+@click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto", show_default=True)
+def train(architecture: str, data: str, out: Path, data_id: str | None, device: str, **recipe: Any) -> None:
+    """Train one of this project's architectures.
+
+    There is one recipe for all: SGD, one cycle, crops and flips. Writes DIR/ARCHITECTURE.safetensors and,
+    beside it, the recipe, the data id and the test accuracy as JSON; `spectral measure` takes the former as
+    MODEL. After every epoch the state is kept, and the same command continues after an interruption.
+    resnet20, resnet20-blurpool and nula-w32 are among the architectures.
+
+    \b
+    Example:
+      spectral train resnet20-blurpool --data cifar10 --out runs/checkpoints
+    """
+    from spectral.models.checkpoint import save_checkpoint
+    from spectral.table import ensure_writable
+    from spectral.training import Recipe
+
+    ensure_writable(out)
+    # An unknown name or device should fail before the images are read.
+    spectral.load_model(f"bundled/{architecture}@random", device=device)
+    train_set, test_set = _load_labelled(data, data_id)
+    click.echo(
+        f"training {architecture} on {len(train_set.images)} images of {train_set.data_id}, testing on "
+        f"{len(test_set.images)}"
+    )
+    state = out / "training" / architecture
+    result = spectral.train(architecture, train_set, test_set, state, Recipe(**recipe), device)
+    net = result.pop("model")
+    path = save_checkpoint(net, out / f"{architecture}.safetensors", result)
+    click.echo(f"test accuracy {result['test_accuracy']:.2%}; weights in {path}")
+
+
+@main.command()
+@click.argument("phases", nargs=-1, type=int, metavar="[PHASE]...")
+@study_options
+def study(phases: Sequence[int], options: StudyOptions) -> None:
+    """Run the study's five phases: tables and figures.
+
+    PHASE is a number from 1 to 5; all of them by default. A strided network, one with BlurPool and NULA are
+    compared on the same images. What one phase measures the others read, and the same command continues after
+    an interruption.
+
+    \b
+    Example:
+      spectral study --limit 200 --out results
+      spectral study 3 4
+    """
+    run_study(phases, options)
+
+
+def _site_cells(record: Mapping[str, Any]) -> list[str]:
+    keys = ("name", "op", "kernel", "stride", "input_size", "output_size", "channels")
+    return [*(str(record[key]) for key in keys), "yes" if record["measurable"] else record["reason"]]
+
+
+def _print_summary(summary: pd.DataFrame, metrics: Sequence[str], images: int) -> None:
+    """Print means at the sites, means of the whole model, and what could not be measured."""
+    measured = summary[summary["reason"] == ""]
+    at_sites, whole = measured[measured["site"] != ""], measured[measured["site"] == ""]
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    silent: Counter[tuple[str, ...]] = Counter()
+    for row in at_sites.to_dict("records"):
+        place = tuple(str(row[key]) for key in ("site", "op", "stride", "tap"))
+        rows.setdefault(place, {})[row["metric"]] = _format_row(row)
+        silent[place] = max(silent[place], row["n_silent"])
+    click.echo(f"\nmean over {images} images ± half its 95 % interval")
+    if rows:
+        metrics = [metric for metric in metrics if metric in set(at_sites["metric"])]
+        extra = ["silent"] if any(silent.values()) else []
+        cells = [
+            [
+                *place,
+                *(str(silent[place]) for _ in extra),
+                *(means.get(metric, NOTHING) for metric in metrics),
+            ]
+            for place, means in rows.items()
+        ]
+        header = ["site", "op", "stride", "tap", *extra]
+        click.echo(format_columns([*header, *metrics], cells, len(header)))
+    for row in whole.to_dict("records"):
+        click.echo(f"whole model: {row['metric']} {_format_row(row)}")
+    for row in summary[summary["reason"] != ""].to_dict("records"):
+        click.echo(f"not measured: {row['site']} ({row['op']}): {row['reason']}")
+
+
+def _format_row(row: Mapping[Hashable, Any]) -> str:
+    return format_mean(row["mean"], row["ci_low"], row["ci_high"])
+
+
+def _write_measurements(
+    table: pd.DataFrame, summary: pd.DataFrame, out: Path, options: Mapping[str, Any]
+) -> None:
+    import pandas as pd
+
+    from spectral.table import write_csv, write_json
+
+    write_csv(summary, out / "summary.csv")
+    write_csv(pd.DataFrame(table.attrs["sites"]), out / "sites.csv")
+    write_json({**table.attrs["provenance"], **options}, out / "provenance.json")
+
+
+def _load_labelled(data: str, data_id: str | None) -> tuple[LabelledImages, LabelledImages]:
+    """Read the train and test images, and check that one network can be trained and tested on them."""
+    from spectral.data import load_labelled_arrays
+    from spectral.models.load import CIFAR_NUM_CLASSES
+    from spectral.training import LabelledImages
+
+    root = None if data == "cifar10" else Path(data).expanduser()
+    missing = [split for split in ("train", "test") if root and not (root / split).is_dir()]
+    if missing:
+        raise SpectralError(
+            f"--data: expected cifar10 or a folder with train/ and test/, but {data!r} has no {missing[0]}/"
+        )
+    source = "folder" if root else "cifar10"
+    name = data_id or (root.resolve().name if root else data)
+    sets = []
+    for split in ("train", "test"):
+        images, labels, classes = load_labelled_arrays(root, split, source)
+        sets.append(LabelledImages(images, labels, tuple(classes), name))
+    if sets[0].classes != sets[1].classes:
+        raise SpectralError(
+            f"--data: train/ and test/ must have the same classes, got {', '.join(sets[0].classes)} and "
+            f"{', '.join(sets[1].classes)}"
+        )
+    if not 2 <= len(sets[0].classes) <= CIFAR_NUM_CLASSES:
+        raise SpectralError(
+            f"--data: expected 2 to {CIFAR_NUM_CLASSES} classes, as the architectures have "
+            f"{CIFAR_NUM_CLASSES} outputs, got {len(sets[0].classes)}"
+        )
+    return sets[0], sets[1]
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}×{size[1]}"

@@ -1,0 +1,162 @@
+"""What every command does alike: errors in one sentence, warnings in one line, plain-text tables."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, TextIO
+
+import click
+
+from spectral.errors import SpectralError
+
+DEBUG = "SPECTRAL_DEBUG"  # set to anything: errors come with their traceback
+BAD_INPUT, DEFECT, INTERRUPTED = 2, 1, 130
+WIDTH = 100
+NOTHING = "-"  # in a cell
+
+
+class SpectralCommand(click.Command):
+    """A command that ends every failure in one sentence on stderr: exit code 2 for bad input.
+
+    An interruption ends with code 130; what this package didn't foresee, with 1 and a hint at the traceback.
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            try:
+                return super().invoke(ctx)
+            except KeyboardInterrupt:
+                click.echo(
+                    "\nInterrupted; what was written is kept, and the same command continues from there.",
+                    err=True,
+                )
+                ctx.exit(INTERRUPTED)
+            except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+                raise  # click's own ways to end
+            except Exception as error:
+                if os.environ.get(DEBUG):
+                    raise
+                sentence, code = explain_error(error)
+                click.echo(f"Error: {sentence}", err=True)
+                ctx.exit(code)
+
+
+class SpectralGroup(click.Group):
+    """A group whose commands are `SpectralCommand`."""
+
+    command_class = SpectralCommand
+
+
+def explain_error(error: BaseException) -> tuple[str, int]:
+    """Say in one line what went wrong, and with which code to exit.
+
+    Example:
+        >>> explain_error(SpectralError("stride must be ≥ 1, got 0"))
+        ('stride must be ≥ 1, got 0', 2)
+        >>> explain_error(PermissionError(13, "Permission denied", "results"))
+        ("can't read or write results (Permission denied)", 2)
+    """
+    if any(_is_out_of_memory(e) for e in _causes(error)):
+        return "out of memory; try a smaller --batch-size", BAD_INPUT
+    if isinstance(error, SpectralError):
+        return _one_line(error), BAD_INPUT
+    if isinstance(error, OSError):
+        if error.filename is None:
+            return _one_line(error), BAD_INPUT
+        return f"can't read or write {error.filename} ({error.strerror})", BAD_INPUT
+    return f"unexpected {type(error).__name__}: {_one_line(error)}; {DEBUG}=1 shows where", DEFECT
+
+
+def format_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Align text in columns under a header.
+
+    Example:
+        >>> print(format_rows(["site", "op"], [["layer2.0.conv1", "conv"]]))
+        site            op
+        layer2.0.conv1  conv
+    """
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+             for row in (header, *rows))  # fmt: skip
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def format_columns(
+    header: Sequence[str], rows: Sequence[Sequence[str]], fixed: int, width: int = WIDTH
+) -> str:
+    """Align text in columns, in several tables below each other where one would be too wide.
+
+    A table has no rows without any value.
+
+    Args:
+        header: name of each column.
+        rows: one cell per column.
+        fixed: how many columns, from the left, every table repeats.
+        width: characters that a line may have.
+
+    Example:
+        >>> print(format_columns(["site", "a", "b"], [["conv1", "1.5", "2.5"]], fixed=1, width=12))
+        site   a
+        conv1  1.5
+        <BLANKLINE>
+        site   b
+        conv1  2.5
+    """
+    widths = [max(map(len, column)) + 2 for column in zip(header, *rows, strict=True)]
+    groups: list[list[int]] = [[]]
+    for column in range(fixed, len(header)):
+        if groups[-1] and sum(widths[:fixed]) + sum(widths[c] for c in (*groups[-1], column)) > width + 2:
+            groups.append([])
+        groups[-1].append(column)
+    tables = []
+    for group in groups:
+        chosen = [*range(fixed), *group]
+        filled = [row for row in rows if any(row[c] != NOTHING for c in group)]
+        tables.append(format_rows([header[c] for c in chosen], [[row[c] for c in chosen] for row in filled]))
+    return "\n\n".join(tables)
+
+
+def format_mean(mean: float, ci_low: float, ci_high: float) -> str:
+    """Write a mean and half its 95 % interval, to the interval's second digit.
+
+    Example:
+        >>> format_mean(0.43117, 0.42884, 0.43350), format_mean(1.5, float("nan"), float("nan"))
+        ('0.4312 ± 0.0023', '1.5')
+    """
+    half = (ci_high - ci_low) / 2
+    if math.isnan(mean):
+        return NOTHING
+    if math.isnan(half):
+        return f"{mean:.4g}"
+    digits = 1 - math.floor(math.log10(half)) if half > 0 else 0
+    if half == 0 or digits > 6:
+        return f"{mean:.3g} ± {half:.2g}"
+    return f"{mean:.{max(digits, 0)}f} ± {half:.{max(digits, 0)}f}"
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int,
+    file: TextIO | None = None, line: str | None = None,
+) -> None:  # fmt: skip
+    click.echo(f"Warning: {_one_line(message)}", err=True)
+
+
+def _one_line(message: object) -> str:
+    return " ".join(str(message).split()) or type(message).__name__
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # By name, because torch isn't imported here; on the CPU it raises a plain RuntimeError.
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "DefaultCPUAllocator" in str(error)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__

@@ -1,0 +1,183 @@
+"""Pearson, Spearman and distance correlation, with intervals that know about groups."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.stats
+from numpy.typing import ArrayLike
+
+from spectral.stats.reading import (
+    UPPER,
+    Codes,
+    Matrix,
+    Vector,
+    expand_percentiles,
+    is_constant,
+    read_groups,
+    read_pair,
+)
+
+_Coefficient = Callable[[Vector, Vector], float]
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Three measures of dependence; NaN with a ``reason`` where the data determine none."""
+
+    n: int
+    n_groups: int | None
+    pearson_r: float = math.nan
+    pearson_low: float = math.nan
+    pearson_high: float = math.nan
+    pearson_p: float = math.nan
+    r2: float = math.nan
+    spearman_rho: float = math.nan
+    spearman_low: float = math.nan
+    spearman_high: float = math.nan
+    spearman_p: float = math.nan
+    distance_correlation: float = math.nan
+    distance_corrected: float = math.nan
+    distance_corrected_low: float = math.nan
+    distance_corrected_high: float = math.nan
+    distance_p: float = math.nan
+    reason: str = ""
+
+
+def correlate(
+    x: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None, n_resamples: int = 1000, seed: int = 0
+) -> Correlation:
+    """Pearson, Spearman and distance correlation, each with an interval and a p-value.
+
+    ``distance_correlation`` is the plain estimate in [0, 1]; it is biased upwards (about 0.05 for 1000
+    independent pairs). ``distance_corrected`` is the root of the bias-corrected squared estimate, 0 where
+    that is negative, and carries the interval: percentiles over random halves of the images, because a
+    bootstrap's repeated rows sit at distance 0 from each other and push the estimate up. It covers
+    89 to 99 % in simulations, least where the dependence is weak. Pearson's interval is Fisher's,
+    Spearman's is Bonett and Wright's, the distance p-value comes from permutations.
+
+    With ``groups``, Pearson's and Spearman's intervals and p-values come from a jackknife that deletes one
+    group at a time (on Fisher's scale, Student's t with G − 1 degrees of freedom), halves are halves of the
+    groups, and the distance p-value comes from a wild bootstrap with one random sign per group.
+
+    Args:
+        x: one value per image.
+        y: one value per image, same order.
+        groups: one label per image, the photograph it was cut from; memory then grows as N².
+        n_resamples: number of halves, and of permutations or sign draws.
+        seed: of all random draws.
+
+    Raises:
+        SpectralError: unequal lengths, fewer than 2 groups, or values that are not finite. Fewer than 4
+            images, or a constant column, give NaN and a ``reason`` instead.
+
+    Source:
+        Bonett and Wright 2000; Székely, Rizzo and Bakirov 2007; Székely and Rizzo 2013 (bias correction);
+        Politis and Romano 1994 (subsampling); Leucht and Neumann 2013 (wild bootstrap of V-statistics).
+
+    Example:
+        >>> result = correlate([1.0, 2.0, 3.0, 4.0, 5.0], [2.0, 1.0, 4.0, 3.0, 5.0], n_resamples=99)
+        >>> round(result.pearson_r, 6), round(result.spearman_rho, 6)
+        (0.8, 0.8)
+        >>> correlate([1.0, 1.0, 1.0, 1.0], [2.0, 1.0, 4.0, 3.0]).reason
+        'x is constant'
+    """
+    u, v = read_pair("correlate", ("x", x), ("y", y))
+    n = len(u)
+    codes = None if groups is None else read_groups("correlate", groups, n)
+    n_groups = None if codes is None else int(codes.max()) + 1
+    constant = [name for name, column in (("x", u), ("y", v)) if is_constant(column)]
+    if n < 4 or constant:
+        reason = f"needs at least 4 images, got {n}" if n < 4 else f"{' and '.join(constant)} is constant"
+        return Correlation(n, n_groups, reason=reason)
+    spearman = _test_coefficient(_spearman, u, v, codes, spread=0.5)
+    # Unit ranges change no other coefficient and keep products clear of overflow and underflow.
+    u, v = (u - u.min()) / np.ptp(u), (v - v.min()) / np.ptp(v)
+    pearson = _test_coefficient(_pearson, u, v, codes, spread=0.0)
+    distance = _measure_distance_dependence(u, v, codes, n_resamples, np.random.default_rng(seed))
+    reason = "too few images for an interval of the distance correlation" if math.isnan(distance[2]) else ""
+    if math.isnan(pearson[1]):
+        reason = "no interval over groups: x or y is constant without one of them"
+    return Correlation(n, n_groups, *pearson, pearson[0] ** 2, *spearman, *distance, reason)
+
+
+def _pearson(x: Vector, y: Vector) -> float:
+    x, y = x - x.mean(), y - y.mean()
+    with np.errstate(invalid="ignore"):
+        return float(np.clip(x @ y / np.sqrt((x @ x) * (y @ y)), -1, 1))
+
+
+def _spearman(x: Vector, y: Vector) -> float:
+    return _pearson(scipy.stats.rankdata(x), scipy.stats.rankdata(y))
+
+
+def _test_coefficient(
+    statistic: _Coefficient, x: Vector, y: Vector, codes: Codes | None, spread: float
+) -> tuple[float, float, float, float]:
+    """Return coefficient, interval and p; ``spread`` scales r² in the error of independent rows."""
+    n, r = len(x), statistic(x, y)
+    limit = 1 - 1e-15  # keeps Fisher's z finite for a perfect correlation
+    z = float(np.arctanh(np.clip(r, -limit, limit)))
+    if codes is None:
+        error, critical = math.sqrt((1 + spread * r**2) / (n - 3)), scipy.stats.norm.ppf(UPPER)
+        p = 2 * scipy.stats.t.sf(abs(math.sinh(z)) * math.sqrt(n - 2), n - 2)
+    else:
+        df = int(codes.max())
+        without = [statistic(x[codes != g], y[codes != g]) for g in range(df + 1)]
+        error = math.sqrt(df) * float(np.arctanh(np.clip(without, -limit, limit)).std())
+        critical = scipy.stats.t.ppf(UPPER, df)
+        p = 2 * scipy.stats.t.sf(abs(z) / error if error else math.inf, df)
+    return r, math.tanh(z - critical * error), math.tanh(z + critical * error), float(p)
+
+
+def _measure_distance_dependence(
+    x: Vector, y: Vector, codes: Codes | None, n_resamples: int, rng: np.random.Generator
+) -> tuple[float, float, float, float, float]:
+    """Return the plain and the corrected distance correlation, the latter's interval, and p."""
+    import dcor  # compiles for seconds on first import
+
+    def unbiased(u: Vector, v: Vector) -> float:
+        # U-centring divides by n − 3.
+        return float(dcor.u_distance_correlation_sqr(u, v, method="avl")) if len(u) > 3 else math.nan
+
+    squared, clusters = unbiased(x, y), np.arange(len(x)) if codes is None else codes
+    low, high = _halve_percentiles(unbiased, x, y, clusters, n_resamples, rng)
+    corrected, low, high = np.sqrt(np.clip([squared, low, high], 0, 1)).tolist()
+    if codes is None:
+        covariances = [
+            dcor.distance_covariance_sqr(x, v, method="avl")
+            for v in (y, *(rng.permutation(y) for _ in range(n_resamples)))
+        ]
+        observed, draws = covariances[0], np.array(covariances[1:])
+    else:
+        member = np.eye(codes.max() + 1)[codes]
+        between = member.T @ (_centre_distances(x) * _centre_distances(y)) @ member
+        signs = rng.choice([-1.0, 1.0], size=(n_resamples, len(between)))
+        observed, draws = between.sum(), ((signs @ between) * signs).sum(axis=1)
+    # Equal arrangements must count as ties although their sums may round differently.
+    p = (1 + int((draws >= observed * (1 - 1e-9)).sum())) / (1 + n_resamples)
+    return float(dcor.distance_correlation(x, y, method="avl")), corrected, low, high, p
+
+
+def _halve_percentiles(
+    statistic: _Coefficient, x: Vector, y: Vector, codes: Codes, n_resamples: int, rng: np.random.Generator
+) -> tuple[float, float]:
+    """Return an interval from halves of the groups: they vary about the whole as it about the truth."""
+    n_groups = int(codes.max()) + 1
+    half = (n_groups + 1) // 2
+    draws = np.empty(n_resamples)
+    for i in range(n_resamples):
+        drawn = (rng.permutation(n_groups) < half)[codes]
+        draws[i] = statistic(x[drawn], y[drawn])
+    whole, scale = statistic(x, y), math.sqrt(half / (n_groups - half))
+    low, high = expand_percentiles(draws, n_groups)
+    return whole + scale * (low - whole), whole + scale * (high - whole)
+
+
+def _centre_distances(x: Vector) -> Matrix:
+    distances = np.abs(x[:, None] - x)
+    means = distances.mean(axis=0)
+    return np.asarray(distances - means - means[:, None] + means.mean())

@@ -1,0 +1,101 @@
+"""Reading columns of numbers, and resampling groups: what every statistic here does first."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+from numpy.typing import ArrayLike, NDArray
+
+from spectral.errors import SpectralError
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+Codes = NDArray[np.intp]
+CONFIDENCE = 0.95
+UPPER = (1 + CONFIDENCE) / 2
+ROUNDING = 4 * np.finfo(np.float64).eps
+
+
+def is_constant(values: Vector) -> bool:
+    """Whether a column has no spread beyond rounding."""
+    return bool(np.ptp(values) <= 1e-12 * np.abs(values).max())
+
+
+def read_vector(function: str, name: str, values: ArrayLike, finite: bool = True) -> Vector:
+    """Return a column as float64, or say in one sentence what is wrong with it."""
+    try:
+        vector = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise SpectralError(f"{function}: {name} must be numbers, got {values!r:.60}.") from None
+    if vector.ndim != 1 or len(vector) == 0:
+        raise SpectralError(
+            f"{function}: {name} must be one column of at least one value, got shape {vector.shape}."
+        )
+    bad = np.flatnonzero(~np.isfinite(vector))
+    if finite and len(bad):
+        raise SpectralError(
+            f"{function}: {name} must be finite, got {vector[bad[0]]} at position {bad[0]} ({len(bad)} of "
+            f"{len(vector)} in all); leave out what could not be measured."
+        )
+    return vector
+
+
+def check_lengths(function: str, columns: dict[str, Any]) -> None:
+    """Refuse columns of different lengths."""
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        got = ", ".join(f"{name}: {length}" for name, length in lengths.items())
+        raise SpectralError(f"{function}: columns must be equally long and in the same order, got {got}.")
+
+
+def read_pair(function: str, a: tuple[str, ArrayLike], b: tuple[str, ArrayLike]) -> tuple[Vector, Vector]:
+    """Read two columns of one length."""
+    left, right = read_vector(function, *a), read_vector(function, *b)
+    check_lengths(function, {a[0]: left, b[0]: right})
+    return left, right
+
+
+def read_columns(function: str, data: Any) -> tuple[Vector, ...]:
+    """Read one column, or a tuple of paired ones."""
+    several = isinstance(data, tuple) and len(data) > 0 and np.ndim(data[0]) > 0
+    columns = tuple(read_vector(function, "data", column) for column in (data if several else (data,)))
+    check_lengths(function, {f"column {i}": column for i, column in enumerate(columns)})
+    if len(columns[0]) < 2:
+        raise SpectralError(f"{function}: needs at least 2 rows, got 1; measure more images.")
+    return columns
+
+
+def read_groups(function: str, groups: ArrayLike, n: int) -> Codes:
+    """Turn one label per row into codes 0…G−1."""
+    check_lengths(function, {"values": range(n), "groups": groups})
+    codes, labels = pd.factorize(np.asarray(groups))
+    if (codes < 0).any():
+        raise SpectralError(
+            f"{function}: every row needs a group, got {int((codes < 0).sum())} without; name them."
+        )
+    if len(labels) < 2:
+        raise SpectralError(
+            f"{function}: needs at least 2 groups, got {len(labels)}; leave groups out for one."
+        )
+    return codes
+
+
+def resample_sums(columns: Matrix, codes: Codes, n_resamples: int, seed: int) -> Matrix:
+    """Return (n_resamples, K) column sums over groups drawn with replacement."""
+    sums = np.stack([np.bincount(codes, column) for column in columns.T], axis=1)
+    counts = np.random.default_rng(seed).multinomial(
+        len(sums), np.full(len(sums), 1 / len(sums)), n_resamples
+    )
+    return np.asarray(counts @ sums)
+
+
+def expand_percentiles(draws: Vector, n_groups: int) -> tuple[float, float]:
+    """Percentiles of resampled means, widened for few groups as Student's t is against the normal."""
+    widened = math.sqrt(n_groups / (n_groups - 1)) * scipy.stats.t.ppf(UPPER, n_groups - 1)
+    tail = float(scipy.stats.norm.cdf(-widened))
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return float(low), float(high)
