@@ -172,7 +172,7 @@ def measure(
     assert info is not None
     pictures = spectral.load_images(images, size=size or info.preprocessing.size, limit=limit, seed=seed)
     random = " (random weights, not trained)" if model.endswith("@random") else ""
-    skipped = f"; {len(pictures.skipped)} files skipped" if pictures.skipped else ""
+    skipped = f"; {len(pictures.skipped)} broken file(s) skipped" if pictures.skipped else ""
     click.echo(
         f"measuring {model}, weights {info.weights_id}{random}, on {len(pictures)} images of "
         f"{pictures.source} at {_by(pictures.size or info.preprocessing.size)}{skipped}"

@@ -467,6 +467,6 @@ def _check_choice(what: str, asked: Sequence[str], allowed: Sequence[str]) -> No
     for one in asked:
         if one not in allowed:
             raise SpectralError(
-                f"measure: unknown {what} {one!r}{suggest(one, allowed)}; allowed values are "
+                f"measure: unknown {what[:-1]} {one!r}{suggest(one, allowed)}; allowed values are "
                 f"{', '.join(allowed)}"
             )

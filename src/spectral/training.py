@@ -140,7 +140,7 @@ def train(
     _use_products(model, False)
     return {
         **run,
-        "model": model.cpu().to(memory_format=torch.contiguous_format).eval(),  # type: ignore[call-overload]
+        "model": model.cpu().to(memory_format=torch.contiguous_format).eval(),
         "family": family_of(architecture),
         "mean": MEAN,
         "std": STD,

@@ -1,0 +1,116 @@
+"""The import direction of the package, read from the sources: nothing flows back."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import spectral
+
+PACKAGE = Path(spectral.__file__).parent
+
+# Room → the rooms of this package that it may import from; `errors` is open to all.
+ALLOWED = {
+    "errors": set(),
+    "spectrum": set(),
+    "metrics": {"spectrum"},
+    "synthetic": set(),
+    "decimation": set(),
+    "axes": set(),
+    "recorder": {"decimation"},
+    "sites": {"axes", "decimation", "recorder", "metrics"},
+    "hooks": {"decimation", "recorder", "sites"},
+    "layers": set(),
+    "models": {"layers"},
+    "data": {"synthetic"},
+    "latency": {"metrics"},
+    "training": {"models", "layers"},
+    "stats": set(),
+    "table": {"stats"},
+    "measurement": {"hooks", "metrics", "models", "sites", "spectrum", "table"},
+    "figures": {"stats"},
+    "console": None,
+    "study": None,  # the top of the house: may use every room
+    "cli": None,
+    "__main__": None,
+    "__init__": set(),
+}
+THIRD_PARTY_OWNERS = {
+    "timm": {"models"},
+    "antialiased_cnns": {"models"},
+    "matplotlib": {"figures"},
+    "click": {"cli", "console", "study"},
+    "sklearn": {"stats"},
+    "dcor": {"stats"},
+}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+def test_every_room_has_a_rule():
+    assert {room_of(path) for path in SOURCES} <= set(ALLOWED)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_one_way(path):
+    room = room_of(path)
+    used = {name.split(".")[1] for name in imports_of(path) if name.startswith("spectral.")}
+    used -= {"errors", room}
+    allowed = ALLOWED[room]
+    assert allowed is None or used <= allowed, f"{path.name} imports {sorted(used - allowed)}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_third_party_packages_have_owners(path):
+    packages = {name.split(".")[0] for name in imports_of(path)}
+    for package, owners in THIRD_PARTY_OWNERS.items():
+        assert package not in packages or room_of(path) in owners
+
+
+def loaded_after(statement: str) -> set[str]:
+    program = f"import sys\n{statement}\nprint(' '.join(m for m in sys.modules if '.' not in m))"
+    run = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    return set(run.stdout.split())
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    heavy = {"torch", "pandas", "matplotlib", "timm", "torchvision", "sklearn", "dcor", "pyarrow", "scipy"}
+    assert not heavy & loaded_after("import spectral")
+
+
+@pytest.mark.parametrize("module", ["stats", "figures"])
+def test_tables_become_figures_without_torch(module):
+    assert "torch" not in loaded_after(f"import spectral.{module}")
+
+
+def test_metrics_load_without_tables_or_figures():
+    loaded = loaded_after("import spectral; spectral.compute_avr")
+    assert "torch" in loaded
+    assert not {"pandas", "matplotlib", "timm", "torchvision"} & loaded
+
+
+def test_every_public_name_resolves():
+    for name in spectral.__all__:
+        assert getattr(spectral, name) is not None
+    # a module of the same name would shadow these functions
+    assert callable(spectral.measure)
+    assert callable(spectral.train)

@@ -1,0 +1,152 @@
+"""The five phases end to end, on few images and small networks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from spectral.errors import SpectralError
+from spectral.figures import FIGURES, draw_figure
+from spectral.metrics import compute_avr
+from spectral.models import load_model
+from spectral.sites import find_sites
+from spectral.study import StudyOptions, run_study
+from spectral.study.phase2 import STUDY_FREQUENCIES
+
+MODELS = ("bundled/resnet20@random", "bundled/resnet20-blurpool@random", "bundled/nula-w32@random")
+STUDY_TABLES = (
+    "phase1_layerwise_avr", "phase2a_frequency_sweep", "phase2b_arch", "phase3_layerwise_avr_stats",
+    "phase4_correlation", "phase5_tradeoff",
+)  # fmt: skip
+
+
+def options(out: Path, **changes: object) -> StudyOptions:
+    given = {"models": MODELS, "images": "synthetic", "limit": 24, "out": out, "progress": False, **changes}
+    return StudyOptions(**given)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("study")
+    run_study([], options(out))
+    return out
+
+
+def read(results: Path, name: str) -> pd.DataFrame:
+    return pd.read_csv(results / "tables" / f"{name}.csv")
+
+
+def test_all_tables_and_figures_are_there_with_provenance(results):
+    for name in STUDY_TABLES:
+        assert len(read(results, name)) > 0
+        provenance = json.loads((results / "tables" / f"{name}.json").read_text())
+        assert provenance["models"]["strided"]["weights"].startswith("random-0:")
+        assert provenance["images"]["count"] == 24
+    for stem in FIGURES:
+        assert (results / "figures" / f"{stem}.png").stat().st_size > 10_000
+        assert (results / "figures" / f"{stem}.pdf").read_bytes().startswith(b"%PDF")
+    assert json.loads((results / "provenance.json").read_text())["seed"] == 0
+
+
+def test_figures_rebuild_from_tables_alone(results, tmp_path):
+    for stem in ("fig7_layerwise_mean_avr", "fig14_tradeoff"):
+        path, _ = draw_figure(stem, results / "tables", tmp_path)
+        assert path.read_bytes() == (results / "figures" / f"{stem}.png").read_bytes()
+
+
+def test_known_inputs_give_known_answers(results):
+    table = read(results, "phase1_layerwise_avr")
+    image = table[table["site"] == "image"].set_index(["input_kind", "family"])["avr"]
+    for family in ("strided", "blurpool", "nula"):
+        assert image["checkerboard", family] == pytest.approx(1.0, abs=1e-6)
+        assert image["constant", family] == pytest.approx(0.0, abs=1e-6)
+        assert 0 < image["natural", family] < 0.5
+
+
+def test_frequency_sweep_steps_at_nyquist(results):
+    table = read(results, "phase2a_frequency_sweep")
+    exact = table[(table["site"] == "image") & (table["grid"] == "exact bin")]
+    assert (exact.loc[exact["frequency"] <= 0.5, "avr"] < 1e-6).all()
+    assert (exact.loc[exact["frequency"] > 0.5, "avr"] > 1 - 1e-6).all()
+    ten = table[(table["site"] == "image") & (table["grid"] == "study") & (table["family"] == "nula")]
+    assert ten["frequency"].tolist() == pytest.approx(list(STUDY_FREQUENCIES))
+    assert set(table["tap"]) == {"input", "dense"}
+
+
+def test_folded_spectra_add_up(results):
+    """Decimation is linear: what leaves the site is the alias-free part plus the aliases."""
+    table = read(results, "fig6_aliasing_folding")
+    for _, block in table.groupby("family"):
+        power = block.groupby("panel")["power"].sum()
+        size = block.groupby("panel")[["height", "width"]].first().prod(axis=1)
+        ratio = block["alias_power_ratio"].iloc[0]
+        assert power["aliases"] / power["output"] == pytest.approx(ratio, rel=1e-3)
+        assert size["dense"] == 4 * size["output"]
+
+
+def test_paired_statistics_match_the_images(results):
+    images = read(results, "per_image")
+    stats = read(results, "phase3_layerwise_avr_stats")
+    assert set(stats["tap"]) == {"input", "dense"}
+    row = stats[(stats["tap"] == "dense") & (stats["family_b"] == "blurpool")].iloc[0]
+    chosen = images[(images["tap"] == "dense") & (images["layer"] == row["layer"])]
+    means = chosen.groupby("family")["avr"].mean()
+    assert row["mean_a"] == pytest.approx(means["strided"], rel=1e-6)
+    assert row["mean_b"] == pytest.approx(means["blurpool"], rel=1e-6)
+    assert (stats["p_holm"] >= stats["p"] - 1e-15).all()
+    assert stats.groupby(["tap", "family_a", "family_b"]).size().eq(4).all()
+
+
+def test_per_image_table_matches_a_direct_measurement(results):
+    import torch
+
+    import spectral
+
+    model = load_model(MODELS[1])
+    images = spectral.load_images("synthetic", size=32, limit=24)
+    batch = model.spectral_info.preprocessing(torch.stack([images[i] for i in range(2)]))
+    sites = find_sites(model, 32)
+    with spectral.FeatureExtractor(model, sites, tap="dense") as fx, torch.no_grad():
+        model(batch)
+        expected = compute_avr(spectral.compute_power_spectrum(fx[sites[2].name]), 2)
+    table = read(results, "per_image")
+    rows = table[(table["family"] == "blurpool") & (table["site"] == sites[2].name) & (table["tap"] == "dense")]
+    found = rows.set_index("image")["avr"].loc[images.ids[:2]]
+    assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_correlations_carry_intervals(results):
+    table = read(results, "phase4_correlation")
+    for name in ("pearson", "spearman", "distance_correlation"):
+        assert (table[f"{name}_low"] <= table[name] + 1e-9).all()
+        assert (table[f"{name}_high"] >= table[name] - 1e-9).all()
+    assert set(read(results, "phase4_regression")["estimator"]) == {"ridge", "forest", "best single layer"}
+
+
+def test_tradeoff_has_all_families_and_no_invented_accuracy(results):
+    table = read(results, "phase5_tradeoff")
+    assert table["family"].tolist() == ["strided", "blurpool", "nula"]
+    assert (table["n_labelled"] == 0).all()
+    assert table["accuracy"].isna().all()
+    assert table["latency_ratio"].iloc[0] == 1
+    assert (table["latency_q25"] <= table["latency_ms"]).all()
+
+
+def test_another_configuration_is_refused(results):
+    with pytest.raises(SpectralError, match="measurements of a study with other images"):
+        run_study([1], options(results, limit=12))
+
+
+def test_phase_5_asks_for_phase_3(tmp_path):
+    with pytest.raises(SpectralError, match="run phase 3 first"):
+        run_study([5], options(tmp_path, limit=4))
+
+
+def test_unknown_phase_and_too_few_models(tmp_path):
+    with pytest.raises(SpectralError, match="unknown phase 9"):
+        run_study([9], options(tmp_path))
+    with pytest.raises(SpectralError, match="compares 2 or 3 different models"):
+        options(tmp_path, models=("bundled/resnet20@random",))
