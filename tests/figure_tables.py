@@ -55,7 +55,7 @@ def make_tables(shape: Shape = CIFAR) -> dict[str, pd.DataFrame]:
         "per_image": per_image,
         "phase3_layerwise_avr_stats": stats,
         "fig9_radial_profiles_natural": natural.assign(
-            **{k: natural["power"] * v for k, v in spread.items()}
+            n_images=shape.n_images, **{k: natural["power"] * v for k, v in spread.items()}
         ),
         "phase4_correlation": _correlations(per_image),
         "phase5_tradeoff": _tradeoff(per_image),
@@ -205,7 +205,7 @@ def _per_image(shape: Shape) -> pd.DataFrame:
         centre = 0.08 + 0.3 * (int(str(site["layer_index"])) % 3) / 3
         centre *= KEPT.get((family, str(site["tap"])), 1.0) * (1.3 if family == "blurpool" else 1.0)
         avr = np.clip(centre * (1 + 0.2 * rng.normal(size=shape.n_images) + 0.4 * sis[family]), 0, 1)
-        rest = {"am_relative": avr / 2, "alias_power_ratio": avr / 3, "sis": sis[family]}
+        rest = {"am_relative": avr / 2, "alias_power_ratio": avr / 3, "sis": sis[family], "silent": False}
         common = {key: value for key, value in site.items() if key not in ("op", "stride")}
         parts.append(pd.DataFrame({"image": images, **common, "avr": avr, **rest}))
     return pd.concat(parts, ignore_index=True)

@@ -358,7 +358,7 @@ class TwoInputs(nn.Module):
 
     def forward(self, batch: dict[str, Tensor] | None = None, *, pixels: Tensor | None = None) -> Tensor:
         """Convolve the pixels."""
-        x = batch["pixels"] if batch is not None else pixels
+        x = batch.get("pixels") if batch is not None else pixels
         return self.conv(input=x)
 
 

@@ -176,8 +176,7 @@ def test_axes_have_labels_and_the_count_is_stated(stem, drawn):
     labels += [text for ax in fig.axes for text in (ax.get_xlabel(), ax.get_ylabel())]
     unit = r"\(.+\)|correlation|images per bin|^(strided|BlurPool|NULA)|^$"
     assert all(re.search(unit, label, re.DOTALL) for label in labels)
-    if stem != "fig9_radial_profiles_natural":  # its table has no count of images
-        assert "n = " in " ".join(texts_of(fig))
+    assert "n = " in " ".join(texts_of(fig))
 
 
 @STEMS
@@ -460,6 +459,22 @@ def test_fig8_has_a_violin_per_site_its_median_and_the_p_against_strided(tables,
         assert sorted(said) == sorted(expected)
 
 
+def test_silent_maps_are_left_out_and_a_silent_site_is_not_a_missing_one(tables):
+    """Silent maps have AVR 0 by convention; it must not enter distributions and fits."""
+    images = tables["per_image"].copy()
+    some = (images["family"] == "nula") & (images["image"] == "photo0007.png")
+    all_of_one = (images["family"] == "blurpool") & (images["layer_index"] == 1)
+    images.loc[some | all_of_one, ["avr", "silent"]] = [0.0, True]
+    violins = plot("fig8_avr_distributions", {**tables, "per_image": images})
+    assert texts_of(violins).count("silent") == 2  # both taps
+    assert any("n = 0–40 images" in text for text in texts_of(violins))
+    assert all(ax.collections[0].get_paths()[0].vertices[:, 1].min() > 0 for ax in data_axes(violins))
+    scatter = plot("fig10_avr_sis_scatter", {**tables, "per_image": images})
+    assert texts_of(scatter).count("silent") == 1
+    clouds = [c for ax in data_axes(scatter)[8:11] for c in ax.collections]
+    assert [len(cloud.get_offsets()) for cloud in clouds] == [39, 39, 39]
+
+
 def test_fig10_points_are_the_images_and_the_numbers_the_correlations(tables, drawn):
     fig = drawn("fig10_avr_sis_scatter")
     images, tests = tables["per_image"], tables["phase4_correlation"]
@@ -496,6 +511,8 @@ def test_fig11_bars_and_intervals_are_the_tables(coefficient, tables, drawn):
         assert [bar.get_height() for bar in drawn] == pytest.approx(list(own[coefficient]))
         for bar, low, high in zip(drawn, own[f"{coefficient}_low"], own[f"{coefficient}_high"], strict=True):
             assert error_at(ax, bar) == pytest.approx((low, high))
+        assert ax.get_ylim()[0] < own[f"{coefficient}_low"].min()
+        assert ax.get_ylim()[1] > table[f"{coefficient}_high"].max()
         stars = [text.get_text() for text in ax.texts if set(text.get_text()) == {"*"}]
         assert stars == ([s for s in table[table["tap"] == tap]["significance"] if s] if row == 0 else [])
 

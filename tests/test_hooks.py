@@ -684,6 +684,43 @@ def test_a_reduce_may_run_the_model_while_paused():
     assert active_modes() == 0
 
 
+@pytest.mark.parametrize("name", ["strided", "nested"])
+def test_a_reduce_must_not_run_the_model_otherwise(name):
+    model, x = make(name), image(2, 3, 32, 32)
+    told = pytest.raises(SpectralError, match=r"the reduce callback ran the model; wrap that in `with extractor")
+    sites = find_sites(model, x)
+    with unchanged(model), told, FeatureExtractor(model, sites, reduce=lambda capture: model(x)):
+        model(x)
+
+
+@pytest.mark.parametrize("detach", [True, False])
+@pytest.mark.parametrize("name", ["strided", "nested", "inplace"])
+def test_a_reduce_may_stop_the_capture(name, detach):
+    model, x = make(name), image(2, 3, 32, 32)
+    sites = find_sites(model, x)
+    seen: list[str] = []
+
+    def once(capture: Capture) -> None:
+        seen.append(capture.site.name)
+        fx.enabled = False
+
+    with unchanged(model), FeatureExtractor(model, sites, reduce=once, detach=detach) as fx:
+        for _ in range(2):
+            model(x)
+            assert active_modes() == 0
+        assert seen == [sites[0].name]
+        fx.enabled = True
+        model(x)
+        assert seen == [sites[0].name] * 2
+
+    def remove(capture: Capture) -> None:
+        fx.remove_hooks()
+
+    told = pytest.raises(SpectralError, match="can't run inside the reduce callback; set enabled = False")
+    with unchanged(model), told, FeatureExtractor(model, sites, reduce=remove, detach=detach) as fx:
+        model(x)
+
+
 # Gradients, against computations written out by hand
 
 

@@ -45,14 +45,17 @@ def test_equals_the_reference(mode, kernel_size):
         np.testing.assert_allclose(layer(torch.from_numpy(x).float()).numpy(), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("as_products", [False, True])
 @QUICK
 @given(
     st.integers(1, 7), st.integers(1, 4), st.integers(1, 4), st.integers(1, 12), st.integers(1, 12),
     st.sampled_from(MODES),
 )  # fmt: skip
-def test_any_combination_equals_the_reference(kernel_size, s_h, s_w, height, width, mode):
+def test_any_combination_equals_the_reference(as_products, kernel_size, s_h, s_w, height, width, mode):
     x = noise(1, 2, height, width)
-    y = BlurPool2d(2, kernel_size, (s_h, s_w), mode)(torch.from_numpy(x))
+    layer = BlurPool2d(2, kernel_size, (s_h, s_w), mode)
+    layer.as_products = as_products
+    y = layer(torch.from_numpy(x))
     np.testing.assert_allclose(
         y.numpy(), reference.blur_pool(x, kernel_size, (s_h, s_w), mode), rtol=1e-11, atol=1e-12
     )
@@ -156,6 +159,23 @@ def test_empty_batch():
 def test_gradient(mode):
     x = torch.from_numpy(noise(1, 1, 2, 5)).requires_grad_()  # two rows: the pad is larger than the map
     assert torch.autograd.gradcheck(BlurPool2d(1, 5, 2, mode).double(), (x,))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_products_give_the_same_map_and_gradient(mode):
+    for size in ((1, 1), (2, 3), (9, 10)):  # the pad of a 5-tap kernel is larger than the first two
+        layer = BlurPool2d(3, 5, (2, 1), mode)
+        with torch.inference_mode():  # what is cached here must serve gradients below
+            layer.as_products = True
+            layer(torch.from_numpy(noise(2, 3, *size)).float())
+        answers = []
+        for layer.as_products in (False, True):
+            x = torch.from_numpy(noise(2, 3, *size)).float().requires_grad_()
+            y = layer(x)
+            y.square().sum().backward()
+            answers.append((y.detach(), x.grad, layer(x.detach()[0]).detach()))
+        for direct, product in zip(*answers, strict=True):
+            torch.testing.assert_close(product, direct, rtol=1e-5, atol=1e-6)
 
 
 def test_channels_last_gives_the_same():

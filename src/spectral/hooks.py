@@ -97,6 +97,8 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
             self._add(site)
         self._captured: dict[str, list[Tensor]] = {}
         self._has_run = False
+        self._delivering = False
+        self._entered: list[bool] = []  # of the calls that are running, whether each has a frame
         self._calls: Counter[str] = Counter()
         self._frames: Counter[str] = Counter()
         self._handles: list[RemovableHandle] = []
@@ -152,7 +154,15 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         return self._captured[name]
 
     def remove_hooks(self) -> None:
-        """Remove every hook; may be called more than once."""
+        """Remove every hook; may be called more than once.
+
+        Raises:
+            SpectralError: inside the ``reduce`` callback, where the forward still needs them.
+        """
+        if self._delivering:
+            raise SpectralError(
+                "remove_hooks can't run inside the reduce callback; set enabled = False there instead"
+            )
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -221,7 +231,7 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
             module = self._modules[path]
             self._handles += [
                 module.register_forward_pre_hook(partial(self._enter, path), prepend=True),
-                module.register_forward_hook(partial(self._leave, path), always_call=True),
+                module.register_forward_hook(self._leave, always_call=True),
             ]
         # Last and prepended, hence first to run: the model itself may own a frame.
         self._handles.append(model.register_forward_pre_hook(self._begin, prepend=True))
@@ -235,6 +245,8 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
 
     def _begin(self, module: nn.Module, args: Any) -> None:
         if self.enabled:
+            if self._delivering:
+                raise SpectralError("the reduce callback ran the model; wrap that in `with extractor.paused():`")
             self._abandon()
             self._has_run = True
             self._captured = {}
@@ -243,6 +255,7 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
 
     def _abandon(self) -> None:
         """Leave the mode of a forward that raised."""
+        self._entered.clear()
         self._mode.reset()
 
     def _on_plain_input(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -273,18 +286,18 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
                 self._deliver(site, args[0], output, Decimation(geometry, args[0], weight, bias))
 
     def _enter(self, path: str, module: nn.Module, args: Any) -> None:
-        if not self.enabled:
-            return
-        self._mode.push(Frame(path, module, self._frames[path], args))
-        self._frames[path] += 1
+        self._entered.append(self.enabled)
+        if self.enabled:
+            self._mode.push(Frame(path, module, self._frames[path], args))
+            self._frames[path] += 1
 
-    def _leave(self, path: str, module: nn.Module, args: Any, output: Any) -> None:
-        if self.enabled and self._mode.frames and self._mode.frames[-1].path == path:
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._entered and self._entered.pop():
             self._mode.pop()
 
     def _on_operator(self, frame: Frame, index: int, decimation: Decimation, output: Tensor) -> None:
         site = self._sites.get((frame.path, frame.call, index))
-        if site is None or site.access == "direct":
+        if site is None or site.access == "direct" or not self.enabled:
             return
         ran, found = decimation.geometry, site.geometry
         if (ran.kind, ran.stride, ran.phase) != (site.operator, found.stride, found.phase):
@@ -299,8 +312,12 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         if self._detach:
             entering, output = entering.detach(), output.detach()
             decimation = replace(decimation, input=decimation.input.detach())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._detach):
-            self._reduce(Capture(site, entering, output, decimation))
+        self._delivering = True
+        try:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self._detach):
+                self._reduce(Capture(site, entering, output, decimation))
+        finally:
+            self._delivering = False
 
     def _keep(self, capture: Capture) -> None:
         tensor = capture.dense() if self.tap == "dense" else getattr(capture, self.tap)
@@ -322,20 +339,15 @@ class _CaptureMode:
     ) -> None:
         self._on_event = on_event
         self._differentiable = differentiable
-        self._function_mode = _GraphKeeper(self) if differentiable else None
         self._active = False
         self._seen: list[tuple[Frame, int, Decimation, Tensor]] = []
         self.recorder = Recorder(self._seen_operator if differentiable else on_event)
-
-    @property
-    def frames(self) -> list[Frame]:
-        """Calls that are running, outermost first."""
-        return self.recorder.frames
+        self._mode: AbstractContextManager[Any] = _GraphKeeper(self) if differentiable else self.recorder
 
     def push(self, frame: Frame) -> None:
         """Enter a call, and the mode with the first."""
         if not self._active:
-            (self._function_mode or self.recorder).__enter__()
+            self._mode.__enter__()
             self._active = True
         else:
             self.recorder.flush()
@@ -373,7 +385,7 @@ class _CaptureMode:
     def _deactivate(self) -> None:
         if self._active:
             self._active = False
-            (self._function_mode or self.recorder).__exit__(None, None, None)
+            self._mode.__exit__(None, None, None)
 
 
 class _GraphKeeper(TorchFunctionMode):

@@ -55,7 +55,7 @@ class Recorder(TorchDispatchMode):
     """
 
     def __init__(self, on_event: EventHandler, observe: Observer | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.frames: list[Frame] = []
         self._on_event = on_event
         self._observe = observe

@@ -33,6 +33,7 @@ from spectral.figures.style import (
     format_count,
     format_p,
     mark_slot,
+    mask_silent,
     new_figure,
     separate_groups,
     set_layer_ticks,
@@ -148,34 +149,35 @@ def plot_layerwise_mean_avr(source: Source) -> Figure:
     title="Distribution of AVR over natural images",
     caption=(
         "Per-image AVR at every site, dense tap above and input tap below. Violins: kernel density from the "
-        "smallest to the largest value; bar: quartiles; mark: median. Numbers: Holm-corrected p of the "
+        "smallest to the largest value; bar: quartiles; mark: median; silent maps left out. Numbers: Holm-corrected p of the "
         "paired t-test against the strided model on the same images (*** < 0.001, ** < 0.01, * < 0.05)."
     ),
     columns={
-        "per_image": ("image", *_SITE, "avr"),
+        "per_image": ("image", *_SITE, "avr", "silent"),
         "phase3_layerwise_avr_stats": (*_PAIRED, "p_holm", "significance"),
     },
 )
 def plot_avr_distributions(source: Source) -> Figure:
     """Violins per layer and family, a panel per tap, with the paired test's p against strided."""
-    table = source.rows("per_image", known=["avr"])
+    table = mask_silent(source.rows("per_image"))
     sites = table[table["layer"] != "image"]
     tests = source.rows("phase3_layerwise_avr_stats")
     families, layers = find_families(sites), find_layers(sites)
     fig, panels = _make_tap_panels(layers, 2.0, taps=("dense", "input"))
     for tap, ax in panels.items():
         rows = sites[sites["tap"] == tap]
-        top = float(rows["avr"].max()) if not rows.empty else 1.0
+        top = float(rows["avr"].max())
+        top = top if top > 0 else 1.0  # also where nothing is known
         values = {
-            (str(family), str(layer)): own.to_numpy()
+            (str(family), str(layer)): own.dropna().to_numpy()
             for (family, layer), own in rows.groupby(["family", "layer"])["avr"]
         }
         _draw_violins(ax, values, families, layers)
-        ax.set_ylim(0, 1.6 * top or 1.0)  # room for the p values above the highest violin
-        ax.set_yticks([tick for tick in ax.get_yticks() if tick <= max(top, 1e-9) * 1.05])
+        ax.set_ylim(0, 1.6 * top)  # room for the p values above the highest violin
+        ax.set_yticks([tick for tick in ax.get_yticks() if tick <= 1.05 * top])
         _write_p_values(ax, tests[tests["tap"] == tap], families, layers)
     add_legend(fig, family_patches(find_models(sites)))
-    count = format_count(sites.groupby(["family", "layer", "tap"])["image"].nunique())
+    count = format_count(sites.groupby(["family", "layer", "tap"])["avr"].count())
     add_heading(
         fig, source.title, f"{count} images; numbers: Holm-corrected p of the paired test against strided"
     )
@@ -319,8 +321,8 @@ def _draw_violins(
         style = FAMILIES[family]
         for index, layer in enumerate(layers):
             x, sample = index + offset, values.get((family, layer))
-            if sample is None:
-                mark_slot(ax, x)
+            if sample is None or not len(sample):
+                mark_slot(ax, x, "no such site" if sample is None else "silent")
                 continue
             parts = ax.violinplot([sample], positions=[x], widths=width * 0.94, showextrema=False)
             for body in cast("list[PolyCollection]", parts["bodies"]):

@@ -80,7 +80,7 @@ def plot_radial_profiles(source: Source) -> Figure:
         "model, in dB relative to the map's total power: one photograph (line), the mean over many (dashed) "
         "and their 10th to 90th percentile (band). Vertical line: the new Nyquist frequency, ρ = 1/stride."
     ),
-    columns={"fig9_radial_profiles_natural": (*_PROFILE, "power_mean", "power_p10", "power_p90")},
+    columns={"fig9_radial_profiles_natural": (*_PROFILE, "power_mean", "power_p10", "power_p90", "n_images")},
 )
 def plot_radial_profiles_natural(source: Source) -> Figure:
     """One photograph's profile over the band of many, a panel per layer of the strided model."""
@@ -100,8 +100,8 @@ def plot_radial_profiles_natural(source: Source) -> Figure:
         _nyquist_handle(),
     ]
     add_legend(fig, handles)
-    count = f"{format_count(rows['n_images'])} images" if "n_images" in rows else "band over all images"
-    add_heading(fig, source.title, f"{next(iter(find_models(rows).values()))}, {count}")
+    model = find_models(rows)["strided"]
+    add_heading(fig, source.title, f"{model}, {format_count(rows['n_images'])} images")
     return fig
 
 

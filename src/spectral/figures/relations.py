@@ -36,6 +36,7 @@ from spectral.figures.style import (
     find_models,
     format_count,
     format_p,
+    mask_silent,
     new_figure,
     set_layer_ticks,
     slot_offsets,
@@ -107,13 +108,13 @@ def plot_avr_vs_frequency(source: Source) -> Figure:
         "line bends."
     ),
     columns={
-        "per_image": ("image", *_SITE, "avr", "sis"),
+        "per_image": ("image", *_SITE, "avr", "sis", "silent"),
         "phase4_correlation": (*_SITE, "n", "r2", "pearson_p_holm"),
     },
 )
 def plot_avr_sis_scatter(source: Source) -> Figure:
     """Scatter of per-image SIS over AVR, a row per family and a column per layer."""
-    points = source.rows("per_image", known=["avr", "sis"], tap="dense")
+    points = mask_silent(source.rows("per_image", known=["sis"], tap="dense"))
     points = points[points["layer"] != "image"]
     tests = source.rows("phase4_correlation", tap="dense")
     fits = {(test["family"], test["layer"]): test for test in tests.to_dict("records")}
@@ -127,10 +128,10 @@ def plot_avr_sis_scatter(source: Source) -> Figure:
         family, layer = families[i], layers[j]
         here = points[(points["family"] == family) & (points["layer"] == layer)]
         title = f"{wrap_name(layer)}\n" if i == 0 else ""
-        if here.empty:
-            blank_panel(ax)
+        if here["avr"].isna().all():
+            blank_panel(ax, "no such site" if here.empty else "silent")
         else:
-            _draw_scatter(ax, here, family)
+            _draw_scatter(ax, here.dropna(subset=["avr"]), family)
             if skewed:
                 use_sqrt_scale(ax, "y", limit)
             ax.set_ylim(-0.002 * limit if skewed else -0.03 * limit, 1.06 * limit)
@@ -180,6 +181,8 @@ def plot_correlation_comparison(source: Source) -> Figure:
             if i == 0:
                 ax.set_title(f"{tap} tap")
         axes[i, 0].set_ylabel(label)
+    low, high = axes[0, 0].get_ylim()  # shared, so only now does it span both panels
+    axes[0, 0].set_ylim(low, high + 0.12 * (high - low))  # room for the stars
     add_legend(fig, family_patches(find_models(table)))
     add_heading(
         fig,
@@ -298,15 +301,13 @@ def _draw_scatter(ax: Axes, rows: pd.DataFrame, family: str) -> None:
 
 
 def _write_stars(ax: Axes, rows: pd.DataFrame, families: list[str], layers: list[str]) -> None:
-    """Write Pearson's stars above its intervals, and make room for them."""
+    """Write Pearson's stars above its intervals."""
     offsets = dict(zip(families, slot_offsets(len(families)), strict=True))
     for row in rows.to_dict("records"):
         if isinstance(row["significance"], str):
             x, y = layers.index(row["layer"]) + offsets[row["family"]], max(0.0, row["pearson_high"])
             style: dict[str, Any] = {"rotation": 90, "ha": "center", "fontsize": SMALL}
             ax.annotate(row["significance"], (x, y), (2, 1.5), textcoords="offset points", **style)
-    low, high = ax.get_ylim()
-    ax.set_ylim(low, high + 0.1 * (high - low))
 
 
 def _describe_fit(test: Mapping[Hashable, Any] | None) -> str:

@@ -101,6 +101,11 @@ def find_families(table: pd.DataFrame) -> list[str]:
     return [family for family in FAMILIES if family in set(table["family"])]
 
 
+def mask_silent(rows: pd.DataFrame) -> pd.DataFrame:
+    """Make the AVR of silent maps NaN: without power it is undefined, and the tables' 0 a convention."""
+    return rows.assign(avr=rows["avr"].mask(rows["silent"].astype(bool)))
+
+
 def find_layers(table: pd.DataFrame) -> list[str]:
     """Return the layers of a table in depth order, without the image itself."""
     layers = table[table["layer"] != "image"].groupby("layer")["layer_index"].min()

@@ -141,6 +141,7 @@ def _binomial_taps(kernel_size: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # a cached tensor may enter an autograd graph later
 def _blurring_rows(size: int, kernel_size: int, step: int, mode: str) -> Tensor:
     """One axis of the layer as a matrix (⌈N/s⌉, N): the layer's answer to each unit impulse."""
     before, after = (kernel_size - 1) // 2, kernel_size // 2
