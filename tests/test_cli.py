@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -68,9 +69,10 @@ class Misbehaving(nn.Module):
         self.body = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
     def forward(self, x: Tensor) -> Tensor:
-        self.calls += x.device.type != "meta"
-        if self.calls == 3:
-            self.act()
+        if x.device.type != "meta":
+            self.calls += 1
+            if self.calls == 3:
+                self.act()
         return self.body(x)
 
 
@@ -208,7 +210,7 @@ class TestMeasure:
         assert lines[header].split() == ["site", "op", "stride", "tap", "avr", "am"]
         dense = next(line for line in lines if line.startswith("layer3.0.conv1 ") and " dense " in line)
         expected = [written("layer3.0.conv1", "dense", metric) for metric in ("avr", "am")]
-        assert dense.split(maxsplit=4)[4].split("  ") == expected
+        assert re.split(r"\s{2,}", dense)[4:] == expected
         assert f"whole model: sis {written('', '', 'sis')}" in lines
         assert max(map(len, lines[1:])) <= 100
         assert "6/6" in result.stderr
@@ -255,15 +257,17 @@ class TestMeasure:
         np.testing.assert_allclose(written["ci_low"], expected["ci_low"], rtol=1e-4)
 
     def test_unmeasurable_sites_and_silent_maps_are_shown(self, use_model):
-        use_model(
-            nn.Sequential(nn.AdaptiveAvgPool2d(5), nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Conv2d(4, 3, 1, 2), nn.Flatten())
-        )[1].bias.data.fill_(-100)  # fmt: skip
+        net = nn.Sequential(
+            nn.AdaptiveAvgPool2d(5), nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Conv2d(4, 3, 1, 2), nn.Flatten()
+        )  # fmt: skip
+        net[1].bias.data.fill_(-100)
+        use_model(net)
         lines = measure("--metrics", "avr").stdout.splitlines()
         assert "not measured: 0 (avg_pool): adaptive pool from 32×32 to 5×5: its windows are unequal" in lines
         header = next(line for line in lines if line.startswith("site "))
         assert header.split() == ["site", "op", "stride", "tap", "silent", "avr"]
         silent = next(line for line in lines if line.startswith("3 ") and " input " in line)
-        assert silent.split() == ["3", "conv", "2x2", "input", "6", "-"]
+        assert silent.split() == ["3", "conv", "2x2", "input", "6", "silent"]
 
     def test_an_interruption_keeps_what_was_written(self, use_model, tmp_path):
         net = use_model(Misbehaving(raiser(KeyboardInterrupt())))
@@ -396,7 +400,7 @@ class TestEndings:
             (("measure", RANDOM, "--limit", "0"), "Invalid value for '--limit'"),
             (("measure", RANDOM, "--device", "abacus"), "device 'abacus' can't be used"),
             (("measure", RANDOM, "--out", "/dev/null/x"), "can't write to /dev/null/x"),
-            (("measure", RANDOM, "--metrics", "avr,amm", "--images", "synthetic"), "unknown metric 'amm'; nearest"),
+            (("measure", RANDOM, "--metrics", "avr,amm", "--images", "synthetic"), "unknown metric 'amm'"),
             (("measure", RANDOM, "--metrics", " , ", "--images", "synthetic"), "metrics is empty"),
             (("measure", RANDOM, "--taps", "inputs", "--images", "synthetic"), "unknown tap 'inputs'"),
             (("measure",), "Missing argument 'MODEL'"),
@@ -404,8 +408,6 @@ class TestEndings:
         ],
     )  # fmt: skip
     def test_bad_input_is_one_sentence_and_code_2(self, arguments, sentence):
-        import re
-
         assert re.search(sentence, fails(run(*arguments)))
 
     def test_empty_and_broken_folders(self, tmp_path):

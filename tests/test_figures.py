@@ -14,7 +14,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from figure_tables import CIFAR, RESNET50_LAYERS, Shape, make_tables
+from figure_tables import CIFAR, MODELS, RESNET50_LAYERS, Shape, make_tables
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PathCollection, PolyCollection
 from matplotlib.colors import to_hex
@@ -56,7 +56,9 @@ def drawn(tables) -> Callable[[str], Figure]:
 
 @pytest.fixture(scope="module")
 def many_layers() -> dict[str, pd.DataFrame]:
-    return make_tables(SHAPES["8 layers"])
+    """Eight layers, and models with long names."""
+    long_names = {name: f"{name}-finetuned@0123abcd" for name in MODELS.values()}
+    return {name: table.replace(long_names) for name, table in make_tables(SHAPES["8 layers"]).items()}
 
 
 def plot(stem: str, tables: dict[str, pd.DataFrame]) -> Figure:
@@ -531,7 +533,7 @@ def test_fig12_counts_every_image_once_and_marks_the_means(tables):
         assert heights.sum() == 40
         own = scores[scores["family"] == family]["sis"]
         assert line.get_xdata()[0] == pytest.approx(own.mean())
-        assert f"{style.label}: mean {own.mean():.4f}, n = 40" in texts_of(fig)
+        assert f"{style.label}: mean {own.mean():.3g}, n = 40" in texts_of(fig)
 
 
 def test_fig13_dumbbells_run_from_input_to_dense(tables, drawn):

@@ -687,7 +687,9 @@ def test_a_reduce_may_run_the_model_while_paused():
 @pytest.mark.parametrize("name", ["strided", "nested"])
 def test_a_reduce_must_not_run_the_model_otherwise(name):
     model, x = make(name), image(2, 3, 32, 32)
-    told = pytest.raises(SpectralError, match=r"the reduce callback ran the model; wrap that in `with extractor")
+    told = pytest.raises(
+        SpectralError, match=r"the reduce callback ran the model; wrap that in `with extractor"
+    )
     sites = find_sites(model, x)
     with unchanged(model), told, FeatureExtractor(model, sites, reduce=lambda capture: model(x)):
         model(x)

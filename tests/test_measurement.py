@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from spectral import measurement
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
-from spectral.measurement import METRICS, describe_sites, measure
+from spectral.measurement import METRICS, TensorImages, describe_sites, measure
 from spectral.metrics import compute_avr
 from spectral.models import load_model, model_info
 from spectral.sites import find_sites
@@ -517,6 +517,14 @@ class TestRefusing:
         with pytest.raises(SpectralError, match=rf"holds measurements with {key} = .*choose another folder"):
             measure(**{**options, **change}, out=tmp_path)
         pd.testing.assert_frame_equal(measure(**options, out=tmp_path), before, check_exact=True)
+
+    def test_the_fingerprint_of_a_tensor_depends_on_every_bit_and_not_on_strides(self):
+        x = image(2, 3, 8, 8, dtype=torch.float64)
+        same = TensorImages(x.to(memory_format=torch.channels_last)).fingerprint
+        assert TensorImages(x).fingerprint == same
+        assert TensorImages(x * (1 + 1e-15)).fingerprint != same
+        assert TensorImages(x.reshape(2, 3, 4, 16)).fingerprint != same
+        assert len(TensorImages(x.bfloat16()).fingerprint) == 16
 
     def test_weights_that_changed_since_they_were_loaded(self, tmp_path):
         net, images = load_model("bundled/resnet20@random"), load_images("synthetic", size=32, limit=2)

@@ -241,13 +241,24 @@ def test_an_adaptive_pool_with_unequal_windows_is_listed_with_the_reason():
     assert site.reason == "adaptive pool from 7×7 to 3×3: its windows are unequal"
 
 
-def test_rows_and_columns_elsewhere_are_listed_with_the_reason():
-    class Channels(nn.Module):
+@pytest.mark.parametrize(
+    ("cut", "stride", "phase", "output_size", "channels"),
+    [
+        (lambda x: x.permute(0, 2, 3, 1)[:, 1::2, ::3], (2, 3), (1, 0), (4, 3), 5),
+        (lambda x: x.permute(0, 2, 3, 1)[:, :, 1::2], (1, 2), (0, 1), (8, 4), 5),
+        (lambda x: x.permute(0, 2, 3, 1)[:, ::4], (4, 1), (0, 0), (2, 9), 5),
+        (lambda x: x[0][:, ::2, 2::3], (2, 3), (0, 2), (4, 3), 5),
+        (lambda x: x[0, 1][1::2, ::2], (2, 2), (1, 0), (4, 5), 1),
+    ],
+)
+def test_rows_and_columns_elsewhere_are_listed_with_the_reason(cut, stride, phase, output_size, channels):
+    class Cutting(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return x.permute(0, 2, 3, 1)[:, ::2, ::2]
+            return cut(x) + 1
 
-    (site,) = find_sites(nn.Sequential(Channels()), 8)
-    assert (site.op, site.stride, site.measurable) == ("slice", (2, 2), False)
+    (site,) = find_sites(nn.Sequential(Cutting()), (5, 8, 9))
+    assert (site.op, site.stride, site.geometry.phase, site.measurable) == ("slice", stride, phase, False)
+    assert (site.input_size, site.output_size, site.channels) == ((8, 9), output_size, channels)
     assert site.reason == "its rows and columns are not the last two of four axes"
 
 

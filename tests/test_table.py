@@ -101,8 +101,8 @@ class TestShardStore:
 
         store = ShardStore(tmp_path, {})
         store.append(rows("a"))
-        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-            patch.setattr(pq, "write_table", fail)
+        monkeypatch.setattr(pq, "write_table", fail)
+        with pytest.raises(OSError, match="No space left"):
             store.append(rows("b"))
         assert ShardStore(tmp_path, {}).finished_images() == {"a"}
         assert not list(tmp_path.glob("*.partial"))
@@ -132,7 +132,7 @@ class TestShardStore:
     def test_a_file_is_no_folder(self, tmp_path):
         (tmp_path / "file").touch()
         for path in (tmp_path / "file", tmp_path / "file" / "below"):
-            with pytest.raises(SpectralError, match="can't write to .*choose another output folder"):
+            with pytest.raises(SpectralError, match=r"can't write to .*choose another output folder"):
                 ShardStore(path, {})
 
 

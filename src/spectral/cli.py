@@ -295,7 +295,7 @@ def _print_summary(summary: pd.DataFrame, metrics: Sequence[str], images: int) -
 
 
 def _format_row(row: Mapping[Hashable, Any]) -> str:
-    return format_mean(row["mean"], row["ci_low"], row["ci_high"])
+    return format_mean(row["mean"], row["ci_low"], row["ci_high"]) if row["n"] else "silent"
 
 
 def _write_measurements(

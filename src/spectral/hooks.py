@@ -246,7 +246,9 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
     def _begin(self, module: nn.Module, args: Any) -> None:
         if self.enabled:
             if self._delivering:
-                raise SpectralError("the reduce callback ran the model; wrap that in `with extractor.paused():`")
+                raise SpectralError(
+                    "the reduce callback ran the model; wrap that in `with extractor.paused():`"
+                )
             self._abandon()
             self._has_run = True
             self._captured = {}

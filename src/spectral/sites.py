@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
-from spectral.axes import AxisTracker, operator_name
+from spectral.axes import AxisTracker, Labels, operator_name
 from spectral.decimation import Decimation, Geometry, Pair
 from spectral.errors import SpectralError, suggest
 from spectral.metrics import evaluation_mode
@@ -97,6 +97,7 @@ class _Event:
     index: int
     decimation: Decimation
     output: Tensor
+    maps: tuple[Tensor, Tensor]  # what enters and what leaves, rows and columns last where they are known
     spatial: bool
     prepared: bool
     returned: bool = False
@@ -261,13 +262,13 @@ def _record(
     def note(frame: Frame, index: int, decimation: Decimation, output: Tensor) -> None:
         geometry = decimation.geometry
         spatial = geometry.kind not in ("slice", "global_pool")
+        maps = (decimation.input, output)
         if geometry.kind == "slice":
             known = tracker.labels(decimation.input)
             spatial = any(known[axis] in ("h", "w") for axis in geometry.axes)
-            image_axes = (decimation.input.ndim - 2, decimation.input.ndim - 1)
-            if decimation.input.ndim != 4 or not set(geometry.axes) <= set(image_axes):
-                reason = "its rows and columns are not the last two of four axes"
-                decimation = replace(decimation, geometry=replace(geometry, reason=reason))
+            if known[-2:] != ("h", "w") or len(known) != 4 or min(geometry.axes) < 2:
+                geometry, maps = _place_slice(geometry, known, maps)
+                decimation = replace(decimation, geometry=geometry)
         weight = decimation.weight
         if weight is not None and id(weight) not in weight_ids:
             depthwise = geometry.groups == decimation.input.shape[1] == weight.shape[0]
@@ -275,7 +276,7 @@ def _record(
             if depthwise and not learned:
                 decimation = replace(decimation, geometry=replace(geometry, kind="blur_pool"))
         prepared = frame.steps == (0 if geometry.kind == "slice" else 1)  # one is the operator itself
-        events.append(_Event(frame, index, decimation, output, spatial, prepared))
+        events.append(_Event(frame, index, decimation, output, maps, spatial, prepared))
 
     def observe(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
         if tracker.follow(func, args, kwargs, out) and operator_name(func) not in _PREPARING:
@@ -312,6 +313,19 @@ def _record(
     return events
 
 
+def _place_slice(
+    geometry: Geometry, labels: Labels, maps: tuple[Tensor, Tensor]
+) -> tuple[Geometry, tuple[Tensor, Tensor]]:
+    """Describe a slice of a tensor that is no (B, C, H, W): it was read as if its last axes were H and W."""
+    geometry = replace(geometry, reason="its rows and columns are not the last two of four axes")
+    if labels.count("h") != 1 or labels.count("w") != 1:
+        return geometry, maps
+    axes = (labels.index("h"), labels.index("w"))
+    if axes[1] == len(labels) - 2:
+        geometry = replace(geometry, stride=geometry.stride[::-1], phase=geometry.phase[::-1])
+    return geometry, (maps[0].movedim(axes, (-2, -1)), maps[1].movedim(axes, (-2, -1)))
+
+
 @contextmanager
 def _restored(model: nn.Module) -> Iterator[None]:
     """Undo what a forward keeps in plain attributes: a table cached on the meta device would break it."""
@@ -326,7 +340,7 @@ def _restored(model: nn.Module) -> Iterator[None]:
 
 def _describe(event: _Event, image: Tensor) -> Site:
     frame, decimation = event.frame, event.decimation
-    geometry, entering = decimation.geometry, decimation.input
+    geometry, (entering, leaving) = decimation.geometry, event.maps
     access: Access = "inner"
     argument = frame.args[0] if len(frame.args) == 1 and isinstance(frame.args[0], Tensor) else None
     if frame.operators == 1 and event.prepared and event.returned and argument is not None:
@@ -344,8 +358,8 @@ def _describe(event: _Event, image: Tensor) -> Site:
         op=geometry.kind,
         geometry=geometry,
         input_size=size,
-        output_size=(event.output.shape[-2], event.output.shape[-1]),
-        channels=entering.shape[-3],
+        output_size=(leaving.shape[-2], leaving.shape[-1]),
+        channels=entering.shape[-3] if entering.ndim > 2 else 1,
         measurable=geometry.reason is None,
         reason=geometry.reason,
         access=access,

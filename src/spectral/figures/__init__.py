@@ -129,9 +129,8 @@ def draw_figure(stem: str, tables_dir: str | Path, figures_dir: str | Path, dpi:
         SpectralError: for an unknown figure, a missing, empty or incomplete table, or a folder that
             cannot be written.
     """
-    spec = FIGURES.get(stem)
     tables = read_tables(stem, tables_dir)
-    assert spec is not None  # read_tables refuses unknown stems
+    spec = FIGURES[stem]
     drawn = spec.plot(tables)
     folder = Path(figures_dir)
     try:

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from spectral.figures.spec import Source, figure
@@ -68,6 +69,7 @@ def plot_avr_comparison(source: Source) -> Figure:
     sites = source.rows("phase1_layerwise_avr", tap="dense")
     sites = sites[sites["layer"] != "image"]
     families, layers = find_families(sites), find_layers(sites)
+    top = float(sites["avr"].max()) or 1.0
 
     fig = new_figure(FULL_WIDTH, 4.7)
     mosaic: Any = [["image", kind] for kind in INPUT_KINDS]
@@ -77,7 +79,8 @@ def plot_avr_comparison(source: Source) -> Figure:
         ax, rows = axes[kind], sites[sites["input_kind"] == kind]
         silent = dict.fromkeys(by_site(rows[rows["silent"].astype(bool)], "avr"), "silent")
         draw_grouped_bars(ax, by_site(rows, "avr"), families, layers, notes=silent)
-        ax.set(ylim=(0, 1.08), ylabel=AVR_LABEL.replace(" (", "\n("), yticks=[0, 0.5, 1])
+        ax.set(ylim=(0, 1.15 * top), ylabel=AVR_LABEL.replace(" (", "\n("))
+        ax.yaxis.set_major_locator(MaxNLocator(3))
         ax.set_title(f"{kind} input, dense tap", loc="left")
         set_layer_ticks(ax, layers, 4.7)
         if kind != list(INPUT_KINDS)[-1]:
@@ -149,8 +152,9 @@ def plot_layerwise_mean_avr(source: Source) -> Figure:
     title="Distribution of AVR over natural images",
     caption=(
         "Per-image AVR at every site, dense tap above and input tap below. Violins: kernel density from the "
-        "smallest to the largest value; bar: quartiles; mark: median; silent maps left out. Numbers: Holm-corrected p of the "
-        "paired t-test against the strided model on the same images (*** < 0.001, ** < 0.01, * < 0.05)."
+        "smallest to the largest value; bar: quartiles; mark: median; silent maps left out. Numbers: "
+        "Holm-corrected p of the paired t-test against the strided model on the same images "
+        "(*** < 0.001, ** < 0.01, * < 0.05)."
     ),
     columns={
         "per_image": ("image", *_SITE, "avr", "silent"),

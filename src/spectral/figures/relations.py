@@ -103,9 +103,9 @@ def plot_avr_vs_frequency(source: Source) -> Figure:
     "fig10_avr_sis_scatter",
     title="AVR at the dense tap against shift instability",
     caption=(
-        "One point per image: AVR at the site's dense tap and the model's SIS. Line: least squares; r² and "
-        "Holm-corrected p are Pearson's. Where SIS is skewed its axis is a square root, on which a straight "
-        "line bends."
+        "One point per image: AVR at the site's dense tap and the model's SIS, on an axis of its own for "
+        "each family. Line: least squares; r² and Holm-corrected p are Pearson's. Where SIS is skewed its "
+        "axis is a square root, on which a straight line bends."
     ),
     columns={
         "per_image": ("image", *_SITE, "avr", "sis", "silent"),
@@ -120,7 +120,7 @@ def plot_avr_sis_scatter(source: Source) -> Figure:
     fits = {(test["family"], test["layer"]): test for test in tests.to_dict("records")}
     families, layers = find_families(points), find_layers(points)
     skewed = bool(points.drop_duplicates(["family", "image"])["sis"].skew() > SKEWED)  # type: ignore[operator]
-    limit = float(points["sis"].max()) or 1.0
+    limits = points.groupby("family")["sis"].max().replace(0.0, 1.0)
 
     fig = new_figure(FULL_WIDTH, 1.45 * len(families) + 0.95)
     axes = fig.subplots(len(families), len(layers), squeeze=False)
@@ -132,6 +132,7 @@ def plot_avr_sis_scatter(source: Source) -> Figure:
             blank_panel(ax, "no such site" if here.empty else "silent")
         else:
             _draw_scatter(ax, here.dropna(subset=["avr"]), family)
+            limit = float(limits[family])  # a stable family would be a flat line on another's scale
             if skewed:
                 use_sqrt_scale(ax, "y", limit)
             ax.set_ylim(-0.002 * limit if skewed else -0.03 * limit, 1.06 * limit)
@@ -215,7 +216,7 @@ def plot_sis_distributions(source: Source) -> Figure:
         ax.hist(own, edges, histtype="stepfilled", fc=style.colour, alpha=0.2)
         ax.hist(own, edges, histtype="step", ec=style.colour, ls=style.line, lw=1.2)
         ax.axvline(own.mean(), color=style.colour, ls=style.line, lw=1.2)
-        label = f"{style.label}: mean {own.mean():.4f}, n = {len(own)}"
+        label = f"{style.label}: mean {own.mean():.3g}, n = {len(own)}"
         handles.append(Line2D([], [], color=style.colour, ls=style.line, label=label))
     use_sqrt_scale(ax, "x", limit)
     ax.set(xlim=(0, limit), xlabel=f"{SIS_LABEL}, square-root scale", ylabel="images per bin")
@@ -266,7 +267,7 @@ def plot_tradeoff(source: Source) -> Figure:
             boxes.append(f"{style.label} against strided\n{_describe_change(row)}")
     ax.set(xlabel=f"mean {SIS_LABEL}", ylabel="time per image (ms)")
     ax.margins(0.12)
-    ax.set_xlim(left=0)
+    ax.set_xlim(left=-0.03 * ax.get_xlim()[1])  # a mark at SIS 0 stays whole
     ax.set_ylim(bottom=0)
     side.set_axis_off()
     frame = {"boxstyle": "round,pad=0.5", "facecolor": "#f7f7f7", "edgecolor": "#bbbbbb", "linewidth": 0.6}

@@ -95,9 +95,9 @@ def plot_layerwise_power_spectra(source: Source) -> Figure:
     title="Where decimation folds the power to",
     caption=(
         "One site per family, one natural image. From left to right: the dense map's spectrum with the new "
-        "Nyquist box; the real output's; the output's had everything outside the box been removed first; and "
-        "the difference, the aliases, where they land. Power per sample, |DFT|²/(H·W)², so that maps of both "
-        "sizes compare; each row in dB relative to its own maximum."
+        "Nyquist box; the real output's; the output's had everything outside the box been removed first (its "
+        "own Nyquist bins are zero then); and the difference, the aliases, where they land. Power per "
+        "sample, |DFT|²/(H·W)², so that maps of both sizes compare; each row in dB re. its own maximum."
     ),
     columns={"fig6_aliasing_folding": (*_SPECTRUM, "panel", "stride_h", "stride_w", "alias_power_ratio")},
 )
@@ -142,7 +142,8 @@ def _draw_folding_row(
             panels[panel] = read_spectrum(source, name, bins) / size**2
     peak = max(float(power.max()) for power in panels.values())
     decibels = {panel: _to_db(power, peak) for panel, power in panels.items()}
-    floor = _choose_floor(list(decibels.values()))
+    # the alias-free map has no power at all in its new Nyquist bins: that must not set the scale
+    floor = _choose_floor([db for panel, db in decibels.items() if panel != "alias_free"])
     stride = (int(own["stride_h"].iloc[0]), int(own["stride_w"].iloc[0]))
     for ax, panel in zip(line, FOLDING_PANELS, strict=True):
         if panel not in panels:

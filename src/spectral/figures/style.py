@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 COLUMN_WIDTH, FULL_WIDTH = 3.5, 7.2  # inches: one and two columns of a journal page
 SMALL, NORMAL, LARGE = 7.0, 7.5, 8.5  # points at final size
+LEGEND_LINE = 100  # characters of three entries that fit in the full width
 INK, GREY, PALE = "#222222", "#6e6e6e", "#f2f2f2"
 
 STYLE: dict[Any, Any] = {
@@ -181,8 +182,10 @@ def add_heading(fig: Figure, title: str, note: str) -> None:
 
 
 def add_legend(fig: Figure, handles: Sequence[Artist], columns: int | None = None) -> None:
-    """Put the legend below all panels, where it covers no data."""
-    fig.legend(handles=handles, loc="outside lower center", ncols=columns or len(handles))
+    """Put the legend below all panels, where it covers no data; on one line if it fits."""
+    one_line = sum(len(str(handle.get_label())) for handle in handles) <= LEGEND_LINE
+    columns = columns or (len(handles) if one_line else 2)
+    fig.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 
 def family_lines(models: dict[str, str]) -> list[Artist]:
