@@ -1,6 +1,6 @@
 """Peak memory of `measure` over few and over many images: streaming must keep it flat.
 
-    python benchmarks/memory.py --few 200 --many 2000
+python benchmarks/memory.py --few 200 --many 2000
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import click
 import torch
 from torch import Tensor, nn
 
-from spectral.hooks import Capture, FeatureExtractor
+from spectral.hooks import Capture, FeatureExtractor, Tap
 from spectral.measurement import measure_capture
 from spectral.metrics import compute_avr, evaluation_mode
 from spectral.models import load_model
@@ -30,7 +30,7 @@ def run_bare(model: nn.Module, images: Tensor) -> None:
 
 
 def run_measured(
-    model: nn.Module, images: Tensor, sites: list[Site], metrics: tuple[str, ...], taps: tuple[str, ...]
+    model: nn.Module, images: Tensor, sites: list[Site], metrics: tuple[str, ...], taps: tuple[Tap, ...]
 ) -> None:
     """The forward pass with metrics computed inside the hooks."""
 
@@ -60,7 +60,7 @@ def run_naive(model: nn.Module, images: Tensor, sites: list[Site]) -> None:
 def main(name: str, size: int, batch_size: int, rounds: int, channels_last: bool) -> None:
     """Print the cost of measuring as ratios to the bare forward pass."""
     memory = torch.channels_last if channels_last else torch.contiguous_format
-    model = load_model(name).to(memory_format=memory)  # type: ignore[call-overload]
+    model = load_model(name).to(memory_format=memory)
     images = torch.randn(batch_size, 3, size, size).to(memory_format=memory)
     sites = [site for site in find_sites(model, size) if site.measurable]
     convs = [site for site in sites if site.module in set(get_stride_layers(model))]

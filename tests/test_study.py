@@ -113,7 +113,8 @@ def test_per_image_table_matches_a_direct_measurement(results):
         model(batch)
         expected = compute_avr(spectral.compute_power_spectrum(fx[sites[2].name]), 2)
     table = read(results, "per_image")
-    rows = table[(table["family"] == "blurpool") & (table["site"] == sites[2].name) & (table["tap"] == "dense")]
+    at_site = (table["family"] == "blurpool") & (table["site"] == sites[2].name)
+    rows = table[at_site & (table["tap"] == "dense")]
     found = rows.set_index("image")["avr"].loc[images.ids[:2]]
     assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-5)
 

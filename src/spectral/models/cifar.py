@@ -115,6 +115,7 @@ class CifarResNet(nn.Module):
         self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         channels = width
+        stages = []
         for stage in range(3):
             out_channels = width * 2**stage
             layers = []
@@ -122,7 +123,8 @@ class CifarResNet(nn.Module):
                 stride = 2 if stage > 0 and block == 0 else 1
                 layers.append(BasicBlock(channels, out_channels, stride, shortcut, pool))
                 channels = out_channels
-            setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
+            stages.append(nn.Sequential(*layers))
+        self.layer1, self.layer2, self.layer3 = stages
         self.fc = nn.Linear(channels, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -22,7 +22,7 @@ class SqueezeExcitation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale each channel of the map."""
-        scale = self.expand(F.silu(self.reduce(x.mean(dim=(2, 3))))).sigmoid()
+        scale: Tensor = self.expand(F.silu(self.reduce(x.mean(dim=(2, 3))))).sigmoid()
         return x * scale[:, :, None, None]
 
 
@@ -77,9 +77,7 @@ class NULA(nn.Module):
         super().__init__()
         if width < 1:
             raise SpectralError(f"NULA: width must be ≥ 1, got {width}")
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.SiLU()
-        )
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.SiLU())
         self.stage1 = Stage(width, width, halve=False, downsample=downsample)
         self.stage2 = Stage(width, 2 * width, halve=True, downsample=downsample)
         self.stage3 = Stage(2 * width, 4 * width, halve=True, downsample=downsample)

@@ -22,7 +22,12 @@ from spectral.metrics import compute_avr, evaluation_mode
 from spectral.models import load_model, model_info
 from spectral.models.load import ModelInfo
 from spectral.sites import Site, find_sites, pair_sites
-from spectral.spectrum import compute_power_spectrum, compute_radial_profile, radial_frequencies
+from spectral.spectrum import (
+    compute_power_spectrum,
+    compute_radial_profile,
+    frequency_grid,
+    radial_frequencies,
+)
 from spectral.study.options import FAMILIES, PRESETS, StudyOptions
 from spectral.table import describe_environment, read_json, write_csv, write_json
 
@@ -268,3 +273,13 @@ class Study:
             progress=self.options.progress,
             sites=self.sites[family],
         )
+
+
+def tabulate_spectrum(power: Tensor) -> pd.DataFrame:
+    """One row per bin of a DC-centred spectrum (H, W)."""
+    height, width = power.shape
+    f_u, f_v = torch.broadcast_tensors(*frequency_grid((height, width)))
+    return pd.DataFrame(
+        {"height": height, "width": width, "f_u": f_u.flatten().numpy(), "f_v": f_v.flatten().numpy(),
+         "power": power.cpu().flatten().numpy()}
+    )  # fmt: skip

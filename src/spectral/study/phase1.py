@@ -9,11 +9,10 @@ Example: python experiments/phase1_feature_extraction.py --out results
 from __future__ import annotations
 
 import pandas as pd
-import torch
 
 from spectral.metrics import compute_avr
-from spectral.spectrum import compute_power_spectrum, frequency_grid
-from spectral.study.common import TAPS, Study
+from spectral.spectrum import compute_power_spectrum
+from spectral.study.common import TAPS, Study, tabulate_spectrum
 from spectral.synthetic import make_checkerboard_image, make_constant_image
 
 
@@ -53,15 +52,9 @@ def spectra_of_natural_image(study: Study) -> pd.DataFrame:
             captured = study.capture(family, study.natural_image(family), tap)
             for site in study.sites[family]:
                 power = compute_power_spectrum(captured[site.name])[0]
-                f_u, f_v = torch.broadcast_tensors(*frequency_grid((power.shape[0], power.shape[1])))
-                frames.append(
-                    pd.DataFrame({
-                        **study.describe(family, site), "tap": tap, "height": power.shape[0],
-                        "width": power.shape[1], "avr": float(compute_avr(power, site.stride)),
-                        "f_u": f_u.flatten().numpy(), "f_v": f_v.flatten().numpy(),
-                        "power": power.cpu().flatten().numpy(),
-                    })
-                )  # fmt: skip
+                avr = float(compute_avr(power, site.stride))
+                facts = {**study.describe(family, site), "tap": tap, "avr": avr}
+                frames.append(tabulate_spectrum(power).assign(**facts))
     return pd.concat(frames, ignore_index=True)
 
 

@@ -13,12 +13,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
 from spectral.metrics import compute_alias_power_ratio, compute_avr, split_aliases
-from spectral.spectrum import compute_power_spectrum, frequency_grid
-from spectral.study.common import TAPS, Study
+from spectral.spectrum import compute_power_spectrum
+from spectral.study.common import TAPS, Study, tabulate_spectrum
 from spectral.synthetic import exact_bin_frequencies, make_checkerboard_image, make_sinusoidal_image
 
 # Ten equal steps from 0.1 to 0.9 of Nyquist; the study prints them rounded.
@@ -83,18 +81,9 @@ def follow_folding(study: Study) -> pd.DataFrame:
         panels = {"dense": dense, "output": kept, "alias_free": kept - aliases, "aliases": aliases}
         for panel, maps in panels.items():
             table = tabulate_spectrum(compute_power_spectrum(maps)[0])
-            facts = {"model": study.names[family], "family": family, "site": site.name, "panel": panel,
-                     "stride_h": site.stride[0], "stride_w": site.stride[1],
-                     "alias_power_ratio": ratio}  # fmt: skip
+            facts: dict[str, Any] = {
+                "model": study.names[family], "family": family, "site": site.name, "panel": panel,
+                "stride_h": site.stride[0], "stride_w": site.stride[1], "alias_power_ratio": ratio,
+            }  # fmt: skip
             frames.append(table.assign(**facts))
     return pd.concat(frames, ignore_index=True)
-
-
-def tabulate_spectrum(power: Tensor) -> pd.DataFrame:
-    """One row per bin of a DC-centred spectrum (H, W)."""
-    height, width = power.shape
-    f_u, f_v = torch.broadcast_tensors(*frequency_grid((height, width)))
-    return pd.DataFrame(
-        {"height": height, "width": width, "f_u": f_u.flatten().numpy(), "f_v": f_v.flatten().numpy(),
-         "power": power.cpu().flatten().numpy()}
-    )  # fmt: skip

@@ -8,6 +8,7 @@ Example: python experiments/phase3_natural_images.py --limit 200 --out results
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
@@ -43,10 +44,16 @@ def compare_families(study: Study) -> pd.DataFrame:
     result = pd.DataFrame(rows)
     # one family of hypotheses per tap and pair of networks: its layers
     for column in ("p", "wilcoxon_p"):
-        adjusted = result.groupby(["tap", "family_a", "family_b"])[column].transform(stats.holm)
-        result.insert(result.columns.get_loc(column) + 1, f"{column}_holm", adjusted)
+        add_holm(result, column, by=["tap", "family_a", "family_b"])
     result["significance"] = [significance(p) for p in result["p_holm"]]
     return result
+
+
+def add_holm(table: pd.DataFrame, column: str, by: Sequence[str] = ()) -> None:
+    """Insert ``<column>_holm`` behind a column of p-values, corrected within each group of rows."""
+    p = table[column]
+    adjusted = table.groupby(list(by))[column].transform(stats.holm) if by else stats.holm(p)
+    table.insert(list(table.columns).index(column) + 1, f"{column}_holm", adjusted)
 
 
 def significance(p: float) -> str:
@@ -91,8 +98,8 @@ def _compare(first: pd.DataFrame, second: pd.DataFrame, groups: dict[str, str]) 
         row |= {f"mean_{side}": summary.mean, f"std_{side}": summary.std, f"ci_low_{side}": summary.ci_low,
                 f"ci_high_{side}": summary.ci_high, f"avr_pooled_{side}": pooled,
                 f"n_silent_{side}": summary.n_silent}  # fmt: skip
-    both = first.index.intersection(second.index)
-    both = [image for image in both if not (first.loc[image, "silent"] or second.loc[image, "silent"])]
+    silent = set(first.index[first["silent"]]) | set(second.index[second["silent"]])
+    both = [image for image in first.index.intersection(second.index) if image not in silent]
     labels = [groups[image] for image in both] if groups else None
     if len(both) < 2 or (labels is not None and len(set(labels)) < 2):
         blank = dict.fromkeys(("mean_difference", "t", "df", "p", "wilcoxon_p", "effect_size"), np.nan)

@@ -8,12 +8,14 @@ Example: python experiments/phase4_shift_correlation.py --limit 200 --out result
 
 from __future__ import annotations
 
+from itertools import product
+
 import pandas as pd
 from tqdm import tqdm
 
 from spectral import stats
-from spectral.study.common import Study
-from spectral.study.phase3 import significance
+from spectral.study.common import TAPS, Study
+from spectral.study.phase3 import add_holm, significance
 
 RESAMPLES = 300
 MIN_REGRESSION_GROUPS = 10
@@ -30,7 +32,7 @@ def run(study: Study) -> None:
 
 
 def correlate_layers(study: Study) -> pd.DataFrame:
-    """Dependence of SIS on AVR per family, layer and tap; Holm-corrected over the layers of a family and tap."""
+    """Dependence of SIS on AVR per family, layer and tap; p corrected over the layers of a family and tap."""
     blocks = list(study.per_image.groupby(["family", "tap", "layer_index"], sort=False))
     photographs = _photographs(study)
     rows = []
@@ -56,8 +58,7 @@ def correlate_layers(study: Study) -> pd.DataFrame:
         })  # fmt: skip
     table = pd.DataFrame(rows)
     for name in ("pearson_p", "spearman_p", "distance_correlation_p"):
-        adjusted = table.groupby(["family", "tap"])[name].transform(stats.holm)
-        table.insert(table.columns.get_loc(name) + 1, f"{name}_holm", adjusted)
+        add_holm(table, name, by=["family", "tap"])
     table["significance"] = [significance(p) for p in table["pearson_p_holm"]]
     return table
 
@@ -66,24 +67,30 @@ def regress_layers(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Out-of-fold R² of SIS from all layers' AVR, per family and tap, and each layer's importance."""
     photographs = _photographs(study)
     scores, importances = [], []
-    for (family, tap), block in study.per_image.groupby(["family", "tap"], sort=False):
-        wide = block.pivot(index="image", columns="layer", values="avr")
-        sis = block.drop_duplicates("image").set_index("image")["sis"].loc[wide.index]
+    for family, tap in product(study.families, TAPS):
+        chosen = (study.per_image["family"] == family) & (study.per_image["tap"] == tap)
+        wide = study.per_image[chosen].pivot(index="image", columns="layer", values="avr")
+        sis = study.per_image[chosen].drop_duplicates("image").set_index("image")["sis"].loc[wide.index]
         groups = [photographs[image] for image in wide.index] if photographs else None
-        facts = {"model": study.names[family], "family": family, "tap": tap, "n": len(wide),
-                 "n_groups": len(set(groups)) if groups else len(wide)}  # fmt: skip
-        if facts["n_groups"] < MIN_REGRESSION_GROUPS or len(wide) < 2 * MIN_REGRESSION_GROUPS:
-            reason = f"{len(wide)} images of {facts['n_groups']} pictures are too few for five folds"
-            scores.append(pd.DataFrame([{**facts, "estimator": "none", "reason": reason}]))
-            continue
-        found = stats.regress_cross_validated(wide, sis, groups, seed=study.options.seed)
-        scores.append(found.scores.drop(columns=["n", "n_groups"], errors="ignore").assign(**facts))
-        importances.append(found.importances.assign(model=facts["model"], family=family, tap=tap))
-    order = ["model", "family", "tap", "estimator"]
+        n_groups = len(set(groups)) if groups else len(wide)
+        facts = {"model": study.names[family], "family": family, "tap": tap}
+        if n_groups < MIN_REGRESSION_GROUPS or len(wide) < 2 * MIN_REGRESSION_GROUPS:
+            reason = f"{len(wide)} images of {n_groups} pictures are too few for five folds"
+            found = pd.DataFrame([{"estimator": "none", "reason": reason}])
+        else:
+            result = stats.regress_cross_validated(wide, sis, groups, seed=study.options.seed)
+            found = result.scores.drop(columns=["n", "n_groups"], errors="ignore")
+            importances.append(_label(result.importances, **facts))
+        scores.append(_label(found, **facts).assign(n=len(wide), n_groups=n_groups))
     table = pd.concat(scores, ignore_index=True)
     columns = ["model", "family", "tap", "estimator", "measure", "layer", "mean", "std"]
     parts = pd.concat(importances, ignore_index=True) if importances else pd.DataFrame(columns=columns)
-    return table[order + [c for c in table if c not in order]], parts[columns]
+    return table, parts[columns]
+
+
+def _label(table: pd.DataFrame, **facts: str) -> pd.DataFrame:
+    """Put constant columns in front of a table."""
+    return pd.concat([pd.DataFrame(facts, index=table.index), table], axis=1)
 
 
 def _photographs(study: Study) -> dict[str, str]:

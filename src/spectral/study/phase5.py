@@ -17,7 +17,7 @@ import torch
 from spectral import stats
 from spectral.latency import count_macs, measure_latency
 from spectral.study.common import Study
-from spectral.study.phase3 import PROFILE_IMAGES
+from spectral.study.phase3 import PROFILE_IMAGES, add_holm
 
 LATENCY_BATCH = 16
 
@@ -56,7 +56,7 @@ def weigh_families(study: Study) -> pd.DataFrame:
         row |= _accuracy(study, family, whole[family])
         rows.append({**row, **latencies[family]})
     table = pd.DataFrame(rows)
-    table.insert(table.columns.get_loc("sis_p") + 1, "sis_p_holm", stats.holm(table["sis_p"]))
+    add_holm(table, "sis_p")
     table["latency_ratio"] = table["latency_ms"] / table["latency_ms"].iloc[0]
     return table
 
