@@ -885,3 +885,13 @@ class TestLabelledArrays:
 
 def test_every_named_source_is_offered():
     assert set(sources.SOURCES) == {"samples", "synthetic", "stl10", "cifar10", "cifar10-train"}
+
+
+def test_crops_know_their_photograph_and_others_have_none():
+    images = load_images("samples", size=32, limit=60)
+    assert images.groups is not None
+    assert [name.endswith(group) for name, group in zip(images.ids, images.groups, strict=True)] == [
+        True
+    ] * 60
+    assert len(set(images.groups)) < 60
+    assert load_images("synthetic", size=8, limit=3).groups is None

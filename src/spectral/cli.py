@@ -186,7 +186,7 @@ def measure(
         out=out / "measurements" if out else None,
     )
     # Crops of one photograph aren't independent images.
-    groups = {i: i.split("-", 1)[1] for i in pictures.ids} if pictures.source == "samples" else None
+    groups = dict(zip(pictures.ids, pictures.groups, strict=True)) if pictures.groups else None
     summary = spectral.summarize_measurements(table, groups=groups, seed=seed)
     _print_summary(summary, metrics, len(pictures))
     if out:

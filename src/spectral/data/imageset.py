@@ -29,6 +29,8 @@ class ImageItem:
     size: tuple[int, int]
     """(height, width) of what ``open`` returns, in pixels."""
     label: int | None = None
+    photograph: str | None = None
+    """Of a crop, what it was cut from: crops of one photograph aren't independent."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -102,6 +104,12 @@ class ImageSet:
     def has_labels(self) -> bool:
         """Whether the label of at least one image is known."""
         return any(item.label is not None for item in self.items)
+
+    @property
+    def groups(self) -> list[str] | None:
+        """The photograph that each image was cut from; None where every image is a picture of its own."""
+        cut_from = [item.photograph for item in self.items]
+        return [name or "" for name in cut_from] if any(cut_from) else None
 
     @cached_property
     def fingerprint(self) -> str:

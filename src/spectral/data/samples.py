@@ -127,7 +127,8 @@ def _inspect(path: Path) -> Photograph:
 
 
 def _whole_item(index: int, photo: Photograph, label: int | None) -> ImageItem:
-    return ImageItem(_name(index, photo), partial(read_image, photo.path), photo.digest, photo.size, label)
+    read = partial(read_image, photo.path)
+    return ImageItem(_name(index, photo), read, photo.digest, photo.size, label, photo.path.stem)
 
 
 def _crop_item(index: int, photo: Photograph, size: tuple[int, int], seed: int) -> ImageItem:
@@ -142,7 +143,8 @@ def _crop_item(index: int, photo: Photograph, size: tuple[int, int], seed: int) 
     flip = bool(rng.integers(2))
     box = (left, top, left + width, top + height)
     read = partial(_read_crop, photo.path, box, flip)
-    return ImageItem(_name(index, photo), read, f"{photo.digest} {box} {flip}", (height, width))
+    key = f"{photo.digest} {box} {flip}"
+    return ImageItem(_name(index, photo), read, key, (height, width), photograph=photo.path.stem)
 
 
 def _name(index: int, photo: Photograph) -> str:

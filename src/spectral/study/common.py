@@ -99,9 +99,7 @@ class Study:
 
     def groups(self) -> list[str] | None:
         """Return which photograph each image was cut from, None where each is a picture of its own."""
-        if self._base_images.source != "samples":
-            return None
-        return [name.split("-", 1)[1] for name in self._base_images.ids]
+        return self._base_images.groups
 
     def natural_image(self, family: str) -> Tensor:
         """Return the first image, preprocessed, as a batch of one."""
