@@ -193,11 +193,22 @@ def test_slices_inside_a_block_with_strided_children():
     assert fx.keys() == list(expected)
     for name, tensor in expected.items():
         assert torch.equal(fx[name], tensor), name
-    # Any subset sees the same: an operator's number doesn't depend on what else is watched.
-    for name, tensor in expected.items():
-        with torch.no_grad(), FeatureExtractor(model, [sites[name]]) as fx:
+
+
+@pytest.mark.parametrize("detach", [True, False])
+@pytest.mark.parametrize(
+    "name", ["nested", "functional", "shared", "reused", "inplace", "squeezing", "raising"]
+)
+def test_one_site_alone_sees_what_it_sees_among_all(name, detach):
+    """An operator's number doesn't depend on what else is watched."""
+    model, x = make(name), image(2, 3, 64, 64)
+    sites = find_sites(model, x)
+    with FeatureExtractor(model, sites, detach=detach) as together:
+        model(x)
+    for site in sites:
+        with FeatureExtractor(model, [site], detach=detach) as alone:
             model(x)
-        assert torch.equal(fx[name], tensor), name
+        assert torch.equal(alone[site.name], together[site.name]), site.name
 
 
 def test_in_place_operators_after_the_site():
