@@ -124,8 +124,10 @@ class Slices(nn.Module):
         batch = torch.cat([x, x])[::2]
         tokens = x.flatten(2).transpose(1, 2)
         even, odd = tokens[..., ::2], tokens[..., 1::2]
-        heads = (tokens @ torch.ones_like(x[0, :, 0, :3])).unflatten(-1, (1, 3)).transpose(1, 2)
-        rotated = torch.cat([-even, odd], -1).mean() + tokens[:, ::2].mean() + heads[..., ::2].mean()
+        mixed = tokens @ torch.ones_like(x[0, :, 0, :3])
+        heads = mixed.unflatten(-1, (1, 3)).transpose(1, 2)
+        rotated = torch.cat([-even, odd], -1).mean() + tokens[:, ::2].mean()
+        rotated = rotated + mixed[..., ::2].mean() + heads[..., ::2].mean()
         return (batch + channels.mean() + rotated)[:, :, 1::2, ::3]
 
 

@@ -235,8 +235,8 @@ def plot_sis_distributions(source: Source) -> Figure:
     columns={
         "phase5_tradeoff": (
             *("model", "family", "n", "sis_mean", "sis_ci_low", "sis_ci_high", "sis_change_percent"),
-            *("agreement", "accuracy", "latency_ms", "latency_q25", "latency_q75", "latency_ratio"),
-            *("batch_size", "device", "threads"),
+            *("agreement", "accuracy", "n_labelled", "latency_ms", "latency_q25", "latency_q75"),
+            *("latency_ratio", "batch_size", "device", "threads"),
         )
     },
 )
@@ -324,4 +324,6 @@ def _describe_change(row: Mapping[Hashable, Any]) -> str:
     sis, time = row["sis_change_percent"], 100 * (row["latency_ratio"] - 1)
     changes = f"ΔSIS {sis:+.1f} %\nΔtime {time:+.1f} %".replace("-", "−")
     text = f"{changes}\nagreement {100 * row['agreement']:.1f} %"
-    return text if math.isnan(row["accuracy"]) else f"{text}\naccuracy {100 * row['accuracy']:.1f} %"
+    if math.isnan(row["accuracy"]):
+        return text
+    return f"{text}\naccuracy {100 * row['accuracy']:.1f} % (n = {row['n_labelled']:.0f})"
