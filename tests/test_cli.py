@@ -165,7 +165,7 @@ class TestSites:
     def test_gives_the_reason_where_there_is_no_dense_map(self, use_model):
         use_model(nn.Sequential(nn.AdaptiveAvgPool2d(5), nn.Flatten()))
         lines = run("sites", "any").stdout.splitlines()
-        assert lines[0].endswith("1 downsampling sites, 0 with a dense map")
+        assert lines[0].endswith("1 downsampling site, 0 with a dense map")
         assert lines[2].endswith("adaptive pool from 32×32 to 5×5: its windows are unequal")
 
     def test_a_model_without_sites_is_an_answer(self, use_model):

@@ -111,7 +111,8 @@ def sites(
     shape = size or info.preprocessing.size
     records = describe_sites(spectral.find_sites(net, shape))
     dense = sum(record["measurable"] for record in records)
-    click.echo(f"{model} at {_by(shape)}: {len(records)} downsampling sites, {dense} with a dense map")
+    count = f"{len(records)} downsampling site{'' if len(records) == 1 else 's'}"
+    click.echo(f"{model} at {_by(shape)}: {count}, {dense} with a dense map")
     if records:
         header = ["name", "op", "kernel", "stride", "input", "output", "channels", "dense"]
         click.echo(format_rows(header, [_site_cells(record) for record in records]))
