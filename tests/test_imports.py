@@ -45,7 +45,6 @@ THIRD_PARTY_OWNERS = {
     "matplotlib": {"figures"},
     "click": {"cli", "console", "study"},
     "sklearn": {"stats"},
-    "dcor": {"stats"},
 }
 
 
@@ -93,7 +92,7 @@ def loaded_after(statement: str) -> set[str]:
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    heavy = {"torch", "pandas", "matplotlib", "timm", "torchvision", "sklearn", "dcor", "pyarrow", "scipy"}
+    heavy = {"torch", "pandas", "matplotlib", "timm", "torchvision", "sklearn", "pyarrow", "scipy"}
     assert not heavy & loaded_after("import spectral")
 
 
