@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
+import pickle
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +21,7 @@ from spectral.layers import BlurPool2d
 from spectral.models.architectures import build, family_of
 
 MEAN = STD = (0.5, 0.5, 0.5)
+NUM_CLASSES = 10
 STATE_NAME = "training-state.pt"
 
 
@@ -89,9 +92,15 @@ def train(
         progress: show a bar per epoch.
 
     Raises:
-        SpectralError: if ``out`` holds the state of another run, or the loss stops being finite.
+        SpectralError: if ``out`` holds the state of another run or a damaged one, the data has more than ten
+            classes, or the loss stops being finite.
     """
     device = torch.device(device)
+    if len(train_set.classes) > NUM_CLASSES:
+        raise SpectralError(
+            f"train: our architectures have {NUM_CLASSES} outputs, the data has "
+            f"{len(train_set.classes)} classes"
+        )
     torch.manual_seed(recipe.seed)
     model = build(architecture).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     _use_products(model, device.type == "cpu")
@@ -106,33 +115,25 @@ def train(
         optimizer, recipe.max_lr, epochs=recipe.epochs, steps_per_epoch=steps, pct_start=rise,
         cycle_momentum=False,
     )  # fmt: skip
-    run = {"architecture": architecture, "data_id": train_set.data_id, "recipe": asdict(recipe)}
+    dtype = _autocast_dtype(recipe.precision, device)
+    run = {"architecture": architecture, "data_id": train_set.data_id, "recipe": asdict(recipe),
+           "precision": "bf16" if dtype else "fp32"}  # fmt: skip
     state_path = Path(out) / STATE_NAME
     first_epoch, history = _restore(state_path, run, model, optimizer, schedule, device)
-    dtype = _autocast_dtype(recipe.precision, device)
     images, labels = train_set.images.to(device), train_set.labels.to(device)
     for epoch in range(first_epoch, recipe.epochs):
-        model.train()
         torch.manual_seed(recipe.seed * 100_003 + epoch)  # dropout too depends on (seed, epoch) alone
-        losses = []
-        batches = _epoch_batches(images, labels, recipe, epoch)
-        bar = tqdm(batches, total=steps, desc=f"{architecture} epoch {epoch + 1}/{recipe.epochs}",
-                   disable=not progress, leave=False)  # fmt: skip
-        for batch, target in bar:
-            optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-                loss = F.cross_entropy(model(batch), target)
-            if not torch.isfinite(loss):
-                raise SpectralError(
-                    f"train: the loss of {architecture} became {loss.item()} in epoch {epoch + 1}; lower "
-                    f"max_lr (now {recipe.max_lr})"
-                )
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.detach())
+        batches = tqdm(
+            _epoch_batches(images, labels, recipe, epoch), total=steps, leave=False, disable=not progress,
+            desc=f"{architecture} epoch {epoch + 1}/{recipe.epochs}",
+        )  # fmt: skip
+        mean_loss = _run_epoch(model, batches, optimizer, schedule, dtype)
+        if not math.isfinite(mean_loss):
+            raise SpectralError(
+                f"train: the loss of {architecture} became {mean_loss} in epoch {epoch + 1}; lower max_lr "
+                f"(now {recipe.max_lr})"
+            )
         accuracy = evaluate(model, test_set, device)
-        mean_loss = float(torch.stack(losses).mean())
         history.append({"epoch": epoch + 1, "loss": mean_loss, "test_accuracy": accuracy})
         if progress:
             tqdm.write(f"{architecture}: epoch {epoch + 1}, loss {mean_loss:.3f}, test {accuracy:.2%}")
@@ -148,12 +149,34 @@ def train(
         "classes": list(train_set.classes),
         "epochs": recipe.epochs,
         "seed": recipe.seed,
-        "precision": "bf16" if dtype else "fp32",
         "device": device.type,
         "test_accuracy": history[-1]["test_accuracy"],
         "test_images": len(test_set.images),
         "history": history,
     }
+
+
+def _run_epoch(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    dtype: torch.dtype | None,
+) -> float:
+    """One pass over the data; returns the mean loss, or the first that isn't finite, before it is learnt."""
+    model.train()
+    losses = []
+    for images, labels in batches:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(images.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            loss = F.cross_entropy(model(images), labels)
+        if not torch.isfinite(loss):
+            return loss.item()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.detach())
+    return float(torch.stack(losses).mean())
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -266,7 +289,10 @@ def _restore(
 ) -> tuple[int, list[dict[str, float]]]:
     if not path.exists():
         return 0, []
-    state = torch.load(path, map_location=device, weights_only=True)
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise SpectralError(f"train: {path} is damaged; delete it and train again") from error
     for key, value in run.items():
         if state["run"].get(key) != value:
             raise SpectralError(
