@@ -26,7 +26,7 @@ from PIL import Image
 import spectral.figures
 from spectral.errors import SpectralError
 from spectral.figures import DPI, FIGURES, TABLE_WRITERS, draw_all, draw_figure
-from spectral.figures.style import FAMILIES
+from spectral.figures.style import FAMILIES, find_layers
 
 HEATMAPS = {"fig1_layerwise_power_spectra", "fig6_aliasing_folding"}
 SHAPES = {"4 layers": CIFAR, "8 layers": Shape(RESNET50_LAYERS, (56, 56, 28, 28, 14, 14, 8, 8), 50, 4)}
@@ -679,3 +679,12 @@ def test_draw_all_draws_what_is_asked_for(results):
     assert [path.relative_to(results).as_posix() for path in paths] == [
         f"figures/{stem}.{kind}" for stem in stems for kind in ("png", "pdf")
     ]
+
+
+def test_a_site_without_a_counterpart_takes_no_column(tables):
+    rows = tables["phase2b_arch"]
+    alone = rows[rows["family"] == "nula"].iloc[:1].assign(layer="stage2.lonely", layer_index=99)
+    assert "stage2.lonely" not in find_layers(pd.concat([rows, alone]))
+    assert find_layers(pd.concat([rows, alone])) == find_layers(rows)
+    reference = alone.assign(family="strided")
+    assert find_layers(pd.concat([rows, reference]))[-1] == "stage2.lonely"

@@ -108,8 +108,17 @@ def mask_silent(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def find_layers(table: pd.DataFrame) -> list[str]:
-    """Return the layers of a table in depth order, without the image itself."""
-    layers = table[table["layer"] != "image"].groupby("layer")["layer_index"].min()
+    """Return the layers to compare in depth order: those of the first family, or shared by two others.
+
+    A layer that only one other family has (a small network's second path at a resolution that the reference
+    passes once) has nothing to stand beside; it is in the table, and a column of blanks here would make all
+    others too small to read. The image itself is no layer.
+    """
+    sites = table[table["layer"] != "image"]
+    families = sites.groupby("layer")["family"].agg(set)
+    reference = next(iter(find_families(sites)), None)
+    shown = [layer for layer, owners in families.items() if reference in owners or len(owners) > 1]
+    layers = sites[sites["layer"].isin(shown)].groupby("layer")["layer_index"].min()
     return [str(layer) for layer in layers.sort_values(kind="stable").index]
 
 
