@@ -141,9 +141,10 @@ def test_another_configuration_is_refused(results):
         run_study([1], options(results, limit=12))
 
 
-def test_phase_5_asks_for_phase_3(tmp_path):
-    with pytest.raises(SpectralError, match="run phase 3 first"):
-        run_study([5], options(tmp_path, limit=4))
+def test_phase_5_runs_alone(tmp_path):
+    run_study([5], options(tmp_path, limit=4))
+    assert len(read(tmp_path, "phase3_layerwise_avr_stats")) == 24
+    assert (tmp_path / "figures" / "fig13_avr_intervention.png").exists()
 
 
 def test_unknown_phase_and_too_few_models(tmp_path):

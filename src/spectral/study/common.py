@@ -195,16 +195,9 @@ class Study:
         path = write_csv(table, self.out / "tables" / f"{name}.csv", self.provenance())
         click.echo(f"  {path}  ({len(table)} rows)")
 
-    def read_table(self, name: str, phase: int) -> pd.DataFrame:
-        """Read what an earlier phase wrote.
-
-        Raises:
-            SpectralError: if that phase hasn't run.
-        """
-        path = self.out / "tables" / f"{name}.csv"
-        if not path.exists():
-            raise SpectralError(f"{path} is missing; run phase {phase} first, with the same --out")
-        return pd.read_csv(path)
+    def has_table(self, name: str) -> bool:
+        """Whether a phase has written this table."""
+        return (self.out / "tables" / f"{name}.csv").exists()
 
     def draw(self, *stems: str) -> None:
         """Draw figures from the tables on disk."""

@@ -17,14 +17,15 @@ import torch
 from spectral import stats
 from spectral.latency import count_macs, measure_latency
 from spectral.study.common import Study
-from spectral.study.phase3 import PROFILE_IMAGES, add_holm
+from spectral.study.phase3 import PROFILE_IMAGES, add_holm, compare_families
 
 LATENCY_BATCH = 16
 
 
 def run(study: Study) -> None:
     """Write the phase's tables and figures."""
-    study.read_table("phase3_layerwise_avr_stats", phase=3)
+    if not study.has_table("phase3_layerwise_avr_stats"):  # alone: what the summary of AVR is drawn from
+        study.write_table("phase3_layerwise_avr_stats", compare_families(study))
     study.write_table("phase5_tradeoff", weigh_families(study))
     study.write_table("fig15_radial_overlay", overlay_profiles(study))
     study.draw("fig13_avr_intervention", "fig14_tradeoff", "fig15_radial_overlay")
