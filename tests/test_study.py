@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +15,7 @@ from spectral.metrics import compute_avr
 from spectral.models import load_model
 from spectral.sites import find_sites
 from spectral.study import StudyOptions, run_study
+from spectral.study.common import Study
 from spectral.study.phase2 import STUDY_FREQUENCIES
 
 MODELS = ("bundled/resnet20@random", "bundled/resnet20-blurpool@random", "bundled/nula-w32@random")
@@ -139,6 +141,13 @@ def test_tradeoff_has_all_families_and_no_invented_accuracy(results):
 def test_another_configuration_is_refused(results):
     with pytest.raises(SpectralError, match="measurements of a study with other images"):
         run_study([1], options(results, limit=12))
+
+
+def test_a_table_of_another_configuration_is_not_taken_for_ones_own(results, tmp_path):
+    shutil.copytree(results / "tables", tmp_path / "tables")
+    assert Study(options(results)).has_table("phase3_layerwise_avr_stats")
+    assert not Study(options(tmp_path, limit=4)).has_table("phase3_layerwise_avr_stats")
+    assert not Study(options(results)).has_table("phase9")
 
 
 def test_phase_5_runs_alone(tmp_path):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
 from spectral.figures import draw_figure
-from spectral.hooks import FeatureExtractor, Tap
+from spectral.hooks import Capture, FeatureExtractor, Tap
 from spectral.measurement import measure
 from spectral.metrics import compute_avr, evaluation_mode
 from spectral.models import load_model, model_info
@@ -29,6 +29,7 @@ from spectral.spectrum import (
     radial_frequencies,
 )
 from spectral.study.options import FAMILIES, PRESETS, StudyOptions
+from spectral.synthetic import make_checkerboard_image
 from spectral.table import describe_environment, read_json, write_csv, write_json
 
 TAPS: tuple[Tap, ...] = ("input", "dense")
@@ -105,6 +106,11 @@ class Study:
         """Return the first image, preprocessed, as a batch of one."""
         return self.prepare(family, self.images(family)[0][None])
 
+    def checkerboard(self, family: str) -> Tensor:
+        """Return a ±1 checkerboard as the network's input: no mean, so all of its power is at Nyquist."""
+        size = self.info(family).preprocessing.size
+        return make_checkerboard_image(size, amplitude=1, mean=0)[None].to(self.options.device)
+
     def prepare(self, family: str, images: Tensor) -> Tensor:
         """Normalise images (B, 3, H, W) in [0, 1] for a family's model."""
         return self.info(family).preprocessing(images.to(self.options.device))
@@ -148,20 +154,22 @@ class Study:
 
     def measure_profiles(self, family: str, images: Tensor, tap: Tap) -> pd.DataFrame:
         """Radial profiles (share of each map's power) at every site: one row per image, site and ring."""
+        model = self.models[family]
         frames = []
-        for site in self.sites[family]:
-            # one site at a time: the maps of all sites of a large network don't fit beside each other
-            with FeatureExtractor(self.models[family], [site], tap=tap) as fx, torch.no_grad():
-                self.models[family](images)
-                power = compute_power_spectrum(fx[site.name])
+
+        def reduce(capture: Capture) -> None:
+            # inside the hook: the maps of all sites of a large network don't fit beside each other
+            power = compute_power_spectrum(capture.dense() if tap == "dense" else capture.input)
             total = power.sum((-2, -1), keepdim=True)
             profile = compute_radial_profile(power / total.clamp_min(torch.finfo(power.dtype).tiny))
-            rho = radial_frequencies((power.shape[-2], power.shape[-1]))
-            for image in range(len(profile)):
-                frames.append(
-                    pd.DataFrame({**self.describe(family, site), "tap": tap, "image_index": image,
-                                  "rho": rho.numpy(), "power": profile[image].cpu().numpy()})
-                )  # fmt: skip
+            facts = {**self.describe(family, capture.site), "tap": tap}
+            rho = radial_frequencies((power.shape[-2], power.shape[-1])).numpy()
+            for image, one in enumerate(profile.cpu().numpy()):
+                frames.append(pd.DataFrame({**facts, "image_index": image, "rho": rho, "power": one}))
+
+        sites = self.sites[family]
+        with evaluation_mode(model), torch.no_grad(), FeatureExtractor(model, sites, reduce=reduce):
+            model(images)
         return pd.concat(frames, ignore_index=True)
 
     @cached_property
@@ -196,8 +204,13 @@ class Study:
         click.echo(f"  {path}  ({len(table)} rows)")
 
     def has_table(self, name: str) -> bool:
-        """Whether a phase has written this table."""
-        return (self.out / "tables" / f"{name}.csv").exists()
+        """Whether this table is there, from this configuration."""
+        path = self.out / "tables" / f"{name}.csv"
+        written = path.with_suffix(".json")
+        if not (path.exists() and written.exists()):
+            return False
+        before = read_json(written)
+        return all(before.get(key) == value for key, value in self.config().items())
 
     def draw(self, *stems: str) -> None:
         """Draw figures from the tables on disk."""

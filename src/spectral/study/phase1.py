@@ -13,7 +13,7 @@ import pandas as pd
 from spectral.metrics import compute_avr
 from spectral.spectrum import compute_power_spectrum
 from spectral.study.common import TAPS, Study, tabulate_spectrum
-from spectral.synthetic import make_checkerboard_image, make_constant_image
+from spectral.synthetic import make_constant_image
 
 
 def run(study: Study) -> None:
@@ -30,13 +30,12 @@ def measure_known_inputs(study: Study) -> pd.DataFrame:
     for kind in ("natural", "checkerboard", "constant"):
         images = {}
         for family in study.families:
-            size = study.info(family).preprocessing.size
             if kind == "natural":
                 images[family] = study.natural_image(family)
             elif kind == "checkerboard":
-                # zero mean after normalisation, so that all of its power is at Nyquist
-                images[family] = 2 * make_checkerboard_image(size)[None].to(study.options.device) - 1
+                images[family] = study.checkerboard(family)
             else:
+                size = study.info(family).preprocessing.size
                 images[family] = study.prepare(family, make_constant_image(size)[None] * 0.9)
         table = study.measure_avr(images)
         table.insert(0, "input_kind", kind)

@@ -17,7 +17,7 @@ import pandas as pd
 from spectral.metrics import compute_alias_power_ratio, compute_avr, split_aliases
 from spectral.spectrum import compute_power_spectrum
 from spectral.study.common import TAPS, Study, tabulate_spectrum
-from spectral.synthetic import exact_bin_frequencies, make_checkerboard_image, make_sinusoidal_image
+from spectral.synthetic import exact_bin_frequencies, make_sinusoidal_image
 
 # Ten equal steps from 0.1 to 0.9 of Nyquist; the study prints them rounded.
 STUDY_FREQUENCIES = tuple(np.linspace(0.1, 0.9, 10))
@@ -62,12 +62,7 @@ def sweep_grid(size: tuple[int, int]) -> Iterator[tuple[str, float]]:
 
 def compare_on_checkerboard(study: Study) -> pd.DataFrame:
     """AVR at every site for a ±1 checkerboard, the highest frequency an image can hold."""
-    images = {
-        family: 2 * make_checkerboard_image(study.info(family).preprocessing.size)[None]
-        .to(study.options.device) - 1
-        for family in study.families
-    }  # fmt: skip
-    return study.measure_avr(images)
+    return study.measure_avr({family: study.checkerboard(family) for family in study.families})
 
 
 def follow_folding(study: Study) -> pd.DataFrame:

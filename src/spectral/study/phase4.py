@@ -23,7 +23,8 @@ MIN_REGRESSION_GROUPS = 10
 
 def run(study: Study) -> None:
     """Write the phase's tables and figures."""
-    study.write_table("per_image", study.per_image)
+    if not study.has_table("per_image"):  # phase 3 wrote it; alone, this one does
+        study.write_table("per_image", study.per_image)
     study.write_table("phase4_correlation", correlate_layers(study))
     scores, importances = regress_layers(study)
     study.write_table("phase4_regression", scores)
