@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from torch.utils.checkpoint import checkpoint
 
 
 def image(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -401,3 +402,248 @@ def strided(**options: Any) -> nn.Sequential:
         nn.Dropout(0.5),
         nn.AvgPool2d(2, (2, 1)),
     )
+
+
+class Call(nn.Module):
+    """A forward written as a function of the module and its inputs."""
+
+    def __init__(self, function: Callable[..., Any], **children: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, child in children.items():
+            self.add_module(name, child)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function."""
+        return self.function(self, *args, **kwargs)
+
+
+def split(x: Tensor, size: int = 2) -> Tensor:
+    """(B, C, H, W) → (B, C, H/s, s, W/s, s)."""
+    b, c, h, w = x.shape
+    return x.reshape(b, c, h // size, size, w // size, size)
+
+
+def join_phases(x: Tensor, axis: int) -> Tensor:
+    """Space-to-depth by slices, joined along the axis of the channels."""
+    rows, columns = (2, 3) if axis == 1 else (1, 2)
+    phases = []
+    for i in (0, 1):
+        for j in (0, 1):
+            cut = [slice(None)] * 4
+            cut[rows], cut[columns] = slice(i, None, 2), slice(j, None, 2)
+            phases.append(x[tuple(cut)])
+    return torch.cat(phases, axis)
+
+
+# Space-to-depth with windows of 2 × 2 of an image of 3 channels, in as many spellings as there are.
+SPACE_TO_DEPTH: dict[str, Callable[[], nn.Module]] = {
+    "view, channels first": lambda: Call(
+        lambda m, x: m.project(split(x).permute(0, 1, 3, 5, 2, 4).flatten(1, 3)), project=nn.Conv2d(12, 8, 1)
+    ),
+    "view, phases first": lambda: Call(
+        lambda m, x: m.project(split(x).permute(0, 3, 5, 1, 2, 4).flatten(1, 3)), project=nn.Conv2d(12, 8, 3)
+    ),
+    "view, channels last": lambda: Call(
+        lambda m, x: m.project(split(x).permute(0, 2, 4, 3, 5, 1).flatten(3)), project=nn.Linear(12, 8)
+    ),
+    "view, tokens": lambda: Call(
+        lambda m, x: m.project(split(x).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)),
+        project=nn.Linear(12, 8),
+    ),
+    "Swin's, after channels last": lambda: Call(
+        lambda m, x: m.project(
+            split(x).permute(0, 2, 3, 4, 5, 1).permute(0, 1, 3, 4, 2, 5).contiguous().flatten(3)
+        ),
+        project=nn.Linear(12, 8),
+    ),
+    "Tensor.unfold": lambda: Call(
+        lambda m, x: m.project(x.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 2, 3, 1, 4, 5).flatten(3)),
+        project=nn.Linear(12, 8),
+    ),
+    "einsum": lambda: _with_weight(lambda m, x: torch.einsum("bcipjq,cpqo->boij", split(x), m.weight)),
+    "slices": lambda: Call(lambda m, x: m.project(join_phases(x, 1)), project=nn.Conv2d(12, 8, 1)),
+    "slices, channels last": lambda: Call(
+        lambda m, x: m.project(join_phases(x.permute(0, 2, 3, 1), 3)), project=nn.Linear(12, 8)
+    ),
+    "pixel_unshuffle": lambda: nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 8, 1)),
+    "im2col": lambda: Call(
+        lambda m, x: m.project(F.unfold(x, 2, stride=2).transpose(1, 2)), project=nn.Linear(12, 8)
+    ),
+}
+
+
+def _with_weight(function: Callable[..., Any]) -> nn.Module:
+    model = Call(function)
+    model.weight = nn.Parameter(image(3, 2, 2, 8, seed=1))
+    return model
+
+
+def partition(x: Tensor, size: int) -> Tensor:
+    """(B, H, W, C) → windows of tokens (B·n, size², C), as Swin does."""
+    b, h, w, c = x.shape
+    return x.view(b, h // size, size, w // size, size, c).transpose(2, 3).reshape(-1, size * size, c)
+
+
+def unpartition(tokens: Tensor, size: int, h: int, w: int) -> Tensor:
+    """Windows of tokens → (B, H, W, C)."""
+    windows = tokens.view(-1, h // size, w // size, size, size, tokens.shape[-1])
+    return windows.transpose(2, 3).reshape(-1, h, w, tokens.shape[-1])
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention of tokens (B, N, C), written out."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.qkv, self.project = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix the tokens."""
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, 2, c // 2).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = (q @ k.transpose(-2, -1) * (c // 2) ** -0.5).softmax(-1)
+        return self.project((weights @ v).transpose(1, 2).reshape(b, n, c))
+
+
+def _shifted_windows(m: Any, x: Tensor) -> Tensor:
+    x = m.stem(x).permute(0, 2, 3, 1)
+    y = m.attention(partition(x.roll((-2, -2), (1, 2)), 4))
+    return x + unpartition(y, 4, *x.shape[1:3]).roll((2, 2), (1, 2))
+
+
+def _grid_attention(m: Any, x: Tensor) -> Tensor:
+    """MaxViT's: attention among the samples that are H/4 and W/4 apart."""
+    x = m.stem(x).permute(0, 2, 3, 1)
+    b, h, w, c = x.shape
+    t = x.view(b, 4, h // 4, 4, w // 4, c).permute(0, 2, 4, 1, 3, 5).reshape(-1, 16, c)
+    t = m.attention(t).view(b, h // 4, w // 4, 4, 4, c).permute(0, 3, 1, 4, 2, 5)
+    return x + t.reshape(b, h, w, c)
+
+
+def _unfolding_transformer(m: Any, x: Tensor) -> Tensor:
+    """MobileViT's: attention among like places of all patches, then back."""
+    x = m.stem(x)
+    b, c, h, w = x.shape
+    t = x.reshape(b * c * h // 2, 2, w // 2, 2).transpose(1, 2).reshape(b, c, h * w // 4, 4).transpose(1, 3)
+    t = m.attention(t.reshape(b * 4, h * w // 4, c)).contiguous().view(b, 4, h * w // 4, c).transpose(1, 3)
+    return t.reshape(b * c * h // 2, w // 2, 2, 2).transpose(1, 2).reshape(b, c, h, w)
+
+
+def _rotary(m: Any, x: Tensor) -> Tensor:
+    """Rotary embeddings: slices of the channels of tokens."""
+    t = m.stem(x).flatten(2).transpose(1, 2)
+    q, k, v = t.unflatten(-1, (2, 4)).transpose(1, 2), t.unsqueeze(1), t.unsqueeze(1)
+    turned = torch.stack([-q[..., 1::2], q[..., ::2]], -1).reshape(q.shape)
+    return (q + turned) @ k[..., ::2].transpose(-2, -1) @ v
+
+
+def _channel_attention(m: Any, x: Tensor) -> Tensor:
+    """Pools and a convolution over the channels, as in ECA."""
+    x = m.stem(x)
+    weights = F.max_pool1d(m.mix(x.mean((2, 3)).unsqueeze(1)), 2)
+    return x * F.interpolate(weights, scale_factor=2.0).squeeze(1).sigmoid()[..., None, None]
+
+
+def _token_pools_of_channels(m: Any, x: Tensor) -> Tensor:
+    t = m.stem(x).flatten(2).transpose(1, 2)
+    return F.max_pool1d(t, 2).mean(2)
+
+
+def _resized_positions(m: Any, x: Tensor) -> Tensor:
+    """A ViT's class token, and positions resized to the image."""
+    x = m.stem(x)
+    t = torch.cat([m.token.expand(len(x), -1, -1), x.flatten(2).transpose(1, 2)], 1)
+    table = F.interpolate(m.table, size=x.shape[-2:], mode="bicubic").flatten(2).transpose(1, 2)
+    table = table + F.avg_pool2d(m.table, 2).mean() + m.table[..., ::2, ::2].mean()
+    t = t + torch.cat([m.token, table], 1)
+    return m.attention(t)[:, 0]
+
+
+def _vit() -> nn.Module:
+    model = Call(_resized_positions, stem=nn.Conv2d(3, 8, 3, padding=1), attention=Attention(8))
+    model.token = nn.Parameter(torch.zeros(1, 1, 8))
+    model.table = nn.Parameter(image(1, 8, 64, 64))
+    return model
+
+
+def _stem() -> nn.Module:
+    return nn.Conv2d(3, 8, 3, padding=1)
+
+
+# Networks that reshape, slice and pool, and lose no resolution.
+LOOKALIKES: dict[str, Callable[[], nn.Module]] = {
+    "shifted windows": lambda: Call(_shifted_windows, stem=_stem(), attention=Attention(8)),
+    "grid attention": lambda: Call(_grid_attention, stem=_stem(), attention=Attention(8)),
+    "unfolding transformer": lambda: Call(_unfolding_transformer, stem=_stem(), attention=Attention(8)),
+    "rotary embedding": lambda: Call(_rotary, stem=_stem()),
+    "channel attention": lambda: Call(_channel_attention, stem=_stem(), mix=nn.Conv1d(1, 1, 3, padding=1)),
+    "pool over channels": lambda: Call(_token_pools_of_channels, stem=_stem()),
+    "resized positions": _vit,
+    "channel slices": lambda: Call(
+        lambda m, x: torch.cat([m.stem(x)[:, ::2], m.stem(x)[:, 1::2]], 1), stem=_stem()
+    ),
+    "channel shuffle": lambda: Call(
+        lambda m, x: m.stem(x).unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2), stem=_stem()
+    ),
+    "token mixing": lambda: Call(
+        lambda m, x: m.second(F.gelu(m.first(m.stem(x).flatten(2)))).sum(1),
+        stem=_stem(), first=nn.Linear(768, 32), second=nn.Linear(32, 768),
+    ),
+    "pixel shuffle": lambda: nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.PixelShuffle(2)),
+    "crops": lambda: Call(lambda m, x: m.stem(x)[:, :, 2:-2, 1:] + m.stem(x)[:, :, :-4, :-1], stem=_stem()),
+    "halves": lambda: Call(lambda m, x: sum(m.stem(x).chunk(2, 2)), stem=_stem()),
+}  # fmt: skip
+
+
+def _hiera(m: Any, x: Tensor) -> Tensor:
+    """Unroll windows of 2 × 2 to an axis of their own, pool over it, take the mean over the tokens."""
+    x = m.stem(x)
+    b, c, h, w = x.shape
+    t = x.flatten(2).transpose(1, 2).view(b, h // 2, 2, w // 2, 2, c)
+    t = t.permute(0, 2, 4, 1, 3, 5).reshape(b, h * w, c)
+    t = (t + m.mlp(t)).view(b, 4, -1, c)
+    return m.head(t.amax(1) if m.maximum else t.mean(1))
+
+
+class Hiera(Call):
+    """Pools over windows that a view has cut."""
+
+    def __init__(self, maximum: bool) -> None:
+        super().__init__(
+            _hiera, stem=nn.Conv2d(3, 8, 3, padding=1), mlp=nn.Linear(8, 8), head=nn.Linear(8, 2)
+        )
+        self.maximum = maximum
+
+
+class PooledHeads(nn.Module):
+    """MViT's: queries pooled per head, with the heads after the images on the batch axis, or before."""
+
+    def __init__(self, heads_first: bool) -> None:
+        super().__init__()
+        self.heads_first = heads_first
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.pool = nn.Conv2d(4, 4, 3, 2, 1, groups=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Downsample by 2."""
+        x = self.stem(x)
+        b, _, h, w = x.shape
+        heads = x.unflatten(1, (2, 4))
+        heads = heads.transpose(0, 1) if self.heads_first else heads
+        y = self.pool(heads.reshape(2 * b, 4, h, w))
+        y = y.unflatten(0, (2, b) if self.heads_first else (b, 2))
+        return (y.transpose(0, 1) if self.heads_first else y).flatten(1, 2)
+
+
+class Checkpointed(nn.Module):
+    """Two blocks, the second computed again in the backward pass."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.reentrant = reentrant
+        self.stem, self.block = nn.Conv2d(3, 3, 3, 2, 1), FunctionalBlock()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Downsample by (8, 4)."""
+        return checkpoint(self.block, self.stem(x), use_reentrant=self.reentrant)

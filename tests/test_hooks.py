@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import networks as nets
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from networks import active_modes, count_hooks, image, unchanged
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectral.errors import SpectralError
 from spectral.hooks import Capture, FeatureExtractor
@@ -46,6 +50,12 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "circular": lambda: nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1, padding_mode="circular")),
     "blur": lambda: nn.Sequential(nn.ReLU(inplace=True), BlurPool2d(3, 4), nn.ReLU(inplace=True)),
     "adaptive": lambda: nn.Sequential(nn.AdaptiveAvgPool2d((3, 6)), nn.AdaptiveMaxPool2d(3)),
+    "bilinear": lambda: nn.Sequential(nn.Upsample(scale_factor=(0.5, 1 / 3), mode="bilinear")),
+    "unfold": lambda: nets.Call(lambda m, x: F.unfold(x, 3, stride=2).mean(2)),
+    "windows": lambda: nets.Hiera(maximum=True),
+    "heads first": lambda: nets.PooledHeads(heads_first=True),
+    "heads last": lambda: nets.PooledHeads(heads_first=False),
+    "channels last": lambda: nets.Call(lambda m, x: x.permute(0, 2, 3, 1)[:, 1::2, ::3] + 1),
     "nearest": lambda: nn.Sequential(nn.Upsample(scale_factor=0.5, mode="nearest-exact")),
     "resnet20-a": lambda: build("resnet20-a"),
     "resnet20-blurpool": lambda: build("resnet20-blurpool"),
@@ -58,14 +68,20 @@ def make(name: str) -> nn.Module:
     return MODELS[name]().eval()
 
 
+def find_measurable(model: nn.Module, x: Tensor) -> list[Site]:
+    sites = [site for site in find_sites(model, x) if site.measurable]
+    assert sites
+    return sites
+
+
 def decimate(dense: Tensor, site: Site) -> Tensor:
-    (s_h, s_w), (p_h, p_w), (n_h, n_w) = site.stride, site.geometry.phase, site.output_size
-    return dense[..., p_h::s_h, p_w::s_w][..., :n_h, :n_w]
+    cuts = [slice(p, None, s) for p, s in zip(site.geometry.phase, site.stride, strict=True)]
+    return dense[(..., *cuts)][(..., *map(slice, site.output_size))]
 
 
 def assert_relation(site: Site, dense: Tensor, output: Tensor) -> None:
     kept = decimate(dense, site)
-    if site.geometry.kind in ("conv", "blur_pool"):
+    if site.geometry.kind in ("conv", "blur_pool") or (site.op == "resize" and max(site.kernel) > 1):
         tolerance = 2e-6 if output.dtype == torch.float32 else 2e-2
         assert (kept - output).abs().max() <= tolerance * dense.abs().max(), site.name
     else:
@@ -77,9 +93,7 @@ def assert_relation(site: Site, dense: Tensor, output: Tensor) -> None:
 def test_every_site_everywhere(name, surroundings):
     """Sizes, identity and outputs, whatever the network does and whatever surrounds the call."""
     model, x = make(name), image(2, 3, 48, 60)
-    sites = find_sites(model, x)
-    assert sites
-    assert all(site.measurable for site in sites)
+    sites = find_measurable(model, x)
     with SURROUNDINGS[surroundings]():
         expected = model(x.clone())
         taps: dict[str, dict[str, Tensor]] = {}
@@ -99,7 +113,7 @@ def test_every_site_everywhere(name, surroundings):
 @pytest.mark.parametrize("name", MODELS)
 def test_capture_with_the_graph_changes_nothing_either(name):
     model, x = make(name), image(2, 3, 48, 60).requires_grad_()
-    sites = find_sites(model, x)
+    sites = find_measurable(model, x)
     expected = model(x.clone())
     for tap in ("input", "dense", "output"):
         plain, graph = (FeatureExtractor(model, sites, tap=tap, detach=detach) for detach in (True, False))
@@ -256,6 +270,165 @@ def test_captures_are_copies():
         model(x)
         x.zero_()
     assert kept["0"].abs().sum() > 0
+
+
+# Maps that are not (B, C, H, W) already
+
+
+def test_taps_of_a_slice_of_channels_last_by_hand():
+    def cut(m: nn.Module, x: Tensor) -> Tensor:
+        return m.conv(x).permute(0, 2, 3, 1)[:, 1::2, ::3].contiguous().mul_(2)
+
+    model, x = nets.Call(cut, conv=nn.Conv2d(3, 5, 1)), image(2, 3, 9, 14)
+    (site,) = find_sites(model, x)
+    assert site.measurable
+    with torch.no_grad():
+        maps = model.conv(x)
+        for tap, expected in (("input", maps), ("dense", maps), ("output", maps[..., 1::2, ::3])):
+            with FeatureExtractor(model, [site], tap=tap) as fx:
+                model(x)
+            assert torch.equal(fx[site.name], expected)
+
+
+@pytest.mark.parametrize("size", [(12, 18), (11, 7)])
+def test_a_layout_of_whole_axes_takes_other_sizes(size):
+    model = nets.Call(lambda m, x: x.permute(2, 0, 3, 1)[::2, :, 1::3] + 1)
+    (site,) = find_sites(model, (24, 32))
+    x = image(2, 3, *size)
+    with FeatureExtractor(model, [site], tap="output") as fx:
+        model(x)
+    assert torch.equal(fx[site.name], x[:, :, ::2, 1::3])
+
+
+@pytest.mark.parametrize("maximum", [True, False])
+def test_taps_of_pools_over_windows_by_hand(maximum):
+    model, x = nets.Hiera(maximum), image(2, 3, 12, 18)
+    (site,) = find_sites(model, x)
+    with torch.no_grad():
+        y = model.stem(x)
+        y = y + model.mlp(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        pool = F.max_pool2d if maximum else F.avg_pool2d
+        for tap, expected in (("input", y), ("dense", pool(y, 2, 1)), ("output", pool(y, 2))):
+            with FeatureExtractor(model, [site], tap=tap) as fx:
+                model(x)
+            torch.testing.assert_close(fx[site.name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_layout_of_windows_refuses_other_sizes():
+    model = nets.Hiera(maximum=True)
+    (site,) = find_sites(model, (24, 32))
+    told = pytest.raises(SpectralError, match="call find_sites again for this input")
+    with unchanged(model), told, FeatureExtractor(model, [site]):
+        model(image(2, 3, 12, 18))
+
+
+@pytest.mark.parametrize("real", [True, False])
+@pytest.mark.parametrize("heads_first", [True, False])
+def test_values_per_head_come_back_to_their_images(heads_first, real):
+    model, x = nets.PooledHeads(heads_first), image(3, 3, 12, 14)
+    (site,) = find_sites(nets.OnlyRealData(model) if real else model, x[:1])
+    site = replace(site, module="pool", name="pool")
+    seen: list[Tensor] = []
+
+    def reduce(capture: Capture) -> None:
+        assert len(capture.input) == 6
+        seen.append(capture.per_image(capture.dense().sum((1, 2, 3))))
+
+    with torch.no_grad(), FeatureExtractor(model, [site], reduce=reduce, tap="dense") as fx:
+        model(x)
+        maps = model.stem(x)
+        pool = model.pool
+        halves = [F.conv2d(half, pool.weight, pool.bias, 1, 1, groups=4) for half in maps.chunk(2, 1)]
+    assert fx.keys() == ["pool"]
+    expected = sum(half.sum((1, 2, 3)) for half in halves)
+    torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_signals_and_videos_by_hand():
+    signals = nn.Sequential(nn.Conv1d(2, 4, 3, 2, 1), nn.MaxPool1d(3, 2, 1), nn.AvgPool1d(2))
+    videos = nn.Sequential(nn.Conv3d(2, 4, 3, (1, 2, 2), 1), nn.MaxPool3d(3, 2, 1), nn.AvgPool3d((1, 2, 2)))
+    for model, x, rank in ((signals, image(2, 2, 33), 1), (videos, image(2, 2, 4, 11, 14), 3)):
+        pools = {1: (F.conv1d, F.max_pool1d, F.avg_pool1d), 3: (F.conv3d, F.max_pool3d, F.avg_pool3d)}[rank]
+        with torch.no_grad():
+            conv = model[0]
+            maps = [x, model[0](x), model[:2](x)]
+            dense = [
+                pools[0](x, conv.weight, conv.bias, 1, 1), pools[1](maps[1], 3, 1, 1),
+                pools[2](maps[2], model[2].kernel_size, 1),
+            ]  # fmt: skip
+            sites = find_sites(model, x)
+            assert [site.name for site in sites] == ["0", "1", "2"]
+            for tap, expected in (("input", maps), ("dense", dense)):
+                with FeatureExtractor(model, sites, tap=tap) as fx:
+                    model(x)
+                for site, tensor in zip(sites, expected, strict=True):
+                    tensor = tensor.unsqueeze(-2) if rank == 1 else tensor
+                    torch.testing.assert_close(fx[site.name], tensor, rtol=1e-6, atol=1e-6)
+            with FeatureExtractor(model, sites, tap="output") as fx:
+                model(x)
+            for site in sites:
+                assert fx[site.name].shape[2:] == site.output_size
+                assert fx[site.name].ndim == (5 if rank == 3 else 4)
+
+
+def test_one_image_without_batch_axis():
+    """What is captured is a batch of one."""
+    model, x = make("strided"), image(3, 16, 16)
+    model[1] = nn.Identity()  # batch norm wants a batch
+    sites = find_sites(model, image(1, 3, 16, 16))
+    with torch.no_grad():
+        for tap in ("input", "dense", "output"):
+            with FeatureExtractor(model, sites, tap=tap) as one:
+                model(x)
+            with FeatureExtractor(model, sites, tap=tap) as batch:
+                model(x[None])
+            for site in sites:
+                torch.testing.assert_close(one[site.name], batch[site.name], rtol=1e-6, atol=1e-6)
+
+
+@given(
+    order=st.permutations([0, 1, 2, 3]), size=st.tuples(st.integers(2, 9), st.integers(2, 9)),
+    steps=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    starts=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    tap=st.sampled_from(["dense", "output"]), inference=st.booleans(),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None, database=None, derandomize=True)
+def test_slices_of_any_layout(order, size, steps, starts, tap, inference):
+    """The contract for a slice of rows and columns, wherever these stand among the axes."""
+    assume(max(steps) > 1 and all(start < n for start, n in zip(starts, size, strict=True)))
+    cut = [slice(None)] * 4
+    cut[order.index(2)] = slice(starts[0] if steps[0] > 1 else None, None, steps[0])
+    cut[order.index(3)] = slice(starts[1] if steps[1] > 1 else None, None, steps[1])
+    model = nets.Call(lambda m, x: x.permute(order)[tuple(cut)] + 1)
+    (site,) = find_sites(model, (3, *size))
+    phase = tuple(start if step > 1 else 0 for start, step in zip(starts, steps, strict=True))
+    assert (site.stride, site.geometry.phase, site.measurable) == (steps, phase, True)
+    x = image(2, 3, *size)
+    with torch.inference_mode(inference), FeatureExtractor(model, [site], tap=tap) as fx:
+        model(x)
+    kept = x[..., phase[0] :: steps[0], phase[1] :: steps[1]]
+    assert torch.equal(fx[site.name], x if tap == "dense" else kept)
+    assert kept.shape[2:] == site.output_size
+
+
+@pytest.mark.parametrize("name", ["hiera_tiny_224", "mvitv2_tiny"])
+def test_timm_networks_made_small(name):
+    """The contract at every site, and values per image."""
+    timm = pytest.importorskip("timm")
+    model = timm.create_model(name, pretrained=False, num_classes=4, img_size=64).eval()
+    x = image(3, 3, 64, 64)
+    sites = [site for site in find_sites(model, x) if site.measurable]
+    assert len(sites) > 5
+    seen: list[str] = []
+
+    def reduce(capture: Capture) -> None:
+        assert_relation(capture.site, capture.dense(), capture.run())
+        assert capture.per_image(capture.input.sum((1, 2, 3))).shape == (3,)
+        seen.append(capture.site.name)
+
+    with torch.no_grad(), FeatureExtractor(model, sites, reduce=reduce):
+        model(x)
+    assert sorted(seen) == sorted(site.name for site in sites)
 
 
 # Names and calls
@@ -732,6 +905,192 @@ def test_a_reduce_may_stop_the_capture(name, detach):
     told = pytest.raises(SpectralError, match="can't run inside the reduce callback; set enabled = False")
     with unchanged(model), told, FeatureExtractor(model, sites, reduce=remove, detach=detach) as fx:
         model(x)
+
+
+# The output taken from the dense map
+
+CONVOLVING = [
+    "strided", "functional", "nested", "same", "standardised", "reflect", "reused", "blur", "inplace",
+    "resnet20-blurpool", "heads first", "control flow", "keyword",
+]  # fmt: skip
+
+
+class StridedConvolutions(TorchDispatchMode):
+    """Counts convolutions that are run with a stride, and those without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strided = self.dense = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten.convolution.default, torch.ops.aten.conv2d.default):
+            if max(args[3]) > 1:
+                self.strided += 1
+            else:
+                self.dense += 1
+        return func(*args, **(kwargs or {}))
+
+
+def run_substituted(model: nn.Module, x: Tensor, reduce: Callable[[Capture], object]) -> Tensor:
+    sites = [site for site in find_sites(model, x) if site.operator == "conv"]
+    with FeatureExtractor(model, sites, tap="dense", reduce=lambda capture: void(reduce(capture))):
+        out = model(x)
+    assert (count_hooks(model), active_modes()) == (0, 0)
+    return out
+
+
+def void(value: object) -> None:
+    pass
+
+
+def piecewise(capture: Capture) -> None:
+    for run in capture.decimation.split_channels(3):
+        for start in range(len(capture.input)):
+            capture.dense(slice(start, start + 1), run)
+
+
+def backwards(capture: Capture) -> None:
+    for run in reversed(list(capture.decimation.split_channels(2))):
+        capture.dense(channels=run)
+
+
+REDUCES: dict[str, Callable[[Capture], object]] = {
+    "whole": lambda capture: capture.dense(),
+    "pieces": piecewise,
+    "backwards": backwards,
+    "one image": lambda capture: capture.dense(slice(0, 1)),
+    "one channel": lambda capture: capture.dense(channels=next(capture.decimation.split_channels(1))),
+    "twice": lambda capture: (capture.dense(), capture.dense()),
+    "the same piece twice": lambda capture: (capture.dense(slice(0, 1)), capture.dense(slice(0, 1))),
+    "nothing": lambda capture: None,
+    "output first": lambda capture: (capture.output, capture.dense()),
+    "in place": lambda capture: capture.dense().zero_(),
+    "run": lambda capture: (capture.dense(), capture.run()),
+}
+
+
+@pytest.mark.parametrize("level", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("how", REDUCES)
+@pytest.mark.parametrize("name", CONVOLVING)
+def test_the_output_is_taken_from_the_dense_map(name, how, level):
+    model, x = make(name), image(2, 3, 48, 60)
+    with level():
+        expected = model(x.clone())
+        got = run_substituted(model, x.clone(), REDUCES[how])
+    assert got.shape == expected.shape
+    assert got.stride() == expected.stride()
+    if how in ("nothing", "output first", "one image", "one channel", "the same piece twice"):
+        assert torch.equal(got, expected)  # a part of the dense map isn't enough
+    else:
+        # Rounding of a few layers, not of one.
+        assert (got - expected).abs().max() <= 5e-6 * expected.abs().max()
+
+
+def test_nothing_is_convolved_twice():
+    model, x = make("strided"), image(2, 3, 32, 32)
+    for how, strided, dense in (("whole", 0, 1), ("pieces", 0, 4), ("nothing", 1, 0), ("one image", 1, 1)):
+        with torch.no_grad(), StridedConvolutions() as counts:
+            sites = [site for site in find_sites(model, x) if site.name == "0"]
+            counts.strided = counts.dense = 0
+            with FeatureExtractor(model, sites, tap="dense", reduce=lambda c, how=how: void(REDUCES[how](c))):
+                model(x)
+        assert (counts.strided, counts.dense) == (strided, dense), how
+
+
+def test_what_the_operator_itself_gives():
+    model, x = make("strided"), image(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model[0](x)
+
+        def reduce(capture: Capture) -> None:
+            capture.dense()
+            assert torch.equal(capture.run(), expected)
+            assert torch.equal(capture.output, capture.decimate(capture.dense()))
+            assert capture.output.shape == expected.shape
+
+        run_substituted(model[:1], x, reduce)
+
+
+def test_where_a_gradient_is_needed_the_operator_runs():
+    model, x = make("functional"), image(2, 3, 32, 32)
+    expected = model(x)
+    got = run_substituted(model, x, REDUCES["whole"])
+    assert torch.equal(got, expected)
+    wanted, taken = (torch.autograd.grad(out.sum(), model.weight)[0] for out in (expected, got))
+    assert torch.equal(taken, wanted)
+    sites = find_sites(model, x)
+    with FeatureExtractor(model, sites, tap="dense", reduce=lambda c: void(c.dense()), detach=False):
+        assert torch.equal(model(x), expected)
+        with torch.no_grad():
+            assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize("how", ["whole", "pieces"])
+@pytest.mark.parametrize("name", ["strided", "functional", "blur", "inplace"])
+def test_channels_last_is_kept_where_the_output_is_taken_from_the_dense_map(name, how):
+    model = make(name).to(memory_format=torch.channels_last)
+    x = image(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    outputs: dict[str, list[tuple[int, ...]]] = {"usual": [], how: []}
+    sites = find_sites(model, x)
+    with torch.no_grad():
+        for run, strides in outputs.items():
+
+            def keep(module: nn.Module, args: object, out: Tensor, strides=strides) -> None:
+                strides.append(out.stride())
+
+            after = [module.register_forward_hook(keep) for module in model.modules()]
+            reduce = REDUCES["nothing" if run == "usual" else how]
+            with FeatureExtractor(model, sites, tap="dense", reduce=lambda c, reduce=reduce: void(reduce(c))):
+                model(x)
+            for handle in after:
+                handle.remove()
+    assert outputs[how] == outputs["usual"]
+
+
+@pytest.mark.parametrize("name", ["strided", "functional", "nested"])
+def test_a_reduce_that_raises_instead_of_the_operator(name):
+    model, x = make(name), image(2, 3, 32, 32)
+
+    def refuse(capture: Capture) -> None:
+        capture.dense()
+        raise ArithmeticError("no number")
+
+    with unchanged(model), torch.no_grad(), pytest.raises(ArithmeticError):
+        run_substituted(model, x, refuse)
+    with torch.no_grad():
+        model(x)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("tap", ["input", "dense", "output"])
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_gradient_checkpointing_is_captured_once(tap, reentrant):
+    """The backward pass runs the block again: what was captured stays, gradients are the usual ones."""
+    model, x = nets.Checkpointed(reentrant).train(), image(2, 3, 32, 32)
+    sites = find_sites(model, x)
+
+    def train() -> list[Tensor]:
+        model.zero_grad()
+        model(x).square().mean().backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    expected = train()
+    with FeatureExtractor(model, sites, tap=tap) as fx:
+        for a, b in zip(train(), expected, strict=True):
+            assert torch.equal(a, b)
+        captured = {site.name: fx.calls(site.name) for site in sites}
+    model.eval()
+    with torch.no_grad(), FeatureExtractor(model, sites, tap=tap) as plain:
+        model(x)
+    for name, tensors in captured.items():
+        assert len(tensors) == 1
+        torch.testing.assert_close(tensors[0], plain[name], rtol=1e-6, atol=1e-6)
+    seen: list[str] = []
+    model.train()
+    with FeatureExtractor(model, sites, tap=tap, reduce=lambda capture: seen.append(capture.site.name)):
+        for a, b in zip(train(), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    assert seen == [site.name for site in sites]
 
 
 # Gradients, against computations written out by hand

@@ -22,8 +22,22 @@ ALLOWED = {
     "decimation": set(),
     "axes": set(),
     "recorder": {"decimation"},
-    "sites": {"axes", "decimation", "recorder", "metrics"},
+    "discovery": {"axes", "decimation", "recorder", "metrics"},
+    "sites": {"axes", "decimation", "discovery"},
     "hooks": {"decimation", "recorder", "sites"},
+    "bands": {"metrics", "spectrum"},
+    "monitor": {"hooks", "measurement", "sites"},
+    "surgery": {
+        "axes",
+        "decimation",
+        "discovery",
+        "recorder",
+        "sites",
+        "layers",
+        "latency",
+        "models",
+        "metrics",
+    },
     "layers": set(),
     "models": {"layers"},
     "data": {"synthetic"},
@@ -31,7 +45,7 @@ ALLOWED = {
     "training": {"models", "layers"},
     "stats": set(),
     "table": {"stats"},
-    "measurement": {"hooks", "metrics", "models", "sites", "spectrum", "table"},
+    "measurement": {"bands", "decimation", "hooks", "metrics", "models", "sites", "spectrum", "table"},
     "figures": {"stats"},
     "console": None,
     "study": None,  # the top of the house: may use every room
@@ -45,6 +59,7 @@ THIRD_PARTY_OWNERS = {
     "matplotlib": {"figures"},
     "click": {"cli", "console", "study"},
     "sklearn": {"stats"},
+    "pywt": {"layers"},
 }
 
 

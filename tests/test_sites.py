@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import networks as nets
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,15 @@ from torch import Tensor, nn
 from spectral.errors import SpectralError
 from spectral.models.architectures import ARCHITECTURES, build
 from spectral.models.nula import NULA
-from spectral.sites import Site, check_hookable, find_sites, get_stride_layers, pair_sites
+from spectral.sites import (
+    Site,
+    check_hookable,
+    find_global_pools,
+    find_reductions,
+    find_sites,
+    get_stride_layers,
+    pair_sites,
+)
 
 Row = tuple[str, str, tuple[int, int], int, int]  # name, op, stride, rows in, rows out
 
@@ -128,7 +137,37 @@ def test_timm(name):
 def test_timm_swin_has_its_patch_embedding_and_nothing_false():
     first, *others = find_sites(build_timm("swin_tiny_patch4_window7_224"), 224)
     assert rows([first]) == [conv("patch_embed.proj", 224, 56, stride=4)]
-    assert {site.op for site in others} <= {"space_to_depth"}
+    merging = [(f"layers.{i}.downsample", n) for i, n in ((1, 56), (2, 28), (3, 14))]
+    assert rows(others) == [pool(name, "space_to_depth", n, n // 2) for name, n in merging]
+    assert all(site.lossless for site in others)
+
+
+def test_timm_hiera_pools_its_unrolled_tokens():
+    stem, *pools = find_sites(build_timm("hiera_tiny_224"), 224)
+    assert rows([stem]) == [conv("patch_embed.proj", 224, 56, stride=4)]
+    assert rows(pools) == [
+        pool(f"blocks.{i}{inner}", "window_max", n, n // 2)
+        for i, n in ((1, 56), (3, 28), (10, 14)) for inner in ("", ".attn")
+    ]  # fmt: skip
+    assert all(site.measurable for site in pools)
+
+
+def test_timm_mvit_has_heads_on_the_batch_axis():
+    found = {site.name: site for site in find_sites(build_timm("mvitv2_tiny"), 224)}
+    assert all(site.measurable for site in found.values())
+    spreads = {name: site.spread for name, site in found.items() if ".attn." in name}
+    assert spreads == {
+        "stages.0.blocks.0.attn.pool_k": (1, 1), "stages.0.blocks.0.attn.pool_v": (1, 1),
+        "stages.1.blocks.0.attn.pool_q": (1, 2), "stages.1.blocks.0.attn.pool_k": (1, 2),
+        "stages.1.blocks.0.attn.pool_v": (1, 2), "stages.1.blocks.1.attn.pool_k": (1, 2),
+        "stages.1.blocks.1.attn.pool_v": (1, 2), "stages.2.blocks.0.attn.pool_q": (1, 4),
+        "stages.3.blocks.0.attn.pool_q": (1, 8),
+    }  # fmt: skip
+
+
+def test_timm_mobilevit_has_its_convolutions_only():
+    names = ["stem.conv", *(f"stages.{i}.0.conv2_kxk.conv" for i in (1, 2, 3, 4))]
+    assert [s.name for s in find_sites(build_timm("mobilevit_xxs"), 256)] == names
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
@@ -170,11 +209,8 @@ def test_a_reused_module_has_a_name_per_call():
     sites = find_sites(nets.ReusedPool(), 64)
     assert [s.name for s in sites] == ["conv@0", "pool@0", "conv@1", "pool@1", "pool@2"]
     assert [s.key for s in sites] == [
-        ("conv", 0, 0),
-        ("pool", 0, 0),
-        ("conv", 1, 0),
-        ("pool", 1, 0),
-        ("pool", 2, 0),
+        (path, call, "operator", 0)
+        for path, call in [("conv", 0), ("pool", 0), ("conv", 1), ("pool", 1), ("pool", 2)]
     ]
     assert [s.scale[0] for s in sites] == [1, 2, 4, 8, 16]
 
@@ -204,16 +240,116 @@ def test_a_shared_module_goes_by_its_first_name():
 
 
 def test_only_spatial_slices():
-    (site,) = find_sites(nets.Slices(), 12)
+    tokens, site = find_sites(nets.Slices(), (12, 15))
+    assert (tokens.op, tokens.stride, tokens.input_size) == ("slice", (0, 0), (12, 15))
+    assert tokens.reason == "its rows and columns are not two axes of one tensor"
     assert (site.op, site.stride, site.geometry.phase) == ("slice", (2, 3), (1, 0))
-    assert (site.input_size, site.output_size) == ((12, 12), (6, 4))
+    assert (site.input_size, site.output_size) == ((12, 15), (6, 5))
 
 
 def test_space_to_depth_loses_nothing():
     (site,) = find_sites(nets.Focus(), 16)
     assert (site.name, site.op, site.stride) == (":space_to_depth0", "space_to_depth", (2, 2))
     assert not site.measurable
-    assert site.reason == "lossless: every phase is kept as a channel"
+    assert site.lossless
+    assert site.reason == "lossless: every sample is kept, as a channel"
+
+
+@pytest.mark.parametrize("real", [False, True])
+@pytest.mark.parametrize("name", nets.SPACE_TO_DEPTH)
+def test_space_to_depth_in_any_spelling(name, real):
+    model = nets.SPACE_TO_DEPTH[name]()
+    with unchanged(model):
+        (site,) = find_sites(nets.OnlyRealData(model) if real else model, (24, 32))
+    assert (site.op, site.stride, site.kernel, site.channels) == ("space_to_depth", (2, 2), (2, 2), 3)
+    assert (site.input_size, site.output_size) == ((24, 32), (12, 16))
+    assert site.lossless
+    assert not site.measurable
+
+
+@pytest.mark.parametrize(
+    ("name", "to_depth", "stride", "size"),
+    [
+        ("rows", lambda x: x.unflatten(2, (12, 2)).transpose(2, 3).flatten(1, 2), (2, 1), (12, 32)),
+        ("columns", lambda x: x.unflatten(3, (8, 4)).permute(0, 1, 4, 2, 3).flatten(1, 2), (1, 4), (24, 8)),
+        ("slices", lambda x: torch.cat([x[:, :, ::2], x[:, :, 1::2]], 1), (2, 1), (12, 32)),
+        ("im2col", lambda x: F.unfold(x, (3, 1), stride=(3, 1)).unflatten(2, (8, 32)), (3, 1), (8, 32)),
+        ("both", lambda x: F.pixel_unshuffle(x[..., :24], 3), (3, 3), (8, 8)),
+    ],
+)
+def test_space_to_depth_of_other_strides(name, to_depth, stride, size):
+    net = nets.Call(lambda m, x: m.project(to_depth(x)), project=nn.LazyConv2d(4, 1))
+    net(image(2, 3, 24, 32))
+    (site,) = find_sites(net, (24, 32))
+    assert (site.op, site.stride, site.kernel, site.channels) == ("space_to_depth", stride, stride, 3)
+    assert site.output_size == size
+    assert site.lossless
+
+
+@pytest.mark.parametrize("real", [False, True])
+@pytest.mark.parametrize("name", nets.LOOKALIKES)
+def test_what_only_looks_like_downsampling(name, real):
+    model = nets.LOOKALIKES[name]()
+    assert find_sites(nets.OnlyRealData(model) if real else model, (24, 32)) == []
+
+
+@pytest.mark.parametrize("maximum", [True, False])
+@pytest.mark.parametrize("real", [False, True])
+def test_pools_over_windows_that_a_view_has_cut(maximum, real):
+    model = nets.Hiera(maximum)
+    (site,) = find_sites(nets.OnlyRealData(model) if real else model, (24, 32))
+    kind = "window_max" if maximum else "window_mean"
+    assert (site.op, site.stride, site.kernel, site.channels) == (kind, (2, 2), (2, 2), 8)
+    assert (site.input_size, site.output_size, site.family) == ((24, 32), (12, 16), "reduction")
+    assert site.measurable
+    assert site.rule == f"the {'maximum' if maximum else 'mean'} over the window at every sample"
+
+
+@pytest.mark.parametrize("heads_first", [True, False])
+@pytest.mark.parametrize("real", [False, True])
+def test_heads_on_the_batch_axis(heads_first, real):
+    model = nets.PooledHeads(heads_first)
+    (site,) = find_sites(nets.OnlyRealData(model) if real else model, (24, 32))
+    assert site.spread == ((2, 1) if heads_first else (1, 2))
+    assert (site.channels, site.stride, site.measurable) == (4, (2, 2), True)
+
+
+def test_images_that_are_spread_in_another_way_say_why():
+    """Maps of one image before and between the others: no single axis tells them apart."""
+
+    def mixed(m: nn.Module, x: Tensor) -> Tensor:
+        return F.max_pool2d(x.transpose(0, 1), 2) + 1  # the images are the channels now
+
+    (site,) = find_sites(nets.Call(mixed), (24, 32))
+    assert (site.op, site.measurable) == ("max_pool", False)
+    assert site.reason == "its images don't lie along one axis"
+
+
+GLOBAL: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda x: x.mean((2, 3)),
+    "mean of tokens": lambda x: x.flatten(2).mean(-1),
+    "mean, channels last": lambda x: x.permute(0, 2, 3, 1).mean((1, 2)),
+    "maximum": lambda x: x.amax((2, 3), keepdim=True),
+    "windows": lambda x: x.unflatten(2, (12, 2)).unflatten(4, (16, 2)).mean((2, 3, 4, 5)),
+    "average pool": lambda x: F.avg_pool2d(x, (24, 32)),
+    "adaptive": lambda x: F.adaptive_avg_pool2d(x, 1),
+}
+
+
+@pytest.mark.parametrize("name", GLOBAL)
+def test_global_pools(name):
+    model = nn.Sequential(nn.Conv2d(3, 5, 1), nets.Call(lambda m, x: GLOBAL[name](x) + 1))
+    assert find_sites(model, (24, 32)) == []
+    (pool,) = find_global_pools(model, (24, 32))
+    assert (pool.op, pool.stride, pool.input_size, pool.channels) == ("global_pool", (24, 32), (24, 32), 5)
+    assert (pool.output_size, pool.measurable, pool.reason) == ((1, 1), False, "a global pool")
+    assert find_reductions(model, (24, 32)) == [pool]
+
+
+def test_strips_leave_one_sample_of_an_axis():
+    strips = nets.Call(lambda m, x: x * x.mean(3, keepdim=True) * x.amax(2, keepdim=True))
+    found = find_global_pools(strips, (24, 32))
+    assert [(s.stride, s.output_size) for s in found] == [((1, 32), (24, 1)), ((24, 1), (1, 32))]
 
 
 def test_space_to_depth_next_to_a_slice():
@@ -242,24 +378,52 @@ def test_an_adaptive_pool_with_unequal_windows_is_listed_with_the_reason():
 
 
 @pytest.mark.parametrize(
+    ("cut", "stride", "phase", "output_size"),
+    [
+        (lambda x: x.permute(0, 2, 3, 1)[:, 1::2, ::3], (2, 3), (1, 0), (4, 3)),
+        (lambda x: x.permute(0, 2, 3, 1)[:, :, 1::2], (1, 2), (0, 1), (8, 4)),
+        (lambda x: x.permute(0, 2, 3, 1)[:, ::4], (4, 1), (0, 0), (2, 9)),
+        (lambda x: x.permute(2, 0, 1, 3)[::4, ..., 2::3], (4, 3), (0, 2), (2, 3)),
+        (lambda x: x.permute(0, 3, 1, 2)[:, 1::2], (1, 2), (0, 1), (8, 4)),
+        (lambda x: x.unsqueeze(2)[..., ::2], (1, 2), (0, 0), (8, 5)),
+        (lambda x: x.flatten(2).unflatten(2, (8, 9))[..., ::2, :], (2, 1), (0, 0), (4, 9)),
+        (lambda x: x.flatten(2).transpose(1, 2).unflatten(1, (8, 9))[:, :, ::2], (1, 2), (0, 0), (8, 5)),
+    ],
+)
+def test_rows_and_columns_elsewhere(cut, stride, phase, output_size):
+    (site,) = find_sites(nn.Sequential(nets.Call(lambda m, x: cut(x) + 1)), (5, 8, 9))
+    assert (site.op, site.stride, site.geometry.phase, site.measurable) == ("slice", stride, phase, True)
+    assert (site.input_size, site.output_size, site.channels) == ((8, 9), output_size, 5)
+
+
+@pytest.mark.parametrize(
     ("cut", "stride", "phase", "output_size", "channels"),
     [
-        (lambda x: x.permute(0, 2, 3, 1)[:, 1::2, ::3], (2, 3), (1, 0), (4, 3), 5),
-        (lambda x: x.permute(0, 2, 3, 1)[:, :, 1::2], (1, 2), (0, 1), (8, 4), 5),
-        (lambda x: x.permute(0, 2, 3, 1)[:, ::4], (4, 1), (0, 0), (2, 9), 5),
         (lambda x: x[0][:, ::2, 2::3], (2, 3), (0, 2), (4, 3), 5),
         (lambda x: x[0, 1][1::2, ::2], (2, 2), (1, 0), (4, 5), 1),
     ],
 )
-def test_rows_and_columns_elsewhere_are_listed_with_the_reason(cut, stride, phase, output_size, channels):
-    class Cutting(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return cut(x) + 1
-
-    (site,) = find_sites(nn.Sequential(Cutting()), (5, 8, 9))
+def test_slices_of_one_image_of_the_batch_say_why(cut, stride, phase, output_size, channels):
+    (site,) = find_sites(nn.Sequential(nets.Call(lambda m, x: cut(x) + 1)), (5, 8, 9))
     assert (site.op, site.stride, site.geometry.phase, site.measurable) == ("slice", stride, phase, False)
     assert (site.input_size, site.output_size, site.channels) == ((8, 9), output_size, channels)
-    assert site.reason == "its rows and columns are not the last two of four axes"
+    assert site.reason == "its images don't lie along one axis"
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        lambda x: x.flatten(2)[..., ::2],
+        lambda x: x.flatten(2).transpose(1, 2)[:, 1::3],
+        lambda x: x.permute(0, 2, 3, 1).flatten(1, 2)[:, 3:][:, ::2],
+        lambda x: torch.cat([x.flatten(2)[..., :1], x.flatten(2)], -1)[..., 1:][..., ::2],
+        lambda x: x.flatten(2).flip(2)[..., ::2].mean(1),
+    ],
+)
+def test_slices_of_tokens_say_why(cut):
+    (site,) = find_sites(nn.Sequential(nets.Call(lambda m, x: cut(x) + 1)), (5, 8, 9))
+    assert (site.op, site.stride, site.channels) == ("slice", (0, 0), 5)
+    assert site.reason == "its rows and columns are not two axes of one tensor"
 
 
 ACCESS = [
@@ -302,6 +466,8 @@ def test_blur_pools_are_told_from_convolutions():
 @pytest.mark.parametrize("make", [
     nets.ReusedPool, nets.FunctionalBlock, nets.Nested, nets.Slices, nets.Focus, nets.InPlace, nets.CeilPools,
     nets.SharedPool, nets.Squeezing, nets.PowerPool, nets.strided, nets.Raising, lambda: build("resnet20-a"),
+    lambda: nets.Hiera(True), lambda: nets.Hiera(False), lambda: nets.PooledHeads(True),
+    lambda: nets.PooledHeads(False), *nets.SPACE_TO_DEPTH.values(),
 ])  # fmt: skip
 def test_the_same_on_the_meta_device_and_on_data(make: Callable[[], nn.Module]):
     model = make()
@@ -314,6 +480,9 @@ def test_the_same_on_the_meta_device_and_on_data(make: Callable[[], nn.Module]):
     ]
     assert [(s.input_size, s.output_size, s.channels, s.scale) for s in on_meta] == [
         (s.input_size, s.output_size, s.channels, s.scale) for s in on_data
+    ]
+    assert [(s.family, s.spread, s.layouts, s.reason) for s in on_meta] == [
+        (s.family, s.spread, s.layouts, s.reason) for s in on_data
     ]
 
 
@@ -370,6 +539,108 @@ def test_examples():
         assert find_sites(model, example) == expected
     assert find_sites(model, image(1, 3, 16, 16, dtype=torch.float64)) == expected
     assert find_sites(nn.Conv2d(1, 2, 3, 2), (1, 8, 10))[0].input_size == (8, 10)
+    for video in ((3, 4, 8, 10), image(2, 3, 4, 8, 10)):
+        (site,) = find_sites(nn.Conv3d(3, 2, 3, (1, 2, 2)), video)
+        assert (site.input_size, site.stride, site.scale) == ((4, 8, 10), (1, 2, 2), (1, 1, 1))
+
+
+def test_signals():
+    net = nn.Sequential(nn.Conv1d(2, 4, 3, 2), nn.MaxPool1d(2), nets.Call(lambda m, x: x[..., 1::2] + 1))
+    found = find_sites(net, image(1, 2, 32))
+    assert [(s.op, s.stride, s.input_size, s.output_size, s.channels) for s in found] == [
+        ("conv", (1, 2), (1, 32), (1, 15), 2), ("max_pool", (1, 2), (1, 15), (1, 7), 4),
+        ("slice", (1, 2), (1, 7), (1, 3), 4),
+    ]  # fmt: skip
+
+
+def test_several_inputs():
+    class Fused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.image, self.depth = nn.Conv2d(3, 4, 3, 2), nn.Conv2d(1, 4, 3, 2)
+
+        def forward(self, x: Tensor, depth: Tensor, gain: float = 1.0) -> dict[str, list[Tensor]]:
+            return {"maps": [self.image(input=x) + self.depth(depth) * gain]}
+
+    x, depth = image(1, 3, 16, 16), image(1, 1, 16, 16)
+    expected = [("image", 3), ("depth", 1)]
+    for example in (
+        (x, depth),
+        (x, depth, 2.0),
+        {"x": x, "depth": depth},
+        {"depth": depth, "x": x, "gain": 0},
+    ):
+        assert [(s.name, s.channels) for s in find_sites(Fused(), example)] == expected
+    with pytest.raises(
+        SpectralError, match=r"for several inputs pass a tuple of tensors, for named ones a dict"
+    ):
+        find_sites(Fused(), x)
+    with pytest.raises(SpectralError, match=r"no floating-point image among the inputs"):
+        find_sites(Fused(), {"x": torch.zeros(1, 3, dtype=torch.int64)})
+
+
+def test_lists_and_dictionaries_as_one_argument():
+    def detect(m: nn.Module, images: list[Tensor]) -> list[Tensor]:
+        return [F.max_pool2d(m.conv(torch.stack([x[:, :16, :16] for x in images])), 2)]
+
+    found = find_sites(nets.Call(detect, conv=nn.Conv2d(3, 4, 3, 2)), [image(3, 20, 24), image(3, 16, 30)])
+    assert [(s.name, s.input_size) for s in found] == [("conv", (16, 16)), (":max_pool0", (7, 7))]
+    (site,) = find_sites(nets.TwoInputs(), ({"pixels": image(1, 3, 16, 16)},))
+    assert (site.name, site.input_size) == ("conv", (16, 16))
+    assert find_sites(nets.TwoInputs(), {"pixels": image(1, 3, 16, 16)}) == [site]
+
+
+def test_a_module_that_sees_another_size_in_each_call():
+    def pyramid(m: nn.Module, x: Tensor) -> list[Tensor]:
+        return [m.conv(x), m.conv(F.interpolate(x, scale_factor=2)), m.conv(F.avg_pool2d(x, 3))]
+
+    found = find_sites(nets.Call(pyramid, conv=nn.Conv2d(3, 4, 3, 2, 1)), 24)
+    assert [(s.name, s.input_size[0]) for s in found] == [
+        ("conv@0", 24), ("conv@1", 48), (":avg_pool0", 24), ("conv@2", 8)
+    ]  # fmt: skip
+
+
+def test_pools_that_return_indices():
+    class Unpooling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool, self.unpool = nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.unpool(*self.pool(x))
+
+    (site,) = find_sites(Unpooling(), 16)
+    assert (site.name, site.op, site.output_size) == ("pool", "max_pool", (8, 8))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_gradient_checkpointing(reentrant):
+    model = nets.Checkpointed(reentrant)
+    assert [s.name for s in find_sites(model, 32)] == [
+        "stem", "block:conv0", "block:max_pool0", "block:avg_pool0"
+    ]  # fmt: skip
+
+
+def test_constants_of_the_shape_of_an_image_are_not_the_image():
+    def insert_zeros(m: nn.Module, x: Tensor) -> Tensor:
+        wide = x.new_zeros(len(x), 3, 48, 64)
+        wide[:, :, ::2, ::2] = x
+        gates = torch.ones_like(x)[..., ::2].mean() + torch.zeros_like(x)[:, :, ::2].sum()
+        return m.conv(wide) * gates
+
+    (site,) = find_sites(nets.Call(insert_zeros, conv=nn.Conv2d(3, 4, 3, 2, 1)), (24, 32))
+    assert (site.name, site.input_size) == ("conv", (48, 64))
+
+
+def test_a_size_that_the_model_was_not_made_for():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 12, 2))
+    model.pretrained_cfg = {"input_size": (3, 16, 12)}
+    with pytest.raises(
+        SpectralError, match=r"shape \(1, 3, 32, 32\): RuntimeError: .*; it was made for 16×12$"
+    ):
+        find_sites(model, 32)
+    assert find_sites(model, (16, 12)) == []
 
 
 def test_models_in_half_and_double_precision():
@@ -390,15 +661,32 @@ def test_stride_layers_are_strided_convolution_modules():
     assert get_stride_layers(nn.Sequential(nn.Conv2d(1, 1, 3, (1, 2)), nn.Conv1d(1, 1, 3, 2))) == ["0"]
 
 
-@pytest.mark.parametrize("example", ["32", (3, 4, 5, 6), (), (0, 8), 0, -1, (8.0, 8.0), None, 3.5])
+@pytest.mark.parametrize(
+    "example", ["32", (3, 4, 5, 6, 7), (), (0, 8), 0, -1, (8.0, 8.0), None, 3.5, object(), range(9)]
+)
 def test_what_is_no_size(example):
-    with pytest.raises(SpectralError, match=r"expected a batch or a size N, \(H, W\) or \(C, H, W\), got"):
+    with pytest.raises(
+        SpectralError, match=r"expected a batch or a size N, \(H, W\) or \(C, H, W\), got .{,60}$"
+    ):
         find_sites(nets.strided(), example)
 
 
-@pytest.mark.parametrize("shape", [(3, 8, 8), (8, 8), (0, 3, 8, 8), (1, 1, 3, 8, 8)])
+def test_no_array_is_printed_in_an_error():
+    with pytest.raises(SpectralError, match=r"^.{,140}$"):
+        find_sites(nets.strided(), np.zeros((1, 3, 8, 8)))
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 8, 8), (8,), (), (1, 1, 1, 3, 8, 8)])
 def test_a_batch_of_another_rank(shape):
-    with pytest.raises(SpectralError, match=r"expected an image batch \(B, C, H, W\), got shape"):
+    with pytest.raises(
+        SpectralError, match=r"expected a batch \(B, C, H, W\), \(B, C, T\) or \(B, C, T, H, W\), got shape"
+    ):
+        find_sites(nets.strided(), torch.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (8, 8), (1, 1, 3, 8, 8)])
+def test_a_batch_that_the_model_does_not_take(shape):
+    with pytest.raises(SpectralError, match=r"failed .*Error: .*; images come as a batch \(B, C, H, W\)$"):
         find_sites(nets.strided(), torch.zeros(shape))
 
 
@@ -469,6 +757,20 @@ def test_an_error_that_the_model_handles_itself():
     assert [s.name for s in find_sites(Fallback(), 32)][-2:] == [":max_pool0", "after"]
 
 
+def quantise(dynamic: bool) -> nn.Module:
+    ao = torch.ao.quantization
+    if dynamic:
+        net = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Linear(7, 2))
+        return ao.quantize_dynamic(net, {nn.Linear}, dtype=torch.qint8)
+    net = nn.Sequential(ao.QuantStub(), nn.Conv2d(3, 4, 3, 2), nn.ReLU(), ao.DeQuantStub()).eval()
+    net.qconfig = ao.get_default_qconfig(
+        "fbgemm" if "fbgemm" in torch.backends.quantized.supported_engines else "qnnpack"
+    )
+    prepared = ao.prepare(net)
+    prepared(image())
+    return ao.convert(prepared)
+
+
 def compiled_in_place() -> nn.Module:
     model = nets.strided()
     model.compile()
@@ -486,9 +788,11 @@ def compiled_in_place() -> nn.Module:
         (compiled_in_place, r"copy\.deepcopy\(model\)"),
         (lambda: nn.DataParallel(nets.strided()), "pass model.module"),
         (lambda: nn.Sequential(nn.DataParallel(nets.strided())), "put the .module of '0' in its place"),
+        (lambda: quantise(dynamic=True), "pass the float model it was made from"),
+        (lambda: quantise(dynamic=False), "pass the float model it was made from"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore:.*deprecated", "ignore:.*reduce_range")
 def test_models_in_which_hooks_never_fire(make, way_out):
     model = make()
     with pytest.raises(SpectralError, match=way_out) as caught:

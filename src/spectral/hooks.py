@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -14,31 +14,99 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from spectral.decimation import Decimation, Pair, as_pair
+from spectral.decimation import ALL, Decimation, Size
 from spectral.errors import SpectralError, suggest
-from spectral.recorder import Frame, Recorder, paused
+from spectral.recorder import Frame, Operation, Recorder, Substitute, family_of, paused
 from spectral.sites import PLAIN, Site, check_hookable
 
 Tap = Literal["input", "dense", "output"]
 TAPS: tuple[Tap, ...] = ("input", "dense", "output")
 
 
-@dataclass(frozen=True)
 class Capture:
     """The tensors of one site in one forward pass, alive while a ``reduce`` callback runs.
 
-    ``input`` is what enters the site, ``output`` what leaves it; `dense` computes the map between them.
+    All are maps (B, C, H, W), videos' (B, C, T, H, W). Where one image has several maps on the batch axis
+    (attention heads, windows) B is larger than the number of images; `per_image` brings values back to it.
+
+    Attributes:
+        site: where it is.
+        input: what enters the site.
+        decimation: what ran, with all that it takes to compute its dense map.
     """
 
-    site: Site
-    input: Tensor
-    output: Tensor
-    decimation: Decimation
+    def __init__(
+        self, site: Site, entering: Tensor, decimation: Decimation, run: Callable[[], Tensor], size: Size
+    ) -> None:
+        self.site = site
+        self.input = entering
+        self.decimation = decimation
+        self.size = size
+        self._run = run
+        self._output: Tensor | None = None
+        self._kept: Tensor | None = None
+        self._known: Tensor | None = None  # which images and channels of it have been computed
 
-    def dense(self, chunk: slice = slice(None)) -> Tensor:
-        """Return the dense map of the images in ``chunk``: dense[φ::s][:n] is the output."""
-        size: Pair = (self.output.shape[-2], self.output.shape[-1])
-        return self.decimation.dense(size, chunk)
+    @property
+    def output(self) -> Tensor:
+        """What leaves the site: kept from the dense map once all of that has been computed, else run."""
+        if self._output is None:
+            whole = self._known is not None and bool(self._known.all())
+            self._output = self._kept if whole else self._run()
+        assert self._output is not None
+        return self._output
+
+    def run(self) -> Tensor:
+        """Return what the operator itself gives, whatever was computed before."""
+        if self._output is None or self._output is self._kept:
+            return self._run()
+        return self._output
+
+    def dense(self, images: slice = ALL, channels: slice = ALL) -> Tensor:
+        """Return the dense map, or that of some images and channels: dense[φ::s][:n] is the output."""
+        dense = self.decimation.dense(self.size, images, channels)
+        if self._output is None:
+            self._keep(dense, images, channels)
+        return dense
+
+    def decimate(self, dense: Tensor) -> Tensor:
+        """Return the samples of a dense map that the site keeps."""
+        geometry = self.site.geometry
+        axes = zip(geometry.phase, geometry.stride, self.size, strict=True)
+        for axis, (p, s, n) in enumerate(axes, start=2):
+            dense = dense[(slice(None),) * axis + (slice(p, p + (n - 1) * s + 1, s),)]
+        return dense
+
+    def per_image(self, values: Tensor) -> Tensor:
+        """Add up what was computed per map of the batch axis, (B',) → (B,)."""
+        before, after = self.site.spread
+        return values if before == after == 1 else values.reshape(before, -1, after).sum((0, 2))
+
+    def _keep(self, dense: Tensor, images: slice, channels: slice) -> None:
+        """Collect the output piece by piece, so that a site isn't computed twice."""
+        decimation = self.decimation
+        if decimation.weight is None:
+            return  # a pool costs less than a copy
+        if self._kept is None or self._known is None:
+            count = len(decimation.input), decimation.channels
+            self._kept = torch.empty(
+                *count,
+                *self.size,
+                dtype=dense.dtype,
+                device=dense.device,
+                memory_format=_memory_format(dense),
+            )
+            self._known = torch.zeros(count, dtype=torch.bool)
+        self._kept[images, channels] = self.decimate(dense)
+        self._known[images, channels] = True
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    last = formats.get(x.ndim)
+    if last is not None and x.is_contiguous(memory_format=last) and not x.is_contiguous():
+        return last
+    return torch.contiguous_format
 
 
 class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
@@ -88,7 +156,7 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         self._keeps = reduce is None
         self._modules = dict(model.named_modules())
         self._names: list[str] = []
-        self._sites: dict[tuple[str, int, int], Site] = {}
+        self._sites: dict[tuple[str, int, str, int], Site] = {}
         self._watched: dict[str, list[Site]] = defaultdict(list)
         self._plain: list[str] = []
         if isinstance(sites, str):
@@ -102,7 +170,11 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         self._calls: Counter[str] = Counter()
         self._frames: Counter[str] = Counter()
         self._handles: list[RemovableHandle] = []
-        self._mode = _CaptureMode(self._on_operator, differentiable=not detach)
+        # A reduce callback at the dense tap computes each convolution's output on the way.
+        self._substitutes = reduce is not None and self.tap == "dense" and detach
+        self._mode = _CaptureMode(
+            self._on_operation, self._compute if self._substitutes else None, differentiable=not detach
+        )
         try:
             self._register(model)
         except BaseException:
@@ -210,8 +282,8 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         module: Any = self._modules[site.module]
         if site.access == "direct" and (
             PLAIN.get(type(module)) != site.operator
-            or as_pair(module.stride) != site.stride
-            or as_pair(module.kernel_size) != site.kernel
+            or _as_size(module.stride, site) != site.stride
+            or _as_size(module.kernel_size, site) != site.kernel
         ):
             raise SpectralError(f"site {site.name!r} isn't what runs there; call find_sites on this model")
 
@@ -224,7 +296,7 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
             else:
                 self._handles.append(module.register_forward_hook(partial(self._on_plain_output, path)))
         for path, sites in self._watched.items():
-            if all(site.access == "direct" for site in sites):
+            if all(self._is_direct(site) for site in sites):
                 hook = partial(self._on_direct, path)
                 self._handles.append(self._modules[path].register_forward_hook(hook))
         for path in self._framed_modules():
@@ -238,7 +310,7 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
 
     def _framed_modules(self) -> list[str]:
         """Owners of functional sites and all modules inside them: an operator counts for its own module."""
-        owners = {site.module for site in self._sites.values() if site.access != "direct"}
+        owners = {site.module for site in self._sites.values() if not self._is_direct(site)}
         # By identity: a module that two owners share has the name that it has in the first.
         inside = {id(module) for owner in owners for module in self._modules[owner].modules()}
         return [path for path, module in self._modules.items() if id(module) in inside]
@@ -268,28 +340,35 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         self._keep_plain(path, output if isinstance(output, Tensor) else None)
 
     def _keep_plain(self, path: str, tensor: Tensor | None) -> None:
-        if not self.enabled:
+        if not self.enabled or _is_recomputing():
             return
         if tensor is None:
             raise SpectralError(f"module {path!r} passes no plain tensor; capture a module inside it")
         self._captured.setdefault(path, []).append(self._copy(tensor))
 
+    def _is_direct(self, site: Site) -> bool:
+        """Whether a plain hook does; a convolution that is substituted must be met before it runs."""
+        return site.access == "direct" and not (self._substitutes and site.operator == "conv")
+
     def _on_direct(self, path: str, module: nn.Module, args: Any, output: Tensor) -> None:
-        if not self.enabled:
+        if not self.enabled or _is_recomputing():
             return
         call = self._calls[path]
         self._calls[path] += 1
-        site = self._sites.get((path, call, 0))
+        site = self._sites.get((path, call, "operator", 0))
         if site is not None:
             weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
             # The geometry's kind is the operator's here, as the recorder would have read it.
             geometry = replace(site.geometry, kind=site.operator)
+            x = args[0] if args[0].ndim == len(site.stride) + 2 else args[0][None]
+            decimation = Decimation(geometry, x, weight, bias)
             with paused():
-                self._deliver(site, args[0], output, Decimation(geometry, args[0], weight, bias))
+                self._deliver(site, x, decimation.arrange(output), decimation)
 
     def _enter(self, path: str, module: nn.Module, args: Any) -> None:
-        self._entered.append(self.enabled)
-        if self.enabled:
+        active = self.enabled and not _is_recomputing()
+        self._entered.append(active)
+        if active:
             self._mode.push(Frame(path, module, self._frames[path], args))
             self._frames[path] += 1
 
@@ -297,27 +376,51 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         if self._entered and self._entered.pop():
             self._mode.pop()
 
-    def _on_operator(self, frame: Frame, index: int, decimation: Decimation, output: Tensor) -> None:
-        site = self._sites.get((frame.path, frame.call, index))
-        if site is None or site.access == "direct" or not self.enabled:
+    def _find(self, frame: Frame, family: str, index: int) -> Site | None:
+        site = self._sites.get((frame.path, frame.call, family, index))
+        return None if site is None or not self.enabled or self._is_direct(site) else site
+
+    def _on_operation(self, operation: Operation) -> None:
+        frame = operation.frame
+        site = self._find(frame, family_of(operation.decimation), operation.index)
+        if site is None:
             return
-        ran, found = decimation.geometry, site.geometry
-        if (ran.kind, ran.stride, ran.phase) != (site.operator, found.stride, found.phase):
-            raise SpectralError(
-                f"site {site.name!r} ran as {ran.kind} with stride {ran.stride}, not as {site.operator} with "
-                f"{found.stride}; call find_sites again for this input"
-            )
+        decimation = _place(operation.decimation, site, operation.source)
+        layout = site.layouts[1] if site.layouts is not None else decimation
+        output = layout.arrange(operation.output)
         entering = frame.args[0] if site.access == "wrapped" else decimation.input
         self._deliver(site, entering, output, decimation)
+
+    def _compute(
+        self, frame: Frame, index: int, decimation: Decimation, run: Callable[[], Tensor]
+    ) -> Tensor | None:
+        """Let the callback compute a convolution's dense map, and take the output from there."""
+        site = self._find(frame, "operator", index)
+        if site is None or torch.is_grad_enabled() or decimation.input.ndim != len(site.stride) + 2:
+            return None
+        if len(frame.args) != 1 or decimation.input.shape[1] != site.channels:
+            return None
+        decimation = _place(decimation, site, decimation.input)
+        entering = frame.args[0] if site.access != "inner" else decimation.input
+        capture = Capture(site, entering, decimation, run, _find_output_size(decimation))
+        self._call(capture)
+        return capture.output
 
     def _deliver(self, site: Site, entering: Tensor, output: Tensor, decimation: Decimation) -> None:
         if self._detach:
             entering, output = entering.detach(), output.detach()
             decimation = replace(decimation, input=decimation.input.detach())
+        capture = Capture(
+            site, entering, decimation, lambda: output, tuple(output.shape[-len(site.stride) :])
+        )
+        _ = capture.output  # it is there
+        self._call(capture)
+
+    def _call(self, capture: Capture) -> None:
         self._delivering = True
         try:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self._detach):
-                self._reduce(Capture(site, entering, output, decimation))
+                self._reduce(capture)
         finally:
             self._delivering = False
 
@@ -329,6 +432,49 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         return tensor.detach().clone() if self._detach else tensor.clone()
 
 
+def _place(decimation: Decimation, site: Site, source: Tensor) -> Decimation:
+    """See an operator that ran as the site that was found there.
+
+    Raises:
+        SpectralError: if something else ran.
+    """
+    ran, found = decimation.geometry, site.geometry
+    alike = ran.kind == site.operator and (ran.stride, ran.phase) == (found.stride, found.phase)
+    if site.family == "reduction":
+        alike = ran.kind == site.operator
+    elif ran.kind == "slice":
+        sliced = [(s, p) for s, p in zip(found.stride, found.phase, strict=True) if s > 1]
+        alike = site.operator == "slice" and sorted(zip(ran.stride, ran.phase, strict=True)) == sorted(sliced)
+    try:
+        if alike and site.layouts is not None:
+            return Decimation(replace(found, kind=site.operator), site.layouts[0].arrange(source))
+    except RuntimeError:  # a size that the layout can't be split into
+        alike = False
+    if not alike:
+        raise SpectralError(
+            f"site {site.name!r} ran as {ran.kind} with stride {ran.stride}, not as {site.operator} with "
+            f"{found.stride}; call find_sites again for this input"
+        )
+    if ran.kind == "slice":
+        return replace(decimation, geometry=found)
+    return decimation
+
+
+def _find_output_size(decimation: Decimation) -> Size:
+    g, x = decimation.geometry, decimation.input
+    axes = zip(x.shape[2:], g.padding, g.dilation, g.kernel, g.stride, strict=True)
+    return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in axes)
+
+
+def _as_size(value: Any, site: Site) -> Size:
+    return tuple(value) if isinstance(value, tuple | list) else (value,) * len(site.stride)
+
+
+def _is_recomputing() -> bool:
+    """Whether a backward pass runs the forward again (gradient checkpointing): it was captured before."""
+    return torch._C._current_graph_task_id() != -1
+
+
 class _CaptureMode:
     """The recorder, active only while a module is running that holds functional sites.
 
@@ -337,13 +483,12 @@ class _CaptureMode:
     """
 
     def __init__(
-        self, on_event: Callable[[Frame, int, Decimation, Tensor], None], differentiable: bool
+        self, on_operation: Callable[[Operation], None], substitute: Substitute | None, differentiable: bool
     ) -> None:
-        self._on_event = on_event
-        self._differentiable = differentiable
+        self._on_operation = on_operation
         self._active = False
-        self._seen: list[tuple[Frame, int, Decimation, Tensor]] = []
-        self.recorder = Recorder(self._seen_operator if differentiable else on_event)
+        self._seen: list[Operation] = []
+        self.recorder = Recorder(self._seen.append if differentiable else on_operation, substitute=substitute)
         self._mode: AbstractContextManager[Any] = _GraphKeeper(self) if differentiable else self.recorder
 
     def push(self, frame: Frame) -> None:
@@ -375,14 +520,12 @@ class _CaptureMode:
         with self.recorder:
             out = func(*args, **kwargs)
             self.recorder.flush()
-        seen, self._seen = self._seen, []
+        seen = self._seen.copy()
+        self._seen.clear()
         with paused():
-            for event in seen:
-                self._on_event(*event)
+            for operation in seen:
+                self._on_operation(operation)
         return out
-
-    def _seen_operator(self, *event: Any) -> None:
-        self._seen.append(event)
 
     def _deactivate(self) -> None:
         if self._active:

@@ -1,15 +1,16 @@
 """Sees every resolution-reducing operator that runs, and which module's call it belongs to.
 
-Discovery (`sites`) and capture (`hooks`) count operators with this one class, so a site found on the meta
-device is the same site on real data.
+Discovery and capture (`hooks`) count operators with this one class, so a site found on the meta device is the
+same site on real data.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,12 +30,33 @@ class Frame:
     module: nn.Module
     call: int
     args: tuple[Any, ...]
-    operators: int = 0  # candidates so far
+    counts: Counter[str] = field(default_factory=Counter)  # candidates so far, per family
     steps: int = 0  # operators so far that did more to a map than move its samples
 
 
-EventHandler = Callable[[Frame, int, Decimation, Tensor], None]
+@dataclass(frozen=True)
+class Operation:
+    """A candidate operator that ran: the ``index``-th of its family in one call of the frame's module."""
+
+    frame: Frame
+    index: int
+    decimation: Decimation
+    source: Tensor  # what the operator was given
+    output: Tensor
+
+
+Handler = Callable[[Operation], None]
 Observer = Callable[[Any, Sequence[Any], dict[str, Any], Any], None]
+# (frame, index, decimation, run) → the operator's output if it was computed otherwise, else None
+Substitute = Callable[[Frame, int, Decimation, Callable[[], Tensor]], Tensor | None]
+
+
+def family_of(decimation: Decimation) -> str:
+    """Return what a candidate is counted with: reductions are candidates only where a view made windows.
+
+    Counting them apart keeps the numbers of all other operators what they are without them.
+    """
+    return "reduction" if decimation.geometry.kind.startswith("window") else "operator"
 
 
 @contextmanager
@@ -48,18 +70,26 @@ def paused() -> Iterator[None]:
 
 
 class Recorder(TorchDispatchMode):
-    """Calls ``on_event(frame, index, decimation, output)`` for each candidate operator of the top frame.
+    """Calls ``on_operation`` for each candidate operator of the top frame.
 
-    ``index`` counts the candidates of one call of the frame's module. A slice waits for the next operator,
-    because x[:, :, ::2, ::2] arrives as two; it is handed over before anything can change its source.
+    A slice waits for the next operator, because x[:, :, ::2, ::2] arrives as two; it is handed over before
+    anything can change its source.
+
+    Args:
+        on_operation: called after a candidate has run.
+        observe: called after every operator.
+        substitute: asked before a convolution runs; may return its output instead.
     """
 
-    def __init__(self, on_event: EventHandler, observe: Observer | None = None) -> None:
+    def __init__(
+        self, on_operation: Handler, observe: Observer | None = None, substitute: Substitute | None = None
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.frames: list[Frame] = []
-        self._on_event = on_event
+        self._on_operation = on_operation
         self._observe = observe
-        self._pending: tuple[Frame, int, Decimation, Tensor] | None = None
+        self._substitute = substitute
+        self._pending: Operation | None = None
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -72,19 +102,29 @@ class Recorder(TorchDispatchMode):
         continues = self._continues_pending(decimation)
         if not continues:
             self.flush()
+        if self._substitute and decimation and decimation.weight is not None and decimation.input is args[0]:
+            frame = self.frames[-1]
+            with paused():
+                out = self._substitute(
+                    frame, frame.counts["operator"], decimation, lambda: func(*args, **kwargs)
+                )
+            if out is not None:
+                frame.counts["operator"] += 1
+                return out
         out = func(*args, **kwargs)
         if self._observe:
             self._observe(func, args, kwargs, out)
         if decimation is not None:
-            self._register(decimation, out[0] if isinstance(out, tuple) else out, continues)
+            source = args[0] if args else next(iter(kwargs.values()))
+            self._register(decimation, source, out[0] if isinstance(out, (tuple, list)) else out, continues)
         return out
 
     def flush(self) -> None:
         """Hand over a waiting slice."""
         if self._pending is not None:
-            event, self._pending = self._pending, None
+            operation, self._pending = self._pending, None
             with paused():
-                self._on_event(*event)
+                self._on_operation(operation)
 
     def reset(self) -> None:
         """Forget frames and waiting slices of a forward that didn't end."""
@@ -99,17 +139,20 @@ class Recorder(TorchDispatchMode):
     def _continues_pending(self, decimation: Decimation | None) -> bool:
         if self._pending is None or decimation is None or decimation.geometry.kind != "slice":
             return False
-        _, _, first, output = self._pending
-        return decimation.input is output and decimation.geometry.axes[0] not in first.geometry.axes
+        first = self._pending
+        return (
+            decimation.input is first.output
+            and decimation.geometry.axes[0] not in first.decimation.geometry.axes
+        )
 
-    def _register(self, decimation: Decimation, output: Tensor, continues: bool) -> None:
+    def _register(self, decimation: Decimation, source: Tensor, output: Tensor, continues: bool) -> None:
         if continues and self._pending is not None:
-            frame, index, first, _ = self._pending
-            self._pending = (frame, index, merge_slices(first, decimation), output)
+            merged = merge_slices(self._pending.decimation, decimation)
+            self._pending = replace(self._pending, decimation=merged, output=output)
             return
-        frame = self.frames[-1]
-        index = frame.operators
-        frame.operators += 1
-        self._pending = (frame, index, decimation, output)
+        frame, family = self.frames[-1], family_of(decimation)
+        operation = Operation(frame, frame.counts[family], decimation, source, output)
+        frame.counts[family] += 1
+        self._pending = operation
         if decimation.geometry.kind != "slice":
             self.flush()

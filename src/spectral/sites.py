@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.utils.hooks import RemovableHandle
 
-from spectral.axes import AxisTracker, Labels, operator_name
-from spectral.decimation import Decimation, Geometry, Pair
+from spectral.axes import Layout
+from spectral.decimation import LOSSLESS, Geometry, Size
+from spectral.discovery import Event, Example, read_example, record_events
 from spectral.errors import SpectralError, suggest
-from spectral.metrics import evaluation_mode
-from spectral.recorder import Frame, Recorder
 
 Access = Literal["direct", "wrapped", "inner"]
 
 # Modules that are nothing but their operator: a plain hook then sees the operator's own tensors.
-PLAIN = {nn.Conv2d: "conv", nn.MaxPool2d: "max_pool", nn.AvgPool2d: "avg_pool"}
-
-# What a module may do to its input before its operator and still be one site: pad, crop, copy or cast it.
-_PREPARING = {
-    "constant_pad_nd", "reflection_pad2d", "replication_pad2d", "slice", "index_select", "new_empty",
-    "empty_like", "copy_", "clone", "_to_copy", "alias", "detach", "view", "unsqueeze", "squeeze",
+PLAIN = {
+    nn.Conv2d: "conv", nn.Conv3d: "conv", nn.MaxPool2d: "max_pool", nn.MaxPool3d: "max_pool",
+    nn.AvgPool2d: "avg_pool", nn.AvgPool3d: "avg_pool",
 }  # fmt: skip
+
+_RULES = {
+    "conv": "the convolution with stride 1",
+    "blur_pool": "the blur with stride 1",
+    "max_pool": "the maximum over the window at every sample",
+    "avg_pool": "the mean over the window at every sample",
+    "window_max": "the maximum over the window at every sample",
+    "window_mean": "the mean over the window at every sample",
+    "slice": "the map itself",
+    "resize": "the map itself",
+    "unfold": "the window at every sample",
+}
 
 
 @dataclass(frozen=True)
@@ -41,17 +46,23 @@ class Site:
             itself), plus ``@call`` where it runs more than once.
         module: path of the owner, the innermost module whose forward runs the operator.
         call: which call of the owner, from 0.
-        index: which candidate operator inside that call, from 0.
-        op: conv, blur_pool, max_pool, avg_pool, slice, resize or space_to_depth.
+        index: which candidate operator inside that call, from 0; reductions and views are counted apart.
+        op: conv, blur_pool, max_pool, avg_pool, slice, resize, unfold, window_max, window_mean (pools over
+            windows that a view has cut), space_to_depth, roi_pool, grid_sample, or global_pool.
         geometry: stride, kernel, padding, … of the operator.
-        input_size: (H, W) of what enters the site (of the padded tensor where padding isn't the site's own).
-        output_size: (H, W) of what leaves it.
+        input_size: (H, W) of what enters the site (of the padded tensor where padding isn't the site's own);
+            (T, H, W) of videos, (1, T) of signals.
+        output_size: the same of what leaves it.
         channels: channels of what enters.
         measurable: whether there is a dense map.
         reason: why not, else None.
         access: how a hook reaches it; ``direct`` where the module is the operator, ``wrapped`` where the
             module prepares the operator's input and returns its output, ``inner`` otherwise.
-        scale: how much smaller than the image its input is, (rows, columns).
+        scale: how much smaller than the image its input is, per axis.
+        family: operator, reduction or view: what ``index`` counts.
+        spread: how many maps of one image stand before and after each image on the batch axis (heads,
+            windows).
+        layouts: how the operator's input and output are maps, where they aren't (B, C, H, W) already.
     """
 
     name: str
@@ -60,21 +71,24 @@ class Site:
     index: int
     op: str
     geometry: Geometry
-    input_size: Pair
-    output_size: Pair
+    input_size: Size
+    output_size: Size
     channels: int
     measurable: bool
     reason: str | None
     access: Access
-    scale: tuple[float, float]
+    scale: tuple[float, ...]
+    family: str = "operator"
+    spread: tuple[int, int] = (1, 1)
+    layouts: tuple[Layout, Layout] | None = None
 
     @property
-    def stride(self) -> Pair:
+    def stride(self) -> Size:
         """Decimation factor (s_h, s_w)."""
         return self.geometry.stride
 
     @property
-    def kernel(self) -> Pair:
+    def kernel(self) -> Size:
         """Window of the operator (k_h, k_w)."""
         return self.geometry.kernel
 
@@ -84,35 +98,38 @@ class Site:
         return "conv" if self.geometry.kind == "blur_pool" else self.geometry.kind
 
     @property
-    def key(self) -> tuple[str, int, int]:
-        """Where it is: (module, call, index)."""
-        return self.module, self.call, self.index
+    def lossless(self) -> bool:
+        """Whether every sample is kept, as a channel: nothing is lost, so there is nothing to measure."""
+        return self.reason == LOSSLESS
+
+    @property
+    def rule(self) -> str | None:
+        """What the dense map is, and which sample of it comes first; None if there is none."""
+        if not self.measurable:
+            return None
+        between = self.op == "resize" and max(self.kernel) > 1
+        size = " × ".join(map(str, self.kernel))
+        rule = f"the mean of {size} neighbours" if between else _RULES[self.op]
+        return f"{rule}, from sample {self.geometry.phase}" if any(self.geometry.phase) else rule
+
+    @property
+    def key(self) -> tuple[str, int, str, int]:
+        """Where it is: (module, call, family, index)."""
+        return self.module, self.call, self.family, self.index
 
 
-@dataclass
-class _Event:
-    """What discovery notes of one operator."""
-
-    frame: Frame
-    index: int
-    decimation: Decimation
-    output: Tensor
-    maps: tuple[Tensor, Tensor]  # what enters and what leaves, rows and columns last where they are known
-    spatial: bool
-    prepared: bool
-    returned: bool = False
-
-
-def find_sites(model: nn.Module, example: Tensor | int | Pair | Sequence[int]) -> list[Site]:
+def find_sites(model: nn.Module, example: Example) -> list[Site]:
     """Find every downsampling site of a model, in the order in which they run.
 
     One forward pass on the meta device, so neither memory nor time is spent on arithmetic; where a model
     can't run there (control flow on values, real tensors made inside), one image passes on its own device.
-    The model is left as it was. Global pools are no lattice and aren't listed.
+    The model is left as it was. Global pools are no lattice; `find_global_pools` lists them.
 
     Args:
-        model: any module that takes one image batch; not scripted, compiled or wrapped for parallelism.
-        example: a batch (B, C, H, W), or the size of an RGB image: N or (H, W), or (C, H, W).
+        model: any module; not scripted, compiled, quantised or wrapped for parallelism.
+        example: a batch (B, C, H, W), of signals (B, C, T) or of videos (B, C, T, H, W); or the size of an
+            RGB image: N or (H, W), or (C, H, W), or (C, T, H, W). A tuple of tensors is several arguments, a
+            list one argument (detectors take lists of images), a dictionary named ones.
 
     Raises:
         SpectralError: if the model can't be traced, or its forward fails on the example.
@@ -121,10 +138,33 @@ def find_sites(model: nn.Module, example: Tensor | int | Pair | Sequence[int]) -
         >>> [site.name for site in find_sites(nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.MaxPool2d(2)), 32)]
         ['0', '1']
     """
+    return [site for site in find_reductions(model, example) if site.op != "global_pool"]
+
+
+def find_global_pools(model: nn.Module, example: Example) -> list[Site]:
+    """Find where a model pools over a whole axis or map: what is left is no lattice that could alias.
+
+    Arguments and errors as for `find_sites`.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.AdaptiveAvgPool2d(1))
+        >>> [site.name for site in find_global_pools(net, 32)]
+        ['1']
+    """
+    return [site for site in find_reductions(model, example) if site.op == "global_pool"]
+
+
+def find_reductions(model: nn.Module, example: Example) -> list[Site]:
+    """Find sites and global pools alike, in one forward pass; arguments and errors as for `find_sites`.
+
+    Example:
+        >>> [site.op for site in find_reductions(nn.Sequential(nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1)), 32)]
+        ['max_pool', 'global_pool']
+    """
     check_hookable(model)
-    image = _as_example(example)
-    events = [event for event in _run_discovery(model, image) if event.spatial]
-    return _name_sites(_merge_space_to_depth([_describe(event, image) for event in events], events))
+    inputs = read_example(example)
+    events = record_events(model, inputs)
+    return _name_sites(_merge_space_to_depth([_describe(event, inputs.image) for event in events], events))
 
 
 def get_stride_layers(model: nn.Module) -> list[str]:
@@ -165,12 +205,12 @@ def pair_sites(
     """
     if reference is not None and reference not in models:
         raise SpectralError(f"pair_sites: there is no model {reference!r}{suggest(reference, models)}")
-    slots: dict[str, dict[tuple[float, float, int], Site]] = {}
+    slots: dict[str, dict[tuple[float, ...], Site]] = {}
     for model, sites in models.items():
-        seen: Counter[tuple[float, float]] = Counter()
+        seen: Counter[tuple[float, ...]] = Counter()
         slots[model] = {}
         for site in sites:
-            level = (_level(site.scale[0]), _level(site.scale[1]))
+            level = tuple(map(_level, site.scale))
             slots[model][(*level, seen[level])] = site
             seen[level] += 1
     keys = sorted({key for sites in slots.values() for key in sites})
@@ -201,6 +241,11 @@ def check_hookable(model: object) -> None:
             )
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             raise SpectralError(f"hooks don't see the replicas of {kind}; {_way_out(name, 'module')}")
+        if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
+            raise SpectralError(
+                "a quantised model computes on integers, which have no spectrum; pass the float model it was "
+                "made from"
+            )
         if isinstance(module, torch.jit.ScriptModule):
             raise SpectralError("a scripted model runs without hooks; pass the module it was scripted from")
 
@@ -209,147 +254,25 @@ def _way_out(name: str, attribute: str) -> str:
     return f"put the .{attribute} of {name!r} in its place" if name else f"pass model.{attribute}"
 
 
-def _as_example(example: Tensor | int | Pair | Sequence[int]) -> Tensor:
-    if isinstance(example, Tensor):
-        if example.ndim != 4 or example.numel() == 0:
-            raise SpectralError(
-                f"find_sites: expected an image batch (B, C, H, W), got shape {tuple(example.shape)}"
-            )
-        if not example.is_floating_point():
-            raise SpectralError(
-                f"find_sites: expected floating-point images, got {example.dtype}; use images.float()"
-            )
-        return example[:1].detach()
-    size = tuple(example) if isinstance(example, Sequence) else (example,)
-    shape = (3, size[0], size[0]) if len(size) == 1 else (3, *size) if len(size) == 2 else size
-    if len(shape) != 3 or any(not isinstance(n, int) or n < 1 for n in shape):
-        raise SpectralError(f"find_sites: expected a batch or a size N, (H, W) or (C, H, W), got {example}")
-    return torch.zeros(1, *shape)
-
-
-def _run_discovery(model: nn.Module, image: Tensor) -> list[_Event]:
-    # The hooks and modules are the model's own, only the tensors are replaced.
-    meta = {name: t.to("meta") for name, t in (*model.named_parameters(), *model.named_buffers())}
-    image_on_meta = image.to("meta")
-    weights = {name: meta[name] for name, _ in model.named_parameters()}
-    try:
-        forward = partial(functional_call, model, meta, (image_on_meta,))
-        return _record(model, forward, image_on_meta, set(map(id, weights.values())))
-    except Exception:  # whatever a meta tensor can't do; the real forward decides
-        pass
-    tensor = next(iter((*model.parameters(), *model.buffers())), image)
-    image = image.to(tensor.device, tensor.dtype if tensor.is_floating_point() else image.dtype)
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # a forward may change them
-    forward = partial(functional_call, model, buffers, (image,))
-    try:
-        return _record(model, forward, image, set(map(id, model.parameters())))
-    except SpectralError:
-        raise
-    except Exception as error:
-        raise SpectralError(
-            f"the forward of {type(model).__name__} failed on an input of shape {tuple(image.shape)}: "
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
-        ) from error
-
-
-def _record(
-    model: nn.Module, forward: Callable[[], Any], image: Tensor, weight_ids: set[int]
-) -> list[_Event]:
-    tracker = AxisTracker()
-    tracker.mark(image, (None, None, "h", "w"))
-    events: list[_Event] = []
-
-    def note(frame: Frame, index: int, decimation: Decimation, output: Tensor) -> None:
-        geometry = decimation.geometry
-        spatial = geometry.kind not in ("slice", "global_pool")
-        maps = (decimation.input, output)
-        if geometry.kind == "slice":
-            known = tracker.labels(decimation.input)
-            spatial = any(known[axis] in ("h", "w") for axis in geometry.axes)
-            if known[-2:] != ("h", "w") or len(known) != 4 or min(geometry.axes) < 2:
-                geometry, maps = _place_slice(geometry, known, maps)
-                decimation = replace(decimation, geometry=geometry)
-        weight = decimation.weight
-        if weight is not None and id(weight) not in weight_ids:
-            depthwise = geometry.groups == decimation.input.shape[1] == weight.shape[0]
-            learned = any(True for _ in frame.module.parameters(recurse=False))
-            if depthwise and not learned:
-                decimation = replace(decimation, geometry=replace(geometry, kind="blur_pool"))
-        prepared = frame.steps == (0 if geometry.kind == "slice" else 1)  # one is the operator itself
-        events.append(_Event(frame, index, decimation, output, maps, spatial, prepared))
-
-    def observe(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
-        if tracker.follow(func, args, kwargs, out) and operator_name(func) not in _PREPARING:
-            for frame in recorder.frames:
-                frame.steps += 1
-
-    recorder = Recorder(note, observe)
-    calls: Counter[str] = Counter()
-    handles: list[RemovableHandle] = []
-
-    def enter(path: str, module: nn.Module, args: tuple[Any, ...]) -> None:
-        recorder.frames.append(Frame(path, module, calls[path], args))
-        calls[path] += 1
-
-    def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        recorder.flush()
-        frame = recorder.frames.pop()
-        for event in reversed(events):
-            if event.frame is frame:
-                event.returned = event.output is output
-                break
-
-    with _restored(model):
-        try:
-            for path, module in model.named_modules():
-                handles.append(module.register_forward_pre_hook(partial(enter, path), prepend=True))
-                handles.append(module.register_forward_hook(leave, always_call=True))
-            # Inference mode would show other operators than the forward passes that are measured later.
-            with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model), recorder:
-                forward()
-        finally:
-            for handle in handles:
-                handle.remove()
-    return events
-
-
-def _place_slice(
-    geometry: Geometry, labels: Labels, maps: tuple[Tensor, Tensor]
-) -> tuple[Geometry, tuple[Tensor, Tensor]]:
-    """Describe a slice of a tensor that is no (B, C, H, W): it was read as if its last axes were H and W."""
-    geometry = replace(geometry, reason="its rows and columns are not the last two of four axes")
-    if labels.count("h") != 1 or labels.count("w") != 1:
-        return geometry, maps
-    axes = (labels.index("h"), labels.index("w"))
-    if axes[1] == len(labels) - 2:
-        geometry = replace(geometry, stride=geometry.stride[::-1], phase=geometry.phase[::-1])
-    return geometry, (maps[0].movedim(axes, (-2, -1)), maps[1].movedim(axes, (-2, -1)))
-
-
-@contextmanager
-def _restored(model: nn.Module) -> Iterator[None]:
-    """Undo what a forward keeps in plain attributes: a table cached on the meta device would break it."""
-    before = [(vars(module), dict(vars(module))) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for attributes, values in before:
-            attributes.clear()
-            attributes.update(values)
-
-
-def _describe(event: _Event, image: Tensor) -> Site:
-    frame, decimation = event.frame, event.decimation
-    geometry, (entering, leaving) = decimation.geometry, event.maps
+def _describe(event: Event, image: Tensor) -> Site:
+    frame, geometry = event.frame, event.geometry
     access: Access = "inner"
+    size, channels = event.input_size, event.channels
     argument = frame.args[0] if len(frame.args) == 1 and isinstance(frame.args[0], Tensor) else None
-    if frame.operators == 1 and event.prepared and event.returned and argument is not None:
-        if type(frame.module) in PLAIN and entering is argument:
+    alone = frame.counts["operator"] == 1 and event.family == "operator" and event.layouts is None
+    if (
+        alone
+        and event.prepared
+        and event.returned
+        and argument is not None
+        and argument.ndim == len(size) + 2
+    ):
+        if type(frame.module) in PLAIN and event.source is argument:
             access = "direct"
-        elif argument.ndim == 4 and argument.shape[1] == entering.shape[1]:
+        elif argument.shape[1] == channels:
             access = "wrapped"
-            entering = argument
-    size: Pair = (entering.shape[-2], entering.shape[-1])
+            size = tuple(argument.shape[2:])
+    reason = "a global pool" if geometry.kind == "global_pool" else geometry.reason
     return Site(
         name=frame.path,
         module=frame.path,
@@ -358,50 +281,64 @@ def _describe(event: _Event, image: Tensor) -> Site:
         op=geometry.kind,
         geometry=geometry,
         input_size=size,
-        output_size=(leaving.shape[-2], leaving.shape[-1]),
-        channels=entering.shape[-3] if entering.ndim > 2 else 1,
-        measurable=geometry.reason is None,
-        reason=geometry.reason,
+        output_size=event.output_size,
+        channels=channels,
+        measurable=reason is None,
+        reason=reason,
         access=access,
-        scale=(image.shape[-2] / size[0], image.shape[-1] / size[1]),
+        scale=_find_scale(tuple(image.shape[2:]), size),
+        family=event.family,
+        spread=event.spread,
+        layouts=event.layouts,
     )
 
 
+def _find_scale(image: Size, size: Size) -> tuple[float, ...]:
+    """How much smaller than the image a map is; rows and columns joined to one axis shrink alike."""
+    if len(image) == len(size):
+        return tuple(n / max(m, 1) for n, m in zip(image, size, strict=True))
+    whole = torch.tensor(image).prod().item() / max(torch.tensor(size).prod().item(), 1)
+    return (whole ** (1 / max(len(image), 1)),) * 2
+
+
 def _name_sites(sites: list[Site]) -> list[Site]:
-    operators: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    operators: dict[str, list[tuple[str, int, str]]] = defaultdict(list)
     calls: dict[str, int] = defaultdict(int)
     for site in sites:
-        if (site.index, site.op) not in operators[site.module]:
-            operators[site.module].append((site.index, site.op))
+        entry = (site.family, site.index, site.op)
+        if entry not in operators[site.module]:
+            operators[site.module].append(entry)
         calls[site.module] = max(calls[site.module], site.call + 1)
     named = []
     for site in sites:
         own = sorted(operators[site.module])
         name = site.module
         if len(own) > 1 or not name:
-            alike = [index for index, op in own if op == site.op]
-            name += f":{site.op}{alike.index(site.index)}"
+            alike = [(family, index) for family, index, op in own if op == site.op]
+            name += f":{site.op}{alike.index((site.family, site.index))}"
         if calls[site.module] > 1:
             name += f"@{site.call}"
         named.append(replace(site, name=name))
     return named
 
 
-def _merge_space_to_depth(sites: list[Site], events: list[_Event]) -> list[Site]:
+def _merge_space_to_depth(sites: list[Site], events: list[Event]) -> list[Site]:
     """Join slices of one tensor that keep every phase between them: together they lose nothing."""
-    sources = {(e.frame.path, e.frame.call, e.index): id(e.decimation.input) for e in events}
-    groups: dict[tuple[int, Pair], list[Site]] = defaultdict(list)
+    sources = {(e.frame.path, e.frame.call, e.family, e.index): id(e.source) for e in events}
+    groups: dict[tuple[int, Size], list[Site]] = defaultdict(list)
     for site in sites:
         if site.op == "slice":
             groups[(sources[site.key], site.stride)].append(site)
     dropped = set()
     merged = {}
-    for (_, (s_h, s_w)), group in groups.items():
-        if len({site.geometry.phase for site in group}) == s_h * s_w:
+    for (_, stride), group in groups.items():
+        if 1 < len({site.geometry.phase for site in group}) == math.prod(stride):
             dropped |= {site.key for site in group}
             first = group[0]
-            reason = "lossless: every phase is kept as a channel"
-            merged[first.key] = replace(first, op="space_to_depth", measurable=False, reason=reason)
+            geometry = replace(first.geometry, kind="space_to_depth", kernel=stride, reason=LOSSLESS)
+            merged[first.key] = replace(
+                first, op="space_to_depth", geometry=geometry, measurable=False, reason=LOSSLESS
+            )
     return [merged.get(site.key, site) for site in sites if site.key not in dropped or site.key in merged]
 
 

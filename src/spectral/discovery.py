@@ -1,0 +1,471 @@
+"""One forward pass without data that sees every place where resolution may drop."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from textwrap import shorten
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.hooks import RemovableHandle
+
+from spectral.axes import (
+    BATCH,
+    CHANNEL,
+    IMAGE_AXES,
+    AxisTracker,
+    Factor,
+    Labels,
+    Layout,
+    Window,
+    find_layout,
+    operator_name,
+)
+from spectral.decimation import LOSSLESS, Geometry
+from spectral.errors import SpectralError
+from spectral.metrics import evaluation_mode
+from spectral.recorder import Frame, Operation, Recorder, family_of
+
+# What a module may do to its input before its operator and still be one site: pad, crop, copy or cast it.
+_PREPARING = {
+    "constant_pad_nd", "reflection_pad2d", "replication_pad2d", "slice", "index_select", "new_empty",
+    "empty_like", "copy_", "clone", "_to_copy", "alias", "detach", "view", "unsqueeze", "squeeze",
+}  # fmt: skip
+
+Example = Tensor | int | Sequence[int] | Sequence[Tensor] | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a model is called with: positional and named arguments, and the first image among them."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    image: Tensor
+
+    def to(
+        self, device: torch.device | str, dtype: torch.dtype | None = None, batch: int | None = None
+    ) -> Inputs:
+        """Return the inputs elsewhere, with image batches repeated to ``batch``."""
+
+        def move(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                kind = dtype if dtype is not None and value.is_floating_point() else value.dtype
+                moved = value.to(device, kind)
+                return moved.expand(batch, *moved.shape[1:]).clone() if batch and len(moved) == 1 else moved
+            if isinstance(value, (tuple, list)):
+                return type(value)(move(item) for item in value)
+            return {key: move(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+        return Inputs(move(self.args), move(self.kwargs), move(self.image))
+
+    def tensors(self) -> list[tuple[Tensor, bool]]:
+        """Return the floating-point tensors, and whether each is a batch: detectors take lists of images."""
+        found: list[tuple[Tensor, bool]] = []
+
+        def visit(value: Any, several: bool) -> None:
+            if isinstance(value, Tensor) and value.is_floating_point():
+                found.append((value, not (several and value.ndim == 3)))
+            elif isinstance(value, (list, tuple)):
+                for item in value:
+                    visit(item, several=True)
+            elif isinstance(value, dict):
+                for item in value.values():
+                    visit(item, several=False)
+
+        for value in (*self.args, *self.kwargs.values()):
+            visit(value, several=False)
+        return found
+
+
+@dataclass
+class Event:
+    """One place where resolution drops (or everything does: a global pool), as the forward pass showed it."""
+
+    frame: Frame
+    family: str
+    index: int
+    geometry: Geometry
+    input_size: tuple[int, ...]
+    output_size: tuple[int, ...]
+    channels: int
+    source: Tensor
+    output: Tensor
+    spread: tuple[int, int] = (1, 1)
+    layouts: tuple[Layout, Layout] | None = None
+    prepared: bool = False
+    returned: bool = False
+
+
+def read_example(example: Example) -> Inputs:
+    """Read what a user gives as an example as the arguments of a forward pass.
+
+    Raises:
+        SpectralError: if it is neither a batch, a size, nor arguments with an image among them.
+    """
+    if isinstance(example, Mapping):
+        return _find_image((), dict(example))
+    if isinstance(example, Tensor):
+        if example.ndim not in (2, 3, 4, 5) or example.numel() == 0:
+            raise SpectralError(
+                f"find_sites: expected a batch (B, C, H, W), (B, C, T) or (B, C, T, H, W), got shape "
+                f"{tuple(example.shape)}"
+            )
+        if not example.is_floating_point():
+            raise SpectralError(
+                f"find_sites: expected floating-point images, got {example.dtype}; use images.float()"
+            )
+        image = example[:1].detach()
+        return Inputs((image,), {}, image)
+    if isinstance(example, Sequence) and any(isinstance(item, (Tensor, Mapping, list)) for item in example):
+        return _find_image((list(example),) if isinstance(example, list) else tuple(example), {})
+    size: tuple[Any, ...] = tuple(example) if isinstance(example, Sequence) else (example,)
+    shape = (3, size[0], size[0]) if len(size) == 1 else (3, *size) if len(size) == 2 else size
+    if len(shape) not in (3, 4) or any(not isinstance(n, int) or n < 1 for n in shape):
+        got = shorten(repr(example), 60)
+        raise SpectralError(f"find_sites: expected a batch or a size N, (H, W) or (C, H, W), got {got}")
+    # Noise, not zeros: a detector that finds nothing in its image doesn't show what it does with boxes.
+    image = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
+    return Inputs((image,), {}, image)
+
+
+def record_events(model: nn.Module, inputs: Inputs) -> list[Event]:
+    """Run the model once, on the meta device if it can, and return what reduced resolution, in order.
+
+    Raises:
+        SpectralError: if its forward fails on the example.
+    """
+    # The hooks and modules are the model's own, only the tensors are replaced. Two images, so that a batch
+    # axis is told from one that has disappeared.
+    with torch.inference_mode(False):
+        return _record_anywhere(model, inputs)
+
+
+def _record_anywhere(model: nn.Module, inputs: Inputs) -> list[Event]:
+    meta = {name: t.to("meta") for name, t in (*model.named_parameters(), *model.named_buffers())}
+    weights = [meta[name] for name, _ in model.named_parameters()]
+    try:
+        return _record(model, meta, inputs.to("meta", batch=2), weights)
+    except SpectralError:
+        raise
+    except Exception:  # whatever a meta tensor can't do; the real forward decides
+        pass
+    tensor = next(iter((*model.parameters(), *model.buffers())), inputs.image)
+    dtype = tensor.dtype if tensor.is_floating_point() else None
+    failure = Exception()
+    for batch in (2, None):  # some models take one image at a time
+        buffers = {
+            name: buffer.clone() for name, buffer in model.named_buffers()
+        }  # a forward may change them
+        try:
+            return _record(model, buffers, inputs.to(tensor.device, dtype, batch), list(model.parameters()))
+        except SpectralError:
+            raise
+        except Exception as error:
+            failure = error
+    raise SpectralError(_explain(model, inputs, failure)) from failure
+
+
+def _explain(model: nn.Module, inputs: Inputs, error: Exception) -> str:
+    first = next(iter(str(error).splitlines()), "no message")
+    what = f"the forward of {type(model).__name__} failed on an input of shape {tuple(inputs.image.shape)}: "
+    made_for = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+    hint = ""
+    if inputs.image.ndim != 4 and not inputs.kwargs:
+        hint = "; images come as a batch (B, C, H, W)"
+    elif isinstance(error, TypeError) and ("argument" in str(error) or "forward()" in str(error)):
+        hint = "; for several inputs pass a tuple of tensors, for named ones a dictionary"
+    elif made_for and tuple(made_for) != tuple(inputs.image.shape[1:]):
+        hint = f"; it was made for {'×'.join(map(str, made_for[1:]))}"
+    return f"{what}{type(error).__name__}: {first}{hint}"
+
+
+def _find_image(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
+    inputs = Inputs(args, kwargs, torch.empty(0))
+    image = next((tensor for tensor, _ in inputs.tensors() if tensor.ndim > 1), None)
+    if image is None:
+        raise SpectralError(
+            "find_sites: there is no floating-point image among the inputs; pass one, such as torch.rand"
+        )
+    return replace(inputs, image=image)
+
+
+class _Discovery:
+    """The events of one forward pass, and what tells them apart from operators that only look like them."""
+
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        self.tracker = AxisTracker()
+        self.events: list[Event] = []
+        self.recorder = Recorder(self.note, self.observe)
+        self._weights = set(map(id, weights))
+        self.tracker.mark_learned(weights)
+        self._cutters: dict[int, Frame] = {}  # which call made a view
+        self._noted: set[int] = set()
+
+    def note(self, operation: Operation) -> None:
+        """Keep a candidate that reduces the resolution of a map of the image."""
+        kind = operation.decimation.geometry.kind
+        if kind == "slice":
+            event = self._note_slice(operation)
+        elif family_of(operation.decimation) == "reduction":
+            event = self._note_reduction(operation)
+        else:
+            event = self._note_operator(operation)
+        if event is not None:
+            event.prepared = operation.frame.steps == (
+                0 if kind == "slice" else 1
+            )  # one: the operator itself
+            self.events.append(event)
+
+    def observe(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+        """Follow the axes through an operator, and keep views and products that turn places into channels."""
+        contraction = self.tracker.find_contraction(func, args)
+        if contraction is not None and isinstance(out, Tensor):
+            self._note_contraction(*contraction, out)
+        if not self.tracker.follow(func, args, kwargs, out):
+            return
+        self._cutters.setdefault(self.tracker.cuts, self.recorder.frames[-1])
+        if operator_name(func) not in _PREPARING:
+            for frame in self.recorder.frames:
+                frame.steps += 1
+        if isinstance(out, Tensor) and out.ndim > 1:
+            found = self.tracker.collect_channels(out)
+            if found:
+                self._note_view(self.recorder.frames[-1], found, out)
+
+    def _note_operator(self, operation: Operation) -> Event | None:
+        decimation, source = operation.decimation, operation.source
+        geometry, rank = decimation.geometry, len(decimation.geometry.stride)
+        labels = self.tracker.labels(source)
+        known = self.tracker.comes_from_image(source)
+        strided = [labels[a] for a in range(-rank, 0) if -a <= source.ndim and geometry.stride[a] != 1]
+        signal = rank == 2 and decimation.input.shape[2] == 1
+        if known and signal and all(f.kind == CHANNEL for axis in strided for f in axis):
+            return None  # a pool over channels
+        if not known and (geometry.kind == "resize" or self.tracker.comes_from_weights(source)):
+            return None  # a table of positions or of weights, not the image
+        output = decimation.arrange(operation.output)
+        spread: tuple[int, int] | None = (1, 1)
+        if source.ndim == decimation.input.ndim or (
+            rank == 2 and source.ndim == 3 and decimation.input.ndim == 4
+        ):
+            spread = _find_spread(labels)
+        event = self._event(operation, geometry, decimation.input, output)
+        event.spread = spread or (1, 1)
+        if spread is None and geometry.reason is None:
+            event.geometry = replace(geometry, reason="its images don't lie along one axis")
+        weight = decimation.weight
+        if weight is not None and id(weight) not in self._weights and geometry.kind == "conv":
+            depthwise = geometry.groups == decimation.input.shape[1] == weight.shape[0]
+            learned = any(True for _ in operation.frame.module.parameters(recurse=False))
+            if depthwise and not learned:
+                event.geometry = replace(event.geometry, kind="blur_pool")
+        return event
+
+    def _note_slice(self, operation: Operation) -> Event | None:
+        """Keep a slice of rows or columns: its place among the axes is read from their labels."""
+        geometry, source = operation.decimation.geometry, operation.source
+        labels = self.tracker.labels(source)
+        if not any(f.spatial for axis in geometry.axes for f in labels[axis]):
+            return None
+        axes = _find_axes(labels)
+        cut = [labels[axis] for axis in geometry.axes]
+        alone = all(len(axis) == 1 and axis[0].kind in IMAGE_AXES for axis in cut)
+        numbers = zip(cut, geometry.stride, geometry.phase, strict=True)
+        steps = {axis[0].kind: (s, p) for axis, s, p in numbers} if alone else dict.fromkeys(axes, (0, 0))
+        placed = replace(
+            geometry, stride=tuple(steps.get(kind, (1, 0))[0] for kind in axes), kernel=(1,) * len(axes),
+            phase=tuple(steps.get(kind, (1, 0))[1] for kind in axes), axes=(),
+        )  # fmt: skip
+        layouts = find_layout(labels), find_layout(self.tracker.labels(operation.output))
+        if not alone or layouts[0] is None or layouts[1] is None:
+            reason = "its images don't lie along one axis"
+            if not alone or any(f.kind == "s" for axis in labels for f in axis):
+                reason = "its rows and columns are not two axes of one tensor"
+            return self._unplaced_event(operation, replace(placed, reason=reason))
+        event = self._event(
+            operation, placed, layouts[0].arrange(source), layouts[1].arrange(operation.output)
+        )
+        plain = source.ndim == 4 and layouts[0].whole and layouts[0].order == (0, 1, 2, 3)
+        event.layouts = None if plain else (layouts[0], layouts[1])
+        return event
+
+    def _note_reduction(self, operation: Operation) -> Event | None:
+        """Keep a maximum or mean over windows that a view has made, or over a whole axis: a global pool."""
+        geometry, source = operation.decimation.geometry, operation.source
+        labels = self.tracker.labels(source)
+        reduced = [f for axis in geometry.axes for f in labels[axis] if f.spatial and f.extent > 1]
+        kept = [f for a, axis in enumerate(labels) if a not in geometry.axes for f in axis if f.spatial]
+        if not reduced:
+            return None
+        gone = {f.kind for f in reduced}
+        left = [f for f in kept if f.kind in gone and f.extent > 1]
+        if not left:
+            whole = _find_size(reduced, _find_axes(labels))
+            placed = replace(geometry, kind="global_pool", stride=whole, kernel=whole, axes=())
+            return self._unplaced_event(operation, placed)
+        if "s" in gone or any(f.step >= g.step for f in reduced for g in left if f.kind == g.kind):
+            return None  # windows are kept apart from their samples, or nothing is known
+        axes = _find_axes(labels)
+        window = _find_size(reduced, axes)
+        zeros = (0,) * len(axes)
+        placed = replace(geometry, stride=window, kernel=window, padding=zeros, phase=zeros, axes=())
+        layouts = find_layout(labels), find_layout(self.tracker.labels(operation.output))
+        if layouts[0] is None or layouts[1] is None:
+            reason = "the windows it pools are cut by a view that can't be followed back to rows and columns"
+            return self._unplaced_event(operation, replace(placed, reason=reason))
+        event = self._event(
+            operation, placed, layouts[0].arrange(source), layouts[1].arrange(operation.output)
+        )
+        event.layouts = (layouts[0], layouts[1])
+        return event
+
+    def _note_contraction(self, x: Tensor, axis: int, other: Tensor, out: Tensor) -> None:
+        """Keep a product that sums over places: over those of a window, or over all of them to fewer."""
+        places = [f for f in self.tracker.labels(x)[axis] if f.spatial and f.extent > 1]
+        if not places or out.shape[axis % x.ndim - x.ndim if out.ndim == x.ndim else -1] == x.shape[axis]:
+            return
+        found = self.tracker.collect_channels(x, contracted=axis)
+        if found:  # once, however many products read the windows, and where they were cut
+            cut = max(window.cut for window in found)
+            if cut not in self._noted:
+                self._note_view(self._cutters.get(cut, self.recorder.frames[-1]), found, x)
+            self._noted.add(cut)
+        elif not self.tracker.comes_from_weights(other) and out.shape[axis] < x.shape[axis]:
+            geometry = Geometry("matmul_pool", (0, 0), reason="a pool written as a matrix product")
+            frame = self.recorder.frames[-1]
+            self._add_view(frame, geometry, (1, x.shape[axis]), (1, out.shape[axis]), x)
+
+    def _note_view(self, frame: Frame, found: list[Window], x: Tensor) -> None:
+        """Keep windows that have become channels of a tensor."""
+        factors = [f for axis in self.tracker.labels(x) for f in axis]
+        windows = {window.kind: window for window in found}
+        for kind in ("h", "w"):
+            n = math.prod(f.extent for f in factors if f.kind == kind)
+            windows.setdefault(kind, Window(kind, 1, 1, n, 0))
+        cuts = [windows[kind] for kind in IMAGE_AXES if kind in windows]
+        window, stride = tuple(w.size for w in cuts), tuple(w.stride for w in cuts)
+        kind, reason = "space_to_depth", LOSSLESS
+        if window != stride:
+            kind = "unfold"
+            skips = any(k < s for k, s in zip(window, stride, strict=True))
+            reason = "its windows are cut by views and skip samples" if skips else LOSSLESS
+        size = tuple(w.stride * (w.count - 1) + w.size for w in cuts)
+        zeros, ones = (0,) * len(cuts), (1,) * len(cuts)
+        geometry = Geometry(kind, stride, window, zeros, ones, zeros, reason=reason)
+        self._add_view(frame, geometry, size, tuple(w.count for w in cuts), x)
+
+    def _add_view(
+        self, frame: Frame, geometry: Geometry, size: tuple[int, ...], left: tuple[int, ...], x: Tensor
+    ) -> None:
+        index = frame.counts["view"]
+        frame.counts["view"] += 1
+        channels = _count_channels(self.tracker.labels(x)) // math.prod(geometry.kernel)
+        self.events.append(Event(frame, "view", index, geometry, size, left, max(channels, 1), x, x))
+
+    def _unplaced_event(self, operation: Operation, geometry: Geometry) -> Event:
+        """Describe an operation on what is no batch of maps: sizes are those of its image axes."""
+        labels = self.tracker.labels(operation.source)
+        event = self._event(operation, geometry, operation.source, operation.output)
+        axes = _find_axes(labels)
+        sizes = [
+            _find_size([f for axis in self.tracker.labels(x) for f in axis], axes)
+            for x in (operation.source, operation.output)
+        ]
+        event.input_size, event.output_size = sizes
+        event.channels = _count_channels(labels)
+        return event
+
+    def _event(self, operation: Operation, geometry: Geometry, entering: Tensor, leaving: Tensor) -> Event:
+        rank = max(len(geometry.stride), 1)
+        return Event(
+            operation.frame, family_of(operation.decimation), operation.index, geometry,
+            tuple(entering.shape[-rank:]), tuple(leaving.shape[-rank:]),
+            entering.shape[-rank - 1] if entering.ndim > rank else 1, operation.source, operation.output,
+        )  # fmt: skip
+
+
+def _find_axes(labels: Labels) -> list[str]:
+    """Return the axes of its maps: rows and columns (a signal has one row), time where there is any."""
+    timed = any(f.kind == "t" for axis in labels for f in axis)
+    return [kind for kind in IMAGE_AXES if timed or kind != "t"]
+
+
+def _find_size(factors: Sequence[Factor], axes: Sequence[str]) -> tuple[int, ...]:
+    """Multiply the extents of each image axis; rows and columns that are mixed count as one row."""
+    mixed = any(f.kind == "s" for f in factors)
+    kinds = [axes[-1] if mixed and f.spatial else f.kind for f in factors]
+    return tuple(
+        math.prod(f.extent for f, k in zip(factors, kinds, strict=True) if k == axis) for axis in axes
+    )
+
+
+def _count_channels(labels: Labels) -> int:
+    return math.prod(f.extent for axis in labels for f in axis if not f.spatial and f.kind != BATCH)
+
+
+def _find_spread(labels: Labels) -> tuple[int, int] | None:
+    """Find what stands before and after the images on the batch axis; None if they are elsewhere."""
+    first = labels[0]
+    position = next((i for i, f in enumerate(first) if f.kind == BATCH), None)
+    if position is None:
+        elsewhere = any(f.kind == BATCH for axis in labels[1:] for f in axis)
+        return None if elsewhere else (1, 1)
+    before = math.prod(f.extent for f in first[:position])
+    return before, math.prod(f.extent for f in first[position + 1 :])
+
+
+def _record(
+    model: nn.Module, state: dict[str, Tensor], inputs: Inputs, weights: Sequence[Tensor]
+) -> list[Event]:
+    discovery = _Discovery(weights)
+    for tensor, batched in inputs.tensors():
+        discovery.tracker.mark_image(tensor, batched)
+    frames, events = discovery.recorder.frames, discovery.events
+    calls: Counter[str] = Counter()
+    handles: list[RemovableHandle] = []
+
+    def enter(path: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        frames.append(Frame(path, module, calls[path], args))
+        calls[path] += 1
+
+    def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        discovery.recorder.flush()
+        frame = frames.pop()
+        for event in reversed(events):
+            if event.frame is frame:
+                event.returned = event.output is output
+                break
+
+    with _restored(model):
+        try:
+            for path, module in model.named_modules():
+                handles.append(module.register_forward_pre_hook(partial(enter, path), prepend=True))
+                handles.append(module.register_forward_hook(leave, always_call=True))
+            forward: Callable[[], Any] = partial(functional_call, model, state, inputs.args, inputs.kwargs)
+            # Inference mode would show other operators than the forward passes that are measured later.
+            with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model), discovery.recorder:
+                forward()
+        finally:
+            for handle in handles:
+                handle.remove()
+    return events
+
+
+@contextmanager
+def _restored(model: nn.Module) -> Iterator[None]:
+    """Undo what a forward keeps in plain attributes: a table cached on the meta device would break it."""
+    before = [(vars(module), dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for attributes, values in before:
+            attributes.clear()
+            attributes.update(values)
