@@ -37,7 +37,19 @@ def run_measured(
     def reduce(capture: Capture) -> None:
         measure_capture(capture, metrics, taps)
 
-    with FeatureExtractor(model, sites, reduce=reduce):
+    tap: Tap = "dense" if "dense" in taps else "input"
+    with FeatureExtractor(model, sites, tap=tap, reduce=reduce):
+        model(images)
+
+
+def run_dense(model: nn.Module, images: Tensor, sites: list[Site]) -> None:
+    """The forward pass with nothing but the dense maps, computed inside the hooks."""
+
+    def reduce(capture: Capture) -> None:
+        for image in range(len(capture.input)):
+            capture.dense(slice(image, image + 1))
+
+    with FeatureExtractor(model, sites, tap="dense", reduce=reduce):
         model(images)
 
 
@@ -68,6 +80,7 @@ def main(name: str, size: int, batch_size: int, rounds: int, channels_last: bool
         "bare forward": lambda: run_bare(model, images),
         f"AVR, input, {len(convs)} convs": lambda: run_measured(model, images, convs, ("avr",), ("input",)),
         f"AVR, input, {len(convs)} convs, naive": lambda: run_naive(model, images, convs),
+        f"dense maps alone, {len(sites)} sites": lambda: run_dense(model, images, sites),
         f"AVR + AM, dense, {len(sites)} sites": lambda: run_measured(
             model, images, sites, ("avr", "am"), ("dense",)
         ),

@@ -167,6 +167,53 @@ def alias_power_ratio(d: Array, stride: Pair, phase: Pair = (0, 0)) -> float:
     return float((residual**2).sum() / (kept**2).sum())
 
 
+def violations_nd(size: tuple[int, ...], stride: tuple[int, ...], cutoff: str = "radial") -> Array:
+    """Bins of a DC-centred spectrum over any number of axes that lie strictly above the limit, as 0 and 1."""
+    mask = np.zeros(size)
+    for index in np.ndindex(*size):
+        f = [2 * s * frequency(i, n) for i, n, s in zip(index, size, stride, strict=True)]
+        mask[index] = sum(x * x for x in f) > 1 if cutoff == "radial" else max(map(abs, f)) > 1
+    return mask
+
+
+def avr_nd(d: Array, stride: tuple[int, ...], cutoff: str = "radial") -> float:
+    """One image (C, …): Σ above / Σ, from numpy's own transform."""
+    axes = tuple(range(1, d.ndim))
+    power = np.fft.fftshift((np.abs(np.fft.fftn(d, axes=axes)) ** 2).mean(0))
+    return float((violations_nd(power.shape, stride, cutoff) * power).sum() / power.sum())
+
+
+def split_nd(d: Array, stride: tuple[int, ...], phase: tuple[int, ...]) -> tuple[Array, Array]:
+    """decimate(d) and decimate(d − L d) of one image (C, …) over any number of axes."""
+    axes = tuple(range(1, d.ndim))
+    spectrum = np.fft.fftn(d, axes=axes)
+    for axis, s in zip(axes, stride, strict=True):
+        n = d.shape[axis]
+        kept = [abs(_signed(k, n)) * 2 * s < n for k in range(n)]
+        spectrum *= np.reshape(kept, [n if a == axis else 1 for a in range(d.ndim)])
+    lattice = (slice(None), *(slice(p, None, s) for p, s in zip(phase, stride, strict=True)))
+    return d[lattice], (d - np.fft.ifftn(spectrum, axes=axes).real)[lattice]
+
+
+def alias_categories(d: Array, stride: tuple[int, ...], threshold_db: float = 20.0) -> dict[str, float]:
+    """Bin by bin and component by component, for one map whose sides are multiples of the stride."""
+    spectrum = np.fft.fftn(d) / np.prod(stride)
+    count = tuple(n // s for n, s in zip(d.shape, stride, strict=True))
+    decimated = np.fft.fftn(d[tuple(slice(None, None, s) for s in stride)])
+    threshold = np.abs(decimated).max() * 10 ** (-threshold_db / 20)
+    shares = dict.fromkeys(("nonaliased", "aliased", "tangled", "nopass"), 0.0)
+    for k in np.ndindex(*count):
+        passing = []
+        for j in np.ndindex(*stride):
+            q = tuple(a + b * n for a, b, n in zip(k, j, count, strict=True))
+            if np.abs(spectrum[q]) > threshold:
+                f = [Fraction(_signed(a, n), n) for a, n in zip(q, d.shape, strict=True)]
+                passing.append(all(abs(x) < Fraction(1, 2 * s) for x, s in zip(f, stride, strict=True)))
+        kind = {0: "nopass", 1: "nonaliased" if passing == [True] else "aliased"}.get(len(passing), "tangled")
+        shares[kind] += 1 / np.prod(count)
+    return shares
+
+
 def softmax(logits: Array) -> npt.NDArray[np.longdouble]:
     e = np.exp(np.asarray(logits, dtype=np.longdouble) - np.max(logits))
     return e / e.sum()

@@ -16,6 +16,7 @@ from torch import nn
 
 from spectral.errors import SpectralError
 from spectral.metrics import (
+    compute_alias_categories,
     compute_alias_metrics,
     compute_alias_power_ratio,
     compute_am,
@@ -24,6 +25,8 @@ from spectral.metrics import (
     compute_instability,
     compute_sis,
     evaluation_mode,
+    exact_products,
+    fold_spectrum,
     violation_mask,
 )
 from spectral.spectrum import compute_power_spectrum
@@ -273,10 +276,10 @@ class TestAvr:
         assert x.grad.abs().max().item() > 0
 
     @pytest.mark.parametrize(
-        "stride", [0, -1, (0, 2), (2, 0), (2,), (2, 2, 2), 2.5, (2.0, 2.0), None, "2", True]
+        "stride", [0, -1, (0, 2), (2, 0), (2,), (), (2, 2, 0), 2.5, (2.0, 2.0), None, "2", True]
     )
     def test_bad_stride(self, stride):
-        with pytest.raises(SpectralError, match="compute_avr: stride must be ≥ 1 on both axes, got"):
+        with pytest.raises(SpectralError, match="compute_avr: stride must be ≥ 1 on every axis, got"):
             compute_avr(torch.ones(4, 4), stride)
 
     @pytest.mark.parametrize(
@@ -448,13 +451,13 @@ class TestAm:
             (torch.ones(4, 4, dtype=torch.uint8), {}, "expected a real floating-point map, got torch.uint8"),
             (torch.ones(4, 0), {}, "the map is empty"),
             (torch.full((4, 4), math.nan), {}, "the map has NaN or infinite values"),
-            (torch.ones(4, 4), {"stride": 0}, "stride must be ≥ 1 on both axes, got 0"),
+            (torch.ones(4, 4), {"stride": 0}, "stride must be ≥ 1 on every axis, got 0"),
             (torch.ones(4, 4), {"phase": -1}, "samples from -1 in steps of 2 don't fit a map of 4"),
             (torch.ones(4, 4), {"phase": (0, 4)}, "0 samples from 4 in steps of 2 don't fit a map of 4"),
-            (torch.ones(4, 4), {"phase": 0.5}, "phase must be ≥ 0 on both axes, got 0.5"),
+            (torch.ones(4, 4), {"phase": 0.5}, "phase must be ≥ 0 on every axis, got 0.5"),
             (torch.ones(4, 4), {"size": (3, 2)}, "3 samples from 0 in steps of 2 don't fit a map of 4"),
             (torch.ones(4, 4), {"size": (0, 2)}, "0 samples from 0 in steps of 2 don't fit a map of 4"),
-            (torch.ones(4, 4), {"size": "ab"}, "size must be ≥ 1 on both axes, got 'ab'"),
+            (torch.ones(4, 4), {"size": "ab"}, "size must be ≥ 1 on every axis, got 'ab'"),
         ],
     )
     def test_bad_input(self, x, options, sentence):
@@ -512,6 +515,223 @@ class TestAmRelatives:
         assert compute_am(x).tolist() == pytest.approx([0, 1 / 3])
         assert compute_am_relative(x).tolist() == pytest.approx([0, 1])
         assert compute_alias_power_ratio(x).tolist() == pytest.approx([0, 1])
+
+
+VIDEO = [
+    ((4, 6, 8), (1, 2, 2), (0, 0, 0)), ((5, 7, 6), (2, 2, 2), (1, 0, 1)), ((4, 9, 5), (2, 3, 1), (0, 2, 0)),
+    ((1, 8, 6), (1, 2, 2), (0, 1, 0)), ((3, 1, 9), (1, 1, 2), (0, 0, 0)),
+    ((2, 3, 4, 5), (1, 2, 2, 3), (0, 0, 1, 0)),
+]  # fmt: skip
+
+
+class TestMoreAxes:
+    @pytest.mark.parametrize(("size", "stride", "phase"), VIDEO)
+    def test_avr_equals_exact_loops(self, size, stride, phase):
+        x = noise(2, *size)
+        P = compute_power_spectrum(x, axes=len(size))
+        for cutoff in ("radial", "separable"):
+            expected = reference.avr_nd(x, stride, cutoff)
+            assert compute_avr(P, stride, cutoff).item() == pytest.approx(expected, rel=1e-11)
+            assert (
+                violation_mask(size, stride, cutoff).tolist()
+                == (reference.violations_nd(size, stride, cutoff) > 0).tolist()
+            )
+        no_dc = compute_power_spectrum(x - x.mean(tuple(range(1, x.ndim)), keepdims=True), axes=len(size))
+        assert compute_avr(P, stride, exclude_dc=True).item() == pytest.approx(
+            compute_avr(no_dc, stride).item(), rel=1e-10
+        )
+
+    def test_ellipsoid_is_decided_in_integers(self):
+        # 2² + 3² + 6² = 7² on the limit of 7 bins in 28; one more bin on any axis is beyond
+        on = {(2, 3, 6), (6, 2, 3), (-3, 6, -2)}
+        mask = violation_mask((28, 28, 28), (2, 2, 2))
+        for k in on:
+            assert not mask[tuple(14 + i for i in k)]
+            assert mask[tuple(14 + i + (i > 0) - (i < 0) for i in k)]
+        # sides whose common multiple is their product: the squares stay within 64 bits
+        assert violation_mask((127, 128, 129), (127, 128, 129)).sum().item() == 127 * 128 * 129 - 1
+
+    @pytest.mark.parametrize(("size", "stride", "phase"), VIDEO)
+    def test_am_equals_the_residual_form(self, size, stride, phase):
+        x = noise(2, 3, *size)
+        axes = tuple(range(1, len(size) + 1))
+        for image, am, relative, power in zip(
+            x,
+            compute_am(x, stride, phase),
+            compute_am_relative(x, stride, phase),
+            compute_alias_power_ratio(x, stride, phase),
+            strict=True,
+        ):
+            kept, residual = reference.split_nd(image, stride, phase)
+            distance = np.abs(np.fft.fftn(residual, axes=axes)).sum()
+            assert am.item() == pytest.approx(distance / kept.size, rel=1e-10, abs=1e-13)
+            whole = np.abs(np.fft.fftn(kept, axes=axes)).sum()
+            assert relative.item() == pytest.approx(distance / whole, rel=1e-10, abs=1e-13)
+            ratio = (residual**2).sum() / (kept**2).sum()
+            assert power.item() == pytest.approx(ratio, rel=1e-10, abs=1e-20)
+        assert compute_am(x[0], stride, phase).item() == pytest.approx(compute_am(x, stride, phase)[0].item())
+
+    @pytest.mark.parametrize("difference", ["complex", "magnitude"])
+    def test_one_frame_is_an_image(self, difference):
+        x = torch.from_numpy(noise(2, 3, 7, 8))
+        video = compute_am(x[:, :, None], (1, 2, 2), (0, 1, 0), (1, 3, 4), difference)
+        torch.testing.assert_close(
+            video, compute_am(x, (2, 2), (1, 0), (3, 4), difference), rtol=1e-12, atol=0
+        )
+
+    def test_a_signal_is_a_row(self):
+        x = noise(1, 1, 12)  # (C, 1, T)
+        kept, residual = reference.split_nd(x[:, 0], (3,), (1,))
+        expected = np.abs(np.fft.fft(residual)).sum() / kept.size
+        assert compute_am(x, (1, 3), (0, 1)).item() == pytest.approx(expected, rel=1e-11)
+
+    @pytest.mark.parametrize("function", [compute_avr, compute_am])
+    def test_too_few_axes(self, function):
+        with pytest.raises(
+            SpectralError, match=rf"{function.__name__}: expected shape .*T, H, W\).*, got \(4, 4\)"
+        ):
+            function(torch.ones(4, 4), (2, 2, 2))
+
+
+class TestPrecision:
+    def test_fast_products_are_switched_off_and_on_again(self):
+        x = torch.from_numpy(noise(2, 64, 64)).float()
+        expected = compute_am(x)
+        torch.set_float32_matmul_precision("medium")
+        try:
+            assert torch.equal(compute_am(x), expected)
+            assert torch.get_float32_matmul_precision() == "medium"
+            with pytest.raises(RuntimeError, match="stop"), exact_products(torch.device("cpu")):
+                raise RuntimeError("stop")
+            assert torch.get_float32_matmul_precision() == "medium"
+        finally:
+            torch.set_float32_matmul_precision("highest")
+
+    @pytest.mark.parametrize("stride", [2, 3, 4, (2, 1), 16])
+    @pytest.mark.parametrize("size", [(224, 224), (57, 64), (33, 47)])
+    def test_band_limited_float32_maps(self, size, stride):
+        steps = (stride, stride) if isinstance(stride, int) else stride
+        edge = (size[1] - 1) // (2 * steps[1])
+        x = torch.stack(
+            [torch.from_numpy(reference.low_pass(noise(*size), steps)), tone(size, 0, edge)]
+        ).float()
+        for single in x:
+            assert 0 <= compute_am_relative(single, stride).item() < 1e-6
+        assert compute_am(x[:, None], stride).dtype == torch.float32
+
+
+class TestAliasCategories:
+    NAMES = ("nonaliased", "aliased", "tangled", "nopass")
+
+    @pytest.mark.parametrize(
+        ("size", "stride"),
+        [
+            ((8, 8), (2, 2)), ((6, 10), (2, 2)), ((9, 12), (3, 3)), ((8, 12), (4, 2)), ((6, 5), (2, 1)),
+            ((4, 6, 4), (1, 2, 2)),
+        ],
+    )  # fmt: skip
+    @pytest.mark.parametrize("threshold", [0.0, 6.0, 20.0])
+    def test_equals_the_loop_over_bins(self, size, stride, threshold):
+        for seed in range(3):
+            x = noise(*size, seed=seed)
+            found = compute_alias_categories(x, stride, threshold_db=threshold)
+            expected = reference.alias_categories(x, stride, threshold)
+            assert tuple(found) == self.NAMES
+            assert {k: v.item() for k, v in found.items()} == pytest.approx(expected, abs=1e-12)
+
+    @pytest.mark.parametrize(
+        ("x", "category", "bins"),
+        [
+            (tone((16, 16), 0, 3), "nonaliased", 2),
+            (tone((16, 16), 0, 6), "aliased", 2),
+            (tone((16, 16), 5, 7), "aliased", 2),
+            (tone((16, 16), 2, 0) + tone((16, 16), 6, 8), "tangled", 2),  # (6, 8) folds onto (−2, 0)
+            (tone((16, 16), 0, 4, angle=0), "tangled", 1),  # ±4 meet in the new Nyquist bin
+            (checkerboard((16, 16)), "aliased", 1),
+            (torch.full((16, 16), 0.3), "nonaliased", 1),
+            (torch.zeros(16, 16), "nopass", 64),
+        ],
+    )
+    def test_closed_forms(self, x, category, bins):
+        found = compute_alias_categories(x)
+        assert found[category].item() == pytest.approx(bins / 64)
+        assert found["nopass"].item() == pytest.approx(1 if category == "nopass" else 1 - bins / 64)
+
+    @pytest.mark.parametrize(("level", "category"), [(0.11, "tangled"), (0.09, "nonaliased")])
+    def test_threshold_in_decibels_of_amplitude(self, level, category):
+        x = tone((16, 16), 0, 2, angle=0.5 * math.pi) + level * tone((16, 16), 0, 6, angle=0.0)
+        assert compute_alias_categories(x)[category].item() == pytest.approx(2 / 64)
+        assert compute_alias_categories(x, threshold_db=30)["tangled"].item() == pytest.approx(2 / 64)
+
+    @QUICK
+    @given(st.data())
+    def test_is_a_partition(self, data):
+        size = [data.draw(st.integers(1, 12)) for _ in range(2)]
+        stride = tuple(data.draw(st.integers(1, 4)) for _ in size)
+        phase = tuple(data.draw(st.integers(0, min(s, n) - 1)) for s, n in zip(stride, size, strict=True))
+        x = torch.from_numpy(noise(2, 3, *size, seed=data.draw(st.integers(0, 9))))
+        x[0, 0] = 0
+        found = compute_alias_categories(x, stride, phase, threshold_db=data.draw(st.floats(0, 40)))
+        bins = 3 * math.prod(len(range(p, n, s)) for p, n, s in zip(phase, size, stride, strict=True))
+        counts = torch.stack(list(found.values())) * bins
+        assert counts.dtype == torch.float64
+        torch.testing.assert_close(counts, counts.round(), rtol=0, atol=1e-9)
+        assert counts.round().sum(0).tolist() == [bins, bins]
+        assert found["nopass"][0].item() >= 1 / 3
+        assert compute_alias_categories(-7.5 * x, stride, phase)["tangled"].tolist() == pytest.approx(
+            compute_alias_categories(x, stride, phase)["tangled"].tolist()
+        )
+
+    @pytest.mark.parametrize(("size", "stride", "phase"), LATTICES)
+    def test_components_fold_onto_the_decimated_spectrum(self, size, stride, phase):
+        x = torch.from_numpy(noise(*size))
+        kept = x[phase[0] :: stride[0], phase[1] :: stride[1]]
+        covered = torch.zeros(kept.shape[0] * stride[0], kept.shape[1] * stride[1], dtype=x.dtype)
+        moved = x[phase[0] :, phase[1] :][: covered.shape[0], : covered.shape[1]]
+        covered[: moved.shape[0], : moved.shape[1]] = moved
+        components = fold_spectrum(torch.fft.fft2(covered), kept.shape)
+        assert components.shape == (*kept.shape, stride[0] * stride[1])
+        torch.testing.assert_close(components.mean(-1), torch.fft.fft2(kept), rtol=1e-10, atol=1e-10)
+        # and the categories of a map are those of what the lattice covers
+        found = compute_alias_categories(x, stride, phase)
+        assert found == compute_alias_categories(covered, stride)
+
+    def test_no_aliases_without_decimation_but_at_nyquist(self):
+        found = compute_alias_categories(tone((8, 8), 1, 2), 1)
+        assert found["nonaliased"].item() == pytest.approx(2 / 64)
+        assert compute_alias_categories(checkerboard((8, 8)), 1)["aliased"].item() == pytest.approx(1 / 64)
+
+    def test_mirror_bins_are_treated_alike(self):
+        # Of a real map's 5×5 bins all but DC come in mirror pairs: one category has an odd number.
+        for seed in range(30):
+            x = torch.from_numpy(noise(10, 10, seed=seed)).float()
+            found = compute_alias_categories(x, threshold_db=3)
+            whole = compute_alias_categories(x.flip((0, 1)).roll((1, 1), (0, 1)), threshold_db=3)
+            counts = {name: round(25 * share.item()) for name, share in found.items()}
+            assert sum(count % 2 for count in counts.values()) == 1
+            assert whole == found  # the mirrored map
+
+    def test_mean_over_channels_per_image(self):
+        x = noise(2, 3, 9, 8)
+        found = compute_alias_categories(x)
+        for name in self.NAMES:
+            single = [[compute_alias_categories(c)[name].item() for c in image] for image in x]
+            assert found[name].tolist() == pytest.approx(np.mean(single, axis=1).tolist())
+            assert compute_alias_categories(x[0])[name].item() == pytest.approx(found[name][0].item())
+
+    @pytest.mark.parametrize(
+        ("x", "options", "sentence"),
+        [
+            (torch.ones(4, 4), {"threshold_db": -1}, "threshold_db must be ≥ 0, got -1"),
+            (torch.ones(4, 4), {"threshold_db": math.nan}, "threshold_db must be ≥ 0, got nan"),
+            (torch.ones(4), {}, r"expected shape \(H, W\)"),
+            (torch.full((4, 4), math.nan), {}, "the map has NaN or infinite values"),
+            (torch.ones(4, 4), {"size": (3, 2)}, "3 samples from 0 in steps of 2 don't fit a map of 4"),
+        ],
+    )
+    def test_bad_input(self, x, options, sentence):
+        with pytest.raises(SpectralError, match=f"compute_alias_categories: {sentence}"):
+            compute_alias_categories(x, **options)
 
 
 class Circular(nn.Module):

@@ -207,6 +207,47 @@ class TestPowerSpectrum:
         assert torch.isfinite(x.grad).all()
 
 
+class TestMoreAxes:
+    @pytest.mark.parametrize("size", [(1, 1, 1), (1, 6, 5), (4, 3, 6), (5, 7, 8), (3, 2, 4, 5)])
+    @pytest.mark.parametrize("leading", [(), (3,), (2, 3)])
+    def test_equals_numpys_transform(self, size, leading):
+        x = noise(*leading, *size)
+        axes = tuple(range(-len(size), 0))
+        expected = np.abs(np.fft.fftshift(np.fft.fftn(x, axes=axes), axes=axes)) ** 2
+        expected = expected.mean(-len(size) - 1) if leading else expected
+        P = compute_power_spectrum(x, axes=len(size))
+        np.testing.assert_allclose(P.numpy(), expected, rtol=1e-11, atol=1e-11)
+
+    def test_one_frame_is_an_image(self):
+        x = torch.from_numpy(noise(2, 3, 6, 5))
+        for window in (None, "hann"):
+            video = compute_power_spectrum(x[:, :, None], window, axes=3)
+            torch.testing.assert_close(video[:, 0], compute_power_spectrum(x, window), rtol=1e-12, atol=1e-12)
+
+    def test_hann_window_has_unit_mean_square_on_every_axis(self):
+        size = (5, 6, 7)
+        axes = [np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2 for n in size]
+        taper = axes[0][:, None, None] * axes[1][:, None] * axes[2]
+        taper /= np.sqrt((taper**2).mean())
+        x = noise(*size)
+        expected = compute_power_spectrum(x * taper, axes=3)
+        torch.testing.assert_close(
+            compute_power_spectrum(x, "hann", axes=3), expected, rtol=1e-11, atol=1e-11
+        )
+
+    @pytest.mark.parametrize(
+        ("shape", "axes", "wanted"),
+        [
+            ((4, 4), 3, r"\(T, H, W\), \(C, T, H, W\) or \(B, C, T, H, W\), got \(4, 4\)"),
+            ((1, 1, 1, 4, 4, 4), 3, r".* or \(B, C, T, H, W\), got \(1, 1, 1, 4, 4, 4\)"),
+            ((4, 4), 4, r"\(N1, N2, N3, N4\), \(C, N1, N2, N3, N4\) or"),
+        ],
+    )
+    def test_wrong_rank(self, shape, axes, wanted):
+        with pytest.raises(SpectralError, match=f"compute_power_spectrum: expected shape {wanted}"):
+            compute_power_spectrum(torch.ones(shape), axes=axes)
+
+
 class TestBadMaps:
     @pytest.mark.parametrize(
         ("x", "sentence"),

@@ -13,7 +13,8 @@ from .metrics import (
     compute_sis,
 )
 from .models import list_bundled, load_model, model_info
-from .sites import Site, find_sites, get_stride_layers, pair_sites
+from .monitor import AliasingMonitor, AliasingPenalty
+from .sites import Site, find_global_pools, find_reductions, find_sites, get_stride_layers, pair_sites
 from .spectrum import (
     compute_power_spectrum,
     compute_radial_profile,
@@ -36,10 +37,11 @@ from .training import Recipe, train
 __version__: str
 
 __all__ = [
-    "Capture", "FeatureExtractor", "ImageSet", "Recipe", "Site", "SpectralError",
-    "compute_alias_metrics", "compute_alias_power_ratio", "compute_am", "compute_am_relative", "compute_avr",
-    "compute_instability", "compute_power_spectrum", "compute_radial_profile", "compute_sis", "data",
-    "exact_bin_frequencies", "figures", "find_sites", "frequency_grid", "get_stride_layers", "layers",
+    "AliasingMonitor", "AliasingPenalty", "Capture", "FeatureExtractor", "ImageSet", "Recipe", "Site",
+    "SpectralError", "compute_alias_metrics", "compute_alias_power_ratio", "compute_am",
+    "compute_am_relative", "compute_avr", "compute_instability", "compute_power_spectrum",
+    "compute_radial_profile", "compute_sis", "data", "exact_bin_frequencies", "figures",
+    "find_global_pools", "find_reductions", "find_sites", "frequency_grid", "get_stride_layers", "layers",
     "list_bundled", "load_images", "load_model", "log_power_spectrum", "make_checkerboard_image",
     "make_constant_image", "make_dead_leaves_image", "make_sinusoidal_image", "make_white_noise_image",
     "measure", "model_info", "models", "normalized_radius", "pair_sites", "radial_frequencies", "stats",

@@ -92,9 +92,9 @@ def sites(
 ) -> None:
     """List the places where MODEL reduces spatial resolution.
 
-    Strided convolutions, pools, blur pools, slices and resizes are found by one forward pass without data, in
-    the order in which they run. The last column tells whether a site has a dense map (what it would output
-    with stride 1), which the measurements need, or why not.
+    Strided convolutions, pools, blur pools, slices, resizes, windows and space-to-depth are found by one
+    forward pass without data, in the order in which they run. The last column tells what a site's dense map
+    is (what it would output with stride 1), which the measurements need, or why it has none.
 
     \b
     Example:
@@ -109,12 +109,17 @@ def sites(
     info = spectral.model_info(net)
     assert info is not None
     shape = size or info.preprocessing.size
-    records = describe_sites(spectral.find_sites(net, shape))
+    found = spectral.find_reductions(net, shape)
+    records = describe_sites([site for site in found if site.op != "global_pool"])
     dense = sum(record["measurable"] for record in records)
     count = f"{len(records)} downsampling site{'' if len(records) == 1 else 's'}"
-    click.echo(f"{model} at {_by(shape)}: {count}, {dense} with a dense map")
+    pools = len(found) - len(records)
+    click.echo(
+        f"{model} at {_by(shape)}: {count}, {dense} with a dense map; {pools} global "
+        f"pool{'' if pools == 1 else 's'} apart"
+    )
     if records:
-        header = ["name", "op", "kernel", "stride", "input", "output", "channels", "dense"]
+        header = ["name", "op", "kernel", "stride", "input", "output", "channels", "dense map"]
         click.echo(format_rows(header, [_site_cells(record) for record in records]))
     if csv_path:
         write_csv(pd.DataFrame(records), csv_path)
@@ -131,7 +136,7 @@ def sites(
 @click.option("--limit", type=click.IntRange(min=1), help="At most this many images.")
 @click.option("--metrics", callback=_parse_names, default="avr,am,sis", show_default=True, metavar="A,B,…",
               help="Any of avr, avr_separable, avr_exclude_dc, avr_hann, am, am_relative, alias_power_ratio, "
-              "sis.")  # fmt: skip
+              "nonaliased, aliased, tangled, nopass, sis.")  # fmt: skip
 @click.option("--taps", callback=_parse_names, default="input,dense", show_default=True, metavar="A,B",
               help="Where AVR is taken: input, dense, output.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
@@ -262,7 +267,7 @@ def study(phases: Sequence[int], options: StudyOptions) -> None:
 
 def _site_cells(record: Mapping[str, Any]) -> list[str]:
     keys = ("name", "op", "kernel", "stride", "input_size", "output_size", "channels")
-    return [*(str(record[key]) for key in keys), "yes" if record["measurable"] else record["reason"]]
+    return [*(str(record[key]) for key in keys), record["dense_map"] or f"none: {record['reason']}"]
 
 
 def _print_summary(summary: pd.DataFrame, metrics: Sequence[str], images: int) -> None:

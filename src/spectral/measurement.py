@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,11 +18,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from spectral.bands import QUOTIENTS, BandStatistics, measure_bands
+from spectral.decimation import Size
 from spectral.errors import SpectralError, suggest
 from spectral.hooks import TAPS, Capture, FeatureExtractor, Tap
 from spectral.metrics import (
     SHIFTS,
-    compute_alias_metrics,
+    compute_alias_categories,
     compute_avr,
     compute_instability,
     evaluation_mode,
@@ -34,9 +38,12 @@ from spectral.table import Key, ShardStore, describe_environment, make_rows, to_
 
 AVR_METRICS = ("avr", "avr_separable", "avr_exclude_dc", "avr_hann")
 ALIAS_METRICS = ("am", "am_relative", "alias_power_ratio")
-METRICS = (*AVR_METRICS, *ALIAS_METRICS, "sis")
+CATEGORIES = ("nonaliased", "aliased", "tangled", "nopass")
+DENSE_METRICS = (*ALIAS_METRICS, *CATEGORIES)
+SITE_METRICS = (*AVR_METRICS, *DENSE_METRICS)
+METRICS = (*SITE_METRICS, "sis")
 
-CHUNK_ELEMENTS = 2**24  # of one dense map at a time: 64 MiB in float32
+CHUNK_ELEMENTS = 2**22  # of one map at a time: 16 MiB in float32
 IDENTITY_TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 5e-2, torch.float64: 1e-9}
 
 
@@ -95,9 +102,11 @@ def measure(
     Args:
         model: the network. Images from `load_images` are normalised by its ``spectral_info`` (see
             `load_model`); a model without one gets them in [0, 1].
-        images: from `load_images`, or a tensor (N, C, H, W) that is already preprocessed.
+        images: from `load_images`, or a tensor (N, C, H, W) that is already preprocessed; of signals
+            (N, C, T) and videos (N, C, T, H, W) too.
         metrics: any of avr, avr_separable, avr_exclude_dc, avr_hann (at each tap); am, am_relative,
-            alias_power_ratio (of the dense map); sis (of the model).
+            alias_power_ratio, and the shares of frequencies nonaliased, aliased, tangled, nopass (of the
+            dense map); sis (of the model).
         sites: what to measure, as sites or their names; all of `find_sites` by default.
         taps: where AVR is taken: ``"input"``, ``"dense"``, ``"output"``.
         batch_size: images per forward pass; changes no value beyond rounding.
@@ -135,7 +144,7 @@ def measure(
         source = source.resized(info.preprocessing.size)
     run = _Run(model, source, tuple(metrics), tuple(taps), info, name)
     found = run.find_sites(sites)
-    wanted = set(metrics) & {*AVR_METRICS, *ALIAS_METRICS}
+    wanted = set(metrics) & set(SITE_METRICS)
     if wanted and not any(site.measurable for site in found):
         why = f"; {found[0].name!r}: {found[0].reason}" if found else ""
         raise SpectralError(
@@ -182,7 +191,7 @@ def describe_sites(sites: Sequence[Site], failed: Mapping[str, str] | None = Non
             "name": site.name, "call": site.call, "op": site.op, "kernel": _by(site.kernel),
             "stride": _by(site.stride), "input_size": _by(site.input_size),
             "output_size": _by(site.output_size), "channels": site.channels,
-            "measurable": reasons[site.name] is None, "reason": reasons[site.name],
+            "measurable": reasons[site.name] is None, "dense_map": site.rule, "reason": reasons[site.name],
         }
         for site in sites
     ]  # fmt: skip
@@ -194,10 +203,10 @@ class TensorImages:
     source = "tensor"
 
     def __init__(self, images: Tensor) -> None:
-        if images.ndim != 4 or not images.is_floating_point():
+        if images.ndim not in (3, 4, 5) or not images.is_floating_point():
             raise SpectralError(
-                f"measure: expected floating-point images (N, C, H, W), got {images.dtype} of shape "
-                f"{tuple(images.shape)}"
+                f"measure: expected floating-point images (N, C, H, W), signals (N, C, T) or videos "
+                f"(N, C, T, H, W), got {images.dtype} of shape {tuple(images.shape)}"
             )
         self.images = images.detach()
         self.ids = [f"{i:04d}" for i in range(len(images))]
@@ -250,6 +259,7 @@ class _Run:
         parameter = next(iter(model.parameters()), None)
         self.device = parameter.device if parameter is not None else torch.device("cpu")
         self.dtype = parameter.dtype if parameter is not None else torch.float32
+        self._needs_dense = "dense" in taps or bool(set(metrics) & set(DENSE_METRICS))
         self._has_labels = any(label is not None for label in images.labels)
 
     def load(self, indices: Sequence[int]) -> Tensor:
@@ -275,7 +285,8 @@ class _Run:
         measurable = [site for site in self.sites if site.measurable]
         bar = tqdm(total=len(self.images), initial=len(self.images) - len(indices), unit="image",
                    desc=f"measuring {self.name}", disable=not progress)  # fmt: skip
-        with bar, FeatureExtractor(self.model, measurable, reduce=self._reduce) as extractor:
+        tap: Tap = "dense" if self._needs_dense else "input"
+        with bar, FeatureExtractor(self.model, measurable, tap=tap, reduce=self._reduce) as extractor:
             for chosen, raw in self.images.batches(batch_size, indices=indices):
                 self._values = {}
                 batch = self._prepare(raw)
@@ -313,7 +324,7 @@ class _Run:
         if "sis" in self.metrics:
             with extractor.paused():
                 shifted = [
-                    predict_probabilities(self._forward(batch.roll(shift, (2, 3))), len(batch))
+                    predict_probabilities(self._forward(batch.roll(shift, (-2, -1))), len(batch))
                     for shift in SHIFTS
                 ]
             self._put("sis", compute_instability(probabilities, shifted))
@@ -334,10 +345,9 @@ class _Run:
 
     def _reduce(self, capture: Capture) -> None:
         site = capture.site
-        needs_dense = "dense" in self.taps or bool(set(self.metrics) & set(ALIAS_METRICS))
         if site.name in self.failed:
             return
-        if needs_dense and not self.verified:
+        if self._needs_dense and not self.verified:
             reason = check_identity(capture)
             if reason:
                 self.failed[site.name] = reason
@@ -382,61 +392,96 @@ class _Run:
 def measure_capture(
     capture: Capture, metrics: Sequence[str], taps: Sequence[Tap]
 ) -> dict[tuple[str, str], Tensor]:
-    """Compute every site metric of one capture, (tap, metric) → (B,), in chunks of bounded size."""
-    parts: list[dict[tuple[str, str], Tensor]] = []
-    batch = len(capture.input)
-    s_h, s_w = capture.site.stride
-    per_image = max(capture.input[0].numel(), capture.output[0].numel() * s_h * s_w)
-    step = max(1, CHUNK_ELEMENTS // max(per_image, 1))
+    """Compute every site metric of one capture, (tap, metric) → (B,), in pieces of bounded size."""
     avr = [metric for metric in metrics if metric in AVR_METRICS]
-    alias = [metric for metric in metrics if metric in ALIAS_METRICS]
-    for start in range(0, batch, step):
-        chunk = slice(start, start + step)
-        dense = capture.dense(chunk) if alias or (avr and "dense" in taps) else None
-        values: dict[tuple[str, str], Tensor] = {}
-        for tap in taps if avr else ():
-            tensor: Any = dense if tap == "dense" else getattr(capture, tap)[chunk]
-            for metric, value in _measure_avr(tensor, avr, capture.site.stride).items():
-                values[(tap, metric)] = value
-        if alias and dense is not None:
-            for metric, value in _measure_aliases(dense, alias, capture).items():
-                values.setdefault(("dense", metric), value)
-        parts.append(values)
-    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    asked: dict[Tap, list[str]] = {"dense": [m for m in metrics if m in DENSE_METRICS]}
+    for tap in taps:
+        asked[tap] = avr + asked.get(tap, [])
+    # The dense map comes first: a site's output is then taken from it.
+    return {
+        (tap, metric): values
+        for tap, names in asked.items()
+        if names
+        for metric, values in _measure_tap(capture, tap, names).items()
+    }
 
 
 def check_identity(capture: Capture) -> str | None:
     """Check dense[φ::s][:n] == output on the first image; the reason why not, or None."""
-    site, output = capture.site, capture.output[:1]
-    (p_h, p_w), (s_h, s_w), (n_h, n_w) = site.geometry.phase, site.stride, output.shape[-2:]
-    kept = capture.dense(slice(0, 1))[..., p_h::s_h, p_w::s_w][..., :n_h, :n_w]
-    if kept.shape != output.shape:
-        return f"its dense map decimates to {tuple(kept.shape[-2:])}, not to {(n_h, n_w)}"
+    output, decimation = capture.run()[:1], capture.decimation
     scale = float(output.abs().max())
-    error = float((kept - output).abs().max()) / scale if scale else float((kept - output).abs().max())
+    error = 0.0
+    for channels in decimation.split_channels(_channels_at_once(capture)):
+        kept = capture.decimate(decimation.dense(capture.size, slice(0, 1), channels))
+        part = output[:, channels]
+        if kept.shape != part.shape:
+            return f"its dense map decimates to {tuple(kept.shape[2:])}, not to {tuple(part.shape[2:])}"
+        error = max(error, float((kept - part).abs().max()))
+    error = error / scale if scale else error
     tolerance = IDENTITY_TOLERANCE.get(output.dtype, 1e-4)
     # a NaN compares false: it is left to the metrics, which name it
     return f"its dense map misses its output by {error:.1e} of the maximum" if error > tolerance else None
 
 
-def _measure_avr(x: Tensor, metrics: list[str], stride: tuple[int, int]) -> dict[str, Tensor]:
-    power = compute_power_spectrum(x)
-    # mean square of the map, by Parseval
-    values = {"power": power.mean((-2, -1), dtype=torch.float64) / (x.shape[-2] * x.shape[-1])}
-    for metric in metrics:
-        if metric == "avr_hann":
-            values[metric] = compute_avr(compute_power_spectrum(x, window="hann"), stride)
-        else:
-            cutoff = "separable" if metric == "avr_separable" else "radial"
-            values[metric] = compute_avr(power, stride, cutoff, exclude_dc=metric == "avr_exclude_dc")  # type: ignore[arg-type]
-    return values
+def _measure_tap(capture: Capture, tap: Tap, metrics: list[str]) -> dict[str, Tensor]:
+    """Measure the map at one tap, a few images and channels at a time."""
+    geometry = capture.site.geometry
+    phase, size = (geometry.phase, capture.size) if tap == "dense" else (None, None)
+    bands = [metric for metric in metrics if metric in QUOTIENTS]
+    parts: list[dict[str, Tensor]] = []
+    whole: BandStatistics | None = None
+    for images, pieces in _split(capture, tap):
+        sums: dict[str, Tensor] = {}
+        whole = None
+        for channels in pieces:
+            x = capture.dense(images, channels) if tap == "dense" else getattr(capture, tap)[images, channels]
+            part = measure_bands(x, geometry.stride, phase, size, bands)
+            whole = part if whole is None else whole + part
+            for name, value in _sum_spectra(x, metrics, geometry.stride, phase, size).items():
+                sums[name] = sums[name] + value if name in sums else value
+        assert whole is not None
+        parts.append({**{f"bands {name}": value for name, value in whole.sums.items()}, **sums})
+    assert whole is not None
+    joined = {name: capture.per_image(torch.cat([part[name] for part in parts])) for name in parts[0]}
+    own = {name.removeprefix("bands "): v for name, v in joined.items() if name.startswith("bands ")}
+    maps = whole.channels * len(capture.input) // len(own["power"])
+    values = replace(whole, channels=maps, sums=own).values()
+    if "avr_hann" in metrics:
+        values["avr_hann"] = compute_avr(joined["hann"], geometry.stride)
+    return values | {name: joined[name] / maps for name in CATEGORIES if name in metrics}
 
 
-def _measure_aliases(dense: Tensor, metrics: list[str], capture: Capture) -> dict[str, Tensor]:
-    n_h, n_w = capture.output.shape[-2:]
-    values = compute_alias_metrics(dense, capture.site.stride, capture.site.geometry.phase, (n_h, n_w))
-    norm = torch.linalg.vector_norm(dense, dim=(-3, -2, -1), dtype=torch.float64)
-    return {"power": norm.square() / dense[0].numel(), **{metric: values[metric] for metric in metrics}}
+def _sum_spectra(
+    x: Tensor, metrics: list[str], stride: Size, phase: Size | None, size: Size | None
+) -> dict[str, Tensor]:
+    """Sums over channels of what needs the full spectrum."""
+    sums = {}
+    if "avr_hann" in metrics:
+        sums["hann"] = compute_power_spectrum(x, window="hann", axes=len(stride)) * x.shape[1]
+    if set(metrics) & set(CATEGORIES):
+        shares = compute_alias_categories(x, stride, phase or 0, size)
+        sums |= {name: share.double() * x.shape[1] for name, share in shares.items()}
+    return sums
+
+
+def _channels_at_once(capture: Capture) -> int:
+    """How many channels of one image's dense map make a piece of bounded size."""
+    lattice = zip(capture.size, capture.site.stride, strict=True)
+    return max(1, CHUNK_ELEMENTS // math.prod(n * s for n, s in lattice))
+
+
+def _split(capture: Capture, tap: Tap) -> Iterator[tuple[slice, list[slice]]]:
+    """Split a capture into runs of images, each with its runs of channels."""
+    if tap == "dense":
+        count, at_once = capture.decimation.channels, _channels_at_once(capture)
+        pieces = list(capture.decimation.split_channels(at_once)) if at_once < count else [slice(0, count)]
+    else:
+        x = getattr(capture, tap)
+        count, at_once = x.shape[1], max(1, CHUNK_ELEMENTS // x[0, 0].numel())
+        pieces = [slice(start, start + at_once) for start in range(0, count, at_once)]
+    step = max(1, at_once // count)
+    for start in range(0, len(capture.input), step):
+        yield slice(start, start + step), pieces
 
 
 def _as_images(images: Tensor | Images) -> Images:
@@ -455,8 +500,8 @@ def _list_reasons(failed: Mapping[str, str]) -> str:
     return "; ".join(f"{site!r}: {reason}" for site, reason in failed.items()) or "its output isn't logits"
 
 
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
+def _by(size: Size) -> str:
+    return "x".join(map(str, size))
 
 
 def _check_choice(what: str, asked: Sequence[str], allowed: Sequence[str]) -> None:

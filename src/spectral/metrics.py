@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, reduce
 from numbers import Integral
 from typing import Any, Literal
 
@@ -14,7 +16,10 @@ from spectral.errors import SpectralError
 from spectral.spectrum import Array, as_maps, centred_indices
 
 Cutoff = Literal["radial", "separable"]
-Stride = int | tuple[int, int]
+Stride = int | tuple[int, ...]
+# Aliases of a smaller share of the decimated power are computed in float64: rounding spreads over all bins,
+# so that 1e-7 of each sample of a pure tone would be 1e-5 of its AM at 224 pixels.
+FAINT = 1e-6
 SHIFTS = ((-1, 0), (1, 0), (0, -1), (0, 1))  # up, down, left, right; (rows, columns)
 
 
@@ -25,7 +30,8 @@ def compute_avr(P: Array, stride: Stride = 2, cutoff: Cutoff = "radial", exclude
 
     Args:
         P: DC-centred power, as `compute_power_spectrum` gives it.
-        stride: decimation factor of the site, one for both axes or (s_h, s_w).
+        stride: decimation factor of the site, one for both axes or (s_h, s_w); a longer tuple has one for
+            each of the last axes, (s_t, s_h, s_w) for video.
         cutoff: ``"radial"`` (published: the ellipse (2 s_h f_u)² + (2 s_w f_v)² > 1) or ``"separable"``
             (either axis above its own limit: the true support of a decimated lattice).
         exclude_dc: leave the DC bin out of the denominator; a constant map is then a silent one.
@@ -49,32 +55,31 @@ def compute_avr(P: Array, stride: Stride = 2, cutoff: Cutoff = "radial", exclude
         >>> float(compute_avr(compute_power_spectrum(board), stride=2))
         1.0
     """
-    power = as_maps(P, "compute_avr")
     steps = as_stride(stride, "compute_avr")
-    above = violation_mask(tuple(power.shape[-2:]), steps, cutoff).to(power.device)
+    power = as_maps(P, "compute_avr", len(steps))
+    spatial = tuple(range(-len(steps), 0))
+    above = violation_mask(tuple(power.shape[-len(steps) :]), steps, cutoff).to(power.device)
     # Float64 sums: the mask and its complement then add up to the whole, whatever the map's size.
-    violating = (power * above).sum((-2, -1), dtype=torch.float64)
-    total = power.sum((-2, -1), dtype=torch.float64)
+    violating = (power * above).sum(spatial, dtype=torch.float64)
+    total = power.sum(spatial, dtype=torch.float64)
     if not torch.isfinite(total).all():
         raise SpectralError("compute_avr: the power has NaN or infinite values; check the map it came from")
     floor = torch.zeros_like(total)
     if exclude_dc:
         # Summed without the DC bin: total − DC would cancel all digits of a faint pattern on a bright ground.
-        row, column = power.shape[-2] // 2, power.shape[-1] // 2
+        centre: tuple[Any, ...] = tuple(n // 2 for n in above.shape)
         is_dc = torch.zeros_like(above)
-        is_dc[row, column] = True
-        total = power.masked_fill(is_dc, 0).sum((-2, -1), dtype=torch.float64)
-        # The transform of a constant leaves rounding noise at the other bins, no power to take a share of.
-        noise = (8 * torch.finfo(power.dtype).eps) ** 2
-        floor = noise * power[..., row, column].detach().double()
-    return _ratio(violating, total, floor).to(power.dtype)
+        is_dc[centre] = True
+        total = power.masked_fill(is_dc, 0).sum(spatial, dtype=torch.float64)
+        floor = rounding_floor(power[(..., *centre)].detach())
+    return divide(violating, total, floor).to(power.dtype)
 
 
 def compute_am(
     dense: Array,
     stride: Stride = 2,
     phase: Stride = 0,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, ...] | None = None,
     difference: Literal["complex", "magnitude"] = "complex",
 ) -> Tensor:
     """Aliasing metric AM: L1 distance between a decimated map's spectrum and its alias-free counterpart.
@@ -84,13 +89,14 @@ def compute_am(
 
     Args:
         dense: the dense map, which is what the decimation sees.
-        stride: decimation factor, one for both axes or (s_h, s_w).
-        phase: first sample kept, one for both axes or (φ_h, φ_w).
+        stride: decimation factor, one for both axes or (s_h, s_w); a longer tuple has one for each of the
+            last axes, (s_t, s_h, s_w) for video.
+        phase: first sample kept, one for all axes or (φ_h, φ_w).
         size: samples kept (n_h, n_w); all that fit if None.
         difference: ``"complex"`` (equation 7) or ``"magnitude"``: Σ ||F_s1| − |F_s2||.
 
     Shape:
-        (H, W) or (C, H, W) → (); (B, C, H, W) → (B,).
+        (H, W) or (C, H, W) → (); (B, C, H, W) → (B,). With n strides the last n axes are spatial.
 
     Units:
         Units of the map: linear in amplitude. Grows with map size; compare like layers only.
@@ -111,12 +117,15 @@ def compute_am(
     if difference != "magnitude":
         raise SpectralError(f"compute_am: difference must be 'complex' or 'magnitude', got {difference!r}")
     kept, residual = split_aliases(dense, stride, phase, size, "compute_am")
-    change: Tensor = torch.fft.fft2(kept - residual).abs() - torch.fft.fft2(kept).abs()
-    return change.abs().sum((-2, -1)).mean(-1) / (kept.shape[-2] * kept.shape[-1])
+    spatial = tuple(range(-len(as_stride(stride, "compute_am")), 0))
+    change: Tensor = (
+        torch.fft.fftn(kept - residual, dim=spatial).abs() - torch.fft.fftn(kept, dim=spatial).abs()
+    )
+    return change.abs().mean(spatial).mean(-1)
 
 
 def compute_am_relative(
-    dense: Array, stride: Stride = 2, phase: Stride = 0, size: tuple[int, int] | None = None
+    dense: Array, stride: Stride = 2, phase: Stride = 0, size: tuple[int, ...] | None = None
 ) -> Tensor:
     """AM relative to the decimated map's own spectrum, Σ|F_s1 − F_s2| / Σ|F_s2|: free of scale.
 
@@ -134,7 +143,7 @@ def compute_alias_power_ratio(
     dense: Array,
     stride: Stride = 2,
     phase: Stride = 0,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, ...] | None = None,
     db: bool = False,
 ) -> Tensor:
     """Power of the aliases over power of the decimated map, ‖decimate(d − L d)‖² / ‖decimate(d)‖².
@@ -158,7 +167,7 @@ def compute_alias_metrics(
     dense: Array,
     stride: Stride = 2,
     phase: Stride = 0,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, ...] | None = None,
     caller: str = "compute_alias_metrics",
 ) -> dict[str, Tensor]:
     """AM, relative AM and alias power ratio from one split of the map: where all three are wanted.
@@ -170,12 +179,90 @@ def compute_alias_metrics(
         ['alias_power_ratio', 'am', 'am_relative']
     """
     kept, residual = split_aliases(dense, stride, phase, size, caller)
-    distance = spectrum_l1(residual)
+    axes = len(as_stride(stride, caller))
+    distance = spectrum_l1(residual, axes)
+    image = tuple(range(-axes - 1, 0))
     return {
         "am": distance.mean(-1),
-        "am_relative": _ratio(distance.sum(-1), spectrum_l1(kept).sum(-1)),
-        "alias_power_ratio": _ratio(residual.square().sum((-3, -2, -1)), kept.square().sum((-3, -2, -1))),
+        "am_relative": divide(distance.sum(-1), spectrum_l1(kept, axes).sum(-1)),
+        "alias_power_ratio": divide(residual.square().sum(image), kept.square().sum(image)),
     }
+
+
+def compute_alias_categories(
+    dense: Array,
+    stride: Stride = 2,
+    phase: Stride = 0,
+    size: tuple[int, ...] | None = None,
+    threshold_db: float = 20.0,
+) -> dict[str, Tensor]:
+    """Share of a decimated map's bins that hold the right component, an alias, several components or none.
+
+    Decimation folds Π s components of the dense map's spectrum onto each bin. A component passes if its
+    contribution is larger than the largest amplitude of that channel's decimated spectrum, less
+    ``threshold_db``. A bin is
+
+    - ``nonaliased``: only the alias-free component passes, that with |f| < 1/(2s) on every axis;
+    - ``aliased``: only another one passes;
+    - ``tangled``: more than one passes;
+    - ``nopass``: none does, as everywhere in a silent channel.
+
+    The four add up to 1 at every size and stride. (The published code decides each by its own rule: its
+    categories overlap, and at odd sizes leave bins out.) A map that the lattice doesn't cover is cropped or
+    extended by zeros to s·n samples from the first one kept on: folding is then exact.
+
+    Args:
+        dense: the dense map, which is what the decimation sees.
+        stride: as for `compute_am`.
+        phase: as for `compute_am`.
+        size: as for `compute_am`.
+        threshold_db: how far below the largest amplitude a component still passes.
+
+    Shape:
+        (H, W) or (C, H, W) → () for each category; (B, C, H, W) → (B,). With n strides the last n axes are
+        spatial.
+
+    Units:
+        None; shares of bins, averaged over channels, float64.
+
+    Raises:
+        SpectralError: as `compute_am`, or for a threshold that is negative or no number.
+
+    Source:
+        A. H. Ribeiro and T. B. Schön, How convolutional neural networks deal with aliasing, ICASSP 2021.
+
+    Example:
+        >>> tone = torch.cos(torch.pi * torch.arange(8) * 0.75).expand(8, 8)  # above the limit of 1/4
+        >>> {name: float(share) for name, share in compute_alias_categories(tone).items()}
+        {'nonaliased': 0.0, 'aliased': 0.125, 'tangled': 0.0, 'nopass': 0.875}
+    """
+    caller = "compute_alias_categories"
+    if not threshold_db >= 0:
+        raise SpectralError(f"{caller}: threshold_db must be ≥ 0, got {threshold_db}")
+    steps = as_stride(stride, caller)
+    maps = as_maps(dense, caller, len(steps), leading=2)
+    maps = maps if maps.ndim > len(steps) else maps[None]
+    start, bins = maps.ndim - len(steps), tuple(range(-len(steps), 0))
+    first, count = find_lattice(maps.shape[start:], steps, phase, size, caller)
+    lengths = tuple(s * n for s, n in zip(steps, count, strict=True))
+    covered = decimate(maps, start, [1] * len(steps), first, lengths)  # a slice stops at the border
+    spectrum: Tensor = torch.fft.fftn(covered, s=lengths, dim=bins) / math.prod(steps)  # fills up with zeros
+    if not torch.isfinite(torch.view_as_real(spectrum)).all():
+        raise SpectralError(f"{caller}: the map has NaN or infinite values; check the weights and the input")
+    largest = fold_spectrum(spectrum, count).sum(-1).abs().amax(bins, keepdim=True)[..., None]
+    amplitude = spectrum.abs()
+    # A real map's bins come in pairs, which rounding must not tell apart.
+    amplitude = (amplitude + amplitude.flip(bins).roll([1] * len(bins), bins)) / 2
+    passes = fold_spectrum(amplitude, count) > largest * 10 ** (-threshold_db / 20)
+    number = passes.sum(-1)
+    right = (passes & fold_spectrum(_is_alias_free(count, steps), count).to(passes.device)).any(-1)
+    categories = {
+        "nonaliased": (number == 1) & right,
+        "aliased": (number == 1) & ~right,
+        "tangled": number > 1,
+        "nopass": number == 0,
+    }
+    return {name: chosen.double().mean((start - 1, *bins)) for name, chosen in categories.items()}
 
 
 def compute_sis(model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
@@ -289,48 +376,131 @@ class evaluation_mode:  # noqa: N801 - reads as a statement: `with evaluation_mo
 
 
 def split_aliases(
-    dense: Array, stride: Stride, phase: Stride, size: tuple[int, int] | None, caller: str = "split_aliases"
+    dense: Array, stride: Stride, phase: Stride, size: tuple[int, ...] | None, caller: str = "split_aliases"
 ) -> tuple[Tensor, Tensor]:
     """Decimate a dense map and its high band: what the next layer gets, and the aliases in it.
 
     Shape:
-        (H, W), (C, H, W) or (B, C, H, W) → two maps (…, C, n_h, n_w).
+        (H, W), (C, H, W) or (B, C, H, W) → two maps (…, C, n_h, n_w). With n strides the last n axes are
+        spatial.
     """
-    maps = as_maps(dense, caller, ranks=(2, 3, 4))
-    maps = maps if maps.ndim > 2 else maps[None]
-    s_h, s_w = as_stride(stride, caller)
-    p_h, p_w = _as_pair(phase, f"{caller}: phase must be ≥ 0 on both axes")
-    height, width = maps.shape[-2:]
-    n_h, n_w = (len(range(p_h, height, s_h)), len(range(p_w, width, s_w)))
-    if size is not None:
-        n_h, n_w = _as_pair(size, f"{caller}: size must be ≥ 1 on both axes")
-    for n, p, s, extent in ((n_h, p_h, s_h, height), (n_w, p_w, s_w, width)):
-        if p < 0 or n < 1 or p + s * (n - 1) >= extent:
-            raise SpectralError(f"{caller}: {n} samples from {p} in steps of {s} don't fit a map of {extent}")
-    kept = maps[..., p_h::s_h, p_w::s_w][..., :n_h, :n_w]
-    rows = _low_pass_rows(height, s_h, p_h, n_h).to(maps)
-    columns = _low_pass_rows(width, s_w, p_w, n_w).to(maps)
-    # decimate(L d) as two thin products: only the samples that are kept are ever low-passed. Autocast would
-    # round them to half precision.
-    with torch.autocast(maps.device.type, enabled=False):
-        residual = kept - rows @ (maps @ columns.T)
+    steps = as_stride(stride, caller)
+    maps = as_maps(dense, caller, len(steps), leading=2)
+    maps = maps if maps.ndim > len(steps) else maps[None]
+    extents = maps.shape[-len(steps) :]
+    first, count = find_lattice(extents, steps, phase, size, caller)
+    start = maps.ndim - len(steps)
+    kept = decimate(maps, start, steps, first, count)
+    matrices = [_low_pass_rows(*axis).to(maps) for axis in zip(extents, steps, first, count, strict=True)]
+    # decimate(L d) as thin products: only the samples that are kept are ever low-passed.
+    with exact_products(maps.device):
+        residual = kept - transform_axes(maps, start, matrices)
     if not torch.isfinite(residual).all():
         raise SpectralError(f"{caller}: the map has NaN or infinite values; check the weights and the input")
+    image = tuple(range(-len(steps) - 1, 0))
+    faint = residual.detach().square().sum(image) < FAINT * kept.detach().square().sum(image)
+    if maps.dtype == torch.float32 and faint.any():
+        kept, residual = split_aliases(maps.double(), steps, first, count, caller)
+        return kept.float(), residual.float()
     return kept, residual
 
 
-def spectrum_l1(maps: Tensor) -> Tensor:
-    """Σ_{k,l} |DFT| / (n_h n_w) of each map, (…, n_h, n_w) → (…)."""
-    n_h, n_w = maps.shape[-2:]
-    magnitude: Tensor = torch.fft.rfft2(maps).abs()
+def decimate(
+    maps: Tensor, start: int, stride: Sequence[int], first: Sequence[int], count: Sequence[int]
+) -> Tensor:
+    """Keep ``count`` samples, every ``stride``-th from ``first`` on, of each axis from ``start`` on.
+
+    Example:
+        >>> decimate(torch.arange(12).view(2, 6), 0, (1, 2), (0, 1), (2, 2))
+        tensor([[1, 3],
+                [7, 9]])
+    """
+    for axis, (s, p, n) in enumerate(zip(stride, first, count, strict=True), start):
+        maps = maps[(*[slice(None)] * axis, slice(p, p + s * (n - 1) + 1, s))]
+    return maps
+
+
+def fold_spectrum(spectrum: Tensor, count: Sequence[int]) -> Tensor:
+    """Group the bins of a dense map's spectrum, DC first, by the bin of the decimated map they fold onto.
+
+    For a map of s·n samples, the mean over the last axis is the DFT of its decimation from sample 0 on.
+
+    Shape:
+        (…, s_h·n_h, s_w·n_w) → (…, n_h, n_w, s_h·s_w) with ``count`` (n_h, n_w).
+
+    Example:
+        >>> fold_spectrum(torch.arange(6), [3])  # bins k and k + 3 fold onto bin k
+        tensor([[0, 3],
+                [1, 4],
+                [2, 5]])
+    """
+    start = spectrum.ndim - len(count)
+    for axis, n in enumerate(count, start):
+        spectrum = spectrum.unflatten(axis, (-1, n)).movedim(axis, -1)
+    return spectrum.flatten(start + len(count))
+
+
+def transform_axes(maps: Tensor, start: int, matrices: Sequence[Tensor]) -> Tensor:
+    """Multiply the axes from ``start`` on by one matrix (rows, extent) each.
+
+    Example:
+        >>> transform_axes(torch.ones(5, 4, 6), 1, [torch.ones(2, 4), torch.ones(3, 6)]).shape
+        torch.Size([5, 2, 3])
+    """
+    shrinkage = {axis: m.shape[0] / m.shape[1] for axis, m in enumerate(matrices, start)}
+    for axis in sorted(shrinkage, key=shrinkage.__getitem__):  # the cheapest order
+        matrix = matrices[axis - start]
+        if axis == maps.ndim - 1:
+            maps = maps @ matrix.T
+        else:  # the axes behind it are the columns of one product
+            behind = maps.shape[axis + 1 :]
+            maps = (matrix @ maps.flatten(axis + 1)).unflatten(-1, behind)
+    return maps
+
+
+@contextmanager
+def exact_products(device: torch.device) -> Iterator[None]:
+    """Compute matrix products in the precision of their factors: no autocast, no TF32, no bfloat16 inside.
+
+    Example:
+        >>> with torch.autocast("cpu", torch.bfloat16), exact_products(torch.device("cpu")):
+        ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+        torch.float32
+    """
+    with torch.autocast(device.type, enabled=False):
+        if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch < 2.9 has one switch for all
+            before = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("highest")
+            try:
+                yield
+            finally:
+                torch.set_float32_matmul_precision(before)
+            return
+        mkldnn: Any = torch.backends.mkldnn
+        backends = (torch.backends.cuda.matmul, mkldnn.matmul)
+        found = [backend.fp32_precision for backend in backends]
+        try:
+            for backend in backends:
+                backend.fp32_precision = "ieee"
+            yield
+        finally:
+            for backend, precision in zip(backends, found, strict=True):
+                backend.fp32_precision = precision
+
+
+def spectrum_l1(maps: Tensor, axes: int = 2) -> Tensor:
+    """Σ |DFT| / (number of samples) of each map over its last axes, (…, n_h, n_w) → (…)."""
+    spatial = tuple(range(-axes, 0))
+    width = maps.shape[-1]
+    magnitude: Tensor = torch.fft.rfftn(maps, dim=spatial).abs()
     # A real transform leaves out the mirrored columns: all but DC and, at even widths, Nyquist count twice.
-    twice = magnitude[..., 1 : (n_w + 1) // 2].sum((-2, -1))
-    return (magnitude.sum((-2, -1)) + twice) / (n_h * n_w)
+    twice = magnitude[..., 1 : (width + 1) // 2].sum(spatial)
+    return (magnitude.sum(spatial) + twice) / math.prod(maps.shape[-axes:])
 
 
 @lru_cache(maxsize=256)
 @torch.inference_mode(False)  # a cached tensor may enter an autograd graph later
-def violation_mask(size: tuple[int, int], stride: tuple[int, int], cutoff: str = "radial") -> Tensor:
+def violation_mask(size: tuple[int, ...], stride: tuple[int, ...], cutoff: str = "radial") -> Tensor:
     """Bins (H, W) of a DC-centred spectrum that a decimation by ``stride`` would alias.
 
     Decided in integers, so that a bin on the limit is the same on every platform.
@@ -339,38 +509,72 @@ def violation_mask(size: tuple[int, int], stride: tuple[int, int], cutoff: str =
         >>> violation_mask((4, 4), (2, 2))[2]
         tensor([ True, False, False, False])
     """
-    k, l = centred_indices(size)  # noqa: E741
-    height, width = size
-    # Beyond the limit on one axis is beyond it altogether: clamping there keeps the squares within 64 bits.
-    beyond = height * width + 1
-    a = (2 * stride[0] * k * width).abs().clamp(max=beyond) ** 2
-    b = (2 * stride[1] * l * height).abs().clamp(max=beyond) ** 2
-    limit = (height * width) ** 2
+    limit = math.lcm(
+        *size
+    )  # at most the number of bins: its square fits 64 bits for any mask that fits memory
+    squares = [
+        # Beyond the limit on one axis is beyond it altogether: clamping there bounds the squares.
+        (2 * s * k * (limit // n)).abs().clamp(max=limit + 1) ** 2
+        for k, n, s in zip(centred_indices(size), size, stride, strict=True)
+    ]
     if cutoff == "radial":
-        return a + b > limit
+        return reduce(torch.add, squares) > limit**2
     if cutoff == "separable":
-        return (a > limit) | (b > limit)
+        return reduce(torch.maximum, squares) > limit**2
     raise SpectralError(f"compute_avr: cutoff must be 'radial' or 'separable', got {cutoff!r}")
 
 
-def as_stride(stride: Stride, caller: str) -> tuple[int, int]:
-    """Return (s_h, s_w) for an int or a pair.
+def as_stride(stride: Stride, caller: str) -> tuple[int, ...]:
+    """Return one step per spatial axis: (s, s) for an int, a tuple as it is.
 
     Raises:
-        SpectralError: if a step is < 1 or no integer.
+        SpectralError: if a step is < 1 or no integer, or if there is only one.
     """
-    expected = f"{caller}: stride must be ≥ 1 on both axes"
-    pair = _as_pair(stride, expected)
-    if min(pair) < 1:
-        raise SpectralError(f"{expected}, got {stride}")
-    return pair
+    expected = f"{caller}: stride must be ≥ 1 on every axis"
+    steps = _as_integers(stride, len(stride) if isinstance(stride, tuple | list) else 2, expected)
+    if min(steps, default=1) < 1 or len(steps) < 2:
+        raise SpectralError(f"{expected}, got {stride}; give an integer or two or more")
+    return steps
 
 
-def _as_pair(value: Stride, expected: str) -> tuple[int, int]:
-    pair = value if isinstance(value, tuple | list) else (value, value)
-    if len(pair) != 2 or any(isinstance(v, bool) or not isinstance(v, Integral) for v in pair):
-        raise SpectralError(f"{expected}, got {value!r}; give an integer or a pair of integers")
-    return int(pair[0]), int(pair[1])
+def find_lattice(
+    extents: Sequence[int], stride: tuple[int, ...], phase: Stride, size: tuple[int, ...] | None, caller: str
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the first sample and the number of samples that a decimation keeps on each axis.
+
+    Raises:
+        SpectralError: if the lattice doesn't fit the map.
+
+    Example:
+        >>> find_lattice((8, 9), (2, 2), 0, None, "example")
+        ((0, 0), (4, 5))
+    """
+    axes = len(stride)
+    first = _as_integers(phase, axes, f"{caller}: phase must be ≥ 0 on every axis")
+    if size is None:
+        count = tuple(len(range(p, n, s)) for p, n, s in zip(first, extents, stride, strict=True))
+    else:
+        count = _as_integers(size, axes, f"{caller}: size must be ≥ 1 on every axis")
+    for n, p, s, extent in zip(count, first, stride, extents, strict=True):
+        if p < 0 or n < 1 or p + s * (n - 1) >= extent:
+            raise SpectralError(f"{caller}: {n} samples from {p} in steps of {s} don't fit a map of {extent}")
+    return first, count
+
+
+def _as_integers(value: Stride, axes: int, expected: str) -> tuple[int, ...]:
+    given = value if isinstance(value, tuple | list) else (value,) * axes
+    if len(given) != axes or any(isinstance(v, bool) or not isinstance(v, Integral) for v in given):
+        raise SpectralError(f"{expected}, got {value!r}; give an integer, or {axes} of them")
+    return tuple(int(v) for v in given)
+
+
+def _is_alias_free(count: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+    """Bins of a map of s·n samples, DC first, that L keeps: 2·s·|k| < s·n on every axis."""
+    axes = []
+    for s, n in zip(stride, count, strict=True):
+        k = torch.arange(s * n)
+        axes.append(2 * torch.minimum(k, s * n - k) < n)
+    return reduce(lambda free, axis: free[..., None] & axis, axes)
 
 
 @lru_cache(maxsize=256)
@@ -385,7 +589,14 @@ def _low_pass_rows(extent: int, step: int, phase: int, count: int) -> Tensor:
     return (1 + 2 * (2 * torch.pi * turns).cos().sum(0)) / extent
 
 
-def _ratio(part: Tensor, whole: Tensor, floor: Tensor | float = 0.0) -> Tensor:
+def rounding_floor(dc: Tensor) -> Tensor:
+    """Power, in float64, that the transform of a constant may leave at the other bins by rounding alone."""
+    noise: float = (8 * torch.finfo(dc.dtype).eps) ** 2
+    return noise * dc.double()
+
+
+def divide(part: Tensor, whole: Tensor, floor: Tensor | float = 0.0) -> Tensor:
+    """Part over whole, 0 where the whole is no more than ``floor``."""
     silent = whole <= floor
     ratio = part / torch.where(silent, torch.ones_like(whole), whole)
     return torch.where(silent, torch.zeros_like(ratio), ratio)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Literal
 
 import numpy as np
@@ -17,13 +17,14 @@ Window = Literal["hann"]
 Array = Tensor | npt.NDArray[np.floating]
 
 
-def compute_power_spectrum(x: Array, window: Window | None = None) -> Tensor:
+def compute_power_spectrum(x: Array, window: Window | None = None, axes: int = 2) -> Tensor:
     """Power |DFT|² of a real map, averaged over channels, with the DC bin in the centre.
 
     Args:
         x: a map, a stack of channels, or a batch of stacks; half types are raised to float32.
         window: ``"hann"`` tapers each map first, since a map is not periodic and its border step leaks
             into every frequency; the window has unit mean square, so white noise keeps its power.
+        axes: how many of the last axes are spatial: 3 for video maps (…, T, H, W).
 
     Shape:
         (H, W) → (H, W); (C, H, W) → (H, W), mean over channels; (B, C, H, W) → (B, H, W), per image.
@@ -42,19 +43,21 @@ def compute_power_spectrum(x: Array, window: Window | None = None) -> Tensor:
         >>> P[2, 2].item(), P.sum().item()
         (256.0, 256.0)
     """
-    maps = as_maps(x, "compute_power_spectrum", ranks=(2, 3, 4))
+    maps = as_maps(x, "compute_power_spectrum", axes, leading=2)
+    spatial = tuple(range(-axes, 0))
     if window is not None:
-        maps = maps * _hann_window(tuple(maps.shape[-2:]), window).to(maps)
-    half = torch.view_as_real(torch.fft.rfft2(maps))
+        maps = maps * _hann_window(tuple(maps.shape[-axes:]), window).to(maps)
+    half = torch.view_as_real(torch.fft.rfftn(maps, dim=spatial))
     power: Tensor = torch.linalg.vecdot(half, half)  # one pass, no squared copy of the spectrum
-    if power.ndim > 2:
-        power = power.mean(dim=-3)
+    if power.ndim > axes:
+        power = power.mean(dim=-axes - 1)
     if not torch.isfinite(power).all():
         raise SpectralError(
             "compute_power_spectrum: the map has NaN or infinite values (or overflows float32 when squared); "
             "check the weights and the input"
         )
-    centred: Tensor = torch.fft.fftshift(_complete_half_plane(power, maps.shape[-1]), dim=(-2, -1))
+    whole = _complete_half_plane(power, maps.shape[-1], spatial)
+    centred: Tensor = torch.fft.fftshift(whole, dim=spatial)
     return centred
 
 
@@ -137,21 +140,27 @@ def normalized_radius(size: tuple[int, int]) -> Tensor:
     return ((2 * f_u) ** 2 + (2 * f_v) ** 2).sqrt()
 
 
-def centred_indices(size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Signed bin numbers of a DC-centred spectrum, (H, 1) and (1, W), int64.
+def centred_indices(size: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """Signed bin numbers of a DC-centred spectrum along each axis, such as (H, 1) and (1, W), int64.
 
     Example:
         >>> centred_indices((3, 4))[1]
         tensor([[-2, -1,  0,  1]])
     """
-    height, width = size
-    k = torch.arange(height) - height // 2
-    l = torch.arange(width) - width // 2  # noqa: E741
-    return k[:, None], l[None, :]
+    ones = [1] * len(size)
+    return tuple(
+        (torch.arange(n) - n // 2).view(*ones[:axis], n, *ones[axis + 1 :]) for axis, n in enumerate(size)
+    )
 
 
-def as_maps(x: Array, caller: str, ranks: tuple[int, ...] | None = None) -> Tensor:
+def as_maps(x: Array, caller: str, axes: int = 2, leading: int | None = None) -> Tensor:
     """Check that ``x`` is a real floating-point map or a stack of maps, and raise half types to float32.
+
+    Args:
+        x: the map or maps.
+        caller: named in errors.
+        axes: spatial axes, the last ones.
+        leading: how many axes (C, then B) may stand before them; any number if None.
 
     Raises:
         SpectralError: naming ``caller``, what came and what to do.
@@ -167,29 +176,31 @@ def as_maps(x: Array, caller: str, ranks: tuple[int, ...] | None = None) -> Tens
         raise SpectralError(f"{caller}: expected a torch tensor or a numpy array, got {type(x).__name__}")
     if not x.is_floating_point():
         raise SpectralError(f"{caller}: expected a real floating-point map, got {x.dtype}; use x.float()")
-    if x.ndim < 2 or (ranks and x.ndim not in ranks):
-        wanted = "(H, W), (C, H, W) or (B, C, H, W)" if ranks else "(…, H, W)"
+    if x.ndim < axes or (leading is not None and x.ndim > axes + leading):
+        grid = ", ".join(f"N{i + 1}" for i in range(axes)) if axes > 3 else "T, H, W"[-3 * axes + 2 :]
+        wanted = f"(…, {grid})" if leading is None else f"({grid}), (C, {grid}) or (B, C, {grid})"
         raise SpectralError(f"{caller}: expected shape {wanted}, got {tuple(x.shape)}")
     if x.numel() == 0:
         raise SpectralError(f"{caller}: the map is empty, got shape {tuple(x.shape)}")
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _complete_half_plane(half: Tensor, width: int) -> Tensor:
+def _complete_half_plane(half: Tensor, width: int, spatial: tuple[int, ...]) -> Tensor:
     """Fill in the columns that a real transform leaves out, from P(−u, −v) = P(u, v)."""
-    mirrored = half[..., 1 : (width + 1) // 2].flip(-1)
-    rest = torch.cat([mirrored[..., :1, :], mirrored[..., 1:, :].flip(-2)], dim=-2)
+    rest = half[..., 1 : (width + 1) // 2].flip(spatial)
+    for axis in spatial[:-1]:
+        rest = rest.roll(1, axis)  # bin 0 is its own mirror image
     return torch.cat([half, rest], dim=-1)
 
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # a cached tensor may enter an autograd graph later
-def _hann_window(size: tuple[int, int], window: str) -> Tensor:
+def _hann_window(size: tuple[int, ...], window: str) -> Tensor:
     if window != "hann":
         raise SpectralError(f"window must be None or 'hann', got {window!r}")
     # Half-sample offset: no zero at the border, so that a 1×1 map survives.
     axes = [torch.sin(math.pi * (torch.arange(n, dtype=torch.float64) + 0.5) / n).square() for n in size]
-    taper = axes[0][:, None] * axes[1]
+    taper = reduce(lambda taper, axis: taper[..., None] * axis, axes)
     return taper / taper.square().mean().sqrt()
 
 

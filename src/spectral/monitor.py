@@ -1,0 +1,175 @@
+"""Aliasing while a model trains: numbers of the last batch for a logger, and a penalty for the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spectral.errors import SpectralError, suggest
+from spectral.hooks import Capture, FeatureExtractor, Tap
+from spectral.measurement import ALIAS_METRICS, AVR_METRICS, SITE_METRICS, measure_capture
+from spectral.sites import Site
+
+
+class AliasingMonitor(AbstractContextManager["AliasingMonitor"]):
+    """Measures the batches that pass through a model anyway, and hands out the latest numbers as a flat dict.
+
+    Attach it before training; it costs nothing in the forward passes between measured ones.
+
+    Args:
+        model: the network that is trained; its modes, outputs and gradients stay as they are.
+        sites: from `find_sites`; those that can't be measured are left out.
+        metrics: site metrics as in `measure`: avr, am, am_relative, alias_power_ratio, …
+        taps: where AVR is taken.
+        every: measure the first of so many forward passes.
+
+    Raises:
+        SpectralError: for unknown metrics, no measurable site, or a model in which hooks never fire.
+
+    Example:
+        >>> from spectral.sites import find_sites
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU())
+        >>> with AliasingMonitor(net, find_sites(net, 16), metrics=("avr",)) as monitor:
+        ...     _ = net(torch.zeros(2, 3, 16, 16))
+        ...     sorted(monitor.values())
+        ['0/dense/avr', 'mean/dense/avr']
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Sequence[Site],
+        metrics: Sequence[str] = ("avr", "am_relative"),
+        taps: Sequence[Tap] = ("dense",),
+        every: int = 1,
+    ) -> None:
+        if every < 1:
+            raise SpectralError(f"AliasingMonitor: every must be ≥ 1, got {every}")
+        self._metrics, self._taps = _check_metrics("AliasingMonitor", metrics), tuple(taps)
+        self._every, self._passes = every, 0
+        self._latest: dict[str, float] = {}
+        measurable = _keep_measurable("AliasingMonitor", sites)
+        self._extractor = FeatureExtractor(model, measurable, tap="dense", reduce=self._reduce)
+        self._handle = model.register_forward_pre_hook(self._begin, prepend=True)
+
+    def values(self) -> dict[str, float]:
+        """Return ``site/tap/metric`` → mean over the images of the latest measured batch, and over sites.
+
+        Images whose map is silent are left out; a map that is silent in all of them gives NaN.
+        """
+        kinds: dict[str, list[float]] = {}
+        for name, value in self._latest.items():
+            kinds.setdefault("/".join(name.rsplit("/", 2)[1:]), []).append(value)
+        means = {f"mean/{kind}": float(torch.tensor(values).nanmean()) for kind, values in kinds.items()}
+        return {**self._latest, **means}
+
+    def remove_hooks(self) -> None:
+        """Detach from the model; the latest values stay readable."""
+        self._handle.remove()
+        self._extractor.remove_hooks()
+
+    def __exit__(self, *exception: object) -> None:
+        """Detach from the model."""
+        self.remove_hooks()
+
+    def _begin(self, module: nn.Module, args: Any) -> None:
+        self._extractor.enabled = self._passes % self._every == 0
+        self._passes += 1
+
+    def _reduce(self, capture: Capture) -> None:
+        found = measure_capture(capture, self._metrics, self._taps)
+        for (tap, metric), values in found.items():
+            if metric != "power":
+                loud = values[found[tap, "power"] > 0]
+                self._latest[f"{capture.site.name}/{tap}/{metric}"] = float(loud.double().mean())
+
+
+class AliasingPenalty(AbstractContextManager["AliasingPenalty"]):
+    """A differentiable AVR or AM of the latest batch, to be added to a loss.
+
+    Args:
+        model: the network that is trained.
+        sites: from `find_sites`; those that can't be measured are left out.
+        metric: am_relative (free of scale, so the network can't escape by shrinking its maps), am,
+            alias_power_ratio, avr or avr_separable, at the dense map.
+
+    Raises:
+        SpectralError: for another metric, no measurable site, or a model in which hooks never fire.
+
+    Example:
+        >>> from spectral.sites import find_sites
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Flatten(), nn.LazyLinear(2))
+        >>> _ = net(torch.zeros(1, 3, 9, 9))
+        >>> with AliasingPenalty(net, find_sites(net, 9)) as penalty:
+        ...     loss = net(torch.rand(2, 3, 9, 9)).square().mean() + 0.1 * penalty.value()
+        >>> loss.backward()
+    """
+
+    def __init__(self, model: nn.Module, sites: Sequence[Site], metric: str = "am_relative") -> None:
+        allowed = (*ALIAS_METRICS, *AVR_METRICS)
+        if metric not in allowed:
+            raise SpectralError(
+                f"AliasingPenalty: unknown metric {metric!r}{suggest(metric, allowed)}; allowed values are "
+                f"{', '.join(allowed)}"
+            )
+        self._metric = metric
+        self._terms: list[Tensor] = []
+        measurable = _keep_measurable("AliasingPenalty", sites)
+        self._extractor = FeatureExtractor(model, measurable, tap="dense", detach=False, reduce=self._reduce)
+        self._handle = model.register_forward_pre_hook(self._begin, prepend=True)
+
+    def value(self) -> Tensor:
+        """Return the mean over images and sites of the latest forward pass, with its graph.
+
+        Raises:
+            SpectralError: if nothing has run yet, or it ran without gradients.
+        """
+        if not self._terms:
+            raise SpectralError(
+                "AliasingPenalty: the model hasn't run since the hooks were set; run it first"
+            )
+        total = torch.stack(self._terms).mean()
+        if not total.requires_grad:
+            raise SpectralError(
+                "AliasingPenalty: the latest forward pass kept no gradients; run it outside torch.no_grad() "
+                "and without reentrant checkpointing"
+            )
+        return total
+
+    def remove_hooks(self) -> None:
+        """Detach from the model."""
+        self._handle.remove()
+        self._extractor.remove_hooks()
+
+    def __exit__(self, *exception: object) -> None:
+        """Detach from the model."""
+        self.remove_hooks()
+
+    def _begin(self, module: nn.Module, args: Any) -> None:
+        self._terms = []
+
+    def _reduce(self, capture: Capture) -> None:
+        self._terms.append(
+            measure_capture(capture, (self._metric,), ("dense",))["dense", self._metric].mean()
+        )
+
+
+def _check_metrics(caller: str, metrics: Sequence[str]) -> tuple[str, ...]:
+    for metric in metrics:
+        if metric not in SITE_METRICS:
+            raise SpectralError(
+                f"{caller}: unknown metric {metric!r}{suggest(metric, SITE_METRICS)}; allowed values are "
+                f"{', '.join(SITE_METRICS)}"
+            )
+    return tuple(metrics)
+
+
+def _keep_measurable(caller: str, sites: Sequence[Site]) -> list[Site]:
+    measurable = [site for site in sites if site.measurable]
+    if not measurable:
+        raise SpectralError(f"{caller}: there is no site that can be measured; pass those of find_sites")
+    return measurable
