@@ -85,7 +85,7 @@ class AxisTracker:
 
     def __init__(self) -> None:
         self.cuts = 0  # views so far
-        self._unfolded: set[int] = set()  # those that im2col made: candidates of their own
+        self._unfolded: set[int] = set()  # those that im2col made: one site, however often they are joined
         self._labels: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._learned: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._filled: set[int] = set()
@@ -179,7 +179,6 @@ class AxisTracker:
         labels = self.labels(source)
         axis = args[1] if len(args) > 1 and isinstance(args[1], int) else 0
         if name in _CONVOLUTIONS or name in _POOLS:
-            self.cuts += 1
             return self._through_lattice(name, inputs[0], result)
         if name in _VIEWS:
             self.cuts += 1
@@ -223,7 +222,7 @@ class AxisTracker:
                 axes.append(old)
             elif len(old) == 1 and old[0].kind in trusted:
                 step = old[0].step * max(1, round(before[position] / n))
-                axes.append((Factor(old[0].kind, n, step, self.cuts),))
+                axes.append((Factor(old[0].kind, n, step, old[0].cut),))
             else:
                 axes.append((Factor(IMAGE_AXES[3 - count + position], n),))
         leading = list(labels[: x.ndim - count])
@@ -314,7 +313,7 @@ def find_layout(labels: Labels) -> Layout | None:
         shape=tuple(-1 if i == batch else factors[i].extent for i in numbers),
         order=(batch, *other, *(i for run in spatial for i in run)),
         size=tuple(_extent([factors[i] for i in run]) for run in spatial),
-        whole=all(len(axis) == 1 for axis in labels),
+        whole=all(len(parts) == 1 for parts in (*labels, *spatial)),
     )
 
 
@@ -431,9 +430,7 @@ def _deal(factors: list[Factor], sizes: Sequence[int], cut: int) -> list[Axis]:
             else:  # the border of the new axis falls inside a sample of the old one
                 mixed = "s" if any(f.spatial for f in factors) else LOST
                 return [(Factor(mixed, n),) for n in sizes]
-        axis = _join(taken, size)
-        alone = all(f.spatial for f in axis)  # places on an axis of their own, wherever they were before
-        axes.append(tuple(replace(f, cut=cut) for f in axis) if alone else axis)
+        axes.append(_join(taken, size))
     return axes
 
 

@@ -1,0 +1,182 @@
+"""Aliasing in training: the numbers are those of `measure`, training stays as it was, the penalty is learnt."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import image
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from spectral.errors import SpectralError
+from spectral.measurement import measure
+from spectral.models.architectures import build
+from spectral.monitor import AliasingMonitor, AliasingPenalty
+from spectral.sites import find_sites
+
+
+def make() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(64, 2),
+    )  # fmt: skip
+
+
+def train_step(
+    net: nn.Module, x: Tensor, extra: AliasingPenalty | None = None, weight: float = 1.0
+) -> Tensor:
+    loss = F.cross_entropy(net(x), torch.arange(len(x)) % 2)
+    if extra is not None:
+        loss = loss + weight * extra.value()
+    net.zero_grad()
+    loss.backward()
+    return loss.detach()
+
+
+def test_values_are_those_of_measure():
+    net, x = make().eval(), image(4, 3, 16, 16)
+    metrics = ("avr", "am", "am_relative", "nonaliased")
+    with AliasingMonitor(net, find_sites(net, 16), metrics, taps=("input", "dense")) as monitor:
+        net(x)
+    table = measure(net, x, metrics, progress=False)
+    table = table[table["site"] != ""].query("metric != 'power'")
+    expected = table.groupby(["site", "tap", "metric"])["value"].mean()
+    found = {name: value for name, value in monitor.values().items() if not name.startswith("mean/")}
+    assert len(found) == len(expected) == 10
+    for (site, tap, metric), value in expected.items():
+        assert found[f"{site}/{tap}/{metric}"] == pytest.approx(value, rel=1e-6)
+    both = expected.xs(("dense", "am"), level=("tap", "metric")).mean()
+    assert monitor.values()["mean/dense/am"] == pytest.approx(both, rel=1e-6)
+
+
+def test_training_is_the_same_with_a_monitor():
+    x = image(4, 3, 16, 16)
+    plain, watched = make(), make()
+    sites = find_sites(watched, 16)
+    with AliasingMonitor(watched, sites) as monitor:
+        for net in (plain, watched):
+            assert net.training
+            for _ in range(2):
+                train_step(net, x)
+    assert monitor.values()
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, watched.state_dict()[name]), name
+    for a, b in zip(plain.parameters(), watched.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in watched.modules())
+
+
+def test_only_every_other_pass_is_measured():
+    net = make()
+    with AliasingMonitor(net, find_sites(net, 16), ("avr",), every=2) as monitor:
+        seen = []
+        for seed in range(4):
+            train_step(net, image(2, 3, 16, 16, seed=seed))
+            seen.append(monitor.values()["0/dense/avr"])
+    assert seen[0] == seen[1] != seen[2] == seen[3]
+
+
+def test_silent_images_are_left_out_of_the_means():
+    net = nn.Sequential(nn.Conv2d(1, 1, 3, 2, 1, bias=False))
+    x = image(2, 1, 8, 8)
+    with AliasingMonitor(net, find_sites(net, (1, 8, 8)), ("avr",)) as monitor:
+        net(x[:1])
+        alone = monitor.values()["0/dense/avr"]
+        net(torch.cat([x[:1], torch.zeros(1, 1, 8, 8)]))
+        assert monitor.values()["0/dense/avr"] == pytest.approx(alone, rel=1e-6)
+        net(torch.zeros(1, 1, 8, 8))
+        assert monitor.values()["0/dense/avr"] != monitor.values()["0/dense/avr"], "NaN, not 'no aliasing'"
+
+
+@pytest.mark.parametrize("metric", ["am_relative", "am", "alias_power_ratio", "avr", "avr_separable"])
+def test_the_penalty_has_the_gradient_of_its_value(metric):
+    net = make().double()
+    net[1] = nn.Identity()
+    x = image(2, 3, 16, 16, dtype=torch.float64)
+    with AliasingPenalty(net, find_sites(net, 16)[:1], metric) as penalty:
+        net(x)
+        penalty.value().backward()
+        weight = net[0].weight
+        direction = image(*weight.shape, seed=3, dtype=torch.float64)
+        slope = float((weight.grad * direction).sum())
+        values = []
+        for step in (1e-5, -1e-5):
+            moved = copy.deepcopy(weight.detach())
+            with torch.no_grad():
+                weight.add_(step * direction)
+                net(x)
+            values.append(float(torch.stack(penalty._terms).mean()))
+            with torch.no_grad():
+                weight.copy_(moved)
+    assert slope == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-4, abs=1e-8)
+    assert abs(slope) > 1e-6
+
+
+def test_the_penalty_brings_aliasing_down():
+    torch.manual_seed(0)
+    net, x = build("resnet20"), image(8, 3, 32, 32)
+    sites = find_sites(net, 32)
+    optimizer = torch.optim.SGD(net.parameters(), 0.5)
+    with AliasingPenalty(net, sites) as penalty:
+        first = last = 0.0
+        for _ in range(12):
+            net(x)
+            value = penalty.value()
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            first, last = first or value.item(), value.item()
+    assert last < 0.9 * first
+
+
+class Checkpointed(nn.Module):
+    """Recomputes its convolution in the backward pass."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.conv, self.reentrant = nn.Conv2d(3, 4, 3, 2, 1), reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mean over places of a checkpointed convolution."""
+        return checkpoint(self.conv, x, use_reentrant=self.reentrant).mean((2, 3))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_recomputation_changes_nothing(reentrant):
+    torch.manual_seed(0)
+    net, x = Checkpointed(reentrant), image(2, 3, 8, 8).requires_grad_()
+    with AliasingMonitor(net, find_sites(net, 8), ("avr",)) as monitor:
+        out = net(x)
+        before = monitor.values()
+        out.sum().backward()
+        assert monitor.values() == before
+
+
+def test_a_penalty_under_reentrant_checkpointing_says_so():
+    net = Checkpointed(reentrant=True)
+    with AliasingPenalty(net, find_sites(net, 8)) as penalty:
+        net(image(2, 3, 8, 8).requires_grad_())
+        with pytest.raises(SpectralError, match=r"kept no gradients; run it outside torch\.no_grad"):
+            penalty.value()
+
+
+def test_bad_input():
+    net = make()
+    sites = find_sites(net, 16)
+    with pytest.raises(SpectralError, match="every must be ≥ 1, got 0"):
+        AliasingMonitor(net, sites, every=0)
+    with pytest.raises(SpectralError, match=r"unknown metric 'arv'.*avr"):
+        AliasingMonitor(net, sites, ("arv",))
+    with pytest.raises(SpectralError, match=r"unknown metric 'sis'"):
+        AliasingPenalty(net, sites, "sis")
+    with pytest.raises(SpectralError, match="there is no site that can be measured"):
+        AliasingPenalty(net, [])
+    with (
+        AliasingPenalty(net, sites) as penalty,
+        pytest.raises(SpectralError, match="hasn't run since the hooks were set"),
+    ):
+        penalty.value()
