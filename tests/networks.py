@@ -560,6 +560,23 @@ def _resized_positions(m: Any, x: Tensor) -> Tensor:
     return m.attention(t)[:, 0]
 
 
+def _relative_positions(m: Any, x: Tensor) -> Tensor:
+    """Attention with positions added per row and per column, as in SAM."""
+    x = m.stem(x)
+    b, c, h, w = x.shape
+    t = x.flatten(2).transpose(1, 2)
+    rows = torch.einsum("bhwc,hkc->bhwk", t.view(b, h, w, c), m.rows[:h, :h])
+    columns = torch.einsum("bhwc,wkc->bhwk", t.view(b, h, w, c), m.rows[:w, :w])
+    weights = (t @ t.transpose(1, 2)).view(b, h, w, h, w) + rows[..., None] + columns[..., None, :]
+    return weights.view(b, h * w, h * w).softmax(-1) @ t
+
+
+def _sam() -> nn.Module:
+    model = Call(_relative_positions, stem=_stem())
+    model.rows = nn.Parameter(image(64, 64, 8))
+    return model
+
+
 def _vit() -> nn.Module:
     model = Call(_resized_positions, stem=nn.Conv2d(3, 8, 3, padding=1), attention=Attention(8))
     model.token = nn.Parameter(torch.zeros(1, 1, 8))
@@ -580,6 +597,7 @@ LOOKALIKES: dict[str, Callable[[], nn.Module]] = {
     "channel attention": lambda: Call(_channel_attention, stem=_stem(), mix=nn.Conv1d(1, 1, 3, padding=1)),
     "pool over channels": lambda: Call(_token_pools_of_channels, stem=_stem()),
     "resized positions": _vit,
+    "relative positions": _sam,
     "channel slices": lambda: Call(
         lambda m, x: torch.cat([m.stem(x)[:, ::2], m.stem(x)[:, 1::2]], 1), stem=_stem()
     ),

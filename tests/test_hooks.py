@@ -53,6 +53,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "bilinear": lambda: nn.Sequential(nn.Upsample(scale_factor=(0.5, 1 / 3), mode="bilinear")),
     "unfold": lambda: nets.Call(lambda m, x: F.unfold(x, 3, stride=2).mean(2)),
     "windows": lambda: nets.Hiera(maximum=True),
+    "split axes": lambda: nets.Call(lambda m, x: x.unfold(2, 2, 2).unfold(3, 3, 3).amax((-1, -2)) + 1),
+    "split rows": lambda: nets.Call(lambda m, x: x.permute(0, 2, 3, 1).unflatten(1, (12, 4)).max(2)[0] + 1),
     "heads first": lambda: nets.PooledHeads(heads_first=True),
     "heads last": lambda: nets.PooledHeads(heads_first=False),
     "channels last": lambda: nets.Call(lambda m, x: x.permute(0, 2, 3, 1)[:, 1::2, ::3] + 1),
@@ -1019,10 +1021,14 @@ def test_where_a_gradient_is_needed_the_operator_runs():
     wanted, taken = (torch.autograd.grad(out.sum(), model.weight)[0] for out in (expected, got))
     assert torch.equal(taken, wanted)
     sites = find_sites(model, x)
-    with FeatureExtractor(model, sites, tap="dense", reduce=lambda c: void(c.dense()), detach=False):
-        assert torch.equal(model(x), expected)
-        with torch.no_grad():
+    for detach, level in ((True, torch.enable_grad), (False, torch.enable_grad), (False, torch.no_grad)):
+        with (
+            level(),
+            StridedConvolutions() as counts,
+            FeatureExtractor(model, sites, tap="dense", reduce=lambda c: void(c.dense()), detach=detach),
+        ):
             assert torch.equal(model(x), expected)
+        assert (counts.strided, counts.dense) == (1, 1)
 
 
 @pytest.mark.parametrize("how", ["whole", "pieces"])
@@ -1079,6 +1085,9 @@ def test_gradient_checkpointing_is_captured_once(tap, reentrant):
         for a, b in zip(train(), expected, strict=True):
             assert torch.equal(a, b)
         captured = {site.name: fx.calls(site.name) for site in sites}
+    with FeatureExtractor(model, ["block"], capture_input=tap == "input") as by_name:
+        train()
+        assert len(by_name.calls("block")) == 1
     model.eval()
     with torch.no_grad(), FeatureExtractor(model, sites, tap=tap) as plain:
         model(x)

@@ -42,7 +42,7 @@ ALLOWED = {
     "models": {"layers"},
     "data": {"synthetic"},
     "latency": {"metrics"},
-    "training": {"models", "layers"},
+    "training": {"models", "layers", "metrics"},
     "stats": set(),
     "table": {"stats"},
     "measurement": {"bands", "decimation", "hooks", "metrics", "models", "sites", "spectrum", "table"},

@@ -1,4 +1,4 @@
-"""Aliasing in training: the numbers are those of `measure`, training stays as it was, the penalty is learnt."""
+"""Aliasing in training: numbers as those of `measure`, training as it was, and a penalty that is learnt."""
 
 from __future__ import annotations
 

@@ -305,6 +305,43 @@ def test_pools_over_windows_that_a_view_has_cut(maximum, real):
     assert site.rule == f"the {'maximum' if maximum else 'mean'} over the window at every sample"
 
 
+@pytest.mark.parametrize(
+    ("pool", "shape", "stride", "output_size"),
+    [
+        (lambda x: x.unfold(2, 2, 2).unfold(3, 4, 4).amax((-1, -2)), (3, 12, 16), (2, 4), (6, 4)),
+        (lambda x: x.unflatten(2, (6, 2)).mean(3), (3, 12, 16), (2, 1), (6, 16)),
+        (lambda x: x.unflatten(3, (4, 4)).unflatten(2, (1, 12)).amax((3, 5)), (3, 12, 16), (12, 4), (1, 4)),
+        (lambda x: nets.partition(x.permute(0, 2, 3, 1), 4).amax(1), (3, 12, 16), (4, 4), (3, 4)),
+        (lambda x: x[:, :, 0].unflatten(2, (4, 4)).max(3)[0], (3, 12, 16), (1, 4), (1, 4)),
+        (
+            lambda x: x.unflatten(4, (4, 4)).unflatten(2, (3, 2)).amax((3, 6)),
+            (3, 6, 12, 16),
+            (2, 1, 4),
+            (3, 12, 4),
+        ),
+    ],
+)
+def test_pools_over_axes_that_a_view_has_split(pool, shape, stride, output_size):
+    (site,) = find_sites(nets.Call(lambda m, x: pool(x * 1) + 1), shape)
+    assert (site.stride, site.kernel, site.channels, site.measurable) == (stride, stride, 3, True)
+    assert site.output_size == output_size
+    assert site.input_size == tuple(n * s for n, s in zip(output_size, stride, strict=True))
+
+
+@pytest.mark.parametrize(("size", "step", "rows"), [(3, 2, (13, 6)), (2, 3, (11, 4)), (5, 1, (13, 9))])
+def test_pools_over_windows_that_overlap_or_skip_samples_say_why(size, step, rows):
+    net = nets.Call(lambda m, x: x.unfold(2, size, step).unfold(3, size, step).amax((-1, -2)))
+    found = find_sites(net, 13)
+    if step == 1:
+        assert found == []  # the resolution stays
+        return
+    (site,) = found
+    assert (site.op, site.stride, site.kernel) == ("window_max", (step, step), (size, size))
+    assert (site.input_size[0], site.output_size[0], site.channels) == (*rows, 3)
+    assert site.reason is not None
+    assert site.reason.startswith("the windows it pools are cut by a view that can't be followed")
+
+
 @pytest.mark.parametrize("heads_first", [True, False])
 @pytest.mark.parametrize("real", [False, True])
 def test_heads_on_the_batch_axis(heads_first, real):
@@ -437,6 +474,7 @@ ACCESS = [
     (nn.Sequential(nets.PoolAfterLayers()), ["inner"]),
     (nn.Sequential(nn.LPPool2d(2, 2)), ["inner"]),
     (nets.FunctionalBlock(), ["inner", "inner", "inner"]),
+    (nn.Sequential(nets.Call(lambda m, x: F.max_pool2d(x[..., ::2, ::2], 2))), ["inner", "inner"]),
 ]
 
 
@@ -585,6 +623,10 @@ def test_lists_and_dictionaries_as_one_argument():
 
     found = find_sites(nets.Call(detect, conv=nn.Conv2d(3, 4, 3, 2)), [image(3, 20, 24), image(3, 16, 30)])
     assert [(s.name, s.input_size) for s in found] == [("conv", (16, 16)), (":max_pool0", (7, 7))]
+    halved = nets.Call(lambda m, images: [x[:, ::2, 1::2] + 1 for x in images])
+    for site in find_sites(halved, [image(3, 20, 24), image(3, 16, 30)]):
+        assert (site.stride, site.geometry.phase, site.channels) == ((2, 2), (0, 1), 3)
+        assert site.reason == "its images don't lie along one axis"
     (site,) = find_sites(nets.TwoInputs(), ({"pixels": image(1, 3, 16, 16)},))
     assert (site.name, site.input_size) == ("conv", (16, 16))
     assert find_sites(nets.TwoInputs(), {"pixels": image(1, 3, 16, 16)}) == [site]
@@ -611,6 +653,13 @@ def test_pools_that_return_indices():
 
     (site,) = find_sites(Unpooling(), 16)
     assert (site.name, site.op, site.output_size) == ("pool", "max_pool", (8, 8))
+
+
+def test_a_slice_of_columns_where_rows_and_time_are_mixed():
+    net = nets.Call(lambda m, x: x.flatten(2, 3)[:, :, 1:][..., ::2] + 1)
+    (site,) = find_sites(net, (3, 4, 6, 8))
+    assert (site.stride, site.measurable) == ((1, 2), False)
+    assert site.reason == "its rows and columns are not two axes of one tensor"
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

@@ -23,6 +23,7 @@ from .spectrum import (
     normalized_radius,
     radial_frequencies,
 )
+from .surgery import ConversionReport, conversion_report, convert, revert
 from .synthetic import (
     exact_bin_frequencies,
     make_checkerboard_image,
@@ -37,13 +38,14 @@ from .training import Recipe, train
 __version__: str
 
 __all__ = [
-    "AliasingMonitor", "AliasingPenalty", "Capture", "FeatureExtractor", "ImageSet", "Recipe", "Site",
-    "SpectralError", "compute_alias_metrics", "compute_alias_power_ratio", "compute_am",
+    "AliasingMonitor", "AliasingPenalty", "Capture", "ConversionReport", "FeatureExtractor", "ImageSet",
+    "Recipe", "Site", "SpectralError", "compute_alias_metrics", "compute_alias_power_ratio", "compute_am",
     "compute_am_relative", "compute_avr", "compute_instability", "compute_power_spectrum",
-    "compute_radial_profile", "compute_sis", "data", "exact_bin_frequencies", "figures",
-    "find_global_pools", "find_reductions", "find_sites", "frequency_grid", "get_stride_layers", "layers",
-    "list_bundled", "load_images", "load_model", "log_power_spectrum", "make_checkerboard_image",
-    "make_constant_image", "make_dead_leaves_image", "make_sinusoidal_image", "make_white_noise_image",
-    "measure", "model_info", "models", "normalized_radius", "pair_sites", "radial_frequencies", "stats",
-    "study", "summarize_measurements", "synthetic", "table", "train",
+    "compute_radial_profile", "compute_sis", "conversion_report", "convert", "data",
+    "exact_bin_frequencies", "figures", "find_global_pools", "find_reductions", "find_sites",
+    "frequency_grid", "get_stride_layers", "layers", "list_bundled", "load_images", "load_model",
+    "log_power_spectrum", "make_checkerboard_image", "make_constant_image", "make_dead_leaves_image",
+    "make_sinusoidal_image", "make_white_noise_image", "measure", "model_info", "models",
+    "normalized_radius", "pair_sites", "radial_frequencies", "revert", "stats", "study",
+    "summarize_measurements", "synthetic", "table", "train",
 ]  # fmt: skip

@@ -105,6 +105,10 @@ class AxisTracker:
         """Whether a tensor is a parameter or was computed from parameters and not from the image."""
         return x in self._learned
 
+    def mark_decimated(self, x: Tensor, output: Tensor) -> None:
+        """Label what a layer made of maps (B, C, H, W), whatever operators it used."""
+        self._labels[output] = self._through_lattice("avg_pool2d", x, output)
+
     def labels(self, x: Tensor) -> Labels:
         """Return the labels of a tensor; all "?" where nothing is known."""
         known = self._labels.get(x)

@@ -40,9 +40,10 @@ QUOTIENTS = {
 }
 OF_DENSE_MAP = {"power", "above", "above_separable", "varying"}  # the other sums are of decimated maps
 
-# Power above the limit is a difference, whole − low. Where it is a smaller share of the whole than this, its
-# rounding would show in the fifth digit (ninth in float64).
-SMALLEST_DIFFERENCE = {torch.float32: 0.05, torch.float64: 1e-5}
+# Power above the limit is a difference, whole − low. In float32, rounding leaves an error of up to 1e-6 of a
+# map's power, independent from map to map: 1e-6·√(Σ power²) in all. Where the difference is not so many times
+# that root, the error would show in the fifth digit (ninth in float64).
+SMALLEST_DIFFERENCE = {torch.float32: 0.1, torch.float64: 1e-5}
 
 # Maps are analysed in blocks of so many elements: on a CPU they stay in the cache, a GPU wants large ones.
 CPU_BLOCK, GPU_BLOCK = 2**20, 2**26
@@ -183,7 +184,8 @@ class _Analysis:
     def sum_block(self, block: Tensor) -> dict[str, Tensor]:
         """All sums of a block of maps (b, c, *spatial), or (b, 1, *spatial, c)."""
         axes = len(self.stride)
-        sums = {"power": _sum_squares(block, axes)}
+        powers = _sum_squares(block, axes)
+        sums = {"power": powers.sum(1)}
         if self.names <= {"power"}:
             return sums
         low = transform_axes(block, 2, self.waves)
@@ -191,6 +193,7 @@ class _Analysis:
             low_power = _sum_channels(low.square(), axes)
             for name, shares in self.below.items():
                 sums[name] = sums["power"] - (low_power * shares).flatten(1).sum(1)
+            sums["squared_powers"] = powers.detach().square().sum(1)
             sums["rounding"] = rounding_floor(low_power.flatten(1)[:, 0].detach()) / math.prod(self.extents)
         if self.has_aliases:
             decimated = decimate(block, 2, self.stride, self.first, self.count).contiguous()
@@ -199,7 +202,7 @@ class _Analysis:
             if "kept_l1" in self.names:
                 sums |= self.sum_spectrum("kept", kept)
             else:
-                sums["kept_power"] = _sum_squares(decimated, axes)
+                sums["kept_power"] = _sum_squares(decimated, axes).sum(1)
         return sums
 
     def subtract_alias_free(self, kept: Tensor, low: Tensor) -> Tensor:
@@ -229,7 +232,7 @@ class _Analysis:
         """Sum images in which rounding shows again: float32 ones in float64, those over the full spectrum."""
         doubtful = torch.zeros_like(sums["power"], dtype=torch.bool)
         for name in self.masks:
-            doubtful |= sums[name] < SMALLEST_DIFFERENCE[maps.dtype] * sums["power"]
+            doubtful |= sums[name] < SMALLEST_DIFFERENCE[maps.dtype] * sums["squared_powers"].sqrt()
         if self.has_aliases and maps.dtype == torch.float32:
             doubtful |= sums["residual_power"] < FAINT * sums["kept_power"]
         chosen = doubtful.nonzero().flatten()
@@ -267,8 +270,8 @@ def _split_blocks(maps: Tensor) -> Iterator[Sequence[Tensor]]:
 
 
 def _sum_squares(block: Tensor, axes: int) -> Tensor:
-    """Σ x² of each image, first over each map: float32 sums of one map are exact enough."""
-    return block.square().sum(tuple(range(2, 2 + axes))).flatten(1).sum(1, dtype=torch.float64)
+    """Σ x² of each map (b, c), float64: the float32 sum over one map is exact enough."""
+    return block.square().sum(tuple(range(2, 2 + axes))).flatten(1).double()
 
 
 def _sum_channels(band: Tensor, axes: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The command ``spectral``: sites, measure, train, study.
+"""The command ``spectral``: sites, measure, compare, convert, train, study.
 
 Whatever needs torch is imported inside a command (names of `spectral` load when first used), so that
 ``spectral --help`` answers at once.
@@ -22,13 +22,10 @@ from spectral.console import (
     format_mean,
     format_rows,
 )
-from spectral.errors import SpectralError
 from spectral.study import StudyOptions, run_study, study_options
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from spectral.training import LabelledImages
 
 __all__ = ["SpectralCommand", "main"]
 
@@ -203,48 +200,127 @@ def measure(
 
 
 @main.command()
-@click.argument("architecture")
+@click.argument("architecture", required=False)
+@click.option("--from", "start", metavar="MODEL", help="Fine-tune MODEL instead of training from scratch.")
+@click.option("--method", metavar="NAME",
+              help="With --from: convert MODEL first, as `spectral convert` does.")  # fmt: skip
 @click.option("--data", required=True, metavar="DIR|cifar10",
               help="cifar10, or a folder with train/ and test/, a subfolder per class in each.")  # fmt: skip
 @click.option("--out", type=_PATH, required=True, metavar="DIR", help="Folder for the weights.")
 @click.option("--data-id", help="What tables call the data; by default the folder's name.")
-@click.option("--epochs", type=click.IntRange(min=1), default=20, show_default=True)
+@click.option("--epochs", type=click.IntRange(min=1), help="20 by default, 3 with --from.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=256, show_default=True)
-@click.option("--max-lr", type=click.FloatRange(min=0, min_open=True), default=0.2, show_default=True)
+@click.option("--max-lr", type=click.FloatRange(min=0, min_open=True),
+              help="0.2 by default, 0.02 with --from.")  # fmt: skip
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Of the weights, order and augmentation."
 )
 @_device
 @click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto", show_default=True)
-def train(architecture: str, data: str, out: Path, data_id: str | None, device: str, **recipe: Any) -> None:
-    """Train one of this project's architectures.
+def train(
+    architecture: str | None,
+    start: str | None,
+    method: str | None,
+    data: str,
+    out: Path,
+    data_id: str | None,
+    epochs: int | None,
+    max_lr: float | None,
+    device: str,
+    **recipe: Any,
+) -> None:
+    """Train one of this project's architectures, or fine-tune a network.
 
     There is one recipe for all: SGD, one cycle, crops and flips. Writes DIR/ARCHITECTURE.safetensors and,
     beside it, the recipe, the data id and the test accuracy as JSON; `spectral measure` takes the former as
     MODEL. After every epoch the state is kept, and the same command continues after an interruption.
     resnet20, resnet20-blurpool and nula-w32 are among the architectures.
 
+    With --from a trained network keeps its weights and is tuned on, after --method has put an anti-aliasing
+    layer in the place of its strides; the file is then called after both.
+
     \b
     Example:
       spectral train resnet20-blurpool --data cifar10 --out runs/checkpoints
+      spectral train --from bundled/resnet20 --method flc --data cifar10 --out runs/tuned
     """
-    from spectral.models.checkpoint import save_checkpoint
+    from spectral.study.tuning import load_labelled_sets, name_architecture, train_checkpoint
     from spectral.table import ensure_writable
     from spectral.training import Recipe
 
+    if (architecture is None) == (start is None):
+        raise click.UsageError("name an ARCHITECTURE to train, or a network to tune with --from, not both")
+    if method and start is None:
+        raise click.UsageError("--method goes with --from MODEL")
     ensure_writable(out)
     # An unknown name or device should fail before the images are read.
-    spectral.load_model(f"bundled/{architecture}@random", device=device)
-    train_set, test_set = _load_labelled(data, data_id)
+    net = spectral.load_model(start or f"bundled/{architecture}@random", device=device)
+    if method:
+        net = spectral.convert(net, method)
+    sets = load_labelled_sets(data, data_id)
+    name = architecture or name_architecture(net)
+    stem = f"{Path(start).stem}-{method or 'tuned'}" if start else name
     click.echo(
-        f"training {architecture} on {len(train_set.images)} images of {train_set.data_id}, testing on "
-        f"{len(test_set.images)}"
+        f"training {stem} on {len(sets[0].images)} images of {sets[0].data_id}, testing on "
+        f"{len(sets[1].images)}"
     )
-    state = out / "training" / architecture
-    result = spectral.train(architecture, train_set, test_set, state, Recipe(**recipe), device)
-    net = result.pop("model")
-    path = save_checkpoint(net, out / f"{architecture}.safetensors", result)
+    defaults = Recipe(epochs=3, max_lr=0.02) if start else Recipe()
+    plan = Recipe(epochs=epochs or defaults.epochs, max_lr=max_lr or defaults.max_lr, **recipe)
+    path = out / f"{stem}.safetensors"
+    result = train_checkpoint(path, name, sets, plan, device, start=net if start else None)
     click.echo(f"test accuracy {result['test_accuracy']:.2%}; weights in {path}")
+
+
+@main.command()
+@click.argument("model")
+@click.option("--method", required=True, metavar="NAME", help="blurpool, flc, asap, aps, wavelet, …")
+@click.option("--out", type=_PATH, required=True, metavar="FILE",
+              help="Weights file, ending in .safetensors.")  # fmt: skip
+@click.option("--where", "where", multiple=True, metavar="SITES",
+              help="A kind (conv, max_pool, …), a site's name or a pattern; several times for several. "
+              "All that can be replaced by default.")  # fmt: skip
+@click.option("--placement", type=click.Choice(["auto", "behind"]), default="auto", show_default=True,
+              help="Behind the activation where the block allows it, or right behind the operator."
+              )  # fmt: skip
+@_size
+@_architecture
+def convert(
+    model: str,
+    method: str,
+    out: Path,
+    where: tuple[str, ...],
+    placement: str,
+    size: tuple[int, int] | None,
+    architecture: str | None,
+) -> None:
+    """Put an anti-aliasing layer in the place of MODEL's strides and pools.
+
+    Trained weights are kept; what was replaced, and why the rest wasn't, is printed. FILE can be given as
+    MODEL to every other command. MODEL+METHOD does the same without a file.
+
+    \b
+    Example:
+      spectral convert bundled/resnet20 --method flc --out resnet20-flc.safetensors
+    """
+    from spectral.models.checkpoint import save_checkpoint
+    from spectral.study.tuning import name_architecture
+
+    net = spectral.load_model(model, architecture=architecture)
+    info = spectral.model_info(net)
+    assert info is not None
+    chosen = None if not where else where[0] if len(where) == 1 else list(where)
+    shape = size or info.preprocessing.size
+    smooth = spectral.convert(net, method, chosen, placement, example=shape)
+    report = spectral.conversion_report(smooth)
+    click.echo(str(report))
+    metadata = {
+        "architecture": name_architecture(net, architecture), "family": info.family,
+        "converted_from": info.name, "mean": info.preprocessing.mean, "std": info.preprocessing.std,
+        "size": shape, "classes": info.classes, "conversion": report.to_dict(),
+    }  # fmt: skip
+    known = {key: value for key, value in metadata.items() if value is not None}
+    path = save_checkpoint(smooth, out, known)
+    click.echo(f"weights in {path}")
 
 
 @main.command()
@@ -314,37 +390,6 @@ def _write_measurements(
     write_csv(summary, out / "summary.csv")
     write_csv(pd.DataFrame(table.attrs["sites"]), out / "sites.csv")
     write_json({**table.attrs["provenance"], **options}, out / "provenance.json")
-
-
-def _load_labelled(data: str, data_id: str | None) -> tuple[LabelledImages, LabelledImages]:
-    """Read the train and test images, and check that one network can be trained and tested on them."""
-    from spectral.data import load_labelled_arrays
-    from spectral.models.load import CIFAR_NUM_CLASSES
-    from spectral.training import LabelledImages
-
-    root = None if data == "cifar10" else Path(data).expanduser()
-    missing = [split for split in ("train", "test") if root and not (root / split).is_dir()]
-    if missing:
-        raise SpectralError(
-            f"--data: expected cifar10 or a folder with train/ and test/, but {data!r} has no {missing[0]}/"
-        )
-    source = "folder" if root else "cifar10"
-    name = data_id or (root.resolve().name if root else data)
-    sets = []
-    for split in ("train", "test"):
-        images, labels, classes = load_labelled_arrays(root, split, source)
-        sets.append(LabelledImages(images, labels, tuple(classes), name))
-    if sets[0].classes != sets[1].classes:
-        raise SpectralError(
-            f"--data: train/ and test/ must have the same classes, got {', '.join(sets[0].classes)} and "
-            f"{', '.join(sets[1].classes)}"
-        )
-    if not 2 <= len(sets[0].classes) <= CIFAR_NUM_CLASSES:
-        raise SpectralError(
-            f"--data: expected 2 to {CIFAR_NUM_CLASSES} classes, as the architectures have "
-            f"{CIFAR_NUM_CLASSES} outputs, got {len(sets[0].classes)}"
-        )
-    return sets[0], sets[1]
 
 
 def _by(size: tuple[int, int]) -> str:

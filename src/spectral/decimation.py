@@ -57,6 +57,7 @@ class Decimation:
     input: Tensor
     weight: Tensor | None = None
     bias: Tensor | None = None
+    layer: Callable[[Tensor], Tensor] | None = None  # dense map of a layer that knows its own
 
     @property
     def channels(self) -> int:
@@ -70,6 +71,8 @@ class Decimation:
         """Yield runs of at most ``most`` output channels (or the smallest that can be computed alone)."""
         g = self.geometry
         unit = 1
+        if self.layer is not None:  # it may look at all channels
+            most = self.channels
         if g.kind == "conv" and g.groups > 1:
             unit = self.channels // g.groups
         elif g.kind == "unfold":
@@ -89,6 +92,8 @@ class Decimation:
         g = self.geometry
         if g.kind == "conv":
             return self._convolve(images, channels)
+        if self.layer is not None:
+            return self.layer(self.input)[images, channels]
         start, stop, _ = channels.indices(self.channels)
         unit = math.prod(g.kernel) if g.kind == "unfold" else 1
         x = self.input[images, start // unit : stop // unit]

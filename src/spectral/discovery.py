@@ -269,6 +269,18 @@ class _Discovery:
                 event.geometry = replace(event.geometry, kind="blur_pool")
         return event
 
+    def note_layer(self, frame: Frame, x: Tensor, output: Tensor) -> None:
+        """Keep a layer that knows its own dense map, instead of the operators that it consists of."""
+        module: Any = frame.module
+        geometry = Geometry(module.kind, module.stride, module.stride)
+        event = Event(
+            frame, "layer", 0, geometry, tuple(x.shape[2:]), tuple(output.shape[2:]), x.shape[1], x, output,
+            _find_spread(self.tracker.labels(x)) or (1, 1),
+        )  # fmt: skip
+        self.tracker.mark_decimated(x, output)
+        if max(module.stride) > 1:
+            self.events.append(event)
+
     def _note_slice(self, operation: Operation) -> Event | None:
         """Keep a slice of rows or columns: its place among the axes is read from their labels."""
         geometry, source = operation.decimation.geometry, operation.source
@@ -315,12 +327,16 @@ class _Discovery:
             return None  # windows are kept apart from their samples, or nothing is known
         axes = _find_axes(labels)
         window = _find_size(reduced, axes)
+        stride = _find_steps(reduced, left, axes)
         zeros = (0,) * len(axes)
-        placed = replace(geometry, stride=window, kernel=window, padding=zeros, phase=zeros, axes=())
+        placed = replace(geometry, stride=stride, kernel=window, padding=zeros, phase=zeros, axes=())
         layouts = find_layout(labels), find_layout(self.tracker.labels(operation.output))
         if layouts[0] is None or layouts[1] is None:
             reason = "the windows it pools are cut by a view that can't be followed back to rows and columns"
-            return self._unplaced_event(operation, replace(placed, reason=reason))
+            event = self._unplaced_event(operation, replace(placed, reason=reason))
+            cuts = zip(event.output_size, stride, window, strict=True)
+            event.input_size = tuple((n - 1) * s + k for n, s, k in cuts)
+            return event
         event = self._event(
             operation, placed, layouts[0].arrange(source), layouts[1].arrange(operation.output)
         )
@@ -407,8 +423,29 @@ def _find_size(factors: Sequence[Factor], axes: Sequence[str]) -> tuple[int, ...
     )
 
 
+def _find_steps(inner: Sequence[Factor], outer: Sequence[Factor], axes: Sequence[str]) -> tuple[int, ...]:
+    """Count the samples from one window to the next, along each axis; one window alone is its own stride."""
+    steps = []
+    for axis in axes:
+        parts = [f for f in inner if f.kind == axis]
+        apart = min((f.step for f in parts), default=1)
+        whole = apart * math.prod(f.extent for f in parts)
+        steps.append(min((f.step for f in outer if f.kind == axis), default=whole) // apart)
+    return tuple(steps)
+
+
 def _count_channels(labels: Labels) -> int:
     return math.prod(f.extent for axis in labels for f in axis if not f.spatial and f.kind != BATCH)
+
+
+def is_batch_of_maps(x: Any) -> bool:
+    """Whether it is a tensor (B, C, H, W)."""
+    return isinstance(x, Tensor) and x.ndim == 4
+
+
+def knows_dense_map(module: nn.Module) -> bool:
+    """Whether a module is an anti-aliasing layer with a ``dense`` map of its own and a ``kind``."""
+    return isinstance(getattr(module, "kind", None), str) and callable(getattr(module, "dense", None))
 
 
 def _find_spread(labels: Labels) -> tuple[int, int] | None:
@@ -431,14 +468,20 @@ def _record(
     frames, events = discovery.recorder.frames, discovery.events
     calls: Counter[str] = Counter()
     handles: list[RemovableHandle] = []
+    before: list[int] = []  # events there were when each running call began
 
     def enter(path: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         frames.append(Frame(path, module, calls[path], args))
+        before.append(len(events))
         calls[path] += 1
 
     def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         discovery.recorder.flush()
-        frame = frames.pop()
+        frame, seen = frames.pop(), before.pop()
+        entering = args[0] if args else None
+        if knows_dense_map(module) and is_batch_of_maps(entering) and is_batch_of_maps(output):
+            del events[seen:]
+            discovery.note_layer(frame, entering, output)
         for event in reversed(events):
             if event.frame is frame:
                 event.returned = event.output is output

@@ -280,7 +280,12 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         if not site.measurable:
             raise SpectralError(f"site {site.name!r} can't be measured: {site.reason}")
         module: Any = self._modules[site.module]
-        if site.access == "direct" and (
+        if site.family == "layer":
+            if getattr(module, "kind", None) != site.op or module.stride != site.stride:
+                raise SpectralError(
+                    f"site {site.name!r} isn't what runs there; call find_sites on this model"
+                )
+        elif site.access == "direct" and (
             PLAIN.get(type(module)) != site.operator
             or _as_size(module.stride, site) != site.stride
             or _as_size(module.kernel_size, site) != site.kernel
@@ -298,7 +303,7 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         for path, sites in self._watched.items():
             if all(self._is_direct(site) for site in sites):
                 hook = partial(self._on_direct, path)
-                self._handles.append(self._modules[path].register_forward_hook(hook))
+                self._handles.append(self._modules[path].register_forward_hook(hook, with_kwargs=True))
         for path in self._framed_modules():
             module = self._modules[path]
             self._handles += [
@@ -350,11 +355,17 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         """Whether a plain hook does; a convolution that is substituted must be met before it runs."""
         return site.access == "direct" and not (self._substitutes and site.operator == "conv")
 
-    def _on_direct(self, path: str, module: nn.Module, args: Any, output: Tensor) -> None:
+    def _on_direct(self, path: str, module: Any, args: Any, kwargs: Any, output: Tensor) -> None:
         if not self.enabled or _is_recomputing():
             return
         call = self._calls[path]
         self._calls[path] += 1
+        layer = self._sites.get((path, call, "layer", 0))
+        if layer is not None:
+            dense = partial(_call_dense, module, args[1:], kwargs)
+            decimation = Decimation(replace(layer.geometry, kind=layer.op), args[0], layer=dense)
+            with paused():
+                self._deliver(layer, args[0], output, decimation)
         site = self._sites.get((path, call, "operator", 0))
         if site is not None:
             weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
@@ -430,6 +441,12 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
 
     def _copy(self, tensor: Tensor) -> Tensor:
         return tensor.detach().clone() if self._detach else tensor.clone()
+
+
+def _call_dense(module: Any, args: Any, kwargs: Any, x: Tensor) -> Tensor:
+    """Compute a layer's own dense map, with the choices that were made for it elsewhere."""
+    dense: Tensor = module.dense(x, *args, **kwargs)
+    return dense
 
 
 def _place(decimation: Decimation, site: Site, source: Tensor) -> Decimation:

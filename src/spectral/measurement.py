@@ -348,7 +348,10 @@ class _Run:
         if site.name in self.failed:
             return
         if self._needs_dense and not self.verified:
-            reason = check_identity(capture)
+            try:
+                reason = check_identity(capture)
+            except SpectralError as error:  # a layer whose dense map doesn't exist as it is set
+                reason = str(error)
             if reason:
                 self.failed[site.name] = reason
                 return

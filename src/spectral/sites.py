@@ -34,6 +34,8 @@ _RULES = {
     "slice": "the map itself",
     "resize": "the map itself",
     "unfold": "the window at every sample",
+    "low_pass": "the low-passed map",
+    "polyphase": "the map itself, moved so that the samples kept come first",
 }
 
 
@@ -48,7 +50,8 @@ class Site:
         call: which call of the owner, from 0.
         index: which candidate operator inside that call, from 0; reductions and views are counted apart.
         op: conv, blur_pool, max_pool, avg_pool, slice, resize, unfold, window_max, window_mean (pools over
-            windows that a view has cut), space_to_depth, roi_pool, grid_sample, or global_pool.
+            windows that a view has cut), low_pass and polyphase (layers of `spectral.layers` that know their
+            dense map), space_to_depth, matmul_pool, roi_pool, grid_sample, or global_pool.
         geometry: stride, kernel, padding, … of the operator.
         input_size: (H, W) of what enters the site (of the padded tensor where padding isn't the site's own);
             (T, H, W) of videos, (1, T) of signals.
@@ -59,7 +62,7 @@ class Site:
         access: how a hook reaches it; ``direct`` where the module is the operator, ``wrapped`` where the
             module prepares the operator's input and returns its output, ``inner`` otherwise.
         scale: how much smaller than the image its input is, per axis.
-        family: operator, reduction or view: what ``index`` counts.
+        family: operator, reduction, view or layer: what ``index`` counts.
         spread: how many maps of one image stand before and after each image on the batch axis (heads,
             windows).
         layouts: how the operator's input and output are maps, where they aren't (B, C, H, W) already.
@@ -256,7 +259,7 @@ def _way_out(name: str, attribute: str) -> str:
 
 def _describe(event: Event, image: Tensor) -> Site:
     frame, geometry = event.frame, event.geometry
-    access: Access = "inner"
+    access: Access = "direct" if event.family == "layer" else "inner"
     size, channels = event.input_size, event.channels
     argument = frame.args[0] if len(frame.args) == 1 and isinstance(frame.args[0], Tensor) else None
     alone = frame.counts["operator"] == 1 and event.family == "operator" and event.layouts is None

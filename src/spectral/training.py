@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import pickle
@@ -18,7 +19,10 @@ from tqdm import tqdm
 
 from spectral.errors import SpectralError
 from spectral.layers import BlurPool2d
+from spectral.metrics import evaluation_mode
+from spectral.models import model_info
 from spectral.models.architectures import build, family_of
+from spectral.models.checkpoint import hash_state
 
 MEAN = STD = (0.5, 0.5, 0.5)
 NUM_CLASSES = 10
@@ -75,6 +79,8 @@ def train(
     recipe: Recipe = Recipe(),
     device: str | torch.device = "cpu",
     progress: bool = True,
+    *,
+    start: nn.Module | None = None,
 ) -> dict[str, Any]:
     """Train one of our architectures and return its weights' metadata, with the model under ``"model"``.
 
@@ -90,10 +96,12 @@ def train(
         recipe: the hyper-parameters.
         device: where to train.
         progress: show a bar per epoch.
+        start: fine-tune a copy of this network instead of fresh weights: one that was loaded, or converted by
+            `spectral.convert`; ``architecture`` is then what the original is called.
 
     Raises:
         SpectralError: if ``out`` holds the state of another run or a damaged one, the data has more than ten
-            classes, or the loss stops being finite.
+            classes or more than the network has outputs, or the loss stops being finite.
     """
     device = torch.device(device)
     if len(train_set.classes) > NUM_CLASSES:
@@ -102,7 +110,8 @@ def train(
             f"{len(train_set.classes)} classes"
         )
     torch.manual_seed(recipe.seed)
-    model = build(architecture).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fresh = build(architecture) if start is None else _copy_to_tune(start, train_set)
+    model = fresh.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     _use_products(model, device.type == "cpu")
     optimizer = torch.optim.SGD(
         model.parameters(), recipe.max_lr, recipe.momentum, weight_decay=recipe.weight_decay,
@@ -117,7 +126,8 @@ def train(
     )  # fmt: skip
     dtype = _autocast_dtype(recipe.precision, device)
     run = {"architecture": architecture, "data_id": train_set.data_id, "recipe": asdict(recipe),
-           "precision": "bf16" if dtype else "fp32"}  # fmt: skip
+           "precision": "bf16" if dtype else "fp32",
+           **({} if start is None else {"start": hash_state(start.state_dict())})}  # fmt: skip
     state_path = Path(out) / STATE_NAME
     first_epoch, history = _restore(state_path, run, model, optimizer, schedule, device)
     images, labels = train_set.images.to(device), train_set.labels.to(device)
@@ -154,6 +164,25 @@ def train(
         "test_images": len(test_set.images),
         "history": history,
     }
+
+
+def _copy_to_tune(start: nn.Module, data: LabelledImages) -> nn.Module:
+    """Copy a network to fine-tune, if it is one for such images."""
+    model = copy.deepcopy(start).requires_grad_(True)
+    info = model_info(start)
+    if info is not None and (info.preprocessing.mean, info.preprocessing.std) != (MEAN, STD):
+        raise SpectralError(
+            f"train: {info.name} expects images with mean {info.preprocessing.mean} and std "
+            f"{info.preprocessing.std}, training gives them with {MEAN[0]} and {STD[0]}; fine-tune one of "
+            f"this project's networks"
+        )
+    with evaluation_mode(model), torch.no_grad():
+        logits = model(normalize(data.images[:1]).to(next(model.parameters()).device))
+    if logits.shape[-1] < len(data.classes):
+        raise SpectralError(
+            f"train: the network has {logits.shape[-1]} outputs, the data has {len(data.classes)} classes"
+        )
+    return model
 
 
 def _run_epoch(

@@ -47,6 +47,8 @@ class IdealLowPass2d(Pool2d):
         """Low-pass and decimate."""
         return self._low_pass(x, self.stride)
 
+    kind = "low_pass"
+
     def dense(self, x: Tensor) -> Tensor:
         """Low-pass only: ``layer.dense(x)[..., ::s_h, ::s_w]`` is the layer's output."""
         return self._low_pass(x, (1, 1))

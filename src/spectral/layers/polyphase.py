@@ -43,6 +43,8 @@ class PhasePool2d(Pool2d):
     ``phase = pool.select(x)``, then ``pool(x, phase) + other_pool(y, phase)``.
     """
 
+    kind = "polyphase"
+
     def forward(self, x: Tensor, phase: Tensor | None = None) -> Tensor:
         """Keep the component that `select` chooses, or the one chosen elsewhere.
 
@@ -65,6 +67,20 @@ class PhasePool2d(Pool2d):
         else:
             kept = parts[torch.arange(parts.shape[0], device=x.device), phase]
         return kept if x.ndim == 4 else kept[0]
+
+    def dense(self, x: Tensor, phase: Tensor | None = None) -> Tensor:
+        """Move each image so that its choice comes first: ``dense(x)[..., ::s_h, ::s_w]`` is the output.
+
+        Raises:
+            SpectralError: for soft weights, which mix all components: no map is decimated then.
+        """
+        phase = self.select(x) if phase is None else phase
+        if phase.is_floating_point():
+            raise SpectralError(f"{type(self).__name__}: soft weights decimate no map; call eval() first")
+        for axis, step in zip((-2, -1), self.stride, strict=True):
+            x = extend(x, axis, 0, -x.shape[axis] % step, "circular")
+        moves = [divmod(int(p), self.stride[1]) for p in phase]
+        return torch.stack([one.roll((-i, -j), (-2, -1)) for one, (i, j) in zip(x, moves, strict=True)])
 
     def select(self, x: Tensor) -> Tensor:
         """Choose a component per image: its number i·s_w + j, for sharing between branches.

@@ -131,6 +131,7 @@ def load_model(
             ``bundled/NAME``: trained by this project and part of it, see `list_bundled`;
             any of these with ``@random`` behind: no weights, a seeded initialisation, to study structure;
             the path of a ``.safetensors`` or torch file (``.pt``, ``.pth``, ``.bin``).
+            ``+METHOD`` behind any of them converts it (`spectral.convert`): ``bundled/resnet20+flc``.
         architecture: for a path without a JSON beside it: ``"resnet20"`` and the like for our own networks,
             or ``"timm/resnet50"``.
         device: where to put the model.
@@ -147,6 +148,9 @@ def load_model(
     """
     _require_device(device)
     asked = os.fspath(name)
+    name, _, method = asked.rpartition("+") if "+" in Path(asked).name else (asked, "", "")
+    if method:
+        return _load_converted(name, method, architecture, device)
     # Building a network draws its initial weights: from a seed, and without disturbing the caller's stream.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(RANDOM_SEED)
@@ -166,6 +170,19 @@ def load_model(
         weights_id = f"random-{RANDOM_SEED}:{weights_id.partition(':')[2]}"
     model.spectral_info = replace(info, name=asked, weights_id=weights_id)  # type: ignore[assignment]
     return model.to(device).eval()
+
+
+def _load_converted(
+    name: str, method: str, architecture: str | None, device: str | torch.device
+) -> nn.Module:
+    from spectral.surgery import convert
+
+    model = convert(load_model(name, architecture=architecture, device=device), method)
+    info = model_info(model)
+    assert info is not None
+    weights_id = hash_state(model.state_dict())
+    model.spectral_info = replace(info, name=f"{name}+{method}", weights_id=weights_id)  # type: ignore[assignment]
+    return model
 
 
 def model_info(model: nn.Module) -> ModelInfo | None:
@@ -233,6 +250,8 @@ def _open_file(path: Path, architecture: str | None) -> _Loaded:
             f"{path}: the JSON beside it describes other weights; restore both from one source"
         )
     model, info = _open_architecture(str(architecture or described))
+    if "conversion" in metadata:
+        model = _convert_as(model, metadata["conversion"])
     load_into(model, state, str(path))
     classes = metadata.get("classes")
     return model, replace(
@@ -242,6 +261,12 @@ def _open_file(path: Path, architecture: str | None) -> _Loaded:
         classes=info.classes if classes is None else tuple(classes),
         metadata=metadata,
     )
+
+
+def _convert_as(model: nn.Module, report: Any) -> nn.Module:
+    from spectral.surgery import ConversionReport
+
+    return ConversionReport.from_dict(report).apply(model)
 
 
 def _open_architecture(architecture: str) -> _Loaded:

@@ -1,0 +1,315 @@
+"""Replace a network's decimations by anti-aliasing layers, and take them out again."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from spectral.decimation import Size
+from spectral.discovery import Example, read_example
+from spectral.errors import SpectralError, suggest
+from spectral.layers import LAYERS
+from spectral.layers.common import Pool2d, Stride
+from spectral.models import model_info
+from spectral.sites import Site, check_hookable, find_sites
+from spectral.surgery.choice import PLACEMENTS, Choice, Where, choose_units
+from spectral.surgery.observation import Observer
+from spectral.surgery.report import ATTRIBUTE, ConversionReport, ConversionRow, Cost, find_report
+from spectral.surgery.rewiring import PerChannels, Unit, attach, detach, is_attached
+
+UNREACHED = "its operator is out of reach: not one of torch's own calls on maps (B, C, H, W)"
+
+
+class Decimate2d(Pool2d):
+    """Every s-th sample and nothing else: what a stride does to a dense map."""
+
+    def __init__(self, stride: Stride = 2) -> None:
+        super().__init__(None, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Decimate."""
+        return x[..., :: self.stride[0], :: self.stride[1]]
+
+
+# Every layer that can stand for a stride; "strided" leaves the network what it was.
+METHODS: dict[str, Callable[[int, Stride], nn.Module]] = {
+    "strided": lambda channels, stride: Decimate2d(stride),
+    **LAYERS,
+}
+
+
+def convert(
+    model: nn.Module,
+    method: str,
+    where: Where = None,
+    placement: str = "auto",
+    example: Example | None = None,
+    inplace: bool = False,
+) -> nn.Module:
+    """Replace decimations by an anti-aliasing layer behind the dense map; trained weights are kept.
+
+    Each chosen site gives its dense map instead of every s-th sample of it, and the layer decimates. Output
+    sizes stay as they are. `conversion_report` tells what was replaced and why the rest wasn't; `revert`
+    undoes it all.
+
+    Names of weights stay too, and those of a layer follow its site (``layer2.0.conv2.antialias.kernel``): a
+    state dict loads into any network that was converted in the same way, and the original's loads with
+    ``strict=False``. Convolutions and pools keep their class and get stride 1, a child and a hook. Operators
+    that a module calls as functions (slices, pools, convolutions padded by the size of their input) are
+    replaced while the module runs, by a function mode, around which `torch.compile` breaks its graph.
+
+    Args:
+        model: any module that `find_sites` can trace.
+        method: a name in ``METHODS``: ``"blurpool"``, ``"flc"``, …; ``"strided"`` decimates plainly, so the
+            network computes what it did, at the cost of a converted one.
+        where: None for all sites that can be replaced; a kind (``"conv"``, ``"max_pool"``, ``"avg_pool"``,
+            ``"slice"``); names or patterns (``"layer?.0.*"``), one or several; or a function of a `Site`.
+            Patch embeddings are replaced only if a name, pattern or function chooses them.
+        placement: ``"auto"`` as published: behind the activation where nothing but norms and the activation
+            use a convolution's dense map; before a pointwise convolution that has none (the two commute, and
+            it costs less there); directly behind the operator otherwise. ``"behind"``: always that.
+        example: as for `find_sites`; by default of the size the model was trained for, where it is known.
+        inplace: change the model itself instead of a copy.
+
+    Returns:
+        The converted model.
+
+    Raises:
+        SpectralError: if the method, placement or a name is unknown, nothing can be replaced, the site is
+            replaced already, or the model can't be traced or copied. The model is as before then.
+
+    Source:
+        R. Zhang, Making Convolutional Networks Shift-Invariant Again, ICML 2019, for the placement.
+
+    Example:
+        >>> import torch
+        >>> from spectral.surgery import conversion_report
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(2))
+        >>> smooth = convert(net, "blurpool", example=32)
+        >>> smooth(torch.zeros(1, 3, 32, 32)).shape == net(torch.zeros(1, 3, 32, 32)).shape
+        True
+        >>> [(row.site, row.placement) for row in conversion_report(smooth).rows]
+        [('0', 'behind 1'), ('2', 'behind')]
+    """
+    check_hookable(model)
+    _check_choice("method", method, METHODS)
+    _check_choice("placement", placement, PLACEMENTS)
+    if find_report(model) is None and is_attached(model):
+        raise SpectralError(
+            "convert: part of the model was converted on its own, or as part of another; revert that first"
+        )
+    example = _default_example(model) if example is None else example
+    work = model if inplace else _copy(model)
+    earlier = find_report(work)
+    kept = {u: work.get_submodule(u.layer_path) for u in earlier.units} if earlier is not None else {}
+    detach(work)
+    try:
+        report = _replace_sites(work, method, where, placement, example, earlier, kept)
+    except BaseException:
+        detach(work)
+        attach(work, kept)
+        raise
+    setattr(work, ATTRIBUTE, report)
+    return work
+
+
+def revert(model: nn.Module, inplace: bool = False) -> nn.Module:
+    """Take all layers of a converted model out again; weights stay what they are now, trained or not.
+
+    Args:
+        model: what `convert` returned, or a copy of it.
+        inplace: change the model itself instead of a copy.
+
+    Returns:
+        The original network.
+
+    Raises:
+        SpectralError: if the model isn't a converted one.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, 2))
+        >>> revert(convert(net, "blurpool", example=32))
+        Sequential(
+          (0): Conv2d(3, 4, kernel_size=(3, 3), stride=(2, 2))
+        )
+    """
+    if find_report(model) is None:
+        raise SpectralError(
+            f"revert: {type(model).__name__} has not been converted; pass what convert returned"
+        )
+    work = model if inplace else _copy(model)
+    detach(work)
+    delattr(work, ATTRIBUTE)
+    return work
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One observed forward pass."""
+
+    seen: Observer
+    sites: list[Site]
+
+    @property
+    def shapes(self) -> list[Size]:
+        """Sizes of what the model returned, for one image."""
+        return [tuple(tensor.shape[1:]) for tensor in self.seen.returned]
+
+    @property
+    def macs(self) -> int:
+        """Multiply–accumulates for one image."""
+        return self.seen.flops // (2 * self.seen.batch)
+
+
+def _observe(model: nn.Module, example: Example) -> _Pass:
+    with Observer(model) as seen:
+        sites = find_sites(model, example)
+    return _Pass(seen, sites)
+
+
+def _replace_sites(
+    model: nn.Module,
+    method: str,
+    where: Where,
+    placement: str,
+    example: Example,
+    earlier: ConversionReport | None,
+    kept: dict[Unit, nn.Module],
+) -> ConversionReport:
+    before = _observe(model, example)
+    parameters = _count_parameters(model)
+    taken = [name for unit in kept for name in unit.sites]
+
+    def attempt(placement: str) -> tuple[dict[Unit, nn.Module], _Pass, Choice]:
+        choice = choose_units(model, before.seen, before.sites, where, placement, taken)
+        layers = kept | {unit: _make_layer(model, method, unit, n) for unit, n in choice.units.items()}
+        return *_install(model, layers, before, example), choice
+
+    try:
+        layers, after, choice = attempt(placement)
+    except SpectralError:
+        if placement == "behind":
+            raise
+        # Something else looked at a dense map on its way to the activation, such as its size.
+        detach(model)
+        layers, after, choice = attempt("behind")
+    if layers.keys() == kept.keys():
+        raise SpectralError(_explain_nothing(model, before.sites, choice.reasons, bool(kept)))
+    rows = {row.site: row for row in (earlier.rows if earlier is not None else ()) if row.replaced}
+    for unit in layers.keys() - kept.keys():
+        rows |= {name: _describe_layer(unit, layers[unit], method, placement) for name in unit.sites}
+    for site in before.sites:
+        reason = choice.reasons.get(site.name, UNREACHED)
+        row = rows.get(site.name) or ConversionRow("", "", (), False, reason)
+        rows[site.name] = replace(row, site=site.name, op=site.op, stride=site.stride)
+    info = model_info(model)
+    return ConversionReport(
+        rows=tuple(rows[site.name] for site in before.sites),
+        example=tuple(read_example(example).image.shape[1:]),
+        cost=Cost((parameters, _count_parameters(model)), (before.macs, after.macs)),
+        source=info.name if info is not None else None,
+        units=tuple(layers),
+    )
+
+
+def _describe_layer(unit: Unit, layer: nn.Module, method: str, asked: str) -> ConversionRow:
+    placed = unit.placement
+    if placed == "activation":
+        inside = f"the activation in the forward of {unit.function or 'the model'}"
+        placed = f"behind {unit.chain[-1] if unit.function is None else inside}"
+    return ConversionRow("", "", (), True, None, method, asked, placed, " ".join(repr(layer).split()))
+
+
+def _install(
+    model: nn.Module, layers: dict[Unit, nn.Module], before: _Pass, example: Example
+) -> tuple[dict[Unit, nn.Module], _Pass]:
+    """Attach the layers and run the model once; returns those that ran as they should, in their order.
+
+    Raises:
+        SpectralError: if the model doesn't run any more, or returns something of another size.
+    """
+    attach(model, layers)
+    after = _observe(model, example)
+    expected = {site.name: site.output_size for site in before.sites}
+    sizes: dict[str, list[Size]] = defaultdict(list)
+    for call in after.seen.calls:
+        if isinstance(call.output, Tensor):
+            sizes[call.path].append(tuple(call.output.shape[-2:]))
+    # A pool that runs several times may be a global one in some of them, and no site.
+    ran = {
+        unit: layer
+        for unit, layer in layers.items()
+        if not Counter(expected[name] for name in unit.sites) - Counter(sizes[unit.layer_path])
+    }
+    if len(ran) < len(layers):
+        detach(model)
+        return _install(model, ran, before, example)
+    if after.shapes != before.shapes:
+        raise SpectralError(
+            f"convert: {type(model).__name__} returns another size with these sites replaced; choose fewer"
+        )
+    order = list(sizes)
+    ran = dict(sorted(ran.items(), key=lambda item: order.index(item[0].layer_path)))
+    detach(model)
+    attach(model, ran)
+    return ran, after
+
+
+def _make_layer(model: nn.Module, method: str, unit: Unit, channels: Sequence[int]) -> nn.Module:
+    _, (rows, columns) = unit.lattice
+    made = {str(count): METHODS[method](count, (rows, columns)) for count in channels}
+    layer = PerChannels(made) if len(made) > 1 else made[str(channels[0])]
+    owner = model.get_submodule(unit.path)
+    tensor = next((p for m in (owner, model) for p in m.parameters() if p.is_floating_point()), None)
+    if tensor is not None:
+        layer.to(tensor.device, tensor.dtype)
+    return layer.train(owner.training)
+
+
+def _explain_nothing(
+    model: nn.Module, sites: Sequence[Site], reasons: Mapping[str, str], converted: bool
+) -> str:
+    name = type(model).__name__
+    if converted:
+        return f"convert: {name} is converted already; call revert first, or choose other sites with where"
+    if not sites:
+        return f"convert: {name} has no site where resolution drops"
+    first = next(s.name for s in sites if reasons.get(s.name) != "not chosen")
+    return f"convert: nothing can be replaced in {name}; {first!r}: {reasons.get(first, UNREACHED)}"
+
+
+def _check_choice(what: str, value: object, options: Iterable[str]) -> None:
+    names = list(options)
+    if value not in names:
+        near = suggest(str(value), names) or f"; choose one of {', '.join(names)}"
+        raise SpectralError(f"convert: no {what} is called {value!r}{near}")
+
+
+def _default_example(model: nn.Module) -> Example:
+    info = model_info(model)
+    if info is not None:
+        return (len(info.preprocessing.mean), *info.preprocessing.size)
+    config = getattr(model, "pretrained_cfg", None) or {}
+    if config.get("input_size"):
+        return tuple(config["input_size"])
+    raise SpectralError(
+        f"convert: {type(model).__name__} doesn't say what size of images it takes; pass example=, a size "
+        f"or a batch"
+    )
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever a model's own attributes raise
+        raise SpectralError(
+            f"{type(model).__name__} can't be copied ({error}); pass inplace=True to change the model itself"
+        ) from error
+
+
+def _count_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,227 @@
+"""What was converted, what wasn't and why, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from spectral.errors import SpectralError
+from spectral.latency import measure_latency
+from spectral.surgery.rewiring import Unit
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ATTRIBUTE = "spectral_conversion"
+
+
+@dataclass(frozen=True)
+class ConversionRow:
+    """What became of one site of the original network.
+
+    Attributes:
+        site: its name, as `find_sites` gives it.
+        op: its kind.
+        stride: its decimation factor.
+        replaced: whether a layer stands in its place.
+        reason: why not, else None.
+        method: the layer's name in ``METHODS``.
+        asked: the placement that was asked for.
+        placement: where the layer is: before or behind the operator, or behind which activation.
+        layer: what it is.
+    """
+
+    site: str
+    op: str
+    stride: tuple[int, ...]
+    replaced: bool
+    reason: str | None = None
+    method: str | None = None
+    asked: str | None = None
+    placement: str | None = None
+    layer: str | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters, arithmetic and time of a network, before and after.
+
+    Attributes:
+        parameters: their number.
+        macs: multiply–accumulate operations of convolutions and matrix products for one image of the
+            example's size. Layers that filter in the frequency domain are matrix products and so are
+            counted; comparisons, means over windows and pointwise functions are not, in either network.
+        seconds: median time of a batch, None unless measured.
+    """
+
+    parameters: tuple[int, int]
+    macs: tuple[int, int]
+    seconds: tuple[float, float] | None = None
+
+
+@dataclass
+class ConversionReport:
+    """The account of a conversion: a row per site, and what the network costs.
+
+    Attributes:
+        rows: one per site of the original network, in the order in which they run.
+        example: shape of the image at which the sites were found, without the batch.
+        cost: before and after.
+        source: what `load_model` was asked for, None for a model from elsewhere.
+        units: how each layer is attached; not part of the dictionary.
+    """
+
+    rows: tuple[ConversionRow, ...]
+    example: tuple[int, ...]
+    cost: Cost
+    source: str | None = None
+    units: tuple[Unit, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def replaced(self) -> list[ConversionRow]:
+        """Rows of the sites that were replaced."""
+        return [row for row in self.rows if row.replaced]
+
+    @property
+    def method(self) -> str:
+        """Name of the layer; of all, joined by ``+``, where there are several."""
+        return "+".join(dict.fromkeys(str(row.method) for row in self.replaced))
+
+    @property
+    def placement(self) -> str:
+        """The placement that was asked for; all of them, joined by ``+``, where there are several."""
+        return "+".join(dict.fromkeys(str(row.asked) for row in self.replaced))
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        """The arguments of the calls of `convert` that make this network from the original one."""
+        groups: dict[tuple[str, str], list[str]] = {}
+        for row in self.replaced:
+            groups.setdefault((str(row.method), str(row.asked)), []).append(row.site)
+        return [
+            {"method": method, "where": sites, "placement": asked}
+            for (method, asked), sites in groups.items()
+        ]
+
+    def measure_latency(self, model: nn.Module, batch: Tensor, repeats: int = 10) -> Cost:
+        """Time the converted network against the original one, and keep the medians in ``cost``.
+
+        Args:
+            model: the converted network.
+            batch: what to time them with, on the network's device.
+            repeats: rounds, in which the two take turns.
+
+        Units:
+            Seconds per batch.
+        """
+        from spectral.surgery.conversion import revert
+
+        times = measure_latency(
+            {"before": revert(model), "after": model}, {"before": batch, "after": batch}, repeats
+        )
+        self.cost = replace(self.cost, seconds=(median(times["before"]), median(times["after"])))
+        return self.cost
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return a row per site as a table."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(row) for row in self.rows])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what JSON can hold, enough to make the network again from the original one.
+
+        Its ``steps`` are arguments of `convert`.
+        """
+        return {
+            "source": self.source,
+            "steps": self.steps,
+            "example": list(self.example),
+            "cost": asdict(self.cost),
+            "rows": [asdict(row) for row in self.rows],
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> ConversionReport:
+        """Read what `to_dict` gave, also after a way through JSON.
+
+        Raises:
+            SpectralError: if it is something else.
+        """
+        try:
+            rows = tuple(ConversionRow(**{**row, "stride": tuple(row["stride"])}) for row in content["rows"])
+            parameters, macs, seconds = (content["cost"][key] for key in ("parameters", "macs", "seconds"))
+            cost = Cost(tuple(parameters), tuple(macs), seconds and tuple(seconds))
+            return cls(rows, tuple(content["example"]), cost, content["source"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise SpectralError(
+                f"ConversionReport: expected what to_dict gives, got something else ({error!r}); write the "
+                f"report of a converted model again"
+            ) from error
+
+    def apply(self, model: nn.Module, example: Any = None) -> nn.Module:
+        """Convert another copy of the original network in the same way.
+
+        Args:
+            model: the original network, such as ``load_model(report.source)``.
+            example: as for `convert`; by default the size at which this report was made.
+
+        Raises:
+            SpectralError: if the model lacks one of the sites.
+        """
+        from spectral.surgery.conversion import convert
+
+        for step in self.steps:
+            model = convert(model, **step, example=self.example if example is None else example)
+        return model
+
+    def __str__(self) -> str:
+        table = [("site", "op", "stride", "")]
+        for row in self.rows:
+            what = f"{row.layer}, {row.placement}" if row.replaced else f"kept: {row.reason}"
+            table.append((row.site, row.op, "×".join(map(str, row.stride)), what))
+        before, after = self.cost.macs
+        sizes = "×".join(map(str, self.example))
+        lines = [
+            f"{self.method or 'nothing'}: {len(self.replaced)} of {len(self.rows)} sites replaced",
+            *_align(table),
+        ]
+        lines.append(f"parameters {self.cost.parameters[0]:,} → {self.cost.parameters[1]:,}")
+        change = f" (×{after / before:.2f})" if before else ""
+        lines.append(f"multiply–accumulates at {sizes} {before:,} → {after:,}{change}")
+        if self.cost.seconds is not None:
+            old, new = self.cost.seconds
+            lines.append(f"time per batch {1e3 * old:.3g} ms → {1e3 * new:.3g} ms (×{new / old:.2f})")
+        return "\n".join(lines)
+
+
+def conversion_report(model: nn.Module) -> ConversionReport:
+    """Return the account of a converted model.
+
+    Raises:
+        SpectralError: if the model isn't a converted one.
+    """
+    report = find_report(model)
+    if report is None:
+        raise SpectralError(
+            f"conversion_report: {type(model).__name__} has not been converted; pass what convert returned"
+        )
+    return report
+
+
+def find_report(model: nn.Module) -> ConversionReport | None:
+    """Return the account of a model, None if it wasn't converted."""
+    report = getattr(model, ATTRIBUTE, None)
+    return report if isinstance(report, ConversionReport) else None
+
+
+def _align(table: Iterable[tuple[str, ...]]) -> list[str]:
+    rows = list(table)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]

@@ -1,0 +1,173 @@
+"""Converted networks as users meet them: by name, from a file, fine-tuned, measured through their layers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from networks import image
+from torch import nn
+
+from spectral.cli import main
+from spectral.errors import SpectralError
+from spectral.hooks import FeatureExtractor
+from spectral.layers import LAYERS, APSPool2d, FLCPool2d, make_pool
+from spectral.measurement import measure
+from spectral.models import load_model, model_info
+from spectral.sites import find_sites
+from spectral.surgery import conversion_report, convert
+from spectral.training import LabelledImages, Recipe, train
+
+
+def run_command(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def pooled(layer: nn.Module, channels: int = 8) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, channels, 3, 1, 1), layer, nn.Conv2d(channels, 2, 3, 1, 1)).eval()
+
+
+@pytest.mark.parametrize("method", [m for m in LAYERS if m != "space-to-depth"])
+@pytest.mark.parametrize("size", [(16, 16), (12, 20)])
+def test_every_layer_is_one_site_whose_dense_map_gives_its_output(method, size):
+    net, x = pooled(make_pool(method, 8, 2)), image(3, 3, *size)
+    (site,) = find_sites(net, size)
+    assert (site.module, site.stride, site.measurable, site.input_size) == ("1", (2, 2), True, size)
+    with torch.no_grad():
+        with FeatureExtractor(net, [site], tap="dense") as dense:
+            net(x)
+        with FeatureExtractor(net, [site], tap="output") as output:
+            net(x)
+    kept = dense["1"][..., ::2, ::2]
+    n_h, n_w = site.output_size
+    assert (kept[..., :n_h, :n_w] - output["1"]).abs().max() <= 2e-6 * output["1"].abs().max()
+
+
+@pytest.mark.parametrize("method", ["flc", "asap", "ideal"])
+def test_a_low_pass_leaves_nothing_to_alias(method):
+    table = measure(
+        pooled(make_pool(method, 8, 2)), image(2, 3, 14, 18), ("am_relative", "avr"), progress=False
+    )
+    assert table.query("metric == 'am_relative'")["value"].max() < 1e-6
+    raw = measure(pooled(make_pool("aps", 8, 2)), image(2, 3, 14, 18), ("am_relative",), progress=False)
+    assert raw.query("metric == 'am_relative'")["value"].min() > 0.1
+
+
+def test_a_polyphase_layer_is_measured_at_the_phase_it_chose():
+    layer, x = APSPool2d(2), image(1, 3, 8, 8)
+    net = nn.Sequential(layer)
+    (site,) = find_sites(net, 8)
+    seen = []
+    with FeatureExtractor(net, [site], tap="dense") as fx:
+        for shift in (0, 1):
+            net(x.roll(shift, -1))
+            seen.append(fx[site.name].clone())
+    same = [seen[0].roll(move, (-2, -1)) for move in ((i, j) for i in range(0, 8, 2) for j in range(0, 8, 2))]
+    assert any(torch.equal(seen[1], moved) for moved in same), (
+        "the same content, moved by whole output samples"
+    )
+
+
+def test_a_layer_without_a_map_before_decimation_says_so():
+    net = nn.Sequential(FLCPool2d(2, compat="paper"), nn.MaxPool2d(2), nn.Flatten())
+    table = measure(net, image(2, 3, 16, 16), ("am",), progress=False)
+    assert set(table["site"]) == {"1", ""}
+    reasons = {site["name"]: site["reason"] for site in table.attrs["sites"]}
+    assert "compat='paper' has no map before decimation" in reasons["0"]
+
+
+def test_a_name_with_a_method_is_converted():
+    net, plain = load_model("bundled/resnet20+flc"), load_model("bundled/resnet20")
+    info, original = model_info(net), model_info(plain)
+    assert info.name == "bundled/resnet20+flc"
+    assert info.weights_id != original.weights_id or conversion_report(net).cost.parameters[0]
+    assert info.preprocessing == original.preprocessing
+    x = image(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(net(x), convert(plain, "flc")(x))
+    with pytest.raises(SpectralError, match=r"unknown method 'flk'.*'flc'|'flk'.*flc"):
+        load_model("bundled/resnet20+flk")
+
+
+def test_convert_writes_a_file_that_loads_as_a_model(tmp_path):
+    path = tmp_path / "r.safetensors"
+    run = run_command(
+        "convert", "bundled/resnet20", "--method", "blurpool", "--where", "layer2.*", "--out", path
+    )
+    assert run.exit_code == 0, run.output
+    assert "2 of 4 sites replaced" in run.output
+    net, x = load_model(str(path)), image(2, 3, 32, 32)
+    expected = convert(load_model("bundled/resnet20"), "blurpool", "layer2.*")
+    with torch.no_grad():
+        assert torch.equal(net(x), expected(x))
+    assert json.loads(path.with_suffix(".json").read_text())["converted_from"] == "bundled/resnet20"
+    listed = run_command("sites", path)
+    assert "blur_pool" in listed.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--method", "flk"), "flk"),
+        (("--method", "flc", "--where", "layer9*"), "layer9"),
+        (("--method", "flc", "--placement", "in front"), "in front"),
+    ],
+)
+def test_convert_refuses_in_one_sentence(tmp_path, arguments, message):
+    run = run_command("convert", "bundled/resnet20", *arguments, "--out", tmp_path / "r.safetensors")
+    assert run.exit_code == 2
+    assert message in run.output
+    assert "Traceback" not in run.output
+    assert not list(tmp_path.iterdir())
+
+
+def tiny_set(n: int = 8) -> LabelledImages:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    return LabelledImages(images, torch.arange(n) % 2, ("a", "b"), "made")
+
+
+def test_fine_tuning_starts_from_the_given_weights_and_resumes(tmp_path):
+    start = convert(load_model("bundled/resnet20"), "flc")
+    before = {name: value.clone() for name, value in start.state_dict().items()}
+    recipe = Recipe(epochs=2, batch_size=4, max_lr=1e-6, precision="fp32")
+    result = train("resnet20", tiny_set(), tiny_set(), tmp_path, recipe, progress=False, start=start)
+    tuned = result["model"]
+    for name, value in start.state_dict().items():
+        assert torch.equal(value, before[name]), "the network that was given stays as it was"
+    weights = dict(tuned.named_parameters())
+    assert weights.keys() == dict(start.named_parameters()).keys()
+    assert all((w - before[name]).abs().max() < 1e-3 for name, w in weights.items())
+    assert any(not torch.equal(w, before[name]) for name, w in weights.items())
+    again = train("resnet20", tiny_set(), tiny_set(), tmp_path, recipe, progress=False, start=start)
+    assert all(torch.equal(again["model"].state_dict()[n], v) for n, v in tuned.state_dict().items())
+    other = convert(load_model("bundled/resnet20@random"), "flc")
+    with pytest.raises(SpectralError, match="holds a run with start"):
+        train("resnet20", tiny_set(), tiny_set(), tmp_path, recipe, progress=False, start=other)
+
+
+def test_fine_tuning_refuses_what_it_can_not_tune(tmp_path):
+    foreign = load_model("timm/resnet10t@random")
+    with pytest.raises(SpectralError, match="expects images with mean"):
+        train("resnet10t", tiny_set(), tiny_set(), tmp_path, progress=False, start=foreign)
+    many = LabelledImages(tiny_set().images, torch.arange(8), tuple("abcdefgh"), "made")
+    small = nn.Sequential(nn.Flatten(), nn.Linear(3072, 2))
+    with pytest.raises(SpectralError, match="2 outputs, the data has 8 classes"):
+        train("resnet20", many, many, tmp_path, progress=False, start=small)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "name an ARCHITECTURE to train, or a network to tune with --from"),
+        (("resnet20", "--from", "bundled/resnet20"), "not both"),
+        (("resnet20", "--method", "flc"), "--method goes with --from"),
+    ],
+)
+def test_train_refuses_in_one_sentence(tmp_path, arguments, message):
+    run = run_command("train", *arguments, "--data", tmp_path, "--out", tmp_path / "out")
+    assert run.exit_code == 2
+    assert message in " ".join(run.output.split())
