@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from textwrap import shorten
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -438,7 +438,7 @@ def _count_channels(labels: Labels) -> int:
     return math.prod(f.extent for axis in labels for f in axis if not f.spatial and f.kind != BATCH)
 
 
-def is_batch_of_maps(x: Any) -> bool:
+def is_batch_of_maps(x: Any) -> TypeGuard[Tensor]:
     """Whether it is a tensor (B, C, H, W)."""
     return isinstance(x, Tensor) and x.ndim == 4
 
