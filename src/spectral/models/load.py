@@ -177,7 +177,10 @@ def _load_converted(
 ) -> nn.Module:
     from spectral.surgery import convert
 
-    model = convert(load_model(name, architecture=architecture, device=device), method)
+    model = load_model(name, architecture=architecture, device=device)
+    with torch.random.fork_rng(devices=[]):  # some layers have weights of their own
+        torch.default_generator.manual_seed(RANDOM_SEED)
+        model = convert(model, method)
     info = model_info(model)
     assert info is not None
     weights_id = hash_state(model.state_dict())

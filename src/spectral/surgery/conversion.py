@@ -14,7 +14,6 @@ from spectral.discovery import Example, read_example
 from spectral.errors import SpectralError, suggest
 from spectral.layers import LAYERS
 from spectral.layers.common import Pool2d, Stride
-from spectral.models import model_info
 from spectral.sites import Site, check_hookable, find_sites
 from spectral.surgery.choice import PLACEMENTS, Choice, Where, choose_units
 from spectral.surgery.observation import Observer
@@ -206,7 +205,7 @@ def _replace_sites(
         reason = choice.reasons.get(site.name, UNREACHED)
         row = rows.get(site.name) or ConversionRow("", "", (), False, reason)
         rows[site.name] = replace(row, site=site.name, op=site.op, stride=site.stride)
-    info = model_info(model)
+    info = getattr(model, "spectral_info", None)  # what load_model recorded
     return ConversionReport(
         rows=tuple(rows[site.name] for site in before.sites),
         example=tuple(read_example(example).image.shape[1:]),
@@ -290,7 +289,7 @@ def _check_choice(what: str, value: object, options: Iterable[str]) -> None:
 
 
 def _default_example(model: nn.Module) -> Example:
-    info = model_info(model)
+    info = getattr(model, "spectral_info", None)  # what load_model recorded
     if info is not None:
         return (len(info.preprocessing.mean), *info.preprocessing.size)
     config = getattr(model, "pretrained_cfg", None) or {}
