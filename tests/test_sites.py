@@ -904,3 +904,22 @@ def test_pairs_with_a_reference_and_a_site_it_lacks():
 def test_pairs_of_nothing():
     assert pair_sites({}) == {}
     assert pair_sites({"flat": []}) == {}
+
+
+def test_weights_under_two_names_stay():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Sequential(nn.Conv2d(3, 3, 3, 2, 1), nn.BatchNorm2d(3))
+            self.second = self.first
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x))
+
+    model = Twice()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for _ in range(5):  # the order in which weights are swapped back changes from run to run
+        assert len(find_sites(model, 16)) == 2
+        for name, value in model.state_dict().items():
+            assert value.device.type == "cpu"
+            assert torch.equal(value, before[name])

@@ -504,8 +504,15 @@ def _record(
 
 @contextmanager
 def _restored(model: nn.Module) -> Iterator[None]:
-    """Undo what a forward keeps in plain attributes: a table cached on the meta device would break it."""
-    before = [(vars(module), dict(vars(module))) for module in model.modules()]
+    """Undo what a forward keeps in plain attributes: a table cached on the meta device would break it.
+
+    Weights too: of a module that has two names, functional_call would leave meta tensors behind.
+    """
+    before = [
+        (table, dict(table))
+        for module in model.modules()
+        for table in (vars(module), module._parameters, module._buffers)
+    ]
     try:
         yield
     finally:
