@@ -536,10 +536,14 @@ class TestTheConvertedModel:
         assert outputs(smooth, image()).shape == outputs(net, image()).shape
 
     def test_signals_and_videos_stay(self) -> None:
-        with pytest.raises(SpectralError, match="out of reach"):
-            convert(nn.Conv1d(3, 4, 3, 2), "blurpool", example=torch.zeros(1, 3, 32))
+        signal, x = nn.Conv1d(3, 4, 3, 2), torch.rand(1, 3, 32)
+        same = convert(signal, "blurpool", example=x)
+        assert "out of reach" in next(iter(reasons(same).values()))
+        close(outputs(same, x), outputs(signal, x))
+        video = convert(nn.Conv3d(3, 4, 3, 2), "blurpool", example=(3, 8, 16, 16))
+        assert "not for videos" in next(iter(reasons(video).values()))
         with pytest.raises(SpectralError, match="not for videos"):
-            convert(nn.Conv3d(3, 4, 3, 2), "blurpool", example=(3, 8, 16, 16))
+            convert(nn.Conv3d(3, 4, 3, 2), "blurpool", "conv", example=(3, 8, 16, 16))
 
 
 class TestRevert:
@@ -618,8 +622,9 @@ class TestWhere:
             smooth = convert(net, "blurpool", where, example=64)
             assert "its dense map costs 16 times as much" in reasons(smooth)["0"]
         close(outputs(convert(net, "strided", "0", example=64), image()), outputs(net, image()))
+        assert "a patch embed" in reasons(convert(net[:1], "blurpool", example=64))["0"]
         with pytest.raises(SpectralError, match=r"nothing can be replaced in Sequential; '0': a patch embed"):
-            convert(net[:1], "blurpool", example=64)
+            convert(net[:1], "blurpool", "conv", example=64)
 
     def test_some_calls_of_a_module(self) -> None:
         with pytest.raises(SpectralError, match="'pool@0': its module runs several times: choose 'pool@1'"):

@@ -175,12 +175,16 @@ def load_model(
 def _load_converted(
     name: str, method: str, architecture: str | None, device: str | torch.device
 ) -> nn.Module:
-    from spectral.surgery import convert
+    from spectral.surgery import conversion_report, convert
 
     model = load_model(name, architecture=architecture, device=device)
     with torch.random.fork_rng(devices=[]):  # some layers have weights of their own
         torch.default_generator.manual_seed(RANDOM_SEED)
         model = convert(model, method)
+    report = conversion_report(model)
+    if not report.replaced:
+        first = report.rows[0]
+        raise SpectralError(f"{name}+{method}: nothing can be replaced; {first.site!r}: {first.reason}")
     info = model_info(model)
     assert info is not None
     weights_id = hash_state(model.state_dict())

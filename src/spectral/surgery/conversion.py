@@ -65,7 +65,8 @@ def convert(
         model: any module that `find_sites` can trace.
         method: a name in ``METHODS``: ``"blurpool"``, ``"flc"``, …; ``"strided"`` decimates plainly, so the
             network computes what it did, at the cost of a converted one.
-        where: None for all sites that can be replaced; a kind (``"conv"``, ``"max_pool"``, ``"avg_pool"``,
+        where: None for all sites that can be replaced (if there are none, the copy stays as the model was and
+            the report says why); a kind (``"conv"``, ``"max_pool"``, ``"avg_pool"``,
             ``"slice"``); names or patterns (``"layer?.0.*"``), one or several; or a function of a `Site`.
             Patch embeddings are replaced only if a name, pattern or function chooses them.
         placement: ``"auto"`` as published: behind the activation where nothing but norms and the activation
@@ -78,8 +79,9 @@ def convert(
         The converted model.
 
     Raises:
-        SpectralError: if the method, placement or a name is unknown, nothing can be replaced, the site is
-            replaced already, or the model can't be traced or copied. The model is as before then.
+        SpectralError: if the method, placement or a name is unknown, the model has no sites or nothing of what
+            ``where`` chooses can be replaced, the site is replaced already, or the model can't be traced or
+            copied. The model is as before then.
 
     Source:
         R. Zhang, Making Convolutional Networks Shift-Invariant Again, ICML 2019, for the placement.
@@ -196,7 +198,9 @@ def _replace_sites(
         # Something else looked at a dense map on its way to the activation, such as its size.
         detach(model)
         layers, after, choice = attempt("behind")
-    if layers.keys() == kept.keys():
+    # Where nothing was asked for by name, a network without convertible sites stays as it is, and the report
+    # says why: a survey over many networks shouldn't stop at a ViT.
+    if layers.keys() == kept.keys() and (where is not None or kept or not before.sites):
         raise SpectralError(_explain_nothing(model, before.sites, choice.reasons, bool(kept)))
     rows = {row.site: row for row in (earlier.rows if earlier is not None else ()) if row.replaced}
     for unit in layers.keys() - kept.keys():
