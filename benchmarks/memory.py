@@ -1,4 +1,4 @@
-"""Peak memory of `measure` over few and over many images: streaming must keep it flat.
+"""Peak memory of `measure`: over many images against few (streaming keeps it flat), and against a bare forward.
 
 python benchmarks/memory.py --few 200 --many 2000
 """
@@ -20,11 +20,36 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
+# What a forward pass needs beside the model and the images, with and without AVR and AM at every dense map.
+BATCH_PROGRAM = """
+import resource, sys, torch, spectral
+model = spectral.load_model(sys.argv[1])
+images = torch.rand(int(sys.argv[2]), 3, 224, 224)
+sites = [site for site in spectral.find_sites(model, 224) if site.measurable]
+from spectral.hooks import FeatureExtractor
+from spectral.measurement import measure_capture
+
+with torch.no_grad():
+    if sys.argv[3] == "bare":
+        model(images)
+    else:
+        reduce = lambda capture: measure_capture(capture, ("avr", "am"), ("dense",))
+        with FeatureExtractor(model, sites, tap="dense", reduce=reduce):
+            model(images)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
 def measure_peak(model: str, count: int) -> float:
     """Peak resident memory in MiB of a fresh process that measures ``count`` images."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", PROGRAM, model, str(count), folder]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        return run_alone(PROGRAM, model, str(count), folder)
+
+
+def run_alone(program: str, *arguments: str) -> float:
+    """Return the peak in MiB that a program prints."""
+    command = [sys.executable, "-c", program, *arguments]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return int(output) / (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
@@ -32,8 +57,19 @@ def measure_peak(model: str, count: int) -> float:
 @click.option("--model", default="bundled/resnet20-blurpool@random", show_default=True)
 @click.option("--few", default=200, show_default=True)
 @click.option("--many", default=2000, show_default=True)
-def main(model: str, few: int, many: int) -> None:
+@click.option("--large", default="timm/resnet50@random,timm/vit_base_patch32_224@random", show_default=True,
+              help="Models of the second comparison.")  # fmt: skip
+@click.option("--batch-size", default=16, show_default=True)
+def main(model: str, few: int, many: int, large: str, batch_size: int) -> None:
     """Print both peaks and their ratio."""
+    for name in large.split(","):
+        bare, measured = (
+            run_alone(BATCH_PROGRAM, name, str(batch_size), how) for how in ("bare", "measured")
+        )
+        print(f"{name}, batch {batch_size}: bare {bare:.0f} MiB, AVR + AM at every dense map {measured:.0f} MiB: "
+              f"{measured / bare:.3f} ×")  # fmt: skip
+    if not many:
+        return
     small, large = measure_peak(model, few), measure_peak(model, many)
     print(f"{model}: {small:.0f} MiB over {few} images, {large:.0f} MiB over {many}: {large / small:.3f} ×")
 

@@ -60,6 +60,10 @@ def make_tables(shape: Shape = CIFAR) -> dict[str, pd.DataFrame]:
         "phase4_correlation": _correlations(per_image),
         "phase5_tradeoff": _tradeoff(per_image),
         "fig15_radial_overlay": dense.assign(n_images=shape.n_images),
+        **_survey(shape),
+        "penalty": _penalty(),
+        "phase7_layers": _layers(),
+        "compare": _compared(per_image),
     }
 
 
@@ -305,3 +309,117 @@ def _tradeoff(per_image: pd.DataFrame) -> pd.DataFrame:
         row |= {"latency_ratio": latency / 2.352, "batch_size": 32, "device": "cpu", "threads": 2}
         rows.append(row | {"parameters": 270_000, "macs": 41_000_000})
     return pd.DataFrame(rows)
+
+
+# Model → kinds of its sites in order; None for one that could not be loaded.
+SURVEYED: dict[str, tuple[str, ...] | None] = {
+    "timm/resnet18@random": ("conv", "max_pool", "conv", "conv"),
+    "antialiased/resnet18@random": ("conv", "blur_pool", "blur_pool"),
+    "timm/swin_tiny_patch4_window7_224@random": ("conv", "space_to_depth", "resize"),
+    "timm/hiera_tiny_224@random": ("conv", "window_max"),
+    "timm/vit_tiny_patch16_224": ("conv",),
+    "bundled/resnet20": ("conv", "slice", "avg_pool"),
+    "timm/away": None,
+}
+
+
+def _survey(shape: Shape) -> dict[str, pd.DataFrame]:
+    """Both tables of the architectures: with lossless and unmeasurable sites, a zero, a model not loaded."""
+    rng = np.random.default_rng(5)
+    sites: list[dict[str, object]] = []
+    models: list[dict[str, object]] = []
+    for model, kinds in SURVEYED.items():
+        weights = "random" if "@" in model else "trained" if model.startswith("bundled") else "published"
+        facts = {"model": model, "weights": weights}
+        if kinds is None:
+            sites.append({**facts, "reason": "no hub"})
+            models.append({**facts, "reason": "no hub"})
+            continue
+        own = []
+        for index, op in enumerate(kinds):
+            site = {**facts, "op": op, "depth": index / max(len(kinds) - 1, 1)}
+            if op == "space_to_depth":
+                sites.append({**site, "reason": "lossless: every sample is kept, as a channel"})
+            elif op == "resize":
+                sites.append({**site, "reason": "a factor that is no integer"})
+            else:
+                ratio = float(rng.uniform(0.01, 0.3))
+                own.append(ratio)
+                rest = {"avr_input": min(1.5 * ratio, 1), "avr_dense": 1.1 * ratio, "n": shape.n_images}
+                sites.append({**site, **rest, **_decibels(ratio)})
+        sis = 0.0 if "hiera" in model else float(10 ** rng.uniform(-6, -1))
+        rest = {"sis": sis, "sis_low": 0.8 * sis, "sis_high": 1.3 * sis, "n": shape.n_images}
+        models.append({**facts, **rest, **_decibels(float(np.mean(own)))})
+    empty = {"reason": ""}
+    return {
+        "phase8_architectures": pd.DataFrame(sites).fillna(empty),
+        "phase8_models": pd.DataFrame(models).assign(reason=lambda t: t["reason"].fillna("")),
+    }
+
+
+def _decibels(ratio: float) -> dict[str, float]:
+    mean = float(10 * np.log10(ratio))
+    return {"alias_power_db": mean, "alias_power_db_low": mean - 1, "alias_power_db_high": mean + 0.8}
+
+
+def _penalty() -> pd.DataFrame:
+    rows = []
+    for run, weight in (("plain", 0.0), ("penalty", 1.0)):
+        for epoch in range(7):
+            accuracy = 0.9 * epoch / (epoch + 1) + 0.05
+            aliases = 0.5 / (1 + weight * epoch / 3)
+            bounds = {"accuracy_low": accuracy - 0.04, "accuracy_high": accuracy + 0.04}
+            row = {"run": run, "weight": weight, "epoch": epoch, "am_relative": aliases, "accuracy": accuracy}
+            rows.append({**row, **bounds, "n": 500})
+    return pd.DataFrame(rows)
+
+
+LAYERS = ("strided", "blurpool", "blurpool-5", "learned", "flc", "aps", "wavelet-bior2.2", "space-to-depth")
+
+
+def _layers() -> pd.DataFrame:
+    """Layers of nearly one cost, some tuned; one without aliases, one with none to measure."""
+    rng = np.random.default_rng(6)
+    source = {"accuracy_source": "test images of cifar10-jpeg", "latency_batch": 16, "device": "cpu", "n": 64}
+    rows = []
+    for method in ("original", *LAYERS):
+        cost = 1.0 if method == "original" else float(rng.uniform(1.2, 1.4))
+        states = ["original"] if method == "original" else ["converted", "tuned"]
+        for state in states[: 1 if method == "blurpool-5" else 2]:
+            sis = float(rng.uniform(0.02, 0.05))
+            row: dict[str, object] = {"method": method, "state": state, "latency_ratio": cost, **source}
+            row |= {"sis": sis, "sis_low": 0.7 * sis, "sis_high": 1.4 * sis}
+            row |= {"accuracy": np.nan if state == "converted" else float(rng.uniform(0.8, 0.9))}
+            ratio = 1e-14 if method == "flc" else float(rng.uniform(0.01, 0.3))
+            lossless = method == "space-to-depth"
+            row |= {} if lossless else _decibels(ratio)
+            row |= {"aliasing_reason": "lossless: every sample is kept, as a channel" if lossless else ""}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _compared(per_image: pd.DataFrame) -> pd.DataFrame:
+    """Both families against the strided one, at like sites, and of the whole model."""
+    rows: list[dict[str, object]] = []
+    facts = {"model_a": MODELS["strided"], "n": per_image["image"].nunique()}
+    for family in ("blurpool", "nula"):
+        own = per_image[per_image["family"] == family]
+        for (index, layer), here in own.groupby(["layer_index", "layer"]):
+            other = per_image[(per_image["family"] == "strided") & (per_image["layer"] == layer)]
+            for tap, metric in (("input", "avr"), ("dense", "avr"), ("dense", "am_relative")):
+                row = {**facts, "model_b": MODELS[family], "layer": layer, "layer_index": index, "tap": tap}
+                row |= _sides(*(t.loc[t["tap"] == tap, metric] for t in (other, here)))
+                rows.append({**row, "metric": metric, "significance": "***" if index else ""})
+        whole = [per_image.loc[per_image["family"] == f, "sis"] for f in ("strided", family)]
+        rows.append({**facts, "model_b": MODELS[family], "metric": "sis", **_sides(*whole)})
+        rows.append({**facts, "model_b": MODELS[family], "metric": "agreement", "mean_b": 0.8})
+        rows.append({**facts, "model_b": MODELS[family], "n": 0, "reason": "no like site"})
+    return pd.DataFrame(rows)
+
+
+def _sides(first: pd.Series, second: pd.Series) -> dict[str, float]:
+    row = {}
+    for side, values in (("a", first), ("b", second)):
+        mean = float(values.mean())
+        row |= {f"mean_{side}": mean, f"ci_low_{side}": 0.9 * mean, f"ci_high_{side}": 1.1 * mean}
+    return row

@@ -91,7 +91,7 @@ def bars(ax: Axes, family: str) -> list[Rectangle]:
 
 
 def test_there_are_the_fifteen_figures_of_the_study_in_its_order():
-    numbers = [re.match(r"fig(\d+)_", stem) for stem in FIGURES]
+    numbers = [re.match(r"fig(\d+)_", stem) for stem in list(FIGURES)[:15]]
     assert [int(n[1]) if n else 3 for n in numbers] == list(range(1, 16))
     assert list(FIGURES)[2] == "avr_comparison"
 
@@ -189,7 +189,8 @@ def test_a_family_without_a_site_is_named(stem, drawn):
     said = sum("no such site" in text for text in texts_of(drawn(stem)))
     panels = {"fig5": 2, "fig7": 2, "fig8": 2, "avr_": 3, "fig11": 6}
     expected = next((n for start, n in panels.items() if stem.startswith(start)), 1)
-    if stem in whole_model | only_strided | {"fig14_tradeoff"}:
+    no_families = {"fig14_tradeoff", *list(FIGURES)[15:]}
+    if stem in whole_model | only_strided | no_families:
         expected = 0
     assert said == expected
 
@@ -617,7 +618,7 @@ def test_empty_table_is_named(stem, tables, tmp_path):
     for name in FIGURES[stem].tables:
         tables[name].iloc[:0].to_csv(tmp_path / "tables" / f"{name}.csv", index=False)
     with pytest.raises(
-        SpectralError, match=rf"^{stem}: table '{FIGURES[stem].tables[0]}' has no rows; run exp"
+        SpectralError, match=rf"^{stem}: table '{FIGURES[stem].tables[0]}' has no rows; run (exp|spectral)"
     ):
         draw_figure(stem, tmp_path / "tables", tmp_path)
 

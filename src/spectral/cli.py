@@ -405,16 +405,18 @@ def convert(
 @click.argument("phases", nargs=-1, type=int, metavar="[PHASE]...")
 @study_options
 def study(phases: Sequence[int], options: StudyOptions) -> None:
-    """Run the study's five phases: tables and figures.
+    """Run the study's phases: tables and figures.
 
-    PHASE is a number from 1 to 5; all of them by default. A strided network, one with BlurPool and NULA are
-    compared on the same images. What one phase measures the others read, and the same command continues after
-    an interruption.
+    Phases 1 to 5 run by default: a strided network, one with BlurPool and NULA are compared on the same images.
+    Phase 7 compares anti-aliasing layers in one network, phase 8 surveys architectures; --models takes any
+    number there. What one phase measures the others read, and the same command continues after an
+    interruption.
 
     \b
     Example:
       spectral study --limit 200 --out results
       spectral study 3 4
+      spectral study 8 --models timm/resnet18@random,timm/vgg11_bn@random
     """
     run_study(phases, options)
 

@@ -15,6 +15,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from spectral.errors import SpectralError, suggest
+from spectral.figures.architectures import (
+    plot_architectures_depth,
+    plot_architectures_ranking,
+    plot_penalty,
+)
 from spectral.figures.comparisons import (
     plot_avr_comparison,
     plot_avr_distributions,
@@ -22,6 +27,7 @@ from spectral.figures.comparisons import (
     plot_layerwise_avr_comparison,
     plot_layerwise_mean_avr,
 )
+from spectral.figures.layers import plot_compare, plot_layers_aliasing, plot_layers_pareto
 from spectral.figures.profiles import plot_radial_overlay, plot_radial_profiles, plot_radial_profiles_natural
 from spectral.figures.relations import (
     plot_avr_sis_scatter,
@@ -42,15 +48,21 @@ __all__ = [
     "draw_all",
     "draw_figure",
     "plot_aliasing_folding",
+    "plot_architectures_depth",
+    "plot_architectures_ranking",
     "plot_avr_comparison",
     "plot_avr_distributions",
     "plot_avr_intervention",
     "plot_avr_sis_scatter",
     "plot_avr_vs_frequency",
+    "plot_compare",
     "plot_correlation_comparison",
+    "plot_layers_aliasing",
+    "plot_layers_pareto",
     "plot_layerwise_avr_comparison",
     "plot_layerwise_mean_avr",
     "plot_layerwise_power_spectra",
+    "plot_penalty",
     "plot_radial_overlay",
     "plot_radial_profiles",
     "plot_radial_profiles_natural",
@@ -77,7 +89,16 @@ _STUDY_ORDER = (
     "fig14_tradeoff",
     "fig15_radial_overlay",
 )
-FIGURES: dict[str, FigureSpec] = {stem: REGISTERED[stem] for stem in _STUDY_ORDER}
+# Drawn by scripts of their own, from tables that a run of the study doesn't write.
+_BEYOND = (
+    "fig16_architectures_depth",
+    "fig17_architectures_ranking",
+    "fig18_layers_pareto",
+    "fig19_layers_aliasing",
+    "penalty",
+    "compare",
+)
+FIGURES: dict[str, FigureSpec] = {stem: REGISTERED[stem] for stem in (*_STUDY_ORDER, *_BEYOND)}
 
 
 def read_tables(stem: str, tables_dir: str | Path) -> Tables:
@@ -147,7 +168,7 @@ def draw_all(results_dir: str | Path, stems: Iterable[str] | None = None, dpi: i
 
     Args:
         results_dir: a study's results.
-        stems: keys of `FIGURES`; all of them by default, in the study's order.
+        stems: keys of `FIGURES`; by default those of the study, in its order, and what else has its tables.
         dpi: resolution of the PNGs.
 
     Returns:
@@ -157,10 +178,11 @@ def draw_all(results_dir: str | Path, stems: Iterable[str] | None = None, dpi: i
         SpectralError: as `draw_figure`, at the first figure that cannot be drawn; earlier ones are kept.
     """
     results = Path(results_dir)
+    if stems is None:
+        there = {path.stem for path in (results / "tables").glob("*.csv")}
+        stems = [stem for stem in FIGURES if stem in _STUDY_ORDER or there.issuperset(FIGURES[stem].tables)]
     return [
-        path
-        for stem in (FIGURES if stems is None else stems)
-        for path in draw_figure(stem, results / "tables", results / "figures", dpi)
+        path for stem in stems for path in draw_figure(stem, results / "tables", results / "figures", dpi)
     ]
 
 

@@ -28,6 +28,11 @@ TABLE_WRITERS = {
     "phase4_correlation": "experiments/phase4_shift_correlation.py",
     "phase5_tradeoff": "experiments/phase5_intervention.py",
     "fig15_radial_overlay": "experiments/phase5_intervention.py",
+    "phase7_layers": "experiments/phase7_layers.py",
+    "phase8_architectures": "experiments/phase8_architectures.py",
+    "phase8_models": "experiments/phase8_architectures.py",
+    "penalty": "experiments/train_with_penalty.py",
+    "compare": "spectral compare",
 }
 
 

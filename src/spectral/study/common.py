@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +29,7 @@ from spectral.spectrum import (
     frequency_grid,
     radial_frequencies,
 )
-from spectral.study.options import FAMILIES, PRESETS, StudyOptions
+from spectral.study.options import PRESETS, StudyOptions
 from spectral.synthetic import make_checkerboard_image
 from spectral.table import describe_environment, read_json, write_csv, write_json
 
@@ -36,8 +37,8 @@ TAPS: tuple[Tap, ...] = ("input", "dense")
 METRICS = ("avr", "am", "am_relative", "alias_power_ratio", "sis")
 
 
-class Study:
-    """One study: its models, images and results folder; everything loads when first needed.
+class Results(ABC):
+    """A results folder: tables with their provenance, and the figures drawn from them.
 
     Args:
         options: what to run on.
@@ -46,15 +47,74 @@ class Study:
     def __init__(self, options: StudyOptions) -> None:
         self.options = options
         self.out = Path(options.out)
-        self.families = FAMILIES[: len(options.model_names)]
-        self.names = dict(zip(self.families, options.model_names, strict=True))
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """What determines every number."""
+
+    def provenance(self) -> dict[str, Any]:
+        """The configuration, and versions and device of this run."""
+        return {**self.config(), **describe_environment(), "device": self.options.device}
+
+    def write_table(self, name: str, table: pd.DataFrame) -> None:
+        """Write ``tables/<name>.csv`` with its provenance beside it."""
+        path = write_csv(table, self.out / "tables" / f"{name}.csv", self.provenance())
+        click.echo(f"  {path}  ({len(table)} rows)")
+
+    def draw(self, *stems: str) -> None:
+        """Draw figures from the tables on disk."""
+        for stem in stems:
+            path, _ = draw_figure(stem, self.out / "tables", self.out / "figures")
+            click.echo(f"  {path} (+ .pdf)")
+
+    def announce(self, text: str) -> None:
+        """Print a heading."""
+        click.echo(f"\n{text}")
+
+    def finish(self) -> None:  # noqa: B027
+        """Do what is left after the last phase: nothing, by default."""
+
+    def claim(self, path: Path, config: dict[str, Any]) -> None:
+        """Write down what the measurements beside ``path`` belong to.
+
+        Raises:
+            SpectralError: if they belong to another configuration.
+        """
+        if path.exists():
+            before = read_json(path)
+            differing = [key for key in config if before.get(key) != config[key]]
+            if differing:
+                raise SpectralError(
+                    f"{self.out} holds measurements of a study with other {differing[0]} "
+                    f"({before.get(differing[0])}); choose another --out or delete {path.parent}"
+                )
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(config, path)
+
+    def measurement_folder(self, name: str, part: str = "") -> Path:
+        """Return where the measurements of a model are kept."""
+        return self.out / "measurements" / part / name_folder(name)
+
+
+class Study(Results):
+    """The comparison of families: its models and images, which load when first needed, and its folder.
+
+    Args:
+        options: what to run on.
+    """
+
+    def __init__(self, options: StudyOptions) -> None:
+        super().__init__(options)
+        self.names = options.families
+        self.families = tuple(self.names)
         preset = PRESETS[options.preset]
         custom = options.models is not None or options.images is not None
         note = "with your own choice of models or images" if custom else preset.note
         click.echo(f"study, preset {options.preset}: {note}")
         for family, name in self.names.items():
             click.echo(f"  {family:9s} {name} ({self.info(family).weights_id})")
-        self._claim()
+        self.claim(self.out / "measurements" / "study.json", self.config())
 
     @cached_property
     def models(self) -> dict[str, nn.Module]:
@@ -198,11 +258,6 @@ class Study:
                    "am", "am_relative", "alias_power_ratio", "sis", "power", "silent"]  # fmt: skip
         return joined.sort_values(["family", "layer_index", "tap", "_order"], kind="stable")[columns]
 
-    def write_table(self, name: str, table: pd.DataFrame) -> None:
-        """Write ``tables/<name>.csv`` with its provenance beside it."""
-        path = write_csv(table, self.out / "tables" / f"{name}.csv", self.provenance())
-        click.echo(f"  {path}  ({len(table)} rows)")
-
     def has_table(self, name: str) -> bool:
         """Whether this table is there, from this configuration."""
         path = self.out / "tables" / f"{name}.csv"
@@ -211,16 +266,6 @@ class Study:
             return False
         before = read_json(written)
         return all(before.get(key) == value for key, value in self.config().items())
-
-    def draw(self, *stems: str) -> None:
-        """Draw figures from the tables on disk."""
-        for stem in stems:
-            path, _ = draw_figure(stem, self.out / "tables", self.out / "figures")
-            click.echo(f"  {path} (+ .pdf)")
-
-    def announce(self, text: str) -> None:
-        """Print a heading."""
-        click.echo(f"\n{text}")
 
     def finish(self) -> None:
         """Write the provenance of the whole results folder."""
@@ -241,42 +286,35 @@ class Study:
         }  # fmt: skip
 
     def provenance(self) -> dict[str, Any]:
-        """The configuration, and versions and device of this run."""
+        """The configuration, how the models were trained, and versions and device of this run."""
         facts = {}
         for family in self.families:
             metadata = self.info(family).metadata
             kept = ("architecture", "data_id", "epochs", "seed", "test_accuracy", "precision")
             facts[family] = {key: metadata[key] for key in kept if key in metadata}
-        return {**self.config(), "training": facts, **describe_environment(), "device": self.options.device}
-
-    def _claim(self) -> None:
-        """Refuse to continue measurements of another configuration."""
-        path = self.out / "measurements" / "study.json"
-        config = self.config()
-        if path.exists():
-            before = read_json(path)
-            differing = [key for key in config if before.get(key) != config[key]]
-            if differing:
-                raise SpectralError(
-                    f"{self.out} holds measurements of a study with other {differing[0]} "
-                    f"({before.get(differing[0])}); choose another --out or delete {path.parent}"
-                )
-            return
-        (self.out / "measurements").mkdir(parents=True, exist_ok=True)
-        write_json(config, path)
+        return {**super().provenance(), "training": facts}
 
     def _measure(self, family: str) -> pd.DataFrame:
-        folder = self.out / "measurements" / re.sub(r"[^\w.-]+", "-", self.names[family])
         return measure(
             self.models[family],
             self.images(family),
             METRICS,
             taps=TAPS,
             batch_size=self.options.batch_size,
-            out=folder,
+            out=self.measurement_folder(self.names[family]),
             progress=self.options.progress,
             sites=self.sites[family],
         )
+
+
+def name_folder(model: str) -> str:
+    """Make a folder's name of a model's.
+
+    Example:
+        >>> name_folder("bundled/resnet20+flc")
+        'bundled-resnet20+flc'
+    """
+    return re.sub(r"[^\w.+-]+", "-", model)
 
 
 def tabulate_spectrum(power: Tensor) -> pd.DataFrame:

@@ -20,7 +20,10 @@ PHASES = {
     3: ("phase3", "natural images"),
     4: ("phase4", "shift correlation"),
     5: ("phase5", "intervention"),
+    7: ("phase7", "layers"),
+    8: ("phase8", "architectures"),
 }
+DEFAULT_PHASES = (1, 2, 3, 4, 5)  # the study itself; the others take minutes of their own
 
 
 @dataclass(frozen=True)
@@ -64,20 +67,25 @@ class StudyOptions:
     seed: int = 0
     device: str = "cpu"
     progress: bool = True
+    data: str | None = None
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise SpectralError(f"unknown preset {self.preset!r}; available: {', '.join(PRESETS)}")
-        names = self.model_names
+
+    @property
+    def families(self) -> dict[str, str]:
+        """Family → model, for the phases that compare families.
+
+        Raises:
+            SpectralError: if there are fewer than 2 models, more than 3, or one twice.
+        """
+        names = self.models or PRESETS[self.preset].models
         if not 2 <= len(names) <= len(FAMILIES) or len(set(names)) < len(names):
             raise SpectralError(
                 f"a study compares 2 or 3 different models (strided, blurpool, nula), got {', '.join(names)}"
             )
-
-    @property
-    def model_names(self) -> tuple[str, ...]:
-        """One model per family, in the order strided, blurpool, nula."""
-        return self.models or PRESETS[self.preset].models
+        return dict(zip(FAMILIES, names, strict=False))
 
     @property
     def image_source(self) -> str:
@@ -97,7 +105,8 @@ def study_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @click.option("--preset", type=click.Choice(list(PRESETS)), default="bundled", show_default=True,
                   help="Models and images that belong together.")  # fmt: skip
-    @click.option("--models", help="Models in the order strided,blurpool,nula instead of the preset's.")
+    @click.option("--models", help="Models in the order strided,blurpool,nula instead of the preset's; "
+                  "any number of them for phase 8.")  # fmt: skip
     @click.option("--images", help="samples, synthetic, stl10, cifar10 or a folder, instead of the preset's.")
     @click.option("--limit", type=click.IntRange(min=2), help="At most this many images.")
     @click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
@@ -105,11 +114,12 @@ def study_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
     @click.option("--seed", type=int, default=0, show_default=True, help="Of crops and resampling.")
     @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, …")
+    @click.option("--data", metavar="cifar10|DIR", help="Labelled test images for the accuracies of phase 7.")
     @click.option("--quiet", is_flag=True, help="No progress bars.")
     @functools.wraps(command)
     def wrapper(*args: Any, models: str | None, quiet: bool, **given: Any) -> Any:
         shared = {key: given.pop(key) for key in
-                  ("preset", "images", "limit", "out", "batch_size", "seed", "device")}  # fmt: skip
+                  ("preset", "images", "limit", "out", "batch_size", "seed", "device", "data")}  # fmt: skip
         chosen = tuple(name.strip() for name in models.split(",")) if models else None
         return command(*args, options=StudyOptions(models=chosen, progress=not quiet, **shared), **given)
 
@@ -122,17 +132,21 @@ def run_study(phases: Sequence[int], options: StudyOptions) -> None:
     Raises:
         SpectralError: for an unknown phase, or whatever a phase meets.
     """
-    from spectral.study.common import Study
+    from spectral.study.common import Results, Study
 
     unknown = [phase for phase in phases if phase not in PHASES]
     if unknown:
         raise SpectralError(f"unknown phase {unknown[0]}; available: {', '.join(map(str, PHASES))}")
-    study = Study(options)
-    for phase in phases or PHASES:
-        module, title = PHASES[phase]
-        study.announce(f"phase {phase}: {title}")
-        importlib.import_module(f"spectral.study.{module}").run(study)
-    study.finish()
+    opened: dict[type[Results], Results] = {}
+    for phase in phases or DEFAULT_PHASES:
+        name, title = PHASES[phase]
+        module = importlib.import_module(f"spectral.study.{name}")
+        kind = getattr(module, "RESULTS", Study)  # a phase that compares no families says what it works on
+        results = opened[kind] = opened.get(kind) or kind(options)
+        results.announce(f"phase {phase}: {title}")
+        module.run(results)
+    for results in opened.values():
+        results.finish()
 
 
 def run_phase_script(phase: int) -> None:

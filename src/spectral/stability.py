@@ -1,0 +1,261 @@
+"""Shift consistency: how often a network gives two shifted views of one image the same class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spectral.errors import SpectralError, suggest
+from spectral.measurement import Images, TensorImages
+from spectral.metrics import evaluation_mode, predict_probabilities
+
+CIFAR_SHIFT = 3
+Shifts = npt.NDArray[np.int64]
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How views of an image are made: what fills the border, and which shifts are drawn.
+
+    Attributes:
+        fill: circular (what leaves on one side enters on the other), zeros, or none (windows of a larger
+            picture).
+        limits: (height and width of the images, the largest shift asked for) → the lowest and the highest
+            shift of each axis.
+        view: (image (C, H, W), shift of each axis, height and width of the view) → the view.
+        enlarges: whether pictures are brought to 8/7 of the size first.
+    """
+
+    fill: str
+    limits: Callable[[Size, int | None], tuple[Size, Size]]
+    view: Callable[[Tensor, Shifts, Size], Tensor]
+    enlarges: bool = False
+
+
+def measure_consistency(
+    model: nn.Module,
+    images: Tensor | Images,
+    protocol: str = "circular",
+    *,
+    max_shift: int | None = None,
+    pairs: int = 1,
+    seed: int = 0,
+    batch_size: int = 32,
+) -> pd.DataFrame:
+    """Compare the predictions for two random shifts of each image; the mean of ``agree`` is the consistency.
+
+    Protocols; both axes are shifted, each view by itself:
+
+    - ``"circular"``: rolled by any number of pixels, or by up to ±``max_shift``.
+    - ``"crop"``: the picture at R = round(8 N / 7) pixels (256 for 224, 37 for 32), of which windows of N are
+      cut at offsets from 0 to ``max_shift``, by default R − N − 1 (31 for 224, 4 for 32).
+    - ``"cifar-zeros"``: shifted by up to ±``max_shift``, 3 by default, the border filled with zeros. These
+      are zeros of the images as given: black for images from `load_images`, which are in [0, 1]. Its edge is
+      an effect of its own.
+    - ``"cifar-circular"``: the same shifts, rolled.
+
+    The shifts of image i depend on the seed and i alone, so neither the batch size nor how many images there
+    are changes them. A more accurate network is also more consistent: compare on images that both get right,
+    too (``prediction_a`` and ``prediction_b`` tell).
+
+    Args:
+        model: classifier; images from `load_images` are normalised by its ``spectral_info``.
+        images: from `load_images`, read anew at R pixels for ``"crop"``; or a preprocessed tensor
+            (N, C, H, W), resized bilinearly for it.
+        protocol: which views are compared.
+        max_shift: the largest shift.
+        pairs: how many pairs of views of each image.
+        seed: of the shifts.
+        batch_size: views per forward pass.
+
+    Returns:
+        A row per image and pair: image, protocol, fill, pair, the shifts row_a, column_a, row_b, column_b
+        (down and right; offsets of the windows for ``"crop"``), prediction_a, prediction_b, agree.
+
+    Raises:
+        SpectralError: for an unknown protocol, a shift or a number out of range, no images, or a model that
+            is no classifier.
+
+    Source:
+        R. Zhang, Making Convolutional Networks Shift-Invariant Again, ICML 2019 (crop); A. Chaman and
+        I. Dokmanić, Truly shift-invariant convolutional neural networks, CVPR 2021 (circular, CIFAR).
+
+    Example:
+        >>> mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> table = measure_consistency(mean, torch.rand(4, 3, 8, 8).double(), pairs=2)
+        >>> len(table), table["agree"].mean()
+        (8, np.float64(1.0))
+    """
+    if protocol not in PROTOCOLS:
+        near = suggest(protocol, PROTOCOLS)
+        raise SpectralError(
+            f"measure_consistency: unknown protocol {protocol!r}{near}; allowed values are "
+            f"{', '.join(PROTOCOLS)}"
+        )
+    for name, value in {"pairs": pairs, "batch_size": batch_size}.items():
+        if value < 1:
+            raise SpectralError(f"measure_consistency: {name} must be ≥ 1, got {value}")
+    if seed < 0:
+        raise SpectralError(f"measure_consistency: seed must be ≥ 0, got {seed}")
+    rules = PROTOCOLS[protocol]
+    source, prepare = _read_images(model, images)
+    if rules.enlarges:
+        source, size = source.resized(find_crop_source(_size_of(source))), _size_of(source)
+    else:
+        size = _size_of(source)
+    low, high = rules.limits(size, max_shift)
+    frames = []
+    with evaluation_mode(model), torch.no_grad():
+        for indices, batch in _batches(source, size, rules.enlarges, max(1, batch_size // (2 * pairs))):
+            shifts = np.stack([draw_shifts(low, high, pairs, seed, i) for i in indices])
+            views = [rules.view(image, s, size) for image, own in zip(batch, shifts, strict=True)
+                     for s in own.reshape(-1, 2)]  # fmt: skip
+            classes = _predict(model, prepare(torch.stack(views)), batch_size).view(len(indices), pairs, 2)
+            frames.append(_tabulate([source.ids[i] for i in indices], shifts, classes.numpy()))
+    table = pd.concat(frames, ignore_index=True)
+    table.insert(1, "protocol", protocol)
+    table.insert(2, "fill", rules.fill)
+    return table
+
+
+def draw_shifts(low: Size, high: Size, pairs: int, seed: int, index: int) -> Shifts:
+    """Draw the shifts of one image from its own stream, bounds included.
+
+    Shape:
+        → (pairs, 2 views, 2 axes); a further pair doesn't change those before it.
+
+    Example:
+        >>> draw_shifts((0, 0), (31, 31), pairs=1, seed=0, index=7).shape
+        (1, 2, 2)
+    """
+    rng = np.random.default_rng([seed, index])
+    return rng.integers(low, high, size=(pairs, 2, 2), endpoint=True)
+
+
+def find_crop_source(size: Size) -> Size:
+    """Return the size of the picture that windows are cut from: 8/7 of theirs, rounded.
+
+    Example:
+        >>> find_crop_source((224, 32))
+        (256, 37)
+    """
+    return round(size[0] * 8 / 7), round(size[1] * 8 / 7)
+
+
+def _roll(image: Tensor, shift: Shifts, size: Size) -> Tensor:
+    return image.roll((int(shift[0]), int(shift[1])), (-2, -1))
+
+
+def _shift_zeros(image: Tensor, shift: Shifts, size: Size) -> Tensor:
+    down, right = int(shift[0]), int(shift[1])
+    return F.pad(image, (right, -right, down, -down))  # a negative pad cuts off
+
+
+def _cut(image: Tensor, shift: Shifts, size: Size) -> Tensor:
+    top, left = int(shift[0]), int(shift[1])
+    return image[..., top : top + size[0], left : left + size[1]]
+
+
+def _whole_circle(size: Size, largest: int | None) -> tuple[Size, Size]:
+    if largest is None:
+        return (0, 0), (size[0] - 1, size[1] - 1)
+    return _small_shifts(size, largest)
+
+
+def _small_shifts(size: Size, largest: int | None) -> tuple[Size, Size]:
+    largest = CIFAR_SHIFT if largest is None else largest
+    _check_shift(largest, min(size) - 1)
+    return (-largest, -largest), (largest, largest)
+
+
+def _offsets(size: Size, largest: int | None) -> tuple[Size, Size]:
+    room = [r - n for r, n in zip(find_crop_source(size), size, strict=True)]
+    if largest is not None:
+        _check_shift(largest, min(room))
+        return (0, 0), (largest, largest)
+    default = [max(r - 1, min(r, 1)) for r in room]  # never no shift at all where there is room for one
+    return (0, 0), (default[0], default[1])
+
+
+def _check_shift(largest: int, most: int) -> None:
+    if not 0 <= largest <= most:
+        raise SpectralError(
+            f"measure_consistency: max_shift must be from 0 to {most} for these images, got {largest}"
+        )
+
+
+PROTOCOLS = {
+    "circular": Protocol("circular", _whole_circle, _roll),
+    "crop": Protocol("none", _offsets, _cut, enlarges=True),
+    "cifar-zeros": Protocol("zeros", _small_shifts, _shift_zeros),
+    "cifar-circular": Protocol("circular", _small_shifts, _roll),
+}
+
+
+def _read_images(model: nn.Module, images: Tensor | Images) -> tuple[Images, Callable[[Tensor], Tensor]]:
+    """Return the images at the network's size, and what makes a batch ready for it."""
+    info = getattr(model, "spectral_info", None)
+    parameter = next(iter(model.parameters()), None)
+
+    def to_model(batch: Tensor) -> Tensor:
+        return batch if parameter is None else batch.to(parameter.device, parameter.dtype)
+
+    if isinstance(images, Tensor):
+        if images.ndim != 4:
+            raise SpectralError(
+                f"measure_consistency: expected images of shape (N, C, H, W), got {tuple(images.shape)}"
+            )
+        source: Images = TensorImages(images)
+        prepare: Callable[[Tensor], Tensor] = to_model
+    else:
+        source = images
+        if source.size is None and info is not None:
+            source = source.resized(info.preprocessing.size)
+        scale: Any = info.preprocessing if info is not None else lambda batch: batch
+
+        def prepare(batch: Tensor) -> Tensor:
+            return to_model(scale(batch))
+
+    if len(source) == 0:
+        raise SpectralError("measure_consistency: there are no images")
+    return source, prepare
+
+
+def _size_of(source: Images) -> Size:
+    if source.size is None:
+        raise SpectralError("measure_consistency: the images differ in size; load them with size=")
+    return source.size
+
+
+def _batches(source: Images, size: Size, enlarge: bool, count: int) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield images of the size that views are cut from."""
+    larger = find_crop_source(size)
+    for indices, batch in source.batches(count):
+        if enlarge and tuple(batch.shape[-2:]) != larger:  # a tensor has no larger original
+            batch = F.interpolate(batch, size=larger, mode="bilinear", align_corners=False)
+        yield indices, batch
+
+
+def _predict(model: nn.Module, views: Tensor, batch_size: int) -> Tensor:
+    parts = views.split(batch_size)
+    return torch.cat([predict_probabilities(model(part), len(part)).argmax(-1).cpu() for part in parts])
+
+
+def _tabulate(ids: list[str], shifts: Shifts, classes: npt.NDArray[np.int64]) -> pd.DataFrame:
+    pairs = shifts.shape[1]
+    flat = shifts.reshape(-1, 4).T
+    return pd.DataFrame({
+        "image": np.repeat(ids, pairs), "pair": np.tile(np.arange(pairs), len(ids)),
+        **dict(zip(("row_a", "column_a", "row_b", "column_b"), flat, strict=True)),
+        "prediction_a": classes[..., 0].ravel(), "prediction_b": classes[..., 1].ravel(),
+        "agree": (classes[..., 0] == classes[..., 1]).ravel(),
+    })  # fmt: skip

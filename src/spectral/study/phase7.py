@@ -1,0 +1,401 @@
+"""Phase 7, layers: what does each anti-aliasing layer do to one strided network, and what does it cost?
+
+The network as it is; with each layer in the place of its strides, untrained ("converted"); and tuned with it
+("tuned", as far as those checkpoints are there). Aliases at the sites that each then has, SIS, consistency
+under shifts, time, arithmetic and parameters. Accuracies are the checkpoints' own on their test images;
+--data measures all networks on yours. The first of --models is the network to convert.
+
+Example: python experiments/phase7_layers.py --limit 64 --out results
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import click
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from spectral import stats
+from spectral.data import ImageSet, load_images
+from spectral.errors import SpectralError
+from spectral.latency import count_macs, measure_latency
+from spectral.measurement import describe_sites, measure
+from spectral.metrics import evaluation_mode, predict_probabilities
+from spectral.models import list_bundled, load_model, model_info
+from spectral.models.load import ModelInfo
+from spectral.sites import find_sites
+from spectral.stability import measure_consistency
+from spectral.study.common import Results
+from spectral.study.options import PRESETS, StudyOptions
+from spectral.study.phase8 import to_decibels
+from spectral.study.tuning import LAYER_METHODS, name_tuned
+from spectral.table import read_json, summarize_measurements, write_csv
+
+LIMITS = {"bundled": 256, "paper": 64}
+METRICS = ("avr", "am_relative", "alias_power_ratio")  # at the dense tap
+PROTOCOLS = ("circular", "crop")
+PAIRS = 2  # of views of each image
+LATENCY_BATCH, LATENCY_ROUNDS = 16, 30
+ACCURACY_BATCH = 500
+TRAIN_COMMAND = "python experiments/train_layers.py --data cifar10 --out data/checkpoints"
+ORIGINAL = "original"
+_BOUNDS = ("", "_low", "_high")
+_FACTS = ["method", "state", "model", "weights"]
+COLUMNS = [
+    *_FACTS, "sites", "measurable", "n", "n_photographs",
+    *(f"{name}{end}" for name in (*METRICS, "alias_power_db", "sis", *PROTOCOLS) for end in _BOUNDS),
+    "n_both_right", *(f"{name}_both_right" for name in PROTOCOLS),
+    *(f"accuracy{end}" for end in _BOUNDS), "accuracy_n", "accuracy_source",
+    "latency_ratio", "latency_ratio_q25", "latency_ratio_q75", "latency_ms", "latency_batch", "device",
+    "threads", "macs", "macs_ratio", "parameters", "aliasing_reason", "accuracy_reason",
+]  # fmt: skip
+SITE_COLUMNS = [
+    *_FACTS, "site", "site_index", "op", "kernel", "stride", "input_size", "output_size", "channels", "n",
+    "n_silent", *(f"{name}{end}" for name in (*METRICS, "alias_power_db") for end in _BOUNDS), "reason",
+]  # fmt: skip
+COUNTS = ("sites", "measurable", "n", "n_silent", "n_photographs", "n_both_right", "accuracy_n", "site_index",
+          "channels", "macs", "parameters", "threads", "latency_batch")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One network of the comparison.
+
+    Attributes:
+        method: its layer; original for none.
+        state: original, converted (not trained since) or tuned.
+        name: what `load_model` is asked for.
+    """
+
+    method: str
+    state: str
+    name: str
+
+
+class Layers(Results):
+    """One network and its variants, on the same pictures.
+
+    Args:
+        options: what to run on; the first of its models is the network to convert.
+    """
+
+    def __init__(self, options: StudyOptions) -> None:
+        super().__init__(options)
+        self.base = (options.models or PRESETS[options.preset].models)[0]
+        self.weights: dict[str, str] = {}
+        there = set(list_bundled()) if self.base.startswith("bundled/") else set()
+        self.variants = [Variant(ORIGINAL, ORIGINAL, self.base)]
+        self.missing = []
+        for method in LAYER_METHODS:
+            self.variants.append(Variant(method, "converted", f"{self.base}+{method}"))
+            if name_tuned(self.base, method) in there:
+                self.variants.append(Variant(method, "tuned", f"bundled/{name_tuned(self.base, method)}"))
+            else:
+                self.missing.append(method)
+        click.echo(f"layers in {self.base}, preset {options.preset}: {len(self.variants)} networks")
+        images = self.images
+        click.echo(f"  images    {len(images)} of {images.source}, {len(images.skipped)} skipped")
+        if self.missing:
+            click.echo(f"  no tuned checkpoint of {', '.join(self.missing)}; {self._say_how()}")
+        self.claim(self.out / "measurements" / "phase7" / "layers.json", self._pictures())
+
+    def _say_how(self) -> str:
+        if self.base == PRESETS["bundled"].models[0]:
+            return f"this makes them: {TRAIN_COMMAND}"
+        return f"there are such of {PRESETS['bundled'].models[0]} alone"
+
+    @cached_property
+    def images(self) -> ImageSet:
+        """The pictures, at the network's own size."""
+        options = self.options
+        limit = options.limit or LIMITS[options.preset]
+        size = _info(load_model(self.base)).preprocessing.size
+        return load_images(options.image_source, size=size, limit=limit, seed=options.seed)
+
+    @cached_property
+    def test_images(self) -> ImageSet | None:
+        """The labelled images of --data, on which all networks are tested."""
+        data = self.options.data
+        if data is None:
+            return None
+        images = load_images(data, size=self.images.size)
+        if not images.has_labels:
+            raise SpectralError(f"--data: {data!r} has no labels; expected cifar10, or a subfolder per class")
+        return images
+
+    @property
+    def photographs(self) -> dict[str, str] | None:
+        """The photograph that each picture was cut from; None where each is one of its own."""
+        groups = self.images.groups
+        return dict(zip(self.images.ids, groups, strict=True)) if groups else None
+
+    def load(self, variant: Variant) -> nn.Module:
+        """Load one network."""
+        model = load_model(variant.name, device=self.options.device)
+        self.weights[variant.name] = _info(model).weights_id
+        return model
+
+    def keep(
+        self, variant: Variant, what: str, config: dict[str, Any], compute: Callable[[], pd.DataFrame]
+    ) -> pd.DataFrame:
+        """Return what an earlier run computed for these weights and options, or compute and keep it."""
+        path = self.measurement_folder(variant.name, "phase7") / f"{what}.csv"
+        config = {**config, "weights": self.weights[variant.name]}
+        if (
+            path.exists()
+            and path.with_suffix(".json").exists()
+            and read_json(path.with_suffix(".json")) == config
+        ):
+            return pd.read_csv(path)
+        table = compute()
+        write_csv(table, path, config)
+        return table
+
+    def config(self) -> dict[str, Any]:
+        """What determines every number."""
+        return {"preset": self.options.preset, **self._pictures(), "pairs": PAIRS, "weights": self.weights,
+                "data": self.test_images and _describe(self.test_images)}  # fmt: skip
+
+    def _pictures(self) -> dict[str, Any]:
+        return {"base": self.base, "images": _describe(self.images), "seed": self.options.seed}
+
+
+RESULTS = Layers
+
+
+def run(layers: Layers) -> None:
+    """Write the phase's tables and figures."""
+    costs = measure_costs(layers)
+    rows: list[dict[str, Any]] = []
+    sites: list[dict[str, Any]] = []
+    right: pd.Series | None = None  # which labelled pictures the original gets right
+    for variant in layers.variants:
+        row, own_sites, correct = describe_variant(layers, variant, right)
+        right = correct if right is None else right
+        rows.append({**row, **costs[variant.method]})
+        sites += own_sites
+        click.echo(f"  {_say(row)}")
+    layers.write_table("phase7_layers", _tabulate(rows, COLUMNS))
+    layers.write_table("phase7_layers_sites", _tabulate(sites, SITE_COLUMNS))
+    layers.draw("fig18_layers_pareto", "fig19_layers_aliasing")
+    if layers.missing:
+        click.echo(f"without the tuned networks of {', '.join(layers.missing)}; {layers._say_how()}")
+
+
+def describe_variant(
+    layers: Layers, variant: Variant, reference: pd.Series | None
+) -> tuple[dict[str, Any], list[dict[str, Any]], pd.Series]:
+    """Measure one network: its row, those of its sites, and which labelled pictures it gets right."""
+    model = layers.load(variant)
+    facts = {"method": variant.method, "state": variant.state, "model": variant.name,
+             "weights": layers.weights[variant.name]}  # fmt: skip
+    table, records = measure_variant(layers, variant, model)
+    photographs, seed = layers.photographs, layers.options.seed
+    summary = summarize_measurements(table, sites=records, groups=photographs, seed=seed)
+    sites = [
+        {
+            **facts,
+            **record,
+            "site": record["name"],
+            "site_index": index,
+            **_read_means(summary, record["name"]),
+        }
+        for index, record in enumerate(records)
+    ]
+    measurable = [record for record in records if record["measurable"]]
+    row = {
+        **facts, "sites": len(records), "measurable": len(measurable), "n": len(layers.images),
+        "n_photographs": len(set(photographs.values())) if photographs else len(layers.images),
+        **_average_sites(table, photographs, seed), **_bounds("sis", _find_summary(summary, "", "sis")),
+        "aliasing_reason": "" if measurable else "; ".join({str(r["reason"]) for r in records}),
+    }  # fmt: skip
+    correct = _find_correct(layers.images, _info(model), table)
+    both = correct if reference is None else correct & reference
+    for protocol in PROTOCOLS:
+        agree = measure_agreement(layers, variant, model, protocol)
+        groups = [photographs[image] for image in agree.index] if photographs else None
+        row |= _bounds(protocol, stats.summarize(agree, groups=groups, seed=seed))
+        row[f"{protocol}_both_right"] = agree[both[both].index].mean() if both.any() else math.nan
+    row["n_both_right"] = int(both.sum())
+    return {**row, **find_accuracy(layers, variant, model)}, sites, correct
+
+
+def measure_variant(
+    layers: Layers, variant: Variant, model: nn.Module
+) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    """Measure aliases and SIS, or SIS alone where no site has a dense map; with the sites' records."""
+    sites = find_sites(model, layers.images.size or 32)
+    metrics = (*METRICS, "sis") if any(site.measurable for site in sites) else ("sis",)
+    table = measure(
+        model, layers.images, metrics, taps=("dense",), batch_size=layers.options.batch_size,
+        out=layers.measurement_folder(variant.name, "phase7"), progress=layers.options.progress, sites=sites,
+    )  # fmt: skip
+    return table, table.attrs["sites"] or describe_sites(sites)
+
+
+def measure_agreement(layers: Layers, variant: Variant, model: nn.Module, protocol: str) -> pd.Series:
+    """Share of an image's pairs of shifted views that get the same class, per image."""
+    options = layers.options
+
+    def compute() -> pd.DataFrame:
+        return measure_consistency(
+            model, layers.images, protocol, pairs=PAIRS, seed=options.seed, batch_size=4 * options.batch_size
+        )
+
+    config = {"protocol": protocol, "pairs": PAIRS, **layers._pictures()}
+    table = layers.keep(variant, f"consistency-{protocol}", config, compute)
+    return table.groupby("image", sort=False)["agree"].mean()
+
+
+def find_accuracy(layers: Layers, variant: Variant, model: nn.Module) -> dict[str, Any]:
+    """Accuracy on labelled test images: those of --data, or what the checkpoint says of its own."""
+    info, images = _info(model), layers.test_images
+    if images is not None:
+        if images.classes is None or info.classes is None or list(images.classes) != list(info.classes):
+            return {"accuracy_reason": f"the classes of {images.source} are not those of the network"}
+        config = {"data": _describe(images)}
+        table = layers.keep(variant, "accuracy", config, lambda: count_correct(model, images))
+        correct, count = (int(table[column].sum()) for column in ("correct", "n"))
+        return _share(correct, count, f"measured on {images.source}")
+    if variant.state == "converted":
+        return {"accuracy_reason": "not tuned, and its test images aren't at hand: --data measures it"}
+    accuracy, n = (info.metadata.get(key) for key in ("test_accuracy", "test_images"))
+    if accuracy is None or n is None:
+        return {"accuracy_reason": "its checkpoint records none: --data measures it"}
+    data_id = info.metadata.get("data_id", "its own")
+    return _share(round(accuracy * n), n, f"recorded with its checkpoint, {data_id} test images")
+
+
+def count_correct(model: nn.Module, images: ImageSet) -> pd.DataFrame:
+    """Count the images whose class a network finds."""
+    info, device = _info(model), next(model.parameters()).device
+    correct = n = 0
+    with evaluation_mode(model), torch.no_grad():
+        for chosen, batch in images.batches(ACCURACY_BATCH):
+            logits = model(info.preprocessing(batch.to(device)))
+            found = predict_probabilities(logits, len(batch)).argmax(-1).tolist()
+            known = [
+                (images.labels[i], y)
+                for i, y in zip(chosen, found, strict=True)
+                if images.labels[i] is not None
+            ]
+            correct += sum(label == y for label, y in known)
+            n += len(known)
+    return pd.DataFrame({"correct": [correct], "n": [n]})
+
+
+def measure_costs(layers: Layers) -> dict[str, dict[str, Any]]:
+    """Time, arithmetic and parameters per layer, against the original; weights change none of them."""
+    device = layers.options.device
+    names = {v.method: v.name for v in layers.variants if v.state != "tuned"}
+    models = {method: load_model(name, device=device) for method, name in names.items()}
+    size = layers.images.size or (32, 32)
+    batch = torch.zeros(LATENCY_BATCH, 3, *size, device=device)
+    times = measure_latency(models, dict.fromkeys(models, batch), LATENCY_ROUNDS)
+    seconds = {method: np.array(own) for method, own in times.items()}
+    macs = {method: count_macs(model, batch[:1]) for method, model in models.items()}
+    rows = {}
+    for method, model in models.items():
+        # round by round: what else the machine did then fell on both
+        low, middle, high = np.quantile(seconds[method] / seconds[ORIGINAL], [0.25, 0.5, 0.75])
+        rows[method] = {
+            "latency_ratio": middle, "latency_ratio_q25": low, "latency_ratio_q75": high,
+            "latency_ms": 1000 * float(np.median(seconds[method])) / LATENCY_BATCH,
+            "latency_batch": LATENCY_BATCH, "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
+            "macs": macs[method], "macs_ratio": macs[method] / macs[ORIGINAL],
+            "parameters": sum(p.numel() for p in model.parameters()),
+        }  # fmt: skip
+    return rows
+
+
+def _info(model: nn.Module) -> ModelInfo:
+    info = model_info(model)
+    assert info is not None
+    return info
+
+
+def _describe(images: ImageSet) -> dict[str, Any]:
+    return {"source": images.source, "fingerprint": images.fingerprint, "count": len(images)}
+
+
+def _find_correct(images: ImageSet, info: ModelInfo, table: pd.DataFrame) -> pd.Series:
+    """Which labelled pictures are right, by image; none where their classes aren't the network's."""
+    whole = table[table["site"] == ""].pivot(index="image", columns="metric", values="value")
+    same = images.classes is not None and list(images.classes) == list(info.classes or ())
+    if not same or "label" not in whole:
+        return pd.Series(False, index=whole.index)
+    return whole["prediction"] == whole["label"]
+
+
+def _read_means(summary: pd.DataFrame, site: str) -> dict[str, Any]:
+    """One site's means with their intervals; none for a site that wasn't measured."""
+    row: dict[str, Any] = {}
+    for metric in METRICS:
+        found = _find_summary(summary, site, metric)
+        if found is not None:
+            row |= {**_bounds(metric, found), "n": found["n"], "n_silent": found["n_silent"]}
+    return {**row, **_in_decibels(row)}
+
+
+def _find_summary(summary: pd.DataFrame, site: str, metric: str) -> dict[str, Any] | None:
+    rows = summary[(summary["site"] == site) & (summary["metric"] == metric)].to_dict("records")
+    return {str(key): value for key, value in rows[0].items()} if rows else None
+
+
+def _average_sites(table: pd.DataFrame, photographs: Mapping[str, str] | None, seed: int) -> dict[str, Any]:
+    """Mean of each metric over a network's sites, image by image, silent maps left out."""
+    dense = table[table["tap"] == "dense"]
+    if dense.empty:
+        return {}
+    wide = dense.pivot(index=["image", "site"], columns="metric", values="value")
+    loud = wide[wide["power"] > 0].groupby("image", sort=False)[list(METRICS)].mean()
+    groups = None if photographs is None else [photographs[image] for image in loud.index]
+    row: dict[str, Any] = {}
+    for metric in METRICS:
+        row |= _bounds(metric, stats.summarize(loud[metric], groups=groups, seed=seed)) if len(loud) else {}
+    return {**row, **_in_decibels(row)}
+
+
+def _bounds(name: str, found: stats.Summary | Mapping[str, Any] | None) -> dict[str, float]:
+    """A mean and its interval as three columns."""
+    if found is None:
+        return {}
+    values = found if isinstance(found, Mapping) else vars(found)
+    return {
+        f"{name}{end}": values[key] for end, key in zip(_BOUNDS, ("mean", "ci_low", "ci_high"), strict=True)
+    }
+
+
+def _in_decibels(row: Mapping[str, float]) -> dict[str, float]:
+    values = {end: row[f"alias_power_ratio{end}"] for end in _BOUNDS if f"alias_power_ratio{end}" in row}
+    return {f"alias_power_db{end}": to_decibels(value) for end, value in values.items()}
+
+
+def _share(successes: int, n: int, source: str) -> dict[str, Any]:
+    found = stats.proportion_interval(successes, n)
+    return {"accuracy": found.proportion, "accuracy_low": found.ci_low, "accuracy_high": found.ci_high,
+            "accuracy_n": n, "accuracy_source": source, "accuracy_reason": ""}  # fmt: skip
+
+
+def _tabulate(rows: Iterable[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
+    """A table in which counts stay whole numbers although some rows have none."""
+    table = pd.DataFrame(rows, columns=columns)
+    return table.astype({column: "Int64" for column in COUNTS if column in columns})
+
+
+def _say(row: Mapping[str, Any]) -> str:
+    decibels = row.get("alias_power_db", math.nan)
+    aliases = f"aliases {decibels:.1f} dB" if not math.isnan(decibels) else "no aliases"
+    accuracy = f", accuracy {row['accuracy']:.2%}" if "accuracy" in row else ""
+    return (
+        f"{row['method']} ({row['state']}): {aliases}, SIS {row['sis']:.2g}, consistency "
+        f"{row['circular']:.1%} circular, {row['crop']:.1%} crop{accuracy}"
+    )

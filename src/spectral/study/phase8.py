@@ -1,0 +1,253 @@
+"""Phase 8, architectures: how much do the downsampling sites of different architectures alias?
+
+The preset bundled gives libraries' architectures random weights: that is about structure, about what filters
+stand before a decimation and where, not about trained networks; only this project's own are trained. The
+preset paper takes the same networks with their published weights. A model that can't be loaded or measured is
+a row with the reason. --models takes any number.
+
+Example: python experiments/phase8_architectures.py --models timm/resnet18@random,timm/vgg11@random --limit 8
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import click
+import pandas as pd
+from torch import nn
+
+from spectral import stats
+from spectral.data import ImageSet, load_images
+from spectral.decimation import LOSSLESS
+from spectral.errors import SpectralError
+from spectral.measurement import measure
+from spectral.models import load_model, model_info
+from spectral.models.catalogue import LIBRARIES
+from spectral.models.load import RANDOM
+from spectral.study.common import TAPS, Results
+from spectral.study.options import StudyOptions
+from spectral.table import summarize_measurements
+
+IMAGE_SIZE = 224  # at which pictures are chosen; each model then gets them at its own size
+LIMITS = {"bundled": 16, "paper": 200}
+OWN = ("bundled/resnet20", "bundled/resnet20-blurpool", "bundled/nula-w32")
+LIBRARY = (
+    "timm/vgg11_bn", "timm/resnet18", "antialiased/resnet18", "timm/resnetblur50", "timm/densenet121",
+    "timm/regnety_002", "timm/efficientnet_b0", "timm/mobilenetv3_small_100", "timm/convnextv2_atto",
+    "timm/maxvit_rmlp_pico_rw_256", "timm/swin_tiny_patch4_window7_224", "timm/hiera_tiny_224",
+    "timm/deit_tiny_patch16_224",
+)  # fmt: skip
+MODELS = {"bundled": (*(name + RANDOM for name in LIBRARY), *OWN), "paper": (*LIBRARY, *OWN)}
+METRICS = ("avr", "am_relative", "alias_power_ratio", "sis")
+# Column of the table → (tap, metric).
+MEANS = {
+    "avr_input": ("input", "avr"),
+    "avr_dense": ("dense", "avr"),
+    "am_relative": ("dense", "am_relative"),
+    "alias_power_ratio": ("dense", "alias_power_ratio"),
+}
+COUNTS = ("site_index", "channels", "n", "n_silent", "parameters", "sites", "measurable", "lossless",
+          "n_photographs")  # fmt: skip
+_BOUNDS = ("", "_low", "_high")
+_FACTS = ["model", "family", "weights"]
+SITE_COLUMNS = [
+    *_FACTS, "site", "site_index", "depth", "op", "kernel", "stride", "input_size", "output_size", "channels",
+    "measurable", "n", "n_silent", *(f"{name}{end}" for name in MEANS for end in _BOUNDS),
+    *(f"alias_power_db{end}" for end in _BOUNDS), "reason",
+]  # fmt: skip
+MODEL_COLUMNS = [
+    *_FACTS, "image_size", "parameters", "sites", "measurable", "lossless", "n", "n_photographs",
+    *(f"{name}{end}" for name in ("alias_power_ratio", "alias_power_db", "sis") for end in _BOUNDS), "reason",
+]  # fmt: skip
+
+
+class Survey(Results):
+    """Any number of models, one at a time, on the same pictures.
+
+    Args:
+        options: what to run on; its models may be any number.
+    """
+
+    def __init__(self, options: StudyOptions) -> None:
+        super().__init__(options)
+        self.names = tuple(dict.fromkeys(options.models or MODELS[options.preset]))
+        self.weights: dict[str, str] = {}
+        random = sum(find_weights(name) == "random" for name in self.names)
+        click.echo(f"survey of {len(self.names)} architectures, preset {options.preset}")
+        if random:
+            click.echo(
+                f"  {random} of them with random weights: this is about structure, not about trained networks"
+            )
+        images = self.images
+        click.echo(f"  images    {len(images)} of {images.source}, {len(images.skipped)} skipped")
+        # models may come and go, but not the pictures
+        self.claim(self.out / "measurements" / "phase8" / "survey.json", self._pictures())
+
+    @cached_property
+    def images(self) -> ImageSet:
+        """The pictures, before each model gets them at its own size."""
+        options = self.options
+        limit = options.limit or LIMITS[options.preset]
+        return load_images(options.image_source, size=IMAGE_SIZE, limit=limit, seed=options.seed)
+
+    @property
+    def photographs(self) -> dict[str, str] | None:
+        """The photograph that each picture was cut from; None where each is one of its own."""
+        groups = self.images.groups
+        return dict(zip(self.images.ids, groups, strict=True)) if groups else None
+
+    def measure(self, name: str, model: nn.Module) -> pd.DataFrame:
+        """Measure one model, or continue where it was interrupted.
+
+        Raises:
+            SpectralError: if it has no site that can be measured, or fails on the pictures.
+        """
+        info = model_info(model)
+        assert info is not None
+        self.weights[name] = info.weights_id
+        return measure(
+            model, self.images.resized(info.preprocessing.size), METRICS, taps=TAPS,
+            batch_size=self.options.batch_size, out=self.measurement_folder(name, "phase8"),
+            progress=self.options.progress,
+        )  # fmt: skip
+
+    def config(self) -> dict[str, Any]:
+        """What determines every number."""
+        return {"preset": self.options.preset, **self._pictures(), "weights": self.weights}
+
+    def _pictures(self) -> dict[str, Any]:
+        images = self.images
+        facts = {"source": images.source, "fingerprint": images.fingerprint, "count": len(images)}
+        return {"images": facts, "seed": self.options.seed}
+
+
+RESULTS = Survey
+
+
+def run(survey: Survey) -> None:
+    """Write the phase's tables and figures."""
+    sites: list[dict[str, Any]] = []
+    models: list[dict[str, Any]] = []
+    for name in survey.names:
+        rows, model = describe_model(survey, name)
+        sites += rows
+        models.append(model)
+        click.echo(f"  {_say(model)}")
+    survey.write_table("phase8_architectures", _tabulate(sites, SITE_COLUMNS))
+    survey.write_table("phase8_models", _tabulate(models, MODEL_COLUMNS))
+    if not any(model.get("measurable") for model in models):
+        raise SpectralError("none of the models could be measured; the tables have the reasons")
+    survey.draw("fig16_architectures_depth", "fig17_architectures_ranking")
+
+
+def describe_model(survey: Survey, name: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Measure one model: a row for each site and one for the whole, or one each with the reason why not."""
+    facts: dict[str, Any] = {"model": name, "weights": find_weights(name)}
+    try:
+        model = load_model(name, device=survey.options.device)
+        facts["family"] = type(model).__module__.rpartition(".")[2]
+        facts["parameters"] = sum(p.numel() for p in model.parameters())
+        table = survey.measure(name, model)
+    except SpectralError as error:
+        failed = {**facts, "reason": str(error)}
+        return [failed], failed
+    photographs = survey.photographs
+    summary = summarize_measurements(table, groups=photographs, seed=survey.options.seed)
+    records = table.attrs["sites"]
+    rows = [
+        {**facts, **record, "site": record["name"], "site_index": index,
+         "depth": index / max(len(records) - 1, 1), **_read_means(summary, record["name"])}
+        for index, record in enumerate(records)
+    ]  # fmt: skip
+    whole = {
+        **facts, "image_size": "x".join(map(str, table.attrs["provenance"]["image_size"])),
+        "sites": len(records), "measurable": sum(record["measurable"] for record in records),
+        "lossless": sum(record["reason"] == LOSSLESS for record in records),
+        **_average_sites(table, photographs, survey.options.seed), **_read_sis(summary),
+    }  # fmt: skip
+    return rows, whole
+
+
+def find_weights(name: str) -> str:
+    """Say where a model's weights come from: random, trained (by this project or the user) or published.
+
+    Example:
+        >>> [find_weights(name) for name in ("timm/vgg11@random", "timm/vgg11", "bundled/resnet20")]
+        ['random', 'published', 'trained']
+    """
+    if RANDOM in name:  # perhaps with a conversion behind it
+        return "random"
+    return "published" if name.partition("/")[0] in LIBRARIES else "trained"
+
+
+def to_decibels(ratio: float) -> float:
+    """Write a ratio of powers in dB: −∞ for 0, NaN where it is unknown or an interval reaches below 0.
+
+    Example:
+        >>> to_decibels(0.1), to_decibels(0.0)
+        (-10.0, -inf)
+    """
+    if ratio == 0:
+        return -math.inf
+    return 10 * math.log10(ratio) if ratio > 0 else math.nan
+
+
+def _tabulate(rows: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
+    """A table in which counts stay whole numbers although some models have none."""
+    table = pd.DataFrame(rows, columns=columns)
+    gaps = [column for column in COUNTS if column in columns and table[column].dtype.kind == "f"]
+    return table.astype(dict.fromkeys(gaps, "Int64"))
+
+
+def _read_means(summary: pd.DataFrame, site: str) -> dict[str, Any]:
+    """One site's means with their intervals; none for a site that wasn't measured."""
+    own = {(row["tap"], row["metric"]): row for row in summary[summary["site"] == site].to_dict("records")}
+    row: dict[str, Any] = {}
+    for column, key in MEANS.items():
+        if key in own:
+            found = own[key]
+            row |= _bounds(column, found["mean"], found["ci_low"], found["ci_high"])
+            row |= {"n": found["n"], "n_silent": found["n_silent"]}
+    return {**row, **_in_decibels(row)}
+
+
+def _read_sis(summary: pd.DataFrame) -> dict[str, Any]:
+    found = summary[(summary["site"] == "") & (summary["metric"] == "sis")].iloc[0]
+    return _bounds("sis", found["mean"], found["ci_low"], found["ci_high"])
+
+
+def _average_sites(table: pd.DataFrame, photographs: Mapping[str, str] | None, seed: int) -> dict[str, Any]:
+    """Mean over a model's sites of the alias power ratio, image by image, silent maps left out."""
+    dense = table[(table["tap"] == "dense") & table["metric"].isin(["alias_power_ratio", "power"])]
+    wide = dense.pivot(index=["image", "site"], columns="metric", values="value")
+    loud = wide.loc[wide["power"] > 0, "alias_power_ratio"].groupby("image").mean()
+    groups = None if photographs is None else [photographs[image] for image in loud.index]
+    if loud.empty:
+        return {"n": 0}
+    found = stats.summarize(loud, groups=groups, seed=seed)
+    row = _bounds("alias_power_ratio", found.mean, found.ci_low, found.ci_high)
+    units = found.n if found.n_groups is None else found.n_groups
+    return {**row, **_in_decibels(row), "n": found.n, "n_photographs": units}
+
+
+def _bounds(name: str, mean: float, low: float, high: float) -> dict[str, float]:
+    return {f"{name}{end}": value for end, value in zip(_BOUNDS, (mean, low, high), strict=True)}
+
+
+def _in_decibels(row: Mapping[str, float]) -> dict[str, float]:
+    """The alias power ratio's mean and bounds in dB."""
+    values = {end: row[f"alias_power_ratio{end}"] for end in _BOUNDS if f"alias_power_ratio{end}" in row}
+    return {f"alias_power_db{end}": to_decibels(value) for end, value in values.items()}
+
+
+def _say(model: Mapping[str, Any]) -> str:
+    if "sites" not in model:
+        return f"{model['model']}: not measured: {model['reason']}"
+    decibels, sis = model.get("alias_power_db", math.nan), model["sis"]
+    return (
+        f"{model['model']} ({model['weights']} weights): {model['measurable']} of {model['sites']} sites "
+        f"measured, aliases {decibels:.1f} dB, SIS {sis:.2g}"
+    )

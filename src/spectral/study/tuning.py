@@ -1,0 +1,205 @@
+"""Tune one network with each anti-aliasing layer in the place of its strides: one recipe, a checkpoint each.
+
+What phase 7 compares. Each starts from the same trained weights and is called after the network and the
+layer, such as resnet20-tuned-flc; "strided" is tuned too, so that the training itself isn't taken for a
+layer's doing. A checkpoint that is there is left alone, and the same command continues after an interruption.
+
+Example: python experiments/train_layers.py --data cifar10 --out data/checkpoints --methods flc,aps
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import click
+from torch import nn
+
+import spectral.data
+from spectral.console import SpectralCommand
+from spectral.errors import SpectralError, suggest
+from spectral.models import load_model
+from spectral.models.checkpoint import save_checkpoint
+from spectral.models.load import CIFAR_NUM_CLASSES, RANDOM, model_info
+from spectral.surgery import METHODS
+from spectral.surgery.report import find_report
+from spectral.table import ensure_writable
+from spectral.training import LabelledImages, Recipe, train
+
+BASE = "bundled/resnet20"
+LAYER_METHODS = (
+    "strided", "blurpool", "blurpool-5", "learned", "flc", "asap", "aps", "lps", "wavelet",
+    "wavelet-bior2.2", "space-to-depth",
+)  # fmt: skip
+TUNING = Recipe(epochs=3, max_lr=0.02)
+LabelledSets = tuple[LabelledImages, LabelledImages]
+
+
+def name_tuned(base: str, method: str) -> str:
+    """Return the file stem of a tuned checkpoint.
+
+    Example:
+        >>> name_tuned("bundled/resnet20", "flc")
+        'resnet20-tuned-flc'
+    """
+    return f"{base.rpartition('/')[2]}-tuned-{method}"
+
+
+def tune_layers(
+    base: str,
+    methods: Sequence[str],
+    sets: LabelledSets,
+    out: Path,
+    recipe: Recipe = TUNING,
+    device: str = "cpu",
+) -> list[Path]:
+    """Tune a network with each layer and write the checkpoints that aren't there yet.
+
+    Args:
+        base: the network that all start from.
+        methods: layers, as `spectral.convert` names them.
+        sets: train and test images.
+        out: folder for the checkpoints.
+        recipe: the hyper-parameters, the same for all.
+        device: where to train.
+
+    Returns:
+        The checkpoints, old and new.
+
+    Raises:
+        SpectralError: for an unknown layer, before anything is trained; else as `train_checkpoint`.
+    """
+    for method in methods:
+        if method not in METHODS:
+            raise SpectralError(f"--methods: no layer is called {method!r}{suggest(method, METHODS)}")
+    architecture = name_architecture(load_model(base))
+    paths = []
+    for method in methods:
+        path = out / f"{name_tuned(base, method)}.safetensors"
+        paths.append(path)
+        if path.exists():
+            click.echo(f"{path.stem}: there already; delete it to train it again")
+            continue
+        # loaded converted: layers with weights of their own then start from the same ones every time
+        network = load_model(f"{base}+{method}", device=device)
+        result = train_checkpoint(path, architecture, sets, recipe, device, network)
+        shutil.rmtree(out / "training" / path.stem)  # the checkpoint takes its place
+        with suppress(OSError):  # of another training that is going on
+            (out / "training").rmdir()
+        click.echo(f"{path.stem}: test accuracy {result['test_accuracy']:.2%}")
+    return paths
+
+
+def load_labelled_sets(data: str, data_id: str | None = None) -> LabelledSets:
+    """Read the train and test images, and check that one network can be trained and tested on them.
+
+    Args:
+        data: cifar10, or a folder with train/ and test/, a subfolder per class in each.
+        data_id: what tables call the data; by default the folder's name.
+
+    Raises:
+        SpectralError: if the data is not so.
+    """
+    root = None if data == "cifar10" else Path(data).expanduser()
+    missing = [split for split in ("train", "test") if root and not (root / split).is_dir()]
+    if missing:
+        raise SpectralError(
+            f"--data: expected cifar10 or a folder with train/ and test/, but {data!r} has no {missing[0]}/"
+        )
+    source = "folder" if root else "cifar10"
+    name = data_id or (root.resolve().name if root else data)
+    sets = []
+    for split in ("train", "test"):
+        images, labels, classes = spectral.data.load_labelled_arrays(root, split, source)
+        sets.append(LabelledImages(images, labels, tuple(classes), name))
+    if sets[0].classes != sets[1].classes:
+        raise SpectralError(
+            f"--data: train/ and test/ must have the same classes, got {', '.join(sets[0].classes)} and "
+            f"{', '.join(sets[1].classes)}"
+        )
+    if not 2 <= len(sets[0].classes) <= CIFAR_NUM_CLASSES:
+        raise SpectralError(
+            f"--data: expected 2 to {CIFAR_NUM_CLASSES} classes, as the architectures have "
+            f"{CIFAR_NUM_CLASSES} outputs, got {len(sets[0].classes)}"
+        )
+    return sets[0], sets[1]
+
+
+def train_checkpoint(
+    path: Path,
+    architecture: str,
+    sets: LabelledSets,
+    recipe: Recipe,
+    device: str = "cpu",
+    start: nn.Module | None = None,
+) -> dict[str, Any]:
+    """Train, or continue an interrupted training, and write the weights with all that describes them.
+
+    Args:
+        path: weights file; the state to continue from is kept beside it, under training/.
+        architecture: name from `spectral.models.architectures`.
+        sets: train and test images.
+        recipe: the hyper-parameters.
+        device: where to train.
+        start: the network to tune instead of fresh weights; how it was converted is written down with it.
+
+    Returns:
+        The metadata written.
+
+    Raises:
+        SpectralError: as `spectral.train` and `save_checkpoint`.
+    """
+    state = path.parent / "training" / path.stem
+    result = train(architecture, *sets, state, recipe, device, start=start)
+    model = result.pop("model")
+    if start is not None:
+        info, report = model_info(start), find_report(start)
+        source = report.source if report is not None else info and info.name
+        result |= {"tuned_from": source} if source else {}
+        result |= {"conversion": report.to_dict()} if report is not None else {}
+    save_checkpoint(model, path, result)
+    return result
+
+
+def name_architecture(model: nn.Module, given: str | None = None) -> str:
+    """Return what a network's weights file must call its architecture.
+
+    Example:
+        >>> from spectral.models import load_model
+        >>> name_architecture(load_model("bundled/nula-w32@random"))
+        'nula-w32'
+    """
+    info = model_info(model)
+    assert info is not None
+    described = given or info.metadata.get("architecture")
+    if described:
+        return str(described)
+    source, _, name = info.name.partition("+")[0].removesuffix(RANDOM).partition("/")
+    return name if source == "bundled" else f"{source}/{name}"
+
+
+@click.command(cls=SpectralCommand, help=__doc__)
+@click.option("--data", required=True, metavar="cifar10|DIR",
+              help="A folder has train/ and test/, a subfolder per class in each.")  # fmt: skip
+@click.option("--data-id", help="What tables call the data; by default the folder's name.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("data/checkpoints"), show_default=True,
+              help="Folder for the checkpoints.")  # fmt: skip
+@click.option("--methods", default=",".join(LAYER_METHODS), show_default=True, metavar="A,B,…")
+@click.option("--epochs", type=click.IntRange(min=1), default=TUNING.epochs, show_default=True)
+@click.option("--max-lr", type=click.FloatRange(min=0, min_open=True), default=TUNING.max_lr,
+              show_default=True)  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(min=1), default=TUNING.batch_size, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the order and augmentation.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, …")
+def main(data: str, data_id: str | None, out: Path, methods: str, device: str, **recipe: Any) -> None:
+    """Tune the bundled network with each layer."""
+    ensure_writable(out)
+    chosen = [name.strip() for name in methods.split(",") if name.strip()]
+    sets = load_labelled_sets(data, data_id)
+    click.echo(
+        f"tuning {BASE} on {len(sets[0].images)} images of {sets[0].data_id} with {len(chosen)} layers"
+    )
+    tune_layers(BASE, chosen, sets, out, Recipe(**recipe), device)
