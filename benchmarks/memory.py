@@ -1,4 +1,4 @@
-"""Peak memory of `measure`: over many images against few (streaming keeps it flat), and against a bare forward.
+"""Peak memory of measuring: against a bare forward pass, and over many images against few (streaming).
 
 python benchmarks/memory.py --few 200 --many 2000
 """
@@ -63,15 +63,14 @@ def run_alone(program: str, *arguments: str) -> float:
 def main(model: str, few: int, many: int, large: str, batch_size: int) -> None:
     """Print both peaks and their ratio."""
     for name in large.split(","):
-        bare, measured = (
-            run_alone(BATCH_PROGRAM, name, str(batch_size), how) for how in ("bare", "measured")
-        )
-        print(f"{name}, batch {batch_size}: bare {bare:.0f} MiB, AVR + AM at every dense map {measured:.0f} MiB: "
-              f"{measured / bare:.3f} ×")  # fmt: skip
+        bare = run_alone(BATCH_PROGRAM, name, str(batch_size), "bare")
+        with_maps = run_alone(BATCH_PROGRAM, name, str(batch_size), "measured")
+        print(f"{name}, batch {batch_size}: bare {bare:.0f} MiB, with AVR and AM at every dense map "
+              f"{with_maps:.0f} MiB: {with_maps / bare:.3f} ×")  # fmt: skip
     if not many:
         return
-    small, large = measure_peak(model, few), measure_peak(model, many)
-    print(f"{model}: {small:.0f} MiB over {few} images, {large:.0f} MiB over {many}: {large / small:.3f} ×")
+    first, last = measure_peak(model, few), measure_peak(model, many)
+    print(f"{model}: {first:.0f} MiB over {few} images, {last:.0f} MiB over {many}: {last / first:.3f} ×")
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def test_layers_with_weights_of_their_own_start_from_the_same_ones():
 
 def test_the_default_layers_exist():
     assert set(tuning.LAYER_METHODS) <= set(spectral.surgery.METHODS)
-    assert (tuning.TUNING.epochs, tuning.TUNING.max_lr) == (3, 0.02)
+    assert (tuning.TUNING.epochs, tuning.TUNING.max_lr) == (1, 0.02)
 
 
 # Rows -------------------------------------------------------------------------------------------------

@@ -407,9 +407,9 @@ def convert(
 def study(phases: Sequence[int], options: StudyOptions) -> None:
     """Run the study's phases: tables and figures.
 
-    Phases 1 to 5 run by default: a strided network, one with BlurPool and NULA are compared on the same images.
-    Phase 7 compares anti-aliasing layers in one network, phase 8 surveys architectures; --models takes any
-    number there. What one phase measures the others read, and the same command continues after an
+    Phases 1 to 5 run by default: a strided network, one with BlurPool and NULA are compared on the same
+    images. Phase 7 compares anti-aliasing layers in one network, phase 8 surveys architectures; --models
+    takes any number there. What one phase measures the others read, and the same command continues after an
     interruption.
 
     \b

@@ -4,8 +4,8 @@ The penalty is the mean of am_relative over the images of a batch and the sites 
 --weight, added to the cross-entropy; both runs see the same batches for the same number of epochs. By default
 the images are 32 px crops of ten photographs and the classes are the photographs: enough to see what the
 penalty does to the aliases, too easy and too small to say what it costs in accuracy. Crops of one photograph
-overlap, so the test crops aren't new pictures either. On harder data (--data cifar10) a penalty of this weight
-does cost accuracy. Writes tables/penalty.csv and figures/penalty.png.
+overlap, so the test crops aren't new pictures either. On harder data (--data cifar10) a penalty of this
+weight does cost accuracy. Writes tables/penalty.csv and figures/penalty.png.
 
 Example: python experiments/train_with_penalty.py --weight 1 --epochs 6
 """

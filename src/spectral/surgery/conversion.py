@@ -79,9 +79,9 @@ def convert(
         The converted model.
 
     Raises:
-        SpectralError: if the method, placement or a name is unknown, the model has no sites or nothing of what
-            ``where`` chooses can be replaced, the site is replaced already, or the model can't be traced or
-            copied. The model is as before then.
+        SpectralError: if the method, placement or a name is unknown, the model has no sites or nothing of
+            what ``where`` chooses can be replaced, the site is replaced already, or the model can't be traced
+            or copied. The model is as before then.
 
     Source:
         R. Zhang, Making Convolutional Networks Shift-Invariant Again, ICML 2019, for the placement.
