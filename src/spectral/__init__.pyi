@@ -4,6 +4,7 @@ from .errors import SpectralError
 from .hooks import Capture, FeatureExtractor
 from .measurement import measure
 from .metrics import (
+    compute_alias_categories,
     compute_alias_metrics,
     compute_alias_power_ratio,
     compute_am,
@@ -23,6 +24,7 @@ from .spectrum import (
     normalized_radius,
     radial_frequencies,
 )
+from .stability import measure_consistency
 from .surgery import ConversionReport, conversion_report, convert, revert
 from .synthetic import (
     exact_bin_frequencies,
@@ -39,13 +41,14 @@ __version__: str
 
 __all__ = [
     "AliasingMonitor", "AliasingPenalty", "Capture", "ConversionReport", "FeatureExtractor", "ImageSet",
-    "Recipe", "Site", "SpectralError", "compute_alias_metrics", "compute_alias_power_ratio", "compute_am",
-    "compute_am_relative", "compute_avr", "compute_instability", "compute_power_spectrum",
-    "compute_radial_profile", "compute_sis", "conversion_report", "convert", "data",
-    "exact_bin_frequencies", "figures", "find_global_pools", "find_reductions", "find_sites",
-    "frequency_grid", "get_stride_layers", "layers", "list_bundled", "load_images", "load_model",
-    "log_power_spectrum", "make_checkerboard_image", "make_constant_image", "make_dead_leaves_image",
-    "make_sinusoidal_image", "make_white_noise_image", "measure", "model_info", "models",
-    "normalized_radius", "pair_sites", "radial_frequencies", "revert", "stats", "study",
-    "summarize_measurements", "synthetic", "table", "train",
+    "Recipe", "Site", "SpectralError", "compute_alias_categories", "compute_alias_metrics",
+    "compute_alias_power_ratio", "compute_am", "compute_am_relative", "compute_avr",
+    "compute_instability", "compute_power_spectrum", "compute_radial_profile", "compute_sis",
+    "conversion_report", "convert", "data", "exact_bin_frequencies", "figures", "find_global_pools",
+    "find_reductions", "find_sites", "frequency_grid", "get_stride_layers", "layers", "list_bundled",
+    "load_images", "load_model", "log_power_spectrum", "make_checkerboard_image", "make_constant_image",
+    "make_dead_leaves_image", "make_sinusoidal_image", "make_white_noise_image", "measure",
+    "measure_consistency", "model_info", "models", "normalized_radius", "pair_sites",
+    "radial_frequencies", "revert", "stats", "study", "summarize_measurements", "synthetic", "table",
+    "train",
 ]  # fmt: skip
