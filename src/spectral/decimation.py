@@ -67,6 +67,19 @@ class Decimation:
             return self.weight.shape[0]
         return self.input.shape[1] * (math.prod(g.kernel) if g.kind == "unfold" else 1)
 
+    @property
+    def output_size(self) -> Size:
+        """Samples of the output per axis, as the operator's arguments make them."""
+        g = self.geometry
+        sizes = []
+        axes = zip(self.input.shape[2:], g.kernel, g.stride, g.padding, g.dilation, strict=True)
+        for extent, kernel, stride, padding, dilation in axes:
+            room = extent + 2 * padding - dilation * (kernel - 1) - 1
+            n = (math.ceil if g.ceil_mode else math.floor)(room / stride) + 1
+            # A window that starts in the padding on the right is left out.
+            sizes.append(n - (g.ceil_mode and (n - 1) * stride >= extent + padding))
+        return tuple(sizes)
+
     def split_channels(self, most: int) -> Iterator[slice]:
         """Yield runs of at most ``most`` output channels (or the smallest that can be computed alone)."""
         g = self.geometry
@@ -123,7 +136,7 @@ class Decimation:
         """Return the operator's output as a batch of maps."""
         if self.geometry.kind in ("unfold", "space_to_depth") and output.ndim < 4:
             output = output if output.ndim == 3 else output[None]
-            return output.reshape(*output.shape[:2], *_unfold_size(self.input, self.geometry))
+            return output.reshape(*output.shape[:2], *self.output_size)
         if output.ndim == self.input.ndim:
             return output
         if self.input.ndim == 5:
@@ -325,7 +338,7 @@ def _read_unfold(a: dict[str, Any]) -> Decimation | None:
     x = _batched(a["self"], 2)
     g = Geometry("unfold", stride, _as_tuple(a["kernel_size"], 2), _as_tuple(a["padding"], 2),
                  _as_tuple(a["dilation"], 2))  # fmt: skip
-    if max(_unfold_size(x, g)) == 1:
+    if max(Decimation(g, x).output_size) == 1:
         return None
     if g.kernel == g.stride and g.dilation == (1, 1):
         g = replace(g, kind="space_to_depth", reason=LOSSLESS)
@@ -379,11 +392,6 @@ def _lift(decimation: Decimation) -> Decimation:
         geometry, decimation.input.unsqueeze(-2), weight.unsqueeze(-2) if weight is not None else None,
         decimation.bias,
     )  # fmt: skip
-
-
-def _unfold_size(x: Tensor, g: Geometry) -> Size:
-    axes = zip(x.shape[-2:], g.padding, g.dilation, g.kernel, g.stride, strict=True)
-    return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in axes)
 
 
 def _pad(x: Tensor, before: Sequence[int], after: Sequence[int], value: float = 0.0) -> Tensor:

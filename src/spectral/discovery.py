@@ -161,9 +161,8 @@ def _record_anywhere(model: nn.Module, inputs: Inputs) -> list[Event]:
     dtype = tensor.dtype if tensor.is_floating_point() else None
     failure = Exception()
     for batch in (2, None):  # some models take one image at a time
-        buffers = {
-            name: buffer.clone() for name, buffer in model.named_buffers()
-        }  # a forward may change them
+        # a forward may change them
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         try:
             return _record(model, buffers, inputs.to(tensor.device, dtype, batch), list(model.parameters()))
         except SpectralError:
@@ -219,9 +218,8 @@ class _Discovery:
         else:
             event = self._note_operator(operation)
         if event is not None:
-            event.prepared = operation.frame.steps == (
-                0 if kind == "slice" else 1
-            )  # one: the operator itself
+            own = 0 if kind == "slice" else 1  # the operator itself
+            event.prepared = operation.frame.steps == own
             self.events.append(event)
 
     def observe(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:

@@ -413,7 +413,7 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
             return None
         decimation = _place(decimation, site, decimation.input)
         entering = frame.args[0] if site.access != "inner" else decimation.input
-        capture = Capture(site, entering, decimation, run, _find_output_size(decimation))
+        capture = Capture(site, entering, decimation, run, decimation.output_size)
         self._call(capture)
         return capture.output
 
@@ -475,12 +475,6 @@ def _place(decimation: Decimation, site: Site, source: Tensor) -> Decimation:
     if ran.kind == "slice":
         return replace(decimation, geometry=found)
     return decimation
-
-
-def _find_output_size(decimation: Decimation) -> Size:
-    g, x = decimation.geometry, decimation.input
-    axes = zip(x.shape[2:], g.padding, g.dilation, g.kernel, g.stride, strict=True)
-    return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in axes)
 
 
 def _as_size(value: Any, site: Site) -> Size:

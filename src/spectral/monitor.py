@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,50 @@ from spectral.measurement import ALIAS_METRICS, AVR_METRICS, SITE_METRICS, measu
 from spectral.sites import Site
 
 
-class AliasingMonitor(AbstractContextManager["AliasingMonitor"]):
+class _Attached:
+    """What hangs on a model in training until it is taken off."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Sequence[Site],
+        metrics: Sequence[str],
+        allowed: Sequence[str],
+        detach: bool,
+    ) -> None:
+        caller = type(self).__name__
+        for metric in metrics:
+            if metric not in allowed:
+                raise SpectralError(
+                    f"{caller}: unknown metric {metric!r}{suggest(metric, allowed)}; allowed values are "
+                    f"{', '.join(allowed)}"
+                )
+        measurable = [site for site in sites if site.measurable]
+        if not measurable:
+            raise SpectralError(f"{caller}: there is no site that can be measured; pass those of find_sites")
+        self._extractor = FeatureExtractor(model, measurable, tap="dense", detach=detach, reduce=self._reduce)
+        self._handle = model.register_forward_pre_hook(self._begin, prepend=True)
+
+    def remove_hooks(self) -> None:
+        """Detach from the model; what was measured last stays readable."""
+        self._handle.remove()
+        self._extractor.remove_hooks()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Detach from the model."""
+        self.remove_hooks()
+
+    def _begin(self, module: nn.Module, args: Any) -> None:
+        raise NotImplementedError
+
+    def _reduce(self, capture: Capture) -> None:
+        raise NotImplementedError
+
+
+class AliasingMonitor(_Attached):
     """Measures the batches that pass through a model anyway, and hands out the latest numbers as a flat dict.
 
     Attach it before training; it costs nothing in the forward passes between measured ones.
@@ -49,12 +91,10 @@ class AliasingMonitor(AbstractContextManager["AliasingMonitor"]):
     ) -> None:
         if every < 1:
             raise SpectralError(f"AliasingMonitor: every must be ≥ 1, got {every}")
-        self._metrics, self._taps = _check_metrics("AliasingMonitor", metrics), tuple(taps)
+        super().__init__(model, sites, metrics, SITE_METRICS, detach=True)
+        self._metrics, self._taps = tuple(metrics), tuple(taps)
         self._every, self._passes = every, 0
         self._latest: dict[str, float] = {}
-        measurable = _keep_measurable("AliasingMonitor", sites)
-        self._extractor = FeatureExtractor(model, measurable, tap="dense", reduce=self._reduce)
-        self._handle = model.register_forward_pre_hook(self._begin, prepend=True)
 
     def values(self) -> dict[str, float]:
         """Return ``site/tap/metric`` → mean over the images of the latest measured batch, and over sites.
@@ -66,15 +106,6 @@ class AliasingMonitor(AbstractContextManager["AliasingMonitor"]):
             kinds.setdefault("/".join(name.rsplit("/", 2)[1:]), []).append(value)
         means = {f"mean/{kind}": float(torch.tensor(values).nanmean()) for kind, values in kinds.items()}
         return {**self._latest, **means}
-
-    def remove_hooks(self) -> None:
-        """Detach from the model; the latest values stay readable."""
-        self._handle.remove()
-        self._extractor.remove_hooks()
-
-    def __exit__(self, *exception: object) -> None:
-        """Detach from the model."""
-        self.remove_hooks()
 
     def _begin(self, module: nn.Module, args: Any) -> None:
         self._extractor.enabled = self._passes % self._every == 0
@@ -88,7 +119,7 @@ class AliasingMonitor(AbstractContextManager["AliasingMonitor"]):
                 self._latest[f"{capture.site.name}/{tap}/{metric}"] = float(loud.double().mean())
 
 
-class AliasingPenalty(AbstractContextManager["AliasingPenalty"]):
+class AliasingPenalty(_Attached):
     """A differentiable AVR or AM of the latest batch, to be added to a loss.
 
     Args:
@@ -110,17 +141,9 @@ class AliasingPenalty(AbstractContextManager["AliasingPenalty"]):
     """
 
     def __init__(self, model: nn.Module, sites: Sequence[Site], metric: str = "am_relative") -> None:
-        allowed = (*ALIAS_METRICS, *AVR_METRICS)
-        if metric not in allowed:
-            raise SpectralError(
-                f"AliasingPenalty: unknown metric {metric!r}{suggest(metric, allowed)}; allowed values are "
-                f"{', '.join(allowed)}"
-            )
+        super().__init__(model, sites, (metric,), (*ALIAS_METRICS, *AVR_METRICS), detach=False)
         self._metric = metric
         self._terms: list[Tensor] = []
-        measurable = _keep_measurable("AliasingPenalty", sites)
-        self._extractor = FeatureExtractor(model, measurable, tap="dense", detach=False, reduce=self._reduce)
-        self._handle = model.register_forward_pre_hook(self._begin, prepend=True)
 
     def value(self) -> Tensor:
         """Return the mean over images and sites of the latest forward pass, with its graph.
@@ -140,15 +163,6 @@ class AliasingPenalty(AbstractContextManager["AliasingPenalty"]):
             )
         return total
 
-    def remove_hooks(self) -> None:
-        """Detach from the model."""
-        self._handle.remove()
-        self._extractor.remove_hooks()
-
-    def __exit__(self, *exception: object) -> None:
-        """Detach from the model."""
-        self.remove_hooks()
-
     def _begin(self, module: nn.Module, args: Any) -> None:
         self._terms = []
 
@@ -156,20 +170,3 @@ class AliasingPenalty(AbstractContextManager["AliasingPenalty"]):
         self._terms.append(
             measure_capture(capture, (self._metric,), ("dense",))["dense", self._metric].mean()
         )
-
-
-def _check_metrics(caller: str, metrics: Sequence[str]) -> tuple[str, ...]:
-    for metric in metrics:
-        if metric not in SITE_METRICS:
-            raise SpectralError(
-                f"{caller}: unknown metric {metric!r}{suggest(metric, SITE_METRICS)}; allowed values are "
-                f"{', '.join(SITE_METRICS)}"
-            )
-    return tuple(metrics)
-
-
-def _keep_measurable(caller: str, sites: Sequence[Site]) -> list[Site]:
-    measurable = [site for site in sites if site.measurable]
-    if not measurable:
-        raise SpectralError(f"{caller}: there is no site that can be measured; pass those of find_sites")
-    return measurable

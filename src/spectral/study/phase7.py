@@ -34,7 +34,7 @@ from spectral.sites import find_sites
 from spectral.stability import measure_consistency
 from spectral.study.common import Results
 from spectral.study.options import PRESETS, StudyOptions
-from spectral.study.phase8 import to_decibels
+from spectral.study.phase8 import in_decibels
 from spectral.study.tuning import LAYER_METHODS, name_tuned
 from spectral.table import read_json, summarize_measurements, write_csv
 
@@ -342,7 +342,7 @@ def _read_means(summary: pd.DataFrame, site: str) -> dict[str, Any]:
         found = _find_summary(summary, site, metric)
         if found is not None:
             row |= {**_bounds(metric, found), "n": found["n"], "n_silent": found["n_silent"]}
-    return {**row, **_in_decibels(row)}
+    return {**row, **in_decibels(row)}
 
 
 def _find_summary(summary: pd.DataFrame, site: str, metric: str) -> dict[str, Any] | None:
@@ -361,7 +361,7 @@ def _average_sites(table: pd.DataFrame, photographs: Mapping[str, str] | None, s
     row: dict[str, Any] = {}
     for metric in METRICS:
         row |= _bounds(metric, stats.summarize(loud[metric], groups=groups, seed=seed)) if len(loud) else {}
-    return {**row, **_in_decibels(row)}
+    return {**row, **in_decibels(row)}
 
 
 def _bounds(name: str, found: stats.Summary | Mapping[str, Any] | None) -> dict[str, float]:
@@ -372,11 +372,6 @@ def _bounds(name: str, found: stats.Summary | Mapping[str, Any] | None) -> dict[
     return {
         f"{name}{end}": values[key] for end, key in zip(_BOUNDS, ("mean", "ci_low", "ci_high"), strict=True)
     }
-
-
-def _in_decibels(row: Mapping[str, float]) -> dict[str, float]:
-    values = {end: row[f"alias_power_ratio{end}"] for end in _BOUNDS if f"alias_power_ratio{end}" in row}
-    return {f"alias_power_db{end}": to_decibels(value) for end, value in values.items()}
 
 
 def _share(successes: int, n: int, source: str) -> dict[str, Any]:

@@ -211,7 +211,7 @@ def _read_means(summary: pd.DataFrame, site: str) -> dict[str, Any]:
             found = own[key]
             row |= _bounds(column, found["mean"], found["ci_low"], found["ci_high"])
             row |= {"n": found["n"], "n_silent": found["n_silent"]}
-    return {**row, **_in_decibels(row)}
+    return {**row, **in_decibels(row)}
 
 
 def _read_sis(summary: pd.DataFrame) -> dict[str, Any]:
@@ -230,14 +230,14 @@ def _average_sites(table: pd.DataFrame, photographs: Mapping[str, str] | None, s
     found = stats.summarize(loud, groups=groups, seed=seed)
     row = _bounds("alias_power_ratio", found.mean, found.ci_low, found.ci_high)
     units = found.n if found.n_groups is None else found.n_groups
-    return {**row, **_in_decibels(row), "n": found.n, "n_photographs": units}
+    return {**row, **in_decibels(row), "n": found.n, "n_photographs": units}
 
 
 def _bounds(name: str, mean: float, low: float, high: float) -> dict[str, float]:
     return {f"{name}{end}": value for end, value in zip(_BOUNDS, (mean, low, high), strict=True)}
 
 
-def _in_decibels(row: Mapping[str, float]) -> dict[str, float]:
+def in_decibels(row: Mapping[str, float]) -> dict[str, float]:
     """The alias power ratio's mean and bounds in dB."""
     values = {end: row[f"alias_power_ratio{end}"] for end in _BOUNDS if f"alias_power_ratio{end}" in row}
     return {f"alias_power_db{end}": to_decibels(value) for end, value in values.items()}

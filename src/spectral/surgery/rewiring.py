@@ -7,7 +7,6 @@ that follows. All hooks are plain functions of this file, so that a converted mo
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -294,7 +293,7 @@ class _Rewriter(TorchFunctionMode):
 def _run_dense(decimation: Decimation, layer: nn.Module, placement: str) -> Tensor:
     if placement == "before":
         decimation = replace(decimation, input=layer(decimation.input))
-    dense = decimation.dense(_find_output_size(decimation))
+    dense = decimation.dense(decimation.output_size)
     if placement == "behind":
         return layer(dense)  # type: ignore[no-any-return]
     if placement == "activation":
@@ -336,18 +335,6 @@ def _read_indexing(x: Tensor, index: Any) -> Decimation | None:
     phase = tuple(i.indices(n)[0] for i, n in zip(index[2:], x.shape[2:], strict=True))
     dense = x[tuple(slice(i.start, i.stop) for i in index)]
     return Decimation(Geometry("slice", stride, phase=phase), dense)
-
-
-def _find_output_size(decimation: Decimation) -> Size:
-    g = decimation.geometry
-    sizes = []
-    axes = zip(decimation.input.shape[2:], g.kernel, g.stride, g.padding, g.dilation, strict=True)
-    for extent, kernel, stride, padding, dilation in axes:
-        room = extent + 2 * padding - dilation * (kernel - 1) - 1
-        n = (math.ceil if g.ceil_mode else math.floor)(room / stride) + 1
-        # A window that starts in the padding on the right is left out.
-        sizes.append(n - (g.ceil_mode and (n - 1) * stride >= extent + padding))
-    return tuple(sizes)
 
 
 _OPERATORS = {
