@@ -30,7 +30,7 @@ from spectral.errors import SpectralError
 from spectral.models import load_model, model_info
 from spectral.models.checkpoint import save_checkpoint
 from spectral.table import read_json
-from spectral.training import Recipe
+from spectral.training import RECIPES, Recipe
 
 RANDOM = "bundled/resnet20@random"
 COMMANDS = ("sites", "measure", "train", "study")
@@ -134,13 +134,14 @@ class TestHelp:
         )
         assert out.stdout == "[]\n"
 
-    def test_training_defaults_are_the_recipes(self):
+    def test_training_help_names_the_recipes_own_values(self):
         recipe = Recipe()
-        for option in cli.main.commands["train"].params:
-            if option.name in ("epochs", "max_lr"):  # they differ when a network is tuned
-                assert f"{getattr(recipe, option.name)} by default" in option.help
-            elif hasattr(recipe, option.name):
-                assert option.default == getattr(recipe, option.name), option.name
+        options = {option.name: option for option in cli.main.commands["train"].params}
+        for name in ("epochs", "batch_size", "max_lr", "attack_steps", "seed"):
+            assert f"{getattr(recipe, name)} by default" in options[name].help, name
+        assert recipe.epsilon == 8 / 255
+        assert "8/255 by default" in options["epsilon"].help
+        assert all(name in options["recipe_name"].help for name in RECIPES)
 
 
 class TestSites:
@@ -339,6 +340,30 @@ class TestTrain:
         assert read_json(path.with_suffix(".json")) == described
         assert "holds a run with recipe" in fails(run(*arguments[:-4], "--seed", "4"))
 
+    @pytest.mark.parametrize(
+        ("options", "stem", "kept"),
+        [
+            (("--recipe", "nula-robust"), "resnet20-robust", {"attack": None}),
+            (("--attack", "fgsm", "--epsilon", "0.05"), "resnet20-fgsm", {"epsilon": 0.05}),
+            (("--recipe", "pgd", "--attack-steps", "1"), "resnet20-pgd", {"attack_steps": 1}),
+            (("--perturb", "clean,decimate-2"), "resnet20-robust", {"perturb": ["clean", "decimate-2"]}),
+            (("--schedule", "step", "--ema", "0.9"), "resnet20", {"schedule": "step", "ema": 0.9}),
+        ],
+    )
+    def test_recipes_by_name_and_value(self, options, stem, kept, data, tmp_path):
+        result = run("train", "resnet20", "--data", data, "--out", tmp_path, "--epochs", "1", *options)
+        assert result.exit_code == 0, result.output
+        recipe = read_json(tmp_path / f"{stem}.json")["recipe"]
+        assert {key: recipe[key] for key in kept} == kept
+        assert recipe["epochs"] == 1
+
+    def test_a_bundled_network_is_tuned_under_attack(self, data, tmp_path):
+        result = run("train", "--from", "bundled/resnet20", "--method", "flc", "--attack", "fgsm",
+                     "--epochs", "1", "--data", data, "--out", tmp_path)  # fmt: skip
+        assert result.exit_code == 0, result.output
+        described = read_json(tmp_path / "resnet20-flc-fgsm.json")
+        assert (described["tuned_from"], described["recipe"]["max_lr"]) == ("bundled/resnet20", 0.02)
+
     def test_the_data_id_can_be_given(self, data, tmp_path):
         arguments = ("--epochs", "1", "--data-id", "two-pets", "--precision", "fp32")
         run("train", "resnet20", "--data", data, "--out", tmp_path / "out", *arguments)
@@ -375,6 +400,10 @@ class TestTrain:
         [
             (("resnet21",), "unknown architecture 'resnet21'; nearest: 'resnet20'"),
             (("resnet20", "--device", "abacus"), "device 'abacus' can't be used"),
+            (("resnet20", "--recipe", "nula"), "unknown recipe 'nula'; nearest: 'nula-robust'"),
+            (("resnet20", "--perturb", "resize-2"), "Resize: scale must be between 0 and 1, got 2.0"),
+            (("resnet20", "--perturb", "blur"), "unknown perturbation 'blur'"),
+            (("resnet20", "--epsilon", "0"), "Invalid value for '--epsilon'"),
         ],
     )
     def test_what_is_wrong_is_said_before_images_are_read(self, arguments, sentence, tmp_path):

@@ -41,10 +41,11 @@ ALLOWED = {
     "models": {"layers", "surgery"},  # a checkpoint may be of a converted network
     "data": {"synthetic"},
     "latency": {"metrics"},
-    "training": {"models", "layers", "metrics"},
+    "perturb": {"measurement", "metrics", "models", "spectrum"},
+    "training": {"models", "layers", "metrics", "perturb"},
     "stats": set(),
     "table": {"stats"},
-    "stability": {"measurement", "metrics"},
+    "stability": {"decimation", "hooks", "measurement", "metrics", "sites", "surgery"},
     "measurement": {"bands", "decimation", "hooks", "metrics", "models", "sites", "spectrum", "table"},
     "figures": {"stats"},
     "console": None,
@@ -60,6 +61,9 @@ THIRD_PARTY_OWNERS = {
     "click": {"cli", "console", "study"},
     "sklearn": {"stats"},
     "pywt": {"layers"},
+    "foolbox": {"perturb"},
+    "pyautoattack": {"perturb"},
+    "imagecorruptions": {"perturb"},
 }
 
 

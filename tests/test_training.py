@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 
@@ -16,7 +17,19 @@ from torch import nn
 from spectral import training
 from spectral.errors import SpectralError
 from spectral.models.architectures import build
-from spectral.training import STATE_NAME, LabelledImages, Recipe, augment, evaluate, normalize, train
+from spectral.perturb import Decimate, make_perturbation
+from spectral.training import (
+    RECIPES,
+    STATE_NAME,
+    LabelledImages,
+    Recipe,
+    attack_batch,
+    augment,
+    evaluate,
+    find_recipe,
+    normalize,
+    train,
+)
 
 QUICK = settings(max_examples=40, deadline=None, database=None, derandomize=True)
 CLASSES = tuple("abcdefghij")
@@ -99,15 +112,27 @@ class TestResume:
 
         monkeypatch.setattr(training, "evaluate", dying)
 
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {},
+            {"perturb": ("clean", "decimate-2", "checkerboard-0.05")},
+            {"attack": "fgsm"},
+            {"attack": "pgd", "attack_steps": 2, "schedule": "step"},
+            {"ema": 0.9},
+        ],
+        ids=["clean", "perturbed", "fgsm", "pgd", "averaged"],
+    )
     @pytest.mark.parametrize("epoch", [1, 2, 3])
-    def test_after_a_kill_in_any_epoch(self, epoch, tiny, tmp_path, monkeypatch):
-        whole = run("resnet20", random_set(), tmp_path / "whole")
+    def test_after_a_kill_in_any_epoch(self, epoch, changes, tiny, tmp_path, monkeypatch):
+        recipe = dataclasses.replace(SHORT, **changes)
+        whole = run("resnet20", random_set(), tmp_path / "whole", recipe)
         with monkeypatch.context() as patch:
             self.kill_in_epoch(epoch, patch)
             with pytest.raises(KilledError):
-                run("resnet20", random_set(), tmp_path / "broken")
+                run("resnet20", random_set(), tmp_path / "broken", recipe)
         assert (tmp_path / "broken" / STATE_NAME).exists() == (epoch > 1)
-        assert_same(run("resnet20", random_set(), tmp_path / "broken"), whole)
+        assert_same(run("resnet20", random_set(), tmp_path / "broken", recipe), whole)
 
     def test_after_a_kill_while_the_state_is_written(self, tiny, tmp_path, monkeypatch):
         whole = run("resnet20", random_set(), tmp_path / "whole")
@@ -290,6 +315,121 @@ class TestLearning:
         assert evaluate(Probe(), data, torch.device("cpu")) == pytest.approx(
             2 / 16
         )  # labels 0: images 0 and 10
+
+
+class TestPerturbed:
+    def test_each_image_goes_through_one_of_them_and_all_come_up(self):
+        data = random_set(64)
+        recipe = Recipe(perturb=("clean", "decimate-2"), crop_padding=0, flip=False, batch_size=64)
+        images = normalize(data.images)
+        order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+        ((batch, labels),) = training._epoch_batches(data.images, data.labels, recipe, 0)
+        torch.testing.assert_close(labels, data.labels[order])
+        clean = (batch - images[order]).abs().amax((1, 2, 3)) < 1e-6
+        decimated = (batch - Decimate(2)(images[order])).abs().amax((1, 2, 3)) < 1e-6
+        assert (clean ^ decimated).all()
+        assert 16 <= clean.sum() <= 48
+
+    def test_a_name_that_stands_twice_is_drawn_twice_as_often(self):
+        data = random_set(600)
+        recipe = Recipe(perturb=("clean", "clean", "decimate-2"), crop_padding=0, flip=False, batch_size=600)
+        ((batch, _),) = training._epoch_batches(data.images, data.labels, recipe, 0)
+        decimated = (batch - Decimate(2)(batch)).abs().amax((1, 2, 3)) < 1e-6
+        assert 160 < decimated.sum() < 240
+
+    def test_the_draw_depends_on_the_epoch(self):
+        data, recipe = random_set(), Recipe(perturb=("clean", "decimate-2"), crop_padding=0, flip=False)
+        first, second = (
+            next(training._epoch_batches(data.images, data.labels, recipe, epoch)) for epoch in (0, 1)
+        )
+        places = [batch[labels.argsort()] for batch, labels in (first, second)]
+        assert not torch.equal(*places)
+
+    def test_the_card_names_the_robust_recipe(self):
+        assert {make_perturbation(name).name for name in RECIPES["nula-robust"].perturb} == {
+            "clean", "resize-0.5", "resize-0.25", "decimate-2", "blur-decimate-2",
+        }  # fmt: skip
+
+
+class TestAttacked:
+    @staticmethod
+    def linear(seed=0):
+        """Logits ±w·x for classes 0 and 1: the worst change of a pixel is known."""
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+        with torch.no_grad():
+            net[1].weight[1] = -net[1].weight[0]
+        return net
+
+    @pytest.mark.parametrize("attack", ["fgsm", "pgd"])
+    def test_finds_the_optimum_of_a_linear_network(self, attack):
+        net, epsilon = self.linear(), 0.03
+        images, labels = torch.rand(6, 3, 4, 4) - 0.5, torch.tensor([0, 1] * 3)
+        recipe = Recipe(attack=attack, epsilon=epsilon, attack_step=2 * epsilon)
+        moved = attack_batch(net, images, labels, recipe)
+        sign = net[1].weight[0].detach().sign().view(1, 3, 4, 4)
+        away = torch.where(labels.view(-1, 1, 1, 1) == 0, -sign, sign)
+        torch.testing.assert_close(moved, images + 2 * epsilon * away)
+
+    @QUICK
+    @given(st.floats(0.001, 0.3), st.sampled_from(["fgsm", "pgd"]), st.integers(0, 1000))
+    def test_stays_within_epsilon_and_within_the_pixels_range(self, epsilon, attack, seed):
+        torch.manual_seed(seed)
+        images = torch.rand(4, 3, 4, 4) * 2 - 1
+        moved = attack_batch(self.linear(seed), images, torch.tensor([0, 1, 0, 1]),
+                             Recipe(attack=attack, epsilon=epsilon, attack_steps=3))  # fmt: skip
+        assert (moved - images).abs().max() <= 2 * epsilon + 1e-6
+        assert moved.abs().max() <= 1
+
+    def test_more_steps_raise_the_loss_more(self):
+        torch.manual_seed(0)
+        net = build("resnet20").eval()
+        images, labels = torch.rand(8, 3, 32, 32) * 2 - 1, torch.arange(8)
+        losses = []
+        for recipe in (Recipe(attack="fgsm"), Recipe(attack="pgd", attack_steps=10)):
+            torch.manual_seed(1)
+            moved = attack_batch(net, images, labels, recipe)
+            losses.append(nn.functional.cross_entropy(net(moved), labels).item())
+        assert nn.functional.cross_entropy(net(images), labels).item() < losses[0] < losses[1]
+
+    def test_leaves_no_gradients_on_the_weights(self):
+        net = self.linear()
+        attack_batch(net, torch.zeros(1, 3, 4, 4), torch.tensor([0]), Recipe(attack="pgd"))
+        assert all(p.grad is None and p.requires_grad for p in net.parameters())
+
+
+class TestAverage:
+    def test_what_is_tested_and_returned_is_the_average(self, tiny, tmp_path, monkeypatch):
+        tested = []
+        monkeypatch.setattr(training, "evaluate", lambda model, *args: tested.append(model) or 0.5)
+        plain = run("resnet20", random_set(), tmp_path / "plain")["model"].fc.weight
+        recipe = dataclasses.replace(SHORT, ema=0.99)
+        result = run("resnet20", random_set(), tmp_path / "average", recipe)
+        torch.manual_seed(SHORT.seed)
+        start = Tiny().fc.weight
+        averaged = result["model"].fc.weight
+        assert tested[-1] is result["model"]
+        assert 0 < (averaged - start).norm() < 0.2 * (plain - start).norm()  # 6 steps of 0.99
+
+
+class TestSchedules:
+    def test_steps_fall_to_a_tenth_at_one_half_and_at_three_quarters(self, tiny, tmp_path, monkeypatch):
+        rates = []
+        step = torch.optim.SGD.step
+        monkeypatch.setattr(
+            torch.optim.SGD, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or step(self)
+        )
+        run("resnet20", random_set(), tmp_path, Recipe(epochs=4, batch_size=8, max_lr=0.1, schedule="step"))
+        assert rates == pytest.approx([0.1] * 4 + [0.01] * 2 + [0.001] * 2)
+
+    def test_the_papers_recipe(self):
+        recipe = find_recipe("am-paper")
+        assert (recipe.epochs, recipe.batch_size, recipe.max_lr) == (200, 512, 0.1)
+        assert (recipe.momentum, recipe.weight_decay, recipe.schedule) == (0.9, 5e-4, "step")
+
+    def test_an_unknown_recipe(self):
+        with pytest.raises(SpectralError, match="unknown recipe 'fast-fgms'; nearest: 'fast-fgsm'"):
+            find_recipe("fast-fgms")
 
 
 class TestBatches:

@@ -283,15 +283,27 @@ def compare(
               help="cifar10, or a folder with train/ and test/, a subfolder per class in each.")  # fmt: skip
 @click.option("--out", type=_PATH, required=True, metavar="DIR", help="Folder for the weights.")
 @click.option("--data-id", help="What tables call the data; by default the folder's name.")
-@click.option("--epochs", type=click.IntRange(min=1), help="20 by default, 3 with --from.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=256, show_default=True)
+@click.option("--recipe", "recipe_name", default="clean", show_default=True, metavar="NAME",
+              help="clean, nula-robust (each image through a random resampling), fast-fgsm and pgd (on "
+              "adversarial images), or am-paper. What follows changes single values of it.")  # fmt: skip
+@click.option("--epochs", type=click.IntRange(min=1), help="Of clean 20 by default, 3 with --from.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Of clean 256 by default.")
 @click.option("--max-lr", type=click.FloatRange(min=0, min_open=True),
-              help="0.2 by default, 0.02 with --from.")  # fmt: skip
-@click.option(
-    "--seed", type=int, default=0, show_default=True, help="Of the weights, order and augmentation."
-)
+              help="Of clean 0.2 by default, 0.02 with --from.")  # fmt: skip
+@click.option("--schedule", type=click.Choice(["one-cycle", "step"]), help="Of the learning rate.")
+@click.option("--perturb", metavar="A,B,…", help="Each image goes through one of these: clean, resize-0.5, "
+              "decimate-2, blur-decimate-2, checkerboard-0.05, …; one named twice is drawn twice as often."
+              )  # fmt: skip
+@click.option("--attack", type=click.Choice(["fgsm", "pgd"]), help="Train on adversarial images.")
+@click.option("--epsilon", type=click.FloatRange(min=0, min_open=True),
+              help="Of the attack, in pixels of [0, 1]; 8/255 by default.")  # fmt: skip
+@click.option("--attack-steps", type=click.IntRange(min=1), help="Of pgd, 10 by default.")
+@click.option("--ema", type=click.FloatRange(0, 1, max_open=True),
+              help="Keep an average of the weights with this decay, such as 0.999.")  # fmt: skip
+@click.option("--seed", type=int, help="Of the weights, order and augmentation; 0 by default.")
 @_device
-@click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto", show_default=True)
+@click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]),
+              help="auto by default: bf16 where the device multiplies it.")  # fmt: skip
 def train(
     architecture: str | None,
     start: str | None,
@@ -299,17 +311,18 @@ def train(
     data: str,
     out: Path,
     data_id: str | None,
-    epochs: int | None,
-    max_lr: float | None,
+    recipe_name: str,
+    perturb: str | None,
     device: str,
-    **recipe: Any,
+    **changes: Any,
 ) -> None:
     """Train one of this project's architectures, or fine-tune a network.
 
-    There is one recipe for all: SGD, one cycle, crops and flips. Writes DIR/ARCHITECTURE.safetensors and,
+    SGD, crops and flips; on clean images, on perturbed ones (NULA) or on adversarial ones. Writes
+    DIR/ARCHITECTURE.safetensors (with -robust, -fgsm or -pgd behind the name where it was trained so) and,
     beside it, the recipe, the data id and the test accuracy as JSON; `spectral measure` takes the former as
     MODEL. After every epoch the state is kept, and the same command continues after an interruption.
-    resnet20, resnet20-blurpool and nula-w32 are among the architectures.
+    resnet20, resnet20-blurpool, nula-w32 and preact-resnet18 are among the architectures.
 
     With --from a trained network keeps its weights and is tuned on, after --method has put an anti-aliasing
     layer in the place of its strides; the file is then called after both.
@@ -318,28 +331,34 @@ def train(
     Example:
       spectral train resnet20-blurpool --data cifar10 --out runs/checkpoints
       spectral train --from bundled/resnet20 --method flc --data cifar10 --out runs/tuned
+      spectral train nula --recipe nula-robust --data cifar10 --device cuda --out runs/nula
     """
     from spectral.study.tuning import load_labelled_sets, name_architecture, train_checkpoint
     from spectral.table import ensure_writable
-    from spectral.training import Recipe
+    from spectral.training import find_recipe
 
     if (architecture is None) == (start is None):
         raise click.UsageError("name an ARCHITECTURE to train, or a network to tune with --from, not both")
     if method and start is None:
         raise click.UsageError("--method goes with --from MODEL")
+    defaults = {"epochs": 3, "max_lr": 0.02} if start and recipe_name == "clean" else {}
+    if perturb is not None:
+        changes["perturb"] = tuple(part.strip() for part in perturb.split(","))
+    given = {key: value for key, value in changes.items() if value is not None}
+    plan = find_recipe(recipe_name, **{**defaults, **given})
     ensure_writable(out)
     # An unknown name or device should fail before the images are read.
     asked = (f"{start}+{method}" if method else start) or f"bundled/{architecture}@random"
     net = spectral.load_model(asked, device=device)
     sets = load_labelled_sets(data, data_id)
     name = architecture or name_architecture(net)
-    stem = f"{Path(start).stem}-{method or 'tuned'}" if start else name
+    trained = plan.attack or ("robust" if plan.perturb else "")
+    parts = [Path(start).stem, method or ("" if trained else "tuned")] if start else [name]
+    stem = "-".join(part for part in (*parts, trained) if part)
     click.echo(
         f"training {stem} on {len(sets[0].images)} images of {sets[0].data_id}, testing on "
         f"{len(sets[1].images)}"
     )
-    defaults = Recipe(epochs=3, max_lr=0.02) if start else Recipe()
-    plan = Recipe(epochs=epochs or defaults.epochs, max_lr=max_lr or defaults.max_lr, **recipe)
     path = out / f"{stem}.safetensors"
     result = train_checkpoint(path, name, sets, plan, device, start=net if start else None)
     click.echo(f"test accuracy {result['test_accuracy']:.2%}; weights in {path}")
@@ -399,6 +418,56 @@ def convert(
     known = {key: value for key, value in metadata.items() if value is not None}
     path = save_checkpoint(smooth, out, known)
     click.echo(f"weights in {path}")
+
+
+@main.command()
+@click.argument("model")
+@click.argument("images", nargs=-1, required=True, type=_PATH, metavar="IMAGE...")
+@click.option("--top-k", type=click.IntRange(min=1), default=5, show_default=True,
+              help="How many classes per image.")  # fmt: skip
+@click.option("--resize", is_flag=True,
+              help="Bring images to the model's size: resize the shorter side, crop the centre.")  # fmt: skip
+@_device
+@_architecture
+@click.option("--json", "json_path", type=_PATH, help="Write the labels and scores to this file.")
+def classify(
+    model: str,
+    images: tuple[Path, ...],
+    top_k: int,
+    resize: bool,
+    device: str,
+    architecture: str | None,
+    json_path: Path | None,
+) -> None:
+    """Say what MODEL sees in each IMAGE: its most probable classes.
+
+    Images are converted to RGB and normalised as the model was trained. One that hasn't the model's size is
+    refused, unless --resize brings it there. Where the names of the classes aren't known, they are called
+    LABEL_0, LABEL_1 and so on.
+
+    \b
+    Example:
+      spectral classify nula/robust photo.png --top-k 3 --resize
+    """
+    from spectral.classification import classify as classify_image
+    from spectral.table import ensure_writable, write_json
+
+    if json_path:
+        ensure_writable(json_path.parent)
+    net = spectral.load_model(model, architecture=architecture, device=device)
+    info = spectral.model_info(net)
+    assert info is not None
+    found = []
+    for path in images:
+        predictions = classify_image(net, path, top_k, resize)
+        found.append({"image": str(path), "predictions": predictions})
+        if len(images) > 1:
+            click.echo(f"{path}:")
+        for one in predictions:
+            click.echo(f"{one['label']}: {one['score']:.2%}")
+    if json_path:
+        content = {"model": model, "weights": info.weights_id, "size": info.preprocessing.size}
+        write_json({**content, "resize": resize, "images": found}, json_path)
 
 
 @main.command()

@@ -1,4 +1,4 @@
-"""One training recipe for every bundled network: SGD, one cycle, any device, resumable."""
+"""One training loop for every bundled network, clean, perturbed or attacked: any device, resumable."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ import os
 import pickle
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, suggest
 from spectral.layers import BlurPool2d
 from spectral.metrics import evaluation_mode
 from spectral.models import model_info
 from spectral.models.architectures import build, family_of
 from spectral.models.checkpoint import hash_state
+from spectral.perturb import NULA_TRAINING, choose_randomly, make_perturbation
 
 MEAN = STD = (0.5, 0.5, 0.5)
 NUM_CLASSES = 10
@@ -33,25 +35,89 @@ STATE_NAME = "training-state.pt"
 class Recipe:
     """What a training run consists of; equal recipes on equal data make comparable networks.
 
-    ``precision="auto"`` takes bfloat16 autocast where the device multiplies it natively, else float32.
+    Args:
+        epochs: passes over the data.
+        batch_size: images per step.
+        max_lr: the highest learning rate.
+        schedule: ``"one-cycle"``, or ``"step"``: a tenth after one half and again after three quarters.
+        momentum: of SGD, Nesterov's.
+        weight_decay: of all parameters.
+        crop_padding: images are shifted by up to so many pixels.
+        flip: mirror half of the images.
+        perturb: names of `spectral.perturb.make_perturbation`; each image goes through one of them, drawn
+            anew in every epoch. A name that stands twice is drawn twice as often.
+        attack: train on adversarial images: ``"fgsm"``, one step from a random start, or ``"pgd"``.
+        epsilon: largest change of a pixel in [0, 1] by the attack.
+        attack_step: of the attack's step, in pixels; 1.25 ε and ε / 4 by default.
+        attack_steps: of pgd.
+        ema: decay per step of an average of the weights, which is then tested and returned; 0 for none.
+        precision: ``"auto"`` takes bfloat16 autocast where the device multiplies it natively, else float32.
+        seed: of the weights, the order and all that is drawn.
+
+    Raises:
+        SpectralError: if a value is out of range.
     """
 
     epochs: int = 20
     batch_size: int = 256
     max_lr: float = 0.2
+    schedule: Literal["one-cycle", "step"] = "one-cycle"
     momentum: float = 0.9
     weight_decay: float = 5e-4
     crop_padding: int = 4
     flip: bool = True
+    perturb: tuple[str, ...] = ()
+    attack: Literal["fgsm", "pgd"] | None = None
+    epsilon: float = 8 / 255
+    attack_step: float | None = None
+    attack_steps: int = 10
+    ema: float = 0.0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "max_lr"):
+        for name in ("epochs", "batch_size", "max_lr", "epsilon", "attack_steps"):
             if not getattr(self, name) > 0:
                 raise SpectralError(f"Recipe: {name} must be > 0, got {getattr(self, name)}")
+        if self.attack_step is not None and not self.attack_step > 0:
+            raise SpectralError(f"Recipe: attack_step must be > 0, got {self.attack_step}")
+        if not 0 <= self.ema < 1:
+            raise SpectralError(f"Recipe: ema must be from 0 to below 1, got {self.ema}")
+        for name, allowed in {"schedule": ("one-cycle", "step"), "attack": (None, "fgsm", "pgd")}.items():
+            if getattr(self, name) not in allowed:
+                raise SpectralError(f"Recipe: {name} must be one of {allowed}, got {getattr(self, name)!r}")
+        for name in self.perturb:
+            make_perturbation(name)
         if self.crop_padding < 0:
             raise SpectralError(f"Recipe: crop_padding must be ≥ 0, got {self.crop_padding}")
+
+
+# Recipes with a name. The card says under what NULA's robust network was trained, and not for how long.
+RECIPES: dict[str, Recipe] = {
+    "clean": Recipe(),
+    "nula-robust": Recipe(perturb=NULA_TRAINING),
+    "fast-fgsm": Recipe(epochs=15, attack="fgsm"),  # Wong et al. 2020
+    "pgd": Recipe(epochs=30, attack="pgd"),
+    # Appendix of Grabinski et al., Aliasing coincides with CNNs vulnerability towards adversarial attacks
+    "am-paper": Recipe(epochs=200, batch_size=512, max_lr=0.1, schedule="step"),
+}
+
+
+def find_recipe(name: str, **changes: Any) -> Recipe:
+    """Return a recipe of `RECIPES`, with some of its values changed.
+
+    Raises:
+        SpectralError: if the name is unknown or a value out of range.
+
+    Example:
+        >>> find_recipe("fast-fgsm", epochs=4).attack
+        'fgsm'
+    """
+    if name not in RECIPES:
+        raise SpectralError(
+            f"unknown recipe {name!r}{suggest(name, RECIPES)}; available: {', '.join(RECIPES)}"
+        )
+    return replace(RECIPES[name], **changes)
 
 
 @dataclass(frozen=True)
@@ -118,40 +184,42 @@ def train(
         nesterov=recipe.momentum > 0,
     )  # fmt: skip
     steps = -(-len(train_set.images) // recipe.batch_size)
-    # torch divides by zero where the rise is exactly one step: a quarter of four.
-    rise = 0.5 if recipe.epochs * steps == 4 else 0.25
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.max_lr, epochs=recipe.epochs, steps_per_epoch=steps, pct_start=rise,
-        cycle_momentum=False,
-    )  # fmt: skip
+    schedule = _make_schedule(optimizer, recipe, steps)
+    average = None
+    if recipe.ema:
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
     dtype = _autocast_dtype(recipe.precision, device)
     run = {"architecture": architecture, "data_id": train_set.data_id, "recipe": asdict(recipe),
            "precision": "bf16" if dtype else "fp32",
            **({} if start is None else {"start": hash_state(start.state_dict())})}  # fmt: skip
     state_path = Path(out) / STATE_NAME
-    first_epoch, history = _restore(state_path, run, model, optimizer, schedule, device)
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    if average is not None:
+        parts["average"] = average
+    first_epoch, history = _restore(state_path, run, parts, device)
     images, labels = train_set.images.to(device), train_set.labels.to(device)
+    tested: nn.Module = model if average is None else average.module
     for epoch in range(first_epoch, recipe.epochs):
         torch.manual_seed(recipe.seed * 100_003 + epoch)  # dropout too depends on (seed, epoch) alone
         batches = tqdm(
             _epoch_batches(images, labels, recipe, epoch), total=steps, leave=False, disable=not progress,
             desc=f"{architecture} epoch {epoch + 1}/{recipe.epochs}",
         )  # fmt: skip
-        mean_loss = _run_epoch(model, batches, optimizer, schedule, dtype)
+        mean_loss = _run_epoch(model, batches, optimizer, schedule, dtype, recipe, average)
         if not math.isfinite(mean_loss):
             raise SpectralError(
                 f"train: the loss of {architecture} became {mean_loss} in epoch {epoch + 1}; lower max_lr "
                 f"(now {recipe.max_lr})"
             )
-        accuracy = evaluate(model, test_set, device)
+        accuracy = evaluate(tested, test_set, device)
         history.append({"epoch": epoch + 1, "loss": mean_loss, "test_accuracy": accuracy})
         if progress:
             tqdm.write(f"{architecture}: epoch {epoch + 1}, loss {mean_loss:.3f}, test {accuracy:.2%}")
-        _store(state_path, run, model, optimizer, schedule, epoch + 1, history)
-    _use_products(model, False)
+        _store(state_path, run, parts, epoch + 1, history)
+    _use_products(tested, False)
     return {
         **run,
-        "model": model.cpu().to(memory_format=torch.contiguous_format).eval(),
+        "model": tested.cpu().to(memory_format=torch.contiguous_format).eval(),
         "family": family_of(architecture),
         "mean": MEAN,
         "std": STD,
@@ -191,11 +259,15 @@ def _run_epoch(
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     dtype: torch.dtype | None,
+    recipe: Recipe,
+    average: AveragedModel | None,
 ) -> float:
     """One pass over the data; returns the mean loss, or the first that isn't finite, before it is learnt."""
     model.train()
     losses = []
     for images, labels in batches:
+        if recipe.attack:
+            images = attack_batch(model, images, labels, recipe, dtype)
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(images.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
             loss = F.cross_entropy(model(images), labels)
@@ -204,8 +276,44 @@ def _run_epoch(
         loss.backward()
         optimizer.step()
         schedule.step()
+        if average is not None:
+            average.update_parameters(model)
         losses.append(loss.detach())
     return float(torch.stack(losses).mean())
+
+
+def attack_batch(
+    model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Move a normalised batch within ±ε, so that the network's loss rises: FGSM or PGD from a random start.
+
+    The network stays in training mode, as in Wong et al.; measuring is done with libraries' attacks instead.
+
+    Shape:
+        (B, C, H, W) → (B, C, H, W), normalised; every pixel stays within ε of its own, and in [0, 1].
+
+    Source:
+        E. Wong et al., Fast is better than free, ICLR 2020 (fgsm); A. Madry et al., Towards Deep Learning
+        Models Resistant to Adversarial Attacks, ICLR 2018 (pgd).
+
+    Example:
+        >>> net, x = nn.Sequential(nn.Flatten(), nn.Linear(12, 10)), torch.zeros(2, 3, 2, 2)
+        >>> moved = attack_batch(net, x, torch.tensor([0, 1]), Recipe(attack="fgsm", epsilon=0.1))
+        >>> bool((moved != x).any()), bool((moved - x).abs().max() <= 0.2 + 1e-6)
+        (True, True)
+    """
+    scale = 1 / STD[0]  # of a pixel in [0, 1] to a normalised one
+    default = 1.25 * recipe.epsilon if recipe.attack == "fgsm" else recipe.epsilon / 4
+    size, step = recipe.epsilon * scale, (recipe.attack_step or default) * scale
+    low, high = (images - size).clamp_min(-1), (images + size).clamp_max(1)
+    moved = torch.lerp(low, high, torch.rand_like(images))
+    for _ in range(1 if recipe.attack == "fgsm" else recipe.attack_steps):
+        moved.requires_grad_(True)
+        with torch.autocast(images.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            loss = F.cross_entropy(model(moved), labels)
+        (slope,) = torch.autograd.grad(loss, moved)
+        moved = torch.clamp(moved.detach() + step * slope.sign(), low, high)
+    return moved
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -215,9 +323,13 @@ def normalize(images: Tensor) -> Tensor:
         >>> normalize(torch.tensor([[[[0, 255]]] * 3], dtype=torch.uint8))[0, 0]
         tensor([[-1.,  1.]])
     """
-    mean = torch.tensor(MEAN, device=images.device).view(1, -1, 1, 1)
-    std = torch.tensor(STD, device=images.device).view(1, -1, 1, 1)
-    return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+    return _normalize_pixels(images.float() / 255)
+
+
+def _normalize_pixels(pixels: Tensor) -> Tensor:
+    mean = torch.tensor(MEAN, device=pixels.device).view(1, -1, 1, 1)
+    std = torch.tensor(STD, device=pixels.device).view(1, -1, 1, 1)
+    return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
@@ -235,7 +347,8 @@ def evaluate(model: nn.Module, data: LabelledImages, device: torch.device, batch
 def _epoch_batches(
     images: Tensor, labels: Tensor, recipe: Recipe, epoch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Shuffle, shift by up to ``crop_padding`` pixels (reflected borders), flip; from (seed, epoch)."""
+    """Shuffle, shift by up to ``crop_padding`` (reflected borders), flip, perturb; from (seed, epoch)."""
+    perturbations = [make_perturbation(name) for name in recipe.perturb]
     generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
     order = torch.randperm(len(images), generator=generator)
     for chosen in order.split(recipe.batch_size):
@@ -244,7 +357,10 @@ def _epoch_batches(
         flips = torch.rand(len(chosen), generator=generator) < 0.5
         index = chosen.to(images.device)
         batch = augment(images[index], shifts, flips if recipe.flip else torch.zeros_like(flips), pad)
-        yield normalize(batch), labels[index]
+        pixels = batch.float() / 255
+        if perturbations:
+            pixels = choose_randomly(pixels, perturbations, generator)
+        yield _normalize_pixels(pixels), labels[index]
 
 
 def augment(images: Tensor, shifts: Tensor, flips: Tensor, pad: int) -> Tensor:
@@ -272,6 +388,21 @@ def _reflect(index: Tensor, size: int) -> Tensor:
     return (size - 1) - (index % period - (size - 1)).abs()
 
 
+def _make_schedule(
+    optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Return the learning rate's course over all steps of all epochs."""
+    if recipe.schedule == "step":
+        turns = [recipe.epochs * steps // 2, recipe.epochs * steps * 3 // 4]
+        return torch.optim.lr_scheduler.MultiStepLR(optimizer, turns)
+    # torch divides by zero where the rise is exactly one step: a quarter of four.
+    rise = 0.5 if recipe.epochs * steps == 4 else 0.25
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.max_lr, epochs=recipe.epochs, steps_per_epoch=steps, pct_start=rise,
+        cycle_momentum=False,
+    )  # fmt: skip
+
+
 def _use_products(model: nn.Module, enabled: bool) -> None:
     for module in model.modules():
         if isinstance(module, BlurPool2d):
@@ -289,32 +420,18 @@ def _autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
 
 
 def _store(
-    path: Path,
-    run: dict[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    epoch: int,
-    history: list[dict[str, float]],
+    path: Path, run: dict[str, Any], parts: dict[str, Any], epoch: int, history: list[dict[str, float]]
 ) -> None:
     """Write the state under another name first: a kill in the middle leaves the previous epoch intact."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.{random.getrandbits(32):08x}")
-    state = {
-        "run": run, "epoch": epoch, "history": history, "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
-    }  # fmt: skip
-    torch.save(state, temporary)
+    state = {"run": run, "epoch": epoch, "history": history}
+    torch.save({**state, **{name: part.state_dict() for name, part in parts.items()}}, temporary)
     os.replace(temporary, path)
 
 
 def _restore(
-    path: Path,
-    run: dict[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    device: torch.device,
+    path: Path, run: dict[str, Any], parts: dict[str, Any], device: torch.device
 ) -> tuple[int, list[dict[str, float]]]:
     if not path.exists():
         return 0, []
@@ -328,7 +445,6 @@ def _restore(
                 f"train: {path.parent} holds a run with {key} = {state['run'].get(key)}, not {value}; "
                 f"choose another folder or delete it"
             )
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
     return state["epoch"], state["history"]

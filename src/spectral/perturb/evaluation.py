@@ -1,0 +1,115 @@
+"""What a network says of perturbed images, image by image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from spectral.errors import SpectralError
+from spectral.measurement import Images
+from spectral.metrics import evaluation_mode, predict_probabilities
+from spectral.models import model_info
+from spectral.perturb.operators import Identity, Perturbation, make_perturbation
+
+
+def measure_predictions(
+    model: nn.Module,
+    images: Images,
+    perturbations: Sequence[Perturbation | str],
+    *,
+    batch_size: int = 128,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Classify every image as it is and under each perturbation.
+
+    Args:
+        model: classifier; its ``spectral_info`` normalises the images, after they were perturbed.
+        images: from `load_images`, in [0, 1], at the network's own size if they have none.
+        perturbations: operators, or their names as `make_perturbation` knows them.
+        batch_size: images per forward pass.
+        progress: show a bar.
+
+    Returns:
+        A row per image and perturbation, ``clean`` first: image, label (missing where unknown), perturbation,
+        prediction, confidence (the probability of that class), clean_prediction, agree (both are the same)
+        and correct (missing where the label is unknown). Accuracy is the mean of ``correct``, and the share
+        of predictions that a perturbation leaves alone the mean of ``agree``.
+
+    Raises:
+        SpectralError: for an unknown perturbation, two of one name, no images, or a model that is no
+            classifier.
+
+    Example:
+        >>> from spectral import load_images, load_model
+        >>> net = load_model("bundled/resnet20@random")
+        >>> table = measure_predictions(net, load_images("synthetic", 32, 4), ["decimate-2"], progress=False)
+        >>> table["perturbation"].value_counts().to_dict()
+        {'clean': 4, 'decimate-2': 4}
+    """
+    chosen = [make_perturbation(p) if isinstance(p, str) else p for p in perturbations]
+    tests = [Identity(), *(p for p in chosen if not isinstance(p, Identity))]
+    names = [p.name for p in tests]
+    if len(set(names)) < len(names):
+        raise SpectralError(f"measure_predictions: a perturbation is there twice in {', '.join(names)}")
+    if len(images) == 0:
+        raise SpectralError("measure_predictions: there are no images")
+    classify, images = prepare_classifier(model, images)
+    frames = []
+    with evaluation_mode(model), torch.no_grad():
+        batches = images.batches(batch_size)
+        count = -(-len(images) // batch_size)
+        for indices, batch in tqdm(batches, "perturbing", count, disable=not progress, leave=False):
+            found = {p.name: classify(p(batch, indices)).max(-1) for p in tests}
+            clean = found["clean"].indices
+            for name, (confidence, prediction) in found.items():
+                frames.append(
+                    pd.DataFrame(
+                        {
+                            "image": [images.ids[i] for i in indices],
+                            "label": pd.array([images.labels[i] for i in indices], dtype="Int64"),
+                            "perturbation": name,
+                            "prediction": prediction.cpu().numpy(),
+                            "confidence": confidence.cpu().numpy(),
+                            "clean_prediction": clean.cpu().numpy(),
+                        }
+                    )
+                )
+    table = pd.concat(frames, ignore_index=True)
+    table["agree"] = table["prediction"] == table["clean_prediction"]
+    table["correct"] = table["prediction"] == table["label"]  # missing where the label is
+    order = {name: i for i, name in enumerate(names)}
+    return table.sort_values("perturbation", key=lambda c: c.map(order), kind="stable", ignore_index=True)
+
+
+class Classifier:
+    """A network seen as a function from images in [0, 1] to probabilities (B, K), float64.
+
+    Args:
+        model: the network; images go to its device and dtype, normalised by its ``spectral_info``.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.info = model_info(model)
+        self.like = next(iter(model.parameters()), None)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the probabilities of all classes."""
+        return predict_probabilities(self.logits(images), len(images))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return what the network itself returns; gradients flow back to the images."""
+        batch = images if self.like is None else images.to(self.like.device, self.like.dtype)
+        return self.model(batch if self.info is None else self.info.preprocessing(batch))  # type: ignore[no-any-return]
+
+
+def prepare_classifier(model: nn.Module, images: Images) -> tuple[Classifier, Images]:
+    """Return the network as a function of images in [0, 1], and the images at its size if they have none."""
+    classifier = Classifier(model)
+    if images.size is None and classifier.info is not None:
+        images = images.resized(classifier.info.preprocessing.size)
+    return classifier, images
