@@ -41,6 +41,7 @@ ALLOWED = {
     "models": {"layers", "surgery"},  # a checkpoint may be of a converted network
     "data": {"synthetic"},
     "latency": {"metrics"},
+    "classification": {"metrics", "models"},
     "perturb": {"measurement", "metrics", "models", "spectrum"},
     "training": {"models", "layers", "metrics", "perturb"},
     "stats": set(),
@@ -61,6 +62,7 @@ THIRD_PARTY_OWNERS = {
     "click": {"cli", "console", "study"},
     "sklearn": {"stats"},
     "pywt": {"layers"},
+    "huggingface_hub": {"models"},
     "foolbox": {"perturb"},
     "pyautoattack": {"perturb"},
     "imagecorruptions": {"perturb"},

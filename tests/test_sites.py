@@ -58,6 +58,16 @@ BUNDLED = {
         pool("stage2.pool", "blur_pool", 32, 16), pool("stage2.shortcut.0", "blur_pool", 32, 16),
         pool("stage3.pool", "blur_pool", 16, 8), pool("stage3.shortcut.0", "blur_pool", 16, 8),
     ],
+    "preact-resnet18": [
+        site for layer, entering in ((2, 32), (3, 16), (4, 8))
+        for site in (conv(f"layer{layer}.0.conv1", entering, entering // 2),
+                     conv(f"layer{layer}.0.shortcut.0", entering, entering // 2))
+    ],
+    "wrn-28-10": [
+        site for block, entering in ((2, 32), (3, 16))
+        for site in (conv(f"block{block}.layer.0.conv1", entering, entering // 2),
+                     conv(f"block{block}.layer.0.convShortcut", entering, entering // 2))
+    ],
 }  # fmt: skip
 BUNDLED |= {name: BUNDLED["nula"] for name in ARCHITECTURES if name.startswith("nula-")}
 

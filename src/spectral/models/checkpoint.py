@@ -21,6 +21,8 @@ from spectral.errors import SpectralError
 
 # Files older than this buffer lack it; it counts training steps and changes nothing in eval mode.
 _OPTIONAL_BUFFER = "num_batches_tracked"
+# What wrappers (DataParallel, a network with its normalisation) put before every name.
+_WRAPPERS = ("module.", "model.")
 
 
 def hash_state(state: Mapping[str, Tensor]) -> str:
@@ -192,6 +194,29 @@ def require_finite(state: Mapping[str, Tensor], where: str) -> None:
                     f"{where}: the weights must be finite, but {name} has {bad} NaN or infinite values of "
                     f"{tensor.numel()}; train or download it again"
                 )
+
+
+def strip_wrappers(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Remove the prefixes of wrappers, ``module.`` and ``model.``, where every name has them.
+
+    Args:
+        state: names and tensors.
+        model: what they are for; prefixes that all of its own names have stay.
+
+    Example:
+        >>> bias = torch.zeros(2)
+        >>> list(strip_wrappers({"module.model.bias": bias}, nn.Linear(2, 2)))
+        ['bias']
+        >>> list(strip_wrappers({"module.bias": bias, "epoch": bias}, nn.Linear(2, 2)))
+        ['module.bias', 'epoch']
+    """
+    own = list(model.state_dict())
+    for prefix in _WRAPPERS:
+        shared = bool(state) and all(name.startswith(prefix) for name in state)
+        if shared and not all(name.startswith(prefix) for name in own):
+            inner = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+            return strip_wrappers(inner, model)
+    return dict(state)
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:

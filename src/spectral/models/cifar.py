@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spectral.errors import SpectralError
-from spectral.layers import BlurPool2d
-
-# What replaces a stride: a factory from a channel count to a layer that halves the map.
-POOLS: dict[str, Callable[[int], nn.Module] | None] = {"strided": None, "blurpool": BlurPool2d}
-
-
-def pool_factory(downsample: str) -> Callable[[int], nn.Module] | None:
-    """Return the layer factory for a downsampling name, None for plain strides.
-
-    Raises:
-        SpectralError: if the name is unknown.
-    """
-    if downsample not in POOLS:
-        raise SpectralError(f"downsample must be one of {', '.join(POOLS)}, got {downsample!r}")
-    return POOLS[downsample]
+from spectral.models.pooling import Pool, draw_convolutions, pool_factory
 
 
 class OptionAShortcut(nn.Module):
     """The parameter-free shortcut: every second pixel, new channels zero."""
 
-    def __init__(self, in_channels: int, out_channels: int, pool: Callable[[int], nn.Module] | None) -> None:
+    def __init__(self, in_channels: int, out_channels: int, pool: Pool | None) -> None:
         super().__init__()
         self.new_channels = out_channels - in_channels
         self.pool = pool(in_channels) if pool else None
@@ -49,7 +33,7 @@ class BasicBlock(nn.Module):
         out_channels: int,
         stride: int,
         shortcut: str,
-        pool: Callable[[int], nn.Module] | None,
+        pool: Pool | None,
     ) -> None:
         super().__init__()
         use_pool = pool is not None and stride > 1
@@ -83,7 +67,8 @@ class CifarResNet(nn.Module):
         width: channels of the first stage; 16 is the published network.
         num_classes: outputs.
         shortcut: ``"A"`` (slice and zero channels, as published) or ``"B"`` (1×1 convolution).
-        downsample: ``"strided"`` or ``"blurpool"``.
+        downsample: ``"strided"`` or a name in `spectral.layers.LAYERS`: conv (stride 1) → ReLU → pool, and
+            the pool in front of the shortcut's 1×1 convolution, or in place of its slice.
 
     Shape:
         (B, 3, H, W) → (B, num_classes).
@@ -126,9 +111,7 @@ class CifarResNet(nn.Module):
             stages.append(nn.Sequential(*layers))
         self.layer1, self.layer2, self.layer3 = stages
         self.fc = nn.Linear(channels, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        draw_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import socket
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from spectral.errors import SpectralError, suggest
-from spectral.models.architectures import ARCHITECTURES, build, family_of
+from spectral.models import robustbench
+from spectral.models.architectures import ARCHITECTURES, EXAMPLES, build, family_of
 from spectral.models.checkpoint import (
     explain_unreadable,
     hash_state,
@@ -26,6 +28,7 @@ from spectral.models.checkpoint import (
     load_state,
     read_metadata,
     require_finite,
+    strip_wrappers,
 )
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -38,6 +41,7 @@ CHECKPOINT_FOLDERS = (
     Path(__file__).parents[3] / "data" / "checkpoints",
 )
 ANTIALIASED_FAMILIES = ("alexnet", "densenet", "mobilenet", "resnet", "vgg")
+_PICKLE = b"\x80"  # how torch's older files begin; the newer ones are zip archives
 ANTIALIASED_WEIGHTS = "_lpf4_finetune"  # what the package loads for its default filter size
 
 
@@ -111,6 +115,11 @@ class ModelInfo:
 IMAGENET = Preprocessing((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR = Preprocessing((32, 32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 CIFAR_NUM_CLASSES = 10
+CIFAR10_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+NULA_REPOSITORIES = {"robust": "MamaPearl/nula-cifar10-robust-v0"}
+NULA_FILE = "model.safetensors"
 
 _Loaded = tuple[nn.Module, ModelInfo]
 
@@ -128,12 +137,15 @@ def load_model(
         name: one of
             ``timm/NAME``, ``torchvision/NAME``: published weights, downloaded once into the library's cache;
             ``antialiased/NAME``: Adobe's BlurPool networks (optional package, CC BY-NC-SA);
+            ``nula/robust``: NULA's published weights, from the Hugging Face hub, into our own module;
+            ``robustbench/NAME``: CIFAR-10 models of RobustBench's L∞ zoo, into our own modules, from
+            ``models/cifar10/Linf/NAME.pt`` in $SPECTRAL_DATA (or data/), downloaded there if it is missing;
             ``bundled/NAME``: trained by this project and part of it, see `list_bundled`;
             any of these with ``@random`` behind: no weights, a seeded initialisation, to study structure;
             the path of a ``.safetensors`` or torch file (``.pt``, ``.pth``, ``.bin``).
             ``+METHOD`` behind any of them converts it (`spectral.convert`): ``bundled/resnet20+flc``.
         architecture: for a path without a JSON beside it: ``"resnet20"`` and the like for our own networks,
-            or ``"timm/resnet50"``.
+            ``"timm/resnet50"``, or ``"robustbench/NAME"`` for a checkpoint with that model's preprocessing.
         device: where to put the model.
 
     Raises:
@@ -244,7 +256,7 @@ def _open_file(path: Path, architecture: str | None) -> _Loaded:
     described = metadata.get("architecture")
     if architecture is None and described is None:
         raise SpectralError(
-            f"{path}: weights alone don't say which network they are for; pass architecture=, one of "
+            f"{path}: weights alone don't say which network they are for; pass architecture=, such as "
             f"{', '.join(ARCHITECTURES)}, or a library's such as 'timm/resnet50'"
         )
     if None not in (architecture, described) and architecture != described:
@@ -259,7 +271,7 @@ def _open_file(path: Path, architecture: str | None) -> _Loaded:
     model, info = _open_architecture(str(architecture or described))
     if "conversion" in metadata:
         model = _convert_as(model, metadata["conversion"])
-    load_into(model, state, str(path))
+    model, info = _fill((model, info), state, str(path))
     classes = metadata.get("classes")
     return model, replace(
         info,
@@ -268,6 +280,15 @@ def _open_file(path: Path, architecture: str | None) -> _Loaded:
         classes=info.classes if classes is None else tuple(classes),
         metadata=metadata,
     )
+
+
+def _fill(loaded: _Loaded, state: Mapping[str, Tensor], where: str) -> _Loaded:
+    """Load weights as their authors saved them: inside wrappers, with the normalisation beside them."""
+    model, info = loaded
+    state, normalisation = robustbench.separate_state(model, strip_wrappers(state, model))
+    load_into(model, strip_wrappers(state, model), where)
+    mean, std = normalisation or (info.preprocessing.mean, info.preprocessing.std)
+    return model, replace(info, preprocessing=replace(info.preprocessing, mean=mean, std=std))
 
 
 def _convert_as(model: nn.Module, report: Any) -> nn.Module:
@@ -283,8 +304,8 @@ def _open_architecture(architecture: str) -> _Loaded:
         return _open_bundled(architecture, pretrained=False)
     if source not in _SOURCES:
         raise SpectralError(
-            f"unknown architecture {architecture!r}; expected one of {', '.join(ARCHITECTURES)}, or NAME "
-            f"behind {_prefixes()}"
+            f"unknown architecture {architecture!r}; expected a name such as {EXAMPLES}, or NAME behind "
+            f"{_prefixes()}"
         )
     return _SOURCES[source].open(name, False)
 
@@ -358,6 +379,51 @@ def _open_bundled(name: str, pretrained: bool) -> _Loaded:
     return build(name), ModelInfo(name, family_of(name), "", CIFAR, CIFAR_NUM_CLASSES)
 
 
+def _open_nula(name: str, pretrained: bool) -> _Loaded:
+    _require_name("nula", name, list(NULA_REPOSITORIES))
+    model = build("nula")
+    metadata = {"hf_hub_id": NULA_REPOSITORIES[name], "license": "MIT"} if pretrained else {}
+    info = ModelInfo(name, "nula", "", CIFAR, CIFAR_NUM_CLASSES, CIFAR10_CLASSES, metadata)
+    if not pretrained:
+        return model, info
+    with _fetching(f"nula/{name}"):
+        path = _fetch_from_hub(NULA_REPOSITORIES[name], NULA_FILE)
+    return _fill((model, info), load_state(path), f"nula/{name}: {path}")
+
+
+def _open_robustbench(name: str, pretrained: bool) -> _Loaded:
+    _require_name("robustbench", name, list(robustbench.MODELS))
+    published = robustbench.MODELS[name]
+    preprocessing = Preprocessing(CIFAR.size, *published.normalisation)
+    metadata = {"url": published.url, "threat": robustbench.THREAT} if pretrained else {}
+    family = family_of(published.architecture)
+    info = ModelInfo(name, family, "", preprocessing, CIFAR_NUM_CLASSES, CIFAR10_CLASSES, metadata)
+    if not pretrained:
+        return build(published.architecture), info
+    path = robustbench.find_file(name)
+    if not path.is_file():
+        by_hand = f"put the file by hand where RobustBench keeps it, at {path}; "
+        with _fetching(f"robustbench/{name}", by_hand):
+            _download(published.url, path)
+    state = load_state(path)
+    return _fill((build(published.architecture), info), state, f"robustbench/{name}: {path}")
+
+
+def _download(url: str, path: Path) -> None:
+    """Fetch a torch file; what arrives is kept only if it is one, whole, and no web page about a quota."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arriving = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        torch.hub.download_url_to_file(url, str(arriving), progress=True)
+        with arriving.open("rb") as file:
+            torch_file = zipfile.is_zipfile(file) or (file.seek(0) == 0 and file.read(1) == _PICKLE)
+        if not torch_file:
+            raise OSError("what arrived is no complete weights file")
+        os.replace(arriving, path)
+    finally:
+        arriving.unlink(missing_ok=True)
+
+
 def _timm_names() -> list[str]:
     import timm
 
@@ -394,10 +460,27 @@ def _require_hub(source: Any) -> None:
     if not source.hf_hub_id:
         return
     names = [source.hf_hub_filename] if source.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
-    if any(isinstance(hub.try_to_load_from_cache(source.hf_hub_id, name), str) for name in names):
+    if any(_find_in_hub_cache(source.hf_hub_id, name) for name in names):
         return
     with suppress(hub.errors.EntryNotFoundError):  # it answered; timm knows the other names of files
         hub.get_hf_file_metadata(hub.hf_hub_url(source.hf_hub_id, names[0]), timeout=HUB_TIMEOUT)
+
+
+def _fetch_from_hub(repository: str, name: str) -> Path:
+    """Return a file of the hub: as it lies in the cache, else downloaded into it."""
+    import huggingface_hub as hub
+
+    cached = _find_in_hub_cache(repository, name)
+    if cached is None:
+        hub.get_hf_file_metadata(hub.hf_hub_url(repository, name), timeout=HUB_TIMEOUT)
+    return cached or Path(hub.hf_hub_download(repository, name))
+
+
+def _find_in_hub_cache(repository: str, name: str) -> Path | None:
+    import huggingface_hub as hub
+
+    found = hub.try_to_load_from_cache(repository, name)
+    return Path(found) if isinstance(found, str) else None
 
 
 def _torchvision_names() -> list[str]:
@@ -452,11 +535,13 @@ _SOURCES = {
     "torchvision": _Source(_torchvision_names, _open_torchvision),
     "antialiased": _Source(_antialiased_names, _open_antialiased),
     "bundled": _Source(list_bundled, _open_bundled),
+    "nula": _Source(lambda: list(NULA_REPOSITORIES), _open_nula),
+    "robustbench": _Source(lambda: list(robustbench.MODELS), _open_robustbench),
 }
 
 
 @contextmanager
-def _fetching(asked: str) -> Iterator[None]:
+def _fetching(asked: str, by_hand: str = "") -> Iterator[None]:
     """Let a library fetch its weights: unpickling tensors only, giving up soon, failing in one sentence.
 
     torchvision and antialiased_cnns unpickle whatever a file holds; torch's environment switch is the one way
@@ -472,19 +557,19 @@ def _fetching(asked: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # four libraries' network and file errors have no common base
-        raise SpectralError(_explain_fetch(asked, error)) from error
+        raise SpectralError(_explain_fetch(asked, error, by_hand)) from error
     finally:
         socket.setdefaulttimeout(patience)
         del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
         os.environ.update({key: value for key, value in allowed.items() if value is not None})
 
 
-def _explain_fetch(asked: str, error: Exception) -> str:
+def _explain_fetch(asked: str, error: Exception, by_hand: str) -> str:
     library = type(error).__module__.partition(".")[0]
     if isinstance(error, OSError) or library in ("huggingface_hub", "httpx", "httpx2", "requests"):
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         return (
-            f"{asked}: its published weights could not be fetched ({reason}); without the hub use "
+            f"{asked}: its published weights could not be fetched ({reason}); {by_hand}without the hub use "
             f"'bundled/resnet20', '{asked}{RANDOM}' (structure only), or the path of a local file with "
             f"architecture={asked!r}"
         )

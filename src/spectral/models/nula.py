@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spectral.errors import SpectralError
-from spectral.models.cifar import pool_factory
+from spectral.models.pooling import pool_factory
 
 SE_REDUCTION = 16
 
@@ -58,7 +58,7 @@ class NULA(nn.Module):
     Args:
         width: channels of the stem; 128 is the published size (5.22 M elements in the state dict).
         num_classes: outputs.
-        downsample: ``"blurpool"`` (published) or ``"strided"``.
+        downsample: ``"blurpool"`` (published), ``"strided"`` or another name in `spectral.layers.LAYERS`.
 
     Shape:
         (B, 3, H, W) → (B, num_classes).

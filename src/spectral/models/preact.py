@@ -1,0 +1,96 @@
+"""PreAct-ResNet-18 for 32 px images, strided or anti-aliased: normalise, activate, then convolve."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spectral.errors import SpectralError
+from spectral.models.pooling import Pool, draw_convolutions, pool_factory
+
+STAGES, BLOCKS = 4, 2
+
+
+class PreActBlock(nn.Module):
+    """Batch norm → ReLU → 3×3 convolution, twice, and a shortcut from the block's input.
+
+    Anti-aliased as norm → ReLU → conv (stride 1) → norm → ReLU → pool → conv; the projection has the pool in
+    front of it.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, pool: Pool | None) -> None:
+        super().__init__()
+        halve = pool if stride > 1 else None
+        conv_stride = 1 if halve else stride
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, conv_stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.pool = halve(out_channels) if halve else nn.Identity()
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or in_channels != out_channels:
+            project = nn.Conv2d(in_channels, out_channels, 1, conv_stride, bias=False)
+            self.shortcut = nn.Sequential(*([halve(in_channels)] if halve else []), project)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the block."""
+        y = self.conv1(F.relu(self.bn1(x)))
+        y = self.conv2(self.pool(F.relu(self.bn2(y))))
+        return y + self.shortcut(x)  # type: ignore[no-any-return]
+
+
+class PreActResNet18(nn.Module):
+    """A pre-activation ResNet-18 for 32 px images: four stages of two blocks, no stride in the stem.
+
+    This is the network of RobustBench's CIFAR-10 checkpoints (Wong2020Fast), and its state dict has their
+    names and shapes. It differs from He et al.'s in two places: shortcuts project the block's input before
+    its normalisation, and neither norm nor ReLU comes between the last block and the global pooling.
+
+    With a layer in the place of its strides, the pool stands where BlurPool's rule has it, behind the
+    activation that follows the convolution whose stride it takes over: conv1 (stride 1) → bn2 → ReLU → pool →
+    conv2. On the shortcut it is in front of the 1×1 convolution.
+
+    Args:
+        width: channels of the first stage; 64 is the published network.
+        num_classes: outputs.
+        downsample: ``"strided"`` or a name in `spectral.layers.LAYERS`.
+
+    Shape:
+        (B, 3, H, W) → (B, num_classes).
+
+    Raises:
+        SpectralError: if an argument is out of range.
+
+    Source:
+        K. He et al., Identity Mappings in Deep Residual Networks, ECCV 2016; names as in RobustBench.
+
+    Example:
+        >>> import torch
+        >>> PreActResNet18(width=4)(torch.zeros(1, 3, 32, 32)).shape
+        torch.Size([1, 10])
+    """
+
+    def __init__(self, width: int = 64, num_classes: int = 10, downsample: str = "strided") -> None:
+        super().__init__()
+        if width < 1:
+            raise SpectralError(f"PreActResNet18: width must be ≥ 1, got {width}")
+        pool = pool_factory(downsample)
+        self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        channels = width
+        stages = []
+        for stage in range(STAGES):
+            out_channels = width * 2**stage
+            blocks = []
+            for block in range(BLOCKS):
+                stride = 2 if stage > 0 and block == 0 else 1
+                blocks.append(PreActBlock(channels, out_channels, stride, pool))
+                channels = out_channels
+            stages.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.linear = nn.Linear(channels, num_classes)
+        draw_convolutions(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        x = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(x)))))
+        return self.linear(x.mean(dim=(2, 3)))  # type: ignore[no-any-return]
