@@ -1,4 +1,5 @@
-from . import data, figures, layers, models, stats, study, synthetic, table
+from . import data, figures, layers, models, perturb, stats, study, synthetic, table
+from .classification import classify
 from .data import ImageSet, load_images
 from .errors import SpectralError
 from .hooks import Capture, FeatureExtractor
@@ -24,6 +25,7 @@ from .spectrum import (
     normalized_radius,
     radial_frequencies,
 )
+from .perturb import PerturbedImages, make_perturbation, measure_predictions
 from .stability import measure_consistency
 from .surgery import ConversionReport, conversion_report, convert, revert
 from .synthetic import (

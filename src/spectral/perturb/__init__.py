@@ -1,6 +1,9 @@
 """What is done to images before a network sees them: resampling, corruptions, attacks, Fourier basis."""
 
-from spectral.perturb.evaluation import measure_predictions
+from spectral.perturb.attacks import ATTACKS, measure_robustness
+from spectral.perturb.corruptions import CORRUPTIONS, Corruption
+from spectral.perturb.evaluation import PerturbedImages, measure_predictions
+from spectral.perturb.heatmap import FourierBasis, measure_fourier_heatmap
 from spectral.perturb.operators import (
     NULA_TESTS,
     NULA_TRAINING,
@@ -16,16 +19,23 @@ from spectral.perturb.operators import (
 )
 
 __all__ = [
+    "ATTACKS",
+    "CORRUPTIONS",
     "NULA_TESTS",
     "NULA_TRAINING",
     "BlurDecimate",
     "Checkerboard",
+    "Corruption",
     "Decimate",
+    "FourierBasis",
     "Identity",
     "Perturbation",
+    "PerturbedImages",
     "Resampling",
     "Resize",
     "choose_randomly",
     "make_perturbation",
+    "measure_fourier_heatmap",
     "measure_predictions",
+    "measure_robustness",
 ]

@@ -1,8 +1,10 @@
-"""What a network says of perturbed images, image by image."""
+"""What a network says of perturbed images, image by image, and perturbed images as a set of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 import torch
@@ -83,6 +85,54 @@ def measure_predictions(
     table["correct"] = table["prediction"] == table["label"]  # missing where the label is
     order = {name: i for i, name in enumerate(names)}
     return table.sort_values("perturbation", key=lambda c: c.map(order), kind="stable", ignore_index=True)
+
+
+class PerturbedImages:
+    """Images under a perturbation, seen as a set of images: what `measure` needs to run on them.
+
+    Where the images have no size of their own, they are brought to the network's before they are perturbed.
+
+    Args:
+        images: from `load_images`, in [0, 1].
+        perturbation: an operator, or its name as `make_perturbation` knows it.
+
+    Raises:
+        SpectralError: for an unknown perturbation.
+
+    Example:
+        >>> from spectral import load_images
+        >>> held = PerturbedImages(load_images("synthetic", 32, 4), "decimate-2")
+        >>> held.source, len(held), next(held.batches(3))[1].shape
+        ('synthetic under decimate-2', 4, torch.Size([3, 3, 32, 32]))
+    """
+
+    def __init__(self, images: Images, perturbation: Perturbation | str) -> None:
+        self.images = images
+        self.perturbation = make_perturbation(perturbation) if isinstance(perturbation, str) else perturbation
+        self.source = f"{images.source} under {self.perturbation.name}"
+        self.ids, self.labels, self.size = images.ids, images.labels, images.size
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever a pixel does: hash of the images' own, and of the perturbation."""
+        # a name may leave something out, as the std of a checkerboard; another class's repr may be an address
+        whole = dataclasses.is_dataclass(self.perturbation)
+        facts = (self.images.fingerprint, repr(self.perturbation) if whole else self.perturbation.name)
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+    def resized(self, size: tuple[int, int]) -> PerturbedImages:
+        """Return the same images at another size, perturbed there."""
+        return PerturbedImages(self.images.resized(size), self.perturbation)
+
+    def batches(
+        self, batch_size: int, *, indices: Sequence[int] | None = None
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Yield (indices, perturbed images (B, 3, H, W))."""
+        for chosen, batch in self.images.batches(batch_size, indices=indices):
+            yield chosen, self.perturbation(batch, chosen)
+
+    def __len__(self) -> int:
+        return len(self.images)
 
 
 class Classifier:

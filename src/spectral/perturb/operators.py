@@ -68,11 +68,11 @@ class Resampling(ABC):
 
     def __call__(self, images: Tensor, indices: Sequence[int] | None = None) -> Tensor:
         """Return U(D(x)) for images (…, H, W)."""
-        return _apply_axes(images, *(_build("whole", self, n) for n in images.shape[-2:]))
+        return _apply_axes(images, self, "whole")
 
     def down(self, images: Tensor) -> Tensor:
         """Return D(x): what is left of images (…, H, W), (…, m_h, m_w)."""
-        return _apply_axes(images, *(_build("down", self, n) for n in images.shape[-2:]))
+        return _apply_axes(images, self, "down")
 
     def matrix(self, size: Size, part: Literal["whole", "down"] = "whole") -> Tensor:
         """Return the operator on one channel of flattened images of a size, float64.
@@ -113,7 +113,7 @@ class Resampling(ABC):
             >>> hidden[0, 0], Decimate(2).down(hidden).abs().max()
             (tensor([0., 1., 0., 1.]), tensor(0.))
         """
-        return images - _apply_axes(images, *(_build("range", self, n) for n in images.shape[-2:]))
+        return images - _apply_axes(images, self, "range")
 
 
 @dataclass(frozen=True)
@@ -322,11 +322,16 @@ def choose_randomly(
         perturbations: what is drawn from.
         generator: the source of chance, on the CPU.
 
+    Raises:
+        SpectralError: if there is none to draw.
+
     Example:
         >>> draw = torch.Generator().manual_seed(0)
         >>> choose_randomly(torch.rand(8, 3, 4, 4), [Identity(), Decimate(2)], draw).shape
         torch.Size([8, 3, 4, 4])
     """
+    if not perturbations:
+        raise SpectralError("choose_randomly: expected at least one perturbation to draw from, got none")
     drawn = torch.randint(len(perturbations), (len(images),), generator=generator)
     result = images.clone()
     for number, perturbation in enumerate(perturbations):
@@ -354,12 +359,15 @@ def _interpolate(n: int, m: int, antialias: bool) -> Matrix:
     return matrix
 
 
-def _apply_axes(images: Tensor, rows: Matrix, columns: Matrix) -> Tensor:
+def _apply_axes(images: Tensor, operator: Resampling, part: str) -> Tensor:
     if images.ndim < 2 or not images.is_floating_point():
         raise SpectralError(
             f"a perturbation takes floating-point images (…, H, W), got {images.dtype} of shape "
             f"{tuple(images.shape)}"
         )
     dtype = torch.promote_types(images.dtype, torch.float32)
-    left, right = (torch.as_tensor(m, dtype=dtype, device=images.device) for m in (rows, columns))
+    left, right = (
+        torch.as_tensor(_build(part, operator, n), dtype=dtype, device=images.device)
+        for n in images.shape[-2:]
+    )
     return (left @ images.to(dtype) @ right.T).to(images.dtype)

@@ -1,0 +1,325 @@
+"""Adversarial attacks of maintained libraries, on a network as a function of images in [0, 1]."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from spectral.errors import SpectralError, suggest
+from spectral.measurement import Images
+from spectral.metrics import evaluation_mode, find_logits
+from spectral.perturb.evaluation import Classifier, prepare_classifier
+
+ATTACKS = ("fgsm", "pgd-50", "autoattack")
+TOLERANCE = 1e-6  # of float32 pixels: x + ε − x isn't quite ε
+CLOSE = 1e-3  # probabilities nearer than this may change their order with the batch
+FEWEST_CLASSES = 4  # AutoAttack's targeted loss compares the best class with the third and the fourth
+
+
+def measure_robustness(
+    model: nn.Module,
+    images: Images,
+    attacks: Sequence[str] = ATTACKS,
+    *,
+    epsilon: float = 8 / 255,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Attack every image, so that the network leaves the class that it gives the clean image.
+
+    Each attack is untargeted, in L∞, knows the weights, and runs against the network's own clean prediction.
+    Where that is right this is the attack on the label; where it is wrong, no attack makes it right. So
+    robust accuracy is the mean of ``robust_correct`` over labelled images, and ``robust`` is known without
+    labels.
+
+    - ``"fgsm"``: foolbox, one step of ε along the sign of the gradient, from the image itself.
+    - ``"pgd-N"``: foolbox, N steps of 2.5 ε / N from a random start, which the seed and the image's number
+      alone determine.
+    - ``"autoattack"``: pyautoattack, the standard version: APGD-CE, APGD-T, FAB-T and Square, each on what
+      those before it left robust. Its draws depend on the batch too. Networks of fewer than 10 classes
+      have each other class as a target.
+
+    Args:
+        model: classifier; its ``spectral_info`` normalises the images, after they were attacked.
+        images: from `load_images`, at the network's own size if they have none.
+        attacks: names from `ATTACKS`, and ``"pgd-N"`` for any N.
+        epsilon: the largest change of a pixel.
+        batch_size: images per forward pass.
+        seed: of the random starts and of what AutoAttack draws.
+        progress: show a bar.
+
+    Returns:
+        A row per image and attack: image, label (missing where unknown), attack, epsilon, prediction (of the
+        clean image), adversarial (the class under attack), robust (both are the same), correct (the clean
+        prediction is the label) and robust_correct (correct and robust), both missing where the label is
+        unknown, and distance, the largest change of a pixel.
+
+    Units:
+        epsilon and distance: pixels in [0, 1].
+
+    Raises:
+        SpectralError: for an unknown attack or one that is there twice, an ε outside (0, 1], no images, a
+            library that isn't installed, a network that is no classifier, has too few classes for the attack,
+            hides its gradients from it, or answers differently when asked twice.
+
+    Source:
+        I. Goodfellow et al., Explaining and Harnessing Adversarial Examples, ICLR 2015 (FGSM); A. Madry et
+        al., Towards Deep Learning Models Resistant to Adversarial Attacks, ICLR 2018 (PGD); F. Croce and
+        M. Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
+        Attacks, ICML 2020 (AutoAttack).
+
+    Example:
+        >>> from spectral import load_images, load_model
+        >>> net, pictures = load_model("bundled/resnet20@random"), load_images("synthetic", 32, 2)
+        >>> table = measure_robustness(net, pictures, ["fgsm", "pgd-3"], progress=False)
+        >>> table[["image", "attack"]].values.tolist()[1:3]
+        [['synthetic/0001', 'fgsm'], ['synthetic/0000', 'pgd-3']]
+    """
+    chosen = [attacks] if isinstance(attacks, str) else list(attacks)
+    _check_request(chosen, epsilon, seed, len(images))
+    attackers = {name: _find_attacker(name) for name in chosen}
+    classifier, images = prepare_classifier(model, images)
+    frames = []
+    with evaluation_mode(model), _frozen(model), _own_random_numbers():
+        batches = images.batches(batch_size)
+        count = -(-len(images) // batch_size)
+        for indices, batch in tqdm(batches, "attacking", count, disable=not progress, leave=False):
+            facts = {
+                "image": [images.ids[i] for i in indices],
+                "label": pd.array([images.labels[i] for i in indices], dtype="Int64"),
+            }
+            target = _find_target(classifier, batch, indices, epsilon, seed)
+            for name, attacker in attackers.items():
+                found = _attack(name, attacker, target)
+                frames.append(pd.DataFrame({**facts, "attack": name, "epsilon": epsilon, **found}))
+    table = pd.concat(frames, ignore_index=True)
+    correct = table["prediction"] == table["label"]  # missing where the label is
+    table.insert(7, "correct", correct)
+    table.insert(8, "robust_correct", (correct & table["robust"]).mask(correct.isna()))
+    order = {name: i for i, name in enumerate(chosen)}
+    return table.sort_values("attack", key=lambda c: c.map(order), kind="stable", ignore_index=True)
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What an attack gets: the network as a module, a batch in [0, 1] and the classes it is to leave."""
+
+    classifier: Classifier
+    logits: nn.Module
+    images: Tensor
+    classes: Tensor
+    class_count: int
+    indices: list[int]
+    epsilon: float
+    seed: int
+
+
+# An attack returns its images, and for each whether the network left the class.
+_Attacker = Callable[[_Target], tuple[Tensor, Tensor]]
+
+
+class _Logits(nn.Module):
+    """The network from images in [0, 1] to float32 logits of their own memory, which attacks write into."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classify = classifier.logits
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (B, K)."""
+        logits = find_logits(self.classify(images), len(images))
+        assert logits is not None  # the clean images were classified before
+        return logits.to(torch.float32, copy=True)
+
+
+def _check_request(attacks: Sequence[str], epsilon: float, seed: int, count: int) -> None:
+    for name in attacks:
+        if name not in ATTACKS and not re.fullmatch(r"pgd-[1-9]\d*", name):
+            raise SpectralError(
+                f"measure_robustness: unknown attack {name!r}{suggest(name, ATTACKS)}; expected fgsm, pgd-N "
+                f"with N steps, or autoattack"
+            )
+    if not attacks or len(set(attacks)) < len(attacks):
+        raise SpectralError(
+            f"measure_robustness: expected attacks, each once, got {', '.join(attacks) or 'none'}"
+        )
+    if not 0 < epsilon <= 1:
+        raise SpectralError(
+            f"measure_robustness: epsilon must be above 0 and at most 1 (pixels are in [0, 1]), got {epsilon}"
+        )
+    if seed < 0:
+        raise SpectralError(f"measure_robustness: seed must be ≥ 0, got {seed}")
+    if count == 0:
+        raise SpectralError("measure_robustness: there are no images")
+
+
+def _find_attacker(name: str) -> _Attacker:
+    """Return the attack of a name; a library that is absent is missed here, before the first image."""
+    if name == "autoattack":
+        return _make_autoattack(_import_library("pyautoattack"))
+    steps = None if name == "fgsm" else int(name.removeprefix("pgd-"))
+    return _make_gradient_attack(_import_library("foolbox"), steps)
+
+
+def _import_library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise SpectralError(
+            f"attacks need the optional package {name}; install it with: pip install "
+            f"'spectral-aliasing[attacks]'"
+        ) from error
+
+
+def _make_gradient_attack(foolbox: Any, steps: int | None) -> _Attacker:
+    """FGSM, or PGD with so many steps."""
+
+    def attack(target: _Target) -> tuple[Tensor, Tensor]:
+        network = foolbox.PyTorchModel(target.logits, bounds=(0, 1), device=target.images.device)
+        if steps is None:
+            method = foolbox.attacks.LinfFastGradientAttack()
+        else:
+            method = foolbox.attacks.LinfProjectedGradientDescentAttack(rel_stepsize=2.5 / steps, steps=steps)
+            # foolbox draws the starts of a batch in one go: with another batch size an image had another
+            method.get_random_start = lambda x, epsilon: x + _draw_starts(target)
+        _, images, left = method(network, target.images, target.classes, epsilons=target.epsilon)
+        return images, left
+
+    return attack
+
+
+def _make_autoattack(pyautoattack: Any) -> _Attacker:
+    """AutoAttack's standard version."""
+
+    def attack(target: _Target) -> tuple[Tensor, Tensor]:
+        if target.class_count < FEWEST_CLASSES:
+            raise SpectralError(
+                f"autoattack: its targeted loss needs a network of at least {FEWEST_CLASSES} classes, got "
+                f"{target.class_count}; use fgsm or pgd-50"
+            )
+        with _quiet():
+            ensemble = pyautoattack.AutoAttack(
+                target.logits, eps=target.epsilon, seed=target.seed, device=target.images.device
+            )
+            for part in (ensemble.apgd_targeted, ensemble.fab):
+                part.n_target_classes = min(part.n_target_classes, target.class_count - 1)
+            images, classes = ensemble.run_standard_evaluation(
+                target.images, target.classes, batch_size=len(target.images)
+            )
+        return images, classes != target.classes
+
+    return attack
+
+
+def _find_target(
+    classifier: Classifier, batch: Tensor, indices: list[int], epsilon: float, seed: int
+) -> _Target:
+    """Classify a clean batch."""
+    if not (batch.min() >= 0 and batch.max() <= 1):
+        raise SpectralError(
+            f"measure_robustness: expected images in [0, 1], got values from {batch.min():g} to "
+            f"{batch.max():g}; attacks bound pixels, so give images that aren't normalised"
+        )
+    images = batch.float() if classifier.like is None else batch.to(classifier.like.device, torch.float32)
+    with torch.no_grad():
+        probabilities = classifier(images)
+    classes = probabilities.argmax(-1)
+    return _Target(
+        classifier, _Logits(classifier), images, classes, probabilities.shape[1], indices, epsilon, seed
+    )
+
+
+def _attack(name: str, attacker: _Attacker, target: _Target) -> dict[str, Any]:
+    """Run an attack on a batch and check what it returns."""
+    try:
+        images, left = attacker(target)
+    except SpectralError:
+        raise
+    except Exception as error:  # whatever a library meets inside a network of any kind
+        reason = next(iter(str(error).splitlines()), "") or "no message"
+        raise SpectralError(
+            f"{name} failed on images {target.indices[0]} to {target.indices[-1]} "
+            f"({type(error).__name__}: {reason})"
+        ) from error
+    distance = (images - target.images).abs().flatten(1).amax(1)
+    inside = (distance <= target.epsilon + TOLERANCE).all() and (images - 0.5).abs().max() <= 0.5 + TOLERANCE
+    if not inside:
+        raise SpectralError(
+            f"{name} returned an image outside its bounds (distance {distance.max():g} with ε = "
+            f"{target.epsilon:g}, pixels from {images.min():g} to {images.max():g})"
+        )
+    found = _classify_again(name, target, images, left)
+    return {
+        "prediction": target.classes.cpu().numpy(),
+        "adversarial": found.cpu().numpy(),
+        "robust": (found == target.classes).cpu().numpy(),
+        "distance": distance.double().clamp(max=target.epsilon).cpu().numpy(),
+    }
+
+
+def _classify_again(name: str, target: _Target, images: Tensor, left: Tensor) -> Tensor:
+    """Return the classes of attacked images, and refuse those that the attack saw otherwise."""
+    with torch.no_grad():
+        probabilities = target.classifier(images)
+    found, own = probabilities.argmax(-1), target.classes[:, None]
+    margin = (probabilities.scatter(1, own, -1.0).amax(-1) - probabilities.gather(1, own)[:, 0]).abs()
+    if ((left != (found != target.classes)) & (margin > CLOSE)).any():
+        raise SpectralError(
+            f"{name}: the network gives an attacked image another class when asked again; attacks need one "
+            f"that draws nothing at random"
+        )
+    return found
+
+
+def _draw_starts(target: _Target) -> Tensor:
+    """Draw δ from [−ε, ε) for every pixel, each image from its own stream."""
+    shape = tuple(target.images.shape[1:])
+    draws = [np.random.default_rng([target.seed, i]).uniform(-1, 1, shape) for i in target.indices]
+    return target.epsilon * torch.from_numpy(np.stack(draws)).to(target.images)
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Ask for no gradients of the weights: the libraries call backward, which would add to them."""
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in wanted:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def _own_random_numbers() -> Iterator[None]:
+    """Leave torch's random numbers as they were: AutoAttack seeds them for all."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices):
+        yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence AutoAttack's advice on defences, and keep the tracer (of a debugger) that it switches off."""
+    logger, tracer = logging.getLogger("auto-attack"), sys.gettrace()
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = disabled
+        sys.settrace(tracer)

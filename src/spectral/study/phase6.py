@@ -1,0 +1,562 @@
+"""Phase 6, NULA under its perturbations: what do resampling and checkerboards do to a robust network?
+
+Networks under the perturbations that NULA's card tests, and two more: accuracy, agreement with the own clean
+prediction, aliases at every site, and what each operator's null space hides. The first network is the base
+that the others are compared with. Accuracies are over the images that have labels: --data takes a labelled
+set, and otherwise 20 of the samples have one. --models takes any number of networks of one input size.
+
+Example: python experiments/phase6_nula.py --data cifar10 --out results
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import click
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import scipy.stats
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from spectral import stats
+from spectral.data import ImageSet, load_images
+from spectral.data.imageset import spread_over_classes
+from spectral.errors import SpectralError
+from spectral.figures.nula import FEW_LABELS
+from spectral.measurement import describe_sites, measure
+from spectral.metrics import evaluation_mode
+from spectral.models import list_bundled, load_model, model_info
+from spectral.models.load import ModelInfo
+from spectral.perturb import NULA_TESTS, PerturbedImages, Resampling, make_perturbation, measure_predictions
+from spectral.perturb.evaluation import Classifier
+from spectral.perturb.operators import Checkerboard
+from spectral.sites import find_sites
+from spectral.study.common import Results, tabulate_spectrum
+from spectral.study.options import StudyOptions
+from spectral.study.phase3 import significance
+from spectral.synthetic import make_dead_leaves_image
+from spectral.table import read_json, summarize_measurements, write_csv
+
+BUNDLED = ("bundled/nula-w32", "bundled/nula-w32-robust", "bundled/resnet20", "bundled/resnet20-blurpool")
+NETWORKS = {"bundled": BUNDLED, "paper": (*BUNDLED[:2], "nula/robust", *BUNDLED[2:])}
+IMAGES = {"bundled": "samples", "paper": "cifar10"}
+TRAIN_COMMAND = "python experiments/train_zoo.py --data cifar10 --only"
+# The card's own, and what it leaves open: its third kind of training, and ε as the network's input has it.
+TESTS = (*NULA_TESTS, "blur-decimate-2", "checkerboard-0.03-normalised", "checkerboard-0.05-normalised")
+CLEAN, WHOLE = "clean", "whole model"
+METRICS = ("avr", "am", "am_relative", "alias_power_ratio")  # at the dense tap
+SUBSET = 256  # images at whose sites aliases are measured
+CHECKED, NULL_AMPLITUDE = 16, 0.1  # images of the check of the null space, and its ‖δ‖∞ in [0, 1] pixels
+SILENT = 1e-20  # of an image's power: what is left of a constant image without its mean is rounding
+EXAMPLES, EXAMPLE_SIZE, EXAMPLE_SEED = (CLEAN, "resize-0.25", "decimate-2", "checkerboard-0.05"), 32, 2
+_BOUNDS = ("", "_low", "_high")
+_FACTS = ["model", "weights"]
+
+
+def _with_bounds(*names: str) -> list[str]:
+    return [f"{name}{end}" for name in names for end in _BOUNDS]
+
+
+COLUMNS = [
+    *_FACTS, "perturbation", "unit", "amplitude", "n_labelled", *_with_bounds("accuracy", "delta_clean"),
+    "base", *_with_bounds("delta_base"), "p_base", "p_base_holm", "significance", "n", "n_photographs",
+    *_with_bounds("agreement"), "confidence", "reason",
+]  # fmt: skip
+CLASS_COLUMNS = [*_FACTS, "perturbation", "label", "class", "n_labelled", *_with_bounds("accuracy")]
+SITE_COLUMNS = [
+    *_FACTS, "perturbation", "site", "site_index", "op", "stride", "tap", "n", "n_silent", "n_photographs",
+    *_with_bounds(*METRICS, "sis"), "reason",
+]  # fmt: skip
+NULL_COLUMNS = [
+    *_FACTS, "operator", "pixels", "kept", "rank", "null_dimension", "rank_svd",
+    *_with_bounds("null_share", "null_share_no_mean"), "n", "n_silent", "n_photographs", "checkerboard_share",
+    "n_checked", "null_amplitude", "logits_seen", "logits_hidden", "logits_scale",
+]  # fmt: skip
+COUNTS = ("n_labelled", "n", "n_silent", "n_photographs", "site_index")
+Flags = npt.NDArray[np.bool_]
+
+
+class Nula(Results):
+    """Any number of networks of one input size, under the same perturbations of the same images.
+
+    Args:
+        options: what to run on; the first of its models is the base.
+
+    Raises:
+        SpectralError: if no network of the preset is there, their input sizes differ, or --data has no
+            labels.
+    """
+
+    def __init__(self, options: StudyOptions) -> None:
+        super().__init__(options)
+        self.names, self.missing = find_networks(options)
+        self.base = self.names[0]
+        click.echo(f"{len(self.names)} networks under {len(TESTS) - 1} perturbations, base {self.base}")
+        for name in self.missing:
+            own = name.removeprefix("bundled/")
+            click.echo(f"  left out  {name}: no such checkpoint; this trains it: {TRAIN_COMMAND} {own}")
+        images, labelled = self.images, self.n_labelled
+        skipped = len(images.skipped)
+        click.echo(f"  images    {len(images)} of {images.source}, {skipped} skipped; {labelled} labelled")
+        if labelled < FEW_LABELS:
+            rest = f"accuracies rest on {labelled} images" if labelled else "no accuracies without labels"
+            click.echo(f"  {rest}: --data cifar10, or a folder per class, gives more")
+        self.claim(self.out / "measurements" / "phase6" / "nula.json", self._pictures())
+
+    @cached_property
+    def models(self) -> dict[str, nn.Module]:
+        """The networks."""
+        return {name: load_model(name, device=self.options.device) for name in self.names}
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """Height and width that all networks take."""
+        sizes = {name: self.info(name).preprocessing.size for name in self.names}
+        other = next((name for name in self.names if sizes[name] != sizes[self.base]), None)
+        if other is not None:
+            own, expected = ("×".join(map(str, sizes[name])) for name in (other, self.base))
+            raise SpectralError(
+                f"phase 6 perturbs the same pixels for all networks: expected all of the size of {self.base} "
+                f"({expected}), got {other} ({own}); leave it out of --models"
+            )
+        return sizes[self.base]
+
+    @cached_property
+    def images(self) -> ImageSet:
+        """The images, at the networks' size."""
+        options = self.options
+        source = options.data or options.images or IMAGES[options.preset]
+        images = load_images(source, size=self.size, limit=options.limit, seed=options.seed)
+        if options.data and not images.has_labels:
+            raise SpectralError(
+                f"--data: {options.data!r} has no labels; expected cifar10, or a subfolder per class"
+            )
+        return images
+
+    @cached_property
+    def subset(self) -> ImageSet:
+        """Those of the images at whose sites aliases are measured: as many of each class."""
+        chosen = sorted(spread_over_classes(self.images.labels, self.options.seed)[:SUBSET])
+        return dataclasses.replace(self.images, items=[self.images.items[i] for i in chosen])
+
+    @property
+    def n_labelled(self) -> int:
+        """How many images have a label."""
+        return sum(label is not None for label in self.images.labels)
+
+    @cached_property
+    def photographs(self) -> dict[str, str] | None:
+        """The photograph that each image was cut from; None where each is one of its own."""
+        groups = self.images.groups
+        return dict(zip(self.images.ids, groups, strict=True)) if groups else None
+
+    def info(self, name: str) -> ModelInfo:
+        """What `load_model` recorded about a network."""
+        info = model_info(self.models[name])
+        assert info is not None
+        return info
+
+    def describe(self, name: str) -> dict[str, str]:
+        """Columns that name a network in every table."""
+        return {"model": name, "weights": self.info(name).weights_id}
+
+    def find_groups(self, images: Sequence[str]) -> list[str] | None:
+        """Return the photograph of each of these images, for intervals."""
+        return [self.photographs[image] for image in images] if self.photographs else None
+
+    def count_photographs(self, images: Sequence[str]) -> int:
+        """Count the pictures that these images are, or were cut from."""
+        return len(set(self.find_groups(images) or images))
+
+    def explain_no_accuracy(self, name: str) -> str:
+        """Say why a network has no accuracy on these images; empty if it has one."""
+        classes = self.images.classes
+        if not self.n_labelled:
+            return f"{self.images.source} has no labels: --data takes images that have"
+        if classes is None or list(classes) != list(self.info(name).classes or ()):
+            return f"the classes of {self.images.source} are not those of the network"
+        return ""
+
+    def keep(
+        self, name: str, what: str, config: dict[str, Any], compute: Callable[[], pd.DataFrame]
+    ) -> pd.DataFrame:
+        """Return what an earlier run computed for these weights and options, or compute and keep it."""
+        path = self.measurement_folder(name, "phase6") / f"{what}.csv"
+        config = {**config, **self._pictures(), "weights": self.info(name).weights_id}
+        written = path.with_suffix(".json")
+        if not (path.exists() and written.exists() and read_json(written) == config):
+            write_csv(compute(), path, config)
+        return pd.read_csv(path, dtype={"image": str})
+
+    def config(self) -> dict[str, Any]:
+        """What determines every number."""
+        weights = {name: self.info(name).weights_id for name in self.names}
+        return {"preset": self.options.preset, **self._pictures(), "weights": weights, "base": self.base,
+                "perturbations": list(TESTS), "subset": len(self.subset)}  # fmt: skip
+
+    def _pictures(self) -> dict[str, Any]:
+        images = self.images
+        facts = {"source": images.source, "fingerprint": images.fingerprint, "count": len(images),
+                 "labelled": self.n_labelled}  # fmt: skip
+        return {"images": facts, "seed": self.options.seed}
+
+
+RESULTS = Nula
+
+
+def run(nula: Nula) -> None:
+    """Write the phase's tables and figures."""
+    nula.write_table("phase6_pixels", tabulate_pixels())
+    nula.write_table("fig26_null_space", tabulate_null_frequencies(nula.size))
+    predictions = {}
+    for name in nula.names:
+        predictions[name] = predict(nula, name)
+        click.echo(f"  {_say(nula, name, predictions[name])}")
+    nula.write_table("phase6_nula", tabulate_perturbations(nula, predictions))
+    classes = tabulate_classes(nula, predictions)
+    if len(classes):
+        nula.write_table("phase6_classes", classes)
+    nula.write_table("phase6_null_space", tabulate_null_space(nula))
+    sites = [row for name in nula.names for row in measure_sites(nula, name)]
+    nula.write_table("phase6_sites", _tabulate(sites, SITE_COLUMNS))
+    nula.draw(
+        "fig23_nula_perturbations", "fig24_nula_examples", "fig25_nula_checkerboard", "fig26_null_space"
+    )
+
+
+def find_networks(options: StudyOptions) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the networks to test, and those of the preset whose checkpoint isn't there.
+
+    Raises:
+        SpectralError: if none of them is.
+    """
+    if options.models:
+        return tuple(dict.fromkeys(options.models)), ()
+    there = {f"bundled/{name}" for name in list_bundled()}
+    asked = NETWORKS[options.preset]
+    missing = tuple(name for name in asked if name.startswith("bundled/") and name not in there)
+    found = tuple(name for name in asked if name not in missing)
+    if not found:
+        raise SpectralError(
+            f"none of the checkpoints {', '.join(missing)} is there; train them with "
+            f"{TRAIN_COMMAND.removesuffix(' --only')}, or choose --models"
+        )
+    return found, missing
+
+
+# Predictions ------------------------------------------------------------------------------------------
+
+
+def predict(nula: Nula, name: str) -> pd.DataFrame:
+    """Classify all images, clean and under each perturbation: a row per image and perturbation."""
+    options = nula.options
+
+    def compute() -> pd.DataFrame:
+        at_once = 4 * options.batch_size
+        return measure_predictions(
+            nula.models[name], nula.images, TESTS, batch_size=at_once, progress=options.progress
+        )
+
+    table = nula.keep(name, "predictions", {"perturbations": list(TESTS)}, compute)
+    labelled = table["label"].notna() & (not nula.explain_no_accuracy(name))
+    right = (table["prediction"] == table["label"]).astype("boolean")
+    return table.assign(correct=right.where(labelled), agree=table["prediction"] == table["clean_prediction"])
+
+
+def tabulate_perturbations(nula: Nula, predictions: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """One row per network and perturbation; p values against the base are Holm-corrected over the table."""
+    correct = {name: find_correct(table) for name, table in predictions.items()}
+    rows = []
+    for name, table in predictions.items():
+        reason = nula.explain_no_accuracy(name)
+        for test, own in table.groupby("perturbation", sort=False):
+            row = {**nula.describe(name), "perturbation": str(test), **_describe_amplitude(str(test))}
+            row |= _share_of_agreement(nula, own) | {"reason": reason}
+            if not reason:
+                right = correct[name]
+                row |= {"n_labelled": len(right), **_share("accuracy", right[test])}
+                row |= {} if test == CLEAN else _difference("delta_clean", right[test], right[CLEAN])
+            if not reason and name != nula.base and nula.base in correct and len(correct[nula.base]):
+                found = _difference("delta_base", correct[name][test], correct[nula.base][test])
+                row |= {**found, "base": nula.base, "p_base": found["delta_base_p"]}
+            rows.append(row)
+    table = _tabulate(rows, [column for column in COLUMNS if column != "p_base_holm"])
+    table.insert(COLUMNS.index("p_base_holm"), "p_base_holm", stats.holm(table["p_base"].astype(float)))
+    known = table["p_base_holm"].notna()
+    table["significance"] = [
+        significance(p) if k else "" for p, k in zip(table["p_base_holm"], known, strict=True)
+    ]
+    return table
+
+
+def tabulate_classes(nula: Nula, predictions: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Accuracy of each network on each class under each perturbation."""
+    classes = nula.images.classes or []
+    rows = []
+    for name, table in predictions.items():
+        known = table[table["correct"].notna()]
+        for test, own in known.groupby("perturbation", sort=False):
+            facts = {**nula.describe(name), "perturbation": test}
+            for _, alike in own.groupby("label"):
+                label = int(alike["label"].iloc[0])
+                counted = {"label": label, "class": classes[label], "n_labelled": len(alike)}
+                rows.append({**facts, **counted, **_share("accuracy", alike["correct"])})
+    return pd.DataFrame(rows, columns=CLASS_COLUMNS)
+
+
+def find_correct(table: pd.DataFrame) -> pd.DataFrame:
+    """Which labelled images are right: a row per image, a column per perturbation."""
+    known = table[table["correct"].notna()]
+    return known.pivot(index="image", columns="perturbation", values="correct").astype(bool)
+
+
+def compare_shares(a: Flags, b: Flags) -> tuple[float, float, float, float]:
+    """Difference of two shares a − b of the same images, its 95 % interval, and p of McNemar's exact test.
+
+    The interval adds half an image to each of the four cells of the paired table, so that it doesn't shrink
+    to nothing where few images differ.
+
+    Source:
+        A. Agresti and Y. Min, Simple improved confidence intervals for comparing matched proportions,
+        Statistics in Medicine 24, 2005.
+
+    Example:
+        >>> found = compare_shares(np.array([True] * 8 + [False] * 2), np.array([True] * 4 + [False] * 6))
+        >>> [round(value, 3) for value in found]
+        [0.4, 0.021, 0.646, 0.125]
+    """
+    n, gained, lost = len(a), int((a & ~b).sum()), int((~a & b).sum())
+    centre = (gained - lost) / (n + 2)
+    spread = math.sqrt(gained + lost + 1 - (gained - lost) ** 2 / (n + 2)) / (n + 2)
+    half = float(scipy.stats.norm.ppf(0.975)) * spread
+    p = float(scipy.stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    return (gained - lost) / n, max(centre - half, -1.0), min(centre + half, 1.0), p
+
+
+def _difference(name: str, a: pd.Series, b: pd.Series) -> dict[str, float]:
+    found = compare_shares(a.to_numpy(), b.to_numpy())
+    return dict(zip((*(f"{name}{end}" for end in _BOUNDS), f"{name}_p"), found, strict=True))
+
+
+def _share(name: str, flags: pd.Series) -> dict[str, float]:
+    found = stats.proportion_interval(int(flags.sum()), len(flags))
+    return _bounds(name, found.proportion, found.ci_low, found.ci_high)
+
+
+def _share_of_agreement(nula: Nula, own: pd.DataFrame) -> dict[str, Any]:
+    """Share of images that keep the own clean prediction; crops of one photograph aren't independent."""
+    images = own["image"].tolist()
+    row = {
+        "n": len(own),
+        "n_photographs": nula.count_photographs(images),
+        "confidence": own["confidence"].mean(),
+    }
+    groups = nula.find_groups(images)
+    if own["perturbation"].iloc[0] == CLEAN:  # by definition
+        return row | _bounds("agreement", 1.0, 1.0, 1.0)
+    if groups is None:
+        return row | _share("agreement", own["agree"])
+    found = stats.summarize(own["agree"].astype(float), groups=groups, seed=nula.options.seed)
+    return row | _bounds("agreement", found.mean, found.ci_low, found.ci_high)
+
+
+def _describe_amplitude(test: str) -> dict[str, Any]:
+    """Unit in which a checkerboard's ε is given, and its amplitude in pixels of [0, 1]."""
+    operator = make_perturbation(test)
+    if not isinstance(operator, Checkerboard):
+        return {}
+    return {"unit": operator.unit, "amplitude": float(operator.delta((1, 1)))}
+
+
+# Sites ------------------------------------------------------------------------------------------------
+
+
+def measure_sites(nula: Nula, name: str) -> list[dict[str, Any]]:
+    """Measure aliases at a network's sites, and its SIS, clean and under each perturbation."""
+    sites = find_sites(nula.models[name], nula.size)
+    metrics = (*METRICS, "sis") if any(site.measurable for site in sites) else ("sis",)
+    rows = []
+    for test in tqdm(TESTS, f"sites of {name}", disable=not nula.options.progress, leave=False):
+        table = measure(
+            nula.models[name], PerturbedImages(nula.subset, test), metrics, taps=("dense",), sites=sites,
+            batch_size=nula.options.batch_size, out=nula.measurement_folder(name, "phase6") / test,
+            progress=False,
+        )  # fmt: skip
+        records = table.attrs["sites"] or describe_sites(sites)
+        summary = summarize_measurements(
+            table, sites=records, groups=nula.photographs, seed=nula.options.seed
+        )
+        facts = {**nula.describe(name), "perturbation": test}
+        counted = {"n_photographs": nula.count_photographs(nula.subset.ids)}
+        rows += [
+            {**facts, **record, "site": record["name"], "site_index": index,
+             **(counted | {"tap": "dense"} if record["measurable"] else {}),
+             **_read_means(summary, record["name"])}
+            for index, record in enumerate(records)
+        ]  # fmt: skip
+        rows.append({**facts, "site": WHOLE, **counted, **_read_means(summary, "")})
+    return rows
+
+
+def _read_means(summary: pd.DataFrame, site: str) -> dict[str, Any]:
+    """Means of one site, or of the whole network, with their intervals; none for what wasn't measured."""
+    row: dict[str, Any] = {}
+    for found in summary[summary["site"] == site].to_dict("records"):
+        if found["metric"] in (*METRICS, "sis"):
+            row |= _bounds(found["metric"], found["mean"], found["ci_low"], found["ci_high"])
+            row |= {"n": found["n"], "n_silent": found["n_silent"]}
+    return row
+
+
+# Null spaces ------------------------------------------------------------------------------------------
+
+
+def find_resamplings() -> list[Resampling]:
+    """Return those of the perturbations that bring an image to fewer samples."""
+    operators = (make_perturbation(test) for test in TESTS)
+    return [operator for operator in operators if isinstance(operator, Resampling)]
+
+
+def tabulate_null_space(nula: Nula) -> pd.DataFrame:
+    """One row per network and operator: the operator's dimensions and shares, and the network's check."""
+    groups, ids = nula.find_groups(nula.subset.ids), nula.subset.ids
+    images = torch.cat([batch for _, batch in nula.subset.batches(nula.options.batch_size)]).double()
+    operators = find_resamplings()
+    own = {op.name: describe_null_space(op, images, groups, nula.options.seed) for op in operators}
+    counted = {"n": len(ids), "n_photographs": nula.count_photographs(ids)}
+    rows = [
+        {**nula.describe(name), **counted, **own[operator.name],
+         **check_blindness(nula.models[name], operator, images[:CHECKED], nula.options.seed)}
+        for name in nula.names
+        for operator in operators
+    ]  # fmt: skip
+    return _tabulate(rows, NULL_COLUMNS)
+
+
+def describe_null_space(
+    operator: Resampling, images: Tensor, groups: Sequence[str] | None, seed: int
+) -> dict[str, Any]:
+    """Describe what an operator D annihilates of one channel, and which share of images' power that is.
+
+    Args:
+        operator: its D.
+        images: (N, C, H, W), float64.
+        groups: photograph of each image, or None.
+        seed: of the intervals' resampling.
+    """
+    size = (images.shape[-2], images.shape[-1])
+    dense = operator.matrix(size, "down")
+    flat, power = images - images.mean((-2, -1), keepdim=True), images.square().sum((1, 2, 3))
+    row: dict[str, Any] = {
+        "operator": operator.name, "pixels": math.prod(size), "kept": len(dense),
+        "rank": operator.rank(size), "null_dimension": operator.null_dimension(size),
+        # of the whole matrix, not of its axes': a second way to the same number
+        "rank_svd": int(torch.linalg.matrix_rank(dense)),
+        "checkerboard_share": float(compute_null_share(operator, Checkerboard(1.0).delta(size).double())),
+    }  # fmt: skip
+    for name, pictures in (("null_share", images), ("null_share_no_mean", flat)):
+        shares = compute_null_share(operator, pictures).numpy()
+        silent = (pictures.square().sum((1, 2, 3)) <= SILENT * power).numpy()
+        found = stats.summarize(shares, silent=silent, groups=groups, seed=seed)
+        row |= _bounds(name, found.mean, found.ci_low, found.ci_high) | {"n_silent": found.n_silent}
+    return row
+
+
+def compute_null_share(operator: Resampling, images: Tensor) -> Tensor:
+    """Share of images' power that lies in the null space of an operator's D; NaN for an image without power.
+
+    Shape:
+        (…, C, H, W) → (…), power summed over channels; (H, W) → a scalar.
+
+    Example:
+        >>> compute_null_share(make_perturbation("decimate-2"), torch.ones(3, 4, 4))
+        tensor(0.7500)
+    """
+    axes = tuple(range(-min(images.ndim, 3), 0))
+    return operator.project_null(images).square().sum(axes) / images.square().sum(axes)
+
+
+def check_blindness(model: nn.Module, operator: Resampling, images: Tensor, seed: int) -> dict[str, float]:
+    """Check that f∘T doesn't see a random δ in ker D, in float64; and that f itself does.
+
+    Returns:
+        Largest change of a logit that δ makes without T (``logits_seen``) and behind T (``logits_hidden``:
+        rounding), and the largest logit (``logits_scale``).
+    """
+    classify = Classifier(copy.deepcopy(model).double())
+    noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    hidden = operator.project_null(noise - 0.5)
+    delta = NULL_AMPLITUDE * hidden / hidden.abs().amax((-3, -2, -1), keepdim=True)
+    with evaluation_mode(classify.model), torch.no_grad():
+        plain, seen = classify.logits(images), classify.logits(images + delta)
+        behind, unseen = classify.logits(operator(images)), classify.logits(operator(images + delta))
+    return {
+        "n_checked": len(images), "null_amplitude": NULL_AMPLITUDE,
+        "logits_seen": float((seen - plain).abs().max()),
+        "logits_hidden": float((unseen - behind).abs().max()), "logits_scale": float(behind.abs().max()),
+    }  # fmt: skip
+
+
+def tabulate_null_frequencies(size: tuple[int, int]) -> pd.DataFrame:
+    """Share of each Fourier basis image's power in ker D: a row per operator and frequency ≥ 0.
+
+    Shares are even in each frequency: of a real D, a frequency and its negative lose the same.
+    """
+    count = math.prod(size)
+    basis = torch.fft.ifft2(torch.eye(count, dtype=torch.float64).view(count, *size), norm="ortho")
+    frames = []
+    for operator in find_resamplings():
+        share = sum(operator.project_null(part).square().sum((-2, -1)) for part in (basis.real, basis.imag))
+        assert isinstance(share, Tensor)
+        bins = tabulate_spectrum(torch.fft.fftshift(share.view(size)))
+        bins = bins.assign(operator=operator.name, f_u=bins["f_u"].abs(), f_v=bins["f_v"].abs())
+        frames.append(bins.drop_duplicates(["f_u", "f_v"]).sort_values(["f_u", "f_v"]))
+    table = pd.concat(frames, ignore_index=True).rename(columns={"power": "share"})
+    # a projection's rounding is of no interest, and would differ from machine to machine
+    return table.assign(share=table["share"].clip(0, 1).round(9))[["operator", "f_u", "f_v", "share"]]
+
+
+# Examples ---------------------------------------------------------------------------------------------
+
+
+def tabulate_pixels() -> pd.DataFrame:
+    """Pixels of one dead-leaves image, clean and perturbed: a row per panel and pixel.
+
+    No photograph: a table that is published must be free to copy.
+    """
+    image = make_dead_leaves_image(EXAMPLE_SIZE, EXAMPLE_SEED)[None].double().round(decimals=2)
+    rows, columns = np.indices((EXAMPLE_SIZE, EXAMPLE_SIZE)).reshape(2, -1)
+    frames = []
+    for test in EXAMPLES:
+        red, green, blue = make_perturbation(test)(image)[0].flatten(1).round(decimals=3).numpy()
+        colours = {"red": red, "green": green, "blue": blue}
+        frames.append(pd.DataFrame({"panel": test, "row": rows, "column": columns, **colours}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _bounds(name: str, mean: float, low: float, high: float) -> dict[str, float]:
+    return {f"{name}{end}": value for end, value in zip(_BOUNDS, (mean, low, high), strict=True)}
+
+
+def _tabulate(rows: Iterable[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
+    """A table in which counts stay whole numbers although some rows have none."""
+    table = pd.DataFrame(rows, columns=columns)
+    return table.astype({column: "Int64" for column in COUNTS if column in columns})
+
+
+def _say(nula: Nula, name: str, table: pd.DataFrame) -> str:
+    """Summarise a network in a line: its share clean, and where it is lowest."""
+    what = "agreement" if nula.n_labelled < FEW_LABELS or nula.explain_no_accuracy(name) else "accuracy"
+    flags = table["agree"] if what == "agreement" else table["correct"]
+    shares = flags.groupby(table["perturbation"], sort=False).mean()
+    worst = shares.drop(CLEAN)
+    start = "" if what == "agreement" else f"{shares[CLEAN]:.1%} clean, "
+    return f"{name}: {what} {start}lowest {worst.min():.1%} under {worst.idxmin()}"
