@@ -25,8 +25,22 @@ from .spectrum import (
     normalized_radius,
     radial_frequencies,
 )
-from .perturb import PerturbedImages, make_perturbation, measure_predictions
-from .stability import measure_consistency
+from .perturb import (
+    Corruption,
+    PerturbedImages,
+    make_perturbation,
+    measure_fourier_heatmap,
+    measure_predictions,
+    measure_robustness,
+)
+from .stability import (
+    attribute_instability,
+    fourier_shift,
+    measure_consistency,
+    measure_diagonal,
+    measure_equivariance,
+    measure_worst_shift,
+)
 from .surgery import ConversionReport, conversion_report, convert, revert
 from .synthetic import (
     exact_bin_frequencies,
@@ -42,15 +56,18 @@ from .training import Recipe, train
 __version__: str
 
 __all__ = [
-    "AliasingMonitor", "AliasingPenalty", "Capture", "ConversionReport", "FeatureExtractor", "ImageSet",
-    "Recipe", "Site", "SpectralError", "compute_alias_categories", "compute_alias_metrics",
+    "AliasingMonitor", "AliasingPenalty", "Capture", "ConversionReport", "Corruption",
+    "FeatureExtractor", "ImageSet", "PerturbedImages", "Recipe", "Site", "SpectralError",
+    "attribute_instability", "classify", "compute_alias_categories", "compute_alias_metrics",
     "compute_alias_power_ratio", "compute_am", "compute_am_relative", "compute_avr",
     "compute_instability", "compute_power_spectrum", "compute_radial_profile", "compute_sis",
     "conversion_report", "convert", "data", "exact_bin_frequencies", "figures", "find_global_pools",
-    "find_reductions", "find_sites", "frequency_grid", "get_stride_layers", "layers", "list_bundled",
-    "load_images", "load_model", "log_power_spectrum", "make_checkerboard_image", "make_constant_image",
-    "make_dead_leaves_image", "make_sinusoidal_image", "make_white_noise_image", "measure",
-    "measure_consistency", "model_info", "models", "normalized_radius", "pair_sites",
-    "radial_frequencies", "revert", "stats", "study", "summarize_measurements", "synthetic", "table",
-    "train",
+    "find_reductions", "find_sites", "fourier_shift", "frequency_grid", "get_stride_layers",
+    "layers", "list_bundled", "load_images", "load_model", "log_power_spectrum",
+    "make_checkerboard_image", "make_constant_image", "make_dead_leaves_image", "make_perturbation",
+    "make_sinusoidal_image", "make_white_noise_image", "measure", "measure_consistency",
+    "measure_diagonal", "measure_equivariance", "measure_fourier_heatmap", "measure_predictions",
+    "measure_robustness", "measure_worst_shift", "model_info", "models", "normalized_radius",
+    "pair_sites", "perturb", "radial_frequencies", "revert", "stats", "study",
+    "summarize_measurements", "synthetic", "table", "train",
 ]  # fmt: skip

@@ -1,0 +1,96 @@
+"""Fourier heatmaps: how networks answer to each spatial frequency (Yin et al. 2019).
+
+Every image is classified with the basis image of one frequency added, for every frequency: about half as
+many forward passes per image as it has pixels, a quarter of that with --stride 2. Writes
+tables/fourier_heatmap.csv and figures/fourier_heatmap.png.
+
+Example: python experiments/fourier_heatmap.py bundled/resnet20 bundled/resnet20-blurpool --limit 64
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+import pandas as pd
+from torch import nn
+
+from spectral.console import SpectralCommand
+from spectral.data import ImageSet, load_images
+from spectral.figures import draw_figure
+from spectral.models import load_model
+from spectral.models.load import model_info
+from spectral.perturb import measure_fourier_heatmap
+from spectral.perturb.heatmap import NORMS
+from spectral.table import describe_environment, ensure_writable, write_csv
+
+TABLE = "fourier_heatmap"
+
+
+def load_images_for(model: nn.Module, source: str, limit: int | None, seed: int) -> ImageSet:
+    """Load images at a network's size; labels that count other classes than the network's are dropped.
+
+    Raises:
+        SpectralError: as `load_images`.
+
+    Example:
+        >>> load_images_for(load_model("bundled/resnet20@random"), "synthetic", 2, 0).size
+        (32, 32)
+    """
+    info = model_info(model)
+    assert info is not None
+    images = load_images(source, size=info.preprocessing.size, limit=limit, seed=seed)
+    if images.has_labels and list(images.classes or ()) != list(info.classes or ()):
+        click.echo(f"  {info.name}: the labels of {images.source} count other classes, so they are not used")
+        return dataclasses.replace(
+            images, items=[dataclasses.replace(item, label=None) for item in images.items]
+        )
+    return images
+
+
+@click.command(cls=SpectralCommand, help=__doc__)
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.option("--images", "source", default="samples", show_default=True,
+              help="samples, synthetic, stl10, cifar10 or a folder.")  # fmt: skip
+@click.option("--limit", type=click.IntRange(min=1), default=64, show_default=True, help="So many images.")
+@click.option("--norm", type=click.FloatRange(min=0, min_open=True), default=NORMS["CIFAR-10"],
+              show_default=True, help="L2 norm per channel of what is added; 15.7 for ImageNet.")  # fmt: skip
+@click.option("--radius", type=click.IntRange(min=0), help="Up to so many cycles per image; by default all.")
+@click.option("--stride", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Only every so-many-th frequency.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
+              help="Folder for the table and the figure.")  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of crops and signs.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, …")
+@click.option("--quiet", is_flag=True, help="No progress bars.")
+def main(
+    models: tuple[str, ...],
+    source: str,
+    limit: int,
+    out: Path,
+    seed: int,
+    device: str,
+    quiet: bool,
+    **grid: Any,
+) -> None:
+    """Measure the heatmaps, write their table and draw them."""
+    ensure_writable(out)
+    networks = {name: load_model(name, device=device) for name in models}
+    click.echo(f"Fourier heatmaps of {', '.join(networks)} on up to {limit} images of {source}")
+    frames, facts = [], {}
+    for name, model in networks.items():
+        images = load_images_for(model, source, limit, seed)
+        info = model_info(model)
+        facts[name] = {
+            "weights": info and info.weights_id, "source": images.source, "count": len(images),
+            "fingerprint": images.fingerprint, "labelled": sum(label is not None for label in images.labels),
+        }  # fmt: skip
+        table = measure_fourier_heatmap(model, images, seed=seed, progress=not quiet, **grid)
+        frames.append(table.assign(model=name)[["model", *table.columns]])
+    whole = {"models": facts, "seed": seed, **grid, **describe_environment(), "device": device}
+    path = write_csv(pd.concat(frames, ignore_index=True), out / "tables" / f"{TABLE}.csv", whole)
+    png, _ = draw_figure(TABLE, out / "tables", out / "figures")
+    click.echo(f"  {path}\n  {png} (+ .pdf)")
