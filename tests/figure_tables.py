@@ -61,8 +61,12 @@ def make_tables(shape: Shape = CIFAR) -> dict[str, pd.DataFrame]:
         "phase5_tradeoff": _tradeoff(per_image),
         "fig15_radial_overlay": dense.assign(n_images=shape.n_images),
         **_survey(shape),
+        "fourier_heatmap": _heatmap(),
         "penalty": _penalty(),
+        **_nula(shape),
         "phase7_layers": _layers(),
+        **_stability(shape),
+        **_robustness(),
         "compare": _compared(per_image),
     }
 
@@ -374,6 +378,120 @@ def _penalty() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _heatmap() -> pd.DataFrame:
+    """Two networks, sensitive to high frequencies and to low ones; few images have labels."""
+    i, j = (k.ravel() for k in np.meshgrid(np.arange(-4, 4), np.arange(-4, 4), indexing="ij"))
+    size = {"height": 8, "width": 8, "i": i, "j": j, "f_u": i / 8, "f_v": j / 8}
+    facts = {"norm": 4.0, "n": 64, "n_labelled": 20, "error": 0.5, "clean_error": 0.1}
+    radius = np.hypot(i, j) / 6
+    shares = {MODELS["strided"]: radius, MODELS["blurpool"]: 1 - radius}
+    frames = [pd.DataFrame({"model": m, **size, **facts, "disagreement": s}) for m, s in shares.items()]
+    return pd.concat(frames, ignore_index=True)
+
+
+# Perturbation → about how many of its images a plain network still gets right.
+PERTURBED = {
+    "clean": 0.9, "resize-0.5": 0.6, "resize-0.25": 0.25, "decimate-2": 0.3, "checkerboard-0.03": 0.75,
+    "checkerboard-0.05": 0.45, "blur-decimate-2": 0.4, "checkerboard-0.03-normalised": 0.85,
+}  # fmt: skip
+
+
+def _nula(shape: Shape) -> dict[str, pd.DataFrame]:
+    """Networks under perturbations, one image under some of them, and null spaces."""
+    rng = np.random.default_rng(7)
+    rows = []
+    models = [MODELS["nula"], f"{MODELS['nula']}-robust", MODELS["strided"], MODELS["blurpool"]]
+    for model in models:
+        for test, plain in PERTURBED.items():
+            accuracy = plain if model == models[0] else float(rng.uniform(plain, 0.9))
+            agreement = 1.0 if test == "clean" else accuracy - 0.05
+            row: dict[str, object] = {"model": model, "perturbation": test, "n": 10 * shape.n_images}
+            row |= {"n_labelled": 5 * shape.n_images, "base": models[0] if model != models[0] else np.nan}
+            row |= {"p_base_holm": np.nan if model == models[0] else float(rng.choice([0.001, 0.4]))}
+            for name, share in (("accuracy", accuracy), ("agreement", agreement)):
+                row |= {name: share, f"{name}_low": share - 0.04, f"{name}_high": min(share + 0.03, 1)}
+            rows.append(row)
+    return {
+        "phase6_nula": pd.DataFrame(rows), "phase6_pixels": _pixels(rng),
+        **_null_spaces(models, shape),
+    }  # fmt: skip
+
+
+def _pixels(rng: np.random.Generator) -> pd.DataFrame:
+    image = rng.uniform(size=(8, 8, 3)).round(2)
+    board = 0.05 * (-1.0) ** np.indices((8, 8)).sum(0)[..., None]
+    panels = {
+        "clean": image,
+        "resize-0.25": np.broadcast_to(image.mean((0, 1)), image.shape),
+        "decimate-2": image[::2, ::2].repeat(2, 0).repeat(2, 1),
+        "checkerboard-0.05": image + board,
+    }
+    rows, columns = np.indices((8, 8)).reshape(2, -1)
+    parts = []
+    for panel, pixels in panels.items():
+        colours = dict(zip(("red", "green", "blue"), pixels.reshape(-1, 3).T, strict=True))
+        parts.append(pd.DataFrame({"panel": panel, "row": rows, "column": columns, **colours}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _null_spaces(models: list[str], shape: Shape) -> dict[str, pd.DataFrame]:
+    f_u, f_v = (f.ravel() for f in np.meshgrid(np.linspace(0, 0.5, 5), np.linspace(0, 0.5, 5), indexing="ij"))
+    maps, rows = [], []
+    for place, operator in enumerate(("resize-0.5", "decimate-2")):
+        share = 1 - np.cos(np.pi * f_u) ** 2 * np.cos(np.pi * f_v) ** 2 if place == 0 else 0.75
+        maps.append(pd.DataFrame({"operator": operator, "f_u": f_u, "f_v": f_v, "share": share}))
+        shares = {"null_share": 0.02 + 0.7 * place, "null_share_no_mean": 0.13 + 0.6 * place}
+        for model in models:
+            row = {"model": model, "operator": operator, "pixels": 64, "null_dimension": 48}
+            row |= {"n": shape.n_images, "checkerboard_share": 1 - 0.25 * place}
+            for name, value in shares.items():
+                row |= {name: value, f"{name}_low": value - 0.01, f"{name}_high": value + 0.01}
+            rows.append(row)
+    return {"fig26_null_space": pd.concat(maps, ignore_index=True), "phase6_null_space": pd.DataFrame(rows)}
+
+
+def _stability(shape: Shape) -> dict[str, pd.DataFrame]:
+    """Equivariance, one family exact; ΔSIS of the strided network alone; predictions along a diagonal."""
+    rng = np.random.default_rng(8)
+    equivariance: list[dict[str, object]] = []
+    attribution: list[dict[str, object]] = []
+    for site in _sites(shape):
+        if site["tap"] != "dense":
+            continue
+        facts = {key: site[key] for key in ("model", "family", "site", "layer", "layer_index", "op")}
+        for kind in ("whole", "sub-pixel"):
+            psnr = np.inf if site["family"] == "nula" else float(rng.uniform(20, 35))
+            error = 0.0 if site["family"] == "nula" else float(rng.uniform(0.1, 0.5))
+            row = {**facts, "kind": kind, "n": shape.n_images, "psnr_db": psnr, "relative_error": error}
+            row |= {"psnr_db_low": psnr - 1, "psnr_db_high": psnr + 1.5}
+            equivariance.append(row | {"relative_error_low": 0.9 * error, "relative_error_high": 1.1 * error})
+        if site["family"] == "strided":
+            attribution.append({**facts, **_replaced(rng, shape), "significance": "**"})
+        else:
+            attribution.append({**facts, "n": 0, "reason": "it is anti-aliased already"})
+    whole = {"model": MODELS["strided"], "family": "strided", "site": "all sites", "layer": "all sites"}
+    attribution.append({**whole, "layer_index": 99, "op": "conv", **_replaced(rng, shape)})
+    traces = []
+    for family, model in MODELS.items():
+        for image in range(4):
+            confidence = rng.uniform(size=33)
+            facts = {"model": model, "family": family, "image": f"photo{image:04d}.png", "n": 4}
+            own = {"offset": np.arange(33), "confidence": confidence, "changed": confidence < 0.4}
+            traces.append(pd.DataFrame({**facts, **own}))
+    return {
+        "phase4_equivariance": pd.DataFrame(equivariance),
+        "phase4_attribution": pd.DataFrame(attribution),
+        "phase4_diagonal_trace": pd.concat(traces, ignore_index=True),
+    }
+
+
+def _replaced(rng: np.random.Generator, shape: Shape) -> dict[str, object]:
+    delta, agreement = float(rng.uniform(-0.02, 0.01)), float(rng.uniform(0.8, 1))
+    row: dict[str, object] = {"n": shape.n_images, "unit": "photograph", "n_units": 30, "delta_sis": delta}
+    row |= {"delta_sis_low": delta - 0.01, "delta_sis_high": delta + 0.01, "significance": ""}
+    return row | {"agreement": agreement, "agreement_low": agreement - 0.1, "agreement_high": 1.0}
+
+
 LAYERS = ("strided", "blurpool", "blurpool-5", "learned", "flc", "aps", "wavelet-bior2.2", "space-to-depth")
 
 
@@ -423,3 +541,68 @@ def _sides(first: pd.Series, second: pd.Series) -> dict[str, float]:
         mean = float(values.mean())
         row |= {f"mean_{side}": mean, f"ci_low_{side}": 0.9 * mean, f"ci_high_{side}": 1.1 * mean}
     return row
+
+
+# Network → training and downsampling; the last is of a library, and no kind that has a colour or a marker.
+ATTACKED = {
+    "bundled/resnet20": ("standard", "strided"),
+    "bundled/resnet20-blurpool": ("standard", "blurpool"),
+    "bundled/resnet20-tuned-flc": ("standard", "flc"),
+    "bundled/nula-w32-robust": ("robust", "blurpool"),
+    "bundled/resnet20-fgsm": ("fgsm", "strided"),
+    "bundled/resnet20-tuned-flc-fgsm": ("fgsm", "flc"),
+    "robustbench/Wang2020Improving": ("adversarial", "as published"),
+    "elsewhere/net": ("unheard of", "learned"),
+}
+LEVELS = ("step 1, main path", "step 1, shortcut", "step 2, main path", "step 2, shortcut")
+
+
+def _robustness() -> dict[str, pd.DataFrame]:
+    """Networks that attacks leave something of, and others; flc has no aliases, one disordered attacks."""
+    rng = np.random.default_rng(7)
+    networks: list[dict[str, object]] = []
+    sites: list[dict[str, object]] = []
+    for model, (training, downsampling) in ATTACKED.items():
+        strength = 0.0 if training == "standard" else float(rng.uniform(0.2, 0.5))
+        row: dict[str, object] = {"model": model, "training": training, "downsampling": downsampling}
+        row |= {"response": "robust accuracy", "n": 128, "attacks_ordered": training != "robust"}
+        for test, share in {"fgsm": 1.2, "pgd-50": 1.1, "autoattack": 1.0, "gaussian_noise": 0.7,
+                            "defocus_blur": 0.8, "jpeg_compression": 1.3}.items():  # fmt: skip
+            row |= _shares(f"{test}_accuracy", strength * share) | _shares(f"{test}_agreement", strength)
+        for name in ("clean_accuracy", "test_accuracy", "consistency"):
+            row |= _shares(name, float(rng.uniform(0.7, 0.9)))
+        free = downsampling == "flc"
+        ratio = 1e-14 if free else float(rng.uniform(0.02, 0.3))
+        networks.append({**row, **_decibels(ratio), **_shares("am_relative", ratio**0.5)})
+        for level in LEVELS:
+            am = 1e-6 if free else float(rng.uniform(0.2, 6))
+            site = {"model": model, "level": level, "am": am, "am_low": 0.9 * am, "am_high": 1.1 * am}
+            sites.append({**site, "alias_free": free})
+    return {
+        "phase9_networks": pd.DataFrame(networks),
+        "phase9_sites": pd.DataFrame(sites),
+        "phase9_correlation": _ranked(rng),
+    }
+
+
+def _ranked(rng: np.random.Generator) -> pd.DataFrame:
+    """Coefficients with intervals; one has none, and one isn't determined at all."""
+    rows = []
+    for group in ("all", "standard"):
+        for metric in ("am", "am_relative", "alias_power_ratio"):
+            for level in (*LEVELS, "mean over sites"):
+                row: dict[str, object] = {"networks": group, "attack": "autoattack", "n_networks": 8}
+                for name in ("spearman", "partial"):
+                    value = float(rng.uniform(-0.9, 0.3))
+                    bounds = {f"{name}_low": value - 0.1, f"{name}_high": min(value + 0.4, 1.0)}
+                    row |= {name: value, **bounds}
+                row |= {"metric": metric, "level": level}
+                rows.append(row)
+    table = pd.DataFrame(rows)
+    table.loc[1, ["spearman_low", "spearman_high"]] = np.nan
+    table.loc[2, ["partial", "partial_low", "partial_high"]] = np.nan
+    return table
+
+
+def _shares(name: str, value: float) -> dict[str, float]:
+    return {name: value, f"{name}_low": max(value - 0.08, 0.0), f"{name}_high": min(value + 0.08, 1.0)}

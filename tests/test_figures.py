@@ -28,7 +28,10 @@ from spectral.errors import SpectralError
 from spectral.figures import DPI, FIGURES, TABLE_WRITERS, draw_all, draw_figure
 from spectral.figures.style import FAMILIES, find_layers
 
-HEATMAPS = {"fig1_layerwise_power_spectra", "fig6_aliasing_folding"}
+HEATMAPS = {
+    "fig1_layerwise_power_spectra", "fig6_aliasing_folding", "fig24_nula_examples", "fig25_nula_checkerboard",
+    "fig26_null_space", "fourier_heatmap",
+}  # fmt: skip
 SHAPES = {"4 layers": CIFAR, "8 layers": Shape(RESNET50_LAYERS, (56, 56, 28, 28, 14, 14, 8, 8), 50, 4)}
 WHOLE_STUDY = {"per_image", "phase3_layerwise_avr_stats", "phase4_correlation", "phase5_tradeoff"}
 STEMS = pytest.mark.parametrize("stem", FIGURES)
@@ -565,6 +568,78 @@ def test_fig14_places_the_models_and_words_the_changes(tables, drawn):
 def test_fig14_is_silent_about_accuracy_without_labels(tables):
     table = tables["phase5_tradeoff"].assign(accuracy=np.nan)
     assert "accuracy" not in " ".join(texts_of(plot("fig14_tradeoff", {"phase5_tradeoff": table})))
+
+
+def marks(ax: Axes, family: str) -> list[tuple[float, float]]:
+    """Places of a family's single marks, filled or open."""
+    own = [line for line in ax.lines if len(line.get_xdata()) == 1 and line.get_marker() not in ("None", "")]
+    colour = FAMILIES[family].colour.lower()
+    chosen = [line for line in own if colour in (to_hex(line.get_mfc()), to_hex(line.get_mec()))]
+    return [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in chosen]
+
+
+def spans(ax: Axes) -> list[np.ndarray]:
+    """Corners of the intervals, as matplotlib keeps them: two rows (x, y)."""
+    return [
+        path.vertices for found in ax.collections if isinstance(found, LineCollection)
+        for path in found.get_paths()
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "name", "scale"), [(0, "psnr_db", 1), (1, "relative_error", 100)])
+@pytest.mark.parametrize(("column", "kind"), [(0, "whole"), (1, "sub-pixel")])
+def test_fig20_points_and_intervals_are_the_tables(row, name, scale, column, kind, tables, drawn):
+    ax = data_axes(drawn("fig20_equivariance"))[2 * row + column]
+    table = tables["phase4_equivariance"]
+    for family in ("strided", "blurpool"):
+        own = table[(table["family"] == family) & (table["kind"] == kind)].sort_values("layer_index")
+        found = sorted(marks(ax, family))
+        assert [round(x) for x, _ in found] == [0, 1, 2, 3]
+        np.testing.assert_allclose([y for _, y in found], scale * own[name])
+        ends = [span[:, 1] for span in spans(ax) for x, _ in found if span[0, 0] == x]
+        bounds = scale * own[[f"{name}_low", f"{name}_high"]].to_numpy()
+        np.testing.assert_allclose(sorted(map(tuple, ends)), sorted(map(tuple, bounds)))
+
+
+def test_fig20_says_where_it_cuts_an_exact_network(tables, drawn):
+    fig = drawn("fig20_equivariance")
+    assert data_axes(fig)[0].get_ylabel() == "PSNR, output tap\n(dB; 150: that or more)"
+    assert {y for _, y in marks(data_axes(fig)[0], "nula")} == {150.0}
+    table = tables["phase4_equivariance"]
+    finite = plot("fig20_equivariance", {"phase4_equivariance": table[table["family"] != "nula"]})
+    assert data_axes(finite)[0].get_ylabel() == "PSNR, output tap\n(dB)"
+
+
+def test_fig21_has_a_line_per_site_in_order_and_all_of_them_last(tables, drawn):
+    fig = drawn("fig21_attribution")
+    left, right = data_axes(fig)
+    table = tables["phase4_attribution"].dropna(subset=["delta_sis"])
+    names = [label.get_text().replace("\n", "") for label in left.get_yticklabels()]
+    assert names == [*table["site"]][::-1]
+    assert names[0] == "all sites"
+    for ax, name, scale in ((left, "delta_sis", 1), (right, "agreement", 100)):
+        found = {y: x for x, y in marks(ax, "strided")}
+        values = [found[y] for y in range(len(table) - 1, -1, -1)]
+        np.testing.assert_allclose(values, scale * table[name])
+        bounds = scale * table[[f"{name}_low", f"{name}_high"]].to_numpy()
+        np.testing.assert_allclose([span[:, 0] for span in spans(ax)], bounds)
+    assert [text.get_text() for text in left.texts] == ["**"] * 4
+    assert "nothing to replace in BlurPool and NULA" in " ".join(texts_of(fig))
+
+
+def test_fig22_lines_are_the_confidences_and_marks_the_changes(tables, drawn):
+    table = tables["phase4_diagonal_trace"]
+    axes = data_axes(drawn("fig22_diagonal_trace"))
+    assert len(axes) == 4
+    for ax in axes:
+        own = table[table["image"] == ax.get_title()]
+        for family in MODELS:
+            here = own[own["family"] == family]
+            style = FAMILIES[family]
+            (line,) = [x for x in ax.lines if x.get_color() == style.colour and x.get_marker() == "None"]
+            np.testing.assert_allclose(line.get_ydata(), 100 * here["confidence"])
+            (marked,) = [x for x in ax.lines if x.get_marker() == style.marker]
+            assert list(marked.get_xdata()) == here.loc[here["changed"], "offset"].tolist()
 
 
 def test_families_keep_their_colour_and_differ_without_it():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +14,15 @@ from torch import Tensor, nn
 import spectral
 from spectral.errors import SpectralError
 from spectral.models import load_model, model_info
-from spectral.stability import PROTOCOLS, draw_shifts, find_crop_source, measure_consistency
+from spectral.stability import (
+    PROTOCOLS,
+    draw_shifts,
+    find_crop_source,
+    fourier_shift,
+    measure_consistency,
+    measure_diagonal,
+    measure_worst_shift,
+)
 
 EVERY = pytest.mark.parametrize("protocol", PROTOCOLS)
 SIZES = pytest.mark.parametrize("size", [(8, 8), (9, 8), (7, 13), (32, 20)])
@@ -122,8 +132,11 @@ def test_views_are_what_the_table_says(size):
         assert len(model.views) == 12
         for n, (view, (down, right)) in enumerate(zip(model.views, shifts, strict=True)):
             i = n // 4
+            if protocol == "fractional":
+                assert torch.equal(view, fourier_shift(x[i], (down, right)))
+                continue
             expected = {
-                "circular": x[i].roll((down, right), (1, 2)),
+                "circular": x[i].roll((int(down), int(right)), (1, 2)),
                 "none": larger[i, :, down : down + size[0], right : right + size[1]],
                 "zeros": padded[i, :, 3 - down : 3 - down + size[0], 3 - right : 3 - right + size[1]],
             }[PROTOCOLS[protocol].fill]
@@ -239,3 +252,167 @@ def test_bad_images_and_models():
         measure_consistency(Seen(), torch.zeros(0, 3, 8, 8))
     with pytest.raises(SpectralError, match="expected a classifier"):
         measure_consistency(nn.Identity(), pixels(2, 3, 8, 8))
+
+
+# Fractional shifts ----------------------------------------------------------------------------------------
+
+
+def test_fractional_shifts_are_real_numbers_within_a_pixel():
+    table = measure_consistency(Seen(), pixels(2, 3, 16, 16), "fractional", pairs=400)
+    drawn = table[["row_a", "column_a", "row_b", "column_b"]].to_numpy()
+    assert (np.abs(drawn) < 1).all()
+    assert drawn.min() < -0.98
+    assert drawn.max() > 0.98
+    assert (drawn != drawn.round()).all()
+    wider = measure_consistency(Seen(), pixels(2, 3, 16, 16), "fractional", pairs=400, max_shift=4)
+    assert wider["row_a"].abs().max() > 3.9
+
+
+def test_a_network_of_tones_is_consistent_under_fractional_shifts():
+    """The power of a tone doesn't move with it, its sign does."""
+    columns = torch.arange(9, dtype=torch.float64)
+    tones = torch.stack([torch.cos(2 * torch.pi * k * columns / 9 + k).expand(3, 9, 9) for k in (1, 2, 3, 4)])
+
+    def classify(x: Tensor) -> Tensor:
+        return torch.fft.rfft(x.mean((1, 2))).abs()[:, 1:]
+
+    power = Function(classify)
+    table = measure_consistency(power, tones, "fractional", pairs=20)
+    assert table["agree"].all()
+    assert table.groupby("image")["prediction_a"].first().tolist() == [0, 1, 2, 3]
+    assert not measure_consistency(Seen(), tones, "fractional", pairs=20, max_shift=4)["agree"].all()
+
+
+class Function(nn.Module):
+    """A function of images as a network."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+# The worst of all shifts ----------------------------------------------------------------------------------
+
+
+def all_shifts(r: int) -> list[tuple[int, int]]:
+    return [(a, b) for a in range(-r, r + 1) for b in range(-r, r + 1) if (a, b) != (0, 0)]
+
+
+@pytest.mark.parametrize("fill", ["circular", "zeros"])
+@pytest.mark.parametrize(("size", "r"), [((8, 8), 1), ((7, 12), 2), ((9, 9), 3)])
+def test_every_shift_is_tried_once_and_the_worst_one_is_named(fill, size, r):
+    """One shift at a time, in the plainest way."""
+    x = pixels(6, 3, *size)
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(3 * size[0] * size[1], 4))
+    table = measure_worst_shift(linear, x, r, fill=fill, batch_size=7)
+    padded = F.pad(x, (r, r, r, r))
+    assert set(table["n_shifts"]) == {(2 * r + 1) ** 2 - 1}
+    assert 0 < table["n_changed"].mean() < table["n_shifts"].iloc[0]
+    with torch.no_grad():
+        clean = linear(x).argmax(1)
+        margins, changed = {}, torch.zeros(6, dtype=torch.long)
+        for down, right in all_shifts(r):
+            view = x.roll((down, right), (2, 3))
+            if fill == "zeros":
+                view = padded[:, :, r - down :, r - right :][:, :, : size[0], : size[1]]
+            p = linear(view).double().softmax(1)
+            changed += p.argmax(1) != clean
+            others = p.scatter(1, clean[:, None], -1).amax(1)
+            margins[down, right] = p.gather(1, clean[:, None])[:, 0] - others
+    for i, row in table.iterrows():
+        worst = min(margins, key=lambda s, i=i: float(margins[s][i]))
+        assert (row["worst_row"], row["worst_column"]) == worst
+        assert row["worst_margin"] == pytest.approx(float(margins[worst][i]), abs=1e-6)
+        assert row["n_changed"] == changed[i]
+        assert row["stays"] == (changed[i] == 0)
+        assert (row["worst_margin"] < 0) == (not row["stays"])
+        assert row["prediction"] == clean[i]
+        assert (row["worst_prediction"] == row["prediction"]) == row["stays"]
+
+
+@pytest.mark.parametrize("r", [1, 2, 3])
+def test_the_parity_of_an_impulse_changes_at_odd_column_shifts_alone(r):
+    """Also those along one axis and the negative ones: (2 r + 1)(2 ⌈r/2⌉) shifts have an odd column."""
+    x, columns = impulses(5, (10, 10))
+    table = measure_worst_shift(ColumnParity(), x, r)
+    assert set(table["n_changed"]) == {(2 * r + 1) * 2 * ((r + 1) // 2)}
+    assert (table["worst_column"] % 2 == 1).all()
+    assert table["prediction"].tolist() == (columns % 2).tolist()
+    assert not table["stays"].any()
+    assert (table["worst_row"] == -r).all()  # the first of equal ones
+
+
+def test_a_shift_along_one_axis_is_enough_to_be_the_worst():
+    """Only a shift of exactly (0, −1) brings the bright pixel to the corner that decides."""
+    x = torch.zeros(1, 3, 8, 8)
+    x[0, :, 0, 1] = 1
+    corner = Function(lambda x: torch.stack([torch.full((len(x),), 0.5), x[:, 0, 0, 0]], 1))
+    (row,) = measure_worst_shift(corner, x, 2).to_dict("records")
+    assert (row["n_changed"], row["worst_row"], row["worst_column"]) == (1, 0, -1)
+    assert row["worst_margin"] == pytest.approx(-np.tanh(0.25))  # of the logits ½ and 1
+
+
+def test_a_shift_invariant_network_stays():
+    mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    table = measure_worst_shift(mean, pixels(5, 3, 8, 8).double())
+    assert table["stays"].all()
+    assert (table["worst_margin"] > 0).all()
+
+
+@pytest.mark.parametrize("measure", [measure_worst_shift, measure_diagonal])
+def test_batches_change_nothing_and_images_are_normalised(measure):
+    model = load_model("bundled/resnet20@random")
+    images = spectral.load_images("synthetic", size=32, limit=3)
+    number = 1 if measure is measure_worst_shift else 4
+    whole = measure(model, images, number, batch_size=100)
+    pd.testing.assert_frame_equal(measure(model, images, number, batch_size=5), whole, rtol=1e-4)
+    assert whole["image"].unique().tolist() == images.ids
+    prepared = model.spectral_info.preprocessing(torch.stack([images[i] for i in range(3)]))
+    plain = measure(model, prepared, number)
+    column = "worst_margin" if number == 1 else "confidence"
+    np.testing.assert_allclose(whole[column], plain[column], rtol=1e-4)
+
+
+# Along a diagonal -----------------------------------------------------------------------------------------
+
+
+@SIZES
+def test_the_diagonal_of_an_impulse_alternates(size):
+    x, columns = impulses(4, size)
+    table = measure_diagonal(ColumnParity(), x)
+    assert len(table) == 4 * 33
+    assert table["offset"].tolist() == [*range(33)] * 4
+    moved = (np.repeat(columns, 33) + table["offset"]) % size[1] % 2
+    assert (table["prediction"] == moved).all()
+    first = np.repeat(columns % 2, 33)
+    assert (table["changed"] == (moved != first)).all()
+    sigmoid = 1 / (1 + np.exp(-3.0))  # three channels of one bright pixel
+    np.testing.assert_allclose(table["confidence"], np.where(table["changed"], 1 - sigmoid, sigmoid))
+
+
+def test_a_diagonal_ends_where_it_began_after_a_whole_turn():
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5))
+    table = measure_diagonal(linear, pixels(2, 3, 32, 32)).set_index(["image", "offset"])["confidence"]
+    np.testing.assert_allclose(table.xs(32, level=1), table.xs(0, level=1), rtol=1e-5)
+    assert table.xs(1, level=1).tolist() != table.xs(0, level=1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda x: measure_worst_shift(Seen(), x, 0), r"max_shift must be from 1 to 7 .*, got 0"),
+        (lambda x: measure_worst_shift(Seen(), x, 8), r"max_shift must be from 1 to 7 .*, got 8"),
+        (lambda x: measure_worst_shift(Seen(), x, fill="zero"), "'zero'; nearest: 'zeros'.*are circular"),
+        (lambda x: measure_worst_shift(Seen(), x, batch_size=0), "batch_size must be ≥ 1, got 0"),
+        (lambda x: measure_worst_shift(Seen(), x[:0]), "measure_worst_shift: there are no images"),
+        (lambda x: measure_worst_shift(nn.Identity(), x), "expected a classifier"),
+        (lambda x: measure_diagonal(Seen(), x, steps=0), "measure_diagonal: steps must be ≥ 1, got 0"),
+        (lambda x: measure_diagonal(Seen(), x[0]), r"images of shape \(N, C, H, W\), got"),
+    ],
+)  # fmt: skip
+def test_bad_sweeps_are_one_sentence(call, sentence):
+    with pytest.raises(SpectralError, match=sentence):
+        call(pixels(2, 3, 8, 8))

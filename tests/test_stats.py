@@ -18,6 +18,7 @@ from spectral.stats import (
     cluster_bootstrap_interval,
     compare_paired,
     correlate,
+    correlate_ranks,
     holm,
     proportion_interval,
     regress_cross_validated,
@@ -503,6 +504,115 @@ def test_correlation_repeats_with_its_seed():
     assert first != other
 
 
+# --- correlate_ranks --------------------------------------------------------------------------------------
+
+
+def draw_sharing(rng: np.random.Generator, n: int, rho: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x and y that share z, and of which what is left has correlation rho."""
+    x, y = rng.multivariate_normal([0, 0], [[1, rho], [rho, 1]], n).T
+    z = rng.normal(size=n)
+    return x + z, y + z, z
+
+
+def from_three(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> float:
+    """The closed form of one given column, from scipy's Spearman coefficients."""
+    xy, xz, yz = (scipy.stats.spearmanr(a, b).statistic for a, b in ((x, y), (x, z), (y, z)))
+    return (xy - xz * yz) / math.sqrt((1 - xz**2) * (1 - yz**2))
+
+
+def from_inverse(columns: list[np.ndarray]) -> float:
+    """Any number of given columns: minus the normalised entry of the inverse of Spearman's matrix."""
+    inverse = np.linalg.inv(pd.DataFrame(np.transpose(columns)).corr(method="spearman").to_numpy())
+    return -inverse[0, 1] / math.sqrt(inverse[0, 0] * inverse[1, 1])
+
+
+@quick
+@given(st.integers(0, 10_000), st.integers(6, 40), st.booleans())
+def test_partial_rank_correlation_is_the_closed_form(seed, n, ties):
+    columns = draw_sharing(np.random.default_rng(seed), n, 0.4)
+    x, y, z = (column.round() for column in columns) if ties else columns
+    assume(min(len(set(column)) for column in (x, y, z)) > 2)
+    assume(all(abs(scipy.stats.spearmanr(c, z).statistic) < 1 - 1e-9 for c in (x, y)))
+    assert correlate_ranks(x, y, {"z": z}, 9).rho == pytest.approx(from_three(x, y, z), abs=1e-9)
+    assert correlate_ranks(x, y, None, 9).rho == pytest.approx(scipy.stats.spearmanr(x, y).statistic)
+
+
+def test_several_given_columns_are_the_inverse_of_the_correlation_matrix():
+    rng = np.random.default_rng(0)
+    x, y, z = draw_sharing(rng, 25, 0.5)
+    w = x + rng.normal(size=25)
+    result = correlate_ranks(x, y, {"z": z, "w": w}, 9)
+    assert result.rho == pytest.approx(from_inverse([x, y, z, w]), abs=1e-9)
+    assert (result.n, result.n_given) == (25, 2)
+    twice = correlate_ranks(x, y, {"z": z, "again": z**3}, 9)  # the same ranks once more take nothing away
+    assert twice.rho == pytest.approx(from_three(x, y, z), abs=1e-9)
+
+
+def test_what_is_shared_alone_leaves_nothing():
+    """Two columns that agree by a third: a strong rank correlation, and next to none given the third."""
+    x, y, z = draw_sharing(np.random.default_rng(1), 400, 0.0)
+    plain, partial = correlate_ranks(x, y), correlate_ranks(x, y, {"z": z})
+    assert plain.rho > 0.4
+    assert plain.p < 0.01
+    assert abs(partial.rho) < 0.1
+    assert partial.p > 0.05
+    assert partial.ci_low < 0 < partial.ci_high
+
+
+@quick
+@given(st.integers(0, 10_000), st.sampled_from([-1, 1]))
+def test_rank_correlations_see_ranks_only(seed, sign):
+    x, y, z = draw_sharing(np.random.default_rng(seed), 12, 0.6)
+    one = correlate_ranks(x, y, {"z": z}, 19)
+    two = correlate_ranks(sign * np.exp(x), y**3, {"z": -np.arctan(z)}, 19)
+    assert two.rho == pytest.approx(sign * one.rho, abs=1e-9)
+    assert two.p == pytest.approx(one.p)
+    low, high = sorted((sign * two.ci_low, sign * two.ci_high))
+    assert (low, high) == pytest.approx((one.ci_low, one.ci_high), abs=1e-9, nan_ok=True)
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_rank_intervals_cover_and_p_is_uniform(partial):
+    rng = np.random.default_rng(2)
+    x, y, z = draw_sharing(rng, 20_000, 0.6)
+    truth = from_three(x, y, z) if partial else scipy.stats.spearmanr(x, y).statistic
+    covered, rejected = 0, 0
+    for seed in range(120):
+        x, y, z = draw_sharing(rng, 14, 0.6)
+        found = correlate_ranks(x, y, {"z": z} if partial else None, 300, seed)
+        covered += found.ci_low <= truth <= found.ci_high
+        x, y, z = draw_sharing(rng, 14, 0.0)
+        rejected += (
+            correlate_ranks(x if partial else x - z, y, {"z": z} if partial else None, 99, seed).p <= 0.05
+        )
+    assert covered >= 0.92 * 120
+    assert 1 <= rejected <= 14  # 6 expected; 14 or more in one of a thousand
+
+
+def test_a_perfect_order_of_few_rows_is_no_proof():
+    result = correlate_ranks([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0], n_resamples=4000)
+    assert result.rho == pytest.approx(1)
+    assert result.p == pytest.approx(2 / 24, abs=0.015)  # two of 24 orders are as extreme
+
+
+def test_rank_correlations_that_nothing_determines_have_a_reason():
+    x = np.arange(6.0)
+    assert correlate_ranks(x, np.ones(6)).reason == "y is constant"
+    assert correlate_ranks(x, x[::-1] ** 2, {"z": x}).reason == "x and y are determined by what is given"
+    assert correlate_ranks(x[:4], x[:4], {"z": [3.0, 1.0, 2.0, 4.0]}).reason == "needs at least 5 rows, got 4"
+    few = correlate_ranks(x[:5], [2.0, 1.0, 3.0, 5.0, 4.0], {"z": [1.0, 3.0, 2.0, 5.0, 4.0]})
+    assert math.isfinite(few.rho)
+    assert few.reason.startswith("no interval")
+    assert math.isnan(few.ci_low)
+
+
+def test_rank_correlation_repeats_with_its_seed():
+    x, y = np.random.default_rng(3).normal(size=(2, 12))
+    first, again, other = (correlate_ranks(x, y, None, 50, seed) for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
 # --- regression -------------------------------------------------------------------------------------------
 
 
@@ -635,6 +745,8 @@ LAYERS = pd.DataFrame({"conv1": np.arange(40.0), "conv2": np.arange(40.0) % 7})
             "correlate: x must be finite, got inf at position 1",
         ),
         (lambda: correlate([1.0, 2.0], [1.0]), "correlate: columns must be .* x: 2, y: 1"),
+        (lambda: correlate_ranks([1.0, 2.0], [1.0, math.nan]), "correlate_ranks: y must be finite"),
+        (lambda: correlate_ranks([1.0, 2.0], [1.0, 2.0], {"size": [1.0]}), "x: 2, size: 1"),
         (lambda: regress_cross_validated(LAYERS.to_numpy(), LAYERS["conv1"]), "DataFrame .* got ndarray"),
         (lambda: regress_cross_validated(LAYERS, np.ones(39)), "X: 40, y: 39"),
         (lambda: regress_cross_validated(LAYERS, np.ones(40), folds=11), "got 11 folds for 40 images"),

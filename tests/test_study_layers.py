@@ -26,7 +26,7 @@ from spectral.models import load, load_model, model_info
 from spectral.models.checkpoint import save_checkpoint
 from spectral.stability import measure_consistency
 from spectral.study import StudyOptions, phase7, run_study, tuning
-from spectral.study.phase8 import to_decibels
+from spectral.study.columns import to_decibels
 from spectral.training import Recipe
 
 METHODS = ("strided", "blurpool", "lps", "space-to-depth")

@@ -27,7 +27,14 @@ from spectral.figures.comparisons import (
     plot_layerwise_avr_comparison,
     plot_layerwise_mean_avr,
 )
+from spectral.figures.heatmap import plot_fourier_heatmap
 from spectral.figures.layers import plot_compare, plot_layers_aliasing, plot_layers_pareto
+from spectral.figures.nula import (
+    plot_nula_checkerboard,
+    plot_nula_examples,
+    plot_nula_perturbations,
+    plot_null_space,
+)
 from spectral.figures.profiles import plot_radial_overlay, plot_radial_profiles, plot_radial_profiles_natural
 from spectral.figures.relations import (
     plot_avr_sis_scatter,
@@ -36,8 +43,10 @@ from spectral.figures.relations import (
     plot_sis_distributions,
     plot_tradeoff,
 )
+from spectral.figures.robustness import plot_am_robustness, plot_attacks, plot_robustness_relations
 from spectral.figures.spec import REGISTERED, TABLE_WRITERS, FigureSpec, Tables
 from spectral.figures.spectra import plot_aliasing_folding, plot_layerwise_power_spectra
+from spectral.figures.stability import plot_attribution, plot_diagonal_trace, plot_equivariance
 from spectral.figures.style import use_style
 
 __all__ = [
@@ -48,8 +57,11 @@ __all__ = [
     "draw_all",
     "draw_figure",
     "plot_aliasing_folding",
+    "plot_am_robustness",
     "plot_architectures_depth",
     "plot_architectures_ranking",
+    "plot_attacks",
+    "plot_attribution",
     "plot_avr_comparison",
     "plot_avr_distributions",
     "plot_avr_intervention",
@@ -57,15 +69,23 @@ __all__ = [
     "plot_avr_vs_frequency",
     "plot_compare",
     "plot_correlation_comparison",
+    "plot_diagonal_trace",
+    "plot_equivariance",
+    "plot_fourier_heatmap",
     "plot_layers_aliasing",
     "plot_layers_pareto",
     "plot_layerwise_avr_comparison",
     "plot_layerwise_mean_avr",
     "plot_layerwise_power_spectra",
+    "plot_nula_checkerboard",
+    "plot_nula_examples",
+    "plot_nula_perturbations",
+    "plot_null_space",
     "plot_penalty",
     "plot_radial_overlay",
     "plot_radial_profiles",
     "plot_radial_profiles_natural",
+    "plot_robustness_relations",
     "plot_sis_distributions",
     "plot_tradeoff",
     "read_tables",
@@ -89,12 +109,23 @@ _STUDY_ORDER = (
     "fig14_tradeoff",
     "fig15_radial_overlay",
 )
-# Drawn by scripts of their own, from tables that a run of the study doesn't write.
+# Drawn by scripts of their own, from tables that a run of the study doesn't write, or beside its figures.
 _BEYOND = (
     "fig16_architectures_depth",
     "fig17_architectures_ranking",
     "fig18_layers_pareto",
     "fig19_layers_aliasing",
+    "fig20_equivariance",
+    "fig21_attribution",
+    "fig22_diagonal_trace",
+    "fig23_nula_perturbations",
+    "fig24_nula_examples",
+    "fig25_nula_checkerboard",
+    "fig26_null_space",
+    "fig27_am_robustness",
+    "fig28_robustness_relations",
+    "fig29_attacks",
+    "fourier_heatmap",
     "penalty",
     "compare",
 )

@@ -14,12 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spectral.errors import SpectralError, suggest
-from spectral.measurement import Images, TensorImages
+from spectral.measurement import Images
 from spectral.metrics import evaluation_mode, predict_probabilities
+from spectral.stability.reading import Size, check_count, read_images, size_of
+from spectral.stability.shifts import fourier_shift
 
+CALLER = "measure_consistency"
 CIFAR_SHIFT = 3
-Shifts = npt.NDArray[np.int64]
-Size = tuple[int, int]
+SUBPIXEL_SHIFT = 1
+Shifts = npt.NDArray[Any]  # whole numbers, or real ones
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,14 @@ class Protocol:
             shift of each axis.
         view: (image (C, H, W), shift of each axis, height and width of the view) → the view.
         enlarges: whether pictures are brought to 8/7 of the size first.
+        fractional: whether shifts are real numbers instead of whole ones.
     """
 
     fill: str
     limits: Callable[[Size, int | None], tuple[Size, Size]]
     view: Callable[[Tensor, Shifts, Size], Tensor]
     enlarges: bool = False
+    fractional: bool = False
 
 
 def measure_consistency(
@@ -62,6 +67,8 @@ def measure_consistency(
       are zeros of the images as given: black for images from `load_images`, which are in [0, 1]. Its edge is
       an effect of its own.
     - ``"cifar-circular"``: the same shifts, rolled.
+    - ``"fractional"``: moved circularly by any real number of pixels up to ±``max_shift``, 1 by default, with
+      `fourier_shift`. At even sizes a shift by δ scales the image's Nyquist bin by cos(πδ).
 
     The shifts of image i depend on the seed and i alone, so neither the batch size nor how many images there
     are changes them. A more accurate network is also more consistent: compare on images that both get right,
@@ -101,22 +108,19 @@ def measure_consistency(
             f"measure_consistency: unknown protocol {protocol!r}{near}; allowed values are "
             f"{', '.join(PROTOCOLS)}"
         )
-    for name, value in {"pairs": pairs, "batch_size": batch_size}.items():
-        if value < 1:
-            raise SpectralError(f"measure_consistency: {name} must be ≥ 1, got {value}")
+    check_count(CALLER, pairs=pairs, batch_size=batch_size)
     if seed < 0:
         raise SpectralError(f"measure_consistency: seed must be ≥ 0, got {seed}")
     rules = PROTOCOLS[protocol]
-    source, prepare = _read_images(model, images)
+    source, prepare = read_images(model, images, CALLER)
+    size = size_of(source, CALLER)
     if rules.enlarges:
-        source, size = source.resized(find_crop_source(_size_of(source))), _size_of(source)
-    else:
-        size = _size_of(source)
+        source = source.resized(find_crop_source(size))
     low, high = rules.limits(size, max_shift)
     frames = []
     with evaluation_mode(model), torch.no_grad():
         for indices, batch in _batches(source, size, rules.enlarges, max(1, batch_size // (2 * pairs))):
-            shifts = np.stack([draw_shifts(low, high, pairs, seed, i) for i in indices])
+            shifts = np.stack([draw_shifts(low, high, pairs, seed, i, rules.fractional) for i in indices])
             views = [rules.view(image, s, size) for image, own in zip(batch, shifts, strict=True)
                      for s in own.reshape(-1, 2)]  # fmt: skip
             classes = _predict(model, prepare(torch.stack(views)), batch_size).view(len(indices), pairs, 2)
@@ -127,8 +131,8 @@ def measure_consistency(
     return table
 
 
-def draw_shifts(low: Size, high: Size, pairs: int, seed: int, index: int) -> Shifts:
-    """Draw the shifts of one image from its own stream, bounds included.
+def draw_shifts(low: Size, high: Size, pairs: int, seed: int, index: int, fractional: bool = False) -> Shifts:
+    """Draw the shifts of one image from its own stream: whole ones, bounds included, or real ones.
 
     Shape:
         → (pairs, 2 views, 2 axes); a further pair doesn't change those before it.
@@ -138,6 +142,8 @@ def draw_shifts(low: Size, high: Size, pairs: int, seed: int, index: int) -> Shi
         (1, 2, 2)
     """
     rng = np.random.default_rng([seed, index])
+    if fractional:
+        return rng.uniform(low, high, size=(pairs, 2, 2))
     return rng.integers(low, high, size=(pairs, 2, 2), endpoint=True)
 
 
@@ -155,6 +161,10 @@ def _roll(image: Tensor, shift: Shifts, size: Size) -> Tensor:
     return image.roll((int(shift[0]), int(shift[1])), (-2, -1))
 
 
+def _move(image: Tensor, shift: Shifts, size: Size) -> Tensor:
+    return fourier_shift(image, (float(shift[0]), float(shift[1])))
+
+
 def _shift_zeros(image: Tensor, shift: Shifts, size: Size) -> Tensor:
     down, right = int(shift[0]), int(shift[1])
     return F.pad(image, (right, -right, down, -down))  # a negative pad cuts off
@@ -169,6 +179,10 @@ def _whole_circle(size: Size, largest: int | None) -> tuple[Size, Size]:
     if largest is None:
         return (0, 0), (size[0] - 1, size[1] - 1)
     return _small_shifts(size, largest)
+
+
+def _subpixel_shifts(size: Size, largest: int | None) -> tuple[Size, Size]:
+    return _small_shifts(size, SUBPIXEL_SHIFT if largest is None else largest)
 
 
 def _small_shifts(size: Size, largest: int | None) -> tuple[Size, Size]:
@@ -198,42 +212,8 @@ PROTOCOLS = {
     "crop": Protocol("none", _offsets, _cut, enlarges=True),
     "cifar-zeros": Protocol("zeros", _small_shifts, _shift_zeros),
     "cifar-circular": Protocol("circular", _small_shifts, _roll),
+    "fractional": Protocol("circular", _subpixel_shifts, _move, fractional=True),
 }
-
-
-def _read_images(model: nn.Module, images: Tensor | Images) -> tuple[Images, Callable[[Tensor], Tensor]]:
-    """Return the images at the network's size, and what makes a batch ready for it."""
-    info = getattr(model, "spectral_info", None)
-    parameter = next(iter(model.parameters()), None)
-
-    def to_model(batch: Tensor) -> Tensor:
-        return batch if parameter is None else batch.to(parameter.device, parameter.dtype)
-
-    if isinstance(images, Tensor):
-        if images.ndim != 4:
-            raise SpectralError(
-                f"measure_consistency: expected images of shape (N, C, H, W), got {tuple(images.shape)}"
-            )
-        source: Images = TensorImages(images)
-        prepare: Callable[[Tensor], Tensor] = to_model
-    else:
-        source = images
-        if source.size is None and info is not None:
-            source = source.resized(info.preprocessing.size)
-        scale: Any = info.preprocessing if info is not None else lambda batch: batch
-
-        def prepare(batch: Tensor) -> Tensor:
-            return to_model(scale(batch))
-
-    if len(source) == 0:
-        raise SpectralError("measure_consistency: there are no images")
-    return source, prepare
-
-
-def _size_of(source: Images) -> Size:
-    if source.size is None:
-        raise SpectralError("measure_consistency: the images differ in size; load them with size=")
-    return source.size
 
 
 def _batches(source: Images, size: Size, enlarge: bool, count: int) -> Iterator[tuple[list[int], Tensor]]:

@@ -20,7 +20,7 @@ from spectral.stats.comparison import (
     relative_change,
     summarize,
 )
-from spectral.stats.dependence import Correlation, correlate
+from spectral.stats.dependence import Correlation, RankCorrelation, correlate, correlate_ranks
 from spectral.stats.regression import Regression, regress_cross_validated
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Interval",
     "PairedComparison",
     "Proportion",
+    "RankCorrelation",
     "Regression",
     "RelativeChange",
     "Summary",
@@ -35,6 +36,7 @@ __all__ = [
     "cluster_bootstrap_interval",
     "compare_paired",
     "correlate",
+    "correlate_ranks",
     "holm",
     "proportion_interval",
     "regress_cross_validated",

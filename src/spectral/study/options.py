@@ -20,8 +20,10 @@ PHASES = {
     3: ("phase3", "natural images"),
     4: ("phase4", "shift correlation"),
     5: ("phase5", "intervention"),
+    6: ("phase6", "nula"),
     7: ("phase7", "layers"),
     8: ("phase8", "architectures"),
+    9: ("phase9", "robustness"),
 }
 DEFAULT_PHASES = (1, 2, 3, 4, 5)  # the study itself; the others take minutes of their own
 

@@ -1,24 +1,32 @@
 """Phase 4, shift correlation: does an image's AVR at a layer predict how unstable its prediction is?
 
 Pearson, Spearman and distance correlation with intervals at every layer and tap, and regressions on all
-layers together, scored on images that the fit hasn't seen.
+layers together, scored on images that the fit hasn't seen. Then what comes between the two, on fewer images:
+whether each site's output moves with the image, which site is to blame for unstable predictions, and how a
+prediction changes along a diagonal.
 
 Example: python experiments/phase4_shift_correlation.py --limit 200 --out results
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import product
+from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
 
 from spectral import stats
+from spectral.stability import attribute_instability, measure_diagonal, measure_equivariance
 from spectral.study.common import TAPS, Study
 from spectral.study.phase3 import add_holm, significance
+from spectral.study.stability import summarize_attribution, summarize_equivariance
 
 RESAMPLES = 300
 MIN_REGRESSION_GROUPS = 10
+STABILITY_IMAGES = 128  # of equivariance and attribution, which run every network many times
+DIAGONAL_IMAGES = 4
 
 
 def run(study: Study) -> None:
@@ -30,6 +38,15 @@ def run(study: Study) -> None:
     study.write_table("phase4_regression", scores)
     study.write_table("phase4_regression_importance", importances)
     study.draw("fig10_avr_sis_scatter", "fig11_correlation_comparison", "fig12_sis_distributions")
+    tables = {
+        "fig20_equivariance": ("phase4_equivariance", compare_equivariance(study)),
+        "fig21_attribution": ("phase4_attribution", attribute_families(study)),
+        "fig22_diagonal_trace": ("phase4_diagonal_trace", trace_diagonals(study)),
+    }
+    for stem, (name, table) in tables.items():
+        study.write_table(name, table)
+        if table["n"].gt(0).any():  # else the table has nothing but reasons
+            study.draw(stem)
 
 
 def correlate_layers(study: Study) -> pd.DataFrame:
@@ -87,6 +104,56 @@ def regress_layers(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
     columns = ["model", "family", "tap", "estimator", "measure", "layer", "mean", "std"]
     parts = pd.concat(importances, ignore_index=True) if importances else pd.DataFrame(columns=columns)
     return table, parts[columns]
+
+
+def compare_equivariance(study: Study) -> pd.DataFrame:
+    """PSNR of each family's sites for shifts by one pixel and by half a pixel."""
+    photographs = _photographs(study)
+    frames = []
+    for family in study.families:
+        images = study.images(family).take(STABILITY_IMAGES)
+        found = measure_equivariance(
+            study.models[family], images, batch_size=study.options.batch_size, progress=study.options.progress
+        )
+        summary = summarize_equivariance(found, photographs, study.options.seed)
+        frames.append(_place(study, family, summary))
+    return pd.concat(frames, ignore_index=True)
+
+
+def attribute_families(study: Study) -> pd.DataFrame:
+    """ΔSIS of each family with one site at a time replaced by an ideal low-pass, and with all of them."""
+    photographs = _photographs(study)
+    frames = []
+    for family in study.families:
+        images = study.images(family).take(STABILITY_IMAGES)
+        found = attribute_instability(
+            study.models[family], images, batch_size=study.options.batch_size, progress=study.options.progress
+        )
+        summary = summarize_attribution(found, photographs, study.options.seed)
+        frames.append(_place(study, family, summary))
+    return pd.concat(frames, ignore_index=True)
+
+
+def trace_diagonals(study: Study) -> pd.DataFrame:
+    """Prediction and confidence of the first images along a diagonal: a row per family, image and offset."""
+    frames = []
+    for family in study.families:
+        images = study.images(family).take(DIAGONAL_IMAGES)
+        found = measure_diagonal(study.models[family], images, batch_size=study.options.batch_size)
+        frames.append(_label(found, model=study.names[family], family=family).assign(n=len(images)))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _place(study: Study, family: str, summary: pd.DataFrame) -> pd.DataFrame:
+    """Put model, family and like layer in front; a site that can't be measured is like none but itself."""
+    places: Mapping[str, tuple[int, str]] = {
+        site: place for (owner, site), place in study.layers.items() if owner == family
+    }
+    found = [places.get(site, (len(study.layers), site)) for site in summary["site"]]
+    facts: dict[str, Any] = {"model": study.names[family], "family": family}
+    facts |= {"layer": [label for _, label in found], "layer_index": [index for index, _ in found]}
+    labels = pd.DataFrame(facts, index=summary.index)
+    return pd.concat([labels, summary], axis=1)
 
 
 def _label(table: pd.DataFrame, **facts: str) -> pd.DataFrame:

@@ -16,6 +16,7 @@ import torch
 
 from spectral import stats
 from spectral.latency import count_macs, measure_latency
+from spectral.study.columns import bound_share
 from spectral.study.common import Study
 from spectral.study.phase3 import PROFILE_IMAGES, add_holm, compare_families
 
@@ -53,7 +54,7 @@ def weigh_families(study: Study) -> pd.DataFrame:
                     "sis_p": test.p_t if test.n_groups is None else test.p_groups}  # fmt: skip
             same = whole[family]["prediction"] == whole[reference]["prediction"]
             comparable = study.info(family).num_classes == study.info(reference).num_classes
-            row |= _share("agreement", int(same.sum()), len(same) if comparable else 0)
+            row |= bound_share("agreement", int(same.sum()), len(same) if comparable else 0)
         row |= _accuracy(study, family, whole[family])
         rows.append({**row, **latencies[family]})
     table = pd.DataFrame(rows)
@@ -90,14 +91,7 @@ def _accuracy(study: Study, family: str, whole: pd.DataFrame) -> dict[str, Any]:
     countable = same and "label" in whole and len(images.classes or ()) in (0, info.num_classes)
     known = whole[whole["label"].notna()] if countable else whole.iloc[:0]
     correct = int((known["prediction"] == known["label"]).sum()) if countable else 0
-    return {**_share("accuracy", correct, len(known)), "n_labelled": len(known)}
-
-
-def _share(name: str, successes: int, n: int) -> dict[str, float]:
-    if n == 0:
-        return {name: np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan}
-    found = stats.proportion_interval(successes, n)
-    return {name: found.proportion, f"{name}_low": found.ci_low, f"{name}_high": found.ci_high}
+    return {**bound_share("accuracy", correct, len(known)), "n_labelled": len(known)}
 
 
 def _time(study: Study) -> dict[str, dict[str, Any]]:

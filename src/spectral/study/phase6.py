@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -39,6 +39,7 @@ from spectral.perturb import NULA_TESTS, PerturbedImages, Resampling, make_pertu
 from spectral.perturb.evaluation import Classifier
 from spectral.perturb.operators import Checkerboard
 from spectral.sites import find_sites
+from spectral.study.columns import bound, bound_share, bound_summary, read_means, tabulate, with_bounds
 from spectral.study.common import Results, tabulate_spectrum
 from spectral.study.options import StudyOptions
 from spectral.study.phase3 import significance
@@ -53,31 +54,27 @@ TRAIN_COMMAND = "python experiments/train_zoo.py --data cifar10 --only"
 TESTS = (*NULA_TESTS, "blur-decimate-2", "checkerboard-0.03-normalised", "checkerboard-0.05-normalised")
 CLEAN, WHOLE = "clean", "whole model"
 METRICS = ("avr", "am", "am_relative", "alias_power_ratio")  # at the dense tap
+MEANS = {metric: ("dense", metric) for metric in METRICS}
 SUBSET = 256  # images at whose sites aliases are measured
 CHECKED, NULL_AMPLITUDE = 16, 0.1  # images of the check of the null space, and its ‖δ‖∞ in [0, 1] pixels
 SILENT = 1e-20  # of an image's power: what is left of a constant image without its mean is rounding
 EXAMPLES, EXAMPLE_SIZE, EXAMPLE_SEED = (CLEAN, "resize-0.25", "decimate-2", "checkerboard-0.05"), 32, 2
-_BOUNDS = ("", "_low", "_high")
 _FACTS = ["model", "weights"]
 
 
-def _with_bounds(*names: str) -> list[str]:
-    return [f"{name}{end}" for name in names for end in _BOUNDS]
-
-
 COLUMNS = [
-    *_FACTS, "perturbation", "unit", "amplitude", "n_labelled", *_with_bounds("accuracy", "delta_clean"),
-    "base", *_with_bounds("delta_base"), "p_base", "p_base_holm", "significance", "n", "n_photographs",
-    *_with_bounds("agreement"), "confidence", "reason",
+    *_FACTS, "perturbation", "unit", "amplitude", "n_labelled", *with_bounds("accuracy", "delta_clean"),
+    "base", *with_bounds("delta_base"), "p_base", "p_base_holm", "significance", "n", "n_photographs",
+    *with_bounds("agreement"), "confidence", "reason",
 ]  # fmt: skip
-CLASS_COLUMNS = [*_FACTS, "perturbation", "label", "class", "n_labelled", *_with_bounds("accuracy")]
+CLASS_COLUMNS = [*_FACTS, "perturbation", "label", "class", "n_labelled", *with_bounds("accuracy")]
 SITE_COLUMNS = [
     *_FACTS, "perturbation", "site", "site_index", "op", "stride", "tap", "n", "n_silent", "n_photographs",
-    *_with_bounds(*METRICS, "sis"), "reason",
+    *with_bounds(*METRICS, "sis"), "reason",
 ]  # fmt: skip
 NULL_COLUMNS = [
     *_FACTS, "operator", "pixels", "kept", "rank", "null_dimension", "rank_svd",
-    *_with_bounds("null_share", "null_share_no_mean"), "n", "n_silent", "n_photographs", "checkerboard_share",
+    *with_bounds("null_share", "null_share_no_mean"), "n", "n_silent", "n_photographs", "checkerboard_share",
     "n_checked", "null_amplitude", "logits_seen", "logits_hidden", "logits_scale",
 ]  # fmt: skip
 COUNTS = ("n_labelled", "n", "n_silent", "n_photographs", "site_index")
@@ -226,7 +223,7 @@ def run(nula: Nula) -> None:
         nula.write_table("phase6_classes", classes)
     nula.write_table("phase6_null_space", tabulate_null_space(nula))
     sites = [row for name in nula.names for row in measure_sites(nula, name)]
-    nula.write_table("phase6_sites", _tabulate(sites, SITE_COLUMNS))
+    nula.write_table("phase6_sites", tabulate(sites, SITE_COLUMNS, COUNTS))
     nula.draw(
         "fig23_nula_perturbations", "fig24_nula_examples", "fig25_nula_checkerboard", "fig26_null_space"
     )
@@ -282,13 +279,13 @@ def tabulate_perturbations(nula: Nula, predictions: Mapping[str, pd.DataFrame]) 
             row |= _share_of_agreement(nula, own) | {"reason": reason}
             if not reason:
                 right = correct[name]
-                row |= {"n_labelled": len(right), **_share("accuracy", right[test])}
+                row |= {"n_labelled": len(right), **_share_of("accuracy", right[test])}
                 row |= {} if test == CLEAN else _difference("delta_clean", right[test], right[CLEAN])
             if not reason and name != nula.base and nula.base in correct and len(correct[nula.base]):
                 found = _difference("delta_base", correct[name][test], correct[nula.base][test])
                 row |= {**found, "base": nula.base, "p_base": found["delta_base_p"]}
             rows.append(row)
-    table = _tabulate(rows, [column for column in COLUMNS if column != "p_base_holm"])
+    table = tabulate(rows, [column for column in COLUMNS if column != "p_base_holm"], COUNTS)
     table.insert(COLUMNS.index("p_base_holm"), "p_base_holm", stats.holm(table["p_base"].astype(float)))
     known = table["p_base_holm"].notna()
     table["significance"] = [
@@ -308,7 +305,7 @@ def tabulate_classes(nula: Nula, predictions: Mapping[str, pd.DataFrame]) -> pd.
             for _, alike in own.groupby("label"):
                 label = int(alike["label"].iloc[0])
                 counted = {"label": label, "class": classes[label], "n_labelled": len(alike)}
-                rows.append({**facts, **counted, **_share("accuracy", alike["correct"])})
+                rows.append({**facts, **counted, **_share_of("accuracy", alike["correct"])})
     return pd.DataFrame(rows, columns=CLASS_COLUMNS)
 
 
@@ -343,12 +340,11 @@ def compare_shares(a: Flags, b: Flags) -> tuple[float, float, float, float]:
 
 def _difference(name: str, a: pd.Series, b: pd.Series) -> dict[str, float]:
     found = compare_shares(a.to_numpy(), b.to_numpy())
-    return dict(zip((*(f"{name}{end}" for end in _BOUNDS), f"{name}_p"), found, strict=True))
+    return dict(zip((*with_bounds(name), f"{name}_p"), found, strict=True))
 
 
-def _share(name: str, flags: pd.Series) -> dict[str, float]:
-    found = stats.proportion_interval(int(flags.sum()), len(flags))
-    return _bounds(name, found.proportion, found.ci_low, found.ci_high)
+def _share_of(name: str, flags: pd.Series) -> dict[str, float]:
+    return bound_share(name, int(flags.sum()), len(flags))
 
 
 def _share_of_agreement(nula: Nula, own: pd.DataFrame) -> dict[str, Any]:
@@ -361,11 +357,11 @@ def _share_of_agreement(nula: Nula, own: pd.DataFrame) -> dict[str, Any]:
     }
     groups = nula.find_groups(images)
     if own["perturbation"].iloc[0] == CLEAN:  # by definition
-        return row | _bounds("agreement", 1.0, 1.0, 1.0)
+        return row | bound("agreement", 1.0, 1.0, 1.0)
     if groups is None:
-        return row | _share("agreement", own["agree"])
+        return row | _share_of("agreement", own["agree"])
     found = stats.summarize(own["agree"].astype(float), groups=groups, seed=nula.options.seed)
-    return row | _bounds("agreement", found.mean, found.ci_low, found.ci_high)
+    return row | bound_summary("agreement", found)
 
 
 def _describe_amplitude(test: str) -> dict[str, Any]:
@@ -399,21 +395,11 @@ def measure_sites(nula: Nula, name: str) -> list[dict[str, Any]]:
         rows += [
             {**facts, **record, "site": record["name"], "site_index": index,
              **(counted | {"tap": "dense"} if record["measurable"] else {}),
-             **_read_means(summary, record["name"])}
+             **read_means(summary, record["name"], MEANS)}
             for index, record in enumerate(records)
         ]  # fmt: skip
-        rows.append({**facts, "site": WHOLE, **counted, **_read_means(summary, "")})
+        rows.append({**facts, "site": WHOLE, **counted, **read_means(summary, "", {"sis": ("", "sis")})})
     return rows
-
-
-def _read_means(summary: pd.DataFrame, site: str) -> dict[str, Any]:
-    """Means of one site, or of the whole network, with their intervals; none for what wasn't measured."""
-    row: dict[str, Any] = {}
-    for found in summary[summary["site"] == site].to_dict("records"):
-        if found["metric"] in (*METRICS, "sis"):
-            row |= _bounds(found["metric"], found["mean"], found["ci_low"], found["ci_high"])
-            row |= {"n": found["n"], "n_silent": found["n_silent"]}
-    return row
 
 
 # Null spaces ------------------------------------------------------------------------------------------
@@ -438,7 +424,7 @@ def tabulate_null_space(nula: Nula) -> pd.DataFrame:
         for name in nula.names
         for operator in operators
     ]  # fmt: skip
-    return _tabulate(rows, NULL_COLUMNS)
+    return tabulate(rows, NULL_COLUMNS, COUNTS)
 
 
 def describe_null_space(
@@ -466,7 +452,7 @@ def describe_null_space(
         shares = compute_null_share(operator, pictures).numpy()
         silent = (pictures.square().sum((1, 2, 3)) <= SILENT * power).numpy()
         found = stats.summarize(shares, silent=silent, groups=groups, seed=seed)
-        row |= _bounds(name, found.mean, found.ci_low, found.ci_high) | {"n_silent": found.n_silent}
+        row |= bound_summary(name, found) | {"n_silent": found.n_silent}
     return row
 
 
@@ -540,16 +526,6 @@ def tabulate_pixels() -> pd.DataFrame:
         colours = {"red": red, "green": green, "blue": blue}
         frames.append(pd.DataFrame({"panel": test, "row": rows, "column": columns, **colours}))
     return pd.concat(frames, ignore_index=True)
-
-
-def _bounds(name: str, mean: float, low: float, high: float) -> dict[str, float]:
-    return {f"{name}{end}": value for end, value in zip(_BOUNDS, (mean, low, high), strict=True)}
-
-
-def _tabulate(rows: Iterable[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
-    """A table in which counts stay whole numbers although some rows have none."""
-    table = pd.DataFrame(rows, columns=columns)
-    return table.astype({column: "Int64" for column in COUNTS if column in columns})
 
 
 def _say(nula: Nula, name: str, table: pd.DataFrame) -> str:

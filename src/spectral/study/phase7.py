@@ -11,7 +11,7 @@ Example: python experiments/phase7_layers.py --limit 64 --out results
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -32,9 +32,16 @@ from spectral.models import list_bundled, load_model, model_info
 from spectral.models.load import ModelInfo
 from spectral.sites import find_sites
 from spectral.stability import measure_consistency
+from spectral.study.columns import (
+    average_sites,
+    bound_share,
+    bound_summary,
+    read_means,
+    tabulate,
+    with_bounds,
+)
 from spectral.study.common import Results
 from spectral.study.options import PRESETS, StudyOptions
-from spectral.study.phase8 import in_decibels
 from spectral.study.tuning import LAYER_METHODS, name_tuned
 from spectral.table import read_json, summarize_measurements, write_csv
 
@@ -46,19 +53,19 @@ LATENCY_BATCH, LATENCY_ROUNDS = 16, 30
 ACCURACY_BATCH = 500
 TRAIN_COMMAND = "python experiments/train_layers.py --data cifar10 --out data/checkpoints"
 ORIGINAL = "original"
-_BOUNDS = ("", "_low", "_high")
+MEANS = {metric: ("dense", metric) for metric in METRICS}
 _FACTS = ["method", "state", "model", "weights"]
 COLUMNS = [
     *_FACTS, "sites", "measurable", "n", "n_photographs",
-    *(f"{name}{end}" for name in (*METRICS, "alias_power_db", "sis", *PROTOCOLS) for end in _BOUNDS),
+    *with_bounds(*METRICS, "alias_power_db", "sis", *PROTOCOLS),
     "n_both_right", *(f"{name}_both_right" for name in PROTOCOLS),
-    *(f"accuracy{end}" for end in _BOUNDS), "accuracy_n", "accuracy_source",
+    *with_bounds("accuracy"), "accuracy_n", "accuracy_source",
     "latency_ratio", "latency_ratio_q25", "latency_ratio_q75", "latency_ms", "latency_batch", "device",
     "threads", "macs", "macs_ratio", "parameters", "aliasing_reason", "accuracy_reason",
 ]  # fmt: skip
 SITE_COLUMNS = [
     *_FACTS, "site", "site_index", "op", "kernel", "stride", "input_size", "output_size", "channels", "n",
-    "n_silent", *(f"{name}{end}" for name in (*METRICS, "alias_power_db") for end in _BOUNDS), "reason",
+    "n_silent", *with_bounds(*METRICS, "alias_power_db"), "reason",
 ]  # fmt: skip
 COUNTS = ("sites", "measurable", "n", "n_silent", "n_photographs", "n_both_right", "accuracy_n", "site_index",
           "channels", "macs", "parameters", "threads", "latency_batch")  # fmt: skip
@@ -182,8 +189,8 @@ def run(layers: Layers) -> None:
         rows.append({**row, **costs[variant.method]})
         sites += own_sites
         click.echo(f"  {_say(row)}")
-    layers.write_table("phase7_layers", _tabulate(rows, COLUMNS))
-    layers.write_table("phase7_layers_sites", _tabulate(sites, SITE_COLUMNS))
+    layers.write_table("phase7_layers", tabulate(rows, COLUMNS, COUNTS))
+    layers.write_table("phase7_layers_sites", tabulate(sites, SITE_COLUMNS, COUNTS))
     layers.draw("fig18_layers_pareto", "fig19_layers_aliasing")
     if layers.missing:
         click.echo(f"without the tuned networks of {', '.join(layers.missing)}; {layers._say_how()}")
@@ -205,15 +212,16 @@ def describe_variant(
             **record,
             "site": record["name"],
             "site_index": index,
-            **_read_means(summary, record["name"]),
+            **read_means(summary, record["name"], MEANS),
         }
         for index, record in enumerate(records)
     ]
     measurable = [record for record in records if record["measurable"]]
     row = {
-        **facts, "sites": len(records), "measurable": len(measurable), "n": len(layers.images),
+        **facts, "sites": len(records), "measurable": len(measurable),
+        **average_sites(table, METRICS, photographs, seed), **read_means(summary, "", {"sis": ("", "sis")}),
+        "n": len(layers.images),
         "n_photographs": len(set(photographs.values())) if photographs else len(layers.images),
-        **_average_sites(table, photographs, seed), **_bounds("sis", _find_summary(summary, "", "sis")),
         "aliasing_reason": "" if measurable else "; ".join({str(r["reason"]) for r in records}),
     }  # fmt: skip
     correct = _find_correct(layers.images, _info(model), table)
@@ -221,7 +229,7 @@ def describe_variant(
     for protocol in PROTOCOLS:
         agree = measure_agreement(layers, variant, model, protocol)
         groups = [photographs[image] for image in agree.index] if photographs else None
-        row |= _bounds(protocol, stats.summarize(agree, groups=groups, seed=seed))
+        row |= bound_summary(protocol, stats.summarize(agree, groups=groups, seed=seed))
         row[f"{protocol}_both_right"] = agree[both[both].index].mean() if both.any() else math.nan
     row["n_both_right"] = int(both.sum())
     return {**row, **find_accuracy(layers, variant, model)}, sites, correct
@@ -335,55 +343,9 @@ def _find_correct(images: ImageSet, info: ModelInfo, table: pd.DataFrame) -> pd.
     return whole["prediction"] == whole["label"]
 
 
-def _read_means(summary: pd.DataFrame, site: str) -> dict[str, Any]:
-    """One site's means with their intervals; none for a site that wasn't measured."""
-    row: dict[str, Any] = {}
-    for metric in METRICS:
-        found = _find_summary(summary, site, metric)
-        if found is not None:
-            row |= {**_bounds(metric, found), "n": found["n"], "n_silent": found["n_silent"]}
-    return {**row, **in_decibels(row)}
-
-
-def _find_summary(summary: pd.DataFrame, site: str, metric: str) -> dict[str, Any] | None:
-    rows = summary[(summary["site"] == site) & (summary["metric"] == metric)].to_dict("records")
-    return {str(key): value for key, value in rows[0].items()} if rows else None
-
-
-def _average_sites(table: pd.DataFrame, photographs: Mapping[str, str] | None, seed: int) -> dict[str, Any]:
-    """Mean of each metric over a network's sites, image by image, silent maps left out."""
-    dense = table[table["tap"] == "dense"]
-    if dense.empty:
-        return {}
-    wide = dense.pivot(index=["image", "site"], columns="metric", values="value")
-    loud = wide[wide["power"] > 0].groupby("image", sort=False)[list(METRICS)].mean()
-    groups = None if photographs is None else [photographs[image] for image in loud.index]
-    row: dict[str, Any] = {}
-    for metric in METRICS:
-        row |= _bounds(metric, stats.summarize(loud[metric], groups=groups, seed=seed)) if len(loud) else {}
-    return {**row, **in_decibels(row)}
-
-
-def _bounds(name: str, found: stats.Summary | Mapping[str, Any] | None) -> dict[str, float]:
-    """A mean and its interval as three columns."""
-    if found is None:
-        return {}
-    values = found if isinstance(found, Mapping) else vars(found)
-    return {
-        f"{name}{end}": values[key] for end, key in zip(_BOUNDS, ("mean", "ci_low", "ci_high"), strict=True)
-    }
-
-
 def _share(successes: int, n: int, source: str) -> dict[str, Any]:
-    found = stats.proportion_interval(successes, n)
-    return {"accuracy": found.proportion, "accuracy_low": found.ci_low, "accuracy_high": found.ci_high,
-            "accuracy_n": n, "accuracy_source": source, "accuracy_reason": ""}  # fmt: skip
-
-
-def _tabulate(rows: Iterable[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
-    """A table in which counts stay whole numbers although some rows have none."""
-    table = pd.DataFrame(rows, columns=columns)
-    return table.astype({column: "Int64" for column in COUNTS if column in columns})
+    facts = {"accuracy_n": n, "accuracy_source": source, "accuracy_reason": ""}
+    return {**bound_share("accuracy", successes, n), **facts}
 
 
 def _say(row: Mapping[str, Any]) -> str:

@@ -19,7 +19,6 @@ import click
 import pandas as pd
 from torch import nn
 
-from spectral import stats
 from spectral.data import ImageSet, load_images
 from spectral.decimation import LOSSLESS
 from spectral.errors import SpectralError
@@ -27,6 +26,7 @@ from spectral.measurement import measure
 from spectral.models import load_model, model_info
 from spectral.models.catalogue import LIBRARIES
 from spectral.models.load import RANDOM
+from spectral.study.columns import average_sites, bound, read_means, tabulate, with_bounds
 from spectral.study.common import TAPS, Results
 from spectral.study.options import StudyOptions
 from spectral.table import summarize_measurements
@@ -51,16 +51,15 @@ MEANS = {
 }
 COUNTS = ("site_index", "channels", "n", "n_silent", "parameters", "sites", "measurable", "lossless",
           "n_photographs")  # fmt: skip
-_BOUNDS = ("", "_low", "_high")
 _FACTS = ["model", "family", "weights"]
 SITE_COLUMNS = [
     *_FACTS, "site", "site_index", "depth", "op", "kernel", "stride", "input_size", "output_size", "channels",
-    "measurable", "n", "n_silent", *(f"{name}{end}" for name in MEANS for end in _BOUNDS),
-    *(f"alias_power_db{end}" for end in _BOUNDS), "reason",
+    "measurable", "n", "n_silent", *with_bounds(*MEANS, "alias_power_db"),
+    "reason",
 ]  # fmt: skip
 MODEL_COLUMNS = [
     *_FACTS, "image_size", "parameters", "sites", "measurable", "lossless", "n", "n_photographs",
-    *(f"{name}{end}" for name in ("alias_power_ratio", "alias_power_db", "sis") for end in _BOUNDS), "reason",
+    *with_bounds("alias_power_ratio", "alias_power_db", "sis"), "reason",
 ]  # fmt: skip
 
 
@@ -136,8 +135,8 @@ def run(survey: Survey) -> None:
         sites += rows
         models.append(model)
         click.echo(f"  {_say(model)}")
-    survey.write_table("phase8_architectures", _tabulate(sites, SITE_COLUMNS))
-    survey.write_table("phase8_models", _tabulate(models, MODEL_COLUMNS))
+    survey.write_table("phase8_architectures", tabulate(sites, SITE_COLUMNS, COUNTS))
+    survey.write_table("phase8_models", tabulate(models, MODEL_COLUMNS, COUNTS))
     if not any(model.get("measurable") for model in models):
         raise SpectralError("none of the models could be measured; the tables have the reasons")
     survey.draw("fig16_architectures_depth", "fig17_architectures_ranking")
@@ -159,14 +158,15 @@ def describe_model(survey: Survey, name: str) -> tuple[list[dict[str, Any]], dic
     records = table.attrs["sites"]
     rows = [
         {**facts, **record, "site": record["name"], "site_index": index,
-         "depth": index / max(len(records) - 1, 1), **_read_means(summary, record["name"])}
+         "depth": index / max(len(records) - 1, 1), **read_means(summary, record["name"], MEANS)}
         for index, record in enumerate(records)
     ]  # fmt: skip
     whole = {
         **facts, "image_size": "x".join(map(str, table.attrs["provenance"]["image_size"])),
         "sites": len(records), "measurable": sum(record["measurable"] for record in records),
         "lossless": sum(record["reason"] == LOSSLESS for record in records),
-        **_average_sites(table, photographs, survey.options.seed), **_read_sis(summary),
+        **average_sites(table, ("alias_power_ratio",), photographs, survey.options.seed),
+        **_read_sis(summary),
     }  # fmt: skip
     return rows, whole
 
@@ -183,64 +183,9 @@ def find_weights(name: str) -> str:
     return "published" if name.partition("/")[0] in LIBRARIES else "trained"
 
 
-def to_decibels(ratio: float) -> float:
-    """Write a ratio of powers in dB: −∞ for 0, NaN where it is unknown or an interval reaches below 0.
-
-    Example:
-        >>> to_decibels(0.1), to_decibels(0.0)
-        (-10.0, -inf)
-    """
-    if ratio == 0:
-        return -math.inf
-    return 10 * math.log10(ratio) if ratio > 0 else math.nan
-
-
-def _tabulate(rows: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
-    """A table in which counts stay whole numbers although some models have none."""
-    table = pd.DataFrame(rows, columns=columns)
-    gaps = [column for column in COUNTS if column in columns and table[column].dtype.kind == "f"]
-    return table.astype(dict.fromkeys(gaps, "Int64"))
-
-
-def _read_means(summary: pd.DataFrame, site: str) -> dict[str, Any]:
-    """One site's means with their intervals; none for a site that wasn't measured."""
-    own = {(row["tap"], row["metric"]): row for row in summary[summary["site"] == site].to_dict("records")}
-    row: dict[str, Any] = {}
-    for column, key in MEANS.items():
-        if key in own:
-            found = own[key]
-            row |= _bounds(column, found["mean"], found["ci_low"], found["ci_high"])
-            row |= {"n": found["n"], "n_silent": found["n_silent"]}
-    return {**row, **in_decibels(row)}
-
-
-def _read_sis(summary: pd.DataFrame) -> dict[str, Any]:
+def _read_sis(summary: pd.DataFrame) -> dict[str, float]:
     found = summary[(summary["site"] == "") & (summary["metric"] == "sis")].iloc[0]
-    return _bounds("sis", found["mean"], found["ci_low"], found["ci_high"])
-
-
-def _average_sites(table: pd.DataFrame, photographs: Mapping[str, str] | None, seed: int) -> dict[str, Any]:
-    """Mean over a model's sites of the alias power ratio, image by image, silent maps left out."""
-    dense = table[(table["tap"] == "dense") & table["metric"].isin(["alias_power_ratio", "power"])]
-    wide = dense.pivot(index=["image", "site"], columns="metric", values="value")
-    loud = wide.loc[wide["power"] > 0, "alias_power_ratio"].groupby("image").mean()
-    groups = None if photographs is None else [photographs[image] for image in loud.index]
-    if loud.empty:
-        return {"n": 0}
-    found = stats.summarize(loud, groups=groups, seed=seed)
-    row = _bounds("alias_power_ratio", found.mean, found.ci_low, found.ci_high)
-    units = found.n if found.n_groups is None else found.n_groups
-    return {**row, **in_decibels(row), "n": found.n, "n_photographs": units}
-
-
-def _bounds(name: str, mean: float, low: float, high: float) -> dict[str, float]:
-    return {f"{name}{end}": value for end, value in zip(_BOUNDS, (mean, low, high), strict=True)}
-
-
-def in_decibels(row: Mapping[str, float]) -> dict[str, float]:
-    """The alias power ratio's mean and bounds in dB."""
-    values = {end: row[f"alias_power_ratio{end}"] for end in _BOUNDS if f"alias_power_ratio{end}" in row}
-    return {f"alias_power_db{end}": to_decibels(value) for end, value in values.items()}
+    return bound("sis", found["mean"], found["ci_low"], found["ci_high"])
 
 
 def _say(model: Mapping[str, Any]) -> str:

@@ -10,8 +10,9 @@ Example: python experiments/train_layers.py --data cifar10 --out data/checkpoint
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,17 +81,41 @@ def tune_layers(
     for method in methods:
         path = out / f"{name_tuned(base, method)}.safetensors"
         paths.append(path)
-        if path.exists():
-            click.echo(f"{path.stem}: there already; delete it to train it again")
-            continue
         # loaded converted: layers with weights of their own then start from the same ones every time
-        network = load_model(f"{base}+{method}", device=device)
-        result = train_checkpoint(path, architecture, sets, recipe, device, network)
-        shutil.rmtree(out / "training" / path.stem)  # the checkpoint takes its place
-        with suppress(OSError):  # of another training that is going on
-            (out / "training").rmdir()
-        click.echo(f"{path.stem}: test accuracy {result['test_accuracy']:.2%}")
+        network = partial(load_model, f"{base}+{method}", device=device)
+        ensure_checkpoint(path, architecture, sets, recipe, device, network)
     return paths
+
+
+def ensure_checkpoint(
+    path: Path,
+    architecture: str,
+    sets: LabelledSets,
+    recipe: Recipe,
+    device: str = "cpu",
+    load_start: Callable[[], nn.Module] | None = None,
+) -> None:
+    """Train a checkpoint that isn't there yet, say its accuracy, and remove the state of the training.
+
+    Args:
+        path: as `train_checkpoint`.
+        architecture: as `train_checkpoint`.
+        sets: as `train_checkpoint`.
+        recipe: as `train_checkpoint`.
+        device: as `train_checkpoint`.
+        load_start: loads the network to tune instead of fresh weights, if it comes to that.
+
+    Raises:
+        SpectralError: as `train_checkpoint`.
+    """
+    if path.exists():
+        click.echo(f"{path.stem}: there already; delete it to train it again")
+        return
+    result = train_checkpoint(path, architecture, sets, recipe, device, load_start and load_start())
+    shutil.rmtree(path.parent / "training" / path.stem)  # the checkpoint takes its place
+    with suppress(OSError):  # of another training that is going on
+        (path.parent / "training").rmdir()
+    click.echo(f"{path.stem}: test accuracy {result['test_accuracy']:.2%}")
 
 
 def load_labelled_sets(data: str, data_id: str | None = None) -> LabelledSets:
@@ -157,7 +182,8 @@ def train_checkpoint(
     model = result.pop("model")
     if start is not None:
         info, report = model_info(start), find_report(start)
-        source = report.source if report is not None else info and info.name
+        # a converted network's own source, unless it is a tuned one that was loaded
+        source = (report and report.source) or (info and info.name)
         result |= {"tuned_from": source} if source else {}
         result |= {"conversion": report.to_dict()} if report is not None else {}
     save_checkpoint(model, path, result)

@@ -1,0 +1,6 @@
+"""Phase 9 of the study on its own; the science is in spectral/study/phase9.py. See --help."""
+
+from spectral.study import run_phase_script
+
+if __name__ == "__main__":
+    run_phase_script(9)

@@ -1,0 +1,192 @@
+"""Which site is to blame: each replaced by an alias-free one in turn, and what that does to predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from spectral.errors import SpectralError
+from spectral.measurement import Images, measure
+from spectral.sites import Site
+from spectral.stability.reading import check_count, choose_sites, name_of, read_images, size_of
+from spectral.surgery import convert
+from spectral.surgery.report import ConversionReport, conversion_report
+
+CALLER = "attribute_instability"
+ALL_SITES = "all sites"  # no module path has a blank
+COLUMNS = [
+    "model", "site", "op", "method", "placement", "image", "sis_original", "sis", "delta_sis",
+    "prediction_original", "prediction", "agree", "label", "correct_original", "correct",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The network with one site replaced, or with several that are one operator of a module that reruns.
+
+    Attributes:
+        name: the site's, or ``"all sites"``.
+        op: its kind.
+        placement: where the layer is.
+        model: the converted copy.
+    """
+
+    name: str
+    op: str
+    placement: str
+    model: nn.Module
+
+
+def attribute_instability(
+    model: nn.Module,
+    images: Tensor | Images,
+    method: str = "ideal",
+    *,
+    sites: Sequence[Site | str] | None = None,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Replace one site at a time by an anti-aliasing layer, and see what becomes of each prediction.
+
+    `convert` puts the layer behind the site's dense map and keeps the weights, so nothing but that decimation
+    changes. ``delta_sis`` is SIS with the layer less SIS without, on the same image: negative where the site
+    made predictions unstable. The network isn't trained with the layer, so its predictions change too, and
+    one that always answers the same is stable: read ``delta_sis`` beside ``agree`` and ``correct``. The
+    effects of single sites needn't add up to that of all.
+
+    A block's convolution and its shortcut are two sites. The calls of one operator in a module that runs
+    several times are replaced together, in one row with all their names.
+
+    Args:
+        model: classifier; images from `load_images` are normalised by its ``spectral_info``.
+        images: from `load_images`, or a preprocessed tensor (N, C, H, W).
+        method: a name in ``METHODS``; the default leaves nothing that could alias.
+        sites: which to replace, as sites or their names; by default all that `convert` replaces.
+        batch_size: images per forward pass.
+        progress: show a bar.
+
+    Returns:
+        A row per image and replaced site, and, under ``"all sites"``, with all of them replaced: model,
+        site, op, method, placement, image, sis_original, sis, delta_sis, prediction_original, prediction,
+        agree (whether the two are the same), label, correct_original and correct; these three are NaN where
+        no label is known, or the labels are of other classes than the model's. ``attrs["sites"]`` lists every
+        site: name, op, stride, replaced and, if it wasn't, the reason. There are no rows if none of the
+        model's sites can be replaced.
+
+    Raises:
+        SpectralError: for an unknown method or site, no images, a model without sites, one that is no
+            classifier, or if no site that is asked for can be replaced.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> table = attribute_instability(net, torch.rand(2, 3, 16, 16), progress=False)
+        >>> table["site"].unique().tolist(), len(table)
+        (['0', 'all sites'], 4)
+    """
+    check_count(CALLER, batch_size=batch_size)
+    source, prepare = read_images(model, images, CALLER)
+    size_of(source, CALLER)
+    (_, first), *_ = source.batches(1, indices=[0])
+    example = prepare(first)
+    every = {site.name for site in choose_sites(model, example, sites, CALLER)}
+    whole = convert(model, method, None if sites is None else lambda s: s.name in every, example=example)
+    report = conversion_report(whole)
+    records = [
+        {"name": row.site, "op": row.op, "stride": "x".join(map(str, row.stride)), "replaced": row.replaced,
+         "reason": row.reason}
+        for row in report.rows if row.site in every
+    ]  # fmt: skip
+    pictures = images if isinstance(images, Tensor) else source
+    before = _predict(model, pictures, batch_size)
+    if not has_classes_of(model, source):
+        before["label"] = np.nan
+    count = len(report.units) + bool(report.units)
+    bar = tqdm(total=count, desc=f"attributing {name_of(model)}", unit="variant", disable=not progress)
+    frames = []
+    with bar:
+        for variant in _make_variants(model, method, whole, report, example, records):
+            after = _predict(variant.model, pictures, batch_size)
+            frames.append(_tabulate(variant, method, before, after))
+            bar.update()
+    table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=COLUMNS[1:])
+    table.insert(0, "model", name_of(model))
+    table.attrs["sites"] = records
+    return table[COLUMNS]
+
+
+def has_classes_of(model: nn.Module, images: Images) -> bool:
+    """Whether the images' labels count the model's classes.
+
+    Both lists of names must be the same; where one isn't known, the numbers of classes must fit.
+
+    Example:
+        >>> from spectral.measurement import TensorImages
+        >>> import torch
+        >>> has_classes_of(nn.Flatten(), TensorImages(torch.zeros(1, 3, 8, 8)))
+        True
+    """
+    info = getattr(model, "spectral_info", None)
+    if info is None:
+        return True
+    names = getattr(images, "classes", None)
+    if names is not None and info.classes is not None:
+        return list(names) == list(info.classes)
+    highest = max((label for label in images.labels if label is not None), default=0)
+    count = highest + 1 if names is None else len(names)
+    return bool(count <= info.num_classes if names is None else count == info.num_classes)
+
+
+def _make_variants(
+    model: nn.Module,
+    method: str,
+    whole: nn.Module,
+    report: ConversionReport,
+    example: Tensor,
+    records: list[dict[str, Any]],
+) -> Iterator[Variant]:
+    """Yield a network per unit, one at a time, and the one with all; note in ``records`` what fails."""
+    if not report.units:
+        return
+    rows = {row.site: row for row in report.rows}
+    for unit in report.units:
+        own = rows[unit.sites[0]]
+        try:
+            single = convert(model, method, lambda site, u=unit: site.name in u.sites, example=example)  # type: ignore[misc]
+        except SpectralError as error:
+            for record in records:
+                if record["name"] in unit.sites:
+                    record |= {"replaced": False, "reason": f"not by itself: {error}"}
+            continue
+        placement = {r.site: r.placement for r in conversion_report(single).rows}[unit.sites[0]]
+        yield Variant(", ".join(unit.sites), own.op, placement or "", single)
+    ops = dict.fromkeys(row.op for row in report.replaced)
+    yield Variant(ALL_SITES, "+".join(ops), "", whole)
+
+
+def _predict(model: nn.Module, images: Tensor | Images, batch_size: int) -> pd.DataFrame:
+    """SIS, prediction and, where known, label of every image, in their order."""
+    table = measure(model, images, ("sis",), batch_size=batch_size, progress=False)
+    wide = table.pivot(index="image", columns="metric", values="value").loc[table["image"].unique()]
+    return wide if "label" in wide else wide.assign(label=np.nan)
+
+
+def _tabulate(variant: Variant, method: str, before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
+    label = before["label"]
+    known = label.notna()
+    return pd.DataFrame({
+        "site": variant.name, "op": variant.op, "method": method, "placement": variant.placement,
+        "image": before.index, "sis_original": before["sis"], "sis": after["sis"],
+        "delta_sis": after["sis"] - before["sis"],
+        "prediction_original": before["prediction"].astype(int),
+        "prediction": after["prediction"].astype(int), "agree": after["prediction"] == before["prediction"],
+        "label": label,
+        "correct_original": (before["prediction"] == label).where(known).astype(float),
+        "correct": (after["prediction"] == label).where(known).astype(float),
+    }).reset_index(drop=True)  # fmt: skip

@@ -1,0 +1,229 @@
+"""Layer-wise equivariance: whether a site's output moves with the image, by how much it misses if not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from spectral.errors import SpectralError
+from spectral.hooks import Capture, FeatureExtractor
+from spectral.measurement import Images, describe_sites
+from spectral.metrics import SHIFTS, evaluation_mode
+from spectral.sites import Site
+from spectral.stability.reading import Size, check_count, choose_sites, name_of, read_images, size_of
+from spectral.stability.shifts import Shift, check_shift, fourier_shift, is_whole
+
+CALLER = "measure_equivariance"
+# One pixel up, down, left and right, as for SIS; half a pixel down and right.
+EQUIVARIANCE_SHIFTS: tuple[Shift, ...] = (*SHIFTS, (0.5, 0.0), (0.0, 0.5))
+VALUES = ("mse_ratio", "relative_error")
+COLUMNS = [
+    "model", "image", "site", "call", "op", "stride", "total_stride", "row", "column", "kind", "psnr_db",
+    *VALUES, "flat",
+]  # fmt: skip
+
+
+def measure_equivariance(
+    model: nn.Module,
+    images: Tensor | Images,
+    *,
+    shifts: Sequence[Sequence[float]] = EQUIVARIANCE_SHIFTS,
+    sites: Sequence[Site | str] | None = None,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Compare what leaves each site for a shifted image with what left it before, moved along.
+
+    g(roll(x, t)) against g(x) moved by t/s, where s is how many times smaller than the image the site's
+    output is. On an axis where t/s is a whole number the map is rolled, elsewhere `fourier_shift` moves it,
+    which at even sizes scales the map's Nyquist bin by cos(πt/s). Images are shifted in the same way: whole
+    pixels are rolled, others lose part of the image's own Nyquist bin.
+
+    - ``mse_ratio``: the mean squared difference over peak², where the peak is the range of g(x): its largest
+      value less its smallest, over all channels and samples.
+    - ``psnr_db`` = −10 log₁₀ mse_ratio, +∞ where the two maps are equal. Rounding alone gives some 140 dB in
+      float32. An infinity has no place in a mean: average ``mse_ratio`` and convert that, or take a median.
+    - ``relative_error``: ‖g(roll(x, t)) − moved g(x)‖ / ‖moved g(x)‖.
+
+    A flat map (range 0, such as a dead one's) has no PSNR; ``flat`` tells. What selects a polyphase component
+    by content (`APSPool2d`) moves its samples by whole ones only: equal for shifts that s divides, not for
+    others.
+
+    Args:
+        model: the network. Images from `load_images` are normalised by its ``spectral_info``.
+        images: from `load_images`, or a preprocessed tensor (N, C, H, W).
+        shifts: pixels (down, right).
+        sites: what to measure, as sites or their names; all that have an output map by default.
+        batch_size: images per forward pass; one batch's maps of all sites are held at a time.
+        progress: show a bar.
+
+    Returns:
+        A row per image, site and shift: model, image, site, call, op, stride (the site's), total_stride,
+        row, column (the shift), kind (whole or sub-pixel), the values above and flat. ``attrs["sites"]``
+        lists every site and, if it wasn't measured, the reason. There are no rows if none of the model's
+        sites can be compared.
+
+    Units:
+        Shifts in pixels of the network's input; psnr_db in decibels, the others none.
+
+    Raises:
+        SpectralError: for an unknown site, a bad shift, no images, a model without sites, non-finite
+            activations (naming the site), or if no site that is asked for can be compared.
+
+    Source:
+        METRICS, layer-wise equivariance; the intermediate SIS that the spectral-aliasing study leaves open.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> table = measure_equivariance(net, torch.rand(2, 3, 16, 16), progress=False)
+        >>> len(table), table["total_stride"].unique().tolist(), bool((table["psnr_db"] < 60).all())
+        (12, ['2x2'], True)
+    """
+    check_count(CALLER, batch_size=batch_size)
+    moves = [check_shift(shift, CALLER) for shift in shifts]
+    if not moves:
+        raise SpectralError(f"{CALLER}: shifts is empty; pass at least one (down, right)")
+    source, prepare = read_images(model, images, CALLER)
+    size = size_of(source, CALLER)
+    (_, first), *_ = source.batches(1, indices=[0])
+    found = choose_sites(model, prepare(first), sites, CALLER)
+    reasons = {site.name: reason for site in found if (reason := find_obstacle(site, size))}
+    chosen = [site for site in found if site.name not in reasons]
+    if not chosen and sites is not None:
+        name, reason = next(iter(reasons.items()))
+        raise SpectralError(f"{CALLER}: no site of {name_of(model)} can be compared; {name!r}: {reason}")
+    comparison = _Comparison(size, moves, chosen)
+    extractor = FeatureExtractor(model, chosen, tap="output", reduce=comparison.reduce)
+    bar = tqdm(total=len(source), desc=f"shifting {name_of(model)}", unit="image", disable=not progress)
+    frames = [pd.DataFrame(columns=["index", *COLUMNS[1:]])]
+    with evaluation_mode(model), torch.no_grad(), bar, extractor:
+        for indices, batch in source.batches(batch_size) if chosen else ():
+            comparison.run(model, prepare(batch))
+            frames.append(comparison.tabulate(indices, [source.ids[i] for i in indices]))
+            bar.update(len(indices))
+    table = pd.concat(frames[len(frames) > 1 :]).sort_values("index", kind="stable", ignore_index=True)
+    table.insert(0, "model", name_of(model))
+    table.attrs["sites"] = describe_sites(found, reasons)
+    return table[COLUMNS]
+
+
+def compare_moved(shifted: Tensor, reference: Tensor, move: Sequence[float]) -> dict[str, Tensor]:
+    """Compare maps of shifted images with the maps of the images themselves, moved.
+
+    Args:
+        shifted: g(x shifted by t).
+        reference: g(x).
+        move: by how many samples of the map it should have moved, (down, right).
+
+    Shape:
+        (B, C, H, W) → (B,) for each value, float64.
+
+    Returns:
+        ``mse_ratio`` and ``relative_error`` as `measure_equivariance` defines them; NaN where there is no
+        range, or no norm, to compare with.
+
+    Example:
+        >>> x = torch.rand(1, 2, 6, 5)
+        >>> compare_moved(x.roll(1, -1), x, (0, 1))["mse_ratio"]
+        tensor([0.], dtype=torch.float64)
+    """
+    moved = fourier_shift(reference, move)
+    squares = (shifted - moved).square().sum((1, 2, 3), dtype=torch.float64)
+    peak = reference.amax((1, 2, 3)).double() - reference.amin((1, 2, 3)).double()
+    norm = moved.square().sum((1, 2, 3), dtype=torch.float64)
+    nothing = torch.full_like(squares, torch.nan)
+    return {
+        "mse_ratio": torch.where(peak > 0, squares / reference[0].numel() / peak.square(), nothing),
+        "relative_error": torch.where(norm > 0, (squares / norm).sqrt(), nothing),
+    }
+
+
+def find_obstacle(site: Site, image: Size) -> str | None:
+    """Say why a shift of the image is none of the site's output; None if it is.
+
+    Example:
+        >>> from spectral.sites import find_sites
+        >>> find_obstacle(find_sites(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1)), 9)[0], (9, 9))
+        'its output of 5×5 is no whole fraction of the image (9×9), so no shift of the image is one of it'
+    """
+    if not site.measurable:
+        return site.reason
+    if site.spread != (1, 1):
+        return "one image has several maps there, such as heads or windows"
+    output = site.output_size
+    if len(output) != len(image) or any(n % m for n, m in zip(image, output, strict=True)):
+        sizes = "×".join(map(str, output)), "×".join(map(str, image))
+        return (
+            f"its output of {sizes[0]} is no whole fraction of the image ({sizes[1]}), so no shift of the "
+            f"image is one of it"
+        )
+    return None
+
+
+class _Comparison:
+    """The maps of one batch, and how those of its shifted versions differ from them."""
+
+    def __init__(self, size: Size, moves: Sequence[Shift], sites: Sequence[Site]) -> None:
+        self.size, self.moves, self.sites = size, moves, sites
+        self.shift: Shift | None = None
+        self.reference: dict[str, Tensor] = {}
+        self.values: dict[tuple[str, Shift], dict[str, Tensor]] = {}
+
+    def run(self, model: nn.Module, batch: Tensor) -> None:
+        """Compare every site's maps at every shift."""
+        self.shift, self.reference, self.values = None, {}, {}
+        model(batch.clone())  # a model may work in place
+        for shift in self.moves:
+            self.shift = shift
+            model(fourier_shift(batch, shift))
+        for site, shift in product(self.sites, self.moves):
+            if (site.name, shift) not in self.values:
+                raise SpectralError(
+                    f"{CALLER}: site {site.name!r} didn't run on every image; measure such a model without "
+                    f"it (sites=…)"
+                )
+
+    def reduce(self, capture: Capture) -> None:
+        """Keep a map, or compare it: inside the hook, so that shifted maps never stand beside each other."""
+        name, output = capture.site.name, capture.output
+        output = output.to(torch.promote_types(output.dtype, torch.float32))
+        if not torch.isfinite(output).all():
+            raise SpectralError(
+                f"{CALLER}: site {name!r} has NaN or infinite values; check the weights and the input"
+            )
+        if self.shift is None:
+            self.reference[name] = output.clone()
+        elif name in self.reference:
+            total = _total_stride(self.size, capture.size)
+            move = [t / s for t, s in zip(self.shift, total, strict=True)]
+            self.values[name, self.shift] = compare_moved(output, self.reference[name], move)
+
+    def tabulate(self, indices: list[int], ids: list[str]) -> pd.DataFrame:
+        """Return the batch's rows."""
+        frames = []
+        for site, shift in product(self.sites, self.moves):
+            own = {name: value.cpu().numpy() for name, value in self.values[site.name, shift].items()}
+            total = _total_stride(self.size, site.output_size)
+            with np.errstate(divide="ignore"):
+                decibels = -10 * np.log10(own["mse_ratio"])
+            frames.append(pd.DataFrame({
+                "index": indices, "image": ids, "site": site.name, "call": site.call, "op": site.op,
+                "stride": _by(site.stride), "total_stride": _by(total), "row": shift[0], "column": shift[1],
+                "kind": "whole" if is_whole(shift) else "sub-pixel", "psnr_db": decibels, **own,
+                "flat": np.isnan(own["mse_ratio"]),
+            }))  # fmt: skip
+        return pd.concat(frames)
+
+
+def _total_stride(image: Size, output: Sequence[int]) -> Size:
+    return image[0] // output[0], image[1] // output[1]
+
+
+def _by(size: Sequence[int]) -> str:
+    return "x".join(map(str, size))

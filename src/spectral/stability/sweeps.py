@@ -1,0 +1,168 @@
+"""Every shift of a range instead of random ones: the worst of them, and the prediction along a diagonal."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spectral.errors import SpectralError, suggest
+from spectral.measurement import Images
+from spectral.metrics import evaluation_mode, predict_probabilities
+from spectral.stability.reading import Prepare, Size, check_count, read_images, size_of
+
+FILLS = ("circular", "zeros")
+DIAGONAL_STEPS = 33
+WholeShifts = list[tuple[int, int]]
+
+
+def measure_worst_shift(
+    model: nn.Module,
+    images: Tensor | Images,
+    max_shift: int = 3,
+    *,
+    fill: str = "circular",
+    batch_size: int = 64,
+) -> pd.DataFrame:
+    """Try every shift of up to ±``max_shift`` pixels; the mean of ``stays`` is the worst-case consistency.
+
+    All (2 r + 1)² − 1 shifts but none at all: along one axis alone, along both, and in both directions.
+    Nothing is drawn, so nothing is seeded. The margin of a shift is the probability of the class that the
+    unshifted image gets, less the largest other one; the worst shift is the one of the smallest margin, the
+    first of equal ones in the order of rows, then columns.
+
+    Args:
+        model: classifier; images from `load_images` are normalised by its ``spectral_info``.
+        images: from `load_images`, or a preprocessed tensor (N, C, H, W).
+        max_shift: r, the largest shift.
+        fill: ``"circular"`` (rolled), or ``"zeros"`` of the images as given, whose edge is an effect of its
+            own.
+        batch_size: views per forward pass.
+
+    Returns:
+        A row per image: image, fill, max_shift, n_shifts, prediction (of the unshifted image), n_changed (how
+        many shifts change it), stays (whether none does), worst_row, worst_column (down and right),
+        worst_prediction, worst_margin.
+
+    Units:
+        Shifts in pixels of the network's input; margins are differences of probabilities.
+
+    Raises:
+        SpectralError: for an unknown fill, a shift or a number out of range, no images, or a model that is
+            no classifier.
+
+    Example:
+        >>> mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> table = measure_worst_shift(mean, torch.rand(4, 3, 8, 8).double(), max_shift=1)
+        >>> table["n_shifts"].tolist(), table["stays"].mean()
+        ([8, 8, 8, 8], np.float64(1.0))
+    """
+    caller = "measure_worst_shift"
+    check_count(caller, batch_size=batch_size)
+    if fill not in FILLS:
+        raise SpectralError(
+            f"{caller}: unknown fill {fill!r}{suggest(fill, FILLS)}; allowed values are {', '.join(FILLS)}"
+        )
+    source, prepare = read_images(model, images, caller)
+    _check_range(caller, "max_shift", max_shift, 1, min(size_of(source, caller)) - 1)
+    axis = range(-max_shift, max_shift + 1)
+    shifts = [shift for shift in product(axis, axis) if shift != (0, 0)]
+    rows = []
+    with evaluation_mode(model), torch.no_grad():
+        for indices, batch in source.batches(max(1, batch_size // len(shifts))):
+            found = _predict_shifted(model, prepare, batch, [(0, 0), *shifts], fill, batch_size)
+            for index, probabilities in zip(indices, found, strict=True):
+                rows.append({"image": source.ids[index], "fill": fill, "max_shift": max_shift,
+                             "n_shifts": len(shifts), **_find_worst(probabilities, shifts)})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def measure_diagonal(
+    model: nn.Module, images: Tensor | Images, steps: int = DIAGONAL_STEPS, *, batch_size: int = 64
+) -> pd.DataFrame:
+    """Follow the prediction while the image is rolled down and right, one pixel on both axes at a time.
+
+    Circular, so that offsets are possible at every size: at 32 pixels the 33rd view is the first one again.
+
+    Args:
+        model: classifier; images from `load_images` are normalised by its ``spectral_info``.
+        images: from `load_images`, or a preprocessed tensor (N, C, H, W).
+        steps: how many offsets, from 0 on.
+        batch_size: views per forward pass.
+
+    Returns:
+        A row per image and offset: image, fill, offset, prediction, confidence (the probability of the class
+        that is predicted at offset 0), changed (whether another class is predicted than there).
+
+    Units:
+        Offsets in pixels of the network's input, on each axis; confidences are probabilities.
+
+    Raises:
+        SpectralError: for a number out of range, no images, or a model that is no classifier.
+
+    Example:
+        >>> mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> table = measure_diagonal(mean, torch.rand(1, 3, 8, 8).double(), steps=9)
+        >>> table["offset"].max(), table["changed"].any()
+        (np.int64(8), np.False_)
+    """
+    caller = "measure_diagonal"
+    check_count(caller, steps=steps, batch_size=batch_size)
+    source, prepare = read_images(model, images, caller)
+    size_of(source, caller)
+    offsets = [(step, step) for step in range(steps)]
+    frames = []
+    with evaluation_mode(model), torch.no_grad():
+        for indices, batch in source.batches(max(1, batch_size // steps)):
+            found = _predict_shifted(model, prepare, batch, offsets, "circular", batch_size)
+            for index, probabilities in zip(indices, found, strict=True):
+                classes = probabilities.argmax(1)
+                frames.append(pd.DataFrame({
+                    "image": source.ids[index], "fill": "circular", "offset": np.arange(steps),
+                    "prediction": classes, "confidence": probabilities[:, classes[0]],
+                    "changed": classes != classes[0],
+                }))  # fmt: skip
+    return pd.concat(frames, ignore_index=True)
+
+
+def _predict_shifted(
+    model: nn.Module, prepare: Prepare, batch: Tensor, shifts: WholeShifts, fill: str, batch_size: int
+) -> npt.NDArray[np.float64]:
+    """Probabilities (images, shifts, classes)."""
+    views = torch.stack([_shift(image, shift, fill) for image in batch for shift in shifts])
+    parts = [predict_probabilities(model(prepare(part)), len(part)).cpu() for part in views.split(batch_size)]
+    found: npt.NDArray[np.float64] = torch.cat(parts).unflatten(0, (len(batch), len(shifts))).numpy()
+    return found
+
+
+def _shift(image: Tensor, shift: Size, fill: str) -> Tensor:
+    if fill == "circular":
+        return image.roll(shift, (-2, -1))
+    down, right = shift
+    return F.pad(image, (right, -right, down, -down))  # a negative pad cuts off
+
+
+def _find_worst(probabilities: npt.NDArray[np.float64], shifts: WholeShifts) -> dict[str, int | float | bool]:
+    """Describe what the shifts do to one image, whose own probabilities come first."""
+    clean = int(probabilities[0].argmax())
+    shifted = probabilities[1:]
+    classes = shifted.argmax(1)
+    margins = shifted[:, clean] - np.delete(shifted, clean, axis=1).max(1)
+    changed = classes != clean
+    # A tie with an earlier class has margin 0 and changes the prediction: it is the worse of the two.
+    worst = int(np.lexsort((~changed, margins))[0])
+    return {
+        "prediction": clean, "n_changed": int(changed.sum()), "stays": not changed.any(),
+        "worst_row": shifts[worst][0], "worst_column": shifts[worst][1],
+        "worst_prediction": int(classes[worst]), "worst_margin": float(margins[worst]),
+    }  # fmt: skip
+
+
+def _check_range(caller: str, name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise SpectralError(f"{caller}: {name} must be from {low} to {high} for these images, got {value}")
