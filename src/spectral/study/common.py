@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,15 @@ class Results(ABC):
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(config, path)
+
+    def keep_table(
+        self, path: Path, config: Mapping[str, Any], compute: Callable[[], pd.DataFrame]
+    ) -> pd.DataFrame:
+        """Return what an earlier run computed with this configuration, or compute it and keep it."""
+        written = path.with_suffix(".json")
+        if not (path.exists() and written.exists() and read_json(written) == config):
+            write_csv(compute(), path, config)
+        return pd.read_csv(path, dtype={"image": str})
 
     def measurement_folder(self, name: str, part: str = "") -> Path:
         """Return where the measurements of a model are kept."""

@@ -51,7 +51,7 @@ PRESETS = {
         images="stl10",
         limit=1000,
         note="published ImageNet checkpoints on STL-10 test images, downloaded if need be; NULA is the "
-        "bundled narrow one at its own 32 px, its hub checkpoint isn't supported yet",
+        "bundled narrow one at its own 32 px, --models takes nula/robust from the hub in its place",
     ),
 }
 
@@ -108,7 +108,7 @@ def study_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--preset", type=click.Choice(list(PRESETS)), default="bundled", show_default=True,
                   help="Models and images that belong together.")  # fmt: skip
     @click.option("--models", help="Models in the order strided,blurpool,nula instead of the preset's; "
-                  "any number of them for phase 8.")  # fmt: skip
+                  "any number of them for phases 6, 8 and 9.")  # fmt: skip
     @click.option("--images", help="samples, synthetic, stl10, cifar10 or a folder, instead of the preset's.")
     @click.option("--limit", type=click.IntRange(min=2), help="At most this many images.")
     @click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
@@ -116,7 +116,9 @@ def study_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
     @click.option("--seed", type=int, default=0, show_default=True, help="Of crops and resampling.")
     @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, …")
-    @click.option("--data", metavar="cifar10|DIR", help="Labelled test images for the accuracies of phase 7.")
+    @click.option(
+        "--data", metavar="cifar10|DIR", help="Labelled test images for the accuracies of phases 6, 7 and 9."
+    )
     @click.option("--quiet", is_flag=True, help="No progress bars.")
     @functools.wraps(command)
     def wrapper(*args: Any, models: str | None, quiet: bool, **given: Any) -> Any:

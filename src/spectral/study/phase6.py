@@ -44,7 +44,7 @@ from spectral.study.common import Results, tabulate_spectrum
 from spectral.study.options import StudyOptions
 from spectral.study.phase3 import significance
 from spectral.synthetic import make_dead_leaves_image
-from spectral.table import read_json, summarize_measurements, write_csv
+from spectral.table import summarize_measurements
 
 BUNDLED = ("bundled/nula-w32", "bundled/nula-w32-robust", "bundled/resnet20", "bundled/resnet20-blurpool")
 NETWORKS = {"bundled": BUNDLED, "paper": (*BUNDLED[:2], "nula/robust", *BUNDLED[2:])}
@@ -187,11 +187,8 @@ class Nula(Results):
     ) -> pd.DataFrame:
         """Return what an earlier run computed for these weights and options, or compute and keep it."""
         path = self.measurement_folder(name, "phase6") / f"{what}.csv"
-        config = {**config, **self._pictures(), "weights": self.info(name).weights_id}
-        written = path.with_suffix(".json")
-        if not (path.exists() and written.exists() and read_json(written) == config):
-            write_csv(compute(), path, config)
-        return pd.read_csv(path, dtype={"image": str})
+        facts = {**config, **self._pictures(), "weights": self.info(name).weights_id}
+        return self.keep_table(path, facts, compute)
 
     def config(self) -> dict[str, Any]:
         """What determines every number."""

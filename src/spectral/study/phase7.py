@@ -43,7 +43,7 @@ from spectral.study.columns import (
 from spectral.study.common import Results
 from spectral.study.options import PRESETS, StudyOptions
 from spectral.study.tuning import LAYER_METHODS, name_tuned
-from spectral.table import read_json, summarize_measurements, write_csv
+from spectral.table import summarize_measurements
 
 LIMITS = {"bundled": 256, "paper": 64}
 METRICS = ("avr", "am_relative", "alias_power_ratio")  # at the dense tap
@@ -154,16 +154,7 @@ class Layers(Results):
     ) -> pd.DataFrame:
         """Return what an earlier run computed for these weights and options, or compute and keep it."""
         path = self.measurement_folder(variant.name, "phase7") / f"{what}.csv"
-        config = {**config, "weights": self.weights[variant.name]}
-        if (
-            path.exists()
-            and path.with_suffix(".json").exists()
-            and read_json(path.with_suffix(".json")) == config
-        ):
-            return pd.read_csv(path)
-        table = compute()
-        write_csv(table, path, config)
-        return table
+        return self.keep_table(path, {**config, "weights": self.weights[variant.name]}, compute)
 
     def config(self) -> dict[str, Any]:
         """What determines every number."""

@@ -54,7 +54,7 @@ from spectral.study.tuning import name_architecture
 from spectral.study.zoo import ATTACKED, list_zoo
 from spectral.surgery import METHODS
 from spectral.surgery.report import find_report
-from spectral.table import read_json, summarize_measurements, write_csv
+from spectral.table import summarize_measurements
 
 LIMIT = 48  # pictures: AutoAttack takes minutes for each network that withstands it
 IMAGES = {"bundled": "samples", "paper": "cifar10"}
@@ -183,13 +183,8 @@ class Robustness(Results):
     ) -> pd.DataFrame:
         """Return what an earlier run computed for these weights and options, or compute and keep it."""
         path = self.measurement_folder(name, "phase9") / f"{what}.csv"
-        config = {**config, **self._pictures(), "weights": self.infos[name].weights_id}
-        described = path.with_suffix(".json")
-        if path.exists() and described.exists() and read_json(described) == config:
-            return pd.read_csv(path)
-        table = compute()
-        write_csv(table, path, config)
-        return table
+        facts = {**config, **self._pictures(), "weights": self.infos[name].weights_id}
+        return self.keep_table(path, facts, compute)
 
     def config(self) -> dict[str, Any]:
         """What determines every number."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from spectral import stats
+from spectral.console import NOTHING, format_mean, format_rows
 from spectral.stability import ALL_SITES
-from spectral.study.columns import bound_summary, to_decibels, with_bounds
+from spectral.study.columns import BOUNDS, bound_summary, to_decibels, with_bounds
 from spectral.study.phase3 import add_holm, significance
 
 EQUIVARIANCE_COLUMNS = [
@@ -26,6 +27,7 @@ ATTRIBUTION_COLUMNS = [
 COUNTS = ("shifts", "n", "n_flat", "n_units", "df", "n_labelled")
 WORDS = ("site", "op", "stride", "total_stride", "kind", "method", "placement", "unit", "reason")
 FEW = 2  # what a test needs
+SMALLEST_P = 0.001  # that is written out
 
 
 def summarize_equivariance(
@@ -85,6 +87,36 @@ def summarize_attribution(
     add_holm(found, "p", by=["whole"])
     found["significance"] = [significance(p) for p in found["p_holm"]]
     return found[ATTRIBUTION_COLUMNS]
+
+
+def format_attribution(table: pd.DataFrame) -> str:
+    """Write an attribution as text: a line per replaced site, then the reasons for the others."""
+    found = table[table["n"] > 0]
+    first = found.iloc[0]
+    lines = [
+        f"SIS of the network as it is: {first['sis_original']:.4g}; n = {first['n']} images, unit of the test: "
+        f"{first['n_units']} {first['unit']}s",
+        "means ± half their 95 % intervals",
+        "",
+    ]
+    header = ["site", "op", "ΔSIS", "p (Holm)", "agreement"]
+    if (found["n_labelled"] > 0).any():
+        header.append(f"Δaccuracy (n = {first['n_labelled']})")
+    lines.append(format_rows(header, [_format_row(row)[: len(header)] for row in found.to_dict("records")]))
+    for row in table[table["reason"] != ""].to_dict("records"):
+        what = "not replaced" if row["n"] == 0 else "not tested"
+        lines.append(f"{what}: {row['site']} ({row['op']}): {row['reason']}")
+    return "\n".join(lines)
+
+
+def _format_row(row: Mapping[Hashable, Any]) -> list[str]:
+    p = row["p_holm"]
+    said = NOTHING if np.isnan(p) else "< 0.001" if p < SMALLEST_P else f"{p:.3f}"
+    means = [
+        format_mean(*(row[f"{name}{end}"] for end in BOUNDS))
+        for name in ("delta_sis", "agreement", "accuracy_change")
+    ]
+    return [row["site"], row["op"], means[0], f"{said} {row['significance']}".rstrip(), *means[1:]]
 
 
 def _describe_errors(loud: pd.DataFrame, photographs: Mapping[str, str] | None, seed: int) -> dict[str, Any]:
