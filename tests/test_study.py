@@ -129,6 +129,40 @@ def test_correlations_carry_intervals(results):
     assert set(read(results, "phase4_regression")["estimator"]) == {"ridge", "forest", "best single layer"}
 
 
+def test_equivariance_and_attribution_match_a_direct_measurement(results):
+    import numpy as np
+
+    import spectral
+    from spectral.stability import ALL_SITES, attribute_instability, measure_equivariance
+
+    model, images = load_model(MODELS[0]), spectral.load_images("synthetic", size=32, limit=24)
+    moved = read(results, "phase4_equivariance")
+    assert set(moved["family"]) == {"strided", "blurpool", "nula"}
+    assert (moved["n"] == 24).all()
+    row = moved[(moved["family"] == "strided") & (moved["kind"] == "whole")].iloc[1]
+    direct = measure_equivariance(model, images, sites=[row["site"]], progress=False)
+    whole = direct[direct["kind"] == "whole"]
+    assert row["psnr_db"] == pytest.approx(-10 * np.log10(whole["mse_ratio"].mean()), abs=1e-3)
+    assert row["psnr_db_low"] < row["psnr_db"] < row["psnr_db_high"]
+
+    blamed = read(results, "phase4_attribution").set_index("site")
+    assert blamed.loc[ALL_SITES, "family"] == "strided"
+    assert set(blamed.loc[blamed["family"] != "strided", "reason"]) == {"it is anti-aliased already"}
+    direct = attribute_instability(model, images, sites=[row["site"]], progress=False)
+    own = direct[direct["site"] == row["site"]]
+    strided = blamed[blamed["family"] == "strided"]
+    assert strided.loc[row["site"], "delta_sis"] == pytest.approx(own["delta_sis"].mean(), rel=1e-3, abs=1e-9)
+    assert strided.loc[row["site"], "agreement"] == pytest.approx(own["agree"].mean())
+    assert (strided["p_holm"] >= strided["p"]).all()
+
+    trace = read(results, "phase4_diagonal_trace")
+    assert (
+        trace.groupby(["family", "image"])["offset"].agg(["min", "max", "size"]).eq((0, 32, 33)).all().all()
+    )
+    for stem in ("fig20_equivariance", "fig21_attribution", "fig22_diagonal_trace"):
+        assert (results / "figures" / f"{stem}.png").stat().st_size > 10_000
+
+
 def test_tradeoff_has_all_families_and_no_invented_accuracy(results):
     table = read(results, "phase5_tradeoff")
     assert table["family"].tolist() == ["strided", "blurpool", "nula"]

@@ -302,9 +302,9 @@ def attribute(
     """Find which sites of MODEL make its predictions unstable under shifts.
 
     Each site is replaced by an anti-aliasing layer by itself, the weights kept as they are, and then all of
-    them together. Prints the change of SIS on the same images with half its 95 % interval and its paired test,
-    Holm-corrected over the sites; negative: the site was to blame. Beside it, how much accuracy changes on
-    images with labels, and how many predictions stay the same. With --out, the folder gets that table
+    them together. Prints the change of SIS on the same images with half its 95 % interval and its paired
+    test, Holm-corrected over the sites; negative: the site was to blame. Beside it, how many predictions stay
+    the same, and how much accuracy changes on images with labels. With --out, the folder gets that table
     (attribute.csv), and how far each site's output fails to move with the image (equivariance.csv).
 
     \b

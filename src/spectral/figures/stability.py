@@ -66,6 +66,9 @@ def plot_equivariance(source: Source) -> Figure:
     """Points with intervals: PSNR and relative error per layer and family, a column per kind of shift."""
     table = source.rows("phase4_equivariance", known=["psnr_db"])
     families, layers = find_families(table), find_layers(table)
+    capped = f"; {CEILING:.0f}: that or more" if (table["psnr_db"] >= CEILING).any() else ""
+    decibels = ["psnr_db", "psnr_db_low", "psnr_db_high"]
+    table = table.assign(**{name: table[name].clip(upper=CEILING) for name in decibels})
     fig = new_figure(FULL_WIDTH, 4.8)
     axes = fig.subplots(2, 2, sharey="row")
     offsets = dict(zip(families, slot_offsets(len(families), 0.6), strict=True))
@@ -79,7 +82,6 @@ def plot_equivariance(source: Source) -> Figure:
             set_layer_ticks(ax, layers, FULL_WIDTH / 2 - 0.4)
             separate_groups(ax, len(layers))
         upper.tick_params(labelbottom=False)
-    capped = f"; {CEILING:.0f}: that or more" if (table["psnr_db"] >= CEILING).any() else ""
     axes[0, 0].set_ylabel(f"PSNR, output tap\n(dB{capped})")
     axes[1, 0].set_ylabel("relative error,\noutput tap (%)")
     axes[1, 0].set_ylim(bottom=0)
@@ -185,7 +187,7 @@ def plot_diagonal_trace(source: Source) -> Figure:
 
 def _draw_point(ax: Axes, x: float, row: Mapping[Hashable, Any], name: str, scale: float = 1.0) -> None:
     style = FAMILIES[row["family"]]
-    mean, low, high = (min(scale * row[f"{name}{end}"], CEILING) for end in ("", "_low", "_high"))
+    mean, low, high = (scale * row[f"{name}{end}"] for end in ("", "_low", "_high"))
     if math.isfinite(low + high):
         ax.vlines(x, low, high, color=INK, lw=0.9, zorder=2)
     ax.plot(x, mean, marker=style.marker, mfc=style.colour, mec=INK, mew=0.5, ms=4.5, ls="", zorder=3)

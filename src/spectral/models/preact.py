@@ -11,32 +11,45 @@ from spectral.models.pooling import Pool, draw_convolutions, pool_factory
 STAGES, BLOCKS = 4, 2
 
 
-class PreActBlock(nn.Module):
-    """Batch norm → ReLU → 3×3 convolution, twice, and a shortcut from the block's input.
+class PreActivation(nn.Module):
+    """Batch norm → ReLU → 3×3 convolution, twice: what the blocks of PreAct and wide ResNets share.
 
-    Anti-aliased as norm → ReLU → conv (stride 1) → norm → ReLU → pool → conv; the projection has the pool in
-    front of it.
+    Anti-aliased as norm → ReLU → conv (stride 1) → norm → ReLU → pool → conv.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, pool: Pool | None) -> None:
         super().__init__()
         halve = pool if stride > 1 else None
-        conv_stride = 1 if halve else stride
         self.bn1 = nn.BatchNorm2d(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, conv_stride, 1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, 1 if halve else stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.pool = halve(out_channels) if halve else nn.Identity()
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
+
+    def transform(self, activated: Tensor) -> Tensor:
+        """Return the residual of what the first norm and ReLU made of the input."""
+        return self.conv2(self.pool(F.relu(self.bn2(self.conv1(activated)))))  # type: ignore[no-any-return]
+
+
+def make_projection(in_channels: int, out_channels: int, stride: int, pool: Pool | None) -> list[nn.Module]:
+    """Return a shortcut's 1×1 convolution, with the pool in front of it where there is one."""
+    halve = pool if stride > 1 else None
+    project = nn.Conv2d(in_channels, out_channels, 1, 1 if halve else stride, bias=False)
+    return [halve(in_channels), project] if halve else [project]
+
+
+class PreActBlock(PreActivation):
+    """A residual of two pre-activated convolutions, and a shortcut from the block's input."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, pool: Pool | None) -> None:
+        super().__init__(in_channels, out_channels, stride, pool)
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or in_channels != out_channels:
-            project = nn.Conv2d(in_channels, out_channels, 1, conv_stride, bias=False)
-            self.shortcut = nn.Sequential(*([halve(in_channels)] if halve else []), project)
+            self.shortcut = nn.Sequential(*make_projection(in_channels, out_channels, stride, pool))
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block."""
-        y = self.conv1(F.relu(self.bn1(x)))
-        y = self.conv2(self.pool(F.relu(self.bn2(y))))
-        return y + self.shortcut(x)  # type: ignore[no-any-return]
+        return self.transform(F.relu(self.bn1(x))) + self.shortcut(x)  # type: ignore[no-any-return]
 
 
 class PreActResNet18(nn.Module):

@@ -9,38 +9,27 @@ from torch import Tensor, nn
 
 from spectral.errors import SpectralError
 from spectral.models.pooling import Pool, draw_convolutions, pool_factory
+from spectral.models.preact import PreActivation, make_projection
 
 STAGES = 3
 
 
-class WideBlock(nn.Module):
-    """Batch norm → ReLU → 3×3 convolution, twice; a projection starts from the first activation.
-
-    Anti-aliased as norm → ReLU → conv (stride 1) → norm → ReLU → pool → conv; the projection has the pool in
-    front of it.
-    """
+class WideBlock(PreActivation):
+    """A residual of two pre-activated convolutions; a projection starts from the first activation."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, pool: Pool | None) -> None:
-        super().__init__()
-        halve = pool if stride > 1 else None
-        conv_stride = 1 if halve else stride
-        self.bn1 = nn.BatchNorm2d(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, conv_stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out_channels)
-        self.pool = halve(out_channels) if halve else nn.Identity()
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
+        super().__init__(in_channels, out_channels, stride, pool)
         self.projects = in_channels != out_channels
         # The published checkpoints call the projection so; with a pool it is a sequence, as in our ResNets.
         self.convShortcut: nn.Module = nn.Identity()
         if self.projects:
-            project = nn.Conv2d(in_channels, out_channels, 1, conv_stride, bias=False)
-            self.convShortcut = nn.Sequential(halve(in_channels), project) if halve else project
+            project = make_projection(in_channels, out_channels, stride, pool)
+            self.convShortcut = project[0] if len(project) == 1 else nn.Sequential(*project)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block."""
         activated = F.relu(self.bn1(x))
-        y = self.conv2(self.pool(F.relu(self.bn2(self.conv1(activated)))))
-        return y + self.convShortcut(activated if self.projects else x)  # type: ignore[no-any-return]
+        return self.transform(activated) + self.convShortcut(activated if self.projects else x)  # type: ignore[no-any-return]
 
 
 class WideResNet(nn.Module):

@@ -108,7 +108,8 @@ def attribute_instability(
     if not has_classes_of(model, source):
         before["label"] = np.nan
     count = len(report.units) + bool(report.units)
-    bar = tqdm(total=count, desc=f"attributing {name_of(model)}", unit="variant", disable=not progress)
+    hidden = not (progress and count)
+    bar = tqdm(total=count, desc=f"attributing {name_of(model)}", unit="variant", disable=hidden)
     frames = []
     with bar:
         for variant in _make_variants(model, method, whole, report, example, records):

@@ -94,8 +94,8 @@ def format_attribution(table: pd.DataFrame) -> str:
     found = table[table["n"] > 0]
     first = found.iloc[0]
     lines = [
-        f"SIS of the network as it is: {first['sis_original']:.4g}; n = {first['n']} images, unit of the test: "
-        f"{first['n_units']} {first['unit']}s",
+        f"SIS of the network as it is: {first['sis_original']:.4g}; n = {first['n']} images, units of the "
+        f"test: {first['n_units']} {first['unit']}s",
         "means ± half their 95 % intervals",
         "",
     ]
@@ -168,7 +168,7 @@ def _weigh_accuracy(
 def _unit(
     images: Sequence[str] | pd.Series | pd.Index, photographs: Mapping[str, str] | None
 ) -> dict[str, Any]:
-    if photographs is None:
+    if not photographs:
         return {"unit": "image", "n_units": len(images)}
     return {"unit": "photograph", "n_units": len({photographs[image] for image in images})}
 
