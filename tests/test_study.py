@@ -156,9 +156,9 @@ def test_equivariance_and_attribution_match_a_direct_measurement(results):
     assert (strided["p_holm"] >= strided["p"]).all()
 
     trace = read(results, "phase4_diagonal_trace")
-    assert (
-        trace.groupby(["family", "image"])["offset"].agg(["min", "max", "size"]).eq((0, 32, 33)).all().all()
-    )
+    offsets = trace.groupby(["family", "image"])["offset"]
+    assert len(offsets) == 3 * 4
+    assert all(list(own) == list(range(33)) for _, own in offsets)
     for stem in ("fig20_equivariance", "fig21_attribution", "fig22_diagonal_trace"):
         assert (results / "figures" / f"{stem}.png").stat().st_size > 10_000
 

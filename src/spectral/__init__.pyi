@@ -16,6 +16,14 @@ from .metrics import (
 )
 from .models import list_bundled, load_model, model_info
 from .monitor import AliasingMonitor, AliasingPenalty
+from .perturb import (
+    Corruption,
+    PerturbedImages,
+    make_perturbation,
+    measure_fourier_heatmap,
+    measure_predictions,
+    measure_robustness,
+)
 from .sites import Site, find_global_pools, find_reductions, find_sites, get_stride_layers, pair_sites
 from .spectrum import (
     compute_power_spectrum,
@@ -24,14 +32,6 @@ from .spectrum import (
     log_power_spectrum,
     normalized_radius,
     radial_frequencies,
-)
-from .perturb import (
-    Corruption,
-    PerturbedImages,
-    make_perturbation,
-    measure_fourier_heatmap,
-    measure_predictions,
-    measure_robustness,
 )
 from .stability import (
     attribute_instability,
