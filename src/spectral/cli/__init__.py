@@ -1,0 +1,61 @@
+"""The command ``spectral``; its commands are in modules by what they do: look, measure, make.
+
+Whatever needs torch is imported inside a command (names of `spectral` load when first used), so that
+``spectral --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+import spectral
+from spectral.cli.looking import classify, sites
+from spectral.cli.making import convert, train
+from spectral.cli.measuring import attribute, compare, measure
+from spectral.console import SpectralCommand, SpectralGroup
+from spectral.study import StudyOptions, run_study, study_options
+
+__all__ = ["SpectralCommand", "main"]
+
+
+@click.group(
+    cls=SpectralGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(spectral.__version__, prog_name="spectral")
+def main() -> None:
+    """Find where a vision network aliases, measure how much, and whether it matters.
+
+    MODEL is bundled/NAME, timm/NAME, torchvision/NAME, antialiased/NAME, robustbench/NAME or nula/robust (any
+    of them with @random behind for random weights, which needs no download) or the path of a weights file.
+
+    \b
+    Example:
+      spectral sites timm/resnet50@random
+    """
+
+
+@main.command()
+@click.argument("phases", nargs=-1, type=int, metavar="[PHASE]...")
+@study_options
+def study(phases: Sequence[int], options: StudyOptions) -> None:
+    """Run the study's phases: tables and figures.
+
+    Phases 1 to 5 run by default: a strided network, one with BlurPool and NULA are compared on the same
+    images. Phase 6 puts networks under NULA's perturbations, phase 7 compares anti-aliasing layers in one
+    network, phase 8 surveys architectures, phase 9 sets aliasing against robustness; --models takes any
+    number in 6, 8 and 9. What one phase measures the others read, and the same command continues after an
+    interruption.
+
+    \b
+    Example:
+      spectral study --limit 200 --out results
+      spectral study 3 4
+      spectral study 8 --models timm/resnet18@random,timm/vgg11_bn@random
+    """
+    run_study(phases, options)
+
+
+for command in (sites, measure, compare, attribute, classify, convert, train):
+    main.add_command(command)

@@ -1,0 +1,131 @@
+"""Commands that look at a network: sites, classify."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import spectral
+from spectral.cli.options import (
+    PATH,
+    architecture_option,
+    device_option,
+    format_size,
+    size_option,
+)
+from spectral.console import (
+    SpectralCommand,
+    format_rows,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+@click.command(cls=SpectralCommand)
+@click.argument("model")
+@size_option
+@architecture_option
+@click.option("--csv", "csv_path", type=PATH, help="Write the table to this file.")
+@click.option("--json", "json_path", type=PATH, help="Write it as JSON to this file.")
+def sites(
+    model: str,
+    size: tuple[int, int] | None,
+    architecture: str | None,
+    csv_path: Path | None,
+    json_path: Path | None,
+) -> None:
+    """List the places where MODEL reduces spatial resolution.
+
+    Strided convolutions, pools, blur pools, slices, resizes, windows and space-to-depth are found by one
+    forward pass without data, in the order in which they run. The last column tells what a site's dense map
+    is (what it would output with stride 1), which the measurements need, or why it has none.
+
+    \b
+    Example:
+      spectral sites timm/resnet50@random --size 224
+    """
+    import pandas as pd
+
+    from spectral.measurement import describe_sites
+    from spectral.table import write_csv, write_json
+
+    net = spectral.load_model(model, architecture=architecture)
+    info = spectral.model_info(net)
+    assert info is not None
+    shape = size or info.preprocessing.size
+    found = spectral.find_reductions(net, shape)
+    records = describe_sites([site for site in found if site.op != "global_pool"])
+    dense = sum(record["measurable"] for record in records)
+    count = f"{len(records)} downsampling site{'' if len(records) == 1 else 's'}"
+    pools = len(found) - len(records)
+    click.echo(
+        f"{model} at {format_size(shape)}: {count}, {dense} with a dense map; {pools} global "
+        f"pool{'' if pools == 1 else 's'} apart"
+    )
+    if records:
+        header = ["name", "op", "kernel", "stride", "input", "output", "channels", "dense map"]
+        click.echo(format_rows(header, [_site_cells(record) for record in records]))
+    if csv_path:
+        write_csv(pd.DataFrame(records), csv_path)
+    if json_path:
+        content = {"model": model, "weights": info.weights_id, "size": shape, "sites": records}
+        write_json(content, json_path)
+
+
+@click.command(cls=SpectralCommand)
+@click.argument("model")
+@click.argument("images", nargs=-1, required=True, type=PATH, metavar="IMAGE...")
+@click.option("--top-k", type=click.IntRange(min=1), default=5, show_default=True,
+              help="How many classes per image.")  # fmt: skip
+@click.option("--resize", is_flag=True,
+              help="Bring images to the model's size: resize the shorter side, crop the centre.")  # fmt: skip
+@device_option
+@architecture_option
+@click.option("--json", "json_path", type=PATH, help="Write the labels and scores to this file.")
+def classify(
+    model: str,
+    images: tuple[Path, ...],
+    top_k: int,
+    resize: bool,
+    device: str,
+    architecture: str | None,
+    json_path: Path | None,
+) -> None:
+    """Say what MODEL sees in each IMAGE: its most probable classes.
+
+    Images are converted to RGB and normalised as the model was trained. One that hasn't the model's size is
+    refused, unless --resize brings it there. Where the names of the classes aren't known, they are called
+    LABEL_0, LABEL_1 and so on.
+
+    \b
+    Example:
+      spectral classify nula/robust photo.png --top-k 3 --resize
+    """
+    from spectral.classification import classify as classify_image
+    from spectral.table import ensure_writable, write_json
+
+    if json_path:
+        ensure_writable(json_path.parent)
+    net = spectral.load_model(model, architecture=architecture, device=device)
+    info = spectral.model_info(net)
+    assert info is not None
+    found = []
+    for path in images:
+        predictions = classify_image(net, path, top_k, resize)
+        found.append({"image": str(path), "predictions": predictions})
+        if len(images) > 1:
+            click.echo(f"{path}:")
+        for one in predictions:
+            click.echo(f"{one['label']}: {one['score']:.2%}")
+    if json_path:
+        content = {"model": model, "weights": info.weights_id, "size": info.preprocessing.size}
+        write_json({**content, "resize": resize, "images": found}, json_path)
+
+
+def _site_cells(record: Mapping[str, Any]) -> list[str]:
+    keys = ("name", "op", "kernel", "stride", "input_size", "output_size", "channels")
+    return [*(str(record[key]) for key in keys), record["dense_map"] or f"none: {record['reason']}"]

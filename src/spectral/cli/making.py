@@ -1,0 +1,169 @@
+"""Commands that make networks: train, convert."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import spectral
+from spectral.cli.options import (
+    PATH,
+    architecture_option,
+    device_option,
+    size_option,
+)
+from spectral.console import (
+    SpectralCommand,
+)
+from spectral.errors import SpectralError
+
+if TYPE_CHECKING:
+    pass
+
+
+@click.command(cls=SpectralCommand)
+@click.argument("architecture", required=False)
+@click.option("--from", "start", metavar="MODEL", help="Fine-tune MODEL instead of training from scratch.")
+@click.option("--method", metavar="NAME",
+              help="With --from: convert MODEL first, as `spectral convert` does.")  # fmt: skip
+@click.option("--data", required=True, metavar="DIR|cifar10",
+              help="cifar10, or a folder with train/ and test/, a subfolder per class in each.")  # fmt: skip
+@click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder for the weights.")
+@click.option("--data-id", help="What tables call the data; by default the folder's name.")
+@click.option("--recipe", "recipe_name", default="clean", show_default=True, metavar="NAME",
+              help="clean, nula-robust (each image through a random resampling), fast-fgsm and pgd (on "
+              "adversarial images), or am-paper. What follows changes single values of it.")  # fmt: skip
+@click.option("--epochs", type=click.IntRange(min=1), help="Of clean 20 by default, 3 with --from.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Of clean 256 by default.")
+@click.option("--max-lr", type=click.FloatRange(min=0, min_open=True),
+              help="Of clean 0.2 by default, 0.02 with --from.")  # fmt: skip
+@click.option("--schedule", type=click.Choice(["one-cycle", "step"]), help="Of the learning rate.")
+@click.option("--perturb", metavar="A,B,…", help="Each image goes through one of these: clean, resize-0.5, "
+              "decimate-2, blur-decimate-2, checkerboard-0.05, …; one named twice is drawn twice as often."
+              )  # fmt: skip
+@click.option("--attack", type=click.Choice(["fgsm", "pgd"]), help="Train on adversarial images.")
+@click.option("--epsilon", type=click.FloatRange(min=0, min_open=True),
+              help="Of the attack, in pixels of [0, 1]; 8/255 by default.")  # fmt: skip
+@click.option("--attack-steps", type=click.IntRange(min=1), help="Of pgd, 10 by default.")
+@click.option("--ema", type=click.FloatRange(0, 1, max_open=True),
+              help="Keep an average of the weights with this decay, such as 0.999.")  # fmt: skip
+@click.option("--seed", type=int, help="Of the weights, order and augmentation; 0 by default.")
+@device_option
+@click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]),
+              help="auto by default: bf16 where the device multiplies it.")  # fmt: skip
+def train(
+    architecture: str | None,
+    start: str | None,
+    method: str | None,
+    data: str,
+    out: Path,
+    data_id: str | None,
+    recipe_name: str,
+    perturb: str | None,
+    device: str,
+    **changes: Any,
+) -> None:
+    """Train one of this project's architectures, or fine-tune a network.
+
+    SGD, crops and flips; on clean images, on perturbed ones (NULA) or on adversarial ones. Writes
+    DIR/ARCHITECTURE.safetensors (with -robust, -fgsm or -pgd behind the name where it was trained so) and,
+    beside it, the recipe, the data id and the test accuracy as JSON; `spectral measure` takes the former as
+    MODEL. After every epoch the state is kept, and the same command continues after an interruption.
+    resnet20, resnet20-blurpool, nula-w32 and preact-resnet18 are among the architectures.
+
+    With --from a trained network keeps its weights and is tuned on, after --method has put an anti-aliasing
+    layer in the place of its strides; the file is then called after both.
+
+    \b
+    Example:
+      spectral train resnet20-blurpool --data cifar10 --out runs/checkpoints
+      spectral train --from bundled/resnet20 --method flc --data cifar10 --out runs/tuned
+      spectral train nula --recipe nula-robust --data cifar10 --device cuda --out runs/nula
+    """
+    from spectral.study.tuning import load_labelled_sets, name_architecture, train_checkpoint
+    from spectral.table import ensure_writable
+    from spectral.training import find_recipe
+
+    if (architecture is None) == (start is None):
+        raise click.UsageError("name an ARCHITECTURE to train, or a network to tune with --from, not both")
+    if method and start is None:
+        raise click.UsageError("--method goes with --from MODEL")
+    defaults = {"epochs": 3, "max_lr": 0.02} if start and recipe_name == "clean" else {}
+    if perturb is not None:
+        changes["perturb"] = tuple(part.strip() for part in perturb.split(","))
+    given = {key: value for key, value in changes.items() if value is not None}
+    plan = find_recipe(recipe_name, **{**defaults, **given})
+    ensure_writable(out)
+    # An unknown name or device should fail before the images are read.
+    asked = (f"{start}+{method}" if method else start) or f"bundled/{architecture}@random"
+    net = spectral.load_model(asked, device=device)
+    sets = load_labelled_sets(data, data_id)
+    name = architecture or name_architecture(net)
+    trained = plan.attack or ("robust" if plan.perturb else "")
+    parts = [Path(start).stem, method or ("" if trained else "tuned")] if start else [name]
+    stem = "-".join(part for part in (*parts, trained) if part)
+    click.echo(
+        f"training {stem} on {len(sets[0].images)} images of {sets[0].data_id}, testing on "
+        f"{len(sets[1].images)}"
+    )
+    path = out / f"{stem}.safetensors"
+    result = train_checkpoint(path, name, sets, plan, device, start=net if start else None)
+    click.echo(f"test accuracy {result['test_accuracy']:.2%}; weights in {path}")
+
+
+@click.command(cls=SpectralCommand)
+@click.argument("model")
+@click.option("--method", required=True, metavar="NAME", help="blurpool, flc, asap, aps, wavelet, …")
+@click.option("--out", type=PATH, required=True, metavar="FILE",
+              help="Weights file, ending in .safetensors.")  # fmt: skip
+@click.option("--where", "where", multiple=True, metavar="SITES",
+              help="A kind (conv, max_pool, …), a site's name or a pattern; several times for several. "
+              "All that can be replaced by default.")  # fmt: skip
+@click.option("--placement", type=click.Choice(["auto", "behind"]), default="auto", show_default=True,
+              help="Behind the activation where the block allows it, or right behind the operator."
+              )  # fmt: skip
+@size_option
+@architecture_option
+def convert(
+    model: str,
+    method: str,
+    out: Path,
+    where: tuple[str, ...],
+    placement: str,
+    size: tuple[int, int] | None,
+    architecture: str | None,
+) -> None:
+    """Put an anti-aliasing layer in the place of MODEL's strides and pools.
+
+    Trained weights are kept; what was replaced, and why the rest wasn't, is printed. FILE can be given as
+    MODEL to every other command. MODEL+METHOD does the same without a file.
+
+    \b
+    Example:
+      spectral convert bundled/resnet20 --method flc --out resnet20-flc.safetensors
+    """
+    from spectral.models.checkpoint import save_checkpoint
+    from spectral.study.tuning import name_architecture
+
+    net = spectral.load_model(model, architecture=architecture)
+    info = spectral.model_info(net)
+    assert info is not None
+    chosen = None if not where else where[0] if len(where) == 1 else list(where)
+    shape = size or info.preprocessing.size
+    smooth = spectral.convert(net, method, chosen, placement, example=shape)
+    report = spectral.conversion_report(smooth)
+    click.echo(str(report))
+    if not report.replaced:
+        raise SpectralError(
+            f"nothing was replaced in {model}, so nothing is written; choose sites with --where"
+        )
+    metadata = {
+        "architecture": name_architecture(net, architecture), "family": info.family,
+        "converted_from": info.name, "mean": info.preprocessing.mean, "std": info.preprocessing.std,
+        "size": shape, "classes": info.classes, "conversion": report.to_dict(),
+    }  # fmt: skip
+    known = {key: value for key, value in metadata.items() if value is not None}
+    path = save_checkpoint(smooth, out, known)
+    click.echo(f"weights in {path}")

@@ -1,0 +1,309 @@
+"""Commands that measure networks on images: measure, compare, attribute."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import spectral
+from spectral.cli.options import (
+    PATH,
+    architecture_option,
+    device_option,
+    format_size,
+    parse_names,
+    size_option,
+)
+from spectral.console import (
+    NOTHING,
+    SpectralCommand,
+    format_columns,
+    format_mean,
+)
+from spectral.errors import SpectralError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@click.command(cls=SpectralCommand)
+@click.argument("model")
+@click.option("--images", default="samples", show_default=True, metavar="NAME|DIR",
+              help="samples, synthetic, stl10, cifar10, or a folder of images.")  # fmt: skip
+@size_option
+@click.option("--limit", type=click.IntRange(min=1), help="At most this many images.")
+@click.option("--metrics", callback=parse_names, default="avr,am,sis", show_default=True, metavar="A,B,…",
+              help="Any of avr, avr_separable, avr_exclude_dc, avr_hann, am, am_relative, alias_power_ratio, "
+              "nonaliased, aliased, tangled, nopass, sis.")  # fmt: skip
+@click.option("--taps", callback=parse_names, default="input,dense", show_default=True, metavar="A,B",
+              help="Where AVR is taken: input, dense, output.")  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@device_option
+@architecture_option
+@click.option("--seed", type=int, default=0, show_default=True, help="Of crops and choices of images.")
+@click.option("--out", type=PATH, metavar="DIR", help="Keep all values here; continues what was interrupted.")
+def measure(
+    model: str,
+    images: str,
+    size: tuple[int, int] | None,
+    limit: int | None,
+    metrics: tuple[str, ...],
+    taps: tuple[str, ...],
+    batch_size: int,
+    device: str,
+    architecture: str | None,
+    seed: int,
+    out: Path | None,
+) -> None:
+    """Measure aliasing at every downsampling site of MODEL.
+
+    Prints means over images with half their 95 % intervals; silent maps are left out of them. With --out, the
+    folder gets measurements/ (the values of every image, as Parquet), summary.csv, sites.csv and
+    provenance.json, and the same command continues after an interruption.
+
+    \b
+    Example:
+      spectral measure bundled/resnet20 --limit 100 --out runs/resnet20
+    """
+    from spectral.table import ensure_writable
+
+    if out:
+        ensure_writable(out)
+    net = spectral.load_model(model, architecture=architecture, device=device)
+    info = spectral.model_info(net)
+    assert info is not None
+    pictures = spectral.load_images(images, size=size or info.preprocessing.size, limit=limit, seed=seed)
+    random = " (random weights, not trained)" if model.endswith("@random") else ""
+    skipped = f"; {len(pictures.skipped)} broken file(s) skipped" if pictures.skipped else ""
+    click.echo(
+        f"measuring {model}, weights {info.weights_id}{random}, on {len(pictures)} images of "
+        f"{pictures.source} at {format_size(pictures.size or info.preprocessing.size)}{skipped}"
+    )
+    table = spectral.measure(
+        net,
+        pictures,
+        metrics,
+        taps=taps,  # type: ignore[arg-type] # measure checks the names
+        batch_size=batch_size,
+        out=out / "measurements" if out else None,
+    )
+    # Crops of one photograph aren't independent images.
+    groups = dict(zip(pictures.ids, pictures.groups, strict=True)) if pictures.groups else None
+    summary = spectral.summarize_measurements(table, groups=groups, seed=seed)
+    _print_summary(summary, metrics, len(pictures))
+    if out:
+        _write_measurements(table, summary, out, {"seed": seed, "limit": limit, "skipped": pictures.skipped})
+        resumed = table.attrs["resumed"]
+        earlier = f", {resumed} of {len(pictures)} images measured earlier" if resumed else ""
+        click.echo(f"\nwritten to {out}{earlier}")
+
+
+@click.command(cls=SpectralCommand)
+@click.argument("models", nargs=-1, metavar="MODEL MODEL...")
+@click.option("--images", default="samples", show_default=True, metavar="NAME|DIR",
+              help="samples, synthetic, stl10, cifar10, or a folder of images.")  # fmt: skip
+@size_option
+@click.option("--limit", type=click.IntRange(min=2), help="At most this many images.")
+@click.option("--metrics", callback=parse_names, default="avr,am,sis", show_default=True, metavar="A,B,…",
+              help="As for `spectral measure`.")  # fmt: skip
+@click.option("--taps", callback=parse_names, default="input,dense", show_default=True, metavar="A,B",
+              help="Where AVR is taken: input, dense, output.")  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@device_option
+@click.option("--seed", type=int, default=0, show_default=True, help="Of crops, choices and intervals.")
+@click.option("--out", type=PATH, metavar="DIR", help="Folder for compare.csv, compare.png and all values.")
+def compare(
+    models: tuple[str, ...],
+    images: str,
+    size: tuple[int, int] | None,
+    limit: int | None,
+    metrics: tuple[str, ...],
+    taps: tuple[str, ...],
+    batch_size: int,
+    device: str,
+    seed: int,
+    out: Path | None,
+) -> None:
+    """Compare models with the first of them, site by site, on the same images.
+
+    Only like sites are compared: those at the same resolution in the same order. Each model sees the pictures
+    at its own size. Prints both means, their difference with its 95 % interval and the paired test,
+    Holm-corrected over the sites; then SIS and how often the models give the same class. With --out, the
+    folder gets the table (compare.csv), a figure (compare.png) and measurements/, and the same command
+    continues after an interruption.
+
+    \b
+    Example:
+      spectral compare bundled/resnet20 bundled/resnet20-blurpool bundled/resnet20+flc --limit 100
+    """
+    from spectral.study.compare import compare_models, format_comparison
+    from spectral.table import describe_environment, ensure_writable, write_csv
+
+    if len(models) < 2:
+        raise click.UsageError(f"expected at least 2 models to compare, got {len(models)}")
+    twice = [name for name, count in Counter(models).items() if count > 1]
+    if twice:
+        raise click.UsageError(f"{twice[0]} is named twice; compare different models")
+    if out:
+        ensure_writable(out)
+    nets = {name: spectral.load_model(name, device=device) for name in models}
+    infos = {name: spectral.model_info(net) for name, net in nets.items()}
+    sizes = {name: size or info.preprocessing.size for name, info in infos.items() if info}
+    first = spectral.load_images(images, size=sizes[models[0]], limit=limit, seed=seed)
+    pictures = {name: first if own == first.size else first.resized(own) for name, own in sizes.items()}
+    shown = ", ".join(f"{name} at {format_size(own)}" for name, own in sizes.items())
+    click.echo(f"comparing {shown} on {len(first)} images of {first.source}; the reference is {models[0]}")
+    table = compare_models(
+        nets,
+        pictures,
+        metrics,
+        taps=taps,  # type: ignore[arg-type] # measure checks the names
+        batch_size=batch_size,
+        out=out / "measurements" if out else None,
+        seed=seed,
+    )
+    click.echo(f"\n{format_comparison(table)}")
+    if out:
+        options = {"images": first.source, "fingerprint": first.fingerprint, "seed": seed, "limit": limit}
+        weights = {name: info.weights_id for name, info in infos.items() if info}
+        facts = {"models": weights, **options, **describe_environment(), "device": device}
+        write_csv(table, out / "compare.csv", facts)
+        spectral.figures.draw_figure("compare", out, out)
+        click.echo(f"\nwritten to {out}")
+
+
+@click.command(cls=SpectralCommand)
+@click.argument("model")
+@click.option("--images", default="samples", show_default=True, metavar="NAME|DIR",
+              help="samples, synthetic, stl10, cifar10, or a folder of images.")  # fmt: skip
+@size_option
+@click.option("--limit", type=click.IntRange(min=2), help="At most this many images.")
+@click.option("--method", default="ideal", show_default=True, metavar="NAME",
+              help="What each site is replaced by; ideal leaves nothing that could alias.")  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@device_option
+@architecture_option
+@click.option("--seed", type=int, default=0, show_default=True, help="Of crops, choices and intervals.")
+@click.option("--out", type=PATH, metavar="DIR", help="Folder for attribute.csv and equivariance.csv.")
+def attribute(
+    model: str,
+    images: str,
+    size: tuple[int, int] | None,
+    limit: int | None,
+    method: str,
+    batch_size: int,
+    device: str,
+    architecture: str | None,
+    seed: int,
+    out: Path | None,
+) -> None:
+    """Find which sites of MODEL make its predictions unstable under shifts.
+
+    Each site is replaced by an anti-aliasing layer by itself, the weights kept as they are, and then all of
+    them together. Prints the change of SIS on the same images with half its 95 % interval and its paired
+    test, Holm-corrected over the sites; negative: the site was to blame. Beside it, how many predictions stay
+    the same, and how much accuracy changes on images with labels. With --out, the folder gets that table
+    (attribute.csv), and how far each site's output fails to move with the image (equivariance.csv).
+
+    \b
+    Example:
+      spectral attribute bundled/resnet20 --limit 100 --out runs/attribute
+    """
+    from spectral.stability import attribute_instability
+    from spectral.study.stability import format_attribution, summarize_attribution
+    from spectral.table import ensure_writable
+
+    if out:
+        ensure_writable(out)
+    net = spectral.load_model(model, architecture=architecture, device=device)
+    info = spectral.model_info(net)
+    assert info is not None
+    pictures = spectral.load_images(images, size=size or info.preprocessing.size, limit=limit, seed=seed)
+    click.echo(
+        f"attributing {model}, weights {info.weights_id}, on {len(pictures)} images of {pictures.source} at "
+        f"{format_size(pictures.size or info.preprocessing.size)}; sites replaced by {method}"
+    )
+    rows = attribute_instability(net, pictures, method, batch_size=batch_size)
+    if rows.empty:
+        first = rows.attrs["sites"][0]
+        raise SpectralError(f"no site of {model} can be replaced; {first['name']!r}: {first['reason']}")
+    # Crops of one photograph aren't independent images.
+    groups = dict(zip(pictures.ids, pictures.groups, strict=True)) if pictures.groups else None
+    summary = summarize_attribution(rows, groups, seed)
+    click.echo(f"\n{format_attribution(summary)}")
+    if out:
+        facts = {"model": model, "weights": info.weights_id, "method": method, "limit": limit}
+        facts |= {"images": pictures.source, "fingerprint": pictures.fingerprint, "seed": seed}
+        _write_attribution(net, pictures, summary, groups, facts | {"device": device}, batch_size, out)
+
+
+def _print_summary(summary: pd.DataFrame, metrics: Sequence[str], images: int) -> None:
+    """Print means at the sites, means of the whole model, and what could not be measured."""
+    measured = summary[summary["reason"] == ""]
+    at_sites, whole = measured[measured["site"] != ""], measured[measured["site"] == ""]
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    silent: Counter[tuple[str, ...]] = Counter()
+    for row in at_sites.to_dict("records"):
+        place = tuple(str(row[key]) for key in ("site", "op", "stride", "tap"))
+        rows.setdefault(place, {})[row["metric"]] = _format_row(row)
+        silent[place] = max(silent[place], row["n_silent"])
+    click.echo(f"\nmean over {images} images ± half its 95 % interval")
+    if rows:
+        metrics = [metric for metric in metrics if metric in set(at_sites["metric"])]
+        extra = ["silent"] if any(silent.values()) else []
+        cells = [
+            [
+                *place,
+                *(str(silent[place]) for _ in extra),
+                *(means.get(metric, NOTHING) for metric in metrics),
+            ]
+            for place, means in rows.items()
+        ]
+        header = ["site", "op", "stride", "tap", *extra]
+        click.echo(format_columns([*header, *metrics], cells, len(header)))
+    for row in whole.to_dict("records"):
+        click.echo(f"whole model: {row['metric']} {_format_row(row)}")
+    for row in summary[summary["reason"] != ""].to_dict("records"):
+        click.echo(f"not measured: {row['site']} ({row['op']}): {row['reason']}")
+
+
+def _format_row(row: Mapping[Hashable, Any]) -> str:
+    return format_mean(row["mean"], row["ci_low"], row["ci_high"]) if row["n"] else "silent"
+
+
+def _write_measurements(
+    table: pd.DataFrame, summary: pd.DataFrame, out: Path, options: Mapping[str, Any]
+) -> None:
+    import pandas as pd
+
+    from spectral.table import write_csv, write_json
+
+    write_csv(summary, out / "summary.csv")
+    write_csv(pd.DataFrame(table.attrs["sites"]), out / "sites.csv")
+    write_json({**table.attrs["provenance"], **options}, out / "provenance.json")
+
+
+def _write_attribution(
+    net: Any,
+    pictures: Any,
+    summary: pd.DataFrame,
+    groups: Mapping[str, str] | None,
+    facts: Mapping[str, Any],
+    batch_size: int,
+    out: Path,
+) -> None:
+    """Write what was printed, and the equivariance of each site's output."""
+    from spectral.stability import measure_equivariance
+    from spectral.study.stability import summarize_equivariance
+    from spectral.table import describe_environment, write_csv
+
+    moved = measure_equivariance(net, pictures, batch_size=batch_size)
+    tables = {"attribute": summary, "equivariance": summarize_equivariance(moved, groups, int(facts["seed"]))}
+    for name, table in tables.items():
+        table.insert(0, "model", facts["model"])
+        write_csv(table, out / f"{name}.csv", {**facts, **describe_environment()})
+    click.echo(f"\nwritten to {out}")
