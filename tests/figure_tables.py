@@ -566,8 +566,9 @@ def _robustness() -> dict[str, pd.DataFrame]:
         strength = 0.0 if training == "standard" else float(rng.uniform(0.2, 0.5))
         row: dict[str, object] = {"model": model, "training": training, "downsampling": downsampling}
         row |= {"response": "robust accuracy", "n": 128, "attacks_ordered": training != "robust"}
-        for test, share in {"fgsm": 1.2, "pgd-50": 1.1, "autoattack": 1.0, "gaussian_noise": 0.7,
-                            "defocus_blur": 0.8, "jpeg_compression": 1.3}.items():  # fmt: skip
+        shares = {"pgd-50-weak": 1.6, "fgsm": 1.2, "pgd-50": 1.1, "autoattack": 1.0, "gaussian_noise": 0.7,
+                  "defocus_blur": 0.8, "jpeg_compression": 1.3}  # fmt: skip
+        for test, share in shares.items():
             row |= _shares(f"{test}_accuracy", strength * share) | _shares(f"{test}_agreement", strength)
         for name in ("clean_accuracy", "test_accuracy", "consistency"):
             row |= _shares(name, float(rng.uniform(0.7, 0.9)))

@@ -38,6 +38,7 @@ OTHER = ("#222222", "other training")
 LAYERS = {"strided": "o", "blurpool": "s", "flc": "^", "asap": "D", "wavelet": "v", "aps": "P"}
 OTHER_LAYER = "X"
 ATTACKS = {
+    "pgd-50-weak": ("#F0E442", "s", "PGD at ε = 1/255"),
     "fgsm": ("#56B4E9", "v", "FGSM"),
     "pgd-50": ("#E69F00", "s", "PGD, 50 steps"),
     "autoattack": ("#D55E00", "o", "AutoAttack"),
@@ -163,10 +164,11 @@ def plot_robustness_relations(source: Source) -> Figure:
     "fig29_attacks",
     title="What attacks, corruptions and shifts leave of each network",
     caption=(
-        "Left: clean accuracy, and what FGSM, PGD and AutoAttack leave at ε = 8/255. Middle: three "
-        "corruptions at severity 3 (ImageNet-C's constants, at 32 px not CIFAR-10-C). Right: share of pairs "
-        "of shifted views (up to 3 px, circular) that get one class. All with 95 % intervals; of whole "
-        "networks, so of no tap. A star: a stronger attack changed fewer predictions than a weaker one there."
+        "Left: clean accuracy, and what PGD leaves at ε = 1/255 and FGSM, PGD and AutoAttack at 8/255. "
+        "Middle: three corruptions at severity 3 (ImageNet-C's constants, at 32 px not CIFAR-10-C). Right: "
+        "share of pairs of shifted views (up to 3 px, circular) that get one class. All with 95 % intervals; "
+        "of whole networks, so of no tap. A star: a stronger attack changed fewer predictions than a weaker "
+        "one there."
     ),
     columns={
         "phase9_networks": (

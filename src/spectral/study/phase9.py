@@ -1,12 +1,13 @@
 """Phase 9, robustness: do networks that alias less withstand attacks better?
 
 Networks that differ in their downsampling and in their training, on the same pictures: aliases at every
-downsampling site; what FGSM, PGD and AutoAttack leave of their predictions at ε = 8/255; corruptions and
-shifts. Then rank correlations over the networks, plain and given clean accuracy, and what adversarial
-training changes in the aliases of one and the same architecture. With --data, labelled pictures, the response
-is robust accuracy; otherwise robust agreement, the share of the own predictions that an attack can't change.
---models takes any number of networks; of a network and the same with -fgsm behind its name a pair is made.
-The preset paper takes RobustBench's, which the paper of the aliasing metric measured, and CIFAR-10.
+downsampling site; what FGSM, PGD and AutoAttack leave of their predictions at ε = 8/255, and PGD at 1/255,
+which tells networks apart that were never attacked in training; corruptions and shifts. Then rank
+correlations over the networks, plain and given clean accuracy, and what adversarial training changes in the
+aliases of one and the same architecture. With --data, labelled pictures, the response is robust accuracy;
+otherwise robust agreement, the share of the own predictions that an attack can't change. --models takes any
+number of networks; of a network and the same with -fgsm behind its name a pair is made. The preset paper
+takes RobustBench's, which the paper of the aliasing metric measured, and CIFAR-10.
 
 Example: python experiments/phase9_robustness.py --data cifar10 --limit 64 --out results
 """
@@ -60,7 +61,10 @@ LIMIT = 48  # pictures: AutoAttack takes minutes for each network that withstand
 IMAGES = {"bundled": "samples", "paper": "cifar10"}
 # WRN-28-10 in figure 4 of the aliasing metric's paper, and the first PreAct-ResNet-18 of figure 5
 PAPER = ("Standard", "Carmon2019Unlabeled", "Wang2020Improving", "Hendrycks2019Using", "Wong2020Fast")
-EPSILON = 8 / 255
+EPSILON, WEAK_EPSILON = 8 / 255, 1 / 255
+# At 8/255 a network that was never attacked keeps nothing: only a weak attack tells such networks apart.
+WEAK = "pgd-50-weak"
+TESTS = {**{attack: (attack, EPSILON) for attack in ATTACKS}, WEAK: ("pgd-50", WEAK_EPSILON)}
 BATCH = 128  # AutoAttack's slow parts see only what the others left: small batches are waste
 CORRUPTIONS, SEVERITY = (
     ("gaussian_noise", "defocus_blur", "jpeg_compression"),
@@ -84,10 +88,11 @@ _FACTS = ["model", "weights", "architecture", "downsampling", "training"]
 
 
 _ALIASES = (*METRICS, "alias_power_db")
-_SHARES = [f"{test}_{kind}" for test in (*ATTACKS, *CORRUPTIONS) for kind in ("accuracy", "agreement")]
+_SHARES = [f"{test}_{kind}" for test in (*TESTS, *CORRUPTIONS) for kind in ("accuracy", "agreement")]
 NETWORK_COLUMNS = [
     *_FACTS, "tuned_from", "data_id", "epochs", "seed", *with_bounds("test_accuracy"), "test_images",
     "response", "n", "n_labelled", "n_photographs", *with_bounds("clean_accuracy", *_SHARES), "epsilon",
+    "epsilon_weak",
     "attacks_ordered", "severity", "corruption_note", "corruption_reason",
     *with_bounds("consistency", "sis"), "sites", "measurable", *with_bounds(*_ALIASES), "aliasing_reason",
 ]  # fmt: skip
@@ -122,7 +127,7 @@ class Robustness(Results):
     def __init__(self, options: StudyOptions) -> None:
         super().__init__(options)
         self.names, self.missing = find_networks(options)
-        click.echo(f"{len(self.names)} networks under {', '.join(ATTACKS)}, ε = 8/255")
+        click.echo(f"{len(self.names)} networks under {', '.join(ATTACKS)} at ε = 8/255, and pgd-50 at 1/255")
         if self.missing:
             command = f"{TRAIN_COMMAND} {','.join(self.missing)}"
             click.echo(
@@ -190,7 +195,8 @@ class Robustness(Results):
         """What determines every number."""
         weights = {name: info.weights_id for name, info in self.infos.items()}
         return {"preset": self.options.preset, **self._pictures(), "weights": weights,
-                "epsilon": EPSILON, "batch": BATCH, "severity": SEVERITY, "pairs": PAIRS}  # fmt: skip
+                "epsilon": [EPSILON, WEAK_EPSILON], "batch": BATCH,
+                "severity": SEVERITY, "pairs": PAIRS}  # fmt: skip
 
     def _pictures(self) -> dict[str, Any]:
         images = self.images
@@ -294,23 +300,23 @@ def find_training(info: ModelInfo) -> dict[str, Any]:
 def measure_attacks(study: Robustness, name: str, model: nn.Module) -> dict[str, Any]:
     """Attack every picture; each attack is kept by itself, so that an interrupted run goes on behind it."""
     images, options = study.images_for(name), study.options
-    row: dict[str, Any] = {"epsilon": EPSILON, "n": len(images)}
-    strength = []
-    for attack in ATTACKS:
-        config = {"attack": attack, "epsilon": EPSILON, "batch": BATCH}
+    row: dict[str, Any] = {"epsilon": EPSILON, "epsilon_weak": WEAK_EPSILON, "n": len(images)}
+    left = {}
+    for test, (attack, epsilon) in TESTS.items():
+        config = {"attack": attack, "epsilon": epsilon, "batch": BATCH}
         run_attack = partial(
-            measure_robustness, model, images, [attack], epsilon=EPSILON, batch_size=BATCH,
+            measure_robustness, model, images, [attack], epsilon=epsilon, batch_size=BATCH,
             seed=options.seed, progress=options.progress,
         )  # fmt: skip
-        table = study.keep(name, f"robustness-{attack}", config, run_attack).set_index("image")
-        row |= _share(study, f"{attack}_agreement", table["robust"])
-        row |= _share(study, f"{attack}_accuracy", table["robust_correct"])
+        table = study.keep(name, f"robustness-{test}", config, run_attack).set_index("image")
+        row |= _share(study, f"{test}_agreement", table["robust"])
+        row |= _share(study, f"{test}_accuracy", table["robust_correct"])
         row |= _share(study, "clean_accuracy", table["correct"])
         row["n_labelled"] = int(table["correct"].notna().sum())
-        strength.append(int(table["robust"].sum()))
+        left[test] = int(table["robust"].sum())
     photographs = study.photographs
     row["n_photographs"] = len(set(photographs.values())) if photographs else len(images)
-    row["attacks_ordered"] = all(weaker >= stronger for weaker, stronger in pairwise(strength))
+    row["attacks_ordered"] = all(left[weaker] >= left[stronger] for weaker, stronger in pairwise(ATTACKS))
     return row
 
 
@@ -415,7 +421,7 @@ def correlate_networks(
     trainings = networks.groupby("training", sort=False)["model"].agg(list)
     groups = {"all": list(networks["model"])}
     groups |= {str(name): own for name, own in trainings.items() if len(own) >= FEWEST}
-    cases = [(*case, *key) for case in product(groups, ATTACKS) for key in values.columns]
+    cases = [(*case, *key) for case in product(groups, TESTS) for key in values.columns]
     table, response = networks.set_index("model"), str(networks["response"].iloc[0])
     rows = []
     for group, attack, metric, level in tqdm(cases, "correlating", disable=not progress, leave=False):
@@ -528,17 +534,19 @@ def _summarize_logs(logs: pd.DataFrame, **facts: Any) -> dict[str, Any]:
 
 
 def summarize_findings(correlations: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
-    """Say in two sentences what the tables say of AM, with its doubt."""
+    """Say in a few sentences what the tables say of AM, with its doubt."""
     said = []
-    chosen = correlations.query("networks == 'all' and attack == 'autoattack' and metric == 'am_relative'")
-    for row in chosen[chosen["level"] == MEAN_LEVEL].to_dict("records"):
+    overall = correlations[(correlations["metric"] == "am_relative") & (correlations["level"] == MEAN_LEVEL)]
+    asked = (("all", "autoattack"), ("standard", WEAK))
+    chosen = overall[[key in asked for key in zip(overall["networks"], overall["attack"], strict=True)]]
+    for row in chosen.to_dict("records"):
+        start = f"am_relative against {row['response']} under {row['attack']}, networks: {row['networks']}"
         if math.isnan(row["spearman"]):
-            said.append(f"am_relative against {row['response']} under AutoAttack: {row['reason']}")
+            said.append(f"{start}: {row['reason']}")
             continue
         said.append(
-            f"am_relative against {row['response']} under AutoAttack, {row['n_networks']} networks: Spearman "
-            f"{_say_interval(row, 'spearman', '+.2f')}, given clean accuracy "
-            f"{_say_interval(row, 'partial', '+.2f')}"
+            f"{start} {row['n_networks']}: Spearman {_say_interval(row, 'spearman', '+.2f')}, given clean "
+            f"accuracy {_say_interval(row, 'partial', '+.2f')}"
         )
     chosen = pairs.query("pair == 'all' and metric == 'am'")
     for row in chosen[chosen["level"] == MEAN_LEVEL].to_dict("records"):
