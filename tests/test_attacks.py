@@ -14,7 +14,7 @@ from networks import unchanged
 from torch import Tensor, nn
 
 from spectral.errors import SpectralError
-from spectral.perturb import ATTACKS, measure_robustness
+from spectral.perturb import ATTACKS, attacks, measure_robustness
 
 EPSILON = 8 / 255
 EVERY = pytest.mark.parametrize("attack", ATTACKS)
@@ -66,6 +66,15 @@ class FirstPixels(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         assert torch.isfinite(x).all()  # a library that writes −∞ into its logits would write it into these
         return x.flatten(1)[:, : self.classes]
+
+
+class Ramp(nn.Module):
+    """Flat below a mean of 0.5, so without gradients there; class 1 wins from a mean of 0.51 on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean((1, 2, 3))
+        low = torch.full((len(x), 8), -1.0)
+        return torch.cat([torch.full((len(x), 1), 0.01), torch.relu(mean - 0.5)[:, None], low], 1)
 
 
 class Seen(nn.Module):
@@ -332,3 +341,17 @@ def test_a_failure_leaves_the_network_as_it_was():
     net = nn.Sequential(Pair(), nn.Dropout(0.5), Detached()).train()
     with unchanged(net), pytest.raises(SpectralError, match="fgsm failed"):
         measure(net, uniform(2, 3, 4, 5), "fgsm")
+
+
+@pytest.mark.parametrize(
+    ("pixel", "start", "robust"),
+    [(0.505, -0.9, False), (0.495, 0.9, False), (0.495, -0.9, True)],
+    ids=["only from the image itself", "only from the random start", "from neither"],
+)
+def test_pgd_starts_from_the_image_and_from_a_random_place(pixel, start, robust, monkeypatch):
+    monkeypatch.setattr(
+        attacks, "_draw_starts", lambda target: torch.full_like(target.images, start * target.epsilon)
+    )
+    images = Pictures(torch.full((2, 3, 4, 4), pixel))
+    table = measure_robustness(Ramp(), images, "pgd-10", epsilon=0.03, progress=False)
+    assert table["robust"].tolist() == [robust] * 2
