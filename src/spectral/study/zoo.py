@@ -118,7 +118,8 @@ def plan_training(names: Iterable[str], there: Iterable[str] = ()) -> list[str]:
         raise SpectralError("the zoo: expected names of networks, got none")
     unknown = sorted(wanted - set(ZOO))
     if unknown:
-        raise SpectralError(f"no network of the zoo is called {unknown[0]!r}{suggest(unknown[0], ZOO)}")
+        near = suggest(unknown[0], ZOO) or f"; choose from {', '.join(ZOO)}"
+        raise SpectralError(f"no network of the zoo is called {unknown[0]!r}{near}")
     for name in reversed(ZOO):
         start = ZOO[name].start
         if name in wanted and start and name not in available and start not in available:
