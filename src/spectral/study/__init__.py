@@ -1,6 +1,7 @@
 """The spectral-aliasing study: five phases, each runnable alone and in order, over one shared measurement.
 
-Beside it: a survey of architectures (phase 8), the coverage of libraries, and training with a penalty.
+Beside it: NULA's perturbations (phase 6), anti-aliasing layers (7), a survey of architectures (8), robustness
+(9), the coverage of libraries, Fourier heatmaps, and training: of layers, of the zoo, and with a penalty.
 """
 
 from spectral.study.options import PHASES, PRESETS, StudyOptions, run_phase_script, run_study, study_options
