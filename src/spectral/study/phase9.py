@@ -57,7 +57,7 @@ from spectral.surgery import METHODS
 from spectral.surgery.report import find_report
 from spectral.table import summarize_measurements
 
-LIMIT = 32  # pictures: AutoAttack takes minutes for each network that withstands it
+LIMIT = 28  # pictures: AutoAttack takes minutes for each network that withstands it
 IMAGES = {"bundled": "samples", "paper": "cifar10"}
 # WRN-28-10 in figure 4 of the aliasing metric's paper, and the first PreAct-ResNet-18 of figure 5
 PAPER = ("Standard", "Carmon2019Unlabeled", "Wang2020Improving", "Hendrycks2019Using", "Wong2020Fast")
