@@ -1,6 +1,25 @@
 """What holds for every test."""
 
+import socket
+
+import pytest
 import torch
 
 # The maps of the tests are small: on a busy machine several threads mostly wait for each other.
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Every host name fails to resolve, whatever the machine; the list collects the attempts."""
+    attempts: list[object] = []
+
+    def fail(host: object, *args: object, **kwargs: object) -> None:
+        attempts.append(host)
+        raise socket.gaierror(-2, "Name or service not known")
+
+    for variable in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.delenv(variable.lower(), raising=False)
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    return attempts

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from networks import unchanged
+from networks import Pictures, unchanged
 from torch import Tensor, nn
 
 from spectral.errors import SpectralError
@@ -18,28 +18,6 @@ from spectral.perturb import ATTACKS, attacks, measure_robustness
 
 EPSILON = 8 / 255
 EVERY = pytest.mark.parametrize("attack", ATTACKS)
-
-
-class Pictures:
-    """A set of images with labels as given."""
-
-    def __init__(self, pixels: Tensor, labels: list[int | None] | None = None) -> None:
-        self.pixels, self.labels = pixels, labels or [None] * len(pixels)
-        self.source, self.fingerprint = "here", "0"
-        self.ids = [f"p{i}" for i in range(len(pixels))]
-        self.size = (pixels.shape[-2], pixels.shape[-1])
-
-    def batches(self, batch_size, *, indices=None):
-        chosen = list(range(len(self.pixels)) if indices is None else indices)
-        for start in range(0, len(chosen), batch_size):
-            part = chosen[start : start + batch_size]
-            yield part, self.pixels[part]
-
-    def resized(self, size):
-        raise AssertionError("these have a size")
-
-    def __len__(self) -> int:
-        return len(self.pixels)
 
 
 class Pair(nn.Module):

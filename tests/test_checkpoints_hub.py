@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import shutil
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,22 +26,6 @@ from spectral.models.nula import NULA
 REPOSITORY = "MamaPearl/nula-cifar10-robust-v0"
 SMALL = "wrn-10-1-w4"
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
-
-
-@pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Every host name fails to resolve; the list collects the attempts."""
-    attempts: list[object] = []
-
-    def fail(host: object, *args: object, **kwargs: object) -> None:
-        attempts.append(host)
-        raise socket.gaierror(-2, "Name or service not known")
-
-    for variable in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(variable, raising=False)
-        monkeypatch.delenv(variable.lower(), raising=False)
-    monkeypatch.setattr(socket, "getaddrinfo", fail)
-    return attempts
 
 
 @pytest.fixture

@@ -72,22 +72,6 @@ def trained() -> nn.Module:
 
 
 @pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Every host name fails to resolve, whatever the machine; the list collects the attempts."""
-    attempts: list[object] = []
-
-    def fail(host: object, *args: object, **kwargs: object) -> None:
-        attempts.append(host)
-        raise socket.gaierror(-2, "Name or service not known")
-
-    for variable in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(variable, raising=False)
-        monkeypatch.delenv(variable.lower(), raising=False)
-    monkeypatch.setattr(socket, "getaddrinfo", fail)
-    return attempts
-
-
-@pytest.fixture
 def torch_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An empty torch hub cache; returns the folder of its checkpoints."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))

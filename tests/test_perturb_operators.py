@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import Pictures
 from PIL import Image
 from torch import Tensor, nn
 
@@ -288,28 +289,6 @@ class Brightness(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.stack([torch.zeros(len(x)), x[:, 0, 0, 0] - 0.5], 1)
-
-
-class Pictures:
-    """A set of images with labels as given."""
-
-    def __init__(self, pixels: Tensor, labels: list[int | None]) -> None:
-        self.pixels, self.labels = pixels, labels
-        self.source, self.fingerprint = "here", "0"
-        self.ids = [f"p{i}" for i in range(len(pixels))]
-        self.size = (pixels.shape[-2], pixels.shape[-1])
-
-    def batches(self, batch_size, *, indices=None):
-        chosen = list(range(len(self.pixels)) if indices is None else indices)
-        for start in range(0, len(chosen), batch_size):
-            part = chosen[start : start + batch_size]
-            yield part, self.pixels[part]
-
-    def resized(self, size):
-        raise AssertionError("these have a size")
-
-    def __len__(self) -> int:
-        return len(self.pixels)
 
 
 def pictures(labels: list[int | None]) -> Pictures:

@@ -13,8 +13,10 @@ import spectral
 from spectral.cli.options import (
     PATH,
     architecture_option,
+    batch_size_option,
     device_option,
     format_size,
+    images_option,
     parse_names,
     size_option,
 )
@@ -32,8 +34,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=SpectralCommand)
 @click.argument("model")
-@click.option("--images", default="samples", show_default=True, metavar="NAME|DIR",
-              help="samples, synthetic, stl10, cifar10, or a folder of images.")  # fmt: skip
+@images_option
 @size_option
 @click.option("--limit", type=click.IntRange(min=1), help="At most this many images.")
 @click.option("--metrics", callback=parse_names, default="avr,am,sis", show_default=True, metavar="A,B,…",
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
               "nonaliased, aliased, tangled, nopass, sis.")  # fmt: skip
 @click.option("--taps", callback=parse_names, default="input,dense", show_default=True, metavar="A,B",
               help="Where AVR is taken: input, dense, output.")  # fmt: skip
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@batch_size_option
 @device_option
 @architecture_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of crops and choices of images.")
@@ -104,15 +105,14 @@ def measure(
 
 @click.command(cls=SpectralCommand)
 @click.argument("models", nargs=-1, metavar="MODEL MODEL...")
-@click.option("--images", default="samples", show_default=True, metavar="NAME|DIR",
-              help="samples, synthetic, stl10, cifar10, or a folder of images.")  # fmt: skip
+@images_option
 @size_option
 @click.option("--limit", type=click.IntRange(min=2), help="At most this many images.")
 @click.option("--metrics", callback=parse_names, default="avr,am,sis", show_default=True, metavar="A,B,…",
               help="As for `spectral measure`.")  # fmt: skip
 @click.option("--taps", callback=parse_names, default="input,dense", show_default=True, metavar="A,B",
               help="Where AVR is taken: input, dense, output.")  # fmt: skip
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@batch_size_option
 @device_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of crops, choices and intervals.")
 @click.option("--out", type=PATH, metavar="DIR", help="Folder for compare.csv, compare.png and all values.")
@@ -178,13 +178,12 @@ def compare(
 
 @click.command(cls=SpectralCommand)
 @click.argument("model")
-@click.option("--images", default="samples", show_default=True, metavar="NAME|DIR",
-              help="samples, synthetic, stl10, cifar10, or a folder of images.")  # fmt: skip
+@images_option
 @size_option
 @click.option("--limit", type=click.IntRange(min=2), help="At most this many images.")
 @click.option("--method", default="ideal", show_default=True, metavar="NAME",
               help="What each site is replaced by; ideal leaves nothing that could alias.")  # fmt: skip
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@batch_size_option
 @device_option
 @architecture_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of crops, choices and intervals.")

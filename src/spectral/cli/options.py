@@ -23,6 +23,14 @@ def parse_names(ctx: click.Context, param: click.Parameter, value: str) -> tuple
 
 
 PATH = click.Path(path_type=Path)
+images_option = click.option(
+    "--images",
+    default="samples",
+    show_default=True,
+    metavar="NAME|DIR",
+    help="samples, synthetic, stl10, cifar10, or a folder of images.",
+)
+batch_size_option = click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda, …")
 architecture_option = click.option(
     "--architecture", metavar="NAME", help="What a weights file without a JSON beside it is for."

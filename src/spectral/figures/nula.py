@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from spectral.figures.layers import COLOURS, MARKERS
-from spectral.figures.spec import Source, figure
+from spectral.figures.spec import Source, figure, with_bounds
 from spectral.figures.style import (
     FULL_WIDTH,
     GREY,
@@ -162,7 +162,7 @@ def plot_nula_checkerboard(source: Source) -> Figure:
         "fig26_null_space": ("operator", "f_u", "f_v", "share"),
         "phase6_null_space": (
             *("operator", "pixels", "null_dimension", "n", "checkerboard_share"),
-            *(f"{name}{end}" for name in list(SHARES)[:2] for end in ("", "_low", "_high")),
+            *with_bounds(*list(SHARES)[:2]),
         ),
     },
 )

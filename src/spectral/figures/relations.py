@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from spectral.figures.comparisons import by_site, draw_grouped_bars
-from spectral.figures.spec import Source, figure
+from spectral.figures.spec import Source, figure, with_bounds
 from spectral.figures.style import (
     AVR_LABEL,
     COLUMN_WIDTH,
@@ -53,7 +53,7 @@ BINS = 40
 SKEWED = 1.0  # sample skewness above which SIS gets a square-root axis
 
 _SITE = ("model", "family", "site", "layer", "layer_index", "tap")
-_COEFFICIENT_COLUMNS = tuple(f"{c}{end}" for c in COEFFICIENTS for end in ("", "_low", "_high"))
+_COEFFICIENT_COLUMNS = tuple(with_bounds(*COEFFICIENTS))
 
 
 @figure(

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from spectral.figures.spec import Source, figure
+from spectral.figures.spec import BOUNDS, Source, figure, with_bounds
 from spectral.figures.style import (
     FULL_WIDTH,
     GREY,
@@ -60,18 +60,11 @@ METRICS = {
     "am_relative": "am_relative (ratio)",
     "alias_power_ratio": "alias power ratio (ratio)",
 }
-_BOUNDS = ("", "_low", "_high")
-
-
-def _with_bounds(*names: str) -> tuple[str, ...]:
-    return tuple(f"{name}{end}" for name in names for end in _BOUNDS)
-
-
 _KINDS = ("accuracy", "agreement")
 _WHO = ("model", "training", "downsampling", "response", "n")
-_OUTCOME = _with_bounds(*(f"{STRONGEST}_{kind}" for kind in _KINDS))
-_TESTS = _with_bounds(*(f"{test}_{kind}" for test in (*ATTACKS, *CORRUPTIONS) for kind in _KINDS))
-_COEFFICIENTS = ("networks", "attack", "metric", "level", "n_networks", *_with_bounds("spearman", "partial"))
+_OUTCOME = with_bounds(*(f"{STRONGEST}_{kind}" for kind in _KINDS))
+_TESTS = with_bounds(*(f"{test}_{kind}" for test in (*ATTACKS, *CORRUPTIONS) for kind in _KINDS))
+_COEFFICIENTS = ("networks", "attack", "metric", "level", "n_networks", *with_bounds("spearman", "partial"))
 
 
 @figure(
@@ -87,7 +80,7 @@ _COEFFICIENTS = ("networks", "attack", "metric", "level", "n_networks", *_with_b
     ),
     columns={
         "phase9_networks": (*_WHO, *_OUTCOME),
-        "phase9_sites": ("model", "level", "alias_free", *_with_bounds("am")),
+        "phase9_sites": ("model", "level", "alias_free", *with_bounds("am")),
     },
 )
 def plot_am_robustness(source: Source) -> Figure:
@@ -125,7 +118,7 @@ def plot_am_robustness(source: Source) -> Figure:
         "recipe and architecture are no independent draws: intervals are, if anything, too narrow."
     ),
     columns={
-        "phase9_networks": (*_WHO, *_OUTCOME, *_with_bounds("am_relative", "alias_power_db")),
+        "phase9_networks": (*_WHO, *_OUTCOME, *with_bounds("am_relative", "alias_power_db")),
         "phase9_correlation": _COEFFICIENTS,
     },
 )
@@ -173,7 +166,7 @@ def plot_robustness_relations(source: Source) -> Figure:
     columns={
         "phase9_networks": (
             *(*_WHO, *_TESTS, "attacks_ordered"),
-            *_with_bounds("clean_accuracy", "test_accuracy", "consistency"),
+            *with_bounds("clean_accuracy", "test_accuracy", "consistency"),
         )
     },
 )
@@ -265,7 +258,7 @@ def _draw_level(ax: Axes, sites: pd.DataFrame, networks: pd.DataFrame) -> None:
     edge = 0.4 * float(heard.min()) if len(heard) else 1.0
     drawn: dict[str, tuple[float, float]] = {}
     for row, silent in zip(sites.to_dict("records"), free, strict=True):
-        at = [edge] * 3 if silent else [float(row[f"am{end}"]) for end in _BOUNDS]
+        at = [edge] * 3 if silent else [float(row[f"am{end}"]) for end in BOUNDS]
         drawn[row["model"]] = _draw_point(ax, networks.loc[row["model"]], at)
     for plain in drawn.keys() & {model.removesuffix(ATTACKED) for model in drawn if model.endswith(ATTACKED)}:
         ax.plot(*zip(drawn[plain], drawn[plain + ATTACKED], strict=True), color=GREY, lw=0.6, zorder=2)
@@ -298,7 +291,7 @@ def _use_log_scale(ax: Axes, edge: float | None) -> None:
 def _draw_networks(ax: Axes, networks: pd.DataFrame, column: str) -> None:
     floor = -60.0  # dB; below it is as good as nothing
     for _, row in networks.dropna(subset=[column]).iterrows():
-        at = [float(row[f"{column}{end}"]) for end in _BOUNDS]
+        at = [float(row[f"{column}{end}"]) for end in BOUNDS]
         _draw_point(ax, row, [max(x, floor) for x in at] if column.endswith("_db") else at)
     ax.xaxis.set_major_locator(MaxNLocator(5))
     _limit_shares(ax, networks)
@@ -307,7 +300,7 @@ def _draw_networks(ax: Axes, networks: pd.DataFrame, column: str) -> None:
 def _draw_point(ax: Axes, row: pd.Series, x: Sequence[float]) -> tuple[float, float]:
     """Draw a network with both intervals; return where it is."""
     kind = str(row["response"]).rpartition(" ")[2]
-    y = [100 * float(row[f"{STRONGEST}_{kind}{end}"]) for end in _BOUNDS]
+    y = [100 * float(row[f"{STRONGEST}_{kind}{end}"]) for end in BOUNDS]
     if all(map(math.isfinite, x)):
         ax.plot(x[1:], [y[0]] * 2, color=FAINT, lw=0.7, zorder=1)
     if all(map(math.isfinite, y)):
@@ -334,7 +327,7 @@ def _say_coefficients(found: pd.DataFrame, metric: str) -> str:
 
 
 def _say_interval(row: pd.Series, column: str) -> str:
-    mean, low, high = (float(row[f"{column}{end}"]) for end in _BOUNDS)
+    mean, low, high = (float(row[f"{column}{end}"]) for end in BOUNDS)
     if not math.isfinite(mean):
         return "undetermined"
     interval = f" ({low:+.2f} to {high:+.2f})" if math.isfinite(low + high) else " (no interval)"
@@ -346,7 +339,7 @@ def _draw_coefficients(ax: Axes, found: pd.DataFrame, levels: Sequence[str]) -> 
     for row in found.to_dict("records"):
         y = len(levels) - 1 - levels.index(row["level"])
         for column, aside, fill in (("spearman", 0.15, INK), ("partial", -0.15, "white")):
-            mean, low, high = (float(row[f"{column}{end}"]) for end in _BOUNDS)
+            mean, low, high = (float(row[f"{column}{end}"]) for end in BOUNDS)
             if math.isfinite(low + high):
                 ax.hlines(y + aside, low, high, color=GREY, lw=0.9, zorder=2)
             if math.isfinite(mean):
@@ -366,7 +359,7 @@ def _draw_tests(ax: Axes, networks: pd.DataFrame, tests: Sequence[tuple[str, tup
     for place, row in enumerate(networks.to_dict("records")):
         for i, (column, (colour, marker, _)) in enumerate(tests):
             y = len(networks) - 1 - place + 0.6 * ((len(tests) - 1) / 2 - i) / len(tests)
-            mean, low, high = (100 * float(row[f"{column}{end}"]) for end in _BOUNDS)
+            mean, low, high = (100 * float(row[f"{column}{end}"]) for end in BOUNDS)
             if math.isfinite(low + high):
                 ax.hlines(y, max(low, 0.0), min(high, 100.0), color=FAINT, lw=0.8, zorder=1)
             if math.isfinite(mean):

@@ -14,6 +14,7 @@ from spectral.figures.style import FAMILIES, use_style
 
 Tables = Mapping[str, pd.DataFrame]
 PlotFunction = Callable[[Tables], Figure]
+BOUNDS = ("", "_low", "_high")  # behind a column's name: the mean itself, and its interval's bounds
 
 TABLE_WRITERS = {
     "phase1_layerwise_avr": "experiments/phase1_feature_extraction.py",
@@ -45,6 +46,16 @@ TABLE_WRITERS = {
     "penalty": "experiments/train_with_penalty.py",
     "compare": "spectral compare",
 }
+
+
+def with_bounds(*names: str) -> list[str]:
+    """Return the columns of means with their intervals, as all tables call them.
+
+    Example:
+        >>> with_bounds("sis")
+        ['sis', 'sis_low', 'sis_high']
+    """
+    return [f"{name}{end}" for name in names for end in BOUNDS]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from spectral.figures.spec import Source, figure
+from spectral.figures.spec import BOUNDS, Source, figure
 from spectral.figures.style import (
     FAMILIES,
     FULL_WIDTH,
@@ -187,7 +187,7 @@ def plot_diagonal_trace(source: Source) -> Figure:
 
 def _draw_point(ax: Axes, x: float, row: Mapping[Hashable, Any], name: str, scale: float = 1.0) -> None:
     style = FAMILIES[row["family"]]
-    mean, low, high = (scale * row[f"{name}{end}"] for end in ("", "_low", "_high"))
+    mean, low, high = (scale * row[f"{name}{end}"] for end in BOUNDS)
     if math.isfinite(low + high):
         ax.vlines(x, low, high, color=INK, lw=0.9, zorder=2)
     ax.plot(x, mean, marker=style.marker, mfc=style.colour, mec=INK, mew=0.5, ms=4.5, ls="", zorder=3)
@@ -195,7 +195,7 @@ def _draw_point(ax: Axes, x: float, row: Mapping[Hashable, Any], name: str, scal
 
 def _draw_dot(ax: Axes, y: float, row: Mapping[Hashable, Any], name: str, scale: float = 1.0) -> None:
     style = FAMILIES[row["family"]]
-    mean, low, high = (scale * row[f"{name}{end}"] for end in ("", "_low", "_high"))
+    mean, low, high = (scale * row[f"{name}{end}"] for end in BOUNDS)
     if math.isfinite(low + high):
         ax.hlines(y, low, high, color=GREY, lw=0.9, zorder=2)
     whole = row["site"] == ALL_SITES

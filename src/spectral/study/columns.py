@@ -9,18 +9,7 @@ from typing import Any
 import pandas as pd
 
 from spectral import stats
-
-BOUNDS = ("", "_low", "_high")
-
-
-def with_bounds(*names: str) -> list[str]:
-    """Return the columns of means with their intervals.
-
-    Example:
-        >>> with_bounds("sis")
-        ['sis', 'sis_low', 'sis_high']
-    """
-    return [f"{name}{end}" for name in names for end in BOUNDS]
+from spectral.figures.spec import BOUNDS, with_bounds
 
 
 def bound(name: str, mean: float, low: float, high: float) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,26 @@ class Results(ABC):
     def measurement_folder(self, name: str, part: str = "") -> Path:
         """Return where the measurements of a model are kept."""
         return self.out / "measurements" / part / name_folder(name)
+
+
+class PictureResults(Results):
+    """Results on one set of pictures, on which any number of networks are measured."""
+
+    @property
+    @abstractmethod
+    def images(self) -> ImageSet:
+        """The pictures."""
+
+    @cached_property
+    def photographs(self) -> dict[str, str] | None:
+        """The photograph that each picture was cut from; None where each is one of its own."""
+        groups = self.images.groups
+        return dict(zip(self.images.ids, groups, strict=True)) if groups else None
+
+    def find_groups(self, images: Iterable[str]) -> list[str] | None:
+        """Return the photograph of each of these pictures, for intervals."""
+        photographs = self.photographs
+        return [photographs[image] for image in images] if photographs else None
 
 
 class Study(Results):

@@ -10,7 +10,7 @@ Example: python experiments/phase4_shift_correlation.py --limit 200 --out result
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import product
 from typing import Any
 
@@ -108,29 +108,26 @@ def regress_layers(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def compare_equivariance(study: Study) -> pd.DataFrame:
     """PSNR of each family's sites for shifts by one pixel and by half a pixel."""
-    photographs = _photographs(study)
-    frames = []
-    for family in study.families:
-        images = study.images(family).take(STABILITY_IMAGES)
-        found = measure_equivariance(
-            study.models[family], images, batch_size=study.options.batch_size, progress=study.options.progress
-        )
-        summary = summarize_equivariance(found, photographs, study.options.seed)
-        frames.append(_place(study, family, summary))
-    return pd.concat(frames, ignore_index=True)
+    return _describe_families(study, measure_equivariance, summarize_equivariance)
 
 
 def attribute_families(study: Study) -> pd.DataFrame:
     """ΔSIS of each family with one site at a time replaced by an ideal low-pass, and with all of them."""
-    photographs = _photographs(study)
+    return _describe_families(study, attribute_instability, summarize_attribution)
+
+
+def _describe_families(
+    study: Study, measure: Callable[..., pd.DataFrame], summarize: Callable[..., pd.DataFrame]
+) -> pd.DataFrame:
+    """Measure each family's network on the first images, and summarise it."""
+    photographs, options = _photographs(study), study.options
     frames = []
     for family in study.families:
         images = study.images(family).take(STABILITY_IMAGES)
-        found = attribute_instability(
-            study.models[family], images, batch_size=study.options.batch_size, progress=study.options.progress
+        found = measure(
+            study.models[family], images, batch_size=options.batch_size, progress=options.progress
         )
-        summary = summarize_attribution(found, photographs, study.options.seed)
-        frames.append(_place(study, family, summary))
+        frames.append(_place(study, family, summarize(found, photographs, options.seed)))
     return pd.concat(frames, ignore_index=True)
 
 

@@ -31,6 +31,7 @@ from spectral.data import ImageSet, load_images
 from spectral.data.imageset import spread_over_classes
 from spectral.errors import SpectralError
 from spectral.figures.nula import FEW_LABELS
+from spectral.figures.spec import with_bounds
 from spectral.measurement import describe_sites, measure
 from spectral.metrics import evaluation_mode
 from spectral.models import list_bundled, load_model, model_info
@@ -39,8 +40,8 @@ from spectral.perturb import NULA_TESTS, PerturbedImages, Resampling, make_pertu
 from spectral.perturb.evaluation import Classifier
 from spectral.perturb.operators import Checkerboard
 from spectral.sites import find_sites
-from spectral.study.columns import bound, bound_share, bound_summary, read_means, tabulate, with_bounds
-from spectral.study.common import Results, tabulate_spectrum
+from spectral.study.columns import bound, bound_share, bound_summary, read_means, tabulate
+from spectral.study.common import PictureResults, tabulate_spectrum
 from spectral.study.options import StudyOptions
 from spectral.study.phase3 import significance
 from spectral.synthetic import make_dead_leaves_image
@@ -81,7 +82,7 @@ COUNTS = ("n_labelled", "n", "n_silent", "n_photographs", "site_index")
 Flags = npt.NDArray[np.bool_]
 
 
-class Nula(Results):
+class Nula(PictureResults):
     """Any number of networks of one input size, under the same perturbations of the same images.
 
     Args:
@@ -149,12 +150,6 @@ class Nula(Results):
         """How many images have a label."""
         return sum(label is not None for label in self.images.labels)
 
-    @cached_property
-    def photographs(self) -> dict[str, str] | None:
-        """The photograph that each image was cut from; None where each is one of its own."""
-        groups = self.images.groups
-        return dict(zip(self.images.ids, groups, strict=True)) if groups else None
-
     def info(self, name: str) -> ModelInfo:
         """What `load_model` recorded about a network."""
         info = model_info(self.models[name])
@@ -164,10 +159,6 @@ class Nula(Results):
     def describe(self, name: str) -> dict[str, str]:
         """Columns that name a network in every table."""
         return {"model": name, "weights": self.info(name).weights_id}
-
-    def find_groups(self, images: Sequence[str]) -> list[str] | None:
-        """Return the photograph of each of these images, for intervals."""
-        return [self.photographs[image] for image in images] if self.photographs else None
 
     def count_photographs(self, images: Sequence[str]) -> int:
         """Count the pictures that these images are, or were cut from."""

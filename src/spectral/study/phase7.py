@@ -25,6 +25,7 @@ from torch import nn
 from spectral import stats
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
+from spectral.figures.spec import with_bounds
 from spectral.latency import count_macs, measure_latency
 from spectral.measurement import describe_sites, measure
 from spectral.metrics import evaluation_mode, predict_probabilities
@@ -32,15 +33,8 @@ from spectral.models import list_bundled, load_model, model_info
 from spectral.models.load import ModelInfo
 from spectral.sites import find_sites
 from spectral.stability import measure_consistency
-from spectral.study.columns import (
-    average_sites,
-    bound_share,
-    bound_summary,
-    read_means,
-    tabulate,
-    with_bounds,
-)
-from spectral.study.common import Results
+from spectral.study.columns import average_sites, bound_share, bound_summary, read_means, tabulate
+from spectral.study.common import PictureResults
 from spectral.study.options import PRESETS, StudyOptions
 from spectral.study.tuning import LAYER_METHODS, name_tuned
 from spectral.table import summarize_measurements
@@ -86,7 +80,7 @@ class Variant:
     name: str
 
 
-class Layers(Results):
+class Layers(PictureResults):
     """One network and its variants, on the same pictures.
 
     Args:
@@ -136,12 +130,6 @@ class Layers(Results):
         if not images.has_labels:
             raise SpectralError(f"--data: {data!r} has no labels; expected cifar10, or a subfolder per class")
         return images
-
-    @property
-    def photographs(self) -> dict[str, str] | None:
-        """The photograph that each picture was cut from; None where each is one of its own."""
-        groups = self.images.groups
-        return dict(zip(self.images.ids, groups, strict=True)) if groups else None
 
     def load(self, variant: Variant) -> nn.Module:
         """Load one network."""
@@ -219,7 +207,7 @@ def describe_variant(
     both = correct if reference is None else correct & reference
     for protocol in PROTOCOLS:
         agree = measure_agreement(layers, variant, model, protocol)
-        groups = [photographs[image] for image in agree.index] if photographs else None
+        groups = layers.find_groups(agree.index)
         row |= bound_summary(protocol, stats.summarize(agree, groups=groups, seed=seed))
         row[f"{protocol}_both_right"] = agree[both[both].index].mean() if both.any() else math.nan
     row["n_both_right"] = int(both.sum())

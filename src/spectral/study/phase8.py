@@ -22,12 +22,13 @@ from torch import nn
 from spectral.data import ImageSet, load_images
 from spectral.decimation import LOSSLESS
 from spectral.errors import SpectralError
+from spectral.figures.spec import with_bounds
 from spectral.measurement import measure
 from spectral.models import load_model, model_info
 from spectral.models.catalogue import LIBRARIES
 from spectral.models.load import RANDOM
-from spectral.study.columns import average_sites, bound, read_means, tabulate, with_bounds
-from spectral.study.common import TAPS, Results
+from spectral.study.columns import average_sites, bound, read_means, tabulate
+from spectral.study.common import TAPS, PictureResults
 from spectral.study.options import StudyOptions
 from spectral.table import summarize_measurements
 
@@ -63,7 +64,7 @@ MODEL_COLUMNS = [
 ]  # fmt: skip
 
 
-class Survey(Results):
+class Survey(PictureResults):
     """Any number of models, one at a time, on the same pictures.
 
     Args:
@@ -91,12 +92,6 @@ class Survey(Results):
         options = self.options
         limit = options.limit or LIMITS[options.preset]
         return load_images(options.image_source, size=IMAGE_SIZE, limit=limit, seed=options.seed)
-
-    @property
-    def photographs(self) -> dict[str, str] | None:
-        """The photograph that each picture was cut from; None where each is one of its own."""
-        groups = self.images.groups
-        return dict(zip(self.images.ids, groups, strict=True)) if groups else None
 
     def measure(self, name: str, model: nn.Module) -> pd.DataFrame:
         """Measure one model, or continue where it was interrupted.

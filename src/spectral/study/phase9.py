@@ -30,6 +30,7 @@ from tqdm import tqdm
 from spectral import stats
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
+from spectral.figures.spec import BOUNDS, with_bounds
 from spectral.measurement import describe_sites, measure
 from spectral.models import list_bundled, load_model, model_info
 from spectral.models.load import ModelInfo
@@ -38,17 +39,8 @@ from spectral.perturb.attacks import ATTACKS, measure_robustness
 from spectral.perturb.corruptions import Corruption
 from spectral.sites import find_sites
 from spectral.stability import measure_consistency
-from spectral.study.columns import (
-    BOUNDS,
-    average_sites,
-    bound,
-    bound_share,
-    bound_summary,
-    read_means,
-    tabulate,
-    with_bounds,
-)
-from spectral.study.common import Results
+from spectral.study.columns import average_sites, bound, bound_share, bound_summary, read_means, tabulate
+from spectral.study.common import PictureResults
 from spectral.study.options import StudyOptions
 from spectral.study.phase3 import add_holm
 from spectral.study.tuning import name_architecture
@@ -114,7 +106,7 @@ COUNTS = ("n", "n_labelled", "n_photographs", "n_silent", "sites", "measurable",
           "severity")  # fmt: skip
 
 
-class Robustness(Results):
+class Robustness(PictureResults):
     """Any number of networks, attacked on the same pictures.
 
     Args:
@@ -171,12 +163,6 @@ class Robustness(Results):
     def has_labels(self) -> bool:
         """Whether all pictures have a label: the response is then accuracy, else agreement."""
         return all(label is not None for label in self.images.labels)
-
-    @property
-    def photographs(self) -> dict[str, str] | None:
-        """The photograph that each picture was cut from; None where each is one of its own."""
-        groups = self.images.groups
-        return dict(zip(self.images.ids, groups, strict=True)) if groups else None
 
     def images_for(self, name: str) -> ImageSet:
         """Return the pictures at a network's own size."""
@@ -354,7 +340,7 @@ def measure_shifts(study: Robustness, name: str, model: nn.Module) -> dict[str, 
 
     table = study.keep(name, "consistency", {"protocol": PROTOCOL, "pairs": PAIRS}, compute)
     agree = table.groupby("image", sort=False)["agree"].mean()
-    groups = _find_groups(study, agree.index)
+    groups = study.find_groups(agree.index)
     return bound_summary("consistency", stats.summarize(agree, groups=groups, seed=options.seed))
 
 
@@ -571,17 +557,12 @@ def _drop_labels(images: ImageSet) -> ImageSet:
     return dataclasses.replace(images, items=items, classes=None)
 
 
-def _find_groups(study: Robustness, ids: Iterable[str]) -> list[str] | None:
-    photographs = study.photographs
-    return [photographs[image] for image in ids] if photographs else None
-
-
 def _share(study: Robustness, name: str, values: pd.Series) -> dict[str, float]:
     """The share of true values among the known, with its interval."""
     known = values.astype("boolean").dropna().astype(float)
     if known.empty:
         return {}
-    groups = _find_groups(study, known.index)
+    groups = study.find_groups(known.index)
     if groups is None or known.nunique() == 1:
         # where no resample differs, each photograph counts as one picture
         n = len(known) if groups is None else len(set(groups))

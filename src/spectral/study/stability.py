@@ -10,8 +10,9 @@ import pandas as pd
 
 from spectral import stats
 from spectral.console import NOTHING, format_mean, format_rows
+from spectral.figures.spec import BOUNDS, with_bounds
 from spectral.stability import ALL_SITES
-from spectral.study.columns import BOUNDS, bound_summary, to_decibels, with_bounds
+from spectral.study.columns import bound_summary, to_decibels
 from spectral.study.phase3 import add_holm, significance
 
 EQUIVARIANCE_COLUMNS = [
