@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from textwrap import shorten
 from typing import Any, TypeGuard
 
-import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
 from spectral.axes import (
@@ -29,60 +25,15 @@ from spectral.axes import (
     operator_name,
 )
 from spectral.decimation import LOSSLESS, Geometry
-from spectral.errors import SpectralError
-from spectral.metrics import evaluation_mode
+from spectral.inputs import Inputs
 from spectral.recorder import Frame, Operation, Recorder, family_of
+from spectral.standin import run_on_standins
 
 # What a module may do to its input before its operator and still be one site: pad, crop, copy or cast it.
 _PREPARING = {
     "constant_pad_nd", "reflection_pad2d", "replication_pad2d", "slice", "index_select", "new_empty",
     "empty_like", "copy_", "clone", "_to_copy", "alias", "detach", "view", "unsqueeze", "squeeze",
 }  # fmt: skip
-
-Example = Tensor | int | Sequence[int] | Sequence[Tensor] | Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a model is called with: positional and named arguments, and the first image among them."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    image: Tensor
-
-    def to(
-        self, device: torch.device | str, dtype: torch.dtype | None = None, batch: int | None = None
-    ) -> Inputs:
-        """Return the inputs elsewhere, with image batches repeated to ``batch``."""
-
-        def move(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                kind = dtype if dtype is not None and value.is_floating_point() else value.dtype
-                moved = value.to(device, kind)
-                return moved.expand(batch, *moved.shape[1:]).clone() if batch and len(moved) == 1 else moved
-            if isinstance(value, (tuple, list)):
-                return type(value)(move(item) for item in value)
-            return {key: move(item) for key, item in value.items()} if isinstance(value, dict) else value
-
-        return Inputs(move(self.args), move(self.kwargs), move(self.image))
-
-    def tensors(self) -> list[tuple[Tensor, bool]]:
-        """Return the floating-point tensors, and whether each is a batch: detectors take lists of images."""
-        found: list[tuple[Tensor, bool]] = []
-
-        def visit(value: Any, several: bool) -> None:
-            if isinstance(value, Tensor) and value.is_floating_point():
-                found.append((value, not (several and value.ndim == 3)))
-            elif isinstance(value, (list, tuple)):
-                for item in value:
-                    visit(item, several=True)
-            elif isinstance(value, dict):
-                for item in value.values():
-                    visit(item, several=False)
-
-        for value in (*self.args, *self.kwargs.values()):
-            visit(value, several=False)
-        return found
 
 
 @dataclass
@@ -104,96 +55,13 @@ class Event:
     returned: bool = False
 
 
-def read_example(example: Example) -> Inputs:
-    """Read what a user gives as an example as the arguments of a forward pass.
-
-    Raises:
-        SpectralError: if it is neither a batch, a size, nor arguments with an image among them.
-    """
-    if isinstance(example, Mapping):
-        return _find_image((), dict(example))
-    if isinstance(example, Tensor):
-        if example.ndim not in (2, 3, 4, 5) or example.numel() == 0:
-            raise SpectralError(
-                f"find_sites: expected a batch (B, C, H, W), (B, C, T) or (B, C, T, H, W), got shape "
-                f"{tuple(example.shape)}"
-            )
-        if not example.is_floating_point():
-            raise SpectralError(
-                f"find_sites: expected floating-point images, got {example.dtype}; use images.float()"
-            )
-        image = example[:1].detach()
-        return Inputs((image,), {}, image)
-    if isinstance(example, Sequence) and any(isinstance(item, (Tensor, Mapping, list)) for item in example):
-        return _find_image((list(example),) if isinstance(example, list) else tuple(example), {})
-    size: tuple[Any, ...] = tuple(example) if isinstance(example, Sequence) else (example,)
-    shape = (3, size[0], size[0]) if len(size) == 1 else (3, *size) if len(size) == 2 else size
-    if len(shape) not in (3, 4) or any(not isinstance(n, int) or n < 1 for n in shape):
-        got = shorten(repr(example), 60)
-        raise SpectralError(f"find_sites: expected a batch or a size N, (H, W) or (C, H, W), got {got}")
-    # Noise, not zeros: a detector that finds nothing in its image doesn't show what it does with boxes.
-    image = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
-    return Inputs((image,), {}, image)
-
-
 def record_events(model: nn.Module, inputs: Inputs) -> list[Event]:
     """Run the model once, on the meta device if it can, and return what reduced resolution, in order.
 
     Raises:
         SpectralError: if its forward fails on the example.
     """
-    # The hooks and modules are the model's own, only the tensors are replaced. Two images, so that a batch
-    # axis is told from one that has disappeared.
-    with torch.inference_mode(False):
-        return _record_anywhere(model, inputs)
-
-
-def _record_anywhere(model: nn.Module, inputs: Inputs) -> list[Event]:
-    meta = {name: t.to("meta") for name, t in (*model.named_parameters(), *model.named_buffers())}
-    weights = [meta[name] for name, _ in model.named_parameters()]
-    try:
-        return _record(model, meta, inputs.to("meta", batch=2), weights)
-    except SpectralError:
-        raise
-    except Exception:  # whatever a meta tensor can't do; the real forward decides
-        pass
-    tensor = next(iter((*model.parameters(), *model.buffers())), inputs.image)
-    dtype = tensor.dtype if tensor.is_floating_point() else None
-    failure = Exception()
-    for batch in (2, None):  # some models take one image at a time
-        # a forward may change them
-        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        try:
-            return _record(model, buffers, inputs.to(tensor.device, dtype, batch), list(model.parameters()))
-        except SpectralError:
-            raise
-        except Exception as error:
-            failure = error
-    raise SpectralError(_explain(model, inputs, failure)) from failure
-
-
-def _explain(model: nn.Module, inputs: Inputs, error: Exception) -> str:
-    first = next(iter(str(error).splitlines()), "no message")
-    what = f"the forward of {type(model).__name__} failed on an input of shape {tuple(inputs.image.shape)}: "
-    made_for = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
-    hint = ""
-    if inputs.image.ndim != 4 and not inputs.kwargs:
-        hint = "; images come as a batch (B, C, H, W)"
-    elif isinstance(error, TypeError) and ("argument" in str(error) or "forward()" in str(error)):
-        hint = "; for several inputs pass a tuple of tensors, for named ones a dictionary"
-    elif made_for and tuple(made_for) != tuple(inputs.image.shape[1:]):
-        hint = f"; it was made for {'×'.join(map(str, made_for[1:]))}"
-    return f"{what}{type(error).__name__}: {first}{hint}"
-
-
-def _find_image(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
-    inputs = Inputs(args, kwargs, torch.empty(0))
-    image = next((tensor for tensor, _ in inputs.tensors() if tensor.ndim > 1), None)
-    if image is None:
-        raise SpectralError(
-            "find_sites: there is no floating-point image among the inputs; pass one, such as torch.rand"
-        )
-    return replace(inputs, image=image)
+    return run_on_standins(model, inputs, _record)
 
 
 class _Discovery:
@@ -458,7 +326,7 @@ def _find_spread(labels: Labels) -> tuple[int, int] | None:
 
 
 def _record(
-    model: nn.Module, state: dict[str, Tensor], inputs: Inputs, weights: Sequence[Tensor]
+    model: nn.Module, inputs: Inputs, weights: Sequence[Tensor], forward: Callable[[], Any]
 ) -> list[Event]:
     discovery = _Discovery(weights)
     for tensor, batched in inputs.tensors():
@@ -485,35 +353,13 @@ def _record(
                 event.returned = event.output is output
                 break
 
-    with _restored(model):
-        try:
-            for path, module in model.named_modules():
-                handles.append(module.register_forward_pre_hook(partial(enter, path), prepend=True))
-                handles.append(module.register_forward_hook(leave, always_call=True))
-            forward: Callable[[], Any] = partial(functional_call, model, state, inputs.args, inputs.kwargs)
-            # Inference mode would show other operators than the forward passes that are measured later.
-            with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model), discovery.recorder:
-                forward()
-        finally:
-            for handle in handles:
-                handle.remove()
-    return events
-
-
-@contextmanager
-def _restored(model: nn.Module) -> Iterator[None]:
-    """Undo what a forward keeps in plain attributes: a table cached on the meta device would break it.
-
-    Weights too: of a module that has two names, functional_call would leave meta tensors behind.
-    """
-    before = [
-        (table, dict(table))
-        for module in model.modules()
-        for table in (vars(module), module._parameters, module._buffers)
-    ]
     try:
-        yield
+        for path, module in model.named_modules():
+            handles.append(module.register_forward_pre_hook(partial(enter, path), prepend=True))
+            handles.append(module.register_forward_hook(leave, always_call=True))
+        with discovery.recorder:
+            forward()
     finally:
-        for attributes, values in before:
-            attributes.clear()
-            attributes.update(values)
+        for handle in handles:
+            handle.remove()
+    return events

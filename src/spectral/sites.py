@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from spectral.axes import Layout
 from spectral.decimation import LOSSLESS, Geometry, Size
-from spectral.discovery import Event, Example, read_example, record_events
+from spectral.discovery import Event, record_events
 from spectral.errors import SpectralError, suggest
+from spectral.inputs import Example, read_example
 
 Access = Literal["direct", "wrapped", "inner"]
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from spectral.decimation import Size
-from spectral.discovery import Example, read_example
 from spectral.errors import SpectralError, suggest
+from spectral.inputs import Example, read_example
 from spectral.layers import LAYERS
 from spectral.layers.common import Pool2d, Stride
 from spectral.sites import Site, check_hookable, find_sites
