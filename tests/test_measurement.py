@@ -24,10 +24,9 @@ import torch.nn.functional as F
 from networks import NoDownsampling, count_hooks, image, unchanged
 from torch import Tensor, nn
 
-from spectral import measurement
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
-from spectral.measurement import METRICS, TensorImages, describe_sites, measure
+from spectral.measurement import METRICS, TensorImages, captures, describe_sites, measure
 from spectral.metrics import compute_alias_categories, compute_avr
 from spectral.models import load_model, model_info
 from spectral.sites import find_sites
@@ -204,7 +203,7 @@ class TestValues:
     def test_chunks_change_nothing(self, monkeypatch):
         net, x = tiny(), image(5, 3, 16, 16)
         whole = measure(net, x, ALL, progress=False)
-        monkeypatch.setattr(measurement, "CHUNK_ELEMENTS", 1)
+        monkeypatch.setattr(captures, "CHUNK_ELEMENTS", 1)
         assert_same(whole, measure(net, x, ALL, progress=False))
 
     def test_two_runs_agree_to_the_last_bit(self):
@@ -638,7 +637,7 @@ class TestMemory:
             return real(x, *args, **kwargs)
 
         net = nn.Sequential(nn.MaxPool2d(2), nn.Flatten())
-        monkeypatch.setattr(measurement, "CHUNK_ELEMENTS", 2 * 3 * 8 * 8)
+        monkeypatch.setattr(captures, "CHUNK_ELEMENTS", 2 * 3 * 8 * 8)
         monkeypatch.setattr("spectral.decimation.F.max_pool2d", watch)
         measure(net, image(7, 3, 8, 8), ("am",), batch_size=7, progress=False)
         assert [n for n in sizes if n not in (1, 7)] == [2, 2, 2]

@@ -1,0 +1,30 @@
+"""Images × model × sites → a tidy table."""
+
+from spectral.measurement.captures import (
+    ALIAS_METRICS,
+    AVR_METRICS,
+    CATEGORIES,
+    DENSE_METRICS,
+    METRICS,
+    SITE_METRICS,
+    check_identity,
+    measure_capture,
+)
+from spectral.measurement.description import describe_sites
+from spectral.measurement.entry import measure
+from spectral.measurement.images import Images, TensorImages
+
+__all__ = [
+    "ALIAS_METRICS",
+    "AVR_METRICS",
+    "CATEGORIES",
+    "DENSE_METRICS",
+    "METRICS",
+    "SITE_METRICS",
+    "Images",
+    "TensorImages",
+    "check_identity",
+    "describe_sites",
+    "measure",
+    "measure_capture",
+]

@@ -1,0 +1,128 @@
+"""Images × model × sites → a tidy table: what `spectral.measure` is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from spectral.errors import SpectralError, suggest
+from spectral.hooks import TAPS, Tap
+from spectral.measurement.captures import METRICS, SITE_METRICS
+from spectral.measurement.description import describe_sites
+from spectral.measurement.images import Images, as_images
+from spectral.measurement.run import Run
+from spectral.metrics import evaluation_mode
+from spectral.sites import Site, check_hookable
+from spectral.table import ShardStore, to_frame
+
+
+def measure(
+    model: nn.Module,
+    images: Tensor | Images,
+    metrics: Sequence[str] = ("avr", "am", "sis"),
+    *,
+    sites: Sequence[Site | str] | None = None,
+    taps: Sequence[Tap] = ("input", "dense"),
+    batch_size: int = 32,
+    out: str | Path | None = None,
+    progress: bool = True,
+    name: str | None = None,
+) -> pd.DataFrame:
+    """Measure aliasing at every site of a model, image by image.
+
+    Runs on the model's device in evaluation mode, without gradients; modes and hooks are restored whatever
+    happens. Where a dense map is needed, each site is first checked on the first batch: a site whose dense
+    map doesn't reproduce its output is reported as not measurable, never measured.
+
+    Args:
+        model: the network. Images from `load_images` are normalised by its ``spectral_info`` (see
+            `load_model`); a model without one gets them in [0, 1].
+        images: from `load_images`, or a tensor (N, C, H, W) that is already preprocessed; of signals
+            (N, C, T) and videos (N, C, T, H, W) too.
+        metrics: any of avr, avr_separable, avr_exclude_dc, avr_hann (at each tap); am, am_relative,
+            alias_power_ratio, and the shares of frequencies nonaliased, aliased, tangled, nopass (of the
+            dense map); sis (of the model).
+        sites: what to measure, as sites or their names; all of `find_sites` by default.
+        taps: where AVR is taken: ``"input"``, ``"dense"``, ``"output"``.
+        batch_size: images per forward pass; changes no value beyond rounding.
+        out: folder for Parquet shards. Memory then doesn't grow with the number of images, and the same call
+            continues after an interruption; a folder of another configuration is refused.
+        progress: show a bar.
+        name: model name for the table; that of ``spectral_info`` or the class by default.
+
+    Returns:
+        Columns model, image, site, call, op, tap, metric, value; one row per number. Site and tap are empty
+        for metrics of the whole model: sis, prediction, confidence and, where known, label. ``power`` (the
+        map's mean square) comes with every tap: zero marks a silent map. ``attrs["sites"]`` lists every site
+        with its stride and, if it wasn't measured, the reason; ``attrs["provenance"]`` has what is needed to
+        repeat the run, ``attrs["resumed"]`` the number of images that were in ``out`` before.
+
+    Raises:
+        SpectralError: for unknown metrics, taps or sites, no images, a model without sites or whose forward
+            raises, non-finite activations (naming the site), or an ``out`` that can't be written or holds
+            something else. What was written to ``out`` stays.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> table = measure(net, torch.rand(2, 3, 16, 16), metrics=("avr",), progress=False)
+        >>> sorted(table["metric"].unique()), len(table)
+        (['avr', 'confidence', 'power', 'prediction'], 12)
+    """
+    _check_choice("metrics", metrics, METRICS)
+    _check_choice("taps", taps, TAPS)
+    if batch_size < 1:
+        raise SpectralError(f"measure: batch_size must be ≥ 1, got {batch_size}")
+    check_hookable(model)
+    source = as_images(images)
+    info = getattr(model, "spectral_info", None)
+    if source.size is None and info is not None:
+        source = source.resized(info.preprocessing.size)
+    run = Run(model, source, tuple(metrics), tuple(taps), info, name)
+    found = run.find_sites(sites)
+    wanted = set(metrics) & set(SITE_METRICS)
+    if wanted and not any(site.measurable for site in found):
+        why = f"; {found[0].name!r}: {found[0].reason}" if found else ""
+        raise SpectralError(
+            f"{run.name} has no downsampling site that can be measured{why}; metrics=('sis',) needs none"
+        )
+    run.sites = found if wanted else []
+    provenance = run.provenance(batch_size)
+    store = ShardStore(Path(out), run.config, provenance) if out is not None else None
+    done = store.finished_images() if store else set()
+    left = [i for i, image in enumerate(source.ids) if image not in done]
+    if store and done:
+        run.failed, run.verified = store.unmeasured, True
+    kept: list[pa.Table] = []
+    batches = run.measure_batches(left, batch_size, progress)
+    # Closed at once, also after an error here: an unfinished generator would keep the hooks on the model.
+    with evaluation_mode(model), torch.no_grad(), closing(batches):
+        for rows in batches:
+            if store:
+                store.append(rows, run.failed)
+            else:
+                kept.append(rows)
+    table = store.read() if store else to_frame(kept)
+    # Plain lists and dictionaries: pandas compares attrs when it joins tables, and writes them to Parquet.
+    table.attrs["sites"] = describe_sites(run.sites, run.failed)
+    table.attrs["provenance"] = provenance
+    table.attrs["resumed"] = len(source) - len(left)
+    return table
+
+
+def _check_choice(what: str, asked: Sequence[str], allowed: Sequence[str]) -> None:
+    if isinstance(asked, str):
+        raise SpectralError(f"measure: {what} must be a list such as ({asked!r},), got the string {asked!r}")
+    if not asked:
+        raise SpectralError(f"measure: {what} is empty; allowed values are {', '.join(allowed)}")
+    for one in asked:
+        if one not in allowed:
+            raise SpectralError(
+                f"measure: unknown {what[:-1]} {one!r}{suggest(one, allowed)}; allowed values are "
+                f"{', '.join(allowed)}"
+            )
