@@ -19,7 +19,7 @@ lint: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --upgrade --editable '.[samples,antialiased,attacks,corruptions,dev]'
+	$(VENV)/bin/python -m pip install --upgrade --editable '.[samples,antialiased,imagenet,attacks,corruptions,dev]'
 	touch $@
 
 clean:

@@ -20,7 +20,8 @@ from spectral.errors import SpectralError
 from spectral.models import robustbench
 from spectral.models.architectures import build
 from spectral.models.checkpoint import hash_state, strip_wrappers
-from spectral.models.load import Preprocessing, load_model
+from spectral.models.info import Preprocessing
+from spectral.models.load import load_model
 from spectral.models.nula import NULA
 
 REPOSITORY = "MamaPearl/nula-cifar10-robust-v0"

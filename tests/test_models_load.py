@@ -20,10 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from spectral.errors import SpectralError
+from spectral.models import fetching
 from spectral.models import load as load_module
 from spectral.models.architectures import build
 from spectral.models.checkpoint import hash_state, load_into, load_state, save_checkpoint
-from spectral.models.load import ModelInfo, Preprocessing, list_bundled, load_model, model_info
+from spectral.models.info import ModelInfo, Preprocessing, model_info
+from spectral.models.load import list_bundled, load_model
+from spectral.models.sources import libraries
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 DESCRIPTION = {
@@ -555,7 +558,7 @@ def test_server_that_never_answers_is_given_up(torch_hub: Path, monkeypatch: pyt
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/squeezenet-12345678.pth"
         monkeypatch.setattr(models.get_model_weights("squeezenet1_1").DEFAULT.value, "url", url)
-        monkeypatch.setattr(load_module, "HUB_TIMEOUT", 0.2)
+        monkeypatch.setattr(fetching, "HUB_TIMEOUT", 0.2)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         with pytest.raises(SpectralError, match=r"could not be fetched \(.*timed out"):
             load_model("torchvision/squeezenet1_1")
@@ -574,8 +577,8 @@ def test_server_that_never_answers_is_given_up(torch_hub: Path, monkeypatch: pyt
         ("torchvision/resnet19", r"nearest: .*'resnet18'"),
         ("bundled/resnet21@random", r"unknown architecture 'resnet21'.*nearest: 'resnet20'"),
         ("resnet50", r"did you mean 'timm/resnet50' or 'torchvision/resnet50'"),
-        ("tim/resnet50", r"NAME behind timm/, torchvision/, antialiased/, bundled/.*'timm/resnet50'"),
-        ("quux", r"NAME behind timm/.*\.safetensors, \.pt, \.pth, \.bin file$"),
+        ("tim/resnet50", r"NAME behind timm/, torchvision/, antialiased/, packaged/.*bundled/.*'timm/resnet50'"),
+        ("quux", r"NAME behind timm/.*\.safetensors, \.pt, \.pth, \.bin, \.th file$"),
         ("", r"unknown model ''"),
     ],
 )
@@ -593,7 +596,7 @@ def test_unknown_antialiased_name() -> None:
 
 def test_antialiased_names_are_those_with_weights_for_the_default_filter() -> None:
     package = pytest.importorskip("antialiased_cnns")
-    names = load_module._antialiased_names()
+    names = libraries.list_antialiased()
     assert {"alexnet", "densenet161", "mobilenet_v2", "resnet50", "wide_resnet101_2", "vgg19_bn"} <= set(
         names
     )

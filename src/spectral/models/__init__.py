@@ -1,7 +1,8 @@
 """Networks: published ones by name, our own, and the weights files of both."""
 
 from spectral.models.architectures import ARCHITECTURES, build, family_of
-from spectral.models.load import ModelInfo, Preprocessing, list_bundled, load_model, model_info
+from spectral.models.info import ModelInfo, Preprocessing, model_info
+from spectral.models.load import list_bundled, load_model
 
 __all__ = [
     "ARCHITECTURES",

@@ -17,7 +17,9 @@ import torch
 from torch import nn
 
 from spectral.errors import SpectralError, suggest
-from spectral.models.load import IMAGENET, RANDOM_SEED, _antialiased_names, _import_antialiased
+from spectral.models.info import IMAGENET
+from spectral.models.load import RANDOM_SEED
+from spectral.models.sources.libraries import import_antialiased, list_antialiased
 
 LIBRARIES = ("timm", "torchvision", "antialiased")
 PER_MODULE = 4
@@ -189,8 +191,8 @@ def _list_torchvision() -> list[tuple[str, str]]:
 
 
 def _list_antialiased() -> list[tuple[str, str]]:
-    package = _import_antialiased()
-    return [(getattr(package, name).__module__.rpartition(".")[2], name) for name in _antialiased_names()]
+    package = import_antialiased()
+    return [(getattr(package, name).__module__.rpartition(".")[2], name) for name in list_antialiased()]
 
 
 def _build_timm(name: str) -> tuple[nn.Module, Example]:
@@ -216,7 +218,7 @@ def _build_torchvision(name: str) -> tuple[nn.Module, Example]:
 
 
 def _build_antialiased(name: str) -> tuple[nn.Module, Example]:
-    return getattr(_import_antialiased(), name)(pretrained=False), (3, *IMAGENET.size)
+    return getattr(import_antialiased(), name)(pretrained=False), (3, *IMAGENET.size)
 
 
 @dataclass(frozen=True)

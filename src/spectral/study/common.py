@@ -21,7 +21,7 @@ from spectral.hooks import Capture, FeatureExtractor, Tap
 from spectral.measurement import measure
 from spectral.metrics import compute_avr, evaluation_mode
 from spectral.models import load_model, model_info
-from spectral.models.load import ModelInfo
+from spectral.models.info import ModelInfo
 from spectral.sites import Site, find_sites, pair_sites
 from spectral.spectrum import (
     compute_power_spectrum,

@@ -21,7 +21,7 @@ from spectral.console import SpectralCommand
 from spectral.data import ImageSet, load_images
 from spectral.figures import draw_figure
 from spectral.models import load_model
-from spectral.models.load import model_info
+from spectral.models.info import model_info
 from spectral.perturb import measure_fourier_heatmap
 from spectral.perturb.heatmap import NORMS
 from spectral.table import describe_environment, ensure_writable, write_csv

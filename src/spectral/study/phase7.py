@@ -30,7 +30,7 @@ from spectral.latency import count_macs, measure_latency
 from spectral.measurement import describe_sites, measure
 from spectral.metrics import evaluation_mode, predict_probabilities
 from spectral.models import list_bundled, load_model, model_info
-from spectral.models.load import ModelInfo
+from spectral.models.info import ModelInfo
 from spectral.sites import find_sites
 from spectral.stability import measure_consistency
 from spectral.study.columns import average_sites, bound_share, bound_summary, read_means, tabulate

@@ -26,7 +26,7 @@ from spectral.figures.spec import with_bounds
 from spectral.measurement import measure
 from spectral.models import load_model, model_info
 from spectral.models.catalogue import LIBRARIES
-from spectral.models.load import RANDOM
+from spectral.models.fetching import RANDOM
 from spectral.study.columns import average_sites, bound, read_means, tabulate
 from spectral.study.common import TAPS, PictureResults
 from spectral.study.options import StudyOptions

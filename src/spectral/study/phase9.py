@@ -33,7 +33,7 @@ from spectral.errors import SpectralError
 from spectral.figures.spec import BOUNDS, with_bounds
 from spectral.measurement import describe_sites, measure
 from spectral.models import list_bundled, load_model, model_info
-from spectral.models.load import ModelInfo
+from spectral.models.info import ModelInfo
 from spectral.perturb import measure_predictions
 from spectral.perturb.attacks import ATTACKS, measure_robustness
 from spectral.perturb.corruptions import Corruption

@@ -1,0 +1,98 @@
+"""What a source tells of its network: preprocessing, classes and the id of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spectral.errors import SpectralError
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a network expects of its images: their size, and each channel's mean and standard deviation.
+
+    Shape:
+        (B, C, H, W) → (B, C, H, W), C being the number of means. Nothing is resized: `size` is what the
+        network was trained at, and cropping to it is the caller's.
+
+    Units:
+        Images in [0, 1] → normalised values.
+
+    Example:
+        >>> scale = Preprocessing(size=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
+        >>> scale(torch.ones(1, 3, 2, 2)).unique()
+        tensor([1.])
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the normalised images, with the input's dtype and device.
+
+        Raises:
+            SpectralError: if the images aren't a floating-point (B, C, H, W) batch.
+        """
+        if images.ndim != 4 or images.shape[1] != len(self.mean):
+            raise SpectralError(
+                f"preprocessing: expected images of shape (B, {len(self.mean)}, H, W), got "
+                f"{tuple(images.shape)}"
+            )
+        if not images.is_floating_point():
+            raise SpectralError(
+                f"preprocessing: expected floating-point images in [0, 1], got {images.dtype}; for 8-bit "
+                f"images use images.float() / 255"
+            )
+        return (images - self._channels(self.mean, images)) / self._channels(self.std, images)
+
+    def _channels(self, values: Sequence[float], like: Tensor) -> Tensor:
+        return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Where a model and its weights come from, and what goes with them.
+
+    Args:
+        name: what `load_model` was asked for.
+        family: ``"strided"``, ``"blurpool"`` or ``"nula"`` where it is known, else None.
+        weights_id: `spectral.models.checkpoint.hash_state` of the weights as loaded, computed once; for a
+            name ending in ``@random`` it starts with ``random-0:``, 0 being the seed.
+        preprocessing: turns images in [0, 1] into what the network expects.
+        num_classes: outputs of the classifier.
+        classes: their names in order, where known.
+        metadata: whatever else the source says: recipe, accuracy, hub repository, licence.
+    """
+
+    name: str
+    family: str | None
+    weights_id: str
+    preprocessing: Preprocessing
+    num_classes: int
+    classes: tuple[str, ...] | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+IMAGENET = Preprocessing((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CIFAR = Preprocessing((32, 32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+CIFAR_NUM_CLASSES = 10
+CIFAR10_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+
+
+def model_info(model: nn.Module) -> ModelInfo | None:
+    """Return what `load_model` recorded about a model, or None for a model from elsewhere.
+
+    Example:
+        >>> model_info(nn.Identity()) is None
+        True
+    """
+    info = getattr(model, "spectral_info", None)
+    return info if isinstance(info, ModelInfo) else None

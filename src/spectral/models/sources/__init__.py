@@ -1,0 +1,19 @@
+"""Where networks come from: one file per kind of source, which offers names and opens them."""
+
+from spectral.models.sources.base import Loaded, Source, fill, require_name
+from spectral.models.sources.libraries import ANTIALIASED, TIMM, TORCHVISION
+from spectral.models.sources.packaged import PACKAGED
+from spectral.models.sources.published import CIFAR_HUB_SOURCE, NULA, ROBUSTBENCH
+
+# Those that `load_model` takes, but for this project's own checkpoints.
+SOURCES: dict[str, Source] = {
+    "timm": TIMM,
+    "torchvision": TORCHVISION,
+    "antialiased": ANTIALIASED,
+    "packaged": PACKAGED,
+    "cifar-hub": CIFAR_HUB_SOURCE,
+    "nula": NULA,
+    "robustbench": ROBUSTBENCH,
+}
+
+__all__ = ["SOURCES", "Loaded", "Source", "fill", "require_name"]

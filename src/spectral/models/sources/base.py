@@ -1,0 +1,48 @@
+"""What a source of networks is: a prefix of names, and how one of them is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from spectral.errors import SpectralError, suggest
+from spectral.models import robustbench
+from spectral.models.checkpoint import load_into, strip_wrappers
+from spectral.models.info import ModelInfo
+
+Loaded = tuple[nn.Module, ModelInfo]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A prefix: what it offers, and how to open one of them, with its weights or without."""
+
+    names: Callable[[], list[str]]
+    open: Callable[[str, bool], Loaded]
+
+
+def require_name(source: str, name: str, known: Sequence[str]) -> None:
+    """Check that a source has a name.
+
+    Raises:
+        SpectralError: naming the nearest ones.
+    """
+    if name not in known:
+        near = suggest(name, known)
+        few = f"; available: {', '.join(known)}" if not near and len(known) <= 20 else ""
+        raise SpectralError(f"unknown model '{source}/{name}': {source} has no {name!r}{near}{few}")
+
+
+def fill(loaded: Loaded, state: Mapping[str, Tensor], where: str) -> Loaded:
+    """Load weights as their authors saved them: inside wrappers, with the normalisation beside them.
+
+    Raises:
+        SpectralError: if names or shapes differ from the network's.
+    """
+    model, info = loaded
+    state, normalisation = robustbench.separate_state(model, strip_wrappers(state, model))
+    load_into(model, strip_wrappers(state, model), where)
+    mean, std = normalisation or (info.preprocessing.mean, info.preprocessing.std)
+    return model, replace(info, preprocessing=replace(info.preprocessing, mean=mean, std=std))

@@ -1,0 +1,106 @@
+"""timm, torchvision and antialiased_cnns, each imported when a model of it is asked for, not before."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from spectral.errors import SpectralError, suggest
+from spectral.models.fetching import RANDOM, fetching, require_hub
+from spectral.models.info import IMAGENET, ModelInfo, Preprocessing
+from spectral.models.sources.base import Loaded, Source, require_name
+
+ANTIALIASED_FAMILIES = ("alexnet", "densenet", "mobilenet", "resnet", "vgg")
+ANTIALIASED_WEIGHTS = "_lpf4_finetune"  # what the package loads for its default filter size
+
+
+def list_timm() -> list[str]:
+    """List timm's architectures, and those of their weights that have names."""
+    import timm
+
+    return [*timm.list_models(), *timm.list_models(pretrained=True)]
+
+
+def open_timm(name: str, pretrained: bool) -> Loaded:
+    """Open one of timm's networks, with the preprocessing that its configuration names."""
+    import timm
+    from timm.data.config import resolve_data_config
+
+    require_name("timm", name, list_timm())
+    source = timm.get_pretrained_cfg(name)
+    if pretrained and (source is None or not source.has_weights):
+        offered = [n for n in timm.list_models(pretrained=True) if n.startswith(name.partition(".")[0])]
+        raise SpectralError(
+            f"timm/{name}: timm has the architecture but no pretrained weights under this name"
+            f"{suggest(name, offered)}; for its structure alone ask for 'timm/{name}{RANDOM}'"
+        )
+    with fetching(f"timm/{name}"):
+        if pretrained:
+            require_hub(source)
+        model: Any = timm.create_model(name, pretrained=pretrained)
+    config = resolve_data_config({}, model=model)  # type: ignore[no-untyped-call]
+    size, mean, std = config["input_size"][1:], config["mean"], config["std"]
+    preprocessing = Preprocessing(tuple(size), tuple(mean), tuple(std))
+    metadata = {key: getattr(source, key) for key in ("hf_hub_id", "tag", "license")} if pretrained else {}
+    return model, ModelInfo(name, None, "", preprocessing, model.num_classes, metadata=metadata)
+
+
+def list_torchvision() -> list[str]:
+    """List torchvision's classifiers."""
+    from torchvision import models
+
+    return list(models.list_models(module=models))
+
+
+def open_torchvision(name: str, pretrained: bool) -> Loaded:
+    """Open one of torchvision's classifiers, with the preprocessing of its default weights."""
+    from torchvision import models
+
+    require_name("torchvision", name, list_torchvision())
+    weights = models.get_model_weights(name).DEFAULT
+    with fetching(f"torchvision/{name}"):
+        model = models.get_model(name, weights=weights if pretrained else None)
+    recipe = weights.transforms()
+    side = recipe.crop_size[0]
+    preprocessing = Preprocessing((side, side), tuple(recipe.mean), tuple(recipe.std))
+    classes = tuple(weights.meta["categories"])
+    metadata = {"weights": str(weights), "url": weights.url} if pretrained else {}
+    return model, ModelInfo(name, None, "", preprocessing, len(classes), classes, metadata)
+
+
+def import_antialiased() -> Any:
+    """Import the optional package.
+
+    Raises:
+        SpectralError: if it isn't installed.
+    """
+    try:
+        return importlib.import_module("antialiased_cnns")
+    except ImportError as error:
+        raise SpectralError(
+            "antialiased/… needs the optional package antialiased-cnns (its licence is CC BY-NC-SA: not for "
+            "commercial use); install it with: pip install 'spectral-aliasing[antialiased]'"
+        ) from error
+
+
+def list_antialiased() -> list[str]:
+    """List the BlurPool networks with weights for the package's default filter."""
+    import_antialiased()
+    families = [importlib.import_module(f"antialiased_cnns.{family}") for family in ANTIALIASED_FAMILIES]
+    keys = [key for family in families for key in family.model_urls]
+    return sorted(key.removesuffix(ANTIALIASED_WEIGHTS) for key in keys if key.endswith(ANTIALIASED_WEIGHTS))
+
+
+def open_antialiased(name: str, pretrained: bool) -> Loaded:
+    """Open one of Adobe's BlurPool networks."""
+    package = import_antialiased()
+    require_name("antialiased", name, list_antialiased())
+    with fetching(f"antialiased/{name}"):
+        model = getattr(package, name)(pretrained=pretrained)
+    metadata = {"filter_size": 4, "license": "CC BY-NC-SA 4.0"}
+    return model, ModelInfo(name, "blurpool", "", IMAGENET, 1000, metadata=metadata)
+
+
+TIMM = Source(list_timm, open_timm)
+TORCHVISION = Source(list_torchvision, open_torchvision)
+ANTIALIASED = Source(list_antialiased, open_antialiased)
