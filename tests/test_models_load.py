@@ -577,7 +577,7 @@ def test_server_that_never_answers_is_given_up(torch_hub: Path, monkeypatch: pyt
         ("torchvision/resnet19", r"nearest: .*'resnet18'"),
         ("bundled/resnet21@random", r"unknown architecture 'resnet21'.*nearest: 'resnet20'"),
         ("resnet50", r"did you mean 'timm/resnet50' or 'torchvision/resnet50'"),
-        ("tim/resnet50", r"NAME behind timm/, torchvision/, antialiased/, packaged/.*bundled/.*'timm/resnet50'"),
+        ("tim/resnet50", r"NAME behind timm/, torchvision/, antialiased/, packaged/.*'timm/resnet50'"),
         ("quux", r"NAME behind timm/.*\.safetensors, \.pt, \.pth, \.bin, \.th file$"),
         ("", r"unknown model ''"),
     ],

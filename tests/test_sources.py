@@ -107,7 +107,7 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
         SpectralError, match=r"needs the package efficientnet-lite0.*pip install '.*\[imagenet\]'"
     ):
         load_model("packaged/efficientnet-lite0")
-    with pytest.raises(SpectralError, match="nearest: .efficientnet-lite0"):
+    with pytest.raises(SpectralError, match=r"nearest: .efficientnet-lite0"):
         load_model("packaged/efficientnet-b0")
     assert load_model("packaged/efficientnet-lite0@random").training is False
 

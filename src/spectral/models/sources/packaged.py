@@ -49,7 +49,7 @@ def open_packaged(name: str, pretrained: bool) -> Loaded:
     if pretrained:
         path = find_weights(name)
         require_digest(path, path.stem.rpartition("-")[2])
-        stages = [len(stage) for stage in model.blocks]  # type: ignore[union-attr, arg-type]
+        stages = [len(stage) for stage in model.blocks]  # type: ignore[union-attr]
         load_into(model, rename_lite(load_state(path), stages), f"packaged/{name}: {path.name}")
     return model, info
 
