@@ -51,6 +51,7 @@ ALLOWED = {
     "stability": {"decimation", "hooks", "measurement", "metrics", "sites", "surgery"},
     "measurement": {"bands", "decimation", "hooks", "metrics", "models", "sites", "spectrum", "table"},
     "figures": {"stats"},
+    "terminal": set(),
     "console": None,
     "study": None,  # the top of the house: may use every room
     "cli": None,

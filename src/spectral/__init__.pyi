@@ -1,7 +1,7 @@
 from . import data, figures, layers, models, perturb, stats, study, synthetic, table
 from .classification import classify
 from .data import ImageSet, load_images
-from .errors import SpectralError
+from .errors import SpectralError, SpectralWarning
 from .hooks import Capture, FeatureExtractor
 from .measurement import measure
 from .metrics import (
@@ -57,7 +57,7 @@ __version__: str
 
 __all__ = [
     "AliasingMonitor", "AliasingPenalty", "Capture", "ConversionReport", "Corruption",
-    "FeatureExtractor", "ImageSet", "PerturbedImages", "Recipe", "Site", "SpectralError",
+    "FeatureExtractor", "ImageSet", "PerturbedImages", "Recipe", "Site", "SpectralError", "SpectralWarning",
     "attribute_instability", "classify", "compute_alias_categories", "compute_alias_metrics",
     "compute_alias_power_ratio", "compute_am", "compute_am_relative", "compute_avr",
     "compute_instability", "compute_power_spectrum", "compute_radial_profile", "compute_sis",

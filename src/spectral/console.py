@@ -10,7 +10,8 @@ from typing import Any, TextIO
 
 import click
 
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, SpectralWarning
+from spectral.terminal import separate_lines
 
 DEBUG = "SPECTRAL_DEBUG"  # set to anything: errors come with their traceback
 BAD_INPUT, DEFECT, INTERRUPTED = 2, 1, 130
@@ -26,7 +27,8 @@ class SpectralCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
-        with warnings.catch_warnings():
+        with separate_lines(), warnings.catch_warnings():
+            warnings.simplefilter("always", SpectralWarning)
             warnings.showwarning = _show_warning
             try:
                 return super().invoke(ctx)

@@ -1,4 +1,4 @@
-"""The one exception users see, and the 'did you mean' that goes with it."""
+"""The one exception and the one warning users see, and the 'did you mean' that goes with the exception."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ class SpectralError(ValueError):
 
     The sentence says what was expected, what came instead and what to do. The command line prints it and
     exits with code 2; in a notebook it is an ordinary ``ValueError``.
+    """
+
+
+class SpectralWarning(UserWarning):
+    """What a user must know to read a result: an assumption that was made, something left out and why.
+
+    Each is one sentence. The command line prints it as one line on stderr, every time.
     """
 
 

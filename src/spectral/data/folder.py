@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from spectral.data.decode import EXTENSIONS, check_image, read_image
 from spectral.data.imageset import ImageItem, ImageSet, spread_over_classes
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, SpectralWarning
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -118,7 +118,8 @@ def warn_about_skipped(skipped: list[tuple[str, str]], source: str) -> None:
     if skipped:
         named = "; ".join(f"{name} ({reason})" for name, reason in sorted(skipped)[:3])
         more = "; …" if len(skipped) > 3 else ""
-        warnings.warn(f"{source}: skipped {len(skipped)} broken image file(s): {named}{more}", stacklevel=4)
+        text = f"{source}: skipped {len(skipped)} broken image file(s): {named}{more}"
+        warnings.warn(text, SpectralWarning, stacklevel=4)
 
 
 def _walk(root: Path) -> Iterator[Path]:
