@@ -12,8 +12,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
 from spectral.errors import SpectralError
-from spectral.metrics import evaluation_mode, predict_probabilities
+from spectral.metrics import predict_probabilities
 from spectral.models import model_info
+from spectral.network import evaluation_mode
 
 ImageLike = str | os.PathLike[str] | Image.Image | Tensor
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from textwrap import shorten
 from typing import Any
@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectral.arguments import are_integers
 from spectral.errors import SpectralError
-
-Example = Tensor | int | Sequence[int] | Sequence[Tensor] | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -28,34 +27,69 @@ class Inputs:
     ) -> Inputs:
         """Return the inputs elsewhere, with image batches repeated to ``batch``."""
 
-        def move(value: Any) -> Any:
+        def move(value: Tensor, batched: bool) -> Tensor:
+            kind = dtype if dtype is not None and value.is_floating_point() else value.dtype
+            moved = value.to(device, kind)
+            if batch is None or moved.ndim == 0 or len(moved) != 1:
+                return moved
+            return moved.expand(batch, *moved.shape[1:]).clone()
+
+        return self.map(move)
+
+    def map(self, function: Callable[[Tensor, bool], Tensor]) -> Inputs:
+        """Return the inputs with each tensor replaced by what a function makes of it.
+
+        Args:
+            function: of a tensor and whether its first axis is the batch; an image in a list, as detectors
+                take them, has none.
+
+        Example:
+            >>> halves = read_example({"image": torch.ones(1, 3, 8, 8), "scale": 2}).map(lambda x, _: x / 2)
+            >>> halves.kwargs["image"].max(), halves.kwargs["scale"]
+            (tensor(0.5000), 2)
+        """
+        image = self.image
+
+        def visit(value: Any, several: bool) -> Any:
+            nonlocal image
             if isinstance(value, Tensor):
-                kind = dtype if dtype is not None and value.is_floating_point() else value.dtype
-                moved = value.to(device, kind)
-                return moved.expand(batch, *moved.shape[1:]).clone() if batch and len(moved) == 1 else moved
+                made = function(value, not (several and value.ndim == 3))
+                image = made if value is self.image else image
+                return made
             if isinstance(value, (tuple, list)):
-                return type(value)(move(item) for item in value)
-            return {key: move(item) for key, item in value.items()} if isinstance(value, dict) else value
+                items = [visit(item, several=True) for item in value]
+                return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+            if isinstance(value, dict):
+                return {key: visit(item, several=False) for key, item in value.items()}
+            return value
 
-        return Inputs(move(self.args), move(self.kwargs), move(self.image))
+        args = tuple(visit(value, several=False) for value in self.args)
+        kwargs = {key: visit(value, several=False) for key, value in self.kwargs.items()}
+        return Inputs(args, kwargs, image)
 
-    def tensors(self) -> list[tuple[Tensor, bool]]:
-        """Return the floating-point tensors, and whether each is a batch: detectors take lists of images."""
+    @property
+    def count(self) -> int:
+        """How many images there are."""
+        alone = [x for x, batched in self.every_tensor() if not batched]
+        return len(alone) if any(x is self.image for x in alone) else len(self.image)
+
+    def every_tensor(self) -> list[tuple[Tensor, bool]]:
+        """Return all tensors, and whether each is a batch: detectors take lists of images."""
         found: list[tuple[Tensor, bool]] = []
 
-        def visit(value: Any, several: bool) -> None:
-            if isinstance(value, Tensor) and value.is_floating_point():
-                found.append((value, not (several and value.ndim == 3)))
-            elif isinstance(value, (list, tuple)):
-                for item in value:
-                    visit(item, several=True)
-            elif isinstance(value, dict):
-                for item in value.values():
-                    visit(item, several=False)
+        def keep(value: Tensor, batched: bool) -> Tensor:
+            found.append((value, batched))
+            return value
 
-        for value in (*self.args, *self.kwargs.values()):
-            visit(value, several=False)
+        self.map(keep)
         return found
+
+    def tensors(self) -> list[tuple[Tensor, bool]]:
+        """Return the floating-point tensors, and whether each is a batch."""
+        return [(tensor, batched) for tensor, batched in self.every_tensor() if tensor.is_floating_point()]
+
+
+Example = Inputs | Tensor | int | Sequence[int] | Sequence[Tensor] | Mapping[str, Any]
 
 
 def read_example(example: Example) -> Inputs:
@@ -64,6 +98,8 @@ def read_example(example: Example) -> Inputs:
     Raises:
         SpectralError: if it is neither a batch, a size, nor arguments with an image among them.
     """
+    if isinstance(example, Inputs):
+        return example
     if isinstance(example, Mapping):
         return _find_image((), dict(example))
     if isinstance(example, Tensor):
@@ -81,6 +117,7 @@ def read_example(example: Example) -> Inputs:
     if isinstance(example, Sequence) and any(isinstance(item, (Tensor, Mapping, list)) for item in example):
         return _find_image((list(example),) if isinstance(example, list) else tuple(example), {})
     size: tuple[Any, ...] = tuple(example) if isinstance(example, Sequence) else (example,)
+    size = tuple(map(int, size)) if are_integers(size) else size  # NumPy's too
     shape = (3, size[0], size[0]) if len(size) == 1 else (3, *size) if len(size) == 2 else size
     if len(shape) not in (3, 4) or any(not isinstance(n, int) or n < 1 for n in shape):
         got = shorten(repr(example), 60)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from spectral.metrics import evaluation_mode
+from spectral.network import evaluation_mode
 
 WARM_UP = 3
 

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, reduce
-from numbers import Integral
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from spectral.arguments import are_integers
 from spectral.errors import SpectralError
+from spectral.inputs import Inputs
+from spectral.network import (
+    SPATIAL,
+    Call,
+    Kinds,
+    evaluation_mode,
+    guess_layout,
+    list_calls,
+    list_moves,
+    make_inputs,
+    read_scores,
+    require_clear,
+    roll_inputs,
+)
 from spectral.spectrum import Array, as_maps, centred_indices
 
 Cutoff = Literal["radial", "separable"]
@@ -265,24 +279,38 @@ def compute_alias_categories(
     return {name: chosen.double().mean((start - 1, *bins)) for name, chosen in categories.items()}
 
 
-def compute_sis(model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
+def compute_sis(
+    model: Callable[..., Any],
+    images: Tensor | Sequence[Any] | Mapping[str, Any],
+    *,
+    axes: Sequence[int] | None = None,
+    logits: Callable[[Any], Tensor] | None = None,
+) -> Tensor:
     """Shift Instability Score: how far the predicted distribution moves under one-pixel circular shifts.
 
-    SIS(x) = ¼ Σ_d (1 − cos(p(x), p(roll(x, d)))) with p = softmax(logits). The model runs five times, in
-    evaluation mode, without gradients; its modules' training flags are restored.
+    SIS(x) = mean over d of 1 − cos(p(x), p(roll(x, d))) with p = softmax(logits); d is one sample one way or
+    the other along each spatial axis: up, down, left and right for images, 1/2 and 1/6 of the sum for signals
+    and videos. The model runs once more than there are shifts, in evaluation mode, without gradients; its
+    modules' training flags are restored.
 
     Args:
-        model: maps images to logits (B, K); objects with ``.logits`` are understood.
-        images: (B, C, H, W), preprocessed as the model expects.
+        model: maps images to logits (B, K); ``.logits``, ``["logits"]``, ``["out"]`` and the first of a
+            tuple are understood. Rows that are distributions already, behind a softmax, are taken as p.
+        images: a batch, preprocessed as the model expects; a tuple for several inputs, a dictionary for named
+            ones. What lies on the image's lattice, such as its mask, is shifted with it.
+        axes: which axes of a tensor are spatial, where its shape doesn't tell.
+        logits: a function from the model's output to the logits, where they are elsewhere.
 
     Shape:
-        (B, C, H, W) → (B,), float64.
+        (B, C, H, W), (B, H, W, C) with 1, 3 or 4 channels, (B, C, T, H, W), (B, C, T) or (B, T) → (B,),
+        float64. (C, H, W) is one image for a model whose first convolution is one over images.
 
     Units:
         None; 0 for a shift-invariant model, at most 1.
 
     Raises:
-        SpectralError: for images of another rank, or a model whose output is no (B, K ≥ 2) logits.
+        SpectralError: for no images, a shape that could be several things, or a model whose output has no
+            (B, K ≥ 2) logits.
 
     Source:
         The spectral-aliasing study.
@@ -292,16 +320,59 @@ def compute_sis(model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
         >>> compute_sis(invariant, torch.rand(2, 3, 8, 8)).max().item() < 1e-12
         True
     """
-    if not isinstance(images, Tensor) or images.ndim != 4:
-        got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise SpectralError(f"compute_sis: expected images of shape (B, C, H, W), got {got}")
+    if isinstance(images, Tensor):
+        if axes is None:
+            require_clear(images, model, "compute_sis")
+        calls = list_calls(model, images) if axes is None else [Call(make_inputs)]
+    elif isinstance(images, Sequence | Mapping) and not isinstance(images, str):
+        calls = list_calls(model, images)
+    else:
+        raise SpectralError(
+            f"compute_sis: expected images of shape (B, C, H, W), got {type(images).__name__}; pass a "
+            f"tensor, a tuple of several inputs, or a dictionary of named ones"
+        )
     with evaluation_mode(model), torch.no_grad():
-        # A copy, since a model that works in place would hand altered images to the shifts.
-        reference = predict_probabilities(model(images.clone()), len(images))
-        shifted = [
-            predict_probabilities(model(images.roll(shift, dims=(2, 3))), len(images)) for shift in SHIFTS
-        ]
+        inputs, output = _call_first(model, images, calls)
+        layout = guess_layout(inputs) if axes is None else [_name_axes(inputs.image, axes)]
+        reference = read_scores(output, inputs.count, logits).probabilities()
+        shifted = []
+        for move in list_moves(inputs, layout):
+            moved = roll_inputs(inputs, move, layout)
+            scores = read_scores(model(*moved.args, **moved.kwargs), inputs.count, logits)
+            shifted.append(scores.probabilities())
+    if not shifted:
+        raise SpectralError(
+            f"compute_sis: inputs of shape {tuple(inputs.image.shape)} have no known spatial axis; pass axes="
+        )
     return compute_instability(reference, shifted)
+
+
+def _call_first(model: Callable[..., Any], images: Any, calls: Sequence[Call]) -> tuple[Inputs, Any]:
+    """Call a model in the first of several ways that it takes."""
+    failure: Exception | None = None
+    for call in calls:
+        inputs = call.build(images)
+        # A copy, since a model that works in place would hand altered images to the shifts.
+        copy = inputs.map(lambda x, batched: x.clone())
+        try:
+            return inputs, model(*copy.args, **copy.kwargs)
+        except Exception as error:  # a model may raise anything
+            failure = failure or error
+    assert failure is not None
+    raise failure
+
+
+def _name_axes(x: Tensor, axes: Sequence[int]) -> Kinds:
+    """Call the axes given t, h and w, so that the last is w."""
+    known = are_integers(axes) and all(-x.ndim <= axis < x.ndim for axis in axes)
+    chosen = sorted({int(axis) % x.ndim for axis in axes}) if known else []
+    if not 1 <= len(chosen) <= len(SPATIAL):
+        raise SpectralError(
+            f"compute_sis: axes must be one to {len(SPATIAL)} axes of a tensor of shape {tuple(x.shape)}, "
+            f"got {tuple(axes)}"
+        )
+    names = dict(zip(chosen, SPATIAL[-len(chosen) :], strict=True))
+    return tuple(names.get(axis, "?") for axis in range(x.ndim))
 
 
 def compute_instability(reference: Tensor, shifted: list[Tensor]) -> Tensor:
@@ -325,54 +396,9 @@ def predict_probabilities(output: Any, batch: int) -> Tensor:
     """Turn a classifier's output into probabilities (B, K), in float64.
 
     Raises:
-        SpectralError: if the output is no finite (B, K ≥ 2) logits.
+        SpectralError: if the output has no finite (B, K ≥ 2) logits.
     """
-    logits = find_logits(output, batch)
-    if logits is None:
-        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise SpectralError(f"expected a classifier with logits of shape ({batch}, K ≥ 2), got {got}")
-    if not torch.isfinite(logits).all():
-        raise SpectralError("the model's logits have NaN or infinite values; check its weights and the input")
-    return logits.double().softmax(-1)
-
-
-def find_logits(output: Any, batch: int) -> Tensor | None:
-    """Return the logits (B, K ≥ 2) in a model's output: itself, its ``.logits`` or ["logits"]; else None.
-
-    Example:
-        >>> find_logits({"logits": torch.zeros(2, 10)}, batch=2).shape
-        torch.Size([2, 10])
-    """
-    logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", output)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != batch or logits.shape[1] < 2:
-        return None
-    return logits
-
-
-class evaluation_mode:  # noqa: N801 - reads as a statement: `with evaluation_mode(model):`
-    """Put a model into evaluation mode and restore every module's own training flag afterwards.
-
-    Example:
-        >>> layer = torch.nn.Dropout()
-        >>> with evaluation_mode(layer):
-        ...     layer.training
-        False
-        >>> layer.training
-        True
-    """
-
-    def __init__(self, model: object) -> None:
-        self.model = model
-        self.flags: list[tuple[torch.nn.Module, bool]] = []
-
-    def __enter__(self) -> None:
-        if isinstance(self.model, torch.nn.Module):
-            self.flags = [(module, module.training) for module in self.model.modules()]
-            self.model.eval()
-
-    def __exit__(self, *exception: object) -> None:
-        for module, training in self.flags:
-            module.training = training
+    return read_scores(output, batch).probabilities()
 
 
 def split_aliases(
@@ -563,7 +589,7 @@ def find_lattice(
 
 def _as_integers(value: Stride, axes: int, expected: str) -> tuple[int, ...]:
     given = value if isinstance(value, tuple | list) else (value,) * axes
-    if len(given) != axes or any(isinstance(v, bool) or not isinstance(v, Integral) for v in given):
+    if len(given) != axes or not are_integers(given):
         raise SpectralError(f"{expected}, got {value!r}; give an integer, or {axes} of them")
     return tuple(int(v) for v in given)
 

@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from spectral.errors import SpectralError
 from spectral.inputs import Inputs
-from spectral.metrics import evaluation_mode
+from spectral.network import evaluation_mode
 
 T = TypeVar("T")
 

@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from spectral.errors import SpectralError, suggest
 from spectral.layers import BlurPool2d
-from spectral.metrics import evaluation_mode
 from spectral.models import model_info
 from spectral.models.architectures import build, family_of
 from spectral.models.checkpoint import hash_state
+from spectral.network import evaluation_mode
 from spectral.perturb import NULA_TRAINING, choose_randomly, make_perturbation
 
 MEAN = STD = (0.5, 0.5, 0.5)

@@ -17,7 +17,7 @@ from spectral.measurement.captures import METRICS, SITE_METRICS
 from spectral.measurement.description import describe_sites
 from spectral.measurement.images import Images, as_images
 from spectral.measurement.run import Run
-from spectral.metrics import evaluation_mode
+from spectral.network import evaluation_mode
 from spectral.sites import Site, check_hookable
 from spectral.table import ShardStore, to_frame
 

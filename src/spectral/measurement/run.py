@@ -17,8 +17,9 @@ from spectral.hooks import Capture, FeatureExtractor, Tap
 from spectral.measurement.captures import DENSE_METRICS, check_identity, measure_capture
 from spectral.measurement.description import by
 from spectral.measurement.images import Images, TensorImages
-from spectral.metrics import SHIFTS, compute_instability, find_logits, predict_probabilities
+from spectral.metrics import SHIFTS, compute_instability, predict_probabilities
 from spectral.models.checkpoint import hash_state
+from spectral.network import find_logits
 from spectral.sites import Site, find_sites
 from spectral.table import Key, describe_environment, make_rows
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from spectral.errors import SpectralError, suggest
 from spectral.measurement import Images
-from spectral.metrics import evaluation_mode, find_logits
+from spectral.network import evaluation_mode, find_logits
 from spectral.perturb.evaluation import Classifier, prepare_classifier
 
 ATTACKS = ("fgsm", "pgd-50", "autoattack")

@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from spectral.errors import SpectralError
 from spectral.measurement import Images
-from spectral.metrics import evaluation_mode, predict_probabilities
+from spectral.metrics import predict_probabilities
 from spectral.models import model_info
+from spectral.network import evaluation_mode
 from spectral.perturb.operators import Identity, Perturbation, make_perturbation
 
 

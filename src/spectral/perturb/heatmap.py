@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from spectral.errors import SpectralError
 from spectral.measurement import Images
-from spectral.metrics import evaluation_mode
+from spectral.network import evaluation_mode
 from spectral.perturb.evaluation import prepare_classifier
 
 NORMS = {"CIFAR-10": 4.0, "ImageNet": 15.7}  # the publication's, at 32 and 224 px

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from spectral.errors import SpectralError, suggest
 from spectral.measurement import Images
-from spectral.metrics import evaluation_mode, predict_probabilities
+from spectral.metrics import predict_probabilities
+from spectral.network import evaluation_mode
 from spectral.stability.reading import Size, check_count, read_images, size_of
 from spectral.stability.shifts import fourier_shift
 

@@ -14,7 +14,8 @@ from tqdm import tqdm
 from spectral.errors import SpectralError
 from spectral.hooks import Capture, FeatureExtractor
 from spectral.measurement import Images, describe_sites
-from spectral.metrics import SHIFTS, evaluation_mode
+from spectral.metrics import SHIFTS
+from spectral.network import evaluation_mode
 from spectral.sites import Site
 from spectral.stability.reading import Size, check_count, choose_sites, name_of, read_images, size_of
 from spectral.stability.shifts import Shift, check_shift, fourier_shift, is_whole

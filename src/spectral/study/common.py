@@ -19,9 +19,10 @@ from spectral.errors import SpectralError
 from spectral.figures import draw_figure
 from spectral.hooks import Capture, FeatureExtractor, Tap
 from spectral.measurement import measure
-from spectral.metrics import compute_avr, evaluation_mode
+from spectral.metrics import compute_avr
 from spectral.models import load_model, model_info
 from spectral.models.info import ModelInfo
+from spectral.network import evaluation_mode
 from spectral.sites import Site, find_sites, pair_sites
 from spectral.spectrum import (
     compute_power_spectrum,

@@ -33,9 +33,9 @@ from spectral.errors import SpectralError
 from spectral.figures.nula import FEW_LABELS
 from spectral.figures.spec import with_bounds
 from spectral.measurement import describe_sites, measure
-from spectral.metrics import evaluation_mode
 from spectral.models import list_bundled, load_model, model_info
 from spectral.models.info import ModelInfo
+from spectral.network import evaluation_mode
 from spectral.perturb import NULA_TESTS, PerturbedImages, Resampling, make_perturbation, measure_predictions
 from spectral.perturb.evaluation import Classifier
 from spectral.perturb.operators import Checkerboard

@@ -28,9 +28,10 @@ from spectral.errors import SpectralError
 from spectral.figures.spec import with_bounds
 from spectral.latency import count_macs, measure_latency
 from spectral.measurement import describe_sites, measure
-from spectral.metrics import evaluation_mode, predict_probabilities
+from spectral.metrics import predict_probabilities
 from spectral.models import list_bundled, load_model, model_info
 from spectral.models.info import ModelInfo
+from spectral.network import evaluation_mode
 from spectral.sites import find_sites
 from spectral.stability import measure_consistency
 from spectral.study.columns import average_sites, bound_share, bound_summary, read_means, tabulate

@@ -1,0 +1,60 @@
+"""Arguments as people pass them: whole numbers of any kind."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+from spectral.errors import SpectralError
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a value is a whole number: Python's, NumPy's, or a tensor or array of one; True isn't.
+
+    Example:
+        >>> import numpy as np
+        >>> is_integer(np.int64(2)), is_integer(2.0), is_integer(True)
+        (True, False, False)
+    """
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    # bool is a whole number to Python, NumPy's and torch's to operator.index: as a count each is a mistake
+    return not isinstance(value, bool) and "bool" not in str(getattr(value, "dtype", ""))
+
+
+def as_integer(value: Any, what: str, least: int | None = None) -> int:
+    """Return a whole number as Python's.
+
+    Args:
+        value: what was given.
+        what: what it is, for the message, as in ``"measure: batch_size"``.
+        least: the smallest that will do.
+
+    Raises:
+        SpectralError: if it is none, or too small.
+
+    Example:
+        >>> import numpy as np
+        >>> as_integer(np.int64(8), "batch_size", least=1)
+        8
+        >>> as_integer(0.5, "batch_size", least=1)
+        Traceback (most recent call last):
+        spectral.errors.SpectralError: batch_size must be a whole number ≥ 1, got 0.5
+    """
+    if is_integer(value) and (least is None or operator.index(value) >= least):
+        return operator.index(value)
+    bound = "" if least is None else f" ≥ {least}"
+    raise SpectralError(f"{what} must be a whole number{bound}, got {value!r}")
+
+
+def are_integers(values: Iterable[Any]) -> bool:
+    """Whether all values are whole numbers.
+
+    Example:
+        >>> are_integers((1, 2)), are_integers((1, 2.5))
+        (True, False)
+    """
+    return all(map(is_integer, values))

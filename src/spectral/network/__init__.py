@@ -1,0 +1,37 @@
+"""A model as a function: its evaluation mode, its arguments, its class scores, and its inputs moved."""
+
+from spectral.network.calls import Call, find_image_key, list_calls, make_inputs, require_clear
+from spectral.network.mode import evaluation_mode
+from spectral.network.moves import (
+    CHANNELS,
+    SPATIAL,
+    Kinds,
+    Move,
+    guess_kinds,
+    guess_layout,
+    list_moves,
+    roll_inputs,
+)
+from spectral.network.outputs import Scores, Take, describe_output, find_logits, read_scores
+
+__all__ = [
+    "CHANNELS",
+    "SPATIAL",
+    "Call",
+    "Kinds",
+    "Move",
+    "Scores",
+    "Take",
+    "describe_output",
+    "evaluation_mode",
+    "find_image_key",
+    "find_logits",
+    "guess_kinds",
+    "guess_layout",
+    "list_calls",
+    "list_moves",
+    "make_inputs",
+    "read_scores",
+    "require_clear",
+    "roll_inputs",
+]

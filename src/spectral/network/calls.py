@@ -1,0 +1,162 @@
+"""The ways in which a model may be called with what a user gives: the arguments of its forward pass."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spectral.errors import SpectralError
+from spectral.inputs import Inputs
+from spectral.network.moves import CHANNELS
+
+IMAGE_KEYS = (
+    "pixel_values", "image", "images", "img", "imgs", "x", "input", "inputs", "data", "video", "audio",
+    "waveform", "input_values", "input_features",
+)  # fmt: skip
+SMALLEST_SIDE = 4  # an image is at least so high and wide, where it could be a signal
+
+
+@dataclass(frozen=True)
+class Call:
+    """One way to pass a batch to a model.
+
+    Attributes:
+        build: what the user gave → the arguments.
+        note: what was done to it, where that isn't plain.
+        raw: whether it makes images in [0, 1], still to be normalised, of 8-bit pixels.
+    """
+
+    build: Callable[[Any], Inputs]
+    note: str = ""
+    raw: bool = False
+
+
+def make_inputs(*args: Any, **kwargs: Any) -> Inputs:
+    """Return the arguments of a forward pass, the image among them being the first that looks like one.
+
+    Raises:
+        SpectralError: if there is no tensor that could be an image or a signal.
+
+    Example:
+        >>> make_inputs(torch.zeros(1), mask=torch.zeros(2, 1, 8, 8)).image.shape
+        torch.Size([2, 1, 8, 8])
+    """
+    inputs = Inputs(args, kwargs, torch.empty(0))
+    tensors = [x for x, _ in inputs.every_tensor()]
+    for least in (3, 2):
+        for x in tensors:
+            if x.ndim >= least and (x.is_floating_point() or x.is_complex() or x.dtype == torch.uint8):
+                return Inputs(args, kwargs, x)
+    raise SpectralError(
+        "there is no image among the inputs, a floating-point or 8-bit tensor of two axes or more; pass one"
+    )
+
+
+def list_calls(model: Any, example: Any) -> list[Call]:
+    """List the ways in which a batch may be meant, the likeliest first.
+
+    Args:
+        model: whose forward's parameters, and whose first convolution, decide.
+        example: a batch as the user gave it.
+
+    Example:
+        >>> class Net(nn.Module):
+        ...     def forward(self, sample): return sample["image"]
+        >>> batch = {"image": torch.zeros(2, 3, 8, 8)}
+        >>> [len(call.build(batch).args) for call in list_calls(Net(), batch)]
+        [1, 1]
+    """
+    if isinstance(example, Mapping):
+        return list(_list_dictionary_calls(model, example))
+    if isinstance(example, Tensor):
+        return list(_list_tensor_calls(model, example))
+    if isinstance(example, list):
+        stacked = Call(lambda batch: make_inputs(torch.stack(batch)))
+        tensors = all(isinstance(item, Tensor) for item in example)
+        alike = tensors and len({tuple(item.shape) for item in example}) == 1
+        return [Call(make_inputs), *([stacked] if alike else [])]
+    if isinstance(example, tuple):
+        return [Call(lambda batch: make_inputs(*batch)), Call(lambda batch: make_inputs(batch))]
+    return [Call(make_inputs)]
+
+
+def _list_dictionary_calls(model: Any, example: Mapping[str, Any]) -> Iterator[Call]:
+    if _binds(model, (), example):
+        yield Call(lambda batch: make_inputs(**batch))
+    yield Call(lambda batch: make_inputs(batch if isinstance(batch, dict) else dict(batch)))
+    key = find_image_key(example)
+    if key is not None:
+        yield Call(lambda batch: make_inputs(batch[key]), f"of each batch, {key!r} is passed")
+
+
+def find_image_key(batch: Mapping[str, Any]) -> str | None:
+    """Return the key of the image in a dictionary: by its name, or as the only tensor of three axes or more.
+
+    Example:
+        >>> find_image_key({"img": torch.zeros(1, 3, 8, 8), "mask": torch.zeros(1, 8, 8)})
+        'img'
+    """
+    named = [key for key in IMAGE_KEYS if isinstance(batch.get(key), Tensor)]
+    maps = [key for key, value in batch.items() if isinstance(value, Tensor) and value.ndim > 2]
+    return named[0] if named else maps[0] if len(maps) == 1 else None
+
+
+def _list_tensor_calls(model: Any, example: Tensor) -> Iterator[Call]:
+    plain = Call(make_inputs)
+    rank, channels = _first_convolution(model)
+    if example.ndim == 3 and rank == 2 and example.shape[0] == channels:
+        yield Call(lambda x: make_inputs(x[None]))  # one image (C, H, W)
+    if example.ndim == 2 and rank == 2:
+        yield Call(lambda x: make_inputs(x[None, None]))
+    yield plain
+    if example.ndim == 3 and rank == 2 and channels == 1:
+        yield Call(lambda x: make_inputs(x[:, None]), "its images get an axis for their one channel")
+    last = example.ndim == 4 and example.shape[-1] in CHANNELS
+    if last and rank == 2 and example.shape[1] != channels == example.shape[-1]:
+        yield Call(lambda x: make_inputs(x.movedim(-1, 1)), "its channels, which are last, are moved first")
+
+
+def _first_convolution(model: Any) -> tuple[int | None, int | None]:
+    """Return the spatial axes and the input channels of a model's first convolution."""
+    if isinstance(model, nn.Module):
+        for module in model.modules():
+            weight = getattr(module, "weight", None)
+            channels = getattr(module, "in_channels", None)
+            if isinstance(weight, Tensor) and 3 <= weight.ndim <= 5 and isinstance(channels, int):
+                return weight.ndim - 2, channels
+    return None, None
+
+
+def require_clear(images: Tensor, model: Any, caller: str) -> None:
+    """Refuse a tensor of three axes that could be one image as well as signals.
+
+    Raises:
+        SpectralError: saying what to pass for each.
+    """
+    shape = tuple(images.shape)
+    if len(shape) != 3 or _first_convolution(model)[0] is not None:
+        return
+    if shape[0] in CHANNELS and min(shape[1:]) >= SMALLEST_SIDE:
+        raise SpectralError(
+            f"{caller}: expected images of shape (B, C, H, W), got {shape}, which could be one image "
+            f"(C, H, W) or signals (B, C, T); pass images[None] for an image, axes=(-1,) for signals"
+        )
+
+
+def _binds(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a model's forward takes these arguments, as far as its signature says."""
+    forward = model.forward if isinstance(model, nn.Module) else model
+    if not all(isinstance(key, str) for key in kwargs):
+        return False
+    try:
+        inspect.signature(forward).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    except ValueError:  # built in: it has no signature
+        return True
+    return True

@@ -1,0 +1,122 @@
+"""Inputs moved by whole samples along their spatial axes: up, down, left and right for images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from spectral.inputs import Inputs
+
+SPATIAL = ("t", "h", "w")  # time, rows, columns
+CHANNELS = (1, 3, 4)  # of images as people store them, with channels last too
+
+Kinds = tuple[str, ...]  # of each axis of a tensor: b, c, t, h, w, or ? for what is none of them
+
+
+@dataclass(frozen=True)
+class Move:
+    """One sample along one spatial axis: ``kind`` is t, h or w, ``step`` −1 or 1."""
+
+    kind: str
+    step: int
+
+
+def guess_kinds(x: Tensor, batched: bool = True) -> Kinds:
+    """Tell the axes of an input by its shape alone.
+
+    (B, T), (B, C, T), (B, C, H, W) and (B, C, T, H, W); with channels last, or behind time, where only that
+    axis has as many samples as an image has channels. A signal's axis is called w, as a row of an image.
+
+    Example:
+        >>> import torch
+        >>> guess_kinds(torch.zeros(2, 3, 32, 32)), guess_kinds(torch.zeros(2, 32, 32, 3))
+        (('b', 'c', 'h', 'w'), ('b', 'h', 'w', 'c'))
+    """
+    batch = ("b",) if batched else ()
+    rest = tuple(x.shape[len(batch) :])
+    if len(rest) == 1:
+        return (*batch, "w")
+    if not 2 <= len(rest) <= 4:
+        return ("?",) * x.ndim
+    axes = SPATIAL[4 - len(rest) :]
+    channel = 0
+    if len(rest) > 2 and rest[0] not in CHANNELS:
+        if rest[-1] in CHANNELS:
+            channel = len(rest) - 1
+        elif len(rest) == 4 and rest[1] in CHANNELS:
+            channel = 1
+    return (*batch, *axes[:channel], "c", *axes[channel:])
+
+
+def guess_layout(inputs: Inputs) -> list[Kinds]:
+    """Tell the axes of every tensor among the inputs by their shapes.
+
+    Beside the image, what has its rows and columns is on the same lattice: a mask (B, H, W).
+    """
+    image = next(((x, batched) for x, batched in inputs.every_tensor() if x is inputs.image), None)
+    if image is None:
+        return [("?",) * x.ndim for x, _ in inputs.every_tensor()]
+    kinds = guess_kinds(*image)
+    places = [(kind, n) for kind, n in zip(kinds, image[0].shape, strict=True) if kind in SPATIAL]
+    return [
+        kinds if x is inputs.image else guess_kinds(x, False) if not batched else _match(x, places)
+        for x, batched in inputs.every_tensor()
+    ]
+
+
+def _match(x: Tensor, places: Sequence[tuple[str, int]]) -> Kinds:
+    """Find the image's spatial axes, in their order, at the end of another tensor or behind its batch."""
+    count, extents = len(places), tuple(n for _, n in places)
+    for start in (x.ndim - count, 1):
+        if start > 0 and tuple(x.shape[start : start + count]) == extents:
+            behind = x.ndim - start - count
+            return ("b", *"?" * (start - 1), *(kind for kind, _ in places), *"?" * behind)
+    return ("?",) * x.ndim
+
+
+def list_moves(inputs: Inputs, layout: Sequence[Kinds] | None = None) -> list[Move]:
+    """List the moves by one sample that the image has, one way and the other on each spatial axis.
+
+    Example:
+        >>> import torch
+        >>> [(m.kind, m.step) for m in list_moves(read_example(torch.zeros(1, 3, 8, 8)))]
+        [('h', -1), ('h', 1), ('w', -1), ('w', 1)]
+    """
+    kinds = _extents(inputs, guess_layout(inputs) if layout is None else layout)
+    return [Move(kind, step) for kind in SPATIAL if kind in kinds for step in (-1, 1)]
+
+
+def roll_inputs(inputs: Inputs, move: Move, layout: Sequence[Kinds] | None = None) -> Inputs:
+    """Move an image circularly, and with it every other input on the same lattice, such as its mask.
+
+    Args:
+        inputs: what the model is called with.
+        move: along which axis, and which way.
+        layout: the axes of every tensor, by their shapes if None.
+
+    Example:
+        >>> import torch
+        >>> moved = roll_inputs(read_example({"x": torch.arange(4.).view(1, 1, 4)}), Move("w", 1))
+        >>> moved.kwargs["x"].flatten().tolist()
+        [3.0, 0.0, 1.0, 2.0]
+    """
+    known = guess_layout(inputs) if layout is None else layout
+    extents = _extents(inputs, known)
+    rest = iter(known)
+
+    def roll(x: Tensor, batched: bool) -> Tensor:
+        kinds = next(rest)
+        own = {kind: n for kind, n in zip(kinds, x.shape, strict=True) if kind in SPATIAL}
+        return x.roll(move.step, kinds.index(move.kind)) if own == extents or not batched else x
+
+    return inputs.map(roll)
+
+
+def _extents(inputs: Inputs, layout: Sequence[Kinds]) -> dict[str, int]:
+    """Return the extent of each spatial axis of the image."""
+    for (x, _), kinds in zip(inputs.every_tensor(), layout, strict=True):
+        if x is inputs.image:
+            return {kind: n for kind, n in zip(kinds, x.shape, strict=True) if kind in SPATIAL}
+    return {}
