@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from networks import image
 from torch import Tensor, nn
 
-from spectral.decimation import LOSSLESS, Decimation, Geometry, parse
+from spectral.operators import LOSSLESS, Decimation, Geometry, parse
 from spectral.recorder import Frame, Operation, Recorder
 
 SETTINGS = settings(max_examples=120, deadline=None, database=None, derandomize=True)

@@ -638,7 +638,7 @@ class TestMemory:
 
         net = nn.Sequential(nn.MaxPool2d(2), nn.Flatten())
         monkeypatch.setattr(captures, "CHUNK_ELEMENTS", 2 * 3 * 8 * 8)
-        monkeypatch.setattr("spectral.decimation.F.max_pool2d", watch)
+        monkeypatch.setattr("spectral.operators.pools.F.max_pool2d", watch)
         measure(net, image(7, 3, 8, 8), ("am",), batch_size=7, progress=False)
         assert [n for n in sizes if n not in (1, 7)] == [2, 2, 2]
 

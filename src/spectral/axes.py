@@ -17,6 +17,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from spectral.operators import find_sliding
+
 IMAGE_AXES = ("t", "h", "w")  # time, rows, columns: the last axes of a video, image or signal batch
 BATCH, CHANNEL, LOST = "b", "c", "?"
 
@@ -55,19 +57,6 @@ class Window:
 Axis = tuple[Factor, ...]
 Labels = tuple[Axis, ...]
 
-_CONVOLUTIONS = {"convolution", "conv1d", "conv2d", "conv3d", "deform_conv2d"}
-_POOLS = {
-    "max_pool1d": 1, "max_pool2d": 2, "max_pool2d_with_indices": 2, "max_pool3d": 3,
-    "max_pool3d_with_indices": 3,
-    "avg_pool1d": 1, "avg_pool2d": 2, "avg_pool3d": 3, "_adaptive_avg_pool2d": 2, "adaptive_avg_pool2d": 2,
-    "_adaptive_avg_pool3d": 3, "adaptive_avg_pool3d": 3, "adaptive_max_pool2d": 2, "adaptive_max_pool3d": 3,
-    "upsample_nearest1d": 1, "_upsample_nearest_exact1d": 1, "upsample_linear1d": 1, "upsample_nearest2d": 2,
-    "_upsample_nearest_exact2d": 2, "upsample_bilinear2d": 2, "_upsample_bilinear2d_aa": 2,
-    "upsample_bicubic2d": 2, "_upsample_bicubic2d_aa": 2, "upsample_nearest3d": 3,
-    "_upsample_nearest_exact3d": 3,
-    "upsample_trilinear3d": 3, "grid_sampler_2d": 2, "grid_sampler": 2, "roi_align": 2, "roi_pool": 2,
-    "ps_roi_align": 2, "ps_roi_pool": 2,
-}  # fmt: skip
 _VIEWS = {"view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten", "view_copy"}
 _PRODUCTS = {"mm", "bmm", "matmul", "addmm", "baddbmm", "linear"}
 _REDUCTIONS = {"mean", "sum", "amax", "amin", "max", "min", "logsumexp", "var", "std", "argmax", "prod"}
@@ -107,7 +96,7 @@ class AxisTracker:
 
     def mark_decimated(self, x: Tensor, output: Tensor) -> None:
         """Label what a layer made of maps (B, C, H, W), whatever operators it used."""
-        self._labels[output] = self._through_lattice("avg_pool2d", x, output)
+        self._labels[output] = self._through_lattice(x, output, 2)
 
     def labels(self, x: Tensor) -> Labels:
         """Return the labels of a tensor; all "?" where nothing is known."""
@@ -129,7 +118,12 @@ class AxisTracker:
         if name in _FILLED_IN_PLACE and not self.comes_from_image(inputs[0]):
             self._filled.add(_storage(inputs[0]))  # a view of a larger tensor: its other views read it too
         for result in (t for t in _flatten((out,)) if isinstance(t, Tensor)):
-            labels = self._derive(name, list(args), kwargs, inputs, result)
+            sliding = find_sliding(func, args, kwargs)
+            if sliding is not None:
+                operator, count = sliding
+                labels = self._through_lattice(inputs[0], result, count, operator.makes_channels)
+            else:
+                labels = self._derive(name, list(args), kwargs, inputs, result)
             self._labels[result] = tuple(
                 axis if math.prod(f.extent for f in axis) == n else (Factor(LOST, n),)
                 for axis, n in zip(labels, result.shape, strict=True)
@@ -166,7 +160,8 @@ class AxisTracker:
     def find_contraction(self, func: Any, args: Sequence[Any]) -> tuple[Tensor, int, Tensor] | None:
         """Return the image tensor in a product with another, the axis summed over, and the other factor."""
         name = operator_name(func)
-        if name in _CONVOLUTIONS:
+        sliding = find_sliding(func, args, {})
+        if sliding is not None and sliding[0].makes_channels:
             return (args[0], 1 - len(args[1].shape), args[1]) if args[0].ndim == args[1].ndim else None
         if name not in _PRODUCTS:
             return None
@@ -182,8 +177,6 @@ class AxisTracker:
         source = next(t for t in inputs if self.comes_from_image(t))
         labels = self.labels(source)
         axis = args[1] if len(args) > 1 and isinstance(args[1], int) else 0
-        if name in _CONVOLUTIONS or name in _POOLS:
-            return self._through_lattice(name, inputs[0], result)
         if name in _VIEWS:
             self.cuts += 1
             return _through_view(labels, tuple(source.shape), tuple(result.shape), self.cuts)
@@ -212,9 +205,8 @@ class AxisTracker:
             return self._through_product(name, inputs, result)
         return self._align(inputs, result)
 
-    def _through_lattice(self, name: str, x: Tensor, result: Tensor) -> Labels:
+    def _through_lattice(self, x: Tensor, result: Tensor, count: int, makes_channels: bool = False) -> Labels:
         """Label a convolution's or pool's output: the last axes are image axes, whatever they were before."""
-        count = _POOLS.get(name, x.ndim - 2)
         labels = list(self.labels(x))
         before, after = x.shape[x.ndim - count :], result.shape[result.ndim - count :]
         axes: list[Axis] = []
@@ -234,7 +226,7 @@ class AxisTracker:
             leading = [(Factor(LOST, n),) for n in result.shape[: result.ndim - count]]
         made = result.shape[result.ndim - count - 1]
         mixed = all(f.spatial for f in leading[-1]) and _extent(leading[-1]) == made
-        if name in _CONVOLUTIONS and not mixed:
+        if makes_channels and not mixed:
             leading[-1] = (Factor(CHANNEL, made),)
         return (*leading, *axes)
 

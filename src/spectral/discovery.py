@@ -24,9 +24,9 @@ from spectral.axes import (
     find_layout,
     operator_name,
 )
-from spectral.decimation import LOSSLESS, Geometry
 from spectral.inputs import Inputs
-from spectral.recorder import Frame, Operation, Recorder, family_of
+from spectral.operators import LOSSLESS, Geometry
+from spectral.recorder import Frame, Operation, Recorder
 from spectral.standin import run_on_standins
 
 # What a module may do to its input before its operator and still be one site: pad, crop, copy or cast it.
@@ -78,15 +78,11 @@ class _Discovery:
 
     def note(self, operation: Operation) -> None:
         """Keep a candidate that reduces the resolution of a map of the image."""
-        kind = operation.decimation.geometry.kind
-        if kind == "slice":
-            event = self._note_slice(operation)
-        elif family_of(operation.decimation) == "reduction":
-            event = self._note_reduction(operation)
-        else:
-            event = self._note_operator(operation)
+        operator = operation.decimation.operator
+        note = {"maps": self._note_operator, "slices": self._note_slice, "windows": self._note_reduction}
+        event = note[operator.acts_on](operation)
         if event is not None:
-            own = 0 if kind == "slice" else 1  # the operator itself
+            own = 0 if operator.waits else 1  # the operator itself
             event.prepared = operation.frame.steps == own
             self.events.append(event)
 
@@ -268,7 +264,7 @@ class _Discovery:
     def _event(self, operation: Operation, geometry: Geometry, entering: Tensor, leaving: Tensor) -> Event:
         rank = max(len(geometry.stride), 1)
         return Event(
-            operation.frame, family_of(operation.decimation), operation.index, geometry,
+            operation.frame, operation.decimation.operator.family, operation.index, geometry,
             tuple(entering.shape[-rank:]), tuple(leaving.shape[-rank:]),
             entering.shape[-rank - 1] if entering.ndim > rank else 1, operation.source, operation.output,
         )  # fmt: skip

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from spectral.decimation import ALL, Decimation, Size
 from spectral.errors import SpectralError, suggest
-from spectral.recorder import Frame, Operation, Recorder, Substitute, family_of, paused
-from spectral.sites import PLAIN, Site, check_hookable
+from spectral.operators import ALL, Decimation, Size, find_plain_operator
+from spectral.recorder import Frame, Operation, Recorder, Substitute, paused
+from spectral.sites import Site, check_hookable
 
 Tap = Literal["input", "dense", "output"]
 TAPS: tuple[Tap, ...] = ("input", "dense", "output")
@@ -285,8 +285,11 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
                 raise SpectralError(
                     f"site {site.name!r} isn't what runs there; call find_sites on this model"
                 )
-        elif site.access == "direct" and (
-            PLAIN.get(type(module)) != site.operator
+            return
+        operator = find_plain_operator(module)
+        if site.access == "direct" and (
+            operator is None
+            or operator.kind != site.operator
             or _as_size(module.stride, site) != site.stride
             or _as_size(module.kernel_size, site) != site.kernel
         ):
@@ -369,10 +372,8 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         site = self._sites.get((path, call, "operator", 0))
         if site is not None:
             weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-            # The geometry's kind is the operator's here, as the recorder would have read it.
-            geometry = replace(site.geometry, kind=site.operator)
             x = args[0] if args[0].ndim == len(site.stride) + 2 else args[0][None]
-            decimation = Decimation(geometry, x, weight, bias)
+            decimation = Decimation(site.geometry, x, weight, bias)
             with paused():
                 self._deliver(site, x, decimation.arrange(output), decimation)
 
@@ -393,7 +394,7 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
 
     def _on_operation(self, operation: Operation) -> None:
         frame = operation.frame
-        site = self._find(frame, family_of(operation.decimation), operation.index)
+        site = self._find(frame, operation.decimation.operator.family, operation.index)
         if site is None:
             return
         decimation = _place(operation.decimation, site, operation.source)
@@ -456,15 +457,10 @@ def _place(decimation: Decimation, site: Site, source: Tensor) -> Decimation:
         SpectralError: if something else ran.
     """
     ran, found = decimation.geometry, site.geometry
-    alike = ran.kind == site.operator and (ran.stride, ran.phase) == (found.stride, found.phase)
-    if site.family == "reduction":
-        alike = ran.kind == site.operator
-    elif ran.kind == "slice":
-        sliced = [(s, p) for s, p in zip(found.stride, found.phase, strict=True) if s > 1]
-        alike = site.operator == "slice" and sorted(zip(ran.stride, ran.phase, strict=True)) == sorted(sliced)
+    alike = ran.kind == site.operator and decimation.operator.agrees(ran, found)
     try:
         if alike and site.layouts is not None:
-            return Decimation(replace(found, kind=site.operator), site.layouts[0].arrange(source))
+            return Decimation(found, site.layouts[0].arrange(source))
     except RuntimeError:  # a size that the layout can't be split into
         alike = False
     if not alike:
@@ -472,9 +468,7 @@ def _place(decimation: Decimation, site: Site, source: Tensor) -> Decimation:
             f"site {site.name!r} ran as {ran.kind} with stride {ran.stride}, not as {site.operator} with "
             f"{found.stride}; call find_sites again for this input"
         )
-    if ran.kind == "slice":
-        return replace(decimation, geometry=found)
-    return decimation
+    return decimation.operator.place(decimation, found)
 
 
 def _as_size(value: Any, site: Site) -> Size:

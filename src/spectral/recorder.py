@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spectral.decimation import Decimation, merge_slices, parse
+from spectral.operators import Decimation, merge_slices, parse
 
 # One for all recorders of a thread: what one of them measures, no other may count as the model's.
 _PAUSED: ContextVar[bool] = ContextVar("paused", default=False)
@@ -49,14 +49,6 @@ Handler = Callable[[Operation], None]
 Observer = Callable[[Any, Sequence[Any], dict[str, Any], Any], None]
 # (frame, index, decimation, run) → the operator's output if it was computed otherwise, else None
 Substitute = Callable[[Frame, int, Decimation, Callable[[], Tensor]], Tensor | None]
-
-
-def family_of(decimation: Decimation) -> str:
-    """Return what a candidate is counted with: reductions are candidates only where a view made windows.
-
-    Counting them apart keeps the numbers of all other operators what they are without them.
-    """
-    return "reduction" if decimation.geometry.kind.startswith("window") else "operator"
 
 
 @contextmanager
@@ -137,7 +129,7 @@ class Recorder(TorchDispatchMode):
         return bool(self.frames) and not _PAUSED.get()
 
     def _continues_pending(self, decimation: Decimation | None) -> bool:
-        if self._pending is None or decimation is None or decimation.geometry.kind != "slice":
+        if self._pending is None or decimation is None or not decimation.operator.waits:
             return False
         first = self._pending
         return (
@@ -150,9 +142,9 @@ class Recorder(TorchDispatchMode):
             merged = merge_slices(self._pending.decimation, decimation)
             self._pending = replace(self._pending, decimation=merged, output=output)
             return
-        frame, family = self.frames[-1], family_of(decimation)
+        frame, family = self.frames[-1], decimation.operator.family
         operation = Operation(frame, frame.counts[family], decimation, source, output)
         frame.counts[family] += 1
         self._pending = operation
-        if decimation.geometry.kind != "slice":
+        if not decimation.operator.waits:
             self.flush()

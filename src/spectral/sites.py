@@ -12,32 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from spectral.axes import Layout
-from spectral.decimation import LOSSLESS, Geometry, Size
 from spectral.discovery import Event, record_events
 from spectral.errors import SpectralError, suggest
 from spectral.inputs import Example, read_example
+from spectral.operators import LOSSLESS, Geometry, Size, find_plain_operator, operator_of
 
 Access = Literal["direct", "wrapped", "inner"]
-
-# Modules that are nothing but their operator: a plain hook then sees the operator's own tensors.
-PLAIN = {
-    nn.Conv2d: "conv", nn.Conv3d: "conv", nn.MaxPool2d: "max_pool", nn.MaxPool3d: "max_pool",
-    nn.AvgPool2d: "avg_pool", nn.AvgPool3d: "avg_pool",
-}  # fmt: skip
-
-_RULES = {
-    "conv": "the convolution with stride 1",
-    "blur_pool": "the blur with stride 1",
-    "max_pool": "the maximum over the window at every sample",
-    "avg_pool": "the mean over the window at every sample",
-    "window_max": "the maximum over the window at every sample",
-    "window_mean": "the mean over the window at every sample",
-    "slice": "the map itself",
-    "resize": "the map itself",
-    "unfold": "the window at every sample",
-    "low_pass": "the low-passed map",
-    "polyphase": "the map itself, moved so that the samples kept come first",
-}
 
 
 @dataclass(frozen=True)
@@ -99,7 +79,7 @@ class Site:
     @property
     def operator(self) -> str:
         """Kind of the operator that runs; a blur pool is a convolution."""
-        return "conv" if self.geometry.kind == "blur_pool" else self.geometry.kind
+        return operator_of(self.geometry.kind).runs_as or self.geometry.kind
 
     @property
     def lossless(self) -> bool:
@@ -111,9 +91,7 @@ class Site:
         """What the dense map is, and which sample of it comes first; None if there is none."""
         if not self.measurable:
             return None
-        between = self.op == "resize" and max(self.kernel) > 1
-        size = " × ".join(map(str, self.kernel))
-        rule = f"the mean of {size} neighbours" if between else _RULES[self.op]
+        rule = operator_of(self.op).describe(self.geometry)
         return f"{rule}, from sample {self.geometry.phase}" if any(self.geometry.phase) else rule
 
     @property
@@ -271,7 +249,7 @@ def _describe(event: Event, image: Tensor) -> Site:
         and argument is not None
         and argument.ndim == len(size) + 2
     ):
-        if type(frame.module) in PLAIN and event.source is argument:
+        if find_plain_operator(frame.module) is not None and event.source is argument:
             access = "direct"
         elif argument.shape[1] == channels:
             access = "wrapped"

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from spectral.bands import QUOTIENTS, BandStatistics, measure_bands
-from spectral.decimation import Size
 from spectral.hooks import Capture, Tap
 from spectral.metrics import compute_alias_categories, compute_avr
+from spectral.operators import Size
 from spectral.spectrum import compute_power_spectrum
 
 AVR_METRICS = ("avr", "avr_separable", "avr_exclude_dc", "avr_hann")

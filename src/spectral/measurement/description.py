@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spectral.decimation import Size
+from spectral.operators import Size
 from spectral.sites import Site
 
 

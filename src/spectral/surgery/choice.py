@@ -10,12 +10,12 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from spectral.errors import SpectralError, suggest
-from spectral.sites import PLAIN, Site
+from spectral.operators import find_plain_operator, list_replaceable_kinds, operator_of
+from spectral.sites import Site
 from spectral.surgery.observation import Call, Observer
 from spectral.surgery.rewiring import Signature, Unit, signature_of
 
 PLACEMENTS = ("auto", "behind")
-KINDS = ("conv", "max_pool", "avg_pool", "slice")
 PATCH_STRIDE = 4
 RUNS_CHILDREN = "its module runs all of its children, and can't have a layer among them"
 Where = None | str | Sequence[str] | Callable[[Site], bool]
@@ -57,7 +57,7 @@ def choose_units(
     """
     taken = set(taken)
     chosen = _match(where, sites, taken)
-    by_name = where is not None and not (isinstance(where, str) and where in KINDS)
+    by_name = where is not None and not (isinstance(where, str) and where in list_replaceable_kinds())
     reasons = {}
     for site in sites:
         if site.name not in chosen:
@@ -92,7 +92,7 @@ def _match(where: Where, sites: Sequence[Site], taken: set[str]) -> set[str]:
         chosen = {site.name for site in sites if where(site)}
         if not chosen:
             raise SpectralError(f"convert: where chooses none of the {len(sites)} sites; see find_sites")
-    elif isinstance(where, str) and where in KINDS:
+    elif isinstance(where, str) and where in list_replaceable_kinds():
         chosen = {site.name for site in sites if site.op == where}
         if not chosen:
             there = ", ".join(sorted({site.op for site in sites})) or "none"
@@ -114,18 +114,14 @@ def _match(where: Where, sites: Sequence[Site], taken: set[str]) -> set[str]:
 
 def _find_obstacle(site: Site, by_name: bool) -> str | None:
     """Say why a site can't be replaced, or shouldn't unless it is named; None if it can."""
-    if site.op == "blur_pool":
-        return "it is anti-aliased already"
     if not site.measurable:
         return site.reason
     if len(site.stride) != 2:
         return "the layers are for images, not for videos"
-    if site.op == "resize" or site.geometry.adaptive:
-        return "its stride depends on the size of the image"
+    if obstacle := operator_of(site.op).find_obstacle(site.geometry):
+        return obstacle
     if site.layouts is not None:
         return "what it decimates is no map (B, C, H, W)"
-    if site.op not in KINDS:
-        return f"no layer can stand behind an operator of the kind {site.op}"
     windows = zip(site.kernel, site.stride, strict=True)
     if site.op == "conv" and not by_name and all(k >= s >= PATCH_STRIDE for k, s in windows):
         times = site.stride[0] * site.stride[1]
@@ -165,7 +161,7 @@ def _make_unit(
     unit = Unit(tuple(s.name for s in group), site.module, "behind", lattice=(site.input_size, site.stride))
     # Where the module is its operator, the module's stride is replaced; elsewhere the operator as it runs.
     special = any(getattr(module, name, False) for name in ("ceil_mode", "return_indices"))
-    plain = type(module) in PLAIN and not special
+    plain = find_plain_operator(module) is not None and not special
     if not plain:
         if _runs_children(module):
             return RUNS_CHILDREN

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from spectral.decimation import Size
 from spectral.errors import SpectralError, suggest
 from spectral.inputs import Example, read_example
 from spectral.layers import LAYERS
 from spectral.layers.common import Pool2d, Stride
+from spectral.operators import Size
 from spectral.sites import Site, check_hookable, find_sites
 from spectral.surgery.choice import PLACEMENTS, Choice, Where, choose_units
 from spectral.surgery.observation import Observer

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.hooks import RemovableHandle
 
-from spectral.decimation import parse
+from spectral.operators import parse
 from spectral.surgery.rewiring import Signature, signature_of
 
 # Linear or without arithmetic: a pool may stand on either side of them.

@@ -15,12 +15,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from spectral.decimation import Decimation, Geometry, Size, parse
 from spectral.layers.polyphase import PhasePool2d
+from spectral.operators import Decimation, Geometry, Size, find_function, operator_of, parse
 
 CHILD = "antialias"
 _STRIDE = "decimating_stride"  # attribute of a module whose stride is replaced
@@ -147,7 +146,7 @@ def is_attached(model: nn.Module) -> bool:
 
 def signature_of(geometry: Geometry) -> Signature:
     """Return what alike operators have in common, whatever the size of their input."""
-    kind = "conv" if geometry.kind == "blur_pool" else geometry.kind
+    kind = operator_of(geometry.kind).runs_as or geometry.kind
     return kind, geometry.stride, geometry.kernel, geometry.phase
 
 
@@ -310,7 +309,7 @@ def read_call(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Deci
     """
     if func is Tensor.__getitem__:
         return _read_indexing(*args)
-    operator = _OPERATORS.get(func)
+    operator = find_function(func)
     x = args[0] if args else kwargs.get("input")
     if operator is None or not isinstance(x, Tensor) or x.ndim != 4:
         return None
@@ -335,11 +334,3 @@ def _read_indexing(x: Tensor, index: Any) -> Decimation | None:
     phase = tuple(i.indices(n)[0] for i, n in zip(index[2:], x.shape[2:], strict=True))
     dense = x[tuple(slice(i.start, i.stop) for i in index)]
     return Decimation(Geometry("slice", stride, phase=phase), dense)
-
-
-_OPERATORS = {
-    torch.conv2d: aten.conv2d.default,
-    torch.max_pool2d: aten.max_pool2d.default,
-    F.max_pool2d: aten.max_pool2d.default,
-    F.avg_pool2d: aten.avg_pool2d.default,
-}

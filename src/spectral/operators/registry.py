@@ -1,0 +1,130 @@
+"""The operators that are known, by their kind and by the torch operators that they read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, TypeVar
+
+from torch import nn
+
+from spectral.errors import SpectralError
+from spectral.operators.base import KINDS, Arguments, Decimation, Operator
+
+_NAMES: dict[str, Operator] = {}
+Kind = TypeVar("Kind", bound=type[Operator])
+
+
+def register_operator(operator: Kind) -> Kind:
+    """Make an operator kind known: `find_sites` then reads its calls, and hooks compute its dense map.
+
+    Args:
+        operator: a subclass of `Operator`; also usable as its decorator.
+
+    Raises:
+        SpectralError: if it has no kind, or its kind or one of its names is taken.
+
+    Example:
+        >>> register_operator(Operator)
+        Traceback (most recent call last):
+        spectral.errors.SpectralError: register_operator: Operator has no kind; set kind = "..." in its class
+    """
+    kind = getattr(operator, "kind", None)
+    if not isinstance(kind, str) or not kind:
+        raise SpectralError(
+            f'register_operator: {operator.__name__} has no kind; set kind = "..." in its class'
+        )
+    taken = [name for name in operator.names if name in _NAMES]
+    if kind in KINDS or taken:
+        what = f"the kind {kind!r}" if kind in KINDS else taken[0]
+        owner = type(KINDS[kind] if kind in KINDS else _NAMES[taken[0]]).__name__
+        raise SpectralError(f"register_operator: {what} is that of {owner} already; choose another")
+    KINDS[kind] = instance = operator()
+    _NAMES.update(dict.fromkeys(operator.names, instance))
+    _find.cache_clear()
+    return operator
+
+
+def parse(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Decimation | None:
+    """Read an operator call as a decimation; None if it can't reduce resolution.
+
+    Raises:
+        SpectralError: if the operator is one on quantised integers, where no dense map can be computed.
+
+    Example:
+        >>> import torch
+        >>> op = torch.ops.aten.max_pool2d.default
+        >>> parse(op, (torch.zeros(1, 1, 8, 8), 2), {}).geometry.stride
+        (2, 2)
+        >>> parse(torch.ops.aten.relu.default, (torch.zeros(1),), {}) is None
+        True
+    """
+    operator = _find(func)
+    return None if operator is None else operator.read(_name_arguments(func, args, kwargs))
+
+
+def find_sliding(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Operator, int] | None:
+    """Return an operator that slides over the last axes, whatever its stride, and over how many.
+
+    Example:
+        >>> import torch
+        >>> find_sliding(torch.ops.aten.avg_pool3d.default, (torch.zeros(1, 2, 3, 4, 5), 2, 1), {})[1]
+        3
+    """
+    operator = _find(func)
+    count = operator.slides_over(_name_arguments(func, args, kwargs)) if operator is not None else None
+    return None if operator is None or count is None else (operator, count)
+
+
+def find_plain_operator(module: nn.Module) -> Operator | None:
+    """Return the operator that a module is nothing but, if it is one.
+
+    Example:
+        >>> find_plain_operator(nn.MaxPool2d(2)).kind
+        'max_pool'
+    """
+    return next((operator for operator in KINDS.values() if type(module) in operator.modules), None)
+
+
+def find_function(function: Callable[..., Any]) -> Any:
+    """Return the torch operator that a torch function calls on a map (B, C, H, W), None if none we know.
+
+    Example:
+        >>> import torch
+        >>> find_function(torch.nn.functional.avg_pool2d)
+        <OpOverload(op='aten.avg_pool2d', overload='default')>
+    """
+    pairs = (pair for operator in KINDS.values() for pair in operator.functions)
+    return next((operator for called, operator in pairs if called is function), None)
+
+
+def list_replaceable_kinds() -> list[str]:
+    """Kinds of which a layer can take the place.
+
+    Example:
+        >>> list_replaceable_kinds()
+        ['conv', 'max_pool', 'avg_pool', 'slice']
+    """
+    return [kind for kind, operator in KINDS.items() if operator.obstacle is None]
+
+
+@cache
+def _find(func: Any) -> Operator | None:
+    """Find what reads an overload; other libraries' operators exist only once these are imported."""
+    name, overload = str(func._schema.name), str(func._schema.overload_name)
+    namespace, _, own = name.partition("::")
+    if namespace == "quantized" and own.startswith("conv"):
+        raise SpectralError(
+            "a quantised model computes on integers, which have no spectrum; pass the float model it was "
+            "made from"
+        )
+    if "out" in overload:
+        return None
+    return _NAMES.get(f"{name}.{overload}") or _NAMES.get(name)
+
+
+def _name_arguments(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Arguments:
+    schema = func._schema
+    names = [argument.name for argument in schema.arguments]
+    defaults = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+    return Arguments(schema.name, {**defaults, **dict(zip(names, args, strict=False)), **kwargs})
