@@ -41,6 +41,7 @@ ALLOWED = {
         "latency",
         "metrics",
     },
+    "recalibration": {"network", "surgery"},
     "layers": set(),
     "models": {"layers", "surgery"},  # a checkpoint may be of a converted network
     "data": {"synthetic"},

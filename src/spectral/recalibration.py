@@ -1,0 +1,156 @@
+"""Batch-norm statistics measured again after surgery: what the new layers change, and only that."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from spectral.errors import SpectralError, SpectralWarning
+from spectral.network import evaluation_mode
+from spectral.surgery import conversion_report, convert, revert
+
+LIMIT = 128  # images that stand in one batch
+
+
+def recalibrate(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    reference: nn.Module | None = None,
+    inplace: bool = False,
+) -> nn.Module:
+    """Measure a converted network's batch-norm statistics again, without labels.
+
+    A layer behind a stride changes what the following norms see, and their statistics, which were kept in
+    training, no longer fit. Statistics of a few images instead are worse than those of a whole training set:
+    a network that nothing was done to loses by it. So both networks, with and without the layers, see the
+    same images, and each norm gets the old statistics, moved by what the layers did: the variance by the
+    ratio of the two variances, the mean so that it lies as many standard deviations from these images' as
+    before. Which images were drawn cancels out, and an unaltered network keeps its statistics exactly.
+
+    The norms are set in the order in which they run, each on the maps that the norms before it, already set,
+    let through. Weights stay.
+
+    Args:
+        model: what `convert` returned, or another network that has changed.
+        images: preprocessed images (N, C, H, W); the first 128 are used, all in one batch.
+        reference: the network before the change, whose statistics fit; by default the model with
+            plain decimation in place of its layers, which computes what it did before the conversion.
+        inplace: change the model itself instead of a copy.
+
+    Returns:
+        The network with its new statistics, its modes as they were.
+
+    Raises:
+        SpectralError: if the model isn't a converted one and no reference is given, the reference has other
+            norms, there are fewer than two images, or a map isn't finite.
+
+    Source:
+        The statistics are those of S. Ioffe and C. Szegedy, Batch Normalization, 2015; measuring the change
+        on pairs rather than the value is the control variate of any textbook on Monte Carlo methods.
+
+    Example:
+        >>> from spectral.surgery import convert
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+        >>> smooth = convert(net.eval(), "blurpool", example=16)
+        >>> repaired = recalibrate(smooth, torch.rand(8, 3, 16, 16))
+        >>> torch.equal(repaired[3].running_var, smooth[3].running_var)
+        False
+    """
+    if not isinstance(images, Tensor) or images.ndim < 3 or not images.is_floating_point():
+        got = (
+            f"{tuple(images.shape)}, {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
+        )
+        raise SpectralError(f"recalibrate: expected preprocessed images (N, C, H, W), got {got}")
+    if len(images) < 2:
+        raise SpectralError(f"recalibrate: needs at least 2 images, got {len(images)}")
+    before = _make_twin(model) if reference is None else reference
+    work = model if inplace else copy.deepcopy(model)
+    batch = images[:LIMIT]
+    with torch.no_grad(), evaluation_mode(before), evaluation_mode(work):
+        fitting = _watch(before, batch, lambda path, norm, seen: None)
+        known = {path: seen[0] for path, seen in fitting.items() if len(seen) == 1}
+
+        def move(path: str, norm: _BatchNorm, seen: Moments) -> None:
+            if path in known:
+                _move_statistics(norm, known[path], seen)
+
+        ran = _watch(work, batch, move)
+    left = [path for path in ran if path not in known]
+    if ran and len(left) == len(ran):
+        raise SpectralError(
+            f"recalibrate: none of the {len(ran)} norms that run, such as {left[0]!r}, runs once in the "
+            f"reference; pass the network that this one was made from"
+        )
+    if left:
+        warnings.warn(
+            f"recalibrate: {len(left)} norms keep their statistics, such as {left[0]!r}: they don't run once "
+            f"in the reference",
+            SpectralWarning,
+            stacklevel=2,
+        )
+    return work
+
+
+def _make_twin(model: nn.Module) -> nn.Module:
+    """Return the unaltered network, whose norms see the same dense maps where a layer comes behind them."""
+    report = conversion_report(model)
+    twin = revert(model)
+    for step in report.steps:
+        twin = convert(
+            twin, "strided", where=step["where"], placement=step["placement"], example=report.example
+        )
+    return twin
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and variance of each channel over images and places, in float64."""
+
+    mean: Tensor
+    variance: Tensor
+
+
+def _watch(
+    model: nn.Module, batch: Tensor, on_norm: Callable[[str, _BatchNorm, Moments], None]
+) -> dict[str, list[Moments]]:
+    """Run a model on one batch; measure what enters each norm that keeps statistics, before it runs."""
+    found: dict[str, list[Moments]] = {}
+
+    def hook(path: str, norm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = args[0] if args else kwargs["input"]
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        variance, mean = torch.var_mean(x.detach().double(), axes, unbiased=False)
+        if not bool(variance.isfinite().all()):
+            raise SpectralError(f"recalibrate: what enters {path!r} isn't finite on these images")
+        found.setdefault(path, []).append(Moments(mean, variance))
+        if len(found[path]) == 1:
+            on_norm(path, norm, found[path][0])
+
+    with ExitStack() as stack:
+        for path, module in model.named_modules():
+            if isinstance(module, _BatchNorm) and module.running_mean is not None:
+                handle = module.register_forward_pre_hook(partial(hook, path), with_kwargs=True)
+                stack.callback(handle.remove)
+        model(batch)
+    return found
+
+
+def _move_statistics(norm: _BatchNorm, fitting: Moments, seen: Moments) -> None:
+    """Move a norm's statistics by what changed between two networks on the same images."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    mean, variance = norm.running_mean.double(), norm.running_var.double()
+    # A channel that is silent in both networks has no ratio: the norm's own ε, which it adds to its variance.
+    ratio = (seen.variance + norm.eps) / (fitting.variance + norm.eps)
+    norm.running_mean.copy_(seen.mean + (mean - fitting.mean) * ratio.sqrt())
+    norm.running_var.copy_((variance + norm.eps) * ratio - norm.eps).clamp_(min=0)

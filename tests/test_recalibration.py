@@ -1,0 +1,104 @@
+"""Batch-norm statistics after surgery: exact where nothing changed, and where the right ones are known."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from spectral.errors import SpectralError
+from spectral.recalibration import recalibrate
+from spectral.surgery import convert
+
+
+def make_net() -> nn.Sequential:
+    """Norms that see many photographs' statistics, and weights that feed one norm from another."""
+    torch.manual_seed(1)
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3, 2, 1), nn.BatchNorm2d(6), nn.ReLU(),
+        nn.Conv2d(6, 8, 3, 1, 1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    )  # fmt: skip
+    with torch.no_grad():
+        for _ in range(60):
+            net.train()(torch.randn(32, 3, 16, 16))
+    return net.eval()
+
+
+def statistics(net: nn.Module) -> list[torch.Tensor]:
+    return [
+        t for m in net.modules() if isinstance(m, nn.BatchNorm2d) for t in (m.running_mean, m.running_var)
+    ]
+
+
+def test_an_unaltered_network_keeps_its_statistics() -> None:
+    net = make_net()
+    same = recalibrate(convert(net, "strided", example=16), torch.randn(4, 3, 16, 16))
+    for before, after in zip(statistics(net), statistics(same), strict=True):
+        torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-6)
+
+
+def test_a_change_that_is_known_is_found_whatever_images_are_drawn() -> None:
+    net, images = make_net(), torch.randn(5, 3, 16, 16)
+    louder = copy.deepcopy(net)
+    with torch.no_grad():  # standard deviations times 3, means times 3 plus 0.5
+        louder[0].weight.mul_(3)
+        louder[0].bias.mul_(3).add_(0.5)
+    repaired = recalibrate(louder, images, reference=net)
+    # An affine change in front of a norm is undone by that norm but for its ε; nothing behind it changes.
+    torch.testing.assert_close(repaired(images), net(images), rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(louder(images), net(images), rtol=1e-2)
+
+
+def test_repaired_statistics_are_those_of_a_large_set() -> None:
+    net = make_net()
+    smooth = convert(net, "blurpool", example=16)
+    truth = copy.deepcopy(smooth)
+    for norm in (m for m in truth.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+    with torch.no_grad():
+        for _ in range(60):
+            truth.train()(torch.randn(32, 3, 16, 16))
+    truth.eval()
+    repaired = recalibrate(smooth, torch.randn(24, 3, 16, 16))
+
+    def distance(model: nn.Module) -> float:
+        pairs = zip(statistics(model), statistics(truth), strict=True)
+        return sum(float(((a - b) / (b.abs() + 0.1)).abs().mean()) for a, b in pairs)
+
+    assert distance(repaired) < 0.35 * distance(smooth)
+    assert smooth(torch.zeros(1, 3, 16, 16)).shape == repaired(torch.zeros(1, 3, 16, 16)).shape
+
+
+def test_nothing_else_changes() -> None:
+    net = make_net()
+    smooth = convert(net, "flc", example=16).train()
+    before = copy.deepcopy(smooth.state_dict())
+    repaired = recalibrate(smooth, torch.randn(4, 3, 16, 16))
+    after = repaired.state_dict()
+    assert {name for name in before if not torch.equal(before[name], after[name])} <= {
+        name for name in before if "running" in name
+    }
+    assert all(torch.equal(before[name], tensor) for name, tensor in smooth.state_dict().items())
+    assert repaired.training
+    assert all(not m._forward_pre_hooks for m in repaired.modules() if isinstance(m, nn.BatchNorm2d))
+    assert recalibrate(smooth, torch.randn(4, 3, 16, 16), inplace=True) is smooth
+
+
+def test_bad_input_is_one_sentence() -> None:
+    net = make_net()
+    smooth = convert(net, "blurpool", example=16)
+    with pytest.raises(SpectralError, match="has not been converted"):
+        recalibrate(net, torch.randn(4, 3, 16, 16))
+    with pytest.raises(SpectralError, match="at least 2 images, got 1"):
+        recalibrate(smooth, torch.randn(1, 3, 16, 16))
+    with pytest.raises(SpectralError, match=r"expected preprocessed images .*, got list"):
+        recalibrate(smooth, [1, 2])  # type: ignore[arg-type]
+    with pytest.raises(SpectralError, match=r"'1' isn't finite"):
+        recalibrate(smooth, torch.full((2, 3, 16, 16), torch.nan))
+    with pytest.raises(SpectralError, match="pass the network that this one was made from"):
+        recalibrate(smooth, torch.randn(4, 3, 16, 16), reference=nn.Conv2d(3, 4, 3))
+    assert all(not m._forward_pre_hooks for m in smooth.modules() if isinstance(m, nn.BatchNorm2d))
