@@ -98,9 +98,10 @@ def radial_profile(P: Array) -> Array:
 
 
 def low_pass(d: Array, stride: Pair) -> Array:
-    """Zero every bin with |f| ≥ 1/(2s) on either axis."""
+    """Zero every bin with |f| ≥ 1/(2s) on either axis that is decimated; one of stride 1 is left alone."""
     kept = [
-        [abs(_signed(k, n)) * 2 * s < n for k in range(n)] for n, s in zip(d.shape[-2:], stride, strict=True)
+        [s == 1 or abs(_signed(k, n)) * 2 * s < n for k in range(n)]
+        for n, s in zip(d.shape[-2:], stride, strict=True)
     ]
     return idft(dft(d) * np.outer(kept[0], kept[1]))
 
@@ -189,7 +190,7 @@ def split_nd(d: Array, stride: tuple[int, ...], phase: tuple[int, ...]) -> tuple
     spectrum = np.fft.fftn(d, axes=axes)
     for axis, s in zip(axes, stride, strict=True):
         n = d.shape[axis]
-        kept = [abs(_signed(k, n)) * 2 * s < n for k in range(n)]
+        kept = [s == 1 or abs(_signed(k, n)) * 2 * s < n for k in range(n)]
         spectrum *= np.reshape(kept, [n if a == axis else 1 for a in range(d.ndim)])
     lattice = (slice(None), *(slice(p, None, s) for p, s in zip(phase, stride, strict=True)))
     return d[lattice], (d - np.fft.ifftn(spectrum, axes=axes).real)[lattice]
@@ -208,7 +209,9 @@ def alias_categories(d: Array, stride: tuple[int, ...], threshold_db: float = 20
             q = tuple(a + b * n for a, b, n in zip(k, j, count, strict=True))
             if np.abs(spectrum[q]) > threshold:
                 f = [Fraction(_signed(a, n), n) for a, n in zip(q, d.shape, strict=True)]
-                passing.append(all(abs(x) < Fraction(1, 2 * s) for x, s in zip(f, stride, strict=True)))
+                passing.append(
+                    all(s == 1 or abs(x) < Fraction(1, 2 * s) for x, s in zip(f, stride, strict=True))
+                )
         kind = {0: "nopass", 1: "nonaliased" if passing == [True] else "aliased"}.get(len(passing), "tangled")
         shares[kind] += 1 / np.prod(count)
     return shares

@@ -138,6 +138,17 @@ class TestValues:
         assert values["avr_separable"].item() == pytest.approx(0.75, abs=0.01)
         assert values["alias_power_ratio"].item() == pytest.approx(0.75, abs=0.01)
 
+    @pytest.mark.parametrize(
+        ("size", "stride"),
+        [((8, 8), (1, 2)), ((7, 10), (3, 1)), ((4, 6, 6), (1, 2, 2)), ((5, 6, 7), (2, 1, 3))],
+    )
+    def test_alias_power_of_white_noise_is_the_share_of_bins_cut(self, size, stride):
+        # The mean over white noise is the mean over unit impulses: Π (2K + 1)/N over the decimated axes.
+        impulses = torch.eye(math.prod(size), dtype=torch.float64).view(1, -1, *size)
+        ratio = measure_bands(impulses, stride, metrics=("alias_power_ratio",)).values()["alias_power_ratio"]
+        low = [(2 * ((n - 1) // (2 * s)) + 1) / n for n, s in zip(size, stride, strict=True) if s > 1]
+        assert ratio.item() == pytest.approx(1 - math.prod(low), rel=1e-12)
+
     @pytest.mark.parametrize("faint", [1e-1, 1e-3, 1e-5])
     @pytest.mark.parametrize("size", [(56, 56), (33, 47), (224, 224)])
     def test_small_avr_keeps_its_digits(self, size, faint):

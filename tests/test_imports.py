@@ -16,10 +16,11 @@ PACKAGE = Path(spectral.__file__).parent
 # Room → the rooms of this package that it may import from; `errors` is open to all.
 ALLOWED = {
     "errors": set(),
-    "spectrum": set(),
+    "numerics": set(),
+    "spectrum": {"numerics"},
     "arguments": set(),
     "network": {"arguments", "inputs"},
-    "metrics": {"arguments", "inputs", "network", "spectrum"},
+    "metrics": {"arguments", "inputs", "network", "numerics", "spectrum"},
     "synthetic": set(),
     "operators": set(),
     "axes": {"operators"},
@@ -29,7 +30,7 @@ ALLOWED = {
     "discovery": {"axes", "operators", "inputs", "recorder", "standin"},
     "sites": {"axes", "operators", "discovery", "inputs"},
     "hooks": {"operators", "recorder", "sites"},
-    "bands": {"metrics", "spectrum"},
+    "bands": {"metrics", "numerics", "spectrum"},
     "monitor": {"hooks", "measurement", "sites"},
     "surgery": {
         "axes",
@@ -42,12 +43,12 @@ ALLOWED = {
         "metrics",
     },
     "recalibration": {"network", "surgery"},
-    "layers": set(),
+    "layers": {"numerics"},
     "models": {"layers", "surgery"},  # a checkpoint may be of a converted network
-    "data": {"synthetic"},
+    "data": {"numerics", "synthetic"},
     "latency": {"network"},
     "classification": {"metrics", "models", "network"},
-    "perturb": {"measurement", "metrics", "models", "network", "spectrum"},
+    "perturb": {"measurement", "metrics", "models", "network", "numerics", "spectrum"},
     "training": {"models", "layers", "metrics", "network", "perturb"},
     "stats": set(),
     "table": {"stats"},

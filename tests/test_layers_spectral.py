@@ -31,7 +31,9 @@ def window(size: int) -> np.ndarray:
 def pool_by_definition(kind: type, x: np.ndarray, stride: tuple[int, int]) -> np.ndarray:
     low = reference.low_pass(x, stride)
     if kind is ASAPPool2d:
-        gain = np.outer(window(x.shape[-2]), window(x.shape[-1]))
+        gain = np.outer(
+            *(window(n) if s > 1 else np.ones(n) for n, s in zip(x.shape[-2:], stride, strict=True))
+        )
         low = reference.idft(reference.dft(low) * gain)
     return low[..., :: stride[0], :: stride[1]]
 

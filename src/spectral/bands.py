@@ -10,23 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, reduce
+from functools import reduce
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from spectral.errors import SpectralError, suggest
-from spectral.metrics import (
-    FAINT,
-    as_stride,
-    decimate,
-    divide,
-    exact_products,
-    find_lattice,
-    rounding_floor,
-    transform_axes,
-    violation_mask,
-)
+from spectral.metrics import FAINT, as_stride, divide, find_lattices, rounding_floor, violation_mask
+from spectral.numerics.lattice import Lattice, analyse_axis, decimate, prefers_transform, synthesise_axis
+from spectral.numerics.matrices import Range, as_matrix, wave_rows
+from spectral.numerics.products import exact_products, transform_axes
 from spectral.spectrum import as_maps, compute_power_spectrum
 
 # Metric → the sums that it is the quotient of; AM is a mean over channels instead.
@@ -133,8 +128,8 @@ def measure_bands(
     for metric in metrics:
         if metric not in QUOTIENTS:
             raise SpectralError(f"measure_bands: unknown metric {metric!r}{suggest(metric, QUOTIENTS)}")
-    first, count = find_lattice(maps.shape[2:], stride, phase or 0, size, "measure_bands")
-    analysis = _Analysis(maps, stride, first, count, metrics)
+    lattices = find_lattices(maps.shape[2:], stride, phase or 0, size, "measure_bands")
+    analysis = _Analysis(maps, lattices, metrics)
     with exact_products(maps.device):
         laid_out = _follow_memory(maps)
         parts = [reduce(_add, map(analysis.sum_block, blocks)) for blocks in _split_blocks(laid_out)]
@@ -145,50 +140,44 @@ def measure_bands(
             "check the weights and the input"
         )
     analysis.resolve(maps, sums)
-    return BandStatistics(tuple(metrics), maps.shape[1], math.prod(maps.shape[2:]), math.prod(count), sums)
+    samples = math.prod(lattice.count for lattice in lattices)
+    return BandStatistics(tuple(metrics), maps.shape[1], math.prod(maps.shape[2:]), samples, sums)
 
 
 class _Analysis:
     """Matrices and weights for maps of one size. A band is laid out as cosines, then sines, on each axis."""
 
-    def __init__(
-        self,
-        maps: Tensor,
-        stride: tuple[int, ...],
-        first: tuple[int, ...],
-        count: tuple[int, ...],
-        metrics: Sequence[str],
-    ) -> None:
-        self.stride, self.first, self.count, self.metrics = stride, first, count, metrics
+    def __init__(self, maps: Tensor, lattices: Sequence[Lattice], metrics: Sequence[str]) -> None:
+        self.lattices, self.metrics = lattices, metrics
         self.names = {name for metric in metrics for name in QUOTIENTS[metric]}
-        self.extents = tuple(maps.shape[2:])
-        self.masks = _select_bins(self.extents, stride, self.names)
-        highest = tuple(n // (2 * s) for n, s in zip(self.extents, stride, strict=True))  # 2·s·k ≤ N
-        self.waves = [_waves(n, k).to(maps) for n, k in zip(self.extents, highest, strict=True)]
-        shares = _count_bins(self.extents, highest) / math.prod(self.extents)
+        self.extents = tuple(lattice.extent for lattice in lattices)
+        self.count = tuple(lattice.count for lattice in lattices)
+        self.stride = tuple(lattice.step for lattice in lattices)
+        self.masks = _select_bins(self.extents, self.stride, self.names)
+        self.highest = tuple(
+            n // (2 * s) for n, s in zip(self.extents, self.stride, strict=True)
+        )  # 2·s·k ≤ N
+        shares = _count_bins(self.extents, self.highest) / math.prod(self.extents)
         self.below = {
-            name: (shares * ~_crop_quadrant(mask, highest)).repeat(*[2] * len(stride)).to(maps.device)
+            name: (shares * ~_crop_quadrant(mask, self.highest)).repeat(*[2] * len(lattices)).to(maps.device)
             for name, mask in self.masks.items()
         }
         self.has_aliases = not self.names <= OF_DENSE_MAP
         if self.has_aliases:
-            half = tuple(n // 2 for n in count)
-            self.spectrum = [_waves(n, k).to(maps) for n, k in zip(count, half, strict=True)]
+            self.half = tuple(n // 2 for n in self.count)
             # Each axis but one has both signs among the magnitudes.
-            self.bins = (_count_bins(count, half) / 2 ** (len(stride) - 1)).to(maps.device)
-            lattice = list(zip(self.extents, stride, first, count, strict=True))
+            self.bins = (_count_bins(self.count, self.half) / 2 ** (len(lattices) - 1)).to(maps.device)
             # Where the lattice covers the map, the alias-free spectrum is the low band, bin for bin.
-            covers = all(n == s * m and p == 0 for n, s, p, m in lattice)
-            self.folding = None if covers else [_fold(*axis).to(maps) for axis in lattice]
+            self.covers = all(lattice.covers and lattice.first == 0 for lattice in lattices)
 
     def sum_block(self, block: Tensor) -> dict[str, Tensor]:
         """All sums of a block of maps (b, c, *spatial), or (b, 1, *spatial, c)."""
-        axes = len(self.stride)
+        axes = len(self.lattices)
         powers = _sum_squares(block, axes)
         sums = {"power": powers.sum(1)}
         if self.names <= {"power"}:
             return sums
-        low = transform_axes(block, 2, self.waves)
+        low = _analyse(block, self.extents, self.highest)
         if self.below:
             low_power = _sum_channels(low.square(), axes)
             for name, shares in self.below.items():
@@ -196,8 +185,8 @@ class _Analysis:
             sums["squared_powers"] = powers.detach().square().sum(1)
             sums["rounding"] = rounding_floor(low_power.flatten(1)[:, 0].detach()) / math.prod(self.extents)
         if self.has_aliases:
-            decimated = decimate(block, 2, self.stride, self.first, self.count).contiguous()
-            kept = transform_axes(decimated, 2, self.spectrum)
+            decimated = decimate(block, 2, self.lattices).contiguous()
+            kept = _analyse(decimated, self.count, self.half)
             sums |= self.sum_spectrum("residual", self.subtract_alias_free(kept, low))
             if "kept_l1" in self.names:
                 sums |= self.sum_spectrum("kept", kept)
@@ -207,19 +196,21 @@ class _Analysis:
 
     def subtract_alias_free(self, kept: Tensor, low: Tensor) -> Tensor:
         """Spectrum of the aliases: that of the decimated map without its alias-free part."""
-        if self.folding is not None:
-            return kept - transform_axes(low, 2, self.folding)
-        residual, axes = kept.clone(), len(self.stride)
+        if not self.covers:
+            for axis, lattice in enumerate(self.lattices, 2):
+                low = _fold_axis(low, axis, lattice)
+            return kept - low
+        residual, axes = kept.clone(), len(self.lattices)
         corner = [slice(None), slice(None)]
-        for n, s in zip(self.extents, self.stride, strict=True):
-            corner += [slice(None), slice((n - 1) // (2 * s) + 1)]  # 2·s·k < N, of the cosines and the sines
+        for lattice in self.lattices:
+            corner += [slice(None), slice(lattice.highest + 1)]  # what L keeps, of the cosines and the sines
         alias_free = _split_waves(low, axes)[tuple(corner)] / math.prod(self.stride)
         _split_waves(residual, axes)[tuple(corner)] -= alias_free
         return residual
 
     def sum_spectrum(self, name: str, band: Tensor) -> dict[str, Tensor]:
         """Σ |DFT| and Σ |DFT|² / (number of samples) of a block's decimated maps."""
-        axes = len(self.stride)
+        axes = len(self.lattices)
         squares = [torch.addcmul(a.square(), b, b) for a, b in _complex_parts(band, axes)]
         magnitude = sum(_sum_channels(_root(square), axes) for square in squares)
         power = sum(_sum_channels(square, axes) for square in squares)
@@ -238,9 +229,8 @@ class _Analysis:
         chosen = doubtful.nonzero().flatten()
         images = [maps[i : i + 1] for i in chosen.tolist()]
         if maps.dtype == torch.float32:
-            raised = (
-                measure_bands(x.double(), self.stride, self.first, self.count, self.metrics) for x in images
-            )
+            first = tuple(lattice.first for lattice in self.lattices)
+            raised = (measure_bands(x.double(), self.stride, first, self.count, self.metrics) for x in images)
             exact = [statistics.sums for statistics in raised]
         else:
             exact = [self.sum_full_spectrum(x) for x in images]
@@ -338,23 +328,33 @@ def _count_bins(extents: tuple[int, ...], highest: tuple[int, ...]) -> Tensor:
     return reduce(lambda counts, axis: counts[..., None] * axis, axes)
 
 
-@lru_cache(maxsize=256)
-@torch.inference_mode(False)  # a cached tensor may enter an autograd graph later
-def _waves(extent: int, highest: int) -> Tensor:
-    """Rows cos(2πkn/N), then sin(2πkn/N), for k = 0 … K: (2·(K + 1), N), float64."""
-    # k·n is reduced modulo N in integers first: the argument stays small and exact.
-    turns = torch.arange(highest + 1)[:, None] * torch.arange(extent) % extent
-    angles = 2 * torch.pi * turns.double() / extent
-    return torch.cat([angles.cos(), angles.sin()])
+def _analyse(maps: Tensor, extents: Sequence[int], highest: Sequence[int]) -> Tensor:
+    """Low band of maps (b, c, *spatial) or (b, 1, *spatial, c): cosines, then sines, on each axis."""
+    sizes = list(zip(extents, highest, strict=True))
+    for axis in sorted(
+        range(len(sizes)), key=lambda i: (sizes[i][1] + 1) / sizes[i][0]
+    ):  # the cheapest order
+        maps = analyse_axis(maps, 2 + axis, *sizes[axis])
+    return maps
 
 
-@lru_cache(maxsize=256)
-@torch.inference_mode(False)
-def _fold(extent: int, step: int, first: int, count: int) -> Tensor:
-    """Low band of a map → spectrum of its decimated low-pass L, both as rows of `_waves`, float64."""
+def _fold_axis(low: Tensor, axis: int, lattice: Lattice) -> Tensor:
+    """Turn the low band of an axis into the spectrum of its decimated low-pass L."""
+    if not prefers_transform(lattice.extent):
+        return transform_axes(
+            low,
+            axis,
+            [as_matrix(_fold_rows, low, lattice.extent, lattice.step, lattice.first, lattice.count)],
+        )
+    samples = synthesise_axis(low, axis, lattice)
+    return analyse_axis(samples, axis, lattice.count, lattice.count // 2)
+
+
+def _fold_rows(extent: int, step: int, first: int, count: int, arange: Range = np.arange) -> Any:
+    """`_fold_axis` as a matrix, both sides as rows of `wave_rows`."""
+    lattice = Lattice(extent, step, first, count)
     highest = extent // (2 * step)
-    k = torch.arange(highest + 1)
-    # L keeps 2·s·k < N; as in `_count_bins`, a bin stands for its mirror image too.
-    weights = _count_bins((extent,), (highest,)) * (2 * step * k < extent) / extent
-    samples = _waves(extent, highest)[:, first : first + step * (count - 1) + 1 : step]
-    return _waves(count, count // 2) @ (samples * weights.repeat(2)[:, None]).T
+    # L keeps bins up to its highest; as in `_count_bins`, a bin stands for its mirror image too.
+    weights = _count_bins((extent,), (highest,)).numpy() * (arange(highest + 1) <= lattice.highest) / extent
+    samples = wave_rows(extent, highest)[:, lattice.samples] * np.tile(weights, 2)[:, None]
+    return wave_rows(count, count // 2) @ samples.T

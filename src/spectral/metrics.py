@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import lru_cache, reduce
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import Any, Literal
 
 import torch
@@ -27,6 +26,10 @@ from spectral.network import (
     require_clear,
     roll_inputs,
 )
+from spectral.numerics.cache import remember
+from spectral.numerics.lattice import Lattice, decimate, decimate_low_pass
+from spectral.numerics.matrices import highest_bin
+from spectral.numerics.products import exact_products
 from spectral.spectrum import Array, as_maps, centred_indices
 
 Cutoff = Literal["radial", "separable"]
@@ -72,7 +75,7 @@ def compute_avr(P: Array, stride: Stride = 2, cutoff: Cutoff = "radial", exclude
     steps = as_stride(stride, "compute_avr")
     power = as_maps(P, "compute_avr", len(steps))
     spatial = tuple(range(-len(steps), 0))
-    above = violation_mask(tuple(power.shape[-len(steps) :]), steps, cutoff).to(power.device)
+    above = violation_mask(tuple(power.shape[-len(steps) :]), steps, cutoff, power)
     # Float64 sums: the mask and its complement then add up to the whole, whatever the map's size.
     violating = (power * above).sum(spatial, dtype=torch.float64)
     total = power.sum(spatial, dtype=torch.float64)
@@ -99,7 +102,7 @@ def compute_am(
     """Aliasing metric AM: L1 distance between a decimated map's spectrum and its alias-free counterpart.
 
     AM = mean over channels of Σ_{k,l} |F_s1 − F_s2|, with the alias-free map low-passed to |f| < 1/(2s) on
-    both axes (the new Nyquist bin is removed too, also on an axis of stride 1).
+    each axis that is decimated (the new Nyquist bin is removed too). On an axis of stride 1 nothing folds.
 
     Args:
         dense: the dense map, which is what the decimation sees.
@@ -216,7 +219,7 @@ def compute_alias_categories(
     contribution is larger than the largest amplitude of that channel's decimated spectrum, less
     ``threshold_db``. A bin is
 
-    - ``nonaliased``: only the alias-free component passes, that with |f| < 1/(2s) on every axis;
+    - ``nonaliased``: only the alias-free component passes: |f| < 1/(2s) on every axis with s > 1;
     - ``aliased``: only another one passes;
     - ``tangled``: more than one passes;
     - ``nopass``: none does, as everywhere in a silent channel.
@@ -257,9 +260,12 @@ def compute_alias_categories(
     maps = as_maps(dense, caller, len(steps), leading=2)
     maps = maps if maps.ndim > len(steps) else maps[None]
     start, bins = maps.ndim - len(steps), tuple(range(-len(steps), 0))
-    first, count = find_lattice(maps.shape[start:], steps, phase, size, caller)
+    lattices = find_lattices(maps.shape[start:], steps, phase, size, caller)
+    count = tuple(lattice.count for lattice in lattices)
     lengths = tuple(s * n for s, n in zip(steps, count, strict=True))
-    covered = decimate(maps, start, [1] * len(steps), first, lengths)  # a slice stops at the border
+    # A slice stops at the border.
+    spans = [slice(x.first, x.first + n) for x, n in zip(lattices, lengths, strict=True)]
+    covered = maps[(*[slice(None)] * start, *spans)]
     spectrum: Tensor = torch.fft.fftn(covered, s=lengths, dim=bins) / math.prod(steps)  # fills up with zeros
     if not torch.isfinite(torch.view_as_real(spectrum)).all():
         raise SpectralError(f"{caller}: the map has NaN or infinite values; check the weights and the input")
@@ -413,37 +419,19 @@ def split_aliases(
     steps = as_stride(stride, caller)
     maps = as_maps(dense, caller, len(steps), leading=2)
     maps = maps if maps.ndim > len(steps) else maps[None]
-    extents = maps.shape[-len(steps) :]
-    first, count = find_lattice(extents, steps, phase, size, caller)
     start = maps.ndim - len(steps)
-    kept = decimate(maps, start, steps, first, count)
-    matrices = [_low_pass_rows(*axis).to(maps) for axis in zip(extents, steps, first, count, strict=True)]
-    # decimate(L d) as thin products: only the samples that are kept are ever low-passed.
+    lattices = find_lattices(maps.shape[start:], steps, phase, size, caller)
+    kept = decimate(maps, start, lattices)
     with exact_products(maps.device):
-        residual = kept - transform_axes(maps, start, matrices)
+        residual = kept - decimate_low_pass(maps, start, lattices)
     if not torch.isfinite(residual).all():
         raise SpectralError(f"{caller}: the map has NaN or infinite values; check the weights and the input")
     image = tuple(range(-len(steps) - 1, 0))
     faint = residual.detach().square().sum(image) < FAINT * kept.detach().square().sum(image)
     if maps.dtype == torch.float32 and faint.any():
-        kept, residual = split_aliases(maps.double(), steps, first, count, caller)
+        kept, residual = split_aliases(maps.double(), steps, phase, size, caller)
         return kept.float(), residual.float()
     return kept, residual
-
-
-def decimate(
-    maps: Tensor, start: int, stride: Sequence[int], first: Sequence[int], count: Sequence[int]
-) -> Tensor:
-    """Keep ``count`` samples, every ``stride``-th from ``first`` on, of each axis from ``start`` on.
-
-    Example:
-        >>> decimate(torch.arange(12).view(2, 6), 0, (1, 2), (0, 1), (2, 2))
-        tensor([[1, 3],
-                [7, 9]])
-    """
-    for axis, (s, p, n) in enumerate(zip(stride, first, count, strict=True), start):
-        maps = maps[(*[slice(None)] * axis, slice(p, p + s * (n - 1) + 1, s))]
-    return maps
 
 
 def fold_spectrum(spectrum: Tensor, count: Sequence[int]) -> Tensor:
@@ -466,54 +454,6 @@ def fold_spectrum(spectrum: Tensor, count: Sequence[int]) -> Tensor:
     return spectrum.flatten(start + len(count))
 
 
-def transform_axes(maps: Tensor, start: int, matrices: Sequence[Tensor]) -> Tensor:
-    """Multiply the axes from ``start`` on by one matrix (rows, extent) each.
-
-    Example:
-        >>> transform_axes(torch.ones(5, 4, 6), 1, [torch.ones(2, 4), torch.ones(3, 6)]).shape
-        torch.Size([5, 2, 3])
-    """
-    shrinkage = {axis: m.shape[0] / m.shape[1] for axis, m in enumerate(matrices, start)}
-    for axis in sorted(shrinkage, key=shrinkage.__getitem__):  # the cheapest order
-        matrix = matrices[axis - start]
-        if axis == maps.ndim - 1:
-            maps = maps @ matrix.T
-        else:  # the axes behind it are the columns of one product
-            behind = maps.shape[axis + 1 :]
-            maps = (matrix @ maps.flatten(axis + 1)).unflatten(-1, behind)
-    return maps
-
-
-@contextmanager
-def exact_products(device: torch.device) -> Iterator[None]:
-    """Compute matrix products in the precision of their factors: no autocast, no TF32, no bfloat16 inside.
-
-    Example:
-        >>> with torch.autocast("cpu", torch.bfloat16), exact_products(torch.device("cpu")):
-        ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
-        torch.float32
-    """
-    with torch.autocast(device.type, enabled=False):
-        if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch < 2.9 has one switch for all
-            before = torch.get_float32_matmul_precision()
-            torch.set_float32_matmul_precision("highest")
-            try:
-                yield
-            finally:
-                torch.set_float32_matmul_precision(before)
-            return
-        mkldnn: Any = torch.backends.mkldnn
-        backends = (torch.backends.cuda.matmul, mkldnn.matmul)
-        found = [backend.fp32_precision for backend in backends]
-        try:
-            for backend in backends:
-                backend.fp32_precision = "ieee"
-            yield
-        finally:
-            for backend, precision in zip(backends, found, strict=True):
-                backend.fp32_precision = precision
-
-
 def spectrum_l1(maps: Tensor, axes: int = 2) -> Tensor:
     """Σ |DFT| / (number of samples) of each map over its last axes, (…, n_h, n_w) → (…)."""
     spatial = tuple(range(-axes, 0))
@@ -524,10 +464,10 @@ def spectrum_l1(maps: Tensor, axes: int = 2) -> Tensor:
     return (magnitude.sum(spatial) + twice) / math.prod(maps.shape[-axes:])
 
 
-@lru_cache(maxsize=256)
-@torch.inference_mode(False)  # a cached tensor may enter an autograd graph later
-def violation_mask(size: tuple[int, ...], stride: tuple[int, ...], cutoff: str = "radial") -> Tensor:
-    """Bins (H, W) of a DC-centred spectrum that a decimation by ``stride`` would alias.
+def violation_mask(
+    size: tuple[int, ...], stride: tuple[int, ...], cutoff: str = "radial", like: Tensor | None = None
+) -> Tensor:
+    """Bins (H, W) of a DC-centred spectrum that a decimation by ``stride`` would alias, on like's device.
 
     Decided in integers, so that a bin on the limit is the same on every platform.
 
@@ -535,6 +475,13 @@ def violation_mask(size: tuple[int, ...], stride: tuple[int, ...], cutoff: str =
         >>> violation_mask((4, 4), (2, 2))[2]
         tensor([ True, False, False, False])
     """
+    if cutoff not in ("radial", "separable"):
+        raise SpectralError(f"compute_avr: cutoff must be 'radial' or 'separable', got {cutoff!r}")
+    mask: Tensor = remember(_decide_violations, size, stride, cutoff, like=like)
+    return mask
+
+
+def _decide_violations(size: tuple[int, ...], stride: tuple[int, ...], cutoff: str) -> Tensor:
     limit = math.lcm(
         *size
     )  # at most the number of bins: its square fits 64 bits for any mask that fits memory
@@ -543,11 +490,8 @@ def violation_mask(size: tuple[int, ...], stride: tuple[int, ...], cutoff: str =
         (2 * s * k * (limit // n)).abs().clamp(max=limit + 1) ** 2
         for k, n, s in zip(centred_indices(size), size, stride, strict=True)
     ]
-    if cutoff == "radial":
-        return reduce(torch.add, squares) > limit**2
-    if cutoff == "separable":
-        return reduce(torch.maximum, squares) > limit**2
-    raise SpectralError(f"compute_avr: cutoff must be 'radial' or 'separable', got {cutoff!r}")
+    add = torch.add if cutoff == "radial" else torch.maximum
+    return reduce(lambda a, b: add(a, b), squares) > limit**2
 
 
 def as_stride(stride: Stride, caller: str) -> tuple[int, ...]:
@@ -563,17 +507,17 @@ def as_stride(stride: Stride, caller: str) -> tuple[int, ...]:
     return steps
 
 
-def find_lattice(
+def find_lattices(
     extents: Sequence[int], stride: tuple[int, ...], phase: Stride, size: tuple[int, ...] | None, caller: str
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the first sample and the number of samples that a decimation keeps on each axis.
+) -> list[Lattice]:
+    """Return which samples a decimation keeps on each axis.
 
     Raises:
         SpectralError: if the lattice doesn't fit the map.
 
     Example:
-        >>> find_lattice((8, 9), (2, 2), 0, None, "example")
-        ((0, 0), (4, 5))
+        >>> find_lattices((8, 9), (2, 2), 0, None, "example")[1]
+        Lattice(extent=9, step=2, first=0, count=5)
     """
     axes = len(stride)
     first = _as_integers(phase, axes, f"{caller}: phase must be ≥ 0 on every axis")
@@ -584,7 +528,7 @@ def find_lattice(
     for n, p, s, extent in zip(count, first, stride, extents, strict=True):
         if p < 0 or n < 1 or p + s * (n - 1) >= extent:
             raise SpectralError(f"{caller}: {n} samples from {p} in steps of {s} don't fit a map of {extent}")
-    return first, count
+    return [Lattice(*axis) for axis in zip(extents, stride, first, count, strict=True)]
 
 
 def _as_integers(value: Stride, axes: int, expected: str) -> tuple[int, ...]:
@@ -595,24 +539,13 @@ def _as_integers(value: Stride, axes: int, expected: str) -> tuple[int, ...]:
 
 
 def _is_alias_free(count: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-    """Bins of a map of s·n samples, DC first, that L keeps: 2·s·|k| < s·n on every axis."""
+    """Bins of a map of s·n samples, DC first, that L keeps: 2·s·|k| < s·n on every axis with s > 1."""
     axes = []
     for s, n in zip(stride, count, strict=True):
         k = torch.arange(s * n)
-        axes.append(2 * torch.minimum(k, s * n - k) < n)
-    return reduce(lambda free, axis: free[..., None] & axis, axes)
-
-
-@lru_cache(maxsize=256)
-@torch.inference_mode(False)
-def _low_pass_rows(extent: int, step: int, phase: int, count: int) -> Tensor:
-    """Rows φ, φ+s, … of the ideal low-pass |k|/N < 1/(2s) as a (count, extent) matrix, float64."""
-    highest = (extent - 1) // (2 * step)  # the largest k with 2·s·k < N
-    distance = (phase + step * torch.arange(count))[:, None] - torch.arange(extent)[None]
-    k = torch.arange(1, highest + 1)
-    # k·distance is reduced modulo N in integers first: the cosine's argument stays small and exact.
-    turns = ((k[:, None, None] * distance) % extent).double() / extent
-    return (1 + 2 * (2 * torch.pi * turns).cos().sum(0)) / extent
+        axes.append(torch.minimum(k, s * n - k) <= highest_bin(s * n, s))
+    free: Tensor = reduce(lambda free, axis: free[..., None] & axis, axes)
+    return free
 
 
 def rounding_floor(dc: Tensor) -> Tensor:

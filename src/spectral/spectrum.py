@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache, reduce
+from functools import reduce
 from typing import Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from spectral.errors import SpectralError
+from spectral.numerics.cache import remember
 
 Window = Literal["hann"]
 Array = Tensor | npt.NDArray[np.floating]
@@ -46,7 +47,9 @@ def compute_power_spectrum(x: Array, window: Window | None = None, axes: int = 2
     maps = as_maps(x, "compute_power_spectrum", axes, leading=2)
     spatial = tuple(range(-axes, 0))
     if window is not None:
-        maps = maps * _hann_window(tuple(maps.shape[-axes:]), window).to(maps)
+        if window != "hann":
+            raise SpectralError(f"window must be None or 'hann', got {window!r}")
+        maps = maps * remember(_hann_window, tuple(maps.shape[-axes:]), like=maps, dtype=maps.dtype)
     half = torch.view_as_real(torch.fft.rfftn(maps, dim=spatial))
     power: Tensor = torch.linalg.vecdot(half, half)  # one pass, no squared copy of the spectrum
     if power.ndim > axes:
@@ -85,10 +88,10 @@ def compute_radial_profile(P: Array) -> Tensor:
         tensor([4096.,    0.,    0.,    0.,    0.,    0.,    0.])
     """
     power = as_maps(P, "compute_radial_profile")
-    ring, count = _rings(tuple(power.shape[-2:]))
-    ring, count = ring.to(power.device), count.to(power)
+    ring, count = remember(_rings, tuple(power.shape[-2:]), like=power)
     sums = power.new_zeros((*power.shape[:-2], len(count)))
-    return sums.index_add(-1, ring, power.flatten(-2)) / count
+    means: Tensor = sums.index_add(-1, ring, power.flatten(-2)) / count.to(power.dtype)
+    return means
 
 
 def radial_frequencies(size: tuple[int, int]) -> Tensor:
@@ -98,7 +101,7 @@ def radial_frequencies(size: tuple[int, int]) -> Tensor:
         >>> radial_frequencies((8, 8))[:5]
         tensor([0.0000, 0.2500, 0.5000, 0.7500, 1.0000], dtype=torch.float64)
     """
-    _, count = _rings(size)
+    _, count = remember(_rings, tuple(size))
     return torch.arange(len(count), dtype=torch.float64) * 2 / min(size)
 
 
@@ -193,20 +196,14 @@ def _complete_half_plane(half: Tensor, width: int, spatial: tuple[int, ...]) -> 
     return torch.cat([half, rest], dim=-1)
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # a cached tensor may enter an autograd graph later
-def _hann_window(size: tuple[int, ...], window: str) -> Tensor:
-    if window != "hann":
-        raise SpectralError(f"window must be None or 'hann', got {window!r}")
+def _hann_window(size: tuple[int, ...]) -> Tensor:
     # Half-sample offset: no zero at the border, so that a 1×1 map survives.
     axes = [torch.sin(math.pi * (torch.arange(n, dtype=torch.float64) + 0.5) / n).square() for n in size]
     taper = reduce(lambda taper, axis: taper[..., None] * axis, axes)
     return taper / taper.square().mean().sqrt()
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
 def _rings(size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     # The nudge decides a bin on the border of two rings alike on every platform.
     ring = (normalized_radius(size) * (min(size) / 2) + 0.5 - 1e-9).floor().long().flatten()
-    return ring, ring.bincount().double()
+    return ring, ring.bincount()

@@ -14,6 +14,7 @@ from spectral.data.archives import CIFAR10_CLASSES
 from spectral.data.decode import read_image
 from spectral.data.imageset import ImageItem, ImageSet
 from spectral.errors import SpectralError
+from spectral.numerics.cache import CACHE
 from spectral.synthetic import generator
 
 # Chosen by eye: photographs of things and scenes. The packages' drawings, text, logos, masks, microscope and
@@ -156,7 +157,11 @@ def _read_crop(path: Path, box: tuple[int, int, int, int], flip: bool) -> Image.
     return ImageOps.mirror(crop) if flip else crop
 
 
-@lru_cache(maxsize=64)
 def _read_cached(path: Path) -> Image.Image:
     """Keep the decoded photographs, about thirty of 0.8 MB: every one is cropped again and again."""
-    return read_image(path)
+    image: Image.Image = CACHE.get(
+        (_read_cached, path),
+        lambda: read_image(path),
+        nbytes=lambda image: image.width * image.height * len(image.getbands()),
+    )
+    return image

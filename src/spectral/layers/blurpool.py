@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from spectral.layers.common import PADDING_MODES, Pool2d, Stride, apply_axes, extend, filter_map
+from spectral.numerics.cache import remember
 
 
 class BlurPool2d(Pool2d):
@@ -75,7 +75,7 @@ class BlurPool2d(Pool2d):
         """Blur and decimate as two matrix products."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         rows, columns = (
-            _blurring_rows(size, self.kernel_size, step, self.padding_mode).to(x.device, dtype)
+            remember(_blurring_rows, size, self.kernel_size, step, self.padding_mode, like=x, dtype=dtype)
             for size, step in zip(x.shape[-2:], self.stride, strict=True)
         )
         return apply_axes(x, rows, columns)
@@ -106,8 +106,6 @@ def _binomial_taps(kernel_size: int) -> Tensor:
     return taps / taps.sum()
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # a cached tensor may enter an autograd graph later
 def _blurring_rows(size: int, kernel_size: int, step: int, mode: str) -> Tensor:
     """One axis of the layer as a matrix (⌈N/s⌉, N): the layer's answer to each unit impulse."""
     before, after = (kernel_size - 1) // 2, kernel_size // 2

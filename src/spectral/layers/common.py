@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spectral.errors import SpectralError
+from spectral.numerics.products import disable_autocast, transform_axes
 
 Stride = int | tuple[int, int]
-Matrix = npt.NDArray[np.float64]
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 MAX_KERNEL_SIZE = 7
 
@@ -143,8 +138,8 @@ def extend(x: Tensor, axis: int, before: int, after: int, mode: str) -> Tensor:
     return x.index_select(axis, index)
 
 
-def apply_axes(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """rows · x · columnsᵀ for every map: a linear filter and its decimation along both axes.
+def apply_axes(x: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+    """rows · x · columnsᵀ for every map: a filter and its decimation along each axis, or None.
 
     Computed in the matrices' dtype whatever autocast says; the result has x's dtype.
 
@@ -155,51 +150,14 @@ def apply_axes(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         >>> apply_axes(torch.ones(1, 2, 2), torch.ones(1, 2), torch.eye(2))
         tensor([[[2., 2.]]])
     """
+    dtype = torch.promote_types(x.dtype, torch.float32)
     with disable_autocast(x):
-        wide = x.to(rows.dtype)
+        wide = x.to(dtype)
         if x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
             # Channels are innermost: multiply there instead of copying the map into another order.
-            y = torch.matmul(rows, wide.permute(0, 2, 3, 1).flatten(-2))
-            y = torch.matmul(columns, y.unflatten(-1, (x.shape[-1], x.shape[-3])))
+            y = transform_axes(wide.permute(0, 2, 3, 1), 1, [rows, columns])
             return y.permute(0, 3, 1, 2).to(x.dtype)
-        y = torch.matmul(wide, columns.T).flatten(0, -3)
-        y = torch.bmm(rows.expand(y.shape[0], -1, -1), y)
-        return y.reshape(*x.shape[:-2], rows.shape[0], columns.shape[0]).to(x.dtype)
-
-
-def disable_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """Return a context in which operations keep the dtype of their operands."""
-    kind = x.device.type  # the meta device has no autocast to ask for
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.autocast(kind, enabled=False)
-    return nullcontext()
-
-
-_MATRICES: dict[tuple[object, ...], Tensor] = {}
-MAX_MATRICES = 256
-
-
-def as_matrix(build: Callable[..., Matrix], x: Tensor, *arguments: object) -> Tensor:
-    """Return build(*arguments) on x's device, in x's dtype but at least float32, built once.
-
-    A layer keeps no matrix itself: it has no state that depends on the size of its input.
-
-    Example:
-        >>> as_matrix(lambda size: np.eye(size), torch.ones(1, dtype=torch.float16), 2)
-        tensor([[1., 0.],
-                [0., 1.]])
-    """
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    if torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter):
-        # A traced or fake tensor must not outlive its trace.
-        return torch.as_tensor(build(*arguments)).to(x.device, dtype)
-    key = (build, arguments, dtype, x.device)
-    if key not in _MATRICES:
-        if len(_MATRICES) >= MAX_MATRICES:
-            _MATRICES.clear()
-        with torch.inference_mode(False):  # what is kept may enter an autograd graph later
-            _MATRICES[key] = torch.tensor(build(*arguments), dtype=dtype, device=x.device)
-    return _MATRICES[key]
+        return transform_axes(wide, x.ndim - 2, [rows, columns]).to(x.dtype)
 
 
 def _is_count(value: object) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 from torch import Tensor
 
 from spectral.errors import SpectralError
-from spectral.layers.common import Matrix, Stride, apply_axes, as_matrix
+from spectral.layers.common import Stride, apply_axes
 from spectral.layers.ideal import IdealLowPass2d
+from spectral.numerics.matrices import as_matrix, cropping_rows
 
 
 class FLCPool2d(IdealLowPass2d):
@@ -92,30 +92,3 @@ class FLCPool2d(IdealLowPass2d):
     def extra_repr(self) -> str:
         """Show the arguments, as torch's own modules do."""
         return super().extra_repr() + (f", compat={self.compat!r}" if self.compat else "")
-
-
-def cropping_rows(size: int, part: str, hamming: bool = False) -> Matrix:
-    """DFT, crop to the published block and inverse DFT of one axis, as an (n, size) matrix.
-
-    With ``hamming`` the bins are weighted by the root of a Hamming window over the whole DC-centred spectrum,
-    symmetric about the middle between two bins where the size is even, as published.
-
-    Example:
-        >>> cropping_rows(4, "real").sum(1)  # DC gain 1
-        array([1., 1.])
-        >>> cropping_rows(6, "real").sum(1).round(3)  # DC lands in bin 1 of 3
-        array([ 1. , -0.5, -0.5])
-    """
-    index = np.arange(size // 4, 3 * size // 4)
-    kept = len(index)
-    bins = index - size // 2  # of the map
-    new_bins = np.arange(kept) - kept // 2  # of the output, where the inverse shift puts them
-    # Angles are reduced modulo one turn in integers.
-    forward = (bins * np.arange(size)[:, None]) % size / size
-    backward = (new_bins * np.arange(kept)[:, None]) % kept / kept
-    angle = 2 * np.pi * (backward[:, None] - forward)
-    wave = np.cos(angle) if part == "real" else np.sin(angle)
-    if hamming:
-        wave = wave * np.sqrt(0.54 - 0.46 * np.cos(2 * np.pi / (size - 1) * index))
-    rows: Matrix = wave.sum(-1) / size
-    return rows

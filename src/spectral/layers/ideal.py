@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
 from torch import Tensor
 
-from spectral.layers.common import Matrix, Pool2d, Stride, apply_axes, as_matrix
+from spectral.layers.common import Pool2d, Stride, apply_axes
+from spectral.numerics.matrices import as_matrix, low_pass_rows
 
 
 class IdealLowPass2d(Pool2d):
     """Zero every frequency |f| ≥ 1/(2s) of the DFT on either axis, then keep samples 0, s, 2s, …
 
     What is left fits under the new Nyquist frequency, whose own bin is zeroed too: the aliasing metric AM is
-    0 at any size and stride. On an axis of stride 1 only the Nyquist bin goes. The map counts as periodic and
-    the cut is hard, so edges ring; `ASAPPool2d` tapers it.
+    0 at any size and stride. An axis of stride 1 is left alone. The map counts as periodic and the cut is
+    hard, so edges ring; `ASAPPool2d` tapers it.
 
     A decimated low-pass is a small real linear map, so the layer is two thin matrix products,
     A_h x A_wᵀ, and no transform: exact at every size, in at least float32, and exportable as it is.
@@ -56,26 +56,9 @@ class IdealLowPass2d(Pool2d):
     def _low_pass(self, x: Tensor, spacing: tuple[int, int]) -> Tensor:
         self.check(x)
         rows, columns = (
-            as_matrix(low_pass_rows, x, size, step, every, self.hamming)
+            as_matrix(low_pass_rows, x, size, step, 0, every, -(-size // every), self.hamming)
+            if step > 1
+            else None
             for size, step, every in zip(x.shape[-2:], self.stride, spacing, strict=True)
         )
         return apply_axes(x, rows, columns)
-
-
-def low_pass_rows(size: int, step: int, spacing: int, hamming: bool = False) -> Matrix:
-    """Rows 0, spacing, 2·spacing, … of the circular low-pass |f| < 1/(2·step), an (n, size) matrix.
-
-    With ``hamming`` a bin of frequency f has gain 0.54 + 0.46 cos(2πf) instead of 1.
-
-    Example:
-        >>> low_pass_rows(2, 2, 2)  # only the mean is below the new Nyquist frequency
-        array([[0.5, 0.5]])
-    """
-    highest = (size - 1) // (2 * step)  # the largest k with 2·s·k < N
-    k, sample = np.arange(1, highest + 1)[:, None], np.arange(size)
-    gain = 0.54 + 0.46 * np.cos(2 * np.pi / size * k) if hamming else np.ones_like(k)
-    # k·n is reduced modulo N in integers first: the cosine's argument stays small and exact.
-    impulse_response = (1 + 2 * (gain * np.cos(2 * np.pi / size * (k * sample % size))).sum(0)) / size
-    kept = np.arange(0, size, spacing)[:, None]
-    rows: Matrix = impulse_response[(kept - sample) % size]
-    return rows

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spectral.errors import SpectralError
-from spectral.layers.common import Stride, disable_autocast
+from spectral.layers.common import Stride
 from spectral.layers.polyphase import PhasePool2d
+from spectral.numerics.products import disable_autocast
 
 
 class LPSPool2d(PhasePool2d):

@@ -10,7 +10,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal, Protocol
 
 import numpy as np
@@ -20,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spectral.errors import SpectralError, suggest
+from spectral.numerics.cache import remember
+from spectral.numerics.products import transform_axes
 
 Matrix = npt.NDArray[np.float64]
 Size = tuple[int, int]
@@ -341,7 +342,6 @@ def choose_randomly(
     return result
 
 
-@lru_cache(maxsize=256)
 def _build(part: str, operator: Resampling, n: int) -> Matrix:
     """One axis of T (whole), of D (down), or of the projection onto the row space of D (range)."""
     down = operator.down_axis(n)
@@ -366,8 +366,5 @@ def _apply_axes(images: Tensor, operator: Resampling, part: str) -> Tensor:
             f"{tuple(images.shape)}"
         )
     dtype = torch.promote_types(images.dtype, torch.float32)
-    left, right = (
-        torch.as_tensor(_build(part, operator, n), dtype=dtype, device=images.device)
-        for n in images.shape[-2:]
-    )
-    return (left @ images.to(dtype) @ right.T).to(images.dtype)
+    matrices = [remember(_build, part, operator, n, like=images, dtype=dtype) for n in images.shape[-2:]]
+    return transform_axes(images.to(dtype), images.ndim - 2, matrices).to(images.dtype)

@@ -1,0 +1,1 @@
+"""Numerics that metrics, layers and perturbations share: cutoffs, matrices, exact products, one cache."""
