@@ -21,12 +21,13 @@ def image(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 
 
 def count_hooks(model: nn.Module) -> int:
-    """How many hooks hang on a model, all kinds and all modules together."""
+    """How many hooks hang on a model, all kinds and all modules together, and what stands for a forward."""
     kinds = (
         "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
         "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks",
     )  # fmt: skip
-    return sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
+    standing = sum("forward" in vars(module) for module in model.modules())
+    return standing + sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
 
 
 def active_modes() -> int:

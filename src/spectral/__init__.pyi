@@ -1,8 +1,9 @@
 from . import data, figures, layers, models, perturb, stats, study, synthetic, table
+from .capture import Capture
 from .classification import classify
 from .data import ImageSet, load_images
 from .errors import SpectralError, SpectralWarning
-from .hooks import Capture, FeatureExtractor
+from .hooks import FeatureExtractor
 from .measurement import measure
 from .metrics import (
     compute_alias_categories,

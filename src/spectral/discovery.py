@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, TypeGuard
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from spectral.axes import (
     BATCH,
@@ -26,8 +23,9 @@ from spectral.axes import (
 )
 from spectral.inputs import Inputs
 from spectral.operators import LOSSLESS, Geometry
-from spectral.recorder import Frame, Operation, Recorder
+from spectral.recorder import Operation, Recorder
 from spectral.standin import run_on_standins
+from spectral.tracker import Frame, Tracker
 
 # What a module may do to its input before its operator and still be one site: pad, crop, copy or cast it.
 _PREPARING = {
@@ -67,14 +65,31 @@ def record_events(model: nn.Module, inputs: Inputs) -> list[Event]:
 class _Discovery:
     """The events of one forward pass, and what tells them apart from operators that only look like them."""
 
-    def __init__(self, weights: Sequence[Tensor]) -> None:
-        self.tracker = AxisTracker()
+    def __init__(self, model: nn.Module, weights: Sequence[Tensor]) -> None:
+        self.axes = AxisTracker()
         self.events: list[Event] = []
-        self.recorder = Recorder(self.note, self.observe)
+        self.calls = Tracker(dict(model.named_modules()), begin=self._enter, end=self._leave)
+        self.recorder = Recorder(self.calls.frames, self.note, self.observe)
         self._weights = set(map(id, weights))
-        self.tracker.mark_learned(weights)
+        self.axes.mark_learned(weights)
         self._cutters: dict[int, Frame] = {}  # which call made a view
         self._noted: set[int] = set()
+        self._before: dict[Frame, int] = {}  # events there were when each call began
+
+    def _enter(self, frame: Frame) -> None:
+        self.recorder.flush()
+        self._before[frame] = len(self.events)
+
+    def _leave(self, frame: Frame, output: Any) -> None:
+        self.recorder.flush()
+        entering = frame.input
+        if knows_dense_map(frame.module) and is_batch_of_maps(entering) and is_batch_of_maps(output):
+            del self.events[self._before[frame] :]
+            self.note_layer(frame, entering, output)
+        for event in reversed(self.events):
+            if event.frame is frame:
+                event.returned = event.output is output
+                break
 
     def note(self, operation: Operation) -> None:
         """Keep a candidate that reduces the resolution of a map of the image."""
@@ -88,30 +103,30 @@ class _Discovery:
 
     def observe(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
         """Follow the axes through an operator, and keep views and products that turn places into channels."""
-        contraction = self.tracker.find_contraction(func, args)
+        contraction = self.axes.find_contraction(func, args)
         if contraction is not None and isinstance(out, Tensor):
             self._note_contraction(*contraction, out)
-        if not self.tracker.follow(func, args, kwargs, out):
+        if not self.axes.follow(func, args, kwargs, out):
             return
-        self._cutters.setdefault(self.tracker.cuts, self.recorder.frames[-1])
+        self._cutters.setdefault(self.axes.cuts, self.recorder.frames[-1])
         if operator_name(func) not in _PREPARING:
             for frame in self.recorder.frames:
                 frame.steps += 1
         if isinstance(out, Tensor) and out.ndim > 1:
-            found = self.tracker.collect_channels(out)
+            found = self.axes.collect_channels(out)
             if found:
                 self._note_view(self.recorder.frames[-1], found, out)
 
     def _note_operator(self, operation: Operation) -> Event | None:
         decimation, source = operation.decimation, operation.source
         geometry, rank = decimation.geometry, len(decimation.geometry.stride)
-        labels = self.tracker.labels(source)
-        known = self.tracker.comes_from_image(source)
+        labels = self.axes.labels(source)
+        known = self.axes.comes_from_image(source)
         strided = [labels[a] for a in range(-rank, 0) if -a <= source.ndim and geometry.stride[a] != 1]
         signal = rank == 2 and decimation.input.shape[2] == 1
         if known and signal and all(f.kind == CHANNEL for axis in strided for f in axis):
             return None  # a pool over channels
-        if not known and (geometry.kind == "resize" or self.tracker.comes_from_weights(source)):
+        if not known and (geometry.kind == "resize" or self.axes.comes_from_weights(source)):
             return None  # a table of positions or of weights, not the image
         output = decimation.arrange(operation.output)
         spread: tuple[int, int] | None = (1, 1)
@@ -137,16 +152,16 @@ class _Discovery:
         geometry = Geometry(module.kind, module.stride, module.stride)
         event = Event(
             frame, "layer", 0, geometry, tuple(x.shape[2:]), tuple(output.shape[2:]), x.shape[1], x, output,
-            _find_spread(self.tracker.labels(x)) or (1, 1),
+            _find_spread(self.axes.labels(x)) or (1, 1),
         )  # fmt: skip
-        self.tracker.mark_decimated(x, output)
+        self.axes.mark_decimated(x, output)
         if max(module.stride) > 1:
             self.events.append(event)
 
     def _note_slice(self, operation: Operation) -> Event | None:
         """Keep a slice of rows or columns: its place among the axes is read from their labels."""
         geometry, source = operation.decimation.geometry, operation.source
-        labels = self.tracker.labels(source)
+        labels = self.axes.labels(source)
         if not any(f.spatial for axis in geometry.axes for f in labels[axis]):
             return None
         axes = _find_axes(labels)
@@ -158,7 +173,7 @@ class _Discovery:
             geometry, stride=tuple(steps.get(kind, (1, 0))[0] for kind in axes), kernel=(1,) * len(axes),
             phase=tuple(steps.get(kind, (1, 0))[1] for kind in axes), axes=(),
         )  # fmt: skip
-        layouts = find_layout(labels), find_layout(self.tracker.labels(operation.output))
+        layouts = find_layout(labels), find_layout(self.axes.labels(operation.output))
         if not alone or layouts[0] is None or layouts[1] is None:
             reason = "its images don't lie along one axis"
             if not alone or any(f.kind == "s" for axis in labels for f in axis):
@@ -174,7 +189,7 @@ class _Discovery:
     def _note_reduction(self, operation: Operation) -> Event | None:
         """Keep a maximum or mean over windows that a view has made, or over a whole axis: a global pool."""
         geometry, source = operation.decimation.geometry, operation.source
-        labels = self.tracker.labels(source)
+        labels = self.axes.labels(source)
         reduced = [f for axis in geometry.axes for f in labels[axis] if f.spatial and f.extent > 1]
         kept = [f for a, axis in enumerate(labels) if a not in geometry.axes for f in axis if f.spatial]
         if not reduced:
@@ -192,7 +207,7 @@ class _Discovery:
         stride = _find_steps(reduced, left, axes)
         zeros = (0,) * len(axes)
         placed = replace(geometry, stride=stride, kernel=window, padding=zeros, phase=zeros, axes=())
-        layouts = find_layout(labels), find_layout(self.tracker.labels(operation.output))
+        layouts = find_layout(labels), find_layout(self.axes.labels(operation.output))
         if layouts[0] is None or layouts[1] is None:
             reason = "the windows it pools are cut by a view that can't be followed back to rows and columns"
             event = self._unplaced_event(operation, replace(placed, reason=reason))
@@ -207,23 +222,23 @@ class _Discovery:
 
     def _note_contraction(self, x: Tensor, axis: int, other: Tensor, out: Tensor) -> None:
         """Keep a product that sums over places: over those of a window, or over all of them to fewer."""
-        places = [f for f in self.tracker.labels(x)[axis] if f.spatial and f.extent > 1]
+        places = [f for f in self.axes.labels(x)[axis] if f.spatial and f.extent > 1]
         if not places or out.shape[axis % x.ndim - x.ndim if out.ndim == x.ndim else -1] == x.shape[axis]:
             return
-        found = self.tracker.collect_channels(x, contracted=axis)
+        found = self.axes.collect_channels(x, contracted=axis)
         if found:  # once, however many products read the windows, and where they were cut
             cut = max(window.cut for window in found)
             if cut not in self._noted:
                 self._note_view(self._cutters.get(cut, self.recorder.frames[-1]), found, x)
             self._noted.add(cut)
-        elif not self.tracker.comes_from_weights(other) and out.shape[axis] < x.shape[axis]:
+        elif not self.axes.comes_from_weights(other) and out.shape[axis] < x.shape[axis]:
             geometry = Geometry("matmul_pool", (0, 0), reason="a pool written as a matrix product")
             frame = self.recorder.frames[-1]
             self._add_view(frame, geometry, (1, x.shape[axis]), (1, out.shape[axis]), x)
 
     def _note_view(self, frame: Frame, found: list[Window], x: Tensor) -> None:
         """Keep windows that have become channels of a tensor."""
-        factors = [f for axis in self.tracker.labels(x) for f in axis]
+        factors = [f for axis in self.axes.labels(x) for f in axis]
         windows = {window.kind: window for window in found}
         for kind in ("h", "w"):
             n = math.prod(f.extent for f in factors if f.kind == kind)
@@ -245,16 +260,16 @@ class _Discovery:
     ) -> None:
         index = frame.counts["view"]
         frame.counts["view"] += 1
-        channels = _count_channels(self.tracker.labels(x)) // math.prod(geometry.kernel)
+        channels = _count_channels(self.axes.labels(x)) // math.prod(geometry.kernel)
         self.events.append(Event(frame, "view", index, geometry, size, left, max(channels, 1), x, x))
 
     def _unplaced_event(self, operation: Operation, geometry: Geometry) -> Event:
         """Describe an operation on what is no batch of maps: sizes are those of its image axes."""
-        labels = self.tracker.labels(operation.source)
+        labels = self.axes.labels(operation.source)
         event = self._event(operation, geometry, operation.source, operation.output)
         axes = _find_axes(labels)
         sizes = [
-            _find_size([f for axis in self.tracker.labels(x) for f in axis], axes)
+            _find_size([f for axis in self.axes.labels(x) for f in axis], axes)
             for x in (operation.source, operation.output)
         ]
         event.input_size, event.output_size = sizes
@@ -324,38 +339,9 @@ def _find_spread(labels: Labels) -> tuple[int, int] | None:
 def _record(
     model: nn.Module, inputs: Inputs, weights: Sequence[Tensor], forward: Callable[[], Any]
 ) -> list[Event]:
-    discovery = _Discovery(weights)
+    discovery = _Discovery(model, weights)
     for tensor, batched in inputs.tensors():
-        discovery.tracker.mark_image(tensor, batched)
-    frames, events = discovery.recorder.frames, discovery.events
-    calls: Counter[str] = Counter()
-    handles: list[RemovableHandle] = []
-    before: list[int] = []  # events there were when each running call began
-
-    def enter(path: str, module: nn.Module, args: tuple[Any, ...]) -> None:
-        frames.append(Frame(path, module, calls[path], args))
-        before.append(len(events))
-        calls[path] += 1
-
-    def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        discovery.recorder.flush()
-        frame, seen = frames.pop(), before.pop()
-        entering = args[0] if args else None
-        if knows_dense_map(module) and is_batch_of_maps(entering) and is_batch_of_maps(output):
-            del events[seen:]
-            discovery.note_layer(frame, entering, output)
-        for event in reversed(events):
-            if event.frame is frame:
-                event.returned = event.output is output
-                break
-
-    try:
-        for path, module in model.named_modules():
-            handles.append(module.register_forward_pre_hook(partial(enter, path), prepend=True))
-            handles.append(module.register_forward_hook(leave, always_call=True))
-        with discovery.recorder:
-            forward()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return events
+        discovery.axes.mark_image(tensor, batched)
+    with discovery.calls, discovery.recorder:
+        forward()
+    return discovery.events

@@ -2,111 +2,25 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from spectral.capture import TAPS, Capture, Tap
 from spectral.errors import SpectralError, suggest
-from spectral.operators import ALL, Decimation, Size, find_plain_operator
-from spectral.recorder import Frame, Operation, Recorder, Substitute, paused
+from spectral.operators import Decimation, Size, find_plain_operator
+from spectral.recorder import Operation, Recorder, Substitute
 from spectral.sites import Site, check_hookable
-
-Tap = Literal["input", "dense", "output"]
-TAPS: tuple[Tap, ...] = ("input", "dense", "output")
-
-
-class Capture:
-    """The tensors of one site in one forward pass, alive while a ``reduce`` callback runs.
-
-    All are maps (B, C, H, W), videos' (B, C, T, H, W). Where one image has several maps on the batch axis
-    (attention heads, windows) B is larger than the number of images; `per_image` brings values back to it.
-
-    Attributes:
-        site: where it is.
-        input: what enters the site.
-        decimation: what ran, with all that it takes to compute its dense map.
-    """
-
-    def __init__(
-        self, site: Site, entering: Tensor, decimation: Decimation, run: Callable[[], Tensor], size: Size
-    ) -> None:
-        self.site = site
-        self.input = entering
-        self.decimation = decimation
-        self.size = size
-        self._run = run
-        self._output: Tensor | None = None
-        self._kept: Tensor | None = None
-        self._known: Tensor | None = None  # which images and channels of it have been computed
-
-    @property
-    def output(self) -> Tensor:
-        """What leaves the site: kept from the dense map once all of that has been computed, else run."""
-        if self._output is None:
-            whole = self._known is not None and bool(self._known.all())
-            self._output = self._kept if whole else self._run()
-        assert self._output is not None
-        return self._output
-
-    def run(self) -> Tensor:
-        """Return what the operator itself gives, whatever was computed before."""
-        if self._output is None or self._output is self._kept:
-            return self._run()
-        return self._output
-
-    def dense(self, images: slice = ALL, channels: slice = ALL) -> Tensor:
-        """Return the dense map, or that of some images and channels: dense[φ::s][:n] is the output."""
-        dense = self.decimation.dense(self.size, images, channels)
-        if self._output is None:
-            self._keep(dense, images, channels)
-        return dense
-
-    def decimate(self, dense: Tensor) -> Tensor:
-        """Return the samples of a dense map that the site keeps."""
-        geometry = self.site.geometry
-        axes = zip(geometry.phase, geometry.stride, self.size, strict=True)
-        for axis, (p, s, n) in enumerate(axes, start=2):
-            dense = dense[(slice(None),) * axis + (slice(p, p + (n - 1) * s + 1, s),)]
-        return dense
-
-    def per_image(self, values: Tensor) -> Tensor:
-        """Add up what was computed per map of the batch axis, (B',) → (B,)."""
-        before, after = self.site.spread
-        return values if before == after == 1 else values.reshape(before, -1, after).sum((0, 2))
-
-    def _keep(self, dense: Tensor, images: slice, channels: slice) -> None:
-        """Collect the output piece by piece, so that a site isn't computed twice."""
-        decimation = self.decimation
-        if decimation.weight is None:
-            return  # a pool costs less than a copy
-        if self._kept is None or self._known is None:
-            count = len(decimation.input), decimation.channels
-            self._kept = torch.empty(
-                *count,
-                *self.size,
-                dtype=dense.dtype,
-                device=dense.device,
-                memory_format=_memory_format(dense),
-            )
-            self._known = torch.zeros(count, dtype=torch.bool)
-        self._kept[images, channels] = self.decimate(dense)
-        self._known[images, channels] = True
-
-
-def _memory_format(x: Tensor) -> torch.memory_format:
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    last = formats.get(x.ndim)
-    if last is not None and x.is_contiguous(memory_format=last) and not x.is_contiguous():
-        return last
-    return torch.contiguous_format
+from spectral.tracker import Frame, Tracker, is_recomputing, paused
 
 
 class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
@@ -123,6 +37,7 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         tap: ``"input"``, ``"dense"`` or ``"output"``; overrides ``capture_input``. Dense needs sites.
         detach: False keeps the graph, so that a metric of the capture can be a training penalty.
         reduce: called with a `Capture` inside the hook instead of keeping tensors; sites only.
+        wants_pass: called when a forward pass begins; tells whether to capture it.
 
     Raises:
         SpectralError: for an unknown name (the nearest are offered), a site that isn't measurable at the
@@ -145,14 +60,14 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         tap: Tap | None = None,
         detach: bool = True,
         reduce: Callable[[Capture], None] | None = None,
+        wants_pass: Callable[[], bool] = lambda: True,
     ) -> None:
         check_hookable(model)
         self.tap: Tap = tap or ("input" if capture_input else "output")
         if self.tap not in TAPS:
             raise SpectralError(f"FeatureExtractor: tap must be one of {', '.join(TAPS)}, got {tap!r}")
-        self.enabled = True
         self._detach = detach
-        self._reduce = reduce or self._keep
+        self._reduce = reduce
         self._keeps = reduce is None
         self._modules = dict(model.named_modules())
         self._names: list[str] = []
@@ -163,20 +78,21 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
             raise SpectralError(f"FeatureExtractor: sites must be a list, got the string {sites!r}")
         for site in sites:
             self._add(site)
-        self._captured: dict[str, list[Tensor]] = {}
-        self._has_run = False
+        self._wants_pass = wants_pass
+        self._captured: dict[str, list[Tensor]] | None = None  # None until the model has run
         self._delivering = False
-        self._entered: list[bool] = []  # of the calls that are running, whether each has a frame
-        self._calls: Counter[str] = Counter()
-        self._frames: Counter[str] = Counter()
         self._handles: list[RemovableHandle] = []
         # A reduce callback at the dense tap computes each convolution's output on the way.
         self._substitutes = reduce is not None and self.tap == "dense" and detach
-        self._mode = _CaptureMode(
-            self._on_operation, self._compute if self._substitutes else None, differentiable=not detach
-        )
+        self._direct = {p for p, own in self._watched.items() if all(self._is_direct(s) for s in own)}
+        self._owners = set(self._watched) - self._direct
+        self._thread = _Thread()
+        self._tracker = Tracker(
+            self._find_tracked(), start=self._start, begin=self._begin, end=self._end, close=self._close,
+            reset=self._reset,
+        )  # fmt: skip
         try:
-            self._register(model)
+            self._register()
         except BaseException:
             self.remove_hooks()
             raise
@@ -216,14 +132,14 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         """Return one tensor per call of the module in the latest forward pass."""
         if name not in self._names:
             raise SpectralError(f"{name!r} isn't captured{suggest(name, self._names)}")
-        if not self._captured.get(name):
-            why = "it didn't run in the latest forward pass"
-            if not self._has_run:
-                why = "the model hasn't run since the hooks were set"
-            elif not self._keeps:
-                why = "the reduce callback took it"
-            raise SpectralError(f"nothing was captured at {name!r}: {why}")
-        return self._captured[name]
+        if self._captured and self._captured.get(name):
+            return self._captured[name]
+        why = "it didn't run in the latest forward pass"
+        if self._captured is None:
+            why = "the model hasn't run since the hooks were set"
+        elif not self._keeps:
+            why = "the reduce callback took it"
+        raise SpectralError(f"nothing was captured at {name!r}: {why}")
 
     def remove_hooks(self) -> None:
         """Remove every hook; may be called more than once.
@@ -237,8 +153,17 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
             )
         for handle in self._handles:
             handle.remove()
-        self._handles.clear()
-        self._abandon()
+        self._tracker.remove()
+        self._reset()
+
+    @property
+    def enabled(self) -> bool:
+        """Whether forward passes are captured; may be set."""
+        return self._tracker.enabled
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        self._tracker.enabled = value
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -295,102 +220,100 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         ):
             raise SpectralError(f"site {site.name!r} isn't what runs there; call find_sites on this model")
 
-    def _register(self, model: nn.Module) -> None:
-        for path in dict.fromkeys(self._plain):
-            module = self._modules[path]
-            if self.tap == "input":
-                hook = partial(self._on_plain_input, path)
-                self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-            else:
-                self._handles.append(module.register_forward_hook(partial(self._on_plain_output, path)))
-        for path, sites in self._watched.items():
-            if all(self._is_direct(site) for site in sites):
-                hook = partial(self._on_direct, path)
-                self._handles.append(self._modules[path].register_forward_hook(hook, with_kwargs=True))
-        for path in self._framed_modules():
-            module = self._modules[path]
-            self._handles += [
-                module.register_forward_pre_hook(partial(self._enter, path), prepend=True),
-                module.register_forward_hook(self._leave, always_call=True),
-            ]
-        # Last and prepended, hence first to run: the model itself may own a frame.
-        self._handles.append(model.register_forward_pre_hook(self._begin, prepend=True))
+    def _register(self) -> None:
+        for path in dict.fromkeys(self._plain if self.tap == "output" else ()):
+            hook = _OutputHook(self._modules[path], partial(self._on_plain_output, path))
+            self._handles.append(self._modules[path].register_forward_hook(hook))
+        self._tracker.attach()
 
-    def _framed_modules(self) -> list[str]:
-        """Owners of functional sites and all modules inside them: an operator counts for its own module."""
-        owners = {site.module for site in self._sites.values() if not self._is_direct(site)}
+    def _find_tracked(self) -> dict[str, nn.Module]:
+        """Modules to follow: the model, what is watched, what runs it, and all inside owners of operators.
+
+        An operator counts for the innermost module, so none inside an owner may be missed.
+        """
+        watched = {"", *self._watched, *self._plain}
+        parts = [path.split(".") for path in watched]
+        watched |= {".".join(names[:n]) for names in parts for n in range(1, len(names))}
         # By identity: a module that two owners share has the name that it has in the first.
-        inside = {id(module) for owner in owners for module in self._modules[owner].modules()}
-        return [path for path, module in self._modules.items() if id(module) in inside]
+        inside = {id(module) for owner in self._owners for module in self._modules[owner].modules()}
+        return {p: module for p, module in self._modules.items() if p in watched or id(module) in inside}
 
-    def _begin(self, module: nn.Module, args: Any) -> None:
-        if self.enabled:
-            if self._delivering:
-                raise SpectralError(
-                    "the reduce callback ran the model; wrap that in `with extractor.paused():`"
-                )
-            self._abandon()
-            self._has_run = True
-            self._captured = {}
-            self._calls.clear()
-            self._frames.clear()
+    def _start(self) -> dict[str, list[Tensor]] | None:
+        """Begin a pass: what earlier passes left is out of date."""
+        if not self._wants_pass():
+            return None
+        self._captured = {}
+        return self._captured
 
-    def _abandon(self) -> None:
-        """Leave the mode of a forward that raised."""
-        self._entered.clear()
-        self._mode.reset()
-
-    def _on_plain_input(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        tensor = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
-        self._keep_plain(path, tensor)
-
-    def _on_plain_output(self, path: str, module: nn.Module, args: Any, output: Any) -> None:
-        self._keep_plain(path, output if isinstance(output, Tensor) else None)
-
-    def _keep_plain(self, path: str, tensor: Tensor | None) -> None:
-        if not self.enabled or _is_recomputing():
+    def _begin(self, frame: Frame) -> None:
+        if frame.record is None:
             return
+        if self.tap == "input" and frame.path in self._plain:
+            self._keep_plain(frame.path, frame.input, frame.record)
+        if self._thread.mode is not None:
+            self._thread.mode.recorder.flush()
+        elif frame.path in self._owners:
+            self._thread.mode = mode = _CaptureMode(
+                self._tracker.frames, self._on_operation, self._compute if self._substitutes else None,
+                differentiable=not self._detach,
+            )  # fmt: skip
+            mode.enter(frame)
+
+    def _end(self, frame: Frame, output: Any) -> None:
+        if frame.record is None:
+            return
+        if self._thread.mode is not None:
+            self._thread.mode.recorder.flush()
+        if frame.path in self._direct:
+            self._on_direct(frame, output)
+
+    def _close(self, frame: Frame) -> None:
+        mode = self._thread.mode
+        if mode is not None and mode.frame is frame:
+            self._reset()
+
+    def _reset(self) -> None:
+        """Leave the mode."""
+        if self._thread.mode is not None:
+            self._thread.mode.exit()
+            self._thread.mode = None
+
+    def _on_plain_output(self, path: str, output: Any) -> None:
+        captured = self._tracker.record
+        if self.enabled and captured is not None and not is_recomputing():
+            self._keep_plain(path, output if isinstance(output, Tensor) else None, captured)
+
+    def _keep_plain(self, path: str, tensor: Tensor | None, captured: dict[str, list[Tensor]]) -> None:
         if tensor is None:
             raise SpectralError(f"module {path!r} passes no plain tensor; capture a module inside it")
-        self._captured.setdefault(path, []).append(self._copy(tensor))
+        captured.setdefault(path, []).append(self._copy(tensor))
 
     def _is_direct(self, site: Site) -> bool:
-        """Whether a plain hook does; a convolution that is substituted must be met before it runs."""
+        """Whether its module's call shows all of it; a convolution that is substituted must be met before."""
         return site.access == "direct" and not (self._substitutes and site.operator == "conv")
 
-    def _on_direct(self, path: str, module: Any, args: Any, kwargs: Any, output: Tensor) -> None:
-        if not self.enabled or _is_recomputing():
-            return
-        call = self._calls[path]
-        self._calls[path] += 1
-        layer = self._sites.get((path, call, "layer", 0))
+    def _on_direct(self, frame: Frame, output: Tensor) -> None:
+        module: Any = frame.module
+        layer = self._sites.get((frame.path, frame.call, "layer", 0))
         if layer is not None:
-            dense = partial(_call_dense, module, args[1:], kwargs)
-            decimation = Decimation(replace(layer.geometry, kind=layer.op), args[0], layer=dense)
+            entering, dense = frame.input, partial(_call_dense, frame)
+            assert entering is not None
+            decimation = Decimation(replace(layer.geometry, kind=layer.op), entering, layer=dense)
             with paused():
-                self._deliver(layer, args[0], output, decimation)
-        site = self._sites.get((path, call, "operator", 0))
+                self._deliver(layer, frame, entering, output, decimation)
+        site = self._sites.get((frame.path, frame.call, "operator", 0))
         if site is not None:
             weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-            x = args[0] if args[0].ndim == len(site.stride) + 2 else args[0][None]
+            x = frame.input
+            assert x is not None
+            x = x if x.ndim == len(site.stride) + 2 else x[None]
             decimation = Decimation(site.geometry, x, weight, bias)
             with paused():
-                self._deliver(site, x, decimation.arrange(output), decimation)
-
-    def _enter(self, path: str, module: nn.Module, args: Any) -> None:
-        active = self.enabled and not _is_recomputing()
-        self._entered.append(active)
-        if active:
-            self._mode.push(Frame(path, module, self._frames[path], args))
-            self._frames[path] += 1
-
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._entered and self._entered.pop():
-            self._mode.pop()
+                self._deliver(site, frame, x, decimation.arrange(output), decimation)
 
     def _find(self, frame: Frame, family: str, index: int) -> Site | None:
         site = self._sites.get((frame.path, frame.call, family, index))
-        return None if site is None or not self.enabled or self._is_direct(site) else site
+        return None if site is None or not self.enabled or site.module in self._direct else site
 
     def _on_operation(self, operation: Operation) -> None:
         frame = operation.frame
@@ -400,8 +323,9 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         decimation = _place(operation.decimation, site, operation.source)
         layout = site.layouts[1] if site.layouts is not None else decimation
         output = layout.arrange(operation.output)
-        entering = frame.args[0] if site.access == "wrapped" else decimation.input
-        self._deliver(site, entering, output, decimation)
+        entering = frame.argument if site.access == "wrapped" else decimation.input
+        assert entering is not None
+        self._deliver(site, frame, entering, output, decimation)
 
     def _compute(
         self, frame: Frame, index: int, decimation: Decimation, run: Callable[[], Tensor]
@@ -410,15 +334,18 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         site = self._find(frame, "operator", index)
         if site is None or torch.is_grad_enabled() or decimation.input.ndim != len(site.stride) + 2:
             return None
-        if len(frame.args) != 1 or decimation.input.shape[1] != site.channels:
+        argument = frame.argument
+        if argument is None or decimation.input.shape[1] != site.channels:
             return None
         decimation = _place(decimation, site, decimation.input)
-        entering = frame.args[0] if site.access != "inner" else decimation.input
+        entering = argument if site.access != "inner" else decimation.input
         capture = Capture(site, entering, decimation, run, decimation.output_size)
-        self._call(capture)
+        self._call(capture, frame)
         return capture.output
 
-    def _deliver(self, site: Site, entering: Tensor, output: Tensor, decimation: Decimation) -> None:
+    def _deliver(
+        self, site: Site, frame: Frame, entering: Tensor, output: Tensor, decimation: Decimation
+    ) -> None:
         if self._detach:
             entering, output = entering.detach(), output.detach()
             decimation = replace(decimation, input=decimation.input.detach())
@@ -426,27 +353,29 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
             site, entering, decimation, lambda: output, tuple(output.shape[-len(site.stride) :])
         )
         _ = capture.output  # it is there
-        self._call(capture)
+        self._call(capture, frame)
 
-    def _call(self, capture: Capture) -> None:
+    def _call(self, capture: Capture, frame: Frame) -> None:
         self._delivering = True
         try:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self._detach):
-                self._reduce(capture)
+                if self._reduce is not None:
+                    self._reduce(capture)
+                else:
+                    tensor = capture.dense() if self.tap == "dense" else getattr(capture, self.tap)
+                    frame.record.setdefault(capture.site.name, []).append(self._copy(tensor))
         finally:
             self._delivering = False
-
-    def _keep(self, capture: Capture) -> None:
-        tensor = capture.dense() if self.tap == "dense" else getattr(capture, self.tap)
-        self._captured.setdefault(capture.site.name, []).append(self._copy(tensor))
 
     def _copy(self, tensor: Tensor) -> Tensor:
         return tensor.detach().clone() if self._detach else tensor.clone()
 
 
-def _call_dense(module: Any, args: Any, kwargs: Any, x: Tensor) -> Tensor:
+def _call_dense(frame: Frame, x: Tensor) -> Tensor:
     """Compute a layer's own dense map, with the choices that were made for it elsewhere."""
-    dense: Tensor = module.dense(x, *args, **kwargs)
+    named = {name: value for name, value in frame.kwargs.items() if value is not frame.input}
+    module: Any = frame.module
+    dense: Tensor = module.dense(x, *frame.args[1:], **named)
     return dense
 
 
@@ -475,9 +404,33 @@ def _as_size(value: Any, site: Site) -> Size:
     return tuple(value) if isinstance(value, tuple | list) else (value,) * len(site.stride)
 
 
-def _is_recomputing() -> bool:
-    """Whether a backward pass runs the forward again (gradient checkpointing): it was captured before."""
-    return torch._C._current_graph_task_id() != -1
+class _OutputHook:
+    """Sees what a module returns when all other hooks have run; means nothing to copies of the module."""
+
+    def __init__(self, module: nn.Module, keep: Callable[[Any], None]) -> None:
+        self._module, self._keep = module, keep
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Keep it."""
+        if module is self._module:
+            self._keep(output)
+
+    def __deepcopy__(self, memo: Any) -> Callable[..., None]:
+        """Hang nothing on a copy."""
+        return _do_nothing
+
+    def __reduce__(self) -> Any:
+        """Hang nothing on a pickled module, which needs nothing of this package then."""
+        return _do_nothing.__reduce__()
+
+
+_do_nothing = nullcontext().__exit__
+
+
+class _Thread(threading.local):
+    """What is active in one thread."""
+
+    mode: _CaptureMode | None = None
 
 
 class _CaptureMode:
@@ -488,36 +441,27 @@ class _CaptureMode:
     """
 
     def __init__(
-        self, on_operation: Callable[[Operation], None], substitute: Substitute | None, differentiable: bool
+        self,
+        frames: list[Frame],
+        on_operation: Callable[[Operation], None],
+        substitute: Substitute | None,
+        differentiable: bool,
     ) -> None:
+        self.frame: Frame | None = None  # the call that it has been entered with
         self._on_operation = on_operation
-        self._active = False
         self._seen: list[Operation] = []
-        self.recorder = Recorder(self._seen.append if differentiable else on_operation, substitute=substitute)
+        report = self._seen.append if differentiable else on_operation
+        self.recorder = Recorder(frames, report, substitute=substitute)
         self._mode: AbstractContextManager[Any] = _GraphKeeper(self) if differentiable else self.recorder
 
-    def push(self, frame: Frame) -> None:
-        """Enter a call, and the mode with the first."""
-        if not self._active:
-            self._mode.__enter__()
-            self._active = True
-        else:
-            self.recorder.flush()
-        self.recorder.frames.append(frame)
+    def enter(self, frame: Frame) -> None:
+        """Become active for the time of a call."""
+        self._mode.__enter__()
+        self.frame = frame
 
-    def pop(self) -> None:
-        """Leave a call, and the mode with the last."""
-        try:
-            self.recorder.flush()
-        finally:
-            self.recorder.frames.pop()
-            if not self.recorder.frames:
-                self._deactivate()
-
-    def reset(self) -> None:
-        """Leave everything, after a forward that raised."""
-        self.recorder.reset()
-        self._deactivate()
+    def exit(self) -> None:
+        """Be inactive again."""
+        self._mode.__exit__(None, None, None)
 
     def run(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run one function under the recorder, and report its operators when their outputs have a graph."""
@@ -531,11 +475,6 @@ class _CaptureMode:
             for operation in seen:
                 self._on_operation(operation)
         return out
-
-    def _deactivate(self) -> None:
-        if self._active:
-            self._active = False
-            self._mode.__exit__(None, None, None)
 
 
 class _GraphKeeper(TorchFunctionMode):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from spectral.capture import Capture, Tap
 from spectral.errors import SpectralError, suggest
-from spectral.hooks import Capture, FeatureExtractor, Tap
+from spectral.hooks import FeatureExtractor
 from spectral.measurement import ALIAS_METRICS, AVR_METRICS, SITE_METRICS, measure_capture
 from spectral.sites import Site
 
@@ -35,12 +36,12 @@ class _Attached:
         measurable = [site for site in sites if site.measurable]
         if not measurable:
             raise SpectralError(f"{caller}: there is no site that can be measured; pass those of find_sites")
-        self._extractor = FeatureExtractor(model, measurable, tap="dense", detach=detach, reduce=self._reduce)
-        self._handle = model.register_forward_pre_hook(self._begin, prepend=True)
+        self._extractor = FeatureExtractor(
+            model, measurable, tap="dense", detach=detach, reduce=self._reduce, wants_pass=self._begin
+        )
 
     def remove_hooks(self) -> None:
         """Detach from the model; what was measured last stays readable."""
-        self._handle.remove()
         self._extractor.remove_hooks()
 
     def __enter__(self) -> Self:
@@ -50,7 +51,8 @@ class _Attached:
         """Detach from the model."""
         self.remove_hooks()
 
-    def _begin(self, module: nn.Module, args: Any) -> None:
+    def _begin(self) -> bool:
+        """Begin a pass; tell whether to measure it."""
         raise NotImplementedError
 
     def _reduce(self, capture: Capture) -> None:
@@ -91,10 +93,10 @@ class AliasingMonitor(_Attached):
     ) -> None:
         if every < 1:
             raise SpectralError(f"AliasingMonitor: every must be ≥ 1, got {every}")
-        super().__init__(model, sites, metrics, SITE_METRICS, detach=True)
         self._metrics, self._taps = tuple(metrics), tuple(taps)
         self._every, self._passes = every, 0
         self._latest: dict[str, float] = {}
+        super().__init__(model, sites, metrics, SITE_METRICS, detach=True)
 
     def values(self) -> dict[str, float]:
         """Return ``site/tap/metric`` → mean over the images of the latest measured batch, and over sites.
@@ -107,9 +109,12 @@ class AliasingMonitor(_Attached):
         means = {f"mean/{kind}": float(torch.tensor(values).nanmean()) for kind, values in kinds.items()}
         return {**self._latest, **means}
 
-    def _begin(self, module: nn.Module, args: Any) -> None:
-        self._extractor.enabled = self._passes % self._every == 0
+    def _begin(self) -> bool:
+        wanted = self._passes % self._every == 0
         self._passes += 1
+        if wanted:
+            self._latest = {}
+        return wanted
 
     def _reduce(self, capture: Capture) -> None:
         found = measure_capture(capture, self._metrics, self._taps)
@@ -141,9 +146,9 @@ class AliasingPenalty(_Attached):
     """
 
     def __init__(self, model: nn.Module, sites: Sequence[Site], metric: str = "am_relative") -> None:
-        super().__init__(model, sites, (metric,), (*ALIAS_METRICS, *AVR_METRICS), detach=False)
         self._metric = metric
         self._terms: list[Tensor] = []
+        super().__init__(model, sites, (metric,), (*ALIAS_METRICS, *AVR_METRICS), detach=False)
 
     def value(self) -> Tensor:
         """Return the mean over images and sites of the latest forward pass, with its graph.
@@ -163,8 +168,9 @@ class AliasingPenalty(_Attached):
             )
         return total
 
-    def _begin(self, module: nn.Module, args: Any) -> None:
+    def _begin(self) -> bool:
         self._terms = []
+        return True
 
     def _reduce(self, capture: Capture) -> None:
         self._terms.append(

@@ -6,32 +6,15 @@ same site on real data.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectral.operators import Decimation, merge_slices, parse
-
-# One for all recorders of a thread: what one of them measures, no other may count as the model's.
-_PAUSED: ContextVar[bool] = ContextVar("paused", default=False)
-
-
-@dataclass
-class Frame:
-    """One running call of a module."""
-
-    path: str
-    module: nn.Module
-    call: int
-    args: tuple[Any, ...]
-    counts: Counter[str] = field(default_factory=Counter)  # candidates so far, per family
-    steps: int = 0  # operators so far that did more to a map than move its samples
+from spectral.tracker import Frame, is_paused, paused
 
 
 @dataclass(frozen=True)
@@ -51,33 +34,28 @@ Observer = Callable[[Any, Sequence[Any], dict[str, Any], Any], None]
 Substitute = Callable[[Frame, int, Decimation, Callable[[], Tensor]], Tensor | None]
 
 
-@contextmanager
-def paused() -> Iterator[None]:
-    """Let no recorder count the operators that run inside: they are ours, not the model's."""
-    token = _PAUSED.set(True)
-    try:
-        yield
-    finally:
-        _PAUSED.reset(token)
-
-
 class Recorder(TorchDispatchMode):
-    """Calls ``on_operation`` for each candidate operator of the top frame.
+    """Calls ``on_operation`` for each candidate operator of the innermost call that is running.
 
     A slice waits for the next operator, because x[:, :, ::2, ::2] arrives as two; it is handed over before
     anything can change its source.
 
     Args:
+        frames: the calls that are running, as a `Tracker` keeps them.
         on_operation: called after a candidate has run.
         observe: called after every operator.
         substitute: asked before a convolution runs; may return its output instead.
     """
 
     def __init__(
-        self, on_operation: Handler, observe: Observer | None = None, substitute: Substitute | None = None
+        self,
+        frames: list[Frame],
+        on_operation: Handler,
+        observe: Observer | None = None,
+        substitute: Substitute | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.frames: list[Frame] = []
+        self.frames = frames
         self._on_operation = on_operation
         self._observe = observe
         self._substitute = substitute
@@ -118,15 +96,10 @@ class Recorder(TorchDispatchMode):
             with paused():
                 self._on_operation(operation)
 
-    def reset(self) -> None:
-        """Forget frames and waiting slices of a forward that didn't end."""
-        self.frames.clear()
-        self._pending = None
-
     @property
     def is_counting(self) -> bool:
         """Whether an operator that runs now is the model's and inside a frame."""
-        return bool(self.frames) and not _PAUSED.get()
+        return bool(self.frames) and not is_paused()
 
     def _continues_pending(self, decimation: Decimation | None) -> bool:
         if self._pending is None or decimation is None or not decimation.operator.waits:

@@ -240,7 +240,7 @@ def _describe(event: Event, image: Tensor) -> Site:
     frame, geometry = event.frame, event.geometry
     access: Access = "direct" if event.family == "layer" else "inner"
     size, channels = event.input_size, event.channels
-    argument = frame.args[0] if len(frame.args) == 1 and isinstance(frame.args[0], Tensor) else None
+    argument = frame.argument
     alone = frame.counts["operator"] == 1 and event.family == "operator" and event.layouts is None
     if (
         alone

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spectral.bands import QUOTIENTS, BandStatistics, measure_bands
-from spectral.hooks import Capture, Tap
+from spectral.capture import Capture, Tap
 from spectral.metrics import compute_alias_categories, compute_avr
 from spectral.operators import Size
 from spectral.spectrum import compute_power_spectrum

@@ -11,8 +11,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from spectral.capture import TAPS, Tap
 from spectral.errors import SpectralError, suggest
-from spectral.hooks import TAPS, Tap
 from spectral.measurement.captures import METRICS, SITE_METRICS
 from spectral.measurement.description import describe_sites
 from spectral.measurement.images import Images, as_images

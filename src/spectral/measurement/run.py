@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from spectral.capture import Capture, Tap
 from spectral.errors import SpectralError, suggest
-from spectral.hooks import Capture, FeatureExtractor, Tap
+from spectral.hooks import FeatureExtractor
 from spectral.measurement.captures import DENSE_METRICS, check_identity, measure_capture
 from spectral.measurement.description import by
 from spectral.measurement.images import Images, TensorImages

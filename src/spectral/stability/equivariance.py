@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from spectral.capture import Capture
 from spectral.errors import SpectralError
-from spectral.hooks import Capture, FeatureExtractor
+from spectral.hooks import FeatureExtractor
 from spectral.measurement import Images, describe_sites
 from spectral.metrics import SHIFTS
 from spectral.network import evaluation_mode

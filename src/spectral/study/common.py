@@ -14,10 +14,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from spectral.capture import Capture, Tap
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
 from spectral.figures import draw_figure
-from spectral.hooks import Capture, FeatureExtractor, Tap
+from spectral.hooks import FeatureExtractor
 from spectral.measurement import measure
 from spectral.metrics import compute_avr
 from spectral.models import load_model, model_info

@@ -13,10 +13,10 @@ import pandas as pd
 from torch import nn
 
 from spectral import stats
+from spectral.capture import Tap
 from spectral.console import NOTHING, format_mean, format_rows
 from spectral.data import ImageSet
 from spectral.errors import SpectralError
-from spectral.hooks import Tap
 from spectral.measurement import measure
 from spectral.models import model_info
 from spectral.sites import Site, find_sites, pair_sites

@@ -1,0 +1,101 @@
+"""The tensors of one site in one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from spectral.operators import ALL, Decimation, Size
+from spectral.sites import Site
+
+Tap = Literal["input", "dense", "output"]
+TAPS: tuple[Tap, ...] = ("input", "dense", "output")
+
+
+class Capture:
+    """The tensors of one site in one forward pass, alive while a ``reduce`` callback runs.
+
+    All are maps (B, C, H, W), videos' (B, C, T, H, W). Where one image has several maps on the batch axis
+    (attention heads, windows) B is larger than the number of images; `per_image` brings values back to it.
+
+    Attributes:
+        site: where it is.
+        input: what enters the site.
+        decimation: what ran, with all that it takes to compute its dense map.
+    """
+
+    def __init__(
+        self, site: Site, entering: Tensor, decimation: Decimation, run: Callable[[], Tensor], size: Size
+    ) -> None:
+        self.site = site
+        self.input = entering
+        self.decimation = decimation
+        self.size = size
+        self._run = run
+        self._output: Tensor | None = None
+        self._kept: Tensor | None = None
+        self._known: Tensor | None = None  # which images and channels of it have been computed
+
+    @property
+    def output(self) -> Tensor:
+        """What leaves the site: kept from the dense map once all of that has been computed, else run."""
+        if self._output is None:
+            whole = self._known is not None and bool(self._known.all())
+            self._output = self._kept if whole else self._run()
+        assert self._output is not None
+        return self._output
+
+    def run(self) -> Tensor:
+        """Return what the operator itself gives, whatever was computed before."""
+        if self._output is None or self._output is self._kept:
+            return self._run()
+        return self._output
+
+    def dense(self, images: slice = ALL, channels: slice = ALL) -> Tensor:
+        """Return the dense map, or that of some images and channels: dense[φ::s][:n] is the output."""
+        dense = self.decimation.dense(self.size, images, channels)
+        if self._output is None:
+            self._keep(dense, images, channels)
+        return dense
+
+    def decimate(self, dense: Tensor) -> Tensor:
+        """Return the samples of a dense map that the site keeps."""
+        geometry = self.site.geometry
+        axes = zip(geometry.phase, geometry.stride, self.size, strict=True)
+        for axis, (p, s, n) in enumerate(axes, start=2):
+            dense = dense[(slice(None),) * axis + (slice(p, p + (n - 1) * s + 1, s),)]
+        return dense
+
+    def per_image(self, values: Tensor) -> Tensor:
+        """Add up what was computed per map of the batch axis, (B',) → (B,)."""
+        before, after = self.site.spread
+        return values if before == after == 1 else values.reshape(before, -1, after).sum((0, 2))
+
+    def _keep(self, dense: Tensor, images: slice, channels: slice) -> None:
+        """Collect the output piece by piece, so that a site isn't computed twice."""
+        decimation = self.decimation
+        if decimation.weight is None:
+            return  # a pool costs less than a copy
+        if self._kept is None or self._known is None:
+            count = len(decimation.input), decimation.channels
+            self._kept = torch.empty(
+                *count,
+                *self.size,
+                dtype=dense.dtype,
+                device=dense.device,
+                memory_format=_memory_format(dense),
+            )
+            self._known = torch.zeros(count, dtype=torch.bool)
+        self._kept[images, channels] = self.decimate(dense)
+        self._known[images, channels] = True
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    last = formats.get(x.ndim)
+    if last is not None and x.is_contiguous(memory_format=last) and not x.is_contiguous():
+        return last
+    return torch.contiguous_format

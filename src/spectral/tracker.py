@@ -1,0 +1,265 @@
+"""Which calls of a model's modules are running: what discovery, capture and surgery all have to know.
+
+While a module is tracked, a callable of this file stands in its ``forward``. Unlike hooks, it sees a forward
+that doesn't enter through the module's own ``__call__``, is given the arguments that the forward is given,
+and takes leave whatever ends the call, an interrupt too. Copies of the module don't have it.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.utils._pytree import tree_leaves
+
+# One for all trackers and recorders of a thread: what one of them runs, no other may count as the model's.
+_PAUSED: ContextVar[bool] = ContextVar("paused", default=False)
+
+
+@dataclass(eq=False)
+class Frame:
+    """One running call of a module.
+
+    Attributes:
+        path: name of the module.
+        module: itself.
+        call: which of its calls in this pass, from 0.
+        args: positional arguments of its forward.
+        kwargs: named arguments.
+        record: what ``start`` returned for this pass.
+        counts: candidate operators so far, per family.
+        steps: operators so far that did more to a map than move its samples.
+    """
+
+    path: str
+    module: nn.Module
+    call: int
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    record: Any = None
+    counts: Counter[str] = field(default_factory=Counter)
+    steps: int = 0
+
+    @property
+    def input(self) -> Tensor | None:
+        """The first tensor that it was given, by position or by name."""
+        return next((x for x in tree_leaves((self.args, self.kwargs)) if isinstance(x, Tensor)), None)
+
+    @property
+    def argument(self) -> Tensor | None:
+        """The tensor that is all it was given, if so."""
+        given = (*self.args, *self.kwargs.values())
+        return given[0] if len(given) == 1 and isinstance(given[0], Tensor) else None
+
+
+class _State(threading.local):
+    """What runs in one thread."""
+
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+        self.calls: Counter[str] = Counter()
+        self.record: Any = None
+
+
+def _ignore(*_: Any) -> None:
+    pass
+
+
+class Tracker(AbstractContextManager["Tracker"]):
+    """Follows the calls of some modules, from `attach` to `remove`.
+
+    A pass begins when a tracked module is entered and none is running in this thread, however that came
+    about. Calls inside `paused`, or of a backward pass that runs the forward again, aren't followed.
+
+    Args:
+        modules: what to follow, by names.
+        start: called when a pass begins; what it returns goes along with all frames of the pass.
+        begin: called when a module has been entered.
+        end: called with its output when it has returned.
+        close: called when it has ended in any way, after ``end``; also when ``begin`` or ``end`` raised.
+        reset: called at the end of a pass; has to do again what ``close`` may not have come to do.
+
+    Example:
+        >>> net, seen = nn.Sequential(nn.ReLU()), []
+        >>> with Tracker(dict(net.named_modules()), begin=lambda frame: seen.append(frame.path)):
+        ...     _ = net.forward(torch.zeros(1))
+        >>> seen
+        ['', '0']
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        *,
+        start: Callable[[], Any] = _ignore,
+        begin: Callable[[Frame], None] = _ignore,
+        end: Callable[[Frame, Any], None] = _ignore,
+        close: Callable[[Frame], None] = _ignore,
+        reset: Callable[[], None] = _ignore,
+    ) -> None:
+        self.enabled = True
+        self._modules = dict(modules)
+        self._forwards: dict[str, _Forward] = {}
+        self._start, self._begin, self._end, self._close, self._reset = start, begin, end, close, reset
+        self._state = _State()
+
+    def __enter__(self) -> Tracker:
+        """Attach it."""
+        try:
+            self.attach()
+        except BaseException:
+            self.remove()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Remove it."""
+        self.remove()
+
+    @property
+    def frames(self) -> list[Frame]:
+        """The calls that are running in this thread, the innermost last."""
+        return self._state.frames
+
+    @property
+    def record(self) -> Any:
+        """What ``start`` returned for the latest pass of this thread."""
+        return self._state.record
+
+    def attach(self) -> None:
+        """Begin to follow."""
+        for path, module in self._modules.items():
+            standing = vars(module).get("forward")
+            forward = standing if isinstance(standing, _Forward) else _Forward(module, standing)
+            self._forwards[path] = forward  # known before it acts, so that an interrupt leaves nothing behind
+            forward.followers = (*forward.followers, (self, path))
+            vars(module)["forward"] = forward
+
+    def remove(self) -> None:
+        """Follow no more; may be called more than once."""
+        for forward in self._forwards.values():
+            forward.followers = tuple(pair for pair in forward.followers if pair[0] is not self)
+            forward.restore()
+        self._forwards.clear()
+        self.frames.clear()
+
+    def follow(
+        self, path: str, module: nn.Module, run: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Run a forward, and tell what began and ended."""
+        if not self.enabled or _PAUSED.get() or is_recomputing():
+            return run(*args, **kwargs)
+        state = self._state
+        if state.frames:
+            return self._follow_call(path, module, run, args, kwargs)
+        try:
+            state.calls, state.record = Counter(), self._start()
+            return self._follow_call(path, module, run, args, kwargs)
+        finally:
+            state.frames.clear()
+            self._reset()
+
+    def _follow_call(
+        self, path: str, module: nn.Module, run: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        state = self._state
+        depth, frame = len(state.frames), Frame(path, module, state.calls[path], args, kwargs, state.record)
+        try:
+            state.calls[path] += 1
+            state.frames.append(frame)
+            self._begin(frame)
+            output = run(*args, **kwargs)
+            self._end(frame, output)
+            return output
+        finally:
+            del state.frames[depth:]
+            self._close(frame)
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """Let nothing that runs inside count as the model's: it is ours."""
+    token = _PAUSED.set(True)
+    try:
+        yield
+    finally:
+        _PAUSED.reset(token)
+
+
+def is_paused() -> bool:
+    """Whether what runs now is not the model's."""
+    return _PAUSED.get()
+
+
+def is_recomputing() -> bool:
+    """Whether a backward pass runs the forward again (gradient checkpointing): it was seen before."""
+    return torch._C._current_graph_task_id() != -1
+
+
+class _Forward:
+    """What stands in a module's ``forward`` while it is tracked."""
+
+    def __init__(self, module: nn.Module, original: Any) -> None:
+        self.module = module
+        self.original = original  # of the module itself, set before by somebody else; None for its class's
+        self.followers: tuple[tuple[Tracker, str], ...] = ()
+        # whoever asks for the signature gets that of the forward
+        functools.update_wrapper(self, original or _class_forward(module), updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module's own forward."""
+        module = self._find_caller(sys._getframe(1))
+        run = self.original or _class_forward(module)
+        if module is self.module:
+            for tracker, path in self.followers:
+                run = functools.partial(tracker.follow, path, module, run)
+        return run(*args, **kwargs)
+
+    def restore(self) -> None:
+        """Step aside if nobody follows any more."""
+        attributes = vars(self.module)
+        if self.followers or attributes.get("forward") is not self:
+            return
+        if self.original is None:
+            del attributes["forward"]
+        else:
+            attributes["forward"] = self.original
+
+    def _find_caller(self, frame: FrameType) -> nn.Module:
+        """Find the module that is being called: a shallow copy, as replicas are, has this attribute too."""
+        if frame.f_code.co_filename == torch_module.__file__:
+            caller = frame.f_locals.get("self")
+            if isinstance(caller, nn.Module) and vars(caller).get("forward") is self:
+                return caller
+        return self.module
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Give a copy of the module the plain forward."""
+        if self.original is not None:
+            return copy.deepcopy(self.original, memo)
+        return _class_forward(memo.get(id(self.module), self.module))
+
+    def __reduce__(self) -> Any:
+        """Let a pickled module have the plain forward, without this package."""
+        if self.original is not None:
+            return functools.partial, (self.original,)
+        return getattr, (self.module, "forward")
+
+
+def _class_forward(module: nn.Module) -> Callable[..., Any]:
+    """Return the forward that a module has of its class, whatever stands in its attributes."""
+    kind = type(module)
+    forward: Any = next(vars(base)["forward"] for base in kind.__mro__ if "forward" in vars(base))
+    return forward.__get__(module, kind) if hasattr(forward, "__get__") else forward  # type: ignore[no-any-return]
