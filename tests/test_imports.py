@@ -45,6 +45,7 @@ ALLOWED = {
         "latency",
         "metrics",
     },
+    "channels": {"metrics", "numerics", "spectrum"},
     "recalibration": {"network", "surgery"},
     "layers": {"numerics"},
     "models": {"layers", "surgery"},  # a checkpoint may be of a converted network

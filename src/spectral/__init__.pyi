@@ -1,5 +1,6 @@
 from . import data, figures, layers, models, perturb, stats, study, synthetic, table
 from .capture import Capture
+from .channels import compute_channel_alias_ratios, find_white_noise_ratio, split_border
 from .classification import classify
 from .data import ImageSet, load_images
 from .errors import SpectralError, SpectralWarning
@@ -78,6 +79,7 @@ __all__ = [
     "compute_am",
     "compute_am_relative",
     "compute_avr",
+    "compute_channel_alias_ratios",
     "compute_instability",
     "compute_power_spectrum",
     "compute_radial_profile",
@@ -90,6 +92,7 @@ __all__ = [
     "find_global_pools",
     "find_reductions",
     "find_sites",
+    "find_white_noise_ratio",
     "fourier_shift",
     "frequency_grid",
     "get_stride_layers",
@@ -120,6 +123,7 @@ __all__ = [
     "radial_frequencies",
     "recalibrate",
     "revert",
+    "split_border",
     "stats",
     "study",
     "summarize_measurements",

@@ -1,0 +1,175 @@
+"""The headline alias power ratio: channel by channel, without the mean, and without what borders add."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from spectral.metrics import Stride, as_stride, find_lattices, rounding_floor, split_aliases
+from spectral.numerics.lattice import Lattice, decimate, decimate_low_pass
+from spectral.spectrum import Array, as_maps
+
+
+def compute_channel_alias_ratios(
+    dense: Array, stride: Stride = 2, phase: Stride = 0, size: tuple[int, ...] | None = None
+) -> Tensor:
+    """Power of the aliases over power of the decimated map, one ratio for each channel.
+
+    Four things that the pooled ratio mixes in are kept out: a loud channel doesn't outweigh the others; the
+    channel's mean, which decimation can't harm, is removed; of a map's two halves, the smooth part that only
+    makes up for its unequal borders is left out (`split_border`); and the bin at the decimated lattice's
+    Nyquist frequency, which has no partner at the other side of the spectrum, counts half, in the aliases as
+    in the whole: L gives all of it to the aliases, although half of what lies there needn't be one.
+
+    Args:
+        dense: the map before decimation.
+        stride: decimation factor, one or one per axis; an axis of stride 1 isn't cut, nothing folds there.
+        phase: the first sample that is kept.
+        size: samples that are kept on each axis; by default as many as there are.
+
+    Shape:
+        (B, C, H, W) → (B, C); (C, H, W) → (C,); more axes with more strides.
+
+    Returns:
+        The ratios, in the map's dtype, 0 … 1 for maps that fold exactly; NaN where a channel is constant.
+
+    Raises:
+        SpectralError: as `compute_am`.
+
+    Source:
+        METRICS: headline alias power ratio. L. Moisan, Periodic plus smooth image decomposition, JMIV 2011.
+
+    Example:
+        >>> places = (torch.arange(16.0) + 0.5) / 16
+        >>> tones = [torch.cos(2 * torch.pi * k * places).expand(1, 16, 16) for k in (2, 6)]
+        >>> [round(float(compute_channel_alias_ratios(5 + tone)), 3) for tone in tones]
+        [0.0, 1.0]
+    """
+    steps = as_stride(stride, "compute_channel_alias_ratios")
+    maps = as_maps(dense, "compute_channel_alias_ratios", len(steps), leading=2)
+    spatial = tuple(range(-len(steps), 0))
+    centred = maps - maps.mean(spatial, keepdim=True)
+    periodic, _ = split_border(centred, len(steps))
+    kept, aliases = split_aliases(periodic, steps, phase, size, "compute_channel_alias_ratios")
+    # A constant map's own rounding, which has passed a transform, is no channel.
+    silent = centred.square().mean(spatial) <= rounding_floor(maps.square().mean(spatial))
+    whole = _weigh(kept, steps)
+    ratio = _weigh(aliases, steps) / torch.where(silent, torch.ones_like(whole), whole)
+    return torch.where(silent | (whole == 0), torch.full_like(ratio, torch.nan), ratio)
+
+
+def split_border(maps: Tensor, axes: int = 2) -> tuple[Tensor, Tensor]:
+    """Split maps into a part whose opposite borders meet, and a smooth one that carries their jumps.
+
+    A map repeated periodically jumps at its borders, and a jump has power at all frequencies. The smooth part
+    solves Poisson's equation with the jumps as its source and has no mean.
+
+    Args:
+        maps: any number of maps.
+        axes: how many of the last axes are spatial.
+
+    Shape:
+        (…, H, W) → two of (…, H, W), whose sum is the map.
+
+    Source:
+        L. Moisan, Periodic plus smooth image decomposition, JMIV 39, 2011, equations 9 to 12.
+
+    Example:
+        >>> ramp = torch.arange(64.0).expand(64, 64)
+        >>> periodic, smooth = split_border(ramp - ramp.mean())
+        >>> bool(periodic.abs().max() < 0.05 * ramp.max()), bool(smooth.mean().abs() < 1e-4)
+        (True, True)
+    """
+    spatial = tuple(range(-axes, 0))
+    sizes = maps.shape[-axes:]
+    jumps = torch.zeros_like(maps)
+    curvature = maps.new_zeros(())
+    for axis, n in zip(spatial, sizes, strict=True):
+        first, last = maps.narrow(axis, 0, 1), maps.narrow(axis, n - 1, 1)
+        # Each border misses its neighbour on the other side by the difference of the two.
+        edges = [
+            last - first,
+            maps.new_zeros(()).expand_as(maps.narrow(axis, 0, max(n - 2, 0))),
+            first - last,
+        ]
+        jumps = jumps + (torch.cat(edges, axis) if n > 1 else torch.zeros_like(maps))
+        bins = torch.arange(n if axis != -1 else n // 2 + 1, device=maps.device, dtype=torch.float64)
+        cosine = 2 * torch.cos(2 * torch.pi * bins / n) - 2
+        curvature = curvature + cosine.view(-1, *[1] * (-axis - 1))
+    # The bin of frequency 0 is 0 over 0: the smooth part has no mean.
+    curvature[(0,) * axes] = 1
+    spectrum = torch.fft.rfftn(jumps, dim=spatial) / curvature.to(maps.dtype)
+    spectrum[(..., *[0] * axes)] = 0
+    smooth = torch.fft.irfftn(spectrum, s=tuple(sizes), dim=spatial)
+    return maps - smooth, smooth
+
+
+def find_white_noise_ratio(
+    extents: Sequence[int], stride: Stride, phase: Stride = 0, size: tuple[int, ...] | None = None
+) -> float:
+    """Return what `compute_channel_alias_ratios` gives for white noise: expected aliases over expected power.
+
+    White noise has no structure that a filter in front could have removed, so this is the level of a layer
+    that does nothing against aliasing on a lattice of this size. It grows on small maps, where the bin at
+    the Nyquist frequency is a large part of the spectrum.
+
+    Args:
+        extents: samples of the dense map on each axis.
+        stride: as for `compute_channel_alias_ratios`, also the next two.
+        phase: the first sample that is kept.
+        size: samples that are kept.
+
+    Example:
+        >>> [round(find_white_noise_ratio((n, n), 2), 3) for n in (4, 16, 256)]
+        [1.0, 0.786, 0.752]
+    """
+    steps = as_stride(stride, "find_white_noise_ratio")
+    lattices = find_lattices(extents, steps, phase, size, "find_white_noise_ratio")
+    whole = low = mean = 1.0
+    for lattice in lattices:
+        halved = _halves_nyquist(lattice.step, lattice.count)
+        whole *= lattice.count - 0.5 * halved
+        low *= _sum_low_pass(lattice, halved)
+        mean *= lattice.count / lattice.extent  # its transform holds nothing at the Nyquist frequency
+    return (whole - low) / (whole - mean)
+
+
+def _sum_low_pass(lattice: Lattice, halved: bool) -> float:
+    """Expected weighted power of white noise of variance 1 that was low-passed and decimated, on one axis."""
+    impulses = torch.eye(lattice.extent, dtype=torch.float64)
+    rows = decimate_low_pass(impulses, 1, [lattice]) if lattice.step > 1 else decimate(impulses, 1, [lattice])
+    power = float(rows.square().sum())
+    if halved:
+        power -= 0.5 * float((rows * _alternate(rows, -1)).sum(-1).square().sum()) / lattice.count
+    return power
+
+
+def _weigh(maps: Tensor, steps: Sequence[int]) -> Tensor:
+    """Sum squares over the spatial axes; the unpaired Nyquist bin of a decimated axis counts half."""
+    spatial = tuple(range(-len(steps), 0))
+    total = maps.square().sum(spatial)
+    weighted = [(1.0, maps)]  # by inclusion and exclusion: where two axes are at it a bin counts a quarter
+    for axis, step in zip(spatial, steps, strict=True):
+        n = maps.shape[axis]
+        if _halves_nyquist(step, n):
+            found = [
+                (-0.5 * weight, (part * _alternate(part, axis)).sum(axis, keepdim=True) / math.sqrt(n))
+                for weight, part in weighted
+            ]
+            total = total + sum(weight * part.square().sum(spatial) for weight, part in found)
+            weighted += found
+    return total
+
+
+def _halves_nyquist(step: int, count: int) -> bool:
+    return step > 1 and count % 2 == 0
+
+
+def _alternate(like: Tensor, axis: int) -> Tensor:
+    """+1, −1, +1, … along an axis."""
+    n = like.shape[axis]
+    signs = 1 - 2 * (torch.arange(n, device=like.device) % 2)
+    return signs.to(like.dtype).view(-1, *[1] * (-axis - 1))
