@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeGuard
 
 from torch import Tensor, nn
@@ -34,6 +36,14 @@ _PREPARING = {
 }  # fmt: skip
 
 
+Beside = Callable[[nn.Module], AbstractContextManager[Any]]
+
+
+def watch_nothing(model: nn.Module) -> AbstractContextManager[None]:
+    """Watch nothing beside."""
+    return nullcontext()
+
+
 @dataclass
 class Event:
     """One place where resolution drops (or everything does: a global pool), as the forward pass showed it."""
@@ -53,13 +63,18 @@ class Event:
     returned: bool = False
 
 
-def record_events(model: nn.Module, inputs: Inputs) -> list[Event]:
-    """Run the model once, on the meta device if it can, and return what reduced resolution, in order.
+def record_events(model: nn.Module, inputs: Inputs, beside: Beside = watch_nothing) -> list[Event]:
+    """Run a copy of the model once, on the meta device if it can; return what reduced resolution, in order.
+
+    Args:
+        model: any module.
+        inputs: what to call it with.
+        beside: makes a context of the copy, in which the pass runs: for whoever watches it too.
 
     Raises:
         SpectralError: if its forward fails on the example.
     """
-    return run_on_standins(model, inputs, _record)
+    return run_on_standins(model, inputs, partial(_record, beside))
 
 
 class _Discovery:
@@ -337,11 +352,11 @@ def _find_spread(labels: Labels) -> tuple[int, int] | None:
 
 
 def _record(
-    model: nn.Module, inputs: Inputs, weights: Sequence[Tensor], forward: Callable[[], Any]
+    beside: Beside, model: nn.Module, inputs: Inputs, weights: Sequence[Tensor], forward: Callable[[], Any]
 ) -> list[Event]:
     discovery = _Discovery(model, weights)
     for tensor, batched in inputs.tensors():
         discovery.axes.mark_image(tensor, batched)
-    with discovery.calls, discovery.recorder:
+    with beside(model), discovery.calls, discovery.recorder:
         forward()
     return discovery.events

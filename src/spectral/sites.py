@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from spectral.axes import Layout
-from spectral.discovery import Event, record_events
+from spectral.discovery import Beside, Event, record_events, watch_nothing
 from spectral.errors import SpectralError, suggest
 from spectral.inputs import Example, read_example
 from spectral.operators import LOSSLESS, Geometry, Size, find_plain_operator, operator_of
@@ -143,9 +143,23 @@ def find_reductions(model: nn.Module, example: Example) -> list[Site]:
         >>> [site.op for site in find_reductions(nn.Sequential(nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1)), 32)]
         ['max_pool', 'global_pool']
     """
+    return watch_reductions(model, example, watch_nothing)
+
+
+def watch_reductions(model: nn.Module, example: Example, beside: Beside) -> list[Site]:
+    """Find sites and global pools while somebody else watches the same pass.
+
+    Args:
+        model: any module.
+        example: as for `find_sites`.
+        beside: makes a context of the copy of the model that runs, in which it runs.
+
+    Raises:
+        SpectralError: as for `find_sites`.
+    """
     check_hookable(model)
     inputs = read_example(example)
-    events = record_events(model, inputs)
+    events = record_events(model, inputs, beside)
     return _name_sites(_merge_space_to_depth([_describe(event, inputs.image) for event in events], events))
 
 

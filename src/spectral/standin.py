@@ -1,28 +1,40 @@
-"""Runs a model once on tensors without data, and leaves it as it was."""
+"""Runs a copy of a model once, on tensors without data where it can: the model itself isn't touched."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from spectral.copying import Copied, TensorMap, copy_structure
 from spectral.errors import SpectralError
 from spectral.inputs import Inputs
 from spectral.network import evaluation_mode
+from spectral.reach import kept_reach
+from spectral.surroundings import kept_surroundings
 
 T = TypeVar("T")
 
 # (the modules that run, what they are called with, their weights, the forward pass) → what was seen
 Watch = Callable[[nn.Module, Inputs, Sequence[Tensor], Callable[[], Any]], T]
 
+# What code keeps outside its model is put back after a pass: two passes at once would put back each other's.
+_ALONE = threading.RLock()
+
 
 def run_on_standins(model: nn.Module, inputs: Inputs, watch: Watch[T]) -> T:
-    """Run the model once, on the meta device if it can, and return what ``watch`` saw.
+    """Run a copy of the model once, on the meta device if it can, and return what ``watch`` saw.
+
+    The copy's tensors have no data; where a model can't run so (control flow on values, real tensors made
+    inside), another copy runs on the model's own device: it shares the weights, which are guarded against
+    being written to, and has buffers and all else of its own.
 
     Args:
         model: any module.
@@ -30,38 +42,171 @@ def run_on_standins(model: nn.Module, inputs: Inputs, watch: Watch[T]) -> T:
         watch: sets its hooks on the module it is given and calls the forward pass it is given.
 
     Raises:
-        SpectralError: if its forward fails on the inputs.
+        SpectralError: if its forward fails on the inputs, or what it does to an object that can't be copied
+            changes what it returns.
     """
-    # Two images, so that a batch axis is told from one that has disappeared.
     # Inference mode would show other operators than the forward passes that are measured later.
-    with torch.inference_mode(False):
-        return _run_anywhere(model, inputs, watch)
-
-
-def _run_anywhere(model: nn.Module, inputs: Inputs, watch: Watch[T]) -> T:
-    # The hooks and modules are the model's own, only the tensors are replaced.
-    meta = {name: t.to("meta") for name, t in (*model.named_parameters(), *model.named_buffers())}
-    weights = [meta[name] for name, _ in model.named_parameters()]
-    try:
-        return _run(model, meta, inputs.to("meta", batch=2), weights, watch)
-    except SpectralError:
-        raise
-    except Exception:  # whatever a meta tensor can't do; the real forward decides
-        pass
-    tensor = next(iter((*model.parameters(), *model.buffers())), inputs.image)
-    dtype = tensor.dtype if tensor.is_floating_point() else None
-    failure = Exception()
-    for batch in (2, None):  # some models take one image at a time
-        # a forward may change them
-        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with _ALONE, torch.inference_mode(False), torch.no_grad():
         try:
-            moved = inputs.to(tensor.device, dtype, batch)
-            return _run(model, buffers, moved, list(model.parameters()), watch)
+            # Two images, so that a batch axis is told from one that has disappeared.
+            return _look(model, inputs, _make_stand_in, inputs.to("meta", batch=2), watch)
         except SpectralError:
             raise
-        except Exception as error:
-            failure = error
+        except Exception:  # whatever a meta tensor can't do; the real forward decides
+            pass
+        return _look_for_real(model, inputs, watch)
+
+
+def _look_for_real(model: nn.Module, inputs: Inputs, watch: Watch[T]) -> T:
+    failure = Exception()
+    for batch in (2, None):  # some models take one image at a time
+        for map_tensor in (_share_weights, _clone):
+            try:
+                return _look(model, inputs, map_tensor, _move(inputs, model, batch), watch)
+            except _WritesWeights:  # then it needs its own
+                continue
+            except SpectralError:
+                raise
+            except Exception as error:
+                failure = error
+                break
     raise SpectralError(_explain(model, inputs, failure)) from failure
+
+
+def _look(model: nn.Module, inputs: Inputs, map_tensor: TensorMap, moved: Inputs, watch: Watch[T]) -> T:
+    copied = copy_structure(model, map_tensor)
+    shared = _Shared(model, inputs, copied.shared)
+    try:
+        seen = _run(copied, moved, watch, guarded=map_tensor is _share_weights)
+    except Exception:
+        shared.check()
+        raise
+    shared.check()
+    return seen
+
+
+def _run(copied: Copied, inputs: Inputs, watch: Watch[T], guarded: bool = False) -> T:
+    copy: nn.Module = copied.root
+    weights = list(copy.parameters())
+    with (
+        kept_surroundings(),
+        kept_reach(copied.code),
+        _WriteGuard(weights if guarded else ()),
+        evaluation_mode(copy),
+    ):
+        return watch(copy, inputs, weights, partial(copy, *inputs.args, **inputs.kwargs))
+
+
+def _move(inputs: Inputs, model: nn.Module, batch: int | None = None) -> Inputs:
+    """Bring inputs to where the model is."""
+    tensor = next(iter((*model.parameters(), *model.buffers())), inputs.image)
+    return inputs.to(tensor.device, tensor.dtype if tensor.is_floating_point() else None, batch)
+
+
+class _Shared:
+    """Objects that a model and its copies share, since they can't be copied: does running a copy change them?
+
+    A copy runs on real data before and after: if it returns the same, bit for bit, so will the model.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs, shared: dict[str, Any]) -> None:
+        self._model, self._inputs, self._shared = model, inputs, shared
+        self._before = self._probe()
+
+    def check(self) -> None:
+        """Compare.
+
+        Raises:
+            SpectralError: if something was changed.
+        """
+        if self._before is None:
+            return
+        after = self._probe()
+        if after is not None and _are_equal(self._before, after):
+            return
+        named = ", ".join(f"{path!r} (a {type(x).__name__})" for path, x in self._shared.items())
+        raise SpectralError(
+            f"the forward of {type(self._model).__name__} changes {named}, which can't be copied: the model "
+            f"no longer returns what it did; pass a model that makes this anew in each forward pass"
+        )
+
+    def _probe(self) -> list[Tensor] | None:
+        if not self._shared:
+            return None
+        try:
+            copied = copy_structure(self._model, _clone)
+            output = _run(copied, _move(self._inputs, self._model), lambda *seen: seen[-1]())
+        except Exception:  # then it can't be used in this way anyway
+            return None
+        return [x for x in tree_leaves(output) if isinstance(x, Tensor)]
+
+
+def _are_equal(a: list[Tensor], b: list[Tensor]) -> bool:
+    def equal(x: Tensor, y: Tensor) -> bool:
+        if x.is_floating_point() and x.shape == y.shape:
+            return torch.allclose(x, y, rtol=0, atol=0, equal_nan=True)
+        return torch.equal(x, y)
+
+    return len(a) == len(b) and all(map(equal, a, b))
+
+
+def _make_stand_in(x: Tensor) -> Tensor:
+    """Make a tensor like another, without data."""
+    if is_lazy(x):
+        return _make_lazy(x, "meta")
+    strided = x.layout == torch.strided
+    empty = (
+        torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta") if strided else x.to("meta")
+    )
+    return nn.Parameter(empty, x.requires_grad) if isinstance(x, nn.Parameter) else empty
+
+
+def _share_weights(x: Tensor) -> Tensor:
+    return x if isinstance(x, nn.Parameter) and not is_lazy(x) else _clone(x)
+
+
+def _clone(x: Tensor) -> Tensor:
+    if is_lazy(x):
+        return _make_lazy(x, x.device)
+    copy = x.detach().clone()
+    return nn.Parameter(copy, x.requires_grad) if isinstance(x, nn.Parameter) else copy
+
+
+def _make_lazy(x: Tensor, device: torch.device | str) -> Tensor:
+    kind: Any = UninitializedParameter if isinstance(x, nn.Parameter) else UninitializedBuffer
+    lazy: Tensor = kind(device=device, dtype=x.dtype)
+    return lazy
+
+
+class _WritesWeights(Exception):  # noqa: N818 - it is caught and never seen
+    """A forward is about to write into weights that it shares with the user's model."""
+
+
+class _WriteGuard(TorchDispatchMode):
+    """Stops operators that would write into some tensors."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._guarded = {_storage_of(x) for x in tensors} - {None}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operator unless it writes into a guarded tensor."""
+        kwargs = kwargs or {}
+        if self._guarded and func._schema.is_mutable:
+            for i, argument in enumerate(func._schema.arguments):
+                value = args[i] if i < len(args) else kwargs.get(argument.name)
+                if argument.is_write and isinstance(value, Tensor) and _storage_of(value) in self._guarded:
+                    raise _WritesWeights
+        return func(*args, **kwargs)
+
+
+def _storage_of(x: Tensor) -> int | None:
+    try:
+        return x.untyped_storage()._cdata or None
+    except (RuntimeError, ValueError):  # a tensor without a storage, or not yet
+        return None
 
 
 def _explain(model: nn.Module, inputs: Inputs, error: Exception) -> str:
@@ -76,30 +221,3 @@ def _explain(model: nn.Module, inputs: Inputs, error: Exception) -> str:
     elif made_for and tuple(made_for) != tuple(inputs.image.shape[1:]):
         hint = f"; it was made for {'×'.join(map(str, made_for[1:]))}"
     return f"{what}{type(error).__name__}: {first}{hint}"
-
-
-def _run(
-    model: nn.Module, state: dict[str, Tensor], inputs: Inputs, weights: Sequence[Tensor], watch: Watch[T]
-) -> T:
-    forward = partial(functional_call, model, state, inputs.args, inputs.kwargs)
-    with _restored(model), torch.no_grad(), evaluation_mode(model):
-        return watch(model, inputs, weights, forward)
-
-
-@contextmanager
-def _restored(model: nn.Module) -> Iterator[None]:
-    """Undo what a forward keeps in plain attributes: a table cached on the meta device would break it.
-
-    Weights too: of a module that has two names, functional_call would leave meta tensors behind.
-    """
-    before = [
-        (table, dict(table))
-        for module in model.modules()
-        for table in (vars(module), module._parameters, module._buffers)
-    ]
-    try:
-        yield
-    finally:
-        for attributes, values in before:
-            attributes.clear()
-            attributes.update(values)

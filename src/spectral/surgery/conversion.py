@@ -14,7 +14,7 @@ from spectral.inputs import Example, read_example
 from spectral.layers import LAYERS
 from spectral.layers.common import Pool2d, Stride
 from spectral.operators import Size
-from spectral.sites import Site, check_hookable, find_sites
+from spectral.sites import Site, check_hookable, watch_reductions
 from spectral.surgery.choice import PLACEMENTS, Choice, Where, choose_units
 from spectral.surgery.observation import Observer
 from spectral.surgery.report import ATTRIBUTE, ConversionReport, ConversionRow, Cost, find_report
@@ -167,9 +167,14 @@ class _Pass:
 
 
 def _observe(model: nn.Module, example: Example) -> _Pass:
-    with Observer(model) as seen:
-        sites = find_sites(model, example)
-    return _Pass(seen, sites)
+    seen: list[Observer] = []
+
+    def watch(copy: nn.Module) -> Observer:
+        seen.append(Observer(copy))
+        return seen[-1]
+
+    found = watch_reductions(model, example, watch)
+    return _Pass(seen[-1], [site for site in found if site.op != "global_pool"])
 
 
 def _replace_sites(
