@@ -19,7 +19,7 @@ ALLOWED = {
     "numerics": set(),
     "spectrum": {"numerics"},
     "arguments": set(),
-    "network": {"arguments", "inputs"},
+    "network": {"arguments", "inputs", "surroundings"},
     "metrics": {"arguments", "inputs", "network", "numerics", "spectrum"},
     "synthetic": set(),
     "operators": set(),

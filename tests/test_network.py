@@ -289,12 +289,13 @@ class Merging(nn.Linear):
         return super().train(mode)
 
 
-def test_evaluation_mode_touches_flags_only():
+def test_what_a_change_of_mode_does_to_weights_is_undone():
     model = nn.Sequential(Merging(2, 2), nn.Dropout()).train()
     model[1].training = False
     before = model[0].weight.detach().clone()
     with evaluation_mode(model):
         assert not any(module.training for module in model.modules())
+        torch.testing.assert_close(model[0].weight, before + 1)
     assert [module.training for module in model.modules()] == [True, True, False]
     assert torch.equal(model[0].weight, before)
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from spectral.copying import Copied, TensorMap, copy_structure
 from spectral.errors import SpectralError
 from spectral.inputs import Inputs
-from spectral.network import evaluation_mode
+from spectral.network import Writes
 from spectral.reach import kept_reach
 from spectral.surroundings import kept_surroundings
 
@@ -91,9 +91,9 @@ def _run(copied: Copied, inputs: Inputs, watch: Watch[T], guarded: bool = False)
     with (
         kept_surroundings(),
         kept_reach(copied.code),
-        _WriteGuard(weights if guarded else ()),
-        evaluation_mode(copy),
+        Writes(weights, _refuse) if guarded else nullcontext(),
     ):
+        copy.eval()
         return watch(copy, inputs, weights, partial(copy, *inputs.args, **inputs.kwargs))
 
 
@@ -182,31 +182,8 @@ class _WritesWeights(Exception):  # noqa: N818 - it is caught and never seen
     """A forward is about to write into weights that it shares with the user's model."""
 
 
-class _WriteGuard(TorchDispatchMode):
-    """Stops operators that would write into some tensors."""
-
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._guarded = {_storage_of(x) for x in tensors} - {None}
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run an operator unless it writes into a guarded tensor."""
-        kwargs = kwargs or {}
-        if self._guarded and func._schema.is_mutable:
-            for i, argument in enumerate(func._schema.arguments):
-                value = args[i] if i < len(args) else kwargs.get(argument.name)
-                if argument.is_write and isinstance(value, Tensor) and _storage_of(value) in self._guarded:
-                    raise _WritesWeights
-        return func(*args, **kwargs)
-
-
-def _storage_of(x: Tensor) -> int | None:
-    try:
-        return x.untyped_storage()._cdata or None
-    except (RuntimeError, ValueError):  # a tensor without a storage, or not yet
-        return None
+def _refuse(written: list[Tensor]) -> None:
+    raise _WritesWeights
 
 
 def _explain(model: nn.Module, inputs: Inputs, error: Exception) -> str:

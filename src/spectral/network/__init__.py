@@ -1,7 +1,7 @@
 """A model as a function: its evaluation mode, its arguments, its class scores, and its inputs moved."""
 
 from spectral.network.calls import Call, find_image_key, list_calls, make_inputs, require_clear
-from spectral.network.mode import evaluation_mode
+from spectral.network.mode import evaluation_mode, undisturbed
 from spectral.network.moves import (
     CHANNELS,
     SPATIAL,
@@ -13,6 +13,7 @@ from spectral.network.moves import (
     roll_inputs,
 )
 from spectral.network.outputs import Scores, Take, describe_output, find_logits, read_scores
+from spectral.network.writes import Writes
 
 __all__ = [
     "CHANNELS",
@@ -22,6 +23,7 @@ __all__ = [
     "Move",
     "Scores",
     "Take",
+    "Writes",
     "describe_output",
     "evaluation_mode",
     "find_image_key",
@@ -34,4 +36,5 @@ __all__ = [
     "read_scores",
     "require_clear",
     "roll_inputs",
+    "undisturbed",
 ]

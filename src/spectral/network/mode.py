@@ -1,15 +1,39 @@
-"""Evaluation mode, and each module's own mode afterwards."""
+"""Evaluation mode, and all as it was afterwards."""
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from spectral.network.writes import Writes
+from spectral.surroundings import kept_surroundings
+
+
+@contextmanager
+def undisturbed(model: object) -> Iterator[None]:
+    """Run a model in evaluation mode without gradients; random numbers and settings are put back as well.
+
+    What the model's own forward keeps (a counter, a cache) is its own business, as in any forward pass.
+
+    Example:
+        >>> before = torch.get_rng_state()
+        >>> with undisturbed(nn.Dropout()):
+        ...     _ = torch.rand(3)
+        >>> torch.equal(torch.get_rng_state(), before)
+        True
+    """
+    with kept_surroundings(), evaluation_mode(model), torch.no_grad():
+        yield
 
 
 class evaluation_mode:  # noqa: N801 - reads as a statement: `with evaluation_mode(model):`
-    """Put a model into evaluation mode and restore every module's own training flag afterwards.
+    """Put a model into evaluation mode and bring back afterwards what that changed.
 
-    The flags alone are set: a module's own ``eval`` or ``train`` may do more, such as merge weights, that
-    couldn't be undone.
+    That is each module's training flag, and whatever classes with a ``train`` of their own do: graphs of
+    `torchvision` change their graph, other layers merge weights, bit for bit.
 
     Example:
         >>> layer = nn.Dropout()
@@ -22,14 +46,71 @@ class evaluation_mode:  # noqa: N801 - reads as a statement: `with evaluation_mo
 
     def __init__(self, model: object) -> None:
         self.model = model
-        self.flags: list[tuple[nn.Module, bool]] = []
+        self._flags: list[tuple[nn.Module, bool]] = []
+        self._before: _Weights | None = None
 
     def __enter__(self) -> None:
-        if isinstance(self.model, nn.Module):
-            self.flags = [(module, module.training) for module in self.model.modules()]
-            for module, _ in self.flags:
-                module.training = False
+        if not isinstance(self.model, nn.Module):
+            return
+        self._flags = [(module, module.training) for module in self.model.modules()]
+        if not any(training for _, training in self._flags):
+            return
+        if not any(_has_own_train(module) for module, _ in self._flags):
+            self.model.eval()
+            return
+        self._before = _Weights(self.model)
+        try:
+            with self._before.watched():
+                self.model.eval()
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __exit__(self, *exception: object) -> None:
-        for module, training in self.flags:
+        if self._before is not None:
+            for module, training in self._flags:
+                if training and _has_own_train(module):
+                    module.train()
+            self._before.put_back()
+        for module, training in self._flags:
             module.training = training
+
+
+def _has_own_train(module: nn.Module) -> bool:
+    return type(module).train is not nn.Module.train
+
+
+class _Weights:
+    """A model's weights, of which a copy is made of those alone that are written to."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._tables = [
+            (table, dict(table))
+            for module in model.modules()
+            for table in (module._parameters, module._buffers)
+        ]
+        tensors = [*model.parameters(), *model.buffers()]
+        self._data = [(x, x.detach()) for x in tensors if not nn.parameter.is_lazy(x)]
+        self._copies: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def watched(self) -> Writes:
+        """Copy what is written to inside, before it is."""
+        return Writes([data for _, data in self._data], self._copy)
+
+    def put_back(self) -> None:
+        """Bring back modules' weights, their memory and what was in it."""
+        for table, before in self._tables:
+            if list(map(id, table.values())) != list(map(id, before.values())) or list(table) != list(before):
+                table.clear()
+                table.update(before)  # type: ignore[arg-type]
+        with torch.no_grad():
+            for x, data in self._data:
+                if x.data_ptr() != data.data_ptr():
+                    x.data = data
+            for x, copy in self._copies.values():
+                x.copy_(copy)
+
+    def _copy(self, written: list[Tensor]) -> None:
+        for x in written:
+            if id(x) not in self._copies:
+                self._copies[id(x)] = x, x.clone()
