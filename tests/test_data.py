@@ -325,7 +325,7 @@ class TestFolders:
     def test_file_instead_of_folder(self, tmp_path):
         path = save(tmp_path / "a.png")
         with pytest.raises(SpectralError, match=r"expected a folder of images, got the file .*a\.png"):
-            load_images(path)
+            load_labelled_arrays(path)
 
     def test_nothing_but_broken_files(self, tmp_path):
         (tmp_path / "a.png").write_text("broken")
@@ -421,7 +421,7 @@ class TestImageSet:
         assert torch.equal(chosen[0][1][1], images[3])
 
     def test_batch_size_must_be_positive(self, images):
-        with pytest.raises(SpectralError, match="batch_size must be at least 1, got 0"):
+        with pytest.raises(SpectralError, match="batch_size must be a whole number ≥ 1, got 0"):
             images.batches(0)
 
     def test_images_of_different_sizes_form_no_batch(self, tmp_path):

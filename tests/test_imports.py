@@ -31,6 +31,7 @@ ALLOWED = {
     "reach": set(),
     "surroundings": set(),
     "standin": {"copying", "inputs", "network", "reach", "surroundings"},
+    "probe": {"inputs", "network", "standin"},
     "discovery": {"axes", "operators", "inputs", "recorder", "standin", "tracker"},
     "sites": {"axes", "operators", "discovery", "inputs"},
     "capture": {"operators", "sites"},
@@ -52,7 +53,7 @@ ALLOWED = {
     "recalibration": {"network", "surgery"},
     "layers": {"numerics"},
     "models": {"layers", "surgery"},  # a checkpoint may be of a converted network
-    "data": {"numerics", "synthetic"},
+    "data": {"arguments", "network", "numerics", "synthetic"},
     "latency": {"network"},
     "classification": {"metrics", "models", "network"},
     "perturb": {"measurement", "metrics", "models", "network", "numerics", "spectrum"},

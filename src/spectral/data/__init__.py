@@ -1,6 +1,16 @@
-"""Images to measure on, read one at a time: samples, dead leaves, STL-10, CIFAR-10 and folders."""
+"""Images to measure on, read one at a time: samples, dead leaves, data sets, files, and what people hold."""
 
+from spectral.data.adapt import adapt_images, is_image_set
 from spectral.data.imageset import ImageItem, ImageSet
+from spectral.data.protocol import Images
 from spectral.data.sources import load_images, load_labelled_arrays
 
-__all__ = ["ImageItem", "ImageSet", "load_images", "load_labelled_arrays"]
+__all__ = [
+    "ImageItem",
+    "ImageSet",
+    "Images",
+    "adapt_images",
+    "is_image_set",
+    "load_images",
+    "load_labelled_arrays",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,10 +14,28 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from spectral.errors import SpectralError
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif"})
+COMMON = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif"})
+# Read where the installed Pillow can.
+_FURTHER = frozenset({
+    ".apng", ".avif", ".dib", ".heic", ".heif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpf",
+    ".jpx", ".mpo", ".pbm", ".pgm", ".pnm", ".qoi", ".tga",
+})  # fmt: skip
 
 _ORIENTATION_TAG = 0x0112
 _DEEPEST = 65535
+
+
+@lru_cache(maxsize=1)
+def list_extensions() -> tuple[str, ...]:
+    """Return the endings of the image files that can be read here, the common ones first.
+
+    Example:
+        >>> ".jfif" in list_extensions()
+        True
+    """
+    known = Image.registered_extensions()
+    further = {ending for ending in _FURTHER if known.get(ending) in Image.OPEN}
+    return (*sorted(COMMON), *sorted(further))
 
 
 class CheckedFile(NamedTuple):
@@ -41,7 +60,7 @@ def read_image(path: Path) -> Image.Image:
         OSError, ValueError, SyntaxError: whatever Pillow makes of a file that it cannot decode.
     """
     with Image.open(path) as image:
-        return _to_rgb(image)
+        return to_rgb(image)
 
 
 def check_image(path: Path) -> CheckedFile:
@@ -67,7 +86,7 @@ def check_image(path: Path) -> CheckedFile:
                 image.load()
                 size = (width, height) if turned else (height, width)
             else:
-                upright = _to_rgb(image)
+                upright = to_rgb(image)
                 size = (upright.height, upright.width)
     except Exception as error:  # Pillow's decoders raise almost anything on a broken file
         raise SpectralError(describe_failure(error)) from error
@@ -125,7 +144,16 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)) / np.float32(255))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Turn an image upright and into mode "RGB", or "F" with values in [0, 1] where it is of 16-bit gray.
+
+    Raises:
+        OSError, ValueError, SyntaxError: whatever Pillow makes of one that it cannot decode.
+
+    Example:
+        >>> to_rgb(Image.new("L", (2, 1), 51)).mode
+        'RGB'
+    """
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "F" or image.mode.startswith("I"):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -13,12 +14,17 @@ from typing import NamedTuple, TypeVar
 
 from tqdm import tqdm
 
-from spectral.data.decode import EXTENSIONS, check_image, read_image
+from spectral.data.decode import check_image, list_extensions, read_image
 from spectral.data.imageset import ImageItem, ImageSet, spread_over_classes
 from spectral.errors import SpectralError, SpectralWarning
 
 T = TypeVar("T")
 R = TypeVar("R")
+# Kinds that lie beside images and that nobody takes for any.
+_COMPANIONS = frozenset({
+    ".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".html", ".ini", ".db",
+    ".log", ".py", ".pkl", ".parquet", ".npy", ".npz", ".pt", ".mat", ".zip", ".tar", ".gz",
+})  # fmt: skip
 
 
 class FolderListing(NamedTuple):
@@ -28,6 +34,8 @@ class FolderListing(NamedTuple):
     """Relative to the folder, with "/"."""
     labels: list[int | None]
     classes: list[str] | None
+    left_out: Mapping[str, int] = {}
+    """How many files of each kind, by their endings, aren't read."""
 
 
 def load_folder(root: Path, size: tuple[int, int] | None, limit: int | None, seed: int) -> ImageSet:
@@ -47,11 +55,57 @@ def load_folder(root: Path, size: tuple[int, int] | None, limit: int | None, see
     if (root / "train").is_dir() and (root / "test").is_dir() and list_folder(root / "test").classes:
         root, source = root / "test", f"{source}/test"
     listing = list_folder(root)
-    names, labels, classes = listing
-    if not names:
-        raise SpectralError(
-            f"no images in folder {str(root)!r}: expected files ending in {', '.join(sorted(EXTENSIONS))}"
-        )
+    if not listing.names:
+        endings = ", ".join(list_extensions())
+        there = f"; there are {describe_kinds(listing.left_out)}" if listing.left_out else ""
+        raise SpectralError(f"no images in folder {str(root)!r}: expected files ending in {endings}{there}")
+    return _load_listed(root, source, listing, size, limit, seed)
+
+
+def load_files(paths: Sequence[Path], size: tuple[int, int] | None, limit: int | None, seed: int) -> ImageSet:
+    """Load image files, and those in folders among them; see `spectral.load_images`.
+
+    Ids are relative to the folder that has all of them; classes aren't known.
+
+    Raises:
+        SpectralError: if a path leads nowhere, a file's kind can't be read, or none is left.
+    """
+    files: list[Path] = []
+    left_out: Counter[str] = Counter()
+    for path in paths:
+        if path.is_dir():
+            found = list_folder(path)
+            files += [path / name for name in found.names]
+            left_out.update(found.left_out)
+        elif not path.exists():
+            raise SpectralError(f"no file {str(path)!r}; pass existing images")
+        elif path.suffix.lower() in list_extensions():
+            files.append(path)
+        elif len(paths) == 1:
+            raise SpectralError(
+                f"{str(path)!r} is no image that can be read here: expected a file ending in "
+                f"{', '.join(list_extensions())}, or a folder"
+            )
+        else:
+            left_out[path.suffix.lower()] += 1
+    files = sorted(dict.fromkeys(file.absolute() for file in files))
+    if not files:
+        raise SpectralError(f"no images among {len(paths)} path(s): there are {describe_kinds(left_out)}")
+    root = Path(os.path.commonpath([file.parent for file in files]))
+    names = [file.relative_to(root).as_posix() for file in files]
+    listing = FolderListing(names, [None] * len(names), None, left_out)
+    return _load_listed(root, f"files:{root.name}", listing, size, limit, seed)
+
+
+def _load_listed(
+    root: Path,
+    source: str,
+    listing: FolderListing,
+    size: tuple[int, int] | None,
+    limit: int | None,
+    seed: int,
+) -> ImageSet:
+    names, labels, classes, left_out = listing
     wanted = len(names) if limit is None else min(limit, len(names))
     order = range(len(names)) if wanted == len(names) else spread_over_classes(labels, seed)
     items: dict[int, ImageItem] = {}
@@ -73,24 +127,47 @@ def load_folder(root: Path, size: tuple[int, int] | None, limit: int | None, see
             f"the first, {skipped[0][0]!r}: {skipped[0][1]}"
         )
     warn_about_skipped(skipped, source)
-    return ImageSet(source, [items[p] for p in sorted(items)], size, classes, sorted(skipped))
+    _warn_about_left_out(left_out, source)
+    return ImageSet(
+        source, [items[p] for p in sorted(items)], size, classes, sorted(skipped), left_out=dict(left_out)
+    )
 
 
 def list_folder(root: Path) -> FolderListing:
     """List the images in a folder and everything below it.
 
     An image's class is the subfolder of ``root`` that it is in, however deep; an image in ``root`` itself
-    has none. Hidden files and folders are left out, as are files without an image's extension.
+    has none. Hidden files and folders are left out, as are files without an image's extension, which are
+    counted.
 
     Args:
         root: an existing folder.
     """
-    names = sorted(path.relative_to(root).as_posix() for path in _walk(root))
+    files = list(_walk(root))
+    known = set(list_extensions())
+    names = sorted(path.relative_to(root).as_posix() for path in files if path.suffix.lower() in known)
     folders = [name.split("/")[0] if "/" in name else None for name in names]
     classes = sorted({folder for folder in folders if folder is not None})
     index = {folder: label for label, folder in enumerate(classes)}
     labels = [None if folder is None else index[folder] for folder in folders]
-    return FolderListing(names, labels, classes or None)
+    left_out = Counter(path.suffix.lower() for path in files if path.suffix.lower() not in known)
+    return FolderListing(names, labels, classes or None, left_out)
+
+
+def describe_kinds(left_out: Mapping[str, int]) -> str:
+    """Name files by their kind.
+
+    Example:
+        >>> describe_kinds({".heic": 2, "": 1})
+        '2 .heic, 1 without an ending'
+    """
+    return ", ".join(
+        f"{n} {ending or 'without an ending'}" for ending, n in sorted(left_out.items(), key=_rank)
+    )
+
+
+def _rank(kind: tuple[str, int]) -> tuple[int, str]:
+    return -kind[1], kind[0]
 
 
 def require_folder(root: Path) -> None:
@@ -118,12 +195,27 @@ def warn_about_skipped(skipped: list[tuple[str, str]], source: str) -> None:
     if skipped:
         named = "; ".join(f"{name} ({reason})" for name, reason in sorted(skipped)[:3])
         more = "; …" if len(skipped) > 3 else ""
-        text = f"{source}: skipped {len(skipped)} broken image file(s): {named}{more}"
-        warnings.warn(text, SpectralWarning, stacklevel=4)
+        warnings.warn(
+            f"{source}: skipped {len(skipped)} broken image file(s): {named}{more}",
+            SpectralWarning,
+            stacklevel=4,
+        )
+
+
+def _warn_about_left_out(left_out: Mapping[str, int], source: str) -> None:
+    """Warn once about files that may be images of a kind that can't be read here."""
+    kinds = {ending: n for ending, n in left_out.items() if ending not in _COMPANIONS}
+    if kinds:
+        warnings.warn(
+            f"{source}: left out {sum(kinds.values())} file(s) of kinds that aren't read: "
+            f"{describe_kinds(kinds)}",
+            SpectralWarning,
+            stacklevel=5,
+        )
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    """Find image files, following links to folders but entering no folder twice."""
+    """Find files, following links to folders but entering no folder twice."""
     entered: set[str] = set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
         entered.add(os.path.realpath(folder))
@@ -133,7 +225,7 @@ def _walk(root: Path) -> Iterator[Path]:
             if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in entered
         )
         for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:
+            if not name.startswith("."):
                 yield Path(folder, name)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import overload
@@ -12,6 +12,7 @@ from typing import overload
 import torch
 from PIL import Image
 
+from spectral.arguments import as_integer
 from spectral.data.decode import describe_failure, fit_image, to_tensor
 from spectral.errors import SpectralError
 from spectral.synthetic import Size, as_size, generator
@@ -47,6 +48,7 @@ class ImageSet:
         classes: names of the classes that labels count, if they have names.
         skipped: (name, reason) of files that were to be images and could not be read.
         resample: the filter that resizes.
+        left_out: how many files beside them, by their endings, are of kinds that aren't read.
 
     Example:
         >>> from spectral.data import load_images
@@ -63,6 +65,7 @@ class ImageSet:
     classes: list[str] | None = None
     skipped: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     resample: Image.Resampling = Image.Resampling.BICUBIC
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"ImageSet({self.source!r}, {len(self)} images, size={self.size})"
@@ -110,6 +113,14 @@ class ImageSet:
         """The photograph that each image was cut from; None where every image is a picture of its own."""
         cut_from = [item.photograph for item in self.items]
         return [name or "" for name in cut_from] if any(cut_from) else None
+
+    @property
+    def enlarged(self) -> list[str]:
+        """Ids of the images that are smaller than ``size`` on either axis: they have no fine detail there."""
+        if self.size is None:
+            return []
+        height, width = self.size
+        return [item.id for item in self.items if item.size[0] < height or item.size[1] < width]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -167,8 +178,7 @@ class ImageSet:
         Raises:
             SpectralError: if ``batch_size`` is less than 1, or if the images differ in size.
         """
-        if batch_size < 1:
-            raise SpectralError(f"batch_size must be at least 1, got {batch_size}")
+        batch_size = as_integer(batch_size, "batch_size", least=1)
         chosen = list(range(len(self)) if indices is None else indices)[start:]
         self._check_one_size(chosen)
         steps = range(0, len(chosen), batch_size)
@@ -194,9 +204,7 @@ def check_limit(limit: int) -> int:
     Raises:
         SpectralError: if it is not a whole number of at least 1.
     """
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-        raise SpectralError(f"the number of images must be a whole number ≥ 1, got {limit!r}")
-    return limit
+    return as_integer(limit, "the number of images", least=1)
 
 
 def spread_over_classes(labels: Sequence[int | None], seed: int) -> list[int]:

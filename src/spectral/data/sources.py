@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +15,14 @@ from tqdm import tqdm
 
 from spectral.data.archives import CIFAR10_CLASSES, load_cifar10, load_cifar10_arrays, load_stl10
 from spectral.data.decode import describe_failure, read_image
-from spectral.data.folder import list_folder, load_folder, map_in_threads, require_folder, warn_about_skipped
+from spectral.data.folder import (
+    list_folder,
+    load_files,
+    load_folder,
+    map_in_threads,
+    require_folder,
+    warn_about_skipped,
+)
 from spectral.data.imageset import ImageItem, ImageSet, check_limit
 from spectral.data.samples import load_samples
 from spectral.errors import SpectralError, suggest
@@ -25,13 +34,13 @@ _SYNTHETIC_COUNT, _SYNTHETIC_SIZE = 1000, (224, 224)
 
 
 def load_images(
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     size: Size | None = None,
     limit: int | None = None,
     seed: int = 0,
     root: str | Path | None = None,
 ) -> ImageSet:
-    """Load images by the name of their source, or from a folder.
+    """Load images by the name of their source, from a folder, or from files.
 
     Args:
         source: one of
@@ -43,7 +52,9 @@ def load_images(
             - "stl10", "cifar10" (test images), "cifar10-train": downloaded on first use, into ``root``.
             - a folder of images: flat, or with a subfolder per class. If it has train/ and test/, test/ is
               read. Every file chosen is decoded once, here, so that broken ones are known from the start:
-              they are named in ``skipped`` and in one warning.
+              they are named in ``skipped`` and in one warning. So are, in ``left_out``, kinds of files that
+              aren't read.
+            - an image file, a pattern such as "pictures/*.jpg", or a list of these and of folders.
         size: side of a square, or (height, width): the shorter side is resized (antialiased bicubic; for
             stl10 and cifar10 bilinear, as in the study), then the centre is cropped. None keeps each image's
             own size.
@@ -67,6 +78,10 @@ def load_images(
     if limit is not None:
         check_limit(limit)
     generator(seed)  # says at once if the seed is not usable
+    if not isinstance(source, str | os.PathLike):
+        return load_files([path for one in source for path in _expand(one)], shape, limit, seed)
+    if not str(source):
+        raise SpectralError(f"no images asked for: expected a folder, files or one of {', '.join(SOURCES)}")
     if source == "samples":
         return load_samples(shape, limit, seed)
     if source == "synthetic":
@@ -77,12 +92,29 @@ def load_images(
         split = "test" if source == "cifar10" else "train"
         return load_cifar10(_data_root(root), split, shape, limit, seed)
     path = Path(source).expanduser()
+    if path.is_file() or (not path.exists() and glob.has_magic(str(path))):
+        return load_files(_expand(path), shape, limit, seed)
     if not path.exists() and len(path.parts) == 1:
         raise SpectralError(
-            f"unknown images {str(source)!r}: expected a folder or one of {', '.join(SOURCES)}"
+            f"unknown images {str(source)!r}: expected a folder, files or one of {', '.join(SOURCES)}"
             f"{suggest(str(source), SOURCES)}"
         )
     return load_folder(path, shape, limit, seed)
+
+
+def _expand(source: str | Path) -> list[Path]:
+    """List the files that a path or a pattern stands for.
+
+    Raises:
+        SpectralError: if nothing matches a pattern.
+    """
+    path = Path(source).expanduser()
+    if path.exists() or not glob.has_magic(str(path)):
+        return [path]
+    found = sorted(glob.glob(str(path), recursive=True))
+    if not found:
+        raise SpectralError(f"no file matches {str(source)!r}; pass existing images")
+    return [Path(one) for one in found]
 
 
 def load_labelled_arrays(
@@ -118,7 +150,7 @@ def load_labelled_arrays(
 
 def _load_folder_arrays(folder: Path) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     require_folder(folder)
-    names, labels, classes = list_folder(folder)
+    names, labels, classes, _ = list_folder(folder)
     if classes is None:
         raise SpectralError(f"no labelled images in folder {str(folder)!r}: expected one subfolder per class")
     labelled = [(name, label) for name, label in zip(names, labels, strict=True) if label is not None]

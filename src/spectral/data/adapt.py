@@ -1,0 +1,108 @@
+"""Whatever people keep images in, as a set of images or as what a network is called with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from spectral.data.datasets import as_tensors, read_dataset, read_iterable, read_loader
+from spectral.data.pictures import make_picture_set, read_pixels
+from spectral.data.sources import load_images
+from spectral.data.structures import list_leaves
+from spectral.errors import SpectralError
+
+EXPECTED = (
+    "images from load_images, a tensor or an array (N, C, H, W), a tuple of several inputs, a dictionary of "
+    "named ones, PIL images, paths, a Dataset or a DataLoader"
+)
+
+
+def is_image_set(images: Any) -> bool:
+    """Whether it is a set of images already: `ImageSet` and whatever is made like it."""
+    return hasattr(images, "batches") and hasattr(images, "ids")
+
+
+def adapt_images(images: Any, caller: str) -> Any:
+    """Make a set of images of whatever holds some.
+
+    Names, paths, PIL images, arrays of 8-bit pixels, datasets and loaders become sets. Tensors, alone or
+    nested in tuples, lists and dictionaries, are what a network is called with, and are returned as such,
+    arrays among them as tensors.
+
+    Args:
+        images: what the user gave.
+        caller: whose name errors begin with.
+
+    Raises:
+        SpectralError: if it is none of these, or empty.
+
+    Example:
+        >>> adapt_images(np.zeros((2, 8, 9, 3), np.uint8), "example").size
+        (8, 9)
+        >>> adapt_images(np.zeros((2, 3, 8, 9)), "example").shape
+        torch.Size([2, 3, 8, 9])
+    """
+    if is_image_set(images):
+        return images
+    if isinstance(images, str | os.PathLike):
+        return load_images(images)  # type: ignore[arg-type]
+    if isinstance(images, Image.Image):
+        return make_picture_set([images], "image")
+    if isinstance(images, DataLoader):
+        return read_loader(images)
+    if isinstance(images, np.ndarray):
+        return _read_array(images, caller)
+    if isinstance(images, Tensor):
+        return images
+    if isinstance(images, Mapping):
+        return _require_tensors(images, caller)
+    if isinstance(images, list | tuple):
+        return _read_items(images, caller)
+    if (
+        hasattr(images, "__getitem__")
+        and hasattr(images, "__len__")
+        and not isinstance(images, IterableDataset)
+    ):
+        return read_dataset(images)
+    if isinstance(images, Iterable):
+        return read_iterable(images)
+    raise SpectralError(f"{caller}: expected {EXPECTED}, got {type(images).__name__}")
+
+
+def _read_array(array: np.ndarray[Any, Any], caller: str) -> Any:
+    if array.dtype == np.uint8:
+        return read_pixels(array)
+    if not np.issubdtype(array.dtype, np.floating) and not np.issubdtype(array.dtype, np.complexfloating):
+        raise SpectralError(
+            f"{caller}: expected pixels of type uint8 or floating-point numbers, got an array of "
+            f"{array.dtype}; convert it with .astype(np.uint8) or .astype(np.float32)"
+        )
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _read_items(items: Sequence[Any], caller: str) -> Any:
+    """Read a list: of paths, of PIL images, of arrays of pixels, or of what a network is called with."""
+    if not items:
+        raise SpectralError(f"{caller}: there are no images")
+    if all(isinstance(item, str | os.PathLike) for item in items):
+        return load_images(list(items))
+    if all(isinstance(item, Image.Image) for item in items):
+        return make_picture_set(items, "images")
+    arrays = isinstance(items, list) and all(isinstance(item, np.ndarray) for item in items)
+    if arrays and all(item.dtype == np.uint8 and item.ndim in (2, 3) for item in items):
+        return make_picture_set(items, "images")
+    return _require_tensors(items, caller)
+
+
+def _require_tensors(value: Any, caller: str) -> Any:
+    made = as_tensors(value)
+    if not any(isinstance(leaf, Tensor) for leaf in list_leaves(made)):
+        raise SpectralError(f"{caller}: expected {EXPECTED}, got a {type(value).__name__} without any")
+    return made

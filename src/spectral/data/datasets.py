@@ -1,0 +1,250 @@
+"""Datasets and loaders of torch, and whatever else gives images one by one, as a set of images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, default_collate
+
+from spectral.arguments import is_integer
+from spectral.data.decode import to_rgb
+from spectral.data.imageset import ImageSet
+from spectral.data.pictures import describe_picture
+from spectral.data.structures import join, list_leaves, map_leaves, pick
+from spectral.errors import SpectralError
+
+LABEL_KEYS = ("label", "labels", "target", "targets", "y", "class", "fine_label")
+
+Collate = Callable[[list[Any]], Any]
+
+
+class DatasetImages:
+    """Items of a dataset, collated as its loader does, in the dataset's own form.
+
+    Every item is read once to know its label and the digest of its values, then again when it is due.
+
+    Args:
+        dataset: has a length and gives an item for a number.
+        indices: which items.
+        collate: makes a batch of a list of items.
+    """
+
+    prepared = True
+    size: tuple[int, int] | None = (0, 0)  # as the dataset makes it
+
+    def __init__(self, dataset: Any, indices: Sequence[int], collate: Collate = default_collate) -> None:
+        self.dataset, self.positions, self._collate = dataset, list(indices), collate
+        self.source = f"dataset:{type(dataset).__name__}"
+        self.ids = self.clusters = [f"{i:04d}" for i in self.positions]
+        described = [_describe_item(dataset[i]) for i in self.positions]
+        self.labels: list[int | None] = [label for label, _ in described]
+        self.fingerprint = hashlib.sha256("".join(key for _, key in described).encode()).hexdigest()[:16]
+
+    def resized(self, size: tuple[int, int]) -> DatasetImages:
+        """Return itself: what a dataset gives is taken as it is."""
+        return self
+
+    def batches(
+        self, batch_size: int, *, indices: Sequence[int] | None = None
+    ) -> Iterator[tuple[list[int], Any]]:
+        """Yield (indices, batch without its labels)."""
+        chosen = list(range(len(self)) if indices is None else indices)
+        for start in range(0, len(chosen), batch_size):
+            part = chosen[start : start + batch_size]
+            items = [self.dataset[self.positions[i]] for i in part]
+            try:
+                batch = self._collate(items)
+            except RuntimeError as error:
+                raise SpectralError(
+                    f"the items of {self.source} can't form a batch "
+                    f"({next(iter(str(error).splitlines()), '')}); give them one size in its transform"
+                ) from error
+            yield part, split_labels(batch)[0]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+class BatchedImages:
+    """Batches that can be had once and in one order, kept in memory.
+
+    Args:
+        batches: in any form.
+        source: where they come from.
+
+    Raises:
+        SpectralError: if there are none.
+    """
+
+    prepared = True
+    size: tuple[int, int] | None = (0, 0)  # as they come
+
+    def __init__(self, batches: Iterable[Any], source: str) -> None:
+        self.source = source
+        self._parts: list[Any] = []
+        self._counts: list[int] = []
+        self.labels: list[int | None] = []
+        digest = hashlib.sha256()
+        for batch in batches:
+            part, labels = split_labels(batch)
+            count = _count_images(part)
+            self._parts.append(part)
+            self._counts.append(count)
+            self.labels += labels if len(labels) == count else [None] * count
+            digest.update(_hash_values(part).encode())
+        self.ids = self.clusters = [f"{i:04d}" for i in range(sum(self._counts))]
+        self.fingerprint = digest.hexdigest()[:16]
+        self._places = [(part, i) for part, count in enumerate(self._counts) for i in range(count)]
+
+    def resized(self, size: tuple[int, int]) -> BatchedImages:
+        """Return itself: batches are taken as they are."""
+        return self
+
+    def batches(
+        self, batch_size: int, *, indices: Sequence[int] | None = None
+    ) -> Iterator[tuple[list[int], Any]]:
+        """Yield (indices, batch without its labels)."""
+        chosen = list(range(len(self)) if indices is None else indices)
+        for start in range(0, len(chosen), batch_size):
+            part = chosen[start : start + batch_size]
+            places = [self._places[i] for i in part]
+            singles = [pick(self._parts[p], [i], self._counts[p]) for p, i in places]
+            yield part, join(singles, [1] * len(singles))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def read_dataset(dataset: Any, indices: Sequence[int] | None = None, collate: Collate | None = None) -> Any:
+    """Read a dataset of torch, or anything with a length that gives an item for a number.
+
+    Items that are PIL images, alone, with a label or in a dictionary, become an `ImageSet` of images in
+    [0, 1]; others are passed on in their own form, without their labels.
+
+    Raises:
+        SpectralError: if it is empty.
+    """
+    chosen = list(range(len(dataset)) if indices is None else indices)
+    if not chosen:
+        raise SpectralError(f"the dataset {type(dataset).__name__} is empty")
+    if collate in (None, default_collate) and _find_picture(dataset[chosen[0]]) is not None:
+        items = [_describe_picture(dataset, i) for i in chosen]
+        return ImageSet(f"dataset:{type(dataset).__name__}", items)
+    return DatasetImages(dataset, chosen, collate or default_collate)
+
+
+def read_loader(loader: DataLoader[Any]) -> Any:
+    """Read a loader of torch: its dataset in the dataset's order, in batches of our own size.
+
+    The order and number of items are its sampler's where that is none of torch's two plain ones. What has no
+    length, or is batched by the dataset itself, is read through once and kept in memory.
+    """
+    sampler = getattr(loader, "sampler", None)
+    if isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:
+        return BatchedImages(loader, f"loader:{type(loader.dataset).__name__}")
+    plain = isinstance(sampler, SequentialSampler | RandomSampler)
+    if plain and type(loader.batch_sampler).__name__ == "BatchSampler":
+        indices: list[Any] = list(range(len(loader.dataset)))  # type: ignore[arg-type]
+    else:
+        indices = list(dict.fromkeys(i for batch in loader.batch_sampler for i in batch))
+    return read_dataset(loader.dataset, indices, loader.collate_fn)
+
+
+def read_iterable(batches: Iterable[Any], limit: int | None = None) -> BatchedImages:
+    """Read an iterable of batches through once, and keep them in memory."""
+    return BatchedImages(islice(batches, limit), type(batches).__name__)
+
+
+def split_labels(batch: Any) -> tuple[Any, list[int | None]]:
+    """Take the labels, one whole number per image, out of a batch or an item.
+
+    They are the last of (images, labels), or under a key such as ``label`` of a dictionary.
+
+    Example:
+        >>> split_labels((torch.zeros(2, 3, 8, 8), torch.tensor([4, 1])))[1]
+        [4, 1]
+        >>> split_labels({"image": torch.zeros(3, 8, 8), "label": 7})[1]
+        [7]
+    """
+    if isinstance(batch, Mapping):
+        for key in LABEL_KEYS:
+            labels = _read_labels(batch.get(key))
+            if labels:
+                return {k: v for k, v in batch.items() if k != key}, labels
+        return dict(batch), []
+    if isinstance(batch, (tuple, list)) and len(batch) == 2 and not isinstance(batch[1], list | tuple):
+        labels = _read_labels(batch[1])
+        if labels:
+            return batch[0], labels
+    return batch, []
+
+
+def _read_labels(value: Any) -> list[int | None]:
+    if is_integer(value):
+        return [int(value)]
+    if isinstance(value, Tensor) and value.ndim == 1 and value.dtype in (torch.int64, torch.int32):
+        return [int(v) for v in value]
+    return []
+
+
+def _find_picture(item: Any) -> Image.Image | None:
+    """Return the only PIL image in an item that is nothing but it, its label and such."""
+    found = [leaf for leaf in list_leaves(item) if isinstance(leaf, Image.Image)]
+    others = [leaf for leaf in list_leaves(item) if isinstance(leaf, Tensor | np.ndarray) and leaf.ndim > 1]
+    return found[0] if len(found) == 1 and not others else None
+
+
+def _describe_picture(dataset: Any, index: int) -> Any:
+    picture = _find_picture(dataset[index])
+    if picture is None:
+        raise SpectralError(f"item {index} of {type(dataset).__name__} has no image, unlike the first one")
+    label = next(iter(split_labels(dataset[index])[1]), None)
+    return describe_picture(f"{index:04d}", partial(_reopen, dataset, index), picture, label)
+
+
+def _reopen(dataset: Any, index: int) -> Image.Image:
+    picture = _find_picture(dataset[index])
+    assert picture is not None
+    return to_rgb(picture)
+
+
+def _describe_item(item: Any) -> tuple[int | None, str]:
+    rest, labels = split_labels(item)
+    return next(iter(labels), None), _hash_values(rest)
+
+
+def _hash_values(value: Any) -> str:
+    digest = hashlib.sha256()
+    for leaf in list_leaves(value):
+        if isinstance(leaf, Tensor):
+            flat = leaf.detach().cpu().contiguous()
+            digest.update(repr((tuple(flat.shape), flat.dtype)).encode())
+            digest.update(flat.reshape(-1).view(torch.uint8).numpy().data if flat.numel() else b"")
+        else:
+            digest.update(
+                leaf.tobytes() if isinstance(leaf, np.ndarray | Image.Image) else repr(leaf).encode()
+            )
+    return digest.hexdigest()[:32]
+
+
+def _count_images(batch: Any) -> int:
+    """How many images a batch has: the entries of its first tensor of three axes or more."""
+    if isinstance(batch, list) and batch and all(isinstance(x, Tensor) and x.ndim == 3 for x in batch):
+        return len(batch)
+    tensors = [leaf for leaf in list_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim > 1]
+    if not tensors:
+        raise SpectralError(f"expected batches of tensors, got {type(batch).__name__} without any")
+    return len(max(tensors, key=lambda x: x.ndim))
+
+
+def as_tensors(batch: Any) -> Any:
+    """Turn arrays among a batch into tensors."""
+    return map_leaves(batch, lambda x: torch.from_numpy(x) if isinstance(x, np.ndarray) else x)

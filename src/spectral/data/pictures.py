@@ -1,0 +1,131 @@
+"""Pictures in memory as a set of images: PIL images, and arrays of 8-bit pixels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from spectral.data.decode import to_rgb
+from spectral.data.imageset import ImageItem, ImageSet
+from spectral.errors import SpectralError
+from spectral.network import CHANNELS
+
+WHITE = 255
+
+
+class PixelImages:
+    """8-bit pixels in memory, seen as a set of images in [0, 1] of their own size.
+
+    Args:
+        pixels: (N, C, H, W), uint8.
+        source: where they come from.
+
+    Example:
+        >>> images = PixelImages(torch.full((2, 3, 4, 4), 51, dtype=torch.uint8))
+        >>> images.size, float(next(images.batches(2))[1].max())
+        ((4, 4), 0.20000000298023224)
+    """
+
+    prepared = False
+
+    def __init__(self, pixels: Tensor, source: str = "array") -> None:
+        self.pixels, self.source = pixels, source
+        self.ids = self.clusters = [f"{i:04d}" for i in range(len(pixels))]
+        self.labels: list[int | None] = [None] * len(pixels)
+        self.size: tuple[int, int] = (pixels.shape[-2], pixels.shape[-1])
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of shape and values."""
+        digest = hashlib.sha256(repr(tuple(self.pixels.shape)).encode())
+        digest.update(self.pixels.cpu().contiguous().numpy().data)
+        return digest.hexdigest()[:16]
+
+    def resized(self, size: tuple[int, int]) -> PixelImages:
+        """Return itself: an array is taken as it is."""
+        return self
+
+    def batches(
+        self, batch_size: int, *, indices: Sequence[int] | None = None
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Yield (indices, images (B, C, H, W) in [0, 1])."""
+        chosen = list(range(len(self)) if indices is None else indices)
+        for start in range(0, len(chosen), batch_size):
+            part = chosen[start : start + batch_size]
+            yield part, self.pixels[part].float() / WHITE
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+
+def read_pixels(array: npt.NDArray[np.uint8]) -> PixelImages:
+    """Read an array of 8-bit pixels, one image or many, with channels first, last or none.
+
+    Raises:
+        SpectralError: if it can't be one.
+
+    Example:
+        >>> read_pixels(np.zeros((5, 8, 9, 3), np.uint8)).pixels.shape
+        torch.Size([5, 3, 8, 9])
+        >>> read_pixels(np.zeros((8, 9), np.uint8)).pixels.shape
+        torch.Size([1, 1, 8, 9])
+    """
+    pixels = torch.from_numpy(np.ascontiguousarray(array))
+    if pixels.ndim not in (2, 3, 4):
+        raise SpectralError(
+            f"expected 8-bit images (N, H, W, C), (N, C, H, W), (N, H, W), (H, W, C) or (H, W), got an array "
+            f"of shape {array.shape}"
+        )
+    last, first = pixels.shape[-1] in CHANNELS, pixels.shape[-3] in CHANNELS if pixels.ndim > 2 else False
+    if pixels.ndim == 4:
+        return PixelImages(pixels.movedim(-1, 1) if last and not first else pixels)
+    if pixels.ndim == 2:
+        return PixelImages(pixels[None, None])
+    if last:
+        return PixelImages(pixels.movedim(-1, 0)[None])
+    return PixelImages(pixels[None] if first else pixels[:, None])
+
+
+def make_picture_set(
+    pictures: Sequence[Any], source: str, labels: Sequence[int | None] | None = None
+) -> ImageSet:
+    """Make a set of images of PIL images, or of arrays (H, W), (H, W, C) of 8-bit pixels.
+
+    Example:
+        >>> make_picture_set([Image.new("L", (8, 6)), Image.new("RGB", (4, 4))], "images")
+        ImageSet('images', 2 images, size=None)
+    """
+    opened = [
+        picture if isinstance(picture, Image.Image) else Image.fromarray(np.asarray(picture))
+        for picture in pictures
+    ]
+    known = [None] * len(opened) if labels is None else labels
+    items = [
+        describe_picture(f"{source}/{i:04d}", partial(to_rgb, picture), picture, label)
+        for i, (picture, label) in enumerate(zip(opened, known, strict=True))
+    ]
+    return ImageSet(source, items)
+
+
+def describe_picture(
+    name: str, reopen: Callable[[], Image.Image], picture: Image.Image, label: int | None = None
+) -> ImageItem:
+    """Describe a PIL image as an item of a set, by its pixels.
+
+    Args:
+        name: its id.
+        reopen: gets it again.
+        picture: the image.
+        label: its class.
+    """
+    upright = to_rgb(picture)
+    key = hashlib.sha256(repr((upright.mode, upright.size)).encode() + upright.tobytes()).hexdigest()[:32]
+    return ImageItem(name, reopen, key, (upright.height, upright.width), label)
