@@ -54,6 +54,7 @@ ALLOWED = {
     "layers": {"numerics"},
     "models": {"layers", "surgery"},  # a checkpoint may be of a converted network
     "data": {"arguments", "network", "numerics", "synthetic"},
+    "intake": {"data", "inputs", "models", "network", "probe"},
     "latency": {"network"},
     "classification": {"metrics", "models", "network"},
     "perturb": {"measurement", "metrics", "models", "network", "numerics", "spectrum"},

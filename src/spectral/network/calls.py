@@ -75,14 +75,25 @@ def list_calls(model: Any, example: Any) -> list[Call]:
         return list(_list_dictionary_calls(model, example))
     if isinstance(example, Tensor):
         return list(_list_tensor_calls(model, example))
-    if isinstance(example, list):
-        stacked = Call(lambda batch: make_inputs(torch.stack(batch)))
-        tensors = all(isinstance(item, Tensor) for item in example)
-        alike = tensors and len({tuple(item.shape) for item in example}) == 1
-        return [Call(make_inputs), *([stacked] if alike else [])]
-    if isinstance(example, tuple):
-        return [Call(lambda batch: make_inputs(*batch)), Call(lambda batch: make_inputs(batch))]
+    if isinstance(example, tuple | list):
+        return list(_list_sequence_calls(model, example))
     return [Call(make_inputs)]
+
+
+def _list_sequence_calls(model: Any, example: Sequence[Any]) -> Iterator[Call]:
+    """List what a tuple or a list may be: images one by one, as detectors take them, or several inputs."""
+    whole = Call(make_inputs)
+    tensors = [item for item in example if isinstance(item, Tensor)]
+    if isinstance(example, list) and len(tensors) == len(example) and all(x.ndim == 3 for x in tensors):
+        yield whole
+        if len({tuple(x.shape) for x in tensors}) == 1:
+            yield Call(lambda batch: make_inputs(torch.stack(batch)))
+        return
+    if _binds(model, example, {}):
+        yield Call(lambda batch: make_inputs(*batch))
+    yield whole
+    if len(example) > 1 and isinstance(example[0], Tensor | list | tuple | Mapping):
+        yield Call(lambda batch: make_inputs(batch[0]), "of each batch, the first item is passed")
 
 
 def _list_dictionary_calls(model: Any, example: Mapping[str, Any]) -> Iterator[Call]:
@@ -113,9 +124,9 @@ def _list_tensor_calls(model: Any, example: Tensor) -> Iterator[Call]:
         yield Call(lambda x: make_inputs(x[None]))  # one image (C, H, W)
     if example.ndim == 2 and rank == 2:
         yield Call(lambda x: make_inputs(x[None, None]))
+    if example.ndim == 3 and rank == 2 and channels == 1 < example.shape[0]:
+        yield Call(lambda x: make_inputs(x[:, None]))  # images of one channel
     yield plain
-    if example.ndim == 3 and rank == 2 and channels == 1:
-        yield Call(lambda x: make_inputs(x[:, None]), "its images get an axis for their one channel")
     last = example.ndim == 4 and example.shape[-1] in CHANNELS
     if last and rank == 2 and example.shape[1] != channels == example.shape[-1]:
         yield Call(lambda x: make_inputs(x.movedim(-1, 1)), "its channels, which are last, are moved first")

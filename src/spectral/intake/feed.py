@@ -1,0 +1,295 @@
+"""Images on their way to a model: adapted, sized, normalised, in the form in which its forward takes them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spectral.data import Images, adapt_images, is_image_set
+from spectral.errors import SpectralError, SpectralWarning
+from spectral.inputs import Inputs
+from spectral.intake.channels import list_channel_calls
+from spectral.intake.given import GivenImages, find_extents, pick_inputs
+from spectral.models import model_info
+from spectral.models.preprocessing import explain_assumption, find_preparation
+from spectral.network import Call, Kinds, Scores, list_calls, read_scores
+from spectral.probe import EMBEDDING, UNKNOWN, Probe, probe
+
+MOST_LISTED = 3
+
+
+class Feed:
+    """Images on their way to a model.
+
+    Args:
+        model: the network.
+        images: whatever holds some, see `spectral.data.adapt_images`.
+        caller: whose name messages begin with.
+        preprocessing: what images in [0, 1] go through, see `find_preparation`; with it, tensors are images
+            in [0, 1] too. Without it tensors are passed as they are.
+        logits: the user's function from the model's output to class scores.
+        pixels: whether the caller works on images in [0, 1], so that tensors must be some.
+        name: what tables call the model; by default what `load_model` recorded, or its class.
+
+    Raises:
+        SpectralError: for no images, images that can't be brought to the model, or a forward that fails.
+
+    Attributes:
+        images: the set.
+        preparation: what they go through.
+        normalises: whether they are images in [0, 1], which still go through it.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> feed = Feed(net, torch.rand(5, 3, 8, 8), caller="example")
+        >>> [(indices, inputs.count) for indices, inputs in feed.batches(3)]
+        [([0, 1, 2], 3), ([3, 4], 2)]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Any,
+        *,
+        caller: str,
+        preprocessing: Any = None,
+        logits: Callable[[Any], Tensor] | None = None,
+        pixels: bool = False,
+        name: str | None = None,
+    ) -> None:
+        self.model, self.caller, self.logits = model, caller, logits
+        info = model_info(model)
+        self.name = name or (info.name if info is not None else type(model).__name__)
+        self.preparation = find_preparation(model, preprocessing)
+        self.notes: list[str] = []
+        self.device, self.dtype = _find_place(model)
+        self._probe: Probe | None = None
+        self._call: Call | None = None
+        self.normalises = pixels or preprocessing is not None
+        self.images: Images = self._adapt(adapt_images(images, caller))
+        if len(self.images) == 0:
+            raise SpectralError(f"{caller}: there are no images")
+        if self.images.size is None and self.normalises and self.preparation.size is not None:
+            self.images = self.images.resized(self.preparation.size)
+        if self._probe is None:
+            _, raw = next(iter(self.images.batches(1, indices=[0])))
+            self._choose(raw)
+        self._note()
+        for note in self.notes:
+            warnings.warn(f"{caller}: {note}", SpectralWarning, stacklevel=3)
+
+    @cached_property
+    def example(self) -> Inputs:
+        """The first image, ready for the model."""
+        return self.load([0])
+
+    @property
+    def probe(self) -> Probe:
+        """What one forward pass without data says of the model's inputs and outputs."""
+        assert self._probe is not None
+        return self._probe
+
+    @property
+    def layout(self) -> list[Kinds]:
+        """The axes of every tensor among the inputs."""
+        return self.probe.layout
+
+    @property
+    def extents(self) -> dict[str, int]:
+        """The image's extent along each of its spatial axes, t, h and w."""
+        return find_extents(self.example, self.layout)
+
+    def load(self, indices: Sequence[int]) -> Inputs:
+        """Return images ready for the model."""
+        _, raw = next(iter(self.images.batches(len(indices), indices=indices)))
+        return self.prepare(self.read(raw))
+
+    def batches(
+        self, batch_size: int, *, indices: Sequence[int] | None = None
+    ) -> Iterator[tuple[list[int], Inputs]]:
+        """Yield (indices, inputs ready for the model)."""
+        for chosen, inputs in self.read_batches(batch_size, indices=indices):
+            yield chosen, self.prepare(inputs)
+
+    def read_batches(
+        self, batch_size: int, *, indices: Sequence[int] | None = None
+    ) -> Iterator[tuple[list[int], Inputs]]:
+        """Yield (indices, inputs before they are normalised and brought to the model)."""
+        for chosen, raw in self.images.batches(batch_size, indices=indices):
+            yield list(chosen), self.read(raw)
+
+    def read(self, raw: Any) -> Inputs:
+        """Return a batch of the set in the form in which the model's forward takes it."""
+        if isinstance(raw, Inputs):
+            return raw
+        assert self._call is not None
+        return self._call.build(raw)
+
+    def prepare(self, inputs: Inputs) -> Inputs:
+        """Normalise images that aren't yet, and bring them to the model's device and type."""
+        if self.normalises:
+            precise = torch.promote_types(self.dtype or torch.float32, torch.float32)
+            image = inputs.image
+            inputs = inputs.map(
+                lambda x, _: self.preparation(x.to(self.device, precise)) if x is image else x
+            )
+        return inputs.to(self.device, self.dtype)
+
+    def run(self, inputs: Inputs) -> Any:
+        """Call the model.
+
+        Raises:
+            SpectralError: if its forward fails, naming the shape it was given.
+        """
+        try:
+            return self.model(*inputs.args, **inputs.kwargs)
+        except (SpectralError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # a model may raise anything
+            raise SpectralError(
+                f"the forward of {self.name} failed on images of shape {tuple(inputs.image.shape)}: "
+                f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no message')}"
+            ) from error
+
+    def scores(self, output: Any, count: int) -> Scores:
+        """Return the class scores in the model's output for so many images."""
+        return read_scores(output, count, self.logits)
+
+    def predict(self, inputs: Inputs) -> Tensor:
+        """Return the probabilities (B, K), in float64.
+
+        Raises:
+            SpectralError: if the model is no classifier, or its forward fails.
+        """
+        return self.scores(self.run(inputs), inputs.count).probabilities()
+
+    def find_obstacle(self) -> tuple[str, bool]:
+        """Say why the output holds no class scores, and whether that is certain; empty if it does."""
+        found = self.probe
+        if found.head is None:
+            return str(found.scores.reason), True
+        if found.head.kind in (EMBEDDING, UNKNOWN):
+            reason = f"its {found.scores.where} isn't known to be class scores: {found.head.why}"
+            return reason, found.head.kind == EMBEDDING
+        return "", False
+
+    def require_scores(self) -> None:
+        """Make sure that the output holds class scores; say so where that isn't known.
+
+        Raises:
+            SpectralError: if it doesn't.
+        """
+        reason, certain = self.find_obstacle()
+        if not reason:
+            return
+        advice = "pass logits=, a function from the output to class scores (B, K)"
+        if certain:
+            expected = self.probe.scores.expected or f"{self.name} gives no class scores: {reason}"
+            raise SpectralError(f"{self.caller}: {expected}; {advice}")
+        where = self.probe.scores.where
+        warnings.warn(
+            f"{self.caller}: the {where} of {self.name} is taken as class scores, though "
+            f"{self.probe.head.why if self.probe.head else ''}; where they are others, {advice}",
+            SpectralWarning,
+            stacklevel=4,
+        )
+
+    def _adapt(self, adapted: Any) -> Images:
+        """Return a set of images; what a model is called with is seen as one, in the way that it takes."""
+        if is_image_set(adapted):
+            self.normalises = self.normalises or not getattr(adapted, "prepared", False)
+            return adapted  # type: ignore[no-any-return]
+        if isinstance(adapted, Tensor) and adapted.numel() == 0:
+            raise SpectralError(f"{self.caller}: there are no images")
+        if isinstance(adapted, Tensor) and adapted.dtype == torch.uint8:
+            return self._adapt_bytes(adapted)
+        inputs = self._choose(adapted, first_only=True)
+        self._check_range(inputs.image)
+        return GivenImages(inputs, "tensor" if isinstance(adapted, Tensor) else "inputs")
+
+    def _adapt_bytes(self, pixels: Tensor) -> Images:
+        """Read an 8-bit tensor: as it is where the model takes it so, else as pixels."""
+        if not self.normalises:
+            try:
+                given = GivenImages(self._choose(pixels, first_only=True))
+            except SpectralError:
+                pass
+            else:
+                self.notes.append("the 8-bit tensor is passed as it is, since the network takes it so")
+                return given
+        self.notes.append(
+            "the 8-bit tensor is taken as pixels: divided by 255, then normalised as images are"
+        )
+        self.normalises = True
+        return adapt_images(pixels.cpu().numpy(), self.caller)  # type: ignore[no-any-return]
+
+    def _choose(self, raw: Any, first_only: bool = False) -> Inputs:
+        """Choose the first of several ways to call the model that it takes, and keep it.
+
+        Raises:
+            SpectralError: if it takes none.
+        """
+        failure: Exception | None = None
+        for call in [Call(lambda inputs: inputs)] if isinstance(raw, Inputs) else self._list_calls(raw):
+            try:
+                inputs = call.build(raw)
+                one = pick_inputs(inputs, [0]) if first_only else inputs
+                self._probe = probe(self.model, self.prepare(one), chosen=self.logits is not None)
+            except Exception as error:  # a way that isn't meant may fail anywhere
+                failure = failure or error
+                continue
+            self._call = call
+            if call.note:
+                self.notes.append(call.note)
+            return inputs
+        assert failure is not None
+        raise failure
+
+    def _list_calls(self, raw: Any) -> list[Call]:
+        if isinstance(raw, Tensor) and self.normalises and raw.ndim == 4:
+            return list_channel_calls(raw)
+        return list_calls(self.model, raw)
+
+    def _check_range(self, image: Tensor) -> None:
+        """Compare the user's own values with what normalisation is known of."""
+        if not image.is_floating_point() or image.numel() == 0 or image.device.type == "meta":
+            return
+        low, high = (float(v) for v in torch.aminmax(image.detach().float()))
+        unit = low >= 0 and high <= 1
+        if self.normalises and not unit:
+            raise SpectralError(
+                f"{self.caller}: expected images in [0, 1], which preprocessing then normalises, got values "
+                f"from {low:.3g} to {high:.3g}; leave preprocessing out for what is normalised already"
+            )
+        known = bool(self.preparation.mean) and self.preparation.changes_values
+        if not self.normalises and unit and high > low and known:
+            mean = ", ".join(f"{m:.3g}" for m in self.preparation.mean)
+            self.notes.append(
+                f"the values are in [0, 1] and passed as they are; {self.name} expects images normalised by "
+                f"mean {mean} ({self.preparation.origin}): pass preprocessing= if they aren't yet"
+            )
+
+    def _note(self) -> None:
+        """Note what was assumed of the images, and how many had to be enlarged."""
+        if self.normalises and self.preparation.assumed:
+            self.notes.append(explain_assumption(self.model, self.name))
+        enlarged = list(getattr(self.images, "enlarged", ()))
+        if enlarged and self.images.size is not None:
+            size = "×".join(map(str, self.images.size))
+            named = ", ".join(enlarged[:MOST_LISTED]) + (", …" if len(enlarged) > MOST_LISTED else "")
+            self.notes.append(
+                f"{len(enlarged)} of {len(self.images)} images are smaller than {size} and are enlarged, "
+                f"which lowers AVR: {named}"
+            )
+
+
+def _find_place(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
+    """Return the device of a model's first tensor and its first real type, None where it has none."""
+    tensors = [*model.parameters(), *model.buffers()]
+    device = tensors[0].device if tensors else torch.device("cpu")
+    return device, next((x.dtype for x in tensors if x.is_floating_point()), None)

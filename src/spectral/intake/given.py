@@ -1,0 +1,100 @@
+"""What a network is called with, as the user gave it, seen as a set of images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from spectral.data.structures import join, pick
+from spectral.inputs import Inputs
+from spectral.network import SPATIAL, Kinds, guess_layout, make_inputs
+
+
+class GivenImages:
+    """What a network is called with, as the user gave it, seen as a set of images.
+
+    Args:
+        inputs: of all images.
+        source: where they come from.
+
+    Raises:
+        SpectralError: if there are none.
+
+    Example:
+        >>> images = GivenImages(make_inputs(torch.rand(3, 3, 8, 9)))
+        >>> len(images), images.size, next(images.batches(2))[1].image.shape
+        (3, (8, 9), torch.Size([2, 3, 8, 9]))
+    """
+
+    prepared = True
+
+    def __init__(self, inputs: Inputs, source: str = "tensor") -> None:
+        self.inputs, self.source = inputs, source
+        self.ids = self.clusters = [f"{i:04d}" for i in range(inputs.count)]
+        self.labels: list[int | None] = [None] * inputs.count
+        extents = find_extents(inputs, guess_layout(inputs))
+        self.size: tuple[int, int] | None = (extents.get("h", 1), extents["w"]) if "w" in extents else None
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the shapes, types and values of all tensors."""
+        digest = hashlib.sha256()
+        for x, _ in self.inputs.every_tensor():
+            digest.update(repr((tuple(x.shape), x.dtype)).encode())
+            flat = x.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().data if x.numel() else b"")
+        return digest.hexdigest()[:16]
+
+    def resized(self, size: tuple[int, int]) -> GivenImages:
+        """Return itself: what the user gives is taken as it is."""
+        return self
+
+    def batches(
+        self, batch_size: int, *, indices: Sequence[int] | None = None
+    ) -> Iterator[tuple[list[int], Inputs]]:
+        """Yield (indices, inputs)."""
+        chosen = list(range(len(self)) if indices is None else indices)
+        for start in range(0, len(chosen), batch_size):
+            part = chosen[start : start + batch_size]
+            yield part, pick_inputs(self.inputs, part)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def find_extents(inputs: Inputs, layout: Sequence[Kinds]) -> dict[str, int]:
+    """Return the image's extent along each of its spatial axes, t, h and w.
+
+    Example:
+        >>> inputs = make_inputs(torch.zeros(2, 3, 8, 9))
+        >>> find_extents(inputs, guess_layout(inputs))
+        {'h': 8, 'w': 9}
+    """
+    for (x, _), kinds in zip(inputs.every_tensor(), layout, strict=True):
+        if x is inputs.image:
+            return {kind: n for kind, n in zip(kinds, x.shape, strict=True) if kind in SPATIAL}
+    return {}
+
+
+def pick_inputs(inputs: Inputs, indices: Sequence[int]) -> Inputs:
+    """Return the inputs of some of the images.
+
+    Example:
+        >>> pick_inputs(make_inputs(torch.zeros(3, 1, 4, 4), torch.ones(5)), [2]).image.shape
+        torch.Size([1, 1, 4, 4])
+    """
+    args, kwargs = pick((inputs.args, inputs.kwargs), indices, inputs.count)
+    return make_inputs(*args, **kwargs)
+
+
+def join_inputs(parts: Sequence[Inputs]) -> Inputs:
+    """Return the inputs of all images of several.
+
+    Example:
+        >>> join_inputs([make_inputs(torch.zeros(1, 4)), make_inputs(torch.ones(2, 4))]).count
+        3
+    """
+    args, kwargs = join([(part.args, part.kwargs) for part in parts], [part.count for part in parts])
+    return make_inputs(*args, **kwargs)

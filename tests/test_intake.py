@@ -1,0 +1,316 @@
+"""How images come to a model: what it gets, in numbers, and what is said of it."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from spectral.data import load_images
+from spectral.errors import SpectralError, SpectralWarning
+from spectral.intake import Feed, GivenImages, join_inputs, pick_inputs
+from spectral.models import load_model
+from spectral.models.info import IMAGENET
+from spectral.network import make_inputs
+
+MEAN, STD = torch.tensor(IMAGENET.mean).view(3, 1, 1), torch.tensor(IMAGENET.std).view(3, 1, 1)
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def pixels(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, size=shape, dtype=np.uint8)
+
+
+def net(channels: int = 3) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, 4, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def fed(model: nn.Module, images: Any, **options: Any) -> tuple[Feed, Tensor, list[str]]:
+    """A feed, the image that the model gets in two batches, and what was said."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", SpectralWarning)
+        feed = Feed(model, images, caller="test", **options)
+        batches = list(feed.batches(2))
+        assert feed.probe is not None
+    said = [str(w.message) for w in caught if issubclass(w.category, SpectralWarning)]
+    assert [i for indices, _ in batches for i in indices] == list(range(len(feed.images)))
+    return feed, join_inputs([inputs for _, inputs in batches]).image, said
+
+
+# What is passed as it is -----------------------------------------------------------------------------------
+
+
+class Halves(nn.Module):
+    """Takes 8-bit pixels and normalises them itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x.float() / 127.5 - 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "got"),
+    [
+        (net(), (5, 3, 9, 8), (5, 3, 9, 8)), (net(), (3, 9, 8), (1, 3, 9, 8)),
+        (net(1), (5, 9, 8), (5, 1, 9, 8)),
+        (net(1), (9, 8), (1, 1, 9, 8)), (net(), (5, 9, 8, 3), (5, 3, 9, 8)),
+        (nn.Conv1d(2, 4, 3, 2), (3, 2, 30), (3, 2, 30)),
+        (nn.Conv3d(3, 4, 3, 2), (2, 3, 4, 9, 8), (2, 3, 4, 9, 8)),
+    ],
+)  # fmt: skip
+def test_tensors_and_arrays_are_taken_as_they_are(model, shape, got):
+    x = noise(*shape)
+    for given in (x, x.numpy()):
+        _, image, _ = fed(model, given)
+        assert image.shape == got
+        assert torch.equal(image.flatten().sort().values, x.flatten().sort().values)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_they_get_the_models_type(dtype):
+    x = noise(2, 3, 9, 8)
+    _, image, _ = fed(net().to(dtype), x)
+    assert torch.equal(image, x.to(dtype))
+    _, image, _ = fed(nn.Flatten(), x.to(dtype))
+    assert torch.equal(image, x.to(dtype))
+
+
+def test_what_is_normalised_is_not_normalised_again():
+    model = timm.create_model("resnet18")
+    x = (noise(2, 3, 32, 32) - MEAN) / STD
+    _, image, said = fed(model, x)
+    assert torch.equal(image, x)
+    assert said == []
+
+
+def test_values_in_the_unit_interval_are_pointed_out():
+    model, x = timm.create_model("resnet18"), noise(2, 3, 32, 32)
+    _, image, said = fed(model, x)
+    assert torch.equal(image, x)
+    assert len(said) == 1
+    assert "passed as they are; ResNet expects images normalised by mean 0.485, 0.456, 0.406" in said[0]
+    _, image, said = fed(model, x, preprocessing=model.pretrained_cfg)
+    torch.testing.assert_close(image, (x - MEAN) / STD)
+    assert said == []
+    assert fed(model, x, preprocessing="none")[2] == []
+    assert fed(net(), x)[2] == []
+
+
+def test_preprocessing_wants_images_in_the_unit_interval():
+    with pytest.raises(SpectralError, match=r"test: expected images in \[0, 1\], .* from -1 to "):
+        Feed(net(), 2 * noise(2, 3, 9, 8).round() - 1, caller="test", preprocessing="imagenet")
+
+
+def test_eight_bits():
+    x = torch.from_numpy(pixels(2, 3, 9, 8))
+    feed, image, said = fed(Halves(), x)
+    assert torch.equal(image, x)
+    assert "passed as it is" in said[0]
+    feed, image, said = fed(net(), x, preprocessing="imagenet")
+    torch.testing.assert_close(image, (x / 255 - MEAN) / STD)
+    feed, image, said = fed(net(), x)
+    torch.testing.assert_close(image, x / 255)
+    assert feed.normalises
+    assert ["divided by 255" in said[0], "in [0, 1], since its normalisation isn't known" in said[1]] == [
+        True,
+        True,
+    ]
+
+
+# Several inputs --------------------------------------------------------------------------------------------
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = net()
+
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        return self.body(image.float() * mask)
+
+
+class OfOneDictionary(Masked):
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
+        return super().forward(batch["image"], batch["mask"])
+
+
+class OfList(nn.Module):
+    """A detector: a list of images in, a list of dictionaries out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(3, 4, 3, 2)
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        assert isinstance(images, list)
+        return [{"boxes": self.body(x[None]).mean((2, 3))} for x in images]
+
+
+def test_several_inputs_in_every_form():
+    image, mask = noise(3, 3, 9, 8), (noise(3, 1, 9, 8) > 0.5).float()
+    for model, given in (
+        (Masked(), (image, mask)), (Masked(), {"image": image, "mask": mask}), (Masked(), [image, mask]),
+        (OfOneDictionary(), {"image": image, "mask": mask}),
+        (OfOneDictionary(), ({"image": image, "mask": mask},)),
+        (Masked(), {"image": image.numpy(), "mask": mask.numpy()}),
+        (Masked(), ((255 * image).to(torch.uint8), mask)),
+    ):  # fmt: skip
+        feed, got, _ = fed(model, given)
+        assert got.shape == image.shape
+        assert feed.extents == {"h": 9, "w": 8}
+        (_, second), *_ = feed.batches(1, indices=[2])
+        one = second.args[0] if isinstance(second.args[0] if second.args else None, dict) else second.kwargs
+        found = list(one.values()) if one else list(second.args)
+        assert torch.equal(found[1], mask[2:])
+
+
+def test_normalising_touches_the_image_alone():
+    image, mask = noise(3, 3, 9, 8), noise(3, 1, 9, 8)
+    feed, got, _ = fed(Masked(), (image, mask), preprocessing="imagenet")
+    torch.testing.assert_close(got, (image - MEAN) / STD)
+    assert torch.equal(feed.load([0]).args[1], mask[:1])
+
+
+def test_lists_of_images():
+    pictures = [noise(3, 9, 8), noise(3, 7, 10)]
+    feed = Feed(OfList(), pictures, caller="test")
+    assert [x.shape for x in feed.load([1]).args[0]] == [(3, 7, 10)]
+    assert len(feed.images) == 2
+    _, image, _ = fed(net(), [noise(3, 9, 8), noise(3, 9, 8, seed=1)])
+    assert image.shape == (2, 3, 9, 8)
+
+
+# Sets of images --------------------------------------------------------------------------------------------
+
+
+def test_images_are_normalised_as_the_network_tells():
+    images = load_images("synthetic", 32, 3)
+    raw = torch.stack(list(images))
+    ours = load_model("bundled/resnet20@random")
+    _, image, said = fed(ours, images)
+    torch.testing.assert_close(image, (raw - 0.5) / 0.5)
+    assert said == []
+    theirs = timm.create_model("resnet18")
+    bytes_of = (255 * raw.permute(0, 2, 3, 1)).round().to(torch.uint8).numpy()
+    for source in (images, bytes_of):
+        _, image, _ = fed(theirs, source)
+        torch.testing.assert_close(image, (raw - MEAN) / STD, rtol=1e-4, atol=1e-4)
+
+
+def test_an_assumption_is_said_once():
+    _, image, said = fed(net(), load_images("synthetic", 32, 5))
+    assert len(said) == 1
+    assert said[0].startswith("test: images are passed to Sequential in [0, 1]")
+    assert image.min() >= 0
+    _, _, said = fed(net(), load_images("synthetic", 32, 5), preprocessing="none")
+    assert said == []
+
+
+def test_enlarged_images_are_counted():
+    images = load_images("synthetic", 32, 4)
+    pictures = [Image.fromarray(pixels(300, 230, 3)), Image.fromarray(pixels(20, 300, 3))]
+    _, image, said = fed(timm.create_model("resnet18"), pictures)
+    assert image.shape == (2, 3, 224, 224)
+    assert said == [
+        "test: 1 of 2 images are smaller than 224×224 and are enlarged, which lowers AVR: images/0001"
+    ]
+    _, _, said = fed(load_model("bundled/resnet20@random"), images.resized((64, 64)))
+    assert "4 of 4 images are smaller than 64×64" in said[0]
+    assert said[0].endswith("synthetic/0000, synthetic/0001, synthetic/0002, …")
+
+
+@pytest.mark.parametrize(("channels", "got"), [(1, 1), (3, 3)])
+@pytest.mark.parametrize("shape", [(5, 9, 8), (3, 9, 8, 3), (3, 9, 8, 4), (3, 9, 8, 1)])
+def test_pixels_get_the_networks_channels(channels, got, shape):
+    array = pixels(*shape)
+    _, image, said = fed(net(channels), array, preprocessing="none")
+    assert image.shape == (shape[0], got, 9, 8)
+    colours = array[..., None] if array.ndim == 3 else array
+    if channels == colours.shape[-1]:
+        np.testing.assert_allclose(image.numpy(), colours.transpose(0, 3, 1, 2) / 255, rtol=1e-6)
+        assert said == []
+    elif channels == 1:
+        luma = np.stack([np.asarray(Image.fromarray(c[..., :3]).convert("L")) for c in colours])
+        np.testing.assert_allclose(image[:, 0].numpy(), luma / 255, atol=1 / 255)
+        assert "in gray" in said[0]
+    else:
+        assert len(said) == 1
+
+
+class Pictures(Dataset):
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(pixels(9, 8, 3)), index
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        TensorDataset(noise(3, 3, 9, 8), torch.arange(3)),
+        DataLoader(TensorDataset(noise(3, 3, 9, 8), torch.arange(3))),
+        [{"x": x, "label": i} for i, x in enumerate(noise(3, 3, 9, 8))],
+    ],
+)  # fmt: skip
+def test_datasets_pass_what_they_give(source):
+    class Listed(Dataset):
+        def __len__(self) -> int:
+            return len(source)
+
+        def __getitem__(self, index: int) -> Any:
+            return source[index]
+
+    feed, image, said = fed(net(), Listed() if isinstance(source, list) else source)
+    assert torch.equal(image, noise(3, 3, 9, 8))
+    assert feed.images.labels == [0, 1, 2]
+    assert said == (["test: of each batch, 'x' is passed"] if isinstance(source, list) else [])
+
+
+def test_datasets_of_pictures_are_images():
+    feed, image, said = fed(net(), Pictures())
+    np.testing.assert_allclose(image[0].numpy(), pixels(9, 8, 3).transpose(2, 0, 1) / 255, rtol=1e-6)
+    assert feed.images.labels == [0, 1, 2]
+    assert len(said) == 1
+
+
+# What can't be brought to a model --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "images", "sentence"),
+    [
+        (net(), torch.zeros(0, 3, 8, 8), "test: there are no images"),
+        (net(), [], "test: there are no images"),
+        (net(), noise(2, 5, 9, 8), r"forward of Sequential failed on an input of shape \(1, 5, 9, 8\)"),
+        (net(), torch.arange(5), "there is no image among the inputs"),
+        (net(), 3, "test: expected images from"),
+        (net(7), pixels(2, 9, 8, 3), "forward of Sequential failed"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_said(model, images, sentence):
+    with pytest.raises(SpectralError, match=sentence):
+        Feed(model, images, caller="test").probe  # noqa: B018
+
+
+def test_fingerprints_and_slices():
+    x, mask = noise(4, 3, 9, 8), noise(4, 1, 9, 8)
+    given = GivenImages(make_inputs(x, mask))
+    assert given.fingerprint != GivenImages(make_inputs(x, mask + 1)).fingerprint
+    assert given.fingerprint == GivenImages(make_inputs(x.clone(), mask.clone())).fingerprint
+    part = pick_inputs(given.inputs, [3, 1])
+    assert torch.equal(part.args[1], mask[[3, 1]])
+    assert part.image is part.args[0]
