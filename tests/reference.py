@@ -232,18 +232,23 @@ def sis(logits_of: Callable[[Array], Array], image: Array) -> float:
     return float(total / 4)
 
 
-def blur_pool(x: Array, kernel_size: int, stride: Pair, padding_mode: str) -> Array:
-    """Pad, add up the weighed shifts of the map, keep every s-th sample."""
-    taps = np.array([1.0])
-    for _ in range(kernel_size - 1):
-        taps = np.convolve(taps, [0.5, 0.5])
-    before, after = (kernel_size - 1) // 2, kernel_size // 2
+def blur_pool(
+    x: Array, kernel_size: int | tuple[int, ...], stride: tuple[int, ...], padding_mode: str
+) -> Array:
+    """Pad, add up the weighed shifts of the map axis by axis, keep every s-th sample.
+
+    One size is for the axes that are decimated; several are for one axis each.
+    """
     mode = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}[padding_mode]
-    widths = [(0, 0)] * (x.ndim - 2) + [(before, after)] * 2
-    padded = np.pad(x, widths, mode=mode)  # type: ignore[call-overload]
-    height, width = x.shape[-2:]
-    blurred = np.zeros(x.shape)
-    for a in range(kernel_size):
-        for b in range(kernel_size):
-            blurred += taps[a] * taps[b] * padded[..., a : a + height, b : b + width]
-    return blurred[..., :: stride[0], :: stride[1]]
+    sizes = kernel_size if isinstance(kernel_size, tuple) else [kernel_size if s > 1 else 1 for s in stride]
+    for axis, (k, s) in enumerate(zip(sizes, stride, strict=True), -len(stride)):
+        taps = np.array([1.0])
+        for _ in range(k - 1):
+            taps = np.convolve(taps, [0.5, 0.5])
+        lines = np.moveaxis(x, axis, -1)
+        widths = [(0, 0)] * (x.ndim - 1) + [((k - 1) // 2, k // 2)]
+        padded = np.pad(lines, widths, mode=mode)  # type: ignore[call-overload]
+        size = lines.shape[-1]
+        blurred = sum(tap * padded[..., i : i + size] for i, tap in enumerate(taps))
+        x = np.moveaxis(blurred[..., ::s], -1, axis)
+    return x

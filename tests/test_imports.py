@@ -32,7 +32,7 @@ ALLOWED = {
     "surroundings": set(),
     "standin": {"copying", "inputs", "network", "reach", "surroundings"},
     "probe": {"inputs", "network", "standin"},
-    "discovery": {"axes", "operators", "inputs", "recorder", "standin", "tracker"},
+    "discovery": {"axes", "inputs", "layers", "operators", "recorder", "standin", "tracker"},
     "sites": {"axes", "operators", "discovery", "inputs"},
     "capture": {"operators", "sites"},
     "hooks": {"capture", "operators", "recorder", "sites", "tracker"},
@@ -51,7 +51,7 @@ ALLOWED = {
     },
     "channels": {"metrics", "numerics", "spectrum"},
     "recalibration": {"network", "surgery"},
-    "layers": {"numerics"},
+    "layers": {"arguments", "numerics"},
     "models": {"layers", "surgery"},  # a checkpoint may be of a converted network
     "data": {"arguments", "network", "numerics", "synthetic"},
     "intake": {"data", "inputs", "models", "network", "probe"},

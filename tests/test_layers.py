@@ -65,13 +65,13 @@ def test_any_combination_equals_the_reference(as_products, kernel_size, s_h, s_w
 @pytest.mark.parametrize("kernel_size", KERNELS)
 def test_a_constant_stays_that_constant(mode, kernel_size):
     for size, stride in itertools.product([(1, 1), (2, 3), (7, 6), (9, 9)], [1, 2, 3]):
-        y = BlurPool2d(1, kernel_size, stride, mode)(torch.full((1, 1, *size), 0.75))
+        y = BlurPool2d(1, (kernel_size, kernel_size), stride, mode)(torch.full((1, 1, *size), 0.75))
         assert torch.equal(y, torch.full_like(y, 0.75))
 
 
 @pytest.mark.parametrize("kernel_size", range(2, 8))
 def test_zero_padding_darkens_the_border_only(kernel_size):
-    y = BlurPool2d(1, kernel_size, 1, "zeros")(torch.ones(1, 1, 16, 16))[0, 0]
+    y = BlurPool2d(1, kernel_size, 2, "zeros").dense(torch.ones(1, 1, 16, 16))[0, 0]
     before, after = (kernel_size - 1) // 2, kernel_size // 2
     inside = y[before : 16 - after, before : 16 - after]
     assert torch.equal(inside, torch.ones_like(inside))
@@ -90,7 +90,7 @@ def test_state_is_one_exact_kernel(kernel_size):
     # Binomials over a power of two are exact in every float type, so casting a model changes nothing.
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         assert torch.equal(copy.deepcopy(layer).to(dtype).kernel.double(), expected)
-    other = BlurPool2d(3, kernel_size, padding_mode="zeros", stride=1)
+    other = BlurPool2d(3, kernel_size, padding_mode="zeros", stride=3)
     other.load_state_dict(layer.state_dict(), strict=True)
 
 
@@ -98,7 +98,7 @@ def test_state_is_one_exact_kernel(kernel_size):
 def test_gain_falls_as_a_power_of_the_cosine(kernel_size):
     # Each factor [½, ½] has gain |cos(πf)|; along a circle of 16 samples a tone keeps its shape.
     n = torch.arange(16, dtype=torch.float64)
-    layer = BlurPool2d(1, kernel_size, 1, "circular")
+    layer = BlurPool2d(1, (kernel_size, kernel_size), 1, "circular")
     for k in range(9):
         x = torch.cos(2 * torch.pi * k * n / 16).expand(1, 1, 16, 16)
         gain = torch.fft.fft(layer(x)[0, 0, 0])[k].abs() / torch.fft.fft(x[0, 0, 0])[k].abs()
@@ -123,7 +123,10 @@ def test_sample_zero_stays_on_the_grid(kernel_size):
     # Stride s keeps samples 0, s, 2s, … of the same layer with stride 1.
     x = torch.from_numpy(noise(2, 3, 9, 10))
     for mode in MODES:
-        dense = BlurPool2d(3, kernel_size, 1, mode)(x)
+        dense = BlurPool2d(3, (kernel_size, kernel_size), 1, mode)(x)
+        torch.testing.assert_close(
+            BlurPool2d(3, kernel_size, 2, mode).dense(x), dense, rtol=1e-13, atol=1e-14
+        )
         strided = BlurPool2d(3, kernel_size, (3, 2), mode)(x)
         torch.testing.assert_close(strided, dense[..., ::3, ::2], rtol=1e-13, atol=1e-14)
 
@@ -164,7 +167,7 @@ def test_gradient(mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_products_give_the_same_map_and_gradient(mode):
     for size in ((1, 1), (2, 3), (9, 10)):  # the pad of a 5-tap kernel is larger than the first two
-        layer = BlurPool2d(3, 5, (2, 1), mode)
+        layer = BlurPool2d(3, (5, 2), (2, 1), mode)
         with torch.inference_mode():  # what is cached here must serve gradients below
             layer.as_products = True
             layer(torch.from_numpy(noise(2, 3, *size)).float())
@@ -198,6 +201,15 @@ def test_equals_the_published_layer_where_it_is_installed():
             )
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_one_size_for_each_axis(mode):
+    x = noise(1, 2, 9, 10)
+    for sizes, stride in (((3, 2), (2, 1)), ((1, 5), (2, 2)), ((4, 3), (1, 1))):
+        y = BlurPool2d(2, sizes, stride, mode)(torch.from_numpy(x))
+        expected = reference.blur_pool(x, sizes, stride, mode)
+        np.testing.assert_allclose(y.numpy(), expected, rtol=1e-12, atol=1e-13)
+
+
 def test_repr_names_the_arguments():
     assert "8, kernel_size=5, stride=(2, 1), padding_mode='zeros'" in repr(BlurPool2d(8, 5, (2, 1), "zeros"))
 
@@ -206,14 +218,17 @@ def test_repr_names_the_arguments():
     ("arguments", "sentence"),
     [
         ({"channels": 0}, "channels must be ≥ 1, got 0"),
-        ({"kernel_size": 0}, "kernel_size must be 1 to 7, got 0"),
+        ({"kernel_size": 0}, "kernel_size must be 1 to 7, got 0; give a whole number or 2 of them"),
+        ({"kernel_size": (3, 0)}, r"kernel_size must be 1 to 7, got \(3, 0\)"),
+        ({"kernel_size": (3, 3, 3)}, r"kernel_size must be 1 to 7, got \(3, 3, 3\)"),
+        ({"kernel_size": True}, "kernel_size must be 1 to 7, got True"),
         ({"kernel_size": 8}, "kernel_size must be 1 to 7, got 8"),
         ({"kernel_size": 3.0}, "kernel_size must be 1 to 7, got 3.0"),
-        ({"stride": 0}, "stride must be ≥ 1 on both axes, got 0"),
-        ({"stride": (2, 0)}, r"stride must be ≥ 1 on both axes, got \(2, 0\)"),
-        ({"stride": (2, 2, 2)}, r"stride must be ≥ 1 on both axes, got \(2, 2, 2\)"),
-        ({"stride": 2.0}, "stride must be ≥ 1 on both axes, got 2.0"),
-        ({"stride": None}, "stride must be ≥ 1 on both axes, got None"),
+        ({"stride": 0}, "stride must be ≥ 1 on every axis, got 0"),
+        ({"stride": (2, 0)}, r"stride must be ≥ 1 on every axis, got \(2, 0\)"),
+        ({"stride": (2, 2, 2)}, r"stride must be ≥ 1 on every axis, got \(2, 2, 2\)"),
+        ({"stride": 2.0}, "stride must be ≥ 1 on every axis, got 2.0"),
+        ({"stride": None}, "stride must be ≥ 1 on every axis, got None"),
         (
             {"padding_mode": "same"},
             "padding_mode must be one of zeros, reflect, replicate, circular, got 'same'",

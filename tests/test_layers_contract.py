@@ -203,7 +203,7 @@ def test_exports_to_onnx_where_it_is_installed(kind, tmp_path):
 def test_bad_strides_and_maps(name):
     kind = type(make(name)).__name__
     for stride in (0, (2, 0), (2, 2, 2), 2.0, True, None):
-        with pytest.raises(SpectralError, match=f"{kind}: stride must be ≥ 1 on both axes, got "):
+        with pytest.raises(SpectralError, match=f"{kind}: stride must be ≥ 1 on every axis, got "):
             MAKERS[name](3, stride)
     layer = make(name)
     for x, sentence in (
@@ -237,8 +237,8 @@ def test_wrong_channels(name):
         (lambda: WaveletPool2d(3, "db22x"), "WaveletPool2d: wavelet must be .* got 'db22x'; nearest: 'db22'"),
         (lambda: WaveletPool2d(3, "morl"), "WaveletPool2d: wavelet must be .* got 'morl'"),
         (lambda: FLCPool2d(compat="papers"), "FLCPool2d: compat must be one of None, paper, got 'papers'"),
-        (lambda: FLCPool2d(3, compat="paper"), "FLCPool2d: compat='paper' is .* stride 2 only, got 3"),
-        (lambda: ASAPPool2d((2, 1), "paper"), r"compat='paper' is .* stride 2 only, got \(2, 1\)"),
+        (lambda: FLCPool2d(3, compat="paper"), "FLCPool2d: compat='paper' is .* stride 2 only, got stride 3"),
+        (lambda: ASAPPool2d((2, 1), "paper"), r"compat='paper' is .* stride 2 only, got stride \(2, 1\)"),
         (lambda: APSPool2d(p=0), "APSPool2d: p must be > 0, got 0"),
         (lambda: APSPool2d(p="2"), "APSPool2d: p must be > 0, got '2'"),
         (lambda: LPSPool2d(3, hidden=0), "LPSPool2d: hidden must be ≥ 1, got 0"),
@@ -246,7 +246,7 @@ def test_wrong_channels(name):
         (lambda: SpaceToDepth2d(3, out_channels=0), "SpaceToDepth2d: out_channels must be ≥ 1, got 0"),
         (lambda: make_pool("blurpol", 3), "make_pool: no layer is called 'blurpol'; nearest: 'blurpool'"),
         (lambda: make_pool("zzz", 3), "make_pool: no layer is called 'zzz'; choose one of blurpool, "),
-        (lambda: make_pool("flc", 3, 0), "FLCPool2d: stride must be ≥ 1 on both axes, got 0"),
+        (lambda: make_pool("flc", 3, 0), "FLCPool2d: stride must be ≥ 1 on every axis, got 0"),
     ],
 )  # fmt: skip
 def test_bad_arguments(build, sentence):

@@ -24,7 +24,8 @@ from spectral.axes import (
     operator_name,
 )
 from spectral.inputs import Inputs
-from spectral.operators import LOSSLESS, Geometry
+from spectral.layers.pool import Pool
+from spectral.operators import KINDS, LOSSLESS, Geometry
 from spectral.recorder import Operation, Recorder
 from spectral.standin import run_on_standins
 from spectral.tracker import Frame, Tracker
@@ -336,8 +337,8 @@ def is_batch_of_maps(x: Any) -> TypeGuard[Tensor]:
 
 
 def knows_dense_map(module: nn.Module) -> bool:
-    """Whether a module is an anti-aliasing layer with a ``dense`` map of its own and a ``kind``."""
-    return isinstance(getattr(module, "kind", None), str) and callable(getattr(module, "dense", None))
+    """Whether a module is a layer of ours that is a site as a whole, not by the operators it consists of."""
+    return isinstance(module, Pool) and getattr(KINDS.get(module.kind), "family", None) == "layer"
 
 
 def _find_spread(labels: Labels) -> tuple[int, int] | None:

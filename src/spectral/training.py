@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from spectral.errors import SpectralError, suggest
-from spectral.layers import BlurPool2d
+from spectral.layers import BlurPool
 from spectral.models import model_info
 from spectral.models.architectures import build, family_of
 from spectral.models.checkpoint import hash_state
@@ -405,7 +405,7 @@ def _make_schedule(
 
 def _use_products(model: nn.Module, enabled: bool) -> None:
     for module in model.modules():
-        if isinstance(module, BlurPool2d):
+        if isinstance(module, BlurPool):
             module.as_products = enabled
 
 

@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from spectral.layers.common import PADDING_MODES, Pool2d, Stride, apply_axes, extend, filter_map
+from spectral.layers.filterpool import FilterPool
+from spectral.layers.filters import apply_axes, binomial_kernel, binomial_taps, extend
+from spectral.layers.pool import Stride
 from spectral.numerics.cache import remember
 
 
-class BlurPool2d(Pool2d):
+class BlurPool(FilterPool):
     """Depthwise binomial blur followed by decimation, for maps of any size.
 
     The padding is ⌊(k−1)/2⌋ samples before and ⌈(k−1)/2⌉ after each axis, so the output has ⌈N/s⌉ samples and
     sample 0 of the input stays on the grid (for an even kernel the centroid moves by half a pixel). The
     filter has unit gain at DC: with every mode but ``"zeros"`` a constant map stays that constant up to its
     borders. It reduces aliasing and doesn't remove it: the gain at the new Nyquist frequency of stride 2 is
-    0.707, 0.5, 0.354 and 0.25 for k = 2, 3, 4, 5.
+    0.707, 0.5, 0.354 and 0.25 for k = 2, 3, 4, 5. An axis of stride 1 isn't blurred.
 
     Args:
         channels: number of input (and output) channels.
-        kernel_size: taps per axis, 1 to 7; 2 is ``Rect-2``, 3 ``Tri-3``, 5 ``Bin-5``.
-        stride: decimation factor, one for both axes or (s_h, s_w).
+        kernel_size: taps on each axis that is decimated, 1 to 7: 2 is ``Rect-2``, 3 ``Tri-3``, 5 ``Bin-5``;
+            or one for each axis, which then counts on axes of stride 1 too.
+        stride: decimation factor, one for all axes or one for each.
         padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
 
     Shape:
-        (B, C, H, W) or (C, H, W) → (…, ⌈H/s_h⌉, ⌈W/s_w⌉).
+        (B, C, H, W) or (C, H, W) → (…, ⌈H/s_h⌉, ⌈W/s_w⌉); T, or T, H, W in place of H, W.
 
     Attributes:
-        as_products: compute the same values as two matrix products. Gradients of a depthwise convolution are
-            an order of magnitude slower on CPUs; `spectral.train` sets this there. The layer is then no
+        as_products: compute the same values as matrix products. Gradients of a depthwise convolution are an
+            order of magnitude slower on CPUs; `spectral.train` sets this there. The layer is then no
             convolution, and `find_sites` can't see it.
 
     Raises:
@@ -46,39 +49,36 @@ class BlurPool2d(Pool2d):
         torch.Size([1, 2, 3, 4])
     """
 
-    kernel: Tensor
-
     def __init__(
         self,
         channels: int,
-        kernel_size: int = 3,
+        kernel_size: int | Sequence[int] = 3,
         stride: Stride = 2,
         padding_mode: str = "reflect",
     ) -> None:
-        super().__init__(channels, stride)
-        self.check_kernel_size(kernel_size)
-        self.choose("padding_mode", padding_mode, PADDING_MODES)
+        super().__init__(channels, stride, padding_mode)
+        sizes = self.read_kernel_size(kernel_size)
         self.kernel_size = kernel_size
-        self.padding_mode = padding_mode
         self.as_products = False
         # One filter per channel, in the state dict: a checkpoint then holds all that the layer computes with.
-        self.register_buffer("kernel", binomial_kernel(kernel_size).repeat(channels, 1, 1, 1))
+        self.register_buffer("kernel", self.repeat_kernel(binomial_kernel(sizes)))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def pool(self, x: Tensor) -> Tensor:
         """Blur and decimate."""
-        self.check(x)
-        if self.as_products:
-            return self._multiply(x)
-        return filter_map(x, self.kernel, self.stride, self.padding_mode)
+        return self._multiply(x) if self.as_products else super().pool(x)
 
     def _multiply(self, x: Tensor) -> Tensor:
-        """Blur and decimate as two matrix products."""
+        """Blur and decimate as matrix products."""
         dtype = torch.promote_types(x.dtype, torch.float32)
-        rows, columns = (
-            remember(_blurring_rows, size, self.kernel_size, step, self.padding_mode, like=x, dtype=dtype)
-            for size, step in zip(x.shape[-2:], self.stride, strict=True)
-        )
-        return apply_axes(x, rows, columns)
+        sizes = x.shape[-self.axes :], self.kernel.shape[2:], self.stride
+        return apply_axes(
+            x,
+            [
+                None if (taps, step) == (1, 1)
+                else remember(_blurring_rows, size, taps, step, self.padding_mode, like=x, dtype=dtype)
+                for size, taps, step in zip(*sizes, strict=True)
+            ],
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         """Show the arguments, as torch's own modules do."""
@@ -88,31 +88,30 @@ class BlurPool2d(Pool2d):
         )
 
 
-def binomial_kernel(kernel_size: int) -> Tensor:
-    """Return the binomial coefficients over both axes, (k, k), with sum 1.
+class BlurPool1d(BlurPool):
+    """`BlurPool` for signals: (B, C, T) → (B, C, ⌈T/s⌉)."""
 
-    Example:
-        >>> binomial_kernel(3) * 16
-        tensor([[1., 2., 1.],
-                [2., 4., 2.],
-                [1., 2., 1.]])
-    """
-    taps = _binomial_taps(kernel_size)
-    return taps[:, None] * taps
+    axes = 1
 
 
-def _binomial_taps(kernel_size: int) -> Tensor:
-    taps = torch.tensor([math.comb(kernel_size - 1, i) for i in range(kernel_size)], dtype=torch.float32)
-    return taps / taps.sum()
+class BlurPool2d(BlurPool):
+    """`BlurPool` for images: (B, C, H, W) → (B, C, ⌈H/s_h⌉, ⌈W/s_w⌉)."""
+
+    axes = 2
 
 
-def _blurring_rows(size: int, kernel_size: int, step: int, mode: str) -> Tensor:
+class BlurPool3d(BlurPool):
+    """`BlurPool` for videos: (B, C, T, H, W) → (B, C, ⌈T/s_t⌉, ⌈H/s_h⌉, ⌈W/s_w⌉)."""
+
+    axes = 3
+
+
+def _blurring_rows(size: int, taps: int, step: int, mode: str) -> Tensor:
     """One axis of the layer as a matrix (⌈N/s⌉, N): the layer's answer to each unit impulse."""
-    before, after = (kernel_size - 1) // 2, kernel_size // 2
+    before, after = (taps - 1) // 2, taps // 2
     identity = torch.eye(size)
     if mode == "zeros":
         padded = torch.nn.functional.pad(identity, (0, 0, before, after))
     else:
         padded = extend(identity, 0, before, after, mode)
-    windows = padded.unfold(0, kernel_size, step)
-    return torch.matmul(windows, _binomial_taps(kernel_size))
+    return torch.matmul(padded.unfold(0, taps, step), binomial_taps(taps))

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from spectral.layers.common import Pool2d, Stride, apply_axes
+from spectral.layers.filters import apply_axes
+from spectral.layers.pool import Pool, Stride
 from spectral.numerics.matrices import as_matrix, low_pass_rows
 
 
-class IdealLowPass2d(Pool2d):
-    """Zero every frequency |f| ≥ 1/(2s) of the DFT on either axis, then keep samples 0, s, 2s, …
+class IdealLowPass(Pool):
+    """Zero every frequency |f| ≥ 1/(2s) of the DFT on each axis, then keep samples 0, s, 2s, …
 
     What is left fits under the new Nyquist frequency, whose own bin is zeroed too: the aliasing metric AM is
     0 at any size and stride. An axis of stride 1 is left alone. The map counts as periodic and the cut is
     hard, so edges ring; `ASAPPool2d` tapers it.
 
-    A decimated low-pass is a small real linear map, so the layer is two thin matrix products,
-    A_h x A_wᵀ, and no transform: exact at every size, in at least float32, and exportable as it is.
+    A decimated low-pass is a small real linear map, so the layer is a thin matrix product for each axis
+    (A_h x A_wᵀ) and no transform: exact at every size, in at least float32, and exportable as it is. Matrices
+    of sizes that are known while a graph is exported are constants in it; where a size is dynamic
+    (`torch.export`, `torch.onnx`, always in `torch.jit.trace`) the graph computes them from it.
 
     Args:
-        stride: decimation factor, one for both axes or (s_h, s_w).
+        stride: decimation factor, one for all axes or one for each.
 
     Shape:
-        (B, C, H, W) or (C, H, W) → (…, ⌈H/s_h⌉, ⌈W/s_w⌉).
+        (B, C, H, W) or (C, H, W) → (…, ⌈H/s_h⌉, ⌈W/s_w⌉); T, or T, H, W in place of H, W.
 
     Raises:
         SpectralError: if an argument is out of range, or an input has another rank or dtype.
@@ -38,27 +41,47 @@ class IdealLowPass2d(Pool2d):
         True
     """
 
+    kind = "low_pass"
     hamming = False
 
     def __init__(self, stride: Stride = 2) -> None:
         super().__init__(None, stride)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def pool(self, x: Tensor) -> Tensor:
         """Low-pass and decimate."""
         return self._low_pass(x, self.stride)
 
-    kind = "low_pass"
-
     def dense(self, x: Tensor) -> Tensor:
         """Low-pass only: ``layer.dense(x)[..., ::s_h, ::s_w]`` is the layer's output."""
-        return self._low_pass(x, (1, 1))
-
-    def _low_pass(self, x: Tensor, spacing: tuple[int, int]) -> Tensor:
         self.check(x)
-        rows, columns = (
-            as_matrix(low_pass_rows, x, size, step, 0, every, -(-size // every), self.hamming)
-            if step > 1
-            else None
-            for size, step, every in zip(x.shape[-2:], self.stride, spacing, strict=True)
+        return self._low_pass(x, (1,) * self.axes)
+
+    def _low_pass(self, x: Tensor, spacing: tuple[int, ...]) -> Tensor:
+        axes = zip(x.shape[-self.axes :], self.stride, spacing, strict=True)
+        return apply_axes(
+            x,
+            [
+                as_matrix(low_pass_rows, x, size, step, 0, every, -(-size // every), self.hamming)
+                if step > 1
+                else None
+                for size, step, every in axes
+            ],
         )
-        return apply_axes(x, rows, columns)
+
+
+class IdealLowPass1d(IdealLowPass):
+    """`IdealLowPass` for signals: (B, C, T) → (B, C, ⌈T/s⌉)."""
+
+    axes = 1
+
+
+class IdealLowPass2d(IdealLowPass):
+    """`IdealLowPass` for images: (B, C, H, W) → (B, C, ⌈H/s_h⌉, ⌈W/s_w⌉)."""
+
+    axes = 2
+
+
+class IdealLowPass3d(IdealLowPass):
+    """`IdealLowPass` for videos: (B, C, T, H, W) → (B, C, ⌈T/s_t⌉, ⌈H/s_h⌉, ⌈W/s_w⌉)."""
+
+    axes = 3

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spectral.errors import SpectralError
-from spectral.layers.common import Stride
-from spectral.layers.polyphase import PhasePool2d
+from spectral.layers.polyphase import PhasePool
+from spectral.layers.pool import Stride, is_count
 from spectral.numerics.products import disable_autocast
 
+_BLOCKS: dict[int, tuple[Any, Any]] = {
+    1: (nn.Conv1d, nn.AdaptiveAvgPool1d),
+    2: (nn.Conv2d, nn.AdaptiveAvgPool2d),
+    3: (nn.Conv3d, nn.AdaptiveAvgPool3d),
+}
 
-class LPSPool2d(PhasePool2d):
+
+class LPSPool(PhasePool):
     """Decimate from the phase that a trainable scorer prefers.
 
     The scorer (circular 3×3 convolution, ReLU, another one, mean over space, one number) is the same for all
     components and doesn't see circular shifts. In evaluation mode the component of the highest score is kept,
-    equivariant as `APSPool2d`. In training mode the components are mixed with Gumbel-softmax weights, which
-    pass gradients to the scorer; `select` then returns those weights, (B, s_h·s_w).
+    equivariant as `APSPool`. In training mode the components are mixed with Gumbel-softmax weights, which
+    pass gradients to the scorer; `select` then returns those weights, (B, Π s).
 
     Args:
         channels: number of input (and output) channels.
-        stride: decimation factor, one for both axes or (s_h, s_w).
+        stride: decimation factor, one for all axes or one for each.
         hidden: channels inside the scorer.
         temperature: of the Gumbel-softmax; lower is closer to a hard choice. May be changed while training.
 
     Shape:
-        (B, C, H, W) or (C, H, W) → (…, ⌈H/s_h⌉, ⌈W/s_w⌉).
+        (B, C, H, W) or (C, H, W) → (…, ⌈H/s_h⌉, ⌈W/s_w⌉); T, or T, H, W in place of H, W.
 
     Raises:
         SpectralError: if an argument is out of range, or an input has other channels, rank or dtype.
@@ -44,16 +53,17 @@ class LPSPool2d(PhasePool2d):
 
     def __init__(self, channels: int, stride: Stride = 2, hidden: int = 16, temperature: float = 1.0) -> None:
         super().__init__(channels, stride)
-        if not isinstance(hidden, int) or hidden < 1:
-            raise SpectralError(f"LPSPool2d: hidden must be ≥ 1, got {hidden!r}")
-        if not temperature > 0:
-            raise SpectralError(f"LPSPool2d: temperature must be > 0, got {temperature!r}")
+        if not is_count(hidden):
+            raise SpectralError(f"{type(self).__name__}: hidden must be ≥ 1, got {hidden!r}")
+        if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+            raise SpectralError(f"{type(self).__name__}: temperature must be > 0, got {temperature!r}")
+        convolve, average = _BLOCKS[self.axes]
         self.temperature = temperature
         self.scorer = nn.Sequential(
-            nn.Conv2d(channels, hidden, 3, padding=1, padding_mode="circular"),
+            convolve(channels, hidden, 3, padding=1, padding_mode="circular"),
             nn.ReLU(),
-            nn.Conv2d(hidden, hidden, 3, padding=1, padding_mode="circular"),
-            nn.AdaptiveAvgPool2d(1),
+            convolve(hidden, hidden, 3, padding=1, padding_mode="circular"),
+            average(1),
             nn.Flatten(),
             nn.Linear(hidden, 1, bias=False),  # a bias would be the same for every component
         )
@@ -68,3 +78,21 @@ class LPSPool2d(PhasePool2d):
                 scores.to(torch.promote_types(scores.dtype, torch.float32)), self.temperature
             )
         return scores.argmax(1)
+
+
+class LPSPool1d(LPSPool):
+    """`LPSPool` for signals: (B, C, T) → (B, C, ⌈T/s⌉)."""
+
+    axes = 1
+
+
+class LPSPool2d(LPSPool):
+    """`LPSPool` for images: (B, C, H, W) → (B, C, ⌈H/s_h⌉, ⌈W/s_w⌉)."""
+
+    axes = 2
+
+
+class LPSPool3d(LPSPool):
+    """`LPSPool` for videos: (B, C, T, H, W) → (B, C, ⌈T/s_t⌉, ⌈H/s_h⌉, ⌈W/s_w⌉)."""
+
+    axes = 3

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor
 
-from spectral.layers.blurpool import BlurPool2d
-from spectral.layers.common import Pool2d, Stride
+from spectral.layers.blurpool import BlurPool, BlurPool1d, BlurPool2d, BlurPool3d
+from spectral.layers.pool import Pool, Stride
+
+_MAXIMA: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
-class MaxBlurPool2d(Pool2d):
+class MaxBlurPool(Pool):
     """Max pool of stride 1, then blur and decimate: the anti-aliased max pool.
 
     The maximum runs over the samples that exist among ⌊(p−1)/2⌋ before and ⌈(p−1)/2⌉ after, so it keeps the
@@ -17,13 +22,13 @@ class MaxBlurPool2d(Pool2d):
 
     Args:
         channels: number of input (and output) channels.
-        pool_size: window of the maximum, 1 to 7.
-        kernel_size: taps of the blur, 1 to 7.
-        stride: decimation factor, one for both axes or (s_h, s_w).
-        padding_mode: the blur's, as in `BlurPool2d`.
+        pool_size: window of the maximum, 1 to 7, on all axes as in torch's max pools, or one for each axis.
+        kernel_size: the blur's, as in `BlurPool`.
+        stride: decimation factor, one for all axes or one for each.
+        padding_mode: the blur's, as in `BlurPool`.
 
     Shape:
-        (B, C, H, W) or (C, H, W) → (…, ⌈H/s_h⌉, ⌈W/s_w⌉).
+        (B, C, H, W) or (C, H, W) → (…, ⌈H/s_h⌉, ⌈W/s_w⌉); T, or T, H, W in place of H, W.
 
     Raises:
         SpectralError: if an argument is out of range, or an input has other channels, rank or dtype.
@@ -37,27 +42,62 @@ class MaxBlurPool2d(Pool2d):
         torch.Size([1, 1, 3, 4])
     """
 
+    kind = "blur"
+    blur_class: ClassVar[type[BlurPool]]
+
     def __init__(
         self,
         channels: int,
-        pool_size: int = 3,
-        kernel_size: int = 3,
+        pool_size: int | Sequence[int] = 3,
+        kernel_size: int | Sequence[int] = 3,
         stride: Stride = 2,
         padding_mode: str = "reflect",
     ) -> None:
         super().__init__(channels, stride)
-        self.check_kernel_size(pool_size, "pool_size")
-        self.check_kernel_size(kernel_size)
+        self.windows = self.read_kernel_size(pool_size, "pool_size", everywhere=True)
+        self.read_kernel_size(kernel_size)
         self.pool_size = pool_size
-        self.blur = BlurPool2d(channels, kernel_size, stride, padding_mode)
+        self.blur = self.blur_class(channels, kernel_size, stride, padding_mode)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def pool(self, x: Tensor) -> Tensor:
         """Take the maximum, blur and decimate."""
+        blurred: Tensor = self.blur(self._maximize(x))
+        return blurred
+
+    def dense(self, x: Tensor) -> Tensor:
+        """Take the maximum and blur."""
         self.check(x)
-        peaks = F.max_pool2d(x, self.pool_size, stride=1, padding=self.pool_size // 2)
-        even = 1 - self.pool_size % 2  # torch pads both sides alike: one window too many for an even size
-        return self.blur(peaks[..., even:, even:])  # type: ignore[no-any-return]
+        return self.blur.dense(self._maximize(x))
+
+    def _maximize(self, x: Tensor) -> Tensor:
+        peaks: Tensor = _MAXIMA[self.axes](
+            x, self.windows, stride=1, padding=[size // 2 for size in self.windows]
+        )
+        # torch pads both sides alike: one window too many for an even size.
+        ends: list[Any] = [slice(1 - size % 2, None) for size in self.windows]
+        return peaks[(..., *ends)]
 
     def extra_repr(self) -> str:
         """Show the arguments that the blur doesn't."""
         return f"pool_size={self.pool_size}"
+
+
+class MaxBlurPool1d(MaxBlurPool):
+    """`MaxBlurPool` for signals: (B, C, T) → (B, C, ⌈T/s⌉)."""
+
+    axes = 1
+    blur_class = BlurPool1d
+
+
+class MaxBlurPool2d(MaxBlurPool):
+    """`MaxBlurPool` for images: (B, C, H, W) → (B, C, ⌈H/s_h⌉, ⌈W/s_w⌉)."""
+
+    axes = 2
+    blur_class = BlurPool2d
+
+
+class MaxBlurPool3d(MaxBlurPool):
+    """`MaxBlurPool` for videos: (B, C, T, H, W) → (B, C, ⌈T/s_t⌉, ⌈H/s_h⌉, ⌈W/s_w⌉)."""
+
+    axes = 3
+    blur_class = BlurPool3d

@@ -1,36 +1,52 @@
-"""Polyphase components of a map: the s_h·s_w maps that a decimation could keep."""
+"""Polyphase components of a map: the Π s maps that a decimation could keep."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from spectral.errors import SpectralError
-from spectral.layers.common import Pool2d, extend
+from spectral.layers.filters import extend
+from spectral.layers.pool import Pool, match_memory
 
 
-def split_phases(x: Tensor, stride: tuple[int, int], mode: str = "circular") -> Tensor:
+def split_phases(x: Tensor, stride: Sequence[int], mode: str = "circular") -> Tensor:
     """Split into polyphase components: number i·s_w + j holds the samples (i + s_h·m, j + s_w·n).
 
     Where s doesn't divide N the map is extended by ``mode`` up to s·⌈N/s⌉ samples, so that all components
     have the size ⌈N/s⌉.
 
     Shape:
-        (B, C, H, W) → (B, s_h·s_w, C, ⌈H/s_h⌉, ⌈W/s_w⌉).
+        (B, C, H, W) → (B, s_h·s_w, C, ⌈H/s_h⌉, ⌈W/s_w⌉); any number of spatial axes, the last phase fastest.
 
     Example:
         >>> split_phases(torch.arange(4.0).view(1, 1, 2, 2), (1, 2)).flatten(2)
         tensor([[[0., 2.],
                  [1., 3.]]])
     """
-    for axis, step in zip((-2, -1), stride, strict=True):
-        x = extend(x, axis, 0, -x.shape[axis] % step, mode)
-    (s_h, s_w), (batch, channels, height, width) = stride, x.shape
-    blocks = x.reshape(batch, channels, height // s_h, s_h, width // s_w, s_w)
-    return blocks.permute(0, 3, 5, 1, 2, 4).flatten(1, 2)
+    x, axes = fill_up(x, stride, mode), len(stride)
+    blocks = [size for n, s in zip(x.shape[2:], stride, strict=True) for size in (n // s, s)]
+    samples, phases = (range(first, 2 + 2 * axes, 2) for first in (2, 3))
+    return x.reshape(*x.shape[:2], *blocks).permute(0, *phases, 1, *samples).flatten(1, axes)
 
 
-class PhasePool2d(Pool2d):
+def fill_up(x: Tensor, stride: Sequence[int], mode: str = "circular") -> Tensor:
+    """Extend every spatial axis to the next multiple of its stride.
+
+    Example:
+        >>> fill_up(torch.tensor([[[1, 2, 3]]]), [2])
+        tensor([[[1, 2, 3, 1]]])
+    """
+    for axis, step in enumerate(stride, -len(stride)):
+        if step > 1:
+            x = extend(x, axis, 0, -x.shape[axis] % step, mode)
+    return x
+
+
+class PhasePool(Pool):
     """A pool that keeps one polyphase component per image; what chooses it is the subclass's.
 
     The choice depends on the components only and not on their order. A circular shift of an image whose sides
@@ -49,24 +65,18 @@ class PhasePool2d(Pool2d):
         """Keep the component that `select` chooses, or the one chosen elsewhere.
 
         Args:
-            x: (B, C, H, W) or (C, H, W).
+            x: (B, C, …) or (C, …).
             phase: what `select` returned for the branch that decides.
         """
         self.check(x)
-        maps = x if x.ndim == 4 else x[None]
+        maps = self._as_batch(x)
         parts = split_phases(maps, self.stride)
-        if phase is None:
-            phase = self._select(parts)
-        elif not self._fits(phase, parts):
-            raise SpectralError(
-                f"{type(self).__name__}: phase must be what select() returns for {parts.shape[0]} images and "
-                f"{parts.shape[1]} phases, got shape {tuple(phase.shape)} of {phase.dtype}"
-            )
+        phase = self._select(parts) if phase is None else self._check_phase(phase, maps)
         if phase.is_floating_point():
-            kept = torch.einsum("bp,bpchw->bchw", phase.to(x.dtype), parts)
+            kept = torch.einsum("bp,bp...->b...", phase.to(x.dtype), parts)
         else:
             kept = parts[torch.arange(parts.shape[0], device=x.device), phase]
-        return kept if x.ndim == 4 else kept[0]
+        return match_memory(kept, x, self.axes) if maps is x else kept[0]
 
     def dense(self, x: Tensor, phase: Tensor | None = None) -> Tensor:
         """Move each image so that its choice comes first: ``dense(x)[..., ::s_h, ::s_w]`` is the output.
@@ -74,28 +84,50 @@ class PhasePool2d(Pool2d):
         Raises:
             SpectralError: for soft weights, which mix all components: no map is decimated then.
         """
-        phase = self.select(x) if phase is None else phase
+        self.check(x)
+        maps = self._as_batch(x)
+        phase = self.select(x) if phase is None else self._check_phase(phase, maps)
         if phase.is_floating_point():
             raise SpectralError(f"{type(self).__name__}: soft weights decimate no map; call eval() first")
-        for axis, step in zip((-2, -1), self.stride, strict=True):
-            x = extend(x, axis, 0, -x.shape[axis] % step, "circular")
-        moves = [divmod(int(p), self.stride[1]) for p in phase]
-        return torch.stack([one.roll((-i, -j), (-2, -1)) for one, (i, j) in zip(x, moves, strict=True)])
+        moved = fill_up(maps, self.stride)
+        for axis, step in zip(range(-1, -self.axes - 1, -1), reversed(self.stride), strict=True):
+            moved = _move(moved, axis, phase % step)
+            phase = phase // step
+        return moved if maps is x else moved[0]
 
     def select(self, x: Tensor) -> Tensor:
         """Choose a component per image: its number i·s_w + j, for sharing between branches.
 
         Shape:
-            (B, C, H, W) or (C, H, W) → (B,), int64; or (B, s_h·s_w) weights where the choice is soft.
+            (B, C, …) or (C, …) → (B,), int64; or (B, Π s) weights where the choice is soft.
         """
         self.check(x)
-        return self._select(split_phases(x if x.ndim == 4 else x[None], self.stride))
+        return self._select(split_phases(self._as_batch(x), self.stride))
 
     def _select(self, parts: Tensor) -> Tensor:
         raise NotImplementedError
 
-    @staticmethod
-    def _fits(phase: Tensor, parts: Tensor) -> bool:
+    def _as_batch(self, x: Tensor) -> Tensor:
+        return x if x.ndim == self.axes + 2 else x[None]
+
+    def _check_phase(self, phase: Tensor, maps: Tensor) -> Tensor:
+        images, phases = maps.shape[0], math.prod(self.stride)
         if phase.is_floating_point():
-            return phase.shape == parts.shape[:2]
-        return phase.dtype == torch.int64 and phase.shape == parts.shape[:1]
+            fits = phase.shape == (images, phases)
+        else:
+            fits = phase.dtype == torch.int64 and phase.shape == (images,)
+        if not fits:
+            raise SpectralError(
+                f"{type(self).__name__}: phase must be what select() returns for {images} images and "
+                f"{phases} phases, got shape {tuple(phase.shape)} of {phase.dtype}"
+            )
+        return phase
+
+
+def _move(maps: Tensor, axis: int, first: Tensor) -> Tensor:
+    """Roll an axis of each image of a batch so that a sample of its own comes first."""
+    size = maps.shape[axis]
+    index = (first[:, None] + torch.arange(size, device=maps.device)) % size
+    shape = [1] * maps.ndim
+    shape[0], shape[axis] = index.shape
+    return maps.gather(axis, index.view(shape).expand(maps.shape))

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from spectral.errors import SpectralError, suggest
 from spectral.inputs import Example, read_example
-from spectral.layers import LAYERS
-from spectral.layers.common import Pool2d, Stride
+from spectral.layers import LAYERS, STRIDED, Builder
 from spectral.operators import Size
 from spectral.sites import Site, check_hookable, watch_reductions
 from spectral.surgery.choice import PLACEMENTS, Choice, Where, choose_units
@@ -23,22 +22,8 @@ from spectral.surgery.rewiring import PerChannels, Unit, attach, detach, is_atta
 UNREACHED = "its operator is out of reach: not one of torch's own calls on maps (B, C, H, W)"
 
 
-class Decimate2d(Pool2d):
-    """Every s-th sample and nothing else: what a stride does to a dense map."""
-
-    def __init__(self, stride: Stride = 2) -> None:
-        super().__init__(None, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Decimate."""
-        return x[..., :: self.stride[0], :: self.stride[1]]
-
-
 # Every layer that can stand for a stride; "strided" leaves the network what it was.
-METHODS: dict[str, Callable[[int, Stride], nn.Module]] = {
-    "strided": lambda channels, stride: Decimate2d(stride),
-    **LAYERS,
-}
+METHODS: dict[str, Builder] = {"strided": STRIDED, **LAYERS}
 
 
 def convert(
@@ -269,7 +254,9 @@ def _install(
 
 def _make_layer(model: nn.Module, method: str, unit: Unit, channels: Sequence[int]) -> nn.Module:
     _, (rows, columns) = unit.lattice
-    made = {str(count): METHODS[method](count, (rows, columns)) for count in channels}
+    # A slice stays a view: what is written to its source later shows in it.
+    options = {"copy": False} if method == "strided" and unit.signature[0] == "slice" else {}
+    made = {str(count): METHODS[method](count, (rows, columns), **options) for count in channels}
     layer = PerChannels(made) if len(made) > 1 else made[str(channels[0])]
     owner = model.get_submodule(unit.path)
     tensor = next((p for m in (owner, model) for p in m.parameters() if p.is_floating_point()), None)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from spectral.layers.polyphase import PhasePool2d
+from spectral.layers.polyphase import PhasePool
 from spectral.operators import Decimation, Geometry, Size, find_function, operator_of, parse
 
 CHILD = "antialias"
@@ -110,9 +110,9 @@ def attach(model: nn.Module, layers: Mapping[Unit, nn.Module]) -> None:
     # Operators of the modules inside an owner are not its own.
     for module in {inner for owner in framed for inner in owner.modules()}:
         _hook_frame(module)
-    lattices: dict[tuple[Size, Size], list[PhasePool2d]] = defaultdict(list)
+    lattices: dict[tuple[Size, Size], list[PhasePool]] = defaultdict(list)
     for unit, layer in layers.items():
-        if isinstance(layer, PhasePool2d):
+        if isinstance(layer, PhasePool):
             lattices[unit.lattice].append(layer)
     for alike in lattices.values():
         if len(alike) > 1:
@@ -214,7 +214,7 @@ def _settle(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
     return None if layer is None else layer(output)
 
 
-def _share_choice_among(layers: Sequence[PhasePool2d]) -> None:
+def _share_choice_among(layers: Sequence[PhasePool]) -> None:
     choice = Choice()
     for layer in layers:
         layer.choice = choice  # type: ignore[assignment]

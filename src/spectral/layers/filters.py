@@ -1,0 +1,140 @@
+"""Borders of maps, and small filters and matrices along their axes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spectral.layers.pool import has_channels_last
+from spectral.numerics.cache import is_traced
+from spectral.numerics.products import disable_autocast, transform_axes
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+_CONVOLUTIONS: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def filter_map(x: Tensor, kernel: Tensor, stride: Sequence[int], padding_mode: str) -> Tensor:
+    """Correlate every channel with its own kernel (C, 1, k, …), then decimate.
+
+    The padding is ⌊(k−1)/2⌋ samples before and ⌈(k−1)/2⌉ after each axis: ⌈N/s⌉ samples, and sample 0 stays.
+
+    Example:
+        >>> filter_map(torch.ones(1, 1, 5, 6), torch.full((1, 1, 2, 2), 0.25), (2, 2), "reflect")[0, 0]
+        tensor([[1., 1., 1.],
+                [1., 1., 1.],
+                [1., 1., 1.]])
+    """
+    padded = pad_map(x, [((k - 1) // 2, k // 2) for k in kernel.shape[2:]], padding_mode)
+    filtered: Tensor = _CONVOLUTIONS[len(stride)](
+        padded, kernel.to(x.dtype), stride=tuple(stride), groups=kernel.shape[0]
+    )
+    return filtered
+
+
+def pad_map(x: Tensor, pads: Sequence[tuple[int, int]], mode: str) -> Tensor:
+    """Pad the last axes by (before, after) each, also where the pad is larger than the map.
+
+    Example:
+        >>> pad_map(torch.tensor([[[1.0, 2.0]]]), [(1, 1), (0, 0)], "replicate")[0]
+        tensor([[1., 2.],
+                [1., 2.],
+                [1., 2.]])
+    """
+    if not any(map(any, pads)):
+        return x
+    ends = [end for pad in reversed(pads) for end in pad]
+    if mode == "zeros":
+        return F.pad(x, ends)
+    fits = all(max(pad) < n for pad, n in zip(pads, x.shape[-len(pads) :], strict=True))
+    if fits:
+        return F.pad(x, ends, mode=mode)
+    # torch refuses pads as large as the map (a 1×1 map in a deep layer): index the extension instead.
+    for axis, (before, after) in enumerate(pads, -len(pads)):
+        x = extend(x, axis, before, after, mode)
+    return x
+
+
+def extend(x: Tensor, axis: int, before: int, after: int, mode: str) -> Tensor:
+    """Extend one axis by any amount: circularly, by its outermost sample, or mirrored about it.
+
+    Example:
+        >>> extend(torch.tensor([1, 2, 3]), 0, before=0, after=4, mode="circular")
+        tensor([1, 2, 3, 1, 2, 3, 1])
+    """
+    # In a graph, whose sizes may vary, the amount is no reason for another graph.
+    if not is_traced(x) and before == after == 0:
+        return x
+    size = x.shape[axis]
+    index = torch.arange(-before, size + after, device=x.device)
+    if mode == "circular":
+        index = index % size
+    elif mode == "replicate" or size == 1:
+        index = index.clamp(0, size - 1)
+    else:
+        period = 2 * (size - 1)
+        index = (size - 1) - (index % period - (size - 1)).abs()
+    return x.index_select(axis, index)
+
+
+def apply_axes(x: Tensor, matrices: Sequence[Tensor | None]) -> Tensor:
+    """Multiply each spatial axis of every map by a matrix, a filter and its decimation; None leaves it alone.
+
+    Computed in the matrices' dtype whatever autocast says; the result has x's dtype.
+
+    Shape:
+        (…, C, H, W), (n_h, H), (n_w, W) → (…, C, n_h, n_w).
+
+    Example:
+        >>> apply_axes(torch.ones(1, 2, 2), [torch.ones(1, 2), torch.eye(2)])
+        tensor([[[2., 2.]]])
+    """
+    axes = len(matrices)
+    with disable_autocast(x):
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        if has_channels_last(x, axes):
+            # Channels are innermost: multiply there instead of copying the map into another order.
+            y = transform_axes(wide.movedim(1, -1), 1, matrices).movedim(-1, 1)
+        else:
+            y = transform_axes(wide, x.ndim - axes, matrices)
+        return y.to(x.dtype)
+
+
+def binomial_kernel(sizes: Sequence[int]) -> Tensor:
+    """Return the binomial coefficients over all axes, with sum 1.
+
+    Example:
+        >>> binomial_kernel((3, 3)) * 16
+        tensor([[1., 2., 1.],
+                [2., 4., 2.],
+                [1., 2., 1.]])
+    """
+    return outer([binomial_taps(size) for size in sizes])
+
+
+def binomial_taps(size: int) -> Tensor:
+    """Return the binomial coefficients of one axis, with sum 1.
+
+    Example:
+        >>> binomial_taps(4)
+        tensor([0.1250, 0.3750, 0.3750, 0.1250])
+    """
+    taps = torch.tensor([math.comb(size - 1, i) for i in range(size)], dtype=torch.float32)
+    return taps / taps.sum()
+
+
+def outer(taps: Sequence[Tensor]) -> Tensor:
+    """Return the product of one vector for each axis.
+
+    Example:
+        >>> outer([torch.tensor([1.0, 2.0]), torch.ones(3)]).shape
+        torch.Size([2, 3])
+    """
+    kernel = torch.ones(())
+    for axis in taps:
+        kernel = kernel.to(axis.dtype)[..., None] * axis
+    return kernel

@@ -1,0 +1,164 @@
+"""The base of all layers: stride, channels, kind, dense map, and the checks of arguments and maps."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from spectral.arguments import is_integer
+from spectral.errors import SpectralError
+
+Stride = int | tuple[int, ...]
+AXES = {1: "T", 2: "H, W", 3: "T, H, W"}
+MAX_KERNEL_SIZE = 7
+
+
+class Pool(nn.Module):
+    """A layer that keeps every s-th sample of a filtered, moved or plain map, on any number of spatial axes.
+
+    A subclass sets ``kind`` and gives `pool` and `dense`; those for signals, images and videos set ``axes``.
+    What treats our layers apart from torch's own operators knows them by this base. An axis of stride 1 keeps
+    its samples: no layer of ours filters along it, since nothing there can alias.
+
+    Args:
+        channels: number of input channels, None if any number will do.
+        stride: decimation factor, one for all axes or one for each.
+
+    Attributes:
+        axes: how many of the last axes are spatial.
+        kind: what the layer does before it decimates: ``"blur"``, ``"low_pass"``, ``"polyphase"`` (moves the
+            map), ``"plain"`` (nothing), or ``"space_to_depth"`` (keeps all phases).
+        channels: as given.
+        stride: one factor for each axis.
+
+    Raises:
+        SpectralError: if an argument is out of range.
+    """
+
+    axes: ClassVar[int]
+    kind: ClassVar[str]
+
+    def __init__(self, channels: int | None, stride: Stride) -> None:
+        super().__init__()
+        if channels is not None and not is_count(channels):
+            raise SpectralError(f"{type(self).__name__}: channels must be ≥ 1, got {channels!r}")
+        self.channels = None if channels is None else int(channels)
+        steps: tuple[Any, ...] = self.per_axis(stride)
+        if not all(map(is_count, steps)) or len(steps) != self.axes:
+            raise SpectralError(
+                f"{type(self).__name__}: stride must be ≥ 1 on every axis, got {stride!r}; "
+                f"give a whole number{f' or {self.axes} of them' if self.axes > 1 else ''}"
+            )
+        self.stride: tuple[int, ...] = tuple(int(s) for s in steps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Filter and decimate (B, C, …) or (C, …); channels stay last in memory where they are."""
+        self.check(x)
+        return match_memory(self.pool(x), x, self.axes)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Filter and decimate a map that has been checked."""
+        raise NotImplementedError
+
+    def dense(self, x: Tensor) -> Tensor:
+        """Return the map that is decimated: every s-th sample of it, from the first, is the output."""
+        raise NotImplementedError
+
+    def check(self, x: Tensor) -> None:
+        """Refuse what is no floating-point map with the layer's channels.
+
+        Raises:
+            SpectralError: for another rank, channel count or dtype, or a map without pixels.
+        """
+        name, channels = type(self).__name__, self.channels
+        traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        # The tracer of TorchScript makes sizes tensors: to ask what they are would fix them in the graph.
+        known = not traced and x.ndim > self.axes
+        if x.ndim - self.axes not in (1, 2) or (
+            known and channels is not None and x.shape[-self.axes - 1] != channels
+        ):
+            raise SpectralError(
+                f"{name}: expected (B, {channels or 'C'}, {AXES[self.axes]}), got shape {tuple(x.shape)}; "
+                + (
+                    "add the missing axes"
+                    if channels is None
+                    else "build the layer with the channels of its input"
+                )
+            )
+        if not x.is_floating_point():
+            raise SpectralError(f"{name}: expected a floating-point map, got {x.dtype}; use x.float()")
+        if known and 0 in x.shape[-self.axes :]:
+            raise SpectralError(f"{name}: the map is empty, got shape {tuple(x.shape)}")
+
+    def per_axis(self, value: object) -> tuple[object, ...]:
+        """One value for each axis: a list or tuple as it is, anything else repeated."""
+        return tuple(value) if isinstance(value, list | tuple) else (value,) * self.axes
+
+    def choose(self, what: str, value: object, options: tuple[object, ...]) -> None:
+        """Refuse a value that is not among the options.
+
+        Raises:
+            SpectralError: naming the options.
+        """
+        if value not in options:
+            names = ", ".join(str(option) for option in options)
+            raise SpectralError(f"{type(self).__name__}: {what} must be one of {names}, got {value!r}")
+
+    def read_kernel_size(
+        self, value: object, what: str = "kernel_size", everywhere: bool = False
+    ) -> list[int]:
+        """Return a kernel's size on each axis: a single number is for those that are decimated.
+
+        Args:
+            value: a number from 1 to 7, or one for each axis.
+            what: its name.
+            everywhere: a single number is for axes of stride 1 too.
+
+        Raises:
+            SpectralError: if a size is out of range, or they are not as many as the axes.
+        """
+        sizes: tuple[Any, ...] = self.per_axis(value)
+        if len(sizes) != self.axes or not all(is_count(k) and k <= MAX_KERNEL_SIZE for k in sizes):
+            raise SpectralError(
+                f"{type(self).__name__}: {what} must be 1 to {MAX_KERNEL_SIZE}, got {value!r}; give a whole "
+                "number" + (f" or {self.axes} of them" if self.axes > 1 else "")
+            )
+        given = everywhere or isinstance(value, list | tuple)
+        return [int(k) if given or step > 1 else 1 for k, step in zip(sizes, self.stride, strict=True)]
+
+    def extra_repr(self) -> str:
+        """Show the arguments, as torch's own modules do."""
+        return f"stride={self.stride}" if self.channels is None else f"{self.channels}, stride={self.stride}"
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number ≥ 1.
+
+    Example:
+        >>> is_count(2), is_count(0), is_count(2.0), is_count(True)
+        (True, False, False, False)
+    """
+    return is_integer(value) and int(value) >= 1
+
+
+def has_channels_last(x: Tensor, axes: int) -> bool:
+    """Whether a batch of maps lies in memory with its channels innermost, and not also in the usual order.
+
+    Example:
+        >>> has_channels_last(torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last), 2)
+        True
+    """
+    return x.ndim == axes + 2 and not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
+
+
+def match_memory(y: Tensor, x: Tensor, axes: int) -> Tensor:
+    """Lay y out as x is: channels innermost or last but the spatial axes, contiguous in both.
+
+    Example:
+        >>> x = torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last)
+        >>> match_memory(x[..., ::2, ::2], x, 2).stride()
+        (12, 1, 6, 3)
+    """
+    return y.movedim(1, -1).contiguous().movedim(-1, 1) if has_channels_last(x, axes) else y.contiguous()
