@@ -407,7 +407,7 @@ def _nula(shape: Shape) -> dict[str, pd.DataFrame]:
             agreement = 1.0 if test == "clean" else accuracy - 0.05
             row: dict[str, object] = {"model": model, "perturbation": test, "n": 10 * shape.n_images}
             row |= {"n_labelled": 5 * shape.n_images, "base": models[0] if model != models[0] else np.nan}
-            row |= {"p_base_holm": np.nan if model == models[0] else float(rng.choice([0.001, 0.4]))}
+            row |= {"delta_base_p_holm": np.nan if model == models[0] else float(rng.choice([0.001, 0.4]))}
             for name, share in (("accuracy", accuracy), ("agreement", agreement)):
                 row |= {name: share, f"{name}_low": share - 0.04, f"{name}_high": min(share + 0.03, 1)}
             rows.append(row)
@@ -487,7 +487,7 @@ def _stability(shape: Shape) -> dict[str, pd.DataFrame]:
 
 def _replaced(rng: np.random.Generator, shape: Shape) -> dict[str, object]:
     delta, agreement = float(rng.uniform(-0.02, 0.01)), float(rng.uniform(0.8, 1))
-    row: dict[str, object] = {"n": shape.n_images, "unit": "photograph", "n_units": 30, "delta_sis": delta}
+    row: dict[str, object] = {"n": shape.n_images, "n_clusters": 30, "delta_sis": delta}
     row |= {"delta_sis_low": delta - 0.01, "delta_sis_high": delta + 0.01, "significance": ""}
     return row | {"agreement": agreement, "agreement_low": agreement - 0.1, "agreement_high": 1.0}
 

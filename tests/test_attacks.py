@@ -167,7 +167,7 @@ def test_stronger_attacks_leave_fewer_images_robust(ordered):
 
 def test_the_table_has_a_row_per_image_and_attack_in_the_order_asked_for(ordered):
     assert list(ordered.columns) == [
-        "image", "label", "attack", "epsilon", "prediction", "adversarial", "robust", "correct",
+        "image", "cluster", "label", "attack", "epsilon", "prediction", "adversarial", "robust", "correct",
         "robust_correct", "distance",
     ]  # fmt: skip
     assert ordered["attack"].tolist() == [name for name in ATTACKS for _ in range(10)]

@@ -258,9 +258,10 @@ class TestMeasure:
         assert "70 images of samples" in result.stdout
         images = spectral.load_images("samples", size=32, limit=70)
         table = spectral.measure(load_model(RANDOM), images, ("avr",), progress=False)
-        photographs = {name: name.split("-", 1)[1] for name in images.ids}
-        assert len(set(photographs.values())) < 70
-        expected = spectral.summarize_measurements(table, groups=photographs)
+        clusters = table["image"].map({name: name.split("-", 1)[1] for name in images.ids})
+        assert (table["cluster"] == clusters).all()
+        assert f"70 images of {clusters.nunique()} clusters (photographs)" in result.stdout
+        expected = spectral.summarize_measurements(table)
         written = pd.read_csv(tmp_path / "summary.csv")
         np.testing.assert_allclose(written["ci_low"], expected["ci_low"], rtol=1e-4)
 
@@ -505,7 +506,7 @@ class TestEndings:
         assert interrupted.returncode == 130, err
         assert "Traceback" not in err
         assert err.rstrip().endswith("the same command continues from there.")
-        assert json.loads((tmp_path / "measurements" / "run.json").read_text())["config"]["model"] == RANDOM
+        assert json.loads((tmp_path / "measurements" / "_run.json").read_text())["config"]["model"] == RANDOM
 
 
 class TestFormatting:

@@ -887,11 +887,9 @@ def test_every_named_source_is_offered():
     assert set(sources.SOURCES) == {"samples", "synthetic", "stl10", "cifar10", "cifar10-train"}
 
 
-def test_crops_know_their_photograph_and_others_have_none():
+def test_crops_share_their_photograph_and_others_are_clusters_of_their_own():
     images = load_images("samples", size=32, limit=60)
-    assert images.groups is not None
-    assert [name.endswith(group) for name, group in zip(images.ids, images.groups, strict=True)] == [
-        True
-    ] * 60
-    assert len(set(images.groups)) < 60
-    assert load_images("synthetic", size=8, limit=3).groups is None
+    assert all(name.endswith(cluster) for name, cluster in zip(images.ids, images.clusters, strict=True))
+    assert len(set(images.clusters)) < 60
+    leaves = load_images("synthetic", size=8, limit=3)
+    assert leaves.clusters == leaves.ids

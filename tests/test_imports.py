@@ -60,7 +60,9 @@ ALLOWED = {
     "perturb": {"measurement", "metrics", "models", "network", "numerics", "spectrum"},
     "training": {"models", "layers", "metrics", "network", "perturb"},
     "stats": set(),
-    "table": {"stats"},
+    "schema": set(),
+    "table": {"schema", "stats"},
+    "store": {"schema", "table"},
     "stability": {"capture", "operators", "hooks", "measurement", "metrics", "network", "sites", "surgery"},
     "measurement": {
         "bands",
@@ -72,6 +74,7 @@ ALLOWED = {
         "network",
         "sites",
         "spectrum",
+        "store",
         "table",
     },
     "figures": {"stats"},

@@ -308,7 +308,10 @@ class TestWhatCannotBeMeasured:
 
     def test_a_site_whose_dense_map_misses_its_output_is_reported(self):
         table = measure(**self.altered(), images=image(), metrics=("avr", "am"))
-        assert set(table["site"]) == {"0", ""}
+        assert set(table.loc[table["metric"] != "", "site"]) == {"0", ""}
+        (row,) = table[table["metric"] == ""].to_dict("records")
+        assert (row["site"], row["op"], row["stride"], row["image"]) == ("2", "max_pool", "2x2", "")
+        assert "its dense map misses its output" in row["reason"]
         sites = {site["name"]: site for site in table.attrs["sites"]}
         assert not sites["2"]["measurable"]
         assert "its dense map misses its output" in sites["2"]["reason"]
@@ -335,10 +338,10 @@ class TestWhatCannotBeMeasured:
     def test_sites_without_a_dense_map_are_listed_with_the_reason(self):
         net = nn.Sequential(nn.AdaptiveMaxPool2d(5), nn.Conv2d(3, 2, 3, 2), nn.Flatten())
         table = measure(net, image(), ("avr",), progress=False)
-        reasons = {site["name"]: site["reason"] for site in table.attrs["sites"]}
+        reasons = table[table["metric"] == ""].set_index("site")["reason"]
+        assert reasons.index.tolist() == ["0"]
         assert "windows are unequal" in reasons["0"]
-        assert reasons["1"] is None
-        assert "0" not in set(table["site"])
+        assert "0" not in set(table.loc[table["metric"] != "", "site"])
 
     def test_a_model_of_which_nothing_is_left_says_why(self):
         net = nn.Sequential(nn.MaxPool2d(2))
@@ -347,20 +350,34 @@ class TestWhatCannotBeMeasured:
         with pytest.raises(SpectralError, match="nothing to measure: '0': its dense map misses its output"):
             measure(net, image(), ("avr",), sites=sites, progress=False)
 
-    def test_a_site_that_runs_on_some_images_only_is_named(self):
-        class Sometimes(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.pool = nn.MaxPool2d(2)
+    class Sometimes(nn.Module):
+        """One pool where the image is bright, another where it isn't."""
 
-            def forward(self, x: Tensor) -> Tensor:
-                if x.device.type == "meta" or float(x.detach().mean()) > 0:
-                    x = self.pool(x)
-                return x.mean((2, 3))
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bright, self.dark = nn.Conv2d(3, 2, 3, 2), nn.MaxPool2d(2), nn.AvgPool2d(2)
 
-        x = torch.stack([torch.ones(3, 8, 8), -torch.ones(3, 8, 8)])
-        with pytest.raises(SpectralError, match="site 'pool' ran on earlier images and not on image '0001'"):
-            measure(Sometimes(), x, ("avr",), batch_size=1, progress=False)
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            if x.device.type == "meta":
+                return self.bright(y).mean((2, 3)) + self.dark(y).mean((2, 3))
+            return (self.bright if float(x.detach().mean()) > 0 else self.dark)(y).mean((2, 3))
+
+    def test_a_site_that_runs_on_some_images_only_says_on_how_many(self, tmp_path):
+        x = image(5, 3, 9, 9) + torch.tensor([9.0, -9.0, 9.0, 9.0, -9.0]).view(-1, 1, 1, 1)
+        net = self.Sometimes()
+        sites = find_sites(net, 9)
+        run = {"metrics": ("avr",), "sites": sites, "progress": False, "batch_size": 1}
+        summary = summarize_measurements(measure(net, x, **run)).query("tap == 'dense'").set_index("site")
+        assert summary[["n", "n_absent"]].T.to_dict("list") == {
+            "conv": [5, 0],
+            "bright": [3, 2],
+            "dark": [2, 3],
+        }
+        bright = measure(net, x[[0, 2]], **run, out=tmp_path)
+        (row,) = bright[bright["metric"] == ""].to_dict("records")
+        assert (row["site"], row["reason"]) == ("dark", "it didn't run on any of the images")
+        pd.testing.assert_frame_equal(measure(net, x[[0, 2]], **run, out=tmp_path), bright)
 
 
 class TestRestoring:
@@ -427,9 +444,9 @@ class TestResuming:
         whole = measure(net, x, ("avr", "am"), batch_size=2, out=tmp_path / "whole", progress=False)
         stopped = tmp_path / "stopped"
         stopped.mkdir()
-        for name in ("run.json", *(f"shard-{i:06d}.parquet" for i in range(finished))):
+        for name in ("_run.json", *(f"shard-{i:06d}.parquet" for i in range(finished))):
             shutil.copy(tmp_path / "whole" / name, stopped)
-        half_written = stopped / f"shard-{finished:06d}.partial"
+        half_written = stopped / f"_shard-{finished:06d}.partial"
         half_written.write_bytes(b"PAR1 and then nothing")
         resumed = measure(net, x, ("avr", "am"), batch_size=2, out=stopped, progress=False)
         pd.testing.assert_frame_equal(resumed, whole, check_exact=True)
@@ -657,7 +674,7 @@ class TestProvenance:
         assert (provenance["dtype"], provenance["device"], provenance["batch_size"]) == ("float32", "cpu", 2)
         assert provenance["versions"]["torch"] == torch.__version__.partition("+")[0]
         assert json.loads(json.dumps(table.attrs))["provenance"]["model"] == provenance["model"]
-        stored = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
+        stored = json.loads((tmp_path / "_run.json").read_text(encoding="utf-8"))
         assert stored["config"]["weights"] == provenance["weights"]
 
     def test_tables_can_be_joined_and_stored(self, tmp_path):

@@ -301,7 +301,8 @@ def pictures(labels: list[int | None]) -> Pictures:
 def test_predictions_are_those_of_the_perturbed_images():
     table = measure_predictions(Brightness(), pictures([0, 0, 1, 0]), ["checkerboard-0.05", Decimate(2)])
     assert list(table.columns) == [
-        "image", "label", "perturbation", "prediction", "confidence", "clean_prediction", "agree", "correct"
+        "image", "cluster", "label", "perturbation", "prediction", "confidence", "clean_prediction", "agree",
+        "correct",
     ]  # fmt: skip
     assert list(table["perturbation"].unique()) == ["clean", "checkerboard-0.05", "decimate-2"]
     assert (

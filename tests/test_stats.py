@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.optimize
 import scipy.stats
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from spectral.errors import SpectralError
 from spectral.stats import (
-    bootstrap_interval,
-    cluster_bootstrap_interval,
     compare_paired,
+    compare_shares,
     correlate,
     correlate_ranks,
+    count_share,
+    estimate_mean,
     holm,
-    proportion_interval,
     regress_cross_validated,
     relative_change,
     summarize,
+    summarize_share,
 )
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -33,22 +36,22 @@ whole = st.integers(-40, 40)
 pairs = st.lists(st.tuples(whole, whole), min_size=8, max_size=25)
 
 
-def draw_grouped(rng: np.random.Generator, n_groups: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+def draw_clustered(rng: np.random.Generator, n_clusters: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Crops whose photograph carries most of the variance, about a mean of 0."""
-    groups = np.repeat(np.arange(n_groups), size)
-    return rng.normal(size=n_groups)[groups] + 0.5 * rng.normal(size=groups.size), groups
+    clusters = np.repeat(np.arange(n_clusters), size)
+    return rng.normal(size=n_clusters)[clusters] + 0.5 * rng.normal(size=clusters.size), clusters
 
 
 # --- summarize --------------------------------------------------------------------------------------------
 
 
 def test_summary_of_three_values_by_hand():
-    result = summarize([1.0, 2.0, 6.0])
-    # Student's quantile has a closed form at two degrees of freedom.
-    half = 0.95 / math.sqrt(2 * 0.975 * 0.025) * math.sqrt(7 / 3)
-    assert (result.n, result.mean, result.median) == (3, 3.0, 2.0)
-    assert result.std == pytest.approx(math.sqrt(7))
-    assert (result.ci_low, result.ci_high) == pytest.approx((3 - half, 3 + half))
+    result = summarize([1.0, 2.0, 3.0])
+    # Student's quantile has a closed form at two degrees of freedom; symmetric values have no skewness.
+    half = 0.95 / math.sqrt(2 * 0.975 * 0.025) * math.sqrt(1 / 3)
+    assert (result.n, result.mean, result.median) == (3, 2.0, 2.0)
+    assert result.std == pytest.approx(1.0)
+    assert (result.ci_low, result.ci_high) == pytest.approx((2 - half, 2 + half))
 
 
 def test_silent_rows_are_counted_and_left_out_even_when_nan():
@@ -68,90 +71,125 @@ def test_one_value_has_a_mean_and_no_interval():
     assert result.mean == 4.0
     assert math.isnan(result.ci_low)
     assert math.isnan(result.ci_high)
-    assert math.isnan(summarize([4.0, 5.0], groups=["a", "a"]).ci_low)
+    assert math.isnan(summarize([4.0, 5.0], clusters=["a", "a"]).ci_low)
 
 
-def test_t_interval_covers_the_mean_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    results = [summarize(rng.normal(3.0, 2.0, size=8)) for _ in range(400)]
-    covered = np.mean([r.ci_low <= 3.0 <= r.ci_high for r in results])
-    assert 0.915 <= covered <= 0.985  # 0.95 ± 3.3 binomial standard errors
+def test_clusters_of_silent_rows_do_not_count():
+    result = summarize([1.0, 2.0, 3.0, 9.0], silent=[0, 0, 0, 1], clusters=["a", "b", "b", "c"])
+    assert (result.n, result.n_clusters, result.mean) == (3, 2, 1.75)
 
 
-def test_grouped_interval_covers_where_the_plain_one_does_not():
-    rng = np.random.default_rng(1)
-    plain, grouped = [], []
-    for seed in range(200):
-        values, groups = draw_grouped(rng, n_groups=12, size=10)
-        for kept, result in (
-            (plain, summarize(values)),
-            (grouped, summarize(values, groups=groups, seed=seed)),
-        ):
-            kept.append(result.ci_low <= 0 <= result.ci_high)
-    assert 0.89 <= np.mean(grouped) <= 0.99
-    assert np.mean(plain) < 0.7
-
-
-def test_groups_of_silent_rows_do_not_count():
-    result = summarize([1.0, 2.0, 3.0, 9.0], silent=[0, 0, 0, 1], groups=["a", "b", "b", "c"])
-    assert (result.n, result.n_groups, result.mean) == (3, 2, 2.0)
+def test_the_interval_stays_within_what_the_quantity_can_be():
+    result = summarize([0.0, 0.1, 0.9], low=0.0, high=1.0)
+    assert (result.ci_low, result.ci_high) == (0.0, 1.0)
 
 
 def test_results_become_rows():
     row = dataclasses.asdict(summarize([1.0, 2.0]))
-    assert list(row) == ["n", "n_silent", "n_groups", "mean", "std", "median", "ci_low", "ci_high"]
+    assert list(row) == ["n", "n_clusters", "n_silent", "mean", "std", "median", "ci_low", "ci_high"]
 
 
-# --- bootstrap --------------------------------------------------------------------------------------------
+# --- the one estimator --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["BCa", "percentile"])
-def test_bootstrap_of_a_large_normal_sample_meets_the_t_interval(method):
-    values = np.random.default_rng(2).normal(size=300)
-    student, boot = summarize(values), bootstrap_interval(values, method=method)
-    width = student.ci_high - student.ci_low
-    assert (boot.ci_low, boot.ci_high) == pytest.approx((student.ci_low, student.ci_high), abs=0.06 * width)
-    assert boot.method == method
+def find_interval(x: np.ndarray) -> tuple[float, float]:
+    """Both methods' intervals from their definitions; Hall's cubic is inverted by searching."""
+    n, mean, std = len(x), x.mean(), x.std(ddof=1)
+    quantile = scipy.stats.t.ppf(0.975, n - 1)
+    skew = scipy.stats.skew(x, bias=False) * (1 - 1 / n) ** 1.5 * math.sqrt(1 - 1 / n) ** -3 / math.sqrt(n)
+
+    def cubic(t: float) -> float:
+        return t + skew * t**2 / 3 + skew**2 * t**3 / 27 + skew / 6
+
+    ends = [scipy.optimize.brentq(lambda t, q=q: cubic(t) - q, -1e4, 1e4) for q in (-quantile, quantile)]
+    low, high = min(-quantile, ends[0]), max(quantile, ends[1])
+    return mean - std / math.sqrt(n) * high, mean - std / math.sqrt(n) * low
 
 
-def test_bootstrap_keeps_the_rows_of_columns_together():
-    x = np.random.default_rng(3).normal(size=30)
-    # Were the columns resampled apart, their difference would vary.
-    result = bootstrap_interval((x, x + 1), lambda a, b: np.ptp(a - b) + (b - a).mean(), n_resamples=200)
-    assert (result.estimate, result.ci_low, result.ci_high) == pytest.approx((1.0, 1.0, 1.0))
+@pytest.mark.parametrize("seed", range(5))
+def test_the_interval_from_its_definition(seed):
+    values = np.random.default_rng(seed).exponential(size=15)
+    found = estimate_mean(values)
+    assert (found.ci_low, found.ci_high) == pytest.approx(find_interval(values), rel=1e-6)
+    student = scipy.stats.ttest_1samp(values, 0)
+    interval = student.confidence_interval()
+    assert (found.t, found.df) == pytest.approx((student.statistic, 14))
+    assert found.p >= student.pvalue
+    assert found.ci_low <= interval.low + 1e-12
+    assert found.ci_high >= interval.high - 1e-12
 
 
-def test_bca_of_equal_values_says_that_it_is_a_percentile_interval():
-    result = bootstrap_interval([2.0] * 5, n_resamples=50)
-    assert (result.ci_low, result.ci_high, result.method) == (2.0, 2.0, "percentile")
+def test_symmetric_values_have_students_interval_and_p():
+    half = np.random.default_rng(1).normal(size=10)
+    values = np.concatenate([0.4 + half, 0.4 - half])
+    found, student = estimate_mean(values), scipy.stats.ttest_1samp(values, 0)
+    assert (found.p, found.ci_low) == pytest.approx((student.pvalue, student.confidence_interval().low))
 
 
-def test_bootstrap_repeats_with_its_seed_only():
-    values = np.random.default_rng(4).normal(size=20)
-    first, again, other = (bootstrap_interval(values, n_resamples=100, seed=s) for s in (5, 5, 6))
-    assert first == again
-    assert first != other
+columns = st.lists(
+    st.floats(-50, 50, allow_subnormal=False).map(lambda x: round(x, 3)), min_size=2, max_size=40
+)
 
 
-def test_copies_of_a_row_in_its_group_add_no_information():
-    values = np.random.default_rng(5).normal(size=15)
-    once = cluster_bootstrap_interval(values, np.arange(15))
-    copied = cluster_bootstrap_interval(np.repeat(values, 7), np.repeat(np.arange(15), 7))
-    assert (copied.ci_low, copied.ci_high) == pytest.approx((once.ci_low, once.ci_high))
+@settings(max_examples=200, deadline=None)
+@given(columns, st.floats(-30, 30))
+def test_the_interval_leaves_out_zero_exactly_where_p_is_below_the_level(values, centre):
+    found = estimate_mean(np.array(values) - centre)
+    outside = found.ci_low > 0 or found.ci_high < 0
+    assert outside == (found.p < 0.05) or found.p == pytest.approx(0.05, abs=1e-9)
 
 
-def test_cluster_bootstrap_gives_any_statistic_what_it_gives_the_mean():
-    values, groups = draw_grouped(np.random.default_rng(6), n_groups=20, size=4)
-    fast = cluster_bootstrap_interval(values, groups, n_resamples=4000)
-    general = cluster_bootstrap_interval(values, groups, lambda v: v.sum() / v.size, n_resamples=4000)
-    width = fast.ci_high - fast.ci_low
-    assert (general.ci_low, general.ci_high) == pytest.approx((fast.ci_low, fast.ci_high), abs=0.08 * width)
+@quick
+@given(columns, st.floats(0.01, 100), st.floats(-20, 20))
+def test_the_estimate_moves_and_stretches_with_the_values(values, scale, shift):
+    x = np.array(values)
+    assume(np.ptp(x) > 0.01)
+    one, two = estimate_mean(x), estimate_mean(scale * x + shift)
+    moved = [scale * bound + shift for bound in (one.mean, one.ci_low, one.ci_high)]
+    assert (two.mean, two.ci_low, two.ci_high) == pytest.approx(moved, rel=1e-6, abs=1e-6 * scale)
+    mirrored = estimate_mean(-x)
+    assert (mirrored.ci_low, mirrored.ci_high) == pytest.approx((-one.ci_high, -one.ci_low), abs=1e-9)
 
 
-def test_groups_of_unequal_size_keep_an_average_an_average():
-    sizes = [1, 2, 3, 4, 10]
-    result = cluster_bootstrap_interval(np.full(20, 5.0), np.repeat(np.arange(5), sizes))
-    assert (result.estimate, result.ci_low, result.ci_high) == (5.0, 5.0, 5.0)
+@quick
+@given(columns, st.integers(2, 5))
+def test_copies_in_a_cluster_add_nothing_and_single_images_are_the_ordinary_case(values, times):
+    x = np.array(values)
+    names = np.arange(len(x))
+    alone = summarize(x)
+    assert summarize(x, clusters=names) == alone
+    copied = summarize(np.repeat(x, times), clusters=np.repeat(names, times))
+    assert dataclasses.asdict(dataclasses.replace(copied, n=len(x))) == pytest.approx(
+        dataclasses.asdict(alone)
+    )
+    y = np.roll(x, 1)
+    pair = compare_paired(x, y)
+    assert compare_paired(x, y, names) == pair
+    twice = compare_paired(np.repeat(x, times), np.repeat(y, times), np.repeat(names, times))
+    assert dataclasses.asdict(dataclasses.replace(twice, n=len(x))) == pytest.approx(
+        dataclasses.asdict(pair), nan_ok=True
+    )
+
+
+@pytest.mark.parametrize("n", [3, 7, 12])
+@pytest.mark.parametrize("ties", [False, True])
+def test_signed_ranks_against_all_patterns_of_signs(n, ties):
+    rng = np.random.default_rng(n)
+    values = rng.normal(0.3, size=n)
+    values = np.sign(values) * np.ceil(2 * np.abs(values)) if ties else values
+    result = compare_paired(values, np.zeros(n))
+    ranks = scipy.stats.rankdata(np.abs(values))
+    patterns = np.array(list(itertools.product((0, 1), repeat=n))) @ ranks
+    far = np.abs(patterns - ranks.sum() / 2) >= abs(ranks[values > 0].sum() - ranks.sum() / 2) - 1e-9
+    assert result.wilcoxon_p == pytest.approx(far.mean())
+
+
+@pytest.mark.parametrize("n", [5, 50, 51, 1000])
+def test_no_p_is_below_that_of_the_most_extreme_pattern(n):
+    result = compare_paired(np.random.default_rng(n).uniform(1, 2, size=n), np.zeros(n))
+    assert result.wilcoxon_p >= 2.0 ** (1 - n)
+    if n <= 50:
+        assert result.wilcoxon_p == pytest.approx(2.0 ** (1 - n))
 
 
 # --- compare_paired ---------------------------------------------------------------------------------------
@@ -161,35 +199,27 @@ def test_paired_comparison_by_hand():
     result = compare_paired([3.0, 5.0, 4.0], [1.0, 2.0, 3.0])
     t = 2 * math.sqrt(3)
     half = 0.95 / math.sqrt(2 * 0.975 * 0.025) / math.sqrt(3)
-    assert (result.n, result.mean_a, result.mean_b, result.mean_difference, result.df) == (
-        3,
-        4.0,
-        2.0,
-        2.0,
-        2,
-    )
+    assert (result.n, result.n_clusters, result.df) == (3, 3, 2)
+    assert (result.mean_a, result.mean_b, result.difference) == (4.0, 2.0, 2.0)
     assert result.t == pytest.approx(t)
-    assert result.p_t == pytest.approx(1 - t / math.sqrt(t**2 + 2))  # closed form at two degrees of freedom
+    assert result.p == pytest.approx(1 - t / math.sqrt(t**2 + 2))  # closed form at two degrees of freedom
     assert (result.ci_low, result.ci_high) == pytest.approx((2 - half, 2 + half))
-    assert result.d_z == pytest.approx(2.0)
-    assert (result.wilcoxon, result.p_wilcoxon) == pytest.approx(
-        (0.0, 2 / 2**3)
-    )  # 1 of 8 sign patterns, twice
-    assert result.n_groups is None
-    assert math.isnan(result.p_groups)
+    assert result.effect_size == pytest.approx(2.0)
+    # 1 of 8 sign patterns, twice
+    assert (result.wilcoxon, result.wilcoxon_p) == pytest.approx((0.0, 2 / 2**3))
 
 
 def test_identical_models_differ_in_nothing():
     values = np.random.default_rng(7).random(50)
     result = compare_paired(values, values)
-    assert (result.t, result.p_t, result.d_z) == (0.0, 1.0, 0.0)
-    assert (result.wilcoxon, result.p_wilcoxon, result.rank_biserial) == (0.0, 1.0, 0.0)
+    assert (result.t, result.p, result.effect_size) == (0.0, 1.0, 0.0)
+    assert (result.wilcoxon, result.wilcoxon_p, result.rank_biserial) == (0.0, 1.0, 0.0)
     assert (result.ci_low, result.ci_high) == (0.0, 0.0)
 
 
 def test_rounding_is_no_difference():
     result = compare_paired([0.1 + 0.2, 0.5, 0.7], [0.3, 0.5, 0.7])
-    assert (result.t, result.p_t, result.p_wilcoxon) == (0.0, 1.0, 1.0)
+    assert (result.t, result.p, result.wilcoxon_p) == (0.0, 1.0, 1.0)
     # Nor does it rank among real differences, all of which are positive here.
     assert compare_paired([0.3, 2.0, 3.0, 4.0], [0.1 + 0.2, 1.0, 1.5, 3.5]).rank_biserial == 1.0
 
@@ -198,7 +228,7 @@ def test_rounding_is_no_difference():
 def test_a_constant_difference_is_infinitely_certain(sign):
     b = np.random.default_rng(8).random(10)
     result = compare_paired(b + sign * 0.1, b)
-    assert (result.t, result.p_t, result.d_z) == (sign * math.inf, 0.0, sign * math.inf)
+    assert (result.t, result.p, result.effect_size) == (sign * math.inf, 0.0, sign * math.inf)
     assert (result.ci_low, result.ci_high) == pytest.approx((sign * 0.1, sign * 0.1))
     assert result.rank_biserial == sign
 
@@ -221,19 +251,18 @@ def test_rank_biserial_counts_walsh_averages(rows):
 def test_swapping_the_models_flips_signs_and_keeps_p(rows):
     a, b = np.array(rows, dtype=float).T
     one, two = compare_paired(a, b), compare_paired(b, a)
-    assert (one.t, one.d_z, one.rank_biserial) == pytest.approx((-two.t, -two.d_z, -two.rank_biserial))
-    assert (one.p_t, one.p_wilcoxon) == pytest.approx((two.p_t, two.p_wilcoxon))
+    assert (one.t, one.effect_size, one.rank_biserial) == pytest.approx(
+        (-two.t, -two.effect_size, -two.rank_biserial)
+    )
+    assert (one.p, one.wilcoxon_p) == pytest.approx((two.p, two.wilcoxon_p))
     assert (one.ci_low, one.ci_high) == pytest.approx((-two.ci_high, -two.ci_low))
 
 
-def test_groups_are_compared_by_their_mean_differences():
+def test_clusters_are_compared_by_their_mean_differences():
     a, b = [4.0, 2.0, 5.0, 3.0, 9.0, 5.0], [1.0, 1.0, 2.0, 0.0, 4.0, 4.0]
-    result = compare_paired(a, b, groups=["x", "x", "y", "y", "z", "z"])
-    means = compare_paired([2.0, 3.0, 3.0], [0.0, 0.0, 0.0])  # mean differences of x, y and z
-    assert result.n_groups == 3
-    assert (result.mean_difference_groups, result.t_groups) == pytest.approx((means.mean_difference, means.t))
-    assert result.p_groups == pytest.approx(means.p_t)
-    assert (result.ci_low_groups, result.ci_high_groups) == pytest.approx((means.ci_low, means.ci_high))
+    result = compare_paired(a, b, clusters=["x", "x", "y", "y", "z", "z"])
+    means = compare_paired([3.0, 4.0, 7.0], [1.0, 1.0, 4.0])  # of x, y and z
+    assert dataclasses.asdict(dataclasses.replace(result, n=3)) == pytest.approx(dataclasses.asdict(means))
 
 
 # --- holm, proportion, relative change --------------------------------------------------------------------
@@ -266,9 +295,39 @@ def test_wilson_interval_from_its_formula(k, n):
     z = 1.959963984540054
     centre = (k + z**2 / 2) / (n + z**2)
     half = z / (n + z**2) * math.sqrt(k * (n - k) / n + z**2 / 4)
-    result = proportion_interval(k, n)
-    assert (result.proportion, result.successes, result.n) == (k / n, k, n)
-    assert (result.ci_low, result.ci_high) == pytest.approx((centre - half, centre + half), abs=1e-12)
+    for result in (count_share(k, n), summarize_share([True] * k + [False] * (n - k))):
+        assert (result.share, result.n, result.n_clusters) == (pytest.approx(k / n), n, n)
+        assert (result.ci_low, result.ci_high) == pytest.approx((centre - half, centre + half), abs=1e-12)
+
+
+def test_crops_that_agree_are_one_image_and_crops_that_do_not_are_more():
+    flags = np.random.default_rng(9).random(30) < 0.6
+    alone = summarize_share(flags)
+    crops = summarize_share(np.repeat(flags, 7), np.repeat(np.arange(30), 7))
+    assert dataclasses.replace(crops, n=30) == alone
+    mixed = summarize_share([0, 1] * 60, np.repeat(np.arange(6), 20))  # each photograph has the same share
+    assert mixed == dataclasses.replace(summarize_share([0, 1] * 60), n_clusters=6)
+
+
+@pytest.mark.parametrize("flag", [0, 1])
+def test_shares_of_nothing_and_all_rest_on_the_photographs(flag):
+    result, alone = summarize_share([flag] * 40, np.repeat(np.arange(10), 4)), summarize_share([flag] * 10)
+    assert dataclasses.replace(result, n=10) == alone
+
+
+def test_shares_that_differ_in_no_image_may_differ_in_others():
+    result = compare_shares([0, 1, 1, 0] * 5, [0, 1, 1, 0] * 5)
+    room = count_share(0, 20).ci_high
+    assert (result.difference, result.p) == (0.0, 1.0)
+    assert (result.ci_low, result.ci_high) == pytest.approx((-room, room))
+
+
+@pytest.mark.parametrize("n", range(2, 12))
+def test_shares_that_differ_in_every_image_have_the_sign_test_s_p(n):
+    result = compare_shares([1] * n, [0] * n)
+    assert result.p == pytest.approx(2 * 0.5**n)
+    assert (result.ci_low > 0) == (result.p < 0.05)
+    assert result.ci_high == 1.0
 
 
 def test_relative_change_of_a_known_effect():
@@ -277,24 +336,43 @@ def test_relative_change_of_a_known_effect():
     result = relative_change(a, a * rng.uniform(0.5, 0.7, size=400))
     assert result.percent == pytest.approx(100 * (result.mean_b / result.mean_a - 1))
     assert result.ci_low <= -40 <= result.ci_high
-    assert result.ci_high - result.ci_low < 2  # unpaired resampling would give about ten times that
+    assert result.ci_high - result.ci_low < 2  # unpaired it would be about ten times that
 
 
-def test_relative_change_over_groups_is_wider():
+def test_relative_change_of_symmetric_values_is_fiellers():
+    """Student's t of b − r a at both ends is the quantile: a quadratic in r."""
     rng = np.random.default_rng(10)
-    values, groups = draw_grouped(rng, n_groups=15, size=12)
+    a, b = rng.normal(5, 1, size=12), rng.normal(4, 1, size=12)
+    result = relative_change(a, b)
+    for end in (result.ci_low, result.ci_high):
+        assert compare_paired(b, (1 + end / 100) * a).p == pytest.approx(0.05, abs=1e-6)
+
+
+@quick
+@given(st.integers(0, 10_000))
+def test_relative_change_excludes_zero_exactly_where_the_paired_test_does(seed):
+    rng = np.random.default_rng(seed)
+    a = rng.gamma(2.0, size=15)
+    b = a * rng.uniform(0.5, 1.6, size=15)
+    result = relative_change(a, b)
+    assert (result.ci_low > 0 or result.ci_high < 0) == (compare_paired(b, a).p < 0.05)
+
+
+def test_relative_change_over_clusters_is_wider():
+    rng = np.random.default_rng(10)
+    values, clusters = draw_clustered(rng, n_clusters=15, size=12)
     a = np.full(values.size, 10.0)
-    plain, grouped = relative_change(a, a + values), relative_change(a, a + values, groups)
-    assert grouped.n_groups == 15
-    assert grouped.percent == plain.percent
-    assert grouped.ci_high - grouped.ci_low > 2 * (plain.ci_high - plain.ci_low)
+    plain, clustered = relative_change(a, a + values), relative_change(a, a + values, clusters)
+    assert (plain.n_clusters, clustered.n_clusters) == (180, 15)
+    assert clustered.percent == pytest.approx(plain.percent)
+    assert clustered.ci_high - clustered.ci_low > 2 * (plain.ci_high - plain.ci_low)
 
 
 def test_no_change_is_relative_to_zero():
     result = relative_change([0.0, 0.0], [1.0, 2.0])
     assert math.isnan(result.percent)
     assert "mean of a is 0" in result.reason
-    assert "some resamples" in relative_change([0.0, 0.0, 1.0], [1.0, 2.0, 1.0]).reason
+    assert "may be 0" in relative_change([0.0, 0.0, 1.0], [1.0, 2.0, 1.0]).reason
 
 
 # --- correlate --------------------------------------------------------------------------------------------
@@ -394,8 +472,8 @@ def test_only_distance_correlation_sees_a_parabola():
 
 def test_perfect_correlation_is_certain():
     x = np.arange(10.0)
-    for groups in (None, np.repeat(np.arange(5), 2)):
-        result = correlate(x, -2 * x + 1, groups, n_resamples=199)
+    for clusters in (None, np.repeat(np.arange(5), 2)):
+        result = correlate(x, -2 * x + 1, clusters, n_resamples=199)
         assert (result.pearson_r, result.spearman_rho) == pytest.approx((-1.0, -1.0))
         assert (result.pearson_low, result.pearson_high) == pytest.approx((-1.0, -1.0))
         assert result.distance_correlation == pytest.approx(1.0)
@@ -453,8 +531,8 @@ def test_crops_of_few_photographs_do_not_correlate_by_themselves():
     rng = np.random.default_rng(17)
     naive, grouped = [], []
     for seed in range(70):
-        (x, groups), (y, _) = (draw_grouped(rng, n_groups=12, size=6) for _ in range(2))
-        for kept, labels in ((naive, None), (grouped, groups)):
+        (x, clusters), (y, _) = (draw_clustered(rng, n_clusters=12, size=6) for _ in range(2))
+        for kept, labels in ((naive, None), (grouped, clusters)):
             result = correlate(x, y, labels, n_resamples=99, seed=seed)
             kept.append((result.pearson_p <= 0.05, result.spearman_p <= 0.05, result.distance_p <= 0.05))
     assert (np.mean(grouped, axis=0) <= 0.14).all()  # 0.05 + 3.3 standard errors
@@ -463,9 +541,9 @@ def test_crops_of_few_photographs_do_not_correlate_by_themselves():
 
 def test_a_real_correlation_is_found_over_groups():
     rng = np.random.default_rng(18)
-    x, groups = draw_grouped(rng, n_groups=20, size=6)
-    result = correlate(x, x + 0.5 * rng.normal(size=x.size), groups, n_resamples=199)
-    assert result.n_groups == 20
+    x, clusters = draw_clustered(rng, n_clusters=20, size=6)
+    result = correlate(x, x + 0.5 * rng.normal(size=x.size), clusters, n_resamples=199)
+    assert result.n_clusters == 20
     assert result.pearson_low > 0.7
     assert result.spearman_p < 0.001
     assert result.distance_p <= 0.01
@@ -673,14 +751,14 @@ def test_importances_of_a_noise_free_sum():
 
 def test_a_photograph_cannot_be_recognised_across_folds():
     rng = np.random.default_rng(24)
-    groups = np.repeat(np.arange(30), 8)
-    marks = rng.normal(size=(30, 4))[groups] + 0.01 * rng.normal(size=(240, 4))
-    layers, y = pd.DataFrame(marks, columns=list("abcd")), rng.normal(size=30)[groups]
+    clusters = np.repeat(np.arange(30), 8)
+    marks = rng.normal(size=(30, 4))[clusters] + 0.01 * rng.normal(size=(240, 4))
+    layers, y = pd.DataFrame(marks, columns=list("abcd")), rng.normal(size=30)[clusters]
     leaky = look_up(regress_cross_validated(layers, y, repeats=1).scores, estimator="forest")
-    honest = look_up(regress_cross_validated(layers, y, groups, repeats=1).scores, estimator="forest")
+    honest = look_up(regress_cross_validated(layers, y, clusters, repeats=1).scores, estimator="forest")
     assert leaky["r2"] > 0.8
     assert honest["r2"] < 0.15
-    assert honest["n_groups"] == 30
+    assert honest["n_clusters"] == 30
 
 
 def test_constant_target_and_constant_layer():
@@ -722,24 +800,16 @@ LAYERS = pd.DataFrame({"conv1": np.arange(40.0), "conv2": np.arange(40.0) % 7})
         (lambda: summarize(["a"]), "summarize: values must be numbers"),
         (lambda: summarize([1.0, math.nan, math.inf]), r"finite, got nan at position 1 \(2 of 3 in all\)"),
         (lambda: summarize([1.0, 2.0], silent=[True]), "equally long .* values: 2, silent: 1"),
-        (lambda: summarize([1.0, 2.0], groups=["a"]), "equally long .* values: 2, groups: 1"),
-        (lambda: bootstrap_interval([1.0]), "bootstrap_interval: needs at least 2 rows, got 1"),
-        (
-            lambda: bootstrap_interval([1.0, 2.0], method="basic"),
-            "must be 'BCa' or 'percentile', got 'basic'",
-        ),
-        (lambda: bootstrap_interval(([1.0, 2.0], [1.0])), "column 0: 2, column 1: 1"),
-        (lambda: cluster_bootstrap_interval([1.0, 2.0], ["a", "a"]), "at least 2 groups, got 1"),
-        (
-            lambda: cluster_bootstrap_interval([1.0, 2.0], ["a", None]),
-            "every row needs a group, got 1 without",
-        ),
+        (lambda: summarize([1.0, 2.0], clusters=["a"]), "equally long .* values: 2, clusters: 1"),
+        (lambda: compare_paired([1.0, 2.0], [1.0, 2.0], ["a", "a"]), "at least 2 clusters, got 1"),
+        (lambda: summarize([1.0, 2.0], clusters=["a", None]), "every row needs a cluster, got 1 without"),
+        (lambda: summarize_share([0.0, 0.5]), "flags must be true or false"),
         (lambda: compare_paired([1.0, 2.0], [1.0]), "compare_paired: columns must be .* a: 2, b: 1"),
         (lambda: compare_paired([1.0], [2.0]), "compare_paired: needs at least 2 images, got 1"),
         (lambda: relative_change([1.0, 2.0], [1.0, math.nan]), "relative_change: b must be finite"),
         (lambda: holm([0.5, 1.5]), r"holm: p-values must lie in \[0, 1\], got 0.5 to 1.5"),
-        (lambda: proportion_interval(5, 4), "0 ≤ successes ≤ n and n ≥ 1, got 5 of 4"),
-        (lambda: proportion_interval(0, 0), "0 ≤ successes ≤ n and n ≥ 1, got 0 of 0"),
+        (lambda: count_share(5, 4), "0 ≤ successes ≤ n and n ≥ 1, got 5 of 4"),
+        (lambda: count_share(0, 0), "0 ≤ successes ≤ n and n ≥ 1, got 0 of 0"),
         (
             lambda: correlate([1.0, math.inf], [1.0, 2.0]),
             "correlate: x must be finite, got inf at position 1",

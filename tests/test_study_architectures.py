@@ -95,7 +95,7 @@ def test_survey_means_are_those_of_the_measurement(results):
     ratios = table[(table["metric"] == "alias_power_ratio") & (table["tap"] == "dense")]
     mean = ratios.groupby("image")["value"].mean()
     assert model["alias_power_ratio"] == pytest.approx(mean.mean(), rel=1e-5)
-    half = 3.182446305 * mean.std() / 2  # Student's t at 3 degrees of freedom, n = 4
+    half = 3.182446305 * mean.std() / 2  # Student's t at 3 degrees of freedom, n = 4: no skewness of so few
     assert model["alias_power_ratio_high"] - model["alias_power_ratio"] == pytest.approx(half, rel=1e-4)
     assert model["sis"] == pytest.approx(table[table["metric"] == "sis"]["value"].mean(), rel=1e-5)
     assert model["parameters"] == sum(p.numel() for p in net.parameters())
@@ -119,7 +119,7 @@ def test_survey_says_that_weights_are_random_and_takes_the_photograph_as_the_uni
     assert "1 of them with random weights: this is about structure, not about trained networks" in said[1]
     model = read(tmp_path, "phase8_models").iloc[0]
     assert model["n"] == 40
-    assert model["n_photographs"] == len(set(load_images("samples", size=224, limit=40).groups)) < 40
+    assert model["n_clusters"] == len(set(load_images("samples", size=224, limit=40).clusters)) < 40
 
 
 def test_survey_measures_nothing_twice_and_refuses_other_pictures(results, no_figures):

@@ -24,8 +24,9 @@ from spectral.errors import SpectralError
 from spectral.figures import FIGURES, draw_figure
 from spectral.models import info, load, load_model
 from spectral.perturb import Checkerboard, Decimate, PerturbedImages, Resize, make_perturbation
+from spectral.stats import compare_shares
 from spectral.study import StudyOptions, phase6, run_study
-from spectral.study.phase6 import CLEAN, TESTS, WHOLE, compare_shares
+from spectral.study.phase6 import CLEAN, TESTS, WHOLE
 
 CHECKPOINTS = Path(spectral.__file__).parents[2] / "data" / "checkpoints"
 BASE, OTHER = "bundled/nula-w32", "bundled/resnet20-blurpool"
@@ -165,22 +166,22 @@ def test_shares_are_those_of_a_direct_computation(results, name):
     pixels, rows = sample_pixels(), read(results).set_index(["model", "perturbation"])
     labels = torch.tensor(spectral.load_images("samples", 32, LABELLED).labels)
     clean = classify(name, CLEAN, pixels).argmax(1)
-    accuracies = set()
+    accuracies, clusters = set(), np.array(spectral.load_images("samples", 32, IMAGES).clusters)
     for test in TESTS:
         confidence, found = classify(name, test, pixels).max(1)
         row = rows.loc[(name, test)]
         right = int((found[:LABELLED] == labels).sum())
         assert row["accuracy"] == pytest.approx(right / LABELLED)
-        wilson = spectral.stats.proportion_interval(right, LABELLED)
+        wilson = spectral.stats.count_share(right, LABELLED)
         assert (row["accuracy_low"], row["accuracy_high"]) == pytest.approx((wilson.ci_low, wilson.ci_high))
-        assert row["agreement"] == pytest.approx((found == clean).double().mean().item())
+        same = pd.Series((found == clean).double().numpy()).groupby(clusters).mean()
+        assert row["agreement"] == pytest.approx(same.mean())
         assert row["agreement_low"] <= row["agreement"] <= row["agreement_high"]
         assert row["confidence"] == pytest.approx(confidence.mean().item(), rel=1e-5)
         assert (row["n_labelled"], row["n"]) == (LABELLED, IMAGES)
         accuracies.add(right)
     assert len(accuracies) > 2  # or nothing was perturbed
-    groups = spectral.load_images("samples", 32, IMAGES).groups
-    assert rows["n_photographs"].unique().tolist() == [len(set(groups or []))]
+    assert rows["n_clusters"].unique().tolist() == [len(set(clusters))]
 
 
 def test_differences_are_paired_and_corrected_over_the_table(results):
@@ -202,12 +203,15 @@ def test_differences_are_paired_and_corrected_over_the_table(results):
         assert rows.loc[(OTHER, test), "delta_base"] == pytest.approx(
             (ours.double() - base.double()).mean().item()
         )
-        raw.append(exact_mcnemar(int((ours & ~base).sum()), int((~ours & base).sum())))
-    own = rows.loc[OTHER]
-    assert own["p_base"].tolist() == pytest.approx(raw)
-    assert own["p_base_holm"].tolist() == pytest.approx(step_down(raw))
+        raw.append(compare_shares(ours, base).p)
+    own, whole = rows.loc[OTHER], rows[["delta_base_p", "delta_clean_p"]].to_numpy().ravel()
+    assert own["delta_base_p"].tolist() == pytest.approx(raw)
+    known = ~np.isnan(whole)
+    assert known.sum() == len(TESTS) + 2 * (len(TESTS) - 1)
+    adjusted = rows[["delta_base_p_holm", "delta_clean_p_holm"]].to_numpy().ravel()
+    assert adjusted[known].tolist() == pytest.approx(step_down(whole[known].tolist()))
     assert (own["base"] == BASE).all()
-    assert rows.loc[BASE, ["base", "delta_base", "p_base", "p_base_holm"]].isna().all(axis=None)
+    assert rows.loc[BASE, ["base", "delta_base", "delta_base_p", "delta_base_p_holm"]].isna().all(axis=None)
 
 
 def exact_mcnemar(gained: int, lost: int) -> float:
@@ -225,25 +229,26 @@ def step_down(raw: list[float]) -> list[float]:
     return found
 
 
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
-def test_a_paired_difference_has_the_exact_p_and_turns_with_its_sides(pairs):
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=60))
+def test_a_paired_difference_turns_with_its_sides_and_its_signs_are_mcnemars(pairs):
     a, b = np.array(pairs).T
-    difference, low, high, p = compare_shares(a, b)
-    assert difference == pytest.approx(a.mean() - b.mean())
-    assert p == pytest.approx(exact_mcnemar(int((a & ~b).sum()), int((~a & b).sum())))
-    assert -1 <= low < high <= 1
-    assert low <= difference <= high
-    assert compare_shares(b, a) == pytest.approx((-difference, -high, -low, p))
+    one, two = compare_shares(a, b), compare_shares(b, a)
+    assert one.difference == pytest.approx(a.mean() - b.mean())
+    assert one.wilcoxon_p == pytest.approx(exact_mcnemar(int((a & ~b).sum()), int((~a & b).sum())))
+    assert -1 <= one.ci_low < one.ci_high <= 1
+    assert one.ci_low <= one.difference <= one.ci_high
+    assert (one.ci_low > 0 or one.ci_high < 0) == (one.p < 0.05)
+    mirrored = (-two.difference, -two.ci_high, -two.ci_low, two.p)
+    assert (one.difference, one.ci_low, one.ci_high, one.p) == pytest.approx(mirrored)
 
 
 def test_intervals_of_paired_differences_cover_the_truth():
-    """95 of 100 would be exact; the half images make it a little more."""
     rng = np.random.default_rng(0)
     held = 0
     for _ in range(400):
         kind = rng.choice(4, size=60, p=[0.5, 0.25, 0.1, 0.15])  # both, a alone, b alone, neither
-        _, low, high, _ = compare_shares(kind < 2, (kind == 0) | (kind == 2))
-        held += low <= 0.15 <= high
+        found = compare_shares(kind < 2, (kind == 0) | (kind == 2))
+        held += found.ci_low <= 0.15 <= found.ci_high
     assert 0.92 <= held / 400 <= 0.99
 
 
@@ -346,7 +351,7 @@ def test_shares_of_images_are_those_of_a_projection_by_svd(results, bundled, nam
 
 def test_a_constant_image_has_no_power_without_its_mean():
     images = torch.cat([torch.full((1, 3, 8, 8), 0.7), torch.rand(2, 3, 8, 8)]).double()
-    row = phase6.describe_null_space(Decimate(2), images, None, 0)
+    row = phase6.describe_null_space(Decimate(2), images, list("abc"))
     assert row["n_silent"] == 1
     expected = phase6.compute_null_share(Decimate(2), images[1:] - images[1:].mean((-2, -1), keepdim=True))
     assert row["null_share_no_mean"] == pytest.approx(expected.mean().item())
@@ -440,7 +445,7 @@ def test_without_labels_there_is_agreement_alone(bundled, tmp_path, capsys):
     assert "no accuracies without labels: --data cifar10" in said
     assert f"{BASE}: agreement lowest" in said
     own = table[(table["model"] == BASE) & (table["perturbation"] == "resize-0.25")].iloc[0]
-    share = spectral.stats.proportion_interval(round(5 * own["agreement"]), 5)  # no photographs: Wilson
+    share = spectral.stats.count_share(round(5 * own["agreement"]), 5)  # no photographs: Wilson
     assert (own["agreement_low"], own["agreement_high"]) == pytest.approx((share.ci_low, share.ci_high))
 
 
@@ -523,7 +528,7 @@ def test_fig23_marks_are_the_accuracies_open_where_like_the_base():
     marks = [line for line in ax.lines if line.get_marker() not in ("None", None, "")]
     assert [mark.get_ydata()[0] for mark in marks] == pytest.approx(list(100 * table["accuracy"]))
     opened = [to_hex(mark.get_markerfacecolor()) == "#ffffff" for mark in marks]
-    assert opened == (table["p_base_holm"] >= 0.05).tolist()
+    assert opened == (table["delta_base_p_holm"] >= 0.05).tolist()
     ends = np.array([c.get_segments()[0][:, 1] for c in ax.collections])
     np.testing.assert_allclose(ends, 100 * table[["accuracy_low", "accuracy_high"]])
     names = [label.get_text().replace("\n", "-") for label in ax.get_xticklabels()]

@@ -220,9 +220,10 @@ def test_samples_without_enough_labels_are_scored_by_agreement(tmp_path, capsys)
     table = read(tmp_path)
     assert set(table["response"]) == {"robust agreement"}
     assert table["n_labelled"].tolist() == [20, 20]
-    assert table["autoattack_agreement"].tolist() == pytest.approx([0, 4 / 24])
+    assert table["autoattack_agreement"].iloc[0] == 0
+    assert table["autoattack_agreement"].iloc[1] > 0
     # nothing left in any photograph: an interval of the photographs' number, not of none
-    n = int(table["n_photographs"].iloc[0])
+    n = int(table["n_clusters"].iloc[0])
     high = scipy.stats.binomtest(0, n).proportion_ci(method="wilson").high
     assert table["autoattack_agreement_high"].iloc[0] == pytest.approx(high)
     assert set(read(tmp_path, "phase9_correlation")["response"]) <= {"robust agreement"}
@@ -357,16 +358,15 @@ def test_correlations_are_scipys_with_rounding_tied_at_nothing():
         assert row["spearman_low"] <= row["spearman"] <= row["spearman_high"]
 
 
-def test_correlations_cover_each_way_of_training_and_are_corrected_per_attack():
+def test_correlations_cover_each_way_of_training_and_are_corrected_over_the_table():
     networks, sites = make_networks()
     table = phase9.correlate_networks(networks, sites)
     assert len(table) == 3 * len(phase9.TESTS) * len(METRICS) * 5
     assert table.groupby("networks")["n_networks"].unique().map(list).to_dict() == {
         "all": [12], "standard": [6], "fgsm": [6],
     }  # fmt: skip
-    for _, own in table.groupby(["networks", "attack"]):
-        for column in ("spearman_p", "partial_p"):
-            assert own[f"{column}_holm"].min() == pytest.approx(min(15 * own[column].min(), 1))
+    raw, adjusted = (table[[f"spearman_p{end}", f"partial_p{end}"]].to_numpy() for end in ("", "_holm"))
+    assert np.nanmin(adjusted) == pytest.approx(min(np.count_nonzero(~np.isnan(raw)) * np.nanmin(raw), 1))
     assert table["confounds"].str.contains("architectures").all()
 
 
@@ -416,9 +416,11 @@ def test_pairs_are_compared_by_log_ratios():
         assert row["ratio"] == pytest.approx(math.exp(expected.mean()))
         assert (row["n"], row["n_lower"], row["unit"]) == (3, 2, "pair")
         assert row["p"] == pytest.approx(scipy.stats.ttest_1samp(expected, 0).pvalue)
-        assert row["p_holm"] == pytest.approx(min(9 * row["p"], 1))  # all nine have one p
+        assert row["p_holm"] == pytest.approx(min(9 * row["p"], 1))  # all nine have one p, and no others
     single = table[(table["metric"] == "am") & (table["pair"] == "b")].iloc[0]
     assert (single["n"], single["unit"]) == (2, "site")
+    assert math.isnan(single["p"])
+    assert single["reason"] == "the sites of one pair are no sample: no interval"
     assert single["log_ratio"] == pytest.approx(1.5 * math.log(0.25))
     assert table["confounds"].str.contains("recipe").all()
 

@@ -12,13 +12,17 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+import spectral
 from spectral.errors import SpectralError
+from spectral.stats import estimate_mean
+from spectral.store import ShardStore
 from spectral.table import (
     COLUMNS,
     SUMMARY_COLUMNS,
     Key,
-    ShardStore,
+    Origin,
     describe_environment,
+    make_reasons,
     make_rows,
     read_json,
     summarize_measurements,
@@ -27,20 +31,28 @@ from spectral.table import (
     write_json,
 )
 
-AVR: Key = ("conv1", 0, "conv", "input", "avr")
-POWER: Key = ("conv1", 0, "conv", "input", "power")
-SIS: Key = ("", 0, "", "", "sis")
+NET = Origin("net", "sha256:0", "tensor@0")
+AVR = Key("avr", "conv1", 0, "conv", "2x1", "input")
+POWER = AVR._replace(metric="power")
+SIS = Key("sis")
+POOL = Key("", "pool", 0, "max_pool", "2x2")
 
 
-def table(values: Mapping[Key, list[float]], images: list[str] | None = None) -> pd.DataFrame:
+def table(
+    values: Mapping[Key, list[float]],
+    images: list[str] | None = None,
+    clusters: list[str] | None = None,
+    origin: Origin = NET,
+    reasons: Mapping[Key, str] | None = None,
+) -> pd.DataFrame:
     columns = np.array(list(values.values()), dtype=np.float64).T
-    return to_frame(
-        [make_rows("net", images or [f"{i}" for i in range(len(columns))], list(values), columns)]
-    )
+    ids = images or [f"i{i}" for i in range(len(columns))]
+    rows = make_rows(origin, ids, clusters or ids, list(values), columns)
+    return to_frame([make_reasons(origin, reasons or {}), rows])
 
 
 def rows(*images: str) -> Any:
-    return make_rows("net", list(images), [SIS], np.arange(len(images), dtype=np.float64)[:, None])
+    return make_rows(NET, images, images, [SIS], np.arange(len(images), dtype=np.float64)[:, None])
 
 
 class TestRows:
@@ -48,10 +60,10 @@ class TestRows:
         frame = table({AVR: [0.1, 0.2], SIS: [0.3, 0.4]}, ["a", "b"])
         assert list(frame.columns) == COLUMNS
         assert frame.values.tolist() == [
-            ["net", "a", "conv1", 0, "conv", "input", "avr", 0.1],
-            ["net", "a", "", 0, "", "", "sis", 0.3],
-            ["net", "b", "conv1", 0, "conv", "input", "avr", 0.2],
-            ["net", "b", "", 0, "", "", "sis", 0.4],
+            [*NET, "a", "a", "conv1", 0, "conv", "2x1", "input", "avr", 0.1, ""],
+            [*NET, "a", "a", "", 0, "", "", "", "sis", 0.3, ""],
+            [*NET, "b", "b", "conv1", 0, "conv", "2x1", "input", "avr", 0.2, ""],
+            [*NET, "b", "b", "", 0, "", "", "", "sis", 0.4, ""],
         ]
 
     def test_values_keep_all_their_digits(self):
@@ -69,7 +81,8 @@ class TestShardStore:
         again = ShardStore(tmp_path / "a" / "b", {"model": "net"})
         assert again.finished_images() == {"x", "y", "z"}
         assert again.read()["image"].tolist() == ["x", "y", "z"]
-        assert again.unmeasured == {}
+        assert again.reasons() == {}
+        assert again.measured_sites() == {""}
 
     def test_provenance_may_differ_and_the_configuration_may_not(self, tmp_path):
         ShardStore(tmp_path, {"model": "net", "sites": ("a", "b")}, {"cores": 2})
@@ -107,16 +120,47 @@ class TestShardStore:
         assert ShardStore(tmp_path, {}).finished_images() == {"a"}
         assert not list(tmp_path.glob("*.partial"))
 
-    def test_the_reasons_are_those_of_the_first_shard(self, tmp_path):
+    def test_reasons_are_rows_of_the_shards(self, tmp_path):
         store = ShardStore(tmp_path, {})
-        store.append(rows("a"), {"conv1": "why"})
-        store.append(rows("b"), {"conv2": "not this"})
-        assert ShardStore(tmp_path, {}).unmeasured == {"conv1": "why"}
+        store.append(make_reasons(NET, {POOL: "why"}))
+        store.append(rows("a"))
+        again = ShardStore(tmp_path, {})
+        assert again.reasons() == {POOL: "why"}
+        assert again.finished_images() == {"a"}
+
+    def test_pandas_reads_the_folder_as_one_table(self, tmp_path):
+        store = ShardStore(tmp_path, {"model": "net"}, {"cores": 2})
+        store.append(make_reasons(NET, {POOL: "why"}))
+        store.append(rows("b", "a"))
+        store.append(rows("c"))
+        store.note_sites([{"name": "pool"}])
+        (tmp_path / "_shard-000003.partial").write_bytes(b"half")
+        pd.testing.assert_frame_equal(pd.read_parquet(tmp_path), store.read())
+        assert store.read()["image"].tolist() == ["", "b", "a", "c"]
+
+    def test_read_gives_table_provenance_and_sites(self, tmp_path):
+        store = ShardStore(tmp_path / "run" / "measurements", {"model": "net"}, {"cores": 2})
+        store.append(rows("a"))
+        store.note_sites([{"name": "pool"}])
+        for folder in (tmp_path / "run", str(tmp_path / "run" / "measurements")):
+            found = spectral.read(folder)
+            pd.testing.assert_frame_equal(found, store.read())
+            assert found.attrs == {"provenance": {"cores": 2}, "sites": [{"name": "pool"}]}
+
+    def test_folders_of_an_earlier_version_are_refused_in_a_sentence(self, tmp_path):
+        (tmp_path / "run.json").write_text("{}")
+        for ask in (lambda: ShardStore(tmp_path, {}), lambda: spectral.read(tmp_path)):
+            with pytest.raises(SpectralError, match=r"written by an earlier version.*measure again"):
+                ask()
+
+    def test_what_is_no_run_is_refused(self, tmp_path):
+        with pytest.raises(SpectralError, match="holds no measurements"):
+            spectral.read(tmp_path)
 
     def test_shards_of_unknown_origin_are_refused(self, tmp_path):
         ShardStore(tmp_path, {}).append(rows("a"))
-        (tmp_path / "run.json").unlink()
-        with pytest.raises(SpectralError, match=r"has shards but no run\.json; choose another folder"):
+        (tmp_path / "_run.json").unlink()
+        with pytest.raises(SpectralError, match=r"has shards but no _run\.json; choose another folder"):
             ShardStore(tmp_path, {})
 
     def test_damaged_files_are_named(self, tmp_path):
@@ -125,8 +169,8 @@ class TestShardStore:
         store.shards[0].write_bytes(b"PAR1")
         with pytest.raises(SpectralError, match=r"shard-000000\.parquet is damaged"):
             store.finished_images()
-        (tmp_path / "run.json").write_text("{")
-        with pytest.raises(SpectralError, match=r"run\.json can't be read .*measure again"):
+        (tmp_path / "_run.json").write_text("{")
+        with pytest.raises(SpectralError, match=r"_run\.json can't be read .*measure again"):
             ShardStore(tmp_path, {})
 
     def test_a_file_is_no_folder(self, tmp_path):
@@ -138,13 +182,13 @@ class TestShardStore:
 
 class TestSummary:
     def test_mean_spread_and_interval_against_a_calculation_by_hand(self):
-        summary = summarize_measurements(table({SIS: [1.0, 2.0, 3.0, 4.0]}))
+        summary = summarize_measurements(table({AVR._replace(metric="am"): [1.0, 2.0, 3.0, 4.0]}))
         (row,) = summary.to_dict("records")
         std = math.sqrt(5 / 3)
-        half = 3.182446305284263 * std / 2  # Student's t at 97.5 %, 3 degrees of freedom
-        assert (row["n"], row["n_silent"], row["mean"]) == (4, 0, 2.5)
+        half = 3.182446305284263 * std / 2  # Student's t at 97.5 %, 3 degrees of freedom: no skewness here
+        assert (row["n"], row["n_clusters"], row["n_silent"], row["mean"]) == (4, 4, 0, 2.5)
         assert row["std"] == pytest.approx(std, rel=1e-12)
-        assert row["ci_low"] == pytest.approx(2.5 - half, rel=1e-9)
+        assert row["ci_low"] == pytest.approx(max(2.5 - half, 0), rel=1e-9)
         assert row["ci_high"] == pytest.approx(2.5 + half, rel=1e-9)
 
     def test_pooled_avr_weighs_by_power_and_leaves_silent_maps_out_of_the_mean(self):
@@ -167,8 +211,8 @@ class TestSummary:
         assert math.isnan(row["ci_high"])
 
     def test_rows_are_grouped_by_model_site_call_and_tap(self):
-        dense: Key = ("conv1", 0, "conv", "dense", "avr")
-        again: Key = ("conv1@1", 1, "conv", "input", "avr")
+        dense = AVR._replace(tap="dense")
+        again = AVR._replace(site="conv1@1", call=1)
         summary = summarize_measurements(
             table({AVR: [0.1, 0.3], dense: [0.2, 0.4], again: [0.5, 0.7], SIS: [0, 1]})
         )
@@ -180,32 +224,89 @@ class TestSummary:
             ["", 0, "", pytest.approx(0.5)],
         ]
 
-    def test_sites_give_strides_and_reasons(self):
-        site = {"call": 0, "op": "conv", "stride": "2x1", "measurable": True, "reason": None}
-        sites = [
-            {**site, "name": "conv1"},
-            {**site, "name": "pool", "op": "max_pool", "measurable": False, "reason": "unequal windows"},
+    def test_strides_and_reasons_are_in_the_rows(self):
+        frame = table({AVR: [0.1, 0.3], SIS: [0.0, 1.0]}, reasons={POOL: "unequal windows"})
+        summary = summarize_measurements(frame)
+        assert summary[["model", "site", "op", "stride", "n", "reason"]].values.tolist() == [
+            ["net", "conv1", "conv", "2x1", 2, ""],
+            ["net", "", "", "", 2, ""],
+            ["net", "pool", "max_pool", "2x2", 0, "unequal windows"],
         ]
-        frame = table({AVR: [0.1, 0.3], SIS: [0.0, 1.0]})
-        frame.attrs["sites"] = sites
-        for summary in (summarize_measurements(frame), summarize_measurements(frame.copy(), sites)):
-            assert summary[["model", "site", "op", "stride", "n", "reason"]].values.tolist() == [
-                ["net", "conv1", "conv", "2x1", 2, ""],
-                ["net", "", "", "", 2, ""],
-                ["net", "pool", "max_pool", "2x1", 0, "unequal windows"],
-            ]
 
-    def test_crops_of_one_photograph_count_as_one(self):
-        crops = [0.0, 0.1, 1.0, 1.1, 2.0, 2.1, 3.0, 3.1]
-        photographs = {f"{i}": f"photo{i // 2}" for i in range(8)}
-        frame = table({SIS: crops})
-        (alone,) = summarize_measurements(frame).to_dict("records")
-        (grouped,) = summarize_measurements(frame, groups=photographs).to_dict("records")
-        assert grouped["mean"] == alone["mean"] == pytest.approx(1.55)
-        assert grouped["ci_high"] - grouped["ci_low"] > 1.2 * (alone["ci_high"] - alone["ci_low"])
-        own = {f"{i}": f"{i}" for i in range(8)}
-        (each,) = summarize_measurements(frame, groups=own).to_dict("records")
-        assert each["ci_high"] - each["ci_low"] == pytest.approx(alone["ci_high"] - alone["ci_low"], rel=0.15)
+    def test_a_photograph_counts_once_however_many_crops_it_has(self):
+        values, photographs = [0.0, 0.2, 0.1, 0.5, 0.9, 0.8], ["a", "a", "a", "b", "c", "c"]
+        (row,) = summarize_measurements(table({SIS: values}, clusters=photographs)).to_dict("records")
+        means = np.array([0.1, 0.5, 0.85])
+        assert (row["n"], row["n_clusters"]) == (6, 3)
+        assert row["mean"] == pytest.approx(means.mean())
+        assert row["std"] == pytest.approx(means.std(ddof=1))
+        found = estimate_mean(means)
+        assert (row["ci_low"], row["ci_high"]) == pytest.approx((max(found.ci_low, 0), min(found.ci_high, 1)))
+
+    def test_duplicating_each_image_in_its_cluster_changes_nothing_but_n(self):
+        rng = np.random.default_rng(0)
+        frame = table(
+            {AVR: rng.random(9), POWER: rng.random(9), SIS: rng.random(9)}, clusters=list("aabbbcdef")
+        )
+        copied = pd.concat([frame, frame.assign(image=frame["image"] + " again")])
+        once, twice = summarize_measurements(frame), summarize_measurements(copied)
+        assert twice["n"].tolist() == (2 * once["n"]).tolist()
+        pd.testing.assert_frame_equal(once.drop(columns="n"), twice.drop(columns="n"))
+
+    def test_the_mean_is_of_the_metric_s_own_range(self):
+        (row,) = summarize_measurements(table({SIS: [0.0, 0.0, 0.1]})).to_dict("records")
+        assert row["ci_low"] == 0.0
+
+    def test_a_site_that_ran_on_some_images_says_on_how_many(self):
+        some = table({AVR: [0.1, 0.3], SIS: [0.0, 1.0]}, ["a", "b"])
+        rest = table({SIS: [0.5]}, ["c"])
+        summary = summarize_measurements(pd.concat([some, rest])).set_index("metric")
+        assert summary.loc["avr", ["n", "n_absent"]].tolist() == [2, 1]
+        assert summary.loc["sis", ["n", "n_absent"]].tolist() == [3, 0]
+
+    @pytest.mark.parametrize("way", ["csv", "parquet", "concat"])
+    def test_tables_that_went_through_pandas_say_the_same(self, tmp_path, way):
+        """Site names and image ids that look like numbers are the hard part: 0 of nn.Sequential, tensors."""
+        keys = {AVR._replace(site="0"): [0.1, 0.3, 0.2], SIS: [0.5, 0.25, 1 / 3]}
+        reasons = {POOL._replace(site="3"): "unequal windows"}
+        frame = table(keys, ["0000", "0001", "0002"], reasons=reasons)
+        other = table({AVR: [0.5, 0.7]}, origin=Origin("other", "sha256:1", "tensor@1"))
+        apart = [summarize_measurements(frame), summarize_measurements(other)]
+        both = pd.concat([frame, other], ignore_index=True)
+        if way == "csv":
+            both.to_csv(tmp_path / "both.csv", index=False)
+            both = pd.read_csv(tmp_path / "both.csv")
+        elif way == "parquet":
+            both.to_parquet(tmp_path / "both.parquet")
+            both = pd.read_parquet(tmp_path / "both.parquet")
+        found = summarize_measurements(both)
+        expected = pd.concat(apart).set_index(["model", "site", "metric"]).sort_index()
+        pd.testing.assert_frame_equal(found.set_index(["model", "site", "metric"]).sort_index(), expected)
+
+    def test_a_csv_file_of_one_table_has_numbers_for_sites_and_images(self, tmp_path):
+        frame = table({AVR._replace(site="0"): [0.1, 0.3]}, ["0000", "0001"])
+        frame.to_csv(tmp_path / "t.csv", index=False)
+        found = summarize_measurements(pd.read_csv(tmp_path / "t.csv"))
+        pd.testing.assert_frame_equal(found, summarize_measurements(frame))
+
+    def test_other_weights_or_images_of_the_same_name_are_kept_apart(self):
+        frames = [table({SIS: [value, value]}, origin=Origin("net", f"sha256:{value}", "tensor@0"))
+                  for value in (0.25, 0.75)]  # fmt: skip
+        summary = summarize_measurements(pd.concat(frames))
+        assert summary[["weights", "mean", "n"]].values.tolist() == [
+            ["sha256:0.25", 0.25, 2],
+            ["sha256:0.75", 0.75, 2],
+        ]
+
+    def test_the_same_values_twice_are_refused(self):
+        frame = table({SIS: [0.5, 0.25]})
+        with pytest.raises(SpectralError, match=r"sis of image 'i0' twice for model 'net'"):
+            summarize_measurements(pd.concat([frame, frame]))
+
+    def test_a_table_without_clusters_is_refused_with_a_way_out(self):
+        frame = table({SIS: [0.5, 0.25]}).drop(columns="cluster")
+        with pytest.raises(SpectralError, match=r"without the column 'cluster'; table\['cluster'\] = "):
+            summarize_measurements(frame)
 
     def test_an_empty_table_has_an_empty_summary(self):
         assert list(summarize_measurements(to_frame([])).columns) == SUMMARY_COLUMNS

@@ -44,6 +44,7 @@ from .stability import (
     measure_equivariance,
     measure_worst_shift,
 )
+from .store import read
 from .surgery import ConversionReport, conversion_report, convert, revert
 from .synthetic import (
     exact_bin_frequencies,
@@ -121,6 +122,7 @@ __all__ = [
     "pair_sites",
     "perturb",
     "radial_frequencies",
+    "read",
     "recalibrate",
     "revert",
     "split_border",

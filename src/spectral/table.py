@@ -1,193 +1,215 @@
-"""The tidy table of measurements: its schema, shards on disk, atomic writing, provenance and summary."""
+"""The tidy table of measurements: its rows, how it is read back, and what it says in summary."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 import spectral
 from spectral import stats
 from spectral.errors import SpectralError
+from spectral.schema import MEASUREMENT, NOT_AVERAGED, PLACE, RANGES, SUMMARY
 
-COLUMNS = ["model", "image", "site", "call", "op", "tap", "metric", "value"]
-SUMMARY_COLUMNS = ["model", "site", "call", "op", "stride", "tap", "metric", "n", "n_silent", "mean", "std",
-                   "ci_low", "ci_high", "avr_pooled", "reason"]  # fmt: skip
-RUN_FILE, UNMEASURED_FILE = "run.json", "unmeasured.json"
+COLUMNS, SUMMARY_COLUMNS = list(MEASUREMENT), list(SUMMARY)
+_NUMBERS = {"call": pa.int32(), "value": pa.float64()}
 _TEXT = pa.dictionary(pa.int32(), pa.string())
-SCHEMA = pa.schema(
-    [(c, pa.int32() if c == "call" else pa.float64() if c == "value" else _TEXT) for c in COLUMNS]
-)
+SCHEMA = pa.schema([(column, _NUMBERS.get(column, pa.string())) for column in COLUMNS])
+_COMPACT = pa.schema([(column, _NUMBERS.get(column, _TEXT)) for column in COLUMNS])
+_RUN = ["model", "weights", "images"]  # what is the same in all rows of one run
 
-# site, call, op, tap, metric
-Key = tuple[str, int, str, str, str]
+
+class Key(NamedTuple):
+    """What a value is of; site, op, stride and tap are empty for the whole model."""
+
+    metric: str
+    site: str = ""
+    call: int = 0
+    op: str = ""
+    stride: str = ""
+    tap: str = ""
+
+
+class Origin(NamedTuple):
+    """Which network the values of a run are of, and on which images they were measured."""
+
+    model: str
+    weights: str
+    images: str
 
 
 def make_rows(
-    model: str, images: Sequence[str], keys: Sequence[Key], values: npt.NDArray[np.float64]
+    origin: Origin,
+    images: Sequence[str],
+    clusters: Sequence[str],
+    keys: Sequence[Key],
+    values: npt.NDArray[np.float64],
 ) -> pa.Table:
     """Turn a block of values (images × keys) into tidy rows, image by image.
 
     Example:
-        >>> rows = make_rows("net", ["a", "b"], [("", 0, "", "", "sis")], np.array([[0.1], [0.2]]))
+        >>> net = Origin("net", "sha256:0", "tensor@0")
+        >>> rows = make_rows(net, ["a", "b"], ["a", "b"], [Key("sis")], np.array([[0.1], [0.2]]))
         >>> rows.to_pandas()["value"].tolist()
         [0.1, 0.2]
     """
     n, k = values.shape
+    order = np.repeat(np.arange(n), k)
     columns: dict[str, pa.Array] = {
-        "model": _repeat_text([model], np.zeros(n * k)),
-        "image": _repeat_text(images, np.repeat(np.arange(n), k)),
+        "image": _repeat_text(images, order),
+        "cluster": _repeat_text(clusters, order),
         "value": pa.array(values.ravel()),
+        "reason": _repeat_text([""], np.zeros(n * k)),
     }
-    for position, name in enumerate(("site", "call", "op", "tap", "metric")):
-        entries = [key[position] for key in keys]
+    columns |= {name: _repeat_text([word], np.zeros(n * k)) for name, word in origin._asdict().items()}
+    for name in Key._fields:
+        entries = [getattr(key, name) for key in keys]
         if name == "call":
             columns[name] = pa.array(np.tile(np.array(entries, np.int32), n))
         else:
             words = list(dict.fromkeys(map(str, entries)))
-            codes = np.tile(np.array([words.index(str(entry)) for entry in entries]), n)
+            codes = np.tile(np.array([words.index(str(entry)) for entry in entries], dtype=np.intp), n)
             columns[name] = _repeat_text(words, codes)
-    return pa.table(columns).select(COLUMNS).cast(SCHEMA)
+    return pa.table(columns).select(COLUMNS).cast(_COMPACT)
 
 
-def to_frame(tables: Sequence[pa.Table]) -> pd.DataFrame:
+def make_reasons(origin: Origin, reasons: Mapping[Key, str]) -> pa.Table:
+    """Turn what couldn't be measured into rows: without image, metric and value, but with the reason.
+
+    Example:
+        >>> found = make_reasons(Origin("net", "", ""), {Key("", "pool", op="max_pool"): "unequal windows"})
+        >>> found.select(["site", "value", "reason"]).to_pylist()
+        [{'site': 'pool', 'value': nan, 'reason': 'unequal windows'}]
+    """
+    rows = [
+        {**origin._asdict(), **key._asdict(), "image": "", "cluster": "", "value": np.nan, "reason": reason}
+        for key, reason in reasons.items()
+    ]
+    return pa.Table.from_pylist(rows, SCHEMA).cast(_COMPACT)
+
+
+def to_frame(tables: Iterable[pa.Table]) -> pd.DataFrame:
     """Join tidy rows into one pandas table."""
-    joined = pa.concat_tables([SCHEMA.empty_table(), *tables]).unify_dictionaries()
-    plain = pa.schema([(f.name, pa.string() if f.type == _TEXT else f.type) for f in SCHEMA])
-    frame: pd.DataFrame = joined.cast(plain).to_pandas()
+    joined = pa.concat_tables([SCHEMA.empty_table(), *(table.cast(SCHEMA) for table in tables)])
+    frame: pd.DataFrame = joined.to_pandas()
     return frame
 
 
-class ShardStore:
-    """A folder of Parquet shards that belongs to one configuration and can be continued after a kill.
+def read_frame(table: pd.DataFrame, caller: str) -> pd.DataFrame:
+    """Return a table of measurements as `measure` gave it, wherever it has been since.
 
-    Args:
-        folder: created if it doesn't exist.
-        config: what determines the values; a folder with another one is refused.
-        provenance: what is recorded beside it but may differ when a run is continued (versions, device).
+    A CSV file has no empty text, and no text that looks like a number: both are put right.
 
     Raises:
-        SpectralError: if the folder can't be written, or holds measurements of another configuration.
-    """
-
-    def __init__(
-        self, folder: Path, config: Mapping[str, Any], provenance: Mapping[str, Any] | None = None
-    ) -> None:
-        self.folder = Path(folder)
-        ensure_writable(self.folder)
-        self._claim(json.loads(json.dumps(config)), dict(provenance or {}))
-        for left_over in self.folder.glob("*.partial"):
-            left_over.unlink()
-
-    @property
-    def shards(self) -> list[Path]:
-        """Finished shards in the order written."""
-        return sorted(self.folder.glob("shard-*.parquet"))
-
-    def finished_images(self) -> set[str]:
-        """Ids of the images whose rows are on disk."""
-        done: set[str] = set()
-        for shard in self.shards:
-            done |= set(_read_shard(shard, ["image"])["image"].to_pylist())
-        return done
-
-    @property
-    def unmeasured(self) -> dict[str, str]:
-        """Sites that the first shard's run could not measure, with the reasons."""
-        path = self.folder / UNMEASURED_FILE
-        return read_json(path) if path.exists() else {}
-
-    def append(self, rows: pa.Table, unmeasured: Mapping[str, str] | None = None) -> None:
-        """Write one shard: all of it or nothing. ``unmeasured`` is written with the first."""
-        shards = self.shards
-        if unmeasured and not shards:
-            write_json(unmeasured, self.folder / UNMEASURED_FILE)
-        # Not the number of shards: someone may have deleted a damaged one.
-        number = int(shards[-1].stem.removeprefix("shard-")) + 1 if shards else 0
-        path = self.folder / f"shard-{number:06d}.parquet"
-        partial = path.with_suffix(".partial")
-        pq.write_table(rows, partial, compression="zstd")
-        os.replace(partial, path)
-
-    def read(self) -> pd.DataFrame:
-        """Read everything that is on disk."""
-        return to_frame([_read_shard(shard) for shard in self.shards])
-
-    def _claim(self, config: dict[str, Any], provenance: dict[str, Any]) -> None:
-        path = self.folder / RUN_FILE
-        if not path.exists():
-            if self.shards:
-                raise SpectralError(f"{self.folder} has shards but no {RUN_FILE}; choose another folder")
-            write_json({"config": config, "provenance": provenance}, path)
-            return
-        before = read_json(path).get("config", {})
-        differing = [key for key in {**before, **config} if before.get(key) != config.get(key)]
-        if differing:
-            key = differing[0]
-            raise SpectralError(
-                f"{self.folder} holds measurements with {key} = {_short(before.get(key))}, not "
-                f"{_short(config.get(key))}; choose another folder or delete it"
-            )
-
-
-def summarize_measurements(
-    table: pd.DataFrame,
-    sites: Sequence[Mapping[str, Any]] | None = None,
-    groups: Mapping[str, str] | None = None,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """One row per model, site, tap and metric: n, n_silent, mean, std and the mean's 95 % interval.
-
-    Silent maps are counted and left out of the means. ``avr_pooled`` is the AVR of pooled power. Sites that
-    could not be measured get a row with the reason.
-
-    Args:
-        table: rows of `spectral.measure`.
-        sites: its ``attrs["sites"]``, for strides and reasons.
-        groups: photograph of each image, where several are cut from one: these aren't independent, and the
-            interval is then drawn over photographs.
-        seed: of that interval's resampling.
+        SpectralError: if it has not the columns of a table of measurements, or two values for one thing.
 
     Example:
-        >>> rows = make_rows("net", ["a", "b"], [("", 0, "", "", "sis")], np.array([[0.1], [0.3]]))
+        >>> rows = make_reasons(Origin("net", "", ""), {Key("", "0"): "why"}).to_pandas()
+        >>> rows = rows.astype({"site": int, "image": float})  # as from a CSV file
+        >>> read_frame(rows, "read_frame")[["site", "image"]].values.tolist()
+        [['0', '']]
+    """
+    absent = [column for column in COLUMNS if column not in table.columns]
+    if absent:
+        hint = "; table['cluster'] = table['image'] where each image is a photograph of its own"
+        raise SpectralError(
+            f"{caller}: expected a table from spectral.measure, got one without the column {absent[0]!r}"
+            f"{hint if absent == ['cluster'] else '; measure again, or read it with spectral.read'}"
+        )
+    text = [column for column in COLUMNS if column not in _NUMBERS]
+    frame = table.assign(**{column: _as_text(table[column]) for column in text})
+    frame = frame.astype({"call": np.int32, "value": np.float64})
+    known = frame[frame["metric"] != ""]
+    again = known.duplicated([*_RUN, "image", *PLACE, "metric"])
+    if again.any():
+        row = known[again].iloc[0]
+        raise SpectralError(
+            f"{caller}: the table has {row['metric']} of image {row['image']!r} twice for model "
+            f"{row['model']!r}; join tables of different runs, or name the models apart (measure(…, name=…))"
+        )
+    return frame
+
+
+def summarize_measurements(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per model, site, tap and metric: the mean with its 95 % interval, and what it rests on.
+
+    The mean is that of the clusters' means, each photograph counting once however many crops it has, and
+    ``std`` is the spread of these; interval and mean are one estimator. Silent maps are counted
+    (``n_silent``) and left out, and so are images on which the site didn't run (``n_absent``).
+    ``avr_pooled`` is the AVR of pooled power. Sites that could not be measured have a row with the reason.
+
+    Args:
+        table: rows of `spectral.measure`, of one run or of several joined by ``pandas.concat``; fresh, or
+            from a CSV or Parquet file.
+
+    Returns:
+        Columns as `spectral.schema.SUMMARY` names them.
+
+    Raises:
+        SpectralError: for a table without these columns, or with two values of one metric for one image.
+
+    Example:
+        >>> net = Origin("net", "sha256:0", "tensor@0")
+        >>> rows = make_rows(net, ["a", "b"], ["a", "b"], [Key("sis")], np.array([[0.1], [0.3]]))
         >>> summarize_measurements(to_frame([rows]))[["metric", "n", "mean"]].values.tolist()
         [['sis', 2, 0.2]]
     """
-    facts = {site["name"]: site for site in (table.attrs.get("sites", ()) if sites is None else sites)}
-    keys = ["model", "site", "call", "op", "tap"]
+    frame = read_frame(table, "summarize_measurements")
+    measured, rest = frame[frame["metric"] != ""], frame[frame["metric"] == ""]
+    counts = measured.groupby(_RUN, sort=False)["image"].nunique()
     rows: list[dict[str, Any]] = []
-    for group, block in table.groupby(keys, sort=False, dropna=False):
-        wide = block.pivot(index="image", columns="metric", values="value")
-        power = wide.get("power")
-        silent = None if power is None else (power <= 0).to_numpy()
-        photographs = [groups[image] for image in wide.index] if groups else None
-        for metric in wide.columns:
-            if metric in ("power", "label", "prediction"):
-                continue
-            summary = stats.summarize(wide[metric], silent=silent, groups=photographs, seed=seed)
-            row = dict(zip(keys, group, strict=True)) | {"metric": metric, "reason": ""}
-            row["stride"] = facts[row["site"]]["stride"] if row["site"] in facts else ""
-            row |= {k: getattr(summary, k) for k in ("n", "n_silent", "mean", "std", "ci_low", "ci_high")}
-            if metric == "avr" and power is not None:
-                total = float(power.sum())
-                row["avr_pooled"] = float((wide[metric] * power).sum()) / total if total > 0 else 0.0
-            rows.append(row)
-    model = table["model"].iloc[0] if len(table) else ""
-    for site in facts.values():
-        if not site["measurable"]:
-            empty = {"model": model, "site": site["name"], "tap": "", "metric": "", "n": 0, "n_silent": 0}
-            rows.append(empty | {key: site[key] for key in ("call", "op", "stride", "reason")})
-    return pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
+    keys = [*_RUN, *PLACE]
+    for _, block in measured.groupby(keys, sort=False):
+        facts = {key: block[key].iloc[0] for key in keys}
+        rows += _summarize_place(facts, block, int(counts[tuple(facts[key] for key in _RUN)]))
+    unmeasured = pd.DataFrame(rest[[*keys, "metric", "reason"]].drop_duplicates())
+    unmeasured = unmeasured.assign(**dict.fromkeys(("n", "n_clusters", "n_silent", "n_absent"), 0))
+    return pd.DataFrame([*rows, *unmeasured.to_dict("records")], columns=SUMMARY_COLUMNS)
+
+
+def _summarize_place(facts: Mapping[str, Any], block: pd.DataFrame, n_images: int) -> list[dict[str, Any]]:
+    """Return a row per metric of one site and tap, or of the whole model."""
+    wide = block.pivot(index="image", columns="metric", values="value")
+    clusters = block.drop_duplicates("image").set_index("image")["cluster"].loc[wide.index]
+    power = wide.get("power")
+    silent = pd.Series(False, wide.index) if power is None else power <= 0
+    rows = []
+    for metric in wide.columns.difference(list(NOT_AVERAGED)):
+        own = wide[metric].dropna()
+        there = own.index
+        low, high = RANGES.get(str(metric), (-math.inf, math.inf))
+        found = stats.summarize(own, silent[there], clusters[there], low, high)
+        row = {**facts, "metric": metric, "n_absent": n_images - len(own), "reason": ""}
+        row |= {
+            name: getattr(found, name)
+            for name in ("n", "n_clusters", "n_silent", "mean", "std", "ci_low", "ci_high")
+        }
+        if metric == "avr" and power is not None:
+            row["avr_pooled"] = pool_ratio(own, power[there], clusters[there])
+        rows.append(row)
+    return rows
+
+
+def pool_ratio(ratio: pd.Series, power: pd.Series, clusters: pd.Series) -> float:
+    """Return the ratio of pooled powers, in which each cluster counts as one image; 0 where all is silent.
+
+    Args:
+        ratio: of each image.
+        power: that it is a share of.
+        clusters: what each image was cut from.
+    """
+    means = pd.DataFrame({"above": ratio * power, "power": power}).groupby(clusters).mean().sum()
+    return float(means["above"] / means["power"]) if means["power"] > 0 else 0.0
 
 
 def write_csv(table: pd.DataFrame, path: Path, provenance: Mapping[str, Any] | None = None) -> Path:
@@ -262,14 +284,8 @@ def _repeat_text(words: Sequence[str], codes: npt.NDArray[Any]) -> pa.Array:
     return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), pa.array(words, pa.string()))
 
 
-def _read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
-    try:
-        table = pq.read_table(path, columns=columns)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise SpectralError(f"{path} is damaged ({error}); delete it and measure again") from error
-    return table if columns else table.cast(SCHEMA)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else text[:77] + "…"
+def _as_text(column: pd.Series) -> pd.Series:
+    """Return a column as text, NaN as nothing, and whole numbers as they were written."""
+    if pd.api.types.is_float_dtype(column):
+        column = column.astype("Int64") if (column.dropna() % 1 == 0).all() else column
+    return column.astype(object).where(column.notna(), "").astype(str)

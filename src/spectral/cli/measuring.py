@@ -92,10 +92,8 @@ def measure(
         batch_size=batch_size,
         out=out / "measurements" if out else None,
     )
-    # Crops of one photograph aren't independent images.
-    groups = dict(zip(pictures.ids, pictures.groups, strict=True)) if pictures.groups else None
-    summary = spectral.summarize_measurements(table, groups=groups, seed=seed)
-    _print_summary(summary, metrics, len(pictures))
+    summary = spectral.summarize_measurements(table)
+    _print_summary(summary, metrics, len(pictures), len(set(pictures.clusters)))
     if out:
         _write_measurements(table, summary, out, {"seed": seed, "limit": limit, "skipped": pictures.skipped})
         resumed = table.attrs["resumed"]
@@ -164,7 +162,6 @@ def compare(
         taps=taps,  # type: ignore[arg-type] # measure checks the names
         batch_size=batch_size,
         out=out / "measurements" if out else None,
-        seed=seed,
     )
     click.echo(f"\n{format_comparison(table)}")
     if out:
@@ -230,17 +227,15 @@ def attribute(
     if rows.empty:
         first = rows.attrs["sites"][0]
         raise SpectralError(f"no site of {model} can be replaced; {first['name']!r}: {first['reason']}")
-    # Crops of one photograph aren't independent images.
-    groups = dict(zip(pictures.ids, pictures.groups, strict=True)) if pictures.groups else None
-    summary = summarize_attribution(rows, groups, seed)
+    summary = summarize_attribution(rows)
     click.echo(f"\n{format_attribution(summary)}")
     if out:
         facts = {"model": model, "weights": info.weights_id, "method": method, "limit": limit}
         facts |= {"images": pictures.source, "fingerprint": pictures.fingerprint, "seed": seed}
-        _write_attribution(net, pictures, summary, groups, facts | {"device": device}, batch_size, out)
+        _write_attribution(net, pictures, summary, facts | {"device": device}, batch_size, out)
 
 
-def _print_summary(summary: pd.DataFrame, metrics: Sequence[str], images: int) -> None:
+def _print_summary(summary: pd.DataFrame, metrics: Sequence[str], images: int, clusters: int) -> None:
     """Print means at the sites, means of the whole model, and what could not be measured."""
     measured = summary[summary["reason"] == ""]
     at_sites, whole = measured[measured["site"] != ""], measured[measured["site"] == ""]
@@ -250,7 +245,8 @@ def _print_summary(summary: pd.DataFrame, metrics: Sequence[str], images: int) -
         place = tuple(str(row[key]) for key in ("site", "op", "stride", "tap"))
         rows.setdefault(place, {})[row["metric"]] = _format_row(row)
         silent[place] = max(silent[place], row["n_silent"])
-    click.echo(f"\nmean over {images} images ± half its 95 % interval")
+    of = f" of {clusters} clusters (photographs), each counting once" if clusters < images else ""
+    click.echo(f"\nmean over {images} images{of} ± half its 95 % interval")
     if rows:
         metrics = [metric for metric in metrics if metric in set(at_sites["metric"])]
         extra = ["silent"] if any(silent.values()) else []
@@ -290,7 +286,6 @@ def _write_attribution(
     net: Any,
     pictures: Any,
     summary: pd.DataFrame,
-    groups: Mapping[str, str] | None,
     facts: Mapping[str, Any],
     batch_size: int,
     out: Path,
@@ -301,7 +296,7 @@ def _write_attribution(
     from spectral.table import describe_environment, write_csv
 
     moved = measure_equivariance(net, pictures, batch_size=batch_size)
-    tables = {"attribute": summary, "equivariance": summarize_equivariance(moved, groups, int(facts["seed"]))}
+    tables = {"attribute": summary, "equivariance": summarize_equivariance(moved)}
     for name, table in tables.items():
         table.insert(0, "model", facts["model"])
         write_csv(table, out / f"{name}.csv", {**facts, **describe_environment()})

@@ -108,11 +108,13 @@ class ImageSet:
         """Whether the label of at least one image is known."""
         return any(item.label is not None for item in self.items)
 
-    @property
-    def groups(self) -> list[str] | None:
-        """The photograph that each image was cut from; None where every image is a picture of its own."""
-        cut_from = [item.photograph for item in self.items]
-        return [name or "" for name in cut_from] if any(cut_from) else None
+    @cached_property
+    def clusters(self) -> list[str]:
+        """The photograph that each image was cut from; its own id where it was cut from nothing.
+
+        Images of one cluster aren't independent: it is the unit of intervals and tests.
+        """
+        return [item.photograph or item.id for item in self.items]
 
     @property
     def enlarged(self) -> list[str]:

@@ -65,7 +65,7 @@ _PIXELS = ("panel", "row", "column", "red", "green", "blue")
     ),
     columns={
         "phase6_nula": (
-            *("model", "perturbation", "n_labelled", "base", "p_base_holm", "n"),
+            *("model", "perturbation", "n_labelled", "base", "delta_base_p_holm", "n"),
             *(*_ACCURACY, *_AGREEMENT),
         )
     },
@@ -85,7 +85,7 @@ def plot_nula_perturbations(source: Source) -> Figure:
         place = models.index(row["model"])
         x = tests.index(row["perturbation"]) + offsets[place]
         mean, low, high = (100 * row[column] for column in columns)
-        like_base = labelled and row["p_base_holm"] >= ALPHA
+        like_base = labelled and row["delta_base_p_holm"] >= ALPHA
         ax.vlines(x, low, high, color=GREY, lw=0.9, zorder=2)
         ax.plot(x, mean, zorder=3, **_mark(place, open_mark=like_base))
     ax.set_xticks(range(len(tests)), [_wrap(test) for test in tests])
@@ -101,7 +101,7 @@ def plot_nula_perturbations(source: Source) -> Figure:
         Line2D([], [], label=name + (" (base)" if name == base else ""), **_mark(i))
         for i, name in enumerate(models)
     ]
-    if labelled and (rows["p_base_holm"] >= ALPHA).any():
+    if labelled and (rows["delta_base_p_holm"] >= ALPHA).any():
         handles.append(
             Line2D([], [], label="open: no significant difference from base", **_mark(-1, open_mark=True))
         )

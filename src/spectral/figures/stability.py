@@ -105,7 +105,7 @@ def plot_equivariance(source: Source) -> Figure:
     ),
     columns={
         "phase4_attribution": (
-            *(*_SITE, "n", "unit", "n_units", "delta_sis", "delta_sis_low", "delta_sis_high"),
+            *(*_SITE, "n", "n_clusters", "delta_sis", "delta_sis_low", "delta_sis_high"),
             *("significance", "agreement", "agreement_low", "agreement_high"),
         )
     },
@@ -229,4 +229,5 @@ def _order_sites(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _say_units(rows: pd.DataFrame) -> str:
     first = rows.iloc[0]
-    return "" if first["unit"] == "image" else f" cut from {int(first['n_units'])} photographs"
+    same = first["n_clusters"] == first["n"]
+    return "" if same else f" of {int(first['n_clusters'])} photographs"

@@ -12,7 +12,7 @@ from spectral.measurement.captures import (
 )
 from spectral.measurement.description import describe_sites
 from spectral.measurement.entry import measure
-from spectral.measurement.images import Images, TensorImages
+from spectral.measurement.images import Images, TensorImages, find_clusters, insert_clusters
 
 __all__ = [
     "ALIAS_METRICS",
@@ -25,6 +25,8 @@ __all__ = [
     "TensorImages",
     "check_identity",
     "describe_sites",
+    "find_clusters",
+    "insert_clusters",
     "measure",
     "measure_capture",
 ]

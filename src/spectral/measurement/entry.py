@@ -19,7 +19,8 @@ from spectral.measurement.images import Images, as_images
 from spectral.measurement.run import Run
 from spectral.network import evaluation_mode
 from spectral.sites import Site, check_hookable
-from spectral.table import ShardStore, to_frame
+from spectral.store import ShardStore
+from spectral.table import to_frame
 
 
 def measure(
@@ -57,11 +58,15 @@ def measure(
         name: model name for the table; that of ``spectral_info`` or the class by default.
 
     Returns:
-        Columns model, image, site, call, op, tap, metric, value; one row per number. Site and tap are empty
-        for metrics of the whole model: sis, prediction, confidence and, where known, label. ``power`` (the
-        map's mean square) comes with every tap: zero marks a silent map. ``attrs["sites"]`` lists every site
-        with its stride and, if it wasn't measured, the reason; ``attrs["provenance"]`` has what is needed to
-        repeat the run, ``attrs["resumed"]`` the number of images that were in ``out`` before.
+        Columns model, weights, images (source and fingerprint), image, cluster, site, call, op, stride, tap,
+        metric, value, reason; one row per number. Images of one cluster, crops of one photograph, aren't
+        independent: put your own names there if you know of more such. Site, stride and tap are empty for
+        metrics of the whole model: sis, prediction, confidence and, where known, label. ``power`` (the map's
+        mean square) comes with every tap: zero marks a silent map. A site that couldn't be measured has one
+        row, without image and metric, with the reason; one that didn't run on every image has values for
+        those on which it did. All of that survives ``concat``, CSV and Parquet. For convenience
+        ``attrs["sites"]`` describes every site, ``attrs["provenance"]`` has what is needed to repeat the run,
+        and ``attrs["resumed"]`` the number of images that were in ``out`` before.
 
     Raises:
         SpectralError: for unknown metrics, taps or sites, no images, a model without sites or whose forward
@@ -97,19 +102,23 @@ def measure(
     done = store.finished_images() if store else set()
     left = [i for i, image in enumerate(source.ids) if image not in done]
     if store and done:
-        run.failed, run.verified = store.unmeasured, True
+        run.resume(store.reasons(), store.measured_sites())
     kept: list[pa.Table] = []
     batches = run.measure_batches(left, batch_size, progress)
     # Closed at once, also after an error here: an unfinished generator would keep the hooks on the model.
     with evaluation_mode(model), torch.no_grad(), closing(batches):
         for rows in batches:
             if store:
-                store.append(rows, run.failed)
+                store.append(rows)
             else:
                 kept.append(rows)
     table = store.read() if store else to_frame(kept)
-    # Plain lists and dictionaries: pandas compares attrs when it joins tables, and writes them to Parquet.
-    table.attrs["sites"] = describe_sites(run.sites, run.failed)
+    records = describe_sites(run.sites, run.failed)
+    if store:
+        store.note_sites(records)
+    # For convenience alone, the table says all that is needed. Plain lists and dictionaries: pandas compares
+    # attrs when it joins tables, and writes them to Parquet.
+    table.attrs["sites"] = records
     table.attrs["provenance"] = provenance
     table.attrs["resumed"] = len(source) - len(left)
     return table

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -22,6 +23,10 @@ class Images(Protocol):
     @property
     def ids(self) -> Sequence[str]:
         """Names, all different."""
+
+    @property
+    def clusters(self) -> Sequence[str]:
+        """What each image was cut from; its own id where it was cut from nothing."""
 
     @property
     def labels(self) -> Sequence[int | None]:
@@ -58,7 +63,7 @@ class TensorImages:
                 f"(N, C, T, H, W), got {images.dtype} of shape {tuple(images.shape)}"
             )
         self.images = images.detach()
-        self.ids = [f"{i:04d}" for i in range(len(images))]
+        self.ids = self.clusters = [f"{i:04d}" for i in range(len(images))]
         self.labels: list[int | None] = [None] * len(images)
         self.size: tuple[int, int] = (images.shape[-2], images.shape[-1])
 
@@ -84,6 +89,29 @@ class TensorImages:
 
     def __len__(self) -> int:
         return len(self.images)
+
+
+def find_clusters(images: Images) -> list[str]:
+    """Return what each image was cut from; each image itself where the set doesn't say.
+
+    Example:
+        >>> find_clusters(TensorImages(torch.zeros(2, 3, 8, 8)))
+        ['0000', '0001']
+    """
+    return list(getattr(images, "clusters", images.ids))
+
+
+def insert_clusters(table: pd.DataFrame, images: Images) -> pd.DataFrame:
+    """Put the column ``cluster`` behind ``image``: what each image was cut from.
+
+    Example:
+        >>> insert_clusters(pd.DataFrame({"image": ["0001"]}), TensorImages(torch.zeros(2, 3, 8, 8)))
+          image cluster
+        0  0001    0001
+    """
+    clusters = dict(zip(images.ids, find_clusters(images), strict=True))
+    table.insert(list(table.columns).index("image") + 1, "cluster", table["image"].map(clusters))
+    return table
 
 
 def as_images(images: Tensor | Images) -> Images:

@@ -17,12 +17,12 @@ from spectral.errors import SpectralError, suggest
 from spectral.hooks import FeatureExtractor
 from spectral.measurement.captures import DENSE_METRICS, check_identity, measure_capture
 from spectral.measurement.description import by
-from spectral.measurement.images import Images, TensorImages
+from spectral.measurement.images import Images, TensorImages, find_clusters
 from spectral.metrics import SHIFTS, compute_instability, predict_probabilities
 from spectral.models.checkpoint import hash_state
 from spectral.network import find_logits
 from spectral.sites import Site, find_sites
-from spectral.table import Key, describe_environment, make_rows
+from spectral.table import Key, Origin, describe_environment, make_reasons, make_rows
 
 
 class Run:
@@ -41,8 +41,8 @@ class Run:
         self.name = name or (info.name if info else type(model).__name__)
         self.sites: list[Site] = []
         self.failed: dict[str, str] = {}
-        self.verified = False  # whether each site's dense map has been checked
-        self.keys: list[Key] = []
+        self.verified: set[str] = set()  # sites whose dense map has been checked, or that have values
+        self._written: set[str] = set()  # sites whose reason is in the rows
         self._values: dict[Key, Tensor] = {}
         parameter = next(iter(model.parameters()), None)
         self.device = parameter.device if parameter is not None else torch.device("cpu")
@@ -74,23 +74,46 @@ class Run:
         bar = tqdm(total=len(self.images), initial=len(self.images) - len(indices), unit="image",
                    desc=f"measuring {self.name}", disable=not progress)  # fmt: skip
         tap: Tap = "dense" if self._needs_dense else "input"
+        clusters = find_clusters(self.images)
         with bar, FeatureExtractor(self.model, measurable, tap=tap, reduce=self._reduce) as extractor:
             for chosen, raw in self.images.batches(batch_size, indices=indices):
                 self._values = {}
                 batch = self._prepare(raw)
                 self._measure_model(batch, chosen, extractor)
-                self.keys, self.verified = self.keys or list(self._values), True
-                if not self.keys:
+                if not self._values:
                     raise SpectralError(f"{self.name} has nothing to measure: {_list_reasons(self.failed)}")
-                missing = [key for key in self.keys if key not in self._values]
-                if missing:
-                    raise SpectralError(
-                        f"site {missing[0][0]!r} ran on earlier images and not on image "
-                        f"{self.images.ids[chosen[0]]!r}; measure such a model without it (sites=…)"
-                    )
-                block = torch.stack([self._values[key].double().cpu() for key in self.keys], dim=1)
-                yield make_rows(self.name, [self.images.ids[i] for i in chosen], self.keys, block.numpy())
+                keys = list(self._values)
+                block = torch.stack([self._values[key].double().cpu() for key in keys], dim=1)
+                ids, own = ([names[i] for i in chosen] for names in (self.images.ids, clusters))
+                rows = make_rows(self.origin, ids, own, keys, block.numpy())
+                yield pa.concat_tables([self._list_reasons(), rows], promote_options="permissive")
                 bar.update(len(chosen))
+        for site in measurable:
+            if site.name not in self.verified:
+                self.failed.setdefault(site.name, "it didn't run on any of the images")
+        if last := self._list_reasons():
+            yield last
+
+    def resume(self, reasons: Mapping[Key, str], measured: set[str]) -> None:
+        """Go on behind what an earlier run has written: reasons by key, and the sites that have values."""
+        self.failed = {key.site: reason for key, reason in reasons.items()}
+        self._written, self.verified = set(self.failed), set(measured)
+
+    @cached_property
+    def origin(self) -> Origin:
+        """What the values are of."""
+        images = f"{self.config['images']}@{self.config['images_fingerprint']}"
+        return Origin(self.name, self.config["weights"], images)
+
+    def _list_reasons(self) -> pa.Table:
+        """Rows of the sites that can't be measured, each once, as soon as that is known."""
+        known = {site.name: site.reason or self.failed.get(site.name) for site in self.sites}
+        new = [site for site in self.sites if known[site.name] and site.name not in self._written]
+        self._written |= {site.name for site in new}
+        return make_reasons(
+            self.origin,
+            {Key("", s.name, s.call, s.op, by(s.stride)): str(known[s.name]) for s in new},
+        )
 
     def _prepare(self, batch: Tensor) -> Tensor:
         batch = batch.to(self.device, self.dtype if self.dtype.is_floating_point else torch.float32)
@@ -129,13 +152,13 @@ class Run:
             ) from error
 
     def _put(self, metric: str, values: Tensor) -> None:
-        self._values[("", 0, "", "", metric)] = values
+        self._values[Key(metric)] = values
 
     def _reduce(self, capture: Capture) -> None:
         site = capture.site
         if site.name in self.failed:
             return
-        if self._needs_dense and not self.verified:
+        if self._needs_dense and site.name not in self.verified:
             try:
                 reason = check_identity(capture)
             except SpectralError as error:  # a layer whose dense map doesn't exist as it is set
@@ -143,12 +166,13 @@ class Run:
             if reason:
                 self.failed[site.name] = reason
                 return
+        self.verified.add(site.name)
         try:
             found = measure_capture(capture, self.metrics, self.taps)
         except SpectralError as error:
             raise SpectralError(f"site {site.name!r}: {error}") from error
         for (tap, metric), values in found.items():
-            self._values[(site.name, site.call, site.op, tap, metric)] = values
+            self._values[Key(metric, site.name, site.call, site.op, by(site.stride), tap)] = values
 
     @cached_property
     def config(self) -> dict[str, Any]:

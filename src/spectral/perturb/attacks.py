@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from spectral.errors import SpectralError, suggest
-from spectral.measurement import Images
+from spectral.measurement import Images, insert_clusters
 from spectral.network import evaluation_mode, find_logits
 from spectral.perturb.evaluation import Classifier, prepare_classifier
 
@@ -63,10 +63,10 @@ def measure_robustness(
         progress: show a bar.
 
     Returns:
-        A row per image and attack: image, label (missing where unknown), attack, epsilon, prediction (of the
-        clean image), adversarial (the class under attack), robust (both are the same), correct (the clean
-        prediction is the label) and robust_correct (correct and robust), both missing where the label is
-        unknown, and distance, the largest change of a pixel.
+        A row per image and attack: image, cluster, label (missing where unknown), attack, epsilon,
+        prediction (of the clean image), adversarial (the class under attack), robust (both are the same),
+        correct (the clean prediction is the label) and robust_correct (correct and robust), both missing
+        where the label is unknown, and distance, the largest change of a pixel.
 
     Units:
         epsilon and distance: pixels in [0, 1].
@@ -106,10 +106,10 @@ def measure_robustness(
             for name, attacker in attackers.items():
                 found = _attack(name, attacker, target)
                 frames.append(pd.DataFrame({**facts, "attack": name, "epsilon": epsilon, **found}))
-    table = pd.concat(frames, ignore_index=True)
+    table = insert_clusters(pd.concat(frames, ignore_index=True), images)
     correct = table["prediction"] == table["label"]  # missing where the label is
-    table.insert(7, "correct", correct)
-    table.insert(8, "robust_correct", (correct & table["robust"]).mask(correct.isna()))
+    table.insert(8, "correct", correct)
+    table.insert(9, "robust_correct", (correct & table["robust"]).mask(correct.isna()))
     order = {name: i for i, name in enumerate(chosen)}
     return table.sort_values("attack", key=lambda c: c.map(order), kind="stable", ignore_index=True)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from spectral.errors import SpectralError
-from spectral.measurement import Images
+from spectral.measurement import Images, find_clusters, insert_clusters
 from spectral.metrics import predict_probabilities
 from spectral.models import model_info
 from spectral.network import evaluation_mode
@@ -37,10 +37,10 @@ def measure_predictions(
         progress: show a bar.
 
     Returns:
-        A row per image and perturbation, ``clean`` first: image, label (missing where unknown), perturbation,
-        prediction, confidence (the probability of that class), clean_prediction, agree (both are the same)
-        and correct (missing where the label is unknown). Accuracy is the mean of ``correct``, and the share
-        of predictions that a perturbation leaves alone the mean of ``agree``.
+        A row per image and perturbation, ``clean`` first: image, cluster, label (missing where unknown),
+        perturbation, prediction, confidence (the probability of that class), clean_prediction, agree (both
+        are the same) and correct (missing where the label is unknown). Accuracy is the mean of ``correct``,
+        and the share of predictions that a perturbation leaves alone the mean of ``agree``.
 
     Raises:
         SpectralError: for an unknown perturbation, two of one name, no images, or a model that is no
@@ -81,7 +81,7 @@ def measure_predictions(
                         }
                     )
                 )
-    table = pd.concat(frames, ignore_index=True)
+    table = insert_clusters(pd.concat(frames, ignore_index=True), images)
     table["agree"] = table["prediction"] == table["clean_prediction"]
     table["correct"] = table["prediction"] == table["label"]  # missing where the label is
     order = {name: i for i, name in enumerate(names)}
@@ -112,6 +112,7 @@ class PerturbedImages:
         self.perturbation = make_perturbation(perturbation) if isinstance(perturbation, str) else perturbation
         self.source = f"{images.source} under {self.perturbation.name}"
         self.ids, self.labels, self.size = images.ids, images.labels, images.size
+        self.clusters = find_clusters(images)
 
     @property
     def fingerprint(self) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from spectral.errors import SpectralError
-from spectral.measurement import Images, measure
+from spectral.measurement import Images, insert_clusters, measure
 from spectral.sites import Site
 from spectral.stability.reading import check_count, choose_sites, name_of, read_images, size_of
 from spectral.surgery import convert
@@ -21,7 +21,7 @@ from spectral.surgery.report import ConversionReport, conversion_report
 CALLER = "attribute_instability"
 ALL_SITES = "all sites"  # no module path has a blank
 COLUMNS = [
-    "model", "site", "op", "method", "placement", "image", "sis_original", "sis", "delta_sis",
+    "model", "site", "op", "method", "placement", "image", "cluster", "sis_original", "sis", "delta_sis",
     "prediction_original", "prediction", "agree", "label", "correct_original", "correct",
 ]  # fmt: skip
 
@@ -73,11 +73,11 @@ def attribute_instability(
 
     Returns:
         A row per image and replaced site, and, under ``"all sites"``, with all of them replaced: model,
-        site, op, method, placement, image, sis_original, sis, delta_sis, prediction_original, prediction,
-        agree (whether the two are the same), label, correct_original and correct; these three are NaN where
-        no label is known, or the labels are of other classes than the model's. ``attrs["sites"]`` lists every
-        site: name, op, stride, replaced and, if it wasn't, the reason. There are no rows if none of the
-        model's sites can be replaced.
+        site, op, method, placement, image, cluster, sis_original, sis, delta_sis, prediction_original,
+        prediction, agree (whether the two are the same), label, correct_original and correct; these three are
+        NaN where no label is known, or the labels are of other classes than the model's. ``attrs["sites"]``
+        lists every site: name, op, stride, replaced and, if it wasn't, the reason. There are no rows if none
+        of the model's sites can be replaced.
 
     Raises:
         SpectralError: for an unknown method or site, no images, a model without sites, one that is no
@@ -116,8 +116,13 @@ def attribute_instability(
             after = _predict(variant.model, pictures, batch_size)
             frames.append(_tabulate(variant, method, before, after))
             bar.update()
-    table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=COLUMNS[1:])
+    table = (
+        pd.concat(frames, ignore_index=True)
+        if frames
+        else pd.DataFrame(columns=[c for c in COLUMNS[1:] if c != "cluster"])
+    )
     table.insert(0, "model", name_of(model))
+    table = insert_clusters(table, source)
     table.attrs["sites"] = records
     return table[COLUMNS]
 

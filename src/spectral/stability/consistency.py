@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spectral.errors import SpectralError, suggest
-from spectral.measurement import Images
+from spectral.measurement import Images, insert_clusters
 from spectral.metrics import predict_probabilities
 from spectral.network import evaluation_mode
 from spectral.stability.reading import Size, check_count, read_images, size_of
@@ -86,8 +86,8 @@ def measure_consistency(
         batch_size: views per forward pass.
 
     Returns:
-        A row per image and pair: image, protocol, fill, pair, the shifts row_a, column_a, row_b, column_b
-        (down and right; offsets of the windows for ``"crop"``), prediction_a, prediction_b, agree.
+        A row per image and pair: image, cluster, protocol, fill, pair, the shifts row_a, column_a, row_b,
+        column_b (down and right; offsets of the windows for ``"crop"``), prediction_a, prediction_b, agree.
 
     Raises:
         SpectralError: for an unknown protocol, a shift or a number out of range, no images, or a model that
@@ -126,9 +126,9 @@ def measure_consistency(
                      for s in own.reshape(-1, 2)]  # fmt: skip
             classes = _predict(model, prepare(torch.stack(views)), batch_size).view(len(indices), pairs, 2)
             frames.append(_tabulate([source.ids[i] for i in indices], shifts, classes.numpy()))
-    table = pd.concat(frames, ignore_index=True)
-    table.insert(1, "protocol", protocol)
-    table.insert(2, "fill", rules.fill)
+    table = insert_clusters(pd.concat(frames, ignore_index=True), source)
+    table.insert(2, "protocol", protocol)
+    table.insert(3, "fill", rules.fill)
     return table
 
 

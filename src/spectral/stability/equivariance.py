@@ -14,7 +14,7 @@ from tqdm import tqdm
 from spectral.capture import Capture
 from spectral.errors import SpectralError
 from spectral.hooks import FeatureExtractor
-from spectral.measurement import Images, describe_sites
+from spectral.measurement import Images, describe_sites, insert_clusters
 from spectral.metrics import SHIFTS
 from spectral.network import evaluation_mode
 from spectral.sites import Site
@@ -26,8 +26,8 @@ CALLER = "measure_equivariance"
 EQUIVARIANCE_SHIFTS: tuple[Shift, ...] = (*SHIFTS, (0.5, 0.0), (0.0, 0.5))
 VALUES = ("mse_ratio", "relative_error")
 COLUMNS = [
-    "model", "image", "site", "call", "op", "stride", "total_stride", "row", "column", "kind", "psnr_db",
-    *VALUES, "flat",
+    "model", "image", "cluster", "site", "call", "op", "stride", "total_stride", "row", "column", "kind",
+    "psnr_db", *VALUES, "flat",
 ]  # fmt: skip
 
 
@@ -66,10 +66,10 @@ def measure_equivariance(
         progress: show a bar.
 
     Returns:
-        A row per image, site and shift: model, image, site, call, op, stride (the site's), total_stride,
-        row, column (the shift), kind (whole or sub-pixel), the values above and flat. ``attrs["sites"]``
-        lists every site and, if it wasn't measured, the reason. There are no rows if none of the model's
-        sites can be compared.
+        A row per image, site and shift: model, image, cluster, site, call, op, stride (the site's),
+        total_stride, row, column (the shift), kind (whole or sub-pixel), the values above and flat.
+        ``attrs["sites"]`` lists every site and, if it wasn't measured, the reason. There are no rows if none
+        of the model's sites can be compared.
 
     Units:
         Shifts in pixels of the network's input; psnr_db in decibels, the others none.
@@ -103,7 +103,7 @@ def measure_equivariance(
     comparison = _Comparison(size, moves, chosen)
     extractor = FeatureExtractor(model, chosen, tap="output", reduce=comparison.reduce)
     bar = tqdm(total=len(source), desc=f"shifting {name_of(model)}", unit="image", disable=not progress)
-    frames = [pd.DataFrame(columns=["index", *COLUMNS[1:]])]
+    frames = [pd.DataFrame(columns=["index", *[c for c in COLUMNS[1:] if c != "cluster"]])]
     with evaluation_mode(model), torch.no_grad(), bar, extractor:
         for indices, batch in source.batches(batch_size) if chosen else ():
             comparison.run(model, prepare(batch))
@@ -111,6 +111,7 @@ def measure_equivariance(
             bar.update(len(indices))
     table = pd.concat(frames[len(frames) > 1 :]).sort_values("index", kind="stable", ignore_index=True)
     table.insert(0, "model", name_of(model))
+    table = insert_clusters(table, source)
     table.attrs["sites"] = describe_sites(found, reasons)
     return table[COLUMNS]
 

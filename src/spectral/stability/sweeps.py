@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spectral.errors import SpectralError, suggest
-from spectral.measurement import Images
+from spectral.measurement import Images, insert_clusters
 from spectral.metrics import predict_probabilities
 from spectral.network import evaluation_mode
 from spectral.stability.reading import Prepare, Size, check_count, read_images, size_of
@@ -46,9 +46,9 @@ def measure_worst_shift(
         batch_size: views per forward pass.
 
     Returns:
-        A row per image: image, fill, max_shift, n_shifts, prediction (of the unshifted image), n_changed (how
-        many shifts change it), stays (whether none does), worst_row, worst_column (down and right),
-        worst_prediction, worst_margin.
+        A row per image: image, cluster, fill, max_shift, n_shifts, prediction (of the unshifted image),
+        n_changed (how many shifts change it), stays (whether none does), worst_row, worst_column
+        (down and right), worst_prediction, worst_margin.
 
     Units:
         Shifts in pixels of the network's input; margins are differences of probabilities.
@@ -80,7 +80,7 @@ def measure_worst_shift(
             for index, probabilities in zip(indices, found, strict=True):
                 rows.append({"image": source.ids[index], "fill": fill, "max_shift": max_shift,
                              "n_shifts": len(shifts), **_find_worst(probabilities, shifts)})  # fmt: skip
-    return pd.DataFrame(rows)
+    return insert_clusters(pd.DataFrame(rows), source)
 
 
 def measure_diagonal(
@@ -97,8 +97,8 @@ def measure_diagonal(
         batch_size: views per forward pass.
 
     Returns:
-        A row per image and offset: image, fill, offset, prediction, confidence (the probability of the class
-        that is predicted at offset 0), changed (whether another class is predicted than there).
+        A row per image and offset: image, cluster, fill, offset, prediction, confidence (the probability of
+        the class that is predicted at offset 0), changed (whether another class is predicted than there).
 
     Units:
         Offsets in pixels of the network's input, on each axis; confidences are probabilities.
@@ -128,7 +128,7 @@ def measure_diagonal(
                     "prediction": classes, "confidence": probabilities[:, classes[0]],
                     "changed": classes != classes[0],
                 }))  # fmt: skip
-    return pd.concat(frames, ignore_index=True)
+    return insert_clusters(pd.concat(frames, ignore_index=True), source)
 
 
 def _predict_shifted(

@@ -3,39 +3,41 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
-import pandas as pd
+import scipy.optimize
 import scipy.stats
 from numpy.typing import ArrayLike
 
 from spectral.errors import SpectralError
+from spectral.stats.estimate import average_clusters, estimate_mean, find_effective_size, rank_signs
 from spectral.stats.reading import (
     CONFIDENCE,
     ROUNDING,
     UPPER,
+    Codes,
     Vector,
     check_lengths,
-    expand_percentiles,
-    read_columns,
-    read_groups,
+    read_clusters,
     read_pair,
     read_vector,
-    resample_sums,
 )
+
+LEVEL = 1 - CONFIDENCE
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A mean with its interval; ``n`` counts the rows in the mean, ``n_silent`` those left out of it."""
+    """A mean over clusters with its interval; ``n`` counts the rows in it, ``n_silent`` those left out.
+
+    ``std`` and ``median`` are those of the clusters' means too.
+    """
 
     n: int
+    n_clusters: int
     n_silent: int
-    n_groups: int | None
     mean: float
     std: float
     median: float
@@ -44,38 +46,23 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A statistic, its interval, and the method that gave the interval."""
-
-    estimate: float
-    ci_low: float
-    ci_high: float
-    method: str
-
-
-@dataclass(frozen=True)
 class PairedComparison:
-    """Differences a − b: tests and effect sizes; the ``_groups`` fields use one value per group."""
+    """Differences a − b of ``n`` rows, each cluster one value: interval, tests and effect sizes."""
 
     n: int
+    n_clusters: int
     mean_a: float
     mean_b: float
-    mean_difference: float
+    difference: float
     ci_low: float
     ci_high: float
     t: float
     df: int
-    p_t: float
+    p: float
     wilcoxon: float
-    p_wilcoxon: float
-    d_z: float
+    wilcoxon_p: float
+    effect_size: float
     rank_biserial: float
-    n_groups: int | None
-    mean_difference_groups: float
-    ci_low_groups: float
-    ci_high_groups: float
-    t_groups: float
-    p_groups: float
 
 
 @dataclass(frozen=True)
@@ -83,7 +70,7 @@ class RelativeChange:
     """Change of the mean from a to b in percent of the mean of a."""
 
     n: int
-    n_groups: int | None
+    n_clusters: int
     mean_a: float
     mean_b: float
     percent: float
@@ -93,32 +80,37 @@ class RelativeChange:
 
 
 @dataclass(frozen=True)
-class Proportion:
-    """A share with its Wilson interval."""
+class Share:
+    """A share with its interval; ``n`` counts the rows."""
 
-    successes: int
     n: int
-    proportion: float
+    n_clusters: int
+    share: float
     ci_low: float
     ci_high: float
 
 
 def summarize(
-    values: ArrayLike, silent: ArrayLike | None = None, groups: ArrayLike | None = None, seed: int = 0
+    values: ArrayLike,
+    silent: ArrayLike | None = None,
+    clusters: ArrayLike | None = None,
+    low: float = -math.inf,
+    high: float = math.inf,
 ) -> Summary:
     """Mean, spread and median of one column, with an interval for the mean.
 
-    Without ``groups`` the interval is Student's; with them it comes from :func:`cluster_bootstrap_interval`.
-    One value, or one group, has a mean and a NaN interval; none (all silent) has only its counts.
+    The mean is that of the clusters' means, and the interval is `estimate_mean`'s of these. One cluster has a
+    mean and a NaN interval; none (all silent) has only its counts.
 
     Args:
         values: one value per image.
         silent: True where the map was silent; those rows are counted and left out of everything else.
-        groups: one label per image, the photograph it was cut from.
-        seed: of the resampling; unused without ``groups``.
+        clusters: one label per image, the photograph it was cut from; by default each is its own.
+        low: what the quantity can't be below, nor its interval.
+        high: what it can't be above.
 
     Shape:
-        values, silent and groups are (N,).
+        values, silent and clusters are (N,).
 
     Raises:
         SpectralError: no values, a value that is NaN or infinite, or columns of different lengths.
@@ -131,215 +123,163 @@ def summarize(
     raw = read_vector("summarize", "values", values, finite=False)
     keep = np.ones(len(raw), dtype=bool) if silent is None else ~np.asarray(silent, dtype=bool)
     check_lengths("summarize", {"values": raw, "silent": keep})
-    if groups is not None:
-        check_lengths("summarize", {"values": raw, "groups": groups})
-        groups = np.asarray(groups)[keep]
+    codes = read_clusters("summarize", clusters, len(raw), fewest=0)
     n, n_silent = int(keep.sum()), int((~keep).sum())
     if n == 0:
-        return Summary(0, n_silent, None if groups is None else 0, *[math.nan] * 5)
+        return Summary(0, 0, n_silent, *[math.nan] * 5)
     kept = read_vector("summarize", "values", raw[keep])
-    std = float(kept.std(ddof=1)) if n > 1 else math.nan
-    n_groups, low, high = None, math.nan, math.nan
-    if groups is not None:
-        n_groups = pd.Series(groups).nunique()
-        if n_groups > 1:
-            interval = cluster_bootstrap_interval(kept, groups, seed=seed)
-            low, high = interval.ci_low, interval.ci_high
-    elif n > 1:
-        half = float(scipy.stats.t.ppf(UPPER, n - 1)) * std / math.sqrt(n)
-        low, high = float(kept.mean()) - half, float(kept.mean()) + half
-    return Summary(n, n_silent, n_groups, float(kept.mean()), std, float(np.median(kept)), low, high)
+    means = average_clusters(kept, np.unique(codes[keep], return_inverse=True)[1])
+    found = estimate_mean(means)
+    median = float(np.median(means))
+    bounds = (float(np.clip(bound, low, high)) for bound in (found.ci_low, found.ci_high))
+    return Summary(n, len(means), n_silent, found.mean, found.std, median, *bounds)
 
 
-def bootstrap_interval(
-    data: ArrayLike | tuple[ArrayLike, ...],
-    statistic: Callable[..., Any] = np.mean,
-    n_resamples: int = 2000,
-    seed: int = 0,
-    method: str = "BCa",
-) -> Interval:
-    """Bootstrap interval of any statistic of independent rows.
-
-    Args:
-        data: one column, or a tuple of equally long columns whose rows stay together.
-        statistic: takes the column(s), returns a number; one with an ``axis`` argument runs much faster.
-        n_resamples: number of resamples.
-        seed: of the resampling.
-        method: "BCa" (bias corrected and accelerated) or "percentile". Where BCa is undefined (all values
-            equal) the percentile interval is given, and ``Interval.method`` says so.
-
-    Raises:
-        SpectralError: fewer than 2 rows, unequal lengths, values that are not finite, or an unknown method.
-
-    Source:
-        Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 14; ``scipy.stats.bootstrap``.
-
-    Example:
-        >>> result = bootstrap_interval([1.0, 2.0, 3.0, 4.0, 10.0], np.median, method="percentile")
-        >>> result.estimate, 1.0 <= result.ci_low < 3.0 < result.ci_high <= 10.0
-        (3.0, True)
-    """
-    if method not in ("BCa", "percentile"):
-        raise SpectralError(f"bootstrap_interval: method must be 'BCa' or 'percentile', got {method!r}.")
-    columns = read_columns("bootstrap_interval", data)
-    # Small batches bound the memory: by default scipy holds every resample at once. What makes BCa undefined
-    # warns twice, as a warning and as 0/0; the percentile interval below is the answer to both.
-    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
-        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
-        result = scipy.stats.bootstrap(
-            columns, statistic, n_resamples=n_resamples, batch=100, paired=len(columns) > 1,
-            confidence_level=CONFIDENCE, method=method, rng=np.random.default_rng(seed),
-        )  # fmt: skip
-    low, high = result.confidence_interval
-    if np.isnan([low, high]).any():
-        low, high = np.quantile(result.bootstrap_distribution, [1 - UPPER, UPPER])
-        method = "percentile"
-    return Interval(float(statistic(*columns)), float(low), float(high), method)
-
-
-def cluster_bootstrap_interval(
-    data: ArrayLike | tuple[ArrayLike, ...],
-    groups: ArrayLike,
-    statistic: Callable[..., Any] = np.mean,
-    n_resamples: int = 2000,
-    seed: int = 0,
-) -> Interval:
-    """Interval of a statistic of rows that come in groups: whole groups are drawn with replacement.
-
-    A thousand crops of forty photographs carry the information of something nearer forty images. Plain
-    percentiles of G resampled groups are too narrow when G is small, so their levels are widened to
-    Φ(±√(G/(G−1))·t) with Student's t at G − 1 degrees of freedom.
-
-    Args:
-        data: one column, or a tuple of equally long columns whose rows stay together.
-        groups: one label per row.
-        statistic: takes the column(s), returns a number.
-        n_resamples: number of resamples.
-        seed: of the resampling.
-
-    Raises:
-        SpectralError: fewer than 2 groups, unequal lengths, or values that are not finite.
-
-    Source:
-        Hesterberg, What teachers should know about the bootstrap, 2014 (the expanded percentile interval).
-
-    Example:
-        >>> result = cluster_bootstrap_interval([1.0, 1.0, 2.0, 3.0, 3.0], ["a", "a", "b", "c", "c"])
-        >>> result.estimate, result.ci_low, result.ci_high
-        (2.0, 1.0, 3.0)
-    """
-    columns = read_columns("cluster_bootstrap_interval", data)
-    codes = read_groups("cluster_bootstrap_interval", groups, len(columns[0]))
-    if statistic is np.mean:
-        sums = resample_sums(np.column_stack([columns[0], np.ones(len(codes))]), codes, n_resamples, seed)
-        draws = sums[:, 0] / sums[:, 1]
-    else:
-        rng = np.random.default_rng(seed)
-        members = [np.flatnonzero(codes == g) for g in range(codes.max() + 1)]
-        draws = np.empty(n_resamples)
-        for i in range(n_resamples):
-            rows = np.concatenate([members[g] for g in rng.integers(len(members), size=len(members))])
-            draws[i] = statistic(*(column[rows] for column in columns))
-    low, high = expand_percentiles(draws, int(codes.max()) + 1)
-    return Interval(float(statistic(*columns)), low, high, "cluster percentile")
-
-
-def compare_paired(a: ArrayLike, b: ArrayLike, groups: ArrayLike | None = None) -> PairedComparison:
+def compare_paired(a: ArrayLike, b: ArrayLike, clusters: ArrayLike | None = None) -> PairedComparison:
     """Compare two models on the same images; every difference is a − b.
 
-    All differences zero gives t = 0, p = 1 and effects of 0; a constant difference other than zero gives
-    t = ±∞, p = 0 and d_z = ±∞ (no spread speaks against it). Differences within the rounding of float64
-    count as zero. The rank-biserial correlation is (W⁺ − W⁻)/(W⁺ + W⁻), the Wilcoxon statistic min(W⁺, W⁻),
-    both over non-zero differences. With ``groups`` the same t test is repeated on each group's mean
-    difference, with n_groups − 1 degrees of freedom: the one to trust when crops share photographs.
+    All of it is of the clusters' mean differences, each cluster one value: the mean with `estimate_mean`'s
+    interval and p, Wilcoxon's test, and the effect sizes d_z = mean / standard deviation and the
+    rank-biserial correlation (W⁺ − W⁻) / (W⁺ + W⁻). All differences zero gives t = 0, p = 1 and effects of 0;
+    a constant difference other than zero gives t = ±∞, p = 0 and d_z = ±∞ (no spread speaks against it).
+    Differences within the rounding of float64 count as zero. The Wilcoxon statistic is min(W⁺, W⁻) over
+    non-zero differences.
 
     Args:
         a: one value per image, first model.
         b: one value per image, second model, same order.
-        groups: one label per image, the photograph it was cut from.
+        clusters: one label per image, the photograph it was cut from; by default each is its own.
 
     Raises:
-        SpectralError: unequal lengths, fewer than 2 images or groups, or values that are not finite.
+        SpectralError: unequal lengths, fewer than 2 images or clusters, or values that are not finite.
 
     Example:
         >>> result = compare_paired([3.0, 5.0, 4.0], [1.0, 2.0, 3.0])
-        >>> result.mean_difference, round(result.t, 3), round(result.d_z, 3), result.rank_biserial
+        >>> result.difference, round(result.t, 3), round(result.effect_size, 3), result.rank_biserial
         (2.0, 3.464, 2.0, 1.0)
     """
-    left, right = read_pair("compare_paired", ("a", a), ("b", b))
-    if len(left) < 2:
-        raise SpectralError(f"compare_paired: needs at least 2 images, got {len(left)}; measure more images.")
+    left, right, codes = _read_paired("compare_paired", a, b, clusters)
     magnitude = np.maximum(np.abs(left), np.abs(right))
     difference = left - right
     difference[np.abs(difference) <= ROUNDING * magnitude] = 0.0
-    rounding = float(ROUNDING * magnitude.max())
-    mean, low, high, t, p_t = _test_mean_zero(difference, rounding)
-
-    nonzero = difference[difference != 0]
-    statistic, p_wilcoxon, rank_biserial = 0.0, 1.0, 0.0
-    if len(nonzero):
-        ranks = scipy.stats.rankdata(np.abs(nonzero))
-        rank_biserial = float((ranks * np.sign(nonzero)).sum() / ranks.sum())
-        statistic, p_wilcoxon = map(float, scipy.stats.wilcoxon(nonzero))
-
-    n_groups, grouped = None, (math.nan,) * 5
-    if groups is not None:
-        codes = read_groups("compare_paired", groups, len(left))
-        n_groups = int(codes.max()) + 1
-        grouped = _test_mean_zero(np.bincount(codes, difference) / np.bincount(codes), rounding)
+    means = average_clusters(difference, codes)
+    found = estimate_mean(means, rounding=float(ROUNDING * magnitude.max()))
+    wilcoxon, wilcoxon_p, rank_biserial = rank_signs(means)
+    mean_a, mean_b = (float(average_clusters(side, codes).mean()) for side in (left, right))
     return PairedComparison(
-        len(left), float(left.mean()), float(right.mean()), mean, low, high, t, len(left) - 1, p_t,
-        statistic, p_wilcoxon, t / math.sqrt(len(left)), rank_biserial, n_groups, *grouped,
+        len(left), len(means), mean_a, mean_b, found.mean, found.ci_low, found.ci_high, found.t,
+        found.df, found.p, wilcoxon, wilcoxon_p, found.t / math.sqrt(len(means)), rank_biserial,
     )  # fmt: skip
 
 
-def relative_change(
-    a: ArrayLike, b: ArrayLike, groups: ArrayLike | None = None, n_resamples: int = 2000, seed: int = 0
-) -> RelativeChange:
+def compare_shares(a: ArrayLike, b: ArrayLike, clusters: ArrayLike | None = None) -> PairedComparison:
+    """Compare two shares of the same images, as `compare_paired` of true and false.
+
+    Where all clusters differ alike, most often in nothing, there is no spread to judge by: the interval is
+    then Wilson's of no exception in so many clusters, and p the sign test's.
+
+    Args:
+        a: true or false, one per image, first model.
+        b: the same of the second model.
+        clusters: one label per image, the photograph it was cut from; by default each is its own.
+
+    Raises:
+        SpectralError: as `compare_paired`.
+
+    Example:
+        >>> found = compare_shares([0, 1, 1, 0, 1], [0, 1, 1, 0, 1])
+        >>> found.difference, round(found.ci_low, 3), round(found.ci_high, 3), found.p
+        (0.0, -0.434, 0.434, 1.0)
+    """
+    found = compare_paired(a, b, clusters)
+    if found.ci_low < found.ci_high:
+        return replace(found, ci_low=max(found.ci_low, -1.0), ci_high=min(found.ci_high, 1.0))
+    room = find_wilson_interval(0.0, found.n_clusters)[1]
+    low, high = max(found.difference - room, -1.0), min(found.difference + room, 1.0)
+    if found.wilcoxon_p >= LEVEL:  # the interval may not know better than the test
+        low, high = min(low, 0.0), max(high, 0.0)
+    return replace(found, ci_low=low, ci_high=high, p=found.wilcoxon_p)
+
+
+def relative_change(a: ArrayLike, b: ArrayLike, clusters: ArrayLike | None = None) -> RelativeChange:
     """Percent by which the mean of b differs from the mean of a, on the same images.
 
-    The rows, or the photographs where ``groups`` are given, are resampled with a and b kept together.
+    Both are means of the clusters' means. The interval holds those ratios r for which `compare_paired` of b
+    and r · a would not give p < 0.05, so that it leaves out 0 exactly where that test of b and a does.
 
     Args:
         a: baseline, one value per image.
         b: intervention, one value per image, same order.
-        groups: one label per image, the photograph it was cut from.
-        n_resamples: number of resamples.
-        seed: of the resampling.
+        clusters: one label per image, the photograph it was cut from; by default each is its own.
 
     Units:
         percent; −40 means that b's mean is 40 % smaller than a's.
 
     Raises:
-        SpectralError: unequal lengths, fewer than 2 images or groups, or values that are not finite.
+        SpectralError: unequal lengths, fewer than 2 images or clusters, or values that are not finite.
+
+    Source:
+        E. C. Fieller, Some problems in interval estimation, J. R. Statist. Soc. B 16, 1954.
 
     Example:
         >>> relative_change([2.0, 4.0, 6.0], [1.0, 2.0, 3.0]).percent
         -50.0
     """
-    left, right = read_pair("relative_change", ("a", a), ("b", b))
-    codes = read_groups("relative_change", groups, len(left)) if groups is not None else None
-    n_groups = None if codes is None else int(codes.max()) + 1
-    means = (float(left.mean()), float(right.mean()))
+    left, right, codes = _read_paired("relative_change", a, b, clusters)
+    base, other = average_clusters(left, codes), average_clusters(right, codes)
+    counts, means = (len(left), len(base)), (float(base.mean()), float(other.mean()))
     if means[0] == 0:
         reason = "the mean of a is 0, so no change relative to it exists"
-        return RelativeChange(len(left), n_groups, *means, math.nan, math.nan, math.nan, reason)
+        return RelativeChange(*counts, *means, math.nan, math.nan, math.nan, reason)
+    scale = ROUNDING * float(max(np.abs(base).max(), np.abs(other).max()))
+    ratio = means[1] / means[0]
 
-    def percent(x: Vector, y: Vector, axis: int = -1) -> Any:
-        base = x.mean(axis=axis)
-        return 100 * (y.mean(axis=axis) / np.where(base == 0, math.nan, base) - 1)
+    def excess(r: float) -> float:
+        return estimate_mean(other - r * base, rounding=scale * max(1.0, abs(r))).p - LEVEL
 
-    if codes is None:
-        interval = bootstrap_interval((left, right), percent, n_resamples, seed)
+    reason = ""
+    if estimate_mean(base, rounding=scale).p >= LEVEL:
+        low = high = math.nan
+        reason = "no interval: the mean of a may be 0"
     else:
-        interval = cluster_bootstrap_interval((left, right), codes, percent, n_resamples, seed)
-    change, low, high = interval.estimate, interval.ci_low, interval.ci_high
-    reason = "" if math.isfinite(low + high) else "no interval: the mean of a is 0 in some resamples"
-    return RelativeChange(len(left), n_groups, *means, change, low, high, reason)
+        low, high = (_find_crossing(excess, ratio, step) for step in (-1.0, 1.0))
+    percent = [100 * (r - 1) for r in (ratio, low, high)]
+    return RelativeChange(*counts, *means, percent[0], percent[1], percent[2], reason)
 
 
-def proportion_interval(successes: int, n: int) -> Proportion:
-    """Share of successes with Wilson's interval, which stays inside [0, 1].
+def summarize_share(flags: ArrayLike, clusters: ArrayLike | None = None) -> Share:
+    """Share of true values, the mean of the clusters' shares, with an interval that stays inside [0, 1].
+
+    Wilson's interval at the number of independent images that would know the share as well
+    (`find_effective_size`): the images themselves where each is its own cluster.
+
+    Args:
+        flags: true or false, one per image.
+        clusters: one label per image, the photograph it was cut from; by default each is its own.
+
+    Raises:
+        SpectralError: no values, one that is neither 0 nor 1, or columns of different lengths.
+
+    Source:
+        E. L. Korn and B. I. Graubard, Confidence intervals for proportions with small expected number of
+        positive counts estimated from survey data, Survey Methodology 24, 1998.
+
+    Example:
+        >>> alone, crops = summarize_share([0, 1] * 20), summarize_share([0, 1] * 20, [0, 1] * 20)
+        >>> round(alone.ci_low, 3), round(crops.ci_low, 3)
+        (0.352, 0.095)
+    """
+    values = read_vector("summarize_share", "flags", flags)
+    if not np.isin(values, (0.0, 1.0)).all():
+        raise SpectralError("summarize_share: flags must be true or false")
+    means = average_clusters(values, read_clusters("summarize_share", clusters, len(values), fewest=1))
+    share = min(max(float(means.mean()), 0.0), 1.0)
+    low, high = find_wilson_interval(share, find_effective_size(means, share, len(values)))
+    return Share(len(values), len(means), share, low, high)
+
+
+def count_share(successes: int, n: int) -> Share:
+    """Share of successes among n independent images, as `summarize_share` of so many flags.
 
     Args:
         successes: how many.
@@ -352,17 +292,25 @@ def proportion_interval(successes: int, n: int) -> Proportion:
         Wilson, Probable inference, the law of succession, and statistical inference, 1927.
 
     Example:
-        >>> result = proportion_interval(0, 10)
-        >>> result.proportion, result.ci_low, round(result.ci_high, 4)
+        >>> result = count_share(0, 10)
+        >>> result.share, result.ci_low, round(result.ci_high, 4)
         (0.0, 0.0, 0.2775)
     """
     if not (float(successes).is_integer() and float(n).is_integer() and 0 <= successes <= n and n >= 1):
         raise SpectralError(
-            f"proportion_interval: successes and n must be whole numbers with 0 ≤ successes ≤ n and n ≥ 1, "
+            f"count_share: successes and n must be whole numbers with 0 ≤ successes ≤ n and n ≥ 1, "
             f"got {successes} of {n}."
         )
-    low, high = scipy.stats.binomtest(int(successes), int(n)).proportion_ci(CONFIDENCE, method="wilson")
-    return Proportion(int(successes), int(n), successes / n, float(low), float(high))
+    return Share(int(n), int(n), successes / n, *find_wilson_interval(successes / n, n))
+
+
+def find_wilson_interval(share: float, n: float) -> tuple[float, float]:
+    """Wilson's interval of a share of n images, which need not be a whole number."""
+    z = float(scipy.stats.norm.ppf(UPPER))
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    low, high = max(centre - half, 0.0), min(centre + half, 1.0)
+    return (0.0 if share == 0 else low), (1.0 if share == 1 else high)
 
 
 def holm(p_values: ArrayLike) -> Vector:
@@ -395,13 +343,24 @@ def holm(p_values: ArrayLike) -> Vector:
     return adjusted
 
 
-def _test_mean_zero(values: Vector, rounding: float) -> tuple[float, float, float, float, float]:
-    """Return mean, interval, t and p of Student's one-sample test; a spread within rounding is none."""
-    n, mean, std = len(values), float(values.mean()), float(values.std(ddof=1))
-    if std <= rounding:
-        if abs(mean) <= rounding:
-            return mean, mean, mean, 0.0, 1.0
-        return mean, mean, mean, math.copysign(math.inf, mean), 0.0
-    error = std / math.sqrt(n)
-    half = float(scipy.stats.t.ppf(UPPER, n - 1)) * error
-    return mean, mean - half, mean + half, mean / error, float(2 * scipy.stats.t.sf(abs(mean) / error, n - 1))
+def _read_paired(
+    function: str, a: ArrayLike, b: ArrayLike, clusters: ArrayLike | None
+) -> tuple[Vector, Vector, Codes]:
+    left, right = read_pair(function, ("a", a), ("b", b))
+    if len(left) < 2:
+        raise SpectralError(f"{function}: needs at least 2 images, got {len(left)}; measure more images.")
+    return left, right, read_clusters(function, clusters, len(left), fewest=2)
+
+
+def _find_crossing(excess: Callable[[float], float], start: float, direction: float) -> float:
+    """Where p falls below the level, from a ratio of p = 1 on; infinite if it never does."""
+    if excess(start) < 0:  # no spread at all
+        return start
+    inside, step = start, 1e-3 * max(abs(start), 1e-3)
+    for _ in range(60):
+        outside = inside + direction * step
+        if excess(outside) < 0:
+            ends = sorted((inside, outside))
+            return float(scipy.optimize.brentq(excess, *ends, xtol=1e-12, rtol=1e-12))
+        inside, step = outside, 2 * step
+    return direction * math.inf

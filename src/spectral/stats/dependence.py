@@ -1,4 +1,4 @@
-"""Pearson, Spearman and distance correlation, with intervals that know about groups; partial by ranks."""
+"""Pearson, Spearman and distance correlation, with intervals that know about clusters; partial by ranks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from spectral.stats.reading import (
     check_lengths,
     expand_percentiles,
     is_constant,
-    read_groups,
+    read_clusters,
     read_pair,
     read_vector,
 )
@@ -32,7 +32,7 @@ class Correlation:
     """Three measures of dependence; NaN with a ``reason`` where the data determine none."""
 
     n: int
-    n_groups: int | None
+    n_clusters: int | None
     pearson_r: float = math.nan
     pearson_low: float = math.nan
     pearson_high: float = math.nan
@@ -64,7 +64,7 @@ class RankCorrelation:
 
 
 def correlate(
-    x: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None, n_resamples: int = 1000, seed: int = 0
+    x: ArrayLike, y: ArrayLike, clusters: ArrayLike | None = None, n_resamples: int = 1000, seed: int = 0
 ) -> Correlation:
     """Pearson, Spearman and distance correlation, each with an interval and a p-value.
 
@@ -75,21 +75,21 @@ def correlate(
     89 to 99 % in simulations, least where the dependence is weak. Pearson's interval is Fisher's,
     Spearman's is Bonett and Wright's, the distance p-value comes from permutations.
 
-    With ``groups``, Pearson's and Spearman's intervals and p-values come from a jackknife that deletes one
-    group at a time (on Fisher's scale, Student's t with G − 1 degrees of freedom), halves are halves of the
-    groups, and the distance p-value comes from a wild bootstrap with one random sign per group.
+    With ``clusters``, Pearson's and Spearman's intervals and p-values come from a jackknife that deletes one
+    cluster at a time (on Fisher's scale, Student's t with G − 1 degrees of freedom), halves are halves of the
+    clusters, and the distance p-value comes from a wild bootstrap with one random sign per cluster.
 
     Distances are kept as matrices: memory grows as N², 8 MB each for 1000 images.
 
     Args:
         x: one value per image.
         y: one value per image, same order.
-        groups: one label per image, the photograph it was cut from.
+        clusters: one label per image, the photograph it was cut from.
         n_resamples: number of halves, and of permutations or sign draws.
         seed: of all random draws.
 
     Raises:
-        SpectralError: unequal lengths, fewer than 2 groups, or values that are not finite. Fewer than 4
+        SpectralError: unequal lengths, fewer than 2 clusters, or values that are not finite. Fewer than 4
             images, or a constant column, give NaN and a ``reason`` instead.
 
     Source:
@@ -105,12 +105,12 @@ def correlate(
     """
     u, v = read_pair("correlate", ("x", x), ("y", y))
     n = len(u)
-    codes = None if groups is None else read_groups("correlate", groups, n)
-    n_groups = None if codes is None else int(codes.max()) + 1
+    codes = None if clusters is None else read_clusters("correlate", clusters, n)
+    n_clusters = None if codes is None else int(codes.max()) + 1
     constant = [name for name, column in (("x", u), ("y", v)) if is_constant(column)]
     if n < 4 or constant:
         reason = f"needs at least 4 images, got {n}" if n < 4 else f"{' and '.join(constant)} is constant"
-        return Correlation(n, n_groups, reason=reason)
+        return Correlation(n, n_clusters, reason=reason)
     spearman = _test_coefficient(_spearman, u, v, codes, spread=0.5)
     # Unit ranges change no other coefficient and keep products clear of overflow and underflow.
     u, v = (u - u.min()) / np.ptp(u), (v - v.min()) / np.ptp(v)
@@ -118,8 +118,8 @@ def correlate(
     distance = _measure_distance_dependence(u, v, codes, n_resamples, np.random.default_rng(seed))
     reason = "too few images for an interval of the distance correlation" if math.isnan(distance[2]) else ""
     if math.isnan(pearson[1]):
-        reason = "no interval over groups: x or y is constant without one of them"
-    return Correlation(n, n_groups, *pearson, pearson[0] ** 2, *spearman, *distance, reason)
+        reason = "no interval over clusters: x or y is constant without one of them"
+    return Correlation(n, n_clusters, *pearson, pearson[0] ** 2, *spearman, *distance, reason)
 
 
 def correlate_ranks(
@@ -286,13 +286,13 @@ def _unbiased_squares(a: Matrix, b: Matrix, chosen: Matrix) -> Vector:
 def _halve_percentiles(
     whole: float, distances: tuple[Matrix, Matrix], codes: Codes, n_resamples: int, rng: np.random.Generator
 ) -> tuple[float, float]:
-    """Return an interval from halves of the groups: they vary about the whole as it about the truth."""
-    n_groups = int(codes.max()) + 1
-    half = (n_groups + 1) // 2
-    drawn = [(rng.permutation(n_groups) < half)[codes] for _ in range(n_resamples)]
+    """Return an interval from halves of the clusters: they vary about the whole as it about the truth."""
+    n_clusters = int(codes.max()) + 1
+    half = (n_clusters + 1) // 2
+    drawn = [(rng.permutation(n_clusters) < half)[codes] for _ in range(n_resamples)]
     draws = _unbiased_squares(*distances, np.array(drawn, dtype=np.float64).T)
-    scale = math.sqrt(half / (n_groups - half))
-    low, high = expand_percentiles(draws, n_groups)
+    scale = math.sqrt(half / (n_clusters - half))
+    low, high = expand_percentiles(draws, n_clusters)
     return whole + scale * (low - whole), whole + scale * (high - whole)
 
 

@@ -1,4 +1,4 @@
-"""Reading columns of numbers, and resampling groups: what every statistic here does first."""
+"""Reading columns of numbers, and resampling clusters: what every statistic here does first."""
 
 from __future__ import annotations
 
@@ -59,33 +59,25 @@ def read_pair(function: str, a: tuple[str, ArrayLike], b: tuple[str, ArrayLike])
     return left, right
 
 
-def read_columns(function: str, data: Any) -> tuple[Vector, ...]:
-    """Read one column, or a tuple of paired ones."""
-    several = isinstance(data, tuple) and len(data) > 0 and np.ndim(data[0]) > 0
-    columns = tuple(read_vector(function, "data", column) for column in (data if several else (data,)))
-    check_lengths(function, {f"column {i}": column for i, column in enumerate(columns)})
-    if len(columns[0]) < 2:
-        raise SpectralError(f"{function}: needs at least 2 rows, got 1; measure more images.")
-    return columns
-
-
-def read_groups(function: str, groups: ArrayLike, n: int) -> Codes:
-    """Turn one label per row into codes 0…G−1."""
-    check_lengths(function, {"values": range(n), "groups": groups})
-    codes, labels = pd.factorize(np.asarray(groups))
+def read_clusters(function: str, clusters: ArrayLike | None, n: int, fewest: int = 2) -> Codes:
+    """Turn one label per row into codes 0…G−1; without labels each row is a cluster of its own."""
+    if clusters is None:
+        return np.arange(n)
+    check_lengths(function, {"values": range(n), "clusters": clusters})
+    codes, labels = pd.factorize(np.asarray(clusters))
     if (codes < 0).any():
         raise SpectralError(
-            f"{function}: every row needs a group, got {int((codes < 0).sum())} without; name them."
+            f"{function}: every row needs a cluster, got {int((codes < 0).sum())} without; name them."
         )
-    if len(labels) < 2:
+    if len(labels) < fewest:
         raise SpectralError(
-            f"{function}: needs at least 2 groups, got {len(labels)}; leave groups out for one."
+            f"{function}: needs at least {fewest} clusters, got {len(labels)}; measure more photographs."
         )
     return codes
 
 
 def resample_sums(columns: Matrix, codes: Codes, n_resamples: int, seed: int) -> Matrix:
-    """Return (n_resamples, K) column sums over groups drawn with replacement."""
+    """Return (n_resamples, K) column sums over clusters drawn with replacement."""
     sums = np.stack([np.bincount(codes, column) for column in columns.T], axis=1)
     counts = np.random.default_rng(seed).multinomial(
         len(sums), np.full(len(sums), 1 / len(sums)), n_resamples
@@ -93,9 +85,9 @@ def resample_sums(columns: Matrix, codes: Codes, n_resamples: int, seed: int) ->
     return np.asarray(counts @ sums)
 
 
-def expand_percentiles(draws: Vector, n_groups: int) -> tuple[float, float]:
-    """Percentiles of resampled means, widened for few groups as Student's t is against the normal."""
-    widened = math.sqrt(n_groups / (n_groups - 1)) * scipy.stats.t.ppf(UPPER, n_groups - 1)
+def expand_percentiles(draws: Vector, n_clusters: int) -> tuple[float, float]:
+    """Percentiles of resampled means, widened for few clusters as Student's t is against the normal."""
+    widened = math.sqrt(n_clusters / (n_clusters - 1)) * scipy.stats.t.ppf(UPPER, n_clusters - 1)
     tail = float(scipy.stats.norm.cdf(-widened))
     low, high = np.quantile(draws, [tail, 1 - tail])
     return float(low), float(high)

@@ -20,7 +20,7 @@ from spectral.stats.reading import (
     check_lengths,
     expand_percentiles,
     is_constant,
-    read_groups,
+    read_clusters,
     read_vector,
     resample_sums,
 )
@@ -40,7 +40,7 @@ class Regression:
 def regress_cross_validated(
     X: pd.DataFrame,
     y: ArrayLike,
-    groups: ArrayLike | None = None,
+    clusters: ArrayLike | None = None,
     seed: int = 0,
     folds: int = 5,
     repeats: int = 5,
@@ -51,7 +51,7 @@ def regress_cross_validated(
     (extremely randomised trees, nonlinear) and ``best single layer`` (a line on the column that correlates
     best within the training folds). R² is 1 − Σ(y − ŷ)²/Σ(y − ȳ)² over out-of-fold predictions, averaged over
     ``repeats`` partitions; below 0 it predicts worse than the mean. ``r2_std_repeats`` is its spread over
-    partitions; the interval comes from resampling images (or groups), which partitions alone would hide.
+    partitions; the interval comes from resampling images (or clusters), which partitions alone would hide.
 
     The importances' measures: ``permutation`` (drop in R² when the layer is shuffled within the held-out
     fold), ``coefficient`` (of ridge, in standard deviations of y per standard deviation of the layer) and
@@ -60,14 +60,14 @@ def regress_cross_validated(
     Args:
         X: one row per image, one column per layer.
         y: what to predict, one value per image.
-        groups: one label per image; images of one group never straddle training and test.
+        clusters: one label per image; images of one cluster never straddle training and test.
         seed: of partitions, trees and shuffles.
         folds: parts per partition.
         repeats: number of partitions.
 
     Raises:
         SpectralError: X no table of finite numbers, unequal lengths, fewer than 4 images per fold, or fewer
-            groups than folds. A constant y gives NaN scores and a ``reason`` instead.
+            clusters than folds. A constant y gives NaN scores and a ``reason`` instead.
 
     Example:
         >>> x = np.linspace(-1.0, 1.0, 60)
@@ -75,7 +75,7 @@ def regress_cross_validated(
         >>> table["estimator"].tolist(), bool(table["r2"][0] > 0.99)
         (['ridge', 'forest', 'best single layer'], True)
     """
-    layers, target, codes = _read_regression(X, y, groups, folds)
+    layers, target, codes = _read_regression(X, y, clusters, folds)
     rng = np.random.default_rng(seed)
     parts: list[tuple[str, str, Vector]] = []
     errors = {name: np.full((repeats, len(target)), math.nan) for name in _ESTIMATORS}
@@ -92,7 +92,7 @@ def regress_cross_validated(
             parts.extend((name, measure, values) for measure, values in measures.items())
     about = {
         "n": len(target),
-        "n_groups": None if groups is None else int(codes.max()) + 1,
+        "n_clusters": None if clusters is None else int(codes.max()) + 1,
         "n_layers": layers.shape[1],
         "folds": folds,
         "repeats": repeats,
@@ -128,13 +128,13 @@ def _fit_best_single(X: Matrix, y: Vector, seed: int) -> tuple[_Predict, dict[st
 
 
 def _assign_folds(codes: Codes, folds: int, rng: np.random.Generator) -> Codes:
-    """Give whole groups to folds, the largest first, each to the fold that is emptiest so far."""
+    """Give whole clusters to folds, the largest first, each to the fold that is emptiest so far."""
     sizes = np.bincount(codes)
     shuffled = rng.permutation(len(sizes))
     fold_of, filled = np.empty(len(sizes), dtype=np.intp), np.zeros(folds)
-    for group in shuffled[np.argsort(-sizes[shuffled], kind="stable")]:
-        fold_of[group] = filled.argmin()
-        filled[fold_of[group]] += sizes[group]
+    for cluster in shuffled[np.argsort(-sizes[shuffled], kind="stable")]:
+        fold_of[cluster] = filled.argmin()
+        filled[fold_of[cluster]] += sizes[cluster]
     return np.asarray(fold_of[codes])
 
 
@@ -151,7 +151,7 @@ def _shuffle_each(
 
 
 def _read_regression(
-    X: pd.DataFrame, y: ArrayLike, groups: ArrayLike | None, folds: int
+    X: pd.DataFrame, y: ArrayLike, clusters: ArrayLike | None, folds: int
 ) -> tuple[Matrix, Vector, Codes]:
     name = "regress_cross_validated"
     if not isinstance(X, pd.DataFrame) or X.shape[1] == 0:
@@ -166,16 +166,16 @@ def _read_regression(
             f"{name}: needs at least 2 folds with 4 images each, got {folds} folds for {len(target)} images; "
             f"use fewer folds or more images."
         )
-    codes = np.arange(len(target)) if groups is None else read_groups(name, groups, len(target))
+    codes = np.arange(len(target)) if clusters is None else read_clusters(name, clusters, len(target))
     if codes.max() + 1 < folds:
         raise SpectralError(
-            f"{name}: needs at least as many groups as folds, got {codes.max() + 1} for {folds}."
+            f"{name}: needs at least as many clusters as folds, got {codes.max() + 1} for {folds}."
         )
     return np.column_stack(columns), target, codes
 
 
 def _score(errors: Matrix, y: Vector, codes: Codes, seed: int) -> dict[str, float]:
-    """Return R² from (repeats, N) squared errors, its interval over groups and its spread over repeats."""
+    """Return R² from (repeats, N) squared errors, its interval over clusters and its spread over repeats."""
     if np.isnan(errors).any():
         return dict.fromkeys(("r2", "ci_low", "ci_high", "r2_std_repeats"), math.nan)
     deviation = (y - y.mean()) ** 2

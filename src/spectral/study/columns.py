@@ -10,6 +10,10 @@ import pandas as pd
 
 from spectral import stats
 from spectral.figures.spec import BOUNDS, with_bounds
+from spectral.schema import RANGES
+
+FEWEST_CLUSTERS = 2  # that a test needs
+SIGNIFICANCE = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 
 
 def bound(name: str, mean: float, low: float, high: float) -> dict[str, float]:
@@ -36,8 +40,79 @@ def bound_share(name: str, successes: int, n: int) -> dict[str, float]:
     """
     if n == 0:
         return bound(name, math.nan, math.nan, math.nan)
-    found = stats.proportion_interval(successes, n)
-    return bound(name, found.proportion, found.ci_low, found.ci_high)
+    return _bound_found(name, stats.count_share(successes, n))
+
+
+def bound_flags(name: str, flags: pd.Series, clusters: pd.Series) -> dict[str, float]:
+    """Return the share of true values and its interval as three columns, NaN where there is nothing to share.
+
+    Args:
+        name: of the first column.
+        flags: true or false, by image.
+        clusters: what each image was cut from, by image too.
+    """
+    if len(flags) == 0:
+        return bound(name, math.nan, math.nan, math.nan)
+    return _bound_found(name, stats.summarize_share(flags.astype(float), clusters[flags.index]))
+
+
+def compare_columns(
+    a: pd.Series, b: pd.Series, silent_a: pd.Series, silent_b: pd.Series, clusters: pd.Series
+) -> dict[str, Any]:
+    """Compare two columns of the same images a − b, without those that are silent in either.
+
+    Args:
+        a: values by image.
+        b: values by image.
+        silent_a: whether a's map was silent.
+        silent_b: whether b's was.
+        clusters: what each image was cut from.
+
+    Returns:
+        The columns of one test: its counts, the difference with its interval, t, df, p, Wilcoxon's p and the
+        effect size d_z, all of the clusters' means; only counts and a reason where there are too few.
+    """
+    both = a.index.intersection(b.index)
+    both = both[~(silent_a[both] | silent_b[both]).to_numpy(dtype=bool)]
+    counts = {"n": len(both), "n_clusters": clusters[both].nunique()}
+    if counts["n_clusters"] < FEWEST_CLUSTERS:
+        return {**counts, "reason": f"a test needs {FEWEST_CLUSTERS} clusters where neither map is silent"}
+    found = stats.compare_paired(a[both], b[both], clusters[both])
+    return {
+        **counts, **bound("difference", found.difference, found.ci_low, found.ci_high), "t": found.t,
+        "df": found.df, "p": found.p, "wilcoxon_p": found.wilcoxon_p, "effect_size": found.effect_size,
+        "reason": "",
+    }  # fmt: skip
+
+
+def add_holm(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """Put ``<column>_holm`` behind columns of p-values, corrected over all that the table shows.
+
+    All columns together are one family of hypotheses: whoever looks through the table looks at all of them.
+    Stars for the first of the columns go into ``significance``, behind the last.
+
+    Example:
+        >>> add_holm(pd.DataFrame({"p": [0.01, 0.04]}), "p")["p_holm"].tolist()
+        [0.02, 0.04]
+    """
+    table = table.assign(**{column: table[column].astype(float) for column in columns})
+    p = table[list(columns)].to_numpy(dtype=float)
+    adjusted = stats.holm(p.ravel()).reshape(p.shape) if p.size else p
+    for position, column in enumerate(columns):
+        table.insert(list(table.columns).index(column) + 1, f"{column}_holm", adjusted[:, position])
+    stars = [significance(p) for p in table[f"{columns[0]}_holm"]]
+    table.insert(list(table.columns).index(f"{columns[-1]}_holm") + 1, "significance", stars)
+    return table
+
+
+def significance(p: float) -> str:
+    """Stars for an adjusted p-value; none for NaN.
+
+    Example:
+        >>> significance(0.0001), significance(0.2)
+        ('***', '')
+    """
+    return next((stars for limit, stars in SIGNIFICANCE if p < limit), "")
 
 
 def tabulate(
@@ -65,35 +140,30 @@ def read_means(summary: pd.DataFrame, site: str, means: Mapping[str, tuple[str, 
         if key in own:
             found = own[key]
             row |= bound(column, found["mean"], found["ci_low"], found["ci_high"])
-            row |= {"n": found["n"], "n_silent": found["n_silent"]}
+            row |= {key: found[key] for key in ("n", "n_clusters", "n_silent")}
     return {**row, **in_decibels(row)}
 
 
-def average_sites(
-    table: pd.DataFrame, metrics: Sequence[str], photographs: Mapping[str, str] | None, seed: int
-) -> dict[str, Any]:
+def average_sites(table: pd.DataFrame, metrics: Sequence[str]) -> dict[str, Any]:
     """Average metrics of the dense maps over a network's sites, image by image, silent maps left out.
 
     Args:
         table: from `measure`.
         metrics: which.
-        photographs: the photograph of each image, the unit of the intervals; None for each its own.
-        seed: of the resampling.
 
     Returns:
-        Means with intervals, n and n_photographs; n alone where nothing was measured.
+        Means with intervals, n and n_clusters; n = 0 alone where nothing was measured.
     """
     dense = table[(table["tap"] == "dense") & table["metric"].isin([*metrics, "power"])]
-    wide = dense.pivot(index=["image", "site"], columns="metric", values="value")
+    wide = dense.pivot(index=["image", "cluster", "site"], columns="metric", values="value")
     if wide.empty or not (wide["power"] > 0).any():
         return {"n": 0}
-    loud = wide[wide["power"] > 0].groupby("image", sort=False)[list(metrics)].mean()
-    groups = None if photographs is None else [photographs[image] for image in loud.index]
+    loud = wide[wide["power"] > 0].groupby(["image", "cluster"], sort=False)[list(metrics)].mean()
+    clusters = loud.index.get_level_values("cluster")
     row: dict[str, Any] = {}
     for metric in metrics:
-        row |= bound_summary(metric, stats.summarize(loud[metric], groups=groups, seed=seed))
-    units = len(loud) if groups is None else len(set(groups))
-    return {**row, **in_decibels(row), "n": len(loud), "n_photographs": units}
+        row |= bound_summary(metric, stats.summarize(loud[metric], None, clusters, *RANGES[metric]))
+    return {**row, **in_decibels(row), "n": len(loud), "n_clusters": clusters.nunique()}
 
 
 def to_decibels(ratio: float) -> float:
@@ -112,3 +182,7 @@ def in_decibels(row: Mapping[str, float]) -> dict[str, float]:
     """Write an alias power ratio's mean and bounds in dB, where there is one."""
     values = {end: row[f"alias_power_ratio{end}"] for end in BOUNDS if f"alias_power_ratio{end}" in row}
     return {f"alias_power_db{end}": to_decibels(value) for end, value in values.items()}
+
+
+def _bound_found(name: str, found: stats.Share) -> dict[str, float]:
+    return bound(name, found.share, found.ci_low, found.ci_high)

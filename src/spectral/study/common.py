@@ -24,6 +24,7 @@ from spectral.metrics import compute_avr
 from spectral.models import load_model, model_info
 from spectral.models.info import ModelInfo
 from spectral.network import evaluation_mode
+from spectral.schema import VERSION
 from spectral.sites import Site, find_sites, pair_sites
 from spectral.spectrum import (
     compute_power_spectrum,
@@ -98,10 +99,10 @@ class Results(ABC):
         self, path: Path, config: Mapping[str, Any], compute: Callable[[], pd.DataFrame]
     ) -> pd.DataFrame:
         """Return what an earlier run computed with this configuration, or compute it and keep it."""
-        written = path.with_suffix(".json")
+        written, config = path.with_suffix(".json"), {**config, "schema": VERSION}
         if not (path.exists() and written.exists() and read_json(written) == config):
             write_csv(compute(), path, config)
-        return pd.read_csv(path, dtype={"image": str})
+        return pd.read_csv(path, dtype={"image": str, "cluster": str})
 
     def measurement_folder(self, name: str, part: str = "") -> Path:
         """Return where the measurements of a model are kept."""
@@ -117,15 +118,13 @@ class PictureResults(Results):
         """The pictures."""
 
     @cached_property
-    def photographs(self) -> dict[str, str] | None:
-        """The photograph that each picture was cut from; None where each is one of its own."""
-        groups = self.images.groups
-        return dict(zip(self.images.ids, groups, strict=True)) if groups else None
+    def clusters(self) -> dict[str, str]:
+        """What each picture was cut from: the unit of intervals and tests."""
+        return dict(zip(self.images.ids, self.images.clusters, strict=True))
 
-    def find_groups(self, images: Iterable[str]) -> list[str] | None:
-        """Return the photograph of each of these pictures, for intervals."""
-        photographs = self.photographs
-        return [photographs[image] for image in images] if photographs else None
+    def find_clusters(self, images: Iterable[str]) -> list[str]:
+        """Return what each of these pictures was cut from."""
+        return [self.clusters[image] for image in images]
 
 
 class Study(Results):
@@ -188,10 +187,6 @@ class Study(Results):
         """Return the study's images at the size a family's model takes: the same pictures for all."""
         size = self.info(family).preprocessing.size
         return self._base_images if self._base_images.size == size else self._base_images.resized(size)
-
-    def groups(self) -> list[str] | None:
-        """Return which photograph each image was cut from, None where each is a picture of its own."""
-        return self._base_images.groups
 
     def natural_image(self, family: str) -> Tensor:
         """Return the first image, preprocessed, as a batch of one."""
@@ -275,9 +270,9 @@ class Study(Results):
         for family, table in self.measurements.items():
             whole = table[table["site"] == ""].pivot(index="image", columns="metric", values="value")
             at_sites = table[table["site"] != ""]
-            wide = at_sites.pivot(index=["image", "site", "tap"], columns="metric", values="value")
+            wide = at_sites.pivot(index=["image", "cluster", "site", "tap"], columns="metric", values="value")
             aliases = wide.xs("dense", level="tap")[["am", "am_relative", "alias_power_ratio"]]
-            wide = wide.drop(columns=aliases.columns).join(aliases, on=["image", "site"])
+            wide = wide.drop(columns=aliases.columns).join(aliases, on=["image", "cluster", "site"])
             wide = wide.join(whole["sis"], on="image").reset_index()
             facts = pd.DataFrame([self.describe(family, site) for site in self.sites[family]])
             frames.append(wide.merge(facts, on="site"))
@@ -285,8 +280,9 @@ class Study(Results):
         joined["silent"] = joined["power"] <= 0
         order = {image: i for i, image in enumerate(self._base_images.ids)}
         joined["_order"] = joined["image"].map(order)
-        columns = ["image", "model", "family", "site", "layer", "layer_index", "op", "stride", "tap", "avr",
-                   "am", "am_relative", "alias_power_ratio", "sis", "power", "silent"]  # fmt: skip
+        columns = ["image", "cluster", "model", "family", "site", "layer", "layer_index", "op", "stride",
+                   "tap", "avr", "am", "am_relative", "alias_power_ratio", "sis", "power",
+                   "silent"]  # fmt: skip
         return joined.sort_values(["family", "layer_index", "tap", "_order"], kind="stable")[columns]
 
     def has_table(self, name: str) -> bool:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from torch import nn
 
@@ -19,18 +18,18 @@ from spectral.data import ImageSet
 from spectral.errors import SpectralError
 from spectral.measurement import measure
 from spectral.models import model_info
+from spectral.schema import RANGES
 from spectral.sites import Site, find_sites, pair_sites
+from spectral.study.columns import add_holm, compare_columns
 from spectral.study.common import name_folder
-from spectral.study.phase3 import add_holm, significance
 
 COLUMNS = [
     "model_a", "model_b", "layer", "layer_index", "site_a", "op_a", "site_b", "op_b", "tap", "metric",
-    "n", "unit", "n_units", "n_silent_a", "n_silent_b", "mean_a", "ci_low_a", "ci_high_a", "mean_b",
+    "n", "n_clusters", "n_silent_a", "n_silent_b", "mean_a", "ci_low_a", "ci_high_a", "mean_b",
     "ci_low_b", "ci_high_b", "difference", "difference_low", "difference_high", "t", "df", "p", "p_holm",
     "wilcoxon_p", "wilcoxon_p_holm", "effect_size", "significance", "reason",
 ]  # fmt: skip
-COUNTS = ("layer_index", "n", "n_units", "n_silent_a", "n_silent_b")
-FEW = 2  # what a test needs
+COUNTS = ("layer_index", "n", "n_clusters", "n_silent_a", "n_silent_b")
 SMALLEST_P = 0.001  # that is written out
 
 
@@ -42,14 +41,13 @@ def compare_models(
     *,
     batch_size: int = 32,
     out: Path | None = None,
-    seed: int = 0,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Measure models on the same images and test each against the first, site by site.
 
     Like sites are those at the same resolution in the same order of execution. Silent maps of either model
-    are left out of the tests. Crops of one photograph aren't independent: the photograph is then the unit of
-    intervals and tests.
+    are left out of the tests. Crops of one photograph aren't independent: the photograph (cluster) is the
+    unit of all means, intervals and tests.
 
     Args:
         models: at least two, by name; the first is the reference.
@@ -58,13 +56,12 @@ def compare_models(
         taps: where AVR is taken.
         batch_size: images per forward pass.
         out: folder of the measurements, which are continued after an interruption.
-        seed: of the intervals' resampling.
         progress: show bars.
 
     Returns:
         A row per model, like site, tap and metric: means with intervals of the reference (``_a``) and of the
         model (``_b``), their difference b − a with its interval, t test and Wilcoxon's, Holm-corrected over
-        the sites of one model, tap and metric, and the effect size d_z. Sites without a counterpart, or
+        the whole table, and the effect size d_z. Sites without a counterpart, or
         without a dense map, have a row with the reason. Of the whole models: sis, and agreement, the share
         of images that both give the same class, under ``mean_b``.
 
@@ -73,7 +70,7 @@ def compare_models(
             `spectral.measure`.
     """
     names = list(models)
-    if len(names) < FEW:
+    if len(names) < 2:
         raise SpectralError(f"compare: expected at least 2 models, got {len(names)}")
     at_sites = set(metrics) != {"sis"}
     sites = {name: find_sites(model, images[name].size or 32) if at_sites else []
@@ -90,12 +87,11 @@ def compare_models(
         for name, model in models.items()
     }  # fmt: skip
     order = list(images[names[0]].ids)
-    photographs = images[names[0]].groups
-    groups = dict(zip(order, photographs, strict=True)) if photographs else None
+    clusters = pd.Series(images[names[0]].clusters, index=order)
     asked = [(tap, metric) for metric in metrics for tap in dict.fromkeys([*taps, "dense"])]
     values = {name: _spread(table, order) for name, table in tables.items()}
     ops = {name: {site.name: site.op for site in own} for name, own in sites.items()}
-    pairing = _Pairing(layers, ops, values, asked, groups, seed)
+    pairing = _Pairing(layers, ops, values, asked, clusters)
     rows: list[dict[str, Any]] = []
     for name in names[1:]:
         rows += pairing.compare(names[0], name)
@@ -112,8 +108,8 @@ def format_comparison(table: pd.DataFrame) -> str:
         reference = rows["model_a"].iloc[0]
         lines.append(f"a: {reference}, b: {model}\nmeans and difference b − a, each ± half its 95 % interval")
         for (tap, metric), block in rows[rows["layer"] != ""].groupby(["tap", "metric"], sort=False):
-            units = f"{block['n_units'].min()} {block['unit'].iloc[0]}s"
-            lines.append(f"\n{metric}, {tap} tap; n = {block['n'].min()} images, units: {units}")
+            counts = f"{block['n'].min()} images of {block['n_clusters'].min()} clusters (photographs)"
+            lines.append(f"\n{metric}, {tap} tap; n = {counts}")
             header = ["like site", "a", "b", "difference", "p (Holm)", "effect d_z"]
             lines.append(format_rows(header, [_format_row(row) for row in block.to_dict("records")]))
         lines += ["", *_format_whole(rows), ""]
@@ -163,16 +159,14 @@ class _Pairing:
         ops: kinds of the sites, per model.
         values: per model, a row per image and a column per (site, tap, metric).
         asked: (tap, metric) in the order in which they are reported.
-        groups: image → photograph.
-        seed: of the intervals' resampling.
+        clusters: what each image was cut from.
     """
 
     layers: Mapping[tuple[str, str], tuple[int, str]]
     ops: Mapping[str, Mapping[str, str]]
     values: Mapping[str, pd.DataFrame]
     asked: Sequence[tuple[str, str]]
-    groups: Mapping[str, str] | None
-    seed: int
+    clusters: pd.Series
 
     def compare(self, a: str, b: str) -> list[dict[str, Any]]:
         """Return the rows of two models' like sites, for each metric and tap in order of depth."""
@@ -189,7 +183,7 @@ class _Pairing:
             values = [self.values[model][(site, tap, metric)] for model, site in sides]
             silent = [self.values[model][(site, tap, "power")] <= 0 for model, site in sides]
             rows.append({"model_a": a, "model_b": b, **facts, "tap": tap, "metric": metric,
-                         **self._test(values, silent)})  # fmt: skip
+                         **self._test(values, silent, metric)})  # fmt: skip
         return rows
 
     def compare_whole(self, a: str, b: str, same_classes: bool) -> list[dict[str, Any]]:
@@ -200,48 +194,29 @@ class _Pairing:
         if all(key in self.values[m].columns for m in (a, b)):
             values = [self.values[m][key] for m in (a, b)]
             loud = [pd.Series(False, index=values[0].index)] * 2
-            rows.append({**facts, "metric": "sis", **self._test(values, loud)})
+            rows.append({**facts, "metric": "sis", **self._test(values, loud, "sis")})
         key = ("", "", "prediction")
         if not same_classes:
             rows.append({**facts, "metric": "agreement", "n": 0, "reason": "their classes differ in number"})
             return rows
         if all(key in self.values[m].columns for m in (a, b)):
             same = (self.values[a][key] == self.values[b][key]).astype(float)
-            found = stats.summarize(same, groups=self._labels(same), seed=self.seed)
-            share = {"mean_b": found.mean, "ci_low_b": found.ci_low, "ci_high_b": found.ci_high}
-            rows.append({**facts, "metric": "agreement", **self._units(len(same), found.n_groups), **share})
+            found = stats.summarize_share(same, self.clusters)
+            share = {"mean_b": found.share, "ci_low_b": found.ci_low, "ci_high_b": found.ci_high}
+            counts = {"n": found.n, "n_clusters": found.n_clusters}
+            rows.append({**facts, "metric": "agreement", **counts, **share})
         return rows
 
-    def _labels(self, values: pd.Series) -> list[str] | None:
-        return [self.groups[image] for image in values.index] if self.groups else None
-
-    def _units(self, n: int, n_groups: int | None) -> dict[str, Any]:
-        grouped = n_groups is not None
-        return {"n": n, "unit": "photograph" if grouped else "image", "n_units": n_groups if grouped else n}
-
-    def _test(self, values: Sequence[pd.Series], silent: Sequence[pd.Series]) -> dict[str, Any]:
+    def _test(self, values: Sequence[pd.Series], silent: Sequence[pd.Series], metric: str) -> dict[str, Any]:
         """Both means, and what the pairs without silent maps say of their difference."""
         row: dict[str, Any] = {}
-        for side, own, mute in zip("ab", values, silent, strict=True):
-            found = stats.summarize(own, silent=mute.to_numpy(), groups=self._labels(own), seed=self.seed)
-            row |= {f"n_silent_{side}": found.n_silent, f"mean_{side}": found.mean,
-                    f"ci_low_{side}": found.ci_low, f"ci_high_{side}": found.ci_high}  # fmt: skip
         loud = ~(silent[0] | silent[1])
-        a, b = (own[loud] for own in values)
-        labels = self._labels(a)
-        n_groups = len(set(labels)) if labels is not None else None
-        row |= self._units(len(a), n_groups)
-        if min(row["n"], row["n_units"]) < FEW:
-            return {**row, "reason": f"a test needs {FEW} {row['unit']}s where neither map is silent"}
-        test = stats.compare_paired(b, a, labels)
-        between = stats.summarize(b - a, groups=labels, seed=self.seed)
-        grouped = n_groups is not None
-        return {
-            **row, "difference": between.mean, "difference_low": between.ci_low,
-            "difference_high": between.ci_high, "t": test.t_groups if grouped else test.t,
-            "df": row["n_units"] - 1, "p": test.p_groups if grouped else test.p_t,
-            "wilcoxon_p": test.p_wilcoxon, "effect_size": test.d_z,
-        }  # fmt: skip
+        for side, own, mute in zip("ab", values, silent, strict=True):
+            found = stats.summarize(own, ~loud, self.clusters, *RANGES.get(metric, ()))
+            row |= {f"n_silent_{side}": int(mute.sum()), f"mean_{side}": found.mean,
+                    f"ci_low_{side}": found.ci_low, f"ci_high_{side}": found.ci_high}  # fmt: skip
+        a, b = values
+        return row | compare_columns(b, a, silent[1], silent[0], self.clusters)
 
 
 def _require_like_sites(
@@ -300,12 +275,9 @@ def _count_classes(model: nn.Module) -> int | None:
 
 def _finish(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Correct the tests and put the columns in order."""
-    table = pd.DataFrame(rows, columns=[c for c in COLUMNS if not c.endswith("_holm")])
-    for column in ("layer", "tap", "metric", "reason", "site_a", "site_b", "op_a", "op_b", "unit"):
+    table = pd.DataFrame(
+        rows, columns=[c for c in COLUMNS if not c.endswith("_holm") and c != "significance"]
+    )
+    for column in ("layer", "tap", "metric", "reason", "site_a", "site_b", "op_a", "op_b"):
         table[column] = table[column].astype(object).fillna("")
-    for column in ("p", "wilcoxon_p"):
-        table[column] = table[column].astype(float)
-        # one family of hypotheses per model, tap and metric: its sites
-        add_holm(table, column, by=["model_b", "tap", "metric"])
-    table["significance"] = [significance(p) if not np.isnan(p) else "" for p in table["p_holm"]]
-    return table[COLUMNS].astype(dict.fromkeys(COUNTS, "Int64"))
+    return add_holm(table, "p", "wilcoxon_p")[COLUMNS].astype(dict.fromkeys(COUNTS, "Int64"))

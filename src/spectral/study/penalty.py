@@ -243,9 +243,9 @@ def _evaluate(
             for name in LOGGED:
                 sums[name] += values[f"mean/dense/{name}"] * len(images)
     n = len(data.images)
-    share = stats.proportion_interval(correct, n)
+    share = stats.count_share(correct, n)
     means = {name: total / n for name, total in sums.items()}
-    return {**means, "accuracy": share.proportion, "accuracy_low": share.ci_low,
+    return {**means, "accuracy": share.share, "accuracy_low": share.ci_low,
             "accuracy_high": share.ci_high, "n": n}  # fmt: skip
 
 

@@ -19,12 +19,12 @@ from tqdm import tqdm
 
 from spectral import stats
 from spectral.stability import attribute_instability, measure_diagonal, measure_equivariance
+from spectral.study.columns import add_holm
 from spectral.study.common import TAPS, Study
-from spectral.study.phase3 import add_holm, significance
 from spectral.study.stability import summarize_attribution, summarize_equivariance
 
 RESAMPLES = 300
-MIN_REGRESSION_GROUPS = 10
+MIN_REGRESSION_CLUSTERS = 10
 STABILITY_IMAGES = 128  # of equivariance and attribution, which run every network many times
 DIAGONAL_IMAGES = 4
 
@@ -50,21 +50,19 @@ def run(study: Study) -> None:
 
 
 def correlate_layers(study: Study) -> pd.DataFrame:
-    """Dependence of SIS on AVR per family, layer and tap; p corrected over the layers of a family and tap."""
+    """Dependence of SIS on AVR per family, layer and tap; p corrected over the whole table."""
     blocks = list(study.per_image.groupby(["family", "tap", "layer_index"], sort=False))
-    photographs = _photographs(study)
     rows = []
     for _, block in tqdm(blocks, desc="correlating", unit="layer", disable=not study.options.progress):
         block = block[~block["silent"]]
         if block.empty:
             continue
-        groups = [photographs[image] for image in block["image"]] if photographs else None
-        found = stats.correlate(block["avr"], block["sis"], groups, RESAMPLES, study.options.seed)
+        found = stats.correlate(block["avr"], block["sis"], block["cluster"], RESAMPLES, study.options.seed)
         first = block.iloc[0]
         facts = {key: first[key] for key in
                  ("model", "family", "site", "layer", "layer_index", "op", "stride", "tap")}  # fmt: skip
         rows.append({
-            **facts, "n": found.n, "n_groups": found.n_groups, "pearson": found.pearson_r,
+            **facts, "n": found.n, "n_clusters": found.n_clusters, "pearson": found.pearson_r,
             "pearson_low": found.pearson_low, "pearson_high": found.pearson_high,
             "pearson_p": found.pearson_p, "r2": found.r2, "spearman": found.spearman_rho,
             "spearman_low": found.spearman_low, "spearman_high": found.spearman_high,
@@ -74,36 +72,59 @@ def correlate_layers(study: Study) -> pd.DataFrame:
             "distance_correlation_p": found.distance_p,
             "distance_correlation_plain": found.distance_correlation, "reason": found.reason,
         })  # fmt: skip
-    table = pd.DataFrame(rows)
-    for name in ("pearson_p", "spearman_p", "distance_correlation_p"):
-        add_holm(table, name, by=["family", "tap"])
-    table["significance"] = [significance(p) for p in table["pearson_p_holm"]]
-    return table
+    return add_holm(pd.DataFrame(rows), "pearson_p", "spearman_p", "distance_correlation_p")
 
 
 def regress_layers(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Out-of-fold R² of SIS from all layers' AVR, per family and tap, and each layer's importance."""
-    photographs = _photographs(study)
+    """Out-of-fold R² of SIS from all layers' AVR, per family and tap, and each layer's importance.
+
+    The AVR of a silent map is 0 by convention and says nothing: such images are left out (``n_silent``), and
+    so are layers that are silent in every image (``silent_layers``).
+    """
     scores, importances = [], []
     for family, tap in product(study.families, TAPS):
-        chosen = (study.per_image["family"] == family) & (study.per_image["tap"] == tap)
-        wide = study.per_image[chosen].pivot(index="image", columns="layer", values="avr")
-        sis = study.per_image[chosen].drop_duplicates("image").set_index("image")["sis"].loc[wide.index]
-        groups = [photographs[image] for image in wide.index] if photographs else None
-        n_groups = len(set(groups)) if groups else len(wide)
+        own = study.per_image[(study.per_image["family"] == family) & (study.per_image["tap"] == tap)]
+        layers, images, counts = select_loud(own)
         facts = {"model": study.names[family], "family": family, "tap": tap}
-        if n_groups < MIN_REGRESSION_GROUPS or len(wide) < 2 * MIN_REGRESSION_GROUPS:
-            reason = f"{len(wide)} images of {n_groups} pictures are too few for five folds"
+        if counts["n_clusters"] < MIN_REGRESSION_CLUSTERS or counts["n"] < 2 * MIN_REGRESSION_CLUSTERS:
+            reason = f"{counts['n']} images of {counts['n_clusters']} pictures are too few for five folds"
             found = pd.DataFrame([{"estimator": "none", "reason": reason}])
         else:
-            result = stats.regress_cross_validated(wide, sis, groups, seed=study.options.seed)
-            found = result.scores.drop(columns=["n", "n_groups"], errors="ignore")
+            result = stats.regress_cross_validated(
+                layers, images["sis"], images["cluster"], seed=study.options.seed
+            )
+            found = result.scores.drop(columns=["n", "n_clusters"])
             importances.append(_label(result.importances, **facts))
-        scores.append(_label(found, **facts).assign(n=len(wide), n_groups=n_groups))
+        scores.append(_label(found, **facts).assign(**counts))
     table = pd.concat(scores, ignore_index=True)
     columns = ["model", "family", "tap", "estimator", "measure", "layer", "mean", "std"]
     parts = pd.concat(importances, ignore_index=True) if importances else pd.DataFrame(columns=columns)
     return table, parts[columns]
+
+
+def select_loud(per_image: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+    """Take the images of one network and tap of which no map is silent.
+
+    Args:
+        per_image: image, cluster, layer, avr, sis and silent.
+
+    Returns:
+        AVR, a row per image and a column per layer; sis and cluster of these images; how many images and
+        clusters that is, how many images were left out, and which layers are silent throughout.
+
+    Example:
+        >>> rows = pd.DataFrame({"image": ["a", "b"], "cluster": ["a", "b"], "layer": "conv",
+        ...                      "sis": [0.1, 0.2], "avr": [0.3, 0.0], "silent": [False, True]})
+        >>> select_loud(rows)[2]
+        {'n': 1, 'n_clusters': 1, 'n_silent': 1, 'silent_layers': ''}
+    """
+    avr = per_image.assign(avr=per_image["avr"].mask(per_image["silent"].astype(bool)))
+    wide = avr.pivot(index="image", columns="layer", values="avr")
+    dead = [str(layer) for layer in wide if wide[layer].isna().all()]
+    known = wide.drop(columns=dead).dropna()
+    images = per_image.drop_duplicates("image").set_index("image").loc[known.index, ["sis", "cluster"]]
+    counts = {"n": len(known), "n_clusters": images["cluster"].nunique(), "n_silent": len(wide) - len(known)}
+    return known, images, {**counts, "silent_layers": ", ".join(dead)}
 
 
 def compare_equivariance(study: Study) -> pd.DataFrame:
@@ -120,14 +141,14 @@ def _describe_families(
     study: Study, measure: Callable[..., pd.DataFrame], summarize: Callable[..., pd.DataFrame]
 ) -> pd.DataFrame:
     """Measure each family's network on the first images, and summarise it."""
-    photographs, options = _photographs(study), study.options
+    options = study.options
     frames = []
     for family in study.families:
         images = study.images(family).take(STABILITY_IMAGES)
         found = measure(
             study.models[family], images, batch_size=options.batch_size, progress=options.progress
         )
-        frames.append(_place(study, family, summarize(found, photographs, options.seed)))
+        frames.append(_place(study, family, summarize(found)))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -156,8 +177,3 @@ def _place(study: Study, family: str, summary: pd.DataFrame) -> pd.DataFrame:
 def _label(table: pd.DataFrame, **facts: str) -> pd.DataFrame:
     """Put constant columns in front of a table."""
     return pd.concat([pd.DataFrame(facts, index=table.index), table], axis=1)
-
-
-def _photographs(study: Study) -> dict[str, str]:
-    groups = study.groups()
-    return dict(zip(study.images(study.families[0]).ids, groups, strict=True)) if groups else {}

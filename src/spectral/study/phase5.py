@@ -16,9 +16,10 @@ import torch
 
 from spectral import stats
 from spectral.latency import count_macs, measure_latency
-from spectral.study.columns import bound_share
+from spectral.schema import RANGES
+from spectral.study.columns import FEWEST_CLUSTERS, add_holm, bound_flags
 from spectral.study.common import Study
-from spectral.study.phase3 import PROFILE_IMAGES, add_holm, compare_families
+from spectral.study.phase3 import PROFILE_IMAGES, compare_families
 
 LATENCY_BATCH = 16
 
@@ -37,28 +38,30 @@ def weigh_families(study: Study) -> pd.DataFrame:
     whole = {family: _whole_model(table) for family, table in study.measurements.items()}
     reference = study.families[0]
     latencies = _time(study)
-    groups = study.groups()
     rows = []
     for family in study.families:
         sis, base = whole[family]["sis"], whole[reference]["sis"]
-        summary = stats.summarize(sis, groups=groups)
+        clusters = whole[family]["cluster"]
+        summary = stats.summarize(sis, None, clusters, *RANGES["sis"])
         row: dict[str, Any] = {
-            "model": study.names[family], "family": family, "n": summary.n, "sis_mean": summary.mean,
-            "sis_ci_low": summary.ci_low, "sis_ci_high": summary.ci_high, "sis_median": summary.median,
+            "model": study.names[family], "family": family, "n": summary.n,
+            "n_clusters": summary.n_clusters, "sis_mean": summary.mean, "sis_ci_low": summary.ci_low,
+            "sis_ci_high": summary.ci_high, "sis_median": summary.median,
         }  # fmt: skip
-        if family != reference:
-            change = stats.relative_change(base, sis, groups)
-            test = stats.compare_paired(base, sis, groups)
+        if family != reference and summary.n_clusters >= FEWEST_CLUSTERS:
+            change = stats.relative_change(base, sis, clusters)
             row |= {"sis_change_percent": change.percent, "sis_change_low": change.ci_low,
                     "sis_change_high": change.ci_high,
-                    "sis_p": test.p_t if test.n_groups is None else test.p_groups}  # fmt: skip
+                    "sis_p": stats.compare_paired(base, sis, clusters).p}  # fmt: skip
+        if family != reference:
             same = whole[family]["prediction"] == whole[reference]["prediction"]
             comparable = study.info(family).num_classes == study.info(reference).num_classes
-            row |= bound_share("agreement", int(same.sum()), len(same) if comparable else 0)
+            row |= bound_flags("agreement", same if comparable else same[:0], clusters)
         row |= _accuracy(study, family, whole[family])
         rows.append({**row, **latencies[family]})
     table = pd.DataFrame(rows)
-    add_holm(table, "sis_p")
+    if "sis_p" in table:
+        table = add_holm(table, "sis_p")
     table["latency_ratio"] = table["latency_ms"] / table["latency_ms"].iloc[0]
     return table
 
@@ -81,7 +84,8 @@ def overlay_profiles(study: Study) -> pd.DataFrame:
 
 def _whole_model(table: pd.DataFrame) -> pd.DataFrame:
     whole = table[table["site"] == ""]
-    return whole.pivot(index="image", columns="metric", values="value").loc[whole["image"].unique()]
+    wide = whole.pivot(index="image", columns="metric", values="value").loc[whole["image"].unique()]
+    return wide.assign(cluster=whole.drop_duplicates("image").set_index("image")["cluster"])
 
 
 def _accuracy(study: Study, family: str, whole: pd.DataFrame) -> dict[str, Any]:
@@ -90,8 +94,8 @@ def _accuracy(study: Study, family: str, whole: pd.DataFrame) -> dict[str, Any]:
     same = images.classes is None or info.classes is None or list(images.classes) == list(info.classes)
     countable = same and "label" in whole and len(images.classes or ()) in (0, info.num_classes)
     known = whole[whole["label"].notna()] if countable else whole.iloc[:0]
-    correct = int((known["prediction"] == known["label"]).sum()) if countable else 0
-    return {**bound_share("accuracy", correct, len(known)), "n_labelled": len(known)}
+    right = known["prediction"] == known["label"] if countable else known["prediction"] > 0
+    return {**bound_flags("accuracy", right, known["cluster"]), "n_labelled": len(known)}
 
 
 def _time(study: Study) -> dict[str, dict[str, Any]]:

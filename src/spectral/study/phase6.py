@@ -19,9 +19,7 @@ from typing import Any
 
 import click
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
-import scipy.stats
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -40,10 +38,17 @@ from spectral.perturb import NULA_TESTS, PerturbedImages, Resampling, make_pertu
 from spectral.perturb.evaluation import Classifier
 from spectral.perturb.operators import Checkerboard
 from spectral.sites import find_sites
-from spectral.study.columns import bound, bound_share, bound_summary, read_means, tabulate
+from spectral.study.columns import (
+    FEWEST_CLUSTERS,
+    add_holm,
+    bound,
+    bound_flags,
+    bound_summary,
+    read_means,
+    tabulate,
+)
 from spectral.study.common import PictureResults, tabulate_spectrum
 from spectral.study.options import StudyOptions
-from spectral.study.phase3 import significance
 from spectral.synthetic import make_dead_leaves_image
 from spectral.table import summarize_measurements
 
@@ -65,21 +70,21 @@ _FACTS = ["model", "weights"]
 
 COLUMNS = [
     *_FACTS, "perturbation", "unit", "amplitude", "n_labelled", *with_bounds("accuracy", "delta_clean"),
-    "base", *with_bounds("delta_base"), "p_base", "p_base_holm", "significance", "n", "n_photographs",
+    "delta_clean_p", "delta_clean_p_holm", "base", *with_bounds("delta_base"), "delta_base_p",
+    "delta_base_p_holm", "significance", "n", "n_clusters",
     *with_bounds("agreement"), "confidence", "reason",
 ]  # fmt: skip
 CLASS_COLUMNS = [*_FACTS, "perturbation", "label", "class", "n_labelled", *with_bounds("accuracy")]
 SITE_COLUMNS = [
-    *_FACTS, "perturbation", "site", "site_index", "op", "stride", "tap", "n", "n_silent", "n_photographs",
+    *_FACTS, "perturbation", "site", "site_index", "op", "stride", "tap", "n", "n_silent", "n_clusters",
     *with_bounds(*METRICS, "sis"), "reason",
 ]  # fmt: skip
 NULL_COLUMNS = [
     *_FACTS, "operator", "pixels", "kept", "rank", "null_dimension", "rank_svd",
-    *with_bounds("null_share", "null_share_no_mean"), "n", "n_silent", "n_photographs", "checkerboard_share",
+    *with_bounds("null_share", "null_share_no_mean"), "n", "n_silent", "n_clusters", "checkerboard_share",
     "n_checked", "null_amplitude", "logits_seen", "logits_hidden", "logits_scale",
 ]  # fmt: skip
-COUNTS = ("n_labelled", "n", "n_silent", "n_photographs", "site_index")
-Flags = npt.NDArray[np.bool_]
+COUNTS = ("n_labelled", "n", "n_silent", "n_clusters", "site_index")
 
 
 class Nula(PictureResults):
@@ -160,9 +165,13 @@ class Nula(PictureResults):
         """Columns that name a network in every table."""
         return {"model": name, "weights": self.info(name).weights_id}
 
-    def count_photographs(self, images: Sequence[str]) -> int:
+    def count_clusters(self, images: Sequence[str]) -> int:
         """Count the pictures that these images are, or were cut from."""
-        return len(set(self.find_groups(images) or images))
+        return len(set(self.find_clusters(images)))
+
+    def clusters_of(self, images: pd.Index) -> pd.Series:
+        """Return what each of these pictures was cut from, by picture."""
+        return pd.Series(self.find_clusters(images), index=images)
 
     def explain_no_accuracy(self, name: str) -> str:
         """Say why a network has no accuracy on these images; empty if it has one."""
@@ -257,29 +266,27 @@ def predict(nula: Nula, name: str) -> pd.DataFrame:
 
 
 def tabulate_perturbations(nula: Nula, predictions: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """One row per network and perturbation; p values against the base are Holm-corrected over the table."""
+    """One row per network and perturbation; p values are Holm-corrected over the table."""
     correct = {name: find_correct(table) for name, table in predictions.items()}
     rows = []
     for name, table in predictions.items():
         reason = nula.explain_no_accuracy(name)
         for test, own in table.groupby("perturbation", sort=False):
             row = {**nula.describe(name), "perturbation": str(test), **_describe_amplitude(str(test))}
-            row |= _share_of_agreement(nula, own) | {"reason": reason}
+            row |= _share_of_agreement(own) | {"reason": reason}
             if not reason:
-                right = correct[name]
-                row |= {"n_labelled": len(right), **_share_of("accuracy", right[test])}
-                row |= {} if test == CLEAN else _difference("delta_clean", right[test], right[CLEAN])
+                right, clusters = correct[name], nula.clusters_of(correct[name].index)
+                row |= {"n_labelled": len(right), **bound_flags("accuracy", right[test], clusters)}
+                row |= (
+                    {} if test == CLEAN else _difference("delta_clean", right[test], right[CLEAN], clusters)
+                )
             if not reason and name != nula.base and nula.base in correct and len(correct[nula.base]):
-                found = _difference("delta_base", correct[name][test], correct[nula.base][test])
-                row |= {**found, "base": nula.base, "p_base": found["delta_base_p"]}
+                found = _difference("delta_base", correct[name][test], correct[nula.base][test], clusters)
+                row |= {**found, "base": nula.base}
             rows.append(row)
-    table = tabulate(rows, [column for column in COLUMNS if column != "p_base_holm"], COUNTS)
-    table.insert(COLUMNS.index("p_base_holm"), "p_base_holm", stats.holm(table["p_base"].astype(float)))
-    known = table["p_base_holm"].notna()
-    table["significance"] = [
-        significance(p) if k else "" for p, k in zip(table["p_base_holm"], known, strict=True)
-    ]
-    return table
+    tested = ("delta_base_p_holm", "delta_clean_p_holm", "significance")
+    columns = [column for column in COLUMNS if column not in tested]
+    return add_holm(tabulate(rows, columns, COUNTS), "delta_base_p", "delta_clean_p")[COLUMNS]
 
 
 def tabulate_classes(nula: Nula, predictions: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -293,7 +300,8 @@ def tabulate_classes(nula: Nula, predictions: Mapping[str, pd.DataFrame]) -> pd.
             for _, alike in own.groupby("label"):
                 label = int(alike["label"].iloc[0])
                 counted = {"label": label, "class": classes[label], "n_labelled": len(alike)}
-                rows.append({**facts, **counted, **_share_of("accuracy", alike["correct"])})
+                share = bound_flags("accuracy", alike["correct"], alike["cluster"])
+                rows.append({**facts, **counted, **share})
     return pd.DataFrame(rows, columns=CLASS_COLUMNS)
 
 
@@ -303,53 +311,20 @@ def find_correct(table: pd.DataFrame) -> pd.DataFrame:
     return known.pivot(index="image", columns="perturbation", values="correct").astype(bool)
 
 
-def compare_shares(a: Flags, b: Flags) -> tuple[float, float, float, float]:
-    """Difference of two shares a − b of the same images, its 95 % interval, and p of McNemar's exact test.
-
-    The interval adds half an image to each of the four cells of the paired table, so that it doesn't shrink
-    to nothing where few images differ.
-
-    Source:
-        A. Agresti and Y. Min, Simple improved confidence intervals for comparing matched proportions,
-        Statistics in Medicine 24, 2005.
-
-    Example:
-        >>> found = compare_shares(np.array([True] * 8 + [False] * 2), np.array([True] * 4 + [False] * 6))
-        >>> [round(value, 3) for value in found]
-        [0.4, 0.021, 0.646, 0.125]
-    """
-    n, gained, lost = len(a), int((a & ~b).sum()), int((~a & b).sum())
-    centre = (gained - lost) / (n + 2)
-    spread = math.sqrt(gained + lost + 1 - (gained - lost) ** 2 / (n + 2)) / (n + 2)
-    half = float(scipy.stats.norm.ppf(0.975)) * spread
-    p = float(scipy.stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
-    return (gained - lost) / n, max(centre - half, -1.0), min(centre + half, 1.0), p
+def _difference(name: str, a: pd.Series, b: pd.Series, clusters: pd.Series) -> dict[str, float]:
+    """Difference of two shares of the same images; nothing of fewer than two clusters."""
+    if clusters.nunique() < FEWEST_CLUSTERS:
+        return {}
+    found = stats.compare_shares(a.astype(float), b.astype(float), clusters)
+    return {**bound(name, found.difference, found.ci_low, found.ci_high), f"{name}_p": found.p}
 
 
-def _difference(name: str, a: pd.Series, b: pd.Series) -> dict[str, float]:
-    found = compare_shares(a.to_numpy(), b.to_numpy())
-    return dict(zip((*with_bounds(name), f"{name}_p"), found, strict=True))
-
-
-def _share_of(name: str, flags: pd.Series) -> dict[str, float]:
-    return bound_share(name, int(flags.sum()), len(flags))
-
-
-def _share_of_agreement(nula: Nula, own: pd.DataFrame) -> dict[str, Any]:
-    """Share of images that keep the own clean prediction; crops of one photograph aren't independent."""
-    images = own["image"].tolist()
-    row = {
-        "n": len(own),
-        "n_photographs": nula.count_photographs(images),
-        "confidence": own["confidence"].mean(),
-    }
-    groups = nula.find_groups(images)
+def _share_of_agreement(own: pd.DataFrame) -> dict[str, Any]:
+    """Share of images that keep the own clean prediction."""
+    counts = {"n": len(own), "n_clusters": own["cluster"].nunique(), "confidence": own["confidence"].mean()}
     if own["perturbation"].iloc[0] == CLEAN:  # by definition
-        return row | bound("agreement", 1.0, 1.0, 1.0)
-    if groups is None:
-        return row | _share_of("agreement", own["agree"])
-    found = stats.summarize(own["agree"].astype(float), groups=groups, seed=nula.options.seed)
-    return row | bound_summary("agreement", found)
+        return counts | bound("agreement", 1.0, 1.0, 1.0)
+    return counts | bound_flags("agreement", own["agree"], own["cluster"])
 
 
 def _describe_amplitude(test: str) -> dict[str, Any]:
@@ -375,11 +350,9 @@ def measure_sites(nula: Nula, name: str) -> list[dict[str, Any]]:
             progress=False,
         )  # fmt: skip
         records = table.attrs["sites"] or describe_sites(sites)
-        summary = summarize_measurements(
-            table, sites=records, groups=nula.photographs, seed=nula.options.seed
-        )
+        summary = summarize_measurements(table)
         facts = {**nula.describe(name), "perturbation": test}
-        counted = {"n_photographs": nula.count_photographs(nula.subset.ids)}
+        counted = {"n_clusters": nula.count_clusters(nula.subset.ids)}
         rows += [
             {**facts, **record, "site": record["name"], "site_index": index,
              **(counted | {"tap": "dense"} if record["measurable"] else {}),
@@ -401,11 +374,11 @@ def find_resamplings() -> list[Resampling]:
 
 def tabulate_null_space(nula: Nula) -> pd.DataFrame:
     """One row per network and operator: the operator's dimensions and shares, and the network's check."""
-    groups, ids = nula.find_groups(nula.subset.ids), nula.subset.ids
+    ids = nula.subset.ids
     images = torch.cat([batch for _, batch in nula.subset.batches(nula.options.batch_size)]).double()
     operators = find_resamplings()
-    own = {op.name: describe_null_space(op, images, groups, nula.options.seed) for op in operators}
-    counted = {"n": len(ids), "n_photographs": nula.count_photographs(ids)}
+    own = {op.name: describe_null_space(op, images, nula.subset.clusters) for op in operators}
+    counted = {"n": len(ids), "n_clusters": nula.count_clusters(ids)}
     rows = [
         {**nula.describe(name), **counted, **own[operator.name],
          **check_blindness(nula.models[name], operator, images[:CHECKED], nula.options.seed)}
@@ -415,16 +388,13 @@ def tabulate_null_space(nula: Nula) -> pd.DataFrame:
     return tabulate(rows, NULL_COLUMNS, COUNTS)
 
 
-def describe_null_space(
-    operator: Resampling, images: Tensor, groups: Sequence[str] | None, seed: int
-) -> dict[str, Any]:
+def describe_null_space(operator: Resampling, images: Tensor, clusters: Sequence[str]) -> dict[str, Any]:
     """Describe what an operator D annihilates of one channel, and which share of images' power that is.
 
     Args:
         operator: its D.
         images: (N, C, H, W), float64.
-        groups: photograph of each image, or None.
-        seed: of the intervals' resampling.
+        clusters: what each image was cut from.
     """
     size = (images.shape[-2], images.shape[-1])
     dense = operator.matrix(size, "down")
@@ -439,7 +409,7 @@ def describe_null_space(
     for name, pictures in (("null_share", images), ("null_share_no_mean", flat)):
         shares = compute_null_share(operator, pictures).numpy()
         silent = (pictures.square().sum((1, 2, 3)) <= SILENT * power).numpy()
-        found = stats.summarize(shares, silent=silent, groups=groups, seed=seed)
+        found = stats.summarize(shares, silent, clusters, 0.0, 1.0)
         row |= bound_summary(name, found) | {"n_silent": found.n_silent}
     return row
 

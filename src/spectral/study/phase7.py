@@ -51,7 +51,7 @@ ORIGINAL = "original"
 MEANS = {metric: ("dense", metric) for metric in METRICS}
 _FACTS = ["method", "state", "model", "weights"]
 COLUMNS = [
-    *_FACTS, "sites", "measurable", "n", "n_photographs",
+    *_FACTS, "sites", "measurable", "n", "n_clusters",
     *with_bounds(*METRICS, "alias_power_db", "sis", *PROTOCOLS),
     "n_both_right", *(f"{name}_both_right" for name in PROTOCOLS),
     *with_bounds("accuracy"), "accuracy_n", "accuracy_source",
@@ -62,7 +62,7 @@ SITE_COLUMNS = [
     *_FACTS, "site", "site_index", "op", "kernel", "stride", "input_size", "output_size", "channels", "n",
     "n_silent", *with_bounds(*METRICS, "alias_power_db"), "reason",
 ]  # fmt: skip
-COUNTS = ("sites", "measurable", "n", "n_silent", "n_photographs", "n_both_right", "accuracy_n", "site_index",
+COUNTS = ("sites", "measurable", "n", "n_silent", "n_clusters", "n_both_right", "accuracy_n", "site_index",
           "channels", "macs", "parameters", "threads", "latency_batch")  # fmt: skip
 
 
@@ -184,8 +184,7 @@ def describe_variant(
     facts = {"method": variant.method, "state": variant.state, "model": variant.name,
              "weights": layers.weights[variant.name]}  # fmt: skip
     table, records = measure_variant(layers, variant, model)
-    photographs, seed = layers.photographs, layers.options.seed
-    summary = summarize_measurements(table, sites=records, groups=photographs, seed=seed)
+    summary = summarize_measurements(table)
     sites = [
         {
             **facts,
@@ -199,17 +198,17 @@ def describe_variant(
     measurable = [record for record in records if record["measurable"]]
     row = {
         **facts, "sites": len(records), "measurable": len(measurable),
-        **average_sites(table, METRICS, photographs, seed), **read_means(summary, "", {"sis": ("", "sis")}),
+        **average_sites(table, METRICS), **read_means(summary, "", {"sis": ("", "sis")}),
         "n": len(layers.images),
-        "n_photographs": len(set(photographs.values())) if photographs else len(layers.images),
+        "n_clusters": len(set(layers.clusters.values())),
         "aliasing_reason": "" if measurable else "; ".join({str(r["reason"]) for r in records}),
     }  # fmt: skip
     correct = _find_correct(layers.images, _info(model), table)
     both = correct if reference is None else correct & reference
     for protocol in PROTOCOLS:
         agree = measure_agreement(layers, variant, model, protocol)
-        groups = layers.find_groups(agree.index)
-        row |= bound_summary(protocol, stats.summarize(agree, groups=groups, seed=seed))
+        found = stats.summarize(agree, None, layers.find_clusters(agree.index), 0.0, 1.0)
+        row |= bound_summary(protocol, found)
         row[f"{protocol}_both_right"] = agree[both[both].index].mean() if both.any() else math.nan
     row["n_both_right"] = int(both.sum())
     return {**row, **find_accuracy(layers, variant, model)}, sites, correct

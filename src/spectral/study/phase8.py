@@ -51,7 +51,7 @@ MEANS = {
     "alias_power_ratio": ("dense", "alias_power_ratio"),
 }
 COUNTS = ("site_index", "channels", "n", "n_silent", "parameters", "sites", "measurable", "lossless",
-          "n_photographs")  # fmt: skip
+          "n_clusters")  # fmt: skip
 _FACTS = ["model", "family", "weights"]
 SITE_COLUMNS = [
     *_FACTS, "site", "site_index", "depth", "op", "kernel", "stride", "input_size", "output_size", "channels",
@@ -59,7 +59,7 @@ SITE_COLUMNS = [
     "reason",
 ]  # fmt: skip
 MODEL_COLUMNS = [
-    *_FACTS, "image_size", "parameters", "sites", "measurable", "lossless", "n", "n_photographs",
+    *_FACTS, "image_size", "parameters", "sites", "measurable", "lossless", "n", "n_clusters",
     *with_bounds("alias_power_ratio", "alias_power_db", "sis"), "reason",
 ]  # fmt: skip
 
@@ -148,8 +148,7 @@ def describe_model(survey: Survey, name: str) -> tuple[list[dict[str, Any]], dic
     except SpectralError as error:
         failed = {**facts, "reason": str(error)}
         return [failed], failed
-    photographs = survey.photographs
-    summary = summarize_measurements(table, groups=photographs, seed=survey.options.seed)
+    summary = summarize_measurements(table)
     records = table.attrs["sites"]
     rows = [
         {**facts, **record, "site": record["name"], "site_index": index,
@@ -160,7 +159,7 @@ def describe_model(survey: Survey, name: str) -> tuple[list[dict[str, Any]], dic
         **facts, "image_size": "x".join(map(str, table.attrs["provenance"]["image_size"])),
         "sites": len(records), "measurable": sum(record["measurable"] for record in records),
         "lossless": sum(record["reason"] == LOSSLESS for record in records),
-        **average_sites(table, ("alias_power_ratio",), photographs, survey.options.seed),
+        **average_sites(table, ("alias_power_ratio",)),
         **_read_sis(summary),
     }  # fmt: skip
     return rows, whole

@@ -39,10 +39,18 @@ from spectral.perturb.attacks import ATTACKS, measure_robustness
 from spectral.perturb.corruptions import Corruption
 from spectral.sites import find_sites
 from spectral.stability import measure_consistency
-from spectral.study.columns import average_sites, bound, bound_share, bound_summary, read_means, tabulate
+from spectral.study.columns import (
+    add_holm,
+    average_sites,
+    bound,
+    bound_flags,
+    bound_share,
+    bound_summary,
+    read_means,
+    tabulate,
+)
 from spectral.study.common import PictureResults
 from spectral.study.options import StudyOptions
-from spectral.study.phase3 import add_holm
 from spectral.study.tuning import name_architecture
 from spectral.study.zoo import ATTACKED, list_zoo
 from spectral.surgery import METHODS
@@ -67,7 +75,7 @@ METRICS = ("am", "am_relative", "alias_power_ratio")
 ALIAS_FREE = 1e-10  # an alias power ratio below it is rounding: none, and ranks among such mean nothing
 MEAN_LEVEL = "mean over sites"
 FEWEST = 4  # networks in a correlation
-RESAMPLES = 2000
+RESAMPLES = 20_000  # p can then survive the correction over all that the table shows
 TRAIN_COMMAND = "python experiments/train_zoo.py --data cifar10 --only"
 CONFOUNDS = (
     "architectures, layers, recipes and lengths of training differ between networks, and those tuned from "
@@ -83,7 +91,7 @@ _ALIASES = (*METRICS, "alias_power_db")
 _SHARES = [f"{test}_{kind}" for test in (*TESTS, *CORRUPTIONS) for kind in ("accuracy", "agreement")]
 NETWORK_COLUMNS = [
     *_FACTS, "tuned_from", "data_id", "epochs", "seed", *with_bounds("test_accuracy"), "test_images",
-    "response", "n", "n_labelled", "n_photographs", *with_bounds("clean_accuracy", *_SHARES), "epsilon",
+    "response", "n", "n_labelled", "n_clusters", *with_bounds("clean_accuracy", *_SHARES), "epsilon",
     "epsilon_weak",
     "attacks_ordered", "severity", "corruption_note", "corruption_reason",
     *with_bounds("consistency", "sis"), "sites", "measurable", *with_bounds(*_ALIASES), "aliasing_reason",
@@ -94,14 +102,15 @@ SITE_COLUMNS = [
 ]  # fmt: skip
 CORRELATION_COLUMNS = [
     "networks", "attack", "response", "metric", "level", "n_networks", "n_alias_free",
-    *with_bounds("spearman"), "spearman_p", "given", *with_bounds("partial"), "partial_p", "reason",
+    *with_bounds("spearman"), "spearman_p", "spearman_p_holm", "given", *with_bounds("partial"), "partial_p",
+    "partial_p_holm", "significance", "reason",
     "confounds",
 ]  # fmt: skip
 PAIR_COLUMNS = [
     "pair", "metric", "level", "unit", "n", "n_alias_free", "n_lower", *with_bounds("log_ratio", "ratio"),
-    "p", "reason", "confounds",
+    "p", "p_holm", "significance", "reason", "confounds",
 ]  # fmt: skip
-COUNTS = ("n", "n_labelled", "n_photographs", "n_silent", "sites", "measurable", "site_index", "step",
+COUNTS = ("n", "n_labelled", "n_clusters", "n_silent", "sites", "measurable", "site_index", "step",
           "epochs", "channels", "seed", "test_images", "n_networks", "n_alias_free", "n_lower",
           "severity")  # fmt: skip
 
@@ -300,8 +309,7 @@ def measure_attacks(study: Robustness, name: str, model: nn.Module) -> dict[str,
         row |= _share(study, "clean_accuracy", table["correct"])
         row["n_labelled"] = int(table["correct"].notna().sum())
         left[test] = int(table["robust"].sum())
-    photographs = study.photographs
-    row["n_photographs"] = len(set(photographs.values())) if photographs else len(images)
+    row["n_clusters"] = len(set(study.clusters.values()))
     row["attacks_ordered"] = all(left[weaker] >= left[stronger] for weaker, stronger in pairwise(ATTACKS))
     return row
 
@@ -340,8 +348,8 @@ def measure_shifts(study: Robustness, name: str, model: nn.Module) -> dict[str, 
 
     table = study.keep(name, "consistency", {"protocol": PROTOCOL, "pairs": PAIRS}, compute)
     agree = table.groupby("image", sort=False)["agree"].mean()
-    groups = study.find_groups(agree.index)
-    return bound_summary("consistency", stats.summarize(agree, groups=groups, seed=options.seed))
+    found = stats.summarize(agree, None, study.find_clusters(agree.index), 0.0, 1.0)
+    return bound_summary("consistency", found)
 
 
 def measure_aliases(
@@ -356,13 +364,13 @@ def measure_aliases(
         out=study.measurement_folder(name, "phase9"), sites=found,
     )  # fmt: skip
     records = place_sites(table.attrs["sites"] or describe_sites(found))
-    summary = summarize_measurements(table, records, groups=study.photographs, seed=options.seed)
+    summary = summarize_measurements(table)
     rows = [{**record, **read_means(summary, record["name"], MEANS)} for record in records]
     for site in rows:
         site["alias_free"] = site["alias_power_ratio"] < ALIAS_FREE if "alias_power_ratio" in site else None
     measurable = [record for record in records if record["measurable"]]
     row = {
-        **average_sites(table, METRICS, study.photographs, options.seed),
+        **average_sites(table, METRICS),
         **read_means(summary, "", {"sis": ("", "sis")}), "n": len(images), "sites": len(records),
         "measurable": len(measurable),
         "aliasing_reason": "" if measurable else "; ".join({str(r["reason"]) for r in records}),
@@ -401,7 +409,7 @@ def correlate_networks(
 
     Over all networks, and over those of each way of training: between these the two always differ together.
     Aliases that are rounding count as none, so that such networks are tied. Partial: given clean accuracy.
-    Holm's correction is over the metrics and levels of one attack and one set of networks.
+    Holm's correction is over the whole table.
     """
     values, free = tabulate_levels(sites)
     trainings = networks.groupby("training", sort=False)["model"].agg(list)
@@ -419,10 +427,10 @@ def correlate_networks(
             "n_networks": len(own), "n_alias_free": int(free.loc[own.index, level].sum()),
             **_correlate(own, outcome, chosen, seed), "confounds": CONFOUNDS,
         })  # fmt: skip
-    found = tabulate(rows, CORRELATION_COLUMNS, COUNTS)
-    for column in ("spearman_p", "partial_p"):
-        add_holm(found, column, by=["networks", "attack"])
-    return found
+    tested = ("spearman_p_holm", "partial_p_holm", "significance")
+    columns = [column for column in CORRELATION_COLUMNS if column not in tested]
+    found = tabulate(rows, columns, COUNTS)
+    return add_holm(found, "spearman_p", "partial_p")[CORRELATION_COLUMNS]
 
 
 def tabulate_levels(sites: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -462,9 +470,9 @@ def _correlate(x: pd.Series, y: pd.Series, chosen: pd.DataFrame, seed: int) -> d
 def compare_pairs(sites: pd.DataFrame) -> pd.DataFrame:
     """Log-ratio of each alias metric, an adversarially trained network to the same without attacks.
 
-    A row per pair over its sites; and for all pairs a row per level and one for the means over sites, where
-    the pair is the unit. Sites free of aliases in either have no ratio and are counted. Holm's correction is
-    over the rows of all pairs.
+    A row per pair over its sites, which are no sample of anything and have a mean without an interval; and
+    for all pairs a row per level and one for the means over sites, where the pair is the unit. Sites free of
+    aliases in either have no ratio and are counted. Holm's correction is over the whole table.
     """
     logs = _log_ratios(sites)
     rows = []
@@ -477,12 +485,9 @@ def compare_pairs(sites: pd.DataFrame) -> pd.DataFrame:
         if len(own):
             means = own.groupby("pair", sort=False).agg({"log_ratio": "mean", "alias_free": "all"})
             rows.append(_summarize_logs(means, pair="all", metric=metric, level=MEAN_LEVEL, unit="pair"))
-    table = tabulate(rows, PAIR_COLUMNS, COUNTS)
-    table["confounds"] = PAIR_CONFOUNDS
-    p = table["p"].where(table["unit"] == "pair")
-    adjusted = stats.holm(p) if p.notna().any() else math.nan
-    table.insert(list(table.columns).index("p") + 1, "p_holm", adjusted)
-    return table
+    tested = ("p_holm", "significance")
+    table = tabulate(rows, [column for column in PAIR_COLUMNS if column not in tested], COUNTS)
+    return add_holm(table.assign(confounds=PAIR_CONFOUNDS), "p")[PAIR_COLUMNS]
 
 
 def _log_ratios(sites: pd.DataFrame) -> pd.DataFrame:
@@ -511,11 +516,14 @@ def _summarize_logs(logs: pd.DataFrame, **facts: Any) -> dict[str, Any]:
     if known.empty:
         return row | {"reason": "free of aliases before or after: there is no ratio"}
     mean, low, high = float(known.mean()), math.nan, math.nan
-    if len(known) > 1:
+    if facts["unit"] == "site":
+        row["reason"] = "the sites of one pair are no sample: no interval"
+    elif len(known) > 1:
         found = stats.compare_paired(known, np.zeros(len(known)))
         low, high = found.ci_low, found.ci_high
-        row["p"] = found.p_t
-    row |= {} if len(known) > 1 else {"reason": f"one {facts['unit']} has no interval"}
+        row["p"] = found.p
+    else:
+        row["reason"] = "one pair has no interval"
     return row | bound("log_ratio", mean, low, high) | bound("ratio", *np.exp([mean, low, high]).tolist())
 
 
@@ -562,12 +570,7 @@ def _share(study: Robustness, name: str, values: pd.Series) -> dict[str, float]:
     known = values.astype("boolean").dropna().astype(float)
     if known.empty:
         return {}
-    groups = study.find_groups(known.index)
-    if groups is None or known.nunique() == 1:
-        # where no resample differs, each photograph counts as one picture
-        n = len(known) if groups is None else len(set(groups))
-        return bound_share(name, round(known.mean() * n), n)
-    return bound_summary(name, stats.summarize(known, groups=groups, seed=study.options.seed))
+    return bound_flags(name, known, pd.Series(study.find_clusters(known.index), index=known.index))
 
 
 def _say_interval(row: Mapping[Any, Any], name: str, form: str) -> str:

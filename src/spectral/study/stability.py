@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,49 +11,44 @@ import pandas as pd
 from spectral import stats
 from spectral.console import NOTHING, format_mean, format_rows
 from spectral.figures.spec import BOUNDS, with_bounds
-from spectral.stability import ALL_SITES
-from spectral.study.columns import bound_summary, to_decibels
-from spectral.study.phase3 import add_holm, significance
+from spectral.study.columns import add_holm, bound, bound_flags, bound_summary, to_decibels
 
 EQUIVARIANCE_COLUMNS = [
-    "site", "op", "stride", "total_stride", "kind", "shifts", "n", "n_flat", "unit", "n_units", "psnr_db",
+    "site", "op", "stride", "total_stride", "kind", "shifts", "n", "n_flat", "n_clusters", "psnr_db",
     "psnr_db_low", "psnr_db_high", "psnr_db_median", "mse_ratio", *with_bounds("relative_error"), "reason",
 ]  # fmt: skip
 ATTRIBUTION_COLUMNS = [
-    "site", "op", "method", "placement", "n", "unit", "n_units", "sis_original", "sis",
+    "site", "op", "method", "placement", "n", "n_clusters", "sis_original", "sis",
     *with_bounds("delta_sis"), "t", "df", "p", "p_holm", "significance", "effect_size",
     *with_bounds("agreement"), "n_labelled", "accuracy_original", "accuracy",
     *with_bounds("accuracy_change"), "reason",
 ]  # fmt: skip
-COUNTS = ("shifts", "n", "n_flat", "n_units", "df", "n_labelled")
-WORDS = ("site", "op", "stride", "total_stride", "kind", "method", "placement", "unit", "reason")
+COUNTS = ("shifts", "n", "n_flat", "n_clusters", "df", "n_labelled")
+WORDS = ("site", "op", "stride", "total_stride", "kind", "method", "placement", "reason")
 FEW = 2  # what a test needs
 SMALLEST_P = 0.001  # that is written out
 
 
-def summarize_equivariance(
-    table: pd.DataFrame, photographs: Mapping[str, str] | None = None, seed: int = 0
-) -> pd.DataFrame:
+def summarize_equivariance(table: pd.DataFrame) -> pd.DataFrame:
     """One row per site and kind of shift: PSNR of the mean error, with its interval.
 
     An image's error is the mean of ``mse_ratio`` over its shifts of one kind; ``psnr_db`` is that of the mean
-    over images, in which an exact image counts as an error of 0. ``psnr_db_median`` is the images' median.
-    Flat maps are counted and left out. Intervals come from resampled images, or photographs.
+    over clusters, in which an exact image counts as an error of 0. ``psnr_db_median`` is the images' median.
+    Flat maps are counted and left out.
 
     Args:
         table: from `measure_equivariance`, with its ``attrs``.
-        photographs: what each image was cut from, where several are cut from one.
-        seed: of the resampling.
     """
     rows: list[dict[str, Any]] = []
     for _, block in table.groupby(["site", "kind"], sort=False):
         first = block.iloc[0]
         facts = {key: first[key] for key in ("site", "op", "stride", "total_stride", "kind")}
         shifts = len(block[["row", "column"]].drop_duplicates())
-        images = block.groupby("image", sort=False)[["mse_ratio", "relative_error"]].mean()
+        errors = ["mse_ratio", "relative_error"]
+        images = block.groupby(["image", "cluster"], sort=False)[errors].mean().reset_index("cluster")
         loud = images[images["mse_ratio"].notna()]
         rows.append({**facts, "shifts": shifts, "n": len(loud), "n_flat": len(images) - len(loud),
-                     **_describe_errors(loud, photographs, seed)})  # fmt: skip
+                     **_describe_errors(loud)})  # fmt: skip
     rows += [
         {"site": record["name"], "op": record["op"], "stride": record["stride"], "n": 0,
          "reason": record["reason"]}
@@ -62,21 +57,17 @@ def summarize_equivariance(
     return _finish(rows, EQUIVARIANCE_COLUMNS)
 
 
-def summarize_attribution(
-    table: pd.DataFrame, photographs: Mapping[str, str] | None = None, seed: int = 0
-) -> pd.DataFrame:
+def summarize_attribution(table: pd.DataFrame) -> pd.DataFrame:
     """One row per site, replaced or not: ΔSIS with its paired test, agreement and change of accuracy.
 
-    Holm's correction is over the single sites; all sites together are one hypothesis of its own.
+    Holm's correction is over all rows.
 
     Args:
         table: from `attribute_instability`, with its ``attrs``.
-        photographs: what each image was cut from, where several are cut from one: the unit of tests then.
-        seed: of the resampling.
     """
     rows = [
         {**{key: block[key].iloc[0] for key in ("site", "op", "method", "placement")},
-         **_test_variant(block, photographs, seed)}
+         **_test_variant(block)}
         for _, block in table.groupby("site", sort=False)
     ]  # fmt: skip
     rows += [
@@ -84,10 +75,7 @@ def summarize_attribution(
         for record in table.attrs["sites"] if not record["replaced"]
     ]  # fmt: skip
     found = _finish(rows, [c for c in ATTRIBUTION_COLUMNS if c not in ("p_holm", "significance")])
-    found["whole"] = found["site"] == ALL_SITES
-    add_holm(found, "p", by=["whole"])
-    found["significance"] = [significance(p) for p in found["p_holm"]]
-    return found[ATTRIBUTION_COLUMNS]
+    return add_holm(found, "p")[ATTRIBUTION_COLUMNS]
 
 
 def format_attribution(table: pd.DataFrame) -> str:
@@ -95,8 +83,8 @@ def format_attribution(table: pd.DataFrame) -> str:
     found = table[table["n"] > 0]
     first = found.iloc[0]
     lines = [
-        f"SIS of the network as it is: {first['sis_original']:.4g}; n = {first['n']} images, units of the "
-        f"test: {first['n_units']} {first['unit']}s",
+        f"SIS of the network as it is: {first['sis_original']:.4g}; n = {first['n']} images of "
+        f"{first['n_clusters']} clusters (photographs), the units of the test",
         "means ± half their 95 % intervals",
         "",
     ]
@@ -120,58 +108,49 @@ def _format_row(row: Mapping[Hashable, Any]) -> list[str]:
     return [row["site"], row["op"], means[0], f"{said} {row['significance']}".rstrip(), *means[1:]]
 
 
-def _describe_errors(loud: pd.DataFrame, photographs: Mapping[str, str] | None, seed: int) -> dict[str, Any]:
-    unit = _unit(loud.index, photographs)
+def _describe_errors(loud: pd.DataFrame) -> dict[str, Any]:
     if loud.empty:
-        return unit
-    # Without photographs each image is one: a resampled mean of squares, unlike Student's, is never below 0.
-    groups = [photographs[image] for image in loud.index] if photographs else list(loud.index)
-    found = stats.summarize(loud["mse_ratio"], groups=groups, seed=seed)
+        return {"n_clusters": 0}
+    clusters = loud["cluster"]
+    found = stats.summarize(loud["mse_ratio"], clusters=clusters, low=0.0)
     with np.errstate(divide="ignore"):
         median = float(np.median(-10 * np.log10(loud["mse_ratio"])))
+    relative = stats.summarize(loud["relative_error"], clusters=clusters, low=0.0)
     return {
-        **unit, "psnr_db": -to_decibels(found.mean), "psnr_db_low": -to_decibels(found.ci_high),
-        "psnr_db_high": -to_decibels(found.ci_low), "psnr_db_median": median, "mse_ratio": found.mean,
-        **bound_summary("relative_error", stats.summarize(loud["relative_error"], groups=groups, seed=seed)),
+        "n_clusters": found.n_clusters, "psnr_db": -to_decibels(found.mean),
+        "psnr_db_low": -to_decibels(found.ci_high), "psnr_db_high": -to_decibels(found.ci_low),
+        "psnr_db_median": median, "mse_ratio": found.mean, **bound_summary("relative_error", relative),
     }  # fmt: skip
 
 
-def _test_variant(block: pd.DataFrame, photographs: Mapping[str, str] | None, seed: int) -> dict[str, Any]:
-    groups = [photographs[image] for image in block["image"]] if photographs else None
-    unit = _unit(block["image"], photographs)
-    delta = stats.summarize(block["delta_sis"], groups=groups, seed=seed)
-    agreement = stats.summarize(block["agree"].astype(float), groups=groups, seed=seed)
+def _test_variant(block: pd.DataFrame) -> dict[str, Any]:
+    clusters = block["cluster"]
     row = {
-        "n": len(block), **unit, "sis_original": block["sis_original"].mean(), "sis": block["sis"].mean(),
-        **bound_summary("delta_sis", delta), **bound_summary("agreement", agreement),
-        **_weigh_accuracy(block[block["label"].notna()], photographs, seed),
+        "n": len(block), "n_clusters": clusters.nunique(),
+        **bound_flags("agreement", block["agree"], clusters),
+        **_weigh_accuracy(block[block["label"].notna()]),
     }  # fmt: skip
-    if unit["n_units"] < FEW:
-        return {**row, "reason": f"a test needs {FEW} {unit['unit']}s"}
-    test = stats.compare_paired(block["sis"], block["sis_original"], groups)
-    t, p = (test.t, test.p_t) if groups is None else (test.t_groups, test.p_groups)
-    return {**row, "t": t, "df": unit["n_units"] - 1, "p": p, "effect_size": test.d_z}
+    if row["n_clusters"] < FEW:
+        means = {name: block[name].mean() for name in ("sis_original", "sis", "delta_sis")}
+        return {**row, **means, "reason": f"a test needs {FEW} clusters (photographs)"}
+    test = stats.compare_paired(block["sis"], block["sis_original"], clusters)
+    return {
+        **row, "sis_original": test.mean_b, "sis": test.mean_a,
+        **bound("delta_sis", test.difference, test.ci_low, test.ci_high),
+        "t": test.t, "df": test.df, "p": test.p, "effect_size": test.effect_size,
+    }  # fmt: skip
 
 
-def _weigh_accuracy(
-    labelled: pd.DataFrame, photographs: Mapping[str, str] | None, seed: int
-) -> dict[str, Any]:
+def _weigh_accuracy(labelled: pd.DataFrame) -> dict[str, Any]:
     if labelled.empty:
         return {"n_labelled": 0}
-    groups = [photographs[image] for image in labelled["image"]] if photographs else None
-    change = stats.summarize(labelled["correct"] - labelled["correct_original"], groups=groups, seed=seed)
+    before, after, clusters = labelled["correct_original"], labelled["correct"], labelled["cluster"]
+    change = stats.summarize(after - before, clusters=clusters)
+    shares = [stats.summarize_share(flags, clusters).share for flags in (before, after)]
     return {
-        "n_labelled": len(labelled), "accuracy_original": labelled["correct_original"].mean(),
-        "accuracy": labelled["correct"].mean(), **bound_summary("accuracy_change", change),
+        "n_labelled": len(labelled), "accuracy_original": shares[0], "accuracy": shares[1],
+        **bound_summary("accuracy_change", change),
     }  # fmt: skip
-
-
-def _unit(
-    images: Sequence[str] | pd.Series | pd.Index, photographs: Mapping[str, str] | None
-) -> dict[str, Any]:
-    if not photographs:
-        return {"unit": "image", "n_units": len(images)}
-    return {"unit": "photograph", "n_units": len({photographs[image] for image in images})}
 
 
 def _finish(rows: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:

@@ -1,0 +1,36 @@
+"""What tables call things: columns, the bounds of intervals, and files, in one place for every room."""
+
+from __future__ import annotations
+
+import math
+
+VERSION = 2  # of what follows; what an earlier one wrote is computed anew, or refused
+
+MODEL, IMAGES = ("model", "weights"), ("images", "image", "cluster")
+PLACE = ("site", "call", "op", "stride", "tap")
+MEASUREMENT = (*MODEL, *IMAGES, *PLACE, "metric", "value", "reason")
+"""Columns of a table of measurements: a row per number, and a row per site that has none, with the reason.
+
+``weights`` is the id of the weights and ``images`` the source of the images with their fingerprint, so that
+tables of several runs can be joined; ``cluster`` is what an image was cut from, the photograph, and the image
+itself where it was cut from nothing: the unit of every interval and test.
+"""
+
+SUMMARY = (
+    "model", *PLACE, "metric", "n", "n_clusters", "n_silent", "n_absent", "mean", "std", "ci_low", "ci_high",
+    "avr_pooled", "reason", "weights", "images",
+)  # fmt: skip
+"""Columns of a summary: ``n`` images in the mean, of ``n_clusters`` clusters; ``n_silent`` with a silent map
+and ``n_absent`` on which the site didn't run are left out of it."""
+
+NOT_AVERAGED = ("power", "label", "prediction")  # they say what a map or an image is
+
+_SHARES = ("avr", "avr_separable", "avr_exclude_dc", "avr_hann", "nonaliased", "aliased", "tangled", "nopass",
+           "sis", "confidence")  # fmt: skip
+_SIZES = ("am", "am_relative", "alias_power_ratio", "power")
+RANGES = {**dict.fromkeys(_SHARES, (0.0, 1.0)), **dict.fromkeys(_SIZES, (0.0, math.inf))}
+"""What values of a metric lie between, and so do their means' intervals."""
+
+# A run's folder: pandas and pyarrow read its shards as one table and pass over names that begin with _.
+SHARD = "shard-{:06d}.parquet"
+RUN_FILE, SITES_FILE = "_run.json", "_sites.json"
