@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from torch import nn
+from torch import fx, nn
 
 from spectral.errors import SpectralError, suggest
 from spectral.operators import find_plain_operator, list_replaceable_kinds, operator_of
 from spectral.sites import Site
-from spectral.surgery.observation import Call, Observer
-from spectral.surgery.rewiring import Signature, Unit, signature_of
+from spectral.surgery.attachment import Point, Unit
+from spectral.surgery.hooks import CHILD
+from spectral.surgery.observation import Activation, Observation
+from spectral.surgery.rewriting import is_readable, signature_of
 
 PLACEMENTS = ("auto", "behind")
 PATCH_STRIDE = 4
-RUNS_CHILDREN = "its module runs all of its children, and can't have a layer among them"
 Where = None | str | Sequence[str] | Callable[[Site], bool]
 
 
@@ -36,7 +37,7 @@ class Choice:
 
 def choose_units(
     model: nn.Module,
-    seen: Observer,
+    seen: Observation,
     sites: Sequence[Site],
     where: Where,
     placement: str,
@@ -46,8 +47,8 @@ def choose_units(
 
     Args:
         model: the network, none of whose layers is attached.
-        seen: the forward pass in which the sites were found.
-        sites: all of them.
+        seen: a forward pass of it.
+        sites: all of its sites.
         where: as for `convert`.
         placement: as for `convert`.
         taken: names of sites that are replaced already.
@@ -64,9 +65,6 @@ def choose_units(
             reasons[site.name] = "not chosen"
         elif reason := _find_obstacle(site, by_name):
             reasons[site.name] = reason
-    calls = {(call.path, call.number): call for call in seen.calls}
-    modules = dict(model.named_modules())
-    ranks = _rank(sites)
     units = {}
     for group in _group_calls(sites):
         if all(site.name in taken for site in group):
@@ -77,11 +75,11 @@ def choose_units(
             for site in wanted:
                 reasons[site.name] = f"its module runs several times: choose {others} as well"
         elif wanted:
-            unit = _make_unit(modules, group, calls, seen, ranks, placement)
+            unit = _make_unit(model, group, seen, placement)
             if isinstance(unit, str):
                 reasons |= {site.name: unit for site in group}
             else:
-                units[unit] = _find_channels(unit, group, seen, calls, ranks)
+                units[unit] = _find_channels(unit, group, seen)
     return Choice(units, reasons)
 
 
@@ -137,65 +135,92 @@ def _group_calls(sites: Sequence[Site]) -> Iterator[list[Site]]:
     yield from groups.values()
 
 
-def _rank(sites: Sequence[Site]) -> dict[str, int]:
-    """Number the alike operators inside each call of a module."""
-    seen: Counter[tuple[str, int, Signature]] = Counter()
-    ranks = {}
-    for site in sorted(sites, key=lambda site: site.index):
-        kind = site.module, site.call, signature_of(site.geometry)
-        ranks[site.name] = seen[kind]
-        seen[kind] += 1
-    return ranks
-
-
-def _make_unit(
-    modules: Mapping[str, nn.Module],
-    group: list[Site],
-    calls: Mapping[tuple[str, int], Call],
-    seen: Observer,
-    ranks: Mapping[str, int],
-    placement: str,
-) -> Unit | str:
+def _make_unit(model: nn.Module, group: list[Site], seen: Observation, placement: str) -> Unit | str:
     """Describe how a group of sites is replaced, or say why it can't be."""
-    site, module = group[0], modules[group[0].module]
+    site, module = group[0], model.get_submodule(group[0].module)
     unit = Unit(tuple(s.name for s in group), site.module, "behind", lattice=(site.input_size, site.stride))
     # Where the module is its operator, the module's stride is replaced; elsewhere the operator as it runs.
-    special = any(getattr(module, name, False) for name in ("ceil_mode", "return_indices"))
-    plain = find_plain_operator(module) is not None and not special
-    if not plain:
-        if _runs_children(module):
-            return RUNS_CHILDREN
-        if len({(signature_of(s.geometry), ranks[s.name]) for s in group}) > 1:
-            return "it differs between the calls of its module"
-        key, signature = f"{site.op}{site.index}", signature_of(site.geometry)
-        unit = replace(unit, key=key, signature=signature, rank=ranks[site.name])
+    if not _is_its_operator(module):
+        found = _find_function(unit, module, group, seen)
+        if isinstance(found, str):
+            return found
+        unit = found
+    if hasattr(module, CHILD):
+        return f"its module has something called {CHILD!r} of its own"
     if placement == "behind" or site.op != "conv":
         return unit
-    if len(group) == 1 and (plain or site.access == "wrapped"):
-        chain = seen.find_chain(calls[site.module, site.call])
-        if chain is not None and not (chain.function is not None and _runs_children(modules[chain.function])):
-            return replace(unit, placement="activation", chain=chain.modules, function=chain.function)
+    activation = _find_activation(site, seen) if len(group) == 1 else None
+    if activation is not None and not _is_function_of_graph(model, activation):
+        call = activation.call
+        path = _find_nearest_name(model, call.path, site.module)
+        return replace(unit, placement="activation", point=Point(path, call.place[1], activation.wait))
     pointwise = set(site.kernel) == {1} and not any(site.geometry.padding)
     return replace(unit, placement="before") if pointwise else unit
 
 
-def _runs_children(module: nn.Module) -> bool:
-    return isinstance(module, nn.Sequential | nn.ModuleList)
+def _is_its_operator(module: nn.Module) -> bool:
+    special = any(getattr(module, name, False) for name in ("ceil_mode", "return_indices"))
+    return find_plain_operator(module) is not None and not special
 
 
-def _find_channels(
-    unit: Unit,
-    group: Sequence[Site],
-    seen: Observer,
-    calls: Mapping[tuple[str, int], Call],
-    ranks: Mapping[str, int],
-) -> list[int]:
+def _find_function(unit: Unit, module: nn.Module, group: list[Site], seen: Observation) -> Unit | str:
+    """Add the torch function that runs a group's operator, or say why that can't be replaced."""
+    found = set()
+    for site in group:
+        operator = seen.find_operator(site)
+        if operator is None or operator.function is None or operator.function.function is None:
+            return f"no torch function that {_describe(module)} calls itself is its operator"
+        function = operator.function.function
+        if "with_indices" in function.name or getattr(module, "return_indices", False):
+            return "it also returns where its maxima are, which a layer can't"
+        if not is_readable(function.name):
+            return f"its operator runs inside {function.name}, which can't be run without its stride"
+        found.add((function, signature_of(site.geometry)))
+    if len(found) > 1:
+        return "it differs between the calls of its module"
+    if isinstance(module, fx.GraphModule):
+        return "it is a function in a traced graph; convert the network before it is traced"
+    ((function, signature),) = found
+    key = f"{group[0].op}{group[0].index}"
+    return replace(unit, key=key, function=function, signature=signature)
+
+
+def _describe(module: nn.Module) -> str:
+    return f"the forward of {type(module).__name__}"
+
+
+def _find_activation(site: Site, seen: Observation) -> Activation | None:
+    operator = seen.find_operator(site)
+    return None if operator is None else seen.find_activation(operator.output, operator.time)
+
+
+def _is_function_of_graph(model: nn.Module, activation: Activation) -> bool:
+    call = activation.call
+    return call.function is not None and isinstance(model.get_submodule(call.path), fx.GraphModule)
+
+
+def _find_nearest_name(model: nn.Module, path: str, owner: str) -> str:
+    """Of the names that a shared module has, return the one closest to a module."""
+    module, near = model.get_submodule(path), owner.split(".")
+    names: list[str] = [
+        name for name, other in model.named_modules(remove_duplicate=False) if other is module
+    ]
+
+    def count_shared(name: str) -> int:
+        pairs = zip(name.split("."), near, strict=False)
+        return next((i for i, (a, b) in enumerate(pairs) if a != b), len(near))
+
+    return max(names, key=count_shared)
+
+
+def _find_channels(unit: Unit, group: Sequence[Site], seen: Observation) -> list[int]:
     """Find how many channels the maps have that the layer gets, in all calls of its module."""
+    found: list[int] = []
     if group[0].op == "conv" and unit.placement != "before":
-        found = [calls[s.module, s.call].channels[signature_of(s.geometry)][ranks[s.name]] for s in group]
-    elif unit.key is None:
+        operators = [seen.find_operator(site) for site in group]
+        found = [operator.channels for operator in operators if operator is not None]
+    elif unit.function is None:
         # Also those calls in which a pool is a global one, and no site.
-        found = [c.input.shape[-3] for c in seen.calls if c.path == unit.path and c.input is not None]
-    else:
-        found = []
+        inputs = [c.input for c in seen.calls if c.path == unit.path and c.function is None]
+        found = [x.shape[-3] for x in inputs if x is not None]
     return sorted({*(found or (site.channels for site in group))})

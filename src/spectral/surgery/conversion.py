@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from torch import Tensor, nn
+from torch import nn
 
 from spectral.errors import SpectralError, suggest
 from spectral.inputs import Example, read_example
 from spectral.layers import LAYERS, STRIDED, Builder
-from spectral.operators import Size
-from spectral.sites import Site, check_hookable, watch_reductions
-from spectral.surgery.choice import PLACEMENTS, Choice, Where, choose_units
-from spectral.surgery.observation import Observer
+from spectral.sites import Site, check_hookable
+from spectral.surgery.attachment import PerChannels, Unit, attach, detach, is_attached
+from spectral.surgery.choice import PLACEMENTS, Where, choose_units
+from spectral.surgery.observation import observe_sites
 from spectral.surgery.report import ATTRIBUTE, ConversionReport, ConversionRow, Cost, find_report
-from spectral.surgery.rewiring import PerChannels, Unit, attach, detach, is_attached
-
-UNREACHED = "its operator is out of reach: not one of torch's own calls on maps (B, C, H, W)"
-
+from spectral.surgery.trial import Trial
 
 # Every layer that can stand for a stride; "strided" leaves the network what it was.
 METHODS: dict[str, Builder] = {"strided": STRIDED, **LAYERS}
@@ -133,35 +129,6 @@ def revert(model: nn.Module, inplace: bool = False) -> nn.Module:
     return work
 
 
-@dataclass(frozen=True)
-class _Pass:
-    """One observed forward pass."""
-
-    seen: Observer
-    sites: list[Site]
-
-    @property
-    def shapes(self) -> list[Size]:
-        """Sizes of what the model returned, for one image."""
-        return [tuple(tensor.shape[1:]) for tensor in self.seen.returned]
-
-    @property
-    def macs(self) -> int:
-        """Multiply–accumulates for one image."""
-        return self.seen.flops // (2 * self.seen.batch)
-
-
-def _observe(model: nn.Module, example: Example) -> _Pass:
-    seen: list[Observer] = []
-
-    def watch(copy: nn.Module) -> Observer:
-        seen.append(Observer(copy))
-        return seen[-1]
-
-    found = watch_reductions(model, example, watch)
-    return _Pass(seen[-1], [site for site in found if site.op != "global_pool"])
-
-
 def _replace_sites(
     model: nn.Module,
     method: str,
@@ -171,39 +138,30 @@ def _replace_sites(
     earlier: ConversionReport | None,
     kept: dict[Unit, nn.Module],
 ) -> ConversionReport:
-    before = _observe(model, example)
+    before, sites = observe_sites(model, example)
+    inputs = read_example(example)
+    trial = Trial(model, sites, inputs, kept, before)
     parameters = _count_parameters(model)
     taken = [name for unit in kept for name in unit.sites]
-
-    def attempt(placement: str) -> tuple[dict[Unit, nn.Module], _Pass, Choice]:
-        choice = choose_units(model, before.seen, before.sites, where, placement, taken)
-        layers = kept | {unit: _make_layer(model, method, unit, n) for unit, n in choice.units.items()}
-        return *_install(model, layers, before, example), choice
-
-    try:
-        layers, after, choice = attempt(placement)
-    except SpectralError:
-        if placement == "behind":
-            raise
-        # Something else looked at a dense map on its way to the activation, such as its size.
-        detach(model)
-        layers, after, choice = attempt("behind")
+    choice = choose_units(model, trial.before, sites, where, placement, taken)
+    made = {unit: _make_layer(model, method, unit, channels) for unit, channels in choice.units.items()}
+    layers, refused = trial.run(made)
+    reasons = {**choice.reasons, **{name: why for unit, why in refused.items() for name in unit.sites}}
     # Where nothing was asked for by name, a network without convertible sites stays as it is, and the report
     # says why: a survey over many networks shouldn't stop at a ViT.
-    if layers.keys() == kept.keys() and (where is not None or kept or not before.sites):
-        raise SpectralError(_explain_nothing(model, before.sites, choice.reasons, bool(kept)))
+    if layers.keys() == kept.keys() and (where is not None or kept or not sites):
+        raise SpectralError(_explain_nothing(model, sites, reasons, bool(kept)))
     rows = {row.site: row for row in (earlier.rows if earlier is not None else ()) if row.replaced}
     for unit in layers.keys() - kept.keys():
         rows |= {name: _describe_layer(unit, layers[unit], method, placement) for name in unit.sites}
-    for site in before.sites:
-        reason = choice.reasons.get(site.name, UNREACHED)
-        row = rows.get(site.name) or ConversionRow("", "", (), False, reason)
+    for site in sites:
+        row = rows.get(site.name) or ConversionRow("", "", (), False, reasons.get(site.name))
         rows[site.name] = replace(row, site=site.name, op=site.op, stride=site.stride)
     info = getattr(model, "spectral_info", None)  # what load_model recorded
     return ConversionReport(
-        rows=tuple(rows[site.name] for site in before.sites),
-        example=tuple(read_example(example).image.shape[1:]),
-        cost=Cost((parameters, _count_parameters(model)), (before.macs, after.macs)),
+        rows=tuple(rows[site.name] for site in sites),
+        example=tuple(inputs.image.shape[1:]),
+        cost=Cost((parameters, _count_parameters(model)), (trial.before.macs, trial.after.macs)),
         source=info.name if info is not None else None,
         units=tuple(layers),
     )
@@ -211,45 +169,10 @@ def _replace_sites(
 
 def _describe_layer(unit: Unit, layer: nn.Module, method: str, asked: str) -> ConversionRow:
     placed = unit.placement
-    if placed == "activation":
-        inside = f"the activation in the forward of {unit.function or 'the model'}"
-        placed = f"behind {unit.chain[-1] if unit.function is None else inside}"
+    if unit.point is not None:
+        inside = f"the activation in the forward of {unit.point.path or 'the model'}"
+        placed = f"behind {unit.point.path if unit.point.function is None else inside}"
     return ConversionRow("", "", (), True, None, method, asked, placed, " ".join(repr(layer).split()))
-
-
-def _install(
-    model: nn.Module, layers: dict[Unit, nn.Module], before: _Pass, example: Example
-) -> tuple[dict[Unit, nn.Module], _Pass]:
-    """Attach the layers and run the model once; returns those that ran as they should, in their order.
-
-    Raises:
-        SpectralError: if the model doesn't run any more, or returns something of another size.
-    """
-    attach(model, layers)
-    after = _observe(model, example)
-    expected = {site.name: site.output_size for site in before.sites}
-    sizes: dict[str, list[Size]] = defaultdict(list)
-    for call in after.seen.calls:
-        if isinstance(call.output, Tensor):
-            sizes[call.path].append(tuple(call.output.shape[-2:]))
-    # A pool that runs several times may be a global one in some of them, and no site.
-    ran = {
-        unit: layer
-        for unit, layer in layers.items()
-        if not Counter(expected[name] for name in unit.sites) - Counter(sizes[unit.layer_path])
-    }
-    if len(ran) < len(layers):
-        detach(model)
-        return _install(model, ran, before, example)
-    if after.shapes != before.shapes:
-        raise SpectralError(
-            f"convert: {type(model).__name__} returns another size with these sites replaced; choose fewer"
-        )
-    order = list(sizes)
-    ran = dict(sorted(ran.items(), key=lambda item: order.index(item[0].layer_path)))
-    detach(model)
-    attach(model, ran)
-    return ran, after
 
 
 def _make_layer(model: nn.Module, method: str, unit: Unit, channels: Sequence[int]) -> nn.Module:
@@ -274,7 +197,7 @@ def _explain_nothing(
     if not sites:
         return f"convert: {name} has no site where resolution drops"
     first = next(s.name for s in sites if reasons.get(s.name) != "not chosen")
-    return f"convert: nothing can be replaced in {name}; {first!r}: {reasons.get(first, UNREACHED)}"
+    return f"convert: nothing can be replaced in {name}; {first!r}: {reasons[first]}"
 
 
 def _check_choice(what: str, value: object, options: Iterable[str]) -> None:

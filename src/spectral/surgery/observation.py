@@ -1,23 +1,27 @@
-"""One forward pass of a model, watched: which modules ran on which tensors, and who used these."""
+"""One forward pass of a model, watched: what ran on which tensors, and who used these."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from functools import partial
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
-from torch.utils.hooks import RemovableHandle
 
-from spectral.operators import parse
-from spectral.surgery.rewiring import Signature, signature_of
+from spectral.inputs import Example, Inputs
+from spectral.recorder import Operation, Recorder
+from spectral.sites import Site, watch_reductions
+from spectral.standin import run_on_standins
+from spectral.surgery import ledger
+from spectral.surgery.places import find_spot, name_function
+from spectral.surgery.rewriting import Function
+from spectral.tracker import Frame, Tracker
 
 # Linear or without arithmetic: a pool may stand on either side of them.
 _LINEAR = {"add", "sub", "rsub", "mul", "div", "neg", "clone", "_to_copy", "copy", "alias", "detach"}
@@ -33,17 +37,34 @@ _MOVES = {
 
 @dataclass
 class Call:
-    """One call of a module: when it began and ended, and whether it treats every sample alike."""
+    """One call of a module, or of a torch function in its own forward: when it began and what it did.
+
+    Attributes:
+        path: the module's, or that of the module whose forward called the function.
+        number: which call of the module it belongs to.
+        start: when it began.
+        input: the tensor it was given, where one is all it was given.
+        function: which function it is, None of a module.
+        samplewise: nothing in it mixes samples.
+        nonlinear: something in it is no linear function of what it was given.
+        owing: a layer was owed when it ended: maps are still dense there.
+    """
 
     path: str
-    start: int
-    input: Tensor | None  # where one tensor is all it was given
     number: int
+    start: int
+    input: Tensor | None
+    function: Function | None = None
     end: int = -1
     output: Any = None
-    samplewise: bool = True  # nothing in it mixes samples
+    samplewise: bool = True
     nonlinear: bool = False
-    channels: dict[Signature, list[int]] = field(default_factory=lambda: defaultdict(list))
+    owing: bool = False
+
+    @property
+    def place(self) -> tuple[str, Function | None]:
+        """What runs, whichever time it is."""
+        return self.path, self.function and replace(self.function, repeat=0)
 
 
 @dataclass(frozen=True)
@@ -51,139 +72,256 @@ class Use:
     """One operator that read a tensor."""
 
     time: int
-    path: str  # of the innermost module
+    call: Call  # of the innermost module
+    function: Call | None  # the torch function that ran it
     activation: Tensor | None  # its output, where it is a nonlinear function of this tensor alone
 
 
 @dataclass(frozen=True)
-class Chain:
-    """The modules a map passes until it has been activated; ``function`` where that is no module."""
+class Activation:
+    """What activates a map: a module, or a function in the forward of one, at one of its calls."""
 
-    modules: tuple[str, ...]
-    function: str | None = None
+    call: Call
+    wait: int  # calls of it for other maps, since the map was made
 
 
-class Observer(AbstractContextManager["Observer"]):
-    """Watches the latest forward pass of a model that runs inside the ``with`` statement.
+@dataclass(frozen=True)
+class Operator:
+    """An operator of a site as it ran.
 
     Attributes:
-        calls: of every module, in the order in which they began.
+        function: the torch function that ran it; None if none did, or one of another module than the site's.
+        channels: of what it gave.
+        output: what it gave.
+        time: when.
+    """
+
+    function: Call | None
+    channels: int
+    output: Tensor
+    time: int
+
+
+@dataclass
+class Observation:
+    """What one forward pass showed.
+
+    Attributes:
+        calls: of every module and function, in the order in which they began.
+        returned: the tensors that the model returned.
         flops: floating-point operations of convolutions and matrix products.
         batch: images in the pass.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._handles: list[RemovableHandle] = []
-        self._mode: AbstractContextManager[Any] = _Watcher(self)
-        self._reset()
+    calls: list[Call] = field(default_factory=list)
+    returned: list[Tensor] = field(default_factory=list)
+    flops: int = 0
+    batch: int = 1
+    uses: dict[int, list[Use]] = field(default_factory=lambda: defaultdict(list))
+    operators: dict[tuple[str, int, str, int], Operator] = field(default_factory=dict)
 
-    def _reset(self) -> None:
-        self.calls: list[Call] = []
-        self.flops = 0
-        self.batch = 1
-        self.running: list[Call] = []
-        self.uses: dict[int, list[Use]] = defaultdict(list)
-        self.clock = 0
-        self.alive: list[Any] = []  # so that no two tensors have one id
-        self.returned: list[Tensor] = []
-        self._counts: dict[str, int] = defaultdict(int)
+    @property
+    def macs(self) -> int:
+        """Multiply–accumulates for one image."""
+        return self.flops // (2 * self.batch)
 
-    def __enter__(self) -> Observer:
-        """Set the hooks."""
-        for path, module in self._model.named_modules():
-            self._handles.append(
-                module.register_forward_pre_hook(partial(self._begin, path), with_kwargs=True)
-            )
-            self._handles.append(module.register_forward_hook(partial(self._end, path)))
-        self._mode.__enter__()
-        return self
+    def find_operator(self, site: Site) -> Operator | None:
+        """Return the operator of a site as it ran; None if it is no operator but a view."""
+        return self.operators.get(site.key)
 
-    def __exit__(self, *exception: object) -> None:
-        """Remove them."""
-        self._mode.__exit__(None, None, None)
-        for handle in self._handles:
-            handle.remove()
+    def find_activation(self, output: Any, time: int) -> Activation | None:
+        """Follow a map through modules that alone use it, to the first that activates it.
 
-    def find_chain(self, call: Call) -> Chain | None:
-        """Follow a call's output through modules that alone use it, up to the first activation.
+        Args:
+            output: the map.
+            time: when it was made.
 
-        None if there is none, or a map on the way is used by anything else.
+        Returns:
+            None if there is none, or a map on the way is used by anything else.
         """
-        tensor, time = call.output, call.end
-        modules: list[str] = []
+        tensor, now = output, time
         while isinstance(tensor, Tensor) and not any(tensor is t for t in self.returned):
-            uses = [use for use in self.uses[id(tensor)] if use.time > time]
-            following = self._find_consumer(tensor, time)
+            uses = [use for use in self.uses[id(tensor)] if use.time > now]
+            following = self._find_consumer(tensor, now)
             if following is None:
                 # What an in-place activation leaves is another map in the same tensor.
                 alone = uses and (len(uses) == 1 or uses[0].activation is tensor)
-                return (
-                    Chain(tuple(modules), uses[0].path) if alone and uses[0].activation is not None else None
-                )
+                function = uses[0].function if alone and uses[0].activation is not None else None
+                return None if function is None else self._wait_for(function, time)
             if following.output is tensor:
                 uses = [use for use in uses if use.time < following.end]
             if any(not following.start < use.time < following.end for use in uses):
                 return None
-            modules.append(following.path)
             if following.nonlinear:
-                return Chain(tuple(modules))
-            tensor, time = following.output, following.end
+                return self._wait_for(self._find_innermost(following), time)
+            tensor, now = following.output, following.end
         return None
 
     def _find_consumer(self, tensor: Tensor, time: int) -> Call | None:
         for call in self.calls:
-            if call.start > time and call.input is tensor:
+            if call.start > time and call.input is tensor and call.function is None:
                 out = call.output
                 if call.samplewise and isinstance(out, Tensor) and out.shape == tensor.shape:
                     return call
         return None
 
-    def _begin(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if not path:
-            self._reset()
-        tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-        if not path and tensors:
-            self.batch = tensors[0].shape[0] if tensors[0].ndim > 3 else 1
-        alone = len(tensors) == 1 and bool(args) and args[0] is tensors[0]
-        call = Call(path, self._tick(), tensors[0] if alone else None, self._counts[path])
-        self._counts[path] += 1
-        self.calls.append(call)
-        self.running.append(call)
-        self.alive.append(tensors)
+    def _find_innermost(self, call: Call) -> Call:
+        """Return the module inside another whose output that one returns: as an activation in a norm."""
+        for inner in self.calls:
+            within = call.start < inner.start and inner.end < call.end and inner.function is None
+            if within and inner.output is call.output and inner.nonlinear and inner.samplewise:
+                after = [use for use in self.uses[id(inner.output)] if inner.end < use.time < call.end]
+                if not after:
+                    return self._find_innermost(inner)
+        return call
 
-    def _end(self, path: str, module: nn.Module, args: Any, output: Any) -> None:
-        call = self.running.pop()
-        call.end, call.output = self._tick(), output
-        if not path:
-            self.returned = [value for value in tree_leaves(output) if isinstance(value, Tensor)]
+    def _wait_for(self, call: Call, time: int) -> Activation:
+        earlier = [c for c in self.calls if c.place == call.place and time < c.start < call.start]
+        return Activation(call, len(earlier))
+
+
+def observe(model: nn.Module, inputs: Inputs) -> Observation:
+    """Run a copy of a model once, without data if it can be, and return what was seen.
+
+    Raises:
+        SpectralError: if its forward fails on the inputs.
+    """
+
+    def watch(
+        copy: nn.Module, inputs: Inputs, weights: Sequence[Tensor], forward: Callable[[], Any]
+    ) -> Observation:
+        with Watcher(copy) as watcher:
+            forward()
+        return watcher.seen
+
+    return run_on_standins(model, inputs, watch)
+
+
+def observe_sites(model: nn.Module, example: Example) -> tuple[Observation, list[Site]]:
+    """Return what was seen in the same pass in which the sites are found, and these.
+
+    Raises:
+        SpectralError: as for `find_sites`.
+    """
+    watchers: list[Watcher] = []
+
+    def watch(copy: nn.Module) -> Watcher:
+        watchers.append(Watcher(copy))
+        return watchers[-1]
+
+    found = watch_reductions(model, example, watch)
+    return watchers[-1].seen, [site for site in found if site.op != "global_pool"]
+
+
+class Watcher(AbstractContextManager["Watcher"]):
+    """Sees the modules, the functions and the operators of one pass.
+
+    Attributes:
+        seen: what it saw.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.seen = Observation()
+        self._modules = Tracker(dict(model.named_modules()), begin=self._begin, end=self._end)
+        self._operators = Recorder(self._modules.frames, self._note_operation, self._note)
+        self._functions: list[Call | None] = []
+        self._running: list[Call] = []
+        self._repeats: Counter[tuple[int, Function]] = Counter()
+        self._ran_by: dict[int, tuple[Call | None, int]] = {}  # by the operator's output
+        self._alive: list[Any] = []  # so that no two tensors have one id
+        self._clock = 0
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Watcher:
+        """Begin to watch."""
+        with ExitStack() as stack:
+            for watched in (self._modules, _FunctionMode(self), self._operators):
+                stack.enter_context(watched)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        """End."""
+        self._stack.__exit__(*exception)
+
+    def begin_function(self, func: Any, args: Any, kwargs: Any) -> None:
+        """Note that a torch function is called; those that it calls itself are its own affair."""
+        call = None
+        if self._running:
+            owner = self._running[-1]
+            function = Function(name_function(func), find_spot().place)
+            repeat = self._repeats[owner.start, function]
+            self._repeats[owner.start, function] += 1
+            tensors = _find_tensors((args, kwargs))
+            alone = tensors[0] if len(tensors) == 1 else None
+            call = Call(owner.path, owner.number, self._tick(), alone, replace(function, repeat=repeat))
+            self.seen.calls.append(call)
+        self._functions.append(call)
+
+    def end_function(self, out: Any) -> None:
+        """Note that it has ended."""
+        call = self._functions.pop()
+        if call is not None:
+            self._finish(call, out)
+
+    def _begin(self, frame: Frame) -> None:
+        tensors = _find_tensors((frame.args, frame.kwargs))
+        if not self._running and tensors:
+            self.seen.batch = tensors[0].shape[0] if tensors[0].ndim > 3 else 1
+        call = Call(frame.path, frame.call, self._tick(), tensors[0] if len(tensors) == 1 else None)
+        self.seen.calls.append(call)
+        self._running.append(call)
+        self._alive.append(tensors)
+
+    def _end(self, frame: Frame, output: Any) -> None:
+        self._operators.flush()
+        self._finish(self._running.pop(), output)
+        if not self._running:
+            self.seen.returned = _find_tensors(output)
+
+    def _finish(self, call: Call, output: Any) -> None:
+        call.end, call.output, call.owing = self._tick(), output, ledger.is_owing()
+        self._alive.append(output)
 
     def _tick(self) -> int:
-        self.clock += 1
-        return self.clock
+        self._clock += 1
+        return self._clock
 
-    def note(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+    def _note_operation(self, operation: Operation) -> None:
+        """Keep what a site's operator is, and which function ran it."""
+        frame = operation.frame
+        call, time = self._ran_by.get(id(operation.output), (None, self._clock))
+        if call is not None and (call.path, call.number) != (frame.path, frame.call):
+            call = None
+        key = frame.path, frame.call, operation.decimation.operator.family, operation.index
+        self.seen.operators[key] = Operator(call, operation.decimation.channels, operation.output, time)
+
+    def _note(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
         """Keep what an operator read, and what its module is made of."""
-        time, innermost = self._tick(), self.running[-1]
+        time, function = self._tick(), self._functions[-1] if self._functions else None
         packet = func._overloadpacket
         name = packet.__name__.removesuffix("_")  # in place or not
         if packet in flop_registry:
-            self.flops += flop_registry[packet](*args, **kwargs, out_val=out)
+            self.seen.flops += flop_registry[packet](*args, **kwargs, out_val=out)
         pointwise = torch.Tag.pointwise in func.tags or name in _POINTWISE
         nonlinear = pointwise and name not in _LINEAR
         samplewise = pointwise or name in _MOVES or _is_samplewise_norm(name, args)
-        tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-        for call in self.running:
+        tensors = _find_tensors((args, kwargs))
+        for call in self._running:
             call.samplewise &= samplewise
             if nonlinear and call.input is not None:
                 call.nonlinear |= any(t.shape == call.input.shape for t in tensors)
         whole = isinstance(out, Tensor) and len(tensors) == 1 and out.shape == tensors[0].shape
         for tensor in tensors:
-            self.uses[id(tensor)].append(Use(time, innermost.path, out if nonlinear and whole else None))
-        self.alive.append((tensors, out))
-        decimation = parse(func, args, kwargs)
-        if decimation is not None and decimation.weight is not None:
-            innermost.channels[signature_of(decimation.geometry)].append(decimation.channels)
+            use = Use(time, self._running[-1], function, out if nonlinear and whole else None)
+            self.seen.uses[id(tensor)].append(use)
+        first = out[0] if isinstance(out, tuple | list) and out else out
+        self._ran_by[id(first)] = function, time
+        self._alive.append((tensors, out))
+
+
+def _find_tensors(values: Any) -> list[Tensor]:
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
 def _is_samplewise_norm(name: str, args: Sequence[Any]) -> bool:
@@ -198,17 +336,18 @@ def _is_samplewise_norm(name: str, args: Sequence[Any]) -> bool:
     return name == "_native_batch_norm_legit_no_training"
 
 
-class _Watcher(TorchDispatchMode):
-    def __init__(self, observer: Observer) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._observer = observer
+class _FunctionMode(TorchFunctionMode):
+    def __init__(self, watcher: Watcher) -> None:
+        super().__init__()
+        self._watcher = watcher
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run the operator and keep it."""
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the function and keep it."""
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        if self._observer.running:
-            self._observer.note(func, args, kwargs, out)
+        self._watcher.begin_function(func, args, kwargs)
+        out = None
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            self._watcher.end_function(out)
         return out

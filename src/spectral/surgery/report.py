@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from spectral.errors import SpectralError
 from spectral.latency import measure_latency
-from spectral.surgery.rewiring import Unit
+from spectral.surgery.attachment import Unit
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,0 +1,218 @@
+"""Where each layer of a converted network goes, and how it is attached and taken off again.
+
+Nothing of the model is wrapped or renamed. A convolution or pool module gets stride 1, its layer as a child,
+and a hook; what a module calls as functions is replaced while its forward runs (`frames`).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from spectral.layers.polyphase import PhasePool
+from spectral.operators import Size
+from spectral.surgery.frames import Link, find_frame, frame_of, unframe
+from spectral.surgery.hooks import (
+    CHILD,
+    Layers,
+    Owe,
+    PoolInput,
+    PoolOutput,
+    Settle,
+    ShareChoice,
+    add_hook,
+    remove_hooks,
+)
+from spectral.surgery.rewriting import Function, Replacement, Signature
+
+_STRIDE = "decimating_stride"  # attribute of a module whose stride is replaced
+
+
+@dataclass(frozen=True)
+class Point:
+    """The place behind which a layer is due.
+
+    Attributes:
+        path: the activation's module, or the one in whose own forward a function activates.
+        function: that function, if it is one.
+        wait: how many calls of that place are for other maps, between the operator and it.
+    """
+
+    path: str
+    function: Function | None = None
+    wait: int = 0
+
+    @property
+    def name(self) -> str:
+        """Its name in the ledger."""
+        if self.function is None:
+            return self.path
+        return f"{self.path}:{self.function.name}{self.function.place}"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One replacement: everything about it but the layer, in terms that hold for any copy of the model.
+
+    Attributes:
+        sites: names of the sites that it replaces; several where the module runs several times.
+        path: the module that decimated, and has the layer now.
+        placement: ``before`` or ``behind`` the operator, or behind the ``activation``.
+        point: where that is.
+        key: the layer's name where an operator is replaced, None where the module's stride is.
+        function: the call of that operator.
+        signature: what it has in common with its like.
+        lattice: size of the map that is decimated, and stride: where these are the same, the sites make one
+            lattice, and layers that choose its phase choose the same.
+    """
+
+    sites: tuple[str, ...]
+    path: str
+    placement: str
+    point: Point | None = None
+    key: str | None = None
+    function: Function | None = None
+    signature: Signature = ("", (), (), ())
+    lattice: tuple[Size, Size] = ((), ())
+
+    @property
+    def layer_path(self) -> str:
+        """Where the layer stands in the converted model."""
+        return ".".join(filter(None, (self.path, CHILD, self.key)))
+
+    @property
+    def block(self) -> str | None:
+        """The innermost module that holds both the operator and the place behind which the layer is due."""
+        if self.point is None:
+            return _parent(self.path)
+        ends = [self.path if self.function else _parent(self.path)]
+        ends.append(self.point.path if self.point.function else _parent(self.point.path))
+        shared: list[str] = []
+        for a, b in zip(*(end.split(".") if end else [] for end in map(str, ends)), strict=False):
+            if a != b:
+                break
+            shared.append(a)
+        return ".".join(shared)
+
+
+class PerChannels(nn.ModuleDict):
+    """One layer per number of channels, for a module that pools maps of several."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the layer of these channels."""
+        layer: Tensor = self[str(x.shape[-3])](x)
+        return layer
+
+
+class Choice:
+    """The phases that one layer kept, for the others at its resolution; copies forget them."""
+
+    def __init__(self) -> None:
+        self.phase: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, None]:
+        return {"phase": None}
+
+
+def attach(model: nn.Module, layers: Mapping[Unit, nn.Module]) -> None:
+    """Put each unit's layer in place of its decimation; the layers are in the order in which they run."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for unit, layer in layers.items():
+        owner = modules[unit.path]
+        if unit.function is None:
+            _attach_to_module(owner, unit, layer)
+        else:
+            _attach_to_function(owner, unit, layer)
+        if unit.point is not None:
+            place = modules[unit.point.path]
+            if unit.point.function is None:
+                add_hook(place, Settle(unit.point.name))
+            else:
+                frame_of(place).points[unit.point.function] = unit.point.name
+        if unit.block is not None:
+            _link(modules[unit.block], unit)
+    lattices: dict[tuple[Size, Size], list[PhasePool]] = defaultdict(list)
+    for unit, layer in layers.items():
+        if isinstance(layer, PhasePool):
+            lattices[unit.lattice].append(layer)
+    for alike in lattices.values():
+        if len(alike) > 1:
+            _share_choice_among(alike)
+
+
+def detach(model: nn.Module) -> None:
+    """Undo all that was attached: every module is as it was, weights apart."""
+    for module in list(model.modules()):
+        remove_hooks(module)
+        attributes = vars(module)
+        if isinstance(attributes.get("choice"), Choice):
+            del attributes["choice"], attributes["leads"]
+        frame = find_frame(module)
+        if _STRIDE in attributes:
+            module.stride = attributes.pop(_STRIDE)
+            delattr(module, CHILD)
+        elif frame is not None and frame.calls:
+            delattr(module, CHILD)
+        if frame is not None:
+            unframe(module)
+
+
+def is_attached(model: nn.Module) -> bool:
+    """Whether any layer is attached inside a model."""
+    for module in model.modules():
+        frame = find_frame(module)
+        if _STRIDE in vars(module) or (frame is not None and frame.calls):
+            return True
+    return False
+
+
+def _attach_to_module(owner: nn.Module, unit: Unit, layer: nn.Module) -> None:
+    stride = vars(owner)["stride"]
+    setattr(owner, _STRIDE, stride)
+    owner.stride = 1 if isinstance(stride, int) else (1, 1)  # type: ignore[assignment]
+    setattr(owner, CHILD, layer)
+    site = unit.sites[0]
+    if unit.placement == "before":
+        add_hook(owner, PoolInput(site))
+    elif unit.point is not None:
+        add_hook(owner, Owe(site, unit.point.name, unit.point.wait))
+    else:
+        add_hook(owner, PoolOutput(site))
+
+
+def _attach_to_function(owner: nn.Module, unit: Unit, layer: nn.Module) -> None:
+    assert unit.key is not None
+    assert unit.function is not None
+    if CHILD not in owner._modules:
+        setattr(owner, CHILD, Layers())
+    layers = owner._modules[CHILD]
+    assert isinstance(layers, Layers)
+    layers.add_module(unit.key, layer)
+    point, wait = ("", 0) if unit.point is None else (unit.point.name, unit.point.wait)
+    chosen = Replacement(unit.sites[0], unit.key, unit.placement, unit.signature, point, wait)
+    frame_of(owner).calls[unit.function] = chosen
+
+
+def _link(block: nn.Module, unit: Unit) -> None:
+    """Let a block answer for the modules that a layer depends on."""
+    cut = len(unit.block) + 1 if unit.block else 0
+    point = None
+    if unit.point is not None and unit.point.function is None:
+        point = unit.point.path[cut:]
+    name = unit.point.name if unit.point is not None else ""
+    frame_of(block).links[unit.sites[0]] = Link(unit.path[cut:], point, name)
+
+
+def _parent(path: str) -> str | None:
+    return path.rpartition(".")[0] if path else None
+
+
+def _share_choice_among(layers: Sequence[PhasePool]) -> None:
+    choice = Choice()
+    for layer in layers:
+        layer.choice = choice  # type: ignore[assignment]
+        layer.leads = layer is layers[0]  # type: ignore[assignment]
+        add_hook(layer, ShareChoice())

@@ -1,0 +1,174 @@
+"""Blocks whose own forward is watched: what they owe has to be settled, what they call may be replaced.
+
+Such a block gets a subclass of its class, as `torch.nn.utils.parametrize` does it: that holds however the
+forward is called, and in copies, pickles, compiled and exported programs. The subclass has the same name, and
+`unframe` gives the class back.
+"""
+
+from __future__ import annotations
+
+import copyreg
+from dataclasses import dataclass, field
+from functools import cache, wraps
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.fx import Proxy, Tracer
+from torch.utils._pytree import tree_leaves
+
+from spectral.errors import SpectralError
+from spectral.surgery import ledger
+from spectral.surgery.hooks import CHILD, Settle, add_hook, list_hooks
+from spectral.surgery.places import mark_call
+from spectral.surgery.rewriting import Function, Replacement, Rewriter
+
+_FRAME = "antialias_frame"
+
+
+@dataclass(frozen=True)
+class Link:
+    """Where in a block one site's operator is, and the place behind which its layer is due.
+
+    Attributes:
+        owner: path of the module that decimated, from the block.
+        point: path of the module behind which the layer is due; None if it is due behind no module.
+        name: of that place in the ledger.
+    """
+
+    owner: str
+    point: str | None = None
+    name: str = ""
+
+
+@dataclass
+class Frame:
+    """What one block answers for.
+
+    Attributes:
+        links: of the sites whose operator's module is inside it.
+        calls: functions of its own forward that are replaced, and by what.
+        points: those behind which a layer is due, with the names of these places in the ledger.
+    """
+
+    links: dict[str, Link] = field(default_factory=dict)
+    calls: dict[Function, Replacement] = field(default_factory=dict)
+    points: dict[Function, str] = field(default_factory=dict)
+
+
+class _Framed(type):
+    """The type of the subclasses: they are pickled by the class that they stand for."""
+
+
+def frame_of(block: nn.Module) -> Frame:
+    """Return what a block answers for, which is nothing at first."""
+    kind: Any = type(block)
+    if not isinstance(kind, _Framed):
+        block.__class__ = _subclass(kind)
+    frame: Frame = vars(block).setdefault(_FRAME, Frame())
+    return frame
+
+
+def find_frame(module: nn.Module) -> Frame | None:
+    """Return what a module answers for, None if it isn't such a block."""
+    return vars(module).get(_FRAME)
+
+
+def is_carrying(module: nn.Module, site: str) -> bool:
+    """Whether a module, or one inside it, still has a site's layer and what runs it."""
+    for inner in module.modules():
+        if CHILD not in inner._modules:
+            continue
+        frame = find_frame(inner)
+        if any(getattr(hook, "site", None) == site for hook in list_hooks(inner)):
+            return True
+        if frame is not None and any(chosen.site == site for chosen in frame.calls.values()):
+            return True
+    return False
+
+
+def unframe(module: nn.Module) -> None:
+    """Give a block its class back; where something has subclassed it since, ours stays without effect."""
+    vars(module).pop(_FRAME, None)
+    if isinstance(type(module), _Framed):
+        module.__class__ = type(module).__bases__[0]
+
+
+@cache
+def _subclass(base: Any) -> type[nn.Module]:
+    @wraps(base.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        frame: Frame | None = self.__dict__.get(_FRAME)
+        if frame is None:
+            return base.forward(self, *args, **kwargs)
+        return _run(self, frame, base, args, kwargs)
+
+    kind = type(base)
+    meta = _Framed if kind is type else type(kind.__name__, (_Framed, kind), {})
+    copyreg.pickle(meta, _reduce)
+    names = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
+    kind = meta(base.__name__, (base,), {**names, "forward": forward})
+    return cast(type[nn.Module], kind)
+
+
+def _reduce(kind: type[nn.Module]) -> Any:
+    return _subclass, kind.__bases__
+
+
+def _run(block: nn.Module, frame: Frame, base: Any, args: Any, kwargs: Any) -> Any:
+    """Run a block's own forward; places in its code are told from this function on."""
+    proxy = next((x for x in tree_leaves((args, kwargs)) if isinstance(x, Proxy)), None)
+    if proxy is not None:
+        _check_symbolic(block, frame, proxy)
+    elif not torch.compiler.is_compiling():
+        _check_links(block, frame)
+    account = ledger.open_account(frame.links)
+    try:
+        if not frame.calls and not frame.points:
+            output = base.forward(block, *args, **kwargs)
+        else:
+            with Rewriter(block, frame.calls, frame.points) as rewriter:
+                output = base.forward(block, *args, **kwargs)
+            rewriter.check_complete()
+    finally:
+        ledger.close_account(account)
+    account.check_settled()
+    return output
+
+
+mark_call(_run.__code__)
+
+
+def _check_links(block: nn.Module, frame: Frame) -> None:
+    """See that what carries a layer is still there; a new activation gets the hook of the old one."""
+    for site, link in frame.links.items():
+        owner: nn.Module | None
+        try:
+            owner = block.get_submodule(link.owner)
+            point = None if link.point is None else block.get_submodule(link.point)
+        except AttributeError:
+            owner = point = None
+        if owner is None or not is_carrying(owner, site):
+            raise SpectralError(
+                f"site {site!r} has lost its layer: another module is in the place of {link.owner!r} or of "
+                f"{link.point or link.owner!r}; {ledger.WAY_OUT}"
+            )
+        if point is not None and Settle(link.name) not in list_hooks(point):
+            add_hook(point, Settle(link.name))
+
+
+def _check_symbolic(block: nn.Module, frame: Frame, proxy: Proxy) -> None:
+    """See that a symbolic trace keeps what a layer depends on: modules it doesn't look into."""
+    name, tracer = type(block).__name__, cast(Tracer, proxy.tracer)
+    if frame.calls or frame.points:
+        raise SpectralError(
+            f"symbolic tracing can't follow {name}, which calls operators as functions that were replaced by "
+            f"layers; trace the original network and convert that graph, or use torch.export"
+        )
+    for site, link in frame.links.items():
+        paths = [link.owner] if link.point is None else [link.owner, link.point]
+        if not all(tracer.is_leaf_module(block.get_submodule(path), path) for path in paths):
+            raise SpectralError(
+                f"symbolic tracing would look into {' or '.join(paths)} of {name} and lose the layer of "
+                f"{site!r}; make them leaves, or trace the original network and convert that graph"
+            )

@@ -1,0 +1,118 @@
+"""Tries layers out on a network: what each does to one forward pass, and which have to be left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from spectral.errors import SpectralError
+from spectral.inputs import Inputs
+from spectral.operators import Size
+from spectral.sites import Site
+from spectral.surgery.attachment import Unit, attach, detach
+from spectral.surgery.observation import Call, Observation, observe
+
+Layers = dict[Unit, nn.Module]
+
+
+class Trial:
+    """A network, with some layers on it for good, on which others are tried.
+
+    Attributes:
+        before: the pass without any layer.
+        after: the pass with those that `run` left on it.
+
+    Args:
+        model: the network, with nothing attached.
+        sites: its sites.
+        inputs: what it is run on.
+        kept: layers that it has already.
+        before: a pass of it.
+    """
+
+    def __init__(
+        self, model: nn.Module, sites: Sequence[Site], inputs: Inputs, kept: Layers, before: Observation
+    ) -> None:
+        self._model, self._inputs, self._kept = model, inputs, dict(kept)
+        self._expected = {site.name: site.output_size for site in sites}
+        self.before = self.after = before
+
+    def run(self, layers: Mapping[Unit, nn.Module]) -> tuple[Layers, dict[Unit, str]]:
+        """Attach as many of the layers as can be, each as it was meant or else directly behind its operator.
+
+        Returns:
+            All layers on the model now, in the order in which they run, and why others had to be left out.
+        """
+        refused: dict[Unit, str] = {}
+        good = dict(layers)
+        if self._find_fault(good) is not None:
+            good = {}
+            for unit, layer in layers.items():
+                directly = replace(unit, placement="behind", point=None)
+                for placed in dict.fromkeys((unit, directly)):
+                    fault = self._find_fault({**good, placed: layer})
+                    if fault is None:
+                        good[placed] = layer
+                        break
+                    refused[unit] = fault
+                else:
+                    continue
+                refused.pop(unit, None)
+            fault = self._find_fault(good)
+            assert fault is None
+        order = [call.path for call in self.after.calls]
+        ran = dict(sorted({**self._kept, **good}.items(), key=lambda item: order.index(item[0].layer_path)))
+        attach(self._model, ran)
+        return ran, refused
+
+    def _find_fault(self, layers: Layers) -> str | None:
+        """Run the model with some layers, and say what is wrong with that; afterwards they are off again."""
+        every = {**self._kept, **layers}
+        attach(self._model, every)
+        try:
+            self.after = observe(self._model, self._inputs)
+        except SpectralError as error:
+            return f"with its layer the network doesn't run: {error}"
+        finally:
+            detach(self._model)
+        sizes = Counter(
+            (call.path, tuple(call.output.shape[2:]))
+            for call in self.after.calls
+            if call.function is None and isinstance(call.output, Tensor)
+        )
+        for unit in every:
+            wanted = Counter((unit.layer_path, self._expected[name]) for name in unit.sites)
+            if wanted - sizes:
+                return "its layer doesn't run where the site was"
+        return self._compare(every)
+
+    def _compare(self, layers: Layers) -> str | None:
+        """Say which map has another size than before; those on their way to a layer may."""
+        owners = {unit.path for unit in layers if unit.function is None}
+        replaced = {(u.path, replace(u.function, repeat=0)) for u in layers if u.function is not None}
+        before = {_key(call): call for call in self.before.calls}
+        for call in self.after.calls:
+            other = before.get(_key(call))
+            if other is None or call.owing or call.path in owners or call.place in replaced:
+                continue
+            if _shapes(call.output) != _shapes(other.output):
+                what = call.function.name if call.function is not None else "its module"
+                return (
+                    f"it would change the size of another map, that of {what} in {call.path or 'the model'}"
+                )
+        if _shapes(self.after.returned) != _shapes(self.before.returned):
+            return "the network would return something of another size"
+        return None
+
+
+def _key(call: Call) -> tuple[Any, ...]:
+    return call.path, call.number, call.function
+
+
+def _shapes(output: Any) -> list[Size]:
+    return [tuple(value.shape) for value in tree_leaves(output) if isinstance(value, Tensor)]
