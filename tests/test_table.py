@@ -233,6 +233,11 @@ class TestSummary:
             ["net", "pool", "max_pool", "2x2", 0, "unequal windows"],
         ]
 
+    def test_a_metric_of_the_whole_model_may_have_a_reason(self):
+        frame = table({AVR: [0.1, 0.3]}, reasons={SIS: "its output isn't logits", POOL: "why"})
+        found = summarize_measurements(frame)[["site", "metric", "n", "reason"]].values.tolist()
+        assert found[1:] == [["", "sis", 0, "its output isn't logits"], ["pool", "", 0, "why"]]
+
     def test_a_photograph_counts_once_however_many_crops_it_has(self):
         values, photographs = [0.0, 0.2, 0.1, 0.5, 0.9, 0.8], ["a", "a", "a", "b", "c", "c"]
         (row,) = summarize_measurements(table({SIS: values}, clusters=photographs)).to_dict("records")

@@ -9,7 +9,7 @@ VERSION = 2  # of what follows; what an earlier one wrote is computed anew, or r
 MODEL, IMAGES = ("model", "weights"), ("images", "image", "cluster")
 PLACE = ("site", "call", "op", "stride", "tap")
 MEASUREMENT = (*MODEL, *IMAGES, *PLACE, "metric", "value", "reason")
-"""Columns of a table of measurements: a row per number, and a row per site that has none, with the reason.
+"""Columns of a table of measurements: a row per number, and a row with the reason per site that has none.
 
 ``weights`` is the id of the weights and ``images`` the source of the images with their fingerprint, so that
 tables of several runs can be joined; ``cluster`` is what an image was cut from, the photograph, and the image

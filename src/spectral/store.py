@@ -73,8 +73,8 @@ class ShardStore:
         """Names of the sites that have values."""
         found: set[str] = set()
         for shard in self.shards:
-            table = read_shard(shard, ["site", "metric"])
-            found |= set(table.filter(pc.not_equal(table["metric"], ""))["site"].to_pylist())
+            table = read_shard(shard, ["site", "reason"])
+            found |= set(table.filter(pc.equal(table["reason"], ""))["site"].to_pylist())
         return found
 
     def append(self, rows: pa.Table) -> None:

@@ -84,7 +84,9 @@ def make_rows(
 
 
 def make_reasons(origin: Origin, reasons: Mapping[Key, str]) -> pa.Table:
-    """Turn what couldn't be measured into rows: without image, metric and value, but with the reason.
+    """Turn what couldn't be measured into rows: without image and value, but with the reason.
+
+    A key without a metric stands for all of a site's; one without a site, for a metric of the whole model.
 
     Example:
         >>> found = make_reasons(Origin("net", "", ""), {Key("", "pool", op="max_pool"): "unequal windows"})
@@ -129,7 +131,7 @@ def read_frame(table: pd.DataFrame, caller: str) -> pd.DataFrame:
     text = [column for column in COLUMNS if column not in _NUMBERS]
     frame = table.assign(**{column: _as_text(table[column]) for column in text})
     frame = frame.astype({"call": np.int32, "value": np.float64})
-    known = frame[frame["metric"] != ""]
+    known = frame[frame["reason"] == ""]
     again = known.duplicated([*_RUN, "image", *PLACE, "metric"])
     if again.any():
         row = known[again].iloc[0]
@@ -146,7 +148,7 @@ def summarize_measurements(table: pd.DataFrame) -> pd.DataFrame:
     The mean is that of the clusters' means, each photograph counting once however many crops it has, and
     ``std`` is the spread of these; interval and mean are one estimator. Silent maps are counted
     (``n_silent``) and left out, and so are images on which the site didn't run (``n_absent``).
-    ``avr_pooled`` is the AVR of pooled power. Sites that could not be measured have a row with the reason.
+    ``avr_pooled`` is the AVR of pooled power. What could not be measured has a row with the reason.
 
     Args:
         table: rows of `spectral.measure`, of one run or of several joined by ``pandas.concat``; fresh, or
@@ -165,7 +167,7 @@ def summarize_measurements(table: pd.DataFrame) -> pd.DataFrame:
         [['sis', 2, 0.2]]
     """
     frame = read_frame(table, "summarize_measurements")
-    measured, rest = frame[frame["metric"] != ""], frame[frame["metric"] == ""]
+    measured, rest = frame[frame["reason"] == ""], frame[frame["reason"] != ""]
     counts = measured.groupby(_RUN, sort=False)["image"].nunique()
     rows: list[dict[str, Any]] = []
     keys = [*_RUN, *PLACE]

@@ -241,19 +241,22 @@ def _print_summary(summary: pd.DataFrame, metrics: Sequence[str], images: int, c
     at_sites, whole = measured[measured["site"] != ""], measured[measured["site"] == ""]
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     silent: Counter[tuple[str, ...]] = Counter()
+    absent: Counter[tuple[str, ...]] = Counter()
     for row in at_sites.to_dict("records"):
         place = tuple(str(row[key]) for key in ("site", "op", "stride", "tap"))
         rows.setdefault(place, {})[row["metric"]] = _format_row(row)
         silent[place] = max(silent[place], row["n_silent"])
+        absent[place] = max(absent[place], row["n_absent"])
     of = f" of {clusters} clusters (photographs), each counting once" if clusters < images else ""
     click.echo(f"\nmean over {images} images{of} ± half its 95 % interval")
     if rows:
         metrics = [metric for metric in metrics if metric in set(at_sites["metric"])]
-        extra = ["silent"] if any(silent.values()) else []
+        counts = {"silent": silent, "didn't run": absent}
+        extra = [name for name, count in counts.items() if any(count.values())]
         cells = [
             [
                 *place,
-                *(str(silent[place]) for _ in extra),
+                *(str(counts[name][place]) for name in extra),
                 *(means.get(metric, NOTHING) for metric in metrics),
             ]
             for place, means in rows.items()
@@ -263,7 +266,8 @@ def _print_summary(summary: pd.DataFrame, metrics: Sequence[str], images: int, c
     for row in whole.to_dict("records"):
         click.echo(f"whole model: {row['metric']} {_format_row(row)}")
     for row in summary[summary["reason"] != ""].to_dict("records"):
-        click.echo(f"not measured: {row['site']} ({row['op']}): {row['reason']}")
+        what = f"{row['site']} ({row['op']})" if row["site"] else row["metric"]
+        click.echo(f"not measured: {what}: {row['reason']}")
 
 
 def _format_row(row: Mapping[Hashable, Any]) -> str:

@@ -96,7 +96,7 @@ class Run:
 
     def resume(self, reasons: Mapping[Key, str], measured: set[str]) -> None:
         """Go on behind what an earlier run has written: reasons by key, and the sites that have values."""
-        self.failed = {key.site: reason for key, reason in reasons.items()}
+        self.failed = {key.site: reason for key, reason in reasons.items() if key.site}
         self._written, self.verified = set(self.failed), set(measured)
 
     @cached_property
