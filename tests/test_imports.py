@@ -55,6 +55,10 @@ ALLOWED = {
     "store": {"schema", "table"},
     "stability": {"capture", "operators", "hooks", "measurement", "metrics", "network", "sites", "surgery"},
     "measurement": {
+        "arguments",
+        "data",
+        "inputs",
+        "intake",
         "bands",
         "capture",
         "operators",

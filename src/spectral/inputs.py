@@ -48,24 +48,17 @@ class Inputs:
             >>> halves.kwargs["image"].max(), halves.kwargs["scale"]
             (tensor(0.5000), 2)
         """
-        image = self.image
+        images: list[Tensor] = []
 
-        def visit(value: Any, several: bool) -> Any:
-            nonlocal image
-            if isinstance(value, Tensor):
-                made = function(value, not (several and value.ndim == 3))
-                image = made if value is self.image else image
-                return made
-            if isinstance(value, (tuple, list)):
-                items = [visit(item, several=True) for item in value]
-                return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-            if isinstance(value, dict):
-                return {key: visit(item, several=False) for key, item in value.items()}
-            return value
+        def replace_tensor(x: Tensor, batched: bool) -> Tensor:
+            made = function(x, batched)
+            if x is self.image:
+                images.append(made)
+            return made
 
-        args = tuple(visit(value, several=False) for value in self.args)
-        kwargs = {key: visit(value, several=False) for key, value in self.kwargs.items()}
-        return Inputs(args, kwargs, image)
+        args = tuple(_visit(value, replace_tensor, several=False) for value in self.args)
+        kwargs = {key: _visit(value, replace_tensor, several=False) for key, value in self.kwargs.items()}
+        return Inputs(args, kwargs, images[-1] if images else self.image)
 
     @property
     def count(self) -> int:
@@ -87,6 +80,18 @@ class Inputs:
     def tensors(self) -> list[tuple[Tensor, bool]]:
         """Return the floating-point tensors, and whether each is a batch."""
         return [(tensor, batched) for tensor, batched in self.every_tensor() if tensor.is_floating_point()]
+
+
+def _visit(value: Any, function: Callable[[Tensor, bool], Tensor], several: bool) -> Any:
+    # No closure: one that calls itself would keep the tensors alive until they are collected.
+    if isinstance(value, Tensor):
+        return function(value, not (several and value.ndim == 3))
+    if isinstance(value, (tuple, list)):
+        items = [_visit(item, function, several=True) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, dict):
+        return {key: _visit(item, function, several=False) for key, item in value.items()}
+    return value
 
 
 Example = Inputs | Tensor | int | Sequence[int] | Sequence[Tensor] | Mapping[str, Any]

@@ -22,6 +22,10 @@ class Images(Protocol):
         """Names, all different."""
 
     @property
+    def clusters(self) -> Sequence[str]:
+        """What each image was cut from; its own id where it was cut from nothing."""
+
+    @property
     def labels(self) -> Sequence[int | None]:
         """Class of each image where it is known."""
 

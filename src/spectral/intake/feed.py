@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -43,6 +42,8 @@ class Feed:
         images: the set.
         preparation: what they go through.
         normalises: whether they are images in [0, 1], which still go through it.
+        extents: the image's extent along each of its spatial axes, t, h and w.
+        image_type: of the image that the model gets.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -68,6 +69,8 @@ class Feed:
         self.preparation = find_preparation(model, preprocessing)
         self.notes: list[str] = []
         self.device, self.dtype = _find_place(model)
+        self.extents: dict[str, int] = {}
+        self.image_type = torch.float32
         self._probe: Probe | None = None
         self._call: Call | None = None
         self.normalises = pixels or preprocessing is not None
@@ -83,7 +86,7 @@ class Feed:
         for note in self.notes:
             warnings.warn(f"{caller}: {note}", SpectralWarning, stacklevel=3)
 
-    @cached_property
+    @property
     def example(self) -> Inputs:
         """The first image, ready for the model."""
         return self.load([0])
@@ -100,9 +103,15 @@ class Feed:
         return self.probe.layout
 
     @property
-    def extents(self) -> dict[str, int]:
-        """The image's extent along each of its spatial axes, t, h and w."""
-        return find_extents(self.example, self.layout)
+    def enlarged(self) -> list[str]:
+        """Ids of the images that had to be enlarged."""
+        return list(getattr(self.images, "enlarged", ()))
+
+    def describe_logits(self) -> str | None:
+        """Say which part of the output are the class scores; None where there are none."""
+        if self.logits is not None:
+            return f"logits={getattr(self.logits, '__qualname__', type(self.logits).__name__)}"
+        return None if self.probe.head is None else self.probe.scores.where
 
     def load(self, indices: Sequence[int]) -> Inputs:
         """Return images ready for the model."""
@@ -238,12 +247,14 @@ class Feed:
         for call in [Call(lambda inputs: inputs)] if isinstance(raw, Inputs) else self._list_calls(raw):
             try:
                 inputs = call.build(raw)
-                one = pick_inputs(inputs, [0]) if first_only else inputs
-                self._probe = probe(self.model, self.prepare(one), chosen=self.logits is not None)
+                one = self.prepare(pick_inputs(inputs, [0]) if first_only else inputs)
+                self._probe = probe(self.model, one, chosen=self.logits is not None)
             except Exception as error:  # a way that isn't meant may fail anywhere
                 failure = failure or error
                 continue
             self._call = call
+            self.extents = find_extents(one, self._probe.layout)
+            self.image_type = one.image.dtype
             if call.note:
                 self.notes.append(call.note)
             return inputs
@@ -278,7 +289,7 @@ class Feed:
         """Note what was assumed of the images, and how many had to be enlarged."""
         if self.normalises and self.preparation.assumed:
             self.notes.append(explain_assumption(self.model, self.name))
-        enlarged = list(getattr(self.images, "enlarged", ()))
+        enlarged = self.enlarged
         if enlarged and self.images.size is not None:
             size = "×".join(map(str, self.images.size))
             named = ", ".join(enlarged[:MOST_LISTED]) + (", …" if len(enlarged) > MOST_LISTED else "")

@@ -1,5 +1,6 @@
 """Images × model × sites → a tidy table."""
 
+from spectral.data import Images
 from spectral.measurement.captures import (
     ALIAS_METRICS,
     AVR_METRICS,
@@ -12,7 +13,7 @@ from spectral.measurement.captures import (
 )
 from spectral.measurement.description import describe_sites
 from spectral.measurement.entry import measure
-from spectral.measurement.images import Images, TensorImages, find_clusters, insert_clusters
+from spectral.measurement.images import TensorImages, find_clusters, insert_clusters
 
 __all__ = [
     "ALIAS_METRICS",

@@ -21,6 +21,7 @@ CATEGORIES = ("nonaliased", "aliased", "tangled", "nopass")
 DENSE_METRICS = (*ALIAS_METRICS, *CATEGORIES)
 SITE_METRICS = (*AVR_METRICS, *DENSE_METRICS)
 METRICS = (*SITE_METRICS, "sis")
+DEFAULT_METRICS = ("avr", "am", "sis")
 
 CHUNK_ELEMENTS = 2**22  # of one map at a time: 16 MiB in float32
 IDENTITY_TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 5e-2, torch.float64: 1e-9}

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from spectral.arguments import as_integer
 from spectral.capture import TAPS, Tap
-from spectral.errors import SpectralError, suggest
-from spectral.measurement.captures import METRICS, SITE_METRICS
+from spectral.errors import SpectralError, SpectralWarning, suggest
+from spectral.intake import Feed
+from spectral.measurement.captures import DEFAULT_METRICS, METRICS, SITE_METRICS
 from spectral.measurement.description import describe_sites
-from spectral.measurement.images import Images, as_images
 from spectral.measurement.run import Run
 from spectral.network import evaluation_mode
 from spectral.sites import Site, check_hookable
@@ -25,8 +28,8 @@ from spectral.table import to_frame
 
 def measure(
     model: nn.Module,
-    images: Tensor | Images,
-    metrics: Sequence[str] = ("avr", "am", "sis"),
+    images: Any,
+    metrics: Sequence[str] | None = None,
     *,
     sites: Sequence[Site | str] | None = None,
     taps: Sequence[Tap] = ("input", "dense"),
@@ -34,6 +37,8 @@ def measure(
     out: str | Path | None = None,
     progress: bool = True,
     name: str | None = None,
+    preprocessing: Any = None,
+    logits: Callable[[Any], Tensor] | None = None,
 ) -> pd.DataFrame:
     """Measure aliasing at every site of a model, image by image.
 
@@ -41,14 +46,19 @@ def measure(
     happens. Where a dense map is needed, each site is first checked on the first batch: a site whose dense
     map doesn't reproduce its output is reported as not measurable, never measured.
 
+    By default what can be measured is, and what can't is a row with the reason and a warning: a segmenter, a
+    detector or an embedding has no SIS. What is asked for by name must be there.
+
     Args:
-        model: the network. Images from `load_images` are normalised by its ``spectral_info`` (see
-            `load_model`); a model without one gets them in [0, 1].
-        images: from `load_images`, or a tensor (N, C, H, W) that is already preprocessed; of signals
-            (N, C, T) and videos (N, C, T, H, W) too.
+        model: the network.
+        images: from `load_images`, or whatever else holds some: names, paths, PIL images, arrays of 8-bit
+            pixels, a Dataset or a DataLoader. A tensor or an array (N, C, H, W) of numbers, of signals
+            (N, C, T) or (N, T), of videos (N, C, T, H, W), or one image (C, H, W), is passed as it is:
+            preprocessed already. So are a tuple of several inputs, a dictionary of named ones, or a list of
+            images, and what a Dataset or a DataLoader of tensors gives, without its labels.
         metrics: any of avr, avr_separable, avr_exclude_dc, avr_hann (at each tap); am, am_relative,
             alias_power_ratio, and the shares of frequencies nonaliased, aliased, tangled, nopass (of the
-            dense map); sis (of the model).
+            dense map); sis (of the model). By default avr, am and sis, as far as the model has them.
         sites: what to measure, as sites or their names; all of `find_sites` by default.
         taps: where AVR is taken: ``"input"``, ``"dense"``, ``"output"``.
         batch_size: images per forward pass; changes no value beyond rounding.
@@ -56,6 +66,13 @@ def measure(
             continues after an interruption; a folder of another configuration is refused.
         progress: show a bar.
         name: model name for the table; that of ``spectral_info`` or the class by default.
+        preprocessing: what images in [0, 1] go through before the model sees them: (mean, std), a
+            configuration of timm, torchvision transforms or weights, an image processor of transformers, a
+            function, ``"imagenet"``, or ``"none"``. By default what the model itself tells; where it tells
+            nothing images are passed in [0, 1], and a warning says so. With it, tensors are images in [0, 1]
+            too.
+        logits: a function from the model's output to class scores (B, K), where they aren't the output
+            itself, its ``logits`` or ``out``, or the first of a tuple.
 
     Returns:
         Columns model, weights, images (source and fingerprint), image, cluster, site, call, op, stride, tap,
@@ -79,24 +96,27 @@ def measure(
         >>> sorted(table["metric"].unique()), len(table)
         (['avr', 'confidence', 'power', 'prediction'], 12)
     """
-    _check_choice("metrics", metrics, METRICS)
+    demanded = metrics is not None
+    chosen = DEFAULT_METRICS if metrics is None else metrics
+    _check_choice("metrics", chosen, METRICS)
     _check_choice("taps", taps, TAPS)
-    if batch_size < 1:
-        raise SpectralError(f"measure: batch_size must be ≥ 1, got {batch_size}")
+    batch_size = as_integer(batch_size, "measure: batch_size", least=1)
     check_hookable(model)
-    source = as_images(images)
-    info = getattr(model, "spectral_info", None)
-    if source.size is None and info is not None:
-        source = source.resized(info.preprocessing.size)
-    run = Run(model, source, tuple(metrics), tuple(taps), info, name)
-    found = run.find_sites(sites)
-    wanted = set(metrics) & set(SITE_METRICS)
+    feed = Feed(model, images, caller="measure", preprocessing=preprocessing, logits=logits, name=name)
+    source = feed.images
+    run = Run(feed, chosen, tuple(taps), demanded=demanded)
+    wanted = set(run.metrics) & set(SITE_METRICS)
+    found = run.find_sites(sites) if wanted or sites is not None else []
     if wanted and not any(site.measurable for site in found):
         why = f"; {found[0].name!r}: {found[0].reason}" if found else ""
-        raise SpectralError(
-            f"{run.name} has no downsampling site that can be measured{why}; metrics=('sis',) needs none"
-        )
+        reason = f"no downsampling site that can be measured{why}"
+        if demanded:
+            raise SpectralError(f"{run.name} has {reason}; metrics=('sis',) needs none")
+        run.missing |= dict.fromkeys(sorted(wanted), f"there is {reason}")
     run.sites = found if wanted else []
+    for reason, absent in _group(run.missing).items():
+        what = f"{run.name} is measured without {' and '.join(absent)}"
+        warnings.warn(f"measure: {what}: {reason}", SpectralWarning, stacklevel=2)
     provenance = run.provenance(batch_size)
     store = ShardStore(Path(out), run.config, provenance) if out is not None else None
     done = store.finished_images() if store else set()
@@ -122,6 +142,14 @@ def measure(
     table.attrs["provenance"] = provenance
     table.attrs["resumed"] = len(source) - len(left)
     return table
+
+
+def _group(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return what has each reason."""
+    groups: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        groups.setdefault(reason, []).append(name)
+    return groups
 
 
 def _check_choice(what: str, asked: Sequence[str], allowed: Sequence[str]) -> None:

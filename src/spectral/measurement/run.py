@@ -9,57 +9,73 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from spectral.capture import Capture, Tap
 from spectral.errors import SpectralError, suggest
 from spectral.hooks import FeatureExtractor
+from spectral.inputs import Inputs
+from spectral.intake import Feed
 from spectral.measurement.captures import DENSE_METRICS, check_identity, measure_capture
 from spectral.measurement.description import by
-from spectral.measurement.images import Images, TensorImages, find_clusters
-from spectral.metrics import SHIFTS, compute_instability, predict_probabilities
+from spectral.measurement.images import find_clusters
+from spectral.metrics import compute_instability
+from spectral.models import model_info
 from spectral.models.checkpoint import hash_state
-from spectral.network import find_logits
+from spectral.network import list_moves, roll_inputs
 from spectral.sites import Site, find_sites
 from spectral.table import Key, Origin, describe_environment, make_reasons, make_rows
 
 
 class Run:
-    """One measurement in progress: what is measured, and the values of the batch that is running."""
+    """One measurement in progress: what is measured, and the values of the batch that is running.
 
-    def __init__(
-        self,
-        model: nn.Module,
-        images: Images,
-        metrics: tuple[str, ...],
-        taps: tuple[Tap, ...],
-        info: Any,
-        name: str | None,
-    ) -> None:
-        self.model, self.images, self.metrics, self.taps, self.info = model, images, metrics, taps, info
-        self.name = name or (info.name if info else type(model).__name__)
+    Attributes:
+        feed: the images on their way to the model.
+        metrics: what is measured.
+        missing: metrics of the whole model that can't be, with the reasons.
+    """
+
+    def __init__(self, feed: Feed, metrics: Sequence[str], taps: tuple[Tap, ...], *, demanded: bool) -> None:
+        self.feed, self.model, self.images, self.taps = feed, feed.model, feed.images, taps
+        self.missing: dict[str, str] = {}
+        self._demanded = demanded
+        self.metrics = self._choose_metrics(metrics, demanded)
         self.sites: list[Site] = []
         self.failed: dict[str, str] = {}
         self.verified: set[str] = set()  # sites whose dense map has been checked, or that have values
-        self._written: set[str] = set()  # sites whose reason is in the rows
+        self._written: set[str] = set()  # sites whose reason is in the rows; the model's own is ""
         self._values: dict[Key, Tensor] = {}
-        parameter = next(iter(model.parameters()), None)
-        self.device = parameter.device if parameter is not None else torch.device("cpu")
-        self.dtype = parameter.dtype if parameter is not None else torch.float32
-        self._needs_dense = "dense" in taps or bool(set(metrics) & set(DENSE_METRICS))
-        self._has_labels = any(label is not None for label in images.labels)
+        self._predicts = "sis" in self.metrics or not feed.find_obstacle()[0]
+        self._needs_dense = "dense" in taps or bool(set(self.metrics) & set(DENSE_METRICS))
+        self._has_labels = any(label is not None for label in self.images.labels)
 
-    def load(self, indices: Sequence[int]) -> Tensor:
-        """Return preprocessed images on the model's device."""
-        (_, batch), *_ = self.images.batches(len(indices), indices=indices)
-        return self._prepare(batch)
+    @property
+    def name(self) -> str:
+        """What tables call the model."""
+        return self.feed.name
+
+    def _choose_metrics(self, asked: Sequence[str], demanded: bool) -> tuple[str, ...]:
+        """Return the metrics that the model has; what was asked for by name must be among them."""
+        if "sis" not in asked:
+            return tuple(asked)
+        reason, _ = self.feed.find_obstacle()
+        if demanded:
+            self.feed.require_scores()
+        elif reason:
+            self.missing["sis"] = reason
+        if not self.feed.extents:
+            self.missing["sis"] = "none of its inputs' axes is known to be spatial"
+        if demanded and "sis" in self.missing:
+            raise SpectralError(f"measure: {self.name} has no sis: {self.missing['sis']}")
+        return tuple(metric for metric in asked if metric not in self.missing)
 
     def find_sites(self, asked: Sequence[Site | str] | None) -> list[Site]:
         """Return the sites asked for, all of the model's by default."""
         if asked is not None and not any(isinstance(site, str) for site in asked):
             return [site for site in asked if isinstance(site, Site)]
-        found = find_sites(self.model, self.load([0]))
+        found = find_sites(self.model, self.feed.example)
         names = {site.name: site for site in found}
         for site in asked or ():
             if isinstance(site, str) and site not in names:
@@ -76,12 +92,13 @@ class Run:
         tap: Tap = "dense" if self._needs_dense else "input"
         clusters = find_clusters(self.images)
         with bar, FeatureExtractor(self.model, measurable, tap=tap, reduce=self._reduce) as extractor:
-            for chosen, raw in self.images.batches(batch_size, indices=indices):
+            for chosen, inputs in self.feed.batches(batch_size, indices=indices):
                 self._values = {}
-                batch = self._prepare(raw)
-                self._measure_model(batch, chosen, extractor)
+                self._measure_model(inputs, chosen, extractor)
                 if not self._values:
-                    raise SpectralError(f"{self.name} has nothing to measure: {_list_reasons(self.failed)}")
+                    if self._demanded:
+                        raise SpectralError(f"{self.name} has nothing to measure: {_join(self.failed)}")
+                    break
                 keys = list(self._values)
                 block = torch.stack([self._values[key].double().cpu() for key in keys], dim=1)
                 ids, own = ([names[i] for i in chosen] for names in (self.images.ids, clusters))
@@ -110,46 +127,33 @@ class Run:
         known = {site.name: site.reason or self.failed.get(site.name) for site in self.sites}
         new = [site for site in self.sites if known[site.name] and site.name not in self._written]
         self._written |= {site.name for site in new}
-        return make_reasons(
-            self.origin,
-            {Key("", s.name, s.call, s.op, by(s.stride)): str(known[s.name]) for s in new},
-        )
+        reasons = {Key("", s.name, s.call, s.op, by(s.stride)): str(known[s.name]) for s in new}
+        if self.missing and "" not in self._written:
+            self._written.add("")
+            reasons[Key("")] = "; ".join(f"{metric}: {reason}" for metric, reason in self.missing.items())
+        return make_reasons(self.origin, reasons)
 
-    def _prepare(self, batch: Tensor) -> Tensor:
-        batch = batch.to(self.device, self.dtype if self.dtype.is_floating_point else torch.float32)
-        if self.info is not None and not isinstance(self.images, TensorImages):
-            batch = self.info.preprocessing(batch)
-        return batch
-
-    def _measure_model(self, batch: Tensor, chosen: list[int], extractor: FeatureExtractor) -> None:
-        output = self._forward(batch)
-        if "sis" not in self.metrics and find_logits(output, len(batch)) is None:
+    def _measure_model(self, inputs: Inputs, chosen: list[int], extractor: FeatureExtractor) -> None:
+        moving = "sis" in self.metrics
+        # A copy, since a model that works in place would hand altered images to the shifts.
+        output = self.feed.run(inputs.map(lambda x, _: x.clone()) if moving else inputs)
+        if not self._predicts:
             return  # a detector or an embedding: its sites can be measured, its prediction can't
-        probabilities = predict_probabilities(output, len(batch))
+        probabilities = self.feed.scores(output, inputs.count).probabilities()
         confidence, prediction = probabilities.max(-1)
         self._put("prediction", prediction)
         self._put("confidence", confidence)
         if self._has_labels:
             labels = [self.images.labels[i] for i in chosen]
             self._put("label", torch.tensor([np.nan if y is None else y for y in labels]))
-        if "sis" in self.metrics:
+        if moving:
+            layout = self.feed.layout
             with extractor.paused():
                 shifted = [
-                    predict_probabilities(self._forward(batch.roll(shift, (-2, -1))), len(batch))
-                    for shift in SHIFTS
+                    self.feed.predict(roll_inputs(inputs, move, layout))
+                    for move in list_moves(inputs, layout)
                 ]
             self._put("sis", compute_instability(probabilities, shifted))
-
-    def _forward(self, batch: Tensor) -> Any:
-        try:
-            return self.model(batch)
-        except (SpectralError, MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # a model may raise anything
-            raise SpectralError(
-                f"the forward of {self.name} failed on images of shape {tuple(batch.shape)}: "
-                f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no message')}"
-            ) from error
 
     def _put(self, metric: str, values: Tensor) -> None:
         self._values[Key(metric)] = values
@@ -177,7 +181,6 @@ class Run:
     @cached_property
     def config(self) -> dict[str, Any]:
         """What determines every value; two runs with equal configurations may share a folder."""
-        scale = self.info.preprocessing if self.info and not isinstance(self.images, TensorImages) else None
         return {
             "model": self.name,
             "weights": self._weights_id(),
@@ -185,24 +188,34 @@ class Run:
             "images_fingerprint": self.images.fingerprint,
             "image_count": len(self.images),
             "image_size": list(self.images.size) if self.images.size else None,
-            "preprocessing": {"mean": scale.mean, "std": scale.std} if scale else None,
+            "preprocessing": self.feed.preparation.describe() if self.feed.normalises else None,
+            "logits": self.feed.describe_logits(),
             "metrics": sorted(self.metrics),
             "taps": sorted(self.taps),
             "sites": [f"{s.name} {s.op} {by(s.kernel)} stride {by(s.stride)}" for s in self.sites],
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": str(self.feed.image_type).removeprefix("torch."),
         }
 
     def provenance(self, batch_size: int) -> dict[str, Any]:
-        """All that a repetition needs: the configuration, versions and device."""
-        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-        return {**self.config, "batch_size": batch_size, **describe_environment(), "device": device}
+        """All that a repetition needs: the configuration, what was assumed, versions and device."""
+        device = self.feed.device
+        named = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        known = self.feed.preparation.origin if self.feed.normalises else "passed as given"
+        facts = {
+            "preprocessing_from": known,
+            "notes": list(self.feed.notes),
+            "enlarged": len(self.feed.enlarged),
+            "not_measured": dict(self.missing),
+        }
+        return {**self.config, **facts, "batch_size": batch_size, **describe_environment(), "device": named}
 
     def _weights_id(self) -> str:
         """Id of the weights as they are now: a model that was trained or altered keeps its old info."""
+        info = model_info(self.model)
         now = hash_state(self.model.state_dict())
-        recorded: str = self.info.weights_id if self.info else ""
+        recorded = info.weights_id if info else ""
         return recorded if recorded.endswith(now.partition(":")[2]) else now
 
 
-def _list_reasons(failed: Mapping[str, str]) -> str:
+def _join(failed: Mapping[str, str]) -> str:
     return "; ".join(f"{site!r}: {reason}" for site, reason in failed.items()) or "its output isn't logits"
