@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeGuard
 
@@ -26,6 +26,7 @@ from spectral.axes import (
 from spectral.inputs import Inputs
 from spectral.layers.pool import Pool
 from spectral.operators import KINDS, LOSSLESS, Geometry
+from spectral.places import Place, Steps
 from spectral.recorder import Operation, Recorder
 from spectral.standin import run_on_standins
 from spectral.tracker import Frame, Tracker
@@ -59,9 +60,12 @@ class Event:
     source: Tensor
     output: Tensor
     spread: tuple[int, int] = (1, 1)
+    own: Steps = ()
+    turn: int = 0
     layouts: tuple[Layout, Layout] | None = None
     prepared: bool = False
     returned: bool = False
+    place: Place = field(default_factory=Place)
 
 
 def record_events(model: nn.Module, inputs: Inputs, beside: Beside = watch_nothing) -> list[Event]:
@@ -94,6 +98,7 @@ class _Discovery:
 
     def _enter(self, frame: Frame) -> None:
         self.recorder.flush()
+        self.calls.locate(frame)
         self._before[frame] = len(self.events)
 
     def _leave(self, frame: Frame, output: Any) -> None:
@@ -115,7 +120,21 @@ class _Discovery:
         if event is not None:
             own = 0 if operator.waits else 1  # the operator itself
             event.prepared = operation.frame.steps == own
+            event.own, event.turn = operation.own, operation.turn
             self.events.append(event)
+
+    def place_events(self) -> None:
+        """Say of each event where it ran, and of how many alike it is one; when the pass has ended."""
+        for event in self.events:
+            frame, family = event.frame, event.family
+            event.place = Place(
+                frame.outer,
+                event.own,
+                frame.turn,
+                event.turn,
+                (self.calls.places[frame.path, frame.outer], self.calls.calls[frame.path]),
+                (frame.turns[family, event.own] or 1, frame.counts[family] or 1),
+            )
 
     def observe(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
         """Follow the axes through an operator, and keep views and products that turn places into channels."""
@@ -144,7 +163,7 @@ class _Discovery:
             return None  # a pool over channels
         if not known and (geometry.kind == "resize" or self.axes.comes_from_weights(source)):
             return None  # a table of positions or of weights, not the image
-        output = decimation.arrange(operation.output)
+        output = decimation.arrange(operation.result)
         spread: tuple[int, int] | None = (1, 1)
         if source.ndim == decimation.input.ndim or (
             rank == 2 and source.ndim == 3 and decimation.input.ndim == 4
@@ -189,14 +208,14 @@ class _Discovery:
             geometry, stride=tuple(steps.get(kind, (1, 0))[0] for kind in axes), kernel=(1,) * len(axes),
             phase=tuple(steps.get(kind, (1, 0))[1] for kind in axes), axes=(),
         )  # fmt: skip
-        layouts = find_layout(labels), find_layout(self.axes.labels(operation.output))
+        layouts = find_layout(labels), find_layout(self.axes.labels(operation.result))
         if not alone or layouts[0] is None or layouts[1] is None:
             reason = "its images don't lie along one axis"
             if not alone or any(f.kind == "s" for axis in labels for f in axis):
                 reason = "its rows and columns are not two axes of one tensor"
             return self._unplaced_event(operation, replace(placed, reason=reason))
         event = self._event(
-            operation, placed, layouts[0].arrange(source), layouts[1].arrange(operation.output)
+            operation, placed, layouts[0].arrange(source), layouts[1].arrange(operation.result)
         )
         plain = source.ndim == 4 and layouts[0].whole and layouts[0].order == (0, 1, 2, 3)
         event.layouts = None if plain else (layouts[0], layouts[1])
@@ -223,7 +242,7 @@ class _Discovery:
         stride = _find_steps(reduced, left, axes)
         zeros = (0,) * len(axes)
         placed = replace(geometry, stride=stride, kernel=window, padding=zeros, phase=zeros, axes=())
-        layouts = find_layout(labels), find_layout(self.axes.labels(operation.output))
+        layouts = find_layout(labels), find_layout(self.axes.labels(operation.result))
         if layouts[0] is None or layouts[1] is None:
             reason = "the windows it pools are cut by a view that can't be followed back to rows and columns"
             event = self._unplaced_event(operation, replace(placed, reason=reason))
@@ -231,7 +250,7 @@ class _Discovery:
             event.input_size = tuple((n - 1) * s + k for n, s, k in cuts)
             return event
         event = self._event(
-            operation, placed, layouts[0].arrange(source), layouts[1].arrange(operation.output)
+            operation, placed, layouts[0].arrange(source), layouts[1].arrange(operation.result)
         )
         event.layouts = (layouts[0], layouts[1])
         return event
@@ -282,11 +301,11 @@ class _Discovery:
     def _unplaced_event(self, operation: Operation, geometry: Geometry) -> Event:
         """Describe an operation on what is no batch of maps: sizes are those of its image axes."""
         labels = self.axes.labels(operation.source)
-        event = self._event(operation, geometry, operation.source, operation.output)
+        event = self._event(operation, geometry, operation.source, operation.result)
         axes = _find_axes(labels)
         sizes = [
             _find_size([f for axis in self.axes.labels(x) for f in axis], axes)
-            for x in (operation.source, operation.output)
+            for x in (operation.source, operation.result)
         ]
         event.input_size, event.output_size = sizes
         event.channels = _count_channels(labels)
@@ -297,7 +316,7 @@ class _Discovery:
         return Event(
             operation.frame, operation.decimation.operator.family, operation.index, geometry,
             tuple(entering.shape[-rank:]), tuple(leaving.shape[-rank:]),
-            entering.shape[-rank - 1] if entering.ndim > rank else 1, operation.source, operation.output,
+            entering.shape[-rank - 1] if entering.ndim > rank else 1, operation.source, operation.result,
         )  # fmt: skip
 
 
@@ -358,6 +377,7 @@ def _record(
     discovery = _Discovery(model, weights)
     for tensor, batched in inputs.tensors():
         discovery.axes.mark_image(tensor, batched)
-    with beside(model), discovery.calls, discovery.recorder:
+    with beside(model), discovery.calls, discovery.recorder.listening():
         forward()
+    discovery.place_events()
     return discovery.events

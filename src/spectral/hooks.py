@@ -5,20 +5,21 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from spectral.capture import TAPS, Capture, Tap
 from spectral.errors import SpectralError, suggest
+from spectral.graph import GraphRecorder, saving_plainly
+from spectral.matching import Roll
 from spectral.operators import Decimation, Size, find_plain_operator
-from spectral.recorder import Operation, Recorder, Substitute
+from spectral.recorder import Operation, Recorder
 from spectral.sites import Site, check_hookable
 from spectral.tracker import Frame, Tracker, is_recomputing, paused
 
@@ -37,6 +38,8 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         tap: ``"input"``, ``"dense"`` or ``"output"``; overrides ``capture_input``. Dense needs sites.
         detach: False keeps the graph, so that a metric of the capture can be a training penalty.
         reduce: called with a `Capture` inside the hook instead of keeping tensors; sites only.
+        share_dense: where ``reduce`` computes a convolution's dense map and no gradient is needed, take its
+            output from that instead of computing it twice; the model's outputs then change by rounding.
         wants_pass: called when a forward pass begins; tells whether to capture it.
 
     Raises:
@@ -60,6 +63,7 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         tap: Tap | None = None,
         detach: bool = True,
         reduce: Callable[[Capture], None] | None = None,
+        share_dense: bool = True,
         wants_pass: Callable[[], bool] = lambda: True,
     ) -> None:
         check_hookable(model)
@@ -71,7 +75,6 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         self._keeps = reduce is None
         self._modules = dict(model.named_modules())
         self._names: list[str] = []
-        self._sites: dict[tuple[str, int, str, int], Site] = {}
         self._watched: dict[str, list[Site]] = defaultdict(list)
         self._plain: list[str] = []
         if isinstance(sites, str):
@@ -79,18 +82,22 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         for site in sites:
             self._add(site)
         self._wants_pass = wants_pass
-        self._captured: dict[str, list[Tensor]] | None = None  # None until the model has run
+        self._latest: _Pass | None = None  # None until the model has run
         self._delivering = False
         self._handles: list[RemovableHandle] = []
-        # A reduce callback at the dense tap computes each convolution's output on the way.
-        self._substitutes = reduce is not None and self.tap == "dense" and detach
+        self._substitutes = share_dense and reduce is not None and self.tap == "dense" and detach
         self._direct = {p for p, own in self._watched.items() if all(self._is_direct(s) for s in own)}
         self._owners = set(self._watched) - self._direct
-        self._thread = _Thread()
+        self._active = _Active()
         self._tracker = Tracker(
-            self._find_tracked(), start=self._start, begin=self._begin, end=self._end, close=self._close,
+            self._find_tracked(),
+            expected={path: own[0].place.calls[1] for path, own in self._watched.items()},
+            start=self._start,
+            begin=self._begin,
+            end=self._end,
+            close=self._close,
             reset=self._reset,
-        )  # fmt: skip
+        )
         try:
             self._register()
         except BaseException:
@@ -132,10 +139,10 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         """Return one tensor per call of the module in the latest forward pass."""
         if name not in self._names:
             raise SpectralError(f"{name!r} isn't captured{suggest(name, self._names)}")
-        if self._captured and self._captured.get(name):
-            return self._captured[name]
+        if self._latest is not None and name in self._latest.captured:
+            return self._latest.captured[name]
         why = "it didn't run in the latest forward pass"
-        if self._captured is None:
+        if self._latest is None:
             why = "the model hasn't run since the hooks were set"
         elif not self._keeps:
             why = "the reduce callback took it"
@@ -192,7 +199,6 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
             self._plain.append(path)
         else:
             self._check_site(site)
-            self._sites[site.key] = site
             self._watched[path].append(site)
         self._names.append(name)
 
@@ -238,55 +244,63 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         inside = {id(module) for owner in self._owners for module in self._modules[owner].modules()}
         return {p: module for p, module in self._modules.items() if p in watched or id(module) in inside}
 
-    def _start(self) -> dict[str, list[Tensor]] | None:
+    def _start(self) -> _Pass | None:
         """Begin a pass: what earlier passes left is out of date."""
         if not self._wants_pass():
             return None
-        self._captured = {}
-        return self._captured
+        self._latest = _Pass(Roll(self._watched, self._tracker))
+        return self._latest
 
     def _begin(self, frame: Frame) -> None:
         if frame.record is None:
             return
+        frame.record.roll.enter(frame)
         if self.tap == "input" and frame.path in self._plain:
             self._keep_plain(frame.path, frame.input, frame.record)
-        if self._thread.mode is not None:
-            self._thread.mode.recorder.flush()
+        if self._active.recorder is not None:
+            self._active.recorder.flush()
         elif frame.path in self._owners:
-            self._thread.mode = mode = _CaptureMode(
-                self._tracker.frames, self._on_operation, self._compute if self._substitutes else None,
-                differentiable=not self._detach,
-            )  # fmt: skip
-            mode.enter(frame)
+            self._listen(frame)
+
+    def _listen(self, frame: Frame) -> None:
+        """Hear of operators for the time of a call."""
+        active, frames = self._active, self._tracker.frames
+        if self._detach:
+            substitute = self._compute if self._substitutes else None
+            active.recorder = Recorder(frames, self._on_operation, substitute=substitute)
+        else:
+            active.recorder = GraphRecorder(frames, self._on_operation)
+        active.frame = frame
+        active.stack.enter_context(active.recorder.listening())
 
     def _end(self, frame: Frame, output: Any) -> None:
         if frame.record is None:
             return
-        if self._thread.mode is not None:
-            self._thread.mode.recorder.flush()
+        if self._active.recorder is not None:
+            self._active.recorder.flush()
         if frame.path in self._direct:
             self._on_direct(frame, output)
+        if frame.parent is None:
+            frame.record.roll.check(whole=not frame.path)
 
     def _close(self, frame: Frame) -> None:
-        mode = self._thread.mode
-        if mode is not None and mode.frame is frame:
+        if self._active.frame is frame:
             self._reset()
 
     def _reset(self) -> None:
-        """Leave the mode."""
-        if self._thread.mode is not None:
-            self._thread.mode.exit()
-            self._thread.mode = None
+        """Hear of nothing more."""
+        self._active.stack.close()
+        self._active.recorder = self._active.frame = None
 
     def _on_plain_output(self, path: str, output: Any) -> None:
-        captured = self._tracker.record
-        if self.enabled and captured is not None and not is_recomputing():
-            self._keep_plain(path, output if isinstance(output, Tensor) else None, captured)
+        latest = self._tracker.record
+        if self.enabled and latest is not None and not is_recomputing():
+            self._keep_plain(path, output if isinstance(output, Tensor) else None, latest)
 
-    def _keep_plain(self, path: str, tensor: Tensor | None, captured: dict[str, list[Tensor]]) -> None:
+    def _keep_plain(self, path: str, tensor: Tensor | None, latest: _Pass) -> None:
         if tensor is None:
             raise SpectralError(f"module {path!r} passes no plain tensor; capture a module inside it")
-        captured.setdefault(path, []).append(self._copy(tensor))
+        latest.captured.setdefault(path, []).append(self._copy(tensor))
 
     def _is_direct(self, site: Site) -> bool:
         """Whether its module's call shows all of it; a convolution that is substituted must be met before."""
@@ -294,14 +308,15 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
 
     def _on_direct(self, frame: Frame, output: Tensor) -> None:
         module: Any = frame.module
-        layer = self._sites.get((frame.path, frame.call, "layer", 0))
+        roll = frame.record.roll
+        layer = roll.find(frame, "layer")
         if layer is not None:
             entering, dense = frame.input, partial(_call_dense, frame)
             assert entering is not None
             decimation = Decimation(replace(layer.geometry, kind=layer.op), entering, layer=dense)
             with paused():
                 self._deliver(layer, frame, entering, output, decimation)
-        site = self._sites.get((frame.path, frame.call, "operator", 0))
+        site = roll.find(frame, "operator")
         if site is not None:
             weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
             x = frame.input
@@ -311,31 +326,37 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
             with paused():
                 self._deliver(site, frame, x, decimation.arrange(output), decimation)
 
-    def _find(self, frame: Frame, family: str, index: int) -> Site | None:
-        site = self._sites.get((frame.path, frame.call, family, index))
-        return None if site is None or not self.enabled or site.module in self._direct else site
+    def _find(self, operation: Operation) -> Site | None:
+        """Return the site that an operator is, if it isn't met otherwise."""
+        frame = operation.frame
+        if not self.enabled or frame.record is None or frame.path in self._direct:
+            return None
+        site: Site | None = frame.record.roll.find(
+            frame, operation.family, operation.index, operation.own, operation.turn
+        )
+        return site
 
     def _on_operation(self, operation: Operation) -> None:
-        frame = operation.frame
-        site = self._find(frame, operation.decimation.operator.family, operation.index)
+        frame, site = operation.frame, self._find(operation)
         if site is None:
             return
         decimation = _place(operation.decimation, site, operation.source)
         layout = site.layouts[1] if site.layouts is not None else decimation
-        output = layout.arrange(operation.output)
+        output = layout.arrange(operation.result)
         entering = frame.argument if site.access == "wrapped" else decimation.input
         assert entering is not None
         self._deliver(site, frame, entering, output, decimation)
 
-    def _compute(
-        self, frame: Frame, index: int, decimation: Decimation, run: Callable[[], Tensor]
-    ) -> Tensor | None:
+    def _compute(self, operation: Operation, run: Callable[[], Tensor]) -> Tensor | None:
         """Let the callback compute a convolution's dense map, and take the output from there."""
-        site = self._find(frame, "operator", index)
-        if site is None or torch.is_grad_enabled() or decimation.input.ndim != len(site.stride) + 2:
-            return None
+        decimation, frame = operation.decimation, operation.frame
         argument = frame.argument
-        if argument is None or decimation.input.shape[1] != site.channels:
+        if torch.is_grad_enabled() or argument is None:
+            return None
+        site = self._find(operation)
+        if site is None or decimation.input.ndim != len(site.stride) + 2:
+            return None
+        if decimation.input.shape[1] != site.channels:
             return None
         decimation = _place(decimation, site, decimation.input)
         entering = argument if site.access != "inner" else decimation.input
@@ -358,12 +379,12 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
     def _call(self, capture: Capture, frame: Frame) -> None:
         self._delivering = True
         try:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not self._detach):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self._detach), saving_plainly():
                 if self._reduce is not None:
                     self._reduce(capture)
                 else:
                     tensor = capture.dense() if self.tap == "dense" else getattr(capture, self.tap)
-                    frame.record.setdefault(capture.site.name, []).append(self._copy(tensor))
+                    frame.record.captured[capture.site.name] = [self._copy(tensor)]
         finally:
             self._delivering = False
 
@@ -404,6 +425,14 @@ def _as_size(value: Any, site: Site) -> Size:
     return tuple(value) if isinstance(value, tuple | list) else (value,) * len(site.stride)
 
 
+@dataclass
+class _Pass:
+    """What one forward pass has left."""
+
+    roll: Roll
+    captured: dict[str, list[Tensor]] = field(default_factory=dict)
+
+
 class _OutputHook:
     """Sees what a module returns when all other hooks have run; means nothing to copies of the module."""
 
@@ -427,63 +456,10 @@ class _OutputHook:
 _do_nothing = nullcontext().__exit__
 
 
-class _Thread(threading.local):
-    """What is active in one thread."""
+class _Active(threading.local):
+    """What listens in one thread, and since which call."""
 
-    mode: _CaptureMode | None = None
-
-
-class _CaptureMode:
-    """The recorder, active only while a module is running that holds functional sites.
-
-    Operators are seen below autograd, where nothing that is computed gets a graph. To keep it, each function
-    call is run under the recorder on its own, and its operators are reported when it has returned.
-    """
-
-    def __init__(
-        self,
-        frames: list[Frame],
-        on_operation: Callable[[Operation], None],
-        substitute: Substitute | None,
-        differentiable: bool,
-    ) -> None:
-        self.frame: Frame | None = None  # the call that it has been entered with
-        self._on_operation = on_operation
-        self._seen: list[Operation] = []
-        report = self._seen.append if differentiable else on_operation
-        self.recorder = Recorder(frames, report, substitute=substitute)
-        self._mode: AbstractContextManager[Any] = _GraphKeeper(self) if differentiable else self.recorder
-
-    def enter(self, frame: Frame) -> None:
-        """Become active for the time of a call."""
-        self._mode.__enter__()
-        self.frame = frame
-
-    def exit(self) -> None:
-        """Be inactive again."""
-        self._mode.__exit__(None, None, None)
-
-    def run(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run one function under the recorder, and report its operators when their outputs have a graph."""
-        self._seen.clear()
-        with self.recorder:
-            out = func(*args, **kwargs)
-            self.recorder.flush()
-        seen = self._seen.copy()
-        self._seen.clear()
-        with paused():
-            for operation in seen:
-                self._on_operation(operation)
-        return out
-
-
-class _GraphKeeper(TorchFunctionMode):
-    def __init__(self, mode: _CaptureMode) -> None:
-        super().__init__()
-        self._mode = mode
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run a torch function, reporting what it decimates."""
-        if not self._mode.recorder.is_counting:
-            return func(*args, **(kwargs or {}))
-        return self._mode.run(func, args, kwargs or {})
+    def __init__(self) -> None:
+        self.stack = ExitStack()
+        self.recorder: Recorder | GraphRecorder | None = None
+        self.frame: Frame | None = None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from spectral.capture import Capture, Tap
 from spectral.errors import SpectralError, suggest
+from spectral.graph import is_reentrant
 from spectral.hooks import FeatureExtractor
 from spectral.measurement import ALIAS_METRICS, AVR_METRICS, SITE_METRICS, measure_capture
 from spectral.sites import Site
@@ -37,7 +38,13 @@ class _Attached:
         if not measurable:
             raise SpectralError(f"{caller}: there is no site that can be measured; pass those of find_sites")
         self._extractor = FeatureExtractor(
-            model, measurable, tap="dense", detach=detach, reduce=self._reduce, wants_pass=self._begin
+            model,
+            measurable,
+            tap="dense",
+            detach=detach,
+            reduce=self._reduce,
+            share_dense=False,
+            wants_pass=self._begin,
         )
 
     def remove_hooks(self) -> None:
@@ -147,32 +154,41 @@ class AliasingPenalty(_Attached):
 
     def __init__(self, model: nn.Module, sites: Sequence[Site], metric: str = "am_relative") -> None:
         self._metric = metric
-        self._terms: list[Tensor] = []
+        self._terms: dict[str, Tensor] | None = None  # None until the model has run
+        self._cut_off: str | None = None
         super().__init__(model, sites, (metric,), (*ALIAS_METRICS, *AVR_METRICS), detach=False)
 
     def value(self) -> Tensor:
         """Return the mean over images and sites of the latest forward pass, with its graph.
 
         Raises:
-            SpectralError: if nothing has run yet, or it ran without gradients.
+            SpectralError: if nothing has run yet, or ran without gradients.
         """
-        if not self._terms:
+        if self._terms is None:
             raise SpectralError(
                 "AliasingPenalty: the model hasn't run since the hooks were set; run it first"
             )
-        total = torch.stack(self._terms).mean()
+        if not self._terms:
+            raise SpectralError("AliasingPenalty: none of the sites ran in the latest forward pass")
+        if self._cut_off is not None:
+            raise SpectralError(
+                f"AliasingPenalty: site {self._cut_off!r} ran under reentrant checkpointing, which keeps no "
+                f"gradients of what is inside; pass use_reentrant=False to torch.utils.checkpoint"
+            )
+        total = torch.stack(list(self._terms.values())).mean()
         if not total.requires_grad:
             raise SpectralError(
-                "AliasingPenalty: the latest forward pass kept no gradients; run it outside torch.no_grad() "
-                "and without reentrant checkpointing"
+                "AliasingPenalty: the latest forward pass kept no gradients; run it outside torch.no_grad()"
             )
         return total
 
     def _begin(self) -> bool:
-        self._terms = []
+        self._terms, self._cut_off = {}, None
         return True
 
     def _reduce(self, capture: Capture) -> None:
-        self._terms.append(
-            measure_capture(capture, (self._metric,), ("dense",))["dense", self._metric].mean()
-        )
+        assert self._terms is not None
+        if not torch.is_grad_enabled() and is_reentrant():
+            self._cut_off = capture.site.name
+        values = measure_capture(capture, (self._metric,), ("dense",))["dense", self._metric]
+        self._terms[capture.site.name] = values.mean()

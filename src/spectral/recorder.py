@@ -6,7 +6,9 @@ same site on real data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,28 +16,52 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectral.operators import Decimation, merge_slices, parse
+from spectral.places import Steps
 from spectral.tracker import Frame, is_paused, paused
 
 
 @dataclass(frozen=True)
 class Operation:
-    """A candidate operator that ran: the ``index``-th of its family in one call of the frame's module."""
+    """A candidate operator, which runs or has run.
+
+    Attributes:
+        frame: the innermost call that is followed.
+        index: which of the operators of its family in that call.
+        own: the steps from the forward of that call to the operator.
+        turn: which of its family at this place.
+        decimation: the operator and what it was given.
+        source: the tensor that it was given.
+        output: what it returned; None as long as it hasn't run.
+    """
 
     frame: Frame
     index: int
+    own: Steps
+    turn: int
     decimation: Decimation
-    source: Tensor  # what the operator was given
-    output: Tensor
+    source: Tensor
+    output: Tensor | None = None
+
+    @property
+    def family(self) -> str:
+        """What it is counted with."""
+        return self.decimation.operator.family
+
+    @property
+    def result(self) -> Tensor:
+        """What it returned."""
+        assert self.output is not None
+        return self.output
 
 
 Handler = Callable[[Operation], None]
 Observer = Callable[[Any, Sequence[Any], dict[str, Any], Any], None]
-# (frame, index, decimation, run) → the operator's output if it was computed otherwise, else None
-Substitute = Callable[[Frame, int, Decimation, Callable[[], Tensor]], Tensor | None]
+# (operation, run) → the operator's output if it was computed otherwise, else None
+Substitute = Callable[[Operation, Callable[[], Tensor]], Tensor | None]
 
 
-class Recorder(TorchDispatchMode):
-    """Calls ``on_operation`` for each candidate operator of the innermost call that is running.
+class Recorder:
+    """Calls ``on_operation`` for each candidate operator of the innermost call, while it is listening.
 
     A slice waits for the next operator, because x[:, :, ::2, ::2] arrives as two; it is handed over before
     anything can change its source.
@@ -54,40 +80,26 @@ class Recorder(TorchDispatchMode):
         observe: Observer | None = None,
         substitute: Substitute | None = None,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         self.frames = frames
         self._on_operation = on_operation
         self._observe = observe
         self._substitute = substitute
         self._pending: Operation | None = None
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run the operator and report it."""
-        kwargs = kwargs or {}
-        if not self.is_counting:
-            return func(*args, **kwargs)
-        decimation = parse(func, args, kwargs)
-        continues = self._continues_pending(decimation)
-        if not continues:
-            self.flush()
-        if self._substitute and decimation and decimation.weight is not None and decimation.input is args[0]:
-            frame = self.frames[-1]
-            with paused():
-                out = self._substitute(
-                    frame, frame.counts["operator"], decimation, lambda: func(*args, **kwargs)
-                )
-            if out is not None:
-                frame.counts["operator"] += 1
-                return out
-        out = func(*args, **kwargs)
-        if self._observe:
-            self._observe(func, args, kwargs, out)
-        if decimation is not None:
-            source = args[0] if args else next(iter(kwargs.values()))
-            self._register(decimation, source, out[0] if isinstance(out, (tuple, list)) else out, continues)
-        return out
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hear of the operators that run inside."""
+        try:
+            _HUB.add(self)
+            yield
+        finally:
+            self._pending = None
+            _HUB.discard(self)
+
+    @property
+    def is_counting(self) -> bool:
+        """Whether an operator that runs now is the model's and inside a frame."""
+        return bool(self.frames) and not is_paused()
 
     def flush(self) -> None:
         """Hand over a waiting slice."""
@@ -96,10 +108,43 @@ class Recorder(TorchDispatchMode):
             with paused():
                 self._on_operation(operation)
 
-    @property
-    def is_counting(self) -> bool:
-        """Whether an operator that runs now is the model's and inside a frame."""
-        return bool(self.frames) and not is_paused()
+    def meet(self, decimation: Decimation | None, source: Any) -> Operation | None:
+        """Meet an operator before it runs; return it if it is a candidate of its own."""
+        if self._continues_pending(decimation):
+            return None
+        self.flush()
+        if decimation is None:
+            return None
+        frame, family = self.frames[-1], decimation.operator.family
+        own = frame.find_steps()
+        operation = Operation(
+            frame, frame.counts[family], own, frame.turns[family, own], decimation, source
+        )  # fmt: skip
+        frame.counts[family] += 1
+        frame.turns[family, own] += 1
+        return operation
+
+    def substitute(self, operation: Operation, run: Callable[[], Tensor]) -> Tensor | None:
+        """Compute a convolution's output otherwise, or return None."""
+        decimation = operation.decimation
+        if self._substitute is None or decimation.weight is None or decimation.input is not operation.source:
+            return None
+        return self._substitute(operation, run)
+
+    def leave(
+        self, operation: Operation | None, decimation: Decimation | None, call: tuple[Any, Any, Any, Any]
+    ) -> None:
+        """Leave an operator that has run: (func, args, kwargs, output)."""
+        if self._observe:
+            self._observe(*call)
+        output = call[3][0] if isinstance(call[3], (tuple, list)) else call[3]
+        if operation is not None:
+            self._pending = replace(operation, output=output)
+            if not operation.decimation.operator.waits:
+                self.flush()
+        elif decimation is not None and self._pending is not None:
+            merged = merge_slices(self._pending.decimation, decimation)
+            self._pending = replace(self._pending, decimation=merged, output=output)
 
     def _continues_pending(self, decimation: Decimation | None) -> bool:
         if self._pending is None or decimation is None or not decimation.operator.waits:
@@ -110,14 +155,59 @@ class Recorder(TorchDispatchMode):
             and decimation.geometry.axes[0] not in first.decimation.geometry.axes
         )
 
-    def _register(self, decimation: Decimation, source: Tensor, output: Tensor, continues: bool) -> None:
-        if continues and self._pending is not None:
-            merged = merge_slices(self._pending.decimation, decimation)
-            self._pending = replace(self._pending, decimation=merged, output=output)
-            return
-        frame, family = self.frames[-1], decimation.operator.family
-        operation = Operation(frame, frame.counts[family], decimation, source, output)
-        frame.counts[family] += 1
-        self._pending = operation
-        if not decimation.operator.waits:
-            self.flush()
+
+class _Hub(threading.local):
+    """The recorders that listen in one thread; one mode tells them all, so that none hides from another."""
+
+    def __init__(self) -> None:
+        self.recorders: list[Recorder] = []
+        self.mode = _Mode(self)
+
+    def add(self, recorder: Recorder) -> None:
+        if not self.recorders:
+            self.mode.__enter__()  # type: ignore[no-untyped-call]
+        self.recorders.append(recorder)
+
+    def discard(self, recorder: Recorder) -> None:
+        if recorder in self.recorders:
+            self.recorders.remove(recorder)
+            if not self.recorders:
+                self.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+
+class _Mode(TorchDispatchMode):
+    def __init__(self, hub: _Hub) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._hub = hub
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operator and report it."""
+        kwargs = kwargs or {}
+        recorders = [recorder for recorder in self._hub.recorders if recorder.is_counting]
+        if not recorders:
+            return func(*args, **kwargs)
+        decimation = parse(func, args, kwargs)
+        source = (args[0] if args else next(iter(kwargs.values()))) if decimation is not None else None
+        met = {recorder: recorder.meet(decimation, source) for recorder in recorders}
+        out = self._substitute(met, lambda: func(*args, **kwargs))
+        if out is None:
+            out = func(*args, **kwargs)
+        for recorder, operation in met.items():
+            recorder.leave(operation, decimation, (func, args, kwargs, out))
+        return out
+
+    def _substitute(self, met: dict[Recorder, Operation | None], run: Callable[[], Tensor]) -> Tensor | None:
+        """Let the first recorder that wants to compute an output; it needn't hear of it again."""
+        for recorder, operation in met.items():
+            if operation is not None:
+                with paused():
+                    out = recorder.substitute(operation, run)
+                if out is not None:
+                    del met[recorder]
+                    return out
+        return None
+
+
+_HUB = _Hub()

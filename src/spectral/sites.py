@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -16,6 +16,7 @@ from spectral.discovery import Beside, Event, record_events, watch_nothing
 from spectral.errors import SpectralError, suggest
 from spectral.inputs import Example, read_example
 from spectral.operators import LOSSLESS, Geometry, Size, find_plain_operator, operator_of
+from spectral.places import Place
 
 Access = Literal["direct", "wrapped", "inner"]
 
@@ -47,6 +48,7 @@ class Site:
         spread: how many maps of one image stand before and after each image on the batch axis (heads,
             windows).
         layouts: how the operator's input and output are maps, where they aren't (B, C, H, W) already.
+        place: where in the model's code it runs, which tells it from others that run only at times.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Site:
     family: str = "operator"
     spread: tuple[int, int] = (1, 1)
     layouts: tuple[Layout, Layout] | None = None
+    place: Place = field(default_factory=Place, repr=False, compare=False)
 
     @property
     def stride(self) -> Size:
@@ -286,6 +289,7 @@ def _describe(event: Event, image: Tensor) -> Site:
         family=event.family,
         spread=event.spread,
         layouts=event.layouts,
+        place=event.place,
     )
 
 

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from spectral.copying import Copied, TensorMap, copy_structure
 from spectral.errors import SpectralError
 from spectral.inputs import Inputs
-from spectral.network import Writes
+from spectral.network import Writes, put_into_evaluation
 from spectral.reach import kept_reach
 from spectral.surroundings import kept_surroundings
 
@@ -93,7 +93,7 @@ def _run(copied: Copied, inputs: Inputs, watch: Watch[T], guarded: bool = False)
         kept_reach(copied.code),
         Writes(weights, _refuse) if guarded else nullcontext(),
     ):
-        copy.eval()
+        put_into_evaluation(copy)
         return watch(copy, inputs, weights, partial(copy, *inputs.args, **inputs.kwargs))
 
 

@@ -12,17 +12,19 @@ import functools
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from types import FrameType
+from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.utils._pytree import tree_leaves
+
+from spectral.places import Steps, find_steps
 
 # One for all trackers and recorders of a thread: what one of them runs, no other may count as the model's.
 _PAUSED: ContextVar[bool] = ContextVar("paused", default=False)
@@ -39,7 +41,10 @@ class Frame:
         args: positional arguments of its forward.
         kwargs: named arguments.
         record: what ``start`` returned for this pass.
+        parent: the call inside which it runs, of those that are followed.
+        turn: which of the calls of the module from the same place, once it has been located.
         counts: candidate operators so far, per family.
+        turns: the same at each place, per family and steps.
         steps: operators so far that did more to a map than move its samples.
     """
 
@@ -49,8 +54,13 @@ class Frame:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     record: Any = None
+    parent: Frame | None = None
+    turn: int = 0
     counts: Counter[str] = field(default_factory=Counter)
+    turns: Counter[tuple[str, Steps]] = field(default_factory=Counter)
     steps: int = 0
+    _python: FrameType | None = None  # while it runs
+    _outer: Steps | None = None
 
     @property
     def input(self) -> Tensor | None:
@@ -63,14 +73,39 @@ class Frame:
         given = (*self.args, *self.kwargs.values())
         return given[0] if len(given) == 1 and isinstance(given[0], Tensor) else None
 
+    @property
+    def outer(self) -> Steps:
+        """The steps from the outermost call that is followed to this one."""
+        if self._outer is None:
+            parent = self.parent
+            if parent is None or parent._python is None or self._python is None:
+                self._outer = ()
+            else:
+                self._outer = parent.outer + find_steps(parent._python, self._python)
+        return self._outer
+
+    def find_steps(self) -> Steps:
+        """Find the steps from its forward to what runs now; for the innermost call only."""
+        return find_steps(self._python, sys._getframe(1))
+
+
+@dataclass(eq=False)
+class _Pass:
+    """One forward pass: what has run so far."""
+
+    record: Any = None
+    container: FrameType | None = None  # the method of the model that calls the modules, if one does
+    entered: set[str] = field(default_factory=set)  # modules that were called from outside all others
+    calls: Counter[str] = field(default_factory=Counter)
+    places: Counter[tuple[str, Steps]] = field(default_factory=Counter)
+
 
 class _State(threading.local):
     """What runs in one thread."""
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []
-        self.calls: Counter[str] = Counter()
-        self.record: Any = None
+        self.latest = _Pass()
 
 
 def _ignore(*_: Any) -> None:
@@ -81,10 +116,13 @@ class Tracker(AbstractContextManager["Tracker"]):
     """Follows the calls of some modules, from `attach` to `remove`.
 
     A pass begins when a tracked module is entered and none is running in this thread, however that came
-    about. Calls inside `paused`, or of a backward pass that runs the forward again, aren't followed.
+    about: by a call of the model, its ``forward`` or a part of it alone. Modules that one method of the model
+    calls, one after the other, are one pass, until one is called again that had all its calls. What runs
+    inside `paused`, or in a backward pass that runs the forward again, isn't followed.
 
     Args:
         modules: what to follow, by names.
+        expected: how often modules are called in one pass; once where nothing is said.
         start: called when a pass begins; what it returns goes along with all frames of the pass.
         begin: called when a module has been entered.
         end: called with its output when it has returned.
@@ -103,6 +141,7 @@ class Tracker(AbstractContextManager["Tracker"]):
         self,
         modules: Mapping[str, nn.Module],
         *,
+        expected: Mapping[str, int] | None = None,
         start: Callable[[], Any] = _ignore,
         begin: Callable[[Frame], None] = _ignore,
         end: Callable[[Frame, Any], None] = _ignore,
@@ -111,6 +150,9 @@ class Tracker(AbstractContextManager["Tracker"]):
     ) -> None:
         self.enabled = True
         self._modules = dict(modules)
+        self._expected = dict(expected or {})
+        self._ids = set(map(id, self._modules.values()))
+        self._methods: dict[int, CodeType] = {}
         self._forwards: dict[str, _Forward] = {}
         self._start, self._begin, self._end, self._close, self._reset = start, begin, end, close, reset
         self._state = _State()
@@ -134,12 +176,29 @@ class Tracker(AbstractContextManager["Tracker"]):
         return self._state.frames
 
     @property
+    def calls(self) -> Counter[str]:
+        """How often each module was called in the latest pass of this thread."""
+        return self._state.latest.calls
+
+    @property
+    def places(self) -> Counter[tuple[str, Steps]]:
+        """How often each module was called from each place, of the calls that have been located."""
+        return self._state.latest.places
+
+    def locate(self, frame: Frame) -> None:
+        """Note from where a call has been made; once for each that matters, as it begins."""
+        key = frame.path, frame.outer
+        frame.turn = self.places[key]
+        self.places[key] += 1
+
+    @property
     def record(self) -> Any:
         """What ``start`` returned for the latest pass of this thread."""
-        return self._state.record
+        return self._state.latest.record
 
     def attach(self) -> None:
         """Begin to follow."""
+        self._methods = _find_methods({type(module) for module in self._modules.values()})
         for path, module in self._modules.items():
             standing = vars(module).get("forward")
             forward = standing if isinstance(standing, _Forward) else _Forward(module, standing)
@@ -161,31 +220,78 @@ class Tracker(AbstractContextManager["Tracker"]):
         """Run a forward, and tell what began and ended."""
         if not self.enabled or _PAUSED.get() or is_recomputing():
             return run(*args, **kwargs)
-        state = self._state
-        if state.frames:
+        if self.frames:
             return self._follow_call(path, module, run, args, kwargs)
+        state, container = self._state, self._find_container()
         try:
-            state.calls, state.record = Counter(), self._start()
+            if not self._continues(path, container):
+                state.latest = _Pass(container=container)
+                state.latest.record = self._start()
+            state.latest.entered.add(path)
             return self._follow_call(path, module, run, args, kwargs)
         finally:
             state.frames.clear()
+            if container is not None and _is_call_of(container, module) and not module._forward_hooks:
+                state.latest.container = None  # nothing else runs in it, and it holds the arguments
             self._reset()
 
     def _follow_call(
         self, path: str, module: nn.Module, run: Callable[..., Any], args: Any, kwargs: Any
     ) -> Any:
-        state = self._state
-        depth, frame = len(state.frames), Frame(path, module, state.calls[path], args, kwargs, state.record)
+        frames, latest = self.frames, self._state.latest
+        depth, parent = len(frames), frames[-1] if frames else None
+        frame = Frame(path, module, latest.calls[path], args, kwargs, latest.record, parent)
+        frame._python = sys._getframe()
         try:
-            state.calls[path] += 1
-            state.frames.append(frame)
+            latest.calls[path] += 1
+            frames.append(frame)
             self._begin(frame)
             output = run(*args, **kwargs)
             self._end(frame, output)
             return output
         finally:
-            del state.frames[depth:]
+            del frames[depth:]
+            frame._python = None
             self._close(frame)
+
+    def _find_container(self) -> FrameType | None:
+        """Find the outermost method that is running of a module that is followed."""
+        frame, container = sys._getframe(1).f_back, None
+        while frame is not None:
+            code = frame.f_code
+            # First the code: to read a frame's variables keeps their values until its call has ended.
+            if id(code) in self._methods and id(frame.f_locals.get(code.co_varnames[0])) in self._ids:
+                container = frame
+            frame = frame.f_back
+        return container
+
+    def _continues(self, path: str, container: FrameType | None) -> bool:
+        """Whether a module that is called from outside all others runs in the same pass as the last one."""
+        latest = self._state.latest
+        if container is None or container is not latest.container:
+            return False
+        if path not in latest.entered:
+            return True
+        inside = [p for p in self._expected if p == path or not path or p.startswith(f"{path}.")]
+        return any(latest.calls[p] < self._expected[p] for p in inside)
+
+
+def _find_methods(kinds: Iterable[type]) -> dict[int, CodeType]:
+    """Collect the code of all methods of some classes, by identity: to compare code objects is slow."""
+    codes = {}
+    for base in {base for kind in kinds for base in kind.__mro__ if base is not object}:
+        for function in vars(base).values():
+            while isinstance(function, FunctionType):
+                code = function.__code__
+                if code.co_argcount:
+                    codes[id(code)] = code
+                function = getattr(function, "__wrapped__", None)
+    return codes
+
+
+def _is_call_of(frame: FrameType, module: nn.Module) -> bool:
+    """Whether a frame is that of a module's own ``__call__``."""
+    return frame.f_code.co_filename == torch_module.__file__ and frame.f_locals.get("self") is module
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """A model as a function: its evaluation mode, its arguments, its class scores, and its inputs moved."""
 
 from spectral.network.calls import Call, find_image_key, list_calls, make_inputs, require_clear
-from spectral.network.mode import evaluation_mode, undisturbed
+from spectral.network.mode import evaluation_mode, put_into_evaluation, undisturbed
 from spectral.network.moves import (
     CHANNELS,
     SPATIAL,
@@ -33,6 +33,7 @@ __all__ = [
     "list_calls",
     "list_moves",
     "make_inputs",
+    "put_into_evaluation",
     "read_scores",
     "require_clear",
     "roll_inputs",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
@@ -56,12 +56,12 @@ class evaluation_mode:  # noqa: N801 - reads as a statement: `with evaluation_mo
         if not any(training for _, training in self._flags):
             return
         if not any(_has_own_train(module) for module, _ in self._flags):
-            self.model.eval()
+            put_into_evaluation(self.model)
             return
         self._before = _Weights(self.model)
         try:
             with self._before.watched():
-                self.model.eval()
+                put_into_evaluation(self.model)
         except BaseException:
             self.__exit__()
             raise
@@ -74,6 +74,19 @@ class evaluation_mode:  # noqa: N801 - reads as a statement: `with evaluation_mo
             self._before.put_back()
         for module, training in self._flags:
             module.training = training
+
+
+def put_into_evaluation(model: nn.Module) -> None:
+    """Call a model's own ``eval``; an exported graph has one mode only, and says so.
+
+    Example:
+        >>> layer = nn.Dropout()
+        >>> put_into_evaluation(layer)
+        >>> layer.training
+        False
+    """
+    with suppress(NotImplementedError):
+        model.eval()
 
 
 def _has_own_train(module: nn.Module) -> bool:

@@ -235,7 +235,7 @@ class Watcher(AbstractContextManager["Watcher"]):
     def __enter__(self) -> Watcher:
         """Begin to watch."""
         with ExitStack() as stack:
-            for watched in (self._modules, _FunctionMode(self), self._operators):
+            for watched in (self._modules, _FunctionMode(self), self._operators.listening()):
                 stack.enter_context(watched)
             self._stack = stack.pop_all()
         return self
@@ -290,11 +290,11 @@ class Watcher(AbstractContextManager["Watcher"]):
     def _note_operation(self, operation: Operation) -> None:
         """Keep what a site's operator is, and which function ran it."""
         frame = operation.frame
-        call, time = self._ran_by.get(id(operation.output), (None, self._clock))
+        call, time = self._ran_by.get(id(operation.result), (None, self._clock))
         if call is not None and (call.path, call.number) != (frame.path, frame.call):
             call = None
-        key = frame.path, frame.call, operation.decimation.operator.family, operation.index
-        self.seen.operators[key] = Operator(call, operation.decimation.channels, operation.output, time)
+        key = frame.path, frame.call, operation.family, operation.index
+        self.seen.operators[key] = Operator(call, operation.decimation.channels, operation.result, time)
 
     def _note(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
         """Keep what an operator read, and what its module is made of."""

@@ -12,9 +12,10 @@ from torch.overrides import TorchFunctionMode
 
 from spectral.errors import SpectralError
 from spectral.operators import KINDS, Decimation, Geometry, Size, find_function, operator_of, parse
+from spectral.places import Steps
 from spectral.surgery import ledger
 from spectral.surgery.hooks import CHILD
-from spectral.surgery.places import Place, find_spot, name_function
+from spectral.surgery.places import find_spot, name_function
 
 Signature = tuple[str, Size, Size, Size]
 
@@ -30,7 +31,7 @@ class Function:
     """
 
     name: str
-    place: Place
+    place: Steps
     repeat: int = 0
 
 
