@@ -180,7 +180,7 @@ def test_export_sees_real_products_of_fixed_size(kind, compat):
     else:
         layer = kind(compat=compat)
     x = noise(2, 3, 14, 10, dtype=torch.float32)
-    program = torch.export.export(layer, (x,))
+    program = torch.export.export(layer, (x,), strict=False)
     names = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert any("matmul" in name for name in names)
     assert not [name for name in names if "fft" in name or "complex" in name or "cos" in name]

@@ -1,0 +1,1 @@
+"""A survey of third-party libraries: can their networks be looked at, measured and converted unharmed?"""

@@ -1,0 +1,170 @@
+"""An account of its own of where a network loses samples: positions carried through one forward pass.
+
+Every element of every tensor knows which place of the image it came from: the mean coordinate of what it was
+computed from. An operator that leaves fewer distinct places than it was given has thinned the map out. This
+knows nothing of the finder that it is the measure of: it has neither a list of operators that decimate, nor
+axes, strides or views to follow, since a view shares its memory with what it is a view of, and so its places.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from spectral.study.survey.places import Places, count_places, is_crop
+from spectral.study.survey.rules import CUTS, KEEPING, RULES, Call, follow_pointwise
+
+
+@dataclass(frozen=True)
+class Loss:
+    """An operator that left fewer places of the image than it was given.
+
+    Attributes:
+        module: path of the innermost module that ran it.
+        op: its name in torch.
+        before: distinct coordinates per axis, of what entered.
+        after: of what left.
+    """
+
+    module: str
+    op: str
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
+class PositionMode(TorchDispatchMode):
+    """Carries places through every operator of a forward pass, and keeps the losses.
+
+    Args:
+        model: whose modules give the losses their paths.
+
+    Attributes:
+        losses: in the order in which they happened.
+        unknown: operators behind which the places are lost to this account.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.losses: list[Loss] = []
+        self.unknown: dict[str, str] = {}
+        self._model = model
+        self._names = {id(module): name for name, module in reversed(list(model.named_modules()))}
+        self._running: list[str] = [""]
+        self._places: dict[int, tuple[StorageWeakRef, Places]] = {}
+
+    def mark(self, image: Tensor, channels: int = 1) -> None:
+        """Give the elements of an input the places they have: all axes but the batch and the channels."""
+        axes = [a for a in range(1, image.ndim) if a != channels or image.ndim < 3]
+        grids = torch.meshgrid(
+            *(torch.arange(image.shape[a], dtype=torch.float64) for a in axes), indexing="ij"
+        )
+        shape = [n if a in axes else 1 for a, n in enumerate(image.shape)]
+        self._set(image, [grid.reshape(shape).expand(image.shape) for grid in grids])
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Know which module runs; `with mode.following(), mode: model(x)`."""
+
+        def enter(module: nn.Module, args: Any) -> None:
+            self._running.append(self._names.get(id(module), self._running[-1]))
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            self._running.pop()
+
+        with ExitStack() as stack:
+            stack.callback(register_module_forward_pre_hook(enter).remove)
+            stack.callback(register_module_forward_hook(leave, always_call=True).remove)
+            yield
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operator, and then do to the places what it did to the values."""
+        kwargs = kwargs or {}
+        flat, _ = tree_flatten((args, kwargs))
+        known = [x for x in flat if isinstance(x, Tensor) and self.get(x) is not None]
+        before = {id(x): self.get(x) for x in known}
+        out = func(*args, **kwargs)
+        if known and not isinstance(out, (bool, int, float)):
+            self._follow(func, args, kwargs, out, known, before)
+        return out
+
+    def get(self, x: Tensor) -> Places | None:
+        """Return the places of a tensor's elements."""
+        if x.layout != torch.strided or x.device.type == "meta":
+            return None
+        entry = self._places.get(_storage(x))
+        if entry is None or entry[0].expired():
+            return None
+        view = [c.as_strided(x.shape, x.stride(), x.storage_offset()) for c in entry[1] if _fits(x, c)]
+        return view or None
+
+    def _set(self, x: Tensor, places: Places) -> None:
+        present = self.get(x)
+        if present is None:
+            length = x.untyped_storage().nbytes() // x.element_size()
+            empty = [torch.full((length,), math.nan, dtype=torch.float64) for _ in places]
+            self._places[_storage(x)] = (StorageWeakRef(x.untyped_storage()), empty)
+            present = self.get(x)
+        for own, new in zip(present or [], places, strict=False):
+            if 0 not in own.stride():
+                shared = _storage(own) == _storage(new)
+                own.copy_((new.clone() if shared else new).expand(x.shape))
+
+    def _follow(
+        self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any, known: list[Tensor],
+        before: dict[int, Places | None],
+    ) -> None:  # fmt: skip
+        name = func.overloadpacket.__name__ if hasattr(func, "overloadpacket") else str(func)
+        outs = [x for x in tree_flatten(out)[0] if isinstance(x, Tensor)]
+        if not outs:
+            return
+        if any(_storage(outs[0]) == _storage(x) for x in known) and not func._schema.is_mutable:
+            if name in CUTS:
+                self._compare(name, known[:1], self.get(known[0]), self.get(outs[0]))
+            return
+        rule = RULES.get(name.rstrip("_") if name.endswith("_") else name)
+        old = {id(x): p for x, p in ((x, before[id(x)]) for x in known) if p is not None}
+        try:
+            places, sources = (rule or follow_pointwise)(Call(func, name, args, kwargs, outs, known, old))
+        except Exception as error:
+            self.unknown.setdefault(name, f"{type(error).__name__}: {str(error)[:80]}")
+            return
+        for x, found in zip(outs, places, strict=False):
+            if found is not None:
+                self._set(x, found)
+        if rule is not None and places and places[0] is not None and name not in KEEPING:
+            entering = [old[id(x)] for x in sources if id(x) in old]
+            self._compare(name, sources, None, places[0], entering)
+
+    def _compare(
+        self, name: str, sources: Sequence[Tensor], before: Places | None, after: Places | None,
+        entering: Sequence[Places] = (),
+    ) -> None:  # fmt: skip
+        given = [before] if before is not None else list(entering)
+        if not given or after is None:
+            return
+        least = min((count_places(places) for places in given if places), key=lambda c: -c.places)
+        left = count_places(after)
+        if left.places <= 1 or left.places >= least.places or is_crop(least, left):
+            return
+        self.losses.append(Loss(self._running[-1], name, least.sizes, left.sizes))
+
+
+def _storage(x: Tensor) -> int:
+    return int(x.untyped_storage()._cdata)
+
+
+def _fits(x: Tensor, c: Tensor) -> bool:
+    reach = x.storage_offset() + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) + 1
+    return bool(x.numel() == 0 or reach <= c.numel())
