@@ -328,7 +328,7 @@ def test_exact_images_count_as_no_error_and_flat_ones_not_at_all():
         ({"sites": ["guilt"]}, "TwoBranches has no site 'guilt'; nearest: 'guilty'"),
         ({"sites": "guilty"}, r"sites must be a list such as \['guilty'\]"),
         ({"method": "ideel"}, "no method is called 'ideel'; nearest: 'ideal'"),
-        ({"batch_size": 0}, "attribute_instability: batch_size must be ≥ 1, got 0"),
+        ({"batch_size": 0}, "attribute_instability: batch_size must be a whole number ≥ 1, got 0"),
     ],
 )  # fmt: skip
 def test_bad_options_are_one_sentence(options, sentence):
@@ -338,7 +338,7 @@ def test_bad_options_are_one_sentence(options, sentence):
 
 def test_bad_images_and_models():
     with pytest.raises(
-        SpectralError, match=r"attribute_instability: expected images of shape \(N, C, H, W\)"
+        SpectralError, match=r"attribute_instability: expected images of shape \(B, C, H, W\)"
     ):
         attribute(TwoBranches(), noise(3, 8, 8))
     with pytest.raises(SpectralError, match="there are no images"):

@@ -232,9 +232,9 @@ def test_the_model_is_left_as_it_was():
     ("options", "sentence"),
     [
         ({"protocol": "circula"}, "unknown protocol 'circula'; nearest: 'circular'.*values are circular"),
-        ({"pairs": 0}, "pairs must be ≥ 1, got 0"),
-        ({"batch_size": 0}, "batch_size must be ≥ 1, got 0"),
-        ({"seed": -1}, "seed must be ≥ 0, got -1"),
+        ({"pairs": 0}, "pairs must be a whole number ≥ 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number ≥ 1, got 0"),
+        ({"seed": -1}, "seed must be a whole number ≥ 0, got -1"),
         ({"max_shift": -1}, "max_shift must be from 0 to 7 for these images, got -1"),
         ({"protocol": "crop", "max_shift": 2}, "max_shift must be from 0 to 1 for these images, got 2"),
         ({"protocol": "cifar-zeros", "max_shift": 8}, "max_shift must be from 0 to 7"),
@@ -246,7 +246,7 @@ def test_bad_options_are_one_sentence(options, sentence):
 
 
 def test_bad_images_and_models():
-    with pytest.raises(SpectralError, match=r"expected images of shape \(N, C, H, W\), got \(3, 8, 8\)"):
+    with pytest.raises(SpectralError, match=r"expected images of shape \(B, C, H, W\), got \(3, 8, 8\)"):
         measure_consistency(Seen(), pixels(3, 8, 8))
     with pytest.raises(SpectralError, match="there are no images"):
         measure_consistency(Seen(), torch.zeros(0, 3, 8, 8))
@@ -406,11 +406,11 @@ def test_a_diagonal_ends_where_it_began_after_a_whole_turn():
         (lambda x: measure_worst_shift(Seen(), x, 0), r"max_shift must be from 1 to 7 .*, got 0"),
         (lambda x: measure_worst_shift(Seen(), x, 8), r"max_shift must be from 1 to 7 .*, got 8"),
         (lambda x: measure_worst_shift(Seen(), x, fill="zero"), "'zero'; nearest: 'zeros'.*are circular"),
-        (lambda x: measure_worst_shift(Seen(), x, batch_size=0), "batch_size must be ≥ 1, got 0"),
+        (lambda x: measure_worst_shift(Seen(), x, batch_size=0), "batch_size must be a whole number ≥ 1"),
         (lambda x: measure_worst_shift(Seen(), x[:0]), "measure_worst_shift: there are no images"),
         (lambda x: measure_worst_shift(nn.Identity(), x), "expected a classifier"),
-        (lambda x: measure_diagonal(Seen(), x, steps=0), "measure_diagonal: steps must be ≥ 1, got 0"),
-        (lambda x: measure_diagonal(Seen(), x[0]), r"images of shape \(N, C, H, W\), got"),
+        (lambda x: measure_diagonal(Seen(), x, steps=0), "steps must be a whole number ≥ 1, got 0"),
+        (lambda x: measure_diagonal(Seen(), x[0]), r"images of shape \(B, C, H, W\), got"),
     ],
 )  # fmt: skip
 def test_bad_sweeps_are_one_sentence(call, sentence):

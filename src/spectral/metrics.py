@@ -328,7 +328,7 @@ def compute_sis(
     """
     if isinstance(images, Tensor):
         if axes is None:
-            require_clear(images, model, "compute_sis")
+            require_clear(images, model, "compute_sis", ", axes=(-1,) for signals")
         calls = list_calls(model, images) if axes is None else [Call(make_inputs)]
     elif isinstance(images, Sequence | Mapping) and not isinstance(images, str):
         calls = list_calls(model, images)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from spectral.data import Images, adapt_images, is_image_set
 from spectral.errors import SpectralError, SpectralWarning
@@ -16,7 +17,7 @@ from spectral.intake.channels import list_channel_calls
 from spectral.intake.given import GivenImages, find_extents, pick_inputs
 from spectral.models import model_info
 from spectral.models.preprocessing import explain_assumption, find_preparation
-from spectral.network import Call, Kinds, Scores, list_calls, read_scores
+from spectral.network import Call, Kinds, Scores, list_calls, read_scores, require_clear
 from spectral.probe import EMBEDDING, UNKNOWN, Probe, probe
 
 MOST_LISTED = 3
@@ -68,6 +69,10 @@ class Feed:
         self.name = name or (info.name if info is not None else type(model).__name__)
         self.preparation = find_preparation(model, preprocessing)
         self.notes: list[str] = []
+        if any(is_lazy(x) for x in (*model.parameters(), *model.buffers())):
+            raise SpectralError(
+                f"{caller}: {self.name} has layers that get their shape from their first input; run it once"
+            )
         self.device, self.dtype = _find_place(model)
         self.extents: dict[str, int] = {}
         self.image_type = torch.float32
@@ -101,6 +106,12 @@ class Feed:
     def layout(self) -> list[Kinds]:
         """The axes of every tensor among the inputs."""
         return self.probe.layout
+
+    def layout_of(self, inputs: Inputs) -> list[Kinds]:
+        """Return the axes of every tensor of a batch: those of the example, for as many as there are."""
+        count = len(inputs.every_tensor())
+        known = self.layout
+        return known if count == len(known) else [known[0]] * count
 
     @property
     def enlarged(self) -> list[str]:
@@ -217,6 +228,8 @@ class Feed:
             raise SpectralError(f"{self.caller}: there are no images")
         if isinstance(adapted, Tensor) and adapted.dtype == torch.uint8:
             return self._adapt_bytes(adapted)
+        if isinstance(adapted, Tensor):
+            require_clear(adapted, self.model, self.caller)
         inputs = self._choose(adapted, first_only=True)
         self._check_range(inputs.image)
         return GivenImages(inputs, "tensor" if isinstance(adapted, Tensor) else "inputs")

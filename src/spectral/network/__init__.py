@@ -10,6 +10,7 @@ from spectral.network.moves import (
     guess_kinds,
     guess_layout,
     list_moves,
+    map_planes,
     roll_inputs,
 )
 from spectral.network.outputs import Scores, Take, describe_output, find_logits, read_scores
@@ -33,6 +34,7 @@ __all__ = [
     "list_calls",
     "list_moves",
     "make_inputs",
+    "map_planes",
     "put_into_evaluation",
     "read_scores",
     "require_clear",

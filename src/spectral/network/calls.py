@@ -143,7 +143,7 @@ def _first_convolution(model: Any) -> tuple[int | None, int | None]:
     return None, None
 
 
-def require_clear(images: Tensor, model: Any, caller: str) -> None:
+def require_clear(images: Tensor, model: Any, caller: str, advice: str = "") -> None:
     """Refuse a tensor of three axes that could be one image as well as signals.
 
     Raises:
@@ -155,7 +155,7 @@ def require_clear(images: Tensor, model: Any, caller: str) -> None:
     if shape[0] in CHANNELS and min(shape[1:]) >= SMALLEST_SIDE:
         raise SpectralError(
             f"{caller}: expected images of shape (B, C, H, W), got {shape}, which could be one image "
-            f"(C, H, W) or signals (B, C, T); pass images[None] for an image, axes=(-1,) for signals"
+            f"(C, H, W) or signals (B, C, T); pass images[None] for an image{advice}"
         )
 
 

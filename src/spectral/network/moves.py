@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -112,6 +112,40 @@ def roll_inputs(inputs: Inputs, move: Move, layout: Sequence[Kinds] | None = Non
         return x.roll(move.step, kinds.index(move.kind)) if own == extents or not batched else x
 
     return inputs.map(roll)
+
+
+def map_planes(
+    inputs: Inputs, function: Callable[[Tensor], Tensor], layout: Sequence[Kinds] | None = None
+) -> Inputs:
+    """Replace the image, and every other input on its lattice, by what a function makes of its planes.
+
+    Args:
+        inputs: what the model is called with.
+        function: of a tensor (…, H, W), the rows and columns last; a signal is one row.
+        layout: the axes of every tensor, by their shapes if None.
+
+    Example:
+        >>> import torch
+        >>> halved = map_planes(read_example(torch.zeros(1, 8, 9, 3)), lambda x: x[..., ::2, :])
+        >>> halved.image.shape
+        torch.Size([1, 4, 9, 3])
+    """
+    known = guess_layout(inputs) if layout is None else layout
+    extents = _extents(inputs, known)
+    rest = iter(known)
+
+    def apply(x: Tensor, batched: bool) -> Tensor:
+        kinds = next(rest)
+        own = {kind: n for kind, n in zip(kinds, x.shape, strict=True) if kind in SPATIAL}
+        if "w" not in own or (batched and own != extents):
+            return x
+        column = kinds.index("w")
+        if "h" not in own:
+            return function(x.movedim(column, -1).unsqueeze(-2)).squeeze(-2).movedim(-1, column)
+        places = (kinds.index("h"), column)
+        return function(x.movedim(places, (-2, -1))).movedim((-2, -1), places)
+
+    return inputs.map(apply)
 
 
 def _extents(inputs: Inputs, layout: Sequence[Kinds]) -> dict[str, int]:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from spectral.errors import SpectralError
-from spectral.measurement import Images, insert_clusters, measure
+from spectral.data import Images
+from spectral.errors import SpectralError, SpectralWarning
+from spectral.inputs import Inputs
+from spectral.intake import Feed
+from spectral.measurement import insert_clusters, measure
+from spectral.network import Take
 from spectral.sites import Site
-from spectral.stability.reading import check_count, choose_sites, name_of, read_images, size_of
+from spectral.stability.reading import check_counts, choose_sites, name_of
 from spectral.surgery import convert
 from spectral.surgery.report import ConversionReport, conversion_report
 
@@ -45,12 +50,14 @@ class Variant:
 
 def attribute_instability(
     model: nn.Module,
-    images: Tensor | Images,
+    images: Any,
     method: str = "ideal",
     *,
     sites: Sequence[Site | str] | None = None,
     batch_size: int = 32,
     progress: bool = True,
+    preprocessing: Any = None,
+    logits: Take | None = None,
 ) -> pd.DataFrame:
     """Replace one site at a time by an anti-aliasing layer, and see what becomes of each prediction.
 
@@ -64,12 +71,14 @@ def attribute_instability(
     several times are replaced together, in one row with all their names.
 
     Args:
-        model: classifier; images from `load_images` are normalised by its ``spectral_info``.
-        images: from `load_images`, or a preprocessed tensor (N, C, H, W).
+        model: classifier.
+        images: as for `spectral.measure`.
         method: a name in ``METHODS``; the default leaves nothing that could alias.
         sites: which to replace, as sites or their names; by default all that `convert` replaces.
         batch_size: images per forward pass.
         progress: show a bar.
+        preprocessing: as for `spectral.measure`.
+        logits: as for `spectral.measure`.
 
     Returns:
         A row per image and replaced site, and, under ``"all sites"``, with all of them replaced: model,
@@ -90,11 +99,10 @@ def attribute_instability(
         >>> table["site"].unique().tolist(), len(table)
         (['0', 'all sites'], 4)
     """
-    check_count(CALLER, batch_size=batch_size)
-    source, prepare = read_images(model, images, CALLER)
-    size_of(source, CALLER)
-    (_, first), *_ = source.batches(1, indices=[0])
-    example = prepare(first)
+    (batch_size,) = check_counts(CALLER, batch_size=batch_size)
+    feed = Feed(model, images, caller=CALLER, preprocessing=preprocessing, logits=logits)
+    feed.require_scores()
+    source, example = feed.images, feed.example
     every = {site.name for site in choose_sites(model, example, sites, CALLER)}
     whole = convert(model, method, None if sites is None else lambda s: s.name in every, example=example)
     report = conversion_report(whole)
@@ -103,8 +111,7 @@ def attribute_instability(
          "reason": row.reason}
         for row in report.rows if row.site in every
     ]  # fmt: skip
-    pictures = images if isinstance(images, Tensor) else source
-    before = _predict(model, pictures, batch_size)
+    before = _predict(model, feed, batch_size)
     if not has_classes_of(model, source):
         before["label"] = np.nan
     count = len(report.units) + bool(report.units)
@@ -113,7 +120,7 @@ def attribute_instability(
     frames = []
     with bar:
         for variant in _make_variants(model, method, whole, report, example, records):
-            after = _predict(variant.model, pictures, batch_size)
+            after = _predict(variant.model, feed, batch_size)
             frames.append(_tabulate(variant, method, before, after))
             bar.update()
     table = (
@@ -154,7 +161,7 @@ def _make_variants(
     method: str,
     whole: nn.Module,
     report: ConversionReport,
-    example: Tensor,
+    example: Inputs,
     records: list[dict[str, Any]],
 ) -> Iterator[Variant]:
     """Yield a network per unit, one at a time, and the one with all; note in ``records`` what fails."""
@@ -176,9 +183,14 @@ def _make_variants(
     yield Variant(ALL_SITES, "+".join(ops), "", whole)
 
 
-def _predict(model: nn.Module, images: Tensor | Images, batch_size: int) -> pd.DataFrame:
+def _predict(model: nn.Module, feed: Feed, batch_size: int) -> pd.DataFrame:
     """SIS, prediction and, where known, label of every image, in their order."""
-    table = measure(model, images, ("sis",), batch_size=batch_size, progress=False)
+    prepared = feed.preparation if feed.normalises else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SpectralWarning)  # of the images, said once by their own feed
+        table = measure(model, feed.images, ("sis",), batch_size=batch_size, progress=False,
+                        preprocessing=prepared, logits=feed.logits)  # fmt: skip
+    table = table[table["metric"] != ""]
     wide = table.pivot(index="image", columns="metric", values="value").loc[table["image"].unique()]
     return wide if "label" in wide else wide.assign(label=np.nan)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spectral.arguments import as_integer
 from spectral.errors import SpectralError, suggest
-from spectral.measurement import Images, insert_clusters
-from spectral.metrics import predict_probabilities
-from spectral.network import evaluation_mode
-from spectral.stability.reading import Size, check_count, read_images, size_of
+from spectral.inputs import Inputs
+from spectral.intake import Feed
+from spectral.measurement import insert_clusters
+from spectral.network import Take, evaluation_mode, map_planes
+from spectral.stability.reading import Size, check_counts, find_size, predict_views
 from spectral.stability.shifts import fourier_shift
 
 CALLER = "measure_consistency"
@@ -49,13 +52,15 @@ class Protocol:
 
 def measure_consistency(
     model: nn.Module,
-    images: Tensor | Images,
+    images: Any,
     protocol: str = "circular",
     *,
     max_shift: int | None = None,
     pairs: int = 1,
     seed: int = 0,
     batch_size: int = 32,
+    preprocessing: Any = None,
+    logits: Take | None = None,
 ) -> pd.DataFrame:
     """Compare the predictions for two random shifts of each image; the mean of ``agree`` is the consistency.
 
@@ -76,14 +81,16 @@ def measure_consistency(
     too (``prediction_a`` and ``prediction_b`` tell).
 
     Args:
-        model: classifier; images from `load_images` are normalised by its ``spectral_info``.
-        images: from `load_images`, read anew at R pixels for ``"crop"``; or a preprocessed tensor
-            (N, C, H, W), resized bilinearly for it.
+        model: classifier.
+        images: as for `spectral.measure`; from `load_images` read anew at R pixels for ``"crop"``, a
+            preprocessed tensor (N, C, H, W) resized bilinearly for it. Signals are one row.
         protocol: which views are compared.
         max_shift: the largest shift.
         pairs: how many pairs of views of each image.
         seed: of the shifts.
         batch_size: views per forward pass.
+        preprocessing: as for `spectral.measure`.
+        logits: as for `spectral.measure`.
 
     Returns:
         A row per image and pair: image, cluster, protocol, fill, pair, the shifts row_a, column_a, row_b,
@@ -109,22 +116,25 @@ def measure_consistency(
             f"measure_consistency: unknown protocol {protocol!r}{near}; allowed values are "
             f"{', '.join(PROTOCOLS)}"
         )
-    check_count(CALLER, pairs=pairs, batch_size=batch_size)
-    if seed < 0:
-        raise SpectralError(f"measure_consistency: seed must be ≥ 0, got {seed}")
+    pairs, batch_size = check_counts(CALLER, pairs=pairs, batch_size=batch_size)
+    seed = as_integer(seed, f"{CALLER}: seed", least=0)
     rules = PROTOCOLS[protocol]
-    source, prepare = read_images(model, images, CALLER)
-    size = size_of(source, CALLER)
-    if rules.enlarges:
-        source = source.resized(find_crop_source(size))
-    low, high = rules.limits(size, max_shift)
+    feed = Feed(model, images, caller=CALLER, preprocessing=preprocessing, logits=logits)
+    feed.require_scores()
+    size, source = find_size(feed), feed.images
+    if rules.enlarges and feed.images.size is not None:
+        feed.images = feed.images.resized(find_crop_source(size))
+    low, high = rules.limits(
+        size, None if max_shift is None else as_integer(max_shift, f"{CALLER}: max_shift")
+    )
     frames = []
     with evaluation_mode(model), torch.no_grad():
-        for indices, batch in _batches(source, size, rules.enlarges, max(1, batch_size // (2 * pairs))):
+        for indices, batch in _batches(feed, size, rules.enlarges, max(1, batch_size // (2 * pairs))):
             shifts = np.stack([draw_shifts(low, high, pairs, seed, i, rules.fractional) for i in indices])
-            views = [rules.view(image, s, size) for image, own in zip(batch, shifts, strict=True)
+            views = [(k, partial(_view, rules=rules, shift=s, size=size)) for k, own in enumerate(shifts)
                      for s in own.reshape(-1, 2)]  # fmt: skip
-            classes = _predict(model, prepare(torch.stack(views)), batch_size).view(len(indices), pairs, 2)
+            found = predict_views(feed, batch, views, batch_size).argmax(-1)
+            classes = found.view(len(indices), pairs, 2)
             frames.append(_tabulate([source.ids[i] for i in indices], shifts, classes.numpy()))
     table = insert_clusters(pd.concat(frames, ignore_index=True), source)
     table.insert(2, "protocol", protocol)
@@ -156,6 +166,10 @@ def find_crop_source(size: Size) -> Size:
         (256, 37)
     """
     return round(size[0] * 8 / 7), round(size[1] * 8 / 7)
+
+
+def _view(image: Tensor, rules: Protocol, shift: Shifts, size: Size) -> Tensor:
+    return rules.view(image, shift, size)
 
 
 def _roll(image: Tensor, shift: Shifts, size: Size) -> Tensor:
@@ -217,18 +231,22 @@ PROTOCOLS = {
 }
 
 
-def _batches(source: Images, size: Size, enlarge: bool, count: int) -> Iterator[tuple[list[int], Tensor]]:
-    """Yield images of the size that views are cut from."""
+def _batches(feed: Feed, size: Size, enlarge: bool, count: int) -> Iterator[tuple[list[int], Inputs]]:
+    """Yield images, not yet normalised, of the size that views are cut from."""
     larger = find_crop_source(size)
-    for indices, batch in source.batches(count):
-        if enlarge and tuple(batch.shape[-2:]) != larger:  # a tensor has no larger original
-            batch = F.interpolate(batch, size=larger, mode="bilinear", align_corners=False)
-        yield indices, batch
+    for indices, inputs in feed.read_batches(count):
+        if enlarge:  # what is taken as it is has no larger original
+            inputs = map_planes(inputs, lambda x: _enlarge(x, larger), feed.layout_of(inputs))
+        yield indices, inputs
 
 
-def _predict(model: nn.Module, views: Tensor, batch_size: int) -> Tensor:
-    parts = views.split(batch_size)
-    return torch.cat([predict_probabilities(model(part), len(part)).argmax(-1).cpu() for part in parts])
+def _enlarge(x: Tensor, size: Size) -> Tensor:
+    if tuple(x.shape[-2:]) == size:
+        return x
+    real = x if x.is_floating_point() else x.float()
+    planes = real.reshape(-1, 1, *x.shape[-2:])
+    larger = F.interpolate(planes, size=size, mode="bilinear", align_corners=False)
+    return larger.reshape(*x.shape[:-2], *size).to(x.dtype)
 
 
 def _tabulate(ids: list[str], shifts: Shifts, classes: npt.NDArray[np.int64]) -> pd.DataFrame:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,11 +16,13 @@ from tqdm import tqdm
 from spectral.capture import Capture
 from spectral.errors import SpectralError
 from spectral.hooks import FeatureExtractor
-from spectral.measurement import Images, describe_sites, insert_clusters
+from spectral.inputs import Inputs
+from spectral.intake import Feed
+from spectral.measurement import describe_sites, insert_clusters
 from spectral.metrics import SHIFTS
-from spectral.network import evaluation_mode
+from spectral.network import evaluation_mode, map_planes
 from spectral.sites import Site
-from spectral.stability.reading import Size, check_count, choose_sites, name_of, read_images, size_of
+from spectral.stability.reading import Size, check_counts, choose_sites, find_size, name_of
 from spectral.stability.shifts import Shift, check_shift, fourier_shift, is_whole
 
 CALLER = "measure_equivariance"
@@ -33,12 +37,13 @@ COLUMNS = [
 
 def measure_equivariance(
     model: nn.Module,
-    images: Tensor | Images,
+    images: Any,
     *,
     shifts: Sequence[Sequence[float]] = EQUIVARIANCE_SHIFTS,
     sites: Sequence[Site | str] | None = None,
     batch_size: int = 16,
     progress: bool = True,
+    preprocessing: Any = None,
 ) -> pd.DataFrame:
     """Compare what leaves each site for a shifted image with what left it before, moved along.
 
@@ -58,12 +63,13 @@ def measure_equivariance(
     others.
 
     Args:
-        model: the network. Images from `load_images` are normalised by its ``spectral_info``.
-        images: from `load_images`, or a preprocessed tensor (N, C, H, W).
+        model: the network.
+        images: as for `spectral.measure`. Of videos rows and columns are shifted, a signal is one row.
         shifts: pixels (down, right).
         sites: what to measure, as sites or their names; all that have an output map by default.
         batch_size: images per forward pass; one batch's maps of all sites are held at a time.
         progress: show a bar.
+        preprocessing: as for `spectral.measure`.
 
     Returns:
         A row per image, site and shift: model, image, cluster, site, call, op, stride (the site's),
@@ -87,26 +93,25 @@ def measure_equivariance(
         >>> len(table), table["total_stride"].unique().tolist(), bool((table["psnr_db"] < 60).all())
         (12, ['2x2'], True)
     """
-    check_count(CALLER, batch_size=batch_size)
+    (batch_size,) = check_counts(CALLER, batch_size=batch_size)
     moves = [check_shift(shift, CALLER) for shift in shifts]
     if not moves:
         raise SpectralError(f"{CALLER}: shifts is empty; pass at least one (down, right)")
-    source, prepare = read_images(model, images, CALLER)
-    size = size_of(source, CALLER)
-    (_, first), *_ = source.batches(1, indices=[0])
-    found = choose_sites(model, prepare(first), sites, CALLER)
+    feed = Feed(model, images, caller=CALLER, preprocessing=preprocessing)
+    size, source = find_size(feed), feed.images
+    found = choose_sites(model, feed.example, sites, CALLER)
     reasons = {site.name: reason for site in found if (reason := find_obstacle(site, size))}
     chosen = [site for site in found if site.name not in reasons]
     if not chosen and sites is not None:
         name, reason = next(iter(reasons.items()))
         raise SpectralError(f"{CALLER}: no site of {name_of(model)} can be compared; {name!r}: {reason}")
-    comparison = _Comparison(size, moves, chosen)
+    comparison = _Comparison(feed, size, moves, chosen)
     extractor = FeatureExtractor(model, chosen, tap="output", reduce=comparison.reduce)
     bar = tqdm(total=len(source), desc=f"shifting {name_of(model)}", unit="image", disable=not progress)
     frames = [pd.DataFrame(columns=["index", *[c for c in COLUMNS[1:] if c != "cluster"]])]
     with evaluation_mode(model), torch.no_grad(), bar, extractor:
-        for indices, batch in source.batches(batch_size) if chosen else ():
-            comparison.run(model, prepare(batch))
+        for indices, inputs in feed.batches(batch_size) if chosen else ():
+            comparison.run(inputs)
             frames.append(comparison.tabulate(indices, [source.ids[i] for i in indices]))
             bar.update(len(indices))
     table = pd.concat(frames[len(frames) > 1 :]).sort_values("index", kind="stable", ignore_index=True)
@@ -125,7 +130,7 @@ def compare_moved(shifted: Tensor, reference: Tensor, move: Sequence[float]) -> 
         move: by how many samples of the map it should have moved, (down, right).
 
     Shape:
-        (B, C, H, W) → (B,) for each value, float64.
+        (B, C, H, W) or (B, C, T, H, W) → (B,) for each value, float64.
 
     Returns:
         ``mse_ratio`` and ``relative_error`` as `measure_equivariance` defines them; NaN where there is no
@@ -137,9 +142,9 @@ def compare_moved(shifted: Tensor, reference: Tensor, move: Sequence[float]) -> 
         tensor([0.], dtype=torch.float64)
     """
     moved = fourier_shift(reference, move)
-    squares = (shifted - moved).square().sum((1, 2, 3), dtype=torch.float64)
-    peak = reference.amax((1, 2, 3)).double() - reference.amin((1, 2, 3)).double()
-    norm = moved.square().sum((1, 2, 3), dtype=torch.float64)
+    squares = (shifted - moved).square().flatten(1).sum(1, dtype=torch.float64)
+    peak = reference.flatten(1).amax(1).double() - reference.flatten(1).amin(1).double()
+    norm = moved.square().flatten(1).sum(1, dtype=torch.float64)
     nothing = torch.full_like(squares, torch.nan)
     return {
         "mse_ratio": torch.where(peak > 0, squares / reference[0].numel() / peak.square(), nothing),
@@ -159,7 +164,7 @@ def find_obstacle(site: Site, image: Size) -> str | None:
         return site.reason
     if site.spread != (1, 1):
         return "one image has several maps there, such as heads or windows"
-    output = site.output_size
+    output = site.output_size[-2:]  # rows and columns of a video, which isn't shifted in time
     if len(output) != len(image) or any(n % m for n, m in zip(image, output, strict=True)):
         sizes = "×".join(map(str, output)), "×".join(map(str, image))
         return (
@@ -172,19 +177,20 @@ def find_obstacle(site: Site, image: Size) -> str | None:
 class _Comparison:
     """The maps of one batch, and how those of its shifted versions differ from them."""
 
-    def __init__(self, size: Size, moves: Sequence[Shift], sites: Sequence[Site]) -> None:
-        self.size, self.moves, self.sites = size, moves, sites
+    def __init__(self, feed: Feed, size: Size, moves: Sequence[Shift], sites: Sequence[Site]) -> None:
+        self.feed, self.size, self.moves, self.sites = feed, size, moves, sites
         self.shift: Shift | None = None
         self.reference: dict[str, Tensor] = {}
         self.values: dict[tuple[str, Shift], dict[str, Tensor]] = {}
 
-    def run(self, model: nn.Module, batch: Tensor) -> None:
+    def run(self, inputs: Inputs) -> None:
         """Compare every site's maps at every shift."""
         self.shift, self.reference, self.values = None, {}, {}
-        model(batch.clone())  # a model may work in place
+        layout = self.feed.layout_of(inputs)
+        self.feed.run(inputs.map(lambda x, _: x.clone()))  # a model may work in place
         for shift in self.moves:
             self.shift = shift
-            model(fourier_shift(batch, shift))
+            self.feed.run(map_planes(inputs, partial(_shift_planes, shift=shift), layout))
         for site, shift in product(self.sites, self.moves):
             if (site.name, shift) not in self.values:
                 raise SpectralError(
@@ -224,8 +230,14 @@ class _Comparison:
         return pd.concat(frames)
 
 
+def _shift_planes(x: Tensor, shift: Shift) -> Tensor:
+    if x.is_floating_point():
+        return fourier_shift(x, shift)
+    return x.roll((round(shift[0]), round(shift[1])), (-2, -1))  # a mask has no parts of a pixel
+
+
 def _total_stride(image: Size, output: Sequence[int]) -> Size:
-    return image[0] // output[0], image[1] // output[1]
+    return image[0] // output[-2], image[1] // output[-1]
 
 
 def _by(size: Sequence[int]) -> str:

@@ -1,91 +1,78 @@
-"""What every protocol asks for first: the images at the network's size, ready for it, and its sites."""
+"""What every protocol asks for first: images on their way to the network, its sites, whole numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from spectral.arguments import as_integer
 from spectral.errors import SpectralError, suggest
-from spectral.measurement import Images, TensorImages
+from spectral.inputs import Inputs
+from spectral.intake import Feed, join_inputs, pick_inputs
+from spectral.network import map_planes
 from spectral.sites import Site, find_sites
 
 Size = tuple[int, int]
-Prepare = Callable[[Tensor], Tensor]
 
 
-def read_images(model: nn.Module, images: Tensor | Images, caller: str) -> tuple[Images, Prepare]:
-    """Return the images at the network's size, and what makes a batch ready for it.
-
-    Args:
-        model: its ``spectral_info`` gives the size and the normalisation.
-        images: from `load_images`, or a preprocessed tensor (N, C, H, W).
-        caller: whose name errors begin with.
+def find_size(feed: Feed) -> Size:
+    """Return the height and width of all images; a signal is one row.
 
     Raises:
-        SpectralError: for something else than images, or none.
+        SpectralError: if no axis of theirs is known to be spatial.
 
     Example:
-        >>> import torch
-        >>> source, prepare = read_images(nn.Flatten(), torch.zeros(2, 3, 8, 8), "read_images")
-        >>> source.size, len(source)
-        ((8, 8), 2)
+        >>> find_size(Feed(nn.Flatten(), torch.zeros(2, 3, 8, 9), caller="find_size"))
+        (8, 9)
     """
-    info = getattr(model, "spectral_info", None)
-    parameter = next(iter(model.parameters()), None)
-
-    def to_model(batch: Tensor) -> Tensor:
-        return batch if parameter is None else batch.to(parameter.device, parameter.dtype)
-
-    if isinstance(images, Tensor):
-        if images.ndim != 4:
-            raise SpectralError(f"{caller}: expected images of shape (N, C, H, W), got {tuple(images.shape)}")
-        source: Images = TensorImages(images)
-        prepare: Prepare = to_model
-    else:
-        if not hasattr(images, "batches"):
-            raise SpectralError(
-                f"{caller}: expected images from load_images or a tensor (N, C, H, W), got "
-                f"{type(images).__name__}"
-            )
-        source = images
-        if source.size is None and info is not None:
-            source = source.resized(info.preprocessing.size)
-        scale: Any = info.preprocessing if info is not None else lambda batch: batch
-
-        def prepare(batch: Tensor) -> Tensor:
-            return to_model(scale(batch))
-
-    if len(source) == 0:
-        raise SpectralError(f"{caller}: there are no images")
-    return source, prepare
+    if "w" not in feed.extents:
+        raise SpectralError(f"{feed.caller}: none of the axes of the inputs is known to be spatial")
+    return feed.extents.get("h", 1), feed.extents["w"]
 
 
-def size_of(source: Images, caller: str) -> Size:
-    """Return the one size of all images.
+def predict_views(
+    feed: Feed,
+    inputs: Inputs,
+    views: Iterable[tuple[int, Callable[[Tensor], Tensor]]],
+    batch_size: int,
+) -> Tensor:
+    """Return the probabilities (views, K) of altered images, float64, on the CPU.
+
+    Args:
+        feed: the images on their way to the network.
+        inputs: a batch before it is normalised.
+        views: for each view, which image of the batch, and what its planes (…, H, W) become.
+        batch_size: views per forward pass.
+    """
+    made = (map_planes(pick_inputs(inputs, [image]), alter, feed.layout_of(inputs)) for image, alter in views)
+    parts = [feed.predict(feed.prepare(join_inputs(group))).cpu() for group in _group(made, batch_size)]
+    return torch.cat(parts)
+
+
+def _group(items: Iterator[Inputs], size: int) -> Iterator[list[Inputs]]:
+    while group := list(islice(items, size)):
+        yield group
+
+
+def check_counts(caller: str, **counts: Any) -> list[int]:
+    """Return numbers of 1 or more as Python's.
 
     Raises:
-        SpectralError: if they differ in size.
+        SpectralError: naming the first that is none.
+
+    Example:
+        >>> check_counts("example", pairs=2, batch_size=8)
+        [2, 8]
     """
-    if source.size is None:
-        raise SpectralError(f"{caller}: the images differ in size; load them with size=")
-    return source.size
-
-
-def check_count(caller: str, **counts: int) -> None:
-    """Refuse a number below 1.
-
-    Raises:
-        SpectralError: naming it.
-    """
-    for name, value in counts.items():
-        if value < 1:
-            raise SpectralError(f"{caller}: {name} must be ≥ 1, got {value}")
+    return [as_integer(value, f"{caller}: {name}", least=1) for name, value in counts.items()]
 
 
 def choose_sites(
-    model: nn.Module, example: Tensor | Size, asked: Sequence[Site | str] | None, caller: str
+    model: nn.Module, example: Inputs | Tensor | Size, asked: Sequence[Site | str] | None, caller: str
 ) -> list[Site]:
     """Return the sites asked for, by themselves or by name; all of the model's by default.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import product
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spectral.arguments import as_integer
 from spectral.errors import SpectralError, suggest
-from spectral.measurement import Images, insert_clusters
-from spectral.metrics import predict_probabilities
-from spectral.network import evaluation_mode
-from spectral.stability.reading import Prepare, Size, check_count, read_images, size_of
+from spectral.inputs import Inputs
+from spectral.intake import Feed
+from spectral.measurement import insert_clusters
+from spectral.network import Take, evaluation_mode
+from spectral.stability.reading import Size, check_counts, find_size, predict_views
 
 FILLS = ("circular", "zeros")
 DIAGONAL_STEPS = 33
@@ -24,11 +28,13 @@ WholeShifts = list[tuple[int, int]]
 
 def measure_worst_shift(
     model: nn.Module,
-    images: Tensor | Images,
+    images: Any,
     max_shift: int = 3,
     *,
     fill: str = "circular",
     batch_size: int = 64,
+    preprocessing: Any = None,
+    logits: Take | None = None,
 ) -> pd.DataFrame:
     """Try every shift of up to ±``max_shift`` pixels; the mean of ``stays`` is the worst-case consistency.
 
@@ -38,12 +44,14 @@ def measure_worst_shift(
     first of equal ones in the order of rows, then columns.
 
     Args:
-        model: classifier; images from `load_images` are normalised by its ``spectral_info``.
-        images: from `load_images`, or a preprocessed tensor (N, C, H, W).
+        model: classifier.
+        images: as for `spectral.measure`.
         max_shift: r, the largest shift.
         fill: ``"circular"`` (rolled), or ``"zeros"`` of the images as given, whose edge is an effect of its
             own.
         batch_size: views per forward pass.
+        preprocessing: as for `spectral.measure`.
+        logits: as for `spectral.measure`.
 
     Returns:
         A row per image: image, cluster, fill, max_shift, n_shifts, prediction (of the unshifted image),
@@ -64,19 +72,22 @@ def measure_worst_shift(
         ([8, 8, 8, 8], np.float64(1.0))
     """
     caller = "measure_worst_shift"
-    check_count(caller, batch_size=batch_size)
+    (batch_size,) = check_counts(caller, batch_size=batch_size)
     if fill not in FILLS:
         raise SpectralError(
             f"{caller}: unknown fill {fill!r}{suggest(fill, FILLS)}; allowed values are {', '.join(FILLS)}"
         )
-    source, prepare = read_images(model, images, caller)
-    _check_range(caller, "max_shift", max_shift, 1, min(size_of(source, caller)) - 1)
+    feed = Feed(model, images, caller=caller, preprocessing=preprocessing, logits=logits)
+    feed.require_scores()
+    source = feed.images
+    max_shift = as_integer(max_shift, f"{caller}: max_shift")
+    _check_range(caller, "max_shift", max_shift, 1, min(find_size(feed)) - 1)
     axis = range(-max_shift, max_shift + 1)
     shifts = [shift for shift in product(axis, axis) if shift != (0, 0)]
     rows = []
     with evaluation_mode(model), torch.no_grad():
-        for indices, batch in source.batches(max(1, batch_size // len(shifts))):
-            found = _predict_shifted(model, prepare, batch, [(0, 0), *shifts], fill, batch_size)
+        for indices, batch in feed.read_batches(max(1, batch_size // len(shifts))):
+            found = _predict_shifted(feed, batch, [(0, 0), *shifts], fill, batch_size)
             for index, probabilities in zip(indices, found, strict=True):
                 rows.append({"image": source.ids[index], "fill": fill, "max_shift": max_shift,
                              "n_shifts": len(shifts), **_find_worst(probabilities, shifts)})  # fmt: skip
@@ -84,17 +95,25 @@ def measure_worst_shift(
 
 
 def measure_diagonal(
-    model: nn.Module, images: Tensor | Images, steps: int = DIAGONAL_STEPS, *, batch_size: int = 64
+    model: nn.Module,
+    images: Any,
+    steps: int = DIAGONAL_STEPS,
+    *,
+    batch_size: int = 64,
+    preprocessing: Any = None,
+    logits: Take | None = None,
 ) -> pd.DataFrame:
     """Follow the prediction while the image is rolled down and right, one pixel on both axes at a time.
 
     Circular, so that offsets are possible at every size: at 32 pixels the 33rd view is the first one again.
 
     Args:
-        model: classifier; images from `load_images` are normalised by its ``spectral_info``.
-        images: from `load_images`, or a preprocessed tensor (N, C, H, W).
+        model: classifier.
+        images: as for `spectral.measure`.
         steps: how many offsets, from 0 on.
         batch_size: views per forward pass.
+        preprocessing: as for `spectral.measure`.
+        logits: as for `spectral.measure`.
 
     Returns:
         A row per image and offset: image, cluster, fill, offset, prediction, confidence (the probability of
@@ -113,14 +132,16 @@ def measure_diagonal(
         (np.int64(8), np.False_)
     """
     caller = "measure_diagonal"
-    check_count(caller, steps=steps, batch_size=batch_size)
-    source, prepare = read_images(model, images, caller)
-    size_of(source, caller)
+    steps, batch_size = check_counts(caller, steps=steps, batch_size=batch_size)
+    feed = Feed(model, images, caller=caller, preprocessing=preprocessing, logits=logits)
+    feed.require_scores()
+    find_size(feed)
+    source = feed.images
     offsets = [(step, step) for step in range(steps)]
     frames = []
     with evaluation_mode(model), torch.no_grad():
-        for indices, batch in source.batches(max(1, batch_size // steps)):
-            found = _predict_shifted(model, prepare, batch, offsets, "circular", batch_size)
+        for indices, batch in feed.read_batches(max(1, batch_size // steps)):
+            found = _predict_shifted(feed, batch, offsets, "circular", batch_size)
             for index, probabilities in zip(indices, found, strict=True):
                 classes = probabilities.argmax(1)
                 frames.append(pd.DataFrame({
@@ -132,12 +153,12 @@ def measure_diagonal(
 
 
 def _predict_shifted(
-    model: nn.Module, prepare: Prepare, batch: Tensor, shifts: WholeShifts, fill: str, batch_size: int
+    feed: Feed, batch: Inputs, shifts: WholeShifts, fill: str, batch_size: int
 ) -> npt.NDArray[np.float64]:
     """Probabilities (images, shifts, classes)."""
-    views = torch.stack([_shift(image, shift, fill) for image in batch for shift in shifts])
-    parts = [predict_probabilities(model(prepare(part)), len(part)).cpu() for part in views.split(batch_size)]
-    found: npt.NDArray[np.float64] = torch.cat(parts).unflatten(0, (len(batch), len(shifts))).numpy()
+    views = [(k, partial(_shift, shift=shift, fill=fill)) for k in range(batch.count) for shift in shifts]
+    parts = predict_views(feed, batch, views, batch_size)
+    found: npt.NDArray[np.float64] = parts.unflatten(0, (batch.count, len(shifts))).numpy()
     return found
 
 
