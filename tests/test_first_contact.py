@@ -185,7 +185,6 @@ CASES: dict[str, tuple[nn.Module, Any, str | None]] = {
     "hidden state": (Body(lambda s, x: ModelOutput(last_hidden_state=s.maps(x))), X, "has no logits"),
     "token classifier": (TokenClassifier(), X, MAP),
     "detector": (Detector(), list(noise(3, 3, 32, 32)), "has no logits"),
-    "detector of a batch": (Detector(), X, "has no logits"),
     "detector, several sizes": (Detector(), [noise(3, 32, 32), noise(3, 24, 40)], "has no logits"),
     "autoencoder": (Autoencoder(), X, MAP),
     "generator": (Generator(), noise(3, 16), MAP),

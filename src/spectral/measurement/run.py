@@ -16,7 +16,7 @@ from spectral.capture import Capture, Tap
 from spectral.errors import SpectralError, suggest
 from spectral.hooks import FeatureExtractor
 from spectral.inputs import Inputs
-from spectral.intake import Feed
+from spectral.intake import Feed, pick_inputs
 from spectral.measurement.captures import DENSE_METRICS, check_identity, measure_capture
 from spectral.measurement.description import by
 from spectral.measurement.images import find_clusters
@@ -47,6 +47,7 @@ class Run:
         self.verified: set[str] = set()  # sites whose dense map has been checked, or that have values
         self._written: set[str] = set()  # sites whose reason is in the rows; the model's own is ""
         self._values: dict[Key, Tensor] = {}
+        self._one_by_one = False
         self._predicts = "sis" in self.metrics or not feed.find_obstacle()[0]
         self._needs_dense = "dense" in taps or bool(set(self.metrics) & set(DENSE_METRICS))
         self._has_labels = any(label is not None for label in self.images.labels)
@@ -93,8 +94,7 @@ class Run:
         clusters = find_clusters(self.images)
         with bar, FeatureExtractor(self.model, measurable, tap=tap, reduce=self._reduce) as extractor:
             for chosen, inputs in self.feed.batches(batch_size, indices=indices):
-                self._values = {}
-                self._measure_model(inputs, chosen, extractor)
+                self._measure_batch(inputs, chosen, extractor)
                 if not self._values:
                     if self._demanded:
                         raise SpectralError(f"{self.name} has nothing to measure: {_join(self.failed)}")
@@ -132,6 +132,33 @@ class Run:
             self._written.add("")
             reasons[Key("")] = "; ".join(f"{metric}: {reason}" for metric, reason in self.missing.items())
         return make_reasons(self.origin, reasons)
+
+    def _measure_batch(self, inputs: Inputs, chosen: list[int], extractor: FeatureExtractor) -> None:
+        """Measure a batch at once; image by image where the model runs its sites so, as some detectors do."""
+        if not self._one_by_one:
+            self._values, first = {}, not self.verified
+            try:
+                self._measure_model(inputs, chosen, extractor)
+            except SpectralError as error:
+                if not first or inputs.count == 1:
+                    raise
+                failure = error
+            else:
+                return
+        parts: list[dict[Key, Tensor]] = []
+        for position, index in enumerate(chosen):
+            self._values = {}
+            try:
+                self._measure_model(pick_inputs(inputs, [position]), [index], extractor)
+            except SpectralError as error:
+                raise (error if self._one_by_one else failure) from error
+            parts.append(self._values)
+        self._one_by_one = True
+        absent = torch.full((1,), torch.nan, dtype=torch.float64)
+        keys = dict.fromkeys(key for part in parts for key in part)
+        self._values = {
+            key: torch.cat([part.get(key, absent).double().cpu() for part in parts]) for key in keys
+        }
 
     def _measure_model(self, inputs: Inputs, chosen: list[int], extractor: FeatureExtractor) -> None:
         moving = "sis" in self.metrics
