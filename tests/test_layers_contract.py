@@ -14,22 +14,31 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from spectral.errors import SpectralError
 from spectral.layers import (
     LAYERS,
+    STRIDED,
     APSPool2d,
     ASAPPool2d,
     FLCPool2d,
     IdealLowPass2d,
     LearnedBlurPool2d,
     LPSPool2d,
+    MaxBlurPool1d,
     MaxBlurPool2d,
+    MaxBlurPool3d,
     SpaceToDepth2d,
     WaveletPool2d,
     make_pool,
 )
 
-MAKERS = {**LAYERS, "maxblurpool": lambda channels, stride: MaxBlurPool2d(channels, stride=stride)}
+MAX_BLUR = {1: MaxBlurPool1d, 2: MaxBlurPool2d, 3: MaxBlurPool3d}
+MAKERS = {
+    **LAYERS,
+    "strided": STRIDED,
+    "maxblurpool": lambda channels, stride, axes=2: MAX_BLUR[axes](channels, stride=stride),
+}
 NAMES = list(MAKERS)
 # One name per class: for the slow checks.
 CLASSES = [
+    "strided",
     "blurpool",
     "maxblurpool",
     "learned",
@@ -42,14 +51,14 @@ CLASSES = [
     "space-to-depth",
 ]
 SPECTRAL = ["flc", "asap", "ideal"]
-FIXED_CHANNELS = [name for name in CLASSES if name not in (*SPECTRAL, "aps")]
+FIXED_CHANNELS = [name for name in CLASSES if name not in (*SPECTRAL, "aps", "strided")]
 SIZES = [(1, 1), (1, 7), (2, 2), (5, 7), (14, 14), (18, 10), (33, 47)]
 STRIDES = [1, 2, 3, 4, (2, 1)]
 
 
-def make(name: str, channels: int = 3, stride: int | tuple[int, int] = 2) -> nn.Module:
+def make(name: str, channels: int = 3, stride: int | tuple[int, int] = 2, axes: int = 2) -> nn.Module:
     torch.manual_seed(0)
-    return MAKERS[name](channels, stride).eval()
+    return MAKERS[name](channels, stride, axes).eval()
 
 
 def noise(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -118,7 +127,7 @@ def test_autocast(name):
     expected = layer(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = layer(x)
-    if name in (*SPECTRAL, "aps", "lps"):  # no convolution on the way: nothing may be rounded
+    if name in (*SPECTRAL, "aps", "lps", "strided"):  # no convolution on the way: nothing may be rounded
         assert y.dtype == torch.float32
         assert torch.equal(y, expected)
     else:
@@ -134,11 +143,77 @@ def test_gradient(name):
         assert torch.autograd.gradcheck(layer, (x,))
 
 
+@pytest.mark.parametrize("axes", [2, 3])
 @pytest.mark.parametrize("name", CLASSES)
-def test_channels_last_gives_the_same(name):
+def test_channels_stay_last_in_memory(name, axes):
+    layer = make(name, 3, axes=axes).double()
+    for size in [(9, 6, 5), (8, 8, 8)]:
+        x = noise(2, 3, *size[:axes])
+        last = x.contiguous(memory_format=torch.channels_last if axes == 2 else torch.channels_last_3d)
+        y, expected = layer(last), layer(x)
+        torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+        assert y.movedim(1, -1).is_contiguous()
+        assert expected.is_contiguous()
+        assert y.is_contiguous(memory_format=torch.channels_last if axes == 2 else torch.channels_last_3d)
+
+
+@pytest.mark.parametrize("stride", [2, (1, 2)])
+@pytest.mark.parametrize("name", CLASSES)
+def test_what_follows_may_view_the_output(name, stride):
+    x = noise(2, 3, 8, 9)
+    for given in (x, x.mT.contiguous().mT, x[0]):
+        y = make(name, 3, stride).double()(given)
+        assert y.view(-1).shape == (y.numel(),)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_same_whatever_lies_between_the_samples(name):
     layer, x = make(name).double(), noise(2, 3, 9, 6)
-    y = layer(x.contiguous(memory_format=torch.channels_last))
-    torch.testing.assert_close(y, layer(x), rtol=1e-12, atol=1e-12)
+    same = {
+        "transposed": x.mT.contiguous().mT,
+        "every second": x.repeat_interleave(2, -1)[..., ::2],
+        "reversed batch": x.flip(0).contiguous()[[1, 0]],
+        "channels apart": x.repeat_interleave(2, 1)[:, ::2],
+        "inside a larger one": torch.nn.functional.pad(x, (1, 1, 1, 1))[..., 1:-1, 1:-1],
+    }
+    for what, given in same.items():
+        torch.testing.assert_close(layer(given), layer(x), rtol=1e-12, atol=1e-12, msg=what)
+    flat = x[:1, :1, :1].expand(2, 3, 9, 6)  # one row of memory for all
+    torch.testing.assert_close(layer(flat), layer(flat.clone()), rtol=1e-12, atol=1e-12)
+    before = x.clone()
+    layer(x)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_inference_tensors_and_layers(name):
+    x = noise(2, 3, 9, 6)
+    expected = make(name).double()(x)
+    with torch.inference_mode():
+        made, given = make(name).double(), x.clone()
+        torch.testing.assert_close(made(given), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(make(name).double()(given), expected)
+        torch.testing.assert_close(made(x), expected)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_vmap(name):
+    layer, x = make(name).double(), noise(4, 2, 3, 9, 6)
+    expected = torch.stack([layer(part) for part in x])
+    torch.testing.assert_close(torch.vmap(layer)(x), expected, rtol=1e-12, atol=1e-12)
+    moved = torch.vmap(layer, in_dims=1, out_dims=1)(x)
+    torch.testing.assert_close(moved, torch.stack([layer(p) for p in x.unbind(1)], 1), rtol=1e-12, atol=1e-12)
+    single = torch.vmap(layer)(x[0])  # maps without a batch
+    torch.testing.assert_close(single, layer(x[0]), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [*SPECTRAL, "blurpool", "aps", "wavelet-db2", "space-to-depth"])
+def test_transforms_of_functions(name):
+    layer, x, direction = make(name).double(), noise(1, 3, 6, 5), noise(1, 3, 6, 5).flip(-1)
+    _, tangent = torch.func.jvp(layer, (x,), (direction,))
+    (gradient,) = torch.autograd.grad((layer(x.requires_grad_()) * tangent).sum(), x)
+    torch.testing.assert_close((gradient * direction).sum(), tangent.square().sum(), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spectral.layers.pool import has_channels_last
-from spectral.numerics.cache import is_traced
+from spectral.numerics.matrices import wrap
 from spectral.numerics.products import disable_autocast, transform_axes
+from spectral.numerics.tracing import fixed_shape, is_traced
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 _CONVOLUTIONS: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -50,7 +51,7 @@ def pad_map(x: Tensor, pads: Sequence[tuple[int, int]], mode: str) -> Tensor:
     ends = [end for pad in reversed(pads) for end in pad]
     if mode == "zeros":
         return F.pad(x, ends)
-    fits = all(max(pad) < n for pad, n in zip(pads, x.shape[-len(pads) :], strict=True))
+    fits = all(max(pad) < n for pad, n in zip(pads, fixed_shape(x)[-len(pads) :], strict=True))
     if fits:
         return F.pad(x, ends, mode=mode)
     # torch refuses pads as large as the map (a 1×1 map in a deep layer): index the extension instead.
@@ -72,12 +73,12 @@ def extend(x: Tensor, axis: int, before: int, after: int, mode: str) -> Tensor:
     size = x.shape[axis]
     index = torch.arange(-before, size + after, device=x.device)
     if mode == "circular":
-        index = index % size
+        index = wrap(index, size)
     elif mode == "replicate" or size == 1:
         index = index.clamp(0, size - 1)
     else:
         period = 2 * (size - 1)
-        index = (size - 1) - (index % period - (size - 1)).abs()
+        index = (size - 1) - (wrap(index, period) - (size - 1)).abs()
     return x.index_select(axis, index)
 
 

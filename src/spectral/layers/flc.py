@@ -10,6 +10,7 @@ from spectral.layers.filters import apply_axes
 from spectral.layers.ideal import IdealLowPass
 from spectral.layers.pool import Stride
 from spectral.numerics.matrices import as_matrix, cropping_rows
+from spectral.numerics.tracing import fixed_shape
 
 
 class FLCPool(IdealLowPass):
@@ -80,7 +81,7 @@ class FLCPool(IdealLowPass):
 
     def _crop(self, x: Tensor) -> Tensor:
         """Re(A_h x A_wᵀ) with complex A, in real arithmetic."""
-        if not torch.jit.is_tracing() and 1 in x.shape[-2:]:  # type: ignore[attr-defined, no-untyped-call]
+        if 1 in fixed_shape(x)[-2:]:
             raise SpectralError(
                 f"{type(self).__name__}: compat='paper' leaves nothing of a side of 1 pixel, "
                 f"got shape {tuple(x.shape)}; leave compat out"

@@ -61,7 +61,7 @@ class IdealLowPass(Pool):
         return apply_axes(
             x,
             [
-                as_matrix(low_pass_rows, x, size, step, 0, every, -(-size // every), self.hamming)
+                as_matrix(low_pass_rows, x, size, step, 0, every, (size + every - 1) // every, self.hamming)
                 if step > 1
                 else None
                 for size, step, every in axes

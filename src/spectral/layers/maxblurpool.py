@@ -11,8 +11,6 @@ from torch import Tensor
 from spectral.layers.blurpool import BlurPool, BlurPool1d, BlurPool2d, BlurPool3d
 from spectral.layers.pool import Pool, Stride
 
-_MAXIMA: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
-
 
 class MaxBlurPool(Pool):
     """Max pool of stride 1, then blur and decimate: the anti-aliased max pool.
@@ -70,9 +68,12 @@ class MaxBlurPool(Pool):
         return self.blur.dense(self._maximize(x))
 
     def _maximize(self, x: Tensor) -> Tensor:
-        peaks: Tensor = _MAXIMA[self.axes](
-            x, self.windows, stride=1, padding=[size // 2 for size in self.windows]
-        )
+        pads = [size // 2 for size in self.windows]
+        if self.axes == 1:  # as one row: exporters fix the length of torch's pool of signals
+            peaks = F.max_pool2d(x.unsqueeze(-2), (1, *self.windows), 1, (0, *pads)).squeeze(-2)
+        else:
+            maximize: Any = F.max_pool2d if self.axes == 2 else F.max_pool3d
+            peaks = maximize(x, self.windows, 1, pads)
         # torch pads both sides alike: one window too many for an even size.
         ends: list[Any] = [slice(1 - size % 2, None) for size in self.windows]
         return peaks[(..., *ends)]

@@ -27,8 +27,9 @@ def split_phases(x: Tensor, stride: Sequence[int], mode: str = "circular") -> Te
         tensor([[[0., 2.],
                  [1., 3.]]])
     """
-    x, axes = fill_up(x, stride, mode), len(stride)
-    blocks = [size for n, s in zip(x.shape[2:], stride, strict=True) for size in (n // s, s)]
+    axes = len(stride)
+    blocks = [size for n, s in zip(x.shape[2:], stride, strict=True) for size in ((n + s - 1) // s, s)]
+    x = fill_up(x, stride, mode)
     samples, phases = (range(first, 2 + 2 * axes, 2) for first in (2, 3))
     return x.reshape(*x.shape[:2], *blocks).permute(0, *phases, 1, *samples).flatten(1, axes)
 
@@ -42,7 +43,8 @@ def fill_up(x: Tensor, stride: Sequence[int], mode: str = "circular") -> Tensor:
     """
     for axis, step in enumerate(stride, -len(stride)):
         if step > 1:
-            x = extend(x, axis, 0, -x.shape[axis] % step, mode)
+            size = x.shape[axis]
+            x = extend(x, axis, 0, (size + step - 1) // step * step - size, mode)
     return x
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from spectral.arguments import is_integer
 from spectral.errors import SpectralError
+from spectral.numerics.tracing import fixed_shape
 
 Stride = int | tuple[int, ...]
 AXES = {1: "T", 2: "H, W", 3: "T, H, W"}
@@ -21,6 +21,10 @@ class Pool(nn.Module):
     A subclass sets ``kind`` and gives `pool` and `dense`; those for signals, images and videos set ``axes``.
     What treats our layers apart from torch's own operators knows them by this base. An axis of stride 1 keeps
     its samples: no layer of ours filters along it, since nothing there can alias.
+
+    Traced, exported and compiled graphs (`torch.jit.trace`, `torch.export`, both ONNX exporters) take other
+    sizes than they were made with where their sizes are dynamic. What is static: number of axes, channels,
+    stride and options, and for filters that the map is larger than the padding.
 
     Args:
         channels: number of input channels, None if any number will do.
@@ -73,14 +77,10 @@ class Pool(nn.Module):
             SpectralError: for another rank, channel count or dtype, or a map without pixels.
         """
         name, channels = type(self).__name__, self.channels
-        traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        # The tracer of TorchScript makes sizes tensors: to ask what they are would fix them in the graph.
-        known = not traced and x.ndim > self.axes
-        if x.ndim - self.axes not in (1, 2) or (
-            known and channels is not None and x.shape[-self.axes - 1] != channels
-        ):
+        shape = fixed_shape(x)
+        if x.ndim - self.axes not in (1, 2) or (channels is not None and shape[-self.axes - 1] != channels):
             raise SpectralError(
-                f"{name}: expected (B, {channels or 'C'}, {AXES[self.axes]}), got shape {tuple(x.shape)}; "
+                f"{name}: expected (B, {channels or 'C'}, {AXES[self.axes]}), got shape {shape}; "
                 + (
                     "add the missing axes"
                     if channels is None
@@ -89,8 +89,8 @@ class Pool(nn.Module):
             )
         if not x.is_floating_point():
             raise SpectralError(f"{name}: expected a floating-point map, got {x.dtype}; use x.float()")
-        if known and 0 in x.shape[-self.axes :]:
-            raise SpectralError(f"{name}: the map is empty, got shape {tuple(x.shape)}")
+        if 0 in shape[-self.axes :]:
+            raise SpectralError(f"{name}: the map is empty, got shape {shape}")
 
     def per_axis(self, value: object) -> tuple[object, ...]:
         """One value for each axis: a list or tuple as it is, anything else repeated."""
@@ -147,6 +147,7 @@ def has_channels_last(x: Tensor, axes: int) -> bool:
     """Whether a batch of maps lies in memory with its channels innermost, and not also in the usual order.
 
     Example:
+        >>> import torch
         >>> has_channels_last(torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last), 2)
         True
     """
@@ -154,9 +155,10 @@ def has_channels_last(x: Tensor, axes: int) -> bool:
 
 
 def match_memory(y: Tensor, x: Tensor, axes: int) -> Tensor:
-    """Lay y out as x is: channels innermost or last but the spatial axes, contiguous in both.
+    """Return y without gaps in memory, its channels innermost where those of x are.
 
     Example:
+        >>> import torch
         >>> x = torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last)
         >>> match_memory(x[..., ::2, ::2], x, 2).stride()
         (12, 1, 6, 3)

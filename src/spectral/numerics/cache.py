@@ -8,7 +8,9 @@ from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from spectral.numerics.tracing import is_traced
 
 T = TypeVar("T")
 LIMIT = 64 * 2**20
@@ -114,13 +116,6 @@ def remember(
             return place(build(*arguments))
 
     return CACHE.get((build, arguments, dtype, device), build_here)
-
-
-def is_traced(x: Tensor | None) -> bool:
-    """Whether a computation on ``x`` is recorded into a graph, or runs on a stand-in: nothing outlives it."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-        return True
-    return x is not None and (type(x) not in (Tensor, nn.Parameter) or x.is_meta)
 
 
 def _is_plain(value: object) -> bool:

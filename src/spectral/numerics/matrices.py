@@ -81,7 +81,7 @@ def low_pass_rows(
         beside = sum_waves(lag - 1, extent, bins) + sum_waves(lag + 1, extent, bins)
         response = 0.54 * response + 0.23 * beside / extent
     kept = first + spacing * arange(count)
-    return response[(kept[:, None] - lag) % extent]
+    return response[wrap(kept[:, None] - lag, extent)]
 
 
 def interpolation_rows(extent: Any, factor: int, arange: Range = np.arange) -> Any:
@@ -101,16 +101,15 @@ def interpolation_rows(extent: Any, factor: int, arange: Range = np.arange) -> A
     bins = 2 * ((extent - 1) // 2) + 1
     paired = sum_waves(lag, period, bins)
     nyquist = 1 - extent % 2
-    return (paired + nyquist * _cosine(extent // 2 * lag % period, period)) / extent
+    return (paired + nyquist * _cosine(wrap(extent // 2 * lag, period), period)) / extent
 
 
 def wave_rows(extent: Any, highest: Any, arange: Range = np.arange) -> Any:
     """Rows cos(2πkn/N), then sin(2πkn/N), for k = 0 … K: a (2·(K + 1), N) matrix."""
     # k·n is reduced modulo N in integers first: the argument stays small and exact.
-    turns = arange(highest + 1)[:, None] * arange(extent) % extent
+    turns = wrap(arange(highest + 1)[:, None] * arange(extent), extent)
     library: Any = torch if isinstance(turns, Tensor) else np
-    angles = 2 * np.pi / extent * _as_float(turns)
-    return library.concatenate([library.cos(angles), library.sin(angles)])
+    return library.concatenate([_cosine(turns, extent), _sine(turns, extent)])
 
 
 def cropping_rows(extent: Any, part: str, hamming: bool = False, arange: Range = np.arange) -> Any:
@@ -135,13 +134,13 @@ def cropping_rows(extent: Any, part: str, hamming: bool = False, arange: Range =
     index = extent // 4 + arange(kept)
     bins = index - extent // 2  # of the map
     new_bins = arange(kept) - kept // 2  # of the output, where the inverse shift puts them
-    forward = bins[:, None] * arange(extent) % extent
-    backward = arange(kept)[:, None] * new_bins % kept
-    weights = 1 / extent
+    forward = wrap(bins[:, None] * arange(extent), extent)
+    backward = wrap(arange(kept)[:, None] * new_bins, kept)
+    c_b, s_b = _cosine(backward, kept) / extent, _sine(backward, kept) / extent
     if hamming:
-        weights = (0.54 - 0.46 * _cosine(index, extent - 1)) ** 0.5 / extent
+        root = (0.54 - 0.46 * _cosine(index, extent - 1)) ** 0.5
+        c_b, s_b = c_b * root, s_b * root
     # exp(i(b − f)), summed over the bins as products of cosines and sines.
-    c_b, s_b = _cosine(backward, kept) * weights, _sine(backward, kept) * weights
     c_f, s_f = _cosine(forward, extent), _sine(forward, extent)
     return c_b @ c_f + s_b @ s_f if part == "real" else s_b @ c_f - c_b @ s_f
 
@@ -153,20 +152,30 @@ def sum_waves(lag: Any, period: Any, bins: Any) -> Any:
         >>> sum_waves(np.arange(3), 3, 1)
         array([1., 1., 1.])
     """
-    lag = abs((lag + period // 2) % period - period // 2)  # the smallest that is as far, for its sine's sake
+    lag = abs(wrap(lag + period // 2, period) - period // 2)  # the smallest that is as far, for its sine
     singular = _as_float(lag == 0)  # the quotient's limit there is ``bins``
     # The angle of the numerator is reduced modulo one turn in integers: it stays small and exact.
-    numerator = _sine(bins * lag % (2 * period), 2 * period) + singular * bins
+    numerator = _sine(wrap(bins * lag, 2 * period), 2 * period) + singular * bins
     return numerator / (_sine(lag, 2 * period) + singular)
 
 
+def wrap(x: Any, period: Any) -> Any:
+    """Return integers modulo a period, also a symbolic one, which ONNX's remainder doesn't take.
+
+    Example:
+        >>> wrap(torch.tensor([-1, 5]), 3)
+        tensor([2, 2])
+    """
+    return x - torch.div(x, period, rounding_mode="floor") * period if isinstance(x, Tensor) else x % period
+
+
 def _cosine(turns: Any, period: Any) -> Any:
-    angle = 2 * np.pi / period * _as_float(turns)
+    angle = 2 * np.pi * _as_float(turns) / period
     return angle.cos() if isinstance(angle, Tensor) else np.cos(angle)
 
 
 def _sine(turns: Any, period: Any) -> Any:
-    angle = 2 * np.pi / period * _as_float(turns)
+    angle = 2 * np.pi * _as_float(turns) / period
     return angle.sin() if isinstance(angle, Tensor) else np.sin(angle)
 
 

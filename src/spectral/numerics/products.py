@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectral.numerics.cache import is_traced
+from spectral.numerics.tracing import is_traced
 
 
 def transform_axes(maps: Tensor, start: int, matrices: Sequence[Tensor | None]) -> Tensor:
@@ -27,7 +27,8 @@ def transform_axes(maps: Tensor, start: int, matrices: Sequence[Tensor | None]) 
             maps = maps @ matrix.T
         else:  # the axes behind it are the columns of one product
             behind = maps.shape[axis + 1 :]
-            maps = (matrix @ maps.flatten(axis + 1)).unflatten(-1, behind)
+            maps = matrix @ maps.flatten(axis + 1)
+            maps = maps.reshape(*maps.shape[:-1], *behind)
     return maps
 
 
