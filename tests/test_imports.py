@@ -43,6 +43,7 @@ ALLOWED = {
     "monitor": {"capture", "graph", "hooks", "measurement", "sites"},
     "channels": {"metrics", "numerics", "spectrum"},
     "surgery": {
+        "copying",
         "operators",
         "inputs",
         "places",
@@ -53,7 +54,7 @@ ALLOWED = {
         "layers",
         "latency",
     },
-    "recalibration": {"network", "surgery"},
+    "recalibration": {"copying", "network", "surgery"},
     "layers": {"arguments", "numerics"},
     "models": {"layers", "surgery"},  # a checkpoint may be of a converted network
     "data": {"arguments", "network", "numerics", "synthetic"},

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from spectral.errors import SpectralError
 from spectral.metrics import predict_probabilities
 from spectral.models import model_info
-from spectral.network import evaluation_mode
+from spectral.network import undisturbed
 
 ImageLike = str | os.PathLike[str] | Image.Image | Tensor
 
@@ -69,7 +69,7 @@ def classify(model: nn.Module, image: ImageLike, top_k: int = 5, resize: bool = 
     pixels = _fit(_read(image), info.preprocessing.size, resize, _name(image))
     like = next(model.parameters(), pixels)
     batch = info.preprocessing(pixels[None].to(like.device)).to(like.dtype)
-    with evaluation_mode(model), torch.inference_mode():
+    with undisturbed(model), torch.inference_mode():
         probabilities = predict_probabilities(model(batch), batch=1)[0]
     scores, order = probabilities.topk(min(top_k, len(probabilities)))
     names = info.classes or ()

@@ -20,6 +20,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
+
+from spectral.errors import SpectralError
 
 TensorMap = Callable[[Tensor], Tensor]
 M = TypeVar("M")
@@ -71,6 +74,47 @@ def copy_structure(root: M, map_tensor: TensorMap) -> Copied:
     functions = [f for f in copier.originals.values() if isinstance(f, types.FunctionType)]
     code = [*functions, *{type(x): None for x in copier.originals.values()}]
     return Copied(root_copy, copier.shared, code)
+
+
+def copy_model(model: M) -> M:
+    """Copy a model with weights of its own, as `copy.deepcopy` does where it can.
+
+    Raises:
+        SpectralError: naming what can't be copied.
+
+    Example:
+        >>> layer = nn.Linear(2, 3)
+        >>> layer.lock = threading.Lock()
+        >>> torch.equal(copy_model(layer).weight, layer.weight)
+        True
+    """
+    copied = copy_structure(model, clone)
+    if copied.shared:
+        named = ", ".join(f"{path!r} (a {type(x).__name__})" for path, x in copied.shared.items())
+        raise SpectralError(f"{type(model).__name__} can't be copied: it holds {named}")
+    twin: M = copied.root
+    return twin
+
+
+def clone(x: Tensor) -> Tensor:
+    """Return a tensor of the same class and values, with no history.
+
+    Example:
+        >>> clone(nn.Parameter(torch.ones(2))).requires_grad
+        True
+    """
+    if is_lazy(x):
+        return make_lazy(x, x.device)
+    if isinstance(x, nn.Parameter):
+        return type(x)(x.detach().clone(), x.requires_grad)
+    return x.detach().clone().requires_grad_(x.requires_grad and x.is_leaf)
+
+
+def make_lazy(x: Tensor, device: torch.device | str) -> Tensor:
+    """Return a tensor as uninitialised as another."""
+    kind: Any = UninitializedParameter if isinstance(x, nn.Parameter) else UninitializedBuffer
+    lazy: Tensor = kind(device=device, dtype=x.dtype)
+    return lazy
 
 
 class _Copier:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from spectral.network import evaluation_mode
+from spectral.network import undisturbed
 
 WARM_UP = 3
 
@@ -37,19 +38,15 @@ def measure_latency(
         5
     """
     times: dict[str, list[float]] = {name: [] for name in models}
-    modes = [evaluation_mode(model) for model in models.values()]
-    for mode in modes:
-        mode.__enter__()
-    try:
-        with torch.inference_mode():
-            for round_number in range(WARM_UP + repeats):
-                for name, model in models.items():
-                    seconds = _time_once(model, inputs[name])
-                    if round_number >= WARM_UP:
-                        times[name].append(seconds)
-    finally:
-        for mode in modes:
-            mode.__exit__()
+    with ExitStack() as modes:
+        for model in models.values():
+            modes.enter_context(undisturbed(model))
+        modes.enter_context(torch.inference_mode())
+        for round_number in range(WARM_UP + repeats):
+            for name, model in models.items():
+                seconds = _time_once(model, inputs[name])
+                if round_number >= WARM_UP:
+                    times[name].append(seconds)
     return times
 
 
@@ -60,7 +57,7 @@ def count_macs(model: nn.Module, batch: Tensor) -> int:
         >>> count_macs(nn.Linear(4, 2, bias=False), torch.zeros(1, 4))
         8
     """
-    with evaluation_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with undisturbed(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(batch)
     return int(counter.get_total_flops()) // 2
 

@@ -17,7 +17,6 @@ from spectral.network import (
     SPATIAL,
     Call,
     Kinds,
-    evaluation_mode,
     guess_layout,
     list_calls,
     list_moves,
@@ -25,6 +24,7 @@ from spectral.network import (
     read_scores,
     require_clear,
     roll_inputs,
+    undisturbed,
 )
 from spectral.numerics.cache import remember
 from spectral.numerics.lattice import Lattice, decimate, decimate_low_pass
@@ -337,7 +337,7 @@ def compute_sis(
             f"compute_sis: expected images of shape (B, C, H, W), got {type(images).__name__}; pass a "
             f"tensor, a tuple of several inputs, or a dictionary of named ones"
         )
-    with evaluation_mode(model), torch.no_grad():
+    with undisturbed(model), torch.no_grad():
         inputs, output = _call_first(model, images, calls)
         layout = guess_layout(inputs) if axes is None else [_name_axes(inputs.image, axes)]
         reference = read_scores(output, inputs.count, logits).probabilities()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from spectral.copying import copy_model
 from spectral.errors import SpectralError, SpectralWarning
-from spectral.network import evaluation_mode
+from spectral.network import undisturbed
 from spectral.surgery import conversion_report, convert, revert
 
 LIMIT = 128  # images that stand in one batch
@@ -74,9 +74,9 @@ def recalibrate(
     if len(images) < 2:
         raise SpectralError(f"recalibrate: needs at least 2 images, got {len(images)}")
     before = _make_twin(model) if reference is None else reference
-    work = model if inplace else copy.deepcopy(model)
+    work = model if inplace else copy_model(model)
     batch = images[:LIMIT]
-    with torch.no_grad(), evaluation_mode(before), evaluation_mode(work):
+    with torch.no_grad(), undisturbed(before), undisturbed(work):
         fitting = _watch(before, batch, lambda path, norm, seen: None)
         known = {path: seen[0] for path, seen in fitting.items() if len(seen) == 1}
 

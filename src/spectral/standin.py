@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
-from spectral.copying import Copied, TensorMap, copy_structure
+from spectral.copying import Copied, TensorMap, clone, copy_structure, make_lazy
 from spectral.errors import SpectralError
 from spectral.inputs import Inputs
 from spectral.network import Writes, put_into_evaluation
@@ -60,7 +60,7 @@ def run_on_standins(model: nn.Module, inputs: Inputs, watch: Watch[T]) -> T:
 def _look_for_real(model: nn.Module, inputs: Inputs, watch: Watch[T]) -> T:
     failure = Exception()
     for batch in (2, None):  # some models take one image at a time
-        for map_tensor in (_share_weights, _clone):
+        for map_tensor in (_share_weights, clone):
             try:
                 return _look(model, inputs, map_tensor, _move(inputs, model, batch), watch)
             except _WritesWeights:  # then it needs its own
@@ -134,7 +134,7 @@ class _Shared:
         if not self._shared:
             return None
         try:
-            copied = copy_structure(self._model, _clone)
+            copied = copy_structure(self._model, clone)
             output = _run(copied, _move(self._inputs, self._model), lambda *seen: seen[-1]())
         except Exception:  # then it can't be used in this way anyway
             return None
@@ -153,7 +153,7 @@ def _are_equal(a: list[Tensor], b: list[Tensor]) -> bool:
 def _make_stand_in(x: Tensor) -> Tensor:
     """Make a tensor like another, without data."""
     if is_lazy(x):
-        return _make_lazy(x, "meta")
+        return make_lazy(x, "meta")
     strided = x.layout == torch.strided
     empty = (
         torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta") if strided else x.to("meta")
@@ -162,20 +162,7 @@ def _make_stand_in(x: Tensor) -> Tensor:
 
 
 def _share_weights(x: Tensor) -> Tensor:
-    return x if isinstance(x, nn.Parameter) and not is_lazy(x) else _clone(x)
-
-
-def _clone(x: Tensor) -> Tensor:
-    if is_lazy(x):
-        return _make_lazy(x, x.device)
-    copy = x.detach().clone()
-    return nn.Parameter(copy, x.requires_grad) if isinstance(x, nn.Parameter) else copy
-
-
-def _make_lazy(x: Tensor, device: torch.device | str) -> Tensor:
-    kind: Any = UninitializedParameter if isinstance(x, nn.Parameter) else UninitializedBuffer
-    lazy: Tensor = kind(device=device, dtype=x.dtype)
-    return lazy
+    return x if isinstance(x, nn.Parameter) and not is_lazy(x) else clone(x)
 
 
 class _WritesWeights(Exception):  # noqa: N818 - it is caught and never seen

@@ -20,7 +20,7 @@ from spectral.intake import Feed
 from spectral.measurement.captures import DEFAULT_METRICS, METRICS, SITE_METRICS
 from spectral.measurement.description import describe_sites
 from spectral.measurement.run import Run
-from spectral.network import evaluation_mode
+from spectral.network import undisturbed
 from spectral.sites import Site, check_hookable
 from spectral.store import ShardStore
 from spectral.table import to_frame
@@ -126,7 +126,7 @@ def measure(
     kept: list[pa.Table] = []
     batches = run.measure_batches(left, batch_size, progress)
     # Closed at once, also after an error here: an unfinished generator would keep the hooks on the model.
-    with evaluation_mode(model), torch.no_grad(), closing(batches):
+    with undisturbed(model), torch.no_grad(), closing(batches):
         for rows in batches:
             if store:
                 store.append(rows)

@@ -14,7 +14,7 @@ from spectral.surroundings import kept_surroundings
 
 @contextmanager
 def undisturbed(model: object) -> Iterator[None]:
-    """Run a model in evaluation mode without gradients; random numbers and settings are put back as well.
+    """Run a model in evaluation mode, and put random numbers and settings back as well.
 
     What the model's own forward keeps (a counter, a cache) is its own business, as in any forward pass.
 
@@ -25,7 +25,7 @@ def undisturbed(model: object) -> Iterator[None]:
         >>> torch.equal(torch.get_rng_state(), before)
         True
     """
-    with kept_surroundings(), evaluation_mode(model), torch.no_grad():
+    with kept_surroundings(), evaluation_mode(model):
         yield
 
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from spectral.errors import SpectralError, suggest
 from spectral.measurement import Images, insert_clusters
-from spectral.network import evaluation_mode, find_logits
+from spectral.network import find_logits, undisturbed
 from spectral.perturb.evaluation import Classifier, prepare_classifier
 
 ATTACKS = ("fgsm", "pgd-50", "autoattack")
@@ -94,7 +94,8 @@ def measure_robustness(
     attackers = {name: _find_attacker(name) for name in chosen}
     classifier, images = prepare_classifier(model, images)
     frames = []
-    with evaluation_mode(model), _frozen(model), _own_random_numbers():
+    # AutoAttack seeds torch's random numbers for all
+    with undisturbed(model), _frozen(model):
         batches = images.batches(batch_size)
         count = -(-len(images) // batch_size)
         for indices, batch in tqdm(batches, "attacking", count, disable=not progress, leave=False):
@@ -312,14 +313,6 @@ def _frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in wanted:
             parameter.requires_grad_(True)
-
-
-@contextmanager
-def _own_random_numbers() -> Iterator[None]:
-    """Leave torch's random numbers as they were: AutoAttack seeds them for all."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices):
-        yield
 
 
 @contextmanager

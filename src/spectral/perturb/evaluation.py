@@ -15,7 +15,7 @@ from spectral.errors import SpectralError
 from spectral.measurement import Images, find_clusters, insert_clusters
 from spectral.metrics import predict_probabilities
 from spectral.models import model_info
-from spectral.network import evaluation_mode
+from spectral.network import undisturbed
 from spectral.perturb.operators import Identity, Perturbation, make_perturbation
 
 
@@ -62,7 +62,7 @@ def measure_predictions(
         raise SpectralError("measure_predictions: there are no images")
     classify, images = prepare_classifier(model, images)
     frames = []
-    with evaluation_mode(model), torch.no_grad():
+    with undisturbed(model), torch.no_grad():
         batches = images.batches(batch_size)
         count = -(-len(images) // batch_size)
         for indices, batch in tqdm(batches, "perturbing", count, disable=not progress, leave=False):

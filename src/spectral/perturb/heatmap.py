@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from spectral.errors import SpectralError
 from spectral.measurement import Images
-from spectral.network import evaluation_mode
+from spectral.network import undisturbed
 from spectral.perturb.evaluation import prepare_classifier
 
 NORMS = {"CIFAR-10": 4.0, "ImageNet": 15.7}  # the publication's, at 32 and 224 px
@@ -156,7 +156,7 @@ def measure_fourier_heatmap(
     bases = [FourierBasis(*pair, norm, seed) for pair in bins if _mirror(pair, images.size) <= pair]
     left, wrong = (torch.zeros(len(bases), dtype=torch.long) for _ in range(2))
     clean_wrong, steps = 0, len(bases) * -(-len(images) // batch_size)
-    with evaluation_mode(model), torch.no_grad(), tqdm(
+    with undisturbed(model), torch.no_grad(), tqdm(
         total=steps, desc="frequencies", disable=not progress, leave=False
     ) as bar:  # fmt: skip
         for indices, batch in images.batches(batch_size):

@@ -19,7 +19,7 @@ from spectral.errors import SpectralError, suggest
 from spectral.inputs import Inputs
 from spectral.intake import Feed
 from spectral.measurement import insert_clusters
-from spectral.network import Take, evaluation_mode, map_planes
+from spectral.network import Take, map_planes, undisturbed
 from spectral.stability.reading import Size, check_counts, find_size, predict_views
 from spectral.stability.shifts import fourier_shift
 
@@ -128,7 +128,7 @@ def measure_consistency(
         size, None if max_shift is None else as_integer(max_shift, f"{CALLER}: max_shift")
     )
     frames = []
-    with evaluation_mode(model), torch.no_grad():
+    with undisturbed(model), torch.no_grad():
         for indices, batch in _batches(feed, size, rules.enlarges, max(1, batch_size // (2 * pairs))):
             shifts = np.stack([draw_shifts(low, high, pairs, seed, i, rules.fractional) for i in indices])
             views = [(k, partial(_view, rules=rules, shift=s, size=size)) for k, own in enumerate(shifts)

@@ -20,7 +20,7 @@ from spectral.inputs import Inputs
 from spectral.intake import Feed
 from spectral.measurement import describe_sites, insert_clusters
 from spectral.metrics import SHIFTS
-from spectral.network import evaluation_mode, map_planes
+from spectral.network import map_planes, undisturbed
 from spectral.sites import Site
 from spectral.stability.reading import Size, check_counts, choose_sites, find_size, name_of
 from spectral.stability.shifts import Shift, check_shift, fourier_shift, is_whole
@@ -109,7 +109,7 @@ def measure_equivariance(
     extractor = FeatureExtractor(model, chosen, tap="output", reduce=comparison.reduce)
     bar = tqdm(total=len(source), desc=f"shifting {name_of(model)}", unit="image", disable=not progress)
     frames = [pd.DataFrame(columns=["index", *[c for c in COLUMNS[1:] if c != "cluster"]])]
-    with evaluation_mode(model), torch.no_grad(), bar, extractor:
+    with undisturbed(model), torch.no_grad(), bar, extractor:
         for indices, inputs in feed.batches(batch_size) if chosen else ():
             comparison.run(inputs)
             frames.append(comparison.tabulate(indices, [source.ids[i] for i in indices]))

@@ -18,7 +18,7 @@ from spectral.errors import SpectralError, suggest
 from spectral.inputs import Inputs
 from spectral.intake import Feed
 from spectral.measurement import insert_clusters
-from spectral.network import Take, evaluation_mode
+from spectral.network import Take, undisturbed
 from spectral.stability.reading import Size, check_counts, find_size, predict_views
 
 FILLS = ("circular", "zeros")
@@ -85,7 +85,7 @@ def measure_worst_shift(
     axis = range(-max_shift, max_shift + 1)
     shifts = [shift for shift in product(axis, axis) if shift != (0, 0)]
     rows = []
-    with evaluation_mode(model), torch.no_grad():
+    with undisturbed(model), torch.no_grad():
         for indices, batch in feed.read_batches(max(1, batch_size // len(shifts))):
             found = _predict_shifted(feed, batch, [(0, 0), *shifts], fill, batch_size)
             for index, probabilities in zip(indices, found, strict=True):
@@ -139,7 +139,7 @@ def measure_diagonal(
     source = feed.images
     offsets = [(step, step) for step in range(steps)]
     frames = []
-    with evaluation_mode(model), torch.no_grad():
+    with undisturbed(model), torch.no_grad():
         for indices, batch in feed.read_batches(max(1, batch_size // steps)):
             found = _predict_shifted(feed, batch, offsets, "circular", batch_size)
             for index, probabilities in zip(indices, found, strict=True):

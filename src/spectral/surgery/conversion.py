@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from torch import nn
 
+from spectral.copying import copy_model
 from spectral.errors import SpectralError, suggest
 from spectral.inputs import Example, read_example
 from spectral.layers import LAYERS, STRIDED, Builder
@@ -222,11 +222,9 @@ def _default_example(model: nn.Module) -> Example:
 
 def _copy(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model)
-    except Exception as error:  # whatever a model's own attributes raise
-        raise SpectralError(
-            f"{type(model).__name__} can't be copied ({error}); pass inplace=True to change the model itself"
-        ) from error
+        return copy_model(model)
+    except SpectralError as error:
+        raise SpectralError(f"{error}; pass inplace=True to change the model itself") from error
 
 
 def _count_parameters(model: nn.Module) -> int:
