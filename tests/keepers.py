@@ -375,7 +375,7 @@ class Settings(Net):
 
     def between(self, x: Tensor) -> Tensor:
         torch.set_default_dtype(torch.float64)
-        torch.set_grad_enabled(True)
+        torch.set_num_threads(2)
         return x
 
 
@@ -608,7 +608,7 @@ def _describe(path: str, x: Any, seen: dict[int, Any]) -> Iterator[tuple[str, An
         yield f"{path} size", x.cache_info().currsize
     elif not isinstance(x, type):
         yield from _describe(f"{path}", getattr(x, "__dict__", None), seen)
+        if isinstance(x, fx.GraphModule):
+            yield f"{path}.forward", id(type(x).forward)
         for slot in getattr(type(x), "__slots__", ()):
             yield from _describe(f"{path}.{slot}", getattr(x, slot, None), seen)
-    elif isinstance(x, type) and "GraphModuleImpl" in x.__qualname__:
-        yield f"{path}.forward", id(x.forward)

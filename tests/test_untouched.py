@@ -11,15 +11,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import spectral
 from spectral import SpectralError, find_sites
+from spectral.capture import TAPS
+from spectral.latency import count_macs, measure_latency
+from spectral.measurement import METRICS
 from spectral.sites import watch_reductions
+from spectral.surroundings import kept_surroundings
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated"),
     pytest.mark.filterwarnings("ignore:.*Lazy modules are a new feature"),
 ]
 
-STATES = ["training", "evaluation", "used"]
+IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+SET = spectral.load_images("synthetic", 32, 2)
 
 
 def make(name: str, state: str) -> nn.Module:
@@ -29,28 +35,14 @@ def make(name: str, state: str) -> nn.Module:
         model.eval()
     elif state == "used":
         model.eval()
-        with torch.no_grad():
+        with kept_surroundings(), torch.no_grad():
             model(torch.rand(2, 3, 32, 32))
-        torch.set_default_dtype(torch.float32)
-        torch.set_grad_enabled(True)
         model.train()
     return model
 
 
-def output_of(model: nn.Module, size: int = 32) -> Tensor:
-    """Return the output on a probe, random numbers and all."""
-    model.eval()
-    torch.manual_seed(5)
-    with torch.no_grad():
-        out = model(torch.rand(2, 3, size, size))
-    torch.set_default_dtype(torch.float32)
-    torch.set_grad_enabled(True)
-    return out["head"] if isinstance(out, dict) else out
-
-
 class TestFindSites:
-    @pytest.mark.parametrize("real", [False, True], ids=["meta", "real"])
-    @pytest.mark.parametrize("state", STATES)
+    @pytest.mark.parametrize(("state", "real"), [("training", False), ("training", True), ("used", False)])
     @pytest.mark.parametrize("name", keepers.KEEPERS)
     def test_nothing_is_left_behind(self, name, state, real):
         model = make(name, state)
@@ -131,3 +123,97 @@ class TestFindSites:
             for copy in seen:
                 for name, weight in copy.named_parameters():
                     assert weight.is_meta or weight is net.get_parameter(name)
+
+
+def finds_pools(model: nn.Module, images: Tensor) -> None:
+    spectral.find_global_pools(model, images)
+    spectral.find_reductions(model, images)
+    spectral.get_stride_layers(model)
+
+
+def converts(model: nn.Module, images: Tensor) -> None:
+    spectral.conversion_report(spectral.convert(model, "blurpool", example=images))
+    spectral.revert(spectral.convert(model, "flc", example=images))
+
+
+def recalibrates(model: nn.Module, images: Tensor) -> None:
+    spectral.recalibrate(spectral.convert(model, "blurpool", example=images), images, reference=model)
+
+
+def captures(model: nn.Module, images: Tensor) -> None:
+    for tap in ("input", "dense", "output"):
+        with spectral.FeatureExtractor(model, spectral.find_sites(model, images), tap=tap), torch.no_grad():
+            pass
+
+
+def monitors(model: nn.Module, images: Tensor) -> None:
+    sites = spectral.find_sites(model, images)
+    with spectral.AliasingMonitor(model, sites), spectral.AliasingPenalty(model, sites):
+        pass
+
+
+# Calls of the public surface that take a model: those that look, and those that run its own forward.
+LOOKING = {
+    "find_sites": find_sites,
+    "find_global_pools": finds_pools,
+    "convert": converts,
+    "FeatureExtractor": captures,
+    "AliasingMonitor": monitors,
+}
+# Those in which more than a cache is at stake: modes, hooks, random numbers, weights that are changed.
+MODES_AND_HOOKS = [
+    "Net", "InstanceCache", "FunctionCache", "Log", "LazyHook", "HookedBefore", "Shared", "Random",
+    "Settings", "OwnForward", "Frozen", "WritesInput", "Merging", "Parametrizations", "Graph", "FeatureGraph",
+]  # fmt: skip
+quiet = {"progress": False}
+RUNNING: dict[str, Callable[[nn.Module, Tensor], object]] = {
+    "measure": lambda model, x: spectral.measure(model, x, METRICS, taps=TAPS, **quiet),
+    "measure one by one": lambda model, x: spectral.measure(model, x, ("avr",), batch_size=1, **quiet),
+    "recalibrate": recalibrates,
+    "compute_sis": spectral.compute_sis,
+    "attribute_instability": lambda model, x: spectral.attribute_instability(model, x, **quiet),
+    "measure_equivariance": lambda model, x: spectral.measure_equivariance(model, x, **quiet),
+    "measure_consistency": spectral.measure_consistency,
+    "measure_worst_shift": lambda model, x: spectral.measure_worst_shift(model, x, 1),
+    "measure_diagonal": lambda model, x: spectral.measure_diagonal(model, x),
+    "measure_predictions": lambda model, x: spectral.measure_predictions(model, SET, ["decimate-2"], **quiet),
+    "measure_robustness": lambda model, x: spectral.measure_robustness(model, SET, ["fgsm"], **quiet),
+    "measure_fourier_heatmap": lambda model, x: spectral.measure_fourier_heatmap(
+        model, SET, radius=1, **quiet
+    ),
+    "measure_latency": lambda model, x: measure_latency({"": model}, {"": x}, repeats=1),
+    "count_macs": count_macs,
+}
+
+
+class TestEveryCall:
+    def test_every_call_works_on_a_plain_network(self):
+        for call in (LOOKING | RUNNING).values():
+            call(make("Net", "training"), IMAGES.clone())
+
+    @pytest.mark.parametrize("call", LOOKING)
+    @pytest.mark.parametrize("name", keepers.KEEPERS)
+    def test_looking_leaves_nothing_behind(self, name, call):
+        model = make(name, "training")
+        before = keepers.photograph(model)
+        LOOKING[call](model, IMAGES.clone())
+        assert before.differences(keepers.photograph(model)) == []
+
+    @pytest.mark.parametrize("call", RUNNING)
+    @pytest.mark.parametrize("name", MODES_AND_HOOKS)
+    def test_running_changes_nothing_but_what_a_forward_pass_changes(self, name, call):
+        model = make(name, "used").eval()
+        before = keepers.photograph(model)
+        with kept_surroundings(), torch.no_grad():
+            model(IMAGES[:1].clone())
+        own = {
+            part.partition("[")[0].partition(" ")[0] for part in before.differences(keepers.photograph(model))
+        }
+        model.train()
+        before = keepers.photograph(model)
+        try:
+            RUNNING[call](model, IMAGES.clone())
+        except SpectralError:
+            assert name != "Net"
+        changed = before.differences(keepers.photograph(model))
+        assert [part for part in changed if part.partition("[")[0].partition(" ")[0] not in own] == []

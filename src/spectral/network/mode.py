@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 
 from spectral.network.writes import Writes
 from spectral.surroundings import kept_surroundings
@@ -47,7 +49,7 @@ class evaluation_mode:  # noqa: N801 - reads as a statement: `with evaluation_mo
     def __init__(self, model: object) -> None:
         self.model = model
         self._flags: list[tuple[nn.Module, bool]] = []
-        self._before: _Weights | None = None
+        self._before: _Contents | None = None
 
     def __enter__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -58,7 +60,7 @@ class evaluation_mode:  # noqa: N801 - reads as a statement: `with evaluation_mo
         if not any(_has_own_train(module) for module, _ in self._flags):
             put_into_evaluation(self.model)
             return
-        self._before = _Weights(self.model)
+        self._before = _Contents(self.model)
         try:
             with self._before.watched():
                 put_into_evaluation(self.model)
@@ -68,9 +70,10 @@ class evaluation_mode:  # noqa: N801 - reads as a statement: `with evaluation_mo
 
     def __exit__(self, *exception: object) -> None:
         if self._before is not None:
-            for module, training in self._flags:
-                if training and _has_own_train(module):
-                    module.train()
+            with self._before.watched():
+                for module, training in self._flags:
+                    if training and _has_own_train(module):
+                        module.train()
             self._before.put_back()
         for module, training in self._flags:
             module.training = training
@@ -89,39 +92,65 @@ def put_into_evaluation(model: nn.Module) -> None:
         model.eval()
 
 
+_NOTHING = object()
+
+
 def _has_own_train(module: nn.Module) -> bool:
     return type(module).train is not nn.Module.train
 
 
-class _Weights:
-    """A model's weights, of which a copy is made of those alone that are written to."""
+class _Contents:
+    """What a model is made of, to bring back that of it which changes while it is watched.
+
+    Only what is written to is copied, and what others change in the meantime, such as hooks, stays.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        self._tables = [
-            (table, dict(table))
-            for module in model.modules()
-            for table in (module._parameters, module._buffers)
-        ]
+        self._modules = list(model.modules())
+        self._before = self._read()
+        self._changed: set[tuple[int, str]] = set()
+        # The forward of a graph stands in a class of its own, and is compiled anew with each change.
+        self._forwards = [(type(m), type(m).forward) for m in self._modules if isinstance(m, fx.GraphModule)]
         tensors = [*model.parameters(), *model.buffers()]
-        self._data = [(x, x.detach()) for x in tensors if not nn.parameter.is_lazy(x)]
+        self._data = [(x, x.detach()) for x in tensors if not is_lazy(x)]
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def watched(self) -> Writes:
-        """Copy what is written to inside, before it is."""
-        return Writes([data for _, data in self._data], self._copy)
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Note what changes inside, and copy weights before they are written to."""
+        now = self._read()
+        try:
+            with Writes([data for _, data in self._data], self._copy):
+                yield
+        finally:
+            after = self._read()
+            keys = {(i, key) for i in range(len(now)) for key in {**now[i], **after[i]}}
+            self._changed |= {
+                (i, k) for i, k in keys if now[i].get(k, _NOTHING) is not after[i].get(k, _NOTHING)
+            }
 
     def put_back(self) -> None:
-        """Bring back modules' weights, their memory and what was in it."""
-        for table, before in self._tables:
-            if list(map(id, table.values())) != list(map(id, before.values())) or list(table) != list(before):
-                table.clear()
-                table.update(before)  # type: ignore[arg-type]
+        """Bring back what has changed: attributes, weights, the weights' memory and what was in it."""
+        tables = self._tables()
+        for i, key in self._changed:
+            if key in self._before[i]:
+                tables[i][key] = self._before[i][key]
+            else:
+                tables[i].pop(key, None)
+        for kind, forward in self._forwards:
+            kind.forward = forward
         with torch.no_grad():
             for x, data in self._data:
                 if x.data_ptr() != data.data_ptr():
                     x.data = data
             for x, copy in self._copies.values():
                 x.copy_(copy)
+
+    def _tables(self) -> list[dict[str, Any]]:
+        return [table for m in self._modules for table in (vars(m), m._parameters, m._buffers)]
+
+    def _read(self) -> list[dict[str, Any]]:
+        return [dict(table) for table in self._tables()]
 
     def _copy(self, written: list[Tensor]) -> None:
         for x in written:
