@@ -543,8 +543,8 @@ def photograph(model: nn.Module) -> Photograph:
         "created": "created" in globals(), "SCALE": SCALE, "function": vars(remembering_ramp),
         "default": DefaultCache.between.__defaults__, "size of the cache": cached_ramp.cache_info().currsize,
         "of the method's": MethodCache.ramp.cache_info().currsize,
-        "python": str(random.getstate()), "numpy": str(np.random.get_state()),
-        "torch": str(torch.get_rng_state().tolist()), "settings": str(torch.get_default_dtype()),
+        "python": str(random.getstate()), "numpy": b"".join(np.asarray(part).tobytes() for part in np.random.get_state()[1:]),
+        "torch": torch.get_rng_state().numpy().tobytes(), "settings": str(torch.get_default_dtype()),
         "gradients": torch.is_grad_enabled(), "threads": torch.get_num_threads(),
         "modes": str(nets.active_modes()),
     }  # fmt: skip
@@ -571,13 +571,13 @@ def _describe(path: str, x: Any, seen: dict[int, Any]) -> Iterator[tuple[str, An
         lazy = nn.parameter.is_lazy(x)
         yield (
             f"{path} values",
-            ("lazy",) if lazy else (str(x.device), x.dtype, x.shape, x.detach().cpu().tolist()),
+            ("lazy",) if lazy else (str(x.device), x.dtype, x.shape, x.detach().cpu().numpy().tobytes()),
         )
         yield f"{path} requires gradients", x.requires_grad
     elif isinstance(x, np.ndarray):
-        yield f"{path} values", x.tolist()
+        yield f"{path} values", x.tobytes()
     elif isinstance(x, torch.Generator):
-        yield f"{path} values", x.get_state().tolist()
+        yield f"{path} values", x.get_state().numpy().tobytes()
     elif isinstance(x, np.random.Generator):
         yield f"{path} values", str(x.bit_generator.state)
     elif isinstance(x, random.Random):
