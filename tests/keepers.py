@@ -29,6 +29,21 @@ LOCAL = threading.local()
 SCALE = torch.ones(3)
 
 
+def forget() -> None:
+    """Empty all that this file keeps."""
+    global ready, passes
+    ready, passes = False, 0
+    globals().pop("created", None)
+    STATE["passes"] = 0
+    for table in (RAMPS, SEEN, vars(LOCAL), remembering_ramp.ramps, Helper.shared, ClassCache.ramps):
+        table.clear()
+    DefaultCache.between.__defaults__[0].clear()
+    ClassAttribute.latest = None
+    cached_ramp.cache_clear()
+    MethodCache.ramp.cache_clear()
+    SCALE.fill_(1)
+
+
 def make_ramp(n: int, x: Tensor) -> Tensor:
     """Return what the caches below keep."""
     return torch.linspace(0, 1, n, device=x.device)

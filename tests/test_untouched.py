@@ -28,6 +28,11 @@ IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 SET = spectral.load_images("synthetic", 32, 2)
 
 
+@pytest.fixture(autouse=True)
+def _forget() -> None:
+    keepers.forget()
+
+
 def make(name: str, state: str) -> nn.Module:
     torch.manual_seed(0)
     model = keepers.KEEPERS[name]()

@@ -183,7 +183,7 @@ class _Reach:
             self._add(value)
 
     def _visit_tensor(self, x: Tensor) -> None:
-        if isinstance(x, nn.Parameter) or x.numel() > _SMALL or x.is_meta:
+        if isinstance(x, nn.Parameter) or x.numel() > _SMALL or x.is_meta or x.is_inference():
             return
         before, version = x.detach().clone(), x._version
 
