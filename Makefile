@@ -1,9 +1,11 @@
 # From nothing but Python ≥ 3.11 (with its venv module): `make study` or `make test`.
 PYTHON ?= python3
 VENV ?= .venv
+OLDEST ?= .venv-oldest
+EXTRAS = samples,antialiased,attacks,corruptions,imagenet,dev
 ARGS ?=
 
-.PHONY: study test lint clean
+.PHONY: study test test-oldest test-shuffled lint clean
 
 study: $(VENV)/installed
 	$(VENV)/bin/spectral study $(ARGS)
@@ -12,6 +14,14 @@ study: $(VENV)/installed
 test: $(VENV)/installed lint
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n auto $(ARGS)
 
+# The same in another order each time; the seed is printed, and ARGS=--randomly-seed=… repeats it.
+test-shuffled: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n auto -p randomly $(ARGS)
+
+# The same on the lowest versions that pyproject.toml promises.
+test-oldest: $(OLDEST)/installed
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest -n auto $(ARGS)
+
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -19,8 +29,15 @@ lint: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --upgrade --editable '.[samples,antialiased,imagenet,attacks,corruptions,dev]'
+	$(VENV)/bin/python -m pip install --upgrade --editable '.[$(EXTRAS)]'
+	touch $@
+
+$(OLDEST)/installed: pyproject.toml
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install uv
+	$(OLDEST)/bin/uv pip install --python $(OLDEST)/bin/python --resolution lowest-direct \
+		--editable '.[$(EXTRAS)]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) results/measurements
+	rm -rf $(VENV) $(OLDEST) results/measurements
