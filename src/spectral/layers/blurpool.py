@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from spectral.layers.filterpool import FilterPool
-from spectral.layers.filters import apply_axes, binomial_kernel, binomial_taps, extend
+from spectral.layers.filters import binomial_kernel, binomial_taps, extend
 from spectral.layers.pool import Stride
 from spectral.numerics.cache import remember
+from spectral.numerics.products import apply_axes
 
 
 class BlurPool(FilterPool):

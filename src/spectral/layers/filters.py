@@ -1,4 +1,4 @@
-"""Borders of maps, and small filters and matrices along their axes."""
+"""Borders of maps, and small filters along their axes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spectral.layers.pool import has_channels_last
 from spectral.numerics.matrices import wrap
-from spectral.numerics.products import disable_autocast, transform_axes
 from spectral.numerics.tracing import fixed_shape, is_traced
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -80,29 +78,6 @@ def extend(x: Tensor, axis: int, before: int, after: int, mode: str) -> Tensor:
         period = 2 * (size - 1)
         index = (size - 1) - (wrap(index, period) - (size - 1)).abs()
     return x.index_select(axis, index)
-
-
-def apply_axes(x: Tensor, matrices: Sequence[Tensor | None]) -> Tensor:
-    """Multiply each spatial axis of every map by a matrix, a filter and its decimation; None leaves it alone.
-
-    Computed in the matrices' dtype whatever autocast says; the result has x's dtype.
-
-    Shape:
-        (…, C, H, W), (n_h, H), (n_w, W) → (…, C, n_h, n_w).
-
-    Example:
-        >>> apply_axes(torch.ones(1, 2, 2), [torch.ones(1, 2), torch.eye(2)])
-        tensor([[[2., 2.]]])
-    """
-    axes = len(matrices)
-    with disable_autocast(x):
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        if has_channels_last(x, axes):
-            # Channels are innermost: multiply there instead of copying the map into another order.
-            y = transform_axes(wide.movedim(1, -1), 1, matrices).movedim(-1, 1)
-        else:
-            y = transform_axes(wide, x.ndim - axes, matrices)
-        return y.to(x.dtype)
 
 
 def binomial_kernel(sizes: Sequence[int]) -> Tensor:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from spectral.errors import SpectralError
-from spectral.layers.filters import apply_axes
 from spectral.layers.ideal import IdealLowPass
 from spectral.layers.pool import Stride
 from spectral.numerics.matrices import as_matrix, cropping_rows
+from spectral.numerics.products import apply_axes
 from spectral.numerics.tracing import fixed_shape
 
 

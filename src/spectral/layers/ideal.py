@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from spectral.layers.filters import apply_axes
 from spectral.layers.pool import Pool, Stride
 from spectral.numerics.matrices import as_matrix, low_pass_rows
+from spectral.numerics.products import apply_axes
 
 
 class IdealLowPass(Pool):

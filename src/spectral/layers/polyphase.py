@@ -10,7 +10,8 @@ from torch import Tensor
 
 from spectral.errors import SpectralError
 from spectral.layers.filters import extend
-from spectral.layers.pool import Pool, match_memory
+from spectral.layers.pool import Pool
+from spectral.numerics.memory import match_memory
 
 
 def split_phases(x: Tensor, stride: Sequence[int], mode: str = "circular") -> Tensor:

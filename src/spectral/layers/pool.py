@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from spectral.arguments import is_integer
 from spectral.errors import SpectralError
+from spectral.numerics.memory import match_memory
 from spectral.numerics.tracing import fixed_shape
 
 Stride = int | tuple[int, ...]
@@ -141,26 +142,3 @@ def is_count(value: Any) -> bool:
         (True, False, False, False)
     """
     return is_integer(value) and int(value) >= 1
-
-
-def has_channels_last(x: Tensor, axes: int) -> bool:
-    """Whether a batch of maps lies in memory with its channels innermost, and not also in the usual order.
-
-    Example:
-        >>> import torch
-        >>> has_channels_last(torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last), 2)
-        True
-    """
-    return x.ndim == axes + 2 and not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
-
-
-def match_memory(y: Tensor, x: Tensor, axes: int) -> Tensor:
-    """Return y without gaps in memory, its channels innermost where those of x are.
-
-    Example:
-        >>> import torch
-        >>> x = torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last)
-        >>> match_memory(x[..., ::2, ::2], x, 2).stride()
-        (12, 1, 6, 3)
-    """
-    return y.movedim(1, -1).contiguous().movedim(-1, 1) if has_channels_last(x, axes) else y.contiguous()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectral.numerics.memory import has_channels_last
 from spectral.numerics.tracing import is_traced
 
 
@@ -30,6 +31,29 @@ def transform_axes(maps: Tensor, start: int, matrices: Sequence[Tensor | None]) 
             maps = matrix @ maps.flatten(axis + 1)
             maps = maps.reshape(*maps.shape[:-1], *behind)
     return maps
+
+
+def apply_axes(x: Tensor, matrices: Sequence[Tensor | None]) -> Tensor:
+    """Multiply each spatial axis of every map by a matrix, a filter and its decimation; None leaves it alone.
+
+    Computed in the matrices' dtype whatever autocast says; the result has x's dtype.
+
+    Shape:
+        (…, C, H, W), (n_h, H), (n_w, W) → (…, C, n_h, n_w).
+
+    Example:
+        >>> apply_axes(torch.ones(1, 2, 2), [torch.ones(1, 2), torch.eye(2)])
+        tensor([[[2., 2.]]])
+    """
+    axes = len(matrices)
+    with disable_autocast(x):
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        if has_channels_last(x, axes):
+            # Channels are innermost: multiply there instead of copying the map into another order.
+            y = transform_axes(wide.movedim(1, -1), 1, matrices).movedim(-1, 1)
+        else:
+            y = transform_axes(wide, x.ndim - axes, matrices)
+        return y.to(x.dtype)
 
 
 @contextmanager

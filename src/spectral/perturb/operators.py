@@ -20,7 +20,7 @@ from torch import Tensor
 
 from spectral.errors import SpectralError, suggest
 from spectral.numerics.cache import remember
-from spectral.numerics.products import transform_axes
+from spectral.numerics.products import apply_axes
 
 Matrix = npt.NDArray[np.float64]
 Size = tuple[int, int]
@@ -367,4 +367,4 @@ def _apply_axes(images: Tensor, operator: Resampling, part: str) -> Tensor:
         )
     dtype = torch.promote_types(images.dtype, torch.float32)
     matrices = [remember(_build, part, operator, n, like=images, dtype=dtype) for n in images.shape[-2:]]
-    return transform_axes(images.to(dtype), images.ndim - 2, matrices).to(images.dtype)
+    return apply_axes(images, matrices)
