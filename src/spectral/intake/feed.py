@@ -79,6 +79,9 @@ class Feed:
         self._probe: Probe | None = None
         self._call: Call | None = None
         self.normalises = pixels or preprocessing is not None
+        self._advice = "leave preprocessing out for what is normalised already"
+        if pixels:
+            self._advice = "give images that aren't normalised, and preprocessing= if the network tells none"
         self.images: Images = self._adapt(adapt_images(images, caller))
         if len(self.images) == 0:
             raise SpectralError(f"{caller}: there are no images")
@@ -288,7 +291,7 @@ class Feed:
         if self.normalises and not unit:
             raise SpectralError(
                 f"{self.caller}: expected images in [0, 1], which preprocessing then normalises, got values "
-                f"from {low:.3g} to {high:.3g}; leave preprocessing out for what is normalised already"
+                f"from {low:.3g} to {high:.3g}; {self._advice}"
             )
         known = bool(self.preparation.mean) and self.preparation.changes_values
         if not self.normalises and unit and high > low and known:

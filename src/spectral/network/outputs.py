@@ -45,14 +45,23 @@ class Scores:
         excess = (x.detach().double().sum(-1) - 1).abs().max()
         return float(excess) <= _SUM_TOLERANCE.get(x.dtype, 1e-6)
 
+    def require(self) -> None:
+        """Make sure that there are scores.
+
+        Raises:
+            SpectralError: if there are none.
+        """
+        if self.values is None:
+            raise SpectralError(f"{self.expected}; {ADVICE}")
+
     def probabilities(self) -> Tensor:
         """Return the probabilities (B, K) in float64: the softmax, or the scores where they are some already.
 
         Raises:
             SpectralError: if there are no scores, or not all are finite.
         """
-        if self.values is None:
-            raise SpectralError(f"{self.expected}; {ADVICE}")
+        self.require()
+        assert self.values is not None
         if not torch.isfinite(self.values).all():
             raise SpectralError(
                 "the model's logits have NaN or infinite values; check its weights and the input"

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from spectral.arguments import as_integer
 from spectral.errors import SpectralError, suggest
-from spectral.measurement import Images, insert_clusters
-from spectral.network import find_logits, undisturbed
-from spectral.perturb.evaluation import Classifier, prepare_classifier
+from spectral.intake import Feed
+from spectral.measurement import insert_clusters
+from spectral.network import Take, undisturbed
+from spectral.perturb.evaluation import Classifier
 
 ATTACKS = ("fgsm", "pgd-50", "autoattack")
 TOLERANCE = 1e-6  # of float32 pixels: x + ε − x isn't quite ε
@@ -31,13 +33,15 @@ FEWEST_CLASSES = 4  # AutoAttack's targeted loss compares the best class with th
 
 def measure_robustness(
     model: nn.Module,
-    images: Images,
+    images: Any,
     attacks: Sequence[str] = ATTACKS,
     *,
     epsilon: float = 8 / 255,
     batch_size: int = 64,
     seed: int = 0,
     progress: bool = True,
+    preprocessing: Any = None,
+    logits: Take | None = None,
 ) -> pd.DataFrame:
     """Attack every image, so that the network leaves the class that it gives the clean image.
 
@@ -54,13 +58,16 @@ def measure_robustness(
       have each other class as a target.
 
     Args:
-        model: classifier; its ``spectral_info`` normalises the images, after they were attacked.
-        images: from `load_images`, at the network's own size if they have none.
+        model: classifier.
+        images: as for `spectral.measure`, in [0, 1], tensors too; they are normalised after they were
+            attacked.
         attacks: names from `ATTACKS`, and ``"pgd-N"`` for any N.
         epsilon: the largest change of a pixel.
         batch_size: images per forward pass.
         seed: of the random starts and of what AutoAttack draws.
         progress: show a bar.
+        preprocessing: as for `spectral.measure`.
+        logits: as for `spectral.measure`.
 
     Returns:
         A row per image and attack: image, cluster, label (missing where unknown), attack, epsilon,
@@ -90,13 +97,17 @@ def measure_robustness(
         [['synthetic/0001', 'fgsm'], ['synthetic/0000', 'pgd-3']]
     """
     chosen = [attacks] if isinstance(attacks, str) else list(attacks)
-    _check_request(chosen, epsilon, seed, len(images))
+    batch_size = as_integer(batch_size, "measure_robustness: batch_size", least=1)
+    _check_request(chosen, epsilon, seed)
     attackers = {name: _find_attacker(name) for name in chosen}
-    classifier, images = prepare_classifier(model, images)
+    classifier = Classifier(model, Feed(
+        model, images, caller="measure_robustness", preprocessing=preprocessing, logits=logits, pixels=True
+    ))  # fmt: skip
+    images = classifier.images
     frames = []
     # AutoAttack seeds torch's random numbers for all
     with undisturbed(model), _frozen(model):
-        batches = images.batches(batch_size)
+        batches = classifier.batches(batch_size)
         count = -(-len(images) // batch_size)
         for indices, batch in tqdm(batches, "attacking", count, disable=not progress, leave=False):
             facts = {
@@ -143,12 +154,10 @@ class _Logits(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (B, K)."""
-        logits = find_logits(self.classify(images), len(images))
-        assert logits is not None  # the clean images were classified before
-        return logits.to(torch.float32, copy=True)
+        return self.classify(images).to(torch.float32, copy=True)
 
 
-def _check_request(attacks: Sequence[str], epsilon: float, seed: int, count: int) -> None:
+def _check_request(attacks: Sequence[str], epsilon: float, seed: int) -> None:
     for name in attacks:
         if name not in ATTACKS and not re.fullmatch(r"pgd-[1-9]\d*", name):
             raise SpectralError(
@@ -165,8 +174,6 @@ def _check_request(attacks: Sequence[str], epsilon: float, seed: int, count: int
         )
     if seed < 0:
         raise SpectralError(f"measure_robustness: seed must be ≥ 0, got {seed}")
-    if count == 0:
-        raise SpectralError("measure_robustness: there are no images")
 
 
 def _find_attacker(name: str) -> _Attacker:

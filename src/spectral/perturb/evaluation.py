@@ -5,36 +5,44 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from spectral.arguments import as_integer
+from spectral.data import Images
 from spectral.errors import SpectralError
-from spectral.measurement import Images, find_clusters, insert_clusters
-from spectral.metrics import predict_probabilities
-from spectral.models import model_info
-from spectral.network import undisturbed
+from spectral.intake import Feed
+from spectral.measurement import find_clusters, insert_clusters
+from spectral.models.preprocessing import find_preparation
+from spectral.network import Take, make_inputs, read_scores, undisturbed
 from spectral.perturb.operators import Identity, Perturbation, make_perturbation
 
 
 def measure_predictions(
     model: nn.Module,
-    images: Images,
+    images: Any,
     perturbations: Sequence[Perturbation | str],
     *,
     batch_size: int = 128,
     progress: bool = True,
+    preprocessing: Any = None,
+    logits: Take | None = None,
 ) -> pd.DataFrame:
     """Classify every image as it is and under each perturbation.
 
     Args:
-        model: classifier; its ``spectral_info`` normalises the images, after they were perturbed.
-        images: from `load_images`, in [0, 1], at the network's own size if they have none.
+        model: classifier.
+        images: as for `spectral.measure`, in [0, 1], tensors too; they are normalised after they were
+            perturbed.
         perturbations: operators, or their names as `make_perturbation` knows them.
         batch_size: images per forward pass.
         progress: show a bar.
+        preprocessing: as for `spectral.measure`.
+        logits: as for `spectral.measure`.
 
     Returns:
         A row per image and perturbation, ``clean`` first: image, cluster, label (missing where unknown),
@@ -58,12 +66,14 @@ def measure_predictions(
     names = [p.name for p in tests]
     if len(set(names)) < len(names):
         raise SpectralError(f"measure_predictions: a perturbation is there twice in {', '.join(names)}")
-    if len(images) == 0:
-        raise SpectralError("measure_predictions: there are no images")
-    classify, images = prepare_classifier(model, images)
+    batch_size = as_integer(batch_size, "measure_predictions: batch_size", least=1)
+    classify = Classifier(model, Feed(
+        model, images, caller="measure_predictions", preprocessing=preprocessing, logits=logits, pixels=True
+    ))  # fmt: skip
+    images = classify.images
     frames = []
     with undisturbed(model), torch.no_grad():
-        batches = images.batches(batch_size)
+        batches = classify.batches(batch_size)
         count = -(-len(images) // batch_size)
         for indices, batch in tqdm(batches, "perturbing", count, disable=not progress, leave=False):
             found = {p.name: classify(p(batch, indices)).max(-1) for p in tests}
@@ -115,6 +125,11 @@ class PerturbedImages:
         self.clusters = find_clusters(images)
 
     @property
+    def enlarged(self) -> list[str]:
+        """Ids of the images that are smaller than their size."""
+        return list(getattr(self.images, "enlarged", ()))
+
+    @property
     def fingerprint(self) -> str:
         """Changes whenever a pixel does: hash of the images' own, and of the perturbation."""
         # a name may leave something out, as the std of a checkerboard; another class's repr may be an address
@@ -141,27 +156,50 @@ class Classifier:
     """A network seen as a function from images in [0, 1] to probabilities (B, K), float64.
 
     Args:
-        model: the network; images go to its device and dtype, normalised by its ``spectral_info``.
+        model: the network; images go to its device and dtype, normalised as it tells.
+        feed: images on their way to it, where these are to be read as well.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.info = model_info(model)
+    def __init__(self, model: nn.Module, feed: Feed | None = None) -> None:
+        self.model, self.feed = model, feed
+        self.preparation = find_preparation(model)
         self.like = next(iter(model.parameters()), None)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the probabilities of all classes."""
-        return predict_probabilities(self.logits(images), len(images))
+        return read_scores(
+            self.output(images), len(images), None if self.feed is None else self.feed.logits
+        ).probabilities()
 
     def logits(self, images: Tensor) -> Tensor:
-        """Return what the network itself returns; gradients flow back to the images."""
+        """Return the class scores; gradients flow back to the images."""
+        found = read_scores(self.output(images), len(images), None if self.feed is None else self.feed.logits)
+        found.require()
+        assert found.values is not None
+        return found.values
+
+    def output(self, images: Tensor) -> Any:
+        """Return what the network itself returns."""
+        if self.feed is not None:
+            return self.feed.run(self.feed.prepare(make_inputs(images)))
         batch = images if self.like is None else images.to(self.like.device, self.like.dtype)
-        return self.model(batch if self.info is None else self.info.preprocessing(batch))  # type: ignore[no-any-return]
+        return self.model(self.preparation(batch))
 
+    @property
+    def images(self) -> Images:
+        """The set of images."""
+        assert self.feed is not None
+        return self.feed.images
 
-def prepare_classifier(model: nn.Module, images: Images) -> tuple[Classifier, Images]:
-    """Return the network as a function of images in [0, 1], and the images at its size if they have none."""
-    classifier = Classifier(model)
-    if images.size is None and classifier.info is not None:
-        images = images.resized(classifier.info.preprocessing.size)
-    return classifier, images
+    def batches(self, batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
+        """Yield (indices, images in [0, 1]).
+
+        Raises:
+            SpectralError: if the network is no classifier, or takes more than the image.
+        """
+        assert self.feed is not None
+        self.feed.require_scores()
+        for indices, inputs in self.feed.read_batches(batch_size):
+            if len(inputs.every_tensor()) > 1:
+                raise SpectralError(f"{self.feed.caller}: expected images alone, got several inputs")
+            yield indices, inputs.image

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from spectral.arguments import as_integer
+from spectral.data import Images
 from spectral.errors import SpectralError
-from spectral.measurement import Images
-from spectral.network import undisturbed
-from spectral.perturb.evaluation import prepare_classifier
+from spectral.intake import Feed
+from spectral.network import Take, undisturbed
+from spectral.perturb.evaluation import Classifier
 
 NORMS = {"CIFAR-10": 4.0, "ImageNet": 15.7}  # the publication's, at 32 and 224 px
 Bin = tuple[int, int]
@@ -97,7 +100,7 @@ class FourierBasis:
 
 def measure_fourier_heatmap(
     model: nn.Module,
-    images: Images,
+    images: Any,
     norm: float = NORMS["CIFAR-10"],
     radius: int | None = None,
     *,
@@ -105,6 +108,8 @@ def measure_fourier_heatmap(
     seed: int = 0,
     batch_size: int = 128,
     progress: bool = True,
+    preprocessing: Any = None,
+    logits: Take | None = None,
 ) -> pd.DataFrame:
     """Classify all images under the basis image of every frequency of the DC-centred grid.
 
@@ -112,14 +117,17 @@ def measure_fourier_heatmap(
     about H · W / 2 forward passes per image (514 at 32 px), a quarter of that with ``stride=2``.
 
     Args:
-        model: classifier; its ``spectral_info`` normalises the images, after they were perturbed.
-        images: from `load_images`, all of one size, the network's own if they have none.
+        model: classifier.
+        images: as for `spectral.measure`, in [0, 1], tensors too, all of one size; they are normalised after
+            they were perturbed.
         norm: of the basis images; the publication has 4.0 for CIFAR-10 and 15.7 for ImageNet.
         radius: frequencies up to so many cycles per image on each axis; by default all.
         stride: keep every so-many-th frequency of each axis, counted from DC.
         seed: of the signs.
         batch_size: images per forward pass.
         progress: show a bar.
+        preprocessing: as for `spectral.measure`.
+        logits: as for `spectral.measure`.
 
     Returns:
         A row per frequency, rows of the grid from the lowest f_u to the highest: height, width, i, j (cycles
@@ -144,14 +152,16 @@ def measure_fourier_heatmap(
         >>> table[["i", "j"]].values.tolist()
         [[-1, -1], [-1, 0], [-1, 1], [0, -1], [0, 0], [0, 1], [1, -1], [1, 0], [1, 1]]
     """
-    if stride < 1 or (radius is not None and radius < 0) or len(images) == 0:
-        raise SpectralError(
-            f"measure_fourier_heatmap: expected at least one image, stride ≥ 1 and radius ≥ 0, got "
-            f"{len(images)} images, stride = {stride} and radius = {radius}"
-        )
-    classify, images = prepare_classifier(model, images)
+    caller = "measure_fourier_heatmap"
+    stride = as_integer(stride, f"{caller}: stride", least=1)
+    batch_size = as_integer(batch_size, f"{caller}: batch_size", least=1)
+    radius = None if radius is None else as_integer(radius, f"{caller}: radius", least=0)
+    classify = Classifier(model, Feed(
+        model, images, caller=caller, preprocessing=preprocessing, logits=logits, pixels=True
+    ))  # fmt: skip
+    images = classify.images
     if images.size is None:
-        raise SpectralError("measure_fourier_heatmap: the images differ in size; load them with size=")
+        raise SpectralError(f"{caller}: the images differ in size; load them with size=")
     bins = list_bins(images.size, radius, stride)
     bases = [FourierBasis(*pair, norm, seed) for pair in bins if _mirror(pair, images.size) <= pair]
     left, wrong = (torch.zeros(len(bases), dtype=torch.long) for _ in range(2))
@@ -159,7 +169,7 @@ def measure_fourier_heatmap(
     with undisturbed(model), torch.no_grad(), tqdm(
         total=steps, desc="frequencies", disable=not progress, leave=False
     ) as bar:  # fmt: skip
-        for indices, batch in images.batches(batch_size):
+        for indices, batch in classify.batches(batch_size):
             labels = torch.tensor([-1 if images.labels[i] is None else images.labels[i] for i in indices])
             clean = classify(batch).argmax(-1).cpu()
             clean_wrong += int(_count_wrong(clean, labels))
