@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils.checkpoint import CheckpointFunction
 
 from spectral.recorder import Handler, Operation, Recorder
@@ -33,10 +33,17 @@ class GraphRecorder:
         self._on_operation = on_operation
         self._seen: list[Operation] = []
         self._recorder = Recorder(frames, self._seen.append)
+        self._mode = _GraphKeeper(self)
 
-    def listening(self) -> AbstractContextManager[Any]:
-        """Hear of the operators that run inside."""
-        return _GraphKeeper(self)
+    def start(self) -> None:
+        """Listen in this thread."""
+        self._mode.__enter__()  # type: ignore[no-untyped-call]
+
+    def stop(self) -> None:
+        """Listen no more; may be called more than once, as after an interrupt."""
+        self._recorder.stop()
+        if any(mode is self._mode for mode in _get_current_function_mode_stack()):
+            self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def flush(self) -> None:
         """Hand over what waits: nothing does between two functions."""

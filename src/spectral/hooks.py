@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -271,7 +271,7 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         else:
             active.recorder = GraphRecorder(frames, self._on_operation)
         active.frame = frame
-        active.stack.enter_context(active.recorder.listening())
+        active.recorder.start()
 
     def _end(self, frame: Frame, output: Any) -> None:
         if frame.record is None:
@@ -289,7 +289,9 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
 
     def _reset(self) -> None:
         """Hear of nothing more."""
-        self._active.stack.close()
+        self._delivering = False
+        if self._active.recorder is not None:
+            self._active.recorder.stop()
         self._active.recorder = self._active.frame = None
 
     def _on_plain_output(self, path: str, output: Any) -> None:
@@ -460,6 +462,5 @@ class _Active(threading.local):
     """What listens in one thread, and since which call."""
 
     def __init__(self) -> None:
-        self.stack = ExitStack()
         self.recorder: Recorder | GraphRecorder | None = None
         self.frame: Frame | None = None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from spectral.operators import Decimation, merge_slices, parse
 from spectral.places import Steps
@@ -86,15 +86,23 @@ class Recorder:
         self._substitute = substitute
         self._pending: Operation | None = None
 
+    def start(self) -> None:
+        """Listen in this thread."""
+        _HUB.add(self)
+
+    def stop(self) -> None:
+        """Listen no more; may be called more than once, as after an interrupt."""
+        self._pending = None
+        _HUB.discard(self)
+
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Hear of the operators that run inside."""
         try:
-            _HUB.add(self)
+            self.start()
             yield
         finally:
-            self._pending = None
-            _HUB.discard(self)
+            self.stop()
 
     @property
     def is_counting(self) -> bool:
@@ -164,15 +172,22 @@ class _Hub(threading.local):
         self.mode = _Mode(self)
 
     def add(self, recorder: Recorder) -> None:
-        if not self.recorders:
-            self.mode.__enter__()  # type: ignore[no-untyped-call]
+        """Let a recorder listen."""
         self.recorders.append(recorder)
+        self._switch()
 
     def discard(self, recorder: Recorder) -> None:
-        if recorder in self.recorders:
-            self.recorders.remove(recorder)
-            if not self.recorders:
-                self.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        """Let it listen no more."""
+        self.recorders[:] = [other for other in self.recorders if other is not recorder]
+        self._switch()
+
+    def _switch(self) -> None:
+        """Enter the mode, or leave it: what its stack says holds, also where an interrupt came between."""
+        active = any(mode is self.mode for mode in _get_current_dispatch_mode_stack())
+        if self.recorders and not active:
+            self.mode.__enter__()  # type: ignore[no-untyped-call]
+        elif active and not self.recorders:
+            self.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
 
 class _Mode(TorchDispatchMode):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -240,6 +241,11 @@ def check_hookable(model: object) -> None:
             )
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             raise SpectralError(f"hooks don't see the replicas of {kind}; {_way_out(name, 'module')}")
+        if isinstance(module, _find_sharded()):
+            raise SpectralError(
+                "a model that fully_shard has sharded keeps parts of its weights only; find and measure its "
+                "sites, and attach a monitor, before sharding it"
+            )
         if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
             raise SpectralError(
                 "a quantised model computes on integers, which have no spectrum; pass the float model it was "
@@ -247,6 +253,12 @@ def check_hookable(model: object) -> None:
             )
         if isinstance(module, torch.jit.ScriptModule):
             raise SpectralError("a scripted model runs without hooks; pass the module it was scripted from")
+
+
+def _find_sharded() -> tuple[type, ...]:
+    """Return the class of modules that fully_shard has sharded, if that has been imported at all."""
+    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+    return () if kind is None else (kind,)
 
 
 def _way_out(name: str, attribute: str) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from types import CodeType, FrameType, FunctionType
+from types import CodeType, FrameType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.utils._pytree import tree_leaves
 
+from spectral.errors import SpectralError
 from spectral.places import Steps, find_steps
 
 # One for all trackers and recorders of a thread: what one of them runs, no other may count as the model's.
@@ -220,6 +221,7 @@ class Tracker(AbstractContextManager["Tracker"]):
         """Run a forward, and tell what began and ended."""
         if not self.enabled or _PAUSED.get() or is_recomputing():
             return run(*args, **kwargs)
+        _refuse_transforms()
         if self.frames:
             return self._follow_call(path, module, run, args, kwargs)
         state, container = self._state, self._find_container()
@@ -230,6 +232,7 @@ class Tracker(AbstractContextManager["Tracker"]):
             state.latest.entered.add(path)
             return self._follow_call(path, module, run, args, kwargs)
         finally:
+            _PAUSED.set(False)  # as it was; an interrupt may have come before that was said
             state.frames.clear()
             if container is not None and _is_call_of(container, module) and not module._forward_hooks:
                 state.latest.container = None  # nothing else runs in it, and it holds the arguments
@@ -314,6 +317,29 @@ def is_recomputing() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
+def _refuse_transforms() -> None:
+    """Refuse to watch what is no ordinary forward pass: parts of it would be missed without a word.
+
+    Raises:
+        SpectralError: saying which transform it is.
+    """
+    way_out = "call remove_hooks() first, or use a copy.deepcopy(model), which has none"
+    if torch.compiler.is_compiling() or _find_compiler() is not None:
+        raise SpectralError(f"hooks see only parts of a model that is being compiled or exported; {way_out}")
+    if torch._C._get_tracing_state() is not None:
+        raise SpectralError(f"a trace would contain what the hooks on the model compute; {way_out}")
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise SpectralError(
+            f"inside a transform of torch.func (vmap, grad, jvp) tensors stand for others and end with it: "
+            f"nothing can be captured; {way_out}"
+        )
+
+
+_find_compiler: Callable[[], Any] = getattr(
+    torch._C._dynamo.eval_frame, "get_eval_frame_callback", lambda: None
+)
+
+
 class _Forward:
     """What stands in a module's ``forward`` while it is tracked."""
 
@@ -351,6 +377,14 @@ class _Forward:
                 return caller
         return self.module
 
+    def __getattr__(self, name: str) -> Any:
+        if name in ("__code__", "__globals__"):  # asked for by who reads the source
+            raise SpectralError(
+                "torch.jit.script and torch.export can't read a model that hooks are on; call remove_hooks() "
+                "first, or use a copy.deepcopy(model), which has none"
+            )
+        raise AttributeError(name)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """Give a copy of the module the plain forward."""
         if self.original is not None:
@@ -362,6 +396,29 @@ class _Forward:
         if self.original is not None:
             return functools.partial, (self.original,)
         return getattr, (self.module, "forward")
+
+
+def drop_plain_forwards(model: nn.Module) -> None:
+    """Take out what copies of a watched model have as an attribute: the forward that their class had then.
+
+    It would stand before that of a class that a module is given later.
+
+    Example:
+        >>> net = nn.ReLU()
+        >>> net.forward = net.forward
+        >>> drop_plain_forwards(net)
+        >>> "forward" in vars(net)
+        False
+    """
+    for module in model.modules():
+        standing = vars(module).get("forward")
+        functions = [vars(base).get("forward") for base in type(module).__mro__]
+        if (
+            isinstance(standing, MethodType)
+            and standing.__self__ is module
+            and standing.__func__ in functions
+        ):
+            del vars(module)["forward"]
 
 
 def _class_forward(module: nn.Module) -> Callable[..., Any]:

@@ -17,6 +17,7 @@ from spectral.surgery.choice import PLACEMENTS, Where, choose_units
 from spectral.surgery.observation import observe_sites
 from spectral.surgery.report import ATTRIBUTE, ConversionReport, ConversionRow, Cost, find_report
 from spectral.surgery.trial import Trial
+from spectral.tracker import drop_plain_forwards
 
 # Every layer that can stand for a stride; "strided" leaves the network what it was.
 METHODS: dict[str, Builder] = {"strided": STRIDED, **LAYERS}
@@ -86,6 +87,7 @@ def convert(
         )
     example = _default_example(model) if example is None else example
     work = model if inplace else _copy(model)
+    drop_plain_forwards(work)
     earlier = find_report(work)
     kept = {u: work.get_submodule(u.layer_path) for u in earlier.units} if earlier is not None else {}
     detach(work)
