@@ -34,7 +34,7 @@ ALLOWED = {
     "standin": {"copying", "inputs", "network", "reach", "surroundings"},
     "probe": {"inputs", "network", "standin"},
     "discovery": {"axes", "inputs", "layers", "operators", "places", "recorder", "standin", "tracker"},
-    "sites": {"axes", "operators", "discovery", "inputs", "places"},
+    "sites": {"axes", "operators", "discovery", "inputs", "places", "standin"},
     "capture": {"operators", "sites"},
     "matching": {"places", "sites", "tracker"},
     "graph": {"recorder", "tracker"},

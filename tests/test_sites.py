@@ -623,7 +623,7 @@ def test_several_inputs():
         SpectralError, match=r"for several inputs pass a tuple of tensors, for named ones a dict"
     ):
         find_sites(Fused(), x)
-    with pytest.raises(SpectralError, match=r"no floating-point image among the inputs"):
+    with pytest.raises(SpectralError, match=r"no image among the inputs"):
         find_sites(Fused(), {"x": torch.zeros(1, 3, dtype=torch.int64)})
 
 
@@ -777,7 +777,7 @@ def test_a_model_that_refuses_the_size():
     with pytest.raises(
         SpectralError, match=r"failed on an input of shape \(1, 3, 8, 8\): RuntimeError: .*channels"
     ):
-        find_sites(nn.Sequential(nn.Conv2d(4, 4, 3, 2)), 8)
+        find_sites(nn.Sequential(nn.Conv2d(4, 4, 3, 2)), (3, 8, 8))
 
 
 def test_a_model_that_takes_a_dictionary():
@@ -933,3 +933,45 @@ def test_weights_under_two_names_stay():
         for name, value in model.state_dict().items():
             assert value.device.type == "cpu"
             assert torch.equal(value, before[name])
+
+
+class Batch(nn.Module):
+    """Takes one dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, 2)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        """Downsample by 2."""
+        return self.conv(batch["image"].float())
+
+
+@pytest.mark.parametrize("size", [32, np.int64(32), (32, 32), (np.int32(32), 32)])
+@pytest.mark.parametrize("channels", [1, 2, 3, 13])
+def test_a_size_alone_has_the_channels_that_the_model_takes(channels, size):
+    (site,) = find_sites(nn.Sequential(nn.ReLU(), nn.Conv2d(channels, 4, 3, 2)), size)
+    assert (site.channels, site.input_size) == (channels, (32, 32))
+
+
+def test_a_size_alone_of_signals():
+    (site,) = find_sites(nn.Sequential(nn.Conv1d(7, 4, 3, 2)), 32)
+    assert (site.channels, site.input_size) == (7, (1, 32))
+
+
+def test_one_dictionary_as_the_only_argument():
+    (site,) = find_sites(Batch(), {"image": image(1, 3, 16, 16)})
+    assert site.module == "conv"
+    assert find_sites(Batch(), ({"image": image(1, 3, 16, 16)},)) == [site]
+    assert find_sites(Batch(), {"image": (255 * image(1, 3, 16, 16)).byte()}) == [site]
+
+
+def test_a_sharded_model_is_refused_by_name():
+    class FSDPModule:
+        """Stands for torch's, which needs a group of processes."""
+
+    class Sharded(FSDPModule, nn.Sequential):
+        pass
+
+    with pytest.raises(SpectralError, match="sharded by fully_shard"):
+        find_sites(Sharded(nn.Conv2d(3, 4, 3, 2)), 32)

@@ -78,8 +78,12 @@ class Inputs:
         return found
 
     def tensors(self) -> list[tuple[Tensor, bool]]:
-        """Return the floating-point tensors, and whether each is a batch."""
-        return [(tensor, batched) for tensor, batched in self.every_tensor() if tensor.is_floating_point()]
+        """Return the tensors that may be maps, floating-point or 8-bit, and whether each is a batch."""
+        return [
+            (tensor, batched)
+            for tensor, batched in self.every_tensor()
+            if tensor.is_floating_point() or (tensor.dtype == torch.uint8 and tensor.ndim > 2)
+        ]
 
 
 def _visit(value: Any, function: Callable[[Tensor, bool], Tensor], several: bool) -> Any:
@@ -97,8 +101,13 @@ def _visit(value: Any, function: Callable[[Tensor, bool], Tensor], several: bool
 Example = Inputs | Tensor | int | Sequence[int] | Sequence[Tensor] | Mapping[str, Any]
 
 
-def read_example(example: Example) -> Inputs:
+def read_example(example: Example, channels: tuple[int, ...] = (3,), axes: int = 2) -> Inputs:
     """Read what a user gives as an example as the arguments of a forward pass.
+
+    Args:
+        example: a batch, a size, or arguments.
+        channels: of an image of which only the size is given.
+        axes: how many it then has besides.
 
     Raises:
         SpectralError: if it is neither a batch, a size, nor arguments with an image among them.
@@ -123,8 +132,8 @@ def read_example(example: Example) -> Inputs:
         return _find_image((list(example),) if isinstance(example, list) else tuple(example), {})
     size: tuple[Any, ...] = tuple(example) if isinstance(example, Sequence) else (example,)
     size = tuple(map(int, size)) if are_integers(size) else size  # NumPy's too
-    shape = (3, size[0], size[0]) if len(size) == 1 else (3, *size) if len(size) == 2 else size
-    if len(shape) not in (3, 4) or any(not isinstance(n, int) or n < 1 for n in shape):
+    shape = (*channels, *size * axes) if len(size) == 1 else (*channels, *size) if len(size) == 2 else size
+    if len(shape) not in (1 + axes, 3, 4) or any(not isinstance(n, int) or n < 1 for n in shape):
         got = shorten(repr(example), 60)
         raise SpectralError(f"find_sites: expected a batch or a size N, (H, W) or (C, H, W), got {got}")
     # Noise, not zeros: a detector that finds nothing in its image doesn't show what it does with boxes.
@@ -137,6 +146,7 @@ def _find_image(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
     image = next((tensor for tensor, _ in inputs.tensors() if tensor.ndim > 1), None)
     if image is None:
         raise SpectralError(
-            "find_sites: there is no floating-point image among the inputs; pass one, such as torch.rand"
+            "there is no image among the inputs, a floating-point or 8-bit tensor of two axes or more; "
+            "pass one"
         )
     return replace(inputs, image=image)

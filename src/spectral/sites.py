@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from spectral.axes import Layout
 from spectral.discovery import Beside, Event, record_events, watch_nothing
 from spectral.errors import SpectralError, suggest
-from spectral.inputs import Example, read_example
+from spectral.inputs import Example
 from spectral.operators import LOSSLESS, Geometry, Size, find_plain_operator, operator_of
 from spectral.places import Place
+from spectral.standin import choose_inputs
 
 Access = Literal["direct", "wrapped", "inner"]
 
@@ -114,8 +115,9 @@ def find_sites(model: nn.Module, example: Example) -> list[Site]:
     Args:
         model: any module; not scripted, compiled, quantised or wrapped for parallelism.
         example: a batch (B, C, H, W), of signals (B, C, T) or of videos (B, C, T, H, W); or the size of an
-            RGB image: N or (H, W), or (C, H, W), or (C, T, H, W). A tuple of tensors is several arguments, a
-            list one argument (detectors take lists of images), a dictionary named ones.
+            image: N or (H, W), with the channels that the model takes, or (C, H, W), or (C, T, H, W). A tuple
+            of tensors is several arguments, a list one argument (detectors take lists of images), a
+            dictionary named ones or, where the forward takes it so, one argument.
 
     Raises:
         SpectralError: if the model can't be traced, or its forward fails on the example.
@@ -162,7 +164,7 @@ def watch_reductions(model: nn.Module, example: Example, beside: Beside) -> list
         SpectralError: as for `find_sites`.
     """
     check_hookable(model)
-    inputs = read_example(example)
+    inputs = choose_inputs(model, example)
     events = record_events(model, inputs, beside)
     return _name_sites(_merge_space_to_depth([_describe(event, inputs.image) for event in events], events))
 
@@ -250,6 +252,11 @@ def check_hookable(model: object) -> None:
             raise SpectralError(
                 "a quantised model computes on integers, which have no spectrum; pass the float model it was "
                 "made from"
+            )
+        if any(base.__name__ == "FSDPModule" for base in type(module).__mro__):
+            raise SpectralError(
+                "the model is sharded by fully_shard, which gathers its weights only while it runs itself; "
+                "look at the model before it is sharded"
             )
         if isinstance(module, torch.jit.ScriptModule):
             raise SpectralError("a scripted model runs without hooks; pass the module it was scripted from")

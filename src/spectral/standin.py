@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves
 
 from spectral.copying import Copied, TensorMap, clone, copy_structure, make_lazy
 from spectral.errors import SpectralError
-from spectral.inputs import Inputs
-from spectral.network import Writes, put_into_evaluation
+from spectral.inputs import Example, Inputs
+from spectral.network import Writes, list_inputs, put_into_evaluation
 from spectral.reach import kept_reach
 from spectral.surroundings import kept_surroundings
 
@@ -55,6 +55,20 @@ def run_on_standins(model: nn.Module, inputs: Inputs, watch: Watch[T]) -> T:
         except Exception:  # whatever a meta tensor can't do; the real forward decides
             pass
         return _look_for_real(model, inputs, watch)
+
+
+def choose_inputs(model: nn.Module, example: Example) -> Inputs:
+    """Read an example as the arguments that the model takes; if there is a choice, those that it runs on.
+
+    Raises:
+        SpectralError: if it can't be an example.
+    """
+    likely, *others = list_inputs(model, example)
+    for inputs in (likely, *others) if others else ():
+        with suppress(SpectralError):
+            run_on_standins(model, inputs, lambda *seen: seen[-1]())
+            return inputs
+    return likely
 
 
 def _look_for_real(model: nn.Module, inputs: Inputs, watch: Watch[T]) -> T:

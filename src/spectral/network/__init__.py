@@ -1,6 +1,6 @@
 """A model as a function: its evaluation mode, its arguments, its class scores, and its inputs moved."""
 
-from spectral.network.calls import Call, find_image_key, list_calls, make_inputs, require_clear
+from spectral.network.calls import Call, find_image_key, list_calls, list_inputs, make_inputs, require_clear
 from spectral.network.mode import evaluation_mode, put_into_evaluation, undisturbed
 from spectral.network.moves import (
     CHANNELS,
@@ -32,6 +32,7 @@ __all__ = [
     "guess_kinds",
     "guess_layout",
     "list_calls",
+    "list_inputs",
     "list_moves",
     "make_inputs",
     "map_planes",

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spectral.arguments import are_integers, is_integer
 from spectral.errors import SpectralError
-from spectral.inputs import Inputs
+from spectral.inputs import Inputs, read_example
 from spectral.network.moves import CHANNELS
 
 IMAGE_KEYS = (
@@ -94,6 +95,35 @@ def _list_sequence_calls(model: Any, example: Sequence[Any]) -> Iterator[Call]:
     yield whole
     if len(example) > 1 and isinstance(example[0], Tensor | list | tuple | Mapping):
         yield Call(lambda batch: make_inputs(batch[0]), "of each batch, the first item is passed")
+
+
+def list_inputs(model: Any, example: Any) -> list[Inputs]:
+    """List the arguments that an example may stand for, the likeliest first.
+
+    Of a size alone, the channels are those of RGB, or what the model's first convolution takes; a dictionary
+    holds named arguments, or is one.
+
+    Args:
+        model: whose forward's parameters, and whose first convolution, decide.
+        example: as for `spectral.find_sites`.
+
+    Raises:
+        SpectralError: if it can't be an example.
+
+    Example:
+        >>> [tuple(inputs.image.shape) for inputs in list_inputs(nn.Conv2d(1, 4, 3), 32)]
+        [(1, 3, 32, 32), (1, 1, 32, 32)]
+    """
+    if isinstance(example, Mapping):
+        return [call.build(example) for call in list_calls(model, example)]
+    plain = read_example(example)
+    axes, channels = _first_convolution(model)
+    sizes = [example] if is_integer(example) else example if isinstance(example, list | tuple) else ()
+    if channels is None or axes is None or not sizes or len(sizes) > 2 or not are_integers(sizes):
+        return [plain]
+    if (axes, channels) == (2, 3) or (axes == 1 and len(sizes) == 2) or axes == 3:
+        return [plain]
+    return [plain, read_example(example, (channels,), axes)]
 
 
 def _list_dictionary_calls(model: Any, example: Mapping[str, Any]) -> Iterator[Call]:

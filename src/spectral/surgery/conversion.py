@@ -9,9 +9,10 @@ from torch import nn
 
 from spectral.copying import copy_model
 from spectral.errors import SpectralError, suggest
-from spectral.inputs import Example, read_example
+from spectral.inputs import Example
 from spectral.layers import LAYERS, STRIDED, Builder
 from spectral.sites import Site, check_hookable
+from spectral.standin import choose_inputs
 from spectral.surgery.attachment import PerChannels, Unit, attach, detach, is_attached
 from spectral.surgery.choice import PLACEMENTS, Where, choose_units
 from spectral.surgery.observation import observe_sites
@@ -141,7 +142,7 @@ def _replace_sites(
     kept: dict[Unit, nn.Module],
 ) -> ConversionReport:
     before, sites = observe_sites(model, example)
-    inputs = read_example(example)
+    inputs = choose_inputs(model, example)
     trial = Trial(model, sites, inputs, kept, before)
     parameters = _count_parameters(model)
     taken = [name for unit in kept for name in unit.sites]
