@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from PIL import Image, features
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
 
+from spectral.cli import main
 from spectral.data import ImageSet, adapt_images, load_images
 from spectral.data.structures import join, pick
 from spectral.errors import SpectralError, SpectralWarning
@@ -321,3 +323,28 @@ def test_nothing_warns_of_what_is_fine(tmp_path):
         warnings.simplefilter("error")
         load_images(tmp_path)
         adapt_images(Items(image_at), "test")
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments), prog_name="spectral")
+
+
+@pytest.mark.parametrize("given", ["a/1.png", "a/*.png", "a"])
+def test_the_command_line_takes_files_and_patterns(tmp_path, given):
+    for i in range(2):
+        Image.fromarray(bytes_of(40, 36, 3, seed=i)).save(save(tmp_path / "a" / f"{i + 1}.png", seed=i))
+    result = run("measure", "bundled/resnet20@random", "--images", str(tmp_path / given), "--metrics", "sis")
+    assert result.exit_code == 0, result.output
+    assert f"on {1 if given == 'a/1.png' else 2} images of" in result.stdout
+
+
+def test_the_command_line_takes_several_and_refuses_none(tmp_path):
+    paths = [str(save(tmp_path / name)) for name in ("1.png", "2.png")]
+    both = run(
+        "measure", "bundled/resnet20@random", "--images", paths[0], "--images", paths[1], "--metrics", "sis"
+    )
+    assert "on 2 images of files:" in both.stdout
+    assert "2 of 2 images are smaller than 32×32 and are enlarged" in both.stderr
+    nothing = run("measure", "bundled/resnet20@random", "--images", "")
+    assert nothing.exit_code == 2
+    assert "is empty; expected a name, a folder, files or a pattern" in nothing.stderr

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @images_option
 @size_option
 @click.option("--limit", type=click.IntRange(min=1), help="At most this many images.")
-@click.option("--metrics", callback=parse_names, default="avr,am,sis", show_default=True, metavar="A,B,…",
+@click.option("--metrics", callback=parse_names, metavar="A,B,…", show_default="avr,am,sis where there are",
               help="Any of avr, avr_separable, avr_exclude_dc, avr_hann, am, am_relative, alias_power_ratio, "
               "nonaliased, aliased, tangled, nopass, sis.")  # fmt: skip
 @click.option("--taps", callback=parse_names, default="input,dense", show_default=True, metavar="A,B",
@@ -49,10 +49,10 @@ if TYPE_CHECKING:
 @click.option("--out", type=PATH, metavar="DIR", help="Keep all values here; continues what was interrupted.")
 def measure(
     model: str,
-    images: str,
+    images: str | list[str],
     size: tuple[int, int] | None,
     limit: int | None,
-    metrics: tuple[str, ...],
+    metrics: tuple[str, ...] | None,
     taps: tuple[str, ...],
     batch_size: int,
     device: str,
@@ -70,6 +70,7 @@ def measure(
     Example:
       spectral measure bundled/resnet20 --limit 100 --out runs/resnet20
     """
+    from spectral.measurement import DEFAULT_METRICS
     from spectral.table import ensure_writable
 
     if out:
@@ -93,7 +94,7 @@ def measure(
         out=out / "measurements" if out else None,
     )
     summary = spectral.summarize_measurements(table)
-    _print_summary(summary, metrics, len(pictures), len(set(pictures.clusters)))
+    _print_summary(summary, metrics or DEFAULT_METRICS, len(pictures), len(set(pictures.clusters)))
     if out:
         _write_measurements(table, summary, out, {"seed": seed, "limit": limit, "skipped": pictures.skipped})
         resumed = table.attrs["resumed"]
@@ -116,7 +117,7 @@ def measure(
 @click.option("--out", type=PATH, metavar="DIR", help="Folder for compare.csv, compare.png and all values.")
 def compare(
     models: tuple[str, ...],
-    images: str,
+    images: str | list[str],
     size: tuple[int, int] | None,
     limit: int | None,
     metrics: tuple[str, ...],
@@ -187,7 +188,7 @@ def compare(
 @click.option("--out", type=PATH, metavar="DIR", help="Folder for attribute.csv and equivariance.csv.")
 def attribute(
     model: str,
-    images: str,
+    images: str | list[str],
     size: tuple[int, int] | None,
     limit: int | None,
     method: str,

@@ -17,18 +17,29 @@ def parse_size(ctx: click.Context, param: click.Parameter, value: str | None) ->
     return int(sides[0]), int(sides[-1])
 
 
-def parse_names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
+def parse_names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
     """Read ``a,b,c``."""
+    if value is None:
+        return None
     return tuple(name.strip() for name in value.split(",") if name.strip())
+
+
+def parse_images(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> str | list[str]:
+    """Read a name, a folder, a file or a pattern, or several of them."""
+    if not all(value):
+        raise click.BadParameter("is empty; expected a name, a folder, files or a pattern")
+    return value[0] if len(value) == 1 else list(value)
 
 
 PATH = click.Path(path_type=Path)
 images_option = click.option(
     "--images",
-    default="samples",
-    show_default=True,
-    metavar="NAME|DIR",
-    help="samples, synthetic, stl10, cifar10, or a folder of images.",
+    multiple=True,
+    callback=parse_images,
+    default=("samples",),
+    show_default="samples",
+    metavar="NAME|DIR|FILE",
+    help="samples, synthetic, stl10, cifar10, a folder, a file or a quoted pattern; repeatable.",
 )
 batch_size_option = click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda, …")

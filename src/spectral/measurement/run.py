@@ -130,7 +130,7 @@ class Run:
         reasons = {Key("", s.name, s.call, s.op, by(s.stride)): str(known[s.name]) for s in new}
         if self.missing and "" not in self._written:
             self._written.add("")
-            reasons[Key("")] = "; ".join(f"{metric}: {reason}" for metric, reason in self.missing.items())
+            reasons |= {Key(metric): reason for metric, reason in self.missing.items()}
         return make_reasons(self.origin, reasons)
 
     def _measure_batch(self, inputs: Inputs, chosen: list[int], extractor: FeatureExtractor) -> None:
