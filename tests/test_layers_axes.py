@@ -10,7 +10,9 @@ import reference
 import torch
 from torch import nn
 
+import spectral
 from spectral.errors import SpectralError
+from spectral.hooks import FeatureExtractor
 from spectral.layers import (
     LAYERS,
     STRIDED,
@@ -190,6 +192,21 @@ def test_aps_follows_circular_shifts_of_signals_and_videos(stride):
     rolls = list(np.ndindex(*y.shape[2:]))
     for image, other in zip(y, moved, strict=True):
         assert any(torch.equal(image.roll(roll, tuple(d - 1 for d in dims)), other) for roll in rolls)
+
+
+@pytest.mark.parametrize("name", ["flc", "asap", "ideal", "aps", "lps"])
+def test_layers_of_videos_and_signals_are_sites_or_say_why_not(name):
+    x = noise(2, 2, 4, 8, 6)
+    net = nn.Sequential(make(name, (1, 2, 2)))
+    (site,) = spectral.find_sites(net, example=x)
+    assert (site.measurable, site.stride, site.input_size) == (True, (1, 2, 2), (4, 8, 6))
+    with FeatureExtractor(net, [site], tap="dense") as features, torch.no_grad():
+        y = net(x)
+        dense = features[site.name]
+    torch.testing.assert_close(dense[..., ::2, ::2], y, rtol=0, atol=1e-12)
+    (site,) = spectral.find_sites(nn.Sequential(make(name, (2,))), example=x[:, :, 0, 0])
+    assert (site.measurable, site.stride) == (False, (1, 2))
+    assert "a layer for signals" in site.reason
 
 
 class TestArguments:

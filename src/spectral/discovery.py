@@ -38,6 +38,8 @@ _PREPARING = {
 }  # fmt: skip
 
 
+SIGNALS = "a layer for signals: dense maps are read of images and videos"
+
 Beside = Callable[[nn.Module], AbstractContextManager[Any]]
 
 
@@ -104,7 +106,8 @@ class _Discovery:
     def _leave(self, frame: Frame, output: Any) -> None:
         self.recorder.flush()
         entering = frame.input
-        if knows_dense_map(frame.module) and is_batch_of_maps(entering) and is_batch_of_maps(output):
+        module = frame.module
+        if knows_dense_map(module) and _are_maps(entering, module) and _are_maps(output, module):
             del self.events[self._before[frame] :]
             self.note_layer(frame, entering, output)
         for event in reversed(self.events):
@@ -184,9 +187,12 @@ class _Discovery:
     def note_layer(self, frame: Frame, x: Tensor, output: Tensor) -> None:
         """Keep a layer that knows its own dense map, instead of the operators that it consists of."""
         module: Any = frame.module
-        geometry = Geometry(module.kind, module.stride, module.stride)
+        row = (1,) if module.axes == 1 else ()  # a signal has one row
+        stride, reason = (*row, *module.stride), SIGNALS if row else None
+        before, after = ((*row, *maps.shape[2:]) for maps in (x, output))
         event = Event(
-            frame, "layer", 0, geometry, tuple(x.shape[2:]), tuple(output.shape[2:]), x.shape[1], x, output,
+            frame, "layer", 0, Geometry(module.kind, stride, stride, reason=reason),
+            before, after, x.shape[1], x, output,
             _find_spread(self.axes.labels(x)) or (1, 1),
         )  # fmt: skip
         self.axes.mark_decimated(x, output)
@@ -350,14 +356,13 @@ def _count_channels(labels: Labels) -> int:
     return math.prod(f.extent for axis in labels for f in axis if not f.spatial and f.kind != BATCH)
 
 
-def is_batch_of_maps(x: Any) -> TypeGuard[Tensor]:
-    """Whether it is a tensor (B, C, H, W)."""
-    return isinstance(x, Tensor) and x.ndim == 4
-
-
-def knows_dense_map(module: nn.Module) -> bool:
+def knows_dense_map(module: nn.Module) -> TypeGuard[Pool]:
     """Whether a module is a layer of ours that is a site as a whole, not by the operators it consists of."""
     return isinstance(module, Pool) and getattr(KINDS.get(module.kind), "family", None) == "layer"
+
+
+def _are_maps(x: Any, layer: Pool) -> TypeGuard[Tensor]:
+    return isinstance(x, Tensor) and x.ndim == layer.axes + 2
 
 
 def _find_spread(labels: Labels) -> tuple[int, int] | None:
