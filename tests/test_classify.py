@@ -223,6 +223,9 @@ class TestRefusals:
             SpectralError, match=r"this Identity says nothing .* load the model with spectral\."
         ):
             classify(nn.Identity(), picture(32, 32))
+        mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        told = classify(mean, picture(32, 32), top_k=np.int64(3), preprocessing=((0.5,) * 3, (0.25,) * 3))
+        assert sum(one["score"] for one in told) == pytest.approx(1)
         with pytest.raises(SpectralError, match="top_k must be ≥ 1, got 0"):
             classify(Means(), picture(32, 36), top_k=0)
         model = Means()

@@ -60,7 +60,7 @@ ALLOWED = {
     "data": {"arguments", "network", "numerics", "synthetic"},
     "intake": {"data", "inputs", "models", "network", "probe"},
     "latency": {"network"},
-    "classification": {"metrics", "models", "network"},
+    "classification": {"arguments", "metrics", "models", "network"},
     "perturb": {
         "arguments",
         "data",

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
+from spectral.arguments import is_integer
 from spectral.errors import SpectralError
 from spectral.metrics import predict_probabilities
 from spectral.models import model_info
+from spectral.models.preprocessing import find_preparation
 from spectral.network import undisturbed
 
 ImageLike = str | os.PathLike[str] | Image.Image | Tensor
@@ -26,17 +28,20 @@ class Prediction(TypedDict):
     score: float
 
 
-def classify(model: nn.Module, image: ImageLike, top_k: int = 5, resize: bool = False) -> list[Prediction]:
+def classify(
+    model: nn.Module, image: ImageLike, top_k: int = 5, resize: bool = False, preprocessing: Any = None
+) -> list[Prediction]:
     """Return the most probable classes of one image, the best first.
 
     Files and PIL images are turned upright and converted to RGB; transparency is dropped, as by ``convert``.
 
     Args:
-        model: a classifier from `spectral.load_model`, which knows its preprocessing and its classes.
+        model: a classifier that tells its preprocessing, as those of `spectral.load_model` and timm do.
         image: a path, a PIL image, or a tensor.
         top_k: how many classes, at most.
         resize: bring an image of another size to the model's: the shorter side is resized (bilinear,
             antialiased), then the centre is cropped. Without it such an image is refused.
+        preprocessing: as for `spectral.measure`, where the model doesn't tell.
 
     Shape:
         A tensor is (3, H, W).
@@ -58,21 +63,23 @@ def classify(model: nn.Module, image: ImageLike, top_k: int = 5, resize: bool = 
         >>> [sorted(one) for one in best]
         [['label', 'score']]
     """
-    if top_k < 1:
+    if not is_integer(top_k) or top_k < 1:
         raise SpectralError(f"classify: top_k must be ≥ 1, got {top_k}")
-    info = model_info(model)
-    if info is None:
+    info, preparation = model_info(model), find_preparation(model, preprocessing)
+    if preparation.assumed:
         raise SpectralError(
             f"classify: this {type(model).__name__} says nothing about its preprocessing; load the model "
-            f"with spectral.load_model"
+            f"with spectral.load_model, or pass preprocessing="
         )
-    pixels = _fit(_read(image), info.preprocessing.size, resize, _name(image))
+    pixels = _read(image)
+    if preparation.size is not None:
+        pixels = _fit(pixels, preparation.size, resize, _name(image))
     like = next(model.parameters(), pixels)
-    batch = info.preprocessing(pixels[None].to(like.device)).to(like.dtype)
+    batch = preparation(pixels[None].to(like.device)).to(like.dtype)
     with undisturbed(model), torch.inference_mode():
         probabilities = predict_probabilities(model(batch), batch=1)[0]
     scores, order = probabilities.topk(min(top_k, len(probabilities)))
-    names = info.classes or ()
+    names = (info.classes if info is not None else None) or ()
     if len(names) != len(probabilities):
         names = tuple(f"LABEL_{i}" for i in range(len(probabilities)))
     return [{"label": names[i], "score": s} for i, s in zip(order.tolist(), scores.tolist(), strict=True)]

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spectral.arguments import is_integer
 from spectral.errors import SpectralError, suggest
 from spectral.numerics.cache import remember
 from spectral.numerics.products import apply_axes
@@ -170,7 +171,7 @@ class Decimate(Resampling):
     factor: int = 2
 
     def __post_init__(self) -> None:
-        if not isinstance(self.factor, int) or self.factor < 2:
+        if not is_integer(self.factor) or self.factor < 2:
             raise SpectralError(
                 f"{type(self).__name__}: the factor must be a whole number ≥ 2, got {self.factor}"
             )
