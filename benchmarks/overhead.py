@@ -17,10 +17,12 @@ import click
 import torch
 from torch import Tensor, nn
 
-from spectral.hooks import Capture, FeatureExtractor, Tap
+from spectral.capture import Capture, Tap
+from spectral.hooks import FeatureExtractor
 from spectral.measurement import measure_capture
-from spectral.metrics import compute_avr, evaluation_mode
+from spectral.metrics import compute_avr
 from spectral.models import load_model
+from spectral.network import evaluation_mode
 from spectral.sites import Site, find_sites, get_stride_layers
 
 
