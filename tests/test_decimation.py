@@ -53,9 +53,8 @@ def strides(rank: int) -> st.SearchStrategy[Size]:
 def record(call: Callable[[], Any], level: str = "decomposed") -> list[tuple[Decimation, Tensor]]:
     """All decimations that a call runs, with their outputs as maps."""
     found: list[Operation] = []
-    recorder = Recorder(found.append)
-    recorder.frames.append(Frame("m", nn.Identity(), 0, ()))
-    with LEVELS[level](), recorder:
+    recorder = Recorder([Frame("m", nn.Identity(), 0, (), {})], found.append)
+    with LEVELS[level](), recorder.listening():
         call()
         recorder.flush()
     maps = [
@@ -337,10 +336,10 @@ def test_slices_of_one_axis_are_never_joined():
 
 def test_a_slice_is_reported_before_its_source_changes():
     x, seen = image(1, 1, 8, 8), []
-    recorder = Recorder(lambda operation: seen.append(operation.decimation.input.clone()))
-    recorder.frames.append(Frame("m", nn.Identity(), 0, ()))
+    frames = [Frame("m", nn.Identity(), 0, (), {})]
+    recorder = Recorder(frames, lambda operation: seen.append(operation.decimation.input.clone()))
     before = x.clone()
-    with recorder:
+    with recorder.listening():
         y = x[:, :, ::2, ::2]
         y.zero_()
     assert torch.equal(seen[0], before)

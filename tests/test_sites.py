@@ -322,7 +322,6 @@ def test_pools_over_windows_that_a_view_has_cut(maximum, real):
         (lambda x: x.unflatten(2, (6, 2)).mean(3), (3, 12, 16), (2, 1), (6, 16)),
         (lambda x: x.unflatten(3, (4, 4)).unflatten(2, (1, 12)).amax((3, 5)), (3, 12, 16), (12, 4), (1, 4)),
         (lambda x: nets.partition(x.permute(0, 2, 3, 1), 4).amax(1), (3, 12, 16), (4, 4), (3, 4)),
-        (lambda x: x[:, :, 0].unflatten(2, (4, 4)).max(3)[0], (3, 12, 16), (1, 4), (1, 4)),
         (
             lambda x: x.unflatten(4, (4, 4)).unflatten(2, (3, 2)).amax((3, 6)),
             (3, 6, 12, 16),

@@ -412,7 +412,7 @@ def _place(decimation: Decimation, site: Site, source: Tensor) -> Decimation:
     alike = ran.kind == site.operator and decimation.operator.agrees(ran, found)
     try:
         if alike and site.layouts is not None:
-            return Decimation(found, site.layouts[0].arrange(source))
+            return replace(decimation, geometry=found, input=site.layouts[0].arrange(source))
     except RuntimeError:  # a size that the layout can't be split into
         alike = False
     if not alike:

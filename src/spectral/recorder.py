@@ -85,6 +85,7 @@ class Recorder:
         self._observe = observe
         self._substitute = substitute
         self._pending: Operation | None = None
+        self.reading: Decimation | None = None  # how the operator was read that is observed now
 
     def start(self) -> None:
         """Listen in this thread."""
@@ -143,6 +144,7 @@ class Recorder:
         self, operation: Operation | None, decimation: Decimation | None, call: tuple[Any, Any, Any, Any]
     ) -> None:
         """Leave an operator that has run: (func, args, kwargs, output)."""
+        self.reading = decimation
         if self._observe:
             self._observe(*call)
         output = call[3][0] if isinstance(call[3], (tuple, list)) else call[3]
@@ -158,9 +160,8 @@ class Recorder:
         if self._pending is None or decimation is None or not decimation.operator.waits:
             return False
         first = self._pending
-        return (
-            decimation.input is first.output
-            and decimation.geometry.axes[0] not in first.decimation.geometry.axes
+        return decimation.input is first.output and decimation.operator.joins(
+            first.decimation.geometry, decimation.geometry
         )
 
 

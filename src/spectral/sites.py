@@ -21,6 +21,7 @@ from spectral.places import Place
 from spectral.standin import choose_inputs
 
 Access = Literal["direct", "wrapped", "inner"]
+FIRST_FAMILIES = ("operator", "reduction", "view", "layer")
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def watch_reductions(model: nn.Module, example: Example, beside: Beside) -> list
     check_hookable(model)
     inputs = choose_inputs(model, example)
     events = record_events(model, inputs, beside)
-    return _name_sites(_merge_space_to_depth([_describe(event, inputs.image) for event in events], events))
+    return _name_sites([_describe(event, inputs.image) for event in events])
 
 
 def get_stride_layers(model: nn.Module) -> list[str]:
@@ -290,7 +291,9 @@ def _describe(event: Event, image: Tensor) -> Site:
         elif argument.shape[1] == channels:
             access = "wrapped"
             size = tuple(argument.shape[2:])
-    reason = "a global pool" if geometry.kind == "global_pool" else geometry.reason
+    reason = geometry.reason or ("a global pool" if geometry.kind == "global_pool" else None)
+    if reason is None and math.prod(event.output_size) == 1:
+        reason = "a single sample is left, which is no lattice"
     return Site(
         name=frame.path,
         module=frame.path,
@@ -331,34 +334,18 @@ def _name_sites(sites: list[Site]) -> list[Site]:
     named = []
     for site in sites:
         own = sorted(operators[site.module])
+        # What came to be found later doesn't change the names of what was found before.
+        others = (
+            [entry for entry in own if entry[0] in FIRST_FAMILIES] if site.family in FIRST_FAMILIES else own
+        )
         name = site.module
-        if len(own) > 1 or not name:
+        if len(others) > 1 or not name:
             alike = [(family, index) for family, index, op in own if op == site.op]
             name += f":{site.op}{alike.index((site.family, site.index))}"
         if calls[site.module] > 1:
             name += f"@{site.call}"
         named.append(replace(site, name=name))
     return named
-
-
-def _merge_space_to_depth(sites: list[Site], events: list[Event]) -> list[Site]:
-    """Join slices of one tensor that keep every phase between them: together they lose nothing."""
-    sources = {(e.frame.path, e.frame.call, e.family, e.index): id(e.source) for e in events}
-    groups: dict[tuple[int, Size], list[Site]] = defaultdict(list)
-    for site in sites:
-        if site.op == "slice":
-            groups[(sources[site.key], site.stride)].append(site)
-    dropped = set()
-    merged = {}
-    for (_, stride), group in groups.items():
-        if 1 < len({site.geometry.phase for site in group}) == math.prod(stride):
-            dropped |= {site.key for site in group}
-            first = group[0]
-            geometry = replace(first.geometry, kind="space_to_depth", kernel=stride, reason=LOSSLESS)
-            merged[first.key] = replace(
-                first, op="space_to_depth", geometry=geometry, measurable=False, reason=LOSSLESS
-            )
-    return [merged.get(site.key, site) for site in sites if site.key not in dropped or site.key in merged]
 
 
 def _level(scale: float) -> float:

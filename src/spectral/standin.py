@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from spectral.copying import Copied, TensorMap, clone, copy_structure, make_lazy
 from spectral.errors import SpectralError
@@ -27,6 +28,7 @@ Watch = Callable[[nn.Module, Inputs, Sequence[Tensor], Callable[[], Any]], T]
 
 # What code keeps outside its model is put back after a pass: two passes at once would put back each other's.
 _ALONE = threading.RLock()
+_ORIGINALS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensor of a copy → of the model
 
 
 def run_on_standins(model: nn.Module, inputs: Inputs, watch: Watch[T]) -> T:
@@ -88,7 +90,13 @@ def _look_for_real(model: nn.Module, inputs: Inputs, watch: Watch[T]) -> T:
 
 
 def _look(model: nn.Module, inputs: Inputs, map_tensor: TensorMap, moved: Inputs, watch: Watch[T]) -> T:
-    copied = copy_structure(model, map_tensor)
+    def map_and_note(x: Tensor) -> Tensor:
+        copy = map_tensor(x)
+        if copy is not x:
+            _ORIGINALS[copy] = x
+        return copy
+
+    copied = copy_structure(model, map_and_note)
     shared = _Shared(model, inputs, copied.shared)
     try:
         seen = _run(copied, moved, watch, guarded=map_tensor is _share_weights)
@@ -162,6 +170,12 @@ def _are_equal(a: list[Tensor], b: list[Tensor]) -> bool:
         return torch.equal(x, y)
 
     return len(a) == len(b) and all(map(equal, a, b))
+
+
+def find_original(x: Tensor) -> Tensor | None:
+    """Return the tensor of the user's model that one of a copy stands for; None of any other tensor."""
+    original: Tensor | None = _ORIGINALS.get(x)
+    return original
 
 
 def _make_stand_in(x: Tensor) -> Tensor:

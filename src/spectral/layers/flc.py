@@ -63,6 +63,11 @@ class FLCPool(IdealLowPass):
             )
         self.compat = compat
 
+    @property
+    def obstacle(self) -> str | None:
+        """Why it has no dense map with ``compat="paper"``: the crop is a decimation at some sizes only."""
+        return "compat='paper' crops the spectrum: it has no map before decimation" if self.compat else None
+
     def pool(self, x: Tensor) -> Tensor:
         """Low-pass and decimate."""
         return self._crop(x) if self.compat else super().pool(x)

@@ -58,6 +58,11 @@ class Pool(nn.Module):
             )
         self.stride: tuple[int, ...] = tuple(int(s) for s in steps)
 
+    @property
+    def obstacle(self) -> str | None:
+        """Why it has no dense map, although its kind has; None if it has one."""
+        return None
+
     def forward(self, x: Tensor) -> Tensor:
         """Filter and decimate (B, C, …) or (C, …); channels stay last in memory where they are."""
         self.check(x)

@@ -1,14 +1,13 @@
 """Operators that reduce resolution: one class per kind, which everything else asks."""
 
 # Importing the kinds registers them.
-from spectral.operators import convolution, own, pools, resize, slices, windows
+from spectral.operators import convolution, own, places, pools, reductions, resize, slices, windows
 from spectral.operators.base import (
     ALL,
     KINDS,
     LOSSLESS,
     Arguments,
     Decimation,
-    Family,
     Geometry,
     Operator,
     Size,
@@ -17,8 +16,10 @@ from spectral.operators.base import (
 from spectral.operators.registry import (
     find_function,
     find_plain_operator,
+    find_reader,
     find_sliding,
     list_replaceable_kinds,
+    name_arguments,
     parse,
     register_operator,
 )
@@ -30,20 +31,23 @@ __all__ = [
     "LOSSLESS",
     "Arguments",
     "Decimation",
-    "Family",
     "Geometry",
     "Operator",
     "Size",
     "convolution",
     "find_function",
     "find_plain_operator",
+    "find_reader",
     "find_sliding",
     "list_replaceable_kinds",
     "merge_slices",
+    "name_arguments",
     "operator_of",
     "own",
     "parse",
+    "places",
     "pools",
+    "reductions",
     "register_operator",
     "resize",
     "slices",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from spectral.errors import SpectralError, suggest
 Size = tuple[int, ...]
 ALL = slice(None)
 LOSSLESS = "lossless: every sample is kept, as a channel"
-Family = Literal["operator", "reduction", "view", "layer"]
+ActsOn = Literal["maps", "slices", "picks", "windows", "places"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Decimation:
     weight: Tensor | None = None
     bias: Tensor | None = None
     layer: Callable[[Tensor], Tensor] | None = None  # dense map of a layer that knows its own
+    options: Mapping[str, Any] = field(default_factory=dict)  # what else the dense map depends on
 
     @property
     def operator(self) -> Operator:
@@ -132,11 +133,14 @@ class Operator:
     Attributes:
         kind: its name in tables and in `Geometry`.
         names: the torch operators it reads, as ``namespace::name`` or ``namespace::name.overload``.
-        family: what `index` counts it with; reductions are candidates only where a view made windows, and
-            counting them apart keeps the numbers of the others what they are without them.
+        family: what a site's ``index`` counts it with. What is a candidate only where a view made windows is
+            counted apart, so that the others keep their numbers.
         rule: what its dense map is, in words; empty where there is none.
-        acts_on: ``maps`` where it slides over the last axes of a batch (B, C, …); ``slices`` and ``windows``
-            where the labels of its axes tell whether they are spatial.
+        acts_on: ``maps`` where it slides over the last axes of a batch (B, C, …). Of the others the labels of
+            their axes tell whether they reduce the resolution: ``slices`` of an axis, ``picks`` of some of
+            its samples, reductions over ``windows``, and what takes ``places`` together in another way.
+        picks: whether it takes samples as they are, so that even one of them is no pool of the others.
+        reason: why there is no dense map, where there never is one.
         runs_as: the kind of the operator that runs, where this one refines another.
         waits: whether Python writes one call as several operators, which are joined.
         makes_channels: whether it slides over all channels at once and gives others.
@@ -147,9 +151,11 @@ class Operator:
 
     kind: ClassVar[str]
     names: ClassVar[tuple[str, ...]] = ()
-    family: ClassVar[Family] = "operator"
+    family: ClassVar[str] = "operator"
     rule: ClassVar[str] = ""
-    acts_on: ClassVar[Literal["maps", "slices", "windows"]] = "maps"
+    acts_on: ClassVar[ActsOn] = "maps"
+    picks: ClassVar[bool] = False
+    reason: ClassVar[str | None] = None
     runs_as: ClassVar[str | None] = None
     waits: ClassVar[bool] = False
     makes_channels: ClassVar[bool] = False
@@ -158,8 +164,8 @@ class Operator:
     functions: ClassVar[tuple[tuple[Callable[..., Any], Any], ...]] = ()
 
     def read(self, a: Arguments) -> Decimation | None:
-        """Read one call; None if it doesn't reduce the resolution."""
-        raise NotImplementedError
+        """Read one call; None if it doesn't reduce the resolution, or only the labels of its axes tell."""
+        return None
 
     def slides_over(self, a: Arguments) -> int | None:
         """Return over how many of the last axes it slides whatever its stride; None if over none."""
@@ -203,6 +209,10 @@ class Operator:
     def agrees(self, ran: Geometry, found: Geometry) -> bool:
         """Whether what ran is what discovery found there."""
         return (ran.stride, ran.phase) == (found.stride, found.phase)
+
+    def joins(self, first: Geometry, second: Geometry) -> bool:
+        """Whether a call on what another of the kind gave belongs to it."""
+        return first.kind == second.kind
 
     def place(self, d: Decimation, found: Geometry) -> Decimation:
         """See a call that ran as the site that was found there."""

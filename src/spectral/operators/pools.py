@@ -37,10 +37,10 @@ class Pool(Operator):
         kernel = as_tuple(a["kernel_size"], rank)
         stride = as_tuple(a["stride"], rank) if a["stride"] else kernel
         padding = as_tuple(a["padding"], rank)
-        if max(stride) < 2:
-            return None
         x = batched(a["self"], rank)
         whole = all(k >= n for k, n in zip(kernel, x.shape[2:], strict=True)) and not any(padding)
+        if max(stride) < 2 and not (whole and max(kernel) > 1):
+            return None
         geometry = Geometry(
             "global_pool" if whole else self.kind, stride, kernel, padding,
             as_tuple(a.get("dilation", 1), rank), (0,) * rank, ceil_mode=a["ceil_mode"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
@@ -18,16 +18,35 @@ Kind = TypeVar("Kind", bound=type[Operator])
 def register_operator(operator: Kind) -> Kind:
     """Make an operator kind known: `find_sites` then reads its calls, and hooks compute its dense map.
 
+    Without it an operator of another library that has fewer samples than its input is listed as unrecognised.
+    The class says what torch operators it reads (``names``), what one call is (``read``), what that would
+    give with stride 1 (``make_dense``), and that in words (``rule``).
+
     Args:
-        operator: a subclass of `Operator`; also usable as its decorator.
+        operator: a subclass of `spectral.operators.Operator`; also usable as its decorator.
 
     Raises:
         SpectralError: if it has no kind, or its kind or one of its names is taken.
 
     Example:
-        >>> register_operator(Operator)
-        Traceback (most recent call last):
-        spectral.errors.SpectralError: register_operator: Operator has no kind; set kind = "..." in its class
+        >>> import torch, spectral
+        >>> from spectral.operators import Decimation, Geometry
+        >>> @torch.library.custom_op("example::halve", mutates_args=())
+        ... def halve(x: torch.Tensor) -> torch.Tensor:
+        ...     return x[..., ::2, ::2].clone()
+        >>> _ = halve.register_fake(lambda x: x[..., ::2, ::2].clone())
+        >>> @register_operator
+        ... class Halve(Operator):
+        ...     kind, names, rule = "halve", ("example::halve",), "the map itself"
+        ...     def read(self, a):
+        ...         return Decimation(Geometry(self.kind, stride=(2, 2)), a["x"])
+        ...     def make_dense(self, d, x, size):
+        ...         return x
+        >>> class Net(torch.nn.Module):
+        ...     def forward(self, x):
+        ...         return halve(x)
+        >>> [(site.op, site.measurable, site.rule) for site in spectral.find_sites(Net(), 8)]
+        [('halve', True, 'the map itself')]
     """
     kind = getattr(operator, "kind", None)
     if not isinstance(kind, str) or not kind:
@@ -41,7 +60,7 @@ def register_operator(operator: Kind) -> Kind:
         raise SpectralError(f"register_operator: {what} is that of {owner} already; choose another")
     KINDS[kind] = instance = operator()
     _NAMES.update(dict.fromkeys(operator.names, instance))
-    _find.cache_clear()
+    find_reader.cache_clear()
     return operator
 
 
@@ -59,20 +78,21 @@ def parse(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Decimation 
         >>> parse(torch.ops.aten.relu.default, (torch.zeros(1),), {}) is None
         True
     """
-    operator = _find(func)
-    return None if operator is None else operator.read(_name_arguments(func, args, kwargs))
+    operator = find_reader(func)
+    return None if operator is None else operator.read(name_arguments(func, args, kwargs))
 
 
-def find_sliding(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Operator, int] | None:
+def find_sliding(func: Any, a: Arguments) -> tuple[Operator, int] | None:
     """Return an operator that slides over the last axes, whatever its stride, and over how many.
 
     Example:
         >>> import torch
-        >>> find_sliding(torch.ops.aten.avg_pool3d.default, (torch.zeros(1, 2, 3, 4, 5), 2, 1), {})[1]
+        >>> op = torch.ops.aten.avg_pool3d.default
+        >>> find_sliding(op, name_arguments(op, (torch.zeros(1, 2, 3, 4, 5), 2, 1), {}))[1]
         3
     """
-    operator = _find(func)
-    count = operator.slides_over(_name_arguments(func, args, kwargs)) if operator is not None else None
+    operator = find_reader(func)
+    count = operator.slides_over(a) if operator is not None else None
     return None if operator is None or count is None else (operator, count)
 
 
@@ -109,8 +129,17 @@ def list_replaceable_kinds() -> list[str]:
 
 
 @cache
-def _find(func: Any) -> Operator | None:
-    """Find what reads an overload; other libraries' operators exist only once these are imported."""
+def find_reader(func: Any) -> Operator | None:
+    """Return the kind of a torch operator; None if it is none that we know.
+
+    Raises:
+        SpectralError: for a convolution of quantised integers.
+
+    Example:
+        >>> import torch
+        >>> find_reader(torch.ops.aten.im2col.default).kind
+        'unfold'
+    """
     name, overload = str(func._schema.name), str(func._schema.overload_name)
     namespace, _, own = name.partition("::")
     if namespace == "quantized" and own.startswith("conv"):
@@ -123,8 +152,19 @@ def _find(func: Any) -> Operator | None:
     return _NAMES.get(f"{name}.{overload}") or _NAMES.get(name)
 
 
-def _name_arguments(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Arguments:
-    schema = func._schema
-    names = [argument.name for argument in schema.arguments]
-    defaults = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
-    return Arguments(schema.name, {**defaults, **dict(zip(names, args, strict=False)), **kwargs})
+def name_arguments(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments:
+    """Return an operator's arguments by the names of its schema.
+
+    Example:
+        >>> import torch
+        >>> name_arguments(torch.ops.aten.select.int, (torch.zeros(2, 3), 1, 2), {})["index"]
+        2
+    """
+    names, defaults = _read_schema(func)
+    return Arguments(func._schema.name, {**defaults, **dict(zip(names, args, strict=False)), **kwargs})
+
+
+@cache
+def _read_schema(func: Any) -> tuple[list[str], dict[str, Any]]:
+    arguments = func._schema.arguments
+    return [a.name for a in arguments], {a.name: a.default_value for a in arguments if a.has_default_value()}

@@ -1,4 +1,4 @@
-"""Slices with a step: bare decimation."""
+"""Bare decimation: slices with a step, and samples that are picked at equal distances."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Slice(Operator):
     def read(self, a: Arguments) -> Decimation | None:
         """Read a slice with a step of any axis; most are not spatial."""
         x, axis, step = a["self"], a["dim"], a["step"]
-        if step < 2 or x.ndim < 2 or not x.is_floating_point():
+        if step < 2 or x.ndim < 2 or not (x.is_floating_point() or x.is_complex()):
             return None
         start = a["start"] or 0
         start = max(start + x.shape[axis], 0) if start < 0 else start
@@ -39,13 +39,94 @@ class Slice(Operator):
         sliced = [(s, p) for s, p in zip(found.stride, found.phase, strict=True) if s > 1]
         return sorted(zip(ran.stride, ran.phase, strict=True)) == sorted(sliced)
 
+    def joins(self, first: Geometry, second: Geometry) -> bool:
+        """Join slices of different axes: x[::2][1::2] are two."""
+        return first.kind == second.kind and second.axes[0] not in first.axes
+
     def place(self, d: Decimation, found: Geometry) -> Decimation:
         """Say which image axes the slice is of."""
         return replace(d, geometry=found)
 
 
+class Pick(Operator):
+    """Samples picked at equal distances: the dense map is the tensor itself."""
+
+    rule = "the map itself"
+    acts_on = "picks"
+
+    def read(self, a: Arguments) -> Decimation | None:
+        """Read a pick from any tensor; what it is of only the labels tell."""
+        x = a["self"]
+        if x.ndim < 2 or not (x.is_floating_point() or x.is_complex()):
+            return None
+        axes = (a["dim"] % x.ndim,) if "dim" in a else ()
+        return Decimation(Geometry(self.kind, (0,), phase=(0,), axes=axes), x)
+
+    def dense(self, d: Decimation, size: Size, images: slice = ALL, channels: slice = ALL) -> Tensor:
+        """Return the map itself."""
+        return d.input[images, channels]
+
+    def agrees(self, ran: Geometry, found: Geometry) -> bool:
+        """Trust the layout: a pick as it runs doesn't say of which lattice it is."""
+        return True
+
+
+@register_operator
+class Select(Pick):
+    """One entry of an axis: of the samples inside windows that a view has cut, a phase."""
+
+    kind = "select"
+    family = "select"
+    names = ("aten::select.int",)
+    waits = True
+
+    def read(self, a: Arguments) -> Decimation | None:
+        """Read a selection from any axis but the first, where images are."""
+        return super().read(a) if a["dim"] % max(a["self"].ndim, 1) else None
+
+
+@register_operator
+class Index(Pick):
+    """x[…, index] and index_select; where the index is no progression there is no lattice."""
+
+    kind = "index"
+    family = "index"
+    names = ("aten::index.Tensor", "aten::index_select")
+    reason = "its samples are picked at positions that are no progression, or that only the data tell"
+
+
+@register_operator
+class Gather(Pick):
+    """gather and take_along_dim; where the positions are no progression there is no lattice."""
+
+    kind = "gather"
+    family = "gather"
+    names = ("aten::gather",)
+    reason = "its samples are picked at positions that are no progression, or that only the data tell"
+
+
+@register_operator
+class StridedView(Pick):
+    """as_strided with constant steps."""
+
+    kind = "strided_view"
+    family = "strided_view"
+    names = ("aten::as_strided",)
+    reason = "its samples are picked by their distance in memory, and are no lattice"
+
+
 def merge_slices(first: Decimation, second: Decimation) -> Decimation:
-    """Join x[:, :, a::s] and [:, :, :, b::t], which Python writes as one indexing and torch as two calls."""
+    """Join x[:, :, a::s] and [:, :, :, b::t], which Python writes as one indexing and torch as two calls.
+
+    Example:
+        >>> import torch
+        >>> from spectral.operators import parse
+        >>> x = torch.zeros(1, 1, 8, 8)
+        >>> rows = parse(torch.ops.aten.slice.Tensor, (x, 2, 0, 8, 2), {})
+        >>> columns = parse(torch.ops.aten.slice.Tensor, (x[:, :, ::2], 3, 1, 8, 4), {})
+        >>> merge_slices(rows, columns).geometry.stride
+        (2, 4)
+    """
     g, h = first.geometry, second.geometry
     geometry = replace(g, stride=g.stride + h.stride, phase=g.phase + h.phase, axes=g.axes + h.axes)
     return replace(first, geometry=geometry)

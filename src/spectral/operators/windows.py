@@ -1,12 +1,10 @@
-"""Windows that are kept whole as channels, and reductions over windows that a view has cut."""
+"""Windows that are kept whole as channels."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
-from itertools import product
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -84,83 +82,3 @@ class SpaceToDepth(Windows):
         """Read pixel_unshuffle where torch doesn't write it as views."""
         factor = (int(a["downscale_factor"]),) * 2
         return Decimation(Geometry(self.kind, factor, factor, reason=LOSSLESS), batched(a["self"], 2))
-
-
-class Reduction(Operator):
-    """A reduction over axes that may hold the samples of windows, or a whole map."""
-
-    family = "reduction"
-    acts_on = "windows"
-
-    def read(self, a: Arguments) -> Decimation | None:
-        """Read which axes are reduced."""
-        x, dims = a["self"], a["dim"]
-        if x.ndim < 3 or not x.is_floating_point():
-            return None
-        axes = range(x.ndim) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
-        return Decimation(Geometry(self.kind, (0, 0), axes=tuple(axis % x.ndim for axis in axes)), x)
-
-    def make_dense(self, d: Decimation, x: Tensor, size: Size) -> Tensor:
-        """Reduce the window that starts at each sample, one of its samples after the other.
-
-        A mean over one axis that holds the windows adds up in this order; over several axes torch's order
-        depends on the memory layout, and the last bits with it.
-        """
-        wide = x.float() if x.element_size() < 4 else x
-        total: Tensor | None = None
-        for offset in product(*map(range, d.geometry.kernel)):
-            part = wide
-            for axis, (start, extent) in enumerate(zip(offset, d.geometry.kernel, strict=True), start=2):
-                part = part.narrow(axis, start, x.shape[axis] - extent + 1)
-            total = part if total is None else self.join(total, part)
-        assert total is not None
-        return self.finish(total, math.prod(d.geometry.kernel)).to(x.dtype)
-
-    def join(self, total: Tensor, part: Tensor) -> Tensor:
-        """Reduce one more sample of every window."""
-        raise NotImplementedError
-
-    def finish(self, total: Tensor, count: int) -> Tensor:
-        """Make the result of so many samples."""
-        return total
-
-    def agrees(self, ran: Geometry, found: Geometry) -> bool:
-        """Trust the layout: a reduction as it runs doesn't say what its windows are."""
-        return True
-
-
-@register_operator
-class WindowMax(Reduction):
-    """The maximum over windows."""
-
-    kind = "window_max"
-    names = ("aten::amax", "aten::max.dim")
-    rule = "the maximum over the window at every sample"
-
-    def join(self, total: Tensor, part: Tensor) -> Tensor:
-        """Keep the larger sample."""
-        return torch.maximum(total, part)
-
-
-@register_operator
-class WindowMean(Reduction):
-    """The mean over windows."""
-
-    kind = "window_mean"
-    names = ("aten::mean.dim",)
-    rule = "the mean over the window at every sample"
-
-    def join(self, total: Tensor, part: Tensor) -> Tensor:
-        """Add one more sample."""
-        return total + part
-
-    def finish(self, total: Tensor, count: int) -> Tensor:
-        """Divide the sum."""
-        return total / count
-
-
-@register_operator
-class MatrixPool(Operator):
-    """A product that sums over places, to fewer of them."""
-
-    kind = "matmul_pool"

@@ -1,0 +1,402 @@
+"""Where each tensor comes from, and where the samples of the image have gone in it.
+
+An operator's name doesn't tell whether it loses resolution: a step-2 slice is usually not spatial (rotary
+embeddings, boxes, channels), and space-to-depth or window pooling are a view and something harmless. What
+tells is where the samples of the image's axes have gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from spectral.axes.constants import Constants, memory_of
+from spectral.axes.labels import (
+    BATCH,
+    CHANNEL,
+    IMAGE_AXES,
+    LOST,
+    Axis,
+    Factor,
+    Labels,
+    all_factors,
+    cut,
+    exact,
+    extent_of,
+    resample,
+    single,
+    unknown,
+)
+from spectral.axes.rules import PRODUCTS, Call, apply_rule, find_factors, flatten, is_lattice
+from spectral.operators import Decimation, find_sliding, name_arguments
+
+# They give other numbers than those of the tensor that they take the size from.
+SIZES = {
+    "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "empty_like", "new_zeros", "new_ones",
+    "new_full", "new_empty",
+}  # fmt: skip
+FILLS = {
+    "copy_",
+    "index_put_",
+    "scatter_",
+    "index_copy_",
+    "_index_put_impl_",
+    "add_",
+    "index_add_",
+}
+
+
+@dataclass(frozen=True)
+class Window:
+    """How an image axis was cut: samples per window, from one to the next, windows, and by which view."""
+
+    kind: str
+    size: int
+    stride: int
+    count: int
+    cut: int
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One entry of an axis: of which axis of which memory, which it is, and what the axis was."""
+
+    memory: int
+    axis: int
+    index: int
+    whole: Axis
+
+    @property
+    def axis_of(self) -> tuple[int, int, int]:
+        """What entries of one axis have in common."""
+        return self.memory, self.axis, self.whole.extent
+
+
+class AxisTracker:
+    """Labels of the tensors seen so far: mark the image, then follow every operator.
+
+    Only what has been computed from the image has labels. Of the others it is known whether they were made of
+    weights, or of fixed numbers; a tensor that no operator made comes from outside.
+
+    Args:
+        find_original: of a tensor that a model keeps, the one with its values; None of others.
+        on_arrival: called with a map that comes from outside, and the size of the latest map before it.
+        strict: whether to ask for a pass with data where fixed numbers are needed that can't be told.
+    """
+
+    def __init__(
+        self,
+        find_original: Callable[[Tensor], Tensor | None],
+        on_arrival: Callable[[Tensor, tuple[int, ...] | None], None],
+        strict: bool = True,
+    ) -> None:
+        self.constants = Constants()
+        self.cuts = 0  # views so far
+        self._find_original, self._on_arrival, self._strict = find_original, on_arrival, strict
+        self._labels: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._learned: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._fixed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._outside: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._entries: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._filled: set[int] = set()
+        self._images = 0  # in the batch
+        self._maps: dict[tuple[int, ...], Labels] = {}  # of the latest map of each shape
+        self._latest: dict[int, tuple[int, ...]] = {}  # size of the latest map of each rank
+
+    def mark_image(self, x: Tensor, batched: bool = True) -> None:
+        """Label an input: (B, W), (B, C, W), (B, C, H, W) or (B, C, T, H, W); unbatched (C, H, W)."""
+        leading = [BATCH, CHANNEL] if batched and x.ndim > 2 else [BATCH] if batched else [CHANNEL]
+        kinds = [*leading, *IMAGE_AXES[-(x.ndim - len(leading)) :]]
+        self._images = len(x) if batched else 1
+        self._label(x, tuple(single(kind, n) for kind, n in zip(kinds, x.shape, strict=True)))
+
+    def mark_learned(self, weights: Iterable[Tensor]) -> None:
+        """Note the parameters."""
+        for weight in weights:
+            self._learned[weight] = True
+
+    def mark_fixed(self, tensors: Iterable[Tensor]) -> None:
+        """Note buffers, and what else a model keeps."""
+        for tensor in tensors:
+            self._fixed[tensor] = True
+
+    def mark_decimated(self, x: Tensor, output: Tensor, stride: Sequence[int]) -> None:
+        """Label what a layer made of maps (B, C, …), whatever operators it used."""
+        self._label(output, self._through_lattice(x, output, len(stride), stride))
+
+    def comes_from_weights(self, x: Tensor) -> bool:
+        """Whether a tensor is a parameter or was computed from parameters and not from the image."""
+        return x in self._learned
+
+    def comes_from_image(self, x: Tensor) -> bool:
+        """Whether a tensor was computed from the image; parameters and tables of positions are not."""
+        return x in self._labels or memory_of(x) in self._filled
+
+    def labels(self, x: Tensor) -> Labels:
+        """Return the labels of a tensor; all "?" where nothing is known."""
+        known: Labels | None = self._labels.get(x)
+        return known if known is not None else unknown(x.shape)
+
+    def relabel(self, x: Tensor, labels: Labels) -> None:
+        """Say what is known better now."""
+        self._label(x, labels)
+
+    def read(
+        self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any, slides: bool
+    ) -> Call | None:
+        """Say what a call that ran is about; None if it doesn't read the image.
+
+        Args:
+            func: the operator.
+            args: its positional arguments.
+            kwargs: its named ones.
+            out: what it returned.
+            slides: whether it decimates a map.
+        """
+        inputs = [t for t in flatten((*args, *kwargs.values())) if isinstance(t, Tensor)]
+        outputs = [t for t in flatten((out,)) if isinstance(t, Tensor)]
+        name = operator_name(func)
+        for x in inputs:
+            self._meet(x, slides=slides and x is inputs[0])
+        if name in SIZES or not any(self.comes_from_image(x) for x in inputs):
+            self._follow_constant(func, args, kwargs, [] if name in SIZES else inputs, outputs)
+            return None
+        self.cuts += 1
+        return Call(
+            func, name_arguments(func, args, kwargs), inputs, outputs, self.labels, self.comes_from_image,
+            self.constants.value, self.cuts, self._strict,
+        )  # fmt: skip
+
+    def label(self, call: Call, decimation: Decimation | None) -> None:
+        """Derive the labels of an operator's outputs from its inputs'."""
+        func, inputs, outputs = call.func, call.inputs, call.outputs
+        if operator_name(func) in FILLS and not self.comes_from_image(inputs[0]):
+            self._fill(inputs[0], inputs[1:])
+        sliding = find_sliding(func, call.a)
+        if sliding is not None:
+            operator, count = sliding
+            stride = decimation.geometry.stride if decimation is not None else None
+            found = [
+                self._through_lattice(inputs[0], y, count, stride, operator.makes_channels) for y in outputs
+            ]
+        else:
+            found = apply_rule(call)
+        for result, labels in zip(outputs, found, strict=True):
+            self._label(result, labels)
+        self._follow_entries(call)
+
+    def collect_channels(self, x: Tensor, contracted: int | None = None) -> list[Window]:
+        """Find windows of image samples that have become channels: by a view, or as factors of a product.
+
+        The windows then count as channels, so the next view doesn't find them again.
+
+        Args:
+            x: the tensor.
+            contracted: the axis over which a learned product is about to sum; else any that holds channels.
+
+        Returns:
+            The windows of each image axis that lost samples to the channels.
+        """
+        labels = self.labels(x)
+        if contracted is not None:
+            axes = [contracted % x.ndim]
+        else:  # on the first axis stand images, with their windows
+            axes = [a for a, axis in enumerate(labels) if a and _holds_channels(axis)]
+        for position in axes:
+            moved = [f for f in labels[position] if f.kind in IMAGE_AXES and f.spatial and not f.spectrum]
+            others = labels[:position] + labels[position + 1 :]
+            found = _find_windows(moved, others)
+            if found:
+                factors = tuple(
+                    replace(f, folded=True) if f in moved else f for f in labels[position].factors
+                )
+                channels = Axis(factors)
+                self._label(x, (*labels[:position], channels, *labels[position + 1 :]))
+                return found
+        return []
+
+    def find_contraction(self, call: Call) -> tuple[Tensor, int, Tensor] | None:
+        """Return the image tensor in a product with another, the axis summed over, and the other factor."""
+        a = call.a
+        name = a.name.split("::")[-1]
+        if "weight" in a and "input" in a and "groups" in a:
+            x, weight = a["input"], a["weight"]
+            return (x, 1 - weight.ndim, weight) if x.ndim == weight.ndim else None
+        if name not in PRODUCTS:
+            return None
+        first, second = find_factors(a)
+        known = self.comes_from_image(first), self.comes_from_image(second)
+        if known == (True, False):
+            return first, -1, second
+        return (second, -2, first) if known == (False, True) and second.ndim > 1 else None
+
+    def _label(self, x: Tensor, labels: Labels) -> None:
+        """Keep labels that fit the tensor."""
+        if len(labels) != x.ndim:
+            labels = unknown(x.shape)
+        fitting = tuple(
+            axis if axis.extent == n else single(LOST, n) for axis, n in zip(labels, x.shape, strict=True)
+        )
+        self._labels[x] = fitting
+        if x.ndim > 2 and is_lattice(fitting):
+            self._maps[tuple(x.shape)] = fitting
+            self._latest[x.ndim] = tuple(x.shape[2:])
+
+    def _follow_entries(self, call: Call) -> None:
+        """Follow entries that were taken from an axis one by one, until they are stacked again."""
+        a, name = call.a, operator_name(call.func)
+        if name in ("select", "unbind"):
+            x, axis = a["self"], a["dim"] % a["self"].ndim
+            whole = self.labels(x)[axis]
+            chosen = [a["index"] % x.shape[axis]] if "index" in a else range(x.shape[axis])
+            for index, y in zip(chosen, call.outputs, strict=True):
+                self._entries[y] = _Entry(memory_of(x), axis, index, whole)
+            return
+        found = [self._entries.get(x) for x in call.inputs if self.comes_from_image(x)]
+        entries = [entry for entry in found if entry is not None]
+        if not entries or any(entry.axis_of != entries[0].axis_of for entry in entries):
+            return
+        if name == "stack" and len(entries) == len(call.inputs):
+            steps = {b.index - a.index for a, b in pairwise(entries)}
+            if len(steps) == 1 and min(steps) > 0:
+                y, (step,) = call.outputs[0], steps
+                axis, labels = a["dim"] % y.ndim, self.labels(y)
+                restored = cut(entries[0].whole, entries[0].index, y.shape[axis], step)
+                self._label(y, (*labels[:axis], restored, *labels[axis + 1 :]))
+            return
+        latest = max(
+            entries, key=lambda entry: entry.index
+        )  # a recurrent network's also depend on earlier ones
+        for y in call.outputs:
+            self._entries[y] = latest
+
+    def _meet(self, x: Tensor, slides: bool) -> None:
+        """Take up the trail where a tensor arrives that no operator made, as after NumPy.
+
+        It counts as a map of the image if there was one of that shape, or if it is decimated.
+        """
+        if any(x in table for table in (self._labels, self._learned, self._fixed, self._outside)):
+            return
+        original = self._find_original(x)
+        if original is not None:
+            self._fixed[x] = True
+            self.constants.mark(x, original)
+            return
+        if memory_of(x) in self._filled or x.ndim < 3:
+            self._outside[x] = True
+        elif tuple(x.shape) in self._maps:
+            self._labels[x] = self._maps[tuple(x.shape)]
+        elif slides or (x.is_floating_point() and x.ndim in (4, 5) and len(x) == self._images):
+            self._on_arrival(x, self._latest.get(x.ndim))
+            self.mark_image(x)
+        else:
+            self._outside[x] = True
+
+    def _follow_constant(
+        self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], inputs: list[Tensor],
+        outputs: list[Tensor],
+    ) -> None:  # fmt: skip
+        """Say what a tensor was made of; what came from outside may be anything."""
+        if any(x in self._outside for x in inputs):
+            table = self._outside
+        elif any(x in self._learned for x in inputs):
+            table = self._learned
+        else:
+            table = self._fixed
+            self.constants.note(func, args, kwargs, outputs)
+        for y in outputs:
+            table[y] = True
+
+    def _fill(self, target: Tensor, sources: Sequence[Tensor]) -> None:
+        """Let a constant that is filled with the image be one: its other views read it too."""
+        self._filled.add(memory_of(target))
+        self.constants.forget(target)
+        source = next((x for x in sources if self.comes_from_image(x) and x.ndim == target.ndim), None)
+        if source is None:
+            return
+        for other in list(self._fixed):
+            if memory_of(other) == memory_of(target) and other.ndim == source.ndim:
+                axes = zip(self.labels(source), other.shape, strict=True)
+                self._label(other, tuple(resample(axis, n, 1) if axis.only else axis for axis, n in axes))
+
+    def _through_lattice(
+        self,
+        x: Tensor,
+        result: Tensor,
+        count: int,
+        stride: Sequence[int] | None,
+        makes_channels: bool = False,
+    ) -> Labels:
+        """Label a convolution's or pool's output: the last axes are image axes, whatever they were before."""
+        labels = list(self.labels(x))
+        before, after = x.shape[x.ndim - count :], result.shape[result.ndim - count :]
+        axes: list[Axis] = []
+        # Of two axes that an operator slides over none holds channels; the axis of a signal may.
+        trusted = (*IMAGE_AXES, CHANNEL) if count == 1 or before[0] == 1 else IMAGE_AXES
+        for position in range(count):
+            old, n = labels[x.ndim - count + position], after[position]
+            only = old.only
+            if n == before[position] and all(f.spatial for f in old) and old.joined is None:
+                axes.append(old)
+            elif only is not None and only.kind in trusted:
+                step = (
+                    _ratio(before[position], n) if not stride or not any(stride) else stride[position - count]
+                )
+                axes.append(Axis((replace(only, extent=n, step=exact(only.step * step)),)))
+            else:
+                axes.append(single(IMAGE_AXES[3 - count + position], n))
+        leading = list(labels[: x.ndim - count])
+        if len(leading) != result.ndim - count:
+            leading = list(unknown(result.shape[: result.ndim - count]))
+        made = result.shape[result.ndim - count - 1]
+        same = all(f.spatial for f in leading[-1]) and leading[-1].extent == made
+        if makes_channels and not same:
+            leading[-1] = single(CHANNEL, made)
+        return (*leading, *axes)
+
+
+def operator_name(func: Any) -> str:
+    """Return the name of an operator without namespace and overload.
+
+    Example:
+        >>> import torch
+        >>> operator_name(torch.ops.aten.slice.Tensor)
+        'slice'
+    """
+    return str(func._schema.name).split("::")[-1]
+
+
+def _ratio(before: int, after: int) -> Fraction | int:
+    """How many times as far apart samples are that a resampling left."""
+    if after > before:
+        return Fraction(1, max(1, round(after / max(before, 1))))
+    return max(1, round(before / max(after, 1)))
+
+
+def _holds_channels(axis: Axis) -> bool:
+    kinds = {f.kind for f in axis}
+    return bool(kinds & {CHANNEL, LOST}) and BATCH not in kinds
+
+
+def _find_windows(moved: list[Factor], others: Labels) -> list[Window]:
+    """Match the samples inside windows with the windows on other axes; nothing unless all of them fit."""
+    rest = [f for f in all_factors(others) if not f.folded]
+    found = []
+    for kind in IMAGE_AXES:
+        inner = [f for f in moved if f.kind == kind]
+        outer = [f for f in rest if f.kind == kind and all(f.step > g.step for g in inner)]
+        if inner and outer:
+            stride = int(min(f.step for f in outer) / min(f.step for f in inner))
+            found.append(Window(kind, extent_of(inner), stride, extent_of(outer), max(f.cut for f in inner)))
+    kinds = {f.kind for f in moved}
+    # Where only rows (or columns) became channels the others are an axis as they were; otherwise the view
+    # belongs to something else, such as relative positions in attention.
+    alone = {axis.factors[0].kind for axis in others if len(axis.factors) == 1}
+    left = {f.kind for f in rest if f.kind in IMAGE_AXES} - kinds
+    return found if len(found) == len(kinds) and left <= alone else []

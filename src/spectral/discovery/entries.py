@@ -1,0 +1,135 @@
+"""Entries of an axis that are taken one by one: all of them lose nothing, every second is decimation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+from spectral.axes import (
+    IMAGE_AXES,
+    MIXED,
+    AxisTracker,
+    Call,
+    all_factors,
+    drop_entry,
+    extent_of,
+    find_spacing,
+    is_lattice,
+)
+from spectral.discovery.events import Event, count_channels, find_image_axes
+from spectral.discovery.placing import measure_places
+from spectral.discovery.uses import Uses
+from spectral.operators import Geometry
+from spectral.tracker import Frame
+
+_NAMES = {"t": "frames", "h": "rows", "w": "columns", MIXED: "places"}
+
+
+@dataclass
+class _Token:
+    """One entry that was taken."""
+
+    used: bool = False
+
+
+@dataclass
+class _Taken:
+    """The entries of one axis of one tensor."""
+
+    event: Event
+    kinds: set[str]
+    count: int
+    tokens: dict[int, list[_Token]] = field(default_factory=dict)
+
+
+class Entries:
+    """Collects what select and unbind take from an axis of places.
+
+    Args:
+        axes: the labels.
+        uses: tells which entries are read.
+        running: the calls that are running.
+        keep: takes an event.
+    """
+
+    def __init__(
+        self, axes: AxisTracker, uses: Uses, running: list[Frame], keep: Callable[[Event], None]
+    ) -> None:
+        self._axes, self._uses, self._running, self._keep = axes, uses, running, keep
+        self._taken: dict[tuple[int, int], _Taken] = {}
+
+    def note(self, call: Call) -> bool:
+        """Keep a call that takes entries of an axis of which nothing else is left; tell whether it does."""
+        if call.a.name not in ("aten::select", "aten::unbind"):
+            return False
+        x = call.a["self"]
+        labels = self._axes.labels(x)
+        axis = call.a["dim"] % x.ndim
+        first = labels[axis].joined.before if labels[axis].joined is not None else 0
+        left = find_spacing(drop_entry(labels, axis, first))
+        places = [f for f in labels[axis] if f.spatial and f.extent > 1]
+        mixed = any(f.kind == MIXED for f in places)
+        gone = {f.kind for f in labels[axis] if f.spatial and f.kind in IMAGE_AXES and f.extent > 1} - set(
+            left
+        )
+        if not gone and not mixed:
+            return False
+        taken = self._taken.get((id(x), axis)) or self._begin(call, axis, gone or {MIXED})
+        chosen = [call.a["index"] % x.shape[axis]] if "index" in call.a else range(x.shape[axis])
+        for index, y in zip(chosen, call.outputs, strict=True):
+            place = index - first
+            if 0 <= place < taken.count:
+                token = _Token()
+                taken.tokens.setdefault(place, []).append(token)
+                self._uses.watch(token, y)
+        return True
+
+    def finish(self) -> None:
+        """Decide what the entries that were read are together."""
+        for taken in self._taken.values():
+            used = sorted(place for place, tokens in taken.tokens.items() if any(t.used for t in tokens))
+            steps = {b - a for a, b in pairwise(used)}
+            if not used or len(used) == taken.count or steps == {1}:
+                taken.event.dropped = True  # none, all, or a crop
+                continue
+            what = _NAMES[min(taken.kinds)] if len(taken.kinds) == 1 else "places"
+            reason = f"{len(used)} of its {taken.count} {what} are taken one by one"
+            if len(used) == 1:
+                reason = f"one of its {taken.count} {what} is kept: no lattice is left along that axis"
+            elif len(steps) == 1:
+                reason = f"its {what} are taken one by one, {min(steps)} apart: write it as a slice"
+                self._space(taken, min(steps), len(used))
+            taken.event.geometry = replace(taken.event.geometry, reason=reason)
+
+    def _space(self, taken: _Taken, step: int, count: int) -> None:
+        """Say what is left of an axis of which every so many-th entry is taken."""
+        event = taken.event
+        axes = [
+            find_image_axes(self._axes.labels(event.source)).index(k) for k in taken.kinds & set(IMAGE_AXES)
+        ]
+        if len(axes) == 1:
+            stride, size = list(event.geometry.stride), list(event.output_size)
+            stride[axes[0]], size[axes[0]] = step, count
+            event.geometry = replace(
+                event.geometry, kind="select", stride=tuple(stride), kernel=(1,) * len(stride)
+            )
+            event.output_size = tuple(size)
+
+    def _begin(self, call: Call, axis: int, kinds: set[str]) -> _Taken:
+        x = call.a["self"]
+        labels = self._axes.labels(x)
+        after = drop_entry(labels, axis, 0)
+        sizes = measure_places(labels, after)
+        image_axes = find_image_axes(labels)
+        stride = tuple(n if k in kinds else 1 for k, n in zip(image_axes, sizes[0], strict=True))
+        geometry = Geometry("select" if is_lattice(after) else "global_pool", stride, stride)
+        frame = self._running[-1]
+        index = frame.counts["entry"]
+        frame.counts["entry"] += 1
+        event = Event(frame, "entry", index, geometry, *sizes, count_channels(labels), x, call.outputs[0])
+        self._keep(event)
+        spatial = [f for f in all_factors((labels[axis],)) if f.spatial]
+        taken = _Taken(event, kinds, extent_of(spatial))
+        self._taken[id(x), axis] = taken
+        return taken

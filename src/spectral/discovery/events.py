@@ -1,0 +1,106 @@
+"""One place where resolution drops, as a forward pass showed it, and the numbers that labels tell of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from spectral.axes import BATCH, IMAGE_AXES, MIXED, Factor, Labels, Layout, all_factors
+from spectral.operators import Geometry
+from spectral.places import Place, Steps
+from spectral.tracker import Frame
+
+
+@dataclass(eq=False)
+class Event:
+    """One place where resolution drops (or everything does: a global pool), as the forward pass showed it.
+
+    Attributes:
+        frame: the call in which it ran.
+        family: what ``index`` counts it with.
+        index: which of its family in that call.
+        geometry: its numbers.
+        input_size: of the maps that enter.
+        output_size: of those that leave.
+        channels: of the maps that enter.
+        source: the tensor that it decimates.
+        output: what leaves.
+        spread: maps of one image before and after each image on the batch axis.
+        own: steps from the module's forward to it.
+        turn: which of its family at this place.
+        place: where in the model's code it ran.
+        layouts: how source and output are maps, where they aren't (B, C, H, W).
+        prepared: whether its module did no more to its input than move samples.
+        returned: whether its module returns its output.
+        used: whether anything has read its output; what only is written to loses nothing.
+        root: the complex map of whose real or imaginary part it is.
+        alone: whether something used a slice by itself, and not with the other phases.
+        kept: whether what it made channels of has been read as channels.
+        dropped: whether it turned out to be part of another, or none.
+    """
+
+    frame: Frame
+    family: str
+    index: int
+    geometry: Geometry
+    input_size: tuple[int, ...]
+    output_size: tuple[int, ...]
+    channels: int
+    source: Tensor
+    output: Tensor
+    spread: tuple[int, int] = (1, 1)
+    own: Steps = ()
+    turn: int = 0
+    place: Place = field(default_factory=Place)
+    layouts: tuple[Layout, Layout] | None = None
+    prepared: bool = False
+    returned: bool = False
+    used: bool = True
+    alone: bool = False
+    kept: bool = False
+    root: Tensor | None = None
+    dropped: bool = False
+
+
+def find_image_axes(labels: Labels) -> list[str]:
+    """Return the axes of its maps: rows and columns (a signal has one row), time where there is any."""
+    timed = any(f.kind == "t" for f in all_factors(labels))
+    return [kind for kind in IMAGE_AXES if timed or kind != "t"]
+
+
+def find_size(factors: Sequence[Factor], axes: Sequence[str]) -> tuple[int, ...]:
+    """Multiply the extents of each image axis; rows and columns that are mixed count as one row."""
+    mixed = any(f.kind == MIXED for f in factors)
+    kinds = [axes[-1] if mixed and f.spatial else f.kind for f in factors]
+    pairs = list(zip(factors, kinds, strict=True))
+    return tuple(math.prod(f.extent for f, k in pairs if k == axis and f.spatial) for axis in axes)
+
+
+def find_steps(inner: Sequence[Factor], outer: Sequence[Factor], axes: Sequence[str]) -> tuple[int, ...]:
+    """Count the samples from one window to the next, along each axis; one window alone is its own stride."""
+    steps = []
+    for axis in axes:
+        parts = [f for f in inner if f.kind == axis]
+        apart = min((f.step for f in parts), default=1)
+        whole = apart * math.prod(f.extent for f in parts)
+        steps.append(int(min((f.step for f in outer if f.kind == axis), default=whole) / apart))
+    return tuple(steps)
+
+
+def count_channels(labels: Labels) -> int:
+    """Multiply the extents of what is neither an image axis nor the batch."""
+    return math.prod(f.extent for f in all_factors(labels) if not f.spatial and f.kind != BATCH)
+
+
+def find_spread(labels: Labels) -> tuple[int, int] | None:
+    """Find what stands before and after the images on the batch axis; None if they are elsewhere."""
+    first = labels[0].factors
+    position = next((i for i, f in enumerate(first) if f.kind == BATCH), None)
+    if position is None:
+        elsewhere = any(f.kind == BATCH for f in all_factors(labels[1:]))
+        return None if elsewhere else (1, 1)
+    before = math.prod(f.extent for f in first[:position])
+    return before, math.prod(f.extent for f in first[position + 1 :])

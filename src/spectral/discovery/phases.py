@@ -1,0 +1,221 @@
+"""Slices of one tensor that keep every phase between them: what they are together.
+
+If they end as channels that can be told apart nothing is lost: space-to-depth. If they are added up, or the
+largest is taken, they are a pool. Sums are followed as what they are, weights of the phases: a wavelet
+transform keeps as many independent ones as there are phases.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from spectral.axes import JOINS, Call, is_view, operator_name
+from spectral.discovery.events import Event
+from spectral.operators import LOSSLESS, Size
+
+# Not marked as pointwise by torch, but they don't move a sample.
+_SAMPLEWISE = {"clone", "_to_copy", "lift_fresh", "native_dropout", "contiguous"}
+_SLICES = ("slice", "select")
+_LARGEST = {"maximum", "minimum", "fmax", "fmin"}
+_REASON = "a pool written as slices that are joined by arithmetic: there is no one operator to measure"
+
+# Weight of each phase in a sum; None where it is no sum.
+Weights = dict[Size, float] | None
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """A tensor and a stride: what the phases are phases of."""
+
+    root: int  # id of the tensor
+    stride: Size
+
+
+@dataclass(frozen=True)
+class _Blend:
+    """What a tensor is made of: one row for each run of channels, the phases in it and their weights."""
+
+    lattice: Lattice
+    rows: tuple[tuple[frozenset[Size], Weights], ...]
+    largest: bool = False
+
+
+class Phases:
+    """Follows slices through views, samplewise operators and joins.
+
+    A slice of a slice is a phase of either tensor: each tensor has a blend for every lattice that it lies on.
+    """
+
+    def __init__(self) -> None:
+        self._blends: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensor → lattice → blend
+        self._events: dict[Lattice, list[Event]] = defaultdict(list)
+        self._parents: dict[Lattice, Lattice] = {}
+        self._lossless: set[Lattice] = set()
+        self._pools: dict[Lattice, str] = {}
+        self._roots: list[Tensor] = []  # alive, so that no two have one id
+
+    def note(self, event: Event) -> None:
+        """Follow what a slice gave."""
+        geometry = event.geometry
+        if min(geometry.stride) < 1:
+            return
+        self._roots.append(event.source)
+        blends = {}
+        for lattice, blend in self._blends_of(event.source).items():
+            ((phases, known),) = blend.rows if len(blend.rows) == 1 else ((frozenset(), None),)
+            if len(phases) != 1:
+                continue
+            (outer,) = phases
+            stride = tuple(s * t for s, t in zip(lattice.stride, geometry.stride, strict=True))
+            steps = zip(outer, lattice.stride, geometry.phase, strict=True)
+            finer, phase = Lattice(lattice.root, stride), tuple(p + s * q for p, s, q in steps)
+            weight = known[outer] if known is not None else math.nan
+            blends[finer] = _Blend(finer, ((frozenset([phase]), {phase: weight}),))
+            self._parents[finer] = lattice
+        own = Lattice(id(event.source), geometry.stride)
+        blends[own] = _Blend(own, ((frozenset([geometry.phase]), {geometry.phase: 1.0}),))
+        for lattice in blends:
+            self._events[lattice].append(event)
+        self._blends[event.output] = blends
+
+    def find_joined(self, tensors: Sequence[Tensor]) -> tuple[list[Size], list[Event]] | None:
+        """Return which phase each of some tensors is, and the slices, if they are all phases of a tensor."""
+        for lattice, blends in self._find_common(tensors):
+            rows = [blend.rows[0][0] for blend in blends if len(blend.rows) == 1]
+            phases = [phase for row in rows if len(row) == 1 for phase in row]
+            if len(tensors) == len(set(phases)) == math.prod(lattice.stride) > 1:
+                return phases, self._collect(lattice)
+        return None
+
+    def follow(self, call: Call, func: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+        """Follow an operator that ran."""
+        tagged = [x for x in inputs if self._blends_of(x)]
+        if not tagged:
+            return
+        name = operator_name(func).removesuffix("_")
+        made: dict[Lattice, _Blend] = {}
+        for lattice, blends in self._find_common(tagged):
+            blend = None
+            if name in JOINS and len(blends) == len(inputs):
+                blend = replace(blends[0], rows=tuple(row for each in blends for row in each.rows))
+                if _count_independent(blend) == math.prod(lattice.stride) > 1:
+                    self._lossless.add(lattice)
+            elif len(blends) == 1 and len([x for x in inputs if call.known(x)]) == 1:
+                blend = _scale(blends[0], name, func, call)
+            elif len(blends) == 2 and len(blends[0].rows) == len(blends[1].rows):
+                blend = _combine(blends[0], blends[1], name, call)
+                self._note_pool(blend)
+            if blend is not None:
+                made[lattice] = blend
+        if made:
+            for y in outputs:
+                self._blends[y] = made
+        else:
+            for x in inputs:
+                self.read(x)
+
+    def read(self, x: Tensor) -> None:
+        """Note that a tensor is used as it is: if it is a lone phase, that is a site of its own."""
+        for lattice, blend in self._blends_of(x).items():
+            for event in self._events[lattice] if len(blend.rows) == 1 else ():
+                own = self._blends_of(event.output).get(lattice)
+                event.alone |= own is not None and own.rows[0][0] == blend.rows[0][0]
+
+    def finish(self) -> None:
+        """Let the first of the slices that keep all phases stand for all of them, as what they are."""
+        together = [*self._lossless, *(lattice for lattice in self._pools if lattice not in self._lossless)]
+        for lattice in sorted(together, key=lambda lattice: -math.prod(lattice.stride)):
+            kind, reason = "space_to_depth", LOSSLESS
+            if lattice not in self._lossless:
+                kind, reason = self._pools[lattice], _REASON
+            group = self._collect(lattice)
+            if any(e.alone or e.dropped or not e.used or e.geometry.kind not in _SLICES for e in group):
+                continue
+            first = group[0]
+            first.geometry = replace(first.geometry, kind=kind, stride=lattice.stride, kernel=lattice.stride,
+                                     phase=(0,) * len(lattice.stride), reason=reason)  # fmt: skip
+            first.output_size = group[-1].output_size
+            for other in group[1:]:
+                other.dropped = True
+
+    def _blends_of(self, x: Tensor) -> dict[Lattice, _Blend]:
+        blends: dict[Lattice, _Blend] = self._blends.get(x, {})
+        return blends
+
+    def _find_common(self, tensors: Sequence[Tensor]) -> Iterator[tuple[Lattice, list[_Blend]]]:
+        """Yield the lattices that all of some tensors lie on, the coarsest first, with their blends."""
+        tables = [self._blends_of(x) for x in tensors]
+        for lattice in sorted(tables[0], key=lambda lattice: -math.prod(lattice.stride)) if tables else ():
+            if all(lattice in table for table in tables):
+                yield lattice, [table[lattice] for table in tables]
+
+    def _collect(self, lattice: Lattice) -> list[Event]:
+        parent = self._parents.get(lattice)
+        before = self._collect(parent) if parent is not None else []
+        return list(dict.fromkeys([*before, *self._events[lattice]]))
+
+    def _note_pool(self, blend: _Blend) -> None:
+        for phases, weights in blend.rows:
+            if len(phases) == math.prod(blend.lattice.stride) > 1:
+                self._pools.setdefault(blend.lattice, _name_pool(blend, weights))
+
+
+def _name_pool(blend: _Blend, weights: Weights) -> str:
+    if blend.largest:
+        return "window_max"
+    alike = weights is not None and len({round(w, 6) for w in weights.values()}) == 1
+    return "window_mean" if alike else "window_blend"
+
+
+def _scale(blend: _Blend, name: str, func: Any, call: Call) -> _Blend | None:
+    """Follow an operator on one tensor: weights of a sum survive what is linear."""
+    if name in _SAMPLEWISE or is_view(func) or (name in ("add", "sub") and len(call.inputs) == 1):
+        return blend
+    if torch.Tag.pointwise not in func.tags:
+        return None
+    factor = math.nan
+    other = call.a.get("other")
+    if name == "neg":
+        factor = -1.0
+    elif name in ("mul", "div") and isinstance(other, (int, float)):
+        factor = float(other) if name == "mul" else 1 / other if other else math.nan
+    rows = []
+    for phases, weights in blend.rows:
+        scaled = None
+        if weights is not None and not math.isnan(factor):
+            scaled = {phase: w * factor for phase, w in weights.items()}
+        rows.append((phases, scaled))
+    return replace(blend, rows=tuple(rows))
+
+
+def _combine(first: _Blend, second: _Blend, name: str, call: Call) -> _Blend:
+    """Follow an operator on two tensors, sample by sample."""
+    sign = {"add": 1.0, "sub": -1.0}.get(name)
+    alpha = call.a.get("alpha", 1)
+    rows: list[tuple[frozenset[Size], Weights]] = []
+    for (phases, left), (others, right) in zip(first.rows, second.rows, strict=True):
+        weights: Weights = None
+        if sign is not None and left is not None and right is not None and isinstance(alpha, (int, float)):
+            weights = {p: left.get(p, 0.0) + sign * alpha * right.get(p, 0.0) for p in phases | others}
+        rows.append((phases | others, weights))
+    plain = all(len(phases) == 1 for phases, _ in (*first.rows, *second.rows))
+    largest = name in _LARGEST and (plain or first.largest or second.largest)
+    return _Blend(first.lattice, tuple(rows), largest)
+
+
+def _count_independent(blend: _Blend) -> int:
+    """Count the independent sums among the channels."""
+    order = sorted({phase for phases, _ in blend.rows for phase in phases})
+    rows = [(p, dict.fromkeys(p, 1.0) if len(p) == 1 else weights) for p, weights in blend.rows]
+    known = [weights for _, weights in rows if weights is not None]
+    matrix = np.array([[weights.get(phase, 0.0) for phase in order] for weights in known])
+    return int(np.linalg.matrix_rank(matrix)) if matrix.size and np.isfinite(matrix).all() else 0

@@ -1,0 +1,286 @@
+"""One forward pass without data that sees every place where resolution may drop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from spectral.axes import ATTENTION, CROPS, FILLS, JOINS, PRODUCTS, AxisTracker, Call, operator_name
+from spectral.discovery.entries import Entries
+from spectral.discovery.events import Event, find_spread
+from spectral.discovery.folding import Folding
+from spectral.discovery.phases import Phases
+from spectral.discovery.placing import place_map, place_pick, place_reduction, place_slice
+from spectral.discovery.uses import Uses, tensors_of
+from spectral.inputs import Inputs
+from spectral.layers.pool import Pool
+from spectral.operators import KINDS, LOSSLESS, Geometry, find_sliding
+from spectral.places import Place
+from spectral.recorder import Operation, Recorder
+from spectral.standin import find_original, run_on_standins
+from spectral.tracker import Frame, Tracker
+
+# What a module may do to its input before its operator and still be one site: pad, crop, copy or cast it.
+_PREPARING = {
+    "constant_pad_nd", "reflection_pad2d", "replication_pad2d", "slice", "index_select", "new_empty",
+    "empty_like", "copy_", "clone", "_to_copy", "alias", "detach", "view", "unsqueeze", "squeeze",
+}  # fmt: skip
+
+_OUTSIDE = "a smaller map that no torch operator made (NumPy?): what was done to it can't be seen"
+
+SIGNALS = "a layer for signals: dense maps are read of images and videos"
+
+Beside = Callable[[nn.Module], AbstractContextManager[Any]]
+
+
+def watch_nothing(model: nn.Module) -> AbstractContextManager[None]:
+    """Watch nothing beside."""
+    return nullcontext()
+
+
+def record_events(model: nn.Module, inputs: Inputs, beside: Beside = watch_nothing) -> list[Event]:
+    """Run a copy of the model once, on the meta device if it can; return what reduced resolution, in order.
+
+    Args:
+        model: any module.
+        inputs: what to call it with.
+        beside: makes a context of the copy, in which the pass runs: for whoever watches it too.
+
+    Raises:
+        SpectralError: if its forward fails on the example.
+    """
+    return run_on_standins(model, inputs, partial(_record, beside))
+
+
+def _record(
+    beside: Beside, model: nn.Module, inputs: Inputs, weights: Sequence[Tensor], forward: Callable[[], Any]
+) -> list[Event]:
+    discovery = _Discovery(model, weights)
+    for tensor, batched in inputs.every_tensor():
+        if is_image(tensor):
+            discovery.axes.mark_image(tensor, batched)
+    with beside(model), discovery.calls, discovery.recorder.listening():
+        forward()
+    return discovery.finish()
+
+
+class _Discovery:
+    """The events of one forward pass, and what tells them apart from operators that only look like them."""
+
+    def __init__(self, model: nn.Module, weights: Sequence[Tensor]) -> None:
+        originals = [find_original(weight) for weight in weights]
+        empty = any(original is not None and original.is_meta for original in originals)
+        self.axes = AxisTracker(find_original, self._note_arrival, strict=not empty)
+        self.axes.mark_learned(weights)
+        self.events: list[Event] = []
+        self.calls = Tracker(dict(model.named_modules()), begin=self._enter, end=self._leave)
+        self.recorder = Recorder(self.calls.frames, self.note, self.observe)
+        self._uses, self._phases = Uses(), Phases()
+        self._folding = Folding(self.axes, self.calls.frames, self.events.append)
+        self._entries = Entries(self.axes, self._uses, self.calls.frames, self.events.append)
+        self._weights = set(map(id, weights))
+        self._parts: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensor → what complex one it is of
+        self._before: dict[Frame, int] = {}  # events there were when each call began
+
+    def finish(self) -> list[Event]:
+        """Return the events in the order in which they happened."""
+        self._entries.finish()
+        self._phases.finish()
+        self._place_events()
+        return [event for event in self.events if event.used and not event.dropped]
+
+    def _place_events(self) -> None:
+        """Say of each event where it ran, and of how many alike it is one; when the pass has ended."""
+        for event in self.events:
+            frame, family = event.frame, event.family
+            event.place = Place(
+                frame.outer, event.own, frame.turn, event.turn,
+                (self.calls.places[frame.path, frame.outer], self.calls.calls[frame.path]),
+                (frame.turns[family, event.own] or 1, frame.counts[family] or 1),
+            )  # fmt: skip
+
+    def note(self, operation: Operation) -> None:
+        """Keep a candidate that reduces the resolution of a map of the image."""
+        operator = operation.decimation.operator
+        place = {
+            "maps": place_map, "slices": place_slice, "picks": place_pick, "windows": place_reduction
+        }  # fmt: skip
+        event = place[operator.acts_on](operation, self.axes)
+        if event is None:
+            return
+        own = 0 if operator.waits else 1  # the operator itself
+        event.prepared = operation.frame.steps == own
+        event.own, event.turn = operation.own, operation.turn
+        self.events.append(event)
+        if operator.acts_on in ("slices", "picks"):
+            self._uses.watch(event, event.output)
+            self._phases.note(event)
+            if operator.acts_on == "picks":
+                self._folding.note_pool(self.axes.labels(operation.source))
+        elif operator.acts_on == "windows":
+            self._folding.note_pool(self.axes.labels(operation.source))
+        elif event.geometry.reason == LOSSLESS:
+            self._folding.note_folded(event)
+        elif operation.decimation.weight is not None:
+            self._refine_convolution(event, operation)
+
+    def observe(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+        """Follow the axes through an operator, and keep what loses places without being a candidate."""
+        decimation = self.recorder.reading
+        slides = decimation is not None and decimation.operator.acts_on == "maps"
+        call = self.axes.read(func, args, kwargs, out, slides)
+        self._uses.follow(func, tensors_of((args, tuple(kwargs.values()))), tensors_of(out))
+        if call is None:
+            return
+        self._folding.note_contraction(call)
+        self._folding.note_transform(call)
+        before = [(x, self.axes.labels(x)) for x in call.inputs if self.axes.comes_from_image(x)]
+        self.axes.label(call, decimation)
+        self._folding.note_cut()
+        if operator_name(func) not in _PREPARING:
+            for frame in self.recorder.frames:
+                frame.steps += 1
+        self._follow_parts(call)
+        if "tensors" in call.a and (joined := self._phases.find_joined(call.a["tensors"])):
+            self._folding.note_join(*joined, call)
+        self._phases.follow(call, func, call.inputs, call.outputs)
+        if not self._entries.note(call) and decimation is None and not _is_exempt(call):
+            self._folding.note_loss(call, before)
+        for y in call.outputs:
+            self._folding.note_channels(y)
+
+    def _enter(self, frame: Frame) -> None:
+        self.recorder.flush()
+        self.calls.locate(frame)
+        self._before[frame] = len(self.events)
+
+    def _leave(self, frame: Frame, output: Any) -> None:
+        self.recorder.flush()
+        for x in tensors_of(list(output.values()) if isinstance(output, dict) else output):
+            self._uses.read(x)
+            if frame is self.calls.frames[0]:
+                self._folding.note_output(x)
+                self._phases.read(x)
+        entering, module = frame.input, frame.module
+        if knows_dense_map(module) and _are_maps(entering, module) and _are_maps(output, module):
+            del self.events[self._before[frame] :]
+            self._note_layer(frame, module, entering, output)
+        for event in reversed(self.events):
+            if event.frame is frame:
+                event.returned = event.output is output
+                break
+
+    def _refine_convolution(self, event: Event, operation: Operation) -> None:
+        """Tell a blur from other convolutions, and a complex one from the real ones that make it."""
+        weight, geometry = operation.decimation.weight, event.geometry
+        assert weight is not None
+        root = self._parts.get(operation.source)
+        if root is not None:
+            self._join_complex(event, root)
+        elif geometry.kind == "conv" and id(weight) not in self._weights:
+            depthwise = geometry.groups == operation.decimation.input.shape[1] == weight.shape[0]
+            learned = any(True for _ in event.frame.module.parameters(recurse=False))
+            fixed = not (
+                learned or self.axes.comes_from_weights(weight) or self.axes.comes_from_image(weight)
+            )
+            if depthwise and fixed and is_low_pass(self.axes.constants.value(weight), geometry.stride):
+                event.geometry = replace(geometry, kind="blur_pool")
+
+    def _follow_parts(self, call: Call) -> None:
+        """Follow real and imaginary part of a complex map, and their sum."""
+        if operator_name(call.func) == "view_as_real":
+            self._parts[call.outputs[0]] = call.a["self"]
+        elif operator_name(call.func) in ("select", "add"):
+            roots = [self._parts.get(x) for x in call.inputs]
+            if roots[0] is not None and all(root is roots[0] for root in roots):
+                self._parts[call.outputs[0]] = roots[0]
+
+    def _join_complex(self, event: Event, root: Tensor) -> None:
+        """Let the first of the real convolutions that make a complex one stand for all."""
+        event.root = root
+        reason = "a complex convolution, and the metrics are those of real maps"
+        event.geometry = replace(event.geometry, reason=reason)
+        first = next(e for e in self.events if e.frame is event.frame and e.root is root)
+        event.dropped = first is not event
+
+    def _note_layer(self, frame: Frame, module: Pool, x: Tensor, output: Tensor) -> None:
+        """Keep a layer that knows its own dense map, instead of the operators that it consists of."""
+        one = (1,) if module.axes == 1 else ()  # a signal is a map of one row
+        stride = one + module.stride
+        reason = module.obstacle or (SIGNALS if one else None)
+        geometry = Geometry(module.kind, stride, stride, phase=(0,) * len(stride), reason=reason)
+        event = Event(
+            frame, "layer", 0, geometry, one + tuple(x.shape[2:]), one + tuple(output.shape[2:]), x.shape[1],
+            x, output, find_spread(self.axes.labels(x)) or (1, 1),
+        )  # fmt: skip
+        self.axes.mark_decimated(x, output, module.stride)
+        if max(module.stride) > 1:
+            self.events.append(event)
+
+    def _note_arrival(self, x: Tensor, before: tuple[int, ...] | None) -> None:
+        """Keep that a smaller map comes from outside torch: what was done to it there can't be seen."""
+        size = tuple(x.shape[2:])
+        if before is None or all(n >= m for n, m in zip(size, before, strict=True)):
+            return
+        frame = self.calls.frames[-1]
+        index = frame.counts["outside"]
+        frame.counts["outside"] += 1
+        geometry = Geometry("outside", (0,) * max(len(size), 2), reason=_OUTSIDE)
+        one = (1,) if len(size) == 1 else ()
+        event = Event(frame, "outside", index, geometry, one + before, one + size, x.shape[1], x, x)
+        self.events.append(event)
+
+
+def is_low_pass(kernels: Tensor | None, stride: Sequence[int]) -> bool:
+    """Whether kernels (C, 1, k, …) pass the mean best, and at most half its power at the Nyquist frequency.
+
+    That along each axis that is decimated. Where the weights aren't known they are taken for a blur.
+
+    Example:
+        >>> box, identity = torch.ones(1, 1, 2, 2), torch.tensor([[[[0.0, 0, 0], [0, 1, 0], [0, 0, 0]]]])
+        >>> is_low_pass(box, (2, 2)), is_low_pass(identity, (2, 2))
+        (True, False)
+    """
+    if kernels is None:
+        return True
+    axes = tuple(range(2, kernels.ndim))
+    response = torch.fft.fftn(kernels.double(), s=[32] * len(axes), dim=axes).abs().square()
+    mean = response[(..., *[slice(0, 1)] * len(axes))]
+    best = bool((response <= mean * (1 + 1e-6)).all()) and bool((mean > 0).all())
+    decimated = [axis for axis, s in zip(axes, stride[-len(axes) :], strict=True) if s > 1]
+    nyquist = [
+        response[tuple(slice(16, 17) if a == axis else slice(0, 1) if a > 1 else slice(None)
+                       for a in range(kernels.ndim))]
+        for axis in decimated
+    ]  # fmt: skip
+    return best and all(bool((2 * power <= mean).all()) for power in nyquist)
+
+
+def is_image(x: Tensor) -> bool:
+    """Whether an input may be images: integers are where they have the axes of images."""
+    return 2 <= x.ndim <= 5 if x.is_floating_point() or x.is_complex() else 4 <= x.ndim <= 5
+
+
+def knows_dense_map(module: nn.Module) -> TypeGuard[Pool]:
+    """Whether a module is a layer of ours that is a site as a whole, not by the operators it consists of."""
+    return isinstance(module, Pool) and getattr(KINDS.get(module.kind), "family", None) == "layer"
+
+
+def _are_maps(x: Any, layer: Pool) -> TypeGuard[Tensor]:
+    return isinstance(x, Tensor) and x.ndim == layer.axes + 2
+
+
+def _is_exempt(call: Call) -> bool:
+    """Whether an operator that has fewer samples than its input loses none, or is told elsewhere."""
+    name = operator_name(call.func)
+    crop = name in CROPS and call.a.get("step", 1) == 1
+    told = name in (*PRODUCTS, *ATTENTION, *FILLS, *JOINS)
+    pointwise = torch.Tag.pointwise in call.func.tags
+    return crop or told or pointwise or find_sliding(call.func, call.a) is not None

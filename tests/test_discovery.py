@@ -1,0 +1,443 @@
+"""Nothing that loses places is missed, and nothing is called what it isn't: one spelling after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import networks as nets
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import image
+from torch import Tensor, nn
+
+from spectral.hooks import FeatureExtractor
+from spectral.layers import FLCPool2d, IdealLowPass2d
+from spectral.sites import Site, find_global_pools, find_reductions, find_sites
+
+Call = Callable[..., Any]
+SIZE = (16, 24)
+
+
+def net_of(call: Call, **children: nn.Module) -> nn.Module:
+    """A convolution that keeps the size, then the call."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nets.Call(lambda m, x: call(x), **children)).eval()
+
+
+def every_second(x: Tensor, start: int = 0) -> Tensor:
+    return torch.arange(start, x.shape[2], 2, device=x.device)
+
+
+def split_rows(x: Tensor) -> Tensor:
+    return x.unflatten(2, (-1, 2))
+
+
+# The sample itself is kept: (stride, phase).
+PICKS: dict[str, tuple[Call, tuple[int, int], tuple[int, int]]] = {
+    "index_select": (lambda x: x.index_select(2, every_second(x)), (2, 1), (0, 0)),
+    "arange": (lambda x: x[:, :, every_second(x, 1)], (2, 1), (1, 0)),
+    "arange on the CPU": (lambda x: x[:, :, torch.arange(1, 16, 2)], (2, 1), (1, 0)),
+    "list": (lambda x: x[:, :, :, [2, 5, 8, 11, 14, 17, 20, 23]], (1, 3), (0, 2)),
+    "two indices": (lambda x: x[:, :, every_second(x)[:, None], torch.arange(1, 24, 4)], (2, 4), (0, 1)),
+    "fixed mask": (lambda x: x[:, :, torch.arange(16) % 2 == 1], (2, 1), (1, 0)),
+    "gather": (
+        lambda x: x.gather(2, every_second(x)[:, None].expand(*x.shape[:2], -1, x.shape[3])), (2, 1), (0, 0)
+    ),
+    "take_along_dim": (
+        lambda x: x.take_along_dim(every_second(x, 1)[None, None, :, None], 2), (2, 1), (1, 0)
+    ),
+    "view and select": (lambda x: split_rows(x)[:, :, :, 1], (2, 1), (1, 0)),
+    "view and two selects": (lambda x: split_rows(x).unflatten(4, (-1, 3))[:, :, :, 0, :, 2], (2, 3), (0, 2)),
+    "channels last": (lambda x: x.permute(0, 2, 3, 1).unflatten(1, (-1, 2))[:, :, 1], (2, 1), (1, 0)),
+    "as_strided": (
+        lambda x: x.contiguous().as_strided((len(x), 4, 8, 8), (1536, 384, 48, 3), 24), (2, 3), (1, 0)
+    ),
+    "a phase of space-to-depth": (
+        lambda x: F.pixel_unshuffle(x, 2).unflatten(1, (-1, 4))[:, :, 2], (2, 2), (1, 0)
+    ),
+    "after a sum along": (lambda x: x.cumsum(3)[..., ::2], (1, 2), (0, 0)),
+    "after a roll": (lambda x: x.roll(1, 2)[:, :, 1::2], (2, 1), (1, 0)),
+    "after circular padding": (lambda x: F.pad(x, (1, 1, 0, 0), mode="circular")[..., ::2], (1, 2), (0, 0)),
+    "after a stack of all rows": (lambda x: torch.stack(x.unbind(2), 2)[:, :, ::2], (2, 1), (0, 0)),
+}  # fmt: skip
+# The result of a reduction over a window: (op, window).
+POOLS: dict[str, tuple[Call, str, tuple[int, int]]] = {
+    "sum": (lambda x: split_rows(x).sum(3) / 2, "window_sum", (2, 1)),
+    "amin": (lambda x: split_rows(x).amin(3), "window_min", (2, 1)),
+    "min": (lambda x: split_rows(x).min(3)[0], "window_min", (2, 1)),
+    "median": (lambda x: split_rows(x).median(3)[0], "window_median", (2, 1)),
+    "prod": (lambda x: split_rows(x).prod(3), "window_product", (2, 1)),
+    "logsumexp": (lambda x: split_rows(x).logsumexp(3), "window_logsumexp", (2, 1)),
+    "norm": (lambda x: split_rows(x).norm(p=3, dim=3), "window_norm", (2, 1)),
+    "std": (lambda x: x.unfold(2, 2, 2).unfold(3, 3, 3).std((-1, -2)), "window_std", (2, 3)),
+    "biased variance": (
+        lambda x: x.unfold(2, 2, 2).unfold(3, 3, 3).var((-1, -2), correction=0), "window_var", (2, 3)
+    ),
+    "mean of a stack of phases": (
+        lambda x: torch.stack([x[..., i::2, j::2] for i in (0, 1) for j in (0, 1)]).mean(0),
+        "window_mean", (2, 2),
+    ),
+    "maximum of a stack of phases": (
+        lambda x: torch.stack([x[..., i::2, j::2] for i in (0, 1) for j in (0, 1)]).amax(0),
+        "window_max", (2, 2),
+    ),
+    "mean of pixel_unshuffle": (
+        lambda x: F.pixel_unshuffle(x, 2).unflatten(1, (-1, 4)).mean(2), "window_mean", (2, 2)
+    ),
+    "mean of im2col": (
+        lambda x: F.unfold(x, 2, stride=2).unflatten(1, (-1, 4)).unflatten(-1, (8, 12)).mean(2),
+        "window_mean", (2, 2),
+    ),
+    "tokens behind a class token": (
+        lambda x: tokens(x)[:, 1:].unflatten(1, (4, 4, 6, 4)).amax((2, 4)), "window_max", (4, 4)
+    ),
+    "tokens behind two registers, before one": (
+        lambda x: torch.cat([tokens(tokens(x), 2), tokens(x)[:, :1]], 1)[:, 3:-1].unflatten(1, (8, 2, 24))
+        .amax(2), "window_max", (2, 1),
+    ),
+}  # fmt: skip
+# What is no lattice any more, or has no dense map: (op, start of the reason).
+REASONS: dict[str, tuple[Call, str, str]] = {
+    "one row": (lambda x: x[:, :, 3], "select", "one of its 16 rows is kept"),
+    "one column of channels-last": (lambda x: x.permute(0, 2, 3, 1)[:, :, -1], "select", "one of its 24 col"),
+    "unbind": (lambda x: torch.stack(x.unbind(3)[::2], 3), "select", "its columns are taken one by one, 2"),
+    "a loop": (lambda x: torch.stack([x[:, :, i] for i in range(0, 16, 4)], 2), "select", "its rows are tak"),
+    "irregular index": (lambda x: x[:, :, [0, 3, 4, 6]], "index", "its samples are picked at positions"),
+    "index of the data": (lambda x: x[:, :, x[0, 0].mean(1).argsort()[:8]], "index", "its samples are"),
+    "mask of the data": (lambda x: x[:, :, x[0, 0].mean(1) > 0], "index", "its samples are picked at pos"),
+    "mask of all": (lambda x: x[x > 0], "index", "its samples are picked"),
+    "masked_select": (lambda x: x.masked_select(x > 0), "mask", "its samples are picked one by one"),
+    "gather by the data": (lambda x: x.gather(2, x.argsort(2)[:, :, :8]), "gather", "its samples are picked"),
+    "topk": (lambda x: x.topk(12, 3)[0], "topk", "its samples are picked by their value"),
+    "slice of sorted": (lambda x: x.sort(3)[0][..., ::2], "slice", "its rows and columns are not two axes"),
+    "argmax of windows": (lambda x: split_rows(x).argmax(3), "argmax", "it gives the positions of samples"),
+    "fractional pool": (
+        lambda x: F.fractional_max_pool2d(x, 2, output_size=8), "fractional_max_pool", "its windows are uneq"
+    ),
+    "Fourier crop": (
+        lambda x: torch.fft.irfft2(torch.fft.rfft2(x)[..., :7], s=(16, 12)), "fourier_crop", "a crop of the"
+    ),
+    "Fourier crop as FLC does it": (
+        lambda x: torch.fft.ifft2(
+            torch.fft.ifftshift(torch.fft.fftshift(torch.fft.fft2(x), (2, 3))[:, :, 4:12, 6:18], (2, 3))
+        ).real, "fourier_crop", "a crop of the spectrum",
+    ),
+    "product along the rows": (
+        lambda x: torch.einsum("bchw,hk->bckw", x, torch.ones(16, 8, device=x.device)), "matmul_pool", "a poo"
+    ),
+    "matrix from the left": (lambda x: torch.ones(8, 16, device=x.device) @ x, "matmul_pool", "a pool writ"),
+    "quantile": (lambda x: split_rows(x).quantile(0.5, 3), "condition", "it tells which samples"),
+    "complex slice": (lambda x: torch.complex(x, x)[..., ::2].abs(), "slice", "its map is complex"),
+    "slice of integers": (lambda x: (x > 0).int()[:, :, ::2], "unrecognised", "its samples are no floating-"),
+    "diagonal": (lambda x: x[..., :16].diagonal(dim1=2, dim2=3), "unrecognised", "unrecognised operator a"),
+    "sum of phases": (
+        lambda x: (x[..., ::2, ::2] + x[..., 1::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, 1::2]) / 4,
+        "window_mean", "a pool written as slices",
+    ),
+    "maximum of phases": (
+        lambda x: torch.maximum(torch.maximum(x[..., ::2, ::2], x[..., 1::2, ::2]),
+                                torch.maximum(x[..., ::2, 1::2], x[..., 1::2, 1::2])),
+        "window_max", "a pool written as slices",
+    ),
+    "sum of phases, joined with itself": (
+        lambda x: (lambda y: torch.cat([y, y * 2], 1))(x[:, :, ::2] - x[:, :, 1::2]),
+        "window_blend", "a pool written as slices",
+    ),
+}  # fmt: skip
+LOSSLESS: dict[str, Call] = {
+    "cat of phases": lambda x: torch.cat([x[..., i::2, j::2] for j in (0, 1) for i in (0, 1)], 1),
+    "cat of cats": lambda x: torch.cat(
+        [torch.cat([x[..., i::2, ::2], x[..., i::2, 1::2]], 1) for i in (0, 1)], 1
+    ),
+    "cat of activated phases": lambda x: torch.cat(
+        [F.relu(x[..., i::2, j::2] * 2) for i in (0, 1) for j in (0, 1)], 1
+    ),
+    "pixel_unshuffle": lambda x: F.pixel_unshuffle(x, 2),
+    "Haar transform": lambda x: haar(
+        x[..., ::2, ::2] / 2, x[..., 1::2, ::2] / 2, x[..., ::2, 1::2] / 2, x[..., 1::2, 1::2] / 2
+    ),
+    "Haar transform, rows first": lambda x: haar(
+        *[r[..., i::2] / 2 for i in (0, 1) for r in (x[:, :, ::2] / 2, x[:, :, 1::2] / 2)]
+    ),
+}
+
+
+def haar(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    return torch.cat([a + b + c + d, -a - b + c + d, -a + b - c + d, a - b - c + d], 1)
+
+
+def tokens(x: Tensor, count: int = 1) -> Tensor:
+    """(B, C, H, W) or (B, N, C) → tokens, with others in front that are no samples."""
+    x = x.flatten(2).transpose(1, 2) if x.ndim == 4 else x
+    return torch.cat([torch.zeros(len(x), count, x.shape[2], device=x.device), x], 1)
+
+
+def written_to(x: Tensor) -> Tensor:
+    y = x * 1
+    y[:, :, 1::2].zero_()
+    y[..., ::2] = 0.5
+    y[:, :, ::2] *= 2
+    y[..., 1::2].mul_(2).add_(1)
+    return y
+
+
+# Fewer samples perhaps, but no coarser lattice.
+NOTHING: dict[str, Call] = {
+    "crop": lambda x: x[:, :, 2:-2, 3:],
+    "halves": lambda x: sum(x.chunk(2, 2)),
+    "tensor_split": lambda x: x.tensor_split(4, 2)[0],
+    "block of a view": lambda x: x.unflatten(2, (2, 8))[:, :, 1],
+    "crop of rows taken one by one": lambda x: torch.stack([x[:, :, i] for i in range(4, 12)], 2),
+    "rows one by one": lambda x: torch.stack([row * 2 for row in x.unbind(2)], 2),
+    "neighbours in another order": lambda x: x[:, :, [2, 1, 0, 1, 2, 3]],
+    "gated halves": lambda x: F.glu(x, 3),
+    "differences": lambda x: x.diff(dim=2),
+    "written to": written_to,
+    "only its shape": lambda x: x + torch.ones_like(x[:, :, ::2]).sum(),
+    "class token": lambda x: tokens(x)[:, 0],
+    "low-pass by Fourier": lambda x: torch.fft.irfft2(torch.fft.rfft2(x) * 0.5),
+    "upsampling by Fourier": lambda x: torch.fft.irfft2(torch.fft.rfft2(x), s=(32, 48)),
+    "channels picked": lambda x: x[:, [0, 2]],
+    "mean over all channels after space-to-depth": lambda x: x + x.mean(1, keepdim=True),
+}  # fmt: skip
+
+
+def rows(found: list[Site]) -> list[tuple[Any, ...]]:
+    return [(s.op, s.stride, s.geometry.phase, s.measurable) for s in found]
+
+
+@pytest.mark.parametrize("real", [False, True])
+@pytest.mark.parametrize("name", PICKS)
+def test_picks_at_equal_distances(name, real):
+    call, stride, phase = PICKS[name]
+    (site,) = find_sites(both(net_of(lambda x: call(x) + 1), real), SIZE)
+    assert (site.stride, site.geometry.phase, site.measurable) == (stride, phase, True)
+    assert site.rule is not None
+    assert site.rule.startswith("the map itself")
+    assert site.channels == 4
+    if name != "after circular padding":
+        assert site.input_size == SIZE
+    check_identity(net_of(lambda x: call(x) + 1), site)
+
+
+@pytest.mark.parametrize("real", [False, True])
+@pytest.mark.parametrize("name", POOLS)
+def test_reductions_over_windows(name, real):
+    call, op, window = POOLS[name]
+    (site,) = find_sites(both(net_of(lambda x: call(x) + 1), real), SIZE)
+    assert (site.op, site.stride, site.kernel, site.measurable) == (op, window, window, True)
+    assert site.input_size == SIZE
+    check_identity(net_of(lambda x: call(x) + 1), site)
+
+
+@pytest.mark.parametrize("real", [False, True])
+@pytest.mark.parametrize("name", REASONS)
+def test_what_has_no_dense_map_says_why(name, real):
+    call, op, reason = REASONS[name]
+    site, *others = find_sites(both(net_of(lambda x: call(x) + 1), real), SIZE)
+    assert (site.op, site.measurable) == (op, False)
+    assert site.reason is not None
+    assert site.reason.startswith(reason)
+    assert others == [] or name in ("quantile", "index of the data", "mask of the data")
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_lossless_where_the_phases_stay_apart(name):
+    (site,) = find_sites(net_of(lambda x: LOSSLESS[name](x) + 1), SIZE)
+    assert (site.op, site.stride, site.lossless) == ("space_to_depth", (2, 2), True)
+    assert (site.input_size, site.output_size) == (SIZE, (8, 12))
+
+
+@pytest.mark.parametrize("real", [False, True])
+@pytest.mark.parametrize("name", NOTHING)
+def test_a_crop_is_no_decimation(name, real):
+    assert find_sites(both(net_of(lambda x: NOTHING[name](x) + 1), real), SIZE) == []
+
+
+def both(net: nn.Module, real: bool) -> nn.Module:
+    return nets.OnlyRealData(net) if real else net
+
+
+def check_identity(net: nn.Module, found: Site) -> None:
+    """dense[φ::s][:n] is what the site gives, to rounding."""
+    (site,) = find_sites(net, SIZE)
+    assert (site.op, site.stride) == (found.op, found.stride)
+    x = image(2, 3, *SIZE)
+    with (
+        FeatureExtractor(net, [site], tap="dense") as dense,
+        FeatureExtractor(net, [site], tap="output") as out,
+    ):
+        net(x)
+    cuts = [slice(p, None, s) for p, s in zip(site.geometry.phase, site.stride, strict=True)]
+    kept = dense[site.name][(..., *cuts)][(..., *map(slice, site.output_size))]
+    assert kept.shape[-2:] == site.output_size
+    torch.testing.assert_close(kept, out[site.name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_slice_that_is_used_by_itself_too_stays():
+    """The mean of the phases next to the first of them: both would be lost if they were one."""
+
+    def block(x: Tensor) -> Tensor:
+        a, b = x[:, :, ::2], x[:, :, 1::2]
+        return torch.cat([(a + b) / 2, F.conv2d(a, torch.ones(4, 4, 1, 1, device=a.device))], 1)
+
+    assert rows(find_sites(net_of(block), SIZE)) == [
+        ("slice", (2, 1), (0, 0), True), ("slice", (2, 1), (1, 0), True)
+    ]  # fmt: skip
+
+
+def test_a_linear_layer_along_the_columns():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Linear(24, 12), nn.ReLU(), nn.Linear(12, 24))
+    (site,) = find_sites(net, SIZE)
+    assert (site.name, site.op, site.measurable) == ("1", "matmul_pool", False)
+    assert (site.input_size, site.output_size) == ((16, 24), (16, 12))
+    assert site.reason == "a matrix along one of its axes: what is left of that axis is no lattice"
+    signal = nn.Sequential(nn.Conv1d(2, 4, 3, padding=1), nn.Linear(32, 8))
+    assert [s.output_size for s in find_sites(signal, image(1, 2, 32))] == [(1, 8)]
+
+
+def test_a_linear_layer_over_all_places_is_no_lattice():
+    """An MLP mixer's, with fewer places in between: apart from the sites, and with its reason."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(2), nn.Linear(384, 32), nn.Linear(32, 384))
+    assert find_sites(net, SIZE) == []
+    (pool,) = find_global_pools(net, SIZE)
+    assert (pool.name, pool.input_size) == ("2", SIZE)
+    assert pool.reason == "a matrix over all its places: what is left is no lattice"
+
+
+def test_one_complex_convolution_is_one_site():
+    net = nn.Sequential(
+        nets.Call(lambda m, x: torch.complex(x, -x)), nn.Conv2d(3, 4, 3, 2, dtype=torch.complex64),
+        nets.Call(lambda m, x: x.abs()), nn.Conv2d(4, 2, 3, 2),
+    )  # fmt: skip
+    first, second = find_sites(net, 32)
+    assert (first.name, first.op, first.stride, first.measurable) == ("1", "conv", (2, 2), False)
+    assert first.reason == "a complex convolution, and the metrics are those of real maps"
+    assert (second.name, second.measurable) == ("3", True)
+
+
+KERNELS: dict[str, tuple[list[list[float]], str]] = {
+    "box": ([[1, 1], [1, 1]], "blur_pool"),
+    "binomial": ([[1, 2, 1], [2, 4, 2], [1, 2, 1]], "blur_pool"),
+    "identity": ([[0, 0, 0], [0, 1, 0], [0, 0, 0]], "conv"),
+    "Laplacian": ([[0, -1, 0], [-1, 4, -1], [0, -1, 0]], "conv"),
+    "difference": ([[1, -1]], "conv"),
+    "along the rows only": ([[1], [1]], "conv"),
+    "hardly a filter": ([[0, 1, 0], [1, 20, 1], [0, 1, 0]], "conv"),
+}
+
+
+@pytest.mark.parametrize("real", [False, True])
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_blur_is_a_low_pass(name, real):
+    weights, op = KERNELS[name]
+
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("kernel", torch.tensor(weights, dtype=torch.float32))
+
+        def forward(self, x: Tensor) -> Tensor:
+            kernel = self.kernel / self.kernel.abs().sum()
+            return F.conv2d(x, kernel.expand(x.shape[1], 1, -1, -1), stride=2, groups=x.shape[1])
+
+    (site,) = find_sites(both(nn.Sequential(Fixed()), real), SIZE)
+    assert site.op == op
+
+
+def test_the_trail_goes_on_behind_integers_and_numpy():
+    def look(m: Any, x: Tensor, mask: Tensor) -> Tensor:
+        x = m.first(x.float() / 255) * mask
+        return m.second(x)[:, :, ::2]
+
+    net = nets.Call(look, first=nn.Conv2d(3, 4, 3, 2, 1), second=nn.Conv2d(4, 4, 3, 2, 1))
+    pixels = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    expected = [("first", "conv"), ("", "slice"), ("second", "conv")]
+    found = find_sites(net, (pixels, torch.ones(1, 1, 16, 16)))
+    assert sorted((s.module, s.op) for s in found) == sorted(expected)
+
+    def around(m: Any, x: Tensor) -> Tensor:
+        y = m.first(x).detach().cpu().numpy()
+        return m.second(torch.from_numpy(y * 2)[:, :, ::2] + 1)
+
+    outside = nets.Call(around, first=nn.Conv2d(3, 4, 3, 2, 1), second=nn.Conv2d(4, 4, 3, 2, 1))
+    assert [(s.op, s.input_size) for s in find_sites(outside, 32)] == [
+        ("conv", (32, 32)), ("slice", (16, 16)), ("conv", (8, 16))
+    ]  # fmt: skip
+
+
+def test_a_map_that_was_made_smaller_outside_torch_is_reported():
+    def around(m: Any, x: Tensor) -> Tensor:
+        return m.second(torch.from_numpy(m.first(x).detach().numpy()[:, :, ::2, ::2].copy()))
+
+    net = nets.Call(around, first=nn.Conv2d(3, 4, 3, 1, 1), second=nn.Conv2d(4, 4, 3, 2, 1))
+    outside, conv = find_sites(net, 32)
+    assert (outside.op, outside.input_size, outside.output_size) == ("outside", (32, 32), (16, 16))
+    assert (
+        outside.reason
+        == "a smaller map that no torch operator made (NumPy?): what was done to it can't be seen"
+    )
+    assert (conv.op, conv.input_size) == ("conv", (16, 16))
+
+
+def test_a_single_sample_is_no_lattice():
+    for net, size in ((nn.Conv2d(3, 4, 8, 8), (3, 8, 8)), (nn.Conv3d(3, 4, 4, 4), (3, 4, 4, 4))):
+        (site,) = find_sites(nn.Sequential(net), size)
+        assert (site.measurable, site.reason) == (False, "a single sample is left, which is no lattice")
+
+
+STATISTICS: dict[str, Call] = {
+    "sum": lambda x: x.sum((2, 3)),
+    "std": lambda x: x.std((2, 3)),
+    "norm": lambda x: x.norm(dim=(2, 3)),
+    "logsumexp": lambda x: x.flatten(2).logsumexp(-1),
+    "median": lambda x: x.flatten(2).median(-1)[0],
+    "whole window with stride 1": lambda x: F.avg_pool2d(x, SIZE, 1),
+    "mean and class token": lambda x: tokens(x).mean(1),
+}
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_global_pools_of_every_kind(name):
+    net = net_of(lambda x: STATISTICS[name](x) + 1)
+    assert find_sites(net, SIZE) == []
+    (pool,) = find_reductions(net, SIZE)
+    assert (pool.op, pool.input_size, pool.reason) == ("global_pool", SIZE, "a global pool")
+
+
+class LooksLikeOurs(nn.Module):
+    """Not a layer of ours, although it has the attributes that these have."""
+
+    kind, stride = "low_pass", (2, 2)
+
+    def dense(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(x, 2)
+
+
+def test_a_layer_of_ours_is_known_by_its_class():
+    (site,) = find_sites(nn.Sequential(LooksLikeOurs()), 16)
+    assert (site.op, site.family) == ("max_pool", "operator")
+    for call in (lambda m, x: m.pool(x), lambda m, x: m.pool(x=x)):
+        (site,) = find_sites(nets.Call(call, pool=IdealLowPass2d(2)), 16)
+        assert (site.name, site.op, site.family) == ("pool", "low_pass", "layer")
+    (site,) = find_sites(nn.Sequential(FLCPool2d(compat="paper")), 16)
+    assert (site.op, site.measurable) == ("low_pass", False)
+    assert site.reason == "compat='paper' crops the spectrum: it has no map before decimation"
+
+
+def test_a_short_time_fourier_transform():
+    def spectrogram(m: Any, x: Tensor) -> Tensor:
+        window = torch.hann_window(64, device=x.device)
+        power = torch.stft(x.flatten(1), 64, 16, window=window, return_complex=True).abs().square()
+        return m.conv(power.unsqueeze(1))
+
+    net = nets.Call(spectrogram, conv=nn.Conv2d(1, 4, 3, (2, 1)))
+    found = find_sites(net, image(1, 1, 1024))
+    assert [(s.op, s.stride, s.kernel, s.output_size) for s in found] == [
+        ("stft", (1, 16), (1, 64), (1, 65)), ("conv", (2, 1), (3, 3), (16, 63))
+    ]  # fmt: skip
