@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import keepers
 import pytest
@@ -21,6 +21,7 @@ from spectral.surroundings import kept_surroundings
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated"),
+    pytest.mark.filterwarnings("ignore:.*its normalisation isn't known"),
     pytest.mark.filterwarnings("ignore:.*Lazy modules are a new feature"),
 ]
 
@@ -222,3 +223,23 @@ class TestEveryCall:
             assert name != "Net"
         changed = before.differences(keepers.photograph(model))
         assert [part for part in changed if part.partition("[")[0].partition(" ")[0] not in own] == []
+
+    @pytest.mark.parametrize("after", [0, 1, 2])
+    @pytest.mark.parametrize("call", LOOKING | RUNNING)
+    @pytest.mark.parametrize("name", ["Net", "Merging", "FeatureGraph"])
+    def test_an_interrupt_in_the_middle_changes_nothing(self, name, call, after):
+        model = nn.Sequential(make(name, "training"), nn.Identity())
+        passes: list[int] = []
+
+        def interrupt(module: nn.Module, args: object) -> None:
+            passes.append(0)
+            if len(passes) > after:
+                raise KeyboardInterrupt
+
+        model[1].register_forward_pre_hook(interrupt)
+        before = keepers.photograph(model)
+        with suppress(KeyboardInterrupt, SpectralError):
+            (LOOKING | RUNNING)[call](model, IMAGES.clone())
+        changed = before.differences(keepers.photograph(model))
+        assert [part for part in changed if "_forward_pre_hooks" not in part] == []
+        assert list(model[1]._forward_pre_hooks.values()) == [interrupt]

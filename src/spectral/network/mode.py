@@ -106,11 +106,15 @@ class _Contents:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._modules = list(model.modules())
+        modules = list(model.modules())
+        graphs = [x for m in modules for x in vars(m).values() if isinstance(x, fx.Graph)]
+        self._tables: list[dict[str, Any]] = [
+            *(table for m in modules for table in (vars(m), m._parameters, m._buffers)), *map(vars, graphs)
+        ]  # fmt: skip
         self._before = self._read()
         self._changed: set[tuple[int, str]] = set()
         # The forward of a graph stands in a class of its own, and is compiled anew with each change.
-        self._forwards = [(type(m), type(m).forward) for m in self._modules if isinstance(m, fx.GraphModule)]
+        self._forwards = [(type(m), type(m).forward) for m in modules if isinstance(m, fx.GraphModule)]
         tensors = [*model.parameters(), *model.buffers()]
         self._data = [(x, x.detach()) for x in tensors if not is_lazy(x)]
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}
@@ -131,12 +135,11 @@ class _Contents:
 
     def put_back(self) -> None:
         """Bring back what has changed: attributes, weights, the weights' memory and what was in it."""
-        tables = self._tables()
         for i, key in self._changed:
             if key in self._before[i]:
-                tables[i][key] = self._before[i][key]
+                self._tables[i][key] = self._before[i][key]
             else:
-                tables[i].pop(key, None)
+                self._tables[i].pop(key, None)
         for kind, forward in self._forwards:
             kind.forward = forward
         with torch.no_grad():
@@ -146,11 +149,8 @@ class _Contents:
             for x, copy in self._copies.values():
                 x.copy_(copy)
 
-    def _tables(self) -> list[dict[str, Any]]:
-        return [table for m in self._modules for table in (vars(m), m._parameters, m._buffers)]
-
     def _read(self) -> list[dict[str, Any]]:
-        return [dict(table) for table in self._tables()]
+        return [dict(table) for table in self._tables]
 
     def _copy(self, written: list[Tensor]) -> None:
         for x in written:
