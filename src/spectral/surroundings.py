@@ -18,7 +18,7 @@ def kept_surroundings() -> Iterator[None]:
 
     Example:
         >>> with kept_surroundings():
-        ...     _, torch.manual_seed(7)
+        ...     _ = torch.manual_seed(7)
         >>> torch.initial_seed() != 7
         True
     """
