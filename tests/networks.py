@@ -438,6 +438,7 @@ def join_phases(x: Tensor, axis: int) -> Tensor:
 
 
 # Space-to-depth with windows of 2 × 2 of an image of 3 channels, in as many spellings as there are.
+PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
 SPACE_TO_DEPTH: dict[str, Callable[[], nn.Module]] = {
     "view, channels first": lambda: Call(
         lambda m, x: m.project(split(x).permute(0, 1, 3, 5, 2, 4).flatten(1, 3)), project=nn.Conv2d(12, 8, 1)
@@ -464,6 +465,10 @@ SPACE_TO_DEPTH: dict[str, Callable[[], nn.Module]] = {
     ),
     "einsum": lambda: _with_weight(lambda m, x: torch.einsum("bcipjq,cpqo->boij", split(x), m.weight)),
     "slices": lambda: Call(lambda m, x: m.project(join_phases(x, 1)), project=nn.Conv2d(12, 8, 1)),
+    "slices of views": lambda: Call(
+        lambda m, x: m.project(torch.cat([x.view_as(x)[:, :, i::2, j::2] for i, j in PHASES], 1)),
+        project=nn.Conv2d(12, 8, 1),
+    ),
     "slices, channels last": lambda: Call(
         lambda m, x: m.project(join_phases(x.permute(0, 2, 3, 1), 3)), project=nn.Linear(12, 8)
     ),
