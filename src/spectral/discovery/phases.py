@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,7 +36,7 @@ Weights = dict[Size, float] | None
 class Lattice:
     """A tensor and a stride: what the phases are phases of."""
 
-    root: int  # id of the tensor
+    root: Hashable  # what memory it reads: of one tensor there may be many views
     stride: Size
 
 
@@ -61,7 +61,7 @@ class Phases:
         self._parents: dict[Lattice, Lattice] = {}
         self._lossless: set[Lattice] = set()
         self._pools: dict[Lattice, str] = {}
-        self._roots: list[Tensor] = []  # alive, so that no two have one id
+        self._roots: list[Tensor] = []  # alive, so that no two read the same memory
 
     def note(self, event: Event) -> None:
         """Follow what a slice gave."""
@@ -81,7 +81,7 @@ class Phases:
             weight = known[outer] if known is not None else math.nan
             blends[finer] = _Blend(finer, ((frozenset([phase]), {phase: weight}),))
             self._parents[finer] = lattice
-        own = Lattice(id(event.source), geometry.stride)
+        own = Lattice(_find_memory(event.source), geometry.stride)
         blends[own] = _Blend(own, ((frozenset([geometry.phase]), {geometry.phase: 1.0}),))
         for lattice in blends:
             self._events[lattice].append(event)
@@ -167,6 +167,11 @@ class Phases:
         for phases, weights in blend.rows:
             if len(phases) == math.prod(blend.lattice.stride) > 1:
                 self._pools.setdefault(blend.lattice, _name_pool(blend, weights))
+
+
+def _find_memory(x: Tensor) -> Hashable:
+    """What a tensor reads, whichever view of it: torch 2.6 makes a new one for each ``:`` before a slice."""
+    return x.untyped_storage()._cdata, x.storage_offset(), x.shape, x.stride()
 
 
 def _name_pool(blend: _Blend, weights: Weights) -> str:
