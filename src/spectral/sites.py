@@ -292,7 +292,7 @@ def _describe(event: Event, image: Tensor) -> Site:
             access = "wrapped"
             size = tuple(argument.shape[2:])
     reason = geometry.reason or ("a global pool" if geometry.kind == "global_pool" else None)
-    if reason is None and math.prod(event.output_size) == 1:
+    if reason is None and len(event.output_size) > 2 and math.prod(event.output_size) == 1:
         reason = "a single sample is left, which is no lattice"
     return Site(
         name=frame.path,
