@@ -116,7 +116,7 @@ def _reduce(kind: type[nn.Module]) -> Any:
 
 
 def _run(block: nn.Module, frame: Frame, base: Any, args: Any, kwargs: Any) -> Any:
-    """Run a block's own forward; places in its code are told from this function on."""
+    """Run a block's own forward."""
     proxy = next((x for x in tree_leaves((args, kwargs)) if isinstance(x, Proxy)), None)
     if proxy is not None:
         _check_symbolic(block, frame, proxy)
@@ -124,19 +124,27 @@ def _run(block: nn.Module, frame: Frame, base: Any, args: Any, kwargs: Any) -> A
         _check_links(block, frame)
     account = ledger.open_account(frame.links)
     try:
-        if not frame.calls and not frame.points:
-            output = base.forward(block, *args, **kwargs)
+        if frame.calls or frame.points:
+            output = _run_rewritten(block, frame, base, args, kwargs)
         else:
-            with Rewriter(block, frame.calls, frame.points) as rewriter:
-                output = base.forward(block, *args, **kwargs)
-            rewriter.check_complete()
+            output = base.forward(block, *args, **kwargs)
     finally:
         ledger.close_account(account)
     account.check_settled()
     return output
 
 
-mark_call(_run.__code__)
+def _rewrite(block: nn.Module, frame: Frame, base: Any, args: Any, kwargs: Any) -> Any:
+    with Rewriter(block, frame.calls, frame.points) as rewriter:
+        output = base.forward(block, *args, **kwargs)
+    rewriter.check_complete()
+    return output
+
+
+# A compiler sees no frames, by which the places of functions are told: there it breaks its graph.
+_run_rewritten = torch.compiler.disable(_rewrite)
+for _forward in (_run, _rewrite):
+    mark_call(_forward.__code__)
 
 
 def _check_links(block: nn.Module, frame: Frame) -> None:
