@@ -7,7 +7,6 @@ Signals are seen as maps of one row; videos have three axes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
@@ -75,9 +74,10 @@ class Decimation:
         axes = zip(self.input.shape[2:], g.kernel, g.stride, g.padding, g.dilation, strict=True)
         for extent, kernel, stride, padding, dilation in axes:
             room = extent + 2 * padding - dilation * (kernel - 1) - 1
-            n = (math.ceil if g.ceil_mode else math.floor)(room / stride) + 1
-            # A window that starts in the padding on the right is left out.
-            sizes.append(n - (g.ceil_mode and (n - 1) * stride >= extent + padding))
+            n = (-(-room // stride) if g.ceil_mode else room // stride) + 1
+            if g.ceil_mode and (n - 1) * stride >= extent + padding:
+                n -= 1  # a window that starts in the padding on the right is left out
+            sizes.append(n)
         return tuple(sizes)
 
     def split_channels(self, most: int) -> Iterator[slice]:

@@ -22,7 +22,7 @@ from spectral.surgery.hooks import (
     PoolInput,
     PoolOutput,
     Settle,
-    ShareChoice,
+    SharePhase,
     add_hook,
     remove_hooks,
 )
@@ -88,14 +88,9 @@ class Unit:
         """The innermost module that holds both the operator and the place behind which the layer is due."""
         if self.point is None:
             return _parent(self.path)
-        ends = [self.path if self.function else _parent(self.path)]
-        ends.append(self.point.path if self.point.function else _parent(self.point.path))
-        shared: list[str] = []
-        for a, b in zip(*(end.split(".") if end else [] for end in map(str, ends)), strict=False):
-            if a != b:
-                break
-            shared.append(a)
-        return ".".join(shared)
+        ends = [self.path if self.function else _parent(self.path) or ""]
+        ends.append(self.point.path if self.point.function else _parent(self.point.path) or "")
+        return _find_shared(ends)
 
 
 class PerChannels(nn.ModuleDict):
@@ -105,16 +100,6 @@ class PerChannels(nn.ModuleDict):
         """Run the layer of these channels."""
         layer: Tensor = self[str(x.shape[-3])](x)
         return layer
-
-
-class Choice:
-    """The phases that one layer kept, for the others at its resolution; copies forget them."""
-
-    def __init__(self) -> None:
-        self.phase: Tensor | None = None
-
-    def __getstate__(self) -> dict[str, None]:
-        return {"phase": None}
 
 
 def attach(model: nn.Module, layers: Mapping[Unit, nn.Module]) -> None:
@@ -134,13 +119,13 @@ def attach(model: nn.Module, layers: Mapping[Unit, nn.Module]) -> None:
                 frame_of(place).points[unit.point.function] = unit.point.name
         if unit.block is not None:
             _link(modules[unit.block], unit)
-    lattices: dict[tuple[Size, Size], list[PhasePool]] = defaultdict(list)
+    lattices: dict[tuple[Size, Size], dict[str, PhasePool]] = defaultdict(dict)
     for unit, layer in layers.items():
         if isinstance(layer, PhasePool):
-            lattices[unit.lattice].append(layer)
-    for alike in lattices.values():
+            lattices[unit.lattice][unit.path] = layer
+    for lattice, alike in lattices.items():
         if len(alike) > 1:
-            _share_choice_among(alike)
+            _share_phase(modules, lattice, alike)
 
 
 def detach(model: nn.Module) -> None:
@@ -148,8 +133,6 @@ def detach(model: nn.Module) -> None:
     for module in list(model.modules()):
         remove_hooks(module)
         attributes = vars(module)
-        if isinstance(attributes.get("choice"), Choice):
-            del attributes["choice"], attributes["leads"]
         frame = find_frame(module)
         if _STRIDE in attributes:
             module.stride = attributes.pop(_STRIDE)
@@ -210,9 +193,20 @@ def _parent(path: str) -> str | None:
     return path.rpartition(".")[0] if path else None
 
 
-def _share_choice_among(layers: Sequence[PhasePool]) -> None:
-    choice = Choice()
-    for layer in layers:
-        layer.choice = choice  # type: ignore[assignment]
-        layer.leads = layer is layers[0]  # type: ignore[assignment]
-        add_hook(layer, ShareChoice())
+def _find_shared(paths: Sequence[str]) -> str:
+    """Return the innermost module that holds several."""
+    shared: list[str] = []
+    for names in zip(*(path.split(".") for path in paths), strict=False):
+        if len(set(names)) > 1:
+            break
+        shared.append(names[0])
+    return ".".join(shared)
+
+
+def _share_phase(
+    modules: Mapping[str, nn.Module], lattice: tuple[Size, Size], layers: Mapping[str, PhasePool]
+) -> None:
+    """Let layers keep the phase that the first of them chose, for as long as a block of them all runs."""
+    frame_of(modules[_find_shared(list(layers))])
+    for i, layer in enumerate(layers.values()):
+        add_hook(layer, SharePhase(str(lattice), leads=i == 0))

@@ -75,16 +75,14 @@ def find_frame(module: nn.Module) -> Frame | None:
 
 
 def is_carrying(module: nn.Module, site: str) -> bool:
-    """Whether a module, or one inside it, still has a site's layer and what runs it."""
+    """Whether a module, with those inside it, still has a site's layer and what runs it."""
+    has_layer = runs_it = False
     for inner in module.modules():
-        if CHILD not in inner._modules:
-            continue
         frame = find_frame(inner)
-        if any(getattr(hook, "site", None) == site for hook in list_hooks(inner)):
-            return True
-        if frame is not None and any(chosen.site == site for chosen in frame.calls.values()):
-            return True
-    return False
+        has_layer |= CHILD in inner._modules
+        runs_it |= any(getattr(hook, "site", None) == site for hook in list_hooks(inner))
+        runs_it |= frame is not None and any(chosen.site == site for chosen in frame.calls.values())
+    return has_layer and runs_it
 
 
 def unframe(module: nn.Module) -> None:

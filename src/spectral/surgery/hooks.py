@@ -26,9 +26,14 @@ class PoolInput:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
         """Replace the input."""
+        if kwargs is None:
+            # `torch.ao` hangs it, without keywords, also on what it fuses a convolution into.
+            inside = [inner for inner in module.modules() if CHILD in inner._modules]
+            if not inside or self in list_hooks(inside[0]):
+                return None
+            return (inside[0]._modules[CHILD](args[0]), *args[1:])  # type: ignore[misc]
         layer = module._modules.get(CHILD)
-        # `torch.ao` sets the hook once more, without keywords, on what it fuses a convolution into.
-        if layer is None or kwargs is None:
+        if layer is None:
             return None
         if args:
             return (layer(args[0]), *args[1:]), kwargs
@@ -74,14 +79,17 @@ class Settle:
 
 
 @dataclass(frozen=True)
-class ShareChoice:
-    """Lets layers at one resolution keep the same phase."""
+class SharePhase:
+    """Lets the layers of one lattice keep the same phase; the first that runs chooses it."""
+
+    lattice: str
+    leads: bool
 
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Add the phase to the arguments; the layer that runs first chooses it."""
-        if module.leads:
-            module.choice.phase = module.select(args[0])
-        return args, {"phase": module.choice.phase}
+        """Add the phase to the arguments."""
+        if self.leads:
+            ledger.publish_phase(self.lattice, module.select(args[0]))
+        return args, {"phase": ledger.find_phase(self.lattice)}
 
 
 class Layers(nn.ModuleDict):
@@ -92,7 +100,7 @@ class Layers(nn.ModuleDict):
         return x
 
 
-Hook = PoolInput | PoolOutput | Owe | Settle | ShareChoice
+Hook = PoolInput | PoolOutput | Owe | Settle | SharePhase
 
 
 def list_hooks(module: nn.Module) -> Iterator[Hook]:
@@ -104,7 +112,7 @@ def list_hooks(module: nn.Module) -> Iterator[Hook]:
 def add_hook(module: nn.Module, hook: Hook) -> None:
     """Hang a hook on a module, once."""
     if hook not in list_hooks(module):
-        if isinstance(hook, PoolInput | ShareChoice):
+        if isinstance(hook, PoolInput | SharePhase):
             module.register_forward_pre_hook(hook, with_kwargs=True)
         else:
             module.register_forward_hook(hook)

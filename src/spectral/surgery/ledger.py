@@ -1,4 +1,4 @@
-"""Layers that a pass still owes: on their way from a dense operator to the place where each is due.
+"""What the layers of a network have to know of each other in one pass: which are still owed, and phases.
 
 An operator that runs densely for a layer behind its activation says so here, and the activation settles it. A
 block keeps an account for as long as its forward runs, and what is still owed in the end is an error: a map
@@ -45,10 +45,12 @@ class Account:
     Attributes:
         sites: what the block answers for.
         debts: what is owed now.
+        phases: what layers chose, for others at their resolution.
     """
 
     sites: Collection[str] = ()
     debts: list[Debt] = field(default_factory=list)
+    phases: dict[str, Tensor] = field(default_factory=dict)
 
     def check_settled(self) -> None:
         """Refuse to end while a layer is owed.
@@ -129,6 +131,20 @@ def settle(point: str, output: Tensor) -> Tensor | None:
     if len(due) > 1 or (known and output.shape != debt.shape):
         raise SpectralError(_say_unsettled(debt))
     return debt.layer(output)  # type: ignore[no-any-return]
+
+
+def publish_phase(lattice: str, phase: Tensor) -> None:
+    """Keep the phase that a layer chose until the pass ends, for the others on its lattice."""
+    _outermost().phases[lattice] = phase
+
+
+def find_phase(lattice: str) -> Tensor | None:
+    """Return the phase that was chosen on a lattice in this pass."""
+    return _outermost().phases.get(lattice)
+
+
+def _outermost() -> Account:
+    return _LEDGER.accounts[0] if _LEDGER.accounts else _LEDGER.loose
 
 
 def _say_unsettled(debt: Debt) -> str:
