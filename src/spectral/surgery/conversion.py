@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -16,7 +17,7 @@ from spectral.standin import choose_inputs
 from spectral.surgery.attachment import PerChannels, Unit, attach, detach, is_attached
 from spectral.surgery.choice import PLACEMENTS, Where, choose_units
 from spectral.surgery.observation import observe_sites
-from spectral.surgery.report import ATTRIBUTE, ConversionReport, ConversionRow, Cost, find_report
+from spectral.surgery.report import ConversionReport, ConversionRow, Cost, find_report, keep_report
 from spectral.surgery.trial import Trial
 from spectral.tracker import drop_plain_forwards
 
@@ -98,7 +99,7 @@ def convert(
         detach(work)
         attach(work, kept)
         raise
-    setattr(work, ATTRIBUTE, report)
+    keep_report(work, report)
     return work
 
 
@@ -128,7 +129,7 @@ def revert(model: nn.Module, inplace: bool = False) -> nn.Module:
         )
     work = model if inplace else _copy(model)
     detach(work)
-    delattr(work, ATTRIBUTE)
+    keep_report(work, None)
     return work
 
 

@@ -13,7 +13,7 @@ from functools import cache, wraps
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.fx import Proxy, Tracer
 from torch.utils._pytree import tree_leaves
 
@@ -61,8 +61,13 @@ class _Framed(type):
 
 
 def frame_of(block: nn.Module) -> Frame:
-    """Return what a block answers for, which is nothing at first."""
+    """Return what a block answers for, which is nothing at first.
+
+    A traced graph has a forward and a class of its own, which its copies make anew: it answers for nothing.
+    """
     kind: Any = type(block)
+    if isinstance(block, fx.GraphModule):
+        return Frame()
     if not isinstance(kind, _Framed):
         block.__class__ = _subclass(kind)
     frame: Frame = vars(block).setdefault(_FRAME, Frame())

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from spectral.errors import SpectralError
 from spectral.latency import measure_latency
@@ -16,7 +16,7 @@ from spectral.surgery.attachment import Unit
 if TYPE_CHECKING:
     import pandas as pd
 
-ATTRIBUTE = "spectral_conversion"
+_ATTRIBUTE = "spectral_conversion"
 
 
 @dataclass(frozen=True)
@@ -215,8 +215,19 @@ def conversion_report(model: nn.Module) -> ConversionReport:
 
 def find_report(model: nn.Module) -> ConversionReport | None:
     """Return the account of a model, None if it wasn't converted."""
-    report = getattr(model, ATTRIBUTE, None)
+    attributes = vars(model)
+    report = attributes.get(_ATTRIBUTE) or attributes.get("meta", {}).get(_ATTRIBUTE)
     return report if isinstance(report, ConversionReport) else None
+
+
+def keep_report(model: nn.Module, report: ConversionReport | None) -> None:
+    """Let a model carry its account, or carry none."""
+    attributes = vars(model)
+    if isinstance(model, fx.GraphModule):  # what is in here is the one thing of its own that its copies have
+        attributes = attributes.setdefault("meta", {})
+    attributes.pop(_ATTRIBUTE, None)
+    if report is not None:
+        attributes[_ATTRIBUTE] = report
 
 
 def _align(table: Iterable[tuple[str, ...]]) -> list[str]:
