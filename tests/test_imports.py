@@ -43,7 +43,6 @@ ALLOWED = {
     "monitor": {"capture", "graph", "hooks", "measurement", "sites"},
     "channels": {"metrics", "numerics", "spectrum"},
     "surgery": {
-        "copying",
         "operators",
         "inputs",
         "places",

@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import pickle
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -531,15 +532,104 @@ class TestTheConvertedModel:
         close(outputs(convert(net, "strided", example=10), image()), outputs(net, image()))
         assert outputs(smooth, image()).shape == outputs(net, image()).shape
 
-    def test_signals_and_videos_stay(self) -> None:
-        signal, x = nn.Conv1d(3, 4, 3, 2), torch.rand(1, 3, 32)
-        same = convert(signal, "blurpool", example=x)
-        assert "inside conv1d" in next(iter(reasons(same).values()))
-        close(outputs(same, x), outputs(signal, x))
-        video = convert(nn.Conv3d(3, 4, 3, 2), "blurpool", example=(3, 8, 16, 16))
-        assert "not for videos" in next(iter(reasons(video).values()))
-        with pytest.raises(SpectralError, match="not for videos"):
-            convert(nn.Conv3d(3, 4, 3, 2), "blurpool", "conv", example=(3, 8, 16, 16))
+    @pytest.mark.parametrize(
+        ("net", "shape"),
+        [
+            (lambda: nn.Sequential(nn.Conv1d(3, 4, 3, 2, 1), nn.BatchNorm1d(4), nn.ReLU(), nn.MaxPool1d(2),
+                                   nn.AvgPool1d(3, 2, 1), nn.LPPool1d(2, 2)), (3, 64)),
+            (lambda: nn.Sequential(nn.Conv1d(3, 4, 3, 2, 1), nn.MaxPool1d(3, 2, ceil_mode=True),
+                                   nn.AvgPool1d(3, 2, ceil_mode=True)), (3, 63)),
+            (lambda: nn.Sequential(nn.Conv3d(3, 4, 3, (1, 2, 2), 1), nn.BatchNorm3d(4), nn.ReLU(),
+                                   nn.MaxPool3d(2), nn.AvgPool3d((1, 2, 2)), nn.LPPool3d(2, 2)),
+             (3, 8, 32, 32)),
+            (lambda: nn.Sequential(nn.LPPool2d(2, 3, 2), nn.LPPool2d(3, 3, 2, ceil_mode=True)), (3, 33, 38)),
+            (lambda: nets.Call(
+                lambda m, x: F.avg_pool1d(F.relu(F.conv1d(F.max_pool1d(x, 2), m.w, None, 2)), 2)), (3, 64)),
+            (lambda: nets.Call(lambda m, x: F.lp_pool2d(x, 2.0, 3, 2)[..., 1::2, :]), (3, 33, 32)),
+            (lambda: nets.Call(lambda m, x: F.relu(F.conv3d(x, m.w[..., None, None], stride=2))[:, :, ::2]),
+             (3, 8, 16, 16)),
+            (lambda: nets.Call(lambda m, x: x.permute(0, 2, 3, 1)[:, ::2, 1::3].mean((1, 2))), (3, 16, 18)),
+            (lambda: nets.Call(lambda m, x: torch.ops.aten.max_pool2d(x, [3, 3], [2, 1])), (3, 16, 18)),
+        ],
+    )  # fmt: skip
+    def test_signals_videos_and_every_pool(
+        self, net: Callable[[], nn.Module], shape: tuple[int, ...]
+    ) -> None:
+        torch.manual_seed(0)
+        model = net()
+        model.w = nn.Parameter(image(4, 3, 3))  # type: ignore[assignment]
+        x = torch.rand(2, *shape)
+        plain = convert(model.eval(), "strided", example=x)
+        assert len(conversion_report(plain).replaced) == len(conversion_report(plain).rows)
+        close(outputs(plain, x), outputs(model, x))
+        smooth = convert(model, "blurpool", example=x)
+        assert outputs(smooth, x).shape == outputs(model, x).shape
+        assert float((outputs(smooth, x) - outputs(model, x)).abs().max()) > 1e-3
+        assert torch.equal(outputs(revert(smooth), x), outputs(model, x))
+
+    def test_a_site_that_cant_be_converted_keeps_no_other_from_it(self) -> None:
+        first = nn.Conv2d(3, 4, 3, 2, 1, dtype=torch.complex64)
+        net = nets.Call(lambda m, x: m.second(m.first(x.to(torch.complex64)).abs()), first=first,
+                        second=nn.Conv2d(4, 4, 3, 2, 1))  # fmt: skip
+        with unchanged(net):
+            smooth = convert(net, "blurpool", example=32)
+        assert placements(smooth)["second"] == "behind"
+        assert all("complex64" in reason for reason in reasons(smooth).values())
+        close(outputs(convert(net, "strided", example=32), image()), outputs(net, image()))
+
+    @pytest.mark.parametrize(
+        ("net", "reason"),
+        [
+            (nn.MaxPool2d(2, return_indices=True), "it also returns where its maxima are"),
+            (nn.AdaptiveMaxPool2d(8), "its stride depends on the size of the image"),
+            (nn.AdaptiveAvgPool2d(8), "its stride depends on the size of the image"),
+            (nn.Unfold(2, stride=2), "lossless|unfold"),
+            (nn.Sequential(nn.Conv2d(3, 4, 1), nets.Call(lambda m, x: x.unflatten(2, (-1, 2)).amax(3))),
+             "window_max"),
+        ],
+    )  # fmt: skip
+    def test_the_reason_why_a_site_stays(self, net: nn.Module, reason: str) -> None:
+        (found,) = reasons(convert(net, "blurpool", example=32)).values()
+        assert re.search(reason, found), found
+
+
+class TestOptions:
+    def test_they_reach_the_layer_and_the_report(self) -> None:
+        net = stem()
+        smooth: Any = convert(net, "blurpool", example=16, kernel_size=5, padding_mode="circular")
+        expected = convert(net, "blurpool-5", example=16)
+        assert (smooth[0].antialias.kernel_size, smooth[0].antialias.padding_mode) == (5, "circular")
+        assert torch.equal(smooth[0].antialias.kernel, expected[0].antialias.kernel)  # type: ignore[index, union-attr]
+        report = conversion_report(smooth)
+        assert report.steps == [
+            {"method": "blurpool", "placement": "auto", "kernel_size": 5, "padding_mode": "circular",
+             "where": ["0"]}
+        ]  # fmt: skip
+        again = ConversionReport.from_dict(json.loads(json.dumps(report.to_dict()))).apply(net)
+        assert torch.equal(outputs(again, image()), outputs(smooth, image()))
+
+    def test_steps_with_other_options_stay_apart(self) -> None:
+        net = nn.Sequential(stem(), nn.MaxPool2d(2))
+        first = convert(net, "blurpool", "conv", example=32, kernel_size=5)
+        second = convert(first, "blurpool", "max_pool", example=32, kernel_size=2)
+        assert [step["kernel_size"] for step in conversion_report(second).steps] == [5, 2]
+        again = conversion_report(second).apply(net)
+        assert torch.equal(outputs(again, image()), outputs(second, image()))
+
+    @pytest.mark.parametrize(
+        ("method", "options", "message"),
+        [
+            ("blurpool", {"kernel": 5}, "no option is called 'kernel'.*it takes kernel_size, padding_mode"),
+            ("blurpool-3", {"kernel_size": 5}, "no option is called 'kernel_size'; it takes padding_mode"),
+            ("blurpool", {"kernel_size": 9}, "kernel_size must be 1 to 7, got 9"),
+            ("aps", {"padding_mode": "zeros"}, "no option is called 'padding_mode'"),
+            ("wavelet", {"wavelet": "nothing"}, "nothing"),
+        ],
+    )
+    def test_an_unknown_one_changes_nothing(self, method: str, options: dict[str, Any], message: str) -> None:
+        net = stem()
+        with unchanged(net), pytest.raises(SpectralError, match=message):
+            convert(net, method, example=16, inplace=True, **options)
 
 
 class TestRevert:

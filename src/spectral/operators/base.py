@@ -146,7 +146,7 @@ class Operator:
         makes_channels: whether it slides over all channels at once and gives others.
         obstacle: why no layer can take its place, None where one can.
         modules: modules that are nothing but this operator: a plain hook sees the operator's own tensors.
-        functions: torch functions that call it on a map (B, C, H, W), and the operator that each calls.
+        functions: torch functions that call it on a batch of maps, and the operator that each calls.
     """
 
     kind: ClassVar[str]

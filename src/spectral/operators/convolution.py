@@ -65,7 +65,11 @@ class Convolution(Convolving):
     makes_channels = True
     obstacle = None
     modules = (nn.Conv2d, nn.Conv3d)
-    functions = ((torch.conv2d, aten.conv2d.default),)
+    functions = (
+        (torch.conv1d, aten.conv1d.default),
+        (torch.conv2d, aten.conv2d.default),
+        (torch.conv3d, aten.conv3d.default),
+    )
 
     def read(self, a: Arguments) -> Decimation | None:
         """Read a convolution; a transposed one doesn't reduce the resolution."""

@@ -85,7 +85,11 @@ class MaxPool(Pool):
     )
     rule = "the maximum over the window at every sample"
     modules = (nn.MaxPool2d, nn.MaxPool3d)
-    functions = tuple((function, aten.max_pool2d.default) for function in (torch.max_pool2d, F.max_pool2d))
+    functions = tuple(
+        (getattr(home, name), getattr(aten, name).default)
+        for home in (torch, F)
+        for name in ("max_pool1d", "max_pool2d", "max_pool3d")
+    )
 
     def make_dense(self, d: Decimation, x: Tensor, size: Size) -> Tensor:
         """Pool with stride 1; what lies beyond the border is −∞."""
@@ -108,7 +112,9 @@ class AveragePool(Pool):
     )
     rule = "the mean over the window at every sample"
     modules = (nn.AvgPool2d, nn.AvgPool3d)
-    functions = ((F.avg_pool2d, aten.avg_pool2d.default),)
+    functions = tuple(
+        (getattr(F, name), getattr(aten, name).default) for name in ("avg_pool1d", "avg_pool2d", "avg_pool3d")
+    )
 
     def make_dense(self, d: Decimation, x: Tensor, size: Size) -> Tensor:
         """Average with stride 1, rounding as the pool itself does."""

@@ -107,7 +107,7 @@ def find_plain_operator(module: nn.Module) -> Operator | None:
 
 
 def find_function(function: Callable[..., Any]) -> Any:
-    """Return the torch operator that a torch function calls on a map (B, C, H, W), None if none we know.
+    """Return the torch operator that a torch function calls on a batch of maps, None if none we know.
 
     Example:
         >>> import torch

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from spectral.layers.polyphase import PhasePool
 from spectral.operators import Size
 from spectral.surgery.frames import Link, find_frame, frame_of, unframe
+from spectral.surgery.functions import Signature
 from spectral.surgery.hooks import (
     CHILD,
     Layers,
@@ -26,7 +27,7 @@ from spectral.surgery.hooks import (
     add_hook,
     remove_hooks,
 )
-from spectral.surgery.rewriting import Function, Replacement, Signature
+from spectral.surgery.rewriting import Function, Replacement
 
 _STRIDE = "decimating_stride"  # attribute of a module whose stride is replaced
 
@@ -65,6 +66,8 @@ class Unit:
         key: the layer's name where an operator is replaced, None where the module's stride is.
         function: the call of that operator.
         signature: what it has in common with its like.
+        order: as for `Replacement`.
+        axes: how many spatial axes its maps have.
         lattice: size of the map that is decimated, and stride: where these are the same, the sites make one
             lattice, and layers that choose its phase choose the same.
     """
@@ -75,7 +78,9 @@ class Unit:
     point: Point | None = None
     key: str | None = None
     function: Function | None = None
-    signature: Signature = ("", (), (), ())
+    signature: Signature = ("", (), ())
+    order: tuple[int, ...] | None = None
+    axes: int = 2
     lattice: tuple[Size, Size] = ((), ())
 
     @property
@@ -96,10 +101,14 @@ class Unit:
 class PerChannels(nn.ModuleDict):
     """One layer per number of channels, for a module that pools maps of several."""
 
+    def __init__(self, layers: Mapping[str, nn.Module], axes: int = 2) -> None:
+        super().__init__(layers)
+        self.axes = axes
+
     def forward(self, x: Tensor) -> Tensor:
         """Run the layer of these channels."""
-        layer: Tensor = self[str(x.shape[-3])](x)
-        return layer
+        pooled: Tensor = self[str(x.shape[-1 - self.axes])](x)
+        return pooled
 
 
 def attach(model: nn.Module, layers: Mapping[Unit, nn.Module]) -> None:
@@ -154,9 +163,9 @@ def is_attached(model: nn.Module) -> bool:
 
 def _attach_to_module(owner: nn.Module, unit: Unit, layer: nn.Module) -> None:
     stride = vars(owner)["stride"]
-    setattr(owner, _STRIDE, stride)
-    owner.stride = 1 if isinstance(stride, int) else (1, 1)  # type: ignore[assignment]
     setattr(owner, CHILD, layer)
+    setattr(owner, _STRIDE, stride)
+    owner.stride = (1,) * len(stride) if isinstance(stride, tuple | list) else 1  # type: ignore[assignment]
     site = unit.sites[0]
     if unit.placement == "before":
         add_hook(owner, PoolInput(site))
@@ -175,7 +184,9 @@ def _attach_to_function(owner: nn.Module, unit: Unit, layer: nn.Module) -> None:
     assert isinstance(layers, Layers)
     layers.add_module(unit.key, layer)
     point, wait = ("", 0) if unit.point is None else (unit.point.name, unit.point.wait)
-    chosen = Replacement(unit.sites[0], unit.key, unit.placement, unit.signature, point, wait)
+    chosen = Replacement(
+        unit.sites[0], unit.key, unit.placement, unit.signature, unit.order, point, wait
+    )  # fmt: skip
     frame_of(owner).calls[unit.function] = chosen
 
 

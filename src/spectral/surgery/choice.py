@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from torch import fx, nn
 
 from spectral.errors import SpectralError, suggest
-from spectral.operators import find_plain_operator, list_replaceable_kinds, operator_of
+from spectral.operators import list_replaceable_kinds, operator_of
 from spectral.sites import Site
 from spectral.surgery.attachment import Point, Unit
 from spectral.surgery.hooks import CHILD
 from spectral.surgery.observation import Activation, Observation
-from spectral.surgery.rewriting import is_readable, signature_of
 
 PLACEMENTS = ("auto", "behind")
 PATCH_STRIDE = 4
+_STRIDED = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d,
+    nn.AvgPool3d, nn.LPPool1d, nn.LPPool2d, nn.LPPool3d,
+)  # fmt: skip
 Where = None | str | Sequence[str] | Callable[[Site], bool]
 
 
@@ -66,7 +70,9 @@ def choose_units(
         elif reason := _find_obstacle(site, by_name):
             reasons[site.name] = reason
     units = {}
-    for group in _group_calls(sites):
+    groups = _group_calls(sites)
+    crowded = Counter(group[0].module for group in groups)
+    for group in groups:
         if all(site.name in taken for site in group):
             continue
         wanted = [site for site in group if site.name not in reasons]
@@ -75,7 +81,8 @@ def choose_units(
             for site in wanted:
                 reasons[site.name] = f"its module runs several times: choose {others} as well"
         elif wanted:
-            unit = _make_unit(model, group, seen, placement)
+            alone = crowded[group[0].module] == 1
+            unit = _make_unit(model, group, seen, placement, alone)
             if isinstance(unit, str):
                 reasons |= {site.name: unit for site in group}
             else:
@@ -114,37 +121,39 @@ def _find_obstacle(site: Site, by_name: bool) -> str | None:
     """Say why a site can't be replaced, or shouldn't unless it is named; None if it can."""
     if not site.measurable:
         return site.reason
-    if len(site.stride) != 2:
-        return "the layers are for images, not for videos"
     if obstacle := operator_of(site.op).find_obstacle(site.geometry):
         return obstacle
-    if site.layouts is not None:
-        return "what it decimates is no map (B, C, H, W)"
+    if site.layouts is not None and (site.op != "slice" or not site.layouts[0].whole):
+        return "what it decimates are maps only after a view: tokens, windows or heads"
     windows = zip(site.kernel, site.stride, strict=True)
     if site.op == "conv" and not by_name and all(k >= s >= PATCH_STRIDE for k, s in windows):
-        times = site.stride[0] * site.stride[1]
+        times = math.prod(site.stride)
         return f"a patch embedding, its dense map costs {times} times as much; name it in where to replace it"
     return None
 
 
-def _group_calls(sites: Sequence[Site]) -> Iterator[list[Site]]:
-    """Yield the sites that one operator of one module makes, in all its calls."""
+def _group_calls(sites: Sequence[Site]) -> list[list[Site]]:
+    """Group the sites that one operator of one module makes, in all its calls."""
     groups: dict[tuple[str, str, int], list[Site]] = defaultdict(list)
     for site in sites:
         groups[site.module, site.family, site.index].append(site)
-    yield from groups.values()
+    return list(groups.values())
 
 
-def _make_unit(model: nn.Module, group: list[Site], seen: Observation, placement: str) -> Unit | str:
-    """Describe how a group of sites is replaced, or say why it can't be."""
+def _make_unit(
+    model: nn.Module, group: list[Site], seen: Observation, placement: str, alone: bool
+) -> Unit | str:
+    """Describe how a group of sites, perhaps alone in its module, is replaced, or say why it can't be."""
     site, module = group[0], model.get_submodule(group[0].module)
     unit = Unit(tuple(s.name for s in group), site.module, "behind", lattice=(site.input_size, site.stride))
     # Where the module is its operator, the module's stride is replaced; elsewhere the operator as it runs.
-    if not _is_its_operator(module):
+    if _is_strided(module) and alone:
+        found: Unit | str = replace(unit, axes=int(type(module).__name__[-2]))
+    else:
         found = _find_function(unit, module, group, seen)
-        if isinstance(found, str):
-            return found
-        unit = found
+    if isinstance(found, str):
+        return found
+    unit = found
     if hasattr(module, CHILD):
         return f"its module has something called {CHILD!r} of its own"
     if placement == "behind" or site.op != "conv":
@@ -158,9 +167,10 @@ def _make_unit(model: nn.Module, group: list[Site], seen: Observation, placement
     return replace(unit, placement="before") if pointwise else unit
 
 
-def _is_its_operator(module: nn.Module) -> bool:
+def _is_strided(module: nn.Module) -> bool:
+    """Whether a module runs its operator with its own ``stride``, as it would with another."""
     special = any(getattr(module, name, False) for name in ("ceil_mode", "return_indices"))
-    return find_plain_operator(module) is not None and not special
+    return type(module) in _STRIDED and not special
 
 
 def _find_function(unit: Unit, module: nn.Module, group: list[Site], seen: Observation) -> Unit | str:
@@ -168,25 +178,27 @@ def _find_function(unit: Unit, module: nn.Module, group: list[Site], seen: Obser
     found = set()
     for site in group:
         operator = seen.find_operator(site)
-        if operator is None or operator.function is None or operator.function.function is None:
-            return f"no torch function that {_describe(module)} calls itself is its operator"
-        function = operator.function.function
-        if "with_indices" in function.name or getattr(module, "return_indices", False):
+        call = operator.function if operator is not None else None
+        if call is None or call.function is None:
+            return f"the forward of {type(module).__name__} reaches its operator through no function of torch"
+        name = call.function.name
+        if "with_indices" in name or getattr(module, "return_indices", False):
             return "it also returns where its maxima are, which a layer can't"
-        if not is_readable(function.name):
-            return f"its operator runs inside {function.name}, which can't be run without its stride"
-        found.add((function, signature_of(site.geometry)))
+        if name.startswith("adaptive"):
+            return "its stride depends on the size of the image"
+        if call.signature is None:
+            return f"it is {name}, which can't be run without its decimation"
+        found.add((call.function, call.signature, call.axes))
     if len(found) > 1:
         return "it differs between the calls of its module"
     if isinstance(module, fx.GraphModule):
         return "it is a function in a traced graph; convert the network before it is traced"
-    ((function, signature),) = found
-    key = f"{group[0].op}{group[0].index}"
-    return replace(unit, key=key, function=function, signature=signature)
-
-
-def _describe(module: nn.Module) -> str:
-    return f"the forward of {type(module).__name__}"
+    ((function, signature, axes),) = found
+    key, order = f"{group[0].op}{group[0].index}", None
+    if group[0].layouts is not None:
+        order = group[0].layouts[0].order
+        axes = len(order) - 2
+    return replace(unit, key=key, function=function, signature=signature, order=order, axes=axes)
 
 
 def _find_activation(site: Site, seen: Observation) -> Activation | None:
@@ -222,5 +234,5 @@ def _find_channels(unit: Unit, group: Sequence[Site], seen: Observation) -> list
     elif unit.function is None:
         # Also those calls in which a pool is a global one, and no site.
         inputs = [c.input for c in seen.calls if c.path == unit.path and c.function is None]
-        found = [x.shape[-3] for x in inputs if x is not None]
+        found = [x.shape[-1 - unit.axes] for x in inputs if x is not None]
     return sorted({*(found or (site.channels for site in group))})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -16,6 +16,7 @@ from spectral.sites import Site, check_hookable
 from spectral.standin import choose_inputs
 from spectral.surgery.attachment import PerChannels, Unit, attach, detach, is_attached
 from spectral.surgery.choice import PLACEMENTS, Where, choose_units
+from spectral.surgery.functions import INDEXING
 from spectral.surgery.observation import observe_sites
 from spectral.surgery.report import ConversionReport, ConversionRow, Cost, find_report, keep_report
 from spectral.surgery.trial import Trial
@@ -32,6 +33,7 @@ def convert(
     placement: str = "auto",
     example: Example | None = None,
     inplace: bool = False,
+    **options: Any,
 ) -> nn.Module:
     """Replace decimations by an anti-aliasing layer behind the dense map; trained weights are kept.
 
@@ -58,14 +60,16 @@ def convert(
             it costs less there); directly behind the operator otherwise. ``"behind"``: always that.
         example: as for `find_sites`; by default of the size the model was trained for, where it is known.
         inplace: change the model itself instead of a copy.
+        options: of the layer, as `spectral.layers.make_pool` takes them: ``kernel_size``, ``padding_mode``,
+            ``wavelet``, ``compat`` …
 
     Returns:
         The converted model.
 
     Raises:
-        SpectralError: if the method, placement or a name is unknown, the model has no sites or nothing of
-            what ``where`` chooses can be replaced, the site is replaced already, or the model can't be traced
-            or copied. The model is as before then.
+        SpectralError: if the method, an option, the placement or a name is unknown, the model has no sites or
+            nothing of what ``where`` chooses can be replaced, the site is replaced already, or the model
+            can't be traced or copied. The model is as before then.
 
     Source:
         R. Zhang, Making Convolutional Networks Shift-Invariant Again, ICML 2019, for the placement.
@@ -83,6 +87,7 @@ def convert(
     check_hookable(model)
     _check_choice("method", method, METHODS)
     _check_choice("placement", placement, PLACEMENTS)
+    METHODS[method](8, 2, **options)  # refuses options before anything else is done
     if find_report(model) is None and is_attached(model):
         raise SpectralError(
             "convert: part of the model was converted on its own, or as part of another; revert that first"
@@ -94,7 +99,8 @@ def convert(
     kept = {u: work.get_submodule(u.layer_path) for u in earlier.units} if earlier is not None else {}
     detach(work)
     try:
-        report = _replace_sites(work, method, where, placement, example, earlier, kept)
+        recipe = Recipe(method, where, placement, options)
+        report = _replace_sites(work, recipe, example, earlier, kept)
     except BaseException:
         detach(work)
         attach(work, kept)
@@ -133,11 +139,19 @@ def revert(model: nn.Module, inplace: bool = False) -> nn.Module:
     return work
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What was asked for: the layer's name and options, and where it goes."""
+
+    method: str
+    where: Where
+    placement: str
+    options: dict[str, Any]
+
+
 def _replace_sites(
     model: nn.Module,
-    method: str,
-    where: Where,
-    placement: str,
+    recipe: Recipe,
     example: Example,
     earlier: ConversionReport | None,
     kept: dict[Unit, nn.Module],
@@ -147,17 +161,17 @@ def _replace_sites(
     trial = Trial(model, sites, inputs, kept, before)
     parameters = _count_parameters(model)
     taken = [name for unit in kept for name in unit.sites]
-    choice = choose_units(model, trial.before, sites, where, placement, taken)
-    made = {unit: _make_layer(model, method, unit, channels) for unit, channels in choice.units.items()}
+    choice = choose_units(model, trial.before, sites, recipe.where, recipe.placement, taken)
+    made = {unit: _make_layer(model, recipe, unit, channels) for unit, channels in choice.units.items()}
     layers, refused = trial.run(made)
     reasons = {**choice.reasons, **{name: why for unit, why in refused.items() for name in unit.sites}}
     # Where nothing was asked for by name, a network without convertible sites stays as it is, and the report
     # says why: a survey over many networks shouldn't stop at a ViT.
-    if layers.keys() == kept.keys() and (where is not None or kept or not sites):
+    if layers.keys() == kept.keys() and (recipe.where is not None or kept or not sites):
         raise SpectralError(_explain_nothing(model, sites, reasons, bool(kept)))
     rows = {row.site: row for row in (earlier.rows if earlier is not None else ()) if row.replaced}
     for unit in layers.keys() - kept.keys():
-        rows |= {name: _describe_layer(unit, layers[unit], method, placement) for name in unit.sites}
+        rows |= {name: _describe_layer(unit, layers[unit], recipe) for name in unit.sites}
     for site in sites:
         row = rows.get(site.name) or ConversionRow("", "", (), False, reasons.get(site.name))
         rows[site.name] = replace(row, site=site.name, op=site.op, stride=site.stride)
@@ -171,20 +185,26 @@ def _replace_sites(
     )
 
 
-def _describe_layer(unit: Unit, layer: nn.Module, method: str, asked: str) -> ConversionRow:
+def _describe_layer(unit: Unit, layer: nn.Module, recipe: Recipe) -> ConversionRow:
     placed = unit.placement
     if unit.point is not None:
         inside = f"the activation in the forward of {unit.point.path or 'the model'}"
         placed = f"behind {unit.point.path if unit.point.function is None else inside}"
-    return ConversionRow("", "", (), True, None, method, asked, placed, " ".join(repr(layer).split()))
+    described = " ".join(repr(layer).split())
+    return ConversionRow(
+        "", "", (), True, None, recipe.method, recipe.placement, placed, described, dict(recipe.options)
+    )  # fmt: skip
 
 
-def _make_layer(model: nn.Module, method: str, unit: Unit, channels: Sequence[int]) -> nn.Module:
-    _, (rows, columns) = unit.lattice
-    # A slice stays a view: what is written to its source later shows in it.
-    options = {"copy": False} if method == "strided" and unit.signature[0] == "slice" else {}
-    made = {str(count): METHODS[method](count, (rows, columns), **options) for count in channels}
-    layer = PerChannels(made) if len(made) > 1 else made[str(channels[0])]
+def _make_layer(model: nn.Module, recipe: Recipe, unit: Unit, channels: Sequence[int]) -> nn.Module:
+    stride = unit.lattice[1][-unit.axes :]
+    options = recipe.options
+    if recipe.method == "strided" and unit.signature[0] == INDEXING:
+        # A slice stays a view: what is written to its source later shows in it.
+        options = {"copy": False, **options}
+    build = METHODS[recipe.method]
+    made = {str(count): build(count, stride, unit.axes, **options) for count in channels}
+    layer = PerChannels(made, unit.axes) if len(made) > 1 else made[str(channels[0])]
     owner = model.get_submodule(unit.path)
     tensor = next((p for m in (owner, model) for p in m.parameters() if p.is_floating_point()), None)
     if tensor is not None:

@@ -19,7 +19,8 @@ from spectral.recorder import Operation, Recorder
 from spectral.sites import Site, watch_reductions
 from spectral.standin import run_on_standins
 from spectral.surgery import ledger
-from spectral.surgery.places import find_spot, name_function
+from spectral.surgery.functions import Signature, count_axes, name_function, read_signature
+from spectral.surgery.places import find_spot
 from spectral.surgery.rewriting import Function
 from spectral.tracker import Frame, Tracker
 
@@ -45,6 +46,8 @@ class Call:
         start: when it began.
         input: the tensor it was given, where one is all it was given.
         function: which function it is, None of a module.
+        signature: how the function decimates, None if it doesn't.
+        axes: how many spatial axes the maps of such a function have.
         samplewise: nothing in it mixes samples.
         nonlinear: something in it is no linear function of what it was given.
         owing: a layer was owed when it ended: maps are still dense there.
@@ -55,6 +58,8 @@ class Call:
     start: int
     input: Tensor | None
     function: Function | None = None
+    signature: Signature | None = None
+    axes: int = 0
     end: int = -1
     output: Any = None
     samplewise: bool = True
@@ -249,12 +254,16 @@ class Watcher(AbstractContextManager["Watcher"]):
         call = None
         if self._running:
             owner = self._running[-1]
-            function = Function(name_function(func), find_spot().place)
+            name = name_function(func)
+            function = Function(name, find_spot().place)
             repeat = self._repeats[owner.start, function]
             self._repeats[owner.start, function] += 1
             tensors = _find_tensors((args, kwargs))
             alone = tensors[0] if len(tensors) == 1 else None
             call = Call(owner.path, owner.number, self._tick(), alone, replace(function, repeat=repeat))
+            call.signature = read_signature(func, args, kwargs)
+            if call.signature is not None:
+                call.axes = count_axes(func, tensors[0])
             self.seen.calls.append(call)
         self._functions.append(call)
 

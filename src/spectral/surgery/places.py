@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from types import CodeType, FrameType
-from typing import Any
 
 from torch import nn
 
@@ -33,13 +32,3 @@ def find_spot() -> Spot:
     while frame is not None and frame.f_code not in _CALLS:
         frame = frame.f_back
     return Spot(find_steps(frame), frame)
-
-
-def name_function(func: Any) -> str:
-    """Return what torch calls a function, however it was reached.
-
-    Example:
-        >>> name_function(torch.nn.functional.relu), name_function(torch.relu)
-        ('relu', 'relu')
-    """
-    return str(getattr(func, "__name__", func))

@@ -33,6 +33,7 @@ class ConversionRow:
         asked: the placement that was asked for.
         placement: where the layer is: before or behind the operator, or behind which activation.
         layer: what it is.
+        options: of the layer, as they were given.
     """
 
     site: str
@@ -44,6 +45,7 @@ class ConversionRow:
     asked: str | None = None
     placement: str | None = None
     layer: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,13 +101,15 @@ class ConversionReport:
     @property
     def steps(self) -> list[dict[str, Any]]:
         """The arguments of the calls of `convert` that make this network from the original one."""
-        groups: dict[tuple[str, str], list[str]] = {}
+        steps: list[dict[str, Any]] = []
         for row in self.replaced:
-            groups.setdefault((str(row.method), str(row.asked)), []).append(row.site)
-        return [
-            {"method": method, "where": sites, "placement": asked}
-            for (method, asked), sites in groups.items()
-        ]
+            asked = {**row.options, "method": row.method, "placement": row.asked}
+            step = next((s for s in steps if {**s, "where": None} == {**asked, "where": None}), None)
+            if step is None:
+                steps.append({**asked, "where": [row.site]})
+            else:
+                step["where"].append(row.site)
+        return steps
 
     def measure_latency(self, model: nn.Module, batch: Tensor, repeats: int = 10) -> Cost:
         """Time the converted network against the original one, and keep the medians in ``cost``.

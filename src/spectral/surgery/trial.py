@@ -80,14 +80,10 @@ class Trial:
             return f"with its layer the network doesn't run: {error}"
         finally:
             detach(self._model)
-        sizes = Counter(
-            (call.path, tuple(call.output.shape[2:]))
-            for call in self.after.calls
-            if call.function is None and isinstance(call.output, Tensor)
-        )
         for unit in every:
-            wanted = Counter((unit.layer_path, self._expected[name]) for name in unit.sites)
-            if wanted - sizes:
+            ran = [call.output for call in self.after.calls if call.place == (unit.layer_path, None)]
+            sizes = Counter(tuple(output.shape[-unit.axes :]) for output in ran)
+            if Counter(self._expected[name][-unit.axes :] for name in unit.sites) - sizes:
                 return "its layer doesn't run where the site was"
         return self._compare(every)
 
