@@ -12,6 +12,7 @@ class OwnDense(Operator):
     """A layer with a ``dense`` of its own."""
 
     family = "layer"
+    obstacle = "it is anti-aliased already"
 
     def dense(self, d: Decimation, size: Size, images: slice = ALL, channels: slice = ALL) -> Tensor:
         """Ask the layer for all of it: it may look at all channels."""

@@ -23,6 +23,7 @@ class Reduction(Operator):
     """
 
     acts_on = "windows"
+    obstacle = "a view has cut its windows, there is no stride that could be taken off"
     keeps: ClassVar[Mapping[str, Any]] = {}
     compute: ClassVar[Callable[..., Tensor]]
 

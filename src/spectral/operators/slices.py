@@ -53,6 +53,7 @@ class Pick(Operator):
 
     rule = "the map itself"
     acts_on = "picks"
+    obstacle = "it picks samples by their positions, not with a stride that could be taken off"
 
     def read(self, a: Arguments) -> Decimation | None:
         """Read a pick from any tensor; what it is of only the labels tell."""

@@ -38,6 +38,7 @@ class Unfold(Windows):
 
     kind = "unfold"
     names = ("aten::im2col",)
+    obstacle = "it makes channels of its windows, which a layer would have to keep apart"
     rule = "the window at every sample"
 
     def read(self, a: Arguments) -> Decimation | None:
