@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from spectral.schema import BOUNDS
+
 MODELS = {
     "strided": "bundled/resnet20",
     "blurpool": "bundled/resnet20-blurpool",
@@ -50,7 +52,7 @@ def make_tables(shape: Shape = CIFAR) -> dict[str, pd.DataFrame]:
         "fig1_layerwise_power_spectra": _spectra(shape),
         "fig2_radial_profiles": profiles,
         "phase2a_frequency_sweep": _sweep(shape),
-        "phase2b_arch": _checkerboard(shape),
+        "phase2b_architecture_comparison": _checkerboard(shape),
         "fig6_aliasing_folding": _folding(shape),
         "per_image": per_image,
         "phase3_layerwise_avr_stats": stats,
@@ -215,7 +217,8 @@ def _per_image(shape: Shape) -> pd.DataFrame:
         avr = np.clip(centre * (1 + 0.2 * rng.normal(size=shape.n_images) + 0.4 * sis[family]), 0, 1)
         rest = {"am_relative": avr / 2, "alias_power_ratio": avr / 3, "sis": sis[family], "silent": False}
         common = {key: value for key, value in site.items() if key not in ("op", "stride")}
-        parts.append(pd.DataFrame({"image": images, **common, "avr": avr, **rest}))
+        cluster = [f"photo{i % 12}" for i in range(shape.n_images)]
+        parts.append(pd.DataFrame({"image": images, "cluster": cluster, **common, "avr": avr, **rest}))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -239,6 +242,7 @@ def _stats(per_image: pd.DataFrame) -> pd.DataFrame:
                 "tap": tap,
                 "stride": "2x2",
                 "n": len(here) // len(sides),
+                "n_clusters": 12,
             }
             for side, family in (("a", "strided"), ("b", other)):
                 avr = sides[family]["avr"]
@@ -250,8 +254,8 @@ def _stats(per_image: pd.DataFrame) -> pd.DataFrame:
                 }
                 row |= {
                     f"n_silent_{side}": 0,
-                    f"ci_low_{side}": avr.mean() - 0.01,
-                    f"ci_high_{side}": avr.mean() + 0.01,
+                    f"mean_{side}_ci_low": avr.mean() - 0.01,
+                    f"mean_{side}_ci_high": avr.mean() + 0.01,
                 }
                 row |= {f"op_{side}": "conv"}
             row |= {"mean_difference": 0.0, "t": 1.0, "df": 9, "p": p / 4, "p_holm": p, "wilcoxon_p": p}
@@ -271,13 +275,19 @@ def _correlations(per_image: pd.DataFrame) -> pd.DataFrame:
             "op": "conv",
             "stride": "2x2",
             "n": len(own),
+            "n_clusters": 12,
         }
         for name, value in {
             "pearson": pearson,
             "spearman": spearman,
             "distance_correlation": abs(spearman),
         }.items():
-            row |= {name: value, f"{name}_low": value - half, f"{name}_high": value + half, f"{name}_p": p}
+            row |= {
+                name: value,
+                f"{name}_ci_low": value - half,
+                f"{name}_ci_high": value + half,
+                f"{name}_p": p,
+            }
         rows.append(row | {"pearson_p_holm": p, "r2": pearson**2, "significance": _stars(p), "reason": ""})
     return pd.DataFrame(rows)
 
@@ -293,21 +303,22 @@ def _tradeoff(per_image: pd.DataFrame) -> pd.DataFrame:
             "model": model,
             "family": family,
             "n": len(sis),
-            "sis_mean": mean,
+            "n_clusters": 12,
+            "sis": mean,
             "sis_median": sis.median(),
         }
         row |= {"sis_ci_low": 0.85 * mean, "sis_ci_high": 1.15 * mean, "sis_change_percent": change}
         row |= {
-            "sis_change_low": change - 3,
-            "sis_change_high": change + 3,
+            "sis_change_percent_ci_low": change - 3,
+            "sis_change_percent_ci_high": change + 3,
             "sis_p": 1e-5,
             "sis_p_holm": 2e-5,
         }
-        row |= {"accuracy": 0.84, "accuracy_low": 0.8, "accuracy_high": 0.88, "n_labelled": len(sis)}
+        row |= {"accuracy": 0.84, "accuracy_ci_low": 0.8, "accuracy_ci_high": 0.88, "n_labelled": len(sis)}
         row |= {
             "agreement": 1.0 if family == "strided" else 0.654,
-            "agreement_low": 0.6,
-            "agreement_high": 0.7,
+            "agreement_ci_low": 0.6,
+            "agreement_ci_high": 0.7,
         }
         row |= {"latency_ms": latency, "latency_q25": 0.97 * latency, "latency_q75": 1.06 * latency}
         row |= {"latency_ratio": latency / 2.352, "batch_size": 32, "device": "cpu", "threads": 2}
@@ -349,10 +360,10 @@ def _survey(shape: Shape) -> dict[str, pd.DataFrame]:
             else:
                 ratio = float(rng.uniform(0.01, 0.3))
                 own.append(ratio)
-                rest = {"avr_input": min(1.5 * ratio, 1), "avr_dense": 1.1 * ratio, "n": shape.n_images}
+                rest = {"avr_input": min(1.5 * ratio, 1), "avr_dense": 1.1 * ratio, **_count(shape)}
                 sites.append({**site, **rest, **_decibels(ratio)})
         sis = 0.0 if "hiera" in model else float(10 ** rng.uniform(-6, -1))
-        rest = {"sis": sis, "sis_low": 0.8 * sis, "sis_high": 1.3 * sis, "n": shape.n_images}
+        rest = {"sis": sis, "sis_ci_low": 0.8 * sis, "sis_ci_high": 1.3 * sis, **_count(shape)}
         models.append({**facts, **rest, **_decibels(float(np.mean(own)))})
     empty = {"reason": ""}
     return {
@@ -363,7 +374,7 @@ def _survey(shape: Shape) -> dict[str, pd.DataFrame]:
 
 def _decibels(ratio: float) -> dict[str, float]:
     mean = float(10 * np.log10(ratio))
-    return {"alias_power_db": mean, "alias_power_db_low": mean - 1, "alias_power_db_high": mean + 0.8}
+    return {"alias_power_db": mean, "alias_power_db_ci_low": mean - 1, "alias_power_db_ci_high": mean + 0.8}
 
 
 def _penalty() -> pd.DataFrame:
@@ -372,7 +383,7 @@ def _penalty() -> pd.DataFrame:
         for epoch in range(7):
             accuracy = 0.9 * epoch / (epoch + 1) + 0.05
             aliases = 0.5 / (1 + weight * epoch / 3)
-            bounds = {"accuracy_low": accuracy - 0.04, "accuracy_high": accuracy + 0.04}
+            bounds = {"accuracy_ci_low": accuracy - 0.04, "accuracy_ci_high": accuracy + 0.04}
             row = {"run": run, "weight": weight, "epoch": epoch, "am_relative": aliases, "accuracy": accuracy}
             rows.append({**row, **bounds, "n": 500})
     return pd.DataFrame(rows)
@@ -405,11 +416,11 @@ def _nula(shape: Shape) -> dict[str, pd.DataFrame]:
         for test, plain in PERTURBED.items():
             accuracy = plain if model == models[0] else float(rng.uniform(plain, 0.9))
             agreement = 1.0 if test == "clean" else accuracy - 0.05
-            row: dict[str, object] = {"model": model, "perturbation": test, "n": 10 * shape.n_images}
+            row: dict[str, object] = {"model": model, "perturbation": test, **_count(shape)}
             row |= {"n_labelled": 5 * shape.n_images, "base": models[0] if model != models[0] else np.nan}
             row |= {"delta_base_p_holm": np.nan if model == models[0] else float(rng.choice([0.001, 0.4]))}
             for name, share in (("accuracy", accuracy), ("agreement", agreement)):
-                row |= {name: share, f"{name}_low": share - 0.04, f"{name}_high": min(share + 0.03, 1)}
+                row |= {name: share, f"{name}_ci_low": share - 0.04, f"{name}_ci_high": min(share + 0.03, 1)}
             rows.append(row)
     return {
         "phase6_nula": pd.DataFrame(rows), "phase6_pixels": _pixels(rng),
@@ -443,9 +454,9 @@ def _null_spaces(models: list[str], shape: Shape) -> dict[str, pd.DataFrame]:
         shares = {"null_share": 0.02 + 0.7 * place, "null_share_no_mean": 0.13 + 0.6 * place}
         for model in models:
             row = {"model": model, "operator": operator, "pixels": 64, "null_dimension": 48}
-            row |= {"n": shape.n_images, "checkerboard_share": 1 - 0.25 * place}
+            row |= {**_count(shape), "checkerboard_share": 1 - 0.25 * place}
             for name, value in shares.items():
-                row |= {name: value, f"{name}_low": value - 0.01, f"{name}_high": value + 0.01}
+                row |= {name: value, f"{name}_ci_low": value - 0.01, f"{name}_ci_high": value + 0.01}
             rows.append(row)
     return {"fig26_null_space": pd.concat(maps, ignore_index=True), "phase6_null_space": pd.DataFrame(rows)}
 
@@ -462,13 +473,15 @@ def _stability(shape: Shape) -> dict[str, pd.DataFrame]:
         for kind in ("whole", "sub-pixel"):
             psnr = np.inf if site["family"] == "nula" else float(rng.uniform(20, 35))
             error = 0.0 if site["family"] == "nula" else float(rng.uniform(0.1, 0.5))
-            row = {**facts, "kind": kind, "n": shape.n_images, "psnr_db": psnr, "relative_error": error}
-            row |= {"psnr_db_low": psnr - 1, "psnr_db_high": psnr + 1.5}
-            equivariance.append(row | {"relative_error_low": 0.9 * error, "relative_error_high": 1.1 * error})
+            row = {**facts, "kind": kind, **_count(shape), "psnr_db": psnr, "relative_error": error}
+            row |= {"psnr_db_ci_low": psnr - 1, "psnr_db_ci_high": psnr + 1.5}
+            equivariance.append(
+                row | {"relative_error_ci_low": 0.9 * error, "relative_error_ci_high": 1.1 * error}
+            )
         if site["family"] == "strided":
             attribution.append({**facts, **_replaced(rng, shape), "significance": "**"})
         else:
-            attribution.append({**facts, "n": 0, "reason": "it is anti-aliased already"})
+            attribution.append({**facts, "n": 0, "n_clusters": 0, "reason": "it is anti-aliased already"})
     whole = {"model": MODELS["strided"], "family": "strided", "site": "all sites", "layer": "all sites"}
     attribution.append({**whole, "layer_index": 99, "op": "conv", **_replaced(rng, shape)})
     traces = []
@@ -485,11 +498,15 @@ def _stability(shape: Shape) -> dict[str, pd.DataFrame]:
     }
 
 
+def _count(shape: Shape) -> dict[str, int]:
+    return {"n": shape.n_images, "n_clusters": 12}
+
+
 def _replaced(rng: np.random.Generator, shape: Shape) -> dict[str, object]:
     delta, agreement = float(rng.uniform(-0.02, 0.01)), float(rng.uniform(0.8, 1))
-    row: dict[str, object] = {"n": shape.n_images, "n_clusters": 30, "delta_sis": delta}
-    row |= {"delta_sis_low": delta - 0.01, "delta_sis_high": delta + 0.01, "significance": ""}
-    return row | {"agreement": agreement, "agreement_low": agreement - 0.1, "agreement_high": 1.0}
+    row: dict[str, object] = {**_count(shape), "delta_sis": delta}
+    row |= {"delta_sis_ci_low": delta - 0.01, "delta_sis_ci_high": delta + 0.01, "significance": ""}
+    return row | {"agreement": agreement, "agreement_ci_low": agreement - 0.1, "agreement_ci_high": 1.0}
 
 
 LAYERS = ("strided", "blurpool", "blurpool-5", "learned", "flc", "aps", "wavelet-bior2.2", "space-to-depth")
@@ -498,7 +515,13 @@ LAYERS = ("strided", "blurpool", "blurpool-5", "learned", "flc", "aps", "wavelet
 def _layers() -> pd.DataFrame:
     """Layers of nearly one cost, some tuned; one without aliases, one with none to measure."""
     rng = np.random.default_rng(6)
-    source = {"accuracy_source": "test images of cifar10-jpeg", "latency_batch": 16, "device": "cpu", "n": 64}
+    source = {
+        "accuracy_source": "test images of cifar10-jpeg",
+        "latency_batch": 16,
+        "device": "cpu",
+        "n": 64,
+        "n_clusters": 40,
+    }
     rows = []
     for method in ("original", *LAYERS):
         cost = 1.0 if method == "original" else float(rng.uniform(1.2, 1.4))
@@ -506,7 +529,7 @@ def _layers() -> pd.DataFrame:
         for state in states[: 1 if method == "blurpool-5" else 2]:
             sis = float(rng.uniform(0.02, 0.05))
             row: dict[str, object] = {"method": method, "state": state, "latency_ratio": cost, **source}
-            row |= {"sis": sis, "sis_low": 0.7 * sis, "sis_high": 1.4 * sis}
+            row |= {"sis": sis, "sis_ci_low": 0.7 * sis, "sis_ci_high": 1.4 * sis}
             row |= {"accuracy": np.nan if state == "converted" else float(rng.uniform(0.8, 0.9))}
             ratio = 1e-14 if method == "flc" else float(rng.uniform(0.01, 0.3))
             lossless = method == "space-to-depth"
@@ -519,7 +542,7 @@ def _layers() -> pd.DataFrame:
 def _compared(per_image: pd.DataFrame) -> pd.DataFrame:
     """Both families against the strided one, at like sites, and of the whole model."""
     rows: list[dict[str, object]] = []
-    facts = {"model_a": MODELS["strided"], "n": per_image["image"].nunique()}
+    facts = {"model_a": MODELS["strided"], "n": per_image["image"].nunique(), "n_clusters": 12}
     for family in ("blurpool", "nula"):
         own = per_image[per_image["family"] == family]
         for (index, layer), here in own.groupby(["layer_index", "layer"]):
@@ -531,7 +554,7 @@ def _compared(per_image: pd.DataFrame) -> pd.DataFrame:
         whole = [per_image.loc[per_image["family"] == f, "sis"] for f in ("strided", family)]
         rows.append({**facts, "model_b": MODELS[family], "metric": "sis", **_sides(*whole)})
         rows.append({**facts, "model_b": MODELS[family], "metric": "agreement", "mean_b": 0.8})
-        rows.append({**facts, "model_b": MODELS[family], "n": 0, "reason": "no like site"})
+        rows.append({**facts, "model_b": MODELS[family], "n": 0, "n_clusters": 0, "reason": "no like site"})
     return pd.DataFrame(rows)
 
 
@@ -539,7 +562,7 @@ def _sides(first: pd.Series, second: pd.Series) -> dict[str, float]:
     row = {}
     for side, values in (("a", first), ("b", second)):
         mean = float(values.mean())
-        row |= {f"mean_{side}": mean, f"ci_low_{side}": 0.9 * mean, f"ci_high_{side}": 1.1 * mean}
+        row |= {f"mean_{side}{end}": scale * mean for end, scale in zip(BOUNDS, (1, 0.9, 1.1), strict=True)}
     return row
 
 
@@ -565,7 +588,12 @@ def _robustness() -> dict[str, pd.DataFrame]:
     for model, (training, downsampling) in ATTACKED.items():
         strength = 0.0 if training == "standard" else float(rng.uniform(0.2, 0.5))
         row: dict[str, object] = {"model": model, "training": training, "downsampling": downsampling}
-        row |= {"response": "robust accuracy", "n": 128, "attacks_ordered": training != "robust"}
+        row |= {
+            "response": "robust accuracy",
+            "n": 128,
+            "n_clusters": 128,
+            "attacks_ordered": training != "robust",
+        }
         shares = {"pgd-50-weak": 1.6, "fgsm": 1.2, "pgd-50": 1.1, "autoattack": 1.0, "gaussian_noise": 0.7,
                   "defocus_blur": 0.8, "jpeg_compression": 1.3}  # fmt: skip
         for test, share in shares.items():
@@ -577,7 +605,7 @@ def _robustness() -> dict[str, pd.DataFrame]:
         networks.append({**row, **_decibels(ratio), **_shares("am_relative", ratio**0.5)})
         for level in LEVELS:
             am = 1e-6 if free else float(rng.uniform(0.2, 6))
-            site = {"model": model, "level": level, "am": am, "am_low": 0.9 * am, "am_high": 1.1 * am}
+            site = {"model": model, "level": level, "am": am, "am_ci_low": 0.9 * am, "am_ci_high": 1.1 * am}
             sites.append({**site, "alias_free": free})
     return {
         "phase9_networks": pd.DataFrame(networks),
@@ -595,15 +623,15 @@ def _ranked(rng: np.random.Generator) -> pd.DataFrame:
                 row: dict[str, object] = {"networks": group, "attack": "autoattack", "n_networks": 8}
                 for name in ("spearman", "partial"):
                     value = float(rng.uniform(-0.9, 0.3))
-                    bounds = {f"{name}_low": value - 0.1, f"{name}_high": min(value + 0.4, 1.0)}
+                    bounds = {f"{name}_ci_low": value - 0.1, f"{name}_ci_high": min(value + 0.4, 1.0)}
                     row |= {name: value, **bounds}
                 row |= {"metric": metric, "level": level}
                 rows.append(row)
     table = pd.DataFrame(rows)
-    table.loc[1, ["spearman_low", "spearman_high"]] = np.nan
-    table.loc[2, ["partial", "partial_low", "partial_high"]] = np.nan
+    table.loc[1, ["spearman_ci_low", "spearman_ci_high"]] = np.nan
+    table.loc[2, ["partial", "partial_ci_low", "partial_ci_high"]] = np.nan
     return table
 
 
 def _shares(name: str, value: float) -> dict[str, float]:
-    return {name: value, f"{name}_low": max(value - 0.08, 0.0), f"{name}_high": min(value + 0.08, 1.0)}
+    return {name: value, f"{name}_ci_low": max(value - 0.08, 0.0), f"{name}_ci_high": min(value + 0.08, 1.0)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 from collections.abc import Callable
@@ -87,9 +88,9 @@ def test_each_row_is_a_paired_comparison_of_the_same_images(written):
         interval = test.confidence_interval()
         assert row["difference"] == pytest.approx((b - a).mean(), rel=1e-3)
         width = interval.high - interval.low  # Student's, on each side or farther out
-        assert row["difference_low"] <= interval.low + 1e-2 * width
-        assert row["difference_high"] >= interval.high - 1e-2 * width
-        assert (row["difference_low"] > 0 or row["difference_high"] < 0) == (row["p"] < 0.05)
+        assert row["difference_ci_low"] <= interval.low + 1e-2 * width
+        assert row["difference_ci_high"] >= interval.high - 1e-2 * width
+        assert (row["difference_ci_low"] > 0 or row["difference_ci_high"] < 0) == (row["p"] < 0.05)
         if (a == b).all():  # both shortcuts see the same map
             assert (row["t"], row["p"], row["effect_size"]) == (0, 1, 0)
         else:
@@ -109,6 +110,28 @@ def test_p_is_corrected_over_everything_that_the_table_shows(written):
     stars = table["significance"].fillna("").str.len()
     assert ((table["p_holm"] < 0.05) == (stars >= 1)).all()
     assert ((table["p_holm"] < 0.001) == (stars == 3)).all()
+
+
+def test_metrics_by_default_are_free_of_scale_and_the_power_ratio_is_in_decibels(tmp_path):
+    """A network whose maps are ten times as large is the same to all of them."""
+    result = quick(A, f"{A}+flc", "--taps", "dense", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    table = read(tmp_path).dropna(subset=["layer"])
+    assert set(table["metric"]) == {"avr", "avr_separable", "am_relative", "alias_power_db"}
+    assert set(table["pairing"]) == {"same site of a network and its converted twin"}
+    decibels = table[table["metric"] == "alias_power_db"]
+    assert (decibels["mean_b"] == -100).all()  # what FLC leaves is rounding, and no −∞
+    images = spectral.load_images("synthetic", size=32, limit=6)
+    own = spectral.measure(load_model(A), images, ("alias_power_ratio",), progress=False)
+    first = own[(own["site"] == decibels["site_a"].iloc[0]) & (own["metric"] == "alias_power_ratio")]
+    assert decibels["mean_a"].iloc[0] == pytest.approx(10 * np.log10(first["value"]).mean(), rel=1e-6)
+    model = load_model(A)
+    louder = copy.deepcopy(model)
+    for module in (louder.layer2[0].conv1, louder.layer2[0].shortcut[0]):
+        module.weight.data *= 10
+    found = compare_models({"a": model, "b": louder}, {"a": images, "b": images}, progress=False)
+    at_site = found[found["site_a"] == "layer2.0.conv1"]
+    assert np.abs(at_site["difference"].astype(float)).max() < 1e-4
 
 
 def test_sites_are_in_order_and_named_after_the_reference(written):
@@ -165,19 +188,18 @@ def test_says_first_what_is_compared_then_a_block_per_model(written):
     assert max(map(len, lines[1:-1])) <= 120
     header = lines.index("am, dense tap; n = 6 images of 6 clusters (photographs)") + 1
     assert re.split(r"\s{2,}", lines[header]) == [
-        "like site",
-        "a",
-        "b",
-        "difference",
-        "p (Holm)",
-        "effect d_z",
-    ]
+        "site of a", "site of b", "a", "b", "difference", "p (Holm)", "effect d_z",
+    ]  # fmt: skip
     row = read(out).query(f"model_b == '{B}' and metric == 'am'").iloc[0]
     cells = re.split(r"\s{2,}", lines[header + 1])
-    assert cells[0] == row["layer"]
-    assert float(cells[1].split(" ± ")[0]) == pytest.approx(row["mean_a"], rel=0.05)
-    assert float(cells[3].split(" ± ")[0]) == pytest.approx(row["difference"], rel=0.05)
-    assert cells[5] == f"{row['effect_size']:.2f}"
+    assert cells[:2] == [row["site_a"], row["site_b"]]
+    assert float(cells[2].split(" ± ")[0]) == pytest.approx(row["mean_a"], rel=0.05)
+    assert float(cells[4].split(" ± ")[0]) == pytest.approx(row["difference"], rel=0.05)
+    assert cells[6] == f"{row['effect_size']:.2f}"
+    assert (
+        "paired, same resolution (that of the image) and order (1st there): layer2.0.conv1 with layer2.0.pool"
+        in lines
+    )
 
 
 def test_help_has_an_example_that_names_models_and_options_that_exist():

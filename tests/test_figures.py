@@ -285,7 +285,7 @@ def test_imports_neither_torch_nor_pyplot():
                 assert name.split(".")[0] not in {"torch", "seaborn", "scipy"}
                 assert name != "matplotlib.pyplot"
                 assert not name.startswith("spectral.") or name.startswith(
-                    ("spectral.errors", "spectral.figures")
+                    ("spectral.errors", "spectral.figures", "spectral.schema")
                 )
 
 
@@ -390,7 +390,7 @@ def test_fig4_image_panel_is_the_metrics_step(drawn):
 
 def test_fig5_bars_are_the_checkerboard_avr(tables, drawn):
     fig = drawn("fig5_layerwise_avr_comparison")
-    table = tables["phase2b_arch"]
+    table = tables["phase2b_architecture_comparison"]
     for tap in ("input", "dense"):
         for family in FAMILIES:
             own = table[(table["family"] == family) & (table["tap"] == tap) & (table["layer"] != "image")]
@@ -415,7 +415,7 @@ def test_fig6_panels_share_a_scale_per_sample(tables, drawn):
     assert f"ratio {ratio:.2g} (−{-10 * np.log10(ratio):.1f} dB)" in aliases.get_title()
 
 
-def test_fig7_bars_are_means_and_lines_standard_deviations(tables, drawn):
+def test_fig7_bars_are_means_and_lines_their_intervals(tables, drawn):
     fig = drawn("fig7_layerwise_mean_avr")
     stats = tables["phase3_layerwise_avr_stats"]
     for tap in ("input", "dense"):
@@ -425,8 +425,9 @@ def test_fig7_bars_are_means_and_lines_standard_deviations(tables, drawn):
             side = "a" if family == "strided" else "b"
             drawn = bars(ax, family)
             assert [bar.get_height() for bar in drawn] == pytest.approx(list(own[f"mean_{side}"]))
-            for bar, mean, std in zip(drawn, own[f"mean_{side}"], own[f"std_{side}"], strict=True):
-                assert error_at(ax, bar) == pytest.approx((mean - std, mean + std))
+            bounds = own[[f"mean_{side}_ci_low", f"mean_{side}_ci_high"]].itertuples(index=False)
+            for bar, interval in zip(drawn, bounds, strict=True):
+                assert error_at(ax, bar) == pytest.approx(tuple(interval))
 
 
 def error_at(ax: Axes, bar: Rectangle) -> tuple[float, float]:
@@ -440,10 +441,10 @@ def error_at(ax: Axes, bar: Rectangle) -> tuple[float, float]:
 def test_fig7_keeps_the_comparison_with_the_most_images(tables):
     stats = tables["phase3_layerwise_avr_stats"].copy()
     nula = stats["family_b"] == "nula"
-    stats.loc[nula, ["n", "mean_a"]] = [5, 0.9]
+    stats.loc[nula, ["n", "n_clusters", "mean_a"]] = [5, 3, 0.9]
     fig = plot("fig7_layerwise_mean_avr", {"phase3_layerwise_avr_stats": stats})
     assert max(bar.get_height() for bar in bars(panel(fig, "dense tap"), "strided")) < 0.9
-    assert any("n = 5–40" in text for text in texts_of(fig))
+    assert any("n = 3–12 photographs (5–40 images)" in text for text in texts_of(fig))
 
 
 def test_fig8_has_a_violin_per_site_its_median_and_the_p_against_strided(tables, drawn):
@@ -473,7 +474,7 @@ def test_silent_maps_are_left_out_and_a_silent_site_is_not_a_missing_one(tables)
     images.loc[some | all_of_one, ["avr", "silent"]] = [0.0, True]
     violins = plot("fig8_avr_distributions", {**tables, "per_image": images})
     assert texts_of(violins).count("silent") == 2  # both taps
-    assert any("n = 0–40 images" in text for text in texts_of(violins))
+    assert any("n = 12 photographs (40 images)" in text for text in texts_of(violins))  # what was tested
     assert all(ax.collections[0].get_paths()[0].vertices[:, 1].min() > 0 for ax in data_axes(violins))
     scatter = plot("fig10_avr_sis_scatter", {**tables, "per_image": images})
     assert texts_of(scatter).count("silent") == 1
@@ -515,10 +516,12 @@ def test_fig11_bars_and_intervals_are_the_tables(coefficient, tables, drawn):
         ax = axes[2 * row + column]
         drawn = bars(ax, "blurpool")
         assert [bar.get_height() for bar in drawn] == pytest.approx(list(own[coefficient]))
-        for bar, low, high in zip(drawn, own[f"{coefficient}_low"], own[f"{coefficient}_high"], strict=True):
+        for bar, low, high in zip(
+            drawn, own[f"{coefficient}_ci_low"], own[f"{coefficient}_ci_high"], strict=True
+        ):
             assert error_at(ax, bar) == pytest.approx((low, high))
-        assert ax.get_ylim()[0] < own[f"{coefficient}_low"].min()
-        assert ax.get_ylim()[1] > table[f"{coefficient}_high"].max()
+        assert ax.get_ylim()[0] < own[f"{coefficient}_ci_low"].min()
+        assert ax.get_ylim()[1] > table[f"{coefficient}_ci_high"].max()
         stars = [text.get_text() for text in ax.texts if set(text.get_text()) == {"*"}]
         assert stars == ([s for s in table[table["tap"] == tap]["significance"] if s] if row == 0 else [])
 
@@ -535,9 +538,9 @@ def test_fig12_counts_every_image_once_and_marks_the_means(tables):
         edges, heights = patch.get_xy()[1:-1:2, 0], patch.get_xy()[1:-1:2, 1]
         assert len(edges) == 40
         assert heights.sum() == 40
-        own = scores[scores["family"] == family]["sis"]
-        assert line.get_xdata()[0] == pytest.approx(own.mean())
-        assert f"{style.label}: mean {own.mean():.3g}, n = 40" in texts_of(fig)
+        means = scores[scores["family"] == family].groupby("cluster")["sis"].mean()
+        assert line.get_xdata()[0] == pytest.approx(means.mean())
+        assert f"{style.label}: mean {means.mean():.3g}, n = 12" in texts_of(fig)
 
 
 def test_fig13_dumbbells_run_from_input_to_dense(tables, drawn):
@@ -558,11 +561,13 @@ def test_fig14_places_the_models_and_words_the_changes(tables, drawn):
     table = tables["phase5_tradeoff"].set_index("family")
     ax = data_axes(fig)[0]
     marks = [line.get_xydata()[0] for line in ax.lines if line.get_marker() in {"o", "s", "^"}]
-    np.testing.assert_allclose(marks, table[["sis_mean", "latency_ms"]])
+    np.testing.assert_allclose(marks, table[["sis", "latency_ms"]])
     (box,) = [text for text in texts_of(fig) if "BlurPool against strided" in text]
     change = table.loc["blurpool", "sis_change_percent"]
     assert f"ΔSIS −{-change:.1f} %\nΔtime +19.0 %\nagreement 65.4 %\naccuracy 84.0 % (n = 40)" in box
-    assert any("n = 40 images; timed on cpu, 2 threads, batch 32" in text for text in texts_of(fig))
+    assert any(
+        "n = 12 photographs (40 images); timed on cpu, 2 threads, batch 32" in text for text in texts_of(fig)
+    )
 
 
 def test_fig14_is_silent_about_accuracy_without_labels(tables):
@@ -597,7 +602,7 @@ def test_fig20_points_and_intervals_are_the_tables(row, name, scale, column, kin
         assert [round(x) for x, _ in found] == [0, 1, 2, 3]
         np.testing.assert_allclose([y for _, y in found], scale * own[name])
         ends = [span[:, 1] for span in spans(ax) for x, _ in found if span[0, 0] == x]
-        bounds = scale * own[[f"{name}_low", f"{name}_high"]].to_numpy()
+        bounds = scale * own[[f"{name}_ci_low", f"{name}_ci_high"]].to_numpy()
         np.testing.assert_allclose(sorted(map(tuple, ends)), sorted(map(tuple, bounds)))
 
 
@@ -621,7 +626,7 @@ def test_fig21_has_a_line_per_site_in_order_and_all_of_them_last(tables, drawn):
         found = {y: x for x, y in marks(ax, "strided")}
         values = [found[y] for y in range(len(table) - 1, -1, -1)]
         np.testing.assert_allclose(values, scale * table[name])
-        bounds = scale * table[[f"{name}_low", f"{name}_high"]].to_numpy()
+        bounds = scale * table[[f"{name}_ci_low", f"{name}_ci_high"]].to_numpy()
         np.testing.assert_allclose([span[:, 0] for span in spans(ax)], bounds)
     assert [text.get_text() for text in left.texts] == ["**"] * 4
     assert "nothing to replace in BlurPool and NULA" in " ".join(texts_of(fig))
@@ -758,7 +763,7 @@ def test_draw_all_draws_what_is_asked_for(results):
 
 
 def test_a_site_without_a_counterpart_takes_no_column(tables):
-    rows = tables["phase2b_arch"]
+    rows = tables["phase2b_architecture_comparison"]
     alone = rows[rows["family"] == "nula"].iloc[:1].assign(layer="stage2.lonely", layer_index=99)
     assert "stage2.lonely" not in find_layers(pd.concat([rows, alone]))
     assert find_layers(pd.concat([rows, alone])) == find_layers(rows)

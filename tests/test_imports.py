@@ -57,12 +57,13 @@ ALLOWED = {
     "recalibration": {"copying", "network", "surgery"},
     "layers": {"arguments", "numerics"},
     "models": {"layers", "surgery"},  # a checkpoint may be of a converted network
-    "data": {"arguments", "network", "numerics", "synthetic"},
+    "data": {"arguments", "network", "classes", "numerics", "synthetic"},
     "intake": {"data", "inputs", "models", "network", "probe"},
     "latency": {"network"},
     "classification": {"arguments", "metrics", "models", "network"},
     "perturb": {
         "arguments",
+        "classes",
         "data",
         "intake",
         "measurement",
@@ -74,6 +75,8 @@ ALLOWED = {
     },
     "training": {"models", "layers", "metrics", "network", "perturb"},
     "stats": set(),
+    "classes": set(),
+    "pairing": {"sites"},
     "schema": set(),
     "table": {"schema", "stats"},
     "store": {"schema", "table"},
@@ -90,9 +93,11 @@ ALLOWED = {
         "operators",
         "sites",
         "surgery",
+        "table",
     },
     "measurement": {
         "arguments",
+        "classes",
         "data",
         "inputs",
         "intake",
@@ -108,7 +113,7 @@ ALLOWED = {
         "store",
         "table",
     },
-    "figures": {"stats"},
+    "figures": {"schema", "stats"},
     "terminal": set(),
     "console": None,
     "study": None,  # the top of the house: may use every room
@@ -117,7 +122,7 @@ ALLOWED = {
     "__init__": set(),
 }
 THIRD_PARTY_OWNERS = {
-    "timm": {"models"},
+    "timm": {"classes", "models"},
     "antialiased_cnns": {"models"},
     "matplotlib": {"figures"},
     "click": {"cli", "console", "study"},

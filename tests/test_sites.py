@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from spectral.errors import SpectralError
 from spectral.models.architectures import ARCHITECTURES, build
 from spectral.models.nula import NULA
+from spectral.pairing import pair_sites
 from spectral.sites import (
     Site,
     check_hookable,
@@ -22,7 +23,6 @@ from spectral.sites import (
     find_reductions,
     find_sites,
     get_stride_layers,
-    pair_sites,
 )
 
 Row = tuple[str, str, tuple[int, int], int, int]  # name, op, stride, rows in, rows out

@@ -413,9 +413,9 @@ def test_distance_correlation_of_normal_variables_meets_theory():
     root = math.sqrt(1 - rho**2)
     numerator = rho * math.asin(rho) + root - rho * math.asin(rho / 2) - math.sqrt(4 - rho**2) + 1
     truth = math.sqrt(numerator / (1 + math.pi / 3 - math.sqrt(3)))
-    assert result.distance_corrected_low <= truth <= result.distance_corrected_high
+    assert result.distance_corrected_ci_low <= truth <= result.distance_corrected_ci_high
     assert result.distance_corrected == pytest.approx(truth, abs=0.04)
-    assert result.distance_corrected_high - result.distance_corrected_low < 0.12
+    assert result.distance_corrected_ci_high - result.distance_corrected_ci_low < 0.12
 
 
 def test_distance_interval_is_as_wide_as_the_estimate_varies():
@@ -424,7 +424,7 @@ def test_distance_interval_is_as_wide_as_the_estimate_varies():
     for seed in range(100):
         x, e = rng.normal(size=(2, 61))
         results.append(correlate(x, x + e, n_resamples=99, seed=seed))
-    width = np.mean([r.distance_corrected_high - r.distance_corrected_low for r in results])
+    width = np.mean([r.distance_corrected_ci_high - r.distance_corrected_ci_low for r in results])
     assert 0.85 < width / (2 * 1.96 * np.std([r.distance_corrected for r in results])) < 1.4
 
 
@@ -436,7 +436,7 @@ def test_pearson_interval_is_fishers():
     assert (result.pearson_r, result.r2) == pytest.approx((0.5, 0.25))
     # atanh(0.5) = ln(3)/2, and 1/√(28 − 3) = 0.2.
     bounds = [math.tanh(math.log(3) / 2 + side * 1.959964 * 0.2) for side in (-1, 1)]
-    assert (result.pearson_low, result.pearson_high) == pytest.approx(bounds, abs=1e-6)
+    assert (result.pearson_ci_low, result.pearson_ci_high) == pytest.approx(bounds, abs=1e-6)
 
 
 def test_spearman_without_ties_from_rank_differences():
@@ -449,7 +449,7 @@ def test_spearman_without_ties_from_rank_differences():
     assert result.spearman_rho == pytest.approx(rho)
     half = 1.959964 * math.sqrt((1 + rho**2 / 2) / 37)
     bounds = [math.tanh(math.atanh(rho) + side * half) for side in (-1, 1)]
-    assert (result.spearman_low, result.spearman_high) == pytest.approx(bounds, abs=1e-6)
+    assert (result.spearman_ci_low, result.spearman_ci_high) == pytest.approx(bounds, abs=1e-6)
 
 
 def test_p_values_meet_scipy_with_and_without_ties():
@@ -467,7 +467,7 @@ def test_only_distance_correlation_sees_a_parabola():
     assert abs(result.pearson_r) < 1e-12
     assert abs(result.spearman_rho) < 1e-12
     assert result.distance_p == 1 / 200
-    assert result.distance_corrected_low > 0.3
+    assert result.distance_corrected_ci_low > 0.3
 
 
 def test_perfect_correlation_is_certain():
@@ -475,7 +475,7 @@ def test_perfect_correlation_is_certain():
     for clusters in (None, np.repeat(np.arange(5), 2)):
         result = correlate(x, -2 * x + 1, clusters, n_resamples=199)
         assert (result.pearson_r, result.spearman_rho) == pytest.approx((-1.0, -1.0))
-        assert (result.pearson_low, result.pearson_high) == pytest.approx((-1.0, -1.0))
+        assert (result.pearson_ci_low, result.pearson_ci_high) == pytest.approx((-1.0, -1.0))
         assert result.distance_correlation == pytest.approx(1.0)
         assert result.pearson_p < 1e-12
 
@@ -500,11 +500,11 @@ def test_coefficients_stay_in_range_symmetric_and_inside_their_intervals(rows):
     assume(np.ptp(x) > 0 and np.ptp(y) > 0)
     one, two = correlate(x, y, n_resamples=9), correlate(y, x, n_resamples=9)
     slack = 1e-12
-    assert one.pearson_low - slack <= one.pearson_r <= one.pearson_high + slack
-    assert one.spearman_low - slack <= one.spearman_rho <= one.spearman_high + slack
+    assert one.pearson_ci_low - slack <= one.pearson_r <= one.pearson_ci_high + slack
+    assert one.spearman_ci_low - slack <= one.spearman_rho <= one.spearman_ci_high + slack
     assert 0 <= one.distance_correlation <= 1 + slack
     assert 0 <= one.distance_corrected <= 1
-    assert 0 <= one.distance_corrected_low <= one.distance_corrected_high <= 1
+    assert 0 <= one.distance_corrected_ci_low <= one.distance_corrected_ci_high <= 1
     assert (one.pearson_r, one.distance_correlation) == pytest.approx(
         (two.pearson_r, two.distance_correlation)
     )
@@ -544,10 +544,10 @@ def test_a_real_correlation_is_found_over_groups():
     x, clusters = draw_clustered(rng, n_clusters=20, size=6)
     result = correlate(x, x + 0.5 * rng.normal(size=x.size), clusters, n_resamples=199)
     assert result.n_clusters == 20
-    assert result.pearson_low > 0.7
+    assert result.pearson_ci_low > 0.7
     assert result.spearman_p < 0.001
     assert result.distance_p <= 0.01
-    assert result.distance_corrected_low < result.distance_corrected < result.distance_corrected_high
+    assert result.distance_corrected_ci_low < result.distance_corrected < result.distance_corrected_ci_high
 
 
 @pytest.mark.parametrize(
@@ -568,9 +568,9 @@ def test_undetermined_correlation_says_why(x, y, reason):
 
 def test_missing_intervals_say_why():
     few = correlate([1.0, 2.0, 3.0, 5.0], [1.0, 3.0, 2.0, 4.0], n_resamples=19)
-    assert math.isnan(few.distance_corrected_low)
+    assert math.isnan(few.distance_corrected_ci_low)
     assert "too few images" in few.reason
-    assert few.pearson_low < few.pearson_r
+    assert few.pearson_ci_low < few.pearson_r
     x = [0.0] * 8 + [1.0, 2.0]
     assert "without one of them" in correlate(x, np.arange(10.0), [1] * 5 + [2] * 3 + [3] * 2).reason
 

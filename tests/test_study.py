@@ -20,8 +20,8 @@ from spectral.study.phase2 import STUDY_FREQUENCIES
 
 MODELS = ("bundled/resnet20@random", "bundled/resnet20-blurpool@random", "bundled/nula-w32@random")
 STUDY_TABLES = (
-    "phase1_layerwise_avr", "phase2a_frequency_sweep", "phase2b_arch", "phase3_layerwise_avr_stats",
-    "phase4_correlation", "phase5_tradeoff",
+    "phase1_layerwise_avr", "phase2a_frequency_sweep", "phase2b_architecture_comparison",
+    "phase3_layerwise_avr_stats", "phase4_correlation", "phase5_tradeoff",
 )  # fmt: skip
 
 
@@ -124,8 +124,8 @@ def test_per_image_table_matches_a_direct_measurement(results):
 def test_correlations_carry_intervals(results):
     table = read(results, "phase4_correlation")
     for name in ("pearson", "spearman", "distance_correlation"):
-        assert (table[f"{name}_low"] <= table[name] + 1e-9).all()
-        assert (table[f"{name}_high"] >= table[name] - 1e-9).all()
+        assert (table[f"{name}_ci_low"] <= table[name] + 1e-9).all()
+        assert (table[f"{name}_ci_high"] >= table[name] - 1e-9).all()
     assert set(read(results, "phase4_regression")["estimator"]) == {"ridge", "forest", "best single layer"}
 
 
@@ -143,7 +143,7 @@ def test_equivariance_and_attribution_match_a_direct_measurement(results):
     direct = measure_equivariance(model, images, sites=[row["site"]], progress=False)
     whole = direct[direct["kind"] == "whole"]
     assert row["psnr_db"] == pytest.approx(-10 * np.log10(whole["mse_ratio"].mean()), abs=1e-3)
-    assert row["psnr_db_low"] < row["psnr_db"] < row["psnr_db_high"]
+    assert row["psnr_db_ci_low"] < row["psnr_db"] < row["psnr_db_ci_high"]
 
     blamed = read(results, "phase4_attribution").set_index("site")
     assert blamed.loc[ALL_SITES, "family"] == "strided"

@@ -88,7 +88,7 @@ def test_survey_means_are_those_of_the_measurement(results):
         for column, (tap, metric) in columns.items():
             here = (table["site"] == site.name) & (table["tap"] == tap) & (table["metric"] == metric)
             assert row[column] == pytest.approx(table[here]["value"].mean(), rel=1e-5)
-            assert row[f"{column}_low"] < row[column] < row[f"{column}_high"]
+            assert row[f"{column}_ci_low"] < row[column] < row[f"{column}_ci_high"]
         assert row["alias_power_db"] == pytest.approx(10 * math.log10(row["alias_power_ratio"]))
         assert row["n"] == 4
     model = models.set_index("model").loc[SURVEY[1]]
@@ -96,7 +96,7 @@ def test_survey_means_are_those_of_the_measurement(results):
     mean = ratios.groupby("image")["value"].mean()
     assert model["alias_power_ratio"] == pytest.approx(mean.mean(), rel=1e-5)
     half = 3.182446305 * mean.std() / 2  # Student's t at 3 degrees of freedom, n = 4: no skewness of so few
-    assert model["alias_power_ratio_high"] - model["alias_power_ratio"] == pytest.approx(half, rel=1e-4)
+    assert model["alias_power_ratio_ci_high"] - model["alias_power_ratio"] == pytest.approx(half, rel=1e-4)
     assert model["sis"] == pytest.approx(table[table["metric"] == "sis"]["value"].mean(), rel=1e-5)
     assert model["parameters"] == sum(p.numel() for p in net.parameters())
 
@@ -186,7 +186,9 @@ def test_fig16_marks_are_the_tables_ratios_and_say_the_kind():
     assert [line.get_ydata()[0] for line in dashes] == pytest.approx(list(10 * np.log10(own["avr_dense"])))
     lines = [c for c in fig.axes[1].collections if isinstance(c, LineCollection)]
     ends = [tuple(line[:, 1]) for c in lines for line in c.get_segments()]
-    assert ends == [pytest.approx(pair) for pair in own[["alias_power_db_low", "alias_power_db_high"]].values]
+    assert ends == [
+        pytest.approx(pair) for pair in own[["alias_power_db_ci_low", "alias_power_db_ci_high"]].values
+    ]
     assert [text.get_text() for text in fig.axes[6].texts] == ["not measured"]
 
 
@@ -201,7 +203,7 @@ def test_fig16_tells_lossless_sites_from_those_without_a_dense_map():
 def test_fig16_keeps_what_has_no_aliases_at_all_in_the_picture():
     tables = make_tables()
     table = tables["phase8_architectures"].copy()
-    table.loc[0, ["alias_power_db", "alias_power_db_low", "alias_power_db_high", "avr_dense"]] = [
+    table.loc[0, ["alias_power_db", "alias_power_db_ci_low", "alias_power_db_ci_high", "avr_dense"]] = [
         *(-math.inf,) * 3, 0.0,
     ]  # fmt: skip
     fig = plot("fig16_architectures_depth", {"phase8_architectures": table})
@@ -244,7 +246,7 @@ def test_fig17_ranks_by_aliases_and_marks_the_weights():
 
 def test_fig17_draws_where_every_sis_is_zero():
     tables = make_tables()
-    table = tables["phase8_models"].assign(sis=0.0, sis_low=0.0, sis_high=0.0)
+    table = tables["phase8_models"].assign(sis=0.0, sis_ci_low=0.0, sis_ci_high=0.0)
     _, right = plot("fig17_architectures_ranking", {"phase8_models": table}).axes
     assert len(right.lines) == 0
     assert len(right.texts) == len(SURVEYED)
@@ -361,7 +363,7 @@ def test_both_runs_start_alike_and_the_penalty_lowers_the_aliases(trained):
     assert runs["plain"]["weight"].eq(0).all()
     assert runs["penalty"]["weight"].eq(3).all()
     assert runs["penalty"]["am_relative"].iloc[-1] < 0.9 * runs["plain"]["am_relative"].iloc[-1]
-    assert (trained["accuracy_low"] <= trained["accuracy"]).all()
+    assert (trained["accuracy_ci_low"] <= trained["accuracy"]).all()
     assert (trained["n"] == 48).all()
 
 

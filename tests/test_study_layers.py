@@ -167,7 +167,7 @@ def test_aliases_are_means_over_the_networks_own_sites_and_images(results):
         values = table.loc[table["metric"] == metric, "value"]
         assert len(values) == 6 * 4
         assert row[metric] == pytest.approx(values.mean(), rel=1e-5)
-        assert row[f"{metric}_low"] < row[metric] < row[f"{metric}_high"]
+        assert row[f"{metric}_ci_low"] < row[metric] < row[f"{metric}_ci_high"]
     assert row["sis"] == pytest.approx(table.loc[table["metric"] == "sis", "value"].mean(), rel=1e-4)
     assert row["alias_power_db"] == pytest.approx(to_decibels(row["alias_power_ratio"]))
     sites = read(results, "phase7_layers_sites")
@@ -223,7 +223,7 @@ def test_consistency_is_that_of_the_protocol(results, protocol):
 def test_accuracies_are_the_checkpoints_own_or_none(results):
     original = row_of(results, "original", "original")
     assert (original["accuracy"], original["accuracy_n"]) == (0.85, 200)
-    assert original["accuracy_low"] == pytest.approx(0.794, abs=2e-3)  # Wilson, 170 of 200
+    assert original["accuracy_ci_low"] == pytest.approx(0.794, abs=2e-3)  # Wilson, 170 of 200
     assert original["accuracy_source"] == "recorded with its checkpoint, tiny test images"
     tuned = row_of(results, "blurpool", "tuned")
     metadata = model_info(load_model("bundled/resnet20-tuned-blurpool")).metadata

@@ -173,10 +173,12 @@ def test_shares_are_those_of_a_direct_computation(results, name):
         right = int((found[:LABELLED] == labels).sum())
         assert row["accuracy"] == pytest.approx(right / LABELLED)
         wilson = spectral.stats.count_share(right, LABELLED)
-        assert (row["accuracy_low"], row["accuracy_high"]) == pytest.approx((wilson.ci_low, wilson.ci_high))
+        assert (row["accuracy_ci_low"], row["accuracy_ci_high"]) == pytest.approx(
+            (wilson.ci_low, wilson.ci_high)
+        )
         same = pd.Series((found == clean).double().numpy()).groupby(clusters).mean()
         assert row["agreement"] == pytest.approx(same.mean())
-        assert row["agreement_low"] <= row["agreement"] <= row["agreement_high"]
+        assert row["agreement_ci_low"] <= row["agreement"] <= row["agreement_ci_high"]
         assert row["confidence"] == pytest.approx(confidence.mean().item(), rel=1e-5)
         assert (row["n_labelled"], row["n"]) == (LABELLED, IMAGES)
         accuracies.add(right)
@@ -198,7 +200,7 @@ def test_differences_are_paired_and_corrected_over_the_table(results):
                 assert np.isnan(row["delta_clean"])
             else:
                 assert row["delta_clean"] == pytest.approx(change.mean().item())
-                assert row["delta_clean_low"] < row["delta_clean"] < row["delta_clean_high"]
+                assert row["delta_clean_ci_low"] < row["delta_clean"] < row["delta_clean_ci_high"]
         ours, base = right[OTHER, test], right[BASE, test]
         assert rows.loc[(OTHER, test), "delta_base"] == pytest.approx(
             (ours.double() - base.double()).mean().item()
@@ -290,7 +292,9 @@ def test_sites_are_those_of_a_measurement_of_the_perturbed_pixels(results, test,
         assert (own.loc[site, "tap"], own.loc[site, "n"]) == ("dense", SITE_IMAGES)
         for metric in phase6.METRICS:
             assert own.loc[site, metric] == pytest.approx(means[site, metric], rel=1e-4)
-            assert own.loc[site, f"{metric}_low"] < own.loc[site, metric] < own.loc[site, f"{metric}_high"]
+            assert (
+                own.loc[site, f"{metric}_ci_low"] < own.loc[site, metric] < own.loc[site, f"{metric}_ci_high"]
+            )
     assert own.loc[WHOLE, "sis"] == pytest.approx(means["", "sis"], rel=1e-3)
 
 
@@ -345,7 +349,7 @@ def test_shares_of_images_are_those_of_a_projection_by_svd(results, bundled, nam
         flat = flat - centre * flat.mean(-1, keepdim=True)
         shares = 1 - (flat @ basis.T).square().sum((1, 2)) / flat.square().sum((1, 2))
         assert row[column] == pytest.approx(shares.mean().item(), rel=1e-6)
-        assert row[f"{column}_low"] < row[column] < row[f"{column}_high"]
+        assert row[f"{column}_ci_low"] < row[column] < row[f"{column}_ci_high"]
     assert (row["n"], row["n_silent"]) == (SITE_IMAGES, 0)
 
 
@@ -446,7 +450,7 @@ def test_without_labels_there_is_agreement_alone(bundled, tmp_path, capsys):
     assert f"{BASE}: agreement lowest" in said
     own = table[(table["model"] == BASE) & (table["perturbation"] == "resize-0.25")].iloc[0]
     share = spectral.stats.count_share(round(5 * own["agreement"]), 5)  # no photographs: Wilson
-    assert (own["agreement_low"], own["agreement_high"]) == pytest.approx((share.ci_low, share.ci_high))
+    assert (own["agreement_ci_low"], own["agreement_ci_high"]) == pytest.approx((share.ci_low, share.ci_high))
 
 
 @pytest.mark.usefixtures("brief")
@@ -530,7 +534,7 @@ def test_fig23_marks_are_the_accuracies_open_where_like_the_base():
     opened = [to_hex(mark.get_markerfacecolor()) == "#ffffff" for mark in marks]
     assert opened == (table["delta_base_p_holm"] >= 0.05).tolist()
     ends = np.array([c.get_segments()[0][:, 1] for c in ax.collections])
-    np.testing.assert_allclose(ends, 100 * table[["accuracy_low", "accuracy_high"]])
+    np.testing.assert_allclose(ends, 100 * table[["accuracy_ci_low", "accuracy_ci_high"]])
     names = [label.get_text().replace("\n", "-") for label in ax.get_xticklabels()]
     assert names == list(dict.fromkeys(table["perturbation"]))
 

@@ -120,7 +120,9 @@ def test_rows_are_the_zoo_that_is_there_with_its_facts(results):
     assert table["architecture"].tolist() == [architecture for architecture, _ in NETWORKS.values()]
     assert table["test_accuracy"].tolist() == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5])
     low, high = scipy.stats.binomtest(180, 200).proportion_ci(method="wilson")
-    assert tuple(table.loc[0, ["test_accuracy_low", "test_accuracy_high"]]) == pytest.approx((low, high))
+    assert tuple(table.loc[0, ["test_accuracy_ci_low", "test_accuracy_ci_high"]]) == pytest.approx(
+        (low, high)
+    )
     assert (table["n"] == 8).all()
     assert (table["n_labelled"] == 8).all()
 
@@ -134,7 +136,7 @@ def test_robust_accuracy_and_agreement_are_shares_with_wilson_intervals(attack, 
         for kind, count in (("agreement", left), ("accuracy", max(left - 1, 0))):  # the first is wrong
             assert row[f"{attack}_{kind}"] == pytest.approx(count / 8)
             low, high = scipy.stats.binomtest(count, 8).proportion_ci(method="wilson")
-            found = row[[f"{attack}_{kind}_low", f"{attack}_{kind}_high"]]
+            found = row[[f"{attack}_{kind}_ci_low", f"{attack}_{kind}_ci_high"]]
             assert tuple(found) == pytest.approx((low, high), abs=1e-8)
         assert row["clean_accuracy"] == pytest.approx(7 / 8)
     assert table["attacks_ordered"].all()
@@ -148,7 +150,7 @@ def test_aliases_are_means_over_sites_and_images(results, data):
     for metric in METRICS:
         own = table[table["metric"] == metric]
         assert row[metric] == pytest.approx(own["value"].mean(), rel=1e-5)
-        assert row[f"{metric}_low"] < row[metric] < row[f"{metric}_high"]
+        assert row[f"{metric}_ci_low"] < row[metric] < row[f"{metric}_ci_high"]
         assert sites[metric].to_dict() == pytest.approx(
             own.groupby("site")["value"].mean().to_dict(), rel=1e-5
         )
@@ -225,7 +227,7 @@ def test_samples_without_enough_labels_are_scored_by_agreement(tmp_path, capsys)
     # nothing left in any photograph: an interval of the photographs' number, not of none
     n = int(table["n_clusters"].iloc[0])
     high = scipy.stats.binomtest(0, n).proportion_ci(method="wilson").high
-    assert table["autoattack_agreement_high"].iloc[0] == pytest.approx(high)
+    assert table["autoattack_agreement_ci_high"].iloc[0] == pytest.approx(high)
     assert set(read(tmp_path, "phase9_correlation")["response"]) <= {"robust agreement"}
 
 
@@ -355,7 +357,7 @@ def test_correlations_are_scipys_with_rounding_tied_at_nothing():
         partial = -inverse[0, 1] / math.sqrt(inverse[0, 0] * inverse[1, 1])
         assert row["partial"] == pytest.approx(partial)
         assert (row["given"], row["n_networks"], row["n_alias_free"]) == ("test_accuracy", 12, 4)
-        assert row["spearman_low"] <= row["spearman"] <= row["spearman_high"]
+        assert row["spearman_ci_low"] <= row["spearman"] <= row["spearman_ci_high"]
 
 
 def test_correlations_cover_each_way_of_training_and_are_corrected_over_the_table():
@@ -411,7 +413,7 @@ def test_pairs_are_compared_by_log_ratios():
         expected = factor * logs
         half = scipy.stats.t.ppf(0.975, 2) * expected.std(ddof=1) / math.sqrt(3)
         row = rows.loc[level]
-        bounds = tuple(row[["log_ratio", "log_ratio_low", "log_ratio_high"]])
+        bounds = tuple(row[["log_ratio", "log_ratio_ci_low", "log_ratio_ci_high"]])
         assert bounds == pytest.approx((expected.mean(), expected.mean() - half, expected.mean() + half))
         assert row["ratio"] == pytest.approx(math.exp(expected.mean()))
         assert (row["n"], row["n_lower"], row["unit"]) == (3, 2, "pair")
@@ -432,7 +434,7 @@ def test_sites_without_aliases_have_no_ratio_and_are_counted():
     row = table[(table["metric"] == "am") & (table["pair"] == "all")].iloc[0]
     assert (row["n"], row["n_alias_free"]) == (1, 1)
     assert row["reason"] == "one pair has no interval"
-    assert math.isnan(row["log_ratio_low"])
+    assert math.isnan(row["log_ratio_ci_low"])
     assert row["log_ratio"] == pytest.approx(math.log(0.5))
     alone = table[table["pair"] == "b"]
     assert set(alone["reason"]) == {"free of aliases before or after: there is no ratio"}

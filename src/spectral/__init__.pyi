@@ -19,6 +19,7 @@ from .metrics import (
 from .models import list_bundled, load_model, model_info
 from .monitor import AliasingMonitor, AliasingPenalty
 from .operators import register_operator
+from .pairing import match_sites, pair_sites
 from .perturb import (
     Corruption,
     PerturbedImages,
@@ -28,7 +29,7 @@ from .perturb import (
     measure_robustness,
 )
 from .recalibration import recalibrate
-from .sites import Site, find_global_pools, find_reductions, find_sites, get_stride_layers, pair_sites
+from .sites import Site, find_global_pools, find_reductions, find_sites, get_stride_layers
 from .spectrum import (
     compute_power_spectrum,
     compute_radial_profile,
@@ -71,7 +72,7 @@ __all__ = [
     "find_white_noise_ratio", "fourier_shift", "frequency_grid", "get_stride_layers", "layers",
     "list_bundled", "load_images", "load_model", "log_power_spectrum", "make_checkerboard_image",
     "make_constant_image", "make_dead_leaves_image", "make_perturbation", "make_sinusoidal_image",
-    "make_white_noise_image", "measure", "measure_consistency", "measure_diagonal",
+    "make_white_noise_image", "match_sites", "measure", "measure_consistency", "measure_diagonal",
     "measure_equivariance", "measure_fourier_heatmap", "measure_predictions", "measure_robustness",
     "measure_worst_shift", "model_info", "models", "normalized_radius", "operators", "pair_sites",
     "perturb", "radial_frequencies", "read", "recalibrate", "register_operator", "revert",

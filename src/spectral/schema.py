@@ -31,6 +31,29 @@ _SIZES = ("am", "am_relative", "alias_power_ratio", "power")
 RANGES = {**dict.fromkeys(_SHARES, (0.0, 1.0)), **dict.fromkeys(_SIZES, (0.0, math.inf))}
 """What values of a metric lie between, and so do their means' intervals."""
 
+SCALE_FREE = ("avr", "avr_separable", "am_relative", "alias_power_ratio", "sis")
+"""Metrics that compare any networks: none grows with a map's amplitude or size."""
+
+ALIAS_FREE = 1e-10
+"""An alias power ratio below it is rounding: none. In dB it counts as −100."""
+
+BOUNDS = ("", "_ci_low", "_ci_high")
+"""Behind a column's name: the estimate itself, and the bounds of its 95 % interval. In a long table, whose
+rows have one estimate each, these are ``mean``, ``ci_low`` and ``ci_high``."""
+
+UNITS = {**dict.fromkeys(_SHARES, "share"), "alias_power_db": "dB", "psnr_db": "dB", "latency_ms": "ms"}
+"""Units of columns; others have none."""
+
 # A run's folder: pandas and pyarrow read its shards as one table and pass over names that begin with _.
 SHARD = "shard-{:06d}.parquet"
 RUN_FILE, SITES_FILE = "_run.json", "_sites.json"
+
+
+def with_bounds(*names: str) -> list[str]:
+    """Return the columns of estimates with their intervals, as all tables call them.
+
+    Example:
+        >>> with_bounds("sis")
+        ['sis', 'sis_ci_low', 'sis_ci_high']
+    """
+    return [f"{name}{end}" for name in names for end in BOUNDS]

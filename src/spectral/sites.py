@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from spectral.axes import Layout
 from spectral.discovery import Beside, Event, record_events, watch_nothing
-from spectral.errors import SpectralError, suggest
+from spectral.errors import SpectralError
 from spectral.inputs import Example
 from spectral.operators import LOSSLESS, Geometry, Size, find_plain_operator, operator_of
 from spectral.places import Place
@@ -186,46 +185,6 @@ def get_stride_layers(model: nn.Module) -> list[str]:
     ]
 
 
-def pair_sites(
-    models: Mapping[str, Sequence[Site]], reference: str | None = None
-) -> dict[tuple[str, str], tuple[int, str]]:
-    """Match like sites of several models: those at the same resolution, in the same order of execution.
-
-    Args:
-        models: sites per model name.
-        reference: whose site names become the labels; the first model by default.
-
-    Returns:
-        (model, site name) → (position in depth, label). A site that the reference lacks keeps its own name.
-
-    Raises:
-        SpectralError: if the reference isn't one of the models.
-
-    Example:
-        >>> a = find_sites(nn.Sequential(nn.Conv2d(3, 4, 3, 2)), 32)
-        >>> pair_sites({"a": a, "b": a})[("b", "0")]
-        (0, '0')
-    """
-    if reference is not None and reference not in models:
-        raise SpectralError(f"pair_sites: there is no model {reference!r}{suggest(reference, models)}")
-    slots: dict[str, dict[tuple[float, ...], Site]] = {}
-    for model, sites in models.items():
-        seen: Counter[tuple[float, ...]] = Counter()
-        slots[model] = {}
-        for site in sites:
-            level = tuple(map(_level, site.scale))
-            slots[model][(*level, seen[level])] = site
-            seen[level] += 1
-    keys = sorted({key for sites in slots.values() for key in sites})
-    label_order = sorted(models, key=lambda model: model != reference)
-    labels = {key: next(slots[m][key].name for m in label_order if key in slots[m]) for key in keys}
-    return {
-        (model, site.name): (keys.index(key), labels[key])
-        for model, sites in slots.items()
-        for key, site in sites.items()
-    }
-
-
 def check_hookable(model: object) -> None:
     """Refuse models in which hooks never fire.
 
@@ -346,8 +305,3 @@ def _name_sites(sites: list[Site]) -> list[Site]:
             name += f"@{site.call}"
         named.append(replace(site, name=name))
     return named
-
-
-def _level(scale: float) -> float:
-    """Halvings so far, to a quarter: odd sizes and valid padding move a scale a little off a power of 2."""
-    return round(4 * torch.log2(torch.tensor(scale)).item()) / 4

@@ -202,6 +202,26 @@ def _summarize_place(facts: Mapping[str, Any], block: pd.DataFrame, n_images: in
     return rows
 
 
+def widen(table: pd.DataFrame, site: str = "", tap: str = "") -> pd.DataFrame:
+    """Spread one site and tap, or the whole model: a row per image, its cluster and a column per metric.
+
+    Args:
+        table: from `measure`, of one run.
+        site: its name; empty for the whole model.
+        tap: where; empty for the whole model.
+
+    Example:
+        >>> net = Origin("net", "sha256:0", "tensor@0")
+        >>> rows = make_rows(net, ["b", "a"], ["c", "c"], [Key("sis")], np.array([[0.1], [0.3]]))
+        >>> widen(to_frame([rows])).reset_index().values.tolist()
+        [['b', 'c', 0.1], ['a', 'c', 0.3]]
+    """
+    own = table[(table["site"] == site) & (table["tap"] == tap) & (table["reason"] == "")]
+    wide = own.pivot(index="image", columns="metric", values="value").loc[own["image"].unique()]
+    wide.insert(0, "cluster", own.drop_duplicates("image").set_index("image")["cluster"])
+    return wide
+
+
 def pool_ratio(ratio: pd.Series, power: pd.Series, clusters: pd.Series) -> float:
     """Return the ratio of pooled powers, in which each cluster counts as one image; 0 where all is silent.
 

@@ -27,6 +27,7 @@ from spectral.console import (
     format_mean,
 )
 from spectral.errors import SpectralError
+from spectral.schema import SCALE_FREE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,8 +108,9 @@ def measure(
 @images_option
 @size_option
 @click.option("--limit", type=click.IntRange(min=2), help="At most this many images.")
-@click.option("--metrics", callback=parse_names, default="avr,am,sis", show_default=True, metavar="A,B,…",
-              help="As for `spectral measure`.")  # fmt: skip
+@click.option("--metrics", callback=parse_names, default=",".join(SCALE_FREE), show_default=True,
+              metavar="A,B,…",
+              help="As for `spectral measure`; alias_power_ratio is compared in dB.")  # fmt: skip
 @click.option("--taps", callback=parse_names, default="input,dense", show_default=True, metavar="A,B",
               help="Where AVR is taken: input, dense, output.")  # fmt: skip
 @batch_size_option
@@ -129,9 +131,10 @@ def compare(
 ) -> None:
     """Compare models with the first of them, site by site, on the same images.
 
-    Only like sites are compared: those at the same resolution in the same order. Each model sees the pictures
-    at its own size. Prints both means, their difference with its 95 % interval and the paired test,
-    Holm-corrected over the sites; then SIS and how often the models give the same class. With --out, the
+    Only like sites are compared, each once: those at the same resolution in the same order, or the same sites
+    of a network and its converted twin. Each model sees the pictures at its own size. Prints both sites, both
+    means, their difference with its 95 % interval and the paired test, Holm-corrected over the whole table;
+    then why they were paired, SIS and how often the models give the same class. With --out, the
     folder gets the table (compare.csv), a figure (compare.png) and measurements/, and the same command
     continues after an interruption.
 

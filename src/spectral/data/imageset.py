@@ -98,6 +98,26 @@ class ImageSet:
         """Name of every image, unique in the set and the same on every machine."""
         return [item.id for item in self.items]
 
+    def with_classes(self, classes: Sequence[str] | None) -> ImageSet:
+        """Say what the labels count.
+
+        Args:
+            classes: names in the order of the labels' numbers; None says that the numbers are those of the
+                classes of whatever network is tested, which may then go by without names.
+
+        Raises:
+            SpectralError: if there are fewer names than the labels need.
+
+        Example:
+            >>> from spectral.data import load_images
+            >>> load_images("synthetic", size=16, limit=5).with_classes(["leaf"]).classes
+            ['leaf']
+        """
+        highest = max((label for label in self.labels if label is not None), default=-1)
+        if classes is not None and len(classes) <= highest:
+            raise SpectralError(f"with_classes: label {highest} needs more than {len(classes)} names")
+        return dataclasses.replace(self, classes=None if classes is None else list(classes))
+
     @cached_property
     def labels(self) -> list[int | None]:
         """Class index of every image; None where it is unknown."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from spectral.classes import list_imagenet
 from spectral.data.archives import CIFAR10_CLASSES
 from spectral.data.decode import read_image
 from spectral.data.imageset import ImageItem, ImageSet
@@ -93,11 +94,11 @@ def load_samples(size: tuple[int, int] | None, limit: int | None, seed: int) -> 
 def _find_labelled(
     size: tuple[int, int] | None,
 ) -> tuple[list[tuple[Photograph, int | None]], list[str] | None]:
-    """Find the labelled photographs that suit a size, and the names of their classes (None for ImageNet)."""
+    """Find the labelled photographs that suit a size, and the names of their classes."""
     if size == (32, 32):
-        kind, classes = "cifar10", CIFAR10_CLASSES
+        kind, classes = "cifar10", list(CIFAR10_CLASSES)
     elif size is None or min(size) >= _RECOGNISABLE:
-        kind, classes = "imagenet", None
+        kind, classes = "imagenet", list(list_imagenet() or ())
     else:
         return [], None
     photographs = _find_in_package(_LABELLED_PACKAGE, (_LABELLED[kind],))

@@ -47,7 +47,7 @@ WEIGHTS = {
 }
 RUNS = {"plain": ("#0072B2", "o", "-"), "penalty": ("#E69F00", "s", "--")}
 
-_DB = ("alias_power_db", "alias_power_db_low", "alias_power_db_high")
+_DB = ("alias_power_db", "alias_power_db_ci_low", "alias_power_db_ci_high")
 
 
 @figure(
@@ -108,7 +108,7 @@ def plot_architectures_depth(source: Source) -> Figure:
         "0 where that starts at zero)."
     ),
     columns={
-        "phase8_models": ("model", "weights", "n", "sis", "sis_low", "sis_high", "reason", *_DB),
+        "phase8_models": ("model", "weights", "n", "sis", "sis_ci_low", "sis_ci_high", "reason", *_DB),
     },
 )
 def plot_architectures_ranking(source: Source) -> Figure:
@@ -119,7 +119,7 @@ def plot_architectures_ranking(source: Source) -> Figure:
     left, right = fig.subplots(1, 2, sharey=True)
     for place, row in shown.iterrows():
         _draw_dot(left, int(str(place)), row, _DB)
-        _draw_dot(right, int(str(place)), row, ("sis", "sis_low", "sis_high"))
+        _draw_dot(right, int(str(place)), row, ("sis", "sis_ci_low", "sis_ci_high"))
     left.set_yticks(range(len(shown)), [str(name).replace("@random", "") for name in shown["model"]])
     left.set(ylim=(-0.6, len(shown) - 0.4), xlabel="mean alias power ratio (dB)")
     left.set_ylabel("model (least aliasing at the top)")
@@ -149,7 +149,16 @@ def plot_architectures_ranking(source: Source) -> Figure:
         "images as independent. One run of each: a difference within the intervals is none."
     ),
     columns={
-        "penalty": ("run", "weight", "epoch", "am_relative", "accuracy", "accuracy_low", "accuracy_high", "n")
+        "penalty": (
+            "run",
+            "weight",
+            "epoch",
+            "am_relative",
+            "accuracy",
+            "accuracy_ci_low",
+            "accuracy_ci_high",
+            "n",
+        )
     },
 )
 def plot_penalty(source: Source) -> Figure:
@@ -165,7 +174,7 @@ def plot_penalty(source: Source) -> Figure:
         left.plot(own["epoch"], own["am_relative"], color=colour, marker=marker, ls=line)
         right.plot(own["epoch"], 100 * own["accuracy"], color=colour, marker=marker, ls=line)
         right.vlines(
-            own["epoch"], 100 * own["accuracy_low"], 100 * own["accuracy_high"], color=colour, lw=0.8
+            own["epoch"], 100 * own["accuracy_ci_low"], 100 * own["accuracy_ci_high"], color=colour, lw=0.8
         )
         label = "without penalty" if run == "plain" else f"penalty, weight {own['weight'].iloc[0]:g}"
         handles.append(Line2D([], [], color=colour, marker=marker, ls=line, label=label))

@@ -31,8 +31,8 @@ from spectral.figures.style import (
     find_families,
     find_layers,
     find_models,
-    format_count,
     format_p,
+    format_units,
     mark_slot,
     mask_silent,
     new_figure,
@@ -40,6 +40,7 @@ from spectral.figures.style import (
     set_layer_ticks,
     slot_offsets,
 )
+from spectral.schema import with_bounds
 
 GROUP = 0.84  # share of a group's width that its slots fill
 INPUT_KINDS = {"checkerboard": "checker-\nboard", "constant": "constant", "natural": "natural"}
@@ -47,8 +48,8 @@ Values = Mapping[tuple[str, str], float]  # (family, layer) → value
 
 _SITE = ("model", "family", "site", "layer", "layer_index", "tap")
 _PAIRED = (
-    *("layer", "layer_index", "tap", "family_a", "family_b", "model_a", "model_b", "n"),
-    *("mean_a", "std_a", "mean_b", "std_b"),
+    *("layer", "layer_index", "tap", "family_a", "family_b", "model_a", "model_b", "n", "n_clusters"),
+    *with_bounds("mean_a", "mean_b"),
 )
 
 
@@ -97,18 +98,18 @@ def plot_avr_comparison(source: Source) -> Figure:
         "AVR at every site for a ±1 checkerboard image, at the input tap (what enters the site) and the "
         "dense tap (what its decimation sees, after the site's own filter). Dashed: AVR of the image itself."
     ),
-    columns={"phase2b_arch": (*_SITE, "avr")},
+    columns={"phase2b_architecture_comparison": (*_SITE, "avr")},
 )
 def plot_layerwise_avr_comparison(source: Source) -> Figure:
     """Grouped bars of checkerboard AVR per layer and family, a panel per tap."""
-    table = source.rows("phase2b_arch")
+    table = source.rows("phase2b_architecture_comparison")
     image = table[table["layer"] == "image"]["avr"]
     sites = table[table["layer"] != "image"]
     families, layers = find_families(sites), find_layers(sites)
     fig, panels = _make_tap_panels(layers, 1.7)
     legend = family_patches(find_models(sites))
     for tap, ax in panels.items():
-        rows = source.rows("phase2b_arch", tap=tap)
+        rows = source.rows("phase2b_architecture_comparison", tap=tap)
         draw_grouped_bars(ax, by_site(rows, "avr"), families, layers)
         ax.set_ylim(0, 1.08)
         if not image.empty:
@@ -126,24 +127,24 @@ def plot_layerwise_avr_comparison(source: Source) -> Figure:
     title="Mean AVR per layer on natural images",
     caption=(
         "Mean over images of the per-image AVR at every site, at the input tap (the study's: what enters the "
-        "site, for a blur site before its blur) and at the dense tap (what the decimation sees). Error bars: "
-        "± one standard deviation over images. Silent maps are left out of the means."
+        "site, for a blur site before its blur) and at the dense tap (what the decimation sees). Lines: 95 % "
+        "intervals over photographs. Silent maps are left out of the means."
     ),
     columns={"phase3_layerwise_avr_stats": _PAIRED},
 )
 def plot_layerwise_mean_avr(source: Source) -> Figure:
-    """Grouped bars of mean ± standard deviation per layer and family, a panel per tap."""
+    """Grouped bars of means with intervals per layer and family, a panel per tap."""
     means = unpair(source.rows("phase3_layerwise_avr_stats"))
     families, layers = find_families(means), find_layers(means)
     fig, panels = _make_tap_panels(layers, 1.75)
     for tap, ax in panels.items():
         rows = means[means["tap"] == tap]
-        heights, stds = by_site(rows, "mean"), by_site(rows, "std")
-        spreads = {key: (mean - stds[key], mean + stds[key]) for key, mean in heights.items()}
-        draw_grouped_bars(ax, heights, families, layers, intervals=spreads)
-        ax.set_ylim(0, 1.08 * float((means["mean"] + means["std"].fillna(0)).max()) or 1.0)
+        heights, low, high = (by_site(rows, column) for column in with_bounds("mean"))
+        intervals = {key: (low[key], high[key]) for key in heights}
+        draw_grouped_bars(ax, heights, families, layers, intervals=intervals)
+        ax.set_ylim(0, 1.08 * float(means[with_bounds("mean")].max().max()) or 1.0)
     add_legend(fig, family_patches(find_models(means)))
-    add_heading(fig, source.title, f"mean ± standard deviation, {format_count(means['n'])} images")
+    add_heading(fig, source.title, f"means with 95 % intervals, {format_units(means)}")
     return fig
 
 
@@ -181,9 +182,10 @@ def plot_avr_distributions(source: Source) -> Figure:
         ax.set_yticks([tick for tick in ax.get_yticks() if tick <= 1.05 * top])
         _write_p_values(ax, tests[tests["tap"] == tap], families, layers)
     add_legend(fig, family_patches(find_models(sites)))
-    count = format_count(sites.groupby(["family", "layer", "tap"])["avr"].count())
     add_heading(
-        fig, source.title, f"{count} images; numbers: Holm-corrected p of the paired test against strided"
+        fig,
+        source.title,
+        f"{format_units(tests)}; numbers: Holm-corrected p of the paired test against strided",
     )
     return fig
 
@@ -220,10 +222,8 @@ def plot_avr_intervention(source: Source) -> Figure:
     set_layer_ticks(ax, layers, FULL_WIDTH - 0.6)
     ax.set(ylabel=AVR_LABEL, ylim=(0, 1.1 * float(means["mean"].max()) or 1.0))
     add_legend(fig, family_points(find_models(means)))
-    count = format_count(means["n"])
-    add_heading(
-        fig, source.title, f"mean over {count} images; open marks: input tap, filled marks: dense tap"
-    )
+    count = format_units(means)
+    add_heading(fig, source.title, f"mean over {count}; open marks: input tap, filled marks: dense tap")
     return fig
 
 
@@ -235,14 +235,16 @@ def unpair(stats: pd.DataFrame) -> pd.DataFrame:
 
     Example:
         >>> pair = {"layer": "l", "layer_index": 0, "tap": "dense", "n": 9, "family_a": "strided",
-        ...         "model_a": "a", "mean_a": 0.3, "std_a": 0.1, "family_b": "nula", "model_b": "b",
-        ...         "mean_b": 0.2, "std_b": 0.1}
+        ...         "n_clusters": 9, "model_a": "a", "family_b": "nula", "model_b": "b"}
+        >>> pair |= dict(zip(with_bounds("mean_a", "mean_b"), (0.3, 0.2, 0.4, 0.2, 0.1, 0.3)))
         >>> unpair(pd.DataFrame([pair]))[["family", "mean"]].values.tolist()
         [['strided', 0.3], ['nula', 0.2]]
     """
-    shared, own = ["layer", "layer_index", "tap", "n"], ["family", "model", "mean", "std"]
+    shared, own = ["layer", "layer_index", "tap", "n", "n_clusters"], ["family", "model"]
     sides = [
-        stats[[*shared, *(f"{name}_{side}" for name in own)]].set_axis([*shared, *own], axis=1)
+        stats[[*shared, *(f"{name}_{side}" for name in own), *with_bounds(f"mean_{side}")]].set_axis(
+            [*shared, *own, *with_bounds("mean")], axis=1
+        )
         for side in ("a", "b")
     ]
     both = pd.concat(sides).sort_values("n", ascending=False, kind="stable")

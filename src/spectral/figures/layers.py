@@ -29,10 +29,11 @@ from spectral.figures.style import (
     SMALL,
     add_heading,
     add_legend,
-    format_count,
+    format_units,
     new_figure,
     wrap_name,
 )
+from spectral.schema import with_bounds
 
 # State → marker and label.
 STATES = {
@@ -43,8 +44,8 @@ STATES = {
 TRAINED = ("original", "tuned")
 UNKNOWN = "white"  # in place of a colour
 FAINT = "#b8b8b8"
-_DB = ("alias_power_db", "alias_power_db_low", "alias_power_db_high")
-_SIS = ("sis", "sis_low", "sis_high")
+_DB = ("alias_power_db", "alias_power_db_ci_low", "alias_power_db_ci_high")
+_SIS = ("sis", "sis_ci_low", "sis_ci_high")
 # Where a label may stand: nearer places first, then to the right, left, above and below.
 PLACES = [
     (radius * math.cos(angle), radius * math.sin(angle))
@@ -94,7 +95,7 @@ def plot_layers_pareto(source: Source) -> Figure:
         ax.plot(own["latency_ratio"], own["sis"], color=FAINT, lw=0.9, zorder=0)
     for row in rows.to_dict("records"):
         x, marker = row["latency_ratio"], STATES[row["state"]][0]
-        ax.vlines(x, row["sis_low"], row["sis_high"], color=FAINT, lw=0.6, zorder=0)
+        ax.vlines(x, row["sis_ci_low"], row["sis_ci_high"], color=FAINT, lw=0.6, zorder=0)
         fill = UNKNOWN if math.isnan(row["accuracy"]) else colours(scale(row["accuracy"] * 100))
         size = 10 if marker == "*" else 6
         ax.plot(x, row["sis"], marker, mfc=fill, mec=INK, mew=0.6, ms=size, ls="", zorder=4)
@@ -108,7 +109,7 @@ def plot_layers_pareto(source: Source) -> Figure:
     handles.append(Line2D([], [], color=INK, lw=1, ls=(0, (4, 2)), label="Pareto front of trained networks"))
     add_legend(fig, handles)
     first = rows.iloc[0]
-    count = f"{format_count(rows['n'])} images, 95 % intervals"
+    count = f"{format_units(rows)}, 95 % intervals"
     timing = f"timed on {first['device']}, batch {first['latency_batch']:g}"
     add_heading(fig, source.title, f"{count}; {timing}; accuracy: {_say_accuracy(rows)}")
     _place_labels(fig, ax, rows)
@@ -155,7 +156,7 @@ def plot_layers_aliasing(source: Source) -> Figure:
         )
         ax.tick_params(axis="y", length=0)
     add_legend(fig, [_dot_handle(state) for state in STATES if state in set(rows["state"])])
-    add_heading(fig, source.title, f"mean over {format_count(rows['n'])} images with 95 % interval")
+    add_heading(fig, source.title, f"mean over {format_units(rows)} with 95 % interval")
     return fig
 
 
@@ -163,15 +164,25 @@ def plot_layers_aliasing(source: Source) -> Figure:
     "compare",
     title="Like sites of the models side by side",
     caption=(
-        "Means over images with 95 % intervals at like sites (same resolution, same order of execution) of "
-        "every model, the reference first; a panel per metric and tap, and the whole models' SIS where it "
-        "was measured. Stars: paired test against the reference, Holm-corrected over the sites "
-        "(*** < 0.001, ** < 0.01, * < 0.05)."
+        "Means over photographs with 95 % intervals at like sites (same resolution and order, or the same "
+        "site of a converted twin) of every model, the reference first; a panel per metric and tap, and the "
+        "whole models' SIS where it was measured. Stars: paired test against the reference, Holm-corrected "
+        "over the table (*** < 0.001, ** < 0.01, * < 0.05)."
     ),
     columns={
         "compare": (
-            *("model_a", "model_b", "layer", "layer_index", "tap", "metric", "n", "significance"),
-            *("mean_a", "ci_low_a", "ci_high_a", "mean_b", "ci_low_b", "ci_high_b"),
+            *(
+                "model_a",
+                "model_b",
+                "layer",
+                "layer_index",
+                "tap",
+                "metric",
+                "n",
+                "n_clusters",
+                "significance",
+            ),
+            *with_bounds("mean_a", "mean_b"),
         )
     },
 )
@@ -195,7 +206,7 @@ def plot_compare(source: Source) -> Figure:
         for name, (colour, marker) in zip(models, _model_styles(), strict=False)
     ], columns=1 if max(map(len, models)) > 40 else 2)  # fmt: skip
     some = f"; the first {MOST_LAYERS} sites" if len(set(at_sites["layer"])) > MOST_LAYERS else ""
-    note = f"{format_count(rows['n'])} images, 95 % intervals; stars: paired, Holm-corrected{some}"
+    note = f"{format_units(rows)}, 95 % intervals; stars: paired, Holm-corrected{some}"
     add_heading(fig, source.title, note)
     return fig
 
@@ -369,10 +380,12 @@ def _draw_models(ax: Axes, rows: pd.DataFrame, models: Sequence[str], layers: Se
             place = models.index(row[f"model_{side}"])
             colour, marker = _model_styles()[place]
             level = y + offsets[place]
-            ax.hlines(level, row[f"ci_low_{side}"], row[f"ci_high_{side}"], color=INK, lw=0.8, zorder=2)
+            ax.hlines(
+                level, row[f"mean_{side}_ci_low"], row[f"mean_{side}_ci_high"], color=INK, lw=0.8, zorder=2
+            )
             ax.plot(row[f"mean_{side}"], level, marker=marker, mfc=colour, mec=INK, mew=0.5, ms=4.5, zorder=3)
             if side == "b" and isinstance(row["significance"], str) and row["significance"]:
-                right = max(row[f"mean_{side}"], row[f"ci_high_{side}"])
+                right = max(row[f"mean_{side}"], row[f"mean_{side}_ci_high"])
                 style: dict[str, Any] = {"va": "center", "fontsize": SMALL, "textcoords": "offset points"}
                 ax.annotate(row["significance"], (right, level), (4, -1.5), **style)
     ax.set_yticks(range(len(layers)), [wrap_name(layer, 22) for layer in reversed(layers)])

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from spectral.figures.layers import COLOURS, MARKERS
-from spectral.figures.spec import Source, figure, with_bounds
+from spectral.figures.spec import Source, figure
 from spectral.figures.style import (
     FULL_WIDTH,
     GREY,
@@ -24,10 +24,12 @@ from spectral.figures.style import (
     add_heading,
     add_legend,
     format_count,
+    format_units,
     new_figure,
     separate_groups,
     slot_offsets,
 )
+from spectral.schema import with_bounds
 
 FEW_LABELS = 100  # with fewer labelled images an accuracy says little
 ALPHA = 0.05
@@ -48,8 +50,8 @@ SHARES = {
 HEATMAP = "cividis"
 NAME_WIDTH = 13
 
-_ACCURACY = ("accuracy", "accuracy_low", "accuracy_high")
-_AGREEMENT = ("agreement", "agreement_low", "agreement_high")
+_ACCURACY = ("accuracy", "accuracy_ci_low", "accuracy_ci_high")
+_AGREEMENT = ("agreement", "agreement_ci_low", "agreement_ci_high")
 _PIXELS = ("panel", "row", "column", "red", "green", "blue")
 
 
@@ -192,9 +194,7 @@ def plot_null_space(source: Source) -> Figure:
     ]
     add_legend(fig, handles)
     size = f"{len(set(maps['f_u'])) * 2 - 2}×{len(set(maps['f_v'])) * 2 - 2}"
-    add_heading(
-        fig, source.title, f"one channel of {size} pixels; {format_count(facts['n'])} images, 95 % intervals"
-    )
+    add_heading(fig, source.title, f"one channel of {size} pixels; {format_units(facts)}, 95 % intervals")
     return fig
 
 
@@ -244,8 +244,8 @@ def _draw_shares(ax: Axes, facts: pd.DataFrame) -> None:
     ):
         x = np.arange(len(facts)) + offset
         ax.bar(x, facts[name], width * 0.92, color=colour, edgecolor=INK, hatch=hatch, lw=0.6, zorder=2)
-        if f"{name}_low" in facts:
-            ax.vlines(x, facts[f"{name}_low"], facts[f"{name}_high"], color=INK, lw=1.0, zorder=3)
+        if f"{name}_ci_low" in facts:
+            ax.vlines(x, facts[f"{name}_ci_low"], facts[f"{name}_ci_high"], color=INK, lw=1.0, zorder=3)
         for at, value in zip(x, facts[name], strict=True):
             ax.annotate(_write_share(value), (at, max(value, 0)), (0, 6), textcoords="offset points",
                         ha="center", fontsize=SMALL)  # fmt: skip
@@ -288,4 +288,4 @@ def _wrap(name: str) -> str:
 
 def _say_few(rows: pd.DataFrame) -> str:
     few = int(rows["n_labelled"].fillna(0).max())
-    return f"{format_count(rows['n'])} images, {few or 'none'} labelled: agreement in place of accuracy"
+    return f"{format_units(rows)}, {few or 'none'} labelled: agreement in place of accuracy"

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from spectral.figures.comparisons import by_site, draw_grouped_bars
-from spectral.figures.spec import Source, figure, with_bounds
+from spectral.figures.spec import Source, figure
 from spectral.figures.style import (
     AVR_LABEL,
     COLUMN_WIDTH,
@@ -34,8 +34,8 @@ from spectral.figures.style import (
     find_families,
     find_layers,
     find_models,
-    format_count,
     format_p,
+    format_units,
     mask_silent,
     new_figure,
     set_layer_ticks,
@@ -43,6 +43,7 @@ from spectral.figures.style import (
     use_sqrt_scale,
     wrap_name,
 )
+from spectral.schema import with_bounds
 
 COEFFICIENTS = {
     "pearson": "Pearson correlation",
@@ -109,7 +110,7 @@ def plot_avr_vs_frequency(source: Source) -> Figure:
     ),
     columns={
         "per_image": ("image", *_SITE, "avr", "sis", "silent"),
-        "phase4_correlation": (*_SITE, "n", "r2", "pearson_p_holm"),
+        "phase4_correlation": (*_SITE, "n", "n_clusters", "r2", "pearson_p_holm"),
     },
 )
 def plot_avr_sis_scatter(source: Source) -> Figure:
@@ -146,7 +147,7 @@ def plot_avr_sis_scatter(source: Source) -> Figure:
     add_heading(
         fig,
         source.title,
-        f"{format_count(tests['n'])} images; line: least squares; p: Pearson, Holm-corrected",
+        f"{format_units(tests)}; line: least squares; p: Pearson, Holm-corrected",
     )
     return fig
 
@@ -159,7 +160,7 @@ def plot_avr_sis_scatter(source: Source) -> Figure:
         "at the dense tap (left) and the input tap (right), with 95 % intervals. Stars: Holm-corrected p of "
         "Pearson's r (*** < 0.001, ** < 0.01, * < 0.05)."
     ),
-    columns={"phase4_correlation": (*_SITE, "n", *_COEFFICIENT_COLUMNS, "significance")},
+    columns={"phase4_correlation": (*_SITE, "n", "n_clusters", *_COEFFICIENT_COLUMNS, "significance")},
 )
 def plot_correlation_comparison(source: Source) -> Figure:
     """Grouped bars with intervals: three coefficients by two taps, per layer and family."""
@@ -170,7 +171,7 @@ def plot_correlation_comparison(source: Source) -> Figure:
     for i, (coefficient, label) in enumerate(COEFFICIENTS.items()):
         for j, tap in enumerate(("dense", "input")):
             ax, rows = axes[i, j], table[table["tap"] == tap]
-            low, high = (by_site(rows, f"{coefficient}_{end}") for end in ("low", "high"))
+            low, high = (by_site(rows, column) for column in with_bounds(coefficient)[1:])
             intervals = {key: (low[key], high[key]) for key in low}
             draw_grouped_bars(ax, by_site(rows, coefficient), families, layers, intervals=intervals)
             ax.axhline(0, color=INK, lw=0.6)
@@ -188,7 +189,7 @@ def plot_correlation_comparison(source: Source) -> Figure:
     add_heading(
         fig,
         source.title,
-        f"{format_count(table['n'])} images; lines: 95 % intervals; stars: Pearson, Holm-corrected p",
+        f"{format_units(table)}; lines: 95 % intervals; stars: Pearson, Holm-corrected p",
     )
     return fig
 
@@ -198,9 +199,10 @@ def plot_correlation_comparison(source: Source) -> Figure:
     title="Distribution of shift instability",
     caption=(
         "Shift Instability Score (SIS) of every image under one-pixel circular shifts, per family; vertical "
-        "lines: means. The axis is a square root, so that both the many small values and the tail show."
+        "lines: means over photographs. The axis is a square root, so that both the many small values and "
+        "the tail show."
     ),
-    columns={"per_image": ("image", *_SITE, "sis")},
+    columns={"per_image": ("image", "cluster", *_SITE, "sis")},
 )
 def plot_sis_distributions(source: Source) -> Figure:
     """Overlapping histograms of per-image SIS with the families' means."""
@@ -215,8 +217,9 @@ def plot_sis_distributions(source: Source) -> Figure:
         own, style = scores[scores["family"] == family]["sis"], FAMILIES[family]
         ax.hist(own, edges, histtype="stepfilled", fc=style.colour, alpha=0.2)
         ax.hist(own, edges, histtype="step", ec=style.colour, ls=style.line, lw=1.2)
-        ax.axvline(own.mean(), color=style.colour, ls=style.line, lw=1.2)
-        label = f"{style.label}: mean {own.mean():.3g}, n = {len(own)}"
+        by_photograph = own.groupby(scores.loc[own.index, "cluster"]).mean()
+        ax.axvline(by_photograph.mean(), color=style.colour, ls=style.line, lw=1.2)
+        label = f"{style.label}: mean {by_photograph.mean():.3g}, n = {len(by_photograph)}"
         handles.append(Line2D([], [], color=style.colour, ls=style.line, label=label))
     use_sqrt_scale(ax, "x", limit)
     ax.set(xlim=(0, limit), xlabel=f"{SIS_LABEL}, square-root scale", ylabel="images per bin")
@@ -234,7 +237,7 @@ def plot_sis_distributions(source: Source) -> Figure:
     ),
     columns={
         "phase5_tradeoff": (
-            *("model", "family", "n", "sis_mean", "sis_ci_low", "sis_ci_high", "sis_change_percent"),
+            *("model", "family", "n", "n_clusters", *with_bounds("sis"), "sis_change_percent"),
             *("agreement", "accuracy", "n_labelled", "latency_ms", "latency_q25", "latency_q75"),
             *("latency_ratio", "batch_size", "device", "threads"),
         )
@@ -248,7 +251,7 @@ def plot_tradeoff(source: Source) -> Figure:
     boxes = []
     for row in table.to_dict("records"):
         style = FAMILIES[row["family"]]
-        x, y = row["sis_mean"], row["latency_ms"]
+        x, y = row["sis"], row["latency_ms"]
         ax.errorbar(
             x,
             y,
@@ -276,7 +279,7 @@ def plot_tradeoff(source: Source) -> Figure:
     first = table.iloc[0]
     threads = f", {first['threads']:g} threads" if pd.notna(first["threads"]) else ""
     timing = f"timed on {first['device']}{threads}, batch {first['batch_size']:g}"
-    add_heading(fig, source.title, f"{format_count(table['n'])} images; {timing}")
+    add_heading(fig, source.title, f"{format_units(table)}; {timing}")
     return fig
 
 
@@ -306,7 +309,7 @@ def _write_stars(ax: Axes, rows: pd.DataFrame, families: list[str], layers: list
     offsets = dict(zip(families, slot_offsets(len(families)), strict=True))
     for row in rows.to_dict("records"):
         if isinstance(row["significance"], str):
-            x, y = layers.index(row["layer"]) + offsets[row["family"]], max(0.0, row["pearson_high"])
+            x, y = layers.index(row["layer"]) + offsets[row["family"]], max(0.0, row["pearson_ci_high"])
             style: dict[str, Any] = {"rotation": 90, "ha": "center", "fontsize": SMALL}
             ax.annotate(row["significance"], (x, y), (2, 1.5), textcoords="offset points", **style)
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from spectral.figures.spec import BOUNDS, Source, figure, with_bounds
+from spectral.figures.spec import Source, figure
 from spectral.figures.style import (
     FULL_WIDTH,
     GREY,
@@ -21,10 +21,11 @@ from spectral.figures.style import (
     SMALL,
     add_heading,
     add_legend,
-    format_count,
+    format_units,
     new_figure,
     wrap_name,
 )
+from spectral.schema import BOUNDS, with_bounds
 
 # Training → colour (Okabe–Ito) and label; downsampling → marker: each is told without the other.
 TRAININGS = {
@@ -218,7 +219,7 @@ def _say_outcome(networks: pd.DataFrame) -> str:
 
 
 def _say_count(networks: pd.DataFrame) -> str:
-    return f"{format_count(networks['n'])} images"
+    return format_units(networks)
 
 
 def _say_name(model: Hashable, ordered: object) -> str:
@@ -310,7 +311,7 @@ def _draw_point(ax: Axes, row: pd.Series, x: Sequence[float]) -> tuple[float, fl
 
 
 def _limit_shares(ax: Axes, networks: pd.DataFrame) -> None:
-    highest = networks[f"{STRONGEST}_{_find_kind(networks)}_high"].max()
+    highest = networks[f"{STRONGEST}_{_find_kind(networks)}_ci_high"].max()
     top = 100 * float(highest) if pd.notna(highest) else 100.0
     ax.set_ylim(-0.05 * max(top, 5), 1.12 * max(top, 5))
     ax.yaxis.set_major_locator(MaxNLocator(5))

@@ -14,14 +14,13 @@ from spectral.figures.style import FAMILIES, use_style
 
 Tables = Mapping[str, pd.DataFrame]
 PlotFunction = Callable[[Tables], Figure]
-BOUNDS = ("", "_low", "_high")  # behind a column's name: the mean itself, and its interval's bounds
 
 TABLE_WRITERS = {
     "phase1_layerwise_avr": "experiments/phase1_feature_extraction.py",
     "fig1_layerwise_power_spectra": "experiments/phase1_feature_extraction.py",
     "fig2_radial_profiles": "experiments/phase1_feature_extraction.py",
     "phase2a_frequency_sweep": "experiments/phase2_synthetic.py",
-    "phase2b_arch": "experiments/phase2_synthetic.py",
+    "phase2b_architecture_comparison": "experiments/phase2_synthetic.py",
     "fig6_aliasing_folding": "experiments/phase2_synthetic.py",
     "per_image": "experiments/phase3_natural_images.py",
     "phase3_layerwise_avr_stats": "experiments/phase3_natural_images.py",
@@ -46,16 +45,6 @@ TABLE_WRITERS = {
     "penalty": "experiments/train_with_penalty.py",
     "compare": "spectral compare",
 }
-
-
-def with_bounds(*names: str) -> list[str]:
-    """Return the columns of means with their intervals, as all tables call them.
-
-    Example:
-        >>> with_bounds("sis")
-        ['sis', 'sis_low', 'sis_high']
-    """
-    return [f"{name}{end}" for name in names for end in BOUNDS]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from spectral.figures.spec import BOUNDS, Source, figure
+from spectral.figures.spec import Source, figure
 from spectral.figures.style import (
     FAMILIES,
     FULL_WIDTH,
@@ -29,13 +29,14 @@ from spectral.figures.style import (
     find_families,
     find_layers,
     find_models,
-    format_count,
+    format_units,
     new_figure,
     separate_groups,
     set_layer_ticks,
     slot_offsets,
     wrap_name,
 )
+from spectral.schema import BOUNDS
 
 KINDS = {"whole": "one pixel up, down, left or right", "sub-pixel": "half a pixel down or right"}
 CEILING = 150.0  # dB; beyond it is the rounding of float32, or nothing
@@ -57,8 +58,8 @@ _SITE = ("model", "family", "site", "layer", "layer_index")
     ),
     columns={
         "phase4_equivariance": (
-            *(*_SITE, "kind", "n", "psnr_db", "psnr_db_low", "psnr_db_high"),
-            *("relative_error", "relative_error_low", "relative_error_high"),
+            *(*_SITE, "kind", "n", "n_clusters", "psnr_db", "psnr_db_ci_low", "psnr_db_ci_high"),
+            *("relative_error", "relative_error_ci_low", "relative_error_ci_high"),
         )
     },
 )
@@ -67,7 +68,7 @@ def plot_equivariance(source: Source) -> Figure:
     table = source.rows("phase4_equivariance", known=["psnr_db"])
     families, layers = find_families(table), find_layers(table)
     capped = f"; {CEILING:.0f}: that or more" if (table["psnr_db"] >= CEILING).any() else ""
-    decibels = ["psnr_db", "psnr_db_low", "psnr_db_high"]
+    decibels = ["psnr_db", "psnr_db_ci_low", "psnr_db_ci_high"]
     table = table.assign(**{name: table[name].clip(upper=CEILING) for name in decibels})
     fig = new_figure(FULL_WIDTH, 4.8)
     axes = fig.subplots(2, 2, sharey="row")
@@ -86,7 +87,7 @@ def plot_equivariance(source: Source) -> Figure:
     axes[1, 0].set_ylabel("relative error,\noutput tap (%)")
     axes[1, 0].set_ylim(bottom=0)
     add_legend(fig, family_points(find_models(table)))
-    note = f"{format_count(table['n'])} images; lines: 95 % intervals"
+    note = f"{format_units(table)}; lines: 95 % intervals"
     add_heading(fig, source.title, note)
     return fig
 
@@ -105,8 +106,8 @@ def plot_equivariance(source: Source) -> Figure:
     ),
     columns={
         "phase4_attribution": (
-            *(*_SITE, "n", "n_clusters", "delta_sis", "delta_sis_low", "delta_sis_high"),
-            *("significance", "agreement", "agreement_low", "agreement_high"),
+            *(*_SITE, "n", "n_clusters", "delta_sis", "delta_sis_ci_low", "delta_sis_ci_high"),
+            *("significance", "agreement", "agreement_ci_low", "agreement_ci_high"),
         )
     },
 )
@@ -122,7 +123,7 @@ def plot_attribution(source: Source) -> Figure:
         _draw_dot(left, y, row, "delta_sis")
         _draw_dot(right, y, row, "agreement", scale=100)
         if isinstance(row["significance"], str) and row["significance"]:
-            high = np.nanmax([row["delta_sis"], row["delta_sis_high"]])
+            high = np.nanmax([row["delta_sis"], row["delta_sis_ci_high"]])
             style: dict[str, Any] = {"va": "center", "fontsize": SMALL, "textcoords": "offset points"}
             left.annotate(row["significance"], (high, y), (4, -1.5), **style)
     names = [wrap_name(str(site), 24) for site in rows["site"]]
@@ -141,7 +142,7 @@ def plot_attribution(source: Source) -> Figure:
             ax.axhline(y, color="#e4e4e4", lw=0.5, zorder=0)
     add_legend(fig, family_points(find_models(rows)))
     none = f"; nothing to replace in {' and '.join(FAMILIES[f].label for f in others)}" if others else ""
-    note = f"{format_count(rows['n'])} images{_say_units(rows)}; 95 % intervals{none}"
+    note = f"{format_units(rows)}; 95 % intervals{none}"
     add_heading(fig, source.title, note)
     return fig
 
@@ -225,9 +226,3 @@ def _order_sites(rows: pd.DataFrame) -> pd.DataFrame:
     whole = rows["site"] == ALL_SITES
     single = rows[~whole].sort_values("layer_index", kind="stable").head(MOST_SITES)
     return pd.concat([single, rows[whole]])
-
-
-def _say_units(rows: pd.DataFrame) -> str:
-    first = rows.iloc[0]
-    same = first["n_clusters"] == first["n"]
-    return "" if same else f" of {int(first['n_clusters'])} photographs"

@@ -178,6 +178,22 @@ def format_count(counts: pd.Series) -> str:
     return f"n = {low}" if low == high else f"n = {low}–{high}"
 
 
+def format_units(rows: pd.DataFrame) -> str:
+    """Write on how many units means and tests rest: clusters (photographs), and how many images these are.
+
+    Example:
+        >>> format_units(pd.DataFrame({"n": [70, 68], "n_clusters": [50, 50]}))
+        'n = 50 photographs (68–70 images)'
+        >>> format_units(pd.DataFrame({"n": [9], "n_clusters": [9]}))
+        'n = 9 images'
+    """
+    known = rows[rows["n"].fillna(0) > 0] if (rows["n"].fillna(0) > 0).any() else rows
+    images = format_count(known["n"]).removeprefix("n = ")
+    if (known["n"] == known["n_clusters"]).all():
+        return f"n = {images} images"
+    return f"{format_count(known['n_clusters'])} photographs ({images} images)"
+
+
 def new_figure(width: float, height: float, layout: str = "constrained") -> Figure:
     """Make a figure that draws to memory: no window, no pyplot."""
     fig = Figure(figsize=(width, height), layout=layout)  # type: ignore[arg-type]

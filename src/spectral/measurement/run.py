@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from spectral.capture import Capture, Tap
+from spectral.classes import match_labels
 from spectral.errors import SpectralError, suggest
 from spectral.hooks import FeatureExtractor
 from spectral.inputs import Inputs
@@ -45,12 +46,13 @@ class Run:
         self.sites: list[Site] = []
         self.failed: dict[str, str] = {}
         self.verified: set[str] = set()  # sites whose dense map has been checked, or that have values
-        self._written: set[str] = set()  # sites whose reason is in the rows; the model's own is ""
+        self._written: set[Key] = set()  # what has its reason in the rows
         self._values: dict[Key, Tensor] = {}
         self._one_by_one = False
         self._predicts = "sis" in self.metrics or not feed.find_obstacle()[0]
         self._needs_dense = "dense" in taps or bool(set(self.metrics) & set(DENSE_METRICS))
-        self._has_labels = any(label is not None for label in self.images.labels)
+        self._matching = match_labels(model, self.images)
+        self._labels = self._matching.renumber(self.images.labels)
 
     @property
     def name(self) -> str:
@@ -114,7 +116,7 @@ class Run:
     def resume(self, reasons: Mapping[Key, str], measured: set[str]) -> None:
         """Go on behind what an earlier run has written: reasons by key, and the sites that have values."""
         self.failed = {key.site: reason for key, reason in reasons.items() if key.site}
-        self._written, self.verified = set(self.failed), set(measured)
+        self._written, self.verified = set(reasons), set(measured)
 
     @cached_property
     def origin(self) -> Origin:
@@ -123,15 +125,16 @@ class Run:
         return Origin(self.name, self.config["weights"], images)
 
     def _list_reasons(self) -> pa.Table:
-        """Rows of the sites that can't be measured, each once, as soon as that is known."""
-        known = {site.name: site.reason or self.failed.get(site.name) for site in self.sites}
-        new = [site for site in self.sites if known[site.name] and site.name not in self._written]
-        self._written |= {site.name for site in new}
-        reasons = {Key("", s.name, s.call, s.op, by(s.stride)): str(known[s.name]) for s in new}
-        if self.missing and "" not in self._written:
-            self._written.add("")
-            reasons |= {Key(metric): reason for metric, reason in self.missing.items()}
-        return make_reasons(self.origin, reasons)
+        """Rows of what can't be measured, each once, as soon as that is known."""
+        labelled = any(label is not None for label in self.images.labels)
+        reasons = {Key(metric): reason for metric, reason in self.missing.items()}
+        reasons[Key("label")] = self._matching.reason if labelled and self._predicts else ""
+        for site in self.sites:
+            reason = site.reason or self.failed.get(site.name) or ""
+            reasons[Key("", site.name, site.call, site.op, by(site.stride))] = reason
+        new = {key: why for key, why in reasons.items() if why and key not in self._written}
+        self._written |= set(new)
+        return make_reasons(self.origin, new)
 
     def _measure_batch(self, inputs: Inputs, chosen: list[int], extractor: FeatureExtractor) -> None:
         """Measure a batch at once; image by image where the model runs its sites so, as some detectors do."""
@@ -170,8 +173,8 @@ class Run:
         confidence, prediction = probabilities.max(-1)
         self._put("prediction", prediction)
         self._put("confidence", confidence)
-        if self._has_labels:
-            labels = [self.images.labels[i] for i in chosen]
+        if self._matching.index:
+            labels = [self._labels[i] for i in chosen]
             self._put("label", torch.tensor([np.nan if y is None else y for y in labels]))
         if moving:
             layout = self.feed.layout

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from spectral.arguments import as_integer
+from spectral.classes import match_labels
 from spectral.errors import SpectralError, suggest
 from spectral.intake import Feed
 from spectral.measurement import insert_clusters
@@ -104,6 +105,7 @@ def measure_robustness(
         model, images, caller="measure_robustness", preprocessing=preprocessing, logits=logits, pixels=True
     ))  # fmt: skip
     images = classifier.images
+    labels = match_labels(model, images).renumber(images.labels)
     frames = []
     # AutoAttack seeds torch's random numbers for all
     with undisturbed(model), _frozen(model):
@@ -112,7 +114,7 @@ def measure_robustness(
         for indices, batch in tqdm(batches, "attacking", count, disable=not progress, leave=False):
             facts = {
                 "image": [images.ids[i] for i in indices],
-                "label": pd.array([images.labels[i] for i in indices], dtype="Int64"),
+                "label": pd.array([labels[i] for i in indices], dtype="Int64"),
             }
             target = _find_target(classifier, batch, indices, epsilon, seed)
             for name, attacker in attackers.items():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from spectral.arguments import as_integer
+from spectral.classes import match_labels
 from spectral.data import Images
 from spectral.errors import SpectralError
 from spectral.intake import Feed
@@ -45,7 +46,8 @@ def measure_predictions(
         logits: as for `spectral.measure`.
 
     Returns:
-        A row per image and perturbation, ``clean`` first: image, cluster, label (missing where unknown),
+        A row per image and perturbation, ``clean`` first: image, cluster, label (the number of its
+        class in the network, missing where it has none),
         perturbation, prediction, confidence (the probability of that class), clean_prediction, agree (both
         are the same) and correct (missing where the label is unknown). Accuracy is the mean of ``correct``,
         and the share of predictions that a perturbation leaves alone the mean of ``agree``.
@@ -71,6 +73,7 @@ def measure_predictions(
         model, images, caller="measure_predictions", preprocessing=preprocessing, logits=logits, pixels=True
     ))  # fmt: skip
     images = classify.images
+    labels = match_labels(model, images).renumber(images.labels)
     frames = []
     with undisturbed(model), torch.no_grad():
         batches = classify.batches(batch_size)
@@ -83,7 +86,7 @@ def measure_predictions(
                     pd.DataFrame(
                         {
                             "image": [images.ids[i] for i in indices],
-                            "label": pd.array([images.labels[i] for i in indices], dtype="Int64"),
+                            "label": pd.array([labels[i] for i in indices], dtype="Int64"),
                             "perturbation": name,
                             "prediction": prediction.cpu().numpy(),
                             "confidence": confidence.cpu().numpy(),
@@ -122,7 +125,7 @@ class PerturbedImages:
         self.perturbation = make_perturbation(perturbation) if isinstance(perturbation, str) else perturbation
         self.source = f"{images.source} under {self.perturbation.name}"
         self.ids, self.labels, self.size = images.ids, images.labels, images.size
-        self.clusters = find_clusters(images)
+        self.clusters, self.classes = find_clusters(images), getattr(images, "classes", None)
 
     @property
     def enlarged(self) -> list[str]:

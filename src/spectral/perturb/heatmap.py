@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from spectral.arguments import as_integer
+from spectral.classes import match_labels
 from spectral.data import Images
 from spectral.errors import SpectralError
 from spectral.intake import Feed
@@ -160,6 +161,7 @@ def measure_fourier_heatmap(
         model, images, caller=caller, preprocessing=preprocessing, logits=logits, pixels=True
     ))  # fmt: skip
     images = classify.images
+    known = match_labels(model, images).renumber(images.labels)
     if images.size is None:
         raise SpectralError(f"{caller}: the images differ in size; load them with size=")
     bins = list_bins(images.size, radius, stride)
@@ -170,7 +172,7 @@ def measure_fourier_heatmap(
         total=steps, desc="frequencies", disable=not progress, leave=False
     ) as bar:  # fmt: skip
         for indices, batch in classify.batches(batch_size):
-            labels = torch.tensor([-1 if images.labels[i] is None else images.labels[i] for i in indices])
+            labels = torch.tensor([-1 if (label := known[i]) is None else label for i in indices])
             clean = classify(batch).argmax(-1).cpu()
             clean_wrong += int(_count_wrong(clean, labels))
             for number, basis in enumerate(bases):
@@ -181,7 +183,7 @@ def measure_fourier_heatmap(
     counts = {
         (basis.i, basis.j): pair for basis, *pair in zip(bases, left.tolist(), wrong.tolist(), strict=True)
     }
-    return _tabulate(bins, images, norm, counts, clean_wrong)
+    return _tabulate(bins, images, norm, counts, clean_wrong, sum(y is not None for y in known))
 
 
 def list_bins(size: Bin, radius: int | None = None, stride: int = 1) -> list[Bin]:
@@ -213,11 +215,15 @@ def _count_wrong(classes: Tensor, labels: Tensor) -> Tensor:
 
 
 def _tabulate(
-    bins: Sequence[Bin], images: Images, norm: float, counts: dict[Bin, list[int]], clean_wrong: int
+    bins: Sequence[Bin],
+    images: Images,
+    norm: float,
+    counts: dict[Bin, list[int]],
+    clean_wrong: int,
+    n_labelled: int,
 ) -> pd.DataFrame:
     assert images.size is not None
     (height, width), n = images.size, len(images)
-    n_labelled = sum(label is not None for label in images.labels)
     found = np.array([counts.get(pair) or counts[_mirror(pair, images.size)] for pair in bins])
     share = n_labelled or np.nan
     i, j = np.array(bins).T

@@ -12,7 +12,6 @@ import pandas as pd
 from torch import nn
 from tqdm import tqdm
 
-from spectral.data import Images
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.inputs import Inputs
 from spectral.intake import Feed
@@ -22,6 +21,7 @@ from spectral.sites import Site
 from spectral.stability.reading import check_counts, choose_sites, name_of
 from spectral.surgery import convert
 from spectral.surgery.report import ConversionReport, conversion_report
+from spectral.table import widen
 
 CALLER = "attribute_instability"
 ALL_SITES = "all sites"  # no module path has a blank
@@ -112,8 +112,6 @@ def attribute_instability(
         for row in report.rows if row.site in every
     ]  # fmt: skip
     before = _predict(model, feed, batch_size)
-    if not has_classes_of(model, source):
-        before["label"] = np.nan
     count = len(report.units) + bool(report.units)
     hidden = not (progress and count)
     bar = tqdm(total=count, desc=f"attributing {name_of(model)}", unit="variant", disable=hidden)
@@ -132,28 +130,6 @@ def attribute_instability(
     table = insert_clusters(table, source)
     table.attrs["sites"] = records
     return table[COLUMNS]
-
-
-def has_classes_of(model: nn.Module, images: Images) -> bool:
-    """Whether the images' labels count the model's classes.
-
-    Both lists of names must be the same; where one isn't known, the numbers of classes must fit.
-
-    Example:
-        >>> from spectral.measurement import TensorImages
-        >>> import torch
-        >>> has_classes_of(nn.Flatten(), TensorImages(torch.zeros(1, 3, 8, 8)))
-        True
-    """
-    info = getattr(model, "spectral_info", None)
-    if info is None:
-        return True
-    names = getattr(images, "classes", None)
-    if names is not None and info.classes is not None:
-        return list(names) == list(info.classes)
-    highest = max((label for label in images.labels if label is not None), default=0)
-    count = highest + 1 if names is None else len(names)
-    return bool(count <= info.num_classes if names is None else count == info.num_classes)
 
 
 def _make_variants(
@@ -190,8 +166,7 @@ def _predict(model: nn.Module, feed: Feed, batch_size: int) -> pd.DataFrame:
         warnings.simplefilter("ignore", SpectralWarning)  # of the images, said once by their own feed
         table = measure(model, feed.images, ("sis",), batch_size=batch_size, progress=False,
                         preprocessing=prepared, logits=feed.logits)  # fmt: skip
-    table = table[table["metric"] != ""]
-    wide = table.pivot(index="image", columns="metric", values="value").loc[table["image"].unique()]
+    wide = widen(table)
     return wide if "label" in wide else wide.assign(label=np.nan)
 
 

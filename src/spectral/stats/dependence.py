@@ -34,18 +34,18 @@ class Correlation:
     n: int
     n_clusters: int | None
     pearson_r: float = math.nan
-    pearson_low: float = math.nan
-    pearson_high: float = math.nan
+    pearson_ci_low: float = math.nan
+    pearson_ci_high: float = math.nan
     pearson_p: float = math.nan
     r2: float = math.nan
     spearman_rho: float = math.nan
-    spearman_low: float = math.nan
-    spearman_high: float = math.nan
+    spearman_ci_low: float = math.nan
+    spearman_ci_high: float = math.nan
     spearman_p: float = math.nan
     distance_correlation: float = math.nan
     distance_corrected: float = math.nan
-    distance_corrected_low: float = math.nan
-    distance_corrected_high: float = math.nan
+    distance_corrected_ci_low: float = math.nan
+    distance_corrected_ci_high: float = math.nan
     distance_p: float = math.nan
     reason: str = ""
 

@@ -9,8 +9,7 @@ from typing import Any
 import pandas as pd
 
 from spectral import stats
-from spectral.figures.spec import BOUNDS, with_bounds
-from spectral.schema import RANGES
+from spectral.schema import BOUNDS, RANGES, with_bounds
 
 FEWEST_CLUSTERS = 2  # that a test needs
 SIGNIFICANCE = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
@@ -21,7 +20,7 @@ def bound(name: str, mean: float, low: float, high: float) -> dict[str, float]:
 
     Example:
         >>> bound("sis", 0.2, 0.1, 0.3)
-        {'sis': 0.2, 'sis_low': 0.1, 'sis_high': 0.3}
+        {'sis': 0.2, 'sis_ci_low': 0.1, 'sis_ci_high': 0.3}
     """
     return dict(zip(with_bounds(name), (mean, low, high), strict=True))
 
@@ -36,7 +35,7 @@ def bound_share(name: str, successes: int, n: int) -> dict[str, float]:
 
     Example:
         >>> {key: round(value, 2) for key, value in bound_share("accuracy", 9, 10).items()}
-        {'accuracy': 0.9, 'accuracy_low': 0.6, 'accuracy_high': 0.98}
+        {'accuracy': 0.9, 'accuracy_ci_low': 0.6, 'accuracy_ci_high': 0.98}
     """
     if n == 0:
         return bound(name, math.nan, math.nan, math.nan)

@@ -24,8 +24,9 @@ from spectral.metrics import compute_avr
 from spectral.models import load_model, model_info
 from spectral.models.info import ModelInfo
 from spectral.network import evaluation_mode
+from spectral.pairing import pair_sites
 from spectral.schema import VERSION
-from spectral.sites import Site, find_sites, pair_sites
+from spectral.sites import Site, find_sites
 from spectral.spectrum import (
     compute_power_spectrum,
     compute_radial_profile,
@@ -34,7 +35,7 @@ from spectral.spectrum import (
 )
 from spectral.study.options import PRESETS, StudyOptions
 from spectral.synthetic import make_checkerboard_image
-from spectral.table import describe_environment, read_json, write_csv, write_json
+from spectral.table import describe_environment, read_json, widen, write_csv, write_json
 
 TAPS: tuple[Tap, ...] = ("input", "dense")
 METRICS = ("avr", "am", "am_relative", "alias_power_ratio", "sis")
@@ -268,8 +269,8 @@ class Study(Results):
         """One row per image, model, site and tap with AVR, the dense map's alias metrics, and SIS."""
         frames = []
         for family, table in self.measurements.items():
-            whole = table[table["site"] == ""].pivot(index="image", columns="metric", values="value")
-            at_sites = table[table["site"] != ""]
+            whole = widen(table)
+            at_sites = table[(table["site"] != "") & (table["reason"] == "")]
             wide = at_sites.pivot(index=["image", "cluster", "site", "tap"], columns="metric", values="value")
             aliases = wide.xs("dense", level="tap")[["am", "am_relative", "alias_power_ratio"]]
             wide = wide.drop(columns=aliases.columns).join(aliases, on=["image", "cluster", "site"])

@@ -5,38 +5,43 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from torch import nn
 
 from spectral import stats
 from spectral.capture import Tap
+from spectral.classes import match_models
 from spectral.console import NOTHING, format_mean, format_rows
 from spectral.data import ImageSet
 from spectral.errors import SpectralError
 from spectral.measurement import measure
-from spectral.models import model_info
-from spectral.schema import RANGES
-from spectral.sites import Site, find_sites, pair_sites
-from spectral.study.columns import add_holm, compare_columns
+from spectral.pairing import SitePair, match_sites
+from spectral.schema import ALIAS_FREE, RANGES, SCALE_FREE, with_bounds
+from spectral.sites import Site, find_sites
+from spectral.study.columns import add_holm, bound, bound_summary, compare_columns, to_decibels
 from spectral.study.common import name_folder
+from spectral.surgery.report import find_report
 
+IN_DECIBELS = {"alias_power_ratio": "alias_power_db"}
 COLUMNS = [
-    "model_a", "model_b", "layer", "layer_index", "site_a", "op_a", "site_b", "op_b", "tap", "metric",
-    "n", "n_clusters", "n_silent_a", "n_silent_b", "mean_a", "ci_low_a", "ci_high_a", "mean_b",
-    "ci_low_b", "ci_high_b", "difference", "difference_low", "difference_high", "t", "df", "p", "p_holm",
-    "wilcoxon_p", "wilcoxon_p_holm", "effect_size", "significance", "reason",
+    "model_a", "model_b", "layer", "layer_index", "site_a", "op_a", "site_b", "op_b", "pairing", "tap",
+    "metric", "n", "n_clusters", "n_silent_a", "n_silent_b", *with_bounds("mean_a", "mean_b", "difference"),
+    "t", "df", "p", "p_holm", "wilcoxon_p", "wilcoxon_p_holm", "significance", "effect_size", "reason",
 ]  # fmt: skip
 COUNTS = ("layer_index", "n", "n_clusters", "n_silent_a", "n_silent_b")
+WORDS = ("layer", "tap", "metric", "reason", "site_a", "site_b", "op_a", "op_b", "pairing")
 SMALLEST_P = 0.001  # that is written out
 
 
 def compare_models(
     models: Mapping[str, nn.Module],
     images: Mapping[str, ImageSet],
-    metrics: Sequence[str],
+    metrics: Sequence[str] = SCALE_FREE,
     taps: Sequence[Tap] = ("input", "dense"),
     *,
     batch_size: int = 32,
@@ -45,25 +50,27 @@ def compare_models(
 ) -> pd.DataFrame:
     """Measure models on the same images and test each against the first, site by site.
 
-    Like sites are those at the same resolution in the same order of execution. Silent maps of either model
-    are left out of the tests. Crops of one photograph aren't independent: the photograph (cluster) is the
-    unit of all means, intervals and tests.
+    Like sites are those of `spectral.match_sites`, each paired at most once. The metrics by default are free
+    of scale: AM grows with a map's amplitude and size, and compares like sites of like networks alone. Silent
+    maps of either model are left out. Crops of one photograph aren't independent: the photograph (cluster) is
+    the unit of all means, intervals and tests.
 
     Args:
         models: at least two, by name; the first is the reference.
         images: for each model, the same pictures in the same order.
-        metrics: as for `spectral.measure`.
+        metrics: as for `spectral.measure`; alias_power_ratio is compared in dB (alias_power_db), image by
+            image, what is below −100 dB counting as −100, where it is rounding.
         taps: where AVR is taken.
         batch_size: images per forward pass.
         out: folder of the measurements, which are continued after an interruption.
         progress: show bars.
 
     Returns:
-        A row per model, like site, tap and metric: means with intervals of the reference (``_a``) and of the
-        model (``_b``), their difference b − a with its interval, t test and Wilcoxon's, Holm-corrected over
-        the whole table, and the effect size d_z. Sites without a counterpart, or
-        without a dense map, have a row with the reason. Of the whole models: sis, and agreement, the share
-        of images that both give the same class, under ``mean_b``.
+        A row per model, pair of like sites, tap and metric: both sites and why they are alike (``pairing``),
+        the means of both on the images where neither is silent, their difference b − a with its interval, t
+        test and Wilcoxon's, Holm-corrected over the whole table, and the effect size d_z. Sites without a
+        counterpart, or without a dense map, have a row with the reason. Of the whole models: sis, and
+        agreement, the share of images that both give the same class, under ``mean_b``.
 
     Raises:
         SpectralError: for fewer than two models, one without a site like one of the reference's, or as
@@ -75,53 +82,217 @@ def compare_models(
     at_sites = set(metrics) != {"sis"}
     sites = {name: find_sites(model, images[name].size or 32) if at_sites else []
              for name, model in models.items()}  # fmt: skip
-    measurable = {name: [site for site in own if site.measurable] for name, own in sites.items()}
-    layers = pair_sites(measurable, reference=names[0]) if at_sites else {}
+    before = {name: find_original_names(model, sites[name]) for name, model in models.items()}
+    first = names[0]
+    pairs = {name: match_sites(sites[first], sites[name], before[first], before[name]) for name in names[1:]}
     if at_sites:
-        _require_like_sites(layers, sites, names)
-    tables = {
-        name: measure(
+        _require_pairs(pairs, sites, names[0])
+    measured = {
+        name: Measured(name, model, sites[name], images[name], measure(
             model, images[name], metrics, taps=taps, batch_size=batch_size, progress=progress,
-            out=out / name_folder(name) if out else None, sites=measurable[name] if at_sites else None,
-        )
+            out=out / name_folder(name) if out else None, sites=sites[name] if at_sites else None,
+        ))
         for name, model in models.items()
     }  # fmt: skip
-    order = list(images[names[0]].ids)
-    clusters = pd.Series(images[names[0]].clusters, index=order)
-    asked = [(tap, metric) for metric in metrics for tap in dict.fromkeys([*taps, "dense"])]
-    values = {name: _spread(table, order) for name, table in tables.items()}
-    ops = {name: {site.name: site.op for site in own} for name, own in sites.items()}
-    pairing = _Pairing(layers, ops, values, asked, clusters)
+    asked = list(itertools.product(metrics, dict.fromkeys([*taps, "dense"])))
     rows: list[dict[str, Any]] = []
     for name in names[1:]:
-        rows += pairing.compare(names[0], name)
-        rows += _list_unmatched(layers, sites, tables, names[0], name)
-        same_classes = _count_classes(models[names[0]]) == _count_classes(models[name])
-        rows += pairing.compare_whole(names[0], name, same_classes)
-    return _finish(rows)
+        a, b = measured[names[0]], measured[name]
+        facts = {"model_a": a.name, "model_b": b.name}
+        found = [*_compare_sites(a, b, pairs[name], asked), *_list_unmatched(a, b, pairs[name])]
+        rows += [facts | row for row in [*found, *_compare_whole(a, b)]]
+    tested = ("p_holm", "wilcoxon_p_holm", "significance")
+    table = pd.DataFrame(rows, columns=[column for column in COLUMNS if column not in tested])
+    for column in WORDS:
+        table[column] = table[column].astype(object).fillna("")
+    return add_holm(table, "p", "wilcoxon_p")[COLUMNS].astype(dict.fromkeys(COUNTS, "Int64"))
+
+
+def find_original_names(model: nn.Module, sites: Sequence[Site]) -> dict[str, str]:
+    """Return what the sites of a converted network were called before: a layer's site is within its own.
+
+    Example:
+        >>> from spectral.surgery import convert
+        >>> net = convert(nn.Sequential(nn.Conv2d(3, 4, 3, 2)), "flc", example=(3, 16, 16))
+        >>> [find_original_names(net, find_sites(net, 16)).get(s.name) for s in find_sites(net, 16)]
+        ['0']
+    """
+    report = find_report(model)
+    before = sorted((row.site for row in report.rows), key=len, reverse=True) if report else []
+    owners = {s.name: next((o for o in before if f"{s.name}.".startswith(f"{o}.")), None) for s in sites}
+    return {name: owner for name, owner in owners.items() if owner is not None}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model and what was measured of it.
+
+    Attributes:
+        name: what the table calls it.
+        model: the network.
+        sites: all that it has.
+        images: what it saw.
+        table: from `measure`.
+    """
+
+    name: str
+    model: nn.Module
+    sites: Sequence[Site]
+    images: ImageSet
+    table: pd.DataFrame
+
+    @cached_property
+    def values(self) -> pd.DataFrame:
+        """One row per image, in the order of the set; a column per (site, tap, metric)."""
+        known = self.table[self.table["reason"] == ""]
+        wide = known.pivot(index="image", columns=["site", "tap", "metric"], values="value")
+        return wide.reindex(index=list(self.images.ids))
+
+    @cached_property
+    def clusters(self) -> pd.Series:
+        """What each image was cut from."""
+        return pd.Series(self.images.clusters, index=list(self.images.ids))
+
+    @cached_property
+    def reasons(self) -> dict[str, str]:
+        """Why sites weren't measured, by name."""
+        rows = self.table[self.table["reason"] != ""]
+        return dict(zip(rows["site"], rows["reason"], strict=True))
+
+    def column(self, site: str, tap: str, metric: str) -> pd.Series | None:
+        """Return the values of one metric by image, NaN where the site didn't run; None if there are none."""
+        key = (site, tap, metric)
+        return self.values[key] if key in self.values.columns else None
+
+    def silent(self, site: str, tap: str) -> pd.Series:
+        """Whether a map was silent, by image."""
+        power = self.column(site, tap, "power")
+        return pd.Series(False, self.values.index) if power is None else power <= 0
+
+
+def _compare_sites(
+    a: Measured, b: Measured, pairs: Sequence[SitePair], asked: Sequence[tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """Return the rows of two models' like sites, for each metric and tap in the order of the reference."""
+    rows = []
+    for (metric, tap), (index, pair) in itertools.product(asked, enumerate(pairs)):
+        columns = [a.column(pair.a.name, tap, metric), b.column(pair.b.name, tap, metric)]
+        if any(column is None for column in columns):
+            continue
+        silent = [a.silent(pair.a.name, tap), b.silent(pair.b.name, tap)]
+        facts = {"layer": pair.a.name, "layer_index": index, "site_a": pair.a.name, "op_a": pair.a.op,
+                 "site_b": pair.b.name, "op_b": pair.b.op, "pairing": pair.why, "tap": tap}  # fmt: skip
+        values = [column for column in columns if column is not None]
+        rows.append({**facts, **_test(values, silent, a.clusters, metric)})
+    return rows
+
+
+def _compare_whole(a: Measured, b: Measured) -> list[dict[str, Any]]:
+    """Return the rows of the whole models: SIS if it was measured, and agreement."""
+    rows = []
+    facts: dict[str, Any] = {"layer": "", "tap": ""}
+    both = [side.column("", "", "sis") for side in (a, b)]
+    if all(column is not None for column in both):
+        loud = [pd.Series(False, index=a.values.index)] * 2
+        rows.append({**facts, **_test([c for c in both if c is not None], loud, a.clusters, "sis")})
+    first, second = (side.column("", "", "prediction") for side in (a, b))
+    if first is None or second is None:
+        return rows
+    matching = match_models(a.model, b.model)
+    if not matching.index:
+        return [*rows, {**facts, "metric": "agreement", "n": 0, "reason": matching.reason}]
+    same = first.map(matching.index) == second
+    found = stats.summarize_share(same.astype(float), a.clusters)
+    counts = {"n": found.n, "n_clusters": found.n_clusters}
+    share = bound("mean_b", found.share, found.ci_low, found.ci_high)
+    return [*rows, {**facts, "metric": "agreement", **counts, **share}]
+
+
+def _test(
+    values: Sequence[pd.Series], silent: Sequence[pd.Series], clusters: pd.Series, metric: str
+) -> dict[str, Any]:
+    """Both means, and what the pairs without silent maps say of their difference."""
+    ran = values[0].notna() & values[1].notna()
+    if not ran.any():
+        return {"metric": metric, "n": 0, "reason": "no image reached both sites"}
+    own = [v[ran] for v in values]
+    name, limits = metric, RANGES.get(metric, ())
+    if metric in IN_DECIBELS:
+        own = [v.clip(lower=ALIAS_FREE).map(to_decibels) for v in own]
+        name, limits = IN_DECIBELS[metric], (to_decibels(ALIAS_FREE), np.inf)
+    row: dict[str, Any] = {"metric": name}
+    mute = [m[ran] for m in silent]
+    for side, mine, one in zip("ab", own, mute, strict=True):
+        found = stats.summarize(mine, mute[0] | mute[1], clusters[mine.index], *limits)
+        row |= {f"n_silent_{side}": int(one.sum()), **bound_summary(f"mean_{side}", found)}
+    return row | compare_columns(own[1], own[0], mute[1], mute[0], clusters)
+
+
+def _require_pairs(
+    pairs: Mapping[str, Sequence[SitePair]], sites: Mapping[str, Sequence[Site]], reference: str
+) -> None:
+    """Refuse a model that has nothing to compare with the reference."""
+    for name in sites:
+        if not any(site.measurable for site in sites[name]):
+            why = next((f" ({site.name}: {site.reason})" for site in sites[name]), "")
+            raise SpectralError(
+                f"compare: {name} has no downsampling site that can be measured{why}; --metrics sis compares "
+                f"the whole models"
+            )
+    for name, found in pairs.items():
+        if not found:
+            raise SpectralError(
+                f"compare: {reference} and {name} have no like sites (same resolution, same order); "
+                f"--metrics sis compares the whole models"
+            )
+
+
+def _list_unmatched(a: Measured, b: Measured, pairs: Sequence[SitePair]) -> list[dict[str, Any]]:
+    """Return a row for each site that has no partner, or can't be measured, with the reason."""
+    rows = []
+    for side, own, other in (("a", a, b), ("b", b, a)):
+        paired = {getattr(pair, side).name for pair in pairs}
+        for site in own.sites:
+            reason = site.reason or own.reasons.get(site.name)
+            if reason is None and site.name not in paired:
+                reason = f"no like site in {other.name}"
+            if reason is not None:
+                rows.append({f"site_{side}": site.name, f"op_{side}": site.op, "n": 0, "reason": reason})
+    return rows
 
 
 def format_comparison(table: pd.DataFrame) -> str:
-    """Write a comparison as text: a block per model, tap and metric, a line per like site."""
+    """Write a comparison as text: a block per model, tap and metric, a line per pair of like sites."""
     lines: list[str] = []
     for model, rows in table.groupby("model_b", sort=False):
+        at_sites = rows[rows["layer"] != ""]
         reference = rows["model_a"].iloc[0]
         lines.append(f"a: {reference}, b: {model}\nmeans and difference b − a, each ± half its 95 % interval")
-        for (tap, metric), block in rows[rows["layer"] != ""].groupby(["tap", "metric"], sort=False):
+        for (tap, metric), block in at_sites.groupby(["tap", "metric"], sort=False):
             counts = f"{block['n'].min()} images of {block['n_clusters'].min()} clusters (photographs)"
             lines.append(f"\n{metric}, {tap} tap; n = {counts}")
-            header = ["like site", "a", "b", "difference", "p (Holm)", "effect d_z"]
+            header = ["site of a", "site of b", "a", "b", "difference", "p (Holm)", "effect d_z"]
             lines.append(format_rows(header, [_format_row(row) for row in block.to_dict("records")]))
-        lines += ["", *_format_whole(rows), ""]
+        lines += ["", *_explain_pairs(at_sites), *_format_whole(rows), ""]
     return "\n".join(lines).rstrip()
 
 
+def _explain_pairs(rows: pd.DataFrame) -> list[str]:
+    """Say why sites were paired, each reason once."""
+    pairs = rows.drop_duplicates(["site_a", "site_b"])
+    return [
+        f"paired, {why}: {', '.join(own['site_a'] + ' with ' + own['site_b'])}"
+        for why, own in pairs.groupby("pairing", sort=False)
+    ]
+
+
 def _format_row(row: Mapping[Any, Any]) -> list[str]:
-    means = [format_mean(*(row[f"{key}_{side}"] for key in ("mean", "ci_low", "ci_high"))) for side in "ab"]
+    means = [format_mean(*(row[name] for name in with_bounds(f"mean_{side}"))) for side in "ab"]
+    start = [row["site_a"], row["site_b"], *means]
     if row["reason"]:
-        return [row["layer"], *means, NOTHING, row["reason"], NOTHING]
-    between = format_mean(*(row[f"difference{end}"] for end in ("", "_low", "_high")))
-    return [row["layer"], *means, between, _format_p(row), f"{row['effect_size']:.2f}"]
+        return [*start, NOTHING, row["reason"], NOTHING]
+    between = format_mean(*(row[name] for name in with_bounds("difference")))
+    return [*start, between, _format_p(row), f"{row['effect_size']:.2f}"]
 
 
 def _format_p(row: Mapping[Any, Any]) -> str:
@@ -134,11 +305,11 @@ def _format_whole(rows: pd.DataFrame) -> list[str]:
     lines = []
     for row in rows[rows["layer"] == ""].to_dict("records"):
         if row["metric"] == "sis":
-            _, a, b, between, p, effect = _format_row(row)
+            *_, a, b, between, p, effect = _format_row(row)
             lines.append(f"whole model: sis a {a}, b {b}")
             lines.append(f"             difference {between}, p {p}, effect d_z {effect}")
         elif row["metric"] == "agreement" and not row["reason"]:
-            share = format_mean(row["mean_b"], row["ci_low_b"], row["ci_high_b"])
+            share = format_mean(*(row[name] for name in with_bounds("mean_b")))
             lines.append(f"same class for {share} of {row['n']} images")
         elif row["metric"] == "agreement":
             lines.append(f"same class: not compared, {row['reason']}")
@@ -148,136 +319,3 @@ def _format_whole(rows: pd.DataFrame) -> list[str]:
                 f"not compared: {row[f'site_{side}']} of {side} ({row[f'op_{side}']}): {row['reason']}"
             )
     return lines
-
-
-@dataclass(frozen=True)
-class _Pairing:
-    """Values of the models on the same images, ready to be paired.
-
-    Attributes:
-        layers: (model, site) → (position, label), as `pair_sites` gives it.
-        ops: kinds of the sites, per model.
-        values: per model, a row per image and a column per (site, tap, metric).
-        asked: (tap, metric) in the order in which they are reported.
-        clusters: what each image was cut from.
-    """
-
-    layers: Mapping[tuple[str, str], tuple[int, str]]
-    ops: Mapping[str, Mapping[str, str]]
-    values: Mapping[str, pd.DataFrame]
-    asked: Sequence[tuple[str, str]]
-    clusters: pd.Series
-
-    def compare(self, a: str, b: str) -> list[dict[str, Any]]:
-        """Return the rows of two models' like sites, for each metric and tap in order of depth."""
-        there = {label: site for (model, site), (_, label) in self.layers.items() if model == a}
-        own = [(index, label, site) for (model, site), (index, label) in self.layers.items() if model == b]
-        like = [(index, label, there[label], site) for index, label, site in sorted(own) if label in there]
-        rows = []
-        for (tap, metric), (index, label, *sites) in itertools.product(self.asked, like):
-            sides = list(zip((a, b), sites, strict=True))
-            if not all((site, tap, metric) in self.values[model].columns for model, site in sides):
-                continue
-            facts = {"layer": label, "layer_index": index, "site_a": sites[0], "site_b": sites[1],
-                     "op_a": self.ops[a][sites[0]], "op_b": self.ops[b][sites[1]]}  # fmt: skip
-            values = [self.values[model][(site, tap, metric)] for model, site in sides]
-            silent = [self.values[model][(site, tap, "power")] <= 0 for model, site in sides]
-            rows.append({"model_a": a, "model_b": b, **facts, "tap": tap, "metric": metric,
-                         **self._test(values, silent, metric)})  # fmt: skip
-        return rows
-
-    def compare_whole(self, a: str, b: str, same_classes: bool) -> list[dict[str, Any]]:
-        """Return the rows of the whole models: SIS if it was measured, and agreement."""
-        rows = []
-        facts = {"model_a": a, "model_b": b, "layer": "", "tap": ""}
-        key = ("", "", "sis")
-        if all(key in self.values[m].columns for m in (a, b)):
-            values = [self.values[m][key] for m in (a, b)]
-            loud = [pd.Series(False, index=values[0].index)] * 2
-            rows.append({**facts, "metric": "sis", **self._test(values, loud, "sis")})
-        key = ("", "", "prediction")
-        if not same_classes:
-            rows.append({**facts, "metric": "agreement", "n": 0, "reason": "their classes differ in number"})
-            return rows
-        if all(key in self.values[m].columns for m in (a, b)):
-            same = (self.values[a][key] == self.values[b][key]).astype(float)
-            found = stats.summarize_share(same, self.clusters)
-            share = {"mean_b": found.share, "ci_low_b": found.ci_low, "ci_high_b": found.ci_high}
-            counts = {"n": found.n, "n_clusters": found.n_clusters}
-            rows.append({**facts, "metric": "agreement", **counts, **share})
-        return rows
-
-    def _test(self, values: Sequence[pd.Series], silent: Sequence[pd.Series], metric: str) -> dict[str, Any]:
-        """Both means, and what the pairs without silent maps say of their difference."""
-        row: dict[str, Any] = {}
-        loud = ~(silent[0] | silent[1])
-        for side, own, mute in zip("ab", values, silent, strict=True):
-            found = stats.summarize(own, ~loud, self.clusters, *RANGES.get(metric, ()))
-            row |= {f"n_silent_{side}": int(mute.sum()), f"mean_{side}": found.mean,
-                    f"ci_low_{side}": found.ci_low, f"ci_high_{side}": found.ci_high}  # fmt: skip
-        a, b = values
-        return row | compare_columns(b, a, silent[1], silent[0], self.clusters)
-
-
-def _require_like_sites(
-    layers: Mapping[tuple[str, str], tuple[int, str]],
-    sites: Mapping[str, Sequence[Site]],
-    names: Sequence[str],
-) -> None:
-    """Refuse a model that has nothing to compare with the reference."""
-    labels = {name: {label for (model, _), (_, label) in layers.items() if model == name} for name in names}
-    for name in names:
-        if not labels[name]:
-            why = next((f" ({site.name}: {site.reason})" for site in sites[name]), "")
-            raise SpectralError(
-                f"compare: {name} has no downsampling site that can be measured{why}; --metrics sis compares "
-                f"the whole models"
-            )
-        if not labels[name] & labels[names[0]]:
-            raise SpectralError(
-                f"compare: {names[0]} and {name} have no like sites (same resolution, same order); "
-                f"--metrics sis compares the whole models"
-            )
-
-
-def _spread(table: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
-    """One row per image, in the order of the set; a column per (site, tap, metric)."""
-    wide = table.pivot(index="image", columns=["site", "tap", "metric"], values="value")
-    return wide.reindex(index=list(order))
-
-
-def _list_unmatched(
-    layers: Mapping[tuple[str, str], tuple[int, str]],
-    sites: Mapping[str, Sequence[Site]],
-    tables: Mapping[str, pd.DataFrame],
-    a: str,
-    b: str,
-) -> list[dict[str, Any]]:
-    """Return a row for each site that has no partner, or can't be measured, with the reason."""
-    rows = []
-    for side, name, other in (("a", a, b), ("b", b, a)):
-        failed = {r["name"]: r["reason"] for r in tables[name].attrs["sites"] if not r["measurable"]}
-        partners = {label for (model, _), (_, label) in layers.items() if model == other}
-        for site in sites[name]:
-            reason = site.reason or failed.get(site.name)
-            if reason is None and layers[(name, site.name)][1] not in partners:
-                reason = f"no like site in {other}"
-            if reason is not None:
-                rows.append({"model_a": a, "model_b": b, f"site_{side}": site.name, f"op_{side}": site.op,
-                             "n": 0, "reason": reason})  # fmt: skip
-    return rows
-
-
-def _count_classes(model: nn.Module) -> int | None:
-    info = model_info(model)
-    return info.num_classes if info else None
-
-
-def _finish(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Correct the tests and put the columns in order."""
-    table = pd.DataFrame(
-        rows, columns=[c for c in COLUMNS if not c.endswith("_holm") and c != "significance"]
-    )
-    for column in ("layer", "tap", "metric", "reason", "site_a", "site_b", "op_a", "op_b"):
-        table[column] = table[column].astype(object).fillna("")
-    return add_holm(table, "p", "wilcoxon_p")[COLUMNS].astype(dict.fromkeys(COUNTS, "Int64"))

@@ -9,7 +9,6 @@ Example: python experiments/fourier_heatmap.py bundled/resnet20 bundled/resnet20
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import click
 import pandas as pd
 from torch import nn
 
+from spectral.classes import match_labels
 from spectral.console import SpectralCommand
 from spectral.data import ImageSet, load_images
 from spectral.figures import draw_figure
@@ -30,7 +30,7 @@ TABLE = "fourier_heatmap"
 
 
 def load_images_for(model: nn.Module, source: str, limit: int | None, seed: int) -> ImageSet:
-    """Load images at a network's size; labels that count other classes than the network's are dropped.
+    """Load images at a network's size, and say so if labels don't count its classes.
 
     Raises:
         SpectralError: as `load_images`.
@@ -42,11 +42,8 @@ def load_images_for(model: nn.Module, source: str, limit: int | None, seed: int)
     info = model_info(model)
     assert info is not None
     images = load_images(source, size=info.preprocessing.size, limit=limit, seed=seed)
-    if images.has_labels and list(images.classes or ()) != list(info.classes or ()):
-        click.echo(f"  {info.name}: the labels of {images.source} count other classes, so they are not used")
-        return dataclasses.replace(
-            images, items=[dataclasses.replace(item, label=None) for item in images.items]
-        )
+    if images.has_labels and (reason := match_labels(model, images).reason):
+        click.echo(f"  {info.name}, labels of {images.source}: {reason}")
     return images
 
 
@@ -86,7 +83,8 @@ def main(
         info = model_info(model)
         facts[name] = {
             "weights": info and info.weights_id, "source": images.source, "count": len(images),
-            "fingerprint": images.fingerprint, "labelled": sum(label is not None for label in images.labels),
+            "fingerprint": images.fingerprint,
+            "labelled": sum(y is not None for y in match_labels(model, images).renumber(images.labels)),
         }  # fmt: skip
         table = measure_fourier_heatmap(model, images, seed=seed, progress=not quiet, **grid)
         frames.append(table.assign(model=name)[["model", *table.columns]])

@@ -163,13 +163,13 @@ def describe_outcome(table: pd.DataFrame) -> str:
     last = table.groupby("run", sort=False).last()
     lines = [format_rows(["run", METRIC, "alias power ratio", "loss", "accuracy (95 % interval)"], [
         [str(run), f"{row[METRIC]:.3f}", f"{row['alias_power_ratio']:.4f}", f"{row['loss']:.3f}",
-         f"{row['accuracy']:.1%} ({row['accuracy_low']:.1%} – {row['accuracy_high']:.1%})"]
+         f"{row['accuracy']:.1%} ({row['accuracy_ci_low']:.1%} – {row['accuracy_ci_high']:.1%})"]
         for run, row in last.iterrows()
     ])]  # fmt: skip
     plain, penalty = last.loc["plain"], last.loc["penalty"]
     overlap = (
-        penalty["accuracy_high"] >= plain["accuracy_low"]
-        and plain["accuracy_high"] >= penalty["accuracy_low"]
+        penalty["accuracy_ci_high"] >= plain["accuracy_ci_low"]
+        and plain["accuracy_ci_high"] >= penalty["accuracy_ci_low"]
     )
     lines.append(
         f"{METRIC} {100 * (penalty[METRIC] / plain[METRIC] - 1):+.0f} %, accuracy "
@@ -245,8 +245,8 @@ def _evaluate(
     n = len(data.images)
     share = stats.count_share(correct, n)
     means = {name: total / n for name, total in sums.items()}
-    return {**means, "accuracy": share.share, "accuracy_low": share.ci_low,
-            "accuracy_high": share.ci_high, "n": n}  # fmt: skip
+    return {**means, "accuracy": share.share, "accuracy_ci_low": share.ci_low,
+            "accuracy_ci_high": share.ci_high, "n": n}  # fmt: skip
 
 
 def _one_cycle(progress: float) -> float:

@@ -26,7 +26,7 @@ STUDY_FREQUENCIES = tuple(np.linspace(0.1, 0.9, 10))
 def run(study: Study) -> None:
     """Write the phase's tables and figures."""
     study.write_table("phase2a_frequency_sweep", sweep_frequencies(study))
-    study.write_table("phase2b_arch", compare_on_checkerboard(study))
+    study.write_table("phase2b_architecture_comparison", compare_on_checkerboard(study))
     study.write_table("fig6_aliasing_folding", follow_folding(study))
     study.draw("fig4_avr_vs_frequency", "fig5_layerwise_avr_comparison", "fig6_aliasing_folding")
 

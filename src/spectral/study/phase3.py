@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from spectral import stats
-from spectral.study.columns import add_holm, compare_columns
+from spectral.study.columns import add_holm, bound_summary, compare_columns
 from spectral.study.common import TAPS, Study
 from spectral.table import pool_ratio
 
@@ -69,10 +69,10 @@ def _compare(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, Any]:
     for side, block in (("a", first), ("b", second)):
         summary = stats.summarize(block["avr"], block["silent"], block["cluster"], 0.0, 1.0)
         row |= {f"{key}_{side}": block[key].iloc[0] for key in ("family", "model", "site", "op")}
-        row |= {f"mean_{side}": summary.mean, f"std_{side}": summary.std, f"ci_low_{side}": summary.ci_low,
-                f"ci_high_{side}": summary.ci_high,
-                f"avr_pooled_{side}": pool_ratio(block["avr"], block["power"], block["cluster"]),
-                f"n_silent_{side}": summary.n_silent}  # fmt: skip
+        row |= bound_summary(f"mean_{side}", summary)
+        pooled = pool_ratio(block["avr"], block["power"], block["cluster"])
+        row |= {f"std_{side}": summary.std, f"avr_pooled_{side}": pooled}
+        row[f"n_silent_{side}"] = summary.n_silent
     return row | compare_columns(
         first["avr"], second["avr"], first["silent"], second["silent"], first["cluster"]
     )

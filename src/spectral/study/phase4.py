@@ -63,12 +63,12 @@ def correlate_layers(study: Study) -> pd.DataFrame:
                  ("model", "family", "site", "layer", "layer_index", "op", "stride", "tap")}  # fmt: skip
         rows.append({
             **facts, "n": found.n, "n_clusters": found.n_clusters, "pearson": found.pearson_r,
-            "pearson_low": found.pearson_low, "pearson_high": found.pearson_high,
+            "pearson_ci_low": found.pearson_ci_low, "pearson_ci_high": found.pearson_ci_high,
             "pearson_p": found.pearson_p, "r2": found.r2, "spearman": found.spearman_rho,
-            "spearman_low": found.spearman_low, "spearman_high": found.spearman_high,
+            "spearman_ci_low": found.spearman_ci_low, "spearman_ci_high": found.spearman_ci_high,
             "spearman_p": found.spearman_p, "distance_correlation": found.distance_corrected,
-            "distance_correlation_low": found.distance_corrected_low,
-            "distance_correlation_high": found.distance_corrected_high,
+            "distance_correlation_ci_low": found.distance_corrected_ci_low,
+            "distance_correlation_ci_high": found.distance_corrected_ci_high,
             "distance_correlation_p": found.distance_p,
             "distance_correlation_plain": found.distance_correlation, "reason": found.reason,
         })  # fmt: skip

@@ -15,11 +15,13 @@ import pandas as pd
 import torch
 
 from spectral import stats
+from spectral.classes import match_labels, match_models
 from spectral.latency import count_macs, measure_latency
 from spectral.schema import RANGES
-from spectral.study.columns import FEWEST_CLUSTERS, add_holm, bound_flags
+from spectral.study.columns import FEWEST_CLUSTERS, add_holm, bound, bound_flags, bound_summary
 from spectral.study.common import Study
 from spectral.study.phase3 import PROFILE_IMAGES, compare_families
+from spectral.table import widen
 
 LATENCY_BATCH = 16
 
@@ -35,7 +37,7 @@ def run(study: Study) -> None:
 
 def weigh_families(study: Study) -> pd.DataFrame:
     """One row per family: stability, accuracy, agreement, latency and size."""
-    whole = {family: _whole_model(table) for family, table in study.measurements.items()}
+    whole = {family: widen(table) for family, table in study.measurements.items()}
     reference = study.families[0]
     latencies = _time(study)
     rows = []
@@ -45,18 +47,16 @@ def weigh_families(study: Study) -> pd.DataFrame:
         summary = stats.summarize(sis, None, clusters, *RANGES["sis"])
         row: dict[str, Any] = {
             "model": study.names[family], "family": family, "n": summary.n,
-            "n_clusters": summary.n_clusters, "sis_mean": summary.mean, "sis_ci_low": summary.ci_low,
-            "sis_ci_high": summary.ci_high, "sis_median": summary.median,
+            "n_clusters": summary.n_clusters, **bound_summary("sis", summary), "sis_median": summary.median,
         }  # fmt: skip
         if family != reference and summary.n_clusters >= FEWEST_CLUSTERS:
             change = stats.relative_change(base, sis, clusters)
-            row |= {"sis_change_percent": change.percent, "sis_change_low": change.ci_low,
-                    "sis_change_high": change.ci_high,
-                    "sis_p": stats.compare_paired(base, sis, clusters).p}  # fmt: skip
+            row |= bound("sis_change_percent", change.percent, change.ci_low, change.ci_high)
+            row["sis_p"] = stats.compare_paired(base, sis, clusters).p
         if family != reference:
-            same = whole[family]["prediction"] == whole[reference]["prediction"]
-            comparable = study.info(family).num_classes == study.info(reference).num_classes
-            row |= bound_flags("agreement", same if comparable else same[:0], clusters)
+            matching = match_models(study.models[reference], study.models[family])
+            same = whole[reference]["prediction"].map(matching.index) == whole[family]["prediction"]
+            row |= bound_flags("agreement", same if matching.index else same[:0], clusters)
         row |= _accuracy(study, family, whole[family])
         rows.append({**row, **latencies[family]})
     table = pd.DataFrame(rows)
@@ -82,20 +82,13 @@ def overlay_profiles(study: Study) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def _whole_model(table: pd.DataFrame) -> pd.DataFrame:
-    whole = table[table["site"] == ""]
-    wide = whole.pivot(index="image", columns="metric", values="value").loc[whole["image"].unique()]
-    return wide.assign(cluster=whole.drop_duplicates("image").set_index("image")["cluster"])
-
-
 def _accuracy(study: Study, family: str, whole: pd.DataFrame) -> dict[str, Any]:
-    """Accuracy on labelled images; only where image classes and the model's classes are the same list."""
-    images, info = study.images(family), study.info(family)
-    same = images.classes is None or info.classes is None or list(images.classes) == list(info.classes)
-    countable = same and "label" in whole and len(images.classes or ()) in (0, info.num_classes)
-    known = whole[whole["label"].notna()] if countable else whole.iloc[:0]
-    right = known["prediction"] == known["label"] if countable else known["prediction"] > 0
-    return {**bound_flags("accuracy", right, known["cluster"]), "n_labelled": len(known)}
+    """Accuracy on images with a label that counts the network's classes, and why others have none."""
+    reason = match_labels(study.models[family], study.images(family)).reason
+    known = whole[whole["label"].notna()] if "label" in whole else whole.iloc[:0]
+    right = known["prediction"] == known.get("label", known["prediction"])
+    share = bound_flags("accuracy", right, known["cluster"])
+    return {**share, "n_labelled": len(known), "accuracy_reason": reason}
 
 
 def _time(study: Study) -> dict[str, dict[str, Any]]:

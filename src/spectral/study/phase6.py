@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from spectral import stats
+from spectral.classes import find_classes, match_labels
 from spectral.data import ImageSet, load_images
 from spectral.data.imageset import spread_over_classes
 from spectral.errors import SpectralError
 from spectral.figures.nula import FEW_LABELS
-from spectral.figures.spec import with_bounds
 from spectral.measurement import describe_sites, measure
 from spectral.models import list_bundled, load_model, model_info
 from spectral.models.info import ModelInfo
@@ -37,6 +37,7 @@ from spectral.network import evaluation_mode
 from spectral.perturb import NULA_TESTS, PerturbedImages, Resampling, make_perturbation, measure_predictions
 from spectral.perturb.evaluation import Classifier
 from spectral.perturb.operators import Checkerboard
+from spectral.schema import with_bounds
 from spectral.sites import find_sites
 from spectral.study.columns import (
     FEWEST_CLUSTERS,
@@ -175,12 +176,10 @@ class Nula(PictureResults):
 
     def explain_no_accuracy(self, name: str) -> str:
         """Say why a network has no accuracy on these images; empty if it has one."""
-        classes = self.images.classes
         if not self.n_labelled:
             return f"{self.images.source} has no labels: --data takes images that have"
-        if classes is None or list(classes) != list(self.info(name).classes or ()):
-            return f"the classes of {self.images.source} are not those of the network"
-        return ""
+        matching = match_labels(self.models[name], self.images)
+        return "" if matching.index else f"{self.images.source}: {matching.reason}"
 
     def keep(
         self, name: str, what: str, config: dict[str, Any], compute: Callable[[], pd.DataFrame]
@@ -260,9 +259,10 @@ def predict(nula: Nula, name: str) -> pd.DataFrame:
         )
 
     table = nula.keep(name, "predictions", {"perturbations": list(TESTS)}, compute)
-    labelled = table["label"].notna() & (not nula.explain_no_accuracy(name))
     right = (table["prediction"] == table["label"]).astype("boolean")
-    return table.assign(correct=right.where(labelled), agree=table["prediction"] == table["clean_prediction"])
+    return table.assign(
+        correct=right.where(table["label"].notna()), agree=table["prediction"] == table["clean_prediction"]
+    )
 
 
 def tabulate_perturbations(nula: Nula, predictions: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -291,15 +291,19 @@ def tabulate_perturbations(nula: Nula, predictions: Mapping[str, pd.DataFrame]) 
 
 def tabulate_classes(nula: Nula, predictions: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Accuracy of each network on each class under each perturbation."""
-    classes = nula.images.classes or []
     rows = []
     for name, table in predictions.items():
+        classes = find_classes(nula.models[name])
         known = table[table["correct"].notna()]
         for test, own in known.groupby("perturbation", sort=False):
             facts = {**nula.describe(name), "perturbation": test}
             for _, alike in own.groupby("label"):
                 label = int(alike["label"].iloc[0])
-                counted = {"label": label, "class": classes[label], "n_labelled": len(alike)}
+                counted = {
+                    "label": label,
+                    "class": classes[label] if classes else "",
+                    "n_labelled": len(alike),
+                }
                 share = bound_flags("accuracy", alike["correct"], alike["cluster"])
                 rows.append({**facts, **counted, **share})
     return pd.DataFrame(rows, columns=CLASS_COLUMNS)

@@ -23,22 +23,29 @@ import torch
 from torch import nn
 
 from spectral import stats
+from spectral.classes import match_labels
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
-from spectral.figures.spec import with_bounds
 from spectral.latency import count_macs, measure_latency
 from spectral.measurement import describe_sites, measure
-from spectral.metrics import predict_probabilities
 from spectral.models import list_bundled, load_model, model_info
 from spectral.models.info import ModelInfo
-from spectral.network import evaluation_mode
+from spectral.perturb import measure_predictions
+from spectral.schema import with_bounds
 from spectral.sites import find_sites
 from spectral.stability import measure_consistency
-from spectral.study.columns import average_sites, bound_share, bound_summary, read_means, tabulate
+from spectral.study.columns import (
+    average_sites,
+    bound_flags,
+    bound_share,
+    bound_summary,
+    read_means,
+    tabulate,
+)
 from spectral.study.common import PictureResults
 from spectral.study.options import PRESETS, StudyOptions
 from spectral.study.tuning import LAYER_METHODS, name_tuned
-from spectral.table import summarize_measurements
+from spectral.table import summarize_measurements, widen
 
 LIMITS = {"bundled": 256, "paper": 64}
 METRICS = ("avr", "am_relative", "alias_power_ratio")  # at the dense tap
@@ -203,13 +210,17 @@ def describe_variant(
         "n_clusters": len(set(layers.clusters.values())),
         "aliasing_reason": "" if measurable else "; ".join({str(r["reason"]) for r in records}),
     }  # fmt: skip
-    correct = _find_correct(layers.images, _info(model), table)
+    correct = _find_correct(table)
     both = correct if reference is None else correct & reference
     for protocol in PROTOCOLS:
         agree = measure_agreement(layers, variant, model, protocol)
         found = stats.summarize(agree, None, layers.find_clusters(agree.index), 0.0, 1.0)
         row |= bound_summary(protocol, found)
-        row[f"{protocol}_both_right"] = agree[both[both].index].mean() if both.any() else math.nan
+        chosen = agree[both[both].index]
+        clusters = layers.find_clusters(chosen.index)
+        row[f"{protocol}_both_right"] = (
+            stats.summarize(chosen, None, clusters).mean if len(chosen) else math.nan
+        )
     row["n_both_right"] = int(both.sum())
     return {**row, **find_accuracy(layers, variant, model)}, sites, correct
 
@@ -245,37 +256,27 @@ def find_accuracy(layers: Layers, variant: Variant, model: nn.Module) -> dict[st
     """Accuracy on labelled test images: those of --data, or what the checkpoint says of its own."""
     info, images = _info(model), layers.test_images
     if images is not None:
-        if images.classes is None or info.classes is None or list(images.classes) != list(info.classes):
-            return {"accuracy_reason": f"the classes of {images.source} are not those of the network"}
+        matching = match_labels(model, images)
+        if not matching.index:
+            return {"accuracy_reason": f"{images.source}: {matching.reason}"}
         config = {"data": _describe(images)}
-        table = layers.keep(variant, "accuracy", config, lambda: count_correct(model, images))
-        correct, count = (int(table[column].sum()) for column in ("correct", "n"))
-        return _share(correct, count, f"measured on {images.source}")
+        table = layers.keep(variant, "accuracy", config, lambda: predict_labelled(model, images))
+        share = bound_flags("accuracy", table["correct"], table["cluster"])
+        return _describe_accuracy(share, len(table), f"measured on {images.source}", matching.reason)
     if variant.state == "converted":
         return {"accuracy_reason": "not tuned, and its test images aren't at hand: --data measures it"}
     accuracy, n = (info.metadata.get(key) for key in ("test_accuracy", "test_images"))
     if accuracy is None or n is None:
         return {"accuracy_reason": "its checkpoint records none: --data measures it"}
     data_id = info.metadata.get("data_id", "its own")
-    return _share(round(accuracy * n), n, f"recorded with its checkpoint, {data_id} test images")
+    share = bound_share("accuracy", round(accuracy * n), n)
+    return _describe_accuracy(share, n, f"recorded with its checkpoint, {data_id} test images")
 
 
-def count_correct(model: nn.Module, images: ImageSet) -> pd.DataFrame:
-    """Count the images whose class a network finds."""
-    info, device = _info(model), next(model.parameters()).device
-    correct = n = 0
-    with evaluation_mode(model), torch.no_grad():
-        for chosen, batch in images.batches(ACCURACY_BATCH):
-            logits = model(info.preprocessing(batch.to(device)))
-            found = predict_probabilities(logits, len(batch)).argmax(-1).tolist()
-            known = [
-                (images.labels[i], y)
-                for i, y in zip(chosen, found, strict=True)
-                if images.labels[i] is not None
-            ]
-            correct += sum(label == y for label, y in known)
-            n += len(known)
-    return pd.DataFrame({"correct": [correct], "n": [n]})
+def predict_labelled(model: nn.Module, images: ImageSet) -> pd.DataFrame:
+    """Classify the images that have a label which counts the network's classes."""
+    found = measure_predictions(model, images, (), batch_size=ACCURACY_BATCH, progress=False)
+    return found.loc[found["label"].notna(), ["image", "cluster", "label", "prediction", "correct"]]
 
 
 def measure_costs(layers: Layers) -> dict[str, dict[str, Any]]:
@@ -313,18 +314,14 @@ def _describe(images: ImageSet) -> dict[str, Any]:
     return {"source": images.source, "fingerprint": images.fingerprint, "count": len(images)}
 
 
-def _find_correct(images: ImageSet, info: ModelInfo, table: pd.DataFrame) -> pd.Series:
-    """Which labelled pictures are right, by image; none where their classes aren't the network's."""
-    whole = table[table["site"] == ""].pivot(index="image", columns="metric", values="value")
-    same = images.classes is not None and list(images.classes) == list(info.classes or ())
-    if not same or "label" not in whole:
-        return pd.Series(False, index=whole.index)
-    return whole["prediction"] == whole["label"]
+def _find_correct(table: pd.DataFrame) -> pd.Series:
+    """Which labelled pictures are right, by image; none where labels don't count the network's classes."""
+    whole = widen(table)
+    return whole["prediction"] == whole["label"] if "label" in whole else pd.Series(False, whole.index)
 
 
-def _share(successes: int, n: int, source: str) -> dict[str, Any]:
-    facts = {"accuracy_n": n, "accuracy_source": source, "accuracy_reason": ""}
-    return {**bound_share("accuracy", successes, n), **facts}
+def _describe_accuracy(share: dict[str, float], n: int, source: str, reason: str = "") -> dict[str, Any]:
+    return {**share, "accuracy_n": n, "accuracy_source": source, "accuracy_reason": reason}
 
 
 def _say(row: Mapping[str, Any]) -> str:

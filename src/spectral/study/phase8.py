@@ -21,12 +21,12 @@ from torch import nn
 
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
-from spectral.figures.spec import with_bounds
 from spectral.measurement import measure
 from spectral.models import load_model, model_info
 from spectral.models.catalogue import LIBRARIES
 from spectral.models.fetching import RANDOM
 from spectral.operators import LOSSLESS
+from spectral.schema import with_bounds
 from spectral.study.columns import average_sites, bound, read_means, tabulate
 from spectral.study.common import TAPS, PictureResults
 from spectral.study.options import StudyOptions

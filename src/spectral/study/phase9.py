@@ -28,15 +28,16 @@ from torch import nn
 from tqdm import tqdm
 
 from spectral import stats
+from spectral.classes import match_labels
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
-from spectral.figures.spec import BOUNDS, with_bounds
 from spectral.measurement import describe_sites, measure
 from spectral.models import list_bundled, load_model, model_info
 from spectral.models.info import ModelInfo
 from spectral.perturb import measure_predictions
 from spectral.perturb.attacks import ATTACKS, measure_robustness
 from spectral.perturb.corruptions import Corruption
+from spectral.schema import ALIAS_FREE, BOUNDS, with_bounds
 from spectral.sites import find_sites
 from spectral.stability import measure_consistency
 from spectral.study.columns import (
@@ -72,7 +73,6 @@ CORRUPTIONS, SEVERITY = (
 )  # a noise, a blur, a digital
 PROTOCOL, PAIRS = "cifar-circular", 4
 METRICS = ("am", "am_relative", "alias_power_ratio")
-ALIAS_FREE = 1e-10  # an alias power ratio below it is rounding: none, and ranks among such mean nothing
 MEAN_LEVEL = "mean over sites"
 FEWEST = 4  # networks in a correlation
 RESAMPLES = 20_000  # p can then survive the correction over all that the table shows
@@ -150,7 +150,7 @@ class Robustness(PictureResults):
 
     @cached_property
     def images(self) -> ImageSet:
-        """The pictures at the first network's size, with the labels that all networks know."""
+        """The pictures at the first network's size, with their labels if all networks know all of them."""
         options = self.options
         source = options.data or options.images or IMAGES[options.preset]
         size = self.infos[self.names[0]].preprocessing.size
@@ -160,11 +160,13 @@ class Robustness(PictureResults):
                 f"--data: {source!r} has no labels; expected cifar10, or a subfolder per class (--images "
                 f"takes pictures without)"
             )
-        others = [n for n, i in self.infos.items() if list(i.classes or ()) != list(images.classes or ())]
+        reasons = {name: match_labels(info, images).reason for name, info in self.infos.items()}
+        others = [name for name, reason in reasons.items() if reason]
         if options.data and others:
             raise SpectralError(
-                f"--data: the classes of {images.source} are not those of {others[0]}; leave it out, "
-                f"or pass the pictures as --images, which does without labels"
+                f"--data: not all labels of {images.source} count classes of {others[0]}: "
+                f"{reasons[others[0]]}; leave it out, or pass the pictures as --images, which does without "
+                f"labels"
             )
         return _drop_labels(images) if others else images
 

@@ -10,12 +10,13 @@ import pandas as pd
 
 from spectral import stats
 from spectral.console import NOTHING, format_mean, format_rows
-from spectral.figures.spec import BOUNDS, with_bounds
+from spectral.schema import BOUNDS, with_bounds
 from spectral.study.columns import add_holm, bound, bound_flags, bound_summary, to_decibels
 
 EQUIVARIANCE_COLUMNS = [
     "site", "op", "stride", "total_stride", "kind", "shifts", "n", "n_flat", "n_clusters", "psnr_db",
-    "psnr_db_low", "psnr_db_high", "psnr_db_median", "mse_ratio", *with_bounds("relative_error"), "reason",
+    "psnr_db_ci_low", "psnr_db_ci_high", "psnr_db_median", "mse_ratio", *with_bounds("relative_error"),
+    "reason",
 ]  # fmt: skip
 ATTRIBUTION_COLUMNS = [
     "site", "op", "method", "placement", "n", "n_clusters", "sis_original", "sis",
@@ -118,7 +119,7 @@ def _describe_errors(loud: pd.DataFrame) -> dict[str, Any]:
     relative = stats.summarize(loud["relative_error"], clusters=clusters, low=0.0)
     return {
         "n_clusters": found.n_clusters, "psnr_db": -to_decibels(found.mean),
-        "psnr_db_low": -to_decibels(found.ci_high), "psnr_db_high": -to_decibels(found.ci_low),
+        "psnr_db_ci_low": -to_decibels(found.ci_high), "psnr_db_ci_high": -to_decibels(found.ci_low),
         "psnr_db_median": median, "mse_ratio": found.mean, **bound_summary("relative_error", relative),
     }  # fmt: skip
 

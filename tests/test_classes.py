@@ -1,0 +1,146 @@
+"""The one rule for labels: names decide, in whatever order they are."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace as Some
+
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import spectral
+from spectral.classes import find_classes, list_imagenet, match_labels, match_models, match_names
+from spectral.errors import SpectralError
+from spectral.models.info import CIFAR10_CLASSES
+
+SYNSETS = list_imagenet()
+CIFAR_NET = Some(spectral_info=Some(classes=CIFAR10_CLASSES, num_classes=10))
+IMAGENET_NET = Some(num_classes=1000)  # names nothing, as timm's networks
+
+
+def labelled(labels, classes):
+    return Some(labels=labels, classes=classes)
+
+
+def test_the_order_of_the_names_is_no_matter():
+    found = match_labels(CIFAR_NET, labelled([0, 9, None], CIFAR10_CLASSES[::-1]))
+    assert found.index == {label: 9 - label for label in range(10)}
+    assert found.renumber([0, 9, None]) == [9, 0, None]
+
+
+@pytest.mark.parametrize("spelling", [str.upper, str.title, lambda name: f" {name.replace('e', 'e')} "])
+def test_spelling_is_no_matter(spelling):
+    names = [spelling(name) for name in CIFAR10_CLASSES]
+    assert match_names(names, CIFAR10_CLASSES).index == {label: label for label in range(10)}
+    assert match_names(["Great_White-Shark"], ["great white shark"]).index == {0: 0}
+
+
+def test_numbers_that_happen_to_fit_are_no_match():
+    found = match_labels(CIFAR_NET, labelled(range(10), [f"person {i}" for i in range(10)]))
+    assert found.index == {}
+    assert found.reason == "the network has 0 of the labels' 10 classes (not person 0, person 1, person 2, …)"
+
+
+def test_some_classes_that_the_network_lacks_are_named():
+    stl = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
+    found = match_labels(CIFAR_NET, labelled([2, 3], stl))
+    assert found.renumber([0, 2, 3, 9]) == [0, None, 3, 9]
+    assert found.reason == "the network has 8 of the labels' 10 classes (not car, monkey)"
+
+
+@pytest.mark.parametrize("form", ["{0}", "{0}_folder", "{0} - a note"])
+def test_synset_folders_count_imagenets_classes_in_any_choice(form):
+    """300 of 1000 folders, sorted: their numbers are 0 … 299, the network's are others."""
+    chosen = sorted(SYNSETS[3::3][:300])
+    found = match_labels(IMAGENET_NET, labelled([5], [form.format(name) for name in chosen]))
+    assert found.reason == ""
+    assert [SYNSETS[found.index[i]] for i in range(300)] == chosen
+    assert found.index != {i: i for i in range(300)}
+
+
+def test_imagenets_names_by_torchvision_and_timm_are_its_synsets():
+    weights = pytest.importorskip("torchvision").models.ResNet18_Weights.DEFAULT
+    told = Some(spectral_info=Some(classes=tuple(weights.meta["categories"]), num_classes=1000))
+    found = match_labels(told, labelled([0], list(SYNSETS)))
+    assert found.index == {i: i for i in range(1000)}  # crane and crane, maillot and maillot among them
+
+
+def test_synsets_mean_nothing_to_a_network_of_another_number_of_classes():
+    found = match_labels(Some(num_classes=10), labelled([0], list(SYNSETS[:10])))
+    assert found.index == {}
+    assert "doesn't name its classes" in found.reason
+
+
+def test_names_mean_nothing_to_a_network_without_any_until_somebody_says_so():
+    net = nn.Sequential(nn.Flatten(), nn.LazyLinear(2))
+    assert match_labels(net, labelled([0, 1], ["cat", "dog"])).index == {}
+    images = spectral.load_images("samples", size=32, limit=4)
+    own = images.with_classes(None)
+    assert match_labels(net, images).index == {}
+    assert match_labels(net, own).renumber(own.labels) == own.labels
+
+
+def test_numbers_without_names_are_the_networks_own_if_it_has_so_many():
+    assert match_labels(CIFAR_NET, labelled([0, 9, None], None)).index == {0: 0, 9: 9}
+    found = match_labels(CIFAR_NET, labelled([0, 10], None))
+    assert (found.index, found.reason) == ({}, "label 10 is none of the network's 10 classes")
+
+
+def test_ambiguous_names_match_nothing():
+    assert match_names(["crane", "cat"], ["crane", "crane", "cat"]).index == {1: 2}
+
+
+def test_where_networks_keep_their_names():
+    assert find_classes(CIFAR_NET) == CIFAR10_CLASSES
+    assert find_classes(Some(config=Some(id2label={0: "LABEL_0", 1: "LABEL_1"}))) is None
+    assert find_classes(Some(pretrained_cfg={"label_names": ["a", "b"]})) == ("a", "b")
+    assert find_classes(nn.Flatten()) is None
+
+
+def test_names_need_as_many_as_there_are_labels():
+    images = spectral.load_images("samples", size=32, limit=10)
+    with pytest.raises(SpectralError, match="with_classes: label 8 needs more than 2 names"):
+        images.with_classes(["a", "b"])
+
+
+def test_two_networks_are_matched_by_name_too():
+    turned = Some(classes=list(CIFAR10_CLASSES[::-1]))
+    assert match_models(CIFAR_NET, turned).index == {i: 9 - i for i in range(10)}
+    assert match_models(IMAGENET_NET, IMAGENET_NET).index == {i: i for i in range(1000)}
+    assert match_models(CIFAR_NET, Some(num_classes=10)).reason == "only one of them names its classes"
+    assert "not person 0" in match_models(Some(classes=[f"person {i}" for i in range(10)]), CIFAR_NET).reason
+    assert match_models(nn.Flatten(), nn.Flatten()).index[7] == 7
+
+
+class Answers(nn.Module):
+    """Says of an image the class that its red value is: a perfect network of 1000 classes."""
+
+    num_classes = 1000
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return -(torch.arange(1000) / 999 - x[:, :1].mean((2, 3))).abs() * 1e4
+
+
+def test_every_measurement_uses_the_rule(tmp_path):
+    """Three of ImageNet's classes in folders, a network that is right of two."""
+    for number, red in ((10, 10), (500, 500), (990, 3)):
+        folder = tmp_path / "some" / SYNSETS[number]
+        folder.mkdir(parents=True)
+        colour = round(255 * red / 999)
+        Image.new("RGB", (8, 8), (colour, 0, 0)).save(folder / "a.png")
+    images = spectral.load_images(tmp_path / "some", size=8)
+    net = Answers()
+    table = spectral.measure(net, images, ("sis",), progress=False)
+    wide = table.pivot(index="image", columns="metric", values="value")
+    assert sorted(wide["label"]) == [10, 500, 990]
+    assert ((wide["prediction"] - wide["label"]).abs() < 3).sum() == 2  # 8 bits are coarser than 1000 classes
+    found = spectral.measure_predictions(net, images, (), progress=False)
+    assert sorted(found["label"]) == [10, 500, 990]
+    hidden = spectral.measure(net, images.with_classes(["a", "b", "c"]), ("sis",), progress=False)
+    assert "label" not in set(hidden.loc[hidden["reason"] == "", "metric"])
+    (row,) = hidden[hidden["reason"] != ""].to_dict("records")
+    assert row["metric"] == "label"
+    assert "doesn't name its classes" in row["reason"]
+    assert isinstance(spectral.summarize_measurements(hidden), pd.DataFrame)
