@@ -51,7 +51,7 @@ class Run:
         self._one_by_one = False
         self._predicts = "sis" in self.metrics or not feed.find_obstacle()[0]
         self._needs_dense = "dense" in taps or bool(set(self.metrics) & set(DENSE_METRICS))
-        self._matching = match_labels(model, self.images)
+        self._matching = match_labels(feed.model, self.images)
         self._labels = self._matching.renumber(self.images.labels)
 
     @property
