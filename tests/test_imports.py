@@ -74,7 +74,7 @@ ALLOWED = {
         "spectrum",
     },
     "training": {"models", "layers", "metrics", "network", "perturb"},
-    "stats": set(),
+    "stats": {"schema"},
     "classes": set(),
     "pairing": {"sites"},
     "schema": set(),

@@ -104,23 +104,24 @@ def plot_avr_vs_frequency(source: Source) -> Figure:
     "fig10_avr_sis_scatter",
     title="AVR at the dense tap against shift instability",
     caption=(
-        "One point per image: AVR at the site's dense tap and the model's SIS, on an axis of its own for "
-        "each family. Line: least squares; r² and Holm-corrected p are Pearson's. Where SIS is skewed its "
-        "axis is a square root, on which a straight line bends."
+        "One point per photograph, the mean of its crops: AVR at the site's dense tap and the model's SIS, "
+        "on an axis of its own for each family. Line: least squares; r² and Holm-corrected p are Pearson's. "
+        "Where SIS is skewed its axis is a square root, on which a straight line bends."
     ),
     columns={
-        "per_image": ("image", *_SITE, "avr", "sis", "silent"),
+        "per_image": ("image", "cluster", *_SITE, "avr", "sis", "silent"),
         "phase4_correlation": (*_SITE, "n", "n_clusters", "r2", "pearson_p_holm"),
     },
 )
 def plot_avr_sis_scatter(source: Source) -> Figure:
-    """Scatter of per-image SIS over AVR, a row per family and a column per layer."""
-    points = mask_silent(source.rows("per_image", known=["sis"], tap="dense"))
-    points = points[points["layer"] != "image"]
+    """Scatter of SIS over AVR by photograph, a row per family and a column per layer."""
+    images = mask_silent(source.rows("per_image", known=["sis"], tap="dense"))
+    images = images[images["layer"] != "image"]
+    points = images.groupby([*_SITE, "cluster"], sort=False)[["avr", "sis"]].mean().reset_index()
     tests = source.rows("phase4_correlation", tap="dense")
     fits = {(test["family"], test["layer"]): test for test in tests.to_dict("records")}
     families, layers = find_families(points), find_layers(points)
-    skewed = bool(points.drop_duplicates(["family", "image"])["sis"].skew() > SKEWED)  # type: ignore[operator]
+    skewed = bool(points.drop_duplicates(["family", "cluster"])["sis"].skew() > SKEWED)  # type: ignore[operator]
     limits = points.groupby("family")["sis"].max().replace(0.0, 1.0)
 
     fig = new_figure(FULL_WIDTH, 1.45 * len(families) + 0.95)
@@ -156,9 +157,9 @@ def plot_avr_sis_scatter(source: Source) -> Figure:
     "fig11_correlation_comparison",
     title="Dependence between a layer's AVR and shift instability",
     caption=(
-        "Pearson's, Spearman's and distance correlation between per-image AVR and SIS, per layer and family, "
-        "at the dense tap (left) and the input tap (right), with 95 % intervals. Stars: Holm-corrected p of "
-        "Pearson's r (*** < 0.001, ** < 0.01, * < 0.05)."
+        "Pearson's, Spearman's and distance correlation between photographs' AVR and SIS, per layer and "
+        "family, at the dense tap (left) and the input tap (right), with 95 % intervals. Stars: "
+        "Holm-corrected p of Pearson's r (*** < 0.001, ** < 0.01, * < 0.05)."
     ),
     columns={"phase4_correlation": (*_SITE, "n", "n_clusters", *_COEFFICIENT_COLUMNS, "significance")},
 )

@@ -274,7 +274,7 @@ def summarize_share(flags: ArrayLike, clusters: ArrayLike | None = None) -> Shar
         raise SpectralError("summarize_share: flags must be true or false")
     means = average_clusters(values, read_clusters("summarize_share", clusters, len(values), fewest=1))
     share = min(max(float(means.mean()), 0.0), 1.0)
-    low, high = find_wilson_interval(share, find_effective_size(means, share, len(values)))
+    low, high = find_wilson_interval(share, find_effective_size(means, len(values)))
     return Share(len(values), len(means), share, low, high)
 
 

@@ -1,18 +1,18 @@
-"""Pearson, Spearman and distance correlation, with intervals that know about clusters; partial by ranks."""
+"""Pearson, Spearman and distance correlation of clusters' means, and partial correlation by ranks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike
 
+from spectral.stats.estimate import average_clusters
 from spectral.stats.reading import (
     UPPER,
-    Codes,
     Matrix,
     Vector,
     check_lengths,
@@ -23,7 +23,6 @@ from spectral.stats.reading import (
     read_vector,
 )
 
-_Coefficient = Callable[[Vector, Vector], float]
 _DETERMINED = 0.9  # share of the resamples that must have a coefficient for an interval
 
 
@@ -32,7 +31,7 @@ class Correlation:
     """Three measures of dependence; NaN with a ``reason`` where the data determine none."""
 
     n: int
-    n_clusters: int | None
+    n_clusters: int
     pearson_r: float = math.nan
     pearson_ci_low: float = math.nan
     pearson_ci_high: float = math.nan
@@ -72,29 +71,30 @@ def correlate(
     independent pairs). ``distance_corrected`` is the root of the bias-corrected squared estimate, 0 where
     that is negative, and carries the interval: percentiles over random halves of the images, because a
     bootstrap's repeated rows sit at distance 0 from each other and push the estimate up. It covers
-    89 to 99 % in simulations, least where the dependence is weak. Pearson's interval is Fisher's,
-    Spearman's is Bonett and Wright's, the distance p-value comes from permutations.
+    89 to 99 % in simulations, least where the dependence is weak. Pearson's interval is Fisher's and
+    Spearman's Bonett and Wright's, both as wide as makes them leave out 0 exactly where Student's p < 0.05;
+    the distance p-value comes from permutations.
 
-    With ``clusters``, Pearson's and Spearman's intervals and p-values come from a jackknife that deletes one
-    cluster at a time (on Fisher's scale, Student's t with G − 1 degrees of freedom), halves are halves of the
-    clusters, and the distance p-value comes from a wild bootstrap with one random sign per cluster.
+    With ``clusters`` all of it is of the clusters' means: does a photograph's x tell of its y? Within-cluster
+    dependence would need an error of its own, and cluster-robust ones reject twice as often as they should
+    where values are skewed (``benchmarks/nulls.py``).
 
-    Distances are kept as matrices: memory grows as N², 8 MB each for 1000 images.
+    Distances are kept as matrices: memory grows as N², 8 MB each for 1000 clusters.
 
     Args:
         x: one value per image.
         y: one value per image, same order.
-        clusters: one label per image, the photograph it was cut from.
-        n_resamples: number of halves, and of permutations or sign draws.
+        clusters: one label per image, the photograph it was cut from; by default each is its own.
+        n_resamples: number of halves, and of permutations.
         seed: of all random draws.
 
     Raises:
-        SpectralError: unequal lengths, fewer than 2 clusters, or values that are not finite. Fewer than 4
-            images, or a constant column, give NaN and a ``reason`` instead.
+        SpectralError: unequal lengths, or values that are not finite. Fewer than 4 clusters, or a constant
+            column, give NaN and a ``reason`` instead.
 
     Source:
         Bonett and Wright 2000; Székely, Rizzo and Bakirov 2007; Székely and Rizzo 2013 (bias correction);
-        Politis and Romano 1994 (subsampling); Leucht and Neumann 2013 (wild bootstrap of V-statistics).
+        Politis and Romano 1994 (subsampling).
 
     Example:
         >>> result = correlate([1.0, 2.0, 3.0, 4.0, 5.0], [2.0, 1.0, 4.0, 3.0, 5.0], n_resamples=99)
@@ -104,21 +104,19 @@ def correlate(
         'x is constant'
     """
     u, v = read_pair("correlate", ("x", x), ("y", y))
-    n = len(u)
-    codes = None if clusters is None else read_clusters("correlate", clusters, n)
-    n_clusters = None if codes is None else int(codes.max()) + 1
+    codes = read_clusters("correlate", clusters, len(u), fewest=0)
+    n, u, v = len(u), average_clusters(u, codes), average_clusters(v, codes)
+    n_clusters = len(u)
     constant = [name for name, column in (("x", u), ("y", v)) if is_constant(column)]
-    if n < 4 or constant:
-        reason = f"needs at least 4 images, got {n}" if n < 4 else f"{' and '.join(constant)} is constant"
-        return Correlation(n, n_clusters, reason=reason)
-    spearman = _test_coefficient(_spearman, u, v, codes, spread=0.5)
+    if n_clusters < 4 or constant:
+        few, flat = f"needs at least 4 clusters, got {n_clusters}", f"{' and '.join(constant)} is constant"
+        return Correlation(n, n_clusters, reason=few if n_clusters < 4 else flat)
+    spearman = _test_coefficient(_spearman(u, v), n_clusters, spread=0.5)
     # Unit ranges change no other coefficient and keep products clear of overflow and underflow.
     u, v = (u - u.min()) / np.ptp(u), (v - v.min()) / np.ptp(v)
-    pearson = _test_coefficient(_pearson, u, v, codes, spread=0.0)
-    distance = _measure_distance_dependence(u, v, codes, n_resamples, np.random.default_rng(seed))
-    reason = "too few images for an interval of the distance correlation" if math.isnan(distance[2]) else ""
-    if math.isnan(pearson[1]):
-        reason = "no interval over clusters: x or y is constant without one of them"
+    pearson = _test_coefficient(find_pearson(u, v), n_clusters, spread=0.0)
+    distance = _measure_distance_dependence(u, v, n_resamples, np.random.default_rng(seed))
+    reason = "too few clusters for an interval of the distance correlation" if math.isnan(distance[2]) else ""
     return Correlation(n, n_clusters, *pearson, pearson[0] ** 2, *spearman, *distance, reason)
 
 
@@ -207,57 +205,47 @@ def _correlate_rows(x: Matrix, y: Matrix) -> Matrix:
         return np.where(scale > 1e-9, np.clip((x * y).sum(-1) / scale, -1, 1), math.nan)
 
 
-def _pearson(x: Vector, y: Vector) -> float:
+def find_pearson(x: Vector, y: Vector) -> float:
+    """Pearson's coefficient; NaN where one column has no spread."""
     x, y = x - x.mean(), y - y.mean()
     with np.errstate(invalid="ignore"):
         return float(np.clip(x @ y / np.sqrt((x @ x) * (y @ y)), -1, 1))
 
 
 def _spearman(x: Vector, y: Vector) -> float:
-    return _pearson(scipy.stats.rankdata(x), scipy.stats.rankdata(y))
+    return find_pearson(scipy.stats.rankdata(x), scipy.stats.rankdata(y))
 
 
-def _test_coefficient(
-    statistic: _Coefficient, x: Vector, y: Vector, codes: Codes | None, spread: float
-) -> tuple[float, float, float, float]:
-    """Return coefficient, interval and p; ``spread`` scales r² in the error of independent rows."""
-    n, r = len(x), statistic(x, y)
+def _test_coefficient(r: float, n: int, spread: float) -> tuple[float, float, float, float]:
+    """Return coefficient, interval and Student's p; ``spread`` scales r² in the error on Fisher's scale.
+
+    The interval's half width is Fisher's z of the smallest significant r, where Fisher has 1.96 / √(n − 3):
+    next to nothing, but the interval then leaves out 0 exactly where p < 0.05.
+    """
     limit = 1 - 1e-15  # keeps Fisher's z finite for a perfect correlation
     z = float(np.arctanh(np.clip(r, -limit, limit)))
-    if codes is None:
-        error, critical = math.sqrt((1 + spread * r**2) / (n - 3)), scipy.stats.norm.ppf(UPPER)
-        p = 2 * scipy.stats.t.sf(abs(math.sinh(z)) * math.sqrt(n - 2), n - 2)
-    else:
-        df = int(codes.max())
-        without = [statistic(x[codes != g], y[codes != g]) for g in range(df + 1)]
-        error = math.sqrt(df) * float(np.arctanh(np.clip(without, -limit, limit)).std())
-        critical = scipy.stats.t.ppf(UPPER, df)
-        p = 2 * scipy.stats.t.sf(abs(z) / error if error else math.inf, df)
-    return r, math.tanh(z - critical * error), math.tanh(z + critical * error), float(p)
+    quantile = float(scipy.stats.t.ppf(UPPER, n - 2))
+    smallest = quantile / math.sqrt(n - 2 + quantile**2)
+    half = math.atanh(smallest) * math.sqrt((1 + spread * r**2) / (1 + spread * smallest**2))
+    p = float(2 * scipy.stats.t.sf(abs(math.sinh(z)) * math.sqrt(n - 2), n - 2))
+    return r, math.tanh(z - half), math.tanh(z + half), p
 
 
 def _measure_distance_dependence(
-    x: Vector, y: Vector, codes: Codes | None, n_resamples: int, rng: np.random.Generator
+    x: Vector, y: Vector, n_resamples: int, rng: np.random.Generator
 ) -> tuple[float, float, float, float, float]:
     """Return the plain and the corrected distance correlation, the latter's interval, and p."""
     n = len(x)
     distances = (np.abs(x[:, None] - x), np.abs(y[:, None] - y))
     squared = _unbiased_squares(*distances, np.ones((n, 1)))[0]
-    clusters = np.arange(n) if codes is None else codes
-    low, high = _halve_percentiles(squared, distances, clusters, n_resamples, rng)
+    low, high = _halve_percentiles(squared, distances, n_resamples, rng)
     corrected, low, high = np.sqrt(np.clip([squared, low, high], 0, 1)).tolist()
     a, b = (_centre(matrix) for matrix in distances)
-    if codes is None:
-        orders = (rng.permutation(n) for _ in range(n_resamples))
-        observed, draws = np.vdot(a, b), np.array([np.vdot(a, b[order][:, order]) for order in orders])
-    else:
-        member = np.eye(codes.max() + 1)[codes]
-        between = member.T @ (a * b) @ member
-        signs = rng.choice([-1.0, 1.0], size=(n_resamples, len(between)))
-        observed, draws = between.sum(), ((signs @ between) * signs).sum(axis=1)
+    orders = (rng.permutation(n) for _ in range(n_resamples))
+    observed, draws = np.vdot(a, b), np.array([np.vdot(a, b[order][:, order]) for order in orders])
     # Equal arrangements must count as ties although their sums may round differently.
     p = (1 + int((draws >= observed * (1 - 1e-9)).sum())) / (1 + n_resamples)
-    plain = float(np.vdot(a, b)) / math.sqrt(float(np.vdot(a, a)) * float(np.vdot(b, b)))
+    plain = float(observed) / math.sqrt(float(np.vdot(a, a)) * float(np.vdot(b, b)))
     return math.sqrt(max(plain, 0.0)), corrected, low, high, p
 
 
@@ -284,15 +272,15 @@ def _unbiased_squares(a: Matrix, b: Matrix, chosen: Matrix) -> Vector:
 
 
 def _halve_percentiles(
-    whole: float, distances: tuple[Matrix, Matrix], codes: Codes, n_resamples: int, rng: np.random.Generator
+    whole: float, distances: tuple[Matrix, Matrix], n_resamples: int, rng: np.random.Generator
 ) -> tuple[float, float]:
-    """Return an interval from halves of the clusters: they vary about the whole as it about the truth."""
-    n_clusters = int(codes.max()) + 1
-    half = (n_clusters + 1) // 2
-    drawn = [(rng.permutation(n_clusters) < half)[codes] for _ in range(n_resamples)]
-    draws = _unbiased_squares(*distances, np.array(drawn, dtype=np.float64).T)
-    scale = math.sqrt(half / (n_clusters - half))
-    low, high = expand_percentiles(draws, n_clusters)
+    """Return an interval from halves of the rows: they vary about the whole as it about the truth."""
+    n = len(distances[0])
+    half = (n + 1) // 2
+    drawn = np.array([rng.permutation(n) < half for _ in range(n_resamples)], dtype=np.float64)
+    draws = _unbiased_squares(*distances, drawn.T)
+    scale = math.sqrt(half / (n - half))
+    low, high = expand_percentiles(draws, n)
     return whole + scale * (low - whole), whole + scale * (high - whole)
 
 

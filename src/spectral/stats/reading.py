@@ -76,13 +76,11 @@ def read_clusters(function: str, clusters: ArrayLike | None, n: int, fewest: int
     return codes
 
 
-def resample_sums(columns: Matrix, codes: Codes, n_resamples: int, seed: int) -> Matrix:
-    """Return (n_resamples, K) column sums over clusters drawn with replacement."""
-    sums = np.stack([np.bincount(codes, column) for column in columns.T], axis=1)
-    counts = np.random.default_rng(seed).multinomial(
-        len(sums), np.full(len(sums), 1 / len(sums)), n_resamples
-    )
-    return np.asarray(counts @ sums)
+def resample_sums(columns: Matrix, n_resamples: int, seed: int) -> Matrix:
+    """Return (n_resamples, K) column sums over rows drawn with replacement."""
+    n = len(columns)
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), n_resamples)
+    return np.asarray(counts @ columns)
 
 
 def expand_percentiles(draws: Vector, n_clusters: int) -> tuple[float, float]:

@@ -12,9 +12,10 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from spectral.errors import SpectralError
-from spectral.stats.dependence import _pearson
+from spectral.schema import with_bounds
+from spectral.stats.dependence import find_pearson
+from spectral.stats.estimate import average_clusters
 from spectral.stats.reading import (
-    Codes,
     Matrix,
     Vector,
     check_lengths,
@@ -45,13 +46,15 @@ def regress_cross_validated(
     folds: int = 5,
     repeats: int = 5,
 ) -> Regression:
-    """How much of y the layers together predict, on images that the fit has not seen.
+    """How much of y the layers together predict, on photographs that the fit has not seen.
+
+    Given ``clusters``, all of it is of the clusters' means, so that no photograph is in training and test.
 
     Three estimators: ``ridge`` (linear, standardised, penalty chosen within the training folds), ``forest``
     (extremely randomised trees, nonlinear) and ``best single layer`` (a line on the column that correlates
     best within the training folds). R² is 1 − Σ(y − ŷ)²/Σ(y − ȳ)² over out-of-fold predictions, averaged over
     ``repeats`` partitions; below 0 it predicts worse than the mean. ``r2_std_repeats`` is its spread over
-    partitions; the interval comes from resampling images (or clusters), which partitions alone would hide.
+    partitions; the interval comes from resampling clusters, which partitions alone would hide.
 
     The importances' measures: ``permutation`` (drop in R² when the layer is shuffled within the held-out
     fold), ``coefficient`` (of ridge, in standard deviations of y per standard deviation of the layer) and
@@ -60,14 +63,14 @@ def regress_cross_validated(
     Args:
         X: one row per image, one column per layer.
         y: what to predict, one value per image.
-        clusters: one label per image; images of one cluster never straddle training and test.
+        clusters: one label per image, the photograph it was cut from; by default each is its own.
         seed: of partitions, trees and shuffles.
         folds: parts per partition.
         repeats: number of partitions.
 
     Raises:
-        SpectralError: X no table of finite numbers, unequal lengths, fewer than 4 images per fold, or fewer
-            clusters than folds. A constant y gives NaN scores and a ``reason`` instead.
+        SpectralError: X no table of finite numbers, unequal lengths, or fewer than 4 clusters per fold. A
+            constant y gives NaN scores and a ``reason`` instead.
 
     Example:
         >>> x = np.linspace(-1.0, 1.0, 60)
@@ -75,13 +78,13 @@ def regress_cross_validated(
         >>> table["estimator"].tolist(), bool(table["r2"][0] > 0.99)
         (['ridge', 'forest', 'best single layer'], True)
     """
-    layers, target, codes = _read_regression(X, y, clusters, folds)
+    n, layers, target = _read_regression(X, y, clusters, folds)
     rng = np.random.default_rng(seed)
     parts: list[tuple[str, str, Vector]] = []
     errors = {name: np.full((repeats, len(target)), math.nan) for name in _ESTIMATORS}
     constant = is_constant(target)
     for repeat in range(0 if constant else repeats):
-        fold_of = _assign_folds(codes, folds, rng)
+        fold_of = rng.permutation(np.arange(len(target)) % folds)
         for fold, (name, fit) in itertools.product(range(folds), _ESTIMATORS.items()):
             train, test = fold_of != fold, fold_of == fold
             predict, measures = fit(layers[train], target[train], seed + repeat)
@@ -91,14 +94,14 @@ def regress_cross_validated(
             parts.append((name, "permutation", (shuffled - error.mean()) / target.var()))
             parts.extend((name, measure, values) for measure, values in measures.items())
     about = {
-        "n": len(target),
-        "n_clusters": None if clusters is None else int(codes.max()) + 1,
+        "n": n,
+        "n_clusters": len(target),
         "n_layers": layers.shape[1],
         "folds": folds,
         "repeats": repeats,
         "reason": "y is constant" if constant else "",
     }
-    scores = [{"estimator": name, **_score(errors[name], target, codes, seed), **about} for name in errors]
+    scores = [{"estimator": name, **_score(errors[name], target, seed), **about} for name in errors]
     return Regression(pd.DataFrame(scores), _average_importances(X.columns, parts))
 
 
@@ -119,23 +122,12 @@ def _fit_forest(X: Matrix, y: Vector, seed: int) -> tuple[_Predict, dict[str, Ve
 
 
 def _fit_best_single(X: Matrix, y: Vector, seed: int) -> tuple[_Predict, dict[str, Vector]]:
-    r = np.nan_to_num([_pearson(column, y) for column in X.T])
+    r = np.nan_to_num([find_pearson(column, y) for column in X.T])
     best = int(np.argmax(np.abs(r)))
     slope = r[best] * y.std() / (X[:, best].std() or 1.0)
     centre = X[:, best].mean()
     chosen = np.eye(len(r))[best]
     return lambda new: y.mean() + slope * (new[:, best] - centre), {"chosen": chosen}
-
-
-def _assign_folds(codes: Codes, folds: int, rng: np.random.Generator) -> Codes:
-    """Give whole clusters to folds, the largest first, each to the fold that is emptiest so far."""
-    sizes = np.bincount(codes)
-    shuffled = rng.permutation(len(sizes))
-    fold_of, filled = np.empty(len(sizes), dtype=np.intp), np.zeros(folds)
-    for cluster in shuffled[np.argsort(-sizes[shuffled], kind="stable")]:
-        fold_of[cluster] = filled.argmin()
-        filled[fold_of[cluster]] += sizes[cluster]
-    return np.asarray(fold_of[codes])
 
 
 def _shuffle_each(
@@ -152,7 +144,8 @@ def _shuffle_each(
 
 def _read_regression(
     X: pd.DataFrame, y: ArrayLike, clusters: ArrayLike | None, folds: int
-) -> tuple[Matrix, Vector, Codes]:
+) -> tuple[int, Matrix, Vector]:
+    """Return the number of images, and the clusters' means of all columns and of y."""
     name = "regress_cross_validated"
     if not isinstance(X, pd.DataFrame) or X.shape[1] == 0:
         raise SpectralError(
@@ -161,29 +154,27 @@ def _read_regression(
     target = read_vector(name, "y", y)
     columns = [read_vector(name, f"column {label!r} of X", X[label]) for label in X]
     check_lengths(name, {"X": X, "y": target})
-    if folds < 2 or len(target) < 4 * folds:
+    codes = read_clusters(name, clusters, len(target), fewest=1)
+    averaged = average_clusters(target, codes)
+    if folds < 2 or len(averaged) < 4 * folds:
         raise SpectralError(
-            f"{name}: needs at least 2 folds with 4 images each, got {folds} folds for {len(target)} images; "
-            f"use fewer folds or more images."
+            f"{name}: needs at least 2 folds with 4 clusters each, got {folds} folds for {len(averaged)} "
+            f"clusters; use fewer folds or more photographs."
         )
-    codes = np.arange(len(target)) if clusters is None else read_clusters(name, clusters, len(target))
-    if codes.max() + 1 < folds:
-        raise SpectralError(
-            f"{name}: needs at least as many clusters as folds, got {codes.max() + 1} for {folds}."
-        )
-    return np.column_stack(columns), target, codes
+    return len(target), np.column_stack([average_clusters(column, codes) for column in columns]), averaged
 
 
-def _score(errors: Matrix, y: Vector, codes: Codes, seed: int) -> dict[str, float]:
-    """Return R² from (repeats, N) squared errors, its interval over clusters and its spread over repeats."""
+def _score(errors: Matrix, y: Vector, seed: int) -> dict[str, float]:
+    """Return R² from (repeats, N) squared errors, its interval over rows and its spread over repeats."""
     if np.isnan(errors).any():
-        return dict.fromkeys(("r2", "ci_low", "ci_high", "r2_std_repeats"), math.nan)
+        return dict.fromkeys(("r2", *with_bounds("r2")[1:], "r2_std_repeats"), math.nan)
     deviation = (y - y.mean()) ** 2
     r2 = 1 - errors.mean(axis=1) / deviation.mean()
-    sums = resample_sums(np.column_stack([errors.mean(axis=0), deviation]), codes, 2000, seed)
-    low, high = expand_percentiles(1 - sums[:, 0] / sums[:, 1], int(codes.max()) + 1)
+    sums = resample_sums(np.column_stack([errors.mean(axis=0), deviation]), 2000, seed)
+    low, high = expand_percentiles(1 - sums[:, 0] / sums[:, 1], len(y))
     spread = float(r2.std(ddof=1)) if len(r2) > 1 else math.nan
-    return {"r2": float(r2.mean()), "ci_low": low, "ci_high": high, "r2_std_repeats": spread}
+    bounds = dict(zip(with_bounds("r2"), (float(r2.mean()), low, high), strict=True))
+    return {**bounds, "r2_std_repeats": spread}
 
 
 def _average_importances(layers: pd.Index, parts: list[tuple[str, str, Vector]]) -> pd.DataFrame:
