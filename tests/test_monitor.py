@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from networks import image
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from spectral.errors import SpectralError
 from spectral.measurement import measure
@@ -214,6 +214,26 @@ def test_the_penalty_under_checkpointing_has_the_usual_gradients(net):
         gradients.append([p.grad.clone() for p in model.parameters()])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_checkpointed_segments_of_a_sequential_are_one_pass():
+    """The network's own forward isn't called: a function of torch calls its modules in turn."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Softplus(), nn.Conv2d(4, 4, 3, 2, 1), nn.AvgPool2d(2))
+    sites, x, gradients = find_sites(net, 32), image(2, 3, 32, 32), []
+
+    def segments(x: torch.Tensor) -> torch.Tensor:
+        return checkpoint_sequential(net, 3, x, use_reentrant=False)
+
+    with AliasingPenalty(net, sites) as penalty, AliasingMonitor(net, sites, ("avr",)) as monitor:
+        for run in (net, segments, segments):
+            net.zero_grad()
+            out = run(x).mean()
+            (out + penalty.value()).backward()
+            gradients.append((monitor.values(), net[0].weight.grad.clone()))
+    for values, gradient in gradients[1:]:
+        assert values == pytest.approx(gradients[0][0])
+        torch.testing.assert_close(gradient, gradients[0][1])
 
 
 def test_a_penalty_of_which_a_part_has_no_graph_is_refused():

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint_sequential
 
 from spectral.errors import SpectralError
 from spectral.places import Steps, find_steps
@@ -258,12 +259,14 @@ class Tracker(AbstractContextManager["Tracker"]):
             self._close(frame)
 
     def _find_container(self) -> FrameType | None:
-        """Find the outermost method that is running of a module that is followed."""
+        """Find the outermost call that is running of a method of a followed module, or of many in turn."""
         frame, container = sys._getframe(1).f_back, None
         while frame is not None:
             code = frame.f_code
             # First the code: to read a frame's variables keeps their values until its call has ended.
-            if id(code) in self._methods and id(frame.f_locals.get(code.co_varnames[0])) in self._ids:
+            if code is checkpoint_sequential.__code__ or (
+                id(code) in self._methods and id(frame.f_locals.get(code.co_varnames[0])) in self._ids
+            ):
                 container = frame
             frame = frame.f_back
         return container
