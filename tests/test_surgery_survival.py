@@ -150,6 +150,19 @@ def test_what_has_lost_its_layer_raises(at: int, new: nn.Module) -> None:
     assert revert(smooth)(image()).shape[1] == 2
 
 
+@pytest.mark.parametrize("method", ["strided", "blurpool"])
+def test_a_slice_of_a_sequential_answers_for_what_is_in_it(method: str) -> None:
+    """Between a convolution and its activation there is the dense map, which nobody asked for."""
+    net = stem()
+    smooth = convert(net, method, example=32)
+    for end in (1, 2):
+        with pytest.raises(SpectralError, match="the layer of site '0'"):
+            smooth[:end](image())
+    part = smooth[:3]
+    assert part(image()).shape == net[:3](image()).shape
+    assert torch.equal(outputs(smooth[3:], outputs(part, image())), outputs(smooth, image()))
+
+
 def test_an_activation_that_is_gone_raises() -> None:
     net = nets.Call(lambda m, x: F.relu(m.norm(m.conv(x))) if m.active else m.norm(m.conv(x)),
                     conv=nn.Conv2d(3, 4, 3, 2, 1), norm=nn.BatchNorm2d(4))  # fmt: skip

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from spectral.errors import SpectralError
 from spectral.surgery import ledger
-from spectral.surgery.hooks import CHILD, Settle, add_hook, list_hooks
+from spectral.surgery.hooks import CHILD, Owe, Settle, add_hook, list_hooks
 from spectral.surgery.places import mark_call
 from spectral.surgery.rewriting import Function, Replacement, Rewriter
 
@@ -103,7 +103,7 @@ def _subclass(base: Any) -> type[nn.Module]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         frame: Frame | None = self.__dict__.get(_FRAME)
         if frame is None:
-            return base.forward(self, *args, **kwargs)
+            return _run_part(self, base, args, kwargs)
         return _run(self, frame, base, args, kwargs)
 
     kind = type(base)
@@ -116,6 +116,18 @@ def _subclass(base: Any) -> type[nn.Module]:
 
 def _reduce(kind: type[nn.Module]) -> Any:
     return _subclass, kind.__bases__
+
+
+def _run_part(block: nn.Module, base: Any, args: Any, kwargs: Any) -> Any:
+    """Run a slice of a block, which has its class: it answers for all that its modules owe."""
+    owing = {hook.site for module in block.modules() for hook in list_hooks(module) if isinstance(hook, Owe)}
+    account = ledger.open_account(owing)
+    try:
+        output = base.forward(block, *args, **kwargs)
+    finally:
+        ledger.close_account(account)
+    account.check_settled()
+    return output
 
 
 def _run(block: nn.Module, frame: Frame, base: Any, args: Any, kwargs: Any) -> Any:
