@@ -163,6 +163,17 @@ def test_a_slice_of_a_sequential_answers_for_what_is_in_it(method: str) -> None:
     assert torch.equal(outputs(smooth[3:], outputs(part, image())), outputs(smooth, image()))
 
 
+@pytest.mark.parametrize("probe", [lambda m: m[0], lambda m: nn.Sequential(*list(m)[:2])])
+def test_a_module_called_alone_leaves_nothing_for_later_passes(probe: Callable[[Any], nn.Module]) -> None:
+    smooth = convert(stem(), "blurpool", example=32)
+    behind = nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.Conv2d(4, 4, 3, 2, 1), nn.ReLU())
+    other = convert(behind, "blurpool", example=32)  # its activation has the same name, its site another
+    for model in (smooth, other):
+        expected = outputs(model, image())
+        outputs(probe(smooth), image())
+        assert torch.equal(outputs(model, image()), expected)
+
+
 def test_an_activation_that_is_gone_raises() -> None:
     net = nets.Call(lambda m, x: F.relu(m.norm(m.conv(x))) if m.active else m.norm(m.conv(x)),
                     conv=nn.Conv2d(3, 4, 3, 2, 1), norm=nn.BatchNorm2d(4))  # fmt: skip

@@ -77,6 +77,8 @@ _LEDGER = _Ledger()
 def open_account(sites: Collection[str]) -> Account:
     """Open an account for a block's call that begins."""
     account = Account(sites)
+    # These run again now: what is owed for them outside is of a module that was called alone, or broke off.
+    _LEDGER.loose.debts = [debt for debt in _LEDGER.loose.debts if debt.site not in sites]
     _LEDGER.accounts.append(account)
     return account
 
@@ -117,6 +119,8 @@ def settle(point: str, output: Tensor) -> Tensor | None:
     """
     due: list[Debt] = []
     for account in (*_LEDGER.accounts, _LEDGER.loose):
+        if account is _LEDGER.loose and due:
+            break  # left over, perhaps of another network
         here = [debt for debt in account.debts if debt.point == point]
         due += [debt for debt in here if debt.wait == 0]
         account.debts = [debt for debt in account.debts if debt not in here or debt.wait > 0]
