@@ -255,14 +255,17 @@ def test_with_data_every_network_is_tested(bundled, data, results, tmp_path, mon
 def test_data_with_other_classes_gives_a_reason_and_without_labels_a_sentence(bundled, tmp_path, monkeypatch):
     monkeypatch.setattr(phase7, "LAYER_METHODS", ())
     data = tmp_path / "pets"
-    for name in ("cat", "dog"):
+    for name in ("tabby", "poodle"):
         (data / name).mkdir(parents=True)
         Image.new("RGB", (32, 32)).save(data / name / "a.png")
     run_study([7], options(tmp_path / "out", data=str(data)))
     (row,) = read(tmp_path / "out").to_dict("records")
-    assert row["accuracy_reason"] == "the classes of folder:pets are not those of the network"
+    assert (
+        row["accuracy_reason"]
+        == "folder:pets: the network has 0 of the labels' 2 classes (not poodle, tabby)"
+    )
     with pytest.raises(SpectralError, match="has no labels; expected cifar10"):
-        run_study([7], options(tmp_path / "other", data=str(data / "cat")))
+        run_study([7], options(tmp_path / "other", data=str(data / "tabby")))
 
 
 @pytest.mark.usefixtures("undrawn")

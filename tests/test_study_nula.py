@@ -456,15 +456,15 @@ def test_without_labels_there_is_agreement_alone(bundled, tmp_path, capsys):
 @pytest.mark.usefixtures("brief")
 def test_labels_of_other_classes_are_a_reason_and_none_a_sentence(bundled, tmp_path):
     data = tmp_path / "pets"
-    for name in ("cat", "dog"):
+    for name in ("tabby", "poodle"):
         (data / name).mkdir(parents=True)
         Image.new("RGB", (32, 32)).save(data / name / "a.png")
     run_study([6], options(tmp_path / "out", data=str(data), limit=None))
     assert set(read(tmp_path / "out")["reason"]) == {
-        "the classes of folder:pets are not those of the network"
+        "folder:pets: the network has 0 of the labels' 2 classes (not poodle, tabby)"
     }
     with pytest.raises(SpectralError, match="has no labels; expected cifar10, or a subfolder per class"):
-        run_study([6], options(tmp_path / "other", data=str(data / "cat"), limit=None))
+        run_study([6], options(tmp_path / "other", data=str(data / "tabby"), limit=None))
 
 
 @pytest.mark.usefixtures("brief")
