@@ -110,6 +110,16 @@ REASONS: dict[str, tuple[Call, str, str]] = {
     "mask of all": (lambda x: x[x > 0], "index", "its samples are picked"),
     "masked_select": (lambda x: x.masked_select(x > 0), "mask", "its samples are picked one by one"),
     "gather by the data": (lambda x: x.gather(2, x.argsort(2)[:, :, :8]), "gather", "its samples are picked"),
+    "the largest of each window": (
+        lambda x: (lambda w: w.gather(3, w.detach().cos().argsort(3)[:, :, :, :1])[:, :, :, 0])(
+            x.unflatten(2, (8, 2))
+        ), "gather", "its samples are picked",
+    ),
+    "another phase for each image": (
+        lambda x: (lambda p: p[torch.arange(len(x)), p.flatten(2).norm(dim=2).argmax(1)])(
+            torch.stack([x[..., i::2, j::2] for i in (0, 1) for j in (0, 1)], 1)
+        ), "index", "its samples are picked",
+    ),
     "topk": (lambda x: x.topk(12, 3)[0], "topk", "its samples are picked by their value"),
     "slice of sorted": (lambda x: x.sort(3)[0][..., ::2], "slice", "its rows and columns are not two axes"),
     "argmax of windows": (lambda x: split_rows(x).argmax(3), "argmax", "it gives the positions of samples"),

@@ -321,3 +321,29 @@ def test_lazy_modules_ask_for_a_first_pass():
             assert "\n" not in str(error)  # noqa: PT017
         else:
             assert "sis" in set(table["metric"])
+
+
+def image_by_image(body: Body, x: Tensor) -> list[dict[str, Tensor]]:
+    return [{"boxes": body.maps(image[None]).flatten(2)[0, :4].T} for image in x]
+
+
+LOOPS: dict[str, Any] = {
+    "detector": image_by_image,
+    "slices of the batch": lambda b, x: torch.cat([b.scores(x[i : i + 1]) for i in range(len(x))]),
+    "map": lambda b, x: torch.cat(list(map(lambda image: b.scores(image[None]), x))),  # noqa: C417
+}
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 8])
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_model_that_loops_over_its_images(name, batch_size):
+    images = noise(5, 3, 32, 32)
+    table = measure(
+        Body(LOOPS[name]), images, metrics=("avr",), sites=None, batch_size=batch_size, progress=False
+    )
+    whole = measure(Body(), images, metrics=("avr",), progress=False)
+    keys = ["image", "site", "tap", "metric"]
+    found = table[table["site"] != ""].set_index(keys)["value"].sort_index()
+    expected = whole[whole["site"] != ""].set_index(keys)["value"].sort_index()
+    assert list(found.index) == list(expected.index)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import types
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
+from contextvars import ContextVar
 
 import keepers
 import pytest
@@ -27,6 +30,90 @@ pytestmark = [
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 SET = spectral.load_images("synthetic", 32, 2)
+
+
+class Scaled(nn.Module):
+    """Multiplies its map with what a function makes of it, and keeps."""
+
+    def __init__(self, make_scale: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.conv = nn.Conv2d(3, 8, 3, 2, 1)
+        self.make_scale = make_scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return y * self.make_scale(y)
+
+
+def _ramp(y: Tensor) -> Tensor:
+    return torch.linspace(0, 1, y.shape[-1], device=y.device)
+
+
+def _in_a_context_variable() -> nn.Module:
+    variable: ContextVar[Tensor | None] = ContextVar("ramp", default=None)
+
+    def make_scale(y: Tensor) -> Tensor:
+        if variable.get() is None:
+            variable.set(_ramp(y))
+        return variable.get()
+
+    return Scaled(make_scale)
+
+
+def _in_a_module_of_torch() -> nn.Module:
+    table = nn.Identity()
+    table.ramps = {}
+    return Scaled(lambda y: table.ramps.setdefault(y.shape[-1], _ramp(y)))
+
+
+_HELPER = """
+import torch
+ramps = {}
+latest = None
+def ramp(y):
+    global latest
+    if latest is None:
+        latest = torch.linspace(0, 1, y.shape[-1], device=y.device)
+    return ramps.setdefault(y.shape[-1], latest)
+"""
+
+
+def _make_helper() -> types.ModuleType:
+    helper = types.ModuleType("helper_of_a_network")
+    exec(_HELPER, vars(helper))
+    sys.modules[helper.__name__] = helper
+    return helper
+
+
+def _in_a_python_module() -> nn.Module:
+    helper = _make_helper()
+    return Scaled(lambda y: helper.ramp(y))
+
+
+def _in_a_module_of_a_module() -> nn.Module:
+    package = types.ModuleType("package_of_a_network")
+    package.helper = _make_helper()
+    return Scaled(lambda y: package.helper.ramp(y))
+
+
+def _in_a_module_imported_late() -> nn.Module:
+    _make_helper()
+
+    def make_scale(y: Tensor) -> Tensor:
+        import helper_of_a_network
+
+        return helper_of_a_network.ramp(y)
+
+    return Scaled(make_scale)
+
+
+REACHED = {
+    "context variable": _in_a_context_variable, "module of torch": _in_a_module_of_torch,
+    "Python module": _in_a_python_module, "module of a module": _in_a_module_of_a_module,
+    "imported in the forward": _in_a_module_imported_late,
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +152,21 @@ class TestFindSites:
         model = getattr(keepers, name)()
         before = keepers.photograph(model)
         assert [site.op for site in find_sites(model, 32)] == ["conv"]
+        assert before.differences(keepers.photograph(model)) == []
+
+    @pytest.mark.parametrize("name", REACHED)
+    def test_what_code_reaches_elsewhere(self, name):
+        model = REACHED[name]()
+        expected = model(IMAGES)
+        model = REACHED[name]()
+        assert [site.op for site in find_sites(model, 32)] == ["conv"]
+        torch.testing.assert_close(model(IMAGES), expected, rtol=0, atol=0)
+
+    def test_a_parametrised_weight_is_not_computed(self):
+        model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 8, 3, 2)))
+        before = keepers.photograph(model)
+        spectral.measure(model, IMAGES, metrics=("avr",), progress=False)
+        find_sites(model, IMAGES)
         assert before.differences(keepers.photograph(model)) == []
 
     def test_what_cannot_be_copied_and_changes_is_named(self):

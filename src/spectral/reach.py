@@ -63,6 +63,7 @@ class _Reach:
         self._seen: dict[int, Any] = {}
         self._names: set[str] = set()
         self._classes: list[type] = []
+        self._modules: list[dict[str, Any]] = []  # their tables of names
         self._left: deque[Any] = deque()
         for item in code:
             self._add(item)
@@ -79,6 +80,8 @@ class _Reach:
             self._visit_function(x)
         elif isinstance(x, type):
             self._visit_class(x)
+        elif isinstance(x, types.ModuleType):
+            self._visit_module(x)
         elif isinstance(x, types.MethodType):
             self._add(x.__func__)
             self._add(x.__self__)
@@ -101,7 +104,7 @@ class _Reach:
                 self._add(item)
         elif isinstance(x, Tensor):
             self._visit_tensor(x)
-        elif isinstance(x, threading.local) or not _is_foreign(type(x)):
+        elif isinstance(x, threading.local | nn.Module) or not _is_foreign(type(x)):
             self._visit_object(x)
 
     def _visit_function(self, f: types.FunctionType) -> None:
@@ -109,31 +112,44 @@ class _Reach:
             return
         names = _names_of(f.__code__)
         table = f.__globals__
-        for name in names & table.keys():
-            self._add_binding(table, name)
-            if isinstance(table[name], types.ModuleType) and not _is_foreign(table[name]):
-                inner = vars(table[name])
-                for attribute in names & inner.keys():
-                    self._add_binding(inner, attribute)
-        missing = names - table.keys()
-        self.undo.append(lambda: _unbind(table, missing))
+        self._add_bindings(table, names)
+        for name in names:  # imported where it is used
+            for imported in (name, f"{table.get('__package__')}.{name}"):
+                if imported in sys.modules:
+                    self._add(sys.modules[imported])
         for cell in f.__closure__ or ():
             self._add_cell(cell)
         for value in (*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()):
             self._add(value)
         self._visit_container(vars(f))
-        for name in names - self._names:  # what is called of a class seen before
+        new = names - self._names
+        for name in new:  # what is called of a class seen before
             for cls in self._classes:
                 if name in vars(cls):
                     self._add(vars(cls)[name])
+        for seen in self._modules:
+            self._add_bindings(seen, new)
         self._names |= names
 
-    def _add_binding(self, table: dict[str, Any], name: str) -> None:
-        value = table[name]
-        if isinstance(value, types.ModuleType):
-            return
-        self.undo.append(lambda: _bind(table, name, value))
-        self._add(value)
+    def _visit_module(self, module: types.ModuleType) -> None:
+        if not _is_foreign(module):
+            self._modules.append(vars(module))
+            self._add_bindings(vars(module), self._names)
+
+    def _add_bindings(self, table: dict[str, Any], names: Iterable[str]) -> None:
+        """Visit what a module has under some names; those that it hasn't are taken out again."""
+        known = {name: table[name] for name in names if name in table}
+        for value in known.values():
+            self._add(value)
+        kept = {name: value for name, value in known.items() if not isinstance(value, types.ModuleType)}
+        missing = set(names) - known.keys()
+
+        def put_back() -> None:
+            _unbind(table, missing)
+            for name, value in kept.items():
+                _bind(table, name, value)
+
+        self.undo.append(put_back)
 
     def _add_cell(self, cell: types.CellType) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
@@ -31,7 +32,7 @@ _ALONE = threading.RLock()
 _ORIGINALS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensor of a copy → of the model
 
 
-def run_on_standins(model: nn.Module, inputs: Inputs, watch: Watch[T]) -> T:
+def run_on_standins(model: nn.Module, inputs: Inputs, watch: Watch[T], batch: int | None = 2) -> T:
     """Run a copy of the model once, on the meta device if it can, and return what ``watch`` saw.
 
     The copy's tensors have no data; where a model can't run so (control flow on values, real tensors made
@@ -42,6 +43,7 @@ def run_on_standins(model: nn.Module, inputs: Inputs, watch: Watch[T]) -> T:
         model: any module.
         inputs: what to call it with.
         watch: sets its hooks on the module it is given and calls the forward pass it is given.
+        batch: to how many images one image is repeated: two tell a batch axis from one that has disappeared.
 
     Raises:
         SpectralError: if its forward fails on the inputs, or what it does to an object that can't be copied
@@ -50,13 +52,12 @@ def run_on_standins(model: nn.Module, inputs: Inputs, watch: Watch[T]) -> T:
     # Inference mode would show other operators than the forward passes that are measured later.
     with _ALONE, torch.inference_mode(False), torch.no_grad():
         try:
-            # Two images, so that a batch axis is told from one that has disappeared.
-            return _look(model, inputs, _make_stand_in, inputs.to("meta", batch=2), watch)
+            return _look(model, inputs, _make_stand_in, inputs.to("meta", batch=batch), watch)
         except SpectralError:
             raise
         except Exception:  # whatever a meta tensor can't do; the real forward decides
             pass
-        return _look_for_real(model, inputs, watch)
+        return _look_for_real(model, inputs, watch, batch)
 
 
 def choose_inputs(model: nn.Module, example: Example) -> Inputs:
@@ -73,9 +74,9 @@ def choose_inputs(model: nn.Module, example: Example) -> Inputs:
     return likely
 
 
-def _look_for_real(model: nn.Module, inputs: Inputs, watch: Watch[T]) -> T:
+def _look_for_real(model: nn.Module, inputs: Inputs, watch: Watch[T], several: int | None) -> T:
     failure = Exception()
-    for batch in (2, None):  # some models take one image at a time
+    for batch in dict.fromkeys((several, None)):  # some models take one image at a time
         for map_tensor in (_share_weights, clone):
             try:
                 return _look(model, inputs, map_tensor, _move(inputs, model, batch), watch)
@@ -116,7 +117,9 @@ def _run(copied: Copied, inputs: Inputs, watch: Watch[T], guarded: bool = False)
         Writes(weights, _refuse) if guarded else nullcontext(),
     ):
         put_into_evaluation(copy)
-        return watch(copy, inputs, weights, partial(copy, *inputs.args, **inputs.kwargs))
+        # In a context of its own, so that what a forward keeps in context variables is forgotten.
+        alone = contextvars.copy_context()
+        return alone.run(watch, copy, inputs, weights, partial(copy, *inputs.args, **inputs.kwargs))
 
 
 def _move(inputs: Inputs, model: nn.Module, batch: int | None = None) -> Inputs:

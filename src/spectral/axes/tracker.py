@@ -170,7 +170,7 @@ class AxisTracker:
         self.cuts += 1
         return Call(
             func, name_arguments(func, args, kwargs), inputs, outputs, self.labels, self.comes_from_image,
-            self.constants.value, self.cuts, self._strict,
+            self._find_value, self.cuts, self._strict,
         )  # fmt: skip
 
     def label(self, call: Call, decimation: Decimation | None) -> None:
@@ -247,6 +247,10 @@ class AxisTracker:
         if x.ndim > 2 and is_lattice(fitting):
             self._maps[tuple(x.shape)] = fitting
             self._latest[x.ndim] = tuple(x.shape[2:])
+
+    def _find_value(self, x: Tensor) -> Tensor | None:
+        """Return the value of a tensor that is the same for every image."""
+        return None if self.comes_from_image(x) else self.constants.value(x)
 
     def _follow_entries(self, call: Call) -> None:
         """Follow entries that were taken from an axis one by one, until they are stacked again."""

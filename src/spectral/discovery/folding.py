@@ -115,9 +115,9 @@ class Folding:
             if f.folded:
                 self._noted.setdefault(f.cut, [event])
 
-    def note_pool(self, labels: Labels) -> None:
-        """Take back that windows are channels: they have been pooled."""
-        for f in all_factors(labels):
+    def note_pool(self, reduced: Sequence[Axis]) -> None:
+        """Take back that windows are channels: they have been pooled, or picked from."""
+        for f in (f for axis in reduced for f in axis):
             for event in self._noted.get(f.cut, ()) if f.folded else ():
                 event.dropped = not event.kept
 

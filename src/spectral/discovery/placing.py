@@ -7,8 +7,10 @@ from dataclasses import replace
 from torch import Tensor
 
 from spectral.axes import (
+    BATCH,
     CHANNEL,
     IMAGE_AXES,
+    LOST,
     MIXED,
     AxisTracker,
     Factor,
@@ -88,6 +90,8 @@ def place_pick(operation: Operation, axes: AxisTracker) -> Event | None:
         step = new.get(kind, 0) / old[kind] if new.get(kind) else 0
         steps[kind] = (int(step), int((end[kind] - start[kind]) / old[kind])) if step else (0, 0)
     whole = all(s > 0 for s, _ in steps.values()) and not any(f.kind == MIXED for f in all_factors(after))
+    # An axis of which nothing is known any more holds samples from places that only the data tell.
+    whole = whole and _count_unknown(after) <= _count_unknown(before)
     if not whole:
         steps = dict.fromkeys(find_image_axes(before), (0, 0))
         if operation.decimation.operator.reason is None:
@@ -183,8 +187,12 @@ def _make(operation: Operation, geometry: Geometry, entering: Tensor, leaving: T
     )  # fmt: skip
 
 
+def _count_unknown(labels: Labels) -> int:
+    return sum(f.kind == LOST for f in all_factors(labels))
+
+
 def _unfold_reduced(labels: Labels, reduced: tuple[int, ...]) -> Labels:
     """See windows that count as channels as windows again, where they are reduced and the channels aren't."""
-    factors: list[Factor] = [f for axis in reduced for f in labels[axis] if f.extent > 1]
+    factors: list[Factor] = [f for a in reduced for f in labels[a] if f.extent > 1 and f.kind != BATCH]
     alone = any(f.folded for f in factors) and all(f.folded for f in factors)
     return unfold_windows(labels) if alone else labels

@@ -46,7 +46,10 @@ def watch_nothing(model: nn.Module) -> AbstractContextManager[None]:
 
 
 def record_events(model: nn.Module, inputs: Inputs, beside: Beside = watch_nothing) -> list[Event]:
-    """Run a copy of the model once, on the meta device if it can; return what reduced resolution, in order.
+    """Run a copy of the model, on the meta device if it can; return what reduced resolution, in order.
+
+    A model that loops over the images of its batch runs its sites once for each of them: such a model is run
+    once more, on one image.
 
     Args:
         model: any module.
@@ -56,7 +59,12 @@ def record_events(model: nn.Module, inputs: Inputs, beside: Beside = watch_nothi
     Raises:
         SpectralError: if its forward fails on the example.
     """
-    return run_on_standins(model, inputs, partial(_record, beside))
+    events = run_on_standins(model, inputs, partial(_record, beside))
+    if any(event.frame.call or event.turn for event in events):
+        alone = run_on_standins(model, inputs, partial(_record, watch_nothing), batch=None)
+        if 0 < len(alone) < len(events):
+            return run_on_standins(model, inputs, partial(_record, beside), batch=None)
+    return events
 
 
 def _record(
@@ -122,10 +130,9 @@ class _Discovery:
         if operator.acts_on in ("slices", "picks"):
             self._uses.watch(event, event.output)
             self._phases.note(event)
-            if operator.acts_on == "picks":
-                self._folding.note_pool(self.axes.labels(operation.source))
-        elif operator.acts_on == "windows":
-            self._folding.note_pool(self.axes.labels(operation.source))
+        if operator.acts_on in ("picks", "windows"):
+            labels = self.axes.labels(operation.source)
+            self._folding.note_pool([labels[axis] for axis in operation.decimation.geometry.axes])
         elif event.geometry.reason == LOSSLESS:
             self._folding.note_folded(event)
         elif operation.decimation.weight is not None:

@@ -166,10 +166,12 @@ def _first_convolution(model: Any) -> tuple[int | None, int | None]:
     """Return the spatial axes and the input channels of a model's first convolution."""
     if isinstance(model, nn.Module):
         for module in model.modules():
-            weight = getattr(module, "weight", None)
+            # Not its weight, which a parametrisation may compute anew, and count, each time it is read.
+            weight, kernel = module._parameters.get("weight"), getattr(module, "kernel_size", None)
+            rank = weight.ndim - 2 if weight is not None else len(kernel) if isinstance(kernel, tuple) else 0
             channels = getattr(module, "in_channels", None)
-            if isinstance(weight, Tensor) and 3 <= weight.ndim <= 5 and isinstance(channels, int):
-                return weight.ndim - 2, channels
+            if 1 <= rank <= 3 and isinstance(channels, int):
+                return rank, channels
     return None, None
 
 

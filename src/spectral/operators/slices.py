@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from spectral.operators.base import ALL, Arguments, Decimation, Geometry, Operator, Size
@@ -60,8 +61,11 @@ class Pick(Operator):
         x = a["self"]
         if x.ndim < 2 or not (x.is_floating_point() or x.is_complex()):
             return None
-        axes = (a["dim"] % x.ndim,) if "dim" in a else ()
-        return Decimation(Geometry(self.kind, (0,), phase=(0,), axes=axes), x)
+        return Decimation(Geometry(self.kind, (0,), phase=(0,), axes=self.find_axes(a)), x)
+
+    def find_axes(self, a: Arguments) -> tuple[int, ...]:
+        """Return the axes from which it picks, where the call says so."""
+        return (a["dim"] % a["self"].ndim,) if "dim" in a else ()
 
     def dense(self, d: Decimation, size: Size, images: slice = ALL, channels: slice = ALL) -> Tensor:
         """Return the map itself."""
@@ -94,6 +98,17 @@ class Index(Pick):
     family = "index"
     names = ("aten::index.Tensor", "aten::index_select")
     reason = "its samples are picked at positions that are no progression, or that only the data tell"
+
+    def find_axes(self, a: Arguments) -> tuple[int, ...]:
+        """Return the axes that have an index; a mask has as many axes as it takes."""
+        if "indices" not in a:
+            return super().find_axes(a)
+        position, axes = 0, list[int]()
+        for index in a["indices"]:
+            width = index.ndim if index is not None and index.dtype in (torch.bool, torch.uint8) else 1
+            axes += range(position, position + width) if index is not None else ()
+            position += width
+        return tuple(axes)
 
 
 @register_operator
