@@ -57,6 +57,17 @@ def test_a_converted_twin_is_paired_by_its_sites_names(method):
         assert [pair.b.name.removesuffix(".antialias") for pair in pairs] == own
 
 
+@pytest.mark.parametrize("method", ["flc", "aps"])
+def test_a_twin_whose_pools_have_a_smaller_dense_map(method):
+    """A pool without padding gives 7 × 7 places of 8 × 8, which the layer decimates."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1), nn.MaxPool2d(2))
+    twin = spectral.convert(net, method, example=32)
+    own, sites = find_sites(net, 32), find_sites(twin, 32)
+    pairs = match_sites(own, sites, {}, find_original_names(twin, sites))
+    assert names(pairs) == [(site.name, f"{site.name}.antialias") for site in own]
+    assert {pair.why for pair in pairs} == {SAME_NAME}
+
+
 def test_two_conversions_of_one_network_are_twins():
     pairs = match("bundled/resnet20@random+flc", "bundled/resnet20@random+blurpool")
     assert [pair.why for pair in pairs] == [SAME_NAME] * 4

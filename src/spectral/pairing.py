@@ -11,6 +11,7 @@ from spectral.errors import SpectralError, suggest
 from spectral.sites import Site
 
 SAME_NAME = "same site of a network and its converted twin"
+HALF_WAY = 0.5  # of a halving, to the next resolution
 _Slot = tuple[float, ...]
 
 
@@ -126,8 +127,15 @@ def find_slots(sites: Sequence[Site]) -> list[_Slot]:
 
 def _are_twins(a: Mapping[str, Site], b: Mapping[str, Site]) -> bool:
     shared = a.keys() & b.keys()
-    same = all([*map(_find_level, a[n].scale)] == [*map(_find_level, b[n].scale)] for n in shared)
+    same = all(_are_near(a[name].scale, b[name].scale) for name in shared)
     return same and bool(shared) and len(shared) == min(len(a), len(b))
+
+
+def _are_near(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether two scales are one resolution: a pool's dense map is a little smaller than what it pools."""
+    return len(a) == len(b) and all(
+        abs(math.log2(one / other)) < HALF_WAY for one, other in zip(a, b, strict=True)
+    )
 
 
 def _find_level(scale: float) -> float:
