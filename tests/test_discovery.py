@@ -151,6 +151,13 @@ REASONS: dict[str, tuple[Call, str, str]] = {
                                 torch.maximum(x[..., ::2, 1::2], x[..., 1::2, 1::2])),
         "window_max", "a pool written as slices",
     ),
+    "approximation of a Haar transform": (
+        lambda x: LOSSLESS["Haar transform"](x)[:, :4], "window_mean", "a pool written as slices"
+    ),
+    "approximation of a stacked Haar transform": (
+        lambda x: torch.stack(LOSSLESS["Haar transform"](x).chunk(4, 1), 2).relu()[:, :, 0],
+        "window_mean", "a pool written as slices",
+    ),
     "sum of phases, joined with itself": (
         lambda x: (lambda y: torch.cat([y, y * 2], 1))(x[:, :, ::2] - x[:, :, 1::2]),
         "window_blend", "a pool written as slices",
@@ -167,6 +174,9 @@ LOSSLESS: dict[str, Call] = {
     "pixel_unshuffle": lambda x: F.pixel_unshuffle(x, 2),
     "Haar transform": lambda x: haar(
         x[..., ::2, ::2] / 2, x[..., 1::2, ::2] / 2, x[..., ::2, 1::2] / 2, x[..., 1::2, 1::2] / 2
+    ),
+    "Haar transform, in two parts": lambda x: (lambda y: torch.cat([y[:, :4] * 2, y[:, 4:].relu()], 1))(
+        LOSSLESS["Haar transform"](x)
     ),
     "Haar transform, rows first": lambda x: haar(
         *[r[..., i::2] / 2 for i in (0, 1) for r in (x[:, :, ::2] / 2, x[:, :, 1::2] / 2)]

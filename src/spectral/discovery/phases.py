@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from spectral.axes import JOINS, Call, is_view, operator_name
+from spectral.axes import CROPS, JOINS, Call, is_view, operator_name
 from spectral.discovery.events import Event
 from spectral.operators import LOSSLESS, Size
 
@@ -47,6 +47,8 @@ class _Blend:
     lattice: Lattice
     rows: tuple[tuple[frozenset[Size], Weights], ...]
     largest: bool = False
+    joined: frozenset[int] = frozenset()  # which of the rows that were joined it has
+    axis: int | None = None  # along which these lie
 
 
 class Phases:
@@ -60,6 +62,7 @@ class Phases:
         self._events: dict[Lattice, list[Event]] = defaultdict(list)
         self._parents: dict[Lattice, Lattice] = {}
         self._lossless: set[Lattice] = set()
+        self._unread: dict[Lattice, set[int]] = {}  # rows of what was joined that nothing has used
         self._pools: dict[Lattice, str] = {}
         self._roots: list[Tensor] = []  # alive, so that no two read the same memory
 
@@ -102,13 +105,22 @@ class Phases:
         if not tagged:
             return
         name = operator_name(func).removesuffix("_")
+        if len(tagged) == 1 and _crops_rows(call, self._blends_of(tagged[0])):
+            for i, y in enumerate(outputs):
+                self._blends[y] = {k: _crop(b, call, i) for k, b in self._blends_of(tagged[0]).items()}
+            return
         made: dict[Lattice, _Blend] = {}
         for lattice, blends in self._find_common(tagged):
             blend = None
             if name in JOINS and len(blends) == len(inputs):
-                blend = replace(blends[0], rows=tuple(row for each in blends for row in each.rows))
+                rows = tuple(row for each in blends for row in each.rows)
+                parts = frozenset[int]().union(*(each.joined for each in blends))  # put together again
+                blend = replace(blends[0], rows=rows, joined=parts, axis=None)
                 if _count_independent(blend) == math.prod(lattice.stride) > 1:
                     self._lossless.add(lattice)
+                    self._unread.setdefault(lattice, set(range(len(rows))))
+                    axis = call.a.get("dim", 0) % outputs[0].ndim
+                    blend = replace(blend, joined=frozenset(range(len(rows))), axis=axis)
             elif len(blends) == 1 and len([x for x in inputs if call.known(x)]) == 1:
                 blend = _scale(blends[0], name, func, call)
             elif len(blends) == 2 and len(blends[0].rows) == len(blends[1].rows):
@@ -126,12 +138,14 @@ class Phases:
     def read(self, x: Tensor) -> None:
         """Note that a tensor is used as it is: if it is a lone phase, that is a site of its own."""
         for lattice, blend in self._blends_of(x).items():
+            self._unread.get(lattice, set()).difference_update(blend.joined)
             for event in self._events[lattice] if len(blend.rows) == 1 else ():
                 own = self._blends_of(event.output).get(lattice)
                 event.alone |= own is not None and own.rows[0][0] == blend.rows[0][0]
 
     def finish(self) -> None:
         """Let the first of the slices that keep all phases stand for all of them, as what they are."""
+        self._lossless = {lattice for lattice in self._lossless if not self._unread[lattice]}
         together = [*self._lossless, *(lattice for lattice in self._pools if lattice not in self._lossless)]
         for lattice in sorted(together, key=lambda lattice: -math.prod(lattice.stride)):
             kind, reason = "space_to_depth", LOSSLESS
@@ -183,6 +197,8 @@ def _name_pool(blend: _Blend, weights: Weights) -> str:
 
 def _scale(blend: _Blend, name: str, func: Any, call: Call) -> _Blend | None:
     """Follow an operator on one tensor: weights of a sum survive what is linear."""
+    if is_view(func) and call.outputs[0].shape != call.inputs[0].shape:
+        return replace(blend, axis=None)
     if name in _SAMPLEWISE or is_view(func) or (name in ("add", "sub") and len(call.inputs) == 1):
         return blend
     if torch.Tag.pointwise not in func.tags:
@@ -215,6 +231,31 @@ def _combine(first: _Blend, second: _Blend, name: str, call: Call) -> _Blend:
     plain = all(len(phases) == 1 for phases, _ in (*first.rows, *second.rows))
     largest = name in _LARGEST and (plain or first.largest or second.largest)
     return _Blend(first.lattice, tuple(rows), largest)
+
+
+def _crops_rows(call: Call, blends: dict[Lattice, _Blend]) -> bool:
+    """Whether a call takes a part of what was joined, along the axis along which it was."""
+    axis = call.a["dim"] % call.inputs[0].ndim if isinstance(call.a.get("dim"), int) else None
+    known = any(blend.axis is not None and blend.axis == axis for blend in blends.values())
+    return known and operator_name(call.func) in CROPS | {"select", "unbind"} and call.a.get("step", 1) == 1
+
+
+def _crop(blend: _Blend, call: Call, number: int) -> _Blend:
+    """Keep the rows of which an output of such a call has some."""
+    x, y, axis = call.inputs[0], call.outputs[number], blend.axis
+    if axis is None or axis != call.a["dim"] % x.ndim:
+        return blend
+    if y.ndim < x.ndim:
+        start, length, left = call.a["index"] % x.shape[axis] if "index" in call.a else number, 1, None
+    else:
+        start = (y.storage_offset() - x.storage_offset()) // max(x.stride(axis), 1)
+        length, left = y.shape[axis], axis
+    width = max(x.shape[axis] // len(blend.rows), 1)
+    kept = range(start // width, -(-(start + length) // width))
+    order = sorted(blend.joined)
+    return replace(
+        blend, axis=left, rows=tuple(blend.rows[i] for i in kept), joined=frozenset(order[i] for i in kept)
+    )
 
 
 def _count_independent(blend: _Blend) -> int:
