@@ -74,6 +74,7 @@ class Phases:
         self._roots.append(event.source)
         blends = {}
         for lattice, blend in self._blends_of(event.source).items():
+            self._unread.get(lattice, set()).difference_update(blend.joined)
             ((phases, known),) = blend.rows if len(blend.rows) == 1 else ((frozenset(), None),)
             if len(phases) != 1:
                 continue
