@@ -237,7 +237,7 @@ def test_defaults_measure_what_can_be_measured(name):
     assert np.isfinite(measured["value"]).all()
     sites = {site["name"] for site in table.attrs["sites"] if site["measurable"]}
     assert set(measured["site"]) - {""} == sites
-    assert bool(sites) == (name not in ("generator", "no site")), table.attrs["sites"]
+    assert bool(sites) == (name not in ("generator", "no site", "complex")), table.attrs["sites"]
     reasons = table[table["reason"] != ""]
     account = reasons[reasons["site"] == ""].set_index("metric")["reason"]
     assert ("sis" in set(measured["metric"])) == (missing is None)

@@ -25,11 +25,11 @@ from spectral.metrics import (
     compute_avr,
     compute_instability,
     compute_sis,
-    evaluation_mode,
     fold_spectrum,
     split_aliases,
     violation_mask,
 )
+from spectral.network import evaluation_mode
 from spectral.numerics.products import exact_products
 from spectral.spectrum import compute_power_spectrum
 

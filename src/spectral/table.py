@@ -117,7 +117,7 @@ def read_frame(table: pd.DataFrame, caller: str) -> pd.DataFrame:
 
     Example:
         >>> rows = make_reasons(Origin("net", "", ""), {Key("", "0"): "why"}).to_pandas()
-        >>> rows = rows.astype({"site": int, "image": float})  # as from a CSV file
+        >>> rows = rows.assign(site=0, image=float("nan"))  # as from a CSV file
         >>> read_frame(rows, "read_frame")[["site", "image"]].values.tolist()
         [['0', '']]
     """
