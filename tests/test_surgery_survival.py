@@ -205,6 +205,61 @@ def test_functions_are_told_by_their_place_in_the_code() -> None:
     assert torch.equal(smooth.auxiliary, torch.ones_like(smooth.auxiliary))
 
 
+@pytest.mark.parametrize("head", [nn.AdaptiveAvgPool2d(1), nn.Sequential(nn.Tanh(), nn.Conv2d(4, 2, 3))])
+@pytest.mark.parametrize(
+    ("forward", "activation"),
+    [
+        (lambda m, h: (h, m.act(m.norm(h))), "behind act"),
+        (lambda m, h: (g := m.norm(h), m.act(g)), "behind act"),
+        (lambda m, h: (h, F.relu(F.dropout(m.norm(h), 0.1, m.training))), "behind the activation in"),
+    ],
+)
+def test_heads_that_run_in_training_only(
+    forward: Callable[..., Any], activation: str, head: nn.Module
+) -> None:
+    """What they read isn't left dense; where they read what the block returns, nothing changes."""
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        maps = forward(m, m.conv(x))
+        m.auxiliary = m.head(maps[m.reads]) if m.training else None
+        return maps[1]
+
+    net: Any = nets.Call(run, conv=nn.Conv2d(3, 4, 3, 2, 1), norm=nn.BatchNorm2d(4), act=nn.SiLU(), head=head)
+    for net.reads, expected in ((0, "behind"), (1, activation)):
+        smooth: Any = convert(net.eval(), "strided", example=32)
+        assert conversion_report(smooth).rows[0].placement.startswith(expected)
+        assert (conversion_report(smooth).rows[0].placement == "behind") == (net.reads == 0)
+        for model in (net, smooth):
+            torch.manual_seed(0)
+            model.train()(image(2, 3, 32, 32))
+        assert smooth.auxiliary.shape == net.auxiliary.shape
+        if net.reads == 0:
+            torch.testing.assert_close(smooth.auxiliary, net.auxiliary)
+
+
+def test_networks_that_must_run_once_first() -> None:
+    net = nn.Sequential(nn.LazyConv2d(4, 3, 2), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
+    with pytest.raises(SpectralError, match="shape from their first input; run it once, then convert it"):
+        convert(net, "blurpool", example=16)
+    net(image())
+    assert conversion_report(convert(net, "blurpool", example=16)).rows[0].replaced
+
+
+def test_the_report_says_how_often_each_layer_ran() -> None:
+    smooth = convert(nets.ReusedPool(), "blurpool", example=32)
+    report = conversion_report(smooth)
+    ran: list[str] = []
+    for name, module in smooth.named_modules():
+        if name.endswith("antialias"):
+            module.register_forward_hook(lambda *_, name=name: ran.append(name.removesuffix(".antialias")))
+    smooth(image(1, 3, 32, 32))
+    assert "each layer ran exactly as often as its operator did before" in str(report)
+    assert [row.runs for row in report.replaced] == [2, 3, 2, 3], (
+        "the third pool is a global one, and no site"
+    )
+    assert [ran.count(name) for name in ("conv", "pool")] == [2, 3]
+
+
 def test_an_operator_at_another_place_raises() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         if m.training:

@@ -46,6 +46,7 @@ def choose_units(
     where: Where,
     placement: str,
     taken: Iterable[str],
+    training: Observation | None = None,
 ) -> Choice:
     """Decide for each site of a network whether and how it is replaced.
 
@@ -56,6 +57,7 @@ def choose_units(
         where: as for `convert`.
         placement: as for `convert`.
         taken: names of sites that are replaced already.
+        training: a forward pass in training mode, None if there can't be one.
 
     Raises:
         SpectralError: if ``where`` matches nothing, or a site that is taken.
@@ -82,7 +84,7 @@ def choose_units(
                 reasons[site.name] = f"its module runs several times: choose {others} as well"
         elif wanted:
             alone = crowded[group[0].module] == 1
-            unit = _make_unit(model, group, seen, placement, alone)
+            unit = _make_unit(model, group, (seen, training), placement, alone)
             if isinstance(unit, str):
                 reasons |= {site.name: unit for site in group}
             else:
@@ -141,10 +143,14 @@ def _group_calls(sites: Sequence[Site]) -> list[list[Site]]:
 
 
 def _make_unit(
-    model: nn.Module, group: list[Site], seen: Observation, placement: str, alone: bool
+    model: nn.Module,
+    group: list[Site],
+    passes: tuple[Observation, Observation | None],
+    placement: str,
+    alone: bool,
 ) -> Unit | str:
     """Describe how a group of sites, perhaps alone in its module, is replaced, or say why it can't be."""
-    site, module = group[0], model.get_submodule(group[0].module)
+    site, module, seen = group[0], model.get_submodule(group[0].module), passes[0]
     unit = Unit(tuple(s.name for s in group), site.module, "behind", lattice=(site.input_size, site.stride))
     # Where the module is its operator, the module's stride is replaced; elsewhere the operator as it runs.
     if _is_strided(module) and alone:
@@ -158,7 +164,7 @@ def _make_unit(
         return f"its module has something called {CHILD!r} of its own"
     if placement == "behind" or site.op != "conv":
         return unit
-    activation = _find_activation(site, seen) if len(group) == 1 else None
+    activation = _find_activation(site, *passes) if len(group) == 1 else None
     if activation is not None and not _is_function_of_graph(model, activation):
         call = activation.call
         path = _find_nearest_name(model, call.path, site.module)
@@ -201,9 +207,16 @@ def _find_function(unit: Unit, module: nn.Module, group: list[Site], seen: Obser
     return replace(unit, key=key, function=function, signature=signature, order=order, axes=axes)
 
 
-def _find_activation(site: Site, seen: Observation) -> Activation | None:
+def _find_activation(site: Site, seen: Observation, training: Observation | None) -> Activation | None:
+    """Find what activates a convolution's map, if nothing else uses the map in evaluation or in training."""
     operator = seen.find_operator(site)
-    return None if operator is None else seen.find_activation(operator.output, operator.time)
+    found = None if operator is None else seen.find_activation(operator.output, operator.time)
+    if found is None or training is None:
+        return found
+    trained = training.find_operator(site)
+    # An auxiliary head that runs in training only would get the dense map.
+    shared = trained is not None and training.is_branching(trained.output, trained.time, found.call)
+    return None if shared else found
 
 
 def _is_function_of_graph(model: nn.Module, activation: Activation) -> bool:

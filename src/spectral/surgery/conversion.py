@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from spectral.copying import copy_model
 from spectral.errors import SpectralError, suggest
@@ -17,7 +19,7 @@ from spectral.standin import choose_inputs
 from spectral.surgery.attachment import PerChannels, Unit, attach, detach, is_attached
 from spectral.surgery.choice import PLACEMENTS, Where, choose_units
 from spectral.surgery.functions import INDEXING
-from spectral.surgery.observation import observe_sites
+from spectral.surgery.observation import observe, observe_sites
 from spectral.surgery.report import ConversionReport, ConversionRow, Cost, find_report, keep_report
 from spectral.surgery.trial import Trial
 from spectral.tracker import drop_plain_forwards
@@ -43,9 +45,16 @@ def convert(
 
     Names of weights stay too, and those of a layer follow its site (``layer2.0.conv2.antialias.kernel``): a
     state dict loads into any network that was converted in the same way, and the original's loads with
-    ``strict=False``. Convolutions and pools keep their class and get stride 1, a child and a hook. Operators
-    that a module calls as functions (slices, pools, convolutions padded by the size of their input) are
-    replaced while the module runs, by a function mode, around which `torch.compile` breaks its graph.
+    ``strict=False``. Convolutions and pools keep their class and get stride 1, their layer as a child, and a
+    hook, which runs it or enters it as owed until the activation has run. Operators that a module calls as
+    functions (slices, pools, convolutions padded by the size of their input) are told by their place in its
+    code and replaced while it runs; around that `torch.compile` breaks its graph. A block that holds both an
+    operator and its activation gets a subclass of its class, of the same name: each call ends in an error
+    that names the site if a layer is still owed. So a copied, compiled, exported, fused or wrapped network
+    computes the same, or says which layer it has lost.
+
+    What was converted is verified before it is returned: in a pass each layer runs exactly as often as its
+    operator did, and no other map changes its size.
 
     Args:
         model: any module that `find_sites` can trace.
@@ -85,6 +94,11 @@ def convert(
         [('0', 'behind 1'), ('2', 'behind')]
     """
     check_hookable(model)
+    if any(is_lazy(x) for x in (*model.parameters(), *model.buffers())):
+        raise SpectralError(
+            f"convert: {type(model).__name__} has layers that get their shape from their first input; run it "
+            f"once, then convert it"
+        )
     _check_choice("method", method, METHODS)
     _check_choice("placement", placement, PLACEMENTS)
     METHODS[method](8, 2, **options)  # refuses options before anything else is done
@@ -161,7 +175,11 @@ def _replace_sites(
     trial = Trial(model, sites, inputs, kept, before)
     parameters = _count_parameters(model)
     taken = [name for unit in kept for name in unit.sites]
-    choice = choose_units(model, trial.before, sites, recipe.where, recipe.placement, taken)
+    training = None
+    if recipe.placement == "auto":
+        with suppress(SpectralError):  # some networks can't be trained on such inputs, or not at all
+            training = observe(model, inputs, training=True)
+    choice = choose_units(model, before, sites, recipe.where, recipe.placement, taken, training)
     made = {unit: _make_layer(model, recipe, unit, channels) for unit, channels in choice.units.items()}
     layers, refused = trial.run(made)
     reasons = {**choice.reasons, **{name: why for unit, why in refused.items() for name in unit.sites}}
@@ -174,7 +192,8 @@ def _replace_sites(
         rows |= {name: _describe_layer(unit, layers[unit], recipe) for name in unit.sites}
     for site in sites:
         row = rows.get(site.name) or ConversionRow("", "", (), False, reasons.get(site.name))
-        rows[site.name] = replace(row, site=site.name, op=site.op, stride=site.stride)
+        runs = next((trial.count_runs(unit) for unit in layers if site.name in unit.sites), None)
+        rows[site.name] = replace(row, site=site.name, op=site.op, stride=site.stride, runs=runs)
     info = getattr(model, "spectral_info", None)  # what load_model recorded
     return ConversionReport(
         rows=tuple(rows[site.name] for site in sites),

