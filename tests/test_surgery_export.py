@@ -131,7 +131,10 @@ def run_onnx(model: nn.Module, **options: Any) -> Run:
     buffer = io.BytesIO()
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        torch.onnx.export(model, (X,), buffer, input_names=["x"], **options)
+        if options["dynamo"]:
+            torch.onnx.export(model, (X,), input_names=["x"], verbose=False, **options).save(buffer)
+        else:
+            torch.onnx.export(model, (X,), buffer, input_names=["x"], **options)
     session = onnxruntime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
     return lambda x: torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
 
@@ -208,10 +211,6 @@ def test_exported(network: str, method: str) -> None:
     sizes = {2: Dim.AUTO, 3: Dim.AUTO}
     program = torch.export.export(copy.deepcopy(smooth), (X,), dynamic_shapes=(sizes,), strict=False)
     check(program.module(), smooth, X, TALL)
-    buffer = io.BytesIO()
-    torch.export.save(program, buffer)
-    buffer.seek(0)
-    check(torch.export.load(buffer).module(), smooth, X, TALL)
 
 
 @pytest.mark.parametrize(("network", "method"), SOME[:1])
