@@ -132,9 +132,9 @@ def _run_part(block: nn.Module, base: Any, args: Any, kwargs: Any) -> Any:
 
 def _run(block: nn.Module, frame: Frame, base: Any, args: Any, kwargs: Any) -> Any:
     """Run a block's own forward."""
-    proxy = next((x for x in tree_leaves((args, kwargs)) if isinstance(x, Proxy)), None)
-    if proxy is not None:
-        _check_symbolic(block, frame, proxy)
+    proxies = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Proxy)]  # torch 2.6 compiles no next()
+    if proxies:
+        _check_symbolic(block, frame, proxies[0])
     elif not torch.compiler.is_compiling():
         _check_links(block, frame)
     account = ledger.open_account(frame.links)

@@ -26,9 +26,10 @@ from spectral.tracker import Frame, Tracker
 
 # Linear or without arithmetic: a pool may stand on either side of them.
 _LINEAR = {"add", "sub", "rsub", "mul", "div", "neg", "clone", "_to_copy", "copy", "alias", "detach"}
-# Activations that torch doesn't mark as pointwise.
+# Activations that torch, or an older one, doesn't mark as pointwise.
 _POINTWISE = {
-    "hardswish", "mish", "_prelu_kernel", "prelu", "threshold", "log_sigmoid_forward", "rrelu_with_noise",
+    "hardswish", "leaky_relu", "mish", "_prelu_kernel", "prelu", "threshold", "log_sigmoid_forward",
+    "rrelu_with_noise",
 }  # fmt: skip
 _MOVES = {
     "permute", "transpose", "view", "_unsafe_view", "reshape", "expand", "unsqueeze", "squeeze", "alias",
