@@ -258,9 +258,9 @@ class TestMeasure:
         assert "70 images of samples" in result.stdout
         images = spectral.load_images("samples", size=32, limit=70)
         table = spectral.measure(load_model(RANDOM), images, ("avr",), progress=False)
-        table = table[table["reason"] == ""]
-        clusters = table["image"].map({name: name.split("-", 1)[1] for name in images.ids})
-        assert (table["cluster"] == clusters).all()
+        rows = table[table["reason"] == ""]
+        clusters = rows["image"].map({name: name.split("-", 1)[1] for name in images.ids})
+        assert (rows["cluster"] == clusters).all()
         assert f"70 images of {clusters.nunique()} clusters (photographs)" in result.stdout
         expected = spectral.summarize_measurements(table)
         written = pd.read_csv(tmp_path / "summary.csv")
