@@ -391,6 +391,7 @@ class Settings(Net):
     def between(self, x: Tensor) -> Tensor:
         torch.set_default_dtype(torch.float64)
         torch.set_num_threads(2)
+        torch.set_default_device("cpu")
         return x
 
 

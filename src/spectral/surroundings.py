@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 
 @contextmanager
@@ -53,7 +55,7 @@ def _list_settings() -> Iterator[tuple[Callable[[], Any], Callable[[Any], Any]]]
     yield torch.get_default_dtype, torch.set_default_dtype
     yield torch.is_grad_enabled, torch.set_grad_enabled
     yield torch.get_num_threads, _set_threads
-    yield torch.get_default_device, _set_device
+    yield _get_device, _set_device
     yield torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled
     for device in ("cpu", "cuda"):
         yield partial(_get_autocast, device), partial(_set_autocast, device)
@@ -64,8 +66,13 @@ def _set_threads(count: int) -> None:
         torch.set_num_threads(count)
 
 
-def _set_device(device: torch.device) -> None:
-    if torch.get_default_device() != device:  # to set it lays a mode on the stack
+def _get_device() -> torch.device | None:
+    chosen = any(isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack())
+    return torch.get_default_device() if chosen else None
+
+
+def _set_device(device: torch.device | None) -> None:
+    if _get_device() != device:  # to set it lays a mode on the stack, which None takes off
         torch.set_default_device(device)
 
 
