@@ -8,7 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from networks import image
-from torch import nn
+from torch import Tensor, nn
 
 from spectral.cli import main
 from spectral.errors import SpectralError
@@ -16,6 +16,8 @@ from spectral.hooks import FeatureExtractor
 from spectral.layers import LAYERS, APSPool2d, FLCPool2d, make_pool
 from spectral.measurement import measure
 from spectral.models import load_model, model_info
+from spectral.models.architectures import build
+from spectral.models.checkpoint import save_checkpoint
 from spectral.sites import find_sites
 from spectral.surgery import conversion_report, convert
 from spectral.training import LabelledImages, Recipe, train
@@ -149,13 +151,32 @@ def test_fine_tuning_starts_from_the_given_weights_and_resumes(tmp_path):
         train("resnet20", tiny_set(), tiny_set(), tmp_path, recipe, progress=False, start=other)
 
 
+def test_fine_tuning_gives_images_as_the_network_wants_them(tmp_path):
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    metadata = {"architecture": "resnet20-a", "family": "resnet", "mean": mean, "std": std, "size": (32, 32)}
+    path = save_checkpoint(build("resnet20-a"), tmp_path / "published.safetensors", metadata)
+    start = load_model(str(path))
+    seen: list[Tensor] = []
+    start.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()))
+    data = tiny_set()
+    recipe = Recipe(epochs=1, batch_size=8, crop_padding=0, flip=False, precision="fp32")
+    result = train("resnet20-a", data, data, tmp_path / "run", recipe, progress=False, start=start)
+    assert (result["mean"], result["std"]) == (mean, std)
+    first, trained, tested = (x.double() for x in seen)
+    pixels = data.images.double() / 255
+    expected = (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    torch.testing.assert_close(first, expected[:1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(tested, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(trained.sum((0, 2, 3)), expected.sum((0, 2, 3)), rtol=1e-5, atol=1e-3)
+
+
 def test_fine_tuning_refuses_what_it_can_not_tune(tmp_path):
     foreign = load_model("timm/resnet10t@random")
-    with pytest.raises(SpectralError, match="expects images with mean"):
+    with pytest.raises(SpectralError, match="1000 outputs, the data has 2 classes; give it a head for them"):
         train("resnet10t", tiny_set(), tiny_set(), tmp_path, progress=False, start=foreign)
     many = LabelledImages(tiny_set().images, torch.arange(8), tuple("abcdefgh"), "made")
     small = nn.Sequential(nn.Flatten(), nn.Linear(3072, 2))
-    with pytest.raises(SpectralError, match="2 outputs, the data has 8 classes"):
+    with pytest.raises(SpectralError, match="2 outputs, the data has 8 classes; give"):
         train("resnet20", many, many, tmp_path, progress=False, start=small)
 
 

@@ -281,6 +281,34 @@ def test_choosing_is_reproducible_and_every_image_gets_one_of_them():
         choose_randomly(x, (), torch.Generator())
 
 
+def test_a_random_resize_gives_each_image_a_scale_of_its_own():
+    x = noise(200, 3, 32, 20).clamp(0, 1)
+    operator = make_perturbation("resize-0.2:0.6")
+    assert operator.name == "resize-0.2:0.6"
+    resized = [Resize(k / 100)(x) for k in range(20, 61)]
+    for result in (operator(x), choose_randomly(x, [operator], torch.Generator().manual_seed(3))):
+        fits = torch.stack([(y - result).abs().flatten(1).amax(1) < 1e-6 for y in resized])
+        assert fits.any(0).all()
+        scales = fits.double().argmax(0) / 100 + 0.2
+        assert 0.37 < scales.mean() < 0.43
+        assert len(scales.unique()) > 8
+    halves = torch.cat([operator(x[:100], range(100)), operator(x[100:], range(100, 200))])
+    assert torch.equal(operator(x), halves)  # whatever the batches
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resize-0.6:0.2", "scales must be between 0 and 1, the lower first, got 0.6, 0.2"),
+        ("resize-0:0.5", "scales must be between 0 and 1"),
+        ("resize-a:0.5", "expected a number at its end, got 'a'"),
+    ],
+)
+def test_scales_that_are_none(name, message):
+    with pytest.raises(SpectralError, match=message):
+        make_perturbation(name)
+
+
 # Predictions ----------------------------------------------------------------------------------------------
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +25,7 @@ from spectral.training import (
     RECIPES,
     STATE_NAME,
     LabelledImages,
+    Normalisation,
     Recipe,
     attack_batch,
     augment,
@@ -345,10 +349,32 @@ class TestPerturbed:
         places = [batch[labels.argsort()] for batch, labels in (first, second)]
         assert not torch.equal(*places)
 
-    def test_the_card_names_the_robust_recipe(self):
-        assert {make_perturbation(name).name for name in RECIPES["nula-robust"].perturb} == {
-            "clean", "resize-0.5", "resize-0.25", "decimate-2", "blur-decimate-2",
-        }  # fmt: skip
+    @pytest.mark.parametrize(
+        ("name", "rate", "shares"),
+        [
+            ("nula-robust", 1e-3, {"resize-0.2:0.6": 1 / 3, "decimate-2": 1 / 3, "blur-decimate-2": 1 / 3}),
+            ("nula-robust-v1", 5e-5, {"resize-0.2:0.45": 0.5, "decimate-2": 0.3, "blur-decimate-2": 0.2}),
+        ],
+    )
+    def test_the_cards_name_the_robust_recipes(self, name, rate, shares):
+        recipe = RECIPES[name]
+        names = Counter(make_perturbation(name).name for name in recipe.perturb)
+        altered = len(recipe.perturb) - names.pop("clean")
+        assert {kind: count / altered for kind, count in names.items()} == pytest.approx(shares)
+        assert altered / len(recipe.perturb) == pytest.approx(2 / 3)
+        assert recipe.max_lr == rate
+        assert (recipe.jitter, recipe.warmup_epochs) == ((0.05, 2) if name.endswith("v1") else (0, None))
+
+    def test_jitter_moves_each_pixel_within_its_bound_and_comes_first(self):
+        data = replace(random_set(64), images=torch.full((64, 3, 8, 8), 128, dtype=torch.uint8))
+        recipe = Recipe(jitter=0.05, crop_padding=0, flip=False)
+        (batch, _), *_ = training._epoch_batches(data.images, data.labels, recipe, 0)
+        moved = batch / 2 + 0.5 - 128 / 255
+        assert moved.abs().max() <= 0.05 + 1e-6
+        assert moved.std() == pytest.approx(0.05 / 3**0.5, rel=0.05)
+        both = replace(recipe, perturb=("decimate-2",))
+        (batch, _), *_ = training._epoch_batches(data.images, data.labels, both, 0)
+        torch.testing.assert_close(batch, Decimate(2)(batch))  # noise after it would be seen
 
 
 class TestAttacked:
@@ -380,6 +406,23 @@ class TestAttacked:
                              Recipe(attack=attack, epsilon=epsilon, attack_steps=3))  # fmt: skip
         assert (moved - images).abs().max() <= 2 * epsilon + 1e-6
         assert moved.abs().max() <= 1
+
+    def test_another_normalisation_attacks_the_same_pixels(self):
+        other = Normalisation((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+        pixels, labels = torch.rand(4, 3, 4, 4), torch.tensor([0, 1, 0, 1])
+        recipe = Recipe(attack="pgd", epsilon=0.03)
+        net = self.linear()
+        std = torch.tensor(other.std).view(3, 1, 1)
+        twin = copy.deepcopy(net)  # the same function of the pixels
+        with torch.no_grad():
+            twin[1].weight.mul_((std / 0.5).expand(3, 4, 4).flatten())
+        moved = []
+        for network, normalise in ((net, Normalisation()), (twin, other)):
+            torch.manual_seed(1)
+            x = attack_batch(network, normalise(pixels), labels, recipe, normalise=normalise)
+            moved.append(x * torch.tensor(normalise.std).view(3, 1, 1))
+        means = [torch.tensor(n.mean).view(3, 1, 1) for n in (Normalisation(), other)]
+        torch.testing.assert_close(moved[0] + means[0], moved[1] + means[1])
 
     def test_more_steps_raise_the_loss_more(self):
         torch.manual_seed(0)
@@ -421,6 +464,18 @@ class TestSchedules:
         )
         run("resnet20", random_set(), tmp_path, Recipe(epochs=4, batch_size=8, max_lr=0.1, schedule="step"))
         assert rates == pytest.approx([0.1] * 4 + [0.01] * 2 + [0.001] * 2)
+
+    @pytest.mark.parametrize("warmup", [None, 1, 2])
+    def test_the_rate_rises_for_the_epochs_of_warm_up(self, warmup, tiny, tmp_path, monkeypatch):
+        rates = []
+        step = torch.optim.AdamW.step
+        monkeypatch.setattr(
+            torch.optim.AdamW, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or step(self)
+        )
+        recipe = Recipe(epochs=8, batch_size=4, optimizer="adamw", warmup_epochs=warmup, max_lr=0.1)
+        run("resnet20", random_set(), tmp_path, recipe)
+        assert max(rates) == pytest.approx(0.1)
+        assert rates.index(max(rates)) == 4 * (warmup or 2) - 1
 
     def test_the_papers_recipe(self):
         recipe = find_recipe("am-paper")

@@ -33,16 +33,22 @@ if TYPE_CHECKING:
 @click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder for the weights.")
 @click.option("--data-id", help="What tables call the data; by default the folder's name.")
 @click.option("--recipe", "recipe_name", default="clean", show_default=True, metavar="NAME",
-              help="clean, nula-robust (each image through a random resampling), fast-fgsm and pgd (on "
-              "adversarial images), or am-paper. What follows changes single values of it.")  # fmt: skip
+              help="clean, nula-robust and nula-robust-v1 (each image through a random resampling), "
+              "fast-fgsm and pgd (on adversarial images), or am-paper. What follows changes single values "
+              "of it.")  # fmt: skip
 @click.option("--epochs", type=click.IntRange(min=1), help="Of clean 20 by default, 3 with --from.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Of clean 256 by default.")
 @click.option("--max-lr", type=click.FloatRange(min=0, min_open=True),
               help="Of clean 0.2 by default, 0.02 with --from.")  # fmt: skip
+@click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), help="Of clean sgd by default.")
 @click.option("--schedule", type=click.Choice(["one-cycle", "step"]), help="Of the learning rate.")
+@click.option("--warmup-epochs", type=click.IntRange(min=1),
+              help="How long the rate of one-cycle rises; a quarter of the epochs by default.")  # fmt: skip
 @click.option("--perturb", metavar="A,B,…", help="Each image goes through one of these: clean, resize-0.5, "
-              "decimate-2, blur-decimate-2, checkerboard-0.05, …; one named twice is drawn twice as often."
-              )  # fmt: skip
+              "resize-0.2:0.6 (a scale per image), decimate-2, blur-decimate-2, checkerboard-0.05, …; one "
+              "named twice is drawn twice as often.")  # fmt: skip
+@click.option("--jitter", type=click.FloatRange(0, 1),
+              help="First add uniform noise within ± so much to every pixel in [0, 1].")  # fmt: skip
 @click.option("--attack", type=click.Choice(["fgsm", "pgd"]), help="Train on adversarial images.")
 @click.option("--epsilon", type=click.FloatRange(min=0, min_open=True),
               help="Of the attack, in pixels of [0, 1]; 8/255 by default.")  # fmt: skip

@@ -157,6 +157,57 @@ class Resize(Resampling):
 
 
 @dataclass(frozen=True)
+class RandomResize:
+    """A bilinear resize whose scale is drawn for every image, evenly from ``low`` to ``high`` in hundredths.
+
+    Which scale image number i gets is fixed by i; `choose_randomly` draws with its own source of chance.
+
+    Raises:
+        SpectralError: if the scales aren't between 0 and 1, in ascending order.
+
+    Example:
+        >>> RandomResize(0.2, 0.6)(torch.rand(5, 3, 32, 32)).shape
+        torch.Size([5, 3, 32, 32])
+    """
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low < self.high < 1:
+            raise SpectralError(
+                f"RandomResize: scales must be between 0 and 1, the lower first, got {self.low}, {self.high}"
+            )
+
+    @property
+    def name(self) -> str:
+        """``resize-0.2:0.6``."""
+        return f"resize-{self.low:g}:{self.high:g}"
+
+    def __call__(self, images: Tensor, indices: Sequence[int] | None = None) -> Tensor:
+        """Resize each image by its own scale."""
+        numbers = range(len(images)) if indices is None else indices
+        draws = [torch.rand(1, generator=torch.Generator().manual_seed(i)) for i in numbers]
+        return self.resize(images, torch.cat(draws) if draws else torch.zeros(0))
+
+    def draw(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Resize each image by a scale from a source of chance."""
+        return self.resize(images, torch.rand(len(images), generator=generator))
+
+    def resize(self, images: Tensor, places: Tensor) -> Tensor:
+        """Resize images (B, C, H, W) by scales at ``places`` (B,) from 0, the lowest, to 1, the highest."""
+        result = images.clone()
+        groups: dict[tuple[int, ...], list[int]] = {}
+        scales = [round(self.low + (self.high - self.low) * place, 2) for place in places.tolist()]
+        for number, scale in enumerate(scales):  # those that come out at one size go together
+            groups.setdefault(tuple(max(1, int(n * scale)) for n in images.shape[-2:]), []).append(number)
+        for numbers in groups.values():
+            chosen = torch.tensor(numbers, device=images.device)
+            result[chosen] = Resize(scales[numbers[0]])(images[chosen])
+        return result
+
+
+@dataclass(frozen=True)
 class Decimate(Resampling):
     """Keep every k-th pixel, from the first, and repeat it k times: no filter before, none after.
 
@@ -262,12 +313,17 @@ class Checkerboard:
         return amplitude * (1.0 - 2.0 * ((rows[:, None] + columns) % 2))
 
 
-# NULA's card: what its two tables test, in their order, and what its robust network was trained under. The
-# card doesn't say how often each: here a third of the images stays clean.
+# NULA's cards: what their tables test, in their order, and what its robust networks were trained under (v1
+# with the shares .5, .3 and .2). They don't say how many images stay clean: here a third.
 NULA_TESTS = (
     "clean", "resize-0.5", "resize-0.25", "decimate-2", "checkerboard-0.03", "checkerboard-0.05",
 )  # fmt: skip
-NULA_TRAINING = ("clean", "clean", "resize-0.5", "resize-0.25", "decimate-2", "blur-decimate-2")
+NULA_TRAINING = (
+    *("clean",) * 3, *("resize-0.2:0.6",) * 2, *("decimate-2",) * 2, *("blur-decimate-2",) * 2,
+)  # fmt: skip
+NULA_TRAINING_V1 = (
+    *("clean",) * 5, *("resize-0.2:0.45",) * 5, *("decimate-2",) * 3, *("blur-decimate-2",) * 2,
+)  # fmt: skip
 
 _MAKERS: Mapping[str, Callable[[float], Perturbation]] = {
     "resize": Resize,
@@ -291,6 +347,9 @@ def make_perturbation(name: str) -> Perturbation:
         return Identity()
     if name.startswith("resize-") and name.endswith("-antialias"):
         return Resize(_read_number(name, name.removesuffix("-antialias")), antialias=True)
+    if name.startswith("resize-") and ":" in name:
+        low, _, high = name.removeprefix("resize-").partition(":")
+        return RandomResize(_read_number(name, low), _read_number(name, high))
     if name.startswith("checkerboard-") and name.endswith("-normalised"):
         return Checkerboard(_read_number(name, name.removesuffix("-normalised")), "normalised")
     kind = name.rpartition("-")[0]
@@ -338,7 +397,9 @@ def choose_randomly(
     result = images.clone()
     for number, perturbation in enumerate(perturbations):
         chosen = (drawn == number).nonzero()[:, 0].to(images.device)
-        if len(chosen):
+        if len(chosen) and isinstance(perturbation, RandomResize):
+            result[chosen] = perturbation.draw(images[chosen], generator)
+        elif len(chosen):
             result[chosen] = perturbation(images[chosen])
     return result
 
