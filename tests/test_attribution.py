@@ -18,8 +18,8 @@ from torch import Tensor, nn
 import spectral
 from spectral import cli
 from spectral.errors import SpectralError
+from spectral.instability import compute_sis
 from spectral.measurement import TensorImages
-from spectral.metrics import compute_sis
 from spectral.models import load_model
 from spectral.stability import ALL_SITES, attribute_instability, measure_equivariance
 from spectral.stats import estimate_mean

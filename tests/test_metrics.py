@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from spectral.errors import SpectralError
+from spectral.instability import compute_instability, compute_sis
 from spectral.metrics import (
     compute_alias_categories,
     compute_alias_metrics,
@@ -23,8 +24,6 @@ from spectral.metrics import (
     compute_am,
     compute_am_relative,
     compute_avr,
-    compute_instability,
-    compute_sis,
     fold_spectrum,
     split_aliases,
     violation_mask,

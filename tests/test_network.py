@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from spectral.arguments import as_integer, is_integer
 from spectral.errors import SpectralError
-from spectral.metrics import compute_sis
+from spectral.instability import compute_sis
 from spectral.network import (
     evaluation_mode,
     guess_kinds,

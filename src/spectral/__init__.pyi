@@ -5,6 +5,12 @@ from .classification import classify
 from .data import ImageSet, load_images
 from .errors import SpectralError, SpectralWarning
 from .hooks import FeatureExtractor
+from .instability import (
+    compute_instability,
+    compute_logit_jitter,
+    compute_logit_spread,
+    compute_sis,
+)
 from .measurement import measure
 from .metrics import (
     compute_alias_categories,
@@ -13,8 +19,6 @@ from .metrics import (
     compute_am,
     compute_am_relative,
     compute_avr,
-    compute_instability,
-    compute_sis,
 )
 from .models import list_bundled, load_model, model_info
 from .monitor import AliasingMonitor, AliasingPenalty
@@ -44,7 +48,9 @@ from .stability import (
     measure_consistency,
     measure_diagonal,
     measure_equivariance,
+    measure_stability,
     measure_worst_shift,
+    summarize_stability,
 )
 from .store import read
 from .surgery import ConversionReport, conversion_report, convert, revert
@@ -66,15 +72,16 @@ __all__ = [
     "FeatureExtractor", "ImageSet", "PerturbedImages", "Recipe", "Site", "SpectralError",
     "SpectralWarning", "attribute_instability", "classify", "compute_alias_categories",
     "compute_alias_metrics", "compute_alias_power_ratio", "compute_am", "compute_am_relative",
-    "compute_avr", "compute_channel_alias_ratios", "compute_instability", "compute_power_spectrum",
-    "compute_radial_profile", "compute_sis", "conversion_report", "convert", "data",
-    "exact_bin_frequencies", "figures", "find_global_pools", "find_reductions", "find_sites",
-    "find_white_noise_ratio", "fourier_shift", "frequency_grid", "get_stride_layers", "layers",
-    "list_bundled", "load_images", "load_model", "log_power_spectrum", "make_checkerboard_image",
-    "make_constant_image", "make_dead_leaves_image", "make_perturbation", "make_sinusoidal_image",
-    "make_white_noise_image", "match_sites", "measure", "measure_consistency", "measure_diagonal",
-    "measure_equivariance", "measure_fourier_heatmap", "measure_predictions", "measure_robustness",
-    "measure_worst_shift", "model_info", "models", "normalized_radius", "operators", "pair_sites",
-    "perturb", "radial_frequencies", "read", "recalibrate", "register_operator", "revert",
-    "split_border", "stats", "study", "summarize_measurements", "synthetic", "table", "train",
+    "compute_avr", "compute_channel_alias_ratios", "compute_instability",
+    "compute_logit_jitter", "compute_logit_spread", "compute_power_spectrum", "compute_radial_profile",
+    "compute_sis", "conversion_report", "convert", "data", "exact_bin_frequencies", "figures",
+    "find_global_pools", "find_reductions", "find_sites", "find_white_noise_ratio", "fourier_shift",
+    "frequency_grid", "get_stride_layers", "layers", "list_bundled", "load_images", "load_model",
+    "log_power_spectrum", "make_checkerboard_image", "make_constant_image", "make_dead_leaves_image",
+    "make_perturbation", "make_sinusoidal_image", "make_white_noise_image", "match_sites", "measure",
+    "measure_consistency", "measure_diagonal", "measure_equivariance", "measure_fourier_heatmap",
+    "measure_predictions", "measure_robustness", "measure_stability", "measure_worst_shift",
+    "model_info", "models", "normalized_radius", "operators", "pair_sites", "perturb",
+    "radial_frequencies", "read", "recalibrate", "register_operator", "revert", "split_border", "stats",
+    "study", "summarize_measurements", "summarize_stability", "synthetic", "table", "train",
 ]  # fmt: skip

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from spectral.arguments import is_integer
 from spectral.errors import SpectralError
-from spectral.metrics import predict_probabilities
 from spectral.models import model_info
 from spectral.models.preprocessing import find_preparation
-from spectral.network import undisturbed
+from spectral.network import read_scores, undisturbed
 
 ImageLike = str | os.PathLike[str] | Image.Image | Tensor
 
@@ -77,7 +76,7 @@ def classify(
     like = next(model.parameters(), pixels)
     batch = preparation(pixels[None].to(like.device)).to(like.dtype)
     with undisturbed(model), torch.inference_mode():
-        probabilities = predict_probabilities(model(batch), batch=1)[0]
+        probabilities = read_scores(model(batch), batch=1).probabilities()[0]
     scores, order = probabilities.topk(min(top_k, len(probabilities)))
     names = (info.classes if info is not None else None) or ()
     if len(names) != len(probabilities):

@@ -18,16 +18,17 @@ itself where it was cut from nothing: the unit of every interval and test.
 
 SUMMARY = (
     "model", *PLACE, "metric", "n", "n_clusters", "n_silent", "n_absent", "mean", "std", "ci_low", "ci_high",
-    "avr_pooled", "reason", "weights", "images",
+    "median", "top_tenth", "avr_pooled", "reason", "weights", "images",
 )  # fmt: skip
 """Columns of a summary: ``n`` images in the mean, of ``n_clusters`` clusters; ``n_silent`` with a silent map
-and ``n_absent`` on which the site didn't run are left out of it."""
+and ``n_absent`` on which the site didn't run are left out of it. ``median`` is that of the clusters' means,
+``top_tenth`` the share of their sum that the tenth with the largest ones has."""
 
 NOT_AVERAGED = ("power", "label", "prediction")  # they say what a map or an image is
 
 _SHARES = ("avr", "avr_separable", "avr_exclude_dc", "avr_hann", "nonaliased", "aliased", "tangled", "nopass",
-           "sis", "confidence")  # fmt: skip
-_SIZES = ("am", "am_relative", "alias_power_ratio", "power")
+           "sis", "confidence", "changed")  # fmt: skip
+_SIZES = ("logit_jitter", "am", "am_relative", "alias_power_ratio", "power")
 RANGES = {**dict.fromkeys(_SHARES, (0.0, 1.0)), **dict.fromkeys(_SIZES, (0.0, math.inf))}
 """What values of a metric lie between, and so do their means' intervals."""
 

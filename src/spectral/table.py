@@ -194,7 +194,17 @@ def _summarize_place(facts: Mapping[str, Any], block: pd.DataFrame, n_images: in
         row = {**facts, "metric": metric, "n_absent": n_images - len(own), "reason": ""}
         row |= {
             name: getattr(found, name)
-            for name in ("n", "n_clusters", "n_silent", "mean", "std", "ci_low", "ci_high")
+            for name in (
+                "n",
+                "n_clusters",
+                "n_silent",
+                "mean",
+                "std",
+                "ci_low",
+                "ci_high",
+                "median",
+                "top_tenth",
+            )
         }
         if metric == "avr" and power is not None:
             row["avr_pooled"] = pool_ratio(own, power[there], clusters[there])

@@ -17,11 +17,11 @@ from spectral.classes import match_labels
 from spectral.errors import SpectralError, suggest
 from spectral.hooks import FeatureExtractor
 from spectral.inputs import Inputs
+from spectral.instability import compute_instability
 from spectral.intake import Feed, pick_inputs
 from spectral.measurement.captures import DENSE_METRICS, check_identity, measure_capture
 from spectral.measurement.description import by
 from spectral.measurement.images import find_clusters
-from spectral.metrics import compute_instability
 from spectral.models import model_info
 from spectral.models.checkpoint import hash_state
 from spectral.network import list_moves, roll_inputs

@@ -54,8 +54,8 @@ class Scores:
         if self.values is None:
             raise SpectralError(f"{self.expected}; {ADVICE}")
 
-    def probabilities(self) -> Tensor:
-        """Return the probabilities (B, K) in float64: the softmax, or the scores where they are some already.
+    def finite(self) -> Tensor:
+        """Return the scores (B, K) in float64, as they are.
 
         Raises:
             SpectralError: if there are no scores, or not all are finite.
@@ -66,7 +66,15 @@ class Scores:
             raise SpectralError(
                 "the model's logits have NaN or infinite values; check its weights and the input"
             )
-        scores = self.values.double()
+        return self.values.double()
+
+    def probabilities(self) -> Tensor:
+        """Return the probabilities (B, K) in float64: the softmax, or the scores where they are some already.
+
+        Raises:
+            SpectralError: if there are no scores, or not all are finite.
+        """
+        scores = self.finite()
         return scores / scores.sum(-1, keepdim=True) if self.are_probabilities else scores.softmax(-1)
 
 

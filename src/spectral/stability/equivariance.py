@@ -19,7 +19,6 @@ from spectral.hooks import FeatureExtractor
 from spectral.inputs import Inputs
 from spectral.intake import Feed
 from spectral.measurement import describe_sites, insert_clusters
-from spectral.metrics import SHIFTS
 from spectral.network import map_planes, undisturbed
 from spectral.sites import Site
 from spectral.stability.reading import Size, check_counts, choose_sites, find_size, name_of
@@ -27,6 +26,7 @@ from spectral.stability.shifts import Shift, check_shift, fourier_shift, is_whol
 
 CALLER = "measure_equivariance"
 # One pixel up, down, left and right, as for SIS; half a pixel down and right.
+SHIFTS = ((-1, 0), (1, 0), (0, -1), (0, 1))  # up, down, left, right; (rows, columns)
 EQUIVARIANCE_SHIFTS: tuple[Shift, ...] = (*SHIFTS, (0.5, 0.0), (0.0, 0.5))
 VALUES = ("mse_ratio", "relative_error")
 COLUMNS = [

@@ -12,7 +12,13 @@ import scipy.stats
 from numpy.typing import ArrayLike
 
 from spectral.errors import SpectralError
-from spectral.stats.estimate import average_clusters, estimate_mean, find_effective_size, rank_signs
+from spectral.stats.estimate import (
+    average_clusters,
+    estimate_mean,
+    find_effective_size,
+    find_top_share,
+    rank_signs,
+)
 from spectral.stats.reading import (
     CONFIDENCE,
     ROUNDING,
@@ -32,7 +38,8 @@ LEVEL = 1 - CONFIDENCE
 class Summary:
     """A mean over clusters with its interval; ``n`` counts the rows in it, ``n_silent`` those left out.
 
-    ``std`` and ``median`` are those of the clusters' means too.
+    ``std`` and ``median`` are those of the clusters' means too, and ``top_tenth`` is the share of their sum
+    that the tenth with the largest ones has; NaN where one is negative or all are 0.
     """
 
     n: int
@@ -43,6 +50,7 @@ class Summary:
     median: float
     ci_low: float
     ci_high: float
+    top_tenth: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -126,13 +134,14 @@ def summarize(
     codes = read_clusters("summarize", clusters, len(raw), fewest=0)
     n, n_silent = int(keep.sum()), int((~keep).sum())
     if n == 0:
-        return Summary(0, 0, n_silent, *[math.nan] * 5)
+        return Summary(0, 0, n_silent, *[math.nan] * 6)
     kept = read_vector("summarize", "values", raw[keep])
     means = average_clusters(kept, np.unique(codes[keep], return_inverse=True)[1])
     found = estimate_mean(means)
     median = float(np.median(means))
-    bounds = (float(np.clip(bound, low, high)) for bound in (found.ci_low, found.ci_high))
-    return Summary(n, len(means), n_silent, found.mean, found.std, median, *bounds)
+    ci_low, ci_high = (float(np.clip(bound, low, high)) for bound in (found.ci_low, found.ci_high))
+    share = find_top_share(means)
+    return Summary(n, len(means), n_silent, found.mean, found.std, median, ci_low, ci_high, share)
 
 
 def compare_paired(a: ArrayLike, b: ArrayLike, clusters: ArrayLike | None = None) -> PairedComparison:

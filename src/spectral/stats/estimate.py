@@ -100,6 +100,27 @@ def rank_signs(values: Vector) -> tuple[float, float, float]:
     return total - larger, min(p, 1.0), 2 * positive / total - 1
 
 
+def find_top_share(values: Vector, part: float = 0.1) -> float:
+    """Return the share of a sum that the largest values have: 1 − the Lorenz curve at 1 − part.
+
+    A tenth of 15 values are one and a half, so that equal values give 0.1 however many there are.
+
+    Args:
+        values: not negative; else, or where all are 0, the share is NaN.
+        part: how many count as largest, as a share of all.
+
+    Example:
+        >>> find_top_share(np.ones(15)), find_top_share(np.array([0.0, 0.0, 1.0, 0.0]))
+        (0.1, 0.4)
+    """
+    total = float(values.sum())
+    if values.min() < 0 or total <= 0:
+        return math.nan
+    ordered = np.sort(values)[::-1]
+    weight = np.clip(part * len(values) - np.arange(len(values)), 0.0, 1.0)
+    return float(weight @ ordered) / total
+
+
 def find_effective_size(means: Vector, n: int) -> float:
     """How many independent images would know a share of them as well as these clusters do.
 

@@ -1,0 +1,211 @@
+"""SIS and what has to stand beside it: logit jitter, the lattice's share, and how certain predictions are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from spectral.classes import match_labels
+from spectral.errors import SpectralError
+from spectral.inputs import Inputs
+from spectral.instability import compute_instability, compute_logit_jitter, compute_logit_spread
+from spectral.intake import Feed
+from spectral.measurement import insert_clusters
+from spectral.network import Move, Scores, Take, list_moves, roll_inputs, undisturbed
+from spectral.sites import find_sites
+from spectral.stability.lattice import find_total_stride
+from spectral.stability.reading import check_counts
+
+CALLER = "measure_stability"
+COLUMNS = [
+    "model", "image", "cluster", "total_stride", "sis", "logit_jitter", "comb_contrast", "sis_total_stride",
+    "prediction", "confidence", "margin", "n_shifts", "n_changed", "label", "correct", "logit_jitter_reason",
+    "comb_contrast_reason",
+]  # fmt: skip
+
+
+def measure_stability(
+    model: nn.Module,
+    images: Any,
+    *,
+    comb: bool = True,
+    batch_size: int = 32,
+    progress: bool = True,
+    preprocessing: Any = None,
+    logits: Take | None = None,
+) -> pd.DataFrame:
+    """Measure SIS image by image, and beside it what tells its causes apart.
+
+    SIS is mostly how certain a prediction is: the same movement of the logits counts much where classes are
+    near each other and nothing where one has all of the probability. And it is not specific to aliasing:
+    what enters over a border moves it as well. Therefore:
+
+    - ``logit_jitter``, J(x) = mean over shifts of ‖z(x_d) − z(x)‖² / Var with z the logits and Var the mean
+      over all these images of ‖z(x) − z̄‖²: no softmax, no scale. Its mean over the images is the network's.
+    - ``comb_contrast``, C = ½ [SIS(T − 1) + SIS(T + 1)] − SIS(T), with SIS(t) under shifts by t pixels and T
+      the network's total stride: the part of the instability that has the lattice's period. A shift by T
+      moves every lattice onto itself and can't alias, while what moves in over a border grows evenly with the
+      shift: of that C has nothing. What is left of it in C is the bend of SIS(t) from T − 1 to T + 1, small
+      where T is large. An axis along which T is 1 takes no part.
+    - ``confidence`` and ``margin`` (largest probability less the second), to take out of SIS what they
+      explain, with `correlate_ranks(…, given=…)`.
+
+    Args:
+        model: classifier.
+        images: as for `spectral.measure`.
+        comb: whether to measure the comb contrast, which takes up to 12 passes more than the 5 of SIS.
+        batch_size: images per forward pass; changes no value beyond rounding.
+        progress: show a bar.
+        preprocessing: as for `spectral.measure`.
+        logits: as for `spectral.measure`.
+
+    Returns:
+        A row per image: model, image, cluster, total_stride (T along each axis, as 4x4), sis, logit_jitter,
+        comb_contrast, sis_total_stride (SIS(T)), prediction, confidence, margin, n_shifts and n_changed (how
+        many one-pixel shifts change the prediction), label and correct (NaN where no label is known, or the
+        labels are of other classes than the model's), logit_jitter_reason and comb_contrast_reason: why there
+        is none, where there is none. `summarize_stability` makes a table of means, medians and the top
+        tenth's share.
+
+    Units:
+        Shifts in pixels of the network's input; probabilities; logit_jitter none.
+
+    Raises:
+        SpectralError: for a number out of range, no images, or a model that is no classifier.
+
+    Source:
+        METRICS: SIS, logit jitter, comb contrast.
+
+    Example:
+        >>> mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> table = measure_stability(mean, torch.rand(4, 3, 8, 8).double(), progress=False)
+        >>> bool(table["sis"].max() < 1e-12), bool(table["logit_jitter"].max() < 1e-12)
+        (True, True)
+        >>> table["comb_contrast_reason"][0]
+        "its maps have the image's own lattice"
+    """
+    (batch_size,) = check_counts(CALLER, batch_size=batch_size)
+    feed = Feed(model, images, caller=CALLER, preprocessing=preprocessing, logits=logits)
+    feed.require_scores()
+    if not feed.extents:
+        raise SpectralError(f"{CALLER}: none of the axes of the inputs of {feed.name} is known to be spatial")
+    source = feed.images
+    stride, why = _find_comb(feed) if comb else ({}, "comb=False")
+    bar = tqdm(total=len(source), desc=f"shifting {feed.name}", unit="image", disable=not progress)
+    frames, jumps, own = [], [], []
+    with undisturbed(model), torch.no_grad(), bar:
+        for indices, inputs in feed.batches(batch_size):
+            views = _Views(feed, inputs)
+            frames.append(_tabulate(views, [source.ids[i] for i in indices], {} if why else stride))
+            jumps.append(
+                compute_logit_jitter(views.still.logits, [v.logits for v in views.nearest()], 1.0).cpu()
+            )
+            own.append(views.still.logits.cpu())
+            bar.update(len(indices))
+    table = pd.concat(frames, ignore_index=True)
+    where = feed.describe_logits() or "output"
+    table["logit_jitter"], lacking = _normalise(torch.cat(jumps), torch.cat(own), where)
+    matching = match_labels(model, source)
+    labels = [np.nan if label is None else label for label in matching.renumber(source.labels)]
+    table["label"] = pd.Series(labels, dtype=float)
+    table["correct"] = (table["prediction"] == table["label"]).astype(float).where(table["label"].notna())
+    table["total_stride"] = "x".join(map(str, stride.values()))
+    table = table.assign(logit_jitter_reason=lacking, comb_contrast_reason=why)
+    table.insert(0, "model", feed.name)
+    return insert_clusters(table, source)[COLUMNS]
+
+
+@dataclass(frozen=True)
+class _View:
+    """What the network says of one batch: scores as they are (B, K), and its probabilities in float64."""
+
+    logits: Tensor
+    probabilities: Tensor
+
+
+class _Views:
+    """Predictions of one batch under shifts, each made once."""
+
+    def __init__(self, feed: Feed, inputs: Inputs) -> None:
+        self.feed, self.inputs, self.layout = feed, inputs, feed.layout_of(inputs)
+        self.extents = feed.extents
+        # A copy, since a model that works in place would hand altered images to the shifts.
+        self.still = self._see(inputs.map(lambda x, _: x.clone()))
+        self._moved: dict[tuple[str, int], _View] = {}
+
+    def moved(self, kind: str, step: int) -> _View:
+        """What the network says of the batch rolled along one axis."""
+        key = kind, step % self.extents[kind]
+        if key not in self._moved:
+            self._moved[key] = self._see(roll_inputs(self.inputs, Move(kind, step), self.layout))
+        return self._moved[key]
+
+    def nearest(self) -> list[_View]:
+        """The one-pixel shifts of SIS."""
+        return [self.moved(move.kind, move.step) for move in list_moves(self.inputs, self.layout)]
+
+    def sis(self, steps: Mapping[str, int]) -> Tensor:
+        """SIS under shifts by so many pixels along each of some axes, one way and the other."""
+        views = [self.moved(kind, sign * step) for kind, step in steps.items() for sign in (-1, 1)]
+        return compute_instability(self.still.probabilities, [view.probabilities for view in views])
+
+    def _see(self, inputs: Inputs) -> _View:
+        scores = self.feed.scores(self.feed.run(inputs), inputs.count)
+        probabilities = scores.probabilities()
+        assert scores.values is not None
+        return _View(scores.values, probabilities)
+
+
+def _find_comb(feed: Feed) -> tuple[dict[str, int], str]:
+    """Return the total stride along each axis, and why there is no comb contrast, if there is none."""
+    try:
+        sites = find_sites(feed.model, feed.example)
+    except SpectralError as error:
+        return {}, f"its sites can't be found: {error}"
+    stride, reason = find_total_stride(sites, feed.extents)
+    if not reason and all(step == 1 or step + 1 >= feed.extents[axis] for axis, step in stride.items()):
+        sizes = "×".join(str(n) for n in feed.extents.values())
+        reason = f"a shift by the total stride and one pixel more needs images larger than {sizes}"
+    return stride, reason
+
+
+def _tabulate(views: _Views, ids: Sequence[str], stride: Mapping[str, int]) -> pd.DataFrame:
+    best = views.still.probabilities.topk(2, -1)
+    nearest = [view.probabilities for view in views.nearest()]
+    classes = torch.stack([probabilities.argmax(-1) for probabilities in nearest])
+    steps = {axis: t for axis, t in stride.items() if 1 < t < views.extents[axis] - 1}
+    columns = {
+        "sis": compute_instability(views.still.probabilities, nearest),
+        "prediction": best.indices[:, 0], "confidence": best.values[:, 0],
+        "margin": best.values[:, 0] - best.values[:, 1],
+        "n_changed": (classes != best.indices[:, 0]).sum(0),
+    }  # fmt: skip
+    contrast = torch.full_like(best.values[:, 0], torch.nan)
+    at = contrast
+    if steps:
+        before, at, after = (views.sis({axis: t + d for axis, t in steps.items()}) for d in (-1, 0, 1))
+        contrast = (before + after) / 2 - at
+    columns |= {"comb_contrast": contrast, "sis_total_stride": at}
+    found = pd.DataFrame({name: value.cpu().numpy() for name, value in columns.items()})
+    return found.assign(image=list(ids), n_shifts=len(nearest))
+
+
+def _normalise(jumps: Tensor, logits: Tensor, where: str) -> tuple[Any, str]:
+    """Return the logit jitter of every image, or why there is none."""
+    if Scores(logits, where).are_probabilities:
+        return (
+            np.nan,
+            f"its {where} holds probabilities, whose logits aren't known; tell where with logits=",
+        )
+    spread = compute_logit_spread(logits)
+    if spread == 0:
+        alone = "a single image has" if len(logits) == 1 else "all images have the same logits, with"
+        return np.nan, f"{alone} no spread"
+    return (jumps / spread).numpy(), ""

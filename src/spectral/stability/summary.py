@@ -1,0 +1,81 @@
+"""A network's stability in a few rows: means, medians, who carries the mean, and what confidence explains."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+import pandas as pd
+
+from spectral import stats
+from spectral.errors import SpectralError
+from spectral.schema import RANGES
+
+MEASURES = ("sis", "logit_jitter", "comb_contrast", "changed")
+COLUMNS = [
+    "model", "total_stride", "metric", "n", "n_clusters", "mean", "std", "ci_low", "ci_high", "median",
+    "top_tenth", "confidence_rho", "confidence_rho_ci_low", "confidence_rho_ci_high", "reason",
+]  # fmt: skip
+
+
+def summarize_stability(table: pd.DataFrame) -> pd.DataFrame:
+    """Summarise `measure_stability`: a row per model and quantity.
+
+    Mean, interval, median and the top tenth's share are all of the clusters' means, each photograph one
+    value. SIS is skewed: its mean is carried by few images, which ``top_tenth`` tells (0.1 where all are
+    alike), and mostly by those of low confidence, which ``confidence_rho`` tells.
+
+    Args:
+        table: of one model or several.
+
+    Returns:
+        Columns model, total_stride, metric (sis, logit_jitter, comb_contrast, changed: the share of
+        one-pixel shifts that change the prediction), n, n_clusters, mean, std, ci_low, ci_high, median,
+        top_tenth (share of the sum that the tenth of the clusters with the largest values has; NaN where
+        values may be negative), confidence_rho (Spearman's correlation with the confidence) and its interval,
+        reason (where there is no value).
+
+    Raises:
+        SpectralError: if it is no table of `measure_stability`.
+
+    Example:
+        >>> own = {"model": "net", "image": ["a", "b"], "cluster": ["a", "b"], "total_stride": "4x4"}
+        >>> own |= {"sis": [0.1, 0.3], "logit_jitter": 0.2, "comb_contrast": float("nan"), "n_shifts": 4}
+        >>> own |= {"n_changed": [0, 2], "confidence": [0.9, 0.5], "comb_contrast_reason": "comb=False"}
+        >>> found = summarize_stability(pd.DataFrame(own)).set_index("metric")
+        >>> found.loc["sis", "mean"], found.loc["changed", "median"], found.loc["comb_contrast", "reason"]
+        (np.float64(0.2), np.float64(0.25), 'comb=False')
+    """
+    needed = ("model", "image", "cluster", "sis", "logit_jitter", "comb_contrast", "n_shifts")
+    absent = [column for column in needed if column not in table.columns]
+    if absent:
+        raise SpectralError(
+            f"summarize_stability: expected a table from spectral.measure_stability, got one without the "
+            f"column {absent[0]!r}"
+        )
+    rows = [
+        _summarize(str(model), metric, block)
+        for model, block in table.groupby("model", sort=False)
+        for metric in MEASURES
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _summarize(model: str, metric: str, block: pd.DataFrame) -> dict[str, Any]:
+    values = block["n_changed"] / block["n_shifts"] if metric == "changed" else block[metric]
+    known = values.notna()
+    row: dict[str, Any] = {"model": model, "total_stride": block["total_stride"].iloc[0], "metric": metric,
+                           "n": 0, "n_clusters": 0, "reason": ""}  # fmt: skip
+    if not known.any():
+        return row | {"reason": block[f"{metric}_reason"].iloc[0]}
+    clusters = block["cluster"][known]
+    low, high = RANGES.get(metric, (-math.inf, math.inf))
+    found = stats.summarize(values[known], None, clusters, low, high)
+    row |= {name: value for name, value in asdict(found).items() if name in COLUMNS}
+    relation = stats.correlate(values[known], block["confidence"][known], clusters, n_resamples=2)
+    return row | {
+        "confidence_rho": relation.spearman_rho,
+        "confidence_rho_ci_low": relation.spearman_ci_low,
+        "confidence_rho_ci_high": relation.spearman_ci_high,
+    }
