@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 OLDEST ?= .venv-oldest
-EXTRAS = samples,antialiased,attacks,corruptions,imagenet,dev
+EXTRAS = samples,antialiased,attacks,corruptions,imagenet,transformers,dev
 ARGS ?=
 
 .PHONY: study test test-oldest test-shuffled lint clean

@@ -264,7 +264,14 @@ class Recorder(nn.Module):
 @pytest.fixture
 def use_models(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def use(**models: nn.Module) -> None:
-        monkeypatch.setattr(spectral, "load_model", lambda name, **options: models[name].eval())
+        def load(name: str, *, input_size: tuple[int, int] | None = None, **options: object) -> nn.Module:
+            model = models[name].eval()
+            info = model.spectral_info
+            scale = dataclasses.replace(info.preprocessing, size=input_size or info.preprocessing.size)
+            model.spectral_info = dataclasses.replace(info, preprocessing=scale)
+            return model
+
+        monkeypatch.setattr(spectral, "load_model", load)
 
     return use
 

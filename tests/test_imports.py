@@ -57,7 +57,7 @@ ALLOWED = {
     },
     "recalibration": {"copying", "network", "surgery"},
     "layers": {"arguments", "numerics"},
-    "models": {"layers", "surgery"},  # a checkpoint may be of a converted network
+    "models": {"arguments", "layers", "surgery"},  # a checkpoint may be of a converted network
     "data": {"arguments", "network", "classes", "numerics", "synthetic"},
     "intake": {"data", "inputs", "models", "network", "probe"},
     "latency": {"network"},

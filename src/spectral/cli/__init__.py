@@ -27,8 +27,10 @@ __all__ = ["SpectralCommand", "main"]
 def main() -> None:
     """Find where a vision network aliases, measure how much, and whether it matters.
 
-    MODEL is bundled/NAME, timm/NAME, torchvision/NAME, antialiased/NAME, robustbench/NAME or nula/robust (any
-    of them with @random behind for random weights, which needs no download) or the path of a weights file.
+    MODEL is your own (my_net.py:build or package.module:build, a function that is run), timm/NAME,
+    torchvision/NAME, hf/ORG/NAME or a folder of transformers, bundled/NAME, antialiased/NAME,
+    robustbench/NAME, nula/robust, or the path of a weights file. @FILE behind it puts the weights of a file
+    into it, @random random ones, which needs no download.
 
     \b
     Example:

@@ -11,10 +11,10 @@ import click
 import spectral
 from spectral.cli.options import (
     PATH,
-    architecture_option,
-    device_option,
+    ModelOptions,
     format_size,
-    size_option,
+    json_option,
+    model_options,
 )
 from spectral.console import (
     SpectralCommand,
@@ -27,14 +27,12 @@ if TYPE_CHECKING:
 
 @click.command(cls=SpectralCommand)
 @click.argument("model")
-@size_option
-@architecture_option
+@model_options
 @click.option("--csv", "csv_path", type=PATH, help="Write the table to this file.")
-@click.option("--json", "json_path", type=PATH, help="Write it as JSON to this file.")
+@json_option
 def sites(
     model: str,
-    size: tuple[int, int] | None,
-    architecture: str | None,
+    network: ModelOptions,
     csv_path: Path | None,
     json_path: Path | None,
 ) -> None:
@@ -55,10 +53,11 @@ def sites(
 
     # Where resolution drops doesn't depend on weights: none are downloaded.
     published = model.startswith(("timm/", "torchvision/")) and not set("@+") & set(model)
-    net = spectral.load_model(f"{model}@random" if published else model, architecture=architecture)
+    bare = published and network.weights is None
+    net = network.load(f"{model}@random" if bare else model)
     info = spectral.model_info(net)
     assert info is not None
-    shape = size or info.preprocessing.size
+    shape = info.preprocessing.size
     found = spectral.find_reductions(net, shape)
     records = describe_sites([site for site in found if site.op != "global_pool"])
     dense = sum(record["measurable"] for record in records)
@@ -85,16 +84,14 @@ def sites(
               help="How many classes per image.")  # fmt: skip
 @click.option("--resize", is_flag=True,
               help="Bring images to the model's size: resize the shorter side, crop the centre.")  # fmt: skip
-@device_option
-@architecture_option
-@click.option("--json", "json_path", type=PATH, help="Write the labels and scores to this file.")
+@model_options
+@json_option
 def classify(
     model: str,
     images: tuple[Path, ...],
     top_k: int,
     resize: bool,
-    device: str,
-    architecture: str | None,
+    network: ModelOptions,
     json_path: Path | None,
 ) -> None:
     """Say what MODEL sees in each IMAGE: its most probable classes.
@@ -112,7 +109,7 @@ def classify(
 
     if json_path:
         ensure_writable(json_path.parent)
-    net = spectral.load_model(model, architecture=architecture, device=device)
+    net = network.load(model)
     info = spectral.model_info(net)
     assert info is not None
     found = []

@@ -10,9 +10,9 @@ import click
 import spectral
 from spectral.cli.options import (
     PATH,
-    architecture_option,
+    ModelOptions,
     device_option,
-    size_option,
+    model_options,
 )
 from spectral.console import (
     SpectralCommand,
@@ -130,16 +130,14 @@ def train(
 @click.option("--placement", type=click.Choice(["auto", "behind"]), default="auto", show_default=True,
               help="Behind the activation where the block allows it, or right behind the operator."
               )  # fmt: skip
-@size_option
-@architecture_option
+@model_options
 def convert(
     model: str,
     method: str,
     out: Path,
     where: tuple[str, ...],
     placement: str,
-    size: tuple[int, int] | None,
-    architecture: str | None,
+    network: ModelOptions,
 ) -> None:
     """Put an anti-aliasing layer in the place of MODEL's strides and pools.
 
@@ -153,11 +151,11 @@ def convert(
     from spectral.models.checkpoint import save_checkpoint
     from spectral.study.tuning import name_architecture
 
-    net = spectral.load_model(model, architecture=architecture)
+    net = network.load(model)
     info = spectral.model_info(net)
     assert info is not None
     chosen = None if not where else where[0] if len(where) == 1 else list(where)
-    shape = size or info.preprocessing.size
+    shape = info.preprocessing.size
     smooth = spectral.convert(net, method, chosen, placement, example=shape)
     report = spectral.conversion_report(smooth)
     click.echo(str(report))
@@ -166,9 +164,10 @@ def convert(
             f"nothing was replaced in {model}, so nothing is written; choose sites with --where"
         )
     metadata = {
-        "architecture": name_architecture(net, architecture), "family": info.family,
+        "architecture": name_architecture(net), "family": info.family,
         "converted_from": info.name, "mean": info.preprocessing.mean, "std": info.preprocessing.std,
-        "size": shape, "classes": info.classes, "conversion": report.to_dict(),
+        "size": shape, "classes": info.classes, "num_classes": info.metadata.get("num_classes"),
+        "conversion": report.to_dict(),
     }  # fmt: skip
     known = {key: value for key, value in metadata.items() if value is not None}
     path = save_checkpoint(smooth, out, known)

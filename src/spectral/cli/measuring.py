@@ -12,13 +12,13 @@ import click
 import spectral
 from spectral.cli.options import (
     PATH,
-    architecture_option,
+    ModelOptions,
     batch_size_option,
-    device_option,
     format_size,
     images_option,
+    model_options,
     parse_names,
-    size_option,
+    quiet_option,
 )
 from spectral.console import (
     NOTHING,
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 @click.command(cls=SpectralCommand)
 @click.argument("model")
 @images_option
-@size_option
 @click.option("--limit", type=click.IntRange(min=1), help="At most this many images.")
 @click.option("--metrics", callback=parse_names, metavar="A,B,…", show_default="avr,am,sis where there are",
               help="Any of avr, avr_separable, avr_exclude_dc, avr_hann, am, am_relative, alias_power_ratio, "
@@ -44,20 +43,19 @@ if TYPE_CHECKING:
 @click.option("--taps", callback=parse_names, default="input,dense", show_default=True, metavar="A,B",
               help="Where AVR is taken: input, dense, output.")  # fmt: skip
 @batch_size_option
-@device_option
-@architecture_option
+@model_options
+@quiet_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of crops and choices of images.")
 @click.option("--out", type=PATH, metavar="DIR", help="Keep all values here; continues what was interrupted.")
 def measure(
     model: str,
     images: str | list[str],
-    size: tuple[int, int] | None,
     limit: int | None,
     metrics: tuple[str, ...] | None,
     taps: tuple[str, ...],
     batch_size: int,
-    device: str,
-    architecture: str | None,
+    network: ModelOptions,
+    quiet: bool,
     seed: int,
     out: Path | None,
 ) -> None:
@@ -76,10 +74,10 @@ def measure(
 
     if out:
         ensure_writable(out)
-    net = spectral.load_model(model, architecture=architecture, device=device)
+    net = network.load(model)
     info = spectral.model_info(net)
     assert info is not None
-    pictures = spectral.load_images(images, size=size or info.preprocessing.size, limit=limit, seed=seed)
+    pictures = spectral.load_images(images, size=info.preprocessing.size, limit=limit, seed=seed)
     random = " (random weights, not trained)" if model.endswith("@random") else ""
     skipped = f"; {len(pictures.skipped)} broken file(s) skipped" if pictures.skipped else ""
     click.echo(
@@ -92,6 +90,7 @@ def measure(
         metrics,
         taps=taps,  # type: ignore[arg-type] # measure checks the names
         batch_size=batch_size,
+        progress=not quiet,
         out=out / "measurements" if out else None,
     )
     summary = spectral.summarize_measurements(table)
@@ -106,7 +105,6 @@ def measure(
 @click.command(cls=SpectralCommand)
 @click.argument("models", nargs=-1, metavar="MODEL MODEL...")
 @images_option
-@size_option
 @click.option("--limit", type=click.IntRange(min=2), help="At most this many images.")
 @click.option("--metrics", callback=parse_names, default=",".join(SCALE_FREE), show_default=True,
               metavar="A,B,…",
@@ -114,18 +112,19 @@ def measure(
 @click.option("--taps", callback=parse_names, default="input,dense", show_default=True, metavar="A,B",
               help="Where AVR is taken: input, dense, output.")  # fmt: skip
 @batch_size_option
-@device_option
+@model_options
+@quiet_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of crops, choices and intervals.")
 @click.option("--out", type=PATH, metavar="DIR", help="Folder for compare.csv, compare.png and all values.")
 def compare(
     models: tuple[str, ...],
     images: str | list[str],
-    size: tuple[int, int] | None,
     limit: int | None,
     metrics: tuple[str, ...],
     taps: tuple[str, ...],
     batch_size: int,
-    device: str,
+    network: ModelOptions,
+    quiet: bool,
     seed: int,
     out: Path | None,
 ) -> None:
@@ -152,9 +151,11 @@ def compare(
         raise click.UsageError(f"{twice[0]} is named twice; compare different models")
     if out:
         ensure_writable(out)
-    nets = {name: spectral.load_model(name, device=device) for name in models}
+    if network.weights is not None:
+        raise click.UsageError("--weights is for one model; with several name each one's file as MODEL@FILE")
+    nets = {name: network.load(name) for name in models}
     infos = {name: spectral.model_info(net) for name, net in nets.items()}
-    sizes = {name: size or info.preprocessing.size for name, info in infos.items() if info}
+    sizes = {name: info.preprocessing.size for name, info in infos.items() if info}
     first = spectral.load_images(images, size=sizes[models[0]], limit=limit, seed=seed)
     pictures = {name: first if own == first.size else first.resized(own) for name, own in sizes.items()}
     shown = ", ".join(f"{name} at {format_size(own)}" for name, own in sizes.items())
@@ -165,13 +166,14 @@ def compare(
         metrics,
         taps=taps,  # type: ignore[arg-type] # measure checks the names
         batch_size=batch_size,
+        progress=not quiet,
         out=out / "measurements" if out else None,
     )
     click.echo(f"\n{format_comparison(table)}")
     if out:
         options = {"images": first.source, "fingerprint": first.fingerprint, "seed": seed, "limit": limit}
         weights = {name: info.weights_id for name, info in infos.items() if info}
-        facts = {"models": weights, **options, **describe_environment(), "device": device}
+        facts = {"models": weights, **options, **describe_environment(), "device": network.device}
         write_csv(table, out / "compare.csv", facts)
         spectral.figures.draw_figure("compare", out, out)
         click.echo(f"\nwritten to {out}")
@@ -180,24 +182,22 @@ def compare(
 @click.command(cls=SpectralCommand)
 @click.argument("model")
 @images_option
-@size_option
 @click.option("--limit", type=click.IntRange(min=2), help="At most this many images.")
 @click.option("--method", default="ideal", show_default=True, metavar="NAME",
               help="What each site is replaced by; ideal leaves nothing that could alias.")  # fmt: skip
 @batch_size_option
-@device_option
-@architecture_option
+@model_options
+@quiet_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of crops, choices and intervals.")
 @click.option("--out", type=PATH, metavar="DIR", help="Folder for attribute.csv and equivariance.csv.")
 def attribute(
     model: str,
     images: str | list[str],
-    size: tuple[int, int] | None,
     limit: int | None,
     method: str,
     batch_size: int,
-    device: str,
-    architecture: str | None,
+    network: ModelOptions,
+    quiet: bool,
     seed: int,
     out: Path | None,
 ) -> None:
@@ -219,15 +219,15 @@ def attribute(
 
     if out:
         ensure_writable(out)
-    net = spectral.load_model(model, architecture=architecture, device=device)
+    net = network.load(model)
     info = spectral.model_info(net)
     assert info is not None
-    pictures = spectral.load_images(images, size=size or info.preprocessing.size, limit=limit, seed=seed)
+    pictures = spectral.load_images(images, size=info.preprocessing.size, limit=limit, seed=seed)
     click.echo(
         f"attributing {model}, weights {info.weights_id}, on {len(pictures)} images of {pictures.source} at "
         f"{format_size(pictures.size or info.preprocessing.size)}; sites replaced by {method}"
     )
-    rows = attribute_instability(net, pictures, method, batch_size=batch_size)
+    rows = attribute_instability(net, pictures, method, batch_size=batch_size, progress=not quiet)
     if rows.empty:
         first = rows.attrs["sites"][0]
         raise SpectralError(f"no site of {model} can be replaced; {first['name']!r}: {first['reason']}")
@@ -236,7 +236,7 @@ def attribute(
     if out:
         facts = {"model": model, "weights": info.weights_id, "method": method, "limit": limit}
         facts |= {"images": pictures.source, "fingerprint": pictures.fingerprint, "seed": seed}
-        _write_attribution(net, pictures, summary, facts | {"device": device}, batch_size, out)
+        _write_attribution(net, pictures, summary, facts | {"device": network.device}, batch_size, out)
 
 
 def _print_summary(summary: pd.DataFrame, metrics: Sequence[str], images: int, clusters: int) -> None:

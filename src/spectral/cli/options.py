@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+import spectral
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -15,6 +24,18 @@ def parse_size(ctx: click.Context, param: click.Parameter, value: str | None) ->
     if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
         raise click.BadParameter(f"{value!r} is no size; expected a side (224) or height x width (224x160)")
     return int(sides[0]), int(sides[-1])
+
+
+def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """Read ``0.485,0.456,0.406``."""
+    if value is None:
+        return None
+    try:
+        return tuple(float(number) for number in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter(
+            f"{value!r} is no list of numbers; expected one per channel, as 0.485,0.456,0.406"
+        ) from error
 
 
 def parse_names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
@@ -43,15 +64,54 @@ images_option = click.option(
 )
 batch_size_option = click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda, …")
-architecture_option = click.option(
-    "--architecture", metavar="NAME", help="What a weights file without a JSON beside it is for."
+quiet_option = click.option("--quiet", is_flag=True, help="No progress bars.")
+json_option = click.option(
+    "--json", "json_path", type=PATH, metavar="FILE", help="Write what is printed as JSON to this file."
 )
-size_option = click.option(
-    "--size",
-    callback=parse_size,
-    metavar="N|HxW",
-    help="Image size; by default the one that the model was made for.",
-)
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What a command is told of the network that MODEL names; None leaves what is known of it."""
+
+    architecture: str | None = None
+    weights: Path | None = None
+    classes: int | None = None
+    input_size: tuple[int, int] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    device: str = "cpu"
+
+    def load(self, name: str) -> nn.Module:
+        """Load the network."""
+        return spectral.load_model(
+            name, architecture=self.architecture, weights=self.weights, classes=self.classes,
+            input_size=self.input_size, mean=self.mean, std=self.std, device=self.device,
+        )  # fmt: skip
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add to a command what can be said of a network; it receives one `ModelOptions` as ``network``."""
+
+    @click.option("--weights", type=PATH, metavar="FILE",
+                  help="Weights for MODEL in place of its own, as MODEL@FILE.")  # fmt: skip
+    @click.option("--classes", type=click.IntRange(min=1), metavar="N",
+                  help="Outputs of a fine-tuned head, with --weights.")  # fmt: skip
+    @click.option("--input-size", "--size", "input_size", callback=parse_size, metavar="N|HxW",
+                  help="Image size; by default the one that the model was made for.")  # fmt: skip
+    @click.option("--mean", callback=parse_numbers, metavar="A,B,C",
+                  help="What images in [0, 1] are normalised with, per channel, where MODEL doesn't say."
+                  )  # fmt: skip
+    @click.option("--std", callback=parse_numbers, metavar="A,B,C", help="As --mean.")
+    @click.option("--architecture", metavar="NAME",
+                  help="What a weights file without a JSON beside it is for.")  # fmt: skip
+    @device_option
+    @functools.wraps(command)
+    def wrapper(*args: Any, **given: Any) -> Any:
+        own = {key: given.pop(key) for key in ModelOptions.__dataclass_fields__}
+        return command(*args, network=ModelOptions(**own), **given)
+
+    return wrapper
 
 
 def format_size(size: tuple[int, int]) -> str:

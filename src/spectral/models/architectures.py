@@ -60,12 +60,13 @@ def family_of(architecture: str) -> str | None:
     return downsample if downsample in (STRIDED, "blurpool") else None
 
 
-def build(architecture: str) -> nn.Module:
+def build(architecture: str, classes: int | None = None) -> nn.Module:
     """Build one of our architectures with fresh weights.
 
     Args:
         architecture: such as ``"resnet20"``, ``"resnet56-a"``, ``"resnet20-flc"``, ``"nula-w32-strided"``,
             ``"preact-resnet18-w16"``, ``"wrn-28-10-asap"``.
+        classes: outputs of the head; 10 by default.
 
     Raises:
         SpectralError: if the name is unknown; the nearest names are offered.
@@ -80,7 +81,7 @@ def build(architecture: str) -> nn.Module:
         raise SpectralError(f"{unknown}; expected a name such as {EXAMPLES}")
     network, arguments = found
     try:
-        return network(**arguments)
+        return network(**arguments, **({} if classes is None else {"num_classes": classes}))
     except SpectralError as error:
         raise SpectralError(f"{unknown}; {error}") from error
 

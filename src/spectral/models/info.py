@@ -16,6 +16,9 @@ from spectral.errors import SpectralError
 class Preprocessing:
     """What a network expects of its images: their size, and each channel's mean and standard deviation.
 
+    Without means nothing is known of the normalisation: the network itself may tell, else images stay as they
+    are.
+
     Shape:
         (B, C, H, W) → (B, C, H, W), C being the number of means. Nothing is resized: `size` is what the
         network was trained at, and cropping to it is the caller's.
@@ -65,7 +68,7 @@ class ModelInfo:
         weights_id: `spectral.models.checkpoint.hash_state` of the weights as loaded, computed once; for a
             name ending in ``@random`` it starts with ``random-0:``, 0 being the seed.
         preprocessing: turns images in [0, 1] into what the network expects.
-        num_classes: outputs of the classifier.
+        num_classes: outputs of the classifier; None where that isn't known, or it is none.
         classes: their names in order, where known.
         metadata: whatever else the source says: recipe, accuracy, hub repository, licence.
     """
@@ -74,7 +77,7 @@ class ModelInfo:
     family: str | None
     weights_id: str
     preprocessing: Preprocessing
-    num_classes: int
+    num_classes: int | None
     classes: tuple[str, ...] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectral.errors import SpectralError
+from spectral.arguments import as_integer
+from spectral.errors import SpectralError, SpectralWarning
 from spectral.models.architectures import ARCHITECTURES, EXAMPLES, build, family_of
 from spectral.models.checkpoint import hash_state, load_state, read_metadata, require_finite
 from spectral.models.fetching import RANDOM
-from spectral.models.info import CIFAR, CIFAR_NUM_CLASSES, ModelInfo, Preprocessing, model_info
-from spectral.models.sources import SOURCES, Loaded, Source, fill, require_name
+from spectral.models.info import CIFAR, CIFAR_NUM_CLASSES, IMAGENET, ModelInfo, Preprocessing, model_info
+from spectral.models.preprocessing import read_preparation
+from spectral.models.sources import (
+    FORM,
+    SOURCES,
+    SUFFIX,
+    UNKNOWN,
+    Loaded,
+    Source,
+    fill,
+    is_folder,
+    open_own,
+    open_transformers,
+    require_name,
+    split_factory,
+)
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".th")
 RANDOM_SEED = 0
@@ -28,7 +44,15 @@ CHECKPOINT_FOLDERS = (
 
 
 def load_model(
-    name: str | os.PathLike[str], *, architecture: str | None = None, device: str | torch.device = "cpu"
+    name: str | os.PathLike[str],
+    *,
+    architecture: str | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    classes: int | None = None,
+    input_size: int | tuple[int, int] | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    device: str | torch.device = "cpu",
 ) -> nn.Module:
     """Load a network by name or from a weights file, in eval mode, its parameters still requiring gradients.
 
@@ -38,7 +62,10 @@ def load_model(
 
     Args:
         name: one of
+            ``my_net.py:build``, ``package.module:build``: your own, built by a function without arguments, a
+            class, or a network that is there already; a file is run only where one of its names is given so;
             ``timm/NAME``, ``torchvision/NAME``: published weights, downloaded once into the library's cache;
+            ``hf/ORG/NAME`` and folders with a config.json: transformers' networks (optional package);
             ``antialiased/NAME``: Adobe's BlurPool networks (optional package, CC BY-NC-SA);
             ``packaged/efficientnet-lite0`` (1, 2): ImageNet weights that an installed package holds;
             ``cifar-hub/resnet20`` (32, 44, 56, 110): trained on the original CIFAR-10, from
@@ -48,17 +75,23 @@ def load_model(
             ``robustbench/NAME``: CIFAR-10 models of RobustBench's L∞ zoo, into our own modules, from
             ``models/cifar10/Linf/NAME.pt`` in $SPECTRAL_DATA (or data/), downloaded there if it is missing;
             ``bundled/NAME``: trained by this project and part of it, see `list_bundled`;
-            any of these with ``@random`` behind: no weights, a seeded initialisation, to study structure;
+            any but your own with ``@random`` behind: no weights, a seeded initialisation, for its structure;
             the path of a ``.safetensors`` or torch file (``.pt``, ``.pth``, ``.bin``).
+            ``@FILE`` behind a network puts the weights of such a file into it: ``my_net.py:build@tuned.pt``.
             ``+METHOD`` behind any of them converts it (`spectral.convert`): ``bundled/resnet20+flc``.
         architecture: for a path without a JSON beside it: ``"resnet20"`` and the like for our own networks,
-            ``"timm/resnet50"``, or ``"robustbench/NAME"`` for a checkpoint with that model's preprocessing.
+            else any of the names above, ``"timm/resnet50"`` or ``"my_net.py:build"``.
+        weights: a file of weights to put into the named network, as ``@FILE`` behind its name.
+        classes: outputs of its head where these are others than usual, as after fine-tuning; with weights.
+        input_size: height and width of its images, where others are meant than it was made for.
+        mean: of each channel, what its images are normalised with, in place of what is known of it.
+        std: as ``mean``.
         device: where to put the model.
 
     Raises:
-        SpectralError: if the name, architecture or device is unknown, a hub can't be reached, or the weights
-            are damaged, unsafe, not finite or of another architecture. Nothing is ever loaded in place of
-            what was asked for.
+        SpectralError: if the name, architecture or device is unknown, a hub can't be reached, what is run of
+            your own raises or gives no network, or the weights are damaged, unsafe, not finite or of another
+            architecture. Nothing is ever loaded in place of what was asked for.
 
     Example:
         >>> model = load_model("bundled/resnet20@random")
@@ -67,36 +100,112 @@ def load_model(
     """
     _require_device(device)
     asked = os.fspath(name)
-    name, _, method = asked.rpartition("+") if "+" in Path(asked).name else (asked, "", "")
+    plain, _, method = asked.rpartition("+") if "+" in Path(asked).name else (asked, "", "")
     if method:
-        return _load_converted(name, method, architecture, device)
+        own = {"architecture": architecture, "weights": weights, "classes": classes, "input_size": input_size,
+               "mean": mean, "std": std, "device": device}  # fmt: skip
+        return _load_converted(plain, method, own)
+    asked, weights = _split_weights(asked, weights)
+    count = None if classes is None else as_integer(classes, "load_model: classes", least=1)
     # Building a network draws its initial weights: from a seed, and without disturbing the caller's stream.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(RANDOM_SEED)
-        if _is_path(asked):
-            model, info = _open_file(Path(asked).expanduser(), architecture)
-        elif architecture is None:
-            model, info = _open_named(asked)
-        else:
-            raise SpectralError(
-                f"load_model: architecture={architecture!r} goes with the path of a weights file (ending in "
-                f"{', '.join(WEIGHT_SUFFIXES)}), not with {asked!r}; leave it out or give such a path"
-            )
+        model, info = _open(asked, architecture, weights, count)
     state = model.state_dict()
     require_finite(state, asked)
     weights_id = hash_state(state)
     if asked.endswith(RANDOM):
         weights_id = f"random-{RANDOM_SEED}:{weights_id.partition(':')[2]}"
-    model.spectral_info = replace(info, name=asked, weights_id=weights_id)  # type: ignore[assignment]
+    scale = _choose_preprocessing(info.preprocessing, asked, input_size, mean, std)
+    full = asked if weights is None else f"{asked}@{os.fspath(weights)}"
+    metadata = dict(info.metadata) if count is None else {**info.metadata, "num_classes": count}
+    info = replace(info, metadata=metadata, name=full, weights_id=weights_id, preprocessing=scale)
+    model.spectral_info = info  # type: ignore[assignment]
     return model.to(device).eval()
 
 
-def _load_converted(
-    name: str, method: str, architecture: str | None, device: str | torch.device
-) -> nn.Module:
+def _split_weights(
+    asked: str, weights: str | os.PathLike[str] | None
+) -> tuple[str, str | os.PathLike[str] | None]:
+    """Split MODEL@FILE; an @ in a path of its own means nothing."""
+    name, _, file = asked.rpartition("@")
+    named = split_factory(name) is not None or name.partition("/")[0] in _SOURCES or is_folder(name)
+    if not named or Path(file).suffix.lower() not in WEIGHT_SUFFIXES:
+        return asked, weights
+    if weights is not None:
+        raise SpectralError(
+            f"load_model: {asked!r} and weights={os.fspath(weights)!r} are two weights files; give one"
+        )
+    return name, file
+
+
+def _open(
+    asked: str, architecture: str | None, weights: str | os.PathLike[str] | None, classes: int | None
+) -> Loaded:
+    """Open a weights file, or a network by name with its own weights or with those of a file."""
+    if _is_path(asked):
+        if weights is not None:
+            raise SpectralError(
+                f"load_model: {asked!r} and weights={os.fspath(weights)!r} are two weights files; name the "
+                f"network and give one"
+            )
+        return _open_file(Path(asked).expanduser(), architecture, classes)
+    if architecture is not None:
+        raise SpectralError(
+            f"load_model: architecture={architecture!r} goes with the path of a weights file (ending in "
+            f"{', '.join(WEIGHT_SUFFIXES)}), not with {asked!r}; leave it out or give such a path"
+        )
+    if weights is None:
+        return _open_named(asked, classes)
+    if asked.endswith(RANDOM):
+        raise SpectralError(
+            f"load_model: {asked!r} has random weights, so weights={os.fspath(weights)!r} has no place; "
+            f"leave one of them out"
+        )
+    return _open_file(Path(weights).expanduser(), asked, classes)
+
+
+def _choose_preprocessing(
+    known: Preprocessing,
+    asked: str,
+    input_size: int | tuple[int, int] | None,
+    mean: float | Sequence[float] | None,
+    std: float | Sequence[float] | None,
+) -> Preprocessing:
+    """Put what the caller says of the images in the place of what is known of them."""
+    if input_size is not None:
+        sides = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+        if len(sides) != 2:
+            raise SpectralError(
+                f"load_model: input_size must be a side or (height, width), got {input_size!r}"
+            )
+        height, width = (as_integer(side, "load_model: input_size", least=1) for side in sides)
+        known = replace(known, size=(height, width))
+    elif known.size == UNKNOWN.size:
+        known = replace(known, size=IMAGENET.size)
+        warnings.warn(
+            f"{asked} doesn't say what size of images it takes; {IMAGENET.size[0]} × {IMAGENET.size[1]} is "
+            f"assumed: give input_size (--input-size) if that isn't right",
+            SpectralWarning,
+            stacklevel=3,
+        )
+    if (mean is None) != (std is None):
+        raise SpectralError("load_model: mean and std go together; give both, or neither")
+    if mean is None:
+        return known
+    found = read_preparation((mean, std))
+    count = len(known.mean) if len(found.mean) == 1 and known.mean else 1
+    if known.mean and len(found.mean) * count != len(known.mean):
+        raise SpectralError(
+            f"load_model: {asked} takes {len(known.mean)} channels, got {len(found.mean)} means"
+        )
+    return replace(known, mean=found.mean * count, std=found.std * count)
+
+
+def _load_converted(name: str, method: str, own: Mapping[str, Any]) -> nn.Module:
     from spectral.surgery import conversion_report, convert
 
-    model = load_model(name, architecture=architecture, device=device)
+    model = load_model(name, **own)
     with torch.random.fork_rng(devices=[]):  # some layers have weights of their own
         torch.default_generator.manual_seed(RANDOM_SEED)
         model = convert(model, method)
@@ -142,11 +251,12 @@ def _require_device(device: str | torch.device) -> None:
 
 def _is_path(asked: str) -> bool:
     path = Path(asked).expanduser()
-    named = asked.partition("/")[0] in _SOURCES
-    return path.suffix.lower() in WEIGHT_SUFFIXES or (path.is_file() and not named)
+    named = asked.partition("/")[0] in _SOURCES or split_factory(asked) is not None
+    is_weights = path.suffix.lower() in WEIGHT_SUFFIXES or (path.is_file() and path.suffix.lower() != SUFFIX)
+    return is_weights and not named
 
 
-def _open_file(path: Path, architecture: str | None) -> Loaded:
+def _open_file(path: Path, architecture: str | None, classes: int | None = None) -> Loaded:
     metadata = read_metadata(path)
     state = load_state(path)
     described = metadata.get("architecture")
@@ -155,7 +265,12 @@ def _open_file(path: Path, architecture: str | None) -> Loaded:
             f"{path}: weights alone don't say which network they are for; pass architecture=, such as "
             f"{', '.join(ARCHITECTURES)}, or a library's such as 'timm/resnet50'"
         )
-    if None not in (architecture, described) and architecture != described:
+    if architecture is None and split_factory(str(described)) is not None:
+        raise SpectralError(
+            f"{path}: the JSON beside it says it is of {described!r}, which is code and isn't run unless you "
+            f"name it: pass architecture={described!r}"
+        )
+    if None not in (architecture, described) and not _is_same(str(architecture), str(described)):
         raise SpectralError(
             f"{path}: the JSON beside it says {described!r}, but architecture={architecture!r} was asked "
             f"for; leave architecture out or move the JSON away"
@@ -164,17 +279,19 @@ def _open_file(path: Path, architecture: str | None) -> Loaded:
         raise SpectralError(
             f"{path}: the JSON beside it describes other weights; restore both from one source"
         )
-    model, info = _open_architecture(str(architecture or described))
+    count = metadata.get("num_classes") if classes is None else classes
+    named = str(architecture or described)
+    model, info = open_untrained(named, count)
     if "conversion" in metadata:
         model = _convert_as(model, metadata["conversion"])
     model, info = fill((model, info), state, str(path))
-    classes = metadata.get("classes")
+    names = metadata.get("classes")
     return model, replace(
         info,
         family=metadata.get("family", info.family),
         preprocessing=_described_preprocessing(metadata, info.preprocessing, path),
-        classes=info.classes if classes is None else tuple(classes),
-        metadata=metadata,
+        classes=info.classes if names is None else tuple(names),
+        metadata={**metadata, "architecture": named},
     )
 
 
@@ -184,17 +301,41 @@ def _convert_as(model: nn.Module, report: Any) -> nn.Module:
     return ConversionReport.from_dict(report).apply(model)
 
 
-def _open_architecture(architecture: str) -> Loaded:
-    """Build any network without weights: ours by bare name, a library's with its prefix."""
+def _is_same(architecture: str, described: str) -> bool:
+    """Say whether two names are of one network: a file's own may be written in several ways."""
+    both = split_factory(architecture), split_factory(described)
+    if both[0] is not None and both[1] is not None:
+        return both[0][1] == both[1][1]
+    return architecture.removeprefix("bundled/") == described.removeprefix("bundled/")
+
+
+def open_untrained(architecture: str, classes: int | None = None) -> Loaded:
+    """Build any network without trained weights: ours by bare name, others as `load_model` names them.
+
+    Args:
+        architecture: the name.
+        classes: outputs of its head, where these are others than usual.
+
+    Raises:
+        SpectralError: if the name is unknown, or what is run of the user's own fails.
+
+    Example:
+        >>> open_untrained("resnet20", 7)[1].num_classes
+        7
+    """
+    if split_factory(architecture) is not None:
+        return open_own(architecture, classes)
+    if is_folder(architecture):
+        return open_transformers(architecture, False, classes)
     source, separator, name = architecture.partition("/")
     if not separator:
-        return _open_bundled(architecture, pretrained=False)
+        return _open_bundled(architecture, False, classes)
     if source not in _SOURCES:
         raise SpectralError(
-            f"unknown architecture {architecture!r}; expected a name such as {EXAMPLES}, or NAME behind "
-            f"{_prefixes()}"
+            f"unknown architecture {architecture!r}; expected a name such as {EXAMPLES}, {FORM}, or NAME "
+            f"behind {_prefixes()}"
         )
-    return _SOURCES[source].open(name, False)
+    return _SOURCES[source].open(name, False, classes)
 
 
 def _described_preprocessing(
@@ -204,7 +345,8 @@ def _described_preprocessing(
         height, width = (int(n) for n in metadata.get("size", default.size))
         mean = tuple(float(m) for m in metadata.get("mean", default.mean))
         std = tuple(float(s) for s in metadata.get("std", default.std))
-        if len(mean) != len(std) or min(height, width, *std) <= 0:
+        known = "size" in metadata or default.size != UNKNOWN.size
+        if len(mean) != len(std) or min((*std, 1)) <= 0 or (known and min(height, width) <= 0):
             raise ValueError
     except (TypeError, ValueError) as error:
         raise SpectralError(
@@ -214,16 +356,40 @@ def _described_preprocessing(
     return Preprocessing((height, width), mean, std)
 
 
-def _open_named(asked: str) -> Loaded:
-    source, separator, name = asked.removesuffix(RANDOM).partition("/")
-    if separator and source in _SOURCES:
-        return _SOURCES[source].open(name, not asked.endswith(RANDOM))
-    bare = name if separator else source
-    full = [f"{prefix}/{bare}" for prefix in _SOURCES if bare in _names_if_installed(prefix)]
+def _open_named(asked: str, classes: int | None) -> Loaded:
+    if split_factory(asked.removesuffix(RANDOM)) is not None:
+        if asked.endswith(RANDOM):
+            raise SpectralError(
+                f"{asked}: your own network comes with the weights that its factory gives it; leave "
+                f"{RANDOM} out"
+            )
+        return open_own(asked, classes)
+    bare = asked.removesuffix(RANDOM)
+    pretrained = not asked.endswith(RANDOM)
+    source, separator, name = bare.partition("/")
+    if is_folder(bare):
+        loaded = open_transformers(bare, pretrained, None if pretrained else classes)
+    elif separator and source in _SOURCES:
+        loaded = _SOURCES[source].open(name, pretrained, None if pretrained else classes)
+    else:
+        raise SpectralError(_explain_unknown(asked, name if separator else source))
+    if classes not in (None, loaded[1].num_classes):
+        raise SpectralError(
+            f"{asked} has {loaded[1].num_classes} classes, and a head for {classes} would be untrained; give "
+            f"the weights it was tuned to (weights=, --weights FILE), or ask for '{bare}{RANDOM}'"
+        )
+    return loaded
+
+
+def _explain_unknown(asked: str, name: str) -> str:
+    """Say what a name should have been."""
+    if SUFFIX in Path(asked).name:
+        return f"{asked}: a file of Python is run only where one of its names is given, such as {FORM}"
+    full = [f"{prefix}/{name}" for prefix in _SOURCES if name in _names_if_installed(prefix)]
     hint = f"; did you mean {' or '.join(repr(n) for n in full)}?" if full else ""
-    raise SpectralError(
-        f"unknown model {asked!r}: expected NAME behind {_prefixes()}, or the path of a "
-        f"{', '.join(WEIGHT_SUFFIXES)} file{hint}"
+    return (
+        f"unknown model {asked!r}: expected {FORM}, NAME behind {_prefixes()}, a folder of transformers, or "
+        f"the path of a {', '.join(WEIGHT_SUFFIXES)} file{hint}"
     )
 
 
@@ -238,7 +404,7 @@ def _names_if_installed(source: str) -> list[str]:
         return []
 
 
-def _open_bundled(name: str, pretrained: bool) -> Loaded:
+def _open_bundled(name: str, pretrained: bool, classes: int | None = None) -> Loaded:
     if pretrained:
         files = _bundled_files()
         if not files:
@@ -248,7 +414,7 @@ def _open_bundled(name: str, pretrained: bool) -> Loaded:
             )
         require_name("bundled", name, sorted(files))
         return _open_file(files[name], None)
-    return build(name), ModelInfo(name, family_of(name), "", CIFAR, CIFAR_NUM_CLASSES)
+    return build(name, classes), ModelInfo(name, family_of(name), "", CIFAR, classes or CIFAR_NUM_CLASSES)
 
 
 _SOURCES = {**SOURCES, "bundled": Source(list_bundled, _open_bundled)}

@@ -133,8 +133,9 @@ def find_preparation(model: nn.Module, asked: Any = None) -> Preparation:
     for read in (_read_info, _read_configuration, _read_own_layer, _read_processor_file):
         found = read(inner)
         if found is not None:
-            return found
-    return Preparation("assumed, nothing is known of the network's", _find_size(inner), assumed=True)
+            return replace(found, size=_told_size(inner) or found.size)
+    size = _told_size(inner) or _find_size(inner)
+    return Preparation("assumed, nothing is known of the network's", size, assumed=True)
 
 
 def explain_assumption(model: nn.Module, name: str) -> str:
@@ -186,10 +187,16 @@ def read_preparation(asked: Any) -> Preparation:
 
 def _read_info(model: nn.Module) -> Preparation | None:
     info = model_info(model)
-    if info is None:
+    if info is None or not info.preprocessing.mean:
         return None
     scale = info.preprocessing
     return Preparation(f"{info.name}", scale.size, scale.mean, scale.std)
+
+
+def _told_size(model: nn.Module) -> tuple[int, int] | None:
+    """Return the size that was recorded when the network was loaded."""
+    info = model_info(model)
+    return None if info is None else info.preprocessing.size
 
 
 def _read_configuration(model: nn.Module) -> Preparation | None:

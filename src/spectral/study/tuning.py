@@ -191,7 +191,7 @@ def train_checkpoint(
     return result
 
 
-def name_architecture(model: nn.Module, given: str | None = None) -> str:
+def name_architecture(model: nn.Module) -> str:
     """Return what a network's weights file must call its architecture.
 
     Example:
@@ -201,11 +201,10 @@ def name_architecture(model: nn.Module, given: str | None = None) -> str:
     """
     info = model_info(model)
     assert info is not None
-    described = given or info.metadata.get("architecture")
+    described = info.metadata.get("architecture")
     if described:
         return str(described)
-    source, _, name = info.name.partition("+")[0].removesuffix(RANDOM).partition("/")
-    return name if source == "bundled" else f"{source}/{name}"
+    return info.name.partition("+")[0].removesuffix(RANDOM).removeprefix("bundled/")
 
 
 @click.command(cls=SpectralCommand, help=__doc__)

@@ -253,7 +253,8 @@ def _check_choice(what: str, value: object, options: Iterable[str]) -> None:
 def _default_example(model: nn.Module) -> Example:
     info = getattr(model, "spectral_info", None)  # what load_model recorded
     if info is not None:
-        return (len(info.preprocessing.mean), *info.preprocessing.size)
+        known = info.preprocessing  # one mean may be for all channels
+        return (len(known.mean), *known.size) if len(known.mean) > 1 else known.size
     config = getattr(model, "pretrained_cfg", None) or {}
     if config.get("input_size"):
         return tuple(config["input_size"])

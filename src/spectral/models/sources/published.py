@@ -13,7 +13,7 @@ from spectral.models.architectures import build, family_of
 from spectral.models.checkpoint import load_state
 from spectral.models.fetching import download, fetch_from_hub, fetching
 from spectral.models.info import CIFAR, CIFAR10_CLASSES, CIFAR_NUM_CLASSES, IMAGENET, ModelInfo, Preprocessing
-from spectral.models.sources.base import Loaded, Source, fill, require_name
+from spectral.models.sources.base import Loaded, Source, fill, name_classes, require_name
 
 NULA_REPOSITORIES = {
     "robust": "MamaPearl/nula-cifar10-robust-v0",
@@ -22,20 +22,20 @@ NULA_REPOSITORIES = {
 NULA_FILE = "model.safetensors"
 
 
-def open_nula(name: str, pretrained: bool) -> Loaded:
+def open_nula(name: str, pretrained: bool, classes: int | None = None) -> Loaded:
     """Open NULA: our own module, the hub's weights."""
     require_name("nula", name, list(NULA_REPOSITORIES))
-    model = build("nula")
+    model = build("nula", classes)
     metadata = {"hf_hub_id": NULA_REPOSITORIES[name], "license": "MIT"} if pretrained else {}
     info = ModelInfo(name, "nula", "", CIFAR, CIFAR_NUM_CLASSES, CIFAR10_CLASSES, metadata)
     if not pretrained:
-        return model, info
+        return model, name_classes(info, classes)
     with fetching(f"nula/{name}"):
         path = fetch_from_hub(NULA_REPOSITORIES[name], NULA_FILE)
     return fill((model, info), load_state(path), f"nula/{name}: {path}")
 
 
-def open_robustbench(name: str, pretrained: bool) -> Loaded:
+def open_robustbench(name: str, pretrained: bool, classes: int | None = None) -> Loaded:
     """Open one of RobustBench's CIFAR-10 networks: our own modules, its files."""
     require_name("robustbench", name, list(robustbench.MODELS))
     published = robustbench.MODELS[name]
@@ -44,7 +44,7 @@ def open_robustbench(name: str, pretrained: bool) -> Loaded:
     family = family_of(published.architecture)
     info = ModelInfo(name, family, "", preprocessing, CIFAR_NUM_CLASSES, CIFAR10_CLASSES, metadata)
     if not pretrained:
-        return build(published.architecture), info
+        return build(published.architecture, classes), name_classes(info, classes)
     path = robustbench.find_file(name)
     if not path.is_file():
         by_hand = f"put the file by hand where RobustBench keeps it, at {path}; "
@@ -92,7 +92,7 @@ def find_cifar_file(name: str) -> Path:
     return root / "models" / "cifar-hub" / CIFAR_FILES[name].name
 
 
-def open_cifar(name: str, pretrained: bool) -> Loaded:
+def open_cifar(name: str, pretrained: bool, classes: int | None = None) -> Loaded:
     """Open a published ResNet for CIFAR-10: shortcuts without parameters, ImageNet's normalisation."""
     require_name("cifar-hub", name, list(CIFAR_FILES))
     file = CIFAR_FILES[name]
@@ -101,9 +101,9 @@ def open_cifar(name: str, pretrained: bool) -> Loaded:
     info = ModelInfo(
         name, "strided", "", preprocessing, CIFAR_NUM_CLASSES, CIFAR10_CLASSES, metadata if pretrained else {}
     )
-    model = build(f"resnet{file.depth}-a")
+    model = build(f"resnet{file.depth}-a", classes)
     if not pretrained:
-        return model, info
+        return model, name_classes(info, classes)
     path = find_cifar_file(name)
     if not path.is_file():
         with fetching(f"cifar-hub/{name}", f"put the file by hand at {path}; "):
