@@ -8,6 +8,7 @@ import types
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import ContextVar
+from typing import ClassVar
 
 import keepers
 import pytest
@@ -109,10 +110,34 @@ def _in_a_module_imported_late() -> nn.Module:
     return Scaled(make_scale)
 
 
+class Library:
+    """Answers for every name, as wrappers of shared libraries do: nobody may ask it."""
+
+    __slots__ = ()
+    asked: ClassVar[list[str]] = []
+
+    def __getattr__(self, name: str) -> object:
+        Library.asked.append(name)
+        return lambda: None
+
+
+def _near_a_library() -> nn.Module:
+    ramps: dict[int, Tensor] = {}
+    library = Library()
+    return Scaled(lambda y: ramps.setdefault(y.shape[-1], _ramp(y)) if library else y)
+
+
+def _in_a_read_only_view() -> nn.Module:
+    table: dict[int, Tensor] = {}
+    view = types.MappingProxyType({"table": table})
+    return Scaled(lambda y: view["table"].setdefault(y.shape[-1], _ramp(y)))
+
+
 REACHED = {
     "context variable": _in_a_context_variable, "module of torch": _in_a_module_of_torch,
     "Python module": _in_a_python_module, "module of a module": _in_a_module_of_a_module,
-    "imported in the forward": _in_a_module_imported_late,
+    "imported in the forward": _in_a_module_imported_late, "near a library": _near_a_library,
+    "read-only view": _in_a_read_only_view,
 }  # fmt: skip
 
 
@@ -161,6 +186,7 @@ class TestFindSites:
         model = REACHED[name]()
         assert [site.op for site in find_sites(model, 32)] == ["conv"]
         torch.testing.assert_close(model(IMAGES), expected, rtol=0, atol=0)
+        assert Library.asked == []
 
     def test_a_parametrised_weight_is_not_computed(self):
         model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 8, 3, 2)))

@@ -14,7 +14,7 @@ import threading
 import types
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from torch import Tensor, nn
@@ -61,9 +61,9 @@ class _Reach:
     def __init__(self, code: Iterable[Any]) -> None:
         self.undo: list[Undo] = []
         self._seen: dict[int, Any] = {}
-        self._names: set[str] = set()
-        self._classes: list[type] = []
-        self._modules: list[dict[str, Any]] = []  # their tables of names
+        self._names: set[str] = set()  # that any code reads
+        self._unnamed: dict[str, list[Any]] = defaultdict(list)  # what modules and classes have under others
+        self._globals: dict[int, set[str]] = {}  # of each function's table, the names that its functions read
         self._left: deque[Any] = deque()
         for item in code:
             self._add(item)
@@ -111,10 +111,9 @@ class _Reach:
         if _is_foreign(f):
             return
         names = _names_of(f.__code__)
-        table = f.__globals__
-        self._add_bindings(table, names)
+        self._visit_globals(f.__globals__, names)
         for name in names:  # imported where it is used
-            for imported in (name, f"{table.get('__package__')}.{name}"):
+            for imported in (name, f"{f.__globals__.get('__package__')}.{name}"):
                 if imported in sys.modules:
                     self._add(sys.modules[imported])
         for cell in f.__closure__ or ():
@@ -122,32 +121,44 @@ class _Reach:
         for value in (*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()):
             self._add(value)
         self._visit_container(vars(f))
-        new = names - self._names
-        for name in new:  # what is called of a class seen before
-            for cls in self._classes:
-                if name in vars(cls):
-                    self._add(vars(cls)[name])
-        for seen in self._modules:
-            self._add_bindings(seen, new)
+        for name in names - self._names:  # what is called of a class or module seen before
+            for value in self._unnamed.pop(name, ()):
+                self._add(value)
         self._names |= names
 
-    def _visit_module(self, module: types.ModuleType) -> None:
-        if not _is_foreign(module):
-            self._modules.append(vars(module))
-            self._add_bindings(vars(module), self._names)
+    def _visit_globals(self, table: dict[str, Any], names: frozenset[str]) -> None:
+        if id(table) not in self._globals:
+            self._globals[id(table)] = set()
+            self._keep_bindings(table, self._globals[id(table)])
+        new = names - self._globals[id(table)]
+        self._globals[id(table)] |= new
+        for name in new & table.keys():
+            self._add(table[name])
 
-    def _add_bindings(self, table: dict[str, Any], names: Iterable[str]) -> None:
-        """Visit what a module has under some names; those that it hasn't are taken out again."""
-        known = {name: table[name] for name in names if name in table}
-        for value in known.values():
+    def _visit_module(self, module: types.ModuleType) -> None:
+        if _is_foreign(module):
+            return
+        self._keep_bindings(vars(module), self._names)
+        for name, value in vars(module).items():
+            self._offer(name, value)
+
+    def _offer(self, name: str, value: Any) -> None:
+        """Visit what a module or class has under a name, as soon as any code reads that name."""
+        if name in self._names:
             self._add(value)
-        kept = {name: value for name, value in known.items() if not isinstance(value, types.ModuleType)}
-        missing = set(names) - known.keys()
+        else:
+            self._unnamed[name].append(value)
+
+    def _keep_bindings(self, table: dict[str, Any], names: set[str]) -> None:
+        """Put back what a table has under the names, which may still grow; new ones are taken out again."""
+        before = dict(table)
 
         def put_back() -> None:
-            _unbind(table, missing)
-            for name, value in kept.items():
-                _bind(table, name, value)
+            for name in names & (table.keys() | before.keys()):
+                if name not in before:
+                    table.pop(name, None)
+                elif not isinstance(before[name], types.ModuleType):
+                    _bind(table, name, before[name])
 
         self.undo.append(put_back)
 
@@ -169,10 +180,11 @@ class _Reach:
             return
         before = dict(vars(cls))
         self.undo.append(lambda: _restore_class(cls, before))
-        self._classes.append(cls)
         for name, value in before.items():
-            if name in self._names or name in _CALLED or not _is_code(value):
+            if name in _CALLED or not _is_code(value):
                 self._add(value)
+            else:
+                self._offer(name, value)
         for base in cls.__mro__:
             self._add(base)
 
@@ -210,8 +222,11 @@ class _Reach:
         self.undo.append(put_back)
 
     def _visit_object(self, x: Any) -> None:
-        if hasattr(x, "__dict__"):
-            self._visit_container(vars(x))
+        own = type(x) if isinstance(x, threading.local) else object  # whose table is each thread's own
+        with suppress(AttributeError):  # asked so, an object's own __getattr__ doesn't answer
+            attributes = own.__getattribute__(x, "__dict__")
+            if type(attributes) is dict:
+                self._visit_container(attributes)
         self._add(type(x))
 
 
@@ -250,11 +265,6 @@ def _entries_of(function: Any) -> dict[Any, Any] | None:
 def _bind(table: dict[str, Any], name: str, value: Any) -> None:
     if table.get(name, _MISSING) is not value:
         table[name] = value
-
-
-def _unbind(table: dict[str, Any], names: Iterable[str]) -> None:
-    for name in names:
-        table.pop(name, None)
 
 
 def _restore_class(cls: type, before: dict[str, Any]) -> None:
