@@ -296,9 +296,27 @@ def test_a_random_resize_gives_each_image_a_scale_of_its_own():
     assert torch.equal(operator(x), halves)  # whatever the batches
 
 
+def test_noise_is_white_each_images_own_and_within_the_pixels_range():
+    x = torch.full((50, 3, 16, 16), 0.5)
+    operator = make_perturbation("gaussian-0.05")
+    assert operator.name == "gaussian-0.05"
+    noise = operator(x) - x
+    assert noise.std().item() == pytest.approx(0.05, rel=0.02)
+    assert abs(noise.mean().item()) < 0.001
+    power = torch.fft.fft2(noise.double()).abs().square().mean((0, 1)) / (256 * 0.05**2)
+    assert power.std() < 0.15
+    assert power.mean() == pytest.approx(1, rel=0.02)
+    assert len(noise.flatten(1)[:, 0].unique()) == 50
+    assert torch.equal(operator(x[10:20], range(10, 20)), operator(x)[10:20])  # whatever the batches
+    bright = operator(torch.ones(1, 3, 16, 16))
+    assert bright.max() == 1
+    assert 0.4 < (bright == 1).float().mean() < 0.6
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("gaussian-0", "standard deviation must be > 0, got 0"),
         ("resize-0.6:0.2", "scales must be between 0 and 1, the lower first, got 0.6, 0.2"),
         ("resize-0:0.5", "scales must be between 0 and 1"),
         ("resize-a:0.5", "expected a number at its end, got 'a'"),

@@ -409,7 +409,7 @@ def test_frequencies_of_odd_and_oblong_images():
 def test_missing_checkpoints_and_few_labels_are_said_first(bundled, tmp_path, capsys):
     phase6.Nula(options(tmp_path))
     first, *rest = capsys.readouterr().out.splitlines()
-    assert first == f"2 networks under 8 perturbations, base {BASE}"
+    assert first == f"2 networks under 9 perturbations, base {BASE}"
     command = "python experiments/train_zoo.py --data cifar10 --only"
     assert rest[:2] == [
         f"  left out  bundled/{name}: no such checkpoint; this trains it: {command} {name}"

@@ -187,7 +187,7 @@ class RandomResize:
     def __call__(self, images: Tensor, indices: Sequence[int] | None = None) -> Tensor:
         """Resize each image by its own scale."""
         numbers = range(len(images)) if indices is None else indices
-        draws = [torch.rand(1, generator=torch.Generator().manual_seed(i)) for i in numbers]
+        draws = [torch.rand(1, generator=_generator(i)) for i in numbers]
         return self.resize(images, torch.cat(draws) if draws else torch.zeros(0))
 
     def draw(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -270,6 +270,41 @@ class BlurDecimate(Decimate):
 
 
 @dataclass(frozen=True)
+class GaussianNoise:
+    """White noise with a standard deviation in [0, 1] pixels, each image's own, cut off at black and white.
+
+    The noise of image number i is fixed by i: networks that are compared see the same.
+
+    Raises:
+        SpectralError: if the standard deviation isn't above 0.
+
+    Example:
+        >>> noise = GaussianNoise(0.1)(torch.full((1, 3, 64, 64), 0.5)) - 0.5
+        >>> round(noise.std().item(), 2)
+        0.1
+    """
+
+    std: float
+
+    def __post_init__(self) -> None:
+        if not self.std > 0:
+            raise SpectralError(f"GaussianNoise: the standard deviation must be > 0, got {self.std}")
+
+    @property
+    def name(self) -> str:
+        """``gaussian-0.05``."""
+        return f"gaussian-{self.std:g}"
+
+    def __call__(self, images: Tensor, indices: Sequence[int] | None = None) -> Tensor:
+        """Return x + noise, within [0, 1]."""
+        numbers = range(len(images)) if indices is None else indices
+        if not len(images):
+            return images
+        noise = [torch.randn(images.shape[1:], generator=_generator(i)) for i in numbers]
+        return (images + self.std * torch.stack(noise).to(images)).clamp(0, 1)
+
+
+@dataclass(frozen=True)
 class Checkerboard:
     """Add δ[i, j] = ε · (−1)^(i + j), the highest spatial frequency there is. Pixels may leave [0, 1].
 
@@ -330,6 +365,7 @@ _MAKERS: Mapping[str, Callable[[float], Perturbation]] = {
     "decimate": lambda value: Decimate(int(value)),
     "blur-decimate": lambda value: BlurDecimate(int(value)),
     "checkerboard": Checkerboard,
+    "gaussian": GaussianNoise,
 }
 
 
@@ -371,6 +407,11 @@ def _read_number(name: str, numbered: str) -> float:
         kind = "whole number" if whole else "number"
         raise SpectralError(f"perturbation {name!r}: expected a {kind} at its end, got {value!r}")
     return number
+
+
+def _generator(number: int) -> torch.Generator:
+    """Return an image's own source of chance."""
+    return torch.Generator().manual_seed(int(number))
 
 
 def choose_randomly(

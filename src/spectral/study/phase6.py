@@ -57,8 +57,12 @@ BUNDLED = ("bundled/nula-w32", "bundled/nula-w32-robust", "bundled/resnet20", "b
 NETWORKS = {"bundled": BUNDLED, "paper": (*BUNDLED[:2], "nula/robust", *BUNDLED[2:])}
 IMAGES = {"bundled": "samples", "paper": "cifar10"}
 TRAIN_COMMAND = "python experiments/train_zoo.py --data cifar10 --only"
-# The card's own, and what it leaves open: its third kind of training, and ε as the network's input has it.
-TESTS = (*NULA_TESTS, "blur-decimate-2", "checkerboard-0.03-normalised", "checkerboard-0.05-normalised")
+# The card's own, and what it leaves open: its third kind of training, ε as the network's input has it, and
+# noise, under which its second version is said to be better.
+TESTS = (
+    *NULA_TESTS, "blur-decimate-2", "checkerboard-0.03-normalised", "checkerboard-0.05-normalised",
+    "gaussian-0.05",
+)  # fmt: skip
 CLEAN, WHOLE = "clean", "whole model"
 METRICS = ("avr", "am", "am_relative", "alias_power_ratio")  # at the dense tap
 MEANS = {metric: ("dense", metric) for metric in METRICS}
