@@ -115,7 +115,7 @@ class TestShardStore:
         store = ShardStore(tmp_path, {})
         store.append(rows("a"))
         monkeypatch.setattr(pq, "write_table", fail)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(SpectralError, match=r"shard-00000\d\.parquet can't be written \(No space left"):
             store.append(rows("b"))
         assert ShardStore(tmp_path, {}).finished_images() == {"a"}
         assert not list(tmp_path.glob("*.partial"))
@@ -329,7 +329,7 @@ class TestFiles:
         path = tmp_path / "a.csv"
         write_csv(pd.DataFrame({"x": [1]}), path)
         monkeypatch.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(OSError(28, "No space left")))
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(SpectralError, match=r"a\.csv can't be written \(No space left"):
             write_csv(pd.DataFrame({"x": [2]}), path)
         assert path.read_text() == "x\n1\n"
 

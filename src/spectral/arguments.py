@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from spectral.errors import SpectralError
@@ -58,3 +60,24 @@ def are_integers(values: Iterable[Any]) -> bool:
         (True, False)
     """
     return all(map(is_integer, values))
+
+
+def as_path(value: Any, what: str) -> Path:
+    """Return a path as Python's, with ``~`` opened.
+
+    Raises:
+        SpectralError: if it is none, or names nothing.
+
+    Example:
+        >>> as_path("a/b", "out").name
+        'b'
+        >>> as_path("", "out")
+        Traceback (most recent call last):
+        spectral.errors.SpectralError: out must name a file or folder, got ''; '.' is the current folder
+    """
+    if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
+        raise SpectralError(f"{what} must be a path, got {type(value).__name__}")
+    text = os.fspath(value)
+    if not text.strip() or "\0" in text:
+        raise SpectralError(f"{what} must name a file or folder, got {text!r}; '.' is the current folder")
+    return Path(text).expanduser()

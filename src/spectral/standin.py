@@ -60,6 +60,22 @@ def run_on_standins(model: nn.Module, inputs: Inputs, watch: Watch[T], batch: in
         return _look_for_real(model, inputs, watch, batch)
 
 
+def run_on_copy(model: nn.Module, inputs: Inputs, watch: Watch[T]) -> T:
+    """Run a copy of the model on real data, with the weights themselves, and return what ``watch`` saw.
+
+    Args:
+        model: any module.
+        inputs: what to call it with.
+        watch: is given the copy, what it is called with, its weights and the forward pass.
+
+    Raises:
+        SpectralError: if ``watch`` fails, or what the forward does to an object that can't be copied changes
+            what it returns.
+    """
+    with _ALONE, torch.inference_mode(False), torch.no_grad():
+        return _look_for_real(model, inputs, watch, None)
+
+
 def choose_inputs(model: nn.Module, example: Example) -> Inputs:
     """Read an example as the arguments that the model takes; if there is a choice, those that it runs on.
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import spectral
 from spectral import stats
 from spectral.errors import SpectralError
+from spectral.files import SEAL, ensure_writable, is_intact, replacing, seal, write_whole
 from spectral.schema import MEASUREMENT, NOT_AVERAGED, PLACE, RANGES, SUMMARY
 
 COLUMNS, SUMMARY_COLUMNS = list(MEASUREMENT), list(SUMMARY)
@@ -245,52 +246,55 @@ def pool_ratio(ratio: pd.Series, power: pd.Series, clusters: pd.Series) -> float
 
 
 def write_csv(table: pd.DataFrame, path: Path, provenance: Mapping[str, Any] | None = None) -> Path:
-    """Write a CSV under a temporary name and rename it; its provenance goes beside it as JSON."""
+    """Write a CSV, whole or not at all; its provenance goes beside it as JSON.
+
+    Raises:
+        SpectralError: if it can't be written.
+    """
     path = Path(path)
     ensure_writable(path.parent)
-    partial = path.with_suffix(path.suffix + ".partial")
-    table.to_csv(partial, index=False, float_format="%.9g")
-    os.replace(partial, path)
+    with replacing(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.9g")
     if provenance is not None:
         write_json(provenance, path.with_suffix(".json"))
     return path
 
 
-def write_json(content: Mapping[str, Any], path: Path) -> None:
-    """Write JSON under a temporary name and rename it."""
-    partial = path.with_suffix(".partial")
-    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
-    partial.write_text(f"{text}\n", encoding="utf-8")
-    os.replace(partial, path)
+def write_json(content: Mapping[str, Any], path: Path, *, sealed: bool = False) -> None:
+    """Write JSON, whole or not at all.
+
+    Args:
+        content: what JSON can hold.
+        path: where to.
+        sealed: with a digest of all of it, which `read_json` checks.
+
+    Raises:
+        SpectralError: if it can't be written.
+    """
+    whole = {**content, "seal": SEAL} if sealed else content
+    text = f"{json.dumps(whole, indent=2, sort_keys=True, ensure_ascii=False)}\n"
+    data = text.encode("utf-8", "surrogateescape")
+    write_whole(path, seal(data) if sealed else data)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, sealed: bool = False) -> dict[str, Any]:
     """Read JSON.
 
     Raises:
         SpectralError: if the file is damaged.
     """
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SpectralError(f"{path} can't be read ({error}); delete its folder and measure again") from error
+        data = path.read_bytes()
+        content = json.loads(data.decode("utf-8", "surrogateescape"))
+        if not isinstance(content, dict):
+            raise ValueError(f"expected an object, got {type(content).__name__}")
+        if sealed and not is_intact(data):
+            raise ValueError("it isn't what was written")
+    except (OSError, ValueError, RecursionError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise SpectralError(f"{path} can't be read ({why}); delete its folder and measure again") from error
+    content.pop("seal", None)
     return content
-
-
-def ensure_writable(folder: Path) -> None:
-    """Create a folder and check that files can be made in it.
-
-    Raises:
-        SpectralError: if not.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}.partial"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise SpectralError(f"can't write to {folder} ({why}); choose another output folder") from error
 
 
 def describe_environment() -> dict[str, Any]:

@@ -105,7 +105,8 @@ def classify(
       spectral classify nula/robust photo.png --top-k 3 --resize
     """
     from spectral.classification import classify as classify_image
-    from spectral.table import ensure_writable, write_json
+    from spectral.files import ensure_writable
+    from spectral.table import write_json
 
     if json_path:
         ensure_writable(json_path.parent)

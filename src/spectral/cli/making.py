@@ -88,8 +88,8 @@ def train(
       spectral train --from bundled/resnet20 --method flc --data cifar10 --out runs/tuned
       spectral train nula --recipe nula-robust --data cifar10 --device cuda --out runs/nula
     """
+    from spectral.files import ensure_writable
     from spectral.study.tuning import load_labelled_sets, name_architecture, train_checkpoint
-    from spectral.table import ensure_writable
     from spectral.training import find_recipe
 
     if (architecture is None) == (start is None):

@@ -69,8 +69,8 @@ def measure(
     Example:
       spectral measure bundled/resnet20 --limit 100 --out runs/resnet20
     """
+    from spectral.files import ensure_writable
     from spectral.measurement import DEFAULT_METRICS
-    from spectral.table import ensure_writable
 
     if out:
         ensure_writable(out)
@@ -141,8 +141,9 @@ def compare(
     Example:
       spectral compare bundled/resnet20 bundled/resnet20-blurpool bundled/resnet20+flc --limit 100
     """
+    from spectral.files import ensure_writable
     from spectral.study.compare import compare_models, format_comparison
-    from spectral.table import describe_environment, ensure_writable, write_csv
+    from spectral.table import describe_environment, write_csv
 
     if len(models) < 2:
         raise click.UsageError(f"expected at least 2 models to compare, got {len(models)}")
@@ -213,9 +214,9 @@ def attribute(
     Example:
       spectral attribute bundled/resnet20 --limit 100 --out runs/attribute
     """
+    from spectral.files import ensure_writable
     from spectral.stability import attribute_instability
     from spectral.study.stability import format_attribution, summarize_attribution
-    from spectral.table import ensure_writable
 
     if out:
         ensure_writable(out)

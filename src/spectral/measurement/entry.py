@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from spectral.arguments import as_integer
 from spectral.capture import TAPS, Tap
 from spectral.errors import SpectralError, SpectralWarning, suggest
+from spectral.files import claim
 from spectral.intake import Feed
 from spectral.measurement.captures import DEFAULT_METRICS, METRICS, SITE_METRICS
 from spectral.measurement.description import describe_sites
 from spectral.measurement.run import Run
 from spectral.network import undisturbed
 from spectral.sites import Site, check_hookable
-from spectral.store import ShardStore
+from spectral.store import ShardStore, list_provenance
 from spectral.table import to_frame
 
 
@@ -103,7 +104,6 @@ def measure(
     batch_size = as_integer(batch_size, "measure: batch_size", least=1)
     check_hookable(model)
     feed = Feed(model, images, caller="measure", preprocessing=preprocessing, logits=logits, name=name)
-    source = feed.images
     run = Run(feed, chosen, tuple(taps), demanded=demanded)
     wanted = set(run.metrics) & set(SITE_METRICS)
     found = run.find_sites(sites) if wanted or sites is not None else []
@@ -117,8 +117,14 @@ def measure(
     for reason, absent in _group(run.missing).items():
         what = f"{run.name} is measured without {' and '.join(absent)}"
         warnings.warn(f"measure: {what}: {reason}", SpectralWarning, stacklevel=2)
-    provenance = run.provenance(batch_size)
-    store = ShardStore(Path(out), run.config, provenance) if out is not None else None
+    with claim(Path(out)) if out is not None else nullcontext():
+        return _measure(run, batch_size, progress, None if out is None else Path(out))
+
+
+def _measure(run: Run, batch_size: int, progress: bool, out: Path | None) -> pd.DataFrame:
+    """Measure what isn't in the folder yet, and return all of the table."""
+    source, provenance = run.images, run.provenance(batch_size)
+    store = ShardStore(out, run.config, provenance, run.identity) if out is not None else None
     done = store.finished_images() if store else set()
     left = [i for i, image in enumerate(source.ids) if image not in done]
     if store and done:
@@ -126,7 +132,7 @@ def measure(
     kept: list[pa.Table] = []
     batches = run.measure_batches(left, batch_size, progress)
     # Closed at once, also after an error here: an unfinished generator would keep the hooks on the model.
-    with undisturbed(model), torch.no_grad(), closing(batches):
+    with undisturbed(run.model), torch.no_grad(), closing(batches):
         for rows in batches:
             if store:
                 store.append(rows)
@@ -139,7 +145,7 @@ def measure(
     # For convenience alone, the table says all that is needed. Plain lists and dictionaries: pandas compares
     # attrs when it joins tables, and writes them to Parquet.
     table.attrs["sites"] = records
-    table.attrs["provenance"] = provenance
+    table.attrs["provenance"] = list_provenance(provenance, store.parts if store else ())
     table.attrs["resumed"] = len(source) - len(left)
     return table
 

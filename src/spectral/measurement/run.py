@@ -16,14 +16,13 @@ from spectral.capture import Capture, Tap
 from spectral.classes import match_labels
 from spectral.errors import SpectralError, suggest
 from spectral.hooks import FeatureExtractor
+from spectral.identity import Identity, identify
 from spectral.inputs import Inputs
 from spectral.instability import compute_instability
 from spectral.intake import Feed, pick_inputs
 from spectral.measurement.captures import DENSE_METRICS, check_identity, measure_capture
 from spectral.measurement.description import by
 from spectral.measurement.images import find_clusters
-from spectral.models import model_info
-from spectral.models.checkpoint import hash_state
 from spectral.network import list_moves, roll_inputs
 from spectral.sites import Site, find_sites
 from spectral.table import Key, Origin, describe_environment, make_reasons, make_rows
@@ -209,11 +208,17 @@ class Run:
             self._values[Key(metric, site.name, site.call, site.op, by(site.stride), tap)] = values
 
     @cached_property
+    def identity(self) -> Identity:
+        """Which network it is, as it is now."""
+        return identify(self.model, self.feed.example)
+
+    @cached_property
     def config(self) -> dict[str, Any]:
         """What determines every value; two runs with equal configurations may share a folder."""
         return {
             "model": self.name,
-            "weights": self._weights_id(),
+            "weights": self.identity.weights,
+            "structure": self.identity.structure,
             "images": self.images.source,
             "images_fingerprint": self.images.fingerprint,
             "image_count": len(self.images),
@@ -238,13 +243,6 @@ class Run:
             "not_measured": dict(self.missing),
         }
         return {**self.config, **facts, "batch_size": batch_size, **describe_environment(), "device": named}
-
-    def _weights_id(self) -> str:
-        """Id of the weights as they are now: a model that was trained or altered keeps its old info."""
-        info = model_info(self.model)
-        now = hash_state(self.model.state_dict())
-        recorded = info.weights_id if info else ""
-        return recorded if recorded.endswith(now.partition(":")[2]) else now
 
 
 def _join(failed: Mapping[str, str]) -> str:

@@ -20,11 +20,12 @@ from spectral.classes import match_labels
 from spectral.console import SpectralCommand
 from spectral.data import ImageSet, load_images
 from spectral.figures import draw_figure
+from spectral.files import ensure_writable
 from spectral.models import load_model
 from spectral.models.info import model_info
 from spectral.perturb import measure_fourier_heatmap
 from spectral.perturb.heatmap import NORMS
-from spectral.table import describe_environment, ensure_writable, write_csv
+from spectral.table import describe_environment, write_csv
 
 TABLE = "fourier_heatmap"
 

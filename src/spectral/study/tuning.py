@@ -22,13 +22,13 @@ from torch import nn
 import spectral.data
 from spectral.console import SpectralCommand
 from spectral.errors import SpectralError, suggest
+from spectral.files import ensure_writable
 from spectral.models import load_model
 from spectral.models.checkpoint import save_checkpoint
 from spectral.models.fetching import RANDOM
 from spectral.models.info import CIFAR_NUM_CLASSES, model_info
 from spectral.surgery import METHODS
 from spectral.surgery.report import find_report
-from spectral.table import ensure_writable
 from spectral.training import LabelledImages, Recipe, train
 
 BASE = "bundled/resnet20"

@@ -21,10 +21,10 @@ from torch import nn
 
 from spectral.console import SpectralCommand
 from spectral.errors import SpectralError, suggest
+from spectral.files import ensure_writable
 from spectral.models import list_bundled, load_model, model_info
 from spectral.study.tuning import TUNING, LabelledSets, ensure_checkpoint, load_labelled_sets, name_tuned
 from spectral.surgery import convert
-from spectral.table import ensure_writable
 from spectral.training import RECIPES, Recipe
 
 Scale = Literal["small", "full"]

@@ -1,0 +1,208 @@
+"""Files that are whole or not there and know when they are damaged, and folders with one writer at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from spectral.errors import SpectralError
+
+SEAL = f"sha256:{'0' * 64}"
+"""What stands in a file where `seal` is to put the digest of all the rest."""
+
+LOCK_FILE, WRITER_FILE = "_lock", "_writer.json"  # pandas and pyarrow pass over names that begin with _
+
+_SEALED = re.compile(rb"sha256:[0-9a-f]{64}")
+_TEMPORARY = re.compile(r"\.spectral-[0-9a-f]{12}-([0-9a-f]{8})-(\d+)-[0-9a-f]+\.partial")
+
+
+def seal(content: bytes) -> bytes:
+    """Put the digest of a file's content where its only `SEAL` stands.
+
+    Example:
+        >>> whole = seal(f"1, 2, 3 {SEAL}".encode())
+        >>> is_intact(whole), is_intact(whole.replace(b"2", b"3"))
+        (True, False)
+    """
+    blank = SEAL.encode()
+    if content.count(blank) != 1:
+        raise ValueError("a file to be sealed has one place for the seal")
+    return content.replace(blank, f"sha256:{hashlib.sha256(content).hexdigest()}".encode())
+
+
+def is_intact(content: bytes) -> bool:
+    """Whether a sealed file is what it was, to the last bit.
+
+    Example:
+        >>> is_intact(b"never sealed")
+        False
+    """
+    # A digest of something else may stand in it, of weights for one; the seal is the one that fits.
+    for found in set(_SEALED.findall(content)):
+        if content.count(found) == 1:
+            blank = content.replace(found, SEAL.encode())
+            if f"sha256:{hashlib.sha256(blank).hexdigest()}".encode() == found:
+                return True
+    return False
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name to write to; what stands there afterwards takes the place of a file, whole.
+
+    Where writing fails or is interrupted the file stays as it was, and nothing is left behind. What a killed
+    process left is removed the next time that the same file is written.
+
+    Raises:
+        SpectralError: if it can't be written.
+    """
+    _remove_orphans(path)
+    temporary = _name_temporary(path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise SpectralError(f"{path} can't be written ({why}); make room, or choose another place") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file: all of it or nothing.
+
+    Raises:
+        SpectralError: if it can't be written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def ensure_writable(folder: Path) -> None:
+    """Create a folder and check that files can be made in it.
+
+    Raises:
+        SpectralError: if not.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = _name_temporary(folder / "probe")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise SpectralError(f"can't write to {folder} ({why}); choose another output folder") from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of killed writers; only whoever has claimed the folder may.
+
+    Files with other names are somebody else's, and stay.
+    """
+    for path in folder.iterdir():
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Be the only one who writes to a folder, among all processes and threads, until the end of the block.
+
+    The operating system gives the lock up when its holder ends, however that comes about: a lock of a killed
+    process is taken over.
+
+    Args:
+        folder: created if it doesn't exist.
+
+    Raises:
+        SpectralError: if somebody else has it, naming who, or it can't be written to.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, claim(Path(folder)):
+        ...     try:
+        ...         with claim(Path(folder)):
+        ...             pass
+        ...     except SpectralError as error:
+        ...         print("is being written" in str(error))
+        True
+    """
+    folder = Path(folder)
+    ensure_writable(folder)
+    lock = FileLock(folder / LOCK_FILE, timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise SpectralError(
+            f"{folder} is being written by {_name_writer(folder)}; wait for it to end, or choose another "
+            f"folder"
+        ) from error
+    except (OSError, NotImplementedError, RuntimeError) as error:
+        raise SpectralError(
+            f"{folder} can't be locked against other writers ({error}); choose a folder on another disk"
+        ) from error
+    try:
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        holder = {"host": socket.gethostname(), "process": os.getpid(), "since": started}
+        write_whole(folder / WRITER_FILE, json.dumps(holder).encode())
+        remove_leftovers(folder)
+        yield
+    finally:
+        with suppress(OSError):
+            (folder / WRITER_FILE).unlink(missing_ok=True)
+        lock.release()
+
+
+def _name_writer(folder: Path) -> str:
+    try:
+        holder = json.loads((folder / WRITER_FILE).read_text(encoding="utf-8"))
+        return f"process {holder['process']} on {holder['host']}, since {holder['since']}"
+    except (OSError, ValueError, KeyError, TypeError):  # it has just begun, or just ended
+        return "another process"
+
+
+def _begin_name(path: Path) -> str:
+    return f".spectral-{_digest(path.name)}-{_digest(socket.gethostname())[:8]}-"
+
+
+def _name_temporary(path: Path) -> Path:
+    """Name a file beside another that no other process or thread writes to; of any name, however long."""
+    return path.with_name(f"{_begin_name(path)}{os.getpid()}-{threading.get_ident():x}.partial")
+
+
+def _remove_orphans(path: Path) -> None:
+    """Remove what processes of this machine that run no more had begun to write in place of a file."""
+    name = _begin_name(path)
+    with suppress(OSError):
+        for entry in os.scandir(path.parent):
+            if entry.name.startswith(name):
+                found = _TEMPORARY.fullmatch(entry.name)
+                if found and not _runs(int(found[2])):
+                    os.unlink(entry.path)
+
+
+def _runs(process: int) -> bool:
+    if os.name == "nt":  # there a signal of 0 isn't a question
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:12]

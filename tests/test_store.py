@@ -1,0 +1,249 @@
+"""A run's folder under faults: damage, foreign and doubled shards, two writers, killed writers."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import command
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from networks import image
+from test_measurement import tiny
+
+import spectral
+from spectral.errors import SpectralError, SpectralWarning
+from spectral.files import claim, is_intact, replacing, seal, write_whole
+from spectral.measurement import measure
+from spectral.store import ShardStore
+
+X = image(6, 3, 16, 16)
+
+
+def run(out: Path, **options: Any) -> pd.DataFrame:
+    return measure(tiny(), X, ("avr", "am"), batch_size=2, progress=False, out=out, **options)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run")
+    run(out)
+    return out
+
+
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+class TestDamage:
+    @pytest.mark.parametrize("name", ["_run.json", "_sites.json", "shard-000000.parquet"])
+    def test_no_flipped_bit_goes_unnoticed(self, name, folder):
+        path = folder / name
+        whole = path.read_bytes()
+        for at in random.Random(name).sample(range(8 * len(whole)), 60):
+            damaged = bytearray(whole)
+            damaged[at // 8] ^= 1 << at % 8
+            path.write_bytes(bytes(damaged))
+            with pytest.raises(SpectralError, match=rf"{name} .*(again|delete)"):
+                spectral.read(folder)
+        path.write_bytes(whole)
+        assert len(spectral.read(folder))
+
+    @pytest.mark.parametrize("name", ["_run.json", "_sites.json", "shard-000001.parquet"])
+    def test_a_cut_file_is_named(self, name, folder):
+        path = folder / name
+        whole = path.read_bytes()
+        for length in (0, 1, len(whole) // 2, len(whole) - 1):
+            path.write_bytes(whole[:length])
+            with pytest.raises(SpectralError, match=rf"{name} .*(again|delete)"):
+                spectral.read(folder)
+
+    def test_an_altered_value(self, folder):
+        path = folder / "shard-000001.parquet"
+        table = pq.read_table(path)
+        values = table["value"].to_numpy().copy()
+        values[3] += 0.1
+        column = table.column_names.index("value")
+        pq.write_table(table.set_column(column, "value", [values]), path)
+        for ask in (lambda: spectral.read(folder), lambda: run(folder)):
+            with pytest.raises(SpectralError, match=r"shard-000001\.parquet .*delete it and measure again"):
+                ask()
+
+    def test_a_shard_that_something_else_wrote(self, folder):
+        path = folder / "shard-000001.parquet"
+        pd.read_parquet(path).to_parquet(path)
+        with pytest.raises(SpectralError, match=r"shard-000001\.parquet wasn't written by this run"):
+            run(folder)
+
+    def test_a_shard_of_another_run(self, folder, tmp_path):
+        other = tmp_path / "other"
+        measure(tiny(seed=1), X, ("avr", "am"), batch_size=2, progress=False, out=other)
+        shutil.copy(other / "shard-000001.parquet", folder)
+        for ask in (lambda: spectral.read(folder), lambda: run(folder)):
+            with pytest.raises(SpectralError, match=r"shard-000001\.parquet belongs to another run"):
+                ask()
+
+    def test_a_shard_that_is_there_twice(self, folder):
+        shutil.copy(folder / "shard-000000.parquet", folder / "shard-000007.parquet")
+        for ask in (lambda: spectral.read(folder), lambda: run(folder)):
+            with pytest.raises(SpectralError, match=r"shard-000007\.parquet is a copy of shard-000000"):
+                ask()
+
+    @pytest.mark.parametrize("kept", [1, 7, -1])
+    def test_a_shard_that_ends_within_an_image_is_measured_again(self, kept, folder):
+        before = spectral.read(folder)
+        path = folder / "shard-000001.parquet"
+        pq.write_table(pq.read_table(path)[:kept], path)
+        with pytest.raises(SpectralError, match="only a part of its rows; continue the run"):
+            spectral.read(folder)
+        with pytest.warns(SpectralWarning, match=r"shard-000001\.parquet has only a part of its rows"):
+            again = run(folder)
+        assert again.attrs["resumed"] == 4
+        key = ["image", "site", "tap", "metric"]
+        left, right = (t.sort_values(key, ignore_index=True) for t in (again, before))
+        pd.testing.assert_frame_equal(left, right, check_exact=True)
+
+    @pytest.mark.parametrize(
+        "content",
+        ["", "{", "[]", "3", "null", "{}", '{"config": 1}', "\x00", "[" * 100_000, '{"a":' * 100_000],
+    )
+    @pytest.mark.parametrize("name", ["_run.json", "_sites.json"])
+    def test_what_is_no_record(self, name, content, folder):
+        (folder / name).write_text(content)
+        with pytest.raises(SpectralError, match=rf"{name} .*measure again"):
+            spectral.read(folder)
+
+    def test_files_of_others_stay(self, folder):
+        theirs = [folder / name for name in ("notes.partial", "a.tmp", ".b.partial", "shard.txt")]
+        for path in theirs:
+            path.write_text("mine")
+        (folder / "shard-000002.parquet").unlink()
+        run(folder)
+        assert all(path.read_text() == "mine" for path in theirs)
+
+
+class TestParts:
+    def test_what_differs_between_the_parts_is_recorded_for_each(self, tmp_path):
+        first = ShardStore(tmp_path, {"model": "net"}, {"model": "net", "versions": {"torch": "2.6"}})
+        assert first.parts == [{"versions": {"torch": "2.6"}}]
+        same = ShardStore(tmp_path, {"model": "net"}, {"model": "net", "versions": {"torch": "2.6"}})
+        assert len(same.parts) == 1
+        ShardStore(tmp_path, {"model": "net"}, {"model": "net", "versions": {"torch": "2.7"}})
+        found = spectral.read(tmp_path).attrs["provenance"]
+        assert [part["versions"]["torch"] for part in found["parts"]] == ["2.6", "2.7"]
+
+    def test_measure_and_read_say_the_same(self, folder):
+        (folder / "shard-000002.parquet").unlink()
+        table = measure(tiny(), X, ("avr", "am"), batch_size=3, progress=False, out=folder)
+        parts = table.attrs["provenance"]["parts"]
+        assert [part["batch_size"] for part in parts] == [2, 3]
+        assert spectral.read(folder).attrs["provenance"]["parts"] == parts
+
+
+class TestSeal:
+    def test_any_bit_breaks_it(self):
+        whole = seal(b'{"a": 1, "seal": "sha256:' + b"0" * 64 + b'", "weights": "sha256:' + b"1" * 64 + b'"}')
+        assert is_intact(whole)
+        for at in range(8 * len(whole)):
+            damaged = bytearray(whole)
+            damaged[at // 8] ^= 1 << at % 8
+            assert not is_intact(bytes(damaged))
+
+    def test_a_file_appears_whole_or_not_at_all(self, tmp_path):
+        path = tmp_path / "a"
+        write_whole(path, b"first")
+        interrupt = signal.raise_signal
+        with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
+            interrupt(temporary.write_bytes(b"se"))  # two bytes, and signal 2 is SIGINT
+        assert path.read_bytes() == b"first"
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_what_killed_writers_left_is_removed_and_what_running_ones_write_is_not(self, tmp_path):
+        code = (
+            "import os, sys; from pathlib import Path; from spectral.files import replacing\n"
+            "with replacing(Path(sys.argv[1])) as temporary:\n"
+            "    temporary.write_bytes(b'half')\n"
+            "    os._exit(9)"
+        )
+        path = tmp_path / "a.json"
+        for _ in range(2):
+            subprocess.run([sys.executable, "-c", code, str(path)], env=command.environment(), check=False)
+            assert len(list(tmp_path.iterdir())) == 1
+        with replacing(path) as temporary:
+            temporary.write_bytes(b"whole")
+            other = threading.Thread(target=write_whole, args=(path, b"other"))
+            other.start()
+            other.join()
+        assert path.read_bytes() == b"whole"
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_names_of_any_length_and_kind(self, tmp_path):
+        for name in ("x" * 255, "\udcff.json", "a b+c"):
+            write_whole(tmp_path / name, b"1")
+            assert (tmp_path / name).read_bytes() == b"1"
+
+
+class TestOneWriter:
+    def test_the_second_is_refused_and_the_first_named(self, folder):
+        with (
+            claim(folder),
+            pytest.raises(SpectralError, match=r"is being written by process \d+ on .+, since"),
+        ):
+            run(folder)
+        assert len(run(folder))
+
+    def test_in_two_threads(self, tmp_path):
+        outcomes: list[str] = []
+
+        nets = [tiny(), tiny()]  # here, since torch's random numbers are those of all threads
+
+        def attempt() -> None:
+            try:
+                measure(nets.pop(), X, ("avr", "am"), batch_size=2, progress=False, out=tmp_path)
+                outcomes.append("done")
+            except SpectralError as error:
+                outcomes.append(str(error))
+
+        threads = [threading.Thread(target=attempt) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert "done" in outcomes
+        refused = [outcome for outcome in outcomes if outcome != "done"]
+        assert all("is being written by" in sentence for sentence in refused), refused
+        np.testing.assert_array_equal(spectral.read(tmp_path)["value"], run(tmp_path)["value"])
+
+    @pytest.mark.slow
+    def test_a_killed_writers_lock_is_taken_over(self, tmp_path):
+        code = (
+            "import sys, time; from pathlib import Path; from spectral.files import claim\n"
+            "with claim(Path(sys.argv[1])):\n"
+            "    print('mine', flush=True); time.sleep(60)"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)], env=command.environment(), stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"mine\n"
+        with pytest.raises(SpectralError, match=rf"is being written by process {process.pid} on "):
+            run(tmp_path)
+        process.kill()
+        process.wait()
+        assert len(run(tmp_path))
+        assert not (tmp_path / "_writer.json").exists()
+
+    def test_nothing_of_the_lock_is_read_as_measurements(self, folder):
+        with claim(folder):
+            pd.testing.assert_frame_equal(pd.read_parquet(folder), spectral.read(folder), check_exact=True)
+        assert json.loads((folder / "_run.json").read_text())["config"]["model"] == "Sequential"
