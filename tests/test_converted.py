@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
 from networks import image
+from PIL import Image
 from torch import Tensor, nn
 
 from spectral.cli import main
@@ -18,6 +20,7 @@ from spectral.measurement import measure
 from spectral.models import load_model, model_info
 from spectral.models.architectures import build
 from spectral.models.checkpoint import save_checkpoint
+from spectral.recalibration import recalibrate
 from spectral.sites import find_sites
 from spectral.surgery import conversion_report, convert
 from spectral.training import LabelledImages, Recipe, train
@@ -110,10 +113,31 @@ def test_convert_writes_a_file_that_loads_as_a_model(tmp_path):
     assert "blur_pool" in listed.output
 
 
+def test_convert_takes_the_layers_options_and_calibrates(tmp_path):
+    path, folder = tmp_path / "r.safetensors", tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    run = run_command(
+        "convert", "bundled/resnet20", "--method", "blurpool", "--option", "kernel_size=5",
+        "--calibrate", folder, "--out", path,
+    )  # fmt: skip
+    assert run.exit_code == 0, run.output
+    net, x = load_model(str(path)), image(2, 3, 32, 32)
+    plain = convert(load_model("bundled/resnet20"), "blurpool", kernel_size=5)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), recalibrate(plain, str(folder))(x))
+        assert not torch.allclose(net(x), plain(x))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--method", "flk"), "flk"),
+        (("--method", "blurpool", "--option", "kernel_size"), "expected NAME=VALUE"),
+        (("--method", "blurpool", "--option", "size=5"), "size"),
+        (("--method", "flc", "--calibrate", "no/such/folder"), "no/such/folder"),
         (("--method", "flc", "--where", "layer9*"), "layer9"),
         (("--method", "flc", "--placement", "in front"), "in front"),
     ],

@@ -56,7 +56,7 @@ ALLOWED = {
         "standin",
         "tracker",
     },
-    "recalibration": {"copying", "network", "surgery"},
+    "recalibration": {"copying", "inputs", "intake", "network", "surgery"},
     "layers": {"arguments", "numerics"},
     "models": {"arguments", "layers", "surgery"},  # a checkpoint may be of a converted network
     "data": {"arguments", "network", "classes", "numerics", "synthetic"},

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from spectral.errors import SpectralError
@@ -88,6 +90,20 @@ def test_nothing_else_changes() -> None:
     assert recalibrate(smooth, torch.randn(4, 3, 16, 16), inplace=True) is smooth
 
 
+def test_images_come_in_any_form_and_are_normalised() -> None:
+    smooth = convert(make_net(), "blurpool", example=16)
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+    ready = (torch.from_numpy(pixels).permute(0, 3, 1, 2).double() / 255).permute(0, 2, 3, 1)
+    ready = ((ready - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2).float()
+    expected = recalibrate(smooth, ready).state_dict()
+    pictures = [Image.fromarray(image) for image in pixels]
+    for images in (pixels, pictures):
+        got = recalibrate(smooth, images, preprocessing=(mean, std)).state_dict()
+        for name, value in expected.items():
+            torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-5)
+
+
 def test_bad_input_is_one_sentence() -> None:
     net = make_net()
     smooth = convert(net, "blurpool", example=16)
@@ -95,8 +111,8 @@ def test_bad_input_is_one_sentence() -> None:
         recalibrate(net, torch.randn(4, 3, 16, 16))
     with pytest.raises(SpectralError, match="at least 2 images, got 1"):
         recalibrate(smooth, torch.randn(1, 3, 16, 16))
-    with pytest.raises(SpectralError, match=r"expected preprocessed images .*, got list"):
-        recalibrate(smooth, [1, 2])  # type: ignore[arg-type]
+    with pytest.raises(SpectralError, match=r"recalibrate: expected images .*, got a list without any"):
+        recalibrate(smooth, [1, 2])
     with pytest.raises(SpectralError, match=r"'1' isn't finite"):
         recalibrate(smooth, torch.full((2, 3, 16, 16), torch.nan))
     with pytest.raises(SpectralError, match="pass the network that this one was made from"):

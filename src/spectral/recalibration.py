@@ -15,6 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from spectral.copying import copy_model
 from spectral.errors import SpectralError, SpectralWarning
+from spectral.inputs import Inputs
+from spectral.intake import Feed
 from spectral.network import undisturbed
 from spectral.surgery import conversion_report, convert, revert
 
@@ -23,10 +25,11 @@ LIMIT = 128  # images that stand in one batch
 
 def recalibrate(
     model: nn.Module,
-    images: Tensor,
+    images: Any,
     *,
     reference: nn.Module | None = None,
     inplace: bool = False,
+    preprocessing: Any = None,
 ) -> nn.Module:
     """Measure a converted network's batch-norm statistics again, without labels.
 
@@ -42,10 +45,12 @@ def recalibrate(
 
     Args:
         model: what `convert` returned, or another network that has changed.
-        images: preprocessed images (N, C, H, W); the first 128 are used, all in one batch.
+        images: whatever holds some, as for `measure`: names, folders, Datasets, tensors that are preprocessed
+            (N, C, H, W); no labels are needed. The first 128 are used, all in one batch.
         reference: the network before the change, whose statistics fit; by default the model with
             plain decimation in place of its layers, which computes what it did before the conversion.
         inplace: change the model itself instead of a copy.
+        preprocessing: what images in [0, 1] go through, as for `measure`.
 
     Returns:
         The network with its new statistics, its modes as they were.
@@ -66,16 +71,12 @@ def recalibrate(
         >>> torch.equal(repaired[3].running_var, smooth[3].running_var)
         False
     """
-    if not isinstance(images, Tensor) or images.ndim < 3 or not images.is_floating_point():
-        got = (
-            f"{tuple(images.shape)}, {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
-        )
-        raise SpectralError(f"recalibrate: expected preprocessed images (N, C, H, W), got {got}")
-    if len(images) < 2:
-        raise SpectralError(f"recalibrate: needs at least 2 images, got {len(images)}")
+    feed = Feed(model, images, caller="recalibrate", preprocessing=preprocessing)
+    batch = feed.load(range(min(len(feed.images), LIMIT)))
+    if batch.count < 2:
+        raise SpectralError(f"recalibrate: needs at least 2 images, got {batch.count}")
     before = _make_twin(model) if reference is None else reference
     work = model if inplace else copy_model(model)
-    batch = images[:LIMIT]
     with torch.no_grad(), undisturbed(before), undisturbed(work):
         fitting = _watch(before, batch, lambda path, norm, seen: None)
         known = {path: seen[0] for path, seen in fitting.items() if len(seen) == 1}
@@ -121,7 +122,7 @@ class Moments:
 
 
 def _watch(
-    model: nn.Module, batch: Tensor, on_norm: Callable[[str, _BatchNorm, Moments], None]
+    model: nn.Module, batch: Inputs, on_norm: Callable[[str, _BatchNorm, Moments], None]
 ) -> dict[str, list[Moments]]:
     """Run a model on one batch; measure what enters each norm that keeps statistics, before it runs."""
     found: dict[str, list[Moments]] = {}
@@ -141,7 +142,7 @@ def _watch(
             if isinstance(module, _BatchNorm) and module.running_mean is not None:
                 handle = module.register_forward_pre_hook(partial(hook, path), with_kwargs=True)
                 stack.callback(handle.remove)
-        model(batch)
+        model(*batch.args, **batch.kwargs)
     return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +121,28 @@ def train(
     click.echo(f"test accuracy {result['test_accuracy']:.2%}; weights in {path}")
 
 
+def read_options(texts: Sequence[str]) -> dict[str, Any]:
+    """Read NAME=VALUE: a Python value where it is one, text otherwise.
+
+    Raises:
+        SpectralError: if there is no name or no value.
+
+    Example:
+        >>> read_options(["kernel_size=5", "wavelet=db2", "ceil_mode=True"])
+        {'kernel_size': 5, 'wavelet': 'db2', 'ceil_mode': True}
+    """
+    options: dict[str, Any] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if not name.isidentifier() or not value:
+            raise SpectralError(f"--option: expected NAME=VALUE, such as kernel_size=5, got {text!r}")
+        try:
+            options[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[name] = value
+    return options
+
+
 @click.command(cls=SpectralCommand)
 @click.argument("model")
 @click.option("--method", required=True, metavar="NAME", help="blurpool, flc, asap, aps, wavelet, …")
@@ -127,6 +151,10 @@ def train(
 @click.option("--where", "where", multiple=True, metavar="SITES",
               help="A kind (conv, max_pool, …), a site's name or a pattern; several times for several. "
               "All that can be replaced by default.")  # fmt: skip
+@click.option("--option", "options", multiple=True, metavar="NAME=VALUE",
+              help="An option of the layer, such as kernel_size=5; several times for several.")  # fmt: skip
+@click.option("--calibrate", metavar="IMAGES",
+              help="Measure batch-norm statistics again on these images, no labels needed.")  # fmt: skip
 @click.option("--placement", type=click.Choice(["auto", "behind"]), default="auto", show_default=True,
               help="Behind the activation where the block allows it, or right behind the operator."
               )  # fmt: skip
@@ -136,6 +164,8 @@ def convert(
     method: str,
     out: Path,
     where: tuple[str, ...],
+    options: tuple[str, ...],
+    calibrate: str | None,
     placement: str,
     network: ModelOptions,
 ) -> None:
@@ -147,6 +177,7 @@ def convert(
     \b
     Example:
       spectral convert bundled/resnet20 --method flc --out resnet20-flc.safetensors
+      spectral convert timm/resnet50 --method blurpool --calibrate photos --out r50.safetensors
     """
     from spectral.models.checkpoint import save_checkpoint
     from spectral.study.tuning import name_architecture
@@ -156,13 +187,15 @@ def convert(
     assert info is not None
     chosen = None if not where else where[0] if len(where) == 1 else list(where)
     shape = info.preprocessing.size
-    smooth = spectral.convert(net, method, chosen, placement, example=shape)
+    smooth = spectral.convert(net, method, chosen, placement, example=shape, **read_options(options))
     report = spectral.conversion_report(smooth)
     click.echo(str(report))
     if not report.replaced:
         raise SpectralError(
             f"nothing was replaced in {model}, so nothing is written; choose sites with --where"
         )
+    if calibrate is not None:
+        smooth = spectral.recalibrate(smooth, calibrate, inplace=True)
     metadata = {
         "architecture": name_architecture(net), "family": info.family,
         "converted_from": info.name, "mean": info.preprocessing.mean, "std": info.preprocessing.std,
