@@ -1,5 +1,6 @@
 from . import data, figures, layers, models, operators, perturb, stats, study, synthetic, table
 from .capture import Capture
+from .causes import Cause, find_causes, idealize
 from .channels import compute_channel_alias_ratios, find_white_noise_ratio, split_border
 from .classification import classify
 from .data import ImageSet, load_images
@@ -68,20 +69,20 @@ from .training import Recipe, train
 __version__: str
 
 __all__ = [
-    "AliasingMonitor", "AliasingPenalty", "Capture", "ConversionReport", "Corruption",
+    "AliasingMonitor", "AliasingPenalty", "Capture", "Cause", "ConversionReport", "Corruption",
     "FeatureExtractor", "ImageSet", "PerturbedImages", "Recipe", "Site", "SpectralError",
     "SpectralWarning", "attribute_instability", "classify", "compute_alias_categories",
     "compute_alias_metrics", "compute_alias_power_ratio", "compute_am", "compute_am_relative",
-    "compute_avr", "compute_channel_alias_ratios", "compute_instability",
-    "compute_logit_jitter", "compute_logit_spread", "compute_power_spectrum", "compute_radial_profile",
-    "compute_sis", "conversion_report", "convert", "data", "exact_bin_frequencies", "figures",
+    "compute_avr", "compute_channel_alias_ratios", "compute_instability", "compute_logit_jitter",
+    "compute_logit_spread", "compute_power_spectrum", "compute_radial_profile", "compute_sis",
+    "conversion_report", "convert", "data", "exact_bin_frequencies", "figures", "find_causes",
     "find_global_pools", "find_reductions", "find_sites", "find_white_noise_ratio", "fourier_shift",
-    "frequency_grid", "get_stride_layers", "layers", "list_bundled", "load_images", "load_model",
-    "log_power_spectrum", "make_checkerboard_image", "make_constant_image", "make_dead_leaves_image",
-    "make_perturbation", "make_sinusoidal_image", "make_white_noise_image", "match_sites", "measure",
-    "measure_consistency", "measure_diagonal", "measure_equivariance", "measure_fourier_heatmap",
-    "measure_predictions", "measure_robustness", "measure_stability", "measure_worst_shift",
-    "model_info", "models", "normalized_radius", "operators", "pair_sites", "perturb",
-    "radial_frequencies", "read", "recalibrate", "register_operator", "revert", "split_border", "stats",
-    "study", "summarize_measurements", "summarize_stability", "synthetic", "table", "train",
+    "frequency_grid", "get_stride_layers", "idealize", "layers", "list_bundled", "load_images",
+    "load_model", "log_power_spectrum", "make_checkerboard_image", "make_constant_image",
+    "make_dead_leaves_image", "make_perturbation", "make_sinusoidal_image", "make_white_noise_image",
+    "match_sites", "measure", "measure_consistency", "measure_diagonal", "measure_equivariance",
+    "measure_fourier_heatmap", "measure_predictions", "measure_robustness", "measure_stability",
+    "measure_worst_shift", "model_info", "models", "normalized_radius", "operators", "pair_sites",
+    "perturb", "radial_frequencies", "read", "recalibrate", "register_operator", "revert", "split_border",
+    "stats", "study", "summarize_measurements", "summarize_stability", "synthetic", "table", "train",
 ]  # fmt: skip

@@ -104,6 +104,58 @@ def interpolation_rows(extent: Any, factor: int, arange: Range = np.arange) -> A
     return (paired + nyquist * _cosine(wrap(extent // 2 * lag, period), period)) / extent
 
 
+def resampling_rows(
+    extent: Any, count: Any, first: Any, highest: Any, nyquist: bool = False, arange: Range = np.arange
+) -> Any:
+    """Rows of the periodic interpolation at ``count`` places spread evenly over the period, as a matrix.
+
+    Args:
+        extent: samples of the axis.
+        count: places: ``first`` + i·extent/count.
+        first: place of the first row.
+        highest: largest frequency bin that is kept, below the Nyquist frequency.
+        nyquist: keep the Nyquist bin of an even extent as well, half for each of its signs.
+        arange: makes the indices.
+
+    Example:
+        >>> resampling_rows(3, 3, 0, 1).round(3) + 0.0
+        array([[1., 0., 0.],
+               [0., 1., 0.],
+               [0., 0., 1.]])
+    """
+    period = count * extent
+    lag = (extent * arange(count))[:, None] + count * (first - arange(extent))
+    waves = sum_waves(lag, period, 2 * highest + 1)
+    if nyquist and extent % 2 == 0:
+        waves = waves + _cosine(wrap(extent // 2 * lag, period), period)
+    return waves / extent
+
+
+def phase_rows(extent: Any, factor: int, phase: int, arange: Range = np.arange) -> Any:
+    """Samples ``phase``/``factor`` behind each sample: one phase of `interpolation_rows`, as a square matrix.
+
+    Example:
+        >>> phase_rows(2, 2, 1).round(3) + 0.0
+        array([[0.5, 0.5],
+               [0.5, 0.5]])
+    """
+    return interpolation_rows(extent, factor, arange)[phase::factor]
+
+
+def phase_low_pass_rows(extent: Any, factor: int, phase: int, arange: Range = np.arange) -> Any:
+    """What a phase of an r times finer lattice adds to the low-pass back to the coarse one: a square matrix.
+
+    The sum over the phases is `low_pass_rows` of the finer lattice, decimated by r.
+
+    Example:
+        >>> sum(phase_low_pass_rows(3, 2, p).sum(1) for p in (0, 1)).round(9)
+        array([1., 1., 1.])
+    """
+    period = factor * extent
+    lag = factor * (arange(extent)[:, None] - arange(extent)) - phase
+    return sum_waves(lag, period, 2 * ((extent - 1) // 2) + 1) / period
+
+
 def wave_rows(extent: Any, highest: Any, arange: Range = np.arange) -> Any:
     """Rows cos(2πkn/N), then sin(2πkn/N), for k = 0 … K: a (2·(K + 1), N) matrix."""
     # k·n is reduced modulo N in integers first: the argument stays small and exact.

@@ -1,0 +1,18 @@
+"""Why a network's answer changes when its image moves: decimation, nonlinearities, borders, position."""
+
+from spectral.causes.cause import SOURCES, Cause, Source, Where, check_sources, choose_causes
+from spectral.causes.ideal import Idealized, Plans, check_factor, find_causes, idealize
+
+__all__ = [
+    "SOURCES",
+    "Cause",
+    "Idealized",
+    "Plans",
+    "Source",
+    "Where",
+    "check_factor",
+    "check_sources",
+    "choose_causes",
+    "find_causes",
+    "idealize",
+]

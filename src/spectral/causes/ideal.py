@@ -1,0 +1,303 @@
+"""A network with the causes of its shift instability made ideal, for as long as a ``with`` block lasts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from spectral.arguments import as_integer
+from spectral.causes.cause import SOURCES, Cause, Source, Where, check_sources, choose_causes
+from spectral.causes.lattices import evaluate_finely
+from spectral.causes.planning import Plan, Planned, make_plan
+from spectral.causes.watching import Key, Turns
+from spectral.causes.windows import Extensions, Task, index_ideally, pad_circularly, slide_ideally
+from spectral.errors import SpectralError
+from spectral.inputs import Inputs
+from spectral.network import make_inputs
+from spectral.sites import check_hookable
+from spectral.tracker import Frame, Tracker, is_paused, paused
+
+CALLER = "idealize"
+
+
+class Idealized(AbstractContextManager["Idealized"]):
+    """What `idealize` returns: inside its ``with`` block the model computes with ideal operators.
+
+    Attributes:
+        model: the network, which itself stays what it is.
+        sources: what is made ideal.
+        causes: of the latest pass, what has been made ideal.
+        left: of the latest pass, what can't be made ideal, each with its ``reason``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sources: Sequence[Source],
+        where: Where,
+        factor: int,
+        plans: Plans | None = None,
+    ) -> None:
+        self.model, self.sources = model, tuple(sources)
+        self.causes: list[Cause] = []
+        self.left: list[Cause] = []
+        self._where, self._factor = where, factor
+        self._plans = plans or Plans(model)
+        self._tracker = Tracker(
+            dict(model.named_modules()), start=self._start, begin=self._begin, close=self._close
+        )
+        self._mode = _Substitutes(self)
+        self._chosen: dict[Key, tuple[Planned, frozenset[Source]]] = {}
+        self._names: set[tuple[str, str]] = set()
+        self._turns, self._extensions = Turns(), Extensions()
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Idealized:
+        """Begin to compute ideally."""
+        with ExitStack() as stack:
+            stack.enter_context(self._tracker)
+            stack.enter_context(self._mode)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        """Let the model compute as it does."""
+        self._stack.__exit__(*exception)
+        self._extensions = Extensions()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model with ideal operators, inside the ``with`` block or not."""
+        if any(mode is self._mode for mode in _active_modes()):
+            return self.model(*args, **kwargs)
+        with self:
+            return self.model(*args, **kwargs)
+
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run a torch function of the model, or what is ideal in its place."""
+        frames = self._tracker.frames
+        if not frames or is_paused():
+            return func(*args, **kwargs)
+        frame = frames[-1]
+        if (frame.path, getattr(func, "__name__", "")) not in self._names:
+            return func(*args, **kwargs)
+        chosen = self._chosen.get(self._turns.locate(frame, func))
+        if chosen is None:
+            return func(*args, **kwargs)
+        with paused():
+            return self._replace(*chosen, func, args, kwargs)
+
+    def _replace(
+        self, planned: Planned, sources: frozenset[Source], func: Any, args: Any, kwargs: Any
+    ) -> Any:
+        call = planned.call
+        if planned.handler == "pointwise":
+            return self._evaluate(planned, func, args, kwargs) if sources else func(*args, **kwargs)
+        axes = tuple((call.entering[0] or {}).values())
+        rank = len(call.sizes[0]) - 2 if planned.handler == "adaptive" else _rank_of(call.name)
+        task = Task(func, sources, axes, call.sizes[0][-rank:] if rank else (), self._factor)
+        if planned.handler == "pad":
+            ideal = "border" in sources or _is_circular(args, kwargs)
+            return pad_circularly(task, args, kwargs, self._extensions) if ideal else func(*args, **kwargs)
+        if planned.handler == "index":
+            return index_ideally(task, args, kwargs, self._extensions)
+        if planned.handler == "adaptive":
+            return _run_adaptive(task, planned, args, kwargs, self._extensions)
+        return slide_ideally(task, args, kwargs, self._extensions)
+
+    def _evaluate(self, planned: Planned, func: Any, args: Any, kwargs: Any) -> Any:
+        """Evaluate a function of each place on a finer lattice."""
+        call = planned.call
+        entering, leaving = [a or {} for a in call.entering], [a or {} for a in call.leaving]
+        made = evaluate_finely(func, args, kwargs, entering, leaving, self._factor, call.writes)
+        if call.written is not None:
+            target: Tensor = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)][call.written]
+            return target.copy_(made[0])
+        return made[0] if len(made) == 1 else type_like(call, made)
+
+    def _start(self) -> None:
+        self._turns, self._extensions = Turns(), Extensions()
+
+    def _begin(self, frame: Frame) -> None:
+        if frame.parent is not None:
+            return
+        if frame.path:
+            raise SpectralError(
+                f"{CALLER}: inside it only the whole model may be called, and {frame.path!r} was; pass that "
+                f"module to {CALLER}"
+            )
+        self._chosen, self._names = {}, set()  # while the plan is made, its copy runs as it is
+        self._follow(self._plans.find(make_inputs(*frame.args, **frame.kwargs)))
+
+    def _close(self, frame: Frame) -> None:
+        if frame.parent is None:
+            self._extensions = Extensions()
+
+    def _follow(self, plan: Plan) -> None:
+        """Choose what of a plan is made ideal."""
+        chosen = set(choose_causes(plan.causes, self.sources, self._where, CALLER))
+        self.causes = [cause for cause in plan.causes if cause in chosen and cause.reason is None]
+        self.left = [cause for cause in plan.causes if cause.reason is not None]
+        self._chosen = {
+            key: (planned, frozenset(cause.source for cause in planned.causes if cause in chosen))
+            for key, planned in plan.calls.items()
+        }
+        self._names = {(key[0], key[2]) for key in self._chosen}
+
+
+class Plans:
+    """Plans of one model's passes, by the shapes of what it is called with."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._known: dict[Any, Plan] = {}
+
+    def find(self, inputs: Inputs) -> Plan:
+        """Return the plan for some inputs."""
+        key = tuple(
+            (tuple(x.shape[1:] if batched else x.shape), x.dtype) for x, batched in inputs.every_tensor()
+        )
+        if key not in self._known:
+            one = inputs.map(lambda x, batched: x[:1].detach() if batched and x.ndim else x.detach())
+            self._known[key] = make_plan(self._model, one)
+        return self._known[key]
+
+
+def idealize(
+    model: nn.Module,
+    sources: Iterable[str] = SOURCES,
+    where: Where = None,
+    *,
+    factor: int = 2,
+) -> Idealized:
+    """Make the causes of a network's shift instability ideal, one kind of cause or several.
+
+    Three kinds of operators keep a network's answer from staying the same when its image moves:
+
+    - ``"decimation"``: what would fold is removed, by the ideal low-pass L of the aliasing metric, from each
+      site's dense map before that is decimated.
+    - ``"nonlinearity"``: what acts on each place alone (activations, products of maps, normalisation over
+      channels, the maximum of a max pool) makes frequencies that the lattice can't hold. It is evaluated on
+      an ideally interpolated lattice, ``factor`` times finer, and ideally low-passed back. Gates that are
+      computed from global pools are no maps.
+    - ``"border"``: every padding is circular. Where a stride doesn't divide a map's extent, or a window
+      without padding makes it smaller, no lattice is periodic as it is: then the samples lie evenly on the
+      period.
+
+    Operators are read and replaced as functions while the model runs: as modules, functionals, pads and
+    gates alike. The network itself isn't altered, gradients flow, and what can't be made ideal (position
+    embeddings, windows, flattened maps, attention) is left as it is and listed.
+
+    The ideal network is another network: it is as unstable as what is left of the causes makes it, and its
+    predictions differ.
+
+    Args:
+        model: any module that `find_sites` can trace.
+        sources: which kinds of causes.
+        where: None for everywhere; names or patterns of causes (``"layer1.*"``), one or several; or a
+            function of a `Cause`.
+        factor: how much finer the lattice of nonlinearities is.
+
+    Returns:
+        A context manager, inside which the model computes so; also callable like the model. ``causes`` lists
+        what was made ideal in the latest pass, ``left`` what can't be, with the reason.
+
+    Raises:
+        SpectralError: for an unknown source or place, a factor below 2, or a model in which functions can't
+            be replaced (scripted, compiled, wrapped for parallelism).
+
+    Source:
+        H. Michaeli et al., Alias-Free Convnets: Fractional Shift Invariance via Polynomial Activations, CVPR
+        2023, for the three conditions; T. Karras et al., Alias-Free Generative Adversarial Networks, NeurIPS
+        2021, for the filtered nonlinearity.
+
+    Example:
+        >>> import torch, spectral
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> x = torch.rand(2, 3, 16, 16)
+        >>> with idealize(net) as ideal:
+        ...     stable = spectral.compute_sis(net, x)
+        >>> bool((stable < spectral.compute_sis(net, x) / 10).all())
+        True
+        >>> [(cause.source, cause.name) for cause in ideal.causes]
+        [('decimation', '0'), ('border', '0'), ('nonlinearity', '1')]
+    """
+    check_hookable(model)
+    chosen = check_sources(sources, CALLER)
+    return Idealized(model, chosen, where, check_factor(factor, CALLER))
+
+
+def check_factor(factor: int, caller: str) -> int:
+    """Return how much finer a lattice is.
+
+    Raises:
+        SpectralError: if it is no whole number of 2 or more.
+    """
+    return as_integer(factor, f"{caller}: factor", least=2)
+
+
+def find_causes(model: nn.Module, example: Any) -> list[Cause]:
+    """List every operator of a network that isn't equivariant to shifts, in the order in which they run.
+
+    One forward pass of a copy, without data where it can.
+
+    Args:
+        model: any module that `find_sites` can trace.
+        example: as for `find_sites`.
+
+    Raises:
+        SpectralError: as for `find_sites`, or if the model computes no map.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+        >>> [(cause.source, cause.name) for cause in find_causes(net, 32)]
+        [('border', '0'), ('nonlinearity', '1'), ('decimation', '2'), ('nonlinearity', '2'), ('border', '2')]
+    """
+    return list(make_plan(model, example).causes)
+
+
+class _Substitutes(TorchFunctionMode):
+    def __init__(self, ideal: Idealized) -> None:
+        super().__init__()
+        self._ideal = ideal
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run a torch function, or what is ideal in its place."""
+        return self._ideal.run(func, args, kwargs or {})
+
+
+def _active_modes() -> list[TorchFunctionMode]:
+    from torch.overrides import _get_current_function_mode_stack
+
+    return list(_get_current_function_mode_stack())
+
+
+def _rank_of(name: str) -> int:
+    return int(name[-2]) if name.endswith("d") and name[-2].isdigit() else 0
+
+
+def _is_circular(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    return (args[2] if len(args) > 2 else kwargs.get("mode")) == "circular"
+
+
+def _run_adaptive(
+    task: Task, planned: Planned, args: Sequence[Any], kwargs: Mapping[str, Any], known: Extensions
+) -> Any:
+    """Run an adaptive pool of equal windows as the pool of these windows."""
+    call = planned.call
+    rank = _rank_of(call.name)
+    sizes = [m // n for m, n in zip(call.before[0][-rank:], call.sizes[0][-rank:], strict=True)]
+    func = getattr(F, f"{'max' if 'max' in call.name else 'avg'}_pool{rank}d")
+    x = args[0] if args else kwargs["input"]
+    own = Task(func, task.sources, task.axes, call.sizes[0][-rank:], task.factor)
+    return slide_ideally(own, (x, sizes), {}, known)
+
+
+def type_like(call: Any, made: list[Tensor]) -> Any:
+    """Return several tensors as the function returned them: a tuple."""
+    return tuple(made)

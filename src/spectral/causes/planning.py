@@ -1,0 +1,244 @@
+"""From a watched pass: the causes of a network's instability, and what runs in place of which call."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from torch import nn
+
+from spectral.causes.cause import Cause
+from spectral.causes.watching import FunctionCall, Key, Watcher
+from spectral.causes.windows import CONVOLUTIONS, MAXIMA, MEANS, name_parameters, read_windows
+from spectral.errors import SpectralError
+from spectral.inputs import Example
+from spectral.sites import Site, watch_reductions
+
+Handler = Literal["window", "pad", "index", "adaptive", "pointwise"]
+
+INDEXING = "__getitem__"
+_IDEAL_ALREADY = ("low_pass",)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One function call that something can run in place of.
+
+    Attributes:
+        handler: what kind of function it is.
+        causes: what can be made ideal of it.
+        call: as it ran.
+    """
+
+    handler: Handler
+    causes: tuple[Cause, ...]
+    call: FunctionCall
+
+
+@dataclass
+class Plan:
+    """All that isn't equivariant in a network's pass over images of one size.
+
+    Attributes:
+        calls: by their keys.
+        causes: all, in the order in which they run, with those that can't be made ideal.
+    """
+
+    calls: dict[Key, Planned] = field(default_factory=dict)
+    causes: list[Cause] = field(default_factory=list)
+
+
+def make_plan(model: nn.Module, example: Example) -> Plan:
+    """Watch one pass of a copy of the model, on no data where it can, and read what isn't equivariant in it.
+
+    Raises:
+        SpectralError: if the model can't be watched, its forward fails, or it has no map.
+    """
+    watchers: list[Watcher] = []
+
+    def watch(copy: nn.Module) -> Watcher:
+        watchers.append(Watcher(copy))
+        return watchers[-1]
+
+    sites = watch_reductions(model, example, watch)
+    watcher = watchers[-1]
+    if not watcher.calls:
+        raise SpectralError(
+            f"{type(model).__name__} computes no map of the image, with rows and columns: nothing in it "
+            f"depends on shifts of a lattice; pass a model over images"
+        )
+    return _Planner(watcher, sites).plan()
+
+
+class _Planner:
+    def __init__(self, watcher: Watcher, sites: list[Site]) -> None:
+        self._watcher = watcher
+        self._sites = {site.key: site for site in sites}
+        self._used: set[str] = set()
+        self._names: dict[Key, str] = {}
+
+    def plan(self) -> Plan:
+        """Read every call."""
+        read = [(call, *self._read(call)) for call in self._watcher.calls]
+        kept = [(call, handler, causes) for call, handler, causes in read if handler or causes]
+        self._names = self._name([call for call, _, _ in kept])
+        plan = Plan()
+        for call, handler, causes in kept:
+            named = [cause if cause.name else replace(cause, name=self._names[call.key]) for cause in causes]
+            plan.causes += named
+            if handler:
+                able = tuple(cause for cause in named if cause.reason is None)
+                plan.calls[call.key] = Planned(handler, able, call)
+        for path, name, reason in self._watcher.strays:
+            plan.causes.append(Cause("nonlinearity", f"{path}:{name}", name, reason))
+        for site in self._sites.values():
+            if site.name not in self._used and site.op not in (*_IDEAL_ALREADY, "global_pool"):
+                plan.causes.append(_give_up(site))
+        plan.causes = list(dict.fromkeys(plan.causes))
+        return plan
+
+    def _read(self, call: FunctionCall) -> tuple[Handler | None, list[Cause]]:
+        """Say what kind of function a call is, and its causes, as yet without names."""
+        name = call.name
+        if call.entering[0] is not None and call.entering[0]:
+            if name in (*CONVOLUTIONS, *MAXIMA, *MEANS):
+                return self._read_window(call)
+            if name == "pad":
+                return self._read_pad(call)
+            if name == INDEXING and not call.findings:
+                return self._read_index(call)
+            if name.startswith("adaptive_") and call.leaving[0]:
+                return self._read_adaptive(call)
+        if call.finer:
+            reason = "the lattice gets finer here: what it makes above the old Nyquist frequency stays"
+            return None, [Cause("position", "", name, reason)]
+        return self._read_pointwise(call)
+
+    def _read_window(self, call: FunctionCall) -> tuple[Handler | None, list[Cause]]:
+        name = call.name
+        a = name_parameters(name[:-2].rstrip("_"), call.args, call.kwargs)
+        windows = read_windows(name, a)
+        rank = len(windows)
+        before, after = call.before[0][-rank:], call.sizes[0][-rank:]
+        if any(n == 1 < m for n, m in zip(after, before, strict=True)):
+            if name in MEANS and all(n == 1 for n in after):
+                return None, []
+            return None, [Cause("position", "", name, "its window is the whole map")]
+        causes = []
+        for key in call.sites:
+            site = self._sites.get(key)
+            if site is not None and site.name not in self._used:
+                self._used.add(site.name)
+                causes.append(Cause("decimation", site.name, site.op))
+        if a.get("return_indices"):
+            return None, [Cause("nonlinearity", "", name, "the positions of its maxima are asked for")]
+        if name in MAXIMA and any(w.size > 1 for w in windows):
+            causes.append(Cause("nonlinearity", "", name))
+        axes = zip(windows, before, after, strict=True)
+        if any(w.reach or w.padding or m != w.stride * n for w, m, n in axes):
+            causes.append(Cause("border", "", name))
+        return "window", causes
+
+    def _read_pad(self, call: FunctionCall) -> tuple[Handler | None, list[Cause]]:
+        a = name_parameters("pad", call.args, call.kwargs)
+        ends = list(a["pad"])
+        rank = len(call.before[0])
+        padded = {rank - 1 - i // 2 for i, n in enumerate(ends) if n}
+        if not padded & set((call.entering[0] or {}).values()):
+            return None, []
+        if a.get("mode") == "circular":
+            return "pad", []
+        return "pad", [Cause("border", "", "pad")]
+
+    def _read_index(self, call: FunctionCall) -> tuple[Handler | None, list[Cause]]:
+        axes, leaving = call.entering[0] or {}, call.leaving[0] or {}
+        causes = []
+        for key in call.sites:
+            site = self._sites.get(key)
+            if site is not None and site.name not in self._used and site.op == "slice":
+                self._used.add(site.name)
+                causes.append(Cause("decimation", site.name, site.op))
+        changed = [
+            kind for kind, axis in axes.items()
+            if kind in leaving and call.sizes[0][leaving[kind]] != call.before[0][axis]
+        ]  # fmt: skip
+        if set(axes) != set(leaving) and not causes:
+            return None, [Cause("position", "", "index", "it picks single rows or columns")]
+        if not changed:
+            return None, []
+        if not _is_even(call, changed) or not causes:
+            causes.append(Cause("border", "", "slice"))
+        return "index", causes
+
+    def _read_adaptive(self, call: FunctionCall) -> tuple[Handler | None, list[Cause]]:
+        axes, leaving = call.entering[0] or {}, call.leaving[0] or {}
+        pairs = [(call.before[0][axes[k]], call.sizes[0][leaving[k]]) for k in axes if k in leaving]
+        if all(n == m for m, n in pairs) and len(pairs) == len(axes):
+            return None, []
+        reason = None
+        if len(pairs) < len(axes) or any(m % n for m, n in pairs):
+            reason = "its windows are unequal"
+        causes = []
+        for key in call.sites:
+            site = self._sites.get(key)
+            if site is not None and site.name not in self._used:
+                self._used.add(site.name)
+                causes.append(Cause("decimation", site.name, site.op, reason))
+        if reason is None:
+            if "max" in call.name:
+                causes.append(Cause("nonlinearity", "", call.name))
+            causes.append(Cause("border", "", call.name))
+        return (None if reason else "adaptive"), causes
+
+    def _read_pointwise(self, call: FunctionCall) -> tuple[Handler | None, list[Cause]]:
+        reasons = [finding for finding in call.findings if finding.reason is not None]
+        causes = [
+            Cause("nonlinearity" if f.nonlinear else "position", "", call.name, f.reason) for f in reasons
+        ]
+        if reasons or not any(finding.nonlinear for finding in call.findings):
+            return None, list(dict.fromkeys(causes))
+        reason = None
+        if any(axes is None for axes in (*call.entering, *call.leaving)):
+            reason = "its rows and columns are no axes of their own (tokens, windows)"
+        elif call.writes and call.written is None:
+            reason = "it writes into what it was given and returns another tensor"
+        elif call.sites:
+            reason = "it decimates within one function"
+        cause = Cause("nonlinearity", "", call.name, reason)
+        return (None if reason else "pointwise"), [cause]
+
+    def _name(self, calls: list[FunctionCall]) -> dict[Key, str]:
+        """Name calls by their modules, with the function where a module has several, and its call."""
+        own: dict[tuple[str, int], list[FunctionCall]] = defaultdict(list)
+        for call in calls:
+            own[call.key[:2]].append(call)
+        names = {}
+        for (path, number), group in own.items():
+            seen: Counter[str] = Counter()
+            for call in group:
+                name = path
+                if len(group) > 1 or not call.alone:
+                    function = call.name.strip("_")
+                    name += f":{function}{seen[function]}"
+                    seen[function] += 1
+                names[call.key] = name + (f"@{number}" if self._watcher.called[path] > 1 else "")
+        return names
+
+
+def _is_even(call: FunctionCall, kinds: list[str]) -> bool:
+    """Whether what a slice keeps is a lattice of the whole period."""
+    axes, leaving = call.entering[0] or {}, call.leaving[0] or {}
+    return all(call.before[0][axes[kind]] % call.sizes[0][leaving[kind]] == 0 for kind in kinds)
+
+
+def _give_up(site: Site) -> Cause:
+    """Say why a site can't be made ideal."""
+    if site.lossless:
+        return Cause("position", site.name, site.op, "every phase becomes a channel of its own")
+    if site.op == "polyphase":
+        return Cause(
+            "decimation", site.name, site.op, "its phase follows the map: it is equivariant as it is"
+        )
+    reason = site.reason or f"nothing ideal can run in place of an operator of the kind {site.op}"
+    return Cause("decimation", site.name, site.op, reason)

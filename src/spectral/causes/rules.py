@@ -1,0 +1,182 @@
+"""What torch's operators do to a map's equivariance under shifts: nothing, or why it is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spectral.axes import ATTENTION, IMAGE_AXES, JOINS, PRODUCTS, Call, Labels, all_factors, operator_name
+from spectral.axes.rules import find_factors
+from spectral.causes.lattices import Axes
+from spectral.operators import find_sliding
+
+# Linear, the same at every place; a product is so too where but one factor is a map.
+_PLAIN = {
+    "add", "sub", "rsub", "neg", "positive", "clone", "_to_copy", "to", "copy", "alias", "detach",
+    "lift_fresh", "view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "expand",
+    "unsqueeze", "squeeze", "flatten", "unflatten", "contiguous", "split", "split_with_sizes", "unsafe_split",
+    "chunk",
+    "unbind", "slice", "select", "narrow", "cat", "stack", "sum", "mean", "native_batch_norm",
+    "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "cudnn_batch_norm", "batch_norm",
+    "native_group_norm", "native_dropout", "dropout", "constant_pad_nd", "reflection_pad1d",
+    "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d",
+    "index_select", "roll", "new_empty", "empty_like", "zeros_like", "new_zeros", "ones_like", "fill", "zero",
+    "_adaptive_avg_pool1d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "as_strided", "channel_shuffle",
+}  # fmt: skip
+_FACTORS = {"mul", "div", "lerp", "addcmul", "addcdiv"}  # linear in each map
+# Of each place alone, though torch doesn't mark them so.
+_POINTWISE = {
+    "hardswish", "leaky_relu", "mish", "_prelu_kernel", "prelu", "threshold", "log_sigmoid_forward", "glu",
+    "rrelu_with_noise", "relu", "relu6", "hardtanh", "clamp", "where",
+}  # fmt: skip
+_LARGEST = {"amax", "max", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"}
+# Of a whole map: by Parseval's theorem as good as invariant.
+_MOMENTS = {"linalg_vector_norm", "norm", "var", "std", "var_mean", "std_mean"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one operator does: ``reason`` is None where a finer lattice helps."""
+
+    nonlinear: bool
+    reason: str | None = None
+
+
+def read_axes(labels: Labels) -> Axes | None:
+    """Tell which axes of a tensor are image axes of which it has more than one sample; empty of no map.
+
+    None where they aren't whole: joined to tokens, cut into windows, or mixed with channels.
+
+    Example:
+        >>> from spectral.axes import single
+        >>> read_axes((single("b", 2), single("h", 8), single("w", 6), single("c", 3)))
+        {'h': 1, 'w': 2}
+    """
+    found: dict[str, int] = {}
+    for position, axis in enumerate(labels):
+        if not axis.spatial or axis.extent == 1:
+            continue
+        only = axis.only
+        if only is None or only.kind not in IMAGE_AXES or only.kind in found or only.spectrum:
+            return None
+        found[only.kind] = position
+    return found
+
+
+def judge(call: Call) -> Finding | None:
+    """Say what an operator that reads the image does to shift equivariance; None if it keeps it."""
+    name = operator_name(call.func).removesuffix("_")
+    labels = [(x, call.labels(x)) for x in call.inputs if call.known(x)]
+    axes = [read_axes(own) for _, own in labels]
+    if not any(own is None or own for own in axes):
+        return None  # no map: a gate, class scores
+    if name in PRODUCTS or name in ATTENTION:
+        return _judge_product(call, name)
+    if find_sliding(call.func, call.a) is not None:
+        # What slides is a site, or has a border, and is read as a whole; a maximum over the map is neither.
+        whole = name in _LARGEST and not any(read_axes(call.labels(y)) for y in call.outputs)
+        return Finding(True) if whole else None
+    placed = _find_places(call, name)
+    if placed is not None:
+        return Finding(False, placed)
+    if name in _PLAIN:
+        return _judge_plain(call, name, axes)
+    several = sum(own is None or bool(own) for own in axes) > 1
+    if name in _FACTORS and not several:
+        return None
+    return _judge_nonlinear(call, name, axes)
+
+
+def _judge_plain(call: Call, name: str, axes: Sequence[Axes | None]) -> Finding | None:
+    """See whether a view cuts windows, or a join puts places beside each other."""
+    if name in JOINS and sum(bool(own) for own in axes) > 1:
+        position = int(call.a.get("dim", 0)) % call.outputs[0].ndim
+        if any(own and position in own.values() for own in axes):
+            return Finding(False, "maps are joined along a spatial axis")
+    if all(own is not None for own in axes):
+        for y in call.outputs:
+            kinds = [
+                f.kind for axis in call.labels(y) for f in axis.factors if f.kind in IMAGE_AXES and f.spatial
+            ]
+            if len(kinds) > len(set(kinds)):
+                return Finding(False, "the map is cut into windows, which stay where they are")
+    return None
+
+
+def _judge_nonlinear(call: Call, name: str, axes: Sequence[Axes | None]) -> Finding | None:
+    if any(own is None for own in axes):
+        return Finding(True, "its rows and columns are no axes of their own (tokens, windows)")
+    leaving = [read_axes(call.labels(y)) or {} for y in call.outputs]
+    kept = set().union(*(own or () for own in axes)) <= set().union(*leaving)
+    if name == "native_layer_norm":
+        return _judge_norm(call)
+    if "softmax" in name:
+        position = int(call.a["dim"]) % call.source.ndim
+        over = position in (axes[0] or {}).values()
+        return Finding(True, "a softmax over places") if over else Finding(True)
+    if not kept and name in _LARGEST:
+        return Finding(True)
+    if not kept and name in _MOMENTS:
+        return None
+    numbers = all(y.is_floating_point() for y in call.outputs[:1])
+    each = torch.Tag.pointwise in call.func.tags or name in _POINTWISE or name in _FACTORS
+    if kept and not numbers:
+        return Finding(True, f"{name} gives no real numbers, so there is no lattice between them")
+    if each or (kept and "keepdim" in call.a):
+        return Finding(True)
+    return Finding(True, f"{name} isn't known to act on each place alone")
+
+
+def _judge_norm(call: Call) -> Finding | None:
+    """Tell a norm over the channels of each place from one over the map, whose statistics are no map."""
+    x = call.source
+    count = len(call.a["normalized_shape"])
+    over = [axis for axis in call.labels(x)[x.ndim - count :] if axis.spatial and axis.extent > 1]
+    if not over:
+        return Finding(True)
+    return Finding(False, "a norm with weights for each place") if call.a["weight"] is not None else None
+
+
+def _judge_product(call: Call, name: str) -> Finding | None:
+    """Tell a product over channels from one over places."""
+    if name in ATTENTION:
+        return Finding(True, "attention: a softmax over places")
+    first, second = find_factors(call.a)
+    known = call.known(first), call.known(second)
+    if all(known):
+        return Finding(True, "a product of two maps over channels or places, as in attention")
+    x, axis = (first, -1) if known[0] else (second, -2 if second.ndim > 1 else -1)
+    if any(f.spatial and f.extent > 1 for f in call.labels(x)[axis]):
+        return Finding(False, "a weight for each place (a flattened map)")
+    return None
+
+
+def _find_places(call: Call, name: str) -> str | None:
+    """Find a tensor that isn't of the image and has numbers of its own for its places."""
+    pointwise = torch.Tag.pointwise in call.func.tags or name in JOINS
+    if not pointwise or not call.outputs:
+        return None
+    y = call.outputs[0]
+    spatial = [a for a, axis in enumerate(call.labels(y)) if axis.spatial and axis.extent > 1]
+    for x in call.inputs:
+        if call.known(x) or x.ndim == 0:
+            continue
+        if any(_extent(x, y, axis) == y.shape[axis] for axis in spatial):
+            return "it has numbers of its own for each place (a position embedding, a mask)"
+    return None
+
+
+def _extent(x: Tensor, y: Tensor, axis: int) -> int:
+    """Return the extent of a tensor along the axis of another that it is broadcast to."""
+    own = axis - y.ndim + x.ndim
+    return x.shape[own] if own >= 0 else 1
+
+
+def find_finer(call: Call) -> bool:
+    """Whether an operator makes a map's lattice finer."""
+    before = {f.kind: f.step for x in call.inputs if call.known(x) for f in all_factors(call.labels(x))}
+    after = {f.kind: f.step for y in call.outputs for f in all_factors(call.labels(y))}
+    return any(after[kind] < before[kind] for kind in IMAGE_AXES if kind in before and kind in after)

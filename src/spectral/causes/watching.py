@@ -1,0 +1,215 @@
+"""One forward pass without data, watched: which calls of functions lose shift equivariance, and where."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from spectral.axes import AxisTracker, operator_name
+from spectral.causes.lattices import Axes
+from spectral.causes.rules import Finding, find_finer, judge, read_axes
+from spectral.discovery.record import is_image, knows_dense_map
+from spectral.places import Steps
+from spectral.recorder import Operation, Recorder
+from spectral.standin import find_original
+from spectral.tracker import Frame, Tracker
+
+Key = tuple[str, int, str, Steps, int]
+"""Where a function is called: module, which of its calls, function, steps from its forward, which time."""
+
+
+@dataclass
+class FunctionCall:
+    """One call of a torch function on a map, as it ran.
+
+    Attributes:
+        key: where.
+        func: the function.
+        args: its positional arguments; tensors without data.
+        kwargs: its named ones.
+        entering: of every tensor among them, which axes are image axes; None where that can't be said.
+        leaving: the same of every tensor it returned.
+        sizes: shapes of these.
+        before: shapes of the tensors that entered.
+        findings: what its operators do to shift equivariance.
+        sites: keys of the sites that it runs.
+        finer: whether the lattice is finer behind it.
+        written: which of the tensors that entered it returns, written to; None if none.
+        writes: whether it writes into what it was given.
+        alone: whether its module has none inside it and is no model of its own.
+    """
+
+    key: Key
+    func: Callable[..., Any]
+    args: Any
+    kwargs: Mapping[str, Any]
+    entering: list[Axes | None]
+    before: list[tuple[int, ...]]
+    leaving: list[Axes | None] = field(default_factory=list)
+    sizes: list[tuple[int, ...]] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    sites: list[tuple[str, int, str, int]] = field(default_factory=list)
+    finer: bool = False
+    written: int | None = None
+    writes: bool = False
+    alone: bool = False
+
+    @property
+    def name(self) -> str:
+        """The function's name."""
+        return self.key[2]
+
+    @property
+    def is_on_map(self) -> bool:
+        """Whether any tensor that it was given is a map, or may be one."""
+        return any(axes is None or axes for axes in self.entering)
+
+
+class Turns:
+    """Counts the calls of functions at each place, alike in a pass without data and in those with."""
+
+    def __init__(self) -> None:
+        self._turns: Counter[tuple[str, int, str, Steps]] = Counter()
+
+    def locate(self, frame: Frame, func: Any) -> Key:
+        """Return where a function is called now, and count it."""
+        place = frame.path, frame.call, str(getattr(func, "__name__", func)), frame.find_steps()
+        self._turns[place] += 1
+        return (*place, self._turns[place] - 1)
+
+
+class Watcher(AbstractContextManager["Watcher"]):
+    """Watches one pass of a copy of a model.
+
+    Attributes:
+        calls: what it saw of functions on maps, in their order.
+        strays: operators that lose equivariance and that no torch function called.
+        called: how often each module ran.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.calls: list[FunctionCall] = []
+        self.strays: list[tuple[str, str, str]] = []
+        self.called: Counter[str] = Counter()
+        self._axes = AxisTracker(find_original, lambda x, before: None)
+        self._axes.mark_learned(model.parameters())
+        self._modules = Tracker(dict(model.named_modules()), begin=self._begin, end=self._end)
+        self._operators = Recorder(self._modules.frames, self._note_operation, self._note)
+        self._turns = Turns()
+        self._running: FunctionCall | None = None
+        self._made_by: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._own: list[Frame] = []  # calls of layers that are no operators but one of their own
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Watcher:
+        """Begin to watch."""
+        with ExitStack() as stack:
+            for watched in (self._modules, _FunctionMode(self), self._operators.listening()):
+                stack.enter_context(watched)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        """End."""
+        self._stack.__exit__(*exception)
+
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run a torch function, and keep what it does to maps."""
+        if not self._operators.is_counting:
+            return func(*args, **kwargs)
+        frame = self._modules.frames[-1]
+        key = self._turns.locate(frame, func)
+        given = _tensors_of((args, kwargs))
+        self._running = call = FunctionCall(
+            key, func, args, kwargs, [self._read(x) for x in given], [tuple(x.shape) for x in given],
+            alone=bool(frame.path) and not any(True for _ in frame.module.children()),
+        )  # fmt: skip
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            self._running = None
+        made = _tensors_of(out)
+        call.leaving, call.sizes = [self._read(y) for y in made], [tuple(y.shape) for y in made]
+        call.written = next((i for i, x in enumerate(given) if made and made[0] is x and call.writes), None)
+        for y in made:
+            self._made_by[y] = call
+        if call.is_on_map and not self._own:
+            self.calls.append(call)
+        return out
+
+    def _read(self, x: Tensor) -> Axes | None:
+        """Tell the image axes of a tensor; what the image has no part in is no map."""
+        return read_axes(self._axes.labels(x)) if self._axes.comes_from_image(x) else {}
+
+    def _begin(self, frame: Frame) -> None:
+        self._operators.flush()
+        self.called[frame.path] += 1
+        if frame.parent is None:
+            for x in tree_leaves((frame.args, frame.kwargs)):
+                if isinstance(x, Tensor) and is_image(x) and not self._axes.comes_from_image(x):
+                    self._axes.mark_image(x)
+        if is_own(frame.module):
+            self._own.append(frame)
+
+    def _end(self, frame: Frame, output: Any) -> None:
+        self._operators.flush()
+        if is_own(frame.module):
+            self._own.pop()
+            x, module = frame.input, frame.module
+            if knows_dense_map(module) and x is not None and isinstance(output, Tensor):
+                self._axes.mark_decimated(x, output, module.stride)
+
+    def _note_operation(self, operation: Operation) -> None:
+        """Keep which function runs a site."""
+        call = self._made_by.get(operation.result) or self._running
+        if call is not None:
+            frame = operation.frame
+            call.sites.append((frame.path, frame.call, operation.family, operation.index))
+
+    def _note(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+        """Follow the image's axes through an operator."""
+        decimation = self._operators.reading
+        slides = decimation is not None and decimation.operator.acts_on == "maps"
+        call = self._axes.read(func, args, kwargs, out, slides)
+        running = self._running
+        if running is not None:
+            running.writes |= func._schema.is_mutable
+        if call is None:
+            return
+        self._axes.label(call, decimation)
+        finding = None if self._own else judge(call)
+        if running is not None:
+            running.finer |= find_finer(call)
+            if finding is not None:
+                running.findings.append(finding)
+        elif finding is not None and finding.nonlinear:
+            frame = self._modules.frames[-1]
+            what = finding.reason or "it runs as no torch function, so nothing can run in its place"
+            self.strays.append((frame.path, operator_name(func), what))
+
+
+class _FunctionMode(TorchFunctionMode):
+    def __init__(self, watcher: Watcher) -> None:
+        super().__init__()
+        self._watcher = watcher
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run a torch function, watched."""
+        return self._watcher.run(func, args, kwargs or {})
+
+
+def is_own(module: nn.Module) -> bool:
+    """Whether a module is a layer of this package that is one operator as a whole."""
+    return knows_dense_map(module) or getattr(module, "is_alias_free", False)
+
+
+def _tensors_of(values: Any) -> list[Tensor]:
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]

@@ -1,0 +1,302 @@
+"""Convolutions, pools, pads and slices as ideal as they are asked to be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from spectral.causes.cause import Source
+from spectral.causes.lattices import Sampling, multiply, pass_low
+from spectral.layers.filters import extend, pad_map
+from spectral.numerics.matrices import as_matrix, interpolation_rows, low_pass_rows
+from spectral.operators import find_function, parse
+
+CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
+MAXIMA = ("max_pool1d", "max_pool2d", "max_pool3d")
+MEANS = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
+FINE_BYTES = 2**25  # of a finer lattice that is held at once
+
+_CONVOLVE: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_MAXIMISE: dict[int, Callable[..., Tensor]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+_AVERAGE: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+_SIGNATURES: dict[str, tuple[str, ...]] = {
+    "conv": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    "max_pool": ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
+    "avg_pool": ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad",
+                 "divisor_override"),
+    "pad": ("input", "pad", "mode", "value"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Window:
+    """The window of a convolution or pool along one axis.
+
+    Attributes:
+        size: samples that it has.
+        dilation: from one of them to the next.
+        stride: from one window to the next.
+        padding: how many samples lie before the map.
+    """
+
+    size: int
+    dilation: int
+    stride: int
+    padding: int
+
+    @property
+    def reach(self) -> int:
+        """From its first sample to its last."""
+        return self.dilation * (self.size - 1)
+
+
+@dataclass
+class Extensions:
+    """Which maps of a pass are circular extensions, of which maps, and by how much.
+
+    An operator that slides over one of them slides over a periodic map.
+    """
+
+    known: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)
+
+    def note(self, padded: Tensor, base: Tensor, pads: Mapping[int, tuple[int, int]]) -> None:
+        """Keep what a pad did, by axis."""
+        self.known[padded] = (base, dict(pads))
+
+    def find(self, x: Tensor) -> tuple[Tensor, dict[int, tuple[int, int]]]:
+        """Return the periodic map behind one, and the pads; the map itself where it is none."""
+        found: tuple[Tensor, dict[int, tuple[int, int]]] = self.known.get(x, (x, {}))
+        return found
+
+
+@dataclass(frozen=True)
+class Task:
+    """How one call of an operator is to be made ideal.
+
+    Attributes:
+        func: the torch function.
+        sources: what of it is made ideal.
+        axes: which axes of its input are image axes.
+        counts: extents of its output along the axes that it slides over.
+        factor: how much finer the lattice is on which a maximum is taken.
+    """
+
+    func: Callable[..., Any]
+    sources: frozenset[Source]
+    axes: tuple[int, ...]
+    counts: tuple[int, ...]
+    factor: int
+
+
+def name_parameters(kind: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a convolution, pool or pad by their names."""
+    return {**dict(zip(_SIGNATURES[kind], args, strict=False)), **kwargs}
+
+
+def read_windows(name: str, a: Mapping[str, Any]) -> list[Window]:
+    """Read the window of a convolution or pool along each axis that it slides over.
+
+    Example:
+        >>> read_windows("max_pool2d", {"input": torch.zeros(1, 1, 8, 8), "kernel_size": 3, "stride": 2})[0]
+        Window(size=3, dilation=1, stride=2, padding=0)
+    """
+    rank = int(name[-2])
+    is_pool = name not in CONVOLUTIONS
+    kernel = _each(a["kernel_size"], rank) if is_pool else tuple(a["weight"].shape[2:])
+    stride = _each(a.get("stride") or (kernel if is_pool else 1), rank)
+    dilation = _each(a.get("dilation") or 1, rank)
+    padding = a.get("padding") or 0
+    if isinstance(padding, str):
+        pads = [d * (k - 1) // 2 if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
+    else:
+        pads = list(_each(padding, rank))
+    return [Window(*own) for own in zip(kernel, dilation, stride, pads, strict=True)]
+
+
+def slide_ideally(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any], known: Extensions) -> Any:
+    """Run a convolution or pool with borders, decimation and maximum made ideal as the task asks for it.
+
+    Borders: the dense map has the periodic input's extent. Where the stride doesn't divide that, no lattice
+    of this stride is periodic: the samples that are kept then lie evenly on the period.
+    """
+    name = task.func.__name__
+    kind = name[:-2].rstrip("_")
+    a = name_parameters(kind, args, kwargs)
+    windows = read_windows(name, a)
+    base, pads = known.find(a["input"])
+    rank = len(windows)
+    first = a["input"].ndim - rank
+    axes = dict(zip(range(first, first + rank), windows, strict=True))
+    counts = dict(zip(axes, task.counts, strict=True))
+    circular = "border" in task.sources or bool(pads)
+    if circular:
+        maps, befores = base, {axis: w.padding + pads.get(axis, (0, 0))[0] for axis, w in axes.items()}
+    else:
+        maps, befores = a["input"], {axis: w.padding for axis, w in axes.items()}
+    maximum = name in MAXIMA and "nonlinearity" in task.sources
+    low_pass = "decimation" in task.sources
+    sampling = {
+        axis: Sampling(counts[axis], w.stride, 0, circular, low_pass) for axis, w in axes.items()
+    }  # fmt: skip
+    if maximum:
+        dense = _maximise_finely(maps, axes, befores, circular, task.factor, counts)
+    elif circular:
+        fits = not any(s.moves(maps.shape[axis]) for axis, s in sampling.items())
+        if fits and low_pass and name not in MAXIMA:
+            # A low-pass and a periodic convolution commute: what is low-passed first needs no dense map.
+            for axis, w in axes.items():
+                maps = pass_low(maps, axis, w.stride)
+        maps = wrap_around(maps, {axis: (befores[axis], w.reach - befores[axis]) for axis, w in axes.items()})
+        if fits and (name not in MAXIMA or not low_pass):
+            return _run(name, a, maps, axes, [w.stride for w in windows])
+        dense = _run(name, a, maps, axes, [1] * rank)
+    elif not low_pass:
+        return task.func(*args, **kwargs)
+    else:
+        dense = _run_densely(task.func, args, kwargs)
+    for axis, own in sampling.items():
+        dense = own.take(dense, axis)
+    return dense
+
+
+def pad_circularly(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any], known: Extensions) -> Any:
+    """Pad the image axes circularly, and any other axis as it was asked for; a negative pad crops."""
+    a = name_parameters("pad", args, kwargs)
+    x, ends = a["input"], list(a["pad"])
+    pads = {x.ndim - 1 - i: (ends[2 * i], ends[2 * i + 1]) for i in range(len(ends) // 2)}
+    spatial = set(task.axes)
+    rest = [0 if x.ndim - 1 - i // 2 in spatial else n for i, n in enumerate(ends)]
+    y = task.func(x, rest, **{key: a[key] for key in ("mode", "value") if key in a}) if any(rest) else x
+    base, found = known.find(x) if y is x else (y, {})
+    total = dict(found)
+    for axis in sorted(spatial & set(pads)):
+        before, after = (p + q for p, q in zip(pads[axis], found.get(axis, (0, 0)), strict=True))
+        total[axis] = before, after
+    kept = {axis: pad for axis, pad in total.items() if min(pad) >= 0}
+    y = base
+    for axis, (before, after) in total.items():
+        if axis not in kept:
+            y = Sampling(base.shape[axis] + before + after, 1, -before, spread=True).take(y, axis)
+    base, y = y, wrap_around(y, kept)
+    known.note(y, base, kept)
+    return y
+
+
+def index_ideally(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any], known: Extensions) -> Any:
+    """Index a map whose image axes are low-passed before they are sliced, or sampled evenly where cropped."""
+    x, given = args
+    index = list(given) if isinstance(given, tuple) else [given]
+    if ... in index:
+        at = index.index(...)
+        index[at : at + 1] = [slice(None)] * (x.ndim + 1 - len(index) + sum(i is None for i in index))
+    axis = 0
+    for position, entry in enumerate(index):
+        if entry is None:
+            continue
+        if axis in task.axes and isinstance(entry, slice):
+            start, stop, step = entry.indices(x.shape[axis])
+            count = len(range(start, stop, step))
+            crops = "border" in task.sources
+            if step > 1 or (crops and count < x.shape[axis]):
+                sampling = Sampling(count, step, start, crops, "decimation" in task.sources)
+                x = sampling.take(x, axis)
+                index[position] = slice(None)
+        axis += 1
+    return x[tuple(index)]
+
+
+def wrap_around(x: Tensor, pads: Mapping[int, tuple[int, int]]) -> Tensor:
+    """Extend axes of a map circularly, by (before, after) each; what is negative is cut off.
+
+    Example:
+        >>> wrap_around(torch.tensor([[1.0, 2.0, 3.0]]), {1: (1, 0)})
+        tensor([[3., 1., 2., 3.]])
+    """
+    grown = {axis: (max(before, 0), max(after, 0)) for axis, (before, after) in pads.items()}
+    if 3 <= x.ndim <= 5 and min(pads, default=2) >= 2:  # maps as torch pads them: all of their axes at once
+        x = pad_map(x, [grown.get(axis, (0, 0)) for axis in range(2, x.ndim)], "circular")
+    else:
+        for axis, pad in grown.items():
+            x = extend(x, axis, *pad, "circular")
+    for axis, (before, after) in pads.items():
+        if min(before, after) < 0:
+            x = x.narrow(axis, max(-before, 0), x.shape[axis] - max(-before, 0) - max(-after, 0))
+    return x
+
+
+def _run(name: str, a: Mapping[str, Any], x: Tensor, axes: Mapping[int, Window], stride: list[int]) -> Tensor:
+    """Run a convolution or pool on an extended map, with no padding of its own."""
+    rank = len(stride)
+    windows = list(axes.values())
+    if name in CONVOLUTIONS:
+        dilation = [w.dilation for w in windows]
+        return _CONVOLVE[rank](
+            x, a["weight"], a.get("bias"), stride, 0, dilation, a.get("groups", 1)
+        )  # fmt: skip
+    sizes = [w.size for w in windows]
+    if name in MAXIMA:
+        return _MAXIMISE[rank](x, sizes, stride, 0, [w.dilation for w in windows])
+    divisor = a.get("divisor_override")
+    return _AVERAGE[rank](x, sizes, stride, **({"divisor_override": divisor} if divisor else {}))
+
+
+def _run_densely(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    """Run a convolution or pool as if its stride were 1."""
+    given = {name: value for name, value in kwargs.items() if name not in ("input", "return_indices")}
+    x = args[0] if args else kwargs["input"]
+    decimation = parse(find_function(func), (x, *args[1:]), given)
+    assert decimation is not None
+    dense = decimation.dense(decimation.output_size)
+    return dense.squeeze(-2) if func.__name__.endswith("1d") else dense
+
+
+def _maximise_finely(
+    x: Tensor,
+    axes: Mapping[int, Window],
+    befores: Mapping[int, int],
+    circular: bool,
+    factor: int,
+    counts: Mapping[int, int],
+) -> Tensor:
+    """Take the maximum over windows of the same extent on a finer lattice, and low-pass it back: a dense map.
+
+    In blocks of channels, so that the finer lattice is never held as a whole.
+    """
+    start = min(axes)
+    flat = x.reshape(-1, 1, *x.shape[start:])
+    each = max(1, FINE_BYTES // (flat[:1].numel() * flat.element_size() * factor ** len(axes)))
+    parts = []
+    for block in flat.split(each):
+        fine, around, beyond = block, {}, [0] * (2 * len(axes))
+        for axis, w in axes.items():
+            own = axis - start + 2
+            extent = block.shape[own]
+            fine = multiply(fine, own, as_matrix(interpolation_rows, fine, extent, factor))
+            before = befores[axis]
+            around[own] = before * factor, (w.reach - before) * factor
+            reached = max((counts[axis] - 1) * w.stride + w.reach + 1 - extent - before, before)
+            at = 2 * (fine.ndim - 1 - own)
+            beyond[at : at + 2] = before * factor, reached * factor
+        fine = wrap_around(fine, around) if circular else F.pad(fine, beyond, value=-torch.inf)
+        # A window without gaps has all the samples between its ends; one with gaps only its own.
+        sizes = [w.reach * factor + 1 if w.dilation == 1 else w.size for w in axes.values()]
+        gaps = [1 if w.dilation == 1 else w.dilation * factor for w in axes.values()]
+        fine = _MAXIMISE[len(axes)](fine, sizes, 1, 0, gaps)
+        for own in range(2, fine.ndim):
+            extent = fine.shape[own]
+            rows = extent, factor, 0, factor, extent // factor
+            fine = multiply(fine, own, as_matrix(low_pass_rows, fine, *rows))
+        parts.append(fine)
+    dense = torch.cat(parts)
+    return dense.reshape(*x.shape[:start], *dense.shape[2:])
+
+
+def _each(value: Any, rank: int) -> tuple[int, ...]:
+    values = tuple(value) if isinstance(value, tuple | list) else (value,)
+    return tuple(int(v) for v in (values if len(values) == rank else values[:1] * rank))

@@ -1,0 +1,308 @@
+"""The causes of shift instability made ideal, against brute-force references and closed forms."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import spectral
+from spectral.causes import SOURCES, Cause, find_causes, idealize
+from spectral.errors import SpectralError
+
+
+def pad_spectrum(x: Tensor, axis: int, factor: int) -> Tensor:
+    """Interpolate one axis by zero-padding its FFT; the Nyquist bin of an even size is split in two."""
+    n = x.shape[axis]
+    spectrum = torch.fft.fft(x, dim=axis)
+    fine = spectrum.new_zeros([factor * n if a == axis else m for a, m in enumerate(x.shape)])
+    for k in range(-(n // 2), (n + 1) // 2):
+        bin_ = spectrum.select(axis, k % n)
+        if 2 * k == -n:
+            fine.select(axis, k % (factor * n)).add_(bin_ / 2)
+            fine.select(axis, -k).add_(bin_ / 2)
+        else:
+            fine.select(axis, k % (factor * n)).add_(bin_)
+    return torch.fft.ifft(fine, dim=axis).real * factor
+
+
+def cut_spectrum(x: Tensor, axis: int, factor: int) -> Tensor:
+    """Go back to the coarse lattice with the bins below its Nyquist frequency."""
+    n = x.shape[axis] // factor
+    spectrum = torch.fft.fft(x, dim=axis)
+    coarse = spectrum.new_zeros([n if a == axis else m for a, m in enumerate(x.shape)])
+    for k in range(-((n - 1) // 2), (n - 1) // 2 + 1):
+        coarse.select(axis, k % n).add_(spectrum.select(axis, k % (factor * n)))
+    return torch.fft.ifft(coarse, dim=axis).real / factor
+
+
+def evaluate_by_fft(function, maps: list[Tensor], axes: tuple[int, int], factor: int) -> Tensor:
+    fine = [m.double() for m in maps]
+    for axis in axes:
+        fine = [pad_spectrum(m, axis, factor) for m in fine]
+    y = function(*fine)
+    for axis in axes:
+        y = cut_spectrum(y, axis, factor)
+    return y
+
+
+def low_pass_by_fft(x: Tensor, axis: int, step: int) -> Tensor:
+    n = x.shape[axis]
+    spectrum = torch.fft.fft(x.double(), dim=axis)
+    kept = torch.tensor([2 * step * min(k, n - k) < n for k in range(n)])
+    shape = [n if a == axis else 1 for a in range(x.ndim)]
+    return torch.fft.ifft(spectrum * kept.view(shape), dim=axis).real
+
+
+class Silu(nn.Module):
+    def forward(self, x):
+        return x * torch.sigmoid(x)
+
+
+class Gate(nn.Module):
+    """Squeeze and excitation: the gate is no map, the product with it linear in the map."""
+
+    def forward(self, x):
+        return x * x.mean((2, 3), keepdim=True).sigmoid()
+
+
+class LastNorm(nn.Module):
+    """A norm over channels of a map with its channels last, as in ConvNeXt."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(3)
+
+    def forward(self, x):
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Body(nn.Module):
+    """One operator between a map and its mean, so that it is on a map of the image."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+POINTWISE = {
+    "relu": (nn.ReLU(), F.relu),
+    "relu in place": (nn.Sequential(nn.Identity(), nn.ReLU(inplace=True)), F.relu),
+    "gelu": (nn.GELU(), F.gelu),
+    "hardswish": (nn.Hardswish(), F.hardswish),
+    "norm": (LastNorm(), lambda x: F.layer_norm(x.movedim(1, -1), (3,)).movedim(-1, 1)),
+    "square": (Body(nn.Identity()), None),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in POINTWISE if POINTWISE[name][1]])
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (6, 5), (1, 4)])
+@pytest.mark.parametrize("factor", [2, 3])
+def test_a_nonlinearity_is_evaluated_as_fft_interpolation_does_it(name, size, factor):
+    module, function = POINTWISE[name]
+    x = torch.randn(3, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    module = module.double()
+    with idealize(module, ["nonlinearity"], factor=factor) as ideal:
+        made = module(x.clone())
+    assert [cause.source for cause in ideal.causes] == ["nonlinearity"]
+    torch.testing.assert_close(made, evaluate_by_fft(function, [x], (2, 3), factor), atol=1e-10, rtol=0)
+    assert (made - function(x)).abs().max() > 1e-3
+
+
+def test_single_precision_stays_within_the_goal():
+    x = torch.randn(2, 4, 32, 30)
+    with idealize(nn.GELU(), ["nonlinearity"]) as ideal:
+        made = ideal(x)
+    assert (made - evaluate_by_fft(F.gelu, [x], (2, 3), 2)).abs().max() < 1e-5
+
+
+def test_a_product_of_maps_is_a_nonlinearity_and_one_with_a_gate_is_none():
+    x = torch.randn(2, 3, 8, 6, dtype=torch.float64)
+    with idealize(Silu(), ["nonlinearity"]) as ideal:
+        made = ideal(x)
+    assert [cause.op for cause in ideal.causes] == ["sigmoid", "mul"]
+    gate = evaluate_by_fft(torch.sigmoid, [x], (2, 3), 2)
+    torch.testing.assert_close(
+        made, evaluate_by_fft(torch.mul, [x, gate], (2, 3), 2), atol=1e-10, rtol=0
+    )  # fmt: skip
+    assert find_causes(Gate(), torch.rand(1, 3, 8, 8)) == []
+
+
+@pytest.mark.parametrize("size", [8, 9])
+def test_gradients_are_those_of_what_is_computed(size):
+    net = nn.Sequential(nn.Conv2d(2, 3, 3, 2, 1), nn.GELU(), nn.MaxPool2d(3, 1, 1)).double()
+    x = torch.randn(1, 2, size, size, dtype=torch.float64, requires_grad=True)
+    with idealize(net):
+        assert torch.autograd.gradcheck(net, x, eps=1e-6, atol=1e-6)
+        net(x).sum().backward()
+    assert net[0].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_a_convolution_with_a_circular_border_is_torchs_own(stride, dilation):
+    own = nn.Conv2d(2, 3, 3, stride, dilation, dilation, padding_mode="circular").double()
+    plain = nn.Conv2d(2, 3, 3, stride, dilation, dilation).double()
+    plain.load_state_dict(own.state_dict())
+    x = torch.randn(2, 2, 12, 12, dtype=torch.float64)
+    with idealize(plain, ["border"]) as ideal:
+        torch.testing.assert_close(plain(x), own(x))
+        assert [cause.source for cause in ideal.causes] == ["border"]
+    assert [cause.source for cause in find_causes(own, torch.rand(1, 2, 12, 12))].count("border") <= 1
+
+
+@pytest.mark.parametrize("circular", [False, True])
+@pytest.mark.parametrize("size", [8, 12])
+def test_decimation_low_passes_the_dense_map_at_the_site(circular, size):
+    net = nn.Conv2d(2, 3, 3, 2, 1, padding_mode="circular" if circular else "zeros").double()
+    x = torch.randn(2, 2, size, size, dtype=torch.float64)
+    dense = F.conv2d(
+        F.pad(x, (1, 1, 1, 1), mode="circular" if circular else "constant"), net.weight, net.bias
+    )  # fmt: skip
+    low = low_pass_by_fft(low_pass_by_fft(dense, 2, 2), 3, 2)
+    with idealize(net, ["decimation"]):
+        torch.testing.assert_close(net(x), low[..., ::2, ::2], atol=1e-10, rtol=0)
+    with idealize(nn.AvgPool2d(2), ["decimation"]) as ideal:
+        pooled = F.avg_pool2d(x, 2, 1)
+        low = low_pass_by_fft(low_pass_by_fft(pooled, 2, 2), 3, 2)
+        torch.testing.assert_close(ideal(x), low[..., ::2, ::2], atol=1e-10, rtol=0)
+
+
+class Slices(nn.Module):
+    def forward(self, x):
+        return x[:, :, 1::2, ::2]
+
+
+class Padded(nn.Module):
+    """A pad and a convolution without one, as TensorFlow's SAME at an even size."""
+
+    def __init__(self, stride=2):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, stride)
+
+    def forward(self, x):
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+# Strided operators of every kind; with ideal sources each moves with the image, at any size.
+STRIDED = {
+    "conv": lambda: nn.Conv2d(3, 4, 3, 2, 1),
+    "even kernel": lambda: nn.Conv2d(3, 4, 4, 2, 1),
+    "no padding": lambda: nn.Conv2d(3, 4, 3, 2),
+    "pointwise": lambda: nn.Conv2d(3, 4, 1, 2),
+    "max": lambda: nn.MaxPool2d(3, 2, 1),
+    "max 2": lambda: nn.MaxPool2d(2),
+    "max ceil": lambda: nn.MaxPool2d(3, 2, ceil_mode=True),
+    "mean": lambda: nn.AvgPool2d(2),
+    "mean 3": lambda: nn.AvgPool2d(3, 2, 1),
+    "slice": Slices,
+    "pad": Padded,
+    "adaptive": lambda: nn.AdaptiveAvgPool2d(4),
+    "crop": lambda: nn.ZeroPad2d(-1),
+    "valid": lambda: nn.Conv2d(3, 4, 3),
+}
+
+
+@pytest.mark.parametrize("name", STRIDED)
+@pytest.mark.parametrize("size", [12, 13])
+def test_an_ideal_operator_moves_with_the_image(name, size):
+    """Against a translation of the image by a fraction of it: the output moves by the same fraction."""
+    torch.manual_seed(0)
+    if name == "adaptive" and size == 13:
+        assert "unequal" in str(find_causes(STRIDED[name](), size)[0].reason)
+        return
+    net = STRIDED[name]().double().eval()
+    waves = torch.randn(1, 3, 5, 5, dtype=torch.float64)
+
+    def sample(n: int, moved: float) -> Tensor:
+        """The same band-limited picture on n samples, moved by a part of its period."""
+        spectrum = torch.fft.fft2(waves)
+        k = torch.tensor([0, 1, 2, -2, -1], dtype=torch.float64)
+        places = torch.arange(n, dtype=torch.float64) / n - moved
+        basis = torch.exp(2j * torch.pi * places[:, None] * k)
+        return torch.einsum("hk,bckl,wl->bchw", basis, spectrum, basis).real / 25
+
+    linear = name not in ("max", "max 2", "max ceil")
+    with idealize(net) as ideal:
+        still, moved = ideal(sample(size, 0.0)), ideal(sample(size, 0.3))
+    assert still.shape == net(sample(size, 0.0)).shape
+    rows, columns = (
+        torch.exp(-0.6j * torch.pi * torch.fft.fftfreq(n, 1 / n, dtype=torch.float64))
+        for n in still.shape[-2:]
+    )
+    expected = torch.fft.ifft2(torch.fft.fft2(still) * rows[:, None] * columns).real
+    scale = still.abs().max()
+    # A maximum on a lattice twice as fine is only nearly that of the continuous picture.
+    assert (moved - expected).abs().max() < (1e-8 if linear else 0.1) * scale
+
+
+def test_sis_of_resnet20_vanishes_with_all_three(images32):
+    net = spectral.load_model("bundled/resnet20")
+    values = {}
+    for count in range(4):
+        for sources in itertools.combinations(SOURCES, count):
+            with idealize(net, sources):
+                values[sources] = float(spectral.compute_sis(net, images32).mean())
+    plain = float(spectral.compute_sis(net, images32).mean())
+    assert values[()] == pytest.approx(plain, rel=1e-6)
+    assert values[SOURCES] < 0.02 * plain
+    assert all(values[s] > 0.1 * plain for s in values if len(s) < 3)
+
+
+@pytest.fixture(scope="module")
+def images32():
+    net = spectral.load_model("bundled/resnet20")
+    pictures = spectral.load_images("samples", size=32, limit=32)
+    from spectral.intake import Feed
+
+    return Feed(net, pictures, caller="test").load(list(range(32))).image
+
+
+def test_the_model_is_what_it_was(images32):
+    net = spectral.load_model("bundled/resnet20").train()
+    before = {name: (id(m), dict(vars(m))) for name, m in net.named_modules()}
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    with idealize(net.eval()) as ideal:
+        made = net(images32)
+    net.train()
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    assert {name: (id(m), dict(vars(m))) for name, m in net.named_modules()} == before
+    net.eval()
+    assert torch.equal(ideal(images32), made)
+    assert not torch.equal(net(images32), made)
+
+
+def test_where_chooses_places():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1), nn.ReLU())
+    x = torch.rand(1, 3, 16, 16)
+    with idealize(net, where="0") as ideal:
+        net(x)
+    assert {cause.name for cause in ideal.causes} == {"0"}
+    with idealize(net, where=lambda cause: cause.op == "relu") as ideal:
+        net(x)
+    assert ideal.causes == [Cause("nonlinearity", "1", "relu"), Cause("nonlinearity", "3", "relu")]
+
+
+def test_bad_input_is_one_sentence():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1))
+    with pytest.raises(SpectralError, match="unknown source 'borders'; nearest: 'border'"):
+        idealize(net, ["borders"])
+    with pytest.raises(SpectralError, match="position"):
+        idealize(net, ["position"])
+    with pytest.raises(SpectralError, match="factor"):
+        idealize(net, factor=1)
+    with pytest.raises(SpectralError, match="called 'conv7'"), idealize(net, where="conv7"):
+        net(torch.rand(1, 3, 8, 8))
+    assert not vars(net[0]).get("forward")
+
+
+def test_what_cannot_be_made_ideal_is_listed_with_the_reason():
+    (flat,) = find_causes(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), 8)
+    assert flat.source == "position"
+    assert "flattened" in flat.reason
