@@ -38,7 +38,7 @@ def losses(function, *shape, **children):
     with torch.no_grad(), mode.following(), mode:
         model(x)
     assert not mode.unknown
-    return [(loss.module, loss.after) for loss in mode.losses]
+    return [(loss.module, loss.after) for loss in mode.losses if loss.certain]
 
 
 def phases(x: Tensor) -> list[Tensor]:
@@ -73,6 +73,12 @@ THINNING = {
         lambda m, x: F.avg_pool2d(x.flatten(2).transpose(1, 2).transpose(1, 2).view(1, 4, 12, 16), 2), {},
         [("", (6, 8))],
     ),
+    "one row": (lambda m, x: x[:, :, 3], {}, [("", (1, 16))]),
+    "adaptive by less than a half": (lambda m, x: F.adaptive_avg_pool2d(x, (9, 12)), {}, [("", (9, 12))]),
+    "strided over joined rows": (
+        lambda m, x: F.conv2d(torch.cat([x[:, :, :1], x[:, :, 1:]], 2), torch.ones(4, 4, 3, 1), stride=(2, 1)),
+        {}, [("", (5, 16))],
+    ),
     "patches contracted": (
         lambda m, x: m.c(F.unfold(x, 2, stride=2).transpose(1, 2)), {"c": nn.Linear(16, 5)}, [("c", (6, 8))],
     ),
@@ -91,6 +97,9 @@ KEEPING = {
     "attention": (lambda m, x: F.scaled_dot_product_attention(tokens(x), tokens(x), tokens(x)), {}),
     "attention by hand": (lambda m, x: (tokens(x) @ tokens(x).mT).softmax(-1) @ tokens(x), {}),
     "read out by a query": (lambda m, x: (torch.ones(1, 2, 4) @ tokens(x).mT).softmax(-1) @ tokens(x), {}),
+    "frames one by one": (lambda m, x: torch.cat([x[:, :, :1], x[:, :, 1:] * 2], 2), {}),
+    "rows one by one": (lambda m, x: torch.stack([x[:, :, i] for i in range(12)], 2), {}),
+    "windows put down again": (lambda m, x: F.fold(F.unfold(x, 2, stride=2), (12, 16), 2, stride=2), {}),
     "norms": (lambda m, x: m.n(x), {"n": nn.Sequential(nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.ReLU())}),
 }  # fmt: skip
 

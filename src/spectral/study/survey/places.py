@@ -11,16 +11,21 @@ from torch import Tensor
 Places = list[Tensor]
 """One coordinate per spatial axis, each of the shape of the tensor it describes; NaN where there is none."""
 
-_WIDER = 1.2  # how much the distance between neighbours must grow: less is rounding at a border
+_WIDER = 1.15  # how much the distance between neighbours must grow: less is rounding at a border
 
 
 @dataclass(frozen=True)
 class Count:
-    """How many places: together, and along each axis with the median step between neighbours."""
+    """How many places: together, and along each axis, which ones and the mean step between neighbours."""
 
     places: int
-    sizes: tuple[int, ...]
+    values: tuple[tuple[int, ...], ...]
     steps: tuple[float, ...]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many there are along each axis."""
+        return tuple(map(len, self.values))
 
 
 def count_places(places: Places) -> Count:
@@ -28,16 +33,17 @@ def count_places(places: Places) -> Count:
     kept = [c.reshape(-1) for c in _drop_constant_axes(places)]
     known = ~torch.stack([c.isnan() for c in kept]).any(0)
     if not bool(known.any()):
-        return Count(0, (0,) * len(places), (0.0,) * len(places))
+        return Count(0, ((),) * len(places), (0.0,) * len(places))
     rounded = [(c[known] * 64).round().long() for c in kept]
-    sizes, steps = [], []
+    along: list[tuple[int, ...]] = []
+    steps = []
     joint = torch.zeros_like(rounded[0])
     for c in rounded:
         values = c.unique()
-        sizes.append(len(values))
-        steps.append(float(values.diff().double().median()) if len(values) > 1 else 0.0)
+        along.append(tuple(values.tolist()))
+        steps.append(float(values[-1] - values[0]) / (len(values) - 1) if len(values) > 1 else 0.0)
         joint = joint * (1 << 21) + (c - values[0])
-    return Count(len(joint.unique()), tuple(sizes), tuple(steps))
+    return Count(len(joint.unique()), tuple(along), tuple(steps))
 
 
 def _drop_constant_axes(places: Places) -> Places:
@@ -59,8 +65,12 @@ def _is_constant(c: Tensor, axis: int) -> bool:
 def is_crop(before: Count, after: Count) -> bool:
     """Whether places are missing at the border alone: neighbours are as far from each other as before."""
     whole = after.places >= 0.999 * math.prod(after.sizes)
-    near = all(
-        b == a or (a > 1 and t <= _WIDER * s)
-        for b, a, s, t in zip(before.sizes, after.sizes, before.steps, after.steps, strict=True)
-    )
+    axes = zip(before.values, after.values, before.steps, after.steps, strict=True)
+    near = all(a == b or (len(a) > 1 and (_is_run(a, b) or t <= _WIDER * s)) for b, a, s, t in axes)
     return whole and near
+
+
+def _is_run(part: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    """Whether values are neighbours among others, however far apart these are."""
+    first = whole.index(part[0]) if part[0] in whole else 0
+    return part == whole[first : first + len(part)]

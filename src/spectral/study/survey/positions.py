@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from spectral.study.survey.places import Places, count_places, is_crop
-from spectral.study.survey.rules import CUTS, KEEPING, RULES, Call, follow_pointwise
+from spectral.study.survey.rules import CUTS, KEEPING, RULES, SLIDING, Call, follow_pointwise
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,24 @@ class Loss:
         op: its name in torch.
         before: distinct coordinates per axis, of what entered.
         after: of what left.
+        certain: whether it must be told. What leaves one place of an axis may be a crop, or a stride; and of
+            places that an enlarged map has several times none need be lost where it is made small again.
     """
 
     module: str
     op: str
     before: tuple[int, ...]
     after: tuple[int, ...]
+    certain: bool = True
+
+
+@dataclass
+class _Cuts:
+    """What has been cut out of one tensor: its places, those taken along each axis, losses of one sample."""
+
+    places: Places  # alive, so that no other tensor's are taken for them
+    taken: dict[int, set[int]] = field(default_factory=dict)
+    losses: dict[int, list[Loss]] = field(default_factory=dict)
 
 
 class PositionMode(TorchDispatchMode):
@@ -61,6 +73,7 @@ class PositionMode(TorchDispatchMode):
         self._names = {id(module): name for name, module in reversed(list(model.named_modules()))}
         self._running: list[str] = [""]
         self._places: dict[int, tuple[StorageWeakRef, Places]] = {}
+        self._cuts: dict[tuple[Any, ...], _Cuts] = {}
 
     def mark(self, image: Tensor, channels: int = 1) -> None:
         """Give the elements of an input the places they have: all axes but the batch and the channels."""
@@ -132,6 +145,7 @@ class PositionMode(TorchDispatchMode):
         if any(_storage(outs[0]) == _storage(x) for x in known) and not func._schema.is_mutable:
             if name in CUTS:
                 self._compare(name, known[:1], self.get(known[0]), self.get(outs[0]))
+                self._follow_cut(known[0], outs[0])
             return
         rule = RULES.get(name.rstrip("_") if name.endswith("_") else name)
         old = {id(x): p for x, p in ((x, before[id(x)]) for x in known) if p is not None}
@@ -146,6 +160,36 @@ class PositionMode(TorchDispatchMode):
         if rule is not None and places and places[0] is not None and name not in KEEPING:
             entering = [old[id(x)] for x in sources if id(x) in old]
             self._compare(name, sources, None, places[0], entering)
+        if name in SLIDING and sources and places[0] is not None:
+            self._compare_samples(name, sources[0], outs[0], old[id(sources[0])])
+
+    def _compare_samples(self, name: str, x: Tensor, y: Tensor, before: Places) -> None:
+        """Note that a map that was enlarged is made small again, which may leave all of its places."""
+        rank = min(len(before), x.ndim, y.ndim)
+        sizes = tuple(x.shape[-rank:]), tuple(y.shape[-rank:])
+        enlarged = count_places(before).places < math.prod(sizes[0])
+        if enlarged and math.prod(sizes[1]) < math.prod(sizes[0]):
+            self.losses.append(Loss(self._running[-1], name, *sizes, certain=False))
+
+    def _follow_cut(self, x: Tensor, part: Tensor) -> None:
+        """Take back that single samples of an axis are losses, once all of its samples have been taken."""
+        before, after = self.get(x), self.get(part)
+        if before is None or after is None:
+            return
+        places = self._places[_storage(x)][1]
+        key = (id(places), x.storage_offset(), tuple(x.shape), x.stride())
+        cuts = self._cuts.setdefault(key, _Cuts(places))
+        whole, left = count_places(before), count_places(after)
+        for axis, (n, m) in enumerate(zip(whole.sizes, left.sizes, strict=True)):
+            if m == n:
+                continue
+            values = (after[axis][~after[axis].isnan()] * 64).round().long().unique().tolist()
+            cuts.taken.setdefault(axis, set()).update(values)
+            if m == 1 and self.losses and self.losses[-1].after == left.sizes:
+                cuts.losses.setdefault(axis, []).append(self.losses[-1])
+            if len(cuts.taken[axis]) >= n:
+                alone = cuts.losses.pop(axis, [])
+                self.losses[:] = [loss for loss in self.losses if all(loss is not one for one in alone)]
 
     def _compare(
         self, name: str, sources: Sequence[Tensor], before: Places | None, after: Places | None,
@@ -156,9 +200,12 @@ class PositionMode(TorchDispatchMode):
             return
         least = min((count_places(places) for places in given if places), key=lambda c: -c.places)
         left = count_places(after)
-        if left.places <= 1 or left.places >= least.places or is_crop(least, left):
+        crop = is_crop(least, left)
+        if left.places <= 1 or left.places >= least.places or (crop and not name.startswith("grid_sample")):
             return
-        self.losses.append(Loss(self._running[-1], name, least.sizes, left.sizes))
+        axes = [(n, m) for n, m in zip(least.sizes, left.sizes, strict=True) if m < n]
+        near = name in ("slice", "narrow", "convolution") and all(m == 1 for _, m in axes)
+        self.losses.append(Loss(self._running[-1], name, least.sizes, left.sizes, certain=not near and not crop))
 
 
 def _storage(x: Tensor) -> int:

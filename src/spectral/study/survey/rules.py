@@ -88,13 +88,20 @@ def _joined(call: Call) -> tuple[list[Places | None], list[Tensor]]:
     if len(parts) > 1 and call.name == "cat":
         means = {id(x): [c.nanmean(dim, keepdim=True) for c in call.places[id(x)]] for x in parts}
         lead = max(parts, key=lambda x: count_places(means[id(x)]).places)
-        step = max(count_places(means[id(lead)]).steps)
-        pairs = [zip(means[id(x)], means[id(lead)], strict=True) for x in parts]
-        apart = [(c - d).abs().nan_to_num(0.0).max() for pair in pairs for c, d in pair]
-        if all(float(distance) <= step for distance in apart):
+        steps = count_places(means[id(lead)]).steps
+        if all(_agree(call.places[id(x)], means[id(lead)], steps) for x in parts):
             for x in parts:
                 call.places[id(x)] = [c.expand(x.shape) for c in means[id(lead)]]
     return _moved(call)
+
+
+def _agree(places: Places, lead: Places, steps: Sequence[float]) -> bool:
+    """Whether all places lie near those of the lead; along an axis of which that has one place, on it."""
+    pairs = zip(places, lead, steps, strict=True)
+    # Frames that are joined in time are apart along an axis of which each has one place.
+    return all(
+        float((c - d).abs().nan_to_num(0.0).max()) <= (step if step else 1 / 64) for c, d, step in pairs
+    )
 
 
 def _cloned(call: Call) -> tuple[list[Places | None], list[Tensor]]:
@@ -218,7 +225,17 @@ def _multiplied(call: Call) -> tuple[list[Places | None], list[Tensor]]:
         return [None], []
     # Of queries times keys the rows count: what is attended to is summed over next.
     x, wide = next((one for one in kept if count_places(one[1]).places > 1), kept[0])
-    return [wide], ([x] if len(kept) == 1 else [])
+    return [wide], ([x] if len(kept) == 1 and (x is b or _is_window(call.places[id(x)])) else [])
+
+
+def _is_window(places: Places) -> bool:
+    """Whether what each row is summed over is the same window, moved: samples at learned places are none."""
+    for c in places:
+        steps = c.diff(dim=-1).reshape(-1, c.shape[-1] - 1)
+        steps = steps.nan_to_num(0.0) - steps.nanmedian(0).values.nan_to_num(0.0)
+        if steps.numel() and float(steps.abs().max()) > 1 / 64 and not bool(c.isnan().any()):
+            return False
+    return True
 
 
 def _attended(call: Call) -> tuple[list[Places | None], list[Tensor]]:
@@ -234,12 +251,24 @@ def _attended(call: Call) -> tuple[list[Places | None], list[Tensor]]:
 
 
 def _sampled(call: Call) -> tuple[list[Places | None], list[Tensor]]:
+    """Sampling at positions that were computed: those of queries keep the places that the queries have."""
     x, grid = call.args[:2]
     if call.of(x) is None:
         return [None], []
+    asked = call.of(grid)
+    if asked is not None and count_places(asked).places > 1:
+        own = [c.nanmean(-1).unsqueeze(1).expand(call.outs[0].shape) for c in asked]
+        return [own], [x]
     places = [F.grid_sample(c, grid.double(), mode="nearest", padding_mode="border", align_corners=False)
               for c in call.filled(x)]  # fmt: skip
     return [places], [x]
+
+
+def _folded(call: Call) -> tuple[list[Places | None], list[Tensor]]:
+    """col2im: windows are put down again; where they overlap the mean place."""
+    places = call.filled(call.args[0])
+    count = call.func((~places[0].isnan()).double(), *call.args[1:])
+    return [[call.func(c.nan_to_num(0.0), *call.args[1:]) / count for c in places]], [call.args[0]]
 
 
 def _recurrent(call: Call) -> tuple[list[Places | None], list[Tensor]]:
@@ -329,8 +358,10 @@ RULES: dict[str, Rule] = {
         ("scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu",
          "_scaled_dot_product_attention_math", "_scaled_dot_product_fused_attention_overrideable"), _attended,
     ),
+    "col2im": _folded,
     **dict.fromkeys(("grid_sampler_2d", "grid_sampler_3d", "grid_sampler"), _sampled),
     **dict.fromkeys(("mkldnn_rnn_layer", "lstm", "gru", "rnn_tanh"), _recurrent),
     **dict.fromkeys(("_fft_r2c", "_fft_c2r", "_fft_c2c"), _transformed),
     **dict.fromkeys(("view_as_real", "view_as_complex", "_conj", "real", "imag"), _framed),
 }  # fmt: skip
+SLIDING = {name for name, rule in RULES.items() if rule in (_convolved, _pooled, _resized)}
