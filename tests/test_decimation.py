@@ -269,6 +269,28 @@ def test_adaptive_pool_with_equal_windows(data, rank, average, channels_last, le
     assert_identity(decimation, output, pool(x, out))
 
 
+@pytest.mark.parametrize(
+    ("size", "out", "kernel", "stride"),
+    [(7, 3, 3, 2), (5, 2, 3, 2), (10, 3, 4, 3), (9, 4, 3, 2)],
+)
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("average", [False, True])
+def test_adaptive_pool_with_equal_windows_that_overlap(size, out, kernel, stride, average, level):
+    """floor(i·n/m) and ceil((i + 1)·n/m) may be equally far apart although m doesn't divide n."""
+    x = image(2, 3, size, 2 * size)
+    pool = F.adaptive_avg_pool2d if average else F.adaptive_max_pool2d
+    decimation, output = record_one(lambda: pool(x, (out, size)), level)
+    assert (decimation.geometry.kernel, decimation.geometry.stride) == ((kernel, 2), (stride, 2))
+    assert_identity(decimation, output, pool(x, (out, size)))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_adaptive_pool_that_only_crops_is_no_decimation(level):
+    """7 to 6 samples: windows of two, one sample apart."""
+    assert record(lambda: F.adaptive_avg_pool2d(image(1, 2, 7, 7), 6), level) == []
+    assert torch.equal(F.adaptive_max_pool2d(x := image(1, 2, 7, 7), 6), F.max_pool2d(x, 2, 1))
+
+
 ADAPTIVE = [getattr(F, f"adaptive_{kind}_pool{rank}d") for rank in (1, 2, 3) for kind in ("avg", "max")]
 
 
@@ -276,8 +298,8 @@ ADAPTIVE = [getattr(F, f"adaptive_{kind}_pool{rank}d") for rank in (1, 2, 3) for
 @pytest.mark.parametrize("pool", ADAPTIVE)
 def test_adaptive_pool_with_unequal_windows_says_why(pool, level):
     rank = int(pool.__name__[-2])
-    decimation, _ = record_one(lambda: pool(image(1, 2, *(7, 6, 9)[:rank]), (3,) * rank), level)
-    by = {1: ("7 to 3", "1×7 to 1×3"), 2: ("7×6 to 3×3",), 3: ("7×6×9 to 3×3×3",)}[rank]  # torch may lift
+    decimation, _ = record_one(lambda: pool(image(1, 2, *(8, 6, 9)[:rank]), (3,) * rank), level)
+    by = {1: ("8 to 3", "1×8 to 1×3"), 2: ("8×6 to 3×3",), 3: ("8×6×9 to 3×3×3",)}[rank]  # torch may lift
     assert decimation.geometry.reason in [
         f"adaptive pool from {sizes}: its windows are unequal" for sizes in by
     ]

@@ -57,6 +57,9 @@ PICKS: dict[str, tuple[Call, tuple[int, int], tuple[int, int]]] = {
     "a phase of space-to-depth": (
         lambda x: F.pixel_unshuffle(x, 2).unflatten(1, (-1, 4))[:, :, 2], (2, 2), (1, 0)
     ),
+    "every fourth channel of pixel_unshuffle, by an index": (
+        lambda x: F.pixel_unshuffle(x, 2)[:, torch.arange(3, 16, 4)], (2, 2), (1, 1)
+    ),
     "after a sum along": (lambda x: x.cumsum(3)[..., ::2], (1, 2), (0, 0)),
     "after a roll": (lambda x: x.roll(1, 2)[:, :, 1::2], (2, 1), (1, 0)),
     "after circular padding": (lambda x: F.pad(x, (1, 1, 0, 0), mode="circular")[..., ::2], (1, 2), (0, 0)),
@@ -85,6 +88,9 @@ POOLS: dict[str, tuple[Call, str, tuple[int, int]]] = {
     ),
     "mean of pixel_unshuffle": (
         lambda x: F.pixel_unshuffle(x, 2).unflatten(1, (-1, 4)).mean(2), "window_mean", (2, 2)
+    ),
+    "mean of half of the windows of pixel_unshuffle": (
+        lambda x: F.pixel_unshuffle(x, 2).unflatten(1, (-1, 2)).mean(2), "window_mean", (1, 2)
     ),
     "mean of im2col": (
         lambda x: F.unfold(x, 2, stride=2).unflatten(1, (-1, 4)).unflatten(-1, (8, 12)).mean(2),
@@ -158,6 +164,40 @@ REASONS: dict[str, tuple[Call, str, str]] = {
         lambda x: torch.stack(LOSSLESS["Haar transform"](x).chunk(4, 1), 2).relu()[:, :, 0],
         "window_mean", "a pool written as slices",
     ),
+    "every fourth channel of pixel_unshuffle": (
+        lambda x: F.pixel_unshuffle(x, 2)[:, 1::4], "select", "a phase of windows that are channels"
+    ),
+    "every second channel of pixel_unshuffle": (
+        lambda x: F.pixel_unshuffle(x, 2)[:, ::2], "select", "a phase of windows that are channels"
+    ),
+    "the first channels of phases by a view": (
+        lambda x: phases_first(x)[:, :4], "select", "a phase of windows that are channels"
+    ),
+    "one of the unbound phases": (
+        lambda x: F.pixel_unshuffle(x, 2).unflatten(1, (-1, 4)).unbind(2)[3], "select", "a phase of windows"
+    ),
+    "sum of unbound phases": (
+        lambda x: sum(F.pixel_unshuffle(x, 2).unflatten(1, (-1, 4)).unbind(2)),
+        "window_mean", "a pool written as slices",
+    ),
+    "sum of the parts of phases by a view": (
+        lambda x: sum(phases_first(x).chunk(4, 1)), "window_mean", "a pool written as slices"
+    ),
+    "maximum of phases by a view": (
+        lambda x: (lambda a, b, c, d: torch.maximum(torch.maximum(a, b), torch.maximum(c, d)))(
+            *phases_first(x).split(4, 1)
+        ), "window_max", "a pool written as slices",
+    ),
+    "the largest of a pyramid's places": (
+        lambda x: torch.cat([x.flatten(2), F.interpolate(x, scale_factor=2).flatten(2)], 2).topk(9, 2)[0],
+        "topk", "its samples are picked by their value",
+    ),
+    "sampled at fewer computed places": (
+        lambda x: F.grid_sample(
+            x, torch.linspace(-1, 1, 12, device=x.device).expand(len(x), 6, 2, 12).movedim(2, 3).sin(),
+            align_corners=False,
+        ).unflatten(3, (3, 4)).sum(4), "grid_sample", "sampled at computed positions",
+    ),
     "sum of phases, joined with itself": (
         lambda x: (lambda y: torch.cat([y, y * 2], 1))(x[:, :, ::2] - x[:, :, 1::2]),
         "window_blend", "a pool written as slices",
@@ -172,6 +212,13 @@ LOSSLESS: dict[str, Call] = {
         [F.relu(x[..., i::2, j::2] * 2) for i in (0, 1) for j in (0, 1)], 1
     ),
     "pixel_unshuffle": lambda x: F.pixel_unshuffle(x, 2),
+    "parts of pixel_unshuffle, joined again": lambda x: torch.cat(
+        [part.relu() for part in F.pixel_unshuffle(x, 2).unflatten(1, (-1, 4)).unbind(2)], 1
+    ),
+    "parts of phases by a view, joined again": lambda x: torch.cat(
+        [part.relu() for part in phases_first(x).chunk(4, 1)], 1
+    ),
+    "halves of the channels": lambda x: F.pixel_unshuffle(x, 2).chunk(2, 1)[0],
     "Haar transform": lambda x: haar(
         x[..., ::2, ::2] / 2, x[..., 1::2, ::2] / 2, x[..., ::2, 1::2] / 2, x[..., 1::2, 1::2] / 2
     ),
@@ -182,6 +229,11 @@ LOSSLESS: dict[str, Call] = {
         *[r[..., i::2] / 2 for i in (0, 1) for r in (x[:, :, ::2] / 2, x[:, :, 1::2] / 2)]
     ),
 }
+
+
+def phases_first(x: Tensor) -> Tensor:
+    """Space-to-depth by a view: all channels of the first phase, then those of the next."""
+    return x.unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
 
 
 def haar(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
@@ -460,3 +512,54 @@ def test_a_short_time_fourier_transform():
     assert [(s.op, s.stride, s.kernel, s.output_size) for s in found] == [
         ("stft", (1, 16), (1, 64), (1, 65)), ("conv", (2, 1), (3, 3), (16, 63))
     ]  # fmt: skip
+
+
+class Frames(nn.Module):
+    """Takes videos (B, T, C, H, W) frame by frame."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 4, 4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.patches(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return maps[:, ::2]
+
+
+class Last(nn.Module):
+    """Takes images (B, H, W, C)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return y[:, ::2, 1::2] * y.mean((1, 2), keepdim=True)
+
+
+class Rows(nn.Module):
+    """Takes signals (B, T, C)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(3, 4, 3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.transpose(1, 2)).transpose(1, 2)[:, ::3]
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_images_whose_axes_are_in_another_order(real):
+    """What is slid over first are places, what a convolution sums over are channels."""
+    (pool,) = find_global_pools(both(Last(), real), torch.rand(1, 16, 24, 3))
+    assert pool.input_size == SIZE
+    (site,) = find_sites(both(Last(), real), torch.rand(1, 16, 24, 3))
+    assert (site.op, site.stride, site.geometry.phase, site.measurable) == ("slice", (2, 2), (0, 1), True)
+    assert (site.input_size, site.channels) == (SIZE, 4)
+    patches, time = find_sites(both(Frames(), real), torch.rand(1, 6, 3, 16, 24))
+    assert (patches.stride, patches.input_size, patches.output_size) == ((4, 4), SIZE, (4, 6))
+    assert (time.stride, time.input_size, time.output_size) == ((2, 1, 1), (6, 4, 6), (3, 4, 6))
+    conv, every_third = find_sites(both(Rows(), real), torch.rand(1, 31, 3))
+    assert (conv.stride, conv.output_size) == ((1, 2), (1, 15))
+    assert (every_third.stride, every_third.output_size) == ((1, 3), (1, 5))

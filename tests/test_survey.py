@@ -25,7 +25,7 @@ class Call(nn.Module):
         super().__init__()
         self.function = function
         for name, child in children.items():
-            self.add_module(name, child)
+            setattr(self, name, child)
 
     def forward(self, x):
         return self.function(self, x)
@@ -76,8 +76,8 @@ THINNING = {
     "one row": (lambda m, x: x[:, :, 3], {}, [("", (1, 16))]),
     "adaptive by less than a half": (lambda m, x: F.adaptive_avg_pool2d(x, (9, 12)), {}, [("", (9, 12))]),
     "strided over joined rows": (
-        lambda m, x: F.conv2d(torch.cat([x[:, :, :1], x[:, :, 1:]], 2), torch.ones(4, 4, 3, 1), stride=(2, 1)),
-        {}, [("", (5, 16))],
+        lambda m, x: F.conv2d(torch.cat([x[:, :, :1], x[:, :, 1:]], 2), m.c, stride=(2, 1)),
+        {"c": nn.Parameter(torch.ones(4, 4, 3, 1))}, [("", (5, 16))],
     ),
     "patches contracted": (
         lambda m, x: m.c(F.unfold(x, 2, stride=2).transpose(1, 2)), {"c": nn.Linear(16, 5)}, [("c", (6, 8))],

@@ -33,7 +33,7 @@ from spectral.axes.rules import (
     is_view,
     writes_first,
 )
-from spectral.axes.tracker import FILLS, SIZES, AxisTracker, Window, operator_name
+from spectral.axes.tracker import FILLS, SIZES, AxisTracker, Order, Window, operator_name
 
 __all__ = [
     "ATTENTION",
@@ -53,6 +53,7 @@ __all__ = [
     "Factor",
     "Labels",
     "Layout",
+    "Order",
     "Window",
     "all_factors",
     "count_places",

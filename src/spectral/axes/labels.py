@@ -160,8 +160,27 @@ def cut(axis: Axis, start: int, extent: int, step: int = 1) -> Axis:
         lies = f.start + first * f.step
         factors = (replace(f, extent=inside, step=exact(f.step * step), start=lies),)
     else:
-        factors = mixed([axis], inside).factors
+        factors = _cut_blocks(parts, first, inside, step)
     return Axis((joined(factors, before, behind),) if before or behind else factors)
+
+
+def _cut_blocks(factors: tuple[Factor, ...], first: int, count: int, step: int) -> tuple[Factor, ...]:
+    """Cut every so many-th entry out of an axis: the same of each block, else samples that are no lattice.
+
+    Example:
+        >>> windows = Factor("c", 8), Factor("h", 2, folded=True)
+        >>> _cut_blocks(windows, 1, 8, 2) == (windows[0], Factor("h", 1, folded=True))
+        True
+    """
+    border = next((i for i in range(1, len(factors)) if extent_of(factors[i:]) == step), None)
+    if border is None or any(f.parts for f in factors):
+        return mixed([Axis(factors)], count).factors
+    outer, within = divmod(first, step)
+    chosen = []
+    for f in reversed(factors[border:]):
+        within, place = divmod(within, f.extent)
+        chosen.append(replace(f, extent=1, start=exact(f.start + place * f.step)))
+    return (*_cut_run(factors[:border], outer, count), *reversed(chosen))
 
 
 def _cut_run(factors: tuple[Factor, ...], first: int, count: int) -> tuple[Factor, ...]:
@@ -205,11 +224,8 @@ def join_along(axes: Sequence[Axis], extents: Sequence[int]) -> Axis:
         p is not None and (p.kind, p.step, p.spectrum) == (head.kind, head.step, head.spectrum) for p in parts
     )
     inside = sum(extents[first : last + 1])
-    if alike and head is not None:
-        factor = replace(head, extent=inside)
-    else:  # samples of several maps, such as those of a pyramid, are a list and no map
-        steps = [{f.kind: f.step for f in axis} for axis in axes[first : last + 1]]
-        factor = Factor(MIXED if all(one == steps[0] for one in steps) else LOST, inside)
+    # Samples of several maps, such as those of a pyramid, are a list and no map.
+    factor = replace(head, extent=inside) if alike and head is not None else Factor(MIXED, inside)
     return Axis((joined((factor,), before, after) if before or after else factor,))
 
 

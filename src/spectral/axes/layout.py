@@ -37,6 +37,8 @@ class Layout:
 def find_layout(labels: Labels) -> Layout | None:
     """Find the order of a tensor's factors that makes maps of it; None if rows or columns can't be told.
 
+    Samples of windows that count as channels are channels.
+
     Example:
         >>> import torch
         >>> from spectral.axes.labels import single
@@ -45,7 +47,7 @@ def find_layout(labels: Labels) -> Layout | None:
         torch.Size([2, 3, 8, 6])
     """
     factors = [f for axis in labels for f in axis.factors]
-    kinds = {f.kind for f in factors}
+    kinds = {f.kind for f in factors if not f.folded}
     if (
         any(f.parts for f in factors)
         or "w" not in kinds
@@ -57,7 +59,11 @@ def find_layout(labels: Labels) -> Layout | None:
     batch = next(i for i in numbers if factors[i].kind == BATCH)
     axes = [kind for kind in IMAGE_AXES if kind in kinds]
     spatial = [
-        sorted((i for i in numbers if factors[i].kind == a), key=lambda i: -factors[i].step) for a in axes
+        sorted(
+            (i for i in numbers if factors[i].kind == a and not factors[i].folded),
+            key=lambda i: -factors[i].step,
+        )
+        for a in axes
     ]
     for run in spatial:
         if any(factors[i].step != factors[j].step * factors[j].extent for i, j in pairwise(run)):

@@ -22,6 +22,7 @@ from spectral.axes.labels import (
     CHANNEL,
     IMAGE_AXES,
     LOST,
+    MIXED,
     Axis,
     Factor,
     Labels,
@@ -50,6 +51,9 @@ FILLS = {
     "add_",
     "index_add_",
 }
+
+
+Order = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -88,13 +92,21 @@ class AxisTracker:
         find_original: of a tensor that a model keeps, the one with its values; None of others.
         on_arrival: called with a map that comes from outside, and the size of the latest map before it.
         strict: whether to ask for a pass with data where fixed numbers are needed that can't be told.
+        order: what the axes of the images are, where the model doesn't take them in torch's order: of each
+            what it is instead.
+
+    Attributes:
+        reordered: such an order, if the first operator that slides over an image shows that it is another.
     """
+
+    reordered: Order | None
 
     def __init__(
         self,
         find_original: Callable[[Tensor], Tensor | None],
         on_arrival: Callable[[Tensor, tuple[int, ...] | None], None],
         strict: bool = True,
+        order: Order | None = None,
     ) -> None:
         self.constants = Constants()
         self.cuts = 0  # views so far
@@ -106,6 +118,10 @@ class AxisTracker:
         self._entries: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._filled: set[int] = set()
         self._images = 0  # in the batch
+        self._order, self.reordered = order or {}, None
+        self._first: tuple[
+            str, ...
+        ] = ()  # what the axes of the first image were taken for, until it is known
         self._maps: dict[tuple[int, ...], Labels] = {}  # of the latest map of each shape
         self._latest: dict[int, tuple[int, ...]] = {}  # size of the latest map of each rank
 
@@ -113,6 +129,10 @@ class AxisTracker:
         """Label an input: (B, W), (B, C, W), (B, C, H, W) or (B, C, T, H, W); unbatched (C, H, W)."""
         leading = [BATCH, CHANNEL] if batched and x.ndim > 2 else [BATCH] if batched else [CHANNEL]
         kinds = [*leading, *IMAGE_AXES[-(x.ndim - len(leading)) :]]
+        if self._order.keys() == set(kinds) - {BATCH}:
+            kinds = [self._order.get(kind, kind) for kind in kinds]
+        elif not self._order:
+            self._first = self._first or tuple(kind for kind in kinds if kind != BATCH)
         self._images = len(x) if batched else 1
         self._label(x, tuple(single(kind, n) for kind, n in zip(kinds, x.shape, strict=True)))
 
@@ -181,10 +201,13 @@ class AxisTracker:
         sliding = find_sliding(func, call.a)
         if sliding is not None:
             operator, count = sliding
+            self._check_order(inputs[0], count, operator.makes_channels)
             stride = decimation.geometry.stride if decimation is not None else None
             found = [
                 self._through_lattice(inputs[0], y, count, stride, operator.makes_channels) for y in outputs
             ]
+            if operator.scatters and decimation is not None:
+                found = [(*one[:-count], *(single(MIXED, n.extent) for n in one[-count:])) for one in found]
         else:
             found = apply_rule(call)
         for result, labels in zip(outputs, found, strict=True):
@@ -235,6 +258,28 @@ class AxisTracker:
         if known == (True, False):
             return first, -1, second
         return (second, -2, first) if known == (False, True) and second.ndim > 1 else None
+
+    def _check_order(self, x: Tensor, count: int, makes_channels: bool) -> None:
+        """See by the first operator that slides over an image whether its axes are what they were taken for.
+
+        NHWC images and videos (B, T, C, H, W) are permuted before. What is slid over are places, what a
+        convolution sums over are channels.
+        """
+        kinds, self._first = self._first, ()
+        labels = self.labels(x)
+        slid = [axis.only.kind if axis.only is not None else LOST for axis in labels[len(labels) - count :]]
+        if len(kinds) < 2 or not set(slid) <= set(kinds) or len(set(slid)) < count:
+            return
+        order = dict(zip(slid, IMAGE_AXES[-count:], strict=True))
+        channels = labels[-count - 1].only if makes_channels and x.ndim > count else None
+        if channels is not None and channels.kind in set(kinds) - set(slid):
+            order[channels.kind] = CHANNEL
+        rest = [kind for kind in kinds if kind not in order.values()]
+        for kind in (kind for kind in kinds if kind not in order):
+            order[kind] = kind if kind in rest else rest[0]
+            rest.remove(order[kind])
+        if any(old != new for old, new in order.items()):
+            self.reordered = order
 
     def _label(self, x: Tensor, labels: Labels) -> None:
         """Keep labels that fit the tensor."""

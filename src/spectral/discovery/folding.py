@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from spectral.axes import (
     BATCH,
     CHANNEL,
+    CROPS,
     IMAGE_AXES,
     Axis,
     AxisTracker,
@@ -22,19 +24,31 @@ from spectral.axes import (
     count_places,
     exact,
     extent_of,
+    find_origin,
     find_spacing,
     is_lattice,
     loses_places,
+    unfold_windows,
 )
 from spectral.discovery.events import Event, count_channels, find_image_axes, find_size
 from spectral.discovery.placing import measure_places
 from spectral.operators import LOSSLESS, Geometry, Size, find_reader
 from spectral.tracker import Frame
 
+_TAKING = {"select", "unbind", "index_select", "index"}
+_PHASES = "a phase of windows that are channels is taken by itself: write it as a slice of the map"
 _WHOLE = "a matrix over all its places: what is left is no lattice"
 _ONE_AXIS = "a matrix along one of its axes: what is left of that axis is no lattice"
 _PRODUCT = "a pool written as a matrix product"
 _SPECTRA = "a short-time Fourier transform: its windows become spectra, of which each frequency is a channel"
+
+
+@dataclass(eq=False)
+class _Folded:
+    """Windows that have become channels: what says so, and how many samples they have along each axis."""
+
+    events: list[Event]
+    window: dict[str, int]
 
 
 class Folding:
@@ -49,7 +63,7 @@ class Folding:
     def __init__(self, axes: AxisTracker, running: list[Frame], keep: Callable[[Event], None]) -> None:
         self._axes, self._running, self._keep = axes, running, keep
         self._cutters: dict[int, Frame] = {}  # which call made a view
-        self._noted: dict[int, list[Event]] = {}  # by the view that cut their windows
+        self._noted: dict[int, _Folded] = {}  # by the view that cut the windows
 
     def note_cut(self) -> None:
         """Note which call made the latest view."""
@@ -107,18 +121,50 @@ class Folding:
         channels = (Factor(CHANNEL, each),) if each > 1 else ()
         joined = Axis((*made, *channels))
         self._axes.relabel(x, (*labels[:axis], joined, *labels[axis + 1 :]))
-        self._noted[self._axes.cuts] = slices
+        self._noted[self._axes.cuts] = _Folded(slices, strides)
 
     def note_folded(self, event: Event) -> None:
         """Note an operator that has itself made channels of windows."""
-        for f in all_factors(self._axes.labels(event.output)):
-            if f.folded:
-                self._noted.setdefault(f.cut, [event])
+        folded = [f for f in all_factors(self._axes.labels(event.output)) if f.folded]
+        for cut in {f.cut for f in folded} - self._noted.keys():
+            self._noted[cut] = _Folded([event], _count_window([f for f in folded if f.cut == cut]))
 
     def note_pool(self, reduced: Sequence[Axis]) -> None:
         """Take back that windows are channels: they have been pooled, or picked from."""
-        for f in (f for axis in reduced for f in axis):
-            for event in self._noted.get(f.cut, ()) if f.folded else ():
+        self._take_back([f for axis in reduced for f in axis])
+
+    def note_phases(self, call: Call, before: Sequence[tuple[Tensor, Labels]]) -> list[Event]:
+        """Keep what takes a part of windows that have become channels; return one event for each part.
+
+        Of all the parts together `Phases` tells whether anything is lost.
+        """
+        if len(before) != 1 or operator_name_of(call) not in CROPS | _TAKING:
+            return []
+        ((x, labels),) = before
+        folded = [f for f in all_factors(labels) if f.folded and f.extent > 1]
+        events = []
+        for y in call.outputs if folded else ():
+            left = _count_window([f for f in all_factors(self._axes.labels(y)) if f.folded])
+            taken = [f for f in folded if left.get(f.kind, 1) < f.extent and f.cut in self._noted]
+            if taken:
+                events.append(self._note_phase(x, labels, y, taken))
+        return events
+
+    def _note_phase(self, x: Tensor, labels: Labels, y: Tensor, taken: list[Factor]) -> Event:
+        self._take_back(taken)
+        before, after = unfold_windows(labels), unfold_windows(self._axes.labels(y))
+        image_axes = find_image_axes(before)
+        old, new = find_spacing(before), find_spacing(after)
+        start, end = find_origin(before), find_origin(after)
+        stride = tuple(int(new.get(k, 0) / old[k]) if k in old else 1 for k in image_axes)
+        phase = tuple(int((end.get(k, 0) - start[k]) / old[k]) if k in old else 0 for k in image_axes)
+        geometry = Geometry("select", stride, (1,) * len(stride), phase=phase, reason=_PHASES)
+        sizes = measure_places(before, after)
+        return self._add(geometry, sizes, count_channels(before), x, y, "phase")
+
+    def _take_back(self, factors: Sequence[Factor]) -> None:
+        for f in factors:
+            for event in self._noted[f.cut].events if f.folded and f.cut in self._noted else ():
                 event.dropped = not event.kept
 
     def note_output(self, x: Tensor) -> None:
@@ -205,13 +251,17 @@ class Folding:
         sizes = (size, tuple(w.count for w in cuts))
         family = "place" if kind == "stft" else "view"
         event = self._add(geometry, sizes, max(channels, 1), x, x, family, frame)
+        folded = _Folded([event], {one.kind: one.size for one in found})
         for one in found:
-            self._noted[one.cut] = [event]
+            self._noted[one.cut] = folded
 
     def _keep_channels(self, factors: Sequence[Factor]) -> None:
-        for f in factors:
-            for event in self._noted.get(f.cut, ()) if f.folded else ():
-                event.kept, event.dropped = True, False
+        """Note that whole windows are read as channels; where a part was pooled the rest isn't enough."""
+        for noted in {id(one): one for one in self._noted.values()}.values():
+            own = [f for f in factors if f.folded and self._noted.get(f.cut) is noted]
+            if own and _count_window(own) == noted.window:
+                for event in noted.events:
+                    event.kept, event.dropped = True, False
 
     def _add(
         self, geometry: Geometry, sizes: tuple[tuple[int, ...], tuple[int, ...]], channels: int, x: Tensor,
@@ -223,6 +273,14 @@ class Folding:
         event = Event(frame, family, index, geometry, *sizes, channels, x, output)
         self._keep(event)
         return event
+
+
+def _count_window(factors: Sequence[Factor]) -> dict[str, int]:
+    """Multiply the extents of each image axis."""
+    window: dict[str, int] = {}
+    for f in factors:
+        window[f.kind] = window.get(f.kind, 1) * f.extent
+    return window
 
 
 def operator_name_of(call: Call) -> str:

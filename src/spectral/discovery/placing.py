@@ -80,7 +80,8 @@ def place_slice(operation: Operation, axes: AxisTracker) -> Event | None:
 def place_pick(operation: Operation, axes: AxisTracker) -> Event | None:
     """Place samples that were picked: at equal distances they are a coarser lattice, else they are none."""
     before, after = axes.labels(operation.source), axes.labels(operation.result)
-    before = _unfold_reduced(before, operation.decimation.geometry.axes)
+    if any(f.folded for axis in operation.decimation.geometry.axes for f in before[axis]):
+        before, after = unfold_windows(before), unfold_windows(after)
     if not loses_places(before, after):
         return None
     old, new = find_spacing(before), find_spacing(after)
@@ -103,7 +104,9 @@ def place_pick(operation: Operation, axes: AxisTracker) -> Event | None:
 def place_reduction(operation: Operation, axes: AxisTracker) -> Event | None:
     """Place a reduction over windows that a view has made, or over a whole axis: a global pool."""
     geometry, source = operation.decimation.geometry, operation.source
-    labels = _unfold_reduced(axes.labels(source), geometry.axes)
+    labels, left_over = axes.labels(source), axes.labels(operation.result)
+    if _are_folded(labels, geometry.axes):  # then the rest of its window is no channel either
+        labels, left_over = unfold_windows(labels), unfold_windows(left_over)
     reduced = [f for axis in geometry.axes for f in labels[axis] if f.spatial and f.extent > 1]
     kept = [f for a, axis in enumerate(labels) if a not in geometry.axes for f in axis if f.spatial]
     if not reduced:
@@ -121,7 +124,7 @@ def place_reduction(operation: Operation, axes: AxisTracker) -> Event | None:
     stride = find_steps(reduced, left, image_axes)
     zeros = (0,) * len(image_axes)
     placed = replace(geometry, stride=stride, kernel=window, padding=zeros, phase=zeros, axes=())
-    layouts = find_layout(labels), find_layout(axes.labels(operation.result))
+    layouts = find_layout(labels), find_layout(left_over)
     if layouts[0] is None or layouts[1] is None:
         reason = "the windows it pools are cut by a view that can't be followed back to rows and columns"
         event = make_unplaced(operation, axes, replace(placed, reason=reason))
@@ -191,8 +194,7 @@ def _count_unknown(labels: Labels) -> int:
     return sum(f.kind == LOST for f in all_factors(labels))
 
 
-def _unfold_reduced(labels: Labels, reduced: tuple[int, ...]) -> Labels:
-    """See windows that count as channels as windows again, where they are reduced and the channels aren't."""
+def _are_folded(labels: Labels, reduced: tuple[int, ...]) -> bool:
+    """Whether all that is reduced are windows that count as channels: the channels themselves aren't."""
     factors: list[Factor] = [f for a in reduced for f in labels[a] if f.extent > 1 and f.kind != BATCH]
-    alone = any(f.folded for f in factors) and all(f.folded for f in factors)
-    return unfold_windows(labels) if alone else labels
+    return any(f.folded for f in factors) and all(f.folded for f in factors)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from spectral.axes import ATTENTION, CROPS, FILLS, JOINS, PRODUCTS, AxisTracker, Call, operator_name
+from spectral.axes import ATTENTION, CROPS, FILLS, JOINS, PRODUCTS, AxisTracker, Call, Order, operator_name
 from spectral.discovery.entries import Entries
 from spectral.discovery.events import Event, find_spread
 from spectral.discovery.folding import Folding
@@ -49,7 +49,7 @@ def record_events(model: nn.Module, inputs: Inputs, beside: Beside = watch_nothi
     """Run a copy of the model, on the meta device if it can; return what reduced resolution, in order.
 
     A model that loops over the images of its batch runs its sites once for each of them: such a model is run
-    once more, on one image.
+    once more, on one image; and one that takes its images in another order than torch's, knowing that order.
 
     Args:
         model: any module.
@@ -59,33 +59,37 @@ def record_events(model: nn.Module, inputs: Inputs, beside: Beside = watch_nothi
     Raises:
         SpectralError: if its forward fails on the example.
     """
-    events = run_on_standins(model, inputs, partial(_record, beside))
+    events, order = run_on_standins(model, inputs, partial(_record, beside, None))
+    if order is not None:
+        events, _ = run_on_standins(model, inputs, partial(_record, beside, order))
     if any(event.frame.call or event.turn for event in events):
-        alone = run_on_standins(model, inputs, partial(_record, watch_nothing), batch=None)
+        alone, _ = run_on_standins(model, inputs, partial(_record, watch_nothing, order), batch=None)
         if 0 < len(alone) < len(events):
-            return run_on_standins(model, inputs, partial(_record, beside), batch=None)
+            return run_on_standins(model, inputs, partial(_record, beside, order), batch=None)[0]
     return events
 
 
 def _record(
-    beside: Beside, model: nn.Module, inputs: Inputs, weights: Sequence[Tensor], forward: Callable[[], Any]
-) -> list[Event]:
-    discovery = _Discovery(model, weights)
+    beside: Beside, order: Order | None, model: nn.Module, inputs: Inputs, weights: Sequence[Tensor],
+    forward: Callable[[], Any],
+) -> tuple[list[Event], Order | None]:  # fmt: skip
+    """Return the events of a pass, and what the axes of the images are if it isn't what was assumed."""
+    discovery = _Discovery(model, weights, order)
     for tensor, batched in inputs.every_tensor():
         if is_image(tensor):
             discovery.axes.mark_image(tensor, batched)
     with beside(model), discovery.calls, discovery.recorder.listening():
         forward()
-    return discovery.finish()
+    return discovery.finish(), discovery.axes.reordered
 
 
 class _Discovery:
     """The events of one forward pass, and what tells them apart from operators that only look like them."""
 
-    def __init__(self, model: nn.Module, weights: Sequence[Tensor]) -> None:
+    def __init__(self, model: nn.Module, weights: Sequence[Tensor], order: Order | None) -> None:
         originals = [find_original(weight) for weight in weights]
         empty = any(original is not None and original.is_meta for original in originals)
-        self.axes = AxisTracker(find_original, self._note_arrival, strict=not empty)
+        self.axes = AxisTracker(find_original, self._note_arrival, not empty, order)
         self.axes.mark_learned(weights)
         self.events: list[Event] = []
         self.calls = Tracker(dict(model.named_modules()), begin=self._enter, end=self._leave)
@@ -157,6 +161,10 @@ class _Discovery:
         self._follow_parts(call)
         if "tensors" in call.a and (joined := self._phases.find_joined(call.a["tensors"])):
             self._folding.note_join(*joined, call)
+        if decimation is None or decimation.operator.acts_on == "slices":
+            for event in self._folding.note_phases(call, before):
+                self._uses.watch(event, event.output)
+                self._phases.note(event)
         self._phases.follow(call, func, call.inputs, call.outputs)
         if not self._entries.note(call) and decimation is None and not _is_exempt(call):
             self._folding.note_loss(call, before)

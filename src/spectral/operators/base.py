@@ -144,6 +144,7 @@ class Operator:
         runs_as: the kind of the operator that runs, where this one refines another.
         waits: whether Python writes one call as several operators, which are joined.
         makes_channels: whether it slides over all channels at once and gives others.
+        scatters: whether its samples lie at computed places, where they are fewer: they are no map any more.
         obstacle: why no layer can take its place, None where one can.
         modules: modules that are nothing but this operator: a plain hook sees the operator's own tensors.
         functions: torch functions that call it on a batch of maps, and the operator that each calls.
@@ -159,6 +160,7 @@ class Operator:
     runs_as: ClassVar[str | None] = None
     waits: ClassVar[bool] = False
     makes_channels: ClassVar[bool] = False
+    scatters: ClassVar[bool] = False
     obstacle: ClassVar[str | None] = "no layer can stand behind an operator of the kind {kind}"
     modules: ClassVar[tuple[type[nn.Module], ...]] = ()
     functions: ClassVar[tuple[tuple[Callable[..., Any], Any], ...]] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -65,11 +66,14 @@ class Pool(Operator):
         if all(n >= m for n, m in zip(size, extent, strict=True)):
             return None
         zeros, ones = (0,) * rank, (1,) * rank
-        if any(m % n for n, m in zip(size, extent, strict=True)):
+        windows = [_find_window(m, n) for n, m in zip(size, extent, strict=True)]
+        if any(window is None for window in windows):
             reason = f"adaptive pool from {by(extent)} to {by(size)}: its windows are unequal"
             return lift(Decimation(Geometry(self.kind, zeros, ones, zeros, ones, zeros, reason=reason), x))
-        window = tuple(m // n for n, m in zip(size, extent, strict=True))
-        geometry = Geometry(self.kind, window, window, zeros, ones, zeros, adaptive=self.kind == "avg_pool")
+        kernel, stride = zip(*(window for window in windows if window is not None), strict=True)
+        if max(stride) < 2:
+            return None
+        geometry = Geometry(self.kind, stride, kernel, zeros, ones, zeros, adaptive=self.kind == "avg_pool")
         return lift(Decimation(geometry, x))
 
 
@@ -133,6 +137,19 @@ class GlobalPool(Operator):
     """A pool over a whole axis or map, whatever operator takes it: what is left is no lattice."""
 
     kind = "global_pool"
+
+
+def _find_window(extent: int, count: int) -> tuple[int, int] | None:
+    """Return window and stride of an adaptive pool along an axis; None if they aren't the same everywhere.
+
+    Example:
+        >>> _find_window(8, 4), _find_window(7, 3), _find_window(7, 6), _find_window(8, 3)
+        ((2, 2), (3, 2), (2, 1), None)
+    """
+    starts = [i * extent // count for i in range(count)]
+    windows = {-(-(i + 1) * extent // count) - start for i, start in enumerate(starts)}
+    steps = {b - a for a, b in pairwise(starts)} or {extent}
+    return (windows.pop(), steps.pop()) if len(windows) == len(steps) == 1 else None
 
 
 def pad(x: Tensor, before: Sequence[int], after: Sequence[int], value: float = 0.0) -> Tensor:

@@ -91,6 +91,7 @@ class GridSample(Operator):
     """Sampling at computed positions."""
 
     kind = "grid_sample"
+    scatters = True
     names = ("aten::grid_sampler", "aten::grid_sampler_2d", "aten::grid_sampler_3d")
 
     def read(self, a: Arguments) -> Decimation | None:

@@ -119,7 +119,10 @@ def _check_sites(
     built.mark(mode)
     with mode.following(), mode:
         built.call(twin)
-    yield {"losses": sum(loss.certain for loss in mode.losses), "unknown": "; ".join(f"{k}: {v}" for k, v in mode.unknown.items())}
+    yield {
+        "losses": sum(loss.certain for loss in mode.losses),
+        "unknown": "; ".join(f"{k}: {v}" for k, v in mode.unknown.items()),
+    }
     generator = torch.get_rng_state()
     try:
         found = find_reductions(model, built.inputs)
@@ -227,7 +230,7 @@ def _chain(losses: Sequence[Loss]) -> list[Loss]:
 
 
 def _fits(site: Site, loss: Loss) -> bool:
-    """Whether a site may be a loss; axes that keep their samples, as frames among the images, needn't match."""
+    """Whether a site may be a loss; axes that keep their samples, such as frames, needn't be the site's."""
     given = Counter(n for n in site.output_size if n > 1)
     after = Counter(n for n in loss.after if n > 1)
     changed = Counter(n for m, n in zip(loss.before, loss.after, strict=True) if 1 < n < m)

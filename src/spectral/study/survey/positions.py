@@ -205,7 +205,9 @@ class PositionMode(TorchDispatchMode):
             return
         axes = [(n, m) for n, m in zip(least.sizes, left.sizes, strict=True) if m < n]
         near = name in ("slice", "narrow", "convolution") and all(m == 1 for _, m in axes)
-        self.losses.append(Loss(self._running[-1], name, least.sizes, left.sizes, certain=not near and not crop))
+        self.losses.append(
+            Loss(self._running[-1], name, least.sizes, left.sizes, certain=not near and not crop)
+        )
 
 
 def _storage(x: Tensor) -> int:
