@@ -71,6 +71,7 @@ ALLOWED = {
         "standin",
         "tracker",
     },
+    "distillation": {"arguments", "copying", "inputs", "intake", "network", "surgery", "surroundings"},
     "recalibration": {"copying", "inputs", "intake", "network", "surgery"},
     "layers": {"arguments", "numerics"},
     "models": {"arguments", "layers", "surgery"},  # a checkpoint may be of a converted network

@@ -4,6 +4,7 @@ from .causes import Cause, find_causes, idealize
 from .channels import compute_channel_alias_ratios, find_white_noise_ratio, split_border
 from .classification import classify
 from .data import ImageSet, load_images
+from .distillation import distill
 from .errors import SpectralError, SpectralWarning
 from .hooks import FeatureExtractor
 from .instability import (
@@ -75,7 +76,7 @@ __all__ = [
     "compute_alias_metrics", "compute_alias_power_ratio", "compute_am", "compute_am_relative",
     "compute_avr", "compute_channel_alias_ratios", "compute_instability", "compute_logit_jitter",
     "compute_logit_spread", "compute_power_spectrum", "compute_radial_profile", "compute_sis",
-    "conversion_report", "convert", "data", "exact_bin_frequencies", "figures", "find_causes",
+    "conversion_report", "convert", "data", "distill", "exact_bin_frequencies", "figures", "find_causes",
     "find_global_pools", "find_reductions", "find_sites", "find_white_noise_ratio", "fourier_shift",
     "frequency_grid", "get_stride_layers", "idealize", "layers", "list_bundled", "load_images",
     "load_model", "log_power_spectrum", "make_checkerboard_image", "make_constant_image",
