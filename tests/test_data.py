@@ -15,12 +15,14 @@ import urllib.error
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from spectral.classes import match_labels
 from spectral.data import ImageItem, ImageSet, archives, load_images, load_labelled_arrays, samples, sources
 from spectral.errors import SpectralError
 from spectral.synthetic import make_dead_leaves_image
@@ -210,6 +212,25 @@ class TestFolders:
         assert images.labels == [0] * 20 + [1] * 5 + [2] * 10
         assert images.ids[20] == "bee/00.png"
         assert images.has_labels
+
+    def test_a_name_that_begins_with_one_of_imagenets_classes_has_it(self, tmp_path):
+        for name in (
+            "n01440764_tench.png",
+            "n01443537.png",
+            "n0144353_short.png",
+            "cat.png",
+            "xn01440764.png",
+        ):
+            save(tmp_path / name)
+        labels = {"cat.png": None, "n0144353_short.png": None, "n01440764_tench.png": 0, "n01443537.png": 1,
+                  "xn01440764.png": None}  # fmt: skip
+        for images in (load_images(tmp_path), load_images(sorted(tmp_path.iterdir()))):
+            assert dict(zip(images.ids, images.labels, strict=True)) == labels
+            assert images.classes == ["n01440764", "n01443537"]
+        one = load_images(tmp_path / "n01440764_tench.png")
+        assert (one.labels, one.classes) == ([0], ["n01440764"])
+        network = SimpleNamespace(spectral_info=SimpleNamespace(classes=None, num_classes=1000))
+        assert match_labels(network, one).renumber(one.labels) == [0]
 
     def test_class_is_the_first_level_however_deep(self, tmp_path):
         for name in ("x/1/a.png", "x/2/a.png", "y/a.png", "stray.png"):

@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 
 from tqdm import tqdm
 
+from spectral.classes import SYNSET
 from spectral.data.decode import check_image, list_extensions, read_image
 from spectral.data.imageset import ImageItem, ImageSet, spread_over_classes
 from spectral.errors import SpectralError, SpectralWarning
@@ -65,7 +66,7 @@ def load_folder(root: Path, size: tuple[int, int] | None, limit: int | None, see
 def load_files(paths: Sequence[Path], size: tuple[int, int] | None, limit: int | None, seed: int) -> ImageSet:
     """Load image files, and those in folders among them; see `spectral.load_images`.
 
-    Ids are relative to the folder that has all of them; classes aren't known.
+    Ids are relative to the folder that has all of them; classes are known where names begin with ImageNet's.
 
     Raises:
         SpectralError: if a path leads nowhere, a file's kind can't be read, or none is left.
@@ -93,7 +94,8 @@ def load_files(paths: Sequence[Path], size: tuple[int, int] | None, limit: int |
         raise SpectralError(f"no images among {len(paths)} path(s): there are {describe_kinds(left_out)}")
     root = Path(os.path.commonpath([file.parent for file in files]))
     names = [file.relative_to(root).as_posix() for file in files]
-    listing = FolderListing(names, [None] * len(names), None, left_out)
+    labels, classes = _find_labels([_read_synset(file.name) for file in files])
+    listing = FolderListing(names, labels, classes, left_out)
     return _load_listed(root, f"files:{root.name}", listing, size, limit, seed)
 
 
@@ -137,8 +139,8 @@ def list_folder(root: Path) -> FolderListing:
     """List the images in a folder and everything below it.
 
     An image's class is the subfolder of ``root`` that it is in, however deep; an image in ``root`` itself
-    has none. Hidden files and folders are left out, as are files without an image's extension, which are
-    counted.
+    has none, unless its name begins with one of ImageNet's (``n01440764_tench.JPEG``). Hidden files and
+    folders are left out, as are files without an image's extension, which are counted.
 
     Args:
         root: an existing folder.
@@ -146,12 +148,24 @@ def list_folder(root: Path) -> FolderListing:
     files = list(_walk(root))
     known = set(list_extensions())
     names = sorted(path.relative_to(root).as_posix() for path in files if path.suffix.lower() in known)
-    folders = [name.split("/")[0] if "/" in name else None for name in names]
-    classes = sorted({folder for folder in folders if folder is not None})
-    index = {folder: label for label, folder in enumerate(classes)}
-    labels = [None if folder is None else index[folder] for folder in folders]
+    labels, classes = _find_labels(
+        [name.split("/")[0] if "/" in name else _read_synset(name) for name in names]
+    )
     left_out = Counter(path.suffix.lower() for path in files if path.suffix.lower() not in known)
-    return FolderListing(names, labels, classes or None, left_out)
+    return FolderListing(names, labels, classes, left_out)
+
+
+def _find_labels(names: Sequence[str | None]) -> tuple[list[int | None], list[str] | None]:
+    """Number the classes that images have, if they have one, and return their names."""
+    classes = sorted({name for name in names if name is not None})
+    index = {name: label for label, name in enumerate(classes)}
+    return [None if name is None else index[name] for name in names], classes or None
+
+
+def _read_synset(name: str) -> str | None:
+    """Return ImageNet's identifier of a class at the start of a file's name, as in n01440764_tench.JPEG."""
+    found = SYNSET.match(name)
+    return None if found is None else found[0]
 
 
 def describe_kinds(left_out: Mapping[str, int]) -> str:
