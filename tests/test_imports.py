@@ -74,7 +74,7 @@ ALLOWED = {
     "distillation": {"arguments", "copying", "inputs", "intake", "network", "surgery", "surroundings"},
     "recalibration": {"copying", "inputs", "intake", "network", "surgery"},
     "layers": {"arguments", "numerics"},
-    "models": {"arguments", "layers", "surgery"},  # a checkpoint may be of a converted network
+    "models": {"arguments", "files", "layers", "surgery"},  # a checkpoint may be of a converted network
     "data": {"arguments", "network", "classes", "numerics", "synthetic"},
     "intake": {"data", "inputs", "models", "network", "probe"},
     "latency": {"network"},
@@ -91,7 +91,7 @@ ALLOWED = {
         "numerics",
         "spectrum",
     },
-    "training": {"models", "layers", "metrics", "network", "perturb"},
+    "training": {"files", "identity", "models", "layers", "metrics", "network", "perturb"},
     "stats": {"schema"},
     "classes": set(),
     "pairing": {"sites"},
@@ -137,7 +137,7 @@ ALLOWED = {
         "store",
         "table",
     },
-    "figures": {"schema", "stats"},
+    "figures": {"files", "schema", "stats"},
     "terminal": set(),
     "console": None,
     "study": None,  # the top of the house: may use every room
@@ -152,7 +152,6 @@ THIRD_PARTY_OWNERS = {
     "click": {"cli", "console", "study"},
     "sklearn": {"stats"},
     "pywt": {"layers"},
-    "filelock": {"files"},
     "huggingface_hub": {"models"},
     "foolbox": {"perturb"},
     "pyautoattack": {"perturb"},

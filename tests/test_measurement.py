@@ -11,6 +11,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import command
@@ -21,6 +22,7 @@ import pytest
 import reference
 import torch
 import torch.nn.functional as F
+from faults import full_disk
 from networks import NoDownsampling, count_hooks, image, unchanged
 from torch import Tensor, nn
 
@@ -418,18 +420,27 @@ class TestRestoring:
         whole = measure(net, x, ("avr",), batch_size=2, progress=False)
         pd.testing.assert_frame_equal(resumed, whole, check_exact=True)
 
-    def test_a_shard_that_cannot_be_written_leaves_no_hooks(self, tmp_path, monkeypatch):
-        def full(*args: Any, **kwargs: Any) -> None:
-            raise OSError(28, "No space left on device")
+    def test_a_shard_that_cannot_be_written_leaves_no_hooks(self, tmp_path):
+        class Filling(Pictures):
+            def batches(
+                self, batch_size: int, *, indices: Sequence[int] | None = None
+            ) -> Iterator[tuple[list[int], Tensor]]:
+                for chosen, batch in super().batches(batch_size, indices=indices):
+                    with full_disk() if chosen == [2, 3] else nullcontext():
+                        yield chosen, batch
 
         net = tiny()
-        monkeypatch.setattr(pq, "write_table", full)
-        with pytest.raises(SpectralError, match=r"shard-000000\.parquet .*No space left") as caught:
-            measure(net, image(4, 3, 16, 16), ("avr",), batch_size=2, out=tmp_path, progress=False)
+        with pytest.raises(
+            SpectralError, match=r"shard-000001\.parquet can't be written .File too l"
+        ) as caught:
+            measure(
+                net, Filling(6), ("avr",), batch_size=2, out=tmp_path, progress=False, preprocessing="none"
+            )
         # the traceback is alive and holds the loop's frames
         assert caught.traceback
         assert count_hooks(net) == 0
         assert net.training
+        assert {path.name for path in tmp_path.iterdir()} == {"_run.json", "shard-000000.parquet"}
 
 
 class TestResuming:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import random
 import shutil
 import signal
@@ -17,7 +19,9 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 from networks import image
+from PIL import Image
 from test_measurement import tiny
 
 import spectral
@@ -25,6 +29,7 @@ from spectral.errors import SpectralError, SpectralWarning
 from spectral.files import claim, is_intact, replacing, seal, write_whole
 from spectral.measurement import measure
 from spectral.store import ShardStore
+from spectral.training import STATE_NAME, LabelledImages, Recipe, train
 
 X = image(6, 3, 16, 16)
 
@@ -241,9 +246,90 @@ class TestOneWriter:
         process.kill()
         process.wait()
         assert len(run(tmp_path))
-        assert not (tmp_path / "_writer.json").exists()
+        assert not (tmp_path / "_lock").exists()
 
     def test_nothing_of_the_lock_is_read_as_measurements(self, folder):
         with claim(folder):
             pd.testing.assert_frame_equal(pd.read_parquet(folder), spectral.read(folder), check_exact=True)
         assert json.loads((folder / "_run.json").read_text())["config"]["model"] == "Sequential"
+
+
+class TestChangedImages:
+    """What is measured or trained on is what was loaded."""
+
+    def test_a_file_that_changes_after_loading(self, tmp_path):
+        for i in range(3):
+            Image.fromarray(np.full((16, 16, 3), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")
+        images = spectral.load_images(tmp_path)
+        assert images[1].mean() == pytest.approx(40 / 255)
+        Image.fromarray(np.full((16, 16, 3), 200, np.uint8)).save(tmp_path / "1.png")
+        assert images[2].mean() == pytest.approx(80 / 255)
+        with pytest.raises(SpectralError, match=r"image 1\.png of .*has changed since it was loaded.*again"):
+            measure(tiny(), images, ("avr",), progress=False, preprocessing="none")
+
+    @pytest.mark.parametrize("picture", [True, False])
+    def test_a_dataset_that_gives_something_else_each_time(self, picture):
+        class Random(torch.utils.data.Dataset[Any]):
+            def __len__(self) -> int:
+                return 2
+
+            def __getitem__(self, index: int) -> Any:
+                pixels = torch.randint(0, 255, (16, 16, 3), dtype=torch.uint8)
+                return Image.fromarray(pixels.numpy()) if picture else pixels.permute(2, 0, 1) / 255
+
+        with pytest.raises(SpectralError, match=r"isn't the same as when it was first read"):
+            measure(tiny(), Random(), ("avr",), progress=False, preprocessing="none")
+
+    def test_training_on_other_pixels_or_labels_of_the_same_name(self, tmp_path):
+        def images(value: int, label: int = 0) -> LabelledImages:
+            pixels = torch.full((4, 3, 8, 8), value, dtype=torch.uint8)
+            return LabelledImages(pixels, torch.tensor([label, 1, 0, 1]), ("a", "b"), "photos")
+
+        def go(train_set: LabelledImages, test_set: LabelledImages) -> Any:
+            recipe = Recipe(epochs=1, batch_size=2)
+            return train("resnet20", train_set, test_set, tmp_path, recipe, progress=False)
+
+        go(images(3), images(4))
+        with pytest.raises(SpectralError, match="holds a run with train_images = sha256"):
+            go(images(5), images(4))
+        with pytest.raises(SpectralError, match="holds a run with train_images = sha256"):
+            go(images(3, label=1), images(4))
+        with pytest.raises(SpectralError, match="holds a run with test_images = sha256"):
+            go(images(3), images(5))
+        path = tmp_path / STATE_NAME
+        whole = path.read_bytes()
+        for at in random.Random(0).sample(range(8 * len(whole)), 40):
+            damaged = bytearray(whole)
+            damaged[at // 8] ^= 1 << at % 8
+            path.write_bytes(bytes(damaged))
+            with pytest.raises(SpectralError, match="is damaged; delete it"):
+                go(images(3), images(4))
+
+
+class TestNames:
+    def test_files_whose_names_are_no_utf8(self, tmp_path):
+        folder = os.fsencode(tmp_path) + b"/caf\xe9"
+        os.mkdir(folder)
+        for i in range(2):
+            pixels = np.full((16, 16, 3), 40 * i, np.uint8)
+            Image.fromarray(pixels).save(Path(os.fsdecode(folder + b"/caf\xe9%d.png" % i)))
+        images = spectral.load_images(os.fsdecode(folder))
+        assert images.ids == ["caf\\xe90.png", "caf\\xe91.png"]
+        out = Path(os.fsdecode(folder + b"/out\xff"))
+        table = measure(tiny(), images, ("avr",), out=out, progress=False, preprocessing="none")
+        assert spectral.read(out).equals(table)
+
+    def test_two_images_of_one_name(self):
+        images = spectral.load_images("synthetic", size=16, limit=2)
+        twice = dataclasses.replace(images, items=[images.items[0]] * 2)
+        with pytest.raises(SpectralError, match="two images are called 'synthetic/0000'"):
+            measure(tiny(), twice, ("avr",), progress=False, preprocessing="none")
+
+
+class TestLimits:
+    def test_an_image_of_a_few_bytes_that_unfolds_to_gigabytes(self, tmp_path):
+        bomb = tmp_path / "bomb.png"
+        Image.new("1", (13_000, 13_000)).save(bomb, optimize=True)
+        assert bomb.stat().st_size < 40_000
+        with pytest.raises(SpectralError, match=r"bomb\.png.*13000×13000 pixels are more than 89 million"):
+            spectral.load_images(bomb)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
+from faults import full_disk
 
 import spectral
 from spectral.errors import SpectralError
@@ -107,18 +107,17 @@ class TestShardStore:
         store.append(rows("d"))
         assert store.finished_images() == {"b", "c", "d"}
 
-    def test_a_write_that_fails_leaves_no_shard(self, tmp_path, monkeypatch):
-        def fail(*args: Any, **kwargs: Any) -> None:
-            open(args[1], "wb").close()
-            raise OSError(28, "No space left on device")
-
+    def test_a_write_that_fails_leaves_no_shard(self, tmp_path):
         store = ShardStore(tmp_path, {})
         store.append(rows("a"))
-        monkeypatch.setattr(pq, "write_table", fail)
-        with pytest.raises(SpectralError, match=r"shard-00000\d\.parquet can't be written \(No space left"):
+        before = sorted(tmp_path.iterdir())
+        with (
+            full_disk(),
+            pytest.raises(SpectralError, match=r"shard-000001\.parquet can't be written \(File too large"),
+        ):
             store.append(rows("b"))
         assert ShardStore(tmp_path, {}).finished_images() == {"a"}
-        assert not list(tmp_path.glob("*.partial"))
+        assert sorted(tmp_path.iterdir()) == before
 
     def test_reasons_are_rows_of_the_shards(self, tmp_path):
         store = ShardStore(tmp_path, {})
@@ -325,11 +324,10 @@ class TestFiles:
         assert read_json(path.with_suffix(".json")) == {"model": "net", "note": "ρ ≤ ½"}
         assert sorted(file.name for file in path.parent.iterdir()) == ["summary.csv", "summary.json"]
 
-    def test_a_write_that_fails_leaves_what_was_there(self, tmp_path, monkeypatch):
+    def test_a_write_that_fails_leaves_what_was_there(self, tmp_path):
         path = tmp_path / "a.csv"
         write_csv(pd.DataFrame({"x": [1]}), path)
-        monkeypatch.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(OSError(28, "No space left")))
-        with pytest.raises(SpectralError, match=r"a\.csv can't be written \(No space left"):
+        with full_disk(1), pytest.raises(SpectralError, match=r"a\.csv can't be written \(File too large"):
             write_csv(pd.DataFrame({"x": [2]}), path)
         assert path.read_text() == "x\n1\n"
 

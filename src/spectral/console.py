@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 import click
@@ -27,6 +29,7 @@ class SpectralCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
+        _print_anything(sys.stdout)
         with separate_lines(), warnings.catch_warnings():
             warnings.simplefilter("always", SpectralWarning)
             warnings.showwarning = _show_warning
@@ -48,10 +51,41 @@ class SpectralCommand(click.Command):
                 ctx.exit(code)
 
 
+class FilePath(click.Path):
+    """A path; an empty one isn't the current folder."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read it."""
+        if not os.fspath(value).strip():
+            self.fail("is empty; name a file or folder, '.' is the current folder", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def hold_folder(folder: Path) -> None:
+    """Be the only writer of a folder until the running command ends.
+
+    Raises:
+        SpectralError: if another process is writing there, or it can't be written to.
+    """
+    from spectral.files import claim
+
+    click.get_current_context().with_resource(claim(folder))
+
+
 class SpectralGroup(click.Group):
     """A group whose commands are `SpectralCommand`."""
 
     command_class = SpectralCommand
+
+
+def _print_anything(stream: Any) -> None:
+    """Let names that are no UTF-8 be printed, rather than fail after the work."""
+    reconfigure = getattr(stream, "reconfigure", None)
+    if reconfigure is not None and getattr(stream, "errors", "") == "strict":
+        reconfigure(errors="backslashreplace")
 
 
 def explain_error(error: BaseException) -> tuple[str, int]:

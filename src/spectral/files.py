@@ -11,16 +11,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from spectral.errors import SpectralError
 
 SEAL = f"sha256:{'0' * 64}"
 """What stands in a file where `seal` is to put the digest of all the rest."""
 
-LOCK_FILE, WRITER_FILE = "_lock", "_writer.json"  # pandas and pyarrow pass over names that begin with _
+LOCK_FILE = "_lock"  # pandas and pyarrow pass over names that begin with _
 
 _SEALED = re.compile(rb"sha256:[0-9a-f]{64}")
 _TEMPORARY = re.compile(r"\.spectral-[0-9a-f]{12}-([0-9a-f]{8})-(\d+)-[0-9a-f]+\.partial")
@@ -89,6 +88,37 @@ def write_whole(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def hash_file(path: Path) -> str:
+    """Return the digest of a file: ``sha256:`` and 64 hexadecimal digits.
+
+    Raises:
+        SpectralError: if it can't be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    except OSError as error:
+        raise SpectralError(f"{path} can't be read ({error.strerror}); check the path") from error
+
+
+def append_seal(content: bytes) -> bytes:
+    """Put the digest of a file's content behind it, for formats that pass over what follows.
+
+    Example:
+        >>> split_seal(append_seal(b"state"))
+        b'state'
+        >>> split_seal(append_seal(b"state").replace(b"a", b"b")) is None
+        True
+    """
+    return content + f"sha256:{hashlib.sha256(content).hexdigest()}".encode()
+
+
+def split_seal(content: bytes) -> bytes | None:
+    """Return what `append_seal` was given; None where that isn't what was written."""
+    whole = content[: -len(SEAL)]
+    return whole if append_seal(whole) == content else None
+
+
 def ensure_writable(folder: Path) -> None:
     """Create a folder and check that files can be made in it.
 
@@ -140,33 +170,58 @@ def claim(folder: Path) -> Iterator[None]:
     """
     folder = Path(folder)
     ensure_writable(folder)
-    lock = FileLock(folder / LOCK_FILE, timeout=0, thread_local=False)
+    path = folder / LOCK_FILE
     try:
-        lock.acquire()
-    except Timeout as error:
+        lock = _open_lock(path)
+    except OSError as error:
+        why = error.strerror or str(error)
         raise SpectralError(
-            f"{folder} is being written by {_name_writer(folder)}; wait for it to end, or choose another "
-            f"folder"
+            f"{folder} can't be locked against other writers ({why}); choose a folder on another disk"
         ) from error
-    except (OSError, NotImplementedError, RuntimeError) as error:
+    if lock is None:
         raise SpectralError(
-            f"{folder} can't be locked against other writers ({error}); choose a folder on another disk"
-        ) from error
+            f"{folder} is being written by {_name_writer(path)}; wait for it to end, or choose another folder"
+        )
     try:
         started = datetime.now(UTC).isoformat(timespec="seconds")
         holder = {"host": socket.gethostname(), "process": os.getpid(), "since": started}
-        write_whole(folder / WRITER_FILE, json.dumps(holder).encode())
+        lock.truncate(0)
+        lock.write(json.dumps(holder).encode())
         remove_leftovers(folder)
         yield
     finally:
-        with suppress(OSError):
-            (folder / WRITER_FILE).unlink(missing_ok=True)
-        lock.release()
+        if os.name != "nt":  # there it goes with its handle
+            path.unlink(missing_ok=True)
+        lock.close()
 
 
-def _name_writer(folder: Path) -> str:
+def _open_lock(path: Path) -> FileIO | None:
+    """Open a file that only one can have locked; None if somebody has.
+
+    The lock ends with the object, so that an interrupt leaves none behind.
+    """
+    if os.name == "nt":
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_TEMPORARY", 0)
+        try:
+            return FileIO(path, "r+", opener=lambda name, _: os.open(name, flags))
+        except FileExistsError:
+            return None
+    import fcntl
+
+    while True:
+        lock = FileIO(path, "a+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None
+        # Whoever had it may have removed it since it was opened: a lock on that keeps nobody out.
+        if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+            return lock
+
+
+def _name_writer(path: Path) -> str:
     try:
-        holder = json.loads((folder / WRITER_FILE).read_text(encoding="utf-8"))
+        holder = json.loads(path.read_text(encoding="utf-8"))
         return f"process {holder['process']} on {holder['host']}, since {holder['since']}"
     except (OSError, ValueError, KeyError, TypeError):  # it has just begun, or just ended
         return "another process"

@@ -177,6 +177,19 @@ def identify(model: nn.Module, example: Inputs) -> Identity:
     )
 
 
+def find_structure(model: nn.Module) -> str:
+    """Return the id of a network's modules, settings, conversion and hooks as they are, without a pass.
+
+    Example:
+        >>> find_structure(nn.ReLU()) == find_structure(nn.Tanh())
+        False
+    """
+    report = find_report(model)
+    kinds = [(name, _name(type(module))) for name, module in model.named_modules()]
+    parts = (kinds, list_settings(model), report.steps if report else [], list_hooks(model))
+    return f"sha256:{_digest(json.loads(json.dumps(parts, default=str)), 16)}"
+
+
 def find_weights_id(model: nn.Module) -> str:
     """Return the id of the weights as they are now: a model that was trained or altered keeps its old info.
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from spectral.arguments import as_path
 from spectral.errors import SpectralError, SpectralWarning
-from spectral.files import SEAL, ensure_writable, is_intact, replacing, seal
+from spectral.files import SEAL, ensure_writable, is_intact, seal, write_whole
 from spectral.schema import RUN_FILE, SHARD, SITES_FILE
 from spectral.table import SCHEMA, Key, read_json, to_frame, write_json
 
@@ -118,11 +118,11 @@ class ShardStore:
         number = _number(shards[-1]) + 1 if shards else 0
         facts = {"run": self.run, "number": number, "part": len(self.parts) - 1, "rows": rows.num_rows,
                  "images": _list_images(rows), "seal": SEAL}  # fmt: skip
-        text = json.dumps(facts, ensure_ascii=False).encode("utf-8", "surrogateescape")
+        text = json.dumps(facts, ensure_ascii=False).encode("utf-8", "backslashreplace")
         rows = rows.cast(SCHEMA).replace_schema_metadata({_FACTS: text})
-        with replacing(self.folder / SHARD.format(number)) as temporary:
-            pq.write_table(rows, temporary, compression="zstd", write_page_checksum=True)
-            temporary.write_bytes(seal(temporary.read_bytes()))
+        content = pa.BufferOutputStream()  # in memory: Arrow takes no path that isn't UTF-8
+        pq.write_table(rows, content, compression="zstd", write_page_checksum=True)
+        write_whole(self.folder / SHARD.format(number), seal(content.getvalue().to_pybytes()))
 
     def read(self) -> pd.DataFrame:
         """Read everything that is on disk."""

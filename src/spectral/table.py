@@ -254,7 +254,7 @@ def write_csv(table: pd.DataFrame, path: Path, provenance: Mapping[str, Any] | N
     path = Path(path)
     ensure_writable(path.parent)
     with replacing(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.9g")
+        table.to_csv(temporary, index=False, float_format="%.9g", errors="backslashreplace")
     if provenance is not None:
         write_json(provenance, path.with_suffix(".json"))
     return path
@@ -273,7 +273,7 @@ def write_json(content: Mapping[str, Any], path: Path, *, sealed: bool = False) 
     """
     whole = {**content, "seal": SEAL} if sealed else content
     text = f"{json.dumps(whole, indent=2, sort_keys=True, ensure_ascii=False)}\n"
-    data = text.encode("utf-8", "surrogateescape")
+    data = text.encode("utf-8", "backslashreplace")  # in JSON too, a half of a pair is written so
     write_whole(path, seal(data) if sealed else data)
 
 
@@ -285,7 +285,7 @@ def read_json(path: Path, *, sealed: bool = False) -> dict[str, Any]:
     """
     try:
         data = path.read_bytes()
-        content = json.loads(data.decode("utf-8", "surrogateescape"))
+        content = json.loads(data.decode())
         if not isinstance(content, dict):
             raise ValueError(f"expected an object, got {type(content).__name__}")
         if sealed and not is_intact(data):

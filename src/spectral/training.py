@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
-import os
-import pickle
-import random
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +17,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from spectral.errors import SpectralError, suggest
+from spectral.files import append_seal, claim, split_seal, write_whole
+from spectral.identity import find_structure
 from spectral.layers import BlurPool
 from spectral.models import model_info
 from spectral.models.architectures import build, family_of
@@ -180,6 +180,10 @@ class LabelledImages:
                 f"{len(self.labels)} labels"
             )
 
+    def digest(self) -> str:
+        """Return the hash of all pixels and labels: the id is but a name."""
+        return f"sha256:{hash_state({'images': self.images, 'labels': self.labels}).partition(':')[2]}"
+
 
 def train(
     architecture: str,
@@ -213,7 +217,23 @@ def train(
         SpectralError: if ``out`` holds the state of another run or a damaged one, the data has more than ten
             classes or more than the network has outputs, or the loss stops being finite.
     """
-    device = torch.device(device)
+    with claim(Path(out)):
+        return _train(
+            architecture, train_set, test_set, Path(out), recipe, torch.device(device), progress, start
+        )
+
+
+def _train(
+    architecture: str,
+    train_set: LabelledImages,
+    test_set: LabelledImages,
+    out: Path,
+    recipe: Recipe,
+    device: torch.device,
+    progress: bool,
+    start: nn.Module | None,
+) -> dict[str, Any]:
+    """Train in a folder that nobody else writes to."""
     if len(train_set.classes) > NUM_CLASSES:
         raise SpectralError(
             f"train: our architectures have {NUM_CLASSES} outputs, the data has "
@@ -232,9 +252,11 @@ def train(
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
     dtype = _autocast_dtype(recipe.precision, device)
     run = {"architecture": architecture, "data_id": train_set.data_id, "recipe": asdict(recipe),
-           "precision": "bf16" if dtype else "fp32",
-           **({} if start is None else {"start": hash_state(start.state_dict())})}  # fmt: skip
-    state_path = Path(out) / STATE_NAME
+           "precision": "bf16" if dtype else "fp32", "train_images": train_set.digest(),
+           "test_images": test_set.digest(),
+           **({} if start is None else {"start": hash_state(start.state_dict()),
+                                        "start_structure": find_structure(start)})}  # fmt: skip
+    state_path = out / STATE_NAME
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule}
     if average is not None:
         parts["average"] = average
@@ -490,12 +512,11 @@ def _autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
 def _store(
     path: Path, run: dict[str, Any], parts: dict[str, Any], epoch: int, history: list[dict[str, float]]
 ) -> None:
-    """Write the state under another name first: a kill in the middle leaves the previous epoch intact."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.{random.getrandbits(32):08x}")
+    """Write the state, whole or not at all, with its digest: a kill leaves the previous epoch intact."""
+    content = io.BytesIO()
     state = {"run": run, "epoch": epoch, "history": history}
-    torch.save({**state, **{name: part.state_dict() for name, part in parts.items()}}, temporary)
-    os.replace(temporary, path)
+    torch.save({**state, **{name: part.state_dict() for name, part in parts.items()}}, content)
+    write_whole(path, append_seal(content.getvalue()))
 
 
 def _restore(
@@ -503,10 +524,10 @@ def _restore(
 ) -> tuple[int, list[dict[str, float]]]:
     if not path.exists():
         return 0, []
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise SpectralError(f"train: {path} is damaged; delete it and train again") from error
+    content = split_seal(path.read_bytes())
+    if content is None:
+        raise SpectralError(f"train: {path} is damaged; delete it and train again")
+    state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     for key, value in run.items():
         if state["run"].get(key) != value:
             raise SpectralError(

@@ -25,6 +25,7 @@ from spectral.console import (
     SpectralCommand,
     format_columns,
     format_mean,
+    hold_folder,
 )
 from spectral.errors import SpectralError
 from spectral.schema import SCALE_FREE
@@ -69,11 +70,10 @@ def measure(
     Example:
       spectral measure bundled/resnet20 --limit 100 --out runs/resnet20
     """
-    from spectral.files import ensure_writable
     from spectral.measurement import DEFAULT_METRICS
 
     if out:
-        ensure_writable(out)
+        hold_folder(out)
     net = network.load(model)
     info = spectral.model_info(net)
     assert info is not None
@@ -141,7 +141,6 @@ def compare(
     Example:
       spectral compare bundled/resnet20 bundled/resnet20-blurpool bundled/resnet20+flc --limit 100
     """
-    from spectral.files import ensure_writable
     from spectral.study.compare import compare_models, format_comparison
     from spectral.table import describe_environment, write_csv
 
@@ -151,7 +150,7 @@ def compare(
     if twice:
         raise click.UsageError(f"{twice[0]} is named twice; compare different models")
     if out:
-        ensure_writable(out)
+        hold_folder(out)
     if network.weights is not None:
         raise click.UsageError("--weights is for one model; with several name each one's file as MODEL@FILE")
     nets = {name: network.load(name) for name in models}
@@ -214,12 +213,11 @@ def attribute(
     Example:
       spectral attribute bundled/resnet20 --limit 100 --out runs/attribute
     """
-    from spectral.files import ensure_writable
     from spectral.stability import attribute_instability
     from spectral.study.stability import format_attribution, summarize_attribution
 
     if out:
-        ensure_writable(out)
+        hold_folder(out)
     net = network.load(model)
     info = spectral.model_info(net)
     assert info is not None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import spectral
+from spectral.console import FilePath
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,7 +53,7 @@ def parse_images(ctx: click.Context, param: click.Parameter, value: tuple[str, .
     return value[0] if len(value) == 1 else list(value)
 
 
-PATH = click.Path(path_type=Path)
+PATH = FilePath()
 images_option = click.option(
     "--images",
     multiple=True,

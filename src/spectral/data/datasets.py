@@ -46,7 +46,8 @@ class DatasetImages:
         self.ids = self.clusters = [f"{i:04d}" for i in self.positions]
         described = [_describe_item(dataset[i]) for i in self.positions]
         self.labels: list[int | None] = [label for label, _ in described]
-        self.fingerprint = hashlib.sha256("".join(key for _, key in described).encode()).hexdigest()[:16]
+        self._keys = [key for _, key in described]
+        self.fingerprint = hashlib.sha256("".join(self._keys).encode()).hexdigest()[:16]
 
     def resized(self, size: tuple[int, int]) -> DatasetImages:
         """Return itself: what a dataset gives is taken as it is."""
@@ -59,7 +60,7 @@ class DatasetImages:
         chosen = list(range(len(self)) if indices is None else indices)
         for start in range(0, len(chosen), batch_size):
             part = chosen[start : start + batch_size]
-            items = [self.dataset[self.positions[i]] for i in part]
+            items = [self._read(i) for i in part]
             try:
                 batch = self._collate(items)
             except RuntimeError as error:
@@ -68,6 +69,15 @@ class DatasetImages:
                     f"({next(iter(str(error).splitlines()), '')}); give them one size in its transform"
                 ) from error
             yield part, split_labels(batch)[0]
+
+    def _read(self, index: int) -> Any:
+        item = self.dataset[self.positions[index]]
+        if _describe_item(item)[1] != self._keys[index]:
+            raise SpectralError(
+                f"item {self.positions[index]} of {self.source} isn't the same as when it was first read; "
+                f"take random transforms out of the dataset, and load it again"
+            )
+        return item
 
     def __len__(self) -> int:
         return len(self.positions)

@@ -23,6 +23,7 @@ _FURTHER = frozenset({
 
 _ORIENTATION_TAG = 0x0112
 _DEEPEST = 65535
+MOST_BYTES = 2**29  # of an image file
 
 
 @lru_cache(maxsize=1)
@@ -45,11 +46,12 @@ class CheckedFile(NamedTuple):
     size: tuple[int, int]
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(path: Path, digest: str | None = None) -> Image.Image:
     """Read an image file as RGB, upright.
 
     Args:
         path: the file. Of an animation the first frame is read.
+        digest: what `check_image` said of it; a file that has changed since is refused.
 
     Returns:
         A PIL image of mode "RGB", or of mode "F" with values in [0, 1] if the file is 16-bit grayscale,
@@ -58,8 +60,12 @@ def read_image(path: Path) -> Image.Image:
 
     Raises:
         OSError, ValueError, SyntaxError: whatever Pillow makes of a file that it cannot decode.
+        SpectralError: if it is too large, or has changed.
     """
-    with Image.open(path) as image:
+    content = _read_bytes(path)
+    if digest is not None and _digest(content) != digest:
+        raise SpectralError("it has changed since it was loaded")
+    with Image.open(io.BytesIO(content)) as image:
         return to_rgb(image)
 
 
@@ -77,8 +83,9 @@ def check_image(path: Path) -> CheckedFile:
     Units: the size is in pixels, after orientation.
     """
     try:
-        content = path.read_bytes()
+        content = _read_bytes(path)
         with Image.open(io.BytesIO(content)) as image:
+            _refuse_huge(image)
             width, height = image.size
             if image.format == "JPEG" and image.mode in ("L", "RGB"):
                 turned = image.getexif().get(_ORIENTATION_TAG, 1) in (5, 6, 7, 8)
@@ -90,7 +97,7 @@ def check_image(path: Path) -> CheckedFile:
                 size = (upright.height, upright.width)
     except Exception as error:  # Pillow's decoders raise almost anything on a broken file
         raise SpectralError(describe_failure(error)) from error
-    return CheckedFile(hashlib.sha256(content).hexdigest()[:32], size)
+    return CheckedFile(_digest(content), size)
 
 
 def describe_failure(error: Exception) -> str:
@@ -154,6 +161,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         >>> to_rgb(Image.new("L", (2, 1), 51)).mode
         'RGB'
     """
+    _refuse_huge(image)
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "F" or image.mode.startswith("I"):
@@ -165,10 +173,46 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def printable(name: str) -> str:
+    """Return a file's name as text that can be written everywhere: bytes that are no UTF-8 as ``\\xff``.
+
+    Example:
+        >>> printable("caf\\udce9.png"), printable("café.png")
+        ('caf\\\\xe9.png', 'café.png')
+    """
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _read_bytes(path: Path) -> bytes:
+    size = path.stat().st_size
+    if size > MOST_BYTES:
+        raise SpectralError(f"its {size / 2**20:.0f} MiB are more than {MOST_BYTES / 2**20:.0f}; convert it")
+    return path.read_bytes()
+
+
+def _refuse_huge(image: Image.Image) -> None:
+    """Refuse an image whose pixels don't fit: a few bytes of a file may unfold to gigabytes.
+
+    Raises:
+        SpectralError: saying how large it is.
+    """
+    limit = Image.MAX_IMAGE_PIXELS
+    count = image.width * image.height
+    if limit is not None and count * max(3, len(image.getbands())) > 3 * limit:
+        raise SpectralError(
+            f"its {image.width}×{image.height} pixels are more than {limit / 1e6:.0f} million; make it "
+            f"smaller, or raise PIL.Image.MAX_IMAGE_PIXELS"
+        )
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
 def _to_unit_gray(image: Image.Image) -> Image.Image:
     """Scale 16-bit gray by 65535; wider integers and floats beyond [0, 1] have no known white."""
-    values = np.array(image).astype(np.float64)
+    values = np.asarray(image)
     white = 1 if image.mode == "F" else _DEEPEST
     if not (values.min() >= 0 and values.max() <= white):
         raise ValueError(f"values outside 0 to {white}, so which of them is white is unknown")
-    return Image.fromarray((values / white).astype(np.float32))
+    return Image.fromarray(np.divide(values, white, dtype=np.float32, casting="unsafe"))

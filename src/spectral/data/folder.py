@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 from tqdm import tqdm
 
 from spectral.classes import SYNSET
-from spectral.data.decode import check_image, list_extensions, read_image
+from spectral.data.decode import check_image, list_extensions, printable, read_image
 from spectral.data.imageset import ImageItem, ImageSet, spread_over_classes
 from spectral.errors import SpectralError, SpectralWarning
 
@@ -52,7 +52,7 @@ def load_folder(root: Path, size: tuple[int, int] | None, limit: int | None, see
         SpectralError: if there is no such folder, or not one readable image in it.
     """
     require_folder(root)
-    source = f"folder:{root.resolve().name}"
+    source = f"folder:{printable(root.resolve().name)}"
     if (root / "train").is_dir() and (root / "test").is_dir() and list_folder(root / "test").classes:
         root, source = root / "test", f"{source}/test"
     listing = list_folder(root)
@@ -96,7 +96,7 @@ def load_files(paths: Sequence[Path], size: tuple[int, int] | None, limit: int |
     names = [file.relative_to(root).as_posix() for file in files]
     labels, classes = _find_labels([_read_synset(file.name) for file in files])
     listing = FolderListing(names, labels, classes, left_out)
-    return _load_listed(root, f"files:{root.name}", listing, size, limit, seed)
+    return _load_listed(root, f"files:{printable(root.name)}", listing, size, limit, seed)
 
 
 def _load_listed(
@@ -122,7 +122,7 @@ def _load_listed(
                 if isinstance(item, ImageItem):
                     items[position] = item
                 else:
-                    skipped.append((names[position], item))
+                    skipped.append((printable(names[position]), item))
     if not items:
         raise SpectralError(
             f"none of the {len(skipped)} image files in folder {str(root)!r} could be read; "
@@ -159,7 +159,8 @@ def _find_labels(names: Sequence[str | None]) -> tuple[list[int | None], list[st
     """Number the classes that images have, if they have one, and return their names."""
     classes = sorted({name for name in names if name is not None})
     index = {name: label for label, name in enumerate(classes)}
-    return [None if name is None else index[name] for name in names], classes or None
+    labels = [None if name is None else index[name] for name in names]
+    return labels, [printable(name) for name in classes] or None
 
 
 def _read_synset(name: str) -> str | None:
@@ -250,4 +251,4 @@ def _check_item(root: Path, listing: FolderListing, position: int) -> ImageItem 
         digest, size = check_image(root / name)
     except SpectralError as error:
         return str(error)
-    return ImageItem(name, partial(read_image, root / name), digest, size, label)
+    return ImageItem(printable(name), partial(read_image, root / name, digest), digest, size, label)

@@ -127,5 +127,17 @@ def describe_picture(
         label: its class.
     """
     upright = to_rgb(picture)
-    key = hashlib.sha256(repr((upright.mode, upright.size)).encode() + upright.tobytes()).hexdigest()[:32]
-    return ImageItem(name, reopen, key, (upright.height, upright.width), label)
+    key = _hash_picture(upright)
+    return ImageItem(name, partial(_reopen, reopen, key), key, (upright.height, upright.width), label)
+
+
+def _reopen(reopen: Callable[[], Image.Image], key: str) -> Image.Image:
+    picture = reopen()
+    if _hash_picture(picture) != key:
+        raise SpectralError("it isn't the same as when it was first read, as by a random transform")
+    return picture
+
+
+def _hash_picture(upright: Image.Image) -> str:
+    facts = repr((upright.mode, upright.size)).encode()
+    return hashlib.sha256(facts + upright.tobytes()).hexdigest()[:32]

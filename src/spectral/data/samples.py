@@ -129,7 +129,7 @@ def _inspect(path: Path) -> Photograph:
 
 
 def _whole_item(index: int, photo: Photograph, label: int | None) -> ImageItem:
-    read = partial(read_image, photo.path)
+    read = partial(read_image, photo.path, photo.digest)
     return ImageItem(_name(index, photo), read, photo.digest, photo.size, label, photo.path.stem)
 
 

@@ -7,7 +7,6 @@ Example:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -48,6 +47,7 @@ from spectral.figures.spec import REGISTERED, TABLE_WRITERS, FigureSpec, Tables
 from spectral.figures.spectra import plot_aliasing_folding, plot_layerwise_power_spectra
 from spectral.figures.stability import plot_attribution, plot_diagonal_trace, plot_equivariance
 from spectral.figures.style import use_style
+from spectral.files import replacing
 
 __all__ = [
     "DPI",
@@ -218,14 +218,9 @@ def draw_all(results_dir: str | Path, stems: Iterable[str] | None = None, dpi: i
 
 
 def _save(drawn: Figure, path: Path, title: str, dpi: int) -> Path:
-    """Write under a temporary name, without dates, then rename."""
+    """Write without dates, whole or not at all."""
     kind = path.suffix[1:]
     undated = {"pdf": {"CreationDate": None}, "png": {"Software": None}}[kind]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with use_style():
-            drawn.savefig(temporary, format=kind, dpi=dpi, metadata={"Title": title, **undated})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, use_style():
+        drawn.savefig(temporary, format=kind, dpi=dpi, metadata={"Title": title, **undated})
     return path

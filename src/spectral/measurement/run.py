@@ -39,6 +39,7 @@ class Run:
 
     def __init__(self, feed: Feed, metrics: Sequence[str], taps: tuple[Tap, ...], *, demanded: bool) -> None:
         self.feed, self.model, self.images, self.taps = feed, feed.model, feed.images, taps
+        _require_names(self.images.ids)
         self.missing: dict[str, str] = {}
         self._demanded = demanded
         self.metrics = self._choose_metrics(metrics, demanded)
@@ -243,6 +244,25 @@ class Run:
             "not_measured": dict(self.missing),
         }
         return {**self.config, **facts, "batch_size": batch_size, **describe_environment(), "device": named}
+
+
+def _require_names(ids: Sequence[str]) -> None:
+    """Make sure that each image has a name of its own, which tables can hold.
+
+    Raises:
+        SpectralError: naming one that hasn't.
+    """
+    seen: set[str] = set()
+    for name in ids:
+        if name in seen:
+            raise SpectralError(f"measure: two images are called {name!r}; give each a name of its own")
+        if not isinstance(name, str) or not name or _is_broken(name):
+            raise SpectralError(f"measure: an image's name must be text, in UTF-8, got {name!r}")
+        seen.add(name)
+
+
+def _is_broken(text: str) -> bool:
+    return text.encode("utf-8", "ignore").decode() != text
 
 
 def _join(failed: Mapping[str, str]) -> str:

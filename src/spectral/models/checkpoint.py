@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import re
-import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from spectral.errors import SpectralError
+from spectral.files import ensure_writable, write_whole
 
 # Files older than this buffer lack it; it counts training steps and changes nothing in eval mode.
 _OPTIONAL_BUFFER = "num_batches_tracked"
@@ -84,22 +84,10 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], metadata: Ma
         raise SpectralError(
             f"{path}: the checkpoint's metadata can't be written as JSON ({error})"
         ) from error
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, safetensors.torch.save(state))
-        _write_whole(path.with_suffix(".json"), f"{text}\n".encode())
-    except OSError as error:
-        raise SpectralError(f"{path}: the checkpoint can't be written there ({error.strerror})") from error
+    ensure_writable(path.parent)
+    write_whole(path, safetensors.torch.save(state))
+    write_whole(path.with_suffix(".json"), f"{text}\n".encode("utf-8", "backslashreplace"))
     return path
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:

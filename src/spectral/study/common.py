@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +19,9 @@ from spectral.capture import Capture, Tap
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
 from spectral.figures import draw_figure
+from spectral.files import hash_file
 from spectral.hooks import FeatureExtractor
+from spectral.identity import find_structure
 from spectral.measurement import measure
 from spectral.metrics import compute_avr
 from spectral.models import load_model, model_info
@@ -101,13 +104,27 @@ class Results(ABC):
     ) -> pd.DataFrame:
         """Return what an earlier run computed with this configuration, or compute it and keep it."""
         written, config = path.with_suffix(".json"), {**config, "schema": VERSION}
-        if not (path.exists() and written.exists() and read_json(written) == config):
-            write_csv(compute(), path, config)
+        if not (path.exists() and written.exists() and _is_kept(path, written, config)):
+            write_csv(compute(), path)
+            write_json({**config, "content": hash_file(path)}, written)
         return pd.read_csv(path, dtype={"image": str, "cluster": str})
 
     def measurement_folder(self, name: str, part: str = "") -> Path:
         """Return where the measurements of a model are kept."""
         return self.out / "measurements" / part / name_folder(name)
+
+
+def identify_network(model: nn.Module) -> dict[str, str]:
+    """Return what tells a network from others: its weights, and all that isn't weights."""
+    info = model_info(model)
+    return {"weights": info.weights_id if info else "", "structure": find_structure(model)}
+
+
+def _is_kept(path: Path, written: Path, config: Mapping[str, Any]) -> bool:
+    """Whether a table is there that was computed with a configuration, as it was written."""
+    before = read_json(written)
+    content = before.pop("content", None)
+    return bool(content == hash_file(path) and before == json.loads(json.dumps(config)))
 
 
 class PictureResults(Results):
@@ -145,7 +162,8 @@ class Study(Results):
         click.echo(f"study, preset {options.preset}: {note}")
         for family, name in self.names.items():
             click.echo(f"  {family:9s} {name} ({self.info(family).weights_id})")
-        self.claim(self.out / "measurements" / "study.json", self.config())
+        structures = {family: find_structure(model) for family, model in self.models.items()}
+        self.claim(self.out / "measurements" / "study.json", {**self.config(), "structures": structures})
 
     @cached_property
     def models(self) -> dict[str, nn.Module]:

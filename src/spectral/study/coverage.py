@@ -19,7 +19,7 @@ import click
 import pandas as pd
 from tqdm import tqdm
 
-from spectral.console import SpectralCommand
+from spectral.console import FilePath, SpectralCommand
 from spectral.errors import SpectralError, suggest
 from spectral.models.catalogue import (
     LIBRARIES,
@@ -108,7 +108,7 @@ def summarize_coverage(table: pd.DataFrame) -> str:
 @click.option("--library", "libraries", multiple=True, type=click.Choice(LIBRARIES), default=LIBRARIES,
               show_default=True, help="May be given several times.")  # fmt: skip
 @click.option("--models", help="These instead of the representatives: timm/resnet18,torchvision/r3d_18.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
+@click.option("--out", type=FilePath(), default=Path("results"), show_default=True,
               help="Folder for tables/coverage.csv.")  # fmt: skip
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def main(libraries: tuple[str, ...], models: str | None, out: Path, quiet: bool) -> None:

@@ -17,10 +17,9 @@ import pandas as pd
 from torch import nn
 
 from spectral.classes import match_labels
-from spectral.console import SpectralCommand
+from spectral.console import FilePath, SpectralCommand, hold_folder
 from spectral.data import ImageSet, load_images
 from spectral.figures import draw_figure
-from spectral.files import ensure_writable
 from spectral.models import load_model
 from spectral.models.info import model_info
 from spectral.perturb import measure_fourier_heatmap
@@ -58,7 +57,7 @@ def load_images_for(model: nn.Module, source: str, limit: int | None, seed: int)
 @click.option("--radius", type=click.IntRange(min=0), help="Up to so many cycles per image; by default all.")
 @click.option("--stride", type=click.IntRange(min=1), default=1, show_default=True,
               help="Only every so-many-th frequency.")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
+@click.option("--out", type=FilePath(), default=Path("results"), show_default=True,
               help="Folder for the table and the figure.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of crops and signs.")
@@ -75,7 +74,7 @@ def main(
     **grid: Any,
 ) -> None:
     """Measure the heatmaps, write their table and draw them."""
-    ensure_writable(out)
+    hold_folder(out)
     networks = {name: load_model(name, device=device) for name in models}
     click.echo(f"Fourier heatmaps of {', '.join(networks)} on up to {limit} images of {source}")
     frames, facts = [], {}

@@ -11,7 +11,9 @@ from typing import Any
 
 import click
 
+from spectral.console import FilePath
 from spectral.errors import SpectralError
+from spectral.files import claim
 
 FAMILIES = ("strided", "blurpool", "nula")
 PHASES = {
@@ -111,7 +113,7 @@ def study_options(command: Callable[..., Any]) -> Callable[..., Any]:
                   "any number of them for phases 6, 8 and 9.")  # fmt: skip
     @click.option("--images", help="samples, synthetic, stl10, cifar10 or a folder, instead of the preset's.")
     @click.option("--limit", type=click.IntRange(min=2), help="At most this many images.")
-    @click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
+    @click.option("--out", type=FilePath(), default=Path("results"), show_default=True,
                   help="Folder for tables, figures and measurements.")  # fmt: skip
     @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
     @click.option("--seed", type=int, default=0, show_default=True, help="Of crops and resampling.")
@@ -136,13 +138,18 @@ def run_study(phases: Sequence[int], options: StudyOptions) -> None:
     Raises:
         SpectralError: for an unknown phase, or whatever a phase meets.
     """
-    from spectral.study.common import Results, Study
-
     unknown = [phase for phase in phases if phase not in PHASES]
     if unknown:
         raise SpectralError(f"unknown phase {unknown[0]}; available: {', '.join(map(str, PHASES))}")
+    with claim(Path(options.out)):
+        _run_phases(phases or DEFAULT_PHASES, options)
+
+
+def _run_phases(phases: Sequence[int], options: StudyOptions) -> None:
+    from spectral.study.common import Results, Study
+
     opened: dict[type[Results], Results] = {}
-    for phase in phases or DEFAULT_PHASES:
+    for phase in phases:
         name, title = PHASES[phase]
         module = importlib.import_module(f"spectral.study.{name}")
         kind = getattr(module, "RESULTS", Study)  # a phase that compares no families says what it works on

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from spectral import stats
-from spectral.console import SpectralCommand, format_rows
+from spectral.console import FilePath, SpectralCommand, format_rows
 from spectral.data import ImageSet, load_images, load_labelled_arrays
 from spectral.errors import SpectralError
 from spectral.figures import draw_figure
@@ -134,7 +134,7 @@ def load_sample_crops(crops: int = CROPS, seed: int = 0) -> tuple[LabelledImages
               help="A folder has train/ and test/, a subfolder per class in each.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of weights, crops and batches.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, …")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
+@click.option("--out", type=FilePath(), default=Path("results"), show_default=True,
               help="Folder for the table and the figure.")  # fmt: skip
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def main(data: str, device: str, out: Path, quiet: bool, **recipe: Any) -> None:

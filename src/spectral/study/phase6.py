@@ -48,7 +48,7 @@ from spectral.study.columns import (
     read_means,
     tabulate,
 )
-from spectral.study.common import PictureResults, tabulate_spectrum
+from spectral.study.common import PictureResults, identify_network, tabulate_spectrum
 from spectral.study.options import StudyOptions
 from spectral.synthetic import make_dead_leaves_image
 from spectral.table import summarize_measurements
@@ -190,7 +190,7 @@ class Nula(PictureResults):
     ) -> pd.DataFrame:
         """Return what an earlier run computed for these weights and options, or compute and keep it."""
         path = self.measurement_folder(name, "phase6") / f"{what}.csv"
-        facts = {**config, **self._pictures(), "weights": self.info(name).weights_id}
+        facts = {**config, **self._pictures(), **identify_network(self.models[name])}
         return self.keep_table(path, facts, compute)
 
     def config(self) -> dict[str, Any]:

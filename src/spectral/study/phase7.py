@@ -42,7 +42,7 @@ from spectral.study.columns import (
     read_means,
     tabulate,
 )
-from spectral.study.common import PictureResults
+from spectral.study.common import PictureResults, identify_network
 from spectral.study.options import PRESETS, StudyOptions
 from spectral.study.tuning import LAYER_METHODS, name_tuned
 from spectral.table import summarize_measurements, widen
@@ -99,6 +99,7 @@ class Layers(PictureResults):
         super().__init__(options)
         self.base = (options.models or PRESETS[options.preset].models)[0]
         self.weights: dict[str, str] = {}
+        self.networks: dict[str, dict[str, str]] = {}
         there = set(list_bundled()) if self.base.startswith("bundled/") else set()
         self.variants = [Variant(ORIGINAL, ORIGINAL, self.base)]
         self.missing = []
@@ -143,6 +144,7 @@ class Layers(PictureResults):
         """Load one network."""
         model = load_model(variant.name, device=self.options.device)
         self.weights[variant.name] = _info(model).weights_id
+        self.networks[variant.name] = identify_network(model)
         return model
 
     def keep(
@@ -150,7 +152,7 @@ class Layers(PictureResults):
     ) -> pd.DataFrame:
         """Return what an earlier run computed for these weights and options, or compute and keep it."""
         path = self.measurement_folder(variant.name, "phase7") / f"{what}.csv"
-        return self.keep_table(path, {**config, "weights": self.weights[variant.name]}, compute)
+        return self.keep_table(path, {**config, **self.networks[variant.name]}, compute)
 
     def config(self) -> dict[str, Any]:
         """What determines every number."""

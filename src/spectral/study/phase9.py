@@ -50,7 +50,7 @@ from spectral.study.columns import (
     read_means,
     tabulate,
 )
-from spectral.study.common import PictureResults
+from spectral.study.common import PictureResults, identify_network
 from spectral.study.options import StudyOptions
 from spectral.study.tuning import name_architecture
 from spectral.study.zoo import ATTACKED, list_zoo
@@ -127,6 +127,7 @@ class Robustness(PictureResults):
 
     def __init__(self, options: StudyOptions) -> None:
         super().__init__(options)
+        self.networks: dict[str, dict[str, str]] = {}
         self.names, self.missing = find_networks(options)
         click.echo(f"{len(self.names)} networks under {', '.join(ATTACKS)} at ε = 8/255, and pgd-50 at 1/255")
         if self.missing:
@@ -146,7 +147,11 @@ class Robustness(PictureResults):
     @cached_property
     def infos(self) -> dict[str, ModelInfo]:
         """What `load_model` says about each network; the networks themselves are loaded one at a time."""
-        return {name: _info(load_model(name)) for name in self.names}
+        infos = {}
+        for name in self.names:
+            model = load_model(name)
+            infos[name], self.networks[name] = _info(model), identify_network(model)
+        return infos
 
     @cached_property
     def images(self) -> ImageSet:
@@ -185,7 +190,8 @@ class Robustness(PictureResults):
     ) -> pd.DataFrame:
         """Return what an earlier run computed for these weights and options, or compute and keep it."""
         path = self.measurement_folder(name, "phase9") / f"{what}.csv"
-        facts = {**config, **self._pictures(), "weights": self.infos[name].weights_id}
+        _ = self.infos  # looks at the networks
+        facts = {**config, **self._pictures(), **self.networks[name]}
         return self.keep_table(path, facts, compute)
 
     def config(self) -> dict[str, Any]:

@@ -9,7 +9,6 @@ Example: python experiments/train_layers.py --data cifar10 --out data/checkpoint
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -20,7 +19,7 @@ import click
 from torch import nn
 
 import spectral.data
-from spectral.console import SpectralCommand
+from spectral.console import FilePath, SpectralCommand
 from spectral.errors import SpectralError, suggest
 from spectral.files import ensure_writable
 from spectral.models import load_model
@@ -29,7 +28,7 @@ from spectral.models.fetching import RANDOM
 from spectral.models.info import CIFAR_NUM_CLASSES, model_info
 from spectral.surgery import METHODS
 from spectral.surgery.report import find_report
-from spectral.training import LabelledImages, Recipe, train
+from spectral.training import STATE_NAME, LabelledImages, Recipe, train
 
 BASE = "bundled/resnet20"
 LAYER_METHODS = (
@@ -113,10 +112,16 @@ def ensure_checkpoint(
         click.echo(f"{path.stem}: there already; delete it to train it again")
         return
     result = train_checkpoint(path, architecture, sets, recipe, device, load_start and load_start())
-    shutil.rmtree(path.parent / "training" / path.stem)  # the checkpoint takes its place
-    with suppress(OSError):  # of another training that is going on
-        (path.parent / "training").rmdir()
+    _remove_state(path.parent / "training" / path.stem)  # the checkpoint takes its place
     click.echo(f"{path.stem}: test accuracy {result['test_accuracy']:.2%}")
+
+
+def _remove_state(folder: Path) -> None:
+    """Remove the state of a finished training, and its folder where nothing else is in it."""
+    (folder / STATE_NAME).unlink(missing_ok=True)
+    with suppress(OSError):  # somebody's files, or another training that is going on
+        folder.rmdir()
+        folder.parent.rmdir()
 
 
 def load_labelled_sets(data: str, data_id: str | None = None) -> LabelledSets:
@@ -211,7 +216,7 @@ def name_architecture(model: nn.Module) -> str:
 @click.option("--data", required=True, metavar="cifar10|DIR",
               help="A folder has train/ and test/, a subfolder per class in each.")  # fmt: skip
 @click.option("--data-id", help="What tables call the data; by default the folder's name.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("data/checkpoints"), show_default=True,
+@click.option("--out", type=FilePath(), default=Path("data/checkpoints"), show_default=True,
               help="Folder for the checkpoints.")  # fmt: skip
 @click.option("--methods", default=",".join(LAYER_METHODS), show_default=True, metavar="A,B,…")
 @click.option("--epochs", type=click.IntRange(min=1), default=TUNING.epochs, show_default=True)

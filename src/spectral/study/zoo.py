@@ -19,7 +19,7 @@ from typing import Literal
 import click
 from torch import nn
 
-from spectral.console import SpectralCommand
+from spectral.console import FilePath, SpectralCommand
 from spectral.errors import SpectralError, suggest
 from spectral.files import ensure_writable
 from spectral.models import list_bundled, load_model, model_info
@@ -170,7 +170,7 @@ def load_start(entry: Entry, out: Path, device: str = "cpu") -> nn.Module:
 @click.option("--scale", type=click.Choice(SCALES), default="small", show_default=True,
               help="Which networks, without --only.")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, …")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("data/checkpoints"), show_default=True,
+@click.option("--out", type=FilePath(), default=Path("data/checkpoints"), show_default=True,
               help="Folder for the checkpoints.")  # fmt: skip
 def main(data: str, data_id: str | None, only: str | None, scale: Scale, device: str, out: Path) -> None:
     """Train the zoo."""

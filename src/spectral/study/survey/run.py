@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from spectral.console import SpectralCommand
+from spectral.console import FilePath, SpectralCommand
 from spectral.errors import SpectralError, suggest
 from spectral.study.survey.checks import COLUMNS, Row, check_model
 from spectral.study.survey.libraries import LIBRARIES, Entry, list_entries
@@ -139,7 +139,7 @@ def select(entries: Sequence[Entry], names: Sequence[str] | None) -> list[Entry]
 @click.option("--library", "libraries", multiple=True, type=click.Choice(LIBRARIES), default=LIBRARIES,
               help="May be given several times; all by default.")  # fmt: skip
 @click.option("--models", help="These instead of all: ResNetModel,ViTModel.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
+@click.option("--out", type=FilePath(), default=Path("results"), show_default=True,
               help=f"Folder for tables/{NAME}.csv.")  # fmt: skip
 @click.option("--limit", default=LIMIT, show_default=True, help="Seconds per model.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
