@@ -45,6 +45,12 @@ def draw_clustered(rng: np.random.Generator, n_clusters: int, size: int) -> tupl
 # --- summarize --------------------------------------------------------------------------------------------
 
 
+def test_clusters_in_the_place_of_silent_are_refused():
+    with pytest.raises(SpectralError, match=r"silent must be true or false for each value, got \['a', 'b'\]"):
+        summarize([1.0, 2.0], ["a", "b"])
+    assert summarize([1.0, 2.0], [1, 0]).n_silent == 1
+
+
 def test_summary_of_three_values_by_hand():
     result = summarize([1.0, 2.0, 3.0])
     # Student's quantile has a closed form at two degrees of freedom; symmetric values have no skewness.

@@ -42,6 +42,7 @@ from spectral.figures.relations import (
     plot_sis_distributions,
     plot_tradeoff,
 )
+from spectral.figures.repair import plot_repair
 from spectral.figures.robustness import plot_am_robustness, plot_attacks, plot_robustness_relations
 from spectral.figures.spec import REGISTERED, TABLE_WRITERS, FigureSpec, Tables
 from spectral.figures.spectra import plot_aliasing_folding, plot_layerwise_power_spectra
@@ -85,6 +86,7 @@ __all__ = [
     "plot_radial_overlay",
     "plot_radial_profiles",
     "plot_radial_profiles_natural",
+    "plot_repair",
     "plot_robustness_relations",
     "plot_sis_distributions",
     "plot_tradeoff",
@@ -127,6 +129,7 @@ _BEYOND = (
     "fig29_attacks",
     "fourier_heatmap",
     "penalty",
+    "repair",
     "compare",
 )
 FIGURES: dict[str, FigureSpec] = {stem: REGISTERED[stem] for stem in (*_STUDY_ORDER, *_BEYOND)}

@@ -129,7 +129,13 @@ def summarize(
         (3, 1, 1.0, 1.0, 3.484)
     """
     raw = read_vector("summarize", "values", values, finite=False)
-    keep = np.ones(len(raw), dtype=bool) if silent is None else ~np.asarray(silent, dtype=bool)
+    flags = np.zeros(len(raw), dtype=bool) if silent is None else np.asarray(silent)
+    if flags.dtype != bool and not all(flag in (True, False) for flag in flags.tolist()):
+        # text would count as true: clusters in the place of flags as all silent
+        raise SpectralError(
+            f"summarize: silent must be true or false for each value, got {flags[:3].tolist()}"
+        )
+    keep = ~flags.astype(bool)
     check_lengths("summarize", {"values": raw, "silent": keep})
     codes = read_clusters("summarize", clusters, len(raw), fewest=0)
     n, n_silent = int(keep.sum()), int((~keep).sum())
