@@ -636,7 +636,7 @@ _RULES: dict[str, Rule] = {
     "count_nonzero": _reduce,
     "gather": _gather,
     "topk": _pick,
-    **dict.fromkeys(("take", "masked_select", "nonzero"), _forget),
+    **dict.fromkeys(("take", "masked_select", "nonzero", "histc", "bincount"), _forget),
     **dict.fromkeys(("sort", "argsort"), _sort),
     "index_select": _index_select,
     "index": _index,

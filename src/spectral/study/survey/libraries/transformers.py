@@ -67,7 +67,7 @@ _IMAGE: dict[str, tuple[int | None, dict[str, Any]]] = {
     "CLIPVisionModel": (224, {}),
     "DPTForDepthEstimation": (64, {**_FOUR, "backbone_out_indices": [0, 1, 2, 3]}),
     "DPTForSemanticSegmentation": (64, {**_FOUR, "backbone_out_indices": [0, 1, 2, 3]}),
-    "EfficientNetForImageClassification": (64, {"depth_coefficient": 0.3, "width_coefficient": 0.5}),
+    "EfficientNetForImageClassification": (64, {"depth_coefficient": 0.3, "width_coefficient": 0.5, "hidden_dim": 640}),
     "MLCDVisionModel": (112, _SMALL),
     "SiglipForImageClassification": (224, {}),
     "Swin2SRForImageSuperResolution": (16, {"depths": [1, 1], "num_heads": [2, 2], "embed_dim": 32}),
@@ -137,7 +137,7 @@ def _build_video(name: str, options: Mapping[str, Any]) -> Built:
 
 
 def _build_wave(name: str) -> Built:
-    model, _ = _make(name, {})
+    model, _ = _make(name, {"vocab_size": 32})
     return Built(model, torch.rand(1, 4000))
 
 
@@ -254,7 +254,9 @@ _OTHERS: dict[str, Callable[[], Built]] = {
     "SiglipModel": _named("SiglipModel", _image_text()),
     "AltCLIPModel": _named("AltCLIPModel", _image_text()),
     "ChineseCLIPModel": _named("ChineseCLIPModel", _image_text()),
-    "CLIPSegForImageSegmentation": _named("CLIPSegForImageSegmentation", _image_text()),
+    "CLIPSegForImageSegmentation": _named(
+        "CLIPSegForImageSegmentation", _image_text(), extract_layers=[0, 1]
+    ),
     "BlipForConditionalGeneration": _named("BlipForConditionalGeneration", _image_text(384)),
     "BlipModel": _named("BlipModel", _image_text(384)),
     "GitModel": _named("GitModel", _image_text()),

@@ -53,7 +53,7 @@ def list_smp() -> Named:
     for decoder in _DECODERS.split():
         for encoder in _ENCODERS:
             if decoder != "PAN" or encoder != "dpn68":
-                side = 192 if decoder == "UPerNet" else 64  # pools to 6 × 6
+                side = {"UPerNet": 192, "PAN": 128}.get(decoder, 64)  # they pool to 6 × 6, and to an eighth
                 yield f"{decoder}-{encoder}", partial(_build_smp, decoder, encoder, side)
     for encoder in _MORE_ENCODERS.split():
         yield f"Unet-{encoder}", partial(_build_smp, "Unet", encoder)
