@@ -1,8 +1,9 @@
 """Slices of one tensor that keep every phase between them: what they are together.
 
-If they end as channels that can be told apart nothing is lost: space-to-depth. If they are added up, or the
-largest is taken, they are a pool. Sums are followed as what they are, weights of the phases: a wavelet
-transform keeps as many independent ones as there are phases.
+If what is used of them in the end can be told apart nothing is lost: space-to-depth, whether it is in the
+channels of one tensor or in several. If they are added up, or the largest is taken, they are a pool. Sums are
+followed as what they are, weights of the phases: a wavelet transform keeps as many independent ones as there
+are phases.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ _REASON = "a pool written as slices that are joined by arithmetic: there is no o
 
 # Weight of each phase in a sum; None where it is no sum.
 Weights = dict[Size, float] | None
+Row = tuple[frozenset[Size], Weights]
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,10 @@ class _Blend:
     """What a tensor is made of: one row for each run of channels, the phases in it and their weights."""
 
     lattice: Lattice
-    rows: tuple[tuple[frozenset[Size], Weights], ...]
+    rows: tuple[Row, ...]
     largest: bool = False
-    joined: frozenset[int] = frozenset()  # which of the rows that were joined it has
-    axis: int | None = None  # along which these lie
+    bent: bool = False  # by an activation: its rows can still be told apart, but their sums are none of the map
+    axis: int | None = None  # along which rows that were joined lie
 
 
 class Phases:
@@ -61,8 +63,7 @@ class Phases:
         self._blends: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensor → lattice → blend
         self._events: dict[Lattice, list[Event]] = defaultdict(list)
         self._parents: dict[Lattice, Lattice] = {}
-        self._lossless: set[Lattice] = set()
-        self._unread: dict[Lattice, set[int]] = {}  # rows of what was joined that nothing has used
+        self._read: dict[Lattice, list[Row]] = defaultdict(list)  # what has been used as it is
         self._pools: dict[Lattice, str] = {}
         self._roots: list[Tensor] = []  # alive, so that no two read the same memory
 
@@ -74,7 +75,6 @@ class Phases:
         self._roots.append(event.source)
         blends = {}
         for lattice, blend in self._blends_of(event.source).items():
-            self._unread.get(lattice, set()).difference_update(blend.joined)
             ((phases, known),) = blend.rows if len(blend.rows) == 1 else ((frozenset(), None),)
             if len(phases) != 1:
                 continue
@@ -115,13 +115,9 @@ class Phases:
             blend = None
             if name in JOINS and len(blends) == len(inputs):
                 rows = tuple(row for each in blends for row in each.rows)
-                parts = frozenset[int]().union(*(each.joined for each in blends))  # put together again
-                blend = replace(blends[0], rows=rows, joined=parts, axis=None)
-                if _count_independent(blend) == math.prod(lattice.stride) > 1:
-                    self._lossless.add(lattice)
-                    self._unread.setdefault(lattice, set(range(len(rows))))
-                    axis = call.a.get("dim", 0) % outputs[0].ndim
-                    blend = replace(blend, joined=frozenset(range(len(rows))), axis=axis)
+                axis = call.a.get("dim", 0) % outputs[0].ndim
+                bent = any(each.bent for each in blends)
+                blend = replace(blends[0], rows=rows, bent=bent, axis=axis)
             elif len(blends) == 1 and len([x for x in inputs if call.known(x)]) == 1:
                 blend = _scale(blends[0], name, func, call)
             elif len(blends) == 2 and len(blends[0].rows) == len(blends[1].rows):
@@ -139,18 +135,22 @@ class Phases:
     def read(self, x: Tensor) -> None:
         """Note that a tensor is used as it is: if it is a lone phase, that is a site of its own."""
         for lattice, blend in self._blends_of(x).items():
-            self._unread.get(lattice, set()).difference_update(blend.joined)
+            self._read[lattice] += blend.rows
             for event in self._events[lattice] if len(blend.rows) == 1 else ():
                 own = self._blends_of(event.output).get(lattice)
                 event.alone |= own is not None and own.rows[0][0] == blend.rows[0][0]
 
     def finish(self) -> None:
         """Let the first of the slices that keep all phases stand for all of them, as what they are."""
-        self._lossless = {lattice for lattice in self._lossless if not self._unread[lattice]}
-        together = [*self._lossless, *(lattice for lattice in self._pools if lattice not in self._lossless)]
+        lossless = {
+            lattice
+            for lattice, rows in self._read.items()
+            if _count_independent(rows) == math.prod(lattice.stride) > 1
+        }
+        together = [*lossless, *(lattice for lattice in self._pools if lattice not in lossless)]
         for lattice in sorted(together, key=lambda lattice: -math.prod(lattice.stride)):
             kind, reason = "space_to_depth", LOSSLESS
-            if lattice not in self._lossless:
+            if lattice not in lossless:
                 kind, reason = self._pools[lattice], _REASON
             group = self._collect(lattice)
             if any(e.alone or e.dropped or not e.used or e.geometry.kind not in _SLICES for e in group):
@@ -204,18 +204,14 @@ def _scale(blend: _Blend, name: str, func: Any, call: Call) -> _Blend | None:
         return blend
     if torch.Tag.pointwise not in func.tags:
         return None
-    factor = math.nan
     other = call.a.get("other")
     if name == "neg":
         factor = -1.0
-    elif name in ("mul", "div") and isinstance(other, (int, float)):
-        factor = float(other) if name == "mul" else 1 / other if other else math.nan
-    rows = []
-    for phases, weights in blend.rows:
-        scaled = None
-        if weights is not None and not math.isnan(factor):
-            scaled = {phase: w * factor for phase, w in weights.items()}
-        rows.append((phases, scaled))
+    elif name in ("mul", "div") and isinstance(other, (int, float)) and other:
+        factor = float(other) if name == "mul" else 1 / other
+    else:
+        return replace(blend, bent=True)
+    rows = [(p, w and {phase: factor * weight for phase, weight in w.items()}) for p, w in blend.rows]
     return replace(blend, rows=tuple(rows))
 
 
@@ -223,10 +219,11 @@ def _combine(first: _Blend, second: _Blend, name: str, call: Call) -> _Blend:
     """Follow an operator on two tensors, sample by sample."""
     sign = {"add": 1.0, "sub": -1.0}.get(name)
     alpha = call.a.get("alpha", 1)
-    rows: list[tuple[frozenset[Size], Weights]] = []
+    rows: list[Row] = []
+    plain_sum = sign is not None and not (first.bent or second.bent)
     for (phases, left), (others, right) in zip(first.rows, second.rows, strict=True):
         weights: Weights = None
-        if sign is not None and left is not None and right is not None and isinstance(alpha, (int, float)):
+        if plain_sum and sign is not None and left is not None and right is not None and isinstance(alpha, (int, float)):
             weights = {p: left.get(p, 0.0) + sign * alpha * right.get(p, 0.0) for p in phases | others}
         rows.append((phases | others, weights))
     plain = all(len(phases) == 1 for phases, _ in (*first.rows, *second.rows))
@@ -253,16 +250,13 @@ def _crop(blend: _Blend, call: Call, number: int) -> _Blend:
         length, left = y.shape[axis], axis
     width = max(x.shape[axis] // len(blend.rows), 1)
     kept = range(start // width, -(-(start + length) // width))
-    order = sorted(blend.joined)
-    return replace(
-        blend, axis=left, rows=tuple(blend.rows[i] for i in kept), joined=frozenset(order[i] for i in kept)
-    )
+    return replace(blend, axis=left, rows=tuple(blend.rows[i] for i in kept))
 
 
-def _count_independent(blend: _Blend) -> int:
-    """Count the independent sums among the channels."""
-    order = sorted({phase for phases, _ in blend.rows for phase in phases})
-    rows = [(p, dict.fromkeys(p, 1.0) if len(p) == 1 else weights) for p, weights in blend.rows]
-    known = [weights for _, weights in rows if weights is not None]
+def _count_independent(rows: Sequence[Row]) -> int:
+    """Count the independent sums of phases."""
+    order = sorted({phase for phases, _ in rows for phase in phases})
+    own = [dict.fromkeys(phases, 1.0) if len(phases) == 1 else weights for phases, weights in rows]
+    known = [weights for weights in own if weights is not None]
     matrix = np.array([[weights.get(phase, 0.0) for phase in order] for weights in known])
     return int(np.linalg.matrix_rank(matrix)) if matrix.size and np.isfinite(matrix).all() else 0
