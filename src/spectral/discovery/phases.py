@@ -49,7 +49,9 @@ class _Blend:
     lattice: Lattice
     rows: tuple[Row, ...]
     largest: bool = False
-    bent: bool = False  # by an activation: its rows can still be told apart, but their sums are none of the map
+    bent: bool = (
+        False  # by an activation: its rows can still be told apart, but their sums are none of the map
+    )
     axis: int | None = None  # along which rows that were joined lie
 
 
@@ -75,7 +77,10 @@ class Phases:
         self._roots.append(event.source)
         blends = {}
         for lattice, blend in self._blends_of(event.source).items():
-            ((phases, known),) = blend.rows if len(blend.rows) == 1 else ((frozenset(), None),)
+            if len(blend.rows) > 1:
+                self._read[lattice] += blend.rows  # they stay channels
+                continue
+            ((phases, known),) = blend.rows
             if len(phases) != 1:
                 continue
             (outer,) = phases
@@ -223,7 +228,13 @@ def _combine(first: _Blend, second: _Blend, name: str, call: Call) -> _Blend:
     plain_sum = sign is not None and not (first.bent or second.bent)
     for (phases, left), (others, right) in zip(first.rows, second.rows, strict=True):
         weights: Weights = None
-        if plain_sum and sign is not None and left is not None and right is not None and isinstance(alpha, (int, float)):
+        if (
+            plain_sum
+            and sign is not None
+            and left is not None
+            and right is not None
+            and isinstance(alpha, (int, float))
+        ):
             weights = {p: left.get(p, 0.0) + sign * alpha * right.get(p, 0.0) for p in phases | others}
         rows.append((phases | others, weights))
     plain = all(len(phases) == 1 for phases, _ in (*first.rows, *second.rows))

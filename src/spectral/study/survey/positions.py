@@ -24,6 +24,8 @@ from torch.utils._pytree import tree_flatten
 from spectral.study.survey.places import Places, count_places, is_crop
 from spectral.study.survey.rules import CUTS, KEEPING, RULES, SLIDING, Call, follow_pointwise
 
+_SWEEP = 16  # tensors after which to forget those that are gone
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -45,11 +47,19 @@ class Loss:
     certain: bool = True
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """The places of all that one memory holds, and a number that no other memory has had."""
+
+    memory: StorageWeakRef
+    places: Places
+    number: int
+
+
 @dataclass
 class _Cuts:
-    """What has been cut out of one tensor: its places, those taken along each axis, losses of one sample."""
+    """What has been cut out of one tensor: the places taken along each axis, losses of one sample."""
 
-    places: Places  # alive, so that no other tensor's are taken for them
     taken: dict[int, set[int]] = field(default_factory=dict)
     losses: dict[int, list[Loss]] = field(default_factory=dict)
 
@@ -72,7 +82,8 @@ class PositionMode(TorchDispatchMode):
         self._model = model
         self._names = {id(module): name for name, module in reversed(list(model.named_modules()))}
         self._running: list[str] = [""]
-        self._places: dict[int, tuple[StorageWeakRef, Places]] = {}
+        self._places: dict[int, _Kept] = {}
+        self._number = 0
         self._cuts: dict[tuple[Any, ...], _Cuts] = {}
 
     def mark(self, image: Tensor, channels: int = 1) -> None:
@@ -116,10 +127,10 @@ class PositionMode(TorchDispatchMode):
         """Return the places of a tensor's elements."""
         if x.layout != torch.strided or x.device.type == "meta":
             return None
-        entry = self._places.get(_storage(x))
-        if entry is None or entry[0].expired():
+        kept = self._places.get(_storage(x))
+        if kept is None or kept.memory.expired():
             return None
-        view = [c.as_strided(x.shape, x.stride(), x.storage_offset()) for c in entry[1] if _fits(x, c)]
+        view = [c.as_strided(x.shape, x.stride(), x.storage_offset()) for c in kept.places if _fits(x, c)]
         return view or None
 
     def _set(self, x: Tensor, places: Places) -> None:
@@ -127,7 +138,10 @@ class PositionMode(TorchDispatchMode):
         if present is None:
             length = x.untyped_storage().nbytes() // x.element_size()
             empty = [torch.full((length,), math.nan, dtype=torch.float64) for _ in places]
-            self._places[_storage(x)] = (StorageWeakRef(x.untyped_storage()), empty)
+            self._number += 1
+            if self._number % _SWEEP == 0:  # what is gone takes as much memory as all activations together
+                self._places = {key: kept for key, kept in self._places.items() if not kept.memory.expired()}
+            self._places[_storage(x)] = _Kept(StorageWeakRef(x.untyped_storage()), empty, self._number)
             present = self.get(x)
         for own, new in zip(present or [], places, strict=False):
             if 0 not in own.stride():
@@ -176,9 +190,8 @@ class PositionMode(TorchDispatchMode):
         before, after = self.get(x), self.get(part)
         if before is None or after is None:
             return
-        places = self._places[_storage(x)][1]
-        key = (id(places), x.storage_offset(), tuple(x.shape), x.stride())
-        cuts = self._cuts.setdefault(key, _Cuts(places))
+        number = self._places[_storage(x)].number
+        cuts = self._cuts.setdefault((number, x.storage_offset(), tuple(x.shape), x.stride()), _Cuts())
         whole, left = count_places(before), count_places(after)
         for axis, (n, m) in enumerate(zip(whole.sizes, left.sizes, strict=True)):
             if m == n:

@@ -67,7 +67,10 @@ _IMAGE: dict[str, tuple[int | None, dict[str, Any]]] = {
     "CLIPVisionModel": (224, {}),
     "DPTForDepthEstimation": (64, {**_FOUR, "backbone_out_indices": [0, 1, 2, 3]}),
     "DPTForSemanticSegmentation": (64, {**_FOUR, "backbone_out_indices": [0, 1, 2, 3]}),
-    "EfficientNetForImageClassification": (64, {"depth_coefficient": 0.3, "width_coefficient": 0.5, "hidden_dim": 640}),
+    "EfficientNetForImageClassification": (
+        64,
+        {"depth_coefficient": 0.3, "width_coefficient": 0.5, "hidden_dim": 640},
+    ),
     "MLCDVisionModel": (112, _SMALL),
     "SiglipForImageClassification": (224, {}),
     "Swin2SRForImageSuperResolution": (16, {"depths": [1, 1], "num_heads": [2, 2], "embed_dim": 32}),
