@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
@@ -10,15 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 from spectral.arguments import as_integer
 from spectral.causes.cause import SOURCES, Cause, Source, Where, check_sources, choose_causes
-from spectral.causes.lattices import evaluate_finely
+from spectral.causes.lattices import Sampling, evaluate_finely, pass_low
 from spectral.causes.planning import Plan, Planned, make_plan
 from spectral.causes.watching import Key, Turns
 from spectral.causes.windows import Extensions, Task, index_ideally, pad_circularly, slide_ideally
+from spectral.discovery.record import knows_dense_map
 from spectral.errors import SpectralError
 from spectral.inputs import Inputs
+from spectral.layers.pool import Pool
 from spectral.network import make_inputs
 from spectral.sites import check_hookable
 from spectral.tracker import Frame, Tracker, is_paused, paused
@@ -55,6 +58,7 @@ class Idealized(AbstractContextManager["Idealized"]):
         self._mode = _Substitutes(self)
         self._chosen: dict[Key, tuple[Planned, frozenset[Source]]] = {}
         self._names: set[tuple[str, str]] = set()
+        self._layers: dict[str, frozenset[Source]] = {}
         self._turns, self._extensions = Turns(), Extensions()
         self._stack = ExitStack()
 
@@ -63,6 +67,10 @@ class Idealized(AbstractContextManager["Idealized"]):
         with ExitStack() as stack:
             stack.enter_context(self._tracker)
             stack.enter_context(self._mode)
+            for path, module in self.model.named_modules():
+                if knows_dense_map(module):
+                    for handle in self._hook(path, module):
+                        stack.callback(handle.remove)
             self._stack = stack.pop_all()
         return self
 
@@ -120,6 +128,23 @@ class Idealized(AbstractContextManager["Idealized"]):
             return target.copy_(made[0])
         return made[0] if len(made) == 1 else type_like(call, made)
 
+    def _hook(self, path: str, layer: Pool) -> Iterator[RemovableHandle]:
+        """Let a layer of this package run ideally: it is one operator, whatever functions it consists of."""
+
+        def low_pass(module: Any, args: Any, kwargs: Any) -> Any:
+            if "decimation" in self._layers.get(path, ()):
+                return (_pass_low_for(layer, args[0]), *args[1:]), kwargs
+            return None
+
+        def close(module: Any, args: Any, output: Tensor) -> Tensor | None:
+            if "border" not in self._layers.get(path, ()):
+                return None
+            with paused():
+                return _spread(layer, args[0], output)
+
+        yield layer.register_forward_pre_hook(low_pass, with_kwargs=True)
+        yield layer.register_forward_hook(close)
+
     def _start(self) -> None:
         self._turns, self._extensions = Turns(), Extensions()
 
@@ -131,7 +156,7 @@ class Idealized(AbstractContextManager["Idealized"]):
                 f"{CALLER}: inside it only the whole model may be called, and {frame.path!r} was; pass that "
                 f"module to {CALLER}"
             )
-        self._chosen, self._names = {}, set()  # while the plan is made, its copy runs as it is
+        self._chosen, self._names, self._layers = {}, set(), {}  # while the plan is made, its copy runs as it is
         self._follow(self._plans.find(make_inputs(*frame.args, **frame.kwargs)))
 
     def _close(self, frame: Frame) -> None:
@@ -148,6 +173,10 @@ class Idealized(AbstractContextManager["Idealized"]):
             for key, planned in plan.calls.items()
         }
         self._names = {(key[0], key[2]) for key in self._chosen}
+        self._layers = {
+            path: frozenset(cause.source for cause in causes if cause in chosen)
+            for path, causes in plan.layers.items()
+        }
 
 
 class Plans:
@@ -296,6 +325,21 @@ def _run_adaptive(
     x = args[0] if args else kwargs["input"]
     own = Task(func, task.sources, task.axes, call.sizes[0][-rank:], task.factor)
     return slide_ideally(own, (x, sizes), {}, known)
+
+
+def _pass_low_for(layer: Pool, x: Tensor) -> Tensor:
+    for axis, step in enumerate(layer.stride, x.ndim - layer.axes):
+        x = pass_low(x, axis, step)
+    return x
+
+
+def _spread(layer: Pool, x: Tensor, output: Tensor) -> Tensor:
+    """Sample a layer's dense map evenly on its period, where its stride doesn't divide that."""
+    dense = layer.dense(x) if layer.kind == "low_pass" else x
+    for axis, step in enumerate(layer.stride, x.ndim - layer.axes):
+        sampling = Sampling(output.shape[axis], step, 0, spread=True, low_pass=layer.kind == "low_pass")
+        dense = sampling.take(dense, axis)
+    return dense
 
 
 def type_like(call: Any, made: list[Tensor]) -> Any:

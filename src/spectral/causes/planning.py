@@ -9,8 +9,9 @@ from typing import Literal
 from torch import nn
 
 from spectral.causes.cause import Cause
-from spectral.causes.watching import FunctionCall, Key, Watcher
+from spectral.causes.watching import FunctionCall, Key, LayerCall, Watcher
 from spectral.causes.windows import CONVOLUTIONS, MAXIMA, MEANS, name_parameters, read_windows
+from spectral.discovery.record import SIGNALS
 from spectral.errors import SpectralError
 from spectral.inputs import Example
 from spectral.sites import Site, watch_reductions
@@ -18,8 +19,6 @@ from spectral.sites import Site, watch_reductions
 Handler = Literal["window", "pad", "index", "adaptive", "pointwise"]
 
 INDEXING = "__getitem__"
-_IDEAL_ALREADY = ("low_pass",)
-
 
 @dataclass(frozen=True)
 class Planned:
@@ -42,10 +41,12 @@ class Plan:
 
     Attributes:
         calls: by their keys.
+        layers: what can be made ideal of layers of this package, by their paths.
         causes: all, in the order in which they run, with those that can't be made ideal.
     """
 
     calls: dict[Key, Planned] = field(default_factory=dict)
+    layers: dict[str, tuple[Cause, ...]] = field(default_factory=dict)
     causes: list[Cause] = field(default_factory=list)
 
 
@@ -92,8 +93,13 @@ class _Planner:
                 plan.calls[call.key] = Planned(handler, able, call)
         for path, name, reason in self._watcher.strays:
             plan.causes.append(Cause("nonlinearity", f"{path}:{name}", name, reason))
+        for layer in self._watcher.layers:
+            causes = self._read_layer(layer)
+            plan.causes += causes
+            able = tuple(cause for cause in causes if cause.reason is None)
+            plan.layers[layer.path] = (*plan.layers.get(layer.path, ()), *able)
         for site in self._sites.values():
-            if site.name not in self._used and site.op not in (*_IDEAL_ALREADY, "global_pool"):
+            if site.name not in self._used and site.op != "global_pool":
                 plan.causes.append(_give_up(site))
         plan.causes = list(dict.fromkeys(plan.causes))
         return plan
@@ -191,6 +197,19 @@ class _Planner:
             causes.append(Cause("border", "", call.name))
         return (None if reason else "adaptive"), causes
 
+    def _read_layer(self, layer: LayerCall) -> list[Cause]:
+        """Read a layer of this package: a low-pass lets nothing fold, and a lattice may not be periodic."""
+        site = self._sites.get(layer.site)
+        if site is None:
+            return []
+        self._used.add(site.name)
+        if site.lossless or (site.reason is not None and site.reason != SIGNALS):
+            return [_give_up(site)]
+        causes = [Cause("decimation", site.name, site.op)] if layer.kind != "low_pass" else []
+        if not layer.is_closed:
+            causes.append(Cause("border", site.name, site.op))
+        return causes
+
     def _read_pointwise(self, call: FunctionCall) -> tuple[Handler | None, list[Cause]]:
         reasons = [finding for finding in call.findings if finding.reason is not None]
         causes = [
@@ -236,9 +255,5 @@ def _give_up(site: Site) -> Cause:
     """Say why a site can't be made ideal."""
     if site.lossless:
         return Cause("position", site.name, site.op, "every phase becomes a channel of its own")
-    if site.op == "polyphase":
-        return Cause(
-            "decimation", site.name, site.op, "its phase follows the map: it is equivariant as it is"
-        )
     reason = site.reason or f"nothing ideal can run in place of an operator of the kind {site.op}"
     return Cause("decimation", site.name, site.op, reason)

@@ -73,6 +73,35 @@ class FunctionCall:
         return any(axes is None or axes for axes in self.entering)
 
 
+@dataclass(frozen=True)
+class LayerCall:
+    """One call of a layer of this package that knows its own dense map: one operator as a whole.
+
+    Attributes:
+        site: its key.
+        kind: the layer's.
+        before: extents that entered, along its axes.
+        after: those that left.
+        stride: the layer's.
+    """
+
+    site: tuple[str, int, str, int]
+    kind: str
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    @property
+    def path(self) -> str:
+        """The layer's path."""
+        return self.site[0]
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether what it keeps is a lattice of the whole period."""
+        return all(m == s * n for m, n, s in zip(self.before, self.after, self.stride, strict=True))
+
+
 class Turns:
     """Counts the calls of functions at each place, alike in a pass without data and in those with."""
 
@@ -91,12 +120,14 @@ class Watcher(AbstractContextManager["Watcher"]):
 
     Attributes:
         calls: what it saw of functions on maps, in their order.
+        layers: calls of layers of this package that know their dense map.
         strays: operators that lose equivariance and that no torch function called.
         called: how often each module ran.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.calls: list[FunctionCall] = []
+        self.layers: list[LayerCall] = []
         self.strays: list[tuple[str, str, str]] = []
         self.called: Counter[str] = Counter()
         self._axes = AxisTracker(find_original, lambda x, before: None)
@@ -141,7 +172,7 @@ class Watcher(AbstractContextManager["Watcher"]):
         call.written = next((i for i, x in enumerate(given) if made and made[0] is x and call.writes), None)
         for y in made:
             self._made_by[y] = call
-        if call.is_on_map and not self._own:
+        if call.is_on_map and not self._own and not _is_choosing(key):
             self.calls.append(call)
         return out
 
@@ -166,6 +197,9 @@ class Watcher(AbstractContextManager["Watcher"]):
             x, module = frame.input, frame.module
             if knows_dense_map(module) and x is not None and isinstance(output, Tensor):
                 self._axes.mark_decimated(x, output, module.stride)
+                sizes = [tuple(y.shape[y.ndim - module.axes :]) for y in (x, output)]
+                key = frame.path, frame.call, "layer", 0
+                self.layers.append(LayerCall(key, module.kind, *sizes, module.stride))
 
     def _note_operation(self, operation: Operation) -> None:
         """Keep which function runs a site."""
@@ -185,7 +219,8 @@ class Watcher(AbstractContextManager["Watcher"]):
         if call is None:
             return
         self._axes.label(call, decimation)
-        finding = None if self._own else judge(call)
+        choosing = self._running is not None and _is_choosing(self._running.key)
+        finding = None if self._own or choosing else judge(call)
         if running is not None:
             running.finer |= find_finer(call)
             if finding is not None:
@@ -209,6 +244,11 @@ class _FunctionMode(TorchFunctionMode):
 def is_own(module: nn.Module) -> bool:
     """Whether a module is a layer of this package that is one operator as a whole."""
     return knows_dense_map(module) or getattr(module, "is_alias_free", False)
+
+
+def _is_choosing(key: Key) -> bool:
+    """Whether a function runs where a layer of this package chooses a phase for several."""
+    return any(step[0] == "PhasePool.select" for step in key[3])
 
 
 def _tensors_of(values: Any) -> list[Tensor]:
