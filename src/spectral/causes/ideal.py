@@ -16,7 +16,7 @@ from spectral.arguments import as_integer
 from spectral.causes.cause import SOURCES, Cause, Source, Where, check_sources, choose_causes
 from spectral.causes.lattices import Sampling, evaluate_finely, pass_low
 from spectral.causes.planning import Plan, Planned, make_plan
-from spectral.causes.watching import Key, Turns
+from spectral.causes.watching import Key, Turns, find_padding_mode
 from spectral.causes.windows import Extensions, Task, index_ideally, pad_circularly, slide_ideally
 from spectral.discovery.record import knows_dense_map
 from spectral.errors import SpectralError
@@ -110,7 +110,7 @@ class Idealized(AbstractContextManager["Idealized"]):
         rank = len(call.sizes[0]) - 2 if planned.handler == "adaptive" else _rank_of(call.name)
         task = Task(func, sources, axes, call.sizes[0][-rank:] if rank else (), self._factor)
         if planned.handler == "pad":
-            ideal = "border" in sources or _is_circular(args, kwargs)
+            ideal = "border" in sources or find_padding_mode(args, kwargs) == "circular"
             return pad_circularly(task, args, kwargs, self._extensions) if ideal else func(*args, **kwargs)
         if planned.handler == "index":
             return index_ideally(task, args, kwargs, self._extensions)
@@ -156,7 +156,11 @@ class Idealized(AbstractContextManager["Idealized"]):
                 f"{CALLER}: inside it only the whole model may be called, and {frame.path!r} was; pass that "
                 f"module to {CALLER}"
             )
-        self._chosen, self._names, self._layers = {}, set(), {}  # while the plan is made, its copy runs as it is
+        self._chosen, self._names, self._layers = (
+            {},
+            set(),
+            {},
+        )  # while the plan is made, its copy runs as it is
         self._follow(self._plans.find(make_inputs(*frame.args, **frame.kwargs)))
 
     def _close(self, frame: Frame) -> None:
@@ -308,10 +312,6 @@ def _active_modes() -> list[TorchFunctionMode]:
 
 def _rank_of(name: str) -> int:
     return int(name[-2]) if name.endswith("d") and name[-2].isdigit() else 0
-
-
-def _is_circular(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    return (args[2] if len(args) > 2 else kwargs.get("mode")) == "circular"
 
 
 def _run_adaptive(

@@ -20,6 +20,7 @@ Handler = Literal["window", "pad", "index", "adaptive", "pointwise"]
 
 INDEXING = "__getitem__"
 
+
 @dataclass(frozen=True)
 class Planned:
     """One function call that something can run in place of.
@@ -141,8 +142,11 @@ class _Planner:
             return None, [Cause("nonlinearity", "", name, "the positions of its maxima are asked for")]
         if name in MAXIMA and any(w.size > 1 for w in windows):
             causes.append(Cause("nonlinearity", "", name))
-        axes = zip(windows, before, after, strict=True)
-        if any(w.reach or w.padding or m != w.stride * n for w, m, n in axes):
+        around = [
+            call.wrapped.get(axis, 0) for axis in range(len(call.before[0]) - rank, len(call.before[0]))
+        ]
+        axes = zip(windows, before, after, around, strict=True)
+        if any(w.reach != p or w.padding or m - p != w.stride * n for w, m, n, p in axes):
             causes.append(Cause("border", "", name))
         return "window", causes
 
@@ -205,10 +209,12 @@ class _Planner:
         self._used.add(site.name)
         if site.lossless or (site.reason is not None and site.reason != SIGNALS):
             return [_give_up(site)]
+        if (
+            layer.is_closed
+        ):  # a phase that follows the map is equivariant, and a low-pass leaves nothing to fold
+            return []
         causes = [Cause("decimation", site.name, site.op)] if layer.kind != "low_pass" else []
-        if not layer.is_closed:
-            causes.append(Cause("border", site.name, site.op))
-        return causes
+        return [*causes, Cause("border", site.name, site.op)]
 
     def _read_pointwise(self, call: FunctionCall) -> tuple[Handler | None, list[Cause]]:
         reasons = [finding for finding in call.findings if finding.reason is not None]

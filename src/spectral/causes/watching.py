@@ -44,6 +44,7 @@ class FunctionCall:
         finer: whether the lattice is finer behind it.
         written: which of the tensors that entered it returns, written to; None if none.
         writes: whether it writes into what it was given.
+        wrapped: by how much its first tensor was padded circularly, by axis.
         alone: whether its module has none inside it and is no model of its own.
     """
 
@@ -60,6 +61,7 @@ class FunctionCall:
     finer: bool = False
     written: int | None = None
     writes: bool = False
+    wrapped: Mapping[int, int] = field(default_factory=dict)
     alone: bool = False
 
     @property
@@ -137,6 +139,7 @@ class Watcher(AbstractContextManager["Watcher"]):
         self._turns = Turns()
         self._running: FunctionCall | None = None
         self._made_by: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._wrapped: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._own: list[Frame] = []  # calls of layers that are no operators but one of their own
         self._stack = ExitStack()
 
@@ -161,6 +164,7 @@ class Watcher(AbstractContextManager["Watcher"]):
         given = _tensors_of((args, kwargs))
         self._running = call = FunctionCall(
             key, func, args, kwargs, [self._read(x) for x in given], [tuple(x.shape) for x in given],
+            wrapped=self._wrapped.get(given[0], {}) if given else {},
             alone=bool(frame.path) and not any(True for _ in frame.module.children()),
         )  # fmt: skip
         try:
@@ -172,6 +176,9 @@ class Watcher(AbstractContextManager["Watcher"]):
         call.written = next((i for i, x in enumerate(given) if made and made[0] is x and call.writes), None)
         for y in made:
             self._made_by[y] = call
+        if call.name == "pad" and find_padding_mode(args, kwargs) == "circular":
+            sizes = zip(call.sizes[0], call.before[0], strict=True)
+            self._wrapped[made[0]] = {axis: n - m for axis, (n, m) in enumerate(sizes)}
         if call.is_on_map and not self._own and not _is_choosing(key):
             self.calls.append(call)
         return out
@@ -197,9 +204,9 @@ class Watcher(AbstractContextManager["Watcher"]):
             x, module = frame.input, frame.module
             if knows_dense_map(module) and x is not None and isinstance(output, Tensor):
                 self._axes.mark_decimated(x, output, module.stride)
-                sizes = [tuple(y.shape[y.ndim - module.axes :]) for y in (x, output)]
+                before, after = (tuple(y.shape[y.ndim - module.axes :]) for y in (x, output))
                 key = frame.path, frame.call, "layer", 0
-                self.layers.append(LayerCall(key, module.kind, *sizes, module.stride))
+                self.layers.append(LayerCall(key, module.kind, before, after, module.stride))
 
     def _note_operation(self, operation: Operation) -> None:
         """Keep which function runs a site."""
@@ -244,6 +251,11 @@ class _FunctionMode(TorchFunctionMode):
 def is_own(module: nn.Module) -> bool:
     """Whether a module is a layer of this package that is one operator as a whole."""
     return knows_dense_map(module) or getattr(module, "is_alias_free", False)
+
+
+def find_padding_mode(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Return the mode that a call of torch's ``pad`` asks for."""
+    return str(args[2] if len(args) > 2 else kwargs.get("mode") or "constant")
 
 
 def _is_choosing(key: Key) -> bool:

@@ -1,0 +1,5 @@
+"""The instability budget: what causes a network's shift instability, source by source and place by place."""
+
+from spectral.budget.measure import METRICS, TOTAL, UNEXPLAINED, measure_instability_budget
+
+__all__ = ["METRICS", "TOTAL", "UNEXPLAINED", "measure_instability_budget"]

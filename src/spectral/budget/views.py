@@ -1,0 +1,101 @@
+"""Images that move: by one pixel, by half of one, at random, or as windows of a larger picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spectral.errors import SpectralError, suggest
+from spectral.inputs import Inputs
+from spectral.intake import Feed
+from spectral.network import list_moves, map_planes, roll_inputs
+from spectral.stability import fourier_shift
+
+RANDOM_SHIFTS = 4
+
+# (a batch ready for the network, the feed) → the batch as it stays, and moved
+Mover = Callable[[Inputs, Feed], list[Inputs]]
+
+
+def make_mover(shifts: str, stride: Mapping[str, int], seed: int, caller: str) -> Mover:
+    """Return what moves images.
+
+    Args:
+        shifts: ``"pixel"``, ``"half"``, ``"random"`` or ``"crop"``.
+        stride: the network's total stride along each axis, the farthest that random shifts go.
+        seed: of the random ones.
+        caller: whose name messages begin with.
+
+    Raises:
+        SpectralError: for unknown shifts.
+    """
+    known: dict[str, Mover] = {
+        "pixel": _roll, "half": _move_half, "crop": _crop,
+        "random": partial(_roll_randomly, stride=dict(stride), seed=seed),
+    }  # fmt: skip
+    if shifts not in known:
+        near = suggest(str(shifts), known)
+        raise SpectralError(
+            f"{caller}: unknown shifts {shifts!r}{near}; allowed values are {', '.join(known)}"
+        )
+    return known[shifts]
+
+
+def _roll(inputs: Inputs, feed: Feed) -> list[Inputs]:
+    layout = feed.layout_of(inputs)
+    return [inputs, *(roll_inputs(inputs, move, layout) for move in list_moves(inputs, layout))]
+
+
+def _move_half(inputs: Inputs, feed: Feed) -> list[Inputs]:
+    steps = [(0.0, 0.5), (0.0, -0.5)]
+    if "h" in feed.extents:
+        steps = [(0.5, 0.0), (-0.5, 0.0), *steps]
+    return [inputs, *(_map(inputs, feed, partial(fourier_shift, shift=step)) for step in steps)]
+
+
+def _roll_randomly(inputs: Inputs, feed: Feed, stride: Mapping[str, int], seed: int) -> list[Inputs]:
+    rng = np.random.default_rng(seed)
+    reach = [stride.get("h", 1) if "h" in feed.extents else 0, stride.get("w", 1)]
+    drawn: list[tuple[int, int]] = []
+    while len(drawn) < RANDOM_SHIFTS:
+        step = (int(rng.integers(-reach[0], reach[0] + 1)), int(rng.integers(-reach[1], reach[1] + 1)))
+        if any(step):
+            drawn.append(step)
+    return [inputs, *(_map(inputs, feed, partial(torch.roll, shifts=s, dims=(-2, -1))) for s in drawn)]
+
+
+def _crop(inputs: Inputs, feed: Feed) -> list[Inputs]:
+    """Windows of a picture, one pixel smaller on each side; what enters over a border is the world's."""
+    rows = ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2)) if "h" in feed.extents else ((0, 1), (0, 0), (0, 2))
+    cut = partial(_cut, high=feed.extents.get("h", 1), wide=feed.extents["w"])
+    return [_map(inputs, feed, partial(cut, top=top, left=left)) for top, left in rows]
+
+
+def _cut(x: Tensor, top: int, left: int, high: int, wide: int) -> Tensor:
+    high = high - 2 if high > 1 else high
+    return x[..., top : top + high, left : left + wide - 2].contiguous()
+
+
+def _map(inputs: Inputs, feed: Feed, function: Callable[[Tensor], Tensor]) -> Inputs:
+    return map_planes(inputs, function, feed.layout_of(inputs))
+
+
+def find_features(output: object, count: int) -> Tensor | None:
+    """Return one vector per image of an output without class scores; of a map its mean over the places.
+
+    Example:
+        >>> find_features((torch.ones(2, 5, 4, 4), None), 2).shape
+        torch.Size([2, 5])
+    """
+    candidates: Sequence[object] = (
+        list(output.values()) if isinstance(output, Mapping)
+        else output if isinstance(output, tuple | list) else [output]
+    )  # fmt: skip
+    for x in candidates:
+        if isinstance(x, Tensor) and x.is_floating_point() and x.ndim > 1 and len(x) == count:
+            return x if x.ndim == 2 else x.flatten(2).mean(-1)
+    return None

@@ -1,0 +1,190 @@
+"""The instability budget: closed forms, games with known values, and networks with one fault."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import spectral
+from spectral.budget import measure_instability_budget
+from spectral.budget.shapley import coalitions, share_out, split_player
+from spectral.errors import SpectralError
+from spectral.layers import APSPool2d, IdealLowPass2d
+
+PLAYERS = "abc"
+
+
+class Energy(nn.Module):
+    """The power of each channel: by Parseval's theorem what aliases adds to it, and nothing else does."""
+
+    def forward(self, x):
+        return torch.linalg.vector_norm(x, dim=(2, 3))
+
+
+def circular(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride, 1, padding_mode="circular")
+
+
+def classify(*layers: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    net = nn.Sequential(*layers, Energy()).eval()
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, std=0.5)
+            nn.init.normal_(module.bias, std=0.5)
+    return net
+
+
+def budget(net: nn.Module, size: int = 16, count: int = 6, **options):
+    images = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(3))
+    return measure_instability_budget(net, images, progress=False, **options)
+
+
+def shares(table, metric: str = "logit_jitter"):
+    own = table[(table["metric"] == metric)].groupby(["source", "site"])["value"].mean()
+    return own / own["total", ""]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(-1, 1), min_size=8, max_size=8))
+def test_values_are_those_of_all_orders(drawn):
+    """Against the definition: the mean over all orders of what a player takes off when it joins."""
+    worth = {s: np.array(v) for s, v in zip(coalitions(PLAYERS), drawn, strict=True)}
+    parts = share_out(worth.__getitem__, PLAYERS)
+    for player in PLAYERS:
+        gains = []
+        for order in itertools.permutations(PLAYERS):
+            before = frozenset(order[: order.index(player)])
+            gains.append(worth[before] - worth[before | {player}])
+        assert float(parts[player].value) == pytest.approx(np.mean(gains), abs=1e-12)
+        others = frozenset(PLAYERS) - {player}
+        assert parts[player].first_in == worth[frozenset()] - worth[frozenset({player})]
+        assert parts[player].last_out == worth[others] - worth[frozenset(PLAYERS)]
+    total = sum(float(part.value) for part in parts.values())
+    assert total == pytest.approx(drawn[0] - drawn[-1], abs=1e-12)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 5))
+def test_members_add_up_to_their_player_however_few_orders(seed, orders):
+    rng = np.random.default_rng(seed)
+    members = {"x": ["x1"], "y": ["y1", "y2", "y3", "y4"], "z": ["z1", "z2"]}
+    known: dict[frozenset[str], np.ndarray] = {}
+
+    def worth(s):
+        if s not in known:
+            known[s] = rng.normal(size=3)
+        return known[s]
+
+    def joined(players):
+        return worth(frozenset(m for p in players for m in members[p]))
+
+    whole = share_out(joined, list(members))
+    found = split_player(worth, members, "y", orders, np.random.default_rng(0))
+    np.testing.assert_allclose(sum(value for value, _ in found.values()), whole["y"].value, atol=1e-12)
+    assert all((error > 0).all() for _, error in found.values())
+    exact = split_player(worth, members, "z", orders, np.random.default_rng(0))
+    assert all((error == 0).all() for _, error in exact.values())
+
+
+def test_values_and_rest_add_up_to_each_image():
+    net = classify(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU())
+    net = nn.Sequential(*net[:-1], nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    table = budget(net, split=["decimation", "nonlinearity"])
+    whole = table[(table["site"] == "") & (table["source"] != "total")]
+    sums = whole.groupby(["metric", "image"])["share"].sum()
+    np.testing.assert_allclose(sums, 1, atol=1e-12)
+    for source in ("decimation", "nonlinearity"):
+        own = table[table["source"] == source]
+        split = own[own["site"] != ""].groupby(["metric", "image"])["value"].sum()
+        np.testing.assert_allclose(split, own[own["site"] == ""].groupby(["metric", "image"])["value"].sum())
+    assert len(table.attrs["coalitions"]) == 8
+    assert table.attrs["coalitions"][0]["agreement"] == 1
+    sis = spectral.compute_sis(net, torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(3)))
+    total = table[(table["source"] == "total") & (table["metric"] == "sis")]["value"]
+    np.testing.assert_allclose(total, sis, rtol=1e-5)
+
+
+EQUIVARIANT = {
+    "aps": lambda: classify(circular(3, 8), nn.ReLU(), APSPool2d(2), circular(8, 8), nn.ReLU(), APSPool2d(2)),
+    "linear": lambda: classify(circular(3, 8), IdealLowPass2d(2), circular(8, 8), IdealLowPass2d(2)),
+}
+
+
+@pytest.mark.parametrize("name", EQUIVARIANT)
+def test_an_equivariant_network_has_a_budget_of_zero(name):
+    table = budget(EQUIVARIANT[name]())
+    assert table["value"].abs().max() < 1e-10
+    assert table["share"].isna().all()
+
+
+FAULTS = {
+    "decimation": lambda: classify(circular(3, 8), IdealLowPass2d(2), circular(8, 8, 2), circular(8, 8)),
+    "nonlinearity": lambda: classify(circular(3, 8), IdealLowPass2d(2), nn.GELU()),
+    "border": lambda: classify(circular(3, 8), nn.Conv2d(8, 8, 3, 1, 1), circular(8, 8)),
+}
+PLACES = {"decimation": "2", "nonlinearity": "2", "border": "1"}
+
+
+@pytest.mark.parametrize("source", FAULTS)
+def test_the_only_fault_has_it_all(source):
+    found = shares(budget(FAULTS[source](), split=[source]))
+    assert found[source, ""] > 0.99
+    assert found[source, PLACES[source]] > 0.99
+    others = [value for (s, site), value in found.items() if s not in (source, "total") and not site]
+    assert np.abs(others).max() < 0.01
+
+
+@pytest.mark.parametrize("shifts", ["pixel", "half", "random", "crop"])
+def test_every_kind_of_shift_closes(shifts):
+    net = classify(nn.Conv2d(3, 8, 3, 2, 1), nn.GELU(), nn.Conv2d(8, 8, 3, 2, 1), nn.GELU())
+    table = budget(net, size=18, shifts=shifts)
+    found = shares(table)
+    assert found.drop("total").sum() == pytest.approx(1)
+    # Windows of a picture see other parts of it: what enters over the border is the picture's.
+    assert (found["unexplained", ""] < 0.05) == (shifts != "crop")
+
+
+def test_features_have_jitter_where_there_are_no_scores():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1)).eval()
+    table = budget(net)
+    assert set(table["metric"]) == {"logit_jitter"}
+    assert shares(table)["unexplained", ""] < 0.02
+
+
+def test_a_flattened_map_is_named_and_unexplained():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 5))
+    table = budget(net)
+    assert shares(table)["unexplained", ""] > 0.1
+    (left,) = table[table["reason"] != ""].to_dict("records")
+    assert (left["source"], left["site"]) == ("position", "3")
+
+
+def test_bad_input_is_one_sentence_and_alters_nothing():
+    net = classify(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU()).train()
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    wrong = [
+        ({"sources": ["decimations"]}, "unknown source 'decimations'; nearest: 'decimation'"),
+        ({"sources": ["border"], "split": ["decimation"]}, "isn't among the sources"),
+        ({"shifts": "pixels"}, "unknown shifts 'pixels'; nearest: 'pixel'"),
+        ({"factor": 1}, "factor"),
+        ({"orders": 0}, "orders"),
+    ]
+    for options, message in wrong:
+        with pytest.raises(SpectralError, match=message):
+            budget(net, **options)
+    deep = classify(*(nn.Conv2d(3, 3, 3, 2, 1) for _ in range(4)))
+    with pytest.raises(SpectralError, match="smaller than the total stride"):
+        budget(deep, size=8)
+    with pytest.raises(SpectralError, match="nothing that could be made ideal"):
+        budget(nn.Sequential(nn.Flatten(), nn.Linear(768, 4)))
+    assert net.training
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    assert not any(module._forward_hooks or "forward" in vars(module) for module in net.modules())
