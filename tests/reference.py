@@ -252,3 +252,35 @@ def blur_pool(
         blurred = sum(tap * padded[..., i : i + size] for i, tap in enumerate(taps))
         x = np.moveaxis(blurred[..., ::s], -1, axis)
     return x
+
+
+def channel_alias_ratio(x: np.ndarray, stride: Pair, phase: Pair = (0, 0)) -> float:
+    """The headline ratio of one channel, by full complex transforms, one step after the other."""
+    x = x.astype(np.float64) - x.mean()
+    h, w = x.shape
+    jump = np.zeros_like(x)
+    jump[0] += x[-1] - x[0]
+    jump[-1] += x[0] - x[-1]
+    jump[:, 0] += x[:, -1] - x[:, 0]
+    jump[:, -1] += x[:, 0] - x[:, -1]
+    q, r = np.meshgrid(np.arange(h), np.arange(w), indexing="ij")
+    curvature = 2 * np.cos(2 * np.pi * q / h) + 2 * np.cos(2 * np.pi * r / w) - 4
+    curvature[0, 0] = 1
+    smooth = np.fft.fft2(jump) / curvature
+    smooth[0, 0] = 0
+    periodic = x - np.fft.ifft2(smooth).real
+    spectrum = np.fft.fft2(periodic)
+    for axis, (n, s) in enumerate(zip((h, w), stride, strict=True)):
+        cut = (np.abs(np.fft.fftfreq(n)) * 2 * s >= 1 - 1e-12) & (s > 1)
+        spectrum = np.where(np.expand_dims(cut, 1 - axis), 0, spectrum)
+    low = np.fft.ifft2(spectrum).real
+    kept, passed = (m[phase[0] :: stride[0], phase[1] :: stride[1]] for m in (periodic, low))
+    weights = np.ones(kept.shape)
+    for axis, s in enumerate(stride):
+        n = kept.shape[axis]
+        if s > 1 and n % 2 == 0:
+            index = [slice(None)] * 2
+            index[axis] = n // 2
+            weights[tuple(index)] *= 0.5
+    power = [float((weights * np.abs(np.fft.fft2(m)) ** 2).sum()) for m in (kept - passed, kept)]
+    return power[0] / power[1]

@@ -50,6 +50,7 @@ def defined(x: torch.Tensor, stride, phase=0, size=None) -> dict[str, torch.Tens
         "avr": compute_avr(P, stride),
         "avr_separable": compute_avr(P, stride, "separable"),
         "avr_exclude_dc": compute_avr(P, stride, exclude_dc=True),
+        "avr_separable_exclude_dc": compute_avr(P, stride, "separable", exclude_dc=True),
         **compute_alias_metrics(x, stride, phase, size),
     }
 

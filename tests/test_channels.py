@@ -7,44 +7,13 @@ import math
 
 import numpy as np
 import pytest
+import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spectral.channels import compute_channel_alias_ratios, find_white_noise_ratio, split_border
 from spectral.errors import SpectralError
-
-
-def reference(x: np.ndarray, stride: tuple[int, int], phase: tuple[int, int] = (0, 0)) -> float:
-    """The definition by full complex transforms, one step after the other."""
-    x = x.astype(np.float64) - x.mean()
-    h, w = x.shape
-    jump = np.zeros_like(x)
-    jump[0] += x[-1] - x[0]
-    jump[-1] += x[0] - x[-1]
-    jump[:, 0] += x[:, -1] - x[:, 0]
-    jump[:, -1] += x[:, 0] - x[:, -1]
-    q, r = np.meshgrid(np.arange(h), np.arange(w), indexing="ij")
-    curvature = 2 * np.cos(2 * np.pi * q / h) + 2 * np.cos(2 * np.pi * r / w) - 4
-    curvature[0, 0] = 1
-    smooth = np.fft.fft2(jump) / curvature
-    smooth[0, 0] = 0
-    periodic = x - np.fft.ifft2(smooth).real
-    spectrum = np.fft.fft2(periodic)
-    for axis, (n, s) in enumerate(zip((h, w), stride, strict=True)):
-        cut = (np.abs(np.fft.fftfreq(n)) * 2 * s >= 1 - 1e-12) & (s > 1)
-        spectrum = np.where(np.expand_dims(cut, 1 - axis), 0, spectrum)
-    low = np.fft.ifft2(spectrum).real
-    kept, passed = (m[phase[0] :: stride[0], phase[1] :: stride[1]] for m in (periodic, low))
-    weights = np.ones(kept.shape)
-    for axis, s in enumerate(stride):
-        n = kept.shape[axis]
-        if s > 1 and n % 2 == 0:
-            index = [slice(None)] * 2
-            index[axis] = n // 2
-            weights[tuple(index)] *= 0.5
-    power = [float((weights * np.abs(np.fft.fft2(m)) ** 2).sum()) for m in (kept - passed, kept)]
-    return power[0] / power[1]
 
 
 @given(
@@ -56,13 +25,13 @@ def test_it_is_its_definition(height: int, width: int, stride: tuple[int, int], 
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((height, width)).cumsum(0).cumsum(1)
     found = compute_channel_alias_ratios(torch.from_numpy(x)[None], stride)
-    assert float(found) == pytest.approx(reference(x, stride), rel=1e-7, abs=1e-9)
+    assert float(found) == pytest.approx(reference.channel_alias_ratio(x, stride), rel=1e-7, abs=1e-9)
 
 
 def test_a_phase_and_a_size_are_those_of_the_site() -> None:
     x = np.random.default_rng(0).standard_normal((12, 14))
     found = compute_channel_alias_ratios(torch.from_numpy(x)[None], 2, (1, 0))
-    assert float(found) == pytest.approx(reference(x, (2, 2), (1, 0)), rel=1e-9)
+    assert float(found) == pytest.approx(reference.channel_alias_ratio(x, (2, 2), (1, 0)), rel=1e-9)
 
 
 @pytest.mark.parametrize("size", [16, 20, 18])
@@ -151,6 +120,10 @@ def test_white_noise_lies_at_its_floor(extents: tuple[int, int], stride: tuple[i
         alias += float((weights * np.abs(np.fft.fft2(kept - low)) ** 2).sum())
         whole += float((weights * np.abs(np.fft.fft2(kept)) ** 2).sum())
     assert floor == pytest.approx(alias / whole, rel=1e-9)
+
+
+def test_a_single_sample_has_no_noise() -> None:
+    assert math.isnan(find_white_noise_ratio((1, 1), 2))
 
 
 def test_half_types_and_gradients() -> None:

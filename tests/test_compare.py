@@ -73,13 +73,13 @@ def test_each_row_is_a_paired_comparison_of_the_same_images(written):
     table = read(out)
     images = spectral.load_images("synthetic", size=32, limit=6)
     own = {
-        name: spectral.measure(load_model(name), images, ("avr", "am", "sis"), progress=False).set_index(
-            ["site", "tap", "metric"]
-        )["value"]
+        name: spectral.measure(
+            load_model(name), images, ("avr", "am", "sis"), taps=("input", "dense", "signal"), progress=False
+        ).set_index(["site", "tap", "metric"])["value"]
         for name in (A, B)
     }
     rows = table[(table["model_b"] == B) & table["difference"].notna()]
-    assert len(rows) == 4 * 3 + 1
+    assert len(rows) == 4 * 5 + 1  # AVR at three taps, AM at two
     for row in rows.fillna({"site_a": "", "site_b": "", "tap": ""}).to_dict("records"):
         a, b = (own[row[f"model_{s}"]].loc[(row[f"site_{s}"], row["tap"], row["metric"])] for s in "ab")
         a, b = np.asarray(a), np.asarray(b)
@@ -117,7 +117,11 @@ def test_metrics_by_default_are_free_of_scale_and_the_power_ratio_is_in_decibels
     result = quick(A, f"{A}+flc", "--taps", "dense", "--out", tmp_path)
     assert result.exit_code == 0, result.output
     table = read(tmp_path).dropna(subset=["layer"])
-    assert set(table["metric"]) == {"avr", "avr_separable", "am_relative", "alias_power_db"}
+    assert set(table["metric"]) == {
+        "avr", "avr_separable", "avr_separable_exclude_dc", "am_relative", "alias_power_db",
+        "alias_power_db_channel_median", "alias_power_db_channel_p90",
+    }  # fmt: skip
+    assert (table[table["tap"] == "signal"]["metric"].str.contains("channel")).all()
     assert set(table["pairing"]) == {"same site of a network and its converted twin"}
     decibels = table[table["metric"] == "alias_power_db"]
     assert (decibels["mean_b"] == -100).all()  # what FLC leaves is rounding, and no −∞
@@ -137,14 +141,16 @@ def test_metrics_by_default_are_free_of_scale_and_the_power_ratio_is_in_decibels
 def test_sites_are_in_order_and_named_after_the_reference(written):
     _, out = written
     table = read(out)
-    block = table[(table["model_b"] == B) & (table["metric"] == "am")]
+    block = table[(table["model_b"] == B) & (table["metric"] == "am") & (table["tap"] == "dense")]
     sites = [site.name for site in spectral.find_sites(load_model(A), 32)]
     assert block["layer"].tolist() == block["site_a"].tolist() == sites
     assert block["site_b"].tolist() == [site.name for site in spectral.find_sites(load_model(B), 32)]
     assert set(block["op_a"]) == {"conv"}
     assert set(block["op_b"]) == {"blur_pool"}
     metrics = table[table["model_b"] == B].dropna(subset=["layer"])[["metric", "tap"]].drop_duplicates()
-    assert metrics.values.tolist() == [["avr", "input"], ["avr", "dense"], ["am", "dense"]]
+    assert metrics.values.tolist() == [
+        ["avr", "input"], ["avr", "dense"], ["avr", "signal"], ["am", "dense"], ["am", "signal"],
+    ]  # fmt: skip
 
 
 def test_agreement_is_the_share_of_equal_predictions(written):

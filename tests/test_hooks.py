@@ -531,7 +531,7 @@ def test_misuse_is_told():
         model(image())
         with pytest.raises(SpectralError, match=r"'30' isn't captured; nearest: '3'"):
             fx["30"]
-    with pytest.raises(SpectralError, match="tap must be one of input, dense, output, got 'folded'"):
+    with pytest.raises(SpectralError, match="tap must be one of input, dense, signal, output, got 'folded'"):
         FeatureExtractor(model, ["0"], tap="folded")
     with pytest.raises(
         SpectralError, match="tap 'dense' needs a site from find_sites, got the module name '0'"

@@ -26,6 +26,7 @@ from faults import full_disk
 from networks import NoDownsampling, count_hooks, image, unchanged
 from torch import Tensor, nn
 
+from spectral.channels import find_white_noise_ratio
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
 from spectral.measurement import METRICS, TensorImages, captures, describe_sites, measure
@@ -36,7 +37,7 @@ from spectral.spectrum import compute_power_spectrum
 from spectral.table import COLUMNS, summarize_measurements
 
 ALL = METRICS
-TAPS = ("input", "dense", "output")
+TAPS = ("input", "dense", "signal", "output")
 
 
 def tiny(dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Sequential:
@@ -127,30 +128,46 @@ class TestValues:
             dense2 = F.max_pool2d(padded, 3, 1)
             maps = {
                 ("0", "input"): x, ("0", "dense"): dense0, ("0", "output"): conv(x),
-                ("2", "input"): entering, ("2", "dense"): dense2, ("2", "output"): net[2](entering),
+                ("0", "signal"): F.relu(dense0), ("2", "input"): entering, ("2", "dense"): dense2,
+                ("2", "signal"): dense2, ("2", "output"): net[2](entering),
             }  # fmt: skip
             logits = net(x)
         expected: dict[tuple[str, str, str, str], float] = {}
-        shares = {site: compute_alias_categories(maps[site, "dense"], 2) for site in ("0", "2")}
+        behind = [(site, tap) for site in ("0", "2") for tap in ("dense", "signal")]
+        shares = {place: compute_alias_categories(maps[place], 2) for place in behind}
         for i in range(2):
             key = f"{i:04d}"
             for (site, tap), tensor in maps.items():
                 array = tensor[i].numpy()
                 P = reference.power_spectrum(array)
-                hann = compute_avr(compute_power_spectrum(tensor[i], window="hann"), 2)
+                centred = tensor[i] - tensor[i].mean((1, 2), keepdim=True)
+                hann = compute_avr(compute_power_spectrum(centred, window="hann"), 2)
                 expected |= {
                     (key, site, tap, "avr"): reference.avr(P, (2, 2)),
                     (key, site, tap, "avr_separable"): reference.avr(P, (2, 2), "separable"),
                     (key, site, tap, "avr_exclude_dc"): reference.avr(P, (2, 2), exclude_dc=True),
+                    (key, site, tap, "avr_separable_exclude_dc"): reference.avr(P, (2, 2), "separable", True),
                     (key, site, tap, "avr_hann"): float(hann),
                     (key, site, tap, "power"): float((array**2).mean()),
                 }
-                if tap == "dense":
+                if tap == "signal":
+                    ratios = [reference.channel_alias_ratio(channel, (2, 2)) for channel in array]
+                    noise = find_white_noise_ratio(array.shape[1:], 2)
+                    expected |= {
+                        (key, site, tap, "alias_power_ratio_channel_median"): float(np.median(ratios)),
+                        (key, site, tap, "alias_power_ratio_channel_p90"): float(np.quantile(ratios, 0.9)),
+                        (key, site, tap, "alias_power_ratio_white_noise"): noise,
+                        (key, site, tap, "live_channels"): len(ratios),
+                    }
+                if (site, tap) in shares:
                     expected |= {
                         (key, site, tap, "am"): reference.am(array, (2, 2)),
                         (key, site, tap, "am_relative"): reference.am_relative(array, (2, 2)),
                         (key, site, tap, "alias_power_ratio"): reference.alias_power_ratio(array, (2, 2)),
-                        **{(key, site, tap, name): float(share[i]) for name, share in shares[site].items()},
+                        **{
+                            (key, site, tap, name): float(share[i])
+                            for name, share in shares[site, tap].items()
+                        },
                     }
 
             def classify(one: Any) -> Any:
@@ -711,6 +728,7 @@ class TestProvenance:
             "name": "0", "call": 0, "op": "conv", "kernel": "3x1", "stride": "2x1", "input_size": "9x6",
             "output_size": "4x6", "channels": 3, "measurable": True, "reason": None,
             "dense_map": "the convolution with stride 1",
+            "signal": "dense: no pointwise operator follows, but adaptive_max_pool2d",
         }  # fmt: skip
         assert (second["measurable"], second["name"]) == (False, "1")
         assert describe_sites(find_sites(net, (9, 6)), {"0": "broken"})[0]["reason"] == "broken"

@@ -29,6 +29,7 @@ QUOTIENTS = {
     "avr": ("above", "power"),
     "avr_separable": ("above_separable", "power"),
     "avr_exclude_dc": ("above", "varying"),
+    "avr_separable_exclude_dc": ("above_separable", "varying"),
     "am": ("residual_l1",),
     "am_relative": ("residual_l1", "kept_l1"),
     "alias_power_ratio": ("residual_power", "kept_power"),
@@ -80,9 +81,8 @@ class BandStatistics:
             if metric == "am":
                 values[metric] = part / (self.channels * self.samples)
             else:
-                values[metric] = divide(
-                    part, whole[0], sums["rounding"] if metric == "avr_exclude_dc" else 0.0
-                )
+                varying = QUOTIENTS[metric][1] == "varying"
+                values[metric] = divide(part, whole[0], sums["rounding"] if varying else 0.0)
         return values
 
 
@@ -103,7 +103,8 @@ def measure_bands(
         stride: decimation factor of each spatial axis.
         phase: first sample kept on each axis, 0 if None; only AM depends on it.
         size: samples kept on each axis, all that fit if None; only AM depends on it.
-        metrics: any of avr, avr_separable, avr_exclude_dc, am, am_relative, alias_power_ratio.
+        metrics: any of avr, avr_separable, avr_exclude_dc, avr_separable_exclude_dc, am, am_relative,
+            alias_power_ratio.
 
     Shape:
         (B, C, H, W) → (B,) for each value; as many spatial axes as there are strides.

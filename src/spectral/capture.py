@@ -11,8 +11,9 @@ from torch import Tensor
 from spectral.operators import ALL, Decimation, Size
 from spectral.sites import Site
 
-Tap = Literal["input", "dense", "output"]
-TAPS: tuple[Tap, ...] = ("input", "dense", "output")
+Tap = Literal["input", "dense", "signal", "output"]
+OF_DENSE_MAPS: tuple[Tap, ...] = ("dense", "signal")  # taps for which the dense map is computed
+TAPS: tuple[Tap, ...] = ("input", "dense", "signal", "output")
 
 
 class Capture:
@@ -28,13 +29,19 @@ class Capture:
     """
 
     def __init__(
-        self, site: Site, entering: Tensor, decimation: Decimation, run: Callable[[], Tensor], size: Size
+        self,
+        site: Site,
+        entering: Tensor,
+        decimation: Decimation,
+        run: Callable[[], Tensor],
+        size: Size,
+        find_weight: Callable[[str], Tensor],
     ) -> None:
         self.site = site
         self.input = entering
         self.decimation = decimation
         self.size = size
-        self._run = run
+        self._run, self._find_weight = run, find_weight
         self._output: Tensor | None = None
         self._kept: Tensor | None = None
         self._known: Tensor | None = None  # which images and channels of it have been computed
@@ -61,6 +68,20 @@ class Capture:
             self._keep(dense, images, channels)
         return dense
 
+    def follow(self, dense: Tensor, channels: slice = ALL) -> Tensor:
+        """Return what the pointwise chain behind the site makes of a dense map: the tap ``signal``.
+
+        Args:
+            dense: from `dense`; itself where no such operators follow.
+            channels: which of its channels these are. A chain that mixes channels needs all of them.
+        """
+        chain = self.site.chain
+        return dense if chain is None else chain.apply(dense, self._find_weight, channels)
+
+    def signal(self) -> Tensor:
+        """Return the dense map behind the pointwise operators that follow the site."""
+        return self.follow(self.dense())
+
     def decimate(self, dense: Tensor) -> Tensor:
         """Return the samples of a dense map that the site keeps."""
         geometry = self.site.geometry
@@ -73,6 +94,11 @@ class Capture:
         """Add up what was computed per map of the batch axis, (B',) → (B,)."""
         before, after = self.site.spread
         return values if before == after == 1 else values.reshape(before, -1, after).sum((0, 2))
+
+    def by_image(self, values: Tensor) -> Tensor:
+        """Put side by side what was computed per map and channel, (B', C) → (B, channels of all its maps)."""
+        before, after = self.site.spread
+        return values.reshape(before, -1, after, values.shape[1]).permute(1, 0, 2, 3).flatten(1)
 
     def _keep(self, dense: Tensor, images: slice, channels: slice) -> None:
         """Collect the output piece by piece, so that a site isn't computed twice."""

@@ -50,15 +50,33 @@ def compute_channel_alias_ratios(
     """
     steps = as_stride(stride, "compute_channel_alias_ratios")
     maps = as_maps(dense, "compute_channel_alias_ratios", len(steps), leading=2)
-    spatial = tuple(range(-len(steps), 0))
-    centred = maps - maps.mean(spatial, keepdim=True)
+    centred = remove_mean(maps, len(steps))
     periodic, _ = split_border(centred, len(steps))
     kept, aliases = split_aliases(periodic, steps, phase, size, "compute_channel_alias_ratios")
-    # A constant map's own rounding, which has passed a transform, is no channel.
-    silent = centred.square().mean(spatial) <= rounding_floor(maps.square().mean(spatial))
     whole = _weigh(kept, steps)
+    silent = (centred == 0).all(dim=-1).flatten(-len(steps) + 1).all(-1) | (whole == 0)
     ratio = _weigh(aliases, steps) / torch.where(silent, torch.ones_like(whole), whole)
-    return torch.where(silent | (whole == 0), torch.full_like(ratio, torch.nan), ratio)
+    return torch.where(silent, torch.full_like(ratio, torch.nan), ratio)
+
+
+def remove_mean(maps: Tensor, axes: int = 2) -> Tensor:
+    """Return maps less their means; exactly 0 where what is left is no more than a constant's rounding.
+
+    Args:
+        maps: any number of maps.
+        axes: how many of the last axes are spatial.
+
+    Example:
+        >>> remove_mean(torch.tensor([[[0.1, 0.1, 0.1]], [[0.0, 3.0, 0.0]]]))
+        tensor([[[ 0.,  0.,  0.]],
+        <BLANKLINE>
+                [[-1.,  2., -1.]]])
+    """
+    spatial = tuple(range(-axes, 0))
+    centred = maps - maps.mean(spatial, keepdim=True)
+    rest = centred.square().mean(spatial, keepdim=True)
+    silent = rest <= rounding_floor(maps.square().mean(spatial, keepdim=True))
+    return torch.where(silent, torch.zeros_like(centred), centred)
 
 
 def split_border(maps: Tensor, axes: int = 2) -> tuple[Tensor, Tensor]:
@@ -122,6 +140,9 @@ def find_white_noise_ratio(
         phase: the first sample that is kept.
         size: samples that are kept.
 
+    Returns:
+        The ratio; NaN for a single sample, which has nothing but its mean.
+
     Example:
         >>> [round(find_white_noise_ratio((n, n), 2), 3) for n in (4, 16, 256)]
         [1.0, 0.786, 0.752]
@@ -134,7 +155,7 @@ def find_white_noise_ratio(
         whole *= lattice.count - 0.5 * halved
         low *= _sum_low_pass(lattice, halved)
         mean *= lattice.count / lattice.extent  # its transform holds nothing at the Nyquist frequency
-    return (whole - low) / (whole - mean)
+    return (whole - low) / (whole - mean) if whole > mean else math.nan
 
 
 def _sum_low_pass(lattice: Lattice, halved: bool) -> float:

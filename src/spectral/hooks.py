@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from spectral.capture import TAPS, Capture, Tap
+from spectral.capture import OF_DENSE_MAPS, TAPS, Capture, Tap
 from spectral.errors import SpectralError, suggest
 from spectral.graph import GraphRecorder, saving_plainly
 from spectral.matching import Roll
@@ -35,7 +35,8 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         model: the module whose forward will be called; not scripted, compiled or wrapped for parallelism.
         sites: sites from `find_sites`, or names of modules (then the module's own input or output is kept).
         capture_input: keep what enters (the pre-stride tensor); False keeps what leaves.
-        tap: ``"input"``, ``"dense"`` or ``"output"``; overrides ``capture_input``. Dense needs sites.
+        tap: ``"input"``, ``"dense"``, ``"signal"`` (the dense map behind the pointwise operators that follow)
+            or ``"output"``; overrides ``capture_input``. Dense and signal need sites.
         detach: False keeps the graph, so that a metric of the capture can be a training penalty.
         reduce: called with a `Capture` inside the hook instead of keeping tensors; sites only.
         share_dense: where ``reduce`` computes a convolution's dense map and no gradient is needed, take its
@@ -85,7 +86,7 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         self._latest: _Pass | None = None  # None until the model has run
         self._delivering = False
         self._handles: list[RemovableHandle] = []
-        self._substitutes = share_dense and reduce is not None and self.tap == "dense" and detach
+        self._substitutes = share_dense and reduce is not None and self.tap in OF_DENSE_MAPS and detach
         self._direct = {p for p, own in self._watched.items() if all(self._is_direct(s) for s in own)}
         self._owners = set(self._watched) - self._direct
         self._active = _Active()
@@ -203,8 +204,8 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         self._names.append(name)
 
     def _check_plain(self, path: str) -> None:
-        if self.tap == "dense" or not self._keeps:
-            what = "reduce" if not self._keeps else "tap 'dense'"
+        if self.tap in OF_DENSE_MAPS or not self._keeps:
+            what = "reduce" if not self._keeps else f"tap {self.tap!r}"
             raise SpectralError(f"{what} needs a site from find_sites, got the module name {path!r}")
 
     def _check_site(self, site: Site) -> None:
@@ -362,7 +363,7 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
             return None
         decimation = _place(decimation, site, decimation.input)
         entering = argument if site.access != "inner" else decimation.input
-        capture = Capture(site, entering, decimation, run, decimation.output_size)
+        capture = Capture(site, entering, decimation, run, decimation.output_size, self._find_weight)
         self._call(capture, frame)
         return capture.output
 
@@ -372,9 +373,8 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         if self._detach:
             entering, output = entering.detach(), output.detach()
             decimation = replace(decimation, input=decimation.input.detach())
-        capture = Capture(
-            site, entering, decimation, lambda: output, tuple(output.shape[-len(site.stride) :])
-        )
+        size = tuple(output.shape[-len(site.stride) :])
+        capture = Capture(site, entering, decimation, lambda: output, size, self._find_weight)
         _ = capture.output  # it is there
         self._call(capture, frame)
 
@@ -385,10 +385,17 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
                 if self._reduce is not None:
                     self._reduce(capture)
                 else:
-                    tensor = capture.dense() if self.tap == "dense" else getattr(capture, self.tap)
+                    tensor = getattr(capture, self.tap)
+                    tensor = tensor() if self.tap in OF_DENSE_MAPS else tensor
                     frame.record.captured[capture.site.name] = [self._copy(tensor)]
         finally:
             self._delivering = False
+
+    def _find_weight(self, name: str) -> Tensor:
+        """Return a parameter or buffer of the model as it is now."""
+        path, _, own = name.rpartition(".")
+        weight: Tensor = getattr(self._modules[path], own)
+        return weight.detach() if self._detach else weight
 
     def _copy(self, tensor: Tensor) -> Tensor:
         return tensor.detach().clone() if self._detach else tensor.clone()

@@ -18,21 +18,24 @@ itself where it was cut from nothing: the unit of every interval and test.
 
 SUMMARY = (
     "model", *PLACE, "metric", "n", "n_clusters", "n_silent", "n_absent", "mean", "std", "ci_low", "ci_high",
-    "median", "top_tenth", "avr_pooled", "reason", "weights", "images",
+    "median", "top_tenth", "db", "db_ci_low", "db_ci_high", "avr_pooled", "reason", "weights", "images",
 )  # fmt: skip
 """Columns of a summary: ``n`` images in the mean, of ``n_clusters`` clusters; ``n_silent`` with a silent map
 and ``n_absent`` on which the site didn't run are left out of it. ``median`` is that of the clusters' means,
-``top_tenth`` the share of their sum that the tenth with the largest ones has."""
+``top_tenth`` the share of their sum that the tenth with the largest ones has. ``db`` is the mean of a ratio
+of powers in dB, with its interval."""
 
 NOT_AVERAGED = ("power", "label", "prediction")  # they say what a map or an image is
 
-_SHARES = ("avr", "avr_separable", "avr_exclude_dc", "avr_hann", "nonaliased", "aliased", "tangled", "nopass",
-           "sis", "confidence", "changed")  # fmt: skip
-_SIZES = ("logit_jitter", "am", "am_relative", "alias_power_ratio", "power")
+_SHARES = ("avr", "avr_separable", "avr_exclude_dc", "avr_separable_exclude_dc", "avr_hann", "nonaliased",
+           "aliased", "tangled", "nopass", "sis", "confidence", "changed")  # fmt: skip
+POWER_RATIOS = ("alias_power_ratio", "alias_power_ratio_channel_median", "alias_power_ratio_channel_p90",
+                "alias_power_ratio_white_noise")  # fmt: skip
+_SIZES = (*POWER_RATIOS, "logit_jitter", "am", "am_relative", "live_channels", "power")
 RANGES = {**dict.fromkeys(_SHARES, (0.0, 1.0)), **dict.fromkeys(_SIZES, (0.0, math.inf))}
 """What values of a metric lie between, and so do their means' intervals."""
 
-SCALE_FREE = ("avr", "avr_separable", "am_relative", "alias_power_ratio", "sis")
+SCALE_FREE = ("avr", "avr_separable", "avr_separable_exclude_dc", "am_relative", *POWER_RATIOS[:3], "sis")
 """Metrics that compare any networks: none grows with a map's amplitude or size."""
 
 ALIAS_FREE = 1e-10
@@ -48,6 +51,16 @@ UNITS = {**dict.fromkeys(_SHARES, "share"), "alias_power_db": "dB", "psnr_db": "
 # A run's folder: pandas and pyarrow read its shards as one table and pass over names that begin with _.
 SHARD = "shard-{:06d}.parquet"
 RUN_FILE, SITES_FILE = "_run.json", "_sites.json"
+
+
+def to_decibels(ratio: float) -> float:
+    """Write a ratio of powers in dB; what is no more than rounding is −100.
+
+    Example:
+        >>> to_decibels(0.1), to_decibels(0.0)
+        (-10.0, -100.0)
+    """
+    return 10 * math.log10(max(ratio, ALIAS_FREE)) if not math.isnan(ratio) else math.nan
 
 
 def with_bounds(*names: str) -> list[str]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from spectral.axes import Layout
+from spectral.chain import Chain
 from spectral.discovery import Beside, Event, record_events, watch_nothing
 from spectral.errors import SpectralError
 from spectral.inputs import Example
@@ -51,6 +52,9 @@ class Site:
             windows).
         layouts: how the operator's input and output are maps, where they aren't (B, C, H, W) already.
         place: where in the model's code it runs, which tells it from others that run only at times.
+        chain: the pointwise operators that follow and commute with its decimation: tap ``signal`` is its
+            dense map behind them. None where there are none: ``signal`` is then the dense map itself.
+        no_chain: why there are none.
     """
 
     name: str
@@ -70,6 +74,8 @@ class Site:
     spread: tuple[int, int] = (1, 1)
     layouts: tuple[Layout, Layout] | None = None
     place: Place = field(default_factory=Place, repr=False, compare=False)
+    chain: Chain | None = field(default=None, repr=False, compare=False)
+    no_chain: str = field(default="", repr=False, compare=False)
 
     @property
     def stride(self) -> Size:
@@ -98,6 +104,13 @@ class Site:
             return None
         rule = operator_of(self.op).describe(self.geometry)
         return f"{rule}, from sample {self.geometry.phase}" if any(self.geometry.phase) else rule
+
+    @property
+    def signal(self) -> str | None:
+        """What its tap ``signal`` is, in words; None if there is no dense map."""
+        if not self.measurable:
+            return None
+        return f"behind {', '.join(self.chain.operators)}" if self.chain else f"dense: {self.no_chain}"
 
     @property
     def key(self) -> tuple[str, int, str, int]:
@@ -271,6 +284,8 @@ def _describe(event: Event, image: Tensor) -> Site:
         spread=event.spread,
         layouts=event.layouts,
         place=event.place,
+        chain=event.chain,
+        no_chain=event.no_chain,
     )
 
 

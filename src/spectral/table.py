@@ -20,7 +20,15 @@ import spectral
 from spectral import stats
 from spectral.errors import SpectralError
 from spectral.files import SEAL, ensure_writable, is_intact, replacing, seal, write_whole
-from spectral.schema import MEASUREMENT, NOT_AVERAGED, PLACE, RANGES, SUMMARY
+from spectral.schema import (
+    MEASUREMENT,
+    NOT_AVERAGED,
+    PLACE,
+    POWER_RATIOS,
+    RANGES,
+    SUMMARY,
+    to_decibels,
+)
 
 COLUMNS, SUMMARY_COLUMNS = list(MEASUREMENT), list(SUMMARY)
 _NUMBERS = {"call": pa.int32(), "value": pa.float64()}
@@ -188,10 +196,10 @@ def _summarize_place(facts: Mapping[str, Any], block: pd.DataFrame, n_images: in
     silent = pd.Series(False, wide.index) if power is None else power <= 0
     rows = []
     for metric in wide.columns.difference(list(NOT_AVERAGED)):
-        own = wide[metric].dropna()
-        there = own.index
+        there = wide.index[(wide[metric] if power is None else power).notna()]
+        own = wide[metric][there]
         low, high = RANGES.get(str(metric), (-math.inf, math.inf))
-        found = stats.summarize(own, silent[there], clusters[there], low, high)
+        found = stats.summarize(own, silent[there] | own.isna(), clusters[there], low, high)
         row = {**facts, "metric": metric, "n_absent": n_images - len(own), "reason": ""}
         row |= {
             name: getattr(found, name)
@@ -207,6 +215,9 @@ def _summarize_place(facts: Mapping[str, Any], block: pd.DataFrame, n_images: in
                 "top_tenth",
             )
         }
+        if metric in POWER_RATIOS:
+            ends = {"db": found.mean, "db_ci_low": found.ci_low, "db_ci_high": found.ci_high}
+            row |= {name: to_decibels(ratio) for name, ratio in ends.items()}
         if metric == "avr" and power is not None:
             row["avr_pooled"] = pool_ratio(own, power[there], clusters[there])
         rows.append(row)

@@ -38,11 +38,13 @@ if TYPE_CHECKING:
 @click.argument("model")
 @images_option
 @click.option("--limit", type=click.IntRange(min=1), help="At most this many images.")
-@click.option("--metrics", callback=parse_names, metavar="A,B,…", show_default="avr,am,sis where there are",
-              help="Any of avr, avr_separable, avr_exclude_dc, avr_hann, am, am_relative, alias_power_ratio, "
-              "nonaliased, aliased, tangled, nopass, sis.")  # fmt: skip
+@click.option("--metrics", callback=parse_names, metavar="A,B,…",
+              show_default="avr, am, the headlines and sis where there are",
+              help="Any of avr, avr_separable, avr_exclude_dc, avr_separable_exclude_dc, avr_hann, am, "
+              "am_relative, alias_power_ratio, alias_power_ratio_channel_median, …_channel_p90, "
+              "…_white_noise (the headlines), nonaliased, aliased, tangled, nopass, sis.")  # fmt: skip
 @click.option("--taps", callback=parse_names, default="input,dense", show_default=True, metavar="A,B",
-              help="Where AVR is taken: input, dense, output.")  # fmt: skip
+              help="Where AVR is taken: input, dense, signal, output.")  # fmt: skip
 @batch_size_option
 @model_options
 @quiet_option
@@ -108,9 +110,9 @@ def measure(
 @click.option("--limit", type=click.IntRange(min=2), help="At most this many images.")
 @click.option("--metrics", callback=parse_names, default=",".join(SCALE_FREE), show_default=True,
               metavar="A,B,…",
-              help="As for `spectral measure`; alias_power_ratio is compared in dB.")  # fmt: skip
-@click.option("--taps", callback=parse_names, default="input,dense", show_default=True, metavar="A,B",
-              help="Where AVR is taken: input, dense, output.")  # fmt: skip
+              help="As for `spectral measure`; ratios of powers are compared in dB.")  # fmt: skip
+@click.option("--taps", callback=parse_names, default="input,dense,signal", show_default=True, metavar="A,B",
+              help="Where AVR is taken: input, dense, signal, output.")  # fmt: skip
 @batch_size_option
 @model_options
 @quiet_option

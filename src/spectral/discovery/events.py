@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from spectral.axes import BATCH, IMAGE_AXES, MIXED, Factor, Labels, Layout, all_factors
+from spectral.chain import Chain
 from spectral.operators import Geometry
 from spectral.places import Place, Steps
 from spectral.tracker import Frame
@@ -40,6 +41,8 @@ class Event:
         alone: whether something used a slice by itself, and not with the other phases.
         kept: whether what it made channels of has been read as channels.
         dropped: whether it turned out to be part of another, or none.
+        chain: what follows it and commutes with it.
+        no_chain: why nothing does.
     """
 
     frame: Frame
@@ -63,6 +66,8 @@ class Event:
     kept: bool = False
     root: Tensor | None = None
     dropped: bool = False
+    chain: Chain | None = None
+    no_chain: str = ""
 
 
 def find_image_axes(labels: Labels) -> list[str]:

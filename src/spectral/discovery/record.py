@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from spectral.axes import ATTENTION, CROPS, FILLS, JOINS, PRODUCTS, AxisTracker, Call, Order, operator_name
+from spectral.discovery.chains import Chains
 from spectral.discovery.entries import Entries
 from spectral.discovery.events import Event, find_spread
 from spectral.discovery.folding import Folding
@@ -95,6 +96,7 @@ class _Discovery:
         self.calls = Tracker(dict(model.named_modules()), begin=self._enter, end=self._leave)
         self.recorder = Recorder(self.calls.frames, self.note, self.observe)
         self._uses, self._phases = Uses(), Phases()
+        self._chains = Chains(model, find_original, self.axes.comes_from_image)
         self._folding = Folding(self.axes, self.calls.frames, self.events.append)
         self._entries = Entries(self.axes, self._uses, self.calls.frames, self.events.append)
         self._weights = set(map(id, weights))
@@ -106,7 +108,10 @@ class _Discovery:
         self._entries.finish()
         self._phases.finish()
         self._place_events()
-        return [event for event in self.events if event.used and not event.dropped]
+        kept = [event for event in self.events if event.used and not event.dropped]
+        for event in kept:
+            event.chain, event.no_chain = self._chains.find(event)
+        return kept
 
     def _place_events(self) -> None:
         """Say of each event where it ran, and of how many alike it is one; when the pass has ended."""
@@ -141,6 +146,7 @@ class _Discovery:
             self._folding.note_folded(event)
         elif operation.decimation.weight is not None:
             self._refine_convolution(event, operation)
+        self._chains.begin(event)
 
     def observe(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
         """Follow the axes through an operator, and keep what loses places without being a candidate."""
@@ -148,6 +154,7 @@ class _Discovery:
         slides = decimation is not None and decimation.operator.acts_on == "maps"
         call = self.axes.read(func, args, kwargs, out, slides)
         self._uses.follow(func, tensors_of((args, tuple(kwargs.values()))), tensors_of(out))
+        self._chains.follow(func, args, kwargs, out)
         if call is None:
             return
         self._folding.note_contraction(call)
@@ -183,6 +190,7 @@ class _Discovery:
             if frame is self.calls.frames[0]:
                 self._folding.note_output(x)
                 self._phases.read(x)
+                self._chains.read(x)
         entering, module = frame.input, frame.module
         if knows_dense_map(module) and _are_maps(entering, module) and _are_maps(output, module):
             del self.events[self._before[frame] :]
@@ -238,6 +246,7 @@ class _Discovery:
         self.axes.mark_decimated(x, output, module.stride)
         if max(module.stride) > 1:
             self.events.append(event)
+            self._chains.begin(event)
 
     def _note_arrival(self, x: Tensor, before: tuple[int, ...] | None) -> None:
         """Keep that a smaller map comes from outside torch: what was done to it there can't be seen."""

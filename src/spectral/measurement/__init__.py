@@ -4,7 +4,6 @@ from spectral.data import Images
 from spectral.measurement.captures import (
     ALIAS_METRICS,
     AVR_METRICS,
-    CATEGORIES,
     DEFAULT_METRICS,
     DENSE_METRICS,
     METRICS,
@@ -15,11 +14,13 @@ from spectral.measurement.captures import (
 from spectral.measurement.description import describe_sites
 from spectral.measurement.entry import measure
 from spectral.measurement.images import TensorImages, find_clusters, insert_clusters
+from spectral.measurement.pieces import CATEGORIES, CHANNEL_METRICS
 
 __all__ = [
     "ALIAS_METRICS",
     "AVR_METRICS",
     "CATEGORIES",
+    "CHANNEL_METRICS",
     "DEFAULT_METRICS",
     "DENSE_METRICS",
     "METRICS",

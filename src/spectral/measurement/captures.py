@@ -3,44 +3,64 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from spectral.bands import QUOTIENTS, BandStatistics, measure_bands
-from spectral.capture import Capture, Tap
-from spectral.metrics import compute_alias_categories, compute_avr
-from spectral.operators import Size
-from spectral.spectrum import compute_power_spectrum
+from spectral.capture import OF_DENSE_MAPS, Capture, Tap
+from spectral.measurement.pieces import (
+    CATEGORIES,
+    CHANNEL_METRICS,
+    Lattice,
+    Piece,
+    evaluate_pieces,
+    measure_piece,
+)
 
-AVR_METRICS = ("avr", "avr_separable", "avr_exclude_dc", "avr_hann")
+AVR_METRICS = ("avr", "avr_separable", "avr_exclude_dc", "avr_separable_exclude_dc", "avr_hann")
 ALIAS_METRICS = ("am", "am_relative", "alias_power_ratio")
-CATEGORIES = ("nonaliased", "aliased", "tangled", "nopass")
 DENSE_METRICS = (*ALIAS_METRICS, *CATEGORIES)
-SITE_METRICS = (*AVR_METRICS, *DENSE_METRICS)
+SITE_METRICS = (*AVR_METRICS, *DENSE_METRICS, *CHANNEL_METRICS)
 METRICS = (*SITE_METRICS, "sis")
-DEFAULT_METRICS = ("avr", "am", "sis")
+DEFAULT_METRICS = ("avr", "am", *CHANNEL_METRICS, "sis")
 
 CHUNK_ELEMENTS = 2**22  # of one map at a time: 16 MiB in float32
 IDENTITY_TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 5e-2, torch.float64: 1e-9}
+
+
+def choose_taps(metrics: Sequence[str], taps: Sequence[Tap]) -> dict[Tap, list[str]]:
+    """Return which metrics are taken at which tap.
+
+    AVR is taken wherever it is asked for. What says something of aliases is of the dense map, and where
+    ``signal`` is among the taps of that too; what compares networks channel by channel, of ``signal`` alone.
+
+    Example:
+        >>> choose_taps(["avr", "am"], ["input", "signal"])
+        {'dense': ['am'], 'signal': ['avr', 'am'], 'input': ['avr']}
+    """
+    avr = [metric for metric in metrics if metric in AVR_METRICS]
+    dense = [metric for metric in metrics if metric in DENSE_METRICS]
+    asked: dict[Tap, list[str]] = {"dense": list(dense), "signal": list(dense) if "signal" in taps else []}
+    for tap in taps:
+        asked[tap] = avr + asked.get(tap, [])
+    asked["signal"] += [metric for metric in metrics if metric in CHANNEL_METRICS]
+    return {tap: names for tap, names in asked.items() if names}
 
 
 def measure_capture(
     capture: Capture, metrics: Sequence[str], taps: Sequence[Tap]
 ) -> dict[tuple[str, str], Tensor]:
     """Compute every site metric of one capture, (tap, metric) → (B,), in pieces of bounded size."""
-    avr = [metric for metric in metrics if metric in AVR_METRICS]
-    asked: dict[Tap, list[str]] = {"dense": [m for m in metrics if m in DENSE_METRICS]}
-    for tap in taps:
-        asked[tap] = avr + asked.get(tap, [])
+    asked = choose_taps(metrics, taps)
+    behind = {tap: names for tap, names in asked.items() if tap in OF_DENSE_MAPS}
     # The dense map comes first: a site's output is then taken from it.
+    groups = [behind] * bool(behind) + [{tap: names} for tap, names in asked.items() if tap not in behind]
     return {
         (tap, metric): values
-        for tap, names in asked.items()
-        if names
-        for metric, values in _measure_tap(capture, tap, names).items()
+        for group in groups
+        for tap, found in _measure_taps(capture, group).items()
+        for metric, values in found.items()
     }
 
 
@@ -61,45 +81,35 @@ def check_identity(capture: Capture) -> str | None:
     return f"its dense map misses its output by {error:.1e} of the maximum" if error > tolerance else None
 
 
-def _measure_tap(capture: Capture, tap: Tap, metrics: list[str]) -> dict[str, Tensor]:
-    """Measure the map at one tap, a few images and channels at a time."""
+def _measure_taps(capture: Capture, asked: Mapping[Tap, Sequence[str]]) -> dict[Tap, dict[str, Tensor]]:
+    """Measure the maps at one tap, or at those behind the site, a few images and channels at a time."""
     geometry = capture.site.geometry
-    phase, size = (geometry.phase, capture.size) if tap == "dense" else (None, None)
-    bands = [metric for metric in metrics if metric in QUOTIENTS]
-    parts: list[dict[str, Tensor]] = []
-    whole: BandStatistics | None = None
-    for images, pieces in _split(capture, tap):
-        sums: dict[str, Tensor] = {}
-        whole = None
-        for channels in pieces:
-            x = capture.dense(images, channels) if tap == "dense" else getattr(capture, tap)[images, channels]
-            part = measure_bands(x, geometry.stride, phase, size, bands)
-            whole = part if whole is None else whole + part
-            for name, value in _sum_spectra(x, metrics, geometry.stride, phase, size).items():
-                sums[name] = sums[name] + value if name in sums else value
-        assert whole is not None
-        parts.append({**{f"bands {name}": value for name, value in whole.sums.items()}, **sums})
-    assert whole is not None
-    joined = {name: capture.per_image(torch.cat([part[name] for part in parts])) for name in parts[0]}
-    own = {name.removeprefix("bands "): v for name, v in joined.items() if name.startswith("bands ")}
-    maps = whole.channels * len(capture.input) // len(own["power"])
-    values = replace(whole, channels=maps, sums=own).values()
-    if "avr_hann" in metrics:
-        values["avr_hann"] = compute_avr(joined["hann"], geometry.stride)
-    return values | {name: joined[name] / maps for name in CATEGORIES if name in metrics}
+    behind = not set(asked).isdisjoint(OF_DENSE_MAPS)
+    lattice = Lattice(geometry.stride, geometry.phase, capture.size) if behind else Lattice(geometry.stride)
+    pieces: dict[Tap, list[Piece]] = {tap: [] for tap in asked}
+    for images, runs in _split(capture, tuple(asked)):
+        whole: dict[Tap, Piece] = {}
+        for channels in runs:
+            for tap, x in _make_maps(capture, tuple(asked), images, channels):
+                piece = measure_piece(x, lattice, asked[tap])
+                whole[tap] = whole[tap] + piece if tap in whole else piece
+        for tap, piece in whole.items():
+            pieces[tap].append(piece)
+    return {
+        tap: evaluate_pieces(found, lattice, asked[tap], capture.per_image, capture.by_image)
+        for tap, found in pieces.items()
+    }
 
 
-def _sum_spectra(
-    x: Tensor, metrics: list[str], stride: Size, phase: Size | None, size: Size | None
-) -> dict[str, Tensor]:
-    """Sums over channels of what needs the full spectrum."""
-    sums = {}
-    if "avr_hann" in metrics:
-        sums["hann"] = compute_power_spectrum(x, window="hann", axes=len(stride)) * x.shape[1]
-    if set(metrics) & set(CATEGORIES):
-        shares = compute_alias_categories(x, stride, phase or 0, size)
-        sums |= {name: share.double() * x.shape[1] for name, share in shares.items()}
-    return sums
+def _make_maps(
+    capture: Capture, taps: Sequence[Tap], images: slice, channels: slice
+) -> Iterator[tuple[Tap, Tensor]]:
+    """Make the maps at some taps; those behind the site from one dense map."""
+    if set(taps).isdisjoint(OF_DENSE_MAPS):
+        yield from ((tap, getattr(capture, tap)[images, channels]) for tap in taps)
+        return
+    dense = capture.dense(images, channels)
+    yield from ((tap, capture.follow(dense, channels) if tap == "signal" else dense) for tap in taps)
 
 
 def _channels_at_once(capture: Capture) -> int:
@@ -108,15 +118,17 @@ def _channels_at_once(capture: Capture) -> int:
     return max(1, CHUNK_ELEMENTS // math.prod(n * s for n, s in lattice))
 
 
-def _split(capture: Capture, tap: Tap) -> Iterator[tuple[slice, list[slice]]]:
+def _split(capture: Capture, taps: Sequence[Tap]) -> Iterator[tuple[slice, list[slice]]]:
     """Split a capture into runs of images, each with its runs of channels."""
-    if tap == "dense":
-        count, at_once = capture.decimation.channels, _channels_at_once(capture)
-        pieces = list(capture.decimation.split_channels(at_once)) if at_once < count else [slice(0, count)]
-    else:
-        x = getattr(capture, tap)
+    chain = capture.site.chain
+    if set(taps).isdisjoint(OF_DENSE_MAPS):
+        x = getattr(capture, taps[0])
         count, at_once = x.shape[1], max(1, CHUNK_ELEMENTS // x[0, 0].numel())
         pieces = [slice(start, start + at_once) for start in range(0, count, at_once)]
+    else:
+        count, at_once = capture.decimation.channels, _channels_at_once(capture)
+        apart = at_once < count and not ("signal" in taps and chain is not None and chain.mixes)
+        pieces = list(capture.decimation.split_channels(at_once)) if apart else [slice(0, count)]
     step = max(1, at_once // count)
     for start in range(0, len(capture.input), step):
         yield slice(start, start + step), pieces

@@ -28,7 +28,8 @@ def describe_sites(sites: Sequence[Site], failed: Mapping[str, str] | None = Non
             "name": site.name, "call": site.call, "op": site.op, "kernel": by(site.kernel),
             "stride": by(site.stride), "input_size": by(site.input_size),
             "output_size": by(site.output_size), "channels": site.channels,
-            "measurable": reasons[site.name] is None, "dense_map": site.rule, "reason": reasons[site.name],
+            "measurable": reasons[site.name] is None, "dense_map": site.rule, "signal": site.signal,
+            "reason": reasons[site.name],
         }
         for site in sites
     ]  # fmt: skip

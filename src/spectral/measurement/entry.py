@@ -57,11 +57,17 @@ def measure(
             (N, C, T) or (N, T), of videos (N, C, T, H, W), or one image (C, H, W), is passed as it is:
             preprocessed already. So are a tuple of several inputs, a dictionary of named ones, or a list of
             images, and what a Dataset or a DataLoader of tensors gives, without its labels.
-        metrics: any of avr, avr_separable, avr_exclude_dc, avr_hann (at each tap); am, am_relative,
-            alias_power_ratio, and the shares of frequencies nonaliased, aliased, tangled, nopass (of the
-            dense map); sis (of the model). By default avr, am and sis, as far as the model has them.
+        metrics: any of avr, avr_separable, the same without the mean (avr_exclude_dc,
+            avr_separable_exclude_dc), avr_hann (at each tap); am, am_relative, alias_power_ratio, and the
+            shares of frequencies nonaliased, aliased, tangled, nopass (of the dense map); the headlines
+            alias_power_ratio_channel_median, alias_power_ratio_channel_p90, alias_power_ratio_white_noise
+            (at the tap ``signal``, see `compute_channel_alias_ratios`; live_channels comes with them); sis
+            (of the model). By default avr, am, the headlines and sis, as far as the model has them.
         sites: what to measure, as sites or their names; all of `find_sites` by default.
-        taps: where AVR is taken: ``"input"``, ``"dense"``, ``"output"``.
+        taps: where AVR is taken: ``"input"``, ``"dense"``, ``"signal"`` (the dense map behind the pointwise
+            operators that follow: of a norm and an activation it can't be told whether samples are dropped
+            before or behind them, and no comparison should depend on it), ``"output"``. With ``"signal"``
+            what is measured of the dense map is measured there too.
         batch_size: images per forward pass; changes no value beyond rounding.
         out: folder for Parquet shards. Memory then doesn't grow with the number of images, and the same call
             continues after an interruption; a folder of another configuration is refused.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from spectral.capture import Capture, Tap
+from spectral.capture import OF_DENSE_MAPS, Capture, Tap
 from spectral.classes import match_labels
 from spectral.errors import SpectralError, suggest
 from spectral.hooks import FeatureExtractor
@@ -20,7 +20,7 @@ from spectral.identity import Identity, identify
 from spectral.inputs import Inputs
 from spectral.instability import compute_instability
 from spectral.intake import Feed, pick_inputs
-from spectral.measurement.captures import DENSE_METRICS, check_identity, measure_capture
+from spectral.measurement.captures import check_identity, choose_taps, measure_capture
 from spectral.measurement.description import by
 from spectral.measurement.images import find_clusters
 from spectral.network import list_moves, roll_inputs
@@ -50,7 +50,7 @@ class Run:
         self._values: dict[Key, Tensor] = {}
         self._one_by_one = False
         self._predicts = "sis" in self.metrics or not feed.find_obstacle()[0]
-        self._needs_dense = "dense" in taps or bool(set(self.metrics) & set(DENSE_METRICS))
+        self._needs_dense = not set(choose_taps(self.metrics, taps)).isdisjoint(OF_DENSE_MAPS)
         self._matching = match_labels(feed.model, self.images)
         self._labels = self._matching.renumber(self.images.labels)
 

@@ -13,6 +13,7 @@ from spectral.operators.base import (
     Size,
     operator_of,
 )
+from spectral.operators.pointwise import is_pointwise
 from spectral.operators.registry import (
     find_function,
     find_plain_operator,
@@ -39,6 +40,7 @@ __all__ = [
     "find_plain_operator",
     "find_reader",
     "find_sliding",
+    "is_pointwise",
     "list_replaceable_kinds",
     "merge_slices",
     "name_arguments",

@@ -21,13 +21,13 @@ from spectral.data import ImageSet
 from spectral.errors import SpectralError
 from spectral.measurement import measure
 from spectral.pairing import SitePair, match_sites
-from spectral.schema import ALIAS_FREE, RANGES, SCALE_FREE, with_bounds
+from spectral.schema import ALIAS_FREE, POWER_RATIOS, RANGES, SCALE_FREE, with_bounds
 from spectral.sites import Site, find_sites
 from spectral.study.columns import add_holm, bound, bound_summary, compare_columns, to_decibels
 from spectral.study.common import name_folder
 from spectral.surgery.report import find_report
 
-IN_DECIBELS = {"alias_power_ratio": "alias_power_db"}
+IN_DECIBELS = {name: name.replace("ratio", "db") for name in POWER_RATIOS}
 COLUMNS = [
     "model_a", "model_b", "layer", "layer_index", "site_a", "op_a", "site_b", "op_b", "pairing", "tap",
     "metric", "n", "n_clusters", "n_silent_a", "n_silent_b", *with_bounds("mean_a", "mean_b", "difference"),
@@ -42,7 +42,7 @@ def compare_models(
     models: Mapping[str, nn.Module],
     images: Mapping[str, ImageSet],
     metrics: Sequence[str] = SCALE_FREE,
-    taps: Sequence[Tap] = ("input", "dense"),
+    taps: Sequence[Tap] = ("input", "dense", "signal"),
     *,
     batch_size: int = 32,
     out: Path | None = None,
@@ -58,9 +58,10 @@ def compare_models(
     Args:
         models: at least two, by name; the first is the reference.
         images: for each model, the same pictures in the same order.
-        metrics: as for `spectral.measure`; alias_power_ratio is compared in dB (alias_power_db), image by
+        metrics: as for `spectral.measure`; ratios of powers are compared in dB (alias_power_db, …), image by
             image, what is below −100 dB counting as −100, where it is rounding.
-        taps: where AVR is taken.
+        taps: as for `spectral.measure`. Only at ``signal`` are two networks' maps alike whatever their norms
+            and the place of their pools.
         batch_size: images per forward pass.
         out: folder of the measurements, which are continued after an interruption.
         progress: show bars.
@@ -94,7 +95,7 @@ def compare_models(
         ))
         for name, model in models.items()
     }  # fmt: skip
-    asked = list(itertools.product(metrics, dict.fromkeys([*taps, "dense"])))
+    asked = list(itertools.product(metrics, dict.fromkeys([*taps, "dense", "signal"])))
     rows: list[dict[str, Any]] = []
     for name in names[1:]:
         a, b = measured[names[0]], measured[name]
@@ -164,10 +165,12 @@ class Measured:
         key = (site, tap, metric)
         return self.values[key] if key in self.values.columns else None
 
-    def silent(self, site: str, tap: str) -> pd.Series:
-        """Whether a map was silent, by image."""
-        power = self.column(site, tap, "power")
-        return pd.Series(False, self.values.index) if power is None else power <= 0
+    def silent(self, site: str, tap: str, metric: str) -> pd.Series:
+        """Whether a map was silent, by image, or had no channel of which the metric is."""
+        power, own = self.column(site, tap, "power"), self.column(site, tap, metric)
+        if power is None or own is None:
+            return pd.Series(False, self.values.index)
+        return (power <= 0) | (power.notna() & own.isna())
 
 
 def _compare_sites(
@@ -179,7 +182,7 @@ def _compare_sites(
         columns = [a.column(pair.a.name, tap, metric), b.column(pair.b.name, tap, metric)]
         if any(column is None for column in columns):
             continue
-        silent = [a.silent(pair.a.name, tap), b.silent(pair.b.name, tap)]
+        silent = [a.silent(pair.a.name, tap, metric), b.silent(pair.b.name, tap, metric)]
         facts = {"layer": pair.a.name, "layer_index": index, "site_a": pair.a.name, "op_a": pair.a.op,
                  "site_b": pair.b.name, "op_b": pair.b.op, "pairing": pair.why, "tap": tap}  # fmt: skip
         values = [column for column in columns if column is not None]
@@ -212,7 +215,7 @@ def _test(
     values: Sequence[pd.Series], silent: Sequence[pd.Series], clusters: pd.Series, metric: str
 ) -> dict[str, Any]:
     """Both means, and what the pairs without silent maps say of their difference."""
-    ran = values[0].notna() & values[1].notna()
+    ran = (values[0].notna() | silent[0]) & (values[1].notna() | silent[1])
     if not ran.any():
         return {"metric": metric, "n": 0, "reason": "no image reached both sites"}
     own = [v[ran] for v in values]

@@ -8,13 +8,13 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from spectral.inputs import Example, Inputs
+from spectral.operators import is_pointwise
 from spectral.recorder import Operation, Recorder
 from spectral.sites import Site, watch_reductions
 from spectral.standin import run_on_standins
@@ -26,11 +26,6 @@ from spectral.tracker import Frame, Tracker
 
 # Linear or without arithmetic: a pool may stand on either side of them.
 _LINEAR = {"add", "sub", "rsub", "mul", "div", "neg", "clone", "_to_copy", "copy", "alias", "detach"}
-# Activations that torch, or an older one, doesn't mark as pointwise.
-_POINTWISE = {
-    "hardswish", "leaky_relu", "mish", "_prelu_kernel", "prelu", "threshold", "log_sigmoid_forward",
-    "rrelu_with_noise",
-}  # fmt: skip
 _MOVES = {
     "permute", "transpose", "view", "_unsafe_view", "reshape", "expand", "unsqueeze", "squeeze", "alias",
     "detach", "empty", "empty_like", "t", "select",
@@ -353,7 +348,7 @@ class Watcher(AbstractContextManager["Watcher"]):
         name = packet.__name__.removesuffix("_")  # in place or not
         if packet in flop_registry:
             self.seen.flops += flop_registry[packet](*args, **kwargs, out_val=out)
-        pointwise = torch.Tag.pointwise in func.tags or name in _POINTWISE
+        pointwise = is_pointwise(func)
         nonlinear = pointwise and name not in _LINEAR
         samplewise = pointwise or name in _MOVES or _is_samplewise_norm(name, args)
         tensors = _find_tensors((args, kwargs))

@@ -1,0 +1,423 @@
+"""Finds the pointwise chain that follows each site, while a pass runs without data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from spectral.axes import SIZES, memory_of, operator_name, writes_first
+from spectral.chain import Chain, Fixed, Here, Made, PerChannel, Step, Weight
+from spectral.discovery.events import Event
+from spectral.discovery.uses import tensors_of
+from spectral.operators import is_pointwise, name_arguments
+
+_SAME = {"alias", "detach", "lift_fresh", "contiguous"}
+_BATCH_NORMS = {"native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit",
+                "cudnn_batch_norm", "miopen_batch_norm", "batch_norm"}  # fmt: skip
+_REDUCTIONS = {"mean", "sum", "var", "var_mean", "std", "std_mean", "amax", "amin", "linalg_vector_norm"}
+_TURNS = {"permute", "transpose", "t"}
+_UNTOLD = {*_TURNS, "_to_copy"}
+BATCH_AXIS, CHANNEL_AXIS = 0, 1
+
+
+@dataclass(eq=False)
+class _Constant:
+    """A tensor that doesn't depend on the image; None where it isn't known what it is made of."""
+
+    source: Weight | Fixed | _Recipe | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Recipe:
+    func: Any
+    args: Any
+    kwargs: Any
+    entry: int
+
+
+@dataclass(eq=False)
+class _Node:
+    """A map of a chain: what it was made of, and whether anything outside the chain reads it.
+
+    ``order`` tells of each of its axes which axis of the site's map it is; ``full`` whether it has a map's
+    channels, not only a number for all of them.
+    """
+
+    root: _Root
+    number: int
+    order: tuple[int, ...]
+    shape: torch.Size
+    recipe: _Recipe | None = None
+    parents: tuple[_Node, ...] = ()
+    mixes: bool = False
+    full: bool = True
+    joins: bool = False
+    reader: str = ""
+
+
+@dataclass(eq=False)
+class _Root:
+    """Where a chain begins; ``source`` is what the site decimates, if it has no weights of its own."""
+
+    nodes: list[_Node] = field(default_factory=list)
+    lacks_row: bool = False
+    source: _Source | None = None
+
+
+@dataclass(eq=False)
+class _Source:
+    """A tensor of the image: whether a pointwise operator made it, and how many read it."""
+
+    pointwise: bool = False
+    readers: int = 0
+
+
+@dataclass(eq=False)
+class _Held:
+    """What a tensor holds now: names of one tensor (alias, detach) share it."""
+
+    content: _Node | _Constant
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A constant with a number for each channel along an axis."""
+
+    held: _Node | _Constant
+    axis: int
+
+
+class Chains:
+    """Follows what is made of sites' outputs, and of which constants.
+
+    Where a pool or a slice, which has no weights, decimates what others read too, and a 1×1 convolution alone
+    reads its output, it is that convolution's stride (surgery places it so), and the chain goes through it.
+
+    Args:
+        model: the copy that runs.
+        find_original: of a tensor that the copy keeps, that of the user's model.
+        comes_from_image: whether a tensor was computed from the image.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        find_original: Callable[[Tensor], Tensor | None],
+        comes_from_image: Callable[[Tensor], bool],
+    ) -> None:
+        weights = (*model.named_parameters(), *model.named_buffers())
+        self._names = {id(x): name for name, x in weights}
+        self._model, self._find_original, self._comes_from_image = model, find_original, comes_from_image
+        self._held: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._roots: dict[Event, _Root] = {}
+        self._sources: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+    def begin(self, event: Event) -> None:
+        """Begin a chain at a site's output."""
+        if event.geometry.reason is not None or event.layouts is not None:
+            return
+        output, rank = event.output, len(event.geometry.stride)
+        one_row = output.ndim == rank + 1 and event.output_size[-2:-1] == (1,)
+        if output.ndim != rank + 2 and not one_row:
+            return
+        root = _Root(lacks_row=one_row)
+        if event.geometry.kind != "conv":
+            root.source = self._sources.setdefault(event.source, _Source())
+        root.nodes.append(_Node(root, 0, tuple(range(output.ndim)), output.shape))
+        self._held[output] = _Held(root.nodes[0])
+        self._roots[event] = root
+
+    def follow(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+        """Follow an operator that ran."""
+        inputs, outputs = tensors_of((args, tuple(kwargs.values()))), tensors_of(out)
+        name = operator_name(func)
+        nodes = [node for x in inputs if (node := self._node(x)) is not None]
+        if name in SIZES:
+            return
+        self._count_readers(func, inputs, outputs)
+        if not nodes:
+            if not any(self._comes_from_image(x) for x in inputs):
+                self._note_constant(func, args, kwargs, inputs, outputs)
+        elif name in _SAME:
+            for y in outputs:
+                self._held[y] = self._held[inputs[0]]
+        elif name == "clone":
+            self._held[outputs[0]] = _Held(nodes[0])
+        elif not self._extend(func, args, kwargs, outputs, nodes):
+            for node in nodes:
+                node.reader = node.reader or name
+
+    def read(self, x: Tensor) -> None:
+        """Note that a tensor is what the model returns."""
+        node = self._node(x)
+        if node is not None:
+            node.reader = node.reader or "the output"
+
+    def find(self, event: Event) -> tuple[Chain | None, str]:
+        """Return the chain behind a site, or why there is none."""
+        if event.geometry.reason is not None:
+            return None, ""
+        root = self._roots.get(event)
+        if root is None:
+            return None, "its map isn't laid out as (B, C, H, W)"
+        source = root.source
+        if source is not None and source.pointwise and source.readers == 1:
+            _part_joined(root.nodes)
+        last = _find_last(root.nodes)
+        reader = next((node.reader for node in root.nodes if node.reader), "")
+        chain = _write(last)
+        if not chain.operators:
+            return None, f"no pointwise operator follows, but {reader or 'nothing'}"
+        try:
+            stand_in = torch.empty(event.output.shape, dtype=event.output.dtype, device=event.output.device)
+            chain.apply(stand_in.unsqueeze(-2) if root.lacks_row else stand_in, self._find_weight)
+        except Exception as error:  # whatever torch can't do once more
+            return None, f"what follows can't be run again: {type(error).__name__}"
+        return chain, ""
+
+    def _count_readers(self, func: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+        """Count who reads each tensor of the image, and note which a pointwise operator made."""
+        name = operator_name(func)
+        if name in _SAME or name == "clone":
+            for y in outputs:
+                self._sources[y] = self._sources.setdefault(inputs[0], _Source())
+            return
+        for x in inputs:
+            if self._comes_from_image(x):
+                self._sources.setdefault(x, _Source()).readers += 1
+        made = is_pointwise(func) or name in _BATCH_NORMS or name == "native_layer_norm"
+        for y in outputs:
+            self._sources[y] = _Source(made)
+
+    def _find_weight(self, name: str) -> Tensor:
+        path, _, own = name.rpartition(".")
+        weight: Tensor = getattr(self._model.get_submodule(path), own)
+        return weight
+
+    def _node(self, x: Tensor) -> _Node | None:
+        held = self._held.get(x)
+        return held.content if held is not None and isinstance(held.content, _Node) else None
+
+    def _constant(self, x: Tensor) -> _Constant | None:
+        """Return what a tensor that isn't computed from the image is made of; None if that isn't known."""
+        held = self._held.get(x)
+        if held is None:
+            if self._comes_from_image(x):
+                return None
+            source: Weight | Fixed | None = None
+            original = self._find_original(x)
+            if id(x) in self._names:
+                source = Weight(self._names[id(x)])
+            elif original is not None:
+                source = Fixed(original.detach())
+            elif not x.is_meta:
+                source = Fixed(x.detach())
+            held = self._held[x] = _Held(_Constant(source))
+        found = held.content
+        return found if isinstance(found, _Constant) and found.source is not None else None
+
+    def _note_constant(
+        self, func: Any, args: Any, kwargs: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
+    ) -> None:
+        """Note how a tensor was made of constants."""
+        name = operator_name(func)
+        if func._schema.is_mutable or writes_first(func):
+            self._forget(outputs)
+            return
+        if name in _SAME and inputs and self._constant(inputs[0]) is not None:
+            for y in outputs:
+                self._held[y] = self._held[inputs[0]]
+            return
+        known = all(self._constant(x) is not None for x in inputs)
+        if not known or torch.Tag.nondeterministic_seeded in func.tags or "empty" in name:
+            self._forget(outputs)
+            return
+        args, kwargs = tree_map(self._refer, (tuple(args), kwargs))
+        for entry, y in enumerate(outputs):
+            self._held[y] = _Held(_Constant(_Recipe(func, args, kwargs, entry)))
+
+    def _forget(self, overwritten: Sequence[Tensor]) -> None:
+        """Know no more what tensors hold that share memory with one that was overwritten."""
+        memories = {memory_of(x) for x in overwritten}
+        for other, held in list(self._held.items()):
+            if isinstance(held.content, _Constant) and memory_of(other) in memories:
+                held.content.source = None
+        for x in overwritten:
+            self._held[x] = _Held(_Constant(None))
+
+    def _refer(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self._node(value) or self._constant(value)
+        return Here() if isinstance(value, torch.device) else value
+
+    def _extend(
+        self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], outputs: Sequence[Tensor],
+        nodes: Sequence[_Node],
+    ) -> bool:  # fmt: skip
+        """Go on with the chain through an operator; False if it doesn't work on each place by itself."""
+        root, inputs = nodes[0].root, tensors_of((args, tuple(kwargs.values())))
+        if any(node.root is not root for node in nodes):
+            return False
+        if any(self._node(x) is None and self._constant(x) is None for x in inputs):
+            return False
+        a = name_arguments(func, args, kwargs)
+        name = operator_name(func)
+        order, mixes, joins, full = nodes[0].order, False, False, any(node.full for node in nodes)
+        cuts: dict[int, int] = {}
+        if is_pointwise(func):
+            whole = max((node.shape for node in nodes), key=torch.Size.numel)
+            found = self._match(inputs, order, whole)
+            written = func._schema.is_mutable and (
+                self._node(inputs[0]) is None or outputs[0] is not inputs[0]
+            )
+            alike = all(node.order == order for node in nodes) and outputs[0].shape == whole
+            if found is None or written or not alike or len(outputs) != 1:
+                return False
+            cuts = found
+        elif name in _BATCH_NORMS:
+            training = bool(a.get("training", a.get("train", False)))
+            if training or order[1] != CHANNEL_AXIS or self._node(inputs[0]) is None or len(nodes) > 1:
+                return False
+            cuts, outputs = {id(x): 0 for x in inputs[1:]}, outputs[:1]
+        elif name == "native_layer_norm":
+            alone = len(a["normalized_shape"]) == 1 and order[-1] == CHANNEL_AXIS
+            if not alone or self._node(inputs[0]) is None or len(nodes) > 1:
+                return False
+            mixes, outputs = True, outputs[:1]
+        elif name == "convolution":
+            if not _is_joined(a, nodes) or self._node(inputs[0]) is None:
+                return False
+            mixes = joins = True
+        elif name in _REDUCTIONS:
+            dims = a.get("dim")
+            axes = [dims] if isinstance(dims, int) else list(dims or ())
+            if not a.get("keepdim") or not axes or any(order[d] != CHANNEL_AXIS for d in axes):
+                return False
+            mixes, full = True, False
+        elif name in _TURNS:
+            order = _turn(name, a, order)
+        else:
+            return False
+        filled = tree_map(lambda value: self._fill(value, cuts), (tuple(args), kwargs))
+        parents = tuple(dict.fromkeys(nodes))
+        for entry, y in enumerate(outputs):
+            recipe = _Recipe(func, filled[0], filled[1], entry)
+            node = _Node(root, len(root.nodes), order, y.shape, recipe, parents, mixes, full, joins)
+            root.nodes.append(node)
+            if func._schema.is_mutable:
+                self._held[y].content = node  # all names of the tensor have it now
+            else:
+                self._held[y] = _Held(node)
+        return True
+
+    def _fill(self, value: Any, cuts: dict[int, int]) -> Any:
+        referred = self._refer(value)
+        return (
+            _Cut(referred, cuts[id(value)]) if isinstance(value, Tensor) and id(value) in cuts else referred
+        )
+
+    def _match(
+        self, inputs: Sequence[Tensor], order: Sequence[int], whole: torch.Size
+    ) -> dict[int, int] | None:
+        """Find the axis of each constant that has a number for each channel; None if one differs by place."""
+        cuts = {}
+        for x in inputs:
+            if self._node(x) is not None:
+                continue
+            shape = (1,) * (len(order) - x.ndim) + tuple(x.shape)
+            if len(shape) != len(order):
+                return None
+            for axis, n in zip(order, shape, strict=True):
+                if n != 1 and axis != CHANNEL_AXIS:
+                    return None
+            at = order.index(CHANNEL_AXIS)
+            if shape[at] != 1:
+                cuts[id(x)] = at - (len(order) - x.ndim)
+        return cuts
+
+
+def _turn(name: str, a: Any, order: tuple[int, ...]) -> tuple[int, ...]:
+    """Order the axes as a permutation leaves them."""
+    if name == "permute":
+        return tuple(order[d] for d in a["dims"])
+    first, second = (a["dim0"], a["dim1"]) if name == "transpose" else (0, 1)
+    turned = list(order)
+    turned[first], turned[second] = turned[second], turned[first]
+    return tuple(turned)
+
+
+def _is_joined(a: Any, nodes: Sequence[_Node]) -> bool:
+    """Whether a convolution is one of 1×1 directly behind a site that has no weights."""
+    (node, *others), kernel = nodes, a["weight"].shape[2:]
+    if others or node.number or node.root.source is None or a["transposed"]:
+        return False
+    return set(kernel) == {1} and set(a["stride"]) == {1} and not any(a["padding"])
+
+
+def _part_joined(nodes: Sequence[_Node]) -> None:
+    """Let a site end where a convolution reads it that isn't its own: it may as well decimate earlier."""
+    for node in nodes:
+        if node.joins:
+            nodes[0].reader = nodes[0].reader or "convolution"
+
+
+def _find_last(nodes: Sequence[_Node]) -> _Node:
+    """Return the last map of a chain through which all goes that leaves it."""
+    live: set[int] = set()
+    for node in reversed(nodes):
+        if node.reader or node.number in live:
+            live |= {node.number, *(parent.number for parent in node.parents)}
+    found = nodes[0]
+    for node in nodes[1:]:
+        if node.number not in live:
+            continue
+        before = [other for other in nodes[: node.number] if other.number in live]
+        crossing = any(
+            parent.number < node.number
+            for other in nodes[node.number + 1 :]
+            if other.number in live
+            for parent in other.parents
+        )
+        if not crossing and not any(other.reader for other in before) and node.full:
+            found = node
+    return found
+
+
+def _write(last: _Node) -> Chain:
+    """Write down all steps that a map is made by, each once."""
+    steps: list[Step] = []
+    numbers: dict[Any, Any] = {}
+    names: list[str] = []
+    mixes = False
+
+    def place(content: _Node | _Constant) -> Weight | Fixed | Made:
+        nonlocal mixes
+        source = content.recipe if isinstance(content, _Node) else content.source
+        if isinstance(source, (Weight, Fixed)):
+            return source
+        if source is None:
+            return Made(0)
+        if source not in numbers:
+            args, kwargs = tree_map(fill, (source.args, source.kwargs))
+            steps.append(Step(source.func, args, kwargs, source.entry))
+            numbers[source] = Made(len(steps))
+            if isinstance(content, _Node):
+                mixes |= content.mixes
+                if steps[-1].name not in _UNTOLD:
+                    names.append(steps[-1].name)
+        return numbers[source]  # type: ignore[no-any-return]
+
+    def fill(value: Any) -> Any:
+        if isinstance(value, _Cut):
+            return PerChannel(place(value.held), value.axis)
+        return place(value) if isinstance(value, (_Node, _Constant)) else value
+
+    result = place(last)
+    assert isinstance(result, Made)  # of a map
+    return Chain(tuple(names), tuple(steps), result.number, last.order, mixes, last.root.lacks_row)
