@@ -79,7 +79,8 @@ def saving_plainly() -> AbstractContextManager[Any]:
 
     A checkpointed block counts what it saves, and would miss ours when it is run again.
     """
-    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)  # torch 2.6 doesn't tell
+    if top is not None and top(True) is None:
         return nullcontext()
     return saved_tensors_hooks(_pack, _unpack)
 
