@@ -274,6 +274,42 @@ def test_what_can_be_read_once_is_kept(source):
     assert torch.equal(next(iter(images.batches(9, indices=[4, 0])))[1], ALL[[4, 0]])
 
 
+class Alone(Stream):
+    def __init__(self, make):
+        self.make = make
+
+    def __iter__(self):
+        yield from map(self.make, range(5))
+
+
+def in_gray(i: int) -> np.ndarray:
+    return np.full((9, 8, 3), i, np.uint8)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [Stream, lambda: Alone(image_at), lambda: (image_at(i) for i in range(5)),
+     lambda: map(image_at, range(5)), lambda: ((image_at(i), i) for i in range(5))],
+    ids=["labelled set", "set", "generator", "map", "labelled generator"],
+)  # fmt: skip
+def test_images_that_come_one_by_one(source):
+    images = adapt_images(source(), "test")
+    assert torch.equal(everything(images, 3), ALL)
+    assert torch.equal(next(iter(images.batches(9, indices=[4, 0])))[1], ALL[[4, 0]])
+
+
+@pytest.mark.parametrize("make", [in_gray, lambda i: Image.fromarray(in_gray(i)),
+                                  lambda i: (Image.fromarray(in_gray(i)), i)])  # fmt: skip
+def test_pictures_that_come_one_by_one(make):
+    images = adapt_images(Alone(make), "test")
+    assert torch.equal((255 * everything(images, 2))[:, 0, 0, 0].round(), torch.arange(5.0))
+
+
+def test_an_empty_stream():
+    with pytest.raises(SpectralError, match="test: there are no images"):
+        adapt_images(iter(()), "test")
+
+
 def test_items_of_several_sizes():
     images = adapt_images(Items(lambda i: floats(3, 9 + i, 8)), "test")
     with pytest.raises(SpectralError, match="the items of dataset:Items can't form a batch"):

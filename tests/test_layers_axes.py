@@ -195,7 +195,7 @@ def test_aps_follows_circular_shifts_of_signals_and_videos(stride):
 
 
 @pytest.mark.parametrize("name", ["flc", "asap", "ideal", "aps", "lps"])
-def test_layers_of_videos_and_signals_are_sites_or_say_why_not(name):
+def test_layers_of_videos_are_sites(name):
     x = noise(2, 2, 4, 8, 6)
     net = nn.Sequential(make(name, (1, 2, 2)))
     (site,) = spectral.find_sites(net, example=x)
@@ -204,9 +204,21 @@ def test_layers_of_videos_and_signals_are_sites_or_say_why_not(name):
         y = net(x)
         dense = features[site.name]
     torch.testing.assert_close(dense[..., ::2, ::2], y, rtol=0, atol=1e-12)
-    (site,) = spectral.find_sites(nn.Sequential(make(name, (2,))), example=x[:, :, 0, 0])
-    assert (site.measurable, site.stride) == (False, (1, 2))
-    assert "a layer for signals" in site.reason
+
+
+@pytest.mark.parametrize("name", ["flc", "asap", "ideal", "aps", "lps"])
+def test_layers_of_signals_are_measured_as_maps_of_one_row(name):
+    net, x = nn.Sequential(make(name, (2,))), noise(2, 2, 16)
+    (site,) = spectral.find_sites(net, example=x)
+    assert (site.measurable, site.stride, site.input_size) == (True, (1, 2), (1, 16))
+    with FeatureExtractor(net, [site], tap="dense") as features, torch.no_grad():
+        y = net(x)
+        dense = features[site.name]
+    torch.testing.assert_close(dense[..., ::2].squeeze(-2), y, rtol=0, atol=1e-12)
+    table = spectral.measure(net, x, metrics=("avr",), progress=False)
+    assert site.name in set(table["site"])
+    own = table[(table["site"] == site.name) & (table["metric"] == "avr")]
+    assert own["value"].notna().all()
 
 
 class TestArguments:

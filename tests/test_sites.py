@@ -731,7 +731,7 @@ def test_what_is_no_size(example):
 
 def test_no_array_is_printed_in_an_error():
     with pytest.raises(SpectralError, match=r"^.{,140}$"):
-        find_sites(nets.strided(), np.zeros((1, 3, 8, 8)))
+        find_sites(nets.strided(), np.zeros((1, 3, 8, 8), dtype=object))
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 8, 8), (8,), (), (1, 1, 1, 3, 8, 8)])
@@ -750,9 +750,9 @@ def test_a_batch_that_the_model_does_not_take(shape):
 
 def test_an_integer_batch():
     with pytest.raises(
-        SpectralError, match=r"expected floating-point images, got torch.uint8; use images.float\(\)"
+        SpectralError, match=r"expected floating-point or 8-bit images, got torch.int64; use images.float\(\)"
     ):
-        find_sites(nets.strided(), torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+        find_sites(nets.strided(), torch.zeros(1, 3, 8, 8, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("depth", ["leaf", "block", "root"])
@@ -974,3 +974,22 @@ def test_a_sharded_model_is_refused_by_name():
 
     with pytest.raises(SpectralError, match="sharded by fully_shard"):
         find_sites(Sharded(nn.Conv2d(3, 4, 3, 2)), 32)
+
+
+PIXELS = torch.randint(0, 256, (3, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "example",
+    [PIXELS, PIXELS[None], PIXELS.numpy(), PIXELS.permute(1, 2, 0).numpy(),
+     PIXELS[None].permute(0, 2, 3, 1).numpy(), PIXELS[None].double().numpy() / 255],
+    ids=["image", "batch", "array", "array of pixels", "arrays of pixels", "floating-point array"],
+)  # fmt: skip
+@pytest.mark.parametrize("scaled", [False, True])
+def test_pixels_of_eight_bits_and_arrays_are_examples(example, scaled):
+    """They are passed as they are to a network that scales them, and in [0, 1] to one that doesn't."""
+    net = nn.Sequential(nets.Call(lambda m, x: x.float() / 255 if scaled else x.to(x.dtype)),
+                        nn.Conv2d(3, 4, 3, 2))  # fmt: skip
+    net = net.double() if not scaled and getattr(example, "dtype", None) == np.float64 else net
+    (site,) = find_sites(net, example)
+    assert (site.name, site.input_size) == ("1", (16, 24))

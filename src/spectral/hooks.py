@@ -213,7 +213,7 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
             raise SpectralError(f"site {site.name!r} can't be measured: {site.reason}")
         module: Any = self._modules[site.module]
         if site.family == "layer":
-            if getattr(module, "kind", None) != site.op or module.stride != site.stride:
+            if getattr(module, "kind", None) != site.op or module.stride != site.stride[-module.axes :]:
                 raise SpectralError(
                     f"site {site.name!r} isn't what runs there; call find_sites on this model"
                 )
@@ -316,6 +316,8 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         if layer is not None:
             entering, dense = frame.input, partial(_call_dense, frame)
             assert entering is not None
+            if module.axes == 1:  # a signal is a map of one row
+                entering, output = entering.unsqueeze(-2), output.unsqueeze(-2)
             decimation = Decimation(replace(layer.geometry, kind=layer.op), entering, layer=dense)
             with paused():
                 self._deliver(layer, frame, entering, output, decimation)
@@ -405,8 +407,9 @@ def _call_dense(frame: Frame, x: Tensor) -> Tensor:
     """Compute a layer's own dense map, with the choices that were made for it elsewhere."""
     named = {name: value for name, value in frame.kwargs.items() if value is not frame.input}
     module: Any = frame.module
+    x = x.squeeze(-2) if module.axes == 1 else x
     dense: Tensor = module.dense(x, *frame.args[1:], **named)
-    return dense
+    return dense.unsqueeze(-2) if module.axes == 1 else dense
 
 
 def _place(decimation: Decimation, site: Site, source: Tensor) -> Decimation:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from textwrap import shorten
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -98,7 +99,7 @@ def _visit(value: Any, function: Callable[[Tensor, bool], Tensor], several: bool
     return value
 
 
-Example = Inputs | Tensor | int | Sequence[int] | Sequence[Tensor] | Mapping[str, Any]
+Example = Inputs | Tensor | np.ndarray[Any, Any] | int | Sequence[int] | Sequence[Tensor] | Mapping[str, Any]
 
 
 def read_example(example: Example, channels: tuple[int, ...] = (3,), axes: int = 2) -> Inputs:
@@ -116,15 +117,21 @@ def read_example(example: Example, channels: tuple[int, ...] = (3,), axes: int =
         return example
     if isinstance(example, Mapping):
         return _find_image((), dict(example))
+    if isinstance(example, np.ndarray):
+        example = _read_array(example)
     if isinstance(example, Tensor):
+        pixels = example.dtype == torch.uint8
+        if pixels and example.ndim == 3:  # one image: signals aren't of eight bits
+            example = example[None]
         if example.ndim not in (2, 3, 4, 5) or example.numel() == 0:
             raise SpectralError(
                 f"find_sites: expected a batch (B, C, H, W), (B, C, T) or (B, C, T, H, W), got shape "
                 f"{tuple(example.shape)}"
             )
-        if not example.is_floating_point():
+        if not example.is_floating_point() and not pixels:
             raise SpectralError(
-                f"find_sites: expected floating-point images, got {example.dtype}; use images.float()"
+                f"find_sites: expected floating-point or 8-bit images, got {example.dtype}; "
+                f"use images.float()"
             )
         image = example[:1].detach()
         return Inputs((image,), {}, image)
@@ -139,6 +146,14 @@ def read_example(example: Example, channels: tuple[int, ...] = (3,), axes: int =
     # Noise, not zeros: a detector that finds nothing in its image doesn't show what it does with boxes.
     image = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
     return Inputs((image,), {}, image)
+
+
+def _read_array(array: np.ndarray[Any, Any]) -> Tensor:
+    """Return an array as a tensor; pixels (H, W, C), one image or several, with their channels first."""
+    if array.dtype.kind not in "fiub":
+        raise SpectralError(f"find_sites: expected an array of pixels, got one of {array.dtype}")
+    pixels = array.dtype == np.uint8 and array.ndim in (3, 4) and array.shape[-1] in (1, 3, 4)
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, -1, -3) if pixels else array))
 
 
 def _find_image(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:

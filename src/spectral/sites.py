@@ -127,10 +127,11 @@ def find_sites(model: nn.Module, example: Example) -> list[Site]:
 
     Args:
         model: any module; not scripted, compiled, quantised or wrapped for parallelism.
-        example: a batch (B, C, H, W), of signals (B, C, T) or of videos (B, C, T, H, W); or the size of an
-            image: N or (H, W), with the channels that the model takes, or (C, H, W), or (C, T, H, W). A tuple
-            of tensors is several arguments, a list one argument (detectors take lists of images), a
-            dictionary named ones or, where the forward takes it so, one argument.
+        example: a batch (B, C, H, W), of signals (B, C, T) or of videos (B, C, T, H, W), as tensor or array,
+            of floating-point numbers or 8-bit pixels; or the size of an image: N or (H, W), with the channels
+            that the model takes, or (C, H, W), or (C, T, H, W). A tuple of tensors is several arguments, a
+            list one argument (detectors take lists of images), a dictionary named ones or, where the forward
+            takes it so, one argument. Where axes are in another order (NHWC), what slides over them tells.
 
     Raises:
         SpectralError: if the model can't be traced, or its forward fails on the example.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from spectral.data.datasets import as_tensors, read_dataset, read_iterable, read_loader
+from spectral.arguments import is_integer
+from spectral.data.datasets import as_tensors, read_dataset, read_iterable, read_loader, split_labels
 from spectral.data.pictures import make_picture_set, read_pixels
 from spectral.data.sources import load_images
 from spectral.data.structures import list_leaves
@@ -72,7 +74,7 @@ def adapt_images(images: Any, caller: str) -> Any:
     ):
         return read_dataset(images)
     if isinstance(images, Iterable):
-        return read_iterable(images)
+        return _read_stream(images, caller)
     raise SpectralError(f"{caller}: expected {EXPECTED}, got {type(images).__name__}")
 
 
@@ -85,6 +87,41 @@ def _read_array(array: np.ndarray[Any, Any], caller: str) -> Any:
             f"{array.dtype}; convert it with .astype(np.uint8) or .astype(np.float32)"
         )
     return torch.from_numpy(np.ascontiguousarray(array))
+
+
+class Stream(list[Any]):
+    """Images that came one by one, kept in memory."""
+
+
+def _read_stream(images: Iterable[Any], caller: str) -> Any:
+    """Read what can be gone through once: batches, or images one by one, which then are a dataset's items."""
+    items = iter(images)
+    first = next(items, None)
+    if first is None:
+        raise SpectralError(f"{caller}: there are no images")
+    every = chain([first], items)
+    if not _is_one_image(first):
+        return read_iterable(every, name=type(images).__name__)
+    stream = Stream(every)
+    if all(isinstance(item, np.ndarray | Image.Image) for item in stream):
+        return _read_items(list(stream), caller)
+    return read_dataset(stream)
+
+
+def _is_one_image(item: Any) -> bool:
+    """Whether an item of a stream is one image, by its label, as a picture, or by its shape, and no batch."""
+    rest, labels = split_labels(item)
+    leaves = list_leaves(rest)
+    if any(isinstance(leaf, Image.Image) for leaf in leaves):
+        return True
+    shapes = [tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor | np.ndarray)]
+    shape = max(shapes, key=len, default=())
+    if len(shape) != 3:
+        return False
+    label = item[1] if isinstance(item, tuple | list) and labels else None
+    planes = shape[0] in (1, 3, 4) and min(shape[1:]) >= 8  # not a few signals of some channels
+    pixels = isinstance(rest, np.ndarray) and rest.dtype == np.uint8
+    return planes or pixels or is_integer(label)
 
 
 def _read_items(items: Sequence[Any], caller: str) -> Any:

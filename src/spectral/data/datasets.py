@@ -168,9 +168,9 @@ def read_loader(loader: DataLoader[Any]) -> Any:
     return read_dataset(loader.dataset, indices, loader.collate_fn)
 
 
-def read_iterable(batches: Iterable[Any], limit: int | None = None) -> BatchedImages:
+def read_iterable(batches: Iterable[Any], limit: int | None = None, name: str | None = None) -> BatchedImages:
     """Read an iterable of batches through once, and keep them in memory."""
-    return BatchedImages(islice(batches, limit), type(batches).__name__)
+    return BatchedImages(islice(batches, limit), name or type(batches).__name__)
 
 
 def split_labels(batch: Any) -> tuple[Any, list[int | None]]:

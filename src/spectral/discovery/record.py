@@ -36,8 +36,6 @@ _PREPARING = {
 
 _OUTSIDE = "a smaller map that no torch operator made (NumPy?): what was done to it can't be seen"
 
-SIGNALS = "a layer for signals: dense maps are read of images and videos"
-
 Beside = Callable[[nn.Module], AbstractContextManager[Any]]
 
 
@@ -237,8 +235,7 @@ class _Discovery:
         """Keep a layer that knows its own dense map, instead of the operators that it consists of."""
         one = (1,) if module.axes == 1 else ()  # a signal is a map of one row
         stride = one + module.stride
-        reason = module.obstacle or (SIGNALS if one else None)
-        geometry = Geometry(module.kind, stride, stride, phase=(0,) * len(stride), reason=reason)
+        geometry = Geometry(module.kind, stride, stride, phase=(0,) * len(stride), reason=module.obstacle)
         event = Event(
             frame, "layer", 0, geometry, one + tuple(x.shape[2:]), one + tuple(output.shape[2:]), x.shape[1],
             x, output, find_spread(self.axes.labels(x)) or (1, 1),

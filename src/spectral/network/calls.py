@@ -100,8 +100,8 @@ def _list_sequence_calls(model: Any, example: Sequence[Any]) -> Iterator[Call]:
 def list_inputs(model: Any, example: Any) -> list[Inputs]:
     """List the arguments that an example may stand for, the likeliest first.
 
-    Of a size alone, the channels are those of RGB, or what the model's first convolution takes; a dictionary
-    holds named arguments, or is one.
+    Pixels of eight bits are passed as they are, or in [0, 1]. Of a size alone, the channels are those of
+    RGB, or what the model's first convolution takes; a dictionary holds named arguments, or is one.
 
     Args:
         model: whose forward's parameters, and whose first convolution, decide.
@@ -117,6 +117,8 @@ def list_inputs(model: Any, example: Any) -> list[Inputs]:
     if isinstance(example, Mapping):
         return [call.build(example) for call in list_calls(model, example)]
     plain = read_example(example)
+    if plain.image.dtype == torch.uint8:  # as it is, for networks that scale their pixels themselves
+        return [plain, plain.map(lambda x, _: x.float() / 255)]
     axes, channels = _first_convolution(model)
     sizes = [example] if is_integer(example) else example if isinstance(example, list | tuple) else ()
     if channels is None or axes is None or not sizes or len(sizes) > 2 or not are_integers(sizes):
