@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -70,6 +71,7 @@ def make_tables(shape: Shape = CIFAR) -> dict[str, pd.DataFrame]:
         **_stability(shape),
         **_robustness(),
         "compare": _compared(per_image),
+        "budget": _budget(),
     }
 
 
@@ -555,6 +557,22 @@ def _compared(per_image: pd.DataFrame) -> pd.DataFrame:
         rows.append({**facts, "model_b": MODELS[family], "metric": "sis", **_sides(*whole)})
         rows.append({**facts, "model_b": MODELS[family], "metric": "agreement", "mean_b": 0.8})
         rows.append({**facts, "model_b": MODELS[family], "n": 0, "n_clusters": 0, "reason": "no like site"})
+    return pd.DataFrame(rows)
+
+
+def _budget() -> pd.DataFrame:
+    """Two networks, three sources, the rest, and the places of one source."""
+    shares = {"total": 1.0, "decimation": 0.4, "nonlinearity": 0.35, "border": 0.24, "unexplained": 0.01}
+    rows: list[dict[str, object]] = []
+    for model, metric in itertools.product(MODELS.values(), ("sis", "logit_jitter")):
+        for source, share in shares.items():
+            for site, part in (("", share), *((f"layer{i}", share / 3) for i in range(3 * (share == 0.4)))):
+                rows.append({
+                    "model": model, "metric": metric, "source": source, "site": site, "n_clusters": 12,
+                    "share": part, "share_ci_low": part - 0.05, "share_ci_high": part + 0.05,
+                    "first_in": part / 2, "last_out": part * 1.5, "agreement": float("nan") if site else 0.7,
+                })  # fmt: skip
+    rows.append({"model": "net", "metric": "", "source": "position", "site": "fc", "reason": "flattened"})
     return pd.DataFrame(rows)
 
 

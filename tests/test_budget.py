@@ -7,11 +7,13 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import spectral
+from spectral import cli
 from spectral.budget import measure_instability_budget
 from spectral.budget.shapley import coalitions, share_out, split_player
 from spectral.errors import SpectralError
@@ -188,3 +190,29 @@ def test_bad_input_is_one_sentence_and_alters_nothing():
     assert net.training
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
     assert not any(module._forward_hooks or "forward" in vars(module) for module in net.modules())
+
+
+def test_the_summary_has_shares_of_means():
+    net = classify(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1))
+    table = budget(net, count=24)
+    summary = spectral.summarize_instability_budget(table)
+    means = table.groupby("source")["value"].mean()
+    found = summary.set_index("source")
+    for source in ("decimation", "nonlinearity", "border", "unexplained"):
+        assert found.loc[source, "share"] == pytest.approx(means[source] / means["total"])
+        assert found.loc[source, "share_ci_low"] < found.loc[source, "share"]
+    with pytest.raises(SpectralError, match="without the column"):
+        spectral.summarize_instability_budget(table.drop(columns="share"))
+
+
+def test_the_command_writes_tables_and_figure(tmp_path):
+    arguments = ["bundled/resnet20@random", "--images", "synthetic", "--limit", "3", "--out", str(tmp_path)]
+    result = CliRunner().invoke(cli.main, ["budget", *arguments, "--split", "decimation"])
+    assert result.exit_code == 0, result.output
+    assert "unexplained" in result.stdout
+    assert {path.name for path in tmp_path.iterdir()} >= {
+        "budget.csv", "budget_images.csv", "budget_coalitions.csv", "budget.png"
+    }  # fmt: skip
+    wrong = CliRunner().invoke(cli.main, ["budget", *arguments, "--shifts", "pixels"])
+    assert wrong.exit_code == 2
+    assert "nearest: 'pixel'" in wrong.stderr

@@ -33,7 +33,7 @@ from spectral.table import read_json
 from spectral.training import RECIPES, Recipe
 
 RANDOM = "bundled/resnet20@random"
-COMMANDS = ("sites", "measure", "compare", "attribute", "classify", "convert", "train", "study")
+COMMANDS = ("sites", "measure", "compare", "attribute", "budget", "classify", "convert", "train", "study")
 
 
 def run(*arguments: str | Path, catch: bool = True) -> Result:

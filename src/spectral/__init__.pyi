@@ -1,5 +1,5 @@
 from . import data, figures, layers, models, operators, perturb, stats, study, synthetic, table
-from .budget import measure_instability_budget
+from .budget import measure_instability_budget, summarize_instability_budget
 from .capture import Capture
 from .causes import Cause, find_causes, idealize
 from .channels import compute_channel_alias_ratios, find_white_noise_ratio, split_border
@@ -86,6 +86,6 @@ __all__ = [
     "measure_fourier_heatmap", "measure_instability_budget", "measure_predictions", "measure_robustness",
     "measure_stability", "measure_worst_shift", "model_info", "models", "normalized_radius", "operators",
     "pair_sites", "perturb", "radial_frequencies", "read", "recalibrate", "register_operator", "revert",
-    "split_border", "stats", "study", "summarize_measurements", "summarize_stability", "synthetic",
-    "table", "train",
+    "split_border", "stats", "study", "summarize_instability_budget", "summarize_measurements",
+    "summarize_stability", "synthetic", "table", "train",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import click
 
 import spectral
+from spectral.cli.budget import budget
 from spectral.cli.looking import classify, sites
 from spectral.cli.making import convert, train
 from spectral.cli.measuring import attribute, compare, measure
@@ -59,5 +60,5 @@ def study(phases: Sequence[int], options: StudyOptions) -> None:
     run_study(phases, options)
 
 
-for command in (sites, measure, compare, attribute, classify, convert, train):
+for command in (sites, measure, compare, attribute, budget, classify, convert, train):
     main.add_command(command)

@@ -19,6 +19,7 @@ from spectral.figures.architectures import (
     plot_architectures_ranking,
     plot_penalty,
 )
+from spectral.figures.budget import plot_instability_budget
 from spectral.figures.comparisons import (
     plot_avr_comparison,
     plot_avr_distributions,
@@ -73,6 +74,7 @@ __all__ = [
     "plot_diagonal_trace",
     "plot_equivariance",
     "plot_fourier_heatmap",
+    "plot_instability_budget",
     "plot_layers_aliasing",
     "plot_layers_pareto",
     "plot_layerwise_avr_comparison",
@@ -131,6 +133,7 @@ _BEYOND = (
     "penalty",
     "repair",
     "compare",
+    "budget",
 )
 FIGURES: dict[str, FigureSpec] = {stem: REGISTERED[stem] for stem in (*_STUDY_ORDER, *_BEYOND)}
 

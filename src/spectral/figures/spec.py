@@ -44,6 +44,7 @@ TABLE_WRITERS = {
     "fourier_heatmap": "experiments/fourier_heatmap.py",
     "penalty": "experiments/train_with_penalty.py",
     "compare": "spectral compare",
+    "budget": "spectral budget",
 }
 
 

@@ -1,0 +1,98 @@
+"""Means of the instability budget over photographs, and each part's share of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from spectral import stats
+from spectral.budget.measure import COLUMNS, METRICS, ROUNDING, TOTAL, UNEXPLAINED
+from spectral.causes import SOURCES
+from spectral.errors import SpectralError
+
+SUMMARY = [
+    "model", "metric", "source", "site", "n", "n_clusters", "value", "share", "share_ci_low", "share_ci_high",
+    "error", "first_in", "last_out", "agreement", "reason",
+]  # fmt: skip
+
+
+def summarize_instability_budget(table: pd.DataFrame) -> pd.DataFrame:
+    """Summarise `measure_instability_budget`: a row per metric, source and place.
+
+    Shares are of means (a share of an image that hardly moves says nothing), each photograph counting once.
+    Sampling's error is that of the images' values taken together, as if all erred alike.
+
+    Args:
+        table: of one model or several.
+
+    Returns:
+        Columns model, metric, source, site, n, n_clusters, value (mean), share (of the total's mean) with its
+        95 % interval, error (of the share, by sampling), first_in and last_out (as shares), agreement (how
+        often the prediction stays the same with this source alone made ideal; for ``unexplained``, with all
+        of them), reason.
+
+    Raises:
+        SpectralError: if it is no table of `measure_instability_budget`.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from spectral.budget import measure_instability_budget
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> table = measure_instability_budget(net, torch.rand(4, 3, 16, 16), progress=False)
+        >>> summary = summarize_instability_budget(table)
+        >>> parts = summary[(summary["metric"] == "sis") & (summary["source"] != "total")]
+        >>> round(float(parts["share"].sum()), 9)
+        1.0
+    """
+    absent = [column for column in COLUMNS if column not in table.columns]
+    if absent:
+        raise SpectralError(
+            f"summarize_instability_budget: expected a table from spectral.measure_instability_budget, got "
+            f"one without the column {absent[0]!r}"
+        )
+    agreement = _read_agreement(table)
+    rows: list[dict[Any, Any]] = []
+    measured = table[table["metric"].isin(METRICS)]
+    for (model, metric), block in measured.groupby(["model", "metric"], sort=False):
+        total = block[block["source"] == TOTAL].set_index("image")
+        for (source, site), own in block.groupby(["source", "site"], sort=False):
+            row = {"model": model, "metric": metric, "source": source, "site": site}
+            part = _summarize(own.set_index("image").loc[total.index], total)
+            rows.append(row | part | {"agreement": np.nan if site else agreement.get(str(source), np.nan)})
+    left = table[table["reason"] != ""]
+    rows += left[["model", "source", "site", "reason"]].to_dict("records")
+    found = pd.DataFrame(rows, columns=SUMMARY)
+    return found.fillna({"metric": "", "reason": ""})
+
+
+def _summarize(own: pd.DataFrame, total: pd.DataFrame) -> dict[str, Any]:
+    clusters = total["cluster"].to_numpy()
+    whole, value = (frame["value"].to_numpy(float) for frame in (total, own))
+    row: dict[str, Any] = {"n": len(own), "n_clusters": len(set(clusters)), "reason": ""}
+    row |= {"value": _average(value, clusters), "share": np.nan}
+    mean = _average(whole, clusters)
+    if not mean > ROUNDING:
+        return row
+    change = stats.relative_change(whole, whole - value, clusters)
+    return row | {
+        "share": -change.percent / 100, "share_ci_low": -change.ci_high / 100,
+        "share_ci_high": -change.ci_low / 100,
+        **{name: _average(own[name].to_numpy(float), clusters) / mean
+           for name in ("error", "first_in", "last_out")},
+    }  # fmt: skip
+
+
+def _average(values: Any, clusters: Any) -> float:
+    return float(pd.Series(values).groupby(clusters).mean().mean())
+
+
+def _read_agreement(table: pd.DataFrame) -> dict[str, float]:
+    """Return how often predictions stay, of single sources and of all of them."""
+    records = table.attrs.get("coalitions", ())
+    known: dict[str, float | None] = {record["ideal"]: record["agreement"] for record in records}
+    found = {TOTAL: known.get(""), **{str(s): known[s] for s in SOURCES if s in known}}
+    found[UNEXPLAINED] = list(known.values())[-1] if known else None
+    return {source: np.nan if value is None else value for source, value in found.items()}

@@ -1,0 +1,99 @@
+"""The instability budget: each cause's share, and what fixing it first or last would take off."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from spectral.figures.spec import Source, figure
+from spectral.figures.style import FULL_WIDTH, GREY, INK, PALE, add_heading, add_legend, new_figure
+
+SOURCES = ("decimation", "nonlinearity", "border", "unexplained")
+COLOURS = dict(zip(SOURCES, ("#0072b2", "#d55e00", "#009e73", "#999999"), strict=True))
+METRICS = {"sis": "SIS", "logit_jitter": "logit jitter"}
+MOST_PLACES = 16
+
+
+@figure(
+    stem="budget",
+    title="Instability budget",
+    caption=(
+        "Shapley shares of the shift instability (SIS; logit jitter) of decimation, nonlinearities and "
+        "borders, and what stays with all of them ideal, means over photographs with 95 % intervals; pale: "
+        "from what a source takes off when it alone is made ideal to what it takes off last. Sites and "
+        "activations below, where the budget was split. Idealising alters what a network computes: the share "
+        "of predictions that stay is in the heading."
+    ),
+    columns={
+        "budget": (
+            "model", "metric", "source", "n_clusters", "share", "share_ci_low", "share_ci_high",
+            "first_in", "last_out", "agreement",
+        )
+    },
+)  # fmt: skip
+def plot_instability_budget(source: Source) -> Figure:
+    """Dot plot: a column per metric, a line per model and source, and below one per place."""
+    table = source.rows("budget", known=["share"])
+    metrics = [metric for metric in METRICS if (table["metric"] == metric).any()]
+    lines = _list_lines(table)
+    fig = new_figure(FULL_WIDTH, min(0.19 * len(lines) + 1.2, 8.9))
+    axes = fig.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    for metric, ax in zip(metrics, axes, strict=True):
+        own = table[table["metric"] == metric]
+        for y, (model, name, site) in enumerate(lines):
+            found = own[(own["model"] == model) & (own["source"] == name) & (own["site"] == site)]
+            for row in found.to_dict("records"):
+                _draw_part(ax, y, row)
+        ax.axvline(0, color=GREY, lw=0.6, zorder=0)
+        ax.set_xlabel(f"share of {METRICS[metric]}")
+        ax.set_ylim(len(lines) - 0.4, -0.6)
+    models = list(dict.fromkeys(model for model, *_ in lines))
+    axes[0].set_yticks(range(len(lines)), [_name_line(line, len(models) > 1) for line in lines])
+    marks = [Line2D([], [], ls="", marker="o", mfc=COLOURS[s], mec=INK, mew=0.5, label=s) for s in SOURCES]
+    add_legend(fig, [*marks, Line2D([], [], color=PALE, lw=6, label="first … last")], columns=5)
+    add_heading(fig, source.title, _describe(table))
+    return fig
+
+
+def _list_lines(table: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """List models, sources and places, the largest places first and not very many."""
+    lines = []
+    for model in dict.fromkeys(table["model"]):
+        own = table[table["model"] == model]
+        for name in SOURCES:
+            rows = own[own["source"] == name]
+            places = rows[rows["site"] != ""].groupby("site")["share"].mean().sort_values(ascending=False)
+            if not rows.empty:
+                lines += [(model, name, ""), *((model, name, s) for s in places.index[:MOST_PLACES])]
+    return lines
+
+
+def _name_line(line: tuple[str, str, str], several: bool) -> str:
+    model, name, site = line
+    return f"   {site}" if site else f"{model}: {name}" if several else name
+
+
+def _draw_part(ax: Axes, y: float, row: Mapping[Hashable, Any]) -> None:
+    place = bool(row["site"])
+    if math.isfinite(row["first_in"] + row["last_out"]) and row["source"] != "unexplained":
+        ax.plot([row["first_in"], row["last_out"]], [y, y], color=PALE, lw=6, solid_capstyle="butt", zorder=1)
+    if math.isfinite(row["share_ci_low"] + row["share_ci_high"]):
+        ax.hlines(y, row["share_ci_low"], row["share_ci_high"], color=INK, lw=0.9, zorder=2)
+    ax.plot(row["share"], y, marker="o", mfc=COLOURS[row["source"]], mec=INK, mew=0.5,
+            ms=3 if place else 5, ls="", zorder=3)  # fmt: skip
+
+
+def _describe(table: pd.DataFrame) -> str:
+    rest = table[table["source"] == "unexplained"]
+    kept = rest["agreement"].dropna()
+    words = [f"{int(table['n_clusters'].max())} photographs, 95 % intervals"]
+    if not kept.empty:
+        shown = " to ".join(dict.fromkeys(f"{100 * v:.0f}" for v in (kept.min(), kept.max())))
+        words.append(f"with all ideal {shown} % of the predictions stay")
+    return "; ".join(words)
