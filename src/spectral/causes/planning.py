@@ -11,7 +11,6 @@ from torch import nn
 from spectral.causes.cause import Cause
 from spectral.causes.watching import FunctionCall, Key, LayerCall, Watcher
 from spectral.causes.windows import CONVOLUTIONS, MAXIMA, MEANS, name_parameters, read_windows
-from spectral.discovery.record import SIGNALS
 from spectral.errors import SpectralError
 from spectral.inputs import Example
 from spectral.sites import Site, watch_reductions
@@ -207,7 +206,7 @@ class _Planner:
         if site is None:
             return []
         self._used.add(site.name)
-        if site.lossless or (site.reason is not None and site.reason != SIGNALS):
+        if site.reason is not None:
             return [_give_up(site)]
         if (
             layer.is_closed

@@ -39,7 +39,7 @@ MOST_PLACES = 16
 )  # fmt: skip
 def plot_instability_budget(source: Source) -> Figure:
     """Dot plot: a column per metric, a line per model and source, and below one per place."""
-    table = source.rows("budget", known=["share"])
+    table = source.rows("budget", known=["share"]).fillna({"site": ""})
     metrics = [metric for metric in METRICS if (table["metric"] == metric).any()]
     lines = _list_lines(table)
     fig = new_figure(FULL_WIDTH, min(0.19 * len(lines) + 1.2, 8.9))
@@ -76,7 +76,7 @@ def _list_lines(table: pd.DataFrame) -> list[tuple[str, str, str]]:
 
 def _name_line(line: tuple[str, str, str], several: bool) -> str:
     model, name, site = line
-    return f"   {site}" if site else f"{model}: {name}" if several else name
+    return site if site else f"{model}: {name}" if several else name
 
 
 def _draw_part(ax: Axes, y: float, row: Mapping[Hashable, Any]) -> None:
