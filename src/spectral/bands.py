@@ -222,7 +222,7 @@ class _Analysis:
 
     def resolve(self, maps: Tensor, sums: dict[str, Tensor]) -> None:
         """Sum images in which rounding shows again: float32 ones in float64, those over the full spectrum."""
-        doubtful = torch.zeros_like(sums["power"], dtype=torch.bool)
+        doubtful = self._find_faint(maps, sums["power"])
         for name in self.masks:
             doubtful |= sums[name] < SMALLEST_DIFFERENCE[maps.dtype] * sums["squared_powers"].sqrt()
         if self.has_aliases and maps.dtype == torch.float32:
@@ -237,6 +237,18 @@ class _Analysis:
             exact = [self.sum_full_spectrum(x) for x in images]
         for name in exact[0].keys() - {"rounding"} if exact else ():  # the map's rounding is what it was
             sums[name] = sums[name].index_put((chosen,), torch.cat([image[name] for image in exact]))
+
+    def _find_faint(self, maps: Tensor, power: Tensor) -> Tensor:
+        """Which images have squares that vanish in float32, though they aren't silent."""
+        limits = torch.finfo(maps.dtype)
+        faint = power.detach() < maps[0].numel() * limits.tiny / limits.eps
+        for i in faint.nonzero().flatten().tolist():
+            faint[i] = bool(maps[i].detach().any())
+            if faint[i] and maps.dtype == torch.float64:
+                raise SpectralError(
+                    "measure_bands: the map is so faint that its squares vanish; multiply it by a constant"
+                )
+        return faint
 
     def sum_full_spectrum(self, image: Tensor) -> dict[str, Tensor]:
         """The sums that are differences, from every bin of one image (1, C, *spatial)."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from spectral.metrics import Stride, as_stride, find_lattices, rounding_floor, split_aliases
 from spectral.numerics.lattice import Lattice, decimate, decimate_low_pass
+from spectral.numerics.scaling import find_scale
 from spectral.spectrum import Array, as_maps
 
 
@@ -50,6 +51,7 @@ def compute_channel_alias_ratios(
     """
     steps = as_stride(stride, "compute_channel_alias_ratios")
     maps = as_maps(dense, "compute_channel_alias_ratios", len(steps), leading=2)
+    maps = maps / find_scale(maps, tuple(range(-len(steps), 0)))
     centred = remove_mean(maps, len(steps))
     periodic, _ = split_border(centred, len(steps))
     kept, aliases = split_aliases(periodic, steps, phase, size, "compute_channel_alias_ratios")

@@ -16,6 +16,7 @@ from spectral.numerics.cache import remember
 from spectral.numerics.lattice import Lattice, decimate, decimate_low_pass
 from spectral.numerics.matrices import highest_bin
 from spectral.numerics.products import exact_products
+from spectral.numerics.scaling import find_scale
 from spectral.spectrum import Array, as_maps, centred_indices
 
 Cutoff = Literal["radial", "separable"]
@@ -60,7 +61,10 @@ def compute_avr(P: Array, stride: Stride = 2, cutoff: Cutoff = "radial", exclude
     steps = as_stride(stride, "compute_avr")
     power = as_maps(P, "compute_avr", len(steps))
     spatial = tuple(range(-len(steps), 0))
+    if bool((power.detach() < 0).any()):
+        raise SpectralError("compute_avr: power can't be negative; pass what compute_power_spectrum gives")
     above = violation_mask(tuple(power.shape[-len(steps) :]), steps, cutoff, power)
+    power = power / find_scale(power, spatial)
     # Float64 sums: the mask and its complement then add up to the whole, whatever the map's size.
     violating = (power * above).sum(spatial, dtype=torch.float64)
     total = power.sum(spatial, dtype=torch.float64)
@@ -118,12 +122,12 @@ def compute_am(
         return compute_alias_metrics(dense, stride, phase, size, "compute_am")["am"]
     if difference != "magnitude":
         raise SpectralError(f"compute_am: difference must be 'complex' or 'magnitude', got {difference!r}")
-    kept, residual = split_aliases(dense, stride, phase, size, "compute_am")
+    kept, residual, scale = _split_scaled(dense, stride, phase, size, "compute_am")
     spatial = tuple(range(-len(as_stride(stride, "compute_am")), 0))
     change: Tensor = (
         torch.fft.fftn(kept - residual, dim=spatial).abs() - torch.fft.fftn(kept, dim=spatial).abs()
     )
-    return change.abs().mean(spatial).mean(-1)
+    return _unscale(change.abs().mean(spatial).mean(-1), scale, "compute_am")
 
 
 def compute_am_relative(
@@ -180,15 +184,36 @@ def compute_alias_metrics(
         >>> sorted(compute_alias_metrics(torch.ones(4, 4)))
         ['alias_power_ratio', 'am', 'am_relative']
     """
-    kept, residual = split_aliases(dense, stride, phase, size, caller)
+    kept, residual, scale = _split_scaled(dense, stride, phase, size, caller)
     axes = len(as_stride(stride, caller))
     distance = spectrum_l1(residual, axes)
     image = tuple(range(-axes - 1, 0))
     return {
-        "am": distance.mean(-1),
+        "am": _unscale(distance.mean(-1), scale, caller),
         "am_relative": divide(distance.sum(-1), spectrum_l1(kept, axes).sum(-1)),
         "alias_power_ratio": divide(residual.square().sum(image), kept.square().sum(image)),
     }
+
+
+def _split_scaled(
+    dense: Array, stride: Stride, phase: Stride, size: tuple[int, ...] | None, caller: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Split a map that is brought to a usual size first; returns that size (…,) too."""
+    steps = as_stride(stride, caller)
+    maps = as_maps(dense, caller, len(steps), leading=2)
+    maps = maps if maps.ndim > len(steps) else maps[None]
+    image = tuple(range(-len(steps) - 1, 0))
+    scale = find_scale(maps, image)
+    return *split_aliases(maps / scale, stride, phase, size, caller), scale.flatten(-len(steps) - 1).squeeze(
+        -1
+    )
+
+
+def _unscale(value: Tensor, scale: Tensor, caller: str) -> Tensor:
+    whole = value * scale
+    if not torch.isfinite(whole).all():
+        raise SpectralError(f"{caller}: the metric is too large for {value.dtype}; pass the map as float64")
+    return whole
 
 
 def compute_alias_categories(
@@ -245,6 +270,7 @@ def compute_alias_categories(
     maps = as_maps(dense, caller, len(steps), leading=2)
     maps = maps if maps.ndim > len(steps) else maps[None]
     start, bins = maps.ndim - len(steps), tuple(range(-len(steps), 0))
+    maps = maps / find_scale(maps, bins)
     lattices = find_lattices(maps.shape[start:], steps, phase, size, caller)
     count = tuple(lattice.count for lattice in lattices)
     lengths = tuple(s * n for s, n in zip(steps, count, strict=True))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from spectral.errors import SpectralError
 from spectral.numerics.cache import remember
+from spectral.numerics.scaling import find_scale
 
 Window = Literal["hann"]
 Array = Tensor | npt.NDArray[np.floating]
@@ -29,6 +30,9 @@ def compute_power_spectrum(x: Array, window: Window | None = None, axes: int = 2
 
     Shape:
         (H, W) → (H, W); (C, H, W) → (H, W), mean over channels; (B, C, H, W) → (B, H, W), per image.
+
+    Returns:
+        The power, in the map's type; in float64 where the squares of a faint map would vanish in float32.
 
     Units:
         Squared units of the map; by Parseval, P.sum() = H·W·Σ x² for one channel.
@@ -54,6 +58,8 @@ def compute_power_spectrum(x: Array, window: Window | None = None, axes: int = 2
     power: Tensor = torch.linalg.vecdot(half, half)  # one pass, no squared copy of the spectrum
     if power.ndim > axes:
         power = power.mean(dim=-axes - 1)
+    if _vanishes(power, maps, axes):
+        return compute_power_spectrum(maps.double(), window=None, axes=axes)
     if not torch.isfinite(power).all():
         raise SpectralError(
             "compute_power_spectrum: the map has NaN or infinite values (or overflows float32 when squared); "
@@ -62,6 +68,25 @@ def compute_power_spectrum(x: Array, window: Window | None = None, axes: int = 2
     whole = _complete_half_plane(power, maps.shape[-1], spatial)
     centred: Tensor = torch.fft.fftshift(whole, dim=spatial)
     return centred
+
+
+def _vanishes(power: Tensor, maps: Tensor, axes: int) -> bool:
+    """Whether the squares of a map that isn't silent are too small for float32.
+
+    Raises:
+        SpectralError: if they are so for float64.
+    """
+    limits, spatial = torch.finfo(power.dtype), tuple(range(-axes, 0))
+    faint = power.detach().amax(spatial) < limits.tiny / limits.eps
+    if not bool(faint.any()):
+        return False
+    loud = (maps.detach() != 0).any(-1).flatten(maps.ndim - axes).any(-1)
+    faint &= loud.any(-1) if loud.ndim > faint.ndim else loud
+    if bool(faint.any()) and power.dtype == torch.float64:
+        raise SpectralError(
+            "compute_power_spectrum: the map is so faint that its squares vanish; multiply it by a constant"
+        )
+    return bool(faint.any())
 
 
 def compute_radial_profile(P: Array) -> Tensor:
@@ -89,9 +114,10 @@ def compute_radial_profile(P: Array) -> Tensor:
     """
     power = as_maps(P, "compute_radial_profile")
     ring, count = remember(_rings, tuple(power.shape[-2:]), like=power)
+    scale = find_scale(power, (-2, -1))
     sums = power.new_zeros((*power.shape[:-2], len(count)))
-    means: Tensor = sums.index_add(-1, ring, power.flatten(-2)) / count.to(power.dtype)
-    return means
+    means: Tensor = sums.index_add(-1, ring, (power / scale).flatten(-2)) / count.to(power.dtype)
+    return means * scale.squeeze(-1)
 
 
 def radial_frequencies(size: tuple[int, int]) -> Tensor:
@@ -112,7 +138,10 @@ def log_power_spectrum(P: Array) -> Tensor:
         >>> log_power_spectrum(torch.zeros(2, 2)).sum().item()
         0.0
     """
-    return torch.log1p(as_maps(P, "log_power_spectrum"))
+    power = as_maps(P, "log_power_spectrum")
+    if bool((power.detach() < 0).any()):
+        raise SpectralError("log_power_spectrum: power can't be negative; pass a power spectrum")
+    return torch.log1p(power)
 
 
 def frequency_grid(size: tuple[int, int]) -> tuple[Tensor, Tensor]:
