@@ -159,6 +159,7 @@ ALLOWED = {
         "network",
         "sites",
         "spectrum",
+        "standin",
         "store",
         "table",
     },

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ Watch = Callable[[nn.Module, Inputs, Sequence[Tensor], Callable[[], Any]], T]
 
 # What code keeps outside its model is put back after a pass: two passes at once would put back each other's.
 _ALONE = threading.RLock()
+_NEED_DATA: WeakSet[nn.Module] = WeakSet()
 _ORIGINALS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensor of a copy → of the model
 
 
@@ -57,7 +59,13 @@ def run_on_standins(model: nn.Module, inputs: Inputs, watch: Watch[T], batch: in
             raise
         except Exception:  # whatever a meta tensor can't do; the real forward decides
             pass
+        _NEED_DATA.add(model)
         return _look_for_real(model, inputs, watch, batch)
+
+
+def needs_data(model: nn.Module) -> bool:
+    """Whether a model couldn't be run without data: which way a pass takes may depend on the values in it."""
+    return model in _NEED_DATA
 
 
 def run_on_copy(model: nn.Module, inputs: Inputs, watch: Watch[T]) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +26,7 @@ from spectral.measurement.description import by
 from spectral.measurement.images import find_clusters
 from spectral.network import list_moves, roll_inputs
 from spectral.sites import Site, find_sites
+from spectral.standin import needs_data
 from spectral.table import Key, Origin, describe_environment, make_reasons, make_rows
 
 
@@ -49,6 +51,7 @@ class Run:
         self._written: set[Key] = set()  # what has its reason in the rows
         self._values: dict[Key, Tensor] = {}
         self._one_by_one = False
+        self._varies = False  # whether other images may reach other sites
         self._predicts = "sis" in self.metrics or not feed.find_obstacle()[0]
         self._needs_dense = not set(choose_taps(self.metrics, taps)).isdisjoint(OF_DENSE_MAPS)
         self._matching = match_labels(feed.model, self.images)
@@ -79,6 +82,7 @@ class Run:
         if asked is not None and not any(isinstance(site, str) for site in asked):
             return [site for site in asked if isinstance(site, Site)]
         found = find_sites(self.model, self.feed.example)
+        self._varies = asked is None and needs_data(self.model)
         names = {site.name: site for site in found}
         for site in asked or ():
             if isinstance(site, str) and site not in names:
@@ -89,29 +93,56 @@ class Run:
         self, indices: list[int], batch_size: int, progress: bool
     ) -> Generator[pa.Table, None, None]:
         """Yield the rows of one batch at a time."""
-        measurable = [site for site in self.sites if site.measurable]
         bar = tqdm(total=len(self.images), initial=len(self.images) - len(indices), unit="image",
                    desc=f"measuring {self.name}", disable=not progress)  # fmt: skip
-        tap: Tap = "dense" if self._needs_dense else "input"
         clusters = find_clusters(self.images)
-        with bar, FeatureExtractor(self.model, measurable, tap=tap, reduce=self._reduce) as extractor:
+        with bar, ExitStack() as listening:
+            extractor = listening.enter_context(self._listen())
             for chosen, inputs in self.feed.batches(batch_size, indices=indices):
+                if self._find_late_sites(inputs):
+                    listening.close()
+                    extractor = listening.enter_context(self._listen())
                 self._measure_batch(inputs, chosen, extractor)
                 if not self._values:
-                    if self._demanded:
-                        raise SpectralError(f"{self.name} has nothing to measure: {_join(self.failed)}")
-                    break
+                    if self._is_hopeless():
+                        break
+                    continue  # nothing of it ran on these images
                 keys = list(self._values)
                 block = torch.stack([self._values[key].double().cpu() for key in keys], dim=1)
                 ids, own = ([names[i] for i in chosen] for names in (self.images.ids, clusters))
                 rows = make_rows(self.origin, ids, own, keys, block.numpy())
                 yield pa.concat_tables([self._list_reasons(), rows], promote_options="permissive")
                 bar.update(len(chosen))
-        for site in measurable:
+        for site in self._measurable:
             if site.name not in self.verified:
                 self.failed.setdefault(site.name, "it didn't run on any of the images")
+        if self._demanded and self._is_hopeless():
+            raise SpectralError(f"{self.name} has nothing to measure: {_join(self.failed)}")
         if last := self._list_reasons():
             yield last
+
+    @property
+    def _measurable(self) -> list[Site]:
+        return [site for site in self.sites if site.measurable]
+
+    def _listen(self) -> FeatureExtractor:
+        tap: Tap = "dense" if self._needs_dense else "input"
+        return FeatureExtractor(self.model, self._measurable, tap=tap, reduce=self._reduce)
+
+    def _is_hopeless(self) -> bool:
+        """Whether no image can have a value: there is no prediction, and each site has failed."""
+        return not self._predicts and all(site.name in self.failed for site in self._measurable)
+
+    def _find_late_sites(self, inputs: Inputs) -> bool:
+        """Look for sites that the first image didn't reach, where the way of a pass depends on the image."""
+        if not self._varies:
+            return False
+        known = {site.name for site in self.sites}
+        with suppress(SpectralError):  # if the model can't run on this batch, the measurement will say so
+            late = [site for site in find_sites(self.model, inputs) if site.name not in known]
+            self.sites = [*self.sites, *late]
+            return any(site.measurable for site in late)
+        return False
 
     def resume(self, reasons: Mapping[Key, str], measured: set[str]) -> None:
         """Go on behind what an earlier run has written: reasons by key, and the sites that have values."""
@@ -140,13 +171,15 @@ class Run:
         """Measure a batch at once; image by image where the model runs its sites so, as some detectors do."""
         if not self._one_by_one:
             self._values, first = {}, not self.verified
+            failure = None
             try:
                 self._measure_model(inputs, chosen, extractor)
             except SpectralError as error:
                 if not first or inputs.count == 1:
                     raise
                 failure = error
-            else:
+            # Where a site ran on some of the images, nothing tells on which.
+            if failure is None and all(len(values) == inputs.count for values in self._values.values()):
                 return
         parts: list[dict[Key, Tensor]] = []
         for position, index in enumerate(chosen):
@@ -154,7 +187,7 @@ class Run:
             try:
                 self._measure_model(pick_inputs(inputs, [position]), [index], extractor)
             except SpectralError as error:
-                raise (error if self._one_by_one else failure) from error
+                raise (error if self._one_by_one else failure or error) from error
             parts.append(self._values)
         self._one_by_one = True
         absent = torch.full((1,), torch.nan, dtype=torch.float64)
