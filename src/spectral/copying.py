@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
 
 from spectral.errors import SpectralError
+from spectral.locks import alone
 
 TensorMap = Callable[[Tensor], Tensor]
 M = TypeVar("M")
@@ -88,7 +89,8 @@ def copy_model(model: M) -> M:
         >>> torch.equal(copy_model(layer).weight, layer.weight)
         True
     """
-    copied = copy_structure(model, clone)
+    with alone(model):
+        copied = copy_structure(model, clone)
     if copied.shared:
         named = ", ".join(f"{path!r} (a {type(x).__name__})" for path, x in copied.shared.items())
         raise SpectralError(f"{type(model).__name__} can't be copied: it holds {named}")

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint_sequential
 
 from spectral.errors import SpectralError
+from spectral.locks import is_held
 from spectral.places import Steps, find_steps
 
 # One for all trackers and recorders of a thread: what one of them runs, no other may count as the model's.
@@ -158,6 +159,7 @@ class Tracker(AbstractContextManager["Tracker"]):
         self._forwards: dict[str, _Forward] = {}
         self._start, self._begin, self._end, self._close, self._reset = start, begin, end, close, reset
         self._state = _State()
+        self._thread: int | None = None  # whose passes alone are followed
 
     def __enter__(self) -> Tracker:
         """Attach it."""
@@ -199,7 +201,9 @@ class Tracker(AbstractContextManager["Tracker"]):
         return self._state.latest.record
 
     def attach(self) -> None:
-        """Begin to follow."""
+        """Begin to follow: where this thread alone may alter the modules, its own passes only."""
+        if any(is_held(module) for module in self._modules.values()):
+            self._thread = threading.get_ident()
         self._methods = _find_methods({type(module) for module in self._modules.values()})
         for path, module in self._modules.items():
             standing = vars(module).get("forward")
@@ -220,7 +224,8 @@ class Tracker(AbstractContextManager["Tracker"]):
         self, path: str, module: nn.Module, run: Callable[..., Any], /, *args: Any, **kwargs: Any
     ) -> Any:
         """Run a forward, and tell what began and ended."""
-        if not self.enabled or _PAUSED.get() or is_recomputing():
+        foreign = self._thread is not None and self._thread != threading.get_ident()
+        if not self.enabled or foreign or _PAUSED.get() or is_recomputing():
             return run(*args, **kwargs)
         _refuse_transforms()
         if self.frames:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from spectral.capture import OF_DENSE_MAPS, Capture, Tap
@@ -95,7 +95,7 @@ class Run:
         """Yield the rows of one batch at a time."""
         bar = tqdm(total=len(self.images), initial=len(self.images) - len(indices), unit="image",
                    desc=f"measuring {self.name}", disable=not progress)  # fmt: skip
-        clusters = find_clusters(self.images)
+        clusters, versions = find_clusters(self.images), _list_versions(self.model)
         with bar, ExitStack() as listening:
             extractor = listening.enter_context(self._listen())
             for chosen, inputs in self.feed.batches(batch_size, indices=indices):
@@ -103,6 +103,11 @@ class Run:
                     listening.close()
                     extractor = listening.enter_context(self._listen())
                 self._measure_batch(inputs, chosen, extractor)
+                if _list_versions(self.model) != versions:
+                    raise SpectralError(
+                        f"measure: the weights of {self.name} changed while they were measured, as by "
+                        f"another thread that trains; measure a copy"
+                    )
                 if not self._values:
                     if self._is_hopeless():
                         break
@@ -277,6 +282,11 @@ class Run:
             "not_measured": dict(self.missing),
         }
         return {**self.config, **facts, "batch_size": batch_size, **describe_environment(), "device": named}
+
+
+def _list_versions(model: nn.Module) -> list[tuple[int, int]]:
+    """Return where each weight is and how often it was written to."""
+    return [(id(p), 0 if p.is_inference() else p._version) for p in model.parameters()]
 
 
 def _require_names(ids: Sequence[str]) -> None:

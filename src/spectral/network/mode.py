@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
+from torch.utils.hooks import RemovableHandle
 
+from spectral.locks import ThreadGuard, alone
 from spectral.network.writes import Writes
 from spectral.surroundings import kept_surroundings
 
@@ -48,35 +50,54 @@ class evaluation_mode:  # noqa: N801 - reads as a statement: `with evaluation_mo
 
     def __init__(self, model: object) -> None:
         self.model = model
+        self._held = ExitStack()
         self._flags: list[tuple[nn.Module, bool]] = []
         self._before: _Contents | None = None
 
     def __enter__(self) -> None:
         if not isinstance(self.model, nn.Module):
             return
-        self._flags = [(module, module.training) for module in self.model.modules()]
-        if not any(training for _, training in self._flags):
-            return
-        if not any(_has_own_train(module) for module, _ in self._flags):
-            put_into_evaluation(self.model)
-            return
-        self._before = _Contents(self.model)
         try:
-            with self._before.watched():
-                put_into_evaluation(self.model)
+            self._held.enter_context(alone(self.model))
+            self._enter(self.model)
         except BaseException:
             self.__exit__()
             raise
 
+    def _enter(self, model: nn.Module) -> None:
+        self._flags = [(module, module.training) for module in model.modules()]
+        if not any(training for _, training in self._flags):
+            return
+        guard = ThreadGuard()
+        self._held.callback(guard.end)
+        self._held.enter_context(_hook(model, guard))
+        if not any(_has_own_train(module) for module, _ in self._flags):
+            put_into_evaluation(model)
+            return
+        self._before = _Contents(model)
+        with self._before.watched():
+            put_into_evaluation(model)
+
     def __exit__(self, *exception: object) -> None:
-        if self._before is not None:
-            with self._before.watched():
-                for module, training in self._flags:
-                    if training and _has_own_train(module):
-                        module.train()
-            self._before.put_back()
-        for module, training in self._flags:
-            module.training = training
+        with self._held:
+            if self._before is not None:
+                with self._before.watched():
+                    for module, training in self._flags:
+                        if training and _has_own_train(module):
+                            module.train()
+                self._before.put_back()
+            for module, training in self._flags:
+                module.training = training
+
+
+@contextmanager
+def _hook(model: nn.Module, hook: Any) -> Iterator[None]:
+    handle = RemovableHandle(model._forward_pre_hooks)  # known before it acts
+    try:
+        model._forward_pre_hooks[handle.id] = hook
+        yield
+    finally:
+        handle.remove()
 
 
 def put_into_evaluation(model: nn.Module) -> None:
