@@ -75,10 +75,12 @@ def remove_mean(maps: Tensor, axes: int = 2) -> Tensor:
                 [[-1.,  2., -1.]]])
     """
     spatial = tuple(range(-axes, 0))
+    scale = find_scale(maps, spatial)
+    maps = maps / scale
     centred = maps - maps.mean(spatial, keepdim=True)
     rest = centred.square().mean(spatial, keepdim=True)
     silent = rest <= rounding_floor(maps.square().mean(spatial, keepdim=True))
-    return torch.where(silent, torch.zeros_like(centred), centred)
+    return torch.where(silent, torch.zeros_like(centred), centred * scale)
 
 
 def split_border(maps: Tensor, axes: int = 2) -> tuple[Tensor, Tensor]:
