@@ -206,6 +206,40 @@ REASONS: dict[str, tuple[Call, str, str]] = {
         "window_blend", "a pool written as slices",
     ),
 }  # fmt: skip
+LOOP = "its windows are cut and reduced one by one"
+# Windows cut, reduced and joined by Python: (op, stride, window, output).
+LOOPS: dict[str, tuple[Call, str, tuple[int, int], tuple[int, int], tuple[int, int]]] = {
+    "stack of slices": (
+        lambda x: torch.stack([x[:, :, 2 * i : 2 * i + 2].amax(2) for i in range(8)], 2),
+        "window_max", (2, 1), (2, 1), (8, 24),
+    ),
+    "cat of parts": (
+        lambda x: torch.cat([part.mean(2, keepdim=True) for part in x.split(2, 2)], 2),
+        "window_mean", (2, 1), (2, 1), (8, 24),
+    ),
+    "activated": (
+        lambda x: torch.cat([part.relu().logsumexp(3, keepdim=True) * 2 for part in x.chunk(8, 3)], 3),
+        "window_logsumexp", (1, 3), (1, 3), (16, 8),
+    ),
+    "rows and columns": (
+        lambda x: torch.stack([
+            torch.stack([x[:, :, 2 * i : 2 * i + 2, 3 * j : 3 * j + 3].amax((2, 3)) for j in range(8)], 2)
+            for i in range(8)
+        ], 2), "window_max", (2, 3), (2, 3), (8, 8),
+    ),
+    "windows that overlap": (
+        lambda x: torch.stack([x[:, :, 2 * i : 2 * i + 3].sum(2) for i in range(7)], 2),
+        "window_sum", (2, 1), (3, 1), (7, 24),
+    ),
+    "pools of parts": (
+        lambda x: torch.cat([F.max_pool2d(part, (4, 24)) for part in x.split(4, 2)], 2),
+        "window_max", (4, 1), (4, 1), (4, 1),
+    ),
+    "unequal": (
+        lambda x: torch.cat([part.amax(2, keepdim=True) for part in x.split([2, 4, 6, 4], 2)], 2),
+        "window_max", (0, 0), (1, 1), (4, 24),
+    ),
+}  # fmt: skip
 LOSSLESS: dict[str, Call] = {
     "cat of phases": lambda x: torch.cat([x[..., i::2, j::2] for j in (0, 1) for i in (0, 1)], 1),
     "cat of cats": lambda x: torch.cat(
@@ -330,6 +364,41 @@ def test_what_has_no_dense_map_says_why(name, real):
     assert site.reason is not None
     assert site.reason.startswith(reason)
     assert others == [] or name in ("quantile", "index of the data", "mask of the data")
+
+
+@pytest.mark.parametrize("real", [False, True])
+@pytest.mark.parametrize("name", LOOPS)
+def test_windows_that_python_cuts_and_joins_are_a_pool(name, real):
+    call, op, stride, window, left = LOOPS[name]
+    net = both(net_of(lambda x: call(x) + 1), real)
+    (site,) = find_sites(net, SIZE)
+    assert (site.op, site.stride, site.kernel, site.measurable) == (op, stride, window, False)
+    assert site.reason is not None
+    assert site.reason.startswith(LOOP)
+    if name != "pools of parts":  # whose columns are pooled as well
+        assert (site.input_size, site.output_size) == (SIZE, left)
+    assert find_global_pools(net, SIZE) == []
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_what_comes_behind_a_loop_is_seen(real):
+    net = net_of(lambda x: torch.cat([part.mean(2, keepdim=True) for part in x.split(2, 2)], 2)[:, :, ::2])
+    loop, behind = find_sites(both(net, real), SIZE)
+    assert (loop.stride, behind.stride, behind.input_size, behind.measurable) == (
+        (2, 1),
+        (2, 1),
+        (8, 24),
+        True,
+    )
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_a_loop_over_every_sample_is_no_decimation(real):
+    net = net_of(lambda x: torch.stack([x[:, :, i : i + 3].amax(2) for i in range(14)], 2))
+    assert find_reductions(both(net, real), SIZE) == []
+    gates = net_of(lambda x: torch.cat([part * part.mean((2, 3), keepdim=True) for part in x.chunk(2, 2)], 2))
+    assert find_sites(gates, SIZE) == []
+    assert len(find_global_pools(gates, SIZE)) == 2
 
 
 @pytest.mark.parametrize("name", LOSSLESS)
@@ -580,3 +649,8 @@ def test_images_whose_axes_are_in_another_order(real):
     conv, every_third = find_sites(both(Rows(), real), torch.rand(1, 31, 3))
     assert (conv.stride, conv.output_size) == ((1, 2), (1, 15))
     assert (every_third.stride, every_third.output_size) == ((1, 3), (1, 5))
+
+
+def test_a_network_whose_weights_get_their_shape_later():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.LazyConv2d(4, 1))
+    assert [site.name for site in find_sites(net, torch.rand(1, 3, 16, 16))] == ["0"]

@@ -85,7 +85,7 @@ def memory_of(x: Tensor) -> int:
     """Return a number that is the same for all views of one tensor."""
     try:
         return int(x.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):  # sparse tensors and some subclasses have none
+    except (NotImplementedError, RuntimeError, ValueError):  # sparse tensors, lazy ones and some others
         return id(x)
 
 

@@ -17,6 +17,7 @@ from spectral.discovery.chains import Chains
 from spectral.discovery.entries import Entries
 from spectral.discovery.events import Event, find_spread
 from spectral.discovery.folding import Folding
+from spectral.discovery.loops import Loops
 from spectral.discovery.phases import Phases
 from spectral.discovery.placing import place_map, place_pick, place_reduction, place_slice
 from spectral.discovery.uses import Uses, tensors_of
@@ -97,6 +98,7 @@ class _Discovery:
         self._chains = Chains(model, find_original, self.axes.comes_from_image)
         self._folding = Folding(self.axes, self.calls.frames, self.events.append)
         self._entries = Entries(self.axes, self._uses, self.calls.frames, self.events.append)
+        self._loops = Loops(self.axes, self.calls.frames, self.events.append)
         self._weights = set(map(id, weights))
         self._parts: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensor → what complex one it is of
         self._before: dict[Frame, int] = {}  # events there were when each call began
@@ -134,6 +136,8 @@ class _Discovery:
         event.prepared = operation.frame.steps == own
         event.own, event.turn = operation.own, operation.turn
         self.events.append(event)
+        if event.geometry.kind == "global_pool":
+            self._loops.note_pool(event, operator.kind)
         if operator.acts_on in ("slices", "picks"):
             self._uses.watch(event, event.output)
             self._phases.note(event)
@@ -160,6 +164,7 @@ class _Discovery:
         before = [(x, self.axes.labels(x)) for x in call.inputs if self.axes.comes_from_image(x)]
         self.axes.label(call, decimation)
         self._folding.note_cut()
+        self._loops.follow(call, before[0][1])
         if operator_name(func) not in _PREPARING:
             for frame in self.recorder.frames:
                 frame.steps += 1
