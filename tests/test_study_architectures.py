@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
-from figure_tables import SURVEYED, make_tables
+from figure_tables import make_tables
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
@@ -180,10 +180,6 @@ def test_fig16_marks_are_the_tables_ratios_and_say_the_kind():
     filled = [line for line in fig.axes[1].lines if line.get_markersize() == 4]
     assert [line.get_ydata()[0] for line in filled] == pytest.approx(list(own["alias_power_db"]))
     assert [line.get_marker() for line in filled] == [KINDS[op][1] for op in own["op"]]
-    opened = [line for line in fig.axes[1].lines if line.get_markerfacecolor() == "white"]
-    assert [line.get_ydata()[0] for line in opened] == pytest.approx(list(10 * np.log10(own["avr_input"])))
-    dashes = [line for line in fig.axes[1].lines if line.get_marker() == "_"]
-    assert [line.get_ydata()[0] for line in dashes] == pytest.approx(list(10 * np.log10(own["avr_dense"])))
     lines = [c for c in fig.axes[1].collections if isinstance(c, LineCollection)]
     ends = [tuple(line[:, 1]) for c in lines for line in c.get_segments()]
     assert ends == [
@@ -223,33 +219,38 @@ def test_fig16_says_when_it_shows_only_some_models():
     assert fig.get_figheight() < 9
 
 
-def test_fig17_ranks_by_aliases_and_marks_the_weights():
+def test_fig17_ranks_trained_and_random_weights_apart():
     tables = make_tables()
     left, right = plot("fig17_architectures_ranking", tables).axes
     table = tables["phase8_models"].set_index("model")
+    known = table["alias_power_db"].dropna().sort_values()
+    random = table["weights"] == "random"
+    ranked = [*known.index[~random[known.index]], *known.index[random[known.index]]]
     shown = [label.get_text() for label in left.get_yticklabels()][::-1]
-    ranked = table["alias_power_db"].dropna().sort_values().index.str.removesuffix("@random")
-    assert shown == [*ranked, "timm/away"]
+    away = shown.index("timm/away")
+    assert [*shown[:away], *shown[away + 1 :]] == [name.removesuffix("@random") for name in ranked]
     assert [text.get_text() for text in left.texts] == ["not measured"]
-    dots = sorted((line for line in left.lines), key=lambda line: -line.get_ydata()[0])
-    assert [line.get_xdata()[0] for line in dots] == pytest.approx(
-        list(table["alias_power_db"].dropna().sort_values())
+    dots = sorted(
+        (line for line in left.lines if len(line.get_xdata()) == 1), key=lambda d: -d.get_ydata()[0]
     )
-    kinds = [table.loc[name, "weights"] for name in table["alias_power_db"].dropna().sort_values().index]
-    assert [line.get_marker() for line in dots] == [WEIGHTS[kind][1] for kind in kinds]
-    assert sorted(text.get_text().strip() for text in right.texts) == ["0", "not measured"]
+    assert [dot.get_xdata()[0] for dot in dots] == pytest.approx(list(known[ranked]))
+    assert [dot.get_marker() for dot in dots] == [WEIGHTS[kind][1] for kind in table["weights"][ranked]]
+    (border,) = (line for line in left.lines if len(line.get_xdata()) == 2)
+    assert border.get_ydata()[0] == random.sum() - 0.5
     assert right.get_xscale() == "log"
-    assert sorted(line.get_xdata()[0] for line in right.lines) == pytest.approx(
-        sorted(table["sis"][table["sis"] > 0])
-    )
+    sis = table["sis"][~random & (table["sis"] > 0)]
+    shown_sis = [line.get_xdata()[0] for line in right.lines if len(line.get_xdata()) == 1]
+    assert sorted(shown_sis) == pytest.approx(sorted(sis))
 
 
 def test_fig17_draws_where_every_sis_is_zero():
     tables = make_tables()
     table = tables["phase8_models"].assign(sis=0.0, sis_ci_low=0.0, sis_ci_high=0.0)
     _, right = plot("fig17_architectures_ranking", {"phase8_models": table}).axes
-    assert len(right.lines) == 0
-    assert len(right.texts) == len(SURVEYED)
+    assert not [line for line in right.lines if len(line.get_xdata()) == 1]
+    assert [text.get_text().strip() for text in right.texts] == ["0"] * int(
+        (table["weights"] != "random").sum()
+    )
 
 
 def test_penalty_figure_shows_both_runs():

@@ -30,6 +30,7 @@ from spectral.figures.style import (
 COLUMNS, MOST_PANELS, MOST_ROWS = 4, 20, 32  # what fits a page
 FLOOR = -40.0  # dB; below it is as good as nothing
 ZERO = "0 "  # in place of a mark on a logarithmic axis
+STRIP = 4.5  # height of the strip for what has no value, in dB
 
 # Kind of operator → colour (Okabe–Ito), marker, label; each tells the kinds apart without the other.
 KINDS = {
@@ -54,22 +55,20 @@ _DB = ("alias_power_db", "alias_power_db_ci_low", "alias_power_db_ci_high")
     "fig16_architectures_depth",
     title="Aliases along the depth of each architecture",
     caption=(
-        "Power ratios in dB at every site of each model, from its first (0) to its last (1). Filled marks: "
-        "power of the aliases over power of the decimated map, mean over images with its 95 % interval; "
-        "dashes: AVR at the dense tap, what the decimation sees; open marks: AVR at the input tap, what "
-        "enters the site. The line between them is what the site's own filter takes away or adds. Grey marks "
-        "at the bottom: sites that lose nothing, and sites without a dense map. Random weights show the "
-        "structure of an architecture, not a trained network."
+        "Power of the aliases over power of the decimated map, in dB, at every site of each model, from its "
+        "first (0) to its last (1): mean over images with its 95 % interval. In the grey strip below the "
+        "axis, which has no values: sites that lose nothing, and sites without a dense map. Random weights "
+        "show the structure of an architecture, not a trained network."
     ),
     columns={
         "phase8_architectures": (
-            *("model", "weights", "depth", "op", "n", "avr_input", "avr_dense", "reason"),
+            *("model", "weights", "depth", "op", "n", "reason"),
             *_DB,
         )
     },
 )
 def plot_architectures_depth(source: Source) -> Figure:
-    """A panel per model: alias power ratio and AVR at each site, the kind of site by its mark."""
+    """A panel per model: alias power ratio at each site, the kind of site by its mark."""
     rows = source.rows("phase8_architectures")
     models = list(rows["model"].unique())
     shown = models[:MOST_PANELS]
@@ -88,9 +87,13 @@ def plot_architectures_depth(source: Source) -> Figure:
             ax.tick_params(labelbottom=True)
             ax.set_xlabel("relative depth (first to last)")
         if index % n_columns == 0:
-            ax.set_ylabel("power ratio (dB)")
+            ax.set_ylabel("alias power ratio (dB)")
         _draw_sites(ax, own, bottom)
-    axes[0, 0].set(xlim=(-0.08, 1.08), xticks=[0, 0.5, 1], ylim=(bottom - 2, 1.5))
+    strip = (
+        STRIP if rows["depth"].notna().any() and rows.loc[rows["depth"].notna(), _DB[0]].isna().any() else 0
+    )
+    axes[0, 0].set(xlim=(-0.08, 1.08), xticks=[0, 0.5, 1], ylim=(bottom - 2 - strip, 1.5))
+    axes[0, 0].set_yticks(range(int(bottom), 1, 10))
     add_legend(fig, _depth_legend(rows[rows["model"].isin(shown)]), columns=3)
     some = f"; the first {MOST_PANELS} of {len(models)} models" if len(models) > MOST_PANELS else ""
     add_heading(fig, source.title, f"mean over {_count(rows)} images; {_say_weights(rows)}{some}")
@@ -103,9 +106,9 @@ def plot_architectures_depth(source: Source) -> Figure:
     caption=(
         "Left: power of the aliases over power of the decimated map (of the dense map at every site), mean "
         "over a model's sites and over images, in dB. Right: shift instability of the whole model. Both with "
-        "95 % intervals; each model sees the pictures at its own size. With random weights the left shows "
-        "the structure; the right then depends on how the last layer is initialised and ranks nothing (it is "
-        "0 where that starts at zero)."
+        "95 % intervals; each model sees the pictures at its own size. Trained networks and random weights "
+        "are ranked apart: with the latter the left shows the structure of an architecture, and SIS, which "
+        "then depends on how the last layer is initialised, isn't shown."
     ),
     columns={
         "phase8_models": ("model", "weights", "n", "sis", "sis_ci_low", "sis_ci_high", "reason", *_DB),
@@ -114,28 +117,33 @@ def plot_architectures_depth(source: Source) -> Figure:
 def plot_architectures_ranking(source: Source) -> Figure:
     """Dots with intervals: alias power ratio and SIS of each model, sorted by the former."""
     rows = source.rows("phase8_models").sort_values("alias_power_db", na_position="last", kind="stable")
+    rows = rows.sort_values("weights", key=lambda kind: kind == "random", kind="stable")
     shown = rows.iloc[:MOST_ROWS].iloc[::-1].reset_index(drop=True)
     fig = new_figure(FULL_WIDTH, 0.19 * len(shown) + 1.5)
     left, right = fig.subplots(1, 2, sharey=True)
     for place, row in shown.iterrows():
         _draw_dot(left, int(str(place)), row, _DB)
-        _draw_dot(right, int(str(place)), row, ("sis", "sis_ci_low", "sis_ci_high"))
+        if row["weights"] != "random":
+            _draw_dot(right, int(str(place)), row, ("sis", "sis_ci_low", "sis_ci_high"))
+    n_random = int((shown["weights"] == "random").sum())
     left.set_yticks(range(len(shown)), [str(name).replace("@random", "") for name in shown["model"]])
     left.set(ylim=(-0.6, len(shown) - 0.4), xlabel="mean alias power ratio (dB)")
     left.set_ylabel("model (least aliasing at the top)")
     left.xaxis.set_major_locator(MaxNLocator(5))
-    _use_log_scale(right, shown["sis"])
+    _use_log_scale(right, shown["sis"][shown["weights"] != "random"])
     right.set_xlabel(SIS_LABEL)
     for ax in (left, right):
         ax.hlines(
             range(len(shown)), 0, 1, transform=ax.get_yaxis_transform(), color="#e4e4e4", lw=0.5, zorder=0
         )
         ax.tick_params(axis="y", length=0)
+        if 0 < n_random < len(shown):
+            ax.axhline(n_random - 0.5, color=INK, lw=0.8)
     present = [key for key in WEIGHTS if key in set(shown["weights"])]
     add_legend(fig, [_weights_handle(key) for key in present])
     some = f"; the first {MOST_ROWS} of {len(rows)} models" if len(rows) > MOST_ROWS else ""
-    noise = "; the SIS of random weights ranks nothing" if "random" in present else ""
-    add_heading(fig, source.title, f"mean over {_count(rows)} images with 95 % interval{noise}{some}")
+    apart = "; random weights apart" if "random" in present else ""
+    add_heading(fig, source.title, f"mean over {_count(rows)} images with 95 % interval{apart}{some}")
     return fig
 
 
@@ -193,28 +201,18 @@ def _draw_sites(ax: Axes, own: pd.DataFrame, bottom: float) -> None:
     if own["depth"].isna().all():
         blank_panel(ax, "not measured")
         return
-    measured = own[own["avr_dense"].notna()]
+    measured, missing = own[own[_DB[0]].notna()], own[own[_DB[0]].isna()]
     ax.plot(measured["depth"], measured[_DB[0]].clip(lower=bottom), color=GREY, lw=0.7, zorder=1)
     for site in measured.to_dict("records"):
         colour, marker, _ = KINDS[_kind(str(site["op"]))]
-        x = site["depth"]
         mean, low, high = (max(float(site[key]), bottom) for key in _DB)
-        entering, dense = (_to_db(site[key], bottom) for key in ("avr_input", "avr_dense"))
-        ax.plot([x, x], [entering, mean], color=colour, lw=0.7, alpha=0.6, zorder=2)
-        ax.plot(x, entering, marker=marker, ms=3.2, mfc="white", mec=colour, mew=0.7, zorder=3)
-        ax.vlines(x, low, high, color=INK, lw=0.8, zorder=4)
-        ax.plot(x, mean, marker=marker, ms=4, mfc=colour, mec=INK, mew=0.4, zorder=5)
-        ax.plot(x, dense, marker="_", ms=7, color=INK, mew=0.8, zorder=6)
-    for site in own[own["avr_dense"].isna()].to_dict("records"):
-        ax.plot(
-            site["depth"],
-            bottom,
-            color=GREY,
-            mfc="white",
-            ls="",
-            ms=4,
-            marker=_missing_marker(site["reason"]),
-        )
+        ax.vlines(site["depth"], low, high, color=INK, lw=0.8, zorder=4)
+        ax.plot(site["depth"], mean, marker=marker, ms=4, mfc=colour, mec=INK, mew=0.4, zorder=5)
+    if len(missing):
+        ax.axhspan(bottom - 2 - STRIP, bottom - 2, color="#eeeeee", lw=0, zorder=0)
+    for site in missing.to_dict("records"):
+        marker = _missing_marker(site["reason"])
+        ax.plot(site["depth"], bottom - 2 - STRIP / 2, color=GREY, mfc="white", ls="", ms=4, marker=marker)
 
 
 def _draw_dot(ax: Axes, y: int, row: pd.Series, columns: Sequence[str]) -> None:
@@ -269,21 +267,13 @@ def _power_of_ten(x: float) -> str:
 
 def _depth_legend(rows: pd.DataFrame) -> list[Artist]:
     """What the marks mean, of the kinds that are there."""
-    measured, missing = (
-        rows[rows["avr_dense"].notna()],
-        rows[rows["avr_dense"].isna() & rows["depth"].notna()],
-    )
+    measured = rows[rows[_DB[0]].notna()]
+    missing = rows[rows[_DB[0]].isna() & rows["depth"].notna()]
     found = {_kind(str(op)) for op in measured["op"]}
     handles: list[Artist] = [
         Line2D([], [], ls="", marker=marker, color=colour, mec=INK, mew=0.4, ms=5, label=label)
         for kind, (colour, marker, label) in KINDS.items()
         if kind in found
-    ]
-    open_mark = {"ls": "", "mfc": "white", "mec": INK, "ms": 4}
-    handles += [
-        Line2D([], [], marker="o", ls="", color=INK, ms=4, label="filled: alias power ratio"),
-        Line2D([], [], marker="_", ls="", color=INK, ms=8, label="dash: AVR, dense tap"),
-        Line2D([], [], marker="o", label="open: AVR, input tap", **open_mark),  # type: ignore[arg-type]
     ]
     said = {"s": "lossless: nothing to measure", "x": "no dense map"}
     for marker in {_missing_marker(reason): None for reason in missing["reason"]}:
@@ -329,7 +319,3 @@ def _find_bottom(rows: pd.DataFrame) -> float:
     known = rows[_DB[0]].dropna()
     finite = known[known > -math.inf]
     return max(5 * math.floor((float(finite.min()) if len(finite) else FLOOR) / 5), FLOOR)
-
-
-def _to_db(ratio: float, bottom: float) -> float:
-    return max(10 * math.log10(ratio), bottom) if ratio > 0 else bottom

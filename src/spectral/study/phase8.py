@@ -41,7 +41,11 @@ LIBRARY = (
     "timm/maxvit_rmlp_pico_rw_256", "timm/swin_tiny_patch4_window7_224", "timm/hiera_tiny_224",
     "timm/deit_tiny_patch16_224",
 )  # fmt: skip
-MODELS = {"bundled": (*(name + RANDOM for name in LIBRARY), *OWN), "paper": (*LIBRARY, *OWN)}
+PACKAGED = ("packaged/efficientnet-lite0",)  # trained on ImageNet, and there without a hub
+MODELS = {
+    "bundled": (*(name + RANDOM for name in LIBRARY), *PACKAGED, *OWN),
+    "paper": (*LIBRARY, *PACKAGED, *OWN),
+}
 METRICS = ("avr", "am_relative", "alias_power_ratio", "sis")
 # Column of the table → (tap, metric).
 MEANS = {
