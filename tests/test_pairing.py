@@ -10,7 +10,7 @@ import spectral
 from spectral.models import load_model
 from spectral.pairing import SAME_NAME, match_sites, pair_sites
 from spectral.sites import find_sites
-from spectral.study.compare import find_original_names
+from spectral.surgery.report import find_original_names
 
 
 def chain(*strides: int) -> nn.Sequential:

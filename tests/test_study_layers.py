@@ -19,6 +19,7 @@ from PIL import Image
 
 import spectral
 from spectral import cli
+from spectral.columns import to_decibels
 from spectral.errors import SpectralError
 from spectral.figures import FIGURES
 from spectral.figures.layers import find_front
@@ -26,7 +27,6 @@ from spectral.models import load, load_model, model_info
 from spectral.models.checkpoint import save_checkpoint
 from spectral.stability import measure_consistency
 from spectral.study import StudyOptions, phase7, run_study, tuning
-from spectral.study.columns import to_decibels
 from spectral.training import Recipe
 
 METHODS = ("strided", "blurpool", "lps", "space-to-depth")

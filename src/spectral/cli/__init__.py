@@ -12,6 +12,7 @@ import click
 
 import spectral
 from spectral.cli.budget import budget
+from spectral.cli.diagnosing import diagnose, report
 from spectral.cli.looking import classify, sites
 from spectral.cli.making import convert, train
 from spectral.cli.measuring import attribute, compare, measure
@@ -60,5 +61,5 @@ def study(phases: Sequence[int], options: StudyOptions) -> None:
     run_study(phases, options)
 
 
-for command in (sites, measure, compare, attribute, budget, classify, convert, train):
+for command in (diagnose, sites, measure, compare, attribute, budget, report, classify, convert, train):
     main.add_command(command)

@@ -27,7 +27,9 @@ from spectral.figures.comparisons import (
     plot_layerwise_avr_comparison,
     plot_layerwise_mean_avr,
 )
+from spectral.figures.diagnosis import plot_fixes, plot_site_detail, plot_site_levels
 from spectral.figures.heatmap import plot_fourier_heatmap
+from spectral.figures.inline import find_colour, to_picture, to_svg
 from spectral.figures.layers import plot_compare, plot_layers_aliasing, plot_layers_pareto
 from spectral.figures.nula import (
     plot_nula_checkerboard,
@@ -58,6 +60,7 @@ __all__ = [
     "FigureSpec",
     "draw_all",
     "draw_figure",
+    "find_colour",
     "plot_aliasing_folding",
     "plot_am_robustness",
     "plot_architectures_depth",
@@ -73,6 +76,7 @@ __all__ = [
     "plot_correlation_comparison",
     "plot_diagonal_trace",
     "plot_equivariance",
+    "plot_fixes",
     "plot_fourier_heatmap",
     "plot_instability_budget",
     "plot_layers_aliasing",
@@ -91,8 +95,12 @@ __all__ = [
     "plot_repair",
     "plot_robustness_relations",
     "plot_sis_distributions",
+    "plot_site_detail",
+    "plot_site_levels",
     "plot_tradeoff",
     "read_tables",
+    "to_picture",
+    "to_svg",
 ]
 
 DPI = 300

@@ -16,6 +16,7 @@ from torch import nn
 from spectral import stats
 from spectral.capture import Tap
 from spectral.classes import match_models
+from spectral.columns import add_holm, bound, bound_summary, compare_columns, to_decibels
 from spectral.console import NOTHING, format_mean, format_rows
 from spectral.data import ImageSet
 from spectral.errors import SpectralError
@@ -23,9 +24,8 @@ from spectral.measurement import measure
 from spectral.pairing import SitePair, match_sites
 from spectral.schema import ALIAS_FREE, POWER_RATIOS, RANGES, SCALE_FREE, with_bounds
 from spectral.sites import Site, find_sites
-from spectral.study.columns import add_holm, bound, bound_summary, compare_columns, to_decibels
 from spectral.study.common import name_folder
-from spectral.surgery.report import find_report
+from spectral.surgery.report import find_original_names
 
 IN_DECIBELS = {name: name.replace("ratio", "db") for name in POWER_RATIOS}
 COLUMNS = [
@@ -107,21 +107,6 @@ def compare_models(
     for column in WORDS:
         table[column] = table[column].astype(object).fillna("")
     return add_holm(table, "p", "wilcoxon_p")[COLUMNS].astype(dict.fromkeys(COUNTS, "Int64"))
-
-
-def find_original_names(model: nn.Module, sites: Sequence[Site]) -> dict[str, str]:
-    """Return what the sites of a converted network were called before: a layer's site is within its own.
-
-    Example:
-        >>> from spectral.surgery import convert
-        >>> net = convert(nn.Sequential(nn.Conv2d(3, 4, 3, 2)), "flc", example=(3, 16, 16))
-        >>> [find_original_names(net, find_sites(net, 16)).get(s.name) for s in find_sites(net, 16)]
-        ['0']
-    """
-    report = find_report(model)
-    before = sorted((row.site for row in report.rows), key=len, reverse=True) if report else []
-    owners = {s.name: next((o for o in before if f"{s.name}.".startswith(f"{o}.")), None) for s in sites}
-    return {name: owner for name, owner in owners.items() if owner is not None}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from spectral import stats
-from spectral.study.columns import add_holm, bound_summary, compare_columns
+from spectral.columns import add_holm, bound_summary, compare_columns
 from spectral.study.common import TAPS, Study
 from spectral.table import pool_ratio
 

@@ -18,8 +18,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from spectral import stats
+from spectral.columns import add_holm
 from spectral.stability import attribute_instability, measure_diagonal, measure_equivariance
-from spectral.study.columns import add_holm
 from spectral.study.common import TAPS, Study
 from spectral.study.stability import summarize_attribution, summarize_equivariance
 

@@ -16,9 +16,9 @@ import torch
 
 from spectral import stats
 from spectral.classes import match_labels, match_models
+from spectral.columns import FEWEST_CLUSTERS, add_holm, bound, bound_flags, bound_summary
 from spectral.latency import count_macs, measure_latency
 from spectral.schema import RANGES
-from spectral.study.columns import FEWEST_CLUSTERS, add_holm, bound, bound_flags, bound_summary
 from spectral.study.common import Study
 from spectral.study.phase3 import PROFILE_IMAGES, compare_families
 from spectral.table import widen

@@ -26,6 +26,15 @@ from tqdm import tqdm
 
 from spectral import stats
 from spectral.classes import find_classes, match_labels
+from spectral.columns import (
+    FEWEST_CLUSTERS,
+    add_holm,
+    bound,
+    bound_flags,
+    bound_summary,
+    read_means,
+    tabulate,
+)
 from spectral.data import ImageSet, load_images
 from spectral.data.imageset import spread_over_classes
 from spectral.errors import SpectralError
@@ -39,15 +48,6 @@ from spectral.perturb.evaluation import Classifier
 from spectral.perturb.operators import Checkerboard
 from spectral.schema import with_bounds
 from spectral.sites import find_sites
-from spectral.study.columns import (
-    FEWEST_CLUSTERS,
-    add_holm,
-    bound,
-    bound_flags,
-    bound_summary,
-    read_means,
-    tabulate,
-)
 from spectral.study.common import PictureResults, identify_network, tabulate_spectrum
 from spectral.study.options import StudyOptions
 from spectral.synthetic import make_dead_leaves_image

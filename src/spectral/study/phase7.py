@@ -24,6 +24,14 @@ from torch import nn
 
 from spectral import stats
 from spectral.classes import match_labels
+from spectral.columns import (
+    average_sites,
+    bound_flags,
+    bound_share,
+    bound_summary,
+    read_means,
+    tabulate,
+)
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
 from spectral.latency import count_macs, measure_latency
@@ -34,14 +42,6 @@ from spectral.perturb import measure_predictions
 from spectral.schema import with_bounds
 from spectral.sites import find_sites
 from spectral.stability import measure_consistency
-from spectral.study.columns import (
-    average_sites,
-    bound_flags,
-    bound_share,
-    bound_summary,
-    read_means,
-    tabulate,
-)
 from spectral.study.common import PictureResults, identify_network
 from spectral.study.options import PRESETS, StudyOptions
 from spectral.study.tuning import LAYER_METHODS, name_tuned

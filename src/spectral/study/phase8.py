@@ -19,6 +19,7 @@ import click
 import pandas as pd
 from torch import nn
 
+from spectral.columns import average_sites, bound, read_means, tabulate
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
 from spectral.measurement import measure
@@ -27,7 +28,6 @@ from spectral.models.catalogue import LIBRARIES
 from spectral.models.fetching import RANDOM
 from spectral.operators import LOSSLESS
 from spectral.schema import with_bounds
-from spectral.study.columns import average_sites, bound, read_means, tabulate
 from spectral.study.common import TAPS, PictureResults
 from spectral.study.options import StudyOptions
 from spectral.table import summarize_measurements

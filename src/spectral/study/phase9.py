@@ -29,6 +29,16 @@ from tqdm import tqdm
 
 from spectral import stats
 from spectral.classes import match_labels
+from spectral.columns import (
+    add_holm,
+    average_sites,
+    bound,
+    bound_flags,
+    bound_share,
+    bound_summary,
+    read_means,
+    tabulate,
+)
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
 from spectral.measurement import describe_sites, measure
@@ -40,16 +50,6 @@ from spectral.perturb.corruptions import Corruption
 from spectral.schema import ALIAS_FREE, BOUNDS, with_bounds
 from spectral.sites import find_sites
 from spectral.stability import measure_consistency
-from spectral.study.columns import (
-    add_holm,
-    average_sites,
-    bound,
-    bound_flags,
-    bound_share,
-    bound_summary,
-    read_means,
-    tabulate,
-)
 from spectral.study.common import PictureResults, identify_network
 from spectral.study.options import StudyOptions
 from spectral.study.tuning import name_architecture

@@ -21,6 +21,7 @@ import pandas as pd
 from torch import nn
 
 from spectral import stats
+from spectral.columns import bound, bound_flags, bound_summary
 from spectral.console import SpectralCommand
 from spectral.data import ImageSet, load_images
 from spectral.distillation import distill
@@ -32,7 +33,6 @@ from spectral.models import load_model, model_info
 from spectral.recalibration import recalibrate
 from spectral.schema import with_bounds
 from spectral.stability import measure_consistency, measure_stability
-from spectral.study.columns import bound, bound_flags, bound_summary
 from spectral.surgery import METHODS, convert
 from spectral.table import describe_environment, write_csv
 

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from spectral import stats
+from spectral.columns import add_holm, bound, bound_flags, bound_summary, to_decibels
 from spectral.console import NOTHING, format_mean, format_rows
 from spectral.schema import BOUNDS, with_bounds
-from spectral.study.columns import add_holm, bound, bound_flags, bound_summary, to_decibels
 
 EQUIVARIANCE_COLUMNS = [
     "site", "op", "stride", "total_stride", "kind", "shifts", "n", "n_flat", "n_clusters", "psnr_db",

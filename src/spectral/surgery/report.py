@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from spectral.errors import SpectralError
 from spectral.latency import measure_latency
+from spectral.sites import Site
 from spectral.surgery.attachment import Unit
 
 if TYPE_CHECKING:
@@ -228,6 +229,22 @@ def find_report(model: nn.Module) -> ConversionReport | None:
     attributes = vars(model)
     report = attributes.get(_ATTRIBUTE) or attributes.get("meta", {}).get(_ATTRIBUTE)
     return report if isinstance(report, ConversionReport) else None
+
+
+def find_original_names(model: nn.Module, sites: Sequence[Site]) -> dict[str, str]:
+    """Return what the sites of a converted network were called before: a layer's site is within its own.
+
+    Example:
+        >>> from spectral.sites import find_sites
+        >>> from spectral.surgery import convert
+        >>> net = convert(nn.Sequential(nn.Conv2d(3, 4, 3, 2)), "flc", example=(3, 16, 16))
+        >>> [find_original_names(net, find_sites(net, 16)).get(s.name) for s in find_sites(net, 16)]
+        ['0']
+    """
+    report = find_report(model)
+    before = sorted((row.site for row in report.rows), key=len, reverse=True) if report else []
+    owners = {s.name: next((o for o in before if f"{s.name}.".startswith(f"{o}.")), None) for s in sites}
+    return {name: owner for name, owner in owners.items() if owner is not None}
 
 
 def keep_report(model: nn.Module, report: ConversionReport | None) -> None:

@@ -1,4 +1,4 @@
-"""How the phases write means, shares and their intervals into tables: a column, and two for its bounds."""
+"""How tables write means, shares and their intervals into tables: a column, and two for its bounds."""
 
 from __future__ import annotations
 

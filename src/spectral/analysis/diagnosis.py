@@ -1,0 +1,426 @@
+"""Where a network aliases, how much, whether it matters and what fixes it: every analysis, in one call."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from spectral.analysis.details import CHANNEL_COLUMNS, PROFILE_COLUMNS, SiteDetail, inspect_sites
+from spectral.analysis.examples import UnstableImages, find_unstable_images
+from spectral.analysis.fixes import DEFAULT_METHODS, measure_fixes
+from spectral.analysis.folder import RUN_FILE, Folder
+from spectral.analysis.subset import Subset, spread_over_clusters
+from spectral.columns import bound, in_decibels
+from spectral.errors import SpectralError, SpectralWarning
+from spectral.files import claim
+from spectral.identity import identify
+from spectral.intake import Feed
+from spectral.measurement import describe_sites, measure
+from spectral.network import Take
+from spectral.sites import find_sites
+from spectral.stability import measure_stability, summarize_stability
+from spectral.surgery import conversion_report, convert
+from spectral.table import describe_environment, summarize_measurements, write_csv
+
+CALLER = "diagnose"
+METRICS = ("alias_power_ratio", "avr")
+DETAIL_IMAGES = 8
+FIX_IMAGES = 6  # at least, if there are as many
+FIX_MACS = 1.5e12
+"""Multiply–accumulates that the variants may take: about a minute on two cores. It decides on how many images
+they are measured, from the network alone, so that the same call gives the same answer everywhere."""
+PASSES = 7  # of a variant, for each image: five for SIS, two for aliases
+SITE_COLUMNS = [
+    "name", "call", "op", "kernel", "stride", "input_size", "output_size", "channels", "measurable",
+    "alias_power_ratio", "alias_power_ratio_ci_low", "alias_power_ratio_ci_high", "alias_power_db",
+    "alias_power_db_ci_low", "alias_power_db_ci_high", "avr_input", "avr_dense", "channel_median",
+    "white_noise", "n", "n_clusters", "n_silent", "dense_map", "reason",
+]  # fmt: skip
+_PARTS = ("profile", "channels")  # of a detail that are tables
+_MAPS = ("before", "after", "aliases")
+_NUMBERS = ("n", "channel_median", "white_noise")
+
+
+@dataclass
+class Diagnosis:
+    """What was found about one network; `spectral.write_page` makes a page of it.
+
+    Attributes:
+        facts: model, weights, images, how long each step took, versions, and what was assumed (``notes``).
+        sites: a row per downsampling site in the order in which they run: its place, alias power ratio (also
+            in dB) and AVR with their 95 % intervals, and the reason where it couldn't be measured.
+        summary: all that was measured, as `spectral.summarize_measurements` gives it.
+        stability: as `spectral.summarize_stability` gives it; no rows for a network without class scores.
+        per_image: as `spectral.measure_stability` gives it.
+        fixes: as `measure_fixes` gives it.
+        unstable: the images whose predictions a shift changes most.
+        details: what to look at of each site, by name.
+        missing: what couldn't be measured: what, reason.
+    """
+
+    facts: dict[str, Any]
+    sites: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=SITE_COLUMNS))
+    summary: pd.DataFrame = field(default_factory=pd.DataFrame)
+    stability: pd.DataFrame = field(default_factory=pd.DataFrame)
+    per_image: pd.DataFrame = field(default_factory=pd.DataFrame)
+    fixes: pd.DataFrame = field(default_factory=pd.DataFrame)
+    unstable: UnstableImages = field(default_factory=UnstableImages)
+    details: dict[str, SiteDetail] = field(default_factory=dict)
+    missing: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=["what", "reason"]))
+
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The tables by name, for files and downloads."""
+        named = {
+            "sites": self.sites, "summary": self.summary, "stability": self.stability,
+            "stability_per_image": self.per_image, "fixes": self.fixes, "unstable": self.unstable.table,
+            "not_measured": self.missing,
+        }  # fmt: skip
+        return {name: table for name, table in named.items() if len(table)}
+
+
+def diagnose(
+    model: nn.Module,
+    images: Any,
+    *,
+    methods: Sequence[str] = DEFAULT_METHODS,
+    fix_images: int | None = None,
+    batch_size: int = 16,
+    out: str | Path | None = None,
+    progress: bool = True,
+    name: str | None = None,
+    preprocessing: Any = None,
+    logits: Take | None = None,
+) -> Diagnosis:
+    """Say where a network aliases, how much, whether it matters, and what would fix it.
+
+    Measures the alias power ratio and AVR at every site, SIS and what stands beside it, shows the images
+    that are least stable, and tries anti-aliasing layers without training (`measure_fixes`). What can't be
+    had of this network is left out and named with the reason.
+
+    Args:
+        model: the network.
+        images: as for `spectral.measure`.
+        methods: layers to try, as `spectral.convert` names them; the first is also tried at each site alone.
+        fix_images: on how many images layers are tried; by default as many as some 10¹² multiply–accumulates
+            allow, at least 6.
+        batch_size: images per forward pass.
+        out: folder that keeps what is measured: the same call continues after an interruption.
+        progress: show bars.
+        name: what tables call the model.
+        preprocessing: as for `spectral.measure`.
+        logits: as for `spectral.measure`.
+
+    Raises:
+        SpectralError: for no images, an unknown layer, a model that can't be run on them, or an ``out`` that
+            can't be written or holds something else.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> found = diagnose(net, torch.rand(3, 3, 16, 16), methods=("flc",), progress=False)
+        >>> found.sites["name"].tolist(), found.fixes["site"].tolist()
+        (['0'], ['all sites', '0'])
+    """
+    notes: list[str] = []
+    with _collecting(notes):
+        feed = Feed(model, images, caller=CALLER, preprocessing=preprocessing, logits=logits, name=name)
+    path = None if out is None else Path(out)
+    with claim(path) if path is not None else nullcontext():
+        network = identify(model, feed.example)
+        config = {
+            "model": feed.name, "weights": network.weights, "structure": network.structure,
+            "images": f"{feed.images.source}@{feed.images.fingerprint}", "image_count": len(feed.images),
+            "image_size": list(feed.images.size) if feed.images.size else None,
+            "preprocessing": feed.preparation.describe() if feed.normalises else None,
+            "logits": feed.describe_logits(), "methods": list(methods), "fix_images": fix_images,
+        }  # fmt: skip
+        steps = _Steps(model, feed, Folder(path, config, network), batch_size, progress, notes)
+        found = Diagnosis({**config, **describe_environment(), "device": str(feed.device)})
+        steps.measure_stability(found)
+        steps.measure_sites(found)
+        steps.show_unstable(found)
+        steps.inspect(found)
+        steps.try_fixes(found, methods, fix_images)
+        return steps.finish(found)
+
+
+def is_diagnosis(path: str | Path) -> bool:
+    """Say whether a folder holds what `diagnose` writes, finished or not.
+
+    Example:
+        >>> is_diagnosis("no/such/folder")
+        False
+    """
+    return (Path(path) / RUN_FILE).is_file()
+
+
+def from_measurements(table: pd.DataFrame, facts: Mapping[str, Any]) -> Diagnosis:
+    """See a table of `spectral.measure` as a diagnosis that has nothing else.
+
+    Args:
+        table: with its ``attrs``, as `spectral.read` gives it.
+        facts: what the run was.
+    """
+    found = Diagnosis(dict(facts), sites=pd.DataFrame(table.attrs["sites"]))
+    found.summary = summarize_measurements(table)
+    found.sites = _join_sites(found)
+    reasons = found.summary[found.summary["reason"] != ""]
+    found.missing = pd.DataFrame({
+        "what": [f"site {site}" if site else metric for site, metric in
+                 zip(reasons["site"], reasons["metric"], strict=True)],
+        "reason": list(reasons["reason"]),
+    })  # fmt: skip
+    return found
+
+
+def read_diagnosis(path: str | Path) -> Diagnosis:
+    """Read what `diagnose` wrote into a folder.
+
+    Raises:
+        SpectralError: if it is no such folder, or one that isn't finished.
+
+    Example:
+        >>> read_diagnosis("no/such/folder")
+        Traceback (most recent call last):
+        spectral.errors.SpectralError: no/such/folder holds no diagnosis; ...
+    """
+    folder = Folder(Path(path))
+    if not is_diagnosis(path):
+        raise SpectralError(f"{path} holds no diagnosis; pass the folder that diagnose(…, out=…) wrote")
+    unfinished = f"{path} holds a diagnosis that isn't finished; run the same command again to continue it"
+
+    def absent() -> Any:
+        raise SpectralError(unfinished)
+
+    found = Diagnosis(folder.record("facts", absent))
+    found.sites, found.missing = folder.table("sites", absent), folder.table("missing", absent)
+    for name in ("summary", "stability", "per_image", "fixes"):
+        setattr(found, name, folder.table(name, pd.DataFrame))
+    found.unstable = _read_unstable(folder, UnstableImages)
+    found.details = _read_details(folder, dict)
+    return found
+
+
+class _Steps:
+    """The steps of a diagnosis: each fills in its part, or a reason why there is none."""
+
+    def __init__(
+        self, model: nn.Module, feed: Feed, folder: Folder, batch_size: int, progress: bool, notes: list[str]
+    ) -> None:
+        self.model, self.feed, self.folder, self.progress, self.notes = model, feed, folder, progress, notes
+        self.options: dict[str, Any] = {
+            "preprocessing": feed.preparation if feed.normalises else None, "logits": feed.logits,
+        }  # fmt: skip
+        self.batches: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
+        self.missing: dict[str, str] = {}
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, what: str) -> Iterator[None]:
+        """Time a step; note why it can't be done where it can't."""
+        start = time.perf_counter()
+        with _collecting(self.notes):
+            try:
+                yield
+            except SpectralError as error:
+                self.missing[what] = str(error)
+        self.seconds[what] = round(time.perf_counter() - start, 2)
+
+    def few(self, count: int) -> Subset:
+        """Return some of the images, from as many photographs as possible."""
+        return Subset(self.feed.images, spread_over_clusters(self.feed.images.clusters, count))
+
+    def measure_stability(self, found: Diagnosis) -> None:
+        """SIS, logit jitter and changed predictions."""
+        with self.step("stability"):
+            found.per_image = self.folder.table(
+                "per_image",
+                lambda: measure_stability(
+                    self.model, self.feed.images, comb=False, **self.batches, **self.options
+                ).assign(model=self.feed.name),
+            )
+            found.stability = self.folder.table("stability", lambda: summarize_stability(found.per_image))
+            whole = found.stability
+            self.missing |= {
+                row["metric"]: row["reason"] for row in whole[whole["reason"] != ""].to_dict("records")
+                if row["metric"] != "comb_contrast"  # which wasn't asked for
+            }  # fmt: skip
+
+    def measure_sites(self, found: Diagnosis) -> None:
+        """Alias power ratio and AVR at every site."""
+        out = None if self.folder.path is None else self.folder.path / "measurements"
+        with self.step("aliasing at the sites"):
+            sites = find_sites(self.model, self.feed.example)
+            found.sites = pd.DataFrame(describe_sites(sites))
+            table = measure(
+                self.model, self.feed.images, METRICS, sites=sites, out=out, name=self.feed.name,
+                **self.batches, **self.options,
+            )  # fmt: skip
+            found.sites = pd.DataFrame(table.attrs["sites"])
+            found.summary = self.folder.table("summary", lambda: summarize_measurements(table))
+        reasons = found.sites[~found.sites["measurable"].astype(bool)] if len(found.sites) else found.sites
+        self.missing |= {f"site {row['name']}": str(row["reason"]) for row in reasons.to_dict("records")}
+
+    def show_unstable(self, found: Diagnosis) -> None:
+        """The least stable images."""
+        if len(found.per_image):
+            with self.step("least stable images"):
+                found.unstable = _read_unstable(
+                    self.folder,
+                    lambda: find_unstable_images(
+                        self.model, self.feed.images, found.per_image, **self.options
+                    ),
+                )
+
+    def inspect(self, found: Diagnosis) -> None:
+        """Spectra and maps."""
+        with self.step("spectra of the sites"):
+            found.details = _read_details(
+                self.folder, lambda: inspect_sites(self.model, self.few(DETAIL_IMAGES), **self.options)
+            )
+
+    def try_fixes(self, found: Diagnosis, methods: Sequence[str], count: int | None) -> None:
+        """Layers in place of the sites."""
+        with self.step("what fixes it"):
+            report = conversion_report(convert(self.model, methods[0], example=self.feed.example))
+            self.missing |= {f"fix of {row.site}": str(row.reason) for row in report.rows if not row.replaced}
+            if not report.replaced:
+                raise SpectralError("no site can be replaced by a layer, for the reasons that are listed")
+            variants = len(methods) + len(report.units)
+            allowed = int(FIX_MACS / (PASSES * max(report.cost.macs[0], 1) * variants))
+            few = self.few(max(FIX_IMAGES, allowed) if count is None else count)
+            stability = found.per_image if len(found.per_image) else None
+            found.fixes = self.folder.table(
+                "fixes",
+                lambda: measure_fixes(
+                    self.model, few, methods, stability=stability, store=self.folder.table, **self.batches,
+                    **self.options,
+                ).assign(model=self.feed.name),
+            )  # fmt: skip
+
+    def finish(self, found: Diagnosis) -> Diagnosis:
+        """Join what belongs together, and write it down."""
+        found.sites = _join_sites(found)
+        missing = [{"what": what, "reason": reason} for what, reason in self.missing.items()]
+        found.missing = pd.DataFrame(missing, columns=["what", "reason"])
+        found.facts |= {"notes": self.notes, "seconds": self.seconds}
+        if self.folder.path is not None:
+            found.facts = self.folder.record("facts", lambda: found.facts)
+            for title, table in found.tables.items():
+                write_csv(table, self.folder.path / "tables" / f"{title}.csv")
+            self.folder.table("missing", lambda: found.missing)
+            self.folder.table("sites", lambda: found.sites)
+        return found
+
+
+def _join_sites(found: Diagnosis) -> pd.DataFrame:
+    """Join what is known of each site with what was measured there."""
+    if found.sites.empty:
+        return pd.DataFrame(columns=SITE_COLUMNS)
+    rows = []
+    for record in found.sites.to_dict("records"):
+        words = {key: record[key] if isinstance(record[key], str) else "" for key in ("reason", "dense_map")}
+        row: dict[Any, Any] = {**record, **words}
+        row |= _read_means(found.summary, str(record["name"]))
+        detail = found.details.get(str(record["name"]))
+        if detail is not None:
+            row |= {"channel_median": detail.channel_median, "white_noise": detail.white_noise}
+        rows.append(row)
+    return pd.DataFrame(rows).reindex(columns=SITE_COLUMNS)
+
+
+def _read_means(summary: pd.DataFrame, site: str) -> dict[str, Any]:
+    """Take a site's means and intervals out of a summary."""
+    own = summary[(summary["site"] == site) & (summary["metric"] != "")] if len(summary) else summary
+    row: dict[str, Any] = {}
+    for found in own.to_dict("records"):
+        bounds = found["mean"], found["ci_low"], found["ci_high"]
+        if found["metric"] == "alias_power_ratio":
+            ratio = bound("alias_power_ratio", *bounds)
+            row |= ratio | in_decibels(ratio)
+            row |= {key: found[key] for key in ("n", "n_clusters", "n_silent")}
+        elif found["metric"] == "avr":
+            row[f"avr_{found['tap']}"] = found["mean"]
+    return row
+
+
+def _read_unstable(folder: Folder, compute: Callable[[], UnstableImages]) -> UnstableImages:
+    made: list[UnstableImages] = []
+
+    def once() -> UnstableImages:
+        if not made:
+            made.append(compute())
+        return made[0]
+
+    table = folder.table("unstable", lambda: once().table)
+    pictures = folder.arrays("pictures", lambda: once().pictures)
+    scaled = folder.record("pictures_scaled", lambda: {"scaled": once().scaled})["scaled"]
+    return UnstableImages(table, pictures, scaled)
+
+
+def _read_details(folder: Folder, compute: Callable[[], dict[str, SiteDetail]]) -> dict[str, SiteDetail]:
+    """Take details apart into tables, numbers and arrays, which files can hold, and put them together."""
+    made: list[dict[str, SiteDetail]] = []
+
+    def once() -> dict[str, SiteDetail]:
+        if not made:
+            made.append(compute())
+        return made[0]
+
+    def join(part: str, columns: Sequence[str]) -> pd.DataFrame:
+        parts = [getattr(detail, part).assign(site=name) for name, detail in once().items()]
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*columns, "site"])
+
+    tables = {
+        part: folder.table(f"site_{part}", lambda p=part, c=columns: join(p, c))  # type: ignore[misc]
+        for part, columns in zip(_PARTS, (PROFILE_COLUMNS, CHANNEL_COLUMNS), strict=True)
+    }
+    numbers = folder.record(
+        "site_numbers",
+        lambda: {"sites": [{"site": s, **{k: getattr(d, k) for k in _NUMBERS}} for s, d in once().items()]},
+    )["sites"]
+    arrays = folder.arrays("site_maps", lambda: _list_arrays(list(once().values())))
+    found = {}
+    for number, facts in enumerate(numbers):
+        site = facts["site"]
+        detail = SiteDetail(**facts, **{name: arrays[f"{number}/{name}"] for name in _MAPS})
+        maps = {
+            key.rpartition("/")[2]: value
+            for key, value in arrays.items()
+            if key.startswith(f"{number}/maps/")
+        }
+        own = {part: t[t["site"] == site].drop(columns="site").reset_index(drop=True)
+               for part, t in tables.items()}  # fmt: skip
+        found[site] = dataclasses.replace(detail, maps=maps, **own)
+    return found
+
+
+def _list_arrays(details: Sequence[SiteDetail]) -> dict[str, Any]:
+    arrays: dict[str, Any] = {}
+    for number, detail in enumerate(details):
+        arrays |= {f"{number}/{name}": getattr(detail, name) for name in _MAPS}
+        arrays |= {f"{number}/maps/{name}": value for name, value in detail.maps.items()}
+    return arrays
+
+
+@contextmanager
+def _collecting(notes: list[str]) -> Iterator[None]:
+    """Let each warning of the steps out once, whichever of them says it, and note it."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", SpectralWarning)
+        yield
+    for one in caught:
+        text = str(one.message).partition(": ")[2] if issubclass(one.category, SpectralWarning) else ""
+        if text and text not in notes:
+            notes.append(text)
+            warnings.warn(f"{CALLER}: {text}", SpectralWarning, stacklevel=4)

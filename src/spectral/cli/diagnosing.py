@@ -1,0 +1,147 @@
+"""Commands that answer on a page: diagnose, report."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import spectral
+from spectral.cli.options import (
+    PATH,
+    ModelOptions,
+    batch_size_option,
+    format_size,
+    images_option,
+    json_option,
+    model_options,
+    parse_names,
+    quiet_option,
+)
+from spectral.cli.output import write_rows
+from spectral.console import SpectralCommand
+
+if TYPE_CHECKING:
+    from spectral.analysis import Diagnosis
+
+PAGE = "page.html"
+
+
+@click.command(cls=SpectralCommand)
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@images_option
+@click.option("--limit", type=click.IntRange(min=1), default=64, show_default=True,
+              help="At most this many images.")  # fmt: skip
+@click.option("--methods", callback=parse_names, default="blurpool,flc,aps", show_default=True,
+              metavar="A,B,…",
+              help="Layers to try in the place of all sites; the first also at each site alone.")  # fmt: skip
+@click.option("--fix-images", type=click.IntRange(min=1), metavar="N",
+              help="On how many images layers are tried; by default as many as a minute or so allows, at "
+              "least 6.")  # fmt: skip
+@batch_size_option
+@model_options
+@click.option("--seed", type=int, default=0, show_default=True, help="Of crops and choices of images.")
+@click.option("--out", type=PATH, metavar="DIR",
+              help="Folder for page.html, tables and all values; diagnosis-MODEL by default.")  # fmt: skip
+@json_option
+@quiet_option
+def diagnose(
+    models: tuple[str, ...],
+    images: str | list[str],
+    limit: int,
+    methods: tuple[str, ...],
+    fix_images: int | None,
+    batch_size: int,
+    network: ModelOptions,
+    seed: int,
+    out: Path | None,
+    json_path: Path | None,
+    quiet: bool,
+) -> None:
+    """Say where MODEL aliases, how much, whether it matters and what fixes it: one page.
+
+    Measures aliasing at every downsampling site and how predictions answer to shifts by one pixel, shows the
+    images that are least stable, and tries anti-aliasing layers without training. Writes one HTML file that
+    opens from disk, and the tables beside it; the same command continues after an interruption. Several
+    models share a page.
+
+    \b
+    Example:
+      spectral diagnose my_net.py:build --weights my.pt --images my-photographs --out found
+    """
+    from spectral.files import ensure_writable
+
+    twice = [name for name, count in Counter(models).items() if count > 1]
+    if twice:
+        raise click.UsageError(f"{twice[0]} is named twice; diagnose different models")
+    if len(models) > 1 and network.weights is not None:
+        raise click.UsageError("--weights is for one model; with several name each one's file as MODEL@FILE")
+    folder = out or Path("-".join(["diagnosis", *map(_name_folder, models)]))
+    ensure_writable(folder)
+    found = []
+    for model in models:
+        own = folder if len(models) == 1 else folder / _name_folder(model)
+        found.append(
+            _diagnose(model, images, limit, seed, network, own, methods=methods, fix_images=fix_images,
+                      batch_size=batch_size, progress=not quiet)
+        )  # fmt: skip
+    page = spectral.write_page(found, folder / PAGE)
+    if json_path:
+        sites = [one.sites.assign(model=one.facts["model"]) for one in found]
+        import pandas as pd
+
+        write_rows(pd.concat(sites, ignore_index=True), json_path, {"models": list(models)})
+    click.echo(f"\npage: {page}, {page.stat().st_size / 1e6:.1f} MB; tables beside it")
+
+
+@click.command(cls=SpectralCommand)
+@click.argument("folder", type=PATH, metavar="DIR")
+@click.option("--out", type=PATH, metavar="FILE", help="The page; DIR/page.html by default.")
+def report(folder: Path, out: Path | None) -> None:
+    """Make a page of what lies in DIR.
+
+    DIR is what `spectral diagnose`, `measure`, `compare`, `attribute` or `study` wrote, finished or not:
+    findings in words where there is a diagnosis, else its tables and figures with their captions.
+
+    \b
+    Example:
+      spectral report results
+    """
+    path = spectral.write_report(folder, out or folder / PAGE)
+    click.echo(f"page: {path}, {path.stat().st_size / 1e6:.1f} MB")
+
+
+def _diagnose(
+    model: str,
+    images: str | list[str],
+    limit: int,
+    seed: int,
+    network: ModelOptions,
+    out: Path,
+    **options: Any,
+) -> Diagnosis:
+    from spectral.page import write_headline
+
+    net = network.load(model)
+    info = spectral.model_info(net)
+    assert info is not None
+    pictures = spectral.load_images(images, size=info.preprocessing.size, limit=limit, seed=seed)
+    click.echo(
+        f"diagnosing {info.name}, weights {info.weights_id}, on {len(pictures)} images of {pictures.source} "
+        f"at {format_size(info.preprocessing.size)}"
+    )
+    found: Diagnosis = spectral.diagnose(net, pictures, out=out, **options)
+    click.echo("")
+    for sentence in write_headline(found):
+        click.echo(f"- {sentence}")
+    for row in found.missing.to_dict("records"):
+        click.echo(f"not measured: {row['what']}: {row['reason']}")
+    return found
+
+
+def _name_folder(model: str) -> str:
+    """Turn a model's name into one for a folder."""
+    return re.sub(r"[^\w.+-]+", "-", model).strip("-.")

@@ -1,0 +1,321 @@
+"""A diagnosis, or several, as one HTML file that opens from disk and asks nobody for anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+
+import spectral
+from spectral.analysis import Diagnosis, SiteDetail
+from spectral.errors import SpectralError
+from spectral.figures import (
+    find_colour,
+    plot_fixes,
+    plot_site_detail,
+    plot_site_levels,
+    to_picture,
+    to_svg,
+)
+from spectral.files import ensure_writable, write_whole
+from spectral.page.cells import (
+    CHANNELS,
+    FIXES,
+    MISSING,
+    SITES,
+    STABILITY,
+    Download,
+    View,
+    make_downloads,
+    view,
+)
+from spectral.page.words import format_db, format_interval, format_number, format_share, write_headline
+
+MOST_DETAILS = 24  # sites with pictures, the worst ones: each is some 60 kB
+QUIET_DB = -40.0  # where the strip's colours begin
+NOT_ASKED = "comb=False"  # a quantity that a diagnosis doesn't measure
+NO_VALUE = ("#8a8a8a", "#000000")
+
+
+@dataclass(frozen=True)
+class Box:
+    """A site in the strip of the network."""
+
+    name: str
+    op: str
+    size: str
+    level: str
+    ground: str
+    ink: str
+    height: int
+    href: str
+    title: str
+
+
+@dataclass(frozen=True)
+class Detail:
+    """A site, opened."""
+
+    anchor: str
+    name: str
+    summary: str
+    facts: Sequence[tuple[str, str]]
+    figure: Markup | None
+    channels: View | None
+    maps: Sequence[tuple[str, str]]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An unstable image with its predictions."""
+
+    name: str
+    address: str
+    sis: str
+    rows: Sequence[Mapping[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One network's part of the page."""
+
+    prefix: str
+    name: str
+    headline: Sequence[str]
+    facts: Mapping[str, Any]
+    provenance: Sequence[tuple[str, str]]
+    strip: Sequence[Box]
+    input_size: str
+    sites: View
+    levels: Markup | None
+    details: Sequence[Detail]
+    stability: View | None
+    pictures: Sequence[Picture]
+    scaled: bool
+    fixes: View | None
+    front: Markup | None
+    missing: View | None
+    notes: Sequence[str]
+    downloads: Sequence[Download]
+
+
+def write_page(found: Diagnosis | Sequence[Diagnosis], path: str | Path) -> Path:
+    """Write what was found of one network or several as one HTML file.
+
+    Args:
+        found: from `spectral.diagnose`, or several such.
+        path: where to; missing folders are made.
+
+    Returns:
+        The path.
+
+    Raises:
+        SpectralError: if it can't be written.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> nothing = Diagnosis({"model": "net", "images": "none@0", "image_count": 0})
+        >>> page = write_page(nothing, f"{folder.name}/page.html")
+        >>> "no place where resolution drops" in page.read_text(encoding="utf-8")
+        True
+    """
+    return write_text(render_page([found] if isinstance(found, Diagnosis) else found), Path(path))
+
+
+def write_text(text: str, path: Path) -> Path:
+    """Write a page, all of it or nothing.
+
+    Raises:
+        SpectralError: if it can't be written.
+    """
+    ensure_writable(path.parent)
+    write_whole(path, text.encode("utf-8", "backslashreplace"))
+    return path
+
+
+def make_environment() -> jinja2.Environment:
+    """Return what finds and fills templates; everything is escaped, and a name that is absent is an error."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("spectral.page"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+
+
+def render_page(found: Sequence[Diagnosis]) -> str:
+    """Return the page as text.
+
+    Raises:
+        SpectralError: for no diagnosis.
+    """
+    if not found:
+        raise SpectralError("write_page: expected at least one diagnosis, got none")
+    several = len(found) > 1
+    parts = [_make_part(one, f"m{number}-" if several else "") for number, one in enumerate(found)]
+    comparison = _compare(found, parts) if several else None
+    page = make_environment().get_template("diagnosis.html")
+    return page.render(parts=parts, comparison=comparison, version=spectral.__version__)
+
+
+def _make_part(found: Diagnosis, prefix: str) -> Part:
+    name = str(found.facts.get("model", "network"))
+    anchors = {str(site): f"{prefix}site-{i}" for i, site in enumerate(found.sites["name"])}
+    links = {site: f"#{anchor}" for site, anchor in anchors.items()}
+    shown = _choose_details(found)
+    return Part(
+        prefix=prefix, name=name, headline=write_headline(found), facts=found.facts,
+        provenance=_list_provenance(found.facts),
+        strip=[_make_box(row, links[str(row["name"])], found) for row in found.sites.to_dict("records")],
+        input_size=_by(found.facts.get("image_size")),
+        sites=view(found.sites, f"The downsampling sites of {name}, in the order in which they run", SITES,
+                   links),
+        levels=_draw(plot_site_levels, found.sites, f"{prefix}levels",
+                     f"Alias power ratio per site of {name}"),
+        details=[
+            _make_detail(row, anchors[str(row["name"])], found.details.get(str(row["name"])),
+                         str(row["name"]) in shown, prefix)
+            for row in found.sites.to_dict("records")
+        ],
+        stability=view(_drop_unasked(found.stability), f"How {name} answers to shifts by one pixel",
+                       STABILITY)
+        if len(found.stability) else None,
+        pictures=_list_pictures(found), scaled=found.unstable.scaled,
+        fixes=view(found.fixes, f"Layers put into {name} without training", FIXES)
+        if len(found.fixes) else None,
+        front=_draw(plot_fixes, found.fixes, f"{prefix}front", f"SIS and predictions kept, {name}"),
+        missing=view(found.missing, "What couldn't be measured, and why", MISSING)
+        if len(found.missing) else None,
+        notes=[str(note) for note in found.facts.get("notes", ())],
+        downloads=make_downloads(found.tables, f"{prefix}" if prefix else ""),
+    )  # fmt: skip
+
+
+def _drop_unasked(stability: pd.DataFrame) -> pd.DataFrame:
+    return stability[stability["reason"] != NOT_ASKED]
+
+
+def _draw(plot: Any, table: pd.DataFrame, name: str, title: str) -> Markup | None:
+    """Draw a figure of a table; None where it has nothing to draw."""
+    try:
+        drawn = plot(table)
+    except SpectralError:
+        return None
+    return Markup(to_svg(drawn, name, title))
+
+
+def _choose_details(found: Diagnosis) -> set[str]:
+    """Return the sites that get pictures: the worst, if there are many."""
+    ranked = found.sites.sort_values("alias_power_ratio", ascending=False, kind="stable")
+    return set([str(name) for name in ranked["name"] if str(name) in found.details][:MOST_DETAILS])
+
+
+def _make_box(row: Mapping[Any, Any], href: str, found: Diagnosis) -> Box:
+    level = row["alias_power_db"]
+    known = isinstance(level, float) and not math.isnan(level)
+    ground, ink = find_colour(1 - max(level, QUIET_DB) / QUIET_DB) if known else NO_VALUE
+    sides = [int(n) for n in str(row["output_size"]).split("x")]
+    whole = [n for n in found.facts.get("image_size") or sides if n]
+    # Halvings that are left, so that each step of the network is a step of the strip.
+    height = round(7 * max(0.0, math.log2(max(sides)))) + 28
+    said = format_db(level) if known else "not measured"
+    title = f"{row['name']}: {row['op']}, {row['input_size']} → {row['output_size']}, {said}"
+    return Box(
+        str(row["name"]), str(row["op"]), str(row["output_size"]).replace("x", "×"), said, ground, ink,
+        min(height, round(7 * math.log2(max(whole) + 1)) + 40), href, title,
+    )  # fmt: skip
+
+
+def _make_detail(
+    row: Mapping[Any, Any], anchor: str, detail: SiteDetail | None, drawn: bool, prefix: str
+) -> Detail:
+    name = str(row["name"])
+    facts = [
+        ("alias power ratio", format_interval(row, "alias_power_db", format_db)),
+        ("share of the power", format_interval(row, "alias_power_ratio", format_share)),
+        ("AVR of what enters", format_share(row["avr_input"])),
+        ("AVR before decimation", format_share(row["avr_dense"])),
+        ("kind, kernel, stride", f"{row['op']}, {row['kernel']}, {row['stride']}"),
+        ("size", f"{row['input_size']} → {row['output_size']}, {row['channels']} channels in"),
+        ("dense map", str(row["dense_map"] or "none")),
+    ]
+    reason = str(row["reason"] or "")
+    figure, channels, maps = None, None, []
+    if detail is not None and drawn:
+        spectra = {"before": detail.before, "after": detail.after, "aliases": detail.aliases}
+        title = f"Power spectra at {name}: before decimation, after it, the aliases, and radial profiles"
+        figure = Markup(to_svg(plot_site_detail(spectra, detail.profile), anchor, title))
+        if len(detail.channels):
+            channels = view(detail.channels, f"The channels of {name} that alias most", CHANNELS)
+        maps = [(what, to_picture(values, "gray" if what != "aliases" else "RdBu_r", what == "aliases", 160))
+                for what, values in detail.maps.items()]  # fmt: skip
+    elif not reason:
+        reason = (
+            f"pictures are of the {MOST_DETAILS} worst sites alone, to keep the page small"
+            if detail is not None
+            else "there are no pictures of this site's maps"
+        )
+    summary = format_db(row["alias_power_db"]) if not reason or figure else "not measured"
+    if detail is not None and not drawn:
+        summary = format_db(row["alias_power_db"])
+    return Detail(anchor, name, summary, facts, figure, channels, maps, reason)
+
+
+def _list_pictures(found: Diagnosis) -> list[Picture]:
+    shown = []
+    for image, rows in found.unstable.table.groupby("image", sort=False):
+        pixels = found.unstable.pictures.get(str(image))
+        lines = [{**row, "confidence": format_share(row["confidence"])} for row in rows.to_dict("records")]
+        address = "" if pixels is None else to_picture(pixels, largest=224)
+        shown.append(Picture(str(image), address, format_number(float(rows["sis"].iloc[0])), lines))
+    return shown
+
+
+def _list_provenance(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Write the facts of a diagnosis as lines."""
+    lines = []
+    for key, value in sorted(facts.items()):
+        if key in ("notes", "seconds") or value in (None, "", {}, []):
+            continue
+        lines.append((key.replace("_", " "), _write_fact(value)))
+    seconds = facts.get("seconds") or {}
+    if seconds:
+        lines.append(("seconds", _write_fact(seconds)))
+    return lines
+
+
+def _write_fact(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_write_fact(own)}" for key, own in sorted(value.items()))
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_write_fact, value))
+    return str(value)
+
+
+def _by(size: Any) -> str:
+    return "×".join(map(str, size)) if size else ""
+
+
+def _compare(found: Sequence[Diagnosis], parts: Sequence[Part]) -> dict[str, Any]:
+    """One row per network, for a page of several."""
+    rows = []
+    for one, part in zip(found, parts, strict=True):
+        known = one.sites[one.sites["alias_power_db"].notna()]
+        worst = known.sort_values("alias_power_ratio", ascending=False).iloc[0] if len(known) else None
+        rows_of = one.stability.set_index("metric").to_dict("index") if len(one.stability) else {}
+        mean = {metric: {"x": row["mean"], "x_ci_low": row["ci_low"], "x_ci_high": row["ci_high"]}
+                for metric, row in rows_of.items()}  # fmt: skip
+        rows.append({
+            "name": part.name, "href": f"#{part.prefix}top", "sites": f"{len(known)} of {len(one.sites)}",
+            "worst": "–" if worst is None else f"{worst['name']}, {format_db(worst['alias_power_db'])}",
+            "sis": format_interval(mean["sis"], "x") if "sis" in mean else "–",
+            "changed": format_interval(mean["changed"], "x", format_share) if "changed" in mean else "–",
+        })  # fmt: skip
+    same = len({one.facts.get("images") for one in found}) == 1
+    return {"rows": rows, "same_images": same}

@@ -1,0 +1,120 @@
+"""A page of any results folder: its diagnosis, or its tables and figures with their captions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+
+import spectral
+from spectral.analysis import Diagnosis, is_diagnosis, read_diagnosis
+from spectral.errors import SpectralError
+from spectral.figures import FIGURES, to_svg
+from spectral.page.cells import Column, View, make_downloads, number, text, view
+from spectral.page.render import make_environment, render_page, write_text
+
+MOST_ROWS = 400  # of a table that are shown
+TABLES, MEASUREMENTS = "tables", "measurements"
+
+
+def write_report(folder: str | Path, path: str | Path | None = None) -> Path:
+    """Make one HTML file of a results folder.
+
+    Args:
+        folder: what `spectral.diagnose`, `spectral.measure` or a command (diagnose, measure, compare,
+            attribute, study) wrote. Of one that isn't finished the page shows what is there.
+        path: the page; page.html in the folder by default.
+
+    Raises:
+        SpectralError: if there is no such folder, or nothing in it that a page could show.
+
+    Example:
+        >>> write_report("no/such/folder")
+        Traceback (most recent call last):
+        spectral.errors.SpectralError: there is no folder no/such/folder; pass what a command wrote with --out
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise SpectralError(f"there is no folder {folder}; pass what a command wrote with --out")
+    target = folder / "page.html" if path is None else Path(path)
+    diagnoses = [read_diagnosis(one) for one in _list_diagnoses(folder)]
+    if diagnoses:
+        return write_text(render_page(diagnoses), target)
+    tables = {file.stem: _read(file) for file in _list_tables(folder)}
+    measured = _read_measurements(folder)
+    if measured is not None:
+        return write_text(render_page([measured]), target)
+    if not tables:
+        raise SpectralError(
+            f"{folder} holds no diagnosis, no measurements and no tables; pass what a command wrote with "
+            f"--out"
+        )
+    return write_text(_render_tables(folder, tables), target)
+
+
+def _list_diagnoses(folder: Path) -> list[Path]:
+    inside = sorted(path for path in folder.iterdir() if path.is_dir() and is_diagnosis(path))
+    return [folder] if is_diagnosis(folder) else inside
+
+
+def _list_tables(folder: Path) -> list[Path]:
+    return sorted((folder / TABLES).glob("*.csv")) or sorted(folder.glob("*.csv"))
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path)
+    except pd.errors.EmptyDataError:
+        return pd.DataFrame()
+    except (OSError, ValueError) as error:
+        raise SpectralError(f"{path} can't be read ({next(iter(str(error).splitlines()))})") from error
+
+
+def _read_measurements(folder: Path) -> Diagnosis | None:
+    """Read a run of measure as a diagnosis that has no more than that."""
+    try:
+        table = spectral.read(folder)
+    except SpectralError:
+        return None
+    if table["model"].nunique() != 1:
+        return None
+    facts = dict(table.attrs["provenance"])
+    facts["notes"] = facts.get("notes", [])
+    return spectral.analysis.from_measurements(table, facts)
+
+
+def _render_tables(folder: Path, tables: dict[str, pd.DataFrame]) -> str:
+    page = make_environment().get_template("results.html")
+    views = {name: _view(name, table) for name, table in tables.items() if len(table.columns)}
+    return page.render(
+        name=folder.resolve().name, figures=list(_draw(tables)), tables=views,
+        downloads=make_downloads(tables), version=spectral.__version__, most=MOST_ROWS,
+        lengths={name: len(table) for name, table in tables.items()},
+    )  # fmt: skip
+
+
+def _view(name: str, table: pd.DataFrame) -> View:
+    columns = [
+        Column(str(c), c, number(c) if pd.api.types.is_numeric_dtype(table[c]) and table[c].dtype != bool
+               else text(c), pd.api.types.is_numeric_dtype(table[c]) and table[c].dtype != bool)
+        for c in table.columns
+    ]  # fmt: skip
+    return view(table.head(MOST_ROWS), name, columns)
+
+
+def _draw(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
+    """Draw every figure whose tables are all there; one that can't be drawn says why."""
+    for stem, spec in FIGURES.items():
+        if not set(spec.tables) <= set(tables):
+            continue
+        entry = {"stem": stem, "title": spec.title, "caption": spec.caption, "svg": None, "reason": ""}
+        try:
+            drawn = spec.plot({name: tables[name] for name in spec.tables})
+        except SpectralError as error:
+            entry["reason"] = str(error)
+        else:
+            entry["svg"] = Markup(to_svg(drawn, stem.replace("_", "-"), spec.title))
+        yield entry

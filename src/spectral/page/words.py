@@ -1,0 +1,164 @@
+"""What a diagnosis says, in plain words and with its intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from spectral.analysis import ALL_SITES, Diagnosis
+from spectral.columns import bound_flags
+
+NOTABLE = 0.01  # share of the power above which a site is said to alias: −20 dB
+NOTHING = "–"
+ALPHA = 0.05
+
+
+def write_headline(found: Diagnosis) -> list[str]:
+    """Say in a few sentences whether a network aliases, whether it matters, and what helps."""
+    said = [_say_sites(found.sites), *_say_stability(found), *_say_fixes(found.fixes)]
+    if len(found.missing):
+        count = len(found.missing)
+        said.append(f"{_plural(count, 'thing')} couldn't be measured; the reasons are below.")
+    return [sentence for sentence in said if sentence]
+
+
+def format_db(value: Any) -> str:
+    """Write decibels; what is below −100 dB is rounding, and none.
+
+    Example:
+        >>> format_db(-6.123), format_db(float("-inf")), format_db(None)
+        ('−6.1 dB', 'none', '–')
+    """
+    if _is_unknown(value):
+        return NOTHING
+    return "none" if value < -100 else f"{value:.1f} dB".replace("-", "−")
+
+
+def format_share(value: Any) -> str:
+    """Write a share in per cent.
+
+    Example:
+        >>> format_share(0.0931), format_share(0.0004), format_share(float("nan"))
+        ('9.3 %', '0.04 %', '–')
+    """
+    if _is_unknown(value):
+        return NOTHING
+    percent = 100 * value
+    return f"{percent:.0f} %" if percent in (0, 100) else f"{percent:.{1 if percent >= 1 else 2}f} %"
+
+
+def format_number(value: Any, signed: bool = False) -> str:
+    """Write a number with three digits.
+
+    Example:
+        >>> format_number(0.01234), format_number(-0.5, signed=True), format_number(4089184256)
+        ('0.0123', '−0.5', '4.09e+09')
+    """
+    if _is_unknown(value):
+        return NOTHING
+    return f"{value:{'+' if signed else ''}.3g}".replace("-", "−").replace("e−", "e-")
+
+
+def format_interval(row: Mapping[Any, Any], name: str, write: Any = format_number) -> str:
+    """Write a mean with its interval.
+
+    Example:
+        >>> format_interval({"sis": 0.2, "sis_ci_low": 0.1, "sis_ci_high": 0.3}, "sis")
+        '0.2 (0.1 to 0.3)'
+        >>> format_interval({"x": -6.0, "x_ci_low": -6.5, "x_ci_high": -5.5}, "x", format_db)
+        '−6.0 dB (−6.5 to −5.5)'
+    """
+    value, low, high = (row.get(f"{name}{end}") for end in ("", "_ci_low", "_ci_high"))
+    text: str = write(value)
+    if _is_unknown(low) or _is_unknown(high):
+        return text
+    unit = text[len(text.rstrip("% dB")) :]
+    return f"{text} ({write(low).removesuffix(unit)} to {write(high).removesuffix(unit)})"
+
+
+def _say_sites(sites: pd.DataFrame) -> str:
+    if sites.empty:
+        return "This network has no place where resolution drops, so nothing in it can alias."
+    known = sites[sites["alias_power_ratio"].notna()]
+    if known.empty:
+        return f"None of its {_plural(len(sites), 'downsampling site')} could be measured."
+    loud = known[known["alias_power_ratio_ci_low"].fillna(known["alias_power_ratio"]) > NOTABLE]
+    worst = known.sort_values("alias_power_ratio", ascending=False).iloc[0]
+    level = (
+        f"{worst['name']} with {format_interval(worst.to_dict(), 'alias_power_db', format_db)}: aliases are "
+        f"{format_share(worst['alias_power_ratio'])} of the power that it passes on"
+    )
+    if loud.empty:
+        return (
+            f"None of the {_plural(len(known), 'measured site')} is sure to pass on more than 1 % aliases; "
+            f"the most has {level}."
+        )
+    return (
+        f"{len(loud)} of {_plural(len(known), 'measured site')} {'aliases' if len(loud) == 1 else 'alias'} "
+        f"(more than 1 % of the power, interval included); the worst is {level}."
+    )
+
+
+def _say_stability(found: Diagnosis) -> list[str]:
+    if found.stability.empty or found.per_image.empty:
+        return []
+    rows = found.stability.set_index("metric").to_dict("index")
+    sis, images = rows.get("sis", {}), found.per_image
+    flags = images["n_changed"] > 0
+    share = bound_flags("x", flags, images["cluster"])
+    said = [
+        f"Shifts by one pixel change the predicted class of {int(flags.sum())} of "
+        f"{_plural(len(images), 'image')}: {format_interval(share, 'x', format_share)}."
+    ]
+    top = sis.get("top_tenth")
+    tail = "" if _is_unknown(top) else f"; a tenth of the images carries {format_share(top)} of it"
+    bounds = {f"sis{end}": sis.get(key) for end, key in (("", "mean"), ("_ci_low", "ci_low"),
+                                                         ("_ci_high", "ci_high"))}  # fmt: skip
+    said.append(f"SIS is {format_interval(bounds, 'sis')}, median {format_number(sis.get('median'))}{tail}.")
+    return said
+
+
+def _say_fixes(fixes: pd.DataFrame) -> list[str]:
+    if fixes.empty:
+        return []
+    tried = fixes[fixes["n"].fillna(0) > 0]
+    if tried.empty:
+        return ["None of the layers that were tried could be put in."]
+    count = _plural(len(tried), "replacement")
+    tested = tried[tried["delta_sis"].notna()]
+    if tested.empty:
+        return [_say_quietest(tried, count)]
+    better = tested[(tested["delta_sis"] < 0) & (tested["p_holm"] < ALPHA)]
+    on = f"on {_plural(int(tested['n'].max()), 'image')}, without training"
+    if better.empty:
+        return [f"None of {count} lowers SIS for sure ({on}). {_say_quietest(tried, '')}"]
+    best = better.sort_values("delta_sis").iloc[0].to_dict()
+    less = {f"x{end}": -best[f"delta_sis{other}"] for end, other in
+            (("", ""), ("_ci_low", "_ci_high"), ("_ci_high", "_ci_low"))}  # fmt: skip
+    return [
+        f"Of {count} ({on}), {best['method']} at {best['site']} lowers SIS most: by "
+        f"{format_interval(less, 'x')}, with {format_share(best['agreement'])} of the predictions kept."
+    ]
+
+
+def _say_quietest(tried: pd.DataFrame, count: str) -> str:
+    """Say which layer at all sites leaves the least aliases; alone it says of how many, ``count``."""
+    whole = tried[(tried["site"] == ALL_SITES) & tried["alias_power_db"].notna()]
+    if whole.empty:
+        return ""
+    best = whole.sort_values("alias_power_db").iloc[0]
+    before, after = format_db(best["alias_power_db_original"]), format_db(best["alias_power_db"])
+    lead = f"Of {count}, {best['method']}" if count else str(best["method"]).capitalize()
+    what = "removes all aliases" if after == "none" else f"leaves the least aliases, {after}"
+    return f"{lead} at all sites {what} ({before} as it is)."
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"
+
+
+def _is_unknown(value: Any) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))

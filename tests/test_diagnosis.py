@@ -1,0 +1,328 @@
+"""Analyses of one network: what a site does, what fixes it, and all of it in one call."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+import spectral
+from spectral.analysis import (
+    ALL_SITES,
+    Diagnosis,
+    diagnose,
+    find_unstable_images,
+    inspect_sites,
+    measure_fixes,
+    read_diagnosis,
+)
+from spectral.analysis.subset import Subset, spread_over_clusters
+from spectral.cli import main
+from spectral.errors import SpectralError
+from spectral.stability import measure_stability
+
+SIZE = 16
+
+
+def tone(bins: int, size: int = SIZE) -> torch.Tensor:
+    """A cosine along the columns, of so many periods in the image, whose borders meet: (1, 1, size, size)."""
+    places = (torch.arange(size, dtype=torch.float32) + 0.5) / size
+    return torch.cos(2 * torch.pi * bins * places).expand(1, 1, size, size).clone()
+
+
+def keep_every_second() -> nn.Sequential:
+    """A network whose only site passes its map on as it is, every second sample of it."""
+    site = nn.Conv2d(1, 1, 1, 2, bias=False)
+    nn.init.ones_(site.weight)
+    return nn.Sequential(site, nn.Flatten(), nn.Linear((SIZE // 2) ** 2, 3))
+
+
+def classifier(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(6 * 16, 4)
+    ).eval()  # fmt: skip
+
+
+@pytest.fixture
+def images():
+    torch.manual_seed(1)
+    return torch.rand(6, 3, SIZE, SIZE)
+
+
+class TestInspect:
+    @pytest.mark.parametrize(("bins", "aliased"), [(2, 0.0), (6, 1.0)])
+    def test_a_tone_is_where_it_belongs_or_all_alias(self, bins, aliased):
+        found = inspect_sites(keep_every_second(), tone(bins))["0"]
+        assert found.channels["alias_power_ratio"].tolist() == pytest.approx([aliased], abs=1e-5)
+        rows, columns = np.nonzero(found.before > found.before.max() / 2)
+        assert (set(rows), set(columns)) == ({SIZE // 2}, {SIZE // 2 - bins, SIZE // 2 + bins})
+        folded = min(bins, SIZE // 2 - bins)  # k and n − k are one frequency of the decimated map
+        rows, columns = np.nonzero(found.after > found.after.max() / 2)
+        assert (set(rows), set(columns)) == ({SIZE // 4}, {SIZE // 4 - folded, SIZE // 4 + folded})
+        assert found.aliases.sum() == pytest.approx(aliased * found.after.sum(), rel=1e-4, abs=1e-6)
+
+    def test_spectra_hold_the_power_of_the_maps(self):
+        x = torch.randn(4, 1, SIZE, SIZE)
+        found = inspect_sites(keep_every_second(), x, batch_size=3)["0"]
+        assert found.before.sum() == pytest.approx(float(x.square().sum((1, 2, 3)).mean()), rel=1e-5)
+        kept = x[..., ::2, ::2]
+        assert found.after.sum() == pytest.approx(float(kept.square().sum((1, 2, 3)).mean()), rel=1e-5)
+
+    def test_channels_are_ranked_by_their_own_aliases(self):
+        site = nn.Conv2d(1, 2, 1, 2, bias=False)
+        site.weight.data = torch.tensor([1.0, 1.0]).view(2, 1, 1, 1)
+        smooth = nn.Conv2d(1, 2, (1, 8), 2, (0, 4), bias=False, padding_mode="circular")
+        smooth.weight.data = torch.stack([torch.ones(1, 1, 8) / 8, torch.eye(8)[4].view(1, 1, 8)])
+        found = inspect_sites(nn.Sequential(smooth, nn.Flatten()), torch.randn(5, 1, SIZE, SIZE))["0"]
+        assert found.channels["channel"].tolist() == [1, 0]
+        assert found.channels["power_share"].sum() == pytest.approx(1)
+
+    def test_large_spectra_are_averaged_down_and_a_videos_sites_have_none(self):
+        net = nn.Sequential(nn.Conv2d(3, 2, 3, 2, 1), nn.Flatten())
+        assert max(inspect_sites(net, torch.rand(1, 3, 300, 200))["0"].before.shape) <= 128
+        assert inspect_sites(nn.Sequential(nn.Conv3d(3, 2, 3, 2, 1)), torch.rand(1, 3, 8, 8, 8)) == {}
+
+
+class TestFixes:
+    def test_what_removes_aliases_of_a_tone_is_seen_to(self):
+        x = torch.cat([tone(6) + tone(2) / 2, tone(6) - tone(1) / 2])  # aliases have 4 times the power
+        table = measure_fixes(keep_every_second(), x, ("flc",), progress=False)
+        assert table["alias_power_db_original"].tolist() == pytest.approx([10 * np.log10(0.8)] * 2, abs=0.01)
+        assert (table["alias_power_db"] < -80).all()
+        assert table["site"].tolist() == [ALL_SITES, "0"]
+
+    def test_sis_is_that_of_the_converted_network(self, images):
+        net = classifier()
+        table = measure_fixes(net, images, ("blurpool", "flc"), progress=False)
+        assert table[["site", "method"]].values.tolist() == [
+            [ALL_SITES, "blurpool"], [ALL_SITES, "flc"], ["0", "blurpool"], ["2", "blurpool"],
+        ]  # fmt: skip
+        smooth = spectral.convert(net, "flc", example=SIZE)
+        before, after = (measure_stability(m, images, comb=False, progress=False) for m in (net, smooth))
+        row = table.iloc[1]
+        assert row["sis_original"] == pytest.approx(before["sis"].mean())
+        assert row["sis"] == pytest.approx(after["sis"].mean())
+        assert row["delta_sis"] == pytest.approx(row["sis"] - row["sis_original"])
+        assert row["agreement"] == (before["prediction"] == after["prediction"]).mean()
+        assert row["macs"] > row["macs_original"]
+        assert row["latency_ms"] > 0
+
+    def test_the_line_makes_that_network(self, images):
+        net = classifier()
+        table = measure_fixes(net, images, ("blurpool",), progress=False)
+        for row in table.to_dict("records"):
+            names = {"spectral": spectral, "model": spectral.convert(net, "blurpool", example=SIZE)}
+            line = row["line"].replace(")", f", example={SIZE})")
+            names["model"] = net
+            exec(line, names)
+            made = measure_stability(names["model"], images, comb=False, progress=False)
+            assert row["sis"] == pytest.approx(made["sis"].mean())
+
+    def test_the_network_stays_as_it_is(self, images):
+        net = classifier()
+        state = {key: value.clone() for key, value in net.state_dict().items()}
+        measure_fixes(net, images, ("aps",), progress=False)
+        assert all(torch.equal(state[key], value) for key, value in net.state_dict().items())
+        assert not net.training
+
+    def test_the_front_holds_what_nothing_beats(self, images):
+        table = measure_fixes(classifier(), images, ("blurpool", "flc", "aps"), progress=False)
+        points = [*table[["sis", "agreement"]].to_numpy().tolist(), [table["sis_original"][0], 1.0]]
+        for row in table.to_dict("records"):
+            beaten = any(
+                s <= row["sis"] and a >= row["agreement"] and (s < row["sis"] or a > row["agreement"])
+                for s, a in points
+            )
+            assert row["front"] == (not beaten)
+
+    def test_without_class_scores_aliases_are_compared_alone(self, images):
+        net = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 2, 1))
+        table = measure_fixes(net, images, ("flc",), progress=False)
+        assert table["sis"].isna().all()
+        assert (table["alias_power_db"] < table["alias_power_db_original"]).all()
+
+    def test_unknown_layers_are_refused(self, images):
+        table = measure_fixes(classifier(), images, ("flc",), progress=False)
+        assert len(table) == 3
+        with pytest.raises(SpectralError, match="no site where resolution drops"):
+            measure_fixes(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten()), images, progress=False)
+
+    def test_what_is_kept_is_not_computed_again(self, images):
+        kept: dict[str, pd.DataFrame] = {}
+        computed = []
+
+        def store(name, compute):
+            if name not in kept:
+                computed.append(name)
+                kept[name] = compute()
+            return kept[name]
+
+        first = measure_fixes(classifier(), images, ("flc",), progress=False, store=store)
+        assert computed == ["flc at all sites", "flc at 0", "flc at 2"]
+        again = measure_fixes(classifier(), images, ("flc",), progress=False, store=store)
+        assert len(computed) == 3
+        pd.testing.assert_frame_equal(first, again)
+
+
+class TestExamples:
+    def test_the_least_stable_come_first_with_all_their_shifts(self, images):
+        net = classifier()
+        table = measure_stability(net, images, comb=False, progress=False)
+        found = find_unstable_images(net, images, table, 2)
+        worst = table.sort_values("sis", ascending=False)["image"].head(2).tolist()
+        assert found.table["image"].unique().tolist() == worst
+        first = found.table[found.table["image"] == worst[0]]
+        assert first["shift"].tolist()[0] == "as it is"
+        assert sorted(first["shift"][1:]) == ["down", "left", "right", "up"]
+        x = images[int(worst[0])]
+        moved = {"down": (1, -2), "up": (-1, -2), "right": (1, -1), "left": (-1, -1)}
+        for row in first[1:].to_dict("records"):
+            step, axis = moved[row["shift"]]
+            p = net(x.roll(step, axis)[None]).softmax(-1)[0].detach()
+            assert (row["prediction"], row["confidence"]) == (int(p.argmax()), pytest.approx(float(p.max())))
+        assert found.pictures[worst[0]].shape == (SIZE, SIZE, 3)
+
+    def test_one_of_each_photograph(self):
+        table = pd.DataFrame(
+            {"image": ["0000", "0001", "0002"], "cluster": ["a", "a", "b"], "sis": [3, 2, 1]}
+        )
+        found = find_unstable_images(classifier(), torch.rand(3, 3, SIZE, SIZE), table)
+        assert found.table["image"].unique().tolist() == ["0000", "0002"]
+
+
+class TestSubset:
+    def test_it_is_those_images_of_the_set(self):
+        whole = spectral.load_images("synthetic", size=SIZE, limit=7)
+        few = Subset(whole, [5, 1, 3])
+        got = torch.cat([batch for _, batch in few.batches(2)])
+        assert torch.equal(got, torch.stack([whole[i] for i in (5, 1, 3)]))
+        assert few.ids == [whole.ids[i] for i in (5, 1, 3)]
+        assert [indices for indices, _ in few.batches(2, indices=[2, 0])] == [[2, 0]]
+        assert few.fingerprint != Subset(whole, [5, 1, 2]).fingerprint
+
+    def test_photographs_share_the_places(self):
+        assert spread_over_clusters(list("aaabbc"), 3) == [0, 3, 5]
+        assert spread_over_clusters(list("aaabbc"), 99) == [0, 1, 2, 3, 4, 5]
+
+
+def tables_of(found: Diagnosis) -> dict[str, pd.DataFrame]:
+    """All tables, without what the clock says."""
+    clock = ["latency_ms", "latency_ms_original"]
+    return {name: table.drop(columns=clock, errors="ignore") for name, table in found.tables.items()}
+
+
+def assert_same(one: Diagnosis, two: Diagnosis) -> None:
+    assert tables_of(one).keys() == tables_of(two).keys()
+    for name, table in tables_of(one).items():
+        pd.testing.assert_frame_equal(table, tables_of(two)[name], obj=name, check_dtype=False)
+
+
+SITES = "aliasing at the sites"
+
+
+class TestDiagnose:
+    def test_everything_is_there(self, images, tmp_path):
+        found = diagnose(classifier(), images, methods=("flc",), out=tmp_path / "run", progress=False)
+        assert found.missing.empty
+        assert found.sites["name"].tolist() == ["0", "2"]
+        measured = spectral.measure(classifier(), images, ("alias_power_ratio",), progress=False)
+        summary = spectral.summarize_measurements(measured)
+        means = summary[summary["metric"] == "alias_power_ratio"].set_index("site")["mean"]
+        assert found.sites["alias_power_ratio"].tolist() == pytest.approx([means["0"], means["2"]])
+        assert found.sites["alias_power_db"].tolist() == pytest.approx(list(10 * np.log10(means[["0", "2"]])))
+        stable = measure_stability(classifier(), images, comb=False, progress=False)
+        assert found.per_image["sis"].tolist() == pytest.approx(stable["sis"].tolist())
+        assert (tmp_path / "run" / "tables" / "sites.csv").is_file()
+
+    def test_it_is_read_back_and_continues_from_what_is_there(self, images, tmp_path):
+        first = diagnose(classifier(), images, methods=("flc",), out=tmp_path, progress=False)
+        assert_same(read_diagnosis(tmp_path), first)
+        for lost in ("fixes", "facts", "missing", "sites", "site_maps"):
+            next((tmp_path / "parts").glob(f"{lost}.*")).unlink()
+        with pytest.raises(SpectralError, match="isn't finished"):
+            read_diagnosis(tmp_path)
+        again = diagnose(classifier(), images, methods=("flc",), out=tmp_path, progress=False)
+        assert_same(again, first)
+        # the variants were kept, clock included: nothing was measured again
+        pd.testing.assert_frame_equal(again.fixes, first.fixes)
+
+    def test_a_folder_of_something_else_is_refused(self, images, tmp_path):
+        diagnose(classifier(), images, methods=("flc",), out=tmp_path, progress=False)
+        for other in ({"methods": ("aps",)}, {"fix_images": 3, "methods": ("flc",)}):
+            with pytest.raises(SpectralError, match="choose another folder"):
+                diagnose(classifier(), images, out=tmp_path, progress=False, **other)
+        with pytest.raises(SpectralError, match="weights"):
+            diagnose(classifier(1), images, methods=("flc",), out=tmp_path, progress=False)
+
+    def test_fixes_are_tried_on_so_many_images(self, images):
+        found = diagnose(classifier(), images, methods=("flc",), fix_images=4, progress=False)
+        assert set(found.fixes["n"]) == {4}
+        assert set(found.per_image.index) == set(range(6))
+
+    @pytest.mark.parametrize(
+        ("net", "what"),
+        [
+            (
+                nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+                "aliasing at the sites",
+            ),
+            (nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 2, 1)), "stability"),
+        ],
+    )
+    def test_what_cannot_be_had_is_named(self, net, what, images):
+        found = diagnose(net, images, methods=("flc",), progress=False)
+        assert what in set(found.missing["what"])
+        assert found.missing["reason"].str.len().min() > 10
+
+    def test_signals_videos_and_several_inputs(self):
+        signal = nn.Sequential(nn.Conv1d(2, 4, 5, 2), nn.AdaptiveAvgPool1d(1), nn.Flatten())
+        video = nn.Sequential(nn.Conv3d(3, 4, 3, 2, 1), nn.AdaptiveAvgPool3d(1), nn.Flatten())
+
+        class Two(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = classifier()
+
+            def forward(self, x, scale):
+                return self.net(x) * scale[:, None]
+
+        for net, x in (
+            (signal, torch.rand(3, 2, 64)), (video, torch.rand(3, 3, 8, 16, 16)),
+            (Two(), (torch.rand(3, 3, SIZE, SIZE), torch.ones(3))),
+        ):  # fmt: skip
+            found = diagnose(net, x, methods=("flc",), progress=False)
+            assert found.sites["alias_power_ratio"].notna().any()
+            assert len(found.per_image) == 3
+            assert len(found.fixes)
+
+    def test_warnings_are_said_once_and_kept(self):
+        images = spectral.load_images("synthetic", size=SIZE, limit=3)
+        with pytest.warns(spectral.SpectralWarning) as said:
+            found = diagnose(classifier(), images, methods=("flc",), progress=False)
+        assert sum("normalisation isn't known" in str(one.message) for one in said) == 1
+        assert any("normalisation isn't known" in note for note in found.facts["notes"])
+
+
+def run(*arguments):
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    return result.exit_code, result.output
+
+
+def test_the_command_writes_a_page_and_says_what_it_found(tmp_path):
+    model = "bundled/resnet20"
+    given = ["--images", "synthetic", "--limit", 4, "--methods", "flc", "--quiet"]
+    code, said = run("diagnose", model, *given, "--out", tmp_path / "run", "--json", tmp_path / "s.json")
+    assert code == 0, said
+    assert "4 measured sites" in said
+    assert (tmp_path / "run" / "page.html").stat().st_size < 5e6
+    assert len(json.loads((tmp_path / "s.json").read_text())["rows"]) == 4
+    code, said = run("diagnose", model, *given[:2], "--limit", 5, "--quiet", "--out", tmp_path / "run")
+    assert (code, "choose another folder" in said) == (2, True)
+    code, said = run("diagnose", model, model)
+    assert (code, "named twice" in said) == (2, True)

@@ -1,0 +1,349 @@
+"""Pages: one file that needs nothing else, true to its tables, and usable in a real browser."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner
+from figure_tables import make_tables
+from torch import nn
+
+import spectral
+from spectral.analysis import Diagnosis, SiteDetail, diagnose
+from spectral.cli import main
+from spectral.errors import SpectralError
+from spectral.figures import FIGURES
+from spectral.page import write_headline
+from spectral.page.cells import SITES, make_downloads, view
+from spectral.page.render import MOST_DETAILS
+
+BROWSER = next(
+    (found for found in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if found), None
+)
+EVIL = "<script>alert('x')</script>&\"'"
+
+
+class Page(HTMLParser):
+    """What a page refers to, its ids, and whether its elements are closed in order."""
+
+    VOID = ("meta", "link", "img", "br", "input", "use", "path", "rect", "image", "line")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.files: dict[str, str] = {}
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        own = dict(attrs)
+        self.tags.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.links += [own[key] for key in ("href", "src", "xlink:href") if own.get(key)]
+        self.ids += [own["id"]] if "id" in own else []
+        if "download" in own:
+            self.files[own["download"]] = own["href"]
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def found() -> Diagnosis:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d((3, 3)), nn.Flatten(), nn.Linear(72, 5),
+    )  # fmt: skip
+    images = spectral.load_images("synthetic", size=32, limit=8)
+    return diagnose(
+        net, images, methods=("blurpool", "flc"), progress=False, preprocessing="none", name="own net"
+    )
+
+
+@pytest.fixture(scope="module")
+def page(found, tmp_path_factory):
+    return spectral.write_page(found, tmp_path_factory.mktemp("page") / "page.html")
+
+
+@pytest.fixture(scope="module")
+def text(page):
+    return page.read_text(encoding="utf-8")
+
+
+def test_it_asks_nobody_for_anything(text):
+    parsed = Page(text)
+    assert parsed.open == []
+    assert all(link.startswith(("#", "data:")) for link in parsed.links)
+    assert "default-src 'none'" in text
+    assert not re.search(r"url\((?!#)|@import|fetch\(|XMLHttp", text)
+    assert len(text.encode()) < 5e6
+
+
+def test_ids_are_unique_and_every_anchor_leads_somewhere(text):
+    parsed = Page(text)
+    assert len(parsed.ids) == len(set(parsed.ids))
+    assert {link[1:] for link in parsed.links if link.startswith("#")} <= set(parsed.ids)
+
+
+def test_downloads_are_the_tables(found, text):
+    files = Page(text).files
+    assert {"sites.csv", "fixes.csv", "summary.csv", "stability_per_image.csv"} <= set(files)
+    for name, address in files.items():
+        content = base64.b64decode(address.partition("base64,")[2])
+        table = pd.read_csv(io.BytesIO(content))
+        assert len(table) == len(found.tables[name.removesuffix(".csv")])
+    sites = pd.read_csv(io.BytesIO(base64.b64decode(files["sites.csv"].partition("base64,")[2])))
+    assert np.allclose(sites["alias_power_ratio"], found.sites["alias_power_ratio"], equal_nan=True)
+
+
+def test_a_table_that_is_too_long_says_where_it_is():
+    (one,) = make_downloads({"long": pd.DataFrame({"x": np.arange(100_000) + 0.5})})
+    assert (one.address, one.rows) == ("", 100_000)
+
+
+def test_every_site_every_reason_and_every_line_is_on_it(found, text):
+    for site in found.sites["name"]:
+        assert f">{site}<" in text
+    for line in found.fixes["line"]:
+        assert line.replace("'", "&#39;") in text
+    for reason in found.missing["reason"]:
+        assert reason.split("'")[0] in text
+
+
+def test_names_are_text_and_never_markup(found):
+    sites = found.sites.assign(name=[EVIL, *found.sites["name"][1:]], reason=EVIL)
+    evil = Diagnosis({**found.facts, "model": EVIL, "notes": [EVIL]}, sites=sites)
+    evil.missing = pd.DataFrame({"what": [EVIL], "reason": [EVIL]})
+    evil.details = {EVIL: SiteDetail(EVIL)}
+    evil.unstable.table = found.unstable.table.assign(image=EVIL, **{"class": EVIL})
+    rendered = spectral.page.render.render_page([evil])
+    assert "<script>alert" not in rendered
+    assert Page(rendered).tags.count("script") == 1
+
+
+def test_pictures_are_of_the_worst_sites_where_there_are_many(found):
+    one = next(iter(found.details.values()))
+    count = MOST_DETAILS + 6
+    names = [f"layer{i}" for i in range(count)]
+    row = found.sites.iloc[[0] * count].assign(name=names, alias_power_ratio=np.linspace(0.1, 0.9, count))
+    many = Diagnosis(found.facts, sites=row.reset_index(drop=True), details=dict.fromkeys(names, one))
+    rendered = spectral.page.render.render_page([many])
+    assert rendered.count('class="wide"') == MOST_DETAILS
+    assert f"pictures are of the {MOST_DETAILS} worst sites" in rendered
+
+
+class TestWords:
+    def say(self, sites) -> str:
+        return write_headline(
+            Diagnosis({}, sites=pd.DataFrame(sites).reindex(columns=Diagnosis({}).sites.columns))
+        )[0]
+
+    def site(self, name, ratio, low=None):
+        db = {f"alias_power_db{end}": 10 * np.log10(ratio) for end in ("", "_ci_low", "_ci_high")}
+        return {"name": name, "alias_power_ratio": ratio, "alias_power_ratio_ci_low": low or ratio, **db}
+
+    def test_it_counts_what_surely_aliases_and_names_the_worst(self):
+        said = self.say([self.site("a", 0.1), self.site("b", 0.25), self.site("c", 0.02, low=0.005)])
+        assert said.startswith("2 of 3 measured sites alias")
+        assert "b with −6.0 dB" in said
+        assert "25.0 % of the power" in said
+
+    def test_nothing_that_aliases_is_said_so(self):
+        assert self.say([self.site("a", 0.001)]).startswith("None of the 1 measured site is sure")
+        assert "no place where resolution drops" in self.say([])
+        assert "None of its 1 downsampling site could be measured" in self.say([{"name": "a"}])
+
+    def test_shifts_count_images_with_their_interval(self, found):
+        said = " ".join(write_headline(found))
+        changed = int((found.per_image["n_changed"] > 0).sum())
+        assert f"change the predicted class of {changed} of 8 images" in said
+
+
+def test_several_networks_share_a_page(found, tmp_path):
+    other = Diagnosis({**found.facts, "model": "other net"}, sites=found.sites, stability=found.stability)
+    page = spectral.write_page([found, other], tmp_path / "two.html")
+    parsed = Page(page.read_text(encoding="utf-8"))
+    assert len(parsed.ids) == len(set(parsed.ids))
+    assert {link[1:] for link in parsed.links if link.startswith("#")} <= set(parsed.ids)
+    assert "Side by side" in page.read_text(encoding="utf-8")
+    strange = Diagnosis({**other.facts, "images": "others@1"})
+    assert "saw different images" in spectral.page.render.render_page([found, strange])
+
+
+def test_columns_that_say_nothing_are_left_out(found):
+    shown = view(found.sites.assign(reason=""), "sites", SITES)
+    assert "not measured because" not in [column.heading for column in shown.columns]
+
+
+def test_a_page_that_cannot_be_written_is_one_sentence(found, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SpectralError, match="can't write to"):
+        spectral.write_page(found, tmp_path / "file" / "page.html")
+
+
+class TestReport:
+    def test_of_a_diagnosis_it_is_the_same_page(self, tmp_path):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        found = diagnose(net, torch.rand(3, 3, 16, 16), methods=("flc",), out=tmp_path / "a", progress=False)
+        whole = spectral.page.render.render_page([found])
+        assert spectral.write_report(tmp_path / "a").read_text(encoding="utf-8") == whole
+        assert spectral.write_report(tmp_path).read_text(encoding="utf-8") == whole
+
+    def test_of_measurements(self, tmp_path):
+        net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        spectral.measure(net, torch.rand(3, 3, 16, 16), ("avr", "alias_power_ratio"), out=tmp_path / "m",
+                         progress=False)  # fmt: skip
+        text = spectral.write_report(tmp_path / "m").read_text(encoding="utf-8")
+        assert "1 of 1 measured site aliases" in text
+
+    def test_of_a_studys_tables_and_figures(self, tmp_path):
+        stem = "fig13_avr_intervention"
+        (tmp_path / "tables").mkdir()
+        tables = make_tables()
+        for name in FIGURES[stem].tables:
+            tables[name].to_csv(tmp_path / "tables" / f"{name}.csv", index=False)
+        result = CliRunner().invoke(main, ["report", str(tmp_path)])
+        assert result.exit_code == 0, result.output
+        text = (tmp_path / "page.html").read_text(encoding="utf-8")
+        assert FIGURES[stem].caption.split("'")[0] in text
+        assert Page(text).open == []
+
+    def test_nothing_to_show_is_one_sentence(self, tmp_path):
+        with pytest.raises(SpectralError, match="no diagnosis, no measurements and no tables"):
+            spectral.write_report(tmp_path)
+
+
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed; .ci/run installs it")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        started = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def opened(browser, page):
+    """Open the page and hold that the console stays silent and nothing is asked of a network."""
+    contexts, said, asked = [], [], []
+
+    def open_page(hash="", **options):
+        context = browser.new_context(**options)
+        contexts.append(context)
+        tab = context.new_page()
+        tab.on("console", lambda message: said.append(message.text))
+        tab.on("pageerror", lambda error: said.append(str(error)))
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.goto(f"{page.as_uri()}{hash}")
+        return tab
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert said == []
+    assert {url.split("#")[0] for url in asked if not url.startswith("data:")} <= {page.as_uri()}
+
+
+@needs_browser
+class TestBrowser:
+    def test_a_box_opens_its_site(self, opened, found):
+        tab = opened()
+        assert tab.locator("details.detail[open]").count() == 0
+        tab.click(".strip a >> nth=1")
+        assert tab.locator("details.detail[open] #site-1").is_visible()
+        assert tab.locator("details.detail[open] svg").is_visible()
+        assert tab.locator(".strip a[aria-current]").get_attribute("href") == "#site-1"
+        assert tab.url.endswith("#site-1")
+
+    def test_a_hash_opens_its_site_and_keys_do_too(self, opened):
+        tab = opened("#site-2")
+        assert tab.locator("#site-2").is_visible()
+        tab.locator(".strip a >> nth=0").focus()
+        tab.keyboard.press("Enter")
+        assert tab.locator("#site-0").is_visible()
+        tab.keyboard.press("Space")  # the summary has the focus now
+        assert not tab.locator("#site-0").is_visible()
+
+    def test_tables_sort_by_numbers_both_ways(self, opened, found):
+        tab = opened()
+        place = [c.heading for c in view(found.sites, "", SITES).columns].index("alias power ratio")
+        button = tab.locator("#sites thead th").nth(place).locator("button")
+        names = lambda: tab.locator("#sites tbody th").all_inner_texts()  # noqa: E731
+        ordered = found.sites.sort_values("alias_power_ratio", na_position="last")["name"].tolist()
+        button.click()
+        assert names() == ordered
+        assert tab.locator("#sites th[aria-sort=ascending]").count() == 1
+        button.click()
+        known = found.sites.dropna(subset="alias_power_ratio")["name"].tolist()
+        assert names()[: len(known)] == [name for name in reversed(ordered) if name in known]
+
+    def test_tables_are_filtered_by_words(self, opened, found):
+        tab = opened()
+        tab.locator("label.filter input").first.fill("max_pool")
+        visible = tab.locator("#sites tbody tr:visible")
+        assert visible.count() == (found.sites["op"] == "max_pool").sum() == 1
+        assert tab.locator("label.filter [role=status]").first.inner_text() == f"1 of {len(found.sites)}"
+
+    def test_a_table_can_be_downloaded(self, opened, found):
+        tab = opened()
+        with tab.expect_download() as info:
+            tab.click("a[download='fixes.csv']")
+        assert len(pd.read_csv(info.value.path())) == len(found.fixes)
+
+    @pytest.mark.parametrize("width", [390, 1200])
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    def test_axe_finds_no_serious_fault(self, opened, width, scheme):
+        from axe_playwright_python.sync_playwright import Axe
+
+        tab = opened("#site-0", viewport={"width": width, "height": 844}, color_scheme=scheme)
+        faults = [fault for fault in Axe().run(tab).response["violations"]
+                  if fault["impact"] in ("serious", "critical")]  # fmt: skip
+        assert [(fault["id"], fault["nodes"][0]["html"]) for fault in faults] == []
+
+    @pytest.mark.parametrize("width", [320, 390, 1200])
+    def test_nothing_is_wider_than_the_screen(self, opened, width):
+        tab = opened("#site-0", viewport={"width": width, "height": 844})
+        assert tab.evaluate("document.documentElement.scrollWidth") == width
+
+    def test_without_javascript_all_is_there(self, opened, found):
+        tab = opened(java_script_enabled=False)
+        assert tab.locator("#sites tbody tr").count() == len(found.sites)
+        assert tab.locator("#layers tbody tr").count() == len(found.fixes)
+        tab.locator("summary >> nth=0").click()
+        assert tab.locator("#site-0").is_visible()
+        assert tab.locator("label.filter").count() == 0
+
+    def test_dark_and_light_differ(self, opened):
+        grounds = [
+            opened(color_scheme=scheme).evaluate("getComputedStyle(document.body).backgroundColor")
+            for scheme in ("light", "dark")
+        ]
+        assert grounds[0] == "rgb(255, 255, 255)" != grounds[1]
+
+    def test_it_prints_with_everything_open(self, opened, found):
+        tab = opened()
+        assert len(tab.pdf()) > 10_000  # beforeprint has opened the sites
+        assert tab.locator("details.detail[open]").count() == len(found.sites)
