@@ -47,7 +47,7 @@
   });
   each(".table[data-filter]", (box) => {
     const rows = [...box.querySelector("tbody").rows];
-    if (rows.length < 4) return;
+    if (rows.length < 3) return;
     const label = document.createElement("label");
     label.className = "filter";
     const input = document.createElement("input");
