@@ -33,7 +33,7 @@ def distill(
     teacher: nn.Module | None = None,
     epochs: int = 10,
     batch_size: int = 16,
-    max_lr: float = 5e-4,
+    max_lr: float = 5e-5,
     layer_weight: float = 1.0,
     seed: int = 0,
     preprocessing: Any = None,

@@ -53,7 +53,7 @@ class Effort:
 
     epochs: int = 10
     batch_size: int = 16
-    max_lr: float = 5e-4
+    max_lr: float = 5e-5
     pairs: int = 4
     seed: int = 0
 
