@@ -87,7 +87,8 @@ def test_each_row_is_that_of_a_network_converted_by_hand():
     assert table[table["site"] == names[0]]["image"].tolist() == images.ids
     for name in (names[1], ALL_SITES):
         own = table[table["site"] == name]
-        converted = spectral.convert(model, "ideal", None if name == ALL_SITES else [name])
+        chosen = None if name == ALL_SITES else [name]
+        converted = spectral.convert(model, "ideal", chosen, placement="behind")
         np.testing.assert_allclose(own["sis"], compute_sis(converted, batch), rtol=1e-5)
         np.testing.assert_allclose(own["sis_original"], compute_sis(model, batch), rtol=1e-5)
         with torch.no_grad():
@@ -121,13 +122,74 @@ class Rerun(nn.Module):
         return self.pool(self.pool(x)).mean((2, 3))
 
 
-def test_calls_of_one_module_are_replaced_together():
-    table = attribute(Rerun(), noise(2, 3, 16, 16))
+def test_calls_of_one_module_are_sites_and_by_a_layer_altered_together():
+    x = noise(2, 3, 16, 16)
+    table = attribute(Rerun(), x)
+    assert table["site"].unique().tolist() == ["pool@0", "pool@1", ALL_SITES]
+    table = attribute(Rerun(), x, method="flc")
     assert table["site"].unique().tolist() == ["pool@0, pool@1", ALL_SITES]
     single, whole = (table.loc[table["site"] == name, "sis"] for name in table["site"].unique())
     assert single.tolist() == whole.tolist()
     with pytest.raises(SpectralError, match="its module runs several times: choose 'pool@1' as well"):
-        attribute(Rerun(), noise(2, 3, 16, 16), sites=["pool@0"])
+        attribute(Rerun(), x, sites=["pool@0"], method="flc")
+
+
+class Block(nn.Module):
+    """A convolution and its shortcut, whose aliases take each other off, and a pool behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.short, self.pool = nn.MaxPool2d(1, 2), nn.MaxPool2d(1, 2), nn.MaxPool2d(1, 2)
+        self.gain = nn.Parameter(torch.tensor(5.0, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x) - self.short(x) + x.mean((2, 3), keepdim=True)
+        return self.gain * (y.mean((2, 3)) + self.pool(y).mean((2, 3)))
+
+
+def test_a_block_and_the_last_out_bracket_a_site():
+    """Either of two sites alone adds what the other no longer takes off; together they are without fault."""
+    x = noise(6, 3, 8, 8)
+    table = attribute(Block(), x).set_index("site")
+    assert (table.loc["conv", "sis_original"] < 1e-12).all()
+    assert (table.loc["conv", "block"] == "conv, short").all()
+    assert (table.loc["conv", "delta_sis"] > 1e-4).all()
+    assert (table.loc["conv", "delta_sis_block"].abs() < 1e-12).all()
+    assert (table.loc["conv", "delta_sis_last_out"] < -1e-4).all()
+    assert (table.loc["pool", "block"] == "").all()
+    np.testing.assert_allclose(table.loc["pool", "delta_sis_block"], table.loc["pool", "delta_sis"])
+    assert table.loc[ALL_SITES, ["delta_sis_block", "delta_sis_last_out"]].isna().all(axis=None)
+
+
+def test_the_three_effects_are_those_of_networks_made_by_hand():
+    model, x = load_model(RANDOM), image(3, 3, 32, 32)
+    table = attribute(model, x).set_index("site")
+    names = [site.name for site in spectral.find_sites(model, 32)]
+
+    def sis(*chosen: str) -> np.ndarray:
+        altered = spectral.convert(model, "ideal", list(chosen), placement="behind") if chosen else model
+        return compute_sis(altered, x).numpy()
+
+    own = table.loc["layer2.0.conv1"]
+    block = sis("layer2.0.conv1", "layer2.0.shortcut.0") - sis()
+    np.testing.assert_allclose(own["delta_sis_block"], block, atol=1e-9)
+    last = sis(*names) - sis(*(name for name in names if name != "layer2.0.conv1"))
+    np.testing.assert_allclose(own["delta_sis_last_out"], last, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["strided", "blurpool", "flc"])
+def test_a_converted_network_can_be_attributed(method):
+    converted = spectral.convert(load_model(RANDOM), method)
+    table = attribute(converted, image(3, 3, 32, 32))
+    if method == "flc":
+        assert table.empty
+        assert {record["reason"] for record in table.attrs["sites"]} == {
+            "nothing folds there: it is free of aliases already"
+        }
+        return
+    assert len(table["site"].unique()) == 5
+    assert all(record["replaced"] for record in table.attrs["sites"])
+    assert float(table["delta_sis"].abs().max()) > 1e-8
 
 
 def test_chosen_sites_alone_are_replaced_and_listed():
@@ -150,13 +212,16 @@ def test_sites_that_stay_are_listed_with_the_reason():
     assert "every sample is kept" in reasons["1.0"]
 
 
-def test_a_network_with_nothing_to_replace_has_reasons_and_no_rows():
-    table = attribute(load_model("bundled/resnet20-blurpool@random"), image(2, 3, 32, 32))
+def test_a_network_with_nothing_to_alter_has_reasons_and_no_rows():
+    net = nn.Sequential(
+        nn.PixelUnshuffle(2), nn.Conv2d(12, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    table = attribute(net, image(2, 3, 8, 8))
     assert table.empty
-    assert {record["reason"] for record in table.attrs["sites"]} == {"it is anti-aliased already"}
+    assert all("every sample is kept" in record["reason"] for record in table.attrs["sites"])
     summary = summarize_attribution(table)
     assert (summary["n"] == 0).all()
-    assert len(summary) == 4
+    assert len(summary) == 1
 
 
 def test_neither_batches_nor_other_images_change_an_image():
@@ -231,7 +296,8 @@ def synthetic_rows(n: int = 30, sites: tuple[str, ...] = ("a", "b", "c", ALL_SIT
         after = before + rng.normal(-0.01 * (place == 0), 0.01, n)
         agree = rng.uniform(size=n) < 0.9
         frames.append(pd.DataFrame({
-            "site": site, "op": "conv", "method": "ideal", "placement": "behind",
+            "site": site, "op": "conv", "method": "ideal", "block": "", "delta_sis_block": np.nan,
+            "delta_sis_last_out": np.nan,
             "image": [f"i{k}" for k in range(n)], "cluster": [f"i{k}" for k in range(n)],
             "sis_original": before, "sis": after, "delta_sis": after - before, "agree": agree,
             "label": np.nan, "correct": np.nan, "correct_original": np.nan,
@@ -263,6 +329,27 @@ def test_delta_sis_has_one_estimator_and_holm_over_all_rows():
     assert found.loc["d", "reason"] == "why not"
     assert found.loc["d", "n"] == 0
     assert np.isnan(found.loc["d", "p_holm"])
+
+
+def test_no_test_is_made_where_the_altered_network_is_another():
+    table = synthetic_rows()
+    own = table["site"] == "a"
+    table.loc[own, "agree"] = np.arange(own.sum()) % 3 > 0
+    row = summarize_attribution(table).set_index("site").loc["a"]
+    kept = table[own & table["agree"].astype(bool)]["delta_sis"]
+    assert np.isnan(row["p"])
+    assert row["reason"] == "only 67% of the predictions stay: the altered network is another"
+    assert (row["n_agreeing"], row["delta_sis_agreeing"]) == (20, pytest.approx(kept.mean()))
+    assert row["delta_sis"] == pytest.approx(table[own]["delta_sis"].mean())
+
+
+def test_all_three_effects_are_tested_and_corrected_together():
+    table = synthetic_rows(sites=("a", "b"))
+    table["delta_sis_block"], table["delta_sis_last_out"] = 2 * table["delta_sis"], -table["delta_sis"]
+    found = summarize_attribution(table).set_index("site")
+    np.testing.assert_allclose(found["block_p"].dropna(), found["p"].dropna())
+    np.testing.assert_allclose(found.loc["a", "delta_sis_block"], 2 * found.loc["a", "delta_sis"])
+    assert found.loc["a", "last_out_p_holm"] == pytest.approx(6 * found.loc["a", "p"])
 
 
 def test_crops_of_a_photograph_are_one_unit():
@@ -387,14 +474,14 @@ def test_the_command_counts_labels_and_takes_another_method(tmp_path):
         Image.fromarray(pixels).save(tmp_path / "images" / name / "0.png")
     result = run("bundled/resnet20", "--images", tmp_path / "images", "--method", "blurpool")
     assert result.exit_code == 0, result.output
-    assert "sites replaced by blurpool" in result.stdout
+    assert "sites altered by blurpool" in result.stdout
     assert "Δaccuracy (n = 10)" in result.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["bundled/resnet20-blurpool@random"], "replaced; 'layer2.0.pool': it is anti-aliased already"),
+        (["bundled/resnet20-blurpool@random", "--method", "flc"], "'layer2.0.pool': it is anti-aliased"),
         ([RANDOM, "--method", "ideel"], "no method is called 'ideel'; nearest: 'ideal'"),
         (["bundled/resnet2@random"], "resnet20"),
     ],

@@ -128,6 +128,7 @@ ALLOWED = {
     "stability": {
         "arguments",
         "capture",
+        "causes",
         "data",
         "classes",
         "hooks",

@@ -186,7 +186,7 @@ def compare(
 @images_option
 @click.option("--limit", type=click.IntRange(min=2), help="At most this many images.")
 @click.option("--method", default="ideal", show_default=True, metavar="NAME",
-              help="What each site is replaced by; ideal leaves nothing that could alias.")  # fmt: skip
+              help="How sites are altered; ideal takes away what would fold, and nothing else.")  # fmt: skip
 @batch_size_option
 @model_options
 @quiet_option
@@ -205,11 +205,13 @@ def attribute(
 ) -> None:
     """Find which sites of MODEL make its predictions unstable under shifts.
 
-    Each site is replaced by an anti-aliasing layer by itself, the weights kept as they are, and then all of
-    them together. Prints the change of SIS on the same images with half its 95 % interval and its paired
-    test, Holm-corrected over the sites; negative: the site was to blame. Beside it, how many predictions stay
-    the same, and how much accuracy changes on images with labels. With --out, the folder gets that table
-    (attribute.csv), and how far each site's output fails to move with the image (equivariance.csv).
+    Of each site's own dense map what would fold is taken away before it is decimated, the weights kept as
+    they are: of one site alone, of all that decimate alike in its block, and of it last, when all others are
+    altered. Prints the change of SIS on the same images with half its 95 % interval and its paired test,
+    Holm-corrected over the table; negative: the site was to blame. Beside it, how many predictions stay the
+    same (where too few do, no test is made), and how much accuracy changes on images with labels. With --out,
+    the folder gets that table (attribute.csv), and how far each site's output fails to move with the image
+    (equivariance.csv).
 
     \b
     Example:
@@ -226,12 +228,12 @@ def attribute(
     pictures = spectral.load_images(images, size=info.preprocessing.size, limit=limit, seed=seed)
     click.echo(
         f"attributing {model}, weights {info.weights_id}, on {len(pictures)} images of {pictures.source} at "
-        f"{format_size(pictures.size or info.preprocessing.size)}; sites replaced by {method}"
+        f"{format_size(pictures.size or info.preprocessing.size)}; sites altered by {method}"
     )
     rows = attribute_instability(net, pictures, method, batch_size=batch_size, progress=not quiet)
     if rows.empty:
         first = rows.attrs["sites"][0]
-        raise SpectralError(f"no site of {model} can be replaced; {first['name']!r}: {first['reason']}")
+        raise SpectralError(f"no site of {model} can be altered; {first['name']!r}: {first['reason']}")
     summary = summarize_attribution(rows)
     click.echo(f"\n{format_attribution(summary)}")
     if out:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,14 +13,14 @@ from tqdm import tqdm
 
 from spectral.classes import match_labels
 from spectral.errors import SpectralError
-from spectral.inputs import Inputs
-from spectral.instability import compute_instability, compute_logit_jitter, compute_logit_spread
+from spectral.instability import compute_logit_jitter, compute_logit_spread
 from spectral.intake import Feed
 from spectral.measurement import insert_clusters
-from spectral.network import Move, Scores, Take, list_moves, roll_inputs, undisturbed
+from spectral.network import Scores, Take, undisturbed
 from spectral.sites import find_sites
 from spectral.stability.lattice import find_total_stride
 from spectral.stability.reading import check_counts
+from spectral.stability.views import Views
 
 CALLER = "measure_stability"
 COLUMNS = [
@@ -97,13 +96,13 @@ def measure_stability(
     if not feed.extents:
         raise SpectralError(f"{CALLER}: none of the axes of the inputs of {feed.name} is known to be spatial")
     source = feed.images
-    stride, why = _find_comb(feed) if comb else ({}, "comb=False")
+    stride, steps, why = _find_comb(feed) if comb else ({}, {}, "comb=False")
     bar = tqdm(total=len(source), desc=f"shifting {feed.name}", unit="image", disable=not progress)
     frames, jumps, own = [], [], []
     with undisturbed(model), torch.no_grad(), bar:
         for indices, inputs in feed.batches(batch_size):
-            views = _Views(feed, inputs)
-            frames.append(_tabulate(views, [source.ids[i] for i in indices], {} if why else stride))
+            views = Views(feed, inputs)
+            frames.append(_tabulate(views, [source.ids[i] for i in indices], steps))
             jumps.append(
                 compute_logit_jitter(views.still.logits, [v.logits for v in views.nearest()], 1.0).cpu()
             )
@@ -122,75 +121,34 @@ def measure_stability(
     return insert_clusters(table, source)[COLUMNS]
 
 
-@dataclass(frozen=True)
-class _View:
-    """What the network says of one batch: scores as they are (B, K), and its probabilities in float64."""
-
-    logits: Tensor
-    probabilities: Tensor
-
-
-class _Views:
-    """Predictions of one batch under shifts, each made once."""
-
-    def __init__(self, feed: Feed, inputs: Inputs) -> None:
-        self.feed, self.inputs, self.layout = feed, inputs, feed.layout_of(inputs)
-        self.extents = feed.extents
-        # A copy, since a model that works in place would hand altered images to the shifts.
-        self.still = self._see(inputs.map(lambda x, _: x.clone()))
-        self._moved: dict[tuple[str, int], _View] = {}
-
-    def moved(self, kind: str, step: int) -> _View:
-        """What the network says of the batch rolled along one axis."""
-        key = kind, step % self.extents[kind]
-        if key not in self._moved:
-            self._moved[key] = self._see(roll_inputs(self.inputs, Move(kind, step), self.layout))
-        return self._moved[key]
-
-    def nearest(self) -> list[_View]:
-        """The one-pixel shifts of SIS."""
-        return [self.moved(move.kind, move.step) for move in list_moves(self.inputs, self.layout)]
-
-    def sis(self, steps: Mapping[str, int]) -> Tensor:
-        """SIS under shifts by so many pixels along each of some axes, one way and the other."""
-        views = [self.moved(kind, sign * step) for kind, step in steps.items() for sign in (-1, 1)]
-        return compute_instability(self.still.probabilities, [view.probabilities for view in views])
-
-    def _see(self, inputs: Inputs) -> _View:
-        scores = self.feed.scores(self.feed.run(inputs), inputs.count)
-        probabilities = scores.probabilities()
-        assert scores.values is not None
-        return _View(scores.values, probabilities)
-
-
-def _find_comb(feed: Feed) -> tuple[dict[str, int], str]:
-    """Return the total stride along each axis, and why there is no comb contrast, if there is none."""
+def _find_comb(feed: Feed) -> tuple[dict[str, int], dict[str, int], str]:
+    """Return the total stride, the same of axes with room for a shift by it, and why there are none."""
     try:
         sites = find_sites(feed.model, feed.example)
     except SpectralError as error:
-        return {}, f"its sites can't be found: {error}"
+        return {}, {}, f"its sites can't be found: {error}"
     stride, reason = find_total_stride(sites, feed.extents)
-    if not reason and all(step == 1 or step + 1 >= feed.extents[axis] for axis, step in stride.items()):
+    steps = {axis: step for axis, step in stride.items() if 1 < step < feed.extents[axis] - 1}
+    if not reason and not steps:
         sizes = "×".join(str(n) for n in feed.extents.values())
         reason = f"a shift by the total stride and one pixel more needs images larger than {sizes}"
-    return stride, reason
+    return stride, {} if reason else steps, reason
 
 
-def _tabulate(views: _Views, ids: Sequence[str], stride: Mapping[str, int]) -> pd.DataFrame:
+def _tabulate(views: Views, ids: Sequence[str], stride: Mapping[str, int]) -> pd.DataFrame:
     best = views.still.probabilities.topk(2, -1)
     nearest = [view.probabilities for view in views.nearest()]
     classes = torch.stack([probabilities.argmax(-1) for probabilities in nearest])
-    steps = {axis: t for axis, t in stride.items() if 1 < t < views.extents[axis] - 1}
     columns = {
-        "sis": compute_instability(views.still.probabilities, nearest),
+        "sis": views.find_sis(),
         "prediction": best.indices[:, 0], "confidence": best.values[:, 0],
         "margin": best.values[:, 0] - best.values[:, 1],
         "n_changed": (classes != best.indices[:, 0]).sum(0),
     }  # fmt: skip
     contrast = torch.full_like(best.values[:, 0], torch.nan)
     at = contrast
-    if steps:
-        before, at, after = (views.sis({axis: t + d for axis, t in steps.items()}) for d in (-1, 0, 1))
+    if stride:
+        before, at, after = (views.find_sis({axis: t + d for axis, t in stride.items()}) for d in (-1, 0, 1))
         contrast = (before + after) / 2 - at
     columns |= {"comb_contrast": contrast, "sis_total_stride": at}
     found = pd.DataFrame({name: value.cpu().numpy() for name, value in columns.items()})

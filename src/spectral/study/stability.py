@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from spectral import stats
-from spectral.columns import add_holm, bound, bound_flags, bound_summary, to_decibels
+from spectral.columns import add_holm, bound_flags, bound_summary, to_decibels
 from spectral.console import NOTHING, format_mean, format_rows
 from spectral.schema import BOUNDS, with_bounds
 
@@ -19,13 +19,16 @@ EQUIVARIANCE_COLUMNS = [
     "reason",
 ]  # fmt: skip
 ATTRIBUTION_COLUMNS = [
-    "site", "op", "method", "placement", "n", "n_clusters", "sis_original", "sis",
-    *with_bounds("delta_sis"), "t", "df", "p", "p_holm", "significance", "effect_size",
-    *with_bounds("agreement"), "n_labelled", "accuracy_original", "accuracy",
-    *with_bounds("accuracy_change"), "reason",
+    "site", "op", "method", "n", "n_clusters", "sis_original", "sis", *with_bounds("delta_sis"), "t", "df",
+    "p", "p_holm", "significance", "effect_size", "block", *with_bounds("delta_sis_block"), "block_p",
+    "block_p_holm", *with_bounds("delta_sis_last_out"), "last_out_p", "last_out_p_holm",
+    *with_bounds("agreement"), "n_agreeing", *with_bounds("delta_sis_agreeing"), "n_labelled",
+    "accuracy_original", "accuracy", *with_bounds("accuracy_change"), "reason",
 ]  # fmt: skip
-COUNTS = ("shifts", "n", "n_flat", "n_clusters", "df", "n_labelled")
-WORDS = ("site", "op", "stride", "total_stride", "kind", "method", "placement", "reason")
+COUNTS = ("shifts", "n", "n_flat", "n_clusters", "df", "n_labelled", "n_agreeing")
+WORDS = ("site", "op", "stride", "total_stride", "kind", "method", "block", "reason")
+AGREEING = 0.8  # share of predictions that must stay for an effect on SIS to be one on this network
+TESTS = ("p", "block_p", "last_out_p")
 FEW = 2  # what a test needs
 SMALLEST_P = 0.001  # that is written out
 
@@ -59,15 +62,17 @@ def summarize_equivariance(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarize_attribution(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per site, replaced or not: ΔSIS with its paired test, agreement and change of accuracy.
+    """One row per site, altered or not: its three effects with their tests, agreement and change of accuracy.
 
-    Holm's correction is over all rows.
+    Holm's correction is over all tests of all rows. Where fewer than 80 % of the predictions stay, the
+    altered network is another one, and no test of it says anything about this one: the row has its means, no
+    p, and the reason. ``delta_sis_agreeing`` is ΔSIS on the images whose prediction stays.
 
     Args:
         table: from `attribute_instability`, with its ``attrs``.
     """
     rows = [
-        {**{key: block[key].iloc[0] for key in ("site", "op", "method", "placement")},
+        {**{key: block[key].iloc[0] for key in ("site", "op", "method", "block")},
          **_test_variant(block)}
         for _, block in table.groupby("site", sort=False)
     ]  # fmt: skip
@@ -75,8 +80,9 @@ def summarize_attribution(table: pd.DataFrame) -> pd.DataFrame:
         {"site": record["name"], "op": record["op"], "n": 0, "reason": record["reason"]}
         for record in table.attrs["sites"] if not record["replaced"]
     ]  # fmt: skip
-    found = _finish(rows, [c for c in ATTRIBUTION_COLUMNS if c not in ("p_holm", "significance")])
-    return add_holm(found, "p")[ATTRIBUTION_COLUMNS]
+    corrected = {*(f"{name}_holm" for name in TESTS), "significance"}
+    found = _finish(rows, [column for column in ATTRIBUTION_COLUMNS if column not in corrected])
+    return add_holm(found, *TESTS)[ATTRIBUTION_COLUMNS]
 
 
 def format_attribution(table: pd.DataFrame) -> str:
@@ -86,15 +92,15 @@ def format_attribution(table: pd.DataFrame) -> str:
     lines = [
         f"SIS of the network as it is: {first['sis_original']:.4g}; n = {first['n']} images of "
         f"{first['n_clusters']} clusters (photographs), the units of the test",
-        "means ± half their 95 % intervals",
+        "means ± half their 95 % intervals; last out: with all other sites altered already",
         "",
     ]
-    header = ["site", "op", "ΔSIS", "p (Holm)", "agreement"]
+    header = ["site", "op", "ΔSIS", "p (Holm)", "ΔSIS of its block", "ΔSIS last out", "agreement"]
     if (found["n_labelled"] > 0).any():
         header.append(f"Δaccuracy (n = {first['n_labelled']})")
     lines.append(format_rows(header, [_format_row(row)[: len(header)] for row in found.to_dict("records")]))
     for row in table[table["reason"] != ""].to_dict("records"):
-        what = "not replaced" if row["n"] == 0 else "not tested"
+        what = "not altered" if row["n"] == 0 else "not tested"
         lines.append(f"{what}: {row['site']} ({row['op']}): {row['reason']}")
     return "\n".join(lines)
 
@@ -104,7 +110,7 @@ def _format_row(row: Mapping[Hashable, Any]) -> list[str]:
     said = NOTHING if np.isnan(p) else "< 0.001" if p < SMALLEST_P else f"{p:.3f}"
     means = [
         format_mean(*(row[f"{name}{end}"] for end in BOUNDS))
-        for name in ("delta_sis", "agreement", "accuracy_change")
+        for name in ("delta_sis", "delta_sis_block", "delta_sis_last_out", "agreement", "accuracy_change")
     ]
     return [row["site"], row["op"], means[0], f"{said} {row['significance']}".rstrip(), *means[1:]]
 
@@ -125,21 +131,31 @@ def _describe_errors(loud: pd.DataFrame) -> dict[str, Any]:
 
 
 def _test_variant(block: pd.DataFrame) -> dict[str, Any]:
-    clusters = block["cluster"]
+    clusters, staying = block["cluster"], block[block["agree"].astype(bool)]
     row = {
-        "n": len(block), "n_clusters": clusters.nunique(),
+        "n": len(block), "n_clusters": clusters.nunique(), "n_agreeing": len(staying),
         **bound_flags("agreement", block["agree"], clusters),
         **_weigh_accuracy(block[block["label"].notna()]),
+        **{name: stats.summarize(block[name], None, clusters).mean for name in ("sis_original", "sis")},
     }  # fmt: skip
+    if len(staying):
+        found = stats.summarize(staying["delta_sis"], None, staying["cluster"])
+        row |= bound_summary("delta_sis_agreeing", found)
+    gated = row["agreement"] < AGREEING
     if row["n_clusters"] < FEW:
-        means = {name: block[name].mean() for name in ("sis_original", "sis", "delta_sis")}
-        return {**row, **means, "reason": f"a test needs {FEW} clusters (photographs)"}
-    test = stats.compare_paired(block["sis"], block["sis_original"], clusters)
-    return {
-        **row, "sis_original": test.mean_b, "sis": test.mean_a,
-        **bound("delta_sis", test.difference, test.ci_low, test.ci_high),
-        "t": test.t, "df": test.df, "p": test.p, "effect_size": test.effect_size,
-    }  # fmt: skip
+        row["reason"] = f"a test needs {FEW} clusters (photographs)"
+    elif gated:
+        row["reason"] = f"only {row['agreement']:.0%} of the predictions stay: the altered network is another"
+    for name, prefix in zip(("delta_sis", "delta_sis_block", "delta_sis_last_out"), TESTS, strict=True):
+        if block[name].isna().any():
+            continue
+        row |= bound_summary(name, stats.summarize(block[name], None, clusters))
+        if "reason" not in row:
+            test = stats.compare_paired(block[name], np.zeros(len(block)), clusters)
+            row[prefix] = test.p
+            if prefix == "p":
+                row |= {"t": test.t, "df": test.df, "effect_size": test.effect_size}
+    return row
 
 
 def _weigh_accuracy(labelled: pd.DataFrame) -> dict[str, Any]:
