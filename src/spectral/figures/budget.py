@@ -26,7 +26,8 @@ MOST_PLACES = 16
     caption=(
         "Shapley shares of the shift instability (SIS; logit jitter) of decimation, nonlinearities and "
         "borders, and what stays with all of them ideal, means over photographs with 95 % intervals; pale: "
-        "from what a source takes off when it alone is made ideal to what it takes off last. Sites and "
+        "from what a source takes off when it alone is made ideal (decimation: the dense map is low-passed "
+        "before) to what it takes off last. Sites and "
         "activations below, where the budget was split. Idealising alters what a network computes: the share "
         "of predictions that stay is in the heading."
     ),
@@ -51,8 +52,9 @@ def plot_instability_budget(source: Source) -> Figure:
             for row in found.to_dict("records"):
                 _draw_part(ax, y, row)
         ax.axvline(0, color=GREY, lw=0.6, zorder=0)
-        ax.set_xlabel(f"share of {METRICS[metric]}")
+        ax.set_xlabel(f"part of {METRICS[metric]} (share)")
         ax.set_ylim(len(lines) - 0.4, -0.6)
+    fig.supylabel("cause (and its places)")
     models = list(dict.fromkeys(model for model, *_ in lines))
     axes[0].set_yticks(range(len(lines)), [_name_line(line, len(models) > 1) for line in lines])
     marks = [Line2D([], [], ls="", marker="o", mfc=COLOURS[s], mec=INK, mew=0.5, label=s) for s in SOURCES]
@@ -92,7 +94,7 @@ def _draw_part(ax: Axes, y: float, row: Mapping[Hashable, Any]) -> None:
 def _describe(table: pd.DataFrame) -> str:
     rest = table[table["source"] == "unexplained"]
     kept = rest["agreement"].dropna()
-    words = [f"{int(table['n_clusters'].max())} photographs, 95 % intervals"]
+    words = [f"n = {int(table['n_clusters'].max())} photographs, 95 % intervals"]
     if not kept.empty:
         shown = " to ".join(dict.fromkeys(f"{100 * v:.0f}" for v in (kept.min(), kept.max())))
         words.append(f"with all ideal {shown} % of the predictions stay")
