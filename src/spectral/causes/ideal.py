@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from spectral.arguments import as_integer
 from spectral.causes.cause import SOURCES, Cause, Source, Where, check_sources, choose_causes
-from spectral.causes.lattices import Sampling, evaluate_finely, pass_low
+from spectral.causes.lattices import Sampling, pass_low
 from spectral.causes.planning import Plan, Planned, make_plan
 from spectral.causes.watching import Key, Turns, find_padding_mode
 from spectral.causes.windows import Extensions, Task, index_ideally, pad_circularly, slide_ideally
@@ -23,6 +23,7 @@ from spectral.errors import SpectralError
 from spectral.inputs import Inputs
 from spectral.layers.pool import Pool
 from spectral.network import make_inputs
+from spectral.numerics.finer import evaluate_finely
 from spectral.sites import check_hookable
 from spectral.tracker import Frame, Tracker, is_paused, paused
 

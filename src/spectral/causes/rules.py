@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spectral.axes import ATTENTION, IMAGE_AXES, JOINS, PRODUCTS, Call, Labels, all_factors, operator_name
 from spectral.axes.rules import find_factors
-from spectral.causes.lattices import Axes
+from spectral.numerics.finer import Axes
 from spectral.operators import find_sliding
 
 # Linear, the same at every place; a product is so too where but one factor is a map.

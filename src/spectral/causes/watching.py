@@ -14,9 +14,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from spectral.axes import AxisTracker, operator_name
-from spectral.causes.lattices import Axes
 from spectral.causes.rules import Finding, find_finer, judge, read_axes
 from spectral.discovery.record import is_image, knows_dense_map
+from spectral.numerics.finer import Axes
 from spectral.places import Steps
 from spectral.recorder import Operation, Recorder
 from spectral.standin import find_original

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from spectral.causes.cause import Source
-from spectral.causes.lattices import Sampling, multiply, pass_low
+from spectral.causes.lattices import Sampling, pass_low
 from spectral.layers.filters import extend, pad_map
+from spectral.numerics.finer import multiply
 from spectral.numerics.matrices import as_matrix, interpolation_rows, low_pass_rows
 from spectral.operators import find_function, parse
 

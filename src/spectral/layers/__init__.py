@@ -8,6 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spectral.errors import SpectralError, suggest
+from spectral.layers.activation import (
+    AliasFreeActivation,
+    AliasFreeActivation1d,
+    AliasFreeActivation2d,
+    AliasFreeActivation3d,
+)
 from spectral.layers.aps import APSPool, APSPool1d, APSPool2d, APSPool3d
 from spectral.layers.asap import ASAPPool, ASAPPool1d, ASAPPool2d, ASAPPool3d
 from spectral.layers.blurpool import BlurPool, BlurPool1d, BlurPool2d, BlurPool3d
@@ -33,6 +39,10 @@ __all__ = [
     "ASAPPool1d",
     "ASAPPool2d",
     "ASAPPool3d",
+    "AliasFreeActivation",
+    "AliasFreeActivation1d",
+    "AliasFreeActivation2d",
+    "AliasFreeActivation3d",
     "BlurPool",
     "BlurPool1d",
     "BlurPool2d",
