@@ -15,7 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from spectral.axes import AxisTracker, operator_name
 from spectral.causes.rules import Finding, find_finer, judge, read_axes
-from spectral.discovery.record import is_image, knows_dense_map
+from spectral.discovery.record import is_image, keeps_lattice, knows_dense_map
 from spectral.numerics.finer import Axes
 from spectral.places import Steps
 from spectral.recorder import Operation, Recorder
@@ -202,7 +202,9 @@ class Watcher(AbstractContextManager["Watcher"]):
         if is_own(frame.module):
             self._own.pop()
             x, module = frame.input, frame.module
-            if knows_dense_map(module) and x is not None and isinstance(output, Tensor):
+            if keeps_lattice(module) and x is not None and isinstance(output, Tensor):
+                self._axes.relabel(output, self._axes.labels(x))
+            elif knows_dense_map(module) and x is not None and isinstance(output, Tensor):
                 self._axes.mark_decimated(x, output, module.stride)
                 before, after = (tuple(y.shape[y.ndim - module.axes :]) for y in (x, output))
                 key = frame.path, frame.call, "layer", 0
@@ -250,7 +252,7 @@ class _FunctionMode(TorchFunctionMode):
 
 def is_own(module: nn.Module) -> bool:
     """Whether a module is a layer of this package that is one operator as a whole."""
-    return knows_dense_map(module) or getattr(module, "is_alias_free", False)
+    return knows_dense_map(module) or keeps_lattice(module)
 
 
 def find_padding_mode(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from spectral.discovery.phases import Phases
 from spectral.discovery.placing import place_map, place_pick, place_reduction, place_slice
 from spectral.discovery.uses import Uses, tensors_of
 from spectral.inputs import Inputs
+from spectral.layers.activation import AliasFreeActivation
 from spectral.layers.pool import Pool
 from spectral.operators import KINDS, LOSSLESS, Geometry, find_sliding
 from spectral.places import Place
@@ -198,6 +199,9 @@ class _Discovery:
         if knows_dense_map(module) and _are_maps(entering, module) and _are_maps(output, module):
             del self.events[self._before[frame] :]
             self._note_layer(frame, module, entering, output)
+        elif keeps_lattice(module) and isinstance(entering, Tensor) and isinstance(output, Tensor):
+            del self.events[self._before[frame] :]  # it goes to a finer lattice and back
+            self.axes.relabel(output, self.axes.labels(entering))
         for event in reversed(self.events):
             if event.frame is frame:
                 event.returned = event.output is output
@@ -297,6 +301,16 @@ def is_image(x: Tensor) -> bool:
 def knows_dense_map(module: nn.Module) -> TypeGuard[Pool]:
     """Whether a module is a layer of ours that is a site as a whole, not by the operators it consists of."""
     return isinstance(module, Pool) and getattr(KINDS.get(module.kind), "family", None) == "layer"
+
+
+def keeps_lattice(module: nn.Module) -> bool:
+    """Whether a module is a layer of ours that gives a map on its input's lattice, whatever it does inside.
+
+    Example:
+        >>> keeps_lattice(nn.ReLU())
+        False
+    """
+    return isinstance(module, AliasFreeActivation)
 
 
 def _are_maps(x: Any, layer: Pool) -> TypeGuard[Tensor]:

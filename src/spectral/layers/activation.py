@@ -18,15 +18,17 @@ KINDS = {1: ("w",), 2: ("h", "w"), 3: ("t", "h", "w")}
 class AliasFreeActivation(nn.Module):
     """Interpolate → activate → low-pass → decimate: frequencies that the lattice can't hold don't fold.
 
-    A pointwise nonlinearity makes harmonics. Those above the Nyquist frequency fold back, and the map no longer
-    moves with the image by parts of a sample, as it has to behind a stride. Between an r times finer lattice
-    and back most of them are removed: all of a polynomial up to degree 2r − 1, next to all of a smooth one.
+    A pointwise nonlinearity makes harmonics. Those above the Nyquist frequency fold back, and the map no
+    longer moves with the image by parts of a sample, as it has to behind a stride. Between an r times finer
+    lattice and back most of them are removed: all of a polynomial up to degree 2r − 1, next to all of a
+    smooth one.
 
     Args:
         activation: what acts on each place alone; its parameters are trained with it.
         factor: r, how much finer the lattice is.
-        taps: None for the ideal interpolation and low-pass of the periodic map, as matrix products; or windowed
-            sinc filters with so many taps (even, as 6), which are cheaper on large maps and leave more.
+        taps: None for the ideal interpolation and low-pass of the periodic map, as matrix products; or
+            windowed sinc filters with so many taps (even, as 6), which are cheaper on large maps and leave
+            more.
 
     Shape:
         (B, C, H, W) or (C, H, W) → the same; T, or T, H, W in place of H, W.
@@ -35,8 +37,8 @@ class AliasFreeActivation(nn.Module):
         SpectralError: if an argument is out of range, or an input has another rank or dtype.
 
     Source:
-        T. Karras et al., Alias-Free Generative Adversarial Networks, NeurIPS 2021; H. Michaeli et al., Alias-Free
-        Convnets, CVPR 2023.
+        T. Karras et al., Alias-Free Generative Adversarial Networks, NeurIPS 2021; H. Michaeli et al.,
+        Alias-Free Convnets, CVPR 2023.
 
     Example:
         >>> import torch
@@ -47,7 +49,6 @@ class AliasFreeActivation(nn.Module):
     """
 
     axes: ClassVar[int]
-    is_alias_free = True
 
     def __init__(self, activation: nn.Module, factor: int = 2, taps: int | None = None) -> None:
         super().__init__()
@@ -66,8 +67,8 @@ class AliasFreeActivation(nn.Module):
         """Activate maps (B, C, …) or (C, …)."""
         if x.ndim - self.axes not in (1, 2) or not x.is_floating_point():
             raise SpectralError(
-                f"{type(self).__name__}: expected floating-point maps (B, C, {AXES[self.axes]}), got {x.dtype} "
-                f"of shape {fixed_shape(x)}"
+                f"{type(self).__name__}: expected floating-point maps (B, C, {AXES[self.axes]}), got "
+                f"{x.dtype} of shape {fixed_shape(x)}"
             )
         places = dict(zip(KINDS[self.axes], range(x.ndim - self.axes, x.ndim), strict=True))
         writes = bool(getattr(self.activation, "inplace", False))
