@@ -956,3 +956,32 @@ def test_lps_scorers_are_kept_by_a_second_conversion() -> None:
     second: Any = convert(smooth, "blurpool", example=32)
     assert isinstance(second[0].antialias, LPSPool2d)
     assert torch.equal(second[0].antialias.scorer[0].weight, smooth[0].antialias.scorer[0].weight)  # type: ignore[index]
+
+
+class Points(nn.Module):
+    """Returns as many points of a map as are above its mean, image by image."""
+
+    def __init__(self, apart: bool) -> None:
+        super().__init__()
+        self.apart = apart
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 1, 1))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = [self.body(one[None]) for one in x] if self.apart else self.body(x).split(1)
+        return [y[y > y.mean()] for y in maps]
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_network_that_returns_as_many_points_as_it_finds(apart):
+    """How many there are is up to the map, which a layer changes; a loop over images runs it for each."""
+    torch.manual_seed(0)
+    net, x = Points(apart).eval(), torch.rand(2, 3, 32, 32)
+    converted = convert(net, "blurpool", example=x)
+    replaced = {row.op: row.replaced for row in conversion_report(converted).rows}
+    assert replaced == {"conv": True, "max_pool": True, "index": False}
+    assert [len(y) for y in converted(x)] != [len(y) for y in net(x)]
+    runs = []
+    for layer in (m for m in converted.modules() if type(m).__module__.startswith("spectral.layers")):
+        layer.register_forward_hook(lambda *_: runs.append(1))
+    converted(x)
+    assert len(runs) == 2 * (2 if apart else 1)

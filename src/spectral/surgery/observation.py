@@ -112,12 +112,14 @@ class Observation:
         returned: the tensors that the model returned.
         flops: floating-point operations of convolutions and matrix products.
         batch: images in the pass.
+        leading: extent of the first axis of what the model was given.
     """
 
     calls: list[Call] = field(default_factory=list)
     returned: list[Tensor] = field(default_factory=list)
     flops: int = 0
     batch: int = 1
+    leading: int = 2
     uses: dict[int, list[Use]] = field(default_factory=lambda: defaultdict(list))
     operators: dict[tuple[str, int, str, int], Operator] = field(default_factory=dict)
 
@@ -214,13 +216,14 @@ class Observation:
         return Activation(call, len(earlier))
 
 
-def observe(model: nn.Module, inputs: Inputs, training: bool = False) -> Observation:
+def observe(model: nn.Module, inputs: Inputs, training: bool = False, batch: int | None = 2) -> Observation:
     """Run a copy of a model once, without data if it can be, and return what was seen.
 
     Args:
         model: any module.
         inputs: what to run it on.
         training: whether in that mode.
+        batch: to how many images one image is repeated, as for `run_on_standins`.
 
     Raises:
         SpectralError: if its forward fails on the inputs.
@@ -235,7 +238,7 @@ def observe(model: nn.Module, inputs: Inputs, training: bool = False) -> Observa
             forward()
         return watcher.seen
 
-    return run_on_standins(model, inputs, watch)
+    return run_on_standins(model, inputs, watch, batch)
 
 
 def observe_sites(model: nn.Module, example: Example) -> tuple[Observation, list[Site]]:
@@ -313,6 +316,7 @@ class Watcher(AbstractContextManager["Watcher"]):
         tensors = _find_tensors((frame.args, frame.kwargs))
         if not self._running and tensors:
             self.seen.batch = tensors[0].shape[0] if tensors[0].ndim > 3 else 1
+            self.seen.leading = tensors[0].shape[0] if tensors[0].ndim else 1
         call = Call(frame.path, frame.call, self._tick(), tensors[0] if len(tensors) == 1 else None)
         self.seen.calls.append(call)
         self._running.append(call)

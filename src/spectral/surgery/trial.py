@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -41,6 +42,9 @@ class Trial:
         self._model, self._inputs, self._kept = model, inputs, dict(kept)
         self._expected = {site.name: site.output_size for site in sites}
         self.before = self.after = before
+        # A model that loops over its images has been run on one.
+        self._own: set[tuple[Any, ...]] | None = None
+        self._batch = None if before.leading == 1 else 2
 
     def run(self, layers: Mapping[Unit, nn.Module]) -> tuple[Layers, dict[Unit, str]]:
         """Attach as many of the layers as can be, each as it was meant or else directly behind its operator.
@@ -75,7 +79,7 @@ class Trial:
         every = {**self._kept, **layers}
         attach(self._model, every)
         try:
-            self.after = observe(self._model, self._inputs)
+            self.after = observe(self._model, self._inputs, batch=self._batch)
         except SpectralError as error:
             return f"with its layer the network doesn't run: {error}"
         finally:
@@ -96,6 +100,20 @@ class Trial:
             return sum(call.function is None for call in calls)
         return sum((call.function, call.signature) == (unit.function, unit.signature) for call in calls)
 
+    def _find_own_sizes(self) -> set[tuple[Any, ...]]:
+        """List what has another size for another image: how many keypoints there are is up to its values."""
+        if self._own is None:
+            self._own = set()
+            with suppress(SpectralError):
+                other = observe(self._model, _turn(self._inputs), batch=self._batch)
+                sizes = {_key(call): _shapes(call.output) for call in other.calls}
+                self._own = {
+                    _key(call) for call in self.before.calls if sizes.get(_key(call)) != _shapes(call.output)
+                }
+                if _shapes(other.returned) != _shapes(self.before.returned):
+                    self._own.add(_RETURNED)
+        return self._own
+
     def _compare(self, layers: Layers) -> str | None:
         """Say which map has another size than before; those on their way to a layer may."""
         owners = {unit.path for unit in layers if unit.function is None}
@@ -105,14 +123,23 @@ class Trial:
             other = before.get(_key(call))
             if other is None or call.owing or call.path in owners or call.place in replaced:
                 continue
-            if _shapes(call.output) != _shapes(other.output):
+            if _shapes(call.output) != _shapes(other.output) and _key(call) not in self._find_own_sizes():
                 what = call.function.name if call.function is not None else "its module"
                 return (
                     f"it would change the size of another map, that of {what} in {call.path or 'the model'}"
                 )
-        if _shapes(self.after.returned) != _shapes(self.before.returned):
+        alike = _shapes(self.after.returned) == _shapes(self.before.returned)
+        if not alike and _RETURNED not in self._find_own_sizes():
             return "the network would return something of another size"
         return None
+
+
+_RETURNED = ("", "returned")
+
+
+def _turn(inputs: Inputs) -> Inputs:
+    """Turn the values of images over: another image of the same size."""
+    return inputs.map(lambda x, _: (x.max() + x.min() - x).flip(-1) if x.is_floating_point() else x)
 
 
 def _key(call: Call) -> tuple[Any, ...]:
