@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from spectral.console import FilePath
+from spectral.console import FilePath, SpectralCommand
 from spectral.errors import SpectralError
 from spectral.files import claim
 
@@ -162,7 +162,6 @@ def _run_phases(phases: Sequence[int], options: StudyOptions) -> None:
 
 def run_phase_script(phase: int) -> None:
     """Entry point of ``experiments/phaseN_….py``: the shared options, then that phase."""
-    from spectral.cli import SpectralCommand
 
     module = importlib.import_module(f"spectral.study.{PHASES[phase][0]}")
 
