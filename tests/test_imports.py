@@ -29,6 +29,7 @@ ALLOWED = {
     "tracker": {"locks", "places"},
     "recorder": {"operators", "places", "tracker"},
     "inputs": {"arguments"},
+    "validation": {"arguments"},
     "locks": set(),
     "copying": {"locks"},
     "reach": set(),
@@ -198,7 +199,7 @@ ALLOWED = {
     "study": None,  # may use every room but those above it
     "cli": None,
     "__main__": None,
-    "__init__": set(),
+    "__init__": {"validation"},
 }
 THIRD_PARTY_OWNERS = {
     "timm": {"classes", "models"},

@@ -30,7 +30,7 @@ from spectral.synthetic import Size, as_size, generator, make_dead_leaves_image
 
 SOURCES = ("samples", "synthetic", "stl10", "cifar10", "cifar10-train")
 
-_SYNTHETIC_COUNT, _SYNTHETIC_SIZE = 1000, (224, 224)
+_SYNTHETIC_COUNT, _SYNTHETIC_SIZE, _SYNTHETIC_MOST = 1000, (224, 224), 10**7
 
 
 def load_images(
@@ -190,6 +190,8 @@ def _read_pixels(folder: Path, name: str) -> np.ndarray[tuple[int, ...], np.dtyp
 
 def _load_synthetic(size: tuple[int, int] | None, limit: int | None, seed: int) -> ImageSet:
     size = size or _SYNTHETIC_SIZE
+    if (limit or 0) > _SYNTHETIC_MOST:
+        raise SpectralError(f"synthetic images: at most {_SYNTHETIC_MOST}, got {limit}")
     items = []
     for i in range(limit or _SYNTHETIC_COUNT):
         draw = partial(_draw_leaves, size, int(seed) * 2**32 + i)

@@ -100,6 +100,8 @@ def load_model(
     """
     _require_device(device)
     asked = os.fspath(name)
+    if not asked.strip():
+        raise SpectralError(f"load_model: expected a name or a path, got {asked!r}; such as {EXAMPLES}")
     plain, _, method = asked.rpartition("+") if "+" in Path(asked).name else (asked, "", "")
     if method:
         own = {"architecture": architecture, "weights": weights, "classes": classes, "input_size": input_size,

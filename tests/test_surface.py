@@ -1,0 +1,173 @@
+"""Every public function × every argument × unfit values: one sentence, and nothing harmed."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from networks import unchanged
+from PIL import Image
+from torch import nn
+
+import spectral
+from spectral.errors import SpectralError
+from spectral.validation import find_fault, fits
+
+
+def unfit() -> dict[str, Any]:
+    """Values that some arguments can't be; made anew for each call."""
+    return {
+        "none": None, "five": 5, "minus one": -1, "zero": 0, "huge": 10**12, "float": 2.5, "nan": math.nan,
+        "inf": math.inf, "true": True, "empty text": "", "text": "no such thing", "bytes": b"abc",
+        "zero byte": "a\0b", "long text": "x" * 5000, "empty list": [], "list": [1, "a", None],
+        "empty dictionary": {}, "dictionary": {"a": 1}, "set": {1, 2}, "object": object(), "class": int,
+        "function": lambda *args, **kwargs: None, "numpy scalar": np.float32(2.5),
+        "numpy integer": np.int64(3), "torch scalar": torch.tensor(2.5), "complex": 1j,
+        "text array": np.array(["a"]), "object array": np.array([None, 1], dtype=object),
+        "empty array": np.zeros((0, 3)), "array": np.zeros((2, 3, 4, 4, 2, 2)),
+        "sparse": torch.eye(8).to_sparse(), "meta": torch.empty(1, 3, 16, 16, device="meta"),
+        "complex tensor": torch.zeros(1, 3, 16, 16, dtype=torch.complex64),
+        "float8": torch.zeros(1, 3, 16, 16).to(torch.float8_e4m3fn),
+        "integers": torch.zeros(1, 3, 16, 16, dtype=torch.int64), "empty tensor": torch.zeros(0, 3, 16, 16),
+        "nan tensor": torch.full((1, 3, 16, 16), math.nan), "stride 0": torch.zeros(1).expand(10**4, 10**9),
+        "quantised": torch.quantize_per_tensor(torch.zeros(1, 3, 16, 16), 1.0, 0, torch.qint8),
+        "module": nn.ReLU(), "frame": pd.DataFrame({"a": [1]}), "path": Path("/no/such/place"),
+        "deep": _nest(2000), "picture": Image.new("L", (3, 3)),
+    }  # fmt: skip
+
+
+def _nest(depth: int) -> Any:
+    value: Any = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def net() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        )
+
+
+def good(folder: Path) -> dict[str, dict[str, Any]]:
+    """Arguments with which each public function works; what is missing has none to be unfit."""
+    model, x = net(), torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    sites = spectral.find_sites(model, 16)
+    P, maps = spectral.compute_power_spectrum(x), x[0]
+    quiet = {"progress": False}
+    looked = {"model": model, "images": x}
+    return {
+        "AliasingMonitor": {"model": net(), "sites": sites, "metrics": ("avr",), "taps": ("dense",), "every": 1},
+        "AliasingPenalty": {"model": net(), "sites": sites, "metric": "am_relative"},
+        "FeatureExtractor": {"model": net(), "sites": sites, "capture_input": True, "tap": "input", "detach": True},
+        "Recipe": {
+            "epochs": 1, "batch_size": 2, "max_lr": 0.1, "schedule": "step", "momentum": 0.9, "weight_decay": 0.1,
+            "crop_padding": 1, "flip": True, "perturb": (), "attack": None, "epsilon": 0.1, "attack_step": None,
+            "attack_steps": 1, "ema": 0.0, "precision": "fp32", "seed": 0,
+        },
+        "classify": {"model": model, "image": x[0]},
+        "compute_alias_categories": {"dense": maps, "stride": 2, "phase": 0, "size": None, "threshold_db": 20.0},
+        "compute_alias_metrics": {"dense": maps, "stride": 2, "phase": 0, "size": None},
+        "compute_alias_power_ratio": {"dense": maps, "stride": 2, "phase": 0, "size": None, "db": False},
+        "compute_am": {"dense": maps, "stride": 2, "phase": 0, "size": None, "difference": "complex"},
+        "compute_am_relative": {"dense": maps, "stride": 2, "phase": 0, "size": None},
+        "compute_avr": {"P": P, "stride": 2, "cutoff": "radial", "exclude_dc": False},
+        "compute_channel_alias_ratios": {"dense": maps, "stride": 2, "phase": 0, "size": None},
+        "compute_instability": {"reference": torch.rand(2, 3), "shifted": [torch.rand(2, 3)]},
+        "compute_power_spectrum": {"x": x, "window": None, "axes": 2},
+        "compute_radial_profile": {"P": P},
+        "compute_sis": {"model": model, "images": x, "axes": None, "logits": None},
+        "conversion_report": {"model": spectral.convert(model, "blurpool", example=(3, 16, 16))},
+        "convert": {"model": model, "method": "blurpool", "where": None, "placement": "auto", "example": 16},
+        "exact_bin_frequencies": {"size": (8, 8)},
+        "find_global_pools": {"model": model, "example": 16},
+        "find_reductions": {"model": model, "example": 16},
+        "find_sites": {"model": model, "example": 16},
+        "find_white_noise_ratio": {"extents": (8, 8), "stride": 2, "phase": 0, "size": None},
+        "frequency_grid": {"size": (4, 4)},
+        "get_stride_layers": {"model": model},
+        "load_images": {"source": "synthetic", "size": 8, "limit": 2, "seed": 0},
+        "load_model": {"name": "bundled/resnet20@random", "architecture": None, "device": "cpu"},
+        "log_power_spectrum": {"P": P},
+        "make_checkerboard_image": {"size": 8, "amplitude": 1.0, "mean": 0.0},
+        "make_constant_image": {"size": 8},
+        "make_dead_leaves_image": {"size": 8, "seed": 0},
+        "make_perturbation": {"name": "decimate-2"},
+        "make_white_noise_image": {"size": 8, "seed": 0},
+        "match_sites": {"a": sites, "b": sites},
+        "measure": {
+            **looked, "metrics": ("avr",), "sites": None, "taps": ("input",), "batch_size": 2,
+            "out": None, "progress": False, "name": None, "preprocessing": None, "logits": None,
+        },
+        "measure_consistency": {**looked, "batch_size": 2},
+        "measure_equivariance": {**looked, "batch_size": 2} | quiet,
+        "model_info": {"model": model},
+        "normalized_radius": {"size": (4, 4)},
+        "radial_frequencies": {"size": (4, 4)},
+        "read": {"folder": folder / "run"},
+        "revert": {"model": spectral.convert(model, "blurpool", example=(3, 16, 16))},
+        "split_border": {"maps": maps, "axes": 2},
+        "summarize_measurements": {"table": spectral.measure(model, x, ("avr",), progress=False)},
+    }
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("surface")
+    model = net()
+    spectral.measure(model, torch.rand(2, 3, 16, 16), ("avr",), progress=False, out=folder / "run")
+    os.chdir(folder)
+    return good(folder)
+
+
+def call(function: Callable[..., Any], given: dict[str, Any]) -> str | None:
+    """Return what other than a sentence a call ends in."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made = function(**given)
+    except SpectralError as error:
+        return None if "\n" not in str(error) else f"several lines: {error}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"[:160]
+    if hasattr(made, "remove_hooks"):
+        made.remove_hooks()
+    return None
+
+
+@pytest.mark.slow
+def test_every_function_and_argument(arguments):
+    faults, calls = [], 0
+    for name, given in arguments.items():
+        function = getattr(spectral, name)
+        assert set(given) <= set(inspect.signature(function).parameters), name
+        assert call(function, given) is None, name
+        models = [value for value in given.values() if isinstance(value, nn.Module)]
+        with unchanged(models[0] if models else nn.ReLU()):
+            for argument in given:
+                for kind, value in unfit().items():
+                    fault = call(function, {**given, argument: value})
+                    calls += 1
+                    if fault:
+                        faults.append(f"{name}({argument}={kind}): {fault}")
+    assert calls >= 1500
+    assert not faults, f"{len(faults)} of {calls}:\n" + "\n".join(faults)
+
+
+def test_annotations_are_read():
+    assert fits((1, 2), tuple[int, int])
+    assert not fits((1, 2.5), tuple[int, ...])
+    assert (
+        find_fault(torch.zeros(3).to_sparse(), torch.Tensor) == "has a sparse_coo tensor; pass x.to_dense()"
+    )
