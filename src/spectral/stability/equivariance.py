@@ -106,10 +106,14 @@ def measure_equivariance(
         name, reason = next(iter(reasons.items()))
         raise SpectralError(f"{CALLER}: no site of {name_of(model)} can be compared; {name!r}: {reason}")
     comparison = _Comparison(feed, size, moves, chosen)
-    extractor = FeatureExtractor(model, chosen, tap="output", reduce=comparison.reduce)
     bar = tqdm(total=len(source), desc=f"shifting {name_of(model)}", unit="image", disable=not progress)
     frames = [pd.DataFrame(columns=["index", *[c for c in COLUMNS[1:] if c != "cluster"]])]
-    with undisturbed(model), torch.no_grad(), bar, extractor:
+    with (
+        undisturbed(model),
+        torch.no_grad(),
+        bar,
+        FeatureExtractor(model, chosen, tap="output", reduce=comparison.reduce),
+    ):
         for indices, inputs in feed.batches(batch_size) if chosen else ():
             comparison.run(inputs)
             frames.append(comparison.tabulate(indices, [source.ids[i] for i in indices]))
