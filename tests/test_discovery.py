@@ -635,6 +635,26 @@ class Rows(nn.Module):
         return self.conv(x.transpose(1, 2)).transpose(1, 2)[:, ::3]
 
 
+class Warped(nn.Module):
+    """A table of its own is sampled before the image, which has its channels last, is slid over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.rand(1, 3, 8, 8))
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tables = self.table.expand(len(x), -1, -1, -1)
+        warped = F.grid_sample(tables, x[..., :2].cos(), align_corners=False)
+        return self.conv(x.permute(0, 3, 1, 2) + warped)[:, :, ::2]
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_a_table_that_is_sampled_first_says_nothing_of_the_image(real):
+    (site,) = find_sites(both(Warped(), real), torch.rand(1, 16, 24, 3))
+    assert (site.op, site.stride, site.input_size, site.measurable) == ("slice", (2, 1), SIZE, True)
+
+
 @pytest.mark.parametrize("real", [False, True])
 def test_images_whose_axes_are_in_another_order(real):
     """What is slid over first are places, what a convolution sums over are channels."""

@@ -265,6 +265,8 @@ class AxisTracker:
         NHWC images and videos (B, T, C, H, W) are permuted before. What is slid over are places, what a
         convolution sums over are channels.
         """
+        if not self.comes_from_image(x):
+            return
         kinds, self._first = self._first, ()
         labels = self.labels(x)
         slid = [axis.only.kind if axis.only is not None else LOST for axis in labels[len(labels) - count :]]

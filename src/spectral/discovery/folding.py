@@ -35,7 +35,6 @@ from spectral.discovery.placing import measure_places
 from spectral.operators import LOSSLESS, Geometry, Size, find_reader
 from spectral.tracker import Frame
 
-_TAKING = {"select", "unbind", "index_select", "index"}
 _PHASES = "a phase of windows that are channels is taken by itself: write it as a slice of the map"
 _WHOLE = "a matrix over all its places: what is left is no lattice"
 _ONE_AXIS = "a matrix along one of its axes: what is left of that axis is no lattice"
@@ -138,7 +137,7 @@ class Folding:
 
         Of all the parts together `Phases` tells whether anything is lost.
         """
-        if len(before) != 1 or operator_name_of(call) not in CROPS | _TAKING:
+        if len(before) != 1 or operator_name_of(call) not in CROPS | {"unbind"}:
             return []
         ((x, labels),) = before
         folded = [f for f in all_factors(labels) if f.folded and f.extent > 1]
