@@ -498,3 +498,16 @@ def test_a_summary_has_decibels():
     row = spectral.summarize_measurements(table).set_index("metric").loc["alias_power_ratio_channel_median"]
     assert row["db"] == pytest.approx(10 * np.log10(row["mean"]))
     assert row["db_ci_low"] < row["db"] < row["db_ci_high"]
+
+
+@pytest.mark.parametrize("size", [3, 6, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_constant_map_has_nothing_above_any_limit_under_a_window(size, dtype):
+    model = nn.Sequential(nn.Conv2d(1, 2, 1, 2)).to(dtype)
+    x = torch.full((2, 1, size, size), 0.7, dtype=dtype)
+    metrics = ("avr_hann", "avr_exclude_dc", "avr_separable_exclude_dc", "alias_power_ratio_channel_median")
+    table = spectral.measure(model, x, metrics, taps=("input", "dense", "signal"), progress=False)
+    found = table[table["metric"].str.startswith("avr")]
+    assert len(found) == 2 * 3 * 3
+    assert (found["value"] == 0).all()
+    assert set(table[table["metric"] == "live_channels"]["value"]) == {0.0}

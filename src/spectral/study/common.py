@@ -22,7 +22,7 @@ from spectral.figures import draw_figure
 from spectral.files import hash_file
 from spectral.hooks import FeatureExtractor
 from spectral.identity import find_structure
-from spectral.measurement import measure
+from spectral.measurement import CHANNEL_METRICS, measure
 from spectral.metrics import compute_avr
 from spectral.models import load_model, model_info
 from spectral.models.info import ModelInfo
@@ -36,12 +36,15 @@ from spectral.spectrum import (
     frequency_grid,
     radial_frequencies,
 )
+from spectral.stability import measure_stability
 from spectral.study.options import PRESETS, StudyOptions
 from spectral.synthetic import make_checkerboard_image
 from spectral.table import describe_environment, read_json, widen, write_csv, write_json
 
 TAPS: tuple[Tap, ...] = ("input", "dense")
 METRICS = ("avr", "am", "am_relative", "alias_power_ratio", "sis")
+OF_SIGNAL = ("avr_separable_exclude_dc", *CHANNEL_METRICS)  # what families are compared by at the tap signal
+STABILITY_IMAGES = 256  # on which what stands beside SIS is measured
 
 
 class Results(ABC):
@@ -284,15 +287,19 @@ class Study(Results):
 
     @cached_property
     def per_image(self) -> pd.DataFrame:
-        """One row per image, model, site and tap with AVR, the dense map's alias metrics, and SIS."""
+        """One row per image, model, site and tap with AVR, the dense map's alias metrics, and SIS.
+
+        AVR is the published one, radial, and without the mean per axis (``avr_separable_exclude_dc``).
+        """
         frames = []
         for family, table in self.measurements.items():
             whole = widen(table)
             at_sites = table[(table["site"] != "") & (table["reason"] == "")]
             wide = at_sites.pivot(index=["image", "cluster", "site", "tap"], columns="metric", values="value")
             aliases = wide.xs("dense", level="tap")[["am", "am_relative", "alias_power_ratio"]]
+            wide = wide[wide.index.get_level_values("tap").isin(TAPS)]
             wide = wide.drop(columns=aliases.columns).join(aliases, on=["image", "cluster", "site"])
-            wide = wide.join(whole["sis"], on="image").reset_index()
+            wide = wide.join(whole[["sis", "confidence"]], on="image").reset_index()
             facts = pd.DataFrame([self.describe(family, site) for site in self.sites[family]])
             frames.append(wide.merge(facts, on="site"))
         joined = pd.concat(frames, ignore_index=True)
@@ -300,9 +307,33 @@ class Study(Results):
         order = {image: i for i, image in enumerate(self._base_images.ids)}
         joined["_order"] = joined["image"].map(order)
         columns = ["image", "cluster", "model", "family", "site", "layer", "layer_index", "op", "stride",
-                   "tap", "avr", "am", "am_relative", "alias_power_ratio", "sis", "power",
-                   "silent"]  # fmt: skip
+                   "tap", "avr", "avr_separable_exclude_dc", "am", "am_relative", "alias_power_ratio", "sis",
+                   "confidence", "power", "silent"]  # fmt: skip
         return joined.sort_values(["family", "layer_index", "tap", "_order"], kind="stable")[columns]
+
+    @cached_property
+    def signal(self) -> pd.DataFrame:
+        """One row per image, model and site with what is measured at the tap ``signal``."""
+        frames = []
+        for family, table in self.measurements.items():
+            own = table[(table["tap"] == "signal") & (table["reason"] == "")]
+            wide = own.pivot(
+                index=["image", "cluster", "site"], columns="metric", values="value"
+            ).reset_index()
+            facts = pd.DataFrame([self.describe(family, site) for site in self.sites[family]])
+            frames.append(wide.merge(facts, on="site"))
+        return pd.concat(frames, ignore_index=True).sort_values(["layer_index", "family"], kind="stable")
+
+    @cached_property
+    def stability(self) -> dict[str, pd.DataFrame]:
+        """SIS and what stands beside it, on the first images of each family."""
+        return {
+            family: measure_stability(
+                self.models[family], self.images(family).take(STABILITY_IMAGES),
+                batch_size=self.options.batch_size, progress=self.options.progress,
+            )
+            for family in self.families
+        }  # fmt: skip
 
     def has_table(self, name: str) -> bool:
         """Whether this table is there, from this configuration."""
@@ -344,8 +375,8 @@ class Study(Results):
         return measure(
             self.models[family],
             self.images(family),
-            METRICS,
-            taps=TAPS,
+            (*METRICS, *OF_SIGNAL),
+            taps=(*TAPS, "signal"),
             batch_size=self.options.batch_size,
             out=self.measurement_folder(self.names[family]),
             progress=self.options.progress,

@@ -2,30 +2,36 @@
 
 At the input tap (the study's) and at the dense tap, which is what the decimation sees: a blur pool's input
 looks worse than a strided convolution's, and its dense map doesn't. Paired tests, Holm-corrected over
-all that the table shows.
+all that the table shows. Then at the tap signal, where two networks' maps are alike wherever their norms,
+activations and pools stand: AVR per axis without the mean, and the alias power ratio channel by channel.
 
 Example: python experiments/phase3_natural_images.py --limit 200 --out results
 """
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from spectral import stats
 from spectral.columns import add_holm, bound_summary, compare_columns
-from spectral.study.common import TAPS, Study
+from spectral.schema import POWER_RATIOS, RANGES, to_decibels
+from spectral.study.common import OF_SIGNAL, TAPS, Study
 from spectral.table import pool_ratio
 
 PROFILE_IMAGES = 128
+NOISE = OF_SIGNAL[-1]
+COMPARED = OF_SIGNAL[:-1]
 
 
 def run(study: Study) -> None:
     """Write the phase's tables and figures."""
     study.write_table("per_image", study.per_image)
     study.write_table("phase3_layerwise_avr_stats", compare_families(study))
+    study.write_table("phase3_signal", compare_signals(study))
     study.write_table("fig9_radial_profiles_natural", profile_reference(study))
     study.draw("fig7_layerwise_mean_avr", "fig8_avr_distributions", "fig9_radial_profiles_natural")
 
@@ -41,6 +47,44 @@ def compare_families(study: Study) -> pd.DataFrame:
             facts = {"layer": layer, "layer_index": index, "tap": tap, "stride": first["stride"].iloc[0]}
             rows.append({**facts, **_compare(first, second)})
     return add_holm(pd.DataFrame(rows), "p", "wilcoxon_p")
+
+
+def compare_signals(study: Study) -> pd.DataFrame:
+    """Paired comparison of each family with the first at the tap ``signal``, of each metric at each layer.
+
+    Ratios of powers are compared in dB, image by image; ``white_noise`` is that of noise on the lattice.
+    """
+    table, first = study.signal, study.families[0]
+    rows = []
+    for (index, layer), block in table.groupby(["layer_index", "layer"], sort=True):
+        own = {family: part.set_index("image") for family, part in block.groupby("family", sort=False)}
+        for metric, family in product(COMPARED, study.families):
+            if family not in own:
+                continue
+            facts = {"layer": layer, "layer_index": index, "metric": metric, "model": study.names[family],
+                     "family": family, "site": own[family]["site"].iloc[0]}  # fmt: skip
+            rows.append({**facts, **_describe_signal(own[family], own.get(first), metric, family == first)})
+    return add_holm(pd.DataFrame(rows), "p", "wilcoxon_p")
+
+
+def _describe_signal(
+    own: pd.DataFrame, base: pd.DataFrame | None, metric: str, is_first: bool
+) -> dict[str, Any]:
+    in_decibels = metric in POWER_RATIOS
+    sides = [own] if base is None else [own, base]
+    values = [
+        side[metric].map(to_decibels, na_action="ignore") if in_decibels else side[metric] for side in sides
+    ]
+    silent = [(side["power"] <= 0) | side[metric].isna() for side in sides]
+    limits = () if in_decibels else RANGES[metric]
+    summary = stats.summarize(values[0], silent[0], own["cluster"], *limits)
+    row = {"unit": "dB" if in_decibels else "share", "n": summary.n, "n_clusters": summary.n_clusters,
+           "n_silent": summary.n_silent, **bound_summary("mean", summary), "median": summary.median,
+           "white_noise": to_decibels(own[NOISE].iloc[0]) if in_decibels else np.nan}  # fmt: skip
+    if base is None or is_first:
+        return row
+    found = compare_columns(values[0], values[1], silent[0], silent[1], own["cluster"])
+    return row | {name: value for name, value in found.items() if name not in ("n", "n_clusters")}
 
 
 def profile_reference(study: Study) -> pd.DataFrame:

@@ -1,9 +1,10 @@
 """Phase 4, shift correlation: does a photograph's AVR at a layer predict how unstable its prediction is?
 
 Pearson, Spearman and distance correlation with intervals at every layer and tap, and regressions on all
-layers together, scored on images that the fit hasn't seen. Then what comes between the two, on fewer images:
-whether each site's output moves with the image, which site is to blame for unstable predictions, and how a
-prediction changes along a diagonal.
+layers together, scored on images that the fit hasn't seen. SIS is mostly how certain a prediction is: the
+partial correlation given its confidence stands beside, and so do logit jitter and comb contrast. Then what
+comes between the two, on fewer images: whether each site's output moves with the image, which site is to
+blame for unstable predictions, and how a prediction changes along a diagonal.
 
 Example: python experiments/phase4_shift_correlation.py --limit 200 --out results
 """
@@ -18,8 +19,13 @@ import pandas as pd
 from tqdm import tqdm
 
 from spectral import stats
-from spectral.columns import add_holm
-from spectral.stability import attribute_instability, measure_diagonal, measure_equivariance
+from spectral.columns import add_holm, bound
+from spectral.stability import (
+    attribute_instability,
+    measure_diagonal,
+    measure_equivariance,
+    summarize_stability,
+)
 from spectral.study.common import TAPS, Study
 from spectral.study.stability import summarize_attribution, summarize_equivariance
 
@@ -34,6 +40,7 @@ def run(study: Study) -> None:
     if not study.has_table("per_image"):  # phase 3 wrote it; alone, this one does
         study.write_table("per_image", study.per_image)
     study.write_table("phase4_correlation", correlate_layers(study))
+    study.write_table("phase4_stability", summarize_families(study))
     scores, importances = regress_layers(study)
     study.write_table("phase4_regression", scores)
     study.write_table("phase4_regression_importance", importances)
@@ -58,6 +65,10 @@ def correlate_layers(study: Study) -> pd.DataFrame:
         if block.empty:
             continue
         found = stats.correlate(block["avr"], block["sis"], block["cluster"], RESAMPLES, study.options.seed)
+        means = block.groupby("cluster", sort=False)[["avr", "sis", "confidence"]].mean()
+        given = stats.correlate_ranks(
+            means["avr"], means["sis"], {"confidence": means["confidence"]}, RESAMPLES, study.options.seed
+        )
         first = block.iloc[0]
         facts = {key: first[key] for key in
                  ("model", "family", "site", "layer", "layer_index", "op", "stride", "tap")}  # fmt: skip
@@ -70,9 +81,22 @@ def correlate_layers(study: Study) -> pd.DataFrame:
             "distance_correlation_ci_low": found.distance_corrected_ci_low,
             "distance_correlation_ci_high": found.distance_corrected_ci_high,
             "distance_correlation_p": found.distance_p,
-            "distance_correlation_plain": found.distance_correlation, "reason": found.reason,
+            "distance_correlation_plain": found.distance_correlation,
+            **bound("spearman_given_confidence", given.rho, given.ci_low, given.ci_high),
+            "spearman_given_confidence_p": given.p, "reason": found.reason or given.reason,
         })  # fmt: skip
-    return add_holm(pd.DataFrame(rows), "pearson_p", "spearman_p", "distance_correlation_p")
+    tests = ("pearson_p", "spearman_p", "distance_correlation_p", "spearman_given_confidence_p")
+    return add_holm(pd.DataFrame(rows), *tests)
+
+
+def summarize_families(study: Study) -> pd.DataFrame:
+    """SIS, logit jitter, comb contrast and changed predictions of each family: `summarize_stability`."""
+    frames = [
+        summarize_stability(table).drop(columns="model").assign(model=study.names[family], family=family)
+        for family, table in study.stability.items()
+    ]
+    table = pd.concat(frames, ignore_index=True)
+    return table[["model", "family", *(c for c in table.columns if c not in ("model", "family"))]]
 
 
 def regress_layers(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:

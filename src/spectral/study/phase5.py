@@ -48,6 +48,7 @@ def weigh_families(study: Study) -> pd.DataFrame:
         row: dict[str, Any] = {
             "model": study.names[family], "family": family, "n": summary.n,
             "n_clusters": summary.n_clusters, **bound_summary("sis", summary), "sis_median": summary.median,
+            "sis_top_tenth": summary.top_tenth, **_describe_stability(study.stability[family]),
         }  # fmt: skip
         if family != reference and summary.n_clusters >= FEWEST_CLUSTERS:
             change = stats.relative_change(base, sis, clusters)
@@ -80,6 +81,18 @@ def overlay_profiles(study: Study) -> pd.DataFrame:
         grouped = profiles.groupby(keys, sort=False)["power"]
         frames.append(grouped.agg(power="mean", n_images="count").reset_index())
     return pd.concat(frames, ignore_index=True)
+
+
+def _describe_stability(table: pd.DataFrame) -> dict[str, Any]:
+    """What stands beside SIS, on fewer images: logit jitter and comb contrast."""
+    row: dict[str, Any] = {"n_stability": len(table)}
+    for name in ("logit_jitter", "comb_contrast"):
+        known = table[name].notna()
+        if known.any():
+            low, high = RANGES.get(name, (-np.inf, np.inf))
+            found = stats.summarize(table[name][known], None, table["cluster"][known], low, high)
+            row |= {**bound_summary(name, found), f"{name}_median": found.median}
+    return row
 
 
 def _accuracy(study: Study, family: str, whole: pd.DataFrame) -> dict[str, Any]:
