@@ -137,6 +137,7 @@ class Loops:
         strides = {**first.strides, kind: (min(steps), min(windows)) if equal else (0, 0)}
         for event in (event for part in parts for event in part.events):
             event.dropped = True
+        labels = self._axes.labels(y)
         self._relabel(call, kind, min(steps) if equal else 0, starts[0])
         part = replace(
             first, strides=strides, events=[], spans={k: v for k, v in first.spans.items() if k != kind}
@@ -146,14 +147,16 @@ class Loops:
             return  # as many windows as samples
         image_axes = find_image_axes(first.labels)
         before = find_size(all_factors(first.labels), image_axes)
-        counts = {kind: len(parts)}
-        latest = first.events[-1].output_size if first.strides else None
-        after = tuple(
-            counts.get(k, latest[i] if latest is not None and k in first.strides else n)
-            for i, (k, n) in enumerate(zip(image_axes, before, strict=True))
-        )
-        whole = all(stride for stride, _ in strides.values())
-        given = [strides.get(k, (1, 1)) for k in image_axes]
+        left = dict(zip(image_axes, find_size(all_factors(labels), image_axes), strict=True))
+        if first.strides:  # the columns, where windows of one row were joined before
+            left |= {k: n for k, n in zip(image_axes, first.events[-1].output_size, strict=True) if k != kind}
+        after = tuple(len(parts) if k == kind else left[k] for k in image_axes)
+        # An axis that was not cut has been reduced as a whole, or not at all.
+        steps_of = {
+            k: (n, n) if m == 1 else (1, 1) for k, n, m in zip(image_axes, before, after, strict=True)
+        }
+        given = [strides.get(k, steps_of[k]) for k in image_axes]
+        whole = all(stride for stride, _ in given)
         geometry = Geometry(
             first.kind,
             tuple(stride if whole else 0 for stride, _ in given),
@@ -170,9 +173,11 @@ class Loops:
         self._keep(event)
 
     def _relabel(self, call: Call, kind: str, step: int, start: int) -> None:
-        """Say that the axis along which windows were joined is an image axis again."""
+        """Say that the axis along which windows were joined is an image axis again, if it holds only them."""
         y = call.outputs[0]
         axis, labels = call.a.get("dim", 0) % y.ndim, self._axes.labels(y)
+        if y.shape[axis] != len(call.a["tensors"]):
+            return  # they are joined as channels
         root = next(f for f in all_factors(self._parts[call.a["tensors"][0]].labels) if f.kind == kind)
         n = y.shape[axis]
         made = (
