@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from spectral.capture import OF_DENSE_MAPS, TAPS, Capture, Tap
 from spectral.errors import SpectralError, suggest
 from spectral.graph import GraphRecorder, saving_plainly
+from spectral.interrupts import undivided
 from spectral.matching import Roll
 from spectral.operators import Decimation, Size, find_plain_operator
 from spectral.recorder import Operation, Recorder
@@ -55,6 +56,7 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         torch.Size([1, 3, 8, 8])
     """
 
+    @undivided
     def __init__(
         self,
         model: nn.Module,
@@ -105,6 +107,7 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
             self.remove_hooks()
             raise
 
+    @undivided
     def __exit__(self, *exception: object) -> None:
         """Remove the hooks; what was captured stays readable."""
         self.remove_hooks()
@@ -149,6 +152,7 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
             why = "the reduce callback took it"
         raise SpectralError(f"nothing was captured at {name!r}: {why}")
 
+    @undivided
     def remove_hooks(self) -> None:
         """Remove every hook; may be called more than once.
 

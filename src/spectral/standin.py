@@ -19,6 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from spectral.copying import Copied, TensorMap, clone, copy_structure, make_lazy
 from spectral.errors import SpectralError
 from spectral.inputs import Example, Inputs
+from spectral.interrupts import shielded
 from spectral.locks import alone
 from spectral.network import Writes, list_inputs, put_into_evaluation
 from spectral.reach import kept_reach
@@ -53,7 +54,7 @@ def run_on_standins(model: nn.Module, inputs: Inputs, watch: Watch[T], batch: in
             changes what it returns.
     """
     # Inference mode would show other operators than the forward passes that are measured later.
-    with alone(model), _ALONE, torch.inference_mode(False), torch.no_grad():
+    with shielded(), alone(model), _ALONE, torch.inference_mode(False), torch.no_grad():
         try:
             return _look(model, inputs, _make_stand_in, inputs.to("meta", batch=batch), watch)
         except SpectralError:
@@ -81,7 +82,7 @@ def run_on_copy(model: nn.Module, inputs: Inputs, watch: Watch[T]) -> T:
         SpectralError: if ``watch`` fails, or what the forward does to an object that can't be copied changes
             what it returns.
     """
-    with alone(model), _ALONE, torch.inference_mode(False), torch.no_grad():
+    with shielded(), alone(model), _ALONE, torch.inference_mode(False), torch.no_grad():
         return _look_for_real(model, inputs, watch, None)
 
 

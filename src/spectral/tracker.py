@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint_sequential
 
 from spectral.errors import SpectralError
+from spectral.interrupts import undivided
 from spectral.locks import is_held
 from spectral.places import Steps, find_steps
 
@@ -200,6 +201,7 @@ class Tracker(AbstractContextManager["Tracker"]):
         """What ``start`` returned for the latest pass of this thread."""
         return self._state.latest.record
 
+    @undivided
     def attach(self) -> None:
         """Begin to follow: where this thread alone may alter the modules, its own passes only."""
         if any(is_held(module) for module in self._modules.values()):
@@ -212,6 +214,7 @@ class Tracker(AbstractContextManager["Tracker"]):
             forward.followers = (*forward.followers, (self, path))
             vars(module)["forward"] = forward
 
+    @undivided
     def remove(self) -> None:
         """Follow no more; may be called more than once."""
         for forward in self._forwards.values():

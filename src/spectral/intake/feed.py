@@ -15,6 +15,7 @@ from spectral.errors import SpectralError, SpectralWarning
 from spectral.inputs import Inputs
 from spectral.intake.channels import list_channel_calls
 from spectral.intake.given import GivenImages, find_extents, pick_inputs
+from spectral.interrupts import raise_kept
 from spectral.models import model_info
 from spectral.models.preprocessing import explain_assumption, find_preparation
 from spectral.network import Call, Kinds, Scores, list_calls, read_scores, require_clear
@@ -169,6 +170,7 @@ class Feed:
         Raises:
             SpectralError: if its forward fails, naming the shape it was given.
         """
+        raise_kept()
         try:
             return self.model(*inputs.args, **inputs.kwargs)
         except (SpectralError, MemoryError, torch.OutOfMemoryError):

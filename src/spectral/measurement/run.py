@@ -21,6 +21,7 @@ from spectral.identity import Identity, identify
 from spectral.inputs import Inputs
 from spectral.instability import compute_instability
 from spectral.intake import Feed, pick_inputs
+from spectral.interrupts import raise_kept, undivided
 from spectral.measurement.captures import check_identity, choose_taps, measure_capture
 from spectral.measurement.description import by
 from spectral.measurement.images import find_clusters
@@ -99,6 +100,7 @@ class Run:
         with bar, ExitStack() as listening:
             extractor = listening.enter_context(self._listen())
             for chosen, inputs in self.feed.batches(batch_size, indices=indices):
+                raise_kept()
                 if self._find_late_sites(inputs):
                     listening.close()
                     extractor = listening.enter_context(self._listen())
@@ -130,6 +132,7 @@ class Run:
     def _measurable(self) -> list[Site]:
         return [site for site in self.sites if site.measurable]
 
+    @undivided
     def _listen(self) -> FeatureExtractor:
         tap: Tap = "dense" if self._needs_dense else "input"
         return FeatureExtractor(self.model, self._measurable, tap=tap, reduce=self._reduce)

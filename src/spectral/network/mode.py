@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
+from spectral.interrupts import shielded, undivided
 from spectral.locks import ThreadGuard, alone
 from spectral.network.writes import Writes
 from spectral.surroundings import kept_surroundings
@@ -54,10 +55,12 @@ class evaluation_mode:  # noqa: N801 - reads as a statement: `with evaluation_mo
         self._flags: list[tuple[nn.Module, bool]] = []
         self._before: _Contents | None = None
 
+    @undivided
     def __enter__(self) -> None:
         if not isinstance(self.model, nn.Module):
             return
         try:
+            self._held.enter_context(shielded())
             self._held.enter_context(alone(self.model))
             self._enter(self.model)
         except BaseException:
@@ -78,6 +81,7 @@ class evaluation_mode:  # noqa: N801 - reads as a statement: `with evaluation_mo
         with self._before.watched():
             put_into_evaluation(model)
 
+    @undivided
     def __exit__(self, *exception: object) -> None:
         with self._held:
             if self._before is not None:

@@ -1,0 +1,83 @@
+"""Ctrl-C at any moment: no hook, no mode and no moved weight is left."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from networks import count_hooks, image, unchanged
+from test_measurement import tiny
+
+import spectral
+from spectral.interrupts import raise_kept, shielded, undivided
+from spectral.measurement import measure
+
+
+@contextmanager
+def interrupted_after(seconds: float) -> Iterator[None]:
+    """Send this process what Ctrl-C sends, once, so many seconds from now."""
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+# An interrupt inside a weak reference's callback is printed and lost: Python's own rule.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("what", ["measure", "find_sites", "convert", "compute_sis"])
+def test_nothing_is_left_behind(what, tmp_path):
+    net, x = tiny(), image(6, 3, 16, 16)
+    jobs: dict[str, Callable[[], Any]] = {
+        "measure": lambda: measure(net, x, ("avr", "am"), batch_size=2, progress=False),
+        "find_sites": lambda: spectral.find_sites(net, 16),
+        "convert": lambda: spectral.convert(net, "blurpool", example=(3, 16, 16)),
+        "compute_sis": lambda: spectral.compute_sis(net, x),
+    }
+    started = time.perf_counter()
+    jobs[what]()
+    jobs[what]()
+    length = (time.perf_counter() - started) / 2
+    moments, ended = random.Random(what), 0
+    handler, threads = signal.getsignal(signal.SIGINT), torch.get_num_threads()
+    for _ in range(25):
+        with unchanged(net):
+            try:
+                with interrupted_after(moments.uniform(1e-4, length)):
+                    jobs[what]()
+            except KeyboardInterrupt:
+                ended += 1
+        assert count_hooks(net) == 0
+        assert torch._C._len_torch_function_stack() == 0
+        assert torch._C._len_torch_dispatch_stack() == 0
+        assert torch.is_grad_enabled()
+        assert torch.get_num_threads() == threads
+        assert signal.getsignal(signal.SIGINT) is handler
+        net(x)
+    assert ended > 5
+    jobs[what]()
+
+
+def test_what_is_kept_is_raised_at_the_next_safe_point():
+    @undivided
+    def set_up() -> str:
+        signal.raise_signal(signal.SIGINT)
+        return "whole"
+
+    with shielded():
+        assert set_up() == "whole"
+        with pytest.raises(KeyboardInterrupt):
+            raise_kept()
+        raise_kept()
+    with pytest.raises(KeyboardInterrupt), shielded():
+        set_up()
+    with pytest.raises(KeyboardInterrupt), shielded():
+        signal.raise_signal(signal.SIGINT)
