@@ -116,7 +116,7 @@ def count_bits(trials: int, rng: random.Random) -> int:
 
 
 def count_interrupts(trials: int, rng: random.Random) -> int:
-    """Interrupt measuring, discovery and conversion at random; count hooks, modes and weights that changed."""
+    """Interrupt measuring, discovery and conversion at random; count models and modes that changed."""
     model, left = make_network(), 0
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     attributes = {name: list(vars(module)) for name, module in model.named_modules()}
