@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +15,7 @@ import spectral
 from spectral.errors import SpectralError
 from spectral.layers import AliasFreeActivation1d, AliasFreeActivation2d, AliasFreeActivation3d
 from spectral.stability import fourier_shift
+from spectral.surgery import ConversionReport
 
 
 class Square(nn.Module):
@@ -82,3 +87,65 @@ def test_bad_arguments_are_one_sentence():
         AliasFreeActivation2d(F.relu)
     with pytest.raises(SpectralError, match="expected floating-point maps"):
         AliasFreeActivation2d(nn.ReLU())(torch.zeros(3, 4))
+
+
+def pool_network() -> nn.Module:
+    """Modules and functions, a padded pool, and one activation that runs twice."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 3, 2, 1)
+            self.act = nn.ReLU(inplace=True)
+            self.pool = nn.MaxPool2d(3, 1, 1)
+            self.conv = nn.Conv2d(8, 8, 3, 2, 1)
+            self.head = nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.pool(self.act(self.stem(x)))
+            x = F.silu(self.act(self.conv(x)))
+            return self.head(x.mean((2, 3)))
+
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+@pytest.mark.parametrize("make", [pool_network, lambda: spectral.load_model("bundled/resnet20")])
+def test_converted_activations_and_borders_are_the_ideal_ones(make):
+    net, x = make(), torch.randn(2, 3, 32, 32)
+    flc = spectral.convert(net, "flc", example=32)
+    both = spectral.convert(net, "flc", example=32, activations="alias-free", padding="circular")
+    ops = {"relu", "silu"}
+
+    def chosen(cause: spectral.Cause) -> bool:
+        return cause.source == "border" or cause.op in ops
+
+    with torch.no_grad(), spectral.idealize(flc, ["nonlinearity", "border"], chosen) as ideal:
+        expected = ideal(x)
+    with torch.no_grad():
+        torch.testing.assert_close(both(x), expected)
+        assert not torch.allclose(both(x), flc(x))
+        assert torch.equal(copy.deepcopy(both)(x), both(x))
+        if make is not pool_network:  # a local class can't be pickled
+            assert torch.equal(pickle.loads(pickle.dumps(both))(x), both(x))
+        assert torch.equal(spectral.revert(both)(x), net(x))
+        again = ConversionReport.from_dict(json.loads(json.dumps(spectral.conversion_report(both).to_dict())))
+        torch.testing.assert_close(again.apply(net)(x), both(x))
+    assert set(both.state_dict()) == set(flc.state_dict())
+    remaining = {cause.source for cause in spectral.find_causes(both, 32) if cause.op not in ("max_pool2d",)}
+    assert "border" not in remaining
+
+
+def test_what_is_converted_later_keeps_what_was_asked_for():
+    net, x = pool_network(), torch.randn(1, 3, 32, 32)
+    first = spectral.convert(net, "flc", "stem", example=32, activations="alias-free-filtered")
+    second = spectral.convert(first, "blurpool", ["conv*"], example=32)
+    assert spectral.conversion_report(second).remedies.activations == "alias-free-filtered"
+    with pytest.raises(SpectralError, match="padding can't be 'circle'"):
+        spectral.convert(net, "flc", example=32, padding="circle")
+    with pytest.raises(SpectralError, match="nearest: 'alias-free'"):
+        spectral.convert(net, "flc", example=32, activations="alias_free")
+    before = first(x)
+    with pytest.raises(SpectralError):
+        spectral.convert(first, "blurpool", "no such site", example=32, inplace=True)
+    assert torch.equal(first(x), before)

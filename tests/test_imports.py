@@ -87,10 +87,12 @@ ALLOWED = {
     "monitor": {"capture", "graph", "hooks", "measurement", "sites"},
     "channels": {"metrics", "numerics", "spectrum"},
     "surgery": {
+        "causes",
         "copying",
         "inputs",
         "latency",
         "layers",
+        "numerics",
         "operators",
         "places",
         "recorder",

@@ -27,6 +27,7 @@ from spectral.surgery.hooks import (
     add_hook,
     remove_hooks,
 )
+from spectral.surgery.remedies import put_back_border
 from spectral.surgery.rewriting import Function, Replacement
 
 _STRIDE = "decimating_stride"  # attribute of a module whose stride is replaced
@@ -141,6 +142,7 @@ def detach(model: nn.Module) -> None:
     """Undo all that was attached: every module is as it was, weights apart."""
     for module in list(model.modules()):
         remove_hooks(module)
+        put_back_border(module)
         attributes = vars(module)
         frame = find_frame(module)
         if _STRIDE in attributes:

@@ -20,6 +20,7 @@ from spectral.surgery.attachment import PerChannels, Unit, attach, detach, is_at
 from spectral.surgery.choice import PLACEMENTS, Where, choose_units
 from spectral.surgery.functions import INDEXING
 from spectral.surgery.observation import observe, observe_sites
+from spectral.surgery.remedies import Remedies, check_remedies, find_plan, remedy
 from spectral.surgery.report import ConversionReport, ConversionRow, Cost, find_report, keep_report
 from spectral.surgery.trial import Trial
 from spectral.tracker import drop_plain_forwards
@@ -35,6 +36,9 @@ def convert(
     placement: str = "auto",
     example: Example | None = None,
     inplace: bool = False,
+    *,
+    activations: str | None = None,
+    padding: str | None = None,
     **options: Any,
 ) -> nn.Module:
     """Replace decimations by an anti-aliasing layer behind the dense map; trained weights are kept.
@@ -69,6 +73,11 @@ def convert(
             it costs less there); directly behind the operator otherwise. ``"behind"``: always that.
         example: as for `find_sites`; by default of the size the model was trained for, where it is known.
         inplace: change the model itself instead of a copy.
+        activations: ``"alias-free"`` evaluates everything nonlinear that acts on each place of a map alone,
+            as modules or functions, on a lattice twice as fine (`spectral.layers.AliasFreeActivation`);
+            ``"alias-free-filtered"`` with short filters. None leaves them, or what was done before.
+        padding: ``"circular"``, ``"replicate"`` or ``"reflect"`` instead of zeros, for convolutions and pools
+            that are modules and for layers. None leaves it, or what was done before.
         options: of the layer, as `spectral.layers.make_pool` takes them: ``kernel_size``, ``padding_mode``,
             ``wavelet``, ``compat`` …
 
@@ -101,6 +110,7 @@ def convert(
         )
     _check_choice("method", method, METHODS)
     _check_choice("placement", placement, PLACEMENTS)
+    check_remedies(activations, padding)
     METHODS[method](8, 2, **options)  # refuses options before anything else is done
     if find_report(model) is None and is_attached(model):
         raise SpectralError(
@@ -112,12 +122,20 @@ def convert(
     earlier = find_report(work)
     kept = {u: work.get_submodule(u.layer_path) for u in earlier.units} if earlier is not None else {}
     detach(work)
+    before = earlier.remedies if earlier is not None else Remedies()
+    asked = Remedies(activations or before.activations, padding or before.padding)
     try:
+        plan = find_plan(work, asked, example)
         recipe = Recipe(method, where, placement, options)
         report = _replace_sites(work, recipe, example, earlier, kept)
+        if plan is not None:
+            report.remedies = remedy(work, plan, asked)
     except BaseException:
         detach(work)
+        earlier_plan = find_plan(work, before, example)
         attach(work, kept)
+        if earlier_plan is not None:
+            remedy(work, earlier_plan, before)
         raise
     keep_report(work, report)
     return work

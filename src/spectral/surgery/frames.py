@@ -21,7 +21,7 @@ from spectral.errors import SpectralError
 from spectral.surgery import ledger
 from spectral.surgery.hooks import CHILD, Owe, Settle, add_hook, list_hooks
 from spectral.surgery.places import mark_call
-from spectral.surgery.rewriting import Function, Replacement, Rewriter
+from spectral.surgery.rewriting import Function, Replacement, Rewriter, Run
 
 _FRAME = "antialias_frame"
 
@@ -49,11 +49,13 @@ class Frame:
         links: of the sites whose operator's module is inside it.
         calls: functions of its own forward that are replaced, and by what.
         points: those behind which a layer is due, with the names of these places in the ledger.
+        activations: those that are evaluated in another way, and how.
     """
 
     links: dict[str, Link] = field(default_factory=dict)
     calls: dict[Function, Replacement] = field(default_factory=dict)
     points: dict[Function, str] = field(default_factory=dict)
+    activations: dict[Function, Run] = field(default_factory=dict)
 
 
 class _Framed(type):
@@ -139,7 +141,7 @@ def _run(block: nn.Module, frame: Frame, base: Any, args: Any, kwargs: Any) -> A
         _check_links(block, frame)
     account = ledger.open_account(frame.links)
     try:
-        if frame.calls or frame.points:
+        if frame.calls or frame.points or frame.activations:
             output = _run_rewritten(block, frame, base, args, kwargs)
         else:
             output = base.forward(block, *args, **kwargs)
@@ -150,7 +152,7 @@ def _run(block: nn.Module, frame: Frame, base: Any, args: Any, kwargs: Any) -> A
 
 
 def _rewrite(block: nn.Module, frame: Frame, base: Any, args: Any, kwargs: Any) -> Any:
-    with Rewriter(block, frame.calls, frame.points) as rewriter:
+    with Rewriter(block, frame.calls, frame.points, frame.activations) as rewriter:
         output = base.forward(block, *args, **kwargs)
     rewriter.check_complete()
     return output
@@ -183,7 +185,7 @@ def _check_links(block: nn.Module, frame: Frame) -> None:
 def _check_symbolic(block: nn.Module, frame: Frame, proxy: Proxy) -> None:
     """See that a symbolic trace keeps what a layer depends on: modules it doesn't look into."""
     name, tracer = type(block).__name__, cast(Tracer, proxy.tracer)
-    if frame.calls or frame.points:
+    if frame.calls or frame.points or frame.activations:
         raise SpectralError(
             f"symbolic tracing can't follow {name}, which calls operators as functions that were replaced by "
             f"layers; trace the original network and convert that graph, or use torch.export"

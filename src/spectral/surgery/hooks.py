@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from spectral.layers.filters import pad_map
 from spectral.surgery import ledger
 
 CHILD = "antialias"
@@ -100,7 +101,22 @@ class Layers(nn.ModuleDict):
         return x
 
 
-Hook = PoolInput | PoolOutput | Owe | Settle | SharePhase
+@dataclass(frozen=True)
+class WrapInput:
+    """Extends what a pool is given, which had a padding of its own."""
+
+    pads: tuple[int, ...]
+    mode: str
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Replace the input."""
+        pads = [(pad, pad) for pad in self.pads]
+        if args:
+            return (pad_map(args[0], pads, self.mode), *args[1:]), kwargs
+        return (), {**kwargs, "input": pad_map(kwargs["input"], pads, self.mode)}
+
+
+Hook = PoolInput | PoolOutput | Owe | Settle | SharePhase | WrapInput
 
 
 def list_hooks(module: nn.Module) -> Iterator[Hook]:
@@ -112,7 +128,7 @@ def list_hooks(module: nn.Module) -> Iterator[Hook]:
 def add_hook(module: nn.Module, hook: Hook) -> None:
     """Hang a hook on a module, once."""
     if hook not in list_hooks(module):
-        if isinstance(hook, PoolInput | SharePhase):
+        if isinstance(hook, PoolInput | SharePhase | WrapInput):
             module.register_forward_pre_hook(hook, with_kwargs=True)
         else:
             module.register_forward_hook(hook)

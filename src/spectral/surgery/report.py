@@ -13,6 +13,7 @@ from spectral.errors import SpectralError
 from spectral.latency import measure_latency
 from spectral.sites import Site
 from spectral.surgery.attachment import Unit
+from spectral.surgery.remedies import Remedies
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,6 +81,7 @@ class ConversionReport:
         cost: before and after.
         source: what `load_model` was asked for, None for a model from elsewhere.
         units: how each layer is attached; not part of the dictionary.
+        remedies: what was done to activations and borders.
     """
 
     rows: tuple[ConversionRow, ...]
@@ -87,6 +89,7 @@ class ConversionReport:
     cost: Cost
     source: str | None = None
     units: tuple[Unit, ...] = field(default=(), repr=False, compare=False)
+    remedies: Remedies = field(default_factory=Remedies)
 
     @property
     def replaced(self) -> list[ConversionRow]:
@@ -114,6 +117,8 @@ class ConversionReport:
                 steps.append({**asked, "where": [row.site]})
             else:
                 step["where"].append(row.site)
+        if steps:
+            steps[-1] |= self.remedies.options
         return steps
 
     def measure_latency(self, model: nn.Module, batch: Tensor, repeats: int = 10) -> Cost:
@@ -152,6 +157,7 @@ class ConversionReport:
             "example": list(self.example),
             "cost": asdict(self.cost),
             "rows": [asdict(row) for row in self.rows],
+            "remedies": asdict(self.remedies),
         }
 
     @classmethod
@@ -165,7 +171,8 @@ class ConversionReport:
             rows = tuple(ConversionRow(**{**row, "stride": tuple(row["stride"])}) for row in content["rows"])
             parameters, macs, seconds = (content["cost"][key] for key in ("parameters", "macs", "seconds"))
             cost = Cost(tuple(parameters), tuple(macs), seconds and tuple(seconds))
-            return cls(rows, tuple(content["example"]), cost, content["source"])
+            remedies = Remedies.from_dict(content.get("remedies") or {})
+            return cls(rows, tuple(content["example"]), cost, content["source"], remedies=remedies)
         except (KeyError, TypeError, AttributeError) as error:
             raise SpectralError(
                 f"ConversionReport: expected what to_dict gives, got something else ({error!r}); write the "
@@ -201,6 +208,9 @@ class ConversionReport:
         ]
         if self.replaced and all(row.runs for row in self.replaced):
             lines.append("verified: in a pass each layer ran exactly as often as its operator did before")
+        for what, value in self.remedies.options.items():
+            lines.append(f"{what}: {value}")
+        lines += [f"not altered: {name}: {reason}" for name, reason in self.remedies.left]
         lines.append(f"parameters {self.cost.parameters[0]:,} → {self.cost.parameters[1]:,}")
         change = f" (×{after / before:.2f})" if before else ""
         lines.append(f"multiply–accumulates at {sizes} {before:,} → {after:,}{change}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +31,9 @@ class Function:
     name: str
     place: Steps
     repeat: int = 0
+
+
+Run = Callable[[Any, Any, Any], Any]  # of a function and its arguments
 
 
 @dataclass(frozen=True)
@@ -63,14 +66,20 @@ class Rewriter(TorchFunctionMode):
         block: the module whose forward runs.
         calls: what becomes of which operator.
         points: activations behind which layers are due, and their names in the ledger.
+        activations: functions that run in another way, and how.
     """
 
     def __init__(
-        self, block: nn.Module, calls: Mapping[Function, Replacement], points: Mapping[Function, str]
+        self,
+        block: nn.Module,
+        calls: Mapping[Function, Replacement],
+        points: Mapping[Function, str],
+        activations: Mapping[Function, Run] | None = None,
     ) -> None:
         super().__init__()
         self._block, self._calls, self._points = block, calls, points
-        self._names = {function.name for function in (*calls, *points)}
+        self._activations = activations or {}
+        self._names = {function.name for function in (*calls, *points, *self._activations)}
         self._repeats: Counter[Function] = Counter()
         self._met: set[Function] = set()
         self._strangers: set[Signature] = set()
@@ -85,8 +94,11 @@ class Rewriter(TorchFunctionMode):
         if spot.call is None or spot.call.f_locals.get("block") is not self._block:
             return func(*args, **kwargs)  # of a module inside
         function = Function(name, spot.place)
+        run = self._activations.get(function)
+        if run is not None and function not in self._points:
+            return run(func, args, kwargs)
         if function in self._points:
-            output = func(*args, **kwargs)
+            output = func(*args, **kwargs) if run is None else run(func, args, kwargs)
             settled = ledger.settle(self._points[function], output)
             return output if settled is None else settled
         self._repeats[function] += 1

@@ -1,0 +1,192 @@
+"""What `convert` does against the other causes of shift instability: nonlinearities and borders.
+
+Activations are evaluated on a finer lattice where the model calls them, as modules or as functions, and
+windows meet a periodic, repeated or mirrored map instead of zeros. Nothing gets another name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
+
+from spectral.causes.planning import Plan, Planned, make_plan
+from spectral.errors import SpectralError, suggest
+from spectral.inputs import Example
+from spectral.layers.filterpool import FilterPool
+from spectral.numerics.finer import Axes, evaluate_finely
+from spectral.surgery.frames import frame_of
+from spectral.surgery.hooks import WrapInput, add_hook
+from spectral.surgery.rewriting import Function
+
+FACTOR = 2
+# Name for `convert` → taps of the filters to the finer lattice and back; None for ideal ones.
+ACTIVATIONS: dict[str, int | None] = {"alias-free": None, "alias-free-filtered": 6}
+BORDERS = ("circular", "replicate", "reflect")
+
+_PADDING = "zeros_padding"  # attribute of a module whose border was altered: what it had
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+
+
+@dataclass(frozen=True)
+class Smooth:
+    """How one call of an activation is evaluated on a finer lattice.
+
+    Attributes:
+        entering: of every tensor that it is given, which axes are image axes.
+        leaving: the same of every tensor that it returns.
+        writes: whether it writes into what it is given.
+        written: which of these tensors it returns then.
+        taps: as in `ACTIVATIONS`.
+    """
+
+    entering: tuple[Axes, ...]
+    leaving: tuple[Axes, ...]
+    writes: bool
+    written: int | None
+    taps: int | None
+
+    def __call__(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run the function."""
+        made = evaluate_finely(
+            func, args, kwargs, self.entering, self.leaving, FACTOR, self.writes, self.taps
+        )  # fmt: skip
+        if self.written is not None:
+            target: Tensor = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)][self.written]
+            return target.copy_(made[0])
+        return made[0] if len(made) == 1 else tuple(made)
+
+
+@dataclass(frozen=True)
+class Remedies:
+    """What was asked for against nonlinearities and borders, and what became of it.
+
+    Attributes:
+        activations: a name in `ACTIVATIONS`, None to leave them.
+        padding: one of `BORDERS`, None to leave them.
+        altered: names of what was altered.
+        left: names of what wasn't, with the reason.
+    """
+
+    activations: str | None = None
+    padding: str | None = None
+    altered: tuple[str, ...] = ()
+    left: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Remedies:
+        """Read what `dataclasses.asdict` gave, also after a way through JSON."""
+        altered = tuple(content.get("altered", ()))
+        left = tuple((str(name), str(reason)) for name, reason in content.get("left", ()))
+        return cls(content.get("activations"), content.get("padding"), altered, left)
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Arguments of `convert` that ask for it again."""
+        asked = {"activations": self.activations, "padding": self.padding}
+        return {name: value for name, value in asked.items() if value is not None}
+
+
+def check_remedies(activations: str | None, padding: str | None) -> None:
+    """Refuse names that aren't known.
+
+    Raises:
+        SpectralError: offering the nearest.
+    """
+    for what, value, known in (("activations", activations, ACTIVATIONS), ("padding", padding, BORDERS)):
+        if value is not None and value not in known:
+            near = suggest(str(value), known) or f"; choose one of {', '.join(known)}"
+            raise SpectralError(f"convert: {what} can't be {value!r}{near}")
+
+
+def find_plan(model: nn.Module, remedies: Remedies, example: Example) -> Plan | None:
+    """Look at the network before anything is attached to it; None if nothing is asked for."""
+    return make_plan(model, example) if remedies.options else None
+
+
+def remedy(model: nn.Module, plan: Plan, remedies: Remedies) -> Remedies:
+    """Alter activations and borders, and say which."""
+    modules = dict(model.named_modules())
+    altered: list[str] = []
+    left: list[tuple[str, str]] = []
+    done: set[tuple[str, str]] = set()
+    for planned in plan.calls.values():
+        for cause in planned.causes:
+            if cause.source == "nonlinearity" and remedies.activations is not None:
+                reason = _smooth(modules, planned, ACTIVATIONS[remedies.activations])
+            elif cause.source == "border" and remedies.padding is not None:
+                reason = _wrap(modules, planned, remedies.padding)
+            else:
+                continue
+            done.add((cause.source, cause.name))
+            if reason is None:
+                altered.append(cause.name)
+            else:
+                left.append((cause.name, reason))
+    asked = {"nonlinearity": remedies.activations, "border": remedies.padding}
+    left += [
+        (cause.name, cause.reason or "it is part of a layer of its own")
+        for cause in plan.causes
+        if asked.get(cause.source) and (cause.source, cause.name) not in done
+    ]
+    if remedies.padding is not None:
+        for module in model.modules():
+            own: Any = module
+            if isinstance(module, FilterPool) and own.padding_mode != remedies.padding:
+                vars(module).setdefault(_PADDING, module.padding_mode)
+                own.padding_mode = remedies.padding
+    names, reasons = tuple(dict.fromkeys(altered)), tuple(dict.fromkeys(left))
+    return Remedies(remedies.activations, remedies.padding, names, reasons)
+
+
+def put_back_border(module: nn.Module) -> None:
+    """Give a module the border back that it had."""
+    before = vars(module).pop(_PADDING, None)
+    if before is not None:
+        setattr(module, "padding" if isinstance(module, _POOLS) else "padding_mode", before)
+
+
+def _smooth(modules: dict[str, nn.Module], planned: Planned, taps: int | None) -> str | None:
+    """Evaluate a call on a finer lattice from now on, or say why not."""
+    if planned.handler != "pointwise":
+        return "the maximum of a pool is left: MaxBlurPool is its layer"
+    call = planned.call
+    path, _, name, steps, _ = call.key
+    if isinstance(modules[path], fx.GraphModule):
+        return "it is a function of a traced graph, which has no code to run it in"
+    smooth = Smooth(
+        tuple(axes or {} for axes in call.entering), tuple(axes or {} for axes in call.leaving),
+        call.writes, call.written, taps,
+    )  # fmt: skip
+    known = frame_of(modules[path]).activations.setdefault(Function(name, steps), smooth)
+    return None if known == smooth else "its module runs on maps whose axes are in another order as well"
+
+
+def _wrap(modules: dict[str, nn.Module], planned: Planned, mode: str) -> str | None:
+    """Let a module's windows meet another border from now on, or say why not."""
+    module: Any = modules[planned.call.key[0]]
+    if type(module) in _CONVOLUTIONS and planned.handler == "window":
+        if module.padding_mode == "zeros" and _is_padded(module.padding):
+            setattr(module, _PADDING, module.padding_mode)
+            module.padding_mode = mode
+        return None if module.padding_mode == mode else "it has no padding"
+    if isinstance(module, _POOLS):
+        if _is_padded(module.padding):
+            pads = _each(module.padding, int(type(module).__name__[-2]))
+            setattr(module, _PADDING, module.padding)
+            module.padding = 0
+            add_hook(module, WrapInput(pads, mode))
+        return None if _PADDING in vars(module) else "it has no padding"
+    return "it is padded by a function"
+
+
+def _is_padded(padding: Any) -> bool:
+    return padding != "valid" and padding != 0 and (isinstance(padding, str) or any(_each(padding, 1)))
+
+
+def _each(value: int | Sequence[int], rank: int) -> tuple[int, ...]:
+    return (value,) * rank if isinstance(value, int) else tuple(value)
