@@ -28,6 +28,7 @@ import spectral
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.files import claim, is_intact, replacing, seal, write_whole
 from spectral.measurement import measure
+from spectral.models.checkpoint import load_into, load_state, save_checkpoint
 from spectral.store import ShardStore
 from spectral.training import STATE_NAME, LabelledImages, Recipe, train
 
@@ -333,3 +334,44 @@ class TestLimits:
         assert bomb.stat().st_size < 40_000
         with pytest.raises(SpectralError, match=r"bomb\.png.*13000×13000 pixels are more than 89 million"):
             spectral.load_images(bomb)
+
+    @pytest.mark.parametrize(
+        ("tensor", "what"),
+        [
+            (torch.zeros(2, 2, dtype=torch.complex64), "of type complex64"),
+            (torch.zeros(2, 2).to(torch.float8_e4m3fn), "of type float8_e4m3fn"),
+            (torch.eye(2).to_sparse(), "sparse_coo"),
+            (torch.zeros(1).expand(10**4, 10**6), "that repeat few values"),
+        ],
+    )
+    def test_weights_that_are_no_plain_numbers(self, tensor, what, tmp_path):
+        path = tmp_path / "net.pth"
+        torch.save({"weight": tensor}, path)
+        with pytest.raises(SpectralError, match=rf"net\.pth: the weights must be plain .*{what}"):
+            load_state(path)
+
+    def test_whole_numbers_in_the_place_of_weights(self):
+        layer = torch.nn.Linear(2, 2)
+        state = {name: value.long() for name, value in layer.state_dict().items()}
+        with pytest.raises(SpectralError, match=r"should be real numbers and are torch\.int64"):
+            load_into(layer, state, "file")
+
+    @pytest.mark.parametrize("mean", ["[NaN, 0, 0]", "[Infinity, 0, 0]", "[" * 100_000])
+    def test_a_description_that_says_nothing(self, mean, tmp_path):
+        net = spectral.load_model("bundled/resnet20@random")
+        path = save_checkpoint(net, tmp_path / "net+flc.safetensors", {"architecture": "resnet20"})
+        assert torch.equal(spectral.load_model(path).fc.weight, net.fc.weight)  # a plus in a file's name
+        described = json.loads(path.with_suffix(".json").read_text())
+        text = json.dumps(described).replace("{", f'{{"mean": {mean}, "std": [1, 1, 1], ', 1)
+        path.with_suffix(".json").write_text(text)
+        with pytest.raises(SpectralError, match=r"net\+flc\.json: expected"):
+            spectral.load_model(path)
+
+    @pytest.mark.parametrize("name", ["resnet20-w999999999", "wrn-28-999999999"])
+    def test_networks_that_fit_no_machine(self, name):
+        with pytest.raises(SpectralError, match="999999999 is too large"):
+            spectral.load_model(f"bundled/{name}@random")
+
+    def test_an_operator_that_leaves_no_pixel(self):
+        with pytest.raises(SpectralError, match="is too large, at most 1024"):
+            spectral.make_perturbation("decimate-999999999")

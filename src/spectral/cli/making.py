@@ -182,6 +182,8 @@ def convert(
     from spectral.models.checkpoint import save_checkpoint
     from spectral.study.tuning import name_architecture
 
+    if out.suffix != ".safetensors":
+        raise click.UsageError(f"--out: a weights file's name must end in .safetensors, got {str(out)!r}")
     net = network.load(model)
     info = spectral.model_info(net)
     assert info is not None

@@ -80,10 +80,15 @@ def build(architecture: str, classes: int | None = None) -> nn.Module:
     if found is None:
         raise SpectralError(f"{unknown}; expected a name such as {EXAMPLES}")
     network, arguments = found
+    if (large := max((v for v in arguments.values() if isinstance(v, int)), default=0)) > MOST:
+        raise SpectralError(f"{unknown}; {large} is too large, at most {MOST}")
     try:
         return network(**arguments, **({} if classes is None else {"num_classes": classes}))
     except SpectralError as error:
         raise SpectralError(f"{unknown}; {error}") from error
+
+
+MOST = 1024  # of layers, or times the usual width: more fits no machine that this is run on
 
 
 def _parse(architecture: str) -> tuple[Callable[..., nn.Module], dict[str, Any]] | None:

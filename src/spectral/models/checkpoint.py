@@ -157,8 +157,32 @@ def _plain_state(content: object, path: Path) -> dict[str, Tensor]:
             f"{path}: expected a state dict (names and tensors), got entries that aren't tensors: "
             f"{_some(wrong)}"
         )
+    for name, value in content.items():
+        _require_plain(str(name), value, path)
     prefix = "module." if all(str(name).startswith("module.") for name in content) else ""
     return {str(name).removeprefix(prefix): tensor.detach() for name, tensor in content.items()}
+
+
+def _require_plain(name: str, tensor: Tensor, path: Path) -> None:
+    """Refuse what would lose something, or can't be used, when it is copied into a network's weights.
+
+    Raises:
+        SpectralError: naming the tensor and what it is.
+    """
+    kind = str(tensor.dtype).removeprefix("torch.")
+    what = ""
+    if tensor.is_complex() or (tensor.is_floating_point() and tensor.element_size() == 1):
+        what = f"of type {kind}"
+    elif tensor.device.type == "meta":
+        what = "without data (on the meta device)"
+    elif tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
+        what = f"{'quantised' if tensor.is_quantized else str(tensor.layout).removeprefix('torch.')}"
+    elif tensor.numel() * tensor.element_size() > max(2**20, 4 * tensor.untyped_storage().nbytes()):
+        what = f"of {tensor.numel():.2g} elements that repeat few values"
+    if what:
+        raise SpectralError(
+            f"{path}: the weights must be plain real tensors, but {name} is one {what}; save it as float32"
+        )
 
 
 def require_finite(state: Mapping[str, Tensor], where: str) -> None:
@@ -223,6 +247,16 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None
             its weights then.
     """
     own = model.state_dict()
+    whole = [
+        name
+        for name, tensor in own.items()
+        if name in state and tensor.is_floating_point() and not state[name].is_floating_point()
+    ]
+    if whole:
+        raise SpectralError(
+            f"{where}: {_some(whole)} should be real numbers and are {state[whole[0]].dtype}; save them as "
+            f"float32"
+        )
     missing = [name for name in own if name not in state and not name.endswith(_OPTIONAL_BUFFER)]
     unexpected = [name for name in state if name not in own]
     reshaped = [
@@ -258,7 +292,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SpectralError(f"{path}: expected the weights' description as JSON ({error})") from error
     if not isinstance(content, dict):
         raise SpectralError(f"{path}: expected a JSON object, got {type(content).__name__}")

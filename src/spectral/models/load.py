@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -102,7 +103,8 @@ def load_model(
     asked = os.fspath(name)
     if not asked.strip():
         raise SpectralError(f"load_model: expected a name or a path, got {asked!r}; such as {EXAMPLES}")
-    plain, _, method = asked.rpartition("+") if "+" in Path(asked).name else (asked, "", "")
+    converted = "+" in Path(asked).name and not Path(asked).expanduser().is_file()
+    plain, _, method = asked.rpartition("+") if converted else (asked, "", "")
     if method:
         own = {"architecture": architecture, "weights": weights, "classes": classes, "input_size": input_size,
                "mean": mean, "std": std, "device": device}  # fmt: skip
@@ -348,7 +350,12 @@ def _described_preprocessing(
         mean = tuple(float(m) for m in metadata.get("mean", default.mean))
         std = tuple(float(s) for s in metadata.get("std", default.std))
         known = "size" in metadata or default.size != UNKNOWN.size
-        if len(mean) != len(std) or min((*std, 1)) <= 0 or (known and min(height, width) <= 0):
+        if (
+            not all(map(math.isfinite, (*mean, *std)))
+            or len(mean) != len(std)
+            or min((*std, 1)) <= 0
+            or (known and min(height, width) <= 0)
+        ):
             raise ValueError
     except (TypeError, ValueError) as error:
         raise SpectralError(

@@ -360,6 +360,7 @@ NULA_TRAINING_V1 = (
     *("clean",) * 5, *("resize-0.2:0.45",) * 5, *("decimate-2",) * 3, *("blur-decimate-2",) * 2,
 )  # fmt: skip
 
+LARGEST = 1024  # number in a name
 _MAKERS: Mapping[str, Callable[[float], Perturbation]] = {
     "resize": Resize,
     "decimate": lambda value: Decimate(int(value)),
@@ -394,7 +395,10 @@ def make_perturbation(name: str) -> Perturbation:
             f"unknown perturbation {name!r}{suggest(name, (*NULA_TESTS, *NULA_TRAINING))}; expected clean, "
             f"or a number behind {', '.join(f'{kind}-' for kind in _MAKERS)}"
         )
-    return _MAKERS[kind](_read_number(name, name))
+    value = _read_number(name, name)
+    if value > LARGEST:
+        raise SpectralError(f"{name!r}: {value:g} is too large, at most {LARGEST}")
+    return _MAKERS[kind](value)
 
 
 def _read_number(name: str, numbered: str) -> float:
