@@ -72,6 +72,7 @@ def make_tables(shape: Shape = CIFAR) -> dict[str, pd.DataFrame]:
         **_robustness(),
         "compare": _compared(per_image),
         "budget": _budget(),
+        "phase10_budget": _budget(),
     }
 
 

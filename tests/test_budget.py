@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
@@ -18,6 +19,7 @@ from spectral.budget import measure_instability_budget
 from spectral.budget.shapley import coalitions, share_out, split_player
 from spectral.errors import SpectralError
 from spectral.layers import APSPool2d, IdealLowPass2d
+from spectral.study import StudyOptions, run_study
 
 PLAYERS = "abc"
 
@@ -216,3 +218,14 @@ def test_the_command_writes_tables_and_figure(tmp_path):
     wrong = CliRunner().invoke(cli.main, ["budget", *arguments, "--shifts", "pixels"])
     assert wrong.exit_code == 2
     assert "nearest: 'pixel'" in wrong.stderr
+
+
+def test_phase_10_writes_budgets_and_coalitions(tmp_path):
+    names = ("bundled/resnet20@random", "bundled/nula-w32@random")
+    options = StudyOptions(models=names, images="synthetic", limit=3, out=tmp_path, progress=False)
+    run_study([10], options)
+    table = pd.read_csv(tmp_path / "tables" / "phase10_budget.csv", keep_default_na=False)
+    assert set(table["model"]) == set(names)
+    assert {"decimation", "nonlinearity", "border", "unexplained", "total"} <= set(table["source"])
+    assert len(pd.read_csv(tmp_path / "tables" / "phase10_coalitions.csv")) == 16
+    assert (tmp_path / "figures" / "fig30_budget.png").exists()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 
 import spectral
@@ -306,3 +308,40 @@ def test_what_cannot_be_made_ideal_is_listed_with_the_reason():
     (flat,) = find_causes(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), 8)
     assert flat.source == "position"
     assert "flattened" in flat.reason
+
+
+NETWORKS = {
+    "resnet18": (lambda: torchvision.models.resnet18(weights=None), 33),
+    "convnext": (lambda: timm.create_model("convnext_atto", pretrained=False), 66),
+    "efficientnet": (lambda: timm.create_model("efficientnet_lite0", pretrained=False), 48),
+    "flc": (lambda: spectral.load_model("bundled/resnet20+flc"), 33),
+    "blurpool": (lambda: spectral.load_model("bundled/resnet20-blurpool"), 32),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_causes_of_real_networks_close(name):
+    """What is left with all of them ideal is next to nothing, at even and odd sizes."""
+    torch.manual_seed(0)
+    build, size = NETWORKS[name]
+    net = build().eval()
+    x = F.interpolate(torch.randn(6, 3, 9, 9), size=(size, size), mode="bicubic")
+
+    def jitter(model) -> float:
+        with torch.no_grad():
+            z = model(x)
+            moved = [model(x.roll(step, axis)) for axis in (-1, -2) for step in (-1, 1)]
+        return float(spectral.compute_logit_jitter(z, moved).mean())
+
+    plain = jitter(net)
+    with idealize(net) as ideal:
+        assert jitter(net) < 0.02 * plain
+    assert ideal.left == []
+
+
+def test_what_a_transformer_keeps_is_named():
+    net = timm.create_model("vit_tiny_patch16_224", pretrained=False, img_size=32, patch_size=8, depth=1)
+    left = [cause for cause in find_causes(net, 32) if cause.reason is not None]
+    assert "position" in {cause.source for cause in left}
+    assert any("attention" in str(cause.reason) for cause in left)
+    assert [c.source for c in find_causes(net, 32) if c.reason is None] == ["decimation", "border"]

@@ -48,9 +48,9 @@ def study(phases: Sequence[int], options: StudyOptions) -> None:
 
     Phases 1 to 5 run by default: a strided network, one with BlurPool and NULA are compared on the same
     images. Phase 6 puts networks under NULA's perturbations, phase 7 compares anti-aliasing layers in one
-    network, phase 8 surveys architectures, phase 9 sets aliasing against robustness; --models takes any
-    number in 6, 8 and 9. What one phase measures the others read, and the same command continues after an
-    interruption.
+    network, phase 8 surveys architectures, phase 9 sets aliasing against robustness, phase 10
+    shares instability among its causes; --models takes any number in 6, 8, 9 and 10. What one phase measures
+    the others read, and the same command continues after an interruption.
 
     \b
     Example:

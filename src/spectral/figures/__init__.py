@@ -19,7 +19,7 @@ from spectral.figures.architectures import (
     plot_architectures_ranking,
     plot_penalty,
 )
-from spectral.figures.budget import plot_instability_budget
+from spectral.figures.budget import plot_instability_budget, plot_instability_budgets
 from spectral.figures.comparisons import (
     plot_avr_comparison,
     plot_avr_distributions,
@@ -79,6 +79,7 @@ __all__ = [
     "plot_fixes",
     "plot_fourier_heatmap",
     "plot_instability_budget",
+    "plot_instability_budgets",
     "plot_layers_aliasing",
     "plot_layers_pareto",
     "plot_layerwise_avr_comparison",
@@ -137,6 +138,7 @@ _BEYOND = (
     "fig27_am_robustness",
     "fig28_robustness_relations",
     "fig29_attacks",
+    "fig30_budget",
     "fourier_heatmap",
     "penalty",
     "repair",

@@ -20,27 +20,37 @@ METRICS = {"sis": "SIS", "logit_jitter": "logit jitter"}
 MOST_PLACES = 16
 
 
-@figure(
-    stem="budget",
-    title="Instability budget",
-    caption=(
-        "Shapley shares of the shift instability (SIS; logit jitter) of decimation, nonlinearities and "
-        "borders, and what stays with all of them ideal, means over photographs with 95 % intervals; pale: "
-        "from what a source takes off when it alone is made ideal (decimation: the dense map is low-passed "
-        "before) to what it takes off last. Sites and "
-        "activations below, where the budget was split. Idealising alters what a network computes: the share "
-        "of predictions that stay is in the heading."
-    ),
-    columns={
-        "budget": (
-            "model", "metric", "source", "n_clusters", "share", "share_ci_low", "share_ci_high",
-            "first_in", "last_out", "agreement",
-        )
-    },
+CAPTION = (
+    "Shapley shares of the shift instability (SIS; logit jitter) of decimation, nonlinearities and "
+    "borders, and what stays with all of them ideal, means over photographs with 95 % intervals; pale: "
+    "from what a source takes off when it alone is made ideal (decimation: the dense map is low-passed "
+    "before) to what it takes off last. Sites and "
+    "activations below, where the budget was split. Idealising alters what a network computes: the share "
+    "of predictions that stay is in the heading."
+)
+COLUMNS = (
+    "model", "metric", "source", "n_clusters", "share", "share_ci_low", "share_ci_high", "first_in",
+    "last_out", "agreement",
 )  # fmt: skip
+
+
+@figure(stem="budget", title="Instability budget", caption=CAPTION, columns={"budget": COLUMNS})
 def plot_instability_budget(source: Source) -> Figure:
+    """One network's budget, as `spectral budget` writes it."""
+    return _draw(source, "budget")
+
+
+@figure(
+    stem="fig30_budget", title="Instability budgets", caption=CAPTION, columns={"phase10_budget": COLUMNS}
+)
+def plot_instability_budgets(source: Source) -> Figure:
+    """Several networks' budgets, as phase 10 writes them."""
+    return _draw(source, "phase10_budget")
+
+
+def _draw(source: Source, name: str) -> Figure:
     """Dot plot: a column per metric, a line per model and source, and below one per place."""
-    table = source.rows("budget", known=["share"]).fillna({"site": ""})
+    table = source.rows(name, known=["share"]).astype({"site": object}).fillna({"site": ""})
     metrics = [metric for metric in METRICS if (table["metric"] == metric).any()]
     lines = _list_lines(table)
     fig = new_figure(FULL_WIDTH, min(0.19 * len(lines) + 1.2, 8.9))
@@ -78,7 +88,7 @@ def _list_lines(table: pd.DataFrame) -> list[tuple[str, str, str]]:
 
 def _name_line(line: tuple[str, str, str], several: bool) -> str:
     model, name, site = line
-    return site if site else f"{model}: {name}" if several else name
+    return site if site else f"{model.removeprefix('bundled/')}: {name}" if several else name
 
 
 def _draw_part(ax: Axes, y: float, row: Mapping[Hashable, Any]) -> None:

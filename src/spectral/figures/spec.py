@@ -41,6 +41,7 @@ TABLE_WRITERS = {
     "phase9_networks": "experiments/phase9_robustness.py",
     "phase9_sites": "experiments/phase9_robustness.py",
     "phase9_correlation": "experiments/phase9_robustness.py",
+    "phase10_budget": "experiments/phase10_budget.py",
     "fourier_heatmap": "experiments/fourier_heatmap.py",
     "penalty": "experiments/train_with_penalty.py",
     "compare": "spectral compare",

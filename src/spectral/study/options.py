@@ -26,6 +26,7 @@ PHASES = {
     7: ("phase7", "layers"),
     8: ("phase8", "architectures"),
     9: ("phase9", "robustness"),
+    10: ("phase10", "instability budget"),
 }
 DEFAULT_PHASES = (1, 2, 3, 4, 5)  # the study itself; the others take minutes of their own
 

@@ -1,0 +1,105 @@
+"""Phase 10, budget: which cause dominates a network's shift instability, and what does each layer remove?
+
+Each of --models (any number) on the same pictures: what of SIS and of the logit jitter decimation,
+nonlinearities and borders cause, as Shapley shares, what stays unexplained, and how often the prediction
+stays with each set of them made ideal. By default the bundled networks, tuned with one layer each, and
+converted.
+
+Example: python experiments/phase10_budget.py --limit 16 --out results
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import click
+import pandas as pd
+
+from spectral.budget import measure_instability_budget, summarize_instability_budget
+from spectral.budget.summary import SUMMARY
+from spectral.data import ImageSet, load_images
+from spectral.errors import SpectralError
+from spectral.models import load_model, model_info
+from spectral.study.common import PictureResults
+from spectral.study.options import StudyOptions
+
+LIMIT = 32
+IMAGE_SIZE = 32
+MODELS = (
+    "bundled/resnet20", "bundled/resnet20-blurpool", "bundled/nula-w32", "bundled/resnet20-tuned-flc",
+    "bundled/resnet20-tuned-aps", "bundled/resnet20-tuned-wavelet", "bundled/resnet20+flc",
+    "bundled/resnet20+blurpool",
+)  # fmt: skip
+COALITIONS = ["model", "ideal", "sis", "logit_jitter", "agreement", "factor"]
+
+
+class Budgets(PictureResults):
+    """Any number of models, one at a time, on the same pictures."""
+
+    def __init__(self, options: StudyOptions) -> None:
+        super().__init__(options)
+        self.names = tuple(dict.fromkeys(options.models or MODELS))
+        self.weights: dict[str, str] = {}
+        click.echo(f"budgets of {len(self.names)} networks on {len(self.images)} of {self.images.source}")
+
+    @cached_property
+    def images(self) -> ImageSet:
+        """The pictures, before each model gets them at its own size."""
+        options = self.options
+        limit = options.limit or LIMIT
+        return load_images(options.image_source, size=IMAGE_SIZE, limit=limit, seed=options.seed)
+
+    def measure(self, name: str) -> pd.DataFrame:
+        """Measure one network.
+
+        Raises:
+            SpectralError: if nothing of it can be made ideal, or it fails on the pictures.
+        """
+        model = load_model(name, device=self.options.device)
+        info = model_info(model)
+        assert info is not None
+        self.weights[name] = info.weights_id
+        table = measure_instability_budget(
+            model, self.images.resized(info.preprocessing.size), seed=self.options.seed,
+            batch_size=self.options.batch_size, progress=self.options.progress,
+        )  # fmt: skip
+        return table.assign(model=name)
+
+    def config(self) -> dict[str, Any]:
+        """What determines every number."""
+        images = self.images
+        facts = {"source": images.source, "fingerprint": images.fingerprint, "count": len(images)}
+        return {"images": facts, "seed": self.options.seed, "weights": self.weights}
+
+
+RESULTS = Budgets
+
+
+def run(budgets: Budgets) -> None:
+    """Write the phase's tables and figure."""
+    parts, values = [], []
+    for name in budgets.names:
+        try:
+            table = budgets.measure(name)
+        except SpectralError as error:
+            parts.append(pd.DataFrame([{"model": name, "reason": str(error)}], columns=SUMMARY))
+            click.echo(f"  {name}: not measured: {error}")
+            continue
+        summary = summarize_instability_budget(table)
+        parts.append(summary)
+        values += [
+            {"model": name, **record, "factor": table.attrs["factor"]} for record in table.attrs["coalitions"]
+        ]
+        click.echo(f"  {name}: {_say(summary)}")
+    if not values:
+        raise SpectralError("none of the networks could be measured; the reasons are above")
+    budgets.write_table("phase10_budget", pd.concat(parts, ignore_index=True))
+    budgets.write_table("phase10_coalitions", pd.DataFrame(values, columns=COALITIONS))
+    budgets.draw("fig30_budget")
+
+
+def _say(summary: pd.DataFrame) -> str:
+    own = summary[(summary["metric"] == "logit_jitter") & (summary["site"] == "")].set_index("source")
+    shares = [f"{source!s} {100 * row['share']:.0f} %" for source, row in own.iterrows() if source != "total"]
+    return f"logit jitter {own.loc['total', 'value']:.3g}: {', '.join(shares)}"
