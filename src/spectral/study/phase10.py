@@ -100,6 +100,8 @@ def run(budgets: Budgets) -> None:
 
 
 def _say(summary: pd.DataFrame) -> str:
-    own = summary[(summary["metric"] == "logit_jitter") & (summary["site"] == "")].set_index("source")
-    shares = [f"{source!s} {100 * row['share']:.0f} %" for source, row in own.iterrows() if source != "total"]
-    return f"logit jitter {own.loc['total', 'value']:.3g}: {', '.join(shares)}"
+    own = summary[(summary["metric"] == "logit_jitter") & (summary["site"] == "")]
+    shares = dict(zip(map(str, own["source"]), own["share"].astype(float), strict=True))
+    total = float(own.loc[own["source"] == "total", "value"].iloc[0])
+    named = [f"{source} {100 * share:.0f} %" for source, share in shares.items() if source != "total"]
+    return f"logit jitter {total:.3g}: {', '.join(named)}"
