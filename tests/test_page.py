@@ -146,7 +146,7 @@ def test_pictures_are_of_the_worst_sites_where_there_are_many(found):
     row = found.sites.iloc[[0] * count].assign(name=names, alias_power_ratio=np.linspace(0.1, 0.9, count))
     many = Diagnosis(found.facts, sites=row.reset_index(drop=True), details=dict.fromkeys(names, one))
     rendered = spectral.page.render.render_page([many])
-    assert rendered.count('class="wide"') == MOST_DETAILS
+    assert rendered.count("Spectra of ") == MOST_DETAILS
     assert f"pictures are of the {MOST_DETAILS} worst sites" in rendered
 
 

@@ -33,7 +33,7 @@ from spectral.table import describe_environment, summarize_measurements, write_c
 
 CALLER = "diagnose"
 METRICS = ("alias_power_ratio", "avr")
-DETAIL_IMAGES = 8
+DETAIL_IMAGES = 4
 FIX_IMAGES = 6  # at least, if there are as many
 FIX_MACS = 1.5e12
 """Multiply–accumulates that the variants may take: about a minute on two cores. It decides on how many images

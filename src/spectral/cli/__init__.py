@@ -12,7 +12,8 @@ import click
 
 import spectral
 from spectral.cli.budget import budget
-from spectral.cli.diagnosing import diagnose, report
+from spectral.cli.diagnosing import diagnose, plot, report
+from spectral.cli.listing import list_names
 from spectral.cli.looking import classify, sites
 from spectral.cli.making import convert, train
 from spectral.cli.measuring import attribute, compare, measure
@@ -61,5 +62,18 @@ def study(phases: Sequence[int], options: StudyOptions) -> None:
     run_study(phases, options)
 
 
-for command in (diagnose, sites, measure, compare, attribute, budget, report, classify, convert, train):
+for command in (
+    diagnose,
+    sites,
+    measure,
+    compare,
+    attribute,
+    budget,
+    report,
+    plot,
+    list_names,
+    classify,
+    convert,
+    train,
+):
     main.add_command(command)

@@ -22,7 +22,8 @@ from spectral.cli.options import (
     quiet_option,
 )
 from spectral.cli.output import write_rows
-from spectral.console import SpectralCommand
+from spectral.console import SpectralCommand, hold_folder
+from spectral.errors import SpectralError
 
 if TYPE_CHECKING:
     from spectral.analysis import Diagnosis
@@ -80,7 +81,10 @@ def diagnose(
     if len(models) > 1 and network.weights is not None:
         raise click.UsageError("--weights is for one model; with several name each one's file as MODEL@FILE")
     folder = out or Path("-".join(["diagnosis", *map(_name_folder, models)]))
-    ensure_writable(folder)
+    if len(models) > 1:
+        hold_folder(folder)
+    else:
+        ensure_writable(folder)  # diagnose holds it
     found = []
     for model in models:
         own = folder if len(models) == 1 else folder / _name_folder(model)
@@ -112,6 +116,34 @@ def report(folder: Path, out: Path | None) -> None:
     """
     path = spectral.write_report(folder, out or folder / PAGE)
     click.echo(f"page: {path}, {path.stat().st_size / 1e6:.1f} MB")
+
+
+@click.command(cls=SpectralCommand)
+@click.argument("table", type=PATH)
+@click.option("--figure", metavar="NAME", help="Which picture, where several can be made of TABLE.")
+@click.option("--out", type=PATH, metavar="FILE",
+              help="A .png, .pdf or .svg file; TABLE's own name with .png by default.")  # fmt: skip
+def plot(table: Path, figure: str | None, out: Path | None) -> None:
+    """Draw the picture of a TABLE: a CSV file that a command wrote, or the folder of `spectral measure`.
+
+    What can be drawn is told by the table's columns.
+
+    \b
+    Example:
+      spectral plot run/summary.csv --out levels.pdf
+    """
+    import pandas as pd
+
+    if table.is_dir():
+        frame = spectral.summarize_measurements(spectral.read(table))
+    else:
+        try:
+            frame = pd.read_csv(table)
+        except (OSError, ValueError) as error:
+            raise SpectralError(f"{table} can't be read as a table ({error})") from error
+    name, drawn = spectral.figures.plot_table(frame, figure)
+    path = spectral.figures.save_figure(drawn, out or table.with_suffix(".png"), name)
+    click.echo(f"{name}: {path}")
 
 
 def _diagnose(

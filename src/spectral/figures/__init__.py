@@ -51,6 +51,7 @@ from spectral.figures.spec import REGISTERED, TABLE_WRITERS, FigureSpec, Tables
 from spectral.figures.spectra import plot_aliasing_folding, plot_layerwise_power_spectra
 from spectral.figures.stability import plot_attribution, plot_diagonal_trace, plot_equivariance
 from spectral.figures.style import use_style
+from spectral.figures.tables import list_plots, plot_summary, plot_table, save_figure
 from spectral.files import replacing
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "draw_all",
     "draw_figure",
     "find_colour",
+    "list_plots",
     "plot_aliasing_folding",
     "plot_am_robustness",
     "plot_architectures_depth",
@@ -98,8 +100,11 @@ __all__ = [
     "plot_sis_distributions",
     "plot_site_detail",
     "plot_site_levels",
+    "plot_summary",
+    "plot_table",
     "plot_tradeoff",
     "read_tables",
+    "save_figure",
     "to_picture",
     "to_svg",
 ]

@@ -75,7 +75,7 @@ def plot_site_detail(spectra: Mapping[str, NDArray[Any]], profile: pd.DataFrame)
         ax.set_ylim(-10 * DECADES, 3)
         ax.set_xlabel("radius (1 = own Nyquist frequency)")
         ax.set_ylabel("power (dB)")
-        ax.legend(loc="lower left")
+        ax.legend(loc="upper right")
         fig.draw_without_rendering()
     return fig
 

@@ -2,7 +2,7 @@
 
 from spectral.models.architectures import ARCHITECTURES, build, family_of
 from spectral.models.info import ModelInfo, Preprocessing, model_info
-from spectral.models.load import list_bundled, load_model
+from spectral.models.load import list_bundled, list_models, load_model
 
 __all__ = [
     "ARCHITECTURES",
@@ -11,6 +11,7 @@ __all__ = [
     "build",
     "family_of",
     "list_bundled",
+    "list_models",
     "load_model",
     "model_info",
 ]

@@ -234,6 +234,16 @@ def list_bundled() -> list[str]:
     return sorted(_bundled_files())
 
 
+def list_models() -> list[str]:
+    """Return the names that `load_model` knows, of all sources that are installed; hf/ORG/NAME are too many.
+
+    Example:
+        >>> {"bundled/resnet20", "torchvision/resnet18", "timm/resnet50"} <= set(list_models())
+        True
+    """
+    return [f"{source}/{name}" for source in _SOURCES for name in dict.fromkeys(_names_if_installed(source))]
+
+
 def _bundled_files() -> dict[str, Path]:
     for folder in CHECKPOINT_FOLDERS:
         files = {path.stem: path for path in folder.glob("*.safetensors")}

@@ -66,6 +66,11 @@ def text(key: str) -> Callable[[Mapping[Any, Any]], str]:
     return lambda row: str(row[key]) if str(row.get(key, "")) not in ("", "nan", "<NA>", "None") else NOTHING
 
 
+def size(key: str) -> Callable[[Mapping[Any, Any]], str]:
+    """Write sides with a sign between them."""
+    return lambda row: text(key)(row).replace("x", "×")
+
+
 def number(key: str, write: Callable[[Any], str] = format_number) -> Callable[[Mapping[Any, Any]], str]:
     """Write a column of numbers."""
     return lambda row: write(row.get(key))
@@ -82,12 +87,18 @@ def change(before: str, after: str, write: Callable[[Any], str] = format_number
     return lambda row: f"{write(row.get(before))} → {write(row.get(after))}"
 
 
+QUANTITIES = {
+    "sis": "SIS",
+    "logit_jitter": "logit jitter",
+    "comb_contrast": "comb contrast",
+    "changed": "shifts that change the prediction (share)",
+}
 SITES = (
     Column("site", "name", text("name"), False),
     Column("kind", "op", text("op"), False),
-    Column("stride", "stride", text("stride"), False),
-    Column("input", "input_size", text("input_size"), False),
-    Column("output", "output_size", text("output_size"), False),
+    Column("stride", "stride", size("stride"), False),
+    Column("input", "input_size", size("input_size"), False),
+    Column("output", "output_size", size("output_size"), False),
     Column("alias power ratio", "alias_power_ratio", interval("alias_power_db", format_db),
            title="power of the aliases over power of the decimated map, with a 95 % interval"),
     Column("median channel", "channel_median", number("channel_median", lambda v: format_share(v)),
@@ -100,7 +111,7 @@ SITES = (
     Column("not measured because", "reason", text("reason"), False),
 )  # fmt: skip
 STABILITY = (
-    Column("quantity", "metric", text("metric"), False),
+    Column("quantity", "metric", lambda row: QUANTITIES.get(row["metric"], str(row["metric"])), False),
     Column("mean (95 % interval)", "mean", lambda row: format_interval(
         {"x": row["mean"], "x_ci_low": row["ci_low"], "x_ci_high": row["ci_high"]}, "x")),
     Column("median", "median", number("median")),

@@ -241,8 +241,11 @@ def _make_detail(
         ("share of the power", format_interval(row, "alias_power_ratio", format_share)),
         ("AVR of what enters", format_share(row["avr_input"])),
         ("AVR before decimation", format_share(row["avr_dense"])),
-        ("kind, kernel, stride", f"{row['op']}, {row['kernel']}, {row['stride']}"),
-        ("size", f"{row['input_size']} → {row['output_size']}, {row['channels']} channels in"),
+        ("kind, kernel, stride", f"{row['op']}, {_times(row['kernel'])}, {_times(row['stride'])}"),
+        (
+            "size",
+            f"{_times(row['input_size'])} → {_times(row['output_size'])}, {row['channels']} channels in",
+        ),
         ("dense map", str(row["dense_map"] or "none")),
     ]
     reason = str(row["reason"] or "")
@@ -296,6 +299,10 @@ def _write_fact(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_write_fact, value))
     return str(value)
+
+
+def _times(sides: object) -> str:
+    return str(sides).replace("x", "×")
 
 
 def _by(size: Any) -> str:

@@ -151,9 +151,9 @@ def _say_quietest(tried: pd.DataFrame, count: str) -> str:
         return ""
     best = whole.sort_values("alias_power_db").iloc[0]
     before, after = format_db(best["alias_power_db_original"]), format_db(best["alias_power_db"])
-    lead = f"Of {count}, {best['method']}" if count else str(best["method"]).capitalize()
+    lead = f"Of {count}, {best['method']} at all sites" if count else f"At all sites, {best['method']}"
     what = "removes all aliases" if after == "none" else f"leaves the least aliases, {after}"
-    return f"{lead} at all sites {what} ({before} as it is)."
+    return f"{lead} {what} ({before} as it is)."
 
 
 def _plural(count: int, word: str) -> str:

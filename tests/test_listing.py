@@ -1,0 +1,96 @@
+"""What names there are, and the picture of any table."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+import spectral
+from spectral.cli import main
+from spectral.errors import SpectralError
+from spectral.figures import list_plots, plot_table
+
+
+def run(*arguments):
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize(
+    ("what", "names"),
+    [
+        ("models", ("bundled/resnet20", "timm/resnet50", "torchvision/resnet18", "nula/robust")),
+        ("layers", ("blurpool", "flc", "aps", "strided")),
+        ("metrics", ("avr", "alias_power_ratio", "sis")),
+        ("perturbations", ("clean", "resize-0.5", "fgsm")),
+    ],
+)
+def test_every_name_that_is_listed_first_in_its_line_exists(what, names, tmp_path):
+    code, said = run("list", what, "--json", tmp_path / "names.json")
+    assert code == 0, said
+    listed = {line.split()[0] for line in said.splitlines()[1:]}
+    assert set(names) <= listed
+    assert {row["name"] for row in json.loads((tmp_path / "names.json").read_text())["rows"]} == listed
+
+
+def test_words_choose_among_them():
+    code, said = run("list", "models", "bundled", "RESNET20")
+    assert code == 0
+    assert all("bundled/resnet20" in line for line in said.splitlines()[1:])
+    code, said = run("list", "layers", "nosuchlayer")
+    assert (code, "none of the" in said) == (2, True)
+
+
+def test_layers_that_are_listed_can_be_put_in():
+    net = nn.Sequential(nn.Conv2d(4, 8, 3, 2, 1), nn.ReLU())
+    for line in run("list", "layers")[1].splitlines()[1:]:
+        assert spectral.convert(net, line.split()[0], example=(4, 16, 16)) is not None
+
+
+@pytest.fixture(scope="module")
+def summary():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    table = spectral.measure(net, torch.rand(4, 3, 16, 16), ("avr", "alias_power_ratio"), progress=False)
+    return spectral.summarize_measurements(table)
+
+
+@pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
+def test_a_measurement_has_a_picture(summary, tmp_path, kind):
+    summary.to_csv(tmp_path / "summary.csv", index=False)
+    code, said = run("plot", tmp_path / "summary.csv", "--out", tmp_path / f"levels.{kind}")
+    assert code == 0, said
+    assert (tmp_path / f"levels.{kind}").stat().st_size > 2000
+
+
+def test_the_picture_shows_every_site_and_number(summary):
+    name, drawn = plot_table(summary)
+    assert name == "summary"
+    known = summary[summary["site"].ne("") & summary["mean"].notna()]
+    points = [x for ax in drawn.axes for line in ax.lines for x in line.get_xdata()]
+    assert sorted(points) == pytest.approx(sorted(known["mean"]))
+    assert [label.get_text() for label in drawn.axes[0].get_yticklabels()] == ["0", "1"]
+
+
+def test_what_a_table_does_not_allow_is_one_sentence(summary, tmp_path):
+    with pytest.raises(SpectralError, match="it allows summary"):
+        plot_table(summary, "fixes")
+    with pytest.raises(SpectralError, match="no figure is made of"):
+        plot_table(pd.DataFrame({"x": [1]}))
+    code, said = run("plot", tmp_path / "nothing.csv")
+    assert (code, "can't be read as a table" in said) == (2, True)
+    summary.to_csv(tmp_path / "s.csv", index=False)
+    code, said = run("plot", tmp_path / "s.csv", "--out", tmp_path / "s.gif")
+    assert (code, "must end in" in said) == (2, True)
+
+
+def test_tables_of_a_study_have_theirs():
+    from figure_tables import make_tables
+
+    tables = make_tables()
+    assert "fig14_tradeoff" in list_plots(tables["phase5_tradeoff"])
