@@ -12,7 +12,7 @@ from spectral.cli.output import write_rows
 from spectral.console import SpectralCommand, format_rows
 from spectral.errors import SpectralError
 
-Rows = tuple[Sequence[str], list[Sequence[str]]]
+Rows = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
 @click.command("list", cls=SpectralCommand)
