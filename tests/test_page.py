@@ -176,6 +176,11 @@ class TestWords:
         changed = int((found.per_image["n_changed"] > 0).sum())
         assert f"change the predicted class of {changed} of 8 images" in said
 
+    def test_shares_over_photographs_say_so(self, found):
+        images = found.per_image.assign(cluster=["a"] * 5 + ["b", "c", "d"], n_changed=[1] * 5 + [0] * 3)
+        said = write_headline(Diagnosis({}, stability=found.stability, per_image=images))[1]
+        assert "of 5 of 8 images, each photograph counting once: 25.0 % (" in said
+
 
 def test_several_networks_share_a_page(found, tmp_path):
     other = Diagnosis({**found.facts, "model": "other net"}, sites=found.sites, stability=found.stability)

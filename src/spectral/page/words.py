@@ -109,9 +109,11 @@ def _say_stability(found: Diagnosis) -> list[str]:
     sis, images = rows.get("sis", {}), found.per_image
     flags = images["n_changed"] > 0
     share = bound_flags("x", flags, images["cluster"])
+    # else the share that follows would seem to be another than the count's
+    once = ", each photograph counting once" if images["cluster"].nunique() < len(images) else ""
     said = [
         f"Shifts by one pixel change the predicted class of {int(flags.sum())} of "
-        f"{_plural(len(images), 'image')}: {format_interval(share, 'x', format_share)}."
+        f"{_plural(len(images), 'image')}{once}: {format_interval(share, 'x', format_share)}."
     ]
     top = sis.get("top_tenth")
     tail = "" if _is_unknown(top) else f"; a tenth of the images carries {format_share(top)} of it"
