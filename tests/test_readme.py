@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -60,3 +61,67 @@ def test_every_file_that_is_named_exists() -> None:
         assert (ROOT / name).exists(), name
     for name in re.findall(r"\]\((?!http|#)([^)]+)\)", TEXT):
         assert (ROOT / name).exists(), name
+
+
+def test_numbers_are_those_of_the_tables() -> None:
+    said = " ".join(TEXT.split())
+    for sentence in (*say_survey(), *say_attacks(), *say_repair()):
+        assert sentence in said, sentence
+
+
+def read(name: str) -> pd.DataFrame:
+    return pd.read_csv(ROOT / "results" / "tables" / f"{name}.csv")
+
+
+def write(value: float, digits: int = 2) -> str:
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def say_survey() -> list[str]:
+    table = read("coverage_third_party")
+    found = table[table["find"] == "found"]
+    true = found[found["missed"].isna() & found["false"].isna()]
+    with_sites = table[table["measurable"] > 0]
+    converted = (with_sites["convert"] == "converted").sum()
+    return [
+        f"its run over {len(table)} of 358", f"sites found in {len(found)}, complete and true in {len(true)}",
+        f"measured with the defaults {(table['measure'] == 'measured').sum()}",
+        f"converted {converted} of {len(with_sites)}",
+    ]  # fmt: skip
+
+
+def say_attacks() -> list[str]:
+    networks, pairs, related = (read(f"phase9_{name}") for name in ("networks", "pairs", "correlation"))
+    robust = networks.groupby("training")["autoattack_accuracy"].agg(["min", "max", "size"])
+    attacked = robust.loc[[name for name in robust.index if "fgsm" in name.lower()]]
+    rest = robust.drop(attacked.index)
+    assert rest["max"].max() == 0
+    assert attacked["min"].min() == attacked["max"].max()
+    row = related.query("networks == 'all' and attack == 'autoattack' and response == 'robust accuracy' and "
+                        "metric == 'alias_power_ratio' and level == 'mean over sites'").iloc[0]  # fmt: skip
+    am = pairs.query("pair == 'all' and metric == 'am' and level == 'mean over sites'").iloc[0]
+    return [
+        f"{len(networks)} networks, {networks['n'].max():.0f} images",
+        f"{write(attacked['max'].max())[1:]} for the five trained on them",
+        f"Spearman of the alias power ratio {write(row.spearman)}, {write(row.spearman_ci_low)} to "
+        f"{write(row.spearman_ci_high)}; Holm p = {row.spearman_p_holm:.2g} over",
+        f"nothing is left ({write(row.partial)}, {write(row.partial_ci_low)} to "
+        f"{write(row.partial_ci_high)})",
+        f"(ratio {write(am.ratio)}, {write(am.ratio_ci_low)} to {write(am.ratio_ci_high)}; Holm p = "
+        f"{write(am.p_holm)[1:]})",
+    ]  # fmt: skip
+
+
+def say_repair() -> list[str]:
+    table = read("repair").set_index(["method", "repair"])
+    top = (100 * table["accuracy"]).map("{:.1f}".format)
+    blur, flc = table.loc[("blurpool", "distilled")], table.loc[("flc", "distilled")]
+    return [
+        f"top-1 of {top['unaltered', 'unaltered']} % falls to {top['blurpool', 'as converted']} % "
+        f"with BlurPool put in and to {top['flc', 'as converted']} % with FLC",
+        f"bring back {top['blurpool', 'recalibrated']} and {top['flc', 'recalibrated']} %",
+        f"no more ({top['blurpool', 'distilled']} and {top['flc', 'distilled']} %)",
+        f"BlurPool then has {100 * (1 - blur.sis_ratio):.0f} % less SIS and "
+        f"{100 * (1 - blur.logit_jitter_ratio):.0f} % less logit jitter",
+        f"FLC has {100 * (1 - flc.logit_jitter_ratio):.0f} % less jitter",
+    ]
