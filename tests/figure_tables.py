@@ -66,6 +66,7 @@ def make_tables(shape: Shape = CIFAR) -> dict[str, pd.DataFrame]:
         **_survey(shape),
         "fourier_heatmap": _heatmap(),
         "penalty": _penalty(),
+        "repair": _repair(),
         **_nula(shape),
         "phase7_layers": _layers(),
         **_stability(shape),
@@ -650,6 +651,21 @@ def _ranked(rng: np.random.Generator) -> pd.DataFrame:
     table.loc[1, ["spearman_ci_low", "spearman_ci_high"]] = np.nan
     table.loc[2, ["partial", "partial_ci_low", "partial_ci_high"]] = np.nan
     return table
+
+
+def _repair() -> pd.DataFrame:
+    """An unaltered network, two layers in each state of repair."""
+    states = ("as converted", "recalibrated", "distilled")
+    names = [("unaltered", "unaltered"), *((method, state) for method in ("flc", "aps") for state in states)]
+    rows: list[dict[str, object]] = []
+    for place, (method, state) in enumerate(names):
+        shares = {
+            **_shares("accuracy", 0.5 + 0.04 * place), **_shares("agreement", 1 - 0.05 * place),
+            **_shares("sis", 0.1 + 0.01 * place), **_shares("consistency_both", 0.8 + 0.02 * place),
+        }  # fmt: skip
+        facts = {"model": "bundled/resnet20", "method": method, "repair": state}
+        rows.append({**facts, "n": 40, "n_labelled": 40, "n_tuned": 41, **shares})
+    return pd.DataFrame(rows)
 
 
 def _shares(name: str, value: float) -> dict[str, float]:

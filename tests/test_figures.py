@@ -285,7 +285,7 @@ def test_imports_neither_torch_nor_pyplot():
                 assert name.split(".")[0] not in {"torch", "seaborn", "scipy"}
                 assert name != "matplotlib.pyplot"
                 assert not name.startswith("spectral.") or name.startswith(
-                    ("spectral.errors", "spectral.figures", "spectral.schema")
+                    ("spectral.errors", "spectral.figures", "spectral.files", "spectral.schema")
                 )
 
 

@@ -65,7 +65,7 @@ def test_every_file_that_is_named_exists() -> None:
 
 def test_numbers_are_those_of_the_tables() -> None:
     said = " ".join(TEXT.split())
-    for sentence in (*say_survey(), *say_attacks(), *say_repair()):
+    for sentence in (*say_survey(), *say_blame(), *say_attacks(), *say_repair()):
         assert sentence in said, sentence
 
 
@@ -88,6 +88,19 @@ def say_survey() -> list[str]:
         f"measured with the defaults {(table['measure'] == 'measured').sum()}",
         f"converted {converted} of {len(with_sites)}",
     ]  # fmt: skip
+
+
+def say_blame() -> list[str]:
+    table = read("phase4_attribution")
+    single = table[table["layer"] != "all sites"]
+    certain = single[single["p_holm"] < 0.05]
+    assert list(certain["model"]) == ["bundled/nula-w32"]
+    assert certain["layer_index"].iloc[0] == 0
+    row = certain.iloc[0]
+    return [
+        f"(phase 4, {row.n_clusters:.0f} photographs)",
+        f"(ΔSIS {write(row.delta_sis, 4)}, Holm p = {write(row.p_holm, 3)[1:]})",
+    ]
 
 
 def say_attacks() -> list[str]:

@@ -41,8 +41,8 @@ UNALTERED = "unaltered"
         "Left: accuracy on photographs that tuned nothing (agreement with the unaltered network where there "
         "are no labels). Middle: SIS. Right: consistency of two crops of a photograph, over those that both "
         "the network and the unaltered one get right. Means with 95 % intervals over photographs; dashed: "
-        "the unaltered network. SIS of a network that has become worse says little, since it belongs to "
-        "other predictions."
+        "the unaltered network. SIS is of the whole network and belongs to no tap; of a network that has "
+        "become worse it says little, since it is of other predictions."
     ),
     columns={
         "repair": (
@@ -68,6 +68,7 @@ def plot_repair(source: Source) -> Figure:
         _draw_panel(ax, rows, methods, column, scale)
         ax.set_xlabel(label)
     axes[0].set_yticks(range(len(methods)), methods)
+    axes[0].set_ylabel("layer (in the place of strides)")
     axes[0].set_ylim(len(methods) - 0.5, -0.5)
     present = [state for state in STATES if state in set(rows["repair"])]
     handles: list[Artist] = [

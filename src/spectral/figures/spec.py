@@ -44,6 +44,7 @@ TABLE_WRITERS = {
     "phase10_budget": "experiments/phase10_budget.py",
     "fourier_heatmap": "experiments/fourier_heatmap.py",
     "penalty": "experiments/train_with_penalty.py",
+    "repair": "experiments/repair.py",
     "compare": "spectral compare",
     "budget": "spectral budget",
 }
