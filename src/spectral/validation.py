@@ -7,6 +7,7 @@ number that nothing here can work with.
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import math
@@ -57,6 +58,9 @@ def guard(value: T) -> T:
     return _GUARDED.setdefault(id(value), _wrap(value, value.__name__))  # type: ignore[no-any-return]
 
 
+_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
+
+
 def _wrap(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     signature = inspect.signature(function)
 
@@ -76,6 +80,8 @@ def _wrap(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in _DISK:  # no argument's fault
+                raise
             reason = _find_reason(function, given, error)
             if reason is None:
                 raise
