@@ -65,7 +65,7 @@ def test_every_file_that_is_named_exists() -> None:
 
 def test_numbers_are_those_of_the_tables() -> None:
     said = " ".join(TEXT.split())
-    for sentence in (*say_survey(), *say_blame(), *say_attacks(), *say_repair()):
+    for sentence in (*say_survey(), *say_checkerboards(), *say_blame(), *say_attacks(), *say_repair()):
         assert sentence in said, sentence
 
 
@@ -88,6 +88,25 @@ def say_survey() -> list[str]:
         f"measured with the defaults {(table['measure'] == 'measured').sum()}",
         f"converted {converted} of {len(with_sites)}",
     ]  # fmt: skip
+
+
+def say_checkerboards() -> list[str]:
+    table = pd.read_csv(ROOT / "results" / "published-cifar10" / "tables" / "phase6_nula.csv")
+    share = (100 * table.set_index(["model", "perturbation"])["accuracy"]).map("{:.1f}".format)
+    base, clean, robust = (
+        "cifar-hub/resnet20",
+        "resnet20-clean.safetensors",
+        "resnet20-nula-robust.safetensors",
+    )
+    board = "checkerboard-0.05"
+    return [
+        f"({table['n'].max():.0f} lossless CIFAR-10 images",
+        f"keeps {share[base, board]} % of its {share[base, 'clean']} %",
+        f"keeps {share[robust, board]} of {share[robust, 'clean']} %",
+        f"{share[clean, board]} of {share[clean, 'clean']} %",
+        f"{share[robust, 'resize-0.25']} % for {share[base, 'resize-0.25']} under `resize-0.25`",
+        f"{share[robust, 'decimate-2']} for {share[base, 'decimate-2']} under `decimate-2`",
+    ]
 
 
 def say_blame() -> list[str]:
