@@ -111,7 +111,7 @@ def plot_layers_pareto(source: Source) -> Figure:
     first = rows.iloc[0]
     count = f"{format_units(rows)}, 95 % intervals"
     timing = f"timed on {first['device']}, batch {first['latency_batch']:g}"
-    add_heading(fig, source.title, f"{count}; {timing}; accuracy: {_say_accuracy(rows)}")
+    add_heading(fig, source.title, f"{count}; {timing}\naccuracy: {_say_accuracy(rows)}")
     _place_labels(fig, ax, rows)
     return fig
 
