@@ -22,9 +22,9 @@ from spectral.measurement import measure
 @contextmanager
 def interrupted_after(seconds: float) -> Iterator[None]:
     """Send this process what Ctrl-C sends, once, so many seconds from now."""
-    signal.setitimer(signal.ITIMER_REAL, seconds)
     before = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -81,3 +81,26 @@ def test_what_is_kept_is_raised_at_the_next_safe_point():
         set_up()
     with pytest.raises(KeyboardInterrupt), shielded():
         signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_handler_is_put_back_wherever_an_interrupt_comes(seed):
+    handler, moments = signal.getsignal(signal.SIGINT), random.Random(seed)
+    started = time.perf_counter()
+    for _ in range(100):
+        with shielded():
+            pass
+    length = time.perf_counter() - started
+    ended = 0
+    for _ in range(100):
+        try:
+            with interrupted_after(moments.uniform(1e-6, length)):
+                for _ in range(100):
+                    with shielded():
+                        pass
+        except KeyboardInterrupt:
+            ended += 1
+        assert signal.getsignal(signal.SIGINT) is handler
+    assert ended > 20
+    with shielded():
+        raise_kept()  # nothing was kept

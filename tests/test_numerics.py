@@ -180,6 +180,7 @@ class TestCache:
         def reachable():
             gc.collect()
             tensors = [t for t in gc.get_objects() if type(t) is torch.Tensor and t.device.type == "cpu"]
+            tensors = [t for t in tensors if t.layout is torch.strided]  # others have no storage of their own
             storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
             return sum(storages.values())
 

@@ -94,6 +94,7 @@ class Chain:
             channels: which channels these are, if only some; not of a chain that mixes them.
 
         Example:
+            >>> import torch
             >>> relu = Step(torch.ops.aten.relu.default, (Made(0),), {})
             >>> Chain(("relu",), (relu,), 1, (0, 1, 2, 3)).apply(-torch.ones(1, 1, 2, 2), {}.get).max()
             tensor(0.)

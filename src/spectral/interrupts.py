@@ -67,9 +67,13 @@ class shielded:  # noqa: N801 - reads as a statement
             signal.signal(signal.SIGINT, _Handler(before))
 
     def __exit__(self, *exception: object) -> None:
-        if self._before is not None:
+        if self._before is None:
+            return
+        try:
             signal.signal(signal.SIGINT, self._before)
             raise_kept()
+        finally:
+            _kept.clear()  # of one that came when the handler before was back, and was raised by it
 
 
 class _Handler:
@@ -102,3 +106,5 @@ _UNDIVIDED: set[CodeType] = {
     for name, function in vars(owner).items()
     if isinstance(function, FunctionType) and name in _WAYS
 }
+# Its own way in and out as well: an interrupt there would leave the handler for good.
+_UNDIVIDED |= {shielded.__enter__.__code__, shielded.__exit__.__code__}

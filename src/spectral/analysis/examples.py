@@ -68,7 +68,7 @@ def find_unstable_images(
         >>> images = torch.rand(3, 3, 16, 16)
         >>> found = find_unstable_images(net, images, measure_stability(net, images, progress=False), 1)
         >>> found.table["shift"].tolist()
-        ['as it is', 'down', 'up', 'right', 'left']
+        ['as it is', 'up', 'down', 'left', 'right']
     """
     feed = Feed(model, images, caller=CALLER, preprocessing=preprocessing, logits=logits)
     feed.require_scores()

@@ -14,6 +14,7 @@ def pass_low(x: Tensor, axis: int, step: int) -> Tensor:
     """Low-pass an axis ideally for a decimation, and keep all samples.
 
     Example:
+        >>> import torch
         >>> pass_low(torch.tensor([3.0, 1.0, 3.0, 1.0]), 0, 2)
         tensor([2., 2., 2., 2.])
     """
@@ -44,6 +45,7 @@ class Sampling:
         """Return the samples of a map.
 
         Example:
+            >>> import torch
             >>> Sampling(2, stride=2, low_pass=True).take(torch.tensor([3.0, 1.0, 3.0, 1.0]), 0)
             tensor([2., 2.])
         """

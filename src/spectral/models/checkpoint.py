@@ -84,9 +84,12 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], metadata: Ma
         raise SpectralError(
             f"{path}: the checkpoint's metadata can't be written as JSON ({error})"
         ) from error
-    ensure_writable(path.parent)
-    write_whole(path, safetensors.torch.save(state))
-    write_whole(path.with_suffix(".json"), f"{text}\n".encode("utf-8", "backslashreplace"))
+    try:
+        ensure_writable(path.parent)
+        write_whole(path, safetensors.torch.save(state))
+        write_whole(path.with_suffix(".json"), f"{text}\n".encode("utf-8", "backslashreplace"))
+    except SpectralError as error:
+        raise SpectralError(f"{path}: the checkpoint can't be written there ({error})") from error
     return path
 
 

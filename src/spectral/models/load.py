@@ -102,7 +102,7 @@ def load_model(
     _require_device(device)
     asked = os.fspath(name)
     if not asked.strip():
-        raise SpectralError(f"load_model: expected a name or a path, got {asked!r}; such as {EXAMPLES}")
+        raise SpectralError(f"unknown model {asked!r}: expected a name or a path, such as {EXAMPLES}")
     converted = "+" in Path(asked).name and not Path(asked).expanduser().is_file()
     plain, _, method = asked.rpartition("+") if converted else (asked, "", "")
     if method:
