@@ -230,7 +230,7 @@ def test_phase_5_runs_alone(tmp_path):
 
 
 def test_unknown_phase_and_too_few_models(tmp_path):
-    with pytest.raises(SpectralError, match="unknown phase 10"):
-        run_study([10], options(tmp_path))
+    with pytest.raises(SpectralError, match="unknown phase 11"):
+        run_study([11], options(tmp_path))
     with pytest.raises(SpectralError, match="compares 2 or 3 different models"):
         run_study([1], options(tmp_path, models=("bundled/resnet20@random",)))
