@@ -17,7 +17,7 @@ from spectral.copying import copy_model
 from spectral.errors import SpectralError
 from spectral.inputs import Inputs
 from spectral.intake import Feed
-from spectral.network import Kinds, undisturbed
+from spectral.network import Kinds, reflect, undisturbed
 from spectral.surgery import conversion_report, revert
 from spectral.surroundings import kept_surroundings
 
@@ -170,7 +170,7 @@ def _draw_places(kind: str, n: int, count: int, generator: torch.Generator) -> T
     if kind == "w":
         mirrored = torch.rand(count, 1, generator=generator) < 0.5
         places = torch.where(mirrored, n - 1 - places, places)
-    return (n - 1) - (places % (2 * (n - 1)) - (n - 1)).abs()
+    return reflect(places, n)
 
 
 def _compute_loss(

@@ -11,13 +11,14 @@ import copy
 import functools
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import CodeType, FrameType, FunctionType, MethodType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +115,27 @@ class _State(threading.local):
 
 def _ignore(*_: Any) -> None:
     pass
+
+
+class Scope(ABC):
+    """What holds while its ``with`` block runs: several contexts, entered all or none."""
+
+    _stack: ExitStack
+
+    @abstractmethod
+    def _enter(self, stack: ExitStack) -> None:
+        """Enter them on a stack, which leaves those that were entered if one can't be."""
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        with ExitStack() as stack:
+            self._enter(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        """End."""
+        self._stack.__exit__(*exception)
 
 
 class Tracker(AbstractContextManager["Tracker"]):

@@ -23,7 +23,7 @@ from spectral.layers import BlurPool
 from spectral.models import model_info
 from spectral.models.architectures import build, family_of
 from spectral.models.checkpoint import hash_state
-from spectral.network import evaluation_mode
+from spectral.network import evaluation_mode, reflect
 from spectral.perturb import NULA_TRAINING, NULA_TRAINING_V1, choose_randomly, make_perturbation
 
 NUM_CLASSES = 10
@@ -463,18 +463,13 @@ def augment(images: Tensor, shifts: Tensor, flips: Tensor, pad: int) -> Tensor:
     """
     height, width = images.shape[-2:]
     device = images.device
-    rows = _reflect(torch.arange(height)[None] + shifts[:, :1] - pad, height)
+    rows = reflect(torch.arange(height)[None] + shifts[:, :1] - pad, height)
     columns = torch.arange(width)[None].expand(len(images), -1)
     columns = torch.where(flips[:, None], width - 1 - columns, columns)
-    columns = _reflect(columns + shifts[:, 1:] - pad, width)
+    columns = reflect(columns + shifts[:, 1:] - pad, width)
     which = torch.arange(len(images), device=device)[:, None, None]
     picked = images[which, :, rows.to(device)[:, :, None], columns.to(device)[:, None, :]]
     return picked.permute(0, 3, 1, 2)
-
-
-def _reflect(index: Tensor, size: int) -> Tensor:
-    period = max(2 * (size - 1), 1)
-    return (size - 1) - (index % period - (size - 1)).abs()
 
 
 def _make_schedule(

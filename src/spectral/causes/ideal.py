@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from typing import Any
 
 import torch.nn.functional as F
@@ -25,12 +25,12 @@ from spectral.layers.pool import Pool
 from spectral.network import make_inputs
 from spectral.numerics.finer import evaluate_finely
 from spectral.sites import check_hookable
-from spectral.tracker import Frame, Tracker, is_paused, paused
+from spectral.tracker import Frame, Scope, Tracker, is_paused, paused
 
 CALLER = "idealize"
 
 
-class Idealized(AbstractContextManager["Idealized"]):
+class Idealized(Scope):
     """What `idealize` returns: inside its ``with`` block the model computes with ideal operators.
 
     Attributes:
@@ -61,23 +61,17 @@ class Idealized(AbstractContextManager["Idealized"]):
         self._names: set[tuple[str, str]] = set()
         self._layers: dict[str, frozenset[Source]] = {}
         self._turns, self._extensions = Turns(), Extensions()
-        self._stack = ExitStack()
 
-    def __enter__(self) -> Idealized:
-        """Begin to compute ideally."""
-        with ExitStack() as stack:
-            stack.enter_context(self._tracker)
-            stack.enter_context(self._mode)
-            for path, module in self.model.named_modules():
-                if knows_dense_map(module):
-                    for handle in self._hook(path, module):
-                        stack.callback(handle.remove)
-            self._stack = stack.pop_all()
-        return self
+    def _enter(self, stack: ExitStack) -> None:
+        stack.callback(self._forget)
+        stack.enter_context(self._tracker)
+        stack.enter_context(self._mode)
+        for path, module in self.model.named_modules():
+            if knows_dense_map(module):
+                for handle in self._hook(path, module):
+                    stack.callback(handle.remove)
 
-    def __exit__(self, *exception: Any) -> None:
-        """Let the model compute as it does."""
-        self._stack.__exit__(*exception)
+    def _forget(self) -> None:
         self._extensions = Extensions()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from spectral.numerics.finer import Axes
 from spectral.places import Steps
 from spectral.recorder import Operation, Recorder
 from spectral.standin import find_original
-from spectral.tracker import Frame, Tracker
+from spectral.tracker import Frame, Scope, Tracker
 
 Key = tuple[str, int, str, Steps, int]
 """Where a function is called: module, which of its calls, function, steps from its forward, which time."""
@@ -117,7 +117,7 @@ class Turns:
         return (*place, self._turns[place] - 1)
 
 
-class Watcher(AbstractContextManager["Watcher"]):
+class Watcher(Scope):
     """Watches one pass of a copy of a model.
 
     Attributes:
@@ -141,19 +141,10 @@ class Watcher(AbstractContextManager["Watcher"]):
         self._made_by: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._wrapped: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._own: list[Frame] = []  # calls of layers that are no operators but one of their own
-        self._stack = ExitStack()
 
-    def __enter__(self) -> Watcher:
-        """Begin to watch."""
-        with ExitStack() as stack:
-            for watched in (self._modules, _FunctionMode(self), self._operators.listening()):
-                stack.enter_context(watched)
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        """End."""
-        self._stack.__exit__(*exception)
+    def _enter(self, stack: ExitStack) -> None:
+        for watched in (self._modules, _FunctionMode(self), self._operators.listening()):
+            stack.enter_context(watched)
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run a torch function, and keep what it does to maps."""

@@ -11,6 +11,7 @@ from spectral.network.moves import (
     guess_layout,
     list_moves,
     map_planes,
+    reflect,
     roll_inputs,
 )
 from spectral.network.outputs import Scores, Take, describe_output, find_logits, read_scores
@@ -38,6 +39,7 @@ __all__ = [
     "map_planes",
     "put_into_evaluation",
     "read_scores",
+    "reflect",
     "require_clear",
     "roll_inputs",
     "undisturbed",

@@ -157,3 +157,15 @@ def _extents(inputs: Inputs, layout: Sequence[Kinds]) -> dict[str, int]:
         if x is inputs.image:
             return {kind: n for kind, n in zip(kinds, x.shape, strict=True) if kind in SPATIAL}
     return {}
+
+
+def reflect(places: Tensor, size: int) -> Tensor:
+    """Bring places along an axis of ``size`` samples back inside, mirrored at its first and last sample.
+
+    Example:
+        >>> import torch
+        >>> reflect(torch.arange(-2, 5), 3).tolist()
+        [2, 1, 0, 1, 2, 1, 0]
+    """
+    period = max(2 * (size - 1), 1)
+    return (size - 1) - (places % period - (size - 1)).abs()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from spectral.surgery import ledger
 from spectral.surgery.functions import Signature, count_axes, name_function, read_signature
 from spectral.surgery.places import find_spot
 from spectral.surgery.rewriting import Function
-from spectral.tracker import Frame, Tracker
+from spectral.tracker import Frame, Scope, Tracker
 
 # Linear or without arithmetic: a pool may stand on either side of them.
 _LINEAR = {"add", "sub", "rsub", "mul", "div", "neg", "clone", "_to_copy", "copy", "alias", "detach"}
@@ -257,7 +257,7 @@ def observe_sites(model: nn.Module, example: Example) -> tuple[Observation, list
     return watchers[-1].seen, [site for site in found if site.op != "global_pool"]
 
 
-class Watcher(AbstractContextManager["Watcher"]):
+class Watcher(Scope):
     """Sees the modules, the functions and the operators of one pass.
 
     Attributes:
@@ -274,19 +274,10 @@ class Watcher(AbstractContextManager["Watcher"]):
         self._ran_by: dict[int, tuple[Call | None, int]] = {}  # by the operator's output
         self._alive: list[Any] = []  # so that no two tensors have one id
         self._clock = 0
-        self._stack = ExitStack()
 
-    def __enter__(self) -> Watcher:
-        """Begin to watch."""
-        with ExitStack() as stack:
-            for watched in (self._modules, _FunctionMode(self), self._operators.listening()):
-                stack.enter_context(watched)
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        """End."""
-        self._stack.__exit__(*exception)
+    def _enter(self, stack: ExitStack) -> None:
+        for watched in (self._modules, _FunctionMode(self), self._operators.listening()):
+            stack.enter_context(watched)
 
     def begin_function(self, func: Any, args: Any, kwargs: Any) -> None:
         """Note that a torch function is called; those that it calls itself are its own affair."""
