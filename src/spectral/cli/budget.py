@@ -12,7 +12,7 @@ from spectral.cli.options import (
     PATH,
     ModelOptions,
     batch_size_option,
-    format_size,
+    describe_images,
     images_option,
     model_options,
     parse_names,
@@ -70,13 +70,9 @@ def budget(
 
     if out:
         hold_folder(out)
-    net = network.load(model)
-    info = spectral.model_info(net)
-    assert info is not None
-    pictures = spectral.load_images(images, size=info.preprocessing.size, limit=limit, seed=seed)
+    net, info, pictures = network.load_with_images(model, images, limit, seed)
     click.echo(
-        f"budget of {model}, weights {info.weights_id}, on {len(pictures)} images of {pictures.source} at "
-        f"{format_size(pictures.size or info.preprocessing.size)}; shifts: {shifts}"
+        f"budget of {model}, weights {info.weights_id}, on {describe_images(pictures)}; shifts: {shifts}"
     )
     table = spectral.measure_instability_budget(
         net, pictures, split=split, orders=orders, shifts=shifts, factor=factor, seed=seed,

@@ -14,7 +14,7 @@ from spectral.cli.options import (
     PATH,
     ModelOptions,
     batch_size_option,
-    format_size,
+    describe_images,
     images_option,
     json_option,
     model_options,
@@ -157,14 +157,8 @@ def _diagnose(
 ) -> Diagnosis:
     from spectral.page import write_headline
 
-    net = network.load(model)
-    info = spectral.model_info(net)
-    assert info is not None
-    pictures = spectral.load_images(images, size=info.preprocessing.size, limit=limit, seed=seed)
-    click.echo(
-        f"diagnosing {info.name}, weights {info.weights_id}, on {len(pictures)} images of {pictures.source} "
-        f"at {format_size(info.preprocessing.size)}"
-    )
+    net, info, pictures = network.load_with_images(model, images, limit, seed)
+    click.echo(f"diagnosing {info.name}, weights {info.weights_id}, on {describe_images(pictures)}")
     found: Diagnosis = spectral.diagnose(net, pictures, out=out, **options)
     click.echo("")
     for sentence in write_headline(found):

@@ -14,6 +14,7 @@ from spectral.cli.options import (
     PATH,
     ModelOptions,
     batch_size_option,
+    describe_images,
     format_size,
     images_option,
     model_options,
@@ -76,15 +77,11 @@ def measure(
 
     if out:
         hold_folder(out)
-    net = network.load(model)
-    info = spectral.model_info(net)
-    assert info is not None
-    pictures = spectral.load_images(images, size=info.preprocessing.size, limit=limit, seed=seed)
+    net, info, pictures = network.load_with_images(model, images, limit, seed)
     random = " (random weights, not trained)" if model.endswith("@random") else ""
     skipped = f"; {len(pictures.skipped)} broken file(s) skipped" if pictures.skipped else ""
     click.echo(
-        f"measuring {model}, weights {info.weights_id}{random}, on {len(pictures)} images of "
-        f"{pictures.source} at {format_size(pictures.size or info.preprocessing.size)}{skipped}"
+        f"measuring {model}, weights {info.weights_id}{random}, on {describe_images(pictures)}{skipped}"
     )
     table = spectral.measure(
         net,
@@ -222,13 +219,10 @@ def attribute(
 
     if out:
         hold_folder(out)
-    net = network.load(model)
-    info = spectral.model_info(net)
-    assert info is not None
-    pictures = spectral.load_images(images, size=info.preprocessing.size, limit=limit, seed=seed)
+    net, info, pictures = network.load_with_images(model, images, limit, seed)
     click.echo(
-        f"attributing {model}, weights {info.weights_id}, on {len(pictures)} images of {pictures.source} at "
-        f"{format_size(pictures.size or info.preprocessing.size)}; sites altered by {method}"
+        f"attributing {model}, weights {info.weights_id}, on {describe_images(pictures)}; sites altered by "
+        f"{method}"
     )
     rows = attribute_instability(net, pictures, method, batch_size=batch_size, progress=not quiet)
     if rows.empty:

@@ -16,6 +16,9 @@ from spectral.console import FilePath
 if TYPE_CHECKING:
     from torch import nn
 
+    from spectral.data import ImageSet
+    from spectral.models.info import ModelInfo
+
 
 def parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
     """Read ``224`` or ``224x160``, height first."""
@@ -90,6 +93,16 @@ class ModelOptions:
             input_size=self.input_size, mean=self.mean, std=self.std, device=self.device,
         )  # fmt: skip
 
+    def load_with_images(
+        self, name: str, images: str | list[str], limit: int | None, seed: int
+    ) -> tuple[nn.Module, ModelInfo, ImageSet]:
+        """Load the network and images of its size, and what is known of the network."""
+        net = self.load(name)
+        info = spectral.model_info(net)
+        assert info is not None
+        pictures = spectral.load_images(images, size=info.preprocessing.size, limit=limit, seed=seed)
+        return net, info, pictures
+
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add to a command what can be said of a network; it receives one `ModelOptions` as ``network``."""
@@ -113,6 +126,12 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*args, network=ModelOptions(**own), **given)
 
     return wrapper
+
+
+def describe_images(pictures: ImageSet) -> str:
+    """Say how many images of what are used, and at which size."""
+    assert pictures.size is not None
+    return f"{len(pictures)} images of {pictures.source} at {format_size(pictures.size)}"
 
 
 def format_size(size: tuple[int, int]) -> str:
