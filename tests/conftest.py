@@ -1,6 +1,8 @@
 """What holds for every test."""
 
+import signal
 import socket
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -23,3 +25,11 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> list[object]:
         monkeypatch.delenv(variable.lower(), raising=False)
     monkeypatch.setattr(socket, "getaddrinfo", fail)
     return attempts
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, also in tests that were started in the background, which ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -18,6 +18,8 @@ import spectral
 from spectral.interrupts import raise_kept, shielded, undivided
 from spectral.measurement import measure
 
+pytestmark = pytest.mark.usefixtures("interruptible")
+
 
 @contextmanager
 def interrupted_after(seconds: float) -> Iterator[None]:

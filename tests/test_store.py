@@ -165,6 +165,7 @@ class TestSeal:
             damaged[at // 8] ^= 1 << at % 8
             assert not is_intact(bytes(damaged))
 
+    @pytest.mark.usefixtures("interruptible")
     def test_a_file_appears_whole_or_not_at_all(self, tmp_path):
         path = tmp_path / "a"
         write_whole(path, b"first")
