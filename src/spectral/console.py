@@ -21,6 +21,12 @@ WIDTH = 100
 NOTHING = "-"  # in a cell
 
 
+workers_option = click.option(
+    "--workers", type=click.IntRange(min=0), metavar="N",
+    help="Processes that decode images, as many as help by default; 0 decodes in the main process.",
+)  # fmt: skip
+
+
 class SpectralCommand(click.Command):
     """A command that ends every failure in one sentence on stderr: exit code 2 for bad input.
 

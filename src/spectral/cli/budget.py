@@ -18,7 +18,7 @@ from spectral.cli.options import (
     parse_names,
     quiet_option,
 )
-from spectral.console import NOTHING, SpectralCommand, format_columns, hold_folder
+from spectral.console import NOTHING, SpectralCommand, format_columns, hold_folder, workers_option
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
               help="pixel, half, random (up to the total stride) or crop.")  # fmt: skip
 @click.option("--factor", type=int, help="How much finer the lattice of nonlinearities is; 2 or 4 by itself.")
 @batch_size_option
+@workers_option
 @model_options
 @quiet_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of crops, orders and shifts.")
@@ -51,6 +52,7 @@ def budget(
     shifts: str,
     factor: int | None,
     batch_size: int,
+    workers: int | None,
     network: ModelOptions,
     quiet: bool,
     seed: int,
@@ -70,7 +72,7 @@ def budget(
 
     if out:
         hold_folder(out)
-    net, info, pictures = network.load_with_images(model, images, limit, seed)
+    net, info, pictures = network.load_with_images(model, images, limit, seed, workers)
     click.echo(
         f"budget of {model}, weights {info.weights_id}, on {describe_images(pictures)}; shifts: {shifts}"
     )

@@ -22,7 +22,7 @@ from spectral.cli.options import (
     quiet_option,
 )
 from spectral.cli.output import write_rows
-from spectral.console import SpectralCommand, hold_folder
+from spectral.console import SpectralCommand, hold_folder, workers_option
 from spectral.errors import SpectralError
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ PAGE = "page.html"
               help="On how many images layers are tried; by default as many as a minute or so allows, at "
               "least 6.")  # fmt: skip
 @batch_size_option
+@workers_option
 @model_options
 @click.option("--seed", type=int, default=0, show_default=True, help="Of crops and choices of images.")
 @click.option("--out", type=PATH, metavar="DIR",
@@ -56,6 +57,7 @@ def diagnose(
     methods: tuple[str, ...],
     fix_images: int | None,
     batch_size: int,
+    workers: int | None,
     network: ModelOptions,
     seed: int,
     out: Path | None,
@@ -89,8 +91,8 @@ def diagnose(
     for model in models:
         own = folder if len(models) == 1 else folder / _name_folder(model)
         found.append(
-            _diagnose(model, images, limit, seed, network, own, methods=methods, fix_images=fix_images,
-                      batch_size=batch_size, progress=not quiet)
+            _diagnose(model, images, limit, seed, workers, network, own, methods=methods,
+                      fix_images=fix_images, batch_size=batch_size, progress=not quiet)
         )  # fmt: skip
     page = spectral.write_page(found, folder / PAGE)
     if json_path:
@@ -151,13 +153,14 @@ def _diagnose(
     images: str | list[str],
     limit: int,
     seed: int,
+    workers: int | None,
     network: ModelOptions,
     out: Path,
     **options: Any,
 ) -> Diagnosis:
     from spectral.page import write_headline
 
-    net, info, pictures = network.load_with_images(model, images, limit, seed)
+    net, info, pictures = network.load_with_images(model, images, limit, seed, workers)
     click.echo(f"diagnosing {info.name}, weights {info.weights_id}, on {describe_images(pictures)}")
     found: Diagnosis = spectral.diagnose(net, pictures, out=out, **options)
     click.echo("")

@@ -18,6 +18,7 @@ from spectral.cli.options import (
 )
 from spectral.console import (
     SpectralCommand,
+    workers_option,
 )
 from spectral.errors import SpectralError
 
@@ -155,6 +156,7 @@ def read_options(texts: Sequence[str]) -> dict[str, Any]:
               help="An option of the layer, such as kernel_size=5; several times for several.")  # fmt: skip
 @click.option("--calibrate", metavar="IMAGES",
               help="Measure batch-norm statistics again on these images, no labels needed.")  # fmt: skip
+@workers_option
 @click.option("--placement", type=click.Choice(["auto", "behind"]), default="auto", show_default=True,
               help="Behind the activation where the block allows it, or right behind the operator."
               )  # fmt: skip
@@ -166,6 +168,7 @@ def convert(
     where: tuple[str, ...],
     options: tuple[str, ...],
     calibrate: str | None,
+    workers: int | None,
     placement: str,
     network: ModelOptions,
 ) -> None:
@@ -197,7 +200,8 @@ def convert(
             f"nothing was replaced in {model}, so nothing is written; choose sites with --where"
         )
     if calibrate is not None:
-        smooth = spectral.recalibrate(smooth, calibrate, inplace=True)
+        pictures = spectral.load_images(calibrate, workers=workers)
+        smooth = spectral.recalibrate(smooth, pictures, inplace=True)
     metadata = {
         "architecture": name_architecture(net), "family": info.family,
         "converted_from": info.name, "mean": info.preprocessing.mean, "std": info.preprocessing.std,

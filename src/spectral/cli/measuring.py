@@ -27,6 +27,7 @@ from spectral.console import (
     format_columns,
     format_mean,
     hold_folder,
+    workers_option,
 )
 from spectral.errors import SpectralError
 from spectral.schema import SCALE_FREE
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 @click.option("--taps", callback=parse_names, default="input,dense", show_default=True, metavar="A,B",
               help="Where AVR is taken: input, dense, signal, output.")  # fmt: skip
 @batch_size_option
+@workers_option
 @model_options
 @quiet_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of crops and choices of images.")
@@ -58,6 +60,7 @@ def measure(
     metrics: tuple[str, ...] | None,
     taps: tuple[str, ...],
     batch_size: int,
+    workers: int | None,
     network: ModelOptions,
     quiet: bool,
     seed: int,
@@ -77,7 +80,7 @@ def measure(
 
     if out:
         hold_folder(out)
-    net, info, pictures = network.load_with_images(model, images, limit, seed)
+    net, info, pictures = network.load_with_images(model, images, limit, seed, workers)
     random = " (random weights, not trained)" if model.endswith("@random") else ""
     skipped = f"; {len(pictures.skipped)} broken file(s) skipped" if pictures.skipped else ""
     click.echo(
@@ -111,6 +114,7 @@ def measure(
 @click.option("--taps", callback=parse_names, default="input,dense,signal", show_default=True, metavar="A,B",
               help="Where AVR is taken: input, dense, signal, output.")  # fmt: skip
 @batch_size_option
+@workers_option
 @model_options
 @quiet_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of crops, choices and intervals.")
@@ -122,6 +126,7 @@ def compare(
     metrics: tuple[str, ...],
     taps: tuple[str, ...],
     batch_size: int,
+    workers: int | None,
     network: ModelOptions,
     quiet: bool,
     seed: int,
@@ -155,7 +160,7 @@ def compare(
     nets = {name: network.load(name) for name in models}
     infos = {name: spectral.model_info(net) for name, net in nets.items()}
     sizes = {name: info.preprocessing.size for name, info in infos.items() if info}
-    first = spectral.load_images(images, size=sizes[models[0]], limit=limit, seed=seed)
+    first = spectral.load_images(images, size=sizes[models[0]], limit=limit, seed=seed, workers=workers)
     pictures = {name: first if own == first.size else first.resized(own) for name, own in sizes.items()}
     shown = ", ".join(f"{name} at {format_size(own)}" for name, own in sizes.items())
     click.echo(f"comparing {shown} on {len(first)} images of {first.source}; the reference is {models[0]}")
@@ -185,6 +190,7 @@ def compare(
 @click.option("--method", default="ideal", show_default=True, metavar="NAME",
               help="How sites are altered; ideal takes away what would fold, and nothing else.")  # fmt: skip
 @batch_size_option
+@workers_option
 @model_options
 @quiet_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of crops, choices and intervals.")
@@ -195,6 +201,7 @@ def attribute(
     limit: int | None,
     method: str,
     batch_size: int,
+    workers: int | None,
     network: ModelOptions,
     quiet: bool,
     seed: int,
@@ -219,7 +226,7 @@ def attribute(
 
     if out:
         hold_folder(out)
-    net, info, pictures = network.load_with_images(model, images, limit, seed)
+    net, info, pictures = network.load_with_images(model, images, limit, seed, workers)
     click.echo(
         f"attributing {model}, weights {info.weights_id}, on {describe_images(pictures)}; sites altered by "
         f"{method}"

@@ -94,13 +94,15 @@ class ModelOptions:
         )  # fmt: skip
 
     def load_with_images(
-        self, name: str, images: str | list[str], limit: int | None, seed: int
+        self, name: str, images: str | list[str], limit: int | None, seed: int, workers: int | None = None
     ) -> tuple[nn.Module, ModelInfo, ImageSet]:
         """Load the network and images of its size, and what is known of the network."""
         net = self.load(name)
         info = spectral.model_info(net)
         assert info is not None
-        pictures = spectral.load_images(images, size=info.preprocessing.size, limit=limit, seed=seed)
+        pictures = spectral.load_images(
+            images, size=info.preprocessing.size, limit=limit, seed=seed, workers=workers
+        )
         return net, info, pictures
 
 

@@ -2,6 +2,7 @@
 
 from spectral.data.adapt import adapt_images, is_image_set
 from spectral.data.imageset import ImageItem, ImageSet
+from spectral.data.loading import Loading, check_workers
 from spectral.data.protocol import Images
 from spectral.data.sources import load_images, load_labelled_arrays
 
@@ -9,7 +10,9 @@ __all__ = [
     "ImageItem",
     "ImageSet",
     "Images",
+    "Loading",
     "adapt_images",
+    "check_workers",
     "is_image_set",
     "load_images",
     "load_labelled_arrays",

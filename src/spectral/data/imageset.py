@@ -14,6 +14,7 @@ from PIL import Image
 
 from spectral.arguments import as_integer
 from spectral.data.decode import describe_failure, fit_image, to_tensor
+from spectral.data.loading import Loading, load_batches
 from spectral.errors import SpectralError
 from spectral.synthetic import Size, as_size, generator
 
@@ -49,6 +50,7 @@ class ImageSet:
         skipped: (name, reason) of files that were to be images and could not be read.
         resample: the filter that resizes.
         left_out: how many files beside them, by their endings, are of kinds that aren't read.
+        loading: how batches are decoded; no part of what the images are.
 
     Example:
         >>> from spectral.data import load_images
@@ -66,6 +68,7 @@ class ImageSet:
     skipped: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     resample: Image.Resampling = Image.Resampling.BICUBIC
     left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    loading: Loading = dataclasses.field(default=Loading(), compare=False)
 
     def __repr__(self) -> str:
         return f"ImageSet({self.source!r}, {len(self)} images, size={self.size})"
@@ -182,10 +185,14 @@ class ImageSet:
         """
         return dataclasses.replace(self, size=as_size(size))
 
+    def with_loading(self, loading: Loading) -> ImageSet:
+        """Return the same images, decoded in another way."""
+        return dataclasses.replace(self, loading=loading)
+
     def batches(
         self, batch_size: int, start: int = 0, indices: Iterable[int] | None = None
     ) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """Iterate over the images in batches, reading each batch when it is due.
+        """Iterate over the images in batches, in order; many are decoded ahead, in worker processes.
 
         Args:
             batch_size: images in a batch; the last may be smaller.
@@ -198,14 +205,22 @@ class ImageSet:
         Shape: (batch, 3, H, W), float32, in [0, 1].
 
         Raises:
-            SpectralError: if ``batch_size`` is less than 1, or if the images differ in size.
+            SpectralError: if ``batch_size`` is less than 1, if the images differ in size, or, naming it, if
+                one can't be read.
         """
         batch_size = as_integer(batch_size, "batch_size", least=1)
         chosen = list(range(len(self)) if indices is None else indices)[start:]
         self._check_one_size(chosen)
-        steps = range(0, len(chosen), batch_size)
-        groups = (chosen[step : step + batch_size] for step in steps)
-        return ((group, torch.stack([self[index] for index in group])) for group in groups)
+        groups = [chosen[step : step + batch_size] for step in range(0, len(chosen), batch_size)]
+        height, width = self.size or (0, 0)
+        nbytes = min(batch_size, len(chosen)) * 3 * height * width * torch.float32.itemsize
+        workers = self.loading.count_workers(len(chosen), len(groups), nbytes)
+        return load_batches(
+            self._stack, groups, workers=workers, pinned=self.loading.pinned, source=self.source
+        )
+
+    def _stack(self, indices: list[int]) -> torch.Tensor:
+        return torch.stack([self[index] for index in indices])
 
     def _check_one_size(self, indices: list[int]) -> None:
         """Fail before the first batch, not in the middle of a run."""

@@ -24,6 +24,7 @@ from spectral.data.folder import (
     warn_about_skipped,
 )
 from spectral.data.imageset import ImageItem, ImageSet, check_limit
+from spectral.data.loading import Loading, check_workers
 from spectral.data.samples import load_samples
 from spectral.errors import SpectralError, suggest
 from spectral.synthetic import Size, as_size, generator, make_dead_leaves_image
@@ -39,6 +40,7 @@ def load_images(
     limit: int | None = None,
     seed: int = 0,
     root: str | Path | None = None,
+    workers: int | None = None,
 ) -> ImageSet:
     """Load images by the name of their source, from a folder, or from files.
 
@@ -62,6 +64,8 @@ def load_images(
             classes, listed in the order of the whole; of samples and synthetic images, the first.
         seed: of the choice, the crops or the leaves.
         root: where data sets are kept, by default $SPECTRAL_DATA, or else data/ in the current folder.
+        workers: processes that decode batches ahead of the network; by default as many as help, none for few
+            images. 0 decodes in the main process. Pixels and order are the same.
 
     Returns:
         An `ImageSet`, which reads an image when it is indexed.
@@ -78,6 +82,18 @@ def load_images(
     if limit is not None:
         check_limit(limit)
     generator(seed)  # says at once if the seed is not usable
+    loading = Loading(check_workers(workers, "load_images"))
+    return _find_images(source, shape, limit, seed, root).with_loading(loading)
+
+
+def _find_images(
+    source: str | Path | Sequence[str | Path],
+    shape: tuple[int, int] | None,
+    limit: int | None,
+    seed: int,
+    root: str | Path | None,
+) -> ImageSet:
+    """Read the name of a source, a folder or files."""
     if not isinstance(source, str | os.PathLike):
         return load_files([path for one in source for path in _expand(one)], shape, limit, seed)
     if not str(source):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from spectral.data import Images, adapt_images, is_image_set
+from spectral.data import Images, Loading, adapt_images, check_workers, is_image_set
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.inputs import Inputs
 from spectral.intake.channels import list_channel_calls
@@ -36,6 +36,7 @@ class Feed:
         logits: the user's function from the model's output to class scores.
         pixels: whether the caller works on images in [0, 1], so that tensors must be some.
         name: what tables call the model; by default what `load_model` recorded, or its class.
+        workers: processes that decode images; by default as the set says.
 
     Raises:
         SpectralError: for no images, images that can't be brought to the model, or a forward that fails.
@@ -64,6 +65,7 @@ class Feed:
         logits: Callable[[Any], Tensor] | None = None,
         pixels: bool = False,
         name: str | None = None,
+        workers: int | None = None,
     ) -> None:
         self.model, self.caller, self.logits = model, caller, logits
         info = model_info(model)
@@ -83,7 +85,7 @@ class Feed:
         self._advice = "leave preprocessing out for what is normalised already"
         if pixels:
             self._advice = "give images that aren't normalised, and preprocessing= if the network tells none"
-        self.images: Images = self._adapt(adapt_images(images, caller))
+        self.images: Images = self._adapt(self._set_loading(adapt_images(images, caller), workers))
         if len(self.images) == 0:
             raise SpectralError(f"{caller}: there are no images")
         if self.images.size is None and self.normalises and self.preparation.size is not None:
@@ -222,6 +224,16 @@ class Feed:
             f"{self.probe.head.why if self.probe.head else ''}; where they are others, {advice}",
             SpectralWarning,
             stacklevel=4,
+        )
+
+    def _set_loading(self, adapted: Any, workers: int | None) -> Any:
+        """Say how a set decodes its images; what holds none that are to be decoded has no say in it."""
+        asked = check_workers(workers, self.caller)
+        if not hasattr(adapted, "with_loading"):
+            return adapted
+        own: Loading = adapted.loading
+        return adapted.with_loading(
+            Loading(own.workers if asked is None else asked, own.pinned or self.device.type == "cuda")
         )
 
     def _adapt(self, adapted: Any) -> Images:

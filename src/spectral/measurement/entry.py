@@ -40,6 +40,7 @@ def measure(
     name: str | None = None,
     preprocessing: Any = None,
     logits: Callable[[Any], Tensor] | None = None,
+    workers: int | None = None,
 ) -> pd.DataFrame:
     """Measure aliasing at every site of a model, image by image.
 
@@ -80,6 +81,8 @@ def measure(
             too.
         logits: a function from the model's output to class scores (B, K), where they aren't the output
             itself, its ``logits`` or ``out``, or the first of a tuple.
+        workers: processes that decode images ahead of the network; by default as many as help, or as
+            `load_images` was told. 0 decodes in the main process; values and order are the same.
 
     Returns:
         Columns model, weights, images (source and fingerprint), image, cluster, site, call, op, stride, tap,
@@ -109,7 +112,8 @@ def measure(
     _check_choice("taps", taps, TAPS)
     batch_size = as_integer(batch_size, "measure: batch_size", least=1)
     check_hookable(model)
-    feed = Feed(model, images, caller="measure", preprocessing=preprocessing, logits=logits, name=name)
+    feed = Feed(model, images, caller="measure", preprocessing=preprocessing, logits=logits, name=name,
+                workers=workers)  # fmt: skip
     run = Run(feed, chosen, tuple(taps), demanded=demanded)
     wanted = set(run.metrics) & set(SITE_METRICS)
     found = run.find_sites(sites) if wanted or sites is not None else []

@@ -177,7 +177,11 @@ class Study(Results):
     def _base_images(self) -> ImageSet:
         size = self.info(self.families[0]).preprocessing.size
         images = load_images(
-            self.options.image_source, size=size, limit=self.options.image_limit, seed=self.options.seed
+            self.options.image_source,
+            size=size,
+            limit=self.options.image_limit,
+            seed=self.options.seed,
+            workers=self.options.workers,
         )
         click.echo(f"  images    {len(images)} of {images.source}, {len(images.skipped)} skipped")
         return images

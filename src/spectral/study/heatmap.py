@@ -17,7 +17,7 @@ import pandas as pd
 from torch import nn
 
 from spectral.classes import match_labels
-from spectral.console import FilePath, SpectralCommand, hold_folder
+from spectral.console import FilePath, SpectralCommand, hold_folder, workers_option
 from spectral.data import ImageSet, load_images
 from spectral.figures import draw_figure
 from spectral.models import load_model
@@ -29,7 +29,9 @@ from spectral.table import describe_environment, write_csv
 TABLE = "fourier_heatmap"
 
 
-def load_images_for(model: nn.Module, source: str, limit: int | None, seed: int) -> ImageSet:
+def load_images_for(
+    model: nn.Module, source: str, limit: int | None, seed: int, workers: int | None = None
+) -> ImageSet:
     """Load images at a network's size, and say so if labels don't count its classes.
 
     Raises:
@@ -41,7 +43,7 @@ def load_images_for(model: nn.Module, source: str, limit: int | None, seed: int)
     """
     info = model_info(model)
     assert info is not None
-    images = load_images(source, size=info.preprocessing.size, limit=limit, seed=seed)
+    images = load_images(source, size=info.preprocessing.size, limit=limit, seed=seed, workers=workers)
     if images.has_labels and (reason := match_labels(model, images).reason):
         click.echo(f"  {info.name}, labels of {images.source}: {reason}")
     return images
@@ -62,6 +64,7 @@ def load_images_for(model: nn.Module, source: str, limit: int | None, seed: int)
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of crops and signs.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, …")
+@workers_option
 @click.option("--quiet", is_flag=True, help="No progress bars.")
 def main(
     models: tuple[str, ...],
@@ -70,6 +73,7 @@ def main(
     out: Path,
     seed: int,
     device: str,
+    workers: int | None,
     quiet: bool,
     **grid: Any,
 ) -> None:
@@ -79,7 +83,7 @@ def main(
     click.echo(f"Fourier heatmaps of {', '.join(networks)} on up to {limit} images of {source}")
     frames, facts = [], {}
     for name, model in networks.items():
-        images = load_images_for(model, source, limit, seed)
+        images = load_images_for(model, source, limit, seed, workers)
         info = model_info(model)
         facts[name] = {
             "weights": info and info.weights_id, "source": images.source, "count": len(images),

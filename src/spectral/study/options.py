@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from spectral.console import FilePath, SpectralCommand
+from spectral.console import FilePath, SpectralCommand, workers_option
 from spectral.errors import SpectralError
 from spectral.files import claim
 
@@ -73,6 +73,7 @@ class StudyOptions:
     device: str = "cpu"
     progress: bool = True
     data: str | None = None
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
@@ -122,11 +123,13 @@ def study_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option(
         "--data", metavar="cifar10|DIR", help="Labelled test images for the accuracies of phases 6, 7 and 9."
     )
+    @workers_option
     @click.option("--quiet", is_flag=True, help="No progress bars.")
     @functools.wraps(command)
     def wrapper(*args: Any, models: str | None, quiet: bool, **given: Any) -> Any:
         shared = {key: given.pop(key) for key in
-                  ("preset", "images", "limit", "out", "batch_size", "seed", "device", "data")}  # fmt: skip
+                  ("preset", "images", "limit", "out", "batch_size", "seed", "device", "data",
+                   "workers")}  # fmt: skip
         chosen = tuple(name.strip() for name in models.split(",")) if models else None
         return command(*args, options=StudyOptions(models=chosen, progress=not quiet, **shared), **given)
 

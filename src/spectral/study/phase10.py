@@ -48,7 +48,8 @@ class Budgets(PictureResults):
         """The pictures, before each model gets them at its own size."""
         options = self.options
         limit = options.limit or LIMIT
-        return load_images(options.image_source, size=IMAGE_SIZE, limit=limit, seed=options.seed)
+        return load_images(options.image_source, size=IMAGE_SIZE, limit=limit, seed=options.seed,
+                           workers=options.workers)  # fmt: skip
 
     def measure(self, name: str) -> pd.DataFrame:
         """Measure one network.

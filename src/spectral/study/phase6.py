@@ -142,7 +142,9 @@ class Nula(PictureResults):
         """The images, at the networks' size."""
         options = self.options
         source = options.data or options.images or IMAGES[options.preset]
-        images = load_images(source, size=self.size, limit=options.limit, seed=options.seed)
+        images = load_images(
+            source, size=self.size, limit=options.limit, seed=options.seed, workers=options.workers
+        )
         if options.data and not images.has_labels:
             raise SpectralError(
                 f"--data: {options.data!r} has no labels; expected cifar10, or a subfolder per class"

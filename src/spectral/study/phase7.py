@@ -127,7 +127,8 @@ class Layers(PictureResults):
         options = self.options
         limit = options.limit or LIMITS[options.preset]
         size = _info(load_model(self.base)).preprocessing.size
-        return load_images(options.image_source, size=size, limit=limit, seed=options.seed)
+        return load_images(options.image_source, size=size, limit=limit, seed=options.seed,
+                           workers=options.workers)  # fmt: skip
 
     @cached_property
     def test_images(self) -> ImageSet | None:
@@ -135,7 +136,7 @@ class Layers(PictureResults):
         data = self.options.data
         if data is None:
             return None
-        images = load_images(data, size=self.images.size)
+        images = load_images(data, size=self.images.size, workers=self.options.workers)
         if not images.has_labels:
             raise SpectralError(f"--data: {data!r} has no labels; expected cifar10, or a subfolder per class")
         return images

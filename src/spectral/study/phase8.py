@@ -95,7 +95,8 @@ class Survey(PictureResults):
         """The pictures, before each model gets them at its own size."""
         options = self.options
         limit = options.limit or LIMITS[options.preset]
-        return load_images(options.image_source, size=IMAGE_SIZE, limit=limit, seed=options.seed)
+        return load_images(options.image_source, size=IMAGE_SIZE, limit=limit, seed=options.seed,
+                           workers=options.workers)  # fmt: skip
 
     def measure(self, name: str, model: nn.Module) -> pd.DataFrame:
         """Measure one model, or continue where it was interrupted.

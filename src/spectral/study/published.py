@@ -18,7 +18,7 @@ import click
 import pandas as pd
 
 from spectral.columns import bound, bound_flags
-from spectral.console import SpectralCommand
+from spectral.console import SpectralCommand, workers_option
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
 from spectral.files import ensure_writable
@@ -132,9 +132,16 @@ def _score(claim: Claim, images: ImageSet, batch_size: int, progress: bool) -> d
 @click.option("--limit", type=click.IntRange(min=1), help="Use so many images of each set.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
               help="Folder for the table.")  # fmt: skip
+@workers_option
 @click.option("--quiet", is_flag=True, help="No progress bars.")
 def main(
-    imagenet: str | None, cifar10: str | None, models: str | None, limit: int | None, out: Path, quiet: bool
+    imagenet: str | None,
+    cifar10: str | None,
+    models: str | None,
+    limit: int | None,
+    out: Path,
+    workers: int | None,
+    quiet: bool,
 ) -> None:
     """Check each network."""
     given = {IMAGENET: imagenet, CIFAR10: cifar10}
@@ -145,7 +152,9 @@ def main(
     unknown = (chosen or set()) - {claim.model for claim in CLAIMS}
     if unknown:
         raise SpectralError(f"--models: nothing is published here of {', '.join(sorted(unknown))}")
-    images = {name: load_images(source, limit=limit) for name, source in given.items() if source}
+    images = {
+        name: load_images(source, limit=limit, workers=workers) for name, source in given.items() if source
+    }
     rows = []
     claims = [claim for claim in CLAIMS if chosen is None or claim.model in chosen]
     path = out / "tables" / "published_weights.csv"

@@ -22,7 +22,7 @@ from torch import nn
 
 from spectral import stats
 from spectral.columns import bound, bound_flags, bound_summary
-from spectral.console import SpectralCommand
+from spectral.console import SpectralCommand, workers_option
 from spectral.data import ImageSet, load_images
 from spectral.distillation import distill
 from spectral.errors import SpectralError, suggest
@@ -172,6 +172,7 @@ class _Scores:
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, …")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
               help="Folder for the table and the figure.")  # fmt: skip
+@workers_option
 @click.option("--quiet", is_flag=True, help="No progress bars.")
 def main(
     model: str,
@@ -180,6 +181,7 @@ def main(
     limit: int | None,
     device: str,
     out: Path,
+    workers: int | None,
     quiet: bool,
     **effort: Any,
 ) -> None:
@@ -187,7 +189,7 @@ def main(
     ensure_writable(out)
     chosen = Effort(**effort)
     network = load_model(model, device=device)
-    pictures = load_images(images, limit=limit, seed=chosen.seed)
+    pictures = load_images(images, limit=limit, seed=chosen.seed, workers=workers)
     names = [name.strip() for name in methods.split(",") if name.strip()]
     path = out / "tables" / "repair.csv"
     facts = {

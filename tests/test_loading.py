@@ -1,0 +1,186 @@
+"""Batches decoded ahead, in worker processes: the same pixels in the same order, and nothing left behind."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import os
+import signal
+import time
+from pathlib import Path
+
+import command
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_measurement import tiny
+
+import spectral
+from spectral.data import ImageItem, ImageSet, Loading
+from spectral.errors import SpectralError
+
+SIDE = 24
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photographs")
+    rng = np.random.default_rng(0)
+    for i in range(23):
+        pixels = rng.integers(0, 256, (SIDE + i % 3, SIDE + i % 5, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:02d}.jpg")
+    return folder
+
+
+def list_children() -> set[int]:
+    """Processes that this one has started and that still run, from the system's own list."""
+    found = set()
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = status.read_text().rsplit(")", 1)[1].split()[:2]
+        except OSError:
+            continue
+        if int(parent) == os.getpid() and state != "Z":
+            found.add(int(status.parent.name))
+    return found
+
+
+def die(number: int) -> Image.Image:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError(number)
+
+
+def draw(number: int) -> Image.Image:
+    return Image.new("RGB", (SIDE, SIDE), (number, 0, 0))
+
+
+def break_off() -> Image.Image:
+    raise OSError("image file is truncated")
+
+
+def make_set(**special: object) -> ImageSet:
+    """Twelve images of their own colour; some, by number, are gotten in another way."""
+    items = [
+        ImageItem(f"{i:02d}", special.get(f"at_{i}", functools.partial(draw, i)), str(i), (SIDE, SIDE))
+        for i in range(12)
+    ]
+    return ImageSet("folder:drawn", items, (SIDE, SIDE))
+
+
+class TestOrder:
+    @pytest.mark.parametrize("batch_size", [1, 4, 23])
+    def test_the_same_pixels_in_the_same_order(self, batch_size, photographs):
+        here = spectral.load_images(photographs, size=16, workers=0)
+        there = spectral.load_images(photographs, size=16, workers=2)
+        expected, found = (list(images.batches(batch_size, start=2)) for images in (here, there))
+        assert [indices for indices, _ in found] == [indices for indices, _ in expected]
+        for (_, a), (_, b) in zip(expected, found, strict=True):
+            torch.testing.assert_close(b, a, rtol=0, atol=0)
+
+    def test_chosen_images(self, photographs):
+        images = spectral.load_images(photographs, size=16, workers=2)
+        order = [7, 3, 20, 3, 0]
+        found = torch.cat([batch for _, batch in images.batches(2, indices=order)])
+        torch.testing.assert_close(found, torch.stack([images[i] for i in order]), rtol=0, atol=0)
+
+    def test_nothing_of_it_is_part_of_what_the_images_are(self, photographs):
+        sets = [spectral.load_images(photographs, size=16, workers=workers) for workers in (None, 0, 3)]
+        assert len({images.fingerprint for images in sets}) == 1
+        assert sets[2].take(5).resized(8).loading.workers == 3
+
+    def test_a_measurement_has_the_same_values(self, photographs):
+        model = tiny()
+        options = {"metrics": ("avr",), "batch_size": 5, "progress": False, "preprocessing": "none"}
+        images = spectral.load_images(photographs, size=16)
+        here, there = (spectral.measure(model, images, workers=n, **options) for n in (0, 2))
+        assert here.equals(there)
+
+
+class TestFailures:
+    def test_an_image_that_breaks_in_a_worker_is_named(self):
+        images = make_set(at_7=break_off).with_loading(Loading(2))
+        batches = images.batches(2)
+        assert [next(batches)[0] for _ in range(3)] == [[0, 1], [2, 3], [4, 5]]
+        with pytest.raises(SpectralError, match=r"image 07 of folder:drawn .*truncated"):
+            next(batches)
+        assert not list_children()
+
+    def test_a_worker_that_is_killed(self):
+        images = make_set(at_9=functools.partial(die, 9)).with_loading(Loading(2))
+        found = []
+        with pytest.raises(
+            SpectralError, match=r"a worker process .*folder:drawn.* fewer workers"
+        ) as failure:
+            found.extend(indices for indices, _ in images.batches(2))
+        assert found == [[0, 1], [2, 3], [4, 5], [6, 7]][: len(found)]  # what it had ready goes with it
+        assert "\n" not in str(failure.value)
+        assert not list_children()
+
+    def test_what_was_measured_before_a_worker_died_is_kept(self, tmp_path):
+        model, broken = tiny(), make_set(at_9=functools.partial(die, 9))
+        options = {"metrics": ("avr",), "batch_size": 2, "progress": False, "preprocessing": "none"}
+        with pytest.raises(SpectralError, match="a worker process"):
+            spectral.measure(model, broken, out=tmp_path, workers=2, **options)
+        kept = spectral.read(tmp_path)["image"].nunique()
+        whole = spectral.measure(model, make_set(), out=tmp_path, workers=0, **options)
+        assert 1 <= whole.attrs["resumed"] == kept <= 8
+        assert whole["image"].nunique() == 12
+
+    @pytest.mark.parametrize("workers", [-1, 1.5, True, "two"])
+    def test_a_number_of_workers_that_is_none(self, workers, photographs):
+        with pytest.raises(SpectralError, match=r"load_images: workers must be a whole number ≥ 0, got"):
+            spectral.load_images(photographs, workers=workers)
+        with pytest.raises(SpectralError, match=r"measure: workers must be a whole number ≥ 0, got"):
+            spectral.measure(tiny(), photographs, workers=workers)
+
+
+class TestNothingIsLeft:
+    def test_workers_end_with_the_last_batch(self):
+        for _ in make_set().with_loading(Loading(2)).batches(3):
+            assert list_children()
+        assert not list_children()
+
+    def test_workers_end_with_whoever_reads(self):
+        batches = make_set().with_loading(Loading(2)).batches(3)
+        next(batches)
+        del batches
+        gc.collect()
+        assert not list_children()
+
+    def test_the_handler_of_ended_processes_stays(self):
+        before = signal.getsignal(signal.SIGCHLD)
+        for _ in make_set().with_loading(Loading(2)).batches(3):
+            assert signal.getsignal(signal.SIGCHLD) == before
+
+    def test_few_images_start_no_worker(self):
+        for _ in make_set().batches(3):
+            assert not list_children()
+
+    def test_an_interrupted_command_ends_its_workers(self, photographs, tmp_path):
+        running = command.start(
+            "measure", "bundled/resnet20", "--images", photographs, "--workers", "2", "--batch-size", "1",
+            "--out", tmp_path / "run",
+        )  # fmt: skip
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "run").glob("measurements/shard-*")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        workers = {
+            int(p) for p in Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+        }
+        assert len(workers) == 2
+        running.send_signal(signal.SIGINT)
+        _, errors = running.communicate(timeout=60)
+        assert running.returncode == 130
+        assert "Traceback" not in errors
+        assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
+
+
+@pytest.mark.parametrize(
+    "name", ["measure", "compare", "attribute", "diagnose", "budget", "study", "convert"]
+)
+def test_commands_refuse_a_negative_number_alike(name):
+    ended = command.start(name, "bundled/resnet20", "--workers", "-1")
+    _, errors = ended.communicate(timeout=60)
+    assert ended.returncode == 2
+    assert "Invalid value for '--workers': -1 is not in the range x>=0." in errors
