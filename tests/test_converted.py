@@ -209,10 +209,112 @@ def test_fine_tuning_refuses_what_it_can_not_tune(tmp_path):
     [
         ((), "name an ARCHITECTURE to train, or a network to tune with --from"),
         (("resnet20", "--from", "bundled/resnet20"), "not both"),
-        (("resnet20", "--method", "flc"), "--method goes with --from"),
+        (("resnet20", "--method", "flcc"), "no method is called 'flcc'; nearest: 'flc'"),
+        (("resnet20", "--padding", "circle"), "padding can't be 'circle'; nearest: 'circular'"),
     ],
 )
 def test_train_refuses_in_one_sentence(tmp_path, arguments, message):
     run = run_command("train", *arguments, "--data", tmp_path, "--out", tmp_path / "out")
     assert run.exit_code == 2
     assert message in " ".join(run.output.split())
+
+
+def test_every_remedy_goes_by_name_by_command_and_through_a_file(tmp_path):
+    net, x = load_model("bundled/resnet20"), image(2, 3, 32, 32)
+    options = {"activations": "alias-free", "padding": "circular"}
+    with torch.no_grad():
+        expected = convert(net, "flc", **options)(x)
+        named = load_model("bundled/resnet20+flc+alias-free+circular")
+        torch.testing.assert_close(named(x), expected)
+        other = load_model("bundled/resnet20+circular+alias-free+flc")  # in any order
+        torch.testing.assert_close(other(x), expected)
+    path = tmp_path / "steady.safetensors"
+    run = run_command("convert", "bundled/resnet20", "--method", "flc", "--activations", "alias-free",
+                      "--padding", "circular", "--out", path)  # fmt: skip
+    assert run.exit_code == 0, run.output
+    lines = run.output.splitlines()
+    assert {"activations: alias-free", "padding: circular"} <= set(lines)
+    assert "altered: 38 activations and borders" in lines  # 19 ReLUs and the borders of 19 3×3 convolutions
+    loaded = load_model(path)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), expected)
+    assert conversion_report(loaded).remedies.options == options
+
+
+def test_a_network_without_sites_has_borders_all_the_same(tmp_path):
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    x = image(1, 3, 12, 12)
+    steady = convert(plain, None, example=12, padding="circular")
+    report = conversion_report(steady)
+    assert (report.replaced, report.remedies.altered, report.changes) == ([], ("0",), True)
+    again = type(report).from_dict(json.loads(json.dumps(report.to_dict()))).apply(plain)
+    moved = x.roll((3, 2), (-2, -1))
+    with torch.no_grad():
+        torch.testing.assert_close(steady(moved), steady(x))
+        assert not torch.allclose(plain(moved), plain(x))
+        assert torch.equal(again(x), steady(x))
+    with pytest.raises(SpectralError, match="nothing is asked for; give a method, activations= or padding="):
+        convert(plain, None, example=12)
+    with pytest.raises(SpectralError, match="give a method as well"):
+        convert(plain, None, "0", example=12, padding="circular")
+
+
+def test_what_cannot_be_altered_is_said_and_nothing_is_written(tmp_path):
+    path = tmp_path / "same.safetensors"
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "def build(): return nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+    )
+    run = run_command("convert", f"{tmp_path}/net.py:build", "--padding", "circular", "--out", path,
+                      "--size", "16")  # fmt: skip
+    assert run.exit_code == 2
+    assert "nothing was replaced" in run.output
+    assert not path.exists()
+    empty = run_command("convert", "bundled/resnet20", "--out", path)
+    assert empty.exit_code == 2
+    assert "give --method, --activations or --padding" in empty.output
+
+
+def test_whole_pixels_do_no_harm_on_a_lattice_as_fine_as_the_strides():
+    net, x = load_model("bundled/resnet20"), image(4, 3, 32, 32)
+    steady = convert(net, "flc", activations="alias-free-4", padding="circular")
+    coarser = convert(net, "flc", activations="alias-free", padding="circular")
+
+    def find_change(model: nn.Module) -> float:
+        with torch.no_grad():
+            logits = model(x)
+            return float((model(x.roll(1, -1)) - logits).norm() / logits.norm())
+
+    plain, some, none = (find_change(model) for model in (net, coarser, steady))
+    assert none < 1e-5
+    assert 1e-3 < some < plain / 2  # strides come to 4, and a lattice twice as fine holds but half a sample
+
+
+def test_every_remedy_trains_from_the_weights_of_its_control(tmp_path):
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for kind in ("cat", "dog"):
+            folder = tmp_path / "pets" / split / kind
+            folder.mkdir(parents=True)
+            for number in range(2):
+                pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    run = run_command(
+        "train", "resnet8", "--method", "flc", "--activations", "alias-free-4", "--padding", "circular",
+        "--data", tmp_path / "pets", "--out", tmp_path, "--epochs", "1", "--seed", "5", "--max-lr", "1e-9",
+        "--precision", "fp32",
+    )  # fmt: skip
+    assert run.exit_code == 0, run.output
+    path = tmp_path / "resnet8-flc-alias-free-4-circular.safetensors"
+    described = json.loads(path.with_suffix(".json").read_text())
+    assert "tuned_from" not in described
+    assert described["recipe"]["epochs"] == 1
+    loaded = load_model(path)
+    torch.manual_seed(5)
+    fresh = build("resnet8")
+    for name, weight in fresh.named_parameters():  # the rate is next to nothing: they are where they began
+        torch.testing.assert_close(loaded.get_parameter(name), weight, atol=1e-6, rtol=1e-5)
+    x = image(2, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x.roll((1, 2), (-2, -1))), loaded(x), atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(fresh.eval()(x.roll((1, 2), (-2, -1))), fresh(x), atol=1e-5, rtol=1e-4)

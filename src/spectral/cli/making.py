@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +26,24 @@ if TYPE_CHECKING:
     pass
 
 
+def remedy_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add to a command what can be changed of a network beside its decimations."""
+    activations = click.option(
+        "--activations", metavar="NAME",
+        help="alias-free, alias-free-4 or alias-free-filtered: activations on a finer lattice.",
+    )  # fmt: skip
+    padding = click.option(
+        "--padding", metavar="NAME", help="circular, replicate or reflect: borders of maps instead of zeros."
+    )
+    return activations(padding(command))
+
+
 @click.command(cls=SpectralCommand)
 @click.argument("architecture", required=False)
 @click.option("--from", "start", metavar="MODEL", help="Fine-tune MODEL instead of training from scratch.")
 @click.option("--method", metavar="NAME",
-              help="With --from: convert MODEL first, as `spectral convert` does.")  # fmt: skip
+              help="Put this layer in the place of strides first, as `spectral convert` does.")  # fmt: skip
+@remedy_options
 @click.option("--data", required=True, metavar="DIR|cifar10",
               help="cifar10, or a folder with train/ and test/, a subfolder per class in each.")  # fmt: skip
 @click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder for the weights.")
@@ -66,6 +79,8 @@ def train(
     architecture: str | None,
     start: str | None,
     method: str | None,
+    activations: str | None,
+    padding: str | None,
     data: str,
     out: Path,
     data_id: str | None,
@@ -82,43 +97,46 @@ def train(
     MODEL. After every epoch the state is kept, and the same command continues after an interruption.
     resnet20, resnet20-blurpool, nula-w32 and preact-resnet18 are among the architectures.
 
-    With --from a trained network keeps its weights and is tuned on, after --method has put an anti-aliasing
-    layer in the place of its strides; the file is then called after both.
+    --method, --activations and --padding convert the network before it is trained; the file is called after
+    them. With --from a trained network keeps its weights and is tuned on.
 
     \b
     Example:
       spectral train resnet20-blurpool --data cifar10 --out runs/checkpoints
+      spectral train resnet20 --activations alias-free --padding circular --data cifar10 --out runs/steady
       spectral train --from bundled/resnet20 --method flc --data cifar10 --out runs/tuned
       spectral train nula --recipe nula-robust --data cifar10 --device cuda --out runs/nula
     """
     from spectral.files import ensure_writable
-    from spectral.study.tuning import load_labelled_sets, name_architecture, train_checkpoint
+    from spectral.study.tuning import convert_fresh, load_labelled_sets, name_architecture, train_checkpoint
+    from spectral.surgery import check_remedies
     from spectral.training import find_recipe
 
     if (architecture is None) == (start is None):
         raise click.UsageError("name an ARCHITECTURE to train, or a network to tune with --from, not both")
-    if method and start is None:
-        raise click.UsageError("--method goes with --from MODEL")
     defaults = {"epochs": 3, "max_lr": 0.02} if start and recipe_name == "clean" else {}
     if perturb is not None:
         changes["perturb"] = tuple(part.strip() for part in perturb.split(","))
     given = {key: value for key, value in changes.items() if value is not None}
     plan = find_recipe(recipe_name, **{**defaults, **given})
     ensure_writable(out)
+    check_remedies(activations, padding)
     # An unknown name or device should fail before the images are read.
-    asked = (f"{start}+{method}" if method else start) or f"bundled/{architecture}@random"
+    changed = [part for part in (method, activations, padding) if part]
+    asked = "+".join([start or f"bundled/{architecture}@random", *changed])
     net = spectral.load_model(asked, device=device)
     sets = load_labelled_sets(data, data_id)
     name = architecture or name_architecture(net)
     trained = plan.attack or ("robust" if plan.perturb else "")
-    parts = [Path(start).stem, method or ("" if trained else "tuned")] if start else [name]
+    parts = [Path(start).stem, *(changed or ["" if trained else "tuned"])] if start else [name, *changed]
     stem = "-".join(part for part in (*parts, trained) if part)
+    begin = net if start else convert_fresh(name, net, plan.seed) if changed else None
     click.echo(
         f"training {stem} on {len(sets[0].images)} images of {sets[0].data_id}, testing on "
         f"{len(sets[1].images)}"
     )
     path = out / f"{stem}.safetensors"
-    result = train_checkpoint(path, name, sets, plan, device, start=net if start else None)
+    result = train_checkpoint(path, name, sets, plan, device, start=begin)
     click.echo(f"test accuracy {result['test_accuracy']:.2%}; weights in {path}")
 
 
@@ -146,7 +164,8 @@ def read_options(texts: Sequence[str]) -> dict[str, Any]:
 
 @click.command(cls=SpectralCommand)
 @click.argument("model")
-@click.option("--method", required=True, metavar="NAME", help="blurpool, flc, asap, aps, wavelet, …")
+@click.option("--method", metavar="NAME", help="blurpool, flc, asap, aps, wavelet, …")
+@remedy_options
 @click.option("--out", type=PATH, required=True, metavar="FILE",
               help="Weights file, ending in .safetensors.")  # fmt: skip
 @click.option("--where", "where", multiple=True, metavar="SITES",
@@ -163,7 +182,9 @@ def read_options(texts: Sequence[str]) -> dict[str, Any]:
 @model_options
 def convert(
     model: str,
-    method: str,
+    method: str | None,
+    activations: str | None,
+    padding: str | None,
     out: Path,
     where: tuple[str, ...],
     options: tuple[str, ...],
@@ -172,30 +193,37 @@ def convert(
     placement: str,
     network: ModelOptions,
 ) -> None:
-    """Put an anti-aliasing layer in the place of MODEL's strides and pools.
+    """Put an anti-aliasing layer in the place of MODEL's strides and pools, and mend activations and borders.
 
     Trained weights are kept; what was replaced, and why the rest wasn't, is printed. FILE can be given as
-    MODEL to every other command. MODEL+METHOD does the same without a file.
+    MODEL to every other command. MODEL+METHOD does the same without a file, and so does
+    MODEL+METHOD+ACTIVATIONS+PADDING, any of them left out.
 
     \b
     Example:
       spectral convert bundled/resnet20 --method flc --out resnet20-flc.safetensors
       spectral convert timm/resnet50 --method blurpool --calibrate photos --out r50.safetensors
+      spectral convert bundled/resnet20 --activations alias-free --padding circular --out r20.safetensors
     """
     from spectral.models.checkpoint import save_checkpoint
     from spectral.study.tuning import name_architecture
 
     if out.suffix != ".safetensors":
         raise click.UsageError(f"--out: a weights file's name must end in .safetensors, got {str(out)!r}")
+    if not (method or activations or padding):
+        raise click.UsageError("nothing is asked for; give --method, --activations or --padding")
     net = network.load(model)
     info = spectral.model_info(net)
     assert info is not None
     chosen = None if not where else where[0] if len(where) == 1 else list(where)
     shape = info.preprocessing.size
-    smooth = spectral.convert(net, method, chosen, placement, example=shape, **read_options(options))
+    smooth = spectral.convert(
+        net, method, chosen, placement, example=shape, activations=activations, padding=padding,
+        **read_options(options),
+    )  # fmt: skip
     report = spectral.conversion_report(smooth)
     click.echo(str(report))
-    if not report.replaced:
+    if not report.changes:
         raise SpectralError(
             f"nothing was replaced in {model}, so nothing is written; choose sites with --where"
         )

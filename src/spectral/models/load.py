@@ -79,7 +79,8 @@ def load_model(
             any but your own with ``@random`` behind: no weights, a seeded initialisation, for its structure;
             the path of a ``.safetensors`` or torch file (``.pt``, ``.pth``, ``.bin``).
             ``@FILE`` behind a network puts the weights of such a file into it: ``my_net.py:build@tuned.pt``.
-            ``+METHOD`` behind any of them converts it (`spectral.convert`): ``bundled/resnet20+flc``.
+            ``+NAME`` behind any of them converts it (`spectral.convert`), with a layer, activations or a
+            border, one after the other: ``bundled/resnet20+flc+alias-free+circular``.
         architecture: for a path without a JSON beside it: ``"resnet20"`` and the like for our own networks,
             else any of the names above, ``"timm/resnet50"`` or ``"my_net.py:build"``.
         weights: a file of weights to put into the named network, as ``@FILE`` behind its name.
@@ -207,16 +208,16 @@ def _choose_preprocessing(
 
 
 def _load_converted(name: str, method: str, own: Mapping[str, Any]) -> nn.Module:
-    from spectral.surgery import conversion_report, convert
+    from spectral.surgery import conversion_report, convert, read_change
 
     model = load_model(name, **own)
     with torch.random.fork_rng(devices=[]):  # some layers have weights of their own
         torch.default_generator.manual_seed(RANDOM_SEED)
-        model = convert(model, method)
+        model = convert(model, **read_change(method))
     report = conversion_report(model)
-    if not report.replaced:
-        first = report.rows[0]
-        raise SpectralError(f"{name}+{method}: nothing can be replaced; {first.site!r}: {first.reason}")
+    if not report.changes:
+        first = report.obstacle
+        raise SpectralError(f"{name}+{method}: nothing can be replaced; {first}")
     info = model_info(model)
     assert info is not None
     weights_id = hash_state(model.state_dict())

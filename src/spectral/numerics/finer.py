@@ -201,7 +201,7 @@ def _product(x: Tensor, axis: int, matrix: Tensor, plus: Tensor | None = None, s
 
 
 def _split_batch(leaves: list[Any], axes: Mapping[int, Axes]) -> list[list[Any]]:
-    """Split what a function is given into blocks of images that a processor's cache holds.
+    """Split what a function is given into blocks of images that a processor's cache holds; a GPU takes all.
 
     What is broadcast to the maps and has their batch axis is split with them.
     """
@@ -211,7 +211,7 @@ def _split_batch(leaves: list[Any], axes: Mapping[int, Axes]) -> list[list[Any]]
         return [leaves]
     images = len(leaves[maps[0]])
     each = max(1, BLOCK * images // leaves[maps[0]].numel())
-    if each >= images or any(len(leaves[i]) != images for i in maps):
+    if each >= images or leaves[maps[0]].device.type != "cpu" or any(len(leaves[i]) != images for i in maps):
         return [leaves]
     split = {
         i: leaves[i].split(each) for i in axes if leaves[i].ndim == rank and len(leaves[i]) == images

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 from torch import nn
 
 import spectral.data
@@ -23,10 +24,11 @@ from spectral.console import FilePath, SpectralCommand
 from spectral.errors import SpectralError, suggest
 from spectral.files import ensure_writable
 from spectral.models import load_model
+from spectral.models.architectures import build
 from spectral.models.checkpoint import save_checkpoint
 from spectral.models.fetching import RANDOM
 from spectral.models.info import CIFAR_NUM_CLASSES, model_info
-from spectral.surgery import METHODS
+from spectral.surgery import METHODS, conversion_report
 from spectral.surgery.report import find_report
 from spectral.training import STATE_NAME, LabelledImages, Recipe, train
 
@@ -194,6 +196,22 @@ def train_checkpoint(
         result |= {"conversion": report.to_dict()} if report is not None else {}
     save_checkpoint(model, path, result)
     return result
+
+
+def convert_fresh(architecture: str, model: nn.Module, seed: int) -> nn.Module:
+    """Return a network with the weights that training starts from, converted as another of its architecture.
+
+    The weights are those that `train` gives the unconverted network from this seed: what the two learn then
+    differs by the conversion alone.
+
+    Args:
+        architecture: name from `spectral.models.architectures`.
+        model: a converted network of it.
+        seed: of the weights.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return conversion_report(model).apply(build(architecture))
 
 
 def name_architecture(model: nn.Module) -> str:

@@ -1,14 +1,19 @@
 """Surgery: anti-aliasing layers in place of a trained network's decimations."""
 
-from spectral.surgery.conversion import METHODS, convert, revert
+from spectral.surgery.conversion import METHODS, convert, read_change, revert
+from spectral.surgery.remedies import ACTIVATIONS, BORDERS, check_remedies
 from spectral.surgery.report import ConversionReport, ConversionRow, Cost, conversion_report
 
 __all__ = [
+    "ACTIVATIONS",
+    "BORDERS",
     "METHODS",
     "ConversionReport",
     "ConversionRow",
     "Cost",
+    "check_remedies",
     "conversion_report",
     "convert",
+    "read_change",
     "revert",
 ]

@@ -17,10 +17,10 @@ from spectral.layers import LAYERS, STRIDED, Builder
 from spectral.sites import Site, check_hookable
 from spectral.standin import choose_inputs
 from spectral.surgery.attachment import PerChannels, Unit, attach, detach, is_attached
-from spectral.surgery.choice import PLACEMENTS, Where, choose_units
+from spectral.surgery.choice import PLACEMENTS, Choice, Where, choose_units
 from spectral.surgery.functions import INDEXING
 from spectral.surgery.observation import observe, observe_sites
-from spectral.surgery.remedies import Remedies, check_remedies, find_plan, remedy
+from spectral.surgery.remedies import ACTIVATIONS, BORDERS, Remedies, check_remedies, find_plan, remedy
 from spectral.surgery.report import ConversionReport, ConversionRow, Cost, find_report, keep_report
 from spectral.surgery.trial import Trial
 from spectral.tracker import drop_plain_forwards
@@ -31,7 +31,7 @@ METHODS: dict[str, Builder] = {"strided": STRIDED, **LAYERS}
 
 def convert(
     model: nn.Module,
-    method: str,
+    method: str | None,
     where: Where = None,
     placement: str = "auto",
     example: Example | None = None,
@@ -63,7 +63,8 @@ def convert(
     Args:
         model: any module that `find_sites` can trace.
         method: a name in ``METHODS``: ``"blurpool"``, ``"flc"``, …; ``"strided"`` decimates plainly, so the
-            network computes what it did, at the cost of a converted one.
+            network computes what it did, at the cost of a converted one. None leaves decimations as they are,
+            where ``activations`` or ``padding`` is given.
         where: None for all sites that can be replaced (if there are none, the copy stays as the model was and
             the report says why); a kind (``"conv"``, ``"max_pool"``, ``"avg_pool"``,
             ``"slice"``); names or patterns (``"layer?.0.*"``), one or several; or a function of a `Site`.
@@ -75,7 +76,9 @@ def convert(
         inplace: change the model itself instead of a copy.
         activations: ``"alias-free"`` evaluates everything nonlinear that acts on each place of a map alone,
             as modules or functions, on a lattice twice as fine (`spectral.layers.AliasFreeActivation`);
-            ``"alias-free-filtered"`` with short filters. None leaves them, or what was done before.
+            ``"alias-free-4"`` on one four times as fine, where whole-pixel shifts of a network whose strides
+            come to 4 in total do no harm at all; ``"alias-free-filtered"`` with short filters. None leaves
+            them, or what was done before.
         padding: ``"circular"``, ``"replicate"`` or ``"reflect"`` instead of zeros, for convolutions and pools
             that are modules and for layers. None leaves it, or what was done before.
         options: of the layer, as `spectral.layers.make_pool` takes them: ``kernel_size``, ``padding_mode``,
@@ -108,10 +111,17 @@ def convert(
             f"convert: {type(model).__name__} has layers that get their shape from their first input; run it "
             f"once, then convert it"
         )
-    _check_choice("method", method, METHODS)
-    _check_choice("placement", placement, PLACEMENTS)
     check_remedies(activations, padding)
-    METHODS[method](8, 2, **options)  # refuses options before anything else is done
+    _check_choice("placement", placement, PLACEMENTS)
+    if method is not None:
+        _check_choice("method", method, METHODS)
+        METHODS[method](8, 2, **options)  # refuses options before anything else is done
+    elif not activations and not padding:
+        raise SpectralError("convert: nothing is asked for; give a method, activations= or padding=")
+    elif where is not None or options:
+        raise SpectralError(
+            "convert: where and options are of a layer for decimations; give a method as well"
+        )
     if find_report(model) is None and is_attached(model):
         raise SpectralError(
             "convert: part of the model was converted on its own, or as part of another; revert that first"
@@ -139,6 +149,19 @@ def convert(
         raise
     keep_report(work, report)
     return work
+
+
+def read_change(name: str) -> dict[str, str | None]:
+    """Return the arguments of `convert` that one name stands for: of a layer, an activation or a border.
+
+    Example:
+        >>> read_change("flc"), read_change("circular")
+        ({'method': 'flc'}, {'method': None, 'padding': 'circular'})
+    """
+    for argument, names in (("activations", ACTIVATIONS), ("padding", BORDERS)):
+        if name in names:
+            return {"method": None, argument: name}
+    return {"method": name}
 
 
 def revert(model: nn.Module, inplace: bool = False) -> nn.Module:
@@ -175,7 +198,7 @@ def revert(model: nn.Module, inplace: bool = False) -> nn.Module:
 class Recipe:
     """What was asked for: the layer's name and options, and where it goes."""
 
-    method: str
+    method: str | None
     where: Where
     placement: str
     options: dict[str, Any]
@@ -194,16 +217,21 @@ def _replace_sites(
     parameters = _count_parameters(model)
     taken = [name for unit in kept for name in unit.sites]
     training = None
-    if recipe.placement == "auto":
+    if recipe.placement == "auto" and recipe.method:
         with suppress(SpectralError):  # some networks can't be trained on such inputs, or not at all
             training = observe(model, inputs, training=True)
-    choice = choose_units(model, before, sites, recipe.where, recipe.placement, taken, training)
+    choice = (
+        choose_units(model, before, sites, recipe.where, recipe.placement, taken, training)
+        if recipe.method
+        else Choice({}, {site.name: "not chosen" for site in sites})
+    )
     made = {unit: _make_layer(model, recipe, unit, channels) for unit, channels in choice.units.items()}
     layers, refused = trial.run(made)
     reasons = {**choice.reasons, **{name: why for unit, why in refused.items() for name in unit.sites}}
     # Where nothing was asked for by name, a network without convertible sites stays as it is, and the report
     # says why: a survey over many networks shouldn't stop at a ViT.
-    if layers.keys() == kept.keys() and (recipe.where is not None or kept or not sites):
+    asked_for = recipe.where is not None or kept or not sites
+    if recipe.method and layers.keys() == kept.keys() and asked_for:
         raise SpectralError(_explain_nothing(model, sites, reasons, bool(kept)))
     rows = {row.site: row for row in (earlier.rows if earlier is not None else ()) if row.replaced}
     for unit in layers.keys() - kept.keys():
@@ -239,7 +267,7 @@ def _make_layer(model: nn.Module, recipe: Recipe, unit: Unit, channels: Sequence
     if recipe.method == "strided" and unit.signature[0] == INDEXING:
         # A slice stays a view: what is written to its source later shows in it.
         options = {"copy": False, **options}
-    build = METHODS[recipe.method]
+    build = METHODS[str(recipe.method)]
     made = {str(count): build(count, stride, unit.axes, **options) for count in channels}
     layer = PerChannels(made, unit.axes) if len(made) > 1 else made[str(channels[0])]
     owner = model.get_submodule(unit.path)

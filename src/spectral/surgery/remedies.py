@@ -22,9 +22,25 @@ from spectral.surgery.frames import frame_of
 from spectral.surgery.hooks import WrapInput, add_hook
 from spectral.surgery.rewriting import Function
 
-FACTOR = 2
-# Name for `convert` → taps of the filters to the finer lattice and back; None for ideal ones.
-ACTIVATIONS: dict[str, int | None] = {"alias-free": None, "alias-free-filtered": 6}
+
+@dataclass(frozen=True)
+class Lattice:
+    """On which finer lattice activations are evaluated, and how it is reached.
+
+    Attributes:
+        factor: how much finer it is.
+        taps: of the filters there and back; None for ideal ones.
+    """
+
+    factor: int = 2
+    taps: int | None = None
+
+
+# Name for `convert` → lattice. What moves by whole pixels moves by parts of a sample behind strides of s in
+# total: a lattice s times finer holds these moves, and nothing is left of them.
+ACTIVATIONS = {
+    "alias-free": Lattice(), "alias-free-4": Lattice(factor=4), "alias-free-filtered": Lattice(taps=6),
+}  # fmt: skip
 BORDERS = ("circular", "replicate", "reflect")
 
 _PADDING = "zeros_padding"  # attribute of a module whose border was altered: what it had
@@ -41,19 +57,20 @@ class Smooth:
         leaving: the same of every tensor that it returns.
         writes: whether it writes into what it is given.
         written: which of these tensors it returns then.
-        taps: as in `ACTIVATIONS`.
+        lattice: as in `ACTIVATIONS`.
     """
 
     entering: tuple[Axes, ...]
     leaving: tuple[Axes, ...]
     writes: bool
     written: int | None
-    taps: int | None
+    lattice: Lattice
 
     def __call__(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run the function."""
         made = evaluate_finely(
-            func, args, kwargs, self.entering, self.leaving, FACTOR, self.writes, self.taps
+            func, args, kwargs, self.entering, self.leaving, self.lattice.factor, self.writes,
+            self.lattice.taps,
         )  # fmt: skip
         if self.written is not None:
             target: Tensor = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)][self.written]
@@ -150,7 +167,7 @@ def put_back_border(module: nn.Module) -> None:
         setattr(module, "padding" if isinstance(module, _POOLS) else "padding_mode", before)
 
 
-def _smooth(modules: dict[str, nn.Module], planned: Planned, taps: int | None) -> str | None:
+def _smooth(modules: dict[str, nn.Module], planned: Planned, lattice: Lattice) -> str | None:
     """Evaluate a call on a finer lattice from now on, or say why not."""
     if planned.handler != "pointwise":
         return "the maximum of a pool is left: MaxBlurPool is its layer"
@@ -160,7 +177,7 @@ def _smooth(modules: dict[str, nn.Module], planned: Planned, taps: int | None) -
         return "it is a function of a traced graph, which has no code to run it in"
     smooth = Smooth(
         tuple(axes or {} for axes in call.entering), tuple(axes or {} for axes in call.leaving),
-        call.writes, call.written, taps,
+        call.writes, call.written, lattice,
     )  # fmt: skip
     known = frame_of(modules[path]).activations.setdefault(Function(name, steps), smooth)
     return None if known == smooth else "its module runs on maps whose axes are in another order as well"

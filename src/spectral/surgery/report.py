@@ -97,6 +97,18 @@ class ConversionReport:
         return [row for row in self.rows if row.replaced]
 
     @property
+    def changes(self) -> bool:
+        """Whether anything of the network was altered: a decimation, an activation or a border."""
+        return bool(self.replaced or self.remedies.altered)
+
+    @property
+    def obstacle(self) -> str:
+        """The first place that was to be altered and couldn't be, with the reason."""
+        left = [(row.site, row.reason) for row in self.rows if not row.replaced]
+        name, reason = next(iter([*self.remedies.left, *left]), ("it", "nothing of that kind is in it"))
+        return f"{name!r}: {reason}"
+
+    @property
     def method(self) -> str:
         """Name of the layer; of all, joined by ``+``, where there are several."""
         return "+".join(dict.fromkeys(str(row.method) for row in self.replaced))
@@ -119,6 +131,8 @@ class ConversionReport:
                 step["where"].append(row.site)
         if steps:
             steps[-1] |= self.remedies.options
+        elif self.remedies.options:
+            steps = [{"method": None, **self.remedies.options}]
         return steps
 
     def measure_latency(self, model: nn.Module, batch: Tensor, repeats: int = 10) -> Cost:
@@ -210,6 +224,8 @@ class ConversionReport:
             lines.append("verified: in a pass each layer ran exactly as often as its operator did before")
         for what, value in self.remedies.options.items():
             lines.append(f"{what}: {value}")
+        if self.remedies.options:
+            lines.append(f"altered: {len(self.remedies.altered)} activations and borders")
         lines += [f"not altered: {name}: {reason}" for name, reason in self.remedies.left]
         lines.append(f"parameters {self.cost.parameters[0]:,} → {self.cost.parameters[1]:,}")
         change = f" (×{after / before:.2f})" if before else ""
