@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -426,6 +427,35 @@ def test_pairs_are_compared_by_log_ratios():
     assert single["reason"] == "the sites of one pair are no sample: no interval"
     assert single["log_ratio"] == pytest.approx(1.5 * math.log(0.25))
     assert table["confounds"].str.contains("recipe").all()
+
+
+def test_a_pair_is_made_with_the_control_where_there_is_one():
+    sites = make_pairs({"a": 0.5, "b": 0.25})
+    control = sites[sites["model"] == "a"].assign(model="a-control")
+    control[list(METRICS)] *= 2
+    table = phase9.compare_pairs(pd.concat([sites, control]))
+    whole = table[(table["metric"] == "am") & (table["level"] == MEAN_LEVEL)].set_index("pair")
+    assert whole.loc["a", "log_ratio"] == pytest.approx(1.5 * math.log(0.5) - math.log(2))
+    assert whole.loc["b", "log_ratio"] == pytest.approx(1.5 * math.log(0.25))
+    assert whole["reference"].to_dict() == {"a": "control", "b": "start", "all": "both"}
+    assert "attack alone, but" in whole.loc["a", "confounds"]
+    assert whole.loc[["b", "all"], "confounds"].str.contains("recipe").all()
+
+
+@pytest.mark.slow
+def test_several_networks_at_a_time_give_the_tables_of_one_after_the_other(bundled, data, tmp_path):
+    """Their processes have no stubs: they find the attacks' tables, kept, and measure the rest."""
+    names = tuple(str(bundled / f"{name}.safetensors") for name in list(NETWORKS)[:2])
+    one, two = tmp_path / "one", tmp_path / "two"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phase9, "measure_robustness", stub_attack)
+        run_study([9], options(one, models=names, data=str(data)))
+    for path in one.rglob("robustness*"):
+        (two / path.relative_to(one)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, two / path.relative_to(one))
+    run_study([9], options(two, models=names, data=str(data), jobs=2))
+    for name in ("phase9_networks", "phase9_sites"):
+        pd.testing.assert_frame_equal(read(one, name), read(two, name), rtol=1e-5)
 
 
 def test_sites_without_aliases_have_no_ratio_and_are_counted():

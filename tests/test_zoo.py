@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,14 +60,18 @@ def test_the_small_zoo_has_pairs_that_differ_in_their_training():
     assert list_zoo("small") == [
         "resnet20", "resnet20-blurpool", "nula-w32", "nula-w32-robust", "resnet20-tuned-strided",
         "resnet20-tuned-blurpool", "resnet20-tuned-flc", "resnet20-tuned-asap", "resnet20-tuned-wavelet",
-        "resnet20-tuned-aps", "resnet20-fgsm", "resnet20-blurpool-fgsm", "resnet20-tuned-flc-fgsm",
-        "nula-w32-fgsm", "resnet20-tuned-asap-fgsm",
+        "resnet20-tuned-aps", "resnet20-fgsm", "resnet20-control", "resnet20-blurpool-fgsm",
+        "resnet20-blurpool-control", "resnet20-tuned-flc-fgsm", "resnet20-tuned-flc-control",
+        "nula-w32-fgsm", "nula-w32-control", "resnet20-tuned-asap-fgsm", "resnet20-tuned-asap-control",
     ]  # fmt: skip
     for name in (name for name in list_zoo("small") if name.endswith(zoo.ATTACKED)):
         entry = ZOO[name]
         assert entry.start == name.removesuffix("-fgsm")
         assert entry.architecture == ZOO[entry.start].architecture
         assert entry.recipe == Recipe(epochs=4, max_lr=0.1, attack="fgsm")
+        assert ZOO[f"{entry.start}-control"] == replace(
+            entry, recipe=Recipe(epochs=4, max_lr=0.1), note="as long without attacks"
+        )
 
 
 def test_the_full_zoo_crosses_networks_layers_and_training_in_bfloat16():

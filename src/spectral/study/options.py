@@ -74,6 +74,7 @@ class StudyOptions:
     progress: bool = True
     data: str | None = None
     workers: int | None = None
+    jobs: int = 1
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
@@ -124,12 +125,13 @@ def study_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "--data", metavar="cifar10|DIR", help="Labelled test images for the accuracies of phases 6, 7 and 9."
     )
     @workers_option
+    @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True,
+                  help="So many networks at a time, each in a process of its own (phase 9).")  # fmt: skip
     @click.option("--quiet", is_flag=True, help="No progress bars.")
     @functools.wraps(command)
     def wrapper(*args: Any, models: str | None, quiet: bool, **given: Any) -> Any:
-        shared = {key: given.pop(key) for key in
-                  ("preset", "images", "limit", "out", "batch_size", "seed", "device", "data",
-                   "workers")}  # fmt: skip
+        kept = ("preset", "images", "limit", "out", "batch_size", "seed", "device", "data", "workers", "jobs")
+        shared = {key: given.pop(key) for key in kept}
         chosen = tuple(name.strip() for name in models.split(",")) if models else None
         return command(*args, options=StudyOptions(models=chosen, progress=not quiet, **shared), **given)
 

@@ -6,8 +6,9 @@ which tells networks apart that were never attacked in training; corruptions and
 correlations over the networks, plain and given clean accuracy, and what adversarial training changes in the
 aliases of one and the same architecture. With --data, labelled pictures, the response is robust accuracy;
 otherwise robust agreement, the share of the own predictions that an attack can't change. --models takes any
-number of networks; of a network and the same with -fgsm behind its name a pair is made. The preset paper
-takes RobustBench's, which the paper of the aliasing metric measured, and CIFAR-10.
+number of networks; of a network with -fgsm behind its name and the same with -control, trained as long
+without attacks, or else without either, a pair is made. The preset paper takes RobustBench's, which the paper
+of the aliasing metric measured, and CIFAR-10.
 
 Example: python experiments/phase9_robustness.py --data cifar10 --limit 64 --out results
 """
@@ -16,14 +17,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
 from functools import cached_property, partial
 from itertools import pairwise, product
+from multiprocessing import get_context
 from typing import Any
 
 import click
 import numpy as np
 import pandas as pd
+import torch
 from torch import nn
 from tqdm import tqdm
 
@@ -53,7 +59,7 @@ from spectral.stability import measure_consistency
 from spectral.study.common import PictureResults, identify_network
 from spectral.study.options import StudyOptions
 from spectral.study.tuning import name_architecture
-from spectral.study.zoo import ATTACKED, list_zoo
+from spectral.study.zoo import ATTACKED, CONTROL, list_zoo
 from spectral.surgery import METHODS
 from spectral.surgery.report import find_report
 from spectral.table import summarize_measurements
@@ -82,8 +88,10 @@ CONFOUNDS = (
     "one start are no independent draws; AM's amplitude is that in front of batch norm in strided networks "
     "and behind the activation in others"
 )
-PAIR_CONFOUNDS = "the two of a pair differ in the whole recipe, its length too, not in the attack alone"
+ALIKE = "the two of a pair differ in the attack alone, but each was trained once"
+UNLIKE = "the two of a pair differ in the whole recipe, its length too, not in the attack alone"
 MEANS = {metric: ("dense", metric) for metric in METRICS}
+Described = tuple[dict[str, Any], list[dict[str, Any]]]  # the row of a network, and those of its sites
 _FACTS = ["model", "weights", "architecture", "downsampling", "training"]
 
 
@@ -107,8 +115,8 @@ CORRELATION_COLUMNS = [
     "confounds",
 ]  # fmt: skip
 PAIR_COLUMNS = [
-    "pair", "metric", "level", "unit", "n", "n_alias_free", "n_lower", *with_bounds("log_ratio", "ratio"),
-    "p", "p_holm", "significance", "reason", "confounds",
+    "pair", "reference", "metric", "level", "unit", "n", "n_alias_free", "n_lower",
+    *with_bounds("log_ratio", "ratio"), "p", "p_holm", "significance", "reason", "confounds",
 ]  # fmt: skip
 COUNTS = ("n", "n_labelled", "n_clusters", "n_silent", "sites", "measurable", "site_index", "step",
           "epochs", "channels", "seed", "test_images", "n_networks", "n_alias_free", "n_lower",
@@ -239,8 +247,7 @@ def run(study: Robustness) -> None:
     """Write the phase's tables and figures."""
     rows: list[dict[str, Any]] = []
     site_rows: list[dict[str, Any]] = []
-    for name in study.names:
-        row, own = describe_network(study, name)
+    for name, (row, own) in zip(study.names, describe_networks(study), strict=True):
         rows.append(row)
         site_rows += own
         click.echo(f"  {_say(row)}")
@@ -264,7 +271,35 @@ def run(study: Robustness) -> None:
 # One network ---------------------------------------------------------------------------------------------
 
 
-def describe_network(study: Robustness, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def describe_networks(study: Robustness) -> Iterator[Described]:
+    """Measure every network, as many at a time as ``--jobs`` says, in the order of their names."""
+    jobs = min(study.options.jobs, len(study.names))
+    if jobs == 1:
+        yield from (describe_network(study, name) for name in study.names)
+        return
+    # CUDA can't be forked; each process looks at the networks and pictures once
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _open_quietly, (study.options,)) as pool:
+        try:
+            yield from pool.map(_describe_in_process, study.names)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+_OPENED: list[Robustness] = []  # in a process of the pool, its own
+
+
+def _open_quietly(options: StudyOptions) -> None:
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.jobs))
+    with redirect_stdout(None):
+        _OPENED.append(Robustness(dataclasses.replace(options, progress=False)))
+
+
+def _describe_in_process(name: str) -> Described:
+    return describe_network(_OPENED[0], name)
+
+
+def describe_network(study: Robustness, name: str) -> Described:
     """Measure one network: its row, and those of its sites."""
     model = load_model(name, device=study.options.device)
     facts = find_facts(name, model)
@@ -479,6 +514,9 @@ def _correlate(x: pd.Series, y: pd.Series, chosen: pd.DataFrame, seed: int) -> d
 def compare_pairs(sites: pd.DataFrame) -> pd.DataFrame:
     """Log-ratio of each alias metric, an adversarially trained network to the same without attacks.
 
+    The same is its control, trained from the same start for as long without attacks, where that is there;
+    else the start itself. Rows over all pairs say so where they hold both kinds.
+
     A row per pair over its sites, which are no sample of anything and have a mean without an interval; and
     for all pairs a row per level and one for the means over sites, where the pair is the unit. Sites free of
     aliases in either have no ratio and are counted. Holm's correction is over the whole table.
@@ -492,11 +530,13 @@ def compare_pairs(sites: pd.DataFrame) -> pd.DataFrame:
         for level, at_level in own.groupby("level"):
             rows.append(_summarize_logs(at_level, pair="all", metric=metric, level=level, unit="pair"))
         if len(own):
-            means = own.groupby("pair", sort=False).agg({"log_ratio": "mean", "alias_free": "all"})
+            means = own.groupby("pair", sort=False).agg(
+                {"log_ratio": "mean", "alias_free": "all", "reference": "first"}
+            )
             rows.append(_summarize_logs(means, pair="all", metric=metric, level=MEAN_LEVEL, unit="pair"))
     tested = ("p_holm", "significance")
     table = tabulate(rows, [column for column in PAIR_COLUMNS if column not in tested], COUNTS)
-    return add_holm(table.assign(confounds=PAIR_CONFOUNDS), "p")[PAIR_COLUMNS]
+    return add_holm(table, "p")[PAIR_COLUMNS]
 
 
 def _log_ratios(sites: pd.DataFrame) -> pd.DataFrame:
@@ -505,22 +545,29 @@ def _log_ratios(sites: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for attacked in (name for name in dict.fromkeys(sites["model"]) if name.endswith(ATTACKED)):
         plain = attacked.removesuffix(ATTACKED)
-        if plain not in names:
+        reference = next((name for name in (plain + CONTROL, plain) if name in names), None)
+        if reference is None:
             continue
-        one, two = (sites[sites["model"] == name].dropna(subset=list(METRICS)) for name in (plain, attacked))
+        one, two = (
+            sites[sites["model"] == name].dropna(subset=list(METRICS)) for name in (reference, attacked)
+        )
         both = one.merge(two, on=["site", "level"], suffixes=("_a", "_b"))
         free = both["alias_free_a"].astype(bool) | both["alias_free_b"].astype(bool)
         for metric in METRICS:
             ratio = (both[f"{metric}_b"] / both[f"{metric}_a"]).mask(free)
-            facts = {"pair": plain, "level": both["level"], "metric": metric, "alias_free": free}
+            facts = {"pair": plain, "reference": reference, "level": both["level"], "metric": metric,
+                     "alias_free": free}  # fmt: skip
             rows.append(pd.DataFrame({**facts, "log_ratio": np.log(ratio)}))
-    columns = ["pair", "level", "metric", "alias_free", "log_ratio"]
+    columns = ["pair", "reference", "level", "metric", "alias_free", "log_ratio"]
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=columns)
 
 
 def _summarize_logs(logs: pd.DataFrame, **facts: Any) -> dict[str, Any]:
     known = logs["log_ratio"].dropna()
-    row = {**facts, "n": len(known), "n_alias_free": int(logs["alias_free"].sum()),
+    kinds = {name.endswith(CONTROL) for name in logs["reference"]}
+    reference = {frozenset({True}): "control", frozenset({False}): "start"}.get(frozenset(kinds), "both")
+    row = {**facts, "reference": reference, "confounds": ALIKE if kinds == {True} else UNLIKE,
+           "n": len(known), "n_alias_free": int(logs["alias_free"].sum()),
            "n_lower": int((known < 0).sum()), "reason": ""}  # fmt: skip
     if known.empty:
         return row | {"reason": "free of aliases before or after: there is no ratio"}

@@ -30,9 +30,11 @@ from spectral.training import RECIPES, Recipe
 Scale = Literal["small", "full"]
 SCALES: tuple[Scale, ...] = ("small", "full")
 ATTACKED = "-fgsm"  # behind the name of a network, for its adversarially trained like
+CONTROL = "-control"  # for the same trained as long without attacks
 # What the bundled network was trained under; `nula-robust` follows the authors' later card.
 NULA_FIRST = Recipe(perturb=("clean", "clean", "resize-0.5", "resize-0.25", "decimate-2", "blur-decimate-2"))
 ADVERSARIAL = Recipe(epochs=4, max_lr=0.1, attack="fgsm")
+UNATTACKED = replace(ADVERSARIAL, attack=None)
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,9 @@ def _list_small() -> dict[str, Entry]:
         zoo[name] = Entry("resnet20", TUNING, "resnet20", method, "one network, another layer")
     for start in ("resnet20", "resnet20-blurpool", f"{name_tuned('resnet20', 'flc')}", "nula-w32",
                   f"{name_tuned('resnet20', 'asap')}"):  # fmt: skip
-        zoo[start + ATTACKED] = Entry(zoo[start].architecture, ADVERSARIAL, start, note="the same, attacked")
+        architecture = zoo[start].architecture
+        zoo[start + ATTACKED] = Entry(architecture, ADVERSARIAL, start, note="the same, attacked")
+        zoo[start + CONTROL] = Entry(architecture, UNATTACKED, start, note="as long without attacks")
     return zoo
 
 
