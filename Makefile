@@ -2,10 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 OLDEST ?= .venv-oldest
-EXTRAS = samples,antialiased,attacks,corruptions,imagenet,transformers,dev
+EXTRAS = samples,antialiased,attacks,corruptions,imagenet,transformers,lightning,docs,dev
 ARGS ?=
 
-.PHONY: study test test-oldest test-shuffled lint clean
+.PHONY: study test test-oldest test-shuffled docs lint clean
 
 study: $(VENV)/installed
 	$(VENV)/bin/spectral study $(ARGS)
@@ -21,6 +21,10 @@ test-shuffled: $(VENV)/installed
 # The same on the lowest versions that pyproject.toml promises.
 test-oldest: $(OLDEST)/installed
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest -n auto $(ARGS)
+
+# Into docs/_build/html. Examples are executed; a warning or a failing example is an error.
+docs: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(VENV)/bin/sphinx-build -q -W --keep-going -b html $(ARGS) docs docs/_build/html
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
@@ -40,4 +44,4 @@ $(OLDEST)/installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OLDEST) results/measurements
+	rm -rf $(VENV) $(OLDEST) results/measurements docs/_build docs/api docs/gallery

@@ -12,13 +12,14 @@ from spectral.capture import OF_DENSE_MAPS, Capture, Tap
 from spectral.measurement.pieces import (
     CATEGORIES,
     CHANNEL_METRICS,
+    SPECTRUM_METRICS,
     Lattice,
     Piece,
     evaluate_pieces,
     measure_piece,
 )
 
-AVR_METRICS = ("avr", "avr_separable", "avr_exclude_dc", "avr_separable_exclude_dc", "avr_hann")
+AVR_METRICS = ("avr", "avr_separable", "avr_exclude_dc", "avr_separable_exclude_dc", *SPECTRUM_METRICS)
 ALIAS_METRICS = ("am", "am_relative", "alias_power_ratio")
 DENSE_METRICS = (*ALIAS_METRICS, *CATEGORIES)
 SITE_METRICS = (*AVR_METRICS, *DENSE_METRICS, *CHANNEL_METRICS)

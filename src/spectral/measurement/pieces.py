@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +21,24 @@ MEDIAN, NINETIETH, NOISE = (
 )
 CHANNEL_METRICS = (MEDIAN, NINETIETH, NOISE)
 LIVE = "live_channels"  # comes with these
+
+
+@dataclass(frozen=True)
+class SpectrumMetric:
+    """A metric of a map's whole power spectrum, the mean over channels, at any tap.
+
+    Attributes:
+        compute: from DC-centred power (B, H, W) and the site's stride to (B,).
+        window: that tapers each map, after its mean was taken off; None for the map as it is.
+    """
+
+    compute: Callable[[Tensor, Size], Tensor]
+    window: Literal["hann"] | None = None
+
+
+SPECTRUM_METRICS = {
+    "avr_hann": SpectrumMetric(compute_avr, window="hann"),
+}
 
 
 @dataclass(frozen=True)
@@ -64,9 +83,10 @@ def measure_piece(x: Tensor, lattice: Lattice, metrics: Sequence[str]) -> Piece:
     stride, phase, axes = lattice.stride, lattice.phase, len(lattice.stride)
     bands = measure_bands(x, stride, phase, lattice.size, [m for m in metrics if m in QUOTIENTS])
     sums = {}
-    if "avr_hann" in metrics:
-        centred = remove_mean(as_maps(x, "measure", axes, leading=2), axes)
-        sums["hann"] = compute_power_spectrum(centred, window="hann", axes=axes) * x.shape[1]
+    for window in {SPECTRUM_METRICS[m].window for m in metrics if m in SPECTRUM_METRICS}:
+        maps = as_maps(x, "measure", axes, leading=2)
+        maps = maps if window is None else remove_mean(maps, axes)
+        sums[f"spectrum {window}"] = compute_power_spectrum(maps, window=window, axes=axes) * x.shape[1]
     if set(metrics) & set(CATEGORIES):
         shares = compute_alias_categories(x, stride, phase or 0, lattice.size)
         sums |= {name: share.double() * x.shape[1] for name, share in shares.items()}
@@ -100,8 +120,9 @@ def evaluate_pieces(
     )
     count = first.bands.channels * maps // len(bands["power"])
     values = replace(first.bands, channels=count, sums=bands).values()
-    if "hann" in joined:
-        values["avr_hann"] = compute_avr(joined["hann"], lattice.stride)
+    for name in (metric for metric in metrics if metric in SPECTRUM_METRICS):
+        metric = SPECTRUM_METRICS[name]
+        values[name] = metric.compute(joined[f"spectrum {metric.window}"] / count, lattice.stride)
     values |= {name: joined[name] / count for name in CATEGORIES if name in metrics}
     if first.ratios is not None:
         ratios = by_image(torch.cat([piece.ratios for piece in pieces if piece.ratios is not None]))

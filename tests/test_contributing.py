@@ -1,0 +1,137 @@
+"""CONTRIBUTING: each worked example is applied to a copy of the package, and what it adds is used."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command import environment
+
+import spectral
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "CONTRIBUTING.md").read_text()
+PACKAGE = Path(spectral.__file__).parent
+
+METRIC = """
+import json, math, torch, spectral
+from torch import nn
+
+wave = torch.cos(2 * torch.pi * 3 / 16 * torch.arange(16.0)).expand(1, 1, 16, 16)
+net = nn.Conv2d(1, 1, 1, stride=2, bias=False)
+nn.init.ones_(net.weight)
+table = spectral.measure(net, wave, ("spectral_centroid",), taps=("dense",), progress=False)
+own = table[table["metric"] == "spectral_centroid"]
+summary = spectral.summarize_measurements(table)
+print(json.dumps([own["value"].tolist(), sorted(summary["metric"])]))
+"""
+LAYER = """
+import json, torch, spectral
+from torch import nn
+
+net = nn.Sequential(nn.Conv2d(1, 1, 1, stride=2, bias=False))
+nn.init.ones_(net[0].weight)
+smooth = spectral.convert(net, "box", example=(1, 8, 8))
+x = torch.arange(64.0).view(1, 1, 8, 8)
+print(json.dumps([smooth(x)[..., 1:3, 1:3].tolist(), nn.functional.avg_pool2d(x, 2)[..., 1:3, 1:3].tolist(),
+                  [site.measurable for site in spectral.find_sites(smooth, (1, 8, 8))]]))
+"""
+OPERATOR = """
+import json, spectral
+from torch import nn
+
+class Net(nn.Module):
+    def forward(self, x):
+        return third(x)
+
+table = spectral.measure(Net(), torch.rand(2, 1, 12, 12), ("avr",), progress=False)
+print(json.dumps([[s.name, s.stride, s.measurable] for s in spectral.find_sites(Net(), 12)]
+                 + [bool((table["reason"] == "").all())]))
+"""
+HEAD = re.compile(r"^\+\+\+ (src/\S+)$", re.MULTILINE)
+
+
+def section(title: str) -> str:
+    return TEXT.partition(f"## {title}\n")[2].partition("\n## ")[0]
+
+
+def blocks(title: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", section(title), re.DOTALL)
+
+
+def apply(diff: str, root: Path) -> str:
+    """Make the edits of one block; every old passage must be there exactly once."""
+    head, *hunks = re.split(r"^@@\n", diff, flags=re.MULTILINE)
+    found = HEAD.match(head)
+    assert found, head
+    path = root / found[1]
+    text = path.read_text() if path.exists() else ""
+    for hunk in hunks:
+        lines = [line or " " for line in hunk.removesuffix("\n").split("\n")]
+        before, after = ("\n".join(x[1:] for x in lines if x[0] in signs) for signs in (" -", " +"))
+        assert not before or text.count(before) == 1, (
+            f"{found[1]}: {before!r} is there {text.count(before)} times"
+        )
+        text = text.replace(before, after) if before else f"{after}\n"
+    path.write_text(text)
+    return found[1]
+
+
+def perform(title: str, root: Path) -> list[str]:
+    """Copy the package, make the edits of a section, and return the files they touch."""
+    shutil.copytree(PACKAGE, root / "src/spectral", ignore=shutil.ignore_patterns("__pycache__"))
+    checkpoints = ROOT / "data/checkpoints"
+    (root / "data").mkdir()
+    (root / "data/checkpoints").symlink_to(checkpoints)
+    return [apply(diff, root) for diff in blocks(title, "diff")]
+
+
+def run(root: Path, *arguments: str) -> str:
+    given = {**environment(), "PYTHONPATH": str(root / "src"), "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=root, env=given, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_a_metric_is_three_files(tmp_path):
+    assert len(set(perform("A metric", tmp_path))) <= 3
+    values, metrics = json.loads(run(tmp_path, "-c", METRIC))
+    assert values == pytest.approx([2 * 2 * 3 / 16], rel=1e-6)  # radius of 3/16 cycles per sample, of 1/4
+    assert "spectral_centroid" in metrics
+    assert "spectral_centroid" in run(tmp_path, "-m", "spectral", "list", "metrics", "centroid")
+
+
+def test_a_layer_is_two_files(tmp_path):
+    assert len(set(perform("A layer", tmp_path))) <= 2
+    found, expected, measurable = json.loads(run(tmp_path, "-c", LAYER))
+    assert found == expected
+    assert measurable == [True]
+    assert "BoxPool" in section("A layer")
+    assert "box" in run(tmp_path, "-m", "spectral", "list", "layers", "box")
+
+
+def test_an_operator_kind_is_one_class(tmp_path):
+    (code,) = blocks("An operator kind", "python")
+    assert not blocks("An operator kind", "diff")
+    perform("An operator kind", tmp_path)
+    site, whole = json.loads(run(tmp_path, "-c", code + OPERATOR))
+    assert site[1:] == [[3, 3], True]
+    assert whole
+
+
+@pytest.mark.slow
+def test_a_phase_is_two_files(tmp_path):
+    assert len(set(perform("A phase", tmp_path))) <= 2
+    run(tmp_path, "-m", "spectral", "study", "11", "--models", "bundled/resnet20,bundled/nula-w32",
+        "--images", "synthetic", "--limit", "2", "--out", "out")  # fmt: skip
+    table = (tmp_path / "out/tables/phase11_cost.csv").read_text().splitlines()
+    assert table[0] == "model,family,macs"
+    assert len(table) == 3
+    assert (tmp_path / "out/tables/phase11_cost.json").exists()
