@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from spectral.measurement import measure
 from spectral.metrics import compute_avr
 from spectral.spectrum import compute_power_spectrum
-from spectral.table import summarize_measurements
+from spectral.summary import summarize_measurements
 
 BRIGHT = [True, True, False, False, False, True]
 

@@ -34,7 +34,8 @@ from spectral.metrics import compute_alias_categories, compute_avr
 from spectral.models import load_model, model_info
 from spectral.sites import find_sites
 from spectral.spectrum import compute_power_spectrum
-from spectral.table import COLUMNS, summarize_measurements
+from spectral.summary import summarize_measurements
+from spectral.table import COLUMNS
 
 ALL = METRICS
 TAPS = ("input", "dense", "signal", "output")

@@ -16,16 +16,15 @@ import spectral
 from spectral.errors import SpectralError
 from spectral.stats import estimate_mean
 from spectral.store import ShardStore
+from spectral.summary import SUMMARY_COLUMNS, summarize_measurements
 from spectral.table import (
     COLUMNS,
-    SUMMARY_COLUMNS,
     Key,
     Origin,
     describe_environment,
     make_reasons,
     make_rows,
     read_json,
-    summarize_measurements,
     to_frame,
     write_csv,
     write_json,

@@ -59,6 +59,7 @@ from .stability import (
     summarize_stability,
 )
 from .store import read
+from .summary import summarize_measurements
 from .surgery import ConversionReport, conversion_report, convert, revert
 from .synthetic import (
     exact_bin_frequencies,
@@ -68,7 +69,6 @@ from .synthetic import (
     make_sinusoidal_image,
     make_white_noise_image,
 )
-from .table import summarize_measurements
 from .training import Recipe, train
 
 __version__: str

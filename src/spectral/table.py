@@ -1,9 +1,8 @@
-"""The tidy table of measurements: its rows, how it is read back, and what it says in summary."""
+"""The tidy table of measurements: its rows, and how it is read back."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,20 +16,11 @@ import pandas as pd
 import pyarrow as pa
 
 import spectral
-from spectral import stats
 from spectral.errors import SpectralError
 from spectral.files import SEAL, ensure_writable, is_intact, replacing, seal, write_whole
-from spectral.schema import (
-    MEASUREMENT,
-    NOT_AVERAGED,
-    PLACE,
-    POWER_RATIOS,
-    RANGES,
-    SUMMARY,
-    to_decibels,
-)
+from spectral.schema import MEASUREMENT, PLACE
 
-COLUMNS, SUMMARY_COLUMNS = list(MEASUREMENT), list(SUMMARY)
+COLUMNS = list(MEASUREMENT)
 _NUMBERS = {"call": pa.int32(), "value": pa.float64()}
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema([(column, _NUMBERS.get(column, pa.string())) for column in COLUMNS])
@@ -151,79 +141,6 @@ def read_frame(table: pd.DataFrame, caller: str) -> pd.DataFrame:
     return frame
 
 
-def summarize_measurements(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per model, site, tap and metric: the mean with its 95 % interval, and what it rests on.
-
-    The mean is that of the clusters' means, each photograph counting once however many crops it has, and
-    ``std`` is the spread of these; interval and mean are one estimator. Silent maps are counted
-    (``n_silent``) and left out, and so are images on which the site didn't run (``n_absent``).
-    ``avr_pooled`` is the AVR of pooled power. What could not be measured has a row with the reason.
-
-    Args:
-        table: rows of `spectral.measure`, of one run or of several joined by ``pandas.concat``; fresh, or
-            from a CSV or Parquet file.
-
-    Returns:
-        Columns as `spectral.schema.SUMMARY` names them.
-
-    Raises:
-        SpectralError: for a table without these columns, or with two values of one metric for one image.
-
-    Example:
-        >>> net = Origin("net", "sha256:0", "tensor@0")
-        >>> rows = make_rows(net, ["a", "b"], ["a", "b"], [Key("sis")], np.array([[0.1], [0.3]]))
-        >>> summarize_measurements(to_frame([rows]))[["metric", "n", "mean"]].values.tolist()
-        [['sis', 2, 0.2]]
-    """
-    frame = read_frame(table, "summarize_measurements")
-    measured, rest = frame[frame["reason"] == ""], frame[frame["reason"] != ""]
-    counts = measured.groupby(_RUN, sort=False)["image"].nunique()
-    rows: list[dict[str, Any]] = []
-    keys = [*_RUN, *PLACE]
-    for _, block in measured.groupby(keys, sort=False):
-        facts = {key: block[key].iloc[0] for key in keys}
-        rows += _summarize_place(facts, block, int(counts[tuple(facts[key] for key in _RUN)]))
-    unmeasured = pd.DataFrame(rest[[*keys, "metric", "reason"]].drop_duplicates())
-    unmeasured = unmeasured.assign(**dict.fromkeys(("n", "n_clusters", "n_silent", "n_absent"), 0))
-    return pd.DataFrame([*rows, *unmeasured.to_dict("records")], columns=SUMMARY_COLUMNS)
-
-
-def _summarize_place(facts: Mapping[str, Any], block: pd.DataFrame, n_images: int) -> list[dict[str, Any]]:
-    """Return a row per metric of one site and tap, or of the whole model."""
-    wide = block.pivot(index="image", columns="metric", values="value")
-    clusters = block.drop_duplicates("image").set_index("image")["cluster"].loc[wide.index]
-    power = wide.get("power")
-    silent = pd.Series(False, wide.index) if power is None else power <= 0
-    rows = []
-    for metric in wide.columns.difference(list(NOT_AVERAGED)):
-        there = wide.index[(wide[metric] if power is None else power).notna()]
-        own = wide[metric][there]
-        low, high = RANGES.get(str(metric), (-math.inf, math.inf))
-        found = stats.summarize(own, silent[there] | own.isna(), clusters[there], low, high)
-        row = {**facts, "metric": metric, "n_absent": n_images - len(own), "reason": ""}
-        row |= {
-            name: getattr(found, name)
-            for name in (
-                "n",
-                "n_clusters",
-                "n_silent",
-                "mean",
-                "std",
-                "ci_low",
-                "ci_high",
-                "median",
-                "top_tenth",
-            )
-        }
-        if metric in POWER_RATIOS:
-            ends = {"db": found.mean, "db_ci_low": found.ci_low, "db_ci_high": found.ci_high}
-            row |= {name: to_decibels(ratio) for name, ratio in ends.items()}
-        if metric == "avr" and power is not None:
-            row["avr_pooled"] = pool_ratio(own, power[there], clusters[there])
-        rows.append(row)
-    return rows
-
-
 def widen(table: pd.DataFrame, site: str = "", tap: str = "") -> pd.DataFrame:
     """Spread one site and tap, or the whole model: a row per image, its cluster and a column per metric.
 
@@ -242,18 +159,6 @@ def widen(table: pd.DataFrame, site: str = "", tap: str = "") -> pd.DataFrame:
     wide = own.pivot(index="image", columns="metric", values="value").loc[own["image"].unique()]
     wide.insert(0, "cluster", own.drop_duplicates("image").set_index("image")["cluster"])
     return wide
-
-
-def pool_ratio(ratio: pd.Series, power: pd.Series, clusters: pd.Series) -> float:
-    """Return the ratio of pooled powers, in which each cluster counts as one image; 0 where all is silent.
-
-    Args:
-        ratio: of each image.
-        power: that it is a share of.
-        clusters: what each image was cut from.
-    """
-    means = pd.DataFrame({"above": ratio * power, "power": power}).groupby(clusters).mean().sum()
-    return float(means["above"] / means["power"]) if means["power"] > 0 else 0.0
 
 
 def write_csv(table: pd.DataFrame, path: Path, provenance: Mapping[str, Any] | None = None) -> Path:

@@ -28,8 +28,9 @@ from spectral.measurement import describe_sites, measure
 from spectral.network import Take
 from spectral.sites import find_sites
 from spectral.stability import measure_stability, summarize_stability
+from spectral.summary import summarize_measurements
 from spectral.surgery import conversion_report, convert
-from spectral.table import describe_environment, summarize_measurements, write_csv
+from spectral.table import describe_environment, write_csv
 
 CALLER = "diagnose"
 METRICS = ("alias_power_ratio", "avr")

@@ -20,7 +20,7 @@ from spectral import stats
 from spectral.columns import add_holm, bound_summary, compare_columns
 from spectral.schema import POWER_RATIOS, RANGES, to_decibels
 from spectral.study.common import OF_SIGNAL, TAPS, Study
-from spectral.table import pool_ratio
+from spectral.summary import pool_ratio
 
 PROFILE_IMAGES = 128
 NOISE = OF_SIGNAL[-1]

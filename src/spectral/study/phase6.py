@@ -50,8 +50,8 @@ from spectral.schema import with_bounds
 from spectral.sites import find_sites
 from spectral.study.common import PictureResults, identify_network, tabulate_spectrum
 from spectral.study.options import StudyOptions
+from spectral.summary import summarize_measurements
 from spectral.synthetic import make_dead_leaves_image
-from spectral.table import summarize_measurements
 
 BUNDLED = ("bundled/nula-w32", "bundled/nula-w32-robust", "bundled/resnet20", "bundled/resnet20-blurpool")
 NETWORKS = {"bundled": BUNDLED, "paper": (*BUNDLED[:2], "nula/robust", *BUNDLED[2:])}

@@ -45,7 +45,8 @@ from spectral.stability import measure_consistency
 from spectral.study.common import PictureResults, identify_network
 from spectral.study.options import PRESETS, StudyOptions
 from spectral.study.tuning import LAYER_METHODS, name_tuned
-from spectral.table import summarize_measurements, widen
+from spectral.summary import summarize_measurements
+from spectral.table import widen
 
 LIMITS = {"bundled": 256, "paper": 64}
 METRICS = ("avr", "am_relative", "alias_power_ratio")  # at the dense tap

@@ -30,7 +30,7 @@ from spectral.operators import LOSSLESS
 from spectral.schema import with_bounds
 from spectral.study.common import TAPS, PictureResults
 from spectral.study.options import StudyOptions
-from spectral.table import summarize_measurements
+from spectral.summary import summarize_measurements
 
 IMAGE_SIZE = 224  # at which pictures are chosen; each model then gets them at its own size
 LIMITS = {"bundled": 16, "paper": 200}

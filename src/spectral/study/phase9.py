@@ -60,9 +60,9 @@ from spectral.study.common import PictureResults, identify_network
 from spectral.study.options import StudyOptions
 from spectral.study.tuning import name_architecture
 from spectral.study.zoo import ATTACKED, CONTROL, list_zoo
+from spectral.summary import summarize_measurements
 from spectral.surgery import METHODS
 from spectral.surgery.report import find_report
-from spectral.table import summarize_measurements
 
 LIMIT = 28  # pictures: AutoAttack takes minutes for each network that withstands it
 IMAGES = {"bundled": "samples", "paper": "cifar10"}

@@ -1,0 +1,95 @@
+"""What measurements say in summary: a row per model, site, tap and metric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from spectral import stats
+from spectral.lazy import LazyTable
+from spectral.schema import NOT_AVERAGED, POWER_RATIOS, RANGES, SUMMARY, to_decibels
+from spectral.table import read_frame
+from spectral.wide import Columns, Place, split_frame, split_tables
+
+SUMMARY_COLUMNS = list(SUMMARY)
+_ESTIMATES = ("n", "n_clusters", "n_silent", "mean", "std", "ci_low", "ci_high", "median", "top_tenth")
+
+
+def summarize_measurements(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per model, site, tap and metric: the mean with its 95 % interval, and what it rests on.
+
+    The mean is that of the clusters' means, each photograph counting once however many crops it has, and
+    ``std`` is the spread of these; interval and mean are one estimator. Silent maps are counted
+    (``n_silent``) and left out, and so are images on which the site didn't run (``n_absent``).
+    ``avr_pooled`` is the AVR of pooled power. What could not be measured has a row with the reason.
+
+    A large table that `spectral.measure` or `spectral.read` returned is summarised from its folder, without
+    having all rows in memory.
+
+    Args:
+        table: rows of `spectral.measure`, of one run or of several joined by ``pandas.concat``; fresh, or
+            from a CSV or Parquet file.
+
+    Returns:
+        Columns as `spectral.schema.SUMMARY` names them.
+
+    Raises:
+        SpectralError: for a table without these columns, or with two values of one metric for one image.
+
+    Example:
+        >>> from spectral.table import Key, Origin, make_rows, to_frame
+        >>> net = Origin("net", "sha256:0", "tensor@0")
+        >>> rows = make_rows(net, ["a", "b"], ["a", "b"], [Key("sis")], np.array([[0.1], [0.3]]))
+        >>> summarize_measurements(to_frame([rows]))[["metric", "n", "mean"]].values.tolist()
+        [['sis', 2, 0.2]]
+    """
+    if isinstance(table, LazyTable) and table.waits:
+        columns = split_tables(table.tables(), table.images)
+    else:
+        columns = split_frame(read_frame(table, "summarize_measurements"))
+    rows = [*_summarize(columns)]
+    none = dict.fromkeys(("n", "n_clusters", "n_silent", "n_absent"), 0)
+    rows += [
+        {**facts, "metric": metric, "reason": reason, **none} for facts, metric, reason in columns.unmeasured
+    ]
+    return pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
+
+
+def pool_ratio(ratio: pd.Series, power: pd.Series, clusters: pd.Series) -> float:
+    """Return the ratio of pooled powers, in which each cluster counts as one image; 0 where all is silent.
+
+    Args:
+        ratio: of each image.
+        power: that it is a share of.
+        clusters: what each image was cut from.
+    """
+    means = pd.DataFrame({"above": ratio * power, "power": power}).groupby(clusters).mean().sum()
+    return float(means["above"] / means["power"]) if means["power"] > 0 else 0.0
+
+
+def _summarize(columns: Columns) -> Iterator[dict[str, Any]]:
+    for place in columns.places:
+        yield from _summarize_place(place)
+
+
+def _summarize_place(place: Place) -> Iterator[dict[str, Any]]:
+    """Give a row per metric of one site and tap, or of the whole model."""
+    power = place.column("power") if "power" in place.metrics else None
+    for metric in sorted({*place.metrics} - {*NOT_AVERAGED}):
+        values = place.column(metric)
+        there = ~np.isnan(values if power is None else power)
+        own, clusters = values[there], place.clusters[there]
+        silent = np.isnan(own) if power is None else np.isnan(own) | (power[there] <= 0)
+        found = stats.summarize(own, silent, clusters, *RANGES.get(metric, (-math.inf, math.inf)))
+        row = {**place.facts, "metric": metric, "n_absent": len(values) - len(own), "reason": ""}
+        row |= {name: getattr(found, name) for name in _ESTIMATES}
+        if metric in POWER_RATIOS:
+            ends = {"db": found.mean, "db_ci_low": found.ci_low, "db_ci_high": found.ci_high}
+            row |= {name: to_decibels(ratio) for name, ratio in ends.items()}
+        if metric == "avr" and power is not None:
+            row["avr_pooled"] = pool_ratio(*map(pd.Series, (own, power[there], clusters)))
+        yield row
