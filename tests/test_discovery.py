@@ -60,6 +60,8 @@ PICKS: dict[str, tuple[Call, tuple[int, int], tuple[int, int]]] = {
     "every fourth channel of pixel_unshuffle, by an index": (
         lambda x: F.pixel_unshuffle(x, 2)[:, torch.arange(3, 16, 4)], (2, 2), (1, 1)
     ),
+    "every fourth channel of pixel_unshuffle": (lambda x: F.pixel_unshuffle(x, 2)[:, 1::4], (2, 2), (0, 1)),
+    "every second channel of pixel_unshuffle": (lambda x: F.pixel_unshuffle(x, 2)[:, ::2], (1, 2), (0, 0)),
     "after a sum along": (lambda x: x.cumsum(3)[..., ::2], (1, 2), (0, 0)),
     "after a roll": (lambda x: x.roll(1, 2)[:, :, 1::2], (2, 1), (1, 0)),
     "after circular padding": (lambda x: F.pad(x, (1, 1, 0, 0), mode="circular")[..., ::2], (1, 2), (0, 0)),
@@ -164,11 +166,47 @@ REASONS: dict[str, tuple[Call, str, str]] = {
         lambda x: torch.stack(LOSSLESS["Haar transform"](x).chunk(4, 1), 2).relu()[:, :, 0],
         "window_mean", "a pool written as slices",
     ),
-    "every fourth channel of pixel_unshuffle": (
-        lambda x: F.pixel_unshuffle(x, 2)[:, 1::4], "select", "a phase of windows that are channels"
+    "half of a window": (
+        lambda x: split_rows(x)[:, :, :, 1:].squeeze(3), "select", "a part of windows that a view has cut"
     ),
-    "every second channel of pixel_unshuffle": (
-        lambda x: F.pixel_unshuffle(x, 2)[:, ::2], "select", "a phase of windows that are channels"
+    "half of a window, by split": (
+        lambda x: split_rows(x).split(1, 3)[0].squeeze(3), "select", "a part of windows that a view has cut"
+    ),
+    "one of the unbound windows": (
+        lambda x: split_rows(x).unbind(3)[1], "select", "a part of windows that a view has cut"
+    ),
+    "sum of both halves of a window": (
+        lambda x: sum(split_rows(x).split(1, 3)).squeeze(3), "window_mean", "a pool written as slices"
+    ),
+    "larger of the unbound windows": (
+        lambda x: torch.maximum(*split_rows(x).unbind(3)), "window_max", "a pool written as slices"
+    ),
+    "the smaller of each sorted window": (
+        lambda x: split_rows(x).sort(3)[0][:, :, :, 0], "topk", "its samples are picked by their value"
+    ),
+    "every second piece": (
+        lambda x: torch.cat(x.split(1, 2)[::2], 2), "select", "its rows are cut out one by one, 2 apart"
+    ),
+    "every second cut": (
+        lambda x: torch.cat([x[..., i : i + 1] for i in range(0, 24, 3)], 3),
+        "select", "its columns are cut out one by one, 3 apart",
+    ),
+    "every second block": (
+        lambda x: torch.cat(x.split(2, 2)[::2], 2), "select", "blocks of its rows are cut out"
+    ),
+    "rows added two by two": (
+        lambda x: torch.stack([x[:, :, i] + x[:, :, i + 1] for i in range(0, 16, 2)], 2),
+        "window_blend", "its rows are taken one by one and joined by arithmetic",
+    ),
+    "unbound columns, the larger of two": (
+        lambda x: (lambda c: torch.stack([torch.maximum(a, b) for a, b in zip(c[::2], c[1::2], strict=True)],
+                                         3))(x.unbind(3)),
+        "window_max", "its columns are taken one by one and joined by arithmetic",
+    ),
+    "pieces added two by two": (
+        lambda x: (lambda c: torch.cat([a + 2 * b for a, b in zip(c[::2], c[1::2], strict=True)], 2))(
+            x.split(1, 2)
+        ), "window_blend", "its rows are taken one by one and joined by arithmetic",
     ),
     "the first channels of phases by a view": (
         lambda x: phases_first(x)[:, :4], "select", "a phase of windows that are channels"
@@ -320,6 +358,13 @@ NOTHING: dict[str, Call] = {
     "rows one by one": lambda x: torch.stack([row * 2 for row in x.unbind(2)], 2),
     "neighbours in another order": lambda x: x[:, :, [2, 1, 0, 1, 2, 3]],
     "gated halves": lambda x: F.glu(x, 3),
+    "all pieces": lambda x: torch.cat([piece * 2 for piece in x.split(1, 2)], 2),
+    "rolled by pieces": lambda x: torch.cat([x[:, :, 4:], x[:, :, :4]], 2),
+    "both borders": lambda x: torch.cat([x[:, :, :2], x[:, :, -2:]], 2),
+    "sums of neighbours, one by one": lambda x: torch.stack(
+        [a + b for a, b in zip(x.unbind(2), x.unbind(2)[1:], strict=False)], 2
+    ),
+    "sums of halves": lambda x: x[:, :, :8] + x[:, :, 8:],
     "differences": lambda x: x.diff(dim=2),
     "written to": written_to,
     "only its shape": lambda x: x + torch.ones_like(x[:, :, ::2]).sum(),

@@ -58,19 +58,18 @@ def find_layout(labels: Labels) -> Layout | None:
     numbers = range(len(factors))
     batch = next(i for i in numbers if factors[i].kind == BATCH)
     axes = [kind for kind in IMAGE_AXES if kind in kinds]
-    spatial = [
-        sorted(
-            (i for i in numbers if factors[i].kind == a and not factors[i].folded),
-            key=lambda i: -factors[i].step,
-        )
-        for a in axes
-    ]
+    spatial = []
+    for a in axes:
+        own = [i for i in numbers if factors[i].kind == a and not factors[i].folded]
+        own = [i for i in own if factors[i].extent > 1] or own[:1]  # one sample of a window lies anywhere
+        spatial.append(sorted(own, key=lambda i: -factors[i].step))
     for run in spatial:
         if any(factors[i].step != factors[j].step * factors[j].extent for i, j in pairwise(run)):
             return None  # windows that overlap, or samples left out between them
     if any(factors[i].spectrum for run in spatial for i in run):
         return None
-    other = [i for i in numbers if i != batch and not factors[i].spatial]
+    placed = {batch, *(i for run in spatial for i in run)}
+    other = [i for i in numbers if i not in placed]
     return Layout(
         shape=tuple(-1 if i == batch else factors[i].extent for i in numbers),
         order=(batch, *other, *(i for run in spatial for i in run)),

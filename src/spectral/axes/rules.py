@@ -403,11 +403,14 @@ def _forget(call: Call) -> list[Labels]:
 
 
 def _sort(call: Call) -> list[Labels]:
-    """The samples are all there, but not at their places."""
+    """The samples are all there, but not at their places: those of a window are told apart by rank alone."""
     x = call.a["self"]
     axis = call.a.get("dim", -1) % x.ndim
     labels = call.labels(x)
-    return [_replaced(labels, axis, mixed([labels[axis]], labels[axis].extent)) for _ in call.outputs]
+    elsewhere = {f.kind for a, other in enumerate(labels) if a != axis for f in other if f.spatial}
+    window = len(call.outputs) > 1 and any(f.kind in elsewhere for f in labels[axis])
+    ranks = single(LOST, x.shape[axis]) if window else mixed([labels[axis]], labels[axis].extent)
+    return [_replaced(labels, axis, ranks) for _ in call.outputs]
 
 
 def _index_select(call: Call) -> list[Labels]:

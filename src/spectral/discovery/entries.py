@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -17,13 +17,11 @@ from spectral.axes import (
     find_spacing,
     is_lattice,
 )
-from spectral.discovery.events import Event, count_channels, find_image_axes
+from spectral.discovery.events import PLACES, Event, count_channels, find_image_axes
 from spectral.discovery.placing import measure_places
-from spectral.discovery.uses import Uses
+from spectral.discovery.uses import Uses, find_view
 from spectral.operators import Geometry
 from spectral.tracker import Frame
-
-_NAMES = {"t": "frames", "h": "rows", "w": "columns", MIXED: "places"}
 
 
 @dataclass
@@ -57,7 +55,7 @@ class Entries:
         self, axes: AxisTracker, uses: Uses, running: list[Frame], keep: Callable[[Event], None]
     ) -> None:
         self._axes, self._uses, self._running, self._keep = axes, uses, running, keep
-        self._taken: dict[tuple[int, int], _Taken] = {}
+        self._taken: dict[tuple[Hashable, int], _Taken] = {}
 
     def note(self, call: Call) -> bool:
         """Keep a call that takes entries of an axis of which nothing else is left; tell whether it does."""
@@ -75,7 +73,7 @@ class Entries:
         )
         if not gone and not mixed:
             return False
-        taken = self._taken.get((id(x), axis)) or self._begin(call, axis, gone or {MIXED})
+        taken = self._taken.get((find_view(x), axis)) or self._begin(call, axis, gone or {MIXED})
         chosen = [call.a["index"] % x.shape[axis]] if "index" in call.a else range(x.shape[axis])
         for index, y in zip(chosen, call.outputs, strict=True):
             place = index - first
@@ -93,7 +91,7 @@ class Entries:
             if not used or len(used) == taken.count or steps == {1}:
                 taken.event.dropped = True  # none, all, or a crop
                 continue
-            what = _NAMES[min(taken.kinds)] if len(taken.kinds) == 1 else "places"
+            what = PLACES[min(taken.kinds)] if len(taken.kinds) == 1 else "places"
             reason = f"{len(used)} of its {taken.count} {what} are taken one by one"
             if len(used) == 1:
                 reason = f"one of its {taken.count} {what} is kept: no lattice is left along that axis"
@@ -131,5 +129,5 @@ class Entries:
         self._keep(event)
         spatial = [f for f in all_factors((labels[axis],)) if f.spatial]
         taken = _Taken(event, kinds, extent_of(spatial))
-        self._taken[id(x), axis] = taken
+        self._taken[find_view(x), axis] = taken
         return taken

@@ -14,6 +14,8 @@ from spectral.operators import Geometry
 from spectral.places import Place, Steps
 from spectral.tracker import Frame
 
+PLACES = {"t": "frames", "h": "rows", "w": "columns", MIXED: "places"}  # what an axis holds, in words
+
 
 @dataclass(eq=False)
 class Event:

@@ -14,6 +14,7 @@ from spectral.axes import (
     CHANNEL,
     CROPS,
     IMAGE_AXES,
+    MIXED,
     Axis,
     AxisTracker,
     Call,
@@ -24,18 +25,18 @@ from spectral.axes import (
     count_places,
     exact,
     extent_of,
-    find_origin,
     find_spacing,
     is_lattice,
     loses_places,
     unfold_windows,
 )
 from spectral.discovery.events import Event, count_channels, find_image_axes, find_size
-from spectral.discovery.placing import measure_places
+from spectral.discovery.placing import find_pick, measure_places, takes_lattice
 from spectral.operators import LOSSLESS, Geometry, Size, find_reader
 from spectral.tracker import Frame
 
 _PHASES = "a phase of windows that are channels is taken by itself: write it as a slice of the map"
+_PARTS = "a part of windows that a view has cut is taken by itself: write it as a slice of the map"
 _WHOLE = "a matrix over all its places: what is left is no lattice"
 _ONE_AXIS = "a matrix along one of its axes: what is left of that axis is no lattice"
 _PRODUCT = "a pool written as a matrix product"
@@ -133,7 +134,7 @@ class Folding:
         self._take_back([f for axis in reduced for f in axis])
 
     def note_phases(self, call: Call, before: Sequence[tuple[Tensor, Labels]]) -> list[Event]:
-        """Keep what takes a part of windows that have become channels; return one event for each part.
+        """Keep what takes a part of windows that a view has cut; return one event for each part.
 
         Of all the parts together `Phases` tells whether anything is lost.
         """
@@ -142,22 +143,23 @@ class Folding:
         ((x, labels),) = before
         folded = [f for f in all_factors(labels) if f.folded and f.extent > 1]
         events = []
-        for y in call.outputs if folded else ():
-            left = _count_window([f for f in all_factors(self._axes.labels(y)) if f.folded])
+        for y in call.outputs:
+            after = self._axes.labels(y)
+            left = _count_window([f for f in all_factors(after) if f.folded])
             taken = [f for f in folded if left.get(f.kind, 1) < f.extent and f.cut in self._noted]
-            if taken:
-                events.append(self._note_phase(x, labels, y, taken))
+            if takes_lattice(labels, after) and call.a.get("step", 1) > 1:
+                continue  # a slice of channels, which `place_slice` keeps
+            if taken or _takes_phase(call, labels, after):
+                self._take_back(taken)
+                events.append(self._note_phase(x, labels, y, _PHASES if taken else _PARTS))
         return events
 
-    def _note_phase(self, x: Tensor, labels: Labels, y: Tensor, taken: list[Factor]) -> Event:
-        self._take_back(taken)
+    def _note_phase(self, x: Tensor, labels: Labels, y: Tensor, reason: str) -> Event:
         before, after = unfold_windows(labels), unfold_windows(self._axes.labels(y))
-        image_axes = find_image_axes(before)
-        old, new = find_spacing(before), find_spacing(after)
-        start, end = find_origin(before), find_origin(after)
-        stride = tuple(int(new.get(k, 0) / old[k]) if k in old else 1 for k in image_axes)
-        phase = tuple(int((end.get(k, 0) - start[k]) / old[k]) if k in old else 0 for k in image_axes)
-        geometry = Geometry("select", stride, (1,) * len(stride), phase=phase, reason=_PHASES)
+        picked = find_pick(before, after)
+        steps = [picked.get(kind, (1, 0)) for kind in find_image_axes(before)]
+        stride, phase = tuple(step for step, _ in steps), tuple(start for _, start in steps)
+        geometry = Geometry("select", stride, (1,) * len(stride), phase=phase, reason=reason)
         sizes = measure_places(before, after)
         return self._add(geometry, sizes, count_channels(before), x, y, "phase")
 
@@ -170,14 +172,14 @@ class Folding:
         """Note that a tensor is the model's output: what it holds as channels stays so."""
         self._keep_channels(all_factors(self._axes.labels(x)))
 
-    def note_loss(self, call: Call, before: Sequence[tuple[Tensor, Labels]]) -> None:
+    def note_loss(self, call: Call, before: Sequence[tuple[Tensor, Labels]]) -> Event | None:
         """Keep an operator that loses places and that nothing else has told: the rule behind all rules."""
         results = [self._axes.labels(y) for y in call.outputs]
         losing = [
             (x, labels) for x, labels in before if results and all(loses_places(labels, r) for r in results)
         ]
         if not losing:
-            return
+            return None
         x, labels = losing[0]
         after = results[0]
         reader = find_reader(call.func)
@@ -185,7 +187,7 @@ class Folding:
         kinds = [{f.kind for f in all_factors(one)} for one in (labels, after)]
         images = BATCH in kinds[0] - kinds[1]
         if not left and (images or not (x.is_floating_point() or x.is_complex())):
-            return  # a statistic of the batch, or of what is no map
+            return None  # a statistic of the batch, or of what is no map
         known = reader is not None and reader.acts_on == "places"
         kind = reader.kind if reader is not None and known else "unrecognised"
         reason = reader.reason if reader is not None and known else f"unrecognised operator {call.a.name}"
@@ -194,7 +196,7 @@ class Folding:
         sizes = measure_places(labels, after)
         stride = _find_stride(labels, after) if left else sizes[0]
         geometry = Geometry(kind if left else "global_pool", stride, reason=reason)
-        self._add(geometry, sizes, count_channels(labels), x, call.outputs[0], "place")
+        return self._add(geometry, sizes, count_channels(labels), x, call.outputs[0], "place")
 
     def _note_matrix(self, x: Tensor, axis: int, left: int, learned: bool) -> None:
         labels = self._axes.labels(x)
@@ -280,6 +282,16 @@ def _count_window(factors: Sequence[Factor]) -> dict[str, int]:
     for f in factors:
         window[f.kind] = window.get(f.kind, 1) * f.extent
     return window
+
+
+def _takes_phase(call: Call, before: Labels, after: Labels) -> bool:
+    """Whether a crop leaves a part of each window, so that samples are further apart."""
+    if call.a.get("step", 1) > 1:
+        return False
+    if any(f.spectrum or f.kind == MIXED for f in (*all_factors(before), *all_factors(after))):
+        return False
+    old, new = find_spacing(before), find_spacing(after)
+    return old.keys() == new.keys() and any(new[k] > old[k] for k in old)
 
 
 def operator_name_of(call: Call) -> str:

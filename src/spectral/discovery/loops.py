@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -23,11 +23,15 @@ from spectral.axes import (
     all_factors,
     operator_name,
 )
-from spectral.discovery.events import Event, count_channels, find_image_axes, find_size
+from spectral.discovery.events import PLACES, Event, count_channels, find_image_axes, find_size
+from spectral.discovery.uses import find_view
 from spectral.operators import Geometry
 from spectral.tracker import Frame
 
 _REASON = "its windows are cut and reduced one by one: write it as a pool"
+_SUMMED = "its {what} are taken one by one and joined by arithmetic: write it as a pool"
+_PIECES = "its {what} are cut out one by one, {step} apart: write it as a slice"
+_BLOCKS = "blocks of its {what} are cut out and others left, so that the rest is no lattice"
 _UNEQUAL = "its windows are cut and reduced one by one, and are unequal"
 # They change the shape, or nothing; what they return is still of the same window.
 _PASSING = {
@@ -46,6 +50,7 @@ class _Part:
         spans: first sample and extent along each axis along which it was cut.
         events: the pools that were kept of it.
         kind: of the reduction.
+        entries: whether it holds no axis any more along which it was cut: an entry, or some that were added.
         strides: of the axes along which parts were joined again: (stride, window).
     """
 
@@ -54,7 +59,12 @@ class _Part:
     spans: dict[str, tuple[int, int]]
     events: list[Event] = field(default_factory=list)
     kind: str = "global_pool"
+    entries: bool = False
     strides: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def is_thin(self, kind: str) -> bool:
+        """Whether it is no more than one sample, or one window of them, along an axis."""
+        return self.entries or self.spans[kind][1] == 1
 
 
 class Loops:
@@ -75,8 +85,12 @@ class Loops:
         name = operator_name(call.func)
         if name in CROPS and call.a.get("step", 1) == 1 and isinstance(call.a.get("dim"), int):
             self._cut(call, labels_before)
+        elif name in ("select", "unbind"):
+            self._take(call, labels_before)
         elif name in JOINS:
             self._join(call)
+        elif torch.Tag.pointwise in call.func.tags and len(list(filter(call.known, call.inputs))) > 1:
+            self._combine(call, name)
         else:
             part = self._parts.get(call.source)
             passes = name in _PASSING or torch.Tag.pointwise in call.func.tags or "keepdim" in call.a
@@ -109,16 +123,51 @@ class Loops:
                 spans = {**part.spans, whole.kind: (start, cut.extent)}
                 self._parts[y] = replace(part, spans=spans, events=[])
 
-    def _join(self, call: Call) -> None:
-        found = [self._parts.get(x) for x in call.a["tensors"]]
+    def _take(self, call: Call, labels: Labels) -> None:
+        """Follow entries of an axis that are taken one by one."""
+        x = call.source
+        axis = call.a["dim"] % x.ndim
+        whole = labels[axis].only
+        alone = whole is not None and sum(f.kind == whole.kind for f in all_factors(labels)) == 1
+        known = self._parts.get(x)
+        if whole is None or not alone or whole.kind not in IMAGE_AXES or whole.folded or known is not None:
+            return
+        chosen = [call.a["index"] % x.shape[axis]] if "index" in call.a else range(x.shape[axis])
+        for place, y in zip(chosen, call.outputs, strict=True):
+            self._parts[y] = _Part(x, labels, {whole.kind: (place, 1)}, entries=True)
+
+    def _combine(self, call: Call, name: str) -> None:
+        """Follow arithmetic of several parts of one sample each: a window of them."""
+        parts = self._find_parts([x for x in call.inputs if call.known(x)])
+        kind = _find_apart(parts)
+        if kind is None or any(part.strides or not part.is_thin(kind) for part in parts):
+            return
+        start = min(part.spans[kind][0] for part in parts)
+        end = max(sum(part.spans[kind]) for part in parts)
+        largest = name.removesuffix("_") in ("maximum", "minimum", "fmax", "fmin")
+        for y in call.outputs:
+            self._parts[y] = replace(
+                parts[0], spans={**parts[0].spans, kind: (start, end - start)}, events=[], entries=True,
+                kind="window_max" if largest else "window_blend",
+            )  # fmt: skip
+
+    def _find_parts(self, tensors: Sequence[Tensor]) -> list[_Part]:
+        """Return the parts that some tensors are, if they are several, and all of one map."""
+        found = [self._parts.get(x) for x in tensors]
         parts = [part for part in found if part is not None]
-        if len(parts) < max(2, len(found)) or any(part.root is not parts[0].root for part in parts):
+        whole = len(parts) >= max(2, len(found)) and len({find_view(part.root) for part in parts}) == 1
+        return parts if whole else []
+
+    def _join(self, call: Call) -> None:
+        parts = self._find_parts(call.a["tensors"])
+        kind = _find_apart(parts)
+        if kind is None:
             return
-        first = parts[0]
-        apart = [k for k in first.spans if len({part.spans.get(k) for part in parts}) > 1]
-        if len(apart) != 1 or any(not part.events for part in parts):
+        if not any(part.events for part in parts):
+            self._join_pieces(call, kind, parts)
             return
-        (kind,) = apart
+        if any(not part.events for part in parts):
+            return
         if any(
             f.kind == kind and f.extent > 1
             for x in call.a["tensors"]
@@ -127,13 +176,34 @@ class Loops:
             return  # not reduced along this axis
         self._note(call, kind, parts)
 
-    def _note(self, call: Call, kind: str, parts: list[_Part]) -> None:
+    def _join_pieces(self, call: Call, kind: str, parts: list[_Part]) -> None:
+        """Keep what is left of an axis of which pieces are joined that nothing has reduced."""
+        if any(part.strides for part in parts) or len({part.entries for part in parts}) > 1:
+            return
+        what = PLACES[kind]
+        if any(part.kind != "global_pool" for part in parts):
+            self._note(call, kind, parts, _SUMMED.format(what=what))
+            return
+        if parts[0].entries:
+            return  # `Entries` tells of them
+        spans = sorted({part.spans[kind] for part in parts})
+        gaps = [b[0] - sum(a) for a, b in pairwise(spans)]
+        if len(gaps) < 2 or sum(gap > 0 for gap in gaps) < 2:
+            return  # a crop, or both ends
+        thin = all(part.is_thin(kind) for part in parts) and len(set(gaps)) == 1
+        reason = (_PIECES if thin else _BLOCKS).format(what=what, step=gaps[0] + 1)
+        named = [replace(part, kind="select") for part in parts]
+        self._note(call, kind, named, reason, regular=thin)
+
+    def _note(
+        self, call: Call, kind: str, parts: list[_Part], reason: str = _REASON, regular: bool = True
+    ) -> None:
         """Keep the windows as one pool, instead of a pool of each."""
         first, y = parts[0], call.outputs[0]
         starts = [part.spans[kind][0] for part in parts]
         windows = {part.spans[kind][1] for part in parts}
         steps = {b - a for a, b in pairwise(starts)}
-        equal = len(windows) == len(steps) == 1 and min(steps) > 0
+        equal = regular and len(windows) == len(steps) == 1 and min(steps) > 0
         strides = {**first.strides, kind: (min(steps), min(windows)) if equal else (0, 0)}
         for event in (event for part in parts for event in part.events):
             event.dropped = True
@@ -150,7 +220,8 @@ class Loops:
         left = dict(zip(image_axes, find_size(all_factors(labels), image_axes), strict=True))
         if first.strides:  # the columns, where windows of one row were joined before
             left |= {k: n for k, n in zip(image_axes, first.events[-1].output_size, strict=True) if k != kind}
-        after = tuple(len(parts) if k == kind else left[k] for k in image_axes)
+        count = len(parts) if regular else sum(part.spans[kind][1] for part in parts)
+        after = tuple(count if k == kind else left[k] for k in image_axes)
         # An axis that was not cut has been reduced as a whole, or not at all.
         steps_of = {
             k: (n, n) if m == 1 else (1, 1) for k, n, m in zip(image_axes, before, after, strict=True)
@@ -161,7 +232,8 @@ class Loops:
             first.kind,
             tuple(stride if whole else 0 for stride, _ in given),
             tuple(window if whole else 1 for _, window in given),
-            phase=(0,) * len(given), reason=_REASON if whole else _UNEQUAL,
+            phase=(0,) * len(given),
+            reason=reason if whole or reason != _REASON else _UNEQUAL,
         )  # fmt: skip
         frame = self._running[-1]
         index = frame.counts["loop"]
@@ -186,3 +258,10 @@ class Loops:
             else Factor(MIXED, n)
         )
         self._axes.relabel(y, (*labels[:axis], Axis((made,)), *labels[axis + 1 :]))
+
+
+def _find_apart(parts: Sequence[_Part]) -> str | None:
+    """Return the axis along which some parts are apart, if it is but one."""
+    kinds = parts[0].spans if parts else {}
+    apart = [k for k in kinds if len({part.spans.get(k) for part in parts}) > 1]
+    return apart[0] if len(apart) == 1 else None

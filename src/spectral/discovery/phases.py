@@ -21,11 +21,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from spectral.axes import CROPS, JOINS, Call, is_view, operator_name
 from spectral.discovery.events import Event
+from spectral.discovery.uses import find_view
 from spectral.operators import LOSSLESS, Size
 
 # Not marked as pointwise by torch, but they don't move a sample.
 _SAMPLEWISE = {"clone", "_to_copy", "lift_fresh", "native_dropout", "contiguous"}
-_SLICES = ("slice", "select")
+_SLICES = ("slice", "select", "phase")
 _LARGEST = {"maximum", "minimum", "fmax", "fmin"}
 _REASON = "a pool written as slices that are joined by arithmetic: there is no one operator to measure"
 
@@ -90,7 +91,7 @@ class Phases:
             weight = known[outer] if known is not None else math.nan
             blends[finer] = _Blend(finer, ((frozenset([phase]), {phase: weight}),))
             self._parents[finer] = lattice
-        own = Lattice(_find_memory(event.source), geometry.stride)
+        own = Lattice(find_view(event.source), geometry.stride)
         blends[own] = _Blend(own, ((frozenset([geometry.phase]), {geometry.phase: 1.0}),))
         for lattice in blends:
             self._events[lattice].append(event)
@@ -187,11 +188,6 @@ class Phases:
         for phases, weights in blend.rows:
             if len(phases) == math.prod(blend.lattice.stride) > 1:
                 self._pools.setdefault(blend.lattice, _name_pool(blend, weights))
-
-
-def _find_memory(x: Tensor) -> Hashable:
-    """What a tensor reads, whichever view of it: torch 2.6 makes a new one for each ``:`` before a slice."""
-    return x.untyped_storage()._cdata, x.storage_offset(), x.shape, x.stride()
 
 
 def _name_pool(blend: _Blend, weights: Weights) -> str:

@@ -68,13 +68,49 @@ def place_slice(operation: Operation, axes: AxisTracker) -> Event | None:
     geometry, source = operation.decimation.geometry, operation.source
     labels = axes.labels(source)
     if not any(f.spatial for axis in geometry.axes for f in labels[axis]):
-        return None
+        return _place_phase(operation, axes)
     image_axes = find_image_axes(labels)
     cut = [labels[axis].only for axis in geometry.axes]
     alone = all(f is not None and f.kind in IMAGE_AXES for f in cut)
     numbers = zip([f for f in cut if f is not None], geometry.stride, geometry.phase, strict=False)
     steps = {f.kind: (s, p) for f, s, p in numbers} if alone else dict.fromkeys(image_axes, (0, 0))
     return _place_lattice(operation, axes, steps, None if alone else SCATTERED)
+
+
+def _place_phase(operation: Operation, axes: AxisTracker) -> Event | None:
+    """Place a slice of windows that are channels, if all of one phase is what it takes."""
+    before, after = axes.labels(operation.source), axes.labels(operation.result)
+    if not takes_lattice(before, after):
+        return None
+    phase = replace(operation.decimation.geometry, kind="phase")
+    operation = replace(operation, decimation=replace(operation.decimation, geometry=phase))
+    return _place_lattice(operation, axes, find_pick(before, after), None, unfold_windows(before))
+
+
+def takes_lattice(before: Labels, after: Labels) -> bool:
+    """Whether of windows that are channels a lattice of the map is left, both of which are maps."""
+    if not any(f.folded for f in all_factors(before)):
+        return False
+    before, after = unfold_windows(before), unfold_windows(after)
+    whole = all(step > 0 for step, _ in find_pick(before, after).values())
+    apart = None not in (find_layout(before), find_layout(after))
+    return whole and apart and loses_places(before, after)
+
+
+def find_pick(before: Labels, after: Labels) -> dict[str, tuple[int, int]]:
+    """Return step and phase of what is left of each axis, in samples of what was there; 0 if no lattice.
+
+    Windows that count as channels are windows.
+    """
+    before, after = unfold_windows(before), unfold_windows(after)
+    old, new = find_spacing(before), find_spacing(after)
+    start, end = find_origin(before), find_origin(after)
+    steps = {}
+    for kind in old:
+        step = new.get(kind, 0) / old[kind]
+        whole = step > 0 and step == int(step)
+        steps[kind] = (int(step), int((end[kind] - start[kind]) / old[kind])) if whole else (0, 0)
+    return steps
 
 
 def place_pick(operation: Operation, axes: AxisTracker) -> Event | None:
@@ -84,12 +120,7 @@ def place_pick(operation: Operation, axes: AxisTracker) -> Event | None:
         before, after = unfold_windows(before), unfold_windows(after)
     if not loses_places(before, after):
         return None
-    old, new = find_spacing(before), find_spacing(after)
-    start, end = find_origin(before), find_origin(after)
-    steps = {}
-    for kind in old:
-        step = new.get(kind, 0) / old[kind] if new.get(kind) else 0
-        steps[kind] = (int(step), int((end[kind] - start[kind]) / old[kind])) if step else (0, 0)
+    steps = find_pick(before, after)
     whole = all(s > 0 for s, _ in steps.values()) and not any(f.kind == MIXED for f in all_factors(after))
     # An axis of which nothing is known any more holds samples from places that only the data tell.
     whole = whole and _count_unknown(after) <= _count_unknown(before)
@@ -161,6 +192,8 @@ def _place_lattice(
     """Place bare decimation, given stride and phase of each image axis."""
     geometry, source = operation.decimation.geometry, operation.source
     labels, left = before or axes.labels(source), axes.labels(operation.result)
+    if before is not None:
+        left = unfold_windows(left)
     image_axes = find_image_axes(labels)
     placed = replace(
         geometry, stride=tuple(steps.get(kind, (1, 0))[0] for kind in image_axes),

@@ -142,7 +142,7 @@ class _Discovery:
         if operator.acts_on in ("slices", "picks"):
             self._uses.watch(event, event.output)
             self._phases.note(event)
-        if operator.acts_on in ("picks", "windows"):
+        if operator.acts_on in ("picks", "windows") or event.geometry.kind == "phase":
             labels = self.axes.labels(operation.source)
             self._folding.note_pool([labels[axis] for axis in operation.decimation.geometry.axes])
         elif event.geometry.reason == LOSSLESS:
@@ -172,13 +172,17 @@ class _Discovery:
         self._follow_parts(call)
         if "tensors" in call.a and (joined := self._phases.find_joined(call.a["tensors"])):
             self._folding.note_join(*joined, call)
+        parts = []
         if decimation is None or decimation.operator.acts_on == "slices":
-            for event in self._folding.note_phases(call, before):
+            parts = self._folding.note_phases(call, before)
+            for event in parts:
                 self._uses.watch(event, event.output)
                 self._phases.note(event)
         self._phases.follow(call, func, call.inputs, call.outputs)
-        if not self._entries.note(call) and decimation is None and not _is_exempt(call):
-            self._folding.note_loss(call, before)
+        if not self._entries.note(call) and decimation is None and not parts and not _is_exempt(call):
+            lost = self._folding.note_loss(call, before)
+            if lost is not None and operator_name(func) == "sort":
+                self._uses.watch(lost, lost.output)  # its positions alone lose nothing
         for y in call.outputs:
             self._folding.note_channels(y)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -46,6 +46,11 @@ class Uses:
         """Note that a tensor is read, or returned."""
         for token in self._unread.get(x, ()):
             token.used = True
+
+
+def find_view(x: Tensor) -> Hashable:
+    """Tell views apart by the memory they read: torch may make a new tensor of each ``:`` before an index."""
+    return x.untyped_storage()._cdata, x.storage_offset(), x.shape, x.stride()
 
 
 def tensors_of(value: Any) -> list[Tensor]:

@@ -36,7 +36,12 @@ class Slice(Operator):
         return d.input[images, channels]
 
     def agrees(self, ran: Geometry, found: Geometry) -> bool:
-        """Compare the axes that were sliced: a slice as it runs doesn't say which they are."""
+        """Compare the axes that were sliced: a slice as it runs doesn't say which they are.
+
+        Of channels that are windows it doesn't say what phases they are either.
+        """
+        if found.kind == Phase.kind:
+            return True
         sliced = [(s, p) for s, p in zip(found.stride, found.phase, strict=True) if s > 1]
         return sorted(zip(ran.stride, ran.phase, strict=True)) == sorted(sliced)
 
@@ -88,6 +93,14 @@ class Select(Pick):
     def read(self, a: Arguments) -> Decimation | None:
         """Read a selection from any axis but the first, where images are."""
         return super().read(a) if a["dim"] % max(a["self"].ndim, 1) else None
+
+
+@register_operator
+class Phase(Pick):
+    """A slice of channels that windows were moved to: a phase of the map, which lies on its lattice."""
+
+    kind = "phase"
+    runs_as = "slice"
 
 
 @register_operator
