@@ -31,6 +31,13 @@ class Batchwise(nn.Module):
         return (self.bright(x) if x.mean() > 0 else self.dark(x)).mean((2, 3))
 
 
+class OneByOne(Batchwise):
+    """Runs its only site once for each image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.bright(one[None]).mean((2, 3)) for one in x])
+
+
 class Imagewise(Batchwise):
     """Sends each image its own way."""
 
@@ -74,6 +81,17 @@ def test_it_is_the_same_after_a_stop(tmp_path):
         (tmp_path / name).unlink()
     again = measure(net, images(), **options, out=tmp_path)
     pd.testing.assert_frame_equal(again, whole, check_exact=True)
+
+
+def test_a_model_that_runs_image_by_image_goes_on_after_a_stop(tmp_path):
+    torch.manual_seed(0)
+    net = OneByOne()
+    whole = measure(net, images(), ("avr",), batch_size=2, progress=False, out=tmp_path)
+    sorted(tmp_path.glob("shard-*"))[1].unlink()
+    again = measure(net, images(), ("avr",), batch_size=2, progress=False, out=tmp_path)
+    keys = ["image", "site", "tap", "metric"]
+    one, other = (table.sort_values(keys).reset_index(drop=True) for table in (whole, again))
+    pd.testing.assert_frame_equal(one[[*keys, "value"]], other[[*keys, "value"]])
 
 
 def test_a_site_that_a_batch_does_not_reach_is_no_end(tmp_path):

@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -146,7 +147,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 @contextmanager
-def claim(folder: Path) -> Iterator[None]:
+def claim(folder: Path, *, shared: bool = False) -> Iterator[str]:
     """Be the only one who writes to a folder, among all processes and threads, until the end of the block.
 
     The operating system gives the lock up when its holder ends, however that comes about: a lock of a killed
@@ -154,6 +155,8 @@ def claim(folder: Path) -> Iterator[None]:
 
     Args:
         folder: created if it doesn't exist.
+        shared: let those in with whom what is yielded is shared, see `join_claim`; all others stay out until
+            the last of them has ended.
 
     Raises:
         SpectralError: if somebody else has it, naming who, or it can't be written to.
@@ -171,28 +174,94 @@ def claim(folder: Path) -> Iterator[None]:
     folder = Path(folder)
     ensure_writable(folder)
     path = folder / LOCK_FILE
+    lock = _lock(folder)
+    whole = False
+    try:
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        holder = json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": started,
+                             "claim": uuid.uuid4().hex})  # fmt: skip
+        lock.truncate(0)
+        lock.write(holder.encode())
+        os.fsync(lock.fileno())
+        remove_leftovers(folder)
+        if shared and os.name != "nt":
+            _share(lock, folder)
+        yield holder
+        whole = True
+    finally:
+        # On Windows it goes with its handle. One that is shared is left to those who may still have it.
+        if os.name != "nt" and (whole or not shared):
+            path.unlink(missing_ok=True)
+        lock.close()
+
+
+@contextmanager
+def join_claim(folder: Path, holder: str) -> Iterator[None]:
+    """Write to a folder beside the process that has claimed it, until the end of the block.
+
+    Args:
+        folder: as this process sees it.
+        holder: what `claim` gave that process.
+
+    Raises:
+        SpectralError: if it isn't that folder, or can't be written to.
+    """
+    folder = Path(folder)
+    ensure_writable(folder)
+    path = folder / LOCK_FILE
+    try:
+        same = path.read_text(encoding="utf-8") == holder
+    except OSError:
+        same = False
+    if not same:
+        raise SpectralError(
+            f"{folder} on {socket.gethostname()} isn't the folder that rank 0 writes to, on "
+            f"{json.loads(holder)['host']}; choose one on a disk that all ranks share"
+        )
+    if os.name == "nt":
+        yield
+        return
+    lock = FileIO(path, "a+")
+    try:
+        _share(lock, folder)
+        yield
+    finally:
+        lock.close()
+
+
+def _lock(folder: Path) -> FileIO:
+    path = folder / LOCK_FILE
     try:
         lock = _open_lock(path)
     except OSError as error:
-        why = error.strerror or str(error)
-        raise SpectralError(
-            f"{folder} can't be locked against other writers ({why}); choose a folder on another disk"
-        ) from error
+        raise _refuse_unlockable(folder, error) from error
     if lock is None:
         raise SpectralError(
             f"{folder} is being written by {_name_writer(path)}; wait for it to end, or choose another folder"
         )
+    return lock
+
+
+def _share(lock: FileIO, folder: Path) -> None:
+    """Let others have a lock too who only share it."""
+    import fcntl
+
     try:
-        started = datetime.now(UTC).isoformat(timespec="seconds")
-        holder = {"host": socket.gethostname(), "process": os.getpid(), "since": started}
-        lock.truncate(0)
-        lock.write(json.dumps(holder).encode())
-        remove_leftovers(folder)
-        yield
-    finally:
-        if os.name != "nt":  # there it goes with its handle
-            path.unlink(missing_ok=True)
-        lock.close()
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise SpectralError(
+            f"{folder} is being written by {_name_writer(folder / LOCK_FILE)}; wait for it to end, or choose "
+            f"another folder"
+        ) from error
+    except OSError as error:
+        raise _refuse_unlockable(folder, error) from error
+
+
+def _refuse_unlockable(folder: Path, error: OSError) -> SpectralError:
+    why = error.strerror or str(error)
+    return SpectralError(
+        f"{folder} can't be locked against other writers ({why}); choose a folder on another disk"
+    )
 
 
 def _open_lock(path: Path) -> FileIO | None:

@@ -49,7 +49,7 @@ UNITS = {**dict.fromkeys(_SHARES, "share"), "alias_power_db": "dB", "psnr_db": "
 """Units of columns; others have none."""
 
 # A run's folder: pandas and pyarrow read its shards as one table and pass over names that begin with _.
-SHARD = "shard-{:06d}.parquet"
+SHARD = "shard-{}{:06d}.parquet"  # who has written it, where several do, and its number
 RUN_FILE, SITES_FILE = "_run.json", "_sites.json"
 
 

@@ -25,6 +25,7 @@ from spectral.table import SCHEMA, Key, read_json, to_frame, write_json
 
 _EARLIER = ("run.json", "unmeasured.json")  # of folders whose rows have no clusters
 _LEFT_BEHIND = re.compile(r"_(shard-\d{6}|run|sites)\.partial")  # by a killed writer of an earlier version
+_SHARD = re.compile(r"shard-(?:(\w+)-)?(\d{6,})\.parquet")
 _FACTS = b"spectral"  # under what a shard keeps what it is
 
 
@@ -69,6 +70,11 @@ class ShardStore:
         provenance: what is recorded beside it but may differ when a run is continued (versions, device).
         network: what tells the network from others, and finds out in what another one differs.
 
+    Attributes:
+        run: the id of the run.
+        parts: the circumstances under which it was measured so far.
+        written: names of the shards that this writer has written.
+
     Raises:
         SpectralError: if the folder can't be written, or holds measurements of another configuration or
             network, or of an earlier version.
@@ -88,7 +94,31 @@ class ShardStore:
         for path in self.folder.iterdir():
             if _LEFT_BEHIND.fullmatch(path.name):
                 path.unlink(missing_ok=True)
+        self._begin("")
+
+    def _begin(self, writer: str) -> None:
+        self._writer = writer
         self._seen: dict[tuple[Path, int, int], _Contents] = {}
+        self.written: list[str] = []
+
+    @property
+    def invitation(self) -> dict[str, Any]:
+        """What another process needs to write to the run, see `join`."""
+        return {"run": self.run, "parts": self.parts}
+
+    @classmethod
+    def join(cls, folder: Path, invitation: Mapping[str, Any], writer: str) -> ShardStore:
+        """Write to a run that another process has opened.
+
+        Args:
+            folder: where this process sees it.
+            invitation: of the store that has opened it.
+            writer: a word that no other writer's shards have in their names.
+        """
+        store = cls.__new__(cls)
+        store.folder, store.run, store.parts = folder, invitation["run"], invitation["parts"]
+        store._begin(writer)
+        return store
 
     @property
     def shards(self) -> list[Path]:
@@ -113,16 +143,19 @@ class ShardStore:
 
     def append(self, rows: pa.Table) -> None:
         """Write one shard: all of it or nothing."""
-        shards = self.shards
+        own = [int(found[2]) for path in self.shards
+               if (found := _SHARD.fullmatch(path.name)) and (found[1] or "") == self._writer]  # fmt: skip
         # Not the number of shards: someone may have deleted a damaged one.
-        number = _number(shards[-1]) + 1 if shards else 0
-        facts = {"run": self.run, "number": number, "part": len(self.parts) - 1, "rows": rows.num_rows,
-                 "images": _list_images(rows), "seal": SEAL}  # fmt: skip
+        number = max(own, default=-1) + 1
+        facts = {"run": self.run, "writer": self._writer, "number": number, "part": len(self.parts) - 1,
+                 "rows": rows.num_rows, "images": _list_images(rows), "seal": SEAL}  # fmt: skip
         text = json.dumps(facts, ensure_ascii=False).encode("utf-8", "backslashreplace")
         rows = rows.cast(SCHEMA).replace_schema_metadata({_FACTS: text})
         content = pa.BufferOutputStream()  # in memory: Arrow takes no path that isn't UTF-8
         pq.write_table(rows, content, compression="zstd", write_page_checksum=True)
-        write_whole(self.folder / SHARD.format(number), seal(content.getvalue().to_pybytes()))
+        name = _name_shard(facts)
+        write_whole(self.folder / name, seal(content.getvalue().to_pybytes()))
+        self.written.append(name)
 
     def read(self) -> pd.DataFrame:
         """Read everything that is on disk."""
@@ -175,20 +208,10 @@ class ShardStore:
     def _refuse_other(
         self, record: Mapping[str, Any], config: dict[str, Any], network: Network | None
     ) -> None:
-        before = record["config"]
-        differing = [key for key in {**before, **config} if before.get(key) != config.get(key)]
-        if network is not None and (not differing or differing[0] == "structure"):
-            difference = network.find_difference(record["network"])
-            if difference is not None:
-                raise SpectralError(
-                    f"{self.folder} holds measurements of another network: {difference}; choose another "
-                    f"folder or delete it"
-                )
-        if differing:
-            key = differing[0]
+        difference = find_difference(record, config, network)
+        if difference is not None:
             raise SpectralError(
-                f"{self.folder} holds measurements with {key} = {_short(before.get(key))}, not "
-                f"{_short(config.get(key))}; choose another folder or delete it"
+                f"{self.folder} holds measurements {difference}; choose another folder or delete it"
             )
 
 
@@ -210,6 +233,32 @@ class _Contents:
             reasons.setdefault(Key(**row), reason)
         measured = table.filter(pc.equal(table["reason"], ""))["site"]
         return cls(shard.images, reasons, set(pc.unique(measured).to_pylist()))
+
+
+def find_difference(
+    before: Mapping[str, Any], config: Mapping[str, Any], network: Network | None
+) -> str | None:
+    """Say in what a measurement differs from an earlier one; None where it is the same.
+
+    Args:
+        before: of the earlier one, its ``config`` and its ``network``.
+        config: what determines the values now.
+        network: which network it is now.
+
+    Example:
+        >>> find_difference({"config": {"images": "a"}}, {"images": "b"}, None)
+        'with images = "a", not "b"'
+    """
+    earlier = before["config"]
+    differing = [key for key in {**earlier, **config} if earlier.get(key) != config.get(key)]
+    if network is not None and (not differing or differing[0] == "structure"):
+        difference = network.find_difference(before["network"])
+        if difference is not None:
+            return f"of another network: {difference}"
+    if not differing:
+        return None
+    key = differing[0]
+    return f"with {key} = {_short(earlier.get(key))}, not {_short(config.get(key))}"
 
 
 def read(folder: str | Path) -> pd.DataFrame:
@@ -274,7 +323,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 def list_shards(folder: Path) -> list[Path]:
     """Finished shards of a folder in the order written."""
-    return sorted(folder.glob(SHARD.replace("{:06d}", "*")))
+    return sorted(folder.glob(SHARD.replace("{}{:06d}", "*")))
 
 
 def read_shards(folder: Path, run: str) -> Iterable[Shard]:
@@ -310,8 +359,8 @@ def read_shard(path: Path, run: str) -> Shard:
         raise SpectralError(f"{path} wasn't written by this run, or rewritten by something else; {way_out}")
     if facts["run"] != run:
         raise SpectralError(f"{path} belongs to another run; {way_out}")
-    if path.name != SHARD.format(facts["number"]):
-        raise SpectralError(f"{path} is a copy of {SHARD.format(facts['number'])}; {way_out}")
+    if path.name != _name_shard(facts):
+        raise SpectralError(f"{path} is a copy of {_name_shard(facts)}; {way_out}")
     if table.column_names != SCHEMA.names:
         raise SpectralError(f"{path} has other columns than were written; {way_out}")
     table = table.replace_schema_metadata(None).cast(SCHEMA)
@@ -326,9 +375,9 @@ def _list_images(rows: pa.Table) -> list[str]:
     return [image for image in pc.unique(rows["image"]).to_pylist() if image]
 
 
-def _number(shard: Path) -> int:
-    found = re.search(r"(\d+)$", shard.stem)
-    return int(found[1]) if found else 0
+def _name_shard(facts: Mapping[str, Any]) -> str:
+    writer = facts.get("writer", "")
+    return SHARD.format(f"{writer}-" if writer else "", facts["number"])
 
 
 def _refuse_doubled(images: Mapping[Path, Sequence[str]]) -> None:

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import torch
 from torch import Tensor, nn
 
 from spectral.arguments import as_integer
 from spectral.capture import TAPS, Tap
 from spectral.errors import SpectralError, SpectralWarning, suggest
-from spectral.files import claim
 from spectral.intake import Feed
 from spectral.measurement.captures import DEFAULT_METRICS, METRICS, SITE_METRICS
-from spectral.measurement.description import describe_sites
+from spectral.measurement.job import measure_run
 from spectral.measurement.run import Run
-from spectral.network import undisturbed
+from spectral.ranks import Ranks, find_ranks
 from spectral.sites import Site, check_hookable
-from spectral.store import ShardStore, list_provenance
-from spectral.table import to_frame
 
 
 def measure(
@@ -41,6 +35,7 @@ def measure(
     preprocessing: Any = None,
     logits: Callable[[Any], Tensor] | None = None,
     workers: int | None = None,
+    together: bool = True,
 ) -> pd.DataFrame:
     """Measure aliasing at every site of a model, image by image.
 
@@ -83,6 +78,12 @@ def measure(
             itself, its ``logits`` or ``out``, or the first of a tuple.
         workers: processes that decode images ahead of the network; by default as many as help, or as
             `load_images` was told. 0 decodes in the main process; values and order are the same.
+        together: where a process group of `torch.distributed` is initialised, share the images among its
+            ranks: each of them must call this with the same network, images and arguments (another device
+            may differ), ``out`` on a disk that all see. Each writes its own shards, the first rank shows the
+            bar and notes what can't be measured, and every rank gets the whole table, with the rows of one
+            process. If a rank fails, all raise why; the same call, of any number of ranks, continues. With
+            False, this process measures all on its own.
 
     Returns:
         Columns model, weights, images (source and fingerprint), image, cluster, site, call, op, stride, tap,
@@ -98,7 +99,8 @@ def measure(
     Raises:
         SpectralError: for unknown metrics, taps or sites, no images, a model without sites or whose forward
             raises, non-finite activations (naming the site), or an ``out`` that can't be written or holds
-            something else. What was written to ``out`` stays.
+            something else; on every rank if one fails or ends, or they see different images or networks. What
+            was written to ``out`` stays.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -106,14 +108,25 @@ def measure(
         >>> sorted(table["metric"].unique()), len(table)
         (['avr', 'confidence', 'power', 'prediction'], 12)
     """
-    demanded = metrics is not None
-    chosen = DEFAULT_METRICS if metrics is None else metrics
-    _check_choice("metrics", chosen, METRICS)
-    _check_choice("taps", taps, TAPS)
-    batch_size = as_integer(batch_size, "measure: batch_size", least=1)
-    check_hookable(model)
-    feed = Feed(model, images, caller="measure", preprocessing=preprocessing, logits=logits, name=name,
-                workers=workers)  # fmt: skip
+    ranks = find_ranks() if together else Ranks()
+    with ranks.telling():
+        chosen = DEFAULT_METRICS if metrics is None else metrics
+        _check_choice("metrics", chosen, METRICS)
+        _check_choice("taps", taps, TAPS)
+        batch_size = as_integer(batch_size, "measure: batch_size", least=1)
+        check_hookable(model)
+        feed = Feed(model, images, caller="measure", preprocessing=preprocessing, logits=logits, name=name,
+                    workers=workers)  # fmt: skip
+        run = _prepare(feed, chosen, sites, taps, demanded=metrics is not None)
+        folder = None if out is None else Path(out)
+        return measure_run(run, ranks, batch_size=batch_size, progress=progress, out=folder)
+
+
+def _prepare(
+    feed: Feed, chosen: Sequence[str], sites: Sequence[Site | str] | None, taps: Sequence[Tap], *,
+    demanded: bool,
+) -> Run:  # fmt: skip
+    """Find out what of that the network and the images have."""
     run = Run(feed, chosen, tuple(taps), demanded=demanded)
     wanted = set(run.metrics) & set(SITE_METRICS)
     found = run.find_sites(sites) if wanted or sites is not None else []
@@ -126,38 +139,8 @@ def measure(
     run.sites = found if wanted else []
     for reason, absent in _group(run.missing).items():
         what = f"{run.name} is measured without {' and '.join(absent)}"
-        warnings.warn(f"measure: {what}: {reason}", SpectralWarning, stacklevel=2)
-    with claim(Path(out)) if out is not None else nullcontext():
-        return _measure(run, batch_size, progress, None if out is None else Path(out))
-
-
-def _measure(run: Run, batch_size: int, progress: bool, out: Path | None) -> pd.DataFrame:
-    """Measure what isn't in the folder yet, and return all of the table."""
-    source, provenance = run.images, run.provenance(batch_size)
-    store = ShardStore(out, run.config, provenance, run.identity) if out is not None else None
-    done = store.finished_images() if store else set()
-    left = [i for i, image in enumerate(source.ids) if image not in done]
-    if store and done:
-        run.resume(store.reasons(), store.measured_sites())
-    kept: list[pa.Table] = []
-    batches = run.measure_batches(left, batch_size, progress)
-    # Closed at once, also after an error here: an unfinished generator would keep the hooks on the model.
-    with undisturbed(run.model), torch.no_grad(), closing(batches):
-        for rows in batches:
-            if store:
-                store.append(rows)
-            else:
-                kept.append(rows)
-    table = store.read() if store else to_frame(kept)
-    records = describe_sites(run.sites, run.failed)
-    if store:
-        store.note_sites(records)
-    # For convenience alone, the table says all that is needed. Plain lists and dictionaries: pandas compares
-    # attrs when it joins tables, and writes them to Parquet.
-    table.attrs["sites"] = records
-    table.attrs["provenance"] = list_provenance(provenance, store.parts if store else ())
-    table.attrs["resumed"] = len(source) - len(left)
-    return table
+        warnings.warn(f"measure: {what}: {reason}", SpectralWarning, stacklevel=3)
+    return run
 
 
 def _group(reasons: Mapping[str, str]) -> dict[str, list[str]]:

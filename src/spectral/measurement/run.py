@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from spectral.capture import OF_DENSE_MAPS, Capture, Tap
 from spectral.classes import match_labels
@@ -29,6 +29,23 @@ from spectral.network import list_moves, roll_inputs
 from spectral.sites import Site, find_sites
 from spectral.standin import needs_data
 from spectral.table import Key, Origin, describe_environment, make_reasons, make_rows
+
+
+@dataclass(frozen=True)
+class State:
+    """What some images have shown of a network.
+
+    Attributes:
+        failed: why sites can't be measured.
+        verified: sites that can be.
+        written: what has its reason in the rows.
+        late: images that reached a site which the first one doesn't, by its name.
+    """
+
+    failed: dict[str, str]
+    verified: set[str]
+    written: set[Key]
+    late: dict[str, list[int]]
 
 
 class Run:
@@ -50,8 +67,10 @@ class Run:
         self.failed: dict[str, str] = {}
         self.verified: set[str] = set()  # sites whose dense map has been checked, or that have values
         self._written: set[Key] = set()  # what has its reason in the rows
+        self._late: dict[str, list[int]] = {}
         self._values: dict[Key, Tensor] = {}
         self._one_by_one = False
+        self._begun = False  # whether a batch has been through
         self._varies = False  # whether other images may reach other sites
         self._predicts = "sis" in self.metrics or not feed.find_obstacle()[0]
         self._needs_dense = not set(choose_taps(self.metrics, taps)).isdisjoint(OF_DENSE_MAPS)
@@ -91,17 +110,15 @@ class Run:
         return found if asked is None else [names[s] if isinstance(s, str) else s for s in asked]
 
     def measure_batches(
-        self, indices: list[int], batch_size: int, progress: bool
-    ) -> Generator[pa.Table, None, None]:
-        """Yield the rows of one batch at a time."""
-        bar = tqdm(total=len(self.images), initial=len(self.images) - len(indices), unit="image",
-                   desc=f"measuring {self.name}", disable=not progress)  # fmt: skip
+        self, indices: list[int], batch_size: int
+    ) -> Generator[tuple[int, pa.Table], None, None]:
+        """Yield how many images a batch has, and its rows."""
         clusters, versions = find_clusters(self.images), _list_versions(self.model)
-        with bar, ExitStack() as listening:
+        with ExitStack() as listening:
             extractor = listening.enter_context(self._listen())
             for chosen, inputs in self.feed.batches(batch_size, indices=indices):
                 raise_kept()
-                if self._find_late_sites(inputs):
+                if self._find_late_sites(inputs, chosen):
                     listening.close()
                     extractor = listening.enter_context(self._listen())
                 self._measure_batch(inputs, chosen, extractor)
@@ -118,15 +135,23 @@ class Run:
                 block = torch.stack([self._values[key].double().cpu() for key in keys], dim=1)
                 ids, own = ([names[i] for i in chosen] for names in (self.images.ids, clusters))
                 rows = make_rows(self.origin, ids, own, keys, block.numpy())
-                yield pa.concat_tables([self._list_reasons(), rows], promote_options="permissive")
-                bar.update(len(chosen))
+                yield (
+                    len(chosen),
+                    pa.concat_tables([self._list_reasons(), rows], promote_options="permissive"),
+                )
+
+    def conclude(self) -> pa.Table:
+        """Return the rows of what couldn't be measured and wasn't said yet, when all images are through.
+
+        Raises:
+            SpectralError: if nothing of what was asked for could be.
+        """
         for site in self._measurable:
             if site.name not in self.verified:
                 self.failed.setdefault(site.name, "it didn't run on any of the images")
         if self._demanded and self._is_hopeless():
             raise SpectralError(f"{self.name} has nothing to measure: {_join(self.failed)}")
-        if last := self._list_reasons():
-            yield last
+        return self._list_reasons()
 
     @property
     def _measurable(self) -> list[Site]:
@@ -141,7 +166,7 @@ class Run:
         """Whether no image can have a value: there is no prediction, and each site has failed."""
         return not self._predicts and all(site.name in self.failed for site in self._measurable)
 
-    def _find_late_sites(self, inputs: Inputs) -> bool:
+    def _find_late_sites(self, inputs: Inputs, chosen: list[int]) -> bool:
         """Look for sites that the first image didn't reach, where the way of a pass depends on the image."""
         if not self._varies:
             return False
@@ -149,6 +174,7 @@ class Run:
         with suppress(SpectralError):  # if the model can't run on this batch, the measurement will say so
             late = [site for site in find_sites(self.model, inputs) if site.name not in known]
             self.sites = [*self.sites, *late]
+            self._late |= {site.name: chosen for site in late}
             return any(site.measurable for site in late)
         return False
 
@@ -156,6 +182,21 @@ class Run:
         """Go on behind what an earlier run has written: reasons by key, and the sites that have values."""
         self.failed = {key.site: reason for key, reason in reasons.items() if key.site}
         self._written, self.verified = set(reasons), set(measured)
+
+    @property
+    def state(self) -> State:
+        """What the images so far have shown of the network."""
+        return State(dict(self.failed), set(self.verified), set(self._written), dict(self._late))
+
+    def follow(self, states: Sequence[State]) -> None:
+        """Take over what other images have shown, in order; what was found before stays."""
+        for state in states:
+            for name, chosen in state.late.items():
+                if all(site.name != name for site in self.sites):
+                    self._find_late_sites(self.feed.load(chosen), chosen)
+            self.failed = {**state.failed, **self.failed}
+            self.verified |= state.verified
+            self._written |= state.written
 
     @cached_property
     def origin(self) -> Origin:
@@ -178,7 +219,7 @@ class Run:
     def _measure_batch(self, inputs: Inputs, chosen: list[int], extractor: FeatureExtractor) -> None:
         """Measure a batch at once; image by image where the model runs its sites so, as some detectors do."""
         if not self._one_by_one:
-            self._values, first = {}, not self.verified
+            self._values, first, self._begun = {}, not self._begun, True
             failure = None
             try:
                 self._measure_model(inputs, chosen, extractor)

@@ -1,0 +1,166 @@
+"""A measurement from its first batch to its table: what is finished, which rank does what, what is kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from tqdm import tqdm
+
+from spectral.errors import SpectralError
+from spectral.measurement.description import describe_sites
+from spectral.measurement.run import Run
+from spectral.network import undisturbed
+from spectral.ranks import Ranks, hold
+from spectral.store import ShardStore, find_difference, list_provenance
+from spectral.table import to_frame
+
+_VISIBLE = 120.0  # seconds within which a file that one host has written must show on another
+
+
+def measure_run(run: Run, ranks: Ranks, *, batch_size: int, progress: bool, out: Path | None) -> pd.DataFrame:
+    """Measure what isn't in the folder yet, and return all of the table.
+
+    Args:
+        run: what is measured.
+        ranks: who shares the images. The rows are those of one process: the first rank measures the first
+            batch, on which it is found out what can't be measured, and alone writes what couldn't be.
+        batch_size: images per forward pass.
+        progress: show a bar, on the first rank.
+        out: folder for Parquet shards.
+
+    Raises:
+        SpectralError: if ranks see different images or networks, or one of them fails or ends; as `measure`.
+    """
+    batch_size = _compare(run, ranks, batch_size, out)
+    with hold(out, ranks) if out is not None else nullcontext():
+        return _Job(run, ranks, batch_size, out).measure(progress and ranks.first)
+
+
+def _compare(run: Run, ranks: Ranks, batch_size: int, out: Path | None) -> int:
+    """Make sure that all ranks measure the same, and return the first one's batch size."""
+    if ranks.count == 1:
+        return batch_size
+    own = {**run.config, "written": out is not None}
+    before = ranks.exchange({"config": own, "network": run.identity.describe()})[0]
+    with ranks.agreeing():
+        difference = find_difference(before, own, run.identity)
+        if difference is not None:
+            raise SpectralError(
+                f"rank 0 measures {difference}; give every rank the same network, images and arguments"
+            )
+    return ranks.exchange(batch_size)[0]
+
+
+class _Job:
+    """A run on its way into a table."""
+
+    def __init__(self, run: Run, ranks: Ranks, batch_size: int, out: Path | None) -> None:
+        self.run, self.ranks, self.batch_size = run, ranks, batch_size
+        self.provenance = run.provenance(batch_size) | ({"ranks": ranks.count} if ranks.count > 1 else {})
+        self.kept: list[pa.Table] = []
+        self.store: ShardStore | None = None
+        self.done: set[str] = set()
+        if out is not None:
+            self._open(out)
+
+    def _open(self, out: Path) -> None:
+        """Open the folder: the first rank looks what is there, the others join it."""
+        run, ranks = self.run, self.ranks
+        found: dict[str, Any] = {}
+        with ranks.agreeing():
+            if ranks.first:
+                self.store = ShardStore(out, run.config, self.provenance, run.identity)
+                found = {"done": self.store.finished_images(), "reasons": self.store.reasons(),
+                         "measured": self.store.measured_sites(), **self.store.invitation}  # fmt: skip
+        found = ranks.exchange(found)[0]
+        self.done = found["done"]
+        if not ranks.first:
+            self.store = ShardStore.join(out, found, f"r{ranks.rank:03d}")
+        if self.done:
+            run.resume(found["reasons"], found["measured"])
+
+    def measure(self, progress: bool) -> pd.DataFrame:
+        """Measure what is left, and return all there is."""
+        run, ranks, ids = self.run, self.ranks, self.run.images.ids
+        left = [i for i, image in enumerate(ids) if image not in self.done]
+        # What a site's first batch shows holds for all images, so one rank finds it out.
+        alone = self.batch_size if ranks.count > 1 and not self.done else 0
+        bar = tqdm(total=len(ids), initial=len(ids) - len(left), unit="image",
+                   desc=f"measuring {run.name}", disable=not progress)  # fmt: skip
+        with bar, undisturbed(run.model), torch.no_grad():
+            if alone:
+                with ranks.agreeing():
+                    if ranks.first:
+                        bar.update(self._measure_part(left[:alone]))
+                run.follow(ranks.exchange(run.state)[:1])
+            before = bar.n
+            done = self._measure_part(ranks.split(left[alone:]), bar)
+            for total in ranks.await_others(done):
+                bar.update(before + total - bar.n)
+        run.follow(ranks.exchange(run.state))
+        with ranks.agreeing():
+            self._keep(run.conclude())
+        table = self._collect()
+        records = describe_sites(run.sites, run.failed)
+        with ranks.agreeing():
+            if self.store and ranks.first:
+                self.store.note_sites(records)
+        # For convenience alone, the table says all that is needed. Plain lists and dictionaries: pandas
+        # compares attrs when it joins tables, and writes them to Parquet.
+        table.attrs["sites"] = records
+        table.attrs["provenance"] = list_provenance(self.provenance, self.store.parts if self.store else ())
+        table.attrs["resumed"] = len(ids) - len(left)
+        return table
+
+    def _measure_part(self, indices: list[int], bar: tqdm[Any] | None = None) -> int:
+        """Measure some images, and return how many; with a bar, the other ranks are told of every batch."""
+        done, before = 0, 0 if bar is None else bar.n
+        # Closed at once, also after an error here: an unfinished generator would keep the hooks on the model.
+        with closing(self.run.measure_batches(indices, self.batch_size)) as batches:
+            for count, rows in batches:
+                self._keep(rows)
+                done += count
+                if bar is not None:
+                    bar.update(before + self.ranks.advance(done) - bar.n)
+        return done
+
+    def _keep(self, rows: pa.Table) -> None:
+        if not self.ranks.first:  # reasons are noted once
+            rows = rows.filter(pc.equal(rows["reason"], ""))
+        if len(rows) == 0:
+            return
+        if self.store:
+            self.store.append(rows)
+        else:
+            self.kept.append(rows)
+
+    def _collect(self) -> pd.DataFrame:
+        """Return the rows of all ranks."""
+        if self.store is None:
+            return to_frame([rows for part in self.ranks.exchange(self.kept) for rows in part])
+        written = [name for names in self.ranks.exchange(self.store.written) for name in names]
+        with self.ranks.agreeing():
+            _await_files([self.store.folder / name for name in written])
+            return self.store.read()
+
+
+def _await_files(paths: Sequence[Path]) -> None:
+    """Wait for files that other hosts have written: a shared disk may show them later."""
+    deadline = time.monotonic() + _VISIBLE
+    missing = [path for path in paths if not path.exists()]
+    while missing and time.monotonic() < deadline:
+        time.sleep(0.5)
+        missing = [path for path in missing if not path.exists()]
+    if missing:
+        raise SpectralError(
+            f"{missing[0]}, which another rank has written, doesn't show here; choose a folder on a disk "
+            f"that all ranks share"
+        )

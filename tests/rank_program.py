@@ -1,0 +1,122 @@
+"""What each rank of a test's process group runs: every case of `test_ranks`, one after the other.
+
+Called by torchrun as ``rank_program.py FOLDER``; what a rank found goes to FOLDER/RANK.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import spectral
+from spectral.errors import SpectralError
+
+SIZE = 16
+
+
+class Fork(nn.Module):
+    """Takes another way, over a site of its own, for bright images; fails on one whose pixels are all 9."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.common = nn.Conv2d(3, 4, 3, 2, 1)
+        self.dark, self.bright = nn.Conv2d(4, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify."""
+        if (x == 9).flatten(1).all(1).any():
+            raise RuntimeError("met a nine")
+        way = self.bright if x.mean() > 1 else self.dark
+        return self.head(way(self.common(x)).mean((2, 3)))
+
+
+def plain(seed: int = 0) -> nn.Module:
+    """Two sites and a head."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(4, 5),
+    )  # fmt: skip
+
+
+def pictures(count: int, seed: int = 1) -> Tensor:
+    """White noise."""
+    return torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+def brightening(count: int) -> Tensor:
+    """Dark images, and bright ones in the last third."""
+    x = pictures(count)
+    x[-(count // 3) :] += 4
+    return x
+
+
+def rows(table: Any) -> list[list[Any]]:
+    """What a table says, as JSON holds it."""
+    keys = ["model", "weights", "images", "image", "cluster", "site", "call", "op", "stride", "tap", "metric",
+            "reason", "value"]  # fmt: skip
+    return json.loads(table[keys].to_json(orient="values", double_precision=15))  # type: ignore[no-any-return]
+
+
+def attempt(call: Callable[[], Any]) -> dict[str, Any]:
+    """Call it, and say how it ended and how long that took."""
+    begun = time.monotonic()
+    try:
+        found = {"rows": rows(call())}
+    except SpectralError as error:
+        found = {"error": str(error)}
+    return {**found, "seconds": time.monotonic() - begun}
+
+
+def main(folder: Path) -> None:
+    """Run every case."""
+    dist.init_process_group("gloo")
+    rank, count = dist.get_rank(), dist.get_world_size()
+    options: dict[str, Any] = {"batch_size": 2, "progress": False}
+    singly: dict[str, Any] = {"batch_size": 1, "progress": False}
+    failing = pictures(12)
+    failing[11] = 9
+    cases: dict[str, Callable[[], Any]] = {
+        "memory": lambda: spectral.measure(plain(), pictures(11), **options),
+        "one process": lambda: spectral.measure(plain(), pictures(11), together=False, **options),
+        "folder": lambda: spectral.measure(plain(), pictures(11), out=folder / "run", **options),
+        "again": lambda: spectral.measure(plain(), pictures(11), out=folder / "run", **options),
+        "fork": lambda: spectral.measure(Fork(), brightening(12), **singly),
+        "fork in one process": lambda: spectral.measure(
+            Fork(), brightening(12), together=False, **singly
+        ),
+        "one image": lambda: spectral.measure(plain(), pictures(1), **options),
+        "weights": lambda: spectral.measure(plain(rank == count - 1), pictures(4), **options),
+        "images": lambda: spectral.measure(plain(), pictures(4, int(rank == count - 1)), **options),
+        "argument": lambda: spectral.measure(plain(), pictures(4), ["avr" if rank else "avt"], **options),
+        "all wrong": lambda: spectral.measure(plain(), pictures(4), ["avt"], **options),
+        "folders": lambda: spectral.measure(plain(), pictures(4), out=folder / f"own{rank}", **options),
+        "taken": lambda: spectral.measure(plain(), pictures(4), out=folder / "taken", **options),
+        "fails": lambda: spectral.measure(Fork(), failing, out=folder / "fails", **options),
+        "wrapped": lambda: spectral.measure(
+            nn.parallel.DistributedDataParallel(plain()), pictures(4), **options
+        ),
+        "after all": lambda: spectral.measure(plain(), pictures(3), **options),
+    }  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = {name: attempt(case) for name, case in cases.items()}
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main(Path(sys.argv[1]))

@@ -1,0 +1,117 @@
+"""Ranks of torch.distributed share a measurement: the rows of one process, one sentence for a failure."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import command
+import pytest
+import rank_program
+
+import spectral
+from spectral.files import claim
+
+pytestmark = pytest.mark.slow  # each start of a process that imports torch takes seconds
+HERE = Path(__file__).parent
+
+
+def torchrun(count: int, *arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a program on so many ranks."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    return subprocess.run(
+        [*start, *map(str, arguments)], env=command.environment(), capture_output=True, text=True,
+        timeout=300, check=False, **options,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What every rank found in every case."""
+    folder = tmp_path_factory.mktemp(f"ranks{request.param}")
+    with claim(folder / "taken"):
+        run = torchrun(request.param, HERE / "rank_program.py", folder)
+    assert run.returncode == 0, run.stderr
+    ranks = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(request.param)]
+    return [{**one, "place": folder} for one in ranks]
+
+
+def key(row: list[Any]) -> tuple[str, ...]:
+    return tuple(map(str, row[:-1]))
+
+
+def same_rows(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Assert that two tables have the same rows, bit for bit but for the rounding of values."""
+    first, second = (sorted(case["rows"], key=key) for case in (one, other))
+    assert [key(row) for row in first] == [key(row) for row in second]
+    for a, b in zip(first, second, strict=True):
+        assert a[-1] == pytest.approx(b[-1], rel=1e-6, abs=1e-6), a
+
+
+class TestRows:
+    def test_every_rank_has_the_rows_of_one_process(self, found):
+        for rank in found:
+            for case in ("memory", "folder", "again"):
+                same_rows(rank[case], found[0]["one process"])
+
+    def test_in_memory_they_come_in_the_order_of_the_images(self, found):
+        order = [key(row) for row in found[0]["one process"]["rows"]]
+        assert all([key(row) for row in rank["memory"]["rows"]] == order for rank in found)
+
+    def test_a_site_that_only_one_ranks_images_reach_has_run(self, found):
+        reached = {row[5] for row in found[0]["fork"]["rows"] if row[3]}
+        assert {"dark", "bright"} <= reached
+        for rank in found:
+            same_rows(rank["fork"], found[0]["fork in one process"])
+
+    def test_more_ranks_than_images(self, found):
+        assert {row[3] for row in found[0]["one image"]["rows"] if row[3]} == {"0000"}
+        assert len({json.dumps(rank["one image"]["rows"]) for rank in found}) == 1
+
+    def test_the_folder_is_one_run(self, found):
+        folder = found[0]["place"] / "run"
+        table = spectral.read(folder)
+        assert table.attrs["provenance"]["ranks"] == len(found)
+        same_rows({"rows": rank_program.rows(table)}, found[0]["one process"])
+        assert len({path.name.split("-")[1] for path in folder.glob("shard-r*")}) == len(found) - 1
+
+
+class TestRefusing:
+    @pytest.mark.parametrize(
+        ("case", "said"),
+        [
+            (
+                "weights",
+                r"^rank {last} of {count}: rank 0 measures with weights = .*, not .*; give every",
+            ),
+            ("images", r"^rank {last} of {count}: rank 0 measures with images_fingerprint = .*, not"),
+            ("argument", r"^rank 0 of {count}: measure: unknown metric 'avt'"),
+            ("all wrong", r"^measure: unknown metric 'avt'"),
+            ("folders", r"rank {last} of {count}: .*own{last} on .* isn't the folder that rank 0 writes to"),
+            ("taken", r"^rank 0 of {count}: .*taken is being written by process \d+ on .*; wait"),
+            ("fails", r"^rank {last} of {count}: the forward of Fork failed .*met a nine"),
+            ("wrapped", r"^hooks don't see the replicas of DistributedDataParallel; pass model\.module"),
+        ],
+    )
+    def test_all_ranks_say_the_same(self, case, said, found):
+        texts = {rank[case]["error"] for rank in found}
+        assert len(texts) == 1
+        pattern = said.replace("{last}", str(len(found) - 1)).replace("{count}", str(len(found)))
+        assert re.search(pattern, texts.pop())
+        assert all(rank[case]["seconds"] < 60 for rank in found)
+
+    def test_what_was_finished_stays_and_another_number_goes_on(self, found):
+        folder = found[0]["place"] / "fails"
+        before = {path.name: path.read_bytes() for path in folder.glob("shard-*")}
+        assert before
+        assert spectral.read(folder)["image"].nunique() >= 2
+        with pytest.raises(spectral.SpectralError, match="holds measurements with images_fingerprint"):
+            spectral.measure(rank_program.Fork(), rank_program.pictures(12), out=folder, progress=False)
+        assert {path.name: path.read_bytes() for path in folder.glob("shard-*")} == before
+
+    def test_after_all_refusals_they_measure(self, found):
+        assert len({json.dumps(rank["after all"]["rows"]) for rank in found}) == 1
