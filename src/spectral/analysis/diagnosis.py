@@ -265,7 +265,7 @@ class _Steps:
             found.sites = pd.DataFrame(describe_sites(sites))
             table = measure(
                 self.model, self.feed.images, METRICS, sites=sites, out=out, name=self.feed.name,
-                **self.batches, **self.options,
+                together=False, **self.batches, **self.options,
             )  # fmt: skip
             found.sites = pd.DataFrame(table.attrs["sites"])
             found.summary = self.folder.table("summary", lambda: summarize_measurements(table))

@@ -208,8 +208,10 @@ class _Base:
         return {"alias_power_db_original": to_decibels(pooled[0]), "alias_power_db": to_decibels(pooled[1])}
 
     def _measure_aliases(self, model: nn.Module, sites: Sequence[Site]) -> pd.DataFrame:
-        metrics = ("alias_power_ratio",)
-        return measure(model, self.feed.images, metrics, sites=sites, taps=("dense",), **self.options)
+        return measure(
+            model, self.feed.images, ("alias_power_ratio",), sites=sites, taps=("dense",), together=False,
+            **self.options,
+        )  # fmt: skip
 
     def _time(self, variant: nn.Module, example: Inputs) -> Row:
         if example.kwargs or len(example.args) != 1 or not isinstance(example.args[0], Tensor):
