@@ -239,6 +239,13 @@ class TestDiagnose:
         stable = measure_stability(classifier(), images, comb=False, progress=False)
         assert found.per_image["sis"].tolist() == pytest.approx(stable["sis"].tolist())
         assert (tmp_path / "run" / "tables" / "sites.csv").is_file()
+        causes = found.budget[found.budget["metric"] == "logit_jitter"].set_index("source")
+        parts = ["decimation", "nonlinearity", "border", "unexplained"]
+        assert causes.loc[parts, "share"].sum() == pytest.approx(1)
+        assert found.budget.loc[found.budget["reason"] != "", "site"].tolist() == [
+            "4"
+        ]  # behind the flattening
+        assert found.per_image["logit_jitter"].mean() == pytest.approx(causes.loc["total", "value"], rel=1e-4)
 
     def test_it_is_read_back_and_continues_from_what_is_there(self, images, tmp_path):
         first = diagnose(classifier(), images, methods=("flc",), out=tmp_path, progress=False)

@@ -178,6 +178,7 @@ ALLOWED = {
     },
     "analysis": {
         "arguments",
+        "budget",
         "capture",
         "channels",
         "classes",

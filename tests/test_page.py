@@ -352,3 +352,33 @@ class TestBrowser:
         tab = opened()
         assert len(tab.pdf()) > 10_000  # beforeprint has opened the sites
         assert tab.locator("details.detail[open]").count() == len(found.sites)
+
+
+def test_causes_are_said_with_their_shares_and_what_cannot_be_ideal_is_listed(found, text):
+    assert "What causes it" in text
+    parsed = Page(text)
+    assert "budget.csv" in parsed.files
+    own = found.budget[found.budget["metric"] == "logit_jitter"].set_index("source")["share"]
+    said = next(line for line in write_headline(found) if line.startswith("The movement of the logits"))
+    order = [said.index(f"by {word}") for word in ("decimation", "nonlinearities", "borders")]
+    shares = own[["decimation", "nonlinearity", "border"]].to_numpy()
+    assert list(np.argsort(order)) == list(np.argsort(-shares))
+    assert "a weight for each place (a flattened map)" in text
+    made = pd.DataFrame({
+        "metric": "logit_jitter", "source": ["total", "decimation", "border", "unexplained"],
+        "share": [1.0, 0.25, 0.7, 0.05], "share_ci_low": [1.0, 0.2, 0.6, 0.04], "n": 9, "reason": "",
+        "share_ci_high": [1.0, 0.3, 0.8, 0.06],
+    })  # fmt: skip
+    assert (
+        "The movement of the logits is caused to 70.0 % (60.0 to 80.0) by borders, 25.0 % (20.0 to 30.0) by "
+        "decimation; 5.0 % stays unexplained (on 9 images)." in write_headline(Diagnosis({}, budget=made))
+    )
+
+
+def test_without_a_budget_there_is_no_section_of_causes(tmp_path):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    left_out = diagnose(net, torch.rand(3, 3, 16, 16), methods=("flc",), budget_images=0, progress=False)
+    assert left_out.budget.empty
+    text = spectral.write_page(left_out, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "What causes it" not in text
+    Page(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,15 +51,20 @@ def measure_latency(
     return times
 
 
-def count_macs(model: nn.Module, batch: Tensor) -> int:
+def count_macs(model: nn.Module, *args: Any, **kwargs: Any) -> int:
     """Multiply–accumulate operations of convolutions and matrix products in one forward pass.
+
+    Args:
+        model: the network.
+        args: what it is called with: a batch, mostly.
+        kwargs: the same, by name.
 
     Example:
         >>> count_macs(nn.Linear(4, 2, bias=False), torch.zeros(1, 4))
         8
     """
     with undisturbed(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(batch)
+        model(*args, **kwargs)
     return int(counter.get_total_flops()) // 2
 
 

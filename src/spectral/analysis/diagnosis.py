@@ -19,11 +19,13 @@ from spectral.analysis.examples import UnstableImages, find_unstable_images
 from spectral.analysis.fixes import DEFAULT_METHODS, measure_fixes
 from spectral.analysis.folder import RUN_FILE, Folder
 from spectral.analysis.subset import Subset, spread_over_clusters
+from spectral.budget import measure_instability_budget, summarize_instability_budget
 from spectral.columns import bound, in_decibels
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.files import claim
 from spectral.identity import identify
 from spectral.intake import Feed
+from spectral.latency import count_macs
 from spectral.measurement import describe_sites, measure
 from spectral.network import Take
 from spectral.sites import find_sites
@@ -39,6 +41,9 @@ FIX_IMAGES = 6  # at least, if there are as many
 FIX_MACS = 1.5e12
 """Multiply–accumulates that the variants may take: about a minute on two cores. It decides on how many images
 they are measured, from the network alone, so that the same call gives the same answer everywhere."""
+BUDGET_IMAGES = 4, 32  # at least, at most
+BUDGET_MACS = 5e11
+BUDGET_PASSES = 80  # what the causes of instability cost for each image, in passes of the network
 PASSES = 7  # of a variant, for each image: five for SIS, two for aliases
 SITE_COLUMNS = [
     "name", "call", "op", "kernel", "stride", "input_size", "output_size", "channels", "measurable",
@@ -62,6 +67,7 @@ class Diagnosis:
         summary: all that was measured, as `spectral.summarize_measurements` gives it.
         stability: as `spectral.summarize_stability` gives it; no rows for a network without class scores.
         per_image: as `spectral.measure_stability` gives it.
+        budget: as `spectral.summarize_instability_budget` gives it; no rows where it wasn't asked for.
         fixes: as `measure_fixes` gives it.
         unstable: the images whose predictions a shift changes most.
         details: what to look at of each site, by name.
@@ -73,6 +79,7 @@ class Diagnosis:
     summary: pd.DataFrame = field(default_factory=pd.DataFrame)
     stability: pd.DataFrame = field(default_factory=pd.DataFrame)
     per_image: pd.DataFrame = field(default_factory=pd.DataFrame)
+    budget: pd.DataFrame = field(default_factory=pd.DataFrame)
     fixes: pd.DataFrame = field(default_factory=pd.DataFrame)
     unstable: UnstableImages = field(default_factory=UnstableImages)
     details: dict[str, SiteDetail] = field(default_factory=dict)
@@ -83,8 +90,8 @@ class Diagnosis:
         """The tables by name, for files and downloads."""
         named = {
             "sites": self.sites, "summary": self.summary, "stability": self.stability,
-            "stability_per_image": self.per_image, "fixes": self.fixes, "unstable": self.unstable.table,
-            "not_measured": self.missing,
+            "stability_per_image": self.per_image, "budget": self.budget, "fixes": self.fixes,
+            "unstable": self.unstable.table, "not_measured": self.missing,
         }  # fmt: skip
         return {name: table for name, table in named.items() if len(table)}
 
@@ -95,6 +102,7 @@ def diagnose(
     *,
     methods: Sequence[str] = DEFAULT_METHODS,
     fix_images: int | None = None,
+    budget_images: int | None = None,
     batch_size: int = 16,
     out: str | Path | None = None,
     progress: bool = True,
@@ -105,8 +113,8 @@ def diagnose(
     """Say where a network aliases, how much, whether it matters, and what would fix it.
 
     Measures the alias power ratio and AVR at every site, SIS and what stands beside it, shows the images
-    that are least stable, and tries anti-aliasing layers without training (`measure_fixes`). What can't be
-    had of this network is left out and named with the reason.
+    that are least stable, says which causes make it unstable, and tries anti-aliasing layers without training
+    (`measure_fixes`). What can't be had of this network is left out and named with the reason.
 
     Args:
         model: the network.
@@ -114,6 +122,9 @@ def diagnose(
         methods: layers to try, as `spectral.convert` names them; the first is also tried at each site alone.
         fix_images: on how many images layers are tried; by default as many as some 10¹² multiply–accumulates
             allow, at least 6.
+        budget_images: on how many images the causes of the instability are told apart
+            (`spectral.measure_instability_budget`); by default as many as some 5·10¹¹ multiply–accumulates
+            allow, 4 to 32; 0 leaves it out.
         batch_size: images per forward pass.
         out: folder that keeps what is measured: the same call continues after an interruption.
         progress: show bars.
@@ -144,6 +155,7 @@ def diagnose(
             "image_size": list(feed.images.size) if feed.images.size else None,
             "preprocessing": feed.preparation.describe() if feed.normalises else None,
             "logits": feed.describe_logits(), "methods": list(methods), "fix_images": fix_images,
+            "budget_images": budget_images,
         }  # fmt: skip
         steps = _Steps(model, feed, Folder(path, config, network), batch_size, progress, notes)
         found = Diagnosis({**config, **describe_environment(), "device": str(feed.device)})
@@ -151,6 +163,7 @@ def diagnose(
         steps.measure_sites(found)
         steps.show_unstable(found)
         steps.inspect(found)
+        steps.measure_budget(found, budget_images)
         steps.try_fixes(found, methods, fix_images)
         return steps.finish(found)
 
@@ -205,7 +218,7 @@ def read_diagnosis(path: str | Path) -> Diagnosis:
 
     found = Diagnosis(folder.record("facts", absent))
     found.sites, found.missing = folder.table("sites", absent), folder.table("missing", absent)
-    for name in ("summary", "stability", "per_image", "fixes"):
+    for name in ("summary", "stability", "per_image", "budget", "fixes"):
         setattr(found, name, folder.table(name, pd.DataFrame))
     found.unstable = _read_unstable(folder, UnstableImages)
     found.details = _read_details(folder, dict)
@@ -288,6 +301,22 @@ class _Steps:
         with self.step("spectra of the sites"):
             found.details = _read_details(
                 self.folder, lambda: inspect_sites(self.model, self.few(DETAIL_IMAGES), **self.options)
+            )
+
+    def measure_budget(self, found: Diagnosis, count: int | None) -> None:
+        """Say what of the instability decimation, nonlinearities and borders cause."""
+        if count == 0:
+            return
+        with self.step("instability budget"):
+            one = self.feed.example
+            macs = max(count_macs(self.model, *one.args, **one.kwargs) / one.count, 1)
+            allowed = int(BUDGET_MACS / (BUDGET_PASSES * macs))
+            few = self.few(min(max(allowed, BUDGET_IMAGES[0]), BUDGET_IMAGES[1]) if count is None else count)
+            found.budget = self.folder.table(
+                "budget",
+                lambda: summarize_instability_budget(
+                    measure_instability_budget(self.model, few, factor=2, **self.batches, **self.options)
+                ).assign(model=self.feed.name),
             )
 
     def try_fixes(self, found: Diagnosis, methods: Sequence[str], count: int | None) -> None:

@@ -42,6 +42,9 @@ PAGE = "page.html"
 @click.option("--fix-images", type=click.IntRange(min=1), metavar="N",
               help="On how many images layers are tried; by default as many as a minute or so allows, at "
               "least 6.")  # fmt: skip
+@click.option("--budget-images", type=click.IntRange(min=0), metavar="N",
+              help="On how many images the causes of instability are told apart; by default 4 to 32, as many "
+              "as half a minute or so allows; 0 leaves it out.")  # fmt: skip
 @batch_size_option
 @workers_option
 @model_options
@@ -56,6 +59,7 @@ def diagnose(
     limit: int,
     methods: tuple[str, ...],
     fix_images: int | None,
+    budget_images: int | None,
     batch_size: int,
     workers: int | None,
     network: ModelOptions,
@@ -67,9 +71,9 @@ def diagnose(
     """Say where MODEL aliases, how much, whether it matters and what fixes it: one page.
 
     Measures aliasing at every downsampling site and how predictions answer to shifts by one pixel, shows the
-    images that are least stable, and tries anti-aliasing layers without training. Writes one HTML file that
-    opens from disk, and the tables beside it; the same command continues after an interruption. Several
-    models share a page.
+    images that are least stable, tells the causes apart, and tries anti-aliasing layers without training.
+    Writes one HTML file that opens from disk, and the tables beside it; the same command continues after an
+    interruption. Several models share a page.
 
     \b
     Example:
@@ -92,7 +96,8 @@ def diagnose(
         own = folder if len(models) == 1 else folder / _name_folder(model)
         found.append(
             _diagnose(model, images, limit, seed, workers, network, own, methods=methods,
-                      fix_images=fix_images, batch_size=batch_size, progress=not quiet)
+                      fix_images=fix_images, budget_images=budget_images,
+                      batch_size=batch_size, progress=not quiet)
         )  # fmt: skip
     page = spectral.write_page(found, folder / PAGE)
     if json_path:

@@ -122,6 +122,23 @@ STABILITY = (
     Column("images", "n", number("n", lambda v: format_number(v))),
     Column("not measured because", "reason", text("reason"), False),
 )  # fmt: skip
+BUDGET = (
+    Column("cause", "source", text("source"), False),
+    Column("of", "metric", lambda row: QUANTITIES.get(row["metric"], str(row["metric"])), False),
+    Column("share (95 % interval)", "share", interval("share", format_share),
+           title="Shapley value: what making this cause ideal takes off, on the average over all orders"),
+    Column("alone", "first_in", number("first_in", format_share), title="what it takes off alone"),
+    Column("after the others", "last_out", number("last_out", format_share),
+           title="what it takes off where all other causes are ideal"),
+    Column("predictions kept", "agreement", number("agreement", format_share),
+           title="with this cause made ideal; unexplained: with all of them"),
+    Column("images", "n", number("n", lambda v: format_number(v))),
+)  # fmt: skip
+LEFT = (
+    Column("place", "site", text("site"), False),
+    Column("cause", "source", text("source"), False),
+    Column("why it can't be made ideal", "reason", text("reason"), False),
+)  # fmt: skip
 FIXES = (
     Column("at", "site", text("site"), False),
     Column("layer", "method", text("method"), False),

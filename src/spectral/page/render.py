@@ -20,13 +20,16 @@ from spectral.figures import (
     plot_fixes,
     plot_site_detail,
     plot_site_levels,
+    plot_table,
     to_picture,
     to_svg,
 )
 from spectral.files import ensure_writable, write_whole
 from spectral.page.cells import (
+    BUDGET,
     CHANNELS,
     FIXES,
+    LEFT,
     MISSING,
     SITES,
     STABILITY,
@@ -99,6 +102,9 @@ class Part:
     stability: View | None
     pictures: Sequence[Picture]
     scaled: bool
+    budget: View | None
+    shares: Markup | None
+    left: View | None
     fixes: View | None
     front: Markup | None
     missing: View | None
@@ -187,6 +193,7 @@ def _make_part(found: Diagnosis, prefix: str) -> Part:
                        STABILITY)
         if len(found.stability) else None,
         pictures=_list_pictures(found), scaled=found.unstable.scaled,
+        **_show_budget(found, name, prefix),
         fixes=view(found.fixes, f"Layers put into {name} without training", FIXES)
         if len(found.fixes) else None,
         front=_draw(plot_fixes, found.fixes, f"{prefix}front", f"SIS and predictions kept, {name}"),
@@ -195,6 +202,20 @@ def _make_part(found: Diagnosis, prefix: str) -> Part:
         notes=[str(note) for note in found.facts.get("notes", ())],
         downloads=make_downloads(found.tables, f"{prefix}" if prefix else ""),
     )  # fmt: skip
+
+
+def _show_budget(found: Diagnosis, name: str, prefix: str) -> dict[str, Any]:
+    """Show which causes make a network unstable, and what can't be made ideal."""
+    table = found.budget
+    if table.empty:
+        return {"budget": None, "shares": None, "left": None}
+    measured, left = table[table["reason"] == ""], table[table["reason"] != ""]
+    return {
+        "budget": view(measured[measured["source"] != "total"], f"What makes {name} unstable", BUDGET),
+        "shares": _draw(lambda t: plot_table(t, "budget")[1], measured, f"{prefix}shares",
+                        f"Causes of the instability of {name}"),
+        "left": view(left, f"What can't be made ideal in {name}", LEFT) if len(left) else None,
+    }  # fmt: skip
 
 
 def _drop_unasked(stability: pd.DataFrame) -> pd.DataFrame:

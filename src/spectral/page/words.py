@@ -13,12 +13,15 @@ from spectral.columns import bound_flags
 
 NOTABLE = 0.01  # share of the power above which a site is said to alias: −20 dB
 NOTHING = "–"
+SOURCES = {"decimation": "decimation", "nonlinearity": "nonlinearities", "border": "borders"}
 ALPHA = 0.05
 
 
 def write_headline(found: Diagnosis) -> list[str]:
     """Say in a few sentences whether a network aliases, whether it matters, and what helps."""
-    said = [_say_sites(found.sites), *_say_stability(found), *_say_fixes(found.fixes)]
+    said = [
+        _say_sites(found.sites), *_say_stability(found), _say_causes(found.budget), *_say_fixes(found.fixes)
+    ]  # fmt: skip
     if len(found.missing):
         count = len(found.missing)
         said.append(f"{_plural(count, 'thing')} couldn't be measured; the reasons are below.")
@@ -41,13 +44,14 @@ def format_share(value: Any) -> str:
     """Write a share in per cent.
 
     Example:
-        >>> format_share(0.0931), format_share(0.0004), format_share(float("nan"))
-        ('9.3 %', '0.04 %', '–')
+        >>> format_share(0.0931), format_share(-0.2), format_share(0.0004), format_share(float("nan"))
+        ('9.3 %', '−20.0 %', '0.04 %', '–')
     """
     if _is_unknown(value):
         return NOTHING
     percent = 100 * value
-    return f"{percent:.0f} %" if percent in (0, 100) else f"{percent:.{1 if percent >= 1 else 2}f} %"
+    digits = 0 if percent in (0, 100) else 1 if abs(percent) >= 1 else 2
+    return f"{percent:.{digits}f} %".replace("-", "−")
 
 
 def format_number(value: Any, signed: bool = False) -> str:
@@ -121,6 +125,25 @@ def _say_stability(found: Diagnosis) -> list[str]:
                                                          ("_ci_high", "ci_high"))}  # fmt: skip
     said.append(f"SIS is {format_interval(bounds, 'sis')}, median {format_number(sis.get('median'))}{tail}.")
     return said
+
+
+def _say_causes(budget: pd.DataFrame) -> str:
+    """Say which causes the movement of the logits has, the largest first, and what none of them explains."""
+    if budget.empty:
+        return ""
+    own = budget[(budget["metric"] == "logit_jitter") & budget["share"].notna()]
+    causes = own[own["source"].isin(list(SOURCES))].sort_values("share", ascending=False)
+    rest = own[own["source"] == "unexplained"].to_dict("records")
+    if causes.empty or not rest:
+        return ""
+    parts = [
+        f"{format_interval(row, 'share', format_share)} by {SOURCES[row['source']]}"
+        for row in causes.to_dict("records")
+    ]
+    return (
+        f"The movement of the logits is caused to {', '.join(parts)}; {format_share(rest[0]['share'])} stays "
+        f"unexplained (on {_plural(int(rest[0]['n']), 'image')})."
+    )
 
 
 def _say_fixes(fixes: pd.DataFrame) -> list[str]:

@@ -151,7 +151,7 @@ def convert(
     return work
 
 
-def read_change(name: str) -> dict[str, str | None]:
+def read_change(name: str) -> dict[str, Any]:
     """Return the arguments of `convert` that one name stands for: of a layer, an activation or a border.
 
     Example:
