@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from spectral.schema import BOUNDS
+from spectral.schema import BOUNDS, with_bounds
 
 MODELS = {
     "strided": "bundled/resnet20",
@@ -378,7 +378,7 @@ def _survey(shape: Shape) -> dict[str, pd.DataFrame]:
 
 def _decibels(ratio: float) -> dict[str, float]:
     mean = float(10 * np.log10(ratio))
-    return {"alias_power_db": mean, "alias_power_db_ci_low": mean - 1, "alias_power_db_ci_high": mean + 0.8}
+    return dict(zip(with_bounds("alias_power_db_channel_median"), (mean, mean - 1, mean + 0.8), strict=True))
 
 
 def _penalty() -> pd.DataFrame:
@@ -638,7 +638,7 @@ def _ranked(rng: np.random.Generator) -> pd.DataFrame:
     """Coefficients with intervals; one has none, and one isn't determined at all."""
     rows = []
     for group in ("all", "standard"):
-        for metric in ("am", "am_relative", "alias_power_ratio"):
+        for metric in ("am", "am_relative", "alias_power_ratio_channel_median"):
             for level in (*LEVELS, "mean over sites"):
                 row: dict[str, object] = {"networks": group, "attack": "autoattack", "n_networks": 8}
                 for name in ("spearman", "partial"):

@@ -22,6 +22,7 @@ from spectral.figures.architectures import FLOOR, KINDS, MOST_PANELS, WEIGHTS
 from spectral.measurement import measure
 from spectral.models import load_model
 from spectral.models.catalogue import build_untrained, list_catalogue, list_representatives
+from spectral.schema import SIGNAL_METRICS, with_bounds
 from spectral.sites import find_sites
 from spectral.study import StudyOptions, run_study
 from spectral.study import coverage as coverage_module
@@ -30,6 +31,8 @@ from spectral.study.coverage import select_entries, summarize_coverage, survey_c
 from spectral.study.penalty import PenaltyRecipe, compare_penalty, describe_outcome, load_sample_crops
 from spectral.study.phase8 import MODEL_COLUMNS, SITE_COLUMNS, Survey, find_weights
 from spectral.training import LabelledImages
+
+DB = with_bounds("alias_power_db_channel_median")
 
 SURVEY = ("bundled/resnet20@random", "bundled/resnet20-blurpool", "timm/no_such_net@random")
 
@@ -79,10 +82,12 @@ def test_survey_means_are_those_of_the_measurement(results):
     """Against a direct measurement, averaged here with numpy alone."""
     net = load_model(SURVEY[1])
     images = load_images("synthetic", size=224, limit=4).resized(32)
-    table = measure(net, images, ("avr", "am_relative", "alias_power_ratio", "sis"), progress=False)
+    metrics = ("avr", "am_relative", "alias_power_ratio", *SIGNAL_METRICS, "sis")
+    table = measure(net, images, metrics, taps=("input", "dense", "signal"), progress=False)
     sites, models = read(results, "phase8_architectures"), read(results, "phase8_models")
     columns = {name: ("dense", name) for name in ("am_relative", "alias_power_ratio")}
     columns |= {f"avr_{tap}": (tap, "avr") for tap in ("input", "dense")}
+    columns |= {name: ("signal", name) for name in SIGNAL_METRICS[:2]}
     for site in find_sites(net, 32):
         row = sites[(sites["model"] == SURVEY[1]) & (sites["site"] == site.name)].iloc[0]
         for column, (tap, metric) in columns.items():
@@ -90,11 +95,14 @@ def test_survey_means_are_those_of_the_measurement(results):
             assert row[column] == pytest.approx(table[here]["value"].mean(), rel=1e-5)
             assert row[f"{column}_ci_low"] < row[column] < row[f"{column}_ci_high"]
         assert row["alias_power_db"] == pytest.approx(10 * math.log10(row["alias_power_ratio"]))
-        assert row["n"] == 4
+        assert row[DB[0]] == pytest.approx(10 * math.log10(row[SIGNAL_METRICS[1]]))
+        assert (row["n"], row["n_signal"], row["signal"]) == (4, 4, site.signal)
     model = models.set_index("model").loc[SURVEY[1]]
     ratios = table[(table["metric"] == "alias_power_ratio") & (table["tap"] == "dense")]
     mean = ratios.groupby("image")["value"].mean()
     assert model["alias_power_ratio"] == pytest.approx(mean.mean(), rel=1e-5)
+    medians = table[(table["metric"] == SIGNAL_METRICS[1]) & (table["tap"] == "signal")]
+    assert model[SIGNAL_METRICS[1]] == pytest.approx(medians["value"].mean(), rel=1e-5)
     half = 3.182446305 * mean.std() / 2  # Student's t at 3 degrees of freedom, n = 4: no skewness of so few
     assert model["alias_power_ratio_ci_high"] - model["alias_power_ratio"] == pytest.approx(half, rel=1e-4)
     assert model["sis"] == pytest.approx(table[table["metric"] == "sis"]["value"].mean(), rel=1e-5)
@@ -178,13 +186,11 @@ def test_fig16_marks_are_the_tables_ratios_and_say_the_kind():
     assert "antialiased, random weights" in fig.axes[1].get_title()
     own = table[table["model"] == "antialiased/resnet18@random"]
     filled = [line for line in fig.axes[1].lines if line.get_markersize() == 4]
-    assert [line.get_ydata()[0] for line in filled] == pytest.approx(list(own["alias_power_db"]))
+    assert [line.get_ydata()[0] for line in filled] == pytest.approx(list(own[DB[0]]))
     assert [line.get_marker() for line in filled] == [KINDS[op][1] for op in own["op"]]
     lines = [c for c in fig.axes[1].collections if isinstance(c, LineCollection)]
     ends = [tuple(line[:, 1]) for c in lines for line in c.get_segments()]
-    assert ends == [
-        pytest.approx(pair) for pair in own[["alias_power_db_ci_low", "alias_power_db_ci_high"]].values
-    ]
+    assert ends == [pytest.approx(pair) for pair in own[DB[1:]].values]
     assert [text.get_text() for text in fig.axes[6].texts] == ["not measured"]
 
 
@@ -199,7 +205,7 @@ def test_fig16_tells_lossless_sites_from_those_without_a_dense_map():
 def test_fig16_keeps_what_has_no_aliases_at_all_in_the_picture():
     tables = make_tables()
     table = tables["phase8_architectures"].copy()
-    table.loc[0, ["alias_power_db", "alias_power_db_ci_low", "alias_power_db_ci_high", "avr_dense"]] = [
+    table.loc[0, [*DB, "avr_dense"]] = [
         *(-math.inf,) * 3, 0.0,
     ]  # fmt: skip
     fig = plot("fig16_architectures_depth", {"phase8_architectures": table})
@@ -223,7 +229,7 @@ def test_fig17_ranks_trained_and_random_weights_apart():
     tables = make_tables()
     left, right = plot("fig17_architectures_ranking", tables).axes
     table = tables["phase8_models"].set_index("model")
-    known = table["alias_power_db"].dropna().sort_values()
+    known = table[DB[0]].dropna().sort_values()
     random = table["weights"] == "random"
     ranked = [*known.index[~random[known.index]], *known.index[random[known.index]]]
     shown = [label.get_text() for label in left.get_yticklabels()][::-1]

@@ -25,6 +25,7 @@ from spectral.figures import FIGURES
 from spectral.figures.layers import find_front
 from spectral.models import load, load_model, model_info
 from spectral.models.checkpoint import save_checkpoint
+from spectral.schema import SIGNAL_METRICS
 from spectral.stability import measure_consistency
 from spectral.study import StudyOptions, phase7, run_study, tuning
 from spectral.training import Recipe
@@ -161,7 +162,9 @@ def test_what_is_missing_and_the_command_that_makes_it_are_said(bundled, tmp_pat
 def test_aliases_are_means_over_the_networks_own_sites_and_images(results):
     images = spectral.load_images("synthetic", size=32, limit=6)
     model = load_model("bundled/resnet20-tuned-blurpool")
-    table = spectral.measure(model, images, (*phase7.METRICS, "sis"), taps=("dense",), progress=False)
+    metrics = (*phase7.METRICS, *SIGNAL_METRICS, "sis")
+    found = spectral.measure(model, images, metrics, taps=("dense", "signal"), progress=False)
+    table = found[found["tap"] != "signal"]
     row = row_of(results, "blurpool", "tuned")
     for metric in phase7.METRICS:
         values = table.loc[table["metric"] == metric, "value"]
@@ -170,6 +173,11 @@ def test_aliases_are_means_over_the_networks_own_sites_and_images(results):
         assert row[f"{metric}_ci_low"] < row[metric] < row[f"{metric}_ci_high"]
     assert row["sis"] == pytest.approx(table.loc[table["metric"] == "sis", "value"].mean(), rel=1e-4)
     assert row["alias_power_db"] == pytest.approx(to_decibels(row["alias_power_ratio"]))
+    for metric in SIGNAL_METRICS:
+        values = found.loc[(found["metric"] == metric) & (found["tap"] == "signal"), "value"]
+        if metric in row:
+            assert row[metric] == pytest.approx(values.mean(), rel=1e-5)
+    assert row["alias_power_db_channel_median"] == pytest.approx(to_decibels(row[SIGNAL_METRICS[1]]))
     sites = read(results, "phase7_layers_sites")
     own = sites[(sites["method"] == "blurpool") & (sites["state"] == "tuned")]
     assert set(own["op"]) == {"blur_pool"}
@@ -180,7 +188,7 @@ def test_aliases_are_means_over_the_networks_own_sites_and_images(results):
 def test_a_lossless_layer_has_no_aliases_and_says_why(results):
     for state in ("converted", "tuned"):
         row = row_of(results, "space-to-depth", state)
-        assert np.isnan([row[m] for m in (*phase7.METRICS, "alias_power_db")]).all()
+        assert np.isnan([row[m] for m in (*phase7.METRICS, "alias_power_db", *SIGNAL_METRICS[:2])]).all()
         assert row["aliasing_reason"].startswith("lossless")
         assert (row["sites"], row["measurable"]) == (4, 0)
         assert row["sis"] > 0
@@ -357,7 +365,7 @@ def test_fig19_has_a_dot_per_value_and_a_floor():
     fig = FIGURES["fig19_layers_aliasing"].plot({"phase7_layers": table})
     left, right = fig.axes
     drawn = [line.get_xdata()[0] for line in left.lines if line.get_marker() in {"*", "s", "o"}]
-    expected = table["alias_power_db"].dropna().clip(lower=-40)
+    expected = table["alias_power_db_channel_median"].dropna().clip(lower=-40)
     assert drawn == pytest.approx(list(expected))
     assert "−40: that or less" in left.get_xlabel()
     assert [text.get_text() for text in left.texts] == ["lossless: nothing to measure"]

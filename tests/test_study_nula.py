@@ -24,6 +24,7 @@ from spectral.errors import SpectralError
 from spectral.figures import FIGURES, draw_figure
 from spectral.models import info, load, load_model
 from spectral.perturb import Checkerboard, Decimate, PerturbedImages, Resize, make_perturbation
+from spectral.schema import SIGNAL_METRICS
 from spectral.stats import compare_shares
 from spectral.study import StudyOptions, phase6, run_study
 from spectral.study.phase6 import CLEAN, TESTS, WHOLE
@@ -282,20 +283,22 @@ def test_sites_are_those_of_a_measurement_of_the_perturbed_pixels(results, test,
     (_, pixels), *_ = nula.subset.batches(SITE_IMAGES)
     model = load_model(OTHER)
     batch = (make_perturbation(test)(pixels) - 0.5) / 0.5
-    table = spectral.measure(model, batch, (*phase6.METRICS, "sis"), taps=("dense",), progress=False)
-    means = table.groupby(["site", "metric"])["value"].mean()
+    metrics = (*phase6.METRICS, *SIGNAL_METRICS, "sis")
+    table = spectral.measure(model, batch, metrics, taps=("dense", "signal"), progress=False)
+    means = table.groupby(["site", "tap", "metric"])["value"].mean()
     rows = read(results, "phase6_sites")
     assert list(rows.columns) == phase6.SITE_COLUMNS
     own = rows[(rows["model"] == OTHER) & (rows["perturbation"] == test)].set_index("site")
     assert list(own.index) == [*(site.name for site in spectral.find_sites(model, 32)), WHOLE]
     for site in own.index.drop(WHOLE):
-        assert (own.loc[site, "tap"], own.loc[site, "n"]) == ("dense", SITE_IMAGES)
-        for metric in phase6.METRICS:
-            assert own.loc[site, metric] == pytest.approx(means[site, metric], rel=1e-4)
+        assert (own.loc[site, "n"], own.loc[site, "n_signal"]) == (SITE_IMAGES, SITE_IMAGES)
+        asked = [(metric, "dense") for metric in phase6.METRICS]
+        for metric, tap in (*asked, *((metric, "signal") for metric in SIGNAL_METRICS[:2])):
+            assert own.loc[site, metric] == pytest.approx(means[site, tap, metric], rel=1e-4)
             assert (
                 own.loc[site, f"{metric}_ci_low"] < own.loc[site, metric] < own.loc[site, f"{metric}_ci_high"]
             )
-    assert own.loc[WHOLE, "sis"] == pytest.approx(means["", "sis"], rel=1e-3)
+    assert own.loc[WHOLE, "sis"] == pytest.approx(means["", "", "sis"], rel=1e-3)
 
 
 def test_resizing_takes_aliases_away(results):

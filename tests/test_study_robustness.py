@@ -23,13 +23,14 @@ import spectral
 from spectral.errors import SpectralError
 from spectral.figures import FIGURES, draw_figure
 from spectral.figures.robustness import LAYERS, OTHER, OTHER_LAYER, TRAININGS
+from spectral.figures.robustness import METRICS as SHOWN
 from spectral.models import load, load_model
 from spectral.models.architectures import build
 from spectral.models.checkpoint import save_checkpoint
 from spectral.perturb import attacks, corruptions
 from spectral.stability import measure_consistency
 from spectral.study import StudyOptions, common, phase9, run_study
-from spectral.study.phase9 import MEAN_LEVEL, METRICS
+from spectral.study.phase9 import FREE, HEADLINE, MEAN_LEVEL, METRICS
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # A small zoo: architecture and recipe of each; "absent" has no checkpoint.
@@ -145,11 +146,12 @@ def test_robust_accuracy_and_agreement_are_shares_with_wilson_intervals(attack, 
 
 def test_aliases_are_means_over_sites_and_images(results, data):
     images = spectral.load_images(data, size=32, limit=8)
-    table = spectral.measure(load_model("bundled/net"), images, (*METRICS, "sis"), progress=False)
+    table = spectral.measure(load_model("bundled/net"), images, (*METRICS, HEADLINE, "sis"), progress=False)
     row = read(results).set_index("model").loc["bundled/net"]
     sites = read(results, "phase9_sites").query("model == 'bundled/net'").set_index("site")
-    for metric in METRICS:
-        own = table[table["metric"] == metric]
+    for metric in FREE:
+        tap = "signal" if metric == HEADLINE else "dense"
+        own = table[(table["metric"] == metric) & (table["tap"] == tap)]
         assert row[metric] == pytest.approx(own["value"].mean(), rel=1e-5)
         assert row[f"{metric}_ci_low"] < row[metric] < row[f"{metric}_ci_high"]
         assert sites[metric].to_dict() == pytest.approx(
@@ -337,8 +339,9 @@ def make_networks(n: int = 12, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFram
         for level in LEVELS:
             free = 3 * i >= 2 * n
             am = rng.uniform(0, 1e-6) if free else 2 - strength[i] + rng.normal()
-            values = dict(zip(METRICS, (am, am / 2, am / 3), strict=True))
-            rows.append({"model": name, "site": level, "level": level, **values, "alias_free": free})
+            values = dict(zip(FREE, (am, am / 2, am / 3, am / 4), strict=True))
+            flags = dict.fromkeys(FREE.values(), free)
+            rows.append({"model": name, "site": level, "level": level, **values, **flags})
     return networks, pd.DataFrame(rows)
 
 
@@ -365,7 +368,7 @@ def test_correlations_are_scipys_with_rounding_tied_at_nothing():
 def test_correlations_cover_each_way_of_training_and_are_corrected_over_the_table():
     networks, sites = make_networks()
     table = phase9.correlate_networks(networks, sites)
-    assert len(table) == 3 * len(phase9.TESTS) * len(METRICS) * 5
+    assert len(table) == 3 * len(phase9.TESTS) * len(FREE) * 5
     assert table.groupby("networks")["n_networks"].unique().map(list).to_dict() == {
         "all": [12], "standard": [6], "fgsm": [6],
     }  # fmt: skip
@@ -401,8 +404,9 @@ def make_pairs(ratios: dict[str, float]) -> pd.DataFrame:
     for number, (name, ratio) in enumerate(ratios.items()):
         for model, factor in ((name, 1.0), (f"{name}-fgsm", ratio)):
             for place, level in enumerate(LEVELS[:2]):
-                values = dict.fromkeys(METRICS, (1 + number) * factor ** (1 + place))
-                rows.append({"model": model, "site": level, "level": level, **values, "alias_free": False})
+                values = dict.fromkeys(FREE, (1 + number) * factor ** (1 + place))
+                flags = dict.fromkeys(FREE.values(), False)
+                rows.append({"model": model, "site": level, "level": level, **values, **flags})
     return pd.DataFrame(rows)
 
 
@@ -420,7 +424,7 @@ def test_pairs_are_compared_by_log_ratios():
         assert row["ratio"] == pytest.approx(math.exp(expected.mean()))
         assert (row["n"], row["n_lower"], row["unit"]) == (3, 2, "pair")
         assert row["p"] == pytest.approx(scipy.stats.ttest_1samp(expected, 0).pvalue)
-        assert row["p_holm"] == pytest.approx(min(9 * row["p"], 1))  # all nine have one p, and no others
+        assert row["p_holm"] == pytest.approx(min(12 * row["p"], 1))  # all twelve have one p, and no others
     single = table[(table["metric"] == "am") & (table["pair"] == "b")].iloc[0]
     assert (single["n"], single["unit"]) == (2, "site")
     assert math.isnan(single["p"])
@@ -432,7 +436,7 @@ def test_pairs_are_compared_by_log_ratios():
 def test_a_pair_is_made_with_the_control_where_there_is_one():
     sites = make_pairs({"a": 0.5, "b": 0.25})
     control = sites[sites["model"] == "a"].assign(model="a-control")
-    control[list(METRICS)] *= 2
+    control[list(FREE)] *= 2
     table = phase9.compare_pairs(pd.concat([sites, control]))
     whole = table[(table["metric"] == "am") & (table["level"] == MEAN_LEVEL)].set_index("pair")
     assert whole.loc["a", "log_ratio"] == pytest.approx(1.5 * math.log(0.5) - math.log(2))
@@ -460,7 +464,7 @@ def test_several_networks_at_a_time_give_the_tables_of_one_after_the_other(bundl
 
 def test_sites_without_aliases_have_no_ratio_and_are_counted():
     sites = make_pairs({"a": 0.5, "b": 0.5})
-    sites.loc[sites["model"] == "b-fgsm", "alias_free"] = True
+    sites.loc[sites["model"] == "b-fgsm", ["alias_free", "signal_alias_free"]] = True
     table = phase9.compare_pairs(sites)
     row = table[(table["metric"] == "am") & (table["pair"] == "all")].iloc[0]
     assert (row["n"], row["n_alias_free"]) == (1, 1)
@@ -485,7 +489,8 @@ def test_the_study_makes_pairs_of_its_networks(results):
     expected = [math.log(sites["bundled/net-fgsm", level] / sites["bundled/net", level]) for level in LEVELS]
     row = table[(table["pair"] == "bundled/net") & (table["metric"] == "am")].iloc[0]
     assert row["log_ratio"] == pytest.approx(np.mean(expected), rel=1e-5)
-    assert set(table.loc[table["pair"] == "bundled/net-flc", "n_alias_free"]) == {4}
+    published = table[table["metric"].isin(METRICS)]
+    assert set(published.loc[published["pair"] == "bundled/net-flc", "n_alias_free"]) == {4}
 
 
 # Figures ----------------------------------------------------------------------------------------------------
@@ -547,7 +552,7 @@ def test_fig28_shows_both_coefficients_and_their_intervals():
     tables = make_tables()
     fig = plot("fig28_robustness_relations", tables)
     found = tables["phase9_correlation"].query("networks == 'all'")
-    for ax, metric in zip(fig.axes[2:], METRICS, strict=True):
+    for ax, metric in zip(fig.axes[2:], SHOWN, strict=True):
         own = found[found["metric"] == metric]
         values = [value for row in own.to_dict("records") for value in (row["spearman"], row["partial"])]
         drawn = [mark.get_xdata()[0] for mark in marks(ax)]

@@ -9,9 +9,14 @@ from typing import Any
 import pandas as pd
 
 from spectral import stats
-from spectral.schema import BOUNDS, RANGES, with_bounds
+from spectral.schema import BOUNDS, POWER_RATIOS, RANGES, SIGNAL_METRICS, name_decibels, with_bounds
 
 FEWEST_CLUSTERS = 2  # that a test needs
+_AVR, _MEDIAN, _NINETIETH, _NOISE = SIGNAL_METRICS
+SIGNAL_COLUMNS = [
+    *with_bounds(_AVR, _MEDIAN, name_decibels(_MEDIAN), name_decibels(_NINETIETH)), name_decibels(_NOISE),
+]  # fmt: skip
+"""Columns of what networks are compared by, at the tap ``signal``."""
 SIGNIFICANCE = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 
 
@@ -131,7 +136,7 @@ def read_means(summary: pd.DataFrame, site: str, means: Mapping[str, tuple[str, 
         means: column → (tap, metric), the tap empty for the whole network's metrics.
 
     Returns:
-        Nothing for what wasn't measured; the alias power ratio in dB too.
+        Nothing for what wasn't measured; ratios of powers in dB too.
     """
     own = {(row["tap"], row["metric"]): row for row in summary[summary["site"] == site].to_dict("records")}
     row: dict[str, Any] = {}
@@ -143,25 +148,49 @@ def read_means(summary: pd.DataFrame, site: str, means: Mapping[str, tuple[str, 
     return {**row, **in_decibels(row)}
 
 
-def average_sites(table: pd.DataFrame, metrics: Sequence[str]) -> dict[str, Any]:
-    """Average metrics of the dense maps over a network's sites, image by image, silent maps left out.
+def read_signal(summary: pd.DataFrame, site: str) -> dict[str, Any]:
+    """Read what one site is compared by at the tap ``signal``; ``n_signal`` images have it.
+
+    Args:
+        summary: from `summarize_measurements`.
+        site: its name.
+    """
+    row = read_means(summary, site, {metric: ("signal", metric) for metric in SIGNAL_METRICS})
+    row = {name: value for name, value in row.items() if name not in ("n_clusters", "n_silent")}
+    return {"n_signal" if name == "n" else name: value for name, value in row.items()}
+
+
+def average_signals(table: pd.DataFrame) -> dict[str, Any]:
+    """Average what networks are compared by over a network's sites, at the tap ``signal``.
+
+    Args:
+        table: from `measure`.
+    """
+    row = average_sites(table, SIGNAL_METRICS, "signal")
+    return {name: value for name, value in row.items() if name not in ("n", "n_clusters")}
+
+
+def average_sites(table: pd.DataFrame, metrics: Sequence[str], tap: str = "dense") -> dict[str, Any]:
+    """Average metrics over a network's sites, image by image, silent maps left out.
 
     Args:
         table: from `measure`.
         metrics: which.
+        tap: of which maps.
 
     Returns:
         Means with intervals, n and n_clusters; n = 0 alone where nothing was measured.
     """
-    dense = table[(table["tap"] == "dense") & table["metric"].isin([*metrics, "power"])]
-    wide = dense.pivot(index=["image", "cluster", "site"], columns="metric", values="value")
+    own = table[(table["tap"] == tap) & table["metric"].isin([*metrics, "power"])]
+    wide = own.pivot(index=["image", "cluster", "site"], columns="metric", values="value")
     if wide.empty or not (wide["power"] > 0).any():
         return {"n": 0}
     loud = wide[wide["power"] > 0].groupby(["image", "cluster"], sort=False)[list(metrics)].mean()
     clusters = loud.index.get_level_values("cluster")
     row: dict[str, Any] = {}
     for metric in metrics:
-        row |= bound_summary(metric, stats.summarize(loud[metric], None, clusters, *RANGES[metric]))
+        unknown = loud[metric].isna()  # no channel of any site varies
+        row |= bound_summary(metric, stats.summarize(loud[metric], unknown, clusters, *RANGES[metric]))
     return {**row, **in_decibels(row), "n": len(loud), "n_clusters": clusters.nunique()}
 
 
@@ -178,9 +207,11 @@ def to_decibels(ratio: float) -> float:
 
 
 def in_decibels(row: Mapping[str, float]) -> dict[str, float]:
-    """Write an alias power ratio's mean and bounds in dB, where there is one."""
-    values = {end: row[f"alias_power_ratio{end}"] for end in BOUNDS if f"alias_power_ratio{end}" in row}
-    return {f"alias_power_db{end}": to_decibels(value) for end, value in values.items()}
+    """Write the means and bounds of ratios of powers in dB, where there are any."""
+    return {
+        f"{name_decibels(metric)}{end}": to_decibels(row[f"{metric}{end}"])
+        for metric in POWER_RATIOS for end in BOUNDS if f"{metric}{end}" in row
+    }  # fmt: skip
 
 
 def _bound_found(name: str, found: stats.Share) -> dict[str, float]:

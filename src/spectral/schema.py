@@ -31,6 +31,9 @@ _SHARES = ("avr", "avr_separable", "avr_exclude_dc", "avr_separable_exclude_dc",
            "aliased", "tangled", "nopass", "sis", "confidence", "changed")  # fmt: skip
 POWER_RATIOS = ("alias_power_ratio", "alias_power_ratio_channel_median", "alias_power_ratio_channel_p90",
                 "alias_power_ratio_white_noise")  # fmt: skip
+SIGNAL_METRICS = ("avr_separable_exclude_dc", *POWER_RATIOS[1:])
+"""What networks are compared by at the tap ``signal``: the same in every way of writing one network."""
+
 _SIZES = (*POWER_RATIOS, "logit_jitter", "am", "am_relative", "live_channels", "power")
 RANGES = {**dict.fromkeys(_SHARES, (0.0, 1.0)), **dict.fromkeys(_SIZES, (0.0, math.inf))}
 """What values of a metric lie between, and so do their means' intervals."""
@@ -45,12 +48,23 @@ BOUNDS = ("", "_ci_low", "_ci_high")
 """Behind a column's name: the estimate itself, and the bounds of its 95 % interval. In a long table, whose
 rows have one estimate each, these are ``mean``, ``ci_low`` and ``ci_high``."""
 
-UNITS = {**dict.fromkeys(_SHARES, "share"), "alias_power_db": "dB", "psnr_db": "dB", "latency_ms": "ms"}
+_DECIBELS = (*(metric.replace("ratio", "db") for metric in POWER_RATIOS), "psnr_db")
+UNITS = {**dict.fromkeys(_SHARES, "share"), **dict.fromkeys(_DECIBELS, "dB"), "latency_ms": "ms"}
 """Units of columns; others have none."""
 
 # A run's folder: pandas and pyarrow read its shards as one table and pass over names that begin with _.
 SHARD = "shard-{}{:06d}.parquet"  # who has written it, where several do, and its number
 RUN_FILE, SITES_FILE = "_run.json", "_sites.json"
+
+
+def name_decibels(metric: str) -> str:
+    """Name the column that has a ratio of powers in dB.
+
+    Example:
+        >>> name_decibels("alias_power_ratio_channel_median")
+        'alias_power_db_channel_median'
+    """
+    return metric.replace("ratio", "db")
 
 
 def to_decibels(ratio: float) -> float:

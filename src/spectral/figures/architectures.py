@@ -26,6 +26,7 @@ from spectral.figures.style import (
     new_figure,
     wrap_name,
 )
+from spectral.schema import with_bounds
 
 COLUMNS, MOST_PANELS, MOST_ROWS = 4, 20, 32  # what fits a page
 FLOOR = -40.0  # dB; below it is as good as nothing
@@ -48,15 +49,16 @@ WEIGHTS = {
 }
 RUNS = {"plain": ("#0072B2", "o", "-"), "penalty": ("#E69F00", "s", "--")}
 
-_DB = ("alias_power_db", "alias_power_db_ci_low", "alias_power_db_ci_high")
+_DB = with_bounds("alias_power_db_channel_median")
 
 
 @figure(
     "fig16_architectures_depth",
     title="Aliases along the depth of each architecture",
     caption=(
-        "Power of the aliases over power of the decimated map, in dB, at every site of each model, from its "
-        "first (0) to its last (1): mean over images with its 95 % interval. In the grey strip below the "
+        "Power of the aliases over power of the decimated map, median over channels, in dB, at the tap "
+        "signal of every site of each model, from its first (0) to its last (1): mean over images with its "
+        "95 % interval. In the grey strip below the "
         "axis, which has no values: sites that lose nothing, and sites without a dense map. Random weights "
         "show the structure of an architecture, not a trained network."
     ),
@@ -104,11 +106,11 @@ def plot_architectures_depth(source: Source) -> Figure:
     "fig17_architectures_ranking",
     title="Architectures ranked by their aliases",
     caption=(
-        "Left: power of the aliases over power of the decimated map (of the dense map at every site), mean "
-        "over a model's sites and over images, in dB. Right: shift instability of the whole model. Both with "
-        "95 % intervals; each model sees the pictures at its own size. Trained networks and random weights "
-        "are ranked apart: with the latter the left shows the structure of an architecture, and SIS, which "
-        "then depends on how the last layer is initialised, isn't shown."
+        "Left: power of the aliases over power of the decimated map, median over channels, at the tap "
+        "signal, mean over a model's sites and over images, in dB. Right: shift instability of the whole "
+        "model. Both with 95 % intervals; each model sees the pictures at its own size. Trained networks and "
+        "random weights are ranked apart: with the latter the left shows the structure of an architecture, "
+        "and SIS, which then depends on how the last layer is initialised, isn't shown."
     ),
     columns={
         "phase8_models": ("model", "weights", "n", "sis", "sis_ci_low", "sis_ci_high", "reason", *_DB),
@@ -116,7 +118,7 @@ def plot_architectures_depth(source: Source) -> Figure:
 )
 def plot_architectures_ranking(source: Source) -> Figure:
     """Dots with intervals: alias power ratio and SIS of each model, sorted by the former."""
-    rows = source.rows("phase8_models").sort_values("alias_power_db", na_position="last", kind="stable")
+    rows = source.rows("phase8_models").sort_values(_DB[0], na_position="last", kind="stable")
     rows = rows.sort_values("weights", key=lambda kind: kind == "random", kind="stable")
     shown = rows.iloc[:MOST_ROWS].iloc[::-1].reset_index(drop=True)
     fig = new_figure(FULL_WIDTH, 0.19 * len(shown) + 1.5)
@@ -127,7 +129,7 @@ def plot_architectures_ranking(source: Source) -> Figure:
             _draw_dot(right, int(str(place)), row, ("sis", "sis_ci_low", "sis_ci_high"))
     n_random = int((shown["weights"] == "random").sum())
     left.set_yticks(range(len(shown)), [str(name).replace("@random", "") for name in shown["model"]])
-    left.set(ylim=(-0.6, len(shown) - 0.4), xlabel="mean alias power ratio (dB)")
+    left.set(ylim=(-0.6, len(shown) - 0.4), xlabel="median alias power ratio (dB)")
     left.set_ylabel("model (least aliasing at the top)")
     left.xaxis.set_major_locator(MaxNLocator(5))
     _use_log_scale(right, shown["sis"][shown["weights"] != "random"])

@@ -44,7 +44,7 @@ STATES = {
 TRAINED = ("original", "tuned")
 UNKNOWN = "white"  # in place of a colour
 FAINT = "#b8b8b8"
-_DB = ("alias_power_db", "alias_power_db_ci_low", "alias_power_db_ci_high")
+_DB = with_bounds("alias_power_db_channel_median")
 _SIS = ("sis", "sis_ci_low", "sis_ci_high")
 # Where a label may stand: nearer places first, then to the right, left, above and below.
 PLACES = [
@@ -120,8 +120,9 @@ def plot_layers_pareto(source: Source) -> Figure:
     "fig19_layers_aliasing",
     title="Aliases and shift instability of each layer",
     caption=(
-        "Left: power of the aliases over power of the decimated map, mean over the network's sites and over "
-        "images, in dB, at the dense tap of the sites that the network has with the layer. Right: SIS of the "
+        "Left: power of the aliases over power of the decimated map, median over channels, mean over the "
+        "network's sites and over images, in dB, at the tap signal of the sites that the network has with "
+        "the layer. Right: SIS of the "
         "whole network. Both with 95 % intervals; open: the layer put in and not trained since; filled: "
         "tuned with it. A layer that keeps every sample as a channel has no aliases to measure."
     ),
@@ -144,7 +145,7 @@ def plot_layers_aliasing(source: Source) -> Figure:
             _write_reason(left, len(methods) - 1 - methods.index(str(method)), reason)
     left.set_yticks(range(len(methods)), [_say_method(method) for method in reversed(methods)])
     floor = f"; {FLOOR:.0f}: that or less".replace("-", "−") if (rows[_DB[0]] < FLOOR).any() else ""
-    left.set_xlabel(f"mean alias power ratio, dense tap (dB{floor})")
+    left.set_xlabel(f"median alias power ratio, signal tap (dB{floor})")
     left.set_ylim(-0.6, len(methods) - 0.4)
     left.set_ylabel("layer (in the place of each stride)")
     right.set_xlabel(f"mean {SIS_LABEL}")

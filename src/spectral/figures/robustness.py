@@ -25,7 +25,7 @@ from spectral.figures.style import (
     new_figure,
     wrap_name,
 )
-from spectral.schema import BOUNDS, with_bounds
+from spectral.schema import BOUNDS, name_decibels, with_bounds
 
 # Training → colour (Okabe–Ito) and label; downsampling → marker: each is told without the other.
 TRAININGS = {
@@ -59,8 +59,9 @@ FAINT = "#b8b8b8"
 METRICS = {
     "am": "AM (amplitude)",
     "am_relative": "am_relative (ratio)",
-    "alias_power_ratio": "alias power ratio (ratio)",
+    "alias_power_ratio_channel_median": "alias power ratio (median of the channels)",
 }
+HEADLINE = "alias_power_ratio_channel_median"
 _KINDS = ("accuracy", "agreement")
 _WHO = ("model", "training", "downsampling", "response", "n")
 _OUTCOME = with_bounds(*(f"{STRONGEST}_{kind}" for kind in _KINDS))
@@ -112,14 +113,15 @@ def plot_am_robustness(source: Source) -> Figure:
     "fig28_robustness_relations",
     title="Do networks that alias less withstand attacks better?",
     caption=(
-        "Top: am_relative and the alias power ratio, means over the sites at the dense tap, against what "
-        "AutoAttack leaves at ε = 8/255, a mark per network. Bottom: Spearman's correlation over networks "
+        "Top: am_relative at the dense tap and the alias power ratio at the tap signal, median over "
+        "channels, both means over the sites, against what AutoAttack leaves at ε = 8/255, a mark per "
+        "network. Bottom: Spearman's correlation over networks "
         "for each metric and layer (filled), and the partial one given clean accuracy (open), by residuals "
         "of ranks, with 95 % bootstrap intervals over networks. Networks that share a start or differ in "
         "recipe and architecture are no independent draws: intervals are, if anything, too narrow."
     ),
     columns={
-        "phase9_networks": (*_WHO, *_OUTCOME, *with_bounds("am_relative", "alias_power_db")),
+        "phase9_networks": (*_WHO, *_OUTCOME, *with_bounds("am_relative", name_decibels(HEADLINE))),
         "phase9_correlation": _COEFFICIENTS,
     },
 )
@@ -130,13 +132,15 @@ def plot_robustness_relations(source: Source) -> Figure:
     levels = [*sorted(set(found["level"]) - {MEAN_LEVEL}), MEAN_LEVEL]
     fig = new_figure(FULL_WIDTH, 0.24 * len(levels) + 4.2)
     grid = fig.add_gridspec(2, 6, height_ratios=[2.2, 0.24 * len(levels) + 0.3])
-    columns = {"am_relative": ("am_relative", METRICS["am_relative"]),
-               "alias_power_ratio": ("alias_power_db", "alias power ratio (dB)")}  # fmt: skip
+    columns = {
+        "am_relative": ("am_relative", f"{METRICS['am_relative']}, dense tap"),
+        HEADLINE: (name_decibels(HEADLINE), "median alias power ratio (dB), signal tap"),
+    }
     first: Axes | None = None
     for i, (metric, (column, label)) in enumerate(columns.items()):
         first = ax = fig.add_subplot(grid[0, 3 * i : 3 * i + 3], sharey=first)
         _draw_networks(ax, networks, column)
-        ax.set_xlabel(f"{label}, mean over sites, dense tap")
+        ax.set_xlabel(f"{label}, mean over sites")
         ax.set_title(_say_coefficients(found, metric), fontsize=SMALL)
         ax.tick_params(labelleft=i == 0)
         if i == 0:
@@ -144,7 +148,7 @@ def plot_robustness_relations(source: Source) -> Figure:
     for i, metric in enumerate(METRICS):
         ax = fig.add_subplot(grid[1, 2 * i : 2 * i + 2])
         _draw_coefficients(ax, found[found["metric"] == metric], levels)
-        ax.set_title(metric)
+        ax.set_title(metric.removeprefix("alias_power_"))
         ax.tick_params(labelleft=i == 0)
         ax.set_xlabel("rank correlation")
         if i == 0:
@@ -293,7 +297,7 @@ def _draw_networks(ax: Axes, networks: pd.DataFrame, column: str) -> None:
     floor = -60.0  # dB; below it is as good as nothing
     for _, row in networks.dropna(subset=[column]).iterrows():
         at = [float(row[f"{column}{end}"]) for end in BOUNDS]
-        _draw_point(ax, row, [max(x, floor) for x in at] if column.endswith("_db") else at)
+        _draw_point(ax, row, [max(x, floor) for x in at] if "_db" in column else at)
     ax.xaxis.set_major_locator(MaxNLocator(5))
     _limit_shares(ax, networks)
 

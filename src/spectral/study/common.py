@@ -22,13 +22,13 @@ from spectral.figures import draw_figure
 from spectral.files import hash_file
 from spectral.hooks import FeatureExtractor
 from spectral.identity import find_structure
-from spectral.measurement import CHANNEL_METRICS, measure
+from spectral.measurement import measure
 from spectral.metrics import compute_avr
 from spectral.models import load_model, model_info
 from spectral.models.info import ModelInfo
 from spectral.network import evaluation_mode
 from spectral.pairing import pair_sites
-from spectral.schema import VERSION
+from spectral.schema import SIGNAL_METRICS, VERSION
 from spectral.sites import Site, find_sites
 from spectral.spectrum import (
     compute_power_spectrum,
@@ -43,7 +43,6 @@ from spectral.table import describe_environment, read_json, widen, write_csv, wr
 
 TAPS: tuple[Tap, ...] = ("input", "dense")
 METRICS = ("avr", "am", "am_relative", "alias_power_ratio", "sis")
-OF_SIGNAL = ("avr_separable_exclude_dc", *CHANNEL_METRICS)  # what families are compared by at the tap signal
 STABILITY_IMAGES = 256  # on which what stands beside SIS is measured
 
 
@@ -379,7 +378,7 @@ class Study(Results):
         return measure(
             self.models[family],
             self.images(family),
-            (*METRICS, *OF_SIGNAL),
+            (*METRICS, *SIGNAL_METRICS),
             taps=(*TAPS, "signal"),
             batch_size=self.options.batch_size,
             out=self.measurement_folder(self.names[family]),

@@ -18,13 +18,13 @@ import pandas as pd
 
 from spectral import stats
 from spectral.columns import add_holm, bound_summary, compare_columns
-from spectral.schema import POWER_RATIOS, RANGES, to_decibels
-from spectral.study.common import OF_SIGNAL, TAPS, Study
+from spectral.schema import POWER_RATIOS, RANGES, SIGNAL_METRICS, to_decibels
+from spectral.study.common import TAPS, Study
 from spectral.summary import pool_ratio
 
 PROFILE_IMAGES = 128
-NOISE = OF_SIGNAL[-1]
-COMPARED = OF_SIGNAL[:-1]
+NOISE = SIGNAL_METRICS[-1]
+COMPARED = SIGNAL_METRICS[:-1]
 
 
 def run(study: Study) -> None:

@@ -28,11 +28,13 @@ from spectral import stats
 from spectral.classes import find_classes, match_labels
 from spectral.columns import (
     FEWEST_CLUSTERS,
+    SIGNAL_COLUMNS,
     add_holm,
     bound,
     bound_flags,
     bound_summary,
     read_means,
+    read_signal,
     tabulate,
 )
 from spectral.data import ImageSet, load_images
@@ -46,7 +48,7 @@ from spectral.network import evaluation_mode
 from spectral.perturb import NULA_TESTS, PerturbedImages, Resampling, make_perturbation, measure_predictions
 from spectral.perturb.evaluation import Classifier
 from spectral.perturb.operators import Checkerboard
-from spectral.schema import with_bounds
+from spectral.schema import SIGNAL_METRICS, with_bounds
 from spectral.sites import find_sites
 from spectral.study.common import PictureResults, identify_network, tabulate_spectrum
 from spectral.study.options import StudyOptions
@@ -64,7 +66,7 @@ TESTS = (
     "gaussian-0.05",
 )  # fmt: skip
 CLEAN, WHOLE = "clean", "whole model"
-METRICS = ("avr", "am", "am_relative", "alias_power_ratio")  # at the dense tap
+METRICS = ("avr", "am", "am_relative", "alias_power_ratio")  # as published, at the dense tap
 MEANS = {metric: ("dense", metric) for metric in METRICS}
 SUBSET = 256  # images at whose sites aliases are measured
 CHECKED, NULL_AMPLITUDE = 16, 0.1  # images of the check of the null space, and its ‖δ‖∞ in [0, 1] pixels
@@ -81,15 +83,15 @@ COLUMNS = [
 ]  # fmt: skip
 CLASS_COLUMNS = [*_FACTS, "perturbation", "label", "class", "n_labelled", *with_bounds("accuracy")]
 SITE_COLUMNS = [
-    *_FACTS, "perturbation", "site", "site_index", "op", "stride", "tap", "n", "n_silent", "n_clusters",
-    *with_bounds(*METRICS, "sis"), "reason",
+    *_FACTS, "perturbation", "site", "site_index", "op", "stride", "n", "n_silent", "n_clusters",
+    *with_bounds(*METRICS), "n_signal", *SIGNAL_COLUMNS, "signal", *with_bounds("sis"), "reason",
 ]  # fmt: skip
 NULL_COLUMNS = [
     *_FACTS, "operator", "pixels", "kept", "rank", "null_dimension", "rank_svd",
     *with_bounds("null_share", "null_share_no_mean"), "n", "n_silent", "n_clusters", "checkerboard_share",
     "n_checked", "null_amplitude", "logits_seen", "logits_hidden", "logits_scale",
 ]  # fmt: skip
-COUNTS = ("n_labelled", "n", "n_silent", "n_clusters", "site_index")
+COUNTS = ("n_labelled", "n", "n_silent", "n_clusters", "n_signal", "site_index")
 
 
 class Nula(PictureResults):
@@ -349,15 +351,19 @@ def _describe_amplitude(test: str) -> dict[str, Any]:
 
 
 def measure_sites(nula: Nula, name: str) -> list[dict[str, Any]]:
-    """Measure aliases at a network's sites, and its SIS, clean and under each perturbation."""
+    """Measure aliases at a network's sites, and its SIS, clean and under each perturbation.
+
+    The published metrics are of the dense map; the others, by which networks can be compared, of the tap
+    ``signal``, whose column says what stands between the two.
+    """
     sites = find_sites(nula.models[name], nula.size)
-    metrics = (*METRICS, "sis") if any(site.measurable for site in sites) else ("sis",)
+    metrics = (*METRICS, *SIGNAL_METRICS, "sis") if any(site.measurable for site in sites) else ("sis",)
     rows = []
     for test in tqdm(TESTS, f"sites of {name}", disable=not nula.options.progress, leave=False):
         table = measure(
-            nula.models[name], PerturbedImages(nula.subset, test), metrics, taps=("dense",), sites=sites,
-            batch_size=nula.options.batch_size, out=nula.measurement_folder(name, "phase6") / test,
-            progress=False,
+            nula.models[name], PerturbedImages(nula.subset, test), metrics, taps=("dense", "signal"),
+            sites=sites, batch_size=nula.options.batch_size, progress=False,
+            out=nula.measurement_folder(name, "phase6") / test,
         )  # fmt: skip
         records = table.attrs["sites"] or describe_sites(sites)
         summary = summarize_measurements(table)
@@ -365,8 +371,8 @@ def measure_sites(nula: Nula, name: str) -> list[dict[str, Any]]:
         counted = {"n_clusters": nula.count_clusters(nula.subset.ids)}
         rows += [
             {**facts, **record, "site": record["name"], "site_index": index,
-             **(counted | {"tap": "dense"} if record["measurable"] else {}),
-             **read_means(summary, record["name"], MEANS)}
+             **(counted if record["measurable"] else {}), **read_means(summary, record["name"], MEANS),
+             **read_signal(summary, record["name"])}
             for index, record in enumerate(records)
         ]  # fmt: skip
         rows.append({**facts, "site": WHOLE, **counted, **read_means(summary, "", {"sis": ("", "sis")})})

@@ -25,11 +25,14 @@ from torch import nn
 from spectral import stats
 from spectral.classes import match_labels
 from spectral.columns import (
+    SIGNAL_COLUMNS,
+    average_signals,
     average_sites,
     bound_flags,
     bound_share,
     bound_summary,
     read_means,
+    read_signal,
     tabulate,
 )
 from spectral.data import ImageSet, load_images
@@ -39,7 +42,7 @@ from spectral.measurement import describe_sites, measure
 from spectral.models import list_bundled, load_model, model_info
 from spectral.models.info import ModelInfo
 from spectral.perturb import measure_predictions
-from spectral.schema import with_bounds
+from spectral.schema import SIGNAL_METRICS, with_bounds
 from spectral.sites import find_sites
 from spectral.stability import measure_consistency
 from spectral.study.common import PictureResults, identify_network
@@ -49,7 +52,7 @@ from spectral.summary import summarize_measurements
 from spectral.table import widen
 
 LIMITS = {"bundled": 256, "paper": 64}
-METRICS = ("avr", "am_relative", "alias_power_ratio")  # at the dense tap
+METRICS = ("avr", "am_relative", "alias_power_ratio")  # as published, at the dense tap
 PROTOCOLS = ("circular", "crop")
 PAIRS = 2  # of views of each image
 LATENCY_BATCH, LATENCY_ROUNDS = 16, 30
@@ -60,7 +63,7 @@ MEANS = {metric: ("dense", metric) for metric in METRICS}
 _FACTS = ["method", "state", "model", "weights"]
 COLUMNS = [
     *_FACTS, "sites", "measurable", "n", "n_clusters",
-    *with_bounds(*METRICS, "alias_power_db", "sis", *PROTOCOLS),
+    *SIGNAL_COLUMNS, *with_bounds(*METRICS, "alias_power_db", "sis", *PROTOCOLS),
     "n_both_right", *(f"{name}_both_right" for name in PROTOCOLS),
     *with_bounds("accuracy"), "accuracy_n", "accuracy_source",
     "latency_ratio", "latency_ratio_q25", "latency_ratio_q75", "latency_ms", "latency_batch", "device",
@@ -68,10 +71,10 @@ COLUMNS = [
 ]  # fmt: skip
 SITE_COLUMNS = [
     *_FACTS, "site", "site_index", "op", "kernel", "stride", "input_size", "output_size", "channels", "n",
-    "n_silent", *with_bounds(*METRICS, "alias_power_db"), "reason",
+    "n_silent", *with_bounds(*METRICS, "alias_power_db"), "n_signal", *SIGNAL_COLUMNS, "signal", "reason",
 ]  # fmt: skip
-COUNTS = ("sites", "measurable", "n", "n_silent", "n_clusters", "n_both_right", "accuracy_n", "site_index",
-          "channels", "macs", "parameters", "threads", "latency_batch")  # fmt: skip
+COUNTS = ("sites", "measurable", "n", "n_silent", "n_signal", "n_clusters", "n_both_right", "accuracy_n",
+          "site_index", "channels", "macs", "parameters", "threads", "latency_batch")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -203,13 +206,15 @@ def describe_variant(
             "site": record["name"],
             "site_index": index,
             **read_means(summary, record["name"], MEANS),
+            **read_signal(summary, record["name"]),
         }
         for index, record in enumerate(records)
     ]
     measurable = [record for record in records if record["measurable"]]
     row = {
         **facts, "sites": len(records), "measurable": len(measurable),
-        **average_sites(table, METRICS), **read_means(summary, "", {"sis": ("", "sis")}),
+        **average_signals(table), **average_sites(table, METRICS),
+        **read_means(summary, "", {"sis": ("", "sis")}),
         "n": len(layers.images),
         "n_clusters": len(set(layers.clusters.values())),
         "aliasing_reason": "" if measurable else "; ".join({str(r["reason"]) for r in records}),
@@ -234,9 +239,9 @@ def measure_variant(
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """Measure aliases and SIS, or SIS alone where no site has a dense map; with the sites' records."""
     sites = find_sites(model, layers.images.size or 32)
-    metrics = (*METRICS, "sis") if any(site.measurable for site in sites) else ("sis",)
+    metrics = (*METRICS, *SIGNAL_METRICS, "sis") if any(site.measurable for site in sites) else ("sis",)
     table = measure(
-        model, layers.images, metrics, taps=("dense",), batch_size=layers.options.batch_size,
+        model, layers.images, metrics, taps=("dense", "signal"), batch_size=layers.options.batch_size,
         out=layers.measurement_folder(variant.name, "phase7"), progress=layers.options.progress, sites=sites,
     )  # fmt: skip
     return table, table.attrs["sites"] or describe_sites(sites)
@@ -329,7 +334,7 @@ def _describe_accuracy(share: dict[str, float], n: int, source: str, reason: str
 
 
 def _say(row: Mapping[str, Any]) -> str:
-    decibels = row.get("alias_power_db", math.nan)
+    decibels = row.get("alias_power_db_channel_median", math.nan)
     aliases = f"aliases {decibels:.1f} dB" if not math.isnan(decibels) else "no aliases"
     accuracy = f", accuracy {row['accuracy']:.2%}" if "accuracy" in row else ""
     return (

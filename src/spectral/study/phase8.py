@@ -19,7 +19,15 @@ import click
 import pandas as pd
 from torch import nn
 
-from spectral.columns import average_sites, bound, read_means, tabulate
+from spectral.columns import (
+    SIGNAL_COLUMNS,
+    average_signals,
+    average_sites,
+    bound,
+    read_means,
+    read_signal,
+    tabulate,
+)
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
 from spectral.measurement import measure
@@ -27,7 +35,7 @@ from spectral.models import load_model, model_info
 from spectral.models.catalogue import LIBRARIES
 from spectral.models.fetching import RANDOM
 from spectral.operators import LOSSLESS
-from spectral.schema import with_bounds
+from spectral.schema import SIGNAL_METRICS, with_bounds
 from spectral.study.common import TAPS, PictureResults
 from spectral.study.options import StudyOptions
 from spectral.summary import summarize_measurements
@@ -46,7 +54,7 @@ MODELS = {
     "bundled": (*(name + RANDOM for name in LIBRARY), *PACKAGED, *OWN),
     "paper": (*LIBRARY, *PACKAGED, *OWN),
 }
-METRICS = ("avr", "am_relative", "alias_power_ratio", "sis")
+METRICS = ("avr", "am_relative", "alias_power_ratio", *SIGNAL_METRICS, "sis")
 # Column of the table → (tap, metric).
 MEANS = {
     "avr_input": ("input", "avr"),
@@ -54,17 +62,17 @@ MEANS = {
     "am_relative": ("dense", "am_relative"),
     "alias_power_ratio": ("dense", "alias_power_ratio"),
 }
-COUNTS = ("site_index", "channels", "n", "n_silent", "parameters", "sites", "measurable", "lossless",
-          "n_clusters")  # fmt: skip
+COUNTS = ("site_index", "channels", "n", "n_silent", "n_signal", "parameters", "sites", "measurable",
+          "lossless", "n_clusters")  # fmt: skip
 _FACTS = ["model", "family", "weights"]
 SITE_COLUMNS = [
     *_FACTS, "site", "site_index", "depth", "op", "kernel", "stride", "input_size", "output_size", "channels",
-    "measurable", "n", "n_silent", *with_bounds(*MEANS, "alias_power_db"),
-    "reason",
+    "measurable", "n", "n_silent", *with_bounds(*MEANS, "alias_power_db"), "n_signal", *SIGNAL_COLUMNS,
+    "signal", "reason",
 ]  # fmt: skip
 MODEL_COLUMNS = [
     *_FACTS, "image_size", "parameters", "sites", "measurable", "lossless", "n", "n_clusters",
-    *with_bounds("alias_power_ratio", "alias_power_db", "sis"), "reason",
+    *SIGNAL_COLUMNS, *with_bounds("alias_power_ratio", "alias_power_db", "sis"), "reason",
 ]  # fmt: skip
 
 
@@ -108,7 +116,7 @@ class Survey(PictureResults):
         assert info is not None
         self.weights[name] = info.weights_id
         return measure(
-            model, self.images.resized(info.preprocessing.size), METRICS, taps=TAPS,
+            model, self.images.resized(info.preprocessing.size), METRICS, taps=(*TAPS, "signal"),
             batch_size=self.options.batch_size, out=self.measurement_folder(name, "phase8"),
             progress=self.options.progress,
         )  # fmt: skip
@@ -157,14 +165,15 @@ def describe_model(survey: Survey, name: str) -> tuple[list[dict[str, Any]], dic
     records = table.attrs["sites"]
     rows = [
         {**facts, **record, "site": record["name"], "site_index": index,
-         "depth": index / max(len(records) - 1, 1), **read_means(summary, record["name"], MEANS)}
+         "depth": index / max(len(records) - 1, 1), **read_means(summary, record["name"], MEANS),
+         **read_signal(summary, record["name"])}
         for index, record in enumerate(records)
     ]  # fmt: skip
     whole = {
         **facts, "image_size": "x".join(map(str, table.attrs["provenance"]["image_size"])),
         "sites": len(records), "measurable": sum(record["measurable"] for record in records),
         "lossless": sum(record["reason"] == LOSSLESS for record in records),
-        **average_sites(table, ("alias_power_ratio",)),
+        **average_signals(table), **average_sites(table, ("alias_power_ratio",)),
         **_read_sis(summary),
     }  # fmt: skip
     return rows, whole
@@ -190,7 +199,7 @@ def _read_sis(summary: pd.DataFrame) -> dict[str, float]:
 def _say(model: Mapping[str, Any]) -> str:
     if "sites" not in model:
         return f"{model['model']}: not measured: {model['reason']}"
-    decibels, sis = model.get("alias_power_db", math.nan), model["sis"]
+    decibels, sis = model.get("alias_power_db_channel_median", math.nan), model["sis"]
     return (
         f"{model['model']} ({model['weights']} weights): {model['measurable']} of {model['sites']} sites "
         f"measured, aliases {decibels:.1f} dB, SIS {sis:.2g}"

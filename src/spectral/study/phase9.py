@@ -36,13 +36,16 @@ from tqdm import tqdm
 from spectral import stats
 from spectral.classes import match_labels
 from spectral.columns import (
+    SIGNAL_COLUMNS,
     add_holm,
+    average_signals,
     average_sites,
     bound,
     bound_flags,
     bound_share,
     bound_summary,
     read_means,
+    read_signal,
     tabulate,
 )
 from spectral.data import ImageSet, load_images
@@ -53,7 +56,7 @@ from spectral.models.info import ModelInfo
 from spectral.perturb import measure_predictions
 from spectral.perturb.attacks import ATTACKS, measure_robustness
 from spectral.perturb.corruptions import Corruption
-from spectral.schema import ALIAS_FREE, BOUNDS, with_bounds
+from spectral.schema import ALIAS_FREE, BOUNDS, SIGNAL_METRICS, with_bounds
 from spectral.sites import find_sites
 from spectral.stability import measure_consistency
 from spectral.study.common import PictureResults, identify_network
@@ -78,7 +81,10 @@ CORRUPTIONS, SEVERITY = (
     3,
 )  # a noise, a blur, a digital
 PROTOCOL, PAIRS = "cifar-circular", 4
-METRICS = ("am", "am_relative", "alias_power_ratio")
+METRICS = ("am", "am_relative", "alias_power_ratio")  # as published, at the dense tap
+HEADLINE = "alias_power_ratio_channel_median"  # at the tap signal, where any two networks can be compared
+# Metric → the column that says where it is rounding.
+FREE = {**dict.fromkeys(METRICS, "alias_free"), HEADLINE: "signal_alias_free"}
 MEAN_LEVEL = "mean over sites"
 FEWEST = 4  # networks in a correlation
 RESAMPLES = 20_000  # p can then survive the correction over all that the table shows
@@ -102,11 +108,13 @@ NETWORK_COLUMNS = [
     "response", "n", "n_labelled", "n_clusters", *with_bounds("clean_accuracy", *_SHARES), "epsilon",
     "epsilon_weak",
     "attacks_ordered", "severity", "corruption_note", "corruption_reason",
-    *with_bounds("consistency", "sis"), "sites", "measurable", *with_bounds(*_ALIASES), "aliasing_reason",
+    *with_bounds("consistency", "sis"), "sites", "measurable", *SIGNAL_COLUMNS, *with_bounds(*_ALIASES),
+    "aliasing_reason",
 ]  # fmt: skip
 SITE_COLUMNS = [
     *_FACTS, "site", "site_index", "step", "path", "level", "op", "kernel", "stride", "input_size",
-    "output_size", "channels", "n", "n_silent", *with_bounds(*_ALIASES), "alias_free", "reason",
+    "output_size", "channels", "n", "n_silent", *with_bounds(*_ALIASES), "alias_free", "n_signal",
+    *SIGNAL_COLUMNS, "signal_alias_free", "signal", "reason",
 ]  # fmt: skip
 CORRELATION_COLUMNS = [
     "networks", "attack", "response", "metric", "level", "n_networks", "n_alias_free",
@@ -118,8 +126,8 @@ PAIR_COLUMNS = [
     "pair", "reference", "metric", "level", "unit", "n", "n_alias_free", "n_lower",
     *with_bounds("log_ratio", "ratio"), "p", "p_holm", "significance", "reason", "confounds",
 ]  # fmt: skip
-COUNTS = ("n", "n_labelled", "n_clusters", "n_silent", "sites", "measurable", "site_index", "step",
-          "epochs", "channels", "seed", "test_images", "n_networks", "n_alias_free", "n_lower",
+COUNTS = ("n", "n_labelled", "n_clusters", "n_silent", "n_signal", "sites", "measurable", "site_index",
+          "step", "epochs", "channels", "seed", "test_images", "n_networks", "n_alias_free", "n_lower",
           "severity")  # fmt: skip
 
 
@@ -402,19 +410,24 @@ def measure_aliases(
     """Measure aliases at every site, and SIS: the network's columns, and a row for each site."""
     images, options = study.images_for(name), study.options
     found = find_sites(model, images.size or 32)
-    metrics = (*METRICS, "sis") if any(site.measurable for site in found) else ("sis",)
+    metrics = (*METRICS, *SIGNAL_METRICS, "sis") if any(site.measurable for site in found) else ("sis",)
     table = measure(
-        model, images, metrics, taps=("dense",), batch_size=options.batch_size, progress=options.progress,
-        out=study.measurement_folder(name, "phase9"), sites=found,
+        model, images, metrics, taps=("dense", "signal"), batch_size=options.batch_size,
+        progress=options.progress, out=study.measurement_folder(name, "phase9"), sites=found,
     )  # fmt: skip
     records = place_sites(table.attrs["sites"] or describe_sites(found))
     summary = summarize_measurements(table)
-    rows = [{**record, **read_means(summary, record["name"], MEANS)} for record in records]
-    for site in rows:
-        site["alias_free"] = site["alias_power_ratio"] < ALIAS_FREE if "alias_power_ratio" in site else None
+    rows = [
+        {**record, **read_means(summary, record["name"], MEANS), **read_signal(summary, record["name"])}
+        for record in records
+    ]
+    for site, (ratio, free) in product(
+        rows, (("alias_power_ratio", "alias_free"), (HEADLINE, FREE[HEADLINE]))
+    ):
+        site[free] = site[ratio] < ALIAS_FREE if ratio in site else None
     measurable = [record for record in records if record["measurable"]]
     row = {
-        **average_sites(table, METRICS),
+        **average_signals(table), **average_sites(table, METRICS),
         **read_means(summary, "", {"sis": ("", "sis")}), "n": len(images), "sites": len(records),
         "measurable": len(measurable),
         "aliasing_reason": "" if measurable else "; ".join({str(r["reason"]) for r in records}),
@@ -468,7 +481,7 @@ def correlate_networks(
         outcome = chosen[f"{attack}_{response.rpartition(' ')[2]}"]
         rows.append({
             "networks": group, "attack": attack, "response": response, "metric": metric, "level": level,
-            "n_networks": len(own), "n_alias_free": int(free.loc[own.index, level].sum()),
+            "n_networks": len(own), "n_alias_free": int(free.loc[own.index, (metric, level)].sum()),
             **_correlate(own, outcome, chosen, seed), "confounds": CONFOUNDS,
         })  # fmt: skip
     tested = ("spearman_p_holm", "partial_p_holm", "significance")
@@ -481,19 +494,24 @@ def tabulate_levels(sites: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Spread the sites' means: a row per network, a column per metric and level, with the mean over sites.
 
     Returns:
-        The values, 0 where the site is free of aliases; and which levels of which networks are so.
+        The values, 0 where the site is free of aliases; and which levels of which networks are so, a column
+        per metric and level too.
     """
-    known = sites.dropna(subset=list(METRICS))
-    free = known["alias_free"].astype(bool)
-    heard = known.assign(**{metric: known[metric].mask(free, 0.0) for metric in METRICS}, alias_free=free)
-    everywhere = pd.concat([heard, heard.assign(level=MEAN_LEVEL)])
+    known = sites.dropna(subset=list(FREE), how="all")
+    free = {metric: known[column].eq(True) for metric, column in FREE.items()}
+    heard = known.assign(**{metric: known[metric].mask(free[metric], 0.0) for metric in FREE})
     levels = [*sorted(heard["level"].unique()), MEAN_LEVEL]
-    means = everywhere.pivot_table(
-        index="model", columns="level", values=list(METRICS), aggfunc="mean", sort=False
+    columns = pd.MultiIndex.from_product([FREE, levels])
+    means = _spread_levels(heard, "mean").reindex(columns=columns)
+    silent = _spread_levels(known.assign(**free), "all").reindex(index=means.index, columns=columns)
+    return means, silent.eq(True)
+
+
+def _spread_levels(sites: pd.DataFrame, aggregate: str) -> pd.DataFrame:
+    everywhere = pd.concat([sites, sites.assign(level=MEAN_LEVEL)])
+    return everywhere.pivot_table(
+        index="model", columns="level", values=list(FREE), aggfunc=aggregate, sort=False
     )
-    silent = everywhere.pivot_table(index="model", columns="level", values="alias_free", aggfunc="all")
-    columns = pd.MultiIndex.from_product([METRICS, levels])
-    return means.reindex(columns=columns), silent.reindex(means.index)[levels].fillna(False).astype(bool)
 
 
 def _correlate(x: pd.Series, y: pd.Series, chosen: pd.DataFrame, seed: int) -> dict[str, Any]:
@@ -523,7 +541,7 @@ def compare_pairs(sites: pd.DataFrame) -> pd.DataFrame:
     """
     logs = _log_ratios(sites)
     rows = []
-    for metric in METRICS:
+    for metric in FREE:
         own = logs[logs["metric"] == metric]
         for pair, at_sites in own.groupby("pair", sort=False):
             rows.append(_summarize_logs(at_sites, pair=pair, metric=metric, level=MEAN_LEVEL, unit="site"))
@@ -548,12 +566,11 @@ def _log_ratios(sites: pd.DataFrame) -> pd.DataFrame:
         reference = next((name for name in (plain + CONTROL, plain) if name in names), None)
         if reference is None:
             continue
-        one, two = (
-            sites[sites["model"] == name].dropna(subset=list(METRICS)) for name in (reference, attacked)
-        )
-        both = one.merge(two, on=["site", "level"], suffixes=("_a", "_b"))
-        free = both["alias_free_a"].astype(bool) | both["alias_free_b"].astype(bool)
-        for metric in METRICS:
+        one, two = (sites[sites["model"] == name] for name in (reference, attacked))
+        pair = one.merge(two, on=["site", "level"], suffixes=("_a", "_b"))
+        for metric, column in FREE.items():
+            both = pair.dropna(subset=[f"{metric}_a", f"{metric}_b"])
+            free = both[f"{column}_a"].eq(True) | both[f"{column}_b"].eq(True)
             ratio = (both[f"{metric}_b"] / both[f"{metric}_a"]).mask(free)
             facts = {"pair": plain, "reference": reference, "level": both["level"], "metric": metric,
                      "alias_free": free}  # fmt: skip
@@ -584,13 +601,13 @@ def _summarize_logs(logs: pd.DataFrame, **facts: Any) -> dict[str, Any]:
 
 
 def summarize_findings(correlations: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
-    """Say in a few sentences what the tables say of AM, with its doubt."""
+    """Say in a few sentences what the tables say of aliases and of AM, with its doubt."""
     said = []
-    overall = correlations[(correlations["metric"] == "am_relative") & (correlations["level"] == MEAN_LEVEL)]
+    overall = correlations[(correlations["metric"] == HEADLINE) & (correlations["level"] == MEAN_LEVEL)]
     asked = (("all", "autoattack"), ("standard", WEAK))
     chosen = overall[[key in asked for key in zip(overall["networks"], overall["attack"], strict=True)]]
     for row in chosen.to_dict("records"):
-        start = f"am_relative against {row['response']} under {row['attack']}, networks: {row['networks']}"
+        start = f"aliases against {row['response']} under {row['attack']}, networks: {row['networks']}"
         if math.isnan(row["spearman"]):
             said.append(f"{start}: {row['reason']}")
             continue
@@ -641,6 +658,6 @@ def _say_interval(row: Mapping[Any, Any], name: str, form: str) -> str:
 def _say(row: Mapping[str, Any]) -> str:
     kind = row["response"].rpartition(" ")[2]
     attacks = ", ".join(f"{attack} {row[f'{attack}_{kind}']:.1%}" for attack in ATTACKS)
-    decibels = row.get("alias_power_db", math.nan)
+    decibels = row.get("alias_power_db_channel_median", math.nan)
     aliases = f"aliases {decibels:.1f} dB" if not math.isnan(decibels) else "no aliases measured"
     return f"{row['model']} ({row['training']}): {aliases}; {row['response']}: {attacks}"
