@@ -1,37 +1,64 @@
-"""Faults on purpose: kills, two writers, flipped bits, interrupts and threads; prints what went unnoticed.
+"""Faults on purpose: kills, pairs of writers, flipped bits, interrupts, threads; a table of what went wrong.
 
-``python benchmarks/faults.py --trials 5`` takes about a minute; the figures that must hold are for 200 kills,
-100 pairs of writers, 2000 bits, 1000 interrupts and 200 pairs of threads (``--full``).
+A job (measure, study, compare, train) runs in a forked process that is killed at a random moment and started
+again, or beside a second that writes to the same folder; what it then gives is held against a run that
+nothing happened to. Bits are flipped in finished folders; interrupts come at random moments of calls that
+alter a model; threads measure and serve one model. A trial counts as a fault if anything is lost, doubled,
+changed, left behind or refused without a sentence. ``--full`` are the counts that must hold: 200 kills, 100
+pairs of writers, 2000 bits, 1000 interrupts, 200 pairs of threads. After ``--minutes`` the table says what
+was done until then.
+
+Example: python benchmarks/faults.py --full --jobs 14 --minutes 5 --out results
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import pickle
 import random
+import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
 import spectral
+from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
+from spectral.identity import find_structure
+from spectral.models.checkpoint import hash_state
+from spectral.schema import RUN_FILE
+from spectral.study import StudyOptions, run_study
+from spectral.study.compare import compare_models
+from spectral.table import describe_environment, write_csv
+from spectral.training import LabelledImages, Recipe, train
 
 FULL = {"kills": 200, "writers": 100, "bits": 2000, "interrupts": 1000, "threads": 200}
-KEY = ["image", "site", "tap", "metric"]
-JOB = """
-import sys, torch, warnings; warnings.simplefilter("ignore")
-sys.path.insert(0, sys.argv[2]); import faults
-faults.run(faults.make_network(), sys.argv[1])
-"""
+AT_ONCE = {"kills": 2, "writers": 2, "bits": 50, "interrupts": 25, "threads": 5}  # trials of one process
+KEY = ["model", "image", "site", "tap", "metric"]
+BEING_WRITTEN = "is being written by"
+LONGEST = 120  # seconds that a run may take before it counts as stuck
+COLUMNS = ["fault", "job", "trials", "faults", "seconds", "first"]
+
+Result = Mapping[str, Any]
+
+
+# Jobs: what can be killed and continued -------------------------------------------------------------------
 
 
 def make_network(seed: int = 0) -> nn.Module:
@@ -43,148 +70,464 @@ def make_network(seed: int = 0) -> nn.Module:
     ).eval()  # fmt: skip
 
 
-def run(model: nn.Module, out: str | Path | None = None, count: int = 24) -> pd.DataFrame:
-    """Measure it."""
-    x = torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    return spectral.measure(model, x, ("avr", "am", "sis"), batch_size=2, out=out, progress=False)
+def make_images(count: int = 24, size: int = 32) -> torch.Tensor:
+    """Make noise, the same each time."""
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
-def is_same(a: pd.DataFrame, b: pd.DataFrame) -> bool:
-    """Whether two tables have the same rows, in any order, with values within rounding."""
-    left, right = (t[t["reason"] == ""].set_index(KEY)["value"].sort_index() for t in (a, b))
-    return left.index.equals(right.index) and bool(((left - right).abs() <= 1e-6 * right.abs() + 1e-9).all())
+def run_measure(out: Path | None = None, count: int = 24, model: nn.Module | None = None) -> Result:
+    """Measure the network."""
+    model = make_network() if model is None else model
+    table = spectral.measure(
+        model, make_images(count), ("avr", "am", "sis"), batch_size=2, out=out, progress=False
+    )
+    return {"rows": table[table["reason"] == ""].set_index(KEY)["value"].sort_index()}
 
 
-def start(out: Path) -> subprocess.Popen[bytes]:
-    """Start a measurement in a process of its own."""
-    here = str(Path(__file__).parent)
-    return subprocess.Popen([sys.executable, "-c", JOB, str(out), here], stderr=subprocess.PIPE)
+def run_compare(out: Path) -> Result:
+    """Compare two of them."""
+    images = load_pictures()
+    models = {"one": make_network(), "other": make_network(1)}
+    table = compare_models(
+        models, dict.fromkeys(models, images), ("avr", "am"), batch_size=2, out=out, progress=False
+    )
+    return {"table": table}
 
 
-def count_kills(trials: int, rng: random.Random) -> int:
-    """Kill a measurement at a random moment and resume it; count tables that differ."""
-    model, wrong = make_network(), 0
-    whole = run(model)
-    for _ in range(trials):
-        with tempfile.TemporaryDirectory() as folder:
-            process = start(Path(folder) / "run")
-            deadline = time.monotonic() + 60
-            while not (Path(folder) / "run" / "_run.json").exists() and time.monotonic() < deadline:
-                time.sleep(0.005)
-            time.sleep(rng.uniform(0, 0.4))
-            process.kill()
-            process.communicate()
-            wrong += not is_same(run(model, Path(folder) / "run"), whole)
-            wrong += bool([*Path(folder).rglob("*.partial")])
-    return wrong
+def run_survey(out: Path) -> Result:
+    """Run a phase of the study on one of the bundled networks: tables and figures."""
+    models = ("bundled/resnet20",)
+    run_study(
+        [8], StudyOptions(models=models, images="synthetic", limit=8, batch_size=1, out=out, progress=False)
+    )
+    return {path.name: pd.read_csv(path) for path in sorted((out / "tables").glob("*.csv"))}
 
 
-def count_writers(trials: int, rng: random.Random) -> int:
-    """Start two writers on one folder; count folders that differ, and failures without a sentence."""
-    model, wrong = make_network(), 0
-    whole = run(model)
-    for _ in range(trials):
-        with tempfile.TemporaryDirectory() as folder:
-            both = [start(Path(folder) / "run")]
-            time.sleep(rng.uniform(0, 0.5))
-            both.append(start(Path(folder) / "run"))
-            errors = [process.communicate()[1].decode() for process in both]
-            failed = [e for p, e in zip(both, errors, strict=True) if p.returncode]
-            wrong += any("is being written by" not in error for error in failed) or len(failed) > 1
-            wrong += not is_same(run(model, Path(folder) / "run"), whole)
-    return wrong
+def run_training(out: Path) -> Result:
+    """Tune the network for some epochs."""
+    pixels = (255 * make_images(32, 16)).to(torch.uint8)
+    data = LabelledImages(pixels, torch.arange(32) % 10, tuple("abcdefghij"), "noise")
+    recipe = Recipe(epochs=6, batch_size=8, max_lr=0.01, precision="fp32")
+    found = train("resnet20", data, data, out, recipe, progress=False, start=make_network())
+    return {"weights": hash_state(found["model"].state_dict()), "history": str(found["history"])}
 
 
-def count_bits(trials: int, rng: random.Random) -> int:
-    """Flip one bit of one file of a run's folder; count those that reading doesn't notice."""
-    unnoticed = 0
-    with tempfile.TemporaryDirectory() as folder:
-        run(make_network(), folder)
-        files = sorted(path for path in Path(folder).iterdir() if path.is_file())
+JOBS: dict[str, Callable[[Path], Result]] = {
+    "measure": run_measure, "study": run_survey, "compare": run_compare, "train": run_training,
+}  # fmt: skip
+
+
+def load_pictures() -> ImageSet:
+    """Load eight small pictures."""
+    return load_images("synthetic", size=32, limit=8)
+
+
+def find_difference(found: Result, expected: Result) -> str:
+    """Say what differs between two results of one job; empty where nothing does."""
+    if set(found) != set(expected):
+        return f"has {', '.join(sorted(found))}, not {', '.join(sorted(expected))}"
+    for name, value in expected.items():
+        other = found[name]
+        try:
+            if isinstance(value, pd.DataFrame):
+                pd.testing.assert_frame_equal(other, value, rtol=1e-3, atol=1e-7)
+            elif isinstance(value, pd.Series):
+                pd.testing.assert_series_equal(other, value, rtol=1e-5, atol=1e-8)
+            elif other != value:
+                return f"{name} is {str(other)[:80]}, not {str(value)[:80]}"
+        except AssertionError as error:
+            return f"{name} differs: {' '.join(str(error).split())[:200]}"
+    return ""
+
+
+def read_rows(out: Path) -> Result:
+    """Read all that was measured below a folder, as a stranger would."""
+    found = {}
+    for path in sorted(out.rglob(RUN_FILE)):
+        table = spectral.read(path.parent)
+        measured = table[table["reason"] == ""].set_index(KEY)["value"].sort_index()
+        found[str(path.parent.relative_to(out))] = measured
+    return found
+
+
+# Processes that are killed --------------------------------------------------------------------------------
+
+
+class Child:
+    """A forked process that does a job in a folder and leaves what came of it in a file.
+
+    The process that forks has torch loaded and never computed with it: a fork is as good as a start.
+    """
+
+    def __init__(self, job: Callable[..., Any], *arguments: Any) -> None:
+        handle, name = tempfile.mkstemp(prefix="faults-")
+        os.close(handle)
+        self.file = Path(name)
+        self.process = os.fork()
+        if self.process == 0:
+            self._work(job, arguments)
+
+    def _work(self, job: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        try:
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), 1)
+                os.dup2(nowhere.fileno(), 2)
+            warnings.simplefilter("ignore")
+            torch.set_num_threads(1)
+            try:
+                said: tuple[str, Any] = "done", job(*arguments)
+            except SpectralError as error:
+                said = "refused", str(error)
+            except BaseException:
+                said = "failed", traceback.format_exc(limit=-3)
+            self.file.write_bytes(pickle.dumps(said))
+        finally:
+            os._exit(0)
+
+    def kill(self) -> None:
+        """End it, wherever it is."""
+        os.kill(self.process, signal.SIGKILL)
+
+    def wait(self) -> tuple[str, Any]:
+        """Return done, refused, failed or killed, and its result or what it said."""
+        deadline = time.monotonic() + LONGEST
+        while os.waitpid(self.process, os.WNOHANG)[0] == 0:
+            if time.monotonic() > deadline:
+                self.kill()
+                os.waitpid(self.process, 0)
+                return "failed", f"stuck for {LONGEST} s"
+            time.sleep(0.002)
+        content = self.file.read_bytes()
+        self.file.unlink()
+        return pickle.loads(content) if content else ("killed", None)
+
+
+class Reference(NamedTuple):
+    """What a job gives when nothing happens to it."""
+
+    result: Result
+    rows: Result
+    seconds: float
+
+
+def make_reference(name: str) -> Reference:
+    """Do a job undisturbed, in a process of its own."""
+    with scratch() as folder:
+        for _ in range(2):  # the second time is without what is loaded once
+            shutil.rmtree(folder / "run", ignore_errors=True)
+            started = time.perf_counter()
+            state, result = Child(JOBS[name], folder / "run").wait()
+            seconds = time.perf_counter() - started
+            if state != "done":
+                raise SystemExit(f"{name} {state} undisturbed: {result}")
+        return Reference(result, Child(read_rows, folder / "run").wait()[1], seconds)
+
+
+REFERENCES: dict[str, Reference] = {}
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """Make a folder for a trial."""
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        yield Path(folder)
+
+
+def finish(name: str, folder: Path) -> str:
+    """Continue a job to its end and say what is wrong with what it gives and leaves."""
+    state, result = Child(JOBS[name], folder).wait()
+    if state != "done":
+        return f"continuing it {state}: {result}"
+    expected = REFERENCES[name]
+    state, rows = Child(read_rows, folder).wait()
+    if state != "done":
+        return f"reading it {state}: {rows}"
+    left = [path.name for path in folder.rglob("*") if path.suffix == ".partial" or path.name == "_lock"]
+    difference = find_difference(result, expected.result) or find_difference(rows, expected.rows)
+    return difference or (f"left behind: {', '.join(left)}" if left else "")
+
+
+def kill(name: str, rng: random.Random) -> str:
+    """Kill a job at a random moment, one to three times, and continue it."""
+    with scratch() as folder:
+        for _ in range(rng.choice((1, 1, 2, 3))):
+            child = Child(JOBS[name], folder / "run")
+            time.sleep(rng.uniform(0, 1.05 * REFERENCES[name].seconds))
+            child.kill()
+            state, said = child.wait()
+            if state in ("refused", "failed"):
+                return f"before it was killed it {state}: {said}"
+        return finish(name, folder / "run")
+
+
+def write_twice(name: str, rng: random.Random) -> str:
+    """Start two writers on one folder, at once or while the first is busy."""
+    with scratch() as folder:
+        first = Child(JOBS[name], folder / "run")
+        time.sleep(rng.choice((0.0, rng.uniform(0, REFERENCES[name].seconds))))
+        second = Child(JOBS[name], folder / "run")
+        outcomes = [first.wait(), second.wait()]
+        if not any(state == "done" for state, _ in outcomes):
+            return f"none of two finished: {outcomes}"
+        for state, said in outcomes:
+            if state == "done":
+                if difference := find_difference(said, REFERENCES[name].result):
+                    return f"one of two gives something else: {difference}"
+            elif state != "refused" or BEING_WRITTEN not in said:
+                return f"the other {state}: {said}"
+        return finish(name, folder / "run")
+
+
+def flip_bits(name: str, rng: random.Random, trials: int) -> list[str]:
+    """Flip one bit of one file of a finished folder; only what is refused was noticed."""
+    found = []
+    with scratch() as folder:
+        Child(JOBS[name], folder).wait()
+        files = sorted(path for path in folder.rglob("*") if path.suffix in (".parquet", ".json", ".pt"))
+        read = {"measure": spectral.read}.get(name, JOBS[name])
         for _ in range(trials):
             path = rng.choice(files)
-            whole = path.read_bytes()
-            at = rng.randrange(8 * len(whole))
-            path.write_bytes(whole[: at // 8] + bytes([whole[at // 8] ^ 1 << at % 8]) + whole[at // 8 + 1 :])
-            try:
-                spectral.read(folder)
-                unnoticed += 1
-            except SpectralError:
-                pass
-            path.write_bytes(whole)
-    return unnoticed
+            whole = bytearray(path.read_bytes())
+            place = rng.randrange(8 * len(whole))
+            flipped = bytes(whole[: place // 8]) + bytes([whole[place // 8] ^ 1 << place % 8])
+            path.write_bytes(flipped + bytes(whole[place // 8 + 1 :]))
+            state, said = Child(read, folder).wait()
+            found.append("" if state == "refused" else f"bit {place} of {path.name}: {state}, {said}"[:300])
+            path.write_bytes(bytes(whole))
+    return found
 
 
-def count_interrupts(trials: int, rng: random.Random) -> int:
-    """Interrupt measuring, discovery and conversion at random; count models and modes that changed."""
-    model, left = make_network(), 0
-    weights = {name: value.clone() for name, value in model.state_dict().items()}
-    attributes = {name: list(vars(module)) for name, module in model.named_modules()}
-    jobs: list[Callable[[], Any]] = [
-        lambda: run(model, count=8),
-        lambda: spectral.find_sites(model, 32),
-        lambda: spectral.convert(model, "blurpool", example=(3, 32, 32)),
-    ]
-    lengths = []
-    for job in jobs:
+# What alters a model for a while --------------------------------------------------------------------------
+
+
+class Snapshot:
+    """All that a call must leave as it was."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.structure = find_structure(model)
+        self.weights = {name: value.clone() for name, value in model.state_dict().items()}
+        self.attributes = {name: sorted(vars(module)) for name, module in model.named_modules()}
+        self.modes = self._count_modes()
+        with torch.no_grad():
+            self.output = model(make_images(1))
+
+    def find_change(self) -> str:
+        """Say what changed; empty where nothing did."""
+        own = [
+            hooks
+            for module in self.model.modules()
+            for name, hooks in vars(module).items()
+            if name.endswith("_hooks") and hooks
+        ]
+        every = [
+            hooks for name, hooks in vars(nn.modules.module).items() if name.startswith("_global") and hooks
+        ]
+        if any(hasattr(hooks, "__len__") for hooks in (*own, *every)):
+            return f"{len(own)} hooks of the model and {len(every)} of all modules are left"
+        if self._count_modes() != self.modes:
+            return f"modes were {self.modes} and are {self._count_modes()}"
+        for name, value in self.model.state_dict().items():
+            if value.device != self.weights[name].device or not torch.equal(value, self.weights[name]):
+                return f"{name} changed or moved"
+        if {name: sorted(vars(module)) for name, module in self.model.named_modules()} != self.attributes:
+            return "modules have other attributes"
+        if find_structure(self.model) != self.structure:
+            return "its structure is another"
+        with torch.no_grad():
+            same = torch.equal(self.model(make_images(1)), self.output)
+        return "" if same else "its output is another"
+
+    @staticmethod
+    def _count_modes() -> tuple[Any, ...]:
+        stacks = torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()
+        return (*stacks, torch.is_grad_enabled(), signal.getsignal(signal.SIGINT))
+
+
+ALTERING: dict[str, Callable[[nn.Module, Path], Any]] = {
+    "measure": lambda model, out: run_measure(out, 6, model),
+    "find_sites": lambda model, _: spectral.find_sites(model, 32),
+    "convert": lambda model, _: spectral.convert(model, "blurpool", example=(3, 32, 32)),
+    "stability": lambda model, _: spectral.measure_stability(model, make_images(4), progress=False),
+    "recalibrate": lambda model, _: spectral.recalibrate(
+        spectral.convert(model, "flc", example=(3, 32, 32)), make_images(4)
+    ),
+}
+
+
+def interrupt(name: str, rng: random.Random, trials: int) -> list[str]:
+    """Interrupt a call at random moments; say what it left on the model or in the process."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    model, call, found = make_network(), ALTERING[name], []
+    before = Snapshot(model)
+    with scratch() as folder:
+        call(model, folder / "first")
         started = time.perf_counter()
-        job()
-        lengths.append(time.perf_counter() - started)
-    signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+        call(model, folder / "second")
+        length = time.perf_counter() - started
+        signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+        for trial in range(trials):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-4, length))
+                call(model, folder / f"{trial // 3}")  # some of them continue others
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                found.append(before.find_change())
+            except KeyboardInterrupt:
+                found.append(before.find_change())
+            except Exception:
+                found.append(traceback.format_exc(limit=-3))
+    return found
+
+
+def share(name: str, rng: random.Random, trials: int) -> list[str]:
+    """Measure one model in two threads while a third does something else with it."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    model, images = make_network(), make_images(2)
+    before, expected = Snapshot(model), run_measure(count=8)
+    sites = [site.name for site in spectral.find_sites(model, 32)]
+
+    def measure() -> str:
+        return find_difference(run_measure(None, 8, model), expected)
+
+    def serve() -> str:
+        with torch.no_grad():
+            right = before.model(images)
+            return (
+                "" if all(torch.equal(model(images), right) for _ in range(50)) else "serves something else"
+            )
+
+    def discover() -> str:
+        return "" if [s.name for s in spectral.find_sites(model, 32)] == sites else "finds other sites"
+
+    others = {"two measure, one serves": serve, "two measure, one discovers": discover}
+    found = []
     for _ in range(trials):
-        number = rng.randrange(len(jobs))
-        try:
-            signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-4, lengths[number]))
-            jobs[number]()
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        except KeyboardInterrupt:
-            pass
-        hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
-        modes = torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack()
-        same = all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
-        kept = all(list(vars(module)) == attributes[name] for name, module in model.named_modules())
-        left += bool(hooks or modes or not same or not kept)
-    return left
+        said: list[str] = []
 
+        def work(job: Callable[[], str], said: list[str] = said) -> None:
+            time.sleep(rng.uniform(0, 0.01))
+            try:
+                said.append(job())
+            except Exception:
+                said.append(traceback.format_exc(limit=-3))
 
-def count_threads(trials: int, rng: random.Random) -> int:
-    """Measure one model in two threads while a third serves it; count tables and outputs that differ."""
-    model, wrong = make_network(), 0
-    whole, x = run(model, count=8), torch.rand(2, 3, 32, 32)
-    with torch.no_grad():
-        right = model(x)
-    for _ in range(trials):
-        found: list[bool] = []
-
-        def measure(found: list[bool] = found) -> None:
-            found.append(is_same(run(model, count=8), whole))
-
-        def serve(found: list[bool] = found) -> None:
-            with torch.no_grad():
-                found.append(all(torch.equal(model(x), right) for _ in range(50)))
-
-        threads = [threading.Thread(target=job) for job in (measure, measure, serve)]
+        threads = [threading.Thread(target=work, args=(job,)) for job in (measure, measure, others[name])]
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join()
-        wrong += len(found) != len(threads) or not all(found)
-    return wrong
+            thread.join(LONGEST)
+        stuck = "" if len(said) == len(threads) else "a thread is stuck"
+        found.append(next(filter(None, said), "") or stuck or before.find_change())
+    return found
+
+
+# All together ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Task:
+    """Some trials of one kind."""
+
+    fault: str
+    job: str
+    trials: int
+    seed: str
+
+
+def work(task: Task) -> tuple[Task, list[str], float]:
+    """Do the trials of a task; one sentence each, empty where nothing went wrong."""
+    rng, started = random.Random(task.seed), time.perf_counter()
+    try:
+        if task.fault in ("kills", "writers"):
+            trial = kill if task.fault == "kills" else write_twice
+            found = [trial(task.job, rng) for _ in range(task.trials)]
+        else:
+            trials = {"bits": flip_bits, "interrupts": interrupt, "threads": share}[task.fault]
+            found = trials(task.job, rng, task.trials)
+    except BaseException:
+        found = [traceback.format_exc(limit=-4)]
+    return task, found, time.perf_counter() - started
+
+
+def plan(counts: Mapping[str, int], seed: int) -> list[Task]:
+    """Divide the trials into tasks, in an order in which each beginning has something of everything."""
+    kinds = {
+        "kills": list(JOBS), "writers": list(JOBS), "bits": ["measure", "train"],
+        "interrupts": list(ALTERING), "threads": ["two measure, one serves", "two measure, one discovers"],
+    }  # fmt: skip
+    tasks = []
+    for fault, jobs in kinds.items():
+        for place, job in enumerate(jobs):
+            count = len(range(place, counts[fault], len(jobs)))
+            for start in range(0, count, AT_ONCE[fault]):
+                trials = min(AT_ONCE[fault], count - start)
+                tasks.append((start / count, Task(fault, job, trials, f"{seed} {fault} {job} {start}")))
+    return [task for _, task in sorted(tasks, key=lambda pair: pair[0])]
+
+
+def tabulate(done: list[tuple[Task, list[str], float]]) -> pd.DataFrame:
+    """One row per fault and job: trials, faults, seconds, and what the first fault was."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for task, found, seconds in done:
+        row = rows.setdefault((task.fault, task.job), {
+            "fault": task.fault, "job": task.job, "trials": 0, "faults": 0, "seconds": 0.0, "first": "",
+        })  # fmt: skip
+        row["trials"] += len(found)
+        row["faults"] += sum(map(bool, found))
+        row["seconds"] += seconds
+        row["first"] = row["first"] or " ".join(next(filter(None, found), "").split())
+    table = pd.DataFrame(rows.values(), columns=COLUMNS).round({"seconds": 1})
+    return table.sort_values(["fault", "job"], ignore_index=True)
 
 
 @click.command(help=__doc__)
-@click.option("--trials", type=click.IntRange(min=1), default=5, show_default=True, help="Of each fault.")
-@click.option("--full", is_flag=True, help="The numbers that must hold.")
+@click.option("--full", is_flag=True, help="The counts that must hold; otherwise a fortieth of them.")
+@click.option("--kills", type=click.IntRange(0), help="Kills, over all jobs.")
+@click.option("--writers", type=click.IntRange(0), help="Pairs of writers.")
+@click.option("--bits", type=click.IntRange(0), help="Flipped bits.")
+@click.option("--interrupts", type=click.IntRange(0), help="Interrupted calls.")
+@click.option("--threads", type=click.IntRange(0), help="Models shared by threads.")
+@click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Processes at once.")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Stop after so long.")
 @click.option("--seed", type=int, default=0, show_default=True)
-def main(trials: int, full: bool, seed: int) -> None:
-    """Count faults that went unnoticed."""
-    counts = {"kills": count_kills, "writers": count_writers, "bits": count_bits,
-              "interrupts": count_interrupts, "threads": count_threads}  # fmt: skip
-    for name, count in counts.items():
-        number = FULL[name] if full else trials * (20 if name == "bits" else 4 if name == "interrupts" else 1)
-        started = time.perf_counter()
-        faults = count(number, random.Random(f"{seed} {name}"))
-        click.echo(f"{name:10s} {number:5d} trials, {faults} faults, {time.perf_counter() - started:.0f} s")
+@click.option("--out", type=click.Path(path_type=Path), help="Results folder: writes OUT/tables/faults.csv.")
+def main(
+    full: bool, jobs: int, minutes: float | None, seed: int, out: Path | None, **counts: int | None
+) -> None:
+    """Count faults."""
+    asked = {
+        name: (number if full else -(-number // 40)) if counts[name] is None else int(counts[name] or 0)
+        for name, number in FULL.items()
+    }
+    started = time.monotonic()
+    for name in JOBS if asked["kills"] or asked["writers"] else ():
+        REFERENCES[name] = make_reference(name)
+        click.echo(f"{name}: {REFERENCES[name].seconds:.2f} s undisturbed")
+    tasks = plan(asked, seed)
+    done: list[tuple[Task, list[str], float]] = []
+    until = started + 60 * minutes if minutes else np.inf
+    pool = multiprocessing.get_context("fork").Pool(jobs, maxtasksperchild=1)
+    try:
+        results = pool.imap_unordered(work, tasks)
+        for _ in tasks:
+            left = until - time.monotonic()
+            done.append(results.next(None if left == np.inf else max(left, 0.01)))
+            for sentence in filter(None, done[-1][1]):
+                click.echo(f"{done[-1][0].fault}, {done[-1][0].job}: {sentence}")
+    except multiprocessing.TimeoutError:
+        click.echo(f"stopped after {minutes:g} minutes with {len(done)} of {len(tasks)} tasks done")
+    finally:
+        pool.terminate()
+        pool.join()
+    table = tabulate(done)
+    click.echo(table.drop(columns="first").to_string(index=False))
+    click.echo(f"{table['faults'].sum()} faults in {time.monotonic() - started:.0f} s")
+    if out is not None:
+        facts = {**describe_environment(), "seed": seed, "asked": asked, "jobs": jobs}
+        click.echo(str(write_csv(table, out / "tables" / "faults.csv", facts)))
+    sys.exit(bool(table["faults"].sum()))
 
 
 if __name__ == "__main__":

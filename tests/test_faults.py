@@ -1,0 +1,25 @@
+"""The benchmark of faults finds none."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "faults.py"
+FEW = ("--kills", "4", "--writers", "4", "--bits", "20", "--interrupts", "20", "--threads", "4")
+
+
+@pytest.mark.slow
+def test_some_of_each_kind_leave_nothing_wrong(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARK), *FEW, "--seed", "7", "--out", str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-2000:]
+    table = pd.read_csv(tmp_path / "tables" / "faults.csv")
+    assert table.groupby("fault")["trials"].sum().to_dict() == {
+        "bits": 20, "interrupts": 20, "kills": 4, "threads": 4, "writers": 4,
+    }  # fmt: skip
+    assert (tmp_path / "tables" / "faults.json").exists()
