@@ -128,6 +128,7 @@ ALLOWED = {
     "schema": set(),
     "files": set(),
     "ranks": {"files"},
+    "launch": {"ranks"},
     "table": {"files", "schema"},
     "lazy": {"table"},
     "wide": {"schema", "table"},

@@ -115,3 +115,55 @@ class TestRefusing:
 
     def test_after_all_refusals_they_measure(self, found):
         assert len({json.dumps(rank["after all"]["rows"]) for rank in found}) == 1
+
+
+class TestCommand:
+    ARGUMENTS = (f"{HERE / 'dying.py'}:build", "--images", "synthetic", "--limit", "16", "--batch-size", "2",
+                 "--size", "16", "--mean", "0,0,0", "--std", "1,1,1", "--workers", "0", "--metrics",
+                 "avr,am,sis")  # fmt: skip
+
+    def test_a_rank_that_dies_leaves_what_it_finished_and_others_go_on(self, tmp_path, monkeypatch):
+        together, alone = tmp_path / "together", tmp_path / "alone"
+        monkeypatch.setenv("SPECTRAL_TEST_DIES", "1")
+        died = torchrun(2, "-m", "spectral", "measure", *self.ARGUMENTS, "--out", together)
+        monkeypatch.delenv("SPECTRAL_TEST_DIES")
+        assert died.returncode != 0
+        said = [line for line in died.stderr.splitlines() if "kept" in line]
+        assert len(said) == 1, died.stderr
+        before = {path.name: path.read_bytes() for path in (together / "measurements").glob("shard-*")}
+        assert any(name.startswith("shard-r001-") for name in before)
+        assert spectral.read(together)["image"].nunique() < 17
+
+        went_on = torchrun(3, "-m", "spectral", "measure", *self.ARGUMENTS, "--out", together)
+        assert went_on.returncode == 0, went_on.stderr
+        assert went_on.stdout.count("written to") == 1
+        assert "images measured earlier" in went_on.stdout
+        assert went_on.stderr.count("16/16") >= 1
+        after = {path.name: path.read_bytes() for path in (together / "measurements").glob("shard-*")}
+        assert before.items() <= after.items()
+
+        single = subprocess.run(
+            [sys.executable, "-m", "spectral", "measure", *self.ARGUMENTS, "--out", str(alone)],
+            env=command.environment(), check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        assert single.stdout.splitlines()[:5] == went_on.stdout.splitlines()[:5]
+        one, other = (rank_program.rows(spectral.read(folder)) for folder in (together, alone))
+        same_rows({"rows": one}, {"rows": other})
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (("measure", "bundled/resnet20", "--device", "cuda:77"), "cuda:77"),
+            (("measure", "--batch-size", "0", "bundled/resnet20"), "--batch-size"),
+        ],
+    )
+    def test_a_refusal_is_one_sentence(self, arguments, said):
+        run = torchrun(2, "-m", "spectral", *arguments)
+        assert run.returncode != 0
+        assert len([line for line in run.stderr.splitlines() if "Error: " in line and said in line]) == 1
+
+    def test_what_ranks_do_not_share_one_does(self):
+        run = torchrun(2, "-m", "spectral", "sites", "bundled/resnet20")
+        assert run.returncode == 0
+        assert run.stderr.count("runs in one process; the other 1 end.") == 1
+        assert run.stdout.count("layer2.0.conv1") == 1

@@ -7,12 +7,14 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 import click
 
 from spectral.errors import SpectralError, SpectralWarning
+from spectral.launch import Stopped, find_launch, joined
 from spectral.terminal import separate_lines
 
 DEBUG = "SPECTRAL_DEBUG"  # set to anything: errors come with their traceback
@@ -27,33 +29,72 @@ workers_option = click.option(
 )  # fmt: skip
 
 
-class SpectralCommand(click.Command):
+class _OneVoice(click.Command):
+    """Where torchrun has started it several times, the first process speaks for all."""
+
+    def main(self, *args: Any, **given: Any) -> Any:
+        """Run the command as a program."""
+        try:
+            first = find_launch().first
+        except SpectralError as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(BAD_INPUT)
+        if first or os.environ.get(DEBUG):
+            return super().main(*args, **given)
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            return super().main(*args, **given)
+
+
+class SpectralCommand(_OneVoice):
     """A command that ends every failure in one sentence on stderr: exit code 2 for bad input.
 
     An interruption ends with code 130; what this package didn't foresee, with 1 and a hint at the traceback.
+
+    Args:
+        ranks: what processes do that torchrun started together: ``"first"`` does all and the others end,
+            or they ``"share"`` what `spectral.measure` measures, all doing the same; the first one writes.
     """
+
+    def __init__(self, *args: Any, ranks: Literal["first", "share"] = "first", **given: Any) -> None:
+        super().__init__(*args, **given)
+        self.ranks = ranks
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         _print_anything(sys.stdout)
-        with separate_lines(), warnings.catch_warnings():
+        launch = find_launch()
+        if self.ranks == "first" and launch.count > 1:
+            if not launch.first:
+                ctx.exit(0)
+            click.echo(f"{ctx.info_name} runs in one process; the other {launch.count - 1} end.", err=True)
+        with separate_lines(), warnings.catch_warnings(), ExitStack() as job:
             warnings.simplefilter("always", SpectralWarning)
             warnings.showwarning = _show_warning
+            ranks = None
             try:
+                if self.ranks == "share" and launch.count > 1:
+                    ranks = job.enter_context(joined(launch))
                 return super().invoke(ctx)
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as stop:
+                what = "Stopped, as when another rank ends" if isinstance(stop, Stopped) else "Interrupted"
                 click.echo(
-                    "\nInterrupted; what was written is kept, and the same command continues from there.",
+                    f"\n{what}; what was written is kept, and the same command continues from there.",
                     err=True,
                 )
                 ctx.exit(INTERRUPTED)
             except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
-                raise  # click's own ways to end
+                if ranks is None or ranks.first:
+                    raise  # click's own ways to end
+                ctx.exit(0)  # all read the same arguments, and the first says what is wrong with them
             except Exception as error:
                 if os.environ.get(DEBUG):
                     raise
                 sentence, code = explain_error(error)
+                if ranks is not None:
+                    sentence = ranks.share_failure(error, sentence)
                 click.echo(f"Error: {sentence}", err=True)
+                if ranks is not None:
+                    ranks.part()
                 ctx.exit(code)
 
 
@@ -76,12 +117,17 @@ def hold_folder(folder: Path) -> None:
     Raises:
         SpectralError: if another process is writing there, or it can't be written to.
     """
-    from spectral.files import claim
+    if find_launch().count > 1:
+        from spectral.ranks import find_ranks, hold
 
-    click.get_current_context().with_resource(claim(folder))
+        click.get_current_context().with_resource(hold(folder, find_ranks()))
+    else:
+        from spectral.files import claim
+
+        click.get_current_context().with_resource(claim(folder))
 
 
-class SpectralGroup(click.Group):
+class SpectralGroup(_OneVoice, click.Group):
     """A group whose commands are `SpectralCommand`."""
 
     command_class = SpectralCommand

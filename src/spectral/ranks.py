@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -29,6 +29,10 @@ _STEP, _VALUES, _FAILURE = range(3)  # what a meeting is for
 
 class RanksError(SpectralError):
     """What ended a job, in the same words on every rank; all of them know."""
+
+
+class LostRankError(RanksError):
+    """A rank is gone, so that the others can't meet any more."""
 
 
 class Ranks:
@@ -141,7 +145,7 @@ class Ranks:
             RanksError: with the reasons of all ranks that fail now.
         """
         known = isinstance(error, SpectralError)
-        self._failure = str(error) if known else f"{type(error).__name__}: {error}"
+        self._failure = str(error) if known else f"{type(error).__name__}: {_first_line(error)}"
         try:
             self._settle()
             self._post(_FAILURE)
@@ -149,6 +153,20 @@ class Ranks:
         except RanksError as shared:
             raise shared from error
         raise AssertionError("a failure ends its meeting")
+
+    def share_failure(self, error: Exception, sentence: str) -> str:
+        """End the job where it hasn't ended yet, and return what all say: why those fail that do."""
+        if isinstance(error, RanksError):
+            return sentence
+        try:
+            self.tell(SpectralError(sentence))
+        except RanksError as shared:
+            return str(shared)
+
+    def part(self) -> None:
+        """Wait for the others before leaving, after an end that all know of."""
+        with suppress(RanksError):
+            self.exchange(None)
 
     def _post(self, kind: int, done: int = 0, *, finished: bool = False) -> None:
         own = torch.tensor([kind, done, finished])
@@ -234,7 +252,7 @@ def _noticing_loss() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise RanksError(
+        raise LostRankError(
             f"a rank of this job ended or doesn't answer ({_first_line(error)}); what was finished is kept, "
             f"start the job again"
         ) from error

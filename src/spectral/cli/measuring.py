@@ -30,13 +30,14 @@ from spectral.console import (
     workers_option,
 )
 from spectral.errors import SpectralError
+from spectral.launch import find_launch
 from spectral.schema import SCALE_FREE
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@click.command(cls=SpectralCommand)
+@click.command(cls=SpectralCommand, ranks="share")
 @click.argument("model")
 @images_option
 @click.option("--limit", type=click.IntRange(min=1), help="At most this many images.")
@@ -95,6 +96,8 @@ def measure(
         progress=not quiet,
         out=out / "measurements" if out else None,
     )
+    if not find_launch().first:
+        return  # the first rank writes for all
     summary = spectral.summarize_measurements(table)
     _print_summary(summary, metrics or DEFAULT_METRICS, len(pictures), len(set(pictures.clusters)))
     if out:
@@ -104,7 +107,7 @@ def measure(
         click.echo(f"\nwritten to {out}{earlier}")
 
 
-@click.command(cls=SpectralCommand)
+@click.command(cls=SpectralCommand, ranks="share")
 @click.argument("models", nargs=-1, metavar="MODEL MODEL...")
 @images_option
 @click.option("--limit", type=click.IntRange(min=2), help="At most this many images.")
@@ -173,6 +176,8 @@ def compare(
         progress=not quiet,
         out=out / "measurements" if out else None,
     )
+    if not find_launch().first:
+        return  # the first rank writes for all
     click.echo(f"\n{format_comparison(table)}")
     if out:
         options = {"images": first.source, "fingerprint": first.fingerprint, "seed": seed, "limit": limit}

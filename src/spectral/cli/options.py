@@ -12,6 +12,7 @@ import click
 
 import spectral
 from spectral.console import FilePath
+from spectral.launch import choose_device
 
 if TYPE_CHECKING:
     from torch import nn
@@ -90,7 +91,8 @@ class ModelOptions:
         """Load the network."""
         return spectral.load_model(
             name, architecture=self.architecture, weights=self.weights, classes=self.classes,
-            input_size=self.input_size, mean=self.mean, std=self.std, device=self.device,
+            input_size=self.input_size, mean=self.mean, std=self.std,
+            device=choose_device(self.device),
         )  # fmt: skip
 
     def load_with_images(

@@ -1,0 +1,119 @@
+"""Commands that torchrun starts several times: which of the processes this is, and how they become one job.
+
+torch is loaded only where there are several, so that a command that is started once answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from spectral.errors import SpectralError
+
+if TYPE_CHECKING:
+    from spectral.ranks import Ranks
+
+_MEETING = ("MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One of the processes that were started together.
+
+    Attributes:
+        rank: which of all.
+        count: how many there are.
+        local: which of those on this machine.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether it is the one that speaks and writes for all."""
+        return self.rank == 0
+
+
+class Stopped(KeyboardInterrupt):
+    """The process was told to end, as torchrun does when another rank has ended."""
+
+
+def find_launch() -> Launch:
+    """Return what torchrun, or whatever sets the same variables, says of this process.
+
+    Raises:
+        SpectralError: if these say what can't be.
+
+    Example:
+        >>> find_launch()
+        Launch(rank=0, count=1, local=0)
+    """
+    if not all(os.environ.get(name) for name in ("RANK", "WORLD_SIZE", *_MEETING)):
+        return Launch()
+    rank, count = _read("RANK"), _read("WORLD_SIZE")
+    if count == 1:
+        return Launch()
+    if rank >= count:
+        raise SpectralError(f"RANK={rank} must be below WORLD_SIZE={count}; torchrun sets both")
+    return Launch(rank, count, _read("LOCAL_RANK") if "LOCAL_RANK" in os.environ else 0)
+
+
+def choose_device(device: str) -> str:
+    """Return the device of this process: of those of a kind that the user names without a number, its own.
+
+    Example:
+        >>> choose_device("cpu"), choose_device("cuda")
+        ('cpu', 'cuda')
+    """
+    launch = find_launch()
+    return f"{device}:{launch.local}" if device in ("cuda", "xpu") and launch.count > 1 else device
+
+
+@contextlib.contextmanager
+def joined(launch: Launch) -> Iterator[Ranks]:
+    """Let the processes of a launch share what the block measures.
+
+    Raises:
+        RanksError: if the others don't come.
+    """
+    import torch.distributed as dist
+
+    from spectral.ranks import PATIENCE, Ranks, RanksError, find_ranks
+
+    if launch.count == 1:
+        yield Ranks()
+        return
+    try:
+        dist.init_process_group("gloo", timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        where = ":".join(os.environ[name] for name in _MEETING)
+        raise RanksError(
+            f"RANK={launch.rank} and WORLD_SIZE={launch.count} are set, as torchrun does, but the ranks "
+            f"don't meet at {where} ({str(error).splitlines()[0]}); unset both to run one process"
+        ) from error
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        yield find_ranks()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        with contextlib.suppress(RuntimeError):
+            dist.destroy_process_group()
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # it is ending
+    raise Stopped
+
+
+def _read(name: str) -> int:
+    text = os.environ[name]
+    if not text.isdecimal():
+        raise SpectralError(f"{name} must be a whole number ≥ 0, got {text!r}; torchrun sets it")
+    return int(text)

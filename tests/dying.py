@@ -1,0 +1,33 @@
+"""A network that ends its own process, without a word, after some passes on one rank (see `test_ranks`)."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import torch
+from torch import Tensor, nn
+
+passes = 0
+
+
+class Dying(nn.Sequential):
+    """Two sites and a head."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify; die where the environment says so."""
+        global passes
+        if len(x) > 1 and os.environ.get("RANK", "") == os.environ.get("SPECTRAL_TEST_DIES"):
+            passes += 1
+            if passes > 10:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)  # type: ignore[no-any-return]
+
+
+def build() -> nn.Module:
+    """Make it."""
+    torch.manual_seed(0)
+    return Dying(
+        nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(4, 5),
+    )  # fmt: skip
