@@ -163,6 +163,7 @@ ALLOWED = {
         "capture",
         "files",
         "channels",
+        "numerics",
         "operators",
         "hooks",
         "instability",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -19,10 +19,11 @@ from torch import Tensor
 
 from spectral.errors import SpectralError, suggest
 from spectral.metrics import FAINT, as_stride, divide, find_lattices, rounding_floor, violation_mask
+from spectral.numerics.cache import remember
 from spectral.numerics.lattice import Lattice, analyse_axis, decimate, prefers_transform, synthesise_axis
 from spectral.numerics.matrices import Range, as_matrix, wave_rows
 from spectral.numerics.products import exact_products, transform_axes
-from spectral.spectrum import as_maps, compute_power_spectrum
+from spectral.spectrum import as_maps, find_power
 
 # Metric → the sums that it is the quotient of; AM is a mean over channels instead.
 QUOTIENTS = {
@@ -34,12 +35,19 @@ QUOTIENTS = {
     "am_relative": ("residual_l1", "kept_l1"),
     "alias_power_ratio": ("residual_power", "kept_power"),
 }
+DIFFERENCES = ("above", "above_separable", "varying")  # of the whole and of what lies below the limit
 OF_DENSE_MAP = {"power", "above", "above_separable", "varying"}  # the other sums are of decimated maps
 
 # Power above the limit is a difference, whole − low. In float32, rounding leaves an error of up to 1e-6 of a
 # map's power, independent from map to map: 1e-6·√(Σ power²) in all. Where the difference is not so many times
 # that root, the error would show in the fifth digit (ninth in float64).
 SMALLEST_DIFFERENCE = {torch.float32: 0.1, torch.float64: 1e-5}
+
+NOT_FINITE = (
+    "measure_bands: the map has NaN or infinite values (or overflows when squared); "
+    "check the weights and the input"
+)
+VANISHING = "measure_bands: the map is so faint that its squares vanish; multiply it by a constant"
 
 # Maps are analysed in blocks of so many elements: on a CPU they stay in the cache, a GPU wants large ones.
 CPU_BLOCK, GPU_BLOCK = 2**20, 2**26
@@ -55,6 +63,7 @@ class BandStatistics:
         pixels: samples of one dense map.
         samples: samples of one decimated map.
         sums: float64 tensors (B,) by name.
+        doubtful: images in which rounding shows, (B,); none of those from `measure_bands`.
     """
 
     metrics: tuple[str, ...]
@@ -62,6 +71,7 @@ class BandStatistics:
     pixels: int
     samples: int
     sums: dict[str, Tensor]
+    doubtful: Tensor
 
     def __add__(self, other: BandStatistics) -> BandStatistics:
         mine, theirs = ((s.metrics, s.pixels, s.samples) for s in (self, other))
@@ -70,7 +80,13 @@ class BandStatistics:
                 f"BandStatistics: only pieces of one map can be added, got {mine} and {theirs}"
             )
         sums = _add(self.sums, other.sums)
-        return BandStatistics(self.metrics, self.channels + other.channels, self.pixels, self.samples, sums)
+        channels, doubtful = self.channels + other.channels, self.doubtful | other.doubtful
+        return BandStatistics(self.metrics, channels, self.pixels, self.samples, sums, doubtful)
+
+    @property
+    def broken(self) -> Tensor:
+        """Which images have NaN or infinite values, or values that overflow when squared, (B,)."""
+        return ~torch.stack(list(self.sums.values())).isfinite().all(0)
 
     def values(self) -> dict[str, Tensor]:
         """Return ``power`` (the map's mean square) and each metric, (B,), float64."""
@@ -120,6 +136,48 @@ def measure_bands(
         >>> {metric: round(float(value), 5) for metric, value in whole.values().items()}
         {'power': 1.0, 'avr': 1.0, 'am': 1.0}
     """
+    analysis, maps = _prepare(maps, stride, phase, size, metrics)
+    statistics = analysis.sum_maps(maps)
+    if bool(statistics.broken.any()):
+        raise SpectralError(NOT_FINITE)
+    return analysis.resolve(maps, statistics)
+
+
+def sum_bands(
+    maps: Tensor,
+    stride: tuple[int, ...],
+    phase: tuple[int, ...] | None = None,
+    size: tuple[int, ...] | None = None,
+    metrics: Sequence[str] = ("avr", "am"),
+    exact: bool = False,
+) -> BandStatistics:
+    """`measure_bands` that reads nothing back from a device: what it would settle or refuse is only marked.
+
+    Args:
+        maps: as for `measure_bands`, also the next four.
+        stride: decimation factor of each spatial axis.
+        phase: first sample kept on each axis.
+        size: samples kept on each axis.
+        metrics: what is wanted.
+        exact: sum in float64 and over the full spectrum: only a map whose squares vanish there is doubtful.
+
+    Example:
+        >>> tone = torch.cos(torch.pi * torch.arange(8) / 4).expand(1, 1, 8, 8)  # nothing above the limit
+        >>> [bool(sum_bands(tone, (2, 2), exact=exact).doubtful) for exact in (False, True)]
+        [True, False]
+    """
+    analysis, maps = _prepare(maps.double() if exact else maps, stride, phase, size, metrics)
+    statistics = analysis.sum_maps(maps)
+    return analysis.sum_exactly(maps, statistics) if exact else statistics
+
+
+def _prepare(
+    maps: Tensor,
+    stride: tuple[int, ...],
+    phase: tuple[int, ...] | None,
+    size: tuple[int, ...] | None,
+    metrics: Sequence[str],
+) -> tuple[_Analysis, Tensor]:
     stride = as_stride(stride, "measure_bands")
     maps = as_maps(maps, "measure_bands", len(stride))
     if maps.ndim != len(stride) + 2:
@@ -130,19 +188,7 @@ def measure_bands(
         if metric not in QUOTIENTS:
             raise SpectralError(f"measure_bands: unknown metric {metric!r}{suggest(metric, QUOTIENTS)}")
     lattices = find_lattices(maps.shape[2:], stride, phase or 0, size, "measure_bands")
-    analysis = _Analysis(maps, lattices, metrics)
-    with exact_products(maps.device):
-        laid_out = _follow_memory(maps)
-        parts = [reduce(_add, map(analysis.sum_block, blocks)) for blocks in _split_blocks(laid_out)]
-    sums = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    if not all(bool(torch.isfinite(total).all()) for total in sums.values()):
-        raise SpectralError(
-            "measure_bands: the map has NaN or infinite values (or overflows when squared); "
-            "check the weights and the input"
-        )
-    analysis.resolve(maps, sums)
-    samples = math.prod(lattice.count for lattice in lattices)
-    return BandStatistics(tuple(metrics), maps.shape[1], math.prod(maps.shape[2:]), samples, sums)
+    return _Analysis(maps, lattices, metrics), maps
 
 
 class _Analysis:
@@ -154,20 +200,15 @@ class _Analysis:
         self.extents = tuple(lattice.extent for lattice in lattices)
         self.count = tuple(lattice.count for lattice in lattices)
         self.stride = tuple(lattice.step for lattice in lattices)
-        self.masks = _select_bins(self.extents, self.stride, self.names)
-        self.highest = tuple(
-            n // (2 * s) for n, s in zip(self.extents, self.stride, strict=True)
-        )  # 2·s·k ≤ N
-        shares = _count_bins(self.extents, self.highest) / math.prod(self.extents)
+        self.wanted = [name for name in DIFFERENCES if name in self.names]
+        self.highest = _find_highest(self.extents, self.stride)
         self.below = {
-            name: (shares * ~_crop_quadrant(mask, self.highest)).repeat(*[2] * len(lattices)).to(maps.device)
-            for name, mask in self.masks.items()
+            name: remember(_weigh_below, name, self.extents, self.stride, like=maps) for name in self.wanted
         }
         self.has_aliases = not self.names <= OF_DENSE_MAP
         if self.has_aliases:
             self.half = tuple(n // 2 for n in self.count)
-            # Each axis but one has both signs among the magnitudes.
-            self.bins = (_count_bins(self.count, self.half) / 2 ** (len(lattices) - 1)).to(maps.device)
+            self.bins = remember(_weigh_magnitudes, self.count, like=maps)
             # Where the lattice covers the map, the alias-free spectrum is the low band, bin for bin.
             self.covers = all(lattice.covers and lattice.first == 0 for lattice in lattices)
 
@@ -220,42 +261,68 @@ class _Analysis:
             f"{name}_power": (power * self.bins).flatten(1).sum(1) / math.prod(self.count),
         }
 
-    def resolve(self, maps: Tensor, sums: dict[str, Tensor]) -> None:
-        """Sum images in which rounding shows again: float32 ones in float64, those over the full spectrum."""
-        doubtful = self._find_faint(maps, sums["power"])
-        for name in self.masks:
+    def sum_maps(self, maps: Tensor) -> BandStatistics:
+        """Sum all blocks of maps, and mark the images in which rounding shows."""
+        with exact_products(maps.device):
+            laid_out = _follow_memory(maps)
+            parts = [reduce(_add, map(self.sum_block, blocks)) for blocks in _split_blocks(laid_out)]
+        sums = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        doubtful = _is_faint(maps, sums["power"])
+        for name in self.wanted:
             doubtful |= sums[name] < SMALLEST_DIFFERENCE[maps.dtype] * sums["squared_powers"].sqrt()
         if self.has_aliases and maps.dtype == torch.float32:
             doubtful |= sums["residual_power"] < FAINT * sums["kept_power"]
-        chosen = doubtful.nonzero().flatten()
-        images = [maps[i : i + 1] for i in chosen.tolist()]
-        if maps.dtype == torch.float32:
-            first = tuple(lattice.first for lattice in self.lattices)
-            raised = (measure_bands(x.double(), self.stride, first, self.count, self.metrics) for x in images)
-            exact = [statistics.sums for statistics in raised]
-        else:
-            exact = [self.sum_full_spectrum(x) for x in images]
+        samples = math.prod(self.count)
+        pixels = math.prod(self.extents)
+        return BandStatistics(tuple(self.metrics), maps.shape[1], pixels, samples, sums, doubtful)
+
+    def sum_exactly(self, maps: Tensor, statistics: BandStatistics) -> BandStatistics:
+        """Replace the differences by sums over the full spectrum; what vanishes even so stays doubtful."""
+        sums = statistics.sums
+        if self.wanted:
+            parts = [self.sum_full_spectrum(image) for image in maps.split(self._images_at_once(maps))]
+            sums = {**sums, **{name: torch.cat([part[name] for part in parts]) for name in self.wanted}}
+        vanishing = _is_faint(maps, sums["power"]) & (maps.detach() != 0).flatten(1).any(1)
+        return replace(statistics, sums=sums, doubtful=vanishing)
+
+    def resolve(self, maps: Tensor, statistics: BandStatistics) -> BandStatistics:
+        """Sum doubtful images again, one by one: float32 ones in float64, those over the full spectrum."""
+        sums = dict(statistics.sums)
+        marked = statistics.doubtful.nonzero().flatten().tolist()
+        chosen = [i for i in marked if bool(maps[i].detach().any())]  # a silent map has nothing to settle
+        exact = [self._sum_again(maps[i : i + 1]) for i in chosen]
+        places = (torch.tensor(chosen, device=maps.device),)
         for name in exact[0].keys() - {"rounding"} if exact else ():  # the map's rounding is what it was
-            sums[name] = sums[name].index_put((chosen,), torch.cat([image[name] for image in exact]))
+            sums[name] = sums[name].index_put(places, torch.cat([image[name] for image in exact]))
+        return replace(statistics, sums=sums, doubtful=torch.zeros_like(statistics.doubtful))
 
-    def _find_faint(self, maps: Tensor, power: Tensor) -> Tensor:
-        """Which images have squares that vanish in float32, though they aren't silent."""
-        limits = torch.finfo(maps.dtype)
-        faint = power.detach() < maps[0].numel() * limits.tiny / limits.eps
-        for i in faint.nonzero().flatten().tolist():
-            faint[i] = bool(maps[i].detach().any())
-            if faint[i] and maps.dtype == torch.float64:
-                raise SpectralError(
-                    "measure_bands: the map is so faint that its squares vanish; multiply it by a constant"
-                )
-        return faint
+    def _sum_again(self, image: Tensor) -> dict[str, Tensor]:
+        if image.dtype == torch.float32:
+            first = tuple(lattice.first for lattice in self.lattices)
+            return measure_bands(image.double(), self.stride, first, self.count, self.metrics).sums
+        faint = _is_faint(image, image.detach().square().flatten(1).sum(1))
+        if bool(faint.any()):
+            raise SpectralError(VANISHING)
+        return self.sum_full_spectrum(image)
 
-    def sum_full_spectrum(self, image: Tensor) -> dict[str, Tensor]:
-        """The sums that are differences, from every bin of one image (1, C, *spatial)."""
-        (blocks,) = _split_blocks(image)
-        powers = (compute_power_spectrum(b, axes=len(self.stride)) * b.shape[1] for b in blocks)
+    def _images_at_once(self, maps: Tensor) -> int:
+        return max(1, _block_size(maps) // maps[0].numel())
+
+    def sum_full_spectrum(self, maps: Tensor) -> dict[str, Tensor]:
+        """The sums that are differences, from every bin of maps (B, C, *spatial)."""
+        (blocks,) = _split_blocks(maps)
+        powers = (find_power(b, axes=len(self.stride)) * b.shape[1] for b in blocks)
         power = reduce(torch.add, powers) / math.prod(self.extents)
-        return {name: (power * mask.to(power.device)).flatten(1).sum(1) for name, mask in self.masks.items()}
+        masks = {
+            name: remember(_select_bins, name, self.extents, self.stride, like=maps) for name in self.wanted
+        }
+        return {name: (power * mask).flatten(1).sum(1) for name, mask in masks.items()}
+
+
+def _is_faint(maps: Tensor, power: Tensor) -> Tensor:
+    """Which images have squares that vanish in their type, or are silent."""
+    limits = torch.finfo(maps.dtype)
+    return power.detach() < maps[0].numel() * limits.tiny / limits.eps
 
 
 def _follow_memory(maps: Tensor) -> Tensor:
@@ -266,10 +333,14 @@ def _follow_memory(maps: Tensor) -> Tensor:
 
 def _split_blocks(maps: Tensor) -> Iterator[Sequence[Tensor]]:
     """Blocks of channels (b, c, …), for one group of images after the other."""
-    size = CPU_BLOCK if maps.device.type == "cpu" else GPU_BLOCK
+    size = _block_size(maps)
     pixels = math.prod(maps.shape[2:])
     for images in maps.split(max(1, size // (pixels * maps.shape[1]))):
         yield images.split(max(1, size // pixels), dim=1)
+
+
+def _block_size(maps: Tensor) -> int:
+    return CPU_BLOCK if maps.device.type == "cpu" else GPU_BLOCK
 
 
 def _sum_squares(block: Tensor, axes: int) -> Tensor:
@@ -316,16 +387,31 @@ def _halve(band: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     return cosines, sines
 
 
-def _select_bins(extents: tuple[int, ...], stride: tuple[int, ...], names: set[str]) -> dict[str, Tensor]:
-    """Bins of a full, DC-centred spectrum whose power makes up each sum that is wanted."""
+def _select_bins(name: str, extents: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+    """Bins of a full, DC-centred spectrum whose power makes up a sum."""
+    if name != "varying":
+        return violation_mask(extents, stride, "separable" if name == "above_separable" else "radial")
     varying = torch.ones(extents, dtype=torch.bool)
     varying[tuple(n // 2 for n in extents)] = False
-    masks = {
-        "above": violation_mask(extents, stride),
-        "above_separable": violation_mask(extents, stride, "separable"),
-        "varying": varying,
-    }
-    return {name: mask for name, mask in masks.items() if name in names}
+    return varying
+
+
+def _weigh_below(name: str, extents: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+    """Share of the power of each cosine and sine of the low band that a sum hasn't."""
+    highest = _find_highest(extents, stride)
+    shares = _count_bins(extents, highest) / math.prod(extents)
+    outside = ~_crop_quadrant(_select_bins(name, extents, stride), highest)
+    return (shares * outside).repeat(*[2] * len(extents))
+
+
+def _weigh_magnitudes(count: tuple[int, ...]) -> Tensor:
+    """How often each magnitude counts: each axis but one has both signs among them."""
+    return _count_bins(count, tuple(n // 2 for n in count)) / float(2 ** (len(count) - 1))
+
+
+def _find_highest(extents: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, ...]:
+    """Highest bin at or below the limit on each axis: 2·s·k ≤ N."""
+    return tuple(n // (2 * s) for n, s in zip(extents, stride, strict=True))
 
 
 def _crop_quadrant(mask: Tensor, highest: tuple[int, ...]) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -44,7 +46,7 @@ class Capture:
         self._run, self._find_weight = run, find_weight
         self._output: Tensor | None = None
         self._kept: Tensor | None = None
-        self._known: Tensor | None = None  # which images and channels of it have been computed
+        self._known: npt.NDArray[np.bool_] | None = None  # which images and channels of it have been computed
 
     @property
     def output(self) -> Tensor:
@@ -114,7 +116,7 @@ class Capture:
                 device=dense.device,
                 memory_format=_memory_format(dense),
             )
-            self._known = torch.zeros(count, dtype=torch.bool)
+            self._known = np.zeros(count, dtype=bool)
         self._kept[images, channels] = self.decimate(dense)
         self._known[images, channels] = True
 

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from spectral.metrics import Stride, as_stride, find_lattices, rounding_floor, split_aliases
+from spectral.metrics import (
+    Stride,
+    as_stride,
+    find_aliases,
+    find_lattices,
+    rounding_floor,
+    split_aliases,
+)
 from spectral.numerics.lattice import Lattice, decimate, decimate_low_pass
 from spectral.numerics.scaling import find_scale
 from spectral.spectrum import Array, as_maps
@@ -51,10 +59,38 @@ def compute_channel_alias_ratios(
     """
     steps = as_stride(stride, "compute_channel_alias_ratios")
     maps = as_maps(dense, "compute_channel_alias_ratios", len(steps), leading=2)
-    maps = maps / find_scale(maps, tuple(range(-len(steps), 0)))
-    centred = remove_mean(maps, len(steps))
-    periodic, _ = split_border(centred, len(steps))
+    centred, periodic = _remove_border(maps, len(steps))
     kept, aliases = split_aliases(periodic, steps, phase, size, "compute_channel_alias_ratios")
+    return _divide_weighed(aliases, kept, steps, centred)
+
+
+def find_channel_ratios(maps: Tensor, lattices: Sequence[Lattice]) -> tuple[Tensor, Tensor]:
+    """`compute_channel_alias_ratios` of maps known to be fit for it: nothing is read back from a device.
+
+    Returns:
+        The ratios, and for each image whether it has aliases that are too faint for float32.
+
+    Example:
+        >>> tone = torch.cos(2 * torch.pi * 6 * torch.arange(16.0) / 16).expand(1, 16, 16)
+        >>> ratios, faint = find_channel_ratios(tone, [Lattice(16, 2, 0, 8)] * 2)
+        >>> round(float(ratios), 3), bool(faint)
+        (1.0, False)
+    """
+    steps = tuple(lattice.step for lattice in lattices)
+    centred, periodic = _remove_border(maps, len(steps))
+    kept, aliases, faint = find_aliases(periodic, lattices)
+    return _divide_weighed(aliases, kept, steps, centred), faint
+
+
+def _remove_border(maps: Tensor, axes: int) -> tuple[Tensor, Tensor]:
+    """Return maps of a usual size without their means, and without what makes up for their borders."""
+    maps = maps / find_scale(maps, tuple(range(-axes, 0)))
+    centred = remove_mean(maps, axes)
+    return centred, split_border(centred, axes)[0]
+
+
+def _divide_weighed(aliases: Tensor, kept: Tensor, steps: Sequence[int], centred: Tensor) -> Tensor:
+    """Return the ratio of each channel; NaN where it is constant."""
     whole = _weigh(kept, steps)
     silent = (centred == 0).all(dim=-1).flatten(-len(steps) + 1).all(-1) | (whole == 0)
     ratio = _weigh(aliases, steps) / torch.where(silent, torch.ones_like(whole), whole)
@@ -153,6 +189,11 @@ def find_white_noise_ratio(
     """
     steps = as_stride(stride, "find_white_noise_ratio")
     lattices = find_lattices(extents, steps, phase, size, "find_white_noise_ratio")
+    return _expect_ratio(tuple(lattices))
+
+
+@lru_cache(maxsize=256)
+def _expect_ratio(lattices: tuple[Lattice, ...]) -> float:
     whole = low = mean = 1.0
     for lattice in lattices:
         halved = _halves_nyquist(lattice.step, lattice.count)

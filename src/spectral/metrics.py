@@ -60,16 +60,34 @@ def compute_avr(P: Array, stride: Stride = 2, cutoff: Cutoff = "radial", exclude
     """
     steps = as_stride(stride, "compute_avr")
     power = as_maps(P, "compute_avr", len(steps))
-    spatial = tuple(range(-len(steps), 0))
     if bool((power.detach() < 0).any()):
         raise SpectralError("compute_avr: power can't be negative; pass what compute_power_spectrum gives")
+    share, total = _share_above(power, steps, cutoff, exclude_dc)
+    if not torch.isfinite(total).all():
+        raise SpectralError("compute_avr: the power has NaN or infinite values; check the map it came from")
+    return share
+
+
+def find_avr(power: Tensor, stride: tuple[int, ...], cutoff: Cutoff = "radial") -> Tensor:
+    """`compute_avr` of power that is known to be fit for it: nothing is read back from a device.
+
+    Example:
+        >>> find_avr(torch.ones(4, 4), (2, 2), "separable")
+        tensor(0.7500)
+    """
+    return _share_above(power, stride, cutoff)[0]
+
+
+def _share_above(
+    power: Tensor, steps: tuple[int, ...], cutoff: Cutoff, exclude_dc: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return the share of power above the limit, and all of it in float64."""
+    spatial = tuple(range(-len(steps), 0))
     above = violation_mask(tuple(power.shape[-len(steps) :]), steps, cutoff, power)
     power = power / find_scale(power, spatial)
     # Float64 sums: the mask and its complement then add up to the whole, whatever the map's size.
     violating = (power * above).sum(spatial, dtype=torch.float64)
     total = power.sum(spatial, dtype=torch.float64)
-    if not torch.isfinite(total).all():
-        raise SpectralError("compute_avr: the power has NaN or infinite values; check the map it came from")
     floor = torch.zeros_like(total)
     if exclude_dc:
         # Summed without the DC bin: total − DC would cancel all digits of a faint pattern on a bright ground.
@@ -78,7 +96,7 @@ def compute_avr(P: Array, stride: Stride = 2, cutoff: Cutoff = "radial", exclude
         is_dc[centre] = True
         total = power.masked_fill(is_dc, 0).sum(spatial, dtype=torch.float64)
         floor = rounding_floor(power[(..., *centre)].detach())
-    return divide(violating, total, floor).to(power.dtype)
+    return divide(violating, total, floor).to(power.dtype), total
 
 
 def compute_am(
@@ -204,9 +222,8 @@ def _split_scaled(
     maps = maps if maps.ndim > len(steps) else maps[None]
     image = tuple(range(-len(steps) - 1, 0))
     scale = find_scale(maps, image)
-    return *split_aliases(maps / scale, stride, phase, size, caller), scale.flatten(-len(steps) - 1).squeeze(
-        -1
-    )
+    kept, residual = split_aliases(maps / scale, stride, phase, size, caller)
+    return kept, residual, scale.flatten(-len(steps) - 1).squeeze(-1)
 
 
 def _unscale(value: Tensor, scale: Tensor, caller: str) -> Tensor:
@@ -269,24 +286,41 @@ def compute_alias_categories(
     steps = as_stride(stride, caller)
     maps = as_maps(dense, caller, len(steps), leading=2)
     maps = maps if maps.ndim > len(steps) else maps[None]
+    lattices = find_lattices(maps.shape[maps.ndim - len(steps) :], steps, phase, size, caller)
+    if not torch.isfinite(maps).all():
+        raise SpectralError(f"{caller}: the map has NaN or infinite values; check the weights and the input")
+    return find_categories(maps, lattices, threshold_db)
+
+
+def find_categories(
+    maps: Tensor, lattices: Sequence[Lattice], threshold_db: float = 20.0
+) -> dict[str, Tensor]:
+    """`compute_alias_categories` of maps known to be fit for it: nothing is read back from a device.
+
+    Shape:
+        (…, C, H, W) → (…), as many spatial axes as there are lattices.
+
+    Example:
+        >>> float(find_categories(torch.ones(1, 4, 4), [Lattice(4, 2, 0, 2)] * 2)["nopass"])
+        0.75
+    """
+    steps = tuple(lattice.step for lattice in lattices)
     start, bins = maps.ndim - len(steps), tuple(range(-len(steps), 0))
     maps = maps / find_scale(maps, bins)
-    lattices = find_lattices(maps.shape[start:], steps, phase, size, caller)
     count = tuple(lattice.count for lattice in lattices)
     lengths = tuple(s * n for s, n in zip(steps, count, strict=True))
     # A slice stops at the border.
     spans = [slice(x.first, x.first + n) for x, n in zip(lattices, lengths, strict=True)]
     covered = maps[(*[slice(None)] * start, *spans)]
     spectrum: Tensor = torch.fft.fftn(covered, s=lengths, dim=bins) / math.prod(steps)  # fills up with zeros
-    if not torch.isfinite(torch.view_as_real(spectrum)).all():
-        raise SpectralError(f"{caller}: the map has NaN or infinite values; check the weights and the input")
     largest = fold_spectrum(spectrum, count).sum(-1).abs().amax(bins, keepdim=True)[..., None]
     amplitude = spectrum.abs()
     # A real map's bins come in pairs, which rounding must not tell apart.
     amplitude = (amplitude + amplitude.flip(bins).roll([1] * len(bins), bins)) / 2
     passes = fold_spectrum(amplitude, count) > largest * 10 ** (-threshold_db / 20)
     number = passes.sum(-1)
-    right = (passes & fold_spectrum(_is_alias_free(count, steps), count).to(passes.device)).any(-1)
+    free = remember(_is_alias_free, count, steps, like=passes)
+    right = (passes & fold_spectrum(free, count)).any(-1)
     categories = {
         "nonaliased": (number == 1) & right,
         "aliased": (number == 1) & ~right,
@@ -310,17 +344,34 @@ def split_aliases(
     maps = maps if maps.ndim > len(steps) else maps[None]
     start = maps.ndim - len(steps)
     lattices = find_lattices(maps.shape[start:], steps, phase, size, caller)
-    kept = decimate(maps, start, lattices)
-    with exact_products(maps.device):
-        residual = kept - decimate_low_pass(maps, start, lattices)
+    kept, residual, faint = find_aliases(maps, lattices)
     if not torch.isfinite(residual).all():
         raise SpectralError(f"{caller}: the map has NaN or infinite values; check the weights and the input")
-    image = tuple(range(-len(steps) - 1, 0))
-    faint = residual.detach().square().sum(image) < FAINT * kept.detach().square().sum(image)
-    if maps.dtype == torch.float32 and faint.any():
+    if faint.any():
         kept, residual = split_aliases(maps.double(), steps, phase, size, caller)
         return kept.float(), residual.float()
     return kept, residual
+
+
+def find_aliases(maps: Tensor, lattices: Sequence[Lattice]) -> tuple[Tensor, Tensor, Tensor]:
+    """`split_aliases` without looking at values: nothing is read back from a device.
+
+    Returns:
+        The decimated map, the aliases in it, and for each image whether they are too faint for float32.
+
+    Example:
+        >>> kept, aliases, faint = find_aliases(torch.ones(1, 4, 4), [Lattice(4, 2, 0, 2)] * 2)
+        >>> bool(kept.min() == 1), bool(aliases.abs().max() < 1e-6), bool(faint)
+        (True, True, True)
+    """
+    start = maps.ndim - len(lattices)
+    kept = decimate(maps, start, lattices)
+    with exact_products(maps.device):
+        residual = kept - decimate_low_pass(maps, start, lattices)
+    image = tuple(range(-len(lattices) - 1, 0))
+    power, whole = (x.detach().square().sum(image) for x in (residual, kept))
+    faint = (power < FAINT * whole) & (maps.dtype == torch.float32)
+    return kept, residual, faint
 
 
 def fold_spectrum(spectrum: Tensor, count: Sequence[int]) -> Tensor:

@@ -53,11 +53,8 @@ def compute_power_spectrum(x: Array, window: Window | None = None, axes: int = 2
     if window is not None:
         if window != "hann":
             raise SpectralError(f"window must be None or 'hann', got {window!r}")
-        maps = maps * remember(_hann_window, tuple(maps.shape[-axes:]), like=maps, dtype=maps.dtype)
-    half = torch.view_as_real(torch.fft.rfftn(maps, dim=spatial))
-    power: Tensor = torch.linalg.vecdot(half, half)  # one pass, no squared copy of the spectrum
-    if power.ndim > axes:
-        power = power.mean(dim=-axes - 1)
+        maps = taper(maps, axes)
+    power = _find_half_plane(maps, axes)
     if _vanishes(power, maps, axes):
         return compute_power_spectrum(maps.double(), window=None, axes=axes)
     if not torch.isfinite(power).all():
@@ -65,8 +62,38 @@ def compute_power_spectrum(x: Array, window: Window | None = None, axes: int = 2
             "compute_power_spectrum: the map has NaN or infinite values (or overflows float32 when squared); "
             "check the weights and the input"
         )
-    whole = _complete_half_plane(power, maps.shape[-1], spatial)
-    centred: Tensor = torch.fft.fftshift(whole, dim=spatial)
+    return _centre(power, maps.shape[-1], spatial)
+
+
+def find_power(maps: Tensor, axes: int) -> Tensor:
+    """`compute_power_spectrum` of maps that are known to be fit for it: nothing is read back from a device.
+
+    Example:
+        >>> find_power(torch.ones(3, 4, 4), 2).sum().item()
+        256.0
+    """
+    return _centre(_find_half_plane(maps, axes), maps.shape[-1], tuple(range(-axes, 0)))
+
+
+def taper(maps: Tensor, axes: int) -> Tensor:
+    """Multiply maps by the Hann window of `compute_power_spectrum`.
+
+    Example:
+        >>> round(taper(torch.ones(64, 64), 2).square().mean().item(), 5)
+        1.0
+    """
+    window: Tensor = remember(_hann_window, tuple(maps.shape[-axes:]), like=maps, dtype=maps.dtype)
+    return maps * window
+
+
+def _find_half_plane(maps: Tensor, axes: int) -> Tensor:
+    half = torch.view_as_real(torch.fft.rfftn(maps, dim=tuple(range(-axes, 0))))
+    power: Tensor = torch.linalg.vecdot(half, half)  # one pass, no squared copy of the spectrum
+    return power.mean(dim=-axes - 1) if power.ndim > axes else power
+
+
+def _centre(half: Tensor, width: int, spatial: tuple[int, ...]) -> Tensor:
+    centred: Tensor = torch.fft.fftshift(_complete_half_plane(half, width, spatial), dim=spatial)
     return centred
 
 
@@ -76,8 +103,7 @@ def _vanishes(power: Tensor, maps: Tensor, axes: int) -> bool:
     Raises:
         SpectralError: if they are so for float64.
     """
-    limits, spatial = torch.finfo(power.dtype), tuple(range(-axes, 0))
-    faint = power.detach().amax(spatial) < limits.tiny / limits.eps
+    faint = is_faint(power, axes)
     if not bool(faint.any()):
         return False
     loud = (maps.detach() != 0).any(-1).flatten(maps.ndim - axes).any(-1)
@@ -87,6 +113,17 @@ def _vanishes(power: Tensor, maps: Tensor, axes: int) -> bool:
             "compute_power_spectrum: the map is so faint that its squares vanish; multiply it by a constant"
         )
     return bool(faint.any())
+
+
+def is_faint(power: Tensor, axes: int) -> Tensor:
+    """Which spectra are so small that squares of their map may have vanished; that of a silent map is too.
+
+    Example:
+        >>> is_faint(torch.tensor([[[1.0]], [[1e-36]]]), 2)
+        tensor([False,  True])
+    """
+    limits = torch.finfo(power.dtype)
+    return power.detach().amax(tuple(range(-axes, 0))) < limits.tiny / limits.eps
 
 
 def compute_radial_profile(P: Array) -> Tensor:
@@ -228,8 +265,8 @@ def _complete_half_plane(half: Tensor, width: int, spatial: tuple[int, ...]) -> 
 def _hann_window(size: tuple[int, ...]) -> Tensor:
     # Half-sample offset: no zero at the border, so that a 1×1 map survives.
     axes = [torch.sin(math.pi * (torch.arange(n, dtype=torch.float64) + 0.5) / n).square() for n in size]
-    taper = reduce(lambda taper, axis: taper[..., None] * axis, axes)
-    return taper / taper.square().mean().sqrt()
+    window = reduce(lambda window, axis: window[..., None] * axis, axes)
+    return window / window.square().mean().sqrt()
 
 
 def _rings(size: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,8 @@ from spectral.measurement.captures import (
     DENSE_METRICS,
     METRICS,
     SITE_METRICS,
-    check_identity,
+    compare_identity,
+    judge_identity,
     measure_capture,
 )
 from spectral.measurement.description import describe_sites
@@ -27,10 +28,11 @@ __all__ = [
     "SITE_METRICS",
     "Images",
     "TensorImages",
-    "check_identity",
+    "compare_identity",
     "describe_sites",
     "find_clusters",
     "insert_clusters",
+    "judge_identity",
     "measure",
     "measure_capture",
 ]

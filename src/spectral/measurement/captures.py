@@ -15,6 +15,7 @@ from spectral.measurement.pieces import (
     SPECTRUM_METRICS,
     Lattice,
     Piece,
+    Scheme,
     evaluate_pieces,
     measure_piece,
 )
@@ -27,6 +28,7 @@ METRICS = (*SITE_METRICS, "sis")
 DEFAULT_METRICS = ("avr", "am", *CHANNEL_METRICS, "sis")
 
 CHUNK_ELEMENTS = 2**22  # of one map at a time: 16 MiB in float32
+ON_DEVICE = 16  # times as many on a GPU, which small pieces leave idle
 IDENTITY_TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 5e-2, torch.float64: 1e-9}
 
 
@@ -50,9 +52,17 @@ def choose_taps(metrics: Sequence[str], taps: Sequence[Tap]) -> dict[Tap, list[s
 
 
 def measure_capture(
-    capture: Capture, metrics: Sequence[str], taps: Sequence[Tap]
+    capture: Capture, metrics: Sequence[str], taps: Sequence[Tap], scheme: Scheme = "settled"
 ) -> dict[tuple[str, str], Tensor]:
-    """Compute every site metric of one capture, (tap, metric) → (B,), in pieces of bounded size."""
+    """Compute every site metric of one capture, (tap, metric) → (B,), in pieces of bounded size.
+
+    Args:
+        capture: what one site did to one batch.
+        metrics: any of `SITE_METRICS`.
+        taps: where AVR is taken.
+        scheme: settle what rounding leaves open at once, mark it (as the metric `OPEN`), or leave none open;
+            only the first makes the host wait for the device.
+    """
     asked = choose_taps(metrics, taps)
     behind = {tap: names for tap, names in asked.items() if tap in OF_DENSE_MAPS}
     # The dense map comes first: a site's output is then taken from it.
@@ -60,29 +70,46 @@ def measure_capture(
     return {
         (tap, metric): values
         for group in groups
-        for tap, found in _measure_taps(capture, group).items()
+        for tap, found in _measure_taps(capture, group, scheme).items()
         for metric, values in found.items()
     }
 
 
-def check_identity(capture: Capture) -> str | None:
-    """Check dense[φ::s][:n] == output on the first image; the reason why not, or None."""
+def compare_identity(capture: Capture) -> str | Tensor:
+    """Compare dense[φ::s][:n] with the output of the first image.
+
+    Returns:
+        Why there is nothing to compare; else the largest difference as a share of the output's maximum, and
+        how large it may be: (2,) on the device, for `judge_identity`.
+    """
     output, decimation = capture.run()[:1], capture.decimation
-    scale = float(output.abs().max())
-    error = 0.0
+    scale = output.abs().max().double()
+    error = torch.zeros_like(scale)
     for channels in decimation.split_channels(_channels_at_once(capture)):
         kept = capture.decimate(decimation.dense(capture.size, slice(0, 1), channels))
         part = output[:, channels]
         if kept.shape != part.shape:
             return f"its dense map decimates to {tuple(kept.shape[2:])}, not to {tuple(part.shape[2:])}"
-        error = max(error, float((kept - part).abs().max()))
-    error = error / scale if scale else error
-    tolerance = IDENTITY_TOLERANCE.get(output.dtype, 1e-4)
+        error = torch.maximum(error, (kept - part).abs().max().double())
+    error = error / torch.where(scale == 0, 1, scale)
+    return torch.stack([error, torch.full_like(error, IDENTITY_TOLERANCE.get(output.dtype, 1e-4))])
+
+
+def judge_identity(found: Tensor) -> str | None:
+    """Say why a site's dense map isn't that of its output, or None, from what `compare_identity` found.
+
+    Example:
+        >>> judge_identity(torch.tensor([0.5, 1e-4]))
+        'its dense map misses its output by 5.0e-01 of the maximum'
+    """
+    error, tolerance = found.tolist()
     # a NaN compares false: it is left to the metrics, which name it
     return f"its dense map misses its output by {error:.1e} of the maximum" if error > tolerance else None
 
 
-def _measure_taps(capture: Capture, asked: Mapping[Tap, Sequence[str]]) -> dict[Tap, dict[str, Tensor]]:
+def _measure_taps(
+    capture: Capture, asked: Mapping[Tap, Sequence[str]], scheme: Scheme
+) -> dict[Tap, dict[str, Tensor]]:
     """Measure the maps at one tap, or at those behind the site, a few images and channels at a time."""
     geometry = capture.site.geometry
     behind = not set(asked).isdisjoint(OF_DENSE_MAPS)
@@ -92,12 +119,12 @@ def _measure_taps(capture: Capture, asked: Mapping[Tap, Sequence[str]]) -> dict[
         whole: dict[Tap, Piece] = {}
         for channels in runs:
             for tap, x in _make_maps(capture, tuple(asked), images, channels):
-                piece = measure_piece(x, lattice, asked[tap])
+                piece = measure_piece(x, lattice, asked[tap], scheme)
                 whole[tap] = whole[tap] + piece if tap in whole else piece
         for tap, piece in whole.items():
             pieces[tap].append(piece)
     return {
-        tap: evaluate_pieces(found, lattice, asked[tap], capture.per_image, capture.by_image)
+        tap: evaluate_pieces(found, lattice, asked[tap], capture.per_image, capture.by_image, scheme)
         for tap, found in pieces.items()
     }
 
@@ -116,7 +143,11 @@ def _make_maps(
 def _channels_at_once(capture: Capture) -> int:
     """How many channels of one image's dense map make a piece of bounded size."""
     lattice = zip(capture.size, capture.site.stride, strict=True)
-    return max(1, CHUNK_ELEMENTS // math.prod(n * s for n, s in lattice))
+    return max(1, _choose_chunk(capture) // math.prod(n * s for n, s in lattice))
+
+
+def _choose_chunk(capture: Capture) -> int:
+    return CHUNK_ELEMENTS * (1 if capture.input.device.type == "cpu" else ON_DEVICE)
 
 
 def _split(capture: Capture, taps: Sequence[Tap]) -> Iterator[tuple[slice, list[slice]]]:
@@ -124,7 +155,7 @@ def _split(capture: Capture, taps: Sequence[Tap]) -> Iterator[tuple[slice, list[
     chain = capture.site.chain
     if set(taps).isdisjoint(OF_DENSE_MAPS):
         x = getattr(capture, taps[0])
-        count, at_once = x.shape[1], max(1, CHUNK_ELEMENTS // x[0, 0].numel())
+        count, at_once = x.shape[1], max(1, _choose_chunk(capture) // x[0, 0].numel())
         pieces = [slice(start, start + at_once) for start in range(0, count, at_once)]
     else:
         count, at_once = capture.decimation.channels, _channels_at_once(capture)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,21 +11,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from spectral.capture import OF_DENSE_MAPS, Capture, Tap
+from spectral.capture import Tap
 from spectral.classes import match_labels
 from spectral.errors import SpectralError, suggest
 from spectral.hooks import FeatureExtractor
 from spectral.identity import Identity, identify
 from spectral.inputs import Inputs
-from spectral.instability import compute_instability
-from spectral.intake import Feed, pick_inputs
+from spectral.intake import Feed
 from spectral.interrupts import raise_kept, undivided
-from spectral.measurement.captures import check_identity, choose_taps, measure_capture
 from spectral.measurement.description import by
 from spectral.measurement.images import find_clusters
-from spectral.network import list_moves, roll_inputs
+from spectral.measurement.meter import Batch, Meter
 from spectral.sites import Site, find_sites
 from spectral.standin import needs_data
 from spectral.table import Key, Origin, describe_environment, make_reasons, make_rows
@@ -55,32 +53,59 @@ class Run:
         feed: the images on their way to the model.
         metrics: what is measured.
         missing: metrics of the whole model that can't be, with the reasons.
+
+    Args:
+        feed: the images on their way to the model.
+        metrics: what is to be measured, as far as the model has it.
+        taps: where.
+        demanded: whether the metrics were asked for by name.
+        deferred: as for `Meter`.
     """
 
-    def __init__(self, feed: Feed, metrics: Sequence[str], taps: tuple[Tap, ...], *, demanded: bool) -> None:
+    def __init__(
+        self,
+        feed: Feed,
+        metrics: Sequence[str],
+        taps: tuple[Tap, ...],
+        *,
+        demanded: bool,
+        deferred: bool | None = None,
+    ) -> None:
         self.feed, self.model, self.images, self.taps = feed, feed.model, feed.images, taps
         _require_names(self.images.ids)
         self.missing: dict[str, str] = {}
         self._demanded = demanded
         self.metrics = self._choose_metrics(metrics, demanded)
         self.sites: list[Site] = []
-        self.failed: dict[str, str] = {}
-        self.verified: set[str] = set()  # sites whose dense map has been checked, or that have values
         self._written: set[Key] = set()  # what has its reason in the rows
         self._late: dict[str, list[int]] = {}
-        self._values: dict[Key, Tensor] = {}
-        self._one_by_one = False
-        self._begun = False  # whether a batch has been through
         self._varies = False  # whether other images may reach other sites
         self._predicts = "sis" in self.metrics or not feed.find_obstacle()[0]
-        self._needs_dense = not set(choose_taps(self.metrics, taps)).isdisjoint(OF_DENSE_MAPS)
         self._matching = match_labels(feed.model, self.images)
         self._labels = self._matching.renumber(self.images.labels)
+        self._meter = Meter(
+            feed,
+            self.metrics,
+            taps,
+            predicts=self._predicts,
+            list_labels=self._list_labels if self._matching.index else None,
+            deferred=deferred,
+        )
 
     @property
     def name(self) -> str:
         """What tables call the model."""
         return self.feed.name
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """By site, why it can't be measured."""
+        return self._meter.failed
+
+    @property
+    def verified(self) -> set[str]:
+        """Sites whose dense map has been checked, or that have values."""
+        return self._meter.verified
 
     def _choose_metrics(self, asked: Sequence[str], demanded: bool) -> tuple[str, ...]:
         """Return the metrics that the model has; what was asked for by name must be among them."""
@@ -113,30 +138,14 @@ class Run:
         self, indices: list[int], batch_size: int
     ) -> Generator[tuple[int, pa.Table], None, None]:
         """Yield how many images a batch has, and its rows."""
-        clusters, versions = find_clusters(self.images), _list_versions(self.model)
+        clusters = find_clusters(self.images)
         with ExitStack() as listening:
-            extractor = listening.enter_context(self._listen())
-            for chosen, inputs in self.feed.batches(batch_size, indices=indices):
-                raise_kept()
-                if self._find_late_sites(inputs, chosen):
-                    listening.close()
-                    extractor = listening.enter_context(self._listen())
-                self._measure_batch(inputs, chosen, extractor)
-                if _list_versions(self.model) != versions:
-                    raise SpectralError(
-                        f"measure: the weights of {self.name} changed while they were measured, as by "
-                        f"another thread that trains; measure a copy"
-                    )
-                if not self._values:
-                    if self._is_hopeless():
-                        break
-                    continue  # nothing of it ran on these images
-                keys = list(self._values)
-                block = torch.stack([self._values[key].double().cpu() for key in keys], dim=1)
-                ids, own = ([names[i] for i in chosen] for names in (self.images.ids, clusters))
-                rows = make_rows(self.origin, ids, own, keys, block.numpy())
+            for batch in self._run_ahead(self._run_batches(indices, batch_size, listening)):
+                keys, block = self._meter.settle(batch, self._extractor)
+                ids, own = ([names[i] for i in batch.chosen] for names in (self.images.ids, clusters))
+                rows = make_rows(self.origin, ids, own, keys, block)
                 yield (
-                    len(chosen),
+                    len(batch.chosen),
                     pa.concat_tables([self._list_reasons(), rows], promote_options="permissive"),
                 )
 
@@ -153,14 +162,49 @@ class Run:
             raise SpectralError(f"{self.name} has nothing to measure: {_join(self.failed)}")
         return self._list_reasons()
 
+    def _run_batches(self, indices: list[int], batch_size: int, listening: ExitStack) -> Iterator[Batch]:
+        """Run the model on one batch after the other."""
+        versions = _list_versions(self.model)
+        self._extractor = listening.enter_context(self._listen())
+        for chosen, inputs in self.feed.batches(batch_size, indices=indices):
+            raise_kept()
+            if self._find_late_sites(inputs, chosen):
+                listening.close()
+                self._extractor = listening.enter_context(self._listen())
+            batch = self._meter.measure(inputs, chosen, self._extractor)
+            if _list_versions(self.model) != versions:
+                raise SpectralError(
+                    f"measure: the weights of {self.name} changed while they were measured, as by "
+                    f"another thread that trains; measure a copy"
+                )
+            if batch.keys:
+                yield batch
+            elif self._is_hopeless():
+                break  # else nothing of it ran on these images
+
+    def _run_ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Hand over each batch once the next is with the device: its values have arrived by then."""
+        waiting: Batch | None = None
+        try:
+            for batch in batches:
+                ready, waiting = (waiting, batch) if self._meter.deferred else (batch, None)
+                if ready is not None:
+                    yield ready
+        except SpectralError:
+            if waiting is not None:
+                yield waiting
+            raise
+        if waiting is not None:
+            yield waiting
+
     @property
     def _measurable(self) -> list[Site]:
         return [site for site in self.sites if site.measurable]
 
     @undivided
     def _listen(self) -> FeatureExtractor:
-        tap: Tap = "dense" if self._needs_dense else "input"
-        return FeatureExtractor(self.model, self._measurable, tap=tap, reduce=self._reduce)
+        tap: Tap = "dense" if self._meter.needs_dense else "input"
+        return FeatureExtractor(self.model, self._measurable, tap=tap, reduce=self._meter.reduce)
 
     def _is_hopeless(self) -> bool:
         """Whether no image can have a value: there is no prediction, and each site has failed."""
@@ -180,8 +224,9 @@ class Run:
 
     def resume(self, reasons: Mapping[Key, str], measured: set[str]) -> None:
         """Go on behind what an earlier run has written: reasons by key, and the sites that have values."""
-        self.failed = {key.site: reason for key, reason in reasons.items() if key.site}
-        self._written, self.verified = set(reasons), set(measured)
+        self.failed.update({key.site: reason for key, reason in reasons.items() if key.site})
+        self.verified.update(measured)
+        self._written = set(reasons)
 
     @property
     def state(self) -> State:
@@ -194,8 +239,9 @@ class Run:
             for name, chosen in state.late.items():
                 if all(site.name != name for site in self.sites):
                     self._find_late_sites(self.feed.load(chosen), chosen)
-            self.failed = {**state.failed, **self.failed}
-            self.verified |= state.verified
+            for name, reason in state.failed.items():
+                self.failed.setdefault(name, reason)
+            self.verified.update(state.verified)
             self._written |= state.written
 
     @cached_property
@@ -216,79 +262,9 @@ class Run:
         self._written |= set(new)
         return make_reasons(self.origin, new)
 
-    def _measure_batch(self, inputs: Inputs, chosen: list[int], extractor: FeatureExtractor) -> None:
-        """Measure a batch at once; image by image where the model runs its sites so, as some detectors do."""
-        if not self._one_by_one:
-            self._values, first, self._begun = {}, not self._begun, True
-            failure = None
-            try:
-                self._measure_model(inputs, chosen, extractor)
-            except SpectralError as error:
-                if not first or inputs.count == 1:
-                    raise
-                failure = error
-            # Where a site ran on some of the images, nothing tells on which.
-            if failure is None and all(len(values) == inputs.count for values in self._values.values()):
-                return
-        parts: list[dict[Key, Tensor]] = []
-        for position, index in enumerate(chosen):
-            self._values = {}
-            try:
-                self._measure_model(pick_inputs(inputs, [position]), [index], extractor)
-            except SpectralError as error:
-                raise (error if self._one_by_one else failure or error) from error
-            parts.append(self._values)
-        self._one_by_one = True
-        absent = torch.full((1,), torch.nan, dtype=torch.float64)
-        keys = dict.fromkeys(key for part in parts for key in part)
-        self._values = {
-            key: torch.cat([part.get(key, absent).double().cpu() for part in parts]) for key in keys
-        }
-
-    def _measure_model(self, inputs: Inputs, chosen: list[int], extractor: FeatureExtractor) -> None:
-        moving = "sis" in self.metrics
-        # A copy, since a model that works in place would hand altered images to the shifts.
-        output = self.feed.run(inputs.map(lambda x, _: x.clone()) if moving else inputs)
-        if not self._predicts:
-            return  # a detector or an embedding: its sites can be measured, its prediction can't
-        probabilities = self.feed.scores(output, inputs.count).probabilities()
-        confidence, prediction = probabilities.max(-1)
-        self._put("prediction", prediction)
-        self._put("confidence", confidence)
-        if self._matching.index:
-            labels = [self._labels[i] for i in chosen]
-            self._put("label", torch.tensor([np.nan if y is None else y for y in labels]))
-        if moving:
-            layout = self.feed.layout
-            with extractor.paused():
-                shifted = [
-                    self.feed.predict(roll_inputs(inputs, move, layout))
-                    for move in list_moves(inputs, layout)
-                ]
-            self._put("sis", compute_instability(probabilities, shifted))
-
-    def _put(self, metric: str, values: Tensor) -> None:
-        self._values[Key(metric)] = values
-
-    def _reduce(self, capture: Capture) -> None:
-        site = capture.site
-        if site.name in self.failed:
-            return
-        if self._needs_dense and site.name not in self.verified:
-            try:
-                reason = check_identity(capture)
-            except SpectralError as error:  # a layer whose dense map doesn't exist as it is set
-                reason = str(error)
-            if reason:
-                self.failed[site.name] = reason
-                return
-        self.verified.add(site.name)
-        try:
-            found = measure_capture(capture, self.metrics, self.taps)
-        except SpectralError as error:
-            raise SpectralError(f"site {site.name!r}: {error}") from error
-        for (tap, metric), values in found.items():
-            self._values[Key(metric, site.name, site.call, site.op, by(site.stride), tap)] = values
+    def _list_labels(self, chosen: Sequence[int]) -> list[float]:
+        labels = [self._labels[i] for i in chosen]
+        return [np.nan if label is None else label for label in labels]
 
     @cached_property
     def identity(self) -> Identity:

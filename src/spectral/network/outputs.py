@@ -39,11 +39,7 @@ class Scores:
     @property
     def are_probabilities(self) -> bool:
         """Whether every row is a distribution already, as behind a softmax that is part of the model."""
-        x = self.values
-        if x is None or not bool((x >= 0).all()):
-            return False
-        excess = (x.detach().double().sum(-1) - 1).abs().max()
-        return float(excess) <= _SUM_TOLERANCE.get(x.dtype, 1e-6)
+        return self.values is not None and bool(self._find_distributions(self.values))
 
     def require(self) -> None:
         """Make sure that there are scores.
@@ -74,8 +70,26 @@ class Scores:
         Raises:
             SpectralError: if there are no scores, or not all are finite.
         """
-        scores = self.finite()
-        return scores / scores.sum(-1, keepdim=True) if self.are_probabilities else scores.softmax(-1)
+        self.finite()
+        return self.find_probabilities()
+
+    def find_probabilities(self) -> Tensor:
+        """`probabilities` without looking at values on the host: NaN where scores aren't finite.
+
+        Raises:
+            SpectralError: if there are no scores.
+        """
+        self.require()
+        assert self.values is not None
+        scores = self.values.double()
+        shares = scores / scores.sum(-1, keepdim=True)
+        return torch.where(self._find_distributions(self.values), shares, scores.softmax(-1))
+
+    @staticmethod
+    def _find_distributions(x: Tensor) -> Tensor:
+        """Whether every row is a distribution, as a tensor without axes."""
+        excess = (x.detach().double().sum(-1) - 1).abs().amax()
+        return (x >= 0).all() & (excess <= _SUM_TOLERANCE.get(x.dtype, 1e-6))
 
 
 def read_scores(output: Any, batch: int, take: Take | None = None) -> Scores:
