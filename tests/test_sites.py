@@ -533,6 +533,14 @@ def test_the_same_on_the_meta_device_and_on_data(make: Callable[[], nn.Module]):
     ]
 
 
+@pytest.mark.parametrize("surroundings", [torch.inference_mode, torch.no_grad])
+def test_what_comes_behind_pixel_shuffle_has_its_stride(surroundings):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.PixelShuffle(2), nn.MaxPool2d(2))
+    with surroundings():
+        (site,) = find_reductions(net.eval(), 16)
+    assert (site.name, site.input_size, site.output_size) == ("2", (32, 32), (16, 16))
+
+
 @pytest.mark.parametrize("surroundings", [torch.inference_mode, torch.no_grad, torch.enable_grad])
 def test_the_same_whatever_surrounds_the_call(surroundings):
     model = nn.Sequential(nets.Squeezing(), nets.Blur(3), nn.Conv2d(3, 4, 3, 2))

@@ -100,6 +100,8 @@ KEEPING = {
     "frames one by one": (lambda m, x: torch.cat([x[:, :, :1], x[:, :, 1:] * 2], 2), {}),
     "rows one by one": (lambda m, x: torch.stack([x[:, :, i] for i in range(12)], 2), {}),
     "windows put down again": (lambda m, x: F.fold(F.unfold(x, 2, stride=2), (12, 16), 2, stride=2), {}),
+    "turned in place": (lambda m, x: (x * 1).transpose_(1, 3) + 1, {}),
+    "gated": (lambda m, x: F.glu(x, 1), {}),
     "norms": (lambda m, x: m.n(x), {"n": nn.Sequential(nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.ReLU())}),
 }  # fmt: skip
 
@@ -179,6 +181,18 @@ def small() -> Built:
     return Built(net.eval(), torch.rand(1, 3, 16, 16))
 
 
+def windows_in_the_batch() -> Built:
+    """A convolution of each window by itself, and a pool over rows and columns joined to one axis."""
+
+    def forward(m, x):
+        w = m.inner(x.unflatten(3, (4, 8)).unflatten(2, (4, 8)).movedim((2, 4), (1, 2)).flatten(0, 2))
+        w = w.unflatten(0, (-1, 4, 4)).movedim((1, 2), (2, 4)).flatten(4, 5).flatten(2, 3)
+        return m.flat(w.flatten(2)).mean(2)
+
+    return Built(Call(forward, inner=nn.Conv2d(3, 4, 3, 2, 1), flat=nn.AvgPool1d(8)).eval(),
+                 torch.rand(1, 3, 32, 32))  # fmt: skip
+
+
 def hang() -> Built:
     time.sleep(60)
     return small()
@@ -198,6 +212,10 @@ class TestRows:
         assert (row["losses"], row["missed"], row["false"], row["unknown"]) == (1, "", "", "")
         assert (row["measure"], row["convert"], row["replaced"]) == ("measured", "converted", 1)
         assert "altered" not in row
+
+    def test_sites_whose_places_lie_elsewhere_are_compared_by_their_number(self):
+        row = collect(windows_in_the_batch)
+        assert (row["sites"], row["losses"], row["missed"], row["false"]) == (2, 2, "", "")
 
     def test_a_library_error_a_limit_and_a_crash_are_rows(self):
         def raises() -> Built:

@@ -292,6 +292,13 @@ def _pixel_unshuffle(call: Call) -> list[Labels]:
     return [(*labels[:-3], Axis((*labels[-3].factors, *inner)), *outer)]
 
 
+def _pixel_shuffle(call: Call) -> list[Labels]:
+    """Channels become places between those that there are: a finer lattice."""
+    labels, r, y = call.labels(call.a["self"]), int(call.a["upscale_factor"]), call.outputs[0]
+    image = [resample(axis, n, Fraction(1, r)) for axis, n in zip(labels[-2:], y.shape[-2:], strict=True)]
+    return [(*labels[:-3], single(CHANNEL, y.shape[-3]), *image)]
+
+
 def _pad(call: Call) -> list[Labels]:
     """Samples are added at the ends of the last axes, or taken away."""
     pads, x = list(call.a.get("pad", call.a.get("padding"))), call.a["self"]
@@ -630,6 +637,7 @@ _RULES: dict[str, Rule] = {
     "im2col": _im2col,
     "col2im": _fold,
     "pixel_unshuffle": _pixel_unshuffle,
+    "pixel_shuffle": _pixel_shuffle,
     **dict.fromkeys(("constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d",
                      "replication_pad1d", "replication_pad2d", "replication_pad3d"), _pad),
     "as_strided": _as_strided,

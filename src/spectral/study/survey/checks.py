@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -234,7 +235,12 @@ def _chain(losses: Sequence[Loss]) -> list[Loss]:
 
 
 def _fits(site: Site, loss: Loss) -> bool:
-    """Whether a site may be a loss; axes that keep their samples, such as frames, needn't be the site's."""
+    """Whether a site may be a loss; axes that keep their samples, such as frames, needn't be the site's.
+
+    Maps of windows, or rows and columns joined to one axis, have as many places together.
+    """
+    if site.module == loss.module and loss.places == math.prod((*site.output_size, *site.spread)):
+        return True
     given = Counter(n for n in site.output_size if n > 1)
     after = Counter(n for n in loss.after if n > 1)
     changed = Counter(n for m, n in zip(loss.before, loss.after, strict=True) if 1 < n < m)

@@ -36,6 +36,7 @@ class Loss:
         op: its name in torch.
         before: distinct coordinates per axis, of what entered.
         after: of what left.
+        places: how many are left together, along whatever axes of the tensor they lie.
         certain: whether it must be told. What leaves one place of an axis may be a crop, or a stride; and of
             places that an enlarged map has several times none need be lost where it is made small again.
     """
@@ -45,6 +46,7 @@ class Loss:
     before: tuple[int, ...]
     after: tuple[int, ...]
     certain: bool = True
+    places: int = 0
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,7 @@ class PositionMode(TorchDispatchMode):
         axes = [(n, m) for n, m in zip(least.sizes, left.sizes, strict=True) if m < n]
         near = name in ("slice", "narrow", "convolution") and all(m == 1 for _, m in axes)
         self.losses.append(
-            Loss(self._running[-1], name, least.sizes, left.sizes, certain=not near and not crop)
+            Loss(self._running[-1], name, least.sizes, left.sizes, not near and not crop, left.places)
         )
 
 

@@ -304,6 +304,18 @@ def _framed(call: Call) -> tuple[list[Places | None], list[Tensor]]:
     return [[c.select(-1, 0) for c in given]], []
 
 
+def _turned(call: Call) -> tuple[list[Places | None], list[Tensor]]:
+    """transpose_ and its like: the memory, and with it the places, stays as it is."""
+    return [None], []
+
+
+def _halved(call: Call) -> tuple[list[Places | None], list[Tensor]]:
+    """glu: the first half of an axis, times a function of the second."""
+    x, out = call.args[0], call.outs[0]
+    dim = next(a for a in range(x.ndim) if x.shape[a] != out.shape[a])
+    return [[c.narrow(dim, 0, out.shape[dim]) for c in call.filled(x)]], [x]
+
+
 def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
     return len(shape) <= len(to) and all(
         n in (1, m) for n, m in zip(reversed(shape), reversed(to), strict=False)
@@ -359,6 +371,8 @@ RULES: dict[str, Rule] = {
          "_scaled_dot_product_attention_math", "_scaled_dot_product_fused_attention_overrideable"), _attended,
     ),
     "col2im": _folded,
+    "glu": _halved,
+    **dict.fromkeys(("transpose", "t", "squeeze", "unsqueeze", "swapaxes", "swapdims"), _turned),
     **dict.fromkeys(("grid_sampler_2d", "grid_sampler_3d", "grid_sampler"), _sampled),
     **dict.fromkeys(("mkldnn_rnn_layer", "lstm", "gru", "rnn_tanh"), _recurrent),
     **dict.fromkeys(("_fft_r2c", "_fft_c2r", "_fft_c2c"), _transformed),
