@@ -89,7 +89,23 @@ def test_torch_export_with_dynamic_sizes(name, axes):
     assert_same(program.module(), layer, inputs)
 
 
-@pytest.mark.parametrize("name", [name for name in CLASSES if name != "flc-paper"])
+PROVES_PRODUCTS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name,
+            marks=pytest.mark.skipif(
+                name in ("flc", "asap", "ideal") and not PROVES_PRODUCTS,
+                reason="torch.export before 2.14 wants another range for a product over an axis",
+            ),
+        )
+        for name in CLASSES
+        if name != "flc-paper"
+    ],
+)
 def test_torch_export_with_a_range_of_sizes(name):
     layer, inputs = make(name), maps(2)
     sizes = {axis: torch.export.Dim(f"n{axis}", min=8, max=512) for axis in (2, 3)}
