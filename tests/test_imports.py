@@ -86,6 +86,7 @@ ALLOWED = {
     "bands": {"metrics", "numerics", "spectrum"},
     "monitor": {"capture", "graph", "hooks", "measurement", "sites"},
     "channels": {"metrics", "numerics", "spectrum"},
+    "integrations": {"capture", "layers", "monitor", "sites"},
     "surgery": {
         "causes",
         "copying",
@@ -224,6 +225,7 @@ THIRD_PARTY_OWNERS = {
     "pywt": {"layers"},
     "huggingface_hub": {"models"},
     "foolbox": {"perturb"},
+    "lightning": {"integrations"},
     "pyautoattack": {"perturb"},
     "imagecorruptions": {"perturb"},
 }

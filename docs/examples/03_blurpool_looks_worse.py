@@ -10,7 +10,7 @@ behind its input.
 import spectral
 
 names = {"strided": "bundled/resnet20", "blurpool": "bundled/resnet20-blurpool"}
-images = spectral.load_images("samples", size=32, limit=24)
+images = spectral.load_images("samples", size=32, limit=12)
 tables = {
     kind: spectral.measure(
         spectral.load_model(name),

@@ -28,7 +28,7 @@ print(summary[["site", "op", "stride", "metric", "mean"]].round(4).to_string(ind
 # %%
 # The same layers, with one axis:
 
-smooth = spectral.convert(net, "blurpool", example=(1, 1024), kernel_size=5)
+smooth = spectral.convert(net, "blurpool", example=waves, kernel_size=5)
 print(spectral.conversion_report(smooth))
 before, after = (float(spectral.compute_sis(one, waves).mean()) for one in (net, smooth))
 print(f"SIS {before:.2e} → {after:.2e}")

@@ -19,7 +19,7 @@ net = nn.Sequential(
 ).eval()  # fmt: skip
 clips = torch.rand(2, 3, 8, 32, 32)
 
-for site in spectral.find_sites(net, (8, 32, 32)):
+for site in spectral.find_sites(net, clips):
     print(site.name, site.op, site.stride, site.input_size, "→", site.output_size)
 
 # %%
@@ -33,7 +33,7 @@ print(summary[["site", "tap", "metric", "mean"]].round(3).to_string(index=False)
 # Converted, ideally: no frequency above the limit of each site's own axes is left, in time or
 # space.
 
-ideal = spectral.convert(net, "ideal", example=(3, 8, 32, 32))
+ideal = spectral.convert(net, "ideal", example=clips)
 again = spectral.measure(ideal, clips, ("alias_power_ratio",), taps=("dense",), progress=False)
 means = spectral.summarize_measurements(again)
 print(means[["site", "op", "mean"]].to_string(index=False))

@@ -11,7 +11,7 @@ import spectral
 model = spectral.load_model("bundled/resnet20")
 images = spectral.load_images("samples", size=32, limit=6)
 for cause in spectral.find_causes(model, 32)[:6]:
-    print(cause)
+    print(f"{cause.source:13s} {cause.name} ({cause.op})")
 
 # %%
 table = spectral.measure_instability_budget(model, images, factor=2, progress=False)

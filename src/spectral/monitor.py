@@ -51,6 +51,15 @@ class _Attached:
         """Detach from the model; what was measured last stays readable."""
         self._extractor.remove_hooks()
 
+    @property
+    def enabled(self) -> bool:
+        """Whether forward passes are measured; may be set."""
+        return self._extractor.enabled
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        self._extractor.enabled = value
+
     def __enter__(self) -> Self:
         return self
 
