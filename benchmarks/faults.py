@@ -13,6 +13,7 @@ Example: python benchmarks/faults.py --full --jobs 14 --minutes 5 --out results
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import pickle
@@ -52,7 +53,7 @@ FULL = {"kills": 200, "writers": 100, "bits": 2000, "interrupts": 1000, "threads
 AT_ONCE = {"kills": 2, "writers": 2, "bits": 50, "interrupts": 25, "threads": 5}  # trials of one process
 KEY = ["model", "image", "site", "tap", "metric"]
 BEING_WRITTEN = "is being written by"
-LONGEST = 120  # seconds that a run may take before it counts as stuck
+LONGEST = 600  # seconds that a run may take before it counts as stuck
 COLUMNS = ["fault", "job", "trials", "faults", "seconds", "first"]
 
 Result = Mapping[str, Any]
@@ -169,9 +170,10 @@ class Child:
 
     def _work(self, job: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         try:
-            with open(os.devnull, "w") as nowhere:
+            with open(os.devnull, "w") as nowhere, self.file.with_suffix(".stack").open("w") as stack:
                 os.dup2(nowhere.fileno(), 1)
-                os.dup2(nowhere.fileno(), 2)
+                os.dup2(stack.fileno(), 2)
+            faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
             warnings.simplefilter("ignore")
             torch.set_num_threads(1)
             try:
@@ -193,13 +195,23 @@ class Child:
         deadline = time.monotonic() + LONGEST
         while os.waitpid(self.process, os.WNOHANG)[0] == 0:
             if time.monotonic() > deadline:
+                os.kill(self.process, signal.SIGUSR1)  # it writes where it is
+                time.sleep(1)
                 self.kill()
                 os.waitpid(self.process, 0)
-                return "failed", f"stuck for {LONGEST} s"
+                return "failed", f"stuck for {LONGEST} s: {self._clean()}"
             time.sleep(0.002)
         content = self.file.read_bytes()
-        self.file.unlink()
+        self._clean()
         return pickle.loads(content) if content else ("killed", None)
+
+    def _clean(self) -> str:
+        """Remove its files; return what it wrote to its standard error."""
+        stack = self.file.with_suffix(".stack")
+        said = stack.read_text() if stack.exists() else ""
+        self.file.unlink()
+        stack.unlink(missing_ok=True)
+        return said
 
 
 class Reference(NamedTuple):

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 import spectral
 from spectral import cli
+from spectral.analysis import summarize_attribution, summarize_equivariance
+from spectral.cli.output import format_attribution
 from spectral.errors import SpectralError
 from spectral.instability import compute_sis
 from spectral.measurement import TensorImages
 from spectral.models import load_model
 from spectral.stability import ALL_SITES, attribute_instability, measure_equivariance
 from spectral.stats import estimate_mean
-from spectral.study.stability import format_attribution, summarize_attribution, summarize_equivariance
 
 RANDOM = "bundled/resnet20@random"
 

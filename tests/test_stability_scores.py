@@ -350,3 +350,53 @@ def test_the_summary_of_measurements_has_medians_and_the_top_tenth():
 def test_a_summary_refuses_other_tables():
     with pytest.raises(SpectralError, match=r"expected a table from spectral\.measure_stability"):
         summarize_stability(pd.DataFrame({"model": ["a"]}))
+
+
+# Circular borders -----------------------------------------------------------------------------------------
+
+
+class Zeros(nn.Module):
+    """Strided and unstrided convolutions, a padded pool: zeros at every border, or the other side."""
+
+    def __init__(self, mode: str = "zeros") -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3, 1, 1, padding_mode=mode).double()
+        self.second = nn.Conv2d(6, 8, 3, 2, 1, padding_mode=mode).double()
+        self.head = nn.Linear(8, 5).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(self.first(x).relu()).relu().mean((2, 3))) * 30
+
+
+@pytest.mark.parametrize("size", [(16, 16), (12, 20)])
+def test_sis_with_circular_borders_is_that_of_the_network_that_pads_so(size):
+    model, closed, x = seeded(Zeros), seeded(Zeros, "circular"), pixels(7, 3, *size)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    table = measure_stability(model, x, comb=False, batch_size=3, progress=False)
+    np.testing.assert_allclose(table["sis_circular"], shifted_sis(closed, x, 1), rtol=1e-6)
+    np.testing.assert_allclose(table["sis"], shifted_sis(model, x, 1), rtol=1e-9)
+    assert (table["sis_circular"] < table["sis"]).any()
+    assert (table["sis_circular_reason"] == "").all()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    summary = summarize_stability(table).set_index("metric")
+    assert summary.loc["sis_circular", "mean"] == pytest.approx(table["sis_circular"].mean())
+    assert 0 < summary.loc["sis_circular", "top_tenth"] <= 1
+
+
+def test_a_network_without_borders_has_one_sis():
+    table = measure_stability(seeded(Comb), pixels(5, 3, 16, 16), comb=False, progress=False)
+    np.testing.assert_allclose(table["sis_circular"], table["sis"], rtol=1e-9)
+
+
+def test_sis_without_decimation_and_with_circular_borders_is_nothing():
+    torch.manual_seed(0)
+    model = pooled(nn.Conv2d(3, 8, 5, 1, 2, padding_mode="zeros")).double()
+    table = measure_stability(model, 10 * pixels(5, 3, 12, 12), comb=False, progress=False)
+    assert table["sis_circular"].max() < 1e-12 < table["sis"].min()
+
+
+def test_circular_borders_that_are_not_asked_for_have_the_reason():
+    table = measure_stability(seeded(Zeros), pixels(4, 3, 16, 16), comb=False, circular=False, progress=False)
+    assert table["sis_circular"].isna().all()
+    row = summarize_stability(table).set_index("metric").loc["sis_circular"]
+    assert (row["n"], row["reason"]) == (0, "circular=False")

@@ -28,7 +28,8 @@ of powers in dB, with its interval."""
 NOT_AVERAGED = ("power", "label", "prediction")  # they say what a map or an image is
 
 _SHARES = ("avr", "avr_separable", "avr_exclude_dc", "avr_separable_exclude_dc", "avr_hann", "nonaliased",
-           "aliased", "tangled", "nopass", "sis", "confidence", "changed")  # fmt: skip
+           "aliased", "tangled", "nopass", "sis", "sis_circular", "confidence",
+           "changed")  # fmt: skip
 POWER_RATIOS = ("alias_power_ratio", "alias_power_ratio_channel_median", "alias_power_ratio_channel_p90",
                 "alias_power_ratio_white_noise")  # fmt: skip
 SIGNAL_METRICS = ("avr_separable_exclude_dc", *POWER_RATIOS[1:])

@@ -2,6 +2,7 @@
 
 from spectral.analysis.details import SiteDetail, inspect_sites
 from spectral.analysis.diagnosis import Diagnosis, diagnose, from_measurements, is_diagnosis, read_diagnosis
+from spectral.analysis.effects import summarize_attribution, summarize_equivariance
 from spectral.analysis.examples import UnstableImages, find_unstable_images
 from spectral.analysis.fixes import ALL_SITES, measure_fixes
 
@@ -17,4 +18,6 @@ __all__ = [
     "is_diagnosis",
     "measure_fixes",
     "read_diagnosis",
+    "summarize_attribution",
+    "summarize_equivariance",
 ]

@@ -173,8 +173,13 @@ class _Base:
 
     def _compare_predictions(self, variant: nn.Module) -> Row:
         if self.stability is None:
-            self.stability = measure_stability(self.model, self.feed.images, comb=False, **self.options)
-        a, b = measure_stability(variant, self.feed.images, comb=False, **self.options), self.stability
+            self.stability = measure_stability(
+                self.model, self.feed.images, comb=False, circular=False, **self.options
+            )
+        a, b = (
+            measure_stability(variant, self.feed.images, comb=False, circular=False, **self.options),
+            self.stability,
+        )
         clusters = b["cluster"]
         row: Row = {
             "changed_original": float((b["n_changed"] / b["n_shifts"]).mean()),

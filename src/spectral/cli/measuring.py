@@ -226,8 +226,9 @@ def attribute(
     Example:
       spectral attribute bundled/resnet20 --limit 100 --out runs/attribute
     """
+    from spectral.analysis import summarize_attribution
+    from spectral.cli.output import format_attribution
     from spectral.stability import attribute_instability
-    from spectral.study.stability import format_attribution, summarize_attribution
 
     if out:
         hold_folder(out)
@@ -308,8 +309,8 @@ def _write_attribution(
     out: Path,
 ) -> None:
     """Write what was printed, and the equivariance of each site's output."""
+    from spectral.analysis import summarize_equivariance
     from spectral.stability import measure_equivariance
-    from spectral.study.stability import summarize_equivariance
     from spectral.table import describe_environment, write_csv
 
     moved = measure_equivariance(net, pictures, batch_size=batch_size)

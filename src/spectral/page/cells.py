@@ -89,6 +89,7 @@ def change(before: str, after: str, write: Callable[[Any], str] = format_number
 
 QUANTITIES = {
     "sis": "SIS",
+    "sis_circular": "SIS with circular borders",
     "logit_jitter": "logit jitter",
     "comb_contrast": "comb contrast",
     "changed": "shifts that change the prediction (share)",

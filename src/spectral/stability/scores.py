@@ -18,15 +18,16 @@ from spectral.intake import Feed
 from spectral.measurement import insert_clusters
 from spectral.network import Scores, Take, undisturbed
 from spectral.sites import find_sites
+from spectral.stability.borders import CircularBorders
 from spectral.stability.lattice import find_total_stride
 from spectral.stability.reading import check_counts
 from spectral.stability.views import Views
 
 CALLER = "measure_stability"
 COLUMNS = [
-    "model", "image", "cluster", "total_stride", "sis", "logit_jitter", "comb_contrast", "sis_total_stride",
-    "prediction", "confidence", "margin", "n_shifts", "n_changed", "label", "correct", "logit_jitter_reason",
-    "comb_contrast_reason",
+    "model", "image", "cluster", "total_stride", "sis", "sis_circular", "logit_jitter", "comb_contrast",
+    "sis_total_stride", "prediction", "confidence", "margin", "n_shifts", "n_changed", "label", "correct",
+    "sis_circular_reason", "logit_jitter_reason", "comb_contrast_reason",
 ]  # fmt: skip
 
 
@@ -35,6 +36,7 @@ def measure_stability(
     images: Any,
     *,
     comb: bool = True,
+    circular: bool = True,
     batch_size: int = 32,
     progress: bool = True,
     preprocessing: Any = None,
@@ -53,6 +55,8 @@ def measure_stability(
       moves every lattice onto itself and can't alias, while what moves in over a border grows evenly with the
       shift: of that C has nothing. What is left of it in C is the bend of SIS(t) from T − 1 to T + 1, small
       where T is large. An axis along which T is 1 takes no part.
+    - ``sis_circular``, SIS of the same network with every border circular, the map's other side in the place
+      of zeros: what is left where nothing moves in over a border.
     - ``confidence`` and ``margin`` (largest probability less the second), to take out of SIS what they
       explain, with `correlate_ranks(…, given=…)`.
 
@@ -60,18 +64,19 @@ def measure_stability(
         model: classifier.
         images: as for `spectral.measure`.
         comb: whether to measure the comb contrast, which takes up to 12 passes more than the 5 of SIS.
+        circular: whether to measure SIS with circular borders, which takes 5 passes more.
         batch_size: images per forward pass; changes no value beyond rounding.
         progress: show a bar.
         preprocessing: as for `spectral.measure`.
         logits: as for `spectral.measure`.
 
     Returns:
-        A row per image: model, image, cluster, total_stride (T along each axis, as 4x4), sis, logit_jitter,
-        comb_contrast, sis_total_stride (SIS(T)), prediction, confidence, margin, n_shifts and n_changed (how
-        many one-pixel shifts change the prediction), label and correct (NaN where no label is known, or the
-        labels are of other classes than the model's), logit_jitter_reason and comb_contrast_reason: why there
-        is none, where there is none. `summarize_stability` makes a table of means, medians and the top
-        tenth's share.
+        A row per image: model, image, cluster, total_stride (T along each axis, as 4x4), sis, sis_circular,
+        logit_jitter, comb_contrast, sis_total_stride (SIS(T)), prediction, confidence, margin, n_shifts and
+        n_changed (how many one-pixel shifts change the prediction), label and correct (NaN where no label is
+        known, or the labels are of other classes than the model's), sis_circular_reason, logit_jitter_reason
+        and comb_contrast_reason: why there is none, where there is none. `summarize_stability` makes a table
+        of means, medians and the top tenth's share.
 
     Units:
         Shifts in pixels of the network's input; probabilities; logit_jitter none.
@@ -97,12 +102,15 @@ def measure_stability(
         raise SpectralError(f"{CALLER}: none of the axes of the inputs of {feed.name} is known to be spatial")
     source = feed.images
     stride, steps, why = _find_comb(feed) if comb else ({}, {}, "comb=False")
+    borders = CircularBorders(feed) if circular else None
     bar = tqdm(total=len(source), desc=f"shifting {feed.name}", unit="image", disable=not progress)
     frames, jumps, own = [], [], []
     with undisturbed(model), torch.no_grad(), bar:
         for indices, inputs in feed.batches(batch_size):
             views = Views(feed, inputs)
             frames.append(_tabulate(views, [source.ids[i] for i in indices], steps))
+            closed = borders.find_sis(inputs) if borders else None
+            frames[-1]["sis_circular"] = np.nan if closed is None else closed.cpu().numpy()
             jumps.append(
                 compute_logit_jitter(views.still.logits, [v.logits for v in views.nearest()], 1.0).cpu()
             )
@@ -116,7 +124,10 @@ def measure_stability(
     table["label"] = pd.Series(labels, dtype=float)
     table["correct"] = (table["prediction"] == table["label"]).astype(float).where(table["label"].notna())
     table["total_stride"] = "x".join(map(str, stride.values()))
-    table = table.assign(logit_jitter_reason=lacking, comb_contrast_reason=why)
+    reason = borders.reason if borders else "circular=False"
+    if reason:
+        table["sis_circular"] = np.nan
+    table = table.assign(sis_circular_reason=reason, logit_jitter_reason=lacking, comb_contrast_reason=why)
     table.insert(0, "model", feed.name)
     return insert_clusters(table, source)[COLUMNS]
 

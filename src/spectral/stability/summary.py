@@ -12,7 +12,7 @@ from spectral import stats
 from spectral.errors import SpectralError
 from spectral.schema import RANGES
 
-MEASURES = ("sis", "logit_jitter", "comb_contrast", "changed")
+MEASURES = ("sis", "sis_circular", "logit_jitter", "comb_contrast", "changed")
 COLUMNS = [
     "model", "total_stride", "metric", "n", "n_clusters", "mean", "std", "ci_low", "ci_high", "median",
     "top_tenth", "confidence_rho", "confidence_rho_ci_low", "confidence_rho_ci_high", "reason",
@@ -30,24 +30,25 @@ def summarize_stability(table: pd.DataFrame) -> pd.DataFrame:
         table: of one model or several.
 
     Returns:
-        Columns model, total_stride, metric (sis, logit_jitter, comb_contrast, changed: the share of
-        one-pixel shifts that change the prediction), n, n_clusters, mean, std, ci_low, ci_high, median,
-        top_tenth (share of the sum that the tenth of the clusters with the largest values has; NaN where
-        values may be negative), confidence_rho (Spearman's correlation with the confidence) and its interval,
-        reason (where there is no value).
+        Columns model, total_stride, metric (sis, sis_circular, logit_jitter, comb_contrast, changed: the
+        share of one-pixel shifts that change the prediction), n, n_clusters, mean, std, ci_low, ci_high,
+        median, top_tenth (share of the sum that the tenth of the clusters with the largest values has; NaN
+        where values may be negative), confidence_rho (Spearman's correlation with the confidence) and its
+        interval, reason (where there is no value).
 
     Raises:
         SpectralError: if it is no table of `measure_stability`.
 
     Example:
         >>> own = {"model": "net", "image": ["a", "b"], "cluster": ["a", "b"], "total_stride": "4x4"}
-        >>> own |= {"sis": [0.1, 0.3], "logit_jitter": 0.2, "comb_contrast": float("nan"), "n_shifts": 4}
-        >>> own |= {"n_changed": [0, 2], "confidence": [0.9, 0.5], "comb_contrast_reason": "comb=False"}
+        >>> own |= {"sis": [0.1, 0.3], "sis_circular": 0.1, "logit_jitter": 0.2, "n_shifts": 4}
+        >>> own |= {"n_changed": [0, 2], "confidence": [0.9, 0.5]}
+        >>> own |= {"comb_contrast": float("nan"), "comb_contrast_reason": "comb=False"}
         >>> found = summarize_stability(pd.DataFrame(own)).set_index("metric")
         >>> found.loc["sis", "mean"], found.loc["changed", "median"], found.loc["comb_contrast", "reason"]
         (np.float64(0.2), np.float64(0.25), 'comb=False')
     """
-    needed = ("model", "image", "cluster", "sis", "logit_jitter", "comb_contrast", "n_shifts")
+    needed = ("model", "image", "cluster", "sis", "sis_circular", "logit_jitter", "comb_contrast", "n_shifts")
     absent = [column for column in needed if column not in table.columns]
     if absent:
         raise SpectralError(

@@ -19,6 +19,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from spectral import stats
+from spectral.analysis import summarize_attribution, summarize_equivariance
 from spectral.columns import add_holm, bound
 from spectral.stability import (
     attribute_instability,
@@ -27,7 +28,6 @@ from spectral.stability import (
     summarize_stability,
 )
 from spectral.study.common import TAPS, Study
-from spectral.study.stability import summarize_attribution, summarize_equivariance
 
 RESAMPLES = 2000  # p can then survive the correction over all that the table shows
 MIN_REGRESSION_CLUSTERS = 20  # four for each of five folds
@@ -90,7 +90,7 @@ def correlate_layers(study: Study) -> pd.DataFrame:
 
 
 def summarize_families(study: Study) -> pd.DataFrame:
-    """SIS, logit jitter, comb contrast and changed predictions of each family: `summarize_stability`."""
+    """SIS and what stands beside it, of each family: `summarize_stability`."""
     frames = [
         summarize_stability(table).drop(columns="model").assign(model=study.names[family], family=family)
         for family, table in study.stability.items()

@@ -84,9 +84,9 @@ def overlay_profiles(study: Study) -> pd.DataFrame:
 
 
 def _describe_stability(table: pd.DataFrame) -> dict[str, Any]:
-    """What stands beside SIS, on fewer images: logit jitter and comb contrast."""
+    """What stands beside SIS, on fewer images: SIS with circular borders, logit jitter, comb contrast."""
     row: dict[str, Any] = {"n_stability": len(table)}
-    for name in ("logit_jitter", "comb_contrast"):
+    for name in ("sis_circular", "logit_jitter", "comb_contrast"):
         known = table[name].notna()
         if known.any():
             low, high = RANGES.get(name, (-np.inf, np.inf))

@@ -24,7 +24,7 @@ from contextlib import redirect_stdout
 from functools import cached_property, partial
 from itertools import pairwise, product
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, Literal
 
 import click
 import numpy as np
@@ -481,7 +481,7 @@ def correlate_networks(
         outcome = chosen[f"{attack}_{response.rpartition(' ')[2]}"]
         rows.append({
             "networks": group, "attack": attack, "response": response, "metric": metric, "level": level,
-            "n_networks": len(own), "n_alias_free": int(free.loc[own.index, (metric, level)].sum()),
+            "n_networks": len(own), "n_alias_free": int(free[metric, level][own.index].sum()),
             **_correlate(own, outcome, chosen, seed), "confounds": CONFOUNDS,
         })  # fmt: skip
     tested = ("spearman_p_holm", "partial_p_holm", "significance")
@@ -507,7 +507,7 @@ def tabulate_levels(sites: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return means, silent.eq(True)
 
 
-def _spread_levels(sites: pd.DataFrame, aggregate: str) -> pd.DataFrame:
+def _spread_levels(sites: pd.DataFrame, aggregate: Literal["mean", "all"]) -> pd.DataFrame:
     everywhere = pd.concat([sites, sites.assign(level=MEAN_LEVEL)])
     return everywhere.pivot_table(
         index="model", columns="level", values=list(FREE), aggfunc=aggregate, sort=False

@@ -122,7 +122,9 @@ class _Scores:
     """What one network says of the images."""
 
     def __init__(self, network: nn.Module, images: ImageSet, effort: Effort, progress: bool) -> None:
-        self.still = measure_stability(network, images, comb=False, progress=progress).set_index("image")
+        self.still = measure_stability(
+            network, images, comb=False, circular=False, progress=progress
+        ).set_index("image")
         pairs = measure_consistency(network, images, protocol="crop", pairs=effort.pairs, seed=effort.seed)
         self.consistency = pairs.groupby("image", sort=False)["agree"].mean()
         self.clusters = self.still["cluster"]

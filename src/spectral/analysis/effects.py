@@ -1,8 +1,7 @@
-"""What the stability measurements say: equivariance and attribution per site, with intervals and tests."""
+"""What moves with the image and what is to blame, site by site: means with intervals and tests."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,7 @@ import pandas as pd
 
 from spectral import stats
 from spectral.columns import add_holm, bound_flags, bound_summary, to_decibels
-from spectral.console import NOTHING, format_mean, format_rows
-from spectral.schema import BOUNDS, with_bounds
+from spectral.schema import with_bounds
 
 EQUIVARIANCE_COLUMNS = [
     "site", "op", "stride", "total_stride", "kind", "shifts", "n", "n_flat", "n_clusters", "psnr_db",
@@ -30,7 +28,6 @@ WORDS = ("site", "op", "stride", "total_stride", "kind", "method", "block", "rea
 AGREEING = 0.8  # share of predictions that must stay for an effect on SIS to be one on this network
 TESTS = ("p", "block_p", "last_out_p")
 FEW = 2  # what a test needs
-SMALLEST_P = 0.001  # that is written out
 
 
 def summarize_equivariance(table: pd.DataFrame) -> pd.DataFrame:
@@ -83,36 +80,6 @@ def summarize_attribution(table: pd.DataFrame) -> pd.DataFrame:
     corrected = {*(f"{name}_holm" for name in TESTS), "significance"}
     found = _finish(rows, [column for column in ATTRIBUTION_COLUMNS if column not in corrected])
     return add_holm(found, *TESTS)[ATTRIBUTION_COLUMNS]
-
-
-def format_attribution(table: pd.DataFrame) -> str:
-    """Write an attribution as text: a line per replaced site, then the reasons for the others."""
-    found = table[table["n"] > 0]
-    first = found.iloc[0]
-    lines = [
-        f"SIS of the network as it is: {first['sis_original']:.4g}; n = {first['n']} images of "
-        f"{first['n_clusters']} clusters (photographs), the units of the test",
-        "means ± half their 95 % intervals; last out: with all other sites altered already",
-        "",
-    ]
-    header = ["site", "op", "ΔSIS", "p (Holm)", "ΔSIS of its block", "ΔSIS last out", "agreement"]
-    if (found["n_labelled"] > 0).any():
-        header.append(f"Δaccuracy (n = {first['n_labelled']})")
-    lines.append(format_rows(header, [_format_row(row)[: len(header)] for row in found.to_dict("records")]))
-    for row in table[table["reason"] != ""].to_dict("records"):
-        what = "not altered" if row["n"] == 0 else "not tested"
-        lines.append(f"{what}: {row['site']} ({row['op']}): {row['reason']}")
-    return "\n".join(lines)
-
-
-def _format_row(row: Mapping[Hashable, Any]) -> list[str]:
-    p = row["p_holm"]
-    said = NOTHING if np.isnan(p) else "< 0.001" if p < SMALLEST_P else f"{p:.3f}"
-    means = [
-        format_mean(*(row[f"{name}{end}"] for end in BOUNDS))
-        for name in ("delta_sis", "delta_sis_block", "delta_sis_last_out", "agreement", "accuracy_change")
-    ]
-    return [row["site"], row["op"], means[0], f"{said} {row['significance']}".rstrip(), *means[1:]]
 
 
 def _describe_errors(loud: pd.DataFrame) -> dict[str, Any]:
