@@ -134,7 +134,8 @@ ALLOWED = {
     "lazy": {"table"},
     "wide": {"schema", "table"},
     "summary": {"lazy", "schema", "stats", "table", "wide"},
-    "store": {"arguments", "files", "schema", "table"},
+    "shards": {"files", "schema", "table"},
+    "store": {"arguments", "files", "lazy", "schema", "shards", "table"},
     "stability": {
         "arguments",
         "capture",
@@ -170,6 +171,7 @@ ALLOWED = {
         "instability",
         "interrupts",
         "identity",
+        "lazy",
         "metrics",
         "network",
         "ranks",

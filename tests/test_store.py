@@ -17,6 +17,7 @@ from typing import Any
 import command
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -29,7 +30,8 @@ from spectral.errors import SpectralError, SpectralWarning
 from spectral.files import claim, is_intact, replacing, seal, write_whole
 from spectral.measurement import measure
 from spectral.models.checkpoint import load_into, load_state, save_checkpoint
-from spectral.store import ShardStore
+from spectral.store import MOST_SMALL, ShardStore
+from spectral.table import Key, Origin, make_reasons, make_rows
 from spectral.training import STATE_NAME, LabelledImages, Recipe, train
 
 X = image(6, 3, 16, 16)
@@ -154,6 +156,113 @@ class TestParts:
         parts = table.attrs["provenance"]["parts"]
         assert [part["batch_size"] for part in parts] == [2, 3]
         assert spectral.read(folder).attrs["provenance"]["parts"] == parts
+
+
+class TestManyShards:
+    """Batch by batch on disk at once, and few files in the end."""
+
+    NET = Origin("net", "sha256:0", "tensor@0")
+    KEYS = (Key("sis"), Key("avr", "conv", 0, "conv", "2", "input"))
+
+    def append(self, store: ShardStore, batches: range) -> list[str]:
+        names = []
+        for number in batches:
+            ids = [f"{number:04d}-{i}" for i in range(3)]
+            rows = make_rows(self.NET, ids, ids, self.KEYS, np.random.default_rng(number).random((3, 2)))
+            reasons = {Key("", f"pool{number}"): "why"} if number % 50 == 7 else {}
+            store.append(pa.concat_tables([make_reasons(self.NET, reasons), rows]))
+            names += ids
+        return names
+
+    def list_images(self, table: pd.DataFrame) -> list[str]:
+        return [name for name in table["image"].unique() if name]
+
+    def test_every_row_is_there_once_in_few_files(self, tmp_path):
+        store = ShardStore(tmp_path, {"model": "net"})
+        names = self.append(store, range(200))
+        assert len(store.shards) <= 3 + MOST_SMALL
+        table = store.read()
+        assert self.list_images(table) == names
+        assert len(table) == 600 * 2 + 4
+        pd.testing.assert_frame_equal(pd.read_parquet(tmp_path), table, check_exact=True)
+        again = ShardStore(tmp_path, {"model": "net"})
+        assert again.finished_images() == set(names)
+        assert again.measured_sites() == {"", "conv"}
+        assert {key.site for key in again.reasons()} == {"pool7", "pool57", "pool107", "pool157"}
+
+    def test_what_several_short_runs_left_becomes_few(self, tmp_path):
+        names = []
+        for start in range(0, 150, 10):
+            store = ShardStore(tmp_path, {"model": "net"})
+            store.finished_images()
+            names += self.append(store, range(start, start + 10))
+        assert len(store.shards) <= 2 + MOST_SMALL
+        assert self.list_images(store.read()) == names
+
+    def test_a_merge_that_was_broken_off_is_finished(self, tmp_path):
+        before, after = tmp_path / "before", tmp_path / "after"
+        names = self.append(ShardStore(after, {"model": "net"}), range(MOST_SMALL - 1))
+        shutil.copytree(after, before)
+        store = ShardStore(after, {"model": "net"})
+        store.finished_images()
+        names += self.append(store, range(MOST_SMALL - 1, MOST_SMALL))
+        (merged,) = store.shards
+        expected = store.read()
+        for kept in (MOST_SMALL - 1, 5, 1):
+            folder = tmp_path / f"broken off with {kept}"
+            shutil.copytree(before, folder)
+            for path in sorted(folder.glob("shard-*"))[kept:]:
+                path.unlink()
+            shutil.copy(merged, folder / f"_{merged.name}")
+            assert not pd.read_parquet(folder).duplicated(["image", "metric", "site"]).any()
+            pd.testing.assert_frame_equal(spectral.read(folder), expected, check_exact=True)
+            again = ShardStore(folder, {"model": "net"})
+            assert again.finished_images() == set(names)
+            assert [path.name for path in again.shards] == [merged.name]
+            assert not (folder / f"_{merged.name}").exists()
+
+    @pytest.mark.slow
+    def test_a_killed_writer_loses_nothing_that_it_had_appended(self, tmp_path):
+        code = (
+            "import sys; from pathlib import Path; import numpy as np\n"
+            "from spectral.store import ShardStore; from spectral.table import Key, Origin, make_rows\n"
+            "store = ShardStore(Path(sys.argv[1]), {'model': 'net'})\n"
+            "store.finished_images(); begun = int(sys.argv[2])\n"
+            "for number in range(begun, begun + 10_000):\n"
+            "    names, one = [str(number)], np.ones((1, 1))\n"
+            "    store.append(make_rows(Origin('net', '', ''), names, names, [Key('sis')], one))\n"
+            "    print(number, flush=True)"
+        )
+        begun = 0
+        for lines in (70, 64, 1):
+            process = subprocess.Popen(
+                [sys.executable, "-c", code, str(tmp_path), str(begun)],
+                env=command.environment(), stdout=subprocess.PIPE,
+            )  # fmt: skip
+            assert process.stdout is not None
+            last = [int(process.stdout.readline()) for _ in range(lines)][-1]
+            process.kill()
+            process.communicate()
+            found = [int(image) for image in spectral.read(tmp_path)["image"]]
+            assert found == [*range(len(found))]
+            assert len(found) > last
+            begun = len(found)
+
+    def test_a_flipped_bit_of_a_merged_shard(self, tmp_path):
+        store = ShardStore(tmp_path, {"model": "net"})
+        self.append(store, range(MOST_SMALL))
+        (path,) = store.shards
+        whole = path.read_bytes()
+        for at in random.Random(0).sample(range(8 * len(whole)), 40):
+            damaged = bytearray(whole)
+            damaged[at // 8] ^= 1 << at % 8
+            path.write_bytes(bytes(damaged))
+            for ask in (
+                lambda: spectral.read(tmp_path),
+                lambda: ShardStore(tmp_path, {"model": "net"}).finished_images(),
+            ):
+                with pytest.raises(SpectralError, match=r"shard-000000\.parquet .*measure again"):
+                    ask()
 
 
 class TestSeal:

@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from spectral.table import to_frame
 
-EAGER_ROWS = 2**20
-"""So many rows and fewer are read at once: some 300 MB as a pandas table."""
+EAGER_ROWS = 2**18
+"""So many rows and fewer are read at once: some 100 MB as a pandas table."""
 
 
 class LazyTable(pd.DataFrame):

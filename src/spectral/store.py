@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import uuid
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from spectral.arguments import as_path
 from spectral.errors import SpectralError, SpectralWarning
-from spectral.files import SEAL, ensure_writable, is_intact, seal, write_whole
-from spectral.schema import RUN_FILE, SHARD, SITES_FILE
-from spectral.table import SCHEMA, Key, read_json, to_frame, write_json
+from spectral.files import ensure_writable
+from spectral.lazy import gather
+from spectral.schema import RUN_FILE, SITES_FILE
+from spectral.shards import (
+    NAME,
+    Shard,
+    finish_merges,
+    list_shards,
+    merge_shards,
+    open_shard,
+    read_shards,
+    write_shard,
+)
+from spectral.table import Key, read_json, write_json
+
+MOST_SMALL, MERGED_ROWS = 64, 2**18
+"""Shards of a batch each are merged when there are so many of them, or so many rows in them."""
+
+RETRIES = 3  # to read a folder whose writer merges shards meanwhile
 
 _EARLIER = ("run.json", "unmeasured.json")  # of folders whose rows have no clusters
 _LEFT_BEHIND = re.compile(r"_(shard-\d{6}|run|sites)\.partial")  # by a killed writer of an earlier version
-_SHARD = re.compile(r"shard-(?:(\w+)-)?(\d{6,})\.parquet")
-_FACTS = b"spectral"  # under what a shard keeps what it is
 
 
 class Network(Protocol):
@@ -39,30 +50,14 @@ class Network(Protocol):
         """Say what is different from a network that was described before."""
 
 
-@dataclass(frozen=True)
-class Shard:
-    """A verified shard, and what it says of itself.
-
-    Attributes:
-        path: where it is.
-        images: the images whose rows it has, in their order.
-        table: its rows.
-        cut: whether rows at its end are missing; it is as it was written otherwise.
-    """
-
-    path: Path
-    images: list[str]
-    table: pa.Table
-    cut: bool = False
-
-
 class ShardStore:
     """A folder of Parquet shards that belongs to one configuration and can be continued after a kill.
 
     Every shard has the same columns, so pandas and pyarrow read the folder as one table; other files begin
     with ``_``, which both pass over. Each shard carries the id of the run, its number, the images that it is
-    of and a digest of all of it: one that is damaged, altered, doubled or of another run is refused. Whoever
-    writes must have claimed the folder (`spectral.files.claim`).
+    of and a digest of all of it: one that is damaged, altered, doubled or of another run is refused. What was
+    appended is on disk at once, in a shard of its own; many of these become one, so that there are few of
+    however many images. Whoever writes must have claimed the folder (`spectral.files.claim`).
 
     Args:
         folder: created if it doesn't exist.
@@ -73,7 +68,6 @@ class ShardStore:
     Attributes:
         run: the id of the run.
         parts: the circumstances under which it was measured so far.
-        written: names of the shards that this writer has written.
 
     Raises:
         SpectralError: if the folder can't be written, or holds measurements of another configuration or
@@ -94,12 +88,16 @@ class ShardStore:
         for path in self.folder.iterdir():
             if _LEFT_BEHIND.fullmatch(path.name):
                 path.unlink(missing_ok=True)
+        finish_merges(self.folder, self.run)
         self._begin("")
 
     def _begin(self, writer: str) -> None:
         self._writer = writer
-        self._seen: dict[tuple[Path, int, int], _Contents] = {}
-        self.written: list[str] = []
+        self._contents: _Contents | None = None
+        self._small_known = False
+        self._next = 1 + max(map(_number, self._list_own()), default=-1)
+        # Not the number of shards: someone may have deleted a damaged one.
+        self._small: list[_Small] = []
 
     @property
     def invitation(self) -> dict[str, Any]:
@@ -125,66 +123,76 @@ class ShardStore:
         """Finished shards in the order written."""
         return list_shards(self.folder)
 
+    @property
+    def written(self) -> list[str]:
+        """Names of the shards of this writer."""
+        return [path.name for path in self._list_own()]
+
     def finished_images(self) -> set[str]:
         """Ids of the images whose rows are on disk."""
-        return {image for contents in self._look() for image in contents.images}
+        return set(self._look().images)
 
     def reasons(self) -> dict[Key, str]:
         """What the runs so far could not measure."""
-        found: dict[Key, str] = {}
-        for contents in self._look():
-            for key, reason in contents.reasons.items():
-                found.setdefault(key, reason)
-        return found
+        return dict(self._look().reasons)
 
     def measured_sites(self) -> set[str]:
         """Names of the sites that have values."""
-        return {site for contents in self._look() for site in contents.sites}
+        return set(self._look().sites)
 
     def append(self, rows: pa.Table) -> None:
         """Write one shard: all of it or nothing."""
-        own = [int(found[2]) for path in self.shards
-               if (found := _SHARD.fullmatch(path.name)) and (found[1] or "") == self._writer]  # fmt: skip
-        # Not the number of shards: someone may have deleted a damaged one.
-        number = max(own, default=-1) + 1
-        facts = {"run": self.run, "writer": self._writer, "number": number, "part": len(self.parts) - 1,
-                 "rows": rows.num_rows, "images": _list_images(rows), "seal": SEAL}  # fmt: skip
-        text = json.dumps(facts, ensure_ascii=False).encode("utf-8", "backslashreplace")
-        rows = rows.cast(SCHEMA).replace_schema_metadata({_FACTS: text})
-        content = pa.BufferOutputStream()  # in memory: Arrow takes no path that isn't UTF-8
-        pq.write_table(rows, content, compression="zstd", write_page_checksum=True)
-        name = _name_shard(facts)
-        write_whole(self.folder / name, seal(content.getvalue().to_pybytes()))
-        self.written.append(name)
+        path = write_shard(self.folder, self._describe(self._next), rows)
+        self._next += 1
+        self._contents, self._small_known = None, True
+        self._small.append(_Small(path, rows.num_rows, rows))
+        while len(self._small) >= MOST_SMALL or sum(shard.size for shard in self._small) >= MERGED_ROWS:
+            self._merge()
 
     def read(self) -> pd.DataFrame:
         """Read everything that is on disk."""
-        return to_frame(shard.table for shard in read_shards(self.folder, self.run))
+        return _read_rows(self.folder, self.run)
 
     def note_sites(self, sites: Sequence[Mapping[str, Any]]) -> None:
         """Write down what is known of each site."""
         write_json({"run": self.run, "sites": list(sites)}, self.folder / SITES_FILE, sealed=True)
 
-    def _look(self) -> list[_Contents]:
-        """Read what is new since the last look; a shard that was cut is removed, to be measured again."""
-        found = {}
-        for path in self.shards:
-            state = path.stat()
-            key = path, state.st_mtime_ns, state.st_size
-            if key not in self._seen:
-                shard = read_shard(path, self.run)
+    def _describe(self, number: int) -> dict[str, Any]:
+        return {"run": self.run, "writer": self._writer, "number": number, "part": len(self.parts) - 1}
+
+    def _list_own(self) -> list[Path]:
+        return [path for path in self.shards
+                if (found := NAME.fullmatch(path.name)) and (found[1] or "") == self._writer]  # fmt: skip
+
+    def _merge(self) -> None:
+        """Put one shard in the place of the first small ones that this writer has written."""
+        group, self._small = self._small[:MOST_SMALL], self._small[MOST_SMALL:]
+        group = [shard for shard in group if shard.path.exists()]  # someone may have deleted a damaged one
+        if len(group) > 1:
+            tables = [open_shard(shard.path, self.run).read() if shard.rows is None else shard.rows
+                      for shard in group]  # fmt: skip
+            rows = pa.concat_tables(tables, promote_options="permissive")
+            paths = [shard.path for shard in group]
+            merge_shards(self.folder, self._describe(_number(paths[0])), paths, rows)
+
+    def _look(self) -> _Contents:
+        """Find out what is there; a shard that was cut is removed, to be measured again."""
+        if self._contents is None:
+            found, own = _Contents(), self._list_own()
+            for shard in read_shards(self.folder, self.run):
                 if shard.cut:
-                    path.unlink()
+                    shard.path.unlink()
                     warnings.warn(
-                        f"{path} has only a part of its rows; its images are measured again",
+                        f"{shard.path} has only a part of its rows; its images are measured again",
                         SpectralWarning,
                         stacklevel=5,
                     )
-                    continue
-                self._seen[key] = _Contents.of(shard)
-            found[path] = self._seen[key]
-        _refuse_doubled({path: contents.images for path, contents in found.items()})
-        return list(found.values())
+                else:
+                    found.add(shard)
+                    if not self._small_known and shard.merged is None and shard.path in own:
+                        self._small.append(_Small(shard.path, shard.rows))
+            self._contents, self._small_known = found, True
+        return self._contents
 
     def _claim(
         self, config: dict[str, Any], provenance: dict[str, Any], network: Network | None
@@ -215,24 +223,26 @@ class ShardStore:
             )
 
 
-@dataclass(frozen=True)
+class _Small(NamedTuple):
+    """A shard of one batch, which is to be merged with others; its rows where they are at hand."""
+
+    path: Path
+    size: int
+    rows: pa.Table | None = None
+
+
+@dataclass
 class _Contents:
-    """What a run that is continued has to know of a shard."""
+    """What a run that is continued has to know of its shards."""
 
-    images: list[str]
-    reasons: dict[Key, str]
-    sites: set[str]
+    images: list[str] = field(default_factory=list)
+    reasons: dict[Key, str] = field(default_factory=dict)
+    sites: set[str] = field(default_factory=set)
 
-    @classmethod
-    def of(cls, shard: Shard) -> _Contents:
-        table = shard.table
-        rest = table.filter(pc.not_equal(table["reason"], "")).select([*Key._fields, "reason"]).to_pylist()
-        reasons: dict[Key, str] = {}
-        for row in rest:
-            reason = row.pop("reason")
-            reasons.setdefault(Key(**row), reason)
-        measured = table.filter(pc.equal(table["reason"], ""))["site"]
-        return cls(shard.images, reasons, set(pc.unique(measured).to_pylist()))
+    def add(self, shard: Shard) -> None:
+        self.images += shard.images
+        self.reasons = {**shard.reasons, **self.reasons}
+        self.sites.update(shard.sites)
 
 
 def find_difference(
@@ -289,14 +299,7 @@ def read(folder: str | Path) -> pd.DataFrame:
     if not (path / RUN_FILE).exists():
         raise SpectralError(f"{folder} holds no measurements; pass the folder that measure(…, out=…) wrote")
     record = read_run(path)
-    shards = list(read_shards(path, record["run"]))
-    cut = next((shard.path for shard in shards if shard.cut), None)
-    if cut is not None:
-        raise SpectralError(
-            f"{cut} has only a part of its rows; continue the run, measure(…, out=…), which measures its "
-            f"images again"
-        )
-    table = to_frame(shard.table for shard in shards)
+    table = _read_rows(path, record["run"])
     table.attrs["provenance"] = list_provenance(record["provenance"], record["parts"])
     table.attrs["sites"] = _read_sites(path, record["run"])
     return table
@@ -321,74 +324,36 @@ def read_run(folder: Path) -> dict[str, Any]:
     return record
 
 
-def list_shards(folder: Path) -> list[Path]:
-    """Finished shards of a folder in the order written."""
-    return sorted(folder.glob(SHARD.replace("{}{:06d}", "*")))
-
-
-def read_shards(folder: Path, run: str) -> Iterable[Shard]:
-    """Read all shards of a run, one after the other.
+def _read_rows(folder: Path, run: str) -> pd.DataFrame:
+    """Verify all shards; read their rows now where they are few, and when they are looked at where many.
 
     Raises:
-        SpectralError: if one is damaged or doesn't belong there.
+        SpectralError: if one is damaged or cut, or doesn't belong there.
     """
-    images = {}
-    for path in list_shards(folder):
-        shard = read_shard(path, run)
-        images[path] = shard.images
-        _refuse_doubled(images)
-        yield shard
+    for _ in range(RETRIES):
+        try:
+            return _gather_rows(folder, run)
+        except SpectralError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+    return _gather_rows(folder, run)
 
 
-def read_shard(path: Path, run: str) -> Shard:
-    """Read a shard and make sure that it is what a run wrote there.
-
-    Raises:
-        SpectralError: if it is damaged or altered, or belongs to another run or place.
-    """
-    try:
-        data = path.read_bytes()
-        file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
-        facts = json.loads((file.metadata.metadata or {}).get(_FACTS, b"null"))
-        table = file.read()
-    except (OSError, pa.ArrowException, ValueError, RecursionError) as error:
-        why = next(iter(str(error).splitlines()), type(error).__name__)
-        raise SpectralError(f"{path} is damaged ({why}); delete it and measure again") from error
-    way_out = "delete it and measure again"
-    if not isinstance(facts, dict) or not {"run", "number", "rows", "images"} <= set(facts):
-        raise SpectralError(f"{path} wasn't written by this run, or rewritten by something else; {way_out}")
-    if facts["run"] != run:
-        raise SpectralError(f"{path} belongs to another run; {way_out}")
-    if path.name != _name_shard(facts):
-        raise SpectralError(f"{path} is a copy of {_name_shard(facts)}; {way_out}")
-    if table.column_names != SCHEMA.names:
-        raise SpectralError(f"{path} has other columns than were written; {way_out}")
-    table = table.replace_schema_metadata(None).cast(SCHEMA)
-    if not is_intact(data):
-        if table.num_rows < facts["rows"] and set(_list_images(table)) <= set(facts["images"]):
-            return Shard(path, list(facts["images"]), table, cut=True)
-        raise SpectralError(f"{path} isn't what was written; {way_out}")
-    return Shard(path, list(facts["images"]), table)
+def _gather_rows(folder: Path, run: str) -> pd.DataFrame:
+    rows = images = 0
+    for shard in read_shards(folder, run):
+        if shard.cut:
+            raise SpectralError(
+                f"{shard.path} has only a part of its rows; continue the run, measure(…, out=…), which "
+                f"measures its images again"
+            )
+        rows, images = rows + shard.rows, images + len(shard.images)
+    return gather(lambda: (shard.read() for shard in read_shards(folder, run)), rows, images)
 
 
-def _list_images(rows: pa.Table) -> list[str]:
-    return [image for image in pc.unique(rows["image"]).to_pylist() if image]
-
-
-def _name_shard(facts: Mapping[str, Any]) -> str:
-    writer = facts.get("writer", "")
-    return SHARD.format(f"{writer}-" if writer else "", facts["number"])
-
-
-def _refuse_doubled(images: Mapping[Path, Sequence[str]]) -> None:
-    owners: dict[str, Path] = {}
-    for path, own in images.items():
-        for image in own:
-            if image in owners:
-                raise SpectralError(
-                    f"{path} has image {image!r} again, which {owners[image].name} has; delete one of the two"
-                )
-            owners[image] = path
+def _number(path: Path) -> int:
+    found = NAME.fullmatch(path.name)
+    return int(found[2]) if found else 0
 
 
 def _read_sites(folder: Path, run: str) -> list[dict[str, Any]]:

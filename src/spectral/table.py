@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 import spectral
 from spectral.errors import SpectralError
@@ -97,6 +98,35 @@ def make_reasons(origin: Origin, reasons: Mapping[Key, str]) -> pa.Table:
         for key, reason in reasons.items()
     ]
     return pa.Table.from_pylist(rows, SCHEMA).cast(_COMPACT)
+
+
+def as_codes(rows: pa.Table) -> pa.Table:
+    """Return tidy rows with text as codes of its few different words.
+
+    Example:
+        >>> as_codes(SCHEMA.empty_table()).schema.field("site").type
+        DictionaryType(dictionary<values=string, indices=int32, ordered=0>)
+    """
+    return rows.cast(_COMPACT).unify_dictionaries()
+
+
+def split_reasons(rows: pa.Table) -> tuple[pa.Table, dict[Key, str]]:
+    """Take tidy rows apart: those with values, and the reasons by what they are of.
+
+    Example:
+        >>> rows = make_reasons(Origin("net", "", ""), {Key("sis"): "no scores"})
+        >>> measured, reasons = split_reasons(rows)
+        >>> len(measured), list(reasons.values())
+        (0, ['no scores'])
+    """
+    if all(word == "" for word in pc.unique(rows["reason"]).to_pylist()):
+        return rows, {}
+    found: dict[Key, str] = {}
+    known = pc.equal(rows["reason"], "")
+    for row in rows.filter(pc.invert(known)).select([*Key._fields, "reason"]).to_pylist():
+        reason = row.pop("reason")
+        found.setdefault(Key(**row), reason)
+    return rows.filter(known), found
 
 
 def to_frame(tables: Iterable[pa.Table]) -> pd.DataFrame:

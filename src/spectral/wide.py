@@ -11,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from spectral.errors import SpectralError
 from spectral.schema import PLACE
-from spectral.table import Key, Origin
+from spectral.table import Key, Origin, split_reasons
 
 Vector = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.int64]
@@ -128,30 +127,15 @@ def split_tables(tables: Iterable[pa.Table], count: int, in_memory: int = IN_MEM
     done = 0
     for table in tables:
         origin = origin or {name: table[name][0].as_py() for name in Origin._fields if len(table)}
-        for key, reason in list_reasons(table).items():
+        rows, reasons = split_reasons(table)
+        for key, reason in reasons.items():
             facts = {**(origin or {}), **key._asdict()}
             metric = facts.pop("metric")
             unmeasured.setdefault((key, reason), Unmeasured(facts, metric, reason))
-        rows = table.filter(pc.equal(table["reason"], "")).combine_chunks()
         if len(rows):
-            done += _take_in(rows, columns, clusters, done)
+            done += _take_in(rows.unify_dictionaries().combine_chunks(), columns, clusters, done)
     known = origin or {}
     return Columns(_list_places(known, columns, _number(clusters[:done]), done), list(unmeasured.values()))
-
-
-def list_reasons(table: pa.Table) -> dict[Key, str]:
-    """Return the reasons among tidy rows, by what they are of.
-
-    Example:
-        >>> from spectral.table import make_reasons
-        >>> list(list_reasons(make_reasons(Origin("net", "", ""), {Key("sis"): "no scores"})).values())
-        ['no scores']
-    """
-    found: dict[Key, str] = {}
-    for row in table.filter(pc.not_equal(table["reason"], "")).select([*_FIELDS, "reason"]).to_pylist():
-        reason = row.pop("reason")
-        found.setdefault(Key(**row), reason)
-    return found
 
 
 class _Scratch:

@@ -15,12 +15,12 @@ import torch
 from tqdm import tqdm
 
 from spectral.errors import SpectralError
+from spectral.lazy import gather
 from spectral.measurement.description import describe_sites
 from spectral.measurement.run import Run
 from spectral.network import undisturbed
 from spectral.ranks import Ranks, hold
 from spectral.store import ShardStore, find_difference, list_provenance
-from spectral.table import to_frame
 
 _VISIBLE = 120.0  # seconds within which a file that one host has written must show on another
 
@@ -145,7 +145,8 @@ class _Job:
     def _collect(self) -> pd.DataFrame:
         """Return the rows of all ranks."""
         if self.store is None:
-            return to_frame([rows for part in self.ranks.exchange(self.kept) for rows in part])
+            tables = [rows for part in self.ranks.exchange(self.kept) for rows in part]
+            return gather(lambda: tables, sum(map(len, tables)), len(self.run.images))
         written = [name for names in self.ranks.exchange(self.store.written) for name in names]
         with self.ranks.agreeing():
             _await_files([self.store.folder / name for name in written])
