@@ -65,6 +65,14 @@ ALLOWED = {
         "stability",
         "stats",
     },
+    "imaging": {
+        "arguments",
+        "causes",
+        "intake",
+        "measurement",
+        "network",
+        "tracker",
+    },
     "causes": {
         "arguments",
         "axes",

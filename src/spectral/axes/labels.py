@@ -104,6 +104,26 @@ def joined(factors: tuple[Factor, ...], before: int, after: int) -> Factor:
     return Factor(JOINED, before + extent_of(factors) + after, parts=factors, before=before)
 
 
+def find_step(axis: Axis) -> tuple[str, Step] | None:
+    """Tell of which image axis an axis has samples, and how far apart its entries are.
+
+    Entries that a view has put between samples, copies or channels, are samples of a finer lattice. None
+    where several image axes, or what isn't between the samples, are joined in it.
+
+    Example:
+        >>> repeated = Axis((Factor("h", 16, 4), Factor("?", 2)))
+        >>> find_step(repeated), find_step(Axis((Factor("c", 8), Factor("h", 16, 4))))
+        (('h', 2), None)
+    """
+    image = [f for f in axis.factors if f.kind in IMAGE_AXES and not f.folded and not f.spectrum]
+    if not image or axis.factors[0] is not image[0] or len({f.kind for f in image}) > 1:
+        return None
+    if any(f.kind in (BATCH, MIXED, JOINED) for f in axis.factors):
+        return None
+    span = max(f.step * f.extent for f in image)
+    return image[0].kind, exact(Fraction(span) / axis.extent)
+
+
 def unknown(shape: Sequence[int]) -> Labels:
     """Return labels that say nothing."""
     return tuple(single(LOST, n) for n in shape)

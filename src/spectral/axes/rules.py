@@ -294,9 +294,21 @@ def _pixel_unshuffle(call: Call) -> list[Labels]:
 
 def _pixel_shuffle(call: Call) -> list[Labels]:
     """Channels become places between those that there are: a finer lattice."""
-    labels, r, y = call.labels(call.a["self"]), int(call.a["upscale_factor"]), call.outputs[0]
-    image = [resample(axis, n, Fraction(1, r)) for axis, n in zip(labels[-2:], y.shape[-2:], strict=True)]
-    return [(*labels[:-3], single(CHANNEL, y.shape[-3]), *image)]
+    x, y = call.a["self"], call.outputs[0]
+    return [(*call.labels(x)[:-3], single(CHANNEL, y.shape[-3]), *_make_finer(call, x, y))]
+
+
+def _unpool(call: Call) -> list[Labels]:
+    """Samples are put between others that are 0."""
+    x, y = call.a["self"], call.outputs[0]
+    axes = _make_finer(call, x, y)
+    return [(*call.labels(x)[: -len(axes)], *axes)]
+
+
+def _make_finer(call: Call, x: Tensor, y: Tensor) -> list[Axis]:
+    """Return the last two axes of a map as those of a finer one over the same extent."""
+    sizes = zip(call.labels(x)[-2:], x.shape[-2:], y.shape[-2:], strict=True)
+    return [resample(axis, n, Fraction(m, n)) for axis, m, n in sizes]
 
 
 def _pad(call: Call) -> list[Labels]:
@@ -638,6 +650,7 @@ _RULES: dict[str, Rule] = {
     "col2im": _fold,
     "pixel_unshuffle": _pixel_unshuffle,
     "pixel_shuffle": _pixel_shuffle,
+    "max_unpool2d": _unpool,
     **dict.fromkeys(("constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d",
                      "replication_pad1d", "replication_pad2d", "replication_pad3d"), _pad),
     "as_strided": _as_strided,

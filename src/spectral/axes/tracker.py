@@ -30,6 +30,7 @@ from spectral.axes.labels import (
     cut,
     exact,
     extent_of,
+    find_step,
     resample,
     single,
     unknown,
@@ -373,8 +374,10 @@ class AxisTracker:
             return
         for other in list(self._fixed):
             if memory_of(other) == memory_of(target) and other.ndim == source.ndim:
-                axes = zip(self.labels(source), other.shape, strict=True)
-                self._label(other, tuple(resample(axis, n, 1) if axis.only else axis for axis, n in axes))
+                # Where every s-th entry is filled, entries lie s times closer than the samples.
+                steps = [_ratio(own, wide) for own, wide in zip(other.stride(), target.stride(), strict=True)]
+                axes = zip(self.labels(source), other.shape, steps, strict=True)
+                self._label(other, tuple(resample(axis, n, s) if axis.only else axis for axis, n, s in axes))
 
     def _through_lattice(
         self,
@@ -393,15 +396,14 @@ class AxisTracker:
         for position in range(count):
             old, n = labels[x.ndim - count + position], after[position]
             only = old.only
+            ratio = _ratio(before[position], n) if not stride or not any(stride) else stride[position - count]
             if n == before[position] and all(f.spatial for f in old) and old.joined is None:
                 axes.append(old)
             elif only is not None and only.kind in trusted:
-                step = (
-                    _ratio(before[position], n) if not stride or not any(stride) else stride[position - count]
-                )
-                axes.append(Axis((replace(only, extent=n, step=exact(only.step * step)),)))
+                axes.append(Axis((replace(only, extent=n, step=exact(only.step * ratio)),)))
             else:
-                axes.append(single(IMAGE_AXES[3 - count + position], n))
+                kind, apart = find_step(old) or (IMAGE_AXES[3 - count + position], None)
+                axes.append(single(kind, n, 1 if apart is None else exact(apart * ratio)))
         leading = list(labels[: x.ndim - count])
         if len(leading) != result.ndim - count:
             leading = list(unknown(result.shape[: result.ndim - count]))

@@ -2,6 +2,7 @@
 
 from spectral.causes.cause import SOURCES, Cause, Source, Where, check_sources, choose_causes
 from spectral.causes.ideal import Idealized, Plans, check_factor, find_causes, idealize
+from spectral.causes.upsampling import Upsampling, find_upsampling
 
 __all__ = [
     "SOURCES",
@@ -9,10 +10,12 @@ __all__ = [
     "Idealized",
     "Plans",
     "Source",
+    "Upsampling",
     "Where",
     "check_factor",
     "check_sources",
     "choose_causes",
     "find_causes",
+    "find_upsampling",
     "idealize",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -83,7 +84,7 @@ class _Planner:
         """Read every call."""
         read = [(call, *self._read(call)) for call in self._watcher.calls]
         kept = [(call, handler, causes) for call, handler, causes in read if handler or causes]
-        self._names = self._name([call for call, _, _ in kept])
+        self._names = name_calls([call for call, _, _ in kept], self._watcher.called)
         plan = Plan()
         for call, handler, causes in kept:
             named = [cause if cause.name else replace(cause, name=self._names[call.key]) for cause in causes]
@@ -232,22 +233,28 @@ class _Planner:
         cause = Cause("nonlinearity", "", call.name, reason)
         return (None if reason else "pointwise"), [cause]
 
-    def _name(self, calls: list[FunctionCall]) -> dict[Key, str]:
-        """Name calls by their modules, with the function where a module has several, and its call."""
-        own: dict[tuple[str, int], list[FunctionCall]] = defaultdict(list)
-        for call in calls:
-            own[call.key[:2]].append(call)
-        names = {}
-        for (path, number), group in own.items():
-            seen: Counter[str] = Counter()
-            for call in group:
-                name = path
-                if len(group) > 1 or not call.alone:
-                    function = call.name.strip("_")
-                    name += f":{function}{seen[function]}"
-                    seen[function] += 1
-                names[call.key] = name + (f"@{number}" if self._watcher.called[path] > 1 else "")
-        return names
+
+def name_calls(calls: Iterable[FunctionCall], called: Mapping[str, int]) -> dict[Key, str]:
+    """Name calls by their modules, with the function where a module has several, and its call.
+
+    Args:
+        calls: in the order in which they run.
+        called: how often each module runs.
+    """
+    own: dict[tuple[str, int], list[FunctionCall]] = defaultdict(list)
+    for call in calls:
+        own[call.key[:2]].append(call)
+    names = {}
+    for (path, number), group in own.items():
+        seen: Counter[str] = Counter()
+        for call in group:
+            name = path
+            if len(group) > 1 or not call.alone:
+                function = call.name.strip("_")
+                name += f":{function}{seen[function]}"
+                seen[function] += 1
+            names[call.key] = name + (f"@{number}" if called[path] > 1 else "")
+    return names
 
 
 def _is_even(call: FunctionCall, kinds: list[str]) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
 
-from spectral.axes import ATTENTION, IMAGE_AXES, JOINS, PRODUCTS, Call, Labels, all_factors, operator_name
+from spectral.axes import ATTENTION, IMAGE_AXES, JOINS, PRODUCTS, Call, Labels, find_step, operator_name
 from spectral.axes.rules import find_factors
 from spectral.numerics.finer import Axes
 from spectral.operators import find_sliding
@@ -175,8 +176,32 @@ def _extent(x: Tensor, y: Tensor, axis: int) -> int:
     return x.shape[own] if own >= 0 else 1
 
 
-def find_finer(call: Call) -> bool:
-    """Whether an operator makes a map's lattice finer."""
-    before = {f.kind: f.step for x in call.inputs if call.known(x) for f in all_factors(call.labels(x))}
-    after = {f.kind: f.step for y in call.outputs for f in all_factors(call.labels(y))}
-    return any(after[kind] < before[kind] for kind in IMAGE_AXES if kind in before and kind in after)
+def find_finer(call: Call) -> dict[int, Fraction]:
+    """Tell along which axes of its first output an operator makes a map's lattice finer, and how much.
+
+    What puts samples between others says so by its sizes; of views, joins and transforms the steps tell.
+    """
+    if not call.outputs or call.outputs[0].ndim < 3:
+        return {}
+    x, y = call.source, call.outputs[0]
+    name = operator_name(call.func)
+    if name == "convolution" and call.a["transposed"]:
+        ratios = [Fraction(int(stride)) for stride in call.a["stride"]]
+        return {y.ndim - len(ratios) + i: ratio for i, ratio in enumerate(ratios) if ratio > 1}
+    if name == "col2im":
+        return {y.ndim - 2 + i: Fraction(step) for i, step in enumerate(call.a["stride"]) if step > 1}
+    if name.startswith(("upsample_", "_upsample_", "max_unpool", "pixel_shuffle")):
+        first = 1 if y.ndim == 3 and name.startswith("max_unpool") else 2
+        sizes = zip(x.shape[first - y.ndim + x.ndim :], y.shape[first:], strict=True)
+        return {first + i: Fraction(n, m) for i, (m, n) in enumerate(sizes) if n > m}
+    before: dict[str, Fraction] = {}
+    for own in (call.labels(x) for x in call.inputs if call.known(x)):
+        for kind, step in filter(None, map(find_step, own)):
+            before[kind] = min(before.get(kind, Fraction(step)), Fraction(step))
+    found = [find_step(axis) for axis in call.labels(y)]
+    if y.ndim < len({one[0] for one in found if one}) + 2:
+        return {}  # places of other channels stand between the samples: rows of tokens
+    return {
+        axis: before[one[0]] / one[1] for axis, one in enumerate(found)
+        if one and y.shape[axis] > 1 and before.get(one[0], Fraction(0)) > one[1]
+    }  # fmt: skip

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from spectral.axes import AxisTracker, operator_name
+from spectral.axes import AxisTracker, find_step, operator_name
 from spectral.causes.rules import Finding, find_finer, judge, read_axes
 from spectral.discovery.record import is_image, keeps_lattice, knows_dense_map
 from spectral.numerics.finer import Axes
@@ -41,7 +42,7 @@ class FunctionCall:
         before: shapes of the tensors that entered.
         findings: what its operators do to shift equivariance.
         sites: keys of the sites that it runs.
-        finer: whether the lattice is finer behind it.
+        finer: along which axes of what it returned first the lattice is finer, and how much.
         written: which of the tensors that entered it returns, written to; None if none.
         writes: whether it writes into what it was given.
         wrapped: by how much its first tensor was padded circularly, by axis.
@@ -58,7 +59,7 @@ class FunctionCall:
     sizes: list[tuple[int, ...]] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     sites: list[tuple[str, int, str, int]] = field(default_factory=list)
-    finer: bool = False
+    finer: dict[int, Fraction] = field(default_factory=dict)
     written: int | None = None
     writes: bool = False
     wrapped: Mapping[int, int] = field(default_factory=dict)
@@ -163,6 +164,9 @@ class Watcher(Scope):
         finally:
             self._running = None
         made = _tensors_of(out)
+        if call.name == "__setitem__" and len(given) > 1:
+            made = [given[0]]
+            call.finer = self._find_filled(given[0], given[-1])
         call.leaving, call.sizes = [self._read(y) for y in made], [tuple(y.shape) for y in made]
         call.written = next((i for i, x in enumerate(given) if made and made[0] is x and call.writes), None)
         for y in made:
@@ -170,9 +174,20 @@ class Watcher(Scope):
         if call.name == "pad" and find_padding_mode(args, kwargs) == "circular":
             sizes = zip(call.sizes[0], call.before[0], strict=True)
             self._wrapped[made[0]] = {axis: n - m for axis, (n, m) in enumerate(sizes)}
-        if call.is_on_map and not self._own and not _is_choosing(key):
+        if (call.is_on_map or call.finer) and not self._own and not _is_choosing(key):
             self.calls.append(call)
         return out
+
+    def _find_filled(self, target: Tensor, source: Tensor) -> dict[int, Fraction]:
+        """Tell along which axes a tensor is finer than what was written to every s-th entry of it."""
+        if target.ndim != source.ndim or not self._axes.comes_from_image(source):
+            return {}
+        pairs = zip(self._axes.labels(target), self._axes.labels(source), strict=True)
+        steps = [(find_step(own), find_step(other)) for own, other in pairs]
+        return {
+            axis: Fraction(other[1]) / own[1] for axis, (own, other) in enumerate(steps)
+            if own and other and own[0] == other[0] and own[1] < other[1]
+        }  # fmt: skip
 
     def _read(self, x: Tensor) -> Axes | None:
         """Tell the image axes of a tensor; what the image has no part in is no map."""
@@ -222,7 +237,7 @@ class Watcher(Scope):
         choosing = self._running is not None and _is_choosing(self._running.key)
         finding = None if self._own or choosing else judge(call)
         if running is not None:
-            running.finer |= find_finer(call)
+            running.finer |= find_finer(call) if call.outputs else {}
             if finding is not None:
                 running.findings.append(finding)
         elif finding is not None and finding.nonlinear:
