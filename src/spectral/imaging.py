@@ -204,7 +204,8 @@ def _write_identity(
     if place.op == "pixel_shuffle" and len(set(steps)) == 1:
         return F.pixel_unshuffle(y, steps[0]), x
     if place.op == "resize" and _read_mode(args, kwargs) == "nearest":
-        return y[(..., *(slice(None, None, step) for step in steps))], x
+        kept: tuple[Any, ...] = (..., *(slice(None, None, step) for step in steps))
+        return y[kept], x
     return None
 
 
@@ -218,7 +219,8 @@ def _convolve_zeros(x: Tensor, steps: Sequence[int], args: Any, kwargs: Mapping[
     sizes = [(n - 1) * s + 1 + m for n, s, m in zip(x.shape[-rank:], steps, more, strict=True)]
     between = x.new_zeros(*x.shape[: x.ndim - rank], *sizes)
     ends = [(n - 1) * s + 1 for n, s in zip(x.shape[-rank:], steps, strict=True)]
-    between[(..., *(slice(0, end, s) for end, s in zip(ends, steps, strict=True)))] = x
+    filled: tuple[Any, ...] = (..., *(slice(0, end, s) for end, s in zip(ends, steps, strict=True)))
+    between[filled] = x
     run = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[rank - 1]
     made: Tensor = run(
         between, a["weight"], a.get("bias"), 1, a.get("padding") or 0, 0, a.get("groups") or 1,
