@@ -190,6 +190,21 @@ class TestPlacement:
         close(outputs(smooth, x), net[3](BlurPool2d(4)(act(net[1](dense)))))
         assert placements(smooth) == {"0": "behind 2"}
 
+    @pytest.mark.parametrize("inplace", [False, True])
+    @pytest.mark.parametrize(
+        "kind",
+        [nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.SiLU, nn.Mish, nn.ELU, nn.CELU,
+         nn.SELU, nn.LeakyReLU],
+    )  # fmt: skip
+    def test_whatever_torch_marks_its_operators_as(self, kind: type[nn.Module], inplace: bool) -> None:
+        """Marks differ between versions and between an operator and the same in place."""
+        net = stem()
+        net[2] = kind(inplace=inplace)
+        assert placements(convert(net, "flc", example=32)) == {"0": "behind 2"}
+        (site,) = find_sites(net, 32)
+        assert site.chain is not None
+        assert len(site.chain.operators) == 2
+
     def test_behind_the_operator_when_asked(self) -> None:
         net, x = stem(), image(2, 3, 17, 20)
         smooth = convert(net, "flc", placement="behind", example=32)

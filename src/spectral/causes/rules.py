@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-import torch
 from torch import Tensor
 
 from spectral.axes import ATTENTION, IMAGE_AXES, JOINS, PRODUCTS, Call, Labels, find_step, operator_name
 from spectral.axes.rules import find_factors
 from spectral.numerics.finer import Axes
-from spectral.operators import find_sliding
+from spectral.operators import find_sliding, is_pointwise
 
 # Linear, the same at every place; a product is so too where but one factor is a map.
 _PLAIN = {
@@ -28,11 +27,6 @@ _PLAIN = {
     "_adaptive_avg_pool1d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "as_strided", "channel_shuffle",
 }  # fmt: skip
 _FACTORS = {"mul", "div", "lerp", "addcmul", "addcdiv"}  # linear in each map
-# Of each place alone, though torch doesn't mark them so.
-_POINTWISE = {
-    "hardswish", "leaky_relu", "mish", "_prelu_kernel", "prelu", "threshold", "log_sigmoid_forward", "glu",
-    "rrelu_with_noise", "relu", "relu6", "hardtanh", "clamp", "where",
-}  # fmt: skip
 _LARGEST = {"amax", "max", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"}
 # Of a whole map: by Parseval's theorem as good as invariant.
 _MOMENTS = {"linalg_vector_norm", "norm", "var", "std", "var_mean", "std_mean"}
@@ -123,7 +117,7 @@ def _judge_nonlinear(call: Call, name: str, axes: Sequence[Axes | None]) -> Find
     if not kept and name in _MOMENTS:
         return None
     numbers = all(y.is_floating_point() for y in call.outputs[:1])
-    each = torch.Tag.pointwise in call.func.tags or name in _POINTWISE or name in _FACTORS
+    each = is_pointwise(call.func) or name in {*_FACTORS, "glu"}
     if kept and not numbers:
         return Finding(True, f"{name} gives no real numbers, so there is no lattice between them")
     if each or (kept and "keepdim" in call.a):
@@ -157,7 +151,7 @@ def _judge_product(call: Call, name: str) -> Finding | None:
 
 def _find_places(call: Call, name: str) -> str | None:
     """Find a tensor that isn't of the image and has numbers of its own for its places."""
-    pointwise = torch.Tag.pointwise in call.func.tags or name in JOINS
+    pointwise = is_pointwise(call.func) or name in JOINS
     if not pointwise or not call.outputs:
         return None
     y = call.outputs[0]

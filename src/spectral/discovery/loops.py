@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -25,7 +24,7 @@ from spectral.axes import (
 )
 from spectral.discovery.events import PLACES, Event, count_channels, find_image_axes, find_size
 from spectral.discovery.uses import find_view
-from spectral.operators import Geometry
+from spectral.operators import Geometry, is_pointwise
 from spectral.tracker import Frame
 
 _REASON = "its windows are cut and reduced one by one: write it as a pool"
@@ -89,11 +88,11 @@ class Loops:
             self._take(call, labels_before)
         elif name in JOINS:
             self._join(call)
-        elif torch.Tag.pointwise in call.func.tags and len(list(filter(call.known, call.inputs))) > 1:
+        elif is_pointwise(call.func) and len(list(filter(call.known, call.inputs))) > 1:
             self._combine(call, name)
         else:
             part = self._parts.get(call.source)
-            passes = name in _PASSING or torch.Tag.pointwise in call.func.tags or "keepdim" in call.a
+            passes = name in _PASSING or is_pointwise(call.func) or "keepdim" in call.a
             pools = "pool" in name
             if part is not None and pools:
                 part = replace(part, kind="window_max" if "max" in name else "window_mean")

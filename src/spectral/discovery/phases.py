@@ -15,14 +15,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from spectral.axes import CROPS, JOINS, Call, is_view, operator_name
 from spectral.discovery.events import Event
 from spectral.discovery.uses import find_view
-from spectral.operators import LOSSLESS, Size
+from spectral.operators import LOSSLESS, Size, is_pointwise
 
 # Not marked as pointwise by torch, but they don't move a sample.
 _SAMPLEWISE = {"clone", "_to_copy", "lift_fresh", "native_dropout", "contiguous"}
@@ -203,7 +202,7 @@ def _scale(blend: _Blend, name: str, func: Any, call: Call) -> _Blend | None:
         return replace(blend, axis=None)
     if name in _SAMPLEWISE or is_view(func) or (name in ("add", "sub") and len(call.inputs) == 1):
         return blend
-    if torch.Tag.pointwise not in func.tags:
+    if not is_pointwise(func):
         return None
     other = call.a.get("other")
     if name == "neg":

@@ -24,7 +24,7 @@ from spectral.discovery.uses import Uses, tensors_of
 from spectral.inputs import Inputs
 from spectral.layers.activation import AliasFreeActivation
 from spectral.layers.pool import Pool
-from spectral.operators import KINDS, LOSSLESS, Geometry, find_sliding
+from spectral.operators import KINDS, LOSSLESS, Geometry, find_sliding, is_pointwise
 from spectral.places import Place
 from spectral.recorder import Operation, Recorder
 from spectral.standin import find_original, run_on_standins
@@ -326,5 +326,5 @@ def _is_exempt(call: Call) -> bool:
     name = operator_name(call.func)
     crop = name in CROPS and call.a.get("step", 1) == 1
     told = name in (*PRODUCTS, *ATTENTION, *FILLS, *JOINS)
-    pointwise = torch.Tag.pointwise in call.func.tags
+    pointwise = is_pointwise(call.func)
     return crop or told or pointwise or find_sliding(call.func, call.a) is not None
