@@ -113,7 +113,7 @@ ALLOWED = {
     "recalibration": {"copying", "inputs", "intake", "network", "surgery"},
     "layers": {"arguments", "numerics"},
     "models": {"arguments", "files", "layers", "surgery"},  # a checkpoint may be of a converted network
-    "data": {"arguments", "network", "classes", "numerics", "synthetic"},
+    "data": {"arguments", "classes", "files", "network", "numerics", "synthetic"},
     "intake": {"data", "interrupts", "inputs", "models", "network", "probe"},
     "latency": {"network"},
     "classification": {"arguments", "models", "network"},

@@ -6,7 +6,9 @@ import functools
 import gc
 import os
 import signal
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import command
@@ -184,3 +186,68 @@ def test_commands_refuse_a_negative_number_alike(name):
     _, errors = ended.communicate(timeout=60)
     assert ended.returncode == 2
     assert "Invalid value for '--workers': -1 is not in the range x>=0." in errors
+
+
+class TestKnownFiles:
+    """Of a large folder, only files that have changed are read before their turn."""
+
+    COUNT = 520
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setenv("SPECTRAL_CACHE", str(tmp_path / "cache"))
+        folder = tmp_path / "many"
+        folder.mkdir()
+        for i in range(self.COUNT):
+            Image.new("RGB", (4 + i % 2, 4), (i % 256, i // 256, 7)).save(folder / f"{i:04d}.png")
+            os.utime(folder / f"{i:04d}.png", (1e9, 1e9))
+        return folder
+
+    def wait_until_settled(self) -> None:
+        time.sleep(2.1)  # the system's own times say that no file has changed since
+
+    def test_the_same_set_without_reading(self, folder, tmp_path):
+        self.wait_until_settled()
+        first = spectral.load_images(folder, size=8)
+        (kept,) = (tmp_path / "cache" / "images").iterdir()
+        opened = count_opened(lambda: spectral.load_images(folder, size=8), folder)
+        assert opened == 0
+        second = spectral.load_images(folder, size=8)
+        assert second.fingerprint == first.fingerprint
+        assert [item.key for item in second.items] == [item.key for item in first.items]
+        assert [item.size for item in second.items] == [item.size for item in first.items]
+        torch.testing.assert_close(second[7], first[7], rtol=0, atol=0)
+        kept.write_bytes(kept.read_bytes().replace(b'"0007.png"', b'"0008.png"'))
+        assert spectral.load_images(folder, size=8).fingerprint == first.fingerprint
+
+    def test_a_file_that_has_changed_without_another_size_or_time(self, folder):
+        self.wait_until_settled()
+        first = spectral.load_images(folder, size=8)
+        path = folder / "0300.png"
+        before = path.read_bytes()
+        Image.new("RGB", (4, 4), (44, 2, 7)).save(path)
+        os.utime(path, (1e9, 1e9))
+        assert len(path.read_bytes()) == len(before)
+        second = spectral.load_images(folder, size=8)
+        assert second.fingerprint != first.fingerprint
+        with pytest.raises(SpectralError, match=r"image 0300\.png of .*has changed since"):
+            first[300]
+
+    def test_what_has_just_been_written_is_read_again(self, folder):
+        spectral.load_images(folder, size=8)
+        assert count_opened(lambda: spectral.load_images(folder, size=8), folder) == self.COUNT
+
+
+def count_opened(call: Callable[[], object], folder: Path) -> int:
+    """How many files of a folder a call opens, as the interpreter itself reports it."""
+    seen: set[str] = set()
+    watching = [True]
+
+    def look(event: str, arguments: tuple[object, ...]) -> None:
+        if watching and event == "open" and str(arguments[0]).startswith(str(folder)):
+            seen.add(str(arguments[0]))
+
+    sys.addaudithook(look)
+    call()
+    watching.clear()
+    return len(seen)

@@ -15,8 +15,9 @@ from typing import NamedTuple, TypeVar
 from tqdm import tqdm
 
 from spectral.classes import SYNSET
-from spectral.data.decode import check_image, list_extensions, printable, read_image
+from spectral.data.decode import CheckedFile, check_image, list_extensions, printable, read_image
 from spectral.data.imageset import ImageItem, ImageSet, spread_over_classes
+from spectral.data.known import KnownFiles
 from spectral.errors import SpectralError, SpectralWarning
 
 T = TypeVar("T")
@@ -113,16 +114,18 @@ def _load_listed(
     items: dict[int, ImageItem] = {}
     skipped: list[tuple[str, str]] = []
     remaining = iter(order)
+    known = KnownFiles(root, wanted)
     with tqdm(total=wanted, desc="checking images", unit="image", delay=1, leave=False) as progress:
         # Broken files are replaced by the next in order, so more than one round may be needed.
         while len(items) < wanted and (candidates := list(islice(remaining, wanted - len(items)))):
-            checks = map_in_threads(partial(_check_item, root, listing), candidates)
+            checks = map_in_threads(partial(_check_item, root, listing, known), candidates)
             for position, item in zip(candidates, checks, strict=True):
                 progress.update()
                 if isinstance(item, ImageItem):
                     items[position] = item
                 else:
                     skipped.append((printable(names[position]), item))
+    known.note((names[p], CheckedFile(item.key, item.size)) for p, item in items.items())
     if not items:
         raise SpectralError(
             f"none of the {len(skipped)} image files in folder {str(root)!r} could be read; "
@@ -244,11 +247,11 @@ def _walk(root: Path) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
-def _check_item(root: Path, listing: FolderListing, position: int) -> ImageItem | str:
-    """Return the image, or the reason why it is none."""
+def _check_item(root: Path, listing: FolderListing, known: KnownFiles, position: int) -> ImageItem | str:
+    """Return the image, or the reason why it is none; a file that is known is read when its turn comes."""
     name, label = listing.names[position], listing.labels[position]
     try:
-        digest, size = check_image(root / name)
+        digest, size = known.find(name) or check_image(root / name)
     except SpectralError as error:
         return str(error)
     return ImageItem(printable(name), partial(read_image, root / name, digest), digest, size, label)

@@ -55,7 +55,8 @@ def load_images(
             - a folder of images: flat, or with a subfolder per class. If it has train/ and test/, test/ is
               read. Every file chosen is decoded once, here, so that broken ones are known from the start:
               they are named in ``skipped`` and in one warning. So are, in ``left_out``, kinds of files that
-              aren't read.
+              aren't read. What was found out of a large folder is remembered: a file whose size and times
+              are as they were is read when its turn comes, and compared then.
             - an image file, a pattern such as "pictures/*.jpg", or a list of these and of folders.
         size: side of a square, or (height, width): the shorter side is resized (antialiased bicubic; for
             stl10 and cifar10 bilinear, as in the study), then the centre is cropped. None keeps each image's
