@@ -14,10 +14,12 @@ from spectral.cli.options import (
     batch_size_option,
     describe_images,
     images_option,
+    json_option,
     model_options,
     parse_names,
     quiet_option,
 )
+from spectral.cli.output import write_rows
 from spectral.console import NOTHING, SpectralCommand, format_columns, hold_folder, workers_option
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 @workers_option
 @model_options
 @quiet_option
+@json_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of crops, orders and shifts.")
 @click.option("--out", type=PATH, metavar="DIR",
               help="Folder for budget.csv, budget.png, all values and the coalitions.")  # fmt: skip
@@ -55,6 +58,7 @@ def budget(
     workers: int | None,
     network: ModelOptions,
     quiet: bool,
+    json_path: Path | None,
     seed: int,
     out: Path | None,
 ) -> None:
@@ -82,6 +86,9 @@ def budget(
     )  # fmt: skip
     summary = spectral.summarize_instability_budget(table)
     click.echo(f"\n{format_budget(summary)}")
+    if json_path:
+        about = {"model": model, "weights": info.weights_id, "images": pictures.source, "shifts": shifts}
+        write_rows(summary, json_path, {**about, "seed": seed})
     if out:
         import pandas as pd
 

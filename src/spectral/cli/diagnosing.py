@@ -20,6 +20,7 @@ from spectral.cli.options import (
     model_options,
     parse_names,
     quiet_option,
+    silent_option,
 )
 from spectral.cli.output import write_rows
 from spectral.console import SpectralCommand, hold_folder, workers_option
@@ -111,6 +112,7 @@ def diagnose(
 @click.command(cls=SpectralCommand)
 @click.argument("folder", type=PATH, metavar="DIR")
 @click.option("--out", type=PATH, metavar="FILE", help="The page; DIR/page.html by default.")
+@silent_option
 def report(folder: Path, out: Path | None) -> None:
     """Make a page of what lies in DIR.
 
@@ -130,6 +132,7 @@ def report(folder: Path, out: Path | None) -> None:
 @click.option("--figure", metavar="NAME", help="Which picture, where several can be made of TABLE.")
 @click.option("--out", type=PATH, metavar="FILE",
               help="A .png, .pdf or .svg file; TABLE's own name with .png by default.")  # fmt: skip
+@silent_option
 def plot(table: Path, figure: str | None, out: Path | None) -> None:
     """Draw the picture of a TABLE: a CSV file that a command wrote, or the folder of `spectral measure`.
 

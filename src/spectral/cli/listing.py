@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from spectral.cli.options import json_option
+from spectral.cli.options import json_option, silent_option
 from spectral.cli.output import write_rows
 from spectral.console import SpectralCommand, format_rows
 from spectral.errors import SpectralError
@@ -19,6 +19,7 @@ Rows = tuple[Sequence[str], Sequence[Sequence[str]]]
 @click.argument("what", type=click.Choice(["models", "layers", "metrics", "perturbations"]))
 @click.argument("words", nargs=-1, metavar="[WORD]...")
 @json_option
+@silent_option
 def list_names(what: str, words: tuple[str, ...], json_path: Path | None) -> None:
     """List the names that commands take: of models, layers, metrics or perturbations.
 

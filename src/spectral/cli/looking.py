@@ -15,6 +15,7 @@ from spectral.cli.options import (
     format_size,
     json_option,
     model_options,
+    silent_option,
 )
 from spectral.console import (
     SpectralCommand,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 @model_options
 @click.option("--csv", "csv_path", type=PATH, help="Write the table to this file.")
 @json_option
+@silent_option
 def sites(
     model: str,
     network: ModelOptions,
@@ -86,6 +88,7 @@ def sites(
               help="Bring images to the model's size: resize the shorter side, crop the centre.")  # fmt: skip
 @model_options
 @json_option
+@silent_option
 def classify(
     model: str,
     images: tuple[Path, ...],
@@ -105,11 +108,8 @@ def classify(
       spectral classify nula/robust photo.png --top-k 3 --resize
     """
     from spectral.classification import classify as classify_image
-    from spectral.files import ensure_writable
     from spectral.table import write_json
 
-    if json_path:
-        ensure_writable(json_path.parent)
     net = network.load(model)
     info = spectral.model_info(net)
     assert info is not None

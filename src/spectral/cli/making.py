@@ -13,8 +13,10 @@ import spectral
 from spectral.cli.options import (
     PATH,
     ModelOptions,
-    device_option,
+    json_option,
     model_options,
+    quiet_option,
+    silent_option,
 )
 from spectral.console import (
     SpectralCommand,
@@ -39,7 +41,7 @@ def remedy_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command(cls=SpectralCommand)
-@click.argument("architecture", required=False)
+@click.argument("named", required=False, metavar="[ARCHITECTURE]")
 @click.option("--from", "start", metavar="MODEL", help="Fine-tune MODEL instead of training from scratch.")
 @click.option("--method", metavar="NAME",
               help="Put this layer in the place of strides first, as `spectral convert` does.")  # fmt: skip
@@ -72,11 +74,13 @@ def remedy_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--ema", type=click.FloatRange(0, 1, max_open=True),
               help="Keep an average of the weights with this decay, such as 0.999.")  # fmt: skip
 @click.option("--seed", type=int, help="Of the weights, order and augmentation; 0 by default.")
-@device_option
+@model_options
+@quiet_option
+@json_option
 @click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]),
               help="auto by default: bf16 where the device multiplies it.")  # fmt: skip
 def train(
-    architecture: str | None,
+    named: str | None,
     start: str | None,
     method: str | None,
     activations: str | None,
@@ -86,7 +90,9 @@ def train(
     data_id: str | None,
     recipe_name: str,
     perturb: str | None,
-    device: str,
+    network: ModelOptions,
+    quiet: bool,
+    json_path: Path | None,
     **changes: Any,
 ) -> None:
     """Train one of this project's architectures, or fine-tune a network.
@@ -110,9 +116,10 @@ def train(
     from spectral.files import ensure_writable
     from spectral.study.tuning import convert_fresh, load_labelled_sets, name_architecture, train_checkpoint
     from spectral.surgery import check_remedies
+    from spectral.table import write_json
     from spectral.training import find_recipe
 
-    if (architecture is None) == (start is None):
+    if (named is None) == (start is None):
         raise click.UsageError("name an ARCHITECTURE to train, or a network to tune with --from, not both")
     defaults = {"epochs": 3, "max_lr": 0.02} if start and recipe_name == "clean" else {}
     if perturb is not None:
@@ -123,10 +130,15 @@ def train(
     check_remedies(activations, padding)
     # An unknown name or device should fail before the images are read.
     changed = [part for part in (method, activations, padding) if part]
-    asked = "+".join([start or f"bundled/{architecture}@random", *changed])
-    net = spectral.load_model(asked, device=device)
+    asked = "+".join([start or f"bundled/{named}@random", *changed])
+    if start is None and network != ModelOptions(device=network.device):
+        raise click.UsageError(
+            "--weights, --classes, --input-size, --mean, --std and --architecture say what the network of "
+            "--from is; without --from only --device"
+        )
+    net = network.load(asked)
     sets = load_labelled_sets(data, data_id)
-    name = architecture or name_architecture(net)
+    name = named or name_architecture(net)
     trained = plan.attack or ("robust" if plan.perturb else "")
     parts = [Path(start).stem, *(changed or ["" if trained else "tuned"])] if start else [name, *changed]
     stem = "-".join(part for part in (*parts, trained) if part)
@@ -136,7 +148,9 @@ def train(
         f"{len(sets[1].images)}"
     )
     path = out / f"{stem}.safetensors"
-    result = train_checkpoint(path, name, sets, plan, device, start=begin)
+    result = train_checkpoint(path, name, sets, plan, network.device, start=begin, progress=not quiet)
+    if json_path:
+        write_json({"model": stem, "weights_file": str(path), **result}, json_path)
     click.echo(f"test accuracy {result['test_accuracy']:.2%}; weights in {path}")
 
 
@@ -180,6 +194,8 @@ def read_options(texts: Sequence[str]) -> dict[str, Any]:
               help="Behind the activation where the block allows it, or right behind the operator."
               )  # fmt: skip
 @model_options
+@json_option
+@silent_option
 def convert(
     model: str,
     method: str | None,
@@ -192,6 +208,7 @@ def convert(
     workers: int | None,
     placement: str,
     network: ModelOptions,
+    json_path: Path | None,
 ) -> None:
     """Put an anti-aliasing layer in the place of MODEL's strides and pools, and mend activations and borders.
 
@@ -207,6 +224,7 @@ def convert(
     """
     from spectral.models.checkpoint import save_checkpoint
     from spectral.study.tuning import name_architecture
+    from spectral.table import write_json
 
     if out.suffix != ".safetensors":
         raise click.UsageError(f"--out: a weights file's name must end in .safetensors, got {str(out)!r}")
@@ -223,6 +241,8 @@ def convert(
     )  # fmt: skip
     report = spectral.conversion_report(smooth)
     click.echo(str(report))
+    if json_path:
+        write_json({"model": model, "weights": info.weights_id, **report.to_dict()}, json_path)
     if not report.changes:
         raise SpectralError(
             f"nothing was replaced in {model}, so nothing is written; choose sites with --where"

@@ -17,10 +17,12 @@ from spectral.cli.options import (
     describe_images,
     format_size,
     images_option,
+    json_option,
     model_options,
     parse_names,
     quiet_option,
 )
+from spectral.cli.output import write_rows
 from spectral.console import (
     NOTHING,
     SpectralCommand,
@@ -35,6 +37,8 @@ from spectral.schema import SCALE_FREE
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from spectral.data import ImageSet
 
 
 @click.command(cls=SpectralCommand, ranks="share")
@@ -52,6 +56,7 @@ if TYPE_CHECKING:
 @workers_option
 @model_options
 @quiet_option
+@json_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of crops and choices of images.")
 @click.option("--out", type=PATH, metavar="DIR", help="Keep all values here; continues what was interrupted.")
 def measure(
@@ -64,6 +69,7 @@ def measure(
     workers: int | None,
     network: ModelOptions,
     quiet: bool,
+    json_path: Path | None,
     seed: int,
     out: Path | None,
 ) -> None:
@@ -100,6 +106,9 @@ def measure(
         return  # the first rank writes for all
     summary = spectral.summarize_measurements(table)
     _print_summary(summary, metrics or DEFAULT_METRICS, len(pictures), len(set(pictures.clusters)))
+    if json_path:
+        facts = {"model": model, "weights": info.weights_id, **_name_images(pictures), "seed": seed}
+        write_rows(summary, json_path, facts)
     if out:
         _write_measurements(table, summary, out, {"seed": seed, "limit": limit, "skipped": pictures.skipped})
         resumed = table.attrs["resumed"]
@@ -120,6 +129,7 @@ def measure(
 @workers_option
 @model_options
 @quiet_option
+@json_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of crops, choices and intervals.")
 @click.option("--out", type=PATH, metavar="DIR", help="Folder for compare.csv, compare.png and all values.")
 def compare(
@@ -132,6 +142,7 @@ def compare(
     workers: int | None,
     network: ModelOptions,
     quiet: bool,
+    json_path: Path | None,
     seed: int,
     out: Path | None,
 ) -> None:
@@ -179,6 +190,8 @@ def compare(
     if not find_launch().first:
         return  # the first rank writes for all
     click.echo(f"\n{format_comparison(table)}")
+    if json_path:
+        write_rows(table, json_path, {"models": list(models), **_name_images(first), "seed": seed})
     if out:
         options = {"images": first.source, "fingerprint": first.fingerprint, "seed": seed, "limit": limit}
         weights = {name: info.weights_id for name, info in infos.items() if info}
@@ -198,6 +211,7 @@ def compare(
 @workers_option
 @model_options
 @quiet_option
+@json_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of crops, choices and intervals.")
 @click.option("--out", type=PATH, metavar="DIR", help="Folder for attribute.csv and equivariance.csv.")
 def attribute(
@@ -209,6 +223,7 @@ def attribute(
     workers: int | None,
     network: ModelOptions,
     quiet: bool,
+    json_path: Path | None,
     seed: int,
     out: Path | None,
 ) -> None:
@@ -243,10 +258,18 @@ def attribute(
         raise SpectralError(f"no site of {model} can be altered; {first['name']!r}: {first['reason']}")
     summary = summarize_attribution(rows)
     click.echo(f"\n{format_attribution(summary)}")
+    if json_path:
+        facts = {"model": model, "weights": info.weights_id, "method": method, **_name_images(pictures)}
+        write_rows(summary, json_path, {**facts, "seed": seed})
     if out:
         facts = {"model": model, "weights": info.weights_id, "method": method, "limit": limit}
         facts |= {"images": pictures.source, "fingerprint": pictures.fingerprint, "seed": seed}
         _write_attribution(net, pictures, summary, facts | {"device": network.device}, batch_size, out)
+
+
+def _name_images(images: ImageSet) -> dict[str, Any]:
+    """Say which images a result is of."""
+    return {"images": images.source, "fingerprint": images.fingerprint, "count": len(images)}
 
 
 def _print_summary(summary: pd.DataFrame, metrics: Sequence[str], images: int, clusters: int) -> None:

@@ -12,6 +12,7 @@ import click
 
 import spectral
 from spectral.console import FilePath
+from spectral.errors import SpectralError
 from spectral.launch import choose_device
 
 if TYPE_CHECKING:
@@ -57,6 +58,18 @@ def parse_images(ctx: click.Context, param: click.Parameter, value: tuple[str, .
     return value[0] if len(value) == 1 else list(value)
 
 
+def check_writable(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    """Refuse a file that can't be written before anything is computed for it."""
+    from spectral.files import ensure_writable
+
+    try:
+        if value is not None:
+            ensure_writable(value.parent)
+    except SpectralError as error:
+        raise click.BadParameter(str(error)) from error
+    return value
+
+
 PATH = FilePath()
 images_option = click.option(
     "--images",
@@ -70,9 +83,13 @@ images_option = click.option(
 batch_size_option = click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda, …")
 quiet_option = click.option("--quiet", is_flag=True, help="No progress bars.")
+# For commands that show none: the word is understood everywhere, so that a script may always give it.
+silent_option = click.option("--quiet", is_flag=True, expose_value=False,
+                             help="No progress bars; this command has none.")  # fmt: skip
 json_option = click.option(
-    "--json", "json_path", type=PATH, metavar="FILE", help="Write what is printed as JSON to this file."
-)
+    "--json", "json_path", type=PATH, metavar="FILE", callback=check_writable,
+    help="Write what is printed as JSON to this file.",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

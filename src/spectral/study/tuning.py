@@ -168,6 +168,7 @@ def train_checkpoint(
     recipe: Recipe,
     device: str = "cpu",
     start: nn.Module | None = None,
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Train, or continue an interrupted training, and write the weights with all that describes them.
 
@@ -178,6 +179,7 @@ def train_checkpoint(
         recipe: the hyper-parameters.
         device: where to train.
         start: the network to tune instead of fresh weights; how it was converted is written down with it.
+        progress: show a bar per epoch.
 
     Returns:
         The metadata written.
@@ -186,7 +188,7 @@ def train_checkpoint(
         SpectralError: as `spectral.train` and `save_checkpoint`.
     """
     state = path.parent / "training" / path.stem
-    result = train(architecture, *sets, state, recipe, device, start=start)
+    result = train(architecture, *sets, state, recipe, device, start=start, progress=progress)
     model = result.pop("model")
     if start is not None:
         info, report = model_info(start), find_report(start)
