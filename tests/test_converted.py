@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from spectral.cli import main
+from spectral.distillation import distill
 from spectral.errors import SpectralError
 from spectral.hooks import FeatureExtractor
 from spectral.layers import LAYERS, APSPool2d, FLCPool2d, make_pool
@@ -113,12 +114,32 @@ def test_convert_writes_a_file_that_loads_as_a_model(tmp_path):
     assert "blur_pool" in listed.output
 
 
-def test_convert_takes_the_layers_options_and_calibrates(tmp_path):
-    path, folder = tmp_path / "r.safetensors", tmp_path / "photos"
+def write_photos(folder):
     folder.mkdir()
     rng = np.random.default_rng(0)
     for i in range(4):
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+def test_convert_repairs_what_it_did(tmp_path):
+    path, folder = tmp_path / "r.safetensors", write_photos(tmp_path / "photos")
+    run = run_command(
+        "convert", "bundled/resnet20", "--method", "flc", "--calibrate", folder, "--distill", 2, "--out", path
+    )
+    assert run.exit_code == 0, run.output
+    model = load_model("bundled/resnet20")
+    calibrated = recalibrate(convert(model, "flc"), str(folder))
+    expected = distill(calibrated, str(folder), teacher=model, steps=2, progress=False)
+    net, x = load_model(str(path)), image(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), expected(x), rtol=1e-3, atol=1e-3)
+        assert not torch.allclose(net(x), calibrated(x), rtol=1e-3, atol=1e-3)
+    assert not list(tmp_path.rglob("*state.pt"))
+
+
+def test_convert_takes_the_layers_options_and_calibrates(tmp_path):
+    path, folder = tmp_path / "r.safetensors", write_photos(tmp_path / "photos")
     run = run_command(
         "convert", "bundled/resnet20", "--method", "blurpool", "--option", "kernel_size=5",
         "--calibrate", folder, "--out", path,
@@ -138,6 +159,7 @@ def test_convert_takes_the_layers_options_and_calibrates(tmp_path):
         (("--method", "blurpool", "--option", "kernel_size"), "expected NAME=VALUE"),
         (("--method", "blurpool", "--option", "size=5"), "size"),
         (("--method", "flc", "--calibrate", "no/such/folder"), "no/such/folder"),
+        (("--method", "flc", "--distill", "5"), "name them with --calibrate"),
         (("--method", "flc", "--where", "layer9*"), "layer9"),
         (("--method", "flc", "--placement", "in front"), "in front"),
     ],

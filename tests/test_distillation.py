@@ -8,7 +8,7 @@ import torch
 from networks import image, unchanged
 from torch import Tensor, nn
 
-from spectral.distillation import distill
+from spectral.distillation import STATE_NAME, Views, distill
 from spectral.errors import SpectralError
 from spectral.inputs import read_example
 from spectral.surgery import convert, revert
@@ -47,7 +47,7 @@ def test_a_student_comes_nearer_to_its_teacher(layer_weight: float) -> None:
     images = image(24, 3, 32, 32)
     with unchanged(net), unchanged(smooth):
         tuned = distill(
-            smooth, images, epochs=15, batch_size=8, max_lr=5e-3, layer_weight=layer_weight, progress=False
+            smooth, images, steps=60, batch_size=8, max_lr=5e-3, layer_weight=layer_weight, progress=False
         )
     assert divergence(tuned, net, images) < 0.5 * divergence(smooth, net, images)
     assert [m.training for m in tuned.modules()] == [m.training for m in smooth.modules()]
@@ -64,11 +64,11 @@ def test_the_same_seed_gives_the_same_weights_and_frozen_ones_are_so_again() -> 
     torch.manual_seed(5)
     state = torch.get_rng_state()
     first, second = (
-        distill(smooth, image(6, 3, 32, 32), epochs=2, batch_size=4, seed=seed, progress=False)
+        distill(smooth, image(6, 3, 32, 32), steps=4, batch_size=4, seed=seed, progress=False)
         for seed in (1, 1)
     )
     assert torch.equal(torch.get_rng_state(), state)
-    other = distill(smooth, image(6, 3, 32, 32), epochs=2, batch_size=4, seed=2, progress=False)
+    other = distill(smooth, image(6, 3, 32, 32), steps=4, batch_size=4, seed=2, progress=False)
     same = [torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)]
     assert all(same)
     assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
@@ -80,7 +80,7 @@ def test_the_same_seed_gives_the_same_weights_and_frozen_ones_are_so_again() -> 
 def test_a_student_equal_to_its_teacher_has_nothing_to_learn() -> None:
     net, _ = make_pair()
     same = convert(net, "strided", example=32)
-    tuned = distill(same, image(8, 3, 32, 32), epochs=1, progress=False)
+    tuned = distill(same, image(8, 3, 32, 32), steps=1, progress=False)
     x = image(4, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(tuned(x), net(x), rtol=1e-3, atol=1e-3)
@@ -102,7 +102,7 @@ def test_images_are_moved_and_mirrored_with_their_masks() -> None:
     net = Masked().eval()
     smooth = convert(net, "blurpool", example=read_example(masked))
     seen.clear()
-    distill(smooth, masked, epochs=3, progress=False)
+    distill(smooth, masked, steps=3, views=Views(zoom=1, mix=0), progress=False)
     assert len(seen) == 3
     for moved, where in seen:
         assert torch.equal((moved[:, :1] > 0).float(), where)
@@ -110,19 +110,92 @@ def test_images_are_moved_and_mirrored_with_their_masks() -> None:
         assert set(np.unique(moved.numpy())) <= set(np.unique(x.numpy()))
 
 
+def read_seen(views: Views, masked: dict[str, Tensor], steps: int) -> list[tuple[Tensor, Tensor]]:
+    """What the student sees in each step."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    class Masked(Net):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+            if self.head.weight.requires_grad and torch.is_grad_enabled():
+                seen.append((x.detach().clone(), mask.detach().clone()))
+            return super().forward(x * mask)
+
+    smooth = convert(Masked().eval(), "blurpool", example=read_example(masked))
+    seen.clear()
+    distill(smooth, masked, steps=steps, views=views, progress=False)
+    return seen
+
+
+def test_a_part_of_an_image_is_enlarged_between_its_samples() -> None:
+    """A ramp stays one, of a slope between zoom and 1, but where its border reflects."""
+    ramp = torch.arange(32.0).expand(4, 3, 32, 32).clone()
+    slopes = []
+    for moved, mask in read_seen(Views(zoom=0.5, mix=0), {"x": ramp, "mask": torch.ones(4, 1, 32, 32)}, 4):
+        assert torch.equal(mask, torch.ones_like(mask))
+        assert (moved[:, :, 1:] - moved[:, :, :-1]).abs().max() < 1e-4  # the rows stay alike
+        steps = (moved[:, 0, 0, 1:] - moved[:, 0, 0, :-1]).abs()
+        slopes.append(steps.median(-1).values)
+    found = torch.cat(slopes)
+    assert 0.5 - 1e-5 <= found.min() < found.max() <= 1 + 1e-5
+    assert len(found.unique()) > 8  # each image has its own, in every step
+
+
+def test_images_are_mixed_in_pairs_with_weights_that_add_up() -> None:
+    flat = torch.tensor([0.0, 1.0, 10.0, 100.0]).view(4, 1, 1, 1).expand(4, 3, 16, 16).clone()
+    for mixed, _ in read_seen(Views(zoom=1, mix=0.5), {"x": flat, "mask": torch.ones(4, 1, 16, 16)}, 3):
+        values = mixed[:, 0, 0, 0]
+        assert torch.allclose(mixed, values.view(4, 1, 1, 1).expand_as(mixed))
+        assert values.min() >= 0
+        assert values.max() <= 100
+        assert not set(values.tolist()) <= {0.0, 1.0, 10.0, 100.0}
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path, monkeypatch) -> None:
+    _, smooth = make_pair()
+    monkeypatch.setattr("spectral.distillation.KEPT_EVERY", 2)
+    x = image(6, 3, 32, 32)
+    whole = distill(smooth, x, steps=6, batch_size=4, progress=False)
+    calls = 0
+
+    def stop(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        step = torch.optim.AdamW.step
+        patch.setattr(torch.optim.AdamW, "step", lambda self, *a, **k: (stop(), step(self, *a, **k))[1])
+        with pytest.raises(KeyboardInterrupt):
+            distill(smooth, x, steps=6, batch_size=4, out=tmp_path, progress=False)
+    resumed = distill(smooth, x, steps=6, batch_size=4, out=tmp_path, progress=False)
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    with pytest.raises(SpectralError, match="holds a run with max_lr"):
+        distill(smooth, x, steps=6, batch_size=4, max_lr=1e-3, out=tmp_path, progress=False)
+    with pytest.raises(SpectralError, match="holds a run with images"):
+        distill(smooth, image(5, 3, 32, 32), steps=6, batch_size=4, out=tmp_path, progress=False)
+    (tmp_path / STATE_NAME).write_bytes(b"cut")
+    with pytest.raises(SpectralError, match="is damaged"):
+        distill(smooth, x, steps=6, batch_size=4, out=tmp_path, progress=False)
+
+
 def test_bad_input_is_one_sentence() -> None:
     net, smooth = make_pair()
     images = image(4, 3, 32, 32)
     with pytest.raises(SpectralError, match="has not been converted"):
         distill(net, images, progress=False)
-    with pytest.raises(SpectralError, match="epochs"):
-        distill(smooth, images, epochs=0, progress=False)
+    with pytest.raises(SpectralError, match="steps"):
+        distill(smooth, images, steps=0, progress=False)
+    for zoom, mix in ((0, 0.5), (1.5, 0.5), (0.5, -1), (0.5, float("nan"))):
+        with pytest.raises(SpectralError, match="zoom must be"):
+            Views(zoom=zoom, mix=mix)
     with pytest.raises(SpectralError, match="max_lr must be > 0"):
         distill(smooth, images, max_lr=0, progress=False)
     with pytest.raises(SpectralError, match="no images"):
         distill(smooth, images[:0], progress=False)
     with pytest.raises(SpectralError, match=r"the loss of Net became nan|NaN or infinite"):
-        distill(smooth, images, max_lr=1e30, epochs=4, batch_size=2, progress=False)
+        distill(smooth, images, max_lr=1e30, steps=8, batch_size=2, progress=False)
     headless = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Conv2d(4, 4, 3, 2))
     with pytest.raises(SpectralError, match="pass logits="):
         distill(convert(headless.eval(), "blurpool", example=32), images, progress=False)

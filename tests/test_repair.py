@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::spectral.SpectralWarning")
 def test_every_state_is_scored_on_the_even_images() -> None:
     model, images = load_model("bundled/resnet20"), load_images("samples", size=32, limit=12, seed=3)
     rows = list(
-        compare_repairs(model, images, ["blurpool"], Effort(epochs=1, batch_size=4, pairs=1), progress=False)
+        compare_repairs(model, images, ["blurpool"], Effort(steps=2, batch_size=4, pairs=1), progress=False)
     )
     table = pd.DataFrame(rows)[COLUMNS]
     assert list(table["repair"]) == ["unaltered", "as converted", "recalibrated", "distilled"]
@@ -49,7 +49,7 @@ def test_unknown_layers_and_too_few_images(method: str) -> None:
 
 def test_the_command_writes_table_and_figure(tmp_path) -> None:
     arguments = ["--model", "bundled/resnet20", "--images", "samples", "--limit", "8", "--methods", "aps",
-                 "--epochs", "0", "--out", str(tmp_path), "--quiet"]  # fmt: skip
+                 "--steps", "0", "--out", str(tmp_path), "--quiet"]  # fmt: skip
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     table = pd.read_csv(tmp_path / "tables" / "repair.csv", comment="#")

@@ -571,7 +571,7 @@ def test_a_damaged_state_and_too_many_classes_are_one_sentence(tiny, tmp_path):
     run("tiny", data, tmp_path)
     state = tmp_path / STATE_NAME
     state.write_bytes(state.read_bytes()[:100])
-    with pytest.raises(SpectralError, match=r"damaged; delete it and train again"):
+    with pytest.raises(SpectralError, match=r"damaged; delete it and start again"):
         run("tiny", data, tmp_path)
     eleven = LabelledImages(data.images, data.labels, tuple("abcdefghijk"), "eleven")
     with pytest.raises(SpectralError, match="have 10 outputs, the data has 11 classes"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from spectral.errors import SpectralError, suggest
-from spectral.files import append_seal, claim, split_seal, write_whole
+from spectral.files import claim
 from spectral.identity import find_structure
 from spectral.layers import BlurPool
 from spectral.models import model_info
@@ -25,6 +24,7 @@ from spectral.models.architectures import build, family_of
 from spectral.models.checkpoint import hash_state
 from spectral.network import evaluation_mode, reflect
 from spectral.perturb import NULA_TRAINING, NULA_TRAINING_V1, choose_randomly, make_perturbation
+from spectral.training_state import restore_state, store_state
 
 NUM_CLASSES = 10
 STATE_NAME = "training-state.pt"
@@ -260,7 +260,7 @@ def _train(
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule}
     if average is not None:
         parts["average"] = average
-    first_epoch, history = _restore(state_path, run, parts, device)
+    first_epoch, history = restore_state(state_path, run, parts, device, "train")
     images, labels = train_set.images.to(device), train_set.labels.to(device)
     tested: nn.Module = model if average is None else average.module
     for epoch in range(first_epoch, recipe.epochs):
@@ -280,7 +280,7 @@ def _train(
         history.append({"epoch": epoch + 1, "loss": mean_loss, "test_accuracy": accuracy})
         if progress:
             tqdm.write(f"{architecture}: epoch {epoch + 1}, loss {mean_loss:.3f}, test {accuracy:.2%}")
-        _store(state_path, run, parts, epoch + 1, history)
+        store_state(state_path, run, parts, epoch + 1, history)
     _use_products(tested, False)
     return {
         **run,
@@ -502,33 +502,3 @@ def _autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
             native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
         precision = "bf16" if native else "fp32"
     return torch.bfloat16 if precision == "bf16" else None
-
-
-def _store(
-    path: Path, run: dict[str, Any], parts: dict[str, Any], epoch: int, history: list[dict[str, float]]
-) -> None:
-    """Write the state, whole or not at all, with its digest: a kill leaves the previous epoch intact."""
-    content = io.BytesIO()
-    state = {"run": run, "epoch": epoch, "history": history}
-    torch.save({**state, **{name: part.state_dict() for name, part in parts.items()}}, content)
-    write_whole(path, append_seal(content.getvalue()))
-
-
-def _restore(
-    path: Path, run: dict[str, Any], parts: dict[str, Any], device: torch.device
-) -> tuple[int, list[dict[str, float]]]:
-    if not path.exists():
-        return 0, []
-    content = split_seal(path.read_bytes())
-    if content is None:
-        raise SpectralError(f"train: {path} is damaged; delete it and train again")
-    state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
-    for key, value in run.items():
-        if state["run"].get(key) != value:
-            raise SpectralError(
-                f"train: {path.parent} holds a run with {key} = {state['run'].get(key)}, not {value}; "
-                f"choose another folder or delete it"
-            )
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    return state["epoch"], state["history"]

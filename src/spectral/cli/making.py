@@ -189,6 +189,9 @@ def read_options(texts: Sequence[str]) -> dict[str, Any]:
               help="An option of the layer, such as kernel_size=5; several times for several.")  # fmt: skip
 @click.option("--calibrate", metavar="IMAGES",
               help="Measure batch-norm statistics again on these images, no labels needed.")  # fmt: skip
+@click.option("--distill", "steps", type=click.IntRange(min=1), metavar="STEPS",
+              help="Then tune it on the same images for so many steps (600 are a good start), until it says "
+              "what MODEL says.")  # fmt: skip
 @workers_option
 @click.option("--placement", type=click.Choice(["auto", "behind"]), default="auto", show_default=True,
               help="Behind the activation where the block allows it, or right behind the operator."
@@ -205,6 +208,7 @@ def convert(
     where: tuple[str, ...],
     options: tuple[str, ...],
     calibrate: str | None,
+    steps: int | None,
     workers: int | None,
     placement: str,
     network: ModelOptions,
@@ -214,22 +218,28 @@ def convert(
 
     Trained weights are kept; what was replaced, and why the rest wasn't, is printed. FILE can be given as
     MODEL to every other command. MODEL+METHOD does the same without a file, and so does
-    MODEL+METHOD+ACTIVATIONS+PADDING, any of them left out.
+    MODEL+METHOD+ACTIVATIONS+PADDING, any of them left out. What a conversion takes from a network's accuracy,
+    --calibrate and --distill give back in part; an interrupted --distill goes on with the same command.
 
     \b
     Example:
       spectral convert bundled/resnet20 --method flc --out resnet20-flc.safetensors
       spectral convert timm/resnet50 --method blurpool --calibrate photos --out r50.safetensors
+      spectral convert timm/resnet50 --method flc --calibrate photos --distill 600 --out r50.safetensors
       spectral convert bundled/resnet20 --activations alias-free --padding circular --out r20.safetensors
     """
+    from spectral.distillation import STATE_NAME
     from spectral.models.checkpoint import save_checkpoint
     from spectral.study.tuning import name_architecture
     from spectral.table import write_json
+    from spectral.training_state import remove_state
 
     if out.suffix != ".safetensors":
         raise click.UsageError(f"--out: a weights file's name must end in .safetensors, got {str(out)!r}")
     if not (method or activations or padding):
         raise click.UsageError("nothing is asked for; give --method, --activations or --padding")
+    if steps is not None and calibrate is None:
+        raise click.UsageError("--distill needs images: name them with --calibrate")
     net = network.load(model)
     info = spectral.model_info(net)
     assert info is not None
@@ -250,6 +260,9 @@ def convert(
     if calibrate is not None:
         pictures = spectral.load_images(calibrate, workers=workers)
         smooth = spectral.recalibrate(smooth, pictures, inplace=True)
+    state = out.parent / "training" / out.stem
+    if steps is not None:
+        smooth = spectral.distill(smooth, pictures, teacher=net, steps=steps, out=state)
     metadata = {
         "architecture": name_architecture(net), "family": info.family,
         "converted_from": info.name, "mean": info.preprocessing.mean, "std": info.preprocessing.std,
@@ -258,4 +271,5 @@ def convert(
     }  # fmt: skip
     known = {key: value for key, value in metadata.items() if value is not None}
     path = save_checkpoint(smooth, out, known)
+    remove_state(state / STATE_NAME)  # the checkpoint takes its place
     click.echo(f"weights in {path}")

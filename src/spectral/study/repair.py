@@ -51,9 +51,9 @@ COLUMNS = [
 class Effort:
     """How the networks are tuned, and on what they are scored."""
 
-    epochs: int = 10
+    steps: int = 600
     batch_size: int = 16
-    max_lr: float = 5e-5
+    max_lr: float = 2e-4
     pairs: int = 4
     seed: int = 0
 
@@ -72,7 +72,7 @@ def compare_repairs(
         model: a classifier, trained, as it is.
         images: the odd ones (by place) tune, the even ones score; labels are used for the score alone.
         methods: layers, as `spectral.convert` names them.
-        effort: how long the networks are tuned; 0 epochs for no distillation.
+        effort: how long the networks are tuned; 0 steps for no distillation.
         progress: show bars.
 
     Yields:
@@ -111,9 +111,9 @@ def _repair(
     yield CONVERTED, smooth
     calibrated = recalibrate(smooth, tuning)
     yield RECALIBRATED, calibrated
-    if effort.epochs:
+    if effort.steps:
         yield DISTILLED, distill(
-            calibrated, tuning, teacher=model, epochs=effort.epochs, batch_size=effort.batch_size,
+            calibrated, tuning, teacher=model, steps=effort.steps, batch_size=effort.batch_size,
             max_lr=effort.max_lr, seed=effort.seed, progress=progress,
         )  # fmt: skip
 
@@ -165,7 +165,7 @@ class _Scores:
               help="Photographs; classes by subfolder or by names such as n01440764_tench.jpg.")  # fmt: skip
 @click.option("--methods", default=",".join(LAYERS), show_default=True, metavar="A,B,…")
 @click.option("--limit", type=click.IntRange(min=4), help="Use so many images.")
-@click.option("--epochs", type=click.IntRange(min=0), default=Effort.epochs, show_default=True,
+@click.option("--steps", type=click.IntRange(min=0), default=Effort.steps, show_default=True,
               help="Of the distillation; 0 for none.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(min=1), default=Effort.batch_size, show_default=True)
 @click.option("--max-lr", type=click.FloatRange(min=0, min_open=True), default=Effort.max_lr,

@@ -10,7 +10,6 @@ Example: python experiments/train_layers.py --data cifar10 --out data/checkpoint
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from spectral.models.info import CIFAR_NUM_CLASSES, model_info
 from spectral.surgery import METHODS, conversion_report
 from spectral.surgery.report import find_report
 from spectral.training import STATE_NAME, LabelledImages, Recipe, train
+from spectral.training_state import remove_state
 
 BASE = "bundled/resnet20"
 LAYER_METHODS = (
@@ -114,16 +114,8 @@ def ensure_checkpoint(
         click.echo(f"{path.stem}: there already; delete it to train it again")
         return
     result = train_checkpoint(path, architecture, sets, recipe, device, load_start and load_start())
-    _remove_state(path.parent / "training" / path.stem)  # the checkpoint takes its place
+    remove_state(path.parent / "training" / path.stem / STATE_NAME)  # the checkpoint takes its place
     click.echo(f"{path.stem}: test accuracy {result['test_accuracy']:.2%}")
-
-
-def _remove_state(folder: Path) -> None:
-    """Remove the state of a finished training, and its folder where nothing else is in it."""
-    (folder / STATE_NAME).unlink(missing_ok=True)
-    with suppress(OSError):  # somebody's files, or another training that is going on
-        folder.rmdir()
-        folder.parent.rmdir()
 
 
 def load_labelled_sets(data: str, data_id: str | None = None) -> LabelledSets:

@@ -1,0 +1,66 @@
+"""The state of a training, written so that the same call goes on after an interruption."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spectral.errors import SpectralError
+from spectral.files import append_seal, split_seal, write_whole
+
+
+def store_state(
+    path: Path, run: Mapping[str, Any], parts: Mapping[str, Any], done: int, history: list[dict[str, float]]
+) -> None:
+    """Write the state, whole or not at all, with its digest: a kill leaves the one before intact.
+
+    Args:
+        path: the file.
+        run: what tells this training from others.
+        parts: what has a ``state_dict``: network, optimiser, schedule.
+        done: epochs or steps that are behind it.
+        history: what was learnt on the way.
+    """
+    content = io.BytesIO()
+    state = {"run": dict(run), "epoch": done, "history": history}
+    torch.save({**state, **{name: part.state_dict() for name, part in parts.items()}}, content)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, append_seal(content.getvalue()))
+
+
+def restore_state(
+    path: Path, run: Mapping[str, Any], parts: Mapping[str, Any], device: torch.device, caller: str
+) -> tuple[int, list[dict[str, float]]]:
+    """Put every part where `store_state` left it, if it did; returns what is done, and the history.
+
+    Raises:
+        SpectralError: if the file is damaged or of another run.
+    """
+    if not path.exists():
+        return 0, []
+    content = split_seal(path.read_bytes())
+    if content is None:
+        raise SpectralError(f"{caller}: {path} is damaged; delete it and start again")
+    state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+    for key, value in run.items():
+        if state["run"].get(key) != value:
+            raise SpectralError(
+                f"{caller}: {path.parent} holds a run with {key} = {state['run'].get(key)}, not {value}; "
+                f"choose another folder or delete it"
+            )
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return state["epoch"], state["history"]
+
+
+def remove_state(path: Path) -> None:
+    """Remove the state of a finished training, and its folders where nothing else is in them."""
+    path.unlink(missing_ok=True)
+    with suppress(OSError):  # somebody's files, or another training that is going on
+        path.parent.rmdir()
+        path.parent.parent.rmdir()
