@@ -150,6 +150,22 @@ def test_images_are_mixed_in_pairs_with_weights_that_add_up() -> None:
         assert not set(values.tolist()) <= {0.0, 1.0, 10.0, 100.0}
 
 
+def test_images_that_dont_fit_are_read_each_time(monkeypatch) -> None:
+    _, smooth = make_pair()
+    images = [
+        np.asarray(x.permute(1, 2, 0).mul(40).add(128).clamp(0, 255).byte()) for x in image(5, 3, 32, 32)
+    ]
+    held = distill(
+        smooth, images, steps=4, batch_size=2, progress=False, preprocessing=((0.5,) * 3, (0.5,) * 3)
+    )
+    monkeypatch.setattr("spectral.distillation.HELD_BYTES", 0)
+    read = distill(
+        smooth, images, steps=4, batch_size=2, progress=False, preprocessing=((0.5,) * 3, (0.5,) * 3)
+    )
+    for a, b in zip(held.parameters(), read.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path, monkeypatch) -> None:
     _, smooth = make_pair()
     monkeypatch.setattr("spectral.distillation.KEPT_EVERY", 2)

@@ -23,7 +23,7 @@ from spectral.errors import SpectralError
 from spectral.files import claim
 from spectral.identity import find_structure
 from spectral.inputs import Inputs
-from spectral.intake import Feed
+from spectral.intake import Feed, pick_inputs
 from spectral.models.checkpoint import hash_state
 from spectral.network import Kinds, reflect, undisturbed
 from spectral.surgery import conversion_report, revert
@@ -33,6 +33,7 @@ from spectral.training_state import restore_state, store_state
 CALLER = "distill"
 STATE_NAME = "distillation-state.pt"
 KEPT_EVERY = 50  # steps
+HELD_BYTES = 2**29  # of images that are decoded once; more are decoded each time
 _NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
 _LEAST = 1e-30  # a probability that rounds to nothing, and the power of a map that is none
 
@@ -195,15 +196,28 @@ def _draw_batches(
 ) -> Iterator[tuple[int, Inputs]]:
     """Yield (step, images), every image once before any comes again; drawn from the seed and the step."""
     each = -(-len(feed.images) // batch_size)  # steps in which every image comes once
+    held = _hold(feed)
     step = steps.start
     while step < steps.stop:
         turn, done = divmod(step, each)
         order = torch.randperm(len(feed.images), generator=_seeded(seed, turn, 0)).tolist()
-        for _, inputs in feed.batches(batch_size, indices=order[done * batch_size :]):
+        rest = order[done * batch_size :]
+        if held is None:
+            batches = (inputs for _, inputs in feed.batches(batch_size, indices=rest))
+        else:
+            parts = (rest[i : i + batch_size] for i in range(0, len(rest), batch_size))
+            batches = (pick_inputs(held, part) for part in parts)
+        for inputs in batches:
             yield step, _augment(inputs, feed.layout_of(inputs), feed.extents, views, _seeded(seed, step, 1))
             step += 1
             if step == steps.stop:
                 return
+
+
+def _hold(feed: Feed) -> Inputs | None:
+    """Return all images, ready for the model, if they fit: each is seen many times."""
+    one = sum(x.numel() * x.element_size() for x, _ in feed.example.every_tensor())
+    return feed.load(range(len(feed.images))) if one * len(feed.images) <= HELD_BYTES else None
 
 
 def _seeded(*numbers: int) -> torch.Generator:
