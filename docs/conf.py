@@ -39,6 +39,7 @@ exclude_patterns = ["_build", "_templates", "examples", "gallery/*.ipynb", "gall
 templates_path = ["_templates"]
 default_role = "py:obj"  # `find_sites` is a link where it is a public name
 nitpicky = False
+suppress_warnings = ["config.cache"]  # the scraper below can't be pickled, so pages are read anew each time
 
 html_theme = "furo"
 html_title = f"spectral {release}"

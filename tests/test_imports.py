@@ -16,6 +16,7 @@ PACKAGE = Path(spectral.__file__).parent
 # Room → the rooms of this package that it may import from; `errors` is open to all.
 ALLOWED = {
     "errors": set(),
+    "display": set(),
     "numerics": set(),
     "spectrum": {"numerics"},
     "arguments": set(),
@@ -50,7 +51,7 @@ ALLOWED = {
         "standin",
         "tracker",
     },
-    "sites": {"axes", "chain", "operators", "discovery", "inputs", "places", "standin"},
+    "sites": {"axes", "chain", "display", "operators", "discovery", "inputs", "places", "standin"},
     "capture": {"operators", "sites"},
     "budget": {
         "arguments",
@@ -98,6 +99,7 @@ ALLOWED = {
     "surgery": {
         "causes",
         "copying",
+        "display",
         "inputs",
         "latency",
         "layers",

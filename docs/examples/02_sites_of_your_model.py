@@ -6,7 +6,6 @@ Any ``torch.nn.Module`` will do. Discovery follows where the image's samples go;
 modules say nothing to it, so a stride hidden in a view is found like one in a convolution.
 """
 
-import pandas as pd
 from torch import nn
 
 import spectral
@@ -32,11 +31,10 @@ class Net(nn.Module):
 
 # %%
 sites = spectral.find_sites(Net(), 64)
-columns = ["name", "op", "stride", "input_size", "output_size", "measurable", "rule"]
-print(pd.DataFrame([{c: getattr(s, c) for c in columns} for s in sites]).to_string(index=False))
+print(sites)
 
 # %%
-# ``rule`` says what each would give with stride 1, its *dense map*. What that contains above the
+# The last column says what each would give with stride 1, its *dense map*. What that contains above the
 # new limit is what aliases, and only there a place can be measured. A pool to 1×1 keeps no lattice
 # and is listed apart.
 

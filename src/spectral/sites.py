@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from spectral.axes import Layout
 from spectral.chain import Chain
 from spectral.discovery import Beside, Event, record_events, watch_nothing
+from spectral.display import align, to_html
 from spectral.errors import SpectralError
 from spectral.inputs import Example
 from spectral.operators import LOSSLESS, Geometry, Size, find_plain_operator, operator_of
@@ -118,6 +119,29 @@ class Site:
         return self.module, self.call, self.family, self.index
 
 
+class SiteList(list[Site]):
+    """A list of sites that shows itself as a table, in a terminal and in a notebook.
+
+    Example:
+        >>> find_sites(nn.Sequential(nn.Conv2d(3, 4, 3, 2)), 9)
+        site  op    stride  input  output  dense map
+        0     conv  2×2     9×9    4×4     the convolution with stride 1
+    """
+
+    def __repr__(self) -> str:
+        return "\n".join(align(self._table())) if self else "no sites"
+
+    def _repr_html_(self) -> str:
+        return to_html(self._table()) if self else "no sites"
+
+    def _table(self) -> list[tuple[str, ...]]:
+        rows = [("site", "op", "stride", "input", "output", "dense map")]
+        for site in self:
+            sizes = ("×".join(map(str, size)) for size in (site.stride, site.input_size, site.output_size))
+            rows.append((site.name, site.op, *sizes, site.rule or f"none: {site.reason}"))
+        return rows
+
+
 def find_sites(model: nn.Module, example: Example) -> list[Site]:
     """Find every downsampling site of a model, in the order in which they run.
 
@@ -140,7 +164,7 @@ def find_sites(model: nn.Module, example: Example) -> list[Site]:
         >>> [site.name for site in find_sites(nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.MaxPool2d(2)), 32)]
         ['0', '1']
     """
-    return [site for site in find_reductions(model, example) if site.op != "global_pool"]
+    return SiteList(site for site in find_reductions(model, example) if site.op != "global_pool")
 
 
 def find_global_pools(model: nn.Module, example: Example) -> list[Site]:
@@ -153,7 +177,7 @@ def find_global_pools(model: nn.Module, example: Example) -> list[Site]:
         >>> [site.name for site in find_global_pools(net, 32)]
         ['1']
     """
-    return [site for site in find_reductions(model, example) if site.op == "global_pool"]
+    return SiteList(site for site in find_reductions(model, example) if site.op == "global_pool")
 
 
 def find_reductions(model: nn.Module, example: Example) -> list[Site]:

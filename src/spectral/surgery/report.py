@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx, nn
 
+from spectral.display import align, to_html
 from spectral.errors import SpectralError
 from spectral.latency import measure_latency
 from spectral.sites import Site
@@ -210,16 +211,27 @@ class ConversionReport:
         return model
 
     def __str__(self) -> str:
+        return "\n".join([self._headline(), *align(self._table()), *self._facts()])
+
+    def _repr_html_(self) -> str:
+        """Show it in a notebook."""
+        return to_html(self._table(), [self._headline()], self._facts())
+
+    def _headline(self) -> str:
+        return f"{self.method or 'nothing'}: {len(self.replaced)} of {len(self.rows)} sites replaced"
+
+    def _table(self) -> list[tuple[str, ...]]:
         table = [("site", "op", "stride", "")]
         for row in self.rows:
             what = f"{row.layer}, {row.placement}" if row.replaced else f"kept: {row.reason}"
             table.append((row.site, row.op, "×".join(map(str, row.stride)), what))
+        return table
+
+    def _facts(self) -> list[str]:
+        """Say what was verified, what else was altered, and what it costs."""
         before, after = self.cost.macs
         sizes = "×".join(map(str, self.example))
-        lines = [
-            f"{self.method or 'nothing'}: {len(self.replaced)} of {len(self.rows)} sites replaced",
-            *_align(table),
-        ]
+        lines = []
         if self.replaced and all(row.runs for row in self.replaced):
             lines.append("verified: in a pass each layer ran exactly as often as its operator did before")
         for what, value in self.remedies.options.items():
@@ -233,7 +245,7 @@ class ConversionReport:
         if self.cost.seconds is not None:
             old, new = self.cost.seconds
             lines.append(f"time per batch {1e3 * old:.3g} ms → {1e3 * new:.3g} ms (×{new / old:.2f})")
-        return "\n".join(lines)
+        return lines
 
 
 def conversion_report(model: nn.Module) -> ConversionReport:
@@ -281,11 +293,3 @@ def keep_report(model: nn.Module, report: ConversionReport | None) -> None:
     attributes.pop(_ATTRIBUTE, None)
     if report is not None:
         attributes[_ATTRIBUTE] = report
-
-
-def _align(table: Iterable[tuple[str, ...]]) -> list[str]:
-    rows = list(table)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
