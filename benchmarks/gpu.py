@@ -44,6 +44,7 @@ WAITING = (
     "aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal",
 )  # fmt: skip
 Row = dict[str, Any]
+SECONDS = 15  # of one layout, after which no further round begins
 
 
 @dataclass
@@ -56,12 +57,18 @@ class Bench:
     size: int
     rounds: int
     out: Path
+    deadline: float
     rows: dict[str, list[Row]] = field(default_factory=dict)
 
     @property
     def on_gpu(self) -> bool:
         """Whether there is a device to wait for."""
         return self.device.type == "cuda"
+
+    @property
+    def is_late(self) -> bool:
+        """Whether no more should be begun."""
+        return time.perf_counter() > self.deadline
 
     def load(self, dtype: torch.dtype = torch.float32, channels_last: bool = True) -> nn.Module:
         """Return the same random network each time, in evaluation mode."""
@@ -184,6 +191,9 @@ def time_ratios(bench: Bench) -> None:
         [(True, True), (False, True), (True, False)] if bench.on_gpu else [(True, False), (False, False)]
     )
     for channels_last, tf32 in settings:
+        if bench.is_late:
+            print("  ratios: no time left for more", flush=True)
+            break
         model, images = bench.load(channels_last=channels_last), bench.make_images(bench.batch, channels_last)
         images = images.to(bench.device)
         sites = [site for site in find_sites(model, bench.size) if site.measurable]
@@ -197,11 +207,14 @@ def time_ratios(bench: Bench) -> None:
         }
         times: dict[str, list[float]] = {variant: [] for variant in variants}
         with evaluation_mode(model), torch.no_grad(), precision(tf32):
+            start = time.perf_counter()
             for number in range(bench.rounds + 2):
                 for variant, call in variants.items():
                     taken = bench.time(call)
                     if number > 1:  # the first two warm up
                         times[variant].append(taken)
+                if number > 1 and time.perf_counter() - start > SECONDS:
+                    break
         layout = ("channels_last" if channels_last else "contiguous") + (", tf32" if tf32 else ", fp32")
         for variant, found in times.items():
             ratios = [a / b for a, b in zip(found, times["bare"], strict=True)]
@@ -289,6 +302,8 @@ def time_whole(bench: Bench) -> None:
         "measure defaults": {},
     }
     for variant, options in calls.items():
+        if bench.is_late:
+            break
 
         def call(options: dict[str, Any] = options) -> None:
             spectral.measure(model, images, batch_size=bench.batch, progress=False, **options)
@@ -370,8 +385,8 @@ def _compare_arithmetic(bench: Bench, images: Tensor) -> None:
 
 
 PARTS: dict[str, Callable[[Bench], None]] = {
-    "ratios": time_ratios,
     "waits": count_waits,
+    "ratios": time_ratios,
     "whole": time_whole,
     "precision": compare_precisions,
 }
@@ -385,16 +400,22 @@ PARTS: dict[str, Callable[[Bench], None]] = {
 @click.option("--size", default=224, show_default=True)
 @click.option("--rounds", default=7, show_default=True)
 @click.option("--parts", default=",".join(PARTS), show_default=True)
-def main(out: Path, device: str, name: str, batch: int, size: int, rounds: int, parts: str) -> None:
+@click.option("--limit", default=85.0, show_default=True, help="Seconds after which no part begins.")
+def main(
+    out: Path, device: str, name: str, batch: int, size: int, rounds: int, parts: str, limit: float
+) -> None:
     """Run the parts one after the other and print a table of all they found."""
     out.mkdir(parents=True, exist_ok=True)
-    bench = Bench(name, torch.device(device), batch, size, rounds, out)
+    bench = Bench(name, torch.device(device), batch, size, rounds, out, deadline=time.perf_counter() + limit)
     where = torch.cuda.get_device_name() if bench.on_gpu else f"CPU, {torch.get_num_threads()} threads"
     print(
         f"{where}; torch {torch.__version__}; {name}, {size} px, batch {batch}, {rounds} rounds", flush=True
     )
     for part in parts.split(","):
         start = time.perf_counter()
+        if bench.is_late:
+            print(f"  {part}: no time left", flush=True)
+            continue
         try:
             PARTS[part](bench)
         except Exception:  # what other parts find must not be lost

@@ -23,6 +23,7 @@ from spectral.numerics.cache import remember
 from spectral.numerics.lattice import Lattice, analyse_axis, decimate, prefers_transform, synthesise_axis
 from spectral.numerics.matrices import Range, as_matrix, wave_rows
 from spectral.numerics.products import exact_products, transform_axes
+from spectral.numerics.scaling import sum_squares
 from spectral.spectrum import as_maps, find_power
 
 # Metric → the sums that it is the quotient of; AM is a mean over channels instead.
@@ -42,6 +43,10 @@ OF_DENSE_MAP = {"power", "above", "above_separable", "varying"}  # the other sum
 # map's power, independent from map to map: 1e-6·√(Σ power²) in all. Where the difference is not so many times
 # that root, the error would show in the fifth digit (ninth in float64).
 SMALLEST_DIFFERENCE = {torch.float32: 0.1, torch.float64: 1e-5}
+
+# With few channels most photographs would be doubtful; their full spectrum costs little, and in float32 a
+# share of power of so much is known to five digits from it.
+FEW_CHANNELS, SMALLEST_SHARE = 4, 1e-5
 
 NOT_FINITE = (
     "measure_bands: the map has NaN or infinite values (or overflows when squared); "
@@ -166,9 +171,8 @@ def sum_bands(
         >>> [bool(sum_bands(tone, (2, 2), exact=exact).doubtful) for exact in (False, True)]
         [True, False]
     """
-    analysis, maps = _prepare(maps.double() if exact else maps, stride, phase, size, metrics)
-    statistics = analysis.sum_maps(maps)
-    return analysis.sum_exactly(maps, statistics) if exact else statistics
+    analysis, maps = _prepare(maps, stride, phase, size, metrics, exact)
+    return analysis.sum_maps(maps.double() if exact else maps)
 
 
 def _prepare(
@@ -177,6 +181,7 @@ def _prepare(
     phase: tuple[int, ...] | None,
     size: tuple[int, ...] | None,
     metrics: Sequence[str],
+    exact: bool = False,
 ) -> tuple[_Analysis, Tensor]:
     stride = as_stride(stride, "measure_bands")
     maps = as_maps(maps, "measure_bands", len(stride))
@@ -188,22 +193,28 @@ def _prepare(
         if metric not in QUOTIENTS:
             raise SpectralError(f"measure_bands: unknown metric {metric!r}{suggest(metric, QUOTIENTS)}")
     lattices = find_lattices(maps.shape[2:], stride, phase or 0, size, "measure_bands")
-    return _Analysis(maps, lattices, metrics), maps
+    return _Analysis(maps, lattices, metrics, exact), maps
 
 
 class _Analysis:
     """Matrices and weights for maps of one size. A band is laid out as cosines, then sines, on each axis."""
 
-    def __init__(self, maps: Tensor, lattices: Sequence[Lattice], metrics: Sequence[str]) -> None:
-        self.lattices, self.metrics = lattices, metrics
+    def __init__(
+        self, maps: Tensor, lattices: Sequence[Lattice], metrics: Sequence[str], exact: bool
+    ) -> None:
+        self.lattices, self.metrics, self.exact = lattices, metrics, exact
+        self.dtype = maps.dtype
         self.names = {name for metric in metrics for name in QUOTIENTS[metric]}
         self.extents = tuple(lattice.extent for lattice in lattices)
         self.count = tuple(lattice.count for lattice in lattices)
         self.stride = tuple(lattice.step for lattice in lattices)
         self.wanted = [name for name in DIFFERENCES if name in self.names]
         self.highest = _find_highest(self.extents, self.stride)
-        self.below = {
-            name: remember(_weigh_below, name, self.extents, self.stride, like=maps) for name in self.wanted
+        # Sums over every bin cost more, and there is no difference in which rounding could show.
+        self.full = exact or maps.shape[1] <= FEW_CHANNELS
+        weigh = _select_bins if self.full else _weigh_below
+        self.weights = {
+            name: remember(weigh, name, self.extents, self.stride, like=maps) for name in self.wanted
         }
         self.has_aliases = not self.names <= OF_DENSE_MAP
         if self.has_aliases:
@@ -219,13 +230,17 @@ class _Analysis:
         sums = {"power": powers.sum(1)}
         if self.names <= {"power"}:
             return sums
+        if self.wanted and self.full:
+            sums |= self.sum_full_spectrum(block)
+        if self.full and not self.has_aliases:
+            return sums
         low = _analyse(block, self.extents, self.highest)
-        if self.below:
+        if self.wanted and not self.full:
             low_power = _sum_channels(low.square(), axes)
-            for name, shares in self.below.items():
+            for name, shares in self.weights.items():
                 sums[name] = sums["power"] - (low_power * shares).flatten(1).sum(1)
             sums["squared_powers"] = powers.detach().square().sum(1)
-            sums["rounding"] = rounding_floor(low_power.flatten(1)[:, 0].detach()) / math.prod(self.extents)
+            sums["rounding"] = self.find_rounding(low_power.flatten(1)[:, 0])
         if self.has_aliases:
             decimated = decimate(block, 2, self.lattices).contiguous()
             kept = _analyse(decimated, self.count, self.half)
@@ -261,62 +276,61 @@ class _Analysis:
             f"{name}_power": (power * self.bins).flatten(1).sum(1) / math.prod(self.count),
         }
 
+    def sum_full_spectrum(self, block: Tensor) -> dict[str, Tensor]:
+        """The sums that could be differences, from every bin of a block of maps (b, c, *spatial)."""
+        power = find_power(block, axes=len(self.stride)) * (block.shape[1] / math.prod(self.extents))
+        axes = tuple(range(1, power.ndim))
+        sums = {name: (power * mask).sum(axes, dtype=torch.float64) for name, mask in self.weights.items()}
+        centre = tuple(n // 2 for n in self.extents)
+        return sums | {
+            "rounding": self.find_rounding(power[(slice(None), *centre)] * math.prod(self.extents))
+        }
+
+    def find_rounding(self, dc: Tensor) -> Tensor:
+        """Power that a constant's transform leaves elsewhere by rounding, in the type that the maps had."""
+        return rounding_floor(dc.detach().to(self.dtype)) / math.prod(self.extents)
+
     def sum_maps(self, maps: Tensor) -> BandStatistics:
         """Sum all blocks of maps, and mark the images in which rounding shows."""
         with exact_products(maps.device):
-            laid_out = _follow_memory(maps)
+            laid_out = maps.contiguous() if self.full else _follow_memory(maps)
             parts = [reduce(_add, map(self.sum_block, blocks)) for blocks in _split_blocks(laid_out)]
         sums = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        doubtful = _is_faint(maps, sums["power"])
-        for name in self.wanted:
-            doubtful |= sums[name] < SMALLEST_DIFFERENCE[maps.dtype] * sums["squared_powers"].sqrt()
-        if self.has_aliases and maps.dtype == torch.float32:
-            doubtful |= sums["residual_power"] < FAINT * sums["kept_power"]
-        samples = math.prod(self.count)
-        pixels = math.prod(self.extents)
+        pixels, samples = math.prod(self.extents), math.prod(self.count)
+        doubtful = self.find_doubtful(maps, sums)
         return BandStatistics(tuple(self.metrics), maps.shape[1], pixels, samples, sums, doubtful)
 
-    def sum_exactly(self, maps: Tensor, statistics: BandStatistics) -> BandStatistics:
-        """Replace the differences by sums over the full spectrum; what vanishes even so stays doubtful."""
-        sums = statistics.sums
-        if self.wanted:
-            parts = [self.sum_full_spectrum(image) for image in maps.split(self._images_at_once(maps))]
-            sums = {**sums, **{name: torch.cat([part[name] for part in parts]) for name in self.wanted}}
-        vanishing = _is_faint(maps, sums["power"]) & (maps.detach() != 0).flatten(1).any(1)
-        return replace(statistics, sums=sums, doubtful=vanishing)
+    def find_doubtful(self, maps: Tensor, sums: dict[str, Tensor]) -> Tensor:
+        """Which images have sums in which rounding shows: of exact ones those whose squares vanish."""
+        doubtful = _is_faint(maps, sums["power"])
+        if self.exact:
+            return doubtful & (maps.detach() != 0).flatten(1).any(1)
+        for name in self.wanted:
+            if not self.full:
+                doubtful |= sums[name] < SMALLEST_DIFFERENCE[maps.dtype] * sums["squared_powers"].sqrt()
+            elif maps.dtype == torch.float32:
+                doubtful |= sums[name] < SMALLEST_SHARE * sums["power"]
+        if self.has_aliases and maps.dtype == torch.float32:
+            doubtful |= sums["residual_power"] < FAINT * sums["kept_power"]
+        return doubtful
 
     def resolve(self, maps: Tensor, statistics: BandStatistics) -> BandStatistics:
-        """Sum doubtful images again, one by one: float32 ones in float64, those over the full spectrum."""
+        """Sum doubtful images again, one by one: in float64 and over the full spectrum."""
         sums = dict(statistics.sums)
         marked = statistics.doubtful.nonzero().flatten().tolist()
         chosen = [i for i in marked if bool(maps[i].detach().any())]  # a silent map has nothing to settle
         exact = [self._sum_again(maps[i : i + 1]) for i in chosen]
         places = (torch.tensor(chosen, device=maps.device),)
-        for name in exact[0].keys() - {"rounding"} if exact else ():  # the map's rounding is what it was
+        for name in sums.keys() & exact[0].keys() if exact else ():
             sums[name] = sums[name].index_put(places, torch.cat([image[name] for image in exact]))
         return replace(statistics, sums=sums, doubtful=torch.zeros_like(statistics.doubtful))
 
     def _sum_again(self, image: Tensor) -> dict[str, Tensor]:
-        if image.dtype == torch.float32:
-            first = tuple(lattice.first for lattice in self.lattices)
-            return measure_bands(image.double(), self.stride, first, self.count, self.metrics).sums
-        faint = _is_faint(image, image.detach().square().flatten(1).sum(1))
-        if bool(faint.any()):
+        first = tuple(lattice.first for lattice in self.lattices)
+        exact = sum_bands(image, self.stride, first, self.count, self.metrics, exact=True)
+        if bool(exact.doubtful.any()):
             raise SpectralError(VANISHING)
-        return self.sum_full_spectrum(image)
-
-    def _images_at_once(self, maps: Tensor) -> int:
-        return max(1, _block_size(maps) // maps[0].numel())
-
-    def sum_full_spectrum(self, maps: Tensor) -> dict[str, Tensor]:
-        """The sums that are differences, from every bin of maps (B, C, *spatial)."""
-        (blocks,) = _split_blocks(maps)
-        powers = (find_power(b, axes=len(self.stride)) * b.shape[1] for b in blocks)
-        power = reduce(torch.add, powers) / math.prod(self.extents)
-        masks = {
-            name: remember(_select_bins, name, self.extents, self.stride, like=maps) for name in self.wanted
-        }
-        return {name: (power * mask).flatten(1).sum(1) for name, mask in masks.items()}
+        return exact.sums
 
 
 def _is_faint(maps: Tensor, power: Tensor) -> Tensor:
@@ -345,7 +359,7 @@ def _block_size(maps: Tensor) -> int:
 
 def _sum_squares(block: Tensor, axes: int) -> Tensor:
     """Σ x² of each map (b, c), float64: the float32 sum over one map is exact enough."""
-    return block.square().sum(tuple(range(2, 2 + axes))).flatten(1).double()
+    return sum_squares(block, tuple(range(2, 2 + axes))).flatten(1).double()
 
 
 def _sum_channels(band: Tensor, axes: int) -> Tensor:

@@ -17,8 +17,9 @@ from spectral.metrics import (
     rounding_floor,
     split_aliases,
 )
+from spectral.numerics.cache import remember
 from spectral.numerics.lattice import Lattice, decimate, decimate_low_pass
-from spectral.numerics.scaling import find_scale
+from spectral.numerics.scaling import find_scale, sum_squares
 from spectral.spectrum import Array, as_maps
 
 
@@ -59,9 +60,9 @@ def compute_channel_alias_ratios(
     """
     steps = as_stride(stride, "compute_channel_alias_ratios")
     maps = as_maps(dense, "compute_channel_alias_ratios", len(steps), leading=2)
-    centred, periodic = _remove_border(maps, len(steps))
+    periodic, silent = _remove_border(maps, len(steps))
     kept, aliases = split_aliases(periodic, steps, phase, size, "compute_channel_alias_ratios")
-    return _divide_weighed(aliases, kept, steps, centred)
+    return _divide_weighed(aliases, kept, steps, silent)
 
 
 def find_channel_ratios(maps: Tensor, lattices: Sequence[Lattice]) -> tuple[Tensor, Tensor]:
@@ -77,22 +78,22 @@ def find_channel_ratios(maps: Tensor, lattices: Sequence[Lattice]) -> tuple[Tens
         (1.0, False)
     """
     steps = tuple(lattice.step for lattice in lattices)
-    centred, periodic = _remove_border(maps, len(steps))
+    periodic, silent = _remove_border(maps, len(steps))
     kept, aliases, faint = find_aliases(periodic, lattices)
-    return _divide_weighed(aliases, kept, steps, centred), faint
+    return _divide_weighed(aliases, kept, steps, silent), faint
 
 
 def _remove_border(maps: Tensor, axes: int) -> tuple[Tensor, Tensor]:
-    """Return maps of a usual size without their means, and without what makes up for their borders."""
+    """Return maps of a usual size without their means and what makes up for their borders, and the silent."""
     maps = maps / find_scale(maps, tuple(range(-axes, 0)))
-    centred = remove_mean(maps, axes)
-    return centred, split_border(centred, axes)[0]
+    centred, silent = _centre(maps, axes)
+    return centred - _find_smooth(centred, axes), silent.flatten(-axes).squeeze(-1)
 
 
-def _divide_weighed(aliases: Tensor, kept: Tensor, steps: Sequence[int], centred: Tensor) -> Tensor:
+def _divide_weighed(aliases: Tensor, kept: Tensor, steps: Sequence[int], silent: Tensor) -> Tensor:
     """Return the ratio of each channel; NaN where it is constant."""
     whole = _weigh(kept, steps)
-    silent = (centred == 0).all(dim=-1).flatten(-len(steps) + 1).all(-1) | (whole == 0)
+    silent = silent | (whole == 0)
     ratio = _weigh(aliases, steps) / torch.where(silent, torch.ones_like(whole), whole)
     return torch.where(silent, torch.full_like(ratio, torch.nan), ratio)
 
@@ -110,13 +111,20 @@ def remove_mean(maps: Tensor, axes: int = 2) -> Tensor:
         <BLANKLINE>
                 [[-1.,  2., -1.]]])
     """
-    spatial = tuple(range(-axes, 0))
-    scale = find_scale(maps, spatial)
-    maps = maps / scale
-    centred = maps - maps.mean(spatial, keepdim=True)
-    rest = centred.square().mean(spatial, keepdim=True)
-    silent = rest <= rounding_floor(maps.square().mean(spatial, keepdim=True))
-    return torch.where(silent, torch.zeros_like(centred), centred * scale)
+    scale = find_scale(maps, tuple(range(-axes, 0)))
+    return _centre(maps / scale, axes)[0] * scale
+
+
+def _centre(maps: Tensor, axes: int) -> tuple[Tensor, Tensor]:
+    """`remove_mean` of maps of a usual size; which of them are constant too, (…, 1, 1)."""
+    spatial, pixels = tuple(range(-axes, 0)), math.prod(maps.shape[-axes:])
+    mean = maps.mean(spatial, keepdim=True)
+    centred = maps - mean
+    rest = sum_squares(centred, spatial) / pixels
+    # Σ x² = Σ (x − mean)² + n mean²: what both sides of the comparison share is left out.
+    floor = rounding_floor(mean.square().flatten(-axes).squeeze(-1) + rest)
+    silent = (rest <= floor)[(..., *[None] * axes)]
+    return centred.masked_fill(silent, 0), silent
 
 
 def split_border(maps: Tensor, axes: int = 2) -> tuple[Tensor, Tensor]:
@@ -141,28 +149,43 @@ def split_border(maps: Tensor, axes: int = 2) -> tuple[Tensor, Tensor]:
         >>> bool(periodic.abs().max() < 0.05 * ramp.max()), bool(smooth.mean().abs() < 1e-4)
         (True, True)
     """
-    spatial = tuple(range(-axes, 0))
-    sizes = maps.shape[-axes:]
-    jumps = torch.zeros_like(maps)
-    curvature = maps.new_zeros(())
-    for axis, n in zip(spatial, sizes, strict=True):
-        first, last = maps.narrow(axis, 0, 1), maps.narrow(axis, n - 1, 1)
-        # Each border misses its neighbour on the other side by the difference of the two.
-        edges = [
-            last - first,
-            maps.new_zeros(()).expand_as(maps.narrow(axis, 0, max(n - 2, 0))),
-            first - last,
-        ]
-        jumps = jumps + (torch.cat(edges, axis) if n > 1 else torch.zeros_like(maps))
-        bins = torch.arange(n if axis != -1 else n // 2 + 1, device=maps.device, dtype=torch.float64)
-        cosine = 2 * torch.cos(2 * torch.pi * bins / n) - 2
-        curvature = curvature + cosine.view(-1, *[1] * (-axis - 1))
-    # The bin of frequency 0 is 0 over 0: the smooth part has no mean.
-    curvature[(0,) * axes] = 1
-    spectrum = torch.fft.rfftn(jumps, dim=spatial) / curvature.to(maps.dtype)
-    spectrum[(..., *[0] * axes)] = 0
-    smooth = torch.fft.irfftn(spectrum, s=tuple(sizes), dim=spatial)
+    smooth = _find_smooth(maps, axes)
     return maps - smooth, smooth
+
+
+def _find_smooth(maps: Tensor, axes: int) -> Tensor:
+    """Solve Poisson's equation with the jumps at the borders as its source.
+
+    A border misses its neighbour on the other side by the difference of the two, one way at the first sample
+    and the other way at the last: along its axis the spectrum of a jump is a fixed one.
+    """
+    sizes, spatial = tuple(maps.shape[-axes:]), tuple(range(-axes, 0))
+    spectrum: Tensor | None = None
+    for axis in spatial:
+        others = [other for other in spatial if other != axis]
+        jump = maps.narrow(axis, sizes[axis] - 1, 1) - maps.narrow(axis, 0, 1)
+        # Half of the spectrum is left out along the last axis.
+        jump = torch.fft.fftn(jump, dim=others) if axis == -1 else torch.fft.rfftn(jump, dim=others)
+        table = remember(_solve_jump, sizes, axis, like=maps, dtype=jump.dtype)
+        spectrum = jump * table if spectrum is None else torch.addcmul(spectrum, jump, table)
+    assert spectrum is not None
+    smooth: Tensor = torch.fft.irfftn(spectrum, s=sizes, dim=spatial)
+    return smooth
+
+
+def _solve_jump(sizes: tuple[int, ...], axis: int) -> Tensor:
+    """Half spectrum of the smooth part that a unit jump across the borders of one axis makes."""
+    curvature = torch.zeros((), dtype=torch.float64)
+    for own, n in zip(range(-len(sizes), 0), sizes, strict=True):
+        angle = 2 * torch.pi * torch.arange(n if own != -1 else n // 2 + 1, dtype=torch.float64) / n
+        curvature = curvature + (2 * torch.cos(angle) - 2).view(-1, *[1] * (-own - 1))
+        if own == axis:
+            jump = (1 - torch.polar(torch.ones_like(angle), angle)).view(-1, *[1] * (-own - 1))
+    # The bin of frequency 0 is 0 over 0: the smooth part has no mean.
+    curvature[(0,) * len(sizes)] = 1
+    table = jump / curvature
+    table[(0,) * len(sizes)] = 0
+    return table
 
 
 def find_white_noise_ratio(
@@ -216,7 +239,7 @@ def _sum_low_pass(lattice: Lattice, halved: bool) -> float:
 def _weigh(maps: Tensor, steps: Sequence[int]) -> Tensor:
     """Sum squares over the spatial axes; the unpaired Nyquist bin of a decimated axis counts half."""
     spatial = tuple(range(-len(steps), 0))
-    total = maps.square().sum(spatial)
+    total = sum_squares(maps, spatial)
     weighted = [(1.0, maps)]  # by inclusion and exclusion: where two axes are at it a bin counts a quarter
     for axis, step in zip(spatial, steps, strict=True):
         n = maps.shape[axis]

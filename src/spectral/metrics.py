@@ -16,7 +16,7 @@ from spectral.numerics.cache import remember
 from spectral.numerics.lattice import Lattice, decimate, decimate_low_pass
 from spectral.numerics.matrices import highest_bin
 from spectral.numerics.products import exact_products
-from spectral.numerics.scaling import find_scale
+from spectral.numerics.scaling import find_scale, sum_squares
 from spectral.spectrum import Array, as_maps, centred_indices
 
 Cutoff = Literal["radial", "separable"]
@@ -369,7 +369,7 @@ def find_aliases(maps: Tensor, lattices: Sequence[Lattice]) -> tuple[Tensor, Ten
     with exact_products(maps.device):
         residual = kept - decimate_low_pass(maps, start, lattices)
     image = tuple(range(-len(lattices) - 1, 0))
-    power, whole = (x.detach().square().sum(image) for x in (residual, kept))
+    power, whole = (sum_squares(x.detach(), image) for x in (residual, kept))
     faint = (power < FAINT * whole) & (maps.dtype == torch.float32)
     return kept, residual, faint
 

@@ -22,7 +22,21 @@ def find_scale(x: Tensor, dims: tuple[int, ...]) -> Tensor:
         >>> [round(float(v), 2) for v in scaled.amax(1)]
         [1.18, 0.0, 2.0, 1.27]
     """
-    peak = x.detach().abs().amax(dims, keepdim=True)
+    fixed = x.detach()
+    peak = torch.maximum(fixed.amax(dims, keepdim=True), -fixed.amin(dims, keepdim=True))  # copies nothing
     exponent = torch.frexp(peak).exponent - 1
     plain = (exponent.abs() <= USUAL) | (peak == 0) | ~torch.isfinite(peak)
     return torch.where(plain, torch.ones_like(peak), torch.exp2(exponent.double()).to(peak.dtype))
+
+
+def sum_squares(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Sum squares over some axes.
+
+    Example:
+        >>> sum_squares(torch.tensor([[3.0, 4.0]]), (1,))
+        tensor([25.])
+    """
+    if x.device.type == "cpu" and not x.is_contiguous():
+        return x.square().sum(dims)
+    norm: Tensor = torch.linalg.vector_norm(x, dim=dims)
+    return norm.square()  # without a squared copy of x
