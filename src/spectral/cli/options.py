@@ -78,7 +78,8 @@ images_option = click.option(
     default=("samples",),
     show_default="samples",
     metavar="NAME|DIR|FILE",
-    help="samples, synthetic, stl10, cifar10, a folder, a file or a quoted pattern; repeatable.",
+    help="samples, synthetic, stl10, cifar10, a folder, a file (.tar and .parquet too) or a quoted pattern; "
+    "repeatable.",
 )
 batch_size_option = click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda, …")

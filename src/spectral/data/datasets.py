@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -16,7 +17,8 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sequent
 
 from spectral.arguments import is_integer
 from spectral.data.decode import to_rgb
-from spectral.data.imageset import ImageSet
+from spectral.data.imageset import ImageItem, ImageSet
+from spectral.data.loading import Loading, load_batches
 from spectral.data.pictures import describe_picture
 from spectral.data.structures import join, list_leaves, map_leaves, pick
 from spectral.errors import SpectralError
@@ -40,6 +42,8 @@ class DatasetImages:
     prepared = True
     size: tuple[int, int] | None = (0, 0)  # as the dataset makes it
 
+    loading = Loading(0)  # what a dataset holds open may not stand being taken along into other processes
+
     def __init__(self, dataset: Any, indices: Sequence[int], collate: Collate = default_collate) -> None:
         self.dataset, self.positions, self._collate = dataset, list(indices), collate
         self.source = f"dataset:{type(dataset).__name__}"
@@ -53,22 +57,33 @@ class DatasetImages:
         """Return itself: what a dataset gives is taken as it is."""
         return self
 
+    def with_loading(self, loading: Loading) -> DatasetImages:
+        """Return the same items, read in another way; in worker processes only where that is asked for."""
+        twin = copy.copy(self)
+        twin.loading = loading
+        return twin
+
     def batches(
         self, batch_size: int, *, indices: Sequence[int] | None = None
     ) -> Iterator[tuple[list[int], Any]]:
         """Yield (indices, batch without its labels)."""
         chosen = list(range(len(self)) if indices is None else indices)
-        for start in range(0, len(chosen), batch_size):
-            part = chosen[start : start + batch_size]
-            items = [self._read(i) for i in part]
-            try:
-                batch = self._collate(items)
-            except RuntimeError as error:
-                raise SpectralError(
-                    f"the items of {self.source} can't form a batch "
-                    f"({next(iter(str(error).splitlines()), '')}); give them one size in its transform"
-                ) from error
-            yield part, split_labels(batch)[0]
+        groups = [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
+        workers = self.loading.count_workers(len(chosen), len(groups), 0)
+        return load_batches(
+            self._collate_items, groups, workers=workers, pinned=self.loading.pinned, source=self.source
+        )
+
+    def _collate_items(self, indices: list[int]) -> Any:
+        items = [self._read(i) for i in indices]
+        try:
+            batch = self._collate(items)
+        except RuntimeError as error:
+            raise SpectralError(
+                f"the items of {self.source} can't form a batch "
+                f"({next(iter(str(error).splitlines()), '')}); give them one size in its transform"
+            ) from error
+        return split_labels(batch)[0]
 
     def _read(self, index: int) -> Any:
         item = self.dataset[self.positions[index]]
@@ -147,7 +162,8 @@ def read_dataset(dataset: Any, indices: Sequence[int] | None = None, collate: Co
         raise SpectralError(f"the dataset {type(dataset).__name__} is empty")
     if collate in (None, default_collate) and _find_picture(dataset[chosen[0]]) is not None:
         items = [_describe_picture(dataset, i) for i in chosen]
-        return ImageSet(f"dataset:{type(dataset).__name__}", items)
+        classes = _find_classes(dataset, items)
+        return ImageSet(f"dataset:{type(dataset).__name__}", items, classes=classes, loading=Loading(0))
     return DatasetImages(dataset, chosen, collate or default_collate)
 
 
@@ -165,7 +181,8 @@ def read_loader(loader: DataLoader[Any]) -> Any:
         indices: list[Any] = list(range(len(loader.dataset)))  # type: ignore[arg-type]
     else:
         indices = list(dict.fromkeys(i for batch in loader.batch_sampler for i in batch))
-    return read_dataset(loader.dataset, indices, loader.collate_fn)
+    images = read_dataset(loader.dataset, indices, loader.collate_fn)
+    return images.with_loading(Loading(loader.num_workers))
 
 
 def read_iterable(batches: Iterable[Any], limit: int | None = None, name: str | None = None) -> BatchedImages:
@@ -210,6 +227,18 @@ def _find_picture(item: Any) -> Image.Image | None:
     found = [leaf for leaf in list_leaves(item) if isinstance(leaf, Image.Image)]
     others = [leaf for leaf in list_leaves(item) if isinstance(leaf, Tensor | np.ndarray) and leaf.ndim > 1]
     return found[0] if len(found) == 1 and not others else None
+
+
+def _find_classes(dataset: Any, items: Sequence[ImageItem]) -> list[str] | None:
+    """Return the names of the classes, where a dataset of the Hub tells what its labels count."""
+    features = getattr(dataset, "features", None)
+    if not isinstance(features, Mapping):
+        return None
+    for key in LABEL_KEYS:
+        names = getattr(features.get(key), "names", None)
+        if isinstance(names, list) and all(item.label is None or item.label < len(names) for item in items):
+            return [str(name) for name in names]
+    return None
 
 
 def _describe_picture(dataset: Any, index: int) -> Any:

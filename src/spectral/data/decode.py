@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,7 +63,11 @@ def read_image(path: Path, digest: str | None = None) -> Image.Image:
         OSError, ValueError, SyntaxError: whatever Pillow makes of a file that it cannot decode.
         SpectralError: if it is too large, or has changed.
     """
-    content = _read_bytes(path)
+    return decode_image(_read_bytes(path), digest)
+
+
+def decode_image(content: bytes, digest: str | None = None) -> Image.Image:
+    """Decode the bytes of an image file; as `read_image`."""
     if digest is not None and _digest(content) != digest:
         raise SpectralError("it has changed since it was loaded")
     with Image.open(io.BytesIO(content)) as image:
@@ -82,8 +87,13 @@ def check_image(path: Path) -> CheckedFile:
 
     Units: the size is in pixels, after orientation.
     """
+    return inspect_image(partial(_read_bytes, path))
+
+
+def inspect_image(read: Callable[[], bytes]) -> CheckedFile:
+    """Decode what is read; as `check_image`."""
     try:
-        content = _read_bytes(path)
+        content = read()
         with Image.open(io.BytesIO(content)) as image:
             _refuse_huge(image)
             width, height = image.size
@@ -183,11 +193,26 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def read_slice(path: Path, start: int, length: int) -> bytes:
+    """Read an image's bytes out of a file that holds several.
+
+    Raises:
+        OSError, SpectralError: if there is no such file, or there are too many of them.
+    """
+    _refuse_long(length)
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(length)
+
+
 def _read_bytes(path: Path) -> bytes:
-    size = path.stat().st_size
+    _refuse_long(path.stat().st_size)
+    return path.read_bytes()
+
+
+def _refuse_long(size: int) -> None:
     if size > MOST_BYTES:
         raise SpectralError(f"its {size / 2**20:.0f} MiB are more than {MOST_BYTES / 2**20:.0f}; convert it")
-    return path.read_bytes()
 
 
 def _refuse_huge(image: Image.Image) -> None:

@@ -108,27 +108,55 @@ def _load_listed(
     limit: int | None,
     seed: int,
 ) -> ImageSet:
+    known = KnownFiles(root, len(listing.names) if limit is None else min(limit, len(listing.names)))
+    check = partial(_check_item, root, listing, known)
+    images = choose_readable(listing, check, source, str(root), size, limit, seed)
+    files = dict(zip(map(printable, listing.names), listing.names, strict=True))
+    known.note((files[item.id], CheckedFile(item.key, item.size)) for item in images.items)
+    return images
+
+
+def choose_readable(
+    listing: FolderListing,
+    check: Callable[[int], ImageItem | str],
+    source: str,
+    where: str,
+    size: tuple[int, int] | None,
+    limit: int | None,
+    seed: int,
+) -> ImageSet:
+    """Make a set of the images that can be read, spread over the classes if not all are wanted.
+
+    Args:
+        listing: all.
+        check: returns the image at a position, or the reason why it is none.
+        source: what the set is called.
+        where: the folder that they are in, for messages.
+        size: (height, width), or None for each image's own.
+        limit: how many images, at most.
+        seed: which images, if there are more.
+
+    Raises:
+        SpectralError: if none can be read.
+    """
     names, labels, classes, left_out = listing
     wanted = len(names) if limit is None else min(limit, len(names))
     order = range(len(names)) if wanted == len(names) else spread_over_classes(labels, seed)
     items: dict[int, ImageItem] = {}
     skipped: list[tuple[str, str]] = []
     remaining = iter(order)
-    known = KnownFiles(root, wanted)
     with tqdm(total=wanted, desc="checking images", unit="image", delay=1, leave=False) as progress:
         # Broken files are replaced by the next in order, so more than one round may be needed.
         while len(items) < wanted and (candidates := list(islice(remaining, wanted - len(items)))):
-            checks = map_in_threads(partial(_check_item, root, listing, known), candidates)
-            for position, item in zip(candidates, checks, strict=True):
+            for position, item in zip(candidates, map_in_threads(check, candidates), strict=True):
                 progress.update()
                 if isinstance(item, ImageItem):
                     items[position] = item
                 else:
                     skipped.append((printable(names[position]), item))
-    known.note((names[p], CheckedFile(item.key, item.size)) for p, item in items.items())
     if not items:
         raise SpectralError(
-            f"none of the {len(skipped)} image files in folder {str(root)!r} could be read; "
+            f"none of the {len(skipped)} image files in folder {where!r} could be read; "
             f"the first, {skipped[0][0]!r}: {skipped[0][1]}"
         )
     warn_about_skipped(skipped, source)
@@ -216,7 +244,7 @@ def warn_about_skipped(skipped: list[tuple[str, str]], source: str) -> None:
         warnings.warn(
             f"{source}: skipped {len(skipped)} broken image file(s): {named}{more}",
             SpectralWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

@@ -25,6 +25,7 @@ from spectral.data.folder import (
 )
 from spectral.data.imageset import ImageItem, ImageSet, check_limit
 from spectral.data.loading import Loading, check_workers
+from spectral.data.packed import is_packed, list_packed, load_packed
 from spectral.data.samples import load_samples
 from spectral.errors import SpectralError, suggest
 from spectral.synthetic import Size, as_size, generator, make_dead_leaves_image
@@ -58,6 +59,8 @@ def load_images(
               aren't read. What was found out of a large folder is remembered: a file whose size and times
               are as they were is read when its turn comes, and compared then.
             - an image file, a pattern such as "pictures/*.jpg", or a list of these and of folders.
+            - .tar files in WebDataset's layout (name.jpg beside name.cls or name.json), or .parquet files
+              with a column of encoded images, as the Hub's: one, several, a pattern, or a folder of them.
         size: side of a square, or (height, width): the shorter side is resized (antialiased bicubic; for
             stl10 and cifar10 bilinear, as in the study), then the centre is cropped. None keeps each image's
             own size.
@@ -96,7 +99,7 @@ def _find_images(
 ) -> ImageSet:
     """Read the name of a source, a folder or files."""
     if not isinstance(source, str | os.PathLike):
-        return load_files([path for one in source for path in _expand(one)], shape, limit, seed)
+        return _load_paths([path for one in source for path in _expand(one)], shape, limit, seed)
     if not str(source):
         raise SpectralError(f"no images asked for: expected a folder, files or one of {', '.join(SOURCES)}")
     if source == "samples":
@@ -110,13 +113,28 @@ def _find_images(
         return load_cifar10(_data_root(root), split, shape, limit, seed)
     path = Path(source).expanduser()
     if path.is_file() or (not path.exists() and glob.has_magic(str(path))):
-        return load_files(_expand(path), shape, limit, seed)
+        return _load_paths(_expand(path), shape, limit, seed)
     if not path.exists() and len(path.parts) == 1:
         raise SpectralError(
             f"unknown images {str(source)!r}: expected a folder, files or one of {', '.join(SOURCES)}"
             f"{suggest(str(source), SOURCES)}"
         )
+    if path.is_dir() and not list_folder(path).names and (packed := list_packed(path)):
+        return load_packed(packed, shape, limit, seed)
     return load_folder(path, shape, limit, seed)
+
+
+def _load_paths(
+    paths: Sequence[Path], shape: tuple[int, int] | None, limit: int | None, seed: int
+) -> ImageSet:
+    """Load image files and folders, or files that hold many images each."""
+    packed = [path for path in paths if is_packed(path) and path.is_file()]
+    if not packed:
+        return load_files(paths, shape, limit, seed)
+    if len(packed) < len(paths):
+        other = next(path for path in paths if path not in packed)
+        raise SpectralError(f"{packed[0].name} holds many images and {other.name} doesn't; load them apart")
+    return load_packed(sorted(dict.fromkeys(packed)), shape, limit, seed)
 
 
 def _expand(source: str | Path) -> list[Path]:

@@ -1,0 +1,219 @@
+"""Images packed into few files: tar shards in WebDataset's layout, and Parquet with encoded images."""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from spectral.arguments import is_integer
+from spectral.data.decode import decode_image, inspect_image, list_extensions, printable, read_slice
+from spectral.data.folder import FolderListing, choose_readable
+from spectral.data.imageset import ImageItem, ImageSet
+from spectral.errors import SpectralError
+
+PACKED = (".tar", ".parquet")
+_LABELS = ("label", "labels", "cls", "class", "fine_label")
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")
+
+
+class _Packed(NamedTuple):
+    """An image in a file of many: its name, how its bytes are read, and its label."""
+
+    name: str
+    read: Callable[[], bytes]
+    label: int | None
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file's name says that it holds many images.
+
+    Example:
+        >>> is_packed(Path("train-000.tar")), is_packed(Path("cat.png"))
+        (True, False)
+    """
+    return path.suffix.lower() in PACKED or path.name.lower().endswith(_COMPRESSED)
+
+
+def list_packed(folder: Path) -> list[Path]:
+    """List the files of a folder that hold many images each, in the order of their names."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and is_packed(path))
+
+
+def load_packed(
+    paths: Sequence[Path], size: tuple[int, int] | None, limit: int | None, seed: int
+) -> ImageSet:
+    """Load the images of tar shards or of Parquet files; see `spectral.load_images`.
+
+    In a tar each image is a file; ``name.cls`` beside ``name.jpg`` has its class's number, or ``name.json``
+    has it as "label" or "cls". A Parquet file has a column of encoded images, as bytes or with their path, as
+    the Hub's; a column such as "label" has the classes, whose names the Hub's own metadata tells.
+
+    Args:
+        paths: all of one kind.
+        size: (height, width), or None for each image's own.
+        limit: how many images, at most.
+        seed: which images, if there are more.
+
+    Raises:
+        SpectralError: if they are of several kinds, or one can't be read, or holds no image.
+    """
+    for path in paths:
+        if path.name.lower().endswith(_COMPRESSED):
+            raise SpectralError(
+                f"{str(path)!r} is compressed, so images in it can't be read one by one; unpack it to a .tar"
+            )
+    kinds = {path.suffix.lower() for path in paths}
+    if len(kinds) > 1:
+        raise SpectralError(f"expected files of one kind, got {' and '.join(sorted(kinds))}; load them apart")
+    kind = kinds.pop()
+    root = Path(os.path.commonpath([path.absolute().parent for path in paths]))
+    found: list[_Packed] = []
+    names: list[str] | None = None
+    for path in paths:
+        name = path.absolute().relative_to(root).as_posix()
+        own, classes = (list(_list_tar(path, name)), None) if kind == ".tar" else _list_parquet(path, name)
+        if not own:
+            raise SpectralError(f"no images in {str(path)!r}; pass files that have some")
+        if found and classes != names:
+            raise SpectralError(
+                f"{str(path)!r} names its classes otherwise than {paths[0].name}; load them apart"
+            )
+        found, names = found + own, classes
+    source = f"{kind[1:]}:{printable(paths[0].resolve().parent.name if len(paths) > 1 else paths[0].name)}"
+    listing = FolderListing([one.name for one in found], [one.label for one in found], names)
+    return choose_readable(listing, partial(_check, found), source, str(root), size, limit, seed)
+
+
+def _check(found: Sequence[_Packed], position: int) -> ImageItem | str:
+    """Return the image, or the reason why it is none."""
+    name, read, label = found[position]
+    try:
+        digest, size = inspect_image(read)
+    except SpectralError as error:
+        return str(error)
+    return ImageItem(printable(name), partial(_open, read, digest), digest, size, label)
+
+
+def _open(read: Callable[[], bytes], digest: str) -> Any:
+    return decode_image(read(), digest)
+
+
+def _list_tar(path: Path, prefix: str) -> Iterator[_Packed]:
+    """List the images in a tar by where they lie in it."""
+    labels: dict[str, int] = {}
+    images: list[tuple[str, str, int, int]] = []
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                key, ending = _split(member.name)
+                if not member.isfile() or Path(member.name).name.startswith("."):
+                    continue
+                if f".{ending.rsplit('.', 1)[-1]}" in list_extensions():
+                    images.append((member.name, key, member.offset_data, member.size))
+                elif ending in ("cls", "json") and (content := tar.extractfile(member)) is not None:
+                    label = _read_label(ending, content.read(1 << 20))
+                    if label is not None:
+                        labels[key] = label
+    except (OSError, tarfile.TarError) as error:
+        raise SpectralError(f"{str(path)!r} can't be read as a tar ({error}); fetch it again") from error
+    for name, key, start, length in images:
+        yield _Packed(f"{prefix}/{name}", partial(read_slice, path, start, length), labels.get(key))
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Split a member's name as WebDataset does: at the first point of its last part."""
+    folder, _, base = name.rpartition("/")
+    stem, _, ending = base.partition(".")
+    return f"{folder}/{stem}", ending.lower()
+
+
+def _read_label(ending: str, content: bytes) -> int | None:
+    with suppress(ValueError, RecursionError):
+        if ending == "cls":
+            return int(content.decode().strip())
+        facts = json.loads(content)
+        for key in _LABELS if isinstance(facts, dict) else ():
+            if is_integer(facts.get(key)):
+                return int(facts[key])
+    return None
+
+
+def _list_parquet(path: Path, prefix: str) -> tuple[list[_Packed], list[str] | None]:
+    """List the images of a Parquet file by row, and the names of their classes if it tells them."""
+    try:
+        file = pq.ParquetFile(path)
+        column = _find_column(file.schema_arrow, path)
+        label = next((name for name in _LABELS if name in file.schema_arrow.names), None)
+        labels: list[Any] = [None] * file.metadata.num_rows
+        if label is not None and pa.types.is_integer(file.schema_arrow.field(label).type):
+            labels = file.read([label]).column(label).to_pylist()
+        counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    except (OSError, pa.ArrowException) as error:
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise SpectralError(f"{str(path)!r} can't be read as Parquet ({why}); fetch it again") from error
+    places = [(group, row) for group, count in enumerate(counts) for row in range(count)]
+    # The Hub writes -1 for an image without a label.
+    known = [own if own is None or own >= 0 else None for own in labels]
+    packed = [
+        _Packed(f"{prefix}/{i:06d}", partial(_read_cell, path, column, *place), known[i])
+        for i, place in enumerate(places)
+    ]
+    return packed, _find_classes(file.schema_arrow, label)
+
+
+def _find_column(schema: pa.Schema, path: Path) -> str:
+    """Find the column of encoded images: bytes, or a struct that has bytes.
+
+    Raises:
+        SpectralError: if there are none or several.
+    """
+    fitting = [field.name for field in schema if _holds_bytes(field.type)]
+    named = [name for name in fitting if name in ("image", "img")] or fitting
+    if len(named) != 1:
+        what = "no column" if not named else f"the columns {', '.join(named)}"
+        raise SpectralError(
+            f"{str(path)!r} has {what} of encoded images; expected one, as 'image', of bytes or with bytes "
+            f"in it"
+        )
+    return str(named[0])
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return bool(kind.get_field_index("bytes") >= 0)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _find_classes(schema: pa.Schema, label: str | None) -> list[str] | None:
+    with suppress(ValueError, KeyError, TypeError, RecursionError):
+        facts = json.loads((schema.metadata or {})[b"huggingface"])
+        names = facts["info"]["features"][label]["names"]
+        return [str(name) for name in names]
+    return None
+
+
+def _read_cell(path: Path, column: str, group: int, row: int) -> bytes:
+    state = path.stat()
+    try:
+        cell = _read_group(path, state.st_mtime_ns, state.st_size, column, group)[row].as_py()
+    except (IndexError, KeyError) as error:
+        raise ValueError("it is no longer there") from error
+    content = cell["bytes"] if isinstance(cell, dict) else cell
+    if content is None:
+        raise ValueError("it has no bytes of its own")
+    return bytes(content)
+
+
+@lru_cache(maxsize=2)
+def _read_group(path: Path, changed: int, length: int, column: str, group: int) -> pa.ChunkedArray:
+    """Keep the encoded images that lie together in the file, which come one after the other."""
+    return pq.ParquetFile(path).read_row_group(group, columns=[column]).column(column)

@@ -1,0 +1,246 @@
+"""Images in few files: tar shards, Parquet, datasets of the Hub; the same pixels as from a folder."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from test_measurement import tiny
+
+import spectral
+from spectral.data import adapt_images
+from spectral.errors import SpectralError, SpectralWarning
+
+COUNT = 7
+
+
+def encode(number: int, kind: str = "JPEG") -> bytes:
+    pixels = np.random.default_rng(number).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, files: dict[str, bytes], mode: str = "w") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def write_parquet(path: Path, images: list[Any], labels: list[int], names: list[str] | None = None) -> Path:
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table({"image": pa.array(images, kind), "label": labels})
+    if names is not None:
+        facts = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+        table = table.replace_schema_metadata({b"huggingface": json.dumps(facts).encode()})
+    pq.write_table(table, path, row_group_size=3)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "plain").mkdir()
+    for i in range(COUNT):
+        (tmp_path / "plain" / f"{i}.jpg").write_bytes(encode(i))
+    return tmp_path / "plain"
+
+
+@pytest.fixture
+def tar(tmp_path: Path) -> Path:
+    files: dict[str, bytes] = {}
+    for i in range(COUNT):
+        files[f"{i}.jpg"] = encode(i)
+        files |= (
+            {f"{i}.cls": f"{i % 3}\n".encode()}
+            if i % 2
+            else {f"{i}.json": json.dumps({"label": i % 3}).encode()}
+        )
+    return write_tar(tmp_path / "shards" / "train-000.tar", files)
+
+
+@pytest.fixture
+def parquet(tmp_path: Path) -> Path:
+    images = [{"bytes": encode(i), "path": f"{i}.jpg"} for i in range(COUNT)]
+    return write_parquet(
+        tmp_path / "train.parquet", images, [i % 3 for i in range(COUNT)], ["ant", "bee", "cow"]
+    )
+
+
+def stack(images: Any) -> torch.Tensor:
+    return torch.cat([batch for _, batch in images.batches(2)])
+
+
+class TestSamePixels:
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_as_from_a_folder(self, folder, tar, parquet, workers):
+        expected = stack(spectral.load_images(folder, size=16))
+        for path in (tar, parquet):
+            images = spectral.load_images(path, size=16, workers=workers)
+            torch.testing.assert_close(stack(images), expected, rtol=0, atol=0)
+            assert images.labels == [i % 3 for i in range(COUNT)]
+            assert len(set(images.ids)) == COUNT
+            assert images[0].shape == (3, 16, 16)
+
+    def test_names_labels_and_sizes(self, tar, parquet):
+        images = spectral.load_images(tar)
+        assert images.ids[:2] == ["train-000.tar/0.jpg", "train-000.tar/1.jpg"]
+        assert images.items[0].size == (20, 24)
+        assert images.classes is None
+        assert images.source == "tar:train-000.tar"
+        rows = spectral.load_images(parquet)
+        assert rows.classes == ["ant", "bee", "cow"]
+        assert rows.ids[-1] == "train.parquet/000006"
+
+    def test_several_files_a_pattern_and_a_folder_of_them(self, tar):
+        write_tar(tar.with_name("train-001.tar"), {"x.png": encode(50, "PNG"), "x.cls": b"2"})
+        for source in (tar.parent, str(tar.parent / "*.tar"), [tar, tar.with_name("train-001.tar")]):
+            images = spectral.load_images(source)
+            assert len(images) == COUNT + 1
+            assert images.ids[-1] == "train-001.tar/x.png"
+            assert images.source == "tar:shards"
+
+    def test_a_limit_is_spread_over_the_classes(self, parquet):
+        assert sorted(map(int, spectral.load_images(parquet, limit=3).labels)) == [0, 1, 2]
+
+    def test_plain_bytes_and_no_labels(self, tmp_path):
+        pq.write_table(
+            pa.table({"img": [encode(i) for i in range(3)], "caption": ["a"] * 3}), tmp_path / "a.parquet"
+        )
+        images = spectral.load_images(tmp_path / "a.parquet")
+        assert images.labels == [None] * 3
+
+    def test_a_measurement_of_a_tar_is_continued(self, tar, tmp_path):
+        options = {"metrics": ("avr",), "progress": False, "preprocessing": "none", "out": tmp_path / "run"}
+        first = spectral.measure(tiny(), tar, **options)
+        again = spectral.measure(tiny(), spectral.load_images(tar), **options)
+        assert again.attrs["resumed"] == COUNT
+        assert again.equals(first)
+
+
+class TestRefusals:
+    def test_an_image_that_is_broken_is_named(self, tmp_path):
+        path = write_tar(tmp_path / "a.tar", {"ok.jpg": encode(1), "cut.jpg": encode(2)[:200]})
+        with pytest.warns(SpectralWarning, match=r"tar:a\.tar: skipped 1 broken image file.*a\.tar/cut\.jpg"):
+            images = spectral.load_images(path)
+        assert images.ids == ["a.tar/ok.jpg"]
+
+    def test_a_file_that_changes_after_loading(self, tar, parquet):
+        images, rows = spectral.load_images(tar), spectral.load_images(parquet)
+        content = tar.read_bytes()
+        at = content.index(encode(3)) + 400
+        tar.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(SpectralError, match=r"image train-000\.tar/3\.jpg .*has changed since"):
+            images[3]
+        write_parquet(parquet, [{"bytes": encode(9), "path": ""}] * 2, [0, 0])
+        with pytest.raises(SpectralError, match=r"image train\.parquet/000001 .*has changed since"):
+            rows[1]
+        with pytest.raises(SpectralError, match=r"image train\.parquet/000006 .*no longer"):
+            rows[6]
+
+    @pytest.mark.parametrize(
+        ("make", "why"),
+        [
+            (lambda f: write_tar(f / "a.tar.gz", {"x.jpg": encode(1)}, "w:gz"), "is compressed.*unpack it"),
+            (lambda f: write_tar(f / "a.tar", {"x.txt": b"1"}), "no images in"),
+            (lambda f: write(f / "a.tar", b"nothing of the kind"), "can't be read as a tar"),
+            (lambda f: write(f / "a.parquet", b"PAR1 or not"), "can't be read as Parquet"),
+            (lambda f: write_table(f / "a.parquet", {"x": [1, 2]}), "no column of encoded images; expected"),
+            (
+                lambda f: write_table(f / "a.parquet", {"x": [b"1"], "y": [b"2"]}),
+                "the columns x, y of encoded images",
+            ),
+            (
+                lambda f: write_parquet(f / "a.parquet", [{"bytes": None, "path": "x"}], [0]),
+                "no bytes of its own",
+            ),
+        ],
+    )
+    def test_what_holds_no_images(self, make, why, tmp_path):
+        path = make(tmp_path)
+        with pytest.raises(SpectralError, match=why) as failure:
+            spectral.load_images(path)
+        assert "\n" not in str(failure.value)
+
+    def test_kinds_together(self, tar, parquet, folder):
+        with pytest.raises(SpectralError, match="of one kind"):
+            spectral.load_images([tar, parquet])
+        with pytest.raises(SpectralError, match=r"train-000\.tar holds many images and 0\.jpg doesn't"):
+            spectral.load_images([folder / "0.jpg", tar])
+
+    def test_files_that_name_their_classes_otherwise(self, parquet):
+        other = write_parquet(
+            parquet.with_name("z.parquet"), [{"bytes": encode(1), "path": ""}], [0], ["dog"]
+        )
+        with pytest.raises(
+            SpectralError, match=r"z\.parquet' names its classes otherwise than train\.parquet"
+        ):
+            spectral.load_images([parquet, other])
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def write_table(path: Path, columns: dict[str, list[Any]]) -> Path:
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+class HubDataset:
+    """Gives what a `datasets.Dataset` gives: dictionaries with PIL images, and features that name labels."""
+
+    @property
+    def features(self) -> Any:
+        return {"image": None, "label": SimpleNamespace(names=["ant", "bee", "cow"])}
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index >= COUNT:
+            raise IndexError(index)
+        return {"image": Image.open(io.BytesIO(encode(index))), "label": index % 3}
+
+
+class Tensors(torch.utils.data.Dataset[Any]):
+    def __len__(self) -> int:
+        return COUNT
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.full((3, 16, 16), index / COUNT), index % 3
+
+
+class TestDatasets:
+    def test_one_of_the_hub(self, folder):
+        images = adapt_images(HubDataset(), "test")
+        torch.testing.assert_close(stack(images), stack(spectral.load_images(folder)), rtol=0, atol=0)
+        assert images.classes == ["ant", "bee", "cow"]
+        assert images.labels == [i % 3 for i in range(COUNT)]
+
+    @pytest.mark.parametrize("make", [HubDataset, Tensors])
+    def test_workers_read_the_same(self, make: Callable[[], Any]):
+        options = {"metrics": ("avr",), "batch_size": 2, "progress": False, "preprocessing": "none"}
+        options |= {"preprocessing": None} if make is Tensors else {}
+        here, there = (spectral.measure(tiny(), make(), workers=n, **options) for n in (0, 2))
+        assert here.equals(there)
+
+    def test_workers_are_those_of_the_loader(self):
+        loader = torch.utils.data.DataLoader(Tensors(), batch_size=3, num_workers=2)
+        assert adapt_images(loader, "test").loading.workers == 2
+        assert adapt_images(Tensors(), "test").loading.workers == 0
