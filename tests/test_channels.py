@@ -140,3 +140,9 @@ def test_bad_input_is_one_sentence() -> None:
         compute_channel_alias_ratios(torch.zeros(1, 4, 4), 0)
     with pytest.raises(SpectralError, match="NaN or infinite"):
         compute_channel_alias_ratios(torch.full((1, 4, 4), torch.inf))
+
+
+def test_the_level_of_white_noise_of_a_long_signal_needs_no_matrix():
+    """Half of its power folds; the explicit matrix of this length would take 80 gigabytes."""
+    assert find_white_noise_ratio((1, 100_000), (1, 2)) == pytest.approx(0.5, abs=1e-4)
+    assert find_white_noise_ratio((1, 99_999), (1, 3)) == pytest.approx(2 / 3, abs=1e-4)

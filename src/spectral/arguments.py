@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import os
 from collections.abc import Iterable
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from spectral.errors import SpectralError
+
+MOST_SAMPLES = 2**28  # of one map: 2 GiB in float64
 
 
 def is_integer(value: Any) -> bool:
@@ -60,6 +63,23 @@ def are_integers(values: Iterable[Any]) -> bool:
         (True, False)
     """
     return all(map(is_integer, values))
+
+
+def check_room(extents: Iterable[int], what: str) -> None:
+    """Refuse sizes of maps that no machine here could hold.
+
+    Raises:
+        SpectralError: for more than 2²⁸ samples.
+
+    Example:
+        >>> check_room((10**9, 10**9), "make_image: size")
+        Traceback (most recent call last):
+        spectral.errors.SpectralError: make_image: size of 1000000000×1000000000 is too large; at most ...
+    """
+    sides = [max(int(n), 1) for n in extents]
+    if math.prod(sides) > MOST_SAMPLES:
+        size = "×".join(map(str, sides))
+        raise SpectralError(f"{what} of {size} is too large; at most {MOST_SAMPLES} samples")
 
 
 def as_path(value: Any, what: str) -> Path:

@@ -9,6 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from spectral.errors import SpectralError
 from spectral.metrics import (
     Stride,
     as_stride,
@@ -18,7 +19,8 @@ from spectral.metrics import (
     split_aliases,
 )
 from spectral.numerics.cache import remember
-from spectral.numerics.lattice import Lattice, decimate, decimate_low_pass
+from spectral.numerics.lattice import Lattice
+from spectral.numerics.matrices import highest_bin
 from spectral.numerics.scaling import find_scale, sum_squares
 from spectral.spectrum import Array, as_maps
 
@@ -140,6 +142,9 @@ def split_border(maps: Tensor, axes: int = 2) -> tuple[Tensor, Tensor]:
     Shape:
         (…, H, W) → two of (…, H, W), whose sum is the map.
 
+    Raises:
+        SpectralError: if the map has fewer axes.
+
     Source:
         L. Moisan, Periodic plus smooth image decomposition, JMIV 39, 2011, equations 9 to 12.
 
@@ -149,6 +154,8 @@ def split_border(maps: Tensor, axes: int = 2) -> tuple[Tensor, Tensor]:
         >>> bool(periodic.abs().max() < 0.05 * ramp.max()), bool(smooth.mean().abs() < 1e-4)
         (True, True)
     """
+    if not 1 <= axes <= maps.ndim:
+        raise SpectralError(f"split_border: axes must be from 1 to the map's {maps.ndim}, got {axes}")
     smooth = _find_smooth(maps, axes)
     return maps - smooth, smooth
 
@@ -227,12 +234,20 @@ def _expect_ratio(lattices: tuple[Lattice, ...]) -> float:
 
 
 def _sum_low_pass(lattice: Lattice, halved: bool) -> float:
-    """Expected weighted power of white noise of variance 1 that was low-passed and decimated, on one axis."""
-    impulses = torch.eye(lattice.extent, dtype=torch.float64)
-    rows = decimate_low_pass(impulses, 1, [lattice]) if lattice.step > 1 else decimate(impulses, 1, [lattice])
-    power = float(rows.square().sum())
+    """Expected weighted power of white noise of variance 1 that was low-passed and decimated, on one axis.
+
+    Each bin that passes adds a 1/N to the power of every sample. What of it lies at the decimated lattice's
+    Nyquist frequency is the same of the bins of +1, −1, … on the samples that are kept.
+    """
+    n, step, first, count = lattice.extent, lattice.step, lattice.first, lattice.count
+    highest = int(highest_bin(n, step))
+    power = count * min(2 * highest + 1, n) / n
     if halved:
-        power -= 0.5 * float((rows * _alternate(rows, -1)).sum(-1).square().sum()) / lattice.count
+        comb = torch.zeros(n, dtype=torch.float64)
+        comb[first::step][:count] = _alternate(comb[:count], -1)
+        bins = torch.fft.fft(comb).abs().square()
+        passing = bins[: highest + 1].sum() + (bins[-highest:].sum() if highest else 0)
+        power -= 0.5 * float(passing) / (n * count)
     return power
 
 

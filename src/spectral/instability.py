@@ -98,7 +98,11 @@ def compute_sis(
 
 
 def _call_first(model: Callable[..., Any], images: Any, calls: Sequence[Call]) -> tuple[Inputs, Any]:
-    """Call a model in the first of several ways that it takes."""
+    """Call a model in the first of several ways that it takes.
+
+    Raises:
+        SpectralError: if it takes none.
+    """
     failure: Exception | None = None
     for call in calls:
         inputs = call.build(images)
@@ -109,7 +113,13 @@ def _call_first(model: Callable[..., Any], images: Any, calls: Sequence[Call]) -
         except Exception as error:  # a model may raise anything
             failure = failure or error
     assert failure is not None
-    raise failure
+    if isinstance(failure, SpectralError):
+        raise failure
+    why = next(iter(str(failure).splitlines()), "")[:200]
+    raise SpectralError(
+        f"compute_sis: {getattr(model, '__name__', type(model).__name__)} fails on these images "
+        f"({type(failure).__name__}: {why}); pass images that it takes"
+    ) from failure
 
 
 def _name_axes(x: Tensor, axes: Sequence[int]) -> Kinds:
@@ -130,11 +140,20 @@ def compute_instability(reference: Tensor, shifted: list[Tensor]) -> Tensor:
 
     1 − cos is taken as ½‖p̂ − q̂‖² of unit vectors: equal distributions give 0, not rounding noise.
 
+    Raises:
+        SpectralError: if there are none, or shapes differ.
+
     Example:
         >>> p = torch.tensor([[1.0, 0.0]])
         >>> compute_instability(p, [p, torch.tensor([[0.0, 1.0]])])
         tensor([0.5000], dtype=torch.float64)
     """
+    shapes = [tuple(p.shape) for p in (reference, *shifted)]
+    if len(shapes) < 2 or len(set(shapes)) > 1 or len(shapes[0]) != 2:
+        raise SpectralError(
+            f"compute_instability: expected distributions (B, K), one and at least one shifted, all of one "
+            f"shape, got {', '.join(map(str, shapes[:3]))}"
+        )
     unit = torch.nn.functional.normalize(reference.double(), dim=-1)
     distances = [
         (unit - torch.nn.functional.normalize(p.double(), dim=-1)).square().sum(-1) / 2 for p in shifted

@@ -460,6 +460,8 @@ def find_lattices(
         Lattice(extent=9, step=2, first=0, count=5)
     """
     axes = len(stride)
+    if len(extents) != axes:
+        raise SpectralError(f"{caller}: expected {axes} extents, one per stride, got {len(extents)}")
     first = _as_integers(phase, axes, f"{caller}: phase must be ≥ 0 on every axis")
     if size is None:
         count = tuple(len(range(p, n, s)) for p, n, s in zip(first, extents, stride, strict=True))

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from spectral.arguments import check_room
 from spectral.errors import SpectralError
 from spectral.numerics.cache import remember
 from spectral.numerics.scaling import find_scale
@@ -164,6 +165,7 @@ def radial_frequencies(size: tuple[int, int]) -> Tensor:
         >>> radial_frequencies((8, 8))[:5]
         tensor([0.0000, 0.2500, 0.5000, 0.7500, 1.0000], dtype=torch.float64)
     """
+    check_room(size, "radial_frequencies: size")
     _, count = remember(_rings, tuple(size))
     return torch.arange(len(count), dtype=torch.float64) * 2 / min(size)
 
@@ -191,6 +193,7 @@ def frequency_grid(size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         >>> frequency_grid((1, 4))[1]
         tensor([[-0.5000, -0.2500,  0.0000,  0.2500]], dtype=torch.float64)
     """
+    check_room(size, "frequency_grid: size")
     k, l = centred_indices(size)  # noqa: E741 - (k, l) are the bins' usual names
     return k.double() / size[0], l.double() / size[1]
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from spectral.arguments import check_room
 from spectral.errors import SpectralError, suggest
 
 Size = int | tuple[int, int]
@@ -28,7 +29,7 @@ def as_size(size: Size) -> tuple[int, int]:
     Units: pixels.
 
     Raises:
-        SpectralError: if a side is not a whole number of at least 1.
+        SpectralError: if a side is not a whole number of at least 1, or no machine here could hold it.
 
     Example:
         >>> as_size(32), as_size((3, 5))
@@ -40,6 +41,7 @@ def as_size(size: Size) -> tuple[int, int]:
         raise SpectralError(
             f"size must be a whole number ≥ 1 or a (height, width) pair of them, got {size!r}"
         )
+    check_room(sides, "size")
     return int(sides[0]), int(sides[1])
 
 
@@ -105,7 +107,7 @@ def make_checkerboard_image(
     _check_finite(amplitude=amplitude, mean=mean)
     height, width = as_size(size)
     parity = (np.arange(height)[:, None] + np.arange(width)) % 2
-    return _repeat(mean + amplitude * (1 - 2 * parity), channels)
+    return _repeat(float(mean) + float(amplitude) * (1 - 2 * parity), channels)
 
 
 def make_sinusoidal_image(
@@ -153,7 +155,8 @@ def make_sinusoidal_image(
     height, width = as_size(size)
     x, y = np.arange(width)[None, :], np.arange(height)[:, None]
     distance = {"x": x + 0 * y, "y": y + 0 * x, "diagonal": (x + y) / math.sqrt(2)}[axis]
-    return _repeat(mean + amplitude * np.cos(math.pi * frequency * distance + phase), channels)
+    wave = np.cos(math.pi * float(frequency) * distance + float(phase))
+    return _repeat(float(mean) + float(amplitude) * wave, channels)
 
 
 def exact_bin_frequencies(size: Size, axis: Axis = "x") -> list[float]:
@@ -210,7 +213,7 @@ def make_white_noise_image(
     _check_finite(amplitude=amplitude, mean=mean)
     _check_channels(channels)
     noise = generator(seed).uniform(-1, 1, (channels, *as_size(size)))
-    return torch.from_numpy((mean + amplitude * noise).astype(np.float32))
+    return torch.from_numpy((float(mean) + float(amplitude) * noise).astype(np.float32))
 
 
 def make_dead_leaves_image(

@@ -2,7 +2,9 @@
 
 A call with good arguments goes straight through. Where one fails with an error that isn't ours, the arguments
 are held against the annotations, and the first that doesn't fit is named in one sentence; so is a tensor or a
-number that nothing here can work with.
+number that nothing here can work with. Where all arguments are what they may be, none of them is blamed: the
+error stays what it is, with a note that says whose code raised it. An error of ours must never look like one
+of the caller's.
 """
 
 from __future__ import annotations
@@ -12,9 +14,12 @@ import functools
 import inspect
 import math
 import os
+import sysconfig
+import traceback
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from textwrap import shorten
 from typing import Any, Literal, TypeVar, Union
 
@@ -84,6 +89,7 @@ def _wrap(function: Callable[..., Any], name: str) -> Callable[..., Any]:
                 raise
             reason = _find_reason(function, given, error)
             if reason is None:
+                _add_origin(error, name)
                 raise
             raise SpectralError(f"{name}: {reason}") from error
 
@@ -103,26 +109,39 @@ def _find_endless(name: str, value: Any) -> str | None:
 
 
 def _find_reason(function: Callable[..., Any], given: Mapping[str, Any], error: Exception) -> str | None:
-    """Say which argument is unfit: by its type, by what it is, or else because of its shape."""
+    """Say which argument is unfit, by its type or by what it is; None if that can't be said of any."""
     for key, value in given.items():
         if reason := find_fault(value, _read_hint(function, key)):
             return f"{key} {reason}"
-    for key, value in given.items():
-        for part in _walk(value):
-            if isinstance(part, (Tensor, np.ndarray)):
-                return f"{key}, {_show(part)} and type {part.dtype}, doesn't fit the other arguments"
-            if isinstance(part, (list, tuple, Mapping)) and not part:
-                return f"{key} is empty, or has something empty in it"
-            if is_integer(part) and abs(int(part)) >= LARGE:
-                return f"{key} = {int(part)} is too large"
-    why = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:120]
-    for key, value in given.items():
-        hint = _read_hint(function, key)
-        if isinstance(value, type) or (callable(value) and hint is not torch.nn.Module):
-            return f"{key} is a {type(value).__name__} whose call failed ({why})"
-        if hint is Any and not isinstance(value, (str, int, float, type(None))):
-            return f"{key}, {_show(value)}, can't be used ({why})"
+    if isinstance(error, (MemoryError, OverflowError)) or any(word in str(error) for word in _NO_ROOM):
+        for key, value in given.items():
+            large = next((p for p in _walk(value) if is_integer(p) and abs(int(p)) >= LARGE), None)
+            if large is not None:
+                return f"{key} = {int(large)} is too large"
     return None
+
+
+_NO_ROOM = ("can't allocate", "Unable to allocate", "Storage size calculation overflowed", "out of memory")
+
+
+def _add_origin(error: Exception, name: str) -> None:
+    """Note on an error who raised it: a defect of this package is to be reported, another's isn't."""
+    if any(note.startswith(_NOTE) for note in getattr(error, "__notes__", ())):
+        return
+    frames = traceback.extract_tb(error.__traceback__)
+    # Libraries raise what they are asked for: the last who asked is who matters.
+    asking = [frame.filename for frame in frames if not frame.filename.startswith(_LIBRARIES)]
+    if not asking or asking[-1].startswith(_OWN):
+        error.add_note(f"{_NOTE}{name} was given what it takes, so this is a defect of it; please report it")
+    else:
+        error.add_note(f"{_NOTE}raised by {asking[-1]}, which {name} has called")
+
+
+_NOTE = "spectral: "
+_OWN = f"{Path(__file__).parent}{os.sep}"
+_LIBRARIES = (
+    *{f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "purelib", "platlib")}, "<", __file__,
+)  # fmt: skip
 
 
 def find_fault(value: Any, hint: Any) -> str | None:
@@ -192,6 +211,8 @@ def _fits_container(value: Any, origin: Any, arguments: tuple[Any, ...]) -> bool
     if origin is Callable:
         return callable(value)
     if isinstance(value, (str, bytes)) or not isinstance(value, origin):
+        return False
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:  # nothing is in it
         return False
     if isinstance(value, Mapping):
         pairs = arguments if len(arguments) == 2 else (Any, Any)

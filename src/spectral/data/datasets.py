@@ -155,12 +155,19 @@ def read_dataset(dataset: Any, indices: Sequence[int] | None = None, collate: Co
     [0, 1]; others are passed on in their own form, without their labels.
 
     Raises:
-        SpectralError: if it is empty.
+        SpectralError: if it is empty, or its first item can't be read.
     """
     chosen = list(range(len(dataset)) if indices is None else indices)
     if not chosen:
         raise SpectralError(f"the dataset {type(dataset).__name__} is empty")
-    if collate in (None, default_collate) and _find_picture(dataset[chosen[0]]) is not None:
+    try:
+        first = dataset[chosen[0]]
+    except Exception as error:  # a dataset may raise anything
+        why = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:200]
+        raise SpectralError(
+            f"the dataset {type(dataset).__name__} gives no item for {chosen[0]} ({why}); pass one that does"
+        ) from error
+    if collate in (None, default_collate) and _find_picture(first) is not None:
         items = [_describe_picture(dataset, i) for i in chosen]
         classes = _find_classes(dataset, items)
         return ImageSet(f"dataset:{type(dataset).__name__}", items, classes=classes, loading=Loading(0))

@@ -96,7 +96,7 @@ def _match(where: Where, sites: Sequence[Site], taken: set[str]) -> set[str]:
     if where is None:
         return {site.name for site in sites}
     if callable(where):
-        chosen = {site.name for site in sites if where(site)}
+        chosen = {site.name for site in sites if _ask(where, site)}
         if not chosen:
             raise SpectralError(f"convert: where chooses none of the {len(sites)} sites; see find_sites")
     elif isinstance(where, str) and where in list_replaceable_kinds():
@@ -105,6 +105,8 @@ def _match(where: Where, sites: Sequence[Site], taken: set[str]) -> set[str]:
             there = ", ".join(sorted({site.op for site in sites})) or "none"
             raise SpectralError(f"convert: no site is of the kind {where!r}; the kinds here: {there}")
     else:
+        if not where:
+            raise SpectralError("convert: where is empty; name sites, or leave it out for all of them")
         chosen = set()
         for pattern in [where] if isinstance(where, str) else where:
             names = {s.name for s in sites if fnmatchcase(s.name, pattern) or fnmatchcase(s.module, pattern)}
@@ -117,6 +119,17 @@ def _match(where: Where, sites: Sequence[Site], taken: set[str]) -> set[str]:
             f"convert: site {again[0]!r} is replaced already; call revert first, or choose others with where"
         )
     return chosen
+
+
+def _ask(where: Callable[[Site], bool], site: Site) -> bool:
+    try:
+        return bool(where(site))
+    except Exception as error:
+        why = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:200]
+        raise SpectralError(
+            f"convert: where fails on site {site.name!r} ({why}); pass a function of a site that says "
+            f"whether to replace it"
+        ) from error
 
 
 def _find_obstacle(site: Site, by_name: bool) -> str | None:
