@@ -146,7 +146,8 @@ REASONS: dict[str, tuple[Call, str, str]] = {
         lambda x: torch.einsum("bchw,hk->bckw", x, torch.ones(16, 8, device=x.device)), "matmul_pool", "a poo"
     ),
     "matrix from the left": (lambda x: torch.ones(8, 16, device=x.device) @ x, "matmul_pool", "a pool writ"),
-    "quantile": (lambda x: split_rows(x).quantile(0.5, 3), "condition", "it tells which samples"),
+    # torch asks first whether there are NaNs, by another operator in each version.
+    "quantile": (lambda x: split_rows(x).quantile(0.5, 3), "topk", "its samples are picked by"),
     "complex slice": (lambda x: torch.complex(x, x)[..., ::2].abs(), "slice", "its map is complex"),
     "slice of integers": (lambda x: (x > 0).int()[:, :, ::2], "unrecognised", "its samples are no floating-"),
     "diagonal": (lambda x: x[..., :16].diagonal(dim1=2, dim2=3), "unrecognised", "unrecognised operator a"),
@@ -408,11 +409,12 @@ def test_reductions_over_windows(name, real):
 @pytest.mark.parametrize("name", REASONS)
 def test_what_has_no_dense_map_says_why(name, real):
     call, op, reason = REASONS[name]
-    site, *others = find_sites(both(net_of(lambda x: call(x) + 1), real), SIZE)
+    found = find_sites(both(net_of(lambda x: call(x) + 1), real), SIZE)
+    site, *others = [site for site in found if name != "quantile" or site.op != "condition"]
     assert (site.op, site.measurable) == (op, False)
     assert site.reason is not None
     assert site.reason.startswith(reason)
-    assert others == [] or name in ("quantile", "index of the data", "mask of the data")
+    assert others == [] or name in ("index of the data", "mask of the data")
 
 
 @pytest.mark.parametrize("real", [False, True])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from spectral.arguments import is_integer
 from spectral.errors import SpectralError
@@ -83,6 +84,11 @@ class Pool(nn.Module):
             SpectralError: for another rank, channel count or dtype, or a map without pixels.
         """
         name, channels = type(self).__name__, self.channels
+        if isinstance(x, Proxy):
+            raise SpectralError(
+                f"symbolic tracing can't look into {name}: make it a leaf of your torch.fx.Tracer "
+                "(is_leaf_module)"
+            )
         shape = fixed_shape(x)
         if x.ndim - self.axes not in (1, 2) or (channels is not None and shape[-self.axes - 1] != channels):
             raise SpectralError(

@@ -10,12 +10,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from spectral.layers.polyphase import PhasePool
 from spectral.operators import Size
 from spectral.surgery.frames import Link, find_frame, frame_of, unframe
 from spectral.surgery.functions import Signature
+from spectral.surgery.graphs import find_node, has_nodes, put_back_nodes, replace_node
 from spectral.surgery.hooks import (
     CHILD,
     Layers,
@@ -115,12 +116,13 @@ class PerChannels(nn.ModuleDict):
 def attach(model: nn.Module, layers: Mapping[Unit, nn.Module]) -> None:
     """Put each unit's layer in place of its decimation; the layers are in the order in which they run."""
     modules = dict(model.named_modules(remove_duplicate=False))
+    nodes = {unit: _find_node(modules[unit.path], unit) for unit in layers}  # replacing one moves the others
     for unit, layer in layers.items():
         owner = modules[unit.path]
         if unit.function is None:
             _attach_to_module(owner, unit, layer)
         else:
-            _attach_to_function(owner, unit, layer)
+            _attach_to_function(owner, unit, layer, nodes[unit])
         if unit.point is not None:
             place = modules[unit.point.path]
             if unit.point.function is None:
@@ -150,6 +152,8 @@ def detach(model: nn.Module) -> None:
             delattr(module, CHILD)
         elif frame is not None and frame.calls:
             delattr(module, CHILD)
+        elif isinstance(module, fx.GraphModule):
+            put_back_nodes(module)
         if frame is not None:
             unframe(module)
 
@@ -159,6 +163,8 @@ def is_attached(model: nn.Module) -> bool:
     for module in model.modules():
         frame = find_frame(module)
         if _STRIDE in vars(module) or (frame is not None and frame.calls):
+            return True
+        if isinstance(module, fx.GraphModule) and has_nodes(module):
             return True
     return False
 
@@ -177,18 +183,27 @@ def _attach_to_module(owner: nn.Module, unit: Unit, layer: nn.Module) -> None:
         add_hook(owner, PoolOutput(site))
 
 
-def _attach_to_function(owner: nn.Module, unit: Unit, layer: nn.Module) -> None:
+def _find_node(owner: nn.Module, unit: Unit) -> fx.Node | None:
+    """Return the node of a unit's function, if it is one of a traced graph."""
+    graph = owner if isinstance(owner, fx.GraphModule) and unit.function is not None else None
+    return find_node(graph, unit.function) if graph is not None and unit.function is not None else None
+
+
+def _attach_to_function(owner: nn.Module, unit: Unit, layer: nn.Module, node: fx.Node | None) -> None:
     assert unit.key is not None
     assert unit.function is not None
+    point, wait = ("", 0) if unit.point is None else (unit.point.name, unit.point.wait)
+    chosen = Replacement(
+        unit.sites[0], unit.key, unit.placement, unit.signature, unit.order, point, wait
+    )  # fmt: skip
+    if node is not None and isinstance(owner, fx.GraphModule):
+        replace_node(owner, node, layer, chosen)
+        return
     if CHILD not in owner._modules:
         setattr(owner, CHILD, Layers())
     layers = owner._modules[CHILD]
     assert isinstance(layers, Layers)
     layers.add_module(unit.key, layer)
-    point, wait = ("", 0) if unit.point is None else (unit.point.name, unit.point.wait)
-    chosen = Replacement(
-        unit.sites[0], unit.key, unit.placement, unit.signature, unit.order, point, wait
-    )  # fmt: skip
     frame_of(owner).calls[unit.function] = chosen
 
 

@@ -14,6 +14,7 @@ from spectral.errors import SpectralError, suggest
 from spectral.operators import list_replaceable_kinds, operator_of
 from spectral.sites import Site
 from spectral.surgery.attachment import Point, Unit
+from spectral.surgery.graphs import find_node
 from spectral.surgery.hooks import CHILD
 from spectral.surgery.observation import Activation, Observation
 
@@ -210,9 +211,12 @@ def _find_function(unit: Unit, module: nn.Module, group: list[Site], seen: Obser
         found.add((call.function, call.signature, call.axes))
     if len(found) > 1:
         return "it differs between the calls of its module"
-    if isinstance(module, fx.GraphModule):
-        return "it is a function in a traced graph; convert the network before it is traced"
     ((function, signature, axes),) = found
+    if isinstance(module, fx.GraphModule):
+        if len(group) > 1 or find_node(module, function) is None:
+            return "it is no plain function of its traced graph; convert the network before it is traced"
+        if unit.point is not None:  # in a graph there is no account of what is owed
+            unit = replace(unit, placement="behind", point=None)
     key, order = f"{group[0].op}{group[0].index}", None
     if group[0].layouts is not None:
         order = group[0].layouts[0].order

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from spectral.errors import SpectralError
 from spectral.surgery import ledger
+from spectral.surgery.graphs import Densely
 from spectral.surgery.hooks import CHILD, Owe, Settle, add_hook, list_hooks
 from spectral.surgery.places import mark_call
 from spectral.surgery.rewriting import Function, Replacement, Rewriter, Run
@@ -89,6 +90,7 @@ def is_carrying(module: nn.Module, site: str) -> bool:
         has_layer |= CHILD in inner._modules
         runs_it |= any(getattr(hook, "site", None) == site for hook in list_hooks(inner))
         runs_it |= frame is not None and any(chosen.site == site for chosen in frame.calls.values())
+        runs_it |= isinstance(inner, Densely) and inner.site == site
     return has_layer and runs_it
 
 
@@ -159,7 +161,12 @@ def _rewrite(block: nn.Module, frame: Frame, base: Any, args: Any, kwargs: Any) 
 
 
 # A compiler sees no frames, by which the places of functions are told: there it breaks its graph.
-_run_rewritten = torch.compiler.disable(_rewrite)
+_run_rewritten = torch.compiler.disable(
+    _rewrite,
+    reason="layers replace functions in its forward, which are told by their place in the code: compile it "
+    "without fullgraph and export it with strict=False, or trace the original network "
+    "(torch.fx.symbolic_trace) and convert that graph, which is compiled and exported whole",
+)
 for _forward in (_run, _rewrite):
     mark_call(_forward.__code__)
 

@@ -117,18 +117,19 @@ class WrapInput:
 
 
 Hook = PoolInput | PoolOutput | Owe | Settle | SharePhase | WrapInput
+_HOOKS = (PoolInput, PoolOutput, Owe, Settle, SharePhase, WrapInput)  # torch 2.10 compiles no unions
 
 
 def list_hooks(module: nn.Module) -> Iterator[Hook]:
     """Yield the hooks of ours that a module has."""
     for table in (module._forward_pre_hooks, module._forward_hooks):
-        yield from (hook for hook in table.values() if isinstance(hook, Hook))
+        yield from (hook for hook in table.values() if isinstance(hook, _HOOKS))
 
 
 def add_hook(module: nn.Module, hook: Hook) -> None:
     """Hang a hook on a module, once."""
     if hook not in list_hooks(module):
-        if isinstance(hook, PoolInput | SharePhase | WrapInput):
+        if isinstance(hook, (PoolInput, SharePhase, WrapInput)):
             module.register_forward_pre_hook(hook, with_kwargs=True)
         else:
             module.register_forward_hook(hook)
@@ -144,6 +145,6 @@ def remove_hooks(module: nn.Module) -> None:
     )
     tables: list[tuple[dict[int, Any], ...]] = [pre, post]
     for hooks, *flags in tables:
-        for number in [n for n, hook in hooks.items() if isinstance(hook, Hook)]:
+        for number in [n for n, hook in hooks.items() if isinstance(hook, _HOOKS)]:
             for table in (hooks, *flags):
                 table.pop(number, None)

@@ -140,11 +140,17 @@ def _run_with_layer(
     if chosen.placement == "behind":
         maps = dense if chosen.order is None else dense.permute(chosen.order)
         pooled: Tensor = layer(maps)
-        return pooled if chosen.order is None else pooled.permute(_invert(chosen.order))
+        return pooled if chosen.order is None else pooled.permute(invert(chosen.order))
     if chosen.placement == "activation":
         ledger.owe(ledger.Debt(chosen.site, chosen.point, chosen.wait, layer, dense.shape))
     return dense
 
 
-def _invert(order: Sequence[int]) -> list[int]:
+def invert(order: Sequence[int]) -> list[int]:
+    """Return the permutation that undoes another.
+
+    Example:
+        >>> invert([2, 0, 1])
+        [1, 2, 0]
+    """
     return [order.index(axis) for axis in range(len(order))]
