@@ -281,10 +281,8 @@ class _Analysis:
         power = find_power(block, axes=len(self.stride)) * (block.shape[1] / math.prod(self.extents))
         axes = tuple(range(1, power.ndim))
         sums = {name: (power * mask).sum(axes, dtype=torch.float64) for name, mask in self.weights.items()}
-        centre = tuple(n // 2 for n in self.extents)
-        return sums | {
-            "rounding": self.find_rounding(power[(slice(None), *centre)] * math.prod(self.extents))
-        }
+        centre: tuple[Any, ...] = (slice(None), *(n // 2 for n in self.extents))
+        return sums | {"rounding": self.find_rounding(power[centre] * math.prod(self.extents))}
 
     def find_rounding(self, dc: Tensor) -> Tensor:
         """Power that a constant's transform leaves elsewhere by rounding, in the type that the maps had."""
