@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import timm
@@ -345,3 +346,58 @@ def test_what_a_transformer_keeps_is_named():
     assert "position" in {cause.source for cause in left}
     assert any("attention" in str(cause.reason) for cause in left)
     assert [c.source for c in find_causes(net, 32) if c.reason is None] == ["decimation", "border"]
+
+
+class Turning(nn.Module):
+    """Takes another way through its functions where a counter says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.turned = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if self.turned:
+            y = F.gelu(y) if self.extra is None else self.extra(y)
+        return torch.relu(y).mean((2, 3))
+
+    extra: Any = None
+
+
+@pytest.mark.parametrize(
+    ("extra", "name"),
+    [
+        (None, "gelu"),
+        (lambda y: y * y, "mul"),
+        (lambda y: torch.relu(torch.relu(y)), "relu"),
+        (lambda y: F.avg_pool2d(y, 3, 1), "avg_pool2d"),
+    ],
+)
+def test_what_runs_on_another_way_than_the_planned_one_is_refused(extra, name):
+    net, x = Turning().eval(), torch.rand(2, 3, 8, 8)
+    with spectral.idealize(net) as ideal:
+        before = ideal(x)
+        net.turned, net.extra = True, extra
+        with pytest.raises(
+            SpectralError, match=f"{name} runs in the model on this input and didn't when the pass"
+        ):
+            net(x)
+        net.extra = lambda y: 2 * y.flatten(2).unflatten(2, (8, 8)) - 1  # linear, the same at every place
+        net(x)
+        net.turned = False
+        assert torch.equal(net(x), before)
+
+
+def test_networks_with_every_remedy_have_no_cause_left_but_their_rest():
+    net = spectral.load_model("bundled/resnet20+flc+alias-free+circular")
+    x = torch.rand(2, 3, 32, 32)
+    assert spectral.find_causes(net, 32) == []
+    assert [site.op for site in spectral.find_sites(net, 32)] == ["low_pass"] * 4
+    with torch.no_grad(), spectral.idealize(net) as ideal:
+        torch.testing.assert_close(ideal(x), net(x))
+    table = spectral.measure_instability_budget(net, x, progress=False)
+    shares = table.groupby("source")["value"].sum()
+    assert shares["unexplained"] == pytest.approx(shares["total"])
+    left = spectral.load_model("bundled/resnet20+alias-free")
+    assert {cause.source for cause in spectral.find_causes(left, 32)} == {"decimation", "border"}

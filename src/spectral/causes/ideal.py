@@ -9,14 +9,17 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from spectral.arguments import as_integer
+from spectral.axes import operator_name
 from spectral.causes.cause import SOURCES, Cause, Source, Where, check_sources, choose_causes
 from spectral.causes.lattices import Sampling, pass_low
 from spectral.causes.planning import Plan, Planned, make_plan
-from spectral.causes.watching import Key, Turns, find_padding_mode
+from spectral.causes.rules import may_lose
+from spectral.causes.watching import Key, Turns, find_padding_mode, is_own
 from spectral.causes.windows import Extensions, Task, index_ideally, pad_circularly, slide_ideally
 from spectral.discovery.record import knows_dense_map
 from spectral.errors import SpectralError
@@ -53,13 +56,14 @@ class Idealized(Scope):
         self.left: list[Cause] = []
         self._where, self._factor = where, factor
         self._plans = plans or Plans(model)
-        self._tracker = Tracker(
-            dict(model.named_modules()), start=self._start, begin=self._begin, close=self._close
-        )
+        self._modules = dict(model.named_modules())
+        self._tracker = Tracker(self._modules, start=self._start, begin=self._begin, close=self._close)
         self._mode = _Substitutes(self)
         self._chosen: dict[Key, tuple[Planned, frozenset[Source]]] = {}
         self._names: set[tuple[str, str]] = set()
         self._layers: dict[str, frozenset[Source]] = {}
+        self._keys: set[Key] = set()
+        self._known: set[tuple[str, str]] = set()  # of each key the module and the function
         self._turns, self._extensions = Turns(), Extensions()
 
     def _enter(self, stack: ExitStack) -> None:
@@ -87,13 +91,35 @@ class Idealized(Scope):
         if not frames or is_paused():
             return func(*args, **kwargs)
         frame = frames[-1]
-        if (frame.path, getattr(func, "__name__", "")) not in self._names:
-            return func(*args, **kwargs)
-        chosen = self._chosen.get(self._turns.locate(frame, func))
+        pair = frame.path, str(getattr(func, "__name__", func))
+        if pair not in self._names:
+            known = pair in self._known or not self._known  # nothing is, while the plan is made
+            return func(*args, **kwargs) if known else self._meet(frame.path, func, args, kwargs)
+        key = self._turns.locate(frame, func)
+        chosen = self._chosen.get(key)
         if chosen is None:
-            return func(*args, **kwargs)
+            known = key in self._keys
+            return func(*args, **kwargs) if known else self._meet(frame.path, func, args, kwargs)
         with paused():
             return self._replace(*chosen, func, args, kwargs)
+
+    def _meet(self, path: str, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run a function that didn't run when the pass was planned, unless a map's equivariance may be lost.
+
+        Raises:
+            SpectralError: if it may: what it does would be taken for ideal.
+        """
+        if any(is_own(self._modules[prefix]) for prefix in _list_owners(path)):
+            return func(*args, **kwargs)
+        with _Operators() as seen:
+            out = func(*args, **kwargs)
+        if seen.lost:
+            raise SpectralError(
+                f"{CALLER}: {seen.lost} runs in {path or 'the model'} on this input and didn't when the pass "
+                f"was planned on one like it, so it can't be made ideal; pass inputs that take one way "
+                f"through the network, in one mode"
+            )
+        return out
 
     def _replace(
         self, planned: Planned, sources: frozenset[Source], func: Any, args: Any, kwargs: Any
@@ -151,11 +177,8 @@ class Idealized(Scope):
                 f"{CALLER}: inside it only the whole model may be called, and {frame.path!r} was; pass that "
                 f"module to {CALLER}"
             )
-        self._chosen, self._names, self._layers = (
-            {},
-            set(),
-            {},
-        )  # while the plan is made, its copy runs as it is
+        # While the plan is made, its copy runs as it is.
+        self._chosen, self._names, self._layers, self._known = {}, set(), {}, set()
         self._follow(self._plans.find(make_inputs(*frame.args, **frame.kwargs)))
 
     def _close(self, frame: Frame) -> None:
@@ -172,6 +195,7 @@ class Idealized(Scope):
             for key, planned in plan.calls.items()
         }
         self._names = {(key[0], key[2]) for key in self._chosen}
+        self._keys, self._known = plan.keys, {(key[0], key[2]) for key in plan.keys}
         self._layers = {
             path: frozenset(cause.source for cause in causes if cause in chosen)
             for path, causes in plan.layers.items()
@@ -297,6 +321,26 @@ class _Substitutes(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run a torch function, or what is ideal in its place."""
         return self._ideal.run(func, args, kwargs or {})
+
+
+class _Operators(TorchDispatchMode):
+    """Notes whether what runs inside may lose shift equivariance."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.lost = ""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator."""
+        if may_lose(func, args):
+            self.lost = self.lost or operator_name(func)
+        return func(*args, **(kwargs or {}))
+
+
+def _list_owners(path: str) -> list[str]:
+    """List a module and all that it is in."""
+    parts = path.split(".") if path else []
+    return ["", *(".".join(parts[:count]) for count in range(1, len(parts) + 1))]
 
 
 def _active_modes() -> list[TorchFunctionMode]:

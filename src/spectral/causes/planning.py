@@ -44,11 +44,13 @@ class Plan:
         calls: by their keys.
         layers: what can be made ideal of layers of this package, by their paths.
         causes: all, in the order in which they run, with those that can't be made ideal.
+        keys: of every function that ran.
     """
 
     calls: dict[Key, Planned] = field(default_factory=dict)
     layers: dict[str, tuple[Cause, ...]] = field(default_factory=dict)
     causes: list[Cause] = field(default_factory=list)
+    keys: set[Key] = field(default_factory=set)
 
 
 def make_plan(model: nn.Module, example: Example) -> Plan:
@@ -85,7 +87,7 @@ class _Planner:
         read = [(call, *self._read(call)) for call in self._watcher.calls]
         kept = [(call, handler, causes) for call, handler, causes in read if handler or causes]
         self._names = name_calls([call for call, _, _ in kept], self._watcher.called)
-        plan = Plan()
+        plan = Plan(keys=self._watcher.keys)
         for call, handler, causes in kept:
             named = [cause if cause.name else replace(cause, name=self._names[call.key]) for cause in causes]
             plan.causes += named

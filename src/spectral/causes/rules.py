@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 from torch import Tensor
 
@@ -83,6 +84,25 @@ def judge(call: Call) -> Finding | None:
     if name in _FACTORS and not several:
         return None
     return _judge_nonlinear(call, name, axes)
+
+
+def may_lose(func: Any, args: Sequence[Any]) -> bool:
+    """Whether an operator of which nothing but its call is known may lose shift equivariance on maps.
+
+    Example:
+        >>> import torch
+        >>> x = torch.zeros(1, 2, 4, 4)
+        >>> may_lose(torch.ops.aten.relu.default, (x,)), may_lose(torch.ops.aten.view.default, (x, [32]))
+        (True, False)
+    """
+    name = operator_name(func).removesuffix("_")
+    maps = [x for x in args if isinstance(x, Tensor) and x.ndim > 2 and x[0, 0].numel() > 1]
+    if not maps or name in _PLAIN:
+        return False
+    if name in _FACTORS:
+        return len(maps) > 1
+    each = is_pointwise(func) or name in _LARGEST
+    return each or name in ("convolution", *PRODUCTS, *ATTENTION) or "pool" in name or "norm" in name
 
 
 def _judge_plain(call: Call, name: str, axes: Sequence[Axes | None]) -> Finding | None:

@@ -23,6 +23,8 @@ from spectral.recorder import Operation, Recorder
 from spectral.standin import find_original
 from spectral.tracker import Frame, Scope, Tracker
 
+KEEPS_LATTICE = "keeps_lattice"
+"""Attribute of functions that are one operator as a whole and lose no equivariance."""
 Key = tuple[str, int, str, Steps, int]
 """Where a function is called: module, which of its calls, function, steps from its forward, which time."""
 
@@ -126,9 +128,11 @@ class Watcher(Scope):
         layers: calls of layers of this package that know their dense map.
         strays: operators that lose equivariance and that no torch function called.
         called: how often each module ran.
+        keys: of every call of a function, on maps or not.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self.keys: set[Key] = set()
         self.calls: list[FunctionCall] = []
         self.layers: list[LayerCall] = []
         self.strays: list[tuple[str, str, str]] = []
@@ -153,6 +157,9 @@ class Watcher(Scope):
             return func(*args, **kwargs)
         frame = self._modules.frames[-1]
         key = self._turns.locate(frame, func)
+        self.keys.add(key)
+        if getattr(func, KEEPS_LATTICE, False):
+            return self._run_whole(frame, func, args, kwargs)
         given = _tensors_of((args, kwargs))
         self._running = call = FunctionCall(
             key, func, args, kwargs, [self._read(x) for x in given], [tuple(x.shape) for x in given],
@@ -176,6 +183,21 @@ class Watcher(Scope):
             self._wrapped[made[0]] = {axis: n - m for axis, (n, m) in enumerate(sizes)}
         if (call.is_on_map or call.finer) and not self._own and not _is_choosing(key):
             self.calls.append(call)
+        return out
+
+    def _run_whole(self, frame: Frame, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run a function that is one operator, whatever it consists of, and loses nothing."""
+        self._own.append(frame)
+        try:
+            out = func(*args, **kwargs)
+            self._operators.flush()
+        finally:
+            self._own.pop()
+        given = _tensors_of((args, kwargs))
+        for y in _tensors_of(out):
+            like = next((x for x in given if x.shape == y.shape and self._axes.comes_from_image(x)), None)
+            if like is not None:
+                self._axes.relabel(y, self._axes.labels(like))
         return out
 
     def _find_filled(self, target: Tensor, source: Tensor) -> dict[int, Fraction]:

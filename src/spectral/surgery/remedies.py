@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils._pytree import tree_leaves
 
 from spectral.causes.planning import Plan, Planned, make_plan
+from spectral.causes.watching import KEEPS_LATTICE
 from spectral.errors import SpectralError, suggest
 from spectral.inputs import Example
 from spectral.layers.filterpool import FilterPool
@@ -21,6 +23,7 @@ from spectral.numerics.finer import Axes, evaluate_finely
 from spectral.surgery.frames import frame_of
 from spectral.surgery.hooks import WrapInput, add_hook
 from spectral.surgery.rewriting import Function
+from spectral.tracker import paused
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,14 @@ class Smooth:
 
     def __call__(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run the function."""
+        return evaluate_alias_free(self, func, args, kwargs)
+
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run the function; what it consists of is nobody's business: no site, no cause."""
+        with paused():
+            return self._evaluate(func, args, kwargs)
+
+    def _evaluate(self, func: Any, args: Any, kwargs: Any) -> Any:
         made = evaluate_finely(
             func, args, kwargs, self.entering, self.leaving, self.lattice.factor, self.writes,
             self.lattice.taps,
@@ -76,6 +87,17 @@ class Smooth:
             target: Tensor = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)][self.written]
             return target.copy_(made[0])
         return made[0] if len(made) == 1 else tuple(made)
+
+
+def evaluate_alias_free(smooth: Smooth, func: Any, args: Any, kwargs: Any) -> Any:
+    """Evaluate an activation on a finer lattice: one function for all that watch or replace functions."""
+    tensors = tuple(x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+    if has_torch_function(tensors):
+        return handle_torch_function(evaluate_alias_free, tensors, smooth, func, args, kwargs)
+    return smooth.run(func, args, kwargs)
+
+
+setattr(evaluate_alias_free, KEEPS_LATTICE, True)
 
 
 @dataclass(frozen=True)
