@@ -1,4 +1,17 @@
-from . import analysis, data, figures, layers, models, operators, perturb, stats, study, synthetic, table
+from . import (
+    analysis,
+    data,
+    figures,
+    layers,
+    models,
+    operators,
+    perturb,
+    stats,
+    study,
+    sweeping,
+    synthetic,
+    table,
+)
 from .analysis import Diagnosis, diagnose, inspect_sites, measure_fixes, read_diagnosis
 from .budget import measure_instability_budget, summarize_instability_budget
 from .capture import Capture
@@ -62,6 +75,7 @@ from .stability import (
 from .store import read
 from .summary import summarize_measurements
 from .surgery import ConversionReport, conversion_report, convert, revert
+from .sweeping import sweep
 from .synthetic import (
     exact_bin_frequencies,
     make_checkerboard_image,
@@ -93,6 +107,6 @@ __all__ = [
     "measure_stability", "measure_worst_shift", "model_info", "models", "normalized_radius",
     "operators", "pair_sites", "perturb", "radial_frequencies", "read", "read_diagnosis",
     "recalibrate", "register_operator", "revert", "split_border", "stats", "study",
-    "summarize_instability_budget", "summarize_measurements", "summarize_stability", "synthetic",
-    "table", "train", "write_page", "write_report",
+    "summarize_instability_budget", "summarize_measurements", "summarize_stability", "sweep", "sweeping",
+    "synthetic", "table", "train", "write_page", "write_report",
 ]  # fmt: skip

@@ -52,10 +52,11 @@ class SpectralCommand(_OneVoice):
 
     Args:
         ranks: what processes do that torchrun started together: ``"first"`` does all and the others end,
-            or they ``"share"`` what `spectral.measure` measures, all doing the same; the first one writes.
+            they ``"share"`` what `spectral.measure` measures, all doing the same, or each works ``"apart"``,
+            as long as there is something to do. The first one speaks.
     """
 
-    def __init__(self, *args: Any, ranks: Literal["first", "share"] = "first", **given: Any) -> None:
+    def __init__(self, *args: Any, ranks: Literal["first", "share", "apart"] = "first", **given: Any) -> None:
         super().__init__(*args, **given)
         self.ranks = ranks
 
@@ -72,9 +73,12 @@ class SpectralCommand(_OneVoice):
             warnings.showwarning = _show_warning
             ranks = None
             try:
-                if self.ranks == "share" and launch.count > 1:
-                    ranks = job.enter_context(joined(launch))
-                return super().invoke(ctx)
+                if launch.count > 1 and self.ranks != "first":
+                    ranks = job.enter_context(joined(launch, apart=self.ranks == "apart"))
+                found = super().invoke(ctx)
+                if ranks is not None and self.ranks == "apart":
+                    ranks.exchange(None)
+                return found
             except KeyboardInterrupt as stop:
                 what = "Stopped, as when another rank ends" if isinstance(stop, Stopped) else "Interrupted"
                 click.echo(

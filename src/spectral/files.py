@@ -177,9 +177,7 @@ def claim(folder: Path, *, shared: bool = False) -> Iterator[str]:
     lock = _lock(folder)
     whole = False
     try:
-        started = datetime.now(UTC).isoformat(timespec="seconds")
-        holder = json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": started,
-                             "claim": uuid.uuid4().hex})  # fmt: skip
+        holder = _describe_self()
         lock.truncate(0)
         lock.write(holder.encode())
         os.fsync(lock.fileno())
@@ -227,6 +225,50 @@ def join_claim(folder: Path, holder: str) -> Iterator[None]:
         yield
     finally:
         lock.close()
+
+
+@contextmanager
+def cooperate(folder: Path) -> Iterator[None]:
+    """Write to a folder beside others that do so too, until the end of the block; nobody can claim it.
+
+    Raises:
+        SpectralError: if somebody has claimed it, naming who, or it can't be written to.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with cooperate(Path(folder)), cooperate(Path(folder)):
+        ...         try:
+        ...             with claim(Path(folder)):
+        ...                 pass
+        ...         except SpectralError as error:
+        ...             print("is being written" in str(error))
+        True
+    """
+    folder = Path(folder)
+    ensure_writable(folder)
+    if os.name == "nt":  # there a lock has one owner
+        yield
+        return
+    path = folder / LOCK_FILE
+    while True:
+        lock = FileIO(path, "a+")
+        try:
+            _share(lock, folder)
+            if not path.exists() or not os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                continue  # whoever had it has removed it since it was opened
+            if os.fstat(lock.fileno()).st_size == 0:
+                lock.write(_describe_self().encode())
+            yield
+            return
+        finally:
+            lock.close()
+
+
+def _describe_self() -> str:
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    return json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": started,
+                       "claim": uuid.uuid4().hex})  # fmt: skip
 
 
 def _lock(folder: Path) -> FileIO:
@@ -312,11 +354,17 @@ def _remove_orphans(path: Path) -> None:
         for entry in os.scandir(path.parent):
             if entry.name.startswith(name):
                 found = _TEMPORARY.fullmatch(entry.name)
-                if found and not _runs(int(found[2])):
+                if found and not is_running(int(found[2])):
                     os.unlink(entry.path)
 
 
-def _runs(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Whether a process of this machine runs.
+
+    Example:
+        >>> is_running(os.getpid())
+        True
+    """
     if os.name == "nt":  # there a signal of 0 isn't a question
         return True
     try:

@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from spectral.errors import SpectralError
 if TYPE_CHECKING:
     from spectral.ranks import Ranks
 
+_LONG = timedelta(days=30)
 _MEETING = ("MASTER_ADDR", "MASTER_PORT")
 
 
@@ -77,8 +79,12 @@ def choose_device(device: str) -> str:
 
 
 @contextlib.contextmanager
-def joined(launch: Launch) -> Iterator[Ranks]:
+def joined(launch: Launch, *, apart: bool = False) -> Iterator[Ranks]:
     """Let the processes of a launch share what the block measures.
+
+    Args:
+        launch: of this process.
+        apart: each may be at work alone for as long as it likes.
 
     Raises:
         RanksError: if the others don't come.
@@ -100,7 +106,7 @@ def joined(launch: Launch) -> Iterator[Ranks]:
         ) from error
     before = signal.signal(signal.SIGTERM, _stop)
     try:
-        yield find_ranks()
+        yield find_ranks(_LONG if apart else PATIENCE)
     finally:
         signal.signal(signal.SIGTERM, before)
         with contextlib.suppress(RuntimeError):

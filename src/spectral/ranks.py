@@ -198,8 +198,11 @@ class Ranks:
 _known: tuple[Any, Any] | None = None  # the default group, and ours beside it
 
 
-def find_ranks() -> Ranks:
+def find_ranks(patience: timedelta = PATIENCE) -> Ranks:
     """Return the ranks of the process group that is initialised; none but this process where none is.
+
+    Args:
+        patience: how long they wait for one another, for the first time that it is asked.
 
     Raises:
         RanksError: if the others don't come.
@@ -215,7 +218,7 @@ def find_ranks() -> Ranks:
     if _known is None or _known[0] is not whole:
         try:
             # Beside the default one: NCCL takes no tensors in main memory, and others may be using it.
-            _known = whole, dist.new_group(backend="gloo", timeout=PATIENCE)
+            _known = whole, dist.new_group(backend="gloo", timeout=patience)
         except RuntimeError as error:
             raise RanksError(
                 f"the ranks of this process group don't meet ({_first_line(error)}); each of them must call "

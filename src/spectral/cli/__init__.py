@@ -17,6 +17,7 @@ from spectral.cli.listing import list_names
 from spectral.cli.looking import classify, sites
 from spectral.cli.making import convert, train
 from spectral.cli.measuring import attribute, compare, measure
+from spectral.cli.sweeping import sweep
 from spectral.console import SpectralCommand, SpectralGroup
 from spectral.study import StudyOptions, run_study, study_options
 
@@ -68,6 +69,7 @@ for command in (
     measure,
     compare,
     attribute,
+    sweep,
     budget,
     report,
     plot,

@@ -13,8 +13,9 @@ from spectral.measurement.captures import (
     measure_capture,
 )
 from spectral.measurement.description import describe_sites
-from spectral.measurement.entry import measure
+from spectral.measurement.entry import measure, prepare_run
 from spectral.measurement.images import TensorImages, find_clusters, insert_clusters
+from spectral.measurement.job import measure_part, measure_run
 from spectral.measurement.pieces import CATEGORIES, CHANNEL_METRICS
 
 __all__ = [
@@ -35,4 +36,7 @@ __all__ = [
     "judge_identity",
     "measure",
     "measure_capture",
+    "measure_part",
+    "measure_run",
+    "prepare_run",
 ]

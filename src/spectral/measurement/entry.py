@@ -110,23 +110,35 @@ def measure(
     """
     ranks = find_ranks() if together else Ranks()
     with ranks.telling():
-        chosen = DEFAULT_METRICS if metrics is None else metrics
-        _check_choice("metrics", chosen, METRICS)
-        _check_choice("taps", taps, TAPS)
         batch_size = as_integer(batch_size, "measure: batch_size", least=1)
-        check_hookable(model)
-        feed = Feed(model, images, caller="measure", preprocessing=preprocessing, logits=logits, name=name,
-                    workers=workers)  # fmt: skip
-        run = _prepare(feed, chosen, sites, taps, demanded=metrics is not None)
+        run = prepare_run(
+            model, images, metrics, sites=sites, taps=taps, name=name, preprocessing=preprocessing,
+            logits=logits, workers=workers,
+        )  # fmt: skip
         folder = None if out is None else Path(out)
         return measure_run(run, ranks, batch_size=batch_size, progress=progress, out=folder)
 
 
-def _prepare(
-    feed: Feed, chosen: Sequence[str], sites: Sequence[Site | str] | None, taps: Sequence[Tap], *,
-    demanded: bool,
-) -> Run:  # fmt: skip
-    """Find out what of that the network and the images have."""
+def prepare_run(
+    model: nn.Module,
+    images: Any,
+    metrics: Sequence[str] | None = None,
+    *,
+    sites: Sequence[Site | str] | None = None,
+    taps: Sequence[Tap] = ("input", "dense"),
+    name: str | None = None,
+    preprocessing: Any = None,
+    logits: Callable[[Any], Tensor] | None = None,
+    workers: int | None = None,
+) -> Run:
+    """Check what is asked for, and find out what of it the network and the images have; as `measure`."""
+    demanded = metrics is not None
+    chosen = DEFAULT_METRICS if metrics is None else metrics
+    _check_choice("metrics", chosen, METRICS)
+    _check_choice("taps", taps, TAPS)
+    check_hookable(model)
+    feed = Feed(model, images, caller="measure", preprocessing=preprocessing, logits=logits, name=name,
+                workers=workers)  # fmt: skip
     run = Run(feed, chosen, tuple(taps), demanded=demanded)
     wanted = set(run.metrics) & set(SITE_METRICS)
     found = run.find_sites(sites) if wanted or sites is not None else []

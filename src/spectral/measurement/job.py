@@ -21,6 +21,7 @@ from spectral.measurement.run import Run
 from spectral.network import undisturbed
 from spectral.ranks import Ranks, hold
 from spectral.store import ShardStore, find_difference, list_provenance
+from spectral.table import make_reasons
 
 _VISIBLE = 120.0  # seconds within which a file that one host has written must show on another
 
@@ -57,6 +58,19 @@ def _compare(run: Run, ranks: Ranks, batch_size: int, out: Path | None) -> int:
                 f"rank 0 measures {difference}; give every rank the same network, images and arguments"
             )
     return ranks.exchange(batch_size)[0]
+
+
+def measure_part(run: Run, images: list[int], batch_size: int) -> pa.Table:
+    """Return the rows of some images, and of what they show that can't be measured.
+
+    Args:
+        run: what is measured.
+        images: their places in the set.
+        batch_size: images per forward pass.
+    """
+    with undisturbed(run.model), torch.no_grad(), closing(run.measure_batches(images, batch_size)) as batches:
+        tables = [rows for _, rows in batches]
+    return pa.concat_tables(tables, promote_options="permissive") if tables else make_reasons(run.origin, {})
 
 
 class _Job:

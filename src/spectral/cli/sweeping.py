@@ -1,0 +1,103 @@
+"""The command that measures several networks, beside others that do the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+import spectral
+from spectral.cli.options import (
+    PATH,
+    batch_size_option,
+    device_option,
+    images_option,
+    parse_names,
+)
+from spectral.console import NOTHING, SpectralCommand, format_columns, format_mean, workers_option
+from spectral.errors import SpectralError
+from spectral.launch import choose_device, find_launch
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@click.command(cls=SpectralCommand, ranks="apart")
+@click.argument("models", type=PATH, metavar="MODELS.txt")
+@images_option
+@click.option("--limit", type=click.IntRange(min=1), help="At most this many images.")
+@click.option("--metrics", callback=parse_names, metavar="A,B,…", help="As for `spectral measure`.")
+@click.option("--taps", callback=parse_names, default="input,dense", show_default=True, metavar="A,B",
+              help="As for `spectral measure`.")  # fmt: skip
+@batch_size_option
+@click.option("--unit", type=click.IntRange(min=1), default=256, show_default=True, metavar="N",
+              help="Images that a job claims at once; what one that dies loses at most.")  # fmt: skip
+@device_option
+@workers_option
+@click.option("--seed", type=int, default=0, show_default=True, help="Of crops and choices of images.")
+@click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder that all jobs see.")
+def sweep(
+    models: Path,
+    images: str | list[str],
+    limit: int | None,
+    metrics: tuple[str, ...] | None,
+    taps: tuple[str, ...],
+    batch_size: int,
+    unit: int,
+    device: str,
+    workers: int | None,
+    seed: int,
+    out: Path,
+) -> None:
+    """Measure the networks that MODELS.txt lists, one per line, on the same images.
+
+    Start it as often as you like on one folder, from any hosts that see it: jobs share the work, network by
+    network and range by range of the images, by files that only one can create, without a server. What a job
+    that ended has left the others take over. A line is what `spectral measure` takes as MODEL; # begins a
+    comment. Each network gets a folder in DIR as `spectral measure --out` writes it; DIR gets networks.csv (a
+    row per network) and summary.csv.
+
+    \b
+    Example:
+      spectral sweep models.txt --images photos --out runs/sweep
+    """
+    lines = spectral.sweeping.read_models(models)
+    table = spectral.sweep(
+        list(lines), images, metrics, out=out, taps=taps,  # type: ignore[arg-type] # measure checks the names
+        limit=limit, seed=seed, batch_size=batch_size, unit=unit, device=choose_device(device),
+        workers=workers, report=click.echo,
+    )  # fmt: skip
+    if not find_launch().first:
+        return  # the first rank speaks for all
+    click.echo(f"\n{format_sweep(table)}")
+    left = table[~table["state"].isin(["finished", "failed"])]
+    if len(left):
+        click.echo(f"\n{len(left)} not finished yet; other jobs are at it, or this command again continues")
+    click.echo(f"written to {out}")
+    failed = table[table["state"] == "failed"].to_dict("records")
+    if failed:
+        reasons = "; ".join(
+            f"{models}, line {lines[row['model']]}: {row['model']}: {row['reason']}" for row in failed
+        )
+        raise SpectralError(f"{len(failed)} of {len(table)} networks failed: {reasons}")
+
+
+def format_sweep(table: pd.DataFrame) -> str:
+    """Write what `spectral.sweep` returned as lines."""
+    columns = list(table.columns)
+    values = columns[columns.index("sis_ci_high") + 1 : -1]
+    cells = [
+        [
+            str(row["model"]), str(row["state"]), f"{_count(row['measurable'])}/{_count(row['sites'])}",
+            format_mean(row["sis"], row["sis_ci_low"], row["sis_ci_high"]),
+            *(NOTHING if row[name] != row[name] else f"{row[name]:.4g}" for name in values),
+        ]
+        for row in table.to_dict("records")
+    ]  # fmt: skip
+    header = ["model", "state", "sites", "sis", *(str(name) for name in values)]
+    return format_columns(header, cells, 3)
+
+
+def _count(value: object) -> str:
+    return NOTHING if value is None or value != value or str(value) == "<NA>" else str(value)

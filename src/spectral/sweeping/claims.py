@@ -1,0 +1,153 @@
+"""Pieces of work that jobs claim by files in a folder which all see: no server, and no lock that can be lost.
+
+A claim is a file that only one process can create. Its owner touches it while it works; a claim whose process
+is gone, or that nobody has touched for long, is taken over. Should two ever have the same piece, each writes
+the same file whole, so that nothing is doubled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from spectral.errors import SpectralError
+from spectral.files import ensure_writable, is_running
+
+HEARTBEAT, STALE = 20.0, 300.0
+"""Seconds between the signs of life of a claim, and after how many without one it counts as left behind."""
+
+
+class Claims:
+    """Claims in a folder.
+
+    Args:
+        folder: created if it doesn't exist.
+
+    Raises:
+        SpectralError: if files in it can't be claimed.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     one, other = Claims(Path(folder)), Claims(Path(folder))
+        ...     with one.take("a") as first, other.take("a") as second, other.take("b") as third:
+        ...         first, second, third
+        (True, False, True)
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        ensure_writable(folder)
+        self._require_exclusive()
+
+    @contextmanager
+    def take(self, name: str) -> Iterator[bool]:
+        """Have a piece of work until the end of the block, unless another process has it; say whether."""
+        path = self.folder / f"{name}.json"
+        if not self._create(path) and not (self._take_over(path) and self._create(path)):
+            yield False
+            return
+        done = threading.Event()
+        beat = threading.Thread(target=_touch, args=(path, done), daemon=True)
+        beat.start()
+        try:
+            yield True
+        finally:
+            done.set()
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    @contextmanager
+    def waiting(self, name: str) -> Iterator[None]:
+        """Have a short piece of work, after whoever has it now."""
+        while True:
+            with self.take(name) as mine:
+                if mine:
+                    yield
+                    return
+            time.sleep(0.2)
+
+    def list_taken(self, names: list[str]) -> dict[str, str]:
+        """Say by whom each of some pieces of work is taken, where it is."""
+        return {name: self._name_owner(path) for name in names
+                if (path := self.folder / f"{name}.json").exists() and not self._is_stale(path)}  # fmt: skip
+
+    def _require_exclusive(self) -> None:
+        probe = self.folder / f"probe-{uuid.uuid4().hex}.json"
+        try:
+            twice = self._create(probe) and self._create(probe)
+            os.replace(probe, probe.with_suffix(".moved"))
+            probe.with_suffix(".moved").unlink()
+        except OSError as error:
+            raise SpectralError(
+                f"{self.folder} can't hold claims ({error.strerror or error}); choose a folder on another "
+                f"disk"
+            ) from error
+        if twice:
+            raise SpectralError(
+                f"in {self.folder} two processes can create the same file, so that none can claim its work; "
+                f"choose a folder on another disk"
+            )
+
+    @staticmethod
+    def _create(path: Path) -> bool:
+        try:
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        except FileExistsError:
+            return False
+        with os.fdopen(file, "w", encoding="utf-8") as opened:
+            json.dump({"host": socket.gethostname(), "process": os.getpid()}, opened)
+        return True
+
+    def _take_over(self, path: Path) -> bool:
+        """Take a claim away that was left behind; only one process can."""
+        if not self._is_stale(path):
+            return False
+        away = path.with_name(f"{path.stem}-{uuid.uuid4().hex}.stale")
+        try:
+            os.rename(path, away)
+        except OSError:
+            return False  # another process has
+        away.unlink(missing_ok=True)
+        return True
+
+    def _is_stale(self, path: Path) -> bool:
+        try:
+            age = self.now() - path.stat().st_mtime
+            owner = json.loads(path.read_text(encoding="utf-8"))
+            gone = owner["host"] == socket.gethostname() and not is_running(int(owner["process"]))
+        except FileNotFoundError:
+            return False  # it has just ended
+        except (OSError, ValueError, KeyError, TypeError):
+            gone = False  # it is being written
+        return gone or age > STALE
+
+    def now(self) -> float:
+        """What the disk's own clock says, which hosts needn't agree with."""
+        clock = self.folder / f".clock-{socket.gethostname()}-{os.getpid()}"
+        clock.touch()
+        try:
+            return clock.stat().st_mtime
+        finally:
+            clock.unlink(missing_ok=True)
+
+    @staticmethod
+    def _name_owner(path: Path) -> str:
+        try:
+            owner = json.loads(path.read_text(encoding="utf-8"))
+            return f"process {owner['process']} on {owner['host']}"
+        except (OSError, ValueError, KeyError, TypeError):
+            return "another process"
+
+
+def _touch(path: Path, done: threading.Event) -> None:
+    while not done.wait(HEARTBEAT):
+        with suppress(OSError):
+            os.utime(path)

@@ -1,0 +1,379 @@
+"""Measure several networks: a queue of (network, range of images) that any number of jobs work off."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from spectral.arguments import as_integer, as_path
+from spectral.capture import Tap
+from spectral.data import ImageSet, load_images
+from spectral.errors import SpectralError
+from spectral.files import claim, cooperate, ensure_writable
+from spectral.measurement import measure_part, measure_run, prepare_run
+from spectral.measurement.run import Run
+from spectral.models import load_model, model_info
+from spectral.ranks import Ranks
+from spectral.schema import RUN_FILE
+from spectral.store import ShardStore, find_difference, read_run
+from spectral.summary import summarize_measurements
+from spectral.sweeping.claims import Claims
+from spectral.sweeping.models import name_folders
+from spectral.table import write_csv, write_json
+
+OPTIONS, QUEUE = "_sweep.json", "_queue"
+TABLE, SUMMARY, SITES = "networks.csv", "summary.csv", "sites.csv"
+USUAL = (224, 224)  # a network's size, where it isn't known
+_POLL = 1.0  # seconds between looks at work that another job has to do first
+_BEGIN, _END = "begin", "end"
+
+
+def sweep(
+    models: Sequence[str],
+    images: Any = "samples",
+    metrics: Sequence[str] | None = None,
+    *,
+    out: str | Path,
+    taps: Sequence[Tap] = ("input", "dense"),
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    unit: int = 256,
+    device: str = "cpu",
+    workers: int | None = None,
+    load: Callable[[str], nn.Module] | None = None,
+    report: Callable[[str], None] = lambda text: None,
+) -> pd.DataFrame:
+    """Measure several networks on the same images, beside any number of other jobs that do the same.
+
+    The work is a queue of units, a network and a range of images each, claimed by files in ``out``: jobs that
+    know nothing of one another, on any hosts that see the folder, call this with the same arguments, and no
+    unit is measured by two of them. What a job that ended or died has left is taken over, by a job that runs
+    (after 5 minutes without a sign of life, at once on the same host) or the next one. A job returns when
+    nothing is left that it could take; the last one finishes the tables.
+
+    Args:
+        models: names as `spectral.load_model` takes them; more can be added later.
+        images: what `spectral.load_images` takes; each network sees them at its own size.
+        metrics: as for `spectral.measure`.
+        out: folder that all jobs see. Each network gets one in it, OUT/NETWORK, as ``spectral measure --out``
+            writes it: `spectral.read` and that command take it.
+        taps: as for `spectral.measure`.
+        limit: at most this many images.
+        seed: of crops and choices of images.
+        batch_size: images per forward pass.
+        unit: images per unit; what a job that dies loses at most.
+        device: of this job.
+        workers: processes that decode images.
+        load: loads a network in place of `spectral.load_model`.
+        report: is told what is going on, a line at a time.
+
+    Returns:
+        One row per network: its weights, folder, ``state`` (finished, failed, or unfinished and by whom it is
+        being measured), numbers of images and sites, SIS with its interval, the mean over its sites of each
+        metric's mean at each tap (``avr_input``, …) and the reason where it couldn't be measured. OUT has
+        this table (networks.csv) and the summaries of all networks (summary.csv).
+
+    Raises:
+        SpectralError: for no models or images, an ``out`` of another sweep, or one in which files can't be
+            claimed. A network that fails doesn't end the sweep.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     table = sweep(["bundled/resnet20@random"], "synthetic", ["sis"], out=folder, limit=4)
+        >>> table[["model", "state", "images"]].values.tolist()
+        [['bundled/resnet20@random', 'finished', 4]]
+    """
+    folders = name_folders(models)
+    if not folders:
+        raise SpectralError("sweep: there are no models; name at least one")
+    folder = as_path(out, "sweep: out")
+    plan = _Plan(
+        folder, images, metrics, tuple(taps), limit, seed, workers,
+        as_integer(batch_size, "sweep: batch_size", least=1), as_integer(unit, "sweep: unit", least=1),
+        load or (lambda name: load_model(name, device=device)),
+    )  # fmt: skip
+    plan.agree()
+    networks = [_Network(model, folder / name, plan) for model, name in folders.items()]
+    _work(networks, report)
+    return _tabulate(networks, folder)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What all networks of a sweep share."""
+
+    folder: Path
+    images: Any
+    metrics: Sequence[str] | None
+    taps: tuple[Tap, ...]
+    limit: int | None
+    seed: int
+    workers: int | None
+    batch_size: int
+    unit: int
+    load: Callable[[str], nn.Module]
+    _sets: dict[Any, ImageSet] = field(default_factory=dict)
+
+    def pictures(self, size: Any = USUAL) -> ImageSet:
+        """Return the images, at a network's size."""
+        if size not in self._sets:
+            self._sets[size] = load_images(self.images, size=size, limit=self.limit, seed=self.seed,
+                                           workers=self.workers)  # fmt: skip
+        return self._sets[size]
+
+    @cached_property
+    def units(self) -> list[range]:
+        """The images of each unit."""
+        count = len(self.pictures())
+        return [range(at, min(at + self.unit, count)) for at in range(0, count, self.unit)]
+
+    def agree(self) -> None:
+        """Make sure that the folder is of this sweep.
+
+        Raises:
+            SpectralError: if it is of another one, or can't be written.
+        """
+        ensure_writable(self.folder)
+        first = self.pictures()
+        own = {"images": first.source, "count": len(first), "seed": self.seed, "unit": self.unit,
+               "metrics": sorted(self.metrics) if self.metrics else None,
+               "taps": sorted(self.taps)}  # fmt: skip
+        path = self.folder / OPTIONS
+        with Claims(self.folder / QUEUE).waiting("options"):
+            if not path.exists():
+                write_json(own, path, sealed=False)
+            before = json.loads(path.read_text(encoding="utf-8"))
+        for key, value in own.items():
+            if before.get(key) != value:
+                raise SpectralError(
+                    f"{self.folder} holds a sweep with {key} = {before.get(key)}, not {value}; choose "
+                    f"another folder or delete it"
+                )
+
+
+class _Network:
+    """A network of a sweep, as the files say how far it is.
+
+    Attributes:
+        model: its name.
+        folder: where its results are.
+        failure: why this job can't measure it.
+        seen: whether this job has compared it with what the folder holds.
+    """
+
+    def __init__(self, model: str, folder: Path, plan: _Plan) -> None:
+        self.model, self.folder, self.plan = model, folder, plan
+        self.claims = Claims(folder / QUEUE)
+        self.failure = ""
+        self.seen = False
+
+    @property
+    def rows(self) -> Path:
+        """The run's folder."""
+        return self.folder / "measurements"
+
+    def is_marked(self, work: str) -> bool:
+        """Whether a piece of its work is done."""
+        return (self.claims.folder / f"{work}.done").exists()
+
+    def mark(self, work: str) -> None:
+        """Note that a piece of its work is done."""
+        (self.claims.folder / f"{work}.done").touch()
+
+    @property
+    def begun(self) -> bool:
+        """Whether its run is there, and what can't be measured known."""
+        return self.is_marked(_BEGIN) and (self.rows / RUN_FILE).exists()
+
+    @property
+    def finished(self) -> bool:
+        """Whether all is measured and summarised."""
+        return self.is_marked(_END) and (self.folder / SUMMARY).exists() and (self.rows / RUN_FILE).exists()
+
+    def is_fresh(self, start: float) -> bool:
+        """Whether a job has finished it, or found it unaltered, since then."""
+        return self.finished and (self.claims.folder / f"{_END}.done").stat().st_mtime >= start
+
+    def list_work(self) -> list[str]:
+        """List what can be done now, if nobody else does it."""
+        if not self.begun:
+            return [_BEGIN]
+        left = [name for at in range(len(self.plan.units)) if not self.is_marked(name := f"{at:06d}")]
+        return left or ([] if self.finished else [_END])
+
+    def list_taken(self) -> dict[str, str]:
+        """Say who does what of it now."""
+        return self.claims.list_taken([*self.list_work()])
+
+    def work(self) -> bool:
+        """Do what nobody else does; say whether there was anything.
+
+        Raises:
+            SpectralError: if it can't be loaded or measured, or its folder is of something else.
+        """
+        net = self.plan.load(self.model)
+        info = model_info(net)
+        size = info.preprocessing.size if info is not None else USUAL
+        run = prepare_run(net, self.plan.pictures(size), self.plan.metrics, taps=self.plan.taps)
+        self.seen, did = True, False
+        if not self.begun:
+            with self.claims.take(_BEGIN) as mine:
+                if not mine:
+                    return False
+                did = self.begin(run)
+        self._compare(run)
+        if self.finished:
+            self.mark(_END)  # it is still that network
+            return did
+        store = self._join("look")
+        done = store.finished_images()
+        run.resume(store.reasons(), store.measured_sites())
+        for at, images in enumerate(self.plan.units):
+            name = f"{at:06d}"
+            if not self.is_marked(name):
+                with self.claims.take(name) as mine:
+                    if mine and not self.is_marked(name):
+                        self.measure(run, name, [i for i in images if run.images.ids[i] not in done])
+                        did = True
+        if self.list_work() == [_END]:
+            with self.claims.take(_END) as mine:
+                if mine and not self.finished:
+                    self.end(run)
+                    did = True
+        return did
+
+    def begin(self, run: Run) -> bool:
+        """Open the run, and measure the first batch, which shows what can't be measured."""
+        with claim(self.rows):
+            store = ShardStore(self.rows, run.config, run.provenance(self.plan.batch_size), run.identity)
+            if not store.finished_images():
+                first = range(len(run.images))[: self.plan.batch_size]
+                rows = measure_part(run, list(first), self.plan.batch_size)
+                if len(rows):
+                    store.append(rows)
+        self.mark(_BEGIN)
+        return True
+
+    def measure(self, run: Run, name: str, images: Sequence[int]) -> None:
+        """Measure a unit into a shard that is the same whoever writes it."""
+        with cooperate(self.rows):
+            store = self._join(f"u{name}")
+            if any(path.name.startswith(f"shard-u{name}-") for path in store.shards):
+                # A job has died before it could say so.
+                done = store.finished_images()
+                images = [i for i in images if run.images.ids[i] not in done]
+            rows = measure_part(run, list(images), self.plan.batch_size) if images else ()
+            if len(rows):
+                store.append(rows)
+        self.mark(name)
+
+    def end(self, run: Run) -> None:
+        """Complete the run, and summarise it as ``spectral measure`` does."""
+        table = measure_run(run, Ranks(), batch_size=self.plan.batch_size, progress=False, out=self.rows)
+        write_csv(summarize_measurements(table), self.folder / SUMMARY)
+        write_csv(pd.DataFrame(table.attrs["sites"]), self.folder / SITES)
+        options = {"seed": self.plan.seed, "limit": self.plan.limit, "skipped": run.images.skipped}  # type: ignore[attr-defined]
+        write_json({**table.attrs["provenance"], **options}, self.folder / "provenance.json")
+        self.mark(_END)
+
+    def _join(self, writer: str) -> ShardStore:
+        record = read_run(self.rows)
+        return ShardStore.join(self.rows, {"run": record["run"], "parts": record["parts"]}, writer)
+
+    def _compare(self, run: Run) -> None:
+        difference = find_difference(read_run(self.rows), run.config, run.identity)
+        if difference is not None:
+            raise SpectralError(
+                f"{self.rows} holds measurements {difference}; choose another folder or delete it"
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """Return its row of the table."""
+        row: dict[str, Any] = {"model": self.model, "folder": self.folder.name}
+        if self.failure:
+            return {**row, "state": "failed", "reason": self.failure}
+        if not self.finished:
+            owners = ", ".join(sorted(set(self.list_taken().values())))
+            return {**row, "state": f"measured by {owners}" if owners else "unfinished"}
+        summary, sites = (_read_csv(self.folder / name) for name in (SUMMARY, SITES))
+        return {**row, "state": "finished", **_average(summary, sites)}
+
+
+def _work(networks: Sequence[_Network], report: Callable[[str], None]) -> None:
+    """Do what nobody else does, as long as there is something."""
+    start = networks[0].claims.now()
+    while True:
+        did = False
+        # First those that nobody works on, so that few jobs have to load each network.
+        for network in sorted(networks, key=lambda one: len(one.list_taken())):
+            work = network.list_work()
+            if (
+                network.failure
+                or network.is_fresh(start)
+                or (network.seen and set(work) <= set(network.list_taken()))
+            ):
+                continue
+            report(f"{network.model}: {'is compared' if not work else 'is measured'}")
+            try:
+                did = network.work() or did
+            except SpectralError as error:
+                network.failure = str(error)
+                report(f"{network.model}: failed: {error}")
+        if did:
+            continue
+        waiting = [one for one in networks if not one.failure and one.list_work() == [_BEGIN]]
+        if not waiting:
+            return
+        time.sleep(_POLL)  # another job finds out what can be measured; then there is work for all
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, keep_default_na=False, na_values=[""])  # a site may be called NA
+    except pd.errors.EmptyDataError:
+        return pd.DataFrame()  # of a network without sites
+
+
+def _average(summary: pd.DataFrame, sites: pd.DataFrame) -> dict[str, Any]:
+    """Return the SIS of a network, and the means over its sites of the means of each metric at each tap."""
+    known = summary[summary["reason"].isna()]
+    at_sites, whole = known[known["site"].notna()], known[known["site"].isna()]
+    row: dict[str, Any] = {
+        "weights": summary["weights"].iloc[0],
+        "images": int(known["n"].max()) if len(known) else 0,
+        "sites": len(sites),
+        "measurable": int(sites["measurable"].sum()) if len(sites) else 0,
+    }
+    for one in whole[whole["metric"] == "sis"].to_dict("records"):
+        row |= {"sis": one["mean"], "sis_ci_low": one["ci_low"], "sis_ci_high": one["ci_high"]}
+    for (tap, metric), block in at_sites.groupby(["tap", "metric"], sort=False):
+        row[f"{metric}_{tap}"] = float(block["mean"].mean())
+    return row
+
+
+def _tabulate(networks: Sequence[_Network], folder: Path) -> pd.DataFrame:
+    """Write the tables of the sweep so far, and return that of the networks."""
+    first = ["model", "weights", "folder", "state", "images", "sites", "measurable", "sis", "sis_ci_low",
+             "sis_ci_high"]  # fmt: skip
+    with Claims(folder / QUEUE).waiting("tables"):
+        table = pd.DataFrame([network.describe() for network in networks])
+        rest = [column for column in table.columns if column not in (*first, "reason")]
+        table = table.reindex(columns=[*first, *rest, "reason"])
+        table["reason"] = table["reason"].astype(object).fillna("")
+        for column in ("images", "sites", "measurable"):
+            table[column] = table[column].astype("Int64")
+        write_csv(table, folder / TABLE)
+        done = [_read_csv(network.folder / SUMMARY) for network in networks if network.finished]
+        if done:
+            write_csv(pd.concat(done, ignore_index=True), folder / SUMMARY)
+    return table

@@ -1,0 +1,223 @@
+"""Jobs that know nothing of one another share a sweep: each unit once, runs like those of measure."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import command
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from torch import nn
+
+import spectral
+from spectral.cli import main
+from spectral.errors import SpectralError
+from spectral.files import claim
+from spectral.sweeping import read_models, sweep
+from spectral.sweeping.claims import STALE, Claims
+from spectral.table import COLUMNS
+
+NETS = ["bundled/resnet20@random", "bundled/resnet20-blurpool@random"]
+METRICS = ("avr", "sis")
+
+
+def run(out: Path, models: list[str] = NETS, **options: object) -> pd.DataFrame:
+    given = {"limit": 7, "unit": 3, "batch_size": 2, "workers": 0, **options}
+    return sweep(models, "synthetic", METRICS, out=out, **given)  # type: ignore[arg-type]
+
+
+def ordered(table: pd.DataFrame) -> pd.DataFrame:
+    keys = [column for column in COLUMNS if column != "value"]
+    return pd.DataFrame(table)[COLUMNS].astype(dict.fromkeys(keys, str)).sort_values(keys, ignore_index=True)
+
+
+def same(one: pd.DataFrame, other: pd.DataFrame) -> None:
+    pd.testing.assert_frame_equal(ordered(one), ordered(other), rtol=1e-6, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sweep")
+    run(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, pd.DataFrame]:
+    """What measure gives."""
+    pictures = spectral.load_images("synthetic", size=32, limit=7, workers=0)
+    return {name: spectral.measure(spectral.load_model(name), pictures, METRICS, batch_size=2, progress=False)
+            for name in NETS}  # fmt: skip
+
+
+def folder_of(out: Path, name: str) -> Path:
+    return out / name.replace("/", "-")
+
+
+class TestRuns:
+    @pytest.mark.parametrize("name", NETS)
+    def test_each_network_has_the_rows_of_measure(self, name, finished, alone):
+        same(spectral.read(folder_of(finished, name)), alone[name])
+
+    def test_measure_takes_the_folder(self, finished):
+        given = [
+            "measure",
+            NETS[0],
+            "--images",
+            "synthetic",
+            "--limit",
+            "7",
+            "--metrics",
+            "avr,sis",
+            "--quiet",
+        ]
+        result = CliRunner().invoke(main, [*given, "--out", str(folder_of(finished, NETS[0]))])
+        assert result.exit_code == 0, result.output
+        assert "7 of 7 images measured earlier" in result.output
+
+    def test_the_tables_are_of_all_networks(self, finished):
+        table = pd.read_csv(finished / "networks.csv")
+        assert list(table["model"]) == NETS
+        assert list(table["state"]) == ["finished"] * 2
+        own = pd.read_csv(folder_of(finished, NETS[1]) / "summary.csv")
+        own = own[own["site"].notna() & (own["metric"] == "avr") & (own["tap"] == "input")]
+        assert table["avr_input"][1] == pytest.approx(own["mean"].mean())
+        assert set(pd.read_csv(finished / "summary.csv")["model"]) == set(NETS)
+
+    def test_a_run_that_measure_began_is_completed(self, tmp_path, alone):
+        pictures = spectral.load_images("synthetic", size=32, limit=7, workers=0)
+        rows = folder_of(tmp_path, NETS[0]) / "measurements"
+        spectral.measure(
+            spectral.load_model(NETS[0]), pictures, METRICS, batch_size=2, progress=False, out=rows
+        )
+        for path in sorted(rows.glob("shard-*"))[1:]:
+            path.unlink()
+        run(tmp_path, NETS[:1])
+        same(spectral.read(rows), alone[NETS[0]])
+
+
+class TestRefusing:
+    def test_another_sweep(self, finished):
+        with pytest.raises(SpectralError, match="holds a sweep with unit = 3, not 4; choose another"):
+            run(finished, unit=4)
+
+    def test_a_network_that_is_another_now(self, finished):
+        def load(name: str) -> nn.Module:
+            return spectral.load_model(NETS[1] if name == NETS[0] else name)
+
+        before = (folder_of(finished, NETS[0]) / "summary.csv").read_bytes()
+        table = run(finished, NETS[:1], load=load)
+        assert list(table["state"]) == ["failed"]
+        assert "holds measurements with model = " in table["reason"][0]
+        assert (folder_of(finished, NETS[0]) / "summary.csv").read_bytes() == before
+
+    def test_a_network_that_fails_is_no_end_and_its_line_is_named(self, tmp_path):
+        (tmp_path / "models.txt").write_text(f"# mine\nno/such\n{NETS[0]}\n")
+        given = [
+            "sweep",
+            str(tmp_path / "models.txt"),
+            "--images",
+            "synthetic",
+            "--limit",
+            "2",
+            "--metrics",
+            "sis",
+        ]
+        result = CliRunner().invoke(main, [*given, "--out", str(tmp_path / "out")])
+        assert result.exit_code == 2
+        assert "1 of 2 networks failed: " in result.output
+        assert "models.txt, line 2: no/such: unknown model" in result.output
+        assert list(pd.read_csv(tmp_path / "out" / "networks.csv")["state"]) == ["failed", "finished"]
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("", "names no models"),
+            ("a\nb\na\n", "line 3: a stands in line 1 already"),
+            ("a\nb   c\n", "line 2: 'b   c' is no model"),
+            ("a\n\x01\n", "line 2: .* is no model"),
+        ],
+    )
+    def test_lists_that_are_none(self, text, said, tmp_path):
+        (tmp_path / "models.txt").write_text(text)
+        with pytest.raises(SpectralError, match=said):
+            read_models(tmp_path / "models.txt")
+
+    def test_names_that_share_a_folder(self, tmp_path):
+        with pytest.raises(SpectralError, match=r"a/b and a\*b would share the folder a-b"):
+            sweep(["a/b", "a*b"], out=tmp_path)
+
+    def test_a_folder_that_measure_is_writing(self, tmp_path):
+        with claim(folder_of(tmp_path, NETS[0]) / "measurements"):
+            table = run(tmp_path, NETS[:1])
+        assert table["state"][0] == "failed"
+        assert "is being written by process" in table["reason"][0]
+        assert list(run(tmp_path, NETS[:1])["state"]) == ["finished"]
+
+
+class TestClaims:
+    def test_one_of_a_process_that_is_gone_is_taken_over(self, tmp_path):
+        ended = subprocess.Popen([sys.executable, "-c", ""])
+        ended.wait()
+        claims = Claims(tmp_path)
+        with claims.take("a"):
+            path = tmp_path / "a.json"
+            path.write_text(json.dumps({**json.loads(path.read_text()), "process": ended.pid}))
+            with Claims(tmp_path).take("a") as mine:
+                assert mine
+
+    def test_one_of_another_host_is_taken_over_when_it_is_old(self, tmp_path):
+        path = tmp_path / "a.json"
+        path.write_text(json.dumps({"host": "elsewhere", "process": 1}))
+        with Claims(tmp_path).take("a") as mine:
+            assert not mine
+        assert Claims(tmp_path).list_taken(["a", "b"]) == {"a": "process 1 on elsewhere"}
+        os.utime(path, (time.time() - STALE - 10,) * 2)
+        assert Claims(tmp_path).list_taken(["a"]) == {}
+        with Claims(tmp_path).take("a") as mine:
+            assert mine
+        assert list(tmp_path.glob("*")) == []
+
+    def test_a_unit_that_two_jobs_have_measured_is_there_once(self, tmp_path, alone):
+        run(tmp_path, NETS[:1])
+        rows = folder_of(tmp_path, NETS[0]) / "measurements"
+        (folder_of(tmp_path, NETS[0]) / "_queue" / "000001.done").unlink()
+        (folder_of(tmp_path, NETS[0]) / "_queue" / "end.done").unlink()
+        run(tmp_path, NETS[:1])
+        same(spectral.read(rows), alone[NETS[0]])
+
+
+@pytest.mark.slow
+def test_jobs_share_the_work_and_take_over_what_a_killed_one_left(tmp_path, alone):
+    (tmp_path / "models.txt").write_text("\n".join(NETS))
+    given = ["sweep", tmp_path / "models.txt", "--images", "synthetic", "--limit", "7", "--unit", "3",
+             "--batch-size", "2", "--workers", "0", "--metrics", "avr,sis",
+             "--out", tmp_path / "out"]  # fmt: skip
+    jobs = [command.start(*given) for _ in range(2)]
+    victim, other = jobs
+    deadline = time.monotonic() + 240
+    while victim.poll() is None and time.monotonic() < deadline:
+        owners = [json.loads(path.read_text() or "{}").get("process")
+                  for path in (tmp_path / "out").glob("*/_queue/*.json") if path.exists()]  # fmt: skip
+        if victim.pid in owners:
+            victim.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.01)
+    victim.communicate()  # which also buries it: until then its number is taken
+    _, err = other.communicate(timeout=240)
+    assert other.returncode == 0, err
+    assert list(run(tmp_path / "out")["state"]) == ["finished"] * 2
+    for name in NETS:
+        pd.testing.assert_frame_equal(
+            ordered(spectral.read(folder_of(tmp_path / "out", name))),
+            ordered(alone[name]),
+            rtol=1e-6,
+            atol=1e-6,
+        )
