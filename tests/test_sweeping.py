@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import command
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from torch import nn
@@ -20,6 +22,7 @@ import spectral
 from spectral.cli import main
 from spectral.errors import SpectralError
 from spectral.files import claim
+from spectral.store import ShardStore, read_run
 from spectral.sweeping import read_models, sweep
 from spectral.sweeping.claims import STALE, Claims
 from spectral.table import COLUMNS
@@ -184,6 +187,19 @@ class TestClaims:
         with Claims(tmp_path).take("a") as mine:
             assert mine
         assert list(tmp_path.glob("*")) == []
+
+    def test_two_writers_of_one_unit_write_one_file(self, finished, tmp_path):
+        rows = folder_of(finished, NETS[0]) / "measurements"
+        record = read_run(rows)
+        copy = Path(shutil.copytree(rows, tmp_path / "rows"))
+        part = next(copy.glob("shard-u000001-*"))
+        table = pq.read_table(part)
+        part.unlink()
+        stores = [ShardStore.join(copy, {"run": record["run"], "parts": record["parts"]}, "u000001")
+                  for _ in range(2)]  # fmt: skip
+        for store in stores:
+            store.append(table)
+        same(spectral.read(copy), spectral.read(rows))
 
     def test_a_unit_that_two_jobs_have_measured_is_there_once(self, tmp_path, alone):
         run(tmp_path, NETS[:1])

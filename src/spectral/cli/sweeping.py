@@ -13,8 +13,11 @@ from spectral.cli.options import (
     batch_size_option,
     device_option,
     images_option,
+    json_option,
     parse_names,
+    quiet_option,
 )
+from spectral.cli.output import write_rows
 from spectral.console import NOTHING, SpectralCommand, format_columns, format_mean, workers_option
 from spectral.errors import SpectralError
 from spectral.launch import choose_device, find_launch
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
               help="Images that a job claims at once; what one that dies loses at most.")  # fmt: skip
 @device_option
 @workers_option
+@quiet_option
+@json_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of crops and choices of images.")
 @click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder that all jobs see.")
 def sweep(
@@ -47,6 +52,8 @@ def sweep(
     unit: int,
     device: str,
     workers: int | None,
+    quiet: bool,
+    json_path: Path | None,
     seed: int,
     out: Path,
 ) -> None:
@@ -66,11 +73,13 @@ def sweep(
     table = spectral.sweep(
         list(lines), images, metrics, out=out, taps=taps,  # type: ignore[arg-type] # measure checks the names
         limit=limit, seed=seed, batch_size=batch_size, unit=unit, device=choose_device(device),
-        workers=workers, report=click.echo,
+        workers=workers, report=(lambda text: None) if quiet else click.echo,
     )  # fmt: skip
     if not find_launch().first:
         return  # the first rank speaks for all
     click.echo(f"\n{format_sweep(table)}")
+    if json_path:
+        write_rows(table, json_path, {"models": list(lines), "seed": seed, "limit": limit})
     left = table[~table["state"].isin(["finished", "failed"])]
     if len(left):
         click.echo(f"\n{len(left)} not finished yet; other jobs are at it, or this command again continues")
