@@ -17,6 +17,7 @@ PACKAGE = Path(spectral.__file__).parent
 ALLOWED = {
     "errors": set(),
     "display": set(),
+    "codebook": {"files"},
     "numerics": set(),
     "spectrum": {"arguments", "numerics"},
     "arguments": set(),

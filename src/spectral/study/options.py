@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from spectral.codebook import write_codebook
 from spectral.console import FilePath, SpectralCommand, workers_option
 from spectral.errors import SpectralError
 from spectral.files import claim
@@ -164,6 +165,7 @@ def _run_phases(phases: Sequence[int], options: StudyOptions) -> None:
         module.run(results)
     for results in opened.values():
         results.finish()
+    write_codebook(Path(options.out) / "tables")
 
 
 def run_phase_script(phase: int) -> None:

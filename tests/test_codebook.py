@@ -1,0 +1,66 @@
+"""The codebook: no column of any table is without a unit and a meaning."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from spectral import schema, study
+from spectral.budget.summary import SUMMARY as BUDGET
+from spectral.codebook import ENDINGS, ENTRIES, describe_column, list_columns, make_codebook
+from spectral.errors import SpectralError
+
+RESULTS = Path(__file__).parents[1] / "results"
+FOLDERS = sorted({path.parent for path in RESULTS.rglob("*.csv")})
+WRITTEN: dict[str, Any] = {"measurement": schema.MEASUREMENT, "summary": schema.SUMMARY, "budget": BUDGET}
+for _, _name, is_package in pkgutil.iter_modules(study.__path__):
+    if not is_package:  # what a phase writes into its tables
+        _module = importlib.import_module(f"spectral.study.{_name}")
+        WRITTEN |= {
+            f"{_name}.{key}": value for key, value in vars(_module).items() if key.endswith("COLUMNS")
+        }
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda p: str(p.relative_to(RESULTS)))
+def test_every_column_of_the_results_has_an_entry(folder):
+    rows = make_codebook(list_columns(folder))
+    assert rows
+    missing = sorted({row["column"] for row in rows if not row["unit"]})
+    assert not missing, missing
+
+
+@pytest.mark.parametrize("table", WRITTEN)
+def test_every_column_that_is_written_has_an_entry(table):
+    for column in WRITTEN[table]:
+        describe_column(column)
+
+
+def test_the_codebook_beside_the_results_is_that_of_these_tables():
+    written = pd.read_csv(RESULTS / "tables/codebook.csv", keep_default_na=False)
+    found = make_codebook(list_columns(RESULTS / "tables"))
+    assert written.to_dict("records") == found, "run python -m spectral.codebook results/tables"
+
+
+def test_ranges_and_codebook_know_the_same_metrics():
+    for metric in schema.RANGES:
+        unit, _ = describe_column(metric)
+        assert (unit == "share") <= (schema.RANGES[metric] == (0.0, 1.0) or metric.startswith("delta"))
+
+
+def test_an_unknown_column_is_told():
+    with pytest.raises(SpectralError, match="no column 'gloss'"):
+        describe_column("gloss")
+    assert make_codebook([("t", "gloss")])[0]["meaning"] == "not in the codebook"
+
+
+def test_entries_are_sentences():
+    for unit, meaning in ENTRIES.values():
+        assert unit
+        assert meaning
+        assert not meaning.endswith(".")
+    assert all(ending[0] in "_-" for ending in ENDINGS)
