@@ -129,8 +129,10 @@ class Loops:
         whole = labels[axis].only
         alone = whole is not None and sum(f.kind == whole.kind for f in all_factors(labels)) == 1
         known = self._parts.get(x)
-        if whole is None or not alone or whole.kind not in IMAGE_AXES or whole.folded or known is not None:
+        if whole is None or not alone or whole.kind not in IMAGE_AXES or whole.folded:
             return
+        if known is not None and not known.strides:
+            return  # an entry of a part
         chosen = [call.a["index"] % x.shape[axis]] if "index" in call.a else range(x.shape[axis])
         for place, y in zip(chosen, call.outputs, strict=True):
             self._parts[y] = _Part(x, labels, {whole.kind: (place, 1)}, entries=True)
@@ -186,10 +188,12 @@ class Loops:
         if parts[0].entries:
             return  # `Entries` tells of them
         spans = sorted({part.spans[kind] for part in parts})
-        gaps = [b[0] - sum(a) for a, b in pairwise(spans)]
-        if len(gaps) < 2 or sum(gap > 0 for gap in gaps) < 2:
+        gaps = sorted(b[0] - sum(a) for a, b in pairwise(spans))
+        thin = all(part.is_thin(kind) for part in parts)
+        left_out = gaps[len(gaps) // 2] if thin else gaps[-2] if len(gaps) > 1 else 0
+        if left_out <= 0:
             return  # a crop, or both ends
-        thin = all(part.is_thin(kind) for part in parts) and len(set(gaps)) == 1
+        thin &= len(set(gaps)) == 1
         reason = (_PIECES if thin else _BLOCKS).format(what=what, step=gaps[0] + 1)
         named = [replace(part, kind="select") for part in parts]
         self._note(call, kind, named, reason, regular=thin)
