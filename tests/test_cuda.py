@@ -209,3 +209,22 @@ def test_half_types_are_measured_in_single_precision(dtype):
     assert len(found) == 4
     for values, exact in found.values():
         torch.testing.assert_close(values.double(), exact, rtol=1e-5, atol=0)
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="only CUDA tells of waits; test_waiting.py counts them")
+@pytest.mark.parametrize("scheme", ["fast", "exact"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_the_host_never_waits_inside_a_forward(scheme, dtype):
+    net, x = make(dtype).to(DEVICE), pictures(dtype=dtype).to(DEVICE)
+
+    def reduce(capture):
+        measure_capture(capture, SITE_METRICS, TAPS, scheme)
+
+    with torch.no_grad(), spectral.FeatureExtractor(net, find_sites(net, SIZE), tap="dense", reduce=reduce):
+        net(x)  # matrices are made and kept
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            net(x)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
