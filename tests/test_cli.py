@@ -544,3 +544,25 @@ class TestFormatting:
             "unexpected AssertionError: AssertionError; SPECTRAL_DEBUG=1 shows where",
             1,
         )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("measure", RANDOM, "--images", "synthetic", "--limit", "2"),
+        ("compare", RANDOM, f"{RANDOM}+flc", "--images", "synthetic", "--limit", "2"),
+        ("train", "resnet20", "--data", "cifar10"), ("convert", RANDOM, "--method", "flc"), ("study", "8"),
+    ],
+)  # fmt: skip
+def test_an_empty_output_folder_is_not_the_current_one(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for empty in ("", " "):
+        assert "is empty; name a file or folder" in fails(run(*arguments, "--out", empty))
+    assert "zero byte" in fails(run(*arguments, "--out", "a\0b"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_convert_refuses_names_that_it_could_not_load_again(tmp_path):
+    out = tmp_path / "net.pth"
+    assert "must end in .safetensors" in fails(run("convert", RANDOM, "--method", "flc", "--out", out))
+    assert not out.exists()

@@ -784,6 +784,30 @@ class TestStl10:
             load_images("stl10", root=tmp_path / "taken")
 
 
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+@pytest.mark.parametrize(
+    "target", ["/etc/hostname", "../../outside", "cifar-10-batches-py/test_batch", "other"]
+)
+def test_links_in_an_archive_lead_nowhere(kind, target, tmp_path, monkeypatch):
+    """Out of the archive, to itself, and in a circle of two."""
+    folder, buffer = "cifar-10-batches-py", io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, to in ((f"{folder}/test_batch", target), ("other", f"{folder}/test_batch")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, to
+            tar.addfile(info)
+    packed = buffer.getvalue()
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(packed)
+    archive = archives.Archive(
+        "cifar10", "http://nowhere.invalid/cifar-10-python.tar.gz", md5(packed), folder,
+        {name: md5(b"") for name in ("test_batch", *(f"data_batch_{i}" for i in range(1, 6)))},
+    )  # fmt: skip
+    monkeypatch.setattr(archives, "cifar10_archive", lambda: archive)
+    with pytest.raises(SpectralError, match=r"test_batch is missing in cifar-10-python\.tar\.gz"):
+        load_images("cifar10", root=tmp_path)
+    assert not (tmp_path / folder / "test_batch").exists()
+
+
 class TestCifar10:
     @pytest.fixture
     def batches(self, tmp_path, monkeypatch) -> dict[str, tuple[np.ndarray, list[int]]]:

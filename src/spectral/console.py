@@ -112,6 +112,8 @@ class FilePath(click.Path):
         """Read it."""
         if not os.fspath(value).strip():
             self.fail("is empty; name a file or folder, '.' is the current folder", param, ctx)
+        if "\0" in os.fspath(value):
+            self.fail("has a zero byte in it; name a file or folder", param, ctx)
         return super().convert(value, param, ctx)
 
 

@@ -217,13 +217,16 @@ def _open_url(url: str, offset: int) -> http.client.HTTPResponse:
 
 
 def _unpack(archive: Archive, packed: Path, folder: Path) -> None:
-    """Copy the files that are read out of the archive, one by one; members' own paths are never used."""
+    """Copy the files that are read out of the archive, one by one.
+
+    Members' own paths are never used, and links, which may lead out of it or in circles, are no files.
+    """
     folder.mkdir(exist_ok=True)
     wanted = {f"{archive.folder}/{name}": name for name in archive.files}
     with tarfile.open(packed) as tar, tqdm(desc=f"unpacking {archive.name}", total=len(wanted)) as progress:
         for member in tar:
             name = wanted.get(member.name)
-            content = tar.extractfile(member) if name else None
+            content = tar.extractfile(member) if name and member.isreg() else None
             if name is None or content is None:
                 continue
             temporary = folder / f"{name}.part"

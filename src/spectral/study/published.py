@@ -18,7 +18,7 @@ import click
 import pandas as pd
 
 from spectral.columns import bound, bound_flags
-from spectral.console import SpectralCommand, workers_option
+from spectral.console import FilePath, SpectralCommand, workers_option
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
 from spectral.files import ensure_writable
@@ -130,7 +130,7 @@ def _score(claim: Claim, images: ImageSet, batch_size: int, progress: bool) -> d
 @click.option("--cifar10", metavar="cifar10|DIR", help="CIFAR-10's test images.")
 @click.option("--models", metavar="A,B,…", help="Some of the networks only.")
 @click.option("--limit", type=click.IntRange(min=1), help="Use so many images of each set.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
+@click.option("--out", type=FilePath(), default=Path("results"), show_default=True,
               help="Folder for the table.")  # fmt: skip
 @workers_option
 @click.option("--quiet", is_flag=True, help="No progress bars.")

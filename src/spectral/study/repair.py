@@ -22,7 +22,7 @@ from torch import nn
 
 from spectral import stats
 from spectral.columns import bound, bound_flags, bound_summary
-from spectral.console import SpectralCommand, workers_option
+from spectral.console import FilePath, SpectralCommand, workers_option
 from spectral.data import ImageSet, load_images
 from spectral.distillation import distill
 from spectral.errors import SpectralError, suggest
@@ -172,7 +172,7 @@ class _Scores:
               show_default=True)  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of images and all else.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, …")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
+@click.option("--out", type=FilePath(), default=Path("results"), show_default=True,
               help="Folder for the table and the figure.")  # fmt: skip
 @workers_option
 @click.option("--quiet", is_flag=True, help="No progress bars.")

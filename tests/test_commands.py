@@ -1,0 +1,125 @@
+"""Every command × every option × unfit values: done, or one sentence and code 2; never a traceback."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from spectral import cli
+
+NET = """
+import torch
+from torch import nn
+
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)
+    )
+"""
+UNFIT = (
+    "", " ", "no such thing", "x" * 5000, "\udce9", "a\0b", "../nowhere/a/b", "[1]", ",", "-1", "nan", "inf",
+    "1e999", "0x10", "two", "99999999999999999999",
+)  # fmt: skip
+PICTURES = ("--images", "photos", "--limit", "2")
+# Quick calls that work; each option is then given to one of them.
+CALLS: dict[str, tuple[str, ...]] = {
+    "attribute": ("net.py:build", *PICTURES, "--quiet"),
+    "budget": ("net.py:build", *PICTURES, "--quiet"),
+    "classify": ("net.py:build", "photos/a/0.png", "--resize"),
+    "compare": ("net.py:build", "net.py:build+flc", *PICTURES, "--quiet"),
+    "convert": ("net.py:build", "--out", "made.safetensors"),
+    "diagnose": ("net.py:build", *PICTURES, "--methods", "flc", "--quiet", "--out", "found"),
+    "list": ("layers",),
+    "measure": ("net.py:build", *PICTURES, "--quiet"),
+    "plot": ("table.csv", "--out", "picture.png"),
+    "report": ("run",),
+    "sites": ("net.py:build",),
+    "study": ("8", "--models", "net.py:build", *PICTURES, "--out", "study"),
+    "train": ("--from", "net.py:build", "--data", "photos", "--out", "trained", "--epochs", "1", "--quiet"),
+}
+HEAVY = {"diagnose", "study"}  # what works takes seconds: these get values that can't
+ENDLESS = {("train", "--epochs"), ("train", "--batch-size")}  # a number that is large is what was asked for
+
+
+def run(*arguments: str) -> str | None:
+    """Return what is wrong with how a command ends."""
+    result = CliRunner().invoke(cli.main, list(arguments))
+    if result.exit_code not in (0, 2) or "Traceback" in result.output:
+        return f"code {result.exit_code}: {result.exception!r} {result.output[-200:]}"
+    if result.exit_code == 2 and not result.stderr.strip():
+        return "no sentence"
+    return None
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a network, photographs and a finished run, as the current one."""
+    place, before = tmp_path_factory.mktemp("commands"), Path.cwd()
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (place / "photos" / name).mkdir(parents=True)
+        for i in range(2):
+            pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(place / "photos" / name / f"{i}.png")
+    (place / "net.py").write_text(NET)
+    (place / "table.csv").write_text("name,alias_power_db\nconv,-12\npool,-20\n")
+    os.chdir(place)
+    try:
+        assert run("measure", *CALLS["measure"], "--input-size", "16", "--out", "run") is None
+        yield place
+    finally:
+        os.chdir(before)
+
+
+def digest(folder: Path) -> dict[str, str]:
+    own = [folder / "net.py", folder / "table.csv", *sorted((folder / "photos").rglob("*.png"))]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in own}
+
+
+def list_options(name: str) -> list[tuple[str, list[str]]]:
+    """Return each parameter that takes a value, and the arguments that precede an unfit one."""
+    found = []
+    call = list(CALLS[name])
+    for parameter in cli.main.commands[name].params:
+        if isinstance(parameter, click.Argument):
+            found.append((parameter.name or "", call[1:]))
+        elif not getattr(parameter, "is_flag", False):
+            option = parameter.opts[0]
+            rest = call[: call.index(option)] + call[call.index(option) + 2 :] if option in call else call
+            found.append((option, rest))
+    return found
+
+
+def unfit_for(name: str, option: str) -> tuple[str, ...]:
+    if (name, option) in ENDLESS:
+        return UNFIT[:-1]
+    return UNFIT[:-3] if name in HEAVY else UNFIT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CALLS)
+def test_unfit_values_end_in_a_sentence(name: str, folder: Path) -> None:
+    before = digest(folder)
+    faults = []
+    for option, rest in list_options(name):
+        for value in unfit_for(name, option):
+            given = [f"{option}={value}", *rest] if option.startswith("--") else [value, *rest]
+            fault = run(name, *given)
+            if fault:
+                faults.append(f"spectral {name} {option} {value[:20]!r}: {fault}")
+    assert digest(folder) == before
+    assert not faults, "\n".join(faults)
+
+
+def test_every_command_is_walked() -> None:
+    assert set(CALLS) == set(cli.main.commands)
