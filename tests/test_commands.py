@@ -45,6 +45,7 @@ CALLS: dict[str, tuple[str, ...]] = {
     "report": ("run",),
     "sites": ("net.py:build",),
     "study": ("8", "--models", "net.py:build", *PICTURES, "--out", "study"),
+    "sweep": ("models.txt", *PICTURES, "--quiet", "--out", "swept"),
     "train": ("--from", "net.py:build", "--data", "photos", "--out", "trained", "--epochs", "1", "--quiet"),
 }
 HEAVY = {"diagnose", "study"}  # what works takes seconds: these get values that can't
@@ -72,6 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(place / "photos" / name / f"{i}.png")
     (place / "net.py").write_text(NET)
+    (place / "models.txt").write_text("net.py:build\n")
     (place / "table.csv").write_text("name,alias_power_db\nconv,-12\npool,-20\n")
     os.chdir(place)
     try:
