@@ -233,3 +233,51 @@ def test_what_has_no_finer_lattice_and_maps_from_vectors():
     table = spectral.measure_imaging(single, torch.rand(2, 3, 8, 8), progress=False)
     assert table["value"].isna().all()
     assert set(table["reason"]) == {"a single sample enters it, which has no spectrum"}
+
+
+@pytest.mark.parametrize("name", ["nearest", "bilinear", "transposed, more", "shuffle by a view", "expand"])
+def test_a_low_pass_behind_it_takes_the_images_away(name):
+    way, _, channels = WAYS[name]
+    net, x = Between(way, channels).eval(), torch.rand(2, 3, 32, 32)
+    ideal = spectral.convert(net, None, example=32, upsampling="ideal")
+    blurred = spectral.convert(net, None, example=32, upsampling="binomial")
+    tables = [spectral.measure_imaging(m, x, progress=False)["value"].max() for m in (net, blurred, ideal)]
+    assert tables[0] > tables[1] > tables[2]
+    assert tables[2] < 1e-6
+    report = spectral.conversion_report(ideal)
+    assert (report.changes, report.remedies.left, len(report.remedies.altered)) == (True, (), 1)
+    with torch.no_grad():
+        fine = net.way(net.down(x)) if net.way is not None else net.function(net.down(x))
+        spectrum = torch.fft.fft2(fine.double())
+        bins = torch.fft.fftfreq(32, 1 / 32).abs()
+        spectrum *= (bins[:, None] < 8) & (bins < 8)
+        torch.testing.assert_close(
+            ideal(x), net.last(torch.fft.ifft2(spectrum).real.float()), atol=1e-5, rtol=0
+        )
+        taps = torch.tensor([1.0, 2.0, 1.0]) / 4
+        wide = F.pad(fine, (1, 1, 1, 1), mode="replicate")
+        kernel = torch.outer(taps, taps).expand(fine.shape[1], 1, 3, 3)
+        by_hand = net.last(F.conv2d(wide, kernel, groups=fine.shape[1]))
+        torch.testing.assert_close(blurred(x), by_hand, atol=1e-5, rtol=1e-4)
+        assert torch.equal(spectral.revert(ideal)(x), net(x))
+    again = type(report).from_dict(report.to_dict()).apply(net)
+    with torch.no_grad():
+        assert torch.equal(again(x), ideal(x))
+    assert [place.name for place in spectral.find_upsampling(ideal, 32)] == [
+        place.name for place in spectral.find_upsampling(net, 32)
+    ]
+    assert [site.name for site in spectral.find_sites(ideal, 32)] == ["down"]
+
+
+def test_a_u_net_is_converted_at_once_and_what_is_written_says_why_not():
+    net, x = UNet().eval(), torch.rand(2, 3, 32, 32)
+    smooth = spectral.convert(net, "flc", example=32, activations="alias-free", upsampling="ideal")
+    assert smooth(x).shape == net(x).shape
+    table = spectral.measure_imaging(smooth, x, progress=False)
+    assert len(table) == 6
+    assert table["value"].max() < 1e-6
+    with pytest.raises(SpectralError, match="upsampling can't be 'idael'; nearest: 'ideal'"):
+        spectral.convert(net, None, example=32, upsampling="idael")
+    written = spectral.convert(Between(write_zeros), None, example=32, upsampling="ideal")
+    ((_, reason),) = spectral.conversion_report(written).remedies.left
+    assert reason.startswith("its samples are written into a tensor")

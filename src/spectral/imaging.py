@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from spectral.arguments import as_integer
 from spectral.causes import Upsampling, find_upsampling
-from spectral.causes.watching import Turns
+from spectral.causes.watching import FILTERS_IMAGES, Turns
 from spectral.errors import SpectralError
 from spectral.intake import Feed
 from spectral.measurement import insert_clusters
@@ -143,6 +143,7 @@ class _Reader(Scope):
         self._places = {place.key: place for place in places}
         self._names = {(place.key[0], place.key[2]) for place in places}
         self._see, self._turns = see, Turns()
+        self._latest: tuple[Upsampling, Any, Any, Any] | None = None
         self._tracker = Tracker(dict(model.named_modules()), start=self._start)
 
     def _enter(self, stack: ExitStack) -> None:
@@ -155,13 +156,24 @@ class _Reader(Scope):
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run a torch function, and look at what it gives where that is asked for."""
         frames = self._tracker.frames
+        if frames and getattr(func, FILTERS_IMAGES, False):
+            return self._filter(func, args, kwargs)
         if not frames or is_paused() or (frames[-1].path, getattr(func, "__name__", "")) not in self._names:
             return func(*args, **kwargs)
         place = self._places.get(self._turns.locate(frames[-1], func))
         out = func(*args, **kwargs)
         if place is not None:
+            self._latest = place, args, kwargs, out
             with paused():
-                self._see(place, func, args, kwargs, args[0] if out is None else out)
+                self._see(place, args, kwargs, args[0] if out is None else out)
+        return out
+
+    def _filter(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Take what a low-pass behind a place gives for what the place gives."""
+        out = func(*args, **kwargs)
+        if self._latest is not None and args[0] is self._latest[3]:
+            with paused():
+                self._see(*self._latest[:3], out)
         return out
 
 
@@ -175,7 +187,7 @@ class _Mode(TorchFunctionMode):
         return self._run(func, args, kwargs or {})
 
 
-def _look(place: Upsampling, func: Any, args: Any, kwargs: Any, out: Any) -> tuple[list[float], float]:
+def _look(place: Upsampling, args: Any, kwargs: Any, out: Any) -> tuple[list[float], float]:
     """Return the ratio of each map, and how far the place is from its identity."""
     y: Tensor = out if isinstance(out, Tensor) else out[0]
     if not y.is_floating_point():

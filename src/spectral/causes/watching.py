@@ -23,6 +23,8 @@ from spectral.recorder import Operation, Recorder
 from spectral.standin import find_original
 from spectral.tracker import Frame, Scope, Tracker
 
+FILTERS_IMAGES = "filters_images"
+"""Attribute of functions that belong to the one before, which made the lattice finer."""
 KEEPS_LATTICE = "keeps_lattice"
 """Attribute of functions that are one operator as a whole and lose no equivariance."""
 Key = tuple[str, int, str, Steps, int]

@@ -37,7 +37,10 @@ def remedy_options(command: Callable[..., Any]) -> Callable[..., Any]:
     padding = click.option(
         "--padding", metavar="NAME", help="circular, replicate or reflect: borders of maps instead of zeros."
     )
-    return activations(padding(command))
+    upsampling = click.option(
+        "--upsampling", metavar="NAME", help="ideal or binomial: a low-pass wherever a lattice gets finer."
+    )
+    return activations(padding(upsampling(command)))
 
 
 @click.command(cls=SpectralCommand)
@@ -85,6 +88,7 @@ def train(
     method: str | None,
     activations: str | None,
     padding: str | None,
+    upsampling: str | None,
     data: str,
     out: Path,
     data_id: str | None,
@@ -127,9 +131,9 @@ def train(
     given = {key: value for key, value in changes.items() if value is not None}
     plan = find_recipe(recipe_name, **{**defaults, **given})
     ensure_writable(out)
-    check_remedies(activations, padding)
+    check_remedies(activations, padding, upsampling)
     # An unknown name or device should fail before the images are read.
-    changed = [part for part in (method, activations, padding) if part]
+    changed = [part for part in (method, activations, padding, upsampling and f"up-{upsampling}") if part]
     asked = "+".join([start or f"bundled/{named}@random", *changed])
     if start is None and network != ModelOptions(device=network.device):
         raise click.UsageError(
@@ -204,6 +208,7 @@ def convert(
     method: str | None,
     activations: str | None,
     padding: str | None,
+    upsampling: str | None,
     out: Path,
     where: tuple[str, ...],
     options: tuple[str, ...],
@@ -236,8 +241,10 @@ def convert(
 
     if out.suffix != ".safetensors":
         raise click.UsageError(f"--out: a weights file's name must end in .safetensors, got {str(out)!r}")
-    if not (method or activations or padding):
-        raise click.UsageError("nothing is asked for; give --method, --activations or --padding")
+    if not (method or activations or padding or upsampling):
+        raise click.UsageError(
+            "nothing is asked for; give --method, --activations, --padding or --upsampling"
+        )
     if steps is not None and calibrate is None:
         raise click.UsageError("--distill needs images: name them with --calibrate")
     net = network.load(model)
@@ -247,6 +254,7 @@ def convert(
     shape = info.preprocessing.size
     smooth = spectral.convert(
         net, method, chosen, placement, example=shape, activations=activations, padding=padding,
+        upsampling=upsampling,
         **read_options(options),
     )  # fmt: skip
     report = spectral.conversion_report(smooth)

@@ -19,8 +19,9 @@ from spectral.standin import choose_inputs
 from spectral.surgery.attachment import PerChannels, Unit, attach, detach, is_attached
 from spectral.surgery.choice import PLACEMENTS, Choice, Where, choose_units
 from spectral.surgery.functions import INDEXING
+from spectral.surgery.images import LOW_PASSES
 from spectral.surgery.observation import observe, observe_sites
-from spectral.surgery.remedies import ACTIVATIONS, BORDERS, Remedies, check_remedies, find_plan, remedy
+from spectral.surgery.remedies import ACTIVATIONS, BORDERS, Remedies, check_remedies, look_out, remedy
 from spectral.surgery.report import ConversionReport, ConversionRow, Cost, find_report, keep_report
 from spectral.surgery.trial import Trial
 from spectral.tracker import drop_plain_forwards
@@ -39,6 +40,7 @@ def convert(
     *,
     activations: str | None = None,
     padding: str | None = None,
+    upsampling: str | None = None,
     **options: Any,
 ) -> nn.Module:
     """Replace decimations by an anti-aliasing layer behind the dense map; trained weights are kept.
@@ -64,7 +66,7 @@ def convert(
         model: any module that `find_sites` can trace.
         method: a name in ``METHODS``: ``"blurpool"``, ``"flc"``, …; ``"strided"`` decimates plainly, so the
             network computes what it did, at the cost of a converted one. None leaves decimations as they are,
-            where ``activations`` or ``padding`` is given.
+            where ``activations``, ``padding`` or ``upsampling`` is given.
         where: None for all sites that can be replaced (if there are none, the copy stays as the model was and
             the report says why); a kind (``"conv"``, ``"max_pool"``, ``"avg_pool"``,
             ``"slice"``); names or patterns (``"layer?.0.*"``), one or several; or a function of a `Site`.
@@ -81,6 +83,8 @@ def convert(
             them, or what was done before.
         padding: ``"circular"``, ``"replicate"`` or ``"reflect"`` instead of zeros, for convolutions and pools
             that are modules and for layers. None leaves it, or what was done before.
+        upsampling: ``"ideal"`` or ``"binomial"``: a low-pass at the old Nyquist frequency behind every place
+            where a lattice gets finer (`find_upsampling`). None leaves them, or what was done before.
         options: of the layer, as `spectral.layers.make_pool` takes them: ``kernel_size``, ``padding_mode``,
             ``wavelet``, ``compat`` …
 
@@ -111,13 +115,15 @@ def convert(
             f"convert: {type(model).__name__} has layers that get their shape from their first input; run it "
             f"once, then convert it"
         )
-    check_remedies(activations, padding)
+    check_remedies(activations, padding, upsampling)
     _check_choice("placement", placement, PLACEMENTS)
     if method is not None:
         _check_choice("method", method, METHODS)
         METHODS[method](8, 2, **options)  # refuses options before anything else is done
-    elif not activations and not padding:
-        raise SpectralError("convert: nothing is asked for; give a method, activations= or padding=")
+    elif not (activations or padding or upsampling):
+        raise SpectralError(
+            "convert: nothing is asked for; give a method, activations=, padding= or upsampling="
+        )
     elif where is not None or options:
         raise SpectralError(
             "convert: where and options are of a layer for decimations; give a method as well"
@@ -133,19 +139,21 @@ def convert(
     kept = {u: work.get_submodule(u.layer_path) for u in earlier.units} if earlier is not None else {}
     detach(work)
     before = earlier.remedies if earlier is not None else Remedies()
-    asked = Remedies(activations or before.activations, padding or before.padding)
+    asked = Remedies(
+        activations or before.activations, padding or before.padding, upsampling or before.upsampling
+    )  # fmt: skip
     try:
-        plan = find_plan(work, asked, example)
+        outlook = look_out(work, asked, example)
         recipe = Recipe(method, where, placement, options)
         report = _replace_sites(work, recipe, example, earlier, kept)
-        if plan is not None:
-            report.remedies = remedy(work, plan, asked)
+        if outlook is not None:
+            report.remedies = remedy(work, outlook, asked)
     except BaseException:
         detach(work)
-        earlier_plan = find_plan(work, before, example)
+        earlier_outlook = look_out(work, before, example)
         attach(work, kept)
-        if earlier_plan is not None:
-            remedy(work, earlier_plan, before)
+        if earlier_outlook is not None:
+            remedy(work, earlier_outlook, before)
         raise
     keep_report(work, report)
     return work
@@ -154,6 +162,8 @@ def convert(
 def read_change(name: str) -> dict[str, Any]:
     """Return the arguments of `convert` that one name stands for: of a layer, an activation or a border.
 
+    A low-pass behind finer lattices is called ``up-ideal`` or ``up-binomial``.
+
     Example:
         >>> read_change("flc"), read_change("circular")
         ({'method': 'flc'}, {'method': None, 'padding': 'circular'})
@@ -161,6 +171,8 @@ def read_change(name: str) -> dict[str, Any]:
     for argument, names in (("activations", ACTIVATIONS), ("padding", BORDERS)):
         if name in names:
             return {"method": None, argument: name}
+    if name.removeprefix("up-") in LOW_PASSES and name.startswith("up-"):
+        return {"method": None, "upsampling": name.removeprefix("up-")}
     return {"method": name}
 
 

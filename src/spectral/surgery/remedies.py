@@ -1,4 +1,4 @@
-"""What `convert` does against the other causes of shift instability: nonlinearities and borders.
+"""What `convert` does beside decimations: nonlinearities, borders, and images behind finer lattices.
 
 Activations are evaluated on a finer lattice where the model calls them, as modules or as functions, and
 windows meet a periodic, repeated or mirrored map instead of zeros. Nothing gets another name.
@@ -6,14 +6,15 @@ windows meet a periodic, repeated or mirrored map instead of zeros. Nothing gets
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils._pytree import tree_leaves
 
+from spectral.causes import Upsampling, find_upsampling
 from spectral.causes.planning import Plan, Planned, make_plan
 from spectral.causes.watching import KEEPS_LATTICE
 from spectral.errors import SpectralError, suggest
@@ -22,6 +23,7 @@ from spectral.layers.filterpool import FilterPool
 from spectral.numerics.finer import Axes, evaluate_finely
 from spectral.surgery.frames import frame_of
 from spectral.surgery.hooks import WrapInput, add_hook
+from spectral.surgery.images import LOW_PASSES, filter_images
 from spectral.surgery.rewriting import Function
 from spectral.tracker import paused
 
@@ -102,17 +104,19 @@ setattr(evaluate_alias_free, KEEPS_LATTICE, True)
 
 @dataclass(frozen=True)
 class Remedies:
-    """What was asked for against nonlinearities and borders, and what became of it.
+    """What was asked for beside decimations, and what became of it.
 
     Attributes:
         activations: a name in `ACTIVATIONS`, None to leave them.
         padding: one of `BORDERS`, None to leave them.
+        upsampling: one of `LOW_PASSES`, None to leave what makes lattices finer.
         altered: names of what was altered.
         left: names of what wasn't, with the reason.
     """
 
     activations: str | None = None
     padding: str | None = None
+    upsampling: str | None = None
     altered: tuple[str, ...] = ()
     left: tuple[tuple[str, str], ...] = ()
 
@@ -121,34 +125,70 @@ class Remedies:
         """Read what `dataclasses.asdict` gave, also after a way through JSON."""
         altered = tuple(content.get("altered", ()))
         left = tuple((str(name), str(reason)) for name, reason in content.get("left", ()))
-        return cls(content.get("activations"), content.get("padding"), altered, left)
+        asked = {name: content.get(name) for name in ("activations", "padding", "upsampling")}
+        return cls(**asked, altered=altered, left=left)
 
     @property
     def options(self) -> dict[str, str]:
         """Arguments of `convert` that ask for it again."""
-        asked = {"activations": self.activations, "padding": self.padding}
+        asked = {"activations": self.activations, "padding": self.padding, "upsampling": self.upsampling}
         return {name: value for name, value in asked.items() if value is not None}
 
 
-def check_remedies(activations: str | None, padding: str | None) -> None:
+@dataclass(frozen=True)
+class Outlook:
+    """What there is to alter in a network: of nonlinearities and borders, and where lattices get finer."""
+
+    plan: Plan | None
+    places: tuple[Upsampling, ...]
+
+
+def check_remedies(
+    activations: str | None = None, padding: str | None = None, upsampling: str | None = None
+) -> None:
     """Refuse names that aren't known.
 
     Raises:
         SpectralError: offering the nearest.
     """
-    for what, value, known in (("activations", activations, ACTIVATIONS), ("padding", padding, BORDERS)):
+    choices: tuple[tuple[str, str | None, Collection[str]], ...] = (
+        ("activations", activations, ACTIVATIONS), ("padding", padding, BORDERS),
+        ("upsampling", upsampling, LOW_PASSES),
+    )  # fmt: skip
+    for what, value, known in choices:
         if value is not None and value not in known:
             near = suggest(str(value), known) or f"; choose one of {', '.join(known)}"
             raise SpectralError(f"convert: {what} can't be {value!r}{near}")
 
 
-def find_plan(model: nn.Module, remedies: Remedies, example: Example) -> Plan | None:
+def look_out(model: nn.Module, remedies: Remedies, example: Example) -> Outlook | None:
     """Look at the network before anything is attached to it; None if nothing is asked for."""
-    return make_plan(model, example) if remedies.options else None
+    if not remedies.options:
+        return None
+    both = remedies.activations or remedies.padding
+    places = find_upsampling(model, example) if remedies.upsampling else ()
+    return Outlook(make_plan(model, example) if both else None, tuple(places))
 
 
-def remedy(model: nn.Module, plan: Plan, remedies: Remedies) -> Remedies:
-    """Alter activations and borders, and say which."""
+def remedy(model: nn.Module, outlook: Outlook, remedies: Remedies) -> Remedies:
+    """Alter activations, borders and what makes lattices finer, and say which."""
+    altered: list[str] = []
+    left: list[tuple[str, str]] = []
+    if outlook.plan is not None:
+        altered, left = _remedy_causes(model, outlook.plan, remedies)
+    if remedies.upsampling is not None:
+        border = remedies.padding or "replicate"
+        found = filter_images(model, outlook.places, remedies.upsampling, border)
+        altered += [name for name, reason in found.items() if reason is None]
+        left += [(name, reason) for name, reason in found.items() if reason is not None]
+    names, reasons = tuple(dict.fromkeys(altered)), tuple(dict.fromkeys(left))
+    return replace(remedies, altered=names, left=reasons)
+
+
+def _remedy_causes(
+    model: nn.Module, plan: Plan, remedies: Remedies
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """Alter activations and borders."""
     modules = dict(model.named_modules())
     altered: list[str] = []
     left: list[tuple[str, str]] = []
@@ -178,8 +218,7 @@ def remedy(model: nn.Module, plan: Plan, remedies: Remedies) -> Remedies:
             if isinstance(module, FilterPool) and own.padding_mode != remedies.padding:
                 vars(module).setdefault(_PADDING, module.padding_mode)
                 own.padding_mode = remedies.padding
-    names, reasons = tuple(dict.fromkeys(altered)), tuple(dict.fromkeys(left))
-    return Remedies(remedies.activations, remedies.padding, names, reasons)
+    return altered, left
 
 
 def put_back_border(module: nn.Module) -> None:

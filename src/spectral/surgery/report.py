@@ -221,7 +221,7 @@ class ConversionReport:
         return f"{self.method or 'nothing'}: {len(self.replaced)} of {len(self.rows)} sites replaced"
 
     def _table(self) -> list[tuple[str, ...]]:
-        table = [("site", "op", "stride", "")]
+        table: list[tuple[str, ...]] = [("site", "op", "stride", "")]
         for row in self.rows:
             what = f"{row.layer}, {row.placement}" if row.replaced else f"kept: {row.reason}"
             table.append((row.site, row.op, "×".join(map(str, row.stride)), what))
@@ -237,7 +237,7 @@ class ConversionReport:
         for what, value in self.remedies.options.items():
             lines.append(f"{what}: {value}")
         if self.remedies.options:
-            lines.append(f"altered: {len(self.remedies.altered)} activations and borders")
+            lines.append(f"altered: {len(self.remedies.altered)} activations, borders and finer lattices")
         lines += [f"not altered: {name}: {reason}" for name, reason in self.remedies.left]
         lines.append(f"parameters {self.cost.parameters[0]:,} → {self.cost.parameters[1]:,}")
         change = f" (×{after / before:.2f})" if before else ""
