@@ -11,6 +11,7 @@ from typing import overload
 
 import torch
 from PIL import Image
+from torch.utils.data import default_collate
 
 from spectral.arguments import as_integer
 from spectral.data.decode import describe_failure, fit_image, to_tensor
@@ -220,7 +221,9 @@ class ImageSet:
         )
 
     def _stack(self, indices: list[int]) -> torch.Tensor:
-        return torch.stack([self[index] for index in indices])
+        # In a worker, torch's own function stacks into memory that is shared: nothing is copied twice.
+        batch: torch.Tensor = default_collate([self[index] for index in indices])
+        return batch
 
     def _check_one_size(self, indices: list[int]) -> None:
         """Fail before the first batch, not in the middle of a run."""
