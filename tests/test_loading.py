@@ -251,3 +251,67 @@ def count_opened(call: Callable[[], object], folder: Path) -> int:
     call()
     watching.clear()
     return len(seen)
+
+
+class TestDecodedOnce:
+    """For networks that see the same images at one size, each is decoded once."""
+
+    def make(self) -> tuple[ImageSet, list[int]]:
+        opened: list[int] = []
+
+        def get(number: int) -> Image.Image:
+            opened.append(number)
+            if number % 2:
+                values = np.random.default_rng(number).random((SIDE, SIDE), dtype=np.float32)
+                return Image.fromarray(values)  # 16-bit gray comes so
+            pixels = np.random.default_rng(number).integers(0, 256, (SIDE, SIDE + 3, 3), dtype=np.uint8)
+            return Image.fromarray(pixels)
+
+        items = [ImageItem(f"{i}", functools.partial(get, i), str(i), (SIDE, SIDE)) for i in range(9)]
+        return ImageSet("drawn", items, (16, 16)), opened
+
+    def test_the_second_network_sees_the_same_pixels_without_decoding(self):
+        images, opened = self.make()
+        expected = torch.cat([batch for _, batch in images.batches(4)])
+        opened.clear()
+        once = images.keep_decoded()
+        for batch_size in (4, 3):
+            found = [*once.batches(batch_size)]
+            assert [i for indices, _ in found for i in indices] == [*range(9)]
+            torch.testing.assert_close(torch.cat([b for _, b in found]), expected, rtol=0, atol=0)
+        assert opened == [*range(9)]
+
+    def test_what_a_network_does_to_its_batch_isnt_kept(self):
+        images, _ = self.make()
+        once = images.keep_decoded()
+        expected = images[0]
+        for _ in range(2):
+            (_, batch), *_ = once.batches(4)
+            torch.testing.assert_close(batch[0], expected, rtol=0, atol=0)
+            batch.zero_()
+
+    def test_parts_and_the_same_size_share_it_and_other_sizes_dont(self):
+        images, opened = self.make()
+        once = images.keep_decoded()
+        list(once.take(4).batches(2))
+        opened.clear()
+        list(once.batches(2))
+        assert opened == [4, 5, 6, 7, 8]
+        (_, small), *_ = once.resized(8).batches(9)
+        torch.testing.assert_close(small[0], images.resized(8)[0], rtol=0, atol=0)
+
+    def test_no_more_memory_than_was_allowed(self):
+        images, opened = self.make()
+        once = images.keep_decoded(limit=3 * 3 * 16 * 16)
+        for _ in range(2):
+            found = torch.cat([batch for _, batch in once.batches(1)])
+        assert once.kept is not None
+        assert 0 < once.kept.nbytes <= 3 * 3 * 16 * 16
+        assert len(opened) == 2 * 9 - 3
+        torch.testing.assert_close(found, torch.cat([b for _, b in images.batches(1)]), rtol=0, atol=0)
+
+    def test_with_workers(self):
+        images, _ = self.make()
+        once = images.with_loading(Loading(2)).keep_decoded()
+        first, second = (torch.cat([batch for _, batch in once.batches(2)]) for _ in range(2))
+        torch.testing.assert_close(first, second, rtol=0, atol=0)

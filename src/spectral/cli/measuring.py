@@ -175,6 +175,7 @@ def compare(
     infos = {name: spectral.model_info(net) for name, net in nets.items()}
     sizes = {name: info.preprocessing.size for name, info in infos.items() if info}
     first = spectral.load_images(images, size=sizes[models[0]], limit=limit, seed=seed, workers=workers)
+    first = first.keep_decoded()  # for all models of one size
     pictures = {name: first if own == first.size else first.resized(own) for name, own in sizes.items()}
     shown = ", ".join(f"{name} at {format_size(own)}" for name, own in sizes.items())
     click.echo(f"comparing {shown} on {len(first)} images of {first.source}; the reference is {models[0]}")

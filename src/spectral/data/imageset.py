@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from typing import overload
@@ -15,6 +16,7 @@ from torch.utils.data import default_collate
 
 from spectral.arguments import as_integer
 from spectral.data.decode import describe_failure, fit_image, to_tensor
+from spectral.data.kept import KeptImages
 from spectral.data.loading import Loading, load_batches
 from spectral.errors import SpectralError
 from spectral.synthetic import Size, as_size, generator
@@ -52,6 +54,7 @@ class ImageSet:
         resample: the filter that resizes.
         left_out: how many files beside them, by their endings, are of kinds that aren't read.
         loading: how batches are decoded; no part of what the images are.
+        kept: images that were decoded before, see `keep_decoded`.
 
     Example:
         >>> from spectral.data import load_images
@@ -70,6 +73,7 @@ class ImageSet:
     resample: Image.Resampling = Image.Resampling.BICUBIC
     left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
     loading: Loading = dataclasses.field(default=Loading(), compare=False)
+    kept: KeptImages | None = dataclasses.field(default=None, compare=False)
 
     def __repr__(self) -> str:
         return f"ImageSet({self.source!r}, {len(self)} images, size={self.size})"
@@ -190,6 +194,21 @@ class ImageSet:
         """Return the same images, decoded in another way."""
         return dataclasses.replace(self, loading=loading)
 
+    def keep_decoded(self, limit: int | None = None) -> ImageSet:
+        """Return the same images, which are decoded once for all networks that see them at one size.
+
+        Args:
+            limit: bytes that they may take in memory, those that come first; by default a quarter of what is
+                free, and 4 GiB at most. Sets made of this one share them.
+
+        Example:
+            >>> from spectral.data import load_images
+            >>> images = load_images("synthetic", size=16, limit=5).keep_decoded()
+            >>> [len(list(images.batches(2))) for network in range(2)]
+            [3, 3]
+        """
+        return dataclasses.replace(self, kept=KeptImages(limit))
+
     def batches(
         self, batch_size: int, start: int = 0, indices: Iterable[int] | None = None
     ) -> Iterator[tuple[list[int], torch.Tensor]]:
@@ -213,9 +232,34 @@ class ImageSet:
         chosen = list(range(len(self)) if indices is None else indices)[start:]
         self._check_one_size(chosen)
         groups = [chosen[step : step + batch_size] for step in range(0, len(chosen), batch_size)]
+        if self.kept is None:
+            return self._decode(groups)
+        return self._decode_once(groups, self.kept)
+
+    def _decode_once(
+        self, groups: list[list[int]], kept: KeptImages
+    ) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """Take batches that are kept, and decode the others ahead, in order."""
+        keys = [[self._describe(index) for index in group] for group in groups]
+        known = [kept.holds(own) for own in keys]
+        missing = [group for group, there in zip(groups, known, strict=True) if not there]
+        with closing(self._decode(missing)) as decoded:
+            for group, own, there in zip(groups, keys, known, strict=True):
+                batch = kept.find(own) if there else next(decoded)[1]
+                if not there:
+                    kept.add(own, batch)
+                yield group, batch
+
+    def _describe(self, index: int) -> tuple[object, ...]:
+        """Return all that an image's pixels depend on."""
+        item = self.items[index]
+        return item.id, item.key, self.size, self.resample
+
+    def _decode(self, groups: list[list[int]]) -> Generator[tuple[list[int], torch.Tensor], None, None]:
+        count, most = sum(map(len, groups)), max(map(len, groups), default=0)
         height, width = self.size or (0, 0)
-        nbytes = min(batch_size, len(chosen)) * 3 * height * width * torch.float32.itemsize
-        workers = self.loading.count_workers(len(chosen), len(groups), nbytes)
+        nbytes = most * 3 * height * width * torch.float32.itemsize
+        workers = self.loading.count_workers(count, len(groups), nbytes)
         return load_batches(
             self._stack, groups, workers=workers, pinned=self.loading.pinned, source=self.source
         )

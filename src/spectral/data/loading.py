@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -82,7 +82,7 @@ def load_batches(
     workers: int,
     pinned: bool,
     source: str,
-) -> Iterator[tuple[list[int], Any]]:
+) -> Generator[tuple[list[int], Any], None, None]:
     """Read batches, each when it is due or ahead of that in worker processes; always in order.
 
     Args:

@@ -182,6 +182,7 @@ class Study(Results):
             seed=self.options.seed,
             workers=self.options.workers,
         )
+        images = images.keep_decoded()  # for all families of one size
         click.echo(f"  images    {len(images)} of {images.source}, {len(images.skipped)} skipped")
         return images
 

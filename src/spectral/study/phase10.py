@@ -54,7 +54,7 @@ class Budgets(PictureResults):
         options = self.options
         limit = options.limit or LIMIT
         return load_images(options.image_source, size=IMAGE_SIZE, limit=limit, seed=options.seed,
-                           workers=options.workers)  # fmt: skip
+                           workers=options.workers).keep_decoded()  # fmt: skip
 
     def measure(self, name: str) -> pd.DataFrame:
         """Measure one network.

@@ -132,7 +132,7 @@ class Layers(PictureResults):
         limit = options.limit or LIMITS[options.preset]
         size = _info(load_model(self.base)).preprocessing.size
         return load_images(options.image_source, size=size, limit=limit, seed=options.seed,
-                           workers=options.workers)  # fmt: skip
+                           workers=options.workers).keep_decoded()  # fmt: skip
 
     @cached_property
     def test_images(self) -> ImageSet | None:

@@ -104,7 +104,7 @@ class Survey(PictureResults):
         options = self.options
         limit = options.limit or LIMITS[options.preset]
         return load_images(options.image_source, size=IMAGE_SIZE, limit=limit, seed=options.seed,
-                           workers=options.workers)  # fmt: skip
+                           workers=options.workers).keep_decoded()  # fmt: skip
 
     def measure(self, name: str, model: nn.Module) -> pd.DataFrame:
         """Measure one model, or continue where it was interrupted.

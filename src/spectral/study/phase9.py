@@ -176,7 +176,7 @@ class Robustness(PictureResults):
         source = options.data or options.images or IMAGES[options.preset]
         size = self.infos[self.names[0]].preprocessing.size
         images = load_images(source, size=size, limit=options.limit or LIMIT, seed=options.seed,
-                             workers=options.workers)  # fmt: skip
+                             workers=options.workers).keep_decoded()  # fmt: skip
         if options.data and not images.has_labels:
             raise SpectralError(
                 f"--data: {source!r} has no labels; expected cifar10, or a subfolder per class (--images "
