@@ -154,18 +154,26 @@ def run_study(phases: Sequence[int], options: StudyOptions) -> None:
 
 def _run_phases(phases: Sequence[int], options: StudyOptions) -> None:
     from spectral.study.common import Results, Study
+    from spectral.study.findings import report_findings
+    from spectral.study.progress import Progress, describe_overwriting
 
     opened: dict[type[Results], Results] = {}
+    progress = Progress(phases)
+    if earlier := describe_overwriting(Path(options.out)):
+        click.echo(earlier)
     for phase in phases:
         name, title = PHASES[phase]
         module = importlib.import_module(f"spectral.study.{name}")
         kind = getattr(module, "RESULTS", Study)  # a phase that compares no families says what it works on
         results = opened[kind] = opened.get(kind) or kind(options)
-        results.announce(f"phase {phase}: {title}")
+        results.announce(f"phase {phase}: {title} ({progress.begin(phase)})")
         module.run(results)
     for results in opened.values():
         results.finish()
-    write_codebook(Path(options.out) / "tables")
+    tables = Path(options.out) / "tables"
+    for line in report_findings(tables, phases):
+        click.echo(line)
+    write_codebook(tables)
 
 
 def run_phase_script(phase: int) -> None:

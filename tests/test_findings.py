@@ -1,0 +1,98 @@
+"""What a study says at its end: the numbers of its tables, beside the published ones."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from spectral import cli
+from spectral.codebook import describe_column
+from spectral.study.findings import COLUMNS, find_findings, report_findings, tabulate_findings
+from spectral.study.progress import Progress, describe_overwriting
+
+TABLES = Path(__file__).parents[1] / "results" / "tables"
+
+
+def test_findings_are_the_numbers_of_the_tables():
+    found = {finding.quantity: finding for finding in find_findings(TABLES)}
+    tradeoff = pd.read_csv(TABLES / "phase5_tradeoff.csv").set_index("family")
+    change = found["change of SIS with BlurPool"]
+    assert change.ours == tradeoff.loc["blurpool", "sis_change_percent"]
+    assert (change.published, change.study) == (-39.8, "the spectral-aliasing study")
+    both = found["images that both give one class"]
+    assert (both.ours, both.published) == (tradeoff.loc["blurpool", "agreement"], 0.654)
+    stats = pd.read_csv(TABLES / "phase3_layerwise_avr_stats.csv")
+    own = stats[
+        (stats["family_a"] == "strided") & (stats["family_b"] == "blurpool") & (stats["tap"] == "input")
+    ]
+    name = next(
+        name for name in found if name.startswith("sites at which AVR is larger with BlurPool, tap input")
+    )
+    assert found[name].ours == sum(own["mean_b"] > own["mean_a"]) / len(own)
+    assert found[name].published == pytest.approx(5 / 7)
+
+
+def test_published_figures_have_whose_and_where():
+    table = tabulate_findings(find_findings(TABLES))
+    assert list(table.columns) == COLUMNS
+    assert len(table) >= 10
+    assert (table["study"] != "").all()
+    assert (table["source"] != "").all()
+    assert set(table["study"]) == {"the spectral-aliasing study", "NULA's model card", "Zhang 2019"}
+    assert not table.duplicated(["quantity", "study"]).any()
+    for column in COLUMNS:
+        describe_column(column)
+
+
+def test_a_finding_is_a_sentence_with_both_numbers():
+    lines = [str(finding) for finding in find_findings(TABLES) if not math.isnan(finding.published)]
+    (change,) = (line for line in lines if "change of SIS" in line)
+    assert re.fullmatch(
+        r"phase 5: change of SIS with BlurPool: -\d+\.\d % \(-\d+\.\d % to -?\d+\.\d %\); "
+        r"the spectral-aliasing study: -39\.8 %",
+        change,
+    )
+    assert not any("nan" in line for line in lines)
+
+
+def test_nothing_is_said_of_what_has_not_run(tmp_path):
+    assert report_findings(tmp_path, [1, 2, 3]) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_time_left_is_guessed_once_there_is_something_to_guess_from():
+    now = [0.0]
+    progress = Progress([1, 3, 4, 5], clock=lambda: now[0])
+    assert progress.begin(1) == "1 of 4"
+    now[0] = 3.0
+    assert progress.begin(3) == "2 of 4"  # too little was done
+    now[0] = 63.0  # a minute for phase 3, so two for phase 4 and a quarter for 5
+    assert progress.begin(4) == "3 of 4, about 2 min left"
+
+
+def test_what_is_overwritten_is_said_first(tmp_path):
+    assert describe_overwriting(tmp_path) is None
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables/phase1_layerwise_avr.csv").touch()
+    assert "1 tables and 0 figures" in (describe_overwriting(tmp_path) or "")
+
+
+@pytest.mark.slow
+def test_a_study_ends_with_its_findings(tmp_path):
+    models = "bundled/resnet20@random,bundled/resnet20-blurpool@random"
+    given = ["--models", models, "--images", "synthetic", "--limit", "4", "--quiet"]
+    arguments = ["study", "2", *given, "--out", str(tmp_path)]
+    first = CliRunner().invoke(cli.main, arguments, catch_exceptions=False)
+    assert first.exit_code == 0
+    assert "phase 2: synthetic inputs (1 of 1)" in first.output
+    assert "overwritten" not in first.output
+    assert "findings\n  phase 2: AVR of a tone at" in first.output
+    assert set(pd.read_csv(tmp_path / "tables/published.csv")["phase"]) == {2}
+    assert len(pd.read_csv(tmp_path / "tables/codebook.csv")) > 5
+    second = CliRunner().invoke(cli.main, arguments, catch_exceptions=False)
+    assert "overwritten" in second.output
