@@ -181,9 +181,9 @@ class TestClaims:
         path.write_text(json.dumps({"host": "elsewhere", "process": 1}))
         with Claims(tmp_path).take("a") as mine:
             assert not mine
-        assert Claims(tmp_path).list_taken(["a", "b"]) == {"a": "process 1 on elsewhere"}
+        assert Claims(tmp_path).list_taken() == {"a": "process 1 on elsewhere"}
         os.utime(path, (time.time() - STALE - 10,) * 2)
-        assert Claims(tmp_path).list_taken(["a"]) == {}
+        assert Claims(tmp_path).list_taken() == {}
         with Claims(tmp_path).take("a") as mine:
             assert mine
         assert list(tmp_path.glob("*")) == []
@@ -237,3 +237,19 @@ def test_jobs_share_the_work_and_take_over_what_a_killed_one_left(tmp_path, alon
             rtol=1e-6,
             atol=1e-6,
         )
+
+
+@pytest.mark.slow
+def test_processes_of_one_launch_share_it_and_one_speaks(tmp_path):
+    (tmp_path / "models.txt").write_text("\n".join(["no/such", *NETS]))
+    run = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
+         "spectral", "sweep", str(tmp_path / "models.txt"), "--images", "synthetic", "--limit", "4",
+         "--unit", "2", "--metrics", "sis", "--out", str(tmp_path / "out")],
+        env=command.environment(), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert run.stdout.count("written to") == 1
+    said = [line for line in run.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(said) == 1, run.stderr
+    assert "models.txt, line 1: no/such: unknown model" in said[0]
+    assert list(pd.read_csv(tmp_path / "out" / "networks.csv")["state"]) == ["failed", "finished", "finished"]

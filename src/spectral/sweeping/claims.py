@@ -74,10 +74,22 @@ class Claims:
                     return
             time.sleep(0.2)
 
-    def list_taken(self, names: list[str]) -> dict[str, str]:
-        """Say by whom each of some pieces of work is taken, where it is."""
-        return {name: self._name_owner(path) for name in names
-                if (path := self.folder / f"{name}.json").exists() and not self._is_stale(path)}  # fmt: skip
+    def list_taken(self) -> dict[str, str]:
+        """Say by whom each piece of work is taken that somebody is at."""
+        paths = [path for path in self.folder.glob("*.json") if not self._is_stale(path)]
+        return {path.stem: self._name_owner(path) for path in paths}
+
+    def list_done(self) -> set[str]:
+        """List the pieces of work that are marked as done."""
+        return {path.stem for path in self.folder.glob("*.done")}
+
+    def mark(self, name: str) -> None:
+        """Mark a piece of work as done."""
+        (self.folder / f"{name}.done").touch()
+
+    def find_age(self, name: str) -> float:
+        """Return when a piece of work was last marked as done, by the disk's clock."""
+        return (self.folder / f"{name}.done").stat().st_mtime
 
     def _require_exclusive(self) -> None:
         probe = self.folder / f"probe-{uuid.uuid4().hex}.json"

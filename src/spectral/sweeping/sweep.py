@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import nn
 
 from spectral.arguments import as_integer, as_path
@@ -182,38 +183,27 @@ class _Network:
         """The run's folder."""
         return self.folder / "measurements"
 
-    def is_marked(self, work: str) -> bool:
-        """Whether a piece of its work is done."""
-        return (self.claims.folder / f"{work}.done").exists()
-
-    def mark(self, work: str) -> None:
-        """Note that a piece of its work is done."""
-        (self.claims.folder / f"{work}.done").touch()
-
     @property
     def begun(self) -> bool:
         """Whether its run is there, and what can't be measured known."""
-        return self.is_marked(_BEGIN) and (self.rows / RUN_FILE).exists()
+        return _BEGIN in self.claims.list_done() and (self.rows / RUN_FILE).exists()
 
     @property
     def finished(self) -> bool:
         """Whether all is measured and summarised."""
-        return self.is_marked(_END) and (self.folder / SUMMARY).exists() and (self.rows / RUN_FILE).exists()
+        return self.begun and _END in self.claims.list_done() and (self.folder / SUMMARY).exists()
 
     def is_fresh(self, start: float) -> bool:
         """Whether a job has finished it, or found it unaltered, since then."""
-        return self.finished and (self.claims.folder / f"{_END}.done").stat().st_mtime >= start
+        return self.finished and self.claims.find_age(_END) >= start
 
     def list_work(self) -> list[str]:
         """List what can be done now, if nobody else does it."""
         if not self.begun:
             return [_BEGIN]
-        left = [name for at in range(len(self.plan.units)) if not self.is_marked(name := f"{at:06d}")]
+        done = self.claims.list_done()
+        left = [name for at in range(len(self.plan.units)) if (name := f"{at:06d}") not in done]
         return left or ([] if self.finished else [_END])
-
-    def list_taken(self) -> dict[str, str]:
-        """Say who does what of it now."""
-        return self.claims.list_taken([*self.list_work()])
 
     def work(self) -> bool:
         """Do what nobody else does; say whether there was anything.
@@ -233,16 +223,16 @@ class _Network:
                 did = self.begin(run)
         self._compare(run)
         if self.finished:
-            self.mark(_END)  # it is still that network
+            self.claims.mark(_END)  # it is still that network
             return did
         store = self._join("look")
         done = store.finished_images()
         run.resume(store.reasons(), store.measured_sites())
         for at, images in enumerate(self.plan.units):
             name = f"{at:06d}"
-            if not self.is_marked(name):
+            if name not in self.claims.list_done():
                 with self.claims.take(name) as mine:
-                    if mine and not self.is_marked(name):
+                    if mine and name not in self.claims.list_done():
                         self.measure(run, name, [i for i in images if run.images.ids[i] not in done])
                         did = True
         if self.list_work() == [_END]:
@@ -261,7 +251,7 @@ class _Network:
                 rows = measure_part(run, list(first), self.plan.batch_size)
                 if len(rows):
                     store.append(rows)
-        self.mark(_BEGIN)
+        self.claims.mark(_BEGIN)
         return True
 
     def measure(self, run: Run, name: str, images: Sequence[int]) -> None:
@@ -275,7 +265,7 @@ class _Network:
             rows = measure_part(run, list(images), self.plan.batch_size) if images else ()
             if len(rows):
                 store.append(rows)
-        self.mark(name)
+        self.claims.mark(name)
 
     def end(self, run: Run) -> None:
         """Complete the run, and summarise it as ``spectral measure`` does."""
@@ -284,7 +274,7 @@ class _Network:
         write_csv(pd.DataFrame(table.attrs["sites"]), self.folder / SITES)
         options = {"seed": self.plan.seed, "limit": self.plan.limit, "skipped": run.images.skipped}  # type: ignore[attr-defined]
         write_json({**table.attrs["provenance"], **options}, self.folder / "provenance.json")
-        self.mark(_END)
+        self.claims.mark(_END)
 
     def _join(self, writer: str) -> ShardStore:
         record = read_run(self.rows)
@@ -303,7 +293,7 @@ class _Network:
         if self.failure:
             return {**row, "state": "failed", "reason": self.failure}
         if not self.finished:
-            owners = ", ".join(sorted(set(self.list_taken().values())))
+            owners = ", ".join(sorted(set(self.claims.list_taken().values())))
             return {**row, "state": f"measured by {owners}" if owners else "unfinished"}
         summary, sites = (_read_csv(self.folder / name) for name in (SUMMARY, SITES))
         return {**row, "state": "finished", **_average(summary, sites)}
@@ -315,20 +305,21 @@ def _work(networks: Sequence[_Network], report: Callable[[str], None]) -> None:
     while True:
         did = False
         # First those that nobody works on, so that few jobs have to load each network.
-        for network in sorted(networks, key=lambda one: len(one.list_taken())):
+        for network in sorted(networks, key=lambda one: len(one.claims.list_taken())):
             work = network.list_work()
             if (
                 network.failure
                 or network.is_fresh(start)
-                or (network.seen and set(work) <= set(network.list_taken()))
+                or (network.seen and set(work) <= set(network.claims.list_taken()))
             ):
                 continue
             report(f"{network.model}: {'is compared' if not work else 'is measured'}")
             try:
                 did = network.work() or did
-            except SpectralError as error:
-                network.failure = str(error)
-                report(f"{network.model}: failed: {error}")
+            except (SpectralError, MemoryError, torch.OutOfMemoryError) as error:
+                known = isinstance(error, SpectralError)
+                network.failure = str(error) if known else "out of memory; try a smaller batch_size"
+                report(f"{network.model}: failed: {network.failure}")
         if did:
             continue
         waiting = [one for one in networks if not one.failure and one.list_work() == [_BEGIN]]
