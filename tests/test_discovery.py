@@ -417,6 +417,15 @@ def test_what_has_no_dense_map_says_why(name, real):
     assert others == [] or name in ("index of the data", "mask of the data")
 
 
+@pytest.mark.parametrize(
+    ("name", "stride", "left"),
+    [("Fourier crop", (1, 2), (16, 12)), ("Fourier crop as FLC does it", (2, 2), (8, 12))],
+)
+def test_a_fourier_crop_enters_as_a_map(name, stride, left):
+    (site,) = find_sites(net_of(lambda x: REASONS[name][0](x) + 1), SIZE)
+    assert (site.stride, site.input_size, site.output_size) == (stride, SIZE, left)
+
+
 @pytest.mark.parametrize("real", [False, True])
 @pytest.mark.parametrize("name", LOOPS)
 def test_windows_that_python_cuts_and_joins_are_a_pool(name, real):

@@ -79,11 +79,16 @@ def find_image_axes(labels: Labels) -> list[str]:
 
 
 def find_size(factors: Sequence[Factor], axes: Sequence[str]) -> tuple[int, ...]:
-    """Multiply the extents of each image axis; rows and columns that are mixed count as one row."""
+    """Multiply the extents of each image axis; rows and columns that are mixed count as one row.
+
+    A spectrum, or what a crop has left of it, counts as the samples that it was made of.
+    """
     mixed = any(f.kind == MIXED for f in factors)
     kinds = [axes[-1] if mixed and f.spatial else f.kind for f in factors]
     pairs = list(zip(factors, kinds, strict=True))
-    return tuple(math.prod(f.extent for f, k in pairs if k == axis and f.spatial) for axis in axes)
+    return tuple(
+        math.prod(f.spectrum or f.extent for f, k in pairs if k == axis and f.spatial) for axis in axes
+    )
 
 
 def find_steps(inner: Sequence[Factor], outer: Sequence[Factor], axes: Sequence[str]) -> tuple[int, ...]:

@@ -97,7 +97,10 @@ class FourierCrop(Operator):
     kind = "fourier_crop"
     names = ("aten::_fft_c2c", "aten::_fft_c2r", "aten::_fft_r2c")
     acts_on = "places"
-    reason = "a crop of the spectrum, then a smaller inverse transform: its samples are no part of a map"
+    reason = (
+        "a crop of the spectrum, then a smaller inverse transform: none of its operators has a dense map, as "
+        "spectral.layers.FLCPool2d has"
+    )
 
 
 @register_operator
