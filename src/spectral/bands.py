@@ -313,22 +313,18 @@ class _Analysis:
         return doubtful
 
     def resolve(self, maps: Tensor, statistics: BandStatistics) -> BandStatistics:
-        """Sum doubtful images again, one by one: in float64 and over the full spectrum."""
-        sums = dict(statistics.sums)
-        marked = statistics.doubtful.nonzero().flatten().tolist()
-        chosen = [i for i in marked if bool(maps[i].detach().any())]  # a silent map has nothing to settle
-        exact = [self._sum_again(maps[i : i + 1]) for i in chosen]
-        places = (torch.tensor(chosen, device=maps.device),)
-        for name in sums.keys() & exact[0].keys() if exact else ():
-            sums[name] = sums[name].index_put(places, torch.cat([image[name] for image in exact]))
+        """Sum doubtful images again, exactly."""
+        sums, doubtful = dict(statistics.sums), statistics.doubtful.nonzero().flatten()
+        # A silent map has nothing to settle.
+        chosen = doubtful[(maps.detach()[doubtful] != 0).flatten(1).any(1)] if len(doubtful) else doubtful
+        if len(chosen):
+            first = tuple(lattice.first for lattice in self.lattices)
+            exact = sum_bands(maps[chosen], self.stride, first, self.count, self.metrics, exact=True)
+            if bool(exact.doubtful.any()):
+                raise SpectralError(VANISHING)
+            for name in sums.keys() & exact.sums.keys():
+                sums[name] = sums[name].index_put((chosen,), exact.sums[name])
         return replace(statistics, sums=sums, doubtful=torch.zeros_like(statistics.doubtful))
-
-    def _sum_again(self, image: Tensor) -> dict[str, Tensor]:
-        first = tuple(lattice.first for lattice in self.lattices)
-        exact = sum_bands(image, self.stride, first, self.count, self.metrics, exact=True)
-        if bool(exact.doubtful.any()):
-            raise SpectralError(VANISHING)
-        return exact.sums
 
 
 def _is_faint(maps: Tensor, power: Tensor) -> Tensor:
