@@ -161,10 +161,12 @@ class Feed:
         if self.normalises:
             precise = torch.promote_types(self.dtype or torch.float32, torch.float32)
             image = inputs.image
-            inputs = inputs.map(
-                lambda x, _: self.preparation(x.to(self.device, precise)) if x is image else x
-            )
+            inputs = inputs.map(lambda x, _: self.preparation(self._move(x, precise)) if x is image else x)
         return inputs.to(self.device, self.dtype)
+
+    def _move(self, image: Tensor, dtype: torch.dtype) -> Tensor:
+        # A GPU fetches pinned memory by itself; towards the CPU what isn't waited for isn't there yet.
+        return image.to(self.device, dtype, non_blocking=self.device.type == "cuda")
 
     def run(self, inputs: Inputs) -> Any:
         """Call the model.

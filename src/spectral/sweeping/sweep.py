@@ -129,7 +129,7 @@ class _Plan:
         """Return the images, at a network's size."""
         if size not in self._sets:
             self._sets[size] = load_images(self.images, size=size, limit=self.limit, seed=self.seed,
-                                           workers=self.workers)  # fmt: skip
+                                           workers=self.workers).keep_decoded()  # fmt: skip
         return self._sets[size]
 
     @cached_property
