@@ -104,7 +104,10 @@ def _draw_part(ax: Axes, y: float, row: Mapping[Hashable, Any]) -> None:
 def _describe(table: pd.DataFrame) -> str:
     rest = table[table["source"] == "unexplained"]
     kept = rest["agreement"].dropna()
-    words = [f"n = {int(table['n_clusters'].max())} photographs, 95 % intervals"]
+    counts = " to ".join(
+        dict.fromkeys(str(int(n)) for n in (rest["n_clusters"].min(), rest["n_clusters"].max()))
+    )
+    words = [f"n = {counts} photographs, 95 % intervals"]
     if not kept.empty:
         shown = " to ".join(dict.fromkeys(f"{100 * v:.0f}" for v in (kept.min(), kept.max())))
         words.append(f"with all ideal {shown} % of the predictions stay")
