@@ -399,6 +399,39 @@ def test_pieces_of_images_and_channels_are_pieces_of_the_whole(name):
     assert seen == [site.name for site in sites]
 
 
+class Spread(nn.Module):
+    """A blur before a 1×1 convolution to more channels, and a weight for each of those."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blur, self.mix = spectral.layers.BlurPool2d(4), nn.Conv2d(4, 8, 1)
+        self.norm, self.gain = nn.BatchNorm2d(8), nn.Parameter(torch.rand(1, 8, 1, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.mix(self.blur(x)) * self.gain)
+
+
+def test_weights_behind_more_channels_than_the_site_has_are_whole():
+    """A norm given half of its weights read beyond their end: right by luck on a CPU, NaN on a GPU."""
+    net, x = seeded(Spread), noise(2, 4, 12, 14)
+    (site,) = find_sites(net, x)
+    assert len(site.chain.operators) == 3
+    (made,) = capture(net, x).values()
+    assert_same({"": made[..., ::2, ::2]}, {"": net(x)})
+    lengths = set()
+    norm = torch.ops.aten.native_batch_norm.default
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is norm:
+                lengths.add((args[0].shape[1], *(len(w) for w in args[1:5])))
+            return func(*args, **kwargs or {})
+
+    with Watch():
+        spectral.measure(net, x, ("alias_power_ratio",), taps=("signal",), progress=False)
+    assert lengths == {(8, 8, 8, 8, 8)}
+
+
 def test_a_capture_changes_no_output_and_no_dense_map():
     model, x = load("resnet18")
     with torch.no_grad():

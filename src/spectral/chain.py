@@ -91,7 +91,8 @@ class Chain:
         Args:
             dense: maps (B, C, H, W), left as they are.
             find_weight: name of a parameter or buffer → itself.
-            channels: which channels these are, if only some; not of a chain that mixes them.
+            channels: which channels these are, if only some. A chain that mixes them needs all, and may give
+                another number of them: weights behind it are then whole, whatever is said here.
 
         Example:
             >>> import torch
@@ -100,6 +101,7 @@ class Chain:
             tensor(0.)
         """
         made = [dense.squeeze(-2) if self.lacks_row else dense]
+        own = ALL if self.mixes else channels
 
         def find(value: Weight | Fixed | Made) -> Tensor:
             if isinstance(value, Made):
@@ -109,7 +111,7 @@ class Chain:
         def fill(value: Any) -> Any:
             if isinstance(value, PerChannel):
                 whole = find(value.value)
-                return whole[(slice(None),) * value.axis + (channels,)]
+                return whole[(slice(None),) * value.axis + (own,)]
             if isinstance(value, (Weight, Fixed, Made)):
                 return find(value)
             return dense.device if isinstance(value, Here) else value
