@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,9 +36,9 @@ PICTURES = ("--images", "photos", "--limit", "2")
 CALLS: dict[str, tuple[str, ...]] = {
     "attribute": ("net.py:build", *PICTURES, "--quiet"),
     "budget": ("net.py:build", *PICTURES, "--quiet"),
-    "classify": ("net.py:build", "photos/a/0.png", "--resize"),
+    "classify": ("bundled/resnet20@random", "photos/a/0.png", "--resize"),
     "compare": ("net.py:build", "net.py:build+flc", *PICTURES, "--quiet"),
-    "convert": ("net.py:build", "--out", "made.safetensors"),
+    "convert": ("net.py:build", "--method", "flc", "--out", "made.safetensors"),
     "diagnose": ("net.py:build", *PICTURES, "--methods", "flc", "--quiet", "--out", "found"),
     "list": ("layers",),
     "measure": ("net.py:build", *PICTURES, "--quiet"),
@@ -46,7 +47,7 @@ CALLS: dict[str, tuple[str, ...]] = {
     "sites": ("net.py:build",),
     "study": ("8", "--models", "net.py:build", *PICTURES, "--out", "study"),
     "sweep": ("models.txt", *PICTURES, "--quiet", "--out", "swept"),
-    "train": ("--from", "net.py:build", "--data", "photos", "--out", "trained", "--epochs", "1", "--quiet"),
+    "train": ("--from", "net.py:build", "--data", "labelled", "--out", "trained", "--epochs", "1", "--quiet"),
 }
 HEAVY = {"diagnose", "study"}  # what works takes seconds: these get values that can't
 ENDLESS = {("train", "--epochs"), ("train", "--batch-size")}  # a number that is large is what was asked for
@@ -72,6 +73,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for i in range(2):
             pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(place / "photos" / name / f"{i}.png")
+    for part in ("train", "test"):
+        shutil.copytree(place / "photos", place / "labelled" / part)
     (place / "net.py").write_text(NET)
     (place / "models.txt").write_text("net.py:build\n")
     (place / "table.csv").write_text("name,alias_power_db\nconv,-12\npool,-20\n")
@@ -121,6 +124,13 @@ def test_unfit_values_end_in_a_sentence(name: str, folder: Path) -> None:
                 faults.append(f"spectral {name} {option} {value[:20]!r}: {fault}")
     assert digest(folder) == before
     assert not faults, "\n".join(faults)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CALLS)
+def test_the_calls_that_are_spoilt_work(name: str, folder: Path) -> None:
+    result = CliRunner().invoke(cli.main, [name, *CALLS[name]])
+    assert result.exit_code == 0, result.output[-500:]
 
 
 def test_every_command_is_walked() -> None:

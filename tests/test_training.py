@@ -19,6 +19,7 @@ from torch import nn
 
 from spectral import training
 from spectral.errors import SpectralError
+from spectral.models import load_model
 from spectral.models.architectures import build
 from spectral.perturb import Decimate, make_perturbation
 from spectral.training import (
@@ -576,3 +577,14 @@ def test_a_damaged_state_and_too_many_classes_are_one_sentence(tiny, tmp_path):
     eleven = LabelledImages(data.images, data.labels, tuple("abcdefghijk"), "eleven")
     with pytest.raises(SpectralError, match="have 10 outputs, the data has 11 classes"):
         run("tiny", eleven, tmp_path / "other")
+
+
+def test_a_network_whose_normalisation_is_unknown_is_tuned_on_pixels(tmp_path):
+    """And not on nothing: its own file says no mean."""
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef build():\n    return nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), "
+        "nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))\n"
+    )
+    model = load_model(f"{tmp_path / 'net.py'}:build")
+    found = train("own", random_set(), random_set(), tmp_path / "out", SHORT, progress=False, start=model)
+    assert (found["mean"], found["std"]) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

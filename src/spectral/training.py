@@ -315,10 +315,15 @@ def _copy_to_tune(start: nn.Module, data: LabelledImages) -> nn.Module:
 
 
 def _find_normalisation(start: nn.Module | None) -> Normalisation:
-    """Return what a network that is tuned wants, or what those of this project are trained on."""
+    """Return what a network that is tuned wants, or what those of this project are trained on.
+
+    One whose normalisation isn't known gets pixels in [0, 1], as everywhere.
+    """
     info = None if start is None else model_info(start)
     if info is None:
         return Normalisation()
+    if not info.preprocessing.mean:
+        return Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     return Normalisation(tuple(info.preprocessing.mean), tuple(info.preprocessing.std))
 
 
