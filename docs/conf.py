@@ -113,6 +113,7 @@ LITERAL = re.compile(r"(``.*?``|`[^`]+`)")
 def _escape(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
     """Keep what docstrings write as mathematics, |f| and *.jpg, from being read as markup."""
     for i, line in enumerate(lines):
+        line = re.sub(r"^(\s*[A-Z])\. ", r"\1\\. ", line)  # J. Grabinski is no tenth item of a list
         if not line.lstrip().startswith((">>>", "...")):
             parts = LITERAL.split(line)
             parts[::2] = [re.sub(r"(?<!\\)[|*]", r"\\\g<0>", part) for part in parts[::2]]

@@ -333,3 +333,15 @@ def test_the_command_writes_a_page_and_says_what_it_found(tmp_path):
     assert (code, "choose another folder" in said) == (2, True)
     code, said = run("diagnose", model, model)
     assert (code, "named twice" in said) == (2, True)
+
+
+def test_the_headline_of_a_site_is_that_of_measure():
+    model = spectral.load_model("bundled/resnet20")
+    images = spectral.load_images("synthetic", size=32, limit=3)
+    metric = "alias_power_ratio_channel_median"
+    table = spectral.measure(model, images, (metric,), progress=False)
+    expected = table[table["metric"] == metric].groupby("site")["value"].mean()
+    details = spectral.inspect_sites(model, images)
+    assert set(details) == set(expected.index)
+    for site, value in expected.items():
+        assert details[site].channel_median == pytest.approx(value, rel=1e-5)

@@ -135,7 +135,7 @@ class SiteList(list[Site]):
         return to_html(self._table()) if self else "no sites"
 
     def _table(self) -> list[tuple[str, ...]]:
-        rows = [("site", "op", "stride", "input", "output", "dense map")]
+        rows: list[tuple[str, ...]] = [("site", "op", "stride", "input", "output", "dense map")]
         for site in self:
             sizes = ("×".join(map(str, size)) for size in (site.stride, site.input_size, site.output_size))
             rows.append((site.name, site.op, *sizes, site.rule or f"none: {site.reason}"))

@@ -42,7 +42,8 @@ class SiteDetail:
         profile: the three over rings of equal radius: map, rho (1: the Nyquist frequency of the dense map,
             or, of the two others, of the decimated one), power.
         channels: the worst of them: channel, alias_power_ratio (median over images), power_share.
-        channel_median: median over images and channels of the channels' alias power ratios.
+        channel_median: mean over images of the median over live channels of their alias power ratios, at
+            the tap signal.
         white_noise: what that ratio is for white noise on the same lattice.
         maps: of the worst channel and the first image: dense, decimated, aliases.
     """
@@ -126,7 +127,8 @@ class _Sums:
             spectrum = compute_power_spectrum(maps).double().sum(0).cpu() / maps[0, 0].numel()
             self.spectra[name] = self.spectra[name] + spectrum if name in self.spectra else spectrum
         own = geometry.stride, geometry.phase, capture.size
-        self.ratios.append(compute_channel_alias_ratios(dense, *own).double().cpu())
+        signal = capture.follow(dense)
+        self.ratios.append(compute_channel_alias_ratios(signal, *own).double().cpu())
         power = kept.double().square().mean((0, 2, 3)).cpu() * len(kept)
         self.power = power if self.power is None else self.power + power
         if self.first is None:
@@ -159,7 +161,8 @@ class _Sums:
         return SiteDetail(
             self.site.name, self.n, **{name: _shrink(s) for name, s in spectra.items()},
             profile=pd.concat(frames, ignore_index=True), channels=channels.dropna(ignore_index=True),
-            channel_median=float(ratios.nanmedian()), white_noise=self.white_noise, maps=maps,
+            channel_median=float(ratios.nanquantile(0.5, -1).nanmean()), white_noise=self.white_noise,
+            maps=maps,
         )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from spectral.columns import to_decibels
 from spectral.page.words import NOTHING, format_db, format_interval, format_number, format_share
 
 LARGEST_DOWNLOAD = 400_000  # bytes of a table inside the page
@@ -76,6 +77,11 @@ def number(key: str, write: Callable[[Any], str] = format_number) -> Callable[[M
     return lambda row: write(row.get(key))
 
 
+def format_ratio(value: Any) -> str:
+    """Write a ratio of powers in dB."""
+    return format_db(None if value is None else to_decibels(value))
+
+
 def interval(key: str, write: Callable[[Any], str] = format_number) -> Callable[[Mapping[Any, Any]], str]:
     """Write a column of means with its interval."""
     return lambda row: format_interval(row, key, write)
@@ -102,9 +108,10 @@ SITES = (
     Column("output", "output_size", size("output_size"), False),
     Column("alias power ratio", "alias_power_ratio", interval("alias_power_db", format_db),
            title="power of the aliases over power of the decimated map, with a 95 % interval"),
-    Column("median channel", "channel_median", number("channel_median", lambda v: format_share(v)),
-           title="median over images and channels of each channel's own ratio, without its mean and border"),
-    Column("white noise", "white_noise", number("white_noise", lambda v: format_share(v)),
+    Column("median channel", "channel_median", number("channel_median", format_ratio),
+           title="at the tap signal: mean over images of the median channel's own ratio, without its mean "
+           "and border"),
+    Column("white noise", "white_noise", number("white_noise", format_ratio),
            title="what that ratio is for white noise: a layer that does nothing against aliasing"),
     Column("AVR before", "avr_dense", number("avr_dense", lambda v: format_share(v)),
            title="share of the power before decimation that lies above the site's Nyquist limit"),
