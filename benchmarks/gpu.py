@@ -220,7 +220,7 @@ def time_ratios(bench: Bench) -> None:
             ratios = [a / b for a, b in zip(found, times["bare"], strict=True)]
             bench.tell("ratios", {
                 "layout": layout, "variant": variant, "ms": statistics.median(found),
-                "x bare": statistics.median(ratios), "least": min(ratios), "most": max(ratios),
+                "x_bare": statistics.median(ratios), "least": min(ratios), "most": max(ratios),
             })  # fmt: skip
 
 
@@ -292,9 +292,11 @@ def time_whole(bench: Bench) -> None:
         on_device = images[: bench.batch].to(bench.device)
         model(on_device)
         bare = bench.time(lambda: model(on_device)) / bench.batch
-        bench.tell("whole", {"variant": "bare forward", "images": bench.batch, "ms per image": bare})
+        bench.tell("whole", {"variant": "bare forward", "n_images": bench.batch, "ms_per_image": bare})
         study = bench.time(study_on_host(model, few, sites)) / len(few)
-        bench.tell("whole", {"variant": "the study's way, input", "images": len(few), "ms per image": study})
+        bench.tell(
+            "whole", {"variant": "the study's way, input", "n_images": len(few), "ms_per_image": study}
+        )
     calls: dict[str, dict[str, Any]] = {
         "measure avr, input": {"metrics": ("avr",), "taps": ("input",)},
         "measure avr+am, dense": {"metrics": ("avr", "am"), "taps": ("dense",)},
@@ -312,8 +314,8 @@ def time_whole(bench: Bench) -> None:
             call()  # warms up
         taken = bench.time(call) / count
         bench.tell("whole", {
-            "variant": variant, "images": count, "ms per image": taken,
-            "x bare": taken / bare, "study's way / this": study / taken,
+            "variant": variant, "n_images": count, "ms_per_image": taken,
+            "x_bare": taken / bare, "study_over_this": study / taken,
         })  # fmt: skip
 
 
@@ -429,10 +431,10 @@ def main(
 def _summarize(bench: Bench, where: str) -> None:
     print(f"\n{where}: {bench.name}, {bench.size} px, batch {bench.batch}")
     for row in bench.rows.get("ratios", []):
-        print(f"  {row['layout']:22s} {row['variant']:20s} {row['ms']:9.2f} ms  {row['x bare']:6.3f} × bare")
+        print(f"  {row['layout']:22s} {row['variant']:20s} {row['ms']:9.2f} ms  {row['x_bare']:6.3f} × bare")
     for row in bench.rows.get("whole", []):
-        ratios = "".join(f"  {row[key]:8.2f} {key}" for key in ("x bare", "study's way / this") if key in row)
-        print(f"  {row['variant']:30s} {row['ms per image']:9.3f} ms per image{ratios}")
+        ratios = "".join(f"  {row[key]:8.2f} {key}" for key in ("x_bare", "study_over_this") if key in row)
+        print(f"  {row['variant']:30s} {row['ms_per_image']:9.3f} ms per image{ratios}")
     for part, column in (("precision", "network in"), ("arithmetic", "maps in")):
         for name in dict.fromkeys(row[column] for row in bench.rows.get(part, [])):
             own = [row for row in bench.rows[part] if row[column] == name]

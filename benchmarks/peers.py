@@ -152,11 +152,11 @@ def compare_measurements(name: str, images: Tensor, rounds: int, few: int) -> It
         ours = measure_ours(model, images, sites)
         each = {way: times[way] / len(x) for way, (_, x) in ways.items()}
         for way, (call, x) in ways.items():
-            row = {"what": f"AVR, {len(sites)} inputs of {name}", "way": way, "ms per image": each[way]}
-            row |= {"ours, ms per image": each["this"], "x ours": each[way] / each["this"]}
-            row["x bare forward"] = each[way] / each["bare forward"]
+            row = {"what": f"AVR, {len(sites)} inputs of {name}", "way": way, "ms_per_image": each[way]}
+            row |= {"ours_ms_per_image": each["this"], "x_ours": each[way] / each["this"]}
+            row["x_bare"] = each[way] / each["bare forward"]
             if way not in ("bare forward", "this"):
-                row["largest difference"] = _compare(call(model, x, sites), ours)
+                row["largest_difference"] = _compare(call(model, x, sites), ours)
             yield row
 
 
@@ -188,9 +188,9 @@ def compare_layers(device: torch.device, batch: int, size: int, rounds: int) -> 
             )
             a, b = theirs(x), ours(x)
             row: Row = {"what": f"layer, 64 channels of {size // 2}²", "way": way}
-            row |= {"ms per image": times["theirs"] / batch, "ours, ms per image": times["ours"] / batch}
-            row["x ours"] = times["theirs"] / times["ours"]
-            row["largest difference"] = float((a - b).abs().max()) if a.shape == b.shape else "other size"
+            row |= {"ms_per_image": times["theirs"] / batch, "ours_ms_per_image": times["ours"] / batch}
+            row["x_ours"] = times["theirs"] / times["ours"]
+            row["largest_difference"] = float((a - b).abs().max()) if a.shape == b.shape else "other size"
             yield row
 
 
