@@ -147,6 +147,7 @@ def say_attacks() -> list[str]:
 def say_repair() -> list[str]:
     table = read("repair").set_index(["method", "repair"])
     top = (100 * table["accuracy"]).map("{:.1f}".format)
+    aps = table.loc["aps", "accuracy"]
     blur, flc = table.loc[("blurpool", "distilled")], table.loc[("flc", "distilled")]
     return [
         f"top-1 of {top['unaltered', 'unaltered']} % falls to {top['blurpool', 'as converted']} % "
@@ -155,5 +156,7 @@ def say_repair() -> list[str]:
         f"no more ({top['blurpool', 'distilled']} and {top['flc', 'distilled']} %)",
         f"BlurPool then has {100 * (1 - blur.sis_ratio):.0f} % less SIS and "
         f"{100 * (1 - blur.logit_jitter_ratio):.0f} % less logit jitter",
-        f"FLC has {100 * (1 - flc.logit_jitter_ratio):.0f} % less jitter",
+        f"FLC has {100 * (1 - flc.sis_ratio):.0f} % less SIS and "
+        f"{100 * (1 - flc.logit_jitter_ratio):.0f} % less jitter",
+        f"loses {100 * (aps['as converted'] - aps['distilled']):.0f} points",
     ]
