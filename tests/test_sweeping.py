@@ -21,7 +21,7 @@ from torch import nn
 import spectral
 from spectral.cli import main
 from spectral.errors import SpectralError
-from spectral.files import claim
+from spectral.files import claim, is_running
 from spectral.store import ShardStore, read_run
 from spectral.sweeping import read_models, sweep
 from spectral.sweeping.claims import STALE, Claims
@@ -175,6 +175,19 @@ class TestClaims:
             path.write_text(json.dumps({**json.loads(path.read_text()), "process": ended.pid}))
             with Claims(tmp_path).take("a") as mine:
                 assert mine
+
+    @pytest.mark.skipif(
+        not Path("/proc/self/stat").exists(), reason="only Linux tells of ended processes here"
+    )
+    def test_a_process_that_ended_and_nobody_asked_for_is_gone(self):
+        ended = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+        assert ended.stdout is not None
+        ended.stdout.read()  # until it has closed it, which it does by ending
+        deadline = time.monotonic() + 60
+        while is_running(ended.pid) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not is_running(ended.pid)
+        ended.wait()
 
     def test_one_of_another_host_is_taken_over_when_it_is_old(self, tmp_path):
         path = tmp_path / "a.json"

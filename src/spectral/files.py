@@ -373,6 +373,8 @@ def is_running(process: int) -> bool:
         return False
     except OSError:
         return True
+    with suppress(OSError, IndexError):  # one that has ended keeps its number until its parent asks for it
+        return Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] != "Z"
     return True
 
 
