@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import spectral
+from spectral.cli import main
 from spectral.errors import SpectralError
 from spectral.numerics.matrices import interpolation_rows
 
@@ -281,3 +283,18 @@ def test_a_u_net_is_converted_at_once_and_what_is_written_says_why_not():
     written = spectral.convert(Between(write_zeros), None, example=32, upsampling="ideal")
     ((_, reason),) = spectral.conversion_report(written).remedies.left
     assert reason.startswith("its samples are written into a tensor")
+
+
+def test_the_command_lists_what_gets_finer_below_the_sites(tmp_path):
+    (tmp_path / "decoder.py").write_text(
+        "from torch import nn\n"
+        "def build():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ConvTranspose2d(4, 3, 4, 2, 1))\n"
+    )
+    result = CliRunner().invoke(main, ["sites", f"{tmp_path}/decoder.py:build", "--size", "16"])
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[-3] == "the lattice gets finer at 1 place"
+    assert lines[-1].split() == ["1", "transposed_conv", "2x2", "8x8", "16x16"]
+    plain = CliRunner().invoke(main, ["sites", "bundled/resnet20@random"])
+    assert "finer" not in plain.output

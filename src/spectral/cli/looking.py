@@ -42,7 +42,8 @@ def sites(
 
     Strided convolutions, pools, blur pools, slices, resizes, windows and space-to-depth are found by one
     forward pass without data, in the order in which they run. The last column tells what a site's dense map
-    is (what it would output with stride 1), which the measurements need, or why it has none.
+    is (what it would output with stride 1), which the measurements need, or why it has none. Places where the
+    lattice gets finer again are listed below.
 
     \b
     Example:
@@ -72,6 +73,14 @@ def sites(
     if records:
         header = ["name", "op", "kernel", "stride", "input", "output", "channels", "dense map"]
         click.echo(format_rows(header, [_site_cells(record) for record in records]))
+    finer = spectral.find_upsampling(net, shape)
+    if finer:
+        click.echo(f"the lattice gets finer at {len(finer)} place{'' if len(finer) == 1 else 's'}")
+        rows = [
+            (p.name, p.op, *("x".join(map(str, n)) for n in (p.factor, p.input_size, p.output_size)))
+            for p in finer
+        ]
+        click.echo(format_rows(["name", "op", "factor", "input", "output"], rows))
     if csv_path:
         write_csv(pd.DataFrame(records), csv_path)
     if json_path:
