@@ -460,6 +460,11 @@ def test_a_loop_over_every_sample_is_no_decimation(real):
     assert len(find_global_pools(gates, SIZE)) == 2
 
 
+def test_nothing_that_was_detected_is_joined_with_what_is_fixed():
+    net = net_of(lambda x: torch.cat([x.flatten()[:0], torch.ones(3, device=x.device)]))
+    assert find_sites(net, SIZE) == []
+
+
 @pytest.mark.parametrize("name", LOSSLESS)
 def test_lossless_where_the_phases_stay_apart(name):
     (site,) = find_sites(net_of(lambda x: plus_one(LOSSLESS[name](x))), SIZE)

@@ -733,3 +733,30 @@ class TestProvenance:
         }  # fmt: skip
         assert (second["measurable"], second["name"]) == (False, "1")
         assert describe_sites(find_sites(net, (9, 6)), {"0": "broken"})[0]["reason"] == "broken"
+
+
+class Frames(nn.Module):
+    """Two frames go through one encoder as a batch twice as large, and are then joined."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.joined = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(8, 4, 3, 2, 1)
+
+    def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        maps = self.encoder(torch.cat([first, second]))
+        return self.joined(torch.cat(maps.chunk(2), 1))
+
+
+def test_two_frames_that_share_an_encoder_count_as_one_image():
+    torch.manual_seed(0)
+    net = Frames().eval()
+    first, second = torch.rand(3, 3, 32, 32), torch.rand(3, 3, 32, 32)
+    table = measure(net, (first, second), metrics=("am",), progress=False)
+    found = table[table.site == "encoder"].value.to_numpy()
+    alone = [
+        measure(nn.Sequential(net.encoder), x, metrics=("am",), progress=False)
+        .value.to_numpy()
+        for x in (first, second)
+    ]  # fmt: skip
+    np.testing.assert_allclose(found, (alone[0] + alone[1]) / 2, rtol=1e-5)
+    assert len(table[table.site == "joined"]) == len(found)

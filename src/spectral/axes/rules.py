@@ -240,6 +240,8 @@ def _expand(call: Call) -> list[Labels]:
 
 def _cat(call: Call) -> list[Labels]:
     tensors = [t for t in call.a["tensors"] if t.numel() or t.ndim > 1]
+    if not any(map(call.known, tensors)):
+        return [unknown(call.outputs[0].shape)]  # of the image there is nothing in it: no detections
     y, axis = call.outputs[0], call.a.get("dim", 0) % call.outputs[0].ndim
     first = next(t for t in tensors if call.known(t))
     old = [call.labels(t)[axis] if call.known(t) else single(LOST, t.shape[axis]) for t in tensors]

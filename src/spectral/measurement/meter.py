@@ -213,7 +213,8 @@ class Meter:
                     self._measure_model(pick_inputs(inputs, [position]), [index], extractor)
                 except SpectralError as error:
                     raise (error if self._one_by_one else failure or error) from error
-                parts.append(self._values)
+                # Several maps of one image, as of two frames that share an encoder, count as one.
+                parts.append({key: _average(values) for key, values in self._values.items()})
         self._one_by_one = True
         absent = torch.full((1,), torch.nan, dtype=torch.float64)
         keys = dict.fromkeys(key for part in parts for key in part)
@@ -246,3 +247,8 @@ class Meter:
         """Return the probabilities; NaN where scores aren't finite, unless that is to be told at once."""
         scores = self.feed.scores(output, inputs.count)
         return scores.probabilities() if self._settles else scores.find_probabilities()
+
+
+def _average(values: Tensor) -> Tensor:
+    """Average what one image gave; where that is one value it stays as it is."""
+    return values if len(values) == 1 else values.double().mean(0, keepdim=True)
