@@ -109,10 +109,22 @@ def _load_listed(
     seed: int,
 ) -> ImageSet:
     known = KnownFiles(root, len(listing.names) if limit is None else min(limit, len(listing.names)))
-    check = partial(_check_item, root, listing, known)
-    images = choose_readable(listing, check, source, str(root), size, limit, seed)
-    files = dict(zip(map(printable, listing.names), listing.names, strict=True))
-    known.note((files[item.id], CheckedFile(item.key, item.size)) for item in images.items)
+    new: dict[str, CheckedFile] = {}
+
+    def recall(position: int) -> ImageItem | None:
+        checked = known.find(listing.names[position])
+        return None if checked is None else _make_item(root, listing, position, checked)
+
+    def check(position: int) -> ImageItem | str:
+        name = listing.names[position]
+        try:
+            new[name] = check_image(root / name)
+        except SpectralError as error:
+            return str(error)
+        return _make_item(root, listing, position, new[name])
+
+    images = choose_readable(listing, check, source, str(root), size, limit, seed, recall)
+    known.note(new.items())
     return images
 
 
@@ -124,6 +136,7 @@ def choose_readable(
     size: tuple[int, int] | None,
     limit: int | None,
     seed: int,
+    recall: Callable[[int], ImageItem | None] = lambda position: None,
 ) -> ImageSet:
     """Make a set of the images that can be read, spread over the classes if not all are wanted.
 
@@ -135,6 +148,7 @@ def choose_readable(
         size: (height, width), or None for each image's own.
         limit: how many images, at most.
         seed: which images, if there are more.
+        recall: returns the image at a position where it is known without reading it.
 
     Raises:
         SpectralError: if none can be read.
@@ -148,7 +162,10 @@ def choose_readable(
     with tqdm(total=wanted, desc="checking images", unit="image", delay=1, leave=False) as progress:
         # Broken files are replaced by the next in order, so more than one round may be needed.
         while len(items) < wanted and (candidates := list(islice(remaining, wanted - len(items)))):
-            for position, item in zip(candidates, map_in_threads(check, candidates), strict=True):
+            known = {position: own for position in candidates if (own := recall(position)) is not None}
+            checks = map_in_threads(check, [position for position in candidates if position not in known])
+            for position in candidates:
+                item = known.get(position) or next(checks)
                 progress.update()
                 if isinstance(item, ImageItem):
                     items[position] = item
@@ -164,6 +181,12 @@ def choose_readable(
     return ImageSet(
         source, [items[p] for p in sorted(items)], size, classes, sorted(skipped), left_out=dict(left_out)
     )
+
+
+def has_images(root: Path) -> bool:
+    """Whether there is any image file in a folder or below it."""
+    known = set(list_extensions())
+    return any(path.suffix.lower() in known for path in _walk(root))
 
 
 def list_folder(root: Path) -> FolderListing:
@@ -275,11 +298,7 @@ def _walk(root: Path) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
-def _check_item(root: Path, listing: FolderListing, known: KnownFiles, position: int) -> ImageItem | str:
-    """Return the image, or the reason why it is none; a file that is known is read when its turn comes."""
+def _make_item(root: Path, listing: FolderListing, position: int, checked: CheckedFile) -> ImageItem:
     name, label = listing.names[position], listing.labels[position]
-    try:
-        digest, size = known.find(name) or check_image(root / name)
-    except SpectralError as error:
-        return str(error)
-    return ImageItem(printable(name), partial(read_image, root / name, digest), digest, size, label)
+    read = partial(read_image, root / name, checked.digest)
+    return ImageItem(printable(name), read, checked.digest, checked.size, label)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from spectral.data.archives import CIFAR10_CLASSES, load_cifar10, load_cifar10_arrays, load_stl10
 from spectral.data.decode import describe_failure, read_image
 from spectral.data.folder import (
+    has_images,
     list_folder,
     load_files,
     load_folder,
@@ -119,7 +120,7 @@ def _find_images(
             f"unknown images {str(source)!r}: expected a folder, files or one of {', '.join(SOURCES)}"
             f"{suggest(str(source), SOURCES)}"
         )
-    if path.is_dir() and not list_folder(path).names and (packed := list_packed(path)):
+    if path.is_dir() and not has_images(path) and (packed := list_packed(path)):
         return load_packed(packed, shape, limit, seed)
     return load_folder(path, shape, limit, seed)
 
