@@ -146,7 +146,7 @@ ALLOWED = {
         "spectrum",
     },
     "training": {"files", "identity", "models", "layers", "metrics", "network", "perturb", "training_state"},
-    "stats": {"schema"},
+    "stats": {"arguments", "schema", "validation"},
     "columns": {"schema", "stats"},
     "classes": set(),
     "pairing": {"sites"},

@@ -204,6 +204,39 @@ def test_every_function_and_argument(arguments):
     assert not faults, f"{len(faults)} of {calls}:\n" + "\n".join(faults)
 
 
+def good_columns() -> dict[str, dict[str, Any]]:
+    rng = np.random.default_rng(0)
+    a, b = rng.uniform(1, 2, (2, 30))
+    clusters, flags = np.repeat(np.arange(10), 3), (a > 1.5).astype(float)
+    drawn = {"n_resamples": 20, "seed": 0}
+    return {
+        "compare_paired": {"a": a, "b": b, "clusters": clusters},
+        "compare_shares": {"a": flags, "b": 1 - flags, "clusters": clusters},
+        "correlate": {"x": a, "y": b, "clusters": clusters, **drawn},
+        "correlate_ranks": {"x": a, "y": b, "given": None, **drawn},
+        "count_share": {"successes": 3, "n": 5},
+        "estimate_mean": {"values": a},
+        "holm": {"p_values": [0.1, 0.2]},
+        "relative_change": {"reference": a, "values": b, "clusters": clusters},
+        "summarize": {"values": a, "silent": None, "clusters": clusters, "low": 0.0, "high": 9.0},
+        "summarize_share": {"flags": flags, "clusters": clusters},
+    }
+
+
+@pytest.mark.parametrize("name", good_columns())
+def test_statistics(name):
+    function, given = getattr(spectral.stats, name), good_columns()[name]
+    given = dict(zip(inspect.signature(function).parameters, given.values(), strict=False))
+    assert call(function, given) is None
+    faults = [
+        f"{argument}={kind}: {fault}"
+        for argument in given
+        for kind, value in unfit().items()
+        if (fault := call(function, {**given, argument: value}))
+    ]
+    assert not faults, "\n".join(faults)
+
+
 def test_annotations_are_read():
     assert fits((1, 2), tuple[int, int])
     assert not fits((1, 2.5), tuple[int, ...])

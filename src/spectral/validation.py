@@ -63,6 +63,13 @@ def guard(value: T) -> T:
     return _GUARDED.setdefault(id(value), _wrap(value, value.__name__))  # type: ignore[no-any-return]
 
 
+def guard_functions(names: dict[str, Any]) -> None:
+    """Guard the functions of a room that is public as a whole: ``guard_functions(globals())`` at its end."""
+    for name, value in names.items():
+        if isinstance(value, types.FunctionType) and name in names["__all__"]:
+            names[name] = guard(value)
+
+
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
 
 

@@ -22,6 +22,7 @@ from spectral.stats.comparison import (
 from spectral.stats.dependence import Correlation, RankCorrelation, correlate, correlate_ranks
 from spectral.stats.estimate import Mean, estimate_mean
 from spectral.stats.regression import Regression, regress_cross_validated
+from spectral.validation import guard_functions
 
 __all__ = [
     "Correlation",
@@ -44,3 +45,5 @@ __all__ = [
     "summarize",
     "summarize_share",
 ]
+
+guard_functions(globals())

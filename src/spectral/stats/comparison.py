@@ -25,8 +25,8 @@ from spectral.stats.reading import (
     UPPER,
     Codes,
     Vector,
-    check_lengths,
     read_clusters,
+    read_labels,
     read_pair,
     read_vector,
 )
@@ -129,14 +129,17 @@ def summarize(
         (3, 1, 1.0, 1.0, 3.484)
     """
     raw = read_vector("summarize", "values", values, finite=False)
-    flags = np.zeros(len(raw), dtype=bool) if silent is None else np.asarray(silent)
+    flags = (
+        np.zeros(len(raw), dtype=bool)
+        if silent is None
+        else read_labels("summarize", "silent", silent, len(raw))
+    )
     if flags.dtype != bool and not all(flag in (True, False) for flag in flags.tolist()):
         # text would count as true: clusters in the place of flags as all silent
         raise SpectralError(
             f"summarize: silent must be true or false for each value, got {flags[:3].tolist()}"
         )
     keep = ~flags.astype(bool)
-    check_lengths("summarize", {"values": raw, "silent": keep})
     codes = read_clusters("summarize", clusters, len(raw), fewest=0)
     n, n_silent = int(keep.sum()), int((~keep).sum())
     if n == 0:

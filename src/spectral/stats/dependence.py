@@ -15,6 +15,7 @@ from spectral.stats.reading import (
     UPPER,
     Matrix,
     Vector,
+    check_draws,
     check_lengths,
     expand_percentiles,
     is_constant,
@@ -103,6 +104,7 @@ def correlate(
         >>> correlate([1.0, 1.0, 1.0, 1.0], [2.0, 1.0, 4.0, 3.0]).reason
         'x is constant'
     """
+    check_draws("correlate", n_resamples, seed)
     u, v = read_pair("correlate", ("x", x), ("y", y))
     codes = read_clusters("correlate", clusters, len(u), fewest=0)
     n, u, v = len(u), average_clusters(u, codes), average_clusters(v, codes)
@@ -157,6 +159,7 @@ def correlate_ranks(
         (0.886, 0.56)
     """
     name = "correlate_ranks"
+    check_draws(name, n_resamples, seed)
     u, v = read_pair(name, ("x", x), ("y", y))
     others = [read_vector(name, str(key), column) for key, column in (given or {}).items()]
     check_lengths(name, {"x": u, **dict(zip(given or {}, others, strict=True))})

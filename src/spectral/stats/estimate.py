@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.stats
 
-from spectral.stats.reading import ROUNDING, UPPER, Codes, Vector
+from spectral.stats.reading import ROUNDING, UPPER, Codes, Vector, read_vector
 
 FEWEST_SKEWED = 5  # values that have a skewness
 EXACT = 50  # clusters up to which the signed-rank test counts all patterns of signs
@@ -58,6 +58,7 @@ def estimate_mean(values: Vector, rounding: float | None = None) -> Mean:
         >>> found.mean, found.df, round(found.ci_high, 3), round(found.p, 4)
         (2.0, 2, 4.484, 0.0742)
     """
+    values = read_vector("estimate_mean", "values", values, finite=False)
     n, mean = len(values), float(values.mean())
     if n < 2:
         return Mean(mean, math.nan, math.nan, math.nan, math.nan, 0, math.nan)

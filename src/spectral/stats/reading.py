@@ -10,6 +10,7 @@ import pandas as pd
 import scipy.stats
 from numpy.typing import ArrayLike, NDArray
 
+from spectral.arguments import is_integer
 from spectral.errors import SpectralError
 
 Vector = NDArray[np.float64]
@@ -63,8 +64,11 @@ def read_clusters(function: str, clusters: ArrayLike | None, n: int, fewest: int
     """Turn one label per row into codes 0…G−1; without labels each row is a cluster of its own."""
     if clusters is None:
         return np.arange(n)
-    check_lengths(function, {"values": range(n), "clusters": clusters})
-    codes, labels = pd.factorize(np.asarray(clusters))
+    labels_of_rows = read_labels(function, "clusters", clusters, n)
+    try:
+        codes, labels = pd.factorize(labels_of_rows)
+    except TypeError:
+        raise SpectralError(f"{function}: clusters must be names or numbers, got {clusters!r:.60}.") from None
     if (codes < 0).any():
         raise SpectralError(
             f"{function}: every row needs a cluster, got {int((codes < 0).sum())} without; name them."
@@ -74,6 +78,27 @@ def read_clusters(function: str, clusters: ArrayLike | None, n: int, fewest: int
             f"{function}: needs at least {fewest} clusters, got {len(labels)}; measure more photographs."
         )
     return codes
+
+
+def read_labels(function: str, name: str, labels: ArrayLike, n: int) -> NDArray[Any]:
+    """Return one label per row as an array, or say in one sentence what is wrong with them."""
+    try:
+        found = np.asarray(labels)
+    except (TypeError, ValueError, RuntimeError):
+        found = np.empty(())
+    if found.ndim != 1:
+        raise SpectralError(f"{function}: {name} must be one column of labels, got {labels!r:.60}.")
+    check_lengths(function, {"values": range(n), name: found})
+    return found
+
+
+def check_draws(function: str, n_resamples: int, seed: int) -> None:
+    """Refuse numbers that nothing can be drawn with."""
+    if not is_integer(n_resamples) or n_resamples < 1 or not is_integer(seed) or seed < 0:
+        raise SpectralError(
+            f"{function}: n_resamples must be a whole number ≥ 1 and seed one ≥ 0, got "
+            f"{n_resamples!r:.20} and {seed!r:.20}."
+        )
 
 
 def resample_sums(columns: Matrix, n_resamples: int, seed: int) -> Matrix:
