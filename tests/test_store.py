@@ -190,6 +190,15 @@ class TestManyShards:
         assert again.measured_sites() == {"", "conv"}
         assert {key.site for key in again.reasons()} == {"pool7", "pool57", "pool107", "pool157"}
 
+    def test_rows_that_were_merged_arent_kept_in_memory(self, tmp_path):
+        store = ShardStore(tmp_path, {"model": "net"})
+        self.append(store, range(MOST_SMALL))
+        levels = []
+        for start in range(MOST_SMALL, 4 * MOST_SMALL, MOST_SMALL):
+            self.append(store, range(start, start + MOST_SMALL))
+            levels.append(pa.total_allocated_bytes())
+        assert max(levels) <= levels[0] + 10_000
+
     def test_what_several_short_runs_left_becomes_few(self, tmp_path):
         names = []
         for start in range(0, 150, 10):
