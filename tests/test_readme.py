@@ -65,7 +65,14 @@ def test_every_file_that_is_named_exists() -> None:
 
 def test_numbers_are_those_of_the_tables() -> None:
     said = " ".join(TEXT.split())
-    for sentence in (*say_survey(), *say_checkerboards(), *say_blame(), *say_attacks(), *say_repair()):
+    for sentence in (
+        *say_survey(),
+        *say_checkerboards(),
+        *say_blame(),
+        *say_attacks(),
+        *say_repair(),
+        *say_costs(),
+    ):
         assert sentence in said, sentence
 
 
@@ -159,4 +166,27 @@ def say_repair() -> list[str]:
         f"FLC has {100 * (1 - flc.sis_ratio):.0f} % less SIS and "
         f"{100 * (1 - flc.logit_jitter_ratio):.0f} % less jitter",
         f"loses {100 * (aps['as converted'] - aps['distilled']):.0f} points",
+    ]
+
+
+def say_costs() -> list[str]:
+    budget = read("phase10_budget").query("model == 'bundled/resnet20' and metric == 'logit_jitter'")
+    share = budget[budget["site"].isna()].set_index("source")["share"]
+    ratios = read("gpu_ratios").query("layout == 'channels_last, fp32'").set_index("variant")["x_bare"]
+    whole = read("gpu_whole").set_index("variant")["study_over_this"]
+    assert (read("gpu_waits")["waits"] == 0).all()
+    faults = read("faults")
+    assert (faults["faults"] == 0).all()
+    made = faults.groupby("fault")["trials"].sum()
+    return [
+        f"is to {100 * share['decimation']:.0f} % decimation's doing, to "
+        f"{100 * share['nonlinearity']:.0f} % the nonlinearities' and to "
+        f"{100 * share['border']:.0f} % the borders'",
+        f"they leave {100 * share['unexplained']:.1f} % of it",
+        f"AVR takes it to {ratios['avr input']:.2f} ×, AVR and AM at the dense tap to "
+        f"{ratios['avr+am dense']:.2f} ×",
+        f"of AVR is {whole['measure avr, input']:.0f} times as fast as the study's way, of everything by "
+        f"default {whole['measure defaults']:.0f} times",
+        f"{made['kills']} kills, {made['writers']} pairs of writers, {made['bits']} flipped bits, "
+        f"{made['interrupts']} interrupts and {made['threads']} pairs of threads",
     ]
