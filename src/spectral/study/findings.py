@@ -177,9 +177,9 @@ def _read_nula(table: pd.DataFrame) -> Iterator[Finding]:
     for row in table[table["unit"].isna() | (table["unit"] == "pixel")].to_dict("records"):
         if row["model"] in _NULA and row["perturbation"] in _CARD:
             published = _CARD[row["perturbation"]][_NULA[row["model"]]]
-            ours = [row["accuracy"], row["accuracy_low"], row["accuracy_high"]]
-            yield Finding(6, f"accuracy of {row['model']}, {row['perturbation']}", *ours, published=published,
-                          study=CARD, source=_SHARES)  # fmt: skip
+            yield Finding(6, f"accuracy of {row['model']}, {row['perturbation']}",
+                          *_read_interval(row, "accuracy"), published=published, study=CARD,
+                          source=_SHARES)  # fmt: skip
 
 
 _READERS: Mapping[str, Callable[[pd.DataFrame], Iterator[Finding]]] = {
