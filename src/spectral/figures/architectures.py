@@ -44,7 +44,7 @@ KINDS = {
 }
 WEIGHTS = {
     "random": ("white", "o", "random weights"),
-    "trained": ("#E69F00", "s", "trained by this project"),
+    "trained": ("#E69F00", "s", "trained weights"),
     "published": ("#0072B2", "^", "published weights"),
 }
 RUNS = {"plain": ("#0072B2", "o", "-"), "penalty": ("#E69F00", "s", "--")}
