@@ -458,7 +458,7 @@ class TestEndings:
         def full(*args: Any, **kwargs: Any) -> None:
             raise OSError(28, "No space left on device", "shard")
 
-        monkeypatch.setattr("pyarrow.parquet.write_table", full)
+        monkeypatch.setattr("pyarrow.parquet.ParquetWriter.write_table", full)
         sentence = fails(measure("--metrics", "avr", "--out", tmp_path))
         assert sentence == "Error: can't read or write shard (No space left on device)"
 

@@ -147,7 +147,7 @@ ALLOWED = {
     },
     "training": {"files", "identity", "models", "layers", "metrics", "network", "perturb", "training_state"},
     "stats": {"arguments", "schema", "validation"},
-    "columns": {"schema", "stats"},
+    "columns": {"files", "schema", "stats"},
     "classes": set(),
     "pairing": {"sites"},
     "schema": set(),

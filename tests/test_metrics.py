@@ -902,7 +902,7 @@ class TestSis:
 
         model = seeded(Broken).train()
         model.drop.eval()
-        with pytest.raises(RuntimeError, match="broken on purpose"):
+        with pytest.raises(SpectralError, match="broken on purpose"):
             compute_sis(model, torch.zeros(1, 3, 4, 4, dtype=torch.float64))
         assert model.training
         assert model.bn.training

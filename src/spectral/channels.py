@@ -74,7 +74,7 @@ def find_channel_ratios(maps: Tensor, lattices: Sequence[Lattice]) -> tuple[Tens
         The ratios, and for each image whether it has aliases that are too faint for float32.
 
     Example:
-        >>> tone = torch.cos(2 * torch.pi * 6 * torch.arange(16.0) / 16).expand(1, 16, 16)
+        >>> tone = torch.cos(2 * torch.pi * 6 * (torch.arange(16.0) + 0.5) / 16).expand(1, 16, 16)
         >>> ratios, faint = find_channel_ratios(tone, [Lattice(16, 2, 0, 8)] * 2)
         >>> round(float(ratios), 3), bool(faint)
         (1.0, False)

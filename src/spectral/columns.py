@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from spectral import stats
+from spectral.files import printable
 from spectral.schema import BOUNDS, POWER_RATIOS, RANGES, SIGNAL_METRICS, name_decibels, with_bounds
 
 FEWEST_CLUSTERS = 2  # that a test needs
@@ -122,8 +123,9 @@ def significance(p: float) -> str:
 def tabulate(
     rows: Iterable[Mapping[str, Any]], columns: Sequence[str], counts: Sequence[str]
 ) -> pd.DataFrame:
-    """Make a table in which counts stay whole numbers although some rows have none."""
-    table = pd.DataFrame(list(rows), columns=list(columns))
+    """Make a table in which counts stay whole numbers although some rows have none; text can be written."""
+    written = [{k: printable(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows]
+    table = pd.DataFrame(written, columns=list(columns))
     return table.astype({column: "Int64" for column in counts if column in columns})
 
 

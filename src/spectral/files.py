@@ -380,3 +380,13 @@ def is_running(process: int) -> bool:
 
 def _digest(name: str) -> str:
     return hashlib.sha256(os.fsencode(name)).hexdigest()[:12]
+
+
+def printable(name: str) -> str:
+    """Return a file's name as text that can be written everywhere: bytes that are no UTF-8 as ``\\xff``.
+
+    Example:
+        >>> printable("caf\\udce9.png"), printable("café.png")
+        ('caf\\\\xe9.png', 'café.png')
+    """
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

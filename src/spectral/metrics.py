@@ -72,8 +72,8 @@ def find_avr(power: Tensor, stride: tuple[int, ...], cutoff: Cutoff = "radial") 
     """`compute_avr` of power that is known to be fit for it: nothing is read back from a device.
 
     Example:
-        >>> find_avr(torch.ones(4, 4), (2, 2), "separable")
-        tensor(0.7500)
+        >>> find_avr(torch.ones(4, 4), (2, 2), "separable")  # the bins −1, 0 and 1 of each axis aren't above
+        tensor(0.4375)
     """
     return _share_above(power, stride, cutoff)[0]
 

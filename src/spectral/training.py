@@ -128,6 +128,8 @@ class Recipe:
                 raise SpectralError(f"Recipe: {name} must be one of {allowed}, got {getattr(self, name)!r}")
         for name in self.perturb:
             make_perturbation(name)
+        if not abs(self.seed) < 2**40:
+            raise SpectralError(f"Recipe: seed must be smaller than 2^40, got {self.seed}")
         if self.crop_padding < 0:
             raise SpectralError(f"Recipe: crop_padding must be ≥ 0, got {self.crop_padding}")
 

@@ -14,6 +14,7 @@ import functools
 import inspect
 import math
 import os
+import sys
 import sysconfig
 import traceback
 import types
@@ -21,14 +22,15 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, Literal, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar, Union
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from spectral.arguments import is_integer
 from spectral.errors import SpectralError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -37,9 +39,15 @@ LARGE = 2**16  # a number of samples that may be too many
 MOST_ELEMENTS = 2**31  # of a tensor, also of one that repeats its few in memory
 _BUILTINS: dict[Any, str] = {
     int: "a whole number", float: "a number", bool: "True or False", str: "a text", type(None): "None",
-    Tensor: "a tensor", np.ndarray: "an array",
+    np.ndarray: "an array",
 }  # fmt: skip
 _GUARDED: dict[int, Any] = {}
+
+
+def _is_tensor(value: Any) -> TypeGuard[Tensor]:
+    """Whether a value is a tensor; where nobody has loaded torch there are none, and it stays unloaded."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def guard(value: T) -> T:
@@ -89,10 +97,9 @@ def _wrap(function: Callable[..., Any], name: str) -> Callable[..., Any]:
             if "\n" in sentence or len(sentence) > LONGEST:  # what was given was written into it
                 raise type(error)(shorten(sentence, LONGEST, placeholder=" …")) from error
             raise
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in _DISK:  # no argument's fault
+            full = isinstance(error, OSError) and error.errno in _DISK
+            if full or type(error).__name__ == "OutOfMemoryError":  # torch's; no argument's fault
                 raise
             reason = _find_reason(function, given, error)
             if reason is None:
@@ -105,7 +112,7 @@ def _wrap(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 def _find_endless(name: str, value: Any) -> str | None:
     """Say what nothing could be done with in reasonable time: it is not even tried."""
-    if isinstance(value, Tensor) and value.numel() > MOST_ELEMENTS and value.layout == torch.strided:
+    if _is_tensor(value) and value.numel() > MOST_ELEMENTS and str(value.layout) == "torch.strided":
         few = value.device.type != "meta" and value.untyped_storage().nbytes() < value.numel()
         return (
             f"has a tensor that repeats few values {value.numel():.2g} times; pass it whole" if few else None
@@ -157,7 +164,8 @@ def find_fault(value: Any, hint: Any) -> str | None:
     Example:
         >>> find_fault(2.5, int), find_fault(np.int64(3), int), find_fault(math.nan, float)
         ('must be a whole number, got 2.5', None, 'must be finite, got nan')
-        >>> find_fault(torch.zeros(2, device="meta"), Tensor)
+        >>> import torch
+        >>> find_fault(torch.zeros(2, device="meta"), torch.Tensor)
         'has a tensor without data (on the meta device); pass one with values'
     """
     if not fits(value, hint):
@@ -211,6 +219,8 @@ def describe(hint: Any) -> str:
         inner = [describe(one) for one in arguments if one not in (Ellipsis, Any)]
         kinds: dict[Any, str] = {dict: "a dictionary", Mapping: "a dictionary", tuple: "a tuple"}
         return f"{kinds.get(origin, 'a list')} of {' and '.join(dict.fromkeys(inner))}" if inner else "a list"
+    if getattr(hint, "__name__", "") == "Tensor":
+        return "a tensor"
     return _BUILTINS.get(hint) or f"a {getattr(hint, '__name__', hint)}"
 
 
@@ -219,7 +229,7 @@ def _fits_container(value: Any, origin: Any, arguments: tuple[Any, ...]) -> bool
         return callable(value)
     if isinstance(value, (str, bytes)) or not isinstance(value, origin):
         return False
-    if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:  # nothing is in it
+    if (_is_tensor(value) or isinstance(value, np.ndarray)) and value.ndim == 0:  # nothing is in it
         return False
     if isinstance(value, Mapping):
         pairs = arguments if len(arguments) == 2 else (Any, Any)
@@ -234,8 +244,8 @@ def _fits_container(value: Any, origin: Any, arguments: tuple[Any, ...]) -> bool
 def _is_number(value: Any) -> bool:
     if isinstance(value, (bool, np.bool_)):
         return False
-    if isinstance(value, Tensor):
-        return value.ndim == 0 and not value.is_complex() and value.dtype != torch.bool
+    if _is_tensor(value):
+        return value.ndim == 0 and not value.is_complex() and str(value.dtype) != "torch.bool"
     return isinstance(value, (int, float, np.integer, np.floating))
 
 
@@ -265,13 +275,13 @@ def _find_oddity(value: Any) -> str | None:
         return "has a zero byte in it"
     if isinstance(value, np.ndarray) and value.dtype.kind not in "fiub":
         return f"has an array of {value.dtype}; pass numbers"
-    return _find_odd_tensor(value) if isinstance(value, Tensor) else None
+    return _find_odd_tensor(value) if _is_tensor(value) else None
 
 
 def _find_odd_tensor(value: Tensor) -> str | None:
     if value.device.type == "meta":
         return "has a tensor without data (on the meta device); pass one with values"
-    if value.layout != torch.strided:
+    if str(value.layout) != "torch.strided":
         return f"has a {str(value.layout).removeprefix('torch.')} tensor; pass x.to_dense()"
     if value.is_quantized:
         return "has a quantised tensor; pass x.dequantize()"
@@ -285,7 +295,7 @@ def _find_odd_tensor(value: Tensor) -> str | None:
         return f"has a tensor of {value.numel():.2g} elements, which is too large"
     if value.numel() == 0:
         return f"has an empty tensor, of shape {tuple(value.shape)}"
-    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+    if value.is_floating_point() and not bool(value.isfinite().all()):
         return "has a tensor with NaN or infinite values"
     return None
 
@@ -306,6 +316,6 @@ def _show(value: Any) -> str:
         return f"the text {value[:40]!r}"
     if value is None or isinstance(value, (bool, int, float)):
         return repr(value)[:40]
-    if isinstance(value, (Tensor, np.ndarray)):
+    if _is_tensor(value) or isinstance(value, np.ndarray):
         return f"a {type(value).__name__} of shape {tuple(value.shape)}"
     return f"a {type(value).__name__}"

@@ -85,6 +85,8 @@ def diagnose(
     twice = [name for name, count in Counter(models).items() if count > 1]
     if twice:
         raise click.UsageError(f"{twice[0]} is named twice; diagnose different models")
+    if not methods:
+        raise click.UsageError("--methods names no layer; expected A,B,…, such as blurpool,flc")
     if len(models) > 1 and network.weights is not None:
         raise click.UsageError("--weights is for one model; with several name each one's file as MODEL@FILE")
     folder = out or Path("-".join(["diagnosis", *map(_name_folder, models)]))

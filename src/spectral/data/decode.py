@@ -183,16 +183,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def printable(name: str) -> str:
-    """Return a file's name as text that can be written everywhere: bytes that are no UTF-8 as ``\\xff``.
-
-    Example:
-        >>> printable("caf\\udce9.png"), printable("café.png")
-        ('caf\\\\xe9.png', 'café.png')
-    """
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 def read_slice(path: Path, start: int, length: int) -> bytes:
     """Read an image's bytes out of a file that holds several.
 

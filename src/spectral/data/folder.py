@@ -15,10 +15,11 @@ from typing import NamedTuple, TypeVar
 from tqdm import tqdm
 
 from spectral.classes import SYNSET
-from spectral.data.decode import CheckedFile, check_image, list_extensions, printable, read_image
+from spectral.data.decode import CheckedFile, check_image, list_extensions, read_image
 from spectral.data.imageset import ImageItem, ImageSet, spread_over_classes
 from spectral.data.known import KnownFiles
 from spectral.errors import SpectralError, SpectralWarning
+from spectral.files import printable
 
 T = TypeVar("T")
 R = TypeVar("R")

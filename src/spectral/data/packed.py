@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from spectral.arguments import is_integer
-from spectral.data.decode import decode_image, inspect_image, list_extensions, printable, read_slice
+from spectral.data.decode import decode_image, inspect_image, list_extensions, read_slice
 from spectral.data.folder import FolderListing, choose_readable
 from spectral.data.imageset import ImageItem, ImageSet
 from spectral.errors import SpectralError
+from spectral.files import printable
 
 PACKED = (".tar", ".parquet")
 _LABELS = ("label", "labels", "cls", "class", "fine_label")

@@ -103,6 +103,7 @@ def measure(
             was written to ``out`` stays.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         >>> table = measure(net, torch.rand(2, 3, 16, 16), metrics=("avr",), progress=False)
         >>> sorted(table["metric"].unique()), len(table)
