@@ -259,6 +259,12 @@ class TestDiagnose:
         # the variants were kept, clock included: nothing was measured again
         pd.testing.assert_frame_equal(again.fixes, first.fixes)
 
+    @pytest.mark.parametrize("methods", [(), ("flk",)])
+    def test_layers_that_are_none_leave_no_folder_of_theirs(self, images, tmp_path, methods):
+        with pytest.raises(SpectralError, match="no layer"):
+            diagnose(classifier(), images, methods=methods, out=tmp_path / "run", progress=False)
+        assert not (tmp_path / "run").exists()
+
     def test_a_folder_of_something_else_is_refused(self, images, tmp_path):
         diagnose(classifier(), images, methods=("flc",), out=tmp_path, progress=False)
         for other in ({"methods": ("aps",)}, {"fix_images": 3, "methods": ("flc",)}):

@@ -86,30 +86,6 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn() -> None:
         torch.testing.assert_close(tuned(x), net(x), rtol=1e-3, atol=1e-3)
 
 
-def test_images_are_moved_and_mirrored_with_their_masks() -> None:
-    seen: list[tuple[Tensor, Tensor]] = []
-
-    class Masked(Net):
-        def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
-            if self.head.weight.requires_grad and torch.is_grad_enabled():
-                seen.append((x.detach().clone(), mask.detach().clone()))
-            return super().forward(x * mask)
-
-    torch.manual_seed(0)
-    x = image(4, 3, 16, 16)
-    mask = (x[:, :1] > 0).float()
-    masked = {"x": x, "mask": mask}
-    net = Masked().eval()
-    smooth = convert(net, "blurpool", example=read_example(masked))
-    seen.clear()
-    distill(smooth, masked, steps=3, views=Views(zoom=1, mix=0), progress=False)
-    assert len(seen) == 3
-    for moved, where in seen:
-        assert torch.equal((moved[:, :1] > 0).float(), where)
-        assert not torch.equal(moved, x)
-        assert set(np.unique(moved.numpy())) <= set(np.unique(x.numpy()))
-
-
 def read_seen(views: Views, masked: dict[str, Tensor], steps: int) -> list[tuple[Tensor, Tensor]]:
     """What the student sees in each step."""
     seen: list[tuple[Tensor, Tensor]] = []
@@ -124,6 +100,17 @@ def read_seen(views: Views, masked: dict[str, Tensor], steps: int) -> list[tuple
     seen.clear()
     distill(smooth, masked, steps=steps, views=views, progress=False)
     return seen
+
+
+def test_images_are_moved_and_mirrored_with_their_masks() -> None:
+    torch.manual_seed(0)
+    x = image(4, 3, 16, 16)
+    seen = read_seen(Views(zoom=1, mix=0), {"x": x, "mask": (x[:, :1] > 0).float()}, 3)
+    assert len(seen) == 3
+    for moved, where in seen:
+        assert torch.equal((moved[:, :1] > 0).float(), where)
+        assert not torch.equal(moved, x)
+        assert set(np.unique(moved.numpy())) <= set(np.unique(x.numpy()))
 
 
 def test_a_part_of_an_image_is_enlarged_between_its_samples() -> None:

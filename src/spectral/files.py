@@ -272,15 +272,12 @@ def _describe_self() -> str:
 
 
 def _lock(folder: Path) -> FileIO:
-    path = folder / LOCK_FILE
     try:
-        lock = _open_lock(path)
+        lock = _open_lock(folder / LOCK_FILE)
     except OSError as error:
         raise _refuse_unlockable(folder, error) from error
     if lock is None:
-        raise SpectralError(
-            f"{folder} is being written by {_name_writer(path)}; wait for it to end, or choose another folder"
-        )
+        raise _refuse_taken(folder)
     return lock
 
 
@@ -291,12 +288,16 @@ def _share(lock: FileIO, folder: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise SpectralError(
-            f"{folder} is being written by {_name_writer(folder / LOCK_FILE)}; wait for it to end, or choose "
-            f"another folder"
-        ) from error
+        raise _refuse_taken(folder) from error
     except OSError as error:
         raise _refuse_unlockable(folder, error) from error
+
+
+def _refuse_taken(folder: Path) -> SpectralError:
+    return SpectralError(
+        f"{folder} is being written by {_name_writer(folder / LOCK_FILE)}; wait for it to end, or choose "
+        f"another folder"
+    )
 
 
 def _refuse_unlockable(folder: Path, error: OSError) -> SpectralError:

@@ -12,12 +12,11 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from spectral.arguments import as_integer
 from spectral.causes import Upsampling, find_upsampling
-from spectral.causes.watching import FILTERS_IMAGES, Turns
+from spectral.causes.watching import FILTERS_IMAGES, FunctionMode, Turns
 from spectral.errors import SpectralError
 from spectral.intake import Feed
 from spectral.measurement import insert_clusters
@@ -148,7 +147,7 @@ class _Reader(Scope):
 
     def _enter(self, stack: ExitStack) -> None:
         stack.enter_context(self._tracker)
-        stack.enter_context(_Mode(self.run))
+        stack.enter_context(FunctionMode(self.run))
 
     def _start(self) -> None:
         self._turns = Turns()
@@ -175,16 +174,6 @@ class _Reader(Scope):
             with paused():
                 self._see(*self._latest[:3], out)
         return out
-
-
-class _Mode(TorchFunctionMode):
-    def __init__(self, run: Callable[[Any, Any, Any], Any]) -> None:
-        super().__init__()
-        self._run = run
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run a torch function, watched."""
-        return self._run(func, args, kwargs or {})
 
 
 def _look(place: Upsampling, args: Any, kwargs: Any, out: Any) -> tuple[list[float], float]:

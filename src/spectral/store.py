@@ -207,20 +207,11 @@ class ShardStore:
             write_json(record | {"network": network.describe() if network else {}}, path, sealed=True)
             return record["run"], record["parts"]  # type: ignore[return-value]
         before = read_run(self.folder)
-        self._refuse_other(before, config, network)
+        refuse_other(self.folder, before, config, network)
         if before["parts"][-1] != json.loads(json.dumps(part)):
             before["parts"].append(part)
             write_json(before, path, sealed=True)
         return before["run"], before["parts"]
-
-    def _refuse_other(
-        self, record: Mapping[str, Any], config: dict[str, Any], network: Network | None
-    ) -> None:
-        difference = find_difference(record, config, network)
-        if difference is not None:
-            raise SpectralError(
-                f"{self.folder} holds measurements {difference}; choose another folder or delete it"
-            )
 
 
 class _Small(NamedTuple):
@@ -269,6 +260,19 @@ def find_difference(
         return None
     key = differing[0]
     return f"with {key} = {_short(earlier.get(key))}, not {_short(config.get(key))}"
+
+
+def refuse_other(
+    folder: Path, before: Mapping[str, Any], config: Mapping[str, Any], network: Network | None
+) -> None:
+    """Make sure that a folder's measurements are the same that are to be continued.
+
+    Raises:
+        SpectralError: saying in what they differ, see `find_difference`.
+    """
+    difference = find_difference(before, config, network)
+    if difference is not None:
+        raise SpectralError(f"{folder} holds measurements {difference}; choose another folder or delete it")
 
 
 def read(folder: str | Path) -> pd.DataFrame:

@@ -31,7 +31,7 @@ from spectral.network import Take
 from spectral.sites import find_sites
 from spectral.stability import measure_stability, summarize_stability
 from spectral.summary import summarize_measurements
-from spectral.surgery import conversion_report, convert
+from spectral.surgery import check_methods, conversion_report, convert
 from spectral.table import describe_environment, write_csv
 
 CALLER = "diagnose"
@@ -143,6 +143,9 @@ def diagnose(
         >>> found.sites["name"].tolist(), found.fixes["site"].tolist()
         (['0'], ['all sites', '0'])
     """
+    if not methods:
+        raise SpectralError(f"{CALLER}: methods names no layer; name some, such as ('blurpool', 'flc')")
+    check_methods(methods, f"{CALLER}: ")  # before a folder is claimed for them
     notes: list[str] = []
     with _collecting(notes):
         feed = Feed(model, images, caller=CALLER, preprocessing=preprocessing, logits=logits, name=name)

@@ -19,7 +19,7 @@ from spectral.causes.cause import SOURCES, Cause, Source, Where, check_sources, 
 from spectral.causes.lattices import Sampling, pass_low
 from spectral.causes.planning import Plan, Planned, make_plan
 from spectral.causes.rules import may_lose
-from spectral.causes.watching import Key, Turns, find_padding_mode, is_own
+from spectral.causes.watching import FunctionMode, Key, Turns, find_padding_mode, is_own
 from spectral.causes.windows import Extensions, Task, index_ideally, pad_circularly, slide_ideally
 from spectral.discovery.record import knows_dense_map
 from spectral.errors import SpectralError
@@ -58,7 +58,7 @@ class Idealized(Scope):
         self._plans = plans or Plans(model)
         self._modules = dict(model.named_modules())
         self._tracker = Tracker(self._modules, start=self._start, begin=self._begin, close=self._close)
-        self._mode = _Substitutes(self)
+        self._mode = FunctionMode(self.run)
         self._chosen: dict[Key, tuple[Planned, frozenset[Source]]] = {}
         self._names: set[tuple[str, str]] = set()
         self._layers: dict[str, frozenset[Source]] = {}
@@ -311,16 +311,6 @@ def find_causes(model: nn.Module, example: Any) -> list[Cause]:
         [('border', '0'), ('nonlinearity', '1'), ('decimation', '2'), ('nonlinearity', '2'), ('border', '2')]
     """
     return list(make_plan(model, example).causes)
-
-
-class _Substitutes(TorchFunctionMode):
-    def __init__(self, ideal: Idealized) -> None:
-        super().__init__()
-        self._ideal = ideal
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run a torch function, or what is ideal in its place."""
-        return self._ideal.run(func, args, kwargs or {})
 
 
 class _Operators(TorchDispatchMode):

@@ -150,7 +150,7 @@ class Watcher(Scope):
         self._own: list[Frame] = []  # calls of layers that are no operators but one of their own
 
     def _enter(self, stack: ExitStack) -> None:
-        for watched in (self._modules, _FunctionMode(self), self._operators.listening()):
+        for watched in (self._modules, FunctionMode(self.run), self._operators.listening()):
             stack.enter_context(watched)
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -270,14 +270,16 @@ class Watcher(Scope):
             self.strays.append((frame.path, operator_name(func), what))
 
 
-class _FunctionMode(TorchFunctionMode):
-    def __init__(self, watcher: Watcher) -> None:
+class FunctionMode(TorchFunctionMode):
+    """Hands every torch function that runs inside to a function of its own: what to run, args and kwargs."""
+
+    def __init__(self, run: Callable[[Any, Any, Any], Any]) -> None:
         super().__init__()
-        self._watcher = watcher
+        self._run = run
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run a torch function, watched."""
-        return self._watcher.run(func, args, kwargs or {})
+        """Run a torch function, or what takes its place."""
+        return self._run(func, args, kwargs or {})
 
 
 def is_own(module: nn.Module) -> bool:

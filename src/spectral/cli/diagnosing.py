@@ -24,7 +24,7 @@ from spectral.cli.options import (
 )
 from spectral.cli.output import write_rows
 from spectral.console import SpectralCommand, hold_folder, workers_option
-from spectral.errors import SpectralError, suggest
+from spectral.errors import SpectralError
 
 if TYPE_CHECKING:
     from spectral.analysis import Diagnosis
@@ -81,16 +81,14 @@ def diagnose(
       spectral diagnose my_net.py:build --weights my.pt --images my-photographs --out found
     """
     from spectral.files import ensure_writable
-    from spectral.surgery import METHODS
+    from spectral.surgery import check_methods
 
     twice = [name for name, count in Counter(models).items() if count > 1]
     if twice:
         raise click.UsageError(f"{twice[0]} is named twice; diagnose different models")
     if not methods:
         raise click.UsageError("--methods names no layer; expected A,B,…, such as blurpool,flc")
-    unknown = next((name for name in methods if name not in METHODS), None)
-    if unknown is not None:  # before a folder is made for it
-        raise click.UsageError(f"--methods: no layer is called {unknown!r}{suggest(unknown, METHODS)}")
+    check_methods(methods, "--methods: ")  # before a folder is made for them
     if len(models) > 1 and network.weights is not None:
         raise click.UsageError("--weights is for one model; with several name each one's file as MODEL@FILE")
     folder = out or Path("-".join(["diagnosis", *map(_name_folder, models)]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -23,9 +23,6 @@ from spectral.console import (
     workers_option,
 )
 from spectral.errors import SpectralError
-
-if TYPE_CHECKING:
-    pass
 
 
 def remedy_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -57,7 +57,7 @@ class KnownFiles:
             return None
         with suppress(OSError, ValueError, TypeError):
             state, digest, height, width = entry
-            if state == _describe(self._root / name):
+            if state == _describe((self._root / name).stat()):
                 return CheckedFile(str(digest), (int(height), int(width)))
         return None
 
@@ -68,10 +68,10 @@ class KnownFiles:
         new: dict[str, Any] = {}
         for name, (digest, size) in found:
             with suppress(OSError):
-                path = self._root / name
+                state = (self._root / name).stat()
                 # A file that has just changed may change again without another time.
-                if max(path.stat().st_mtime, path.stat().st_ctime) < self._begun - _SETTLED:
-                    new[name] = [_describe(path), digest, *size]
+                if max(state.st_mtime, state.st_ctime) < self._begun - _SETTLED:
+                    new[name] = [_describe(state), digest, *size]
         if any(self._entries.get(name) != entry for name, entry in new.items()):
             content = {"pillow": PIL.__version__, "files": {**self._entries, **new}}
             with suppress(OSError, SpectralError, ValueError):
@@ -80,8 +80,7 @@ class KnownFiles:
                 _forget_old(self._path.parent)
 
 
-def _describe(path: Path) -> list[int]:
-    state = path.stat()
+def _describe(state: os.stat_result) -> list[int]:
     return [state.st_size, state.st_ino, state.st_mtime_ns, state.st_ctime_ns]
 
 

@@ -25,7 +25,7 @@ from spectral.columns import bound, bound_flags, bound_summary
 from spectral.console import FilePath, SpectralCommand, workers_option
 from spectral.data import ImageSet, load_images
 from spectral.distillation import distill
-from spectral.errors import SpectralError, suggest
+from spectral.errors import SpectralError
 from spectral.figures import draw_figure
 from spectral.files import ensure_writable
 from spectral.latency import measure_latency
@@ -33,7 +33,7 @@ from spectral.models import load_model, model_info
 from spectral.recalibration import recalibrate
 from spectral.schema import with_bounds
 from spectral.stability import measure_consistency, measure_stability
-from spectral.surgery import METHODS, convert
+from spectral.surgery import check_methods, convert
 from spectral.table import describe_environment, write_csv
 
 MODEL = "packaged/efficientnet-lite0"
@@ -83,9 +83,7 @@ def compare_repairs(
     Raises:
         SpectralError: for an unknown layer, fewer than four images, or a network that can't be converted.
     """
-    for method in methods:
-        if method not in METHODS:
-            raise SpectralError(f"no layer is called {method!r}{suggest(method, METHODS)}")
+    check_methods(methods)
     if len(images) < 4:
         raise SpectralError(f"repair: needs at least 4 images, got {len(images)}")
     tuning, scored = images[1::2], images[::2]

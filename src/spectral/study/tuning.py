@@ -20,14 +20,14 @@ from torch import nn
 
 import spectral.data
 from spectral.console import FilePath, SpectralCommand
-from spectral.errors import SpectralError, suggest
+from spectral.errors import SpectralError
 from spectral.files import ensure_writable
 from spectral.models import load_model
 from spectral.models.architectures import build
 from spectral.models.checkpoint import save_checkpoint
 from spectral.models.fetching import RANDOM
 from spectral.models.info import CIFAR_NUM_CLASSES, model_info
-from spectral.surgery import METHODS, conversion_report
+from spectral.surgery import check_methods, conversion_report
 from spectral.surgery.report import find_report
 from spectral.training import STATE_NAME, LabelledImages, Recipe, train
 from spectral.training_state import remove_state
@@ -75,9 +75,7 @@ def tune_layers(
     Raises:
         SpectralError: for an unknown layer, before anything is trained; else as `train_checkpoint`.
     """
-    for method in methods:
-        if method not in METHODS:
-            raise SpectralError(f"--methods: no layer is called {method!r}{suggest(method, METHODS)}")
+    check_methods(methods, "--methods: ")
     architecture = name_architecture(load_model(base))
     paths = []
     for method in methods:

@@ -1,6 +1,6 @@
 """Surgery: anti-aliasing layers in place of a trained network's decimations."""
 
-from spectral.surgery.conversion import METHODS, convert, read_change, revert
+from spectral.surgery.conversion import METHODS, check_methods, convert, read_change, revert
 from spectral.surgery.remedies import ACTIVATIONS, BORDERS, check_remedies
 from spectral.surgery.report import ConversionReport, ConversionRow, Cost, conversion_report
 
@@ -11,6 +11,7 @@ __all__ = [
     "ConversionReport",
     "ConversionRow",
     "Cost",
+    "check_methods",
     "check_remedies",
     "conversion_report",
     "convert",

@@ -159,6 +159,21 @@ def convert(
     return work
 
 
+def check_methods(methods: Iterable[str], where: str = "") -> None:
+    """Make sure that layers have names of `METHODS`.
+
+    Args:
+        methods: their names.
+        where: what messages begin with.
+
+    Raises:
+        SpectralError: naming the first that is none.
+    """
+    for method in methods:
+        if method not in METHODS:
+            raise SpectralError(f"{where}no layer is called {method!r}{suggest(method, METHODS)}")
+
+
 def read_change(name: str) -> dict[str, Any]:
     """Return the arguments of `convert` that one name stands for: of a layer, an activation or a border.
 

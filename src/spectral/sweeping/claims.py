@@ -76,8 +76,14 @@ class Claims:
 
     def list_taken(self) -> dict[str, str]:
         """Say by whom each piece of work is taken that somebody is at."""
-        paths = [path for path in self.folder.glob("*.json") if not self._is_stale(path)]
+        claims = list(self.folder.glob("*.json"))
+        now = self.now() if claims else 0.0
+        paths = [path for path in claims if not self._is_stale(path, now)]
         return {path.stem: self._name_owner(path) for path in paths}
+
+    def is_done(self, name: str) -> bool:
+        """Whether a piece of work is marked as done."""
+        return self._mark(name).exists()
 
     def list_done(self) -> set[str]:
         """List the pieces of work that are marked as done."""
@@ -85,11 +91,14 @@ class Claims:
 
     def mark(self, name: str) -> None:
         """Mark a piece of work as done."""
-        (self.folder / f"{name}.done").touch()
+        self._mark(name).touch()
 
     def find_age(self, name: str) -> float:
         """Return when a piece of work was last marked as done, by the disk's clock."""
-        return (self.folder / f"{name}.done").stat().st_mtime
+        return self._mark(name).stat().st_mtime
+
+    def _mark(self, name: str) -> Path:
+        return self.folder / f"{name}.done"
 
     def _require_exclusive(self) -> None:
         probe = self.folder / f"probe-{uuid.uuid4().hex}.json"
@@ -120,7 +129,7 @@ class Claims:
 
     def _take_over(self, path: Path) -> bool:
         """Take a claim away that was left behind; only one process can."""
-        if not self._is_stale(path):
+        if not self._is_stale(path, self.now()):
             return False
         away = path.with_name(f"{path.stem}-{uuid.uuid4().hex}.stale")
         try:
@@ -130,9 +139,9 @@ class Claims:
         away.unlink(missing_ok=True)
         return True
 
-    def _is_stale(self, path: Path) -> bool:
+    def _is_stale(self, path: Path, now: float) -> bool:
         try:
-            age = self.now() - path.stat().st_mtime
+            age = now - path.stat().st_mtime
             owner = json.loads(path.read_text(encoding="utf-8"))
             gone = owner["host"] == socket.gethostname() and not is_running(int(owner["process"]))
         except FileNotFoundError:

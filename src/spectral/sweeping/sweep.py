@@ -24,7 +24,7 @@ from spectral.measurement.run import Run
 from spectral.models import load_model, model_info
 from spectral.ranks import Ranks
 from spectral.schema import RUN_FILE
-from spectral.store import ShardStore, find_difference, read_run
+from spectral.store import ShardStore, read_run, refuse_other
 from spectral.summary import summarize_measurements
 from spectral.sweeping.claims import Claims
 from spectral.sweeping.models import name_folders
@@ -186,12 +186,12 @@ class _Network:
     @property
     def begun(self) -> bool:
         """Whether its run is there, and what can't be measured known."""
-        return _BEGIN in self.claims.list_done() and (self.rows / RUN_FILE).exists()
+        return self.claims.is_done(_BEGIN) and (self.rows / RUN_FILE).exists()
 
     @property
     def finished(self) -> bool:
         """Whether all is measured and summarised."""
-        return self.begun and _END in self.claims.list_done() and (self.folder / SUMMARY).exists()
+        return self.begun and self.claims.is_done(_END) and (self.folder / SUMMARY).exists()
 
     def is_fresh(self, start: float) -> bool:
         """Whether a job has finished it, or found it unaltered, since then."""
@@ -221,7 +221,7 @@ class _Network:
                 if not mine:
                     return False
                 did = self.begin(run)
-        self._compare(run)
+        refuse_other(self.rows, read_run(self.rows), run.config, run.identity)
         if self.finished:
             self.claims.mark(_END)  # it is still that network
             return did
@@ -230,9 +230,9 @@ class _Network:
         run.resume(store.reasons(), store.measured_sites())
         for at, images in enumerate(self.plan.units):
             name = f"{at:06d}"
-            if name not in self.claims.list_done():
+            if not self.claims.is_done(name):
                 with self.claims.take(name) as mine:
-                    if mine and name not in self.claims.list_done():
+                    if mine and not self.claims.is_done(name):
                         self.measure(run, name, [i for i in images if run.images.ids[i] not in done])
                         did = True
         if self.list_work() == [_END]:
@@ -279,13 +279,6 @@ class _Network:
     def _join(self, writer: str) -> ShardStore:
         record = read_run(self.rows)
         return ShardStore.join(self.rows, {"run": record["run"], "parts": record["parts"]}, writer)
-
-    def _compare(self, run: Run) -> None:
-        difference = find_difference(read_run(self.rows), run.config, run.identity)
-        if difference is not None:
-            raise SpectralError(
-                f"{self.rows} holds measurements {difference}; choose another folder or delete it"
-            )
 
     def describe(self) -> dict[str, Any]:
         """Return its row of the table."""
