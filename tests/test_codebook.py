@@ -15,7 +15,7 @@ from spectral.budget.summary import SUMMARY as BUDGET
 from spectral.codebook import ENDINGS, ENTRIES, describe_column, list_columns, make_codebook
 from spectral.errors import SpectralError
 
-RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = Path(__file__).parents[1] / "results" / "reference"
 FOLDERS = sorted({path.parent for path in RESULTS.rglob("*.csv")})
 WRITTEN: dict[str, Any] = {"measurement": schema.MEASUREMENT, "summary": schema.SUMMARY, "budget": BUDGET}
 for _, _name, is_package in pkgutil.iter_modules(study.__path__):
@@ -43,7 +43,7 @@ def test_every_column_that_is_written_has_an_entry(table):
 def test_the_codebook_beside_the_results_is_that_of_these_tables():
     written = pd.read_csv(RESULTS / "tables/codebook.csv", keep_default_na=False)
     found = make_codebook(list_columns(RESULTS / "tables"))
-    assert written.to_dict("records") == found, "run python -m spectral.codebook results/tables"
+    assert written.to_dict("records") == found, "run python -m spectral.codebook results/reference/tables"
 
 
 def test_ranges_and_codebook_know_the_same_metrics():

@@ -15,7 +15,7 @@ from spectral.codebook import describe_column
 from spectral.study.findings import COLUMNS, find_findings, report_findings, tabulate_findings
 from spectral.study.progress import Progress, describe_overwriting
 
-TABLES = Path(__file__).parents[1] / "results" / "tables"
+TABLES = Path(__file__).parents[1] / "results" / "reference" / "tables"
 
 
 def test_findings_are_the_numbers_of_the_tables():

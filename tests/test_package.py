@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 import spectral
+from spectral import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -82,3 +83,26 @@ def test_every_requirement_says_its_lowest_version() -> None:
 
 def test_versions_agree() -> None:
     assert spectral.__version__ == PROJECT["version"]
+
+
+def test_what_a_run_writes_is_none_of_the_committed_files() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("no git repository: an unpacked archive")
+    out = next(o for o in cli.main.commands["study"].params if o.name == "out").default
+    parts = (
+        "tables/a.csv",
+        "tables/a.json",
+        "figures/a.png",
+        "provenance.json",
+        "measurements/a.csv",
+        "_lock",
+    )
+    written = [f"{folder}/{part}" for folder in (out, f"{out}/reference") for part in parts]
+    ignored = subprocess.run(
+        ["git", "check-ignore", "--no-index", *written], cwd=ROOT, capture_output=True, text=True
+    ).stdout.split()
+    asked = {f"{out}/reference/{part}" for part in parts[:4]}
+    assert set(written) - set(ignored) == asked
+    tracked = run("git", "ls-files", str(out), cwd=ROOT).split()
+    assert tracked
+    assert [path for path in tracked if not path.startswith(f"{out}/reference/")] == []

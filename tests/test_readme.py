@@ -77,7 +77,7 @@ def test_numbers_are_those_of_the_tables() -> None:
 
 
 def read(name: str) -> pd.DataFrame:
-    return pd.read_csv(ROOT / "results" / "tables" / f"{name}.csv")
+    return pd.read_csv(ROOT / "results" / "reference" / "tables" / f"{name}.csv")
 
 
 def write(value: float, digits: int = 2) -> str:
@@ -98,7 +98,7 @@ def say_survey() -> list[str]:
 
 
 def say_checkerboards() -> list[str]:
-    table = pd.read_csv(ROOT / "results" / "published-cifar10" / "tables" / "phase6_nula.csv")
+    table = pd.read_csv(ROOT / "results" / "reference" / "published-cifar10" / "tables" / "phase6_nula.csv")
     share = (100 * table.set_index(["model", "perturbation"])["accuracy"]).map("{:.1f}".format)
     base, clean, robust = (
         "cifar-hub/resnet20",

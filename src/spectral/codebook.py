@@ -130,5 +130,5 @@ def write_codebook(folder: str | Path) -> Path:
     return path
 
 
-if __name__ == "__main__":  # python -m spectral.codebook results/tables
+if __name__ == "__main__":  # python -m spectral.codebook results/reference/tables
     write_codebook(sys.argv[1])
