@@ -43,7 +43,7 @@ NETWORKS: dict[str, tuple[str, dict[str, object]]] = {
 }
 ZOO = [*NETWORKS, "absent"]
 # Stubbed attacks leave so many of the eight pictures, from the first: of plain networks, of attacked ones.
-LEFT = {"fgsm": (2, 6), "pgd-50": (1, 5), "autoattack": (0, 4)}
+LEFT = {"fgsm": (2, 6), "pgd-50": (1, 5), "apgd-ce": (1, 5), "autoattack": (0, 4)}
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +208,25 @@ def test_attacks_out_of_order_are_said_and_written(data, tmp_path, monkeypatch, 
 
 
 @pytest.mark.usefixtures("stubbed")
+def test_the_whole_of_autoattack_sees_a_stated_part_spread_over_all(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(phase9, "FULL_LIMIT", 3)
+    seen: dict[str, list[str]] = {}
+
+    def note(model: object, images: Any, chosen: list[str], **given: object) -> pd.DataFrame:
+        seen[chosen[0]] = images.ids
+        return stub_attack(model, images, chosen, **given)
+
+    monkeypatch.setattr(phase9, "measure_robustness", note)
+    run_study([9], options(tmp_path, data=str(data), models=("bundled/net-fgsm",)))
+    assert seen["autoattack"] == seen["apgd-ce"][::3]
+    (row,) = read(tmp_path).to_dict("records")
+    assert (row["n"], row["n_labelled"], row["n_autoattack"]) == (8, 8, 3)
+    # FGSM left 6 of 8, of these three pictures the first two: no more than the 3 that are left here
+    assert row["autoattack_agreement"] == 1
+    assert not row["attacks_ordered"]
+
+
+@pytest.mark.usefixtures("stubbed")
 def test_what_is_missing_and_the_command_that_trains_it_are_said(data, tmp_path, capsys):
     phase9.Robustness(options(tmp_path, data=str(data)))
     said = capsys.readouterr().out
@@ -279,15 +298,15 @@ def test_an_interrupted_run_goes_on_behind_the_last_attack(data, tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         run_study([9], chosen)
     run_study([9], chosen)
-    first, second = ["fgsm", "pgd-50", "autoattack"], ["fgsm", "pgd-50", "autoattack", "pgd-50"]
-    assert calls == [*first, "autoattack", "pgd-50", *second]
-    before = read(tmp_path)
+    every = [attack for attack, _ in phase9.TESTS.values()]
+    assert calls == [*every[:3], *every[2:], *every]  # the third was interrupted
+    before, done = read(tmp_path), len(calls)
     run_study([9], chosen)
-    assert len(calls) == 9
+    assert len(calls) == done
     pd.testing.assert_frame_equal(read(tmp_path), before)
     monkeypatch.setitem(phase9.TESTS, "fgsm", ("fgsm", 4 / 255))  # another ε, other numbers
     run_study([9], chosen)
-    assert len(calls) == 9 + 2
+    assert len(calls) == done + 2
 
 
 @pytest.mark.usefixtures("stubbed")
@@ -537,15 +556,19 @@ def test_fig27_has_a_panel_per_layer_and_a_mark_per_network():
         assert ax.get_xticklabels()[0].get_text() == "0"
 
 
-def test_fig27_joins_a_network_with_the_same_attacked():
+def test_fig27_joins_an_attacked_network_with_its_control():
     tables = make_tables()
     ax = plot("fig27_am_robustness", tables).axes[0]
     am = tables["phase9_sites"].query("level == @LEVELS[0]").set_index("model")["am"]
     share = 100 * tables["phase9_networks"].set_index("model")["autoattack_accuracy"]
-    pair = ["bundled/resnet20", "bundled/resnet20-fgsm"]
     lines = [line.get_xydata() for line in ax.lines if line.get_marker() == "None"]
-    expected = np.column_stack([am[pair], share[pair]])
-    assert any(line.shape == (2, 2) and np.allclose(line, expected) for line in lines)
+
+    def joined(*pair: str) -> bool:
+        expected = np.column_stack([am[list(pair)], share[list(pair)]])
+        return any(line.shape == (2, 2) and np.allclose(line, expected) for line in lines)
+
+    assert joined("bundled/resnet20-control", "bundled/resnet20-fgsm")
+    assert not joined("bundled/resnet20", "bundled/resnet20-fgsm")  # its control stands in
 
 
 def test_fig28_shows_both_coefficients_and_their_intervals():
@@ -575,6 +598,7 @@ def test_fig29_has_a_line_per_network_and_stars_what_is_out_of_order():
         "pgd-50-weak_accuracy",
         "fgsm_accuracy",
         "pgd-50_accuracy",
+        "apgd-ce_accuracy",
         "autoattack_accuracy",
     ]
     drawn = [mark.get_xdata()[0] for mark in marks(left)]
@@ -597,6 +621,7 @@ def test_figures_of_agreement_say_so():
         "pgd-50-weak_agreement",
         "fgsm_agreement",
         "pgd-50_agreement",
+        "apgd-ce_agreement",
         "autoattack_agreement",
     ]
     assert drawn == pytest.approx(list(100 * networks[columns].to_numpy().ravel()))

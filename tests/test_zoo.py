@@ -61,8 +61,10 @@ def test_the_small_zoo_has_pairs_that_differ_in_their_training():
         "resnet20", "resnet20-blurpool", "nula-w32", "nula-w32-robust", "resnet20-tuned-strided",
         "resnet20-tuned-blurpool", "resnet20-tuned-flc", "resnet20-tuned-asap", "resnet20-tuned-wavelet",
         "resnet20-tuned-aps", "resnet20-fgsm", "resnet20-control", "resnet20-blurpool-fgsm",
-        "resnet20-blurpool-control", "resnet20-tuned-flc-fgsm", "resnet20-tuned-flc-control",
-        "nula-w32-fgsm", "nula-w32-control", "resnet20-tuned-asap-fgsm", "resnet20-tuned-asap-control",
+        "resnet20-blurpool-control", "nula-w32-fgsm", "nula-w32-control", "resnet20-tuned-flc-fgsm",
+        "resnet20-tuned-flc-control", "resnet20-tuned-asap-fgsm", "resnet20-tuned-asap-control",
+        "resnet20-tuned-wavelet-fgsm", "resnet20-tuned-wavelet-control", "resnet20-tuned-aps-fgsm",
+        "resnet20-tuned-aps-control",
     ]  # fmt: skip
     for name in (name for name in list_zoo("small") if name.endswith(zoo.ATTACKED)):
         entry = ZOO[name]

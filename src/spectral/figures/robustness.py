@@ -42,6 +42,7 @@ ATTACKS = {
     "pgd-50-weak": ("#F0E442", "s", "PGD at ε = 1/255"),
     "fgsm": ("#56B4E9", "v", "FGSM"),
     "pgd-50": ("#E69F00", "s", "PGD, 50 steps"),
+    "apgd-ce": ("#CC79A7", "X", "APGD (AutoAttack's first part)"),
     "autoattack": ("#D55E00", "o", "AutoAttack"),
 }
 CORRUPTIONS = {
@@ -51,7 +52,8 @@ CORRUPTIONS = {
 }
 CLEAN = ("white", "D", "clean")
 STRONGEST = "autoattack"
-ATTACKED = "-fgsm"  # behind a network's name: the same, adversarially trained
+# Behind a network's name: the same, adversarially trained; and as long without attacks.
+ATTACKED, CONTROL = "-fgsm", "-control"
 FEWEST_TICKS = 3
 MOST_LEVELS, MOST_NETWORKS = 6, 30  # what fits a page
 MEAN_LEVEL = "mean over sites"
@@ -75,8 +77,9 @@ _COEFFICIENTS = ("networks", "attack", "metric", "level", "n_networks", *with_bo
     caption=(
         "AM at the dense tap of each downsampling layer, mean over images, against what AutoAttack leaves at "
         "ε = 8/255, both with 95 % intervals: a panel per layer, a mark per network; colour: training; "
-        "marker: downsampling; lines: from a network to the same, adversarially trained; 0, left of the "
-        "dotted line: no aliases beyond rounding. AM grows with amplitude and map size, so it compares "
+        "marker: downsampling; lines: to an adversarially trained network from the same trained as long "
+        "without attacks, or from its start where there is none; 0, left of the dotted line: no aliases "
+        "beyond rounding. AM grows with amplitude and map size, so it compares "
         "networks within a panel, and is taken in front of batch norm in some and behind it in others. "
         "Networks that differ in architecture, recipe and start: a pattern here is no cause."
     ),
@@ -162,7 +165,8 @@ def plot_robustness_relations(source: Source) -> Figure:
     "fig29_attacks",
     title="What attacks, corruptions and shifts leave of each network",
     caption=(
-        "Left: clean accuracy, and what PGD leaves at ε = 1/255 and FGSM, PGD and AutoAttack at 8/255. "
+        "Left: clean accuracy, and what PGD leaves at ε = 1/255 and FGSM, PGD, APGD and AutoAttack (on at "
+        "most 256 of the images) at 8/255. "
         "Middle: three corruptions at severity 3 (ImageNet-C's constants, at 32 px not CIFAR-10-C). Right: "
         "share of pairs of shifted views (up to 3 px, circular) that get one class. All with 95 % intervals; "
         "of whole networks, so of no tap. A star: a stronger attack changed fewer predictions than a weaker "
@@ -265,8 +269,11 @@ def _draw_level(ax: Axes, sites: pd.DataFrame, networks: pd.DataFrame) -> None:
     for row, silent in zip(sites.to_dict("records"), free, strict=True):
         at = [edge] * 3 if silent else [float(row[f"am{end}"]) for end in BOUNDS]
         drawn[row["model"]] = _draw_point(ax, networks.loc[row["model"]], at)
-    for plain in drawn.keys() & {model.removesuffix(ATTACKED) for model in drawn if model.endswith(ATTACKED)}:
-        ax.plot(*zip(drawn[plain], drawn[plain + ATTACKED], strict=True), color=GREY, lw=0.6, zorder=2)
+    for attacked in (model for model in drawn if model.endswith(ATTACKED)):
+        plain = attacked.removesuffix(ATTACKED)
+        reference = next((name for name in (plain + CONTROL, plain) if name in drawn), None)
+        if reference is not None:
+            ax.plot(*zip(drawn[reference], drawn[attacked], strict=True), color=GREY, lw=0.6, zorder=2)
     ax.margins(x=0.08)
     _use_log_scale(ax, edge if free.any() else None)
     _limit_shares(ax, networks)

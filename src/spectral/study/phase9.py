@@ -2,12 +2,13 @@
 
 Networks that differ in their downsampling and in their training, on the same pictures: aliases at every
 downsampling site; what FGSM, PGD and AutoAttack leave of their predictions at ε = 8/255, and PGD at 1/255,
-which tells networks apart that were never attacked in training; corruptions and shifts. Then rank
-correlations over the networks, plain and given clean accuracy, and what adversarial training changes in the
-aliases of one and the same architecture. With --data, labelled pictures, the response is robust accuracy;
-otherwise robust agreement, the share of the own predictions that an attack can't change. --models takes any
-number of networks; of a network with -fgsm behind its name and the same with -control, trained as long
-without attacks, or else without either, a pair is made. The preset paper takes RobustBench's, which the paper
+which tells networks apart that were never attacked in training; corruptions and shifts. AutoAttack's cheap
+first part sees all pictures, the whole of it at most 256 of them, spread evenly. Then rank correlations over
+the networks, plain and given clean accuracy, and what adversarial training changes in the aliases of one and
+the same architecture. With --data, labelled pictures, the response is robust accuracy; otherwise robust
+agreement, the share of the own predictions that an attack can't change. --models takes any number of
+networks; of a network with -fgsm behind its name and the same with -control, trained as long without attacks,
+or else without either, a pair is made. The preset paper takes RobustBench's, which the paper
 of the aliasing metric measured, and CIFAR-10.
 
 Example: python experiments/phase9_robustness.py --data cifar10 --limit 64 --out results
@@ -75,7 +76,10 @@ EPSILON, WEAK_EPSILON = 8 / 255, 1 / 255
 # At 8/255 a network that was never attacked keeps nothing: only a weak attack tells such networks apart.
 WEAK = "pgd-50-weak"
 TESTS = {**{attack: (attack, EPSILON) for attack in ATTACKS}, WEAK: ("pgd-50", WEAK_EPSILON)}
-BATCH = 128  # AutoAttack's slow parts see only what the others left: small batches are waste
+FULL = "autoattack"  # its later parts take minutes for each network that withstands the first, apgd-ce
+FULL_LIMIT = 256  # so they see at most so many pictures, spread evenly over all
+ORDER = ("fgsm", "pgd-50", FULL)  # from weak to strong
+BATCH = 256  # AutoAttack's slow parts see only what the others left: small batches are waste
 CORRUPTIONS, SEVERITY = (
     ("gaussian_noise", "defocus_blur", "jpeg_compression"),
     3,
@@ -105,9 +109,8 @@ _ALIASES = (*METRICS, "alias_power_db")
 _SHARES = [f"{test}_{kind}" for test in (*TESTS, *CORRUPTIONS) for kind in ("accuracy", "agreement")]
 NETWORK_COLUMNS = [
     *_FACTS, "tuned_from", "data_id", "epochs", "seed", *with_bounds("test_accuracy"), "test_images",
-    "response", "n", "n_labelled", "n_clusters", *with_bounds("clean_accuracy", *_SHARES), "epsilon",
-    "epsilon_weak",
-    "attacks_ordered", "severity", "corruption_note", "corruption_reason",
+    "response", "n", "n_labelled", "n_clusters", f"n_{FULL}", *with_bounds("clean_accuracy", *_SHARES),
+    "epsilon", "epsilon_weak", "attacks_ordered", "severity", "corruption_note", "corruption_reason",
     *with_bounds("consistency", "sis"), "sites", "measurable", *SIGNAL_COLUMNS, *with_bounds(*_ALIASES),
     "aliasing_reason",
 ]  # fmt: skip
@@ -126,9 +129,9 @@ PAIR_COLUMNS = [
     "pair", "reference", "metric", "level", "unit", "n", "n_alias_free", "n_lower",
     *with_bounds("log_ratio", "ratio"), "p", "p_holm", "significance", "reason", "confounds",
 ]  # fmt: skip
-COUNTS = ("n", "n_labelled", "n_clusters", "n_silent", "n_signal", "sites", "measurable", "site_index",
-          "step", "epochs", "channels", "seed", "test_images", "n_networks", "n_alias_free", "n_lower",
-          "severity")  # fmt: skip
+COUNTS = ("n", "n_labelled", "n_clusters", f"n_{FULL}", "n_silent", "n_signal", "sites", "measurable",
+          "site_index", "step", "epochs", "channels", "seed", "test_images", "n_networks", "n_alias_free",
+          "n_lower", "severity")  # fmt: skip
 
 
 class Robustness(PictureResults):
@@ -202,6 +205,11 @@ class Robustness(PictureResults):
         size = self.infos[name].preprocessing.size
         return self.images if self.images.size == size else self.images.resized(size)
 
+    def images_under(self, test: str, name: str) -> ImageSet:
+        """Return the pictures of an attack: all, or every so manieth where it is slow."""
+        images = self.images_for(name)
+        return images[:: -(-len(images) // FULL_LIMIT)] if test == FULL else images
+
     def keep(
         self, name: str, what: str, config: Mapping[str, Any], compute: Callable[[], pd.DataFrame]
     ) -> pd.DataFrame:
@@ -215,7 +223,7 @@ class Robustness(PictureResults):
         """What determines every number."""
         weights = {name: info.weights_id for name, info in self.infos.items()}
         return {"preset": self.options.preset, **self._pictures(), "weights": weights,
-                "epsilon": [EPSILON, WEAK_EPSILON], "batch": BATCH,
+                "epsilon": [EPSILON, WEAK_EPSILON], "batch": BATCH, "full_limit": FULL_LIMIT,
                 "severity": SEVERITY, "pairs": PAIRS}  # fmt: skip
 
     def _pictures(self) -> dict[str, Any]:
@@ -346,24 +354,32 @@ def find_training(info: ModelInfo) -> dict[str, Any]:
 
 def measure_attacks(study: Robustness, name: str, model: nn.Module) -> dict[str, Any]:
     """Attack every picture; each attack is kept by itself, so that an interrupted run goes on behind it."""
-    images, options = study.images_for(name), study.options
-    row: dict[str, Any] = {"epsilon": EPSILON, "epsilon_weak": WEAK_EPSILON, "n": len(images)}
-    left = {}
+    options = study.options
+    row: dict[str, Any] = {"epsilon": EPSILON, "epsilon_weak": WEAK_EPSILON}
+    robust: dict[str, pd.Series] = {}
     for test, (attack, epsilon) in TESTS.items():
-        config = {"attack": attack, "epsilon": epsilon, "batch": BATCH}
+        images = study.images_under(test, name)
+        config = {"attack": attack, "epsilon": epsilon, "batch": BATCH, "n": len(images)}
         run_attack = partial(
             measure_robustness, model, images, [attack], epsilon=epsilon, batch_size=BATCH,
             seed=options.seed, progress=options.progress,
         )  # fmt: skip
         table = study.keep(name, f"robustness-{test}", config, run_attack).set_index("image")
+        robust[test] = table["robust"].astype(bool)
         row |= _share(study, f"{test}_agreement", table["robust"])
         row |= _share(study, f"{test}_accuracy", table["robust_correct"])
-        row |= _share(study, "clean_accuracy", table["correct"])
-        row["n_labelled"] = int(table["correct"].notna().sum())
-        left[test] = int(table["robust"].sum())
-    row["n_clusters"] = len(set(study.clusters.values()))
-    row["attacks_ordered"] = all(left[weaker] >= left[stronger] for weaker, stronger in pairwise(ATTACKS))
+        if test != FULL:
+            row |= _share(study, "clean_accuracy", table["correct"])
+            row |= {"n": len(images), "n_labelled": int(table["correct"].notna().sum())}
+    row |= {"n_clusters": len(set(study.clusters.values())), f"n_{FULL}": len(robust[FULL])}
+    row["attacks_ordered"] = all(_leaves_more(robust[a], robust[b]) for a, b in pairwise(ORDER))
     return row
+
+
+def _leaves_more(weaker: pd.Series, stronger: pd.Series) -> bool:
+    """Whether the weaker of two attacks leaves at least as many of the pictures that both saw."""
+    shared = weaker.index.intersection(stronger.index)
+    return bool(weaker[shared].sum() >= stronger[shared].sum())
 
 
 def measure_corruptions(study: Robustness, name: str, model: nn.Module) -> dict[str, Any]:
@@ -604,7 +620,7 @@ def summarize_findings(correlations: pd.DataFrame, pairs: pd.DataFrame) -> list[
     """Say in a few sentences what the tables say of aliases and of AM, with its doubt."""
     said = []
     overall = correlations[(correlations["metric"] == HEADLINE) & (correlations["level"] == MEAN_LEVEL)]
-    asked = (("all", "autoattack"), ("standard", WEAK))
+    asked = (("all", FULL), ("standard", WEAK))
     chosen = overall[[key in asked for key in zip(overall["networks"], overall["attack"], strict=True)]]
     for row in chosen.to_dict("records"):
         start = f"aliases against {row['response']} under {row['attack']}, networks: {row['networks']}"

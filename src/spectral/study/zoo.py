@@ -68,8 +68,8 @@ def _list_small() -> dict[str, Entry]:
     for method in ("strided", "blurpool", "flc", "asap", "wavelet", "aps"):
         name = name_tuned("resnet20", method)
         zoo[name] = Entry("resnet20", TUNING, "resnet20", method, "one network, another layer")
-    for start in ("resnet20", "resnet20-blurpool", f"{name_tuned('resnet20', 'flc')}", "nula-w32",
-                  f"{name_tuned('resnet20', 'asap')}"):  # fmt: skip
+    tuned = (name_tuned("resnet20", method) for method in ("flc", "asap", "wavelet", "aps"))
+    for start in ("resnet20", "resnet20-blurpool", "nula-w32", *tuned):
         architecture = zoo[start].architecture
         zoo[start + ATTACKED] = Entry(architecture, ADVERSARIAL, start, note="the same, attacked")
         zoo[start + CONTROL] = Entry(architecture, UNATTACKED, start, note="as long without attacks")
