@@ -1,19 +1,21 @@
 """Faults on purpose: kills, pairs of writers, flipped bits, interrupts, threads; a table of what went wrong.
 
-A job (measure, study, compare, train) runs in a forked process that is killed at a random moment and started
-again, or beside a second that writes to the same folder; what it then gives is held against a run that
-nothing happened to. Bits are flipped in finished folders; interrupts come at random moments of calls that
-alter a model; threads measure and serve one model. A trial counts as a fault if anything is lost, doubled,
-changed, left behind or refused without a sentence. ``--full`` are the counts that must hold: 200 kills, 100
-pairs of writers, 2000 bits, 1000 interrupts, 200 pairs of threads. After ``--minutes`` the table says what
-was done until then.
+A job (measure, study, compare, train, diagnose, report) runs in a forked process that is killed at a random
+moment and started again, or beside a second that writes to the same folder; what it then gives is held
+against a run that nothing happened to. Bits are flipped in finished folders; interrupts come at random
+moments of calls that alter a model; threads measure and serve one model. A trial counts as a fault if
+anything is lost, doubled, changed, left behind or refused without a sentence. ``--full`` are the counts that
+must hold: 200 kills, 100 pairs of writers, 2000 bits, 1000 interrupts, 200 pairs of threads. After
+``--minutes`` the table says what was done until then.
 
 Example: python benchmarks/faults.py --full --jobs 14 --minutes 5 --out results
 """
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
+import hashlib
 import multiprocessing
 import os
 import pickle
@@ -26,7 +28,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +41,7 @@ import torch
 from torch import nn
 
 import spectral
+from spectral.analysis import read_diagnosis
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
 from spectral.identity import find_structure
@@ -54,6 +57,8 @@ AT_ONCE = {"kills": 2, "writers": 2, "bits": 50, "interrupts": 25, "threads": 5}
 KEY = ["model", "image", "site", "tap", "metric"]
 BEING_WRITTEN = "is being written by"
 LONGEST = 600  # seconds that a run may take before it counts as stuck
+DIGESTED = (".parquet", ".json", ".npz", ".pt")
+DIGESTING = ("measure", "train", "diagnose")  # jobs whose files all have a digest
 COLUMNS = ["fault", "job", "trials", "faults", "seconds", "first"]
 
 Result = Mapping[str, Any]
@@ -113,9 +118,38 @@ def run_training(out: Path) -> Result:
     return {"weights": hash_state(found["model"].state_dict()), "history": str(found["history"])}
 
 
+def run_diagnosis(out: Path) -> Result:
+    """Say where the network aliases, and make a page of it; what a clock says is left out."""
+    found = spectral.diagnose(
+        make_network(), make_images(6), methods=("flc",), fix_images=2, budget_images=2, batch_size=2,
+        out=out, progress=False,
+    )  # fmt: skip
+    spectral.write_page(found, out / "page.html")
+    return _list_tables(found)
+
+
+def run_report(out: Path) -> Result:
+    """Make a page of a folder that holds a diagnosis."""
+    page = spectral.write_report(out).read_bytes()
+    return {"page": hashlib.sha256(page).hexdigest(), **_list_tables(read_diagnosis(out))}
+
+
+def read_everything(out: Path) -> Result:
+    """Read all that a diagnosis has left."""
+    spectral.read(out / "measurements")
+    return _list_tables(read_diagnosis(out))
+
+
+def _list_tables(found: spectral.Diagnosis) -> Result:
+    timed = "latency|seconds"
+    return {name: table.filter(regex=rf"^(?!.*({timed}))") for name, table in found.tables.items()}
+
+
 JOBS: dict[str, Callable[[Path], Result]] = {
     "measure": run_measure, "study": run_survey, "compare": run_compare, "train": run_training,
+    "diagnose": run_diagnosis, "report": run_report,
 }  # fmt: skip
+NEEDED = {"report": "diagnose"}  # whose folder a job begins with
 
 
 def load_pictures() -> ImageSet:
@@ -215,27 +249,35 @@ class Child:
 
 
 class Reference(NamedTuple):
-    """What a job gives when nothing happens to it."""
+    """What a job gives when nothing happens to it, and the folder that it leaves."""
 
     result: Result
     rows: Result
     seconds: float
+    folder: Path
 
 
 def make_reference(name: str) -> Reference:
     """Do a job undisturbed, in a process of its own."""
-    with scratch() as folder:
-        for _ in range(2):  # the second time is without what is loaded once
-            shutil.rmtree(folder / "run", ignore_errors=True)
-            started = time.perf_counter()
-            state, result = Child(JOBS[name], folder / "run").wait()
-            seconds = time.perf_counter() - started
-            if state != "done":
-                raise SystemExit(f"{name} {state} undisturbed: {result}")
-        return Reference(result, Child(read_rows, folder / "run").wait()[1], seconds)
+    folder = Path(tempfile.mkdtemp(prefix="faults-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for run in (folder / "first", folder / "second"):  # the second time is without what is loaded once
+        prepare(name, run)
+        started = time.perf_counter()
+        state, result = Child(JOBS[name], run).wait()
+        seconds = time.perf_counter() - started
+        if state != "done":
+            raise SystemExit(f"{name} {state} undisturbed: {result}")
+    return Reference(result, Child(read_rows, run).wait()[1], seconds, run)
 
 
 REFERENCES: dict[str, Reference] = {}
+
+
+def prepare(name: str, folder: Path) -> None:
+    """Lay what a job begins with into its folder."""
+    if name in NEEDED:
+        shutil.copytree(REFERENCES[NEEDED[name]].folder, folder)
 
 
 @contextmanager
@@ -262,6 +304,7 @@ def finish(name: str, folder: Path) -> str:
 def kill(name: str, rng: random.Random) -> str:
     """Kill a job at a random moment, one to three times, and continue it."""
     with scratch() as folder:
+        prepare(name, folder / "run")
         for _ in range(rng.choice((1, 1, 2, 3))):
             child = Child(JOBS[name], folder / "run")
             time.sleep(rng.uniform(0, 1.05 * REFERENCES[name].seconds))
@@ -275,6 +318,7 @@ def kill(name: str, rng: random.Random) -> str:
 def write_twice(name: str, rng: random.Random) -> str:
     """Start two writers on one folder, at once or while the first is busy."""
     with scratch() as folder:
+        prepare(name, folder / "run")
         first = Child(JOBS[name], folder / "run")
         time.sleep(rng.choice((0.0, rng.uniform(0, REFERENCES[name].seconds))))
         second = Child(JOBS[name], folder / "run")
@@ -295,8 +339,8 @@ def flip_bits(name: str, rng: random.Random, trials: int) -> list[str]:
     found = []
     with scratch() as folder:
         Child(JOBS[name], folder).wait()
-        files = sorted(path for path in folder.rglob("*") if path.suffix in (".parquet", ".json", ".pt"))
-        read = {"measure": spectral.read}.get(name, JOBS[name])
+        files = sorted(path for path in folder.rglob("*") if path.suffix in DIGESTED)
+        read = {"measure": spectral.read, "diagnose": read_everything}.get(name, JOBS[name])
         for _ in range(trials):
             path = rng.choice(files)
             whole = bytearray(path.read_bytes())
@@ -463,10 +507,10 @@ def work(task: Task) -> tuple[Task, list[str], float]:
     return task, found, time.perf_counter() - started
 
 
-def plan(counts: Mapping[str, int], seed: int) -> list[Task]:
+def plan(counts: Mapping[str, int], seed: int, jobs: Sequence[str]) -> list[Task]:
     """Divide the trials into tasks, in an order in which each beginning has something of everything."""
     kinds = {
-        "kills": list(JOBS), "writers": list(JOBS), "bits": ["measure", "train"],
+        "kills": jobs, "writers": jobs, "bits": [name for name in jobs if name in DIGESTING],
         "interrupts": list(ALTERING), "threads": ["two measure, one serves", "two measure, one discovers"],
     }  # fmt: skip
     tasks = []
@@ -501,12 +545,19 @@ def tabulate(done: list[tuple[Task, list[str], float]]) -> pd.DataFrame:
 @click.option("--bits", type=click.IntRange(0), help="Flipped bits.")
 @click.option("--interrupts", type=click.IntRange(0), help="Interrupted calls.")
 @click.option("--threads", type=click.IntRange(0), help="Models shared by threads.")
+@click.option("--job", "names", type=click.Choice(list(JOBS)), multiple=True, help="What to disturb; all.")
 @click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Processes at once.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Stop after so long.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Results folder: writes OUT/tables/faults.csv.")
 def main(
-    full: bool, jobs: int, minutes: float | None, seed: int, out: Path | None, **counts: int | None
+    full: bool,
+    names: tuple[str, ...],
+    jobs: int,
+    minutes: float | None,
+    seed: int,
+    out: Path | None,
+    **counts: int | None,
 ) -> None:
     """Count faults."""
     asked = {
@@ -514,10 +565,12 @@ def main(
         for name, number in FULL.items()
     }
     started = time.monotonic()
-    for name in JOBS if asked["kills"] or asked["writers"] else ():
+    chosen = names or tuple(JOBS)
+    needed = {*chosen, *(NEEDED[name] for name in chosen if name in NEEDED)}
+    for name in filter(needed.__contains__, JOBS if asked["kills"] or asked["writers"] else ()):
         REFERENCES[name] = make_reference(name)
         click.echo(f"{name}: {REFERENCES[name].seconds:.2f} s undisturbed")
-    tasks = plan(asked, seed)
+    tasks = plan(asked, seed, chosen)
     done: list[tuple[Task, list[str], float]] = []
     until = started + 60 * minutes if minutes else np.inf
     pool = multiprocessing.get_context("fork").Pool(jobs, maxtasksperchild=1)

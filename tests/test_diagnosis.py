@@ -55,6 +55,12 @@ def images():
     return torch.rand(6, 3, SIZE, SIZE)
 
 
+def _flip(content: bytes) -> bytes:
+    """Flip a bit in the middle."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
 class TestInspect:
     @pytest.mark.parametrize(("bins", "aliased"), [(2, 0.0), (6, 1.0)])
     def test_a_tone_is_where_it_belongs_or_all_alias(self, bins, aliased):
@@ -258,6 +264,28 @@ class TestDiagnose:
         assert_same(again, first)
         # the variants were kept, clock included: nothing was measured again
         pd.testing.assert_frame_equal(again.fixes, first.fixes)
+
+    def test_parts_that_are_damaged_or_of_another_run_or_part_are_refused(self, images, tmp_path):
+        here, other = tmp_path / "here", tmp_path / "other"
+        for seed, folder in enumerate((here, other)):
+            diagnose(classifier(seed), images, methods=("flc",), fix_images=2, budget_images=0, out=folder,
+                     progress=False)  # fmt: skip
+        name = {path.stem: path.name for path in (here / "parts").iterdir()}
+        lost = {
+            "diagnosis.json": _flip((here / "diagnosis.json").read_bytes()),
+            f"parts/{name['stability']}": (other / "parts" / name["stability"]).read_bytes(),
+            f"parts/{name['facts']}": (other / "parts" / name["facts"]).read_bytes(),
+            f"parts/{name['summary']}": (here / "parts" / name["per_image"]).read_bytes(),
+            f"parts/{name['sites']}": _flip((here / "parts" / name["sites"]).read_bytes()),
+        }
+        for file, content in lost.items():
+            whole = (here / file).read_bytes()
+            (here / file).write_bytes(content)
+            for read in (read_diagnosis, spectral.write_report):
+                with pytest.raises(SpectralError, match=file):
+                    read(here)
+            (here / file).write_bytes(whole)
+        assert read_diagnosis(here).facts["model"] == "Sequential"
 
     @pytest.mark.parametrize("methods", [(), ("flk",)])
     def test_layers_that_are_none_leave_no_folder_of_theirs(self, images, tmp_path, methods):

@@ -246,7 +246,7 @@ ALLOWED = {
         "table",
     },
     "figures": {"files", "schema", "stats"},
-    "page": {"analysis", "columns", "figures", "files"},
+    "page": {"analysis", "columns", "figures", "files", "schema"},
     "terminal": set(),
     "console": None,
     "study": None,  # may use every room but those above it

@@ -219,6 +219,10 @@ class TestReport:
                          progress=False)  # fmt: skip
         text = spectral.write_report(tmp_path / "m").read_text(encoding="utf-8")
         assert "1 of 1 measured site aliases" in text
+        shard = next((tmp_path / "m").glob("*.parquet"))
+        shard.write_bytes(shard.read_bytes()[:-1])
+        with pytest.raises(SpectralError, match=shard.name):  # and not a page without it
+            spectral.write_report(tmp_path / "m")
 
     def test_of_a_studys_tables_and_figures(self, tmp_path):
         stem = "fig13_avr_intervention"

@@ -139,6 +139,23 @@ class TestDamage:
         run(folder)
         assert all(path.read_text() == "mine" for path in theirs)
 
+    def test_a_page_that_another_process_writes_stays_and_what_a_killed_one_left_goes(self, tmp_path):
+        code = (
+            "import sys, pathlib; from spectral.files import replacing\n"
+            "with replacing(pathlib.Path(sys.argv[1])) as name:\n"
+            "    name.touch(); print(name, flush=True); input()"
+        )
+        command = [sys.executable, "-c", code, str(tmp_path / "page.html")]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command, **pipes) as writer:
+            name = Path(writer.stdout.readline().strip())
+            with claim(tmp_path):
+                assert name.exists()
+            writer.kill()
+            writer.wait()
+            with claim(tmp_path):
+                assert not name.exists()
+
 
 class TestParts:
     def test_what_differs_between_the_parts_is_recorded_for_each(self, tmp_path):

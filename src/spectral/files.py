@@ -102,22 +102,28 @@ def hash_file(path: Path) -> str:
         raise SpectralError(f"{path} can't be read ({error.strerror}); check the path") from error
 
 
-def append_seal(content: bytes) -> bytes:
+def append_seal(content: bytes, place: str = "") -> bytes:
     """Put the digest of a file's content behind it, for formats that pass over what follows.
+
+    Args:
+        content: of the file.
+        place: where it belongs: another place's file isn't what was written there.
 
     Example:
         >>> split_seal(append_seal(b"state"))
         b'state'
         >>> split_seal(append_seal(b"state").replace(b"a", b"b")) is None
         True
+        >>> split_seal(append_seal(b"state", "run 1"), "run 2") is None
+        True
     """
-    return content + f"sha256:{hashlib.sha256(content).hexdigest()}".encode()
+    return content + f"sha256:{hashlib.sha256(place.encode() + content).hexdigest()}".encode()
 
 
-def split_seal(content: bytes) -> bytes | None:
-    """Return what `append_seal` was given; None where that isn't what was written."""
+def split_seal(content: bytes, place: str = "") -> bytes | None:
+    """Return what `append_seal` was given; None where that isn't what was written there."""
     whole = content[: -len(SEAL)]
-    return whole if append_seal(whole) == content else None
+    return whole if append_seal(whole, place) == content else None
 
 
 def ensure_writable(folder: Path) -> None:
@@ -139,10 +145,13 @@ def ensure_writable(folder: Path) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files of killed writers; only whoever has claimed the folder may.
 
-    Files with other names are somebody else's, and stay.
+    Files with other names are somebody else's, and stay; so do those of processes of this machine that run:
+    what is made of a folder, as a page, is written beside those who have claimed it.
     """
+    here = _digest(socket.gethostname())[:8]
     for path in folder.iterdir():
-        if _TEMPORARY.fullmatch(path.name):
+        found = _TEMPORARY.fullmatch(path.name)
+        if found and not (found[1] == here and is_running(int(found[2]))):
             path.unlink(missing_ok=True)
 
 

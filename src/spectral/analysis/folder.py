@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ PARTS = "parts"
 class Folder:
     """Keeps tables, records and arrays by name; without a path it keeps nothing and computes everything.
 
-    Every part carries a digest of itself: one that is damaged or altered is refused. Whoever writes must have
-    claimed the folder (`spectral.files.claim`).
+    Every part carries a digest of itself, of the run and of its name: one that is damaged or altered, of
+    another run or of another part is refused. Whoever writes must have claimed the folder
+    (`spectral.files.claim`).
 
     Args:
         path: where to; made if need be.
@@ -33,50 +35,56 @@ class Folder:
         network: what tells the network from others.
 
     Raises:
-        SpectralError: if the folder can't be written, or holds an analysis of something else.
+        SpectralError: if the folder can't be written, holds an analysis of something else, or what it says
+            of itself is damaged.
     """
 
     def __init__(
         self, path: Path | None, config: Mapping[str, Any] | None = None, network: Identity | None = None
     ) -> None:
-        self.path = path
+        self.path, self.run = path, ""
         if path is not None and config is not None:
             ensure_writable(path / PARTS)
-            self._claim(path / RUN_FILE, json.loads(json.dumps(config)), network)
+            self.run = self._claim(path / RUN_FILE, json.loads(json.dumps(config)), network)
+        elif path is not None and (path / RUN_FILE).exists():
+            self.run = _read_run(path / RUN_FILE)["run"]
 
     def table(self, name: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """Return a table: as it is kept, else computed and kept."""
         path = self._place(name, "parquet")
         if path is not None and path.exists():
-            return pd.read_parquet(_read(path))
+            return pd.read_parquet(self._read(path))
         table = compute()
         if path is not None:
             content = io.BytesIO()
             table.to_parquet(content)
-            write_whole(path, append_seal(content.getvalue()))
+            write_whole(path, append_seal(content.getvalue(), self._name(path)))
         return table
 
     def record(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return a record that JSON can hold: as it is kept, else computed and kept."""
         path = self._place(name, "json")
         if path is not None and path.exists():
-            return read_json(path, sealed=True)
+            kept = read_json(path, sealed=True)
+            if kept.get("place") != self._name(path):
+                raise _refuse(path)
+            return dict(kept["record"])
         found = compute()
         if path is not None:
-            write_json(found, path, sealed=True)
+            write_json({"place": self._name(path), "record": found}, path, sealed=True)
         return found
 
     def arrays(self, name: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """Return arrays by key: as they are kept, else computed and kept."""
         path = self._place(name, "npz")
         if path is not None and path.exists():
-            with np.load(_read(path)) as file:
+            with np.load(self._read(path)) as file:
                 return {key: file[key] for key in file.files}
         found = dict(compute())
         if path is not None:
             content = io.BytesIO()
             np.savez_compressed(content, **found)
-            write_whole(path, append_seal(content.getvalue()))
+            write_whole(path, append_seal(content.getvalue(), self._name(path)))
         return found
 
     def _place(self, name: str, suffix: str) -> Path | None:
@@ -87,37 +95,53 @@ class Folder:
         stem = name if plain else hashlib.sha256(name.encode("utf-8", "backslashreplace")).hexdigest()[:16]
         return self.path / PARTS / f"{stem}.{suffix}"
 
-    def _claim(self, path: Path, config: dict[str, Any], network: Identity | None) -> None:
+    def _name(self, path: Path) -> str:
+        return f"{self.run} {path.name}"
+
+    def _read(self, path: Path) -> io.BytesIO:
+        """Read a sealed part.
+
+        Raises:
+            SpectralError: if it is damaged, or belongs somewhere else.
+        """
+        try:
+            whole = split_seal(path.read_bytes(), self._name(path))
+        except OSError as error:
+            raise SpectralError(f"{path} can't be read ({error.strerror})") from error
+        if whole is None:
+            raise _refuse(path)
+        return io.BytesIO(whole)
+
+    def _claim(self, path: Path, config: dict[str, Any], network: Identity | None) -> str:
+        """Return the id of the run, after making sure that it is the same."""
         if not path.exists():
             described = network.describe() if network is not None else {}
-            write_json({"config": config, "network": described}, path, sealed=True)
-            return
-        known = read_json(path, sealed=True)
-        before = known.get("config", {})
+            run = uuid.uuid4().hex
+            write_json({"run": run, "config": config, "network": described}, path, sealed=True)
+            return run
+        known = _read_run(path)
+        before = known["config"]
         for key in {**before, **config}:
             if before.get(key) != config.get(key):
                 raise SpectralError(
                     f"{path.parent} holds a diagnosis with {key} = {before.get(key)!r}, not "
                     f"{config.get(key)!r}; choose another folder or delete it"
                 )
-        other = network.find_difference(known.get("network", {})) if network is not None else None
+        other = network.find_difference(known["network"]) if network is not None else None
         if other:
             raise SpectralError(
                 f"{path.parent} holds a diagnosis of another network: {other}; choose another folder or "
                 f"delete it"
             )
+        return str(known["run"])
 
 
-def _read(path: Path) -> io.BytesIO:
-    """Read a sealed part.
+def _read_run(path: Path) -> dict[str, Any]:
+    known = read_json(path, sealed=True)
+    if not {"run", "config", "network"} <= set(known):
+        raise SpectralError(f"{path} isn't what this version writes; delete its folder and diagnose again")
+    return known
 
-    Raises:
-        SpectralError: if it is damaged.
-    """
-    try:
-        whole = split_seal(path.read_bytes())
-    except OSError as error:
-        raise SpectralError(f"{path} can't be read ({error.strerror})") from error
-    if whole is None:
-        raise SpectralError(f"{path} isn't what was written; delete it and run the same command again")
-    return io.BytesIO(whole)
+
+def _refuse(path: Path) -> SpectralError:
+    return SpectralError(f"{path} isn't what was written there; delete it and run the same command again")

@@ -120,8 +120,8 @@ def diagnose(
 def report(folder: Path, out: Path | None) -> None:
     """Make a page of what lies in DIR.
 
-    DIR is what `spectral diagnose`, `measure`, `compare`, `attribute` or `study` wrote, finished or not:
-    findings in words where there is a diagnosis, else its tables and figures with their captions.
+    DIR is what `spectral diagnose`, `measure`, `compare`, `attribute` or `study` wrote: findings in words
+    where there is a diagnosis, else its tables and figures with their captions, finished or not.
 
     \b
     Example:

@@ -15,6 +15,7 @@ from spectral.errors import SpectralError
 from spectral.figures import FIGURES, to_svg
 from spectral.page.cells import Column, View, make_downloads, number, text, view
 from spectral.page.render import make_environment, render_page, write_text
+from spectral.schema import RUN_FILE
 
 MOST_ROWS = 400  # of a table that are shown
 TABLES, MEASUREMENTS = "tables", "measurements"
@@ -25,11 +26,12 @@ def write_report(folder: str | Path, path: str | Path | None = None) -> Path:
 
     Args:
         folder: what `spectral.diagnose`, `spectral.measure` or a command (diagnose, measure, compare,
-            attribute, study) wrote. Of one that isn't finished the page shows what is there.
+            attribute, study) wrote. Of a run or a study that isn't finished the page shows what is there.
         path: the page; page.html in the folder by default.
 
     Raises:
-        SpectralError: if there is no such folder, or nothing in it that a page could show.
+        SpectralError: if there is no such folder, nothing in it that a page could show, a diagnosis that
+            isn't finished, or something damaged.
 
     Example:
         >>> write_report("no/such/folder")
@@ -74,11 +76,10 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _read_measurements(folder: Path) -> Diagnosis | None:
-    """Read a run of measure as a diagnosis that has no more than that."""
-    try:
-        table = spectral.read(folder)
-    except SpectralError:
+    """Read a run of measure as a diagnosis that has no more than that; what is damaged is told."""
+    if not any((path / RUN_FILE).exists() for path in (folder, folder / "measurements")):
         return None
+    table = spectral.read(folder)
     if table["model"].nunique() != 1:
         return None
     facts = dict(table.attrs["provenance"])
