@@ -19,9 +19,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import spectral
+from spectral.cli import main as spectral_command
 from spectral.errors import SpectralError
 
 SIZE = 16
+NETWORK = f"{Path(__file__).parent / 'dying.py'}:build"
+COMMANDS = (["attribute", NETWORK], ["budget", NETWORK], ["diagnose", NETWORK, "--methods", "flc"])
 
 
 class Fork(nn.Module):
@@ -70,14 +73,60 @@ def rows(table: Any) -> list[list[Any]]:
     return json.loads(table[keys].to_json(orient="values", double_precision=15))  # type: ignore[no-any-return]
 
 
+def whole(table: Any) -> list[list[Any]]:
+    """Every column of any table, as JSON holds it."""
+    return json.loads(table.to_json(orient="values", double_precision=15))  # type: ignore[no-any-return]
+
+
 def attempt(call: Callable[[], Any]) -> dict[str, Any]:
     """Call it, and say how it ended and how long that took."""
     begun = time.monotonic()
     try:
-        found = {"rows": rows(call())}
-    except SpectralError as error:
+        table = call()
+        found = {"rows": rows(table) if "tap" in table else whole(table)}
+    except (SpectralError, spectral.BrokenJobError) as error:
         found = {"error": str(error)}
     return {**found, "seconds": time.monotonic() - begun}
+
+
+def list_analyses() -> dict[str, Callable[[], Any]]:
+    """Everything that looks at images one by one, on seven of them in batches of two."""
+    options: dict[str, Any] = {"batch_size": 2, "progress": False}
+    x = pictures(7)
+    pixels = x.sigmoid()
+    grey = {"preprocessing": (0.5, 0.5)}
+    return {
+        "stability": lambda: spectral.measure_stability(plain(), x, **options),
+        "equivariance": lambda: spectral.measure_equivariance(plain(), x, **options),
+        "attribution": lambda: spectral.attribute_instability(plain(), x, **options),
+        "budget": lambda: spectral.measure_instability_budget(plain(), x, shifts="random", **options),
+        "predictions": lambda: spectral.measure_predictions(
+            plain(), pixels, ["decimate-2", "checkerboard-0.05"], **grey, **options
+        ),
+        "robustness": lambda: spectral.measure_robustness(plain(), pixels, ["pgd-3"], **grey, **options),
+    }  # fmt: skip
+
+
+class Clumsy(nn.Module):
+    """Fails, in a way that nobody foresaw, on one rank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = plain()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify."""
+        if len(x) == 2 and dist.get_rank() == 1:
+            raise MemoryError("no room")
+        return self.net(x)  # type: ignore[no-any-return]
+
+
+def run_commands(folder: Path) -> None:
+    """Run commands as torchrun starts them, one after the other in one process group."""
+    shared = ["--images", "synthetic", "--limit", "4", "--size", "16", "--batch-size", "2", "--mean", "0,0,0",
+              "--std", "1,1,1", "--workers", "0", "--quiet"]  # fmt: skip
+    for command in COMMANDS:
+        spectral_command([*command, *shared, "--out", str(folder / command[0])], standalone_mode=False)
 
 
 def main(folder: Path) -> None:
@@ -113,6 +162,14 @@ def main(folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = {name: attempt(case) for name, case in cases.items()}
+        if count == 2:  # what more ranks do differently, the cases above show
+            found |= {name: attempt(case) for name, case in list_analyses().items()}
+            found["no room"] = attempt(lambda: spectral.measure_stability(Clumsy(), pictures(8), **options))
+            if rank == 0:
+                with spectral.alone():
+                    alone = list_analyses().items()
+                    found |= {f"{name} alone": attempt(case) for name, case in alone}
+            run_commands(folder / "commands")
     (folder / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 

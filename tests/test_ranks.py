@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import command
+import pandas as pd
 import pytest
 import rank_program
 
@@ -78,6 +79,43 @@ class TestRows:
         assert table.attrs["provenance"]["ranks"] == len(found)
         same_rows({"rows": rank_program.rows(table)}, found[0]["one process"])
         assert len({path.name.split("-")[1] for path in folder.glob("shard-r*")}) == len(found) - 1
+
+
+def without_clock(table: pd.DataFrame) -> pd.DataFrame:
+    """What two runs have in common; −140 dB is rounding."""
+    table = table[[column for column in table if not column.startswith("latency")]].copy()
+    powers = [column for column in table if column.startswith("alias_power_db")]
+    table[powers] = 10 ** (table[powers] / 10)
+    return table
+
+
+ANALYSES = ("stability", "equivariance", "attribution", "budget", "predictions", "robustness")
+
+
+@pytest.mark.parametrize("found", [2], indirect=True)
+class TestAnalyses:
+    @pytest.mark.parametrize("name", ANALYSES)
+    def test_every_rank_has_the_values_of_one_process(self, name, found):
+        alone = found[0][f"{name} alone"]["rows"]
+        assert len(alone) >= 7
+        for rank in found:
+            assert rank[name]["rows"] == alone  # to the digit: an image is seen with the same others
+
+    def test_what_nobody_foresaw_ends_all_with_one_sentence(self, found):
+        texts = {rank["no room"]["error"] for rank in found}
+        assert texts == {f"rank 1 of {len(found)}: MemoryError: no room"}
+
+    @pytest.mark.parametrize("command", rank_program.COMMANDS, ids=lambda command: command[0])
+    def test_commands_write_the_files_of_one_process(self, command, found, tmp_path, monkeypatch):
+        monkeypatch.setattr(rank_program, "COMMANDS", [command])
+        rank_program.run_commands(tmp_path)
+        together = found[0]["place"] / "commands"
+        names = {path.relative_to(tmp_path) for path in tmp_path.rglob("*.csv")}
+        assert names == {path.relative_to(together) for path in (together / command[0]).rglob("*.csv")}
+        assert names
+        for name in names:
+            one, other = (without_clock(pd.read_csv(folder / name)) for folder in (tmp_path, together))
+            pd.testing.assert_frame_equal(one, other, rtol=1e-6, atol=1e-9)
 
 
 class TestRefusing:

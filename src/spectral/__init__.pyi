@@ -20,7 +20,7 @@ from .channels import compute_channel_alias_ratios, find_white_noise_ratio, spli
 from .classification import classify
 from .data import ImageSet, load_images
 from .distillation import distill
-from .errors import SpectralError, SpectralWarning
+from .errors import BrokenJobError, SpectralError, SpectralWarning
 from .hooks import FeatureExtractor
 from .imaging import compute_imaging_ratio, measure_imaging
 from .instability import (
@@ -52,6 +52,7 @@ from .perturb import (
     measure_predictions,
     measure_robustness,
 )
+from .ranks import alone
 from .recalibration import recalibrate
 from .sites import Site, find_global_pools, find_reductions, find_sites, get_stride_layers
 from .spectrum import (
@@ -89,24 +90,24 @@ from .training import Recipe, train
 __version__: str
 
 __all__ = [
-    "AliasingMonitor", "AliasingPenalty", "Capture", "Cause", "ConversionReport", "Corruption",
-    "Diagnosis", "FeatureExtractor", "ImageSet", "PerturbedImages", "Recipe", "Site", "SpectralError",
-    "SpectralWarning", "Upsampling", "analysis", "attribute_instability", "classify",
-    "compute_alias_categories", "compute_alias_metrics", "compute_alias_power_ratio", "compute_am",
-    "compute_am_relative", "compute_avr", "compute_channel_alias_ratios", "compute_imaging_ratio",
-    "compute_instability", "compute_logit_jitter", "compute_logit_spread", "compute_power_spectrum",
-    "compute_radial_profile", "compute_sis", "conversion_report", "convert", "count_macs", "data",
-    "diagnose", "distill", "exact_bin_frequencies", "figures", "find_causes", "find_global_pools",
-    "find_reductions", "find_sites", "find_upsampling", "find_white_noise_ratio", "fourier_shift",
-    "frequency_grid", "get_stride_layers", "idealize", "inspect_sites", "layers", "list_bundled",
-    "load_images", "load_model", "log_power_spectrum", "make_checkerboard_image",
+    "AliasingMonitor", "AliasingPenalty", "BrokenJobError", "Capture", "Cause", "ConversionReport",
+    "Corruption", "Diagnosis", "FeatureExtractor", "ImageSet", "PerturbedImages", "Recipe", "Site",
+    "SpectralError", "SpectralWarning", "Upsampling", "alone", "analysis", "attribute_instability",
+    "classify", "compute_alias_categories", "compute_alias_metrics", "compute_alias_power_ratio",
+    "compute_am", "compute_am_relative", "compute_avr", "compute_channel_alias_ratios",
+    "compute_imaging_ratio", "compute_instability", "compute_logit_jitter", "compute_logit_spread",
+    "compute_power_spectrum", "compute_radial_profile", "compute_sis", "conversion_report", "convert",
+    "count_macs", "data", "diagnose", "distill", "exact_bin_frequencies", "figures", "find_causes",
+    "find_global_pools", "find_reductions", "find_sites", "find_upsampling", "find_white_noise_ratio",
+    "fourier_shift", "frequency_grid", "get_stride_layers", "idealize", "inspect_sites", "layers",
+    "list_bundled", "load_images", "load_model", "log_power_spectrum", "make_checkerboard_image",
     "make_constant_image", "make_dead_leaves_image", "make_perturbation", "make_sinusoidal_image",
     "make_white_noise_image", "match_sites", "measure", "measure_consistency", "measure_diagonal",
     "measure_equivariance", "measure_fixes", "measure_fourier_heatmap", "measure_imaging",
     "measure_instability_budget", "measure_latency", "measure_predictions", "measure_robustness",
     "measure_stability", "measure_worst_shift", "model_info", "models", "normalized_radius",
-    "operators", "pair_sites", "perturb", "radial_frequencies", "read", "read_diagnosis",
-    "recalibrate", "register_operator", "revert", "split_border", "stats", "study",
-    "summarize_instability_budget", "summarize_measurements", "summarize_stability", "sweep", "sweeping",
-    "synthetic", "table", "train", "write_page", "write_report",
+    "operators", "pair_sites", "perturb", "radial_frequencies", "read", "read_diagnosis", "recalibrate",
+    "register_operator", "revert", "split_border", "stats", "study", "summarize_instability_budget",
+    "summarize_measurements", "summarize_stability", "sweep", "sweeping", "synthetic", "table", "train",
+    "write_page", "write_report",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any, Literal, TextIO
 
 import click
 
-from spectral.errors import SpectralError, SpectralWarning
+from spectral.errors import BrokenJobError, SpectralError, SpectralWarning
 from spectral.launch import Stopped, find_launch, joined
 from spectral.terminal import separate_lines
 
@@ -74,7 +74,7 @@ class SpectralCommand(_OneVoice):
             ranks = None
             try:
                 if launch.count > 1 and self.ranks != "first":
-                    ranks = job.enter_context(joined(launch, apart=self.ranks == "apart"))
+                    ranks = job.enter_context(joined(launch))
                 found = super().invoke(ctx)
                 if ranks is not None and self.ranks == "apart":
                     ranks.exchange(None)
@@ -159,6 +159,8 @@ def explain_error(error: BaseException) -> tuple[str, int]:
         return "out of memory; try a smaller --batch-size", BAD_INPUT
     if isinstance(error, SpectralError):
         return _one_line(error), BAD_INPUT
+    if isinstance(error, BrokenJobError):
+        return _one_line(error), DEFECT
     if isinstance(error, OSError):
         if error.filename is None:
             return _one_line(error), BAD_INPUT

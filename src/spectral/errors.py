@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
+from pathlib import Path
+
+_PACKAGE = str(Path(__file__).parent)
 
 
 class SpectralError(ValueError):
@@ -11,6 +16,13 @@ class SpectralError(ValueError):
 
     The sentence says what was expected, what came instead and what to do. The command line prints it and
     exits with code 2; in a notebook it is an ordinary ``ValueError``.
+    """
+
+
+class BrokenJobError(RuntimeError):
+    """What no rank of a job can go on after: another ended, or failed in a way that nobody foresaw.
+
+    No `SpectralError`, which an analysis may note as the reason why a part can't be had, and go on.
     """
 
 
@@ -32,3 +44,11 @@ def suggest(name: str, options: Iterable[str], limit: int = 3) -> str:
     """
     near = difflib.get_close_matches(name, list(options), n=limit, cutoff=0.5)
     return f"; nearest: {', '.join(repr(n) for n in near)}" if near else ""
+
+
+def warn(message: str) -> None:
+    """Warn whoever called this package, at the line that did, however deep the call is."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, SpectralWarning, stacklevel=level)

@@ -79,12 +79,13 @@ def choose_device(device: str) -> str:
 
 
 @contextlib.contextmanager
-def joined(launch: Launch, *, apart: bool = False) -> Iterator[Ranks]:
+def joined(launch: Launch) -> Iterator[Ranks]:
     """Let the processes of a launch share what the block measures.
+
+    They wait for one another as long as it takes: one may draw figures, or be at work alone.
 
     Args:
         launch: of this process.
-        apart: each may be at work alone for as long as it likes.
 
     Raises:
         RanksError: if the others don't come.
@@ -96,6 +97,9 @@ def joined(launch: Launch, *, apart: bool = False) -> Iterator[Ranks]:
     if launch.count == 1:
         yield Ranks()
         return
+    if dist.is_initialized():
+        yield find_ranks(_LONG)  # by a program that calls commands one after the other
+        return
     try:
         dist.init_process_group("gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
@@ -106,7 +110,7 @@ def joined(launch: Launch, *, apart: bool = False) -> Iterator[Ranks]:
         ) from error
     before = signal.signal(signal.SIGTERM, _stop)
     try:
-        yield find_ranks(_LONG if apart else PATIENCE)
+        yield find_ranks(_LONG)
     finally:
         signal.signal(signal.SIGTERM, before)
         with contextlib.suppress(RuntimeError):

@@ -6,21 +6,24 @@ that all end with one sentence; a rank that dies is noticed there too, since its
 
 from __future__ import annotations
 
+import functools
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from spectral.errors import SpectralError
+from spectral.errors import BrokenJobError, SpectralError
 from spectral.files import claim, join_claim
 
 T = TypeVar("T")
+P = ParamSpec("P")
 PATIENCE = timedelta(minutes=10)
 """How long ranks wait for one that neither answers nor ends; one that ends is noticed at once."""
 
@@ -31,8 +34,7 @@ class RanksError(SpectralError):
     """What ended a job, in the same words on every rank; all of them know."""
 
 
-class LostRankError(RanksError):
-    """A rank is gone, so that the others can't meet any more."""
+_KNOWN = (RanksError, BrokenJobError)  # to every rank
 
 
 class Ranks:
@@ -58,7 +60,7 @@ class Ranks:
         self.rank = 0 if group is None else dist.get_rank(group)
         self.count = 1 if group is None else dist.get_world_size(group)
         self._pending: tuple[Any, list[Tensor]] | None = None
-        self._failure: str | None = None
+        self._failure: tuple[str, bool] | None = None  # what to say, and whether it is foreseen
 
     @property
     def first(self) -> bool:
@@ -74,7 +76,8 @@ class Ranks:
         """Return the values of all ranks in their order, once all are here.
 
         Raises:
-            RanksError: if one of them failed or ended.
+            RanksError: if one of them failed.
+            BrokenJobError: if one ended, or failed as nobody foresaw.
         """
         if self._group is None:
             return [value]
@@ -84,13 +87,32 @@ class Ranks:
         self._settle()
         return [pickle.loads(one) for one in self._gather(content)]
 
+    def once(self, work: Callable[[], T]) -> T:
+        """Do something on the first rank, which does it alone, and return what it gives on all.
+
+        Example:
+            >>> Ranks().once(lambda: "written")
+            'written'
+
+        Raises:
+            RanksError: if it fails; as ``work`` where there is but one rank.
+        """
+        if self._group is None:
+            return work()
+        found: Any = None
+        with self.telling(), alone():
+            if self.first:
+                found = work()
+        return self.exchange(found)[0]  # type: ignore[no-any-return]
+
     def advance(self, done: int) -> int:
         """Tell how much is done, and return how much was by all when they last told.
 
         It waits for no rank that is less than a step behind.
 
         Raises:
-            RanksError: if one of them failed or ended.
+            RanksError: if one of them failed.
+            BrokenJobError: if one ended, or failed as nobody foresaw.
         """
         if self._group is None:
             return done
@@ -102,7 +124,8 @@ class Ranks:
         """Yield how much all have done, whenever that changes, until the last has come here.
 
         Raises:
-            RanksError: if one of them failed or ended.
+            RanksError: if one of them failed.
+            BrokenJobError: if one ended, or failed as nobody foresaw.
         """
         finished = self._group is None
         while not finished:
@@ -120,7 +143,7 @@ class Ranks:
         """
         try:
             yield
-        except RanksError:
+        except _KNOWN:
             raise
         except Exception as error:
             if self._group is None:
@@ -145,27 +168,28 @@ class Ranks:
             RanksError: with the reasons of all ranks that fail now.
         """
         known = isinstance(error, SpectralError)
-        self._failure = str(error) if known else f"{type(error).__name__}: {_first_line(error)}"
+        said = str(error) if known else f"{type(error).__name__}: {_first_line(error)}"
+        self._failure = said, known
         try:
             self._settle()
             self._post(_FAILURE)
             self._settle()
-        except RanksError as shared:
+        except _KNOWN as shared:
             raise shared from error
         raise AssertionError("a failure ends its meeting")
 
     def share_failure(self, error: Exception, sentence: str) -> str:
         """End the job where it hasn't ended yet, and return what all say: why those fail that do."""
-        if isinstance(error, RanksError):
+        if isinstance(error, _KNOWN):
             return sentence
         try:
             self.tell(SpectralError(sentence))
-        except RanksError as shared:
+        except _KNOWN as shared:
             return str(shared)
 
     def part(self) -> None:
         """Wait for the others before leaving, after an end that all know of."""
-        with suppress(RanksError):
+        with suppress(*_KNOWN):
             self.exchange(None)
 
     def _post(self, kind: int, done: int = 0, *, finished: bool = False) -> None:
@@ -185,7 +209,9 @@ class Ranks:
         if _FAILURE in kinds:
             reports = self._gather(self._failure)
             self._failure = None
-            raise RanksError(_join(reports))
+            foreseen = all(report[1] for report in reports if report is not None)
+            said = _join([None if report is None else report[0] for report in reports])
+            raise RanksError(said) if foreseen else BrokenJobError(said)
         return int(done.sum()), bool(finished.all())
 
     def _gather(self, value: T) -> list[T]:
@@ -196,10 +222,48 @@ class Ranks:
 
 
 _known: tuple[Any, Any] | None = None  # the default group, and ours beside it
+_is_alone: ContextVar[bool] = ContextVar("_is_alone", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let this process work by itself within the block, whether or not a process group is initialised.
+
+    What all ranks of a group call is shared among them; what one of them calls goes in here.
+
+    Example:
+        >>> with alone():
+        ...     find_ranks().count
+        1
+    """
+    token = _is_alone.set(True)
+    try:
+        yield
+    finally:
+        _is_alone.reset(token)
+
+
+def shared(analysis: Callable[P, T]) -> Callable[P, T]:
+    """Let an analysis that all ranks call end on all of them, with the same sentence, where it fails on one.
+
+    Example:
+        >>> @shared
+        ... def measure_nothing() -> int:
+        ...     return find_ranks().count
+        >>> measure_nothing()
+        1
+    """
+
+    @functools.wraps(analysis)
+    def run(*args: P.args, **given: P.kwargs) -> T:
+        with find_ranks().telling():
+            return analysis(*args, **given)
+
+    return run
 
 
 def find_ranks(patience: timedelta = PATIENCE) -> Ranks:
-    """Return the ranks of the process group that is initialised; none but this process where none is.
+    """Return the ranks of the process group that is initialised; this process alone where none is.
 
     Args:
         patience: how long they wait for one another, for the first time that it is asked.
@@ -212,7 +276,7 @@ def find_ranks(patience: timedelta = PATIENCE) -> Ranks:
         1
     """
     global _known
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+    if _is_alone.get() or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return Ranks()
     whole = dist.group.WORLD
     if _known is None or _known[0] is not whole:
@@ -222,7 +286,7 @@ def find_ranks(patience: timedelta = PATIENCE) -> Ranks:
         except RuntimeError as error:
             raise RanksError(
                 f"the ranks of this process group don't meet ({_first_line(error)}); each of them must call "
-                f"this, or the one that does passes together=False"
+                f"this, or the one that does calls it within `with spectral.alone():`"
             ) from error
     return Ranks(_known[1])
 
@@ -255,7 +319,7 @@ def _noticing_loss() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise LostRankError(
+        raise BrokenJobError(
             f"a rank of this job ended or doesn't answer ({_first_line(error)}); what was finished is kept, "
             f"start the job again"
         ) from error

@@ -22,12 +22,12 @@ from spectral.analysis.subset import Subset, spread_over_clusters
 from spectral.budget import measure_instability_budget, summarize_instability_budget
 from spectral.columns import bound, in_decibels
 from spectral.errors import SpectralError, SpectralWarning
-from spectral.files import claim
 from spectral.identity import identify
 from spectral.intake import Feed
 from spectral.latency import count_macs
 from spectral.measurement import describe_sites, measure
 from spectral.network import Take
+from spectral.ranks import find_ranks, hold, shared
 from spectral.sites import find_sites
 from spectral.stability import measure_stability, summarize_stability
 from spectral.summary import summarize_measurements
@@ -96,6 +96,7 @@ class Diagnosis:
         return {name: table for name, table in named.items() if len(table)}
 
 
+@shared
 def diagnose(
     model: nn.Module,
     images: Any,
@@ -134,7 +135,7 @@ def diagnose(
 
     Raises:
         SpectralError: for no images, an unknown layer, a model that can't be run on them, or an ``out`` that
-            can't be written or holds something else.
+            can't be written or holds something else; on every rank of a process group if one fails or ends.
 
     Example:
         >>> import torch
@@ -150,7 +151,7 @@ def diagnose(
     with _collecting(notes):
         feed = Feed(model, images, caller=CALLER, preprocessing=preprocessing, logits=logits, name=name)
     path = None if out is None else Path(out)
-    with claim(path) if path is not None else nullcontext():
+    with hold(path, find_ranks()) if path is not None else nullcontext():
         network = identify(model, feed.example)
         config = {
             "model": feed.name, "weights": network.weights, "structure": network.structure,
@@ -248,7 +249,8 @@ class _Steps:
         start = time.perf_counter()
         with _collecting(self.notes):
             try:
-                yield
+                with find_ranks().agreeing():
+                    yield
             except SpectralError as error:
                 self.missing[what] = str(error)
         self.seconds[what] = round(time.perf_counter() - start, 2)
@@ -281,7 +283,7 @@ class _Steps:
             found.sites = pd.DataFrame(describe_sites(sites))
             table = measure(
                 self.model, self.feed.images, METRICS, sites=sites, out=out, name=self.feed.name,
-                together=False, **self.batches, **self.options,
+                **self.batches, **self.options,
             )  # fmt: skip
             found.sites = pd.DataFrame(table.attrs["sites"])
             found.summary = self.folder.table("summary", lambda: summarize_measurements(table))
@@ -349,11 +351,16 @@ class _Steps:
         found.facts |= {"notes": self.notes, "seconds": self.seconds}
         if self.folder.path is not None:
             found.facts = self.folder.record("facts", lambda: found.facts)
-            for title, table in found.tables.items():
-                write_csv(table, self.folder.path / "tables" / f"{title}.csv")
+            find_ranks().once(lambda: _write_tables(found, self.folder))
             self.folder.table("missing", lambda: found.missing)
             self.folder.table("sites", lambda: found.sites)
         return found
+
+
+def _write_tables(found: Diagnosis, folder: Folder) -> None:
+    assert folder.path is not None
+    for title, table in found.tables.items():
+        write_csv(table, folder.path / "tables" / f"{title}.csv")
 
 
 def _join_sites(found: Diagnosis) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import json
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -16,8 +16,10 @@ import pandas as pd
 from spectral.errors import SpectralError
 from spectral.files import append_seal, ensure_writable, split_seal, write_whole
 from spectral.identity import Identity
+from spectral.ranks import find_ranks
 from spectral.table import read_json, write_json
 
+T = TypeVar("T")
 RUN_FILE = "diagnosis.json"
 PARTS = "parts"
 
@@ -25,8 +27,9 @@ PARTS = "parts"
 class Folder:
     """Keeps tables, records and arrays by name; without a path it keeps nothing and computes everything.
 
-    Every part carries a digest of itself, of the run and of its name: one that is damaged or altered, of
-    another run or of another part is refused. Whoever writes must have claimed the folder
+    All ranks of a process group compute a part, and have what the first rank did, which alone reads and
+    writes. Every part carries a digest of itself, of the run and of its name: one that is damaged or altered,
+    of another run or of another part is refused. Whoever writes must have claimed the folder
     (`spectral.files.claim`).
 
     Args:
@@ -44,48 +47,48 @@ class Folder:
     ) -> None:
         self.path, self.run = path, ""
         if path is not None and config is not None:
-            ensure_writable(path / PARTS)
-            self.run = self._claim(path / RUN_FILE, json.loads(json.dumps(config)), network)
+            described = json.loads(json.dumps(config))
+            self.run = find_ranks().once(lambda: self._claim(path / RUN_FILE, described, network))
         elif path is not None and (path / RUN_FILE).exists():
             self.run = _read_run(path / RUN_FILE)["run"]
 
     def table(self, name: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """Return a table: as it is kept, else computed and kept."""
-        path = self._place(name, "parquet")
-        if path is not None and path.exists():
-            return pd.read_parquet(self._read(path))
-        table = compute()
-        if path is not None:
+
+        def write(table: pd.DataFrame, path: Path) -> None:
             content = io.BytesIO()
             table.to_parquet(content)
-            write_whole(path, append_seal(content.getvalue(), self._name(path)))
-        return table
+            self._write(path, content)
+
+        return _keep(self._place(name, "parquet"), lambda p: pd.read_parquet(self._read(p)), compute, write)
 
     def record(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return a record that JSON can hold: as it is kept, else computed and kept."""
-        path = self._place(name, "json")
-        if path is not None and path.exists():
+
+        def read(path: Path) -> dict[str, Any]:
             kept = read_json(path, sealed=True)
             if kept.get("place") != self._name(path):
                 raise _refuse(path)
             return dict(kept["record"])
-        found = compute()
-        if path is not None:
+
+        def write(found: dict[str, Any], path: Path) -> None:
             write_json({"place": self._name(path), "record": found}, path, sealed=True)
-        return found
+
+        return _keep(self._place(name, "json"), read, compute, write)
 
     def arrays(self, name: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """Return arrays by key: as they are kept, else computed and kept."""
-        path = self._place(name, "npz")
-        if path is not None and path.exists():
+
+        def read(path: Path) -> dict[str, Any]:
             with np.load(self._read(path)) as file:
                 return {key: file[key] for key in file.files}
-        found = dict(compute())
-        if path is not None:
+
+        def write(arrays: dict[str, Any], path: Path) -> None:
             content = io.BytesIO()
-            np.savez_compressed(content, **found)
-            write_whole(path, append_seal(content.getvalue(), self._name(path)))
-        return found
+            np.savez_compressed(content, **arrays)
+            self._write(path, content)
+
+        return _keep(self._place(name, "npz"), read, lambda: dict(compute()), write)
 
     def _place(self, name: str, suffix: str) -> Path | None:
         """Return a part's file; a name that is no file name is hashed."""
@@ -112,8 +115,12 @@ class Folder:
             raise _refuse(path)
         return io.BytesIO(whole)
 
+    def _write(self, path: Path, content: io.BytesIO) -> None:
+        write_whole(path, append_seal(content.getvalue(), self._name(path)))
+
     def _claim(self, path: Path, config: dict[str, Any], network: Identity | None) -> str:
         """Return the id of the run, after making sure that it is the same."""
+        ensure_writable(path.parent / PARTS)
         if not path.exists():
             described = network.describe() if network is not None else {}
             run = uuid.uuid4().hex
@@ -134,6 +141,24 @@ class Folder:
                 f"delete it"
             )
         return str(known["run"])
+
+
+def _keep(
+    path: Path | None, read: Callable[[Path], T], compute: Callable[[], T], write: Callable[[T, Path], object]
+) -> T:
+    """Return a part: as it is kept, else computed and kept."""
+    ranks = find_ranks()
+    kept = ranks.once(lambda: read(path) if path is not None and path.exists() else None)
+    if kept is not None:
+        return kept
+    found = compute()
+
+    def keep() -> T:
+        if path is not None:
+            write(found, path)
+        return found
+
+    return ranks.once(keep)
 
 
 def _read_run(path: Path) -> dict[str, Any]:

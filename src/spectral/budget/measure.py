@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,8 @@ from spectral.instability import compute_instability, compute_logit_jitter
 from spectral.intake import Feed
 from spectral.measurement import insert_clusters
 from spectral.network import Take, undisturbed
+from spectral.ranks import shared
+from spectral.sharing import Sharing
 from spectral.sites import find_sites
 from spectral.stability.lattice import find_total_stride
 
@@ -39,6 +41,7 @@ FACTORS = (2, 4)
 KEPT_BYTES = 2**28  # of images that are read once for all coalitions
 
 
+@shared
 def measure_instability_budget(
     model: nn.Module,
     images: Any,
@@ -161,7 +164,8 @@ class _Game:
         self._plans = Plans(feed.model)
         self._seen: dict[tuple[frozenset[Cause], int], _Seen] = {}
         self._batches: list[Inputs] | None = None
-        self.bar = tqdm(desc=f"budget of {feed.name}", unit="pass", disable=not progress)
+        self._share = Sharing(feed, batch_size)
+        self.bar = tqdm(desc=f"budget of {feed.name}", unit="pass", disable=not self._share.shows(progress))
 
     @property
     def has_scores(self) -> bool:
@@ -226,22 +230,24 @@ class _Game:
         return {"ideal": "+".join(s for s in SOURCES if s in sources), **means, "agreement": agree}
 
     def _run(self, causes: frozenset[Cause]) -> _Seen:
-        still, moved, sis = [], [], []
-        model = self.feed.model
-        ideal = Idealized(model, SOURCES, causes.__contains__, self.factor, self._plans)
+        ideal = Idealized(self.feed.model, SOURCES, causes.__contains__, self.factor, self._plans)
         with ideal if causes else nullcontext():
-            for inputs in self._read():
-                views = [self._say(view) for view in self.mover(inputs, self.feed)]
-                self.passes += len(views)
-                if self.has_scores:
-                    likely = [probabilities for _, probabilities in views if probabilities is not None]
-                    sis.append(compute_instability(likely[0], likely[1:]).cpu())
-                still.append(views[0][0])
-                moved.append(torch.stack([z for z, _ in views[1:]]))
+            still, moved, sis = zip(*self._share.gather(self._look()), strict=True)
+        self.passes += sum(1 + len(views) for views in moved)
         z = torch.cat(still)
         jitter = compute_logit_jitter(z, list(torch.cat(moved, 1)))
-        first = torch.cat(sis) if sis else torch.full_like(jitter, torch.nan)
-        return _Seen(torch.stack([first, jitter]).numpy(), z.argmax(-1) if sis else None)
+        return _Seen(torch.stack([torch.cat(sis), jitter]).numpy(), z.argmax(-1) if self.has_scores else None)
+
+    def _look(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield of each batch what the network says of it and of its views, and SIS."""
+        for inputs in self._read():
+            views = [self._say(view) for view in self.mover(inputs, self.feed)]
+            z = views[0][0]
+            sis = torch.full((len(z),), torch.nan, dtype=torch.float64)
+            if self.has_scores:
+                likely = [probabilities for _, probabilities in views if probabilities is not None]
+                sis = compute_instability(likely[0], likely[1:]).cpu()
+            yield z, torch.stack([moved for moved, _ in views[1:]]), sis
 
     def _say(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
         """Return scores, or features where there are none, and probabilities."""
@@ -263,8 +269,9 @@ class _Game:
         if self._batches is not None:
             return self._batches
         example = self.feed.example
-        size = len(self.feed.images) * sum(x.numel() * x.element_size() for x, _ in example.every_tensor())
-        batches = (inputs for _, inputs in self.feed.batches(self.batch_size))
+        own = self._share.indices
+        size = len(own) * sum(x.numel() * x.element_size() for x, _ in example.every_tensor())
+        batches = (inputs for _, inputs in self.feed.batches(self.batch_size, indices=own))
         if size > KEPT_BYTES:
             return batches
         self._batches = list(batches)

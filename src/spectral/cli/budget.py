@@ -21,12 +21,13 @@ from spectral.cli.options import (
 )
 from spectral.cli.output import write_rows
 from spectral.console import NOTHING, SpectralCommand, format_columns, hold_folder, workers_option
+from spectral.launch import find_launch
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@click.command(cls=SpectralCommand)
+@click.command(cls=SpectralCommand, ranks="share")
 @click.argument("model")
 @images_option
 @click.option("--limit", type=click.IntRange(min=2), default=64, show_default=True,
@@ -84,6 +85,8 @@ def budget(
         net, pictures, split=split, orders=orders, shifts=shifts, factor=factor, seed=seed,
         batch_size=batch_size, progress=not quiet,
     )  # fmt: skip
+    if not find_launch().first:
+        return  # the first rank writes for all
     summary = spectral.summarize_instability_budget(table)
     click.echo(f"\n{format_budget(summary)}")
     if json_path:

@@ -25,6 +25,7 @@ from spectral.cli.options import (
 from spectral.cli.output import write_rows
 from spectral.console import SpectralCommand, hold_folder, workers_option
 from spectral.errors import SpectralError
+from spectral.launch import find_launch
 
 if TYPE_CHECKING:
     from spectral.analysis import Diagnosis
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 PAGE = "page.html"
 
 
-@click.command(cls=SpectralCommand)
+@click.command(cls=SpectralCommand, ranks="share")
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @images_option
 @click.option("--limit", type=click.IntRange(min=1), default=64, show_default=True,
@@ -104,6 +105,8 @@ def diagnose(
                       fix_images=fix_images, budget_images=budget_images,
                       batch_size=batch_size, progress=not quiet)
         )  # fmt: skip
+    if not find_launch().first:
+        return  # the first rank writes for all
     page = spectral.write_page(found, folder / PAGE)
     if json_path:
         sites = [one.sites.assign(model=one.facts["model"]) for one in found]

@@ -202,7 +202,7 @@ def compare(
         click.echo(f"\nwritten to {out}")
 
 
-@click.command(cls=SpectralCommand)
+@click.command(cls=SpectralCommand, ranks="share")
 @click.argument("model")
 @images_option
 @click.option("--limit", type=click.IntRange(min=2), help="At most this many images.")
@@ -244,7 +244,7 @@ def attribute(
     """
     from spectral.analysis import summarize_attribution
     from spectral.cli.output import format_attribution
-    from spectral.stability import attribute_instability
+    from spectral.stability import attribute_instability, measure_equivariance
 
     if out:
         hold_folder(out)
@@ -257,15 +257,18 @@ def attribute(
     if rows.empty:
         first = rows.attrs["sites"][0]
         raise SpectralError(f"no site of {model} can be altered; {first['name']!r}: {first['reason']}")
+    moved = measure_equivariance(net, pictures, batch_size=batch_size, progress=not quiet) if out else None
+    if not find_launch().first:
+        return  # the first rank writes for all
     summary = summarize_attribution(rows)
     click.echo(f"\n{format_attribution(summary)}")
     if json_path:
         facts = {"model": model, "weights": info.weights_id, "method": method, **_name_images(pictures)}
         write_rows(summary, json_path, {**facts, "seed": seed})
-    if out:
+    if out and moved is not None:
         facts = {"model": model, "weights": info.weights_id, "method": method, "limit": limit}
         facts |= {"images": pictures.source, "fingerprint": pictures.fingerprint, "seed": seed}
-        _write_attribution(net, pictures, summary, facts | {"device": network.device}, batch_size, out)
+        _write_attribution(summary, moved, facts | {"device": network.device}, out)
 
 
 def _name_images(images: ImageSet) -> dict[str, Any]:
@@ -325,19 +328,12 @@ def _write_measurements(
 
 
 def _write_attribution(
-    net: Any,
-    pictures: Any,
-    summary: pd.DataFrame,
-    facts: Mapping[str, Any],
-    batch_size: int,
-    out: Path,
+    summary: pd.DataFrame, moved: pd.DataFrame, facts: Mapping[str, Any], out: Path
 ) -> None:
     """Write what was printed, and the equivariance of each site's output."""
     from spectral.analysis import summarize_equivariance
-    from spectral.stability import measure_equivariance
     from spectral.table import describe_environment, write_csv
 
-    moved = measure_equivariance(net, pictures, batch_size=batch_size)
     tables = {"attribute": summary, "equivariance": summarize_equivariance(moved)}
     for name, table in tables.items():
         table.insert(0, "model", facts["model"])

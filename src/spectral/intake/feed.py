@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from spectral.data import Images, Loading, adapt_images, check_workers, is_image_set
-from spectral.errors import SpectralError, SpectralWarning
+from spectral.errors import SpectralError, warn
 from spectral.inputs import Inputs
 from spectral.intake.channels import list_channel_calls
 from spectral.intake.given import GivenImages, find_extents, pick_inputs
@@ -95,7 +94,7 @@ class Feed:
             self._choose(raw)
         self._note()
         for note in self.notes:
-            warnings.warn(f"{caller}: {note}", SpectralWarning, stacklevel=3)
+            warn(f"{caller}: {note}")
 
     @property
     def example(self) -> Inputs:
@@ -221,11 +220,9 @@ class Feed:
             expected = self.probe.scores.expected or f"{self.name} gives no class scores: {reason}"
             raise SpectralError(f"{self.caller}: {expected}; {advice}")
         where = self.probe.scores.where
-        warnings.warn(
+        warn(
             f"{self.caller}: the {where} of {self.name} is taken as class scores, though "
-            f"{self.probe.head.why if self.probe.head else ''}; where they are others, {advice}",
-            SpectralWarning,
-            stacklevel=4,
+            f"{self.probe.head.why if self.probe.head else ''}; where they are others, {advice}"
         )
 
     def _set_loading(self, adapted: Any, workers: int | None) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from spectral.arguments import as_integer
 from spectral.capture import TAPS, Tap
-from spectral.errors import SpectralError, SpectralWarning, suggest
+from spectral.errors import SpectralError, suggest, warn
 from spectral.intake import Feed
 from spectral.measurement.captures import DEFAULT_METRICS, METRICS, SITE_METRICS
 from spectral.measurement.job import measure_run
@@ -152,7 +151,7 @@ def prepare_run(
     run.sites = found if wanted else []
     for reason, absent in _group(run.missing).items():
         what = f"{run.name} is measured without {' and '.join(absent)}"
-        warnings.warn(f"measure: {what}: {reason}", SpectralWarning, stacklevel=3)
+        warn(f"measure: {what}: {reason}")
     return run
 
 

@@ -20,7 +20,8 @@ from spectral.measurement.description import describe_sites
 from spectral.measurement.run import Run
 from spectral.network import undisturbed
 from spectral.ranks import Ranks, hold
-from spectral.store import ShardStore, find_difference, list_provenance
+from spectral.sharing import compare_ranks
+from spectral.store import ShardStore, list_provenance
 from spectral.table import make_reasons
 
 _VISIBLE = 120.0  # seconds within which a file that one host has written must show on another
@@ -49,14 +50,7 @@ def _compare(run: Run, ranks: Ranks, batch_size: int, out: Path | None) -> int:
     """Make sure that all ranks measure the same, and return the first one's batch size."""
     if ranks.count == 1:
         return batch_size
-    own = {**run.config, "written": out is not None}
-    before = ranks.exchange({"config": own, "network": run.identity.describe()})[0]
-    with ranks.agreeing():
-        difference = find_difference(before, own, run.identity)
-        if difference is not None:
-            raise SpectralError(
-                f"rank 0 measures {difference}; give every rank the same network, images and arguments"
-            )
+    compare_ranks(ranks, {**run.config, "written": out is not None}, run.identity)
     return ranks.exchange(batch_size)[0]
 
 

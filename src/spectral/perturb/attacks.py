@@ -25,6 +25,8 @@ from spectral.intake import Feed
 from spectral.measurement import insert_clusters
 from spectral.network import Take, undisturbed
 from spectral.perturb.evaluation import Classifier
+from spectral.ranks import shared
+from spectral.sharing import Sharing
 
 ATTACKS = ("fgsm", "pgd-50", "apgd-ce", "autoattack")
 # Parts of AutoAttack that stand alone: its first, which costs about what pgd-100 does.
@@ -34,6 +36,7 @@ CLOSE = 1e-3  # probabilities nearer than this may change their order with the b
 FEWEST_CLASSES = 4  # AutoAttack's targeted loss compares the best class with the third and the fourth
 
 
+@shared
 def measure_robustness(
     model: nn.Module,
     images: Any,
@@ -104,25 +107,33 @@ def measure_robustness(
     batch_size = as_integer(batch_size, "measure_robustness: batch_size", least=1)
     _check_request(chosen, epsilon, seed)
     attackers = {name: _find_attacker(name) for name in chosen}
-    classifier = Classifier(model, Feed(
-        model, images, caller="measure_robustness", preprocessing=preprocessing, logits=logits, pixels=True
-    ))  # fmt: skip
+    feed = Feed(model, images, caller="measure_robustness", preprocessing=preprocessing, logits=logits,
+                pixels=True)  # fmt: skip
+    classifier = Classifier(model, feed)
     images = classifier.images
     labels = match_labels(model, images).renumber(images.labels)
-    frames = []
-    # AutoAttack seeds torch's random numbers for all
-    with undisturbed(model), _frozen(model):
-        batches = classifier.batches(batch_size)
-        count = -(-len(images) // batch_size)
-        for indices, batch in tqdm(batches, "attacking", count, disable=not progress, leave=False):
+    share = Sharing(feed, batch_size)
+
+    def look() -> Iterator[pd.DataFrame]:
+        for indices, batch in classifier.batches(batch_size, indices=share.indices):
             facts = {
                 "image": [images.ids[i] for i in indices],
                 "label": pd.array([labels[i] for i in indices], dtype="Int64"),
             }
             target = _find_target(classifier, batch, indices, epsilon, seed)
-            for name, attacker in attackers.items():
-                found = _attack(name, attacker, target)
-                frames.append(pd.DataFrame({**facts, "attack": name, "epsilon": epsilon, **found}))
+            found = {name: _attack(name, attacker, target) for name, attacker in attackers.items()}
+            yield pd.concat(
+                [
+                    pd.DataFrame({**facts, "attack": name, "epsilon": epsilon, **own})
+                    for name, own in found.items()
+                ]
+            )
+
+    bar = tqdm(total=len(images), desc="attacking", unit="image", disable=not share.shows(progress),
+               leave=False)  # fmt: skip
+    # AutoAttack seeds torch's random numbers for all
+    with undisturbed(model), _frozen(model), bar:
+        frames = share.gather(look(), bar)
     table = insert_clusters(pd.concat(frames, ignore_index=True), images)
     correct = table["prediction"] == table["label"]  # missing where the label is
     table.insert(8, "correct", correct)

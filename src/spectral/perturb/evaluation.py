@@ -21,8 +21,11 @@ from spectral.measurement import find_clusters, insert_clusters
 from spectral.models.preprocessing import find_preparation
 from spectral.network import Take, make_inputs, read_scores, undisturbed
 from spectral.perturb.operators import Identity, Perturbation, make_perturbation
+from spectral.ranks import shared
+from spectral.sharing import Sharing
 
 
+@shared
 def measure_predictions(
     model: nn.Module,
     images: Any,
@@ -69,31 +72,33 @@ def measure_predictions(
     if len(set(names)) < len(names):
         raise SpectralError(f"measure_predictions: a perturbation is there twice in {', '.join(names)}")
     batch_size = as_integer(batch_size, "measure_predictions: batch_size", least=1)
-    classify = Classifier(model, Feed(
-        model, images, caller="measure_predictions", preprocessing=preprocessing, logits=logits, pixels=True
-    ))  # fmt: skip
+    feed = Feed(model, images, caller="measure_predictions", preprocessing=preprocessing, logits=logits,
+                pixels=True)  # fmt: skip
+    classify = Classifier(model, feed)
     images = classify.images
     labels = match_labels(model, images).renumber(images.labels)
-    frames = []
-    with undisturbed(model), torch.no_grad():
-        batches = classify.batches(batch_size)
-        count = -(-len(images) // batch_size)
-        for indices, batch in tqdm(batches, "perturbing", count, disable=not progress, leave=False):
+    share = Sharing(feed, batch_size)
+
+    def look() -> Iterator[pd.DataFrame]:
+        for indices, batch in classify.batches(batch_size, indices=share.indices):
             found = {p.name: classify(p(batch, indices)).max(-1) for p in tests}
-            clean = found["clean"].indices
-            for name, (confidence, prediction) in found.items():
-                frames.append(
-                    pd.DataFrame(
-                        {
-                            "image": [images.ids[i] for i in indices],
-                            "label": pd.array([labels[i] for i in indices], dtype="Int64"),
-                            "perturbation": name,
-                            "prediction": prediction.cpu().numpy(),
-                            "confidence": confidence.cpu().numpy(),
-                            "clean_prediction": clean.cpu().numpy(),
-                        }
-                    )
-                )
+            clean = found["clean"].indices.cpu().numpy()
+            yield pd.concat([
+                pd.DataFrame({
+                    "image": [images.ids[i] for i in indices],
+                    "label": pd.array([labels[i] for i in indices], dtype="Int64"),
+                    "perturbation": name,
+                    "prediction": prediction.cpu().numpy(),
+                    "confidence": confidence.cpu().numpy(),
+                    "clean_prediction": clean,
+                })
+                for name, (confidence, prediction) in found.items()
+            ])  # fmt: skip
+
+    bar = tqdm(total=len(images), desc="perturbing", unit="image", disable=not share.shows(progress),
+               leave=False)  # fmt: skip
+    with undisturbed(model), torch.no_grad(), bar:
+        frames = share.gather(look(), bar)
     table = insert_clusters(pd.concat(frames, ignore_index=True), images)
     table["agree"] = table["prediction"] == table["clean_prediction"]
     table["correct"] = table["prediction"] == table["label"]  # missing where the label is
@@ -194,7 +199,9 @@ class Classifier:
         assert self.feed is not None
         return self.feed.images
 
-    def batches(self, batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
+    def batches(
+        self, batch_size: int, *, indices: Sequence[int] | None = None
+    ) -> Iterator[tuple[list[int], Tensor]]:
         """Yield (indices, images in [0, 1]).
 
         Raises:
@@ -202,7 +209,7 @@ class Classifier:
         """
         assert self.feed is not None
         self.feed.require_scores()
-        for indices, inputs in self.feed.read_batches(batch_size):
+        for chosen, inputs in self.feed.read_batches(batch_size, indices=indices):
             if len(inputs.every_tensor()) > 1:
                 raise SpectralError(f"{self.feed.caller}: expected images alone, got several inputs")
-            yield indices, inputs.image
+            yield chosen, inputs.image

@@ -20,6 +20,8 @@ from spectral.errors import SpectralError, SpectralWarning
 from spectral.intake import Feed
 from spectral.measurement import insert_clusters
 from spectral.network import Take, undisturbed
+from spectral.ranks import shared
+from spectral.sharing import Sharing
 from spectral.sites import Site
 from spectral.stability.reading import check_counts, choose_sites, name_of
 from spectral.stability.views import Views
@@ -67,6 +69,7 @@ class Alteration(Protocol):
         """Return the network with some units altered, and the context in which it runs so."""
 
 
+@shared
 def attribute_instability(
     model: nn.Module,
     images: Any,
@@ -223,9 +226,11 @@ class _Effects:
 
     def __init__(self, feed: Feed, how: Alteration, batch_size: int, progress: bool) -> None:
         self._feed, self._how, self._batch_size = feed, how, batch_size
+        self._share = Sharing(feed, batch_size)
         self._known: dict[frozenset[Unit], pd.DataFrame] = {}
         count = len(set(self._list_sets()))
-        self._bar = tqdm(total=count, desc=f"attributing {feed.name}", unit="variant", disable=not progress)
+        self._bar = tqdm(total=count, desc=f"attributing {feed.name}", unit="variant",
+                         disable=not self._share.shows(progress))  # fmt: skip
 
     def tabulate(self) -> Iterator[pd.DataFrame]:
         """Yield the rows of each unit, then those of all."""
@@ -289,16 +294,17 @@ class _Effects:
             return Feed(model, feed.images, caller=CALLER, preprocessing=prepared, logits=feed.logits)
 
     def _run(self, feed: Feed, context: AbstractContextManager[Any]) -> pd.DataFrame:
-        parts = []
         with undisturbed(feed.model), torch.no_grad(), context:
-            for indices, inputs in feed.batches(self._batch_size):
-                views = Views(feed, inputs)
-                values = {"sis": views.find_sis(), "prediction": views.still.probabilities.argmax(-1)}
-                ids = [feed.images.ids[i] for i in indices]
-                parts.append(pd.DataFrame({n: v.cpu().numpy() for n, v in values.items()}, index=ids))
+            found = pd.concat(self._share.gather(self._look(feed)))
         labels = match_labels(self._feed.model, feed.images).renumber(feed.images.labels)
-        found = pd.concat(parts)
         return found.assign(label=[np.nan if label is None else label for label in labels])
+
+    def _look(self, feed: Feed) -> Iterator[pd.DataFrame]:
+        for indices, inputs in feed.batches(self._batch_size, indices=self._share.indices):
+            views = Views(feed, inputs)
+            values = {"sis": views.find_sis(), "prediction": views.still.probabilities.argmax(-1)}
+            ids = [feed.images.ids[i] for i in indices]
+            yield pd.DataFrame({n: v.cpu().numpy() for n, v in values.items()}, index=ids)
 
 
 def _find_lattice(site: Site) -> tuple[Any, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
 from typing import Any
@@ -20,6 +20,8 @@ from spectral.inputs import Inputs
 from spectral.intake import Feed
 from spectral.measurement import describe_sites, insert_clusters
 from spectral.network import map_planes, undisturbed
+from spectral.ranks import shared
+from spectral.sharing import Sharing
 from spectral.sites import Site
 from spectral.stability.reading import Size, check_counts, choose_sites, find_size, name_of
 from spectral.stability.shifts import Shift, check_shift, fourier_shift, is_whole
@@ -35,6 +37,7 @@ COLUMNS = [
 ]  # fmt: skip
 
 
+@shared
 def measure_equivariance(
     model: nn.Module,
     images: Any,
@@ -106,19 +109,24 @@ def measure_equivariance(
         name, reason = next(iter(reasons.items()))
         raise SpectralError(f"{CALLER}: no site of {name_of(model)} can be compared; {name!r}: {reason}")
     comparison = _Comparison(feed, size, moves, chosen)
-    bar = tqdm(total=len(source), desc=f"shifting {name_of(model)}", unit="image", disable=not progress)
-    frames = [pd.DataFrame(columns=["index", *[c for c in COLUMNS[1:] if c != "cluster"]])]
+    share = Sharing(feed, batch_size)
+
+    def look() -> Iterator[pd.DataFrame]:
+        for indices, inputs in feed.batches(batch_size, indices=share.indices) if chosen else ():
+            comparison.run(inputs)
+            yield comparison.tabulate(indices, [source.ids[i] for i in indices])
+
+    bar = tqdm(total=len(source), desc=f"shifting {name_of(model)}", unit="image",
+               disable=not share.shows(progress))  # fmt: skip
     with (
         undisturbed(model),
         torch.no_grad(),
         bar,
         FeatureExtractor(model, chosen, tap="output", reduce=comparison.reduce),
     ):
-        for indices, inputs in feed.batches(batch_size) if chosen else ():
-            comparison.run(inputs)
-            frames.append(comparison.tabulate(indices, [source.ids[i] for i in indices]))
-            bar.update(len(indices))
-    table = pd.concat(frames[len(frames) > 1 :]).sort_values("index", kind="stable", ignore_index=True)
+        frames = share.gather(look(), bar)
+    nothing = pd.DataFrame(columns=["index", *[c for c in COLUMNS[1:] if c != "cluster"]])
+    table = pd.concat(frames or [nothing]).sort_values("index", kind="stable", ignore_index=True)
     table.insert(0, "model", name_of(model))
     table = insert_clusters(table, source)
     table.attrs["sites"] = describe_sites(found, reasons)

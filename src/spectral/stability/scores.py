@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from spectral.instability import compute_logit_jitter, compute_logit_spread
 from spectral.intake import Feed
 from spectral.measurement import insert_clusters
 from spectral.network import Scores, Take, undisturbed
+from spectral.ranks import shared
+from spectral.sharing import Sharing
 from spectral.sites import find_sites
 from spectral.stability.borders import CircularBorders
 from spectral.stability.lattice import find_total_stride
@@ -31,6 +33,7 @@ COLUMNS = [
 ]  # fmt: skip
 
 
+@shared
 def measure_stability(
     model: nn.Module,
     images: Any,
@@ -103,19 +106,22 @@ def measure_stability(
     source = feed.images
     stride, steps, why = _find_comb(feed) if comb else ({}, {}, "comb=False")
     borders = CircularBorders(feed) if circular else None
-    bar = tqdm(total=len(source), desc=f"shifting {feed.name}", unit="image", disable=not progress)
-    frames, jumps, own = [], [], []
-    with undisturbed(model), torch.no_grad(), bar:
-        for indices, inputs in feed.batches(batch_size):
+    share = Sharing(feed, batch_size)
+
+    def look() -> Iterator[tuple[pd.DataFrame, Tensor, Tensor]]:
+        for indices, inputs in feed.batches(batch_size, indices=share.indices):
             views = Views(feed, inputs)
-            frames.append(_tabulate(views, [source.ids[i] for i in indices], steps))
+            frame = _tabulate(views, [source.ids[i] for i in indices], steps)
             closed = borders.find_sis(inputs) if borders else None
-            frames[-1]["sis_circular"] = np.nan if closed is None else closed.cpu().numpy()
-            jumps.append(
-                compute_logit_jitter(views.still.logits, [v.logits for v in views.nearest()], 1.0).cpu()
-            )
-            own.append(views.still.logits.cpu())
-            bar.update(len(indices))
+            frame["sis_circular"] = np.nan if closed is None else closed.cpu().numpy()
+            jumps = compute_logit_jitter(views.still.logits, [v.logits for v in views.nearest()], 1.0)
+            yield frame, jumps.cpu(), views.still.logits.cpu()
+
+    bar = tqdm(
+        total=len(source), desc=f"shifting {feed.name}", unit="image", disable=not share.shows(progress)
+    )
+    with undisturbed(model), torch.no_grad(), bar:
+        frames, jumps, own = zip(*share.gather(look(), bar), strict=True)
     table = pd.concat(frames, ignore_index=True)
     where = feed.describe_logits() or "output"
     table["logit_jitter"], lacking = _normalise(torch.cat(jumps), torch.cat(own), where)

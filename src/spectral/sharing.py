@@ -1,0 +1,115 @@
+"""Analyses of images one by one, shared among the ranks of a process group: the mechanism of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol, TypeVar
+
+from tqdm import tqdm
+
+from spectral.errors import SpectralError
+from spectral.identity import Identity, identify
+from spectral.inputs import Inputs
+from spectral.ranks import Ranks, find_ranks
+from spectral.store import find_difference
+
+T = TypeVar("T")
+
+
+class Source(Protocol):
+    """Images on their way to a network, see `spectral.intake.Feed`."""
+
+    caller: str
+    name: str
+    model: Any
+    images: Any
+
+    @property
+    def example(self) -> Inputs:
+        """The first image, ready for the network."""
+
+
+class Sharing:
+    """Which batches of an analysis are whose, and all that was found, in the order of the images.
+
+    Ranks share whole batches: an image is seen with the same others however many ranks there are, so that
+    their number changes no value.
+
+    Args:
+        feed: the images on their way to the network.
+        batch_size: images per forward pass.
+
+    Raises:
+        SpectralError: if ranks see different images or networks.
+
+    Attributes:
+        ranks: who shares.
+        indices: which images are this rank's.
+
+    Example:
+        >>> import torch
+        >>> from spectral.intake import Feed
+        >>> feed = Feed(torch.nn.Flatten(), torch.rand(3, 1, 4, 4), caller="example")
+        >>> share = Sharing(feed, 2)
+        >>> share.gather(inputs.count for _, inputs in feed.batches(2, indices=share.indices))
+        [2, 1]
+    """
+
+    def __init__(self, feed: Source, batch_size: int) -> None:
+        self.ranks, self._batch_size = find_ranks(), batch_size
+        every = range(len(feed.images))
+        batches = [every[start : start + batch_size] for start in every[::batch_size]]
+        self.indices = [image for batch in self.ranks.split(batches) for image in batch]
+        if self.ranks.count > 1:
+            images = getattr(feed.images, "fingerprint", None)
+            config = {"caller": feed.caller, "model": feed.name, "images_fingerprint": images,
+                      "image_count": len(every), "batch_size": batch_size}  # fmt: skip
+            compare_ranks(self.ranks, config, identify(feed.model, feed.example))
+
+    def shows(self, progress: bool) -> bool:
+        """Say whether this is the rank that shows a bar, if one is asked for."""
+        return progress and self.ranks.first
+
+    def gather(self, found: Iterable[T], bar: tqdm[Any] | None = None) -> list[T]:
+        """Return what the batches of all ranks gave.
+
+        Args:
+            found: what this rank's own give, one after the other.
+            bar: counts the images of all.
+
+        Raises:
+            RanksError: if a rank failed or ended.
+        """
+        own: list[T] = []
+        before = 0 if bar is None else bar.n
+        for total in self._follow(found, own):
+            if bar is not None:
+                bar.update(before + total - bar.n)
+        return [one for part in self.ranks.exchange(own) for one in part]
+
+    def _follow(self, found: Iterable[T], own: list[T]) -> Iterator[int]:
+        """Yield how many images all have seen, until they have seen theirs."""
+        for one in found:
+            own.append(one)
+            yield self.ranks.advance(min(len(own) * self._batch_size, len(self.indices)))
+        yield from self.ranks.await_others(len(self.indices))
+
+
+def compare_ranks(ranks: Ranks, config: Mapping[str, Any], network: Identity) -> None:
+    """Make sure that all ranks measure the same.
+
+    Args:
+        ranks: all of them call this.
+        config: what determines every value.
+        network: which it is.
+
+    Raises:
+        RanksError: naming what a rank has that the first hasn't.
+    """
+    before = ranks.exchange({"config": config, "network": network.describe()})[0]
+    with ranks.agreeing():
+        difference = find_difference(before, config, network)
+        if difference is not None:
+            raise SpectralError(
+                f"rank 0 measures {difference}; give every rank the same network, images and arguments"
+            )
