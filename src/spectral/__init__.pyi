@@ -54,6 +54,7 @@ from .perturb import (
 )
 from .ranks import alone
 from .recalibration import recalibrate
+from .reconstruction import reconstruct
 from .sites import Site, find_global_pools, find_reductions, find_sites, get_stride_layers
 from .spectrum import (
     compute_power_spectrum,
@@ -107,7 +108,8 @@ __all__ = [
     "measure_instability_budget", "measure_latency", "measure_predictions", "measure_robustness",
     "measure_stability", "measure_worst_shift", "model_info", "models", "normalized_radius",
     "operators", "pair_sites", "perturb", "radial_frequencies", "read", "read_diagnosis", "recalibrate",
-    "register_operator", "revert", "split_border", "stats", "study", "summarize_instability_budget",
+    "reconstruct", "register_operator", "revert", "split_border", "stats", "study",
+    "summarize_instability_budget",
     "summarize_measurements", "summarize_stability", "sweep", "sweeping", "synthetic", "table", "train",
     "write_page", "write_report",
 ]  # fmt: skip

@@ -35,6 +35,8 @@ STATE_NAME = "distillation-state.pt"
 KEPT_EVERY = 50  # steps
 HELD_BYTES = 2**29  # of images that are decoded once; more are decoded each time
 _NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TUNED = ("all", "filters", "norms")
 _LEAST = 1e-30  # a probability that rounds to nothing, and the power of a map that is none
 
 
@@ -71,6 +73,7 @@ def distill(
     batch_size: int = 16,
     max_lr: float = 2e-4,
     layer_weight: float = 1.0,
+    tune: str = "all",
     views: Views = Views(),
     seed: int = 0,
     preprocessing: Any = None,
@@ -95,6 +98,8 @@ def distill(
         batch_size: images per step.
         max_lr: the highest learning rate of AdamW, in one cycle.
         layer_weight: of the norms' outputs; 0 for the predictions alone.
+        tune: what is trained: ``"norms"``, their scales and shifts and all biases; ``"filters"``, these and
+            the depthwise kernels; ``"all"``. The fewer, the less a few images can be learnt by heart.
         views: what the images are turned into.
         seed: of the order and the views.
         preprocessing: as for `measure`.
@@ -128,6 +133,8 @@ def distill(
         raise SpectralError(
             f"{CALLER}: max_lr must be > 0 and layer_weight ≥ 0, got {max_lr} and {layer_weight}"
         )
+    if tune not in TUNED:
+        raise SpectralError(f"{CALLER}: tune must be one of {', '.join(TUNED)}, got {tune!r}")
     if teacher is None:
         conversion_report(model)  # says so, if it wasn't converted
         teacher = revert(model)
@@ -138,10 +145,10 @@ def distill(
         "model": hash_state(model.state_dict()), "structure": find_structure(model),
         "teacher": hash_state(teacher.state_dict()), "teacher_structure": find_structure(teacher),
         "images": feed.images.fingerprint, "steps": steps, "batch_size": batch_size, "max_lr": float(max_lr),
-        "layer_weight": float(layer_weight), "views": asdict(views), "seed": seed,
+        "layer_weight": float(layer_weight), "tune": tune, "views": asdict(views), "seed": seed,
     }  # fmt: skip
-    trained = [p for p in student.parameters() if p.is_floating_point()]
-    wanted = [p.requires_grad for p in trained]
+    trained = _choose_parameters(student, tune)
+    wanted = {p: p.requires_grad for p in student.parameters()}
     modes = {module: module.training for module in student.modules()}
     state = None if out is None else Path(out) / STATE_NAME
     with (
@@ -151,6 +158,8 @@ def distill(
         torch.enable_grad(),
     ):
         student.eval()
+        for parameter in wanted:
+            parameter.requires_grad_(False)
         for parameter in trained:
             parameter.requires_grad_(True)
         optimizer = torch.optim.AdamW(trained, max_lr, weight_decay=0.0)
@@ -175,12 +184,26 @@ def distill(
                     store_state(state, run, parts, step + 1, [])
                 bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
                 bar.update()
-    for parameter, flag in zip(trained, wanted, strict=True):
+    for parameter, flag in wanted.items():
         parameter.grad = None
         parameter.requires_grad_(flag)
     for module, training in modes.items():
         module.training = training
     return student
+
+
+def _choose_parameters(model: nn.Module, tune: str) -> list[nn.Parameter]:
+    """Return the parameters that ``tune`` names, each once."""
+    chosen: dict[nn.Parameter, None] = {}
+    for module in model.modules():
+        depthwise = isinstance(module, _CONVOLUTIONS) and module.groups == module.in_channels > 1
+        whole = tune == "all" or isinstance(module, _NORMS) or (tune == "filters" and depthwise)
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.is_floating_point() and (whole or name == "bias"):
+                chosen[parameter] = None
+    if not chosen:
+        raise SpectralError(f"{CALLER}: tune={tune!r} chooses no parameter of this network; pass tune='all'")
+    return list(chosen)
 
 
 def _one_cycle(step: int, steps: int) -> float:

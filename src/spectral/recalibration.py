@@ -75,7 +75,7 @@ def recalibrate(
     batch = feed.load(range(min(len(feed.images), LIMIT)))
     if batch.count < 2:
         raise SpectralError(f"recalibrate: needs at least 2 images, got {batch.count}")
-    before = _make_twin(model) if reference is None else reference
+    before = make_twin(model) if reference is None else reference
     work = model if inplace else copy_model(model)
     with torch.no_grad(), undisturbed(before), undisturbed(work):
         fitting = _watch(before, batch, lambda path, norm, seen: None)
@@ -83,7 +83,7 @@ def recalibrate(
 
         def move(path: str, norm: _BatchNorm, seen: Moments) -> None:
             if path in known:
-                _move_statistics(norm, known[path], seen)
+                move_statistics(norm, known[path], seen)
 
         ran = _watch(work, batch, move)
     left = [path for path in ran if path not in known]
@@ -102,7 +102,7 @@ def recalibrate(
     return work
 
 
-def _make_twin(model: nn.Module) -> nn.Module:
+def make_twin(model: nn.Module) -> nn.Module:
     """Return the unaltered network, whose norms see the same dense maps where a layer comes behind them."""
     report = conversion_report(model)
     twin = revert(model)
@@ -121,6 +121,19 @@ class Moments:
     variance: Tensor
 
 
+def measure_moments(x: Tensor, path: str, caller: str) -> Moments:
+    """Measure what enters the norm at a path.
+
+    Raises:
+        SpectralError: if it isn't finite.
+    """
+    axes = [axis for axis in range(x.ndim) if axis != 1]
+    variance, mean = torch.var_mean(x.detach().double(), axes, unbiased=False)
+    if not bool(variance.isfinite().all()):
+        raise SpectralError(f"{caller}: what enters {path!r} isn't finite on these images")
+    return Moments(mean, variance)
+
+
 def _watch(
     model: nn.Module, batch: Inputs, on_norm: Callable[[str, _BatchNorm, Moments], None]
 ) -> dict[str, list[Moments]]:
@@ -129,11 +142,7 @@ def _watch(
 
     def hook(path: str, norm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = args[0] if args else kwargs["input"]
-        axes = [axis for axis in range(x.ndim) if axis != 1]
-        variance, mean = torch.var_mean(x.detach().double(), axes, unbiased=False)
-        if not bool(variance.isfinite().all()):
-            raise SpectralError(f"recalibrate: what enters {path!r} isn't finite on these images")
-        found.setdefault(path, []).append(Moments(mean, variance))
+        found.setdefault(path, []).append(measure_moments(x, path, "recalibrate"))
         if len(found[path]) == 1:
             on_norm(path, norm, found[path][0])
 
@@ -146,7 +155,7 @@ def _watch(
     return found
 
 
-def _move_statistics(norm: _BatchNorm, fitting: Moments, seen: Moments) -> None:
+def move_statistics(norm: _BatchNorm, fitting: Moments, seen: Moments) -> None:
     """Move a norm's statistics by what changed between two networks on the same images."""
     assert norm.running_mean is not None
     assert norm.running_var is not None

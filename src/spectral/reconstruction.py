@@ -1,0 +1,285 @@
+"""Weights behind new layers fitted again in closed form: to what the unconverted network computes there."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from spectral.arguments import as_integer
+from spectral.copying import copy_model
+from spectral.errors import SpectralError
+from spectral.inputs import Inputs
+from spectral.intake import Feed
+from spectral.network import undisturbed
+from spectral.recalibration import LIMIT, Moments, make_twin, measure_moments, move_statistics
+
+CALLER = "reconstruct"
+RIDGE = 1e-2
+LEAST_PLACES = 64  # of each map that enter a fit, where it has as many
+_PER_UNKNOWN = 16  # places of all images together, for each unknown of an output channel
+_SAME = 1e-5  # a map that differs by less, relative to its spread, is the reference's
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_FITTED = (*_CONVOLUTIONS, nn.Linear)
+
+
+def reconstruct(
+    model: nn.Module,
+    images: Any,
+    *,
+    reference: nn.Module | None = None,
+    ridge: float = RIDGE,
+    seed: int = 0,
+    inplace: bool = False,
+    preprocessing: Any = None,
+) -> nn.Module:
+    """Fit a converted network's weights, layer by layer in closed form, to the maps of the unconverted one.
+
+    A layer behind a stride takes away what the weights after it were trained to use. Each convolution and
+    each linear layer that runs after one gets the weights W with which it comes nearest to what it gives in
+    the reference, on the same images: the least of mean ‖W x + b − y‖² + ridge · mean(x²) · ‖W − W₀‖², where
+    x is what enters it, from weights already fitted, y its output in the reference, W₀ its weights. The
+    ridge holds weights where they are that the images don't determine. Batch norms are moved as
+    `recalibrate` moves them, each before what follows it is fitted. Nothing is learnt by steps, no label and
+    no class is used, and where nothing has changed nothing changes.
+
+    Of each map a part of the places is used, as many as the unknowns need. A layer stays as it is that runs
+    more than once, isn't the weights' plain product (such as weights standardised before their use), or gives
+    maps of other extents than in the reference.
+
+    Args:
+        model: what `convert` returned, or another network that has changed.
+        images: whatever holds some, as for `recalibrate`; the first 128 are used.
+        reference: the network before the change; by default the model with plain decimation instead.
+        ridge: how strongly weights are held, relative to the mean power of what enters them.
+        seed: of the choice of places.
+        inplace: change the model itself instead of a copy.
+        preprocessing: as for `measure`.
+
+    Returns:
+        The network with its new weights and statistics, its modes as they were.
+
+    Raises:
+        SpectralError: if the model isn't a converted one and no reference is given, ``ridge`` isn't positive,
+            there are fewer than two images, or a map isn't finite.
+
+    Source:
+        Y. He, X. Zhang, J. Sun, Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017, for
+        the reconstruction of a layer's output by least squares from a network already changed; Y. Li et al.,
+        BRECQ, ICLR 2021, for doing so in order on few images without labels.
+
+    Example:
+        >>> from spectral.surgery import convert
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Conv2d(4, 5, 1))
+        >>> smooth = convert(net.eval(), "blurpool", example=16)
+        >>> x = torch.rand(8, 3, 16, 16)
+        >>> fitted = reconstruct(smooth, x)
+        >>> bool((fitted(x) - net(x)).square().mean() < (smooth(x) - net(x)).square().mean())
+        True
+    """
+    if not 0 < ridge < math.inf:
+        raise SpectralError(f"{CALLER}: ridge must be > 0, got {ridge}")
+    seed = as_integer(seed, f"{CALLER}: seed")
+    feed = Feed(model, images, caller=CALLER, preprocessing=preprocessing)
+    batch = feed.load(range(min(len(feed.images), LIMIT)))
+    if batch.count < 2:
+        raise SpectralError(f"{CALLER}: needs at least 2 images, got {batch.count}")
+    before = make_twin(model) if reference is None else reference
+    work = model if inplace else copy_model(model)
+    with torch.no_grad(), undisturbed(before), undisturbed(work):
+        known = _observe(before, batch, seed)
+        _fit(work, batch, known, ridge)
+    return work
+
+
+@dataclass
+class _Target:
+    """What a layer of the reference gave at some places of its maps.
+
+    Attributes:
+        shape: of its output, channels left out.
+        places: (B, P), on the flattened lattice.
+        values: (B, P, C).
+        normed: whether a batch norm takes this output, so that its mean is the norm's matter.
+    """
+
+    shape: tuple[int, ...]
+    places: Tensor
+    values: Tensor
+    normed: bool = False
+
+
+@dataclass(frozen=True)
+class _Known:
+    targets: dict[str, _Target]
+    moments: dict[str, Moments]
+
+
+def _observe(reference: nn.Module, batch: Inputs, seed: int) -> _Known:
+    """Run the reference; keep what leaves its layers and enters its norms, of those that run once."""
+    targets: dict[str, _Target] = {}
+    moments: dict[str, Moments] = {}
+    runs: Counter[str] = Counter()
+    last: dict[str, Any] = {}
+    generator = torch.Generator().manual_seed(seed)
+
+    def keep(path: str, module: nn.Module, args: Any, output: Any) -> None:
+        runs[path] += 1
+        if runs[path] == 1 and isinstance(output, Tensor):
+            maps = _flatten(module, output)
+            places = _draw_places(maps, _count_unknowns(module), generator)
+            targets[path] = _Target(_extents(module, output), places, _take(maps, places))
+            last.update(path=path, output=output)
+
+    def meet(path: str, module: Any, args: Any) -> None:
+        runs[path] += 1
+        moments[path] = measure_moments(args[0], path, CALLER)
+        if last.get("output") is args[0]:
+            targets[last["path"]].normed = True
+
+    with ExitStack() as stack:
+        for path, module in reference.named_modules():
+            if isinstance(module, _FITTED):
+                # Before the layer that a conversion hangs there: what it gets is compared.
+                handle = module.register_forward_hook(partial(keep, path), prepend=True)
+                stack.callback(handle.remove)
+            elif isinstance(module, _BatchNorm) and module.running_mean is not None:
+                stack.callback(module.register_forward_pre_hook(partial(meet, path)).remove)
+        reference(*batch.args, **batch.kwargs)
+    return _Known(
+        {path: target for path, target in targets.items() if runs[path] == 1},
+        {path: found for path, found in moments.items() if runs[path] == 1},
+    )
+
+
+def _fit(model: nn.Module, batch: Inputs, known: _Known, ridge: float) -> None:
+    """Run the model once; fit each layer and move each norm just before it runs."""
+    targets, moments = dict(known.targets), dict(known.moments)
+
+    def fit(path: str, module: nn.Module, args: Any) -> None:
+        target = targets.pop(path, None)  # a layer that comes again stays
+        if target is not None and len(args) == 1:
+            _fit_layer(module, args[0], target, ridge)
+
+    def move(path: str, module: Any, args: Any) -> None:
+        before = moments.pop(path, None)
+        if before is not None:
+            move_statistics(module, before, measure_moments(args[0], path, CALLER))
+
+    with ExitStack() as stack:
+        for path, module in model.named_modules():
+            if path in targets and isinstance(module, _FITTED):
+                stack.callback(module.register_forward_pre_hook(partial(fit, path)).remove)
+            elif path in moments and isinstance(module, _BatchNorm):
+                stack.callback(module.register_forward_pre_hook(partial(move, path)).remove)
+        model(*batch.args, **batch.kwargs)
+
+
+def _fit_layer(module: Any, x: Tensor, target: _Target, ridge: float) -> None:
+    """Give a layer the weights with which it comes nearest to its target, if it is their plain product."""
+    own = type(module).forward(module, x)  # without what a conversion hangs there
+    if _extents(module, own) != target.shape:
+        return
+    groups = getattr(module, "groups", 1)
+    now = _take(_flatten(module, own), target.places).flatten(0, 1)
+    missing = (target.values.flatten(0, 1) - now).double()
+    spread = target.values.double().var((0, 1), unbiased=False).mean()
+    if missing.square().mean() <= _SAME**2 * spread:
+        return
+    design = _make_design(module, x, target.places)
+    if design is None:
+        return
+    design = design.double()
+    weight = module.weight.detach().double().view(groups, -1, design.shape[2])
+    product = torch.einsum("ngi,goi->ngo", design, weight).flatten(1)
+    bias = 0 if module.bias is None else module.bias.double()
+    if (product + bias - now).square().mean() > 1e-6 * now.double().square().mean():
+        return
+    free = module.bias is not None or target.normed
+    offset = missing.mean(0) if free else torch.zeros_like(missing[0])
+    centre = design.mean(0) if free else torch.zeros_like(design[0])
+    missing, design = missing - offset, design - centre
+    missing = missing.unflatten(1, (groups, -1))
+    power = torch.einsum("ngi,ngj->gij", design, design) / len(design)
+    shared = torch.einsum("ngi,ngo->gio", design, missing) / len(design)
+    scale = power.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(torch.float32).tiny)
+    power.diagonal(dim1=1, dim2=2).add_(ridge * scale[:, None])
+    change = torch.linalg.solve(power, shared).transpose(1, 2)  # (G, outputs, unknowns)
+    module.weight.add_(change.reshape(module.weight.shape).to(module.weight))
+    if module.bias is not None:
+        module.bias.add_((offset - torch.einsum("goi,gi->go", change, centre).flatten()).to(module.bias))
+
+
+def _count_unknowns(module: Any) -> int:
+    return int(module.weight[0].numel())
+
+
+def _extents(module: nn.Module, output: Tensor) -> tuple[int, ...]:
+    """The shape of what a layer gave, without its channels."""
+    axis = -1 if isinstance(module, nn.Linear) else 1
+    return tuple(n for i, n in enumerate(output.shape) if i != axis % output.ndim)
+
+
+def _flatten(module: nn.Module, maps: Tensor) -> Tensor:
+    """Return maps as (B, C, places)."""
+    if isinstance(module, nn.Linear):
+        return maps.flatten(1, -2).transpose(1, 2) if maps.ndim > 2 else maps.unsqueeze(2)
+    return maps.flatten(2)
+
+
+def _draw_places(maps: Tensor, unknowns: int, generator: torch.Generator) -> Tensor:
+    """Choose places of each image's map, as many as the unknowns need, (B, P)."""
+    count, _, there = maps.shape
+    wanted = max(LEAST_PLACES, -(-_PER_UNKNOWN * unknowns // count))
+    if wanted >= there:
+        return torch.arange(there, device=maps.device).expand(count, -1)
+    drawn = torch.rand(count, there, generator=generator).argsort(1)[:, :wanted]
+    return drawn.to(maps.device)
+
+
+def _take(maps: Tensor, places: Tensor) -> Tensor:
+    """Return (B, P, C) of maps (B, C, …) at places (B, P)."""
+    return torch.take_along_dim(maps, places[:, None], 2).transpose(1, 2)
+
+
+def _make_design(module: Any, x: Tensor, places: Tensor) -> Tensor | None:
+    """Return what the weights are multiplied by at each place, (places of all images, groups, unknowns).
+
+    A convolution is asked itself, with kernels that have one tap: whichever way it pads is then in it. None
+    for one whose own forward takes no such kernels.
+    """
+    if isinstance(module, nn.Linear):
+        return _take(_flatten(module, x), places).flatten(0, 1).unsqueeze(1)
+    taps = math.prod(module.kernel_size)
+    columns = []
+    with _depthwise(module) as kernel:
+        for tap in range(taps):
+            kernel.zero_().flatten(1)[:, tap] = 1
+            try:
+                shifted = type(module).forward(module, x)
+            except (RuntimeError, TypeError, ValueError):  # a class may do with its weights what it likes
+                return None
+            columns.append(_take(shifted.flatten(2), places))
+    design = torch.stack(columns, -1)  # (B, P, C, taps)
+    return design.reshape(places.numel(), module.groups, -1)
+
+
+@contextmanager
+def _depthwise(module: Any) -> Iterator[Tensor]:
+    """Make a convolution a depthwise one for a while, and yield its kernel (C, 1, …)."""
+    weight, bias, groups = module.weight, module.bias, module.groups
+    kernel = torch.zeros(module.in_channels, 1, *module.kernel_size).to(weight)
+    try:
+        module.weight = nn.Parameter(kernel, requires_grad=False)
+        module.bias, module.groups = None, module.in_channels
+        yield module.weight
+    finally:
+        module.weight, module.bias, module.groups = weight, bias, groups

@@ -1,0 +1,159 @@
+"""Closed-form repair: exact where the right weights are known, nothing where nothing changed."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from networks import image, unchanged
+from torch import Tensor, nn
+
+from spectral.errors import SpectralError
+from spectral.reconstruction import reconstruct
+from spectral.surgery import convert
+
+
+class Tokens(nn.Module):
+    """A linear layer over the places of a map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.flatten(2).transpose(1, 2)).mean(1)  # type: ignore[no-any-return]
+
+
+class Same(nn.Conv2d):
+    """Pads by itself, unevenly, as TensorFlow does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.pad(x, (0, 1, 0, 1))
+        return nn.functional.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(6, 4, 1, bias=False),
+        nn.Conv2d(6, 6, 3, 2, padding=1, groups=6),
+        nn.Conv2d(6, 4, (3, 2), padding=1, dilation=2, groups=2, padding_mode="circular"),
+        Same(6, 4, 3, 2),
+        Tokens(),
+        nn.Sequential(nn.Flatten(), nn.Linear(6 * 36, 3, bias=False)),
+        nn.Sequential(nn.Conv2d(6, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1)),
+    ],
+    ids=["1x1", "depthwise", "grouped", "own padding", "tokens", "flat", "several"],
+)
+def test_altered_weights_are_found_again(layer: nn.Module) -> None:
+    """With more places than unknowns, least squares have one solution: the reference's own weights."""
+    torch.manual_seed(0)
+    right = copy.deepcopy(layer).eval()
+    wrong = copy.deepcopy(right)
+    with torch.no_grad():
+        for parameter in wrong.parameters():
+            if parameter.ndim != 1 or len(list(wrong.modules())) < 4:  # scales of norms stay
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    images = image(120, 6, 6, 6)
+    extra = image(120, 6, 6, 6) if isinstance(layer, nn.Sequential) and len(layer) == 2 else images[:0]
+    with unchanged(right), unchanged(wrong):
+        fitted = reconstruct(wrong, torch.cat([images, extra]), reference=right, ridge=1e-9)
+    x = image(5, 6, 6, 6)
+    if len(extra):  # 216 unknowns, 128 images: what they show is reproduced, no more can be known
+        x = images[:5]
+    with torch.no_grad():
+        torch.testing.assert_close(fitted(x), right(x), rtol=1e-3, atol=1e-3)
+
+
+def test_a_filter_gain_is_undone_behind_it() -> None:
+    """Of waves of one frequency a binomial filter leaves (1 + cos 2πf) / 2: the next weights make it good."""
+    net = nn.Sequential(nn.Conv2d(2, 2, 1, 2, bias=False), nn.Conv2d(2, 3, 1, bias=False)).eval()
+    frequency = 4 / 32
+    phase = 2 * math.pi * (frequency * torch.arange(32.0) + torch.rand(20, 2, 1, 1))
+    waves = torch.randn(20, 2, 1, 1) * phase.cos().expand(-1, -1, 32, -1)
+    smooth = convert(net, "blurpool", example=(2, 32, 32), placement="behind", padding_mode="circular")
+    fitted = reconstruct(smooth, waves, ridge=1e-9)
+    gain = (1 + math.cos(2 * math.pi * frequency)) / 2
+    torch.testing.assert_close(fitted[0].weight, net[0].weight)
+    torch.testing.assert_close(fitted[1].weight, net[1].weight / gain, rtol=1e-3, atol=1e-3)
+    with torch.no_grad():
+        torch.testing.assert_close(fitted(waves), net(waves), rtol=1e-3, atol=1e-3)
+
+
+def make_net() -> nn.Module:
+    torch.manual_seed(1)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, 1, 1, groups=8), nn.ReLU(),
+        nn.Conv2d(8, 12, 1, bias=False), nn.BatchNorm2d(12), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(12, 4),
+    )  # fmt: skip
+    for _ in range(20):
+        net(make_smooth(16))
+    return net.eval()
+
+
+def make_smooth(count: int) -> Tensor:
+    return nn.functional.avg_pool2d(image(count, 3, 36, 36), 5, 1)
+
+
+def count_hooks(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def test_an_unaltered_network_keeps_every_bit() -> None:
+    same = convert(make_net(), "strided", example=32)
+    fitted = reconstruct(same, make_smooth(8))
+    for name, value in same.state_dict().items():
+        assert torch.equal(fitted.state_dict()[name], value), name
+
+
+def test_a_converted_network_comes_nearer_on_other_images() -> None:
+    net, images = make_net(), make_smooth(32)
+    smooth = convert(net, "blurpool", example=32).train()
+    with unchanged(smooth), torch.random.fork_rng():
+        fitted = reconstruct(smooth, images)
+    assert fitted.training
+    assert count_hooks(fitted) == count_hooks(smooth)
+    assert all(p.requires_grad for p in fitted.parameters())
+    other = make_smooth(32)
+    with torch.no_grad():
+        wanted = net(other)
+        errors = [float((m.eval()(other) - wanted).square().mean()) for m in (smooth, fitted)]
+    assert errors[1] < 0.5 * errors[0]
+    again = reconstruct(smooth, images, inplace=True)
+    assert again is smooth
+    for name, value in fitted.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
+def test_weights_that_are_no_plain_product_stay() -> None:
+    class Standardised(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            weight = self.weight / self.weight.norm()
+            return nn.functional.conv2d(x, weight, self.bias)
+
+    right = nn.Sequential(nn.Conv2d(3, 4, 1), Standardised(4, 4, 3)).eval()
+    wrong = copy.deepcopy(right)
+    with torch.no_grad():
+        wrong[0].weight.mul_(1.5)
+        wrong[1].weight.add_(0.1)
+    fitted = reconstruct(wrong, image(20, 3, 8, 8), reference=right, ridge=1e-9)
+    torch.testing.assert_close(fitted[0].weight, right[0].weight, rtol=1e-3, atol=1e-3)
+    assert torch.equal(fitted[1].weight, wrong[1].weight)
+
+
+def test_bad_input_is_one_sentence() -> None:
+    net = make_net()
+    smooth = convert(net, "blurpool", example=32)
+    with pytest.raises(SpectralError, match="has not been converted"):
+        reconstruct(net, image(4, 3, 32, 32))
+    for ridge in (0, -1, math.nan, math.inf):
+        with pytest.raises(SpectralError, match="ridge must be > 0"):
+            reconstruct(smooth, image(4, 3, 32, 32), ridge=ridge)
+    with pytest.raises(SpectralError, match="at least 2 images, got 1"):
+        reconstruct(smooth, image(1, 3, 32, 32))
+    with pytest.raises(SpectralError, match=r"reconstruct: what enters '1' isn't finite"):
+        reconstruct(smooth, torch.full((2, 3, 32, 32), torch.nan))
