@@ -516,6 +516,8 @@ def test_a_linear_layer_along_the_columns():
     assert (site.name, site.op, site.measurable) == ("1", "matmul_pool", False)
     assert (site.input_size, site.output_size) == ((16, 24), (16, 12))
     assert site.reason == "a matrix along one of its axes: what is left of that axis is no lattice"
+    wide = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Linear(24, 48), nn.ReLU(), nn.Linear(48, 4))
+    assert [(s.name, s.output_size) for s in find_sites(wide, SIZE)] == [("1", (16, 48))]
     signal = nn.Sequential(nn.Conv1d(2, 4, 3, padding=1), nn.Linear(32, 8))
     assert [s.output_size for s in find_sites(signal, image(1, 2, 32))] == [(1, 8)]
 
@@ -662,6 +664,37 @@ def test_a_short_time_fourier_transform():
     assert [(s.op, s.stride, s.kernel, s.output_size) for s in found] == [
         ("stft", (1, 16), (1, 64), (1, 65)), ("conv", (2, 1), (3, 3), (16, 63))
     ]  # fmt: skip
+
+
+def test_an_inverse_transform_lays_windows_over_each_other():
+    """Frequencies that a convolution slides over are an axis, and samples again in the end."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        window = torch.hann_window(64, device=x.device)
+        spectra = torch.stft(x.flatten(1), 64, 16, window=window, return_complex=True)
+        mask = m.conv(torch.view_as_real(spectra).movedim(3, 1)).sigmoid()
+        masked = (mask * torch.view_as_real(spectra).movedim(3, 1)).movedim(1, 3).contiguous()
+        return torch.istft(torch.view_as_complex(masked), 64, 16, window=window).unsqueeze(1)[..., ::2]
+
+    found = find_sites(nets.Call(forward, conv=nn.Conv2d(2, 2, 3, padding=1)), image(1, 1, 1024))
+    assert [(s.op, s.stride, s.output_size) for s in found] == [
+        ("stft", (1, 16), (1, 65)), ("slice", (1, 2), (1, 512))
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("real", [False, True])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_a_recurrent_layer_takes_a_sequence_for_a_sequence(kind, real):
+    """Its steps are no phases that are taken by themselves, also where windows are the sequences."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        windows = x.unflatten(2, (8, 4)).permute(0, 2, 3, 1).flatten(0, 1)
+        steps = m.rnn(windows)[0].unflatten(0, (-1, 8)).flatten(1, 2).transpose(1, 2)
+        return steps[..., ::2] + 1
+
+    net = nn.Sequential(nn.Conv1d(2, 4, 3, padding=1), nets.Call(forward, rnn=kind(4, 5, batch_first=True)))
+    (site,) = find_sites(both(net, real), image(1, 2, 32))
+    assert (site.op, site.stride, site.input_size) == ("slice", (1, 2), (1, 32))
 
 
 class Frames(nn.Module):

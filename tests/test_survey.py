@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import roi_align
 
 from spectral.errors import SpectralError
 from spectral.study.survey.checks import Built, check_model
@@ -31,14 +32,19 @@ class Call(nn.Module):
         return self.function(self, x)
 
 
-def losses(function, *shape, **children):
+def account(function, *shape, columns=False, **children):
     model = Call(function, **children).eval()
-    mode, x = PositionMode(model), torch.rand(*(shape or (1, 4, 12, 16)))
+    mode, x = PositionMode(model, columns), torch.rand(*(shape or (1, 4, 12, 16)))
     mode.mark(x)
     with torch.no_grad(), mode.following(), mode:
         model(x)
     assert not mode.unknown
-    return [(loss.module, loss.after) for loss in mode.losses if loss.certain]
+    return mode.losses
+
+
+def losses(function, *shape, columns=False, **children):
+    found = account(function, *shape, columns=columns, **children)
+    return [(loss.module, loss.after) for loss in found if loss.certain]
 
 
 def phases(x: Tensor) -> list[Tensor]:
@@ -133,6 +139,43 @@ class TestPositions:
             ("c", (4, 4, 4))
         ]
 
+    def test_spectra_of_windows_have_frequencies(self):
+        """Windows are fewer than samples; what is strided along the frequencies loses some of these."""
+
+        def forward(m, x):
+            spectra = torch.stft(x[:, 0], 16, 4, window=torch.ones(16), return_complex=True)
+            parts = torch.view_as_real(spectra).movedim(3, 1)
+            return torch.istft(spectra * m.c(parts).mean(), 16, 4, window=torch.ones(16))
+
+        found = account(forward, 1, 1, 64, c=nn.Conv2d(2, 2, (2, 1), (2, 1)))
+        assert [(one.module, one.before, one.after) for one in found if one.certain] == [
+            ("", (64,), (17,)), ("c", (17, 9), (17, 4))
+        ]  # fmt: skip
+
+    def test_correlations_are_pooled_over_the_second_image(self):
+        def forward(m, x):
+            flat = x.flatten(2)
+            return F.avg_pool2d((flat.mT @ flat).view(192, 1, 12, 16) * 2, 2)
+
+        assert (losses(forward), losses(forward, columns=True)) == ([], [("", (6, 8))])
+
+    def test_regions_may_be_made_smaller(self):
+        boxes = torch.tensor([[0.0, 1, 2, 9, 10]])
+        found = account(lambda m, x: roi_align(x, boxes, 3) + 1)
+        assert [(one.op, one.before, one.after) for one in found if not one.certain] == [
+            ("roi_align", (12, 16), (3, 3))
+        ]
+
+    def test_what_has_the_whole_of_each_patch_or_lies_in_the_padding(self):
+        patches = torch.tensor([[0, 1, 2], [1, 2, 3], [9, 10, 11]])
+
+        def forward(m, x):
+            return m.c(torch.stack([x[0, :, rows, :3] for rows in patches]))
+
+        assert losses(forward, c=nn.Conv2d(4, 4, 3)) == []
+        found = account(lambda m, x: m.c(x), c=nn.Conv2d(4, 4, 1, 2, 1))
+        assert {one.after for one in found} == {(6, 8), (7, 9)}
+
     def test_of_an_image_alone(self):
         table = torch.rand(1, 4, 32, 32)
         assert losses(lambda m, x: x + F.interpolate(table, size=(12, 16))) == []
@@ -175,6 +218,18 @@ class TestState:
         assert compare_snapshots(before, after, own) == []
 
 
+class Keeps(nn.Module):
+    """Keeps what it computed of its latest images."""
+
+    def __init__(self):
+        super().__init__()
+        self.c, self.latest, self.passes = nn.Conv2d(3, 4, 3, 2, 1), [], 0
+
+    def forward(self, x):
+        self.latest = [self.c(x)]
+        return self.latest[0].mean((2, 3))
+
+
 def small() -> Built:
     net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
                         nn.Linear(4, 3))  # fmt: skip
@@ -212,6 +267,10 @@ class TestRows:
         assert (row["losses"], row["missed"], row["false"], row["unknown"]) == (1, "", "", "")
         assert (row["measure"], row["convert"], row["replaced"]) == ("measured", "converted", 1)
         assert "altered" not in row
+
+    def test_what_a_model_keeps_of_its_latest_images_is_its_own(self):
+        row = collect(lambda: Built(Keeps().eval(), torch.rand(1, 3, 16, 16)))
+        assert (row["find"], row["measure"], row.get("altered", "")) == ("found", "measured", "")
 
     def test_sites_whose_places_lie_elsewhere_are_compared_by_their_number(self):
         row = collect(windows_in_the_batch)

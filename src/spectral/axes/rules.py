@@ -577,6 +577,17 @@ def _short_time_transform(call: Call) -> list[Labels]:
     return [(*call.labels(x)[:-1], single(CHANNEL, y.shape[-2]), frames)]
 
 
+def _overlay(call: Call) -> list[Labels]:
+    """unfold_backward: windows of an axis are laid over each other again, a step apart."""
+    x, axis = call.a["grad_in"], call.a["dim"]
+    labels, y = call.labels(x)[:-1], call.outputs[0]
+    frames = labels[axis].only
+    if frames is None or frames.kind not in IMAGE_AXES:
+        return [_replaced(labels, axis, mixed([labels[axis]], y.shape[axis]))]
+    step = exact(Fraction(frames.step) / call.a["step"])
+    return [_replaced(labels, axis, Axis((replace(frames, extent=y.shape[axis], step=step),)))]
+
+
 def _fold(call: Call) -> list[Labels]:
     """col2im: rows and columns are there again."""
     labels, y = call.labels(call.a["self"]), call.outputs[0]
@@ -626,6 +637,7 @@ ATTENTION = (
     "_scaled_dot_product_fused_attention_overrideable",
 )  # fmt: skip
 PRODUCTS = ("mm", "bmm", "matmul", "addmm", "baddbmm", "linear")
+OVERLAYS = ("col2im", "unfold_backward")
 CROPS = {
     "slice", "narrow", "split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_split_with_sizes",
     "tensor_split", "constant_pad_nd", "glu", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d",
@@ -670,5 +682,6 @@ _RULES: dict[str, Rule] = {
     "embedding": _embed,
     **dict.fromkeys(("_fft_r2c", "_fft_c2c", "_fft_c2r"), _transform),
     "stft": _short_time_transform,
+    "unfold_backward": _overlay,
     **dict.fromkeys(ATTENTION, _attend),
 }  # fmt: skip

@@ -82,10 +82,11 @@ class Folding:
         if not places or left == x.shape[axis]:
             return
         found = self._axes.collect_channels(x, contracted=axis)
+        learned = self._axes.comes_from_weights(other)
         if found:
             self._note_windows(found, x)
-        elif left < x.shape[axis]:
-            self._note_matrix(x, axis, left, learned=self._axes.comes_from_weights(other))
+        elif left < x.shape[axis] or (learned and _leaves_others(labels, axis)):
+            self._note_matrix(x, axis, left, learned)
 
     def note_transform(self, call: Call) -> None:
         """Keep a Fourier transform of the samples inside windows: a spectrum for each window."""
@@ -274,6 +275,13 @@ class Folding:
         event = Event(frame, family, index, geometry, *sizes, channels, x, output)
         self._keep(event)
         return event
+
+
+def _leaves_others(labels: Labels, axis: int) -> bool:
+    """Whether an axis is one of several of a map: all of its samples become as many features as there are."""
+    whole = labels[axis].only
+    spacing = find_spacing(labels)
+    return whole is not None and whole.kind in spacing and len(spacing) > 1
 
 
 def _count_window(factors: Sequence[Factor]) -> dict[str, int]:

@@ -12,7 +12,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from spectral.axes import ATTENTION, CROPS, FILLS, JOINS, PRODUCTS, AxisTracker, Call, Order, operator_name
+from spectral.axes import (
+    ATTENTION,
+    CHANNEL,
+    CROPS,
+    FILLS,
+    JOINS,
+    OVERLAYS,
+    PRODUCTS,
+    AxisTracker,
+    Call,
+    Order,
+    operator_name,
+    single,
+)
 from spectral.discovery.chains import Chains
 from spectral.discovery.entries import Entries
 from spectral.discovery.events import Event, find_spread
@@ -206,6 +219,8 @@ class _Discovery:
         elif keeps_lattice(module) and isinstance(entering, Tensor) and isinstance(output, Tensor):
             del self.events[self._before[frame] :]  # it goes to a finer lattice and back
             self.axes.relabel(output, self.axes.labels(entering))
+        elif isinstance(module, nn.RNNBase) and isinstance(entering, Tensor):
+            self._note_sequence(frame, entering, output[0])
         for event in reversed(self.events):
             if event.frame is frame:
                 event.returned = event.output is output
@@ -257,6 +272,13 @@ class _Discovery:
         if max(module.stride) > 1:
             self.events.append(event)
             self._chains.begin(event)
+
+    def _note_sequence(self, frame: Frame, x: Tensor, output: Any) -> None:
+        """Let a recurrent layer be a sequence for a sequence, whatever takes its steps one by one."""
+        begin = self._before[frame]
+        self.events[begin:] = [e for e in self.events[begin:] if e.geometry.kind == "matmul_pool"]
+        if isinstance(output, Tensor) and output.ndim == x.ndim:
+            self.axes.relabel(output, (*self.axes.labels(x)[:-1], single(CHANNEL, output.shape[-1])))
 
     def _note_arrival(self, x: Tensor, before: tuple[int, ...] | None) -> None:
         """Keep that a smaller map comes from outside torch: what was done to it there can't be seen."""
@@ -325,6 +347,6 @@ def _is_exempt(call: Call) -> bool:
     """Whether an operator that has fewer samples than its input loses none, or is told elsewhere."""
     name = operator_name(call.func)
     crop = name in CROPS and call.a.get("step", 1) == 1
-    told = name in (*PRODUCTS, *ATTENTION, *FILLS, *JOINS)
+    told = name in (*PRODUCTS, *ATTENTION, *FILLS, *JOINS, *OVERLAYS)
     pointwise = is_pointwise(call.func)
     return crop or told or pointwise or find_sliding(call.func, call.a) is not None

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from spectral.study.survey.places import Places, count_places, is_crop
-from spectral.study.survey.rules import CUTS, KEEPING, RULES, SLIDING, Call, follow_pointwise
+from spectral.study.survey.rules import CUTS, KEEPING, REGIONS, RULES, SLIDING, Call, follow_pointwise
 
 _SWEEP = 16  # tensors after which to forget those that are gone
 
@@ -56,6 +56,13 @@ class _Kept:
     memory: StorageWeakRef
     places: Places
     number: int
+    pairs: bool  # complex numbers, each of which has one place
+
+    def of(self, x: Tensor) -> Places:
+        """Return a place for each number that a tensor sees in the memory."""
+        if self.pairs and not x.is_complex():
+            return [c.repeat_interleave(2) for c in self.places]
+        return [c[::2] for c in self.places] if x.is_complex() and not self.pairs else self.places
 
 
 @dataclass
@@ -69,16 +76,20 @@ class _Cuts:
 class PositionMode(TorchDispatchMode):
     """Carries places through every operator of a forward pass, and keeps the losses.
 
+    A signal has a second coordinate, the frequency: that of a spectrum of its windows is an axis like time.
+
     Args:
         model: whose modules give the losses their paths.
+        columns: whether of a product of two images the places of the second one count, not the first one's.
 
     Attributes:
         losses: in the order in which they happened.
         unknown: operators behind which the places are lost to this account.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, columns: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._columns = columns
         self.losses: list[Loss] = []
         self.unknown: dict[str, str] = {}
         self._model = model
@@ -95,7 +106,9 @@ class PositionMode(TorchDispatchMode):
             *(torch.arange(image.shape[a], dtype=torch.float64) for a in axes), indexing="ij"
         )
         shape = [n if a in axes else 1 for a, n in enumerate(image.shape)]
-        self._set(image, [grid.reshape(shape).expand(image.shape) for grid in grids])
+        places = [grid.reshape(shape).expand(image.shape) for grid in grids]
+        frequency = [torch.zeros(image.shape, dtype=torch.float64)] if len(axes) == 1 else []
+        self._set(image, [*places, *frequency])
 
     @contextmanager
     def following(self) -> Iterator[None]:
@@ -132,7 +145,11 @@ class PositionMode(TorchDispatchMode):
         kept = self._places.get(_storage(x))
         if kept is None or kept.memory.expired():
             return None
-        view = [c.as_strided(x.shape, x.stride(), x.storage_offset()) for c in kept.places if _fits(x, c)]
+        view = [
+            c.as_strided(x.shape, _strides_in(c, x), x.storage_offset() * c.stride(0))
+            for c in kept.of(x)
+            if _fits(x, c)
+        ]
         return view or None
 
     def _set(self, x: Tensor, places: Places) -> None:
@@ -143,7 +160,8 @@ class PositionMode(TorchDispatchMode):
             self._number += 1
             if self._number % _SWEEP == 0:  # what is gone takes as much memory as all activations together
                 self._places = {key: kept for key, kept in self._places.items() if not kept.memory.expired()}
-            self._places[_storage(x)] = _Kept(StorageWeakRef(x.untyped_storage()), empty, self._number)
+            memory = StorageWeakRef(x.untyped_storage())
+            self._places[_storage(x)] = _Kept(memory, empty, self._number, x.is_complex())
             present = self.get(x)
         for own, new in zip(present or [], places, strict=False):
             if 0 not in own.stride():
@@ -166,7 +184,8 @@ class PositionMode(TorchDispatchMode):
         rule = RULES.get(name.rstrip("_") if name.endswith("_") else name)
         old = {id(x): p for x, p in ((x, before[id(x)]) for x in known) if p is not None}
         try:
-            places, sources = (rule or follow_pointwise)(Call(func, name, args, kwargs, outs, known, old))
+            call = Call(func, name, args, kwargs, outs, known, old, self._columns)
+            places, sources = (rule or follow_pointwise)(call)
         except Exception as error:
             self.unknown.setdefault(name, f"{type(error).__name__}: {str(error)[:80]}")
             return
@@ -175,16 +194,29 @@ class PositionMode(TorchDispatchMode):
                 self._set(x, found)
         if rule is not None and places and places[0] is not None and name not in KEEPING:
             entering = [old[id(x)] for x in sources if id(x) in old]
-            self._compare(name, sources, None, places[0], entering)
+            along = slice(1 if name.startswith("_fft") else None)  # of spectra of windows the time alone
+            self._compare(
+                name, sources, None, places[0][along], [one[along] for one in entering],
+                whole=_reads_whole_maps(call),
+            )  # fmt: skip
         if name in SLIDING and sources and places[0] is not None:
-            self._compare_samples(name, sources[0], outs[0], old[id(sources[0])])
+            self._compare_samples(name, sources[0], outs[0], old[id(sources[0])], places[0])
 
-    def _compare_samples(self, name: str, x: Tensor, y: Tensor, before: Places) -> None:
-        """Note that a map that was enlarged is made small again, which may leave all of its places."""
-        rank = min(len(before), x.ndim, y.ndim)
+    def _compare_samples(self, name: str, x: Tensor, y: Tensor, before: Places, after: Places) -> None:
+        """Note how many samples there are of maps that have several of a place, or some of none.
+
+        A map that was enlarged and is made small again may keep all of its places; what lies in the padding
+        has none. How much a region is made smaller depends on its size.
+        """
+        if name in REGIONS:
+            sizes = tuple(x.shape[-2:]), tuple(y.shape[-2:])
+            self.losses.append(Loss(self._running[-1], name, *sizes, certain=False))
+            return
+        rank = min(_count_axes(before), x.ndim, y.ndim)
         sizes = tuple(x.shape[-rank:]), tuple(y.shape[-rank:])
         enlarged = count_places(before).places < math.prod(sizes[0])
-        if enlarged and math.prod(sizes[1]) < math.prod(sizes[0]):
+        padded = count_places(after).places < math.prod(sizes[1])
+        if (enlarged or padded) and math.prod(sizes[1]) < math.prod(sizes[0]):
             self.losses.append(Loss(self._running[-1], name, *sizes, certain=False))
 
     def _follow_cut(self, x: Tensor, part: Tensor) -> None:
@@ -208,7 +240,7 @@ class PositionMode(TorchDispatchMode):
 
     def _compare(
         self, name: str, sources: Sequence[Tensor], before: Places | None, after: Places | None,
-        entering: Sequence[Places] = (),
+        entering: Sequence[Places] = (), whole: bool = False,
     ) -> None:  # fmt: skip
         given = [before] if before is not None else list(entering)
         if not given or after is None:
@@ -219,14 +251,36 @@ class PositionMode(TorchDispatchMode):
         if left.places <= 1 or left.places >= least.places or (crop and not name.startswith("grid_sample")):
             return
         axes = [(n, m) for n, m in zip(least.sizes, left.sizes, strict=True) if m < n]
-        near = name in ("slice", "narrow", "convolution") and all(m == 1 for _, m in axes)
+        # A signal has no frequencies, until it is transformed.
+        near = whole or (name in ("slice", "narrow", "convolution") and all(m == 1 for _, m in axes))
+        rank = 1 if len(least.sizes) == 2 and least.sizes[-1] == 1 and left.sizes[-1] == 1 else None
         self.losses.append(
-            Loss(self._running[-1], name, least.sizes, left.sizes, not near and not crop, left.places)
-        )
+            Loss(self._running[-1], name, least.sizes[:rank], left.sizes[:rank], not near and not crop,
+                 left.places)
+        )  # fmt: skip
+
+
+def _reads_whole_maps(call: Call) -> bool:
+    """Whether a convolution of stride 1 leaves one sample of each of its maps, wherever these lie."""
+    if call.name not in ("convolution", "_convolution") or max(call.args[3]) > 1:
+        return False
+    x, y = call.args[0], call.outs[0]
+    return bool(math.prod(y.shape[2:]) == 1 < math.prod(x.shape[2:]))
+
+
+def _count_axes(places: Places) -> int:
+    """Count axes along which there are places; a signal has no frequencies, until it is transformed."""
+    alone = len(places) == 2 and count_places(places[1:]).places <= 1
+    return 1 if alone else len(places)
 
 
 def _storage(x: Tensor) -> int:
     return int(x.untyped_storage()._cdata)
+
+
+def _strides_in(c: Tensor, x: Tensor) -> list[int]:
+    """Distances in the memory of places, which may be every other one of it."""
+    return [stride * c.stride(0) for stride in x.stride()]
 
 
 def _fits(x: Tensor, c: Tensor) -> bool:

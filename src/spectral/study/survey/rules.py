@@ -26,6 +26,7 @@ class Call:
     outs: list[Tensor]
     known: list[Tensor]
     places: dict[int, Places]
+    columns: bool = False
 
     @property
     def rank(self) -> int:
@@ -223,8 +224,10 @@ def _multiplied(call: Call) -> tuple[list[Places | None], list[Tensor]]:
             kept.append((x, [c.nanmean(axis, keepdim=b.ndim > 1).expand(out.shape) for c in places]))
     if not kept:
         return [None], []
-    # Of queries times keys the rows count: what is attended to is summed over next.
-    x, wide = next((one for one in kept if count_places(one[1]).places > 1), kept[0])
+    # Of queries times keys the rows count: what is attended to is summed over next. Of a volume of
+    # correlations that is pooled over the second image the columns do.
+    order = reversed(kept) if call.columns else kept
+    x, wide = next((one for one in order if count_places(one[1]).places > 1), kept[0])
     return [wide], ([x] if len(kept) == 1 and (x is b or _is_window(call.places[id(x)])) else [])
 
 
@@ -264,11 +267,12 @@ def _sampled(call: Call) -> tuple[list[Places | None], list[Tensor]]:
     return [places], [x]
 
 
-def _folded(call: Call) -> tuple[list[Places | None], list[Tensor]]:
-    """col2im: windows are put down again; where they overlap the mean place."""
-    places = call.filled(call.args[0])
-    count = call.func((~places[0].isnan()).double(), *call.args[1:])
-    return [[call.func(c.nan_to_num(0.0), *call.args[1:]) / count for c in places]], [call.args[0]]
+def _regions(call: Call) -> tuple[list[Places | None], list[Tensor]]:
+    """Regions of interest: what is sampled of the map is sampled of its places."""
+    x = call.args[0]
+    boxes = call.args[1].double()
+    sampled = [call.func(c.nan_to_num(0.0).contiguous(), boxes, *call.args[2:]) for c in call.filled(x)]
+    return [[one[0] if isinstance(one, tuple) else one for one in sampled]], [x]
 
 
 def _recurrent(call: Call) -> tuple[list[Places | None], list[Tensor]]:
@@ -278,9 +282,17 @@ def _recurrent(call: Call) -> tuple[list[Places | None], list[Tensor]]:
 
 
 def _transformed(call: Call) -> tuple[list[Places | None], list[Tensor]]:
-    """A Fourier transform: frequencies keep the order of the places, so a crop of them stays a crop."""
+    """A Fourier transform: frequencies keep the order of the places, so a crop of them stays a crop.
+
+    Of windows each has a spectrum, which is made of all of it: what is left along time are the windows.
+    """
     x, out = call.args[0], call.outs[0]
     places = call.filled(x)
+    if len(places) == 2 and len(call.args[1]) == 1 and x.shape[call.args[1][0]] > 1:
+        axis = call.args[1][0] % x.ndim
+        windows = _transform_windows(places, axis, out.shape[axis])
+        if windows is not None:
+            return [windows], [x]
     for axis, (n, m) in enumerate(zip(x.shape, out.shape, strict=True)):
         if n > m:
             places = [c.narrow(axis, 0, m) for c in places]
@@ -293,6 +305,29 @@ def _transformed(call: Call) -> tuple[list[Places | None], list[Tensor]]:
             shape = [-1 if a == axis else 1 for a in range(out.ndim)]
             places = [f + s * index.reshape(shape) for f, s in zip(first, step, strict=True)]
     return [places], []
+
+
+def _transform_windows(places: Places, axis: int, count: int) -> Places | None:
+    """Places of the spectra of the windows of a signal, or of the windows of such spectra; else None."""
+    time, frequency = places
+    indices = torch.arange(count, dtype=torch.float64).reshape(
+        [-1 if a == axis else 1 for a in range(time.ndim)]
+    )
+    shape = [count if a == axis else n for a, n in enumerate(time.shape)]
+    if count_places([frequency]).places > 1:  # of each spectrum a window, around its middle
+        return [(time.select(axis, 0).unsqueeze(axis) + indices - count // 2).expand(shape),
+                torch.zeros(shape, dtype=torch.float64)]  # fmt: skip
+    middle = time.nanmean(axis, keepdim=True)
+    if count_places([middle]).places < 2:
+        return None
+    return [middle.expand(shape), indices.expand(shape)]
+
+
+def _overlaid(call: Call) -> tuple[list[Places | None], list[Tensor]]:
+    """Windows are laid over each other again: the mean place of what meets."""
+    places = call.filled(call.args[0])
+    count = call.func((~places[0].isnan()).double(), *call.args[1:])
+    return [[call.func(c.nan_to_num(0.0), *call.args[1:]) / count for c in places]], [call.args[0]]
 
 
 def _framed(call: Call) -> tuple[list[Places | None], list[Tensor]]:
@@ -325,7 +360,7 @@ def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
 CUTS = {"slice", "select", "as_strided", "diagonal", "narrow", "unfold"}
 KEEPING = {
     "cat", "stack", "clone", "_to_copy", "copy", "zero", "fill", "split_with_sizes_copy", "repeat",
-    "native_batch_norm", "view_as_real", "view_as_complex",
+    "native_batch_norm", "view_as_real", "view_as_complex", "unfold_backward",
 }  # fmt: skip
 _MOVERS = (
     "roll", "flip", "index", "index_select", "gather", "repeat", "constant_pad_nd",
@@ -370,7 +405,8 @@ RULES: dict[str, Rule] = {
         ("scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu",
          "_scaled_dot_product_attention_math", "_scaled_dot_product_fused_attention_overrideable"), _attended,
     ),
-    "col2im": _folded,
+    **dict.fromkeys(("col2im", "unfold_backward"), _overlaid),
+    **dict.fromkeys(("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"), _regions),
     "glu": _halved,
     **dict.fromkeys(("transpose", "t", "squeeze", "unsqueeze", "swapaxes", "swapdims"), _turned),
     **dict.fromkeys(("grid_sampler_2d", "grid_sampler_3d", "grid_sampler"), _sampled),
@@ -378,4 +414,5 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("_fft_r2c", "_fft_c2r", "_fft_c2c"), _transformed),
     **dict.fromkeys(("view_as_real", "view_as_complex", "_conj", "real", "imag"), _framed),
 }  # fmt: skip
-SLIDING = {name for name, rule in RULES.items() if rule in (_convolved, _pooled, _resized)}
+REGIONS = {name for name, rule in RULES.items() if rule is _regions}
+SLIDING = {name for name, rule in RULES.items() if rule in (_convolved, _pooled, _resized, _regions)}
