@@ -17,6 +17,7 @@ from spectral.models.cifar import BasicBlock, CifarResNet, OptionAShortcut
 from spectral.models.nula import NULA, SqueezeExcitation, Stage
 from spectral.models.pooling import pool_factory
 from spectral.models.preact import PreActBlock, PreActResNet18
+from spectral.models.resnet18 import ResNet18
 from spectral.models.wrn import WideBlock, WideResNet
 from spectral.sites import find_sites
 from spectral.surgery import convert
@@ -343,23 +344,58 @@ class TestPreActResNet18:
         assert shapes_of(model) == expected
         assert parameters(model) == 11_171_146
 
-    @pytest.mark.parametrize("size", [(32, 32), (13, 18)])
-    def test_forward_is_the_definition(self, size):
-        model = randomize(PreActResNet18(3))
+    @pytest.mark.parametrize(("size", "variant"), [((32, 32), None), ((13, 18), None), ((13, 18), "he")])
+    def test_forward_is_the_definition(self, size, variant):
+        model = randomize(PreActResNet18(3, variant=variant))
         x = images = torch.randn(2, 3, *size, dtype=torch.float64)
         conv, activate = use_state(model.state_dict())
         x = conv("conv1", x)
         for name in (f"layer{stage}.{block}" for stage in range(1, 5) for block in range(2)):
             stride = 2 if name in ("layer2.0", "layer3.0", "layer4.0") else 1
-            y = conv(f"{name}.conv1", activate(f"{name}.bn1", x), stride)
+            activated = activate(f"{name}.bn1", x)
+            y = conv(f"{name}.conv1", activated, stride)
             y = conv(f"{name}.conv2", activate(f"{name}.bn2", y))
-            x = y + (conv(f"{name}.shortcut.0", x, 2) if stride == 2 else x)
+            source = activated if variant else x
+            x = y + (conv(f"{name}.shortcut.0", source, 2) if stride == 2 else x)
+        x = activate("bn", x) if variant else x
+        logits = x.mean((2, 3)) @ model.linear.weight.T + model.linear.bias
+        torch.testing.assert_close(model(images), logits, rtol=1e-10, atol=1e-11)
+
+    def test_bad_width_and_variant(self):
+        with pytest.raises(SpectralError, match="PreActResNet18: width must be ≥ 1, got 0"):
+            PreActResNet18(width=0)
+        with pytest.raises(SpectralError, match="variant must be None or 'he', got 'she'"):
+            PreActResNet18(variant="she")
+
+
+class TestResNet18:
+    def test_it_has_the_published_number_of_parameters(self):
+        with torch.device("meta"):
+            assert parameters(build("resnet18")) == 11_173_962
+
+    def test_forward_is_the_definition(self):
+        model = randomize(ResNet18(3))
+        x = images = torch.randn(2, 3, 13, 18, dtype=torch.float64)
+        conv, activate = use_state(model.state_dict())
+        state = model.state_dict()
+
+        def norm(name, x):
+            values = (state[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+            return F.batch_norm(x, *values)
+
+        x = activate("bn1", conv("conv1", x))
+        for name in (f"layer{stage}.{block}" for stage in range(1, 5) for block in range(2)):
+            stride = 2 if name in ("layer2.0", "layer3.0", "layer4.0") else 1
+            y = activate(f"{name}.bn1", conv(f"{name}.conv1", x, stride))
+            y = norm(f"{name}.bn2", conv(f"{name}.conv2", y))
+            short = norm(f"{name}.shortcut.1", conv(f"{name}.shortcut.0", x, 2)) if stride == 2 else x
+            x = F.relu(y + short)
         logits = x.mean((2, 3)) @ model.linear.weight.T + model.linear.bias
         torch.testing.assert_close(model(images), logits, rtol=1e-10, atol=1e-11)
 
     def test_bad_width(self):
-        with pytest.raises(SpectralError, match="PreActResNet18: width must be ≥ 1, got 0"):
-            PreActResNet18(width=0)
+        with pytest.raises(SpectralError, match="ResNet18: width must be ≥ 1, got 0"):
+            ResNet18(width=0)
 
 
 class TestWideResNet:

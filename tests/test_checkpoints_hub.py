@@ -182,6 +182,7 @@ def test_facts_of_the_zoo() -> None:
         "Carmon2019Unlabeled": ("wrn-28-10", none), "Wang2020Improving": ("wrn-28-10", none),
         "Hendrycks2019Using": ("wrn-28-10", halves), "Sehwag2020Hydra": ("wrn-28-10", none),
         "Rice2020Overfitting": ("wrn-34-20", cifar), "Wong2020Fast": ("preact-resnet18", cifar),
+        "Rice2020Overfitting-L2": ("preact-resnet18-he", cifar), "Sehwag2021Proxy_R18": ("resnet18", none),
         "Standard": ("wrn-28-10", none),
     }  # fmt: skip
     assert {k: (v.architecture, v.normalisation) for k, v in robustbench.MODELS.items()} == expected
@@ -192,6 +193,7 @@ def test_the_data_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tail = Path("models", "cifar10", "Linf", "Standard.pt")
     monkeypatch.setenv("SPECTRAL_DATA", str(tmp_path))
     assert robustbench.find_file("Standard") == tmp_path / tail
+    assert robustbench.find_file("Rice2020Overfitting-L2").parts[-2:] == ("L2", "Rice2020Overfitting.pt")
     monkeypatch.delenv("SPECTRAL_DATA")
     assert robustbench.find_file("Standard") == Path("data") / tail
 
@@ -211,6 +213,48 @@ def test_a_full_file_as_published(zoo: Path, no_network: list[object]) -> None:
     assert (info.num_classes, info.classes) == (10, tuple(CIFAR10_CLASSES))
     assert info.metadata["threat"] == "Linf"
     assert no_network == []
+
+
+def residual_names(first: int, shortcut: tuple[str, ...]) -> list[str]:
+    """Names of the blocks' tensors, where the zoo's two ResNets-18 agree: norm, convolution, twice."""
+    norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    names = []
+    for stage in range(1, 5):
+        for block in range(2):
+            here = f"layer{stage}.{block}"
+            names += [f"{here}.conv{i}.weight" for i in (1, 2)]
+            names += [f"{here}.bn{i}.{part}" for i in (1, 2) for part in norm]
+            if stage > 1 and block == 0:
+                names += [f"{here}.shortcut.0.weight"]
+                names += [f"{here}.shortcut.1.{part}" for part in norm if "1" in shortcut]
+    return [*names, "conv1.weight", *(f"bn{'1' if first else ''}.{part}" for part in norm), "linear.weight",
+            "linear.bias"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "names", "normalisation", "first_bytes"),
+    [
+        ("Sehwag2021Proxy_R18", residual_names(1, ("0", "1")), ((0.0,) * 3, (1.0,) * 3), b"PK"),
+        ("Rice2020Overfitting-L2", residual_names(0, ("0",)), (MEAN, STD), b"\x80"),
+    ],
+)
+def test_files_of_both_resnets_18_have_exactly_these_names(
+    name: str, names: list[str], normalisation: object, first_bytes: bytes, zoo: Path
+) -> None:
+    """The names are written out from the zoo's definitions; one file in torch's format before 1.6."""
+    architecture = robustbench.MODELS[name].architecture
+    state = dict(seeded(lambda: build(architecture)).state_dict())
+    assert sorted(state) == sorted(names)
+    path = robustbench.find_file(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"state_dict": {f"module.{key}": tensor for key, tensor in state.items()}, "epoch": 9}
+    torch.save(content, path, _use_new_zipfile_serialization=first_bytes == b"PK")
+    assert path.read_bytes().startswith(first_bytes)
+    model = load_model(f"robustbench/{name}")
+    assert_same_state(model, state)
+    info = info_of(model)
+    assert info.preprocessing == Preprocessing((32, 32), *normalisation)  # type: ignore[misc]
+    assert info.metadata["threat"] == robustbench.MODELS[name].threat
 
 
 def test_wrapped_with_a_stage_that_never_runs(zoo: Path, small_carmon: dict[str, Tensor]) -> None:

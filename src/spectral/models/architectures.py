@@ -1,9 +1,10 @@
 """Our own architectures by name: what a checkpoint's JSON and `spectral train` refer to.
 
 A name is a network, then what differs from the published one. Networks are ``resnetD`` (D = 6n + 2; ``-a``
-for shortcuts without parameters), ``nula``, ``preact-resnet18`` and ``wrn-D-K`` (D = 6n + 4, K times as
-wide). Behind them may stand ``-wN`` for N channels in the stem, then ``-strided`` or the name of a layer of
-`spectral.layers` for what halves the maps.
+for shortcuts without parameters), ``resnet18``, ``nula``, ``preact-resnet18`` (``-he`` with He et al.'s
+shortcuts and last norm) and ``wrn-D-K`` (D = 6n + 4, K times as wide). Behind them may stand ``-wN`` for N
+channels in the stem, then ``-strided`` or the name of a layer of `spectral.layers` for what halves the
+maps.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from spectral.models.cifar import CifarResNet
 from spectral.models.nula import NULA
 from spectral.models.pooling import STRIDED
 from spectral.models.preact import PreActResNet18
+from spectral.models.resnet18 import ResNet18
 from spectral.models.wrn import WideResNet
 
 ARCHITECTURES = (
-    "resnet20", "resnet20-a", "resnet20-blurpool", "nula", "nula-w32", "preact-resnet18", "wrn-28-10",
+    "resnet20", "resnet20-a", "resnet20-blurpool", "nula", "nula-w32", "resnet18", "preact-resnet18",
+    "wrn-28-10",
 )  # fmt: skip
 """Examples of names; others are made alike."""
 EXAMPLES = (
@@ -31,9 +34,10 @@ EXAMPLES = (
 
 _NUMBER = "[1-9][0-9]*"
 _NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "resnet18": ResNet18,
     rf"resnet(?P<depth>{_NUMBER})(?:-(?P<shortcut>a))?": CifarResNet,
     "nula": NULA,
-    "preact-resnet18": PreActResNet18,
+    "preact-resnet18(?:-(?P<variant>he))?": PreActResNet18,
     rf"wrn-(?P<depth>{_NUMBER})-(?P<widen>{_NUMBER})": WideResNet,
 }
 _VARIANT = rf"(?:-w(?P<width>{_NUMBER}))?(?:-(?P<downsample>.+))?"

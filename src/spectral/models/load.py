@@ -73,7 +73,7 @@ def load_model(
             ``models/cifar-hub`` in $SPECTRAL_DATA (or data/), downloaded there if they are missing;
             ``nula/robust``, ``nula/robust-v1``: NULA's published weights, from the Hugging Face hub, into
             our own module;
-            ``robustbench/NAME``: CIFAR-10 models of RobustBench's L∞ zoo, into our own modules, from
+            ``robustbench/NAME``: CIFAR-10 models of RobustBench's zoo, into our own modules, from
             ``models/cifar10/Linf/NAME.pt`` in $SPECTRAL_DATA (or data/), downloaded there if it is missing;
             ``bundled/NAME``: trained by this project and part of it, see `list_bundled`;
             any but your own with ``@random`` behind: no weights, a seeded initialisation, for its structure;

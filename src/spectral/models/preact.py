@@ -9,6 +9,7 @@ from spectral.errors import SpectralError
 from spectral.models.pooling import Pool, draw_convolutions, pool_factory
 
 STAGES, BLOCKS = 4, 2
+HE = "he"
 
 
 class PreActivation(nn.Module):
@@ -39,17 +40,26 @@ def make_projection(in_channels: int, out_channels: int, stride: int, pool: Pool
 
 
 class PreActBlock(PreActivation):
-    """A residual of two pre-activated convolutions, and a shortcut from the block's input."""
+    """A residual of two pre-activated convolutions, and a shortcut.
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, pool: Pool | None) -> None:
+    A projecting shortcut starts from the block's input, or as He et al. have it (``variant="he"``) from what
+    the first norm and ReLU made of it.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, pool: Pool | None, variant: str | None = None
+    ) -> None:
         super().__init__(in_channels, out_channels, stride, pool)
         self.shortcut: nn.Module = nn.Identity()
-        if stride > 1 or in_channels != out_channels:
+        projects = stride > 1 or in_channels != out_channels
+        if projects:
             self.shortcut = nn.Sequential(*make_projection(in_channels, out_channels, stride, pool))
+        self.starts_activated = projects and variant == HE
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block."""
-        return self.transform(F.relu(self.bn1(x))) + self.shortcut(x)  # type: ignore[no-any-return]
+        activated = F.relu(self.bn1(x))
+        return self.transform(activated) + self.shortcut(activated if self.starts_activated else x)  # type: ignore[no-any-return]
 
 
 class PreActResNet18(nn.Module):
@@ -57,7 +67,9 @@ class PreActResNet18(nn.Module):
 
     This is the network of RobustBench's CIFAR-10 checkpoints (Wong2020Fast), and its state dict has their
     names and shapes. It differs from He et al.'s in two places: shortcuts project the block's input before
-    its normalisation, and neither norm nor ReLU comes between the last block and the global pooling.
+    its normalisation, and neither norm nor ReLU comes between the last block and the global pooling. With
+    ``variant="he"`` it is theirs, and the network of RobustBench's Rice2020Overfitting of its L2 zoo, whose
+    names it then has.
 
     With a layer in the place of its strides, the pool stands where BlurPool's rule has it, behind the
     activation that follows the convolution whose stride it takes over: conv1 (stride 1) → bn2 → ReLU → pool →
@@ -67,6 +79,7 @@ class PreActResNet18(nn.Module):
         width: channels of the first stage; 64 is the published network.
         num_classes: outputs.
         downsample: ``"strided"`` or a name in `spectral.layers.LAYERS`.
+        variant: None, or ``"he"``.
 
     Shape:
         (B, 3, H, W) → (B, num_classes).
@@ -83,10 +96,18 @@ class PreActResNet18(nn.Module):
         torch.Size([1, 10])
     """
 
-    def __init__(self, width: int = 64, num_classes: int = 10, downsample: str = "strided") -> None:
+    def __init__(
+        self,
+        width: int = 64,
+        num_classes: int = 10,
+        downsample: str = "strided",
+        variant: str | None = None,
+    ) -> None:
         super().__init__()
         if width < 1:
             raise SpectralError(f"PreActResNet18: width must be ≥ 1, got {width}")
+        if variant not in (None, HE):
+            raise SpectralError(f"PreActResNet18: variant must be None or {HE!r}, got {variant!r}")
         pool = pool_factory(downsample)
         self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
         channels = width
@@ -96,14 +117,17 @@ class PreActResNet18(nn.Module):
             blocks = []
             for block in range(BLOCKS):
                 stride = 2 if stage > 0 and block == 0 else 1
-                blocks.append(PreActBlock(channels, out_channels, stride, pool))
+                blocks.append(PreActBlock(channels, out_channels, stride, pool, variant))
                 channels = out_channels
             stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.bn = nn.BatchNorm2d(channels) if variant == HE else None
         self.linear = nn.Linear(channels, num_classes)
         draw_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits."""
         x = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(x)))))
+        if self.bn is not None:
+            x = F.relu(self.bn(x))
         return self.linear(x.mean(dim=(2, 3)))  # type: ignore[no-any-return]

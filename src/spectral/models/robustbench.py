@@ -14,10 +14,11 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from spectral.models.preact import PreActResNet18
+from spectral.models.resnet18 import ResNet18
 from spectral.models.wrn import WideResNet
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
-THREAT = "Linf"
+LINF, L2 = "Linf", "L2"
 
 _NONE: Normalisation = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 _HALVES: Normalisation = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -32,11 +33,13 @@ class Published:
         architecture: ours, whose state dict has its names and shapes.
         drive_id: of its file on Google Drive.
         normalisation: each channel's mean and standard deviation.
+        threat: the zoo's norm of the attacks that it was trained against.
     """
 
     architecture: str
     drive_id: str
     normalisation: Normalisation = _NONE
+    threat: str = LINF
 
     @property
     def url(self) -> str:
@@ -50,6 +53,11 @@ MODELS = {
     "Hendrycks2019Using": Published("wrn-28-10", "1-DcJsYw2dNEOyF9epks2QS7r9nqBDEsw", _HALVES),
     "Sehwag2020Hydra": Published("wrn-28-10", "1pi8GHwAVkxVH41hEnf0IAJb_7y-Q8a2Y"),
     "Rice2020Overfitting": Published("wrn-34-20", "1vC_Twazji7lBjeMQvAD9uEQxi9Nx2oG-", _CIFAR10),
+    # the zoo has two of this name; that for L2 is the PreAct-ResNet-18
+    "Rice2020Overfitting-L2": Published(
+        "preact-resnet18-he", "1jo-31utiYNBVzLM0NxUEWz0teo3Z0xa7", _CIFAR10, L2
+    ),
+    "Sehwag2021Proxy_R18": Published("resnet18", "1-ZgoSlD_AMhtXdnUElilxVXnzK2DcHuu"),
     "Wong2020Fast": Published("preact-resnet18", "1Re--_lf3jCEw9bnQqGkjw3J7v2tSZKrv", _CIFAR10),
     "Standard": Published("wrn-28-10", "1t98aEuzeTL8P7Kpd5DIrCoCL21BNZUhC"),
 }
@@ -65,7 +73,8 @@ def find_file(name: str) -> Path:
         ('models', 'cifar10', 'Linf', 'Standard.pt')
     """
     root = Path(os.environ.get("SPECTRAL_DATA", "data")).expanduser()
-    return root / "models" / "cifar10" / THREAT / f"{name}.pt"
+    threat = MODELS[name].threat
+    return root / "models" / "cifar10" / threat / f"{name.removesuffix(f'-{threat}')}.pt"
 
 
 def separate_state(
@@ -92,7 +101,7 @@ def separate_state(
         (['fc.bias'], ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
     """
     own = dict(state)
-    if not isinstance(model, (WideResNet, PreActResNet18)):
+    if not isinstance(model, (WideResNet, PreActResNet18, ResNet18)):
         return own, None
     if isinstance(model, WideResNet):
         own = {name: tensor for name, tensor in own.items() if not name.startswith("sub_block1.")}

@@ -70,8 +70,11 @@ from spectral.surgery.report import find_report
 
 LIMIT = 28  # pictures: AutoAttack takes minutes for each network that withstands it
 IMAGES = {"bundled": "samples", "paper": "cifar10"}
-# WRN-28-10 in figure 4 of the aliasing metric's paper, and the first PreAct-ResNet-18 of figure 5
-PAPER = ("Standard", "Carmon2019Unlabeled", "Wang2020Improving", "Hendrycks2019Using", "Wong2020Fast")
+# WRN-28-10 in figure 4 of the aliasing metric's paper, and ResNet-18 in figure 5
+PAPER = (
+    "Standard", "Carmon2019Unlabeled", "Wang2020Improving", "Hendrycks2019Using", "Wong2020Fast",
+    "Rice2020Overfitting-L2", "Sehwag2021Proxy_R18",
+)  # fmt: skip
 EPSILON, WEAK_EPSILON = 8 / 255, 1 / 255
 # At 8/255 a network that was never attacked keeps nothing: only a weak attack tells such networks apart.
 WEAK = "pgd-50-weak"

@@ -76,6 +76,8 @@ CLAIMS = (
     Claim("robustbench/Sehwag2020Hydra", CIFAR10, 0.8898, _ZOO),
     Claim("robustbench/Wong2020Fast", CIFAR10, 0.8334, _ZOO),
     Claim("robustbench/Rice2020Overfitting", CIFAR10, 0.8534, _ZOO),
+    Claim("robustbench/Rice2020Overfitting-L2", CIFAR10, 0.8867, _ZOO.replace("L∞", "L2")),
+    Claim("robustbench/Sehwag2021Proxy_R18", CIFAR10, 0.8459, _ZOO),
     Claim("robustbench/Standard", CIFAR10, 0.9478, _ZOO),
 )
 

@@ -40,7 +40,7 @@ def open_robustbench(name: str, pretrained: bool, classes: int | None = None) ->
     require_name("robustbench", name, list(robustbench.MODELS))
     published = robustbench.MODELS[name]
     preprocessing = Preprocessing(CIFAR.size, *published.normalisation)
-    metadata = {"url": published.url, "threat": robustbench.THREAT} if pretrained else {}
+    metadata = {"url": published.url, "threat": published.threat} if pretrained else {}
     family = family_of(published.architecture)
     info = ModelInfo(name, family, "", preprocessing, CIFAR_NUM_CLASSES, CIFAR10_CLASSES, metadata)
     if not pretrained:
