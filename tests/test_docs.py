@@ -55,4 +55,5 @@ def test_examples_are_there_and_told():
         text = path.read_text()
         assert text.startswith('"""'), path.name
         assert len(text.splitlines()) <= 80, f"{path.name} is long for an example"
+        assert "\nfigure = " in text.rpartition("# %%")[2], f"{path.name} doesn't end in a picture"
         compile(text, str(path), "exec")

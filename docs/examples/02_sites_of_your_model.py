@@ -40,3 +40,13 @@ print(sites)
 
 for pool in spectral.find_global_pools(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1)), 32):
     print(pool.name, pool.input_size, pool.reason)
+
+# %%
+# What the first of them does to two photographs: their spectrum before and after the decimation, and what
+# of it is aliases. With weights of no training, as here, that is the architecture's own doing.
+
+images = spectral.load_images("samples", size=64, limit=2)
+details = spectral.inspect_sites(Net().eval(), images, preprocessing="none")
+first = details[sites[0].name]
+spectra = {name: getattr(first, name) for name in ("before", "after", "aliases")}
+figure = spectral.figures.plot_site_detail(spectra, first.profile)

@@ -7,6 +7,8 @@ strided one. That was published, and it is true. It is the wrong tensor: a blur 
 behind its input.
 """
 
+import pandas as pd
+
 import spectral
 
 names = {"strided": "bundled/resnet20", "blurpool": "bundled/resnet20-blurpool"}
@@ -41,3 +43,10 @@ for kind, table in tables.items():
     rows = summary[(summary["metric"] == "alias_power_ratio") & (summary["tap"] == "signal")]
     print(kind)
     print(rows[["site", "db", "db_ci_low", "db_ci_high"]].round(1).to_string(index=False))
+
+# %%
+# The same, site by site and with intervals. The two taps tell two stories of one network.
+
+both = pd.concat([spectral.summarize_measurements(t) for t in tables.values()])
+rows = both[(both["metric"] == "avr") & both["tap"].isin(["input", "signal"])]
+figure = spectral.figures.plot_summary(rows)

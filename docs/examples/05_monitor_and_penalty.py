@@ -8,6 +8,7 @@ their aliasing a term of the loss. Here on a toy task: bright or dark, with nois
 
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
 import spectral
@@ -38,11 +39,18 @@ def train(weight):
 # %%
 # The first and the last ten steps, without and with the penalty:
 
-for weight in (0.0, 1.0):
-    course = train(weight)
+courses = {weight: train(weight) for weight in (0.0, 1.0)}
+for weight, course in courses.items():
     print(f"weight {weight}: first", course.head(10).mean().round(3).to_dict())
     print("           last ", course.tail(10).mean().round(3).to_dict())
 
 # %%
 # The keys are flat (``site/tap/metric``), so any logger takes them. Lightning and transformers have
 # callbacks.
+
+figure = Figure(figsize=(7, 2.5), layout="constrained")
+for ax, name in zip(figure.subplots(1, 2), ("loss", "am_relative"), strict=True):
+    for weight, course in courses.items():
+        ax.plot(course[name], "--" if weight else "-", label=f"penalty × {weight:g}")
+    ax.set(xlabel="step", ylabel=name)
+    ax.legend()

@@ -32,3 +32,8 @@ smooth = spectral.convert(net, "blurpool", example=waves, kernel_size=5)
 print(spectral.conversion_report(smooth))
 before, after = (float(spectral.compute_sis(one, waves).mean()) for one in (net, smooth))
 print(f"SIS {before:.2e} → {after:.2e}")
+
+# %%
+# Site by site: of four chirps the intervals are wide.
+
+figure = spectral.figures.plot_summary(summary[summary["metric"] == "alias_power_ratio"])

@@ -6,6 +6,7 @@ Videos and volumes: strides differ between time and space, and an axis of stride
 so nothing on it counts as aliasing.
 """
 
+import pandas as pd
 import torch
 from torch import nn
 
@@ -37,3 +38,12 @@ ideal = spectral.convert(net, "ideal", example=clips)
 again = spectral.measure(ideal, clips, ("alias_power_ratio",), taps=("dense",), progress=False)
 means = spectral.summarize_measurements(again)
 print(means[["site", "op", "mean"]].to_string(index=False))
+
+# %%
+# Both in one picture; what stands before a site in the converted network is named after it.
+
+means["site"] = means["site"].str.removesuffix(".antialias")
+both = pd.concat([summary.assign(model="strided"), means.assign(model="ideal")])
+figure = spectral.figures.plot_summary(
+    both[(both["metric"] == "alias_power_ratio") & (both["tap"] == "dense") & (both["reason"] == "")]
+)

@@ -182,7 +182,7 @@ def compute_logit_jitter(
         None; ≥ 0, and 2 where a shifted image's logits are those of any other image.
 
     Raises:
-        SpectralError: if there is no shift.
+        SpectralError: if there is no shift, shapes differ, or the spread isn't one number.
 
     Source:
         METRICS: instability budget.
@@ -199,6 +199,13 @@ def compute_logit_jitter(
     whole = (
         compute_logit_spread(reference) if spread is None else torch.as_tensor(spread, dtype=torch.float64)
     )
+    shapes = [tuple(z.shape) for z in (reference, *shifted)]
+    if len(set(shapes)) > 1 or len(shapes[0]) != 2 or whole.numel() != 1:
+        raise SpectralError(
+            f"compute_logit_jitter: expected logits (B, K), all of one shape, and one spread, got "
+            f"{', '.join(map(str, shapes[:3]))} and a spread of shape {tuple(whole.shape)}"
+        )
+    whole = whole.reshape(())
     z = reference.double()
     jumps = torch.stack([(other.double() - z).square().sum(-1) for other in shifted]).mean(0)
     return jumps / torch.where(whole > 0, whole, torch.nan).to(jumps)
@@ -212,10 +219,18 @@ def compute_logit_spread(logits: Tensor) -> Tensor:
     Shape:
         (B, K) → ().
 
+    Raises:
+        SpectralError: for another shape, or values that are no real numbers.
+
     Example:
         >>> compute_logit_spread(torch.tensor([[0.0, 2.0], [2.0, 0.0]]))
         tensor(2., dtype=torch.float64)
     """
+    if logits.ndim != 2 or not logits.is_floating_point():
+        raise SpectralError(
+            f"compute_logit_spread: expected logits (B, K) of a floating type, got shape "
+            f"{tuple(logits.shape)} of {str(logits.dtype).removeprefix('torch.')}"
+        )
     z = logits.double()
     found = (z - z.mean(0)).square().sum(-1).mean()
     rounding: float = (8 * torch.finfo(logits.dtype).eps) ** 2

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from spectral.arguments import as_integer
+from spectral.errors import SpectralError
 from spectral.network import undisturbed
 
 WARM_UP = 3
@@ -33,11 +35,18 @@ def measure_latency(
     Units:
         Seconds per batch.
 
+    Raises:
+        SpectralError: if there is no batch for one, its forward fails on it, or there are no rounds.
+
     Example:
         >>> times = measure_latency({"a": nn.Identity()}, {"a": torch.zeros(1)}, repeats=5)
         >>> len(times["a"])
         5
     """
+    repeats = as_integer(repeats, "measure_latency: repeats", least=1)
+    absent = [name for name in models if name not in inputs]
+    if absent:
+        raise SpectralError(f"measure_latency: there is no batch for {absent[0]!r}; inputs has one for each")
     times: dict[str, list[float]] = {name: [] for name in models}
     with ExitStack() as modes:
         for model in models.values():
@@ -59,12 +68,15 @@ def count_macs(model: nn.Module, *args: Any, **kwargs: Any) -> int:
         args: what it is called with: a batch, mostly.
         kwargs: the same, by name.
 
+    Raises:
+        SpectralError: if its forward fails on that.
+
     Example:
         >>> count_macs(nn.Linear(4, 2, bias=False), torch.zeros(1, 4))
         8
     """
     with undisturbed(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(*args, **kwargs)
+        _run(model, "count_macs", *args, **kwargs)
     return int(counter.get_total_flops()) // 2
 
 
@@ -72,7 +84,20 @@ def _time_once(model: nn.Module, batch: Tensor) -> float:
     if batch.is_cuda:
         torch.cuda.synchronize(batch.device)
     start = time.perf_counter()
-    model(batch)
+    _run(model, "measure_latency", batch)
     if batch.is_cuda:
         torch.cuda.synchronize(batch.device)
     return time.perf_counter() - start
+
+
+def _run(model: nn.Module, caller: str, *args: Any, **kwargs: Any) -> None:
+    try:
+        model(*args, **kwargs)
+    except (SpectralError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a model may raise anything
+        why = next(iter(str(error).splitlines()), "no message")
+        raise SpectralError(
+            f"{caller}: the forward of {type(model).__name__} fails on what it is called with "
+            f"({type(error).__name__}: {why}); pass a batch that it takes"
+        ) from error

@@ -19,7 +19,7 @@ import sysconfig
 import traceback
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar, Union
@@ -125,8 +125,12 @@ def _find_endless(name: str, value: Any) -> str | None:
 def _find_reason(function: Callable[..., Any], given: Mapping[str, Any], error: Exception) -> str | None:
     """Say which argument is unfit, by its type or by what it is; None if that can't be said of any."""
     for key, value in given.items():
-        if reason := find_fault(value, _read_hint(function, key)):
-            return f"{key} {reason}"
+        try:
+            fault = find_fault(value, _read_hint(function, key))
+        except Exception as own:  # of a class of the caller's, which can't even be looked at
+            fault = f"is a {type(value).__name__} that raises {type(own).__name__} when it is looked at"
+        if fault:
+            return f"{key} {fault}"
     if isinstance(error, (MemoryError, OverflowError)) or any(word in str(error) for word in _NO_ROOM):
         for key, value in given.items():
             large = next((p for p in _walk(value) if is_integer(p) and abs(int(p)) >= LARGE), None)
@@ -236,7 +240,7 @@ def _fits_container(value: Any, origin: Any, arguments: tuple[Any, ...]) -> bool
         return all(fits(k, pairs[0]) and fits(v, pairs[1]) for k, v in value.items())
     if origin is tuple and arguments and arguments[-1] is not Ellipsis:
         return len(value) == len(arguments) and all(map(fits, value, arguments))
-    if not isinstance(value, (Sequence, set, frozenset)):  # to look would use it up
+    if not isinstance(value, Collection):  # to look would use it up
         return True
     return not arguments or all(fits(item, arguments[0]) for item in value)
 

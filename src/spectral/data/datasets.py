@@ -48,7 +48,7 @@ class DatasetImages:
         self.dataset, self.positions, self._collate = dataset, list(indices), collate
         self.source = f"dataset:{type(dataset).__name__}"
         self.ids = self.clusters = [f"{i:04d}" for i in self.positions]
-        described = [_describe_item(dataset[i]) for i in self.positions]
+        described = [_describe_item(_get_item(dataset, i)) for i in self.positions]
         self.labels: list[int | None] = [label for label, _ in described]
         self._keys = [key for _, key in described]
         self.fingerprint = hashlib.sha256("".join(self._keys).encode()).hexdigest()[:16]
@@ -78,7 +78,7 @@ class DatasetImages:
         items = [self._read(i) for i in indices]
         try:
             batch = self._collate(items)
-        except RuntimeError as error:
+        except Exception as error:  # of the user's own function, perhaps
             raise SpectralError(
                 f"the items of {self.source} can't form a batch "
                 f"({next(iter(str(error).splitlines()), '')}); give them one size in its transform"
@@ -86,7 +86,7 @@ class DatasetImages:
         return split_labels(batch)[0]
 
     def _read(self, index: int) -> Any:
-        item = self.dataset[self.positions[index]]
+        item = _get_item(self.dataset, self.positions[index])
         if _describe_item(item)[1] != self._keys[index]:
             raise SpectralError(
                 f"item {self.positions[index]} of {self.source} isn't the same as when it was first read; "
@@ -160,18 +160,29 @@ def read_dataset(dataset: Any, indices: Sequence[int] | None = None, collate: Co
     chosen = list(range(len(dataset)) if indices is None else indices)
     if not chosen:
         raise SpectralError(f"the dataset {type(dataset).__name__} is empty")
-    try:
-        first = dataset[chosen[0]]
-    except Exception as error:  # a dataset may raise anything
-        why = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:200]
-        raise SpectralError(
-            f"the dataset {type(dataset).__name__} gives no item for {chosen[0]} ({why}); pass one that does"
-        ) from error
+    first = _get_item(dataset, chosen[0])
     if collate in (None, default_collate) and _find_picture(first) is not None:
         items = [_describe_picture(dataset, i) for i in chosen]
         classes = _find_classes(dataset, items)
         return ImageSet(f"dataset:{type(dataset).__name__}", items, classes=classes, loading=Loading(0))
     return DatasetImages(dataset, chosen, collate or default_collate)
+
+
+def _get_item(dataset: Any, index: int) -> Any:
+    """Return an item.
+
+    Raises:
+        SpectralError: if the dataset fails, saying where and how.
+    """
+    try:
+        return dataset[index]
+    except SpectralError:
+        raise
+    except Exception as error:  # a dataset may raise anything
+        why = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:200]
+        raise SpectralError(
+            f"the dataset {type(dataset).__name__} gives no item for {index} ({why}); pass one that does"
+        ) from error
 
 
 def read_loader(loader: DataLoader[Any]) -> Any:
@@ -249,15 +260,15 @@ def _find_classes(dataset: Any, items: Sequence[ImageItem]) -> list[str] | None:
 
 
 def _describe_picture(dataset: Any, index: int) -> Any:
-    picture = _find_picture(dataset[index])
+    picture = _find_picture(_get_item(dataset, index))
     if picture is None:
         raise SpectralError(f"item {index} of {type(dataset).__name__} has no image, unlike the first one")
-    label = next(iter(split_labels(dataset[index])[1]), None)
+    label = next(iter(split_labels(_get_item(dataset, index))[1]), None)
     return describe_picture(f"{index:04d}", partial(_reopen, dataset, index), picture, label)
 
 
 def _reopen(dataset: Any, index: int) -> Image.Image:
-    picture = _find_picture(dataset[index])
+    picture = _find_picture(_get_item(dataset, index))
     assert picture is not None
     return to_rgb(picture)
 

@@ -157,6 +157,7 @@ def measure_fourier_heatmap(
     stride = as_integer(stride, f"{caller}: stride", least=1)
     batch_size = as_integer(batch_size, f"{caller}: batch_size", least=1)
     radius = None if radius is None else as_integer(radius, f"{caller}: radius", least=0)
+    seed = as_integer(seed, f"{caller}: seed", least=0)
     classify = Classifier(model, Feed(
         model, images, caller=caller, preprocessing=preprocessing, logits=logits, pixels=True
     ))  # fmt: skip
