@@ -67,12 +67,18 @@ def test_nothing_is_said_of_what_has_not_run(tmp_path):
 
 def test_time_left_is_guessed_once_there_is_something_to_guess_from():
     now = [0.0]
-    progress = Progress([1, 3, 4, 5], clock=lambda: now[0])
-    assert progress.begin(1) == "1 of 4"
+    progress = Progress([1, 20, 40, 5], clock=lambda: now[0])
+    assert progress.begin() == "1 of 4"
     now[0] = 3.0
-    assert progress.begin(3) == "2 of 4"  # too little was done
-    now[0] = 63.0  # a minute for phase 3, so two for phase 4 and a quarter for 5
-    assert progress.begin(4) == "3 of 4, about 2 min left"
+    progress.advance(1)
+    assert progress.begin() == "2 of 4"  # too little was done
+    now[0] = 33.0  # half a minute for half of it
+    progress.advance(10)
+    assert progress.describe_left() == "about 3 min left"
+    progress.advance(100)  # a phase weighs no more than was said
+    now[0] = 63.0
+    assert progress.begin() == "3 of 4, about 2 min left"
+    assert progress.begin() == "4 of 4, about 10 s left"
 
 
 def test_what_is_overwritten_is_said_first(tmp_path):

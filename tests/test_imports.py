@@ -253,6 +253,7 @@ ALLOWED = {
         "stats",
         "surgery",
         "summary",
+        "synthetic",
         "table",
     },
     "figures": {"files", "schema", "stats"},

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from spectral.analysis import STUDY_FREQUENCIES
 from spectral.errors import SpectralError
 from spectral.figures import FIGURES, draw_figure
 from spectral.metrics import compute_avr
@@ -16,7 +17,6 @@ from spectral.models import load_model
 from spectral.sites import find_sites
 from spectral.study import StudyOptions, run_study
 from spectral.study.common import Study
-from spectral.study.phase2 import STUDY_FREQUENCIES
 
 MODELS = ("bundled/resnet20@random", "bundled/resnet20-blurpool@random", "bundled/nula-w32@random")
 STUDY_TABLES = (

@@ -4,20 +4,49 @@ from spectral.analysis.details import SiteDetail, inspect_sites
 from spectral.analysis.diagnosis import Diagnosis, diagnose, from_measurements, is_diagnosis, read_diagnosis
 from spectral.analysis.effects import summarize_attribution, summarize_equivariance
 from spectral.analysis.examples import UnstableImages, find_unstable_images
+from spectral.analysis.families import compare_families, compare_signals
 from spectral.analysis.fixes import ALL_SITES, measure_fixes
+from spectral.analysis.spectra import (
+    STUDY_FREQUENCIES,
+    TAPS,
+    average_profiles,
+    measure_folding,
+    measure_image_avr,
+    measure_profiles,
+    measure_spectra,
+    summarize_profiles,
+    sweep_frequencies,
+    tabulate_spectrum,
+)
+from spectral.analysis.tradeoff import measure_costs, name_device, weigh_models
 
 __all__ = [
     "ALL_SITES",
+    "STUDY_FREQUENCIES",
+    "TAPS",
     "Diagnosis",
     "SiteDetail",
     "UnstableImages",
+    "average_profiles",
+    "compare_families",
+    "compare_signals",
     "diagnose",
     "find_unstable_images",
     "from_measurements",
     "inspect_sites",
     "is_diagnosis",
+    "measure_costs",
     "measure_fixes",
+    "measure_folding",
+    "measure_image_avr",
+    "measure_profiles",
+    "measure_spectra",
+    "name_device",
     "read_diagnosis",
     "summarize_attribution",
     "summarize_equivariance",
+    "summarize_profiles",
+    "sweep_frequencies",
+    "tabulate_spectrum",
+    "weigh_models",
 ]

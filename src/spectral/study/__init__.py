@@ -4,6 +4,6 @@ Beside it: NULA's perturbations (phase 6), anti-aliasing layers (7), a survey of
 (9), the coverage of libraries, Fourier heatmaps, and training: of layers, of the zoo, and with a penalty.
 """
 
-from spectral.study.options import PHASES, PRESETS, StudyOptions, run_phase_script, run_study, study_options
+from spectral.study.options import PRESETS, StudyOptions, run_phase_script, run_study, study_options
 
-__all__ = ["PHASES", "PRESETS", "StudyOptions", "run_phase_script", "run_study", "study_options"]
+__all__ = ["PRESETS", "StudyOptions", "run_phase_script", "run_study", "study_options"]

@@ -5,43 +5,34 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import click
 import pandas as pd
-import torch
 from torch import Tensor, nn
 
-from spectral.capture import Capture, Tap
+from spectral.analysis import TAPS as TAPS
+from spectral.analysis import measure_image_avr, measure_profiles
+from spectral.capture import Tap
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
 from spectral.figures import draw_figure
 from spectral.files import hash_file
-from spectral.hooks import FeatureExtractor
 from spectral.identity import find_structure
 from spectral.measurement import measure
-from spectral.metrics import compute_avr
 from spectral.models import load_model, model_info
 from spectral.models.info import ModelInfo
-from spectral.network import evaluation_mode
 from spectral.pairing import pair_sites
 from spectral.schema import SIGNAL_METRICS, VERSION
 from spectral.sites import Site, find_sites
-from spectral.spectrum import (
-    compute_power_spectrum,
-    compute_radial_profile,
-    frequency_grid,
-    radial_frequencies,
-)
 from spectral.stability import measure_stability
 from spectral.study.options import PRESETS, StudyOptions
 from spectral.synthetic import make_checkerboard_image
 from spectral.table import describe_environment, read_json, widen, write_csv, write_json
 
-TAPS: tuple[Tap, ...] = ("input", "dense")
 METRICS = ("avr", "am", "am_relative", "alias_power_ratio", "sis")
 STABILITY_IMAGES = 256  # on which what stands beside SIS is measured
 
@@ -100,6 +91,22 @@ class Results(ABC):
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(config, path)
+
+    def has_table(self, name: str) -> bool:
+        """Whether this table is there, from this configuration."""
+        path = self.out / "tables" / f"{name}.csv"
+        written = path.with_suffix(".json")
+        if not (path.exists() and written.exists()):
+            return False
+        before = read_json(written)
+        return all(before.get(key) == value for key, value in self.config().items())
+
+    def note_duration(self, name: str, seconds: float) -> None:
+        """Write down how long a table took, beside what was measured: `Table.seconds` is taken from there."""
+        path = self.out / "measurements" / "durations.json"
+        before = read_json(path) if path.exists() else {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json({**before, name: round(seconds, 3)}, path)
 
     def keep_table(
         self, path: Path, config: Mapping[str, Any], compute: Callable[[], pd.DataFrame]
@@ -227,13 +234,6 @@ class Study(Results):
         """Normalise images (B, 3, H, W) in [0, 1] for a family's model."""
         return self.info(family).preprocessing(images.to(self.options.device))
 
-    def capture(self, family: str, images: Tensor, tap: Tap) -> dict[str, Tensor]:
-        """Run one batch and return the tensors at every site."""
-        model, sites = self.models[family], self.sites[family]
-        with evaluation_mode(model), torch.no_grad(), FeatureExtractor(model, sites, tap=tap) as fx:
-            model(images)
-            return {site.name: fx[site.name] for site in sites}
-
     def describe(self, family: str, site: Site) -> dict[str, Any]:
         """Columns that name a site in every table."""
         index, layer = self.layers[(family, site.name)]
@@ -242,47 +242,40 @@ class Study(Results):
             "layer_index": index, "op": site.op, "stride": f"{site.stride[0]}x{site.stride[1]}",
         }  # fmt: skip
 
-    def measure_avr(self, images: Mapping[str, Tensor], taps: tuple[Tap, ...] = TAPS) -> pd.DataFrame:
+    def place(self, family: str, table: pd.DataFrame) -> pd.DataFrame:
+        """Put model and family in front of the column ``site``, and the like layer behind it."""
+        found = [
+            self.layers.get((family, site), (-1, site)) for site in table["site"]
+        ]  # -1: the image itself
+        at = table.columns.get_loc("site")
+        assert isinstance(at, int)
+        table = table.copy()
+        table.insert(at + 1, "layer", [layer for _, layer in found])
+        table.insert(at + 2, "layer_index", [index for index, _ in found])
+        table.insert(at, "model", self.names[family])
+        table.insert(at + 1, "family", family)
+        return table
+
+    def measure_each(self, measure: Callable[[str, nn.Module, Sequence[Site]], pd.DataFrame]) -> pd.DataFrame:
+        """Call a function with each family, its model and its sites, and put its tables below each other."""
+        return pd.concat(
+            [self.place(f, measure(f, self.models[f], self.sites[f])) for f in self.families],
+            ignore_index=True,
+        )
+
+    def measure_images(self, images: Mapping[str, Tensor]) -> pd.DataFrame:
         """AVR of one preprocessed image per family, at the image itself and at each site and tap."""
-        rows = []
-        for family, image in images.items():
-            power = compute_power_spectrum(image)[0]
-            rows.append(
-                {"model": self.names[family], "family": family, "site": "image", "layer": "image",
-                 "layer_index": -1, "op": "none", "stride": "2x2", "tap": "input",
-                 "height": power.shape[0], "width": power.shape[1],
-                 "avr": float(compute_avr(power, 2)), "silent": bool(power.sum() == 0)}
-            )  # fmt: skip
-            for tap in taps:
-                captured = self.capture(family, image, tap)
-                for site in self.sites[family]:
-                    power = compute_power_spectrum(captured[site.name])[0]
-                    rows.append(
-                        {**self.describe(family, site), "tap": tap, "height": power.shape[0],
-                         "width": power.shape[1], "avr": float(compute_avr(power, site.stride)),
-                         "silent": bool(power.sum() == 0)}
-                    )  # fmt: skip
-        return pd.DataFrame(rows)
+        return self.measure_each(lambda family, model, sites: measure_image_avr(model, images[family], sites))
 
-    def measure_profiles(self, family: str, images: Tensor, tap: Tap) -> pd.DataFrame:
-        """Radial profiles (share of each map's power) at every site: one row per image, site and ring."""
-        model = self.models[family]
-        frames = []
-
-        def reduce(capture: Capture) -> None:
-            # inside the hook: the maps of all sites of a large network don't fit beside each other
-            power = compute_power_spectrum(capture.dense() if tap == "dense" else capture.input)
-            total = power.sum((-2, -1), keepdim=True)
-            profile = compute_radial_profile(power / total.clamp_min(torch.finfo(power.dtype).tiny))
-            facts = {**self.describe(family, capture.site), "tap": tap}
-            rho = radial_frequencies((power.shape[-2], power.shape[-1])).numpy()
-            for image, one in enumerate(profile.cpu().numpy()):
-                frames.append(pd.DataFrame({**facts, "image_index": image, "rho": rho, "power": one}))
-
-        sites = self.sites[family]
-        with evaluation_mode(model), torch.no_grad(), FeatureExtractor(model, sites, reduce=reduce):
-            model(images)
-        return pd.concat(frames, ignore_index=True)
+    def profile_images(self, family: str, count: int, tap: Tap) -> pd.DataFrame:
+        """Radial profiles of the first images at every site of a family."""
+        parts = []
+        for chosen, batch in self.images(family).take(count).batches(self.options.batch_size):
+            images = self.prepare(family, batch)
+            found = measure_profiles(self.models[family], images, self.sites[family], tap)
+            found["image_index"] += chosen[0]
+            parts.append(found)
+        return pd.concat(parts, ignore_index=True)
 
     @cached_property
     def measurements(self) -> dict[str, pd.DataFrame]:
@@ -339,15 +332,6 @@ class Study(Results):
             for family in self.families
         }  # fmt: skip
 
-    def has_table(self, name: str) -> bool:
-        """Whether this table is there, from this configuration."""
-        path = self.out / "tables" / f"{name}.csv"
-        written = path.with_suffix(".json")
-        if not (path.exists() and written.exists()):
-            return False
-        before = read_json(written)
-        return all(before.get(key) == value for key, value in self.config().items())
-
     def finish(self) -> None:
         """Write the provenance of the whole results folder."""
         write_json(self.provenance(), self.out / "provenance.json")
@@ -396,13 +380,3 @@ def name_folder(model: str) -> str:
         'bundled-resnet20+flc'
     """
     return re.sub(r"[^\w.+-]+", "-", model)
-
-
-def tabulate_spectrum(power: Tensor) -> pd.DataFrame:
-    """One row per bin of a DC-centred spectrum (H, W)."""
-    height, width = power.shape
-    f_u, f_v = torch.broadcast_tensors(*frequency_grid((height, width)))
-    return pd.DataFrame(
-        {"height": height, "width": width, "f_u": f_u.flatten().numpy(), "f_v": f_v.flatten().numpy(),
-         "power": power.cpu().flatten().numpy()}
-    )  # fmt: skip

@@ -11,24 +11,11 @@ from typing import Any
 
 import click
 
-from spectral.codebook import write_codebook
 from spectral.console import FilePath, SpectralCommand, workers_option
 from spectral.errors import SpectralError
 from spectral.files import claim
 
 FAMILIES = ("strided", "blurpool", "nula")
-PHASES = {
-    1: ("phase1", "feature extraction"),
-    2: ("phase2", "synthetic inputs"),
-    3: ("phase3", "natural images"),
-    4: ("phase4", "shift correlation"),
-    5: ("phase5", "intervention"),
-    6: ("phase6", "nula"),
-    7: ("phase7", "layers"),
-    8: ("phase8", "architectures"),
-    9: ("phase9", "robustness"),
-    10: ("phase10", "instability budget"),
-}
 DEFAULT_PHASES = (1, 2, 3, 4, 5)  # the study itself; the others take minutes of their own
 
 
@@ -127,7 +114,7 @@ def study_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )
     @workers_option
     @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True,
-                  help="So many networks at a time, each in a process of its own (phase 9).")  # fmt: skip
+                  help="So many networks at a time, each in its own process (from phase 6).")  # fmt: skip
     @click.option("--quiet", is_flag=True, help="No progress bars.")
     @functools.wraps(command)
     def wrapper(*args: Any, models: str | None, quiet: bool, **given: Any) -> Any:
@@ -145,41 +132,22 @@ def run_study(phases: Sequence[int], options: StudyOptions) -> None:
     Raises:
         SpectralError: for an unknown phase, or whatever a phase meets.
     """
-    unknown = [phase for phase in phases if phase not in PHASES]
-    if unknown:
-        raise SpectralError(f"unknown phase {unknown[0]}; available: {', '.join(map(str, PHASES))}")
+    from spectral.study.declaration import read_phase
+    from spectral.study.runner import run_phases
+
+    chosen = list(phases or DEFAULT_PHASES)
+    for number in chosen:
+        read_phase(number)
     with claim(Path(options.out)):
-        _run_phases(phases or DEFAULT_PHASES, options)
-
-
-def _run_phases(phases: Sequence[int], options: StudyOptions) -> None:
-    from spectral.study.common import Results, Study
-    from spectral.study.findings import report_findings
-    from spectral.study.progress import Progress, describe_overwriting
-
-    opened: dict[type[Results], Results] = {}
-    progress = Progress(phases)
-    if earlier := describe_overwriting(Path(options.out)):
-        click.echo(earlier)
-    for phase in phases:
-        name, title = PHASES[phase]
-        module = importlib.import_module(f"spectral.study.{name}")
-        kind = getattr(module, "RESULTS", Study)  # a phase that compares no families says what it works on
-        results = opened[kind] = opened.get(kind) or kind(options)
-        results.announce(f"phase {phase}: {title} ({progress.begin(phase)})")
-        module.run(results)
-    for results in opened.values():
-        results.finish()
-    tables = Path(options.out) / "tables"
-    for line in report_findings(tables, phases):
-        click.echo(line)
-    write_codebook(tables)
+        run_phases(chosen, options)
 
 
 def run_phase_script(phase: int) -> None:
     """Entry point of ``experiments/phaseN_….py``: the shared options, then that phase."""
 
-    module = importlib.import_module(f"spectral.study.{PHASES[phase][0]}")
+    from spectral.study.declaration import list_phases
+
+    module = importlib.import_module(list_phases()[phase])
 
     @click.command(cls=SpectralCommand, help=module.__doc__)
     @study_options

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from spectral import stats
+from spectral.analysis import tabulate_spectrum
 from spectral.classes import find_classes, match_labels
 from spectral.columns import (
     FEWEST_CLUSTERS,
@@ -50,7 +51,7 @@ from spectral.perturb.evaluation import Classifier
 from spectral.perturb.operators import Checkerboard
 from spectral.schema import SIGNAL_METRICS, with_bounds
 from spectral.sites import find_sites
-from spectral.study.common import PictureResults, identify_network, tabulate_spectrum
+from spectral.study.common import PictureResults, identify_network
 from spectral.study.options import StudyOptions
 from spectral.summary import summarize_measurements
 from spectral.synthetic import make_dead_leaves_image

@@ -6,39 +6,49 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-# What a phase costs next to the others with its own defaults, roughly; only used to guess the time left.
-COSTS = {1: 1, 2: 2, 3: 20, 4: 40, 5: 5, 6: 60, 7: 60, 8: 40, 9: 200, 10: 60}
-LEAST_DONE = 0.04  # of all costs, before a guess is worth anything
+LEAST_DONE = 0.02  # of all that is to do, before a guess is worth anything
 
 
 class Progress:
-    """Counts phases and guesses the time left from that of the phases done.
+    """Counts phases and guesses the time left from how long what is done took, and what it weighs.
 
     Args:
-        phases: their numbers, in order.
+        weights: what each phase weighs next to the others, such as the seconds that it once took.
         clock: tells seconds.
 
     Example:
-        >>> seconds = iter([0.0, 0.0, 60.0])
-        >>> progress = Progress([3, 4], clock=lambda: next(seconds))
-        >>> progress.begin(3), progress.begin(4)
-        ('1 of 2', '2 of 2, about 2 min left')
+        >>> seconds = iter([0.0, 60.0])
+        >>> progress = Progress([20, 40], clock=lambda: next(seconds))
+        >>> progress.begin()
+        '1 of 2'
+        >>> progress.advance(20)
+        >>> progress.begin()
+        '2 of 2, about 2 min left'
     """
 
-    def __init__(self, phases: Sequence[int], clock: Callable[[], float] = time.monotonic) -> None:
-        self._phases, self._clock = list(phases), clock
-        self._start, self._done = clock(), 0
+    def __init__(self, weights: Sequence[float], clock: Callable[[], float] = time.monotonic) -> None:
+        self._weights, self._clock = list(weights), clock
+        self._start, self._begun, self._done = clock(), 0, 0.0
 
-    def begin(self, phase: int) -> str:
+    def begin(self) -> str:
         """Say which phase begins, and about how long it and those behind it take."""
+        # What a phase left out, or did beside its own, no longer counts.
+        self._done = sum(self._weights[: self._begun])
+        self._begun += 1
+        left = self.describe_left()
+        return f"{self._begun} of {len(self._weights)}" + (f", {left}" if left else "")
+
+    def advance(self, weight: float) -> None:
+        """Count a part of the present phase as done."""
+        self._done = min(self._done + weight, sum(self._weights[: self._begun]))
+
+    def describe_left(self) -> str:
+        """Say about how long the rest takes; nothing while too little is done to tell."""
+        total = sum(self._weights)
+        if total <= 0 or self._done < LEAST_DONE * total:
+            return ""
         elapsed = self._clock() - self._start
-        costs = [COSTS.get(one, 10) for one in self._phases]
-        done, left = sum(costs[: self._done]), sum(costs[self._done :])
-        self._done += 1
-        text = f"{self._done} of {len(self._phases)}"
-        if done < LEAST_DONE * (done + left):
-            return text
-        return f"{text}, about {format_duration(elapsed * left / done)} left"
+        return f"about {format_duration(elapsed * (total - self._done) / self._done)} left"
 
 
 def format_duration(seconds: float) -> str:

@@ -1,0 +1,67 @@
+"""Units of a phase one after the other, or several at a time, each in a process that ends with its parent."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
+from functools import partial
+from multiprocessing import connection, get_context, parent_process
+from typing import Any
+
+import torch
+
+from spectral.study.common import Results
+from spectral.study.declaration import Phase
+
+Measured = tuple[str, Mapping[str, Any]]
+
+
+def work_through(phase: Phase, results: Results, names: Sequence[str]) -> Iterator[Measured]:
+    """Measure every unit of a phase, as many at a time as ``--jobs`` says, and yield them in their order."""
+    assert phase.units is not None
+    jobs = min(results.options.jobs, len(names))
+    if jobs <= 1:
+        yield from ((name, phase.units.measure(results, name)) for name in names)
+        return
+    # CUDA can't be forked; each process looks at the networks and pictures once
+    opening = partial(_open, phase.inputs, dataclasses.replace(results.options, progress=False))
+    with ProcessPoolExecutor(jobs, get_context("spawn"), opening) as pool:
+        try:
+            yield from zip(names, pool.map(partial(_measure, phase.units.measure), names), strict=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def end_with_parent() -> None:
+    """End this process as soon as the one that started it has ended, however that came about.
+
+    What is half written then is a temporary file, which the next run removes.
+    """
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=_wait_for_end, args=(parent.sentinel,), daemon=True).start()
+
+
+def _wait_for_end(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os._exit(1)
+
+
+_OPENED: list[Results] = []  # in a process of the pool, its own
+
+
+def _open(inputs: Any, options: Any) -> None:
+    end_with_parent()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.jobs))
+    with redirect_stdout(None):
+        _OPENED.append(inputs(options))
+
+
+def _measure(measure: Any, name: str) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = measure(_OPENED[0], name)
+    return found

@@ -1,0 +1,156 @@
+"""Runs what phases declare: measures, makes tables, draws figures, and says how far it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import pandas as pd
+
+from spectral.codebook import write_codebook
+from spectral.errors import SpectralError
+from spectral.figures import FIGURES
+from spectral.study.common import Results
+from spectral.study.declaration import Phase, Table, Units, find_table, read_phase
+from spectral.study.findings import report_findings
+from spectral.study.jobs import work_through
+from spectral.study.options import StudyOptions
+from spectral.study.progress import Progress, describe_overwriting
+
+
+def run_phases(numbers: Sequence[int], options: StudyOptions) -> None:
+    """Run phases in order, say what they find, and write the codebook.
+
+    Raises:
+        SpectralError: for an unknown phase, or whatever a phase meets.
+    """
+    phases = {number: read_phase(number) for number in numbers}
+    opened: dict[Any, Results] = {}
+    progress = Progress([phase.seconds for phase in phases.values()])
+    if earlier := describe_overwriting(Path(options.out)):
+        click.echo(earlier)
+    for number, phase in phases.items():
+        if phase.inputs not in opened:
+            opened[phase.inputs] = phase.inputs(options)
+        results = opened[phase.inputs]
+        results.announce(f"phase {number}: {phase.title} ({progress.begin()})")
+        Run(phase, results, progress).finish()
+    for results in opened.values():
+        results.finish()
+    tables = Path(options.out) / "tables"
+    for line in report_findings(tables, list(phases)):
+        click.echo(line)
+    write_codebook(tables)
+
+
+class Run:
+    """One phase on its inputs.
+
+    Args:
+        phase: what it declares.
+        results: what it works on, and where it writes.
+        progress: told what is done.
+    """
+
+    def __init__(self, phase: Phase, results: Results, progress: Progress) -> None:
+        self.phase, self.results, self.progress = phase, results, progress
+        self.made: dict[str, Any] = {}
+        """Tables and what units gave, by name."""
+
+    def finish(self) -> None:
+        """Measure, write and draw all that the phase declares.
+
+        Raises:
+            SpectralError: if nothing at all could be measured, after the tables with the reasons are written.
+        """
+        if self.phase.units is not None:
+            self.made |= self._measure(self.phase.units)
+        for table in self.phase.tables:
+            self.make(table)
+        if self.phase.conclude is not None:
+            for line in self.phase.conclude(self.results, self.made):
+                click.echo(f"  {line}")
+        tables = [self.made[table.name] for table in self.phase.tables if table.written]
+        if tables and all(map(holds_only_reasons, tables)):
+            noun = self.phase.units.noun if self.phase.units else "model"
+            raise SpectralError(f"none of the {noun}s could be measured; the tables have the reasons")
+        for table in self.phase.tables:
+            for stem in table.figures:
+                self._draw(stem)
+
+    def make(self, table: Table) -> Any:
+        """Make a table, or take it if it is made, and write it."""
+        if table.name in self.made:
+            return self.made[table.name]
+        needed = [self._find(name) for name in table.needs]
+        begun = time.monotonic()
+        value = self.made[table.name] = table.make(self.results, *needed)
+        self.progress.advance(table.seconds)
+        self.results.note_duration(table.name, time.monotonic() - begun)
+        if table.written and not (table.optional and value.empty):
+            self.results.write_table(table.name, value)
+        return value
+
+    def _find(self, name: str) -> Any:
+        if name in self.made:
+            return self.made[name]
+        return self.make(find_table(name, self.phase.inputs))
+
+    def _draw(self, stem: str) -> None:
+        """Draw a figure, if its tables hold anything to draw."""
+        for name in FIGURES[stem].tables:
+            if name not in self.made and not self.results.has_table(name):
+                self._find(name)
+            if name in self.made and holds_only_reasons(self.made[name]):
+                click.echo(f"  {stem} isn't drawn: {name} holds nothing but reasons")
+                return
+        self.results.draw(stem)
+
+    def _measure(self, units: Units) -> dict[str, Any]:
+        """Measure every unit, as many at a time as ``--jobs`` says, in their order."""
+        names = units.names(self.results)
+        begun, found = time.monotonic(), []
+        for name, measured in work_through(self.phase, self.results, names):
+            found.append(measured)
+            self.progress.advance(units.seconds / len(names))
+            click.echo(f"  {units.say(name, measured)}")
+            left = self.progress.describe_left()
+            if left and len(found) < len(names):
+                click.echo(f"    {len(found)} of {len(names)} {units.noun}s, {left}")
+        self.results.note_duration("units", time.monotonic() - begun)
+        return join_units(found)
+
+
+def join_units(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Put what units gave one behind the other, by name: rows with rows, tables with tables.
+
+    Example:
+        >>> join_units([{"rows": [{"a": 1}]}, {"rows": [{"a": 2}]}])
+        {'rows': [{'a': 1}, {'a': 2}]}
+    """
+    joined: dict[str, Any] = {}
+    for name in dict.fromkeys(key for one in found for key in one):
+        parts = [one[name] for one in found if name in one]
+        tables = isinstance(parts[0], pd.DataFrame)
+        joined[name] = (
+            pd.concat(parts, ignore_index=True) if tables else [row for part in parts for row in part]
+        )
+    return joined
+
+
+def holds_only_reasons(table: Any) -> bool:
+    """Whether a table says of every row why there is nothing, or has no rows.
+
+    Example:
+        >>> holds_only_reasons(pd.DataFrame({"n": [0, None], "reason": ["no sites", "too small"]}))
+        True
+        >>> holds_only_reasons(pd.DataFrame({"avr": [0.1]}))
+        False
+    """
+    if "reason" not in table:
+        return bool(table.empty)
+    explained = table["reason"].fillna("").ne("")
+    return bool((explained & ~table["n"].gt(0).fillna(False) if "n" in table else explained).all())

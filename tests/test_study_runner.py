@@ -1,0 +1,140 @@
+"""What phases declare is what is run: tables, figures that show something, processes that end."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import toy_phase
+
+from spectral.errors import SpectralError
+from spectral.figures import FIGURES
+from spectral.study import runner
+from spectral.study.declaration import find_table, list_phases, read_phase
+from spectral.study.jobs import work_through
+from spectral.study.progress import Progress
+from spectral.study.runner import Run, holds_only_reasons
+
+
+def run(out: Path, *words: str, phase=toy_phase.COUNTING) -> Run:
+    toy = toy_phase.Toy(toy_phase.options(out, *words))
+    progress = Progress([phase.seconds])
+    progress.begin()
+    one = Run(phase, toy, progress)
+    one.finish()
+    return one
+
+
+def test_tables_are_made_of_what_they_need(tmp_path, capsys):
+    one = run(tmp_path, "moire", "mute")
+    words = pd.read_csv(tmp_path / "tables" / "words.csv")
+    assert words["word"].tolist() == ["moire", "mute"]
+    assert pd.read_csv(tmp_path / "tables" / "letters.csv")["double"].tolist() == [4] * 5
+    assert {path.stem for path in (tmp_path / "tables").iterdir()} == {"words", "letters"}
+    assert one.progress.describe_left().startswith("about 10 s left")
+    said = capsys.readouterr().out
+    assert "1 of 2 words" in said
+    assert "4 in two rounds" in said
+    durations = json.loads((tmp_path / "measurements" / "durations.json").read_text())
+    assert set(durations) == {"units", "double", "words", "letters", "none"}
+
+
+def test_nothing_but_reasons_is_an_error_behind_the_tables(tmp_path):
+    phase = toy_phase.Phase("mute", toy_phase.Toy, toy_phase.COUNTING.tables[1:2], toy_phase.COUNTING.units)
+    with pytest.raises(
+        SpectralError, match="none of the words could be measured; the tables have the reasons"
+    ):
+        run(tmp_path, "mute", phase=phase)
+    assert pd.read_csv(tmp_path / "tables" / "words.csv")["reason"].tolist() == ["it says nothing"]
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        ({"n": [0, None], "reason": ["a", "b"]}, True),
+        ({"n": [3, 0], "reason": ["gated", "b"]}, False),
+        ({"reason": ["a", None]}, False),
+        ({"reason": ["a", "b"]}, True),
+        ({"a": []}, True),
+        ({"a": [1]}, False),
+    ],
+)
+def test_tables_that_hold_only_reasons_are_told(table, expected):
+    assert holds_only_reasons(pd.DataFrame(table)) is expected
+
+
+def test_a_figure_of_reasons_is_left_out_and_one_of_another_table_brings_it(tmp_path, monkeypatch, capsys):
+    tables = {
+        "phase4_attribution": pd.DataFrame({"n": [0], "reason": ["no site"]}),
+        "phase8_architectures": pd.DataFrame({"a": [1]}),
+        "phase8_models": pd.DataFrame({"a": [2]}),
+    }
+    drawn: list[str] = []
+    monkeypatch.setattr(toy_phase.Toy, "draw", lambda self, stem: drawn.append(stem))
+    monkeypatch.setattr(
+        runner, "find_table", lambda name, inputs: toy_phase.Table(name, lambda toy: tables[name])
+    )
+    own = [
+        toy_phase.Table(name, lambda toy, name=name: tables[name], figures=(stem,))
+        for name, stem in (
+            ("phase4_attribution", "fig21_attribution"),
+            ("phase8_architectures", "fig17_architectures_ranking"),
+        )
+    ]
+    assert "phase8_models" in FIGURES["fig17_architectures_ranking"].tables
+    run(tmp_path, phase=toy_phase.Phase("both", toy_phase.Toy, tuple(own)))
+    assert drawn == ["fig17_architectures_ranking"]
+    assert (
+        "fig21_attribution isn't drawn: phase4_attribution holds nothing but reasons"
+        in capsys.readouterr().out
+    )
+    assert pd.read_csv(tmp_path / "tables" / "phase8_models.csv")["a"].tolist() == [2]
+
+
+@pytest.mark.parametrize("number", list_phases())
+def test_what_is_declared_fits_together(number):
+    phase = read_phase(number)
+    known = {table.name for table in phase.tables}
+    assert len(known) == len(phase.tables)
+    assert phase.title
+    for table in phase.tables:
+        for stem in table.figures:
+            assert all(find_table(name, phase.inputs).written for name in FIGURES[stem].tables)
+
+
+def _start_holders(out: Path) -> None:
+    toy = toy_phase.Toy(toy_phase.options(out, "one", "two", jobs=2))
+    list(work_through(toy_phase.HOLDING, toy, ("one", "two")))
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    """Each holds a lock, which the system gives up when it has ended."""
+    fcntl = pytest.importorskip("fcntl", reason="locks of this kind are POSIX's")
+    parent = multiprocessing.get_context("fork").Process(target=_start_holders, args=(tmp_path,))
+    parent.start()
+    held = [tmp_path / name for name in ("one", "two")]
+    _wait(lambda: all(path.with_suffix(".held").exists() for path in held))
+    parent.kill()
+    parent.join()
+
+    def ended(path: Path) -> bool:
+        with path.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        return True
+
+    assert parent.exitcode == -9
+    _wait(lambda: all(map(ended, held)))
+
+
+def _wait(done, limit: float = 300.0) -> None:
+    begun = time.monotonic()
+    while not done():
+        assert time.monotonic() - begun < limit
+        time.sleep(0.05)
