@@ -656,8 +656,9 @@ def _ranked(rng: np.random.Generator) -> pd.DataFrame:
 
 def _repair() -> pd.DataFrame:
     """An unaltered network, two layers in each state of repair."""
-    states = ("as converted", "recalibrated", "distilled")
-    names = [("unaltered", "unaltered"), *((method, state) for method in ("flc", "aps") for state in states)]
+    states = ("as converted", "recalibrated", "reconstructed", "distilled")
+    methods = ("flc", "aps@layer2.0.conv1")
+    names = [("unaltered", "unaltered"), *((method, state) for method in methods for state in states)]
     rows: list[dict[str, object]] = []
     for place, (method, state) in enumerate(names):
         shares = {
@@ -665,7 +666,7 @@ def _repair() -> pd.DataFrame:
             **_shares("sis", 0.1 + 0.01 * place), **_shares("consistency_both", 0.8 + 0.02 * place),
         }  # fmt: skip
         facts = {"model": "bundled/resnet20", "method": method, "repair": state}
-        rows.append({**facts, "n": 40, "n_labelled": 40, "n_tuned": 41, **shares})
+        rows.append({**facts, "n": 40, "n_labelled": 40, "n_tuned": 20, **shares})
     return pd.DataFrame(rows)
 
 

@@ -10,31 +10,40 @@ from click.testing import CliRunner
 from spectral.data import load_images
 from spectral.errors import SpectralError
 from spectral.models import load_model
+from spectral.recalibration import recalibrate
 from spectral.stability import measure_stability
 from spectral.study.repair import COLUMNS, Effort, compare_repairs, main
-from spectral.surgery import convert
+from spectral.surgery import conversion_report, convert
 
 pytestmark = pytest.mark.filterwarnings("ignore::spectral.SpectralWarning")
 
 
-def test_every_state_is_scored_on_the_even_images() -> None:
+def test_every_state_is_scored_on_images_that_repaired_another() -> None:
     model, images = load_model("bundled/resnet20"), load_images("samples", size=32, limit=12, seed=3)
     rows = list(
         compare_repairs(model, images, ["blurpool"], Effort(steps=2, batch_size=4, pairs=1), progress=False)
     )
     table = pd.DataFrame(rows)[COLUMNS]
-    assert list(table["repair"]) == ["unaltered", "as converted", "recalibrated", "distilled"]
-    assert set(table["n"]) == {6}
+    states = ["unaltered", "as converted", "recalibrated", "reconstructed", "distilled"]
+    assert list(table["repair"]) == states
+    assert set(table["n"]) == {12}
     assert set(table["n_tuned"]) == {6}
     base, converted = table.iloc[0], table.iloc[1]
     assert base["agreement"] == base["sis_ratio"] == base["latency_ratio"] == 1
-    own = measure_stability(model, images[::2], comb=False, progress=False)
-    new = measure_stability(convert(model, "blurpool", example=32), images[::2], comb=False, progress=False)
+    smooth = convert(model, "blurpool", example=32)
+    own = measure_stability(model, images, comb=False, progress=False)
+    new = measure_stability(smooth, images, comb=False, progress=False)
+    crossed = pd.concat(
+        measure_stability(recalibrate(smooth, tuning), scored, comb=False, progress=False)
+        for tuning, scored in ((images[1::2], images[::2]), (images[::2], images[1::2]))
+    )
     assert (table[["sis", "consistency"]].notna()).all(axis=None)
     assert base["n_clusters"] == own["cluster"].nunique()
     assert base["sis"] == pytest.approx(own.groupby("cluster")["sis"].mean().mean())
     assert converted["sis_ratio"] == pytest.approx(new["sis"].mean() / own["sis"].mean())
+    assert table["sis_ratio"][2] == pytest.approx(crossed["sis"].mean() / own["sis"].mean())
     assert converted["agreement"] <= 1
+    assert (table["replaced"][1:] == base["replaced"] + len(conversion_report(smooth).replaced)).all()
     assert len(table[table["sis"].duplicated()]) == 0
 
 
@@ -44,15 +53,16 @@ def test_unknown_layers_and_too_few_images(method: str) -> None:
     with pytest.raises(SpectralError, match="no layer is called"):
         next(compare_repairs(model, images, [method]))
     with pytest.raises(SpectralError, match="at least 4 images, got 3"):
-        next(compare_repairs(model, images, ["flc"]))
+        next(compare_repairs(model, images, ["flc@layer2.0.conv1"]))
 
 
 def test_the_command_writes_table_and_figure(tmp_path) -> None:
-    arguments = ["--model", "bundled/resnet20", "--images", "samples", "--limit", "8", "--methods", "aps",
-                 "--steps", "0", "--out", str(tmp_path), "--quiet"]  # fmt: skip
+    arguments = ["--model", "bundled/resnet20", "--images", "samples", "--limit", "8", "--methods",
+                 "aps@layer2.0.conv1", "--steps", "0", "--out", str(tmp_path), "--quiet"]  # fmt: skip
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     table = pd.read_csv(tmp_path / "tables" / "repair.csv", comment="#")
-    assert list(table["repair"]) == ["unaltered", "as converted", "recalibrated"]
+    assert list(table["repair"]) == ["unaltered", "as converted", "recalibrated", "reconstructed"]
+    assert list(table["replaced"]) == [0, 1, 1, 1]
     assert np.isfinite(table["latency_ratio"]).all()
     assert (tmp_path / "figures" / "repair.png").stat().st_size > 10_000

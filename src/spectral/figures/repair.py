@@ -25,9 +25,10 @@ from spectral.schema import with_bounds
 
 # State of the repair → marker, colour (Okabe–Ito) and how far from the method's line it is drawn.
 STATES: dict[str, tuple[str, str, float]] = {
-    "as converted": ("s", "#E69F00", -0.22),
-    "recalibrated": ("^", "#56B4E9", 0.0),
-    "distilled": ("o", "#0072B2", 0.22),
+    "as converted": ("s", "#E69F00", -0.27),
+    "recalibrated": ("^", "#56B4E9", -0.09),
+    "reconstructed": ("D", "#009E73", 0.09),
+    "distilled": ("o", "#0072B2", 0.27),
 }
 UNALTERED = "unaltered"
 
@@ -37,11 +38,12 @@ UNALTERED = "unaltered"
     title="Anti-aliasing layers in a trained network: cost and repair",
     caption=(
         "A trained network, and the same with each layer in the place of its strides: as converted, with "
-        "batch-norm statistics measured again, and tuned on the unaltered network's outputs, without labels. "
-        "Left: accuracy on photographs that tuned nothing (agreement with the unaltered network where there "
-        "are no labels). Middle: SIS. Right: consistency of two crops of a photograph, over those that both "
-        "the network and the unaltered one get right. Means with 95 % intervals over photographs; dashed: "
-        "the unaltered network. SIS is of the whole network and belongs to no tap; of a network that has "
+        "batch-norm statistics measured again, with weights fitted in closed form to the unaltered network's "
+        "maps, and tuned on its outputs, without labels. Left: accuracy, each photograph scored by a network "
+        "that wasn't repaired with it (agreement with the unaltered network where there are no labels). "
+        "Middle: SIS. Right: consistency of two crops of a photograph, over those that both the network and "
+        "the unaltered one get right. Means with 95 % intervals over photographs; dashed: the "
+        "unaltered network. SIS is of the whole network and belongs to no tap; of a network that has "
         "become worse it says little, since it is of other predictions."
     ),
     columns={
@@ -67,7 +69,7 @@ def plot_repair(source: Source) -> Figure:
     for ax, (column, scale, label) in zip(axes, panels, strict=True):
         _draw_panel(ax, rows, methods, column, scale)
         ax.set_xlabel(label)
-    axes[0].set_yticks(range(len(methods)), methods)
+    axes[0].set_yticks(range(len(methods)), [_name(method) for method in methods])
     axes[0].set_ylabel("layer (in the place of strides)")
     axes[0].set_ylim(len(methods) - 0.5, -0.5)
     present = [state for state in STATES if state in set(rows["repair"])]
@@ -77,9 +79,16 @@ def plot_repair(source: Source) -> Figure:
     ]
     handles.append(Line2D([], [], color=GREY, ls="--", lw=1, label=UNALTERED))
     add_legend(fig, handles)
-    count = f"{format_count(rows['n'])} photographs, {format_count(rows['n_tuned'])} others for the repair"
+    count = f"{format_count(rows['n'])} photographs, {format_count(rows['n_tuned'])} others for each repair"
     add_heading(fig, source.title, f"{rows['model'].iloc[0]}, {count}, 95 % intervals")
     return fig
+
+
+def _name(method: str) -> str:
+    """Name a layer, with how many sites were named where some were chosen."""
+    layer, _, sites = method.partition("@")
+    count = len(sites.split("+"))
+    return f"{layer}, {count} site{'s'[: count > 1]}" if sites else layer
 
 
 def _draw_panel(ax: Axes, rows: pd.DataFrame, methods: list[Any], column: str, scale: float) -> None:

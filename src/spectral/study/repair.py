@@ -1,8 +1,9 @@
-"""Repair after surgery: what a layer costs a trained network, and what statistics and distillation give back.
+"""Repair after surgery: what a layer costs a trained network, and what repair without labels gives back.
 
-A network and its conversions, as converted, with batch-norm statistics measured again, and tuned on the
-network's own outputs. No labels are used; every other image (the odd ones) is for that, and the rest tells
-accuracy or agreement, SIS, logit jitter and crop consistency.
+A network and its conversions, as converted, with batch-norm statistics measured again, with weights fitted in
+closed form, and then tuned on the network's own outputs. Half of the images is for the repair and the other
+half tells accuracy or agreement, SIS, logit jitter and crop consistency; then the halves change places, so
+that every image is scored, by a network that never saw it.
 
 Example: python experiments/repair.py --images photos --methods blurpool,flc --out results
 """
@@ -10,6 +11,7 @@ Example: python experiments/repair.py --images photos --methods blurpool,flc --o
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,36 +26,44 @@ from spectral import stats
 from spectral.columns import bound, bound_flags, bound_summary
 from spectral.console import FilePath, SpectralCommand, workers_option
 from spectral.data import ImageSet, load_images
-from spectral.distillation import distill
+from spectral.distillation import TUNED, Views, distill
 from spectral.errors import SpectralError
 from spectral.figures import draw_figure
 from spectral.files import ensure_writable
 from spectral.latency import measure_latency
 from spectral.models import load_model, model_info
 from spectral.recalibration import recalibrate
+from spectral.reconstruction import RIDGE, reconstruct
 from spectral.schema import with_bounds
 from spectral.stability import measure_consistency, measure_stability
-from spectral.surgery import check_methods, convert
+from spectral.surgery import check_methods, conversion_report, convert
 from spectral.table import describe_environment, write_csv
 
 MODEL = "packaged/efficientnet-lite0"
 LAYERS = ("blurpool", "flc", "asap", "aps", "wavelet")
-UNALTERED, CONVERTED, RECALIBRATED, DISTILLED = "unaltered", "as converted", "recalibrated", "distilled"
-STEPS = (CONVERTED, RECALIBRATED, DISTILLED)
+UNALTERED, CONVERTED, DISTILLED = "unaltered", "as converted", "distilled"
+RECALIBRATED, RECONSTRUCTED = "recalibrated", "reconstructed"
 SCORES = ("accuracy", "agreement", "sis", "logit_jitter", "consistency", "consistency_both")
 COLUMNS = [
-    "model", "method", "repair", "n_tuned", "n", "n_clusters", "n_labelled", *with_bounds(*SCORES),
-    "n_both", "accuracy_change", "sis_ratio", "logit_jitter_ratio", "latency_ratio",
+    "model", "method", "repair", "replaced", "n_tuned", "n", "n_clusters", "n_labelled",
+    *with_bounds(*SCORES), "n_both", *with_bounds("accuracy_change"), "sis_ratio", "logit_jitter_ratio",
+    "latency_ratio", "seconds",
 ]  # fmt: skip
+Network = tuple[nn.Module, ImageSet]  # with the images that score it
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How the networks are tuned, and on what they are scored."""
+    """How the networks are repaired, and on what they are scored."""
 
+    ridge: float = RIDGE
     steps: int = 600
     batch_size: int = 16
     max_lr: float = 2e-4
+    layer_weight: float = 1.0
+    tune: str = "all"
+    zoom: float = Views.zoom
+    mix: float = Views.mix
     pairs: int = 4
     seed: int = 0
 
@@ -70,60 +80,82 @@ def compare_repairs(
 
     Args:
         model: a classifier, trained, as it is.
-        images: the odd ones (by place) tune, the even ones score; labels are used for the score alone.
-        methods: layers, as `spectral.convert` names them.
-        effort: how long the networks are tuned; 0 steps for no distillation.
+        images: the odd ones (by place) repair and the even ones score, and the other way round; labels are
+            used for the score alone.
+        methods: layers, as `spectral.convert` names them; ``flc@NAME+NAME`` for sites of these names alone.
+        effort: how the networks are repaired; 0 steps for no distillation.
         progress: show bars.
 
     Yields:
         The columns of ``COLUMNS``: accuracy (of labelled images), agreement with the unaltered network, SIS,
         logit jitter, crop consistency, and the same over the images that both this network and the unaltered
-        one get right (or agree on, where there are no labels); changes and ratios to the unaltered network.
+        one get right (or agree on, where there are no labels); changes and ratios to the unaltered network,
+        on the same images; seconds that the repair took, for one half of the images, with what it builds on.
 
     Raises:
         SpectralError: for an unknown layer, fewer than four images, or a network that can't be converted.
     """
-    check_methods(methods)
+    check_methods(method.split("@")[0] for method in methods)
     if len(images) < 4:
         raise SpectralError(f"repair: needs at least 4 images, got {len(images)}")
-    tuning, scored = images[1::2], images[::2]
+    halves = [images[::2], images[1::2]]
     info = model_info(model)
     assert info is not None
     example = info.preprocessing.size
-    base = _Scores(model, scored, effort, progress)
-    tail = {"model": info.name, "n_tuned": len(tuning)}
-    yield {**tail, "method": UNALTERED, "repair": UNALTERED, **base.describe(base, 1.0)}
-    batch = info.preprocessing(scored.resized(example)[0][None]).to(next(model.parameters()))
+    base = _Scores([(model, half) for half in halves], effort, progress)
+    tail = {"model": info.name, "n_tuned": len(halves[1])}
+    unaltered = {**base.describe(base), "latency_ratio": 1.0, "seconds": 0.0, "replaced": 0}
+    yield {**tail, "method": UNALTERED, "repair": UNALTERED, **unaltered}
+    batch = info.preprocessing(halves[0].resized(example)[0][None]).to(next(model.parameters()))
     for method in methods:
-        smooth = convert(model, method, example=example)
+        layer, _, where = method.partition("@")
+        smooth = convert(model, layer, where.split("+") if where else None, example=example)
         times = measure_latency({"own": model, "new": smooth}, {"own": batch, "new": batch})
-        ratio = median(times["new"]) / median(times["own"])
-        for repair, network in _repair(model, smooth, tuning, effort, progress):
-            found = _Scores(network, scored, effort, progress).describe(base, ratio)
-            yield {**tail, "method": method, "repair": repair, **found}
+        same = {
+            "latency_ratio": median(times["new"]) / median(times["own"]),
+            "replaced": len(conversion_report(smooth).replaced),
+        }
+        repairs = [_repair(model, smooth, tuning, effort, progress) for tuning in reversed(halves)]
+        for states in zip(*repairs, strict=True):
+            networks = [(network, half) for (_, network, _), half in zip(states, halves, strict=True)]
+            found = _Scores(networks, effort, progress).describe(base)
+            seconds = sum(spent for *_, spent in states) / len(states)
+            yield {**tail, "method": method, "repair": states[0][0], **same, "seconds": seconds, **found}
 
 
 def _repair(
     model: nn.Module, smooth: nn.Module, tuning: ImageSet, effort: Effort, progress: bool
-) -> Iterator[tuple[str, nn.Module]]:
-    yield CONVERTED, smooth
-    calibrated = recalibrate(smooth, tuning)
-    yield RECALIBRATED, calibrated
+) -> Iterator[tuple[str, nn.Module, float]]:
+    """Yield (state, network, seconds) of each repair."""
+    yield CONVERTED, smooth, 0.0
+    begun = time.perf_counter()
+    yield RECALIBRATED, recalibrate(smooth, tuning), time.perf_counter() - begun
+    begun = time.perf_counter()
+    fitted = reconstruct(smooth, tuning, ridge=effort.ridge, seed=effort.seed)
+    spent = time.perf_counter() - begun
+    yield RECONSTRUCTED, fitted, spent
     if effort.steps:
-        yield DISTILLED, distill(
-            calibrated, tuning, teacher=model, steps=effort.steps, batch_size=effort.batch_size,
-            max_lr=effort.max_lr, seed=effort.seed, progress=progress,
+        begun = time.perf_counter()
+        tuned = distill(
+            fitted, tuning, teacher=model, steps=effort.steps, batch_size=effort.batch_size,
+            max_lr=effort.max_lr, layer_weight=effort.layer_weight, tune=effort.tune,
+            views=Views(zoom=effort.zoom, mix=effort.mix), seed=effort.seed, progress=progress,
         )  # fmt: skip
+        yield DISTILLED, tuned, spent + time.perf_counter() - begun
 
 
 class _Scores:
-    """What one network says of the images."""
+    """What networks say, each of its own images."""
 
-    def __init__(self, network: nn.Module, images: ImageSet, effort: Effort, progress: bool) -> None:
-        self.still = measure_stability(
-            network, images, comb=False, circular=False, progress=progress
+    def __init__(self, networks: Sequence[Network], effort: Effort, progress: bool) -> None:
+        self.still = pd.concat(
+            measure_stability(network, images, comb=False, circular=False, progress=progress)
+            for network, images in networks
         ).set_index("image")
-        pairs = measure_consistency(network, images, protocol="crop", pairs=effort.pairs, seed=effort.seed)
+        pairs = pd.concat(
+            measure_consistency(network, images, protocol="crop", pairs=effort.pairs, seed=effort.seed)
+            for network, images in networks
+        )
         self.consistency = pairs.groupby("image", sort=False)["agree"].mean()
         self.clusters = self.still["cluster"]
 
@@ -131,29 +163,29 @@ class _Scores:
     def is_labelled(self) -> bool:
         return bool(self.still["correct"].notna().any())
 
-    def describe(self, base: _Scores, latency_ratio: float) -> dict[str, Any]:
-        """Return the row of this network beside the unaltered one."""
+    def describe(self, base: _Scores) -> dict[str, Any]:
+        """Return the columns of these networks beside the unaltered one."""
         still, clusters = self.still, self.clusters
         same = still["prediction"] == base.still["prediction"]
         right = still["correct"].dropna()
         both = same if not self.is_labelled else (still["correct"] == 1) & (base.still["correct"] == 1)
         means = {
-            name: stats.summarize(values, clusters=clusters[values.index]) if len(values) else None
-            for name, values in {
-                "sis": still["sis"], "logit_jitter": still["logit_jitter"], "consistency": self.consistency,
-                "consistency_both": self.consistency[both[both].index],
-            }.items()
+            "sis": still["sis"], "logit_jitter": still["logit_jitter"], "consistency": self.consistency,
+            "consistency_both": self.consistency[both[both].index],
+            "accuracy_change": right - base.still["correct"][right.index],
         }  # fmt: skip
         row: dict[str, Any] = {
             "n": len(still), "n_clusters": clusters.nunique(), "n_labelled": len(right),
-            "n_both": int(both.sum()), "latency_ratio": latency_ratio,
+            "n_both": int(both.sum()),
             **bound_flags("accuracy", right, clusters), **bound_flags("agreement", same, clusters),
         }  # fmt: skip
-        for name, found in means.items():
-            row |= bound(name, *(math.nan,) * 3) if found is None else bound_summary(name, found)
+        for name, values in means.items():
+            if len(values):
+                row |= bound_summary(name, stats.summarize(values, clusters=clusters[values.index]))
+            else:
+                row |= bound(name, *(math.nan,) * 3)
         for name in ("sis", "logit_jitter"):
             row[f"{name}_ratio"] = still[name].mean() / base.still[name].mean()
-        row["accuracy_change"] = right.mean() - base.still["correct"].dropna().mean()
         return row
 
 
@@ -161,13 +193,21 @@ class _Scores:
 @click.option("--model", default=MODEL, show_default=True)
 @click.option("--images", required=True, metavar="DIR",
               help="Photographs; classes by subfolder or by names such as n01440764_tench.jpg.")  # fmt: skip
-@click.option("--methods", default=",".join(LAYERS), show_default=True, metavar="A,B,…")
+@click.option("--methods", default=",".join(LAYERS), show_default=True, metavar="A,B,…",
+              help="Layers; flc@SITE+SITE for some sites alone.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(min=4), help="Use so many images.")
+@click.option("--ridge", type=click.FloatRange(min=0, min_open=True), default=Effort.ridge, show_default=True,
+              help="How strongly weights are held in the fit.")  # fmt: skip
 @click.option("--steps", type=click.IntRange(min=0), default=Effort.steps, show_default=True,
               help="Of the distillation; 0 for none.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(min=1), default=Effort.batch_size, show_default=True)
 @click.option("--max-lr", type=click.FloatRange(min=0, min_open=True), default=Effort.max_lr,
               show_default=True)  # fmt: skip
+@click.option("--layer-weight", type=click.FloatRange(min=0), default=Effort.layer_weight, show_default=True)
+@click.option("--tune", type=click.Choice(TUNED), default=Effort.tune, show_default=True)
+@click.option("--zoom", type=click.FloatRange(min=0, min_open=True, max=1), default=Effort.zoom,
+              show_default=True)  # fmt: skip
+@click.option("--mix", type=click.FloatRange(min=0), default=Effort.mix, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of images and all else.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, …")
 @click.option("--out", type=FilePath(), default=Path("results"), show_default=True,
