@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import spectral
 from spectral.cli import main as spectral_command
 from spectral.errors import SpectralError
+from spectral.training import STATE_NAME, LabelledImages, Recipe
 
 SIZE = 16
 NETWORK = f"{Path(__file__).parent / 'dying.py'}:build"
@@ -121,6 +122,42 @@ class Clumsy(nn.Module):
         return self.net(x)  # type: ignore[no-any-return]
 
 
+class Learner(nn.Module):
+    """Has a norm that knows whole batches, and can be told to fail in a step."""
+
+    left: int | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify."""
+        if self.training and Learner.left is not None:
+            Learner.left -= 1
+            if Learner.left < 0:
+                raise SpectralError("stopped in a step")
+        return self.head(self.norm(self.conv(x)).relu().mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def train(folder: Path, steps: int | None = None) -> dict[str, Any]:
+    """Train two epochs of three batches, the last of one image alone, or stop in a step."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (17, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
+    data = LabelledImages(images, torch.arange(17) % 10, tuple("abcdefghij"), "random")
+    recipe = Recipe(epochs=2, batch_size=8, precision="fp32", attack="pgd", attack_steps=2, ema=0.5)
+    Learner.left = steps
+    try:
+        found = spectral.train("resnet20", data, data, folder, recipe, progress=False, start=Learner())
+    except (SpectralError, spectral.BrokenJobError) as error:
+        return {"error": str(error)}
+    finally:
+        Learner.left = None
+    weights = {name: value.tolist() for name, value in found.pop("model").state_dict().items()}
+    return {"weights": weights, "history": found["history"]}
+
+
 def run_commands(folder: Path) -> None:
     """Run commands as torchrun starts them, one after the other in one process group."""
     shared = ["--images", "synthetic", "--limit", "4", "--size", "16", "--batch-size", "2", "--mean", "0,0,0",
@@ -169,6 +206,14 @@ def main(folder: Path) -> None:
                 with spectral.alone():
                     alone = list_analyses().items()
                     found |= {f"{name} alone": attempt(case) for name, case in alone}
+                    found["training alone"] = train(folder / "train-alone")
+            found["training"] = train(folder / "train")
+            stopped = folder / "train-stopped"
+            found["training stopped"] = train(stopped, steps=14)  # 9 passes are an epoch
+            if rank == 0:
+                with spectral.alone():
+                    assert (stopped / STATE_NAME).exists()
+                    found["training resumed"] = train(stopped)
             run_commands(folder / "commands")
     (folder / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()

@@ -150,7 +150,7 @@ ALLOWED = {
         "sharing",
         "spectrum",
     },
-    "training": {"files", "identity", "models", "layers", "metrics", "network", "perturb", "training_state"},
+    "training": {"identity", "models", "layers", "network", "perturb", "ranks", "training_state"},
     "stats": {"arguments", "schema", "validation"},
     "columns": {"files", "schema", "stats"},
     "classes": set(),

@@ -13,6 +13,7 @@ import command
 import pandas as pd
 import pytest
 import rank_program
+import torch
 
 import spectral
 from spectral.files import claim
@@ -89,6 +90,17 @@ def without_clock(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def same_training(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Assert that two trainings ended alike, but for rounding."""
+    assert one["weights"].keys() == other["weights"].keys()
+    for name, values in one["weights"].items():
+        torch.testing.assert_close(
+            torch.tensor(values), torch.tensor(other["weights"][name]), rtol=1e-4, atol=1e-5
+        )
+    for a, b in zip(one["history"], other["history"], strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+
+
 ANALYSES = ("stability", "equivariance", "attribution", "budget", "predictions", "robustness")
 
 
@@ -100,6 +112,16 @@ class TestAnalyses:
         assert len(alone) >= 7
         for rank in found:
             assert rank[name]["rows"] == alone  # to the digit: an image is seen with the same others
+
+    def test_training_learns_what_one_process_learns(self, found):
+        """The norm takes the statistics of whole batches, the gradients are theirs, and so is the attack."""
+        alone = found[0]["training alone"]
+        assert [rank["training"] for rank in found] == [found[0]["training"]] * len(found)
+        same_training(found[0]["training"], alone)
+
+    def test_training_goes_on_in_one_process(self, found):
+        assert {rank["training stopped"]["error"] for rank in found} == {"stopped in a step"}
+        same_training(found[0]["training resumed"], found[0]["training"])
 
     def test_what_nobody_foresaw_ends_all_with_one_sentence(self, found):
         texts = {rank["no room"]["error"] for rank in found}

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from torch import nn
 
-from spectral import training
 from spectral.errors import SpectralError
 from spectral.models import load_model
 from spectral.models.architectures import build
@@ -35,6 +34,7 @@ from spectral.training import (
     normalize,
     train,
 )
+from spectral.training import loop as training
 
 QUICK = settings(max_examples=40, deadline=None, database=None, derandomize=True)
 CLASSES = tuple("abcdefghij")
@@ -110,10 +110,10 @@ class TestResume:
         """Die after the epoch's optimiser steps, before its state is stored."""
         count = iter(range(1, 100))
 
-        def dying(*args):
+        def dying(*args, **given):
             if next(count) == number:
                 raise KilledError
-            return evaluate(*args)
+            return evaluate(*args, **given)
 
         monkeypatch.setattr(training, "evaluate", dying)
 
@@ -162,7 +162,7 @@ class TestResume:
         def refuse(*args):
             raise AssertionError("trained again")
 
-        monkeypatch.setattr(training, "_epoch_batches", refuse)
+        monkeypatch.setattr(training, "draw_batches", refuse)
         assert_same(run("resnet20", random_set(), tmp_path), whole)
 
     def test_same_seed_same_network_and_another_seed_another(self, tiny, tmp_path):
@@ -328,7 +328,7 @@ class TestPerturbed:
         recipe = Recipe(perturb=("clean", "decimate-2"), crop_padding=0, flip=False, batch_size=64)
         images = normalize(data.images)
         order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
-        ((batch, labels),) = training._epoch_batches(data.images, data.labels, recipe, 0)
+        ((batch, labels),) = training.draw_batches(data.images, data.labels, recipe, 0)
         torch.testing.assert_close(labels, data.labels[order])
         clean = (batch - images[order]).abs().amax((1, 2, 3)) < 1e-6
         decimated = (batch - Decimate(2)(images[order])).abs().amax((1, 2, 3)) < 1e-6
@@ -338,14 +338,14 @@ class TestPerturbed:
     def test_a_name_that_stands_twice_is_drawn_twice_as_often(self):
         data = random_set(600)
         recipe = Recipe(perturb=("clean", "clean", "decimate-2"), crop_padding=0, flip=False, batch_size=600)
-        ((batch, _),) = training._epoch_batches(data.images, data.labels, recipe, 0)
+        ((batch, _),) = training.draw_batches(data.images, data.labels, recipe, 0)
         decimated = (batch - Decimate(2)(batch)).abs().amax((1, 2, 3)) < 1e-6
         assert 160 < decimated.sum() < 240
 
     def test_the_draw_depends_on_the_epoch(self):
         data, recipe = random_set(), Recipe(perturb=("clean", "decimate-2"), crop_padding=0, flip=False)
         first, second = (
-            next(training._epoch_batches(data.images, data.labels, recipe, epoch)) for epoch in (0, 1)
+            next(training.draw_batches(data.images, data.labels, recipe, epoch)) for epoch in (0, 1)
         )
         places = [batch[labels.argsort()] for batch, labels in (first, second)]
         assert not torch.equal(*places)
@@ -369,12 +369,12 @@ class TestPerturbed:
     def test_jitter_moves_each_pixel_within_its_bound_and_comes_first(self):
         data = replace(random_set(64), images=torch.full((64, 3, 8, 8), 128, dtype=torch.uint8))
         recipe = Recipe(jitter=0.05, crop_padding=0, flip=False)
-        (batch, _), *_ = training._epoch_batches(data.images, data.labels, recipe, 0)
+        (batch, _), *_ = training.draw_batches(data.images, data.labels, recipe, 0)
         moved = batch / 2 + 0.5 - 128 / 255
         assert moved.abs().max() <= 0.05 + 1e-6
         assert moved.std() == pytest.approx(0.05 / 3**0.5, rel=0.05)
         both = replace(recipe, perturb=("decimate-2",))
-        (batch, _), *_ = training._epoch_batches(data.images, data.labels, both, 0)
+        (batch, _), *_ = training.draw_batches(data.images, data.labels, both, 0)
         torch.testing.assert_close(batch, Decimate(2)(batch))  # noise after it would be seen
 
 
@@ -445,7 +445,7 @@ class TestAttacked:
 class TestAverage:
     def test_what_is_tested_and_returned_is_the_average(self, tiny, tmp_path, monkeypatch):
         tested = []
-        monkeypatch.setattr(training, "evaluate", lambda model, *args: tested.append(model) or 0.5)
+        monkeypatch.setattr(training, "evaluate", lambda model, *args, **given: tested.append(model) or 0.5)
         plain = run("resnet20", random_set(), tmp_path / "plain")["model"].fc.weight
         recipe = dataclasses.replace(SHORT, ema=0.99)
         result = run("resnet20", random_set(), tmp_path / "average", recipe)
@@ -519,7 +519,7 @@ class TestBatches:
         recipe = Recipe(batch_size=8, crop_padding=0, flip=False)
         orders = []
         for epoch in (0, 0, 1):
-            batches = list(training._epoch_batches(data.images, labels, recipe, epoch))
+            batches = list(training.draw_batches(data.images, labels, recipe, epoch))
             assert [len(x) for x, _ in batches] == [8, 8, 4]
             order = torch.cat([target for _, target in batches])
             assert sorted(order.tolist()) == list(range(20))
@@ -531,7 +531,7 @@ class TestBatches:
     def test_crops_and_mirrors_vary_within_an_epoch(self):
         image = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).expand(200, 3, 8, 8)
         recipe = Recipe(batch_size=200, crop_padding=1)
-        ((batch, _),) = training._epoch_batches(image, torch.zeros(200), recipe, 0)
+        ((batch, _),) = training.draw_batches(image, torch.zeros(200), recipe, 0)
         assert (
             len(batch.flatten(1).unique(dim=0)) == 3 * 3 * 2
         )  # every shift of every orientation, seen once at least

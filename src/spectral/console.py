@@ -94,6 +94,10 @@ class SpectralCommand(_OneVoice):
                 if os.environ.get(DEBUG):
                     raise
                 sentence, code = explain_error(error)
+                if isinstance(error, BrokenJobError) and error.rank is not None:
+                    # The others wait for this one elsewhere, and notice when it has ended.
+                    click.echo(f"Error: {sentence}", file=sys.__stderr__)
+                    ctx.exit(code)
                 if ranks is not None:
                     sentence = ranks.share_failure(error, sentence)
                 click.echo(f"Error: {sentence}", err=True)

@@ -23,7 +23,14 @@ class BrokenJobError(RuntimeError):
     """What no rank of a job can go on after: another ended, or failed in a way that nobody foresaw.
 
     No `SpectralError`, which an analysis may note as the reason why a part can't be had, and go on.
+
+    Attributes:
+        rank: which failed without the others knowing, if it is this one.
     """
+
+    def __init__(self, message: str, rank: int | None = None) -> None:
+        super().__init__(message)
+        self.rank = rank
 
 
 class SpectralWarning(UserWarning):

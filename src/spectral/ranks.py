@@ -27,6 +27,7 @@ P = ParamSpec("P")
 PATIENCE = timedelta(minutes=10)
 """How long ranks wait for one that neither answers nor ends; one that ends is noticed at once."""
 
+_LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe")
 _STEP, _VALUES, _FAILURE = range(3)  # what a meeting is for
 
 
@@ -319,10 +320,24 @@ def _noticing_loss() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise BrokenJobError(
-            f"a rank of this job ended or doesn't answer ({_first_line(error)}); what was finished is kept, "
-            f"start the job again"
-        ) from error
+        raise _lose(error) from error
+
+
+def refuse_lost(error: Exception) -> None:
+    """Raise what another rank's end is called, if that is what an error of a collective operation says.
+
+    Raises:
+        BrokenJobError: if it is.
+    """
+    if isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST):
+        raise _lose(error) from error
+
+
+def _lose(error: Exception) -> BrokenJobError:
+    return BrokenJobError(
+        f"a rank of this job ended or doesn't answer ({_first_line(error)}); what was finished is kept, "
+        f"start the job again"
+    )
 
 
 def _join(reports: Sequence[str | None]) -> str:

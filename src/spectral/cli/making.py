@@ -23,6 +23,7 @@ from spectral.console import (
     workers_option,
 )
 from spectral.errors import SpectralError
+from spectral.launch import find_launch
 
 
 def remedy_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -40,7 +41,7 @@ def remedy_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return activations(padding(upsampling(command)))
 
 
-@click.command(cls=SpectralCommand)
+@click.command(cls=SpectralCommand, ranks="share")
 @click.argument("named", required=False, metavar="[ARCHITECTURE]")
 @click.option("--from", "start", metavar="MODEL", help="Fine-tune MODEL instead of training from scratch.")
 @click.option("--method", metavar="NAME",
@@ -150,7 +151,7 @@ def train(
     )
     path = out / f"{stem}.safetensors"
     result = train_checkpoint(path, name, sets, plan, network.device, start=begin, progress=not quiet)
-    if json_path:
+    if json_path and find_launch().first:
         write_json({"model": stem, "weights_file": str(path), **result}, json_path)
     click.echo(f"test accuracy {result['test_accuracy']:.2%}; weights in {path}")
 

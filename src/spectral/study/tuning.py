@@ -27,6 +27,7 @@ from spectral.models.architectures import build
 from spectral.models.checkpoint import save_checkpoint
 from spectral.models.fetching import RANDOM
 from spectral.models.info import CIFAR_NUM_CLASSES, model_info
+from spectral.ranks import find_ranks
 from spectral.surgery import check_methods, conversion_report
 from spectral.surgery.report import find_report
 from spectral.training import STATE_NAME, LabelledImages, Recipe, train
@@ -186,7 +187,7 @@ def train_checkpoint(
         source = (report and report.source) or (info and info.name)
         result |= {"tuned_from": source} if source else {}
         result |= {"conversion": report.to_dict()} if report is not None else {}
-    save_checkpoint(model, path, result)
+    find_ranks().once(lambda: save_checkpoint(model, path, result))
     return result
 
 
