@@ -1,8 +1,8 @@
 """Which settings of repair keep most of what a network computes, by closed form and by steps, on one fold.
 
 A setting is a line of KEY=VALUE pairs: method, where (sites joined by +), kernel, start (raw, recalibrated,
-reconstructed), ridge, steps, batch_size, max_lr, layer_weight, tune, zoom, mix. The odd photographs tune, the
-even ones score; --swap takes them the other way round. Rows are written as they come.
+reconstructed), mirrored, ridge, steps, batch_size, max_lr, layer_weight, tune, zoom, mix. The odd photographs
+tune, the even ones score; --swap takes them the other way round. Rows are written as they come.
 
 Example: python experiments/repair_settings.py --images photos --out settings.csv "method=flc steps=100"
 """
@@ -82,7 +82,10 @@ def repair(model: nn.Module, images: Tensor, chosen: dict[str, str]) -> nn.Modul
     if start == "recalibrated":
         smooth = spectral.recalibrate(smooth, images)
     elif start == "reconstructed":
-        smooth = spectral.reconstruct(smooth, images, ridge=float(chosen.get("ridge", 1e-2)))
+        if chosen.get("mirrored"):
+            images, spectral.reconstruction.LIMIT = torch.cat([images, images.flip(3)]), 2 * len(images)
+        ridge = float(chosen["ridge"]) if "ridge" in chosen else None
+        smooth = spectral.reconstruct(smooth, images, ridge=ridge)
     if "steps" not in chosen:
         return smooth
     numbers = {key: kind(chosen[key]) for key, kind in NUMBERS.items() if key in chosen}

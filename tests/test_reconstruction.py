@@ -129,6 +129,32 @@ def test_a_converted_network_comes_nearer_on_other_images() -> None:
         assert torch.equal(again.state_dict()[name], value), name
 
 
+def test_channels_that_are_constant_or_silent_tell_nothing() -> None:
+    right = nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.ReLU(), nn.Conv2d(3, 4, 1)).eval()
+    wrong = copy.deepcopy(right)
+    images = image(20, 3, 8, 8)
+    images[:, 1], images[:, 2] = 0.3, 0
+    with torch.no_grad():
+        wrong[0].weight.add_(0.1)
+    fitted = reconstruct(wrong, images, reference=right)
+    assert (fitted[0].weight - wrong[0].weight)[1:].abs().max() < 1e-4
+    with torch.no_grad():
+        torch.testing.assert_close(fitted(images), right(images), rtol=1e-2, atol=1e-2)
+
+
+def test_a_fit_to_noise_is_left_undone() -> None:
+    """What the reference gives is unrelated to what enters: images left out gain nothing by any fit."""
+
+    class Blind(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(torch.randn_like(x))
+
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5)).eval()
+    with torch.random.fork_rng():
+        fitted = reconstruct(net, image(8, 3, 8, 8), reference=Blind(*copy.deepcopy(net)))
+    assert (fitted[2].weight - net[2].weight).norm() < 0.5 * net[2].weight.norm()
+
+
 def test_weights_that_are_no_plain_product_stay() -> None:
     class Standardised(nn.Conv2d):
         def forward(self, x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,8 @@ from spectral.network import undisturbed
 from spectral.recalibration import LIMIT, Moments, make_twin, measure_moments, move_statistics
 
 CALLER = "reconstruct"
-RIDGE = 1e-2
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+FOLDS = 4  # parts of the images that a ridge is judged on, each by a fit to the others
 LEAST_PLACES = 64  # of each map that enter a fit, where it has as many
 _PER_UNKNOWN = 16  # places of all images together, for each unknown of an output channel
 _SAME = 1e-5  # a map that differs by less, relative to its spread, is the reference's
@@ -36,7 +37,7 @@ def reconstruct(
     images: Any,
     *,
     reference: nn.Module | None = None,
-    ridge: float = RIDGE,
+    ridge: float | None = None,
     seed: int = 0,
     inplace: bool = False,
     preprocessing: Any = None,
@@ -47,9 +48,11 @@ def reconstruct(
     each linear layer that runs after one gets the weights W with which it comes nearest to what it gives in
     the reference, on the same images: the least of mean ‖W x + b − y‖² + ridge · mean(x²) · ‖W − W₀‖², where
     x is what enters it, from weights already fitted, y its output in the reference, W₀ its weights. The
-    ridge holds weights where they are that the images don't determine. Batch norms are moved as
-    `recalibrate` moves them, each before what follows it is fitted. Nothing is learnt by steps, no label and
-    no class is used, and where nothing has changed nothing changes.
+    ridge holds weights where they are that the images don't determine: for each layer that of ``RIDGES`` with
+    which fits to three quarters of the images tell the last one best; if none does better there than the
+    weights as they are, they stay. Batch norms are moved as `recalibrate` moves them, each before what
+    follows it is fitted. Nothing is learnt by steps, no label and no class is used, and where nothing has
+    changed nothing changes.
 
     Of each map a part of the places is used, as many as the unknowns need. A layer stays as it is that runs
     more than once, isn't the weights' plain product (such as weights standardised before their use), or gives
@@ -59,7 +62,8 @@ def reconstruct(
         model: what `convert` returned, or another network that has changed.
         images: whatever holds some, as for `recalibrate`; the first 128 are used.
         reference: the network before the change; by default the model with plain decimation instead.
-        ridge: how strongly weights are held, relative to the mean power of what enters them.
+        ridge: how strongly weights are held, relative to the mean variance of what enters them; None for what
+            proves best on images left out, layer by layer.
         seed: of the choice of places.
         inplace: change the model itself instead of a copy.
         preprocessing: as for `measure`.
@@ -85,7 +89,7 @@ def reconstruct(
         >>> bool((fitted(x) - net(x)).square().mean() < (smooth(x) - net(x)).square().mean())
         True
     """
-    if not 0 < ridge < math.inf:
+    if ridge is not None and not 0 < ridge < math.inf:
         raise SpectralError(f"{CALLER}: ridge must be > 0, got {ridge}")
     seed = as_integer(seed, f"{CALLER}: seed")
     feed = Feed(model, images, caller=CALLER, preprocessing=preprocessing)
@@ -96,7 +100,7 @@ def reconstruct(
     work = model if inplace else copy_model(model)
     with torch.no_grad(), undisturbed(before), undisturbed(work):
         known = _observe(before, batch, seed)
-        _fit(work, batch, known, ridge)
+        _fit(work, batch, known, RIDGES if ridge is None else (ridge,))
     return work
 
 
@@ -160,14 +164,14 @@ def _observe(reference: nn.Module, batch: Inputs, seed: int) -> _Known:
     )
 
 
-def _fit(model: nn.Module, batch: Inputs, known: _Known, ridge: float) -> None:
+def _fit(model: nn.Module, batch: Inputs, known: _Known, ridges: Sequence[float]) -> None:
     """Run the model once; fit each layer and move each norm just before it runs."""
     targets, moments = dict(known.targets), dict(known.moments)
 
     def fit(path: str, module: nn.Module, args: Any) -> None:
         target = targets.pop(path, None)  # a layer that comes again stays
         if target is not None and len(args) == 1:
-            _fit_layer(module, args[0], target, ridge)
+            _fit_layer(module, args[0], target, ridges)
 
     def move(path: str, module: Any, args: Any) -> None:
         before = moments.pop(path, None)
@@ -183,39 +187,102 @@ def _fit(model: nn.Module, batch: Inputs, known: _Known, ridge: float) -> None:
         model(*batch.args, **batch.kwargs)
 
 
-def _fit_layer(module: Any, x: Tensor, target: _Target, ridge: float) -> None:
+def _fit_layer(module: Any, x: Tensor, target: _Target, ridges: Sequence[float]) -> None:
     """Give a layer the weights with which it comes nearest to its target, if it is their plain product."""
     own = type(module).forward(module, x)  # without what a conversion hangs there
     if _extents(module, own) != target.shape:
         return
-    groups = getattr(module, "groups", 1)
-    now = _take(_flatten(module, own), target.places).flatten(0, 1)
-    missing = (target.values.flatten(0, 1) - now).double()
+    now = _take(_flatten(module, own), target.places)
+    missing = target.values - now
     spread = target.values.double().var((0, 1), unbiased=False).mean()
-    if missing.square().mean() <= _SAME**2 * spread:
-        return
-    design = _make_design(module, x, target.places)
-    if design is None:
-        return
-    design = design.double()
-    weight = module.weight.detach().double().view(groups, -1, design.shape[2])
-    product = torch.einsum("ngi,goi->ngo", design, weight).flatten(1)
-    bias = 0 if module.bias is None else module.bias.double()
-    if (product + bias - now).square().mean() > 1e-6 * now.double().square().mean():
+    if missing.double().square().mean() <= _SAME**2 * spread:
         return
     free = module.bias is not None or target.normed
-    offset = missing.mean(0) if free else torch.zeros_like(missing[0])
-    centre = design.mean(0) if free else torch.zeros_like(design[0])
-    missing, design = missing - offset, design - centre
-    missing = missing.unflatten(1, (groups, -1))
-    power = torch.einsum("ngi,ngj->gij", design, design) / len(design)
-    shared = torch.einsum("ngi,ngo->gio", design, missing) / len(design)
-    scale = power.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(torch.float32).tiny)
-    power.diagonal(dim1=1, dim2=2).add_(ridge * scale[:, None])
-    change = torch.linalg.solve(power, shared).transpose(1, 2)  # (G, outputs, unknowns)
+    folds = [slice(k, None, FOLDS) for k in range(min(FOLDS, len(x)))]
+    sums: list[_Sums] = []
+    for fold in folds:
+        design = _make_design(module, x[fold], target.places[fold])
+        if design is None or (not sums and not _is_product(module, design, now[fold])):
+            return
+        sums.append(_Sums.of(design, missing[fold], free))
+    whole = sum(sums[1:], sums[0])
+    ridge = ridges[0] if len(ridges) == 1 else _choose_ridge(sums, whole, ridges)
+    if ridge is None:
+        return
+    change = whole.solve(ridge).transpose(1, 2)  # (G, outputs, unknowns)
+    if free:
+        change, offset = change[..., :-1], change[..., -1].flatten()
+        if module.bias is not None:
+            module.bias.add_(offset.to(module.bias))
     module.weight.add_(change.reshape(module.weight.shape).to(module.weight))
-    if module.bias is not None:
-        module.bias.add_((offset - torch.einsum("goi,gi->go", change, centre).flatten()).to(module.bias))
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """What least squares need of some places: sums of products, in float64.
+
+    Attributes:
+        count: of places.
+        power: (G, U, U) of the unknowns' factors; the last is 1 where there is a constant.
+        shared: (G, U, O) of factors and what is missing.
+        free: whether there is a constant, which no ridge holds.
+    """
+
+    count: int
+    power: Tensor
+    shared: Tensor
+    free: bool
+
+    @classmethod
+    def of(cls, design: Tensor, missing: Tensor, free: bool) -> _Sums:
+        factors = design.double()
+        if free:
+            factors = torch.cat([factors, torch.ones_like(factors[..., :1])], -1)
+        wanted = missing.flatten(0, 1).unflatten(1, (factors.shape[1], -1)).double()
+        power = torch.einsum("ngi,ngj->gij", factors, factors)
+        return cls(len(factors), power, torch.einsum("ngi,ngo->gio", factors, wanted), free)
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return _Sums(
+            self.count + other.count, self.power + other.power, self.shared + other.shared, self.free
+        )
+
+    def __sub__(self, other: _Sums) -> _Sums:
+        return _Sums(
+            self.count - other.count, self.power - other.power, self.shared - other.shared, self.free
+        )
+
+    def solve(self, ridge: float) -> Tensor:
+        """Return the changes of the weights, (G, U, O)."""
+        power = self.power.diagonal(dim1=1, dim2=2)
+        # The variance, not the power, where there is a constant; what is itself constant has next to none.
+        mean = self.power[:, -1].square() / self.count if self.free else torch.zeros_like(power)
+        held = torch.maximum(power - mean, 1e-6 * power)
+        unknowns = held.shape[1] - self.free
+        scale = held[:, :unknowns].mean(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        weights = torch.zeros_like(held)
+        weights[:, :unknowns] = ridge * scale
+        return torch.linalg.solve(self.power + torch.diag_embed(weights), self.shared)
+
+    def gain(self, change: Tensor) -> float:
+        """By how much a change makes the sum of squares here less."""
+        return float((change * (2 * self.shared - self.power @ change)).sum())
+
+
+def _choose_ridge(folds: Sequence[_Sums], whole: _Sums, ridges: Sequence[float]) -> float | None:
+    """Return the ridge that gains most on images left out, None if none gains anything."""
+    gains = {ridge: sum(fold.gain((whole - fold).solve(ridge)) for fold in folds) for ridge in ridges}
+    best = max(gains, key=lambda ridge: gains[ridge])
+    return best if gains[best] > 0 else None
+
+
+def _is_product(module: Any, design: Tensor, now: Tensor) -> bool:
+    """Whether a layer gives its weights times the design, plus its bias."""
+    weight = module.weight.detach().view(design.shape[1], -1, design.shape[2])
+    given = torch.einsum("ngi,goi->ngo", design, weight).flatten(1)
+    given = given if module.bias is None else given + module.bias
+    now = now.flatten(0, 1)
+    return bool((given - now).square().mean() <= 1e-6 * now.square().mean())
 
 
 def _count_unknowns(module: Any) -> int:

@@ -33,7 +33,7 @@ from spectral.files import ensure_writable
 from spectral.latency import measure_latency
 from spectral.models import load_model, model_info
 from spectral.recalibration import recalibrate
-from spectral.reconstruction import RIDGE, reconstruct
+from spectral.reconstruction import reconstruct
 from spectral.schema import with_bounds
 from spectral.stability import measure_consistency, measure_stability
 from spectral.surgery import check_methods, conversion_report, convert
@@ -56,7 +56,7 @@ Network = tuple[nn.Module, ImageSet]  # with the images that score it
 class Effort:
     """How the networks are repaired, and on what they are scored."""
 
-    ridge: float = RIDGE
+    ridge: float | None = None
     steps: int = 600
     batch_size: int = 16
     max_lr: float = 2e-4
@@ -196,8 +196,8 @@ class _Scores:
 @click.option("--methods", default=",".join(LAYERS), show_default=True, metavar="A,B,…",
               help="Layers; flc@SITE+SITE for some sites alone.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(min=4), help="Use so many images.")
-@click.option("--ridge", type=click.FloatRange(min=0, min_open=True), default=Effort.ridge, show_default=True,
-              help="How strongly weights are held in the fit.")  # fmt: skip
+@click.option("--ridge", type=click.FloatRange(min=0, min_open=True),
+              help="How weights are held in the fit; as images left out say by default.")  # fmt: skip
 @click.option("--steps", type=click.IntRange(min=0), default=Effort.steps, show_default=True,
               help="Of the distillation; 0 for none.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(min=1), default=Effort.batch_size, show_default=True)
