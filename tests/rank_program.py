@@ -25,7 +25,14 @@ from spectral.training import STATE_NAME, LabelledImages, Recipe
 
 SIZE = 16
 NETWORK = f"{Path(__file__).parent / 'dying.py'}:build"
-COMMANDS = (["attribute", NETWORK], ["budget", NETWORK], ["diagnose", NETWORK, "--methods", "flc"])
+FEW = ["--images", "synthetic", "--limit", "4", "--batch-size", "2", "--workers", "0", "--quiet"]
+SMALL = ["--size", "16", "--mean", "0,0,0", "--std", "1,1,1"]
+COMMANDS = (
+    ["attribute", NETWORK, *SMALL],
+    ["budget", NETWORK, *SMALL],
+    ["diagnose", NETWORK, *SMALL, "--methods", "flc"],
+    ["study", "10", "--models", NETWORK],
+)
 
 
 class Fork(nn.Module):
@@ -160,10 +167,8 @@ def train(folder: Path, steps: int | None = None) -> dict[str, Any]:
 
 def run_commands(folder: Path) -> None:
     """Run commands as torchrun starts them, one after the other in one process group."""
-    shared = ["--images", "synthetic", "--limit", "4", "--size", "16", "--batch-size", "2", "--mean", "0,0,0",
-              "--std", "1,1,1", "--workers", "0", "--quiet"]  # fmt: skip
     for command in COMMANDS:
-        spectral_command([*command, *shared, "--out", str(folder / command[0])], standalone_mode=False)
+        spectral_command([*command, *FEW, "--out", str(folder / command[0])], standalone_mode=False)
 
 
 def main(folder: Path) -> None:

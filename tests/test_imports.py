@@ -134,7 +134,7 @@ ALLOWED = {
     "models": {"arguments", "files", "layers", "surgery"},  # a checkpoint may be of a converted network
     "data": {"arguments", "classes", "files", "network", "numerics", "synthetic"},
     "intake": {"data", "interrupts", "inputs", "models", "network", "probe"},
-    "latency": {"arguments", "network"},
+    "latency": {"arguments", "network", "ranks"},
     "classification": {"arguments", "models", "network"},
     "perturb": {
         "arguments",

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from spectral.arguments import as_integer
 from spectral.errors import SpectralError
 from spectral.network import undisturbed
+from spectral.ranks import find_ranks
 
 WARM_UP = 3
 
@@ -47,6 +48,13 @@ def measure_latency(
     absent = [name for name in models if name not in inputs]
     if absent:
         raise SpectralError(f"measure_latency: there is no batch for {absent[0]!r}; inputs has one for each")
+    # By one rank while the others wait: they would slow each other.
+    return find_ranks().once(lambda: _take_turns(models, inputs, repeats))
+
+
+def _take_turns(
+    models: Mapping[str, nn.Module], inputs: Mapping[str, Tensor], repeats: int
+) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in models}
     with ExitStack() as modes:
         for model in models.values():

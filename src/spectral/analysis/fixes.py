@@ -23,7 +23,6 @@ from spectral.latency import measure_latency
 from spectral.measurement import measure
 from spectral.network import Take
 from spectral.pairing import match_sites
-from spectral.ranks import find_ranks
 from spectral.schema import with_bounds
 from spectral.sites import Site, find_sites
 from spectral.stability import measure_stability
@@ -169,9 +168,7 @@ class _Base:
             "macs_original": before, "macs": after,
             "n": len(self.feed.images), "n_clusters": len(set(self.feed.images.clusters)),
         }  # fmt: skip
-        row |= self._compare_aliases(variant, replaced) | find_ranks().once(
-            lambda: self._time(variant, example)
-        )
+        row |= self._compare_aliases(variant, replaced) | self._time(variant, example)
         return row | (self._compare_predictions(variant) if self.has_scores else {})
 
     def _compare_predictions(self, variant: nn.Module) -> Row:

@@ -42,7 +42,7 @@ def main() -> None:
     """
 
 
-@main.command()
+@main.command(cls=SpectralCommand, ranks="share")
 @click.argument("phases", nargs=-1, type=int, metavar="[PHASE]...")
 @study_options
 def study(phases: Sequence[int], options: StudyOptions) -> None:

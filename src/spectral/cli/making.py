@@ -23,7 +23,7 @@ from spectral.console import (
     workers_option,
 )
 from spectral.errors import SpectralError
-from spectral.launch import find_launch
+from spectral.launch import choose_device, find_launch
 
 
 def remedy_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -149,8 +149,8 @@ def train(
         f"training {stem} on {len(sets[0].images)} images of {sets[0].data_id}, testing on "
         f"{len(sets[1].images)}"
     )
-    path = out / f"{stem}.safetensors"
-    result = train_checkpoint(path, name, sets, plan, network.device, start=begin, progress=not quiet)
+    path, device = out / f"{stem}.safetensors", choose_device(network.device)
+    result = train_checkpoint(path, name, sets, plan, device, start=begin, progress=not quiet)
     if json_path and find_launch().first:
         write_json({"model": stem, "weights_file": str(path), **result}, json_path)
     click.echo(f"test accuracy {result['test_accuracy']:.2%}; weights in {path}")

@@ -6,7 +6,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from spectral.measurement import measure
 from spectral.models import load_model, model_info
 from spectral.models.info import ModelInfo
 from spectral.pairing import pair_sites
+from spectral.ranks import find_ranks
 from spectral.schema import SIGNAL_METRICS, VERSION
 from spectral.sites import Site, find_sites
 from spectral.stability import measure_stability
@@ -39,6 +40,9 @@ STABILITY_IMAGES = 256  # on which what stands beside SIS is measured
 
 class Results(ABC):
     """A results folder: tables with their provenance, and the figures drawn from them.
+
+    Where several ranks share the work, all of them make the tables; the first alone looks what is there, and
+    writes and draws.
 
     Args:
         options: what to run on.
@@ -58,13 +62,14 @@ class Results(ABC):
 
     def write_table(self, name: str, table: pd.DataFrame) -> None:
         """Write ``tables/<name>.csv`` with its provenance beside it."""
-        path = write_csv(table, self.out / "tables" / f"{name}.csv", self.provenance())
+        path, facts = self.out / "tables" / f"{name}.csv", self.provenance()
+        find_ranks().once(lambda: write_csv(table, path, facts))
         click.echo(f"  {path}  ({len(table)} rows)")
 
     def draw(self, *stems: str) -> None:
         """Draw figures from the tables on disk."""
         for stem in stems:
-            path, _ = draw_figure(stem, self.out / "tables", self.out / "figures")
+            path, _ = find_ranks().once(partial(draw_figure, stem, self.out / "tables", self.out / "figures"))
             click.echo(f"  {path} (+ .pdf)")
 
     def announce(self, text: str) -> None:
@@ -80,6 +85,9 @@ class Results(ABC):
         Raises:
             SpectralError: if they belong to another configuration.
         """
+        find_ranks().once(lambda: self._claim(path, config))
+
+    def _claim(self, path: Path, config: dict[str, Any]) -> None:
         if path.exists():
             before = read_json(path)
             differing = [key for key in config if before.get(key) != config[key]]
@@ -94,15 +102,22 @@ class Results(ABC):
 
     def has_table(self, name: str) -> bool:
         """Whether this table is there, from this configuration."""
+        config = self.config()
+        return find_ranks().once(lambda: self._has_table(name, config))
+
+    def _has_table(self, name: str, config: Mapping[str, Any]) -> bool:
         path = self.out / "tables" / f"{name}.csv"
         written = path.with_suffix(".json")
         if not (path.exists() and written.exists()):
             return False
         before = read_json(written)
-        return all(before.get(key) == value for key, value in self.config().items())
+        return all(before.get(key) == value for key, value in config.items())
 
     def note_duration(self, name: str, seconds: float) -> None:
         """Write down how long a table took, beside what was measured: `Table.seconds` is taken from there."""
+        find_ranks().once(lambda: self._note_duration(name, seconds))
+
+    def _note_duration(self, name: str, seconds: float) -> None:
         path = self.out / "measurements" / "durations.json"
         before = read_json(path) if path.exists() else {}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,11 +127,11 @@ class Results(ABC):
         self, path: Path, config: Mapping[str, Any], compute: Callable[[], pd.DataFrame]
     ) -> pd.DataFrame:
         """Return what an earlier run computed with this configuration, or compute it and keep it."""
-        written, config = path.with_suffix(".json"), {**config, "schema": VERSION}
-        if not (path.exists() and written.exists() and _is_kept(path, written, config)):
-            write_csv(compute(), path)
-            write_json({**config, "content": hash_file(path)}, written)
-        return pd.read_csv(path, dtype={"image": str, "cluster": str})
+        whole, ranks = {**config, "schema": VERSION}, find_ranks()
+        if not ranks.once(lambda: _is_kept(path, whole)):
+            table = compute()
+            ranks.once(lambda: _keep(table, path, whole))
+        return ranks.once(lambda: pd.read_csv(path, dtype={"image": str, "cluster": str}))
 
     def measurement_folder(self, name: str, part: str = "") -> Path:
         """Return where the measurements of a model are kept."""
@@ -129,8 +144,16 @@ def identify_network(model: nn.Module) -> dict[str, str]:
     return {"weights": info.weights_id if info else "", "structure": find_structure(model)}
 
 
-def _is_kept(path: Path, written: Path, config: Mapping[str, Any]) -> bool:
+def _keep(table: pd.DataFrame, path: Path, config: Mapping[str, Any]) -> None:
+    write_csv(table, path)
+    write_json({**config, "content": hash_file(path)}, path.with_suffix(".json"))
+
+
+def _is_kept(path: Path, config: Mapping[str, Any]) -> bool:
     """Whether a table is there that was computed with a configuration, as it was written."""
+    written = path.with_suffix(".json")
+    if not (path.exists() and written.exists()):
+        return False
     before = read_json(written)
     content = before.pop("content", None)
     return bool(content == hash_file(path) and before == json.loads(json.dumps(config)))
@@ -334,7 +357,8 @@ class Study(Results):
 
     def finish(self) -> None:
         """Write the provenance of the whole results folder."""
-        write_json(self.provenance(), self.out / "provenance.json")
+        facts = self.provenance()
+        find_ranks().once(lambda: write_json(facts, self.out / "provenance.json"))
 
     def config(self) -> dict[str, Any]:
         """What determines every number."""

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from spectral.errors import SpectralError
+from spectral.ranks import find_ranks
 from spectral.study.common import Results
 from spectral.study.declaration import Phase
 
@@ -24,6 +26,8 @@ def work_through(phase: Phase, results: Results, names: Sequence[str]) -> Iterat
     """Measure every unit of a phase, as many at a time as ``--jobs`` says, and yield them in their order."""
     assert phase.units is not None
     jobs = min(results.options.jobs, len(names))
+    if jobs > 1 and find_ranks().count > 1:
+        raise SpectralError("--jobs starts processes where torchrun has started some; use one or the other")
     if jobs <= 1:
         yield from ((name, phase.units.measure(results, name)) for name in names)
         return

@@ -13,7 +13,7 @@ import click
 
 from spectral.console import FilePath, SpectralCommand, workers_option
 from spectral.errors import SpectralError
-from spectral.files import claim
+from spectral.launch import choose_device
 
 FAMILIES = ("strided", "blurpool", "nula")
 DEFAULT_PHASES = (1, 2, 3, 4, 5)  # the study itself; the others take minutes of their own
@@ -120,6 +120,7 @@ def study_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(*args: Any, models: str | None, quiet: bool, **given: Any) -> Any:
         kept = ("preset", "images", "limit", "out", "batch_size", "seed", "device", "data", "workers", "jobs")
         shared = {key: given.pop(key) for key in kept}
+        shared["device"] = choose_device(shared["device"])
         chosen = tuple(name.strip() for name in models.split(",")) if models else None
         return command(*args, options=StudyOptions(models=chosen, progress=not quiet, **shared), **given)
 
@@ -132,13 +133,14 @@ def run_study(phases: Sequence[int], options: StudyOptions) -> None:
     Raises:
         SpectralError: for an unknown phase, or whatever a phase meets.
     """
+    from spectral.ranks import find_ranks, hold
     from spectral.study.declaration import read_phase
     from spectral.study.runner import run_phases
 
     chosen = list(phases or DEFAULT_PHASES)
     for number in chosen:
         read_phase(number)
-    with claim(Path(options.out)):
+    with hold(Path(options.out), find_ranks()):
         run_phases(chosen, options)
 
 
@@ -149,7 +151,7 @@ def run_phase_script(phase: int) -> None:
 
     module = importlib.import_module(list_phases()[phase])
 
-    @click.command(cls=SpectralCommand, help=module.__doc__)
+    @click.command(cls=SpectralCommand, ranks="share", help=module.__doc__)
     @study_options
     def script(options: StudyOptions) -> None:
         run_study([phase], options)

@@ -13,6 +13,7 @@ import pandas as pd
 from spectral.codebook import write_codebook
 from spectral.errors import SpectralError
 from spectral.figures import FIGURES
+from spectral.ranks import find_ranks
 from spectral.study.common import Results
 from spectral.study.declaration import Phase, Table, Units, find_table, read_phase
 from spectral.study.findings import report_findings
@@ -41,9 +42,10 @@ def run_phases(numbers: Sequence[int], options: StudyOptions) -> None:
     for results in opened.values():
         results.finish()
     tables = Path(options.out) / "tables"
-    for line in report_findings(tables, list(phases)):
+    ranks = find_ranks()
+    for line in ranks.once(lambda: list(report_findings(tables, list(phases)))):
         click.echo(line)
-    write_codebook(tables)
+    ranks.once(lambda: write_codebook(tables))
 
 
 class Run:
