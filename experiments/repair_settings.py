@@ -83,9 +83,9 @@ def repair(model: nn.Module, images: Tensor, chosen: dict[str, str]) -> nn.Modul
         smooth = spectral.recalibrate(smooth, images)
     elif start == "reconstructed":
         if chosen.get("mirrored"):
-            images, spectral.reconstruction.LIMIT = torch.cat([images, images.flip(3)]), 2 * len(images)
+            images = torch.cat([images, images.flip(3)])
         ridge = float(chosen["ridge"]) if "ridge" in chosen else None
-        smooth = spectral.reconstruct(smooth, images, ridge=ridge)
+        smooth = spectral.reconstruct(smooth, images, ridge=ridge, limit=len(images))
     if "steps" not in chosen:
         return smooth
     numbers = {key: kind(chosen[key]) for key, kind in NUMBERS.items() if key in chosen}

@@ -38,6 +38,7 @@ def reconstruct(
     *,
     reference: nn.Module | None = None,
     ridge: float | None = None,
+    limit: int = LIMIT,
     seed: int = 0,
     inplace: bool = False,
     preprocessing: Any = None,
@@ -60,10 +61,11 @@ def reconstruct(
 
     Args:
         model: what `convert` returned, or another network that has changed.
-        images: whatever holds some, as for `recalibrate`; the first 128 are used.
+        images: whatever holds some, as for `recalibrate`.
         reference: the network before the change; by default the model with plain decimation instead.
         ridge: how strongly weights are held, relative to the mean variance of what enters them; None for what
             proves best on images left out, layer by layer.
+        limit: how many images are used at most, the first ones, all in one batch.
         seed: of the choice of places.
         inplace: change the model itself instead of a copy.
         preprocessing: as for `measure`.
@@ -91,9 +93,10 @@ def reconstruct(
     """
     if ridge is not None and not 0 < ridge < math.inf:
         raise SpectralError(f"{CALLER}: ridge must be > 0, got {ridge}")
+    limit = as_integer(limit, f"{CALLER}: limit", least=2)
     seed = as_integer(seed, f"{CALLER}: seed")
     feed = Feed(model, images, caller=CALLER, preprocessing=preprocessing)
-    batch = feed.load(range(min(len(feed.images), LIMIT)))
+    batch = feed.load(range(min(len(feed.images), limit)))
     if batch.count < 2:
         raise SpectralError(f"{CALLER}: needs at least 2 images, got {batch.count}")
     before = make_twin(model) if reference is None else reference
