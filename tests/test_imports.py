@@ -129,7 +129,7 @@ ALLOWED = {
         "training_state",
     },
     "recalibration": {"copying", "inputs", "intake", "network", "surgery"},
-    "reconstruction": {"arguments", "copying", "inputs", "intake", "network", "recalibration"},
+    "reconstruction": {"arguments", "copying", "inputs", "intake", "network", "recalibration", "surgery"},
     "layers": {"arguments", "numerics"},
     "models": {"arguments", "files", "layers", "surgery"},  # a checkpoint may be of a converted network
     "data": {"arguments", "classes", "files", "network", "numerics", "synthetic"},

@@ -82,10 +82,10 @@ def test_a_filter_gain_is_undone_behind_it() -> None:
         torch.testing.assert_close(fitted(waves), net(waves), rtol=1e-3, atol=1e-3)
 
 
-def make_net() -> nn.Module:
+def make_net(first: nn.Module | None = None) -> nn.Module:
     torch.manual_seed(1)
     net = nn.Sequential(
-        nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        first or nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
         nn.Conv2d(8, 8, 3, 1, 1, groups=8), nn.ReLU(),
         nn.Conv2d(8, 12, 1, bias=False), nn.BatchNorm2d(12), nn.AdaptiveAvgPool2d(1),
         nn.Flatten(), nn.Linear(12, 4),
@@ -110,8 +110,10 @@ def test_an_unaltered_network_keeps_every_bit() -> None:
         assert torch.equal(fitted.state_dict()[name], value), name
 
 
-def test_a_converted_network_comes_nearer_on_other_images() -> None:
-    net, images = make_net(), make_smooth(32)
+@pytest.mark.parametrize("kind", [nn.Conv2d, Same])
+def test_a_converted_network_comes_nearer_on_other_images(kind: type[nn.Conv2d]) -> None:
+    """A convolution that pads by itself is converted as a function, within its own forward."""
+    net, images = make_net(kind(3, 8, 3, 2, bias=False)), make_smooth(32)
     smooth = convert(net, "blurpool", example=32).train()
     with unchanged(smooth), torch.random.fork_rng():
         fitted = reconstruct(smooth, images)

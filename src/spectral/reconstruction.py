@@ -21,6 +21,7 @@ from spectral.inputs import Inputs
 from spectral.intake import Feed
 from spectral.network import undisturbed
 from spectral.recalibration import LIMIT, Moments, make_twin, measure_moments, move_statistics
+from spectral.surgery import conversion_report
 
 CALLER = "reconstruct"
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -55,9 +56,9 @@ def reconstruct(
     follows it is fitted. Nothing is learnt by steps, no label and no class is used, and where nothing has
     changed nothing changes.
 
-    Of each map a part of the places is used, as many as the unknowns need. A layer stays as it is that runs
-    more than once, isn't the weights' plain product (such as weights standardised before their use), or gives
-    maps of other extents than in the reference.
+    Of each map a part of the places is used, as many as the unknowns need. Weights stay whose map is what a
+    new layer decimates, and those of what runs more than once, isn't the weights' plain product (such as
+    weights standardised before their use), or gives maps of other extents than in the reference.
 
     Args:
         model: what `convert` returned, or another network that has changed.
@@ -169,7 +170,9 @@ def _observe(reference: nn.Module, batch: Inputs, seed: int) -> _Known:
 
 def _fit(model: nn.Module, batch: Inputs, known: _Known, ridges: Sequence[float]) -> None:
     """Run the model once; fit each layer and move each norm just before it runs."""
-    targets, moments = dict(known.targets), dict(known.moments)
+    own = _find_converted(model)
+    targets = {path: target for path, target in known.targets.items() if path not in own}
+    moments = dict(known.moments)
 
     def fit(path: str, module: nn.Module, args: Any) -> None:
         target = targets.pop(path, None)  # a layer that comes again stays
@@ -190,9 +193,17 @@ def _fit(model: nn.Module, batch: Inputs, known: _Known, ridges: Sequence[float]
         model(*batch.args, **batch.kwargs)
 
 
+def _find_converted(model: nn.Module) -> set[str]:
+    """Return the paths of modules that run a new layer: what they give isn't their weights' doing alone."""
+    try:
+        return {unit.path for unit in conversion_report(model).units}
+    except SpectralError:  # it differs from its reference in another way
+        return set()
+
+
 def _fit_layer(module: Any, x: Tensor, target: _Target, ridges: Sequence[float]) -> None:
     """Give a layer the weights with which it comes nearest to its target, if it is their plain product."""
-    own = type(module).forward(module, x)  # without what a conversion hangs there
+    own = type(module).forward(module, x)  # without hooks, which are for real passes
     if _extents(module, own) != target.shape:
         return
     now = _take(_flatten(module, own), target.places)
