@@ -7,7 +7,9 @@ ARGS ?=
 
 .PHONY: study reference test test-oldest test-shuffled docs lint clean
 
+# First a network trained on ImageNet beside its conversions, then the small networks of this project.
 study: $(VENV)/installed
+	$(VENV)/bin/spectral study --preset imagenet --out results/imagenet
 	$(VENV)/bin/spectral study $(ARGS)
 
 # The committed tables and figures anew: git shows what has changed in them. ARGS="6 --data cifar10" for others.

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from spectral.analysis import STUDY_FREQUENCIES
 from spectral.errors import SpectralError
 from spectral.figures import FIGURES, draw_figure
 from spectral.metrics import compute_avr
-from spectral.models import load_model
+from spectral.models import load_model, model_info
+from spectral.models.checkpoint import hash_state
+from spectral.recalibration import recalibrate
 from spectral.sites import find_sites
 from spectral.study import StudyOptions, run_study
 from spectral.study.common import Study
@@ -103,8 +106,6 @@ def test_paired_statistics_match_the_images(results):
 
 
 def test_per_image_table_matches_a_direct_measurement(results):
-    import torch
-
     import spectral
 
     model = load_model(MODELS[1])
@@ -221,6 +222,40 @@ def test_a_table_of_another_configuration_is_not_taken_for_ones_own(results, tmp
     assert Study(options(results)).has_table("phase3_layerwise_avr_stats")
     assert not Study(options(tmp_path, limit=4)).has_table("phase3_layerwise_avr_stats")
     assert not Study(options(results)).has_table("phase9")
+
+
+def test_conversions_of_the_imagenet_preset_are_repaired_on_photographs_apart(tmp_path):
+    models = ("bundled/resnet20", "bundled/resnet20+blurpool", "bundled/resnet20+flc")
+    chosen = options(tmp_path, preset="imagenet", models=models, images="samples", limit=60)
+    study = Study(chosen)
+    strided, *converted = study.names.values()
+    assert list(study.names) == ["strided", "blurpool", "flc"]
+    assert strided == models[0]
+    assert converted == [f"{name} recalibrated" for name in models[1:]]
+    measured, apart = study.images("strided"), study.spare
+    assert not set(measured.clusters) & set(apart.clusters)
+    assert len(measured) + len(apart) == 60
+    assert all(label is None for label in apart.labels)  # what has a label tells accuracy
+    expected = recalibrate(load_model(models[2]), apart)
+    found = study.models["flc"]
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name], tensor), name
+    assert study.info("flc").weights_id == hash_state(found.state_dict())
+    assert study.info("flc").weights_id != model_info(load_model(models[2])).weights_id
+    assert study.config()["repaired"]["count"] == len(apart)
+    run_study([5], chosen)
+    table = read(tmp_path, "phase5_tradeoff")
+    assert table["family"].tolist() == ["strided", "blurpool", "flc"]
+    assert table["agreement"].iloc[1:].between(0.5, 1).all()
+    assert (tmp_path / "figures" / "fig14_tradeoff.png").exists()
+
+
+def test_a_preset_that_repairs_needs_photographs_to_spare(tmp_path):
+    models = ("bundled/resnet20", "bundled/resnet20+flc")
+    with pytest.raises(
+        SpectralError, match=r"resnet20\+flc can't be repaired: .* at least 2 images .* are 1; give"
+    ):
+        Study(options(tmp_path, preset="imagenet", models=models, limit=5))
 
 
 def test_phase_5_runs_alone(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from abc import ABC, abstractmethod
@@ -24,17 +25,21 @@ from spectral.files import hash_file
 from spectral.identity import find_structure
 from spectral.measurement import measure
 from spectral.models import load_model, model_info
+from spectral.models.checkpoint import hash_state
 from spectral.models.info import ModelInfo
 from spectral.pairing import pair_sites
 from spectral.ranks import find_ranks
+from spectral.recalibration import recalibrate
 from spectral.schema import SIGNAL_METRICS, VERSION
 from spectral.sites import Site, find_sites
 from spectral.stability import measure_stability
 from spectral.study.options import PRESETS, StudyOptions
+from spectral.surgery.report import find_report
 from spectral.synthetic import make_checkerboard_image
 from spectral.table import describe_environment, read_json, widen, write_csv, write_json
 
 METRICS = ("avr", "am", "am_relative", "alias_power_ratio", "sis")
+REPAIRED = " recalibrated"  # behind a model's name
 STABILITY_IMAGES = 256  # on which what stands beside SIS is measured
 
 
@@ -189,6 +194,8 @@ class Study(Results):
         self.names = options.families
         self.families = tuple(self.names)
         preset = PRESETS[options.preset]
+        self.repaired = {f for f, model in self._loaded.items() if preset.repaired and find_report(model)}
+        self.names |= {family: self.names[family] + REPAIRED for family in self.repaired}
         custom = options.models is not None or options.images is not None
         note = "with your own choice of models or images" if custom else preset.note
         click.echo(f"study, preset {options.preset}: {note}")
@@ -199,22 +206,61 @@ class Study(Results):
 
     @cached_property
     def models(self) -> dict[str, nn.Module]:
-        """One model per family."""
-        return {family: load_model(name, device=self.options.device) for family, name in self.names.items()}
+        """One model per family; converted ones repaired where the preset says so."""
+        return {
+            family: self._repair(family) if family in self.repaired else model
+            for family, model in self._loaded.items()
+        }
+
+    @cached_property
+    def _loaded(self) -> dict[str, nn.Module]:
+        names = self.options.families
+        return {family: load_model(name, device=self.options.device) for family, name in names.items()}
+
+    def _repair(self, family: str) -> nn.Module:
+        """Measure a converted network's statistics again, on photographs that nothing else is measured on."""
+        count = len(self.spare.items)
+        if count < 2:
+            raise SpectralError(
+                f"{self.options.families[family]} can't be repaired: that takes at least 2 images of "
+                f"photographs that nothing else is measured on, and of {self._found.source} there are "
+                f"{count}; give more"
+            )
+        repaired = recalibrate(self._loaded[family], self.spare)
+        info = model_info(repaired)
+        assert info is not None
+        weights = hash_state(repaired.state_dict())
+        named = dataclasses.replace(info, name=self.names[family], weights_id=weights)
+        repaired.spectral_info = named  # type: ignore[assignment]
+        return repaired
+
+    @cached_property
+    def _found(self) -> ImageSet:
+        """All images, at the size of the first family."""
+        options, info = self.options, model_info(self._loaded[self.families[0]])
+        assert info is not None
+        images = load_images(
+            options.image_source, size=info.preprocessing.size, limit=options.image_limit, seed=options.seed,
+            workers=options.workers,
+        )  # fmt: skip
+        return images.keep_decoded()  # for all families of one size
 
     @cached_property
     def _base_images(self) -> ImageSet:
-        size = self.info(self.families[0]).preprocessing.size
-        images = load_images(
-            self.options.image_source,
-            size=size,
-            limit=self.options.image_limit,
-            seed=self.options.seed,
-            workers=self.options.workers,
-        )
-        images = images.keep_decoded()  # for all families of one size
-        click.echo(f"  images    {len(images)} of {images.source}, {len(images.skipped)} skipped")
+        spared = set(self.spare.ids)
+        kept = [item for item in self._found.items if item.id not in spared]
+        images = dataclasses.replace(self._found, items=kept)
+        apart = f"; {len(spared)} of other photographs for the repair" if spared else ""
+        click.echo(f"  images    {len(images)} of {images.source}, {len(images.skipped)} skipped{apart}")
         return images
+
+    @cached_property
+    def spare(self) -> ImageSet:
+        """The images that converted networks are repaired on; none where none is."""
+        found = self._found
+        chosen = choose_spare(found.clusters, found.labels) if self.repaired else set()
+        items = [item for item, own in zip(found.items, found.clusters, strict=True) if own in chosen]
+        return dataclasses.replace(found, items=items)
 
     @cached_property
     def sites(self) -> dict[str, list[Site]]:
@@ -372,6 +418,8 @@ class Study(Results):
                 "labelled": sum(label is not None for label in images.labels),
             },
             "seed": self.options.seed,
+            **({"repaired": {"families": sorted(self.repaired), "count": len(self.spare),
+                             "fingerprint": self.spare.fingerprint}} if self.repaired else {}),
         }  # fmt: skip
 
     def provenance(self) -> dict[str, Any]:
@@ -404,3 +452,21 @@ def name_folder(model: str) -> str:
         'bundled-resnet20+flc'
     """
     return re.sub(r"[^\w.+-]+", "-", model)
+
+
+def choose_spare(clusters: Sequence[str], labels: Sequence[int | None]) -> set[str]:
+    """Choose a third of the photographs, spread evenly: of those without a label if they are enough.
+
+    Example:
+        >>> sorted(choose_spare(["a", "b", "c", "c", "d", "e", "f"], [1, 1, None, 2, None, None, 1]))
+        ['d', 'e']
+        >>> sorted(choose_spare(["a", "b", "c", "d", "e", "f"], [1, 1, 2, 2, 3, 3]))
+        ['a', 'd']
+    """
+    labelled = dict.fromkeys(clusters, False)
+    for cluster, label in zip(clusters, labels, strict=True):
+        labelled[cluster] |= label is not None
+    wanted = len(labelled) // 3
+    bare = [cluster for cluster, known in labelled.items() if not known]
+    pool = bare if len(bare) >= wanted else list(labelled)
+    return {pool[i * len(pool) // wanted] for i in range(wanted)}

@@ -17,16 +17,31 @@ from spectral.launch import choose_device
 
 FAMILIES = ("strided", "blurpool", "nula")
 DEFAULT_PHASES = (1, 2, 3, 4, 5)  # the study itself; the others take minutes of their own
+IMAGENET_LIMIT = 150  # photographs and crops at 224 px: a third of the photographs goes into the repair
 
 
 @dataclass(frozen=True)
 class Preset:
-    """The three families' models and the images they see."""
+    """Models of several families and the images they see.
 
-    models: tuple[str, str, str]
+    Attributes:
+        models: one of each family; the first is what the others are compared with.
+        images: as `load_images` takes them.
+        limit: how many of them, None for all.
+        note: what it is, in a sentence.
+        families: what the models are called in tables and figures.
+        repaired: whether converted models get their norms' statistics anew, on photographs that nothing is
+            then measured on.
+        phases: those that run where none are asked for.
+    """
+
+    models: tuple[str, ...]
     images: str
     limit: int | None
     note: str
+    families: tuple[str, ...] = FAMILIES
+    repaired: bool = False
+    phases: tuple[int, ...] = DEFAULT_PHASES
 
 
 PRESETS = {
@@ -36,6 +51,20 @@ PRESETS = {
         limit=None,
         note="small networks that come with this project, on photographs inside installed packages; "
         "nothing is downloaded",
+    ),
+    "imagenet": Preset(
+        models=(
+            "packaged/efficientnet-lite0",
+            "packaged/efficientnet-lite0+blurpool",
+            "packaged/efficientnet-lite0+flc",
+        ),
+        images="samples",
+        limit=IMAGENET_LIMIT,
+        note="a network trained on ImageNet and two conversions of it, repaired, at 224 px, on photographs "
+        "inside installed packages; nothing is downloaded",
+        families=("strided", "blurpool", "flc"),
+        repaired=True,
+        phases=(3, 5),
     ),
     "paper": Preset(
         models=("timm/resnet50", "antialiased/resnet50", "bundled/nula-w32"),
@@ -75,12 +104,13 @@ class StudyOptions:
         Raises:
             SpectralError: if there are fewer than 2 models, more than 3, or one twice.
         """
+        families = PRESETS[self.preset].families
         names = self.models or PRESETS[self.preset].models
-        if not 2 <= len(names) <= len(FAMILIES) or len(set(names)) < len(names):
+        if not 2 <= len(names) <= len(families) or len(set(names)) < len(names):
             raise SpectralError(
-                f"a study compares 2 or 3 different models (strided, blurpool, nula), got {', '.join(names)}"
+                f"a study compares 2 or 3 different models ({', '.join(families)}), got {', '.join(names)}"
             )
-        return dict(zip(FAMILIES, names, strict=False))
+        return dict(zip(families, names, strict=False))
 
     @property
     def image_source(self) -> str:
@@ -100,8 +130,9 @@ def study_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @click.option("--preset", type=click.Choice(list(PRESETS)), default="bundled", show_default=True,
                   help="Models and images that belong together.")  # fmt: skip
-    @click.option("--models", help="Models in the order strided,blurpool,nula instead of the preset's; "
-                  "any number of them for phases 6, 8 and 9.")  # fmt: skip
+    @click.option("--models", help="Models in the order of the preset's families (strided,blurpool,nula; "
+                  "imagenet: strided,blurpool,flc) instead of its own; any number of them for phases 6, 8 "
+                  "and 9.")  # fmt: skip
     @click.option("--images", help="samples, synthetic, stl10, cifar10 or a folder, instead of the preset's.")
     @click.option("--limit", type=click.IntRange(min=2), help="At most this many images.")
     @click.option("--out", type=FilePath(), default=Path("results"), show_default=True,
@@ -137,7 +168,7 @@ def run_study(phases: Sequence[int], options: StudyOptions) -> None:
     from spectral.study.declaration import read_phase
     from spectral.study.runner import run_phases
 
-    chosen = list(phases or DEFAULT_PHASES)
+    chosen = list(phases or PRESETS[options.preset].phases)
     for number in chosen:
         read_phase(number)
     with hold(Path(options.out), find_ranks()):
