@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import enum
 import inspect
 import math
 import os
+import random
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +23,7 @@ from torch import nn
 
 import spectral
 from spectral.errors import SpectralError
+from spectral.training import LabelledImages
 from spectral.validation import find_fault, fits
 
 
@@ -42,7 +46,29 @@ def unfit() -> dict[str, Any]:
         "quantised": torch.quantize_per_tensor(torch.zeros(1, 3, 16, 16), 1.0, 0, torch.qint8),
         "module": nn.ReLU(), "frame": pd.DataFrame({"a": [1]}), "path": Path("/no/such/place"),
         "deep": _nest(2000), "picture": Image.new("L", (3, 3)),
+        "masked": np.ma.masked_array(np.ones((2, 3, 8, 8)), mask=True), "series": pd.Series([1, 2]),
+        "missing": pd.NA, "generator": (i for i in range(3)), "googol": 10**100, "member": Odd.ONE,
+        "requires grad": torch.rand(1, 3, 16, 16, requires_grad=True), "surrogate": "caf\udce9",
+        "turned": torch.rand(1, 16, 16, 3).permute(0, 3, 1, 2), "nested": [[1], [2, 3]], "range": range(3),
+        "negative strides": np.ones((2, 3, 8, 8))[..., ::-1],
+        "bool tensor": torch.zeros(1, 3, 16, 16, dtype=torch.bool),
+        "subclass": nn.Parameter(torch.zeros(2)), "modules": nn.ModuleList([nn.ReLU()]), "evil": Evil(),
     }  # fmt: skip
+
+
+class Odd(enum.Enum):
+    ONE = "flc"
+
+
+class Evil:
+    """Can't be compared, asked or shown."""
+
+    __hash__ = object.__hash__
+
+    def fail(self, *other: object) -> Any:
+        raise ValueError("it can't be looked at")
+
+    __eq__ = __bool__ = __repr__ = fail
 
 
 def _nest(depth: int) -> Any:
@@ -202,6 +228,122 @@ def test_every_function_and_argument(arguments):
                         faults.append(f"{name}({argument}={kind}): {fault}")
     assert calls >= 1500
     assert not faults, f"{len(faults)} of {calls}:\n" + "\n".join(faults)
+
+
+def good_analyses(folder: Path) -> dict[str, dict[str, Any]]:
+    """The same of what runs a network several times, of which a part of the values is tried."""
+    model, x = net(), torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    looked = {"model": model, "images": x}
+    own = {"preprocessing": None, "logits": None}
+    run = {"batch_size": 2, "progress": False, **own}
+    few = {"methods": ("flc",), "batch_size": 2, "progress": False, **own}
+    smooth = spectral.convert(model, "flc", example=16)
+    pictures = spectral.load_images("synthetic", size=16, limit=2)
+    stable = spectral.measure_stability(model, x, comb=False, circular=False, progress=False)
+    budget = spectral.measure_instability_budget(model, x, sources=("border",), factor=2, progress=False)
+    found = spectral.diagnose(model, x, methods=("flc",), fix_images=2, budget_images=0, out=folder / "found",
+                              progress=False)  # fmt: skip
+    data = LabelledImages(torch.zeros(2, 3, 16, 16, dtype=torch.uint8), torch.arange(2), ("a", "b"), "none")
+    return {
+        "Corruption": {"kind": "fog", "severity": 1, "seed": 0},
+        "ImageSet": {"source": "x", "items": pictures.items, "size": 16},
+        "PerturbedImages": {"images": pictures, "perturbation": spectral.make_perturbation("decimate-2")},
+        "attribute_instability": {**looked, "method": "ideal", "sites": None, **run},
+        "compute_imaging_ratio": {"x": x[0], "factor": 2},
+        "compute_logit_jitter": {"reference": x[0, 0], "shifted": [x[0, 1]], "spread": None},
+        "compute_logit_spread": {"logits": x[0, 0]},
+        "count_macs": {"model": model, "args": x},
+        "diagnose": {**looked, **few, "fix_images": 2, "budget_images": 0, "out": None, "name": None},
+        "distill": {"model": smooth, "images": x, "teacher": model, "steps": 1, "batch_size": 2,
+                    "max_lr": 1e-3, "layer_weight": 1.0, "seed": 0, "preprocessing": None, "out": None,
+                    "progress": False},
+        "find_causes": {"model": model, "example": 16},
+        "find_upsampling": {"model": model, "example": 16},
+        "fourier_shift": {"x": x, "shift": (0.5, 0.5)},
+        "idealize": {"model": model, "sources": ("decimation",), "where": None, "factor": 2},
+        "inspect_sites": {**looked, "sites": None, "batch_size": 2, **own},
+        "list_bundled": {},
+        "make_sinusoidal_image": {"size": 8, "frequency": 0.25, "axis": "x", "channels": 3, "phase": 0.0,
+                                  "amplitude": 0.5, "mean": 0.5},
+        "measure_diagonal": {**looked, "steps": 3, "batch_size": 2, **own},
+        "measure_fixes": {**looked, **few, "singly": [], "stability": None},
+        "measure_fourier_heatmap": {"model": model, "images": pictures, "norm": 4.0, "radius": 0, "stride": 1,
+                                    "seed": 0, **run, "logits": nn.Identity()},
+        "measure_imaging": {**looked, **run},
+        "measure_instability_budget": {**looked, "sources": ("border",), "split": (), "orders": 1,
+                                       "shifts": "pixel", "factor": 2, "seed": 0, **run},
+        "measure_latency": {"models": {"a": model}, "inputs": {"a": x}, "repeats": 1},
+        "measure_predictions": {**looked, "perturbations": ["decimate-2"], **run},
+        "measure_robustness": {**looked, "attacks": ("fgsm",), "epsilon": 0.03, "seed": 0, **run},
+        "measure_stability": {**looked, "comb": False, "circular": False, **run},
+        "measure_worst_shift": {**looked, "max_shift": 1, "fill": "circular", "batch_size": 2, **own},
+        "pair_sites": {"models": {"a": model, "b": net()}, "reference": None},
+        "read_diagnosis": {"path": folder / "found"},
+        "recalibrate": {"model": smooth, "images": x, "reference": None, "inplace": False,
+                        "preprocessing": None},
+        "reconstruct": {"model": smooth, "images": x, "reference": model, "ridge": 1e-3, "seed": 0,
+                        "inplace": False, "preprocessing": None},
+        "register_operator": {"operator": None},
+        "summarize_instability_budget": {"table": budget},
+        "summarize_stability": {"table": stable},
+        "sweep": {"models": ["bundled/resnet20@random"], "images": "synthetic", "metrics": ("avr",),
+                  "out": folder / "sweep", "taps": ("input",), "limit": 1, "seed": 0, "batch_size": 2,
+                  "unit": 2, "device": "cpu", "workers": 0},
+        "train": {"architecture": "resnet20", "train_set": data, "test_set": data, "out": folder / "train",
+                  "recipe": spectral.Recipe(epochs=1, batch_size=2), "device": "cpu", "progress": False,
+                  "start": None},
+        "write_page": {"found": found, "path": folder / "page.html"},
+        "write_report": {"folder": folder / "found", "path": folder / "report.html"},
+    }  # fmt: skip
+
+
+MADE_HERE = frozenset({  # what functions give, and what takes nothing
+    "Capture", "Cause", "ConversionReport", "Diagnosis", "Site", "SpectralError", "SpectralWarning",
+    "Upsampling", "BrokenJobError", "alone",
+})  # fmt: skip
+FEW = dict.fromkeys(("diagnose", "distill", "measure_fixes", "reconstruct", "sweep", "train"), 4)
+SOME = 8  # of the values of all arguments of an analysis; MORE=… in the environment tries more of them
+
+
+@pytest.mark.slow
+def test_every_analysis_and_some_values_of_every_kind(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng, faults = random.Random(0), []
+    for name, given in good_analyses(tmp_path).items():
+        function = getattr(spectral, name)
+        if name == "count_macs":  # takes what the network takes
+            function = lambda model, args: spectral.count_macs(model, args)  # noqa: E731
+        assert name == "register_operator" or call(function, given) is None, name
+        pairs = [(argument, kind) for argument in given for kind in unfit()]
+        most = FEW.get(name, SOME) * int(os.environ.get("MORE", 1))
+        with unchanged(next((v for v in given.values() if isinstance(v, nn.Module)), nn.ReLU())):
+            for argument, kind in rng.sample(pairs, min(most, len(pairs))):
+                fault = call(function, {**given, argument: unfit()[kind]})
+                if fault:
+                    faults.append(f"{name}({argument}={kind}): {fault}")
+    assert not faults, f"{len(faults)}:\n" + "\n".join(faults)
+
+
+@pytest.mark.parametrize("room", [spectral.layers, spectral.perturb], ids=["layers", "perturb"])
+def test_what_is_made_of_a_room(room):
+    rng, faults = random.Random(0), []
+    for name in room.__all__:
+        made = getattr(room, name)
+        if inspect.isclass(made) and not getattr(made, "_is_protocol", False):
+            known = inspect.signature(made).parameters.values()
+            given = {p.name: 2 if p.default is p.empty else p.default for p in known if p.kind not in (2, 4)}
+            for _ in range(SOME if given else 0):
+                argument, kind = rng.choice(list(given)), rng.choice(list(unfit()))
+                fault = call(made, {**given, argument: unfit()[kind]})
+                if fault:
+                    faults.append(f"{name}({argument}={kind}): {fault}")
+    assert not faults, "\n".join(faults)
+
+
+def test_every_public_function_is_walked(arguments, tmp_path):
+    public = {name for name in spectral.__all__ if callable(getattr(spectral, name))}
+    analyses = set(re.findall(r'^        "(\w+)": {', inspect.getsource(good_analyses), re.MULTILINE))
+    assert public - MADE_HERE == set(arguments) | analyses
 
 
 def good_columns() -> dict[str, dict[str, Any]]:

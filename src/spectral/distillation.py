@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from spectral.arguments import as_integer
+from spectral.arguments import as_integer, as_path
 from spectral.copying import copy_model
 from spectral.errors import SpectralError
 from spectral.files import claim
@@ -150,7 +150,7 @@ def distill(
     trained = _choose_parameters(student, tune)
     wanted = {p: p.requires_grad for p in student.parameters()}
     modes = {module: module.training for module in student.modules()}
-    state = None if out is None else Path(out) / STATE_NAME
+    state = None if out is None else as_path(out, "distill: out") / STATE_NAME
     with (
         claim(state.parent) if state else nullcontext(),
         kept_surroundings(),

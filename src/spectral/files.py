@@ -66,6 +66,8 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         SpectralError: if it can't be written.
     """
+    if not path.name:
+        raise SpectralError(f"{path} is a folder; name a file")
     _remove_orphans(path)
     temporary = _name_temporary(path)
     try:

@@ -42,6 +42,7 @@ _BUILTINS: dict[Any, str] = {
     np.ndarray: "an array",
 }  # fmt: skip
 _GUARDED: dict[int, Any] = {}
+_MARK = "_spectral_guarded"
 
 
 def _is_tensor(value: Any) -> TypeGuard[Tensor]:
@@ -66,16 +67,19 @@ def guard(value: T) -> T:
         if "__init__" in vars(value) and not hasattr(value.__init__, "__wrapped__"):
             setattr(value, "__init__", _wrap(value.__init__, value.__name__))  # noqa: B010 - mypy forbids the other
         return value
-    if not isinstance(value, types.FunctionType):
+    if not isinstance(value, types.FunctionType) or hasattr(value, _MARK):
         return value
-    return _GUARDED.setdefault(id(value), _wrap(value, value.__name__))  # type: ignore[no-any-return]
+    if id(value) not in _GUARDED:
+        guarded = _GUARDED[id(value)] = _wrap(value, value.__name__)
+        setattr(guarded, _MARK, True)
+    return _GUARDED[id(value)]  # type: ignore[no-any-return]
 
 
-def guard_functions(names: dict[str, Any]) -> None:
-    """Guard the functions of a room that is public as a whole: ``guard_functions(globals())`` at its end."""
-    for name, value in names.items():
-        if isinstance(value, types.FunctionType) and name in names["__all__"]:
-            names[name] = guard(value)
+def guard_room(names: dict[str, Any]) -> None:
+    """Guard what a room has that is public as a whole: ``guard_room(globals())`` at its end."""
+    for name in names["__all__"]:
+        if not getattr(names[name], "_is_protocol", False):
+            names[name] = guard(names[name])
 
 
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
@@ -131,12 +135,30 @@ def _find_reason(function: Callable[..., Any], given: Mapping[str, Any], error: 
             fault = f"is a {type(value).__name__} that raises {type(own).__name__} when it is looked at"
         if fault:
             return f"{key} {fault}"
+    owner = _find_last_owner(error)
+    for key, value in given.items():
+        if owner is not None and any(part is owner for part in _walk(value)):
+            return f"{key} has a {type(owner).__name__} that raises {type(error).__name__} when it is used"
+        if "requires grad" in str(error) and any(_needs_gradients(part) for part in _walk(value)):
+            return f"{key} has a tensor that requires gradients; pass x.detach()"
     if isinstance(error, (MemoryError, OverflowError)) or any(word in str(error) for word in _NO_ROOM):
         for key, value in given.items():
             large = next((p for p in _walk(value) if is_integer(p) and abs(int(p)) >= LARGE), None)
             if large is not None:
                 return f"{key} = {int(large)} is too large"
     return None
+
+
+def _needs_gradients(value: Any) -> bool:
+    return _is_tensor(value) and value.requires_grad
+
+
+def _find_last_owner(error: Exception) -> Any:
+    """Return whose method has raised an error, if it is neither ours nor a library's."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not frames or frames[-1].f_code.co_filename.startswith((_OWN, *_LIBRARIES)):
+        return None
+    return frames[-1].f_locals.get("self")
 
 
 _NO_ROOM = ("can't allocate", "Unable to allocate", "Storage size calculation overflowed", "out of memory")
@@ -205,9 +227,16 @@ def fits(value: Any, hint: Any) -> bool:
         return _fits_container(value, origin, arguments)
     if isinstance(origin, type) and issubclass(origin, os.PathLike):
         return isinstance(value, origin)
-    if isinstance(hint, type) and not getattr(hint, "_is_protocol", False):
-        return isinstance(value, hint)
+    if isinstance(hint, type):
+        return _has_all(value, hint) if getattr(hint, "_is_protocol", False) else isinstance(value, hint)
     return True
+
+
+def _has_all(value: Any, protocol: type) -> bool:
+    """Whether a value has what a protocol asks for, by name."""
+    bases = [base for base in protocol.__mro__ if getattr(base, "_is_protocol", False)]
+    names = {name for base in bases for name in (*vars(base), *vars(base).get("__annotations__", {}))}
+    return all(hasattr(value, name) for name in names if not name.startswith("_"))
 
 
 def describe(hint: Any) -> str:
@@ -306,6 +335,7 @@ def _find_odd_tensor(value: Tensor) -> str | None:
 
 def _read_hint(function: Callable[..., Any], name: str) -> Any:
     """Return an argument's annotation, Any where there is none that can be read."""
+    function = inspect.unwrap(function)
     hint = getattr(function, "__annotations__", {}).get(name, Any)
     if isinstance(hint, str):
         try:

@@ -19,6 +19,7 @@ from spectral.analysis.spectra import (
     tabulate_spectrum,
 )
 from spectral.analysis.tradeoff import measure_costs, name_device, weigh_models
+from spectral.validation import guard_room
 
 __all__ = [
     "ALL_SITES",
@@ -50,3 +51,5 @@ __all__ = [
     "tabulate_spectrum",
     "weigh_models",
 ]
+
+guard_room(globals())

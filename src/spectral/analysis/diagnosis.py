@@ -19,6 +19,7 @@ from spectral.analysis.examples import UnstableImages, find_unstable_images
 from spectral.analysis.fixes import DEFAULT_METHODS, measure_fixes
 from spectral.analysis.folder import RUN_FILE, Folder
 from spectral.analysis.subset import Subset, spread_over_clusters
+from spectral.arguments import as_path
 from spectral.budget import measure_instability_budget, summarize_instability_budget
 from spectral.columns import bound, in_decibels
 from spectral.errors import SpectralError, SpectralWarning
@@ -150,7 +151,7 @@ def diagnose(
     notes: list[str] = []
     with _collecting(notes):
         feed = Feed(model, images, caller=CALLER, preprocessing=preprocessing, logits=logits, name=name)
-    path = None if out is None else Path(out)
+    path = None if out is None else as_path(out, f"{CALLER}: out")
     with hold(path, find_ranks()) if path is not None else nullcontext():
         network = identify(model, feed.example)
         config = {
@@ -179,7 +180,7 @@ def is_diagnosis(path: str | Path) -> bool:
         >>> is_diagnosis("no/such/folder")
         False
     """
-    return (Path(path) / RUN_FILE).is_file()
+    return (as_path(path, "is_diagnosis: path") / RUN_FILE).is_file()
 
 
 def from_measurements(table: pd.DataFrame, facts: Mapping[str, Any]) -> Diagnosis:
@@ -212,7 +213,7 @@ def read_diagnosis(path: str | Path) -> Diagnosis:
         Traceback (most recent call last):
         spectral.errors.SpectralError: no/such/folder holds no diagnosis; ...
     """
-    folder = Folder(Path(path))
+    folder = Folder(as_path(path, "read_diagnosis: path"))
     if not is_diagnosis(path):
         raise SpectralError(f"{path} holds no diagnosis; pass the folder that diagnose(…, out=…) wrote")
     unfinished = f"{path} holds a diagnosis that isn't finished; run the same command again to continue it"

@@ -110,6 +110,8 @@ def measure_instability_budget(
         True
     """
     chosen, splitting = check_sources(sources, CALLER), check_sources(split, CALLER)
+    if not chosen:
+        raise SpectralError(f"{CALLER}: sources names none; allowed values are {', '.join(SOURCES)}")
     for source in splitting:
         if source not in chosen:
             raise SpectralError(f"{CALLER}: {source!r} is to be split and isn't among the sources")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from spectral.arguments import as_path
 from spectral.data.archives import CIFAR10_CLASSES, load_cifar10, load_cifar10_arrays, load_stl10
 from spectral.data.decode import describe_failure, read_image
 from spectral.data.folder import (
@@ -100,6 +101,8 @@ def _find_images(
 ) -> ImageSet:
     """Read the name of a source, a folder or files."""
     if not isinstance(source, str | os.PathLike):
+        if not isinstance(source, Iterable):
+            raise SpectralError(f"load_images: source must be a path, a name or a list, got {source!r:.60}")
         return _load_paths([path for one in source for path in _expand(one)], shape, limit, seed)
     if not str(source):
         raise SpectralError(f"no images asked for: expected a folder, files or one of {', '.join(SOURCES)}")
@@ -144,7 +147,7 @@ def _expand(source: str | Path) -> list[Path]:
     Raises:
         SpectralError: if nothing matches a pattern.
     """
-    path = Path(source).expanduser()
+    path = as_path(source, "load_images: source")
     if path.exists() or not glob.has_magic(str(path)):
         return [path]
     found = sorted(glob.glob(str(path), recursive=True))

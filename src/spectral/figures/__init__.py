@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from spectral.arguments import as_path
 from spectral.errors import SpectralError, suggest
 from spectral.figures.architectures import (
     plot_architectures_depth,
@@ -53,6 +54,7 @@ from spectral.figures.stability import plot_attribution, plot_diagonal_trace, pl
 from spectral.figures.style import use_style
 from spectral.figures.tables import list_plots, plot_summary, plot_table, save_figure
 from spectral.files import replacing
+from spectral.validation import guard_room
 
 __all__ = [
     "DPI",
@@ -229,7 +231,7 @@ def draw_all(results_dir: str | Path, stems: Iterable[str] | None = None, dpi: i
     Raises:
         SpectralError: as `draw_figure`, at the first figure that cannot be drawn; earlier ones are kept.
     """
-    results = Path(results_dir)
+    results = as_path(results_dir, "draw_all: results_dir")
     if stems is None:
         there = {path.stem for path in (results / "tables").glob("*.csv")}
         stems = [stem for stem in FIGURES if stem in _STUDY_ORDER or there.issuperset(FIGURES[stem].tables)]
@@ -245,3 +247,6 @@ def _save(drawn: Figure, path: Path, title: str, dpi: int) -> Path:
     with replacing(path) as temporary, use_style():
         drawn.savefig(temporary, format=kind, dpi=dpi, metadata={"Title": title, **undated})
     return path
+
+
+guard_room(globals())

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from spectral.arguments import as_path
 from spectral.errors import SpectralError, suggest
 from spectral.figures.diagnosis import COLOURS, MARKS, plot_fixes, plot_site_levels
 from spectral.figures.spec import REGISTERED
@@ -107,7 +108,7 @@ def save_figure(drawn: Figure, path: str | Path, title: str = "", dpi: int = 300
     Raises:
         SpectralError: for another ending, or a place that can't be written.
     """
-    path = Path(path)
+    path = as_path(path, "save_figure: path")
     kind = path.suffix.lower()
     if kind not in KINDS:
         raise SpectralError(f"{path}: a figure's name must end in {', '.join(KINDS)}")

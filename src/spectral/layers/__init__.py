@@ -27,6 +27,7 @@ from spectral.layers.polyphase import PhasePool
 from spectral.layers.pool import MAX_KERNEL_SIZE, Pool, Stride
 from spectral.layers.spacetodepth import SpaceToDepth, SpaceToDepth1d, SpaceToDepth2d, SpaceToDepth3d
 from spectral.layers.wavelet import WaveletPool, WaveletPool1d, WaveletPool2d, WaveletPool3d
+from spectral.validation import guard_room
 
 __all__ = [
     "LAYERS",
@@ -189,3 +190,6 @@ def make_pool(method: str, channels: int, stride: Stride = 2, axes: int = 2, **o
         near = suggest(str(method), LAYERS) or f"; choose one of {', '.join(LAYERS)}"
         raise SpectralError(f"make_pool: no layer is called {method!r}{near}")
     return LAYERS[method](channels, stride, axes, **options)
+
+
+guard_room(globals())

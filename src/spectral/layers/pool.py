@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 from torch.fx import Proxy
@@ -45,6 +45,13 @@ class Pool(nn.Module):
 
     axes: ClassVar[int]
     kind: ClassVar[str]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Make one of a class that knows its number of axes."""
+        if not hasattr(cls, "axes"):
+            name = cls.__name__
+            raise SpectralError(f"{name} is what {name}1d, {name}2d and {name}3d share; make one of these")
+        return super().__new__(cls)
 
     def __init__(self, channels: int | None, stride: Stride) -> None:
         super().__init__()

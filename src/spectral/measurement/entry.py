@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor, nn
 
-from spectral.arguments import as_integer
+from spectral.arguments import as_integer, as_path
 from spectral.capture import TAPS, Tap
 from spectral.errors import SpectralError, suggest, warn
 from spectral.intake import Feed
@@ -115,7 +115,7 @@ def measure(
             model, images, metrics, sites=sites, taps=taps, name=name, preprocessing=preprocessing,
             logits=logits, workers=workers,
         )  # fmt: skip
-        folder = None if out is None else Path(out)
+        folder = None if out is None else as_path(out, "measure: out")
         return measure_run(run, ranks, batch_size=batch_size, progress=progress, out=folder)
 
 

@@ -26,7 +26,7 @@ def register_operator(operator: Kind) -> Kind:
         operator: a subclass of `spectral.operators.Operator`; also usable as its decorator.
 
     Raises:
-        SpectralError: if it has no kind, or its kind or one of its names is taken.
+        SpectralError: if it is no such class, has no kind, or its kind or one of its names is taken.
 
     Example:
         >>> import torch, spectral
@@ -48,6 +48,10 @@ def register_operator(operator: Kind) -> Kind:
         >>> [(site.op, site.measurable, site.rule) for site in spectral.find_sites(Net(), 8)]
         [('halve', True, 'the map itself')]
     """
+    if not (isinstance(operator, type) and issubclass(operator, Operator)):
+        raise SpectralError(
+            f"register_operator: expected a subclass of spectral.operators.Operator, got {operator!r:.60}"
+        )
     kind = getattr(operator, "kind", None)
     if not isinstance(kind, str) or not kind:
         raise SpectralError(

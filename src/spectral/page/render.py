@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 import spectral
 from spectral.analysis import Diagnosis, SiteDetail
+from spectral.arguments import as_path
 from spectral.errors import SpectralError
 from spectral.figures import (
     find_colour,
@@ -133,7 +134,8 @@ def write_page(found: Diagnosis | Sequence[Diagnosis], path: str | Path) -> Path
         >>> "no place where resolution drops" in page.read_text(encoding="utf-8")
         True
     """
-    return write_text(render_page([found] if isinstance(found, Diagnosis) else found), Path(path))
+    target = as_path(path, "write_page: path")
+    return write_text(render_page([found] if isinstance(found, Diagnosis) else found), target)
 
 
 def write_text(text: str, path: Path) -> Path:

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 import spectral
 from spectral.analysis import Diagnosis, is_diagnosis, read_diagnosis
+from spectral.arguments import as_path
 from spectral.errors import SpectralError
 from spectral.figures import FIGURES, to_svg
 from spectral.page.cells import Column, View, make_downloads, number, text, view
@@ -38,10 +39,10 @@ def write_report(folder: str | Path, path: str | Path | None = None) -> Path:
         Traceback (most recent call last):
         spectral.errors.SpectralError: there is no folder no/such/folder; pass what a command wrote with --out
     """
-    folder = Path(folder)
+    folder = as_path(folder, "write_report: folder")
     if not folder.is_dir():
         raise SpectralError(f"there is no folder {folder}; pass what a command wrote with --out")
-    target = folder / "page.html" if path is None else Path(path)
+    target = folder / "page.html" if path is None else as_path(path, "write_report: path")
     diagnoses = [read_diagnosis(one) for one in _list_diagnoses(folder)]
     if diagnoses:
         return write_text(render_page(diagnoses), target)

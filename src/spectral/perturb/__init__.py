@@ -20,6 +20,7 @@ from spectral.perturb.operators import (
     choose_randomly,
     make_perturbation,
 )
+from spectral.validation import guard_room
 
 __all__ = [
     "ATTACKS",
@@ -45,3 +46,5 @@ __all__ = [
     "measure_predictions",
     "measure_robustness",
 ]
+
+guard_room(globals())

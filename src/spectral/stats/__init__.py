@@ -22,7 +22,7 @@ from spectral.stats.comparison import (
 from spectral.stats.dependence import Correlation, RankCorrelation, correlate, correlate_ranks
 from spectral.stats.estimate import Mean, estimate_mean
 from spectral.stats.regression import Regression, regress_cross_validated
-from spectral.validation import guard_functions
+from spectral.validation import guard_room
 
 __all__ = [
     "Correlation",
@@ -46,4 +46,4 @@ __all__ = [
     "summarize_share",
 ]
 
-guard_functions(globals())
+guard_room(globals())

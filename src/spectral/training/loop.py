@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from spectral.arguments import as_path
 from spectral.errors import SpectralError
 from spectral.identity import find_structure
 from spectral.layers import BlurPool
@@ -73,9 +74,10 @@ def train(
         BrokenJobError: if a rank ends, or fails as nobody foresaw.
     """
     ranks = find_ranks()
-    with hold(Path(out), ranks):
+    folder = as_path(out, "train: out")
+    with hold(folder, ranks):
         return _train(
-            architecture, train_set, test_set, Path(out), recipe, torch.device(device),
+            architecture, train_set, test_set, folder, recipe, torch.device(device),
             progress and ranks.first, start, ranks,
         )  # fmt: skip
 
