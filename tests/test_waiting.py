@@ -20,6 +20,7 @@ from spectral.intake import Feed
 from spectral.measurement import DEFAULT_METRICS, METRICS, SITE_METRICS, measure_capture
 from spectral.measurement.pieces import OPEN
 from spectral.measurement.run import Run
+from spectral.monitor import AliasingMonitor, AliasingPenalty
 from spectral.sites import find_sites
 from spectral.table import to_frame
 
@@ -176,3 +177,87 @@ def test_batches_before_a_broken_one_are_kept():
         with pytest.raises(SpectralError, match="NaN or infinite"):
             next(batches)
     assert len(set(to_frame(kept)["image"]) - {""}) == 8
+
+
+def watch(model: nn.Module, x: Tensor, deferred: bool) -> tuple[dict[str, float], Tensor, Tensor]:
+    """What a monitor says of a pass, a penalty, and the penalty's slope at the first weights."""
+    sites, weight = find_sites(model, x), next(model.parameters())
+    weight.grad = None
+    with (
+        AliasingMonitor(model, sites, ("avr", "am_relative", "am"), deferred=deferred) as monitor,
+        torch.no_grad(),
+    ):
+        model(x)
+    with AliasingPenalty(model, sites, deferred=deferred) as penalty:
+        model(x)
+        value = penalty.value()
+    value.backward()
+    return monitor.values(), value.detach(), weight.grad
+
+
+@pytest.mark.parametrize("kind", ["noise", "band limited", "silent", "mixed"])
+def test_monitor_and_penalty_settle_behind_the_pass(kind):
+    """An image whose maps have next to nothing above the limit is measured again, as it is at once."""
+    inputs = {
+        "noise": image(4, 3, 32, 32),
+        "band limited": band_limited(4),
+        "silent": torch.zeros(4, 3, 32, 32),
+    }
+    inputs["mixed"] = torch.cat([part[:2] for part in inputs.values()])
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 1, 2, bias=False), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1, bias=False), nn.Flatten()
+    )
+    (here, value, slope), (there, *others) = (
+        watch(net, inputs[kind], deferred) for deferred in (False, True)
+    )
+    assert there == pytest.approx(here, rel=1e-5, abs=1e-9, nan_ok=True)
+    for a, b in zip((value, slope), others, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-9)
+
+
+def test_the_waits_of_a_monitored_pass_dont_grow_with_the_sites():
+    counts = []
+    for sites in (1, 5):
+        net, x = Mixed(sites).eval(), image(4, 3, 32, 32)
+        found = find_sites(net, 32)
+        with AliasingMonitor(net, found, deferred=True) as monitor, torch.no_grad():
+            net(x)
+            with Waits() as waits:
+                net(x)
+                monitor.values()
+        with AliasingPenalty(net, found, deferred=True) as penalty, waits:
+            net(x)
+            penalty.value()
+        counts.append(sum(waits.counts.values()))
+    assert counts[0] == counts[1] <= 4
+
+
+def test_a_map_that_is_altered_in_place_is_left_out_once():
+    """What is doubtful can't be measured again from what is there no more."""
+
+    class Altering(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 1, 2, bias=False), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x * 1
+            y = self.conv(x)
+            x.mul_(2)
+            return self.head(y.mean((2, 3)))
+
+    net, x = Altering(), band_limited(2)
+    with AliasingMonitor(net, find_sites(net, 32), ("avr",), deferred=True) as monitor, torch.no_grad():
+        net(x)
+        assert np.isnan(monitor.values()["conv/dense/avr"])
+        net(x)
+        late = monitor.values()
+    assert late["conv/dense/avr"] < 1e-9
+
+
+def test_a_pass_that_isnt_finite_is_told_with_the_penalty():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Flatten())
+    x = image(2, 3, 32, 32)
+    x[0, 0, 3, 3] = torch.nan
+    with AliasingPenalty(net, find_sites(net, 32), deferred=True), pytest.raises(SpectralError, match="NaN"):
+        net(x)

@@ -43,6 +43,7 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         share_dense: where ``reduce`` computes a convolution's dense map and no gradient is needed, take its
             output from that instead of computing it twice; the model's outputs then change by rounding.
         wants_pass: called when a forward pass begins; tells whether to capture it.
+        after_pass: called when one that is captured has ended, before its output is handed out.
 
     Raises:
         SpectralError: for an unknown name (the nearest are offered), a site that isn't measurable at the
@@ -68,6 +69,7 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         reduce: Callable[[Capture], None] | None = None,
         share_dense: bool = True,
         wants_pass: Callable[[], bool] = lambda: True,
+        after_pass: Callable[[], None] | None = None,
     ) -> None:
         check_hookable(model)
         self.tap: Tap = tap or ("input" if capture_input else "output")
@@ -84,7 +86,7 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
             raise SpectralError(f"FeatureExtractor: sites must be a list, got the string {sites!r}")
         for site in sites:
             self._add(site)
-        self._wants_pass = wants_pass
+        self._wants_pass, self._after_pass = wants_pass, after_pass
         self._latest: _Pass | None = None  # None until the model has run
         self._delivering = False
         self._handles: list[RemovableHandle] = []
@@ -287,6 +289,9 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
             self._on_direct(frame, output)
         if frame.parent is None:
             frame.record.roll.check(whole=not frame.path)
+            if self._after_pass is not None:
+                with self._reading():
+                    self._after_pass()
 
     def _close(self, frame: Frame) -> None:
         if self._active.frame is frame:
@@ -385,15 +390,21 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         self._call(capture, frame)
 
     def _call(self, capture: Capture, frame: Frame) -> None:
+        with self._reading():
+            if self._reduce is not None:
+                self._reduce(capture)
+            else:
+                tensor = getattr(capture, self.tap)
+                tensor = tensor() if self.tap in OF_DENSE_MAPS else tensor
+                frame.record.captured[capture.site.name] = [self._copy(tensor)]
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Hear of nothing that is computed within, and keep no gradients but those that are wanted."""
         self._delivering = True
         try:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self._detach), saving_plainly():
-                if self._reduce is not None:
-                    self._reduce(capture)
-                else:
-                    tensor = getattr(capture, self.tap)
-                    tensor = tensor() if self.tap in OF_DENSE_MAPS else tensor
-                    frame.record.captured[capture.site.name] = [self._copy(tensor)]
+                yield
         finally:
             self._delivering = False
 

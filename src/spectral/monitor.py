@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import torch
@@ -12,21 +12,30 @@ from spectral.capture import Capture, Tap
 from spectral.errors import SpectralError, suggest
 from spectral.graph import is_reentrant
 from spectral.hooks import FeatureExtractor
-from spectral.measurement import ALIAS_METRICS, AVR_METRICS, SITE_METRICS, measure_capture
+from spectral.measurement import ALIAS_METRICS, AVR_METRICS, OPEN, SITE_METRICS, measure_capture
 from spectral.sites import Site
 
 
 class _Attached:
-    """What hangs on a model in training until it is taken off."""
+    """What hangs on a model in training until it is taken off.
+
+    Where the host would have to wait for a device, nothing is read back inside a forward pass: what rounding
+    leaves open is looked at once, when the pass has ended, and measured again from what entered the site.
+    """
 
     def __init__(
         self,
         model: nn.Module,
         sites: Sequence[Site],
         metrics: Sequence[str],
+        taps: Sequence[Tap],
         allowed: Sequence[str],
         detach: bool,
+        deferred: bool | None,
     ) -> None:
+        self._metrics, self._taps, self._deferred = tuple(metrics), tuple(taps), deferred
+        self._open: list[tuple[Capture, int, Tensor]] = []  # with the version of what entered, and the marks
+        self._at_once: set[str] = set()
         caller = type(self).__name__
         for metric in metrics:
             if metric not in allowed:
@@ -44,7 +53,8 @@ class _Attached:
             detach=detach,
             reduce=self._reduce,
             share_dense=False,
-            wants_pass=self._begin,
+            wants_pass=self._start,
+            after_pass=self._settle,
         )
 
     def remove_hooks(self) -> None:
@@ -67,12 +77,44 @@ class _Attached:
         """Detach from the model."""
         self.remove_hooks()
 
+    def _start(self) -> bool:
+        self._open = []  # of a pass that failed
+        return self._begin()
+
     def _begin(self) -> bool:
         """Begin a pass; tell whether to measure it."""
         raise NotImplementedError
 
-    def _reduce(self, capture: Capture) -> None:
+    def _keep(self, site: str, found: Mapping[tuple[str, str], Tensor]) -> None:
+        """Keep what was measured at a site, in place of what was before; nothing if it can't be known."""
         raise NotImplementedError
+
+    def _reduce(self, capture: Capture) -> None:
+        name = capture.site.name
+        deferred = capture.input.device.type != "cpu" if self._deferred is None else self._deferred
+        # What is made in inference mode doesn't tell whether it was altered since.
+        if not deferred or name in self._at_once or capture.input.is_inference():
+            self._keep(name, measure_capture(capture, self._metrics, self._taps))
+            return
+        found = measure_capture(capture, self._metrics, self._taps, "fast")
+        marks = [values for (_, metric), values in found.items() if metric == OPEN]
+        self._open.append((capture, capture.input._version, torch.stack(marks).detach().max()))
+        self._keep(name, {key: values for key, values in found.items() if key[1] != OPEN})
+
+    def _settle(self) -> None:
+        """Measure again, at once, what a pass has left open."""
+        if not self._open:
+            return
+        captures, self._open = self._open, []
+        marks = torch.stack([mark.to(captures[0][2].device) for *_, mark in captures]).tolist()
+        for (capture, version, _), mark in zip(captures, marks, strict=True):
+            if mark == 0:
+                continue
+            if capture.input._version != version:  # by an operator that works in place: next time at once
+                self._at_once.add(capture.site.name)
+                self._keep(capture.site.name, {})
+            else:
+                self._keep(capture.site.name, measure_capture(capture, self._metrics, self._taps))
 
 
 class AliasingMonitor(_Attached):
@@ -86,6 +128,7 @@ class AliasingMonitor(_Attached):
         metrics: site metrics as in `measure`: avr, am, am_relative, alias_power_ratio, …
         taps: where AVR is taken.
         every: measure the first of so many forward passes.
+        deferred: look at no values before a pass has ended; by default wherever the host would wait for them.
 
     Raises:
         SpectralError: for unknown metrics, no measurable site, or a model in which hooks never fire.
@@ -106,13 +149,14 @@ class AliasingMonitor(_Attached):
         metrics: Sequence[str] = ("avr", "am_relative"),
         taps: Sequence[Tap] = ("dense",),
         every: int = 1,
+        *,
+        deferred: bool | None = None,
     ) -> None:
         if every < 1:
             raise SpectralError(f"AliasingMonitor: every must be ≥ 1, got {every}")
-        self._metrics, self._taps = tuple(metrics), tuple(taps)
         self._every, self._passes = every, 0
-        self._latest: dict[str, float] = {}
-        super().__init__(model, sites, metrics, SITE_METRICS, detach=True)
+        self._latest: dict[str, Tensor] = {}
+        super().__init__(model, sites, metrics, taps, SITE_METRICS, detach=True, deferred=deferred)
 
     def values(self) -> dict[str, float]:
         """Return ``site/tap/metric`` → mean over the images of the latest measured batch, and over sites.
@@ -120,10 +164,11 @@ class AliasingMonitor(_Attached):
         Images whose map is silent are left out; a map that is silent in all of them gives NaN.
         """
         kinds: dict[str, list[float]] = {}
-        for name, value in self._latest.items():
+        latest = _fetch(self._latest)
+        for name, value in latest.items():
             kinds.setdefault("/".join(name.rsplit("/", 2)[1:]), []).append(value)
         means = {f"mean/{kind}": float(torch.tensor(values).nanmean()) for kind, values in kinds.items()}
-        return {**self._latest, **means}
+        return {**latest, **means}
 
     def _begin(self) -> bool:
         wanted = self._passes % self._every == 0
@@ -132,12 +177,25 @@ class AliasingMonitor(_Attached):
             self._latest = {}
         return wanted
 
-    def _reduce(self, capture: Capture) -> None:
-        found = measure_capture(capture, self._metrics, self._taps)
+    def _keep(self, site: str, found: Mapping[tuple[str, str], Tensor]) -> None:
+        if not found:
+            self._latest = {
+                name: torch.full_like(value, torch.nan) if name.startswith(f"{site}/") else value
+                for name, value in self._latest.items()
+            }
         for (tap, metric), values in found.items():
             if metric != "power":
-                loud = values[found[tap, "power"] > 0]
-                self._latest[f"{capture.site.name}/{tap}/{metric}"] = float(loud.double().mean())
+                loud = values.double().where(found[tap, "power"] > 0, torch.nan)
+                self._latest[f"{site}/{tap}/{metric}"] = loud.nanmean()
+
+
+def _fetch(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return numbers that lie on devices, all of one device at once."""
+    found: dict[str, float] = {}
+    for device in {value.device for value in values.values()}:
+        own = {name: value for name, value in values.items() if value.device == device}
+        found |= dict(zip(own, torch.stack(list(own.values())).tolist(), strict=True))
+    return {name: found[name] for name in values}
 
 
 class AliasingPenalty(_Attached):
@@ -148,6 +206,7 @@ class AliasingPenalty(_Attached):
         sites: from `find_sites`; those that can't be measured are left out.
         metric: am_relative (free of scale, so the network can't escape by shrinking its maps), am,
             alias_power_ratio, avr or avr_separable, at the dense map.
+        deferred: as for `AliasingMonitor`.
 
     Raises:
         SpectralError: for another metric, no measurable site, or a model in which hooks never fire.
@@ -161,11 +220,18 @@ class AliasingPenalty(_Attached):
         >>> loss.backward()
     """
 
-    def __init__(self, model: nn.Module, sites: Sequence[Site], metric: str = "am_relative") -> None:
-        self._metric = metric
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Sequence[Site],
+        metric: str = "am_relative",
+        *,
+        deferred: bool | None = None,
+    ) -> None:
         self._terms: dict[str, Tensor] | None = None  # None until the model has run
         self._cut_off: str | None = None
-        super().__init__(model, sites, (metric,), (*ALIAS_METRICS, *AVR_METRICS), detach=False)
+        allowed = (*ALIAS_METRICS, *AVR_METRICS)
+        super().__init__(model, sites, (metric,), ("dense",), allowed, detach=False, deferred=deferred)
 
     def value(self) -> Tensor:
         """Return the mean over images and sites of the latest forward pass, with its graph.
@@ -196,8 +262,12 @@ class AliasingPenalty(_Attached):
         return True
 
     def _reduce(self, capture: Capture) -> None:
-        assert self._terms is not None
         if not torch.is_grad_enabled() and is_reentrant():
             self._cut_off = capture.site.name
-        values = measure_capture(capture, (self._metric,), ("dense",))["dense", self._metric]
-        self._terms[capture.site.name] = values.mean()
+        super()._reduce(capture)
+
+    def _keep(self, site: str, found: Mapping[tuple[str, str], Tensor]) -> None:
+        assert self._terms is not None
+        self._terms.pop(site, None)
+        if found:
+            self._terms[site] = found["dense", self._metrics[0]].mean()

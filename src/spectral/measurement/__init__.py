@@ -16,7 +16,7 @@ from spectral.measurement.description import describe_sites
 from spectral.measurement.entry import measure, prepare_run
 from spectral.measurement.images import TensorImages, find_clusters, insert_clusters
 from spectral.measurement.job import measure_part, measure_run
-from spectral.measurement.pieces import CATEGORIES, CHANNEL_METRICS
+from spectral.measurement.pieces import CATEGORIES, CHANNEL_METRICS, OPEN
 
 __all__ = [
     "ALIAS_METRICS",
@@ -26,6 +26,7 @@ __all__ = [
     "DEFAULT_METRICS",
     "DENSE_METRICS",
     "METRICS",
+    "OPEN",
     "SITE_METRICS",
     "Images",
     "TensorImages",
