@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from networks import image
 from torch import Tensor, nn
 
+from spectral.errors import SpectralError
 from spectral.hooks import FeatureExtractor
 from spectral.layers import FLCPool2d, IdealLowPass2d
 from spectral.sites import Site, find_global_pools, find_reductions, find_sites
+from spectral.surgery import conversion_report, convert
 
 Call = Callable[..., Any]
 SIZE = (16, 24)
@@ -110,8 +112,6 @@ POOLS: dict[str, tuple[Call, str, tuple[int, int]]] = {
 REASONS: dict[str, tuple[Call, str, str]] = {
     "one row": (lambda x: x[:, :, 3], "select", "one of its 16 rows is kept"),
     "one column of channels-last": (lambda x: x.permute(0, 2, 3, 1)[:, :, -1], "select", "one of its 24 col"),
-    "unbind": (lambda x: torch.stack(x.unbind(3)[::2], 3), "select", "its columns are taken one by one, 2"),
-    "a loop": (lambda x: torch.stack([x[:, :, i] for i in range(0, 16, 4)], 2), "select", "its rows are tak"),
     "irregular index": (lambda x: x[:, :, [0, 3, 4, 6]], "index", "its samples are picked at positions"),
     "index of the data": (lambda x: x[:, :, x[0, 0].mean(1).argsort()[:8]], "index", "its samples are"),
     "mask of the data": (lambda x: x[:, :, x[0, 0].mean(1) > 0], "index", "its samples are picked at pos"),
@@ -151,20 +151,18 @@ REASONS: dict[str, tuple[Call, str, str]] = {
     "complex slice": (lambda x: torch.complex(x, x)[..., ::2].abs(), "slice", "its map is complex"),
     "slice of integers": (lambda x: (x > 0).int()[:, :, ::2], "unrecognised", "its samples are no floating-"),
     "diagonal": (lambda x: x[..., :16].diagonal(dim1=2, dim2=3), "unrecognised", "unrecognised operator a"),
-    "sum of phases": (
-        lambda x: (x[..., ::2, ::2] + x[..., 1::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, 1::2]) / 4,
-        "window_mean", "a pool written as slices",
+    "maximum of one phase and twice another": (
+        lambda x: torch.maximum(x[..., ::2] * 2, x[..., 1::2]), "window_max", "a pool written as slices"
     ),
-    "maximum of phases": (
-        lambda x: torch.maximum(torch.maximum(x[..., ::2, ::2], x[..., 1::2, ::2]),
-                                torch.maximum(x[..., ::2, 1::2], x[..., 1::2, 1::2])),
+    "maximum of sums": (
+        lambda x: torch.maximum(x[..., ::4] + x[..., 1::4], torch.maximum(x[..., 2::4], x[..., 3::4])),
         "window_max", "a pool written as slices",
     ),
-    "approximation of a Haar transform": (
-        lambda x: LOSSLESS["Haar transform"](x)[:, :4], "window_mean", "a pool written as slices"
+    "sum of activated phases": (
+        lambda x: x[..., ::2].relu() + x[..., 1::2].relu(), "window_blend", "a pool written as slices"
     ),
-    "approximation of a stacked Haar transform": (
-        lambda x: torch.stack(LOSSLESS["Haar transform"](x).chunk(4, 1), 2).relu()[:, :, 0],
+    "two sums of the same phases": (
+        lambda x: torch.cat([x[..., ::2] + x[..., 1::2], x[..., ::2] * 2 + x[..., 1::2] * 2], 1),
         "window_mean", "a pool written as slices",
     ),
     "half of a window": (
@@ -243,6 +241,37 @@ REASONS: dict[str, tuple[Call, str, str]] = {
     "sum of phases, joined with itself": (
         lambda x: (lambda y: torch.cat([y, y * 2], 1))(x[:, :, ::2] - x[:, :, 1::2]),
         "window_blend", "a pool written as slices",
+    ),
+}  # fmt: skip
+# Several operators that make one site together, and what they give is known: (op, stride, phase).
+JOINED: dict[str, tuple[Call, str, tuple[int, int], tuple[int, int]]] = {
+    "unbind": (lambda x: torch.stack(x.unbind(3)[1::2], 3), "select", (1, 2), (0, 1)),
+    "a loop": (lambda x: torch.stack([x[:, :, i] for i in range(0, 16, 4)], 2), "select", (4, 1), (0, 0)),
+    "sum of phases": (
+        lambda x: (x[..., ::2, ::2] + x[..., 1::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, 1::2]) / 4,
+        "window_mean", (2, 2), (0, 0),
+    ),
+    "maximum of phases": (
+        lambda x: torch.maximum(torch.maximum(x[..., ::2, ::2], x[..., 1::2, ::2]),
+                                torch.maximum(x[..., ::2, 1::2], x[..., 1::2, 1::2])),
+        "window_max", (2, 2), (0, 0),
+    ),
+    "minimum of halved phases": (
+        lambda x: torch.minimum(x[..., ::2] / 2, x[..., 1::2] / 2) * 2, "window_min", (1, 2), (0, 0)
+    ),
+    "a binomial filter": (
+        lambda x: (x[:, :, ::4] + 3 * x[:, :, 1::4] + 3 * x[:, :, 2::4] + x[:, :, 3::4]) / 8,
+        "window_blend", (4, 1), (0, 0),
+    ),
+    "written over a copy": (
+        lambda x: x[..., ::2].clone().sub_(x[..., 1::2], alpha=2).mul_(0.5), "window_blend", (1, 2), (0, 0)
+    ),
+    "phases of channels last": (
+        lambda x: (lambda y: (y[:, ::2] + y[:, 1::2]) / 2)(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
+        "window_mean", (2, 1), (0, 0),
+    ),
+    "approximation of a Haar transform": (
+        lambda x: LOSSLESS["Haar transform"](x)[:, :4], "window_blend", (2, 2), (0, 0)
     ),
 }  # fmt: skip
 LOOP = "its windows are cut and reduced one by one"
@@ -415,6 +444,49 @@ def test_what_has_no_dense_map_says_why(name, real):
     assert site.reason is not None
     assert site.reason.startswith(reason)
     assert others == [] or name in ("index of the data", "mask of the data")
+
+
+@pytest.mark.parametrize("name", JOINED)
+def test_several_operators_that_make_one_site(name):
+    """What they give is the decimated dense map, also behind an activation that follows."""
+    call, op, stride, phase = JOINED[name]
+    net = net_of(lambda x: call(x).sigmoid())
+    (site,) = find_sites(net, SIZE)
+    assert (site.op, site.stride, site.geometry.phase, site.measurable) == (op, stride, phase, True)
+    assert site.signal == "dense: several operators make its output"
+    assert [s.geometry for s in find_sites(both(net, real=True), SIZE)] == [site.geometry]
+    x = image(2, 3, *SIZE)
+    with FeatureExtractor(net, [site], tap="dense") as dense:
+        net(x)
+    left = dense[site.name][..., phase[0] :: stride[0], phase[1] :: stride[1]]
+    torch.testing.assert_close(left, call(net[0](x)))
+    check_identity(net, site)
+
+
+def test_what_several_operators_make_is_that_of_one_size_and_is_not_replaced():
+    net = nn.Sequential(net_of(JOINED["sum of phases"][0]), nn.MaxPool2d(2))
+    site, _ = find_sites(net, SIZE)
+    with (
+        FeatureExtractor(net, [site], tap="dense"),
+        pytest.raises(SpectralError, match=r"was found on maps of .* call find_sites again"),
+    ):
+        net(image(2, 3, 16, 8))
+    rows = conversion_report(convert(net, "blurpool", example=SIZE)).rows
+    assert [row.reason for row in rows if not row.replaced] == [
+        "several operators make it, of which none could be replaced: write it as one"
+    ]
+
+
+def test_the_gradient_of_what_several_operators_make():
+    net = net_of(lambda x: (x[..., ::2] - x[..., 1::2]) / 2)
+    (site,) = find_sites(net, SIZE)
+    with FeatureExtractor(net, [site], tap="output", detach=False) as out:
+        y = net(image(2, 3, *SIZE))
+    grads = [
+        torch.autograd.grad(z.square().sum(), net[0].weight, retain_graph=True)[0]
+        for z in (y, out[site.name])
+    ]
+    torch.testing.assert_close(*grads)
 
 
 @pytest.mark.parametrize(

@@ -86,11 +86,7 @@ class Capture:
 
     def decimate(self, dense: Tensor) -> Tensor:
         """Return the samples of a dense map that the site keeps."""
-        geometry = self.site.geometry
-        axes = zip(geometry.phase, geometry.stride, self.size, strict=True)
-        for axis, (p, s, n) in enumerate(axes, start=2):
-            dense = dense[(slice(None),) * axis + (slice(p, p + (n - 1) * s + 1, s),)]
-        return dense
+        return self.decimation.decimate(dense, self.size)
 
     def per_image(self, values: Tensor) -> Tensor:
         """Add up what was computed per map of the batch axis, (B',) → (B,)."""

@@ -356,7 +356,10 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
             return
         decimation = _place(operation.decimation, site, operation.source)
         layout = site.layouts[1] if site.layouts is not None else decimation
-        output = layout.arrange(operation.result)
+        if site.geometry.joined:
+            output = decimation.decimate(decimation.dense(site.output_size), site.output_size)
+        else:
+            output = layout.arrange(operation.result)
         entering = frame.argument if site.access == "wrapped" else decimation.input
         assert entering is not None
         self._deliver(site, frame, entering, output, decimation)
@@ -437,7 +440,9 @@ def _place(decimation: Decimation, site: Site, source: Tensor) -> Decimation:
     alike = ran.kind == site.operator and decimation.operator.agrees(ran, found)
     try:
         if alike and site.layouts is not None:
-            return replace(decimation, geometry=found, input=site.layouts[0].arrange(source))
+            placed = replace(decimation, geometry=found, input=site.layouts[0].arrange(source))
+            _check_joined(placed, site)
+            return placed
     except RuntimeError:  # a size that the layout can't be split into
         alike = False
     if not alike:
@@ -445,7 +450,23 @@ def _place(decimation: Decimation, site: Site, source: Tensor) -> Decimation:
             f"site {site.name!r} ran as {ran.kind} with stride {ran.stride}, not as {site.operator} with "
             f"{found.stride}; call find_sites again for this input"
         )
-    return decimation.operator.place(decimation, found)
+    placed = decimation.operator.place(decimation, found)
+    _check_joined(placed, site)
+    return placed
+
+
+def _check_joined(decimation: Decimation, site: Site) -> None:
+    """Refuse maps of another size where several operators make a site: the others may leave other samples.
+
+    Raises:
+        SpectralError: if the map isn't of the size on which the site was found.
+    """
+    size = tuple(decimation.input.shape[-len(site.stride) :])
+    if site.geometry.joined and size != site.input_size:
+        raise SpectralError(
+            f"site {site.name!r}, which several operators make, was found on maps of {site.input_size}, not "
+            f"of {size}; call find_sites again for this input"
+        )
 
 
 def _as_size(value: Any, site: Site) -> Size:

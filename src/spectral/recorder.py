@@ -86,6 +86,7 @@ class Recorder:
         self._substitute = substitute
         self._pending: Operation | None = None
         self.reading: Decimation | None = None  # how the operator was read that is observed now
+        self.met: Operation | None = None  # what it is, if it is a candidate of its own
 
     def start(self) -> None:
         """Listen in this thread."""
@@ -144,7 +145,7 @@ class Recorder:
         self, operation: Operation | None, decimation: Decimation | None, call: tuple[Any, Any, Any, Any]
     ) -> None:
         """Leave an operator that has run: (func, args, kwargs, output)."""
-        self.reading = decimation
+        self.reading, self.met = decimation, operation
         if self._observe:
             self._observe(*call)
         output = call[3][0] if isinstance(call[3], (tuple, list)) else call[3]

@@ -90,8 +90,8 @@ class Site:
 
     @property
     def operator(self) -> str:
-        """Kind of the operator that runs; a blur pool is a convolution."""
-        return operator_of(self.geometry.kind).runs_as or self.geometry.kind
+        """Kind of the operator that runs; a blur pool is a convolution. Of several the kind of the first."""
+        return self.geometry.joined or operator_of(self.geometry.kind).runs_as or self.geometry.kind
 
     @property
     def lossless(self) -> bool:
@@ -276,6 +276,7 @@ def _describe(event: Event, image: Tensor) -> Site:
     size, channels = event.input_size, event.channels
     argument = frame.argument
     alone = frame.counts["operator"] == 1 and event.family == "operator" and event.layouts is None
+    alone = alone and not geometry.joined
     if (
         alone
         and event.prepared

@@ -14,6 +14,7 @@ from spectral.axes import (
     all_factors,
     drop_entry,
     extent_of,
+    find_layout,
     find_spacing,
     is_lattice,
 )
@@ -21,6 +22,7 @@ from spectral.discovery.events import PLACES, Event, count_channels, find_image_
 from spectral.discovery.placing import measure_places
 from spectral.discovery.uses import Uses, find_view
 from spectral.operators import Geometry
+from spectral.recorder import Operation
 from spectral.tracker import Frame
 
 
@@ -38,6 +40,7 @@ class _Taken:
     event: Event
     kinds: set[str]
     count: int
+    operation: Operation | None
     tokens: dict[int, list[_Token]] = field(default_factory=dict)
 
 
@@ -57,8 +60,13 @@ class Entries:
         self._axes, self._uses, self._running, self._keep = axes, uses, running, keep
         self._taken: dict[tuple[Hashable, int], _Taken] = {}
 
-    def note(self, call: Call) -> bool:
-        """Keep a call that takes entries of an axis of which nothing else is left; tell whether it does."""
+    def note(self, call: Call, operation: Operation | None) -> bool:
+        """Keep a call that takes entries of an axis of which nothing else is left; tell whether it does.
+
+        Args:
+            call: the operator that ran.
+            operation: where it ran, by which it is met again; None if it belongs to one before.
+        """
         if call.a.name not in ("aten::select", "aten::unbind"):
             return False
         x = call.a["self"]
@@ -73,7 +81,7 @@ class Entries:
         )
         if not gone and not mixed:
             return False
-        taken = self._taken.get((find_view(x), axis)) or self._begin(call, axis, gone or {MIXED})
+        taken = self._taken.get((find_view(x), axis)) or self._begin(call, axis, gone or {MIXED}, operation)
         chosen = [call.a["index"] % x.shape[axis]] if "index" in call.a else range(x.shape[axis])
         for index, y in zip(chosen, call.outputs, strict=True):
             place = index - first
@@ -97,24 +105,34 @@ class Entries:
                 reason = f"one of its {taken.count} {what} is kept: no lattice is left along that axis"
             elif len(steps) == 1:
                 reason = f"its {what} are taken one by one, {min(steps)} apart: write it as a slice"
-                self._space(taken, min(steps), len(used))
+                self._space(taken, used[0], min(steps), len(used))
+                if taken.event.layouts is not None:
+                    continue
             taken.event.geometry = replace(taken.event.geometry, reason=reason)
 
-    def _space(self, taken: _Taken, step: int, count: int) -> None:
-        """Say what is left of an axis of which every so many-th entry is taken."""
+    def _space(self, taken: _Taken, first: int, step: int, count: int) -> None:
+        """Say what is left of an axis of which every so many-th entry is taken; dense is the source."""
         event = taken.event
-        axes = [
-            find_image_axes(self._axes.labels(event.source)).index(k) for k in taken.kinds & set(IMAGE_AXES)
-        ]
-        if len(axes) == 1:
-            stride, size = list(event.geometry.stride), list(event.output_size)
-            stride[axes[0]], size[axes[0]] = step, count
-            event.geometry = replace(
-                event.geometry, kind="select", stride=tuple(stride), kernel=(1,) * len(stride)
-            )
-            event.output_size = tuple(size)
+        labels = self._axes.labels(event.source)
+        axes = [find_image_axes(labels).index(k) for k in taken.kinds & set(IMAGE_AXES)]
+        if len(axes) != 1:
+            return
+        stride, size, phase = (
+            [1] * len(event.geometry.stride),
+            list(event.output_size),
+            [0] * len(event.output_size),
+        )
+        stride[axes[0]], size[axes[0]], phase[axes[0]] = step, count, first
+        event.geometry = replace(
+            event.geometry, kind="select", stride=tuple(stride), kernel=(1,) * len(stride), phase=tuple(phase)
+        )
+        event.output_size = tuple(size)
+        layout = find_layout(labels)
+        if taken.operation is not None and layout is not None and event.source.is_floating_point():
+            event.geometry = replace(event.geometry, joined=taken.operation.decimation.operator.kind)
+            event.layouts = layout, layout
 
-    def _begin(self, call: Call, axis: int, kinds: set[str]) -> _Taken:
+    def _begin(self, call: Call, axis: int, kinds: set[str], operation: Operation | None) -> _Taken:
         x = call.a["self"]
         labels = self._axes.labels(x)
         after = drop_entry(labels, axis, 0)
@@ -123,11 +141,15 @@ class Entries:
         stride = tuple(n if k in kinds else 1 for k, n in zip(image_axes, sizes[0], strict=True))
         geometry = Geometry("select" if is_lattice(after) else "global_pool", stride, stride)
         frame = self._running[-1]
-        index = frame.counts["entry"]
-        frame.counts["entry"] += 1
-        event = Event(frame, "entry", index, geometry, *sizes, count_channels(labels), x, call.outputs[0])
+        family, index = (
+            ("entry", frame.counts["entry"]) if operation is None else (operation.family, operation.index)
+        )
+        frame.counts["entry"] += operation is None
+        event = Event(frame, family, index, geometry, *sizes, count_channels(labels), x, call.outputs[0])
+        if operation is not None:
+            event.own, event.turn = operation.own, operation.turn
         self._keep(event)
         spatial = [f for f in all_factors((labels[axis],)) if f.spatial]
-        taken = _Taken(event, kinds, extent_of(spatial))
+        taken = _Taken(event, kinds, extent_of(spatial), operation)
         self._taken[find_view(x), axis] = taken
         return taken

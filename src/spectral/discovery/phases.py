@@ -12,6 +12,7 @@ import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,13 @@ from spectral.operators import LOSSLESS, Size, is_pointwise
 # Not marked as pointwise by torch, but they don't move a sample.
 _SAMPLEWISE = {"clone", "_to_copy", "lift_fresh", "native_dropout", "contiguous"}
 _SLICES = ("slice", "select", "phase")
-_LARGEST = {"maximum", "minimum", "fmax", "fmin"}
+_EXTREMES = {"maximum": "window_max", "fmax": "window_max", "minimum": "window_min", "fmin": "window_min"}
 _REASON = "a pool written as slices that are joined by arithmetic: there is no one operator to measure"
 
 # Weight of each phase in a sum; None where it is no sum.
 Weights = dict[Size, float] | None
 Row = tuple[frozenset[Size], Weights]
+Pool = tuple[str, tuple[float, ...]]  # its kind, and the weights of a window's samples where they differ
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class _Blend:
 
     lattice: Lattice
     rows: tuple[Row, ...]
-    largest: bool = False
+    extreme: str = ""  # kind of the pool that takes the largest or smallest of its phases
+    gain: float = 1.0  # by what that has been multiplied; not a number where its phases were, by several
     bent: bool = (
         False  # by an activation: its rows can still be told apart, but their sums are none of the map
     )
@@ -66,6 +69,7 @@ class Phases:
         self._events: dict[Lattice, list[Event]] = defaultdict(list)
         self._parents: dict[Lattice, Lattice] = {}
         self._read: dict[Lattice, list[Row]] = defaultdict(list)  # what has been used as it is
+        self._made: dict[Lattice, set[Pool | None]] = defaultdict(set)  # the pools among that
         self._pools: dict[Lattice, str] = {}
         self._roots: list[Tensor] = []  # alive, so that no two read the same memory
 
@@ -78,7 +82,7 @@ class Phases:
         blends = {}
         for lattice, blend in self._blends_of(event.source).items():
             if len(blend.rows) > 1:
-                self._read[lattice] += blend.rows  # they stay channels
+                self._note_read(blend)  # they stay channels
                 continue
             ((phases, known),) = blend.rows
             if len(phases) != 1:
@@ -140,7 +144,7 @@ class Phases:
     def read(self, x: Tensor) -> None:
         """Note that a tensor is used as it is: if it is a lone phase, that is a site of its own."""
         for lattice, blend in self._blends_of(x).items():
-            self._read[lattice] += blend.rows
+            self._note_read(blend)
             for event in self._events[lattice] if len(blend.rows) == 1 else ():
                 own = self._blends_of(event.output).get(lattice)
                 event.alone |= own is not None and own.rows[0][0] == blend.rows[0][0]
@@ -154,18 +158,38 @@ class Phases:
         }
         together = [*lossless, *(lattice for lattice in self._pools if lattice not in lossless)]
         for lattice in sorted(together, key=lambda lattice: -math.prod(lattice.stride)):
-            kind, reason = "space_to_depth", LOSSLESS
+            kind: str = "space_to_depth"
+            reason: str | None = LOSSLESS
             if lattice not in lossless:
                 kind, reason = self._pools[lattice], _REASON
+            weights: tuple[float, ...] = ()
+            joined = ""
             group = self._collect(lattice)
             if any(e.alone or e.dropped or not e.used or e.geometry.kind not in _SLICES for e in group):
                 continue
             first = group[0]
-            first.geometry = replace(first.geometry, kind=kind, stride=lattice.stride, kernel=lattice.stride,
-                                     phase=(0,) * len(lattice.stride), reason=reason)  # fmt: skip
+            if lattice not in lossless and first.family != "phase" and first.geometry.reason is None:
+                found = self._find_pool(lattice, first)
+                if found is not None:
+                    (kind, weights), joined, reason = found, first.geometry.kind, None
+            first.geometry = replace(
+                first.geometry, kind=kind, stride=lattice.stride, kernel=lattice.stride,
+                phase=(0,) * len(lattice.stride), joined=joined, weights=weights, reason=reason,
+            )  # fmt: skip
             first.output_size = group[-1].output_size
             for other in group[1:]:
                 other.dropped = True
+
+    def _note_read(self, blend: _Blend) -> None:
+        self._read[blend.lattice] += blend.rows
+        self._made[blend.lattice] |= {_describe(blend, row) for row in blend.rows}
+
+    def _find_pool(self, lattice: Lattice, first: Event) -> Pool | None:
+        """Return the one pool that is used of a lattice of a tensor; None if there is none, or several."""
+        if find_view(first.source) != lattice.root:
+            return None
+        pools = self._made[lattice]
+        return next(iter(pools)) if len(pools) == 1 and first.source.is_floating_point() else None
 
     def _blends_of(self, x: Tensor) -> dict[Lattice, _Blend]:
         blends: dict[Lattice, _Blend] = self._blends.get(x, {})
@@ -189,9 +213,24 @@ class Phases:
                 self._pools.setdefault(blend.lattice, _name_pool(blend, weights))
 
 
+def _describe(blend: _Blend, row: Row) -> Pool | None:
+    """Return the pool that a row of a blend is; None if it isn't one of all phases, or is multiplied."""
+    phases, weights = row
+    order = list(product(*map(range, blend.lattice.stride)))
+    if phases != set(order):
+        return None
+    if blend.extreme:
+        return (blend.extreme, ()) if blend.gain == 1 else None
+    if weights is None or not all(math.isfinite(w) for w in weights.values()):
+        return None
+    values = tuple(weights.get(phase, 0.0) for phase in order)
+    mean = all(math.isclose(value * len(order), 1, rel_tol=1e-9) for value in values)
+    return ("window_mean", ()) if mean else ("window_blend", values)
+
+
 def _name_pool(blend: _Blend, weights: Weights) -> str:
-    if blend.largest:
-        return "window_max"
+    if blend.extreme:
+        return blend.extreme
     alike = weights is not None and len({round(w, 6) for w in weights.values()}) == 1
     return "window_mean" if alike else "window_blend"
 
@@ -205,14 +244,21 @@ def _scale(blend: _Blend, name: str, func: Any, call: Call) -> _Blend | None:
     if not is_pointwise(func):
         return None
     other = call.a.get("other")
+    if blend.bent:
+        return blend
     if name == "neg":
         factor = -1.0
-    elif name in ("mul", "div") and isinstance(other, (int, float)) and other:
+    elif (
+        name in ("mul", "div")
+        and isinstance(other, (int, float))
+        and other
+        and not call.a.get("rounding_mode")
+    ):
         factor = float(other) if name == "mul" else 1 / other
     else:
         return replace(blend, bent=True)
     rows = [(p, w and {phase: factor * weight for phase, weight in w.items()}) for p, w in blend.rows]
-    return replace(blend, rows=tuple(rows))
+    return replace(blend, rows=tuple(rows), gain=blend.gain * factor)
 
 
 def _combine(first: _Blend, second: _Blend, name: str, call: Call) -> _Blend:
@@ -233,8 +279,21 @@ def _combine(first: _Blend, second: _Blend, name: str, call: Call) -> _Blend:
             weights = {p: left.get(p, 0.0) + sign * alpha * right.get(p, 0.0) for p in phases | others}
         rows.append((phases | others, weights))
     plain = all(len(phases) == 1 for phases, _ in (*first.rows, *second.rows))
-    largest = name in _LARGEST and (plain or first.largest or second.largest)
-    return _Blend(first.lattice, tuple(rows), largest)
+    extreme = _EXTREMES.get(name, "") if plain or first.extreme or second.extreme else ""
+    gains = {gain for blend in (first, second) for gain in _list_gains(blend, extreme)}
+    gain = gains.pop() if len(gains) == 1 else math.nan
+    return _Blend(first.lattice, tuple(rows), extreme, gain, bent=first.bent or second.bent)
+
+
+def _list_gains(blend: _Blend, extreme: str) -> set[float]:
+    """By what the phases in a blend have been multiplied; NaN where the largest of them isn't known."""
+    if blend.extreme:
+        return {blend.gain if blend.extreme == extreme else math.nan}
+    rows = [weights for _, weights in blend.rows]
+    found = {w for weights in rows if weights is not None for w in weights.values()}
+    plain = all(len(phases) == 1 for phases, _ in blend.rows)
+    positive = plain and None not in rows and not blend.bent and all(w > 0 for w in found)
+    return found if positive else {math.nan}
 
 
 def _crops_rows(call: Call, blends: dict[Lattice, _Blend]) -> bool:

@@ -49,6 +49,7 @@ _PREPARING = {
     "empty_like", "copy_", "clone", "_to_copy", "alias", "detach", "view", "unsqueeze", "squeeze",
 }  # fmt: skip
 
+_JOINED = "several operators make its output"
 _OUTSIDE = "a smaller map that no torch operator made (NumPy?): what was done to it can't be seen"
 
 Beside = Callable[[nn.Module], AbstractContextManager[Any]]
@@ -124,7 +125,8 @@ class _Discovery:
         self._place_events()
         kept = [event for event in self.events if event.used and not event.dropped]
         for event in kept:
-            event.chain, event.no_chain = self._chains.find(event)
+            joined = bool(event.geometry.joined)
+            event.chain, event.no_chain = (None, _JOINED) if joined else self._chains.find(event)
         return kept
 
     def _place_events(self) -> None:
@@ -141,8 +143,10 @@ class _Discovery:
         """Keep a candidate that reduces the resolution of a map of the image."""
         operator = operation.decimation.operator
         place = {
-            "maps": place_map, "slices": place_slice, "picks": place_pick, "windows": place_reduction
+            "maps": place_map, "slices": place_slice, "picks": place_pick, "windows": place_reduction,
         }  # fmt: skip
+        if operator.acts_on not in place:
+            return  # of entries that are taken one by one `Entries` tells
         event = place[operator.acts_on](operation, self.axes)
         if event is None:
             return
@@ -186,13 +190,15 @@ class _Discovery:
         if "tensors" in call.a and (joined := self._phases.find_joined(call.a["tensors"])):
             self._folding.note_join(*joined, call)
         parts = []
-        if decimation is None or decimation.operator.acts_on == "slices":
+        bare = decimation is None or decimation.operator.acts_on == "entries"
+        if bare or (decimation is not None and decimation.operator.acts_on == "slices"):
             parts = self._folding.note_phases(call, before)
             for event in parts:
                 self._uses.watch(event, event.output)
                 self._phases.note(event)
         self._phases.follow(call, func, call.inputs, call.outputs)
-        if not self._entries.note(call) and decimation is None and not parts and not _is_exempt(call):
+        entries = self._entries.note(call, self.recorder.met)
+        if not entries and bare and not parts and not _is_exempt(call):
             lost = self._folding.note_loss(call, before)
             if lost is not None and operator_name(func) == "sort":
                 self._uses.watch(lost, lost.output)  # its positions alone lose nothing

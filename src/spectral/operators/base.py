@@ -18,7 +18,7 @@ from spectral.errors import SpectralError, suggest
 Size = tuple[int, ...]
 ALL = slice(None)
 LOSSLESS = "lossless: every sample is kept, as a channel"
-ActsOn = Literal["maps", "slices", "picks", "windows", "places"]
+ActsOn = Literal["maps", "slices", "picks", "entries", "windows", "places"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Geometry:
 
     ``kind`` is the name of its `Operator`; a site may refine it. Where ``reason`` is set there is no dense
     map. Tuples have one entry per spatial axis, two or three (of a slice: one per sliced axis, and ``axes``
-    tells which).
+    tells which). Where several operators make one site together ``joined`` is the kind of the first of them,
+    and the output is what the dense map says; ``weights`` are those of a window's samples, where they differ.
     """
 
     kind: str
@@ -42,6 +43,8 @@ class Geometry:
     divisor: int | None = None
     adaptive: bool = False
     axes: tuple[int, ...] = ()
+    joined: str = ""
+    weights: tuple[float, ...] = ()
     reason: str | None = None
 
 
@@ -101,6 +104,14 @@ class Decimation:
         """Return the operator's output as a batch of maps."""
         return self.operator.arrange(self, output)
 
+    def decimate(self, dense: Tensor, size: Size) -> Tensor:
+        """Return the samples of a dense map that the operator keeps."""
+        for axis, (p, s, n) in enumerate(
+            zip(self.geometry.phase, self.geometry.stride, size, strict=True), 2
+        ):
+            dense = dense[(ALL,) * axis + (slice(p, p + (n - 1) * s + 1, s),)]
+        return dense
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -138,7 +149,8 @@ class Operator:
         rule: what its dense map is, in words; empty where there is none.
         acts_on: ``maps`` where it slides over the last axes of a batch (B, C, …). Of the others the labels of
             their axes tell whether they reduce the resolution: ``slices`` of an axis, ``picks`` of some of
-            its samples, reductions over ``windows``, and what takes ``places`` together in another way.
+            its samples, all ``entries`` of one, reductions over ``windows``, and what takes ``places``
+            together in another way.
         picks: whether it takes samples as they are, so that even one of them is no pool of the others.
         reason: why there is no dense map, where there never is one.
         runs_as: the kind of the operator that runs, where this one refines another.
@@ -189,6 +201,8 @@ class Operator:
 
     def find_obstacle(self, geometry: Geometry) -> str | None:
         """Say why no layer can take its place; None if one can."""
+        if geometry.joined:
+            return "several operators make it, of which none could be replaced: write it as one"
         return self.obstacle and self.obstacle.format(kind=self.kind)
 
     def count_channels(self, d: Decimation) -> int:

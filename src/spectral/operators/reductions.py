@@ -131,6 +131,27 @@ class WindowSum(Accumulation):
 
 
 @register_operator
+class WindowBlend(Accumulation):
+    """A weighted sum over windows, as arithmetic of slices makes it."""
+
+    kind = "window_blend"
+    rule = "the weighted sum over the window at every sample"
+
+    def make_dense(self, d: Decimation, x: Tensor, size: Size) -> Tensor:
+        """Add up the samples of the window that starts at each sample, by their weights."""
+        wide = x.float() if x.element_size() < 4 else x
+        total: Tensor | None = None
+        offsets = product(*map(range, d.geometry.kernel))
+        for offset, weight in zip(offsets, d.geometry.weights, strict=True):
+            part = wide
+            for axis, (start, extent) in enumerate(zip(offset, d.geometry.kernel, strict=True), start=2):
+                part = part.narrow(axis, start, x.shape[axis] - extent + 1)
+            total = part * weight if total is None else total + part * weight
+        assert total is not None
+        return total.to(x.dtype)
+
+
+@register_operator
 class WindowProduct(Reduction):
     """The product over windows."""
 

@@ -38,9 +38,10 @@ class Slice(Operator):
     def agrees(self, ran: Geometry, found: Geometry) -> bool:
         """Compare the axes that were sliced: a slice as it runs doesn't say which they are.
 
-        Of channels that are windows it doesn't say what phases they are either.
+        Of channels that are windows it doesn't say what phases they are either; of several slices that are
+        joined the first doesn't say what the others are.
         """
-        if found.kind == Phase.kind:
+        if found.kind != self.kind:
             return True
         sliced = [(s, p) for s, p in zip(found.stride, found.phase, strict=True) if s > 1]
         return sorted(zip(ran.stride, ran.phase, strict=True)) == sorted(sliced)
@@ -93,6 +94,27 @@ class Select(Pick):
     def read(self, a: Arguments) -> Decimation | None:
         """Read a selection from any axis but the first, where images are."""
         return super().read(a) if a["dim"] % max(a["self"].ndim, 1) else None
+
+
+@register_operator
+class Unbind(Operator):
+    """All entries of an axis, each by itself: which of them are used tells what is left of it."""
+
+    kind = "unbind"
+    family = "unbind"
+    names = ("aten::unbind.int",)
+    acts_on = "entries"
+
+    def read(self, a: Arguments) -> Decimation | None:
+        """Read it from any tensor; what it is of only the labels tell."""
+        x = a["self"]
+        if x.ndim < 2 or not x.is_floating_point():
+            return None
+        return Decimation(Geometry(self.kind, (0,), phase=(0,), axes=(a["dim"] % x.ndim,)), x)
+
+    def agrees(self, ran: Geometry, found: Geometry) -> bool:
+        """Trust the layout: which entries are used is seen where they are."""
+        return True
 
 
 @register_operator
