@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from spectral import schema, study
+from spectral import analysis, schema, study
 from spectral.budget.summary import SUMMARY as BUDGET
 from spectral.codebook import ENDINGS, ENTRIES, describe_column, list_columns, make_codebook
 from spectral.errors import SpectralError
@@ -18,12 +18,13 @@ from spectral.errors import SpectralError
 RESULTS = Path(__file__).parents[1] / "results" / "reference"
 FOLDERS = sorted({path.parent for path in RESULTS.rglob("*.csv")})
 WRITTEN: dict[str, Any] = {"measurement": schema.MEASUREMENT, "summary": schema.SUMMARY, "budget": BUDGET}
-for _, _name, is_package in pkgutil.iter_modules(study.__path__):
-    if not is_package:  # what a phase writes into its tables
-        _module = importlib.import_module(f"spectral.study.{_name}")
-        WRITTEN |= {
-            f"{_name}.{key}": value for key, value in vars(_module).items() if key.endswith("COLUMNS")
-        }
+for _room in (study, analysis):
+    for _, _name, is_package in pkgutil.iter_modules(_room.__path__):
+        if not is_package:  # what it writes into its tables
+            _module = importlib.import_module(f"{_room.__name__}.{_name}")
+            WRITTEN |= {
+                f"{_name}.{key}": value for key, value in vars(_module).items() if key.endswith("COLUMNS")
+            }
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda p: str(p.relative_to(RESULTS)))

@@ -255,6 +255,7 @@ ALLOWED = {
         "metrics",
         "network",
         "pairing",
+        "perturb",
         "ranks",
         "schema",
         "sites",

@@ -20,6 +20,8 @@ from PIL import Image
 from torch import nn
 
 import spectral
+from spectral.analysis import perturbations
+from spectral.analysis.perturbations import CLEAN
 from spectral.errors import SpectralError
 from spectral.figures import FIGURES, draw_figure
 from spectral.models import info, load, load_model
@@ -27,7 +29,7 @@ from spectral.perturb import Checkerboard, Decimate, PerturbedImages, Resize, ma
 from spectral.schema import SIGNAL_METRICS
 from spectral.stats import compare_shares
 from spectral.study import StudyOptions, phase6, run_study
-from spectral.study.phase6 import CLEAN, TESTS, WHOLE
+from spectral.study.phase6 import TESTS, WHOLE
 
 CHECKPOINTS = Path(spectral.__file__).parents[2] / "data" / "checkpoints"
 BASE, OTHER = "bundled/nula-w32", "bundled/resnet20-blurpool"
@@ -358,9 +360,11 @@ def test_shares_of_images_are_those_of_a_projection_by_svd(results, bundled, nam
 
 def test_a_constant_image_has_no_power_without_its_mean():
     images = torch.cat([torch.full((1, 3, 8, 8), 0.7), torch.rand(2, 3, 8, 8)]).double()
-    row = phase6.describe_null_space(Decimate(2), images, list("abc"))
+    row = perturbations.describe_null_space(Decimate(2), images, list("abc"))
     assert row["n_silent"] == 1
-    expected = phase6.compute_null_share(Decimate(2), images[1:] - images[1:].mean((-2, -1), keepdim=True))
+    expected = perturbations.compute_null_share(
+        Decimate(2), images[1:] - images[1:].mean((-2, -1), keepdim=True)
+    )
     assert row["null_share_no_mean"] == pytest.approx(expected.mean().item())
 
 
@@ -374,9 +378,9 @@ def test_behind_the_operator_no_network_sees_its_null_space(results):
 def test_the_check_finds_what_is_not_in_the_null_space(bundled, monkeypatch):
     model, pixels = load_model(BASE), sample_pixels(4).double()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert phase6.check_blindness(model, Resize(0.5), pixels, 0)["logits_hidden"] < 1e-9
+    assert perturbations.check_blindness(model, Resize(0.5), pixels, 0)["logits_hidden"] < 1e-9
     monkeypatch.setattr(Resize, "project_null", lambda self, images: images)
-    assert phase6.check_blindness(model, Resize(0.5), pixels, 0)["logits_hidden"] > 1e-2
+    assert perturbations.check_blindness(model, Resize(0.5), pixels, 0)["logits_hidden"] > 1e-2
     after = model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert next(model.parameters()).dtype == torch.float32
@@ -397,7 +401,7 @@ def test_what_is_annihilated_at_each_frequency_has_a_closed_form(results):
 
 
 def test_frequencies_of_odd_and_oblong_images():
-    table = phase6.tabulate_null_frequencies((5, 8))
+    table = perturbations.tabulate_null_frequencies((5, 8), phase6.find_resamplings())
     assert sorted(set(table["f_u"])) == pytest.approx([0, 0.2, 0.4])
     assert sorted(set(table["f_v"])) == pytest.approx([0, 0.125, 0.25, 0.375, 0.5])
     # the shares of all 40 frequencies add up to the dimension of the null space

@@ -20,6 +20,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import spectral
+from spectral.analysis import robustness
+from spectral.analysis.robustness import FREE, HEADLINE, MEAN_LEVEL, METRICS
 from spectral.errors import SpectralError
 from spectral.figures import FIGURES, draw_figure
 from spectral.figures.robustness import LAYERS, OTHER, OTHER_LAYER, TRAININGS
@@ -30,7 +32,6 @@ from spectral.models.checkpoint import save_checkpoint
 from spectral.perturb import attacks, corruptions
 from spectral.stability import measure_consistency
 from spectral.study import StudyOptions, common, phase9, run_study
-from spectral.study.phase9 import FREE, HEADLINE, MEAN_LEVEL, METRICS
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # A small zoo: architecture and recipe of each; "absent" has no checkpoint.
@@ -67,7 +68,7 @@ def bundled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(load, "CHECKPOINT_FOLDERS", (folder,))
         patch.setattr(phase9, "list_zoo", lambda scale: ZOO)
-        patch.setattr(phase9, "RESAMPLES", 60)
+        patch.setattr(robustness, "RESAMPLES", 60)
         patch.setattr(common, "draw_figure", partial(draw_figure, dpi=30))  # writing takes most of the time
         yield folder
 
@@ -366,7 +367,7 @@ def make_networks(n: int = 12, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFram
 
 def test_correlations_are_scipys_with_rounding_tied_at_nothing():
     networks, sites = make_networks()
-    table = phase9.correlate_networks(networks, sites)
+    table = robustness.correlate_networks(networks, sites)
     heard = sites.assign(am=sites["am"].where(~sites["alias_free"], 0.0))
     response = networks.set_index("model")["pgd-50_accuracy"]
     clean = networks.set_index("model")["test_accuracy"]
@@ -386,7 +387,7 @@ def test_correlations_are_scipys_with_rounding_tied_at_nothing():
 
 def test_correlations_cover_each_way_of_training_and_are_corrected_over_the_table():
     networks, sites = make_networks()
-    table = phase9.correlate_networks(networks, sites)
+    table = robustness.correlate_networks(networks, sites)
     assert len(table) == 3 * len(phase9.TESTS) * len(FREE) * 5
     assert table.groupby("networks")["n_networks"].unique().map(list).to_dict() == {
         "all": [12], "standard": [6], "fgsm": [6],
@@ -399,17 +400,17 @@ def test_correlations_cover_each_way_of_training_and_are_corrected_over_the_tabl
 def test_the_subsets_own_accuracy_is_given_where_checkpoints_tell_none():
     networks, sites = make_networks()
     networks.loc[3, "test_accuracy"] = np.nan
-    table = phase9.correlate_networks(networks, sites)
+    table = robustness.correlate_networks(networks, sites)
     assert set(table.loc[table["networks"] == "all", "given"]) == {"clean_accuracy"}
     bare = networks.assign(test_accuracy=np.nan, clean_accuracy=np.nan)
-    table = phase9.correlate_networks(bare, sites)
+    table = robustness.correlate_networks(bare, sites)
     assert table["partial"].isna().all()
     assert set(table["reason"]) == {"no clean accuracy is known to be given"}
 
 
 def test_a_response_of_nothing_but_zeros_is_no_correlation():
     networks, sites = make_networks()
-    table = phase9.correlate_networks(networks.assign(**{"fgsm_accuracy": 0.0}), sites)
+    table = robustness.correlate_networks(networks.assign(**{"fgsm_accuracy": 0.0}), sites)
     assert set(table.loc[table["attack"] == "fgsm", "reason"]) == {"y is constant"}
     assert table.loc[table["attack"] == "fgsm", "spearman"].isna().all()
 
@@ -431,7 +432,7 @@ def make_pairs(ratios: dict[str, float]) -> pd.DataFrame:
 
 def test_pairs_are_compared_by_log_ratios():
     ratios = {"a": 0.5, "b": 0.25, "c": 2.0}
-    table = phase9.compare_pairs(make_pairs(ratios))
+    table = robustness.compare_pairs(make_pairs(ratios))
     logs = np.log(list(ratios.values()))
     rows = table[(table["metric"] == "am") & (table["pair"] == "all")].set_index("level")
     for level, factor in {LEVELS[0]: 1, LEVELS[1]: 2, MEAN_LEVEL: 1.5}.items():
@@ -456,7 +457,7 @@ def test_a_pair_is_made_with_the_control_where_there_is_one():
     sites = make_pairs({"a": 0.5, "b": 0.25})
     control = sites[sites["model"] == "a"].assign(model="a-control")
     control[list(FREE)] *= 2
-    table = phase9.compare_pairs(pd.concat([sites, control]))
+    table = robustness.compare_pairs(pd.concat([sites, control]))
     whole = table[(table["metric"] == "am") & (table["level"] == MEAN_LEVEL)].set_index("pair")
     assert whole.loc["a", "log_ratio"] == pytest.approx(1.5 * math.log(0.5) - math.log(2))
     assert whole.loc["b", "log_ratio"] == pytest.approx(1.5 * math.log(0.25))
@@ -484,7 +485,7 @@ def test_several_networks_at_a_time_give_the_tables_of_one_after_the_other(bundl
 def test_sites_without_aliases_have_no_ratio_and_are_counted():
     sites = make_pairs({"a": 0.5, "b": 0.5})
     sites.loc[sites["model"] == "b-fgsm", ["alias_free", "signal_alias_free"]] = True
-    table = phase9.compare_pairs(sites)
+    table = robustness.compare_pairs(sites)
     row = table[(table["metric"] == "am") & (table["pair"] == "all")].iloc[0]
     assert (row["n"], row["n_alias_free"]) == (1, 1)
     assert row["reason"] == "one pair has no interval"
@@ -496,7 +497,7 @@ def test_sites_without_aliases_have_no_ratio_and_are_counted():
 
 def test_without_pairs_the_table_is_empty_and_has_its_columns():
     sites = make_pairs({"a": 0.5})
-    table = phase9.compare_pairs(sites[sites["model"] == "a"])
+    table = robustness.compare_pairs(sites[sites["model"] == "a"])
     assert table.empty
     assert {"pair", "log_ratio", "p_holm", "confounds"} <= set(table.columns)
 

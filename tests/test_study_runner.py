@@ -13,11 +13,13 @@ import toy_phase
 
 from spectral.errors import SpectralError
 from spectral.figures import FIGURES
+from spectral.files import find_folder, name_folder
 from spectral.study import runner
 from spectral.study.declaration import find_table, list_phases, read_phase
 from spectral.study.jobs import work_through
 from spectral.study.progress import Progress
 from spectral.study.runner import Run, holds_only_reasons
+from spectral.sweeping.models import name_folders
 
 
 def run(out: Path, *words: str, phase=toy_phase.COUNTING) -> Run:
@@ -138,3 +140,17 @@ def _wait(done, limit: float = 300.0) -> None:
     while not done():
         assert time.monotonic() - begun < limit
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("before", ["nets-r18.py-build-random", ".-nets-r18.py-build-random", None])
+def test_folders_of_models_have_one_name_and_those_of_earlier_versions_are_found(tmp_path, before):
+    model, name = "./nets/r18.py:build@random", "nets-r18.py-build@random"
+    assert find_folder(tmp_path, "diagnosis", model).name == f"diagnosis-{name}"
+    assert name_folders([model]) == {model: name}
+    if before is not None:
+        (tmp_path / before).mkdir()
+    assert find_folder(tmp_path, model) == tmp_path / (before or name)
+    (tmp_path / name).mkdir()
+    assert find_folder(tmp_path, model) == tmp_path / name
+    with pytest.raises(SpectralError, match="no folder can be named after"):
+        name_folder("./")

@@ -58,10 +58,10 @@ COUNTING = Phase(
         Table("letters", lambda toy, maps, double: maps.assign(double=double), needs=("maps", "double")),
         Table("none", lambda toy: pd.DataFrame({"a": []}), optional=True),
     ),
-    Units(list_words, measure, lambda name, found: f"{name}: {found['rows'][0]}", noun="word"),
+    Units(list_words, measure, lambda toy, name, found: f"{name}: {found['rows'][0]}", noun="word"),
     conclude=lambda toy, made: [f"{made['double']} in two rounds"],
 )
-HOLDING = Phase("holding", Toy, (), Units(list_words, hold, lambda name, found: name))
+HOLDING = Phase("holding", Toy, (), Units(list_words, hold, lambda toy, name, found: name))
 
 
 def options(out: Path, *words: str, jobs: int = 1) -> StudyOptions:

@@ -22,6 +22,7 @@ SEAL = f"sha256:{'0' * 64}"
 
 LOCK_FILE = "_lock"  # pandas and pyarrow pass over names that begin with _
 
+_UNFIT = re.compile(r"[^\w.+@-]+")
 _SEALED = re.compile(rb"sha256:[0-9a-f]{64}")
 _TEMPORARY = re.compile(r"\.spectral-[0-9a-f]{12}-([0-9a-f]{8})-(\d+)-[0-9a-f]+\.partial")
 
@@ -155,6 +156,38 @@ def remove_leftovers(folder: Path) -> None:
         found = _TEMPORARY.fullmatch(path.name)
         if found and not (found[1] == here and is_running(int(found[2]))):
             path.unlink(missing_ok=True)
+
+
+def name_folder(model: str) -> str:
+    """Make a folder's name of a model's: what a path can't hold, or begin and end with, is left out.
+
+    Raises:
+        SpectralError: if nothing is left.
+
+    Example:
+        >>> name_folder("bundled/resnet20@random+flc"), name_folder("./my_net.py:build")
+        ('bundled-resnet20@random+flc', 'my_net.py-build')
+    """
+    name = _UNFIT.sub("-", model).strip("-.")
+    if not name:
+        raise SpectralError(f"no folder can be named after the model {model!r}; rename it")
+    return name
+
+
+def find_folder(parent: Path, *parts: str) -> Path:
+    """Return the folder of models' results: one that is there, also if an earlier version named it.
+
+    Args:
+        parent: what it lies in.
+        parts: names of models, or words, that together name it.
+
+    Example:
+        >>> find_folder(Path("results"), "diagnosis", "timm/resnet18").name
+        'diagnosis-timm-resnet18'
+    """
+    plain = [re.sub("@", "-", _UNFIT.sub("-", part)) for part in parts]  # as names were made before
+    names = ["-".join(map(name_folder, parts)), "-".join(plain), "-".join(one.strip("-.") for one in plain)]
+    return next((parent / name for name in names if (parent / name).exists()), parent / names[0])
 
 
 @contextmanager

@@ -6,6 +6,15 @@ from spectral.analysis.effects import summarize_attribution, summarize_equivaria
 from spectral.analysis.examples import UnstableImages, find_unstable_images
 from spectral.analysis.families import compare_families, compare_signals
 from spectral.analysis.fixes import ALL_SITES, measure_fixes
+from spectral.analysis.perturbations import (
+    check_blindness,
+    compare_classes,
+    compare_perturbed,
+    compute_null_share,
+    describe_null_space,
+    tabulate_null_frequencies,
+)
+from spectral.analysis.robustness import compare_pairs, correlate_networks, place_sites, tabulate_levels
 from spectral.analysis.spectra import (
     STUDY_FREQUENCIES,
     TAPS,
@@ -29,8 +38,15 @@ __all__ = [
     "SiteDetail",
     "UnstableImages",
     "average_profiles",
+    "check_blindness",
+    "compare_classes",
     "compare_families",
+    "compare_pairs",
+    "compare_perturbed",
     "compare_signals",
+    "compute_null_share",
+    "correlate_networks",
+    "describe_null_space",
     "diagnose",
     "find_unstable_images",
     "from_measurements",
@@ -43,11 +59,14 @@ __all__ = [
     "measure_profiles",
     "measure_spectra",
     "name_device",
+    "place_sites",
     "read_diagnosis",
     "summarize_attribution",
     "summarize_equivariance",
     "summarize_profiles",
     "sweep_frequencies",
+    "tabulate_levels",
+    "tabulate_null_frequencies",
     "tabulate_spectrum",
     "weigh_models",
 ]

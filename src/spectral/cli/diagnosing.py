@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from spectral.cli.options import (
 from spectral.cli.output import write_rows
 from spectral.console import SpectralCommand, hold_folder, workers_option
 from spectral.errors import SpectralError
+from spectral.files import find_folder
 from spectral.launch import find_launch
 
 if TYPE_CHECKING:
@@ -92,14 +92,14 @@ def diagnose(
     check_methods(methods, "--methods: ")  # before a folder is made for them
     if len(models) > 1 and network.weights is not None:
         raise click.UsageError("--weights is for one model; with several name each one's file as MODEL@FILE")
-    folder = out or Path("-".join(["diagnosis", *map(_name_folder, models)]))
+    folder = out or find_folder(Path(), "diagnosis", *models)
     if len(models) > 1:
         hold_folder(folder)
     else:
         ensure_writable(folder)  # diagnose holds it
     found = []
     for model in models:
-        own = folder if len(models) == 1 else folder / _name_folder(model)
+        own = folder if len(models) == 1 else find_folder(folder, model)
         found.append(
             _diagnose(model, images, limit, seed, workers, network, own, methods=methods,
                       fix_images=fix_images, budget_images=budget_images,
@@ -184,8 +184,3 @@ def _diagnose(
     for row in found.missing.to_dict("records"):
         click.echo(f"not measured: {row['what']}: {row['reason']}")
     return found
-
-
-def _name_folder(model: str) -> str:
-    """Turn a model's name into one for a folder."""
-    return re.sub(r"[^\w.+-]+", "-", model).strip("-.")

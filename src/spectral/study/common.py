@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
@@ -21,7 +20,7 @@ from spectral.capture import Tap
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
 from spectral.figures import draw_figure
-from spectral.files import hash_file
+from spectral.files import find_folder, hash_file
 from spectral.identity import find_structure
 from spectral.measurement import measure
 from spectral.models import load_model, model_info
@@ -56,6 +55,8 @@ class Results(ABC):
     def __init__(self, options: StudyOptions) -> None:
         self.options = options
         self.out = Path(options.out)
+        self.identities: dict[str, dict[str, str]] = {}
+        """What tells the networks that were loaded from others, by name."""
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
@@ -140,7 +141,7 @@ class Results(ABC):
 
     def measurement_folder(self, name: str, part: str = "") -> Path:
         """Return where the measurements of a model are kept."""
-        return self.out / "measurements" / part / name_folder(name)
+        return find_folder(self.out / "measurements" / part, name)
 
 
 def identify_network(model: nn.Module) -> dict[str, str]:
@@ -442,16 +443,6 @@ class Study(Results):
             progress=self.options.progress,
             sites=self.sites[family],
         )
-
-
-def name_folder(model: str) -> str:
-    """Make a folder's name of a model's.
-
-    Example:
-        >>> name_folder("bundled/resnet20+flc")
-        'bundled-resnet20+flc'
-    """
-    return re.sub(r"[^\w.+-]+", "-", model)
 
 
 def choose_spare(clusters: Sequence[str], labels: Sequence[int | None]) -> set[str]:

@@ -20,11 +20,11 @@ from spectral.columns import add_holm, bound, bound_summary, compare_columns, to
 from spectral.console import NOTHING, format_mean, format_rows
 from spectral.data import ImageSet
 from spectral.errors import SpectralError
+from spectral.files import find_folder
 from spectral.measurement import measure
 from spectral.pairing import SitePair, match_sites
 from spectral.schema import ALIAS_FREE, POWER_RATIOS, RANGES, SCALE_FREE, with_bounds
 from spectral.sites import Site, find_sites
-from spectral.study.common import name_folder
 from spectral.surgery.report import find_original_names
 
 IN_DECIBELS = {name: name.replace("ratio", "db") for name in POWER_RATIOS}
@@ -91,7 +91,7 @@ def compare_models(
     measured = {
         name: Measured(name, model, sites[name], images[name], measure(
             model, images[name], metrics, taps=taps, batch_size=batch_size, progress=progress,
-            out=out / name_folder(name) if out else None, sites=sites[name] if at_sites else None,
+            out=find_folder(out, name) if out else None, sites=sites[name] if at_sites else None,
         ))
         for name, model in models.items()
     }  # fmt: skip

@@ -48,14 +48,14 @@ class Units:
         measure: called with the inputs and one name, in a process of its own with ``--jobs``, so a function
             of a module. Gives rows or a table by name; those of all units, one behind the other, can be
             needed by tables under these names.
-        say: called with what was measured: a line on the screen.
+        say: called with the inputs, a name and what was measured: a line on the screen.
         noun: what they are.
         seconds: as for `Table`, of all of them together.
     """
 
     names: Callable[[Any], Sequence[str]]
     measure: Callable[[Any, str], Mapping[str, Any]]
-    say: Callable[[str, Mapping[str, Any]], str]
+    say: Callable[[Any, str, Mapping[str, Any]], str]
     noun: str = "network"
     seconds: float = 1.0
 

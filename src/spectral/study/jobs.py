@@ -35,7 +35,10 @@ def work_through(phase: Phase, results: Results, names: Sequence[str]) -> Iterat
     opening = partial(_open, phase.inputs, dataclasses.replace(results.options, progress=False))
     with ProcessPoolExecutor(jobs, get_context("spawn"), opening) as pool:
         try:
-            yield from zip(names, pool.map(partial(_measure, phase.units.measure), names), strict=True)
+            found = pool.map(partial(_measure, phase.units.measure), names)
+            for name, (measured, identities) in zip(names, found, strict=True):
+                results.identities |= identities
+                yield name, measured
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -66,6 +69,6 @@ def _open(inputs: Any, options: Any) -> None:
         _OPENED.append(inputs(options))
 
 
-def _measure(measure: Any, name: str) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = measure(_OPENED[0], name)
-    return found
+def _measure(measure: Any, name: str) -> tuple[Mapping[str, Any], dict[str, dict[str, str]]]:
+    results = _OPENED[0]
+    return measure(results, name), results.identities

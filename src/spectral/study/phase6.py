@@ -10,10 +10,8 @@ Example: python experiments/phase6_nula.py --data cifar10 --out results
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -21,37 +19,34 @@ import click
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from spectral import stats
-from spectral.analysis import tabulate_spectrum
-from spectral.classes import find_classes, match_labels
-from spectral.columns import (
-    FEWEST_CLUSTERS,
-    SIGNAL_COLUMNS,
-    add_holm,
-    bound,
-    bound_flags,
-    bound_summary,
-    read_means,
-    read_signal,
-    tabulate,
+from spectral.analysis.perturbations import (
+    CLASS_COLUMNS as PER_CLASS,
 )
-from spectral.data import ImageSet, load_images
+from spectral.analysis.perturbations import (
+    CLEAN,
+    PERTURBED_COLUMNS,
+    check_blindness,
+    compare_classes,
+    compare_perturbed,
+    describe_null_space,
+    tabulate_null_frequencies,
+)
+from spectral.classes import find_classes, match_labels
+from spectral.columns import SIGNAL_COLUMNS, read_means, read_signal, tabulate
+from spectral.data import ImageSet
 from spectral.data.imageset import spread_over_classes
 from spectral.errors import SpectralError
 from spectral.figures.nula import FEW_LABELS
 from spectral.measurement import describe_sites, measure
-from spectral.models import list_bundled, load_model, model_info
-from spectral.models.info import ModelInfo
-from spectral.network import evaluation_mode
+from spectral.models import list_bundled
 from spectral.perturb import NULA_TESTS, PerturbedImages, Resampling, make_perturbation, measure_predictions
-from spectral.perturb.evaluation import Classifier
-from spectral.perturb.operators import Checkerboard
 from spectral.schema import SIGNAL_METRICS, with_bounds
 from spectral.sites import find_sites
-from spectral.study.common import PictureResults, identify_network
+from spectral.study.declaration import Phase, Table, Units
+from spectral.study.networks import Networks
 from spectral.study.options import StudyOptions
 from spectral.summary import summarize_measurements
 from spectral.synthetic import make_dead_leaves_image
@@ -66,23 +61,17 @@ TESTS = (
     *NULA_TESTS, "blur-decimate-2", "checkerboard-0.03-normalised", "checkerboard-0.05-normalised",
     "gaussian-0.05",
 )  # fmt: skip
-CLEAN, WHOLE = "clean", "whole model"
+WHOLE = "whole model"
 METRICS = ("avr", "am", "am_relative", "alias_power_ratio")  # as published, at the dense tap
 MEANS = {metric: ("dense", metric) for metric in METRICS}
 SUBSET = 256  # images at whose sites aliases are measured
-CHECKED, NULL_AMPLITUDE = 16, 0.1  # images of the check of the null space, and its ‖δ‖∞ in [0, 1] pixels
-SILENT = 1e-20  # of an image's power: what is left of a constant image without its mean is rounding
+CHECKED = 16  # images of the check of the null space
 EXAMPLES, EXAMPLE_SIZE, EXAMPLE_SEED = (CLEAN, "resize-0.25", "decimate-2", "checkerboard-0.05"), 32, 2
 _FACTS = ["model", "weights"]
 
 
-COLUMNS = [
-    *_FACTS, "perturbation", "unit", "amplitude", "n_labelled", *with_bounds("accuracy", "delta_clean"),
-    "delta_clean_p", "delta_clean_p_holm", "base", *with_bounds("delta_base"), "delta_base_p",
-    "delta_base_p_holm", "significance", "n", "n_clusters",
-    *with_bounds("agreement"), "confidence", "reason",
-]  # fmt: skip
-CLASS_COLUMNS = [*_FACTS, "perturbation", "label", "class", "n_labelled", *with_bounds("accuracy")]
+COLUMNS = [*_FACTS, *PERTURBED_COLUMNS[1:]]
+CLASS_COLUMNS = [*_FACTS, *PER_CLASS[1:]]
 SITE_COLUMNS = [
     *_FACTS, "perturbation", "site", "site_index", "op", "stride", "n", "n_silent", "n_clusters",
     *with_bounds(*METRICS), "n_signal", *SIGNAL_COLUMNS, "signal", *with_bounds("sis"), "reason",
@@ -95,7 +84,7 @@ NULL_COLUMNS = [
 COUNTS = ("n_labelled", "n", "n_silent", "n_clusters", "n_signal", "site_index")
 
 
-class Nula(PictureResults):
+class Nula(Networks):
     """Any number of networks of one input size, under the same perturbations of the same images.
 
     Args:
@@ -106,31 +95,33 @@ class Nula(PictureResults):
             labels.
     """
 
+    folder = "phase6"
+
     def __init__(self, options: StudyOptions) -> None:
-        super().__init__(options)
-        self.names, self.missing = find_networks(options)
+        names, self.missing = find_networks(options)
+        super().__init__(options, names)
         self.base = self.names[0]
         click.echo(f"{len(self.names)} networks under {len(TESTS) - 1} perturbations, base {self.base}")
         for name in self.missing:
             own = name.removeprefix("bundled/")
             click.echo(f"  left out  {name}: no such checkpoint; this trains it: {TRAIN_COMMAND} {own}")
-        images, labelled = self.images, self.n_labelled
-        skipped = len(images.skipped)
-        click.echo(f"  images    {len(images)} of {images.source}, {skipped} skipped; {labelled} labelled")
+        self.introduce()
+        labelled = self.n_labelled
+        click.echo(f"            {labelled} labelled")
         if labelled < FEW_LABELS:
             rest = f"accuracies rest on {labelled} images" if labelled else "no accuracies without labels"
             click.echo(f"  {rest}: --data cifar10, or a folder per class, gives more")
-        self.claim(self.out / "measurements" / "phase6" / "nula.json", self._pictures())
 
     @cached_property
     def models(self) -> dict[str, nn.Module]:
         """The networks."""
-        return {name: load_model(name, device=self.options.device) for name in self.names}
+        return {name: self.load(name) for name in self.names}
 
     @cached_property
     def size(self) -> tuple[int, int]:
         """Height and width that all networks take."""
-        sizes = {name: self.info(name).preprocessing.size for name in self.names}
+        _ = self.models  # looks at the networks
+        sizes = {name: self.infos[name].preprocessing.size for name in self.names}
         other = next((name for name in self.names if sizes[name] != sizes[self.base]), None)
         if other is not None:
             own, expected = ("×".join(map(str, sizes[name])) for name in (other, self.base))
@@ -145,14 +136,7 @@ class Nula(PictureResults):
         """The images, at the networks' size."""
         options = self.options
         source = options.data or options.images or IMAGES[options.preset]
-        images = load_images(
-            source, size=self.size, limit=options.limit, seed=options.seed, workers=options.workers
-        )
-        if options.data and not images.has_labels:
-            raise SpectralError(
-                f"--data: {options.data!r} has no labels; expected cifar10, or a subfolder per class"
-            )
-        return images
+        return self.open_pictures(source, self.size, options.limit)
 
     @cached_property
     def subset(self) -> ImageSet:
@@ -165,23 +149,9 @@ class Nula(PictureResults):
         """How many images have a label."""
         return sum(label is not None for label in self.images.labels)
 
-    def info(self, name: str) -> ModelInfo:
-        """What `load_model` recorded about a network."""
-        info = model_info(self.models[name])
-        assert info is not None
-        return info
-
     def describe(self, name: str) -> dict[str, str]:
         """Columns that name a network in every table."""
-        return {"model": name, "weights": self.info(name).weights_id}
-
-    def count_clusters(self, images: Sequence[str]) -> int:
-        """Count the pictures that these images are, or were cut from."""
-        return len(set(self.find_clusters(images)))
-
-    def clusters_of(self, images: pd.Index) -> pd.Series:
-        """Return what each of these pictures was cut from, by picture."""
-        return pd.Series(self.find_clusters(images), index=images)
+        return {"model": name, "weights": self.identities[name]["weights"]}
 
     def explain_no_accuracy(self, name: str) -> str:
         """Say why a network has no accuracy on these images; empty if it has one."""
@@ -190,48 +160,20 @@ class Nula(PictureResults):
         matching = match_labels(self.models[name], self.images)
         return "" if matching.index else f"{self.images.source}: {matching.reason}"
 
-    def keep(
-        self, name: str, what: str, config: dict[str, Any], compute: Callable[[], pd.DataFrame]
-    ) -> pd.DataFrame:
-        """Return what an earlier run computed for these weights and options, or compute and keep it."""
-        path = self.measurement_folder(name, "phase6") / f"{what}.csv"
-        facts = {**config, **self._pictures(), **identify_network(self.models[name])}
-        return self.keep_table(path, facts, compute)
+    def add_weights(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Put the weights of each row's model behind it."""
+        table.insert(1, "weights", [self.describe(name)["weights"] for name in table["model"]])
+        return table
+
+    def describe_pictures(self) -> dict[str, Any]:
+        """What determines the numbers of any network."""
+        found = super().describe_pictures()
+        return {**found, "images": {**found["images"], "labelled": self.n_labelled}}
 
     def config(self) -> dict[str, Any]:
         """What determines every number."""
-        weights = {name: self.info(name).weights_id for name in self.names}
-        return {"preset": self.options.preset, **self._pictures(), "weights": weights, "base": self.base,
-                "perturbations": list(TESTS), "subset": len(self.subset)}  # fmt: skip
-
-    def _pictures(self) -> dict[str, Any]:
-        images = self.images
-        facts = {"source": images.source, "fingerprint": images.fingerprint, "count": len(images),
-                 "labelled": self.n_labelled}  # fmt: skip
-        return {"images": facts, "seed": self.options.seed}
-
-
-RESULTS = Nula
-
-
-def run(nula: Nula) -> None:
-    """Write the phase's tables and figures."""
-    nula.write_table("phase6_pixels", tabulate_pixels())
-    nula.write_table("fig26_null_space", tabulate_null_frequencies(nula.size))
-    predictions = {}
-    for name in nula.names:
-        predictions[name] = predict(nula, name)
-        click.echo(f"  {_say(nula, name, predictions[name])}")
-    nula.write_table("phase6_nula", tabulate_perturbations(nula, predictions))
-    classes = tabulate_classes(nula, predictions)
-    if len(classes):
-        nula.write_table("phase6_classes", classes)
-    nula.write_table("phase6_null_space", tabulate_null_space(nula))
-    sites = [row for name in nula.names for row in measure_sites(nula, name)]
-    nula.write_table("phase6_sites", tabulate(sites, SITE_COLUMNS, COUNTS))
-    nula.draw(
-        "fig23_nula_perturbations", "fig24_nula_examples", "fig25_nula_checkerboard", "fig26_null_space"
-    )
+        return {**super().config(), "base": self.base, "perturbations": list(TESTS),
+                "subset": len(self.subset)}  # fmt: skip
 
 
 def find_networks(options: StudyOptions) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -254,7 +196,9 @@ def find_networks(options: StudyOptions) -> tuple[tuple[str, ...], tuple[str, ..
     return found, missing
 
 
-# Predictions ------------------------------------------------------------------------------------------
+def measure_network(nula: Nula, name: str) -> Mapping[str, Any]:
+    """Classify all images under each perturbation, and measure aliases at the network's sites."""
+    return {"predictions": predict(nula, name), "sites": measure_sites(nula, name)}
 
 
 def predict(nula: Nula, name: str) -> pd.DataFrame:
@@ -270,85 +214,27 @@ def predict(nula: Nula, name: str) -> pd.DataFrame:
     table = nula.keep(name, "predictions", {"perturbations": list(TESTS)}, compute)
     right = (table["prediction"] == table["label"]).astype("boolean")
     return table.assign(
-        correct=right.where(table["label"].notna()), agree=table["prediction"] == table["clean_prediction"]
+        model=name,
+        correct=right.where(table["label"].notna()),
+        agree=table["prediction"] == table["clean_prediction"],
     )
 
 
-def tabulate_perturbations(nula: Nula, predictions: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+def split_networks(predictions: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the predictions of each network, in their order."""
+    return {str(name): own for name, own in predictions.groupby("model", sort=False)}
+
+
+def tabulate_perturbations(nula: Nula, predictions: pd.DataFrame) -> pd.DataFrame:
     """One row per network and perturbation; p values are Holm-corrected over the table."""
-    correct = {name: find_correct(table) for name, table in predictions.items()}
-    rows = []
-    for name, table in predictions.items():
-        reason = nula.explain_no_accuracy(name)
-        for test, own in table.groupby("perturbation", sort=False):
-            row = {**nula.describe(name), "perturbation": str(test), **_describe_amplitude(str(test))}
-            row |= _share_of_agreement(own) | {"reason": reason}
-            if not reason:
-                right, clusters = correct[name], nula.clusters_of(correct[name].index)
-                row |= {"n_labelled": len(right), **bound_flags("accuracy", right[test], clusters)}
-                row |= (
-                    {} if test == CLEAN else _difference("delta_clean", right[test], right[CLEAN], clusters)
-                )
-            if not reason and name != nula.base and nula.base in correct and len(correct[nula.base]):
-                found = _difference("delta_base", correct[name][test], correct[nula.base][test], clusters)
-                row |= {**found, "base": nula.base}
-            rows.append(row)
-    tested = ("delta_base_p_holm", "delta_clean_p_holm", "significance")
-    columns = [column for column in COLUMNS if column not in tested]
-    return add_holm(tabulate(rows, columns, COUNTS), "delta_base_p", "delta_clean_p")[COLUMNS]
+    reasons = {name: nula.explain_no_accuracy(name) for name in nula.names}
+    return nula.add_weights(compare_perturbed(split_networks(predictions), reasons))
 
 
-def tabulate_classes(nula: Nula, predictions: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+def tabulate_classes(nula: Nula, predictions: pd.DataFrame) -> pd.DataFrame:
     """Accuracy of each network on each class under each perturbation."""
-    rows = []
-    for name, table in predictions.items():
-        classes = find_classes(nula.models[name])
-        known = table[table["correct"].notna()]
-        for test, own in known.groupby("perturbation", sort=False):
-            facts = {**nula.describe(name), "perturbation": test}
-            for _, alike in own.groupby("label"):
-                label = int(alike["label"].iloc[0])
-                counted = {
-                    "label": label,
-                    "class": classes[label] if classes else "",
-                    "n_labelled": len(alike),
-                }
-                share = bound_flags("accuracy", alike["correct"], alike["cluster"])
-                rows.append({**facts, **counted, **share})
-    return pd.DataFrame(rows, columns=CLASS_COLUMNS)
-
-
-def find_correct(table: pd.DataFrame) -> pd.DataFrame:
-    """Which labelled images are right: a row per image, a column per perturbation."""
-    known = table[table["correct"].notna()]
-    return known.pivot(index="image", columns="perturbation", values="correct").astype(bool)
-
-
-def _difference(name: str, a: pd.Series, b: pd.Series, clusters: pd.Series) -> dict[str, float]:
-    """Difference of two shares of the same images; nothing of fewer than two clusters."""
-    if clusters.nunique() < FEWEST_CLUSTERS:
-        return {}
-    found = stats.compare_shares(a.astype(float), b.astype(float), clusters)
-    return {**bound(name, found.difference, found.ci_low, found.ci_high), f"{name}_p": found.p}
-
-
-def _share_of_agreement(own: pd.DataFrame) -> dict[str, Any]:
-    """Share of images that keep the own clean prediction."""
-    counts = {"n": len(own), "n_clusters": own["cluster"].nunique(), "confidence": own["confidence"].mean()}
-    if own["perturbation"].iloc[0] == CLEAN:  # by definition
-        return counts | bound("agreement", 1.0, 1.0, 1.0)
-    return counts | bound_flags("agreement", own["agree"], own["cluster"])
-
-
-def _describe_amplitude(test: str) -> dict[str, Any]:
-    """Unit in which a checkerboard's ε is given, and its amplitude in pixels of [0, 1]."""
-    operator = make_perturbation(test)
-    if not isinstance(operator, Checkerboard):
-        return {}
-    return {"unit": operator.unit, "amplitude": float(operator.delta((1, 1)))}
-
-
-# Sites ------------------------------------------------------------------------------------------------
+    classes = {name: find_classes(nula.models[name]) for name in nula.names}
+    return nula.add_weights(compare_classes(split_networks(predictions), classes))
 
 
 def measure_sites(nula: Nula, name: str) -> list[dict[str, Any]]:
@@ -364,12 +250,12 @@ def measure_sites(nula: Nula, name: str) -> list[dict[str, Any]]:
         table = measure(
             nula.models[name], PerturbedImages(nula.subset, test), metrics, taps=("dense", "signal"),
             sites=sites, batch_size=nula.options.batch_size, progress=False,
-            out=nula.measurement_folder(name, "phase6") / test,
+            out=nula.measurement_folder(name, nula.folder) / test,
         )  # fmt: skip
         records = table.attrs["sites"] or describe_sites(sites)
         summary = summarize_measurements(table)
         facts = {**nula.describe(name), "perturbation": test}
-        counted = {"n_clusters": nula.count_clusters(nula.subset.ids)}
+        counted = {"n_clusters": len(set(nula.subset.clusters))}
         rows += [
             {**facts, **record, "site": record["name"], "site_index": index,
              **(counted if record["measurable"] else {}), **read_means(summary, record["name"], MEANS),
@@ -380,9 +266,6 @@ def measure_sites(nula: Nula, name: str) -> list[dict[str, Any]]:
     return rows
 
 
-# Null spaces ------------------------------------------------------------------------------------------
-
-
 def find_resamplings() -> list[Resampling]:
     """Return those of the perturbations that bring an image to fewer samples."""
     operators = (make_perturbation(test) for test in TESTS)
@@ -391,11 +274,10 @@ def find_resamplings() -> list[Resampling]:
 
 def tabulate_null_space(nula: Nula) -> pd.DataFrame:
     """One row per network and operator: the operator's dimensions and shares, and the network's check."""
-    ids = nula.subset.ids
     images = torch.cat([batch for _, batch in nula.subset.batches(nula.options.batch_size)]).double()
     operators = find_resamplings()
     own = {op.name: describe_null_space(op, images, nula.subset.clusters) for op in operators}
-    counted = {"n": len(ids), "n_clusters": nula.count_clusters(ids)}
+    counted = {"n": len(nula.subset), "n_clusters": len(set(nula.subset.clusters))}
     rows = [
         {**nula.describe(name), **counted, **own[operator.name],
          **check_blindness(nula.models[name], operator, images[:CHECKED], nula.options.seed)}
@@ -403,89 +285,6 @@ def tabulate_null_space(nula: Nula) -> pd.DataFrame:
         for operator in operators
     ]  # fmt: skip
     return tabulate(rows, NULL_COLUMNS, COUNTS)
-
-
-def describe_null_space(operator: Resampling, images: Tensor, clusters: Sequence[str]) -> dict[str, Any]:
-    """Describe what an operator D annihilates of one channel, and which share of images' power that is.
-
-    Args:
-        operator: its D.
-        images: (N, C, H, W), float64.
-        clusters: what each image was cut from.
-    """
-    size = (images.shape[-2], images.shape[-1])
-    dense = operator.matrix(size, "down")
-    flat, power = images - images.mean((-2, -1), keepdim=True), images.square().sum((1, 2, 3))
-    row: dict[str, Any] = {
-        "operator": operator.name, "pixels": math.prod(size), "kept": len(dense),
-        "rank": operator.rank(size), "null_dimension": operator.null_dimension(size),
-        # of the whole matrix, not of its axes': a second way to the same number
-        "rank_svd": int(torch.linalg.matrix_rank(dense)),
-        "checkerboard_share": float(compute_null_share(operator, Checkerboard(1.0).delta(size).double())),
-    }  # fmt: skip
-    for name, pictures in (("null_share", images), ("null_share_no_mean", flat)):
-        shares = compute_null_share(operator, pictures).numpy()
-        silent = (pictures.square().sum((1, 2, 3)) <= SILENT * power).numpy()
-        found = stats.summarize(shares, silent, clusters, 0.0, 1.0)
-        row |= bound_summary(name, found) | {"n_silent": found.n_silent}
-    return row
-
-
-def compute_null_share(operator: Resampling, images: Tensor) -> Tensor:
-    """Share of images' power that lies in the null space of an operator's D; NaN for an image without power.
-
-    Shape:
-        (…, C, H, W) → (…), power summed over channels; (H, W) → a scalar.
-
-    Example:
-        >>> compute_null_share(make_perturbation("decimate-2"), torch.ones(3, 4, 4))
-        tensor(0.7500)
-    """
-    axes = tuple(range(-min(images.ndim, 3), 0))
-    return operator.project_null(images).square().sum(axes) / images.square().sum(axes)
-
-
-def check_blindness(model: nn.Module, operator: Resampling, images: Tensor, seed: int) -> dict[str, float]:
-    """Check that f∘T doesn't see a random δ in ker D, in float64; and that f itself does.
-
-    Returns:
-        Largest change of a logit that δ makes without T (``logits_seen``) and behind T (``logits_hidden``:
-        rounding), and the largest logit (``logits_scale``).
-    """
-    classify = Classifier(copy.deepcopy(model).double())
-    noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    hidden = operator.project_null(noise - 0.5)
-    delta = NULL_AMPLITUDE * hidden / hidden.abs().amax((-3, -2, -1), keepdim=True)
-    with evaluation_mode(classify.model), torch.no_grad():
-        plain, seen = classify.logits(images), classify.logits(images + delta)
-        behind, unseen = classify.logits(operator(images)), classify.logits(operator(images + delta))
-    return {
-        "n_checked": len(images), "null_amplitude": NULL_AMPLITUDE,
-        "logits_seen": float((seen - plain).abs().max()),
-        "logits_hidden": float((unseen - behind).abs().max()), "logits_scale": float(behind.abs().max()),
-    }  # fmt: skip
-
-
-def tabulate_null_frequencies(size: tuple[int, int]) -> pd.DataFrame:
-    """Share of each Fourier basis image's power in ker D: a row per operator and frequency ≥ 0.
-
-    Shares are even in each frequency: of a real D, a frequency and its negative lose the same.
-    """
-    count = math.prod(size)
-    basis = torch.fft.ifft2(torch.eye(count, dtype=torch.float64).view(count, *size), norm="ortho")
-    frames = []
-    for operator in find_resamplings():
-        share = sum(operator.project_null(part).square().sum((-2, -1)) for part in (basis.real, basis.imag))
-        assert isinstance(share, Tensor)
-        bins = tabulate_spectrum(torch.fft.fftshift(share.view(size)))
-        bins = bins.assign(operator=operator.name, f_u=bins["f_u"].abs(), f_v=bins["f_v"].abs())
-        frames.append(bins.drop_duplicates(["f_u", "f_v"]).sort_values(["f_u", "f_v"]))
-    table = pd.concat(frames, ignore_index=True).rename(columns={"power": "share"})
-    # a projection's rounding is of no interest, and would differ from machine to machine
-    return table.assign(share=table["share"].clip(0, 1).round(9))[["operator", "f_u", "f_v", "share"]]
-
-
-# Examples ---------------------------------------------------------------------------------------------
 
 
 def tabulate_pixels() -> pd.DataFrame:
@@ -503,11 +302,29 @@ def tabulate_pixels() -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def _say(nula: Nula, name: str, table: pd.DataFrame) -> str:
+def _say(nula: Nula, name: str, measured: Mapping[str, Any]) -> str:
     """Summarise a network in a line: its share clean, and where it is lowest."""
+    table = measured["predictions"]
     what = "agreement" if nula.n_labelled < FEW_LABELS or nula.explain_no_accuracy(name) else "accuracy"
     flags = table["agree"] if what == "agreement" else table["correct"]
     shares = flags.groupby(table["perturbation"], sort=False).mean()
     worst = shares.drop(CLEAN)
     start = "" if what == "agreement" else f"{shares[CLEAN]:.1%} clean, "
     return f"{name}: {what} {start}lowest {worst.min():.1%} under {worst.idxmin()}"
+
+
+PHASE = Phase(
+    "nula",
+    Nula,
+    (
+        Table("phase6_pixels", lambda nula: tabulate_pixels(), figures=("fig24_nula_examples",)),
+        Table("fig26_null_space", lambda nula: tabulate_null_frequencies(nula.size, find_resamplings()),
+              figures=("fig26_null_space",), seconds=3),
+        Table("phase6_nula", tabulate_perturbations, needs=("predictions",),
+              figures=("fig23_nula_perturbations", "fig25_nula_checkerboard"), seconds=5),
+        Table("phase6_classes", tabulate_classes, needs=("predictions",), optional=True),
+        Table("phase6_null_space", tabulate_null_space, seconds=10),
+        Table("phase6_sites", lambda nula, sites: tabulate(sites, SITE_COLUMNS, COUNTS), needs=("sites",)),
+    ),
+    Units(lambda nula: nula.names, measure_network, _say, seconds=100),
+)  # fmt: skip

@@ -103,13 +103,14 @@ class Run:
 
     def _draw(self, stem: str) -> None:
         """Draw a figure, if its tables hold anything to draw."""
-        for name in FIGURES[stem].tables:
+        names = FIGURES[stem].tables
+        for name in names:
             if name not in self.made and not self.results.has_table(name):
                 self._find(name)
-            if name in self.made and holds_only_reasons(self.made[name]):
-                click.echo(f"  {stem} isn't drawn: {name} holds nothing but reasons")
-                return
-        self.results.draw(stem)
+        if all(name in self.made and holds_only_reasons(self.made[name]) for name in names):
+            click.echo(f"  {stem} isn't drawn: {', '.join(names)} holds nothing but reasons")
+        else:
+            self.results.draw(stem)
 
     def _measure(self, units: Units) -> dict[str, Any]:
         """Measure every unit, as many at a time as ``--jobs`` says, in their order."""
@@ -118,7 +119,7 @@ class Run:
         for name, measured in work_through(self.phase, self.results, names):
             found.append(measured)
             self.progress.advance(units.seconds / len(names))
-            click.echo(f"  {units.say(name, measured)}")
+            click.echo(f"  {units.say(self.results, name, measured)}")
             left = self.progress.describe_left()
             if left and len(found) < len(names):
                 click.echo(f"    {len(found)} of {len(names)} {units.noun}s, {left}")

@@ -19,6 +19,7 @@ from typing import Literal
 import click
 from torch import nn
 
+from spectral.analysis.robustness import ATTACKED, CONTROL
 from spectral.console import FilePath, SpectralCommand
 from spectral.errors import SpectralError, suggest
 from spectral.files import ensure_writable
@@ -29,8 +30,6 @@ from spectral.training import RECIPES, Recipe
 
 Scale = Literal["small", "full"]
 SCALES: tuple[Scale, ...] = ("small", "full")
-ATTACKED = "-fgsm"  # behind the name of a network, for its adversarially trained like
-CONTROL = "-control"  # for the same trained as long without attacks
 # What the bundled network was trained under; `nula-robust` follows the authors' later card.
 NULA_FIRST = Recipe(perturb=("clean", "clean", "resize-0.5", "resize-0.25", "decimate-2", "blur-decimate-2"))
 ADVERSARIAL = Recipe(epochs=4, max_lr=0.1, attack="fgsm")

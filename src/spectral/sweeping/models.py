@@ -8,6 +8,7 @@ from pathlib import Path
 
 from spectral.arguments import as_path
 from spectral.errors import SpectralError
+from spectral.files import name_folder
 
 
 def read_models(path: str | Path) -> dict[str, int]:
@@ -60,9 +61,9 @@ def name_folders(models: Sequence[str]) -> dict[str, str]:
     """
     folders: dict[str, str] = {}
     for model in models:
-        name = re.sub(r"[^\w.+@-]+", "-", model).strip("-.")
+        name = name_folder(model)
         twin = next((one for one, other in folders.items() if other.lower() == name.lower()), None)
-        if twin is not None or not name:
+        if twin is not None:
             raise SpectralError(f"sweep: {twin} and {model} would share the folder {name}; rename a file")
         folders[model] = name
     return folders
