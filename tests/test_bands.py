@@ -208,6 +208,16 @@ class TestPieces:
         images = [measure_bands(part, stride, phase, None, METRICS).values() for part in x.split(2)]
         assert_same({name: torch.cat([i[name] for i in images]) for name in whole}, whole, 1e-12, 1e-15)
 
+    @pytest.mark.parametrize("metrics", [("avr",), METRICS])
+    def test_a_few_channels_add_to_many(self, metrics):
+        """Of few the full spectrum is summed: pieces of a map end with what is left of its channels."""
+        most = 2 * spectral.bands.FEW_CHANNELS
+        x = noise(2, most + 1, 24, 24).float()
+        many, few = (measure_bands(part, (2, 2), (0, 0), None, metrics) for part in x.split(most, dim=1))
+        whole = measure_bands(x, (2, 2), (0, 0), None, metrics).values()
+        assert_same((many + few).values(), whole, 1e-6, 1e-9)
+        assert_same((few + many).values(), whole, 1e-6, 1e-9)
+
     @pytest.mark.parametrize("elements", [1, 150, 700, 2**20])
     @pytest.mark.parametrize("last", [False, True])
     def test_blocks_change_nothing(self, elements, last, monkeypatch):

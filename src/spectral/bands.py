@@ -296,6 +296,7 @@ class _Analysis:
         sums = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         pixels, samples = math.prod(self.extents), math.prod(self.count)
         doubtful = self.find_doubtful(maps, sums)
+        sums.pop("squared_powers", None)  # few channels have none, and are to be added to many
         return BandStatistics(tuple(self.metrics), maps.shape[1], pixels, samples, sums, doubtful)
 
     def find_doubtful(self, maps: Tensor, sums: dict[str, Tensor]) -> Tensor:
