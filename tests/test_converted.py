@@ -21,7 +21,7 @@ from spectral.measurement import measure
 from spectral.models import load_model, model_info
 from spectral.models.architectures import build
 from spectral.models.checkpoint import save_checkpoint
-from spectral.recalibration import recalibrate
+from spectral.reconstruction import reconstruct
 from spectral.sites import find_sites
 from spectral.surgery import conversion_report, convert
 from spectral.training import LabelledImages, Recipe, train
@@ -129,7 +129,7 @@ def test_convert_repairs_what_it_did(tmp_path):
     )
     assert run.exit_code == 0, run.output
     model = load_model("bundled/resnet20")
-    calibrated = recalibrate(convert(model, "flc"), str(folder))
+    calibrated = reconstruct(convert(model, "flc"), str(folder))
     expected = distill(calibrated, str(folder), teacher=model, steps=2, progress=False)
     net, x = load_model(str(path)), image(2, 3, 32, 32)
     with torch.no_grad():
@@ -148,7 +148,7 @@ def test_convert_takes_the_layers_options_and_calibrates(tmp_path):
     net, x = load_model(str(path)), image(2, 3, 32, 32)
     plain = convert(load_model("bundled/resnet20"), "blurpool", kernel_size=5)
     with torch.no_grad():
-        torch.testing.assert_close(net(x), recalibrate(plain, str(folder))(x))
+        torch.testing.assert_close(net(x), reconstruct(plain, str(folder))(x))
         assert not torch.allclose(net(x), plain(x))
 
 

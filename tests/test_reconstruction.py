@@ -173,6 +173,19 @@ def test_weights_that_are_no_plain_product_stay() -> None:
     assert torch.equal(fitted[1].weight, wrong[1].weight)
 
 
+def test_weights_that_others_use_too_stay() -> None:
+    right = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)).eval()
+    right[1].weight = right[0].weight
+    nn.utils.parametrizations.orthogonal(right[2])
+    wrong = copy.deepcopy(right)
+    with torch.no_grad():
+        wrong[0].weight.mul_(1.1)
+    fitted = reconstruct(wrong, image(20, 4), reference=right)
+    for layer in range(3):
+        assert torch.equal(fitted[layer].weight, wrong[layer].weight), layer
+    assert not torch.equal(fitted[3].weight, wrong[3].weight)
+
+
 def test_bad_input_is_one_sentence() -> None:
     net = make_net()
     smooth = convert(net, "blurpool", example=32)
@@ -181,6 +194,8 @@ def test_bad_input_is_one_sentence() -> None:
     for ridge in (0, -1, math.nan, math.inf):
         with pytest.raises(SpectralError, match="ridge must be > 0"):
             reconstruct(smooth, image(4, 3, 32, 32), ridge=ridge)
+    with pytest.raises(SpectralError, match="none of the 3 convolutions and linear layers, such as '3'"):
+        reconstruct(smooth, image(4, 3, 32, 32), reference=nn.Conv2d(3, 4, 3))
     with pytest.raises(SpectralError, match="at least 2 images, got 1"):
         reconstruct(smooth, image(1, 3, 32, 32))
     with pytest.raises(SpectralError, match=r"reconstruct: what enters '1' isn't finite"):

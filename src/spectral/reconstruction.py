@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrize import is_parametrized
 
 from spectral.arguments import as_integer
 from spectral.copying import copy_model
@@ -57,8 +58,8 @@ def reconstruct(
     changed nothing changes.
 
     Of each map a part of the places is used, as many as the unknowns need. Weights stay whose map is what a
-    new layer decimates, and those of what runs more than once, isn't the weights' plain product (such as
-    weights standardised before their use), or gives maps of other extents than in the reference.
+    new layer decimates, that are used more than once or by several layers, that something is made of before
+    their use (such as standardised ones), or whose maps have other extents than in the reference.
 
     Args:
         model: what `convert` returned, or another network that has changed.
@@ -76,7 +77,7 @@ def reconstruct(
 
     Raises:
         SpectralError: if the model isn't a converted one and no reference is given, ``ridge`` isn't positive,
-            there are fewer than two images, or a map isn't finite.
+            there are fewer than two images, a map isn't finite, or no layer has a counterpart.
 
     Source:
         Y. He, X. Zhang, J. Sun, Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017, for
@@ -170,14 +171,16 @@ def _observe(reference: nn.Module, batch: Inputs, seed: int) -> _Known:
 
 def _fit(model: nn.Module, batch: Inputs, known: _Known, ridges: Sequence[float]) -> None:
     """Run the model once; fit each layer and move each norm just before it runs."""
-    own = _find_converted(model)
-    targets = {path: target for path, target in known.targets.items() if path not in own}
+    fitted = _find_fitted(model)
+    targets = {path: target for path, target in known.targets.items() if path in fitted}
     moments = dict(known.moments)
+    matched = 0
 
     def fit(path: str, module: nn.Module, args: Any) -> None:
+        nonlocal matched
         target = targets.pop(path, None)  # a layer that comes again stays
         if target is not None and len(args) == 1:
-            _fit_layer(module, args[0], target, ridges)
+            matched += _fit_layer(module, args[0], target, ridges)
 
     def move(path: str, module: Any, args: Any) -> None:
         before = moments.pop(path, None)
@@ -186,49 +189,68 @@ def _fit(model: nn.Module, batch: Inputs, known: _Known, ridges: Sequence[float]
 
     with ExitStack() as stack:
         for path, module in model.named_modules():
-            if path in targets and isinstance(module, _FITTED):
+            if path in targets:
                 stack.callback(module.register_forward_pre_hook(partial(fit, path)).remove)
             elif path in moments and isinstance(module, _BatchNorm):
                 stack.callback(module.register_forward_pre_hook(partial(move, path)).remove)
         model(*batch.args, **batch.kwargs)
+    if fitted and not matched:
+        raise SpectralError(
+            f"{CALLER}: none of the {len(fitted)} convolutions and linear layers, such as {min(fitted)!r}, "
+            f"runs once and gives maps of the reference's extents; pass the network before the change"
+        )
 
 
-def _find_converted(model: nn.Module) -> set[str]:
-    """Return the paths of modules that run a new layer: what they give isn't their weights' doing alone."""
+def _find_fitted(model: nn.Module) -> set[str]:
+    """Return the paths of the layers whose weights are theirs alone and make what they give."""
     try:
-        return {unit.path for unit in conversion_report(model).units}
+        converted = {unit.path for unit in conversion_report(model).units}  # a new layer runs in these
     except SpectralError:  # it differs from its reference in another way
-        return set()
+        converted = set()
+    uses = Counter(id(p) for module in model.modules() for p in module._parameters.values())
+    return {
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, _FITTED)
+        and path not in converted
+        and uses[id(module._parameters.get("weight"))] == 1  # no tied weights, no parametrised ones
+        and not is_parametrized(module)
+    }
 
 
-def _fit_layer(module: Any, x: Tensor, target: _Target, ridges: Sequence[float]) -> None:
-    """Give a layer the weights with which it comes nearest to its target, if it is their plain product."""
+def _fit_layer(module: Any, x: Tensor, target: _Target, ridges: Sequence[float]) -> bool:
+    """Give a layer the weights with which it comes nearest to its target, if it is their plain product.
+
+    Returns:
+        Whether its maps have the reference's extents.
+    """
     own = type(module).forward(module, x)  # without hooks, which are for real passes
     if _extents(module, own) != target.shape:
-        return
+        return False
     now = _take(_flatten(module, own), target.places)
     missing = target.values - now
     spread = target.values.double().var((0, 1), unbiased=False).mean()
     if missing.double().square().mean() <= _SAME**2 * spread:
-        return
+        return True
     free = module.bias is not None or target.normed
     folds = [slice(k, None, FOLDS) for k in range(min(FOLDS, len(x)))]
     sums: list[_Sums] = []
     for fold in folds:
         design = _make_design(module, x[fold], target.places[fold])
         if design is None or (not sums and not _is_product(module, design, now[fold])):
-            return
+            return True
         sums.append(_Sums.of(design, missing[fold], free))
     whole = sum(sums[1:], sums[0])
     ridge = ridges[0] if len(ridges) == 1 else _choose_ridge(sums, whole, ridges)
     if ridge is None:
-        return
+        return True
     change = whole.solve(ridge).transpose(1, 2)  # (G, outputs, unknowns)
     if free:
         change, offset = change[..., :-1], change[..., -1].flatten()
         if module.bias is not None:
             module.bias.add_(offset.to(module.bias))
     module.weight.add_(change.reshape(module.weight.shape).to(module.weight))
+    return True
 
 
 @dataclass(frozen=True)
@@ -276,7 +298,8 @@ class _Sums:
         scale = held[:, :unknowns].mean(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         weights = torch.zeros_like(held)
         weights[:, :unknowns] = ridge * scale
-        return torch.linalg.solve(self.power + torch.diag_embed(weights), self.shared)
+        changes: Tensor = torch.linalg.solve(self.power + torch.diag_embed(weights), self.shared)
+        return changes
 
     def gain(self, change: Tensor) -> float:
         """By how much a change makes the sum of squares here less."""

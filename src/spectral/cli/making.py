@@ -190,7 +190,7 @@ def read_options(texts: Sequence[str]) -> dict[str, Any]:
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE",
               help="An option of the layer, such as kernel_size=5; several times for several.")  # fmt: skip
 @click.option("--calibrate", metavar="IMAGES",
-              help="Measure batch-norm statistics again on these images, no labels needed.")  # fmt: skip
+              help="Fit weights and norm statistics again on these images, no labels needed.")  # fmt: skip
 @click.option("--distill", "steps", type=click.IntRange(min=1), metavar="STEPS",
               help="Then tune it on the same images for so many steps (600 are a good start), until it says "
               "what MODEL says.")  # fmt: skip
@@ -265,7 +265,7 @@ def convert(
         )
     if calibrate is not None:
         pictures = spectral.load_images(calibrate, workers=workers)
-        smooth = spectral.recalibrate(smooth, pictures, inplace=True)
+        smooth = spectral.reconstruct(smooth, pictures, inplace=True)
     state = out.parent / "training" / out.stem
     if steps is not None:
         smooth = spectral.distill(smooth, pictures, teacher=net, steps=steps, out=state)
