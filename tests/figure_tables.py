@@ -60,6 +60,9 @@ def make_tables(shape: Shape = CIFAR) -> dict[str, pd.DataFrame]:
         "fig9_radial_profiles_natural": natural.assign(
             n_images=shape.n_images, **{k: natural["power"] * v for k, v in spread.items()}
         ),
+        "phase4_images": _certainty(per_image),
+        "phase4_confidence": _confidence(shape),
+        "phase4_partial": _partial(per_image),
         "phase4_correlation": _correlations(per_image),
         "phase5_tradeoff": _tradeoff(per_image),
         "fig15_radial_overlay": dense.assign(n_images=shape.n_images),
@@ -74,6 +77,7 @@ def make_tables(shape: Shape = CIFAR) -> dict[str, pd.DataFrame]:
         "compare": _compared(per_image),
         "budget": _budget(),
         "phase10_budget": _budget(),
+        "phase4_budget": _budget(),
     }
 
 
@@ -294,6 +298,40 @@ def _correlations(per_image: pd.DataFrame) -> pd.DataFrame:
             }
         rows.append(row | {"pearson_p_holm": p, "r2": pearson**2, "significance": _stars(p), "reason": ""})
     return pd.DataFrame(rows)
+
+
+def _certainty(per_image: pd.DataFrame) -> pd.DataFrame:
+    """Margins that rule SIS, and jitter that they don't, one row per family and image."""
+    rng = np.random.default_rng(5)
+    own = per_image.drop_duplicates(["family", "image"])[["model", "family", "image", "cluster", "sis"]]
+    margins = -np.log(own["sis"]) * rng.uniform(0.9, 1.1, len(own))
+    return own.assign(logit_margin=margins, logit_jitter=rng.lognormal(-3.5, 0.6, len(own)))
+
+
+def _confidence(shape: Shape) -> pd.DataFrame:
+    rows = [
+        {"model": model, "family": family, "response": f"log {response}", "predictors": predictors,
+         "r2": r2 if shape.n_images >= 20 else float("nan")}
+        for family, model in MODELS.items()
+        for response, predictors, r2 in (("sis", "logit margin", 0.91), ("sis", "AVR of all layers", -0.1),
+                                         ("logit_jitter", "logit margin", 0.02))
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _partial(per_image: pd.DataFrame) -> pd.DataFrame:
+    dense = _correlations(per_image).query("tap == 'dense'")
+    parts = []
+    for (response, scale), (predictor, tap) in itertools.product(
+        (("sis", 0.5), ("logit_jitter", 0.9)),
+        (("avr", "dense"), ("alias_power_ratio_channel_median", "signal")),
+    ):
+        found = {
+            f"spearman_given_margin{end}": scale * dense[f"spearman{end}"]
+            for end in ("", "_ci_low", "_ci_high")
+        }
+        parts.append(dense.assign(response=response, predictor=predictor, tap=tap, **found))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _tradeoff(per_image: pd.DataFrame) -> pd.DataFrame:

@@ -190,7 +190,7 @@ def test_a_family_without_a_site_is_named(stem, drawn):
     whole_model = {"fig4_avr_vs_frequency", "fig6_aliasing_folding", "fig12_sis_distributions"}
     only_strided = {"fig9_radial_profiles_natural"}
     said = sum("no such site" in text for text in texts_of(drawn(stem)))
-    panels = {"fig5": 2, "fig7": 2, "fig8": 2, "avr_": 3, "fig11": 6}
+    panels = {"fig5": 2, "fig7": 2, "fig8": 2, "avr_": 3, "fig11": 10}
     expected = next((n for start, n in panels.items() if stem.startswith(start)), 1)
     no_families = {"fig14_tradeoff", *list(FIGURES)[15:]}
     if stem in whole_model | only_strided | no_families:
@@ -221,7 +221,7 @@ def test_one_image_is_enough():
             if stem.startswith("fig10"):
                 assert sum("undetermined" in text for text in said) == 4 + 4 + 3
             if stem.startswith("fig11"):
-                assert said.count("no value") == 3 * 2 * (4 + 4 + 3)
+                assert said.count("no value") == 5 * 2 * (4 + 4 + 3)
 
 
 def test_png_has_300_dpi(results, tmp_path):
@@ -478,7 +478,7 @@ def test_silent_maps_are_left_out_and_a_silent_site_is_not_a_missing_one(tables)
     assert all(ax.collections[0].get_paths()[0].vertices[:, 1].min() > 0 for ax in data_axes(violins))
     scatter = plot("fig10_avr_sis_scatter", {**tables, "per_image": images})
     assert texts_of(scatter).count("silent") == 1
-    clouds = [c for ax in data_axes(scatter)[8:11] for c in ax.collections]
+    clouds = [c for ax in data_axes(scatter)[11:14] for c in ax.collections]
     loud = images[(images["family"] == "nula") & (images["tap"] == "dense") & ~images["silent"].astype(bool)]
     for cloud, (_, own) in zip(clouds, loud.groupby("layer_index"), strict=True):
         assert sorted(cloud.get_offsets()[:, 0]) == pytest.approx(
@@ -489,7 +489,7 @@ def test_silent_maps_are_left_out_and_a_silent_site_is_not_a_missing_one(tables)
 def test_fig10_points_are_the_photographs_and_the_numbers_the_correlations(tables, drawn):
     fig = drawn("fig10_avr_sis_scatter")
     images, tests = tables["per_image"], tables["phase4_correlation"]
-    ax = data_axes(fig)[4 + 1]  # second row, second column
+    ax = data_axes(fig)[5 + 2]  # second row, second layer
     where = {"family": "blurpool", "layer": "layer2.0.shortcut.0", "tap": "dense"}
     own = images[(images[list(where)] == pd.Series(where)).all(axis=1)]
     test = tests[(tests[list(where)] == pd.Series(where)).all(axis=1)].iloc[0]
@@ -502,6 +502,15 @@ def test_fig10_points_are_the_photographs_and_the_numbers_the_correlations(table
     np.testing.assert_allclose(y, intercept + slope * x, atol=1e-12)
 
 
+def test_fig10_shows_what_the_margin_explains_before_what_avr_does(tables, drawn):
+    ax = data_axes(drawn("fig10_avr_sis_scatter"))[5]
+    assert ax.get_title() == "R² = 0.910\nof log SIS"
+    own = tables["phase4_images"].query("family == 'blurpool'").groupby("cluster", sort=False)
+    (points,) = [c for c in ax.collections if isinstance(c, PathCollection)]
+    np.testing.assert_allclose(points.get_offsets(), own[["logit_margin", "sis"]].mean())
+    assert not ax.lines  # a line through SIS itself would mislead: it is log SIS that is linear
+
+
 @pytest.mark.parametrize(("scale", "expected"), [("skewed", "function"), ("even", "linear")])
 def test_fig10_takes_a_root_scale_only_where_sis_is_skewed(scale, expected, tables):
     images = tables["per_image"].copy()
@@ -511,12 +520,15 @@ def test_fig10_takes_a_root_scale_only_where_sis_is_skewed(scale, expected, tabl
     assert data_axes(fig)[0].get_yscale() == expected
 
 
-@pytest.mark.parametrize("coefficient", ["pearson", "spearman", "distance_correlation"])
-def test_fig11_bars_and_intervals_are_the_tables(coefficient, tables, drawn):
+@pytest.mark.parametrize("row", range(5))
+def test_fig11_bars_and_intervals_are_the_tables(row, tables, drawn):
     axes = data_axes(drawn("fig11_correlation_comparison"))
-    row = ["pearson", "spearman", "distance_correlation"].index(coefficient)
-    table = tables["phase4_correlation"]
-    for column, tap in enumerate(("dense", "input")):
+    coefficient = ["spearman_given_margin"] * 2 + ["pearson", "spearman", "distance_correlation"]
+    coefficient = coefficient[row]
+    table = tables["phase4_partial" if row < 2 else "phase4_correlation"]
+    if row < 2:
+        table = table[table["response"] == ["sis", "logit_jitter"][row]]
+    for column, tap in enumerate(("dense", "signal" if row < 2 else "input")):
         own = table[(table["tap"] == tap) & (table["family"] == "blurpool")].sort_values("layer_index")
         ax = axes[2 * row + column]
         drawn = bars(ax, "blurpool")
@@ -528,14 +540,14 @@ def test_fig11_bars_and_intervals_are_the_tables(coefficient, tables, drawn):
         assert ax.get_ylim()[0] < own[f"{coefficient}_ci_low"].min()
         assert ax.get_ylim()[1] > table[f"{coefficient}_ci_high"].max()
         stars = [text.get_text() for text in ax.texts if set(text.get_text()) == {"*"}]
-        assert stars == ([s for s in table[table["tap"] == tap]["significance"] if s] if row == 0 else [])
+        assert stars == ([s for s in table[table["tap"] == tap]["significance"] if s] if row < 3 else [])
 
 
 def test_fig12_counts_every_image_once_and_marks_the_means(tables):
     images = tables["per_image"].copy()
     images.loc[images["image"] == "photo0000.png", "sis"] = 0.0
-    fig = plot("fig12_sis_distributions", {"per_image": images})
-    (ax,) = data_axes(fig)
+    fig = plot("fig12_sis_distributions", {**tables, "per_image": images})
+    ax, below = data_axes(fig)
     outlines = [patch for patch in ax.patches if not patch.get_fill()]
     assert len(outlines) == 3
     scores = images.drop_duplicates(["family", "image"])
@@ -545,7 +557,11 @@ def test_fig12_counts_every_image_once_and_marks_the_means(tables):
         assert heights.sum() == 40
         means = scores[scores["family"] == family].groupby("cluster")["sis"].mean()
         assert line.get_xdata()[0] == pytest.approx(means.mean())
-        assert f"{style.label}: mean {means.mean():.3g}, n = 12" in texts_of(fig)
+        moved = tables["phase4_images"].query("family == @family").groupby("cluster")["logit_jitter"].mean()
+        said = f"{style.label}: mean {means.mean():.3g}, n = 12; jitter {moved.mean():.3g}"
+        assert said in texts_of(fig)
+    outlines = [patch for patch in below.patches if not patch.get_fill()]
+    assert [patch.get_xy()[1:-1:2, 1].sum() for patch in outlines] == [40] * 3
 
 
 def test_fig13_dumbbells_run_from_input_to_dense(tables, drawn):
@@ -723,7 +739,7 @@ def test_tap_without_rows_is_named(tables):
 def test_all_unknown_values_are_named(tables):
     images = tables["per_image"].assign(sis=np.nan)
     with pytest.raises(SpectralError, match="table 'per_image' has no rows with a known sis; run exp"):
-        FIGURES["fig12_sis_distributions"].plot({"per_image": images})
+        FIGURES["fig12_sis_distributions"].plot({**tables, "per_image": images})
 
 
 def test_two_models_of_a_family_are_refused(tables):
@@ -732,7 +748,7 @@ def test_two_models_of_a_family_are_refused(tables):
     with pytest.raises(
         SpectralError, match="'per_image' has several models of family 'blurpool', expected one"
     ):
-        FIGURES["fig12_sis_distributions"].plot({"per_image": images})
+        FIGURES["fig12_sis_distributions"].plot({**tables, "per_image": images})
 
 
 def test_unknown_family_is_named(tables):

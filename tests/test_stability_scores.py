@@ -257,6 +257,9 @@ def test_predictions_are_the_network_s_own():
         others = [model(x.roll(way, axis)).argmax(-1) for axis in (2, 3) for way in (-1, 1)]
     best = p.sort(-1, descending=True).values
     np.testing.assert_allclose(table["margin"], (best[:, 0] - best[:, 1]).numpy(), rtol=1e-9)
+    with torch.no_grad():
+        two = model(x).topk(2).values
+    np.testing.assert_allclose(table["logit_margin"], (two[:, 0] - two[:, 1]).numpy(), rtol=1e-6)
     assert table["prediction"].tolist() == p.argmax(-1).tolist()
     assert table["n_changed"].tolist() == sum((o != p.argmax(-1)).int() for o in others).tolist()
     assert table["label"].isna().all()

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -131,8 +132,6 @@ def test_correlations_carry_intervals(results):
 
 
 def test_equivariance_and_attribution_match_a_direct_measurement(results):
-    import numpy as np
-
     import spectral
     from spectral.stability import ALL_SITES, attribute_instability, measure_equivariance
 
@@ -160,7 +159,7 @@ def test_equivariance_and_attribution_match_a_direct_measurement(results):
     offsets = trace.groupby(["family", "image"])["offset"]
     assert len(offsets) == 3 * 4
     assert all(list(own) == list(range(33)) for _, own in offsets)
-    for stem in ("fig20_equivariance", "fig21_attribution", "fig22_diagonal_trace"):
+    for stem in ("fig20_equivariance", "fig21_attribution", "fig22_diagonal_trace", "fig31_causes"):
         assert (results / "figures" / f"{stem}.png").stat().st_size > 10_000
 
 
@@ -181,6 +180,45 @@ def test_what_stands_beside_sis_is_what_it_is_by_itself(results):
     partial = read(results, "phase4_correlation")
     assert partial["spearman_given_confidence"].dropna().between(-1, 1).all()
     assert partial["spearman_given_confidence"].notna().any()
+    listed = read(results, "phase4_images").query("family == 'strided'").set_index("image")
+    for column in ("sis", "logit_jitter", "logit_margin"):
+        np.testing.assert_allclose(listed.loc[own["image"], column], own[column], rtol=1e-6)
+
+
+def test_correlations_given_the_margin_are_those_of_residual_ranks(results):
+    """An independent reference: Pearson's of the residuals of ranks after a straight line in the margin's."""
+    from scipy.stats import linregress, rankdata
+
+    table = read(results, "phase4_partial")
+    assert set(table["response"]) == {"sis", "logit_jitter"}
+    assert set(table["predictor"]) == {"avr", "alias_power_ratio_channel_median"}
+    assert (table["p_holm"].dropna() >= table["p"].dropna()).all()
+    row = table.query("family == 'strided' and response == 'logit_jitter' and predictor == 'avr'").iloc[0]
+    images = read(results, "per_image").query("tap == 'dense' and family == 'strided' and site == @row.site")
+    known = read(results, "phase4_images").query("family == 'strided'")[
+        ["image", "logit_jitter", "logit_margin"]
+    ]
+    means = images.merge(known, on="image").groupby("cluster")[["avr", "logit_jitter", "logit_margin"]].mean()
+    x, y, given = (rankdata(means[column]) for column in means)
+    residuals = [own - linregress(given, own).slope * given for own in (x, y)]
+    assert row["spearman_given_margin"] == pytest.approx(np.corrcoef(residuals)[0, 1], abs=1e-6)
+    assert row["spearman"] == pytest.approx(np.corrcoef(x, y)[0, 1], abs=1e-6)
+
+
+def test_confidence_explains_what_it_is_asked_to(results):
+    table = read(results, "phase4_confidence").set_index(["family", "response", "predictors"])
+    for family in ("strided", "blurpool", "nula"):
+        for response in ("log sis", "log logit_jitter"):
+            assert set(table.loc[(family, response)].index) == {"logit margin", "AVR of all layers", "both"}
+    assert (table["r2"] <= 1).all()
+    assert table.loc[("strided", "log sis", "logit margin"), "n_clusters"] == 24
+
+
+def test_causes_add_up_in_every_family(results):
+    table = read(results, "phase4_budget")
+    shares = table[table["source"] != "total"].groupby(["family", "metric"])["share"].sum()
+    assert len(shares) == 6
+    assert shares.to_numpy() == pytest.approx(1, abs=1e-6)
 
 
 def test_families_are_compared_at_the_signal(results):

@@ -20,13 +20,18 @@ from spectral.figures.architectures import (
     plot_architectures_ranking,
     plot_penalty,
 )
-from spectral.figures.budget import plot_instability_budget, plot_instability_budgets
+from spectral.figures.budget import plot_causes, plot_instability_budget, plot_instability_budgets
 from spectral.figures.comparisons import (
     plot_avr_comparison,
     plot_avr_distributions,
     plot_avr_intervention,
     plot_layerwise_avr_comparison,
     plot_layerwise_mean_avr,
+)
+from spectral.figures.correlation import (
+    plot_avr_sis_scatter,
+    plot_correlation_comparison,
+    plot_sis_distributions,
 )
 from spectral.figures.diagnosis import plot_fixes, plot_site_detail, plot_site_levels
 from spectral.figures.heatmap import plot_fourier_heatmap
@@ -39,13 +44,7 @@ from spectral.figures.nula import (
     plot_null_space,
 )
 from spectral.figures.profiles import plot_radial_overlay, plot_radial_profiles, plot_radial_profiles_natural
-from spectral.figures.relations import (
-    plot_avr_sis_scatter,
-    plot_avr_vs_frequency,
-    plot_correlation_comparison,
-    plot_sis_distributions,
-    plot_tradeoff,
-)
+from spectral.figures.relations import plot_avr_vs_frequency, plot_tradeoff
 from spectral.figures.repair import plot_repair
 from spectral.figures.robustness import plot_am_robustness, plot_attacks, plot_robustness_relations
 from spectral.figures.spec import REGISTERED, TABLE_WRITERS, FigureSpec, Tables
@@ -76,6 +75,7 @@ __all__ = [
     "plot_avr_intervention",
     "plot_avr_sis_scatter",
     "plot_avr_vs_frequency",
+    "plot_causes",
     "plot_compare",
     "plot_correlation_comparison",
     "plot_diagonal_trace",
@@ -146,6 +146,7 @@ _BEYOND = (
     "fig28_robustness_relations",
     "fig29_attacks",
     "fig30_budget",
+    "fig31_causes",
     "fourier_heatmap",
     "penalty",
     "repair",

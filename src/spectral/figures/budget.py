@@ -48,6 +48,15 @@ def plot_instability_budgets(source: Source) -> Figure:
     return _draw(source, "phase10_budget")
 
 
+@figure(
+    stem="fig31_causes", title="What causes the families' instability", caption=CAPTION,
+    columns={"phase4_budget": COLUMNS},
+)  # fmt: skip
+def plot_causes(source: Source) -> Figure:
+    """The budgets of the study's families, as phase 4 writes them."""
+    return _draw(source, "phase4_budget")
+
+
 def _draw(source: Source, name: str) -> Figure:
     """Dot plot: a column per metric, a line per model and source, and below one per place."""
     table = source.rows(name, known=["share"]).astype({"site": object}).fillna({"site": ""})

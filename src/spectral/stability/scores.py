@@ -26,10 +26,11 @@ from spectral.stability.reading import check_counts
 from spectral.stability.views import Views
 
 CALLER = "measure_stability"
+TINY = torch.finfo(torch.float64).tiny  # a probability that has left float64's range counts as this
 COLUMNS = [
     "model", "image", "cluster", "total_stride", "sis", "sis_circular", "logit_jitter", "comb_contrast",
-    "sis_total_stride", "prediction", "confidence", "margin", "n_shifts", "n_changed", "label", "correct",
-    "sis_circular_reason", "logit_jitter_reason", "comb_contrast_reason",
+    "sis_total_stride", "prediction", "confidence", "margin", "logit_margin", "n_shifts", "n_changed",
+    "label", "correct", "sis_circular_reason", "logit_jitter_reason", "comb_contrast_reason",
 ]  # fmt: skip
 
 
@@ -60,8 +61,9 @@ def measure_stability(
       where T is large. An axis along which T is 1 takes no part.
     - ``sis_circular``, SIS of the same network with every border circular, the map's other side in the place
       of zeros: what is left where nothing moves in over a border.
-    - ``confidence`` and ``margin`` (largest probability less the second), to take out of SIS what they
-      explain, with `correlate_ranks(…, given=…)`.
+    - ``confidence``, ``margin`` (largest probability less the second) and ``logit_margin`` (log of their
+      ratio: largest logit less the second), to take out of SIS what they explain, with
+      `correlate_ranks(…, given=…)`.
 
     Args:
         model: classifier.
@@ -75,11 +77,11 @@ def measure_stability(
 
     Returns:
         A row per image: model, image, cluster, total_stride (T along each axis, as 4x4), sis, sis_circular,
-        logit_jitter, comb_contrast, sis_total_stride (SIS(T)), prediction, confidence, margin, n_shifts and
-        n_changed (how many one-pixel shifts change the prediction), label and correct (NaN where no label is
-        known, or the labels are of other classes than the model's), sis_circular_reason, logit_jitter_reason
-        and comb_contrast_reason: why there is none, where there is none. `summarize_stability` makes a table
-        of means, medians and the top tenth's share.
+        logit_jitter, comb_contrast, sis_total_stride (SIS(T)), prediction, confidence, margin, logit_margin,
+        n_shifts and n_changed (how many one-pixel shifts change the prediction), label and correct (NaN where
+        no label is known, or the labels are of other classes than the model's), sis_circular_reason,
+        logit_jitter_reason and comb_contrast_reason: why there is none, where there is none.
+        `summarize_stability` makes a table of means, medians and the top tenth's share.
 
     Units:
         Shifts in pixels of the network's input; probabilities; logit_jitter none.
@@ -160,6 +162,7 @@ def _tabulate(views: Views, ids: Sequence[str], stride: Mapping[str, int]) -> pd
         "sis": views.find_sis(),
         "prediction": best.indices[:, 0], "confidence": best.values[:, 0],
         "margin": best.values[:, 0] - best.values[:, 1],
+        "logit_margin": (best.values[:, 0] / best.values[:, 1].clamp_min(TINY)).log(),
         "n_changed": (classes != best.indices[:, 0]).sum(0),
     }  # fmt: skip
     contrast = torch.full_like(best.values[:, 0], torch.nan)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, suggest
 from spectral.schema import with_bounds
 from spectral.stats.dependence import find_pearson
 from spectral.stats.estimate import average_clusters
@@ -25,6 +25,8 @@ from spectral.stats.reading import (
     read_vector,
     resample_sums,
 )
+
+ESTIMATORS = ("ridge", "forest", "best single layer")
 
 _Predict = Callable[[Matrix], Vector]
 _Fit = Callable[[Matrix, Vector, int], tuple[_Predict, dict[str, Vector]]]
@@ -45,6 +47,7 @@ def regress_cross_validated(
     seed: int = 0,
     folds: int = 5,
     repeats: int = 5,
+    estimators: Sequence[str] = ESTIMATORS,
 ) -> Regression:
     """How much of y the layers together predict, on photographs that the fit has not seen.
 
@@ -67,10 +70,11 @@ def regress_cross_validated(
         seed: of partitions, trees and shuffles.
         folds: parts per partition.
         repeats: number of partitions.
+        estimators: which of the three.
 
     Raises:
-        SpectralError: X no table of finite numbers, unequal lengths, or fewer than 4 clusters per fold. A
-            constant y gives NaN scores and a ``reason`` instead.
+        SpectralError: X no table of finite numbers, unequal lengths, fewer than 4 clusters per fold, or an
+            unknown estimator. A constant y gives NaN scores and a ``reason`` instead.
 
     Example:
         >>> x = np.linspace(-1.0, 1.0, 60)
@@ -79,13 +83,20 @@ def regress_cross_validated(
         (['ridge', 'forest', 'best single layer'], True)
     """
     n, layers, target = _read_regression(X, y, clusters, folds)
+    for name in estimators:
+        if name not in _ESTIMATORS:
+            raise SpectralError(
+                f"regress_cross_validated: unknown estimator {name!r}{suggest(str(name), _ESTIMATORS)}; "
+                f"allowed values are {', '.join(_ESTIMATORS)}"
+            )
+    fits = {name: fit for name, fit in _ESTIMATORS.items() if name in estimators}
     rng = np.random.default_rng(seed)
     parts: list[tuple[str, str, Vector]] = []
-    errors = {name: np.full((repeats, len(target)), math.nan) for name in _ESTIMATORS}
+    errors = {name: np.full((repeats, len(target)), math.nan) for name in fits}
     constant = is_constant(target)
     for repeat in range(0 if constant else repeats):
         fold_of = rng.permutation(np.arange(len(target)) % folds)
-        for fold, (name, fit) in itertools.product(range(folds), _ESTIMATORS.items()):
+        for fold, (name, fit) in itertools.product(range(folds), fits.items()):
             train, test = fold_of != fold, fold_of == fold
             predict, measures = fit(layers[train], target[train], seed + repeat)
             error = (target[test] - predict(layers[test])) ** 2
@@ -184,8 +195,4 @@ def _average_importances(layers: pd.Index, parts: list[tuple[str, str, Vector]])
     return fits.groupby(keys, sort=False)["fit"].agg(["mean", "std"]).reset_index()
 
 
-_ESTIMATORS: dict[str, _Fit] = {
-    "ridge": _fit_ridge,
-    "forest": _fit_forest,
-    "best single layer": _fit_best_single,
-}
+_ESTIMATORS: dict[str, _Fit] = dict(zip(ESTIMATORS, (_fit_ridge, _fit_forest, _fit_best_single), strict=True))

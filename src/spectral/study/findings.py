@@ -135,6 +135,37 @@ def _read_signal(table: pd.DataFrame) -> Iterator[Finding]:
         yield Finding(3, quantity, float(own["mean"].mean()), unit="dB")
 
 
+def _read_confidence(table: pd.DataFrame) -> Iterator[Finding]:
+    """What the margin says of SIS and of jitter, and what aliasing does."""
+    for (family, response), rows in table[table["reason"].isna()].groupby(["family", "response"], sort=False):
+        for row in rows[rows["predictors"] != "both"].to_dict("records"):
+            quantity = (
+                f"R² of {response} from {row['predictors']}, {row['model']} ({family}), photographs unseen"
+            )
+            yield Finding(4, quantity, *_read_interval(row, "r2"), unit="number")
+
+
+def _read_partial(table: pd.DataFrame) -> Iterator[Finding]:
+    """The largest correlation that is left when the margin is held fixed."""
+    for response, rows in table[table["reason"].isna()].groupby("response", sort=False):
+        best = rows.sort_values("spearman_given_margin", key=abs).iloc[-1]
+        certain = int((rows["p_holm"] < 0.05).sum())
+        quantity = (
+            f"largest rank correlation of aliasing and {response} given the logit margin "
+            f"({best['predictor']} at {best['layer']}, tap {best['tap']}, {best['family']}; "
+            f"{certain} of {len(rows)} certain)"
+        )
+        yield Finding(4, quantity, *_read_interval(best.to_dict(), "spearman_given_margin"), unit="number")
+
+
+def _read_causes(table: pd.DataFrame) -> Iterator[Finding]:
+    """Shares of the logit jitter by cause."""
+    own = table[(table["metric"] == "logit_jitter") & table["site"].isna() & (table["source"] != "total")]
+    for row in own.dropna(subset=["share"]).to_dict("records"):
+        quantity = f"share of {row['source']} in the logit jitter of {row['model']} ({row['family']})"
+        yield Finding(4, quantity, *_read_interval(row, "share"))
+
+
 def _read_correlation(table: pd.DataFrame) -> Iterator[Finding]:
     rows = table[(table["family"] == "strided") & (table["tap"] == "input")].dropna(subset=["r2"])
     if rows.empty:
@@ -186,6 +217,9 @@ _READERS: Mapping[str, Callable[[pd.DataFrame], Iterator[Finding]]] = {
     "phase2a_frequency_sweep": _read_sweep,
     "phase3_layerwise_avr_stats": _read_layers,
     "phase3_signal": _read_signal,
+    "phase4_confidence": _read_confidence,
+    "phase4_partial": _read_partial,
+    "phase4_budget": _read_causes,
     "phase4_correlation": _read_correlation,
     "phase5_tradeoff": _read_tradeoff,
     "phase6_nula": _read_nula,

@@ -1,10 +1,12 @@
-"""Phase 4, shift correlation: does a photograph's AVR at a layer predict how unstable its prediction is?
+"""Phase 4, shift correlation: what predicts how unstable a prediction is, and what causes it?
 
-Pearson, Spearman and distance correlation with intervals at every layer and tap, and regressions on all
-layers together, scored on images that the fit hasn't seen. SIS is mostly how certain a prediction is: the
-partial correlation given its confidence stands beside, and so do logit jitter and comb contrast. Then what
-comes between the two, on fewer images: whether each site's output moves with the image, which site is to
-blame for unstable predictions, and how a prediction changes along a diagonal.
+SIS is mostly how certain a prediction is. So first: how much of SIS, and of the logit jitter, the logit
+margin predicts on photographs that the fit hasn't seen, how much the AVR of all layers, and both. Then each
+layer's rank correlation with the two, as it is and with the margin held fixed. The answer to "why" are
+causes, not correlations: the instability budget of decimation, nonlinearities and borders, and site by site
+what a low-pass takes off. Beside it what the study reports: Pearson, Spearman and distance
+correlation of AVR and SIS at every layer and tap, and regressions on all layers together. And on fewer
+images: whether each site's output moves with the image, and how a prediction changes along a diagonal.
 
 Example: python experiments/phase4_shift_correlation.py --limit 200 --out results
 """
@@ -15,12 +17,15 @@ from collections.abc import Callable, Mapping
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from spectral import stats
 from spectral.analysis import summarize_attribution, summarize_equivariance
+from spectral.budget import measure_instability_budget, summarize_instability_budget
 from spectral.columns import add_holm, bound
+from spectral.schema import SIGNAL_METRICS, with_bounds
 from spectral.stability import (
     attribute_instability,
     measure_diagonal,
@@ -33,12 +38,32 @@ RESAMPLES = 2000  # p can then survive the correction over all that the table sh
 MIN_REGRESSION_CLUSTERS = 20  # four for each of five folds
 STABILITY_IMAGES = 128  # of equivariance and attribution, which run every network many times
 DIAGONAL_IMAGES = 4
+BUDGET_IMAGES = 32  # of the budget, which takes some eighty passes of each
+RESPONSES = ("sis", "logit_jitter")
+GIVEN = "logit_margin"
+STILL = 1e-12  # an instability below it is rounding, and has no logarithm worth fitting
+PREDICTORS = {"logit margin": (True, False), "AVR of all layers": (False, True), "both": (True, True)}
+IMAGE_COLUMNS = [
+    "model", "family", "image", "cluster", "sis", "sis_circular", "logit_jitter", "comb_contrast",
+    "confidence", "margin", "logit_margin",
+]  # fmt: skip
+CONFIDENCE_COLUMNS = [
+    "model", "family", "tap", "response", "predictors", "estimator", *with_bounds("r2"), "r2_std_repeats",
+    "folds", "repeats", "n", "n_clusters", "n_silent", "silent_layers", "reason",
+]  # fmt: skip
+PARTIAL_COLUMNS = [
+    "model", "family", "site", "layer", "layer_index", "op", "stride", "tap", "predictor", "response", "n",
+    "n_clusters", *with_bounds("spearman", "spearman_given_margin"), "p", "reason",
+]  # fmt: skip
 
 
 def run(study: Study) -> None:
     """Write the phase's tables and figures."""
     if not study.has_table("per_image"):  # phase 3 wrote it; alone, this one does
         study.write_table("per_image", study.per_image)
+    study.write_table("phase4_images", list_images(study))
+    study.write_table("phase4_confidence", regress_confidence(study))
+    study.write_table("phase4_partial", correlate_given_margin(study))
     study.write_table("phase4_correlation", correlate_layers(study))
     study.write_table("phase4_stability", summarize_families(study))
     scores, importances = regress_layers(study)
@@ -49,6 +74,7 @@ def run(study: Study) -> None:
         "fig20_equivariance": ("phase4_equivariance", compare_equivariance(study)),
         "fig21_attribution": ("phase4_attribution", attribute_families(study)),
         "fig22_diagonal_trace": ("phase4_diagonal_trace", trace_diagonals(study)),
+        "fig31_causes": ("phase4_budget", find_causes(study)),
     }
     for stem, (name, table) in tables.items():
         study.write_table(name, table)
@@ -56,8 +82,80 @@ def run(study: Study) -> None:
             study.draw(stem)
 
 
+def list_images(study: Study) -> pd.DataFrame:
+    """SIS, logit jitter and how certain the prediction is, a row per family and image."""
+    frames = [
+        table.assign(model=study.names[family], family=family) for family, table in study.stability.items()
+    ]
+    return pd.concat(frames, ignore_index=True)[IMAGE_COLUMNS]
+
+
+def regress_confidence(study: Study) -> pd.DataFrame:
+    """Out-of-fold R² of log SIS and log jitter from the logit margin, from AVR at the dense tap, from both.
+
+    Linear, of logarithms, since both spread over orders of magnitude; of images of which no map is silent.
+    """
+    rows = []
+    for family in study.families:
+        own = study.per_image[(study.per_image["family"] == family) & (study.per_image["tap"] == "dense")]
+        known = study.stability[family].set_index("image")
+        layers, images, counts = select_loud(own[own["image"].isin(known.index)])
+        known = known.loc[layers.index]
+        columns = known[[GIVEN]].join(layers.add_prefix("avr "))
+        for response, (name, (margin, avr)) in product(RESPONSES, PREDICTORS.items()):
+            facts = {"model": study.names[family], "family": family, "tap": "dense",
+                     "response": f"log {response}", "predictors": name}  # fmt: skip
+            lacking = _find_obstacle(known[response], counts)
+            if lacking:
+                found = pd.DataFrame([{"estimator": "none", "reason": lacking}])
+            else:
+                found = stats.regress_cross_validated(
+                    columns[([GIVEN] if margin else []) + (list(columns.columns[1:]) if avr else [])],
+                    np.log(known[response].clip(lower=STILL)), images["cluster"],
+                    seed=study.options.seed, estimators=["ridge"],
+                ).scores.drop(columns=["n", "n_clusters", "n_layers"])  # fmt: skip
+            rows.append(_label(found, **facts).assign(**counts))
+    return pd.concat(rows, ignore_index=True).reindex(columns=CONFIDENCE_COLUMNS)
+
+
+def correlate_given_margin(study: Study) -> pd.DataFrame:
+    """Spearman's correlation of a layer's aliasing with SIS and with logit jitter, the margin held fixed.
+
+    Of AVR at the dense tap and of the median channel's alias power ratio at the tap signal; of photographs'
+    means. Beside it the correlation with the margin free. p is the former's, corrected over the whole table.
+    """
+    median = SIGNAL_METRICS[1]
+    avr = study.per_image[~study.per_image["silent"] & (study.per_image["tap"] == "dense")]
+    every = pd.concat([
+        avr.assign(predictor="avr", aliasing=avr["avr"]),
+        study.signal.assign(predictor=median, aliasing=study.signal[median], tap="signal"),
+    ]).dropna(subset=["aliasing"])  # fmt: skip
+    facts = ["model", "family", "site", "layer", "layer_index", "op", "stride", "tap", "predictor"]
+    known = list_images(study)[["family", "image", *RESPONSES, GIVEN]]
+    every = every[[*facts, "image", "cluster", "aliasing"]].merge(known, on=["family", "image"])
+    blocks = list(every.groupby(facts, sort=False))
+    rows = []
+    for key, block in tqdm(blocks, desc="given the margin", unit="layer", disable=not study.options.progress):
+        for response in RESPONSES:
+            own = block.dropna(subset=[response])
+            means = own.groupby("cluster", sort=False)[["aliasing", response, GIVEN]].mean()
+            free, held = (
+                stats.correlate_ranks(
+                    means["aliasing"], means[response], given, RESAMPLES, study.options.seed
+                )
+                for given in ({}, {GIVEN: means[GIVEN]})
+            )
+            rows.append({
+                **dict(zip(facts, key, strict=True)), "response": response, "n": len(own),
+                "n_clusters": held.n, **bound("spearman", free.rho, free.ci_low, free.ci_high),
+                **bound("spearman_given_margin", held.rho, held.ci_low, held.ci_high), "p": held.p,
+                "reason": held.reason,
+            })  # fmt: skip
+    return add_holm(pd.DataFrame(rows, columns=PARTIAL_COLUMNS), "p")
+
+
 def correlate_layers(study: Study) -> pd.DataFrame:
-    """Dependence of SIS on AVR per family, layer and tap; p corrected over the whole table."""
+    """Dependence of SIS on AVR as the study reports it, per family, layer and tap; p corrected over all."""
     blocks = list(study.per_image.groupby(["family", "tap", "layer_index"], sort=False))
     rows = []
     for _, block in tqdm(blocks, desc="correlating", unit="layer", disable=not study.options.progress):
@@ -110,9 +208,9 @@ def regress_layers(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
         own = study.per_image[(study.per_image["family"] == family) & (study.per_image["tap"] == tap)]
         layers, images, counts = select_loud(own)
         facts = {"model": study.names[family], "family": family, "tap": tap}
-        if counts["n_clusters"] < MIN_REGRESSION_CLUSTERS:
-            reason = f"{counts['n']} images of {counts['n_clusters']} pictures are too few for five folds"
-            found = pd.DataFrame([{"estimator": "none", "reason": reason}])
+        lacking = _find_obstacle(images["sis"], counts)
+        if lacking:
+            found = pd.DataFrame([{"estimator": "none", "reason": lacking}])
         else:
             result = stats.regress_cross_validated(
                 layers, images["sis"], images["cluster"], seed=study.options.seed
@@ -124,6 +222,15 @@ def regress_layers(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
     columns = ["model", "family", "tap", "estimator", "measure", "layer", "mean", "std"]
     parts = pd.concat(importances, ignore_index=True) if importances else pd.DataFrame(columns=columns)
     return table, parts[columns]
+
+
+def _find_obstacle(values: pd.Series, counts: Mapping[str, Any]) -> str:
+    """Return why there is no regression of these values, if there is none."""
+    if counts["n_clusters"] < MIN_REGRESSION_CLUSTERS:
+        return f"{counts['n']} images of {counts['n_clusters']} pictures are too few for five folds"
+    return (
+        f"{values.isna().sum()} of {len(values)} images have no {values.name}" if values.isna().any() else ""
+    )
 
 
 def select_loud(per_image: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
@@ -173,6 +280,20 @@ def _describe_families(
             study.models[family], images, batch_size=options.batch_size, progress=options.progress
         )
         frames.append(_place(study, family, summarize(found)))
+    return pd.concat(frames, ignore_index=True)
+
+
+def find_causes(study: Study) -> pd.DataFrame:
+    """Shares of each family's instability by cause; what each site of it does is `attribute_families`'s."""
+    options = study.options
+    frames = []
+    for family in study.families:
+        found = measure_instability_budget(
+            study.models[family], study.images(family).take(BUDGET_IMAGES),
+            seed=options.seed, batch_size=options.batch_size, progress=options.progress,
+        )  # fmt: skip
+        summary = summarize_instability_budget(found).drop(columns="model")
+        frames.append(_label(summary, model=study.names[family], family=family))
     return pd.concat(frames, ignore_index=True)
 
 
