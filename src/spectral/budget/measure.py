@@ -16,7 +16,7 @@ from tqdm import tqdm
 from spectral.arguments import as_integer
 from spectral.budget.shapley import Part, Values, coalitions, share_out, split_player
 from spectral.budget.views import Mover, find_features, make_mover
-from spectral.causes import SOURCES, Cause, Idealized, Plans, Source, check_factor, check_sources
+from spectral.causes import SOURCES, Cause, Idealized, Memo, Plans, Source, check_factor, check_sources
 from spectral.errors import SpectralError
 from spectral.inputs import Inputs
 from spectral.instability import compute_instability, compute_logit_jitter
@@ -127,7 +127,8 @@ def measure_instability_budget(
     with undisturbed(model), torch.no_grad(), game.bar:
         causes = game.find_causes(chosen)
         members = {source: [c for c in causes if c.source == source] for source in chosen}
-        game.choose_factor(factors, frozenset(causes))
+        game.choose_factor(factors, frozenset(causes), frozenset(members.get("decimation", ())))
+        game.look_at(_pair(_join(members, s) for s in coalitions(chosen)))
         parts = share_out(lambda s: game.worth(_join(members, s)), chosen)
         rng = np.random.default_rng(seed)
         places = {source: _split(game, members, source, orders, rng) for source in splitting}
@@ -192,8 +193,14 @@ class _Game:
             )
         return able
 
-    def choose_factor(self, factors: Sequence[int], causes: frozenset[Cause]) -> None:
-        """Choose the first factor that leaves next to nothing unexplained, or that which leaves least."""
+    def choose_factor(self, factors: Sequence[int], causes: frozenset[Cause], late: frozenset[Cause]) -> None:
+        """Choose the first factor that leaves next to nothing unexplained, or that which leaves least.
+
+        Args:
+            factors: to choose from.
+            causes: all that can be made ideal.
+            late: those whose operators tend to come last, so that much is the same without them.
+        """
         if not any(cause.source == "nonlinearity" for cause in causes):
             self.factor = factors[0]
             return
@@ -201,6 +208,8 @@ class _Game:
         rests = []
         for factor in factors:
             self.factor = factor
+            if factor == factors[0]:  # at a finer one, the first question is whether it helps
+                self.look_at([causes - late, causes])
             pairs = zip(_mean(self.worth(causes)), total, strict=True)
             rests.append(max(rest / max(whole, ROUNDING) for rest, whole in pairs if whole == whole))
             if rests[-1] <= CLOSED:
@@ -213,12 +222,30 @@ class _Game:
 
     def look(self, causes: frozenset[Cause]) -> _Seen:
         """Run the network with these causes made ideal."""
-        finer = any(cause.source == "nonlinearity" for cause in causes)
-        key = causes, self.factor if finer else 0
-        if key not in self._seen:
-            self._seen[key] = self._run(causes)
+        self.look_at([causes])
+        return self._seen[self._key(causes)]
+
+    def look_at(self, sets: Iterable[frozenset[Cause]]) -> None:
+        """Run the network with each of these sets made ideal, which take turns at every view of a batch.
+
+        What one pass and the next have in common is computed once; sets that differ late stand together.
+        """
+        wanted = [causes for causes in dict.fromkeys(sets) if self._key(causes) not in self._seen]
+        if not wanted:
+            return
+        answers = zip(*self._share.gather(self._look(wanted)), strict=True)
+        for causes, own in zip(wanted, answers, strict=True):
+            still, moved, sis = zip(*own, strict=True)
+            self.passes += sum(1 + len(views) for views in moved)
+            z = torch.cat(still)
+            jitter = compute_logit_jitter(z, list(torch.cat(moved, 1)))
+            worth = torch.stack([torch.cat(sis), jitter]).numpy()
+            self._seen[self._key(causes)] = _Seen(worth, z.argmax(-1) if self.has_scores else None)
             self.bar.update()
-        return self._seen[key]
+
+    def _key(self, causes: frozenset[Cause]) -> tuple[frozenset[Cause], int]:
+        finer = any(cause.source == "nonlinearity" for cause in causes)
+        return causes, self.factor if finer else 0
 
     def describe(self, sources: Iterable[Source], causes: frozenset[Cause]) -> dict[str, Any]:
         """Return the means of a coalition, and how often the prediction stays what it was."""
@@ -231,25 +258,29 @@ class _Game:
         )
         return {"ideal": "+".join(s for s in SOURCES if s in sources), **means, "agreement": agree}
 
-    def _run(self, causes: frozenset[Cause]) -> _Seen:
-        ideal = Idealized(self.feed.model, SOURCES, causes.__contains__, self.factor, self._plans)
-        with ideal if causes else nullcontext():
-            still, moved, sis = zip(*self._share.gather(self._look()), strict=True)
-        self.passes += sum(1 + len(views) for views in moved)
-        z = torch.cat(still)
-        jitter = compute_logit_jitter(z, list(torch.cat(moved, 1)))
-        return _Seen(torch.stack([torch.cat(sis), jitter]).numpy(), z.argmax(-1) if self.has_scores else None)
-
-    def _look(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield of each batch what the network says of it and of its views, and SIS."""
+    def _look(self, wanted: Sequence[frozenset[Cause]]) -> Iterator[list[tuple[Tensor, Tensor, Tensor]]]:
+        """Yield of each batch what each network says of it and of its views, and SIS."""
+        memo = Memo()
+        networks = [
+            Idealized(self.feed.model, SOURCES, causes.__contains__, self.factor, self._plans, memo)
+            if causes else nullcontext() for causes in wanted
+        ]  # fmt: skip
         for inputs in self._read():
-            views = [self._say(view) for view in self.mover(inputs, self.feed)]
-            z = views[0][0]
-            sis = torch.full((len(z),), torch.nan, dtype=torch.float64)
-            if self.has_scores:
-                likely = [probabilities for _, probabilities in views if probabilities is not None]
-                sis = compute_instability(likely[0], likely[1:]).cpu()
-            yield z, torch.stack([moved for moved, _ in views[1:]]), sis
+            said: list[list[tuple[Tensor, Tensor | None]]] = [[] for _ in wanted]
+            for view in self.mover(inputs, self.feed):
+                for views, network in zip(said, networks, strict=True):
+                    with network:
+                        views.append(self._say(view))
+                memo.forget()
+            yield [self._compare(views) for views in said]
+
+    def _compare(self, views: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor, Tensor]:
+        z = views[0][0]
+        sis = torch.full((len(z),), torch.nan, dtype=torch.float64)
+        if self.has_scores:
+            likely = [probabilities for _, probabilities in views if probabilities is not None]
+            sis = compute_instability(likely[0], likely[1:]).cpu()
+        return z, torch.stack([moved for moved, _ in views[1:]]), sis
 
     def _say(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
         """Return scores, or features where there are none, and probabilities."""
@@ -298,6 +329,15 @@ def _find_stride(feed: Feed) -> dict[str, int]:
                 f"{'×'.join(map(str, site.input_size))} samples enter {site.name!r}; pass larger images"
             )
     return stride
+
+
+def _pair(sets: Iterable[frozenset[Cause]]) -> list[frozenset[Cause]]:
+    """Order sets: those that differ in decimations alone, which come late in a network, stand together."""
+
+    def rank(causes: frozenset[Cause]) -> tuple[bool, ...]:
+        return tuple(any(c.source == source for c in causes) for source in reversed(SOURCES))
+
+    return sorted(sets, key=rank)
 
 
 def _join(members: Mapping[Source, Sequence[Cause]], sources: Iterable[Source]) -> frozenset[Cause]:

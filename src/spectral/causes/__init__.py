@@ -2,12 +2,14 @@
 
 from spectral.causes.cause import SOURCES, Cause, Source, Where, check_sources, choose_causes
 from spectral.causes.ideal import Idealized, Plans, check_factor, find_causes, idealize
+from spectral.causes.memo import Memo
 from spectral.causes.upsampling import Upsampling, find_upsampling
 
 __all__ = [
     "SOURCES",
     "Cause",
     "Idealized",
+    "Memo",
     "Plans",
     "Source",
     "Upsampling",

@@ -17,10 +17,18 @@ from spectral.arguments import as_integer
 from spectral.axes import operator_name
 from spectral.causes.cause import SOURCES, Cause, Source, Where, check_sources, choose_causes
 from spectral.causes.lattices import Sampling, pass_low
+from spectral.causes.memo import Memo
 from spectral.causes.planning import Plan, Planned, make_plan
 from spectral.causes.rules import may_lose
 from spectral.causes.watching import FunctionMode, Key, Turns, find_padding_mode, is_own
-from spectral.causes.windows import Extensions, Task, index_ideally, pad_circularly, slide_ideally
+from spectral.causes.windows import (
+    CONVOLUTIONS,
+    Extensions,
+    Task,
+    index_ideally,
+    pad_circularly,
+    slide_ideally,
+)
 from spectral.discovery.record import knows_dense_map
 from spectral.errors import SpectralError
 from spectral.inputs import Inputs
@@ -50,12 +58,14 @@ class Idealized(Scope):
         where: Where,
         factor: int,
         plans: Plans | None = None,
+        memo: Memo | None = None,
     ) -> None:
         self.model, self.sources = model, tuple(sources)
         self.causes: list[Cause] = []
         self.left: list[Cause] = []
         self._where, self._factor = where, factor
         self._plans = plans or Plans(model)
+        self._memo = memo
         self._modules = dict(model.named_modules())
         self._tracker = Tracker(self._modules, start=self._start, begin=self._begin, close=self._close)
         self._mode = FunctionMode(self.run)
@@ -94,14 +104,20 @@ class Idealized(Scope):
         pair = frame.path, str(getattr(func, "__name__", func))
         if pair not in self._names:
             known = pair in self._known or not self._known  # nothing is, while the plan is made
-            return func(*args, **kwargs) if known else self._meet(frame.path, func, args, kwargs)
+            return self._run(func, args, kwargs) if known else self._meet(frame.path, func, args, kwargs)
         key = self._turns.locate(frame, func)
         chosen = self._chosen.get(key)
         if chosen is None:
             known = key in self._keys
-            return func(*args, **kwargs) if known else self._meet(frame.path, func, args, kwargs)
+            return self._run(func, args, kwargs) if known else self._meet(frame.path, func, args, kwargs)
         with paused():
             return self._replace(*chosen, func, args, kwargs)
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run a function as it is."""
+        if self._memo is None or getattr(func, "__name__", "") not in CONVOLUTIONS:
+            return func(*args, **kwargs)
+        return self._memo.recall((func,), args, kwargs, lambda: func(*args, **kwargs))
 
     def _meet(self, path: str, func: Any, args: Any, kwargs: Any) -> Any:
         """Run a function that didn't run when the pass was planned, unless a map's equivariance may be lost.
@@ -126,7 +142,12 @@ class Idealized(Scope):
     ) -> Any:
         call = planned.call
         if planned.handler == "pointwise":
-            return self._evaluate(planned, func, args, kwargs) if sources else func(*args, **kwargs)
+            if not sources:
+                return func(*args, **kwargs)
+            if self._memo is None or call.writes or call.written is not None:
+                return self._evaluate(planned, func, args, kwargs)
+            what = func, "finely", self._factor, str(call.entering), str(call.leaving)
+            return self._memo.recall(what, args, kwargs, lambda: self._evaluate(planned, func, args, kwargs))
         axes = tuple((call.entering[0] or {}).values())
         rank = len(call.sizes[0]) - 2 if planned.handler == "adaptive" else _rank_of(call.name)
         task = Task(func, sources, axes, call.sizes[0][-rank:] if rank else (), self._factor)
@@ -137,7 +158,12 @@ class Idealized(Scope):
             return index_ideally(task, args, kwargs, self._extensions)
         if planned.handler == "adaptive":
             return _run_adaptive(task, planned, args, kwargs, self._extensions)
-        return slide_ideally(task, args, kwargs, self._extensions)
+        if self._memo is None:
+            return slide_ideally(task, args, kwargs, self._extensions)
+        what = func, task, str(self._extensions.find(args[0] if args else kwargs["input"])[1])
+        return self._memo.recall(
+            what, args, kwargs, lambda: slide_ideally(task, args, kwargs, self._extensions)
+        )
 
     def _evaluate(self, planned: Planned, func: Any, args: Any, kwargs: Any) -> Any:
         """Evaluate a function of each place on a finer lattice."""
@@ -167,6 +193,8 @@ class Idealized(Scope):
         yield layer.register_forward_hook(close)
 
     def _start(self) -> None:
+        if self._memo is not None:
+            self._memo.start()
         self._turns, self._extensions = Turns(), Extensions()
 
     def _begin(self, frame: Frame) -> None:
