@@ -146,7 +146,7 @@ class Idealized(Scope):
                 return func(*args, **kwargs)
             if self._memo is None or call.writes or call.written is not None:
                 return self._evaluate(planned, func, args, kwargs)
-            what = func, "finely", self._factor, str(call.entering), str(call.leaving)
+            what: tuple[Any, ...] = func, "finely", self._factor, str(call.entering), str(call.leaving)
             return self._memo.recall(what, args, kwargs, lambda: self._evaluate(planned, func, args, kwargs))
         axes = tuple((call.entering[0] or {}).values())
         rank = len(call.sizes[0]) - 2 if planned.handler == "adaptive" else _rank_of(call.name)
