@@ -145,6 +145,37 @@ def test_the_only_fault_has_it_all(source):
     assert np.abs(others).max() < 0.01
 
 
+class Residual(nn.Module):
+    """Writes into its maps, before and behind its stride, so that what a pass has computed doesn't stay."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.down = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 3, 2, 1)
+
+    def forward(self, x):
+        y = torch.relu_(self.conv(x))
+        y += x
+        z = self.down(y)
+        y.mul_(2).sub_(1)  # behind the decimation, written into what was computed before it
+        return z + nn.functional.avg_pool2d(y, 2)
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_what_coalitions_share_changes_none_of_them(writes):
+    """Each coalition's mean against a run of its own, image after image, with `idealize` alone."""
+    block = Residual() if writes else nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.ReLU())
+    net = classify(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), block, nn.Conv2d(6, 6, 3, 2, 1), nn.ReLU())
+    x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    table = measure_instability_budget(net, x, progress=False, factor=2, batch_size=3)
+    for record in table.attrs["coalitions"]:
+        ideal = spectral.idealize(net, [s for s in record["ideal"].split("+") if s], factor=2)
+        with torch.no_grad(), ideal:
+            z = net(x)
+            moved = [net(x.roll(step, axis)) for axis in (-2, -1) for step in (-1, 1)]
+        jitter = spectral.compute_logit_jitter(z, moved).mean()
+        assert record["logit_jitter"] == pytest.approx(float(jitter), rel=1e-5), record["ideal"]
+
+
 @pytest.mark.parametrize("shifts", ["pixel", "half", "random", "crop"])
 def test_every_kind_of_shift_closes(shifts):
     net = classify(nn.Conv2d(3, 8, 3, 2, 1), nn.GELU(), nn.Conv2d(8, 8, 3, 2, 1), nn.GELU())
