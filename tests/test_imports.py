@@ -96,7 +96,7 @@ ALLOWED = {
     "graph": {"recorder", "tracker"},
     "hooks": {"capture", "interrupts", "graph", "matching", "operators", "recorder", "sites", "tracker"},
     "bands": {"metrics", "numerics", "spectrum"},
-    "monitor": {"capture", "graph", "hooks", "measurement", "sites"},
+    "monitor": {"capture", "graph", "hooks", "measurement", "numerics", "sites"},
     "channels": {"metrics", "numerics", "spectrum"},
     "integrations": {"capture", "layers", "monitor", "sites"},
     "surgery": {
@@ -133,7 +133,7 @@ ALLOWED = {
     "layers": {"arguments", "numerics", "validation"},
     "models": {"arguments", "files", "layers", "surgery"},  # a checkpoint may be of a converted network
     "data": {"arguments", "classes", "files", "network", "numerics", "synthetic"},
-    "intake": {"data", "interrupts", "inputs", "models", "network", "probe"},
+    "intake": {"data", "interrupts", "inputs", "models", "network", "numerics", "probe"},
     "latency": {"arguments", "network", "ranks"},
     "classification": {"arguments", "models", "network"},
     "perturb": {

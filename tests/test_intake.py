@@ -16,9 +16,11 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from spectral.data import load_images
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.intake import Feed, GivenImages, join_inputs, pick_inputs
+from spectral.measurement import measure
 from spectral.models import load_model
 from spectral.models.info import IMAGENET
 from spectral.network import make_inputs
+from spectral.numerics.precision import require_double
 
 MEAN, STD = torch.tensor(IMAGENET.mean).view(3, 1, 1), torch.tensor(IMAGENET.std).view(3, 1, 1)
 
@@ -314,3 +316,22 @@ def test_fingerprints_and_slices():
     part = pick_inputs(given.inputs, [3, 1])
     assert torch.equal(part.args[1], mask[[3, 1]])
     assert part.image is part.args[0]
+
+
+class TestPrecision:
+    def test_a_device_without_float64_is_refused_in_one_sentence(self):
+        """As Apple's GPUs, of which torch says so with a TypeError."""
+
+        def make(*size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+            if dtype == torch.float64:
+                raise TypeError("Cannot convert a MPS Tensor to float64 dtype\nas it isn't supported")
+            return torch.empty(*size, dtype=dtype)
+
+        with pytest.raises(SpectralError, match=r"^measure: the network is on 'mps', which .*\.cpu\(\)"):
+            require_double(torch.device("mps"), "measure", make)
+
+    @pytest.mark.skipif(not torch.backends.mps.is_available(), reason="there is no Apple GPU here")
+    def test_a_network_on_mps(self):
+        net = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Flatten()).to("mps")
+        with pytest.raises(SpectralError, match="has no float64"):
+            measure(net, torch.rand(2, 3, 8, 8), progress=False)

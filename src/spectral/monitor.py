@@ -43,6 +43,8 @@ class _Attached:
                     f"{caller}: unknown metric {metric!r}{suggest(metric, allowed)}; allowed values are "
                     f"{', '.join(allowed)}"
                 )
+        for device in {weight.device for weight in model.parameters()}:
+            require_double(device, caller)
         measurable = [site for site in sites if site.measurable]
         if not measurable:
             raise SpectralError(f"{caller}: there is no site that can be measured; pass those of find_sites")

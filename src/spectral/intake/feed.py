@@ -18,6 +18,7 @@ from spectral.interrupts import raise_kept
 from spectral.models import model_info
 from spectral.models.preprocessing import explain_assumption, find_preparation
 from spectral.network import Call, Kinds, Scores, list_calls, read_scores, require_clear
+from spectral.numerics.precision import require_double
 from spectral.probe import EMBEDDING, UNKNOWN, Probe, probe
 
 MOST_LISTED = 3
@@ -76,6 +77,7 @@ class Feed:
                 f"{caller}: {self.name} has layers that get their shape from their first input; run it once"
             )
         self.device, self.dtype = _find_place(model)
+        require_double(self.device, caller)
         self.extents: dict[str, int] = {}
         self.image_type = torch.float32
         self._probe: Probe | None = None
