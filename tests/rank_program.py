@@ -62,6 +62,12 @@ def plain(seed: int = 0) -> nn.Module:
     )  # fmt: skip
 
 
+def decoder() -> nn.Module:
+    """A lattice that gets finer again."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Upsample(scale_factor=2), nn.Conv2d(4, 1, 3))
+
+
 def pictures(count: int, seed: int = 1) -> Tensor:
     """White noise."""
     return torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
@@ -97,7 +103,7 @@ def attempt(call: Callable[[], Any]) -> dict[str, Any]:
     return {**found, "seconds": time.monotonic() - begun}
 
 
-def list_analyses() -> dict[str, Callable[[], Any]]:
+def list_analyses(seed: int = 0) -> dict[str, Callable[[], Any]]:
     """Everything that looks at images one by one, on seven of them in batches of two."""
     options: dict[str, Any] = {"batch_size": 2, "progress": False}
     x = pictures(7)
@@ -111,6 +117,12 @@ def list_analyses() -> dict[str, Callable[[], Any]]:
         "predictions": lambda: spectral.measure_predictions(
             plain(), pixels, ["decimate-2", "checkerboard-0.05"], **grey, **options
         ),
+        "consistency": lambda: spectral.measure_consistency(plain(), x, "circular", pairs=2, batch_size=8),
+        "worst shift": lambda: spectral.measure_worst_shift(plain(), x, 1, batch_size=18),
+        "diagonal": lambda: spectral.measure_diagonal(plain(), x, 3, batch_size=6),
+        "heatmap": lambda: spectral.measure_fourier_heatmap(plain(), pixels, radius=1, **grey, **options),
+        "imaging": lambda: spectral.measure_imaging(decoder(), x, **options),
+        "other weights": lambda: spectral.measure_stability(plain(seed), x, **options),
         "robustness": lambda: spectral.measure_robustness(plain(), pixels, ["pgd-3"], **grey, **options),
     }  # fmt: skip
 
@@ -205,7 +217,7 @@ def main(folder: Path) -> None:
         warnings.simplefilter("ignore")
         found = {name: attempt(case) for name, case in cases.items()}
         if count == 2:  # what more ranks do differently, the cases above show
-            found |= {name: attempt(case) for name, case in list_analyses().items()}
+            found |= {name: attempt(case) for name, case in list_analyses(rank).items()}
             found["no room"] = attempt(lambda: spectral.measure_stability(Clumsy(), pictures(8), **options))
             if rank == 0:
                 with spectral.alone():

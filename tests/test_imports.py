@@ -75,6 +75,8 @@ ALLOWED = {
         "intake",
         "measurement",
         "network",
+        "ranks",
+        "sharing",
         "tracker",
     },
     "causes": {

@@ -101,7 +101,10 @@ def same_training(one: dict[str, Any], other: dict[str, Any]) -> None:
         assert a == pytest.approx(b, rel=1e-4)
 
 
-ANALYSES = ("stability", "equivariance", "attribution", "budget", "predictions", "robustness")
+ANALYSES = (
+    "stability", "equivariance", "attribution", "budget", "predictions", "robustness", "consistency",
+    "worst shift", "diagonal", "heatmap", "imaging",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("found", [2], indirect=True)
@@ -112,6 +115,11 @@ class TestAnalyses:
         assert len(alone) >= 7
         for rank in found:
             assert rank[name]["rows"] == alone  # to the digit: an image is seen with the same others
+
+    def test_ranks_with_other_weights_are_refused(self, found):
+        texts = {rank["other weights"]["error"] for rank in found}
+        assert len(texts) == 1
+        assert re.search(r"^rank 1 of 2: rank 0 measures .*; give every rank the same network", texts.pop())
 
     def test_training_learns_what_one_process_learns(self, found):
         """The norm takes the statistics of whole batches, the gradients are theirs, and so is the attack."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from fractions import Fraction
 from typing import Any
@@ -21,6 +21,8 @@ from spectral.errors import SpectralError
 from spectral.intake import Feed
 from spectral.measurement import insert_clusters
 from spectral.network import Take, undisturbed
+from spectral.ranks import shared
+from spectral.sharing import Sharing
 from spectral.tracker import Scope, Tracker, is_paused, paused
 
 CALLER = "measure_imaging"
@@ -74,6 +76,7 @@ def compute_imaging_ratio(x: Tensor, factor: Sequence[float | Fraction]) -> Tens
     return torch.where(total > 0, (1 - below.flatten(1).sum(1) / total).clamp(min=0), torch.nan)
 
 
+@shared
 def measure_imaging(
     model: nn.Module,
     images: Any,
@@ -119,17 +122,20 @@ def measure_imaging(
         raise SpectralError(
             f"{CALLER}: nowhere in {feed.name} does a map's lattice get finer; pass a decoder"
         )
-    rows: list[dict[str, Any]] = []
-    bar = tqdm(total=len(feed.images), desc=f"imaging of {feed.name}", unit="image", disable=not progress)
-    with undisturbed(model), torch.no_grad(), bar:
-        for indices, inputs in feed.batches(batch_size):
+    share = Sharing(feed, batch_size)
+
+    def look() -> Iterator[list[dict[str, Any]]]:
+        for indices, inputs in feed.batches(batch_size, indices=share.indices):
             found: dict[str, tuple[list[float], float]] = {}
             with _Reader(model, places, lambda place, *call: found.update({place.name: _look(place, *call)})):  # noqa: B023
                 feed.run(inputs)
             ids = [feed.images.ids[i] for i in indices]
-            for place in places:
-                rows += _write_rows(place, ids, found.get(place.name))
-            bar.update(len(indices))
+            yield [row for place in places for row in _write_rows(place, ids, found.get(place.name))]
+
+    bar = tqdm(total=len(feed.images), desc=f"imaging of {feed.name}", unit="image",
+               disable=not share.shows(progress))  # fmt: skip
+    with undisturbed(model), torch.no_grad(), bar:
+        rows = [row for part in share.gather(look(), bar) for row in part]
     table = pd.DataFrame(rows)
     table.insert(0, "model", feed.name)
     return insert_clusters(table, feed.images)[COLUMNS]

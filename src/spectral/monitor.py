@@ -13,6 +13,7 @@ from spectral.errors import SpectralError, suggest
 from spectral.graph import is_reentrant
 from spectral.hooks import FeatureExtractor
 from spectral.measurement import ALIAS_METRICS, AVR_METRICS, OPEN, SITE_METRICS, measure_capture
+from spectral.numerics.precision import require_double
 from spectral.sites import Site
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from spectral.errors import SpectralError
 from spectral.intake import Feed
 from spectral.network import Take, undisturbed
 from spectral.perturb.evaluation import Classifier
+from spectral.ranks import shared
+from spectral.sharing import Sharing
 
 NORMS = {"CIFAR-10": 4.0, "ImageNet": 15.7}  # the publication's, at 32 and 224 px
 Bin = tuple[int, int]
@@ -99,6 +101,7 @@ class FourierBasis:
         return torch.from_numpy(2.0 * stream.integers(2, size=channels) - 1.0).float()
 
 
+@shared
 def measure_fourier_heatmap(
     model: nn.Module,
     images: Any,
@@ -158,29 +161,36 @@ def measure_fourier_heatmap(
     batch_size = as_integer(batch_size, f"{caller}: batch_size", least=1)
     radius = None if radius is None else as_integer(radius, f"{caller}: radius", least=0)
     seed = as_integer(seed, f"{caller}: seed", least=0)
-    classify = Classifier(model, Feed(
-        model, images, caller=caller, preprocessing=preprocessing, logits=logits, pixels=True
-    ))  # fmt: skip
+    feed = Feed(model, images, caller=caller, preprocessing=preprocessing, logits=logits, pixels=True)
+    classify = Classifier(model, feed)
     images = classify.images
     known = match_labels(model, images).renumber(images.labels)
     if images.size is None:
         raise SpectralError(f"{caller}: the images differ in size; load them with size=")
     bins = list_bins(images.size, radius, stride)
     bases = [FourierBasis(*pair, norm, seed) for pair in bins if _mirror(pair, images.size) <= pair]
-    left, wrong = (torch.zeros(len(bases), dtype=torch.long) for _ in range(2))
-    clean_wrong, steps = 0, len(bases) * -(-len(images) // batch_size)
-    with undisturbed(model), torch.no_grad(), tqdm(
-        total=steps, desc="frequencies", disable=not progress, leave=False
-    ) as bar:  # fmt: skip
-        for indices, batch in classify.batches(batch_size):
+    share = Sharing(feed, batch_size)
+    bar = tqdm(total=len(bases) * -(-len(share.indices) // batch_size), desc="frequencies",
+               disable=not share.shows(progress), leave=False)  # fmt: skip
+
+    def look() -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield of each batch how many images are wrong, and with each basis how many change or are wrong."""
+        for indices, batch in classify.batches(batch_size, indices=share.indices):
             labels = torch.tensor([-1 if (label := known[i]) is None else label for i in indices])
             clean = classify(batch).argmax(-1).cpu()
-            clean_wrong += int(_count_wrong(clean, labels))
+            left, wrong = (torch.zeros(len(bases), dtype=torch.long) for _ in range(2))
             for number, basis in enumerate(bases):
                 found = classify(basis(batch, indices)).argmax(-1).cpu()
-                left[number] += (found != clean).sum()
-                wrong[number] += _count_wrong(found, labels)
+                left[number] = (found != clean).sum()
+                wrong[number] = _count_wrong(found, labels)
                 bar.update()
+            yield int(_count_wrong(clean, labels)), left, wrong
+
+    with undisturbed(model), torch.no_grad(), bar:
+        parts = share.gather(look())
+    clean_wrong = sum(part[0] for part in parts)
+    left = torch.stack([part[1] for part in parts]).sum(0)
+    wrong = torch.stack([part[2] for part in parts]).sum(0)
     counts = {
         (basis.i, basis.j): pair for basis, *pair in zip(bases, left.tolist(), wrong.tolist(), strict=True)
     }

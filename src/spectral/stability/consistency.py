@@ -20,6 +20,8 @@ from spectral.inputs import Inputs
 from spectral.intake import Feed
 from spectral.measurement import insert_clusters
 from spectral.network import Take, map_planes, undisturbed
+from spectral.ranks import shared
+from spectral.sharing import Sharing
 from spectral.stability.reading import Size, check_counts, find_size, predict_views
 from spectral.stability.shifts import fourier_shift
 
@@ -50,6 +52,7 @@ class Protocol:
     fractional: bool = False
 
 
+@shared
 def measure_consistency(
     model: nn.Module,
     images: Any,
@@ -127,15 +130,20 @@ def measure_consistency(
     low, high = rules.limits(
         size, None if max_shift is None else as_integer(max_shift, f"{CALLER}: max_shift")
     )
-    frames = []
-    with undisturbed(model), torch.no_grad():
-        for indices, batch in _batches(feed, size, rules.enlarges, max(1, batch_size // (2 * pairs))):
+    at_once = max(1, batch_size // (2 * pairs))
+    share = Sharing(feed, at_once)
+
+    def look() -> Iterator[pd.DataFrame]:
+        for indices, batch in _batches(feed, size, rules.enlarges, at_once, share.indices):
             shifts = np.stack([draw_shifts(low, high, pairs, seed, i, rules.fractional) for i in indices])
             views = [(k, partial(_view, rules=rules, shift=s, size=size)) for k, own in enumerate(shifts)
                      for s in own.reshape(-1, 2)]  # fmt: skip
             found = predict_views(feed, batch, views, batch_size).argmax(-1)
             classes = found.view(len(indices), pairs, 2)
-            frames.append(_tabulate([source.ids[i] for i in indices], shifts, classes.numpy()))
+            yield _tabulate([source.ids[i] for i in indices], shifts, classes.numpy())
+
+    with undisturbed(model), torch.no_grad():
+        frames = share.gather(look())
     table = insert_clusters(pd.concat(frames, ignore_index=True), source)
     table.insert(2, "protocol", protocol)
     table.insert(3, "fill", rules.fill)
@@ -231,10 +239,12 @@ PROTOCOLS = {
 }
 
 
-def _batches(feed: Feed, size: Size, enlarge: bool, count: int) -> Iterator[tuple[list[int], Inputs]]:
+def _batches(
+    feed: Feed, size: Size, enlarge: bool, count: int, own: list[int]
+) -> Iterator[tuple[list[int], Inputs]]:
     """Yield images, not yet normalised, of the size that views are cut from."""
     larger = find_crop_source(size)
-    for indices, inputs in feed.read_batches(count):
+    for indices, inputs in feed.read_batches(count, indices=own):
         if enlarge:  # what is taken as it is has no larger original
             inputs = map_planes(inputs, lambda x: _enlarge(x, larger), feed.layout_of(inputs))
         yield indices, inputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from itertools import product
 from typing import Any
@@ -19,6 +20,8 @@ from spectral.inputs import Inputs
 from spectral.intake import Feed
 from spectral.measurement import insert_clusters
 from spectral.network import Take, undisturbed
+from spectral.ranks import shared
+from spectral.sharing import Sharing
 from spectral.stability.reading import Size, check_counts, find_size, predict_views
 
 FILLS = ("circular", "zeros")
@@ -26,6 +29,7 @@ DIAGONAL_STEPS = 33
 WholeShifts = list[tuple[int, int]]
 
 
+@shared
 def measure_worst_shift(
     model: nn.Module,
     images: Any,
@@ -84,16 +88,24 @@ def measure_worst_shift(
     _check_range(caller, "max_shift", max_shift, 1, min(find_size(feed)) - 1)
     axis = range(-max_shift, max_shift + 1)
     shifts = [shift for shift in product(axis, axis) if shift != (0, 0)]
-    rows = []
-    with undisturbed(model), torch.no_grad():
-        for indices, batch in feed.read_batches(max(1, batch_size // len(shifts))):
+    at_once = max(1, batch_size // len(shifts))
+    share = Sharing(feed, at_once)
+
+    def look() -> Iterator[list[dict[str, Any]]]:
+        for indices, batch in feed.read_batches(at_once, indices=share.indices):
             found = _predict_shifted(feed, batch, [(0, 0), *shifts], fill, batch_size)
-            for index, probabilities in zip(indices, found, strict=True):
-                rows.append({"image": source.ids[index], "fill": fill, "max_shift": max_shift,
-                             "n_shifts": len(shifts), **_find_worst(probabilities, shifts)})  # fmt: skip
+            yield [
+                {"image": source.ids[index], "fill": fill, "max_shift": max_shift,
+                 "n_shifts": len(shifts), **_find_worst(probabilities, shifts)}
+                for index, probabilities in zip(indices, found, strict=True)
+            ]  # fmt: skip
+
+    with undisturbed(model), torch.no_grad():
+        rows = [row for part in share.gather(look()) for row in part]
     return insert_clusters(pd.DataFrame(rows), source)
 
 
+@shared
 def measure_diagonal(
     model: nn.Module,
     images: Any,
@@ -138,10 +150,13 @@ def measure_diagonal(
     find_size(feed)
     source = feed.images
     offsets = [(step, step) for step in range(steps)]
-    frames = []
-    with undisturbed(model), torch.no_grad():
-        for indices, batch in feed.read_batches(max(1, batch_size // steps)):
+    at_once = max(1, batch_size // steps)
+    share = Sharing(feed, at_once)
+
+    def look() -> Iterator[pd.DataFrame]:
+        for indices, batch in feed.read_batches(at_once, indices=share.indices):
             found = _predict_shifted(feed, batch, offsets, "circular", batch_size)
+            frames = []
             for index, probabilities in zip(indices, found, strict=True):
                 classes = probabilities.argmax(1)
                 frames.append(pd.DataFrame({
@@ -149,6 +164,10 @@ def measure_diagonal(
                     "prediction": classes, "confidence": probabilities[:, classes[0]],
                     "changed": classes != classes[0],
                 }))  # fmt: skip
+            yield pd.concat(frames)
+
+    with undisturbed(model), torch.no_grad():
+        frames = share.gather(look())
     return insert_clusters(pd.concat(frames, ignore_index=True), source)
 
 
