@@ -5,7 +5,8 @@
 
 Batches of random numbers are appended to a run's folder as `spectral.measure` appends them; then the run is
 opened again, as by the same command, what is finished is listed, and the table is read and summarised as its
-end does. The peak is that of the whole process, Python and its libraries included.
+end does. The peak is that of the whole process, Python and its libraries included. With ``--out`` a table is
+written, bookkeeping.csv.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from spectral.store import ShardStore, read
 from spectral.summary import summarize_measurements
-from spectral.table import Key, Origin, make_rows
+from spectral.table import Key, Origin, describe_environment, make_rows, write_csv
 
 GOAL_MS, GOAL_MB, GOAL_LISTING = 1.0, 600, 1.0
 METRICS = ("avr", "power", "am", "alias_power_ratio", "live_channels")
@@ -38,8 +41,8 @@ def list_keys(numbers: int) -> list[Key]:
 
 
 @contextmanager
-def timed(what: str, images: int) -> Iterator[None]:
-    """Print how long the block takes, how long the processor works in it, and the peak of memory after it."""
+def timed(what: str, images: int, rows: list[dict[str, Any]]) -> Iterator[None]:
+    """Tell how long the block takes, how long the processor works in it, and the peak of memory after it."""
     start, busy = time.perf_counter(), time.process_time()
     yield
     taken, busy = time.perf_counter() - start, time.process_time() - busy
@@ -48,6 +51,10 @@ def timed(what: str, images: int) -> Iterator[None]:
         f"peak {peak():.0f} MB",
         flush=True,
     )
+    rows.append({
+        "what": what, "seconds": round(taken, 2), "seconds_busy": round(busy, 2),
+        "ms_busy_per_image": round(busy / images * 1e3, 4), "peak_mb": round(peak()),
+    })  # fmt: skip
 
 
 def peak() -> float:
@@ -66,18 +73,23 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, help="where the run's folder is made; the system's own by default"
     )
+    parser.add_argument("--out", type=Path, help="folder of the table, such as results/reference/tables")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        run(Path(folder), options.images, options.numbers, options.batch_size)
+        rows = run(Path(folder), options.images, options.numbers, options.batch_size)
+    if options.out is not None:
+        facts = {"n_images": options.images, "numbers": options.numbers, "batch_size": options.batch_size}
+        write_csv(pd.DataFrame(rows).assign(**facts), options.out / "bookkeeping.csv", describe_environment())
 
 
-def run(folder: Path, images: int, numbers: int, batch_size: int) -> None:
-    """Append, list, read, summarise."""
+def run(folder: Path, images: int, numbers: int, batch_size: int) -> list[dict[str, Any]]:
+    """Append, list, read, summarise; returns what each took."""
+    rows: list[dict[str, Any]] = []
     keys, origin = list_keys(numbers), Origin("net", f"sha256:{'0' * 16}", f"folder:made-up@{'0' * 16}")
     rng, config = np.random.default_rng(0), {"model": "net"}
     print(f"{images} images × {len(keys)} numbers, batches of {batch_size}; before all: peak {peak():.0f} MB")
     begun, worked = time.perf_counter(), time.process_time()
-    with timed("appending", images):
+    with timed("appending", images, rows):
         store = ShardStore(folder, config)
         for start in range(0, images, batch_size):
             ids = [
@@ -89,12 +101,12 @@ def run(folder: Path, images: int, numbers: int, batch_size: int) -> None:
     shards = sorted(folder.glob("shard-*"))
     print(f"{len(shards)} shards, {sum(path.stat().st_size for path in shards) / 1e6:.0f} MB")
     before = time.process_time()
-    with timed("listing what is finished", images):
+    with timed("listing what is finished", images, rows):
         assert len(ShardStore(folder, config).finished_images()) == images
     listing = time.process_time() - before
-    with timed("reading, rows unread", images):
+    with timed("reading, rows unread", images, rows):
         table = read(folder)
-    with timed("summary", images):
+    with timed("summary", images, rows):
         summary = summarize_measurements(table)
     assert (summary["n"] == images).all()
     taken, busy = (1e3 * x / images for x in (time.perf_counter() - begun, time.process_time() - worked))
@@ -103,6 +115,7 @@ def run(folder: Path, images: int, numbers: int, batch_size: int) -> None:
         f"(goal {GOAL_MB})"
     )
     print(f"listing 50,000 images: {listing / images * 50_000:.2f} s busy (goal {GOAL_LISTING:g})")
+    return rows
 
 
 if __name__ == "__main__":
