@@ -74,7 +74,7 @@ class SpectralCommand(_OneVoice):
             ranks = None
             try:
                 if launch.count > 1 and self.ranks != "first":
-                    ranks = job.enter_context(joined(launch))
+                    ranks = job.enter_context(joined(launch, apart=self.ranks == "apart"))
                 found = super().invoke(ctx)
                 if ranks is not None and self.ranks == "apart":
                     ranks.exchange(None)

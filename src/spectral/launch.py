@@ -79,20 +79,21 @@ def choose_device(device: str) -> str:
 
 
 @contextlib.contextmanager
-def joined(launch: Launch) -> Iterator[Ranks]:
+def joined(launch: Launch, *, apart: bool = False) -> Iterator[Ranks]:
     """Let the processes of a launch share what the block measures.
 
     They wait for one another as long as it takes: one may draw figures, or be at work alone.
 
     Args:
         launch: of this process.
+        apart: share nothing but the beginning and the end: each has work of its own.
 
     Raises:
         RanksError: if the others don't come.
     """
     import torch.distributed as dist
 
-    from spectral.ranks import PATIENCE, Ranks, RanksError, find_ranks
+    from spectral.ranks import PATIENCE, Ranks, RanksError, alone, find_ranks
 
     if launch.count == 1:
         yield Ranks()
@@ -110,7 +111,9 @@ def joined(launch: Launch) -> Iterator[Ranks]:
         ) from error
     before = signal.signal(signal.SIGTERM, _stop)
     try:
-        yield find_ranks(_LONG)
+        ranks = find_ranks(_LONG)
+        with alone() if apart else contextlib.nullcontext():
+            yield ranks
     finally:
         signal.signal(signal.SIGTERM, before)
         with contextlib.suppress(RuntimeError):

@@ -256,7 +256,7 @@ def require_folder(root: Path) -> None:
 
 def map_in_threads(function: Callable[[T], R], arguments: Iterable[T]) -> Iterator[R]:
     """Call a function on many arguments, in as many threads as helps with decoding; results come in order."""
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1)) as pool:
         yield from pool.map(function, arguments)
 
 
