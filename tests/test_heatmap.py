@@ -191,7 +191,7 @@ def test_the_batch_size_changes_nothing_and_the_network_stays_in_training():
         ({"stride": 0}, "stride must be a whole number ≥ 1, got 0"),
         ({"radius": -1}, "radius must be a whole number ≥ 0, got -1"),
         ({"norm": 0.0}, "FourierBasis: norm must be > 0 and seed ≥ 0, got norm = 0.0"),
-        ({"seed": -1}, "FourierBasis: norm must be > 0 and seed ≥ 0, got norm = 4.0 and seed = -1"),
+        ({"seed": -1}, "measure_fourier_heatmap: seed must be a whole number ≥ 0, got -1"),
     ],
 )
 def test_numbers_out_of_range_are_explained(options, message):
