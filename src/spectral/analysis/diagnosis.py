@@ -22,6 +22,7 @@ from spectral.analysis.subset import Subset, spread_over_clusters
 from spectral.arguments import as_path
 from spectral.budget import measure_instability_budget, summarize_instability_budget
 from spectral.columns import bound, in_decibels
+from spectral.data import ImageSet
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.identity import identify
 from spectral.intake import Feed
@@ -38,6 +39,7 @@ from spectral.table import describe_environment, write_csv
 CALLER = "diagnose"
 METRICS = ("alias_power_ratio", "avr")
 DETAIL_IMAGES = 4
+ON_CPU, ELSEWHERE = 4, 32  # images per forward pass
 FIX_IMAGES = 6  # at least, if there are as many
 FIX_MACS = 1.5e12
 """Multiply–accumulates that the variants may take: about a minute on two cores. It decides on how many images
@@ -105,7 +107,7 @@ def diagnose(
     methods: Sequence[str] = DEFAULT_METHODS,
     fix_images: int | None = None,
     budget_images: int | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     out: str | Path | None = None,
     progress: bool = True,
     name: str | None = None,
@@ -127,7 +129,8 @@ def diagnose(
         budget_images: on how many images the causes of the instability are told apart
             (`spectral.measure_instability_budget`); by default as many as some 5·10¹¹ multiply–accumulates
             allow, 4 to 32; 0 leaves it out.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass; by default 4 on a CPU, whose caches hold the maps of so many, and
+            32 elsewhere.
         out: folder that keeps what is measured: the same call continues after an interruption.
         progress: show bars.
         name: what tables call the model.
@@ -151,6 +154,8 @@ def diagnose(
     notes: list[str] = []
     with _collecting(notes):
         feed = Feed(model, images, caller=CALLER, preprocessing=preprocessing, logits=logits, name=name)
+        if isinstance(feed.images, ImageSet):
+            feed.images = feed.images.keep_decoded()  # for all steps
     path = None if out is None else as_path(out, f"{CALLER}: out")
     with hold(path, find_ranks()) if path is not None else nullcontext():
         network = identify(model, feed.example)
@@ -162,6 +167,8 @@ def diagnose(
             "logits": feed.describe_logits(), "methods": list(methods), "fix_images": fix_images,
             "budget_images": budget_images,
         }  # fmt: skip
+        if batch_size is None:
+            batch_size = ON_CPU if feed.device.type == "cpu" else ELSEWHERE
         steps = _Steps(model, feed, Folder(path, config, network), batch_size, progress, notes)
         found = Diagnosis({**config, **describe_environment(), "device": str(feed.device)})
         steps.measure_stability(found)

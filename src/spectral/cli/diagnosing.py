@@ -12,7 +12,6 @@ import spectral
 from spectral.cli.options import (
     PATH,
     ModelOptions,
-    batch_size_option,
     describe_images,
     images_option,
     json_option,
@@ -47,7 +46,8 @@ PAGE = "page.html"
 @click.option("--budget-images", type=click.IntRange(min=0), metavar="N",
               help="On how many images the causes of instability are told apart; by default 4 to 32, as many "
               "as half a minute or so allows; 0 leaves it out.")  # fmt: skip
-@batch_size_option
+@click.option("--batch-size", type=click.IntRange(min=1), metavar="N",
+              help="Images per forward pass; by default 4 on a CPU, 32 elsewhere.")  # fmt: skip
 @workers_option
 @model_options
 @click.option("--seed", type=int, default=0, show_default=True, help="Of crops and choices of images.")
@@ -62,7 +62,7 @@ def diagnose(
     methods: tuple[str, ...],
     fix_images: int | None,
     budget_images: int | None,
-    batch_size: int,
+    batch_size: int | None,
     workers: int | None,
     network: ModelOptions,
     seed: int,
