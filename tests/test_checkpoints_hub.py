@@ -16,7 +16,7 @@ from test_models_load import Payload, assert_same_state, info_of, put_on_hf_hub,
 from torch import Tensor, nn
 
 from spectral.data.archives import CIFAR10_CLASSES
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, SpectralWarning
 from spectral.models import robustbench
 from spectral.models.architectures import build
 from spectral.models.checkpoint import hash_state, strip_wrappers
@@ -110,6 +110,34 @@ def test_nula_in_a_wrapper(hf_hub: Path) -> None:
     expected = dict(seeded(NULA).state_dict())
     put_nula(hf_hub, {f"model.{name}": tensor for name, tensor in expected.items()})
     assert_same_state(load_model("nula/robust"), expected)
+
+
+def rename_nula(name: str) -> str:
+    """As another author might have called the same modules."""
+    others = {"head": "classifier", "bn": "norm", "stage1": "first", "stage2": "second", "stage3": "third",
+              "se.": "squeeze.", "reduce": "down", "expand": "up"}  # fmt: skip
+    for old, new in others.items():
+        name = name.replace(old, new)
+    return name
+
+
+def test_nula_under_other_names_is_matched_by_shape_and_order(hf_hub: Path) -> None:
+    """safetensors keep names in the order of the alphabet, not of the network."""
+    expected = dict(seeded(NULA).state_dict())
+    renamed = {rename_nula(name): tensor for name, tensor in expected.items()}
+    assert len(set(renamed) - set(expected)) > 50
+    put_nula(hf_hub, renamed)
+    with pytest.warns(SpectralWarning, match="matched by shape and order, which is possible in one way only"):
+        model = load_model("nula/robust")
+    assert_same_state(model, expected)
+
+
+def test_names_that_leave_a_doubt_are_not_matched(hf_hub: Path) -> None:
+    renamed = {rename_nula(name).replace("norm1", "before").replace("norm2", "behind"): tensor
+               for name, tensor in seeded(NULA).state_dict().items()}  # fmt: skip
+    put_nula(hf_hub, renamed)  # two norms of one block have the same shape: which is the first?
+    with pytest.raises(SpectralError, match="missing from the file"):
+        load_model("nula/robust")
 
 
 def test_other_names_and_shapes_are_listed_on_both_sides(hf_hub: Path) -> None:

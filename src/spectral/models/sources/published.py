@@ -10,9 +10,10 @@ from pathlib import Path
 from spectral.errors import SpectralError
 from spectral.models import robustbench
 from spectral.models.architectures import build, family_of
-from spectral.models.checkpoint import load_state
+from spectral.models.checkpoint import load_state, strip_wrappers
 from spectral.models.fetching import download, fetch_from_hub, fetching
 from spectral.models.info import CIFAR, CIFAR10_CLASSES, CIFAR_NUM_CLASSES, IMAGENET, ModelInfo, Preprocessing
+from spectral.models.renaming import match_names
 from spectral.models.sources.base import Loaded, Source, fill, name_classes, require_name
 
 NULA_REPOSITORIES = {
@@ -32,7 +33,10 @@ def open_nula(name: str, pretrained: bool, classes: int | None = None) -> Loaded
         return model, name_classes(info, classes)
     with fetching(f"nula/{name}"):
         path = fetch_from_hub(NULA_REPOSITORIES[name], NULA_FILE)
-    return fill((model, info), load_state(path), f"nula/{name}: {path}")
+    where = f"nula/{name}: {path}"
+    # the card shows no code: what its tensors are called isn't known
+    state = match_names(strip_wrappers(load_state(path), model), model, where)
+    return fill((model, info), state, where)
 
 
 def open_robustbench(name: str, pretrained: bool, classes: int | None = None) -> Loaded:
