@@ -41,14 +41,13 @@ import torch
 from torch import nn
 
 import spectral
-from spectral.analysis import read_diagnosis
+from spectral.analysis import compare_models, read_diagnosis
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
 from spectral.identity import find_structure
 from spectral.models.checkpoint import hash_state
 from spectral.schema import RUN_FILE
 from spectral.study import StudyOptions, run_study
-from spectral.study.compare import compare_models
 from spectral.table import describe_environment, write_csv
 from spectral.training import LabelledImages, Recipe, train
 

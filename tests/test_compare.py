@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 import spectral
 from spectral import cli
+from spectral.analysis import compare_models
+from spectral.cli.comparison import format_comparison
 from spectral.figures import FIGURES
 from spectral.models import load_model, model_info
-from spectral.study.compare import compare_models, format_comparison
 
 A, B = "bundled/resnet20@random", "bundled/resnet20-blurpool@random"
 LOSSLESS = f"{A}+space-to-depth"

@@ -129,6 +129,23 @@ def tabulate(
     return table.astype({column: "Int64" for column in counts if column in columns})
 
 
+def tabulate_sites(
+    summary: pd.DataFrame, records: Iterable[Mapping[str, Any]], means: Mapping[str, tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """Return a row per site: what it is, its means with their intervals, and what networks are compared by.
+
+    Args:
+        summary: from `summarize_measurements`.
+        records: of the sites, as in ``attrs["sites"]`` of a measurement.
+        means: column → (tap, metric).
+    """
+    return [
+        {**record, "site": record["name"], "site_index": index, **read_means(summary, record["name"], means),
+         **read_signal(summary, record["name"])}
+        for index, record in enumerate(records)
+    ]  # fmt: skip
+
+
 def read_means(summary: pd.DataFrame, site: str, means: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
     """Read the means of one site, or of the whole network, with their intervals and counts.
 

@@ -1,5 +1,18 @@
-"""Answers about one network: (model, images) → tables; each function is one line in a notebook."""
+"""Answers about networks: (model or models, images) or tables → tables; each is one line in a notebook.
 
+- One network: `diagnose`, `inspect_sites`, `measure_fixes`, `find_unstable_images`; spectra at its sites by
+  `measure_spectra`, `measure_profiles`, `measure_image_avr`, `measure_folding` and `sweep_frequencies`.
+- Networks side by side: `compare_models` on the same images, paired; `weigh_models` for stability, accuracy,
+  time and arithmetic; `compare_families` and `compare_signals` from tables with a row per image.
+- Under perturbations: `compare_perturbed` and `compare_classes` from predictions; what resampling hides by
+  `describe_null_space`, `compute_null_share`, `tabulate_null_frequencies` and `check_blindness`.
+- Over many networks: `correlate_networks` and `compare_pairs`, robustness against aliasing.
+- Summaries: `summarize_attribution`, `summarize_equivariance`, `summarize_profiles`, `average_profiles`.
+
+Each has its picture in `spectral.figures`; `spectral.figures.plot_table` finds that of a table.
+"""
+
+from spectral.analysis.comparison import compare_models
 from spectral.analysis.details import SiteDetail, inspect_sites
 from spectral.analysis.diagnosis import Diagnosis, diagnose, from_measurements, is_diagnosis, read_diagnosis
 from spectral.analysis.effects import summarize_attribution, summarize_equivariance
@@ -41,6 +54,7 @@ __all__ = [
     "check_blindness",
     "compare_classes",
     "compare_families",
+    "compare_models",
     "compare_pairs",
     "compare_perturbed",
     "compare_signals",

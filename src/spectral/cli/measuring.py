@@ -159,7 +159,8 @@ def compare(
     Example:
       spectral compare bundled/resnet20 bundled/resnet20-blurpool bundled/resnet20+flc --limit 100
     """
-    from spectral.study.compare import compare_models, format_comparison
+    from spectral.analysis import compare_models
+    from spectral.cli.comparison import format_comparison
     from spectral.table import describe_environment, write_csv
 
     if len(models) < 2:

@@ -73,8 +73,13 @@ class Networks(Results):
         Networks may come and go, but not the pictures.
         """
         images = self.images
-        click.echo(f"  images    {len(images)} of {images.source}, {len(images.skipped)} skipped")
+        counts = f"{len(images)} of {images.source}, {len(images.skipped)} skipped"
+        click.echo(f"  images    {counts}{self.say_more()}")
         self.claim(self.out / "measurements" / self.folder / "pictures.json", self.describe_pictures())
+
+    def say_more(self) -> str:
+        """What else is said of the pictures."""
+        return ""
 
     def load(self, name: str) -> nn.Module:
         """Load a network, and note what tells it from others."""

@@ -10,7 +10,8 @@ Example: python experiments/phase10_budget.py --limit 16 --out results
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Mapping
+from functools import cache, cached_property
 from typing import Any
 
 import click
@@ -19,11 +20,11 @@ import torch
 
 from spectral.budget import measure_instability_budget, summarize_instability_budget
 from spectral.budget.summary import SUMMARY
-from spectral.data import ImageSet, load_images
+from spectral.data import ImageSet
 from spectral.errors import SpectralError
 from spectral.latency import count_macs
-from spectral.models import load_model, model_info
-from spectral.study.common import PictureResults
+from spectral.study.declaration import Phase, Table, Units
+from spectral.study.networks import Networks
 from spectral.study.options import StudyOptions
 
 LIMIT = 32
@@ -39,79 +40,74 @@ MODELS = (
 COALITIONS = ["model", "ideal", "sis", "logit_jitter", "agreement", "factor"]
 
 
-class Budgets(PictureResults):
+class Budgets(Networks):
     """Any number of models, one at a time, on the same pictures."""
 
+    folder = "phase10"
+
     def __init__(self, options: StudyOptions) -> None:
-        super().__init__(options)
-        self.names = tuple(dict.fromkeys(options.models or MODELS))
-        self.weights: dict[str, str] = {}
-        click.echo(f"budgets of {len(self.names)} networks on {len(self.images)} of {self.images.source}")
+        super().__init__(options, options.models or MODELS)
+        click.echo(f"budgets of {len(self.names)} networks")
+        self.introduce()
 
     @cached_property
     def images(self) -> ImageSet:
         """The pictures, before each model gets them at its own size."""
         options = self.options
-        limit = options.limit or LIMIT
-        return load_images(options.image_source, size=IMAGE_SIZE, limit=limit, seed=options.seed,
-                           workers=options.workers).keep_decoded()  # fmt: skip
+        return self.open_pictures(options.image_source, IMAGE_SIZE, options.limit or LIMIT).keep_decoded()
 
-    def measure(self, name: str) -> pd.DataFrame:
-        """Measure one network.
 
-        Raises:
-            SpectralError: if nothing of it can be made ideal, or it fails on the pictures.
-        """
-        model = load_model(name, device=self.options.device)
-        info = model_info(model)
-        assert info is not None
-        self.weights[name] = info.weights_id
-        size = info.preprocessing.size
-        macs = count_macs(model, torch.zeros(1, 3, *size, device=self.options.device))
-        images = self.images.resized(size).take(max(LEAST, int(MACS / (PASSES * max(macs, 1)))))
+def measure_network(budgets: Budgets, name: str) -> Mapping[str, Any]:
+    """Measure one network: the rows of its budget, and those of each set of causes that is made ideal."""
+    try:
+        return _measure(budgets, name)
+    except SpectralError as error:
+        failed = pd.DataFrame([{"model": name, "reason": str(error)}], columns=SUMMARY)
+        return {"summary": failed, "coalitions": pd.DataFrame(columns=COALITIONS)}
+
+
+def _measure(budgets: Budgets, name: str) -> Mapping[str, Any]:
+    model, options = budgets.load(name), budgets.options
+    size = budgets.infos[name].preprocessing.size
+    macs = count_macs(model, torch.zeros(1, 3, *size, device=options.device))
+    images = budgets.images.resized(size).take(max(LEAST, int(MACS / (PASSES * max(macs, 1)))))
+
+    @cache
+    def compute() -> tuple[pd.DataFrame, pd.DataFrame]:
         table = measure_instability_budget(
-            model, images, seed=self.options.seed,
-            batch_size=self.options.batch_size, progress=self.options.progress,
-        )  # fmt: skip
-        return table.assign(model=name)
-
-    def config(self) -> dict[str, Any]:
-        """What determines every number."""
-        images = self.images
-        facts = {"source": images.source, "fingerprint": images.fingerprint, "count": len(images)}
-        return {"images": facts, "seed": self.options.seed, "weights": self.weights}
-
-
-RESULTS = Budgets
-
-
-def run(budgets: Budgets) -> None:
-    """Write the phase's tables and figure."""
-    parts, values = [], []
-    for name in budgets.names:
-        try:
-            table = budgets.measure(name)
-        except SpectralError as error:
-            parts.append(pd.DataFrame([{"model": name, "reason": str(error)}], columns=SUMMARY))
-            click.echo(f"  {name}: not measured: {error}")
-            continue
-        summary = summarize_instability_budget(table)
-        parts.append(summary)
-        values += [
+            model, images, seed=options.seed, batch_size=options.batch_size, progress=options.progress
+        ).assign(model=name)
+        values = [
             {"model": name, **record, "factor": table.attrs["factor"]} for record in table.attrs["coalitions"]
         ]
-        click.echo(f"  {name}: {_say(summary)}")
-        # After each, so that what was measured stays where the next takes too long.
-        budgets.write_table("phase10_budget", pd.concat(parts, ignore_index=True))
-        budgets.write_table("phase10_coalitions", pd.DataFrame(values, columns=COALITIONS))
-    if not values:
-        raise SpectralError("none of the networks could be measured; the reasons are above")
-    budgets.draw("fig30_budget")
+        return summarize_instability_budget(table), pd.DataFrame(values, columns=COALITIONS)
+
+    seen = {"seen": len(images)}
+    return {
+        "summary": budgets.keep(name, "budget", seen, lambda: compute()[0]),
+        "coalitions": budgets.keep(name, "coalitions", seen, lambda: compute()[1]),
+    }
 
 
-def _say(summary: pd.DataFrame) -> str:
-    own = summary[(summary["metric"] == "logit_jitter") & (summary["site"] == "")]
+def _say(budgets: Budgets, name: str, found: Mapping[str, Any]) -> str:
+    summary = found["summary"]
+    if found["coalitions"].empty:
+        return f"{name}: not measured: {summary['reason'].iloc[0]}"
+    own = summary[(summary["metric"] == "logit_jitter") & (summary["site"].fillna("") == "")]
     shares = dict(zip(map(str, own["source"]), own["share"].astype(float), strict=True))
     total = float(own.loc[own["source"] == "total", "value"].iloc[0])
     named = [f"{source} {100 * share:.0f} %" for source, share in shares.items() if source != "total"]
-    return f"logit jitter {total:.3g}: {', '.join(named)}"
+    return f"{name}: logit jitter {total:.3g}: {', '.join(named)}"
+
+
+PHASE = Phase(
+    "instability budget",
+    Budgets,
+    (
+        Table("phase10_budget", lambda budgets, summary: summary, needs=("summary",),
+              figures=("fig30_budget",)),
+        Table("phase10_coalitions", lambda budgets, values: values,
+              needs=("coalitions",), optional=True),
+    ),
+    Units(lambda budgets: budgets.names, measure_network, _say, seconds=300),
+)  # fmt: skip

@@ -35,7 +35,7 @@ from spectral.analysis.perturbations import (
     tabulate_null_frequencies,
 )
 from spectral.classes import find_classes, match_labels
-from spectral.columns import SIGNAL_COLUMNS, read_means, read_signal, tabulate
+from spectral.columns import SIGNAL_COLUMNS, read_means, tabulate, tabulate_sites
 from spectral.data import ImageSet
 from spectral.data.imageset import spread_over_classes
 from spectral.errors import SpectralError
@@ -107,7 +107,6 @@ class Nula(Networks):
             click.echo(f"  left out  {name}: no such checkpoint; this trains it: {TRAIN_COMMAND} {own}")
         self.introduce()
         labelled = self.n_labelled
-        click.echo(f"            {labelled} labelled")
         if labelled < FEW_LABELS:
             rest = f"accuracies rest on {labelled} images" if labelled else "no accuracies without labels"
             click.echo(f"  {rest}: --data cifar10, or a folder per class, gives more")
@@ -159,6 +158,10 @@ class Nula(Networks):
             return f"{self.images.source} has no labels: --data takes images that have"
         matching = match_labels(self.models[name], self.images)
         return "" if matching.index else f"{self.images.source}: {matching.reason}"
+
+    def say_more(self) -> str:
+        """How many have a label."""
+        return f"; {self.n_labelled} labelled"
 
     def add_weights(self, table: pd.DataFrame) -> pd.DataFrame:
         """Put the weights of each row's model behind it."""
@@ -257,11 +260,9 @@ def measure_sites(nula: Nula, name: str) -> list[dict[str, Any]]:
         facts = {**nula.describe(name), "perturbation": test}
         counted = {"n_clusters": len(set(nula.subset.clusters))}
         rows += [
-            {**facts, **record, "site": record["name"], "site_index": index,
-             **(counted if record["measurable"] else {}), **read_means(summary, record["name"], MEANS),
-             **read_signal(summary, record["name"])}
-            for index, record in enumerate(records)
-        ]  # fmt: skip
+            {**facts, **(counted if row["measurable"] else {}), **row}
+            for row in tabulate_sites(summary, records, MEANS)
+        ]
         rows.append({**facts, "site": WHOLE, **counted, **read_means(summary, "", {"sis": ("", "sis")})})
     return rows
 

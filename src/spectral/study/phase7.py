@@ -11,7 +11,7 @@ Example: python experiments/phase7_layers.py --limit 64 --out results
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from spectral import stats
+from spectral.analysis import name_device
 from spectral.classes import match_labels
 from spectral.columns import (
     SIGNAL_COLUMNS,
@@ -32,20 +33,20 @@ from spectral.columns import (
     bound_share,
     bound_summary,
     read_means,
-    read_signal,
     tabulate,
+    tabulate_sites,
 )
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
 from spectral.latency import count_macs, measure_latency
 from spectral.measurement import describe_sites, measure
-from spectral.models import list_bundled, load_model, model_info
-from spectral.models.info import ModelInfo
+from spectral.models import list_bundled, load_model
 from spectral.perturb import measure_predictions
 from spectral.schema import SIGNAL_METRICS, with_bounds
 from spectral.sites import find_sites
 from spectral.stability import measure_consistency
-from spectral.study.common import PictureResults, identify_network
+from spectral.study.declaration import Phase, Table, Units
+from spectral.study.networks import Networks, describe_images
 from spectral.study.options import PRESETS, StudyOptions
 from spectral.study.tuning import LAYER_METHODS, name_tuned
 from spectral.summary import summarize_measurements
@@ -92,35 +93,35 @@ class Variant:
     name: str
 
 
-class Layers(PictureResults):
+class Layers(Networks):
     """One network and its variants, on the same pictures.
 
     Args:
         options: what to run on; the first of its models is the network to convert.
     """
 
+    folder = "phase7"
+
     def __init__(self, options: StudyOptions) -> None:
-        super().__init__(options)
         self.base = (options.models or PRESETS[options.preset].models)[0]
-        self.weights: dict[str, str] = {}
-        self.networks: dict[str, dict[str, str]] = {}
         there = set(list_bundled()) if self.base.startswith("bundled/") else set()
-        self.variants = [Variant(ORIGINAL, ORIGINAL, self.base)]
+        variants = [Variant(ORIGINAL, ORIGINAL, self.base)]
         self.missing = []
         for method in LAYER_METHODS:
-            self.variants.append(Variant(method, "converted", f"{self.base}+{method}"))
+            variants.append(Variant(method, "converted", f"{self.base}+{method}"))
             if name_tuned(self.base, method) in there:
-                self.variants.append(Variant(method, "tuned", f"bundled/{name_tuned(self.base, method)}"))
+                variants.append(Variant(method, "tuned", f"bundled/{name_tuned(self.base, method)}"))
             else:
                 self.missing.append(method)
-        click.echo(f"layers in {self.base}, preset {options.preset}: {len(self.variants)} networks")
-        images = self.images
-        click.echo(f"  images    {len(images)} of {images.source}, {len(images.skipped)} skipped")
+        self.variants = {variant.name: variant for variant in variants}
+        super().__init__(options, self.variants)
+        click.echo(f"layers in {self.base}, preset {options.preset}: {len(self.names)} networks")
+        self.introduce()
         if self.missing:
-            click.echo(f"  no tuned checkpoint of {', '.join(self.missing)}; {self._say_how()}")
-        self.claim(self.out / "measurements" / "phase7" / "layers.json", self._pictures())
+            click.echo(f"  no tuned checkpoint of {', '.join(self.missing)}; {self.say_how()}")
 
-    def _say_how(self) -> str:
+    def say_how(self) -> str:
+        """Say how missing checkpoints are made."""
         if self.base == PRESETS["bundled"].models[0]:
             return f"this makes them: {TRAIN_COMMAND}"
         return f"there are such of {PRESETS['bundled'].models[0]} alone"
@@ -129,10 +130,10 @@ class Layers(PictureResults):
     def images(self) -> ImageSet:
         """The pictures, at the network's own size."""
         options = self.options
+        self.load(self.base)
+        size = self.infos[self.base].preprocessing.size
         limit = options.limit or LIMITS[options.preset]
-        size = _info(load_model(self.base)).preprocessing.size
-        return load_images(options.image_source, size=size, limit=limit, seed=options.seed,
-                           workers=options.workers).keep_decoded()  # fmt: skip
+        return self.open_pictures(options.image_source, size, limit).keep_decoded()
 
     @cached_property
     def test_images(self) -> ImageSet | None:
@@ -145,71 +146,23 @@ class Layers(PictureResults):
             raise SpectralError(f"--data: {data!r} has no labels; expected cifar10, or a subfolder per class")
         return images
 
-    def load(self, variant: Variant) -> nn.Module:
-        """Load one network."""
-        model = load_model(variant.name, device=self.options.device)
-        self.weights[variant.name] = _info(model).weights_id
-        self.networks[variant.name] = identify_network(model)
-        return model
-
-    def keep(
-        self, variant: Variant, what: str, config: dict[str, Any], compute: Callable[[], pd.DataFrame]
-    ) -> pd.DataFrame:
-        """Return what an earlier run computed for these weights and options, or compute and keep it."""
-        path = self.measurement_folder(variant.name, "phase7") / f"{what}.csv"
-        return self.keep_table(path, {**config, **self.networks[variant.name]}, compute)
+    def describe_pictures(self) -> dict[str, Any]:
+        """What determines the numbers of any network."""
+        return {"base": self.base, **super().describe_pictures()}
 
     def config(self) -> dict[str, Any]:
         """What determines every number."""
-        return {"preset": self.options.preset, **self._pictures(), "pairs": PAIRS, "weights": self.weights,
-                "data": self.test_images and _describe(self.test_images)}  # fmt: skip
-
-    def _pictures(self) -> dict[str, Any]:
-        return {"base": self.base, "images": _describe(self.images), "seed": self.options.seed}
+        return {**super().config(), "pairs": PAIRS,
+                "data": self.test_images and describe_images(self.test_images)}  # fmt: skip
 
 
-RESULTS = Layers
-
-
-def run(layers: Layers) -> None:
-    """Write the phase's tables and figures."""
-    costs = measure_costs(layers)
-    rows: list[dict[str, Any]] = []
-    sites: list[dict[str, Any]] = []
-    right: pd.Series | None = None  # which labelled pictures the original gets right
-    for variant in layers.variants:
-        row, own_sites, correct = describe_variant(layers, variant, right)
-        right = correct if right is None else right
-        rows.append({**row, **costs[variant.method]})
-        sites += own_sites
-        click.echo(f"  {_say(row)}")
-    layers.write_table("phase7_layers", tabulate(rows, COLUMNS, COUNTS))
-    layers.write_table("phase7_layers_sites", tabulate(sites, SITE_COLUMNS, COUNTS))
-    layers.draw("fig18_layers_pareto", "fig19_layers_aliasing")
-    if layers.missing:
-        click.echo(f"without the tuned networks of {', '.join(layers.missing)}; {layers._say_how()}")
-
-
-def describe_variant(
-    layers: Layers, variant: Variant, reference: pd.Series | None
-) -> tuple[dict[str, Any], list[dict[str, Any]], pd.Series]:
-    """Measure one network: its row, those of its sites, and which labelled pictures it gets right."""
-    model = layers.load(variant)
-    facts = {"method": variant.method, "state": variant.state, "model": variant.name,
-             "weights": layers.weights[variant.name]}  # fmt: skip
+def measure_network(layers: Layers, name: str) -> Mapping[str, Any]:
+    """Measure one network: its row, those of its sites, and by image how it fares under shifts."""
+    variant, model = layers.variants[name], layers.load(name)
+    facts = {"method": variant.method, "state": variant.state, "model": name,
+             "weights": layers.identities[name]["weights"]}  # fmt: skip
     table, records = measure_variant(layers, variant, model)
     summary = summarize_measurements(table)
-    sites = [
-        {
-            **facts,
-            **record,
-            "site": record["name"],
-            "site_index": index,
-            **read_means(summary, record["name"], MEANS),
-            **read_signal(summary, record["name"]),
-        }
-        for index, record in enumerate(records)
-    ]
     measurable = [record for record in records if record["measurable"]]
     row = {
         **facts, "sites": len(records), "measurable": len(measurable),
@@ -219,19 +172,44 @@ def describe_variant(
         "n_clusters": len(set(layers.clusters.values())),
         "aliasing_reason": "" if measurable else "; ".join({str(r["reason"]) for r in records}),
     }  # fmt: skip
-    correct = _find_correct(table)
-    both = correct if reference is None else correct & reference
+    correct, views = _find_correct(table), []
     for protocol in PROTOCOLS:
         agree = measure_agreement(layers, variant, model, protocol)
-        found = stats.summarize(agree, None, layers.find_clusters(agree.index), 0.0, 1.0)
-        row |= bound_summary(protocol, found)
-        chosen = agree[both[both].index]
-        clusters = layers.find_clusters(chosen.index)
-        row[f"{protocol}_both_right"] = (
-            stats.summarize(chosen, None, clusters).mean if len(chosen) else math.nan
+        row |= bound_summary(
+            protocol, stats.summarize(agree, None, layers.find_clusters(agree.index), 0.0, 1.0)
         )
-    row["n_both_right"] = int(both.sum())
-    return {**row, **find_accuracy(layers, variant, model)}, sites, correct
+        views.append(pd.DataFrame({"model": name, "protocol": protocol, "image": agree.index,
+                                   "agree": agree.to_numpy(),
+                                   "correct": correct.reindex(agree.index).to_numpy()}))  # fmt: skip
+    return {
+        "networks": [{**row, **find_accuracy(layers, variant, model)}],
+        "sites": [{**facts, **site} for site in tabulate_sites(summary, records, MEANS)],
+        "views": pd.concat(views, ignore_index=True),
+    }
+
+
+def tabulate_networks(layers: Layers, rows: Iterable[Mapping[str, Any]], views: pd.DataFrame) -> pd.DataFrame:
+    """One row per network: what was measured of it, what it costs, and how images fare that all get right."""
+    costs = measure_costs(layers)
+    right = views[(views["model"] == layers.base) & views["correct"].astype(bool)]
+    both = views[views["correct"].astype(bool) & views["image"].isin(right["image"])]
+    return tabulate(
+        [
+            {**row, **_describe_both(layers, both[both["model"] == row["model"]]), **costs[row["method"]]}
+            for row in rows
+        ],
+        COLUMNS, COUNTS,
+    )  # fmt: skip
+
+
+def _describe_both(layers: Layers, views: pd.DataFrame) -> dict[str, Any]:
+    """How images fare under shifts that the network gets right, and the original too."""
+    row: dict[str, Any] = {"n_both_right": views["image"].nunique()}
+    for protocol in PROTOCOLS:
+        own = views[views["protocol"] == protocol].set_index("image")["agree"]
+        mean = stats.summarize(own, None, layers.find_clusters(own.index)).mean if len(own) else math.nan
+        row[f"{protocol}_both_right"] = mean
+    return row
 
 
 def measure_variant(
@@ -242,7 +220,8 @@ def measure_variant(
     metrics = (*METRICS, *SIGNAL_METRICS, "sis") if any(site.measurable for site in sites) else ("sis",)
     table = measure(
         model, layers.images, metrics, taps=("dense", "signal"), batch_size=layers.options.batch_size,
-        out=layers.measurement_folder(variant.name, "phase7"), progress=layers.options.progress, sites=sites,
+        out=layers.measurement_folder(variant.name, layers.folder), sites=sites,
+        progress=layers.options.progress,
     )  # fmt: skip
     return table, table.attrs["sites"] or describe_sites(sites)
 
@@ -256,20 +235,20 @@ def measure_agreement(layers: Layers, variant: Variant, model: nn.Module, protoc
             model, layers.images, protocol, pairs=PAIRS, seed=options.seed, batch_size=4 * options.batch_size
         )
 
-    config = {"protocol": protocol, "pairs": PAIRS, **layers._pictures()}
-    table = layers.keep(variant, f"consistency-{protocol}", config, compute)
+    config = {"protocol": protocol, "pairs": PAIRS}
+    table = layers.keep(variant.name, f"consistency-{protocol}", config, compute)
     return table.groupby("image", sort=False)["agree"].mean()
 
 
 def find_accuracy(layers: Layers, variant: Variant, model: nn.Module) -> dict[str, Any]:
     """Accuracy on labelled test images: those of --data, or what the checkpoint says of its own."""
-    info, images = _info(model), layers.test_images
+    info, images = layers.infos[variant.name], layers.test_images
     if images is not None:
         matching = match_labels(model, images)
         if not matching.index:
             return {"accuracy_reason": f"{images.source}: {matching.reason}"}
-        config = {"data": _describe(images)}
-        table = layers.keep(variant, "accuracy", config, lambda: predict_labelled(model, images))
+        config = {"data": describe_images(images)}
+        table = layers.keep(variant.name, "accuracy", config, lambda: predict_labelled(model, images))
         share = bound_flags("accuracy", table["correct"], table["cluster"])
         return _describe_accuracy(share, len(table), f"measured on {images.source}", matching.reason)
     if variant.state == "converted":
@@ -291,7 +270,7 @@ def predict_labelled(model: nn.Module, images: ImageSet) -> pd.DataFrame:
 def measure_costs(layers: Layers) -> dict[str, dict[str, Any]]:
     """Time, arithmetic and parameters per layer, against the original; weights change none of them."""
     device = layers.options.device
-    names = {v.method: v.name for v in layers.variants if v.state != "tuned"}
+    names = {v.method: v.name for v in layers.variants.values() if v.state != "tuned"}
     models = {method: load_model(name, device=device) for method, name in names.items()}
     size = layers.images.size or (32, 32)
     batch = torch.zeros(LATENCY_BATCH, 3, *size, device=device)
@@ -306,21 +285,11 @@ def measure_costs(layers: Layers) -> dict[str, dict[str, Any]]:
             "latency_ratio": middle, "latency_ratio_q25": low, "latency_ratio_q75": high,
             "latency_ms": 1000 * float(np.median(seconds[method])) / LATENCY_BATCH,
             "latency_batch": LATENCY_BATCH, "threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
+            "device": name_device(batch.device),
             "macs": macs[method], "macs_ratio": macs[method] / macs[ORIGINAL],
             "parameters": sum(p.numel() for p in model.parameters()),
         }  # fmt: skip
     return rows
-
-
-def _info(model: nn.Module) -> ModelInfo:
-    info = model_info(model)
-    assert info is not None
-    return info
-
-
-def _describe(images: ImageSet) -> dict[str, Any]:
-    return {"source": images.source, "fingerprint": images.fingerprint, "count": len(images)}
 
 
 def _find_correct(table: pd.DataFrame) -> pd.Series:
@@ -333,7 +302,8 @@ def _describe_accuracy(share: dict[str, float], n: int, source: str, reason: str
     return {**share, "accuracy_n": n, "accuracy_source": source, "accuracy_reason": reason}
 
 
-def _say(row: Mapping[str, Any]) -> str:
+def _say(layers: Layers, name: str, found: Mapping[str, Any]) -> str:
+    (row,) = found["networks"]
     decibels = row.get("alias_power_db_channel_median", math.nan)
     aliases = f"aliases {decibels:.1f} dB" if not math.isnan(decibels) else "no aliases"
     accuracy = f", accuracy {row['accuracy']:.2%}" if "accuracy" in row else ""
@@ -341,3 +311,19 @@ def _say(row: Mapping[str, Any]) -> str:
         f"{row['method']} ({row['state']}): {aliases}, SIS {row['sis']:.2g}, consistency "
         f"{row['circular']:.1%} circular, {row['crop']:.1%} crop{accuracy}"
     )
+
+
+PHASE = Phase(
+    "layers",
+    Layers,
+    (
+        Table("phase7_layers", tabulate_networks, needs=("networks", "views"),
+              figures=("fig18_layers_pareto", "fig19_layers_aliasing"), seconds=20),
+        Table("phase7_layers_sites", lambda layers, rows: tabulate(rows, SITE_COLUMNS, COUNTS),
+              needs=("sites",)),
+    ),
+    Units(lambda layers: layers.names, measure_network, _say, seconds=100),
+    conclude=lambda layers, made: layers.missing and [
+        f"without the tuned networks of {', '.join(layers.missing)}; {layers.say_how()}"
+    ],
+)  # fmt: skip

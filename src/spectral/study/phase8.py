@@ -17,26 +17,18 @@ from typing import Any
 
 import click
 import pandas as pd
-from torch import nn
 
-from spectral.columns import (
-    SIGNAL_COLUMNS,
-    average_signals,
-    average_sites,
-    bound,
-    read_means,
-    read_signal,
-    tabulate,
-)
-from spectral.data import ImageSet, load_images
+from spectral.analysis import TAPS
+from spectral.columns import SIGNAL_COLUMNS, average_signals, average_sites, bound, tabulate, tabulate_sites
+from spectral.data import ImageSet
 from spectral.errors import SpectralError
 from spectral.measurement import measure
-from spectral.models import load_model, model_info
 from spectral.models.catalogue import LIBRARIES
 from spectral.models.fetching import RANDOM
 from spectral.operators import LOSSLESS
 from spectral.schema import SIGNAL_METRICS, with_bounds
-from spectral.study.common import TAPS, PictureResults
+from spectral.study.declaration import Phase, Table, Units
+from spectral.study.networks import Networks
 from spectral.study.options import StudyOptions
 from spectral.summary import summarize_measurements
 
@@ -76,99 +68,53 @@ MODEL_COLUMNS = [
 ]  # fmt: skip
 
 
-class Survey(PictureResults):
+class Survey(Networks):
     """Any number of models, one at a time, on the same pictures.
 
     Args:
         options: what to run on; its models may be any number.
     """
 
+    folder = "phase8"
+
     def __init__(self, options: StudyOptions) -> None:
-        super().__init__(options)
-        self.names = tuple(dict.fromkeys(options.models or MODELS[options.preset]))
-        self.weights: dict[str, str] = {}
+        super().__init__(options, options.models or MODELS[options.preset])
         random = sum(find_weights(name) == "random" for name in self.names)
         click.echo(f"survey of {len(self.names)} architectures, preset {options.preset}")
         if random:
             click.echo(
                 f"  {random} of them with random weights: this is about structure, not about trained networks"
             )
-        images = self.images
-        click.echo(f"  images    {len(images)} of {images.source}, {len(images.skipped)} skipped")
-        # models may come and go, but not the pictures
-        self.claim(self.out / "measurements" / "phase8" / "survey.json", self._pictures())
+        self.introduce()
 
     @cached_property
     def images(self) -> ImageSet:
         """The pictures, before each model gets them at its own size."""
-        options = self.options
-        limit = options.limit or LIMITS[options.preset]
-        return load_images(options.image_source, size=IMAGE_SIZE, limit=limit, seed=options.seed,
-                           workers=options.workers).keep_decoded()  # fmt: skip
-
-    def measure(self, name: str, model: nn.Module) -> pd.DataFrame:
-        """Measure one model, or continue where it was interrupted.
-
-        Raises:
-            SpectralError: if it has no site that can be measured, or fails on the pictures.
-        """
-        info = model_info(model)
-        assert info is not None
-        self.weights[name] = info.weights_id
-        return measure(
-            model, self.images.resized(info.preprocessing.size), METRICS, taps=(*TAPS, "signal"),
-            batch_size=self.options.batch_size, out=self.measurement_folder(name, "phase8"),
-            progress=self.options.progress,
-        )  # fmt: skip
-
-    def config(self) -> dict[str, Any]:
-        """What determines every number."""
-        return {"preset": self.options.preset, **self._pictures(), "weights": self.weights}
-
-    def _pictures(self) -> dict[str, Any]:
-        images = self.images
-        facts = {"source": images.source, "fingerprint": images.fingerprint, "count": len(images)}
-        return {"images": facts, "seed": self.options.seed}
+        limit = self.options.limit or LIMITS[self.options.preset]
+        return self.open_pictures(self.options.image_source, IMAGE_SIZE, limit).keep_decoded()
 
 
-RESULTS = Survey
-
-
-def run(survey: Survey) -> None:
-    """Write the phase's tables and figures."""
-    sites: list[dict[str, Any]] = []
-    models: list[dict[str, Any]] = []
-    for name in survey.names:
-        rows, model = describe_model(survey, name)
-        sites += rows
-        models.append(model)
-        click.echo(f"  {_say(model)}")
-    survey.write_table("phase8_architectures", tabulate(sites, SITE_COLUMNS, COUNTS))
-    survey.write_table("phase8_models", tabulate(models, MODEL_COLUMNS, COUNTS))
-    if not any(model.get("measurable") for model in models):
-        raise SpectralError("none of the models could be measured; the tables have the reasons")
-    survey.draw("fig16_architectures_depth", "fig17_architectures_ranking")
-
-
-def describe_model(survey: Survey, name: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def measure_network(survey: Survey, name: str) -> Mapping[str, Any]:
     """Measure one model: a row for each site and one for the whole, or one each with the reason why not."""
     facts: dict[str, Any] = {"model": name, "weights": find_weights(name)}
     try:
-        model = load_model(name, device=survey.options.device)
+        model = survey.load(name)
         facts["family"] = type(model).__module__.rpartition(".")[2]
         facts["parameters"] = sum(p.numel() for p in model.parameters())
-        table = survey.measure(name, model)
+        table = measure(
+            model, survey.images_for(name), METRICS, taps=(*TAPS, "signal"),
+            batch_size=survey.options.batch_size, out=survey.measurement_folder(name, survey.folder),
+            progress=survey.options.progress,
+        )  # fmt: skip
     except SpectralError as error:
         failed = {**facts, "reason": str(error)}
-        return [failed], failed
-    summary = summarize_measurements(table)
+        return {"sites": [failed], "models": [failed]}
     records = table.attrs["sites"]
+    summary = summarize_measurements(table)
     rows = [
-        {**facts, **record, "site": record["name"], "site_index": index,
-         "depth": index / max(len(records) - 1, 1), **read_means(summary, record["name"], MEANS),
-         **read_signal(summary, record["name"])}
-        for index, record in enumerate(records)
-    ]  # fmt: skip
+        {**facts, **row, "depth": row["site_index"] / max(len(records) - 1, 1)}
+        for row in tabulate_sites(summary, records, MEANS)
+    ]
     whole = {
         **facts, "image_size": "x".join(map(str, table.attrs["provenance"]["image_size"])),
         "sites": len(records), "measurable": sum(record["measurable"] for record in records),
@@ -176,7 +122,7 @@ def describe_model(survey: Survey, name: str) -> tuple[list[dict[str, Any]], dic
         **average_signals(table), **average_sites(table, ("alias_power_ratio",)),
         **_read_sis(summary),
     }  # fmt: skip
-    return rows, whole
+    return {"sites": rows, "models": [whole]}
 
 
 def find_weights(name: str) -> str:
@@ -196,11 +142,25 @@ def _read_sis(summary: pd.DataFrame) -> dict[str, float]:
     return bound("sis", found["mean"], found["ci_low"], found["ci_high"])
 
 
-def _say(model: Mapping[str, Any]) -> str:
+def _say(survey: Survey, name: str, found: Mapping[str, Any]) -> str:
+    (model,) = found["models"]
     if "sites" not in model:
-        return f"{model['model']}: not measured: {model['reason']}"
+        return f"{name}: not measured: {model['reason']}"
     decibels, sis = model.get("alias_power_db_channel_median", math.nan), model["sis"]
     return (
-        f"{model['model']} ({model['weights']} weights): {model['measurable']} of {model['sites']} sites "
+        f"{name} ({model['weights']} weights): {model['measurable']} of {model['sites']} sites "
         f"measured, aliases {decibels:.1f} dB, SIS {sis:.2g}"
     )
+
+
+PHASE = Phase(
+    "architectures",
+    Survey,
+    (
+        Table("phase8_architectures", lambda survey, rows: tabulate(rows, SITE_COLUMNS, COUNTS),
+              needs=("sites",), figures=("fig16_architectures_depth",)),
+        Table("phase8_models", lambda survey, rows: tabulate(rows, MODEL_COLUMNS, COUNTS), needs=("models",),
+              figures=("fig17_architectures_ranking",)),
+    ),
+    Units(lambda survey: survey.names, measure_network, _say, noun="model", seconds=100),
+)  # fmt: skip

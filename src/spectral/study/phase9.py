@@ -39,8 +39,8 @@ from spectral.columns import (
     bound_share,
     bound_summary,
     read_means,
-    read_signal,
     tabulate,
+    tabulate_sites,
 )
 from spectral.data import ImageSet
 from spectral.errors import SpectralError
@@ -318,10 +318,7 @@ def measure_aliases(
     )  # fmt: skip
     records = place_sites(table.attrs["sites"] or describe_sites(found))
     summary = summarize_measurements(table)
-    rows = [
-        {**record, **read_means(summary, record["name"], MEANS), **read_signal(summary, record["name"])}
-        for record in records
-    ]
+    rows = tabulate_sites(summary, records, MEANS)
     for site, (ratio, free) in product(
         rows, (("alias_power_ratio", "alias_free"), (HEADLINE, FREE[HEADLINE]))
     ):

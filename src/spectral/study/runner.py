@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -137,10 +138,11 @@ def join_units(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     joined: dict[str, Any] = {}
     for name in dict.fromkeys(key for one in found for key in one):
         parts = [one[name] for one in found if name in one]
-        tables = isinstance(parts[0], pd.DataFrame)
-        joined[name] = (
-            pd.concat(parts, ignore_index=True) if tables else [row for part in parts for row in part]
-        )
+        if isinstance(parts[0], pd.DataFrame):
+            filled = [part for part in parts if len(part)] or parts[:1]
+            joined[name] = pd.concat(filled, ignore_index=True)
+        else:
+            joined[name] = list(chain.from_iterable(parts))
     return joined
 
 
