@@ -77,6 +77,19 @@ def test_the_same_seed_gives_the_same_weights_and_frozen_ones_are_so_again() -> 
     assert first.head.bias.requires_grad
 
 
+@pytest.mark.parametrize(("tune", "kernels"), [("norms", set()), ("filters", {"3.weight"})])
+def test_what_is_tuned_can_be_chosen(tune: str, kernels: set[str]) -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=4),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3),
+    ).eval()  # fmt: skip
+    smooth = convert(net, "blurpool", example=16)
+    tuned = distill(smooth, image(6, 3, 16, 16), steps=2, batch_size=3, tune=tune, progress=False)
+    moved = {name for name, p in tuned.named_parameters() if not torch.equal(p, smooth.get_parameter(name))}
+    assert moved == {"1.weight", "0.bias", "1.bias", "3.bias", "6.bias"} | kernels
+    assert all(p.requires_grad for p in tuned.parameters())
+
+
 def test_a_student_equal_to_its_teacher_has_nothing_to_learn() -> None:
     net, _ = make_pair()
     same = convert(net, "strided", example=32)
@@ -195,6 +208,8 @@ def test_bad_input_is_one_sentence() -> None:
             Views(zoom=zoom, mix=mix)
     with pytest.raises(SpectralError, match="max_lr must be > 0"):
         distill(smooth, images, max_lr=0, progress=False)
+    with pytest.raises(SpectralError, match="tune must be one of all, filters, norms, got 'norm'"):
+        distill(smooth, images, tune="norm", progress=False)
     with pytest.raises(SpectralError, match="no images"):
         distill(smooth, images[:0], progress=False)
     with pytest.raises(SpectralError, match=r"the loss of Net became nan|NaN or infinite"):
