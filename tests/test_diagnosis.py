@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 
 import numpy as np
 import pandas as pd
@@ -286,6 +288,19 @@ class TestDiagnose:
                     read(here)
             (here / file).write_bytes(whole)
         assert read_diagnosis(here).facts["model"] == "Sequential"
+
+    def test_a_full_disk_is_no_property_of_the_network(self, images, tmp_path):
+        run = {"methods": ("flc",), "fix_images": 2, "budget_images": 0, "out": tmp_path, "progress": False}
+        before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (6000, limits[1]))
+            with pytest.raises(SpectralError, match="can't be written"):
+                diagnose(classifier(), images, **run)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, before)
+        assert diagnose(classifier(), images, **run).missing.empty
 
     @pytest.mark.parametrize("methods", [(), ("flk",)])
     def test_layers_that_are_none_leave_no_folder_of_theirs(self, images, tmp_path, methods):

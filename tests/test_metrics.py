@@ -985,3 +985,11 @@ def test_evaluation_mode_of_a_plain_function_does_nothing():
     with evaluation_mode(layer):
         assert not any(module.training for module in layer.modules())
     assert [module.training for module in layer.modules()] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("function", [compute_alias_power_ratio, compute_am_relative])
+def test_what_is_scale_free_is_right_up_to_the_largest_float(function):
+    x = torch.rand(2, 16, 16, generator=torch.Generator().manual_seed(0)).double()
+    with pytest.raises(SpectralError, match="too large"):
+        compute_am(1e308 * x)
+    assert float(function(1e308 * x)) == pytest.approx(float(function(x)), rel=1e-12)

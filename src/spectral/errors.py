@@ -19,6 +19,13 @@ class SpectralError(ValueError):
     """
 
 
+class StorageError(SpectralError):
+    """A file or folder that can't be written or read, or isn't what was written.
+
+    It says nothing about a network: an analysis that notes why a part can't be had lets it through.
+    """
+
+
 class BrokenJobError(RuntimeError):
     """What no rank of a job can go on after: another ended, or failed in a way that nobody foresaw.
 

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
 
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, StorageError
 
 SEAL = f"sha256:{'0' * 64}"
 """What stands in a file where `seal` is to put the digest of all the rest."""
@@ -68,7 +68,7 @@ def replacing(path: Path) -> Iterator[Path]:
         SpectralError: if it can't be written.
     """
     if not path.name:
-        raise SpectralError(f"{path} is a folder; name a file")
+        raise StorageError(f"{path} is a folder; name a file")
     _remove_orphans(path)
     temporary = _name_temporary(path)
     try:
@@ -76,7 +76,7 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         why = error.strerror or str(error)
-        raise SpectralError(f"{path} can't be written ({why}); make room, or choose another place") from error
+        raise StorageError(f"{path} can't be written ({why}); make room, or choose another place") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -102,7 +102,7 @@ def hash_file(path: Path) -> str:
         with path.open("rb") as file:
             return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
     except OSError as error:
-        raise SpectralError(f"{path} can't be read ({error.strerror}); check the path") from error
+        raise StorageError(f"{path} can't be read ({error.strerror}); check the path") from error
 
 
 def append_seal(content: bytes, place: str = "") -> bytes:
@@ -142,7 +142,7 @@ def ensure_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         why = error.strerror or str(error)
-        raise SpectralError(f"can't write to {folder} ({why}); choose another output folder") from error
+        raise StorageError(f"can't write to {folder} ({why}); choose another output folder") from error
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -170,7 +170,7 @@ def name_folder(model: str) -> str:
     """
     name = _UNFIT.sub("-", model).strip("-.")
     if not name:
-        raise SpectralError(f"no folder can be named after the model {model!r}; rename it")
+        raise StorageError(f"no folder can be named after the model {model!r}; rename it")
     return name
 
 
@@ -256,7 +256,7 @@ def join_claim(folder: Path, holder: str) -> Iterator[None]:
     except OSError:
         same = False
     if not same:
-        raise SpectralError(
+        raise StorageError(
             f"{folder} on {socket.gethostname()} isn't the folder that rank 0 writes to, on "
             f"{json.loads(holder)['host']}; choose one on a disk that all ranks share"
         )
@@ -338,7 +338,7 @@ def _share(lock: FileIO, folder: Path) -> None:
 
 
 def _refuse_taken(folder: Path) -> SpectralError:
-    return SpectralError(
+    return StorageError(
         f"{folder} is being written by {_name_writer(folder / LOCK_FILE)}; wait for it to end, or choose "
         f"another folder"
     )
@@ -346,7 +346,7 @@ def _refuse_taken(folder: Path) -> SpectralError:
 
 def _refuse_unlockable(folder: Path, error: OSError) -> SpectralError:
     why = error.strerror or str(error)
-    return SpectralError(
+    return StorageError(
         f"{folder} can't be locked against other writers ({why}); choose a folder on another disk"
     )
 

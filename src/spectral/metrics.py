@@ -160,7 +160,10 @@ def compute_am_relative(
         >>> round(float(compute_am_relative(tone)), 5)
         1.0
     """
-    return compute_alias_metrics(dense, stride, phase, size, "compute_am_relative")["am_relative"]
+    caller = "compute_am_relative"
+    kept, residual, _ = _split_scaled(dense, stride, phase, size, caller)
+    axes = len(as_stride(stride, caller))
+    return divide(spectrum_l1(residual, axes).sum(-1), spectrum_l1(kept, axes).sum(-1))
 
 
 def compute_alias_power_ratio(
@@ -182,8 +185,10 @@ def compute_alias_power_ratio(
         >>> float(compute_alias_power_ratio(torch.ones(4, 4)))
         0.0
     """
-    metrics = compute_alias_metrics(dense, stride, phase, size, "compute_alias_power_ratio")
-    ratio = metrics["alias_power_ratio"]
+    caller = "compute_alias_power_ratio"
+    kept, residual, _ = _split_scaled(dense, stride, phase, size, caller)
+    image = tuple(range(-len(as_stride(stride, caller)) - 1, 0))
+    ratio = divide(residual.square().sum(image), kept.square().sum(image))
     return 10 * ratio.log10() if db else ratio
 
 
@@ -229,7 +234,8 @@ def _split_scaled(
 def _unscale(value: Tensor, scale: Tensor, caller: str) -> Tensor:
     whole = value * scale
     if not torch.isfinite(whole).all():
-        raise SpectralError(f"{caller}: the metric is too large for {value.dtype}; pass the map as float64")
+        advice = "scale the map down" if value.dtype == torch.float64 else "pass the map as float64"
+        raise SpectralError(f"{caller}: the metric is too large for {value.dtype}; {advice}")
     return whole
 
 

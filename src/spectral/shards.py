@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from spectral.errors import SpectralError
+from spectral.errors import StorageError
 from spectral.files import SEAL, is_intact, replacing, seal, write_whole
 from spectral.schema import SHARD
 from spectral.table import SCHEMA, Key, as_codes, split_reasons
@@ -145,7 +145,7 @@ def read_shards(folder: Path, run: str) -> Iterator[Shard]:
         shard = open_shard(path, run)
         for image in shard.images:
             if image in owners:
-                raise SpectralError(
+                raise StorageError(
                     f"{path} has image {image!r} again, which {owners[image]} has; delete one of the two"
                 )
             owners[image] = path.name
@@ -176,20 +176,20 @@ def open_shard(path: Path, run: str) -> Shard:
         table = _read_rows(content) if named and not (intact and _says_all(facts)) else None
     except (OSError, pa.ArrowException, ValueError, RecursionError) as error:
         why = next(iter(str(error).splitlines()), type(error).__name__)
-        raise SpectralError(f"{path} is damaged ({why}); {_WAY_OUT}") from error
+        raise StorageError(f"{path} is damaged ({why}); {_WAY_OUT}") from error
     if not isinstance(facts, dict) or not {"run", "number", "rows", "images"} <= set(facts):
-        raise SpectralError(f"{path} wasn't written by this run, or rewritten by something else; {_WAY_OUT}")
+        raise StorageError(f"{path} wasn't written by this run, or rewritten by something else; {_WAY_OUT}")
     if facts["run"] != run:
-        raise SpectralError(f"{path} belongs to another run; {_WAY_OUT}")
+        raise StorageError(f"{path} belongs to another run; {_WAY_OUT}")
     name = name_shard(facts.get("writer", ""), facts["number"])
     if path.name.removeprefix(_HIDDEN) != name:
-        raise SpectralError(f"{path} is a copy of {name}; {_WAY_OUT}")
+        raise StorageError(f"{path} is a copy of {name}; {_WAY_OUT}")
     if not named:
-        raise SpectralError(f"{path} has other columns than were written; {_WAY_OUT}")
+        raise StorageError(f"{path} has other columns than were written; {_WAY_OUT}")
     if table is not None:
         cut = table.num_rows < facts["rows"] and set(_list_images(table)) <= set(facts["images"])
         if not intact and not cut:
-            raise SpectralError(f"{path} isn't what was written; {_WAY_OUT}")
+            raise StorageError(f"{path} isn't what was written; {_WAY_OUT}")
         facts = {**facts, **_describe(table)}
     reasons = {Key(*key): reason for *key, reason in facts["reasons"]}
     merged = facts.get("merged")

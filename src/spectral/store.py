@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 
 from spectral.arguments import as_path
-from spectral.errors import SpectralError, SpectralWarning
+from spectral.errors import SpectralError, SpectralWarning, StorageError
 from spectral.files import ensure_writable
 from spectral.lazy import gather
 from spectral.schema import RUN_FILE, SITES_FILE
@@ -202,7 +202,7 @@ class ShardStore:
         part = {key: value for key, value in provenance.items() if key not in config}
         if not path.exists():
             if self.shards:
-                raise SpectralError(f"{self.folder} has shards but no {RUN_FILE}; choose another folder")
+                raise StorageError(f"{self.folder} has shards but no {RUN_FILE}; choose another folder")
             record = {"run": uuid.uuid4().hex, "parts": [part], "config": config, "provenance": provenance}
             write_json(record | {"network": network.describe() if network else {}}, path, sealed=True)
             return record["run"], record["parts"]  # type: ignore[return-value]
@@ -272,7 +272,7 @@ def refuse_other(
     """
     difference = find_difference(before, config, network)
     if difference is not None:
-        raise SpectralError(f"{folder} holds measurements {difference}; choose another folder or delete it")
+        raise StorageError(f"{folder} holds measurements {difference}; choose another folder or delete it")
 
 
 def read(folder: str | Path) -> pd.DataFrame:
@@ -301,7 +301,7 @@ def read(folder: str | Path) -> pd.DataFrame:
         path /= "measurements"
     _refuse_earlier(path)
     if not (path / RUN_FILE).exists():
-        raise SpectralError(f"{folder} holds no measurements; pass the folder that measure(…, out=…) wrote")
+        raise StorageError(f"{folder} holds no measurements; pass the folder that measure(…, out=…) wrote")
     record = read_run(path)
     table = _read_rows(path, record["run"])
     table.attrs["provenance"] = list_provenance(record["provenance"], record["parts"])
@@ -322,7 +322,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     """
     record = read_json(folder / RUN_FILE, sealed=True)
     if not {"run", "parts", "config", "provenance", "network"} <= set(record):
-        raise SpectralError(
+        raise StorageError(
             f"{folder / RUN_FILE} isn't what this version writes; delete its folder and measure again"
         )
     return record
@@ -347,7 +347,7 @@ def _gather_rows(folder: Path, run: str) -> pd.DataFrame:
     rows = images = 0
     for shard in read_shards(folder, run):
         if shard.cut:
-            raise SpectralError(
+            raise StorageError(
                 f"{shard.path} has only a part of its rows; continue the run, measure(…, out=…), which "
                 f"measures its images again"
             )
@@ -366,14 +366,14 @@ def _read_sites(folder: Path, run: str) -> list[dict[str, Any]]:
         return []
     content = read_json(path, sealed=True)
     if content.get("run") != run:
-        raise SpectralError(f"{path} belongs to another run; delete it and measure again")
+        raise StorageError(f"{path} belongs to another run; delete it and measure again")
     sites: list[dict[str, Any]] = content["sites"]
     return sites
 
 
 def _refuse_earlier(folder: Path) -> None:
     if any((folder / name).exists() for name in _EARLIER):
-        raise SpectralError(
+        raise StorageError(
             f"{folder} was written by an earlier version, whose tables don't say which images share a "
             f"photograph; delete it or choose another folder, and measure again"
         )

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import spectral
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, StorageError
 from spectral.files import SEAL, ensure_writable, is_intact, replacing, seal, write_whole
 from spectral.schema import MEASUREMENT, PLACE
 
@@ -238,7 +238,7 @@ def read_json(path: Path, *, sealed: bool = False) -> dict[str, Any]:
             raise ValueError("it isn't what was written")
     except (OSError, ValueError, RecursionError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise SpectralError(f"{path} can't be read ({why}); delete its folder and measure again") from error
+        raise StorageError(f"{path} can't be read ({why}); delete its folder and measure again") from error
     content.pop("seal", None)
     return content
 

@@ -23,7 +23,7 @@ from spectral.arguments import as_path
 from spectral.budget import measure_instability_budget, summarize_instability_budget
 from spectral.columns import bound, in_decibels
 from spectral.data import ImageSet
-from spectral.errors import SpectralError, SpectralWarning
+from spectral.errors import SpectralError, SpectralWarning, StorageError
 from spectral.identity import identify
 from spectral.intake import Feed
 from spectral.latency import count_macs
@@ -259,6 +259,8 @@ class _Steps:
             try:
                 with find_ranks().agreeing():
                     yield
+            except StorageError:
+                raise
             except SpectralError as error:
                 self.missing[what] = str(error)
         self.seconds[what] = round(time.perf_counter() - start, 2)

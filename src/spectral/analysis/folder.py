@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, StorageError
 from spectral.files import append_seal, ensure_writable, split_seal, write_whole
 from spectral.identity import Identity
 from spectral.ranks import find_ranks
@@ -110,7 +110,7 @@ class Folder:
         try:
             whole = split_seal(path.read_bytes(), self._name(path))
         except OSError as error:
-            raise SpectralError(f"{path} can't be read ({error.strerror})") from error
+            raise StorageError(f"{path} can't be read ({error.strerror})") from error
         if whole is None:
             raise _refuse(path)
         return io.BytesIO(whole)
@@ -164,9 +164,9 @@ def _keep(
 def _read_run(path: Path) -> dict[str, Any]:
     known = read_json(path, sealed=True)
     if not {"run", "config", "network"} <= set(known):
-        raise SpectralError(f"{path} isn't what this version writes; delete its folder and diagnose again")
+        raise StorageError(f"{path} isn't what this version writes; delete its folder and diagnose again")
     return known
 
 
 def _refuse(path: Path) -> SpectralError:
-    return SpectralError(f"{path} isn't what was written there; delete it and run the same command again")
+    return StorageError(f"{path} isn't what was written there; delete it and run the same command again")

@@ -21,7 +21,7 @@ import torch
 from spectral.budget import measure_instability_budget, summarize_instability_budget
 from spectral.budget.summary import SUMMARY
 from spectral.data import ImageSet
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, StorageError
 from spectral.latency import count_macs
 from spectral.study.declaration import Phase, Table, Units
 from spectral.study.networks import Networks
@@ -61,6 +61,8 @@ def measure_network(budgets: Budgets, name: str) -> Mapping[str, Any]:
     """Measure one network: the rows of its budget, and those of each set of causes that is made ideal."""
     try:
         return _measure(budgets, name)
+    except StorageError:
+        raise
     except SpectralError as error:
         failed = pd.DataFrame([{"model": name, "reason": str(error)}], columns=SUMMARY)
         return {"summary": failed, "coalitions": pd.DataFrame(columns=COALITIONS)}

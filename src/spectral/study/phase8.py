@@ -21,7 +21,7 @@ import pandas as pd
 from spectral.analysis import TAPS
 from spectral.columns import SIGNAL_COLUMNS, average_signals, average_sites, bound, tabulate, tabulate_sites
 from spectral.data import ImageSet
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, StorageError
 from spectral.measurement import measure
 from spectral.models.catalogue import LIBRARIES
 from spectral.models.fetching import RANDOM
@@ -106,6 +106,8 @@ def measure_network(survey: Survey, name: str) -> Mapping[str, Any]:
             batch_size=survey.options.batch_size, out=survey.measurement_folder(name, survey.folder),
             progress=survey.options.progress,
         )  # fmt: skip
+    except StorageError:
+        raise
     except SpectralError as error:
         failed = {**facts, "reason": str(error)}
         return {"sites": [failed], "models": [failed]}

@@ -43,7 +43,7 @@ from spectral.columns import (
     tabulate_sites,
 )
 from spectral.data import ImageSet
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, StorageError
 from spectral.measurement import describe_sites, measure
 from spectral.models import list_bundled
 from spectral.models.info import ModelInfo
@@ -281,6 +281,8 @@ def measure_corruptions(study: Robustness, name: str, model: nn.Module) -> dict[
 
     try:
         table = study.keep(name, "corruptions", {"kinds": list(CORRUPTIONS), "severity": SEVERITY}, compute)
+    except StorageError:
+        raise
     except SpectralError as error:
         return {"corruption_reason": str(error)}
     row: dict[str, Any] = {"severity": SEVERITY, "corruption_note": Corruption.note}

@@ -20,7 +20,7 @@ import pandas as pd
 from spectral.columns import bound, bound_flags
 from spectral.console import FilePath, SpectralCommand, workers_option
 from spectral.data import ImageSet, load_images
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, StorageError
 from spectral.files import ensure_writable
 from spectral.models import load_model, model_info
 from spectral.perturb import measure_predictions
@@ -105,6 +105,8 @@ def check_claims(
                 "source": claim.source, "reason": "", **bound("accuracy", *(float("nan"),) * 3)}  # fmt: skip
         try:
             row |= _score(claim, images[claim.dataset], batch_size, progress)
+        except StorageError:
+            raise
         except SpectralError as error:
             row["reason"] = str(error)
         yield row
