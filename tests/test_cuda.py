@@ -211,6 +211,18 @@ def test_half_types_are_measured_in_single_precision(dtype):
         torch.testing.assert_close(values.double(), exact, rtol=1e-5, atol=0)
 
 
+def test_sites_are_measured_with_the_convolutions_that_torch_uses_by_default():
+    """TF32, whose rounding is no other dense map."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        net = spectral.load_model("bundled/resnet20", device=DEVICE)
+        table = spectral.measure(net, spectral.load_images("synthetic", 32, 8), progress=False)
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+    assert set(table.loc[table["site"] != "", "reason"]) == {""}
+
+
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="only CUDA tells of waits; test_waiting.py counts them")
 @pytest.mark.parametrize("scheme", ["fast", "exact"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

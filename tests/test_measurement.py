@@ -746,3 +746,15 @@ def test_two_frames_that_share_an_encoder_count_as_one_image():
     ]  # fmt: skip
     np.testing.assert_allclose(found, (alone[0] + alone[1]) / 2, rtol=1e-5)
     assert len(table[table.site == "joined"]) == len(found)
+
+
+@pytest.mark.parametrize(("precision", "share"), [("highest", 1e-4), ("high", 2e-2), ("medium", 5e-2)])
+def test_how_far_a_dense_map_may_miss_depends_on_what_products_are_made_of(precision, share):
+    """Else a GPU's default, TF32, would leave sites out whose dense map is right."""
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(precision)
+        assert captures.find_tolerance(torch.float32, torch.device("cpu")) == share
+        assert captures.find_tolerance(torch.float64, torch.device("cpu")) == 1e-9
+    finally:
+        torch.set_float32_matmul_precision(before)

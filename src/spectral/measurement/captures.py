@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from spectral.capture import OF_DENSE_MAPS, Capture, Tap
+from spectral.identity import list_precision
 from spectral.measurement.pieces import (
     CATEGORIES,
     CHANNEL_METRICS,
@@ -92,7 +93,26 @@ def compare_identity(capture: Capture) -> str | Tensor:
             return f"its dense map decimates to {tuple(kept.shape[2:])}, not to {tuple(part.shape[2:])}"
         error = torch.maximum(error, (kept - part).abs().max().double())
     error = error / torch.where(scale == 0, 1, scale)
-    return torch.stack([error, torch.full_like(error, IDENTITY_TOLERANCE.get(output.dtype, 1e-4))])
+    return torch.stack([error, torch.full_like(error, find_tolerance(output.dtype, output.device))])
+
+
+def find_tolerance(dtype: torch.dtype, device: torch.device) -> float:
+    """Return what share of the maximum rounding explains between a site's output and its dense map.
+
+    They may come from different algorithms. In float32 it depends on what products are made of: a GPU's
+    convolutions use TF32 unless that is switched off, which has the digits of float16.
+
+    Example:
+        >>> find_tolerance(torch.float32, torch.device("cpu"))
+        0.0001
+    """
+    if dtype == torch.float32:
+        known = list_precision(device)
+        if known["float32_matmul"] == "medium":
+            return IDENTITY_TOLERANCE[torch.bfloat16]
+        if known["float32_matmul"] == "high" or known.get("cudnn_tf32") == "True":
+            return IDENTITY_TOLERANCE[torch.float16]
+    return IDENTITY_TOLERANCE.get(dtype, 1e-4)
 
 
 def judge_identity(found: Tensor) -> str | None:
