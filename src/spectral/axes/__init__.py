@@ -1,5 +1,6 @@
 """Which axes of a tensor are image rows and columns, followed through views, permutations and slices."""
 
+from spectral.axes.calls import Call, flatten, is_lattice, is_view, writes_first
 from spectral.axes.constants import memory_of
 from spectral.axes.labels import (
     BATCH,
@@ -22,19 +23,8 @@ from spectral.axes.labels import (
     unfold_windows,
 )
 from spectral.axes.layout import Layout, find_layout
-from spectral.axes.rules import (
-    ATTENTION,
-    CROPS,
-    JOINS,
-    OVERLAYS,
-    PRODUCTS,
-    Call,
-    drop_entry,
-    flatten,
-    is_lattice,
-    is_view,
-    writes_first,
-)
+from spectral.axes.picks import drop_entry
+from spectral.axes.rules import ATTENTION, CROPS, JOINS, OVERLAYS, PRODUCTS
 from spectral.axes.tracker import FILLS, SIZES, AxisTracker, Order, Window, operator_name
 
 __all__ = [

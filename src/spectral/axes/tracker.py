@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from spectral.axes.calls import Call, flatten, is_lattice
 from spectral.axes.constants import Constants, memory_of
 from spectral.axes.labels import (
     BATCH,
@@ -35,7 +36,8 @@ from spectral.axes.labels import (
     single,
     unknown,
 )
-from spectral.axes.rules import PRODUCTS, Call, apply_rule, find_factors, flatten, is_lattice
+from spectral.axes.rules import PRODUCTS, apply_rule
+from spectral.axes.sums import find_factors
 from spectral.operators import Decimation, find_sliding, name_arguments
 
 # They give other numbers than those of the tensor that they take the size from.

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from spectral.axes import ATTENTION, IMAGE_AXES, JOINS, PRODUCTS, Call, Labels, find_step, operator_name
-from spectral.axes.rules import find_factors
+from spectral.axes.sums import find_factors
 from spectral.numerics.finer import Axes
 from spectral.operators import find_sliding, is_pointwise
 
