@@ -266,6 +266,12 @@ JOINED: dict[str, tuple[Call, str, tuple[int, int], tuple[int, int]]] = {
     "written over a copy": (
         lambda x: x[..., ::2].clone().sub_(x[..., 1::2], alpha=2).mul_(0.5), "window_blend", (1, 2), (0, 0)
     ),
+    "means of rows, then of columns": (
+        lambda x: x.unfold(2, 2, 2).mean(-1).unfold(3, 3, 3).mean(-1), "window_mean", (2, 3), (0, 0)
+    ),
+    "maxima of columns, then of rows": (
+        lambda x: x.unflatten(3, (12, 2)).amax(4).unflatten(2, (4, 4)).amax(3), "window_max", (4, 2), (0, 0)
+    ),
     "phases of channels last": (
         lambda x: (lambda y: (y[:, ::2] + y[:, 1::2]) / 2)(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
         "window_mean", (2, 1), (0, 0),
@@ -461,6 +467,14 @@ def test_several_operators_that_make_one_site(name):
     left = dense[site.name][..., phase[0] :: stride[0], phase[1] :: stride[1]]
     torch.testing.assert_close(left, call(net[0](x)))
     check_identity(net, site)
+
+
+def test_means_of_rows_that_are_used_are_a_site_of_their_own():
+    def block(x: Tensor) -> tuple[Tensor, Tensor]:
+        rows = x.unfold(2, 2, 2).mean(-1)
+        return rows.unfold(3, 2, 2).mean(-1), rows + 1
+
+    assert [site.stride for site in find_sites(net_of(block), SIZE)] == [(2, 1), (1, 2)]
 
 
 def test_what_several_operators_make_is_that_of_one_size_and_is_not_replaced():

@@ -33,6 +33,7 @@ from spectral.discovery.folding import Folding
 from spectral.discovery.loops import Loops
 from spectral.discovery.phases import Phases
 from spectral.discovery.placing import place_map, place_pick, place_reduction, place_slice
+from spectral.discovery.separable import Separable
 from spectral.discovery.uses import Uses, tensors_of
 from spectral.inputs import Inputs
 from spectral.layers.activation import AliasFreeActivation
@@ -109,7 +110,7 @@ class _Discovery:
         self.events: list[Event] = []
         self.calls = Tracker(dict(model.named_modules()), begin=self._enter, end=self._leave)
         self.recorder = Recorder(self.calls.frames, self.note, self.observe)
-        self._uses, self._phases = Uses(), Phases()
+        self._uses, self._phases, self._separable = Uses(), Phases(), Separable()
         self._chains = Chains(model, find_original, self.axes.comes_from_image)
         self._folding = Folding(self.axes, self.calls.frames, self.events.append)
         self._entries = Entries(self.axes, self._uses, self.calls.frames, self.events.append)
@@ -122,6 +123,7 @@ class _Discovery:
         """Return the events in the order in which they happened."""
         self._entries.finish()
         self._phases.finish()
+        self._separable.finish()
         self._place_events()
         kept = [event for event in self.events if event.used and not event.dropped]
         for event in kept:
@@ -166,6 +168,7 @@ class _Discovery:
             self._folding.note_folded(event)
         elif operation.decimation.weight is not None:
             self._refine_convolution(event, operation)
+        self._separable.note(event)
         self._chains.begin(event)
 
     def observe(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
@@ -173,7 +176,9 @@ class _Discovery:
         decimation = self.recorder.reading
         slides = decimation is not None and decimation.operator.acts_on == "maps"
         call = self.axes.read(func, args, kwargs, out, slides)
-        self._uses.follow(func, tensors_of((args, tuple(kwargs.values()))), tensors_of(out))
+        inputs, outputs = tensors_of((args, tuple(kwargs.values()))), tensors_of(out)
+        self._uses.follow(func, inputs, outputs)
+        self._separable.follow(func, inputs, outputs)
         self._chains.follow(func, args, kwargs, out)
         if call is None:
             return
@@ -217,6 +222,7 @@ class _Discovery:
             if frame is self.calls.frames[0]:
                 self._folding.note_output(x)
                 self._phases.read(x)
+                self._separable.read(x)
                 self._chains.read(x)
         entering, module = frame.input, frame.module
         if knows_dense_map(module) and _are_maps(entering, module) and _are_maps(output, module):
