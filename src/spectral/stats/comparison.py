@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-import scipy.optimize
-import scipy.stats
+import scipy  # loads its parts when they are used
 from numpy.typing import ArrayLike
 
 from spectral.errors import SpectralError
@@ -324,7 +323,7 @@ def count_share(successes: int, n: int) -> Share:
 
 def find_wilson_interval(share: float, n: float) -> tuple[float, float]:
     """Wilson's interval of a share of n images, which need not be a whole number."""
-    z = float(scipy.stats.norm.ppf(UPPER))
+    z = float(scipy.special.ndtri(UPPER))
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     low, high = max(centre - half, 0.0), min(centre + half, 1.0)

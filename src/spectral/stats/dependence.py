@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.stats
+import scipy  # loads its parts when they are used: `stats` takes a second
 from numpy.typing import ArrayLike
 
 from spectral.stats.estimate import average_clusters
@@ -227,10 +227,10 @@ def _test_coefficient(r: float, n: int, spread: float) -> tuple[float, float, fl
     """
     limit = 1 - 1e-15  # keeps Fisher's z finite for a perfect correlation
     z = float(np.arctanh(np.clip(r, -limit, limit)))
-    quantile = float(scipy.stats.t.ppf(UPPER, n - 2))
+    quantile = float(scipy.special.stdtrit(n - 2, UPPER))
     smallest = quantile / math.sqrt(n - 2 + quantile**2)
     half = math.atanh(smallest) * math.sqrt((1 + spread * r**2) / (1 + spread * smallest**2))
-    p = float(2 * scipy.stats.t.sf(abs(math.sinh(z)) * math.sqrt(n - 2), n - 2))
+    p = float(2 * scipy.special.stdtr(n - 2, -abs(math.sinh(z)) * math.sqrt(n - 2)))
     return r, math.tanh(z - half), math.tanh(z + half), p
 
 

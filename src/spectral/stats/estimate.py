@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.stats
+import scipy  # loads its parts when they are used: `stats` takes a second
 
 from spectral.stats.reading import ROUNDING, UPPER, Codes, Vector, read_vector
 
@@ -67,10 +67,10 @@ def estimate_mean(values: Vector, rounding: float | None = None) -> Mean:
         zero = abs(mean) <= (rounding or 0.0)
         return Mean(mean, std, mean, mean, 0.0 if zero else math.copysign(math.inf, mean), n - 1, float(zero))
     error, skew = std / math.sqrt(n), _find_skewness((values - mean) / std) / math.sqrt(n)
-    t, quantile = mean / error, float(scipy.stats.t.ppf(UPPER, n - 1))
+    t, quantile = mean / error, float(scipy.special.stdtrit(n - 1, UPPER))
     low = mean - error * max(quantile, _restore(quantile, skew))
     high = mean - error * min(-quantile, _restore(-quantile, skew))
-    p = max(float(2 * scipy.stats.t.sf(abs(x), n - 1)) for x in (t, _straighten(t, skew)))
+    p = max(float(2 * scipy.special.stdtr(n - 1, -abs(x))) for x in (t, _straighten(t, skew)))
     return Mean(mean, std, low, high, t, n - 1, p)
 
 
@@ -97,7 +97,7 @@ def rank_signs(values: Vector) -> tuple[float, float, float]:
         chance = _count_sums(np.rint(2 * ranks).astype(np.intp))
         p = 2 * float(chance[round(2 * larger) :].sum())
     else:
-        p = float(2 * scipy.stats.norm.sf((larger - total / 2) / (math.sqrt(float(ranks @ ranks)) / 2)))
+        p = float(2 * scipy.special.ndtr((total / 2 - larger) / (math.sqrt(float(ranks @ ranks)) / 2)))
     return total - larger, min(p, 1.0), 2 * positive / total - 1
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.stats
+import scipy.special
 from numpy.typing import ArrayLike, NDArray
 
 from spectral.arguments import is_integer
@@ -110,7 +110,7 @@ def resample_sums(columns: Matrix, n_resamples: int, seed: int) -> Matrix:
 
 def expand_percentiles(draws: Vector, n_clusters: int) -> tuple[float, float]:
     """Percentiles of resampled means, widened for few clusters as Student's t is against the normal."""
-    widened = math.sqrt(n_clusters / (n_clusters - 1)) * scipy.stats.t.ppf(UPPER, n_clusters - 1)
-    tail = float(scipy.stats.norm.cdf(-widened))
+    widened = math.sqrt(n_clusters / (n_clusters - 1)) * scipy.special.stdtrit(n_clusters - 1, UPPER)
+    tail = float(scipy.special.ndtr(-widened))
     low, high = np.quantile(draws, [tail, 1 - tail])
     return float(low), float(high)
