@@ -1,11 +1,13 @@
-"""The command ``spectral`` in a process of its own, as a user starts it."""
+"""The command ``spectral`` in a process of its own, as a user starts it, and code as a page shows it."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import warnings
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -30,3 +32,10 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
         # a test run that a shell put into the background ignores interrupts, and so would its children
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
+
+
+def run_code(code: str, folder: Path) -> None:
+    """Run what a page tells its readers to write, in a folder."""
+    with contextlib.chdir(folder), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec(compile(code, "<page>", "exec"), {"__name__": "__main__"})

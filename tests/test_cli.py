@@ -486,17 +486,9 @@ class TestEndings:
 
     @pytest.mark.slow
     def test_in_a_process_of_its_own(self, tmp_path):
-        """A bad argument, then an interruption in the middle: exit codes and no traceback."""
-        process = command.start(
-            "measure", RANDOM, "--metrics", "amm", "--images", "synthetic", "--limit", "2"
-        )
+        """An interruption in the middle: its exit code and no traceback."""
         long = ("measure", RANDOM, "--images", "synthetic", "--limit", "2000", "--batch-size", "4")
         interrupted = command.start(*long, "--metrics", "avr", "--out", tmp_path)
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 2, err
-        assert out.startswith(f"measuring {RANDOM}, weights random-0:")
-        assert err.startswith("Error: measure: unknown metric 'amm'; nearest: 'am'; ")
-        assert len(err.splitlines()) == 1
         deadline = time.monotonic() + 120
         while not list((tmp_path / "measurements").glob("shard-*.parquet")):
             assert interrupted.poll() is None, interrupted.communicate()

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command import environment
@@ -18,40 +19,41 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 PACKAGE = Path(spectral.__file__).parent
 
-METRIC = """
-import json, math, torch, spectral
+SAY = """
+import contextlib, io, json, torch, spectral
+from spectral.cli import main
 from torch import nn
 
+def say(found, *command):
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        main(command, standalone_mode=False)
+    print(json.dumps([found, said.getvalue()]))
+"""
+METRIC = """
 wave = torch.cos(2 * torch.pi * 3 / 16 * torch.arange(16.0)).expand(1, 1, 16, 16)
 net = nn.Conv2d(1, 1, 1, stride=2, bias=False)
 nn.init.ones_(net.weight)
 table = spectral.measure(net, wave, ("spectral_centroid",), taps=("dense",), progress=False)
 own = table[table["metric"] == "spectral_centroid"]
 summary = spectral.summarize_measurements(table)
-print(json.dumps([own["value"].tolist(), sorted(summary["metric"])]))
+say([own["value"].tolist(), sorted(summary["metric"])], "list", "metrics", "centroid")
 """
 LAYER = """
-import json, torch, spectral
-from torch import nn
-
 net = nn.Sequential(nn.Conv2d(1, 1, 1, stride=2, bias=False))
 nn.init.ones_(net[0].weight)
 smooth = spectral.convert(net, "box", example=(1, 8, 8))
 x = torch.arange(64.0).view(1, 1, 8, 8)
-print(json.dumps([smooth(x)[..., 1:3, 1:3].tolist(), nn.functional.avg_pool2d(x, 2)[..., 1:3, 1:3].tolist(),
-                  [site.measurable for site in spectral.find_sites(smooth, (1, 8, 8))]]))
+say([smooth(x)[..., 1:3, 1:3].tolist(), nn.functional.avg_pool2d(x, 2)[..., 1:3, 1:3].tolist(),
+     [site.measurable for site in spectral.find_sites(smooth, (1, 8, 8))]], "list", "layers", "box")
 """
 OPERATOR = """
-import json, spectral
-from torch import nn
-
 class Net(nn.Module):
     def forward(self, x):
         return third(x)
 
 table = spectral.measure(Net(), torch.rand(2, 1, 12, 12), ("avr",), progress=False)
-print(json.dumps([[s.name, s.stride, s.measurable] for s in spectral.find_sites(Net(), 12)]
-                 + [bool((table["reason"] == "").all())]))
+say([[s.name, s.stride, s.measurable] for s in spectral.find_sites(Net(), 12)]
+    + [bool((table["reason"] == "").all())], "list")
 """
 HEAD = re.compile(r"^\+\+\+ (src/\S+)$", re.MULTILINE)
 
@@ -82,12 +84,15 @@ def apply(diff: str, root: Path) -> str:
     return found[1]
 
 
-def perform(title: str, root: Path) -> list[str]:
-    """Copy the package, make the edits of a section, and return the files they touch."""
-    shutil.copytree(PACKAGE, root / "src/spectral", ignore=shutil.ignore_patterns("__pycache__"))
-    checkpoints = ROOT / "data/checkpoints"
+def copy(root: Path) -> None:
+    """Copy the package, with what is compiled of it."""
+    shutil.copytree(PACKAGE, root / "src/spectral")
     (root / "data").mkdir()
-    (root / "data/checkpoints").symlink_to(checkpoints)
+    (root / "data/checkpoints").symlink_to(ROOT / "data/checkpoints")
+
+
+def perform(title: str, root: Path) -> list[str]:
+    """Make the edits of a section, and return the files they touch."""
     return [apply(diff, root) for diff in blocks(title, "diff")]
 
 
@@ -100,34 +105,48 @@ def run(root: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def test_a_metric_is_three_files(tmp_path):
-    assert len(set(perform("A metric", tmp_path))) <= 3
-    values, metrics = json.loads(run(tmp_path, "-c", METRIC))
+@pytest.fixture(scope="module")
+def added(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[str], Any, str]]:
+    """Of a metric, a layer and an operator kind: the files touched, what its program finds, what is listed.
+
+    They stand beside one another in one copy, and one process uses them all.
+    """
+    root = tmp_path_factory.mktemp("added")
+    copy(root)
+    touched = {title: perform(title, root) for title in ("A metric", "A layer", "An operator kind")}
+    (kind,) = blocks("An operator kind", "python")
+    lines = run(root, "-c", "\n".join([SAY, METRIC, LAYER, kind, OPERATOR])).splitlines()
+    said = (json.loads(line) for line in lines[-3:])
+    return {title: (files, *one) for (title, files), one in zip(touched.items(), said, strict=True)}
+
+
+def test_a_metric_is_three_files(added):
+    files, (values, metrics), listed = added["A metric"]
+    assert len(set(files)) <= 3
     assert values == pytest.approx([2 * 2 * 3 / 16], rel=1e-6)  # radius of 3/16 cycles per sample, of 1/4
     assert "spectral_centroid" in metrics
-    assert "spectral_centroid" in run(tmp_path, "-m", "spectral", "list", "metrics", "centroid")
+    assert "spectral_centroid" in listed
 
 
-def test_a_layer_is_two_files(tmp_path):
-    assert len(set(perform("A layer", tmp_path))) <= 2
-    found, expected, measurable = json.loads(run(tmp_path, "-c", LAYER))
+def test_a_layer_is_two_files(added):
+    files, (found, expected, measurable), listed = added["A layer"]
+    assert len(set(files)) <= 2
     assert found == expected
     assert measurable == [True]
     assert "BoxPool" in section("A layer")
-    assert "box" in run(tmp_path, "-m", "spectral", "list", "layers", "box")
+    assert "box" in listed
 
 
-def test_an_operator_kind_is_one_class(tmp_path):
-    (code,) = blocks("An operator kind", "python")
-    assert not blocks("An operator kind", "diff")
-    perform("An operator kind", tmp_path)
-    site, whole = json.loads(run(tmp_path, "-c", code + OPERATOR))
+def test_an_operator_kind_is_one_class(added):
+    files, (site, whole), _ = added["An operator kind"]
+    assert not files
     assert site[1:] == [[3, 3], True]
     assert whole
 
 
 @pytest.mark.slow
 def test_a_phase_is_two_files(tmp_path):
+    copy(tmp_path)
     assert len(set(perform("A phase", tmp_path))) <= 2
     run(tmp_path, "-m", "spectral", "study", "11", "--models", "bundled/resnet20,bundled/nula-w32",
         "--images", "synthetic", "--limit", "2", "--out", "out")  # fmt: skip

@@ -167,6 +167,8 @@ def list_imagenet(count: int = 1000) -> tuple[str, ...] | None:
 @lru_cache
 def _read_imagenet(count: int) -> tuple[tuple[str, ...], tuple[frozenset[str], ...]] | None:
     """Identifiers, and the names that each class goes by."""
+    if count < 1000:  # no ImageNet has so few, and timm takes seconds to load
+        return None
     from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
     subset = infer_imagenet_subset({"num_classes": count})
