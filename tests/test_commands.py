@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from PIL import Image
 
 from spectral import cli
@@ -31,6 +31,7 @@ UNFIT = (
     "", " ", "no such thing", "x" * 5000, "\udce9", "a\0b", "../nowhere/a/b", "[1]", ",", "-1", "nan", "inf",
     "1e999", "0x10", "two", "99999999999999999999",
 )  # fmt: skip
+WORDS = 7  # so many of them are odd as words: to what takes two words, the others are words as well
 PICTURES = ("--images", "photos", "--limit", "2")
 # Quick calls that work; each option is then given to one of them.
 CALLS: dict[str, tuple[str, ...]] = {
@@ -53,9 +54,13 @@ HEAVY = {"diagnose", "study"}  # what works takes seconds: these get values that
 ENDLESS = {("train", "--epochs"), ("train", "--batch-size")}  # a number that is large is what was asked for
 
 
-def run(*arguments: str) -> str | None:
-    """Return what is wrong with how a command ends."""
-    result = CliRunner().invoke(cli.main, list(arguments))
+def run(*arguments: str) -> Result:
+    """Call a command."""
+    return CliRunner().invoke(cli.main, list(arguments))
+
+
+def find_fault(result: Result) -> str | None:
+    """Return what is wrong with how a command ended."""
     if result.exit_code not in (0, 2) or "Traceback" in result.output:
         return f"code {result.exit_code}: {result.exception!r} {result.output[-200:]}"
     if result.exit_code == 2 and not result.stderr.strip():
@@ -80,7 +85,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (place / "table.csv").write_text("name,alias_power_db\nconv,-12\npool,-20\n")
     os.chdir(place)
     try:
-        assert run("measure", *CALLS["measure"], "--input-size", "16", "--out", "run") is None
+        assert run("measure", *CALLS["measure"], "--input-size", "16", "--out", "run").exit_code == 0
         yield place
     finally:
         os.chdir(before)
@@ -117,10 +122,14 @@ def test_unfit_values_end_in_a_sentence(name: str, folder: Path) -> None:
     before = digest(folder)
     faults = []
     for option, rest in list_options(name):
-        for value in unfit_for(name, option):
+        worked = 0
+        for place, value in enumerate(unfit_for(name, option)):
+            if place >= WORDS and worked >= 2:
+                break
             given = [f"{option}={value}", *rest] if option.startswith("--") else [value, *rest]
-            fault = run(name, *given)
-            if fault:
+            result = run(name, *given)
+            worked += result.exit_code == 0
+            if fault := find_fault(result):
                 faults.append(f"spectral {name} {option} {value[:20]!r}: {fault}")
     assert digest(folder) == before
     assert not faults, "\n".join(faults)
@@ -129,7 +138,7 @@ def test_unfit_values_end_in_a_sentence(name: str, folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_the_calls_that_are_spoilt_work(name: str, folder: Path) -> None:
-    result = CliRunner().invoke(cli.main, [name, *CALLS[name]])
+    result = run(name, *CALLS[name])
     assert result.exit_code == 0, result.output[-500:]
 
 

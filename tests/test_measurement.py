@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import random
 import shutil
-import signal
-import time
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import command
 import numpy as np
 import pandas as pd
 import pytest
@@ -504,30 +500,6 @@ class TestResuming:
         resumed = measure(net, x, ("avr",), batch_size=2, out=tmp_path, progress=False)
         assert resumed.attrs["resumed"] == 8
         assert_same(resumed, whole, tolerance=0)
-
-    @pytest.mark.slow
-    def test_after_a_kill(self, tmp_path):
-        moment = random.Random(time.time_ns())
-        shards, delay = moment.randint(1, 6), moment.uniform(0, 0.05)
-        process = command.start(
-            "measure", "bundled/resnet20@random", "--images", "synthetic", "--limit", "60",
-            "--batch-size", "4", "--metrics", "avr,am", "--out", tmp_path,
-        )  # fmt: skip
-        deadline = time.monotonic() + 120
-        while len(list((tmp_path / "measurements").glob("shard-*.parquet"))) < shards:
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-        net, images = load_model("bundled/resnet20@random"), load_images("synthetic", size=32, limit=60)
-        resumed = measure(
-            net, images, ("avr", "am"), batch_size=4, out=tmp_path / "measurements", progress=False
-        )
-        assert 4 * shards <= resumed.attrs["resumed"] < 60
-        assert_same(resumed, measure(net, images, ("avr", "am"), batch_size=4, progress=False))
 
     def test_the_bar_starts_where_the_last_run_stopped(self, tmp_path, capsys):
         net, x = tiny(), image(4, 3, 16, 16)

@@ -30,7 +30,8 @@ COMMANDS = [
 def test_code_runs(code: str, tmp_path: Path, no_network: list[object]) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "cat.png")
-    run_code(code, tmp_path)
+    few = re.sub(r"(limit=|take\()\d+", r"\g<1>8", code)  # so many images show that it runs
+    run_code(few, tmp_path)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
