@@ -17,16 +17,17 @@ reference: $(VENV)/installed
 	$(VENV)/bin/spectral study --out results/reference $(ARGS)
 
 # One thread per worker: torch's own threads would fight the workers for the cores.
+# Each worker takes neighbouring tests, so that what a module sets up is set up once.
 test: $(VENV)/installed lint
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n auto $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n auto --dist worksteal $(ARGS)
 
 # The same in another order each time; the seed is printed, and ARGS=--randomly-seed=… repeats it.
 test-shuffled: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n auto -p randomly $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n auto --dist worksteal -p randomly $(ARGS)
 
 # The same on the lowest versions that pyproject.toml promises.
 test-oldest: $(OLDEST)/installed
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest -n auto $(ARGS)
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest -n auto --dist worksteal $(ARGS)
 
 # Into docs/_build/html. Examples are executed; a warning or a failing example is an error.
 docs: $(VENV)/installed
