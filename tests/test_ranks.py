@@ -29,7 +29,7 @@ def torchrun(count: int, *arguments: str | Path, **options: Any) -> subprocess.C
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     return subprocess.run(
         [*start, *map(str, arguments)], env=command.environment(), capture_output=True, text=True,
-        timeout=300, check=False, **options,
+        timeout=1200, check=False, **options,
     )  # fmt: skip
 
 

@@ -143,6 +143,7 @@ def figure(
             with use_style():
                 drawn = draw(source)
                 drawn.draw_without_rendering()  # ticks take the style when they are first drawn
+                drawn.set_layout_engine("none")  # it is settled: each writing would settle it twice more
             return drawn
 
         REGISTERED[stem] = FigureSpec(stem, title, caption, columns, plot)
