@@ -53,7 +53,7 @@ class Net(nn.Module):
 
 table = spectral.measure(Net(), torch.rand(2, 1, 12, 12), ("avr",), progress=False)
 say([[s.name, s.stride, s.measurable] for s in spectral.find_sites(Net(), 12)]
-    + [bool((table["reason"] == "").all())], "list")
+    + [bool((table["reason"] == "").all())], "list", "layers")
 """
 HEAD = re.compile(r"^\+\+\+ (src/\S+)$", re.MULTILINE)
 
