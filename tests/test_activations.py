@@ -13,7 +13,12 @@ from torch import Tensor, nn
 
 import spectral
 from spectral.errors import SpectralError
-from spectral.layers import AliasFreeActivation1d, AliasFreeActivation2d, AliasFreeActivation3d
+from spectral.layers import (
+    AliasFreeActivation1d,
+    AliasFreeActivation2d,
+    AliasFreeActivation3d,
+    PolynomialActivation,
+)
 from spectral.stability import fourier_shift
 from spectral.surgery import ConversionReport
 
@@ -43,6 +48,49 @@ def test_a_square_loses_exactly_what_the_lattice_cannot_hold(size):
         assert bool((moved - expected).abs().max() < 1e-9) == moves
     low = waves(size, (size - 1) // 4)
     torch.testing.assert_close(layer(low), low.square(), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("degree", "factor", "moves"), [(2, 2, True), (3, 2, True), (5, 3, True), (4, 2, False)]
+)
+def test_a_polynomial_needs_a_lattice_so_many_times_finer(degree, factor, moves):
+    """Degree d makes frequencies up to d times the largest: r ≥ (d + 1) / 2 keeps all off the old band."""
+    x = waves(9, 4)
+    layer = AliasFreeActivation2d(PolynomialActivation(nn.GELU(), degree).double(), factor)
+    error = layer(fourier_shift(x, (0.3, 0.5))) - fourier_shift(layer(x), (0.3, 0.5))
+    assert bool(error.abs().max() < 1e-9) == moves
+
+
+def test_a_polynomial_begins_as_the_nearest_to_its_activation():
+    """Hermite's expansion of a ReLU in closed form: 1/√(2π) + x/2 + (x² − 1)/(2√(2π))."""
+    layer, x = PolynomialActivation(nn.ReLU(), 2), torch.linspace(-2, 2, 9)
+    root = (2 * torch.pi) ** 0.5
+    torch.testing.assert_close(layer(x), 1 / root + x / 2 + (x**2 - 1) / (2 * root), atol=1e-4, rtol=0)
+    layer(x).sum().backward()
+    assert layer.coefficients.grad is not None
+    for wrong, message in ((nn.Softmax(0), "each number alone"), (F.relu, "expected an activation")):
+        with pytest.raises(SpectralError, match=message):
+            PolynomialActivation(wrong)
+    with pytest.raises(SpectralError, match="degree"):
+        PolynomialActivation(nn.ReLU(), 9)
+
+
+def test_a_network_of_polynomials_moves_with_its_image_by_any_amount():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(inplace=True), nn.Conv2d(8, 8, 3, 2, 1), nn.LeakyReLU(0.2),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    ).eval()  # fmt: skip
+    smooth = spectral.convert(
+        net, "ideal", example=18, activations="alias-free-polynomial", padding="circular"
+    )
+    net, smooth, x = net.double(), smooth.double(), waves(18, 8)
+    with torch.no_grad():
+        for shift in ((1.0, 0.0), (0.3, 0.5)):
+            moved = fourier_shift(x, shift)
+            assert (smooth(moved) - smooth(x)).abs().max() < 1e-9
+            assert (net(moved) - net(x)).abs().max() > 1e-4
+    assert not spectral.conversion_report(smooth).to_dict()["remedies"]["left"]
 
 
 @pytest.mark.parametrize("kind", [AliasFreeActivation1d, AliasFreeActivation2d, AliasFreeActivation3d])

@@ -30,7 +30,8 @@ def remedy_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add to a command what can be changed of a network beside its decimations."""
     activations = click.option(
         "--activations", metavar="NAME",
-        help="alias-free, alias-free-4 or alias-free-filtered: activations on a finer lattice.",
+        help="alias-free, alias-free-4, alias-free-filtered or alias-free-polynomial: activations on a finer "
+        "lattice.",
     )  # fmt: skip
     padding = click.option(
         "--padding", metavar="NAME", help="circular, replicate or reflect: borders of maps instead of zeros."

@@ -23,6 +23,7 @@ from spectral.layers.ideal import IdealLowPass, IdealLowPass1d, IdealLowPass2d, 
 from spectral.layers.learned import LearnedBlurPool, LearnedBlurPool1d, LearnedBlurPool2d, LearnedBlurPool3d
 from spectral.layers.lps import LPSPool, LPSPool1d, LPSPool2d, LPSPool3d
 from spectral.layers.maxblurpool import MaxBlurPool, MaxBlurPool1d, MaxBlurPool2d, MaxBlurPool3d
+from spectral.layers.polynomial import PolynomialActivation
 from spectral.layers.polyphase import PhasePool
 from spectral.layers.pool import MAX_KERNEL_SIZE, Pool, Stride
 from spectral.layers.spacetodepth import SpaceToDepth, SpaceToDepth1d, SpaceToDepth2d, SpaceToDepth3d
@@ -74,6 +75,7 @@ __all__ = [
     "MaxBlurPool2d",
     "MaxBlurPool3d",
     "PhasePool",
+    "PolynomialActivation",
     "Pool",
     "SpaceToDepth",
     "SpaceToDepth1d",

@@ -79,8 +79,9 @@ def convert(
         activations: ``"alias-free"`` evaluates everything nonlinear that acts on each place of a map alone,
             as modules or functions, on a lattice twice as fine (`spectral.layers.AliasFreeActivation`);
             ``"alias-free-4"`` on one four times as fine, where whole-pixel shifts of a network whose strides
-            come to 4 in total do no harm at all; ``"alias-free-filtered"`` with short filters. None leaves
-            them, or what was done before.
+            come to 4 in total do no harm at all; ``"alias-free-filtered"`` with short filters;
+            ``"alias-free-polynomial"`` with a polynomial of degree 3 in each activation's place, which no
+            shift harms; train it. None leaves them, or what was done before.
         padding: ``"circular"``, ``"replicate"`` or ``"reflect"`` instead of zeros, for convolutions and pools
             that are modules and for layers. None leaves it, or what was done before.
         upsampling: ``"ideal"`` or ``"binomial"``: a low-pass at the old Nyquist frequency behind every place

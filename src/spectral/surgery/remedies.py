@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils._pytree import tree_leaves
@@ -20,6 +21,7 @@ from spectral.causes.watching import KEEPS_LATTICE
 from spectral.errors import SpectralError, suggest
 from spectral.inputs import Example
 from spectral.layers.filterpool import FilterPool
+from spectral.layers.polynomial import evaluate_polynomial, fit_polynomial
 from spectral.numerics.finer import Axes, evaluate_finely
 from spectral.surgery.frames import frame_of
 from spectral.surgery.hooks import WrapInput, add_hook
@@ -35,18 +37,29 @@ class Lattice:
     Attributes:
         factor: how much finer it is.
         taps: of the filters there and back; None for ideal ones.
+        degree: of the polynomial that stands in each activation's place; None for the activation itself.
     """
 
     factor: int = 2
     taps: int | None = None
+    degree: int | None = None
 
 
 # Name for `convert` → lattice. What moves by whole pixels moves by parts of a sample behind strides of s in
-# total: a lattice s times finer holds these moves, and nothing is left of them.
+# total: a lattice s times finer holds these moves, and nothing is left of them. A polynomial of degree d
+# needs one (d + 1) / 2 times finer, whatever the strides and shifts are.
 ACTIVATIONS = {
     "alias-free": Lattice(), "alias-free-4": Lattice(factor=4), "alias-free-filtered": Lattice(taps=6),
+    "alias-free-polynomial": Lattice(degree=3),
 }  # fmt: skip
 BORDERS = ("circular", "replicate", "reflect")
+
+# Functions of one number, and those that are polynomials already.
+_ACTIVATIONS = (
+    "relu", "relu6", "gelu", "silu", "mish", "elu", "celu", "selu", "leaky_relu", "softplus", "hardswish",
+    "hardsigmoid", "hardtanh", "sigmoid", "tanh",
+)  # fmt: skip
+_PRODUCTS = ("mul", "mul_", "__mul__", "__rmul__", "__imul__", "multiply", "square")
 
 _PADDING = "zeros_padding"  # attribute of a module whose border was altered: what it had
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -63,6 +76,7 @@ class Smooth:
         writes: whether it writes into what it is given.
         written: which of these tensors it returns then.
         lattice: as in `ACTIVATIONS`.
+        polynomial: coefficients of what is evaluated in the function's place, if anything is.
     """
 
     entering: tuple[Axes, ...]
@@ -70,6 +84,7 @@ class Smooth:
     writes: bool
     written: int | None
     lattice: Lattice
+    polynomial: tuple[float, ...] = ()
 
     def __call__(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run the function."""
@@ -81,6 +96,8 @@ class Smooth:
             return self._evaluate(func, args, kwargs)
 
     def _evaluate(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if self.polynomial:
+            func, args, kwargs = self._evaluate_polynomial, [x for x in args if isinstance(x, Tensor)][:1], {}
         made = evaluate_finely(
             func, args, kwargs, self.entering, self.leaving, self.lattice.factor, self.writes,
             self.lattice.taps,
@@ -89,6 +106,9 @@ class Smooth:
             target: Tensor = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)][self.written]
             return target.copy_(made[0])
         return made[0] if len(made) == 1 else tuple(made)
+
+    def _evaluate_polynomial(self, x: Tensor) -> Tensor:
+        return evaluate_polynomial(x, self.polynomial)
 
 
 def evaluate_alias_free(smooth: Smooth, func: Any, args: Any, kwargs: Any) -> Any:
@@ -236,12 +256,29 @@ def _smooth(modules: dict[str, nn.Module], planned: Planned, lattice: Lattice) -
     path, _, name, steps, _ = call.key
     if isinstance(modules[path], fx.GraphModule):
         return "it is a function of a traced graph, which has no code to run it in"
+    coefficients: tuple[float, ...] | None = ()
+    if lattice.degree is not None and name not in _PRODUCTS:
+        coefficients = _fit_call(modules[path], name, lattice.degree)
+        if coefficients is None:
+            return (
+                f"{name} isn't known as a function of one number, so that no polynomial stands in its place"
+            )
     smooth = Smooth(
         tuple(axes or {} for axes in call.entering), tuple(axes or {} for axes in call.leaving),
-        call.writes, call.written, lattice,
+        call.writes, call.written, lattice, coefficients,
     )  # fmt: skip
     known = frame_of(modules[path]).activations.setdefault(Function(name, steps), smooth)
     return None if known == smooth else "its module runs on maps whose axes are in another order as well"
+
+
+def _fit_call(module: nn.Module, name: str, degree: int) -> tuple[float, ...] | None:
+    """Fit a polynomial to an activation, with the options that its module gives it, if it is one."""
+    own = name.removesuffix("_")
+    if own not in _ACTIVATIONS:
+        return None
+    act = module if type(module).__module__ == nn.ReLU.__module__ else getattr(nn.functional, own)
+    with torch.no_grad():
+        return fit_polynomial(lambda x: act(x.clone()), degree)
 
 
 def _wrap(modules: dict[str, nn.Module], planned: Planned, mode: str) -> str | None:
