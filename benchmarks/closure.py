@@ -1,4 +1,4 @@
-"""What stays unexplained of shift instability with decimation, nonlinearities and borders ideal, per network and size.
+"""What stays unexplained of shift instability with all three causes ideal, per network and size.
 
     python benchmarks/closure.py --out results
 
@@ -58,11 +58,11 @@ def main(models: str | None, sizes: str | None, limit: int, out: Path) -> None:
             click.echo(f"{name} at {size} px: {row}")
 
 
-def _close(name: str, pictures: object) -> dict[str, object]:
+def _close(name: str, pictures: spectral.ImageSet) -> dict[str, object]:
     """Measure the network as it is, and with all causes ideal."""
     start = time.process_time()
     net = spectral.load_model(name).eval()
-    x = torch.stack([image for image in pictures])  # type: ignore[attr-defined]
+    x = torch.stack(list(pictures))
     info = spectral.model_info(net)
     assert info is not None
     x = info.preprocessing(x)
