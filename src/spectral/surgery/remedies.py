@@ -271,11 +271,11 @@ def _smooth(modules: dict[str, nn.Module], planned: Planned, lattice: Lattice) -
     return None if known == smooth else "its module runs on maps whose axes are in another order as well"
 
 
-def _fit_call(module: nn.Module, name: str, degree: int) -> tuple[float, ...] | None:
-    """Fit a polynomial to an activation, with the options that its module gives it, if it is one."""
+def _fit_call(module: nn.Module, name: str, degree: int) -> tuple[float, ...]:
+    """Fit a polynomial to an activation, with the options that its module gives it; none if it is no such."""
     own = name.removesuffix("_")
     if own not in _ACTIVATIONS:
-        return None
+        return ()
     act = module if type(module).__module__ == nn.ReLU.__module__ else getattr(nn.functional, own)
     with torch.no_grad():
         return fit_polynomial(lambda x: act(x.clone()), degree)
