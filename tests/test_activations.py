@@ -184,6 +184,59 @@ def test_converted_activations_and_borders_are_the_ideal_ones(make):
     assert "border" not in remaining
 
 
+class Padded(nn.Module):
+    """A convolution as module and one as function, dilated and strided, and an average pool."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3, padding=1)
+        self.pool = nn.AvgPool2d(3, 2, 1)
+        self.weight = nn.Parameter(torch.randn(5, 6, 3, 3))
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv2d(self.pool(self.first(x).relu()), self.weight, None, 2, 2, 2)
+        return self.head(x.mean((2, 3)))
+
+
+def convolve_partially(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: int) -> Tensor:
+    """Liu's definition: the sum over what is on the map, times all places over those on the map."""
+    ones = torch.ones_like(x[:1, :1])
+    counted = F.conv2d(ones, torch.ones_like(weight[:1, :1]), None, *geometry)
+    found = F.conv2d(x, weight, None, *geometry) * (weight[0, 0].numel() / counted)
+    return found if bias is None else found + bias[:, None, None]
+
+
+def test_partial_convolution_is_as_defined_and_has_no_border_once_that_is_ideal():
+    torch.manual_seed(0)
+    net, x = Padded().eval(), torch.randn(2, 3, 17, 18)
+    partial = spectral.convert(net, None, example=(17, 18), padding="partial")
+    with torch.no_grad():
+        y = convolve_partially(x, net.first.weight, net.first.bias, 1, 1).relu()
+        y = F.avg_pool2d(y, 3, 2, 1, count_include_pad=False)
+        y = convolve_partially(y, net.weight, None, 2, 2, 2)
+        expected = net.head(y.mean((2, 3)))
+        torch.testing.assert_close(partial(x), expected)
+        assert not torch.allclose(net(x), expected)
+        with spectral.idealize(net, ["border"]) as ideal:
+            closed = ideal(x)
+        with spectral.idealize(partial, ["border"]) as ideal:
+            torch.testing.assert_close(ideal(x), closed)
+        torch.testing.assert_close(spectral.revert(partial)(x), net(x))
+        assert torch.equal(copy.deepcopy(partial)(x), partial(x))
+    layers = {"method": "flc", "activations": "alias-free"}
+    all_of_it = spectral.convert(net, example=(17, 18), padding="partial", **layers)
+    assert torch.isfinite(all_of_it(x)).all()
+
+
+def test_partial_convolution_keeps_constants_where_its_weights_are_equal():
+    net = nn.Sequential(nn.Conv2d(1, 1, 5, 1, 2), nn.AvgPool2d(3, 1, 1)).requires_grad_(False)
+    net[0].weight.fill_(1 / 25)
+    net[0].bias.fill_(0.5)
+    same = spectral.convert(net, None, example=torch.zeros(1, 1, 9, 8), padding="partial")
+    torch.testing.assert_close(same(torch.full((1, 1, 9, 8), 2.0)), torch.full((1, 1, 9, 8), 2.5))
+
+
 def test_what_is_converted_later_keeps_what_was_asked_for():
     net, x = pool_network(), torch.randn(1, 3, 32, 32)
     first = spectral.convert(net, "flc", "stem", example=32, activations="alias-free-filtered")

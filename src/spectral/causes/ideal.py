@@ -20,7 +20,7 @@ from spectral.causes.lattices import Sampling, pass_low
 from spectral.causes.memo import Memo
 from spectral.causes.planning import Plan, Planned, make_plan
 from spectral.causes.rules import may_lose
-from spectral.causes.watching import FunctionMode, Key, Turns, find_padding_mode, is_own
+from spectral.causes.watching import RENORMALISES, FunctionMode, Key, Turns, find_padding_mode, is_own
 from spectral.causes.windows import (
     CONVOLUTIONS,
     Extensions,
@@ -72,6 +72,7 @@ class Idealized(Scope):
         self._chosen: dict[Key, tuple[Planned, frozenset[Source]]] = {}
         self._names: set[tuple[str, str]] = set()
         self._layers: dict[str, frozenset[Source]] = {}
+        self._closed: set[str] = set()  # modules with a border that is periodic
         self._keys: set[Key] = set()
         self._known: set[tuple[str, str]] = set()  # of each key the module and the function
         self._turns, self._extensions = Turns(), Extensions()
@@ -101,6 +102,8 @@ class Idealized(Scope):
         if not frames or is_paused():
             return func(*args, **kwargs)
         frame = frames[-1]
+        if getattr(func, RENORMALISES, False) and frame.path in self._closed:
+            return args[0]  # no window reaches over a border
         pair = frame.path, str(getattr(func, "__name__", func))
         if pair not in self._names:
             known = pair in self._known or not self._known  # nothing is, while the plan is made
@@ -223,6 +226,7 @@ class Idealized(Scope):
             for key, planned in plan.calls.items()
         }
         self._names = {(key[0], key[2]) for key in self._chosen}
+        self._closed = {key[0] for key, (_, sources) in self._chosen.items() if "border" in sources}
         self._keys, self._known = plan.keys, {(key[0], key[2]) for key in plan.keys}
         self._layers = {
             path: frozenset(cause.source for cause in causes if cause in chosen)

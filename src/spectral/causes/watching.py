@@ -26,6 +26,9 @@ from spectral.tracker import Frame, Scope, Tracker
 FILTERS_IMAGES = "filters_images"
 """Attribute of functions that belong to the one before, which made the lattice finer."""
 KEEPS_LATTICE = "keeps_lattice"
+RENORMALISES = (
+    "renormalises_border"  # a function that makes up for zeros beyond the border, where there are any
+)
 """Attribute of functions that are one operator as a whole and lose no equivariance."""
 Key = tuple[str, int, str, Steps, int]
 """Where a function is called: module, which of its calls, function, steps from its forward, which time."""

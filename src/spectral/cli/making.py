@@ -34,7 +34,9 @@ def remedy_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "lattice.",
     )  # fmt: skip
     padding = click.option(
-        "--padding", metavar="NAME", help="circular, replicate or reflect: borders of maps instead of zeros."
+        "--padding",
+        metavar="NAME",
+        help="circular, replicate or reflect: borders of maps instead of zeros; or partial.",
     )
     upsampling = click.option(
         "--upsampling", metavar="NAME", help="ideal or binomial: a low-pass wherever a lattice gets finer."

@@ -83,7 +83,8 @@ def convert(
             ``"alias-free-polynomial"`` with a polynomial of degree 3 in each activation's place, which no
             shift harms; train it. None leaves them, or what was done before.
         padding: ``"circular"``, ``"replicate"`` or ``"reflect"`` instead of zeros, for convolutions and pools
-            that are modules and for layers. None leaves it, or what was done before.
+            that are modules and for layers; ``"partial"`` leaves zeros, and a window that reaches over them
+            counts as much more as it has less of the map. None leaves it, or what was done before.
         upsampling: ``"ideal"`` or ``"binomial"``: a low-pass at the old Nyquist frequency behind every place
             where a lattice gets finer (`find_upsampling`). None leaves them, or what was done before.
         options: of the layer, as `spectral.layers.make_pool` takes them: ``kernel_size``, ``padding_mode``,

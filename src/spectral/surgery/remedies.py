@@ -23,6 +23,7 @@ from spectral.inputs import Example
 from spectral.layers.filterpool import FilterPool
 from spectral.layers.polynomial import evaluate_polynomial, fit_polynomial
 from spectral.numerics.finer import Axes, evaluate_finely
+from spectral.surgery.borders import weigh_border
 from spectral.surgery.frames import frame_of
 from spectral.surgery.hooks import WrapInput, add_hook
 from spectral.surgery.images import LOW_PASSES, filter_images
@@ -52,7 +53,8 @@ ACTIVATIONS = {
     "alias-free": Lattice(), "alias-free-4": Lattice(factor=4), "alias-free-filtered": Lattice(taps=6),
     "alias-free-polynomial": Lattice(degree=3),
 }  # fmt: skip
-BORDERS = ("circular", "replicate", "reflect")
+PARTIAL = "partial"
+BORDERS = ("circular", "replicate", "reflect", PARTIAL)
 
 # Functions of one number, and those that are polynomials already.
 _ACTIVATIONS = (
@@ -197,7 +199,7 @@ def remedy(model: nn.Module, outlook: Outlook, remedies: Remedies) -> Remedies:
     if outlook.plan is not None:
         altered, left = _remedy_causes(model, outlook.plan, remedies)
     if remedies.upsampling is not None:
-        border = remedies.padding or "replicate"
+        border = "replicate" if remedies.padding in (None, PARTIAL) else remedies.padding
         found = filter_images(model, outlook.places, remedies.upsampling, border)
         altered += [name for name, reason in found.items() if reason is None]
         left += [(name, reason) for name, reason in found.items() if reason is not None]
@@ -232,7 +234,7 @@ def _remedy_causes(
         for cause in plan.causes
         if asked.get(cause.source) and (cause.source, cause.name) not in done
     ]
-    if remedies.padding is not None:
+    if remedies.padding not in (None, PARTIAL):
         for module in model.modules():
             own: Any = module
             if isinstance(module, FilterPool) and own.padding_mode != remedies.padding:
@@ -256,10 +258,10 @@ def _smooth(modules: dict[str, nn.Module], planned: Planned, lattice: Lattice) -
     path, _, name, steps, _ = call.key
     if isinstance(modules[path], fx.GraphModule):
         return "it is a function of a traced graph, which has no code to run it in"
-    coefficients: tuple[float, ...] | None = ()
+    coefficients: tuple[float, ...] = ()  # none: the activation itself
     if lattice.degree is not None and name not in _PRODUCTS:
         coefficients = _fit_call(modules[path], name, lattice.degree)
-        if coefficients is None:
+        if not coefficients:
             return (
                 f"{name} isn't known as a function of one number, so that no polynomial stands in its place"
             )
@@ -284,6 +286,10 @@ def _fit_call(module: nn.Module, name: str, degree: int) -> tuple[float, ...]:
 def _wrap(modules: dict[str, nn.Module], planned: Planned, mode: str) -> str | None:
     """Let a module's windows meet another border from now on, or say why not."""
     module: Any = modules[planned.call.key[0]]
+    if mode == PARTIAL:
+        if planned.handler != "window":
+            return "it is padded by a function"
+        return weigh_border(module, planned.call.name, planned.call.key[3])
     if type(module) in _CONVOLUTIONS and planned.handler == "window":
         if module.padding_mode == "zeros" and _is_padded(module.padding):
             setattr(module, _PADDING, module.padding_mode)
