@@ -23,7 +23,7 @@ ALLOWED = {
     "arguments": set(),
     "network": {"arguments", "interrupts", "locks", "inputs", "surroundings"},
     "metrics": {"arguments", "numerics", "spectrum"},
-    "instability": {"arguments", "inputs", "network"},
+    "instability": {"arguments", "inputs", "network", "numerics"},
     "synthetic": {"arguments"},
     "operators": set(),
     "axes": {"operators"},

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from spectral.errors import SpectralError
-from spectral.instability import compute_instability, compute_sis
+from spectral.instability import compute_instability, compute_logit_jitter, compute_logit_spread, compute_sis
 from spectral.metrics import (
     compute_alias_categories,
     compute_alias_metrics,
@@ -993,3 +993,16 @@ def test_what_is_scale_free_is_right_up_to_the_largest_float(function):
     with pytest.raises(SpectralError, match="too large"):
         compute_am(1e308 * x)
     assert float(function(1e308 * x)) == pytest.approx(float(function(x)), rel=1e-12)
+
+
+@pytest.mark.parametrize("size", [1e-140, 1e-30, 1e30, 1e140])
+def test_instability_and_jitter_know_no_scale(size):
+    z = torch.rand(3, 4, 5, generator=torch.Generator().manual_seed(0)).double()
+    for function in (compute_instability, compute_logit_jitter):
+        usual = function(z[0], [z[1], z[2]])
+        torch.testing.assert_close(
+            function(size * z[0], [size * z[1], size * z[2]]), usual, rtol=1e-9, atol=0
+        )
+    for outside in (1e-200, 1e200):
+        with pytest.raises(SpectralError, match="can't be squared"):
+            compute_logit_spread(outside * z[0])

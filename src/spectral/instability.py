@@ -27,6 +27,7 @@ from spectral.network import (
     roll_inputs,
     undisturbed,
 )
+from spectral.numerics.scaling import find_scale
 
 
 def compute_sis(
@@ -154,11 +155,14 @@ def compute_instability(reference: Tensor, shifted: list[Tensor]) -> Tensor:
             f"compute_instability: expected distributions (B, K), one and at least one shifted, all of one "
             f"shape, got {', '.join(map(str, shapes[:3]))}"
         )
-    unit = torch.nn.functional.normalize(reference.double(), dim=-1)
-    distances = [
-        (unit - torch.nn.functional.normalize(p.double(), dim=-1)).square().sum(-1) / 2 for p in shifted
-    ]
-    return torch.stack(distances).mean(0)
+    unit = _normalize(reference)
+    return torch.stack([(unit - _normalize(p)).square().sum(-1) / 2 for p in shifted]).mean(0)
+
+
+def _normalize(p: Tensor) -> Tensor:
+    """Divide each row by its norm, of whatever size that is."""
+    rows = p.double()
+    return torch.nn.functional.normalize(rows / find_scale(rows, (-1,)), dim=-1)
 
 
 def compute_logit_jitter(
@@ -207,8 +211,8 @@ def compute_logit_jitter(
         )
     whole = whole.reshape(())
     z = reference.double()
-    jumps = torch.stack([(other.double() - z).square().sum(-1) for other in shifted]).mean(0)
-    return jumps / torch.where(whole > 0, whole, torch.nan).to(jumps)
+    scale = torch.sqrt(torch.where(whole > 0, whole, torch.nan)).to(z)
+    return torch.stack([((other.double() - z) / scale).square().sum(-1) for other in shifted]).mean(0)
 
 
 def compute_logit_spread(logits: Tensor) -> Tensor:
@@ -220,7 +224,8 @@ def compute_logit_spread(logits: Tensor) -> Tensor:
         (B, K) → ().
 
     Raises:
-        SpectralError: for another shape, or values that are no real numbers.
+        SpectralError: for another shape, values that are no real numbers, or some whose squares float64 can't
+            hold.
 
     Example:
         >>> compute_logit_spread(torch.tensor([[0.0, 2.0], [2.0, 0.0]]))
@@ -232,6 +237,15 @@ def compute_logit_spread(logits: Tensor) -> Tensor:
             f"{tuple(logits.shape)} of {str(logits.dtype).removeprefix('torch.')}"
         )
     z = logits.double()
+    scale = find_scale(z, (0, 1)).reshape(())
+    z = z / scale
     found = (z - z.mean(0)).square().sum(-1).mean()
     rounding: float = (8 * torch.finfo(logits.dtype).eps) ** 2
-    return torch.where(found <= rounding * z.square().sum(-1).mean(), torch.zeros_like(found), found)
+    found = torch.where(found <= rounding * z.square().sum(-1).mean(), torch.zeros_like(found), found)
+    whole: Tensor = found * scale * scale
+    if bool(torch.isfinite(found) & ~torch.isfinite(whole) | (whole == 0) & (found > 0)):
+        raise SpectralError(
+            f"compute_logit_spread: logits of a size of {float(scale):.0e} can't be squared in float64; "
+            f"scale them"
+        )
+    return whole
