@@ -64,6 +64,7 @@ def test_numbers_are_those_of_the_tables() -> None:
         *say_checkerboards(),
         *say_blame(),
         *say_attacks(),
+        *say_attacks_on_more_images(),
         *say_repair(),
         *say_costs(),
     ):
@@ -146,6 +147,32 @@ def say_attacks() -> list[str]:
         f"{write(row.partial_ci_high)})",
         f"(to {write(pair.ratio)} of it, {write(pair.ratio_ci_low)} to {write(pair.ratio_ci_high)}; Holm p = "
         f"{pair.p_holm:.2g})",
+    ]
+
+
+def say_attacks_on_more_images() -> list[str]:
+    """Beside phase 9 as committed: more images and pairs, and no AutoAttack on the attacked networks."""
+    folder = ROOT / "results" / "reference" / "robustness-1024" / "tables"
+    networks, pairs = (pd.read_csv(folder / f"phase9_{name}.csv") for name in ("networks", "pairs"))
+    attacked = networks["training"] == "fgsm"
+    left = 100 * networks["pgd-50_accuracy"]
+    assert left[~attacked].max() == 0
+    every = pairs.query("pair == 'all' and level == 'mean over sites'").set_index("metric")
+    pooled, median, am = (
+        every.loc[name] for name in ("alias_power_ratio", "alias_power_ratio_channel_median", "am")
+    )
+    assert pooled["n"] == pooled["n_lower"] == am["n"]
+    assert (pairs.query("pair != 'all'")["reference"] == "control").all()
+    return [
+        f"On {networks['n'].max():.0f} images ({len(networks)} networks, ",
+        f"PGD with 50 steps leaves nothing right of the {(~attacked).sum()} networks trained without attacks "
+        f"and {left[attacked].min():.0f} to {left[attacked].max():.0f} % of the {attacked.sum()} trained on",
+        f"the pooled ratio to {write(pooled.ratio)} of it ({write(pooled.ratio_ci_low)} to "
+        f"{write(pooled.ratio_ci_high)}; Holm p = {write(pooled.p_holm, 3)[1:]}) in all {pooled['n']:.0f} "
+        "pairs",
+        f"AM to {write(am.ratio)} ({write(am.ratio_ci_low)} to {write(am.ratio_ci_high)})",
+        f"the median ratio in {median.n_lower:.0f} of {median['n']:.0f} (to {write(median.ratio)}, "
+        f"{write(median.ratio_ci_low)} to {write(median.ratio_ci_high)})",
     ]
 
 
