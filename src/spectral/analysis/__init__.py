@@ -6,6 +6,8 @@
   time and arithmetic; `compare_families` and `compare_signals` from tables with a row per image.
 - Under perturbations: `compare_perturbed` and `compare_classes` from predictions; what resampling hides by
   `describe_null_space`, `compute_null_share`, `tabulate_null_frequencies` and `check_blindness`.
+- What goes with instability, image by image: `correlate_layers`, `correlate_given_margin`, `regress_layers`,
+  `regress_confidence`.
 - Over many networks: `correlate_networks` and `compare_pairs`, robustness against aliasing.
 - Summaries: `summarize_attribution`, `summarize_equivariance`, `summarize_profiles`, `average_profiles`.
 
@@ -13,6 +15,13 @@ Each has its picture in `spectral.figures`; `spectral.figures.plot_table` finds 
 """
 
 from spectral.analysis.comparison import compare_models
+from spectral.analysis.correlation import (
+    correlate_given_margin,
+    correlate_layers,
+    regress_confidence,
+    regress_layers,
+    select_loud,
+)
 from spectral.analysis.details import SiteDetail, inspect_sites
 from spectral.analysis.diagnosis import Diagnosis, diagnose, from_measurements, is_diagnosis, read_diagnosis
 from spectral.analysis.effects import summarize_attribution, summarize_equivariance
@@ -59,6 +68,8 @@ __all__ = [
     "compare_perturbed",
     "compare_signals",
     "compute_null_share",
+    "correlate_given_margin",
+    "correlate_layers",
     "correlate_networks",
     "describe_null_space",
     "diagnose",
@@ -75,6 +86,9 @@ __all__ = [
     "name_device",
     "place_sites",
     "read_diagnosis",
+    "regress_confidence",
+    "regress_layers",
+    "select_loud",
     "summarize_attribution",
     "summarize_equivariance",
     "summarize_profiles",

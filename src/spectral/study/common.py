@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,7 @@ import click
 import pandas as pd
 from torch import Tensor, nn
 
-from spectral.analysis import TAPS as TAPS
-from spectral.analysis import measure_image_avr, measure_profiles
+from spectral.analysis import TAPS, measure_image_avr, measure_profiles
 from spectral.capture import Tap
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
@@ -163,24 +162,6 @@ def _is_kept(path: Path, config: Mapping[str, Any]) -> bool:
     before = read_json(written)
     content = before.pop("content", None)
     return bool(content == hash_file(path) and before == json.loads(json.dumps(config)))
-
-
-class PictureResults(Results):
-    """Results on one set of pictures, on which any number of networks are measured."""
-
-    @property
-    @abstractmethod
-    def images(self) -> ImageSet:
-        """The pictures."""
-
-    @cached_property
-    def clusters(self) -> dict[str, str]:
-        """What each picture was cut from: the unit of intervals and tests."""
-        return dict(zip(self.images.ids, self.images.clusters, strict=True))
-
-    def find_clusters(self, images: Iterable[str]) -> list[str]:
-        """Return what each of these pictures was cut from."""
-        return [self.clusters[image] for image in images]
 
 
 class Study(Results):

@@ -109,18 +109,8 @@ def read_phase(number: int) -> Phase:
     modules = list_phases()
     if number not in modules:
         raise SpectralError(f"unknown phase {number}; available: {', '.join(map(str, modules))}")
-    module = importlib.import_module(modules[number])
-    declared: Phase = module.PHASE if hasattr(module, "PHASE") else _adapt(module, number)
+    declared: Phase = importlib.import_module(modules[number]).PHASE
     return declared
-
-
-def _adapt(module: Any, number: int) -> Phase:
-    """Take a module that still runs itself as a phase of one step."""
-    from spectral.study.common import Study
-
-    title = str(module.__doc__).partition(",")[2].partition(":")[0].strip()
-    return Phase(title, getattr(module, "RESULTS", Study),
-                 (Table(f"phase {number}", module.run, written=False, seconds=40),))  # fmt: skip
 
 
 def find_table(name: str, inputs: Callable[[Any], Any]) -> Table:

@@ -60,7 +60,7 @@ PHASE = Phase(
     "feature extraction",
     Study,
     (
-        Table("phase1_layerwise_avr", measure_known_inputs, figures=("avr_comparison",)),
+        Table("phase1_layerwise_avr", measure_known_inputs, figures=("avr_comparison",), seconds=2),
         Table("fig1_layerwise_power_spectra", measure_natural_spectra,
               figures=("fig1_layerwise_power_spectra",)),
         Table("fig2_radial_profiles", measure_natural_profiles, figures=("fig2_radial_profiles",)),

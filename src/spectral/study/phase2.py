@@ -40,7 +40,7 @@ PHASE = Phase(
     "synthetic inputs",
     Study,
     (
-        Table("phase2a_frequency_sweep", sweep_families, figures=("fig4_avr_vs_frequency",)),
+        Table("phase2a_frequency_sweep", sweep_families, figures=("fig4_avr_vs_frequency",), seconds=4),
         Table("phase2b_architecture_comparison", compare_on_checkerboard,
               figures=("fig5_layerwise_avr_comparison",)),
         Table("fig6_aliasing_folding", follow_folding, figures=("fig6_aliasing_folding",)),

@@ -30,10 +30,13 @@ PHASE = Phase(
     "natural images",
     Study,
     (
-        Table("per_image", lambda study: study.per_image),
+        Table("per_image", lambda study: study.per_image, seconds=28),
         Table("phase3_layerwise_avr_stats", lambda study, images: compare_families(images, study.families),
-              needs=("per_image",), figures=("fig7_layerwise_mean_avr", "fig8_avr_distributions")),
-        Table("phase3_signal", lambda study: compare_signals(study.signal, study.families)),
-        Table("fig9_radial_profiles_natural", profile_reference, figures=("fig9_radial_profiles_natural",)),
+              needs=("per_image",), figures=("fig7_layerwise_mean_avr", "fig8_avr_distributions"),
+              seconds=6),
+        Table("phase3_signal", lambda study: compare_signals(study.signal, study.families),
+              seconds=4),
+        Table("fig9_radial_profiles_natural", profile_reference, figures=("fig9_radial_profiles_natural",),
+              seconds=2),
     ),
 )  # fmt: skip

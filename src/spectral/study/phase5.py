@@ -40,7 +40,8 @@ PHASE = Phase(
     "intervention",
     Study,
     (
-        Table("phase5_tradeoff", weigh_families, figures=("fig13_avr_intervention", "fig14_tradeoff")),
+        Table("phase5_tradeoff", weigh_families, figures=("fig13_avr_intervention", "fig14_tradeoff"),
+              seconds=9),
         Table("fig15_radial_overlay", overlay_profiles, figures=("fig15_radial_overlay",)),
     ),
 )  # fmt: skip

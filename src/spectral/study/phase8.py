@@ -164,5 +164,5 @@ PHASE = Phase(
         Table("phase8_models", lambda survey, rows: tabulate(rows, MODEL_COLUMNS, COUNTS), needs=("models",),
               figures=("fig17_architectures_ranking",)),
     ),
-    Units(lambda survey: survey.names, measure_network, _say, noun="model", seconds=100),
+    Units(lambda survey: survey.names, measure_network, _say, noun="model", seconds=80),
 )  # fmt: skip

@@ -380,6 +380,6 @@ PHASE = Phase(
         Table("phase9_pairs", lambda study, sites: compare_pairs(sites), needs=("phase9_sites",),
               figures=("fig29_attacks",)),
     ),
-    Units(lambda study: study.names, measure_network, _say, seconds=600),
+    Units(lambda study: study.names, measure_network, _say, seconds=400),
     conclude=lambda study, made: summarize_findings(made["phase9_correlation"], made["phase9_pairs"]),
 )  # fmt: skip

@@ -31,15 +31,16 @@ def run_phases(numbers: Sequence[int], options: StudyOptions) -> None:
     """
     phases = {number: read_phase(number) for number in numbers}
     opened: dict[Any, Results] = {}
+    made: dict[Any, dict[str, Any]] = {}
     progress = Progress([phase.seconds for phase in phases.values()])
     if earlier := describe_overwriting(Path(options.out)):
         click.echo(earlier)
     for number, phase in phases.items():
         if phase.inputs not in opened:
-            opened[phase.inputs] = phase.inputs(options)
+            opened[phase.inputs], made[phase.inputs] = phase.inputs(options), {}
         results = opened[phase.inputs]
         results.announce(f"phase {number}: {phase.title} ({progress.begin()})")
-        Run(phase, results, progress).finish()
+        Run(phase, results, progress, made[phase.inputs]).finish()
     for results in opened.values():
         results.finish()
     tables = Path(options.out) / "tables"
@@ -56,12 +57,14 @@ class Run:
         phase: what it declares.
         results: what it works on, and where it writes.
         progress: told what is done.
+        made: tables and what units gave, by name, of phases on the same inputs; what this one makes goes in.
     """
 
-    def __init__(self, phase: Phase, results: Results, progress: Progress) -> None:
+    def __init__(
+        self, phase: Phase, results: Results, progress: Progress, made: dict[str, Any] | None = None
+    ) -> None:
         self.phase, self.results, self.progress = phase, results, progress
-        self.made: dict[str, Any] = {}
-        """Tables and what units gave, by name."""
+        self.made = {} if made is None else made
 
     def finish(self) -> None:
         """Measure, write and draw all that the phase declares.
@@ -70,7 +73,7 @@ class Run:
             SpectralError: if nothing at all could be measured, after the tables with the reasons are written.
         """
         if self.phase.units is not None:
-            self.made |= self._measure(self.phase.units)
+            self.made.update(self._measure(self.phase.units))
         for table in self.phase.tables:
             self.make(table)
         if self.phase.conclude is not None:
