@@ -131,7 +131,16 @@ ALLOWED = {
         "training_state",
     },
     "recalibration": {"copying", "inputs", "intake", "network", "surgery"},
-    "reconstruction": {"arguments", "copying", "inputs", "intake", "network", "recalibration", "surgery"},
+    "reconstruction": {
+        "arguments",
+        "copying",
+        "inputs",
+        "intake",
+        "layers",
+        "network",
+        "recalibration",
+        "surgery",
+    },
     "layers": {"arguments", "numerics", "validation"},
     "models": {"arguments", "files", "layers", "surgery"},  # a checkpoint may be of a converted network
     "data": {"arguments", "classes", "files", "network", "numerics", "synthetic"},

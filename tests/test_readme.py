@@ -177,20 +177,30 @@ def say_attacks_on_more_images() -> list[str]:
 
 
 def say_repair() -> list[str]:
-    table = read("repair").set_index(["method", "repair"])
+    table = read("repair")
+    table["method"] = table["method"].str.replace("@.*", ", some", regex=True)
+    table = table.set_index(["method", "repair"])
     top = (100 * table["accuracy"]).map("{:.1f}".format)
-    aps = table.loc["aps", "accuracy"]
-    blur, flc = table.loc[("blurpool", "distilled")], table.loc[("flc", "distilled")]
+    lost = (-100 * table["accuracy_change"]).map("{:.1f}".format)
+    fitted = table.xs("reconstructed", level="repair")
+    low, high = -100 * fitted.loc["blurpool", ["accuracy_change_ci_high", "accuracy_change_ci_low"]]
+    sis = (100 * (1 - fitted["sis_ratio"])).map("{:.0f} %".format)
+    jitter = (100 * (1 - fitted["logit_jitter_ratio"])).map("{:.0f} %".format)
+    aps = table.loc["aps"].loc[["as converted", "recalibrated"], ["sis_ratio", "logit_jitter_ratio"]]
+    assert (aps > 1).all(axis=None)
     return [
         f"top-1 of {top['unaltered', 'unaltered']} % falls to {top['blurpool', 'as converted']} % "
         f"with BlurPool put in and to {top['flc', 'as converted']} % with FLC",
         f"bring back {top['blurpool', 'recalibrated']} and {top['flc', 'recalibrated']} %",
-        f"no more ({top['blurpool', 'distilled']} and {top['flc', 'distilled']} %)",
-        f"BlurPool then has {100 * (1 - blur.sis_ratio):.0f} % less SIS and "
-        f"{100 * (1 - blur.logit_jitter_ratio):.0f} % less logit jitter",
-        f"FLC has {100 * (1 - flc.sis_ratio):.0f} % less SIS and "
-        f"{100 * (1 - flc.logit_jitter_ratio):.0f} % less jitter",
-        f"loses {100 * (aps['as converted'] - aps['distilled']):.0f} points",
+        f"{top['blurpool', 'reconstructed']} and {top['flc', 'reconstructed']} %. BlurPool then has "
+        f"{sis['blurpool']} less SIS and {jitter['blurpool']} less logit jitter than the unaltered network, "
+        f"at {lost['blurpool', 'reconstructed']} points ({low:.1f} to {high:.1f})".replace("(-", "(−"),
+        f"FLC has {sis['flc']} less SIS and {jitter['flc']} less jitter, at "
+        f"{lost['flc', 'reconstructed']} points",
+        f"FLC costs {lost['flc, some', 'reconstructed']} points and takes {sis['flc, some']} of SIS and "
+        f"{jitter['flc, some']} of jitter, BlurPool {lost['blurpool, some', 'reconstructed']} points",
+        f"APS, which costs {-100 * table['accuracy_change']['aps', 'as converted']:.0f} point as converted",
+        f"by statistics ({top['aps', 'recalibrated']} %)",
     ]
 
 

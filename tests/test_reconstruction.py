@@ -10,7 +10,8 @@ import torch
 from networks import image, unchanged
 from torch import Tensor, nn
 
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, SpectralWarning
+from spectral.recalibration import recalibrate
 from spectral.reconstruction import reconstruct
 from spectral.surgery import convert
 
@@ -171,6 +172,16 @@ def test_weights_that_are_no_plain_product_stay() -> None:
     fitted = reconstruct(wrong, image(20, 3, 8, 8), reference=right, ridge=1e-9)
     torch.testing.assert_close(fitted[0].weight, right[0].weight, rtol=1e-3, atol=1e-3)
     assert torch.equal(fitted[1].weight, wrong[1].weight)
+
+
+def test_weights_stay_where_a_phase_is_chosen() -> None:
+    """Maps of another phase are of other places: nothing to fit to, and statistics are the same anywhere."""
+    smooth, images = convert(make_net(), "aps", example=32), make_smooth(16)
+    with pytest.warns(SpectralWarning, match="norms alone are moved"):
+        fitted = reconstruct(smooth, images)
+    expected = recalibrate(smooth, images)
+    for name, value in fitted.state_dict().items():
+        assert torch.equal(expected.state_dict()[name], value), name
 
 
 def test_weights_that_others_use_too_stay() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,9 +18,10 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from spectral.arguments import as_integer
 from spectral.copying import copy_model
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, SpectralWarning
 from spectral.inputs import Inputs
 from spectral.intake import Feed
+from spectral.layers.polyphase import PhasePool
 from spectral.network import undisturbed
 from spectral.recalibration import LIMIT, Moments, make_twin, measure_moments, move_statistics
 from spectral.surgery import conversion_report
@@ -59,7 +61,8 @@ def reconstruct(
 
     Of each map a part of the places is used, as many as the unknowns need. Weights stay whose map is what a
     new layer decimates, that are used more than once or by several layers, that something is made of before
-    their use (such as standardised ones), or whose maps have other extents than in the reference.
+    their use (such as standardised ones), or whose maps have other extents than in the reference; and all
+    where a layer chooses which phase it keeps (``aps``, ``lps``): its maps are of other places.
 
     Args:
         model: what `convert` returned, or another network that has changed.
@@ -203,6 +206,14 @@ def _fit(model: nn.Module, batch: Inputs, known: _Known, ridges: Sequence[float]
 
 def _find_fitted(model: nn.Module) -> set[str]:
     """Return the paths of the layers whose weights are theirs alone and make what they give."""
+    if any(isinstance(module, PhasePool) for module in model.modules()):
+        warnings.warn(
+            f"{CALLER}: weights stay and norms alone are moved: a layer that chooses the phase it keeps "
+            f"gives maps of other places than the reference's",
+            SpectralWarning,
+            stacklevel=4,
+        )
+        return set()
     try:
         converted = {unit.path for unit in conversion_report(model).units}  # a new layer runs in these
     except SpectralError:  # it differs from its reference in another way
