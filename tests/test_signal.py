@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -544,3 +545,18 @@ def test_a_constant_map_has_nothing_above_any_limit_under_a_window(size, dtype):
     assert len(found) == 2 * 3 * 3
     assert (found["value"] == 0).all()
     assert set(table[table["metric"] == "live_channels"]["value"]) == {0.0}
+
+
+def test_sites_with_their_chains_are_pickled():
+    """As a data loader's workers and `torch.save` want it."""
+    net = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.GELU()))
+    sites = find_sites(net, 16)
+    again = pickle.loads(pickle.dumps(sites))
+    x = torch.rand(2, 3, 16, 16, dtype=net[0].weight.dtype)
+    found = []
+    for (site,) in (sites, again):
+        with FeatureExtractor(net, [site], tap="signal") as signal:
+            net(x)
+        found.append(signal[site.name])
+    assert again == sites
+    torch.testing.assert_close(*found, rtol=0, atol=0)

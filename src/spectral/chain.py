@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
@@ -63,6 +64,17 @@ class Step:
     def name(self) -> str:
         """The operator's name."""
         return str(self.func._schema.name).split("::")[-1]
+
+    def __reduce__(self) -> Any:
+        """Pickle the operator by its name: of some versions of torch it can't be pickled itself."""
+        schema = self.func._schema
+        return _restore_step, (schema.name, schema.overload_name, self.args, dict(self.kwargs), self.entry)
+
+
+def _restore_step(name: str, overload: str, args: tuple[Any, ...], kwargs: Any, entry: int) -> Step:
+    namespace, _, own = name.partition("::")
+    packet = getattr(getattr(torch.ops, namespace), own)
+    return Step(getattr(packet, overload or "default"), args, kwargs, entry)
 
 
 @dataclass(frozen=True)
