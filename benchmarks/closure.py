@@ -8,6 +8,7 @@ finer, and 4 where that leaves more than 2 %. What the causes don't close is nam
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
@@ -73,6 +74,11 @@ def _close(name: str, pictures: spectral.ImageSet) -> dict[str, object]:
         with ideal:
             rest = _score(net, x)
         shares = [float(r / t) for r, t in zip(rest, total, strict=True)]
+        if math.isnan(sum(shares)):
+            raise spectral.SpectralError(
+                f"no share: instability {total[0]:.3g}, jitter {total[1]:.3g}, made ideal {rest[0]:.3g} and "
+                f"{rest[1]:.3g}: the logits of these images don't differ on so small a map"
+            )
         positions = sum(cause.reason is not None for cause in ideal.left)
         if not found or max(shares) < max(found["sis_unexplained"], found["logit_jitter_unexplained"]):
             found = {
