@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -145,6 +146,13 @@ def _as_it_is(batch: Any) -> Any:
 def _begin_worker(number: int) -> None:
     """Leave Ctrl-C to the main process, which ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _overlook_partings
+
+
+def _overlook_partings(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Say nothing where the main process no longer takes what a thread of a worker hands over."""
+    if not issubclass(kind, (EOFError, ConnectionError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _start(loader: DataLoader[Any]) -> Any:
