@@ -69,6 +69,7 @@ BUNDLED = {
                      conv(f"block{block}.layer.0.convShortcut", entering, entering // 2))
     ],
 }  # fmt: skip
+BUNDLED["resnet18"] = BUNDLED["preact-resnet18"]
 BUNDLED |= {name: BUNDLED["nula"] for name in ARCHITECTURES if name.startswith("nula-")}
 
 RESNET18 = [
