@@ -52,7 +52,7 @@ def main(model: str, images: str, limit: int, size: int | None, rounds: int, out
             )
         )
         with torch.no_grad():
-            alone = sum(_time(lambda c=c: _run(net, batch, c)) for c in sets)  # type: ignore[misc]
+            alone = sum(_time(lambda c=c: _run(net, batch, c)) for c in sets)
         ratios.append(budget / forward)
         apart.append(alone / forward)
         click.echo(f"forward {1e3 * forward:.0f} ms, budget {budget:.2f} s: {ratios[-1]:.1f} forward passes, "

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 import pandas as pd
@@ -42,7 +43,7 @@ COLUMNS = [
 def main(models: str | None, sizes: str | None, limit: int, out: Path) -> None:
     """Measure each network at each size; the table is written after every row."""
     path = out / "tables" / "closure.csv"
-    rows = pd.read_csv(path).to_dict("records") if path.exists() else []
+    rows: list[Any] = pd.read_csv(path).to_dict("records") if path.exists() else []
     done = {(row["model"], row["height"]) for row in rows}
     for size in [int(size) for size in sizes.split(",")] if sizes else SIZES:
         pictures = spectral.load_images("samples", size=size, limit=limit)
@@ -59,7 +60,7 @@ def main(models: str | None, sizes: str | None, limit: int, out: Path) -> None:
             click.echo(f"{name} at {size} px: {row}")
 
 
-def _close(name: str, pictures: spectral.ImageSet) -> dict[str, object]:
+def _close(name: str, pictures: spectral.ImageSet) -> dict[str, Any]:
     """Measure the network as it is, and with all causes ideal."""
     start = time.process_time()
     net = spectral.load_model(name).eval()
@@ -68,7 +69,7 @@ def _close(name: str, pictures: spectral.ImageSet) -> dict[str, object]:
     assert info is not None
     x = info.preprocessing(x)
     total = _score(net, x)
-    found: dict[str, object] = {}
+    found: dict[str, Any] = {}
     for factor in FACTORS:
         ideal = spectral.idealize(net, factor=factor)
         with ideal:
