@@ -51,7 +51,7 @@ CORRUPTIONS = {
     "jpeg_compression": ("#222222", "X", "JPEG"),
 }
 CLEAN = ("white", "D", "clean")
-STRONGEST = "autoattack"
+STRENGTH = ("autoattack", "apgd-ce", "pgd-50", "fgsm")  # from strong to weak
 # Behind a network's name: the same, adversarially trained; and as long without attacks.
 ATTACKED, CONTROL = "-fgsm", "-control"
 FEWEST_TICKS = 3
@@ -66,8 +66,9 @@ METRICS = {
 HEADLINE = "alias_power_ratio_channel_median"
 _KINDS = ("accuracy", "agreement")
 _WHO = ("model", "training", "downsampling", "response", "n")
-_OUTCOME = with_bounds(*(f"{STRONGEST}_{kind}" for kind in _KINDS))
-_TESTS = with_bounds(*(f"{test}_{kind}" for test in (*ATTACKS, *CORRUPTIONS) for kind in _KINDS))
+_OUTCOME = with_bounds(*(f"{STRENGTH[0]}_{kind}" for kind in _KINDS))
+_NEEDED = tuple(attack for attack in ATTACKS if attack != "apgd-ce")  # earlier tables have none
+_TESTS = with_bounds(*(f"{test}_{kind}" for test in (*_NEEDED, *CORRUPTIONS) for kind in _KINDS))
 _COEFFICIENTS = ("networks", "attack", "metric", "level", "n_networks", *with_bounds("spearman", "partial"))
 
 
@@ -75,7 +76,7 @@ _COEFFICIENTS = ("networks", "attack", "metric", "level", "n_networks", *with_bo
     "fig27_am_robustness",
     title="Aliasing of each downsampling layer against robustness",
     caption=(
-        "AM at the dense tap of each downsampling layer, mean over images, against what AutoAttack leaves at "
+        "AM at the dense tap of each downsampling layer, mean over images, against what the attack leaves at "
         "ε = 8/255, both with 95 % intervals: a panel per layer, a mark per network; colour: training; "
         "marker: downsampling; lines: to an adversarially trained network from the same trained as long "
         "without attacks, or from its start where there is none; 0, left of the dotted line: no aliases "
@@ -117,7 +118,7 @@ def plot_am_robustness(source: Source) -> Figure:
     title="Do networks that alias less withstand attacks better?",
     caption=(
         "Top: am_relative at the dense tap and the alias power ratio at the tap signal, median over "
-        "channels, both means over the sites, against what AutoAttack leaves at ε = 8/255, a mark per "
+        "channels, both means over the sites, against what the attack leaves at ε = 8/255, a mark per "
         "network. Bottom: Spearman's correlation over networks "
         "for each metric and layer (filled), and the partial one given clean accuracy (open), by residuals "
         "of ranks, with 95 % bootstrap intervals over networks. Networks that share a start or differ in "
@@ -131,7 +132,7 @@ def plot_am_robustness(source: Source) -> Figure:
 def plot_robustness_relations(source: Source) -> Figure:
     """Scatter of robust accuracy over two alias metrics, and all rank correlations as dots."""
     networks = _index_networks(source)
-    found = source.rows("phase9_correlation", networks="all", attack=STRONGEST)
+    found = source.rows("phase9_correlation", networks="all", attack=_find_strongest(networks))
     levels = [*sorted(set(found["level"]) - {MEAN_LEVEL}), MEAN_LEVEL]
     fig = new_figure(FULL_WIDTH, 0.24 * len(levels) + 4.2)
     grid = fig.add_gridspec(2, 6, height_ratios=[2.2, 0.24 * len(levels) + 0.3])
@@ -188,7 +189,7 @@ def plot_attacks(source: Source) -> Figure:
     fig = new_figure(FULL_WIDTH, min(0.23 * len(shown) + 1.7, 8.9))
     left, middle, right = fig.subplots(1, 3, sharey=True, width_ratios=[2.2, 1.6, 1])
     tests = {test: (f"{test}_{kind}", look) for test, look in {**ATTACKS, **CORRUPTIONS}.items()}
-    _draw_tests(left, shown, [(clean, CLEAN), *(tests[attack] for attack in ATTACKS)])
+    _draw_tests(left, shown, [(clean, CLEAN), *(tests[a] for a in ATTACKS if tests[a][0] in shown)])
     _draw_tests(middle, shown, [tests[corruption] for corruption in CORRUPTIONS])
     _draw_tests(right, shown, [("consistency", (GREY, "o", "consistency"))])
     names = [_say_name(model, row["attacks_ordered"]) for model, row in shown.iterrows()]
@@ -223,7 +224,14 @@ def _find_kind(networks: pd.DataFrame) -> str:
 
 
 def _say_outcome(networks: pd.DataFrame) -> str:
-    return f"{networks['response'].iloc[0]} under AutoAttack (%)"
+    return f"{networks['response'].iloc[0]} under {ATTACKS[_find_strongest(networks)][2]} (%)"
+
+
+def _find_strongest(networks: pd.DataFrame) -> str:
+    """The strongest attack whose outcome is known of every network."""
+    columns = {attack: f"{attack}_{_find_kind(networks)}" for attack in STRENGTH}
+    known = (attack for attack in STRENGTH if columns[attack] in networks)
+    return next((attack for attack in known if networks[columns[attack]].notna().all()), STRENGTH[0])
 
 
 def _say_count(networks: pd.DataFrame) -> str:
@@ -266,9 +274,10 @@ def _draw_level(ax: Axes, sites: pd.DataFrame, networks: pd.DataFrame) -> None:
     heard = sites.loc[~free, "am"]
     edge = 0.4 * float(heard.min()) if len(heard) else 1.0
     drawn: dict[str, tuple[float, float]] = {}
+    attack = _find_strongest(networks)
     for row, silent in zip(sites.to_dict("records"), free, strict=True):
         at = [edge] * 3 if silent else [float(row[f"am{end}"]) for end in BOUNDS]
-        drawn[row["model"]] = _draw_point(ax, networks.loc[row["model"]], at)
+        drawn[row["model"]] = _draw_point(ax, networks.loc[row["model"]], attack, at)
     for attacked in (model for model in drawn if model.endswith(ATTACKED)):
         plain = attacked.removesuffix(ATTACKED)
         reference = next((name for name in (plain + CONTROL, plain) if name in drawn), None)
@@ -301,18 +310,18 @@ def _use_log_scale(ax: Axes, edge: float | None) -> None:
 
 
 def _draw_networks(ax: Axes, networks: pd.DataFrame, column: str) -> None:
-    floor = -60.0  # dB; below it is as good as nothing
+    floor, attack = -60.0, _find_strongest(networks)  # dB; below it is as good as nothing
     for _, row in networks.dropna(subset=[column]).iterrows():
         at = [float(row[f"{column}{end}"]) for end in BOUNDS]
-        _draw_point(ax, row, [max(x, floor) for x in at] if "_db" in column else at)
+        _draw_point(ax, row, attack, [max(x, floor) for x in at] if "_db" in column else at)
     ax.xaxis.set_major_locator(MaxNLocator(5))
     _limit_shares(ax, networks)
 
 
-def _draw_point(ax: Axes, row: pd.Series, x: Sequence[float]) -> tuple[float, float]:
+def _draw_point(ax: Axes, row: pd.Series, attack: str, x: Sequence[float]) -> tuple[float, float]:
     """Draw a network with both intervals; return where it is."""
     kind = str(row["response"]).rpartition(" ")[2]
-    y = [100 * float(row[f"{STRONGEST}_{kind}{end}"]) for end in BOUNDS]
+    y = [100 * float(row[f"{attack}_{kind}{end}"]) for end in BOUNDS]
     if all(map(math.isfinite, x)):
         ax.plot(x[1:], [y[0]] * 2, color=FAINT, lw=0.7, zorder=1)
     if all(map(math.isfinite, y)):
@@ -322,7 +331,7 @@ def _draw_point(ax: Axes, row: pd.Series, x: Sequence[float]) -> tuple[float, fl
 
 
 def _limit_shares(ax: Axes, networks: pd.DataFrame) -> None:
-    highest = networks[f"{STRONGEST}_{_find_kind(networks)}_ci_high"].max()
+    highest = networks[f"{_find_strongest(networks)}_{_find_kind(networks)}_ci_high"].max()
     top = 100 * float(highest) if pd.notna(highest) else 100.0
     ax.set_ylim(-0.05 * max(top, 5), 1.12 * max(top, 5))
     ax.yaxis.set_major_locator(MaxNLocator(5))
