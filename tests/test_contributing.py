@@ -99,7 +99,7 @@ def perform(title: str, root: Path) -> list[str]:
 def run(root: Path, *arguments: str) -> str:
     given = {**environment(), "PYTHONPATH": str(root / "src"), "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=root, env=given, capture_output=True, text=True, timeout=300
+        [sys.executable, *arguments], cwd=root, env=given, capture_output=True, text=True, timeout=1200
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout

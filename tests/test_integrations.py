@@ -161,7 +161,7 @@ def test_lightning_reduces_over_processes(lightning, tmp_path):
     given = {**environment(), "PYTHONWARNINGS": "ignore"}
     given["PYTHONPATH"] = f"{Path(__file__).parent}:{given.get('PYTHONPATH', '')}:{':'.join(sys.path)}"
     run = subprocess.run(
-        [sys.executable, script, tmp_path], env=given, capture_output=True, text=True, timeout=300
+        [sys.executable, script, tmp_path], env=given, capture_output=True, text=True, timeout=1200
     )
     assert run.returncode == 0, run.stderr[-2000:]
     logged = pd.read_csv(tmp_path / "csv/version_0/metrics.csv")["aliasing/mean/dense/avr"].dropna().tolist()
