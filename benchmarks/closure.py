@@ -50,7 +50,7 @@ def main(models: str | None, sizes: str | None, limit: int, out: Path) -> None:
         for name in models.split(",") if models else NETWORKS:
             if (name, size) in done:
                 continue
-            row = {"model": name, "height": size, "n": limit, "reason": ""}
+            row: dict[Any, Any] = {"model": name, "height": size, "n": limit, "reason": ""}
             try:
                 row |= _close(name, pictures)
             except spectral.SpectralError as error:
