@@ -67,6 +67,10 @@ def test_numbers_are_those_of_the_tables() -> None:
         *say_attacks_on_more_images(),
         *say_repair(),
         *say_costs(),
+        *say_costs_on_a_cpu(),
+        *say_what_closes(),
+        *say_what_predicts(),
+        *say_remedies(),
     ):
         assert sentence in said, sentence
 
@@ -217,7 +221,6 @@ def say_costs() -> list[str]:
         f"is to {100 * share['decimation']:.0f} % decimation's doing, to "
         f"{100 * share['nonlinearity']:.0f} % the nonlinearities' and to "
         f"{100 * share['border']:.0f} % the borders'",
-        f"they leave {100 * share['unexplained']:.1f} % of it",
         f"AVR takes it to {ratios['avr input']:.2f} ×, AVR and AM at the dense tap to "
         f"{ratios['avr+am dense']:.2f} ×",
         f"of AVR is {whole['measure avr, input']:.0f} times as fast as the study's way, of everything by "
@@ -225,3 +228,70 @@ def say_costs() -> list[str]:
         f"{made['kills']} kills, {made['writers']} pairs of writers, {made['bits']} flipped bits, "
         f"{made['interrupts']} interrupts and {made['threads']} pairs of threads",
     ]
+
+
+def say_costs_on_a_cpu() -> list[str]:
+    ratio = read("overhead").set_index("variant")["x_bare"]
+    share = 100 * read("identity").set_index("check")["share"]["all checks"]
+    decoded = 100 * read("decoding").set_index("way")["share"]["spectral"]
+    return [
+        f"AVR takes it to {ratio['AVR, input, 7 convs']:.2f} ×, AVR and AM at the dense tap to "
+        f"{ratio['AVR + AM, dense, 8 sites']:.2f} ×. Telling",
+        f"is {share:.1f} % of a `measure`",
+        f"decoding reaches {decoded:.0f} % of what",
+    ]
+
+
+def say_what_closes() -> list[str]:
+    budget = read("phase10_budget").query("metric == 'logit_jitter'")
+    share = 100 * budget[budget["site"].isna()].set_index(["model", "source"])["share"]
+    blurred, nula = share["bundled/resnet20-blurpool"], share["bundled/nula-w32"]
+    left = max(
+        share[f"bundled/{name}"]["unexplained"] for name in ("resnet20", "resnet20-blurpool", "nula-w32")
+    )
+    table = read("closure")
+    rest = 100 * table[["sis_unexplained", "logit_jitter_unexplained"]]
+    closed = (rest <= 2).all(axis=1)
+    open_ = table[(rest > 2).any(axis=1)]
+    assert list(open_["model"]) == ["packaged/efficientnet-lite0"]
+    assert list(open_["height"]) == [224]
+    return [
+        f"with BlurPool to {blurred['decimation']:.0f}, {blurred['nonlinearity']:.0f} and "
+        f"{blurred['border']:.0f} %; of `nula-w32` it is the borders' ({nula['border']:.0f} %)",
+        f"they leave at most {left:.1f} % of it",
+        f"In {closed.sum()} of {len(table)} pairs of network and image size ({table['height'].min()} to "
+        f"{table['height'].max()} px",
+        f"they leave at most {rest[closed].max(axis=None):.1f} % of SIS and of the jitter; "
+        f"EfficientNet-Lite0 at 224 px keeps {100 * open_['sis_unexplained'].iloc[0]:.1f} % of its SIS",
+    ]
+
+
+def say_what_predicts() -> list[str]:
+    table = read("phase4_confidence")
+    r2 = table.set_index(["response", "predictors"])["r2"]
+    margin, avr = 100 * r2["log sis", "logit margin"], r2["log sis", "AVR of all layers"]
+    assert (r2["log logit_jitter", "logit margin"] < 0).all()
+    partial = read("phase4_partial").query("predictor == 'avr'")
+    certain = partial[partial["p_holm"] < 0.05]
+    jitter = certain.query("response == 'logit_jitter'")["spearman_given_margin"]
+    assert (certain["response"] == "sis").sum() == 1
+    return [
+        f"(phase 4, {table['n_clusters'].max()} photographs)",
+        f"explains {margin.min():.0f} to {margin.max():.0f} % of the variance of log SIS",
+        f"(R² {write(avr.min())} to {write(avr.max())})",
+        f"at {len(jitter)} of {(partial['response'] == 'logit_jitter').sum()} sites beyond chance "
+        f"(rank correlation {write(jitter.min())[1:]} to {write(jitter.max())[1:]})",
+    ]
+
+
+def say_remedies() -> list[str]:
+    table = read("remedies").set_index("model")
+    net, control = table.loc["bundled/resnet20-remedied"], table.loc["bundled/resnet20-remedied-control"]
+    assert net["n"] == control["n"]
+    return [
+        f"({net['n']} test images)",
+        f"has an SIS of {net['sis']:.0e}, its control of {control['sis']:.3f}".replace("0.", "."),
+        f"({100 * net['accuracy']:.1f} and {100 * control['accuracy']:.1f} %;",
+        f"after {net['epochs']} and {control['epochs']} epochs",
+        f"takes {net['latency_ratio']:.1f} times as long",
+    ]  # fmt: skip
