@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import signal
 
@@ -288,6 +289,33 @@ class TestDiagnose:
                     read(here)
             (here / file).write_bytes(whole)
         assert read_diagnosis(here).facts["model"] == "Sequential"
+
+    def test_a_bit_that_flips_in_any_file_is_told(self, images, tmp_path):
+        options = {
+            "methods": ("flc",),
+            "fix_images": 2,
+            "budget_images": 2,
+            "out": tmp_path,
+            "progress": False,
+        }
+        diagnose(classifier(), images, **options)
+        files = [path for path in tmp_path.rglob("*") if path.suffix in (".json", ".npz", ".parquet")]
+        parts = [path for path in files if path.parent.name == "parts"]
+        assert any(re.fullmatch("[0-9a-f]{16}", path.stem) for path in parts)  # of what fixes were made
+        for path in files:
+            whole = path.read_bytes()
+            path.write_bytes(_flip(whole))
+            measured = path.parent.name == "measurements"
+            read, folder = (spectral.read, path.parent) if measured else (read_diagnosis, tmp_path)
+            with pytest.raises(SpectralError, match=path.name):
+                read(folder)
+            if path in parts:
+                with pytest.raises(SpectralError, match=path.name):
+                    diagnose(classifier(), images, **options)
+            path.write_bytes(whole)
+        variant = next(path for path in parts if re.fullmatch("[0-9a-f]{16}", path.stem))
+        variant.unlink()  # as the message says
+        assert diagnose(classifier(), images, **options).missing.empty
 
     def test_a_full_disk_is_no_property_of_the_network(self, images, tmp_path):
         run = {"methods": ("flc",), "fix_images": 2, "budget_images": 0, "out": tmp_path, "progress": False}

@@ -29,8 +29,8 @@ class Folder:
 
     All ranks of a process group compute a part, and have what the first rank did, which alone reads and
     writes. Every part carries a digest of itself, of the run and of its name: one that is damaged or altered,
-    of another run or of another part is refused. Whoever writes must have claimed the folder
-    (`spectral.files.claim`).
+    of another run or of another part is refused when the folder is opened, be it read later or not. Whoever
+    writes must have claimed the folder (`spectral.files.claim`).
 
     Args:
         path: where to; made if need be.
@@ -51,6 +51,8 @@ class Folder:
             self.run = find_ranks().once(lambda: self._claim(path / RUN_FILE, described, network))
         elif path is not None and (path / RUN_FILE).exists():
             self.run = _read_run(path / RUN_FILE)["run"]
+        if path is not None and self.run:
+            find_ranks().once(lambda: self._check(path / PARTS))
 
     def table(self, name: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """Return a table: as it is kept, else computed and kept."""
@@ -65,16 +67,10 @@ class Folder:
     def record(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return a record that JSON can hold: as it is kept, else computed and kept."""
 
-        def read(path: Path) -> dict[str, Any]:
-            kept = read_json(path, sealed=True)
-            if kept.get("place") != self._name(path):
-                raise _refuse(path)
-            return dict(kept["record"])
-
         def write(found: dict[str, Any], path: Path) -> None:
             write_json({"place": self._name(path), "record": found}, path, sealed=True)
 
-        return _keep(self._place(name, "json"), read, compute, write)
+        return _keep(self._place(name, "json"), self._read_record, compute, write)
 
     def arrays(self, name: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """Return arrays by key: as they are kept, else computed and kept."""
@@ -100,6 +96,24 @@ class Folder:
 
     def _name(self, path: Path) -> str:
         return f"{self.run} {path.name}"
+
+    def _check(self, parts: Path) -> None:
+        """Compare every part with its seal, those that no other call reads among them.
+
+        Raises:
+            SpectralError: for the first that is damaged, or belongs somewhere else.
+        """
+        for path in sorted(parts.glob("*")):
+            if path.suffix in (".parquet", ".npz"):
+                self._read(path)
+            elif path.suffix == ".json":
+                self._read_record(path)
+
+    def _read_record(self, path: Path) -> dict[str, Any]:
+        kept = read_json(path, sealed=True)
+        if kept.get("place") != self._name(path):
+            raise _refuse(path)
+        return dict(kept["record"])
 
     def _read(self, path: Path) -> io.BytesIO:
         """Read a sealed part.
