@@ -193,6 +193,9 @@ def say_repair() -> list[str]:
     aps = table.loc["aps"].loc[["as converted", "recalibrated"], ["sis_ratio", "logit_jitter_ratio"]]
     assert (aps > 1).all(axis=None)
     return [
+        f"takes top-1 from {top['unaltered', 'unaltered']} to {top['blurpool', 'as converted']} %.",
+        f"it is {top['blurpool', 'reconstructed']} %, and shifts by one pixel move its predictions "
+        f"{sis['blurpool']} less (SIS), its logits {jitter['blurpool']} less (jitter)",
         f"top-1 of {top['unaltered', 'unaltered']} % falls to {top['blurpool', 'as converted']} % "
         f"with BlurPool put in and to {top['flc', 'as converted']} % with FLC",
         f"bring back {top['blurpool', 'recalibrated']} and {top['flc', 'recalibrated']} %",

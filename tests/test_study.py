@@ -17,7 +17,7 @@ from spectral.figures import FIGURES, draw_figure
 from spectral.metrics import compute_avr
 from spectral.models import load_model, model_info
 from spectral.models.checkpoint import hash_state
-from spectral.recalibration import recalibrate
+from spectral.reconstruction import reconstruct
 from spectral.sites import find_sites
 from spectral.study import StudyOptions, run_study
 from spectral.study.common import Study
@@ -269,12 +269,12 @@ def test_conversions_of_the_imagenet_preset_are_repaired_on_photographs_apart(tm
     strided, *converted = study.names.values()
     assert list(study.names) == ["strided", "blurpool", "flc"]
     assert strided == models[0]
-    assert converted == [f"{name} recalibrated" for name in models[1:]]
+    assert converted == [f"{name} repaired" for name in models[1:]]
     measured, apart = study.images("strided"), study.spare
     assert not set(measured.clusters) & set(apart.clusters)
     assert len(measured) + len(apart) == 60
     assert all(label is None for label in apart.labels)  # what has a label tells accuracy
-    expected = recalibrate(load_model(models[2]), apart)
+    expected = reconstruct(load_model(models[2]), apart)
     found = study.models["flc"]
     for name, tensor in expected.state_dict().items():
         assert torch.equal(found.state_dict()[name], tensor), name

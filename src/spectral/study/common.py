@@ -27,7 +27,7 @@ from spectral.models.checkpoint import hash_state
 from spectral.models.info import ModelInfo
 from spectral.pairing import pair_sites
 from spectral.ranks import find_ranks
-from spectral.recalibration import recalibrate
+from spectral.reconstruction import reconstruct
 from spectral.schema import SIGNAL_METRICS, VERSION
 from spectral.sites import Site, find_sites
 from spectral.stability import measure_stability
@@ -37,7 +37,7 @@ from spectral.synthetic import make_checkerboard_image
 from spectral.table import describe_environment, read_json, widen, write_csv, write_json
 
 METRICS = ("avr", "am", "am_relative", "alias_power_ratio", "sis")
-REPAIRED = " recalibrated"  # behind a model's name
+REPAIRED = " repaired"  # behind a model's name
 STABILITY_IMAGES = 256  # on which what stands beside SIS is measured
 
 
@@ -200,7 +200,7 @@ class Study(Results):
         return {family: load_model(name, device=self.options.device) for family, name in names.items()}
 
     def _repair(self, family: str) -> nn.Module:
-        """Measure a converted network's statistics again, on photographs that nothing else is measured on."""
+        """Fit a converted network again (`reconstruct`), on photographs that nothing else is measured on."""
         count = len(self.spare.items)
         if count < 2:
             raise SpectralError(
@@ -208,7 +208,7 @@ class Study(Results):
                 f"photographs that nothing else is measured on, and of {self._found.source} there are "
                 f"{count}; give more"
             )
-        repaired = recalibrate(self._loaded[family], self.spare)
+        repaired = reconstruct(self._loaded[family], self.spare)
         info = model_info(repaired)
         assert info is not None
         weights = hash_state(repaired.state_dict())

@@ -30,8 +30,8 @@ class Preset:
         limit: how many of them, None for all.
         note: what it is, in a sentence.
         families: what the models are called in tables and figures.
-        repaired: whether converted models get their norms' statistics anew, on photographs that nothing is
-            then measured on.
+        repaired: whether converted models are fitted to the unconverted one again (`reconstruct`), on
+            photographs that nothing is then measured on.
         phases: those that run where none are asked for.
     """
 
