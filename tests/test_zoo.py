@@ -15,14 +15,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import spectral
-from spectral import training
 from spectral.errors import SpectralError
 from spectral.models import list_bundled, load, load_model, model_info
 from spectral.models.architectures import build
 from spectral.study import tuning, zoo
 from spectral.study.zoo import ZOO, Entry, list_zoo, plan_training, train_zoo
 from spectral.surgery import METHODS
-from spectral.training import Recipe
+from spectral.training import Recipe, loop
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 QUICK = {"epochs": 1, "max_lr": 0.01, "batch_size": 8, "precision": "fp32"}
@@ -184,7 +183,7 @@ def test_an_interrupted_training_goes_on(tiny, data, monkeypatch):
     def never(*args: object) -> None:
         raise AssertionError("an epoch was trained twice")
 
-    monkeypatch.setattr(training, "_run_epoch", never)
+    monkeypatch.setattr(loop._Course, "run_epoch", never)
     train_zoo(["net"], sets, tiny)
     assert (tiny / "net.safetensors").exists()
     assert not (tiny / "training").exists()

@@ -156,6 +156,8 @@ def split_border(maps: Tensor, axes: int = 2) -> tuple[Tensor, Tensor]:
     """
     if not 1 <= axes <= maps.ndim:
         raise SpectralError(f"split_border: axes must be from 1 to the map's {maps.ndim}, got {axes}")
+    if not (maps.is_floating_point() or maps.is_complex()):
+        maps = maps.to(torch.get_default_dtype())  # whole numbers and booleans, as elsewhere
     smooth = _find_smooth(maps, axes)
     return maps - smooth, smooth
 

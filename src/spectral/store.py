@@ -294,7 +294,7 @@ def read(folder: str | Path) -> pd.DataFrame:
     Example:
         >>> read("no/such/folder")
         Traceback (most recent call last):
-        spectral.errors.SpectralError: no/such/folder holds no measurements; pass the folder that ...
+        spectral.errors.StorageError: no/such/folder holds no measurements; pass the folder that ...
     """
     path = as_path(folder, "read: folder")
     if not (path / RUN_FILE).exists() and (path / "measurements" / RUN_FILE).exists():

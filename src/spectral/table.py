@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 import spectral
 from spectral.errors import SpectralError, StorageError
-from spectral.files import SEAL, ensure_writable, is_intact, replacing, seal, write_whole
+from spectral.files import SEAL, ensure_writable, is_intact, printable, replacing, seal, write_whole
 from spectral.schema import MEASUREMENT, PLACE
 
 COLUMNS = list(MEASUREMENT)
@@ -263,7 +263,8 @@ def _version(name: str) -> str:
 
 
 def _repeat_text(words: Sequence[str], codes: npt.NDArray[Any]) -> pa.Array:
-    return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), pa.array(words, pa.string()))
+    text = pa.array([printable(word) for word in words], pa.string())
+    return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), text)
 
 
 def _as_text(column: pd.Series) -> pd.Series:

@@ -205,6 +205,7 @@ def fits(value: Any, hint: Any) -> bool:
     """Whether a value is what an annotation asks for; where that can't be told, it is taken as such.
 
     Example:
+        >>> from collections.abc import Sequence
         >>> fits(["a"], Sequence[str]), fits("a", Sequence[str]), fits(None, int | None)
         (True, False, True)
     """

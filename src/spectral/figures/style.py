@@ -89,7 +89,7 @@ FAMILIES = {
     "strided": FamilyStyle("strided", "#0072B2", "o", "-", ""),
     "blurpool": FamilyStyle("BlurPool", "#E69F00", "s", "--", "//////"),
     "nula": FamilyStyle("NULA", "#009E73", "^", "-.", "......"),
-    "flc": FamilyStyle("FLC", "#CC79A7", "D", (0, (3, 1, 1, 1, 1, 1)), "xxxxxx"),
+    "flc": FamilyStyle("FLC", "#882255", "D", (0, (3, 1, 1, 1, 1, 1)), "xxxxxx"),
 }
 TAP_LINES: dict[str, LineStyleType] = {"dense": "-", "input": (0, (2, 1.2))}
 TAP_NAMES = {"input": "input tap: what enters the site", "dense": "dense tap: what the decimation sees"}
