@@ -244,3 +244,12 @@ class TestDatasets:
         loader = torch.utils.data.DataLoader(Tensors(), batch_size=3, num_workers=2)
         assert adapt_images(loader, "test").loading.workers == 2
         assert adapt_images(Tensors(), "test").loading.workers == 0
+
+
+def test_a_parquet_file_in_a_folder_whose_name_is_no_utf8_is_read_like_others(tmp_path):
+    folder = tmp_path / "caf\udce9"
+    folder.mkdir()
+    pq.write_table(pa.table({"value": [1.0]}), tmp_path / "rows.parquet")
+    (tmp_path / "rows.parquet").rename(folder / "rows.parquet")
+    with pytest.raises(SpectralError, match=r"rows\.parquet"):
+        spectral.load_images(folder)

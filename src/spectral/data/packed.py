@@ -151,7 +151,7 @@ def _read_label(ending: str, content: bytes) -> int | None:
 def _list_parquet(path: Path, prefix: str) -> tuple[list[_Packed], list[str] | None]:
     """List the images of a Parquet file by row, and the names of their classes if it tells them."""
     try:
-        file = pq.ParquetFile(path)
+        file = _open_parquet(path)
         column = _find_column(file.schema_arrow, path)
         label = next((name for name in _LABELS if name in file.schema_arrow.names), None)
         labels: list[Any] = [None] * file.metadata.num_rows
@@ -202,6 +202,11 @@ def _find_classes(schema: pa.Schema, label: str | None) -> list[str] | None:
     return None
 
 
+def _open_parquet(path: Path) -> pq.ParquetFile:
+    """Open a file by what Python calls it: Arrow takes no names that aren't UTF-8."""
+    return pq.ParquetFile(path.open("rb"))
+
+
 def _read_cell(path: Path, column: str, group: int, row: int) -> bytes:
     state = path.stat()
     try:
@@ -217,4 +222,4 @@ def _read_cell(path: Path, column: str, group: int, row: int) -> bytes:
 @lru_cache(maxsize=2)
 def _read_group(path: Path, changed: int, length: int, column: str, group: int) -> pa.ChunkedArray:
     """Keep the encoded images that lie together in the file, which come one after the other."""
-    return pq.ParquetFile(path).read_row_group(group, columns=[column]).column(column)
+    return _open_parquet(path).read_row_group(group, columns=[column]).column(column)
