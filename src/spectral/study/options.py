@@ -17,7 +17,7 @@ from spectral.launch import choose_device
 
 FAMILIES = ("strided", "blurpool", "nula")
 DEFAULT_PHASES = (1, 2, 3, 4, 5)  # the study itself; the others take minutes of their own
-IMAGENET_LIMIT = 100  # photographs and crops at 224 px: a third of the photographs goes into the repair
+IMAGENET_LIMIT = 60  # photographs and crops at 224 px: a third of the photographs goes into the repair
 
 
 @dataclass(frozen=True)
