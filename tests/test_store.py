@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -512,21 +511,3 @@ class TestLimits:
     def test_an_operator_that_leaves_no_pixel(self):
         with pytest.raises(SpectralError, match="is too large, at most 1024"):
             spectral.make_perturbation("decimate-999999999")
-
-
-def test_a_claim_waits_for_a_lock_that_is_being_given_up(tmp_path):
-    held = threading.Event()
-
-    def hold() -> None:
-        with claim(tmp_path):
-            held.set()
-            time.sleep(0.3)
-
-    dying = threading.Thread(target=hold)
-    dying.start()
-    held.wait()
-    with pytest.raises(SpectralError, match="is being written"), claim(tmp_path):
-        pass
-    with claim(tmp_path, patience=60.0):
-        pass
-    dying.join()

@@ -189,6 +189,36 @@ class TestClaims:
         assert not is_running(ended.pid)
         ended.wait()
 
+    @pytest.mark.skipif(
+        not Path("/proc/self/task").exists(), reason="only Linux tells of threads of a process here"
+    )
+    def test_a_process_runs_until_its_last_thread_has_given_its_locks_up(self, tmp_path):
+        code = (
+            "import ctypes, platform, sys, threading, time\n"
+            "from pathlib import Path; from spectral.files import claim\n"
+            "held = claim(Path(sys.argv[1])); held.__enter__()\n"
+            "threading.Thread(target=time.sleep, args=[600]).start(); print('mine', flush=True)\n"
+            "number = {'x86_64': 60, 'aarch64': 93}[platform.machine()]  # exit, of the first thread alone\n"
+            "ctypes.CDLL(None).syscall(number, 0)"
+        )
+        half = subprocess.Popen(
+            [sys.executable, "-c", code, tmp_path], env=command.environment(), stdout=subprocess.PIPE
+        )
+        assert half.stdout is not None
+        assert half.stdout.readline() == b"mine\n"
+        first = Path(f"/proc/{half.pid}/task/{half.pid}/stat")
+        deadline = time.monotonic() + 600
+        while ") Z " not in first.read_text() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with pytest.raises(SpectralError, match="is being written"), claim(tmp_path):
+            pass
+        assert is_running(half.pid)  # so nobody takes over from it yet
+        half.kill()
+        while is_running(half.pid) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with claim(tmp_path):  # though nobody has asked for it
+            half.wait()
+
     def test_one_of_another_host_is_taken_over_when_it_is_old(self, tmp_path):
         path = tmp_path / "a.json"
         path.write_text(json.dumps({"host": "elsewhere", "process": 1}))

@@ -8,7 +8,6 @@ import os
 import re
 import socket
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +20,6 @@ from spectral.errors import SpectralError, StorageError
 SEAL = f"sha256:{'0' * 64}"
 """What stands in a file where `seal` is to put the digest of all the rest."""
 
-_LOOK_AGAIN = 0.05  # seconds
 LOCK_FILE = "_lock"  # pandas and pyarrow pass over names that begin with _
 
 _UNFIT = re.compile(r"[^\w.+@-]+")
@@ -193,7 +191,7 @@ def find_folder(parent: Path, *parts: str) -> Path:
 
 
 @contextmanager
-def claim(folder: Path, *, shared: bool = False, patience: float = 0.0) -> Iterator[str]:
+def claim(folder: Path, *, shared: bool = False) -> Iterator[str]:
     """Be the only one who writes to a folder, among all processes and threads, until the end of the block.
 
     The operating system gives the lock up when its holder ends, however that comes about: a lock of a killed
@@ -203,8 +201,6 @@ def claim(folder: Path, *, shared: bool = False, patience: float = 0.0) -> Itera
         folder: created if it doesn't exist.
         shared: let those in with whom what is yielded is shared, see `join_claim`; all others stay out until
             the last of them has ended.
-        patience: seconds to wait for one who has it. Of a process that was killed the system closes one file
-            after the other: who saw one of its locks fall may still meet another.
 
     Raises:
         SpectralError: if somebody else has it, naming who, or it can't be written to.
@@ -222,7 +218,7 @@ def claim(folder: Path, *, shared: bool = False, patience: float = 0.0) -> Itera
     folder = Path(folder)
     ensure_writable(folder)
     path = folder / LOCK_FILE
-    lock = _lock(folder, patience)
+    lock = _lock(folder)
     whole = False
     try:
         holder = _describe_self()
@@ -319,18 +315,14 @@ def _describe_self() -> str:
                        "claim": uuid.uuid4().hex})  # fmt: skip
 
 
-def _lock(folder: Path, patience: float) -> FileIO:
-    last = time.monotonic() + patience
-    while True:
-        try:
-            lock = _open_lock(folder / LOCK_FILE)
-        except OSError as error:
-            raise _refuse_unlockable(folder, error) from error
-        if lock is not None:
-            return lock
-        if time.monotonic() >= last:
-            raise _refuse_taken(folder)
-        time.sleep(_LOOK_AGAIN)
+def _lock(folder: Path) -> FileIO:
+    try:
+        lock = _open_lock(folder / LOCK_FILE)
+    except OSError as error:
+        raise _refuse_unlockable(folder, error) from error
+    if lock is None:
+        raise _refuse_taken(folder)
+    return lock
 
 
 def _share(lock: FileIO, folder: Path) -> None:
@@ -427,8 +419,14 @@ def is_running(process: int) -> bool:
     except OSError:
         return True
     with suppress(OSError, IndexError):  # one that has ended keeps its number until its parent asks for it
-        return Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] != "Z"
+        threads = list(Path(f"/proc/{process}/task").iterdir())
+        # Its first thread may end before the others, which still hold its files and the locks on them.
+        return not threads or any(_find_state(thread) != "Z" for thread in threads)
     return True
+
+
+def _find_state(thread: Path) -> str:
+    return (thread / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
 
 
 def _digest(name: str) -> str:

@@ -34,7 +34,6 @@ OPTIONS, QUEUE = "_sweep.json", "_queue"
 TABLE, SUMMARY, SITES = "networks.csv", "summary.csv", "sites.csv"
 USUAL = (224, 224)  # a network's size, where it isn't known
 _POLL = 1.0  # seconds between looks at work that another job has to do first
-_DYING = 10.0  # seconds that a killed job may take to give its locks up
 _BEGIN, _END = "begin", "end"
 
 
@@ -245,7 +244,7 @@ class _Network:
 
     def begin(self, run: Run) -> bool:
         """Open the run, and measure the first batch, which shows what can't be measured."""
-        with claim(self.rows, patience=_DYING):
+        with claim(self.rows):
             store = ShardStore(self.rows, run.config, run.provenance(self.plan.batch_size), run.identity)
             if not store.finished_images():
                 first = range(len(run.images))[: self.plan.batch_size]
@@ -270,8 +269,6 @@ class _Network:
 
     def end(self, run: Run) -> None:
         """Complete the run, and summarise it as ``spectral measure`` does."""
-        with claim(self.rows, patience=_DYING):
-            pass
         table = measure_run(run, Ranks(), batch_size=self.plan.batch_size, progress=False, out=self.rows)
         write_csv(summarize_measurements(table), self.folder / SUMMARY)
         write_csv(pd.DataFrame(table.attrs["sites"]), self.folder / SITES)
