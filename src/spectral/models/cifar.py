@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spectral.errors import SpectralError
-from spectral.models.pooling import Pool, draw_convolutions, pool_factory
+from spectral.models.pooling import Pool, draw_convolutions, pool_factory, stack_blocks
 
 
 class OptionAShortcut(nn.Module):
@@ -96,21 +96,14 @@ class CifarResNet(nn.Module):
         if shortcut not in ("A", "B"):
             raise SpectralError(f"CifarResNet: shortcut must be 'A' or 'B', got {shortcut!r}")
         pool = pool_factory(downsample)
-        blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        channels = width
-        stages = []
-        for stage in range(3):
-            out_channels = width * 2**stage
-            layers = []
-            for block in range(blocks):
-                stride = 2 if stage > 0 and block == 0 else 1
-                layers.append(BasicBlock(channels, out_channels, stride, shortcut, pool))
-                channels = out_channels
-            stages.append(nn.Sequential(*layers))
+        widths = [width * 2**stage for stage in range(3)]
+        stages = stack_blocks(
+            width, widths, (depth - 2) // 6, lambda i, o, s: BasicBlock(i, o, s, shortcut, pool)
+        )
         self.layer1, self.layer2, self.layer3 = stages
-        self.fc = nn.Linear(channels, num_classes)
+        self.fc = nn.Linear(widths[-1], num_classes)
         draw_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spectral.errors import SpectralError
-from spectral.models.pooling import Pool, draw_convolutions, pool_factory
+from spectral.models.pooling import Pool, draw_convolutions, pool_factory, stack_blocks
 
 STAGES, BLOCKS = 4, 2
 HE = "he"
@@ -110,19 +110,11 @@ class PreActResNet18(nn.Module):
             raise SpectralError(f"PreActResNet18: variant must be None or {HE!r}, got {variant!r}")
         pool = pool_factory(downsample)
         self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
-        channels = width
-        stages = []
-        for stage in range(STAGES):
-            out_channels = width * 2**stage
-            blocks = []
-            for block in range(BLOCKS):
-                stride = 2 if stage > 0 and block == 0 else 1
-                blocks.append(PreActBlock(channels, out_channels, stride, pool, variant))
-                channels = out_channels
-            stages.append(nn.Sequential(*blocks))
+        widths = [width * 2**stage for stage in range(STAGES)]
+        stages = stack_blocks(width, widths, BLOCKS, lambda i, o, s: PreActBlock(i, o, s, pool, variant))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.bn = nn.BatchNorm2d(channels) if variant == HE else None
-        self.linear = nn.Linear(channels, num_classes)
+        self.bn = nn.BatchNorm2d(widths[-1]) if variant == HE else None
+        self.linear = nn.Linear(widths[-1], num_classes)
         draw_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from spectral.errors import SpectralError
 from spectral.models.cifar import BasicBlock
-from spectral.models.pooling import draw_convolutions, pool_factory
+from spectral.models.pooling import draw_convolutions, pool_factory, stack_blocks
 
 STAGES, BLOCKS = 4, 2
 
@@ -45,18 +45,10 @@ class ResNet18(nn.Module):
         pool = pool_factory(downsample)
         self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        channels = width
-        stages = []
-        for stage in range(STAGES):
-            out_channels = width * 2**stage
-            blocks = []
-            for block in range(BLOCKS):
-                stride = 2 if stage > 0 and block == 0 else 1
-                blocks.append(BasicBlock(channels, out_channels, stride, "B", pool))
-                channels = out_channels
-            stages.append(nn.Sequential(*blocks))
+        widths = [width * 2**stage for stage in range(STAGES)]
+        stages = stack_blocks(width, widths, BLOCKS, lambda i, o, s: BasicBlock(i, o, s, "B", pool))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.linear = nn.Linear(channels, num_classes)
+        self.linear = nn.Linear(widths[-1], num_classes)
         draw_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:

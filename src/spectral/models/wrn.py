@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spectral.errors import SpectralError
-from spectral.models.pooling import Pool, draw_convolutions, pool_factory
+from spectral.models.pooling import Pool, draw_convolutions, pool_factory, stack_blocks
 from spectral.models.preact import PreActivation, make_projection
 
 STAGES = 3
@@ -78,19 +78,11 @@ class WideResNet(nn.Module):
             raise SpectralError(f"WideResNet: widen and width must be ≥ 1, got {widen} and {width}")
         pool = pool_factory(downsample)
         self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
-        channels = width
-        stages = []
-        for stage in range(STAGES):
-            out_channels = width * widen * 2**stage
-            blocks = []
-            for block in range((depth - 4) // 6):
-                stride = 2 if stage > 0 and block == 0 else 1
-                blocks.append(WideBlock(channels, out_channels, stride, pool))
-                channels = out_channels
-            stages.append(nn.Sequential(OrderedDict(layer=nn.Sequential(*blocks))))
-        self.block1, self.block2, self.block3 = stages
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.fc = nn.Linear(channels, num_classes)
+        widths = [width * widen * 2**stage for stage in range(STAGES)]
+        stages = stack_blocks(width, widths, (depth - 4) // 6, lambda i, o, s: WideBlock(i, o, s, pool))
+        self.block1, self.block2, self.block3 = (nn.Sequential(OrderedDict(layer=stage)) for stage in stages)
+        self.bn1 = nn.BatchNorm2d(widths[-1])
+        self.fc = nn.Linear(widths[-1], num_classes)
         draw_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
