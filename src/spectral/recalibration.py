@@ -72,10 +72,7 @@ def recalibrate(
         False
     """
     feed = Feed(model, images, caller="recalibrate", preprocessing=preprocessing)
-    batch = feed.load(range(min(len(feed.images), LIMIT)))
-    if batch.count < 2:
-        raise SpectralError(f"recalibrate: needs at least 2 images, got {batch.count}")
-    before = make_twin(model) if reference is None else reference
+    batch, before = load_pair(feed, reference, LIMIT)
     work = model if inplace else copy_model(model)
     with torch.no_grad(), undisturbed(before), undisturbed(work):
         fitting = _watch(before, batch, lambda path, norm, seen: None)
@@ -102,7 +99,24 @@ def recalibrate(
     return work
 
 
-def make_twin(model: nn.Module) -> nn.Module:
+def load_pair(feed: Feed, reference: nn.Module | None, limit: int) -> tuple[Inputs, nn.Module]:
+    """Return the images that a network is repaired on, in one batch, and the network before the change.
+
+    Args:
+        feed: images on their way to the network.
+        reference: the network before; by default the one with plain decimation instead.
+        limit: how many images at most, the first ones.
+
+    Raises:
+        SpectralError: for fewer than two images, or without a reference if the network isn't a converted one.
+    """
+    batch = feed.load(range(min(len(feed.images), limit)))
+    if batch.count < 2:
+        raise SpectralError(f"{feed.caller}: needs at least 2 images, got {batch.count}")
+    return batch, _make_twin(feed.model) if reference is None else reference
+
+
+def _make_twin(model: nn.Module) -> nn.Module:
     """Return the unaltered network, whose norms see the same dense maps where a layer comes behind them."""
     report = conversion_report(model)
     twin = revert(model)

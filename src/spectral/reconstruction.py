@@ -23,7 +23,7 @@ from spectral.inputs import Inputs
 from spectral.intake import Feed
 from spectral.layers.polyphase import PhasePool
 from spectral.network import undisturbed
-from spectral.recalibration import LIMIT, Moments, make_twin, measure_moments, move_statistics
+from spectral.recalibration import LIMIT, Moments, load_pair, measure_moments, move_statistics
 from spectral.surgery import conversion_report
 
 CALLER = "reconstruct"
@@ -101,10 +101,7 @@ def reconstruct(
     limit = as_integer(limit, f"{CALLER}: limit", least=2)
     seed = as_integer(seed, f"{CALLER}: seed")
     feed = Feed(model, images, caller=CALLER, preprocessing=preprocessing)
-    batch = feed.load(range(min(len(feed.images), limit)))
-    if batch.count < 2:
-        raise SpectralError(f"{CALLER}: needs at least 2 images, got {batch.count}")
-    before = make_twin(model) if reference is None else reference
+    batch, before = load_pair(feed, reference, limit)
     work = model if inplace else copy_model(model)
     with torch.no_grad(), undisturbed(before), undisturbed(work):
         known = _observe(before, batch, seed)
