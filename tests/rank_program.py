@@ -216,22 +216,21 @@ def main(folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = {name: attempt(case) for name, case in cases.items()}
-        if count == 2:  # what more ranks do differently, the cases above show
-            found |= {name: attempt(case) for name, case in list_analyses(rank).items()}
-            found["no room"] = attempt(lambda: spectral.measure_stability(Clumsy(), pictures(8), **options))
-            if rank == 0:
-                with spectral.alone():
-                    alone = list_analyses().items()
-                    found |= {f"{name} alone": attempt(case) for name, case in alone}
-                    found["training alone"] = train(folder / "train-alone")
-            found["training"] = train(folder / "train")
-            stopped = folder / "train-stopped"
-            found["training stopped"] = train(stopped, steps=14)  # 9 passes are an epoch
-            if rank == 0:
-                with spectral.alone():
-                    assert (stopped / STATE_NAME).exists()
-                    found["training resumed"] = train(stopped)
-            run_commands(folder / "commands")
+        found |= {name: attempt(case) for name, case in list_analyses(rank).items()}
+        found["no room"] = attempt(lambda: spectral.measure_stability(Clumsy(), pictures(8), **options))
+        if rank == 0:
+            with spectral.alone():
+                alone = list_analyses().items()
+                found |= {f"{name} alone": attempt(case) for name, case in alone}
+                found["training alone"] = train(folder / "train-alone")
+        found["training"] = train(folder / "train")
+        stopped = folder / "train-stopped"
+        found["training stopped"] = train(stopped, steps=14)  # 9 passes are an epoch
+        if rank == 0:
+            with spectral.alone():
+                assert (stopped / STATE_NAME).exists()
+                found["training resumed"] = train(stopped)
+        run_commands(folder / "commands")
     (folder / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
