@@ -12,7 +12,6 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from spectral.arguments import as_integer
 from spectral.causes import Upsampling, find_upsampling
@@ -132,9 +131,7 @@ def measure_imaging(
             ids = [feed.images.ids[i] for i in indices]
             yield [row for place in places for row in _write_rows(place, ids, found.get(place.name))]
 
-    bar = tqdm(total=len(feed.images), desc=f"imaging of {feed.name}", unit="image",
-               disable=not share.shows(progress))  # fmt: skip
-    with undisturbed(model), torch.no_grad(), bar:
+    with undisturbed(model), torch.no_grad(), share.bar(f"imaging of {feed.name}", progress) as bar:
         rows = [row for part in share.gather(look(), bar) for row in part]
     table = pd.DataFrame(rows)
     table.insert(0, "model", feed.name)

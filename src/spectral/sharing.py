@@ -58,6 +58,7 @@ class Sharing:
     def __init__(self, feed: Source, batch_size: int) -> None:
         self.ranks, self._batch_size = find_ranks(), batch_size
         every = range(len(feed.images))
+        self._total = len(every)
         batches = [every[start : start + batch_size] for start in every[::batch_size]]
         self.indices = [image for batch in self.ranks.split(batches) for image in batch]
         if self.ranks.count > 1:
@@ -65,6 +66,12 @@ class Sharing:
             config = {"caller": feed.caller, "model": feed.name, "images_fingerprint": images,
                       "image_count": len(every), "batch_size": batch_size}  # fmt: skip
             compare_ranks(self.ranks, config, identify(feed.model, feed.example))
+
+    def bar(self, doing: str, progress: bool, leave: bool = True) -> tqdm[Any]:
+        """Return a bar that counts images, shown on one rank if it is asked for."""
+        return tqdm(
+            total=self._total, desc=doing, unit="image", disable=not self.shows(progress), leave=leave
+        )
 
     def shows(self, progress: bool) -> bool:
         """Say whether this is the rank that shows a bar, if one is asked for."""

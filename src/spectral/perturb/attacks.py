@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from spectral.arguments import as_integer
 from spectral.classes import match_labels
@@ -129,10 +128,8 @@ def measure_robustness(
                 ]
             )
 
-    bar = tqdm(total=len(images), desc="attacking", unit="image", disable=not share.shows(progress),
-               leave=False)  # fmt: skip
     # AutoAttack seeds torch's random numbers for all
-    with undisturbed(model), _frozen(model), bar:
+    with undisturbed(model), _frozen(model), share.bar("attacking", progress, leave=False) as bar:
         frames = share.gather(look(), bar)
     table = insert_clusters(pd.concat(frames, ignore_index=True), images)
     correct = table["prediction"] == table["label"]  # missing where the label is

@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from spectral.arguments import as_integer
 from spectral.classes import match_labels
@@ -95,9 +94,7 @@ def measure_predictions(
                 for name, (confidence, prediction) in found.items()
             ])  # fmt: skip
 
-    bar = tqdm(total=len(images), desc="perturbing", unit="image", disable=not share.shows(progress),
-               leave=False)  # fmt: skip
-    with undisturbed(model), torch.no_grad(), bar:
+    with undisturbed(model), torch.no_grad(), share.bar("perturbing", progress, leave=False) as bar:
         frames = share.gather(look(), bar)
     table = insert_clusters(pd.concat(frames, ignore_index=True), images)
     table["agree"] = table["prediction"] == table["clean_prediction"]

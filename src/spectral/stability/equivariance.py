@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from spectral.capture import Capture
 from spectral.errors import SpectralError
@@ -116,12 +115,10 @@ def measure_equivariance(
             comparison.run(inputs)
             yield comparison.tabulate(indices, [source.ids[i] for i in indices])
 
-    bar = tqdm(total=len(source), desc=f"shifting {name_of(model)}", unit="image",
-               disable=not share.shows(progress))  # fmt: skip
     with (
         undisturbed(model),
         torch.no_grad(),
-        bar,
+        share.bar(f"shifting {name_of(model)}", progress) as bar,
         FeatureExtractor(model, chosen, tap="output", reduce=comparison.reduce),
     ):
         frames = share.gather(look(), bar)

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from spectral.classes import match_labels
 from spectral.errors import SpectralError
@@ -119,10 +118,7 @@ def measure_stability(
             jumps = compute_logit_jitter(views.still.logits, [v.logits for v in views.nearest()], 1.0)
             yield frame, jumps.cpu(), views.still.logits.cpu()
 
-    bar = tqdm(
-        total=len(source), desc=f"shifting {feed.name}", unit="image", disable=not share.shows(progress)
-    )
-    with undisturbed(model), torch.no_grad(), bar:
+    with undisturbed(model), torch.no_grad(), share.bar(f"shifting {feed.name}", progress) as bar:
         frames, jumps, own = zip(*share.gather(look(), bar), strict=True)
     table = pd.concat(frames, ignore_index=True)
     where = feed.describe_logits() or "output"
