@@ -133,6 +133,14 @@ def test_a_decimation_moved_through_the_chain_changes_nothing(name):
     assert_same(capture(model, x), capture(moved, x))
 
 
+@pytest.mark.parametrize("ceil", [False, True])
+def test_moved_decimations_of_a_stem_leave_its_pool_s_signal(ceil):
+    """As SqueezeNet's and GoogLeNet's: the first one's decimation stands before the pool, which is padded."""
+    layers = (nn.Conv2d(3, 5, 3, 2), nn.ReLU(True), nn.MaxPool2d(3, 2, ceil_mode=ceil), nn.Conv2d(5, 4, 1))
+    model, x = seeded(lambda: nn.Sequential(*layers, nn.ReLU())), noise(2, 3, 25, 24)
+    assert_same(capture(model, x), capture(spectral.convert(model, "strided", example=x), x))
+
+
 def test_it_was_the_dense_map_that_moved():
     """What the invariance is worth: at ``dense`` the same numbers differ."""
     model, x = load("resnet20")
@@ -301,6 +309,64 @@ def test_a_1x1_shortcut_is_one_site_wherever_its_decimation_stands():
     one, two = capture(before, x), capture(behind, x)
     torch.testing.assert_close(one[":slice0"], two["short"])
     assert one[":slice0"].shape == (2, 4, 12, 12)
+
+
+class Written(nn.Module):
+    """A pool or a convolution, an activation that commutes with it and a decimation, written in four ways."""
+
+    def __init__(self, kind: str, way: int, tail: int, shared: bool) -> None:
+        super().__init__()
+        self.first, self.other = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 5, 3, 2, 1)
+        self.tail, self.kind, self.way, self.shared = nn.Conv2d(6, 5, tail), kind, way, shared
+        self.weight = nn.Parameter(torch.rand(6, 1, 2, 2) - 0.5)
+
+    def reduce(self, x: Tensor, step: int) -> Tensor:
+        if self.kind == "conv":
+            return F.conv2d(x, self.weight, stride=step, groups=6)
+        return F.max_pool2d(x, 3, step, 1) if self.kind == "max" else F.avg_pool2d(x, 2, step)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = x = F.relu(self.first(x))
+        act = (lambda y: y) if self.kind == "avg" else F.hardtanh
+        if self.way == 0:
+            x = act(self.reduce(x, 2))
+        elif self.way == 1:
+            x = act(self.reduce(x, 1)[..., ::2, ::2])
+        elif self.way == 2:
+            x = act(self.reduce(x, 1))[..., ::2, ::2]
+        else:
+            x = self.reduce(act(x), 1)[..., ::2, ::2] if self.kind == "max" else act(self.reduce(x, 2))
+        x = self.tail(x).mean((2, 3))
+        return x + self.other(found).mean((2, 3)) if self.shared else x
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("tail", [1, 3])
+@pytest.mark.parametrize("kind", ["max", "avg", "conv"])
+def test_a_pool_is_one_site_wherever_its_decimation_stands(kind, tail, shared):
+    """Also before a 1×1 convolution, to which a decimation belongs only if nothing before could have it."""
+    x = noise(2, 3, 13, 14)
+    networks = [seeded(lambda way=way: Written(kind, way, tail, shared)) for way in range(4)]
+    found = [{n: y for n, y in capture(network, x).items() if n != "other"} for network in networks]
+    for network, maps in zip(networks[1:], found[1:], strict=True):
+        torch.testing.assert_close(network(x), networks[0](x))
+        assert_same(found[0], maps)
+
+
+def test_a_decimation_behind_a_convolution_is_its_own_whatever_follows():
+    convs = [seeded(lambda s=s: nn.Conv2d(3, 4, 3, s)) for s in (1, 2)]
+    last, x = seeded(lambda: nn.Conv2d(4, 4, 1)), noise(2, 3, 13, 14)
+
+    class Net(nn.Module):
+        def __init__(self, strided: bool) -> None:
+            super().__init__()
+            self.conv, self.last, self.strided = convs[strided], last, strided
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            return self.last(x if self.strided else x[..., ::2, ::2])
+
+    assert_same(capture(Net(False), x), capture(Net(True), x))
 
 
 # Where the chain ends -------------------------------------------------------------------------------------

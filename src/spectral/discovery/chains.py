@@ -20,6 +20,9 @@ from spectral.operators import is_pointwise, name_arguments
 _SAME = {"alias", "detach", "lift_fresh", "contiguous"}
 _BATCH_NORMS = {"native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit",
                 "cudnn_batch_norm", "miopen_batch_norm", "batch_norm"}  # fmt: skip
+_DECIMATING = {"convolution", "native_layer_norm"}
+_PASSING = {"constant_pad_nd", "slice", *(f"avg_pool{n}d" for n in (1, 2, 3)),
+            *(f"max_pool{n}d_with_indices" for n in (1, 2, 3))}  # fmt: skip
 _REDUCTIONS = {"mean", "sum", "var", "var_mean", "std", "std_mean", "amax", "amin", "linalg_vector_norm"}
 _TURNS = {"permute", "transpose", "t"}
 _UNTOLD = {*_TURNS, "_to_copy"}
@@ -72,10 +75,20 @@ class _Root:
 
 @dataclass(eq=False)
 class _Source:
-    """A tensor of the image: whether a pointwise operator made it, and how many read it."""
+    """A tensor of the image: how many read it, and whether what made it could decimate just as well.
 
-    pointwise: bool = False
+    A convolution could, and what is pointwise; a pool at stride 1, padding and an earlier decimation could if
+    that is true of the tensor before.
+    """
+
+    decimates: bool = False
+    before: _Source | None = None
     readers: int = 0
+
+    def may_decimate(self) -> bool:
+        """Whether samples may be dropped before this tensor, and nothing would notice."""
+        able = self.decimates if self.before is None else self.before.may_decimate()
+        return able and self.readers == 1
 
 
 @dataclass(eq=False)
@@ -144,7 +157,7 @@ class Chains:
         if not nodes:
             if not any(self._comes_from_image(x) for x in inputs):
                 self._note_constant(func, args, kwargs, inputs, outputs)
-        elif name in _SAME:
+        elif _is_same(name, inputs, outputs):
             for y in outputs:
                 self._held[y] = self._held[inputs[0]]
         elif name == "clone":
@@ -166,8 +179,7 @@ class Chains:
         root = self._roots.get(event)
         if root is None:
             return None, "its map isn't laid out as (B, C, H, W)"
-        source = root.source
-        if source is not None and source.pointwise and source.readers == 1:
+        if root.source is not None and root.source.may_decimate():
             _part_joined(root.nodes)
         last = _find_last(root.nodes)
         reader = next((node.reader for node in root.nodes if node.reader), "")
@@ -182,18 +194,19 @@ class Chains:
         return chain, ""
 
     def _count_readers(self, func: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
-        """Count who reads each tensor of the image, and note which a pointwise operator made."""
+        """Count who reads each tensor of the image, and note what made it."""
         name = operator_name(func)
-        if name in _SAME or name == "clone":
+        if _is_same(name, inputs, outputs) or name == "clone":
             for y in outputs:
                 self._sources[y] = self._sources.setdefault(inputs[0], _Source())
             return
         for x in inputs:
             if self._comes_from_image(x):
                 self._sources.setdefault(x, _Source()).readers += 1
-        made = is_pointwise(func) or name in _BATCH_NORMS or name == "native_layer_norm"
+        before = self._sources.get(inputs[0]) if name in _PASSING else None
+        decimates = is_pointwise(func) or name in _BATCH_NORMS or name in _DECIMATING
         for y in outputs:
-            self._sources[y] = _Source(made)
+            self._sources[y] = _Source(decimates, before)
 
     def _find_weight(self, name: str) -> Tensor:
         path, _, own = name.rpartition(".")
@@ -230,7 +243,7 @@ class Chains:
         if func._schema.is_mutable or writes_first(func):
             self._forget(outputs)
             return
-        if name in _SAME and inputs and self._constant(inputs[0]) is not None:
+        if inputs and _is_same(name, inputs, outputs) and self._constant(inputs[0]) is not None:
             for y in outputs:
                 self._held[y] = self._held[inputs[0]]
             return
@@ -340,6 +353,11 @@ class Chains:
             if shape[at] != 1:
                 cuts[id(x)] = at - (len(order) - x.ndim)
         return cuts
+
+
+def _is_same(name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
+    """Whether what an operator gives is its input under another name: so is a view of the same shape."""
+    return name in _SAME or (name == "view" and outputs[0].shape == inputs[0].shape)
 
 
 def _turn(name: str, a: Any, order: tuple[int, ...]) -> tuple[int, ...]:
