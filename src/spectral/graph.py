@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils.checkpoint import CheckpointFunction
 
-from spectral.recorder import Handler, Operation, Recorder
+from spectral.recorder import Handler, Observer, Recorder
 from spectral.tracker import Frame, paused
 
 
@@ -27,12 +28,14 @@ class GraphRecorder:
     Args:
         frames: the calls that are running, as a `Tracker` keeps them.
         on_operation: called after a candidate has run.
+        observe: called after every operator.
     """
 
-    def __init__(self, frames: list[Frame], on_operation: Handler) -> None:
-        self._on_operation = on_operation
-        self._seen: list[Operation] = []
-        self._recorder = Recorder(frames, self._seen.append)
+    def __init__(self, frames: list[Frame], on_operation: Handler, observe: Observer | None = None) -> None:
+        self._observe = observe
+        self._seen: list[Callable[[], None]] = []
+        keep = self._keep if observe is not None else None
+        self._recorder = Recorder(frames, lambda one: self._seen.append(partial(on_operation, one)), keep)
         self._mode = _GraphKeeper(self)
 
     def start(self) -> None:
@@ -59,9 +62,13 @@ class GraphRecorder:
         seen = self._seen.copy()
         self._seen.clear()
         with paused():
-            for operation in seen:
-                self._on_operation(operation)
+            for tell in seen:
+                tell()
         return out
+
+    def _keep(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+        assert self._observe is not None
+        self._seen.append(partial(self._observe, func, args, kwargs, out))
 
 
 class _GraphKeeper(TorchFunctionMode):

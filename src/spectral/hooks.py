@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from spectral.agreement import call_dense, check_site, place_operator
 from spectral.capture import OF_DENSE_MAPS, TAPS, Capture, Tap
+from spectral.endings import Endings, Ready
 from spectral.errors import SpectralError, suggest
 from spectral.graph import GraphRecorder, saving_plainly
 from spectral.interrupts import undivided
 from spectral.matching import Roll
-from spectral.operators import Decimation, Size, find_plain_operator
+from spectral.operators import Decimation
 from spectral.recorder import Operation, Recorder
 from spectral.sites import Site, check_hookable
 from spectral.tracker import Frame, Tracker, is_recomputing, paused
@@ -94,6 +96,7 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         self._direct = {p for p, own in self._watched.items() if all(self._is_direct(s) for s in own)}
         self._owners = set(self._watched) - self._direct
         self._active = _Active()
+        self._endings = Endings(site for own in self._watched.values() for site in own)
         self._tracker = Tracker(
             self._find_tracked(),
             expected={path: own[0].place.calls[1] for path, own in self._watched.items()},
@@ -205,7 +208,7 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
             self._check_plain(site)
             self._plain.append(path)
         else:
-            self._check_site(site)
+            check_site(site, self._modules[site.module])
             self._watched[path].append(site)
         self._names.append(name)
 
@@ -213,25 +216,6 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         if self.tap in OF_DENSE_MAPS or not self._keeps:
             what = "reduce" if not self._keeps else f"tap {self.tap!r}"
             raise SpectralError(f"{what} needs a site from find_sites, got the module name {path!r}")
-
-    def _check_site(self, site: Site) -> None:
-        if not site.measurable:
-            raise SpectralError(f"site {site.name!r} can't be measured: {site.reason}")
-        module: Any = self._modules[site.module]
-        if site.family == "layer":
-            if getattr(module, "kind", None) != site.op or module.stride != site.stride[-module.axes :]:
-                raise SpectralError(
-                    f"site {site.name!r} isn't what runs there; call find_sites on this model"
-                )
-            return
-        operator = find_plain_operator(module)
-        if site.access == "direct" and (
-            operator is None
-            or operator.kind != site.operator
-            or _as_size(module.stride, site) != site.stride
-            or _as_size(module.kernel_size, site) != site.kernel
-        ):
-            raise SpectralError(f"site {site.name!r} isn't what runs there; call find_sites on this model")
 
     def _register(self) -> None:
         for path in dict.fromkeys(self._plain if self.tap == "output" else ()):
@@ -272,11 +256,12 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
     def _listen(self, frame: Frame) -> None:
         """Hear of operators for the time of a call."""
         active, frames = self._active, self._tracker.frames
+        observe = self._observe if self._endings else None
         if self._detach:
             substitute = self._compute if self._substitutes else None
-            active.recorder = Recorder(frames, self._on_operation, substitute=substitute)
+            active.recorder = Recorder(frames, self._on_operation, observe, substitute)
         else:
-            active.recorder = GraphRecorder(frames, self._on_operation)
+            active.recorder = GraphRecorder(frames, self._on_operation, observe)
         active.frame = frame
         active.recorder.start()
 
@@ -285,6 +270,7 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
             return
         if self._active.recorder is not None:
             self._active.recorder.flush()
+        self._endings.leave(frame)
         if frame.path in self._direct:
             self._on_direct(frame, output)
         if frame.parent is None:
@@ -323,7 +309,7 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         roll = frame.record.roll
         layer = roll.find(frame, "layer")
         if layer is not None:
-            entering, dense = frame.input, partial(_call_dense, frame)
+            entering, dense = frame.input, partial(call_dense, frame)
             assert entering is not None
             if module.axes == 1:  # a signal is a map of one row
                 entering, output = entering.unsqueeze(-2), output.unsqueeze(-2)
@@ -354,15 +340,29 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         frame, site = operation.frame, self._find(operation)
         if site is None:
             return
-        decimation = _place(operation.decimation, site, operation.source)
+        decimation = place_operator(operation.decimation, site, operation.source)
+        if site.ending is not None:
+            # Whatever comes before its output may be written over what enters.
+            begun = replace(decimation, input=self._copy(decimation.input))
+            self._deliver_joined(frame, self._endings.begin(frame, site, begun))
+            return
         layout = site.layouts[1] if site.layouts is not None else decimation
-        if site.geometry.joined:
-            output = decimation.decimate(decimation.dense(site.output_size), site.output_size)
-        else:
-            output = layout.arrange(operation.result)
         entering = frame.argument if site.access == "wrapped" else decimation.input
         assert entering is not None
-        self._deliver(site, frame, entering, output, decimation)
+        self._deliver(site, frame, entering, layout.arrange(operation.result), decimation)
+
+    def _observe(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+        """Meet the output of a site that several operators make."""
+        frame = self._tracker.frames[-1]
+        if self.enabled and frame.record is not None:
+            name = str(func._schema.name).rpartition("::")[2]
+            with paused():
+                self._deliver_joined(frame, self._endings.follow(frame, name, out, self._copy))
+
+    def _deliver_joined(self, frame: Frame, ready: Iterable[Ready]) -> None:
+        for site, decimation, output in ready:
+            assert site.layouts is not None
+            self._deliver(site, frame, decimation.input, site.layouts[1].arrange(output), decimation)
 
     def _compute(self, operation: Operation, run: Callable[[], Tensor]) -> Tensor | None:
         """Let the callback compute a convolution's dense map, and take the output from there."""
@@ -375,7 +375,7 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
             return None
         if decimation.input.shape[1] != site.channels:
             return None
-        decimation = _place(decimation, site, decimation.input)
+        decimation = place_operator(decimation, site, decimation.input)
         entering = argument if site.access != "inner" else decimation.input
         capture = Capture(site, entering, decimation, run, decimation.output_size, self._find_weight)
         self._call(capture, frame)
@@ -419,58 +419,6 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
 
     def _copy(self, tensor: Tensor) -> Tensor:
         return tensor.detach().clone() if self._detach else tensor.clone()
-
-
-def _call_dense(frame: Frame, x: Tensor) -> Tensor:
-    """Compute a layer's own dense map, with the choices that were made for it elsewhere."""
-    named = {name: value for name, value in frame.kwargs.items() if value is not frame.input}
-    module: Any = frame.module
-    x = x.squeeze(-2) if module.axes == 1 else x
-    dense: Tensor = module.dense(x, *frame.args[1:], **named)
-    return dense.unsqueeze(-2) if module.axes == 1 else dense
-
-
-def _place(decimation: Decimation, site: Site, source: Tensor) -> Decimation:
-    """See an operator that ran as the site that was found there.
-
-    Raises:
-        SpectralError: if something else ran.
-    """
-    ran, found = decimation.geometry, site.geometry
-    alike = ran.kind == site.operator and decimation.operator.agrees(ran, found)
-    try:
-        if alike and site.layouts is not None:
-            placed = replace(decimation, geometry=found, input=site.layouts[0].arrange(source))
-            _check_joined(placed, site)
-            return placed
-    except RuntimeError:  # a size that the layout can't be split into
-        alike = False
-    if not alike:
-        raise SpectralError(
-            f"site {site.name!r} ran as {ran.kind} with stride {ran.stride}, not as {site.operator} with "
-            f"{found.stride}; call find_sites again for this input"
-        )
-    placed = decimation.operator.place(decimation, found)
-    _check_joined(placed, site)
-    return placed
-
-
-def _check_joined(decimation: Decimation, site: Site) -> None:
-    """Refuse maps of another size where several operators make a site: the others may leave other samples.
-
-    Raises:
-        SpectralError: if the map isn't of the size on which the site was found.
-    """
-    size = tuple(decimation.input.shape[-len(site.stride) :])
-    if site.geometry.joined and size != site.input_size:
-        raise SpectralError(
-            f"site {site.name!r}, which several operators make, was found on maps of {site.input_size}, not "
-            f"of {size}; call find_sites again for this input"
-        )
-
-
-def _as_size(value: Any, site: Site) -> Size:
-    return tuple(value) if isinstance(value, tuple | list) else (value,) * len(site.stride)
 
 
 @dataclass

@@ -45,6 +45,36 @@ class Place:
     turns: tuple[int, int] = (1, 1)
 
 
+@dataclass(frozen=True)
+class Spot:
+    """One output of one operator of a call.
+
+    Attributes:
+        operator: the operator's name.
+        own: the steps from the owner's forward to it.
+        turn: which of the operators of this name at this place it is.
+        entry: which of its outputs.
+    """
+
+    operator: str
+    own: Steps
+    turn: int
+    entry: int = 0
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Where the output of a site appears that several operators make.
+
+    Attributes:
+        spots: the tensors that it consists of.
+        axis: along which they are stacked; None where it is one tensor.
+    """
+
+    spots: tuple[Spot, ...]
+    axis: int | None = None
+
+
 def find_steps(stop: FrameType | None, start: FrameType | None = None) -> Steps:
     """List the functions of the model that are running, the outermost first, with the line each has reached.
 

@@ -18,7 +18,7 @@ from spectral.display import align, to_html
 from spectral.errors import SpectralError
 from spectral.inputs import Example
 from spectral.operators import LOSSLESS, Geometry, Size, find_plain_operator, operator_of
-from spectral.places import Place
+from spectral.places import Ending, Place
 from spectral.standin import choose_inputs
 
 Access = Literal["direct", "wrapped", "inner"]
@@ -56,6 +56,7 @@ class Site:
         chain: the pointwise operators that follow and commute with its decimation: tap ``signal`` is its
             dense map behind them. None where there are none: ``signal`` is then the dense map itself.
         no_chain: why there are none.
+        ending: where its output appears, if several operators make it.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Site:
     place: Place = field(default_factory=Place, repr=False, compare=False)
     chain: Chain | None = field(default=None, repr=False, compare=False)
     no_chain: str = field(default="", repr=False, compare=False)
+    ending: Ending | None = field(default=None, repr=False, compare=False)
 
     @property
     def stride(self) -> Size:
@@ -312,6 +314,7 @@ def _describe(event: Event, image: Tensor) -> Site:
         place=event.place,
         chain=event.chain,
         no_chain=event.no_chain,
+        ending=event.ending,
     )
 
 

@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint_sequential
 from spectral.errors import SpectralError
 from spectral.interrupts import undivided
 from spectral.locks import is_held
-from spectral.places import Steps, find_steps
+from spectral.places import Spot, Steps, find_steps
 
 # One for all trackers and recorders of a thread: what one of them runs, no other may count as the model's.
 _PAUSED: ContextVar[bool] = ContextVar("paused", default=False)
@@ -51,6 +51,7 @@ class Frame:
         counts: candidate operators so far, per family.
         turns: the same at each place, per family and steps.
         steps: operators so far that did more to a map than move its samples.
+        spots: operators so far, per name and steps, of those that were asked for.
     """
 
     path: str
@@ -64,6 +65,7 @@ class Frame:
     counts: Counter[str] = field(default_factory=Counter)
     turns: Counter[tuple[str, Steps]] = field(default_factory=Counter)
     steps: int = 0
+    spots: Counter[tuple[str, Steps]] = field(default_factory=Counter)
     _python: FrameType | None = None  # while it runs
     _outer: Steps | None = None
 
@@ -92,6 +94,12 @@ class Frame:
     def find_steps(self) -> Steps:
         """Find the steps from its forward to what runs now; for the innermost call only."""
         return find_steps(self._python, sys._getframe(1))
+
+    def find_spot(self, operator: str) -> Spot:
+        """Count an operator that has run, and say where; for the innermost call only."""
+        own = find_steps(self._python, sys._getframe(1))
+        self.spots[operator, own] += 1
+        return Spot(operator, own, self.spots[operator, own] - 1)
 
 
 @dataclass(eq=False)

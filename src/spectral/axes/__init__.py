@@ -19,10 +19,11 @@ from spectral.axes.labels import (
     find_spacing,
     find_step,
     loses_places,
+    resample,
     single,
     unfold_windows,
 )
-from spectral.axes.layout import Layout, find_layout
+from spectral.axes.layout import Layout, find_layout, make_plain
 from spectral.axes.picks import drop_entry
 from spectral.axes.rules import ATTENTION, CROPS, JOINS, OVERLAYS, PRODUCTS
 from spectral.axes.tracker import FILLS, SIZES, AxisTracker, Order, Window, operator_name
@@ -61,8 +62,10 @@ __all__ = [
     "is_lattice",
     "is_view",
     "loses_places",
+    "make_plain",
     "memory_of",
     "operator_name",
+    "resample",
     "single",
     "unfold_windows",
     "writes_first",

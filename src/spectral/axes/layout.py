@@ -34,6 +34,16 @@ class Layout:
         return maps if maps.ndim > 3 else maps.unsqueeze(-2)
 
 
+def make_plain(shape: tuple[int, ...]) -> Layout:
+    """Return the layout of a tensor that is a batch of maps (B, C, H, W) already.
+
+    Example:
+        >>> make_plain((2, 3, 8, 6)).size
+        (8, 6)
+    """
+    return Layout((-1, *shape[1:]), tuple(range(len(shape))), shape[2:], whole=True)
+
+
 def find_layout(labels: Labels) -> Layout | None:
     """Find the order of a tensor's factors that makes maps of it; None if rows or columns can't be told.
 

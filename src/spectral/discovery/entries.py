@@ -17,19 +17,23 @@ from spectral.axes import (
     find_layout,
     find_spacing,
     is_lattice,
+    resample,
 )
 from spectral.discovery.events import PLACES, Event, count_channels, find_image_axes
 from spectral.discovery.placing import measure_places
 from spectral.discovery.uses import Uses, find_view
 from spectral.operators import Geometry
+from spectral.places import Ending, Spot
 from spectral.recorder import Operation
 from spectral.tracker import Frame
 
 
 @dataclass
 class _Token:
-    """One entry that was taken."""
+    """One entry that was taken, in a call, and where."""
 
+    frame: Frame
+    spot: Spot
     used: bool = False
 
 
@@ -41,6 +45,7 @@ class _Taken:
     kinds: set[str]
     count: int
     operation: Operation | None
+    axis: int
     tokens: dict[int, list[_Token]] = field(default_factory=dict)
 
 
@@ -60,12 +65,13 @@ class Entries:
         self._axes, self._uses, self._running, self._keep = axes, uses, running, keep
         self._taken: dict[tuple[Hashable, int], _Taken] = {}
 
-    def note(self, call: Call, operation: Operation | None) -> bool:
+    def note(self, call: Call, operation: Operation | None, spot: Spot) -> bool:
         """Keep a call that takes entries of an axis of which nothing else is left; tell whether it does.
 
         Args:
             call: the operator that ran.
-            operation: where it ran, by which it is met again; None if it belongs to one before.
+            operation: by what it is met again; None if it belongs to one before.
+            spot: where it ran.
         """
         if call.a.name not in ("aten::select", "aten::unbind"):
             return False
@@ -83,10 +89,10 @@ class Entries:
             return False
         taken = self._taken.get((find_view(x), axis)) or self._begin(call, axis, gone or {MIXED}, operation)
         chosen = [call.a["index"] % x.shape[axis]] if "index" in call.a else range(x.shape[axis])
-        for index, y in zip(chosen, call.outputs, strict=True):
+        for entry, (index, y) in enumerate(zip(chosen, call.outputs, strict=True)):
             place = index - first
             if 0 <= place < taken.count:
-                token = _Token()
+                token = _Token(self._running[-1], replace(spot, entry=entry))
                 taken.tokens.setdefault(place, []).append(token)
                 self._uses.watch(token, y)
         return True
@@ -105,12 +111,12 @@ class Entries:
                 reason = f"one of its {taken.count} {what} is kept: no lattice is left along that axis"
             elif len(steps) == 1:
                 reason = f"its {what} are taken one by one, {min(steps)} apart: write it as a slice"
-                self._space(taken, used[0], min(steps), len(used))
+                self._space(taken, used, min(steps))
                 if taken.event.layouts is not None:
                     continue
             taken.event.geometry = replace(taken.event.geometry, reason=reason)
 
-    def _space(self, taken: _Taken, first: int, step: int, count: int) -> None:
+    def _space(self, taken: _Taken, used: list[int], step: int) -> None:
         """Say what is left of an axis of which every so many-th entry is taken; dense is the source."""
         event = taken.event
         labels = self._axes.labels(event.source)
@@ -122,15 +128,21 @@ class Entries:
             list(event.output_size),
             [0] * len(event.output_size),
         )
-        stride[axes[0]], size[axes[0]], phase[axes[0]] = step, count, first
+        stride[axes[0]], size[axes[0]], phase[axes[0]] = step, len(used), used[0]
         event.geometry = replace(
             event.geometry, kind="select", stride=tuple(stride), kernel=(1,) * len(stride), phase=tuple(phase)
         )
         event.output_size = tuple(size)
-        layout = find_layout(labels)
-        if taken.operation is not None and layout is not None and event.source.is_floating_point():
+        left = resample(labels[taken.axis], len(used), step)
+        layouts = find_layout(labels), find_layout((*labels[: taken.axis], left, *labels[taken.axis + 1 :]))
+        read = [next(token for token in taken.tokens[place] if token.used) for place in used]
+        apart = any(token.frame is not event.frame for token in read)
+        if layouts[0] is None or layouts[1] is None or apart or not event.source.is_floating_point():
+            return
+        if taken.operation is not None:
             event.geometry = replace(event.geometry, joined=taken.operation.decimation.operator.kind)
-            event.layouts = layout, layout
+            event.layouts = layouts[0], layouts[1]
+            event.ending = Ending(tuple(token.spot for token in read), taken.axis)
 
     def _begin(self, call: Call, axis: int, kinds: set[str], operation: Operation | None) -> _Taken:
         x = call.a["self"]
@@ -150,6 +162,6 @@ class Entries:
             event.own, event.turn = operation.own, operation.turn
         self._keep(event)
         spatial = [f for f in all_factors((labels[axis],)) if f.spatial]
-        taken = _Taken(event, kinds, extent_of(spatial), operation)
+        taken = _Taken(event, kinds, extent_of(spatial), operation, axis)
         self._taken[find_view(x), axis] = taken
         return taken

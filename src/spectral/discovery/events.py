@@ -11,7 +11,7 @@ from torch import Tensor
 from spectral.axes import BATCH, IMAGE_AXES, MIXED, Factor, Labels, Layout, all_factors
 from spectral.chain import Chain
 from spectral.operators import Geometry
-from spectral.places import Place, Steps
+from spectral.places import Ending, Place, Steps
 from spectral.tracker import Frame
 
 PLACES = {"t": "frames", "h": "rows", "w": "columns", MIXED: "places"}  # what an axis holds, in words
@@ -45,6 +45,7 @@ class Event:
         dropped: whether it turned out to be part of another, or none.
         chain: what follows it and commutes with it.
         no_chain: why nothing does.
+        ending: where its output appears, if several operators make it.
     """
 
     frame: Frame
@@ -70,6 +71,7 @@ class Event:
     dropped: bool = False
     chain: Chain | None = None
     no_chain: str = ""
+    ending: Ending | None = None
 
 
 def find_image_axes(labels: Labels) -> list[str]:

@@ -19,10 +19,12 @@ import numpy as np
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from spectral.axes import CROPS, JOINS, Call, is_view, operator_name
+from spectral.axes import CROPS, JOINS, Call, Labels, Layout, find_layout, is_view, make_plain, operator_name
 from spectral.discovery.events import Event
 from spectral.discovery.uses import find_view
 from spectral.operators import LOSSLESS, Size, is_pointwise
+from spectral.places import Ending, Spot
+from spectral.tracker import Frame
 
 # Not marked as pointwise by torch, but they don't move a sample.
 _SAMPLEWISE = {"clone", "_to_copy", "lift_fresh", "native_dropout", "contiguous"}
@@ -45,6 +47,15 @@ class Lattice:
 
 
 @dataclass(frozen=True)
+class _Made:
+    """Where a tensor was made, and its axes."""
+
+    frame: Frame
+    spot: Spot
+    labels: Labels
+
+
+@dataclass(frozen=True)
 class _Blend:
     """What a tensor is made of: one row for each run of channels, the phases in it and their weights."""
 
@@ -56,6 +67,7 @@ class _Blend:
         False  # by an activation: its rows can still be told apart, but their sums are none of the map
     )
     axis: int | None = None  # along which rows that were joined lie
+    made: _Made | None = None  # what views of it and copies have the numbers of; None of a slice itself
 
 
 class Phases:
@@ -67,9 +79,10 @@ class Phases:
     def __init__(self) -> None:
         self._blends: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensor → lattice → blend
         self._events: dict[Lattice, list[Event]] = defaultdict(list)
+        self._own: dict[Event, dict[Lattice, frozenset[Size]]] = {}  # the phase that each slice is
         self._parents: dict[Lattice, Lattice] = {}
         self._read: dict[Lattice, list[Row]] = defaultdict(list)  # what has been used as it is
-        self._made: dict[Lattice, set[Pool | None]] = defaultdict(set)  # the pools among that
+        self._made: dict[Lattice, dict[Pool | None, _Made | None]] = defaultdict(dict)  # the pools among that
         self._pools: dict[Lattice, str] = {}
         self._roots: list[Tensor] = []  # alive, so that no two read the same memory
 
@@ -96,6 +109,7 @@ class Phases:
             self._parents[finer] = lattice
         own = Lattice(find_view(event.source), geometry.stride)
         blends[own] = _Blend(own, ((frozenset([geometry.phase]), {geometry.phase: 1.0}),))
+        self._own[event] = {lattice: blend.rows[0][0] for lattice, blend in blends.items()}
         for lattice in blends:
             self._events[lattice].append(event)
         self._blends[event.output] = blends
@@ -109,15 +123,20 @@ class Phases:
                 return phases, self._collect(lattice)
         return None
 
-    def follow(self, call: Call, func: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
-        """Follow an operator that ran."""
+    def follow(self, call: Call, func: Any, frame: Frame, spot: Spot) -> None:
+        """Follow an operator that ran in a call."""
+        inputs, outputs = call.inputs, call.outputs
         tagged = [x for x in inputs if self._blends_of(x)]
         if not tagged:
             return
         name = operator_name(func).removesuffix("_")
         if len(tagged) == 1 and _crops_rows(call, self._blends_of(tagged[0])):
             for i, y in enumerate(outputs):
-                self._blends[y] = {k: _crop(b, call, i) for k, b in self._blends_of(tagged[0]).items()}
+                made_here = _Made(frame, replace(spot, entry=i), call.labels(y))
+                self._blends[y] = {
+                    k: replace(_crop(b, call, i), made=made_here)
+                    for k, b in self._blends_of(tagged[0]).items()
+                }
             return
         made: dict[Lattice, _Blend] = {}
         for lattice, blends in self._find_common(tagged):
@@ -133,10 +152,11 @@ class Phases:
                 blend = _combine(blends[0], blends[1], name, call)
                 self._note_pool(blend)
             if blend is not None:
-                made[lattice] = blend
+                made[lattice] = blend if _holds(blends[0], blend) else replace(blend, made=None)
         if made:
-            for y in outputs:
-                self._blends[y] = made
+            for i, y in enumerate(outputs):
+                here = _Made(frame, replace(spot, entry=i), call.labels(y))
+                self._blends[y] = {k: b if b.made else replace(b, made=here) for k, b in made.items()}
         else:
             for x in inputs:
                 self.read(x)
@@ -146,8 +166,7 @@ class Phases:
         for lattice, blend in self._blends_of(x).items():
             self._note_read(blend)
             for event in self._events[lattice] if len(blend.rows) == 1 else ():
-                own = self._blends_of(event.output).get(lattice)
-                event.alone |= own is not None and own.rows[0][0] == blend.rows[0][0]
+                event.alone |= self._own[event][lattice] == blend.rows[0][0]
 
     def finish(self) -> None:
         """Let the first of the slices that keep all phases stand for all of them, as what they are."""
@@ -164,32 +183,48 @@ class Phases:
                 kind, reason = self._pools[lattice], _REASON
             weights: tuple[float, ...] = ()
             joined = ""
+            ending: Ending | None = None
+            layouts: tuple[Layout, Layout] | None = None
             group = self._collect(lattice)
             if any(e.alone or e.dropped or not e.used or e.geometry.kind not in _SLICES for e in group):
                 continue
             first = group[0]
             if lattice not in lossless and first.family != "phase" and first.geometry.reason is None:
-                found = self._find_pool(lattice, first)
+                found = self._find_pool(lattice, first, group[-1].output_size)
                 if found is not None:
-                    (kind, weights), joined, reason = found, first.geometry.kind, None
+                    (kind, weights), ending, layouts = found
+                    joined, reason = first.geometry.kind, None
             first.geometry = replace(
                 first.geometry, kind=kind, stride=lattice.stride, kernel=lattice.stride,
                 phase=(0,) * len(lattice.stride), joined=joined, weights=weights, reason=reason,
             )  # fmt: skip
-            first.output_size = group[-1].output_size
+            first.output_size, first.ending = group[-1].output_size, ending
+            first.layouts = layouts or first.layouts
             for other in group[1:]:
                 other.dropped = True
 
     def _note_read(self, blend: _Blend) -> None:
         self._read[blend.lattice] += blend.rows
-        self._made[blend.lattice] |= {_describe(blend, row) for row in blend.rows}
+        for row in blend.rows:
+            made = blend.made if len(blend.rows) == 1 else None
+            self._made[blend.lattice].setdefault(_describe(blend, row), made)
 
-    def _find_pool(self, lattice: Lattice, first: Event) -> Pool | None:
-        """Return the one pool that is used of a lattice of a tensor; None if there is none, or several."""
-        if find_view(first.source) != lattice.root:
-            return None
+    def _find_pool(
+        self, lattice: Lattice, first: Event, size: Size
+    ) -> tuple[Pool, Ending, tuple[Layout, Layout]] | None:
+        """Find the one pool that is used of a lattice of a tensor, and where it appears.
+
+        None if there is none, or several, or if it isn't in the call of the slices that it is a map.
+        """
         pools = self._made[lattice]
-        return next(iter(pools)) if len(pools) == 1 and first.source.is_floating_point() else None
+        if find_view(first.source) != lattice.root or len(pools) != 1 or not first.source.is_floating_point():
+            return None
+        ((pool, made),) = pools.items()
+        layout = find_layout(made.labels) if made is not None else None
+        if pool is None or made is None or layout is None or made.frame is not first.frame:
+            return None
+        before = first.layouts[0] if first.layouts is not None else make_plain(tuple(first.source.shape))
+        return (pool, Ending((made.spot,)), (before, layout)) if layout.size == size else None
 
     def _blends_of(self, x: Tensor) -> dict[Lattice, _Blend]:
         blends: dict[Lattice, _Blend] = self._blends.get(x, {})
@@ -226,6 +261,11 @@ def _describe(blend: _Blend, row: Row) -> Pool | None:
     values = tuple(weights.get(phase, 0.0) for phase in order)
     mean = all(math.isclose(value * len(order), 1, rel_tol=1e-9) for value in values)
     return ("window_mean", ()) if mean else ("window_blend", values)
+
+
+def _holds(first: _Blend, blend: _Blend) -> bool:
+    """Whether a tensor is the same sum of phases as that of which it was made, whatever bends it behind."""
+    return (first.rows, first.gain, first.extreme) == (blend.rows, blend.gain, blend.extreme)
 
 
 def _name_pool(blend: _Blend, weights: Weights) -> str:

@@ -39,7 +39,7 @@ from spectral.inputs import Inputs
 from spectral.layers.activation import AliasFreeActivation
 from spectral.layers.pool import Pool
 from spectral.operators import KINDS, LOSSLESS, Geometry, find_sliding, is_pointwise
-from spectral.places import Place
+from spectral.places import Place, Spot
 from spectral.recorder import Operation, Recorder
 from spectral.standin import find_original, run_on_standins
 from spectral.tracker import Frame, Tracker
@@ -117,6 +117,7 @@ class _Discovery:
         self._loops = Loops(self.axes, self.calls.frames, self.events.append)
         self._weights = set(map(id, weights))
         self._parts: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensor → what complex one it is of
+        self._spot = Spot("", (), 0)  # where the latest operator ran
         self._before: dict[Frame, int] = {}  # events there were when each call began
 
     def finish(self) -> list[Event]:
@@ -168,12 +169,13 @@ class _Discovery:
             self._folding.note_folded(event)
         elif operation.decimation.weight is not None:
             self._refine_convolution(event, operation)
-        self._separable.note(event)
+        self._separable.note(event, self._spot)
         self._chains.begin(event)
 
     def observe(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
         """Follow the axes through an operator, and keep what loses places without being a candidate."""
-        decimation = self.recorder.reading
+        decimation, frame = self.recorder.reading, self.recorder.frames[-1]
+        self._spot = frame.find_spot(operator_name(func))
         slides = decimation is not None and decimation.operator.acts_on == "maps"
         call = self.axes.read(func, args, kwargs, out, slides)
         inputs, outputs = tensors_of((args, tuple(kwargs.values()))), tensors_of(out)
@@ -201,8 +203,8 @@ class _Discovery:
             for event in parts:
                 self._uses.watch(event, event.output)
                 self._phases.note(event)
-        self._phases.follow(call, func, call.inputs, call.outputs)
-        entries = self._entries.note(call, self.recorder.met)
+        self._phases.follow(call, func, frame, self._spot)
+        entries = self._entries.note(call, self.recorder.met, self._spot)
         if not entries and bare and not parts and not _is_exempt(call):
             lost = self._folding.note_loss(call, before)
             if lost is not None and operator_name(func) == "sort":

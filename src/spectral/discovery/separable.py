@@ -12,6 +12,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from spectral.axes import SIZES, is_view, operator_name
 from spectral.discovery.events import Event
+from spectral.places import Ending, Spot
 
 _KINDS = (
     "window_mean",
@@ -27,15 +28,15 @@ class Separable:
     def __init__(self) -> None:
         self._made: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensor → the event that gave it
         self._readers: Counter[Event] = Counter()
-        self._pairs: list[tuple[Event, Event]] = []
+        self._pairs: list[tuple[Event, Event, Spot]] = []
 
-    def note(self, event: Event) -> None:
-        """Begin at a reduction, and note which one it follows."""
+    def note(self, event: Event, spot: Spot) -> None:
+        """Begin at a reduction, which ran at a spot, and note which one it follows."""
         if event.geometry.kind not in _KINDS or event.geometry.reason is not None:
             return
         first = self._made.get(event.source)
         if first is not None and _is_other_axis(first, event):
-            self._pairs.append((first, event))
+            self._pairs.append((first, event, spot))
         self._made[event.output] = event
 
     def follow(self, func: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
@@ -58,7 +59,7 @@ class Separable:
 
     def finish(self) -> None:
         """Let the first of two reductions stand for both."""
-        for first, second in self._pairs:
+        for first, second, spot in self._pairs:
             g, h = first.geometry, second.geometry
             if self._readers[first] != 1 or first.dropped or second.dropped or g.reason or h.reason:
                 continue
@@ -67,7 +68,10 @@ class Separable:
                 for pair in ((g.stride, h.stride), (g.kernel, h.kernel))
             )
             first.geometry = replace(g, stride=stride, kernel=kernel, joined=g.kind)
-            first.output_size = second.output_size
+            first.output_size, first.ending = second.output_size, Ending((spot,))
+            assert first.layouts is not None
+            assert second.layouts is not None
+            first.layouts = first.layouts[0], second.layouts[1]
             second.dropped = True
 
 

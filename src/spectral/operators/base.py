@@ -27,8 +27,8 @@ class Geometry:
 
     ``kind`` is the name of its `Operator`; a site may refine it. Where ``reason`` is set there is no dense
     map. Tuples have one entry per spatial axis, two or three (of a slice: one per sliced axis, and ``axes``
-    tells which). Where several operators make one site together ``joined`` is the kind of the first of them,
-    and the output is what the dense map says; ``weights`` are those of a window's samples, where they differ.
+    tells which). Where several operators make one site together ``joined`` is the kind of the first of them;
+    ``weights`` are those of a window's samples, where they differ.
     """
 
     kind: str

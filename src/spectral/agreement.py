@@ -1,0 +1,87 @@
+"""Whether what stands and runs at a site is what was found there, and that operator seen as the site."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from spectral.errors import SpectralError
+from spectral.operators import Decimation, Size, find_plain_operator
+from spectral.sites import Site
+from spectral.tracker import Frame
+
+
+def check_site(site: Site, module: Any) -> None:
+    """Check that a module is what was found there.
+
+    Raises:
+        SpectralError: if it isn't, or the site has no dense map.
+    """
+    if not site.measurable:
+        raise SpectralError(f"site {site.name!r} can't be measured: {site.reason}")
+    if site.family == "layer":
+        if getattr(module, "kind", None) != site.op or module.stride != site.stride[-module.axes :]:
+            raise SpectralError(f"site {site.name!r} isn't what runs there; call find_sites on this model")
+        return
+    operator = find_plain_operator(module)
+    if site.access == "direct" and (
+        operator is None
+        or operator.kind != site.operator
+        or _as_size(module.stride, site) != site.stride
+        or _as_size(module.kernel_size, site) != site.kernel
+    ):
+        raise SpectralError(f"site {site.name!r} isn't what runs there; call find_sites on this model")
+
+
+def call_dense(frame: Frame, x: Tensor) -> Tensor:
+    """Compute a layer's own dense map, with the choices that were made for it elsewhere."""
+    named = {name: value for name, value in frame.kwargs.items() if value is not frame.input}
+    module: Any = frame.module
+    x = x.squeeze(-2) if module.axes == 1 else x
+    dense: Tensor = module.dense(x, *frame.args[1:], **named)
+    return dense.unsqueeze(-2) if module.axes == 1 else dense
+
+
+def place_operator(decimation: Decimation, site: Site, source: Tensor) -> Decimation:
+    """See an operator that ran as the site that was found there.
+
+    Raises:
+        SpectralError: if something else ran.
+    """
+    ran, found = decimation.geometry, site.geometry
+    alike = ran.kind == site.operator and decimation.operator.agrees(ran, found)
+    try:
+        if alike and site.layouts is not None:
+            placed = replace(decimation, geometry=found, input=site.layouts[0].arrange(source))
+            _check_joined(placed, site)
+            return placed
+    except RuntimeError:  # a size that the layout can't be split into
+        alike = False
+    if not alike:
+        raise SpectralError(
+            f"site {site.name!r} ran as {ran.kind} with stride {ran.stride}, not as {site.operator} with "
+            f"{found.stride}; call find_sites again for this input"
+        )
+    placed = decimation.operator.place(decimation, found)
+    _check_joined(placed, site)
+    return placed
+
+
+def _check_joined(decimation: Decimation, site: Site) -> None:
+    """Refuse maps of another size where several operators make a site: the others may leave other samples.
+
+    Raises:
+        SpectralError: if the map isn't of the size on which the site was found.
+    """
+    size = tuple(decimation.input.shape[-len(site.stride) :])
+    if site.geometry.joined and size != site.input_size:
+        raise SpectralError(
+            f"site {site.name!r}, which several operators make, was found on maps of {site.input_size}, not "
+            f"of {size}; call find_sites again for this input"
+        )
+
+
+def _as_size(value: Any, site: Site) -> Size:
+    return tuple(value) if isinstance(value, tuple | list) else (value,) * len(site.stride)
