@@ -349,6 +349,31 @@ class TestDiagnose:
         assert set(found.fixes["n"]) == {4}
         assert set(found.per_image.index) == set(range(6))
 
+    def test_what_there_is_no_time_for_is_listed_and_a_resumed_run_decides_the_same(self, images, tmp_path):
+        hasty = {"methods": ("flc", "aps"), "minutes": 1e-6, "progress": False}
+        first = diagnose(classifier(), images, out=tmp_path, **hasty)
+        assert first.budget.empty
+        assert first.facts["decided"] == {"budget_images": 0, "fix_images": 6}
+        reasons = first.missing.set_index("what")["reason"]
+        assert "an image takes about" in reasons["instability budget"]
+        assert "measure_instability_budget(model, images)" in reasons["instability budget"]
+        assert "left out" in reasons["3 of 4 layers and places"]
+        assert first.fixes["n"].tolist() == [6, 0, 0, 0]  # the first of them always is measured
+        for lost in ("fixes", "facts", "missing", "sites"):
+            next((tmp_path / "parts").glob(f"{lost}.*")).unlink()
+        again = diagnose(classifier(), images, out=tmp_path, **hasty)
+        assert_same(again, first)  # how long an image takes included
+        asked = diagnose(classifier(), images, fix_images=2, budget_images=2, **hasty)
+        assert asked.missing.empty
+        assert set(asked.fixes["n"]) == {2}
+        assert asked.budget["n"].dropna().eq(2).all()
+
+    @pytest.mark.parametrize("minutes", [0, -1, float("inf"), "2", True])
+    def test_minutes_that_are_none_are_refused_before_a_folder_is_made(self, minutes, images, tmp_path):
+        with pytest.raises(SpectralError, match="minutes must be a finite number above 0"):
+            diagnose(classifier(), images, minutes=minutes, out=tmp_path / "run", progress=False)
+        assert not (tmp_path / "run").exists()
+
     @pytest.mark.parametrize(
         ("net", "what"),
         [

@@ -1,4 +1,4 @@
-"""Arguments as people pass them: whole numbers of any kind."""
+"""Arguments as people pass them: numbers of any kind, paths."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import operator
 import os
 from collections.abc import Iterable
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,24 @@ def as_integer(value: Any, what: str, least: int | None = None) -> int:
         return operator.index(value)
     bound = "" if least is None else f" ≥ {least}"
     raise SpectralError(f"{what} must be a whole number{bound}, got {value!r}")
+
+
+def as_positive(value: Any, what: str) -> float:
+    """Return a finite number above 0 as Python's.
+
+    Raises:
+        SpectralError: if it is none.
+
+    Example:
+        >>> as_positive(2, "minutes")
+        2.0
+        >>> as_positive(0, "minutes")
+        Traceback (most recent call last):
+        spectral.errors.SpectralError: minutes must be a finite number above 0, got 0
+    """
+    if isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < math.inf:
+        return float(value)
+    raise SpectralError(f"{what} must be a finite number above 0, got {value!r}")
 
 
 def are_integers(values: Iterable[Any]) -> bool:

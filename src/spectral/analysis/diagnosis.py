@@ -16,18 +16,19 @@ from torch import nn
 
 from spectral.analysis.details import CHANNEL_COLUMNS, PROFILE_COLUMNS, SiteDetail, inspect_sites
 from spectral.analysis.examples import UnstableImages, find_unstable_images
-from spectral.analysis.fixes import DEFAULT_METHODS, measure_fixes
+from spectral.analysis.fixes import DEFAULT_METHODS, LEFT_OUT, measure_fixes
 from spectral.analysis.folder import RUN_FILE, Folder
+from spectral.analysis.pace import Deadline, time_budget, time_pass
 from spectral.analysis.subset import Subset, spread_over_clusters
-from spectral.arguments import as_path
+from spectral.arguments import as_path, as_positive
 from spectral.budget import measure_instability_budget, summarize_instability_budget
 from spectral.columns import bound, in_decibels
 from spectral.data import ImageSet
 from spectral.errors import SpectralError, SpectralWarning, StorageError
 from spectral.identity import identify
 from spectral.intake import Feed
-from spectral.latency import count_macs
 from spectral.measurement import describe_sites, measure
+from spectral.models import model_info
 from spectral.network import Take
 from spectral.ranks import find_ranks, hold, shared
 from spectral.sites import find_sites
@@ -40,14 +41,13 @@ CALLER = "diagnose"
 METRICS = ("alias_power_ratio", "avr")
 DETAIL_IMAGES = 4
 ON_CPU, ELSEWHERE = 4, 32  # images per forward pass
-FIX_IMAGES = 6  # at least, if there are as many
-FIX_MACS = 1.5e12
-"""Multiply–accumulates that the variants may take: about a minute on two cores. It decides on how many images
-they are measured, from the network alone, so that the same call gives the same answer everywhere."""
-BUDGET_IMAGES = 4, 32  # at least, at most
-BUDGET_MACS = 5e11
-BUDGET_PASSES = 80  # what the causes of instability cost for each image, in passes of the network
-PASSES = 7  # of a variant, for each image: five for SIS, two for aliases
+MINUTES = 2.0  # for the whole, on as many images as it is enough for
+FIX_IMAGES = 6  # at least, if there are as many: what they leave no time for is left out
+FIX_PASSES = 7  # of a variant, for each image: five for SIS, two for aliases
+FIX_OVERHEAD = 30  # passes more, to make a variant, find its sites and time it
+BUDGET_IMAGES = 2, 32  # at least, at most
+BUDGET_SHARE = 0.45  # of the time that is left, the rest being for layers
+BUDGET_FACTOR = 2
 SITE_COLUMNS = [
     "name", "call", "op", "kernel", "stride", "input_size", "output_size", "channels", "measurable",
     "alias_power_ratio", "alias_power_ratio_ci_low", "alias_power_ratio_ci_high", "alias_power_db",
@@ -107,6 +107,7 @@ def diagnose(
     methods: Sequence[str] = DEFAULT_METHODS,
     fix_images: int | None = None,
     budget_images: int | None = None,
+    minutes: float | None = MINUTES,
     batch_size: int | None = None,
     out: str | Path | None = None,
     progress: bool = True,
@@ -124,11 +125,15 @@ def diagnose(
         model: the network.
         images: as for `spectral.measure`.
         methods: layers to try, as `spectral.convert` names them; the first is also tried at each site alone.
-        fix_images: on how many images layers are tried; by default as many as some 10¹² multiply–accumulates
-            allow, at least 6.
+        fix_images: on how many images layers are tried, however long that takes; by default as many as
+            ``minutes`` allow, at least 6.
         budget_images: on how many images the causes of the instability are told apart
-            (`spectral.measure_instability_budget`); by default as many as some 5·10¹¹ multiply–accumulates
-            allow, 4 to 32; 0 leaves it out.
+            (`spectral.measure_instability_budget`), however long that takes; by default as many as
+            ``minutes`` allow, 2 to 32, or none; 0 leaves it out.
+        minutes: about how long the whole may take. What decides is how fast the network turns out to be:
+            causes and layers are measured on fewer images, and what isn't reached is listed with the reason.
+            ``facts["decided"]`` says what was decided, and the same folder continues with that. None sets no
+            limit.
         batch_size: images per forward pass; by default 4 on a CPU, whose caches hold the maps of so many, and
             32 elsewhere.
         out: folder that keeps what is measured: the same call continues after an interruption.
@@ -151,6 +156,7 @@ def diagnose(
     if not methods:
         raise SpectralError(f"{CALLER}: methods names no layer; name some, such as ('blurpool', 'flc')")
     check_methods(methods, f"{CALLER}: ")  # before a folder is claimed for them
+    deadline = Deadline(None if minutes is None else as_positive(minutes, f"{CALLER}: minutes"))
     notes: list[str] = []
     with _collecting(notes):
         feed = Feed(model, images, caller=CALLER, preprocessing=preprocessing, logits=logits, name=name)
@@ -165,11 +171,12 @@ def diagnose(
             "image_size": list(feed.images.size) if feed.images.size else None,
             "preprocessing": feed.preparation.describe() if feed.normalises else None,
             "logits": feed.describe_logits(), "methods": list(methods), "fix_images": fix_images,
-            "budget_images": budget_images,
+            "budget_images": budget_images, "minutes": deadline.minutes,
         }  # fmt: skip
         if batch_size is None:
             batch_size = ON_CPU if feed.device.type == "cpu" else ELSEWHERE
-        steps = _Steps(model, feed, Folder(path, config, network), batch_size, progress, notes)
+        folder = Folder(path, config, network)
+        steps = _Steps(model, feed, folder, batch_size, progress, notes, deadline)
         found = Diagnosis({**config, **describe_environment(), "device": str(feed.device)})
         steps.measure_stability(found)
         steps.measure_sites(found)
@@ -241,13 +248,22 @@ class _Steps:
     """The steps of a diagnosis: each fills in its part, or a reason why there is none."""
 
     def __init__(
-        self, model: nn.Module, feed: Feed, folder: Folder, batch_size: int, progress: bool, notes: list[str]
+        self,
+        model: nn.Module,
+        feed: Feed,
+        folder: Folder,
+        batch_size: int,
+        progress: bool,
+        notes: list[str],
+        deadline: Deadline,
     ) -> None:
         self.model, self.feed, self.folder, self.progress, self.notes = model, feed, folder, progress, notes
         self.options: dict[str, Any] = {
             "preprocessing": feed.preparation if feed.normalises else None, "logits": feed.logits,
         }  # fmt: skip
         self.batches: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
+        self.deadline = deadline
+        self.decided: dict[str, Any] = {}
         self.missing: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
 
@@ -323,16 +339,34 @@ class _Steps:
         if count == 0:
             return
         with self.step("instability budget"):
-            one = self.feed.example
-            macs = max(count_macs(self.model, *one.args, **one.kwargs) / one.count, 1)
-            allowed = int(BUDGET_MACS / (BUDGET_PASSES * macs))
-            few = self.few(min(max(allowed, BUDGET_IMAGES[0]), BUDGET_IMAGES[1]) if count is None else count)
+            decided = self.folder.record("decided_budget", lambda: self._afford_budget(count))
+            self.decided["budget_images"] = decided["images"]
+            if not decided["images"]:
+                raise SpectralError(decided["reason"])
+            few = self.few(decided["images"])
+            options = {"factor": BUDGET_FACTOR, **self.batches, **self.options}
             found.budget = self.folder.table(
                 "budget",
                 lambda: summarize_instability_budget(
-                    measure_instability_budget(self.model, few, factor=2, **self.batches, **self.options)
+                    measure_instability_budget(self.model, few, **options)
                 ).assign(model=self.feed.name),
             )
+
+    def _afford_budget(self, count: int | None) -> dict[str, Any]:
+        """Decide on how many images causes are told apart; none with the reason."""
+        least, most = BUDGET_IMAGES
+        if count is not None:
+            return {"images": min(count, len(self.feed.images))}
+        each = time_budget(self.feed, time_pass(self.feed), BUDGET_FACTOR)
+        most = min(most, len(self.feed.images))
+        allowed = self.deadline.allow(each, BUDGET_SHARE, most)
+        if allowed >= min(least, most):
+            return {"images": allowed}
+        return {"images": 0, "reason": (
+            f"left out, since an image takes about {each:.2g} s and the time that was left was enough for "
+            f"{allowed} of {least}; {_describe_alone(self.model, self.feed)} measures it alone, more minutes "
+            f"or budget_images here"
+        )}  # fmt: skip
 
     def try_fixes(self, found: Diagnosis, methods: Sequence[str], count: int | None) -> None:
         """Layers in place of the sites."""
@@ -342,29 +376,52 @@ class _Steps:
             if not report.replaced:
                 raise SpectralError("no site can be replaced by a layer, for the reasons that are listed")
             variants = len(methods) + len(report.units)
-            allowed = int(FIX_MACS / (PASSES * max(report.cost.macs[0], 1) * variants))
-            few = self.few(max(FIX_IMAGES, allowed) if count is None else count)
-            stability = found.per_image if len(found.per_image) else None
+            decided = self.folder.record("decided_fixes", lambda: self._afford_fixes(count, variants))
+            self.decided["fix_images"] = decided["images"]
             found.fixes = self.folder.table(
                 "fixes",
                 lambda: measure_fixes(
-                    self.model, few, methods, stability=stability, store=self.folder.table, **self.batches,
-                    **self.options,
+                    self.model, self.few(decided["images"]), methods, store=self.folder.table,
+                    stability=found.per_image if len(found.per_image) else None,
+                    seconds=None if count is not None else self.deadline.left(),
+                    **self.batches, **self.options,
                 ).assign(model=self.feed.name),
             )  # fmt: skip
+            late = found.fixes[found.fixes["reason"].str.startswith(LEFT_OUT)]
+            if len(late):
+                what = f"{len(late)} of {len(found.fixes)} layers and places"
+                self.missing[what] = f"{late['reason'].iloc[0]}; more minutes here reach them"
+
+    def _afford_fixes(self, count: int | None, variants: int) -> dict[str, Any]:
+        """Decide on how many images layers are tried."""
+        every = len(self.feed.images)
+        if count is not None:
+            return {"images": min(count, every)}
+        plain = time_pass(self.feed)
+        # The first have to be worth it; what they leave no time for is left out.
+        passes = self.deadline.allow(variants * plain, most=FIX_OVERHEAD + FIX_PASSES * every)
+        return {"images": min(max((passes - FIX_OVERHEAD) // FIX_PASSES, FIX_IMAGES), every)}
 
     def finish(self, found: Diagnosis) -> Diagnosis:
         """Join what belongs together, and write it down."""
         found.sites = _join_sites(found)
         missing = [{"what": what, "reason": reason} for what, reason in self.missing.items()]
         found.missing = pd.DataFrame(missing, columns=["what", "reason"])
-        found.facts |= {"notes": self.notes, "seconds": self.seconds}
+        found.facts |= {"notes": self.notes, "seconds": self.seconds, "decided": self.decided}
         if self.folder.path is not None:
             found.facts = self.folder.record("facts", lambda: found.facts)
             find_ranks().once(lambda: _write_tables(found, self.folder))
             self.folder.table("missing", lambda: found.missing)
             self.folder.table("sites", lambda: found.sites)
         return found
+
+
+def _describe_alone(model: nn.Module, feed: Feed) -> str:
+    """Say how the causes of instability are told apart without the rest of a diagnosis."""
+    known = model_info(model)
+    if known is None:
+        return "spectral.measure_instability_budget(model, images)"
+    return f"`spectral budget {known.name} --images {feed.images.source} --limit 4`"
 
 
 def _write_tables(found: Diagnosis, folder: Folder) -> None:

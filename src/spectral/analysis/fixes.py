@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from spectral.latency import measure_latency
 from spectral.measurement import measure
 from spectral.network import Take
 from spectral.pairing import match_sites
+from spectral.ranks import find_ranks
 from spectral.schema import with_bounds
 from spectral.sites import Site, find_sites
 from spectral.stability import measure_stability
@@ -34,6 +36,7 @@ CALLER = "measure_fixes"
 ALL_SITES = "all sites"  # no module path has a blank
 DEFAULT_METHODS = ("blurpool", "flc", "aps")
 LATENCY_REPEATS = 3
+LEFT_OUT = "left out"  # what the reason of a variant for which there was no time begins with
 COLUMNS = [
     "model", "site", "op", "method", "placement", "n", "n_clusters", "sis_original", "sis",
     *with_bounds("delta_sis"), "p", "p_holm", "significance", "changed_original", "changed",
@@ -59,6 +62,7 @@ def measure_fixes(
     preprocessing: Any = None,
     logits: Take | None = None,
     store: Store | None = None,
+    seconds: float | None = None,
 ) -> pd.DataFrame:
     """Put anti-aliasing layers into a network, weights kept, and measure what each changes.
 
@@ -77,6 +81,8 @@ def measure_fixes(
         preprocessing: as for `spectral.measure`.
         logits: as for `spectral.measure`.
         store: keeps the rows of each variant, so that an interrupted call can be continued.
+        seconds: about how long it may take: from the second on, variants for which that isn't enough are
+            rows with the reason. None sets no limit.
 
     Returns:
         A row per layer and site, ``"all sites"`` among them: SIS before and after and its change, with a 95 %
@@ -110,10 +116,14 @@ def measure_fixes(
     if not base.sites:
         raise SpectralError(f"{CALLER}: {feed.name} has no site where resolution drops")
     plan = _plan(base, methods, singly)
-    rows = []
+    rows, end = [], math.inf if seconds is None else time.monotonic() + seconds
+    longest = 0.0
     for method, names in tqdm(plan, desc=f"fixing {feed.name}", unit="variant", disable=not progress):
-        key = f"{method} at {', '.join(names) or ALL_SITES}"
-        rows.append(keep(key, lambda m=method, n=names: pd.DataFrame([base.try_variant(m, n)])))  # type: ignore[misc]
+        key, start = f"{method} at {', '.join(names) or ALL_SITES}", time.monotonic()
+        late = find_ranks().once(lambda s=start, n=longest: bool(rows) and s + n > end)  # type: ignore[misc]
+        one = base.leave_out if late else base.try_variant
+        rows.append(keep(key, lambda f=one, m=method, n=names: pd.DataFrame([f(m, n)])))  # type: ignore[misc]
+        longest = max(longest, time.monotonic() - start)
     return _finish(rows)
 
 
@@ -139,12 +149,20 @@ class _Base:
         report = conversion_report(convert(self.model, method, example=self.feed.example))
         return [unit.sites for unit in report.units]
 
-    def try_variant(self, method: str, names: tuple[str, ...]) -> Row:
-        """Measure one variant; a reason where that fails."""
-        row: Row = {
+    def name(self, method: str, names: tuple[str, ...]) -> Row:
+        """Say which variant a row is of."""
+        return {
             "model": self.feed.name, "site": ", ".join(names) or ALL_SITES, "method": method,
             "line": _write_line(method, names), "reason": "",
         }  # fmt: skip
+
+    def leave_out(self, method: str, names: tuple[str, ...]) -> Row:
+        """Give the row of a variant for which there was no time."""
+        return self.name(method, names) | {"n": 0, "reason": f"{LEFT_OUT}, since the time was over"}
+
+    def try_variant(self, method: str, names: tuple[str, ...]) -> Row:
+        """Measure one variant; a reason where that fails."""
+        row = self.name(method, names)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SpectralWarning)  # of the images, said once by the caller's feed
             try:

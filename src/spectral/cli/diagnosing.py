@@ -41,11 +41,14 @@ PAGE = "page.html"
               metavar="A,B,…",
               help="Layers to try in the place of all sites; the first also at each site alone.")  # fmt: skip
 @click.option("--fix-images", type=click.IntRange(min=1), metavar="N",
-              help="On how many images layers are tried; by default as many as a minute or so allows, at "
-              "least 6.")  # fmt: skip
+              help="On how many images layers are tried, however long it takes; by default as many as "
+              "--minutes allow, at least 6.")  # fmt: skip
 @click.option("--budget-images", type=click.IntRange(min=0), metavar="N",
-              help="On how many images the causes of instability are told apart; by default 4 to 32, as many "
-              "as half a minute or so allows; 0 leaves it out.")  # fmt: skip
+              help="On how many images the causes of instability are told apart, however long it takes; by "
+              "default 2 to 32, as many as --minutes allow, or none; 0 leaves it out.")  # fmt: skip
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=2, show_default=True,
+              metavar="N", help="About how long each MODEL may take: causes and layers are measured on as "
+              "many images as that is enough for, and what isn't reached is listed.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(min=1), metavar="N",
               help="Images per forward pass; by default 4 on a CPU, 32 elsewhere.")  # fmt: skip
 @workers_option
@@ -62,6 +65,7 @@ def diagnose(
     methods: tuple[str, ...],
     fix_images: int | None,
     budget_images: int | None,
+    minutes: float,
     batch_size: int | None,
     workers: int | None,
     network: ModelOptions,
@@ -102,7 +106,7 @@ def diagnose(
         own = folder if len(models) == 1 else find_folder(folder, model)
         found.append(
             _diagnose(model, images, limit, seed, workers, network, own, methods=methods,
-                      fix_images=fix_images, budget_images=budget_images,
+                      fix_images=fix_images, budget_images=budget_images, minutes=minutes,
                       batch_size=batch_size, progress=not quiet)
         )  # fmt: skip
     if not find_launch().first:
