@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,47 @@ class TestDamage:
     @pytest.mark.parametrize("name", ["_run.json", "_sites.json"])
     def test_what_is_no_record(self, name, content, folder):
         (folder / name).write_text(content)
-        with pytest.raises(SpectralError, match=rf"{name} .*measure again"):
+        for ask in (spectral.read, run):
+            with pytest.raises(SpectralError, match=rf"{name} .*measure again"):
+                ask(folder)
+        assert (folder / name).read_text() == content
+
+    @pytest.mark.parametrize("name", ["_run.json", "_sites.json", "shard-000001.parquet"])
+    def test_what_is_no_file_or_another_run_s(self, name, finished, tmp_path):
+        run(tmp_path / "other")
+
+        def put_folder(path: Path) -> None:
+            path.mkdir()
+            (path / "mine").touch()
+
+        ways: list[Callable[[Path], object]] = [
+            put_folder,
+            lambda path: path.symlink_to("/no/such/place"),
+            lambda path: path.symlink_to(path.name),
+            lambda path: shutil.copy(tmp_path / "other" / name, path),
+        ]
+        for number, way in enumerate(ways):
+            folder = Path(shutil.copytree(finished, tmp_path / str(number)))
+            (folder / name).unlink()
+            way(folder / name)
+            for ask in (spectral.read, run):
+                with pytest.raises(SpectralError, match=r"can't be read|is damaged|belongs to another run"):
+                    ask(folder)
+            assert os.path.lexists(folder / name)
+
+    def test_a_shard_that_is_gone(self, folder):
+        (folder / "shard-000001.parquet").unlink()
+        with pytest.raises(SpectralError, match="has 4 of the 6 images that were measured"):
             spectral.read(folder)
+        with pytest.warns(SpectralWarning, match="lacks the rows of 2 images that it had"):
+            assert run(folder).attrs["resumed"] == 4
+        assert spectral.read(folder)["image"].nunique() == 6
+
+    def test_shards_without_what_the_run_was(self, folder):
+        (folder / "_run.json").unlink()
+        for ask in (spectral.read, spectral.write_report, run):
+            with pytest.raises(SpectralError, match=r"has shards but no _run\.json"):
+                ask(folder)
 
     def test_files_of_others_stay(self, folder):
         theirs = [folder / name for name in ("notes.partial", "a.tmp", ".b.partial", "shard.txt")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from spectral.table import (
     describe_environment,
     make_reasons,
     make_rows,
+    read_csv,
     read_json,
     to_frame,
     write_csv,
@@ -131,7 +133,7 @@ class TestShardStore:
         store.append(make_reasons(NET, {POOL: "why"}))
         store.append(rows("b", "a"))
         store.append(rows("c"))
-        store.note_sites([{"name": "pool"}])
+        store.finish([{"name": "pool"}])
         (tmp_path / "_shard-000003.partial").write_bytes(b"half")
         pd.testing.assert_frame_equal(pd.read_parquet(tmp_path), store.read())
         assert store.read()["image"].tolist() == ["", "b", "a", "c"]
@@ -139,7 +141,7 @@ class TestShardStore:
     def test_read_gives_table_provenance_and_sites(self, tmp_path):
         store = ShardStore(tmp_path / "run" / "measurements", {"model": "net"}, {"cores": 2})
         store.append(rows("a"))
-        store.note_sites([{"name": "pool"}])
+        store.finish([{"name": "pool"}])
         for folder in (tmp_path / "run", str(tmp_path / "run" / "measurements")):
             found = spectral.read(folder)
             pd.testing.assert_frame_equal(found, store.read())
@@ -158,7 +160,7 @@ class TestShardStore:
     def test_shards_of_unknown_origin_are_refused(self, tmp_path):
         ShardStore(tmp_path, {}).append(rows("a"))
         (tmp_path / "_run.json").unlink()
-        with pytest.raises(SpectralError, match=r"has shards but no _run\.json; choose another folder"):
+        with pytest.raises(SpectralError, match=r"has shards but no _run\.json"):
             ShardStore(tmp_path, {})
 
     def test_damaged_files_are_named(self, tmp_path):
@@ -320,8 +322,21 @@ class TestFiles:
         frame = pd.DataFrame({"site": ["conv1"], "mean": [1 / 3]})
         path = write_csv(frame, tmp_path / "new" / "summary.csv", {"model": "net", "note": "ρ ≤ ½"})
         assert path.read_text(encoding="utf-8") == "site,mean\nconv1,0.333333333\n"
-        assert read_json(path.with_suffix(".json")) == {"model": "net", "note": "ρ ≤ ½"}
+        digest = f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+        written = {"model": "net", "note": "ρ ≤ ½", "content": {"summary.csv": digest}}
+        assert read_json(path.with_suffix(".json")) == written
         assert sorted(file.name for file in path.parent.iterdir()) == ["summary.csv", "summary.json"]
+
+    def test_a_csv_that_was_altered_is_noticed(self, tmp_path):
+        frame = pd.DataFrame({"site": ["conv1"], "mean": [0.25]})
+        path = write_csv(frame, tmp_path / "summary.csv", {"model": "net"})
+        pd.testing.assert_frame_equal(read_csv(path), frame)
+        path.write_text(path.read_text().replace("0.25", "0.35"))
+        for read, place in ((read_csv, path), (spectral.write_report, tmp_path)):
+            with pytest.raises(SpectralError, match=r"summary\.csv isn't what was written there"):
+                read(place)
+        path.with_suffix(".json").write_text('{"model": "net"}')
+        assert read_csv(path)["mean"].tolist() == [0.35]
 
     def test_a_write_that_fails_leaves_what_was_there(self, tmp_path):
         path = tmp_path / "a.csv"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import uuid
 import warnings
@@ -36,6 +37,7 @@ MOST_SMALL, MERGED_ROWS = 64, 2**18
 
 RETRIES = 3  # to read a folder whose writer merges shards meanwhile
 
+_WAY_OUT = "delete it and measure again"  # only this file: with it no measurement is lost
 _EARLIER = ("run.json", "unmeasured.json")  # of folders whose rows have no clusters
 _LEFT_BEHIND = re.compile(r"_(shard-\d{6}|run|sites)\.partial")  # by a killed writer of an earlier version
 
@@ -85,6 +87,7 @@ class ShardStore:
         ensure_writable(self.folder)
         _refuse_earlier(self.folder)
         self.run, self.parts = self._claim(json.loads(json.dumps(config)), dict(provenance or {}), network)
+        self._noted = _read_notes(self.folder, self.run)  # what is damaged is told, not written over
         for path in self.folder.iterdir():
             if _LEFT_BEHIND.fullmatch(path.name):
                 path.unlink(missing_ok=True)
@@ -95,6 +98,7 @@ class ShardStore:
         self._writer = writer
         self._contents: _Contents | None = None
         self._small_known = False
+        self._images = 0
         self._next = 1 + max(map(_number, self._list_own()), default=-1)
         # Not the number of shards: someone may have deleted a damaged one.
         self._small: list[_Small] = []
@@ -115,6 +119,7 @@ class ShardStore:
         """
         store = cls.__new__(cls)
         store.folder, store.run, store.parts = folder, invitation["run"], invitation["parts"]
+        store._noted = {}
         store._begin(writer)
         return store
 
@@ -151,11 +156,14 @@ class ShardStore:
 
     def read(self) -> pd.DataFrame:
         """Read everything that is on disk."""
-        return _read_rows(self.folder, self.run)
+        found = _read_rows(self.folder, self.run)
+        self._images = found.images
+        return found.table
 
-    def note_sites(self, sites: Sequence[Mapping[str, Any]]) -> None:
-        """Write down what is known of each site."""
-        write_json({"run": self.run, "sites": list(sites)}, self.folder / SITES_FILE, sealed=True)
+    def finish(self, sites: Sequence[Mapping[str, Any]]) -> None:
+        """Write down what is known of each site, and of how many images there are rows: those just read."""
+        notes = {"run": self.run, "sites": list(sites), "images": self._images}
+        write_json(notes, self.folder / SITES_FILE, sealed=True)
 
     def _describe(self, number: int) -> dict[str, Any]:
         return {"run": self.run, "writer": self._writer, "number": number, "part": len(self.parts) - 1}
@@ -178,10 +186,11 @@ class ShardStore:
     def _look(self) -> _Contents:
         """Find out what is there; a shard that was cut is removed, to be measured again."""
         if self._contents is None:
-            found, own = _Contents(), self._list_own()
+            found, own, lost = _Contents(), self._list_own(), self._noted.get("images", 0)
             for shard in read_shards(self.folder, self.run):
                 if shard.cut:
                     shard.path.unlink()
+                    lost -= len(shard.images)
                     warnings.warn(
                         f"{shard.path} has only a part of its rows; its images are measured again",
                         SpectralWarning,
@@ -191,6 +200,13 @@ class ShardStore:
                     found.add(shard)
                     if not self._small_known and shard.merged is None and shard.path in own:
                         self._small.append(_Small(shard.path, shard.rows))
+            if lost > len(found.images):
+                warnings.warn(
+                    f"{self.folder} lacks the rows of {lost - len(found.images)} images that it had: a shard "
+                    f"is gone; they are measured again",
+                    SpectralWarning,
+                    stacklevel=5,
+                )
             self._contents, self._small_known = found, True
         return self._contents
 
@@ -200,9 +216,7 @@ class ShardStore:
         """Return the id of the run and the circumstances of its parts, this one last."""
         path = self.folder / RUN_FILE
         part = {key: value for key, value in provenance.items() if key not in config}
-        if not path.exists():
-            if self.shards:
-                raise StorageError(f"{self.folder} has shards but no {RUN_FILE}; choose another folder")
+        if not holds_run(self.folder):
             record = {"run": uuid.uuid4().hex, "parts": [part], "config": config, "provenance": provenance}
             write_json(record | {"network": network.describe() if network else {}}, path, sealed=True)
             return record["run"], record["parts"]  # type: ignore[return-value]
@@ -297,16 +311,36 @@ def read(folder: str | Path) -> pd.DataFrame:
         spectral.errors.StorageError: no/such/folder holds no measurements; pass the folder that ...
     """
     path = as_path(folder, "read: folder")
-    if not (path / RUN_FILE).exists() and (path / "measurements" / RUN_FILE).exists():
-        path /= "measurements"
+    path = find_run(path) or path
     _refuse_earlier(path)
-    if not (path / RUN_FILE).exists():
+    if not holds_run(path):
         raise StorageError(f"{folder} holds no measurements; pass the folder that measure(…, out=…) wrote")
     record = read_run(path)
-    table = _read_rows(path, record["run"])
-    table.attrs["provenance"] = list_provenance(record["provenance"], record["parts"])
-    table.attrs["sites"] = _read_sites(path, record["run"])
-    return table
+    notes, found = _read_notes(path, record["run"]), _read_rows(path, record["run"])
+    whole = notes.get("images", 0)
+    if found.images < whole:
+        raise StorageError(
+            f"{path} has {found.images} of the {whole} images that were measured: a shard is gone; run the "
+            f"same command again, which measures the others again"
+        )
+    found.table.attrs["provenance"] = list_provenance(record["provenance"], record["parts"])
+    found.table.attrs["sites"] = notes.get("sites", [])
+    return found.table
+
+
+def find_run(folder: Path) -> Path | None:
+    """Return where a folder's measurements are: in it, as `measure` writes them, or below, as the command.
+
+    Example:
+        >>> find_run(Path("no/such/folder")) is None
+        True
+    """
+    return next((one for one in (folder, folder / "measurements") if holds_run(one)), None)
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether there is anything in a folder of what a run writes."""
+    return any(os.path.lexists(folder / name) for name in (RUN_FILE, SITES_FILE)) or bool(list_shards(folder))
 
 
 def list_provenance(first: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -320,6 +354,11 @@ def read_run(folder: Path) -> dict[str, Any]:
     Raises:
         SpectralError: if that is damaged.
     """
+    if not os.path.lexists(folder / RUN_FILE):
+        raise StorageError(
+            f"{folder} has shards but no {RUN_FILE}, so that nobody knows what they are of; put it back, or "
+            f"choose another folder"
+        )
     record = read_json(folder / RUN_FILE, sealed=True)
     if not {"run", "parts", "config", "provenance", "network"} <= set(record):
         raise StorageError(
@@ -328,7 +367,14 @@ def read_run(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _read_rows(folder: Path, run: str) -> pd.DataFrame:
+class _Rows(NamedTuple):
+    """What a folder holds, and of how many images that is."""
+
+    table: pd.DataFrame
+    images: int
+
+
+def _read_rows(folder: Path, run: str) -> _Rows:
     """Verify all shards; read their rows now where they are few, and when they are looked at where many.
 
     Raises:
@@ -343,7 +389,7 @@ def _read_rows(folder: Path, run: str) -> pd.DataFrame:
     return _gather_rows(folder, run)
 
 
-def _gather_rows(folder: Path, run: str) -> pd.DataFrame:
+def _gather_rows(folder: Path, run: str) -> _Rows:
     rows = images = 0
     for shard in read_shards(folder, run):
         if shard.cut:
@@ -352,7 +398,7 @@ def _gather_rows(folder: Path, run: str) -> pd.DataFrame:
                 f"measures its images again"
             )
         rows, images = rows + shard.rows, images + len(shard.images)
-    return gather(lambda: (shard.read() for shard in read_shards(folder, run)), rows, images)
+    return _Rows(gather(lambda: (shard.read() for shard in read_shards(folder, run)), rows, images), images)
 
 
 def _number(path: Path) -> int:
@@ -360,15 +406,19 @@ def _number(path: Path) -> int:
     return int(found[2]) if found else 0
 
 
-def _read_sites(folder: Path, run: str) -> list[dict[str, Any]]:
+def _read_notes(folder: Path, run: str) -> dict[str, Any]:
+    """Read what was noted at a run's end; nothing of one that isn't finished.
+
+    Raises:
+        SpectralError: if that is damaged, or of another run.
+    """
     path = folder / SITES_FILE
-    if not path.exists():
-        return []
-    content = read_json(path, sealed=True)
-    if content.get("run") != run:
-        raise StorageError(f"{path} belongs to another run; delete it and measure again")
-    sites: list[dict[str, Any]] = content["sites"]
-    return sites
+    if not os.path.lexists(path):
+        return {}
+    notes = read_json(path, sealed=True, way_out=_WAY_OUT)
+    if notes.get("run") != run:
+        raise StorageError(f"{path} belongs to another run; {_WAY_OUT}")
+    return notes
 
 
 def _refuse_earlier(folder: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,11 @@ import pandas as pd
 from spectral import stats
 from spectral.lazy import LazyTable
 from spectral.schema import NOT_AVERAGED, POWER_RATIOS, RANGES, SUMMARY, to_decibels
-from spectral.table import read_frame
+from spectral.table import CONTENT, PROVENANCE, list_digests, read_frame, write_csv, write_json
 from spectral.wide import Columns, Place, split_frame, split_tables
 
 SUMMARY_COLUMNS = list(SUMMARY)
+SUMMARY_FILE, SITES_TABLE = "summary.csv", "sites.csv"
 _ESTIMATES = ("n", "n_clusters", "n_silent", "mean", "std", "ci_low", "ci_high", "median", "top_tenth")
 
 
@@ -57,6 +59,25 @@ def summarize_measurements(table: pd.DataFrame) -> pd.DataFrame:
         {**facts, "metric": metric, "reason": reason, **none} for facts, metric, reason in columns.unmeasured
     ]
     return pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
+
+
+def write_summary(summary: pd.DataFrame, table: pd.DataFrame, folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write what a run comes to: its summary, its sites, and both their digests beside its provenance.
+
+    Args:
+        summary: of the table, as `summarize_measurements` gives it.
+        table: as `spectral.measure` gives it, with its ``attrs``.
+        folder: where to.
+        facts: what else is to be told of the run.
+
+    Raises:
+        SpectralError: if it can't be written.
+    """
+    paths = [folder / name for name in (SUMMARY_FILE, SITES_TABLE)]
+    for path, own in zip(paths, (summary, pd.DataFrame(table.attrs["sites"])), strict=True):
+        write_csv(own, path)
+    whole = {**table.attrs["provenance"], **facts, CONTENT: list_digests(*paths)}
+    write_json(whole, folder / PROVENANCE)
 
 
 def pool_ratio(ratio: pd.Series, power: pd.Series, clusters: pd.Series) -> float:

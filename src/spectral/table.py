@@ -18,10 +18,20 @@ import pyarrow.compute as pc
 
 import spectral
 from spectral.errors import SpectralError, StorageError
-from spectral.files import SEAL, ensure_writable, is_intact, printable, replacing, seal, write_whole
+from spectral.files import (
+    SEAL,
+    ensure_writable,
+    hash_file,
+    is_intact,
+    printable,
+    replacing,
+    seal,
+    write_whole,
+)
 from spectral.schema import MEASUREMENT, PLACE
 
 COLUMNS = list(MEASUREMENT)
+CONTENT, PROVENANCE = "content", "provenance.json"  # under what, and where, the digests of tables are noted
 _NUMBERS = {"call": pa.int32(), "value": pa.float64()}
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema([(column, _NUMBERS.get(column, pa.string())) for column in COLUMNS])
@@ -192,7 +202,7 @@ def widen(table: pd.DataFrame, site: str = "", tap: str = "") -> pd.DataFrame:
 
 
 def write_csv(table: pd.DataFrame, path: Path, provenance: Mapping[str, Any] | None = None) -> Path:
-    """Write a CSV, whole or not at all; its provenance goes beside it as JSON.
+    """Write a CSV, whole or not at all; its provenance goes beside it as JSON, with the digest of the CSV.
 
     Raises:
         SpectralError: if it can't be written.
@@ -202,8 +212,37 @@ def write_csv(table: pd.DataFrame, path: Path, provenance: Mapping[str, Any] | N
     with replacing(path) as temporary:
         table.to_csv(temporary, index=False, float_format="%.9g", errors="backslashreplace")
     if provenance is not None:
-        write_json(provenance, path.with_suffix(".json"))
+        write_json({**provenance, CONTENT: list_digests(path)}, path.with_suffix(".json"))
     return path
+
+
+def list_digests(*paths: Path) -> dict[str, str]:
+    """Return the digests of files by name, as `read_csv` looks for them beside a table."""
+    return {path.name: hash_file(path) for path in paths}
+
+
+def read_csv(path: Path, **options: Any) -> pd.DataFrame:
+    """Read a CSV; one whose digest was written beside it must be what was written.
+
+    Args:
+        path: of the file. Its digest is looked for in its own JSON, and in the folder's provenance.json.
+        options: of `pandas.read_csv`.
+
+    Raises:
+        SpectralError: if it was damaged or altered, or its digest was.
+        OSError, ValueError: whatever pandas makes of one that it can't read.
+    """
+    for beside in (path.with_suffix(".json"), path.with_name(PROVENANCE)):
+        if beside.exists():
+            known = read_json(beside, way_out="write the table again with the command that made it")
+            digests = known.get(CONTENT)
+            if isinstance(digests, dict) and digests.get(path.name, "") not in ("", hash_file(path)):
+                raise StorageError(
+                    f"{path} isn't what was written there; write it again with the command that made it, or "
+                    f"take {CONTENT!r} out of {beside.name} to have it taken as it is"
+                )
+    table: pd.DataFrame = pd.read_csv(path, **options)
+    return table
 
 
 def write_json(content: Mapping[str, Any], path: Path, *, sealed: bool = False) -> None:
@@ -223,8 +262,15 @@ def write_json(content: Mapping[str, Any], path: Path, *, sealed: bool = False) 
     write_whole(path, seal(data) if sealed else data)
 
 
-def read_json(path: Path, *, sealed: bool = False) -> dict[str, Any]:
+def read_json(
+    path: Path, *, sealed: bool = False, way_out: str = "delete its folder and measure again"
+) -> dict[str, Any]:
     """Read JSON.
+
+    Args:
+        path: of the file.
+        sealed: whether it was written with its digest.
+        way_out: what to do where it is damaged, for the message.
 
     Raises:
         SpectralError: if the file is damaged.
@@ -237,10 +283,14 @@ def read_json(path: Path, *, sealed: bool = False) -> dict[str, Any]:
         if sealed and not is_intact(data):
             raise ValueError("it isn't what was written")
     except (OSError, ValueError, RecursionError) as error:
-        why = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise StorageError(f"{path} can't be read ({why}); delete its folder and measure again") from error
+        why = "nested too deeply" if isinstance(error, RecursionError) else _say(error)
+        raise StorageError(f"{path} can't be read ({why}); {way_out}") from error
     content.pop("seal", None)
     return content
+
+
+def _say(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def describe_environment() -> dict[str, Any]:

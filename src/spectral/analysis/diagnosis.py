@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,12 +34,14 @@ from spectral.network import Take
 from spectral.ranks import find_ranks, hold, shared
 from spectral.sites import find_sites
 from spectral.stability import measure_stability, summarize_stability
+from spectral.store import holds_run, read
 from spectral.summary import summarize_measurements
 from spectral.surgery import check_methods, conversion_report, convert
 from spectral.table import describe_environment, write_csv
 
 CALLER = "diagnose"
 METRICS = ("alias_power_ratio", "avr")
+MEASUREMENTS = "measurements"
 DETAIL_IMAGES = 4
 ON_CPU, ELSEWHERE = 4, 32  # images per forward pass
 MINUTES = 2.0  # for the whole, on as many images as it is enough for
@@ -194,7 +197,7 @@ def is_diagnosis(path: str | Path) -> bool:
         >>> is_diagnosis("no/such/folder")
         False
     """
-    return (as_path(path, "is_diagnosis: path") / RUN_FILE).is_file()
+    return os.path.lexists(as_path(path, "is_diagnosis: path") / RUN_FILE)
 
 
 def from_measurements(table: pd.DataFrame, facts: Mapping[str, Any]) -> Diagnosis:
@@ -241,6 +244,8 @@ def read_diagnosis(path: str | Path) -> Diagnosis:
         setattr(found, name, folder.table(name, pd.DataFrame))
     found.unstable = _read_unstable(folder, UnstableImages)
     found.details = _read_details(folder, dict)
+    if holds_run(measured := as_path(path, "") / MEASUREMENTS):
+        read(measured)  # nothing here needs it; what of it is damaged or gone is told all the same
     return found
 
 
@@ -303,7 +308,7 @@ class _Steps:
 
     def measure_sites(self, found: Diagnosis) -> None:
         """Alias power ratio and AVR at every site."""
-        out = None if self.folder.path is None else self.folder.path / "measurements"
+        out = None if self.folder.path is None else self.folder.path / MEASUREMENTS
         with self.step("aliasing at the sites"):
             sites = find_sites(self.model, self.feed.example)
             found.sites = pd.DataFrame(describe_sites(sites))
@@ -413,6 +418,7 @@ class _Steps:
             find_ranks().once(lambda: _write_tables(found, self.folder))
             self.folder.table("missing", lambda: found.missing)
             self.folder.table("sites", lambda: found.sites)
+            self.folder.finish()
         return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from spectral.errors import SpectralError, StorageError
+from spectral.errors import SpectralError, StorageError, warn
 from spectral.files import append_seal, ensure_writable, split_seal, write_whole
 from spectral.identity import Identity
 from spectral.ranks import find_ranks
@@ -22,6 +23,8 @@ from spectral.table import read_json, write_json
 T = TypeVar("T")
 RUN_FILE = "diagnosis.json"
 PARTS = "parts"
+_KINDS = (".parquet", ".npz", ".json")
+_WAY_OUT = "delete it and run the same command again"
 
 
 class Folder:
@@ -49,10 +52,11 @@ class Folder:
         if path is not None and config is not None:
             described = json.loads(json.dumps(config))
             self.run = find_ranks().once(lambda: self._claim(path / RUN_FILE, described, network))
-        elif path is not None and (path / RUN_FILE).exists():
+        elif path is not None and os.path.lexists(path / RUN_FILE):
             self.run = _read_run(path / RUN_FILE)["run"]
+        self._reads = config is None
         if path is not None and self.run:
-            find_ranks().once(lambda: self._check(path / PARTS))
+            find_ranks().once(lambda: self._check(path))
 
     def table(self, name: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """Return a table: as it is kept, else computed and kept."""
@@ -62,7 +66,7 @@ class Folder:
             table.to_parquet(content)
             self._write(path, content)
 
-        return _keep(self._place(name, "parquet"), lambda p: pd.read_parquet(self._read(p)), compute, write)
+        return self._keep(name, "parquet", lambda path: pd.read_parquet(self._read(path)), compute, write)
 
     def record(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return a record that JSON can hold: as it is kept, else computed and kept."""
@@ -70,7 +74,7 @@ class Folder:
         def write(found: dict[str, Any], path: Path) -> None:
             write_json({"place": self._name(path), "record": found}, path, sealed=True)
 
-        return _keep(self._place(name, "json"), self._read_record, compute, write)
+        return self._keep(name, "json", self._read_record, compute, write)
 
     def arrays(self, name: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """Return arrays by key: as they are kept, else computed and kept."""
@@ -84,7 +88,41 @@ class Folder:
             np.savez_compressed(content, **arrays)
             self._write(path, content)
 
-        return _keep(self._place(name, "npz"), read, lambda: dict(compute()), write)
+        return self._keep(name, "npz", read, lambda: dict(compute()), write)
+
+    def finish(self) -> None:
+        """Note which parts there are, now that all are: one that goes is missed from then on."""
+        if self.path is not None and not self._reads:
+            path = self.path
+            find_ranks().once(lambda: self._note_parts(path))
+
+    def _note_parts(self, path: Path) -> None:
+        known = _read_run(path / RUN_FILE)
+        parts = [part.name for part in _list_parts(path)]
+        if known.get("parts") != parts:
+            write_json({**known, "parts": parts}, path / RUN_FILE, sealed=True)
+
+    def _keep(
+        self,
+        name: str,
+        suffix: str,
+        read: Callable[[Path], T],
+        compute: Callable[[], T],
+        write: Callable[[T, Path], object],
+    ) -> T:
+        """Return a part: as it is kept, else computed and, by whoever may write, kept."""
+        path, ranks = self._place(name, suffix), find_ranks()
+        kept = ranks.once(lambda: read(path) if path is not None and os.path.lexists(path) else None)
+        if kept is not None:
+            return kept
+        found = compute()
+
+        def keep() -> T:
+            if path is not None and not self._reads:
+                write(found, path)
+            return found
+
+        return ranks.once(keep)
 
     def _place(self, name: str, suffix: str) -> Path | None:
         """Return a part's file; a name that is no file name is hashed."""
@@ -97,20 +135,28 @@ class Folder:
     def _name(self, path: Path) -> str:
         return f"{self.run} {path.name}"
 
-    def _check(self, parts: Path) -> None:
+    def _check(self, folder: Path) -> None:
         """Compare every part with its seal, those that no other call reads among them.
 
         Raises:
-            SpectralError: for the first that is damaged, or belongs somewhere else.
+            SpectralError: for the first that is damaged, or belongs somewhere else, or that is gone where it
+                can't be made again.
         """
-        for path in sorted(parts.glob("*")):
-            if path.suffix in (".parquet", ".npz"):
-                self._read(path)
-            elif path.suffix == ".json":
-                self._read_record(path)
+        for name in _read_run(folder / RUN_FILE).get("parts", ()):
+            path = folder / PARTS / name
+            if not os.path.lexists(path):
+                if self._reads:
+                    raise StorageError(
+                        f"{path} is gone, so the diagnosis isn't finished any more; run the same command "
+                        f"again to continue it"
+                    )
+                warn(f"{path} is gone; it is made again")
+        for path in _list_parts(folder):
+            read = self._read_record if path.suffix == ".json" else self._read
+            read(path)
 
     def _read_record(self, path: Path) -> dict[str, Any]:
-        kept = read_json(path, sealed=True)
+        kept = read_json(path, sealed=True, way_out=_WAY_OUT)
         if kept.get("place") != self._name(path):
             raise _refuse(path)
         return dict(kept["record"])
@@ -124,7 +170,7 @@ class Folder:
         try:
             whole = split_seal(path.read_bytes(), self._name(path))
         except OSError as error:
-            raise StorageError(f"{path} can't be read ({error.strerror})") from error
+            raise StorageError(f"{path} can't be read ({error.strerror}); {_WAY_OUT}") from error
         if whole is None:
             raise _refuse(path)
         return io.BytesIO(whole)
@@ -135,7 +181,12 @@ class Folder:
     def _claim(self, path: Path, config: dict[str, Any], network: Identity | None) -> str:
         """Return the id of the run, after making sure that it is the same."""
         ensure_writable(path.parent / PARTS)
-        if not path.exists():
+        if not os.path.lexists(path):
+            if kept := _list_parts(path.parent):
+                raise StorageError(
+                    f"{kept[0]} is of a diagnosis of which nobody knows what it was, without {RUN_FILE}; put "
+                    f"that back, or choose another folder"
+                )
             described = network.describe() if network is not None else {}
             run = uuid.uuid4().hex
             write_json({"run": run, "config": config, "network": described}, path, sealed=True)
@@ -157,22 +208,8 @@ class Folder:
         return str(known["run"])
 
 
-def _keep(
-    path: Path | None, read: Callable[[Path], T], compute: Callable[[], T], write: Callable[[T, Path], object]
-) -> T:
-    """Return a part: as it is kept, else computed and kept."""
-    ranks = find_ranks()
-    kept = ranks.once(lambda: read(path) if path is not None and path.exists() else None)
-    if kept is not None:
-        return kept
-    found = compute()
-
-    def keep() -> T:
-        if path is not None:
-            write(found, path)
-        return found
-
-    return ranks.once(keep)
+def _list_parts(folder: Path) -> list[Path]:
+    return sorted(path for path in (folder / PARTS).glob("*") if path.suffix in _KINDS)
 
 
 def _read_run(path: Path) -> dict[str, Any]:
@@ -183,4 +220,4 @@ def _read_run(path: Path) -> dict[str, Any]:
 
 
 def _refuse(path: Path) -> SpectralError:
-    return StorageError(f"{path} isn't what was written there; delete it and run the same command again")
+    return StorageError(f"{path} isn't what was written there; {_WAY_OUT}")

@@ -84,6 +84,7 @@ def measure(
       spectral measure bundled/resnet20 --limit 100 --out runs/resnet20
     """
     from spectral.measurement import DEFAULT_METRICS
+    from spectral.summary import write_summary
 
     if out:
         hold_folder(out)
@@ -110,7 +111,7 @@ def measure(
         facts = {"model": model, "weights": info.weights_id, **_name_images(pictures), "seed": seed}
         write_rows(summary, json_path, facts)
     if out:
-        _write_measurements(table, summary, out, {"seed": seed, "limit": limit, "skipped": pictures.skipped})
+        write_summary(summary, table, out, {"seed": seed, "limit": limit, "skipped": pictures.skipped})
         resumed = table.attrs["resumed"]
         earlier = f", {resumed} of {len(pictures)} images measured earlier" if resumed else ""
         click.echo(f"\nwritten to {out}{earlier}")
@@ -314,18 +315,6 @@ def _print_summary(summary: pd.DataFrame, metrics: Sequence[str], images: int, c
 
 def _format_row(row: Mapping[Hashable, Any]) -> str:
     return format_mean(row["mean"], row["ci_low"], row["ci_high"]) if row["n"] else "silent"
-
-
-def _write_measurements(
-    table: pd.DataFrame, summary: pd.DataFrame, out: Path, options: Mapping[str, Any]
-) -> None:
-    import pandas as pd
-
-    from spectral.table import write_csv, write_json
-
-    write_csv(summary, out / "summary.csv")
-    write_csv(pd.DataFrame(table.attrs["sites"]), out / "sites.csv")
-    write_json({**table.attrs["provenance"], **options}, out / "provenance.json")
 
 
 def _write_attribution(

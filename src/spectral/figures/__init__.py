@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import pandas as pd
 from matplotlib.figure import Figure
 
 from spectral.arguments import as_path
@@ -53,6 +52,7 @@ from spectral.figures.stability import plot_attribution, plot_diagonal_trace, pl
 from spectral.figures.style import use_style
 from spectral.figures.tables import list_plots, plot_summary, plot_table, save_figure
 from spectral.files import replacing
+from spectral.table import read_csv
 from spectral.validation import guard_room
 
 __all__ = [
@@ -177,7 +177,7 @@ def read_tables(stem: str, tables_dir: str | Path) -> Tables:
     for name in FIGURES[stem].tables:
         path = Path(tables_dir) / f"{name}.csv"
         try:
-            tables[name] = pd.read_csv(path)
+            tables[name] = read_csv(path)
         except (OSError, ValueError) as problem:
             missing = isinstance(problem, FileNotFoundError)
             state = "is not there" if missing else f"cannot be read ({str(problem).splitlines()[0]})"

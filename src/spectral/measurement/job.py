@@ -120,7 +120,7 @@ class _Job:
         records = describe_sites(run.sites, run.failed)
         with ranks.agreeing():
             if self.store and ranks.first:
-                self.store.note_sites(records)
+                self.store.finish(records)
         # For convenience alone, the table says all that is needed. Plain lists and dictionaries: pandas
         # compares attrs when it joins tables, and writes them to Parquet.
         table.attrs["sites"] = records

@@ -16,7 +16,8 @@ from spectral.errors import SpectralError
 from spectral.figures import FIGURES, to_svg
 from spectral.page.cells import Column, View, make_downloads, number, text, view
 from spectral.page.render import make_environment, render_page, write_text
-from spectral.schema import RUN_FILE
+from spectral.store import find_run
+from spectral.table import read_csv
 
 MOST_ROWS = 400  # of a table that are shown
 TABLES, MEASUREMENTS = "tables", "measurements"
@@ -69,7 +70,7 @@ def _list_tables(folder: Path) -> list[Path]:
 
 def _read(path: Path) -> pd.DataFrame:
     try:
-        return pd.read_csv(path)
+        return read_csv(path)
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
     except (OSError, ValueError) as error:
@@ -78,7 +79,7 @@ def _read(path: Path) -> pd.DataFrame:
 
 def _read_measurements(folder: Path) -> Diagnosis | None:
     """Read a run of measure as a diagnosis that has no more than that; what is damaged is told."""
-    if not any((path / RUN_FILE).exists() for path in (folder, folder / "measurements")):
+    if find_run(folder) is None:
         return None
     table = spectral.read(folder)
     if table["model"].nunique() != 1:

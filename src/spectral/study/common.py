@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
@@ -17,9 +18,9 @@ from torch import Tensor, nn
 from spectral.analysis import TAPS, measure_image_avr, measure_profiles
 from spectral.capture import Tap
 from spectral.data import ImageSet, load_images
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, warn
 from spectral.figures import draw_figure
-from spectral.files import find_folder, hash_file
+from spectral.files import find_folder
 from spectral.identity import find_structure
 from spectral.measurement import measure
 from spectral.models import load_model, model_info
@@ -34,11 +35,21 @@ from spectral.stability import measure_stability
 from spectral.study.options import PRESETS, StudyOptions
 from spectral.surgery.report import find_report
 from spectral.synthetic import make_checkerboard_image
-from spectral.table import describe_environment, read_json, widen, write_csv, write_json
+from spectral.table import (
+    CONTENT,
+    describe_environment,
+    list_digests,
+    read_csv,
+    read_json,
+    widen,
+    write_csv,
+    write_json,
+)
 
 METRICS = ("avr", "am", "am_relative", "alias_power_ratio", "sis")
 REPAIRED = " repaired"  # behind a model's name
 STABILITY_IMAGES = 256  # on which what stands beside SIS is measured
+_WAY_OUT = "delete it and run the same command again"
 
 
 class Results(ABC):
@@ -93,8 +104,8 @@ class Results(ABC):
         find_ranks().once(lambda: self._claim(path, config))
 
     def _claim(self, path: Path, config: dict[str, Any]) -> None:
-        if path.exists():
-            before = read_json(path)
+        if os.path.lexists(path):
+            before = read_json(path, sealed=True, way_out=_WAY_OUT)
             differing = [key for key in config if before.get(key) != config[key]]
             if differing:
                 raise SpectralError(
@@ -103,7 +114,7 @@ class Results(ABC):
                 )
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(config, path)
+        write_json(config, path, sealed=True)
 
     def has_table(self, name: str) -> bool:
         """Whether this table is there, from this configuration."""
@@ -111,12 +122,8 @@ class Results(ABC):
         return find_ranks().once(lambda: self._has_table(name, config))
 
     def _has_table(self, name: str, config: Mapping[str, Any]) -> bool:
-        path = self.out / "tables" / f"{name}.csv"
-        written = path.with_suffix(".json")
-        if not (path.exists() and written.exists()):
-            return False
-        before = read_json(written)
-        return all(before.get(key) == value for key, value in config.items())
+        before = _read_kept(self.out / "tables" / f"{name}.csv")
+        return before is not None and all(before.get(key) == value for key, value in config.items())
 
     def note_duration(self, name: str, seconds: float) -> None:
         """Write down how long a table took, beside what was measured: `Table.seconds` is taken from there."""
@@ -124,9 +131,10 @@ class Results(ABC):
 
     def _note_duration(self, name: str, seconds: float) -> None:
         path = self.out / "measurements" / "durations.json"
-        before = read_json(path) if path.exists() else {}
+        known = os.path.lexists(path)
+        before = read_json(path, sealed=True, way_out=_WAY_OUT) if known else {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json({**before, name: round(seconds, 3)}, path)
+        write_json({**before, name: round(seconds, 3)}, path, sealed=True)
 
     def keep_table(
         self, path: Path, config: Mapping[str, Any], compute: Callable[[], pd.DataFrame]
@@ -135,8 +143,8 @@ class Results(ABC):
         whole, ranks = {**config, "schema": VERSION}, find_ranks()
         if not ranks.once(lambda: _is_kept(path, whole)):
             table = compute()
-            ranks.once(lambda: _keep(table, path, whole))
-        return ranks.once(lambda: pd.read_csv(path, dtype={"image": str, "cluster": str}))
+            ranks.once(lambda: write_csv(table, path, whole))
+        return ranks.once(lambda: read_csv(path, dtype={"image": str, "cluster": str}))
 
     def measurement_folder(self, name: str, part: str = "") -> Path:
         """Return where the measurements of a model are kept."""
@@ -149,19 +157,25 @@ def identify_network(model: nn.Module) -> dict[str, str]:
     return {"weights": info.weights_id if info else "", "structure": find_structure(model)}
 
 
-def _keep(table: pd.DataFrame, path: Path, config: Mapping[str, Any]) -> None:
-    write_csv(table, path)
-    write_json({**config, "content": hash_file(path)}, path.with_suffix(".json"))
-
-
 def _is_kept(path: Path, config: Mapping[str, Any]) -> bool:
-    """Whether a table is there that was computed with a configuration, as it was written."""
+    """Whether a table is there that was computed with a configuration."""
+    return bool(_read_kept(path) == json.loads(json.dumps(config)))
+
+
+def _read_kept(path: Path) -> dict[str, Any] | None:
+    """Read what is written beside a table; None where there is none, or one that was altered, which is told.
+
+    Raises:
+        SpectralError: if what is written beside it is damaged.
+    """
     written = path.with_suffix(".json")
-    if not (path.exists() and written.exists()):
-        return False
-    before = read_json(written)
-    content = before.pop("content", None)
-    return bool(content == hash_file(path) and before == json.loads(json.dumps(config)))
+    if not (os.path.lexists(path) and os.path.lexists(written)):
+        return None
+    before = read_json(written, way_out=_WAY_OUT)
+    if before.pop(CONTENT, None) != list_digests(path):
+        warn(f"{path} isn't what was written there; it is computed again")
+        return None
+    return before
 
 
 class Study(Results):

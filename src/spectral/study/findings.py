@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from spectral.table import write_csv
+from spectral.table import read_csv, write_csv
 
 STUDY, CARD, ZHANG = "the spectral-aliasing study", "NULA's model card", "Zhang 2019"
 TABLE = "published"
@@ -72,7 +72,7 @@ def find_findings(tables: str | Path) -> list[Finding]:
     found: list[Finding] = []
     for name, read in _READERS.items():
         if (folder / f"{name}.csv").exists():
-            found += read(pd.read_csv(folder / f"{name}.csv"))
+            found += read(read_csv(folder / f"{name}.csv"))
     return [finding for finding in found if not math.isnan(finding.ours)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,14 +24,15 @@ from spectral.measurement.run import Run
 from spectral.models import load_model, model_info
 from spectral.ranks import Ranks
 from spectral.schema import RUN_FILE
-from spectral.store import ShardStore, read_run, refuse_other
-from spectral.summary import summarize_measurements
+from spectral.store import ShardStore, read, read_run, refuse_other
+from spectral.summary import SITES_TABLE, SUMMARY_FILE, summarize_measurements, write_summary
 from spectral.sweeping.claims import Claims
 from spectral.sweeping.models import name_folders
-from spectral.table import write_csv, write_json
+from spectral.table import read_csv, read_json, write_csv, write_json
 
 OPTIONS, QUEUE = "_sweep.json", "_queue"
-TABLE, SUMMARY, SITES = "networks.csv", "summary.csv", "sites.csv"
+TABLE = "networks.csv"
+_WAY_OUT = "delete it and run the same command again"
 USUAL = (224, 224)  # a network's size, where it isn't known
 _POLL = 1.0  # seconds between looks at work that another job has to do first
 _BEGIN, _END = "begin", "end"
@@ -151,9 +152,9 @@ class _Plan:
                "taps": sorted(self.taps)}  # fmt: skip
         path = self.folder / OPTIONS
         with Claims(self.folder / QUEUE).waiting("options"):
-            if not path.exists():
-                write_json(own, path, sealed=False)
-            before = json.loads(path.read_text(encoding="utf-8"))
+            if not os.path.lexists(path):
+                write_json(own, path, sealed=True)
+            before = read_json(path, sealed=True, way_out=_WAY_OUT)
         for key, value in own.items():
             if before.get(key) != value:
                 raise SpectralError(
@@ -191,7 +192,7 @@ class _Network:
     @property
     def finished(self) -> bool:
         """Whether all is measured and summarised."""
-        return self.begun and self.claims.is_done(_END) and (self.folder / SUMMARY).exists()
+        return self.begun and self.claims.is_done(_END) and (self.folder / SUMMARY_FILE).exists()
 
     def is_fresh(self, start: float) -> bool:
         """Whether a job has finished it, or found it unaltered, since then."""
@@ -223,6 +224,7 @@ class _Network:
                 did = self.begin(run)
         refuse_other(self.rows, read_run(self.rows), run.config, run.identity)
         if self.finished:
+            read(self.rows)  # all of it is what was written
             self.claims.mark(_END)  # it is still that network
             return did
         store = self._join("look")
@@ -270,10 +272,8 @@ class _Network:
     def end(self, run: Run) -> None:
         """Complete the run, and summarise it as ``spectral measure`` does."""
         table = measure_run(run, Ranks(), batch_size=self.plan.batch_size, progress=False, out=self.rows)
-        write_csv(summarize_measurements(table), self.folder / SUMMARY)
-        write_csv(pd.DataFrame(table.attrs["sites"]), self.folder / SITES)
         options = {"seed": self.plan.seed, "limit": self.plan.limit, "skipped": run.images.skipped}  # type: ignore[attr-defined]
-        write_json({**table.attrs["provenance"], **options}, self.folder / "provenance.json")
+        write_summary(summarize_measurements(table), table, self.folder, options)
         self.claims.mark(_END)
 
     def _join(self, writer: str) -> ShardStore:
@@ -283,13 +283,16 @@ class _Network:
     def describe(self) -> dict[str, Any]:
         """Return its row of the table."""
         row: dict[str, Any] = {"model": self.model, "folder": self.folder.name}
+        if not self.failure and self.finished:
+            try:
+                summary, sites = (_read_csv(self.folder / name) for name in (SUMMARY_FILE, SITES_TABLE))
+                return {**row, "state": "finished", **_average(summary, sites)}
+            except SpectralError as error:
+                self.failure = str(error)
         if self.failure:
             return {**row, "state": "failed", "reason": self.failure}
-        if not self.finished:
-            owners = ", ".join(sorted(set(self.claims.list_taken().values())))
-            return {**row, "state": f"measured by {owners}" if owners else "unfinished"}
-        summary, sites = (_read_csv(self.folder / name) for name in (SUMMARY, SITES))
-        return {**row, "state": "finished", **_average(summary, sites)}
+        owners = ", ".join(sorted(set(self.claims.list_taken().values())))
+        return {**row, "state": f"measured by {owners}" if owners else "unfinished"}
 
 
 def _work(networks: Sequence[_Network], report: Callable[[str], None]) -> None:
@@ -323,7 +326,7 @@ def _work(networks: Sequence[_Network], report: Callable[[str], None]) -> None:
 
 def _read_csv(path: Path) -> pd.DataFrame:
     try:
-        return pd.read_csv(path, keep_default_na=False, na_values=[""])  # a site may be called NA
+        return read_csv(path, keep_default_na=False, na_values=[""])  # a site may be called NA
     except pd.errors.EmptyDataError:
         return pd.DataFrame()  # of a network without sites
 
@@ -357,7 +360,8 @@ def _tabulate(networks: Sequence[_Network], folder: Path) -> pd.DataFrame:
         for column in ("images", "sites", "measurable"):
             table[column] = table[column].astype("Int64")
         write_csv(table, folder / TABLE)
-        done = [_read_csv(network.folder / SUMMARY) for network in networks if network.finished]
+        done = [_read_csv(network.folder / SUMMARY_FILE) for network in networks
+                if network.finished and not network.failure]  # fmt: skip
         if done:
-            write_csv(pd.concat(done, ignore_index=True), folder / SUMMARY)
+            write_csv(pd.concat(done, ignore_index=True), folder / SUMMARY_FILE)
     return table
