@@ -103,12 +103,14 @@ def unframe(module: nn.Module) -> None:
 
 @cache
 def _subclass(base: Any) -> type[nn.Module]:
+    rewrite = _break_graphs()
+
     @wraps(base.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         frame: Frame | None = self.__dict__.get(_FRAME)
         if frame is None:
             return _run_part(self, base, args, kwargs)
-        return _run(self, frame, base, args, kwargs)
+        return _run(self, frame, base, rewrite, args, kwargs)
 
     kind = type(base)
     meta = _Framed if kind is type else type(kind.__name__, (_Framed, kind), {})
@@ -134,7 +136,7 @@ def _run_part(block: nn.Module, base: Any, args: Any, kwargs: Any) -> Any:
     return output
 
 
-def _run(block: nn.Module, frame: Frame, base: Any, args: Any, kwargs: Any) -> Any:
+def _run(block: nn.Module, frame: Frame, base: Any, rewrite: Any, args: Any, kwargs: Any) -> Any:
     """Run a block's own forward."""
     proxies = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Proxy)]  # torch 2.6 compiles no next()
     if proxies:
@@ -144,7 +146,7 @@ def _run(block: nn.Module, frame: Frame, base: Any, args: Any, kwargs: Any) -> A
     account = ledger.open_account(frame.links)
     try:
         if frame.calls or frame.points or frame.activations:
-            output = _run_rewritten(block, frame, base, args, kwargs)
+            output = rewrite(block, frame, base, args, kwargs)
         else:
             output = base.forward(block, *args, **kwargs)
     finally:
@@ -160,13 +162,17 @@ def _rewrite(block: nn.Module, frame: Frame, base: Any, args: Any, kwargs: Any) 
     return output
 
 
-# A compiler sees no frames, by which the places of functions are told: there it breaks its graph.
-_run_rewritten = torch.compiler.disable(
-    _rewrite,
-    reason="layers replace functions in its forward, which are told by their place in the code: compile it "
-    "without fullgraph and export it with strict=False, or trace the original network "
-    "(torch.fx.symbolic_trace) and convert that graph, which is compiled and exported whole",
-)
+@cache
+def _break_graphs() -> Any:
+    """Return `_rewrite` for compilers: they see no frames, by which places are told, and break the graph."""
+    return torch.compiler.disable(  # not before a network is converted: the compiler takes long to import
+        _rewrite,
+        reason="layers replace functions in its forward, which are told by their place in the code: compile "
+        "it without fullgraph and export it with strict=False, or trace the original network "
+        "(torch.fx.symbolic_trace) and convert that graph, which is compiled and exported whole",
+    )
+
+
 for _forward in (_run, _rewrite):
     mark_call(_forward.__code__)
 

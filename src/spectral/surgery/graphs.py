@@ -6,6 +6,7 @@ comes of it is plain modules: it can be compiled whole, exported in strict mode 
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -36,6 +37,7 @@ class Densely(nn.Module):
 
     def __init__(self, site: str, target: Callable[..., Any]) -> None:
         super().__init__()
+        _keep_whole()
         self.site = site
         # By name: torch's own functions that choose between two can't be pickled.
         self.home, self.function = next(
@@ -43,6 +45,10 @@ class Densely(nn.Module):
             for home, module in _HOMES.items()
             if getattr(module, name_function(target), None) is target
         )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        _keep_whole()
+        super().__setstate__(state)
 
     @property
     def target(self) -> Callable[..., Any]:
@@ -67,7 +73,12 @@ def run_function(home: str, name: str, args: tuple[Any, ...], kwargs: dict[str, 
 
 # A step of its own for whoever traces: what it looks up in tables is no part of a graph.
 fx.wrap("run_function")
-torch.compiler.allow_in_graph(run_function)
+
+
+@functools.cache
+def _keep_whole() -> None:
+    """The same for the compiler, which takes two seconds to import: told once a graph is there to compile."""
+    torch.compiler.allow_in_graph(run_function)
 
 
 def _find_function(home: str, name: str) -> Callable[..., Any]:
