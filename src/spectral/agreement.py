@@ -55,6 +55,7 @@ def place_operator(decimation: Decimation, site: Site, source: Tensor) -> Decima
     try:
         if alike and site.layouts is not None:
             placed = replace(decimation, geometry=found, input=site.layouts[0].arrange(source))
+            placed = placed.operator.place(placed, found)
             _check_joined(placed, site)
             return placed
     except RuntimeError:  # a size that the layout can't be split into

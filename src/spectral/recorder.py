@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
@@ -192,6 +193,11 @@ class _Hub(threading.local):
             self.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
 
+def _is_composite(func: Any) -> bool:
+    """Whether an operator is to be seen as what it consists of, which torch's inference mode doesn't do."""
+    return str(func._schema.name).startswith("aten::fft_") or func is torch.ops.aten.real.default
+
+
 class _Mode(TorchDispatchMode):
     def __init__(self, hub: _Hub) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -205,6 +211,9 @@ class _Mode(TorchDispatchMode):
         recorders = [recorder for recorder in self._hub.recorders if recorder.is_counting]
         if not recorders:
             return func(*args, **kwargs)
+        if _is_composite(func):
+            with self:
+                return func.decompose(*args, **kwargs)
         decimation = parse(func, args, kwargs)
         source = (args[0] if args else next(iter(kwargs.values()))) if decimation is not None else None
         met = {recorder: recorder.meet(decimation, source) for recorder in recorders}

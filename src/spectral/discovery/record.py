@@ -30,6 +30,7 @@ from spectral.discovery.chains import Chains
 from spectral.discovery.entries import Entries
 from spectral.discovery.events import Event, find_spread
 from spectral.discovery.folding import Folding
+from spectral.discovery.fourier import Spectra
 from spectral.discovery.loops import Loops
 from spectral.discovery.phases import Phases
 from spectral.discovery.placing import place_map, place_pick, place_reduction, place_slice
@@ -111,6 +112,7 @@ class _Discovery:
         self.calls = Tracker(dict(model.named_modules()), begin=self._enter, end=self._leave)
         self.recorder = Recorder(self.calls.frames, self.note, self.observe)
         self._uses, self._phases, self._separable = Uses(), Phases(), Separable()
+        self._spectra = Spectra(self.axes.relabel)
         self._chains = Chains(model, find_original, self.axes.comes_from_image)
         self._folding = Folding(self.axes, self.calls.frames, self.events.append)
         self._entries = Entries(self.axes, self._uses, self.calls.frames, self.events.append)
@@ -157,6 +159,7 @@ class _Discovery:
         event.prepared = operation.frame.steps == own
         event.own, event.turn = operation.own, operation.turn
         self.events.append(event)
+        self._spectra.note(event)
         if event.geometry.kind == "global_pool":
             self._loops.note_pool(event, operator.kind)
         if operator.acts_on in ("slices", "picks"):
@@ -197,7 +200,7 @@ class _Discovery:
         if "tensors" in call.a and (joined := self._phases.find_joined(call.a["tensors"])):
             self._folding.note_join(*joined, call)
         parts = []
-        bare = decimation is None or decimation.operator.acts_on == "entries"
+        bare = decimation is None or decimation.operator.acts_on in ("entries", "places")
         if bare or (decimation is not None and decimation.operator.acts_on == "slices"):
             parts = self._folding.note_phases(call, before)
             for event in parts:
@@ -205,10 +208,12 @@ class _Discovery:
                 self._phases.note(event)
         self._phases.follow(call, func, frame, self._spot)
         entries = self._entries.note(call, self.recorder.met, self._spot)
+        lost = None
         if not entries and bare and not parts and not _is_exempt(call):
             lost = self._folding.note_loss(call, before)
             if lost is not None and operator_name(func) == "sort":
                 self._uses.watch(lost, lost.output)  # its positions alone lose nothing
+        self._spectra.follow(call, self.recorder.met, lost, frame, self._spot)
         for y in call.outputs:
             self._folding.note_channels(y)
 

@@ -1,16 +1,18 @@
 """Operators that reduce resolution: one class per kind, which everything else asks."""
 
 # Importing the kinds registers them.
-from spectral.operators import convolution, own, places, pools, reductions, resize, slices, windows
+from spectral.operators import convolution, fourier, own, places, pools, reductions, resize, slices, windows
 from spectral.operators.base import (
     ALL,
     KINDS,
     LOSSLESS,
     Arguments,
+    Band,
     Decimation,
     Geometry,
     Operator,
     Size,
+    Spectrum,
     operator_of,
 )
 from spectral.operators.pointwise import is_pointwise
@@ -31,15 +33,18 @@ __all__ = [
     "KINDS",
     "LOSSLESS",
     "Arguments",
+    "Band",
     "Decimation",
     "Geometry",
     "Operator",
     "Size",
+    "Spectrum",
     "convolution",
     "find_function",
     "find_plain_operator",
     "find_reader",
     "find_sliding",
+    "fourier",
     "is_pointwise",
     "list_replaceable_kinds",
     "merge_slices",

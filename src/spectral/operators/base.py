@@ -22,13 +22,36 @@ ActsOn = Literal["maps", "slices", "picks", "entries", "windows", "places"]
 
 
 @dataclass(frozen=True)
+class Band:
+    """A run of frequencies that an axis keeps: ``count`` of them from ``first`` on, moved by ``shift``.
+
+    All of them where ``count`` is 0. ``sided`` is the number of samples that are left, if what was kept is
+    one half of a real map's spectrum.
+    """
+
+    first: int = 0
+    count: int = 0
+    shift: int = 0
+    sided: int = 0
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What is kept of a spectrum, its gain, and whether the magnitude of the result is taken."""
+
+    bands: tuple[Band, ...]
+    gain: float
+    magnitude: bool = False
+
+
+@dataclass(frozen=True)
 class Geometry:
     """The numbers of a resolution-reducing operator; all that a site needs to know of it without any data.
 
     ``kind`` is the name of its `Operator`; a site may refine it. Where ``reason`` is set there is no dense
     map. Tuples have one entry per spatial axis, two or three (of a slice: one per sliced axis, and ``axes``
     tells which). Where several operators make one site together ``joined`` is the kind of the first of them;
-    ``weights`` are those of a window's samples, where they differ.
+    ``weights`` are those of a window's samples, where they differ; ``spectrum`` is what a crop keeps of it.
     """
 
     kind: str
@@ -45,6 +68,7 @@ class Geometry:
     axes: tuple[int, ...] = ()
     joined: str = ""
     weights: tuple[float, ...] = ()
+    spectrum: Spectrum | None = None
     reason: str | None = None
 
 

@@ -91,19 +91,6 @@ class FractionalPool(Operator):
 
 
 @register_operator
-class FourierCrop(Operator):
-    """An inverse Fourier transform with fewer samples than the forward one had."""
-
-    kind = "fourier_crop"
-    names = ("aten::_fft_c2c", "aten::_fft_c2r", "aten::_fft_r2c")
-    acts_on = "places"
-    reason = (
-        "a crop of the spectrum, then a smaller inverse transform: none of its operators has a dense map, as "
-        "spectral.layers.FLCPool2d has"
-    )
-
-
-@register_operator
 class ShortTimeTransform(Operator):
     """Spectra of windows."""
 
