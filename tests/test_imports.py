@@ -143,6 +143,7 @@ ALLOWED = {
         "surroundings",
         "training_state",
     },
+    "averaging": {"copying", "models"},
     "recalibration": {"copying", "inputs", "intake", "network", "surgery"},
     "reconstruction": {
         "arguments",

@@ -147,6 +147,7 @@ def good(folder: Path) -> dict[str, dict[str, Any]]:
         "compute_sis": {"model": model, "images": x, "axes": None, "logits": None},
         "conversion_report": {"model": spectral.convert(model, "blurpool", example=(3, 16, 16))},
         "convert": {"model": model, "method": "blurpool", "where": None, "placement": "auto", "example": 16},
+        "average_weights": {"models": [model, net()], "shares": [0.3, 0.7]},
         "exact_bin_frequencies": {"size": (8, 8)},
         "find_global_pools": {"model": model, "example": 16},
         "find_reductions": {"model": model, "example": 16},

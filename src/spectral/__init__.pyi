@@ -13,6 +13,7 @@ from . import (
     table,
 )
 from .analysis import Diagnosis, diagnose, inspect_sites, measure_fixes, read_diagnosis
+from .averaging import average_weights
 from .budget import measure_instability_budget, summarize_instability_budget
 from .capture import Capture
 from .causes import Cause, Upsampling, find_causes, find_upsampling, idealize
@@ -94,6 +95,7 @@ __all__ = [
     "AliasingMonitor", "AliasingPenalty", "BrokenJobError", "Capture", "Cause", "ConversionReport",
     "Corruption", "Diagnosis", "FeatureExtractor", "ImageSet", "PerturbedImages", "Recipe", "Site",
     "SpectralError", "SpectralWarning", "Upsampling", "alone", "analysis", "attribute_instability",
+    "average_weights",
     "classify", "compute_alias_categories", "compute_alias_metrics", "compute_alias_power_ratio",
     "compute_am", "compute_am_relative", "compute_avr", "compute_channel_alias_ratios",
     "compute_imaging_ratio", "compute_instability", "compute_logit_jitter", "compute_logit_spread",
