@@ -38,6 +38,7 @@ class Shard:
         reasons: what couldn't be measured, so far as that is noted here.
         sites: names of the sites that have values here.
         merged: names of the shards, besides its own, in whose place it is; None where there were none.
+        seen: by image, what reading it has shown, where that is noted.
         cut: whether rows at its end are missing; it is as it was written otherwise.
         content: the file's bytes.
     """
@@ -48,6 +49,7 @@ class Shard:
     reasons: dict[Key, str]
     sites: list[str]
     merged: list[str] | None
+    seen: dict[str, list[Any]]
     cut: bool
     content: bytes
 
@@ -71,7 +73,7 @@ def write_shard(folder: Path, facts: Mapping[str, Any], rows: pa.Table) -> Path:
 
     Args:
         folder: where to.
-        facts: its run, writer, number and part.
+        facts: its run, writer, number and part, and what was ``seen`` of its images.
         rows: of whole images.
 
     Raises:
@@ -192,8 +194,10 @@ def open_shard(path: Path, run: str) -> Shard:
             raise StorageError(f"{path} isn't what was written; {_WAY_OUT}")
         facts = {**facts, **_describe(table)}
     reasons = {Key(*key): reason for *key, reason in facts["reasons"]}
-    merged = facts.get("merged")
-    return Shard(path, facts["images"], facts["rows"], reasons, facts["sites"], merged, not intact, content)
+    merged, seen = facts.get("merged"), facts.get("seen", {})
+    return Shard(
+        path, facts["images"], facts["rows"], reasons, facts["sites"], merged, seen, not intact, content
+    )
 
 
 def _serialize(facts: Mapping[str, Any], rows: pa.Table) -> bytes:

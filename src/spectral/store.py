@@ -30,7 +30,7 @@ from spectral.shards import (
     read_shards,
     write_shard,
 )
-from spectral.table import Key, read_json, write_json
+from spectral.table import Key, name_images, read_json, write_json
 
 MOST_SMALL, MERGED_ROWS = 64, 2**18
 """Shards of a batch each are merged when there are so many of them, or so many rows in them."""
@@ -145,28 +145,55 @@ class ShardStore:
         """Names of the sites that have values."""
         return set(self._look().sites)
 
-    def append(self, rows: pa.Table) -> None:
-        """Write one shard: all of it or nothing."""
-        path = write_shard(self.folder, self._describe(self._next), rows)
+    def seen(self) -> dict[str, list[Any]]:
+        """What reading the finished images has shown of them, where `append` was told."""
+        return dict(self._look().seen)
+
+    def append(self, rows: pa.Table, seen: Mapping[str, list[Any]] | None = None) -> None:
+        """Write one shard: all of it or nothing.
+
+        Args:
+            rows: of whole images.
+            seen: what reading these images has shown, by which they are told from others of their names.
+        """
+        own = dict(seen or {})
+        path = write_shard(self.folder, self._describe(self._next, own), rows)
         self._next += 1
         self._contents, self._small_known = None, True
-        self._small.append(_Small(path, rows.num_rows, rows))
+        self._small.append(_Small(path, rows.num_rows, rows, own))
         while len(self._small) >= MOST_SMALL or sum(shard.size for shard in self._small) >= MERGED_ROWS:
             self._merge()
 
-    def read(self) -> pd.DataFrame:
-        """Read everything that is on disk."""
-        found = _read_rows(self.folder, self.run)
+    def read(self, images: str = "") -> pd.DataFrame:
+        """Read everything that is on disk.
+
+        Args:
+            images: what the column of that name is to say, where it isn't what the rows say.
+        """
+        found = _read_rows(self.folder, self.run, images)
         self._images = found.images
         return found.table
 
-    def finish(self, sites: Sequence[Mapping[str, Any]]) -> None:
-        """Write down what is known of each site, and of how many images there are rows: those just read."""
-        notes = {"run": self.run, "sites": list(sites), "images": self._images}
+    def finish(self, sites: Sequence[Mapping[str, Any]], concluded: Mapping[str, Any]) -> None:
+        """Write down what is known when all images are through.
+
+        Args:
+            sites: what is known of each site.
+            concluded: ``images``, the word for all of them, and the ``provenance`` that wasn't known before.
+        """
+        # There are rows of so many images: those just read.
+        notes = {"run": self.run, "sites": list(sites), "images": self._images, "concluded": dict(concluded)}
         write_json(notes, self.folder / SITES_FILE, sealed=True)
 
-    def _describe(self, number: int) -> dict[str, Any]:
-        return {"run": self.run, "writer": self._writer, "number": number, "part": len(self.parts) - 1}
+    def _describe(self, number: int, seen: Mapping[str, list[Any]]) -> dict[str, Any]:
+        known = {"seen": seen} if seen else {}
+        return {
+            "run": self.run,
+            "writer": self._writer,
+            "number": number,
+            "part": len(self.parts) - 1,
+            **known,
+        }
 
     def _list_own(self) -> list[Path]:
         return [path for path in self.shards
@@ -181,7 +208,8 @@ class ShardStore:
                       for shard in group]  # fmt: skip
             rows = pa.concat_tables(tables, promote_options="permissive")
             paths = [shard.path for shard in group]
-            merge_shards(self.folder, self._describe(_number(paths[0])), paths, rows)
+            seen = {image: own for shard in group for image, own in shard.seen.items()}
+            merge_shards(self.folder, self._describe(_number(paths[0]), seen), paths, rows)
 
     def _look(self) -> _Contents:
         """Find out what is there; a shard that was cut is removed, to be measured again."""
@@ -199,7 +227,7 @@ class ShardStore:
                 else:
                     found.add(shard)
                     if not self._small_known and shard.merged is None and shard.path in own:
-                        self._small.append(_Small(shard.path, shard.rows))
+                        self._small.append(_Small(shard.path, shard.rows, seen=shard.seen))
             if lost > len(found.images):
                 warnings.warn(
                     f"{self.folder} lacks the rows of {lost - len(found.images)} images that it had: a shard "
@@ -234,6 +262,7 @@ class _Small(NamedTuple):
     path: Path
     size: int
     rows: pa.Table | None = None
+    seen: Mapping[str, list[Any]] = {}
 
 
 @dataclass
@@ -243,9 +272,11 @@ class _Contents:
     images: list[str] = field(default_factory=list)
     reasons: dict[Key, str] = field(default_factory=dict)
     sites: set[str] = field(default_factory=set)
+    seen: dict[str, list[Any]] = field(default_factory=dict)
 
     def add(self, shard: Shard) -> None:
         self.images += shard.images
+        self.seen.update(shard.seen)
         self.reasons = {**shard.reasons, **self.reasons}
         self.sites.update(shard.sites)
 
@@ -292,10 +323,11 @@ def refuse_other(
 def read(folder: str | Path) -> pd.DataFrame:
     """Read what `spectral.measure` wrote into a folder: the table that it returned, finished or not.
 
-    ``pandas.read_parquet(folder)`` gives the same rows, and checks nothing. Here every file is compared with
-    its digest, and ``attrs["provenance"]`` and ``attrs["sites"]`` come with the rows, as from `measure`;
-    nothing that is computed from the table needs these. Where a run was continued under other circumstances
-    (versions, device), ``attrs["provenance"]["parts"]`` has those of each part.
+    ``pandas.read_parquet(folder)`` gives the same rows, and checks nothing; where images were listed without
+    being read, its column ``images`` names that listing. Here every file is compared with its digest, and
+    ``attrs["provenance"]`` and ``attrs["sites"]`` come with the rows, as from `measure`; nothing that is
+    computed from the table needs these. Where a run was continued under other circumstances (versions,
+    device), ``attrs["provenance"]["parts"]`` has those of each part.
 
     Args:
         folder: the ``out`` of `spectral.measure`; of ``spectral measure --out DIR`` it is DIR/measurements,
@@ -316,14 +348,16 @@ def read(folder: str | Path) -> pd.DataFrame:
     if not holds_run(path):
         raise StorageError(f"{folder} holds no measurements; pass the folder that measure(…, out=…) wrote")
     record = read_run(path)
-    notes, found = _read_notes(path, record["run"]), _read_rows(path, record["run"])
-    whole = notes.get("images", 0)
+    notes = _read_notes(path, record["run"])
+    whole, concluded = notes.get("images", 0), notes.get("concluded", {})
+    found = _read_rows(path, record["run"], concluded.get("images", ""))
     if found.images < whole:
         raise StorageError(
             f"{path} has {found.images} of the {whole} images that were measured: a shard is gone; run the "
             f"same command again, which measures the others again"
         )
-    found.table.attrs["provenance"] = list_provenance(record["provenance"], record["parts"])
+    first = {**record["provenance"], **concluded.get("provenance", {})}
+    found.table.attrs["provenance"] = list_provenance(first, record["parts"])
     found.table.attrs["sites"] = notes.get("sites", [])
     return found.table
 
@@ -374,7 +408,7 @@ class _Rows(NamedTuple):
     images: int
 
 
-def _read_rows(folder: Path, run: str) -> _Rows:
+def _read_rows(folder: Path, run: str, images: str) -> _Rows:
     """Verify all shards; read their rows now where they are few, and when they are looked at where many.
 
     Raises:
@@ -382,14 +416,14 @@ def _read_rows(folder: Path, run: str) -> _Rows:
     """
     for _ in range(RETRIES):
         try:
-            return _gather_rows(folder, run)
+            return _gather_rows(folder, run, images)
         except SpectralError as error:
             if not isinstance(error.__cause__, FileNotFoundError):
                 raise
-    return _gather_rows(folder, run)
+    return _gather_rows(folder, run, images)
 
 
-def _gather_rows(folder: Path, run: str) -> _Rows:
+def _gather_rows(folder: Path, run: str, source: str) -> _Rows:
     rows = images = 0
     for shard in read_shards(folder, run):
         if shard.cut:
@@ -398,7 +432,11 @@ def _gather_rows(folder: Path, run: str) -> _Rows:
                 f"measures its images again"
             )
         rows, images = rows + shard.rows, images + len(shard.images)
-    return _Rows(gather(lambda: (shard.read() for shard in read_shards(folder, run)), rows, images), images)
+
+    def tables() -> Iterator[pa.Table]:
+        return (name_images(shard.read(), source) for shard in read_shards(folder, run))
+
+    return _Rows(gather(tables, rows, images), images)
 
 
 def _number(path: Path) -> int:

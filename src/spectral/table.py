@@ -110,6 +110,20 @@ def make_reasons(origin: Origin, reasons: Mapping[Key, str]) -> pa.Table:
     return pa.Table.from_pylist(rows, SCHEMA).cast(_COMPACT)
 
 
+def name_images(rows: pa.Table, images: str) -> pa.Table:
+    """Return tidy rows with another word for the images that they are of; as they are where it is empty.
+
+    Example:
+        >>> rows = make_reasons(Origin("net", "", "a@listed-0"), {Key("sis"): "no scores"})
+        >>> name_images(rows, "a@1")["images"].to_pylist()
+        ['a@1']
+    """
+    if not images:
+        return rows
+    place = rows.schema.get_field_index("images")
+    return rows.set_column(place, "images", _repeat_text([images], np.zeros(len(rows))))
+
+
 def as_codes(rows: pa.Table) -> pa.Table:
     """Return tidy rows with text as codes of its few different words.
 

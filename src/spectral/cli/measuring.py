@@ -88,7 +88,7 @@ def measure(
 
     if out:
         hold_folder(out)
-    net, info, pictures = network.load_with_images(model, images, limit, seed, workers)
+    net, info, pictures = network.load_with_images(model, images, limit, seed, workers, lazily=True)
     random = " (random weights, not trained)" if model.endswith("@random") else ""
     skipped = f"; {len(pictures.skipped)} broken file(s) skipped" if pictures.skipped else ""
     click.echo(
@@ -105,6 +105,7 @@ def measure(
     )
     if not find_launch().first:
         return  # the first rank writes for all
+    pictures = pictures.readable()
     summary = spectral.summarize_measurements(table)
     _print_summary(summary, metrics or DEFAULT_METRICS, len(pictures), len(set(pictures.clusters)))
     if json_path:

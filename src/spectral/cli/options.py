@@ -114,14 +114,20 @@ class ModelOptions:
         )  # fmt: skip
 
     def load_with_images(
-        self, name: str, images: str | list[str], limit: int | None, seed: int, workers: int | None = None
+        self,
+        name: str,
+        images: str | list[str],
+        limit: int | None,
+        seed: int,
+        workers: int | None = None,
+        lazily: bool = False,
     ) -> tuple[nn.Module, ModelInfo, ImageSet]:
         """Load the network and images of its size, and what is known of the network."""
         net = self.load(name)
         info = spectral.model_info(net)
         assert info is not None
         pictures = spectral.load_images(
-            images, size=info.preprocessing.size, limit=limit, seed=seed, workers=workers
+            images, size=info.preprocessing.size, limit=limit, seed=seed, workers=workers, lazily=lazily
         )
         return net, info, pictures
 

@@ -1,7 +1,8 @@
 """Images to measure on, read one at a time: samples, dead leaves, data sets, files, and what people hold."""
 
 from spectral.data.adapt import adapt_images, is_image_set
-from spectral.data.imageset import ImageItem, ImageSet
+from spectral.data.imageset import ImageItem, ImageSet, warn_about_skipped
+from spectral.data.listed import ListedImages, Seen
 from spectral.data.loading import Loading, check_workers
 from spectral.data.protocol import Images
 from spectral.data.sources import load_images, load_labelled_arrays
@@ -10,10 +11,13 @@ __all__ = [
     "ImageItem",
     "ImageSet",
     "Images",
+    "ListedImages",
     "Loading",
+    "Seen",
     "adapt_images",
     "check_workers",
     "is_image_set",
     "load_images",
     "load_labelled_arrays",
+    "warn_about_skipped",
 ]

@@ -31,7 +31,7 @@ def is_image_set(images: Any) -> bool:
     return hasattr(images, "batches") and hasattr(images, "ids")
 
 
-def adapt_images(images: Any, caller: str) -> Any:
+def adapt_images(images: Any, caller: str, lazily: bool = False) -> Any:
     """Make a set of images of whatever holds some.
 
     Names, paths, PIL images, arrays of 8-bit pixels, datasets and loaders become sets. Tensors, alone or
@@ -41,6 +41,7 @@ def adapt_images(images: Any, caller: str) -> Any:
     Args:
         images: what the user gave.
         caller: whose name errors begin with.
+        lazily: as for `load_images`, of names and paths.
 
     Raises:
         SpectralError: if it is none of these, or empty.
@@ -54,7 +55,7 @@ def adapt_images(images: Any, caller: str) -> Any:
     if is_image_set(images):
         return images
     if isinstance(images, str | os.PathLike):
-        return load_images(images)  # type: ignore[arg-type]
+        return load_images(images, lazily=lazily)  # type: ignore[arg-type]
     if isinstance(images, Image.Image):
         return make_picture_set([images], "image")
     if isinstance(images, DataLoader):
@@ -66,7 +67,7 @@ def adapt_images(images: Any, caller: str) -> Any:
     if isinstance(images, Mapping):
         return _require_tensors(images, caller)
     if isinstance(images, list | tuple):
-        return _read_items(images, caller)
+        return _read_items(images, caller, lazily)
     if (
         hasattr(images, "__getitem__")
         and hasattr(images, "__len__")
@@ -124,12 +125,12 @@ def _is_one_image(item: Any) -> bool:
     return planes or pixels or is_integer(label)
 
 
-def _read_items(items: Sequence[Any], caller: str) -> Any:
+def _read_items(items: Sequence[Any], caller: str, lazily: bool = False) -> Any:
     """Read a list: of paths, of PIL images, of arrays of pixels, or of what a network is called with."""
     if not items:
         raise SpectralError(f"{caller}: there are no images")
     if all(isinstance(item, str | os.PathLike) for item in items):
-        return load_images(list(items))
+        return load_images(list(items), lazily=lazily)
     if all(isinstance(item, Image.Image) for item in items):
         return make_picture_set(items, "images")
     arrays = isinstance(items, list) and all(isinstance(item, np.ndarray) for item in items)

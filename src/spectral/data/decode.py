@@ -25,6 +25,9 @@ _FURTHER = frozenset({
 _ORIENTATION_TAG = 0x0112
 _DEEPEST = 65535
 MOST_BYTES = 2**29  # of an image file
+SETTLED = 2.0  # seconds after which a file that changes again gets another time
+
+State = tuple[int, ...]  # of a file, see `look_at`
 
 
 @lru_cache(maxsize=1)
@@ -63,12 +66,12 @@ def read_image(path: Path, digest: str | None = None) -> Image.Image:
         OSError, ValueError, SyntaxError: whatever Pillow makes of a file that it cannot decode.
         SpectralError: if it is too large, or has changed.
     """
-    return decode_image(_read_bytes(path), digest)
+    return decode_image(read_bytes(path), digest)
 
 
 def decode_image(content: bytes, digest: str | None = None) -> Image.Image:
     """Decode the bytes of an image file; as `read_image`."""
-    if digest is not None and _digest(content) != digest:
+    if digest is not None and digest_bytes(content) != digest:
         raise SpectralError("it has changed since it was loaded")
     with Image.open(io.BytesIO(content)) as image:
         return to_rgb(image)
@@ -87,7 +90,7 @@ def check_image(path: Path) -> CheckedFile:
 
     Units: the size is in pixels, after orientation.
     """
-    return inspect_image(partial(_read_bytes, path))
+    return inspect_image(partial(read_bytes, path))
 
 
 def inspect_image(read: Callable[[], bytes]) -> CheckedFile:
@@ -107,7 +110,7 @@ def inspect_image(read: Callable[[], bytes]) -> CheckedFile:
                 size = (upright.height, upright.width)
     except Exception as error:  # Pillow's decoders raise almost anything on a broken file
         raise SpectralError(describe_failure(error)) from error
-    return CheckedFile(_digest(content), size)
+    return CheckedFile(digest_bytes(content), size)
 
 
 def describe_failure(error: Exception) -> str:
@@ -195,9 +198,26 @@ def read_slice(path: Path, start: int, length: int) -> bytes:
         return file.read(length)
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """Read an image file.
+
+    Raises:
+        OSError, SpectralError: if there is no such file, or it is too long.
+    """
     _refuse_long(path.stat().st_size)
     return path.read_bytes()
+
+
+def look_at(path: Path, *place: int) -> State:
+    """Return what the file system says of a file, and the place in it: as long as it is so, so are its bytes.
+
+    The last is the time of the description, which the system alone sets.
+
+    Raises:
+        OSError: if there is no such file.
+    """
+    found = path.stat()
+    return (*place, found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
 
 
 def _refuse_long(size: int) -> None:
@@ -220,7 +240,8 @@ def _refuse_huge(image: Image.Image) -> None:
         )
 
 
-def _digest(content: bytes) -> str:
+def digest_bytes(content: bytes) -> str:
+    """Return what is compared of an image's bytes."""
     return hashlib.sha256(content).hexdigest()[:32]
 
 

@@ -5,24 +5,32 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from tqdm import tqdm
 
 from spectral.classes import SYNSET
-from spectral.data.decode import CheckedFile, check_image, list_extensions, read_image
-from spectral.data.imageset import ImageItem, ImageSet, spread_over_classes
+from spectral.data.decode import (
+    CheckedFile,
+    State,
+    check_image,
+    describe_failure,
+    list_extensions,
+    look_at,
+    read_bytes,
+    read_image,
+)
+from spectral.data.imageset import ImageItem, ImageSet, spread_over_classes, warn_about_skipped
 from spectral.data.known import KnownFiles
+from spectral.data.listed import FEWEST_LISTED, Book, ListedImages, ListedItem, Seen
+from spectral.data.threads import map_in_threads
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.files import printable
 
-T = TypeVar("T")
-R = TypeVar("R")
 # Kinds that lie beside images and that nobody takes for any.
 _COMPANIONS = frozenset({
     ".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".html", ".ini", ".db",
@@ -41,14 +49,28 @@ class FolderListing(NamedTuple):
     """How many files of each kind, by their endings, aren't read."""
 
 
-def load_folder(root: Path, size: tuple[int, int] | None, limit: int | None, seed: int) -> ImageSet:
+class Choice(NamedTuple):
+    """Which images of a folder or of packed files are wanted, and in which form.
+
+    Attributes:
+        size: (height, width), or None for each image's own.
+        limit: how many images, at most.
+        seed: which images, if there are more.
+        lazily: whether many are listed without reading them.
+    """
+
+    size: tuple[int, int] | None
+    limit: int | None
+    seed: int
+    lazily: bool = False
+
+
+def load_folder(root: Path, choice: Choice) -> ImageSet:
     """Load the images of a folder; see `spectral.load_images`.
 
     Args:
         root: a flat folder of images, a folder with one subfolder per class, or one whose test/ is so.
-        size: (height, width), or None for each image's own.
-        limit: how many images, at most.
-        seed: which images, if there are more.
+        choice: which of them.
 
     Raises:
         SpectralError: if there is no such folder, or not one readable image in it.
@@ -62,10 +84,10 @@ def load_folder(root: Path, size: tuple[int, int] | None, limit: int | None, see
         endings = ", ".join(list_extensions())
         there = f"; there are {describe_kinds(listing.left_out)}" if listing.left_out else ""
         raise SpectralError(f"no images in folder {str(root)!r}: expected files ending in {endings}{there}")
-    return _load_listed(root, source, listing, size, limit, seed)
+    return _load_listed(root, source, listing, choice)
 
 
-def load_files(paths: Sequence[Path], size: tuple[int, int] | None, limit: int | None, seed: int) -> ImageSet:
+def load_files(paths: Sequence[Path], choice: Choice) -> ImageSet:
     """Load image files, and those in folders among them; see `spectral.load_images`.
 
     Ids are relative to the folder that has all of them; classes are known where names begin with ImageNet's.
@@ -98,18 +120,12 @@ def load_files(paths: Sequence[Path], size: tuple[int, int] | None, limit: int |
     names = [file.relative_to(root).as_posix() for file in files]
     labels, classes = _find_labels([_read_synset(file.name) for file in files])
     listing = FolderListing(names, labels, classes, left_out)
-    return _load_listed(root, f"files:{printable(root.name)}", listing, size, limit, seed)
+    return _load_listed(root, f"files:{printable(root.name)}", listing, choice)
 
 
-def _load_listed(
-    root: Path,
-    source: str,
-    listing: FolderListing,
-    size: tuple[int, int] | None,
-    limit: int | None,
-    seed: int,
-) -> ImageSet:
-    known = KnownFiles(root, len(listing.names) if limit is None else min(limit, len(listing.names)))
+def _load_listed(root: Path, source: str, listing: FolderListing, choice: Choice) -> ImageSet:
+    wanted = len(choose(listing, choice))
+    known = KnownFiles(root, wanted)
     new: dict[str, CheckedFile] = {}
 
     def recall(position: int) -> ImageItem | None:
@@ -124,9 +140,23 @@ def _load_listed(
             return str(error)
         return _make_item(root, listing, position, new[name])
 
-    images = choose_readable(listing, check, source, str(root), size, limit, seed, recall)
+    def find(position: int) -> Found:
+        path = root / listing.names[position]
+        return partial(read_bytes, path), partial(look_at, path), path.stat().st_size
+
+    if choice.lazily and wanted >= FEWEST_LISTED:
+        return choose_listed(listing, find, source, str(root), choice, known)
+    images = choose_readable(listing, check, source, str(root), choice, recall)
     known.note(new.items())
     return images
+
+
+def choose(listing: FolderListing, choice: Choice) -> Sequence[int]:
+    """Return the positions of the images that are wanted, in order."""
+    every = range(len(listing.names))
+    if choice.limit is None or choice.limit >= len(every):
+        return every
+    return sorted(spread_over_classes(listing.labels, choice.seed)[: choice.limit])
 
 
 def choose_readable(
@@ -134,9 +164,7 @@ def choose_readable(
     check: Callable[[int], ImageItem | str],
     source: str,
     where: str,
-    size: tuple[int, int] | None,
-    limit: int | None,
-    seed: int,
+    choice: Choice,
     recall: Callable[[int], ImageItem | None] = lambda position: None,
 ) -> ImageSet:
     """Make a set of the images that can be read, spread over the classes if not all are wanted.
@@ -146,22 +174,19 @@ def choose_readable(
         check: returns the image at a position, or the reason why it is none.
         source: what the set is called.
         where: the folder that they are in, for messages.
-        size: (height, width), or None for each image's own.
-        limit: how many images, at most.
-        seed: which images, if there are more.
+        choice: which are wanted.
         recall: returns the image at a position where it is known without reading it.
 
     Raises:
         SpectralError: if none can be read.
     """
-    names, labels, classes, left_out = listing
-    wanted = len(names) if limit is None else min(limit, len(names))
-    order = range(len(names)) if wanted == len(names) else spread_over_classes(labels, seed)
+    names, wanted = listing.names, len(choose(listing, choice))
     items: dict[int, ImageItem] = {}
     skipped: list[tuple[str, str]] = []
-    remaining = iter(order)
+    # Broken files are replaced by the next in order, so more than one round may be needed.
+    every = range(len(names))
+    remaining = iter(every if wanted == len(every) else spread_over_classes(listing.labels, choice.seed))
     with tqdm(total=wanted, desc="checking images", unit="image", delay=1, leave=False) as progress:
-        # Broken files are replaced by the next in order, so more than one round may be needed.
         while len(items) < wanted and (candidates := list(islice(remaining, wanted - len(items)))):
             known = {position: own for position in candidates if (own := recall(position)) is not None}
             checks = map_in_threads(check, [position for position in candidates if position not in known])
@@ -173,14 +198,75 @@ def choose_readable(
                 else:
                     skipped.append((printable(names[position]), item))
     if not items:
-        raise SpectralError(
-            f"none of the {len(skipped)} image files in folder {where!r} could be read; "
-            f"the first, {skipped[0][0]!r}: {skipped[0][1]}"
-        )
+        raise _refuse_broken(skipped, where)
     warn_about_skipped(skipped, source)
-    _warn_about_left_out(left_out, source)
+    _warn_about_left_out(listing.left_out, source)
     return ImageSet(
-        source, [items[p] for p in sorted(items)], size, classes, sorted(skipped), left_out=dict(left_out)
+        source, [items[p] for p in sorted(items)], choice.size, listing.classes, sorted(skipped),
+        left_out=dict(listing.left_out),
+    )  # fmt: skip
+
+
+Found = tuple[Callable[[], bytes], Callable[[], State], int]
+"""How an image's bytes are read, what the file system says of them, and how many there are."""
+
+
+def choose_listed(
+    listing: FolderListing,
+    find: Callable[[int], Found],
+    source: str,
+    where: str,
+    choice: Choice,
+    known: KnownFiles | None = None,
+) -> ListedImages:
+    """Make a set of images that are read when their turn comes; only the first that can be is read here.
+
+    Args:
+        listing: all.
+        find: finds the image at a position.
+        source: what the set is called.
+        where: the folder that they are in, for messages.
+        choice: which are wanted.
+        known: what earlier runs found out about files.
+
+    Raises:
+        SpectralError: if none can be read, or one is no longer there.
+    """
+    book, names, chosen = Book(), listing.names, choose(listing, choice)
+    items = []
+    for position in chosen:
+        name = printable(names[position])
+        try:
+            items.append(ListedItem(name, *find(position), book, listing.labels[position]))
+        except OSError as error:
+            raise SpectralError(f"{source}: {name} can't be read ({describe_failure(error)})") from error
+    if known is not None:
+        _recall(items, [names[position] for position in chosen], known)
+    skipped: list[tuple[str, str]] = []
+    while items and (reason := items[0].find_fault()):
+        skipped.append((items.pop(0).id, reason))
+    if not items:
+        raise _refuse_broken(skipped, where)
+    warn_about_skipped(skipped, source)
+    _warn_about_left_out(listing.left_out, source)
+    return ListedImages(
+        source, items, choice.size, listing.classes, skipped, left_out=dict(listing.left_out), book=book
+    )
+
+
+def _recall(items: Sequence[ListedItem], names: Sequence[str], known: KnownFiles) -> None:
+    """Put into the items' book what is known of them, and have it kept what they turn out to be."""
+    book, paths = items[0].book, dict(zip((item.id for item in items), names, strict=True))
+    for item, name in zip(items, names, strict=True):
+        if (checked := known.find(name)) is not None:
+            book.seen[item.id] = Seen(*checked, item.look())
+    book.keep = lambda seen: known.note((paths[name], CheckedFile(*own[:2])) for name, own in seen.items())
+
+
+def _refuse_broken(skipped: Sequence[tuple[str, str]], where: str) -> SpectralError:
+    return SpectralError(
+        f"none of the {len(skipped)} image files in folder {where!r} could be read; "
+        f"the first, {skipped[0][0]!r}: {skipped[0][1]}"
     )
 
 
@@ -252,24 +338,6 @@ def require_folder(root: Path) -> None:
         )
     if not root.is_dir():
         raise SpectralError(f"no folder {str(root)!r}; pass an existing folder of images")
-
-
-def map_in_threads(function: Callable[[T], R], arguments: Iterable[T]) -> Iterator[R]:
-    """Call a function on many arguments, in as many threads as helps with decoding; results come in order."""
-    with ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1)) as pool:
-        yield from pool.map(function, arguments)
-
-
-def warn_about_skipped(skipped: list[tuple[str, str]], source: str) -> None:
-    """Warn once about all files that could not be read, with the first few by name."""
-    if skipped:
-        named = "; ".join(f"{name} ({reason})" for name, reason in sorted(skipped)[:3])
-        more = "; …" if len(skipped) > 3 else ""
-        warnings.warn(
-            f"{source}: skipped {len(skipped)} broken image file(s): {named}{more}",
-            SpectralWarning,
-            stacklevel=5,
-        )
 
 
 def _warn_about_left_out(left_out: Mapping[str, int], source: str) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
-from typing import overload
+from typing import TypeVar, overload
 
 import torch
 from PIL import Image
@@ -18,8 +19,11 @@ from spectral.arguments import as_integer
 from spectral.data.decode import describe_failure, fit_image, to_tensor
 from spectral.data.kept import KeptImages
 from spectral.data.loading import Loading, load_batches
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, SpectralWarning
 from spectral.synthetic import Size, as_size, generator
+
+T = TypeVar("T")
+Batches = Generator[tuple[list[int], torch.Tensor], None, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +96,17 @@ class ImageSet:
         try:
             image = item.open()
         except (OSError, SyntaxError, ValueError) as error:
-            reason = describe_failure(error)
-            raise SpectralError(
-                f"image {item.id} of {self.source} can no longer be read ({reason}); load the images again"
-            ) from error
+            raise self._lose(item.id, error) from error
+        return self._fit(image)
+
+    def _lose(self, name: str, error: Exception) -> SpectralError:
+        """Return the error that an image can't be read which could be."""
+        reason = describe_failure(error)
+        return SpectralError(
+            f"image {name} of {self.source} can no longer be read ({reason}); load the images again"
+        )
+
+    def _fit(self, image: Image.Image) -> torch.Tensor:
         return to_tensor(image if self.size is None else fit_image(image, self.size, self.resample))
 
     def __iter__(self) -> Iterator[torch.Tensor]:
@@ -161,9 +172,13 @@ class ImageSet:
         seed (synthetic), or the MD5 of the data set's file and the position in it (stl10, cifar10). Neither
         paths nor times nor labels are part of it.
         """
+        return self.describe_known((item.id, item.key) for item in self.items)
+
+    def describe_known(self, keys: Iterable[tuple[str, str]]) -> str:
+        """Return the fingerprint of images with these names and keys, at the size of this set."""
         digest = hashlib.sha256(repr((self.source, self.size, self.resample.name)).encode())
-        for item in self.items:
-            digest.update(repr((item.id, item.key)).encode())
+        for pair in keys:
+            digest.update(repr(pair).encode())
         return digest.hexdigest()[:16]
 
     def take(self, n: int) -> ImageSet:
@@ -176,6 +191,10 @@ class ImageSet:
             SpectralError: if ``n`` is less than 1.
         """
         return self[: check_limit(n)]
+
+    def readable(self) -> ImageSet:
+        """Return the set without the images that have turned out to be broken, where that wasn't known."""
+        return self
 
     def resized(self, size: Size) -> ImageSet:
         """Return the same images (for samples: the same crops) at another size.
@@ -232,37 +251,38 @@ class ImageSet:
         chosen = list(range(len(self)) if indices is None else indices)[start:]
         self._check_one_size(chosen)
         groups = [chosen[step : step + batch_size] for step in range(0, len(chosen), batch_size)]
-        if self.kept is None:
-            return self._decode(groups)
-        return self._decode_once(groups, self.kept)
+        return self._decode(groups) if self.kept is None else self._decode_once(groups, self.kept)
 
-    def _decode_once(
-        self, groups: list[list[int]], kept: KeptImages
-    ) -> Iterator[tuple[list[int], torch.Tensor]]:
+    def _decode_once(self, groups: list[list[int]], kept: KeptImages) -> Batches:
         """Take batches that are kept, and decode the others ahead, in order."""
-        keys = [[self._describe(index) for index in group] for group in groups]
-        known = [kept.holds(own) for own in keys]
+        known = [kept.holds(list(map(self._describe, group))) for group in groups]
         missing = [group for group, there in zip(groups, known, strict=True) if not there]
         with closing(self._decode(missing)) as decoded:
-            for group, own, there in zip(groups, keys, known, strict=True):
-                batch = kept.find(own) if there else next(decoded)[1]
-                if not there:
-                    kept.add(own, batch)
-                yield group, batch
+            for group, there in zip(groups, known, strict=True):
+                if there:
+                    yield group, kept.find(list(map(self._describe, group)))
+                else:
+                    chosen, batch = next(decoded)
+                    kept.add(list(map(self._describe, chosen)), batch)
+                    yield chosen, batch
 
     def _describe(self, index: int) -> tuple[object, ...]:
         """Return all that an image's pixels depend on."""
         item = self.items[index]
         return item.id, item.key, self.size, self.resample
 
-    def _decode(self, groups: list[list[int]]) -> Generator[tuple[list[int], torch.Tensor], None, None]:
+    def _decode(self, groups: list[list[int]]) -> Batches:
+        """Yield what can be read of each group, and its pixels."""
+        return self._load(self._stack, groups)
+
+    def _load(
+        self, read: Callable[[list[int]], T], groups: list[list[int]]
+    ) -> Generator[tuple[list[int], T], None, None]:
         count, most = sum(map(len, groups)), max(map(len, groups), default=0)
         height, width = self.size or (0, 0)
         nbytes = most * 3 * height * width * torch.float32.itemsize
         workers = self.loading.count_workers(count, len(groups), nbytes)
-        return load_batches(
-            self._stack, groups, workers=workers, pinned=self.loading.pinned, source=self.source
-        )
+        return load_batches(read, groups, workers=workers, pinned=self.loading.pinned, source=self.source)
 
     def _stack(self, indices: list[int]) -> torch.Tensor:
         # In a worker, torch's own function stacks into memory that is shared: nothing is copied twice.
@@ -280,6 +300,18 @@ class ImageSet:
                     f"images of {self.source} differ in size ({first.id} is {first.size[0]}×{first.size[1]}, "
                     f"{item.id} is {item.size[0]}×{item.size[1]}) and can't form a batch; pass size="
                 )
+
+
+def warn_about_skipped(skipped: Sequence[tuple[str, str]], source: str) -> None:
+    """Warn once about all files that could not be read, with the first few by name."""
+    if skipped:
+        named = "; ".join(f"{name} ({reason})" for name, reason in sorted(skipped)[:3])
+        more = "; …" if len(skipped) > 3 else ""
+        warnings.warn(
+            f"{source}: skipped {len(skipped)} broken image file(s): {named}{more}",
+            SpectralWarning,
+            stacklevel=5,
+        )
 
 
 def check_limit(limit: int) -> int:

@@ -13,13 +13,12 @@ from typing import Any
 
 import PIL
 
-from spectral.data.decode import CheckedFile
+from spectral.data.decode import SETTLED, CheckedFile, look_at
 from spectral.errors import SpectralError
 from spectral.files import append_seal, split_seal, write_whole
 
 FEWEST_FILES = 500  # of a folder that is worth it
 MOST_FOLDERS = 64  # that are remembered
-_SETTLED = 2.0  # seconds after which a file that changes again gets another time
 _CACHE = "SPECTRAL_CACHE"
 
 
@@ -57,7 +56,7 @@ class KnownFiles:
             return None
         with suppress(OSError, ValueError, TypeError):
             state, digest, height, width = entry
-            if state == _describe((self._root / name).stat()):
+            if tuple(state) == look_at(self._root / name):
                 return CheckedFile(str(digest), (int(height), int(width)))
         return None
 
@@ -68,20 +67,16 @@ class KnownFiles:
         new: dict[str, Any] = {}
         for name, (digest, size) in found:
             with suppress(OSError):
-                state = (self._root / name).stat()
+                state = look_at(self._root / name)
                 # A file that has just changed may change again without another time.
-                if max(state.st_mtime, state.st_ctime) < self._begun - _SETTLED:
-                    new[name] = [_describe(state), digest, *size]
+                if max(state[-2:]) < (self._begun - SETTLED) * 1e9:
+                    new[name] = [list(state), digest, *size]
         if any(self._entries.get(name) != entry for name, entry in new.items()):
             content = {"pillow": PIL.__version__, "files": {**self._entries, **new}}
             with suppress(OSError, SpectralError, ValueError):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 write_whole(self._path, append_seal(json.dumps(content).encode()))
                 _forget_old(self._path.parent)
-
-
-def _describe(state: os.stat_result) -> list[int]:
-    return [state.st_size, state.st_ino, state.st_mtime_ns, state.st_ctime_ns]
 
 
 def _read(path: Path) -> dict[str, Any]:

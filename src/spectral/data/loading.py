@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 from spectral.arguments import as_integer
@@ -182,7 +181,7 @@ def _explain(error: Exception, source: str) -> Exception:
 
 
 def _pin(batch: Any) -> Any:
-    return batch.pin_memory() if isinstance(batch, torch.Tensor) else batch
+    return batch.pin_memory() if hasattr(batch, "pin_memory") else batch
 
 
 def _count_cores() -> int:

@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from spectral.arguments import is_integer
-from spectral.data.decode import decode_image, inspect_image, list_extensions, read_slice
-from spectral.data.folder import FolderListing, choose_readable
+from spectral.data.decode import decode_image, inspect_image, list_extensions, look_at, read_slice
+from spectral.data.folder import Choice, FolderListing, Found, choose, choose_listed, choose_readable
 from spectral.data.imageset import ImageItem, ImageSet
+from spectral.data.listed import FEWEST_LISTED
 from spectral.errors import SpectralError
 from spectral.files import printable
 
@@ -27,11 +28,23 @@ _COMPRESSED = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")
 
 
 class _Packed(NamedTuple):
-    """An image in a file of many: its name, how its bytes are read, and its label."""
+    """An image in a file of many.
+
+    Attributes:
+        name: of the image.
+        read: returns its bytes.
+        label: of the image.
+        path: of the file.
+        place: of the image in the file.
+        length: of its bytes, or of the file where that isn't known.
+    """
 
     name: str
     read: Callable[[], bytes]
     label: int | None
+    path: Path
+    place: tuple[int, int]
+    length: int
 
 
 def is_packed(path: Path) -> bool:
@@ -49,9 +62,7 @@ def list_packed(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and is_packed(path))
 
 
-def load_packed(
-    paths: Sequence[Path], size: tuple[int, int] | None, limit: int | None, seed: int
-) -> ImageSet:
+def load_packed(paths: Sequence[Path], choice: Choice) -> ImageSet:
     """Load the images of tar shards or of Parquet files; see `spectral.load_images`.
 
     In a tar each image is a file; ``name.cls`` beside ``name.jpg`` has its class's number, or ``name.json``
@@ -60,9 +71,7 @@ def load_packed(
 
     Args:
         paths: all of one kind.
-        size: (height, width), or None for each image's own.
-        limit: how many images, at most.
-        seed: which images, if there are more.
+        choice: which of them.
 
     Raises:
         SpectralError: if they are of several kinds, or one can't be read, or holds no image.
@@ -91,17 +100,24 @@ def load_packed(
         found, names = found + own, classes
     source = f"{kind[1:]}:{printable(paths[0].resolve().parent.name if len(paths) > 1 else paths[0].name)}"
     listing = FolderListing([one.name for one in found], [one.label for one in found], names)
-    return choose_readable(listing, partial(_check, found), source, str(root), size, limit, seed)
+    if choice.lazily and len(choose(listing, choice)) >= FEWEST_LISTED:
+        return choose_listed(listing, partial(_find, found), source, str(root), choice)
+    return choose_readable(listing, partial(_check, found), source, str(root), choice)
+
+
+def _find(found: Sequence[_Packed], position: int) -> Found:
+    one = found[position]
+    return one.read, partial(look_at, one.path, *one.place), one.length
 
 
 def _check(found: Sequence[_Packed], position: int) -> ImageItem | str:
     """Return the image, or the reason why it is none."""
-    name, read, label = found[position]
+    one = found[position]
     try:
-        digest, size = inspect_image(read)
+        digest, size = inspect_image(one.read)
     except SpectralError as error:
         return str(error)
-    return ImageItem(printable(name), partial(_open, read, digest), digest, size, label)
+    return ImageItem(printable(one.name), partial(_open, one.read, digest), digest, size, one.label)
 
 
 def _open(read: Callable[[], bytes], digest: str) -> Any:
@@ -127,7 +143,8 @@ def _list_tar(path: Path, prefix: str) -> Iterator[_Packed]:
     except (OSError, tarfile.TarError) as error:
         raise SpectralError(f"{str(path)!r} can't be read as a tar ({error}); fetch it again") from error
     for name, key, start, length in images:
-        yield _Packed(f"{prefix}/{name}", partial(read_slice, path, start, length), labels.get(key))
+        read = partial(read_slice, path, start, length)
+        yield _Packed(f"{prefix}/{name}", read, labels.get(key), path, (start, length), length)
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -164,8 +181,9 @@ def _list_parquet(path: Path, prefix: str) -> tuple[list[_Packed], list[str] | N
     places = [(group, row) for group, count in enumerate(counts) for row in range(count)]
     # The Hub writes -1 for an image without a label.
     known = [own if own is None or own >= 0 else None for own in labels]
+    length = path.stat().st_size
     packed = [
-        _Packed(f"{prefix}/{i:06d}", partial(_read_cell, path, column, *place), known[i])
+        _Packed(f"{prefix}/{i:06d}", partial(_read_cell, path, column, *place), known[i], path, place, length)
         for i, place in enumerate(places)
     ]
     return packed, _find_classes(file.schema_arrow, label)

@@ -17,18 +17,18 @@ from spectral.arguments import as_path
 from spectral.data.archives import CIFAR10_CLASSES, load_cifar10, load_cifar10_arrays, load_stl10
 from spectral.data.decode import describe_failure, read_image
 from spectral.data.folder import (
+    Choice,
     has_images,
     list_folder,
     load_files,
     load_folder,
-    map_in_threads,
     require_folder,
-    warn_about_skipped,
 )
-from spectral.data.imageset import ImageItem, ImageSet, check_limit
+from spectral.data.imageset import ImageItem, ImageSet, check_limit, warn_about_skipped
 from spectral.data.loading import Loading, check_workers
 from spectral.data.packed import is_packed, list_packed, load_packed
 from spectral.data.samples import load_samples
+from spectral.data.threads import map_in_threads
 from spectral.errors import SpectralError, suggest
 from spectral.synthetic import Size, as_size, generator, make_dead_leaves_image
 
@@ -44,6 +44,7 @@ def load_images(
     seed: int = 0,
     root: str | Path | None = None,
     workers: int | None = None,
+    lazily: bool = False,
 ) -> ImageSet:
     """Load images by the name of their source, from a folder, or from files.
 
@@ -72,6 +73,9 @@ def load_images(
         root: where data sets are kept, by default $SPECTRAL_DATA, or else data/ in the current folder.
         workers: processes that decode batches ahead of the network; by default as many as help, none for few
             images. 0 decodes in the main process. Pixels and order are the same.
+        lazily: list files, where there are 500 or more, by names, lengths and times alone. One that can't be
+            read then shows when its turn comes: it is passed over, and named in ``skipped`` from then on;
+            with a ``limit`` no other takes its place.
 
     Returns:
         An `ImageSet`, which reads an image when it is indexed.
@@ -89,56 +93,53 @@ def load_images(
         check_limit(limit)
     generator(seed)  # says at once if the seed is not usable
     loading = Loading(check_workers(workers, "load_images"))
-    return _find_images(source, shape, limit, seed, root).with_loading(loading)
+    if not isinstance(lazily, bool | np.bool_):
+        raise SpectralError(f"load_images: lazily must be True or False, got {lazily!r:.60}")
+    choice = Choice(shape, limit, seed, bool(lazily))
+    return _find_images(source, choice, root).with_loading(loading)
 
 
 def _find_images(
-    source: str | Path | Sequence[str | Path],
-    shape: tuple[int, int] | None,
-    limit: int | None,
-    seed: int,
-    root: str | Path | None,
+    source: str | Path | Sequence[str | Path], choice: Choice, root: str | Path | None
 ) -> ImageSet:
     """Read the name of a source, a folder or files."""
     if not isinstance(source, str | os.PathLike):
         if not isinstance(source, Iterable):
             raise SpectralError(f"load_images: source must be a path, a name or a list, got {source!r:.60}")
-        return _load_paths([path for one in source for path in _expand(one)], shape, limit, seed)
+        return _load_paths([path for one in source for path in _expand(one)], choice)
     if not str(source):
         raise SpectralError(f"no images asked for: expected a folder, files or one of {', '.join(SOURCES)}")
     if source == "samples":
-        return load_samples(shape, limit, seed)
+        return load_samples(*choice[:3])
     if source == "synthetic":
-        return _load_synthetic(shape, limit, seed)
+        return _load_synthetic(*choice[:3])
     if source == "stl10":
-        return load_stl10(_data_root(root), shape, limit, seed)
+        return load_stl10(_data_root(root), *choice[:3])
     if source in ("cifar10", "cifar10-train"):
         split = "test" if source == "cifar10" else "train"
-        return load_cifar10(_data_root(root), split, shape, limit, seed)
+        return load_cifar10(_data_root(root), split, *choice[:3])
     path = Path(source).expanduser()
     if path.is_file() or (not path.exists() and glob.has_magic(str(path))):
-        return _load_paths(_expand(path), shape, limit, seed)
+        return _load_paths(_expand(path), choice)
     if not path.exists() and len(path.parts) == 1:
         raise SpectralError(
             f"unknown images {str(source)!r}: expected a folder, files or one of {', '.join(SOURCES)}"
             f"{suggest(str(source), SOURCES)}"
         )
     if path.is_dir() and not has_images(path) and (packed := list_packed(path)):
-        return load_packed(packed, shape, limit, seed)
-    return load_folder(path, shape, limit, seed)
+        return load_packed(packed, choice)
+    return load_folder(path, choice)
 
 
-def _load_paths(
-    paths: Sequence[Path], shape: tuple[int, int] | None, limit: int | None, seed: int
-) -> ImageSet:
+def _load_paths(paths: Sequence[Path], choice: Choice) -> ImageSet:
     """Load image files and folders, or files that hold many images each."""
     packed = [path for path in paths if is_packed(path) and path.is_file()]
     if not packed:
-        return load_files(paths, shape, limit, seed)
+        return load_files(paths, choice)
     if len(packed) < len(paths):
         other = next(path for path in paths if path not in packed)
         raise SpectralError(f"{packed[0].name} holds many images and {other.name} doesn't; load them apart")
-    return load_packed(sorted(dict.fromkeys(packed)), shape, limit, seed)
+    return load_packed(sorted(dict.fromkeys(packed)), choice)
 
 
 def _expand(source: str | Path) -> list[Path]:

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from spectral.data import Images, Loading, adapt_images, check_workers, is_image_set
+from spectral.data import (
+    Images,
+    ListedImages,
+    Loading,
+    adapt_images,
+    check_workers,
+    is_image_set,
+    warn_about_skipped,
+)
 from spectral.errors import SpectralError, warn
 from spectral.inputs import Inputs
 from spectral.intake.channels import list_channel_calls
@@ -37,6 +45,8 @@ class Feed:
         pixels: whether the caller works on images in [0, 1], so that tensors must be some.
         name: what tables call the model; by default what `load_model` recorded, or its class.
         workers: processes that decode images; by default as the set says.
+        lazily: whether the caller stands images that turn out to be broken when their turn comes, which are
+            then left out, and that are told from others only by what is known before.
 
     Raises:
         SpectralError: for no images, images that can't be brought to the model, or a forward that fails.
@@ -66,6 +76,7 @@ class Feed:
         pixels: bool = False,
         name: str | None = None,
         workers: int | None = None,
+        lazily: bool = False,
     ) -> None:
         self.model, self.caller, self.logits = model, caller, logits
         info = model_info(model)
@@ -86,11 +97,13 @@ class Feed:
         self._advice = "leave preprocessing out for what is normalised already"
         if pixels:
             self._advice = "give images that aren't normalised, and preprocessing= if the network tells none"
-        self.images: Images = self._adapt(self._set_loading(adapt_images(images, caller), workers))
+        self.images: Images = self._adapt(self._set_loading(adapt_images(images, caller, lazily), workers))
         if len(self.images) == 0:
             raise SpectralError(f"{caller}: there are no images")
         if self.images.size is None and self.normalises and self.preparation.size is not None:
             self.images = self.images.resized(self.preparation.size)
+        if isinstance(self.images, ListedImages) and not (lazily and self.images.size):
+            self.images = self.images.checked()
         if self._probe is None:
             _, raw = next(iter(self.images.batches(1, indices=[0])))
             self._choose(raw)
@@ -320,14 +333,29 @@ class Feed:
         """Note what was assumed of the images, and how many had to be enlarged."""
         if self.normalises and self.preparation.assumed:
             self.notes.append(explain_assumption(self.model, self.name))
+        if not isinstance(self.images, ListedImages):  # of which it isn't known yet
+            self.notes += self._describe_enlarged()
+
+    def conclude(self) -> None:
+        """Note what shows of the images only when all have been read."""
+        if isinstance(self.images, ListedImages):
+            found = self._describe_enlarged()
+            self.notes += found
+            if self.images.book.broken:
+                warn_about_skipped(self.images.skipped, self.images.source)
+            for note in found:
+                warn(f"{self.caller}: {note}")
+
+    def _describe_enlarged(self) -> list[str]:
         enlarged = self.enlarged
-        if enlarged and self.images.size is not None:
-            size = "×".join(map(str, self.images.size))
-            named = ", ".join(enlarged[:MOST_LISTED]) + (", …" if len(enlarged) > MOST_LISTED else "")
-            self.notes.append(
-                f"{len(enlarged)} of {len(self.images)} images are smaller than {size} and are enlarged, "
-                f"which lowers AVR: {named}"
-            )
+        if not enlarged or self.images.size is None:
+            return []
+        size = "×".join(map(str, self.images.size))
+        named = ", ".join(enlarged[:MOST_LISTED]) + (", …" if len(enlarged) > MOST_LISTED else "")
+        return [
+            f"{len(enlarged)} of {len(self.images)} images are smaller than {size} and are enlarged, "
+            f"which lowers AVR: {named}"
+        ]
 
 
 def _find_place(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:

@@ -51,7 +51,8 @@ def measure(
             pixels, a Dataset or a DataLoader. A tensor or an array (N, C, H, W) of numbers, of signals
             (N, C, T) or (N, T), of videos (N, C, T, H, W), or one image (C, H, W), is passed as it is:
             preprocessed already. So are a tuple of several inputs, a dictionary of named ones, or a list of
-            images, and what a Dataset or a DataLoader of tensors gives, without its labels.
+            images, and what a Dataset or a DataLoader of tensors gives, without its labels. Of 500 files and
+            more none is read before its turn: those that are broken are left out then, with a warning.
         metrics: any of avr, avr_separable, the same without the mean (avr_exclude_dc,
             avr_separable_exclude_dc), avr_hann (at each tap); am, am_relative, alias_power_ratio, and the
             shares of frequencies nonaliased, aliased, tangled, nopass (of the dense map); the headlines
@@ -138,7 +139,7 @@ def prepare_run(
     _check_choice("taps", taps, TAPS)
     check_hookable(model)
     feed = Feed(model, images, caller="measure", preprocessing=preprocessing, logits=logits, name=name,
-                workers=workers)  # fmt: skip
+                workers=workers, lazily=True)  # fmt: skip
     run = Run(feed, chosen, tuple(taps), demanded=demanded)
     wanted = set(run.metrics) & set(SITE_METRICS)
     found = run.find_sites(sites) if wanted or sites is not None else []

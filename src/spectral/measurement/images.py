@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pandas as pd
 from torch import Tensor
 
-from spectral.data import Images
+from spectral.data import Images, ListedImages, Seen
+from spectral.errors import StorageError
 from spectral.intake import GivenImages
 from spectral.network import make_inputs
+from spectral.store import ShardStore
 
 
 class TensorImages(GivenImages):
@@ -46,3 +51,36 @@ def insert_clusters(table: pd.DataFrame, images: Images) -> pd.DataFrame:
     clusters = dict(zip(images.ids, find_clusters(images), strict=True))
     table.insert(list(table.columns).index("image") + 1, "cluster", table["image"].map(clusters))
     return table
+
+
+def identify_images(images: Images) -> str:
+    """Return what tells a set of images from others, so far as that is known before they are read.
+
+    Of a set that is listed without reading it, names and lengths of the files; what the bytes are is noted
+    with the rows of each image, see `describe_seen`.
+    """
+    return images.listing if isinstance(images, ListedImages) else images.fingerprint
+
+
+def describe_seen(images: Images, names: Sequence[str]) -> dict[str, list[Any]]:
+    """Return what reading some images has shown, for the shard with their rows; nothing if it was known."""
+    if not isinstance(images, ListedImages):
+        return {}
+    return {name: images.book.seen[name].pack() for name in names if name in images.book.seen}
+
+
+def refuse_changed(images: Images, store: ShardStore) -> None:
+    """Make sure that the images whose rows a folder has are as they were when they were measured.
+
+    Raises:
+        SpectralError: naming one that isn't.
+    """
+    if not isinstance(images, ListedImages):
+        return
+    before = {name: Seen.unpack(own) for name, own in store.seen().items()}
+    if changed := images.recognise(before):
+        others = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise StorageError(
+            f"{store.folder} holds measurements of image {changed[0]!r}{others} as it was before it changed; "
+            f"choose another folder or delete it"
+        )

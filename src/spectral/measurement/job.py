@@ -14,15 +14,17 @@ import pyarrow.compute as pc
 import torch
 from tqdm import tqdm
 
+from spectral.data import ListedImages
 from spectral.errors import SpectralError
 from spectral.lazy import gather
 from spectral.measurement.description import describe_sites
+from spectral.measurement.images import describe_seen, refuse_changed
 from spectral.measurement.run import Run
 from spectral.network import undisturbed
 from spectral.ranks import Ranks, hold
 from spectral.sharing import compare_ranks
 from spectral.store import ShardStore, list_provenance
-from spectral.table import make_reasons
+from spectral.table import make_reasons, name_images
 
 _VISIBLE = 120.0  # seconds within which a file that one host has written must show on another
 
@@ -86,6 +88,7 @@ class _Job:
         with ranks.agreeing():
             if ranks.first:
                 self.store = ShardStore(out, run.config, self.provenance, run.identity)
+                refuse_changed(run.images, self.store)
                 found = {"done": self.store.finished_images(), "reasons": self.store.reasons(),
                          "measured": self.store.measured_sites(), **self.store.invitation}  # fmt: skip
         found = ranks.exchange(found)[0]
@@ -114,13 +117,14 @@ class _Job:
             for total in ranks.await_others(done):
                 bar.update(before + total - bar.n)
         run.follow(ranks.exchange(run.state))
+        concluded = self._conclude()
         with ranks.agreeing():
             self._keep(run.conclude())
-        table = self._collect()
+        table = self._collect(concluded.get("images", ""))
         records = describe_sites(run.sites, run.failed)
         with ranks.agreeing():
             if self.store and ranks.first:
-                self.store.finish(records)
+                self.store.finish(records, concluded)
         # For convenience alone, the table says all that is needed. Plain lists and dictionaries: pandas
         # compares attrs when it joins tables, and writes them to Parquet.
         table.attrs["sites"] = records
@@ -140,25 +144,43 @@ class _Job:
                     bar.update(before + self.ranks.advance(done) - bar.n)
         return done
 
+    def _conclude(self) -> dict[str, Any]:
+        """Find out what is only known once all images have been read, where nobody had before."""
+        run, ranks, images = self.run, self.ranks, self.run.images
+        if not isinstance(images, ListedImages):
+            return {}
+        for book in ranks.exchange(images.book.found):
+            images.learn(*book)
+        found: dict[str, Any] = {}
+        with ranks.agreeing():
+            if ranks.first:
+                own = run.conclude_images()
+                found = {"images": f"{images.source}@{own['images_fingerprint']}", "provenance": own}
+        found = ranks.exchange(found)[0]
+        self.provenance |= found["provenance"]
+        return found
+
     def _keep(self, rows: pa.Table) -> None:
         if not self.ranks.first:  # reasons are noted once
             rows = rows.filter(pc.equal(rows["reason"], ""))
         if len(rows) == 0:
             return
         if self.store:
-            self.store.append(rows)
+            names = [name for name in pc.unique(rows["image"]).to_pylist() if name]
+            self.store.append(rows, describe_seen(self.run.images, names))
         else:
             self.kept.append(rows)
 
-    def _collect(self) -> pd.DataFrame:
+    def _collect(self, images: str) -> pd.DataFrame:
         """Return the rows of all ranks."""
         if self.store is None:
-            tables = [rows for part in self.ranks.exchange(self.kept) for rows in part]
+            every = [rows for part in self.ranks.exchange(self.kept) for rows in part]
+            tables = [name_images(rows, images) for rows in every]
             return gather(lambda: tables, sum(map(len, tables)), len(self.run.images))
         written = [name for names in self.ranks.exchange(self.store.written) for name in names]
         with self.ranks.agreeing():
             _await_files([self.store.folder / name for name in written])
-            return self.store.read()
+            return self.store.read(images)
 
 
 def _await_files(paths: Sequence[Path]) -> None:

@@ -22,7 +22,7 @@ from spectral.inputs import Inputs
 from spectral.intake import Feed
 from spectral.interrupts import raise_kept, undivided
 from spectral.measurement.description import by
-from spectral.measurement.images import find_clusters
+from spectral.measurement.images import find_clusters, identify_images
 from spectral.measurement.meter import Batch, Meter
 from spectral.sites import Site, find_sites
 from spectral.standin import needs_data
@@ -279,7 +279,7 @@ class Run:
             "weights": self.identity.weights,
             "structure": self.identity.structure,
             "images": self.images.source,
-            "images_fingerprint": self.images.fingerprint,
+            "images_fingerprint": identify_images(self.images),
             "image_count": len(self.images),
             "image_size": list(self.images.size) if self.images.size else None,
             "preprocessing": self.feed.preparation.describe() if self.feed.normalises else None,
@@ -295,13 +295,17 @@ class Run:
         device = self.feed.device
         named = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         known = self.feed.preparation.origin if self.feed.normalises else "passed as given"
-        facts = {
-            "preprocessing_from": known,
-            "notes": list(self.feed.notes),
-            "enlarged": len(self.feed.enlarged),
-            "not_measured": dict(self.missing),
-        }
+        facts = {"preprocessing_from": known, **self._describe_images(), "not_measured": dict(self.missing)}
         return {**self.config, **facts, "batch_size": batch_size, **describe_environment(), "device": named}
+
+    def _describe_images(self) -> dict[str, Any]:
+        return {"notes": list(self.feed.notes), "enlarged": len(self.feed.enlarged)}
+
+    def conclude_images(self) -> dict[str, Any]:
+        """Return what of the provenance is only known when all images have been read."""
+        self.feed.conclude()
+        skipped = list(getattr(self.images, "skipped", ()))
+        return {"images_fingerprint": self.images.fingerprint, **self._describe_images(), "skipped": skipped}
 
 
 def _list_versions(model: nn.Module) -> list[tuple[int, int]]:

@@ -20,6 +20,7 @@ from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
 from spectral.files import claim, cooperate, ensure_writable
 from spectral.measurement import measure_part, measure_run, prepare_run
+from spectral.measurement.images import describe_seen, refuse_changed
 from spectral.measurement.run import Run
 from spectral.models import load_model, model_info
 from spectral.ranks import Ranks
@@ -130,7 +131,7 @@ class _Plan:
         """Return the images, at a network's size."""
         if size not in self._sets:
             self._sets[size] = load_images(self.images, size=size, limit=self.limit, seed=self.seed,
-                                           workers=self.workers).keep_decoded()  # fmt: skip
+                                           workers=self.workers, lazily=True).keep_decoded()  # fmt: skip
         return self._sets[size]
 
     @cached_property
@@ -228,6 +229,7 @@ class _Network:
             self.claims.mark(_END)  # it is still that network
             return did
         store = self._join("look")
+        refuse_changed(run.images, store)
         done = store.finished_images()
         run.resume(store.reasons(), store.measured_sites())
         for at, images in enumerate(self.plan.units):
@@ -252,7 +254,7 @@ class _Network:
                 first = range(len(run.images))[: self.plan.batch_size]
                 rows = measure_part(run, list(first), self.plan.batch_size)
                 if len(rows):
-                    store.append(rows)
+                    store.append(rows, describe_seen(run.images, run.images.ids[: self.plan.batch_size]))
         self.claims.mark(_BEGIN)
         return True
 
@@ -266,7 +268,7 @@ class _Network:
                 images = [i for i in images if run.images.ids[i] not in done]
             rows = measure_part(run, list(images), self.plan.batch_size) if images else ()
             if len(rows):
-                store.append(rows)
+                store.append(rows, describe_seen(run.images, [run.images.ids[i] for i in images]))
         self.claims.mark(name)
 
     def end(self, run: Run) -> None:

@@ -1,0 +1,193 @@
+"""Image sets that are listed without being read: the same table, what breaks, and what changes meanwhile."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from PIL import Image
+from test_loading import count_opened
+from test_measurement import tiny
+
+import spectral
+from spectral.data import ListedImages
+from spectral.errors import SpectralError, SpectralWarning
+
+COUNT = 501
+OPTIONS: dict[str, Any] = {
+    "metrics": ("avr",), "taps": ("input",), "progress": False, "preprocessing": "none", "batch_size": 125,
+}  # fmt: skip
+
+
+def paint(path: Path, number: int) -> None:
+    Image.new("RGB", (9 + number % 2, 8), (number % 256, number // 256, 7)).save(path, compress_level=0)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of files that can change no more without another time."""
+    folder = tmp_path_factory.mktemp("made") / "many"
+    folder.mkdir()
+    for i in range(COUNT):
+        paint(folder / f"{i:04d}.png", i)
+    time.sleep(2.1)
+    return folder
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same files by other names, some of which a test may replace."""
+    monkeypatch.setenv("SPECTRAL_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for path in made.iterdir():
+        (folder / path.name).symlink_to(path)
+    return folder
+
+
+def replace_by(path: Path, number: int) -> None:
+    path.unlink()
+    paint(path, number)
+
+
+def list_images(folder: Path) -> ListedImages:
+    images = spectral.load_images(folder, size=8, lazily=True, workers=0)
+    assert isinstance(images, ListedImages)
+    return images
+
+
+def measure(images: Any, out: Path | None = None) -> pd.DataFrame:
+    return spectral.measure(tiny(), images, out=out, **OPTIONS)
+
+
+class TestListing:
+    def test_nothing_but_the_first_image_is_read(self, made, folder):
+        assert count_opened(lambda: list_images(folder), folder) == 1
+
+    def test_few_are_read_at_once(self, folder):
+        assert not isinstance(spectral.load_images(folder, size=8, limit=9, lazily=True), ListedImages)
+
+    def test_it_is_the_same_set(self, folder):
+        images, known = list_images(folder), spectral.load_images(folder, size=8)
+        assert images.ids == known.ids
+        assert images.listing != known.fingerprint == images.fingerprint
+        assert images.skipped == known.skipped == []
+
+    def test_it_changes_with_names_lengths_and_size(self, folder):
+        first = list_images(folder)
+        listings = {first.listing, first.resized(9).listing, first[1:].listing}
+        (folder / "0007.png").unlink()
+        Image.new("RGB", (30, 30)).save(folder / "0007.png")
+        listings.add(list_images(folder).listing)
+        (folder / "0007.png").rename(folder / "0007b.png")
+        listings.add(list_images(folder).listing)
+        assert len(listings) == 5
+
+    def test_a_tar_is_listed_by_where_its_images_lie(self, made, tmp_path):
+        with tarfile.open(tmp_path / "all.tar", "w") as tar:
+            for path in sorted(made.iterdir()):
+                info = tarfile.TarInfo(path.name)
+                info.size = path.stat().st_size
+                tar.addfile(info, io.BytesIO(path.read_bytes()))
+        images, known = list_images(tmp_path / "all.tar"), spectral.load_images(tmp_path / "all.tar", size=8)
+        assert not images.book.seen.keys() - {images.ids[0]}
+        assert images.fingerprint == known.fingerprint
+
+    def test_what_was_read_is_remembered(self, made, folder):
+        measure(list_images(folder))
+        assert count_opened(lambda: spectral.load_images(folder, size=8), folder) == 0
+
+
+class TestMeasurement:
+    def test_the_table_is_that_of_a_set_that_was_read_before(self, folder, tmp_path):
+        found = measure(list_images(folder), tmp_path / "run")
+        known = measure(spectral.load_images(folder, size=8, workers=0))
+        pd.testing.assert_frame_equal(found, known)
+        again = spectral.read(tmp_path / "run")
+        pd.testing.assert_frame_equal(again, known)
+        for one in (found, again):
+            assert one.attrs["provenance"]["images_fingerprint"] == known["images"].iloc[0].split("@")[1]
+        pd.testing.assert_frame_equal(measure(list_images(folder), tmp_path / "run"), known)
+
+    def test_workers_tell_what_they_have_read(self, folder):
+        images = list_images(folder).with_loading(spectral.data.Loading(2))
+        assert len(list(images.batches(200))) == 3
+        assert len(images.book.seen) == COUNT
+
+    def test_it_begins_before_the_last_image_is_read(self, folder):
+        images, model, read = list_images(folder), tiny(), []
+        model.register_forward_pre_hook(lambda *_: read.append(len(images.book.seen)))
+        spectral.measure(model, images, **OPTIONS)
+        assert read == [125, 250, 375, 500, COUNT]
+
+    def test_broken_files_are_left_out_and_named(self, folder, tmp_path):
+        for number in (0, 3, 200):
+            (folder / f"{number:04d}.png").unlink()
+            (folder / f"{number:04d}.png").write_bytes(b"\x89PNG no more")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            known = measure(spectral.load_images(folder, size=8, workers=0))
+            images = list_images(folder)
+        assert [name for name, _ in images.skipped] == ["0000.png"]
+        with pytest.warns(SpectralWarning, match=r"skipped 3 broken image file\(s\): 0000\.png .*0200\.png"):
+            found = measure(images, tmp_path / "run")
+        pd.testing.assert_frame_equal(found, known)
+        skipped = spectral.read(tmp_path / "run").attrs["provenance"]["skipped"]
+        assert [name for name, _ in skipped] == ["0000.png", "0003.png", "0200.png"]
+
+    def test_other_analyses_get_a_set_of_what_can_be_read(self, folder):
+        (folder / "0300.png").unlink()
+        (folder / "0300.png").write_bytes(b"")
+        with pytest.warns(SpectralWarning, match="0300"):
+            rows = spectral.measure_stability(tiny(), list_images(folder), batch_size=250, progress=False,
+                                              preprocessing="none")  # fmt: skip
+        assert rows["image"].nunique() == COUNT - 1
+
+
+class TestChanges:
+    def stop_after(self, folder: Path, out: Path, number: int) -> None:
+        """Measure until an image comes that isn't as it was in this very run."""
+        images, path = list_images(folder), folder / f"{number:04d}.png"
+        images.items[number].key  # noqa: B018 - read once
+        before = path.resolve()
+        replace_by(path, 77)
+        with pytest.raises(SpectralError, match=rf"image {path.name} of .* \(it has changed since it was"):
+            measure(images, out)
+        path.unlink()
+        path.symlink_to(before)
+
+    def test_a_finished_image_that_has_changed_is_refused(self, folder, tmp_path):
+        self.stop_after(folder, tmp_path / "run", 400)
+        kept = len(spectral.read(tmp_path / "run"))
+        assert kept > 0
+        replace_by(folder / "0003.png", 5)  # of the same length
+        with pytest.raises(SpectralError, match=r"measurements of image '0003\.png' as it was before it cha"):
+            measure(list_images(folder), tmp_path / "run")
+        assert len(spectral.read(tmp_path / "run")) == kept
+
+    def test_another_time_alone_is_no_change_and_what_is_left_may_change(self, made, folder, tmp_path):
+        self.stop_after(folder, tmp_path / "run", 400)
+        content = (folder / "0003.png").read_bytes()
+        (folder / "0003.png").unlink()
+        (folder / "0003.png").write_bytes(content)
+        replace_by(folder / "0450.png", 6)
+        table = measure(list_images(folder), tmp_path / "run")
+        assert table.attrs["resumed"] == 375
+        assert table["images"].iloc[0].endswith(spectral.load_images(folder, size=8).fingerprint)
+        pd.testing.assert_frame_equal(table, measure(spectral.load_images(folder, size=8, workers=0)))
+
+    def test_only_what_the_file_system_says_is_looked_at(self, made, folder, tmp_path):
+        measure(list_images(folder), tmp_path / "run")
+        again = list_images(folder)
+        again.book.seen.clear()  # what is remembered beside the run has no say in it
+        assert count_opened(lambda: measure(again, tmp_path / "run"), folder) <= 1
+        for path in folder.iterdir():
+            os.utime(path)
+        assert measure(list_images(folder), tmp_path / "run").attrs["resumed"] == COUNT
