@@ -1,10 +1,14 @@
-"""What measuring costs next to the forward pass it rides on, as ratios within one run.
+"""What measuring costs next to the forward passes that it rides on, as ratios within one run.
 
-    python benchmarks/overhead.py --model timm/resnet50@random --size 224 --batch-size 16
+    python benchmarks/overhead.py --channels-last                  # whole calls of spectral.measure
+    python benchmarks/overhead.py --channels-last --band-limited   # the worst case: what rounding leaves open
+    python benchmarks/overhead.py --channels-last --inside         # inside the forward pass alone
 
-Every variant takes its turn in each round, so a busy machine slows all of them alike. ``naive`` keeps each
-input and transforms it channel by channel in double-sided complex arithmetic after the pass, as the published
-study does.
+A whole call is all of it but the loading of images: what the network is called with is found out, sites are
+discovered, checked and measured, network and images are told from others, rows are made. Every variant takes
+its turn in each round, so a busy machine slows all of them alike; the processor's time is told beside the
+clock's. ``naive`` keeps each input and transforms it channel by channel in double-sided complex arithmetic
+after the pass, as the published study does.
 """
 
 from __future__ import annotations
@@ -17,90 +21,143 @@ import click
 import torch
 from torch import Tensor, nn
 
+import spectral
 from spectral.capture import Capture, Tap
 from spectral.hooks import FeatureExtractor
 from spectral.measurement import measure_capture
 from spectral.metrics import compute_avr
-from spectral.models import load_model
 from spectral.network import evaluation_mode
 from spectral.sites import Site, find_sites, get_stride_layers
 
-
-def run_bare(model: nn.Module, images: Tensor) -> None:
-    """Only the forward pass."""
-    model(images)
-
-
-def run_measured(
-    model: nn.Module, images: Tensor, sites: list[Site], metrics: tuple[str, ...], taps: tuple[Tap, ...]
-) -> None:
-    """The forward pass with metrics computed inside the hooks."""
-
-    def reduce(capture: Capture) -> None:
-        measure_capture(capture, metrics, taps)
-
-    tap: Tap = "dense" if "dense" in taps else "input"
-    with FeatureExtractor(model, sites, tap=tap, reduce=reduce):
-        model(images)
+Variants = dict[str, Callable[[], object]]
+GOALS = {"AVR, input": 1.15, "AVR + AM, dense": 1.85}
+WORST = 1.4  # of AVR at the inputs, where nearly every map is band-limited
 
 
-def run_dense(model: nn.Module, images: Tensor, sites: list[Site]) -> None:
-    """The forward pass with nothing but the dense maps, computed inside the hooks."""
-
-    def reduce(capture: Capture) -> None:
-        for image in range(len(capture.input)):
-            capture.dense(slice(image, image + 1))
-
-    with FeatureExtractor(model, sites, tap="dense", reduce=reduce):
-        model(images)
+def run_bare(model: nn.Module, images: Tensor, batch_size: int) -> None:
+    """Only the forward passes."""
+    for batch in images.split(batch_size):
+        model(batch)
 
 
-def run_naive(model: nn.Module, images: Tensor, sites: list[Site]) -> None:
+def list_whole(model: nn.Module, images: Tensor, batch_size: int) -> Variants:
+    """Return whole calls of `spectral.measure`."""
+
+    def call(metrics: tuple[str, ...], tap: Tap) -> Callable[[], object]:
+        return lambda: spectral.measure(
+            model, images, metrics, taps=(tap,), batch_size=batch_size, progress=False
+        )
+
+    return {"AVR, input": call(("avr",), "input"), "AVR + AM, dense": call(("avr", "am"), "dense")}
+
+
+def list_inside(model: nn.Module, images: Tensor, batch_size: int) -> Variants:
+    """Return forward passes with metrics computed inside the hooks, and with what is made of them."""
+    size = tuple(images.shape[-2:])
+    sites = [site for site in find_sites(model, size) if site.measurable]
+    convs = [site for site in sites if site.module in set(get_stride_layers(model))]
+
+    def run(sites: list[Site], reduce: Callable[[Capture], None], tap: Tap) -> None:
+        with FeatureExtractor(model, sites, tap=tap, reduce=reduce):
+            run_bare(model, images, batch_size)
+
+    def measure(metrics: tuple[str, ...], tap: Tap) -> Callable[[Capture], None]:
+        return lambda capture: _forget(measure_capture(capture, metrics, (tap,)))
+
+    return {
+        f"AVR, input, {len(convs)} convs": lambda: run(convs, measure(("avr",), "input"), "input"),
+        f"AVR, input, {len(convs)} convs, naive": lambda: run_naive(model, images, batch_size, convs),
+        f"dense maps alone, {len(sites)} sites": lambda: run(sites, _make_dense, "dense"),
+        f"AVR + AM, dense, {len(sites)} sites": lambda: run(sites, measure(("avr", "am"), "dense"), "dense"),
+    }
+
+
+def run_naive(model: nn.Module, images: Tensor, batch_size: int, sites: list[Site]) -> None:
     """Keep every input, then transform with fft2, square, average and shift."""
-    with FeatureExtractor(model, sites) as extractor:
-        model(images)
-        for site in sites:
-            spectrum = torch.fft.fftshift(torch.fft.fft2(extractor[site.name]), dim=(-2, -1))
-            power = spectrum.abs().square().mean(1)
-            compute_avr(power, site.stride)
+    for batch in images.split(batch_size):
+        with FeatureExtractor(model, sites) as extractor:
+            model(batch)
+            for site in sites:
+                spectrum = torch.fft.fftshift(torch.fft.fft2(extractor[site.name]), dim=(-2, -1))
+                compute_avr(spectrum.abs().square().mean(1), site.stride)
+
+
+def _make_dense(capture: Capture) -> None:
+    for image in range(len(capture.input)):
+        capture.dense(slice(image, image + 1))
+
+
+def _forget(values: object) -> None:
+    """Measure, and keep nothing."""
+
+
+def limit_bands(model: nn.Module, images: Tensor) -> Tensor:
+    """Make every map of a ResNet band-limited: no nonlinearities, no borders, images of one low frequency.
+
+    Args:
+        model: is changed in place.
+        images: of the wanted shape.
+    """
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(module, name, nn.Identity())
+            elif isinstance(child, nn.MaxPool2d):
+                setattr(module, name, nn.AvgPool2d(2))
+        if isinstance(module, nn.Conv2d):
+            module.padding_mode = "circular"
+            module._reversed_padding_repeated_twice = [n for n in reversed(module.padding) for _ in range(2)]  # type: ignore[misc, union-attr]
+    side = images.shape[-1]
+    wave = torch.cos(2 * torch.pi * torch.arange(side) / side)
+    return images[:, :, :1, :1] * (wave[:, None] + wave)
+
+
+def time_variants(variants: Variants, rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Return, for each round behind the first, seconds of the processor and of the clock."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
+    for number in range(rounds + 1):
+        for name, call in variants.items():
+            busy, start = time.process_time(), time.perf_counter()
+            call()
+            if number:  # the first round warms up
+                times[name].append((time.process_time() - busy, time.perf_counter() - start))
+    return times
 
 
 @click.command()
 @click.option("--model", "name", default="timm/resnet50@random", show_default=True)
 @click.option("--size", default=224, show_default=True)
 @click.option("--batch-size", default=16, show_default=True)
-@click.option("--rounds", default=7, show_default=True)
+@click.option("--images", "count", default=64, show_default=True)
+@click.option("--rounds", default=5, show_default=True)
 @click.option("--channels-last", is_flag=True)
-def main(name: str, size: int, batch_size: int, rounds: int, channels_last: bool) -> None:
-    """Print the cost of measuring as ratios to the bare forward pass."""
+@click.option("--band-limited", is_flag=True, help="Nearly every map is band-limited: of a ResNet alone.")
+@click.option("--inside", is_flag=True, help="What the hooks cost inside the forward pass, without the rest.")
+def main(
+    name: str, size: int, batch_size: int, count: int, rounds: int, channels_last: bool, band_limited: bool,
+    inside: bool,
+) -> None:  # fmt: skip
+    """Print the cost of measuring as ratios to the bare forward passes."""
     memory = torch.channels_last if channels_last else torch.contiguous_format
-    model = load_model(name).to(memory_format=memory)
-    images = torch.randn(batch_size, 3, size, size).to(memory_format=memory)
-    sites = [site for site in find_sites(model, size) if site.measurable]
-    convs = [site for site in sites if site.module in set(get_stride_layers(model))]
-    variants: dict[str, Callable[[], None]] = {
-        "bare forward": lambda: run_bare(model, images),
-        f"AVR, input, {len(convs)} convs": lambda: run_measured(model, images, convs, ("avr",), ("input",)),
-        f"AVR, input, {len(convs)} convs, naive": lambda: run_naive(model, images, convs),
-        f"dense maps alone, {len(sites)} sites": lambda: run_dense(model, images, sites),
-        f"AVR + AM, dense, {len(sites)} sites": lambda: run_measured(
-            model, images, sites, ("avr", "am"), ("dense",)
-        ),
-    }
-    times: dict[str, list[float]] = {variant: [] for variant in variants}
+    model = spectral.load_model(name).to(memory_format=memory)
+    images = torch.randn(count, 3, size, size)
+    images = (limit_bands(model, images) if band_limited else images).to(memory_format=memory)
+    listed = (list_inside if inside else list_whole)(model, images, batch_size)
+    variants: Variants = {"bare forward": lambda: run_bare(model, images, batch_size), **listed}
     with evaluation_mode(model), torch.no_grad():
-        for round_number in range(rounds + 1):
-            for variant, call in variants.items():
-                start = time.perf_counter()
-                call()
-                if round_number:  # the first round warms up
-                    times[variant].append(time.perf_counter() - start)
-    bare = times["bare forward"]
-    print(f"{name}, {size} px, batch {batch_size}, {torch.get_num_threads()} threads, {rounds} rounds")
-    for variant, seconds in times.items():
-        ratios = [a / b for a, b in zip(seconds, bare, strict=True)]
-        spread = f"{min(ratios):.2f}–{max(ratios):.2f}"
-        print(f"  {variant:36s} {statistics.median(ratios):5.2f} × bare  ({spread})")
+        times = time_variants(variants, rounds)
+    worst = ", nearly every map band-limited" if band_limited else ""
+    print(f"{name}, {count} images of {size} px in batches of {batch_size}{worst}")
+    print(f"{torch.get_num_threads()} threads, {rounds} rounds")
+    goals = {} if inside else dict.fromkeys(GOALS, WORST) if band_limited else GOALS
+    for variant, taken in times.items():
+        goal = f" (goal {goals[variant]})" if variant in goals else ""
+        for at, clock in enumerate(("busy", "wall")):
+            ratios = [a[at] / b[at] for a, b in zip(taken, times["bare forward"], strict=True)]
+            spread = f"{min(ratios):.2f}–{max(ratios):.2f}"
+            seconds = statistics.median(one[at] for one in taken)
+            ratio = f"{statistics.median(ratios):6.3f} × bare ({spread})"
+            print(f"  {variant:32s} {clock} {seconds:7.2f} s {ratio}{goal}")
 
 
 if __name__ == "__main__":
