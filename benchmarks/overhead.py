@@ -106,7 +106,7 @@ def limit_bands(model: nn.Module, images: Tensor) -> Tensor:
                 setattr(module, name, nn.AvgPool2d(2))
         if isinstance(module, nn.Conv2d):
             module.padding_mode = "circular"
-            module._reversed_padding_repeated_twice = [n for n in reversed(module.padding) for _ in range(2)]  # type: ignore[misc, union-attr]
+            module._reversed_padding_repeated_twice = [n for n in reversed(module.padding) for _ in range(2)]  # type: ignore[misc]
     side = images.shape[-1]
     wave = torch.cos(2 * torch.pi * torch.arange(side) / side)
     return images[:, :, :1, :1] * (wave[:, None] + wave)
