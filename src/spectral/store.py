@@ -7,7 +7,7 @@ import os
 import re
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -174,7 +174,7 @@ class ShardStore:
         self._images = found.images
         return found.table
 
-    def finish(self, sites: Sequence[Mapping[str, Any]], concluded: Mapping[str, Any]) -> None:
+    def finish(self, sites: Sequence[Mapping[str, Any]], concluded: Mapping[str, Any] | None = None) -> None:
         """Write down what is known when all images are through.
 
         Args:
@@ -182,7 +182,12 @@ class ShardStore:
             concluded: ``images``, the word for all of them, and the ``provenance`` that wasn't known before.
         """
         # There are rows of so many images: those just read.
-        notes = {"run": self.run, "sites": list(sites), "images": self._images, "concluded": dict(concluded)}
+        notes = {
+            "run": self.run,
+            "sites": list(sites),
+            "images": self._images,
+            "concluded": dict(concluded or {}),
+        }
         write_json(notes, self.folder / SITES_FILE, sealed=True)
 
     def _describe(self, number: int, seen: Mapping[str, list[Any]]) -> dict[str, Any]:
