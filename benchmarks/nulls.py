@@ -22,7 +22,9 @@ from spectral import stats
 Vector = NDArray[np.float64]
 LEVEL = 0.05
 SKEW = 0.75  # σ of the logarithm of the photographs' means: a skewness of 3.3
-RESAMPLES = 199  # of permutations and sign draws
+RESAMPLES = 199  # of permutations
+# What normal variables with a correlation of ½ have: 6 / π · arcsin(r / 2); Székely, Rizzo and Bakirov 2007
+SPEARMAN_OF_HALF, DISTANCE_OF_HALF = 0.4826, 0.4541
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ def find_correlations(crops: Crops) -> Found:
         "correlation, spearman_p": found.spearman_p,
         "correlation, distance_p": found.distance_p,
         "correlation, Pearson coverage": float(found.pearson_ci_low <= 0 <= found.pearson_ci_high),
+        "correlation, distance coverage": float(found.distance_corrected_ci_low <= 0),
         "correlation, Spearman coverage": float(found.spearman_ci_low <= 0 <= found.spearman_ci_high),
     }
 
@@ -121,6 +124,39 @@ def find_rank_correlations(crops: Crops) -> Found:
         "networks, spearman_p": plain.p,
         "networks, partial_p": partial.p,
         "networks, Spearman coverage": float(plain.ci_low <= 0 <= plain.ci_high),
+        "networks, partial coverage": float(partial.ci_low <= 0 <= partial.ci_high),
+    }
+
+
+def find_pairs(crops: Crops) -> Found:
+    """Eight pairs of networks, each a log-ratio."""
+    logs = crops.rng.normal(size=8)
+    found = stats.compare_paired(logs, np.zeros(len(logs)))
+    return {
+        "pairs of networks, p": found.p,
+        "pairs of networks, coverage": float(found.ci_low <= 0 <= found.ci_high),
+    }
+
+
+def find_real_change(crops: Crops) -> Found:
+    """A change that is there: 30 % less, as of a source's share of the instability."""
+    shared = crops.values()
+    a, b = shared * crops.values(), 0.7 * shared * crops.values()
+    found = stats.relative_change(a, b, crops.clusters)
+    return {"change by −30 %, coverage": float(found.ci_low <= -30 <= found.ci_high)}
+
+
+def find_real_correlations(crops: Crops) -> Found:
+    """Normal columns whose correlation is known, one value a photograph: Pearson's r is 0.5."""
+    x, e = crops.rng.normal(size=(2, int(crops.clusters.max()) + 1))
+    found = stats.correlate(x, 0.5 * x + np.sqrt(0.75) * e, None, RESAMPLES, int(crops.rng.integers(2**31)))
+    return {
+        f"correlation of 0.5, {name} coverage": float(low <= truth <= high)
+        for name, truth, low, high in (
+            ("Pearson", 0.5, found.pearson_ci_low, found.pearson_ci_high),
+            ("Spearman", SPEARMAN_OF_HALF, found.spearman_ci_low, found.spearman_ci_high),
+            ("distance", DISTANCE_OF_HALF, found.distance_corrected_ci_low, found.distance_corrected_ci_high),
+        )
     }
 
 
@@ -132,7 +168,7 @@ def find_family(crops: Crops) -> Found:
 
 CASES: tuple[Callable[[Crops], Found], ...] = (
     find_mean, find_differences, find_skewed_difference, find_shares, find_correlations,
-    find_rank_correlations, find_family,
+    find_rank_correlations, find_pairs, find_real_change, find_real_correlations, find_family,
 )  # fmt: skip
 
 

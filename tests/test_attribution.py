@@ -174,8 +174,15 @@ def test_the_three_effects_are_those_of_networks_made_by_hand():
     own = table.loc["layer2.0.conv1"]
     block = sis("layer2.0.conv1", "layer2.0.shortcut.0") - sis()
     np.testing.assert_allclose(own["delta_sis_block"], block, atol=1e-9)
-    last = sis(*names) - sis(*(name for name in names if name != "layer2.0.conv1"))
-    np.testing.assert_allclose(own["delta_sis_last_out"], last, atol=1e-9)
+    others = [name for name in names if name != "layer2.0.conv1"]
+    np.testing.assert_allclose(own["delta_sis_last_out"], sis(*names) - sis(*others), atol=1e-9)
+
+    def same(*chosen: str) -> Tensor:
+        altered = spectral.convert(model, "ideal", list(chosen), placement="behind")
+        return altered(x).argmax(1) == model(x).argmax(1)
+
+    assert (own["agree_block"] == same("layer2.0.conv1", "layer2.0.shortcut.0").double().numpy()).all()
+    assert (own["agree_last_out"] == (same(*names) & same(*others)).double().numpy()).all()
 
 
 @pytest.mark.parametrize("method", ["strided", "blurpool", "flc"])
@@ -298,7 +305,7 @@ def synthetic_rows(n: int = 30, sites: tuple[str, ...] = ("a", "b", "c", ALL_SIT
         agree = rng.uniform(size=n) < 0.9
         frames.append(pd.DataFrame({
             "site": site, "op": "conv", "method": "ideal", "block": "", "delta_sis_block": np.nan,
-            "delta_sis_last_out": np.nan,
+            "delta_sis_last_out": np.nan, "agree_block": 1.0, "agree_last_out": 1.0,
             "image": [f"i{k}" for k in range(n)], "cluster": [f"i{k}" for k in range(n)],
             "sis_original": before, "sis": after, "delta_sis": after - before, "agree": agree,
             "label": np.nan, "correct": np.nan, "correct_original": np.nan,
@@ -342,6 +349,31 @@ def test_no_test_is_made_where_the_altered_network_is_another():
     assert row["reason"] == "only 67% of the predictions stay: the altered network is another"
     assert (row["n_agreeing"], row["delta_sis_agreeing"]) == (20, pytest.approx(kept.mean()))
     assert row["delta_sis"] == pytest.approx(table[own]["delta_sis"].mean())
+
+
+@pytest.mark.parametrize(
+    ("effect", "where"), [("block", " in its block"), ("last_out", " with all others altered")]
+)
+def test_each_effect_is_tested_only_where_its_own_networks_predict_the_same(effect, where):
+    table = synthetic_rows(sites=("a", "b"))
+    table["delta_sis_block"], table["delta_sis_last_out"] = 2 * table["delta_sis"], -table["delta_sis"]
+    table.loc[table["site"] == "a", f"agree_{effect}"] = np.arange(30) % 2
+    found = summarize_attribution(table).set_index("site")
+    row = found.loc["a"]
+    assert row[f"{effect}_agreement"] == 0.5
+    assert row["reason"] == f"only 50% of the predictions stay{where}: the altered network is another"
+    assert found[["p", "block_p", "last_out_p"]].loc["a"].isna().to_dict() == {
+        "p": False, "block_p": effect == "block", "last_out_p": effect == "last_out",
+    }  # fmt: skip
+    assert found.loc["a", "p_holm"] == pytest.approx(5 * row["p"])
+
+
+def test_an_accuracy_that_stays_on_few_photographs_may_change_on_others():
+    table = synthetic_rows(sites=("a",)).assign(label=0.0, correct=1.0, correct_original=1.0)
+    row = summarize_attribution(table).set_index("site").loc["a"]
+    assert row["accuracy_change"] == 0
+    assert -0.2 < row["accuracy_change_ci_low"] < -0.05
+    assert row["accuracy_change_ci_high"] == -row["accuracy_change_ci_low"]
 
 
 def test_all_three_effects_are_tested_and_corrected_together():

@@ -34,8 +34,8 @@ def test_every_test_and_interval_of_the_tables(nulls):
     table = nulls.simulate(simulations=100, n_clusters=50, seed=11).set_index(["what", "kind"])["share"]
     slack = 3.3 * np.sqrt(0.05 * 0.95 / 100)
     sizes, coverages = table.xs("size", level="kind"), table.xs("coverage", level="kind")
-    assert len(sizes) == 10
-    assert len(coverages) == 9
+    assert len(sizes) == 11
+    assert len(coverages) == 16
     assert (sizes <= 0.05 + slack).all(), sizes
     assert (coverages >= 0.95 - slack).all(), coverages
 

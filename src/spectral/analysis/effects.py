@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from spectral import stats
-from spectral.columns import add_holm, bound_flags, bound_summary, to_decibels
+from spectral.columns import add_holm, bound, bound_flags, bound_summary, to_decibels
 from spectral.schema import with_bounds
 
 EQUIVARIANCE_COLUMNS = [
@@ -20,13 +21,19 @@ ATTRIBUTION_COLUMNS = [
     "site", "op", "method", "n", "n_clusters", "sis_original", "sis", *with_bounds("delta_sis"), "t", "df",
     "p", "p_holm", "significance", "effect_size", "block", *with_bounds("delta_sis_block"), "block_p",
     "block_p_holm", *with_bounds("delta_sis_last_out"), "last_out_p", "last_out_p_holm",
-    *with_bounds("agreement"), "n_agreeing", *with_bounds("delta_sis_agreeing"), "n_labelled",
-    "accuracy_original", "accuracy", *with_bounds("accuracy_change"), "reason",
+    *with_bounds("agreement"), "block_agreement", "last_out_agreement", "n_agreeing",
+    *with_bounds("delta_sis_agreeing"), "n_labelled", "accuracy_original", "accuracy",
+    *with_bounds("accuracy_change"), "reason",
 ]  # fmt: skip
 COUNTS = ("shifts", "n", "n_flat", "n_clusters", "df", "n_labelled", "n_agreeing")
 WORDS = ("site", "op", "stride", "total_stride", "kind", "method", "block", "reason")
 AGREEING = 0.8  # share of predictions that must stay for an effect on SIS to be one on this network
 TESTS = ("p", "block_p", "last_out_p")
+ALTERED = {  # effect → its p, whether a prediction stays, the share of those that do, and whose they are
+    "delta_sis": ("p", "agree", "agreement", ""),
+    "delta_sis_block": ("block_p", "agree_block", "block_agreement", " in its block"),
+    "delta_sis_last_out": ("last_out_p", "agree_last_out", "last_out_agreement", " with all others altered"),
+}
 FEW = 2  # what a test needs
 
 
@@ -62,8 +69,9 @@ def summarize_attribution(table: pd.DataFrame) -> pd.DataFrame:
     """One row per site, altered or not: its three effects with their tests, agreement and change of accuracy.
 
     Holm's correction is over all tests of all rows. Where fewer than 80 % of the predictions stay, the
-    altered network is another one, and no test of it says anything about this one: the row has its means, no
-    p, and the reason. ``delta_sis_agreeing`` is ΔSIS on the images whose prediction stays.
+    altered network is another one, and no test of it says anything about this one: the effect has its mean,
+    no p, and the reason; the block's and the last out's have an agreement of their own, that of all networks
+    they are between. ``delta_sis_agreeing`` is ΔSIS on the images whose prediction stays.
 
     Args:
         table: from `attribute_instability`, with its ``attrs``.
@@ -108,32 +116,37 @@ def _test_variant(block: pd.DataFrame) -> dict[str, Any]:
     if len(staying):
         found = stats.summarize(staying["delta_sis"], None, staying["cluster"])
         row |= bound_summary("delta_sis_agreeing", found)
-    gated = row["agreement"] < AGREEING
-    if row["n_clusters"] < FEW:
-        row["reason"] = f"a test needs {FEW} clusters (photographs)"
-    elif gated:
-        row["reason"] = f"only {row['agreement']:.0%} of the predictions stay: the altered network is another"
-    for name, prefix in zip(("delta_sis", "delta_sis_block", "delta_sis_last_out"), TESTS, strict=True):
+    enough = row["n_clusters"] >= FEW
+    reasons = [] if enough else [f"a test needs {FEW} clusters (photographs)"]
+    for name, (p, agree, share, where) in ALTERED.items():
         if block[name].isna().any():
             continue
         row |= bound_summary(name, stats.summarize(block[name], None, clusters))
-        if "reason" not in row:
+        row[share] = stats.summarize_share(block[agree].astype(float), clusters).share
+        if enough and row[share] < AGREEING:
+            reasons.append(
+                f"only {row[share]:.0%} of the predictions stay{where}: the altered network is another"
+            )
+        elif enough:
             test = stats.compare_paired(block[name], np.zeros(len(block)), clusters)
-            row[prefix] = test.p
-            if prefix == "p":
+            row[p] = test.p
+            if p == TESTS[0]:
                 row |= {"t": test.t, "df": test.df, "effect_size": test.effect_size}
-    return row
+    return row | {"reason": "; ".join(reasons)}
 
 
 def _weigh_accuracy(labelled: pd.DataFrame) -> dict[str, Any]:
     if labelled.empty:
         return {"n_labelled": 0}
     before, after, clusters = labelled["correct_original"], labelled["correct"], labelled["cluster"]
-    change = stats.summarize(after - before, clusters=clusters)
     shares = [stats.summarize_share(flags, clusters).share for flags in (before, after)]
+    change, low, high = shares[1] - shares[0], math.nan, math.nan
+    if clusters.nunique() >= FEW:
+        found = stats.compare_shares(after, before, clusters)
+        low, high = found.ci_low, found.ci_high
     return {
         "n_labelled": len(labelled), "accuracy_original": shares[0], "accuracy": shares[1],
-        **bound_summary("accuracy_change", change),
+        **bound("accuracy_change", change, low, high),
     }  # fmt: skip
 
 

@@ -34,8 +34,8 @@ IDEAL = "ideal"
 FACTOR = 2  # of nonlinearities, which stay as they are
 COLUMNS = [
     "model", "site", "op", "method", "image", "cluster", "sis_original", "sis", "delta_sis", "block",
-    "delta_sis_block", "delta_sis_last_out", "prediction_original", "prediction", "agree", "label",
-    "correct_original", "correct",
+    "delta_sis_block", "delta_sis_last_out", "prediction_original", "prediction", "agree", "agree_block",
+    "agree_last_out", "label", "correct_original", "correct",
 ]  # fmt: skip
 EFFECTS = ("delta_sis", "delta_sis_block", "delta_sis_last_out")
 
@@ -93,7 +93,8 @@ def attribute_instability(
     - ``delta_sis_last_out``: this one is made alias-free when all others are already.
 
     The network isn't trained so and its predictions change too, and one that always answers the same is
-    stable: an effect is one of aliases only where predictions stay, which ``agree`` tells.
+    stable: an effect is one of aliases only where predictions stay, which ``agree``, ``agree_block`` and
+    ``agree_last_out`` tell.
 
     Args:
         model: classifier; converted ones too.
@@ -110,10 +111,11 @@ def attribute_instability(
         A row per image and altered site, and, under ``"all sites"``, with all of them altered: model, site,
         op, method, image, cluster, sis_original, sis (with the site altered), delta_sis, block (its sites;
         empty where the site is alone, which is then its own block), delta_sis_block, delta_sis_last_out,
-        prediction_original, prediction, agree (whether the two are the same), label, correct_original and
-        correct; these three are NaN where no label is known, or the labels are of other classes than the
-        model's. ``attrs["sites"]`` lists every site: name, op, stride, replaced and, if it wasn't, the
-        reason. There are no rows if none of the model's sites can be altered.
+        prediction_original, prediction, agree (whether the two are the same), agree_block and agree_last_out
+        (1 where all networks that the other two effects are between predict the same too, else 0), label,
+        correct_original and correct; these three are NaN where no label is known, or the labels are of other
+        classes than the model's. ``attrs["sites"]`` lists every site: name, op, stride, replaced and, if it
+        wasn't, the reason. There are no rows if none of the model's sites can be altered.
 
     Raises:
         SpectralError: for an unknown method or site, no images, a model without sites, one that is no
@@ -246,9 +248,12 @@ class _Effects:
                 table["block"] = "" if alone else ", ".join(other.name for other in units if other in block)
                 table["delta_sis_block"] = self._differ(nothing, block)
                 table["delta_sis_last_out"] = self._differ(rest, everything)
+                table["agree_block"] = self._agree(block)
+                table["agree_last_out"] = self._agree(rest, everything)
                 yield table
             table = self._describe(everything, ALL_SITES, "+".join(dict.fromkeys(unit.op for unit in units)))
-            yield table.assign(block="", delta_sis_block=np.nan, delta_sis_last_out=np.nan)
+            of_sites = ("delta_sis_block", "delta_sis_last_out", "agree_block", "agree_last_out")
+            yield table.assign(block="", **dict.fromkeys(of_sites, np.nan))
 
     def _list_sets(self) -> Iterator[frozenset[Unit]]:
         everything = frozenset(self._how.units)
@@ -262,6 +267,12 @@ class _Effects:
 
     def _differ(self, before: frozenset[Unit], after: frozenset[Unit]) -> pd.Series:
         return (self._predict(after)["sis"] - self._predict(before)["sis"]).reset_index(drop=True)
+
+    def _agree(self, *altered: frozenset[Unit]) -> pd.Series:
+        """Whether altered networks all predict what the unaltered one does, as 1 and 0."""
+        own = self._predict(frozenset())["prediction"]
+        same = [self._predict(units)["prediction"] == own for units in altered]
+        return pd.concat(same, axis=1).all(axis=1).astype(float).reset_index(drop=True)
 
     def _describe(self, altered: frozenset[Unit], name: str, op: str) -> pd.DataFrame:
         before, after = self._predict(frozenset()), self._predict(altered)

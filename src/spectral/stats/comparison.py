@@ -19,7 +19,7 @@ from spectral.stats.estimate import (
     rank_signs,
 )
 from spectral.stats.reading import (
-    CONFIDENCE,
+    LEVEL,
     ROUNDING,
     UPPER,
     Codes,
@@ -29,8 +29,6 @@ from spectral.stats.reading import (
     read_pair,
     read_vector,
 )
-
-LEVEL = 1 - CONFIDENCE
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy  # loads its parts when they are used: `stats` takes a second
@@ -12,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from spectral.stats.estimate import average_clusters
 from spectral.stats.reading import (
+    LEVEL,
     UPPER,
     Matrix,
     Vector,
@@ -24,7 +26,9 @@ from spectral.stats.reading import (
     read_vector,
 )
 
-_DETERMINED = 0.9  # share of the resamples that must have a coefficient for an interval
+# How much r² adds to a coefficient's error on Fisher's scale
+PEARSON, SPEARMAN = 0.0, 0.5
+PERFECT = 1 - 1e-15  # keeps Fisher's z finite
 
 
 @dataclass(frozen=True)
@@ -71,10 +75,9 @@ def correlate(
     ``distance_correlation`` is the plain estimate in [0, 1]; it is biased upwards (about 0.05 for 1000
     independent pairs). ``distance_corrected`` is the root of the bias-corrected squared estimate, 0 where
     that is negative, and carries the interval: percentiles over random halves of the images, because a
-    bootstrap's repeated rows sit at distance 0 from each other and push the estimate up. It covers
-    89 to 99 % in simulations, least where the dependence is weak. Pearson's interval is Fisher's and
-    Spearman's Bonett and Wright's, both as wide as makes them leave out 0 exactly where Student's p < 0.05;
-    the distance p-value comes from permutations.
+    bootstrap's repeated rows sit at distance 0 from each other and push the estimate up. It leaves out 0
+    exactly where its p, from permutations, is below 0.05. Pearson's interval is Fisher's and
+    Spearman's Bonett and Wright's, both as wide as makes them leave out 0 exactly where Student's p < 0.05.
 
     With ``clusters`` all of it is of the clusters' means: does a photograph's x tell of its y? Within-cluster
     dependence would need an error of its own, and cluster-robust ones reject twice as often as they should
@@ -113,10 +116,10 @@ def correlate(
     if n_clusters < 4 or constant:
         few, flat = f"needs at least 4 clusters, got {n_clusters}", f"{' and '.join(constant)} is constant"
         return Correlation(n, n_clusters, reason=few if n_clusters < 4 else flat)
-    spearman = _test_coefficient(_spearman(u, v), n_clusters, spread=0.5)
+    spearman = _test_coefficient(_spearman(u, v), n_clusters, SPEARMAN)
     # Unit ranges change no other coefficient and keep products clear of overflow and underflow.
     u, v = (u - u.min()) / np.ptp(u), (v - v.min()) / np.ptp(v)
-    pearson = _test_coefficient(find_pearson(u, v), n_clusters, spread=0.0)
+    pearson = _test_coefficient(find_pearson(u, v), n_clusters, PEARSON)
     distance = _measure_distance_dependence(u, v, n_resamples, np.random.default_rng(seed))
     reason = "too few clusters for an interval of the distance correlation" if math.isnan(distance[2]) else ""
     return Correlation(n, n_clusters, *pearson, pearson[0] ** 2, *spearman, *distance, reason)
@@ -134,15 +137,16 @@ def correlate_ranks(
     All columns are ranked. The partial correlation is Pearson's of the residuals of both ranks after linear
     regression on the ranks of the given columns: what they explain by a straight line in ranks, and no more,
     is taken out. For one given column z that is (r_xy − r_xz r_yz) / √((1 − r_xz²)(1 − r_yz²)) of Spearman's
-    coefficients. The interval resamples rows, ranking each resample anew, with percentiles widened for few
-    rows; p permutes the residuals of y, so that it holds at any n.
+    coefficients. p is the larger of Student's and that of permutations of y's residuals: few rows in perfect
+    order are no proof, and few permutations say little of a rare value. The interval is Bonett and Wright's,
+    as wide as makes it leave out 0 exactly where p < 0.05.
 
     Args:
         x: one value per row.
         y: one value per row, same order.
         given: columns by name, same order.
-        n_resamples: number of resamples, and of permutations.
-        seed: of both.
+        n_resamples: number of permutations.
+        seed: of these.
 
     Raises:
         SpectralError: unequal lengths, or values that are not finite. Fewer rows than 4 and one for each
@@ -150,7 +154,7 @@ def correlate_ranks(
 
     Source:
         Kendall, Partial rank correlation, 1942; Freedman and Lane, A nonstochastic interpretation of
-        reported significance levels, 1983 (permuted residuals); Hesterberg 2014 (widened percentiles).
+        reported significance levels, 1983 (permuted residuals); Bonett and Wright 2000.
 
     Example:
         >>> size = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
@@ -174,17 +178,25 @@ def correlate_ranks(
         why = "constant" if not k or any(is_constant(c) for c in (u, v)) else "determined by what is given"
         return RankCorrelation(n, k, reason=f"{' and '.join(flat)} {'is' if len(flat) == 1 else 'are'} {why}")
     rho = float(_correlate_rows(*residuals))
-    rng = np.random.default_rng(seed)
-    shuffled = rng.permuted(np.tile(residuals[1], (n_resamples, 1)), axis=1)
+    shuffled = np.random.default_rng(seed).permuted(np.tile(residuals[1], (n_resamples, 1)), axis=1)
     # a permutation puts something back along the given columns
     draws = np.abs(_correlate_rows(residuals[0], _remove(shuffled, ranks[2:])))
-    p = (1 + int((draws >= abs(rho) - 1e-9).sum())) / (1 + n_resamples)
-    resampled = _rank(columns[:, rng.integers(n, size=(n_resamples, n))].swapaxes(0, 1))
-    found = _correlate_rows(*_remove(resampled[:, :2], resampled[:, 2:]).swapaxes(0, 1))
-    known = found[np.isfinite(found)]
-    if len(known) < _DETERMINED * n_resamples:
-        return RankCorrelation(n, k, rho, p=p, reason="no interval: too many resamples determine none")
-    return RankCorrelation(n, k, rho, *expand_percentiles(known, n), p)
+    p, limit = _judge(abs(rho), draws, rounding=1e-9)
+    p = max(p, _student(rho, n - 2 - k))
+    if math.isinf(limit):
+        return RankCorrelation(n, k, rho, p=p, reason=f"no interval: no p < {LEVEL} of so few permutations")
+    return RankCorrelation(n, k, rho, *_span(rho, max(limit, _find_limit(n - 2 - k)), SPEARMAN), p)
+
+
+def _judge(observed: float, draws: Vector, rounding: float) -> tuple[float, float]:
+    """Return p of a value among what permutations give, and the largest value of which p isn't significant.
+
+    Values that differ by rounding alone count as ties.
+    """
+    p = (1 + int((draws >= observed - rounding).sum())) / (1 + len(draws))
+    significant = np.arange(1, len(draws) + 2) / (1 + len(draws)) < LEVEL
+    fewer = int(significant.sum())  # than so many draws may reach a significant value
+    return p, float(np.sort(draws)[-fewer]) + rounding if fewer else math.inf
 
 
 def _rank(columns: Matrix) -> Matrix:
@@ -220,36 +232,61 @@ def _spearman(x: Vector, y: Vector) -> float:
 
 
 def _test_coefficient(r: float, n: int, spread: float) -> tuple[float, float, float, float]:
-    """Return coefficient, interval and Student's p; ``spread`` scales r² in the error on Fisher's scale.
+    """Return coefficient, interval and Student's p."""
+    return r, *_span(r, _find_limit(n - 2), spread), _student(r, n - 2)
 
-    The interval's half width is Fisher's z of the smallest significant r, where Fisher has 1.96 / √(n − 3):
-    next to nothing, but the interval then leaves out 0 exactly where p < 0.05.
+
+def _student(r: float, df: int) -> float:
+    """Student's p of a correlation."""
+    t = math.sinh(math.atanh(min(abs(r), PERFECT))) * math.sqrt(df)
+    return float(2 * scipy.special.stdtr(df, -t))
+
+
+def _find_limit(df: int) -> float:
+    """Return the largest correlation that isn't significant by Student's test."""
+    quantile = float(scipy.special.stdtrit(df, UPPER))
+    return quantile / math.sqrt(df + quantile**2)
+
+
+def _span(r: float, limit: float, spread: float) -> tuple[float, float]:
+    """Return a coefficient's interval from the largest one that isn't significant.
+
+    Its half width is Fisher's z of that, where Fisher has 1.96 / √(n − 3): next to nothing, but the interval
+    then leaves out 0 exactly where p < 0.05. ``spread`` scales r² in the error on Fisher's scale.
     """
-    limit = 1 - 1e-15  # keeps Fisher's z finite for a perfect correlation
-    z = float(np.arctanh(np.clip(r, -limit, limit)))
-    quantile = float(scipy.special.stdtrit(n - 2, UPPER))
-    smallest = quantile / math.sqrt(n - 2 + quantile**2)
-    half = math.atanh(smallest) * math.sqrt((1 + spread * r**2) / (1 + spread * smallest**2))
-    p = float(2 * scipy.special.stdtr(n - 2, -abs(math.sinh(z)) * math.sqrt(n - 2)))
-    return r, math.tanh(z - half), math.tanh(z + half), p
+    r, limit = (min(max(x, -PERFECT), PERFECT) for x in (r, limit))
+    half = math.atanh(limit) * math.sqrt((1 + spread * r**2) / (1 + spread * limit**2))
+    return math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)
 
 
 def _measure_distance_dependence(
     x: Vector, y: Vector, n_resamples: int, rng: np.random.Generator
 ) -> tuple[float, float, float, float, float]:
-    """Return the plain and the corrected distance correlation, the latter's interval, and p."""
+    """Return the plain and the corrected distance correlation, the latter's interval, and p.
+
+    Where halves leave the lower bound at 0 although p is significant, it is the estimate less the largest
+    one that isn't; where p isn't, it is 0.
+    """
     n = len(x)
     distances = (np.abs(x[:, None] - x), np.abs(y[:, None] - y))
-    squared = _unbiased_squares(*distances, np.ones((n, 1)))[0]
+    squared = float(_unbiased_squares(*distances, np.ones((n, 1)))[0])
     low, high = _halve_percentiles(squared, distances, n_resamples, rng)
-    corrected, low, high = np.sqrt(np.clip([squared, low, high], 0, 1)).tolist()
-    a, b = (_centre(matrix) for matrix in distances)
+    a, b = (_centre(matrix, n - 2, (n - 1) * (n - 2)) * (1 - np.eye(n)) for matrix in distances)
     orders = (rng.permutation(n) for _ in range(n_resamples))
-    observed, draws = np.vdot(a, b), np.array([np.vdot(a, b[order][:, order]) for order in orders])
-    # Equal arrangements must count as ties although their sums may round differently.
-    p = (1 + int((draws >= observed * (1 - 1e-9)).sum())) / (1 + n_resamples)
-    plain = float(observed) / math.sqrt(float(np.vdot(a, a)) * float(np.vdot(b, b)))
+    draws = np.array([np.vdot(a, b[order][:, order]) for order in orders])
+    p, limit = _judge(squared, _divide(draws, a, b), rounding=1e-9)
+    corrected, low, high, limit = np.sqrt(np.clip([squared, low, high, limit], 0, 1)).tolist()
+    if not math.isnan(low):
+        low = 0.0 if p >= LEVEL else low if low > 0 else corrected - limit
+    a, b = (_centre(matrix, n, n**2) for matrix in distances)
+    plain = float(_divide(np.vdot(a, b), a, b))
     return math.sqrt(max(plain, 0.0)), corrected, low, high, p
+
+
+def _divide(inner: Any, a: Matrix, b: Matrix) -> Any:
+    """Divide inner products of centred distances by their norms; 0 where one has none."""
+    norms = math.sqrt(float(np.vdot(a, a)) * float(np.vdot(b, b)))
+    return inner / norms if norms > 0 else 0 * inner
 
 
 def _unbiased_squares(a: Matrix, b: Matrix, chosen: Matrix) -> Vector:
@@ -287,6 +324,8 @@ def _halve_percentiles(
     return whole + scale * (low - whole), whole + scale * (high - whole)
 
 
-def _centre(distances: Matrix) -> Matrix:
-    means = distances.mean(axis=0)
-    return np.asarray(distances - means - means[:, None] + means.mean())
+def _centre(distances: Matrix, rows: float, pairs: float) -> Matrix:
+    """Centre distances by their sums over rows and over all pairs, each divided by how many count."""
+    sums = distances.sum(axis=0)
+    centred: Matrix = distances - sums / rows - sums[:, None] / rows + distances.sum() / pairs
+    return centred

@@ -16,8 +16,8 @@ from spectral.errors import SpectralError
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 Codes = NDArray[np.intp]
-CONFIDENCE = 0.95
-UPPER = (1 + CONFIDENCE) / 2
+LEVEL = 0.05  # of every test: an interval leaves out 0 where p is below it
+UPPER = 1 - LEVEL / 2
 ROUNDING = 4 * np.finfo(np.float64).eps
 
 
