@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 import spectral
 from spectral import cli
-from spectral.console import SpectralCommand, explain_error, format_columns, format_mean, format_rows
+from spectral.console import SpectralCommand, explain_error
+from spectral.display import format_columns, format_mean, format_rows
 from spectral.errors import SpectralError
 from spectral.models import load_model, model_info
 from spectral.models.checkpoint import save_checkpoint

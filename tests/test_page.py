@@ -17,11 +17,10 @@ from figure_tables import make_tables
 from torch import nn
 
 import spectral
-from spectral.analysis import Diagnosis, SiteDetail, diagnose
+from spectral.analysis import Diagnosis, SiteDetail, diagnose, write_headline
 from spectral.cli import main
 from spectral.errors import SpectralError
 from spectral.figures import FIGURES
-from spectral.page import write_headline
 from spectral.page.cells import SITES, make_downloads, view
 from spectral.page.render import MOST_DETAILS
 

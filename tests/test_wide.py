@@ -134,7 +134,7 @@ class TestRowsThatWait:
 
     def test_few_rows_are_there_at_once(self, tmp_path):
         tables = make_tables([3], 0, None)
-        assert type(gather(lambda: tables, EAGER_ROWS, 3)) is pd.DataFrame
+        assert not isinstance(gather(lambda: tables, EAGER_ROWS, 3), LazyTable)
         waiting = gather(lambda: tables, EAGER_ROWS + 1, 3)
         waiting.to_parquet(tmp_path / "t.parquet")
         pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "t.parquet"), to_frame(tables))

@@ -1,12 +1,11 @@
-"""What every command does alike: errors in one sentence, warnings in one line, plain-text tables."""
+"""What every command does alike: errors in one sentence, warnings in one line."""
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -19,8 +18,6 @@ from spectral.terminal import separate_lines
 
 DEBUG = "SPECTRAL_DEBUG"  # set to anything: errors come with their traceback
 BAD_INPUT, DEFECT, INTERRUPTED = 2, 1, 130
-WIDTH = 100
-NOTHING = "-"  # in a cell
 
 
 workers_option = click.option(
@@ -170,73 +167,6 @@ def explain_error(error: BaseException) -> tuple[str, int]:
             return _one_line(error), BAD_INPUT
         return f"can't read or write {error.filename} ({error.strerror})", BAD_INPUT
     return f"unexpected {type(error).__name__}: {_one_line(error)}; {DEBUG}=1 shows where", DEFECT
-
-
-def format_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Align text in columns under a header.
-
-    Example:
-        >>> print(format_rows(["site", "op"], [["layer2.0.conv1", "conv"]]))
-        site            op
-        layer2.0.conv1  conv
-    """
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-             for row in (header, *rows))  # fmt: skip
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def format_columns(
-    header: Sequence[str], rows: Sequence[Sequence[str]], fixed: int, width: int = WIDTH
-) -> str:
-    """Align text in columns, in several tables below each other where one would be too wide.
-
-    A table has no rows without any value.
-
-    Args:
-        header: name of each column.
-        rows: one cell per column.
-        fixed: how many columns, from the left, every table repeats.
-        width: characters that a line may have.
-
-    Example:
-        >>> print(format_columns(["site", "a", "b"], [["conv1", "1.5", "2.5"]], fixed=1, width=12))
-        site   a
-        conv1  1.5
-        <BLANKLINE>
-        site   b
-        conv1  2.5
-    """
-    widths = [max(map(len, column)) + 2 for column in zip(header, *rows, strict=True)]
-    groups: list[list[int]] = [[]]
-    for column in range(fixed, len(header)):
-        if groups[-1] and sum(widths[:fixed]) + sum(widths[c] for c in (*groups[-1], column)) > width + 2:
-            groups.append([])
-        groups[-1].append(column)
-    tables = []
-    for group in groups:
-        chosen = [*range(fixed), *group]
-        filled = [row for row in rows if any(row[c] != NOTHING for c in group)]
-        tables.append(format_rows([header[c] for c in chosen], [[row[c] for c in chosen] for row in filled]))
-    return "\n\n".join(tables)
-
-
-def format_mean(mean: float, ci_low: float, ci_high: float) -> str:
-    """Write a mean and half its 95 % interval, to the interval's second digit.
-
-    Example:
-        >>> format_mean(0.43117, 0.42884, 0.43350), format_mean(1.5, float("nan"), float("nan"))
-        ('0.4312 ± 0.0023', '1.5')
-    """
-    half = (ci_high - ci_low) / 2
-    if math.isnan(mean):
-        return NOTHING
-    if math.isnan(half):
-        return f"{mean:.4g}"
-    digits = 1 - math.floor(math.log10(half)) if half > 0 else 0
-    if half == 0 or digits > 6:
-        return f"{mean:.3g} ± {half:.2g}"
-    return f"{mean:.{max(digits, 0)}f} ± {half:.{max(digits, 0)}f}"
 
 
 def _show_warning(

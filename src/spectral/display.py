@@ -1,11 +1,48 @@
-"""How rows of text look in a terminal and in a notebook."""
+"""How results look in a terminal and in a notebook: lines of text around an aligned or an HTML table."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from html import escape
 
 Rows = Iterable[Sequence[str]]
+WIDTH = 100
+NOTHING = "-"  # in a cell
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is shown of a result: lines, a table, lines.
+
+    Attributes:
+        above: lines before the table.
+        rows: the table, its header first; none where there is nothing to tabulate.
+        below: lines behind it.
+        fixed: how many columns are repeated where it is too wide for a terminal.
+
+    Example:
+        >>> print(Card(["one site"], [("site", "op"), ("conv1", "conv")], ["nothing is missing"]).text())
+        one site
+        site   op
+        conv1  conv
+        nothing is missing
+    """
+
+    above: Sequence[str]
+    rows: Sequence[Sequence[str]] = ()
+    below: Sequence[str] = ()
+    fixed: int = 1
+
+    def text(self) -> str:
+        """Write it for a terminal."""
+        table = [format_columns(self.rows[0], self.rows[1:], self.fixed)] if len(self.rows) > 1 else []
+        return "\n".join([*self.above, *table, *self.below])
+
+    def html(self) -> str:
+        """Write it for a notebook."""
+        return to_html(self.rows, self.above, self.below)
 
 
 def align(rows: Rows) -> list[str]:
@@ -23,6 +60,70 @@ def align(rows: Rows) -> list[str]:
     ]
 
 
+def format_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Align text in columns under a header.
+
+    Example:
+        >>> print(format_rows(["site", "op"], [["layer2.0.conv1", "conv"]]))
+        site            op
+        layer2.0.conv1  conv
+    """
+    return "\n".join(align([header, *rows]))
+
+
+def format_columns(
+    header: Sequence[str], rows: Sequence[Sequence[str]], fixed: int, width: int = WIDTH
+) -> str:
+    """Align text in columns, in several tables below each other where one would be too wide.
+
+    A table has no rows without any value.
+
+    Args:
+        header: name of each column.
+        rows: one cell per column.
+        fixed: how many columns, from the left, every table repeats.
+        width: characters that a line may have.
+
+    Example:
+        >>> print(format_columns(["site", "a", "b"], [["conv1", "1.5", "2.5"]], fixed=1, width=12))
+        site   a
+        conv1  1.5
+        <BLANKLINE>
+        site   b
+        conv1  2.5
+    """
+    widths = [max(map(len, column)) + 2 for column in zip(header, *rows, strict=True)]
+    groups: list[list[int]] = [[]]
+    for column in range(fixed, len(header)):
+        if groups[-1] and sum(widths[:fixed]) + sum(widths[c] for c in (*groups[-1], column)) > width + 2:
+            groups.append([])
+        groups[-1].append(column)
+    tables = []
+    for group in groups:
+        chosen = [*range(fixed), *group]
+        filled = [row for row in rows if any(row[c] != NOTHING for c in group)]
+        tables.append(format_rows([header[c] for c in chosen], [[row[c] for c in chosen] for row in filled]))
+    return "\n\n".join(tables)
+
+
+def format_mean(mean: float, ci_low: float, ci_high: float) -> str:
+    """Write a mean and half its 95 % interval, to the interval's second digit.
+
+    Example:
+        >>> format_mean(0.43117, 0.42884, 0.43350), format_mean(1.5, float("nan"), float("nan"))
+        ('0.4312 ± 0.0023', '1.5')
+    """
+    half = (ci_high - ci_low) / 2
+    if math.isnan(mean):
+        return NOTHING
+    if math.isnan(half):
+        return f"{mean:.4g}"
+    digits = 1 - math.floor(math.log10(half)) if half > 0 else 0
+    if half == 0 or digits > 6:
+        return f"{mean:.3g} ± {half:.2g}"
+    return f"{mean:.{max(digits, 0)}f} ± {half:.{max(digits, 0)}f}"
+
+
 def to_html(rows: Rows, before: Iterable[str] = (), after: Iterable[str] = ()) -> str:
     """Write rows as an HTML table, the first as its header, with lines of text around it.
 
@@ -30,9 +131,11 @@ def to_html(rows: Rows, before: Iterable[str] = (), after: Iterable[str] = ()) -
         >>> to_html([("site",), ("a<b",)])
         '<table><thead><tr><th>site</th></tr></thead><tbody><tr><td>a&lt;b</td></tr></tbody></table>'
     """
-    header, *body = rows
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    lines = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in body)
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
     above, below = ("".join(f"<p>{escape(line)}</p>" for line in text) for text in (before, after))
+    cells = list(rows)
+    if not cells:
+        return above + below
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in cells[0])
+    lines = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in cells[1:])
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
     return above + table + below

@@ -8,13 +8,14 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from spectral.shown import Describe, Shown, show_rows
 from spectral.table import to_frame
 
 EAGER_ROWS = 2**18
 """So many rows and fewer are read at once: some 100 MB as a pandas table."""
 
 
-class LazyTable(pd.DataFrame):
+class LazyTable(Shown):
     """A pandas table whose rows are read when they are first looked at, and then kept.
 
     What is computed from a table as a whole, such as `spectral.summarize_measurements`, goes through the rows
@@ -23,6 +24,7 @@ class LazyTable(pd.DataFrame):
     Args:
         tables: gives all rows, some images after the others, as often as it is called.
         images: how many images these are of.
+        describe: says what is shown of it, see `Shown`.
 
     Example:
         >>> from spectral.table import SCHEMA
@@ -31,11 +33,13 @@ class LazyTable(pd.DataFrame):
         (True, 0, False)
     """
 
-    _internal_names = [*pd.DataFrame._internal_names, "tables", "images", "_read"]  # type: ignore[attr-defined] # noqa: RUF012
+    _internal_names = [*Shown._internal_names, "tables", "images", "_read"]  # noqa: RUF012
     _internal_names_set = set(_internal_names)  # noqa: RUF012
 
-    def __init__(self, tables: Callable[[], Iterable[pa.Table]], images: int) -> None:
-        super().__init__()
+    def __init__(
+        self, tables: Callable[[], Iterable[pa.Table]], images: int, describe: Describe = show_rows
+    ) -> None:
+        super().__init__(pd.DataFrame(), describe)
         self.tables, self.images = tables, images
         self._read: Any = None
 
@@ -55,17 +59,18 @@ class LazyTable(pd.DataFrame):
     def _mgr(self, rows: Any) -> None:
         self._read = rows
 
-    def __reduce__(self) -> Any:
-        """Go to other processes as the plain table."""
-        return self.copy().__reduce__()
 
-
-def gather(tables: Callable[[], Iterable[pa.Table]], rows: int, images: int) -> pd.DataFrame:
+def gather(
+    tables: Callable[[], Iterable[pa.Table]], rows: int, images: int, describe: Describe = show_rows
+) -> pd.DataFrame:
     """Return tidy rows as a pandas table, at once where they are few and when they are looked at where many.
 
     Args:
         tables: gives them, some images after the others, as often as it is called.
         rows: how many there are.
         images: how many images they are of.
+        describe: says what is shown of it, see `Shown`.
     """
-    return to_frame(tables()) if rows <= EAGER_ROWS else LazyTable(tables, images)
+    if rows <= EAGER_ROWS:
+        return Shown(to_frame(tables()), describe)
+    return LazyTable(tables, images, describe)

@@ -30,6 +30,7 @@ from spectral.shards import (
     read_shards,
     write_shard,
 )
+from spectral.summary import describe_measurement
 from spectral.table import Key, name_images, read_json, write_json
 
 MOST_SMALL, MERGED_ROWS = 64, 2**18
@@ -441,7 +442,7 @@ def _gather_rows(folder: Path, run: str, source: str) -> _Rows:
     def tables() -> Iterator[pa.Table]:
         return (name_images(shard.read(), source) for shard in read_shards(folder, run))
 
-    return _Rows(gather(tables, rows, images), images)
+    return _Rows(gather(tables, rows, images, describe_measurement), images)
 
 
 def _number(path: Path) -> int:

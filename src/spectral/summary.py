@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,15 @@ import numpy as np
 import pandas as pd
 
 from spectral import stats
+from spectral.display import NOTHING, Card, format_mean
 from spectral.lazy import LazyTable
-from spectral.schema import NOT_AVERAGED, POWER_RATIOS, RANGES, SUMMARY, to_decibels
+from spectral.schema import MEASUREMENT, NOT_AVERAGED, POWER_RATIOS, RANGES, SUMMARY, to_decibels
 from spectral.table import CONTENT, PROVENANCE, list_digests, read_frame, write_csv, write_json
 from spectral.wide import Columns, Place, split_frame, split_tables
 
 SUMMARY_COLUMNS = list(SUMMARY)
 SUMMARY_FILE, SITES_TABLE = "summary.csv", "sites.csv"
+COLUMNS_SHOWN = "one for each image and number; a pandas table, with .attrs['sites'] and .attrs['provenance']"
 _ESTIMATES = ("n", "n_clusters", "n_silent", "mean", "std", "ci_low", "ci_high", "median", "top_tenth")
 
 
@@ -78,6 +82,65 @@ def write_summary(summary: pd.DataFrame, table: pd.DataFrame, folder: Path, fact
         write_csv(own, path)
     whole = {**table.attrs["provenance"], **facts, CONTENT: list_digests(*paths)}
     write_json(whole, folder / PROVENANCE)
+
+
+def describe_measurement(table: pd.DataFrame) -> Card | None:
+    """Say what `spectral.measure` found: the network, the images, means with half their 95 % intervals.
+
+    Args:
+        table: of one run; of another there is nothing to say. One whose rows nobody has read yet is told by
+            what stands beside them.
+    """
+    run, sites = table.attrs.get("provenance"), table.attrs.get("sites")
+    waits = isinstance(table, LazyTable) and table.waits
+    if run is None or sites is None or not (waits or set(MEASUREMENT) <= set(table.columns)):
+        return None
+    measured = sum(bool(site["measurable"]) for site in sites)
+    what = f"{run['model']}, weights {run['weights']}: {measured} of {len(sites)} sites measured, images of"
+    lead = f"{what} {run['images']}"
+    if waits:
+        return Card([lead, "spectral.summarize_measurements(table) has means and intervals of all rows"])
+    own = describe_summary(summarize_measurements(table))
+    return replace(own, above=[lead, *own.above], below=[*own.below, f"{len(table)} rows: {COLUMNS_SHOWN}"])
+
+
+def describe_summary(summary: pd.DataFrame, metrics: Sequence[str] | None = None) -> Card:
+    """Say what a summary of measurements holds: means with half their intervals, and what has none.
+
+    Args:
+        summary: from `summarize_measurements`.
+        metrics: at sites, in this order; all that are there by default.
+    """
+    measured = summary[summary["reason"] == ""]
+    at_sites, whole = measured[measured["site"] != ""], measured[measured["site"] == ""]
+    there = list(dict.fromkeys(at_sites["metric"]))
+    shown = there if metrics is None else [metric for metric in metrics if metric in there]
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    counts: dict[str, Counter[tuple[str, ...]]] = {"silent": Counter(), "didn't run": Counter()}
+    for row in at_sites.to_dict("records"):
+        place = tuple(str(row[key]) for key in ("site", "op", "stride", "tap"))
+        rows.setdefault(place, {})[row["metric"]] = _write_mean(row)
+        for name, column in zip(counts, ("n_silent", "n_absent"), strict=True):
+            counts[name][place] = max(counts[name][place], row[column])
+    extra = [name for name, count in counts.items() if any(count.values())]
+    header = ["site", "op", "stride", "tap", *extra]
+    cells = [
+        [*place, *(str(counts[name][place]) for name in extra), *(own.get(m, NOTHING) for m in shown)]
+        for place, own in rows.items()
+    ]
+    every = measured[["n", "n_silent", "n_absent"]].sum(axis=1)
+    n, clusters = (int(column.max()) if len(measured) else 0 for column in (every, measured["n_clusters"]))
+    of = f" of {clusters} clusters (photographs), each counting once" if clusters < n else ""
+    below = [f"whole model: {row['metric']} {_write_mean(row)}" for row in whole.to_dict("records")]
+    for row in summary[summary["reason"] != ""].to_dict("records"):
+        what = f"{row['site']} ({row['op']})" if row["site"] else row["metric"]
+        below.append(f"not measured: {what}: {row['reason']}")
+    table = [[*header, *shown], *cells] if cells else []
+    return Card([f"mean over {n} images{of} ± half its 95 % interval"], table, below, len(header))
+
+
+def _write_mean(row: Mapping[Hashable, Any]) -> str:
+    return format_mean(row["mean"], row["ci_low"], row["ci_high"]) if row["n"] else "silent"
 
 
 def pool_ratio(ratio: pd.Series, power: pd.Series, clusters: pd.Series) -> float:

@@ -50,6 +50,7 @@ from spectral.analysis.spectra import (
     tabulate_spectrum,
 )
 from spectral.analysis.tradeoff import measure_costs, name_device, weigh_models
+from spectral.analysis.words import write_headline
 from spectral.validation import guard_room
 
 __all__ = [
@@ -97,6 +98,7 @@ __all__ = [
     "tabulate_null_frequencies",
     "tabulate_spectrum",
     "weigh_models",
+    "write_headline",
 ]
 
 guard_room(globals())

@@ -21,6 +21,7 @@ from spectral.analysis.fixes import DEFAULT_METHODS, LEFT_OUT, measure_fixes
 from spectral.analysis.folder import RUN_FILE, Folder
 from spectral.analysis.pace import Deadline, time_budget, time_pass
 from spectral.analysis.subset import Subset, spread_over_clusters
+from spectral.analysis.words import describe_diagnosis
 from spectral.arguments import as_path, as_positive
 from spectral.budget import measure_instability_budget, summarize_instability_budget
 from spectral.columns import bound, in_decibels
@@ -62,7 +63,7 @@ _MAPS = ("before", "after", "aliases")
 _NUMBERS = ("n", "channel_median", "white_noise")
 
 
-@dataclass
+@dataclass(repr=False)
 class Diagnosis:
     """What was found about one network; `spectral.write_page` makes a page of it.
 
@@ -100,6 +101,13 @@ class Diagnosis:
             "unstable": self.unstable.table, "not_measured": self.missing,
         }  # fmt: skip
         return {name: table for name, table in named.items() if len(table)}
+
+    def __repr__(self) -> str:
+        return describe_diagnosis(self).text()
+
+    def _repr_html_(self) -> str:
+        """Show it in a notebook."""
+        return describe_diagnosis(self).html()
 
 
 @shared

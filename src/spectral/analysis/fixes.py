@@ -116,7 +116,8 @@ def measure_fixes(
     if not base.sites:
         raise SpectralError(f"{CALLER}: {feed.name} has no site where resolution drops")
     plan = _plan(base, methods, singly)
-    rows, end = [], math.inf if seconds is None else time.monotonic() + seconds
+    rows: list[pd.DataFrame] = []
+    end = math.inf if seconds is None else time.monotonic() + seconds
     longest = 0.0
     for method, names in tqdm(plan, desc=f"fixing {feed.name}", unit="variant", disable=not progress):
         key, start = f"{method} at {', '.join(names) or ALL_SITES}", time.monotonic()

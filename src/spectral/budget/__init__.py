@@ -1,12 +1,14 @@
 """The instability budget: what causes a network's shift instability, source by source and place by place."""
 
-from spectral.budget.measure import METRICS, TOTAL, UNEXPLAINED, measure_instability_budget
-from spectral.budget.summary import summarize_instability_budget
+from spectral.budget.measure import measure_instability_budget
+from spectral.budget.schema import METRICS, TOTAL, UNEXPLAINED
+from spectral.budget.summary import describe_shares, summarize_instability_budget
 
 __all__ = [
     "METRICS",
     "TOTAL",
     "UNEXPLAINED",
+    "describe_shares",
     "measure_instability_budget",
     "summarize_instability_budget",
 ]

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from spectral.arguments import as_integer
+from spectral.budget.schema import COLUMNS, METRICS, ROUNDING, TOTAL, UNEXPLAINED
 from spectral.budget.shapley import Part, Values, coalitions, share_out, split_player
+from spectral.budget.summary import describe_budget
 from spectral.budget.views import Mover, find_features, make_mover
 from spectral.causes import SOURCES, Cause, Idealized, Memo, Plans, Source, check_factor, check_sources
 from spectral.errors import SpectralError
@@ -25,17 +27,11 @@ from spectral.measurement import insert_clusters
 from spectral.network import Take, undisturbed
 from spectral.ranks import shared
 from spectral.sharing import Sharing
+from spectral.shown import Shown
 from spectral.sites import find_sites
 from spectral.stability.lattice import find_total_stride
 
 CALLER = "measure_instability_budget"
-METRICS = ("sis", "logit_jitter")
-TOTAL, UNEXPLAINED = "total", "unexplained"
-COLUMNS = [
-    "model", "image", "cluster", "metric", "source", "site", "value", "share", "error", "first_in",
-    "last_out", "reason",
-]  # fmt: skip
-ROUNDING = 1e-10  # an instability below it is none, and has no shares
 CLOSED = 0.02  # what may stay unexplained before a finer lattice is tried
 FACTORS = (2, 4)
 KEPT_BYTES = 2**28  # of images that are read once for all coalitions
@@ -146,7 +142,7 @@ def measure_instability_budget(
         "coalitions": [game.describe(s, _join(members, s)) for s in coalitions(chosen)],
         "factor": game.factor, "passes": game.passes, "shifts": shifts,
     }  # fmt: skip
-    return table[COLUMNS]
+    return Shown(table[COLUMNS], describe_budget)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 
 from spectral import stats
-from spectral.budget.measure import COLUMNS, METRICS, ROUNDING, TOTAL, UNEXPLAINED
+from spectral.budget.schema import COLUMNS, METRICS, ROUNDING, TOTAL, UNEXPLAINED
 from spectral.causes import SOURCES
+from spectral.display import NOTHING, Card
 from spectral.errors import SpectralError
 
 SUMMARY = [
@@ -66,6 +67,48 @@ def summarize_instability_budget(table: pd.DataFrame) -> pd.DataFrame:
     rows += left[["model", "source", "site", "reason"]].to_dict("records")
     found = pd.DataFrame(rows, columns=SUMMARY)
     return found.fillna({"metric": "", "reason": ""})
+
+
+def describe_budget(table: pd.DataFrame) -> Card | None:
+    """Say what `measure_instability_budget` found: each source's share, and what can't be made ideal."""
+    if not set(COLUMNS) <= set(table.columns) or "coalitions" not in table.attrs:
+        return None
+    return describe_shares(summarize_instability_budget(table))
+
+
+def describe_shares(summary: pd.DataFrame) -> Card:
+    """Say what a summary of the budget holds.
+
+    Args:
+        summary: from `summarize_instability_budget`.
+    """
+    measured, left = summary[summary["metric"] != ""], summary[summary["reason"] != ""]
+    header = ["source", "place", "metric", "share", "95 % interval", "first", "last", "agree"]
+    cells = [
+        [
+            str(row["source"]), str(row["site"]), str(row["metric"]), _percent(row["share"]),
+            _interval(row["share_ci_low"], row["share_ci_high"]),
+            _percent(row["first_in"]), _percent(row["last_out"]), _percent(row["agreement"]),
+        ]
+        for row in measured.to_dict("records") if row["source"] != TOTAL
+    ]  # fmt: skip
+    totals = measured[measured["source"] == TOTAL].to_dict("records")
+    means = ", ".join(f"{row['metric']} {row['value']:.3g}" for row in totals)
+    lead = f"instability of {', '.join(dict.fromkeys(measured['model']))}: mean {means}"
+    if totals:
+        lead += f"; n = {totals[0]['n']:.0f} images of {totals[0]['n_clusters']:.0f} clusters (photographs)"
+    reasons = [f"can't be made ideal: {row['site']} ({row['source']}): {row['reason']}"
+               for row in left.to_dict("records")]  # fmt: skip
+    return Card([lead], [header, *cells], reasons, fixed=3)
+
+
+def _interval(low: float, high: float) -> str:
+    return NOTHING if low != low or high != high else f"{_percent(low)} to {_percent(high)}"
+
+
+def _percent(value: object) -> str:
+    share = float(value)  # type: ignore[arg-type]
+    return NOTHING if share != share else f"{100 * share:.1f} %"
 
 
 def _summarize(own: pd.DataFrame, total: pd.DataFrame) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -20,11 +19,8 @@ from spectral.cli.options import (
     quiet_option,
 )
 from spectral.cli.output import write_rows
-from spectral.console import NOTHING, SpectralCommand, format_columns, hold_folder, workers_option
+from spectral.console import SpectralCommand, hold_folder, workers_option
 from spectral.launch import find_launch
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @click.command(cls=SpectralCommand, ranks="share")
@@ -73,6 +69,7 @@ def budget(
     Example:
       spectral budget bundled/resnet20 --limit 64 --split decimation --out runs/budget
     """
+    from spectral.budget import describe_shares
     from spectral.table import describe_environment, write_csv
 
     if out:
@@ -88,7 +85,7 @@ def budget(
     if not find_launch().first:
         return  # the first rank writes for all
     summary = spectral.summarize_instability_budget(table)
-    click.echo(f"\n{format_budget(summary)}")
+    click.echo(f"\n{describe_shares(summary).text()}")
     if json_path:
         about = {"model": model, "weights": info.weights_id, "images": pictures.source, "shifts": shifts}
         write_rows(summary, json_path, {**about, "seed": seed})
@@ -103,30 +100,3 @@ def budget(
         write_csv(pd.DataFrame(table.attrs["coalitions"]), out / "budget_coalitions.csv", facts)
         spectral.figures.draw_figure("budget", out, out)
         click.echo(f"\nwritten to {out}")
-
-
-def format_budget(summary: pd.DataFrame) -> str:
-    """Write a summary as lines: a table of shares, then what can't be made ideal."""
-    header = ["source", "place", "metric", "share", "95 % interval", "first", "last", "agree"]
-    cells = [
-        [
-            str(row["source"]), str(row["site"]), str(row["metric"]), _percent(row["share"]),
-            _interval(row["share_ci_low"], row["share_ci_high"]),
-            _percent(row["first_in"]), _percent(row["last_out"]), _percent(row["agreement"]),
-        ]
-        for row in summary[summary["metric"] != ""].to_dict("records") if row["source"] != "total"
-    ]  # fmt: skip
-    totals = [f"{r['metric']}: {r['value']:.3g}" for r in
-              summary[summary["source"] == "total"].to_dict("records")]  # fmt: skip
-    left = [f"can't be made ideal: {r['site']} ({r['source']}): {r['reason']}" for r in
-            summary[summary["reason"] != ""].to_dict("records")]  # fmt: skip
-    return "\n".join([f"mean {', '.join(totals)}", format_columns(header, cells, 3), *left])
-
-
-def _interval(low: float, high: float) -> str:
-    return NOTHING if low != low or high != high else f"{_percent(low)} to {_percent(high)}"
-
-
-def _percent(value: object) -> str:
-    share = float(value)  # type: ignore[arg-type]
-    return NOTHING if share != share else f"{100 * share:.1f} %"

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from spectral.cli.output import SMALLEST_P
-from spectral.console import NOTHING, format_mean, format_rows
+from spectral.display import NOTHING, format_mean, format_rows
 from spectral.schema import with_bounds
 
 

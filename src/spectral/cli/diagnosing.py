@@ -177,7 +177,7 @@ def _diagnose(
     out: Path,
     **options: Any,
 ) -> Diagnosis:
-    from spectral.page import write_headline
+    from spectral.analysis import write_headline
 
     net, info, pictures = network.load_with_images(model, images, limit, seed, workers)
     click.echo(f"diagnosing {info.name}, weights {info.weights_id}, on {describe_images(pictures)}")

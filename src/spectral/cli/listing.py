@@ -9,7 +9,8 @@ import click
 
 from spectral.cli.options import json_option, silent_option
 from spectral.cli.output import write_rows
-from spectral.console import SpectralCommand, format_rows
+from spectral.console import SpectralCommand
+from spectral.display import format_rows
 from spectral.errors import SpectralError
 
 Rows = tuple[Sequence[str], Sequence[Sequence[str]]]

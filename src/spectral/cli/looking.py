@@ -17,10 +17,8 @@ from spectral.cli.options import (
     model_options,
     silent_option,
 )
-from spectral.console import (
-    SpectralCommand,
-    format_rows,
-)
+from spectral.console import SpectralCommand
+from spectral.display import format_rows
 
 if TYPE_CHECKING:
     pass

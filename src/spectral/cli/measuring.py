@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +23,7 @@ from spectral.cli.options import (
     quiet_option,
 )
 from spectral.cli.output import write_rows
-from spectral.console import (
-    NOTHING,
-    SpectralCommand,
-    format_columns,
-    format_mean,
-    hold_folder,
-    workers_option,
-)
+from spectral.console import SpectralCommand, hold_folder, workers_option
 from spectral.errors import SpectralError
 from spectral.launch import find_launch
 from spectral.schema import SCALE_FREE
@@ -84,7 +77,7 @@ def measure(
       spectral measure bundled/resnet20 --limit 100 --out runs/resnet20
     """
     from spectral.measurement import DEFAULT_METRICS
-    from spectral.summary import write_summary
+    from spectral.summary import describe_summary, write_summary
 
     if out:
         hold_folder(out)
@@ -107,7 +100,7 @@ def measure(
         return  # the first rank writes for all
     pictures = pictures.readable()
     summary = spectral.summarize_measurements(table)
-    _print_summary(summary, metrics or DEFAULT_METRICS, len(pictures), len(set(pictures.clusters)))
+    click.echo(f"\n{describe_summary(summary, metrics or DEFAULT_METRICS).text()}")
     if json_path:
         facts = {"model": model, "weights": info.weights_id, **_name_images(pictures), "seed": seed}
         write_rows(summary, json_path, facts)
@@ -277,45 +270,6 @@ def attribute(
 def _name_images(images: ImageSet) -> dict[str, Any]:
     """Say which images a result is of."""
     return {"images": images.source, "fingerprint": images.fingerprint, "count": len(images)}
-
-
-def _print_summary(summary: pd.DataFrame, metrics: Sequence[str], images: int, clusters: int) -> None:
-    """Print means at the sites, means of the whole model, and what could not be measured."""
-    measured = summary[summary["reason"] == ""]
-    at_sites, whole = measured[measured["site"] != ""], measured[measured["site"] == ""]
-    rows: dict[tuple[str, ...], dict[str, str]] = {}
-    silent: Counter[tuple[str, ...]] = Counter()
-    absent: Counter[tuple[str, ...]] = Counter()
-    for row in at_sites.to_dict("records"):
-        place = tuple(str(row[key]) for key in ("site", "op", "stride", "tap"))
-        rows.setdefault(place, {})[row["metric"]] = _format_row(row)
-        silent[place] = max(silent[place], row["n_silent"])
-        absent[place] = max(absent[place], row["n_absent"])
-    of = f" of {clusters} clusters (photographs), each counting once" if clusters < images else ""
-    click.echo(f"\nmean over {images} images{of} ± half its 95 % interval")
-    if rows:
-        metrics = [metric for metric in metrics if metric in set(at_sites["metric"])]
-        counts = {"silent": silent, "didn't run": absent}
-        extra = [name for name, count in counts.items() if any(count.values())]
-        cells = [
-            [
-                *place,
-                *(str(counts[name][place]) for name in extra),
-                *(means.get(metric, NOTHING) for metric in metrics),
-            ]
-            for place, means in rows.items()
-        ]
-        header = ["site", "op", "stride", "tap", *extra]
-        click.echo(format_columns([*header, *metrics], cells, len(header)))
-    for row in whole.to_dict("records"):
-        click.echo(f"whole model: {row['metric']} {_format_row(row)}")
-    for row in summary[summary["reason"] != ""].to_dict("records"):
-        what = f"{row['site']} ({row['op']})" if row["site"] else row["metric"]
-        click.echo(f"not measured: {what}: {row['reason']}")
-
-
-def _format_row(row: Mapping[Hashable, Any]) -> str:
-    return format_mean(row["mean"], row["ci_low"], row["ci_high"]) if row["n"] else "silent"
 
 
 def _write_attribution(

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spectral.console import NOTHING, format_mean, format_rows
+from spectral.display import NOTHING, format_mean, format_rows
 from spectral.schema import BOUNDS
 
 if TYPE_CHECKING:

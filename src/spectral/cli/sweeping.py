@@ -18,7 +18,8 @@ from spectral.cli.options import (
     quiet_option,
 )
 from spectral.cli.output import write_rows
-from spectral.console import NOTHING, SpectralCommand, format_columns, format_mean, workers_option
+from spectral.console import SpectralCommand, workers_option
+from spectral.display import NOTHING, format_columns, format_mean
 from spectral.errors import SpectralError
 from spectral.launch import choose_device, find_launch
 

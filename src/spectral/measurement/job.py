@@ -24,6 +24,7 @@ from spectral.network import undisturbed
 from spectral.ranks import Ranks, hold
 from spectral.sharing import compare_ranks
 from spectral.store import ShardStore, list_provenance
+from spectral.summary import describe_measurement
 from spectral.table import make_reasons, name_images
 
 _VISIBLE = 120.0  # seconds within which a file that one host has written must show on another
@@ -176,7 +177,7 @@ class _Job:
         if self.store is None:
             every = [rows for part in self.ranks.exchange(self.kept) for rows in part]
             tables = [name_images(rows, images) for rows in every]
-            return gather(lambda: tables, sum(map(len, tables)), len(self.run.images))
+            return gather(lambda: tables, sum(map(len, tables)), len(self.run.images), describe_measurement)
         written = [name for names in self.ranks.exchange(self.store.written) for name in names]
         with self.ranks.agreeing():
             _await_files([self.store.folder / name for name in written])

@@ -2,6 +2,5 @@
 
 from spectral.page.render import write_page
 from spectral.page.results import write_report
-from spectral.page.words import write_headline
 
-__all__ = ["write_headline", "write_page", "write_report"]
+__all__ = ["write_page", "write_report"]

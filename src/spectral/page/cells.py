@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from spectral.analysis.words import NOTHING, format_db, format_interval, format_number, format_share
 from spectral.columns import to_decibels
-from spectral.page.words import NOTHING, format_db, format_interval, format_number, format_share
 
 LARGEST_DOWNLOAD = 400_000  # bytes of a table inside the page
 

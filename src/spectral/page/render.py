@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 import spectral
 from spectral.analysis import Diagnosis, SiteDetail
+from spectral.analysis.words import format_db, format_interval, format_number, format_share, write_headline
 from spectral.arguments import as_path
 from spectral.errors import SpectralError
 from spectral.figures import (
@@ -39,7 +40,6 @@ from spectral.page.cells import (
     make_downloads,
     view,
 )
-from spectral.page.words import format_db, format_interval, format_number, format_share, write_headline
 
 MOST_DETAILS = 24  # sites with pictures, the worst ones: each is some 60 kB
 QUIET_DB = -40.0  # where the strip's colours begin

@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from spectral import stats
-from spectral.console import FilePath, SpectralCommand, format_rows
+from spectral.console import FilePath, SpectralCommand
 from spectral.data import ImageSet, load_images, load_labelled_arrays
+from spectral.display import format_rows
 from spectral.errors import SpectralError
 from spectral.figures import draw_figure
 from spectral.models.architectures import build

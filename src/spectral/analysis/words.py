@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from spectral.analysis import ALL_SITES, Diagnosis
+from spectral.analysis.fixes import ALL_SITES
 from spectral.columns import bound_flags
+from spectral.display import Card
+
+if TYPE_CHECKING:
+    from spectral.analysis.diagnosis import Diagnosis
 
 NOTABLE = 0.01  # share of the power above which a site is said to alias: −20 dB
 NOTHING = "–"
@@ -26,6 +30,22 @@ def write_headline(found: Diagnosis) -> list[str]:
         count = len(found.missing)
         said.append(f"{_plural(count, 'thing')} couldn't be measured; the reasons are below.")
     return [sentence for sentence in said if sentence]
+
+
+def describe_diagnosis(found: Diagnosis) -> Card:
+    """Say what was found in a few lines: the headline, a row for each site, and what couldn't be measured."""
+    facts = found.facts
+    images = f"{facts.get('image_count', 'the')} images of {facts.get('images')}"
+    lead = f"{facts.get('model', 'a network')}, on {images}"
+    header = ["site", "op", "stride", "alias power (95 % interval)", "AVR, input", "AVR, dense"]
+    rows = [
+        [str(row["name"]), str(row["op"]), str(row["stride"]),
+         format_interval(row, "alias_power_db", format_db), format_number(row["avr_input"]),
+         format_number(row["avr_dense"])]
+        for row in found.sites.to_dict("records")
+    ]  # fmt: skip
+    reasons = [f"not measured: {row['what']}: {row['reason']}" for row in found.missing.to_dict("records")]
+    return Card([lead, *write_headline(found)], [header, *rows] if rows else [], reasons)
 
 
 def format_db(value: Any) -> str:
