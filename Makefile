@@ -38,10 +38,13 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-# What is imported is compiled then: all 20,000 files would take longer than the rest.
+# uv takes a sixth of pip's time; pip knows indexes that are configured for pip alone. What is imported is
+# compiled then: all 20,000 files would take longer than the rest.
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --no-compile --upgrade --editable '.[$(EXTRAS)]'
+	$(VENV)/bin/python -m pip install uv
+	$(VENV)/bin/uv pip install --python $(VENV)/bin/python --upgrade --editable '.[$(EXTRAS)]' || \
+		$(VENV)/bin/python -m pip install --no-compile --upgrade --editable '.[$(EXTRAS)]'
 	touch $@
 
 $(OLDEST)/installed: pyproject.toml
