@@ -1004,6 +1004,7 @@ def test_what_the_operator_itself_gives():
         def reduce(capture: Capture) -> None:
             capture.dense()
             assert torch.equal(capture.run(), expected)
+            assert torch.allclose(capture.run(slice(1, 2)), expected[1:], rtol=0, atol=1e-6)
             assert torch.equal(capture.output, capture.decimate(capture.dense()))
             assert capture.output.shape == expected.shape
 

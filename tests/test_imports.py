@@ -39,7 +39,7 @@ ALLOWED = {
     "surroundings": set(),
     "identity": {"inputs", "models", "standin", "surgery"},
     "standin": {"copying", "inputs", "interrupts", "locks", "network", "reach", "surroundings"},
-    "probe": {"inputs", "network", "standin"},
+    "probe": {"inputs", "network", "recorder", "standin"},
     "chain": set(),
     "discovery": {
         "axes",

@@ -13,6 +13,7 @@ from torchvision import models
 from spectral.errors import SpectralError
 from spectral.network import make_inputs
 from spectral.probe import probe
+from spectral.recorder import run_operator
 
 IMAGE = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -190,3 +191,19 @@ def test_every_input_has_its_own_axes():
 def test_a_model_that_fails_says_why():
     with pytest.raises(SpectralError, match=r"forward of Net failed on an input of shape \(1, 4, 32, 32\)"):
         probe(Net(), make_inputs(torch.rand(1, 4, 32, 32)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_a_batch_norm_without_data_is_as_torch_makes_it(dtype, memory):
+    """Same shapes, strides and types as with data."""
+    norm = nn.BatchNorm2d(3).eval()
+    x = torch.ones(2, 3, 4, 5, dtype=dtype).to(memory_format=memory)
+    func = torch.ops.aten.native_batch_norm.default
+    weights = (norm.weight.detach(), norm.bias.detach(), norm.running_mean, norm.running_var)
+
+    def facts(arguments):
+        made = run_operator(func, (*arguments, False, 0.1, 1e-5), {})
+        return [(one.shape, one.stride(), one.dtype) for one in made]
+
+    assert facts([y.to("meta") for y in (x, *weights)])[0] == facts((x, *weights))[0]

@@ -35,7 +35,7 @@ class Capture:
         site: Site,
         entering: Tensor,
         decimation: Decimation,
-        run: Callable[[], Tensor],
+        run: Callable[[slice], Tensor],
         size: Size,
         find_weight: Callable[[str], Tensor],
     ) -> None:
@@ -53,15 +53,15 @@ class Capture:
         """What leaves the site: kept from the dense map once all of that has been computed, else run."""
         if self._output is None:
             whole = self._known is not None and bool(self._known.all())
-            self._output = self._kept if whole else self._run()
+            self._output = self._kept if whole else self._run(ALL)
         assert self._output is not None
         return self._output
 
-    def run(self) -> Tensor:
-        """Return what the operator itself gives, whatever was computed before."""
+    def run(self, images: slice = ALL) -> Tensor:
+        """Return what the operator itself gives of some images, whatever was computed before."""
         if self._output is None or self._output is self._kept:
-            return self._run()
-        return self._output
+            return self._run(images)
+        return self._output[images]
 
     def dense(self, images: slice = ALL, channels: slice = ALL) -> Tensor:
         """Return the dense map, or that of some images and channels: dense[φ::s][:n] is the output."""

@@ -22,7 +22,7 @@ from spectral.graph import GraphRecorder, saving_plainly
 from spectral.interrupts import undivided
 from spectral.matching import Roll
 from spectral.operators import Decimation
-from spectral.recorder import Operation, Recorder
+from spectral.recorder import Operation, Recorder, Run
 from spectral.sites import Site, check_hookable
 from spectral.tracker import Frame, Tracker, is_recomputing, paused
 
@@ -364,7 +364,7 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
             assert site.layouts is not None
             self._deliver(site, frame, decimation.input, site.layouts[1].arrange(output), decimation)
 
-    def _compute(self, operation: Operation, run: Callable[[], Tensor]) -> Tensor | None:
+    def _compute(self, operation: Operation, run: Run) -> Tensor | None:
         """Let the callback compute a convolution's dense map, and take the output from there."""
         decimation, frame = operation.decimation, operation.frame
         argument = frame.argument
@@ -388,7 +388,7 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
             entering, output = entering.detach(), output.detach()
             decimation = replace(decimation, input=decimation.input.detach())
         size = tuple(output.shape[-len(site.stride) :])
-        capture = Capture(site, entering, decimation, lambda: output, size, self._find_weight)
+        capture = Capture(site, entering, decimation, output.__getitem__, size, self._find_weight)
         _ = capture.output  # it is there
         self._call(capture, frame)
 

@@ -18,6 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from spectral.inputs import Inputs
 from spectral.network import SPATIAL, Kinds, Scores, guess_layout, read_scores
+from spectral.recorder import run_operator
 from spectral.standin import run_on_standins
 
 _PRODUCTS = {"mm", "bmm", "matmul", "addmm", "baddbmm", "linear", "mv", "addmv", "einsum"}
@@ -151,7 +152,7 @@ class _Trace(TorchDispatchMode):
         parents = [self.nodes[x] for x in given if x in self.nodes]
         if parents:
             self._see_axes(name, given)
-        out = func(*args, **(kwargs or {}))
+        out = run_operator(func, args, kwargs or {})
         if parents:
             weight = next((self._name(x) for x in given if x not in self.nodes and self._name(x)), "")
             for made in (x for x in _flatten((out,)) if isinstance(x, Tensor)):

@@ -7,16 +7,17 @@ same site on real data.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
-from spectral.operators import Decimation, merge_slices, parse
+from spectral.operators import ALL, Decimation, merge_slices, parse
 from spectral.places import Steps
 from spectral.tracker import Frame, is_paused, paused
 
@@ -58,7 +59,8 @@ class Operation:
 Handler = Callable[[Operation], None]
 Observer = Callable[[Any, Sequence[Any], dict[str, Any], Any], None]
 # (operation, run) → the operator's output if it was computed otherwise, else None
-Substitute = Callable[[Operation, Callable[[], Tensor]], Tensor | None]
+Run = Callable[[slice], Tensor]  # (some images) → what the operator gives of them
+Substitute = Callable[[Operation, Run], Tensor | None]
 
 
 class Recorder:
@@ -135,7 +137,7 @@ class Recorder:
         frame.turns[family, own] += 1
         return operation
 
-    def substitute(self, operation: Operation, run: Callable[[], Tensor]) -> Tensor | None:
+    def substitute(self, operation: Operation, run: Run) -> Tensor | None:
         """Compute a convolution's output otherwise, or return None."""
         decimation = operation.decimation
         if self._substitute is None or decimation.weight is None or decimation.input is not operation.source:
@@ -210,21 +212,21 @@ class _Mode(TorchDispatchMode):
         kwargs = kwargs or {}
         recorders = [recorder for recorder in self._hub.recorders if recorder.is_counting]
         if not recorders:
-            return func(*args, **kwargs)
+            return run_operator(func, args, kwargs)
         if _is_composite(func):
             with self:
                 return func.decompose(*args, **kwargs)
         decimation = parse(func, args, kwargs)
         source = (args[0] if args else next(iter(kwargs.values()))) if decimation is not None else None
         met = {recorder: recorder.meet(decimation, source) for recorder in recorders}
-        out = self._substitute(met, lambda: func(*args, **kwargs))
+        out = self._substitute(met, partial(_run_on, func, args, kwargs))
         if out is None:
-            out = func(*args, **kwargs)
+            out = run_operator(func, args, kwargs)
         for recorder, operation in met.items():
             recorder.leave(operation, decimation, (func, args, kwargs, out))
         return out
 
-    def _substitute(self, met: dict[Recorder, Operation | None], run: Callable[[], Tensor]) -> Tensor | None:
+    def _substitute(self, met: dict[Recorder, Operation | None], run: Run) -> Tensor | None:
         """Let the first recorder that wants to compute an output; it needn't hear of it again."""
         for recorder, operation in met.items():
             if operation is not None:
@@ -234,6 +236,27 @@ class _Mode(TorchDispatchMode):
                     del met[recorder]
                     return out
         return None
+
+
+def run_operator(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Run an operator; of a batch norm without data, which torch takes apart in Python, make the outputs.
+
+    Example:
+        >>> x, weight = torch.empty(2, 3, 4, 4, device="meta"), torch.ones(3, device="meta")
+        >>> arguments = (x, weight, weight, weight, weight, False, 0.1, 1e-5)
+        >>> [y.shape for y in run_operator(torch.ops.aten.native_batch_norm.default, arguments, {})]
+        [torch.Size([2, 3, 4, 4]), torch.Size([0]), torch.Size([0])]
+    """
+    if func is torch.ops.aten.native_batch_norm.default and len(args) > 5 and args[0].is_meta and not args[5]:
+        return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
+    return func(*args, **kwargs)
+
+
+def _run_on(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], images: slice) -> Any:
+    """Run an operator on some images of the batch that is its first argument."""
+    if args and images != ALL:
+        return func(args[0][images], *args[1:], **kwargs)
+    return func(*args, **kwargs)[images]
 
 
 _HUB = _Hub()

@@ -83,7 +83,7 @@ def compare_identity(capture: Capture) -> str | Tensor:
         Why there is nothing to compare; else the largest difference as a share of the output's maximum, and
         how large it may be: (2,) on the device, for `judge_identity`.
     """
-    output, decimation = capture.run()[:1], capture.decimation
+    output, decimation = capture.run(slice(0, 1)), capture.decimation
     scale = output.abs().max().double()
     error = torch.zeros_like(scale)
     for channels in decimation.split_channels(_channels_at_once(capture)):
