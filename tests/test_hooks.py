@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from networks import active_modes, count_hooks, image, unchanged
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint_sequential
 
 from spectral.capture import Capture
 from spectral.errors import SpectralError
@@ -1249,3 +1250,40 @@ def test_models_in_which_hooks_never_fire():
     with pytest.raises(SpectralError, match=r"pass model\.module"):
         FeatureExtractor(nn.DataParallel(model), ["0"])
     assert count_hooks(model) == 0
+
+
+class CheckpointedChain(nn.Module):
+    """Segments of a chain that are run again in the backward pass."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.chain = nn.Sequential(
+            nn.Conv2d(3, 4, 3, 2, 1), nn.Softplus(), nn.Conv2d(4, 4, 3, 2, 1), nn.Softplus()
+        )
+        self.reentrant = reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint_sequential(self.chain, 2, x, use_reentrant=self.reentrant)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("tap", ["dense", "output"])
+def test_a_penalty_over_a_checkpointed_chain_has_its_gradient_or_says_why(tap):
+    x = image(2, 3, 16, 16).requires_grad_()
+    plain, kept, cut = CheckpointedChain(False), CheckpointedChain(False), CheckpointedChain(True)
+    kept.load_state_dict(plain.state_dict())
+    with FeatureExtractor(plain.chain, find_sites(plain.chain, 16), tap=tap, detach=False) as fx:
+        plain.chain(x)
+        sum(fx[name].square().mean() for name in fx).backward()
+    with FeatureExtractor(kept, find_sites(kept, 16), tap=tap, detach=False) as fx:
+        kept(x)
+        sum(fx[name].square().mean() for name in fx).backward()
+    for a, b in zip(plain.parameters(), kept.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+    with FeatureExtractor(cut, find_sites(cut, 16), tap=tap, detach=False) as fx:
+        cut(x)
+        with pytest.raises(
+            SpectralError, match=r"'chain\.0' ran under reentrant checkpointing.*use_reentrant=False"
+        ):
+            fx["chain.0"]
+        assert fx["chain.2"].requires_grad  # torch runs the last segment plainly

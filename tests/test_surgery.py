@@ -1000,3 +1000,27 @@ def test_a_network_that_returns_as_many_points_as_it_finds(apart):
         layer.register_forward_hook(lambda *_: runs.append(1))
     converted(x)
     assert len(runs) == 2 * (2 if apart else 1)
+
+
+def test_a_branch_that_did_not_run_is_named():
+    """A flag switches it on later: it then decimates as it did, and the report has said so."""
+
+    class Flagged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.aux, self.on = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, (2, 1), 1), False
+            self.flat = nn.Conv2d(4, 4, 3, 1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.stem(x)
+            return self.flat(self.aux(y)) if self.on else y
+
+    net = Flagged()
+    smooth = convert(net, "blurpool", example=16)
+    report = conversion_report(smooth)
+    assert report.idle == {"aux": "2×1"}
+    assert "not seen: aux, which decimates by 2×1, didn't run on the example" in str(report)
+    assert ConversionReport.from_dict(json.loads(json.dumps(report.to_dict()))).idle == report.idle
+    smooth.on = net.on = True
+    assert smooth(image(1, 3, 16, 16)).shape == net(image(1, 3, 16, 16)).shape
+    assert conversion_report(convert(net, "blurpool", example=16)).idle == {}

@@ -18,7 +18,7 @@ from spectral.agreement import call_dense, check_site, place_operator
 from spectral.capture import OF_DENSE_MAPS, TAPS, Capture, Tap
 from spectral.endings import Endings, Ready
 from spectral.errors import SpectralError, suggest
-from spectral.graph import GraphRecorder, saving_plainly
+from spectral.graph import GraphRecorder, is_reentrant, saving_plainly
 from spectral.interrupts import undivided
 from spectral.matching import Roll
 from spectral.operators import Decimation
@@ -145,10 +145,19 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         return list(self._names)
 
     def calls(self, name: str) -> list[Tensor]:
-        """Return one tensor per call of the module in the latest forward pass."""
+        """Return one tensor per call of the module in the latest forward pass.
+
+        Raises:
+            SpectralError: as for a single one; and where a gradient is asked for that checkpointing cuts off.
+        """
         if name not in self._names:
             raise SpectralError(f"{name!r} isn't captured{suggest(name, self._names)}")
         if self._latest is not None and name in self._latest.captured:
+            if name in self._latest.cut_off:
+                raise SpectralError(
+                    f"{name!r} ran under reentrant checkpointing, which keeps no gradients of what is "
+                    f"inside; pass use_reentrant=False to torch.utils.checkpoint, or detach=True here"
+                )
             return self._latest.captured[name]
         why = "it didn't run in the latest forward pass"
         if self._latest is None:
@@ -299,6 +308,7 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         if tensor is None:
             raise SpectralError(f"module {path!r} passes no plain tensor; capture a module inside it")
         latest.captured.setdefault(path, []).append(self._copy(tensor))
+        self._note_cut(path, latest)
 
     def _is_direct(self, site: Site) -> bool:
         """Whether its module's call shows all of it; a convolution that is substituted must be met before."""
@@ -400,6 +410,12 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
                 tensor = getattr(capture, self.tap)
                 tensor = tensor() if self.tap in OF_DENSE_MAPS else tensor
                 frame.record.captured[capture.site.name] = [self._copy(tensor)]
+                self._note_cut(capture.site.name, frame.record)
+
+    def _note_cut(self, name: str, record: _Pass) -> None:
+        """Note that what was captured has no gradient, where one is asked for."""
+        if not self._detach and not torch.is_grad_enabled() and is_reentrant():
+            record.cut_off.add(name)
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -427,6 +443,7 @@ class _Pass:
 
     roll: Roll
     captured: dict[str, list[Tensor]] = field(default_factory=dict)
+    cut_off: set[str] = field(default_factory=set)  # of these, what checkpointing runs without its graph
 
 
 class _OutputHook:

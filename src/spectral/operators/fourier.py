@@ -50,7 +50,7 @@ class FourierCrop(Operator):
         spectrum = torch.fft.fftn(wide, dim=axes)
         for axis, band in zip(axes, (band for band in found.bands if band.count), strict=True):
             spectrum = _keep(spectrum, axis, band)
-        y = torch.fft.ifftn(spectrum, dim=axes, norm="forward") * found.gain
+        y: Tensor = torch.fft.ifftn(spectrum, dim=axes, norm="forward") * found.gain
         return (y.abs() if found.magnitude else y.real).to(x.dtype)
 
     def agrees(self, ran: Geometry, found: Geometry) -> bool:

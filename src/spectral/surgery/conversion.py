@@ -14,13 +14,14 @@ from spectral.copying import copy_model
 from spectral.errors import SpectralError, suggest
 from spectral.inputs import Example
 from spectral.layers import LAYERS, STRIDED, Builder
+from spectral.operators import find_plain_operator
 from spectral.sites import Site, check_hookable
 from spectral.standin import choose_inputs
 from spectral.surgery.attachment import PerChannels, Unit, attach, detach, is_attached
 from spectral.surgery.choice import PLACEMENTS, Choice, Where, choose_units
 from spectral.surgery.functions import INDEXING
 from spectral.surgery.images import LOW_PASSES
-from spectral.surgery.observation import observe, observe_sites
+from spectral.surgery.observation import Observation, observe, observe_sites
 from spectral.surgery.remedies import ACTIVATIONS, BORDERS, Remedies, check_remedies, look_out, remedy
 from spectral.surgery.report import ConversionReport, ConversionRow, Cost, find_report, keep_report
 from spectral.surgery.trial import Trial
@@ -276,7 +277,20 @@ def _replace_sites(
         cost=Cost((parameters, _count_parameters(model)), (trial.before.macs, trial.after.macs)),
         source=info.name if info is not None else None,
         units=tuple(layers),
+        idle=_find_idle(model, before),
     )
+
+
+def _find_idle(model: nn.Module, before: Observation) -> dict[str, str]:
+    """Find the modules that are nothing but an operator with a stride and didn't run."""
+    ran = {id(model.get_submodule(call.path)) for call in before.calls}
+    idle = {}
+    for name, module in model.named_modules():
+        stride = getattr(module, "stride", None)
+        steps = (stride,) if isinstance(stride, int) else stride if isinstance(stride, tuple) else ()
+        if find_plain_operator(module) is not None and id(module) not in ran and max(steps, default=1) > 1:
+            idle[name] = "×".join(map(str, steps))
+    return idle
 
 
 def _describe_layer(unit: Unit, layer: nn.Module, recipe: Recipe) -> ConversionRow:

@@ -83,6 +83,8 @@ class ConversionReport:
         source: what `load_model` was asked for, None for a model from elsewhere.
         units: how each layer is attached; not part of the dictionary.
         remedies: what was done to activations and borders.
+        idle: modules that decimate and didn't run on the example, with their strides: branches that a flag or
+            training switches on. They stay as they are.
     """
 
     rows: tuple[ConversionRow, ...]
@@ -91,6 +93,7 @@ class ConversionReport:
     source: str | None = None
     units: tuple[Unit, ...] = field(default=(), repr=False, compare=False)
     remedies: Remedies = field(default_factory=Remedies)
+    idle: dict[str, str] = field(default_factory=dict)
 
     @property
     def replaced(self) -> list[ConversionRow]:
@@ -173,6 +176,7 @@ class ConversionReport:
             "cost": asdict(self.cost),
             "rows": [asdict(row) for row in self.rows],
             "remedies": asdict(self.remedies),
+            "idle": dict(self.idle),
         }
 
     @classmethod
@@ -187,7 +191,9 @@ class ConversionReport:
             parameters, macs, seconds = (content["cost"][key] for key in ("parameters", "macs", "seconds"))
             cost = Cost(tuple(parameters), tuple(macs), seconds and tuple(seconds))
             remedies = Remedies.from_dict(content.get("remedies") or {})
-            return cls(rows, tuple(content["example"]), cost, content["source"], remedies=remedies)
+            idle = dict(content.get("idle") or {})
+            known = (rows, tuple(content["example"]), cost, content["source"])
+            return cls(*known, remedies=remedies, idle=idle)
         except (KeyError, TypeError, AttributeError) as error:
             raise SpectralError(
                 f"ConversionReport: expected what to_dict gives, got something else ({error!r}); write the "
@@ -238,6 +244,10 @@ class ConversionReport:
             lines.append(f"{what}: {value}")
         if self.remedies.options:
             lines.append(f"altered: {len(self.remedies.altered)} activations, borders and finer lattices")
+        lines += [
+            f"not seen: {name}, which decimates by {stride}, didn't run on the example and stays as it is"
+            for name, stride in self.idle.items()
+        ]
         lines += [f"not altered: {name}: {reason}" for name, reason in self.remedies.left]
         lines.append(f"parameters {self.cost.parameters[0]:,} → {self.cost.parameters[1]:,}")
         change = f" (×{after / before:.2f})" if before else ""
