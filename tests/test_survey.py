@@ -230,6 +230,15 @@ class Keeps(nn.Module):
         return self.latest[0].mean((2, 3))
 
 
+class Collects(Keeps):
+    """Keeps a moving mean of all that it ever computed, so that every further pass leaves its mark."""
+
+    def forward(self, x):
+        y = self.c(x).mean((0, 2, 3))
+        self.latest = [(y + self.latest[0]) / 2 if self.latest else y]
+        return self.c(x).mean((2, 3))
+
+
 def small() -> Built:
     net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
                         nn.Linear(4, 3))  # fmt: skip
@@ -271,6 +280,11 @@ class TestRows:
     def test_what_a_model_keeps_of_its_latest_images_is_its_own(self):
         row = collect(lambda: Built(Keeps().eval(), torch.rand(1, 3, 16, 16)))
         assert (row["find"], row["measure"], row.get("altered", "")) == ("found", "measured", "")
+
+    def test_what_a_pass_of_ours_leaves_for_good_is_reported(self):
+        """Its own passes change the same attribute, but would never have left this."""
+        row = collect(lambda: Built(Collects().eval(), torch.rand(1, 3, 16, 16)))
+        assert "measure: latest" in str(row.get("altered"))
 
     def test_sites_whose_places_lie_elsewhere_are_compared_by_their_number(self):
         row = collect(windows_in_the_batch)

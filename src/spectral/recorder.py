@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -195,9 +195,10 @@ class _Hub(threading.local):
             self.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
 
+@cache
 def _is_composite(func: Any) -> bool:
-    """Whether an operator is to be seen as what it consists of, which torch's inference mode doesn't do."""
-    return str(func._schema.name).startswith("aten::fft_") or func is torch.ops.aten.real.default
+    """Whether an operator consists of others: in inference mode alone torch shows it, and not those."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
 
 
 class _Mode(TorchDispatchMode):
