@@ -306,6 +306,10 @@ class TestRows:
         assert len(pd.read_csv(path)) == len(first) == 1
         table = survey(entries, path, progress=False)
         assert table["model"].tolist() == ["a", "b"]
+        other = [Entry("x", "a", windows_in_the_batch)]
+        table = survey(other, path, progress=False, again=True)
+        assert table["model"].tolist() == ["a", "b"]
+        assert table["sites"].astype(int).tolist() == [2, 1]
         assert summarize_survey(pd.read_csv(path, keep_default_na=False, dtype=object)) == dict.fromkeys(
             ("found", "complete and true", "measured", "converted", "unaltered"), (2, 2)
         )

@@ -4,7 +4,8 @@ Models of transformers, diffusers, ultralytics and others (extra `survey`) are b
 random weights and without downloads; each is checked in a process of its own, within a time limit. Of every
 model: are its sites found, and are they complete and true (against an account of positions that shares
 nothing with the finder); does `measure` work with its defaults; does `convert`; is the model what it was.
-Rows are written one by one, and the same command continues after an interruption.
+Rows are written one by one, and the same command continues after an interruption; with --again it checks
+models once more that the table has.
 
 Example: python experiments/survey.py --library monai --out results
 """
@@ -45,7 +46,13 @@ PRELOADED = {
 TARGETS = {"found": 0.98, "complete and true": 0.98, "measured": 0.95, "converted": 1.0, "unaltered": 1.0}
 
 
-def survey(entries: Sequence[Entry], path: Path, limit: float = LIMIT, progress: bool = True) -> pd.DataFrame:
+def survey(
+    entries: Sequence[Entry],
+    path: Path,
+    limit: float = LIMIT,
+    progress: bool = True,
+    again: bool = False,
+) -> pd.DataFrame:
     """Check every model that the table doesn't have yet, and return the table.
 
     Args:
@@ -53,16 +60,20 @@ def survey(entries: Sequence[Entry], path: Path, limit: float = LIMIT, progress:
         path: CSV to which rows are added as they come.
         limit: seconds per model.
         progress: show a bar.
+        again: check those that it has once more, each in place of its earlier row.
     """
     table = read_survey(path)
     preload(entries)
     known = set(zip(table["library"], table["model"], strict=True))
-    left = [entry for entry in entries if (entry.library, entry.name) not in known]
+    left = [entry for entry in entries if again or (entry.library, entry.name) not in known]
     with tqdm(left, unit="model", disable=not progress) as bar:
         for entry in bar:
             bar.set_postfix_str(f"{entry.library}/{entry.name}")
             row = check_apart(entry, limit)
-            table = pd.concat([table, pd.DataFrame([row], columns=COLUMNS).astype(object)])
+            new = pd.DataFrame([row], columns=COLUMNS).astype(object)
+            there = (table["library"] == entry.library) & (table["model"] == entry.name)
+            place = int(there.to_numpy().argmax()) if there.any() else len(table)
+            table = pd.concat([table[:place], new, table[place:][~there[place:]]], ignore_index=True)
             write_csv(table, path)
     return table
 
@@ -142,14 +153,17 @@ def select(entries: Sequence[Entry], names: Sequence[str] | None) -> list[Entry]
 @click.option("--out", type=FilePath(), default=Path("results"), show_default=True,
               help=f"Folder for tables/{NAME}.csv.")  # fmt: skip
 @click.option("--limit", default=LIMIT, show_default=True, help="Seconds per model.")
+@click.option("--again", is_flag=True, help="Check models that the table has once more.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
-def main(libraries: tuple[str, ...], models: str | None, out: Path, limit: float, quiet: bool) -> None:
+def main(
+    libraries: tuple[str, ...], models: str | None, out: Path, limit: float, again: bool, quiet: bool
+) -> None:
     """Run the survey, write its table and say how far it is from its targets."""
     names = [name.strip() for name in models.split(",")] if models else None
     entries = select(list_entries(libraries), names)
     click.echo(f"survey of {len(entries)} models of {', '.join(libraries)}, with random weights")
     path = out / "tables" / f"{NAME}.csv"
-    table = survey(entries, path, limit, progress=not quiet)
+    table = survey(entries, path, limit, progress=not quiet, again=again)
     write_csv(table, path, describe_environment())
     click.echo(f"  {path}  ({len(table)} rows)")
     for what, (count, total) in summarize_survey(table).items():

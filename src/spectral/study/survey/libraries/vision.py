@@ -148,6 +148,8 @@ def _build_timm(name: str) -> Built:
 
 def _build_torchvision(name: str) -> Built:
     models = importlib.import_module("torchvision.models")
+    if name == "video.mvit_v2_s":
+        return _build_mvit(models.video.mvit)
     task, _, bare = name.rpartition(".")
     backbone = {"weights_backbone": None} if task in ("segmentation", "detection") else {}
     model = models.get_model(bare, weights=None, **backbone).eval()
@@ -156,9 +158,31 @@ def _build_torchvision(name: str) -> Built:
     if task == "optical_flow":
         return Built(model, (torch.rand(1, 3, 128, 128), torch.rand(1, 3, 128, 128)))
     if task == "video":
-        return Built(model, torch.rand(1, 3, 16, 224, 224) if "mvit" in bare else torch.rand(1, 3, 8, 64, 64))
+        return Built(model, torch.rand(1, 3, 8, 64, 64))
     side = 256 if bare == "swin_v2_t" else 224 if bare in ("maxvit_t", "alexnet", "googlenet") else 64
     return Built(model, torch.rand(1, 3, side, side))
+
+
+def _build_mvit(video: Any) -> Built:
+    """MViTv2-S for small videos: torchvision's own is for one size, which takes minutes."""
+    turns, doubled = (1, 3, 14), [96, 192, 384, 768]
+    blocks = []
+    for i in range(16):
+        stage = sum(i > turn for turn in turns)
+        steps = 1 if i in turns else 0
+        keys = (8, 4, 2, 1)[stage + steps]
+        blocks.append(
+            video.MSBlockConfig(
+                num_heads=2 ** (stage + steps), input_channels=doubled[stage],
+                output_channels=doubled[stage + steps], kernel_q=[3, 3, 3], kernel_kv=[3, 3, 3],
+                stride_q=[1, 1 + steps, 1 + steps], stride_kv=[1, keys, keys],
+            )
+        )  # fmt: skip
+    model = video.MViT(
+        spatial_size=(64, 64), temporal_size=8, block_setting=blocks, residual_pool=True,
+        residual_with_cls_embed=False, rel_pos_embed=True, proj_after_attn=True,
+    )  # fmt: skip
+    return Built(model.eval(), torch.rand(1, 3, 8, 64, 64))
 
 
 def _build_pytorchcv(name: str) -> Built:
@@ -194,7 +218,7 @@ _KORNIA: dict[str, Callable[[], Built]] = {
     "DeFMO": _kornia("feature.DeFMO", 6, 64, 64, pretrained=False),
     "XFeatModel": _kornia("feature.XFeatModel", 3, 64, 64),
     "ALIKED": _kornia("feature.ALIKED", 3, 64, 64),
-    "SOLD2_detector": _kornia("feature.SOLD2_detector", 1, 64, 64, pretrained=False),
+    "SOLD2_detector": _kornia("feature.SOLD2_detector", 1, 32, 32, pretrained=False),
     "TinyViT": _kornia("contrib.TinyViT", 3, 224, 224),
     "BlurPool2D": _kornia("filters.BlurPool2D", 3, 64, 64, kernel_size=3),
     "MaxBlurPool2D": _kornia("filters.MaxBlurPool2D", 3, 64, 64, kernel_size=3),
