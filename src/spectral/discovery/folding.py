@@ -192,6 +192,11 @@ class Folding:
         known = reader is not None and reader.acts_on == "places"
         kind = reader.kind if reader is not None and known else "unrecognised"
         reason = reader.reason if reader is not None and known else f"unrecognised operator {call.a.name}"
+        if kind == "fourier_crop" and reader is not None and reader.read(call.a) is not None:
+            kind, reason = (
+                "stft",
+                _SPECTRA,
+            )  # forward, nothing is cropped: fewer of them are spectra of windows
         if not (x.is_floating_point() or x.is_complex()) and not known:
             reason = "its samples are no floating-point numbers"
         sizes = measure_places(labels, after)
@@ -204,7 +209,8 @@ class Folding:
         size = x.shape[axis]
         if not learned:
             geometry = Geometry("matmul_pool", (0, 0), reason=_PRODUCT)
-            self._add(geometry, ((1, size), (1, left)), count_channels(labels), x, x, "view")
+            sizes = _measure_product(labels, axis, left) or ((1, size), (1, left))
+            self._add(geometry, sizes, count_channels(labels), x, x, "view")
             return
         mixed = {f.kind for f in labels[axis] if f.extent > 1}
         if not mixed <= set(IMAGE_AXES):
@@ -275,6 +281,19 @@ class Folding:
         event = Event(frame, family, index, geometry, *sizes, channels, x, output)
         self._keep(event)
         return event
+
+
+def _measure_product(labels: Labels, axis: int, left: int) -> tuple[Size, Size] | None:
+    """Measure a map before and after some of its places are summed; None where they are of several axes."""
+    kinds = {f.kind for f in labels[axis] if f.spatial and f.extent > 1}
+    if len(kinds) != 1 or MIXED in kinds:
+        return None
+    image_axes = find_image_axes(labels)
+    before = find_size(all_factors(labels), image_axes)
+    summed = extent_of([f for f in labels[axis] if f.kind in kinds])
+    return before, tuple(
+        n // summed * left if k in kinds else n for k, n in zip(image_axes, before, strict=True)
+    )
 
 
 def _leaves_others(labels: Labels, axis: int) -> bool:
