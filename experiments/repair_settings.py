@@ -1,7 +1,7 @@
 """Which settings of repair keep most of what a network computes, by closed form and by steps, on one fold.
 
 A setting is a line of KEY=VALUE pairs: method, where (sites joined by +), kernel, start (raw, recalibrated,
-reconstructed), mirrored, ridge, steps, batch_size, max_lr, layer_weight, tune, zoom, mix. The odd photographs
+reconstructed), views, ridge, steps, batch_size, max_lr, layer_weight, tune, zoom, mix. The odd photographs
 tune, the even ones score; --swap takes them the other way round. Rows are written as they come.
 
 Example: python experiments/repair_settings.py --images photos --out settings.csv "method=flc steps=100"
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import spectral
 from spectral.classes import match_labels
-from spectral.distillation import Views
+from spectral.views import Views
 
 NUMBERS = {"steps": int, "batch_size": int, "max_lr": float, "layer_weight": float}
 SHIFTS = [(1, 2), (-1, 2), (1, 3), (-1, 3)]
@@ -82,16 +82,15 @@ def repair(model: nn.Module, images: Tensor, chosen: dict[str, str]) -> nn.Modul
     if start == "recalibrated":
         smooth = spectral.recalibrate(smooth, images)
     elif start == "reconstructed":
-        if chosen.get("mirrored"):
-            images = torch.cat([images, images.flip(3)])
         ridge = float(chosen["ridge"]) if "ridge" in chosen else None
-        smooth = spectral.reconstruct(smooth, images, ridge=ridge, limit=len(images))
+        views = int(chosen.get("views", 1))
+        smooth = spectral.reconstruct(smooth, images, ridge=ridge, limit=len(images), views=views)
     if "steps" not in chosen:
         return smooth
     numbers = {key: kind(chosen[key]) for key, kind in NUMBERS.items() if key in chosen}
-    views = Views(zoom=float(chosen.get("zoom", 1)), mix=float(chosen.get("mix", 0)))
+    seen = Views(zoom=float(chosen.get("zoom", 1)), mix=float(chosen.get("mix", 0)))
     return spectral.distill(
-        smooth, images, teacher=model, views=views, tune=chosen.get("tune", "all"), progress=False, **numbers
+        smooth, images, teacher=model, views=seen, tune=chosen.get("tune", "all"), progress=False, **numbers
     )
 
 

@@ -8,10 +8,11 @@ import torch
 from networks import image, unchanged
 from torch import Tensor, nn
 
-from spectral.distillation import STATE_NAME, Views, distill
+from spectral.distillation import STATE_NAME, distill
 from spectral.errors import SpectralError
 from spectral.inputs import read_example
 from spectral.surgery import convert, revert
+from spectral.views import Views
 
 
 class Net(nn.Module):

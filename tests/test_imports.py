@@ -132,6 +132,7 @@ ALLOWED = {
         "tracker",
     },
     "training_state": {"files"},
+    "views": {"inputs", "network"},
     "distillation": {
         "arguments",
         "copying",
@@ -144,6 +145,7 @@ ALLOWED = {
         "surgery",
         "surroundings",
         "training_state",
+        "views",
     },
     "averaging": {"copying", "models"},
     "recalibration": {"copying", "inputs", "intake", "network", "surgery"},
@@ -156,6 +158,7 @@ ALLOWED = {
         "network",
         "recalibration",
         "surgery",
+        "views",
     },
     "layers": {"arguments", "numerics", "validation"},
     "models": {"arguments", "files", "layers", "surgery"},  # a checkpoint may be of a converted network

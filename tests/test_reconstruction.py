@@ -207,7 +207,37 @@ def test_bad_input_is_one_sentence() -> None:
             reconstruct(smooth, image(4, 3, 32, 32), ridge=ridge)
     with pytest.raises(SpectralError, match="none of the 3 convolutions and linear layers, such as '3'"):
         reconstruct(smooth, image(4, 3, 32, 32), reference=nn.Conv2d(3, 4, 3))
+    with pytest.raises(SpectralError, match="views must be"):
+        reconstruct(smooth, image(4, 3, 32, 32), views=0)
     with pytest.raises(SpectralError, match="at least 2 images, got 1"):
         reconstruct(smooth, image(1, 3, 32, 32))
     with pytest.raises(SpectralError, match=r"reconstruct: what enters '1' isn't finite"):
         reconstruct(smooth, torch.full((2, 3, 32, 32), torch.nan))
+
+
+def test_views_of_one_image_are_left_out_together() -> None:
+    """Every view of a single pixel is the same: nothing more is known, and the ridge must be as before."""
+
+    class Unrelated(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward((1e4 * x).sin())
+
+    net = nn.Sequential(nn.Conv2d(12, 5, 1)).eval()
+    pixels = image(18, 12, 1, 1)
+    once, often = (
+        reconstruct(net, pixels, reference=Unrelated(*copy.deepcopy(net)), views=views) for views in (1, 4)
+    )
+    torch.testing.assert_close(often[0].weight, once[0].weight, rtol=1e-4, atol=1e-5)
+
+
+def test_few_images_tell_more_in_several_views() -> None:
+    net, images = make_net(), make_smooth(4)
+    smooth = convert(net, "blurpool", example=32)
+    other = make_smooth(64)
+    with torch.no_grad():
+        wanted = net(other)
+        once, often = (
+            float((reconstruct(smooth, images, views=views)(other) - wanted).square().mean())
+            for views in (1, 4)
+        )
+    assert often < once

@@ -25,9 +25,11 @@ from spectral.layers.polyphase import PhasePool
 from spectral.network import undisturbed
 from spectral.recalibration import LIMIT, Moments, load_pair, measure_moments, move_statistics
 from spectral.surgery import conversion_report
+from spectral.views import Views, augment_images, seeded_generator
 
 CALLER = "reconstruct"
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+VIEWS = Views(zoom=0.75, mix=0)
 FOLDS = 4  # parts of the images that a ridge is judged on, each by a fit to the others
 LEAST_PLACES = 64  # of each map that enter a fit, where it has as many
 _PER_UNKNOWN = 16  # places of all images together, for each unknown of an output channel
@@ -43,6 +45,7 @@ def reconstruct(
     reference: nn.Module | None = None,
     ridge: float | None = None,
     limit: int = LIMIT,
+    views: int = 1,
     seed: int = 0,
     inplace: bool = False,
     preprocessing: Any = None,
@@ -71,7 +74,10 @@ def reconstruct(
         ridge: how strongly weights are held, relative to the mean variance of what enters them; None for what
             proves best on images left out, layer by layer.
         limit: how many images are used at most, the first ones, all in one batch.
-        seed: of the choice of places.
+        views: in how many forms each image enters the fit, for few images: 1 as it is, each more as a part of
+            it, three quarters of its sides or more, enlarged, and mirrored or not. Time and memory rise as
+            the number. All views of an image are fitted to, or left out, together.
+        seed: of the choice of places and of the views.
         inplace: change the model itself instead of a copy.
         preprocessing: as for `measure`.
 
@@ -99,14 +105,30 @@ def reconstruct(
     if ridge is not None and not 0 < ridge < math.inf:
         raise SpectralError(f"{CALLER}: ridge must be > 0, got {ridge}")
     limit = as_integer(limit, f"{CALLER}: limit", least=2)
+    views = as_integer(views, f"{CALLER}: views", least=1)
     seed = as_integer(seed, f"{CALLER}: seed")
     feed = Feed(model, images, caller=CALLER, preprocessing=preprocessing)
     batch, before = load_pair(feed, reference, limit)
+    owners = torch.arange(batch.count).repeat(views)
+    batch = _add_views(feed, batch, views, seed)
     work = model if inplace else copy_model(model)
     with torch.no_grad(), undisturbed(before), undisturbed(work):
         known = _observe(before, batch, seed)
-        _fit(work, batch, known, RIDGES if ridge is None else (ridge,))
+        _fit(work, batch, known, RIDGES if ridge is None else (ridge,), owners)
     return work
+
+
+def _add_views(feed: Feed, batch: Inputs, views: int, seed: int) -> Inputs:
+    """Return a batch with more views of its images behind them, in their order."""
+    layout, chance = feed.layout_of(batch), seeded_generator(seed, views)
+    others = [augment_images(batch, layout, feed.extents, VIEWS, chance) for _ in range(views - 1)]
+    more = iter(list(zip(*(other.every_tensor() for other in others), strict=True)))
+
+    def extend(x: Tensor, batched: bool) -> Tensor:
+        found = next(more, ())
+        return torch.cat([x, *(y for y, _ in found)]) if batched else x
+
+    return batch.map(extend)
 
 
 @dataclass
@@ -169,7 +191,7 @@ def _observe(reference: nn.Module, batch: Inputs, seed: int) -> _Known:
     )
 
 
-def _fit(model: nn.Module, batch: Inputs, known: _Known, ridges: Sequence[float]) -> None:
+def _fit(model: nn.Module, batch: Inputs, known: _Known, ridges: Sequence[float], owners: Tensor) -> None:
     """Run the model once; fit each layer and move each norm just before it runs."""
     fitted = _find_fitted(model)
     targets = {path: target for path, target in known.targets.items() if path in fitted}
@@ -180,7 +202,7 @@ def _fit(model: nn.Module, batch: Inputs, known: _Known, ridges: Sequence[float]
         nonlocal matched
         target = targets.pop(path, None)  # a layer that comes again stays
         if target is not None and len(args) == 1:
-            matched += _fit_layer(module, args[0], target, ridges)
+            matched += _fit_layer(module, args[0], target, ridges, owners)
 
     def move(path: str, module: Any, args: Any) -> None:
         before = moments.pop(path, None)
@@ -226,8 +248,15 @@ def _find_fitted(model: nn.Module) -> set[str]:
     }
 
 
-def _fit_layer(module: Any, x: Tensor, target: _Target, ridges: Sequence[float]) -> bool:
+def _fit_layer(module: Any, x: Tensor, target: _Target, ridges: Sequence[float], owners: Tensor) -> bool:
     """Give a layer the weights with which it comes nearest to its target, if it is their plain product.
+
+    Args:
+        module: the layer.
+        x: what enters it.
+        target: what it gave in the reference.
+        ridges: to choose from.
+        owners: which image each of the batch shows; what shows the same one is never left out in part.
 
     Returns:
         Whether its maps have the reference's extents.
@@ -241,7 +270,8 @@ def _fit_layer(module: Any, x: Tensor, target: _Target, ridges: Sequence[float])
     if missing.double().square().mean() <= _SAME**2 * spread:
         return True
     free = module.bias is not None or target.normed
-    folds = [slice(k, None, FOLDS) for k in range(min(FOLDS, len(x)))]
+    rows = owners.repeat_interleave(max(1, len(x) // len(owners)))[: len(x)]  # a batch may be of windows
+    folds = [(rows % FOLDS == k).nonzero().flatten() for k in range(min(FOLDS, len(owners.unique())))]
     sums: list[_Sums] = []
     for fold in folds:
         design = _make_design(module, x[fold], target.places[fold])

@@ -26,7 +26,7 @@ from spectral import stats
 from spectral.columns import bound, bound_flags, bound_summary
 from spectral.console import FilePath, SpectralCommand, workers_option
 from spectral.data import ImageSet, load_images
-from spectral.distillation import TUNED, Views, distill
+from spectral.distillation import TUNED, distill
 from spectral.errors import SpectralError
 from spectral.figures import draw_figure
 from spectral.files import ensure_writable
@@ -38,6 +38,7 @@ from spectral.schema import with_bounds
 from spectral.stability import measure_consistency, measure_stability
 from spectral.surgery import check_methods, conversion_report, convert
 from spectral.table import describe_environment, write_csv
+from spectral.views import Views
 
 MODEL = "packaged/efficientnet-lite0"
 LAYERS = ("blurpool", "flc", "asap", "aps", "wavelet")
