@@ -11,7 +11,17 @@
 - Over many networks: `correlate_networks` and `compare_pairs`, robustness against aliasing.
 - Summaries: `summarize_attribution`, `summarize_equivariance`, `summarize_profiles`, `average_profiles`.
 
-Each has its picture in `spectral.figures`; `spectral.figures.plot_table` finds that of a table.
+Each has its picture in `spectral.figures`, a function of its table and nothing else:
+
+- per image `plot_measurement`, `plot_stability`, `plot_blame` (of `spectral.attribute_instability`),
+  `plot_movement` (of `spectral.measure_equivariance`), `plot_budget_images`, `plot_predictions`,
+  `plot_diagonal`; means with intervals `plot_summary`, `plot_stability_summary`, `plot_blame_summary`,
+  `plot_instability_budget`, `plot_fixes`;
+- networks side by side `plot_compare`, `plot_models`, `plot_perturbed`, `plot_classes`;
+- spectra `plot_spectra`, `plot_folding`, `plot_profiles`, `plot_image_avr`, `plot_frequency_sweep`,
+  `plot_null_frequencies`, `plot_sensitivity` (of `spectral.measure_fourier_heatmap`).
+
+`spectral.figures.plot_table` finds the picture of a table, and so does ``spectral plot TABLE``.
 """
 
 from spectral.analysis.comparison import compare_models

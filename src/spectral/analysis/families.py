@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 
 from spectral import stats
-from spectral.columns import add_holm, bound_summary, compare_columns, to_decibels
+from spectral.columns import add_holm, bound_summary, compare_columns, require_columns, to_decibels
 from spectral.schema import POWER_RATIOS, RANGES, SIGNAL_METRICS
 from spectral.summary import pool_ratio
 
+PER_IMAGE = ("image", "cluster", "family", "layer", "layer_index", "stride", "tap", "avr", "power", "silent")
 NOISE = SIGNAL_METRICS[-1]
 COMPARED = SIGNAL_METRICS[:-1]
 
@@ -37,6 +38,7 @@ def compare_families(per_image: pd.DataFrame, families: Sequence[str] | None = N
         >>> compare_families(pd.DataFrame(rows))["difference"].round(3).tolist()
         [0.25]
     """
+    require_columns(per_image, PER_IMAGE, "compare_families", "a row per image, family, layer and tap")
     order = list(dict.fromkeys(per_image["family"])) if families is None else list(families)
     rows = []
     for (tap, index, layer), block in per_image.groupby(["tap", "layer_index", "layer"], sort=True):

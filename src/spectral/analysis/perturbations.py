@@ -13,13 +13,23 @@ from torch import Tensor, nn
 
 from spectral import stats
 from spectral.analysis.spectra import tabulate_spectrum
-from spectral.columns import FEWEST_CLUSTERS, add_holm, bound, bound_flags, bound_summary, tabulate
+from spectral.columns import (
+    FEWEST_CLUSTERS,
+    add_holm,
+    bound,
+    bound_flags,
+    bound_summary,
+    require_columns,
+    tabulate,
+)
 from spectral.network import evaluation_mode
 from spectral.perturb import Checkerboard, Resampling, make_perturbation
 from spectral.perturb.evaluation import Classifier
 from spectral.schema import with_bounds
 
 CLEAN = "clean"
+NO_LABELS = "none of these images has a label"
+PREDICTIONS = ("image", "cluster", "perturbation", "prediction", "confidence", "agree", "correct")
 NULL_AMPLITUDE = 0.1  # ‖δ‖∞ of the check of the null space, in [0, 1] pixels
 SILENT = 1e-20  # of an image's power: what is left of a constant image without its mean is rounding
 PERTURBED_COLUMNS = [
@@ -40,12 +50,16 @@ def compare_perturbed(
     Args:
         predictions: by network, what `spectral.measure_predictions` gave on the same images, with the
             perturbation ``clean`` among them; the first network is the one that the others are compared with.
-        reasons: why a network has no accuracy on these images, by network; empty where it has one.
+        reasons: why a network has no accuracy on these images, by network; empty where it has one. Of images
+            without labels none has.
 
     Returns:
         A row per network and perturbation: accuracy over the images that have labels and its differences,
         agreement with the own clean prediction, each with its interval; p-values are Holm-corrected over the
         table.
+
+    Raises:
+        SpectralError: for another table.
 
     Example:
         >>> rows = {"image": list("abab"), "cluster": list("abab"), "prediction": [1, 2, 1, 1],
@@ -54,11 +68,13 @@ def compare_perturbed(
         >>> compare_perturbed({"net": pd.DataFrame(rows)})["accuracy"].tolist()
         [1.0, 0.5]
     """
+    for table in predictions.values():
+        require_columns(table, PREDICTIONS, "compare_perturbed", "spectral.measure_predictions")
     correct = {name: find_correct(table) for name, table in predictions.items()}
     base = next(iter(predictions), "")
     rows = []
     for name, table in predictions.items():
-        reason = (reasons or {}).get(name, "")
+        reason = (reasons or {}).get(name, "") or (NO_LABELS if correct[name].empty else "")
         clusters = table.drop_duplicates("image").set_index("image")["cluster"][correct[name].index]
         for test, own in table.groupby("perturbation", sort=False):
             row = {"model": name, "perturbation": str(test), **_describe_amplitude(str(test))}
@@ -85,18 +101,22 @@ def compare_classes(
 
     Args:
         predictions: as for `compare_perturbed`, with labels.
-        classes: names of each network's classes, None where they aren't known.
+        classes: names of each network's classes; None, or no entry, where they aren't known.
+
+    Raises:
+        SpectralError: for another table.
     """
     rows = []
     for name, table in predictions.items():
-        names = classes[name]
+        require_columns(table, PREDICTIONS, "compare_classes", "spectral.measure_predictions")
+        names = classes.get(name) or ()
         known = table[table["correct"].notna()]
         for test, own in known.groupby("perturbation", sort=False):
             for _, alike in own.groupby("label"):
                 label = int(alike["label"].iloc[0])
                 share = bound_flags("accuracy", alike["correct"], alike["cluster"])
                 rows.append({"model": name, "perturbation": test, "label": label,
-                             "class": names[label] if names else "", "n_labelled": len(alike),
+                             "class": names[label] if label < len(names) else "", "n_labelled": len(alike),
                              **share})  # fmt: skip
     return pd.DataFrame(rows, columns=CLASS_COLUMNS)
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from spectral.arguments import as_path
 from spectral.errors import SpectralError, suggest
+from spectral.figures.answers import ANSWERS
 from spectral.figures.diagnosis import COLOURS, MARKS, plot_fixes, plot_site_levels
 from spectral.figures.spec import REGISTERED
 from spectral.figures.style import FULL_WIDTH, new_figure, use_style
@@ -122,4 +123,5 @@ _OWN: dict[str, tuple[tuple[str, ...], Plot]] = {
     "site_levels": (("name", "alias_power_db"), plot_site_levels),
     "fixes": (("site", "method", "sis", "sis_original", "agreement", "front"), plot_fixes),
     "summary": (("model", "site", "tap", "metric", "mean", "ci_low", "ci_high", "n_silent"), plot_summary),
+    **ANSWERS,
 }

@@ -1,0 +1,212 @@
+"""The picture of what each analysis gives, of any network: a function of its table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from spectral.figures.kinds import SHARE, Panel, draw_estimates, draw_images, draw_lines, draw_maps, require
+from spectral.figures.style import AVR_LABEL, RHO_LABEL, SIS_LABEL
+
+_JITTER = Panel("logit_jitter", "logit jitter")
+_SHOWN = {"avr": AVR_LABEL, "avr_separable": AVR_LABEL, "am_relative": "AM, relative", "am": "AM",
+          "alias_power_ratio": "alias power ratio",
+          "alias_power_ratio_channel_median": "alias power ratio, median channel"}  # fmt: skip
+
+
+def plot_measurement(table: pd.DataFrame) -> Figure:
+    """Draw what `spectral.measure` found at each site: a dot per image, the mean with its 95 % interval.
+
+    Of the metrics that it knows names for; `plot_summary` draws the means of all.
+    """
+    require(table, "plot_measurement", ["site", "tap", "metric", "value", "image", "cluster"])
+    known = table[table["metric"].isin(_SHOWN) & table["site"].fillna("").ne("")]
+    wide = known.assign(column=known["metric"] + " " + known["tap"]).dropna(subset=["value"])
+    columns = dict.fromkeys(sorted(wide["column"], key=lambda name: list(_SHOWN).index(name.split()[0])))
+    panels = [
+        Panel(column, f"{_SHOWN[column.split()[0]]}, {column.split()[1]} tap",
+              limits=(0.0, 1.0 + 1e-9) if column.startswith("avr") else (0.0, float("inf")))
+        for column in columns
+    ]  # fmt: skip
+    for column in columns:
+        wide[column] = wide["value"].where(wide["column"] == column)
+    return draw_images(wide, "plot_measurement", "site", panels[:6])
+
+
+def plot_stability(table: pd.DataFrame) -> Figure:
+    """Draw SIS, logit jitter and confidence of each image, from `spectral.measure_stability`."""
+    named = table if "model" in table else table.assign(model="")
+    panels = [Panel("sis", SIS_LABEL, limits=(0.0, 1.0 + 1e-9)), _JITTER, Panel("confidence", "confidence")]
+    return draw_images(named, "plot_stability", "model", panels)
+
+
+def plot_stability_summary(table: pd.DataFrame) -> Figure:
+    """Draw means with intervals, from `spectral.summarize_stability`: a panel per metric."""
+    require(table, "plot_stability_summary", ["model", "metric", "mean", "ci_low", "ci_high"])
+    known = table.dropna(subset=["mean"]).drop_duplicates(["model", "metric"])
+    wide = known.drop_duplicates("model")[["model", *({"n"} & set(known))]].set_index("model")
+    for metric, own in known.groupby("metric", sort=False):
+        ends = own.set_index("model")
+        for end, name in (("", "mean"), ("_ci_low", "ci_low"), ("_ci_high", "ci_high")):
+            wide[f"{metric}{end}"] = ends[name]
+    panels = [Panel(str(metric), str(metric).replace("_", " ")) for metric in dict.fromkeys(known["metric"])]
+    return draw_estimates(wide.reset_index(), "plot_stability_summary", "model", panels)
+
+
+def plot_blame(table: pd.DataFrame) -> Figure:
+    """Draw how SIS changes where a site is altered, image by image, from `spectral.attribute_instability`."""
+    return draw_images(table, "plot_blame", "site", _list_changes())
+
+
+def plot_blame_summary(table: pd.DataFrame) -> Figure:
+    """Draw how SIS changes where a site is altered, from `spectral.analysis.summarize_attribution`."""
+    return draw_estimates(table, "plot_blame_summary", "site", _list_changes())
+
+
+def plot_movement(table: pd.DataFrame) -> Figure:
+    """Draw how well each site's output moves with the image, from `spectral.measure_equivariance`.
+
+    Its summary, of `spectral.analysis.summarize_equivariance`, has estimates in place of images.
+    """
+    kinds = table if "kind" not in table else table.assign(series=table["kind"])
+    panels = [Panel("psnr_db", "PSNR under shifts (dB)"),
+              Panel("relative_error", "relative error", limits=(0.0, float("inf")))]  # fmt: skip
+    draw = draw_estimates if "psnr_db_ci_low" in table else draw_images
+    return draw(kinds, "plot_movement", "site", panels, series="series")
+
+
+def plot_budget_images(table: pd.DataFrame) -> Figure:
+    """Draw each image's shares of instability, from `spectral.measure_instability_budget`."""
+    require(table, "plot_budget_images", ["image", "source", "metric", "site", "share"])
+    words = table[["image", "source", "site"]].fillna("")  # a file has no empty text
+    known = table[words["image"].ne("") & words["source"].ne("total") & words["site"].eq("")]
+    panel = Panel("share", "share of the image's instability", zero=True)
+    return draw_images(known, "plot_budget_images", "source", [panel], series="metric")
+
+
+def plot_predictions(table: pd.DataFrame) -> Figure:
+    """Draw which share of predictions stays, and is right, under each perturbation or attack.
+
+    Args:
+        table: from `spectral.measure_predictions`, `measure_robustness`, `measure_consistency` or
+            `measure_worst_shift`.
+    """
+    row = next((name for name in ("perturbation", "attack", "protocol") if name in table), "fill")
+    names = {"agree": "predictions that stay", "robust": "predictions that stay",
+             "stays": "predictions that stay at any shift", "correct": "accuracy",
+             "robust_correct": "accuracy under attack"}  # fmt: skip
+    panels = [Panel(column, f"{name} (share)", limits=SHARE) for column, name in names.items()]
+    return draw_images(table, "plot_predictions", row, panels)
+
+
+def plot_perturbed(table: pd.DataFrame) -> Figure:
+    """Draw accuracy and agreement of networks, from `spectral.analysis.compare_perturbed`."""
+    panels = [Panel("agreement", "predictions that stay (share)", limits=SHARE),
+              Panel("accuracy", "accuracy", limits=SHARE)]  # fmt: skip
+    return draw_estimates(table, "plot_perturbed", "perturbation", panels)
+
+
+def plot_classes(table: pd.DataFrame) -> Figure:
+    """Draw accuracy by class, from `spectral.analysis.compare_classes`."""
+    require(table, "plot_classes", ["model", "perturbation", "class", "accuracy"])
+    named = table.assign(series=table["model"].astype(str) + ", " + table["perturbation"].astype(str))
+    row = "class" if table["class"].fillna("").ne("").all() else "label"
+    panel = Panel("accuracy", "accuracy", limits=SHARE)
+    return draw_estimates(named, "plot_classes", row, [panel], series="series")
+
+
+def plot_models(table: pd.DataFrame) -> Figure:
+    """Draw what networks cost and give, from `spectral.analysis.weigh_models`."""
+    panels = [Panel("sis", SIS_LABEL), _JITTER, Panel("agreement", "agreement with the first", limits=SHARE),
+              Panel("accuracy", "accuracy", limits=SHARE), Panel("latency_ms", "latency (ms per batch)"),
+              Panel("macs", "multiply–accumulates per image")]  # fmt: skip
+    return draw_estimates(table, "plot_models", "model", panels)
+
+
+def plot_diagonal(table: pd.DataFrame) -> Figure:
+    """Draw how confidence moves along a diagonal shift, from `spectral.measure_diagonal`."""
+    named = table if "fill" in table else table.assign(fill="")
+    names = "diagonal shift (pixels)", "confidence, mean over images"
+    return draw_lines(named, "plot_diagonal", "offset", "confidence", "fill", "fill", names)
+
+
+def plot_spectra(table: pd.DataFrame) -> Figure:
+    """Draw the power spectra at each site and tap, from `spectral.analysis.measure_spectra`."""
+    return draw_maps(
+        table, "plot_spectra", "power", ("site", "tap"), "power (dB, each next to its peak)", "own"
+    )
+
+
+def plot_folding(table: pd.DataFrame) -> Figure:
+    """Draw a site's spectra before and behind its decimation, from `spectral.analysis.measure_folding`."""
+    return draw_maps(
+        table, "plot_folding", "power", ("site", "panel"), "power (dB next to the peak)", "common"
+    )
+
+
+def plot_null_frequencies(table: pd.DataFrame) -> Figure:
+    """Draw what resampling hides, from `spectral.analysis.tabulate_null_frequencies`."""
+    return draw_maps(table, "plot_null_frequencies", "share", ("operator",), "hidden share of the power")
+
+
+def plot_sensitivity(table: pd.DataFrame) -> Figure:
+    """Draw which frequencies change predictions, from `spectral.measure_fourier_heatmap`."""
+    known = "error" in table and table["error"].notna().any()
+    value, label = ("error", "error") if known else ("disagreement", "predictions that change (share)")
+    return draw_maps(table, "plot_sensitivity", value, ("network", "norm"), label)
+
+
+def plot_profiles(table: pd.DataFrame) -> Figure:
+    """Draw radial power profiles of each site, from `spectral.analysis.measure_profiles` or its summaries."""
+    value = "power_mean" if "power_mean" in table else "power"
+    labels = RHO_LABEL, "power (dB next to the peak), mean"
+    return draw_lines(table, "plot_profiles", "rho", value, "site", "tap", labels, power=True)
+
+
+def plot_frequency_sweep(table: pd.DataFrame) -> Figure:
+    """Draw AVR over the frequency of a sinusoid, from `spectral.analysis.sweep_frequencies`."""
+    labels = "frequency (cycles per pixel)", AVR_LABEL
+    return draw_lines(table, "plot_frequency_sweep", "frequency", "avr", "site", "tap", labels)
+
+
+def plot_image_avr(table: pd.DataFrame) -> Figure:
+    """Draw the AVR of one image at each site and tap, from `spectral.analysis.measure_image_avr`."""
+    require(table, "plot_image_avr", ["site", "tap", "avr", "silent"])
+    known = table.assign(avr=table["avr"].mask(table["silent"].astype(bool)))
+    return draw_estimates(known, "plot_image_avr", "site", [Panel("avr", AVR_LABEL)], "tap")
+
+
+def _list_changes() -> list[Panel]:
+    names = {"delta_sis": "alone", "delta_sis_block": "with its block", "delta_sis_last_out": "last"}
+    return [Panel(column, f"ΔSIS, {name}", zero=True) for column, name in names.items()]
+
+
+ANSWERS: dict[str, tuple[tuple[str, ...], Callable[[pd.DataFrame], Figure]]] = {
+    "measurement": (("image", "site", "tap", "metric", "value", "reason"), plot_measurement),
+    "stability": (("image", "sis", "logit_jitter", "margin"), plot_stability),
+    "stability_summary": (("model", "metric", "mean", "ci_low", "ci_high", "confidence_rho"),
+                          plot_stability_summary),
+    "blame": (("image", "site", "delta_sis", "delta_sis_last_out"), plot_blame),
+    "blame_summary": (("site", "method", "delta_sis", "delta_sis_ci_low", "delta_sis_last_out"),
+                      plot_blame_summary),
+    "movement": (("site", "kind", "psnr_db", "relative_error"), plot_movement),
+    "budget_images": (("image", "source", "metric", "share", "first_in"), plot_budget_images),
+    "predictions": (("image", "perturbation", "agree"), plot_predictions),
+    "robustness": (("image", "attack", "robust"), plot_predictions),
+    "consistency": (("image", "protocol", "agree"), plot_predictions),
+    "worst_shift": (("image", "max_shift", "stays"), plot_predictions),
+    "diagonal": (("image", "offset", "confidence"), plot_diagonal),
+    "perturbed": (("model", "perturbation", "agreement", "delta_clean"), plot_perturbed),
+    "classes": (("model", "perturbation", "class", "accuracy"), plot_classes),
+    "models": (("model", "sis", "latency_ms", "macs", "latency_runs"), plot_models),
+    "folding": (("f_u", "f_v", "power", "site", "panel"), plot_folding),
+    "spectra": (("f_u", "f_v", "power", "site", "tap"), plot_spectra),
+    "null_frequencies": (("operator", "f_u", "f_v", "share"), plot_null_frequencies),
+    "sensitivity": (("f_u", "f_v", "norm", "disagreement"), plot_sensitivity),
+    "profiles": (("site", "tap", "rho", "power"), plot_profiles),
+    "frequency_sweep": (("grid", "frequency", "site", "tap", "avr"), plot_frequency_sweep),
+    "image_avr": (("site", "tap", "avr", "silent", "height"), plot_image_avr),
+}  # fmt: skip
+"""By name, the columns that tell a table, and its picture; told apart in this order."""

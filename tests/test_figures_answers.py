@@ -1,0 +1,159 @@
+"""Every analysis of a network that is named nowhere has a table, and every table its picture."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import spectral
+from spectral import analysis, figures
+from spectral.errors import SpectralError
+from spectral.figures import list_plots, plot_table
+
+SIZE = 16
+
+
+class Foreign(nn.Module):
+    """A network of somebody else: a branch, a pool, a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, 2, 1)
+        self.pool = nn.MaxPool2d(2)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.head(self.pool(self.stem(x).relu()).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def tables():
+    """What each analysis gives, by the picture that is made of it."""
+    torch.manual_seed(0)
+    net = Foreign().eval()
+    smooth = spectral.convert(net, "blurpool", example=SIZE)
+    x = torch.rand(6, 3, SIZE, SIZE)
+    images = spectral.load_images("synthetic", size=SIZE, limit=6)
+    quiet = {"progress": False}
+    ready = {"preprocessing": "none", **quiet}
+    measured = spectral.measure(net, x, **quiet)
+    stability = spectral.measure_stability(net, x, **quiet)
+    blame = spectral.attribute_instability(net, x, **quiet)
+    moved = spectral.measure_equivariance(net, x, **quiet)
+    budget = spectral.measure_instability_budget(net, x[:3], **quiet)
+    seen = spectral.measure_predictions(net, images, ["resize-0.5", "checkerboard-0.05"], **ready)
+    labelled = seen.assign(label=pd.array([1] * len(seen)), correct=seen["prediction"] == 1)
+    profiles = analysis.measure_profiles(net, x)
+    return {
+        "measurement": measured,
+        "summary": spectral.summarize_measurements(measured),
+        "stability": stability,
+        "stability_summary": spectral.summarize_stability(stability),
+        "blame": blame,
+        "blame_summary": analysis.summarize_attribution(blame),
+        "movement": moved,
+        "movement ": analysis.summarize_equivariance(moved),
+        "budget_images": budget,
+        "budget": spectral.summarize_instability_budget(budget),
+        "fixes": spectral.measure_fixes(net, x, ("flc",), **quiet),
+        "predictions": seen,
+        "perturbed": analysis.compare_perturbed({"a": seen, "b": labelled}),
+        "classes": analysis.compare_classes({"b": labelled}, {}),
+        "robustness": spectral.measure_robustness(net, images, ["fgsm"], epsilon=8 / 255, **ready),
+        "consistency": spectral.measure_consistency(net, images, preprocessing="none"),
+        "worst_shift": spectral.measure_worst_shift(net, images, max_shift=1, preprocessing="none"),
+        "diagonal": spectral.measure_diagonal(net, images, preprocessing="none"),
+        "models": analysis.weigh_models(
+            {"a": net, "b": smooth}, {"a": images, "b": images}, **quiet
+        ),
+        "compare": analysis.compare_models({"a": net, "b": smooth}, {"a": images, "b": images}, **quiet),
+        "spectra": analysis.measure_spectra(net, x[:1]),
+        "folding": analysis.measure_folding(net, x[:1]),
+        "profiles": profiles,
+        "profiles ": analysis.summarize_profiles(profiles),
+        "image_avr": analysis.measure_image_avr(net, x[:1]),
+        "frequency_sweep": analysis.sweep_frequencies(net, (SIZE, SIZE)),
+        "null_frequencies": analysis.tabulate_null_frequencies(
+            (SIZE, SIZE), [spectral.make_perturbation("resize-0.5")]
+        ),
+    }  # fmt: skip
+
+
+def test_every_table_has_its_picture_fresh_and_from_a_file(tables, tmp_path):
+    for name, table in tables.items():
+        drawn, figure = plot_table(table)
+        assert drawn == name.strip()
+        shown = [ax for ax in figure.axes if ax.get_visible()]
+        assert any(ax.get_xlabel() for ax in shown), name
+        assert all(len(ax.lines) + len(ax.collections) + len(ax.images) for ax in shown), name
+        assert not any("$" in text.get_text() for text in figure.findobj(lambda o: hasattr(o, "get_text"))), (
+            name
+        )
+        table.to_csv(tmp_path / "table.csv", index=False)
+        assert plot_table(pd.read_csv(tmp_path / "table.csv"))[0] == name.strip()
+
+
+def test_each_has_a_function_beside_it():
+    for columns, plot in figures.answers.ANSWERS.values():
+        plot = getattr(figures, plot.__name__)
+        for wrong in (pd.DataFrame({"a": [1]}), pd.DataFrame(columns=list(columns))):
+            with pytest.raises(SpectralError, match=r"no column|no rows|no row|nothing"):
+                plot(wrong)
+
+
+def _read_marks(ax):
+    """The places of the large marks: estimates, not images."""
+    return [
+        (float(x), float(y))
+        for line in ax.lines
+        if line.get_marker() != "None" and line.get_markersize() > 3
+        for x, y in line.get_xydata()
+    ]
+
+
+def test_what_is_drawn_is_what_the_table_says(tables):
+    summary = tables["blame_summary"].dropna(subset=["delta_sis"])
+    ax = figures.plot_blame_summary(summary).axes[0]
+    marks = _read_marks(ax)
+    assert [x for x, _ in marks] == pytest.approx(summary["delta_sis"].tolist())
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert [names[round(y)] for _, y in marks] == summary["site"].tolist()
+    ends = [segment[:, 0].tolist() for segment in ax.collections[0].get_segments()]
+    assert np.allclose(ends, summary[["delta_sis_ci_low", "delta_sis_ci_high"]])
+
+    seen = tables["predictions"]
+    ax = figures.plot_predictions(seen).axes[0]
+    shares = seen.groupby("perturbation", sort=False)["agree"].mean()
+    assert [x for x, _ in _read_marks(ax)] == pytest.approx(shares.tolist())
+
+    spectra = tables["spectra"]
+    first = spectra[(spectra["site"] == "stem") & (spectra["tap"] == "dense")]
+    panel = next(a for a in figures.plot_spectra(spectra).axes if a.get_title() == "stem\ndense")
+    grid = first.pivot(index="f_u", columns="f_v", values="power")
+    decibels = np.maximum(10 * np.log10(grid / grid.to_numpy().max()), -60)
+    assert np.allclose(panel.images[0].get_array(), decibels, atol=1e-4)
+
+
+def test_shares_of_few_images_have_an_interval_though_all_agree():
+    rows = {"image": list("abcd"), "cluster": list("abcd"), "perturbation": "x", "agree": True}
+    ax = figures.plot_predictions(pd.DataFrame(rows)).axes[0]
+    ((low, _), (high, _)) = ax.collections[0].get_segments()[0]
+    z = 1.959963984540054
+    assert (low, high) == pytest.approx((4 / (4 + z * z), 1.0))  # Wilson's
+
+
+def test_without_labels_networks_are_compared_by_what_stays(tables):
+    table = tables["perturbed"]
+    own = table[table["model"] == "a"]
+    assert own["reason"].eq("none of these images has a label").all()
+    assert own["agreement"].notna().all()
+    assert table[table["model"] == "b"]["accuracy"].notna().all()
+    with pytest.raises(SpectralError, match="no column 'perturbation'; expected one of"):
+        analysis.compare_perturbed({"a": tables["stability"]})
+    assert not math.isnan(tables["classes"]["accuracy"].iloc[0])
+    assert list_plots(pd.DataFrame({"unknown": [1]})) == {}
