@@ -347,6 +347,15 @@ def test_architecture_that_contradicts_the_json(trained: nn.Module, tmp_path: Pa
         ({"std": [0.5, 0.0, 0.5]}, "std above 0"),
         ({"mean": [0.5]}, "one number per channel"),
         ({"mean": ["a", "b", "c"]}, "one number per channel"),
+        ({"mean": "123"}, "one number per channel"),
+        ({"mean": [True, 0, 0]}, "one number per channel"),
+        ({"mean": [10**400, 0, 0]}, "one number per channel"),
+        ({"std": [1e-320] * 3}, "std above 0"),
+        ({"size": [3.5, 3]}, "expected size as"),
+        ({"size": [10**9, 10**9]}, "expected size as"),
+        ({"classes": "abc"}, "expected classes as a list"),
+        ({"classes": ["a"]}, "names 1 classes of a network that has"),
+        ({"family": 5}, "expected family as a text"),
     ],
 )
 def test_wrong_description_is_one_sentence(
@@ -357,7 +366,9 @@ def test_wrong_description_is_one_sentence(
         load_model(path)
 
 
-@pytest.mark.parametrize("text", ["{", "[1]"])
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", '{"mean": [0], "mean": [9]}', '{"mean": [NaN]}', '{"a":' + "[" * 10**5]
+)
 def test_broken_json_is_one_sentence(text: str, trained: nn.Module, tmp_path: Path) -> None:
     path = save_checkpoint(trained, tmp_path / "net.safetensors", DESCRIPTION)
     path.with_suffix(".json").write_text(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import resource
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -200,6 +201,70 @@ def write(path: Path, content: bytes) -> Path:
 def write_table(path: Path, columns: dict[str, list[Any]]) -> Path:
     pq.write_table(pa.table(columns), path)
     return path
+
+
+def pack(header: tarfile.TarInfo, content: bytes = b"", layout: int = tarfile.GNU_FORMAT) -> bytes:
+    return header.tobuf(layout) + content.ljust(-(-len(content) // 512) * 512, b"\0")
+
+
+def make_header(kind: bytes = tarfile.REGTYPE, size: int = 0) -> tarfile.TarInfo:
+    header = tarfile.TarInfo("a.png")
+    header.type, header.size = kind, size
+    return header
+
+
+def make_pax(**records: str) -> bytes:
+    header = make_header(size=9)
+    header.pax_headers = records
+    return pack(header, b"\x89PNG\r\n\x1a\n.", tarfile.PAX_FORMAT)
+
+
+HOSTILE = {
+    "a size beyond all": make_pax(size="9" * 20),
+    "a size below 0": make_pax(size="-5"),
+    "sparse, of no map": make_pax(**{"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}),
+    "sparse, of 2**60 bytes": make_pax(**{"GNU.sparse.map": "0,1,5", "GNU.sparse.size": str(2**60)}),
+    "a name of 8 GiB": pack(make_header(kind=b"L", size=2**33), b"x" * 2000),
+    "records of 4 GiB": pack(make_header(kind=b"x", size=2**32), b"x" * 2000, tarfile.USTAR_FORMAT),
+    "names of names": pack(make_header(kind=b"L", size=5), b"name") * 3000,
+    "a record of no length": pack(make_header(kind=b"x", size=9), b"0 path=a\n", tarfile.USTAR_FORMAT),
+    "a link to itself": pack(make_header(kind=tarfile.LNKTYPE)),
+    "a device": pack(make_header(kind=tarfile.CHRTYPE)),
+    "half a header": pack(make_header())[:300],
+    "1 TiB": pack(make_header(size=2**40)),
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_tars(content, tmp_path):
+    path = tmp_path / "a.tar"
+    path.write_bytes(content)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(SpectralError) as caught:
+        spectral.load_images(path)
+    assert "\n" not in str(caught.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**17  # KiB
+    assert [one.name for one in tmp_path.iterdir()] == ["a.tar"]
+
+
+def test_parquet_that_claims_more_than_it_may(tmp_path):
+    pq.write_table(pa.table({"image": pa.nulls(10**6, pa.binary())}), tmp_path / "a.parquet")
+    with pytest.raises(SpectralError, match="claims 1000000 rows in"):
+        spectral.load_images(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_image_that_is_in_a_file_many_times_is_in_memory_once(nested, tmp_path):
+    picture = encode(0, "PNG") + bytes(2**22)
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())]) if nested else pa.binary()
+    cells = [{"bytes": picture, "path": ""} if nested else picture] * 50
+    table = pa.table({"image": pa.array(cells, kind)})
+    pq.write_table(table, tmp_path / "a.parquet", dictionary_pagesize_limit=2**30, data_page_size=2**30)
+    del table, cells
+    before = pa.total_allocated_bytes()
+    images = spectral.load_images(tmp_path / "a.parquet", limit=2)
+    assert [one.shape for one in images] == [(3, 20, 24)] * 2
+    assert pa.total_allocated_bytes() - before < 10 * len(picture)
 
 
 class HubDataset:

@@ -358,7 +358,7 @@ def read(folder: str | Path) -> pd.DataFrame:
     whole, concluded = notes.get("images", 0), notes.get("concluded", {})
     found = _read_rows(path, record["run"], concluded.get("images", ""))
     if found.images < whole:
-        raise StorageError(
+        raise LostImagesError(
             f"{path} has {found.images} of the {whole} images that were measured: a shard is gone; run the "
             f"same command again, which measures the others again"
         )
@@ -405,6 +405,10 @@ def read_run(folder: Path) -> dict[str, Any]:
             f"{folder / RUN_FILE} isn't what this version writes; delete its folder and measure again"
         )
     return record
+
+
+class LostImagesError(StorageError):
+    """A finished run lacks rows that it had, with a shard; the same call measures them again."""
 
 
 class _Rows(NamedTuple):

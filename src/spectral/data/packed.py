@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tarfile
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -23,6 +25,8 @@ from spectral.errors import SpectralError
 from spectral.files import printable
 
 PACKED = (".tar", ".parquet")
+MOST_GROUP = 3 * 2**27  # bytes of images that lie together in a Parquet file: all are read for one of them
+_MOST_HEADER = 2**20  # bytes of a header in a tar; of labels no more is read either
 _LABELS = ("label", "labels", "cls", "class", "fine_label")
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")
 
@@ -124,12 +128,33 @@ def _open(read: Callable[[], bytes], digest: str) -> Any:
     return decode_image(read(), digest)
 
 
+class _Bounded(io.BufferedReader):
+    """A file of which nobody reads much at once: a tar's header may say that its name has gigabytes.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read what is asked for.
+
+        Raises:
+            ValueError: where that is more than any header.
+        """
+        if size is None or not 0 <= size <= _MOST_HEADER:
+            raise ValueError(f"a header in it claims {size} bytes")
+        return super().read(size)
+
+
 def _list_tar(path: Path, prefix: str) -> Iterator[_Packed]:
     """List the images in a tar by where they lie in it."""
     labels: dict[str, int] = {}
     images: list[tuple[str, str, int, int]] = []
     try:
-        with tarfile.open(path, "r:") as tar:
+        with _Bounded(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 key, ending = _split(member.name)
                 if not member.isfile() or Path(member.name).name.startswith("."):
@@ -140,8 +165,15 @@ def _list_tar(path: Path, prefix: str) -> Iterator[_Packed]:
                     label = _read_label(ending, content.read(1 << 20))
                     if label is not None:
                         labels[key] = label
-    except (OSError, tarfile.TarError) as error:
-        raise SpectralError(f"{str(path)!r} can't be read as a tar ({error}); fetch it again") from error
+    except (
+        OSError,
+        tarfile.TarError,
+        ValueError,
+        OverflowError,
+        RecursionError,
+    ) as error:  # a hostile header
+        why = shorten(str(error), 200, placeholder=" …")
+        raise SpectralError(f"{str(path)!r} can't be read as a tar ({why}); fetch it again") from error
     for name, key, start, length in images:
         read = partial(read_slice, path, start, length)
         yield _Packed(f"{prefix}/{name}", read, labels.get(key), path, (start, length), length)
@@ -171,11 +203,12 @@ def _list_parquet(path: Path, prefix: str) -> tuple[list[_Packed], list[str] | N
         file = _open_parquet(path)
         column = _find_column(file.schema_arrow, path)
         label = next((name for name in _LABELS if name in file.schema_arrow.names), None)
+        _refuse_claims(file.metadata, column, path)
         labels: list[Any] = [None] * file.metadata.num_rows
         if label is not None and pa.types.is_integer(file.schema_arrow.field(label).type):
             labels = file.read([label]).column(label).to_pylist()
         counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, OverflowError) as error:
         why = next(iter(str(error).splitlines()), type(error).__name__)
         raise SpectralError(f"{str(path)!r} can't be read as Parquet ({why}); fetch it again") from error
     places = [(group, row) for group, count in enumerate(counts) for row in range(count)]
@@ -187,6 +220,27 @@ def _list_parquet(path: Path, prefix: str) -> tuple[list[_Packed], list[str] | N
         for i, place in enumerate(places)
     ]
     return packed, _find_classes(file.schema_arrow, label)
+
+
+def _refuse_claims(facts: pq.FileMetaData, column: str, path: Path) -> None:
+    """Refuse a file of which a few bytes would unfold to more than memory holds.
+
+    Raises:
+        SpectralError: saying what it claims to hold.
+    """
+    size = path.stat().st_size
+    groups = [facts.row_group(number) for number in range(facts.num_row_groups)]
+    counts = [group.num_rows for group in groups]
+    if min(counts, default=0) < 0 or sum(counts) != facts.num_rows or facts.num_rows > size:
+        raise SpectralError(f"{str(path)!r} claims {facts.num_rows} rows in {size} bytes; fetch it again")
+    for group in groups:
+        for part in map(group.column, range(group.num_columns)):
+            unfolded = part.total_uncompressed_size
+            if part.path_in_schema.partition(".")[0] == column and not 0 <= unfolded <= MOST_GROUP:
+                raise SpectralError(
+                    f"{str(path)!r} has {unfolded / 2**20:.0f} MiB of images in one row group, more than "
+                    f"{MOST_GROUP / 2**20:.0f}; write it with fewer rows in each (row_group_size)"
+                )
 
 
 def _find_column(schema: pa.Schema, path: Path) -> str:
@@ -225,6 +279,16 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
     return pq.ParquetFile(path.open("rb"))
 
 
+def _name_leaves(group: pq.RowGroupMetaData, column: str) -> list[str]:
+    """Name what of a column are texts or bytes, as Parquet names it."""
+    found = []
+    for part in map(group.column, range(group.num_columns)):
+        name = part.path_in_schema
+        if name.partition(".")[0] == column and part.physical_type == "BYTE_ARRAY":
+            found.append(name)
+    return found
+
+
 def _read_cell(path: Path, column: str, group: int, row: int) -> bytes:
     state = path.stat()
     try:
@@ -237,7 +301,10 @@ def _read_cell(path: Path, column: str, group: int, row: int) -> bytes:
     return bytes(content)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)
 def _read_group(path: Path, changed: int, length: int, column: str, group: int) -> pa.ChunkedArray:
     """Keep the encoded images that lie together in the file, which come one after the other."""
-    return _open_parquet(path).read_row_group(group, columns=[column]).column(column)
+    leaves = _name_leaves(_open_parquet(path).metadata.row_group(group), column)
+    # What is in it many times is kept once: a few bytes may stand for gigabytes.
+    file = pq.ParquetFile(path.open("rb"), read_dictionary=leaves)
+    return file.read_row_group(group, columns=[column]).column(column)

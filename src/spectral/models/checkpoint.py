@@ -294,12 +294,28 @@ def read_metadata(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(
+            path.read_text(encoding="utf-8"), object_pairs_hook=_refuse_twice, parse_constant=_refuse_constant
+        )
     except (OSError, ValueError, RecursionError) as error:
-        raise SpectralError(f"{path}: expected the weights' description as JSON ({error})") from error
+        why = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise SpectralError(f"{path}: expected the weights' description as JSON ({why})") from error
     if not isinstance(content, dict):
         raise SpectralError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content
+
+
+def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse an object that has a name twice: which of the two holds is anybody's guess."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is in it twice")
+    return found
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number in JSON")
 
 
 def _some(names: Iterable[object], limit: int = 3) -> str:

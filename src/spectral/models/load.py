@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectral.arguments import as_integer
+from spectral.arguments import MOST_SAMPLES, as_integer
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.models.architectures import ARCHITECTURES, EXAMPLES, build, family_of
 from spectral.models.checkpoint import hash_state, load_state, read_metadata, require_finite
@@ -37,6 +36,7 @@ from spectral.models.sources import (
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".th")
 RANDOM_SEED = 0
+_LARGEST = 1e38  # of a mean, and of the inverse of a standard deviation: float32 holds no more
 # An installed package carries its checkpoints inside; a checkout has them in data/.
 CHECKPOINT_FOLDERS = (
     Path(__file__).parents[1] / "checkpoints",
@@ -300,12 +300,14 @@ def _open_file(path: Path, architecture: str | None, classes: int | None = None)
     if "conversion" in metadata:
         model = _convert_as(model, metadata["conversion"])
     model, info = fill((model, info), state, str(path))
-    names = metadata.get("classes")
+    family = metadata.get("family", info.family)
+    if not isinstance(family, str | None):
+        raise SpectralError(f"{path.with_suffix('.json')}: expected family as a text, got {family!r}")
     return model, replace(
         info,
-        family=metadata.get("family", info.family),
+        family=family,
         preprocessing=_described_preprocessing(metadata, info.preprocessing, path),
-        classes=info.classes if names is None else tuple(names),
+        classes=_described_classes(metadata, info, path),
         metadata={**metadata, "architecture": named},
     )
 
@@ -353,27 +355,48 @@ def open_untrained(architecture: str, classes: int | None = None) -> Loaded:
     return _SOURCES[source].open(name, False, classes)
 
 
+def _described_classes(metadata: Mapping[str, Any], info: ModelInfo, path: Path) -> tuple[str, ...] | None:
+    names = metadata.get("classes")
+    if names is None:
+        return info.classes
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise SpectralError(f"{path.with_suffix('.json')}: expected classes as a list of their names")
+    if len(names) != info.num_classes:
+        raise SpectralError(
+            f"{path.with_suffix('.json')}: names {len(names)} classes of a network that has "
+            f"{info.num_classes}"
+        )
+    return tuple(names)
+
+
 def _described_preprocessing(
     metadata: Mapping[str, Any], default: Preprocessing, path: Path
 ) -> Preprocessing:
     try:
-        height, width = (int(n) for n in metadata.get("size", default.size))
-        mean = tuple(float(m) for m in metadata.get("mean", default.mean))
-        std = tuple(float(s) for s in metadata.get("std", default.std))
+        height, width = _read_numbers(metadata, "size", default.size)
+        mean, std = (_read_numbers(metadata, key, getattr(default, key)) for key in ("mean", "std"))
         known = "size" in metadata or default.size != UNKNOWN.size
         if (
-            not all(map(math.isfinite, (*mean, *std)))
+            not all(abs(value) <= _LARGEST for value in (*mean, *std))
             or len(mean) != len(std)
-            or min((*std, 1)) <= 0
-            or (known and min(height, width) <= 0)
+            or min((*std, 1)) < 1 / _LARGEST
+            or (known and not all(n == int(n) and n > 0 for n in (height, width)))
+            or (known and height * width > MOST_SAMPLES)
         ):
             raise ValueError
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise SpectralError(
             f"{path.with_suffix('.json')}: expected size as [height, width] and mean and std as one number "
             f"per channel, std above 0, got {[metadata.get(key) for key in ('size', 'mean', 'std')]}"
         ) from error
-    return Preprocessing((height, width), mean, std)
+    return Preprocessing((int(height), int(width)), mean, std)
+
+
+def _read_numbers(metadata: Mapping[str, Any], key: str, default: Sequence[float]) -> tuple[float, ...]:
+    values = metadata.get(key, default)
+    if not isinstance(values, (list, tuple)) or any(isinstance(v, (bool, str)) for v in values):
+        raise TypeError
+    return tuple(float(value) for value in values)
 
 
 def _open_named(asked: str, classes: int | None) -> Loaded:

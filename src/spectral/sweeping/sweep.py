@@ -25,11 +25,11 @@ from spectral.measurement.run import Run
 from spectral.models import load_model, model_info
 from spectral.ranks import Ranks
 from spectral.schema import RUN_FILE
-from spectral.store import ShardStore, read, read_run, refuse_other
+from spectral.store import LostImagesError, ShardStore, read, read_run, refuse_other
 from spectral.summary import SITES_TABLE, SUMMARY_FILE, summarize_measurements, write_summary
 from spectral.sweeping.claims import Claims
 from spectral.sweeping.models import name_folders
-from spectral.table import read_csv, read_json, write_csv, write_json
+from spectral.table import CONTENT, PROVENANCE, list_digests, read_csv, read_json, write_csv, write_json
 
 OPTIONS, QUEUE = "_sweep.json", "_queue"
 TABLE = "networks.csv"
@@ -225,8 +225,9 @@ class _Network:
                 did = self.begin(run)
         refuse_other(self.rows, read_run(self.rows), run.config, run.identity)
         if self.finished:
-            read(self.rows)  # all of it is what was written
-            self.claims.mark(_END)  # it is still that network
+            with self.claims.take(_END) as mine:
+                if mine:
+                    did = self.check(run) or did
             return did
         store = self._join("look")
         refuse_changed(run.images, store)
@@ -277,6 +278,20 @@ class _Network:
         options = {"seed": self.plan.seed, "limit": self.plan.limit, "skipped": run.images.skipped}  # type: ignore[attr-defined]
         write_summary(summarize_measurements(table), table, self.folder, options)
         self.claims.mark(_END)
+
+    def check(self, run: Run) -> bool:
+        """See that a finished run is what was written; say whether a part of it was measured again.
+
+        Raises:
+            SpectralError: if it is damaged.
+        """
+        try:
+            read(self.rows)
+        except LostImagesError:
+            self.end(run)
+            return True
+        self.claims.mark(_END)  # it is still that network
+        return False
 
     def _join(self, writer: str) -> ShardStore:
         record = read_run(self.rows)
@@ -361,9 +376,10 @@ def _tabulate(networks: Sequence[_Network], folder: Path) -> pd.DataFrame:
         table["reason"] = table["reason"].astype(object).fillna("")
         for column in ("images", "sites", "measurable"):
             table[column] = table[column].astype("Int64")
-        write_csv(table, folder / TABLE)
+        paths = [write_csv(table, folder / TABLE)]
         done = [_read_csv(network.folder / SUMMARY_FILE) for network in networks
                 if network.finished and not network.failure]  # fmt: skip
         if done:
-            write_csv(pd.concat(done, ignore_index=True), folder / SUMMARY_FILE)
+            paths.append(write_csv(pd.concat(done, ignore_index=True), folder / SUMMARY_FILE))
+        write_json({CONTENT: list_digests(*paths)}, folder / PROVENANCE)
     return table
