@@ -4,6 +4,8 @@
     python benchmarks/overhead.py --channels-last --band-limited   # the worst case: what rounding leaves open
     python benchmarks/overhead.py --channels-last --inside         # inside the forward pass alone
 
+With ``--out`` the table is written, overhead_whole.csv; what a run of another case wrote there stays.
+
 A whole call is all of it but the loading of images: what the network is called with is found out, sites are
 discovered, checked and measured, network and images are told from others, rows are made. Every variant takes
 its turn in each round, so a busy machine slows all of them alike; the processor's time is told beside the
@@ -13,11 +15,15 @@ after the pass, as the published study does.
 
 from __future__ import annotations
 
+import os
+import platform
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import click
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -28,8 +34,10 @@ from spectral.measurement import measure_capture
 from spectral.metrics import compute_avr
 from spectral.network import evaluation_mode
 from spectral.sites import Site, find_sites, get_stride_layers
+from spectral.table import write_csv
 
 Variants = dict[str, Callable[[], object]]
+BARE = "bare forward"
 GOALS = {"AVR, input": 1.15, "AVR + AM, dense": 1.85}
 WORST = 1.4  # of AVR at the inputs, where nearly every map is band-limited
 
@@ -124,6 +132,33 @@ def time_variants(variants: Variants, rounds: int) -> dict[str, list[tuple[float
     return times
 
 
+def describe_machine() -> str:
+    """Say what the numbers are of."""
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} of {os.cpu_count()} cores"
+
+
+def tabulate(times: dict[str, list[tuple[float, float]]], facts: dict[str, object]) -> pd.DataFrame:
+    """Return the ratios to the bare forward passes of the same round: the median, and the least and most."""
+    rows = []
+    for variant, taken in times.items():
+        for at, clock in enumerate(("processor", "wall")):
+            ratios = [a[at] / b[at] for a, b in zip(taken, times[BARE], strict=True)]
+            seconds = statistics.median(one[at] for one in taken)
+            rows.append({**facts, "variant": variant, "clock": clock, "seconds": round(seconds, 2),
+                         "x_bare": round(statistics.median(ratios), 3), "least": round(min(ratios), 2),
+                         "most": round(max(ratios), 2)})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def write_case(table: pd.DataFrame, folder: Path) -> None:
+    """Write the rows of one case in the place of earlier ones."""
+    path = folder / "overhead_whole.csv"
+    if path.exists():
+        before = pd.read_csv(path)
+        table = pd.concat([before[~before["case"].isin(table["case"])], table], ignore_index=True)
+    write_csv(table, path)
+
+
 @click.command()
 @click.option("--model", "name", default="timm/resnet50@random", show_default=True)
 @click.option("--size", default=224, show_default=True)
@@ -133,9 +168,10 @@ def time_variants(variants: Variants, rounds: int) -> dict[str, list[tuple[float
 @click.option("--channels-last", is_flag=True)
 @click.option("--band-limited", is_flag=True, help="Nearly every map is band-limited: of a ResNet alone.")
 @click.option("--inside", is_flag=True, help="What the hooks cost inside the forward pass, without the rest.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the table.")
 def main(
     name: str, size: int, batch_size: int, count: int, rounds: int, channels_last: bool, band_limited: bool,
-    inside: bool,
+    inside: bool, out: Path | None,
 ) -> None:  # fmt: skip
     """Print the cost of measuring as ratios to the bare forward passes."""
     memory = torch.channels_last if channels_last else torch.contiguous_format
@@ -143,21 +179,23 @@ def main(
     images = torch.randn(count, 3, size, size)
     images = (limit_bands(model, images) if band_limited else images).to(memory_format=memory)
     listed = (list_inside if inside else list_whole)(model, images, batch_size)
-    variants: Variants = {"bare forward": lambda: run_bare(model, images, batch_size), **listed}
     with evaluation_mode(model), torch.no_grad():
-        times = time_variants(variants, rounds)
-    worst = ", nearly every map band-limited" if band_limited else ""
-    print(f"{name}, {count} images of {size} px in batches of {batch_size}{worst}")
-    print(f"{torch.get_num_threads()} threads, {rounds} rounds")
-    goals = {} if inside else dict.fromkeys(GOALS, WORST) if band_limited else GOALS
-    for variant, taken in times.items():
-        goal = f" (goal {goals[variant]})" if variant in goals else ""
-        for at, clock in enumerate(("busy", "wall")):
-            ratios = [a[at] / b[at] for a, b in zip(taken, times["bare forward"], strict=True)]
-            spread = f"{min(ratios):.2f}–{max(ratios):.2f}"
-            seconds = statistics.median(one[at] for one in taken)
-            ratio = f"{statistics.median(ratios):6.3f} × bare ({spread})"
-            print(f"  {variant:32s} {clock} {seconds:7.2f} s {ratio}{goal}")
+        times = time_variants({BARE: lambda: run_bare(model, images, batch_size), **listed}, rounds)
+    case = "inside the forward pass" if inside else "whole call"
+    layout = "channels_last" if channels_last else "contiguous"
+    table = tabulate(times, {
+        "machine": describe_machine(), "torch": torch.__version__, "model": name, "px": size,
+        "n_images": count, "batch": batch_size, "rounds": rounds, "layout": layout,
+        "case": f"{case}, band-limited maps" if band_limited else case,
+    })  # fmt: skip
+    goals = {} if inside else {"AVR, input": WORST} if band_limited else GOALS
+    print(", ".join(f"{key} {value}" for key, value in table.iloc[0, :9].items()))
+    for row in table.to_dict("records"):
+        goal = f"  (goal {goals[row['variant']]})" if row["variant"] in goals else ""
+        ratio = f"{row['x_bare']:6.3f} × bare ({row['least']}–{row['most']})"
+        print(f"  {row['variant']:32s} {row['clock']:9s} {row['seconds']:7.2f} s, {ratio}{goal}")
+    if out is not None:
+        write_case(table, out)
 
 
 if __name__ == "__main__":

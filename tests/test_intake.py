@@ -335,3 +335,8 @@ class TestPrecision:
         net = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Flatten()).to("mps")
         with pytest.raises(SpectralError, match="has no float64"):
             measure(net, torch.rand(2, 3, 8, 8), progress=False)
+
+
+def test_a_model_without_values_is_refused():
+    with pytest.raises(SpectralError, match="measure: Conv2d is on the device 'meta', where weights have no"):
+        Feed(nn.Conv2d(3, 4, 3, 2, device="meta"), torch.rand(1, 3, 8, 8), caller="measure")

@@ -67,14 +67,19 @@ def find_launch() -> Launch:
     return Launch(rank, count, _read("LOCAL_RANK") if "LOCAL_RANK" in os.environ else 0)
 
 
-def choose_device(device: str) -> str:
-    """Return the device of this process: of those of a kind that the user names without a number, its own.
+def choose_device(device: str, launch: Launch | None = None) -> str:
+    """Return the device of a process: of those of a kind that the user names without a number, its own.
+
+    Args:
+        device: as the user names it.
+        launch: which process it is; by default this one.
 
     Example:
-        >>> choose_device("cpu"), choose_device("cuda")
-        ('cpu', 'cuda')
+        >>> sixth = Launch(rank=5, count=8, local=1)  # the second process of the second machine
+        >>> [choose_device(device, sixth) for device in ("cuda", "cuda:0", "cpu", "mps")]
+        ['cuda:1', 'cuda:0', 'cpu', 'mps']
     """
-    launch = find_launch()
+    launch = launch or find_launch()
     return f"{device}:{launch.local}" if device in ("cuda", "xpu") and launch.count > 1 else device
 
 

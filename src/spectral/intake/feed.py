@@ -88,6 +88,10 @@ class Feed:
                 f"{caller}: {self.name} has layers that get their shape from their first input; run it once"
             )
         self.device, self.dtype = _find_place(model)
+        if self.device.type == "meta":
+            raise SpectralError(
+                f"{caller}: {self.name} is on the device 'meta', where weights have no values"
+            )
         require_double(self.device, caller)
         self.extents: dict[str, int] = {}
         self.image_type = torch.float32
