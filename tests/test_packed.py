@@ -318,3 +318,51 @@ def test_a_parquet_file_in_a_folder_whose_name_is_no_utf8_is_read_like_others(tm
     (tmp_path / "rows.parquet").rename(folder / "rows.parquet")
     with pytest.raises(SpectralError, match=r"rows\.parquet"):
         spectral.load_images(folder)
+
+
+def write_odd(folder: Path) -> Path:
+    """Write images as people have them: gray, with a palette, for print, of 16 bits, turned, moving, cut."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (20, 28, 3), dtype=np.uint8))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    moving: dict[str, Any] = {"save_all": True, "append_images": [picture.rotate(180)]}
+    for name, mode in (("gray.png", "L"), ("palette.png", "P"), ("print.jpg", "CMYK"), ("clear.png", "RGBA"),
+                       ("bits.png", "1"), ("both.png", "LA"), ("plain.tif", "RGB")):  # fmt: skip
+        picture.convert(mode).save(folder / name)
+    Image.fromarray(rng.integers(0, 65536, (20, 28)).astype(np.uint16)).save(folder / "deep.png")
+    picture.save(folder / "turned.jpg", exif=turned)
+    picture.save(folder / "moving.gif", **moving)
+    picture.save(folder / "moving.webp", lossless=True, **moving)
+    (folder / "cut.jpg").write_bytes(encode(1)[:300])
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore::spectral.errors.SpectralWarning")
+def test_odd_images_are_the_same_from_every_source(tmp_path):
+    folder = write_odd(tmp_path / "odd")
+    files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    known = spectral.load_images(folder, size=16)
+    assert [name for name, _ in known.skipped] == ["cut.jpg"]
+    assert len(known) == len(files) - 1
+
+    class Opened:
+        def __len__(self) -> int:
+            return len(known)
+
+        def __getitem__(self, i: int) -> Any:
+            return {"image": Image.open(folder / known.ids[i]), "label": 0}
+
+    write_tar(tmp_path / "odd.tar", files)
+    write_parquet(
+        tmp_path / "odd.parquet", [{"bytes": content} for content in files.values()], [0] * len(files)
+    )
+    sets = [
+        spectral.load_images(tmp_path / "odd.tar", size=16),
+        spectral.load_images(tmp_path / "odd.parquet", size=16),
+        adapt_images(Opened(), "test").resized(16),
+        adapt_images([Image.open(folder / name) for name in known.ids], "test").resized(16),
+    ]
+    for images in sets:
+        torch.testing.assert_close(torch.stack(list(images)), torch.stack(list(known)), rtol=0, atol=0)

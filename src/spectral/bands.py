@@ -236,7 +236,7 @@ class _Analysis:
             return sums
         low = _analyse(block, self.extents, self.highest)
         if self.wanted and not self.full:
-            low_power = _sum_channels(low.square(), axes)
+            low_power = sum_squares(low, _channel_axes(low, axes))
             for name, shares in self.weights.items():
                 sums[name] = sums["power"] - (low_power * shares).flatten(1).sum(1)
             sums["squared_powers"] = powers.detach().square().sum(1)
@@ -359,7 +359,11 @@ def _sum_squares(block: Tensor, axes: int) -> Tensor:
 
 def _sum_channels(band: Tensor, axes: int) -> Tensor:
     """(b, c, *spatial) or (b, 1, *spatial, c) → (b, *spatial)."""
-    return band.sum((1, *range(2 + axes, band.ndim)))
+    return band.sum(_channel_axes(band, axes))
+
+
+def _channel_axes(band: Tensor, axes: int) -> tuple[int, ...]:
+    return (1, *range(2 + axes, band.ndim))
 
 
 def _add(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
