@@ -19,6 +19,7 @@ from test_measurement import tiny
 import spectral
 from spectral.data import ListedImages
 from spectral.errors import SpectralError, SpectralWarning
+from spectral.measurement.images import sample_digests
 
 COUNT = 501
 OPTIONS: dict[str, Any] = {
@@ -182,6 +183,17 @@ class TestChanges:
         assert table.attrs["resumed"] == 375
         assert table["images"].iloc[0].endswith(spectral.load_images(folder, size=8).fingerprint)
         pd.testing.assert_frame_equal(table, measure(spectral.load_images(folder, size=8, workers=0)))
+
+    def test_ranks_compare_a_few_images(self, folder):
+        images = list_images(folder)
+        known = sample_digests(images)
+        assert known == sample_digests(list_images(folder))
+        assert len(images.book.seen) == len(set(known)) == 8
+        for path in list(folder.iterdir()):
+            replace_by(path, int(path.stem) + 2)  # of the same length
+        other = list_images(folder)
+        assert other.listing == images.listing
+        assert not set(sample_digests(other)) & set(known)
 
     def test_only_what_the_file_system_says_is_looked_at(self, made, folder, tmp_path):
         measure(list_images(folder), tmp_path / "run")

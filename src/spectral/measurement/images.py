@@ -62,6 +62,17 @@ def identify_images(images: Images) -> str:
     return images.listing if isinstance(images, ListedImages) else images.fingerprint
 
 
+def sample_digests(images: Images, count: int = 8) -> list[str]:
+    """Return digests of a few images all over a set that is listed without reading it; of others none.
+
+    Ranks compare them: two disks may hold other images under the same names, and of the same lengths.
+    """
+    if not isinstance(images, ListedImages):
+        return []
+    chosen = [images.items[len(images) * i // count] for i in range(count)]
+    return [item.find_fault() or item.key for item in chosen]
+
+
 def describe_seen(images: Images, names: Sequence[str]) -> dict[str, list[Any]]:
     """Return what reading some images has shown, for the shard with their rows; nothing if it was known."""
     if not isinstance(images, ListedImages):

@@ -18,7 +18,7 @@ from spectral.data import ListedImages
 from spectral.errors import SpectralError
 from spectral.lazy import gather
 from spectral.measurement.description import describe_sites
-from spectral.measurement.images import describe_seen, refuse_changed
+from spectral.measurement.images import describe_seen, refuse_changed, sample_digests
 from spectral.measurement.run import Run
 from spectral.network import undisturbed
 from spectral.ranks import Ranks, hold
@@ -53,7 +53,9 @@ def _compare(run: Run, ranks: Ranks, batch_size: int, out: Path | None) -> int:
     """Make sure that all ranks measure the same, and return the first one's batch size."""
     if ranks.count == 1:
         return batch_size
-    compare_ranks(ranks, {**run.config, "written": out is not None}, run.identity)
+    with ranks.telling():
+        facts = {"written": out is not None, "some_images": sample_digests(run.images)}
+    compare_ranks(ranks, {**run.config, **facts}, run.identity)
     return ranks.exchange(batch_size)[0]
 
 
