@@ -15,7 +15,7 @@ from torch import nn
 
 import spectral
 from spectral import cli
-from spectral.budget import measure_instability_budget
+from spectral.budget import count_budget_passes, measure_instability_budget
 from spectral.budget.shapley import coalitions, share_out, split_player
 from spectral.errors import SpectralError
 from spectral.layers import APSPool2d, IdealLowPass2d
@@ -110,6 +110,8 @@ def test_values_and_rest_add_up_to_each_image():
         np.testing.assert_allclose(split, own[own["site"] == ""].groupby(["metric", "image"])["value"].sum())
     assert len(table.attrs["coalitions"]) == 8
     assert table.attrs["coalitions"][0]["agreement"] == 1
+    passes = [count_budget_passes(net, 16, split=split) for split in ([], ["decimation", "nonlinearity"])]
+    assert passes[0] < table.attrs["passes"] <= passes[1]
     sis = spectral.compute_sis(net, torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(3)))
     total = table[(table["source"] == "total") & (table["metric"] == "sis")]["value"]
     np.testing.assert_allclose(total, sis, rtol=1e-5)

@@ -125,6 +125,22 @@ def test_single_precision_stays_within_the_goal():
     assert (made - evaluate_by_fft(F.gelu, [x], (2, 3), 2)).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("name", ["relu in place", "norm"])
+def test_maps_that_are_worked_on_in_blocks_of_rows_are_whole(name):
+    """An image whose finer lattice is larger than what is held at once, and its gradient."""
+    module, function = POINTWISE[name]
+    x = torch.randn(1, 3, 150, 149, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    own, reference = x.clone().requires_grad_(), x.clone().requires_grad_()
+    weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    with idealize(module.double(), ["nonlinearity"]) as ideal:
+        made = ideal(own * 1)
+    expected = evaluate_by_fft(function, [reference], (2, 3), 2)
+    torch.testing.assert_close(made, expected, atol=1e-10, rtol=0)
+    for y in (made, expected):
+        (y * weights).sum().backward()
+    torch.testing.assert_close(own.grad, reference.grad, atol=1e-9, rtol=0)
+
+
 def test_a_product_of_maps_is_a_nonlinearity_and_one_with_a_gate_is_none():
     x = torch.randn(2, 3, 8, 6, dtype=torch.float64)
     with idealize(Silu(), ["nonlinearity"]) as ideal:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +14,20 @@ from tqdm import tqdm
 
 from spectral.arguments import as_integer
 from spectral.budget.schema import COLUMNS, METRICS, ROUNDING, TOTAL, UNEXPLAINED
-from spectral.budget.shapley import Part, Values, coalitions, share_out, split_player
+from spectral.budget.shapley import Part, Values, coalitions, count_sets, share_out, split_player
 from spectral.budget.summary import describe_budget
 from spectral.budget.views import Mover, find_features, make_mover
-from spectral.causes import SOURCES, Cause, Idealized, Memo, Plans, Source, check_factor, check_sources
+from spectral.causes import (
+    SOURCES,
+    Cause,
+    Idealized,
+    Memo,
+    Plans,
+    Source,
+    check_factor,
+    check_sources,
+    find_causes,
+)
 from spectral.errors import SpectralError
 from spectral.inputs import Inputs
 from spectral.instability import compute_instability, compute_logit_jitter
@@ -34,6 +43,7 @@ from spectral.stability.lattice import find_total_stride
 CALLER = "measure_instability_budget"
 CLOSED = 0.02  # what may stay unexplained before a finer lattice is tried
 FACTORS = (2, 4)
+VIEWS = 5  # an image and its four shifts
 KEPT_BYTES = 2**28  # of images that are read once for all coalitions
 
 
@@ -70,7 +80,7 @@ def measure_instability_budget(
         images: as for `spectral.measure`.
         sources: which are made ideal.
         split: sources whose values are shared among their sites, activations or borders, as ``"decimation"``:
-            some hundred forward passes more.
+            some hundred forward passes more (`count_budget_passes`).
         orders: how many orders of these are sampled for each set of the other sources.
         shifts: ``"pixel"``, as SIS; ``"half"`` a pixel; ``"random"``, four shifts by whole pixels up to the
             total stride; or ``"crop"``: windows of the images, one pixel smaller on each side, so that what
@@ -145,6 +155,42 @@ def measure_instability_budget(
     return Shown(table[COLUMNS], describe_budget)
 
 
+def count_budget_passes(
+    model: nn.Module,
+    example: Any,
+    *,
+    sources: Iterable[str] = SOURCES,
+    split: Iterable[str] = (),
+    orders: int = 2,
+    factor: int | None = None,
+) -> int:
+    """Tell how often at most `measure_instability_budget` passes each image through the network.
+
+    One pass of a copy, without data where it can, says what can be made ideal.
+
+    Args:
+        model: as for `find_causes`.
+        example: as for `find_sites`.
+        sources: as for `measure_instability_budget`.
+        split: likewise.
+        orders: likewise.
+        factor: likewise.
+
+    Raises:
+        SpectralError: as for `find_causes`, or for unknown sources.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> count_budget_passes(net, 16, factor=2), count_budget_passes(net, 16, factor=2, split="border")
+        (40, 50)
+    """
+    chosen, splitting = check_sources(sources, CALLER), check_sources(split, CALLER)
+    able = [cause.source for cause in find_causes(model, example) if cause.reason is None]
+    sets = count_sets({source: able.count(source) for source in chosen}, splitting, orders)
+    tried = len(FACTORS) if factor is None and "nonlinearity" in chosen else 0
+    return VIEWS * (sets + tried)
+
+
 @dataclass(frozen=True)
 class _Seen:
     """What a network with some causes made ideal says: one row for each metric, one column for each image."""
@@ -200,12 +246,12 @@ class _Game:
         if not any(cause.source == "nonlinearity" for cause in causes):
             self.factor = factors[0]
             return
+        self.factor = factors[0]  # at a finer one, the first question is whether it helps
+        self.look_at([frozenset(), late, causes - late, causes])
         total = _mean(self.worth(frozenset()))
         rests = []
         for factor in factors:
             self.factor = factor
-            if factor == factors[0]:  # at a finer one, the first question is whether it helps
-                self.look_at([causes - late, causes])
             pairs = zip(_mean(self.worth(causes)), total, strict=True)
             rests.append(max(rest / max(whole, ROUNDING) for rest, whole in pairs if whole == whole))
             if rests[-1] <= CLOSED:
@@ -259,7 +305,7 @@ class _Game:
         memo = Memo()
         networks = [
             Idealized(self.feed.model, SOURCES, causes.__contains__, self.factor, self._plans, memo)
-            if causes else nullcontext() for causes in wanted
+            for causes in wanted
         ]  # fmt: skip
         for inputs in self._read():
             said: list[list[tuple[Tensor, Tensor | None]]] = [[] for _ in wanted]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -140,6 +140,26 @@ def split_player(
             value[member] = value.get(member, 0.0) + weight * stack.mean(0)
             variance[member] = variance.get(member, 0.0) + weight**2 * spread
     return {member: (value[member], np.sqrt(variance[member])) for member in own}
+
+
+def count_sets(members: Mapping[Player, int], split: Iterable[Player], orders: int) -> int:
+    """Count the sets of which `share_out` and `split_player` ask the worth, at most: some are asked twice.
+
+    Args:
+        members: how many each player has.
+        split: players whose values are shared among their members.
+        orders: as for `split_player`.
+
+    Example:
+        >>> count_sets({"x": 1, "y": 3}, ["y"], orders=2)  # 4 coalitions; 2 orders behind 2 sets; 2 × 3 alone
+        18
+    """
+    total: int = 2 ** len(members)
+    for player in split:
+        count = members[player]
+        drawn = min(orders, math.factorial(min(count, 10)))
+        total += 2 ** (len(members) - 1) * drawn * max(count - 1, 0) + 2 * count
+    return total
 
 
 def draw_orders(count: int, orders: int, rng: np.random.Generator) -> tuple[list[tuple[int, ...]], bool]:

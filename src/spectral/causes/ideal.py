@@ -17,12 +17,11 @@ from spectral.arguments import as_integer
 from spectral.axes import operator_name
 from spectral.causes.cause import SOURCES, Cause, Source, Where, check_sources, choose_causes
 from spectral.causes.lattices import Sampling, pass_low
-from spectral.causes.memo import Memo
+from spectral.causes.memo import STEADY, Memo
 from spectral.causes.planning import Plan, Planned, make_plan
 from spectral.causes.rules import may_lose
 from spectral.causes.watching import RENORMALISES, FunctionMode, Key, Turns, find_padding_mode, is_own
 from spectral.causes.windows import (
-    CONVOLUTIONS,
     Extensions,
     Task,
     index_ideally,
@@ -118,7 +117,7 @@ class Idealized(Scope):
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run a function as it is."""
-        if self._memo is None or getattr(func, "__name__", "") not in CONVOLUTIONS:
+        if self._memo is None or getattr(func, "__name__", "") not in STEADY:
             return func(*args, **kwargs)
         return self._memo.recall((func,), args, kwargs, lambda: func(*args, **kwargs))
 
@@ -146,7 +145,7 @@ class Idealized(Scope):
         call = planned.call
         if planned.handler == "pointwise":
             if not sources:
-                return func(*args, **kwargs)
+                return self._run(func, args, kwargs)
             if self._memo is None or call.writes or call.written is not None:
                 return self._evaluate(planned, func, args, kwargs)
             what: tuple[Any, ...] = func, "finely", self._factor, str(call.entering), str(call.leaving)
@@ -172,7 +171,7 @@ class Idealized(Scope):
         """Evaluate a function of each place on a finer lattice."""
         call = planned.call
         entering, leaving = [a or {} for a in call.entering], [a or {} for a in call.leaving]
-        made = evaluate_finely(func, args, kwargs, entering, leaving, self._factor, call.writes)
+        made = evaluate_finely(func, args, kwargs, entering, leaving, self._factor)
         if call.written is not None:
             target: Tensor = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)][call.written]
             return target.copy_(made[0])

@@ -11,11 +11,17 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 MEMO_BYTES = 2**27  # of one pass
+STEADY = frozenset({
+    "conv1d", "conv2d", "conv3d", "linear", "batch_norm", "group_norm", "layer_norm", "add", "sub", "mul",
+    "cat", "relu", "relu6", "hardtanh", "leaky_relu", "elu", "gelu", "silu", "sigmoid", "hardsigmoid",
+    "hardswish", "permute",
+})  # fmt: skip
+"""Functions that give the same for the same: by their names, no random numbers are drawn in them."""
 
 
 @dataclass(frozen=True)
 class _Step:
-    """One operator of a pass: what ran, on which tensors, and what it gave."""
+    """One function of a pass: what ran, on what, and what it gave."""
 
     what: tuple[Any, ...]
     leaves: tuple[Any, ...]
@@ -27,23 +33,25 @@ class _Step:
 
 
 class Memo:
-    """The costly operators of the latest pass, in their order.
+    """The functions of the latest pass, in their order.
 
-    Passes that make different causes ideal are alike up to the first operator in which they differ. What the
-    pass before computed there is taken over: each operator's arguments are compared, value by value, so that
-    nothing depends on where the passes part.
+    Passes that make different causes ideal are alike up to the first function in which they differ. What the
+    pass before computed there is taken over: each function's arguments are compared, so that nothing depends
+    on where the passes part. What was taken over is the very same tensor, so that most of them are compared
+    at a glance; others value by value.
     """
 
     def __init__(self) -> None:
-        self._before: list[_Step] = []
-        self._now: list[_Step] = []
+        self._before: list[_Step | None] = []
+        self._now: list[_Step | None] = []
         self._together = False
+        self._kept: set[int] = set()
         self._left = MEMO_BYTES
 
     def start(self) -> None:
         """Begin a pass, which is compared with the one before it."""
         self._before, self._now, self._together = self._now, [], True
-        self._left = MEMO_BYTES
+        self._kept, self._left = set(), MEMO_BYTES
 
     def forget(self) -> None:
         """Let go of all that was computed."""
@@ -55,7 +63,7 @@ class Memo:
         """Return what the pass before computed in this place, or run.
 
         Args:
-            what: the operator, and what of it is ideal.
+            what: the function, and what of it is ideal.
             args: its positional arguments.
             kwargs: its named ones.
             run: computes it.
@@ -63,21 +71,26 @@ class Memo:
         leaves, structure = tree_flatten((tuple(args), dict(kwargs)))
         what = (*what, str(structure))
         place = len(self._now)
-        if self._together and place < len(self._before):
-            step = self._before[place]
-            if step.what == what and step.is_intact() and _are_equal(step.leaves, leaves):
-                self._now.append(step)
-                return step.output
-        self._together = False
+        if self._together:
+            step = self._before[place] if place < len(self._before) else None
+            if step is not None and step.is_intact():
+                if step.what == what and _are_equal(step.leaves, leaves):
+                    self._keep(step)
+                    return step.output
+                self._together = False
+        before = _find_versions(leaves)
         output = run()
-        if isinstance(output, Tensor):
-            self._left -= sum(
-                x.numel() * x.element_size() for x in (*leaves, output) if isinstance(x, Tensor)
-            )
-            if self._left > 0:  # what doesn't fit is computed anew
-                versions = _find_versions((*leaves, output))
-                self._now.append(_Step(what, tuple(leaves), output, versions))
+        fits = isinstance(output, Tensor) and _find_versions(leaves) == before
+        self._keep(_Step(what, tuple(leaves), output, _find_versions((*leaves, output))) if fits else None)
         return output
+
+    def _keep(self, step: _Step | None) -> None:
+        """Keep a step, or leave its place empty: of a function that writes, or that doesn't fit any more."""
+        for x in (*step.leaves, step.output) if step else ():
+            if isinstance(x, Tensor) and id(x) not in self._kept:
+                self._kept.add(id(x))  # steps hold their tensors, so that no other has this number
+                self._left -= x.numel() * x.element_size()
+        self._now.append(step if self._left > 0 else None)
 
 
 def _find_versions(leaves: Sequence[Any]) -> tuple[int, ...]:

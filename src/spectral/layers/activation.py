@@ -71,10 +71,7 @@ class AliasFreeActivation(nn.Module):
                 f"{x.dtype} of shape {fixed_shape(x)}"
             )
         places = dict(zip(KINDS[self.axes], range(x.ndim - self.axes, x.ndim), strict=True))
-        writes = bool(getattr(self.activation, "inplace", False))
-        (y,) = evaluate_finely(
-            self.activation, (x,), {}, [places], [places], self.factor, writes, self.taps
-        )  # fmt: skip
+        (y,) = evaluate_finely(self.activation, (x,), {}, [places], [places], self.factor, self.taps)
         return y
 
     def extra_repr(self) -> str:

@@ -15,8 +15,11 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from spectral.numerics.cache import remember
 from spectral.numerics.matrices import as_matrix, phase_low_pass_rows, phase_rows
 from spectral.numerics.products import disable_autocast, transform_axes
+from spectral.numerics.tracing import is_traced
 
-BLOCK = 2**17  # numbers of a map that are worked on at once
+BLOCK = 2**18  # numbers of a finer lattice that are worked on at once: what a processor's cache holds
+NARROW = 12  # a last axis of less is multiplied faster as the first
+LARGE_BLOCK = 2**26  # on a GPU, which has no use for small ones
 Axes = Mapping[str, int]  # of a map: which of its axes are t, h and w, of those along which it has samples
 
 
@@ -39,22 +42,22 @@ def evaluate_finely(
     entering: Sequence[Axes],
     leaving: Sequence[Axes],
     factor: int,
-    writes: bool = False,
     taps: int | None = None,
 ) -> list[Tensor]:
     """Evaluate a function of each place on an r times finer lattice, and low-pass what it gives back.
 
-    Maps are interpolated ideally; what is no map (gates, weights) is passed as it is. The phases of the finer
-    lattice pass one by one and are added up, so it is never held as a whole.
+    Maps are interpolated ideally; what is no map (gates, weights) is passed as it is. On the finer lattice
+    the map's own samples come first along each axis, then those between them: a function of each place knows
+    no order, and nothing is multiplied that is there already. Blocks of images, and of rows of an image, are
+    worked on one by one, so that the finer lattice is never held as a whole.
 
     Args:
-        func: acts on each place of maps alone.
+        func: acts on each place of maps alone; it may write into them.
         args: its positional arguments.
         kwargs: its named ones.
         entering: of every tensor among them, in their order, which axes are image axes.
         leaving: the same of every tensor that it returns.
         factor: r.
-        writes: whether it writes into its arguments.
         taps: interpolate and low-pass with filters of so many taps instead of ideally, which on large maps
             is cheaper; even.
 
@@ -66,64 +69,60 @@ def evaluate_finely(
     """
     leaves, structure = tree_flatten((tuple(args), dict(kwargs)))
     tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-    axes = dict(zip(tensors, entering, strict=True))
-    whole = next(leaves[i] for i in tensors if axes[i])
-    kinds = {kind: leaves[i].shape[axis] for i in tensors for kind, axis in axes[i].items()}
+    axes = {i: own for i, own in zip(tensors, entering, strict=True) if own}
+    whole = leaves[next(iter(axes))]
+    kinds = {kind: leaves[i].shape[axis] for i, own in axes.items() for kind, axis in own.items()}
     finer: dict[str, _Finer] = {
-        kind: _Ideal(extent, factor, whole) if taps is None else _Filtered(taps, factor, whole)
+        kind: _Ideal(extent, factor, whole) if taps is None else _Filtered(taps, extent, factor, whole)
         for kind, extent in kinds.items()
     }
 
     def run(values: list[Any]) -> list[Tensor]:
-        if writes:
-            values = [v.clone() if axes.get(i) else v for i, v in enumerate(values)]
         own_args, own_kwargs = tree_unflatten(values, structure)
         return _tensors_of(func(*own_args, **own_kwargs))
 
-    def descend(values: list[Any], left: list[str]) -> list[Tensor]:
+    def evaluate(values: list[Any], left: Sequence[str]) -> list[Tensor]:
+        """Evaluate on a lattice that is finer along the axes that are left."""
         if not left:
             return run(values)
-        kind, inner = left[0], left[1:]
-        lattice = finer[kind]
-        total = descend(values, inner)
-        for phase in range(1, factor):
-            moved = [
-                lattice.interpolate(v, axes[i][kind], phase) if kind in axes.get(i, ()) else v
-                for i, v in enumerate(values)
-            ]
-            total = [
-                lattice.add(a, b, own[kind], phase) if kind in own else torch.maximum(a, b)
-                for a, b, own in zip(total, descend(moved, inner), leaving, strict=True)
-            ]
+        kind, *inner = left
+        own = {i: axis[kind] for i, axis in axes.items() if kind in axis}
+        values = [finer[kind].rise(v, own[i]) if i in own else v for i, v in enumerate(values)]
+        split = bool(inner) and all(kind in axis for axis in leaving)
+        blocks = _split(values, own, factor ** len(inner)) if split else [values]
+        made = zip(*(evaluate(block, inner) for block in blocks), strict=True)
         return [
-            lattice.finish(y, own[kind]) if kind in own else y for y, own in zip(total, leaving, strict=True)
+            finer[kind].descend(_join(parts, axis[kind]), axis[kind]) if kind in axis else parts[0]
+            for parts, axis in zip(made, leaving, strict=True)
         ]
 
+    def finish(y: Tensor, axis: Axes) -> Tensor:
+        for kind, position in axis.items():
+            y = finer[kind].finish(y, position)
+        return y.contiguous()
+
+    images = _split(leaves, _find_batch(leaves, axes), factor ** len(kinds))
     with disable_autocast(whole):
-        blocks = [descend(block, list(kinds)) for block in _split_batch(leaves, axes)]
-    return blocks[0] if len(blocks) == 1 else [torch.cat(parts) for parts in zip(*blocks, strict=True)]
+        made = zip(*(evaluate(block, list(kinds)) for block in images), strict=True)
+        finished = [
+            [finish(y, axis) for y in parts] for parts, axis in zip(made, leaving, strict=True)
+        ]  # fmt: skip
+        return [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in finished]
 
 
 class _Finer:
-    """An axis' r times finer lattice: what leads to each of its phases and back. Phase 0 is the map's own."""
+    """An axis' r times finer lattice, phase behind phase: what leads there and back. Phase 0 is the map."""
 
-    def __init__(self, factor: int) -> None:
-        self.factor = factor
-
-    def interpolate(self, x: Tensor, axis: int, phase: int) -> Tensor:
-        """Return the samples of a phase."""
+    def rise(self, x: Tensor, axis: int) -> Tensor:
+        """Interpolate an axis."""
         raise NotImplementedError
 
-    def add(self, total: Tensor, y: Tensor, axis: int, phase: int) -> Tensor:
-        """Add what a phase contributes to the low-pass back to the sum of those before."""
+    def descend(self, y: Tensor, axis: int) -> Tensor:
+        """Low-pass an axis, and keep the map's own samples."""
         raise NotImplementedError
-
-    def share(self, phase: int) -> float:
-        """Return how much of the sum before a phase counts: phase 0 came in as it was."""
-        return 1 / self.factor if phase == 1 else 1.0
 
     def finish(self, y: Tensor, axis: int) -> Tensor:
-        """Return the low-pass, once all phases are in it."""
+        """Do what is left to do once all axes have descended."""
         return y
 
 
@@ -131,44 +130,66 @@ class _Ideal(_Finer):
     """By thin products: nothing at or above the coarse lattice's Nyquist frequency is left."""
 
     def __init__(self, extent: int, factor: int, like: Tensor) -> None:
-        super().__init__(factor)
-        phases = range(1, factor)
-        self.there = [as_matrix(phase_rows, like, extent, factor, phase) for phase in phases]
-        self.back = [as_matrix(phase_low_pass_rows, like, extent, factor, phase) for phase in phases]
+        self.extent, self.factor = extent, factor
+        self.there = as_matrix(phase_rows, like, extent, factor)
+        self.back = as_matrix(phase_low_pass_rows, like, extent, factor)
+        self.wave = as_matrix(_alternating_row, like, extent)[0] if extent % 2 == 0 else None
 
-    def interpolate(self, x: Tensor, axis: int, phase: int) -> Tensor:
-        """Return the samples of a phase."""
-        wide = x.to(self.there[0].dtype)
-        return _product(wide, axis, self.there[phase - 1]).to(x.dtype)
+    def rise(self, x: Tensor, axis: int) -> Tensor:
+        """Interpolate an axis."""
+        wide = x.to(self.there.dtype)
+        if self._is_inner(x, axis):
+            wide = wide.contiguous()
+            others = torch.mm(wide.view(-1, self.extent), self.there.T)
+            return torch.cat([wide, others.view(*x.shape[:-1], -1)], -1).to(x.dtype)
+        first = wide.movedim(axis, 0)  # as the rows of one large product
+        rows = first.reshape(self.extent, -1)
+        fine = torch.cat([rows, torch.mm(self.there, rows)]).to(x.dtype)
+        return fine.view(-1, *first.shape[1:]).movedim(0, axis)
 
-    def add(self, total: Tensor, y: Tensor, axis: int, phase: int) -> Tensor:
-        """Add what a phase contributes."""
-        wide, matrix = self.back[0].dtype, self.back[phase - 1]
-        return _product(y.to(wide), axis, matrix, total.to(wide), self.share(phase)).to(y.dtype)
+    def descend(self, y: Tensor, axis: int) -> Tensor:
+        """Low-pass an axis but for its Nyquist bin, and keep the map's own samples."""
+        n, share, wide = self.extent, 1 / self.factor, y.to(self.back.dtype)
+        if self._is_inner(y, axis):
+            columns = wide.reshape(-1, n * self.factor)
+            found = torch.addmm(columns[:, :n], columns[:, n:], self.back.T, beta=share)
+            return found.view(*y.shape[:-1], n).to(y.dtype)
+        first = wide.movedim(axis, 0)
+        rows = first.reshape(n * self.factor, -1)
+        found = torch.addmm(rows[:n], self.back, rows[n:], beta=share)
+        return found.view(n, *first.shape[1:]).movedim(0, axis).to(y.dtype)
 
     def finish(self, y: Tensor, axis: int) -> Tensor:
-        """Take out the Nyquist bin, which phase 0 has brought."""
-        return remove_nyquist(y, axis)
+        """Take out the Nyquist bin, which the map's own samples have brought; an odd extent has none."""
+        return y if self.wave is None else _remove(self.wave, y, axis)
+
+    def _is_inner(self, x: Tensor, axis: int) -> bool:
+        """Whether an axis is multiplied where it is, as the last in memory; any other is put first."""
+        return axis == x.ndim - 1 and self.extent >= NARROW
 
 
 class _Filtered(_Finer):
     """By windowed sinc filters on the periodic map."""
 
-    def __init__(self, taps: int, factor: int, like: Tensor) -> None:
-        super().__init__(factor)
+    def __init__(self, taps: int, extent: int, factor: int, like: Tensor) -> None:
+        self.extent, self.factor = extent, factor
         dtype = torch.promote_types(like.dtype, torch.float32)
         self.taps = [
             remember(_sinc_taps, taps, factor, phase, like=like, dtype=dtype) for phase in range(1, factor)
         ]
 
-    def interpolate(self, x: Tensor, axis: int, phase: int) -> Tensor:
-        """Return the samples of a phase."""
-        return self._filter(x, axis, self.taps[phase - 1], len(self.taps[0]) // 2 - 1)
+    def rise(self, x: Tensor, axis: int) -> Tensor:
+        """Interpolate an axis."""
+        before = len(self.taps[0]) // 2 - 1
+        return torch.cat([x, *(self._filter(x, axis, taps, before) for taps in self.taps)], axis)
 
-    def add(self, total: Tensor, y: Tensor, axis: int, phase: int) -> Tensor:
-        """Add what a phase contributes."""
-        found = self._filter(y, axis, self.taps[phase - 1].flip(0), len(self.taps[0]) // 2)
-        return total * self.share(phase) + found / self.factor
+    def descend(self, y: Tensor, axis: int) -> Tensor:
+        """Low-pass an axis, and keep the map's own samples."""
+        own: Tensor
+        own, *others = y.split(self.extent, axis)
+        for part, taps in zip(others, self.taps, strict=True):
+            own = own + self._filter(part, axis, taps.flip(0), len(taps) // 2)
+        return own / self.factor
 
     def _filter(self, x: Tensor, axis: int, taps: Tensor, before: int) -> Tensor:
         extent = x.shape[axis]
@@ -185,39 +206,42 @@ def _sinc_taps(taps: int, factor: int, phase: int) -> Any:
     return kernel / kernel.sum()
 
 
-def _product(x: Tensor, axis: int, matrix: Tensor, plus: Tensor | None = None, share: float = 1.0) -> Tensor:
-    """Multiply one axis by a square matrix, and add a share of another tensor, in one operation."""
-    extent = x.shape[axis]
-    if axis == x.ndim - 1:
-        rows = x.reshape(-1, extent)
-        if plus is None:
-            return (rows @ matrix.T).view(x.shape)
-        return torch.addmm(plus.reshape(-1, extent), rows, matrix.T, beta=share).view(x.shape)
-    lead = math.prod(x.shape[:axis])
-    planes, matrices = x.reshape(lead, extent, -1), matrix.expand(lead, -1, -1)
-    if plus is None:
-        return torch.bmm(matrices, planes).view(x.shape)
-    return torch.baddbmm(plus.reshape(planes.shape), matrices, planes, beta=share).view(x.shape)
+def _find_batch(leaves: Sequence[Any], axes: Mapping[int, Axes]) -> dict[int, int]:
+    """Tell of which leaves the first axis is one of images: of maps, and of what is broadcast to them."""
+    rank = max(leaves[i].ndim for i in axes)
+    if any(leaves[i].ndim != rank or 0 in own.values() for i, own in axes.items()):
+        return {}
+    images = len(leaves[next(iter(axes))])
+    if any(len(leaves[i]) != images for i in axes):
+        return {}
+    alike = (i for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.ndim == rank and len(x) == images)
+    return dict.fromkeys(alike, 0)
 
 
-def _split_batch(leaves: list[Any], axes: Mapping[int, Axes]) -> list[list[Any]]:
-    """Split what a function is given into blocks of images that a processor's cache holds; a GPU takes all.
+def _split(values: Sequence[Any], axes: Mapping[int, int], finer: int) -> list[list[Any]]:
+    """Split an axis of tensors into blocks of a size that a processor's cache holds.
 
-    What is broadcast to the maps and has their batch axis is split with them.
+    Args:
+        values: tensors, and what is none and goes with every block.
+        axes: of tensors to be split which axis is.
+        finer: how many times larger they become.
     """
-    maps = [i for i in axes if axes[i]]
-    rank = max(leaves[i].ndim for i in maps)
-    if any(leaves[i].ndim != rank or 0 in axes[i].values() for i in maps):
-        return [leaves]
-    images = len(leaves[maps[0]])
-    each = max(1, BLOCK * images // leaves[maps[0]].numel())
-    if each >= images or leaves[maps[0]].device.type != "cpu" or any(len(leaves[i]) != images for i in maps):
-        return [leaves]
-    split = {
-        i: leaves[i].split(each) for i in axes if leaves[i].ndim == rank and len(leaves[i]) == images
-    }  # fmt: skip
-    count = -(-images // each)
-    return [[split[i][k] if i in split else leaf for i, leaf in enumerate(leaves)] for k in range(count)]
+    if not axes or is_traced(values[next(iter(axes))]):
+        return [list(values)]
+    largest = max((values[i] for i in axes), key=Tensor.numel)
+    extent = next(values[i].shape[axis] for i, axis in axes.items())
+    block = BLOCK if largest.device.type == "cpu" else LARGE_BLOCK
+    each = max(1, block * extent // (largest.numel() * finer))
+    if each >= extent:
+        return [list(values)]
+    split = {i: values[i].split(each, axis) for i, axis in axes.items()}
+    count = -(-extent // each)
+    return [[split[i][k] if i in split else leaf for i, leaf in enumerate(values)] for k in range(count)]
+
+
+def _join(parts: Sequence[Tensor], axis: int) -> Tensor:
+    """Put blocks behind each other along an axis, in memory the first."""
+    return torch.cat([y.movedim(axis, 0) for y in parts]).movedim(0, axis) if len(parts) > 1 else parts[0]
 
 
 def remove_nyquist(x: Tensor, axis: int) -> Tensor:
@@ -228,12 +252,19 @@ def remove_nyquist(x: Tensor, axis: int) -> Tensor:
         tensor([2., 2., 2., 2.])
     """
     extent = x.shape[axis]
-    if extent % 2:
-        return x
-    row = as_matrix(_alternating_row, x, extent)
-    shape = [1] * x.ndim
-    shape[axis] = extent
-    return x - multiply(x, axis, row / extent) * row.view(shape).to(x.dtype)
+    return x if extent % 2 else _remove(as_matrix(_alternating_row, x, extent)[0], x, axis % x.ndim)
+
+
+def _remove(wave: Tensor, x: Tensor, axis: int) -> Tensor:
+    """Take the part of an axis out that is along a wave of ones."""
+    wide, extent = x.to(wave.dtype), len(wave)
+    if axis == x.ndim - 1:
+        rows = wide.reshape(-1, extent)
+        return torch.addr(rows, torch.mv(rows, wave), wave, alpha=-1 / extent).view(x.shape).to(x.dtype)
+    first = wide.movedim(axis, 0)
+    columns = first.reshape(extent, -1)
+    found = torch.addr(columns, wave, torch.mv(columns.T, wave), alpha=-1 / extent)
+    return found.view(first.shape).movedim(0, axis).to(x.dtype)
 
 
 def _alternating_row(extent: int, arange: Any = np.arange) -> Any:

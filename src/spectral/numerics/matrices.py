@@ -131,37 +131,39 @@ def resampling_rows(
     return waves / extent
 
 
-def phase_rows(extent: Any, factor: int, phase: int, arange: Range = np.arange) -> Any:
-    """Samples ``phase``/``factor`` behind each sample: one phase of `interpolation_rows`, as a square matrix.
+def phase_rows(extent: Any, factor: int, arange: Range = np.arange) -> Any:
+    """Rows of `interpolation_rows` that lie between samples: 1/r behind each, then 2/r, …, as one matrix.
 
     Example:
-        >>> phase_rows(2, 2, 1).round(3) + 0.0
+        >>> phase_rows(2, 2).round(3) + 0.0
         array([[0.5, 0.5],
                [0.5, 0.5]])
     """
-    return interpolation_rows(extent, factor, arange)[phase::factor]
+    rows = interpolation_rows(extent, factor, arange)
+    return _concatenate([rows[phase::factor] for phase in range(1, factor)])
 
 
-def phase_low_pass_rows(extent: Any, factor: int, phase: int, arange: Range = np.arange) -> Any:
-    """What a phase of an r times finer lattice adds to the low-pass back to the coarse one: a square matrix.
+def phase_low_pass_rows(extent: Any, factor: int, arange: Range = np.arange) -> Any:
+    """What those samples add to the low-pass back to the coarse lattice: its rows, for them as columns.
 
-    The sum over the phases is `low_pass_rows` of the finer lattice, decimated by r.
+    The map's own samples add a part in r of themselves, but for the Nyquist bin of an even extent.
 
     Example:
-        >>> sum(phase_low_pass_rows(3, 2, p).sum(1) for p in (0, 1)).round(9)
-        array([1., 1., 1.])
+        >>> phase_low_pass_rows(3, 2).sum(1).round(9)  # of a constant, one half
+        array([0.5, 0.5, 0.5])
     """
     period = factor * extent
-    lag = factor * (arange(extent)[:, None] - arange(extent)) - phase
-    return sum_waves(lag, period, 2 * ((extent - 1) // 2) + 1) / period
+    lag = factor * (arange(extent)[:, None] - arange(extent))
+    bins = 2 * ((extent - 1) // 2) + 1
+    parts = [sum_waves(lag - phase, period, bins) for phase in range(1, factor)]
+    return _concatenate(parts, 1) / period
 
 
 def wave_rows(extent: Any, highest: Any, arange: Range = np.arange) -> Any:
     """Rows cos(2πkn/N), then sin(2πkn/N), for k = 0 … K: a (2·(K + 1), N) matrix."""
     # k·n is reduced modulo N in integers first: the argument stays small and exact.
     turns = wrap(arange(highest + 1)[:, None] * arange(extent), extent)
-    library: Any = torch if isinstance(turns, Tensor) else np
-    return library.concatenate([_cosine(turns, extent), _sine(turns, extent)])
+    return _concatenate([_cosine(turns, extent), _sine(turns, extent)])
 
 
 def cropping_rows(extent: Any, part: str, hamming: bool = False, arange: Range = np.arange) -> Any:
@@ -219,6 +221,11 @@ def wrap(x: Any, period: Any) -> Any:
         tensor([2, 2])
     """
     return x - torch.div(x, period, rounding_mode="floor") * period if isinstance(x, Tensor) else x % period
+
+
+def _concatenate(parts: list[Any], axis: int = 0) -> Any:
+    library: Any = torch if isinstance(parts[0], Tensor) else np
+    return library.concatenate(parts, axis)
 
 
 def _cosine(turns: Any, period: Any) -> Any:

@@ -101,9 +101,14 @@ class Smooth:
         if self.polynomial:
             func, args, kwargs = self._evaluate_polynomial, [x for x in args if isinstance(x, Tensor)][:1], {}
         made = evaluate_finely(
-            func, args, kwargs, self.entering, self.leaving, self.lattice.factor, self.writes,
+            func,
+            args,
+            kwargs,
+            self.entering,
+            self.leaving,
+            self.lattice.factor,
             self.lattice.taps,
-        )  # fmt: skip
+        )
         if self.written is not None:
             target: Tensor = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)][self.written]
             return target.copy_(made[0])
