@@ -121,7 +121,7 @@ def plot_am_robustness(source: Source) -> Figure:
         "channels, both means over the sites, against what the attack leaves at ε = 8/255, a mark per "
         "network. Bottom: Spearman's correlation over networks "
         "for each metric and layer (filled), and the partial one given clean accuracy (open), by residuals "
-        "of ranks, with 95 % bootstrap intervals over networks. Networks that share a start or differ in "
+        "of ranks, with 95 % intervals over networks. Networks that share a start or differ in "
         "recipe and architecture are no independent draws: intervals are, if anything, too narrow."
     ),
     columns={
