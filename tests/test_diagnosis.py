@@ -23,6 +23,7 @@ from spectral.analysis import (
     inspect_sites,
     measure_fixes,
     read_diagnosis,
+    write_headline,
 )
 from spectral.analysis.subset import Subset, spread_over_clusters
 from spectral.cli import main
@@ -387,6 +388,8 @@ class TestDiagnose:
     def test_what_cannot_be_had_is_named(self, net, what, images):
         found = diagnose(net, images, methods=("flc",), progress=False)
         assert what in set(found.missing["what"])
+        said = "".join(write_headline(found))
+        assert "movement of the logits" not in said or what != "stability"  # which it hasn't
         assert found.missing["reason"].str.len().min() > 10
 
     def test_signals_videos_and_several_inputs(self):

@@ -325,3 +325,13 @@ def test_weights_that_a_folder_lacks_are_no_random_numbers(folder):
     safetensors.torch.save_file(state, path / "model.safetensors", {"format": "pt"})
     with pytest.raises(SpectralError, match="lacks 2 of the network's weights"):
         spectral.load_model(path)
+
+
+def test_a_network_of_other_inputs_is_told_how_it_is_measured(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef build():\n    return nn.Sequential(nn.Conv1d(1, 4, 5, 2), nn.Flatten())\n"
+    )
+    result = CliRunner().invoke(main, ["sites", f"{tmp_path / 'net.py'}:build", "--size", "16"])
+    assert result.exit_code == 2
+    assert "spectral.diagnose(model, inputs) in Python" in result.output
+    assert len(result.output.strip().splitlines()) == 1

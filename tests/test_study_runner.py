@@ -17,7 +17,7 @@ from spectral.files import find_folder, name_folder
 from spectral.study import runner
 from spectral.study.declaration import find_table, list_phases, read_phase
 from spectral.study.jobs import work_through
-from spectral.study.progress import Progress
+from spectral.study.progress import Progress, read_durations, weigh_phase
 from spectral.study.runner import Run, holds_only_reasons
 from spectral.sweeping.models import name_folders
 
@@ -42,7 +42,7 @@ def test_tables_are_made_of_what_they_need(tmp_path, capsys):
     assert "1 of 2 words" in said
     assert "4 in two rounds" in said
     durations = json.loads((tmp_path / "measurements" / "durations.json").read_text())
-    assert set(durations) - {"seal"} == {"units", "double", "words", "letters", "none"}
+    assert set(durations) - {"seal"} == {"units of letters", "double", "words", "letters", "none"}
 
 
 def test_nothing_but_reasons_is_an_error_behind_the_tables(tmp_path):
@@ -95,6 +95,53 @@ def test_a_figure_of_reasons_is_left_out_and_one_of_another_table_brings_it(tmp_
         in capsys.readouterr().out
     )
     assert pd.read_csv(tmp_path / "tables" / "phase8_models.csv")["a"].tolist() == [2]
+
+
+def test_a_figure_is_drawn_as_soon_as_its_tables_are_there(tmp_path, monkeypatch):
+    done: list[str] = []
+    monkeypatch.setattr(toy_phase.Toy, "draw", lambda self, stem: done.append(stem))
+
+    def make(name):
+        def now(toy):
+            done.append(name)
+            if name == "last":
+                raise SpectralError("stopped")
+            return pd.DataFrame({"a": [1]})
+
+        return now
+
+    stems = {"phase8_models": (), "phase8_architectures": ("fig17_architectures_ranking",),
+             "phase4_attribution": ("fig21_attribution",), "last": ()}  # fmt: skip
+    assert FIGURES["fig17_architectures_ranking"].tables == ("phase8_models",)
+    order = ("phase8_architectures", "phase4_attribution", "phase8_models", "last")
+    earlier = toy_phase.Toy(toy_phase.options(tmp_path))
+    earlier.write_table("phase8_models", pd.DataFrame({"a": [0]}))
+    assert earlier.has_table("phase8_models")  # and is made anew all the same
+    phase = toy_phase.Phase(
+        "four", toy_phase.Toy, tuple(toy_phase.Table(name, make(name), figures=stems[name]) for name in order)
+    )
+    with pytest.raises(SpectralError, match="stopped"):
+        run(tmp_path, phase=phase)
+    assert done == [
+        "phase8_architectures", "phase4_attribution", "fig21_attribution", "phase8_models",
+        "fig17_architectures_ranking", "last",
+    ]  # fmt: skip
+
+
+def test_the_time_left_weighs_what_tables_took_before(tmp_path):
+    run(tmp_path, "moire")
+    path = tmp_path / "measurements" / "durations.json"
+    before = json.loads(path.read_text())
+    path.unlink()
+    toy = toy_phase.Toy(toy_phase.options(tmp_path))
+    for name, seconds in {**before, "words": 40.0, "units of letters": 100.0}.items():
+        if name != "seal":
+            toy.note_duration(name, seconds)
+    known = read_durations(tmp_path)
+    declared = toy_phase.COUNTING.seconds
+    units = toy_phase.COUNTING.units.seconds
+    assert weigh_phase(toy_phase.COUNTING, known) == pytest.approx(declared + 39 + 100 - units, abs=1)
+    assert weigh_phase(toy_phase.COUNTING, {}) == declared
 
 
 @pytest.mark.parametrize("number", list_phases())

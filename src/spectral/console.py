@@ -12,11 +12,16 @@ from typing import Any, Literal, TextIO
 
 import click
 
-from spectral.errors import BrokenJobError, SpectralError, SpectralWarning
+from spectral.errors import BrokenJobError, ForwardError, SpectralError, SpectralWarning
 from spectral.launch import Stopped, find_launch, joined
 from spectral.terminal import separate_lines
 
 DEBUG = "SPECTRAL_DEBUG"  # set to anything: errors come with their traceback
+OTHER_INPUTS = (
+    "; commands call a network with one batch of images: with signals, volumes or several inputs, call "
+    "spectral.measure(model, inputs) or spectral.diagnose(model, inputs) in Python, and "
+    "spectral.write_page(found, 'page.html')"
+)
 BAD_INPUT, DEFECT, INTERRUPTED = 2, 1, 130
 
 
@@ -158,6 +163,8 @@ def explain_error(error: BaseException) -> tuple[str, int]:
     """
     if any(_is_out_of_memory(e) for e in _causes(error)):
         return "out of memory; try a smaller --batch-size", BAD_INPUT
+    if isinstance(error, ForwardError):
+        return f"{_one_line(error)}{OTHER_INPUTS}", BAD_INPUT
     if isinstance(error, SpectralError):
         return _one_line(error), BAD_INPUT
     if isinstance(error, BrokenJobError):

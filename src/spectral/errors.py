@@ -19,6 +19,10 @@ class SpectralError(ValueError):
     """
 
 
+class ForwardError(SpectralError):
+    """A network's own forward fails on what it is called with."""
+
+
 class StorageError(SpectralError):
     """A file or folder that can't be written or read, or isn't what was written.
 

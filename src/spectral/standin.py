@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from spectral.copying import Copied, TensorMap, clone, copy_structure, make_lazy
-from spectral.errors import SpectralError
+from spectral.errors import ForwardError, SpectralError
 from spectral.inputs import Example, Inputs
 from spectral.interrupts import shielded
 from spectral.locks import alone
@@ -113,7 +113,7 @@ def _look_for_real(model: nn.Module, inputs: Inputs, watch: Watch[T], several: i
             except Exception as error:
                 failure = error
                 break
-    raise SpectralError(_explain(model, inputs, failure)) from failure
+    raise ForwardError(_explain(model, inputs, failure)) from failure
 
 
 def _look(model: nn.Module, inputs: Inputs, map_tensor: TensorMap, moved: Inputs, watch: Watch[T]) -> T:

@@ -24,8 +24,11 @@ ALPHA = 0.05
 def write_headline(found: Diagnosis) -> list[str]:
     """Say in a few sentences whether a network aliases, whether it matters, and what helps."""
     said = [
-        _say_sites(found.sites), *_say_stability(found), _say_causes(found.budget), *_say_fixes(found.fixes)
-    ]  # fmt: skip
+        _say_sites(found.sites),
+        *_say_stability(found),
+        _say_causes(found.budget, found.facts.get("logits", "output") is not None),
+        *_say_fixes(found.fixes),
+    ]
     if len(found.missing):
         count = len(found.missing)
         said.append(f"{_plural(count, 'thing')} couldn't be measured; the reasons are below.")
@@ -64,14 +67,15 @@ def format_share(value: Any) -> str:
     """Write a share in per cent.
 
     Example:
-        >>> format_share(0.0931), format_share(-0.2), format_share(0.0004), format_share(float("nan"))
-        ('9.3 %', '−20.0 %', '0.04 %', '–')
+        >>> format_share(0.0931), format_share(-0.2), format_share(-1e-9), format_share(float("nan"))
+        ('9.3 %', '−20.0 %', '0.00 %', '–')
     """
     if _is_unknown(value):
         return NOTHING
     percent = 100 * value
     digits = 0 if percent in (0, 100) else 1 if abs(percent) >= 1 else 2
-    return f"{percent:.{digits}f} %".replace("-", "−")
+    text = f"{percent:.{digits}f}"
+    return f"{text if float(text) else text.removeprefix('-')} %".replace("-", "−")
 
 
 def format_number(value: Any, signed: bool = False) -> str:
@@ -147,7 +151,7 @@ def _say_stability(found: Diagnosis) -> list[str]:
     return said
 
 
-def _say_causes(budget: pd.DataFrame) -> str:
+def _say_causes(budget: pd.DataFrame, has_scores: bool) -> str:
     """Say which causes the movement of the logits has, the largest first, and what none of them explains."""
     if budget.empty:
         return ""
@@ -160,8 +164,9 @@ def _say_causes(budget: pd.DataFrame) -> str:
         f"{format_interval(row, 'share', format_share)} by {SOURCES[row['source']]}"
         for row in causes.to_dict("records")
     ]
+    what = "the logits" if has_scores else "its output"
     return (
-        f"The movement of the logits is caused to {', '.join(parts)}; {format_share(rest[0]['share'])} stays "
+        f"The movement of {what} is caused to {', '.join(parts)}; {format_share(rest[0]['share'])} stays "
         f"unexplained (on {_plural(int(rest[0]['n']), 'image')})."
     )
 

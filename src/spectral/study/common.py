@@ -33,6 +33,7 @@ from spectral.schema import SIGNAL_METRICS, VERSION
 from spectral.sites import Site, find_sites
 from spectral.stability import measure_stability
 from spectral.study.options import PRESETS, StudyOptions
+from spectral.study.progress import DURATIONS
 from spectral.surgery.report import find_report
 from spectral.synthetic import make_checkerboard_image
 from spectral.table import (
@@ -130,7 +131,7 @@ class Results(ABC):
         find_ranks().once(lambda: self._note_duration(name, seconds))
 
     def _note_duration(self, name: str, seconds: float) -> None:
-        path = self.out / "measurements" / "durations.json"
+        path = self.out / "measurements" / DURATIONS
         known = os.path.lexists(path)
         before = read_json(path, sealed=True, way_out=_WAY_OUT) if known else {}
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+from spectral.errors import SpectralError
+from spectral.study.declaration import Phase, Table, Units
+from spectral.table import read_json
+
+DURATIONS = "durations.json"  # among a study's measurements
 
 LEAST_DONE = 0.02  # of all that is to do, before a guess is worth anything
 
@@ -49,6 +55,44 @@ class Progress:
             return ""
         elapsed = self._clock() - self._start
         return f"about {format_duration(elapsed * (total - self._done) / self._done)} left"
+
+
+def read_durations(out: Path) -> dict[str, float]:
+    """Read how long each table took when it was last made in a results folder; nothing where none was.
+
+    Example:
+        >>> read_durations(Path("no/such/folder"))
+        {}
+    """
+    path = out / "measurements" / DURATIONS
+    try:
+        return read_json(path, sealed=True) if path.exists() else {}
+    except SpectralError:
+        return {}  # whoever writes there says what is wrong with it
+
+
+def weigh_table(table: Table, known: Mapping[str, float]) -> float:
+    """Return about how long a table takes: as long as it took, or what it declares.
+
+    A table that was kept took no time, which says nothing of making it anew.
+    """
+    return max(known.get(table.name, 0.0), table.seconds)
+
+
+def weigh_units(units: Units, phase: Phase, known: Mapping[str, float]) -> float:
+    """Return about how long all units of a phase take."""
+    return max(known.get(name_units(phase), 0.0), units.seconds)
+
+
+def weigh_phase(phase: Phase, known: Mapping[str, float]) -> float:
+    """Return about how long a phase takes."""
+    units = weigh_units(phase.units, phase, known) if phase.units else 0.0
+    return sum(weigh_table(table, known) for table in phase.tables) + units
+
+
+def name_units(phase: Phase) -> str:
+    """Name what the units of a phase took, among durations: phases share a folder."""
+    return f"units of {phase.title}"
 
 
 def format_duration(seconds: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,15 @@ from spectral.study.declaration import Phase, Table, Units, find_table, read_pha
 from spectral.study.findings import report_findings
 from spectral.study.jobs import work_through
 from spectral.study.options import StudyOptions
-from spectral.study.progress import Progress, describe_overwriting
+from spectral.study.progress import (
+    Progress,
+    describe_overwriting,
+    name_units,
+    read_durations,
+    weigh_phase,
+    weigh_table,
+    weigh_units,
+)
 
 
 def run_phases(numbers: Sequence[int], options: StudyOptions) -> None:
@@ -32,7 +40,8 @@ def run_phases(numbers: Sequence[int], options: StudyOptions) -> None:
     phases = {number: read_phase(number) for number in numbers}
     opened: dict[Any, Results] = {}
     made: dict[Any, dict[str, Any]] = {}
-    progress = Progress([phase.seconds for phase in phases.values()])
+    known = read_durations(Path(options.out))
+    progress = Progress([weigh_phase(phase, known) for phase in phases.values()])
     if earlier := describe_overwriting(Path(options.out)):
         click.echo(earlier)
     for number, phase in phases.items():
@@ -65,6 +74,8 @@ class Run:
     ) -> None:
         self.phase, self.results, self.progress = phase, results, progress
         self.made = {} if made is None else made
+        self.drawn: set[str] = set()
+        self.durations = read_durations(results.out)
 
     def finish(self) -> None:
         """Measure, write and draw all that the phase declares.
@@ -74,8 +85,11 @@ class Run:
         """
         if self.phase.units is not None:
             self.made.update(self._measure(self.phase.units))
+        left = {table.name for table in self.phase.tables}
         for table in self.phase.tables:
             self.make(table)
+            left.discard(table.name)
+            self._draw_what_is_there(left)
         if self.phase.conclude is not None:
             for line in self.phase.conclude(self.results, self.made):
                 click.echo(f"  {line}")
@@ -83,9 +97,8 @@ class Run:
         if tables and all(map(holds_only_reasons, tables)):
             noun = self.phase.units.noun if self.phase.units else "model"
             raise SpectralError(f"none of the {noun}s could be measured; the tables have the reasons")
-        for table in self.phase.tables:
-            for stem in table.figures:
-                self._draw(stem)
+        for stem in self._list_figures():
+            self._draw(stem)
 
     def make(self, table: Table) -> Any:
         """Make a table, or take it if it is made, and write it."""
@@ -94,11 +107,25 @@ class Run:
         needed = [self._find(name) for name in table.needs]
         begun = time.monotonic()
         value = self.made[table.name] = table.make(self.results, *needed)
-        self.progress.advance(table.seconds)
+        self.progress.advance(weigh_table(table, self.durations))
         self.results.note_duration(table.name, time.monotonic() - begun)
         if table.written and not (table.optional and value.empty):
             self.results.write_table(table.name, value)
         return value
+
+    def _list_figures(self) -> list[str]:
+        """List the figures that aren't drawn yet."""
+        return [stem for table in self.phase.tables for stem in table.figures if stem not in self.drawn]
+
+    def _draw_what_is_there(self, left: Container[str]) -> None:
+        """Draw the figures of which no table is left to be made, so that an interrupted study shows them."""
+        for table in self.phase.tables:
+            for stem in table.figures if table.name in self.made else ():
+                names = FIGURES[stem].tables
+                there = all(name not in left and (name in self.made or self.results.has_table(name))
+                            for name in names)  # fmt: skip
+                if stem not in self.drawn and there:
+                    self._draw(stem)
 
     def _find(self, name: str) -> Any:
         if name in self.made:
@@ -107,6 +134,7 @@ class Run:
 
     def _draw(self, stem: str) -> None:
         """Draw a figure, if its tables hold anything to draw."""
+        self.drawn.add(stem)
         names = FIGURES[stem].tables
         for name in names:
             if name not in self.made and not self.results.has_table(name):
@@ -122,12 +150,12 @@ class Run:
         begun, found = time.monotonic(), []
         for name, measured in work_through(self.phase, self.results, names):
             found.append(measured)
-            self.progress.advance(units.seconds / len(names))
+            self.progress.advance(weigh_units(units, self.phase, self.durations) / len(names))
             click.echo(f"  {units.say(self.results, name, measured)}")
             left = self.progress.describe_left()
             if left and len(found) < len(names):
                 click.echo(f"    {len(found)} of {len(names)} {units.noun}s, {left}")
-        self.results.note_duration("units", time.monotonic() - begun)
+        self.results.note_duration(name_units(self.phase), time.monotonic() - begun)
         return join_units(found)
 
 
@@ -160,5 +188,5 @@ def holds_only_reasons(table: Any) -> bool:
     """
     if "reason" not in table:
         return bool(table.empty)
-    explained = table["reason"].fillna("").ne("")
+    explained = table["reason"].astype(object).fillna("").ne("")
     return bool((explained & ~table["n"].gt(0).fillna(False) if "n" in table else explained).all())
