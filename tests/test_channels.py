@@ -126,6 +126,20 @@ def test_a_single_sample_has_no_noise() -> None:
     assert math.isnan(find_white_noise_ratio((1, 1), 2))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [(torch.float64, 1e307), (torch.float64, 1e-300), (torch.float32, 1e37), (torch.float16, 1e3),
+     (torch.bfloat16, 1e37)],
+)  # fmt: skip
+def test_the_two_parts_of_maps_of_any_size_and_type(dtype: torch.dtype, scale: float) -> None:
+    x = torch.rand(2, 6, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    periodic, smooth = split_border((x * scale).to(dtype))
+    assert periodic.dtype == smooth.dtype == dtype
+    tolerance = 10 * torch.finfo(dtype).eps
+    torch.testing.assert_close(smooth.double() / scale, split_border(x)[1], atol=tolerance, rtol=0)
+    torch.testing.assert_close((periodic.double() + smooth.double()) / scale, x, atol=tolerance, rtol=0)
+
+
 def test_half_types_and_gradients() -> None:
     x = torch.randn(1, 2, 8, 8, requires_grad=True)
     compute_channel_alias_ratios(x).sum().backward()

@@ -231,6 +231,17 @@ class TestClaims:
             assert mine
         assert list(tmp_path.glob("*")) == []
 
+    def test_one_that_slept_until_it_was_taken_over_leaves_the_other_s(self, tmp_path):
+        path = tmp_path / "a.json"
+        with Claims(tmp_path).take("a") as first:
+            os.utime(path, (time.time() - STALE - 10,) * 2)
+            other = Claims(tmp_path).take("a")
+            assert first
+            assert other.__enter__()
+        assert path.exists()
+        other.__exit__(None, None, None)
+        assert not path.exists()
+
     def test_two_writers_of_one_unit_write_one_file(self, finished, tmp_path):
         rows = folder_of(finished, NETS[0]) / "measurements"
         record = read_run(rows)

@@ -158,7 +158,9 @@ def split_border(maps: Tensor, axes: int = 2) -> tuple[Tensor, Tensor]:
         raise SpectralError(f"split_border: axes must be from 1 to the map's {maps.ndim}, got {axes}")
     if not (maps.is_floating_point() or maps.is_complex()):
         maps = maps.to(torch.get_default_dtype())  # whole numbers and booleans, as elsewhere
-    smooth = _find_smooth(maps, axes)
+    exact = maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps  # which have no transform
+    scale = find_scale(exact, tuple(range(-axes, 0)))
+    smooth = (_find_smooth(exact / scale, axes) * scale).to(maps.dtype)
     return maps - smooth, smooth
 
 

@@ -51,7 +51,8 @@ class Claims:
     def take(self, name: str) -> Iterator[bool]:
         """Have a piece of work until the end of the block, unless another process has it; say whether."""
         path = self.folder / f"{name}.json"
-        if not self._create(path) and not (self._take_over(path) and self._create(path)):
+        text = _describe_self()
+        if not self._create(path, text) and not (self._take_over(path) and self._create(path, text)):
             yield False
             return
         done = threading.Event()
@@ -62,7 +63,10 @@ class Claims:
         finally:
             done.set()
             with suppress(OSError):
-                path.unlink(missing_ok=True)
+                if (
+                    path.read_text(encoding="utf-8") == text
+                ):  # else it was taken over, from one that slept for long
+                    path.unlink(missing_ok=True)
 
     @contextmanager
     def waiting(self, name: str) -> Iterator[None]:
@@ -103,7 +107,7 @@ class Claims:
     def _require_exclusive(self) -> None:
         probe = self.folder / f"probe-{uuid.uuid4().hex}.json"
         try:
-            twice = self._create(probe) and self._create(probe)
+            twice = self._create(probe, "") and self._create(probe, "")
             os.replace(probe, probe.with_suffix(".moved"))
             probe.with_suffix(".moved").unlink()
         except OSError as error:
@@ -118,13 +122,13 @@ class Claims:
             )
 
     @staticmethod
-    def _create(path: Path) -> bool:
+    def _create(path: Path, text: str) -> bool:
         try:
             file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         except FileExistsError:
             return False
         with os.fdopen(file, "w", encoding="utf-8") as opened:
-            json.dump({"host": socket.gethostname(), "process": os.getpid()}, opened)
+            opened.write(text)
         return True
 
     def _take_over(self, path: Path) -> bool:
@@ -166,6 +170,10 @@ class Claims:
             return f"process {owner['process']} on {owner['host']}"
         except (OSError, ValueError, KeyError, TypeError):
             return "another process"
+
+
+def _describe_self() -> str:
+    return json.dumps({"host": socket.gethostname(), "process": os.getpid(), "claim": uuid.uuid4().hex})
 
 
 def _touch(path: Path, done: threading.Event) -> None:
