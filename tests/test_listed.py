@@ -184,6 +184,20 @@ class TestChanges:
         assert table["images"].iloc[0].endswith(spectral.load_images(folder, size=8).fingerprint)
         pd.testing.assert_frame_equal(table, measure(spectral.load_images(folder, size=8, workers=0)))
 
+    def test_a_finished_sweep_of_images_that_have_changed_is_refused(self, folder, tmp_path):
+        def sweep() -> pd.Series:
+            table = spectral.sweep(["bundled/resnet20@random"], folder, ["avr"], taps=["input"], workers=0,
+                                   out=tmp_path / "sweep", unit=COUNT, batch_size=128)  # fmt: skip
+            return table.iloc[0]
+
+        assert sweep()["state"] == "finished"
+        again = sweep()
+        assert (again["state"], again["images"]) == ("finished", COUNT)
+        replace_by(folder / "0400.png", 6)
+        changed = sweep()
+        assert changed["state"] == "failed"
+        assert "image '0400.png' as it was before" in changed["reason"]
+
     def test_ranks_compare_a_few_images(self, folder):
         images = list_images(folder)
         known = sample_digests(images)

@@ -283,8 +283,9 @@ class _Network:
         """See that a finished run is what was written; say whether a part of it was measured again.
 
         Raises:
-            SpectralError: if it is damaged.
+            SpectralError: if it is damaged, or of images that have changed since.
         """
+        refuse_changed(run.images, self._join("look"))
         try:
             read(self.rows)
         except LostImagesError:
