@@ -30,6 +30,7 @@ from spectral.models import load_model
 from spectral.models.cifar import CifarResNet
 from spectral.models.nula import NULA
 from spectral.sites import find_sites
+from spectral.standin import needs_data
 from spectral.surgery import METHODS, ConversionReport, conversion_report, convert, revert
 
 SEEN: list[tuple[int, ...]] = []  # by a hook, whose closure a copy of it would have of its own
@@ -1024,3 +1025,22 @@ def test_a_branch_that_did_not_run_is_named():
     smooth.on = net.on = True
     assert smooth(image(1, 3, 16, 16)).shape == net(image(1, 3, 16, 16)).shape
     assert conversion_report(convert(net, "blurpool", example=16)).idle == {}
+
+
+def test_what_fails_with_a_layer_is_not_tried_with_data(capsys):
+    """It would take the memory of all the maps of the network, for an error that is known already."""
+    class Checked(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self[1](self[0](x))
+            print(y.device.type)
+            if y.shape[-1] != x.shape[-1] // 2:
+                raise ValueError("a map of an unexpected size")
+            return self[2](y)
+
+    net = Checked(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU())
+    smooth = convert(net, "blurpool", example=16)
+    assert [row.placement for row in conversion_report(smooth).rows] == ["behind"]
+    assert set(capsys.readouterr().out.split()) == {"meta"}
+    assert not needs_data(smooth)
+    with pytest.raises(SpectralError, match="failed on an input"):
+        find_sites(nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Linear(3, 3)), 16)

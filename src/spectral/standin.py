@@ -36,7 +36,9 @@ _NEED_DATA: WeakSet[nn.Module] = WeakSet()
 _ORIGINALS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensor of a copy → of the model
 
 
-def run_on_standins(model: nn.Module, inputs: Inputs, watch: Watch[T], batch: int | None = 2) -> T:
+def run_on_standins(
+    model: nn.Module, inputs: Inputs, watch: Watch[T], batch: int | None = 2, or_real: bool = True
+) -> T:
     """Run a copy of the model once, on the meta device if it can, and return what ``watch`` saw.
 
     The copy's tensors have no data; where a model can't run so (control flow on values, real tensors made
@@ -48,6 +50,7 @@ def run_on_standins(model: nn.Module, inputs: Inputs, watch: Watch[T], batch: in
         inputs: what to call it with.
         watch: sets its hooks on the module it is given and calls the forward pass it is given.
         batch: to how many images one image is repeated: two tell a batch axis from one that has disappeared.
+        or_real: False where the model is known to run without data: if it fails now, that is why.
 
     Raises:
         SpectralError: if its forward fails on the inputs, or what it does to an object that can't be copied
@@ -59,10 +62,12 @@ def run_on_standins(model: nn.Module, inputs: Inputs, watch: Watch[T], batch: in
             return _look(model, inputs, _make_stand_in, inputs.to("meta", batch=batch), watch)
         except SpectralError:
             raise
-        except Exception:  # whatever a meta tensor can't do; the real forward decides
-            pass
+        except Exception as error:  # whatever a meta tensor can't do; the real forward decides
+            if not or_real:
+                raise SpectralError(_explain(model, inputs, error)) from error
+        seen = _look_for_real(model, inputs, watch, batch)
         _NEED_DATA.add(model)
-        return _look_for_real(model, inputs, watch, batch)
+        return seen
 
 
 def needs_data(model: nn.Module) -> bool:

@@ -172,7 +172,12 @@ class Run:
                 listening.close()
                 self._extractor = listening.enter_context(self._listen())
             batch = self._meter.measure(inputs, chosen, self._extractor)
-            if _list_versions(self.model) != versions:
+            if (now := _list_versions(self.model)) != versions:
+                if len(now) > len(versions):
+                    raise SpectralError(
+                        f"measure: {self.name} makes some of its weights in its first forward pass; run it "
+                        f"once, then measure it"
+                    )
                 raise SpectralError(
                     f"measure: the weights of {self.name} changed while they were measured, as by "
                     f"another thread that trains; measure a copy"

@@ -37,6 +37,10 @@ class FourierCrop(Operator):
             return None
         return Decimation(Geometry(self.kind, (0,), phase=(0,), axes=tuple(d % x.ndim for d in a["dim"])), x)
 
+    def find_obstacle(self, geometry: Geometry) -> str | None:
+        """Say that there is nothing to replace."""
+        return "it keeps a part of the spectrum, and is a low-pass itself"
+
     def place(self, d: Decimation, found: Geometry) -> Decimation:
         """Take the map for what it was before it became complex."""
         return replace(d, input=d.input.real if d.input.is_complex() else d.input)

@@ -216,7 +216,9 @@ class Observation:
         return Activation(call, len(earlier))
 
 
-def observe(model: nn.Module, inputs: Inputs, training: bool = False, batch: int | None = 2) -> Observation:
+def observe(
+    model: nn.Module, inputs: Inputs, training: bool = False, batch: int | None = 2, or_real: bool = True
+) -> Observation:
     """Run a copy of a model once, without data if it can be, and return what was seen.
 
     Args:
@@ -224,6 +226,7 @@ def observe(model: nn.Module, inputs: Inputs, training: bool = False, batch: int
         inputs: what to run it on.
         training: whether in that mode.
         batch: to how many images one image is repeated, as for `run_on_standins`.
+        or_real: whether to run it with data if it doesn't run without.
 
     Raises:
         SpectralError: if its forward fails on the inputs.
@@ -238,7 +241,7 @@ def observe(model: nn.Module, inputs: Inputs, training: bool = False, batch: int
             forward()
         return watcher.seen
 
-    return run_on_standins(model, inputs, watch, batch)
+    return run_on_standins(model, inputs, watch, batch, or_real)
 
 
 def observe_sites(model: nn.Module, example: Example) -> tuple[Observation, list[Site]]:

@@ -15,6 +15,7 @@ from spectral.errors import SpectralError
 from spectral.inputs import Inputs
 from spectral.operators import Size
 from spectral.sites import Site
+from spectral.standin import needs_data
 from spectral.surgery.attachment import Unit, attach, detach
 from spectral.surgery.observation import Call, Observation, observe
 
@@ -45,6 +46,9 @@ class Trial:
         # A model that loops over its images has been run on one.
         self._own: set[tuple[Any, ...]] | None = None
         self._batch = None if before.leading == 1 else 2
+        # What fails with a layer only fails because of it: to try that with data too would take the memory of
+        # all its maps.
+        self._or_real = needs_data(model)
 
     def run(self, layers: Mapping[Unit, nn.Module]) -> tuple[Layers, dict[Unit, str]]:
         """Attach as many of the layers as can be, each as it was meant or else directly behind its operator.
@@ -79,7 +83,7 @@ class Trial:
         every = {**self._kept, **layers}
         attach(self._model, every)
         try:
-            self.after = observe(self._model, self._inputs, batch=self._batch)
+            self.after = observe(self._model, self._inputs, batch=self._batch, or_real=self._or_real)
         except SpectralError as error:
             return f"with its layer the network doesn't run: {error}"
         finally:
