@@ -1029,6 +1029,7 @@ def test_a_branch_that_did_not_run_is_named():
 
 def test_what_fails_with_a_layer_is_not_tried_with_data(capsys):
     """It would take the memory of all the maps of the network, for an error that is known already."""
+
     class Checked(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:
             y = self[1](self[0](x))

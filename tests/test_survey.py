@@ -286,6 +286,15 @@ class TestRows:
         row = collect(lambda: Built(Collects().eval(), torch.rand(1, 3, 16, 16)))
         assert "measure: latest" in str(row.get("altered"))
 
+    def test_how_many_lines_are_found_is_no_fault_of_a_conversion(self):
+        def count(m, x):
+            y = m.c(x)
+            return y.mean((2, 3)), y.flatten(2)[0, 0][y.flatten(2)[0, 0] > 0.1]
+
+        net = Call(count, c=nn.Conv2d(3, 4, 3, 2, 1)).eval()
+        row = collect(lambda: Built(net, torch.rand(1, 3, 16, 16)))
+        assert (row["convert"], row["convert_error"]) == ("converted", "")
+
     def test_sites_whose_places_lie_elsewhere_are_compared_by_their_number(self):
         row = collect(windows_in_the_batch)
         assert (row["sites"], row["losses"], row["missed"], row["false"]) == (2, 2, "", "")

@@ -206,6 +206,16 @@ def _kornia(path: str, *shape: int, **options: Any) -> Callable[[], Built]:
     return build
 
 
+def _build_sold2() -> Built:
+    """A line detector whose lines are few: with random weights it would look for hundreds, one by one."""
+    sold2 = importlib.import_module("kornia.feature.sold2")
+    settings = importlib.import_module("kornia.feature.sold2.structures")
+    config = settings.DetectorCfg(max_num_junctions=8)
+    config.line_detector_cfg.heatmap_refine_cfg.num_blocks = 2
+    model = sold2.SOLD2_detector(pretrained=False, config=config)
+    return Built(model.eval(), torch.rand(1, 1, 64, 64))
+
+
 _KORNIA: dict[str, Callable[[], Built]] = {
     "HardNet": _kornia("feature.HardNet", 1, 32, 32, pretrained=False),
     "HardNet8": _kornia("feature.HardNet8", 1, 32, 32, pretrained=False),
@@ -218,7 +228,7 @@ _KORNIA: dict[str, Callable[[], Built]] = {
     "DeFMO": _kornia("feature.DeFMO", 6, 64, 64, pretrained=False),
     "XFeatModel": _kornia("feature.XFeatModel", 3, 64, 64),
     "ALIKED": _kornia("feature.ALIKED", 3, 64, 64),
-    "SOLD2_detector": _kornia("feature.SOLD2_detector", 1, 32, 32, pretrained=False),
+    "SOLD2_detector": _build_sold2,
     "TinyViT": _kornia("contrib.TinyViT", 3, 224, 224),
     "BlurPool2D": _kornia("filters.BlurPool2D", 3, 64, 64, kernel_size=3),
     "MaxBlurPool2D": _kornia("filters.MaxBlurPool2D", 3, 64, 64, kernel_size=3),
