@@ -80,6 +80,12 @@ def test_one_value_has_a_mean_and_no_interval():
     assert math.isnan(summarize([4.0, 5.0], clusters=["a", "a"]).ci_low)
 
 
+def test_median_and_top_share_are_of_clusters():
+    found = summarize([0.0, 0.0, 0.0, 0.0, 6.0, 1.0], clusters=["a", "a", "a", "a", "a", "b"])
+    assert (found.mean, found.median) == (1.1, 1.1)
+    assert found.top_tenth == pytest.approx(0.2 * 1.2 / 2.2)
+
+
 def test_clusters_of_silent_rows_do_not_count():
     result = summarize([1.0, 2.0, 3.0, 9.0], silent=[0, 0, 0, 1], clusters=["a", "b", "b", "c"])
     assert (result.n, result.n_clusters, result.mean) == (3, 2, 1.75)
@@ -120,6 +126,17 @@ def find_interval(x: np.ndarray) -> tuple[float, float]:
     ends = [scipy.optimize.brentq(lambda t, q=q: cubic(t) - q, -1e4, 1e4) for q in (-quantile, quantile)]
     low, high = min(-quantile, ends[0]), max(quantile, ends[1])
     return mean - std / math.sqrt(n) * high, mean - std / math.sqrt(n) * low
+
+
+@pytest.mark.parametrize("n", [4, 5, 12, 40])
+def test_the_value_at_an_end_of_the_interval_is_as_doubtful_as_the_level(n):
+    """Of skewed values, whose intervals aren't symmetric; of 4 there is no skewness to speak of."""
+    values = np.random.default_rng(n).exponential(size=n) ** 2
+    found = estimate_mean(values)
+    ends = (found.ci_low, found.ci_high)
+    assert [estimate_mean(values - end).p for end in ends] == pytest.approx([0.05, 0.05], rel=1e-6)
+    low, high = (abs(end - found.mean) for end in ends)
+    assert (low == pytest.approx(high)) == (n == 4)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -664,6 +681,14 @@ def from_inverse(columns: list[np.ndarray]) -> float:
     """Any number of given columns: minus the normalised entry of the inverse of Spearman's matrix."""
     inverse = np.linalg.inv(pd.DataFrame(np.transpose(columns)).corr(method="spearman").to_numpy())
     return -inverse[0, 1] / math.sqrt(inverse[0, 0] * inverse[1, 1])
+
+
+def test_students_test_is_held_too_where_permutations_of_few_rows_are_bolder():
+    x, y = [-0.511, 2.973, -0.846, 0.449, 0.306, -1.92], [-1.147, -1.816, -0.153, -1.315, -0.897, -1.535]
+    found = correlate_ranks(x, y, {"z": [0.673, 0.597, 1.486, -0.176, 0.738, 1.13]}, 199)
+    t = found.rho * math.sqrt(3 / (1 - found.rho**2))
+    assert found.rho == pytest.approx(1 / 6)
+    assert found.p == pytest.approx(2 * scipy.stats.t.sf(t, 3))
 
 
 @quick

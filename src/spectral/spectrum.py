@@ -26,7 +26,9 @@ def compute_power_spectrum(x: Array, window: Window | None = None, axes: int = 2
     Args:
         x: a map, a stack of channels, or a batch of stacks; half types are raised to float32.
         window: ``"hann"`` tapers each map first, since a map is not periodic and its border step leaks
-            into every frequency; the window has unit mean square, so white noise keeps its power.
+            into every frequency; the window has unit mean square, so white noise keeps its power. It spreads
+            the mean over neighbouring bins, which on small maps lie above a limit: for a share of power take
+            the mean off first, as the metric ``avr_hann`` does.
         axes: how many of the last axes are spatial: 3 for video maps (…, T, H, W).
 
     Shape:
