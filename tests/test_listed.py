@@ -198,6 +198,15 @@ class TestChanges:
         assert changed["state"] == "failed"
         assert "image '0400.png' as it was before" in changed["reason"]
 
+    def test_a_run_that_read_all_first_is_continued(self, folder, tmp_path):
+        known = measure(spectral.load_images(folder, size=8, workers=0), tmp_path / "run")
+        again = measure(list_images(folder), tmp_path / "run")
+        assert again.attrs["resumed"] == COUNT
+        pd.testing.assert_frame_equal(again, known)
+        replace_by(folder / "0007.png", 9)
+        with pytest.raises(SpectralError, match="images_fingerprint"):
+            measure(list_images(folder), tmp_path / "run")
+
     def test_ranks_compare_a_few_images(self, folder):
         images = list_images(folder)
         known = sample_digests(images)

@@ -2,12 +2,13 @@
 
 from spectral.data.adapt import adapt_images, is_image_set
 from spectral.data.imageset import ImageItem, ImageSet, warn_about_skipped
-from spectral.data.listed import ListedImages, Seen
+from spectral.data.listed import LISTED, ListedImages, Seen
 from spectral.data.loading import Loading, check_workers
 from spectral.data.protocol import Images
 from spectral.data.sources import load_images, load_labelled_arrays
 
 __all__ = [
+    "LISTED",
     "ImageItem",
     "ImageSet",
     "Images",

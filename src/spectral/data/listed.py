@@ -19,6 +19,7 @@ from spectral.data.imageset import Batches, ImageItem, ImageSet, warn_about_skip
 from spectral.data.threads import map_in_threads
 from spectral.errors import SpectralError
 
+LISTED = "listed-"  # begins what tells a listing from others
 FEWEST_LISTED = 500  # images that are worth it: of fewer all are read at once
 
 
@@ -186,7 +187,7 @@ class ListedImages(ImageSet):
         digest = hashlib.sha256(repr((self.source, self.size, self.resample.name)).encode())
         for item in self.items:
             digest.update(repr((item.id, item.length)).encode())
-        return f"listed-{digest.hexdigest()[:16]}"
+        return f"{LISTED}{digest.hexdigest()[:16]}"
 
     @property
     def fingerprint(self) -> str:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from torch import Tensor
 
-from spectral.data import Images, ListedImages, Seen
+from spectral.data import LISTED, Images, ListedImages, Seen
 from spectral.errors import StorageError
 from spectral.intake import GivenImages
 from spectral.network import make_inputs
-from spectral.store import ShardStore
+from spectral.schema import RUN_FILE
+from spectral.store import ShardStore, read_run
 
 
 class TensorImages(GivenImages):
@@ -60,6 +62,18 @@ def identify_images(images: Images) -> str:
     with the rows of each image, see `describe_seen`.
     """
     return images.listing if isinstance(images, ListedImages) else images.fingerprint
+
+
+def name_as_before(images: Images, folder: Path, config: dict[str, Any]) -> None:
+    """Name listed images in a configuration as a run does that read them all first and is to be continued.
+
+    Raises:
+        SpectralError: if what the folder says of its run is damaged.
+    """
+    if isinstance(images, ListedImages) and (folder / RUN_FILE).exists():
+        before = str(read_run(folder)["config"].get("images_fingerprint"))
+        if not before.startswith(LISTED):
+            config["images_fingerprint"] = images.fingerprint
 
 
 def sample_digests(images: Images, count: int = 8) -> list[str]:

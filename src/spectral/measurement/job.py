@@ -18,7 +18,7 @@ from spectral.data import ListedImages
 from spectral.errors import SpectralError
 from spectral.lazy import gather
 from spectral.measurement.description import describe_sites
-from spectral.measurement.images import describe_seen, refuse_changed, sample_digests
+from spectral.measurement.images import describe_seen, name_as_before, refuse_changed, sample_digests
 from spectral.measurement.run import Run
 from spectral.network import undisturbed
 from spectral.ranks import Ranks, hold
@@ -44,6 +44,9 @@ def measure_run(run: Run, ranks: Ranks, *, batch_size: int, progress: bool, out:
     Raises:
         SpectralError: if ranks see different images or networks, or one of them fails or ends; as `measure`.
     """
+    if out is not None:
+        with ranks.telling():
+            name_as_before(run.images, out, run.config)
     batch_size = _compare(run, ranks, batch_size, out)
     with hold(out, ranks) if out is not None else nullcontext():
         return _Job(run, ranks, batch_size, out).measure(progress and ranks.first)

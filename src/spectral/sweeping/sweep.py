@@ -20,7 +20,7 @@ from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
 from spectral.files import claim, cooperate, ensure_writable
 from spectral.measurement import measure_part, measure_run, prepare_run
-from spectral.measurement.images import describe_seen, refuse_changed
+from spectral.measurement.images import describe_seen, name_as_before, refuse_changed
 from spectral.measurement.run import Run
 from spectral.models import load_model, model_info
 from spectral.ranks import Ranks
@@ -223,6 +223,7 @@ class _Network:
                 if not mine:
                     return False
                 did = self.begin(run)
+        name_as_before(run.images, self.rows, run.config)
         refuse_other(self.rows, read_run(self.rows), run.config, run.identity)
         if self.finished:
             with self.claims.take(_END) as mine:
