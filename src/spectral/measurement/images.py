@@ -13,8 +13,7 @@ from spectral.data import LISTED, Images, ListedImages, Seen
 from spectral.errors import StorageError
 from spectral.intake import GivenImages
 from spectral.network import make_inputs
-from spectral.schema import RUN_FILE
-from spectral.store import ShardStore, read_run
+from spectral.store import ShardStore, holds_run, read_run
 
 
 class TensorImages(GivenImages):
@@ -70,7 +69,7 @@ def name_as_before(images: Images, folder: Path, config: dict[str, Any]) -> None
     Raises:
         SpectralError: if what the folder says of its run is damaged.
     """
-    if isinstance(images, ListedImages) and (folder / RUN_FILE).exists():
+    if isinstance(images, ListedImages) and holds_run(folder):
         before = str(read_run(folder)["config"].get("images_fingerprint"))
         if not before.startswith(LISTED):
             config["images_fingerprint"] = images.fingerprint
