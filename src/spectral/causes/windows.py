@@ -21,7 +21,7 @@ from spectral.operators import find_function, parse
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 MAXIMA = ("max_pool1d", "max_pool2d", "max_pool3d")
 MEANS = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
-FINE_BYTES = 2**25  # of a finer lattice that is held at once
+FINE_BYTES = 2**22  # of a finer lattice that is held at once
 
 _CONVOLVE: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _MAXIMISE: dict[int, Callable[..., Tensor]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -288,7 +288,10 @@ def _maximise_finely(
         # A window without gaps has all the samples between its ends; one with gaps only its own.
         sizes = [w.reach * factor + 1 if w.dilation == 1 else w.size for w in axes.values()]
         gaps = [1 if w.dilation == 1 else w.dilation * factor for w in axes.values()]
-        fine = _MAXIMISE[len(axes)](fine, sizes, 1, 0, gaps)
+        for i, (size, gap) in enumerate(zip(sizes, gaps, strict=True)):  # one axis after the other: far less
+            ones = [1] * len(sizes)
+            along, apart = [*ones[:i], size, *ones[i + 1 :]], [*ones[:i], gap, *ones[i + 1 :]]
+            fine = _MAXIMISE[len(axes)](fine, along, 1, 0, apart)
         for own in range(2, fine.ndim):
             extent = fine.shape[own]
             rows = extent, factor, 0, factor, extent // factor

@@ -34,7 +34,9 @@ from spectral.launch import find_launch
               help="Orders sampled for that.")  # fmt: skip
 @click.option("--shifts", default="pixel", show_default=True, metavar="NAME",
               help="pixel, half, random (up to the total stride) or crop.")  # fmt: skip
-@click.option("--factor", type=int, help="How much finer the lattice of nonlinearities is; 2 or 4 by itself.")
+@click.option(
+    "--factor", type=int, help="How much finer the lattice of nonlinearities is; 2, 4 or 8 by itself."
+)
 @batch_size_option
 @workers_option
 @model_options
