@@ -148,7 +148,7 @@ ALLOWED = {
         "views",
     },
     "averaging": {"copying", "models"},
-    "recalibration": {"copying", "inputs", "intake", "network", "surgery"},
+    "recalibration": {"arguments", "copying", "inputs", "intake", "network", "surgery"},
     "reconstruction": {
         "arguments",
         "copying",

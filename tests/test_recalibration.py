@@ -87,6 +87,9 @@ def test_nothing_else_changes() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in smooth.state_dict().items())
     assert repaired.training
     assert all(not m._forward_pre_hooks for m in repaired.modules() if isinstance(m, nn.BatchNorm2d))
+    x = torch.randn(6, 3, 16, 16)
+    few, all_of_few = recalibrate(smooth, x, limit=4).state_dict(), recalibrate(smooth, x[:4]).state_dict()
+    assert all(torch.equal(few[name], tensor) for name, tensor in all_of_few.items())
     assert recalibrate(smooth, torch.randn(4, 3, 16, 16), inplace=True) is smooth
 
 
@@ -109,6 +112,8 @@ def test_bad_input_is_one_sentence() -> None:
     smooth = convert(net, "blurpool", example=16)
     with pytest.raises(SpectralError, match="has not been converted"):
         recalibrate(net, torch.randn(4, 3, 16, 16))
+    with pytest.raises(SpectralError, match="limit"):
+        recalibrate(smooth, torch.randn(4, 3, 16, 16), limit=1)
     with pytest.raises(SpectralError, match="at least 2 images, got 1"):
         recalibrate(smooth, torch.randn(1, 3, 16, 16))
     with pytest.raises(SpectralError, match=r"recalibrate: expected images .*, got a list without any"):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from spectral.arguments import as_integer
 from spectral.copying import copy_model
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.inputs import Inputs
@@ -28,6 +29,7 @@ def recalibrate(
     images: Any,
     *,
     reference: nn.Module | None = None,
+    limit: int = LIMIT,
     inplace: bool = False,
     preprocessing: Any = None,
 ) -> nn.Module:
@@ -46,9 +48,10 @@ def recalibrate(
     Args:
         model: what `convert` returned, or another network that has changed.
         images: whatever holds some, as for `measure`: names, folders, Datasets, tensors that are preprocessed
-            (N, C, H, W); no labels are needed. The first 128 are used, all in one batch.
+            (N, C, H, W); no labels are needed.
         reference: the network before the change, whose statistics fit; by default the model with
             plain decimation in place of its layers, which computes what it did before the conversion.
+        limit: how many images are used at most, the first ones, all in one batch.
         inplace: change the model itself instead of a copy.
         preprocessing: what images in [0, 1] go through, as for `measure`.
 
@@ -71,8 +74,9 @@ def recalibrate(
         >>> torch.equal(repaired[3].running_var, smooth[3].running_var)
         False
     """
+    limit = as_integer(limit, "recalibrate: limit", least=2)
     feed = Feed(model, images, caller="recalibrate", preprocessing=preprocessing)
-    batch, before = load_pair(feed, reference, LIMIT)
+    batch, before = load_pair(feed, reference, limit)
     work = model if inplace else copy_model(model)
     with torch.no_grad(), undisturbed(before), undisturbed(work):
         fitting = _watch(before, batch, lambda path, norm, seen: None)

@@ -40,6 +40,7 @@ from spectral.surgery import check_methods, conversion_report, convert
 from spectral.table import describe_environment, write_csv
 from spectral.views import Views
 
+MOST = 256  # images that repair, in one batch
 MODEL = "packaged/efficientnet-lite0"
 LAYERS = ("blurpool", "flc", "asap", "aps", "wavelet")
 UNALTERED, CONVERTED, DISTILLED = "unaltered", "as converted", "distilled"
@@ -58,6 +59,7 @@ class Effort:
     """How the networks are repaired, and on what they are scored."""
 
     ridge: float | None = None
+    views: int = 1
     steps: int = 600
     batch_size: int = 16
     max_lr: float = 2e-4
@@ -82,7 +84,7 @@ def compare_repairs(
     Args:
         model: a classifier, trained, as it is.
         images: the odd ones (by place) repair and the even ones score, and the other way round; labels are
-            used for the score alone.
+            used for the score alone. At most 256 of each half repair.
         methods: layers, as `spectral.convert` names them; ``flc@NAME+NAME`` for sites of these names alone.
         effort: how the networks are repaired; 0 steps for no distillation.
         progress: show bars.
@@ -104,7 +106,7 @@ def compare_repairs(
     assert info is not None
     example = info.preprocessing.size
     base = _Scores([(model, half) for half in halves], effort, progress)
-    tail = {"model": info.name, "n_tuned": len(halves[1])}
+    tail = {"model": info.name, "n_tuned": min(len(halves[1]), MOST)}
     unaltered = {**base.describe(base), "latency_ratio": 1.0, "seconds": 0.0, "replaced": 0}
     yield {**tail, "method": UNALTERED, "repair": UNALTERED, **unaltered}
     batch = info.preprocessing(halves[0].resized(example)[0][None]).to(next(model.parameters()))
@@ -116,7 +118,7 @@ def compare_repairs(
             "latency_ratio": median(times["new"]) / median(times["own"]),
             "replaced": len(conversion_report(smooth).replaced),
         }
-        repairs = [_repair(model, smooth, tuning, effort, progress) for tuning in reversed(halves)]
+        repairs = [_repair(model, smooth, tuning[:MOST], effort, progress) for tuning in reversed(halves)]
         for states in zip(*repairs, strict=True):
             networks = [(network, half) for (_, network, _), half in zip(states, halves, strict=True)]
             found = _Scores(networks, effort, progress).describe(base)
@@ -130,9 +132,11 @@ def _repair(
     """Yield (state, network, seconds) of each repair."""
     yield CONVERTED, smooth, 0.0
     begun = time.perf_counter()
-    yield RECALIBRATED, recalibrate(smooth, tuning), time.perf_counter() - begun
+    yield RECALIBRATED, recalibrate(smooth, tuning, limit=len(tuning)), time.perf_counter() - begun
     begun = time.perf_counter()
-    fitted = reconstruct(smooth, tuning, ridge=effort.ridge, seed=effort.seed)
+    fitted = reconstruct(
+        smooth, tuning, ridge=effort.ridge, limit=len(tuning), views=effort.views, seed=effort.seed
+    )
     spent = time.perf_counter() - begun
     yield RECONSTRUCTED, fitted, spent
     if effort.steps:
@@ -199,6 +203,8 @@ class _Scores:
 @click.option("--limit", type=click.IntRange(min=4), help="Use so many images.")
 @click.option("--ridge", type=click.FloatRange(min=0, min_open=True),
               help="How weights are held in the fit; as images left out say by default.")  # fmt: skip
+@click.option("--views", type=click.IntRange(min=1), default=Effort.views, show_default=True,
+              help="In how many forms each image enters the fit.")  # fmt: skip
 @click.option("--steps", type=click.IntRange(min=0), default=Effort.steps, show_default=True,
               help="Of the distillation; 0 for none.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(min=1), default=Effort.batch_size, show_default=True)
