@@ -377,7 +377,7 @@ class _Steps:
             return {"images": allowed}
         return {"images": 0, "reason": (
             f"left out, since an image takes about {each:.2g} s and the time that was left was enough for "
-            f"{allowed} of {least}; {_describe_alone(self.model, self.feed)} measures it alone, more minutes "
+            f"{allowed} of {least}; {_describe_alone(self.model)} measures it alone, more minutes "
             f"or budget_images here"
         )}  # fmt: skip
 
@@ -430,12 +430,12 @@ class _Steps:
         return found
 
 
-def _describe_alone(model: nn.Module, feed: Feed) -> str:
+def _describe_alone(model: nn.Module) -> str:
     """Say how the causes of instability are told apart without the rest of a diagnosis."""
     known = model_info(model)
     if known is None:
         return "spectral.measure_instability_budget(model, images)"
-    return f"`spectral budget {known.name} --images {feed.images.source} --limit 4`"
+    return f"`spectral budget {known.name} --limit 4`, with the same --images and weights,"
 
 
 def _write_tables(found: Diagnosis, folder: Folder) -> None:
