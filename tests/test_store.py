@@ -481,6 +481,11 @@ class TestChangedImages:
             path.write_bytes(bytes(damaged))
             with pytest.raises(SpectralError, match="is damaged; delete it"):
                 go(images(3), images(4))
+        path.unlink()
+        for way in (lambda: path.symlink_to("/no/such/place"), lambda: (path.unlink(), path.mkdir())):
+            way()
+            with pytest.raises(SpectralError, match=r"is damaged \((Is a directory|No such f.*)\); delete"):
+                go(images(3), images(4))
 
 
 class TestNames:

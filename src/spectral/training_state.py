@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -41,11 +42,14 @@ def restore_state(
     Raises:
         SpectralError: if the file is damaged or of another run.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         return 0, []
-    content = split_seal(path.read_bytes())
+    try:
+        content, why = split_seal(path.read_bytes()), ""
+    except OSError as error:
+        content, why = None, f" ({error.strerror})"
     if content is None:
-        raise SpectralError(f"{caller}: {path} is damaged; delete it and start again")
+        raise SpectralError(f"{caller}: {path} is damaged{why}; delete it and start again")
     state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     for key, value in run.items():
         if state["run"].get(key) != value:
