@@ -376,6 +376,12 @@ def test_broken_json_is_one_sentence(text: str, trained: nn.Module, tmp_path: Pa
         load_model(path)
 
 
+@pytest.mark.parametrize("name", ["caf\udce9", "a+b", "a\nb", "-a", "a%20@b"])
+def test_files_of_any_name(name: str, trained: nn.Module, tmp_path: Path) -> None:
+    path = save_checkpoint(trained, tmp_path / f"{name}.safetensors", DESCRIPTION)
+    assert_same_state(load_model(str(path)), trained.state_dict())
+
+
 # --- bundled --------------------------------------------------------------------------------------------
 
 

@@ -111,7 +111,7 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise SpectralError(f"{path}: there is no such weights file; check the path")
     try:
         content = (
-            safetensors.torch.load_file(path)
+            _read_safetensors(path)
             if path.suffix.lower() == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
         )
@@ -120,6 +120,14 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     state = _plain_state(content, path)
     require_finite(state, str(path))
     return state
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # its reader takes no name that isn't UTF-8
+        return safetensors.torch.load(path.read_bytes())
+    return safetensors.torch.load_file(path)
 
 
 def explain_unreadable(error: BaseException) -> str:
