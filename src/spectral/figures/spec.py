@@ -143,7 +143,7 @@ def figure(
             with use_style():
                 drawn = draw(source)
                 drawn.draw_without_rendering()  # ticks take the style when they are first drawn
-                drawn.set_layout_engine("none")  # it is settled: each writing would settle it twice more
+                drawn.set_layout_engine()  # it is settled: with an engine each writing draws once more
             return drawn
 
         REGISTERED[stem] = FigureSpec(stem, title, caption, columns, plot)
