@@ -183,6 +183,15 @@ def run_commands(folder: Path) -> None:
         spectral_command([*command, *FEW, "--out", str(folder / command[0])], standalone_mode=False)
 
 
+def refuse() -> dict[str, Any]:
+    """Run a command that can't be done as a user's shell does: it says so and exits."""
+    try:
+        spectral_command(["measure", NETWORK, "--device", "cuda:77"])
+    except SystemExit as end:
+        return {"status": end.code}
+    return {}
+
+
 def main(folder: Path) -> None:
     """Run every case."""
     dist.init_process_group("gloo")
@@ -231,6 +240,7 @@ def main(folder: Path) -> None:
                 assert (stopped / STATE_NAME).exists()
                 found["training resumed"] = train(stopped)
         run_commands(folder / "commands")
+        found["refused command"] = refuse()
     (folder / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
