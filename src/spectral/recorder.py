@@ -195,10 +195,13 @@ class _Hub(threading.local):
             self.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
 
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+
+
 @cache
 def _is_composite(func: Any) -> bool:
     """Whether an operator consists of others: in inference mode alone torch shows it, and not those."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _COMPOSITE.name)
 
 
 class _Mode(TorchDispatchMode):
@@ -215,8 +218,8 @@ class _Mode(TorchDispatchMode):
         if not recorders:
             return run_operator(func, args, kwargs)
         if _is_composite(func):
-            with self:
-                return func.decompose(*args, **kwargs)
+            with self:  # by torch's own kernel: a decomposition in Python may stand beside it, in other parts
+                return func._op_dk(_COMPOSITE, *args, **kwargs)
         decimation = parse(func, args, kwargs)
         source = (args[0] if args else next(iter(kwargs.values()))) if decimation is not None else None
         met = {recorder: recorder.meet(decimation, source) for recorder in recorders}

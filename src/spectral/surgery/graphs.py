@@ -48,7 +48,7 @@ class Densely(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         _keep_whole()
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
 
     @property
     def target(self) -> Callable[..., Any]:
