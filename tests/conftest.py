@@ -6,6 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# The same examples in every run, and no complaint that a busy machine is slow.
+settings.register_profile(
+    "steady", deadline=None, database=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("steady")
 
 # The maps of the tests are small: on a busy machine several threads mostly wait for each other.
 torch.set_num_threads(1)

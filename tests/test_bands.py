@@ -17,7 +17,7 @@ from spectral.errors import SpectralError
 from spectral.metrics import compute_alias_metrics, compute_am_relative, compute_avr
 from spectral.spectrum import compute_power_spectrum
 
-QUICK = settings(max_examples=40, deadline=None, database=None, derandomize=True)
+QUICK = settings(max_examples=40)
 METRICS = tuple(QUOTIENTS)
 # size, stride, phase
 LATTICES = [

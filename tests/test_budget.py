@@ -55,7 +55,7 @@ def shares(table, metric: str = "logit_jitter"):
     return own / own["total", ""]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.floats(-1, 1), min_size=8, max_size=8))
 def test_values_are_those_of_all_orders(drawn):
     """Against the definition: the mean over all orders of what a player takes off when it joins."""
@@ -74,7 +74,7 @@ def test_values_are_those_of_all_orders(drawn):
     assert total == pytest.approx(drawn[0] - drawn[-1], abs=1e-12)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10**6), st.integers(2, 5))
 def test_members_add_up_to_their_player_however_few_orders(seed, orders):
     rng = np.random.default_rng(seed)

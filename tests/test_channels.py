@@ -20,7 +20,7 @@ from spectral.errors import SpectralError
     st.integers(3, 21), st.integers(3, 21), st.sampled_from([(2, 2), (3, 3), (2, 1), (1, 2), (4, 2)]),
     st.integers(0, 2**31),
 )  # fmt: skip
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_it_is_its_definition(height: int, width: int, stride: tuple[int, int], seed: int) -> None:
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((height, width)).cumsum(0).cumsum(1)
@@ -53,7 +53,7 @@ def test_a_tone_at_the_new_nyquist_frequency_counts_half_in_both() -> None:
 
 
 @given(st.floats(0.01, 100), st.floats(-50, 50), st.integers(0, 999))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_scale_and_mean_do_not_matter(scale: float, offset: float, seed: int) -> None:
     x = torch.randn(2, 3, 10, 12, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     same = compute_channel_alias_ratios(scale * x + offset)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from spectral.operators import LOSSLESS, Decimation, Geometry, parse
 from spectral.recorder import Frame, Operation, Recorder
 
-SETTINGS = settings(max_examples=120, deadline=None, database=None, derandomize=True)
+SETTINGS = settings(max_examples=120)
 FEW = settings(SETTINGS, max_examples=40)
 LEVELS = {"decomposed": torch.no_grad, "undecomposed": torch.inference_mode}
 # Rounding of a convolution, relative to the map's maximum.

@@ -117,7 +117,7 @@ def test_an_event_for_each_operator_with_a_coarser_lattice_and_for_no_other(name
 
 
 @given(names=st.lists(st.sampled_from(list(OPERATORS)), min_size=1, max_size=2))
-@settings(max_examples=25, deadline=None, database=None, derandomize=True)
+@settings(max_examples=25)
 def test_a_chain_has_an_event_for_each_operator_with_a_coarser_lattice(names):
     x = torch.rand(1, 2, SIZE, SIZE)
     modules, expected = [], []

@@ -76,7 +76,7 @@ def test_a_shift_is_the_trigonometric_interpolation(size, shift):
 
 
 @SIZES
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(down=st.integers(-30, 30), right=st.integers(-30, 30))
 def test_whole_shifts_are_rolls_and_nearby_ones_approach_them(size, down, right):
     x = noise(2, *size)
@@ -87,7 +87,7 @@ def test_whole_shifts_are_rolls_and_nearby_ones_approach_them(size, down, right)
 
 
 @pytest.mark.parametrize("n", [8, 9, 14, 15])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(delta=st.floats(-20, 20), angle=st.floats(0, 6.28))
 def test_a_tone_moves_as_its_formula_says(n, delta, angle):
     samples = torch.arange(n, dtype=torch.float64)
@@ -97,7 +97,7 @@ def test_a_tone_moves_as_its_formula_says(n, delta, angle):
         torch.testing.assert_close(fourier_shift(wave, (0, delta)), expected, atol=1e-9, rtol=0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(a=st.floats(-5, 5), b=st.floats(-5, 5))
 def test_shifts_add_up_and_keep_the_power_at_odd_sizes(a, b):
     x = noise(2, 7, 9)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from spectral.errors import SpectralError
 from spectral.layers import BlurPool2d
 
-QUICK = settings(max_examples=40, deadline=None, database=None, derandomize=True)
+QUICK = settings(max_examples=40)
 MODES = ["zeros", "reflect", "replicate", "circular"]
 KERNELS = range(1, 8)
 BINOMIAL = {

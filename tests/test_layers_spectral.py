@@ -13,7 +13,7 @@ from spectral.errors import SpectralError
 from spectral.layers import ASAPPool2d, FLCPool2d, IdealLowPass2d
 from spectral.metrics import compute_am_relative
 
-QUICK = settings(max_examples=30, deadline=None, database=None, derandomize=True)
+QUICK = settings(max_examples=30)
 SIZES = [(1, 1), (1, 7), (2, 2), (5, 7), (14, 14), (18, 10), (33, 47), (16, 24)]
 STRIDES = [(1, 1), (2, 2), (3, 3), (4, 4), (2, 1)]
 KINDS = [IdealLowPass2d, FLCPool2d, ASAPPool2d]

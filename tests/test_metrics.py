@@ -32,7 +32,7 @@ from spectral.network import evaluation_mode
 from spectral.numerics.products import exact_products
 from spectral.spectrum import compute_power_spectrum
 
-QUICK = settings(max_examples=15, deadline=None, database=None, derandomize=True)
+QUICK = settings(max_examples=15)
 SIZES = [(1, 1), (2, 2), (1, 7), (16, 1), (7, 9), (8, 8), (14, 14), (20, 12), (33, 47)]
 STRIDES = [(1, 1), (2, 2), (3, 3), (4, 4), (2, 1), (1, 3), (2, 4)]
 

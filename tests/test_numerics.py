@@ -22,7 +22,7 @@ from spectral.numerics.lattice import Lattice, analyse_axis, decimate_low_pass, 
 from spectral.numerics.matrices import as_matrix, interpolation_rows, low_pass_rows, wave_rows
 from spectral.spectrum import compute_power_spectrum, compute_radial_profile
 
-QUICK = settings(max_examples=60, deadline=None, database=None, derandomize=True)
+QUICK = settings(max_examples=60)
 MIB = 2**20
 
 

@@ -104,7 +104,7 @@ def test_blur_decimation_is_a_reflecting_blur_pool_repeated(size, factor):
 
 
 @given(operator=any_operator, size=any_size, seed=st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_operators_are_linear_and_keep_constants(operator, size, seed):
     x, y = noise(2, *size, seed=seed), noise(2, *size, seed=seed + 100)
     torch.testing.assert_close(operator(2 * x - 3 * y), 2 * operator(x) - 3 * operator(y))
@@ -155,7 +155,7 @@ def test_the_projector_is_the_svds(operator, size):
 
 
 @given(operator=any_operator, size=any_size, seed=st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_projection_is_idempotent_symmetric_and_annihilated(operator, size, seed):
     x, y = noise(1, *size, seed=seed), noise(1, *size, seed=seed + 100)
     hidden = operator.project_null(x)

@@ -37,7 +37,7 @@ def ratios(x: Tensor) -> Tensor:
     )  # fmt: skip
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(FLOAT, DOUBLE)
 def test_ratios_are_the_same_at_every_amplitude(single, double):
     # a power of two loses nothing: the same to the last bit is to be expected, and rounding is let by
@@ -46,7 +46,7 @@ def test_ratios_are_the_same_at_every_amplitude(single, double):
     torch.testing.assert_close(ratios(exact * 2.0**double), ratios(exact), rtol=1e-12, atol=1e-15)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(-126, 120))
 def test_am_is_linear_in_the_amplitude(exponent):
     for difference in ("complex", "magnitude"):
@@ -55,7 +55,7 @@ def test_am_is_linear_in_the_amplitude(exponent):
         torch.testing.assert_close(found, whole, rtol=1e-5, atol=0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(-120, 50))
 def test_bands_and_avr_at_any_amplitude_whose_squares_fit(exponent):
     metrics = ("avr", "avr_separable", "am_relative", "alias_power_ratio")

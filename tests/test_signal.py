@@ -24,7 +24,7 @@ from spectral.sites import Site, find_sites
 
 timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")
-QUICK = settings(max_examples=25, deadline=None, database=None, derandomize=True)
+QUICK = settings(max_examples=25)
 
 
 def seeded(make: Callable[[], nn.Module]) -> nn.Module:

@@ -22,7 +22,7 @@ from spectral.spectrum import (
     radial_frequencies,
 )
 
-QUICK = settings(max_examples=30, deadline=None, database=None, derandomize=True)
+QUICK = settings(max_examples=30)
 SIZES = [(1, 1), (2, 2), (1, 7), (16, 1), (2, 3), (7, 9), (8, 8), (14, 14), (33, 47), (56, 56)]
 
 

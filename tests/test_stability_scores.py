@@ -20,7 +20,7 @@ from spectral.instability import compute_logit_jitter, compute_logit_spread
 from spectral.sites import find_sites
 from spectral.stability import find_total_stride, measure_stability, summarize_stability
 
-QUICK = settings(max_examples=15, deadline=None, database=None, derandomize=True)
+QUICK = settings(max_examples=15)
 
 
 def pixels(*shape: int, seed: int = 0) -> Tensor:

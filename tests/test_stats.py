@@ -31,7 +31,7 @@ from spectral.stats import (
 
 pytestmark = pytest.mark.filterwarnings("error")
 
-quick = settings(max_examples=15, deadline=None)
+quick = settings(max_examples=15)
 whole = st.integers(-40, 40)
 pairs = st.lists(st.tuples(whole, whole), min_size=8, max_size=25)
 
@@ -164,7 +164,7 @@ columns = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(columns, st.floats(-30, 30))
 def test_the_interval_leaves_out_zero_exactly_where_p_is_below_the_level(values, centre):
     found = estimate_mean(np.array(values) - centre)
@@ -544,7 +544,7 @@ def test_coefficients_stay_in_range_symmetric_and_inside_their_intervals(rows):
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(4, 40), st.integers(0, 10_000), st.floats(0, 1))
 def test_correlations_and_their_p_agree_about_zero(n, seed, strength):
     x, noise = np.random.default_rng(seed).normal(size=(2, n))

@@ -36,7 +36,7 @@ from spectral.training import (
 )
 from spectral.training import loop as training
 
-QUICK = settings(max_examples=40, deadline=None, database=None, derandomize=True)
+QUICK = settings(max_examples=40)
 CLASSES = tuple("abcdefghij")
 SHORT = Recipe(epochs=3, batch_size=8, precision="fp32", seed=3)
 

@@ -25,7 +25,7 @@ def insert_zeros(x: Tensor, factors: tuple[int, ...]) -> Tensor:
     return wide
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     sizes=st.lists(st.integers(2, 9), min_size=1, max_size=3),
     seed=st.integers(0, 99),

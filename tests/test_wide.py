@@ -42,7 +42,7 @@ def make_tables(counts: list[int], seed: int, photographs: int | None) -> list[p
 
 
 class TestSummaries:
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(
         st.lists(st.integers(1, 9), min_size=1, max_size=5),
         st.integers(0, 2**31),
