@@ -209,8 +209,8 @@ class Folding:
         size = x.shape[axis]
         if not learned:
             geometry = Geometry("matmul_pool", (0, 0), reason=_PRODUCT)
-            sizes = _measure_product(labels, axis, left) or ((1, size), (1, left))
-            self._add(geometry, sizes, count_channels(labels), x, x, "view")
+            measured = _measure_product(labels, axis, left) or ((1, size), (1, left))
+            self._add(geometry, measured, count_channels(labels), x, x, "view")
             return
         mixed = {f.kind for f in labels[axis] if f.extent > 1}
         if not mixed <= set(IMAGE_AXES):
