@@ -237,6 +237,11 @@ def test_partial_convolution_keeps_constants_where_its_weights_are_equal():
     torch.testing.assert_close(same(torch.full((1, 1, 9, 8), 2.0)), torch.full((1, 1, 9, 8), 2.5))
 
 
+@pytest.mark.parametrize("taps", [None, 8])
+def test_no_image_gives_none(taps):
+    assert AliasFreeActivation2d(nn.ReLU(), taps=taps)(torch.zeros(0, 3, 8, 16)).shape == (0, 3, 8, 16)
+
+
 def test_what_is_converted_later_keeps_what_was_asked_for():
     net, x = pool_network(), torch.randn(1, 3, 32, 32)
     first = spectral.convert(net, "flc", "stem", example=32, activations="alias-free-filtered")

@@ -141,11 +141,13 @@ class _Ideal(_Finer):
         if self._is_inner(x, axis):
             wide = wide.contiguous()
             others = torch.mm(wide.view(-1, self.extent), self.there.T)
-            return torch.cat([wide, others.view(*x.shape[:-1], -1)], -1).to(x.dtype)
+            return torch.cat([wide, others.view(*x.shape[:-1], (self.factor - 1) * self.extent)], -1).to(
+                x.dtype
+            )
         first = wide.movedim(axis, 0)  # as the rows of one large product
         rows = first.reshape(self.extent, -1)
         fine = torch.cat([rows, torch.mm(self.there, rows)]).to(x.dtype)
-        return fine.view(-1, *first.shape[1:]).movedim(0, axis)
+        return fine.view(self.factor * self.extent, *first.shape[1:]).movedim(0, axis)
 
     def descend(self, y: Tensor, axis: int) -> Tensor:
         """Low-pass an axis but for its Nyquist bin, and keep the map's own samples."""
@@ -195,7 +197,7 @@ class _Filtered(_Finer):
         extent = x.shape[axis]
         index = torch.arange(-before, extent + len(taps) - 1 - before, device=x.device) % extent
         planes = x.to(taps.dtype).index_select(axis, index)
-        planes = planes.reshape(math.prod(x.shape[:axis]), 1, len(index), -1)
+        planes = planes.reshape(math.prod(x.shape[:axis]), 1, len(index), math.prod(x.shape[axis + 1 :]))
         return functional.conv2d(planes, taps.view(1, 1, -1, 1)).view(x.shape).to(x.dtype)
 
 
@@ -211,10 +213,12 @@ def _find_batch(leaves: Sequence[Any], axes: Mapping[int, Axes]) -> dict[int, in
     rank = max(leaves[i].ndim for i in axes)
     if any(leaves[i].ndim != rank or 0 in own.values() for i, own in axes.items()):
         return {}
-    images = len(leaves[next(iter(axes))])
-    if any(len(leaves[i]) != images for i in axes):
+    images = leaves[next(iter(axes))].shape[0]
+    if any(leaves[i].shape[0] != images for i in axes):
         return {}
-    alike = (i for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.ndim == rank and len(x) == images)
+    alike = (
+        i for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.ndim == rank and x.shape[0] == images
+    )
     return dict.fromkeys(alike, 0)
 
 
@@ -231,7 +235,7 @@ def _split(values: Sequence[Any], axes: Mapping[int, int], finer: int) -> list[l
     largest = max((values[i] for i in axes), key=Tensor.numel)
     extent = next(values[i].shape[axis] for i, axis in axes.items())
     block = BLOCK if largest.device.type == "cpu" else LARGE_BLOCK
-    each = max(1, block * extent // (largest.numel() * finer))
+    each = max(1, block * extent // max(1, largest.numel() * finer))
     if each >= extent:
         return [list(values)]
     split = {i: values[i].split(each, axis) for i, axis in axes.items()}
