@@ -36,6 +36,18 @@ def test_quiet_is_understood_everywhere(name):
     assert "--quiet" in options_of(COMMANDS[name])
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_option_given_twice_is_refused_unless_it_collects(name):
+    """The last one would win, and the first be forgotten without a word."""
+    known = dict.fromkeys(options_of(COMMANDS[name]).values())
+    once = [o for o in known if not (o.multiple or o.is_flag or o.count)]
+    assert once or name == "list"
+    for option in once:
+        result = CliRunner().invoke(cli.main, [name, option.opts[0], "1", option.opts[-1], "2"])
+        assert result.exit_code == 2
+        assert f"{option.opts[-1]} is given 2 times" in result.stderr.replace("\n", " ")
+
+
 @pytest.mark.parametrize("name", [n for n, c in COMMANDS.items() if n not in {"list", "plot", "report"}])
 def test_whatever_runs_a_network_takes_a_device(name):
     assert "--device" in options_of(COMMANDS[name])

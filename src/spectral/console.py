@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -61,6 +62,21 @@ class SpectralCommand(_OneVoice):
     def __init__(self, *args: Any, ranks: Literal["first", "share", "apart"] = "first", **given: Any) -> None:
         super().__init__(*args, **given)
         self.ranks = ranks
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse an option that is given twice and takes one value: click keeps the last without a word."""
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        for option, times in Counter(given).items():
+            collects = (
+                not isinstance(option, click.Option) or option.multiple or option.is_flag or option.count
+            )
+            if times > 1 and not collects:
+                why = (
+                    f"{option.opts[-1]} is given {times} times and takes one value: give it once, "
+                    "with commas between several names where its help shows A,B,…."
+                )
+                raise click.UsageError(why, ctx)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
