@@ -111,15 +111,16 @@ class TestRefusing:
         with pytest.raises(SpectralError, match="holds a sweep with unit = 3, not 4; choose another"):
             run(finished, unit=4)
 
-    def test_a_network_that_is_another_now(self, finished):
+    def test_a_network_that_is_another_now(self, finished, tmp_path):
         def load(name: str) -> nn.Module:
             return spectral.load_model(NETS[1] if name == NETS[0] else name)
 
-        before = (folder_of(finished, NETS[0]) / "summary.csv").read_bytes()
-        table = run(finished, NETS[:1], load=load)
+        own = shutil.copytree(finished, tmp_path / "own")
+        before = (folder_of(own, NETS[0]) / "summary.csv").read_bytes()
+        table = run(own, NETS[:1], load=load)
         assert list(table["state"]) == ["failed"]
         assert "holds measurements with model = " in table["reason"][0]
-        assert (folder_of(finished, NETS[0]) / "summary.csv").read_bytes() == before
+        assert (folder_of(own, NETS[0]) / "summary.csv").read_bytes() == before
 
     def test_a_network_that_fails_is_no_end_and_its_line_is_named(self, tmp_path):
         (tmp_path / "models.txt").write_text(f"# mine\nno/such\n{NETS[0]}\n")
