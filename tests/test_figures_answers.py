@@ -157,3 +157,69 @@ def test_without_labels_networks_are_compared_by_what_stays(tables):
         analysis.compare_perturbed({"a": tables["stability"]})
     assert not math.isnan(tables["classes"]["accuracy"].iloc[0])
     assert list_plots(pd.DataFrame({"unknown": [1]})) == {}
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """What `measure` and `measure_stability` give of two networks named nowhere, put together."""
+    torch.manual_seed(0)
+    net = Foreign().eval()
+    x = torch.rand(20, 3, SIZE, SIZE)
+    nets = {"net": net, "smooth": spectral.convert(net, "blurpool", example=SIZE)}
+    quiet = {"progress": False}
+    measured = [spectral.measure(m, x, **quiet).assign(model=name) for name, m in nets.items()]
+    stability = [spectral.measure_stability(m, x, **quiet).assign(model=name) for name, m in nets.items()]
+    layers = spectral.pair_sites({name: spectral.find_sites(m, SIZE) for name, m in nets.items()})
+    return pd.concat(measured), pd.concat(stability), layers
+
+
+def test_analyses_over_sites_take_what_measure_gives(runs):
+    """One line each: networks are the families, sites the layers, and numbers those of the long table."""
+    measured, stability, layers = runs
+    wide = analysis.lay_out_sites(measured, layers=layers)
+    assert len(wide) == 20 * 2 * 2 * 2  # images, networks, sites, taps
+    one = wide[(wide["family"] == "smooth") & (wide["layer"] == "stem") & (wide["tap"] == "dense")].iloc[3]
+    long = measured[(measured["model"] == "smooth") & (measured["image"] == one["image"])]
+    at = long[(long["site"] == "stem.antialias") & (long["tap"] == "dense")].set_index("metric")["value"]
+    assert one[["avr", "am", "power"]].tolist() == at[["avr", "am", "power"]].tolist()
+    assert one["sis"] == long[long["metric"] == "sis"]["value"].item()
+
+    paired = analysis.compare_families(wide)
+    assert set(paired["layer"]) == {"stem"}  # behind the blurred pool the lattice is another
+    avr = wide[(wide["layer"] == "stem") & (wide["tap"] == "dense")].groupby("family")["avr"].mean()
+    row = paired[(paired["layer"] == "stem") & (paired["tap"] == "dense")].iloc[0]
+    assert row["difference"] == pytest.approx(avr["net"] - avr["smooth"], abs=1e-12)
+    signals = analysis.compare_signals(measured)
+    assert signals["p"].isna().all()  # their sites have other names
+    signals = analysis.compare_signals(analysis.lay_out_sites(measured, ("signal",), layers))
+    assert signals[signals["layer"] == "stem"]["p"].notna().sum() == 2
+    assert set(signals["metric"]) == {
+        "alias_power_ratio_channel_median", "alias_power_ratio_channel_p90"
+    }  # fmt: skip
+    found = analysis.correlate_layers(measured[measured["tap"] != "input"])
+    assert found["family"].tolist() == ["net", "net", "smooth", "smooth"]
+    assert found["pearson"].notna().all()
+    scores, _ = analysis.regress_layers(measured)
+    assert set(scores["family"]) == {"net", "smooth"}
+    assert set(analysis.regress_confidence(measured, stability)["predictors"]) == {
+        "logit margin", "AVR of all layers", "both"
+    }  # fmt: skip
+    partial = analysis.correlate_given_margin(measured, measured, stability)
+    assert set(partial["tap"]) == {"dense", "signal"}
+
+
+def test_analyses_over_sites_refuse_what_they_cannot_read(runs):
+    measured, stability, _ = runs
+    for analyse in (analysis.compare_families, analysis.compare_signals, analysis.correlate_layers):
+        with pytest.raises(SpectralError, match=rf"{analyse.__name__}: the table has no column 'image'"):
+            analyse(pd.DataFrame({"avr": [0.1]}))
+    with pytest.raises(SpectralError, match="two runs are called 'a'"):
+        analysis.lay_out_sites(
+            pd.concat([measured.assign(model="a"), measured.assign(model="a", weights="b")])
+        )
+    with pytest.raises(SpectralError, match="no layer is common to two of the families net, smooth"):
+        analysis.compare_families(measured)
+    with pytest.raises(SpectralError, match="regress_confidence: the table has no column 'family'"):
+        analysis.regress_confidence(measured, stability.drop(columns="model"))
+    with pytest.raises(SpectralError, match="correlate_layers: the table has no column 'avr'"):
+        analysis.correlate_layers(measured[measured["metric"] != "avr"])

@@ -3,7 +3,8 @@
 - One network: `diagnose`, `inspect_sites`, `measure_fixes`, `find_unstable_images`; spectra at its sites by
   `measure_spectra`, `measure_profiles`, `measure_image_avr`, `measure_folding` and `sweep_frequencies`.
 - Networks side by side: `compare_models` on the same images, paired; `weigh_models` for stability, accuracy,
-  time and arithmetic; `compare_families` and `compare_signals` from tables with a row per image.
+  time and arithmetic; `compare_families` and `compare_signals` from what `spectral.measure` gave of each,
+  whose rows `lay_out_sites` spreads.
 - Under perturbations: `compare_perturbed` and `compare_classes` from predictions; what resampling hides by
   `describe_null_space`, `compute_null_share`, `tabulate_null_frequencies` and `check_blindness`.
 - What goes with instability, image by image: `correlate_layers`, `correlate_given_margin`, `regress_layers`,
@@ -38,6 +39,7 @@ from spectral.analysis.effects import summarize_attribution, summarize_equivaria
 from spectral.analysis.examples import UnstableImages, find_unstable_images
 from spectral.analysis.families import compare_families, compare_signals
 from spectral.analysis.fixes import ALL_SITES, measure_fixes
+from spectral.analysis.layout import lay_out_sites
 from spectral.analysis.perturbations import (
     check_blindness,
     compare_classes,
@@ -88,6 +90,7 @@ __all__ = [
     "from_measurements",
     "inspect_sites",
     "is_diagnosis",
+    "lay_out_sites",
     "measure_costs",
     "measure_fixes",
     "measure_folding",

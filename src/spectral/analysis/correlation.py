@@ -11,10 +11,13 @@ import pandas as pd
 from tqdm import tqdm
 
 from spectral import stats
+from spectral.analysis.layout import read_images, read_sites
 from spectral.analysis.spectra import TAPS
 from spectral.columns import add_holm, bound
+from spectral.errors import SpectralError
 from spectral.schema import SIGNAL_METRICS, with_bounds
 
+SITES = ("image", "cluster", "model", "family", "layer", "tap", "avr", "silent")
 RESAMPLES = 2000  # p can then survive the correction over all that the table shows
 MIN_REGRESSION_CLUSTERS = 20  # four for each of five folds
 RESPONSES = ("sis", "logit_jitter")
@@ -37,14 +40,21 @@ def regress_confidence(per_image: pd.DataFrame, stability: pd.DataFrame, *, seed
     Linear, of logarithms, since both spread over orders of magnitude; of images of which no map is silent.
 
     Args:
-        per_image: a row per image, family, layer and tap: image, cluster, model, family, layer, tap, avr, sis
-            and silent.
-        stability: a row per image and family: image, family, sis, logit_jitter and logit_margin.
+        per_image: from `spectral.measure`, of one or several networks; or a row per image, family, layer and
+            tap: image, cluster, model, family, layer, tap, avr, sis and silent.
+        stability: from `spectral.measure_stability` of the same networks and images; or a row per image and
+            family: image, family, sis, logit_jitter and logit_margin.
         seed: of the folds.
     """
+    per_image = read_sites(per_image, (*SITES, "sis"), "regress_confidence")
+    stability = read_images(stability, ("image", "family", *RESPONSES, GIVEN), "regress_confidence")
     rows = []
     for family, known in stability.groupby("family", sort=False):
         own = per_image[(per_image["family"] == family) & (per_image["tap"] == "dense")]
+        if own.empty:
+            raise SpectralError(
+                f"regress_confidence: per_image has no rows of {family!r} at the tap dense, which stability has"
+            )
         known = known.set_index("image")
         layers, images, counts = select_loud(own[own["image"].isin(known.index)])
         known = known.loc[layers.index]
@@ -80,12 +90,17 @@ def correlate_given_margin(
 
     Args:
         per_image: as for `regress_confidence`, with the columns that name a site.
-        signal: the same at the tap signal, with the metrics there.
+        signal: the same at the tap signal, with the metrics there; or what `spectral.measure` gave, again.
         stability: as for `regress_confidence`.
         seed: of the resampling.
         progress: show a bar.
     """
     median = SIGNAL_METRICS[1]
+    names = ("site", "layer_index", "op", "stride")
+    per_image = read_sites(per_image, (*SITES, *names), "correlate_given_margin")
+    places = ("image", "cluster", "model", "family", "layer", *names, median)
+    signal = read_sites(signal, places, "correlate_given_margin", ("signal",))
+    stability = read_images(stability, ("image", "family", *RESPONSES, GIVEN), "correlate_given_margin")
     avr = per_image[~per_image["silent"] & (per_image["tap"] == "dense")]
     every = pd.concat([
         avr.assign(predictor="avr", aliasing=avr["avr"]),
@@ -117,10 +132,13 @@ def correlate_layers(per_image: pd.DataFrame, *, seed: int = 0, progress: bool =
     """Dependence of SIS on AVR as the study reports it, per family, layer and tap; p corrected over all.
 
     Args:
-        per_image: a row per image, family, layer and tap, with avr, sis, confidence and silent.
+        per_image: from `spectral.measure`, of one or several networks; or a row per image, family, layer and
+            tap, with avr, sis, confidence and silent.
         seed: of the resampling.
         progress: show a bar.
     """
+    needed = (*SITES, "site", "layer_index", "op", "stride", "sis", "confidence")
+    per_image = read_sites(per_image, needed, "correlate_layers")
     blocks = list(per_image.groupby(["family", "tap", "layer_index"], sort=False))
     rows = []
     for _, block in tqdm(blocks, desc="correlating", unit="layer", disable=not progress):
@@ -161,14 +179,18 @@ def regress_layers(
     so are layers that are silent in every image (``silent_layers``).
 
     Args:
-        per_image: a row per image, family, layer and tap, with avr, sis and silent.
+        per_image: from `spectral.measure`, of one or several networks; or a row per image, family, layer and
+            tap, with avr, sis and silent.
         families: their order; by default the table's.
         seed: of the folds.
     """
+    per_image = read_sites(per_image, (*SITES, "sis"), "regress_layers")
     scores, importances = [], []
     order = list(dict.fromkeys(per_image["family"])) if families is None else families
     for family, tap in product(order, TAPS):
         own = per_image[(per_image["family"] == family) & (per_image["tap"] == tap)]
+        if own.empty:
+            continue  # that tap wasn't measured
         layers, images, counts = select_loud(own)
         facts = {"model": own["model"].iloc[0], "family": family, "tap": tap}
         lacking = _find_obstacle(images["sis"], counts)
@@ -179,6 +201,8 @@ def regress_layers(
             found = result.scores.drop(columns=["n", "n_clusters"])
             importances.append(_label(result.importances, **facts))
         scores.append(_label(found, **facts).assign(**counts))
+    if not scores:
+        raise SpectralError(f"regress_layers: no family is measured at one of the taps {', '.join(TAPS)}")
     table = pd.concat(scores, ignore_index=True)
     columns = ["model", "family", "tap", "estimator", "measure", "layer", "mean", "std"]
     parts = pd.concat(importances, ignore_index=True) if importances else pd.DataFrame(columns=columns)

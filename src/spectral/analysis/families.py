@@ -10,11 +10,14 @@ import numpy as np
 import pandas as pd
 
 from spectral import stats
-from spectral.columns import add_holm, bound_summary, compare_columns, require_columns, to_decibels
+from spectral.analysis.layout import read_sites
+from spectral.columns import add_holm, bound_summary, compare_columns, to_decibels
+from spectral.errors import SpectralError
 from spectral.schema import POWER_RATIOS, RANGES, SIGNAL_METRICS
 from spectral.summary import pool_ratio
 
 PER_IMAGE = ("image", "cluster", "family", "layer", "layer_index", "stride", "tap", "avr", "power", "silent")
+SIGNAL = ("image", "cluster", "model", "family", "site", "layer", "layer_index", "power")
 NOISE = SIGNAL_METRICS[-1]
 COMPARED = SIGNAL_METRICS[:-1]
 
@@ -23,13 +26,17 @@ def compare_families(per_image: pd.DataFrame, families: Sequence[str] | None = N
     """Paired comparison of AVR for each pair of families, at each layer and tap.
 
     Args:
-        per_image: a row per image, family, layer and tap: image, cluster, model, family, site, layer,
-            layer_index, op, stride, tap, avr, power and silent.
+        per_image: measurements of several networks (`spectral.measure`, put together), whose sites of equal
+            names are compared (see `lay_out_sites`); or a row per image, family, layer and tap: image,
+            cluster, model, family, site, layer, layer_index, op, stride, tap, avr, power and silent.
         families: their order; by default that of the table.
 
     Returns:
         Means of both with intervals (of photographs), the difference a − b with its tests, Holm-corrected
         over the table.
+
+    Raises:
+        SpectralError: if no two families have a layer in common.
 
     Example:
         >>> rows = [{"image": i, "cluster": i, "model": f, "family": f, "site": "conv", "layer": "conv",
@@ -38,7 +45,7 @@ def compare_families(per_image: pd.DataFrame, families: Sequence[str] | None = N
         >>> compare_families(pd.DataFrame(rows))["difference"].round(3).tolist()
         [0.25]
     """
-    require_columns(per_image, PER_IMAGE, "compare_families", "a row per image, family, layer and tap")
+    per_image = read_sites(per_image, PER_IMAGE, "compare_families")
     order = list(dict.fromkeys(per_image["family"])) if families is None else list(families)
     rows = []
     for (tap, index, layer), block in per_image.groupby(["tap", "layer_index", "layer"], sort=True):
@@ -47,6 +54,11 @@ def compare_families(per_image: pd.DataFrame, families: Sequence[str] | None = N
             first, second = (block[block["family"] == family].set_index("image") for family in (a, b))
             facts = {"layer": layer, "layer_index": index, "tap": tap, "stride": first["stride"].iloc[0]}
             rows.append({**facts, **_compare(first, second)})
+    if not rows:
+        raise SpectralError(
+            f"compare_families: no layer is common to two of the families {', '.join(map(str, order))}: "
+            "lay_out_sites(table, layers=spectral.pair_sites(…)) says which sites are alike"
+        )
     return add_holm(pd.DataFrame(rows), "p", "wilcoxon_p")
 
 
@@ -56,15 +68,18 @@ def compare_signals(signal: pd.DataFrame, families: Sequence[str] | None = None)
     Ratios of powers are compared in dB, image by image; ``white_noise`` is that of noise on the lattice.
 
     Args:
-        signal: a row per image, family and layer: image, cluster, model, family, site, layer, layer_index,
-            power and the metrics of `spectral.schema.SIGNAL_METRICS`.
+        signal: measurements of several networks (`spectral.measure`, put together), or a row per image,
+            family and layer: image, cluster, model, family, site, layer, layer_index, power and such of the
+            metrics of `spectral.schema.SIGNAL_METRICS` as were measured.
         families: their order, the first being what the others are compared with; by default the table's.
     """
+    signal = read_sites(signal, (*SIGNAL, *POWER_RATIOS[1:2], NOISE), "compare_signals", ("signal",))
     order = list(dict.fromkeys(signal["family"])) if families is None else list(families)
+    compared = [metric for metric in COMPARED if metric in signal]
     rows = []
     for (index, layer), block in signal.groupby(["layer_index", "layer"], sort=True):
         own = {family: part.set_index("image") for family, part in block.groupby("family", sort=False)}
-        for metric, family in product(COMPARED, order):
+        for metric, family in product(compared, order):
             if family not in own:
                 continue
             facts = {"layer": layer, "layer_index": index, "metric": metric,
@@ -72,7 +87,10 @@ def compare_signals(signal: pd.DataFrame, families: Sequence[str] | None = None)
                      "site": own[family]["site"].iloc[0]}  # fmt: skip
             described = _describe_signal(own[family], own.get(order[0]), metric, family == order[0])
             rows.append({**facts, **described})
-    return add_holm(pd.DataFrame(rows), "p", "wilcoxon_p")
+    table = pd.DataFrame(rows)
+    if "p" not in table:  # one family, or none with a layer of the first
+        table = table.assign(p=np.nan, wilcoxon_p=np.nan)
+    return add_holm(table, "p", "wilcoxon_p")
 
 
 def _describe_signal(

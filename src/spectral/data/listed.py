@@ -24,13 +24,10 @@ FEWEST_LISTED = 500  # images that are worth it: of fewer all are read at once
 
 
 class Seen(NamedTuple):
-    """What reading an image has shown.
+    """What reading an image has shown: the digest of its bytes, (height, width) upright, the file's state.
 
-    Attributes:
-        digest: of its bytes.
-        size: (height, width), upright.
-        state: what the file system said of it: as long as it says so again, the bytes are the same. Empty
-            where they had just been written, and may change again without another time.
+    As long as the file system tells the same state the bytes are the same. It is empty where they had just
+    been written, and may change again without another time.
     """
 
     digest: str

@@ -15,7 +15,7 @@ import click
 import pandas as pd
 from torch import Tensor, nn
 
-from spectral.analysis import TAPS, measure_image_avr, measure_profiles
+from spectral.analysis import TAPS, lay_out_sites, measure_image_avr, measure_profiles
 from spectral.capture import Tap
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError, warn
@@ -42,7 +42,6 @@ from spectral.table import (
     list_digests,
     read_csv,
     read_json,
-    widen,
     write_csv,
     write_json,
 )
@@ -356,17 +355,10 @@ class Study(Results):
         """
         frames = []
         for family, table in self.measurements.items():
-            whole = widen(table)
-            at_sites = table[(table["site"] != "") & (table["reason"] == "")]
-            wide = at_sites.pivot(index=["image", "cluster", "site", "tap"], columns="metric", values="value")
-            aliases = wide.xs("dense", level="tap")[["am", "am_relative", "alias_power_ratio"]]
-            wide = wide[wide.index.get_level_values("tap").isin(TAPS)]
-            wide = wide.drop(columns=aliases.columns).join(aliases, on=["image", "cluster", "site"])
-            wide = wide.join(whole[["sis", "confidence"]], on="image").reset_index()
             facts = pd.DataFrame([self.describe(family, site) for site in self.sites[family]])
-            frames.append(wide.merge(facts, on="site"))
+            own = lay_out_sites(table)
+            frames.append(own.drop(columns=[c for c in facts if c != "site"]).merge(facts, on="site"))
         joined = pd.concat(frames, ignore_index=True)
-        joined["silent"] = joined["power"] <= 0
         order = {image: i for i, image in enumerate(self._base_images.ids)}
         joined["_order"] = joined["image"].map(order)
         columns = ["image", "cluster", "model", "family", "site", "layer", "layer_index", "op", "stride",
@@ -379,12 +371,9 @@ class Study(Results):
         """One row per image, model and site with what is measured at the tap ``signal``."""
         frames = []
         for family, table in self.measurements.items():
-            own = table[(table["tap"] == "signal") & (table["reason"] == "")]
-            wide = own.pivot(
-                index=["image", "cluster", "site"], columns="metric", values="value"
-            ).reset_index()
             facts = pd.DataFrame([self.describe(family, site) for site in self.sites[family]])
-            frames.append(wide.merge(facts, on="site"))
+            own = lay_out_sites(table, ("signal",))
+            frames.append(own.drop(columns=[c for c in facts if c != "site"]).merge(facts, on="site"))
         return pd.concat(frames, ignore_index=True).sort_values(["layer_index", "family"], kind="stable")
 
     @cached_property
