@@ -403,3 +403,16 @@ def test_circular_borders_that_are_not_asked_for_have_the_reason():
     assert table["sis_circular"].isna().all()
     row = summarize_stability(table).set_index("metric").loc["sis_circular"]
     assert (row["n"], row["reason"]) == (0, "circular=False")
+
+
+@pytest.mark.parametrize("changed", [0, 4])
+def test_shifts_that_change_no_prediction_or_each_have_a_share_s_interval(changed):
+    """Eight images without a change don't say that there is none: Wilson's interval of 0 and of 8 of 8."""
+    names = [str(i) for i in range(8)]
+    table = pd.DataFrame({"model": "net", "image": names, "cluster": names, "total_stride": "4x4"})
+    table = table.assign(sis=0.1, sis_circular=0.0, logit_jitter=0.0, comb_contrast=0.0, n_shifts=4)
+    table = table.assign(n_changed=changed, confidence=[0.5 + 0.01 * i for i in range(8)])
+    row = spectral.summarize_stability(table).set_index("metric").loc["changed"]
+    wilson = 1.959964**2 / (8 + 1.959964**2)
+    expected = (0, wilson) if changed == 0 else (1 - wilson, 1)
+    np.testing.assert_allclose((row["ci_low"], row["ci_high"]), expected, atol=1e-6)

@@ -53,7 +53,7 @@ def regress_confidence(per_image: pd.DataFrame, stability: pd.DataFrame, *, seed
         own = per_image[(per_image["family"] == family) & (per_image["tap"] == "dense")]
         if own.empty:
             raise SpectralError(
-                f"regress_confidence: per_image has no rows of {family!r} at the tap dense, which stability has"
+                f"regress_confidence: per_image has no rows of {family!r} at the tap dense, stability has"
             )
         known = known.set_index("image")
         layers, images, counts = select_loud(own[own["image"].isin(known.index)])

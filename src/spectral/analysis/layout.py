@@ -71,7 +71,7 @@ def _lay_out_network(table: pd.DataFrame, taps: Sequence[Tap]) -> pd.DataFrame:
     sites = at_sites.drop_duplicates("site")[["site", "op", "stride"]].reset_index(drop=True)
     wide = at_sites.pivot(index=["image", "cluster", "site", "tap"], columns="metric", values="value")
     if "dense" in wide.index.get_level_values("tap"):
-        aliases = wide.xs("dense", level="tap").reindex(columns=[m for m in ALIASES if m in wide])
+        aliases = pd.DataFrame(wide.xs("dense", level="tap"))[[m for m in ALIASES if m in wide]]
         wide = wide.drop(columns=aliases.columns).join(aliases, on=["image", "cluster", "site"])
     wide = wide[wide.index.get_level_values("tap").isin(taps)]
     whole = widen(table).reindex(columns=["sis", "confidence"])

@@ -74,6 +74,10 @@ def _summarize(model: str, metric: str, block: pd.DataFrame) -> dict[str, Any]:
     low, high = RANGES.get(metric, (-math.inf, math.inf))
     found = stats.summarize(values[known], None, clusters, low, high)
     row |= {name: value for name, value in asdict(found).items() if name in COLUMNS}
+    if metric == "changed" and found.mean in (0.0, 1.0):
+        # As many images that all agree don't prove that none differs: a share's interval, not a mean's.
+        share = stats.summarize_share(values[known], clusters)
+        row |= {"ci_low": share.ci_low, "ci_high": share.ci_high}
     relation = stats.correlate(values[known], block["confidence"][known], clusters, n_resamples=2)
     return row | {
         "confidence_rho": relation.spearman_rho,
