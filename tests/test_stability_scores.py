@@ -161,7 +161,10 @@ class Border(nn.Module):
 
 def test_borders_alone_have_no_comb_contrast():
     """White noise: as many new pixels come in with every step, so SIS grows evenly and its bend is 0."""
-    table = measure_stability(seeded(Border).double(), pixels(200, 3, 32, 32), progress=False)
+    model, x = seeded(Border).double(), pixels(200, 3, 32, 32)
+    table = measure_stability(model, x, progress=False)
+    before, at, after = (shifted_sis(model, x[:5], 4 + d) for d in (-1, 0, 1))  # one way isn't as the other
+    np.testing.assert_allclose(table["comb_contrast"][:5], (before + after) / 2 - at, rtol=1e-8, atol=1e-15)
     assert table["sis_total_stride"].mean() > 2 * table["sis"].mean() > 0
     assert abs(table["comb_contrast"].mean()) < 0.02 * table["sis_total_stride"].mean()
 
@@ -239,6 +242,13 @@ class Decoder(nn.Module):
 @pytest.mark.parametrize(("model", "expected"), [(Branches(), 6), (Decoder(), 4)])
 def test_the_total_stride_of_branches_and_decoders(model, expected):
     assert total_stride(model, 24, 24)[0] == {"h": expected, "w": expected}
+
+
+def test_a_single_sample_has_no_lattice():
+    """A convolution that leaves one place is a head: seven pixels, three samples, one."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Conv2d(4, 4, 3, 2))
+    assert [site.output_size for site in find_sites(model, torch.zeros(1, 3, 7, 7))] == [(3, 3), (1, 1)]
+    assert total_stride(model, 7, 7)[0] == {"h": 2, "w": 2}
 
 
 def test_the_total_stride_of_videos():
