@@ -354,7 +354,7 @@ def test_architecture_that_contradicts_the_json(trained: nn.Module, tmp_path: Pa
         ({"size": [3.5, 3]}, "expected size as"),
         ({"size": [10**9, 10**9]}, "expected size as"),
         ({"classes": "abc"}, "expected classes as a list"),
-        ({"classes": ["a"]}, "names 1 classes of a network that has"),
+        ({"classes": ["a"] * 1001}, "names 1001 classes of a network that has"),
         ({"family": 5}, "expected family as a text"),
     ],
 )

@@ -361,7 +361,7 @@ def _described_classes(metadata: Mapping[str, Any], info: ModelInfo, path: Path)
         return info.classes
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise SpectralError(f"{path.with_suffix('.json')}: expected classes as a list of their names")
-    if len(names) != info.num_classes:
+    if len(names) > info.num_classes:  # fewer where it was trained on the first of its outputs
         raise SpectralError(
             f"{path.with_suffix('.json')}: names {len(names)} classes of a network that has "
             f"{info.num_classes}"
