@@ -28,6 +28,7 @@ from spectral.analysis import (
 from spectral.analysis.subset import Subset, spread_over_clusters
 from spectral.cli import main
 from spectral.errors import SpectralError
+from spectral.intake import Feed
 from spectral.stability import measure_stability
 
 SIZE = 16
@@ -215,6 +216,18 @@ class TestSubset:
         assert few.ids == [whole.ids[i] for i in (5, 1, 3)]
         assert [indices for indices, _ in few.batches(2, indices=[2, 0])] == [[2, 0]]
         assert few.fingerprint != Subset(whole, [5, 1, 2]).fingerprint
+
+    @pytest.mark.parametrize("given", ["images", "tensors"])
+    def test_it_stays_those_images_in_whatever_measures_it(self, given):
+        """A set that says how it is decoded is made anew by who reads it, and stays what it is."""
+        whole = spectral.load_images("synthetic", size=SIZE, limit=7)
+        if given == "tensors":
+            whole = Feed(classifier(), torch.rand(7, 3, SIZE, SIZE), caller="test").images
+        few = Subset(whole, [1, 3])
+        quiet = {"preprocessing": "none", "progress": False} if given == "images" else {"progress": False}
+        assert measure_stability(classifier(), few, **quiet)["image"].tolist() == few.ids
+        table = spectral.measure_fixes(classifier(), few, ("flc",), **quiet)
+        assert table["n"].tolist() == [2] * len(table)
 
     def test_photographs_share_the_places(self):
         assert spread_over_clusters(list("aaabbc"), 3) == [0, 3, 5]

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from spectral.data import Images
+from spectral.data import Images, Loading
 
 
 class Subset:
@@ -33,10 +33,31 @@ class Subset:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "images":  # a copy that is being made has none yet
-            raise AttributeError(name)
-        return getattr(self.images, name)
+    @property
+    def prepared(self) -> bool:
+        """Whether they are what a network is called with, in place of images in [0, 1]."""
+        return bool(getattr(self.images, "prepared", False))
+
+    @property
+    def classes(self) -> Sequence[str] | None:
+        """What the labels' classes are called, where that is known."""
+        return getattr(self.images, "classes", None)
+
+    @property
+    def enlarged(self) -> list[str]:
+        """Those of them that are smaller than their size."""
+        own = set(self.ids)
+        return [name for name in getattr(self.images, "enlarged", ()) if name in own]
+
+    @property
+    def loading(self) -> Loading:
+        """How they are decoded."""
+        return getattr(self.images, "loading", Loading(0))
+
+    def with_loading(self, loading: Loading) -> Subset:
+        """Return the same images, decoded in another way."""
+        known: Any = self.images
+        return Subset(known.with_loading(loading), self.indices) if hasattr(known, "with_loading") else self
 
     @property
     def source(self) -> str:
