@@ -361,7 +361,8 @@ def _described_classes(metadata: Mapping[str, Any], info: ModelInfo, path: Path)
         return info.classes
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise SpectralError(f"{path.with_suffix('.json')}: expected classes as a list of their names")
-    if len(names) > info.num_classes:  # fewer where it was trained on the first of its outputs
+    # Fewer where it was trained on the first of its outputs.
+    if info.num_classes is not None and len(names) > info.num_classes:
         raise SpectralError(
             f"{path.with_suffix('.json')}: names {len(names)} classes of a network that has "
             f"{info.num_classes}"
