@@ -34,7 +34,8 @@ from spectral.analysis.correlation import (
     select_loud,
 )
 from spectral.analysis.details import SiteDetail, inspect_sites
-from spectral.analysis.diagnosis import Diagnosis, diagnose, from_measurements, is_diagnosis, read_diagnosis
+from spectral.analysis.diagnosing import diagnose
+from spectral.analysis.diagnosis import Diagnosis, from_measurements, is_diagnosis, read_diagnosis
 from spectral.analysis.effects import summarize_attribution, summarize_equivariance
 from spectral.analysis.examples import UnstableImages, find_unstable_images
 from spectral.analysis.families import compare_families, compare_signals
