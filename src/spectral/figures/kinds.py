@@ -75,10 +75,7 @@ def draw_estimates(
     Raises:
         SpectralError: if the table has no such column, or no value.
     """
-    require(table, caller, [row])
-    shown = [p for p in panels if p.column in table and table[p.column].notna().any()]
-    if not shown:
-        raise SpectralError(f"{caller}: no row of the table has values to draw")
+    shown = _choose_panels(table, caller, row, panels)
     known = table.dropna(subset=[p.column for p in shown], how="all")
     labels = list(dict.fromkeys(known[row].astype(str)))
     groups = _split(known, series if series != row else None)
@@ -117,10 +114,7 @@ def draw_images(
     Raises:
         SpectralError: if the table has no such column, or no value.
     """
-    require(table, caller, [row])
-    shown = [p for p in panels if p.column in table and table[p.column].notna().any()]
-    if not shown:
-        raise SpectralError(f"{caller}: no row of the table has values to draw")
+    shown = _choose_panels(table, caller, row, panels)
     labels = list(dict.fromkeys(table[row].astype(str)))
     groups = _split(table, series if series != row else None)
     rng = np.random.default_rng(0)  # so that dots of equal values lie beside each other
@@ -228,6 +222,15 @@ def draw_maps(
         fig.colorbar(ScalarMappable(norm, "cividis"), ax=axes, label=label, shrink=0.9)
         fig.draw_without_rendering()
     return fig
+
+
+def _choose_panels(table: pd.DataFrame, caller: str, row: str, panels: Sequence[Panel]) -> list[Panel]:
+    """Return the quantities that a table with a column of labels knows, of which there must be one."""
+    require(table, caller, [row])
+    shown = [p for p in panels if p.column in table and table[p.column].notna().any()]
+    if not shown:
+        raise SpectralError(f"{caller}: no row of the table has values to draw")
+    return shown
 
 
 def _split(table: pd.DataFrame, series: str | None) -> list[tuple[str, pd.DataFrame]]:
