@@ -240,6 +240,16 @@ def _refuse_huge(image: Image.Image) -> None:
         )
 
 
+def is_settled(state: State, begun: float) -> bool:
+    """Whether a file that changes from now on gets another state: one that has just changed may not.
+
+    Args:
+        state: from `look_at`, the times last.
+        begun: when it was not looked at yet, in seconds.
+    """
+    return max(state[-2:]) < (begun - SETTLED) * 1e9
+
+
 def digest_bytes(content: bytes) -> str:
     """Return what is compared of an image's bytes."""
     return hashlib.sha256(content).hexdigest()[:32]

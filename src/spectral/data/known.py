@@ -13,7 +13,7 @@ from typing import Any
 
 import PIL
 
-from spectral.data.decode import SETTLED, CheckedFile, look_at
+from spectral.data.decode import CheckedFile, is_settled, look_at
 from spectral.errors import SpectralError
 from spectral.files import append_seal, split_seal, write_whole
 
@@ -68,8 +68,7 @@ class KnownFiles:
         for name, (digest, size) in found:
             with suppress(OSError):
                 state = look_at(self._root / name)
-                # A file that has just changed may change again without another time.
-                if max(state[-2:]) < (self._begun - SETTLED) * 1e9:
+                if is_settled(state, self._begun):
                     new[name] = [list(state), digest, *size]
         if any(self._entries.get(name) != entry for name, entry in new.items()):
             content = {"pillow": PIL.__version__, "files": {**self._entries, **new}}

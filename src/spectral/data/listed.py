@@ -14,7 +14,14 @@ from PIL import Image
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
-from spectral.data.decode import SETTLED, State, decode_image, describe_failure, digest_bytes, inspect_image
+from spectral.data.decode import (
+    State,
+    decode_image,
+    describe_failure,
+    digest_bytes,
+    inspect_image,
+    is_settled,
+)
 from spectral.data.imageset import Batches, ImageItem, ImageSet, warn_about_skipped
 from spectral.data.threads import map_in_threads
 from spectral.errors import SpectralError
@@ -148,7 +155,7 @@ class ListedItem:
 
 def _settle(state: State, begun: float) -> State:
     """Return the state of a file that is to get another time if it changes from now on."""
-    return state if max(state[-2:]) < (begun - SETTLED) * 1e9 else ()
+    return state if is_settled(state, begun) else ()
 
 
 @dataclass

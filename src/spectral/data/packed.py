@@ -274,9 +274,9 @@ def _find_classes(schema: pa.Schema, label: str | None) -> list[str] | None:
     return None
 
 
-def _open_parquet(path: Path) -> pq.ParquetFile:
+def _open_parquet(path: Path, **options: Any) -> pq.ParquetFile:
     """Open a file by what Python calls it: Arrow takes no names that aren't UTF-8."""
-    return pq.ParquetFile(path.open("rb"))
+    return pq.ParquetFile(path.open("rb"), **options)
 
 
 def _name_leaves(group: pq.RowGroupMetaData, column: str) -> list[str]:
@@ -304,7 +304,7 @@ def _read_cell(path: Path, column: str, group: int, row: int) -> bytes:
 @lru_cache(maxsize=1)
 def _read_group(path: Path, changed: int, length: int, column: str, group: int) -> pa.ChunkedArray:
     """Keep the encoded images that lie together in the file, which come one after the other."""
-    leaves = _name_leaves(_open_parquet(path).metadata.row_group(group), column)
+    facts = _open_parquet(path).metadata
     # What is in it many times is kept once: a few bytes may stand for gigabytes.
-    file = pq.ParquetFile(path.open("rb"), read_dictionary=leaves)
+    file = _open_parquet(path, metadata=facts, read_dictionary=_name_leaves(facts.row_group(group), column))
     return file.read_row_group(group, columns=[column]).column(column)
