@@ -40,7 +40,7 @@ ALLOWED = {
     "identity": {"inputs", "models", "standin", "surgery"},
     "standin": {"copying", "inputs", "interrupts", "locks", "network", "reach", "surroundings"},
     "probe": {"inputs", "network", "recorder", "standin"},
-    "chain": set(),
+    "chain": {"operators"},
     "discovery": {
         "axes",
         "chain",

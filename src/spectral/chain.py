@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from spectral.operators import operator_name
+
 ALL = slice(None)
 
 
@@ -63,7 +65,7 @@ class Step:
     @property
     def name(self) -> str:
         """The operator's name."""
-        return str(self.func._schema.name).split("::")[-1]
+        return operator_name(self.func)
 
     def __reduce__(self) -> Any:
         """Pickle the operator by its name: of some versions of torch it can't be pickled itself."""

@@ -21,7 +21,7 @@ from spectral.errors import SpectralError, suggest
 from spectral.graph import GraphRecorder, is_reentrant, saving_plainly
 from spectral.interrupts import undivided
 from spectral.matching import Roll
-from spectral.operators import Decimation
+from spectral.operators import Decimation, operator_name
 from spectral.recorder import Operation, Recorder, Run
 from spectral.sites import Site, check_hookable
 from spectral.tracker import Frame, Tracker, is_recomputing, paused
@@ -365,9 +365,8 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         """Meet the output of a site that several operators make."""
         frame = self._tracker.frames[-1]
         if self.enabled and frame.record is not None:
-            name = str(func._schema.name).rpartition("::")[2]
             with paused():
-                self._deliver_joined(frame, self._endings.follow(frame, name, out, self._copy))
+                self._deliver_joined(frame, self._endings.follow(frame, operator_name(func), out, self._copy))
 
     def _deliver_joined(self, frame: Frame, ready: Iterable[Ready]) -> None:
         for site, decimation, output in ready:

@@ -38,7 +38,7 @@ from spectral.axes.labels import (
 )
 from spectral.axes.rules import PRODUCTS, apply_rule
 from spectral.axes.sums import find_factors
-from spectral.operators import Decimation, find_sliding, name_arguments
+from spectral.operators import Decimation, find_sliding, name_arguments, operator_name
 
 # They give other numbers than those of the tensor that they take the size from.
 SIZES = {
@@ -414,17 +414,6 @@ class AxisTracker:
         if makes_channels and not same:
             leading[-1] = single(CHANNEL, made)
         return (*leading, *axes)
-
-
-def operator_name(func: Any) -> str:
-    """Return the name of an operator without namespace and overload.
-
-    Example:
-        >>> import torch
-        >>> operator_name(torch.ops.aten.slice.Tensor)
-        'slice'
-    """
-    return str(func._schema.name).split("::")[-1]
 
 
 def _ratio(before: int, after: int) -> Fraction | int:

@@ -23,6 +23,7 @@ from spectral.operators.registry import (
     find_sliding,
     list_replaceable_kinds,
     name_arguments,
+    operator_name,
     parse,
     register_operator,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "list_replaceable_kinds",
     "merge_slices",
     "name_arguments",
+    "operator_name",
     "operator_of",
     "own",
     "parse",

@@ -156,6 +156,17 @@ def find_reader(func: Any) -> Operator | None:
     return _NAMES.get(f"{name}.{overload}") or _NAMES.get(name)
 
 
+def operator_name(func: Any) -> str:
+    """Return the name of an operator without namespace and overload.
+
+    Example:
+        >>> import torch
+        >>> operator_name(torch.ops.aten.slice.Tensor)
+        'slice'
+    """
+    return str(func._schema.name).split("::")[-1]
+
+
 def name_arguments(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments:
     """Return an operator's arguments by the names of its schema.
 
