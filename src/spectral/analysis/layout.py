@@ -10,11 +10,11 @@ from spectral.analysis.spectra import TAPS
 from spectral.capture import Tap
 from spectral.columns import require_columns
 from spectral.errors import SpectralError
+from spectral.measurement import ALIAS_METRICS
 from spectral.table import widen
 
 OF_SITES = "spectral.measure, or a row per image, family, layer and tap"
 OF_IMAGES = "spectral.measure_stability"
-ALIASES = ("am", "am_relative", "alias_power_ratio")  # of the dense map alone
 FACTS = ("image", "cluster", "model", "family", "site", "layer", "layer_index", "op", "stride", "tap")
 
 
@@ -71,7 +71,7 @@ def _lay_out_network(table: pd.DataFrame, taps: Sequence[Tap]) -> pd.DataFrame:
     sites = at_sites.drop_duplicates("site")[["site", "op", "stride"]].reset_index(drop=True)
     wide = at_sites.pivot(index=["image", "cluster", "site", "tap"], columns="metric", values="value")
     if "dense" in wide.index.get_level_values("tap"):
-        aliases = pd.DataFrame(wide.xs("dense", level="tap"))[[m for m in ALIASES if m in wide]]
+        aliases = pd.DataFrame(wide.xs("dense", level="tap"))[[m for m in ALIAS_METRICS if m in wide]]
         wide = wide.drop(columns=aliases.columns).join(aliases, on=["image", "cluster", "site"])
     wide = wide[wide.index.get_level_values("tap").isin(taps)]
     whole = widen(table).reindex(columns=["sis", "confidence"])

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from spectral.budget import VIEWS
 from spectral.causes import SOURCES, idealize
 from spectral.errors import SpectralError
 from spectral.intake import Feed
@@ -15,8 +16,6 @@ from spectral.network import undisturbed
 from spectral.ranks import find_ranks
 
 RESERVE = 0.1  # of all, for what comes at the end: tables, the page
-COALITIONS = 8  # sets of three causes; half of them have ideal nonlinearities, which cost most
-VIEWS = 5  # an image and its four shifts
 
 Clock = Callable[[], float]
 
@@ -77,7 +76,8 @@ def time_budget(feed: Feed, plain: float, factor: int) -> float:
         costly = _time(feed, run) / _count(feed)
     except SpectralError:
         return 0.0  # what measures them says why
-    return VIEWS * COALITIONS * (costly + plain) / 2
+    coalitions: int = 2 ** len(SOURCES)  # half of them have ideal nonlinearities, which cost most
+    return VIEWS * coalitions * (costly + plain) / 2
 
 
 def _count(feed: Feed) -> int:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from spectral import stats
 from spectral.columns import add_holm, bound, tabulate
+from spectral.measurement import ALIAS_METRICS
 from spectral.perturb.attacks import ATTACKS
 from spectral.schema import BOUNDS, with_bounds
 
@@ -23,7 +24,7 @@ WEAK, FULL = "pgd-50-weak", "autoattack"
 RESPONSES = (*ATTACKS, WEAK)
 ATTACKED, CONTROL = "-fgsm", "-control"
 """Endings of names: trained on attacks, and trained as long without."""
-METRICS = ("am", "am_relative", "alias_power_ratio")  # as published, at the dense tap
+METRICS = ALIAS_METRICS  # as published, at the dense tap
 HEADLINE = "alias_power_ratio_channel_median"  # at the tap signal, where any two networks can be compared
 # Metric → the column that says where it is rounding.
 FREE = {**dict.fromkeys(METRICS, "alias_free"), HEADLINE: "signal_alias_free"}
