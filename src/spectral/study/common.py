@@ -353,12 +353,7 @@ class Study(Results):
 
         AVR is the published one, radial, and without the mean per axis (``avr_separable_exclude_dc``).
         """
-        frames = []
-        for family, table in self.measurements.items():
-            facts = pd.DataFrame([self.describe(family, site) for site in self.sites[family]])
-            own = lay_out_sites(table)
-            frames.append(own.drop(columns=[c for c in facts if c != "site"]).merge(facts, on="site"))
-        joined = pd.concat(frames, ignore_index=True)
+        joined = self._lay_out(TAPS)
         order = {image: i for i, image in enumerate(self._base_images.ids)}
         joined["_order"] = joined["image"].map(order)
         columns = ["image", "cluster", "model", "family", "site", "layer", "layer_index", "op", "stride",
@@ -369,12 +364,16 @@ class Study(Results):
     @cached_property
     def signal(self) -> pd.DataFrame:
         """One row per image, model and site with what is measured at the tap ``signal``."""
+        return self._lay_out(("signal",)).sort_values(["layer_index", "family"], kind="stable")
+
+    def _lay_out(self, taps: Sequence[Tap]) -> pd.DataFrame:
+        """Lay out the measurements of every family, with the study's names of networks and layers."""
         frames = []
         for family, table in self.measurements.items():
             facts = pd.DataFrame([self.describe(family, site) for site in self.sites[family]])
-            own = lay_out_sites(table, ("signal",))
+            own = lay_out_sites(table, taps)
             frames.append(own.drop(columns=[c for c in facts if c != "site"]).merge(facts, on="site"))
-        return pd.concat(frames, ignore_index=True).sort_values(["layer_index", "family"], kind="stable")
+        return pd.concat(frames, ignore_index=True)
 
     @cached_property
     def stability(self) -> dict[str, pd.DataFrame]:
