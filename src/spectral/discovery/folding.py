@@ -193,10 +193,8 @@ class Folding:
         kind = reader.kind if reader is not None and known else "unrecognised"
         reason = reader.reason if reader is not None and known else f"unrecognised operator {call.a.name}"
         if kind == "fourier_crop" and reader is not None and reader.read(call.a) is not None:
-            kind, reason = (
-                "stft",
-                _SPECTRA,
-            )  # forward, nothing is cropped: fewer of them are spectra of windows
+            # Forward, nothing is cropped: fewer of them are spectra of windows.
+            kind, reason = "stft", _SPECTRA
         if not (x.is_floating_point() or x.is_complex()) and not known:
             reason = "its samples are no floating-point numbers"
         sizes = measure_places(labels, after)

@@ -63,9 +63,8 @@ class Claims:
         finally:
             done.set()
             with suppress(OSError):
-                if (
-                    path.read_text(encoding="utf-8") == text
-                ):  # else it was taken over, from one that slept for long
+                # Else it was taken over, from one that slept for long.
+                if path.read_text(encoding="utf-8") == text:
                     path.unlink(missing_ok=True)
 
     @contextmanager
