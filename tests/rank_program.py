@@ -5,6 +5,7 @@ Called by torchrun as ``rank_program.py FOLDER``; what a rank found goes to FOLD
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # its functions' defaults are the group that is there when it is first loaded
 from torch import Tensor, nn
 
 import spectral
@@ -241,8 +243,10 @@ def main(folder: Path) -> None:
                 found["training resumed"] = train(stopped)
         run_commands(folder / "commands")
         found["refused command"] = refuse()
-    (folder / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
+    gc.collect()  # the case's own DistributedDataParallel, which refers to itself, holds the group
+    found["threads"] = [x.read_text().strip() for x in Path("/proc/self/task").glob("*/comm")]
+    (folder / f"{rank}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

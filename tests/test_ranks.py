@@ -117,6 +117,12 @@ class TestAnalyses:
         for rank in found:
             assert rank[name]["rows"] == alone  # to the digit: an image is seen with the same others
 
+    def test_no_thread_outlives_the_process_group(self, found):
+        """One that did would abort, now and then, the process that ends under it."""
+        for rank in found:
+            assert len(rank["threads"]) > 1  # of the machine's numerics
+            assert not [name for name in rank["threads"] if "gloo" in name]
+
     def test_ranks_with_other_weights_are_refused(self, found):
         texts = {rank["other weights"]["error"] for rank in found}
         assert len(texts) == 1
@@ -205,6 +211,7 @@ class TestCommand:
 
         went_on = torchrun(3, "-m", "spectral", "measure", *self.ARGUMENTS, "--out", together)
         assert went_on.returncode == 0, went_on.stderr
+        assert re.findall(r"(\d+) threads of process groups", went_on.stderr) == ["0"] * 3
         assert went_on.stdout.count("written to") == 1
         assert "images measured earlier" in went_on.stdout
         assert went_on.stderr.count("16/16") >= 1

@@ -6,6 +6,7 @@ torch is loaded only where there are several, so that a command that is started 
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -98,6 +99,9 @@ def joined(launch: Launch, *, apart: bool = False) -> Iterator[Ranks]:
     """
     import torch.distributed as dist
 
+    # The defaults of its functions hold the group that is there when it is first loaded.
+    import torch.distributed.nn  # noqa: F401
+
     from spectral.ranks import PATIENCE, Ranks, RanksError, alone, find_ranks
 
     if launch.count == 1:
@@ -123,6 +127,7 @@ def joined(launch: Launch, *, apart: bool = False) -> Iterator[Ranks]:
         signal.signal(signal.SIGTERM, before)
         with contextlib.suppress(RuntimeError):
             dist.destroy_process_group()
+        gc.collect()  # what refers to a group, as DistributedDataParallel does, and to itself: see `Ranks`
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

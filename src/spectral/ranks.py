@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import pickle
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
@@ -57,7 +58,9 @@ class Ranks:
     """
 
     def __init__(self, group: Any = None) -> None:
-        self._group = group
+        # A group's threads end with its last reference: one that outlived `destroy_process_group` would leave
+        # them running into the interpreter's own end, which aborts the process.
+        self._find_group = None if group is None else weakref.ref(group)
         self.rank = 0 if group is None else dist.get_rank(group)
         self.count = 1 if group is None else dist.get_world_size(group)
         self._pending: tuple[Any, list[Tensor]] | None = None
@@ -80,7 +83,7 @@ class Ranks:
             RanksError: if one of them failed.
             BrokenJobError: if one ended, or failed as nobody foresaw.
         """
-        if self._group is None:
+        if self._find_group is None:
             return [value]
         content = pickle.dumps(value)  # before the others are told to wait for it
         self._settle()
@@ -98,7 +101,7 @@ class Ranks:
         Raises:
             RanksError: if it fails; as ``work`` where there is but one rank.
         """
-        if self._group is None:
+        if self._find_group is None:
             return work()
         found: Any = None
         with self.telling(), alone():
@@ -115,7 +118,7 @@ class Ranks:
             RanksError: if one of them failed.
             BrokenJobError: if one ended, or failed as nobody foresaw.
         """
-        if self._group is None:
+        if self._find_group is None:
             return done
         total, _ = self._settle()
         self._post(_STEP, done)
@@ -128,7 +131,7 @@ class Ranks:
             RanksError: if one of them failed.
             BrokenJobError: if one ended, or failed as nobody foresaw.
         """
-        finished = self._group is None
+        finished = self._find_group is None
         while not finished:
             self._settle()
             self._post(_STEP, done, finished=True)
@@ -147,7 +150,7 @@ class Ranks:
         except _KNOWN:
             raise
         except Exception as error:
-            if self._group is None:
+            if self._find_group is None:
                 raise
             self.tell(error)
 
@@ -193,11 +196,17 @@ class Ranks:
         with suppress(*_KNOWN):
             self.exchange(None)
 
+    def _group(self) -> Any:
+        group = self._find_group() if self._find_group else None
+        if group is None:  # which torch would take for the default one
+            raise BrokenJobError("the process group of this job has been destroyed; call this before that")
+        return group
+
     def _post(self, kind: int, done: int = 0, *, finished: bool = False) -> None:
         own = torch.tensor([kind, done, finished])
         found = [torch.empty_like(own) for _ in range(self.count)]
         with _noticing_loss():
-            self._pending = dist.all_gather(found, own, group=self._group, async_op=True), found
+            self._pending = dist.all_gather(found, own, group=self._group(), async_op=True), found
 
     def _settle(self) -> tuple[int, bool]:
         """Wait for the meeting that was begun, if one was; return how much is done, and whether all is."""
@@ -218,11 +227,11 @@ class Ranks:
     def _gather(self, value: T) -> list[T]:
         found: list[Any] = [None] * self.count
         with _noticing_loss():
-            dist.all_gather_object(found, value, group=self._group)
+            dist.all_gather_object(found, value, group=self._group())
         return found
 
 
-_known: tuple[Any, Any] | None = None  # the default group, and ours beside it
+_known: list[weakref.ref[Any]] = []  # the default group, and ours beside it
 _is_alone: ContextVar[bool] = ContextVar("_is_alone", default=False)
 
 
@@ -279,17 +288,18 @@ def find_ranks(patience: timedelta = PATIENCE) -> Ranks:
     global _known
     if _is_alone.get() or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return Ranks()
-    whole = dist.group.WORLD
-    if _known is None or _known[0] is not whole:
+    known = [find() for find in _known]
+    if dist.group.WORLD not in known or None in known:
         try:
             # Beside the default one: NCCL takes no tensors in main memory, and others may be using it.
-            _known = whole, dist.new_group(backend="gloo", timeout=patience)
+            known = [dist.group.WORLD, dist.new_group(backend="gloo", timeout=patience)]
         except RuntimeError as error:
             raise RanksError(
                 f"the ranks of this process group don't meet ({_first_line(error)}); each of them must call "
                 f"this, or the one that does calls it within `with spectral.alone():`"
             ) from error
-    return Ranks(_known[1])
+        _known = [weakref.ref(group) for group in known]
+    return Ranks(known[1])
 
 
 @contextmanager
