@@ -151,12 +151,16 @@ class TestValues:
         assert ratio.item() == pytest.approx(1 - math.prod(low), rel=1e-12)
 
     @pytest.mark.parametrize("faint", [1e-1, 1e-3, 1e-5])
-    @pytest.mark.parametrize("size", [(56, 56), (33, 47), (224, 224)])
-    def test_small_avr_keeps_its_digits(self, size, faint):
+    @pytest.mark.parametrize(
+        ("channels", "size"), [(2, (56, 56)), (2, (33, 47)), (2, (224, 224)), (6, (56, 56)), (6, (33, 47))]
+    )
+    def test_small_avr_keeps_its_digits(self, channels, size, faint):
+        """Few channels have their whole spectrum summed; of many, what is above is a difference."""
         smooth = torch.stack(
-            [torch.from_numpy(reference.low_pass(noise(*size).numpy(), (4, 4))) for _ in range(2)]
+            [torch.from_numpy(reference.low_pass(noise(*size).numpy(), (4, 4))) for _ in range(channels)]
         )
-        x = (smooth + faint * noise(2, *size, seed=1))[None] + torch.tensor([0.0, 2.0])[:, None, None, None]
+        x = (smooth + faint * noise(channels, *size, seed=1))[None]
+        x = x + torch.tensor([0.0, 2.0])[:, None, None, None]
         for dtype, rel in ((torch.float64, 1e-9), (torch.float32, 1e-5)):
             maps = x.to(dtype)
             expected = defined(maps, (2, 2))

@@ -995,6 +995,13 @@ def test_what_is_scale_free_is_right_up_to_the_largest_float(function):
     assert float(function(1e308 * x)) == pytest.approx(float(function(x)), rel=1e-12)
 
 
+@pytest.mark.parametrize("exclude_dc", [False, True])
+def test_avr_of_powers_whose_sum_is_no_number_is_right(exclude_dc):
+    above = float(reference.violations((8, 8), (2, 2), "radial").sum())
+    found = compute_avr(torch.full((8, 8), 1.7e308, dtype=torch.float64), 2, exclude_dc=exclude_dc)
+    assert float(found) == pytest.approx(above / (64 - exclude_dc), rel=1e-14)
+
+
 @pytest.mark.parametrize("size", [1e-140, 1e-30, 1e30, 1e140])
 def test_instability_and_jitter_know_no_scale(size):
     z = torch.rand(3, 4, 5, generator=torch.Generator().manual_seed(0)).double()

@@ -249,6 +249,17 @@ def test_a_single_sample_has_no_lattice():
     model = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Conv2d(4, 4, 3, 2))
     assert [site.output_size for site in find_sites(model, torch.zeros(1, 3, 7, 7))] == [(3, 3), (1, 1)]
     assert total_stride(model, 7, 7)[0] == {"h": 2, "w": 2}
+    both = Branches()
+    both.two = nn.Sequential(
+        nn.MaxPool2d(7), nn.Upsample(scale_factor=7)
+    )  # one sample, before the other's two
+    assert total_stride(both, 7, 7)[0] == {"h": 3, "w": 3}
+
+
+def test_of_the_strides_before_a_map_the_one_that_explains_its_size_counts():
+    """Ten pixels become, padded, four samples of a lattice of 4: 2.5 pixels each, nearer to 4 than to 1."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1, 4, padding=2), nn.Conv2d(4, 4, 1, 2))
+    assert total_stride(model, 10, 10) == ({"h": 8, "w": 8}, "")
 
 
 def test_the_total_stride_of_videos():
