@@ -139,11 +139,132 @@ def test_signals_and_videos(rank: int) -> None:
     torch.testing.assert_close(fx[site.name][..., ::2].reshape(left.shape), left)
 
 
+def response(h: int, w: int) -> np.ndarray:
+    """A round low-pass without sharp edges, on all frequencies."""
+    rows, columns = np.fft.fftfreq(h)[:, None], np.fft.fftfreq(w)[None]
+    return 1 / (1 + ((rows**2 + columns**2) / 0.05) ** 2)
+
+
+def box(h: int, w: int) -> np.ndarray:
+    columns = abs(np.fft.fftfreq(w, 1 / w))  # both ends are one frequency of what is left
+    return np.outer(runs(h, 4), (columns <= w // 4) * np.where(columns == w // 4, 0.5, 1))
+
+
+def runs(n: int, part: int) -> np.ndarray:
+    """The frequencies from −n / part on, below n / part."""
+    k = np.fft.fftfreq(n, 1 / n)
+    return (k >= -(n // part)) & (k < n // part)
+
+
+def weight(x: Tensor) -> Tensor:
+    """Half of the response, as a network makes it."""
+    rows = fft.fftfreq(x.shape[2], device=x.device)[:, None]
+    return 1 / (1 + ((rows**2 + fft.rfftfreq(x.shape[3], device=x.device) ** 2) / 0.05) ** 2)
+
+
+def crop_weighted(x: Tensor) -> Tensor:
+    return fft.irfft2((fft.rfft2(x) * weight(x))[:, :, [0, 1, 2, -3, -2, -1], :7], s=(6, 12))
+
+
+def crop_then_weigh(x: Tensor) -> Tensor:
+    y = fft.fftshift(fft.rfft2(x), dim=2)[:, :, 3:9, :7]
+    y *= fft.fftshift(weight(x), dim=0)[3:9, :7]
+    return fft.irfft2(fft.ifftshift(y, dim=2), s=(6, 12))
+
+
+def copy_corners(x: Tensor) -> Tensor:
+    """As Fourier neural operators do: both bands of rows are written into zeros."""
+    y, (h, w) = fft.rfft2(x), x.shape[2:]
+    low = torch.zeros(*x.shape[:2], h // 2, w // 4 + 1, dtype=y.dtype, device=x.device)
+    low[:, :, : h // 4] = y[:, :, : h // 4, : w // 4 + 1]
+    low[:, :, -(h // 4) :] = y[:, :, -(h // 4) :, : w // 4 + 1]
+    return fft.irfft2(low, s=(h // 2, w // 2))
+
+
+def crop_by_ones(x: Tensor) -> Tensor:
+    """A mask that ones are written into."""
+    y, (h, w) = fft.fftshift(fft.fft2(x), dim=(2, 3)), x.shape[2:]
+    mask = torch.zeros(h, w, device=x.device)
+    mask[h // 4 : h // 2 + h // 4, w // 4 + 1 : w // 2 + w // 4] = 1
+    mask[h // 4 : h // 2 + h // 4, w // 4] = 1
+    low = (y * mask)[:, :, h // 4 : h // 2 + h // 4, w // 4 : w // 2 + w // 4]
+    return fft.ifft2(fft.ifftshift(low, dim=(2, 3))).real
+
+
+def zero_the_rest(x: Tensor) -> Tensor:
+    y, w = fft.rfft2(x), x.shape[3]
+    y[:, :, x.shape[2] // 4 : -(x.shape[2] // 4)] = 0
+    y.masked_fill_(torch.arange(w // 2 + 1, device=x.device) > w // 8, 0)
+    return fft.irfft(fft.ifft(y, dim=2)[..., : w // 4 + 1], n=w // 2)
+
+
+def weigh_channels(x: Tensor) -> Tensor:
+    factors = torch.arange(x.shape[1], device=x.device)[:, None, None]
+    return fft.irfft(fft.rfft(x)[..., :7] * factors, n=12)
+
+
+def filter_first(x: Tensor) -> Tensor:
+    """A map is filtered, and only then transformed and cropped."""
+    return fft.irfft(fft.rfft(fft.irfft2(fft.rfft2(x) * weight(x), s=x.shape[2:]))[..., :7], n=12)
+
+
+# Any function, its stride, and the factor of each frequency of the whole map.
+WEIGHTED: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, int], Callable[[int, int], np.ndarray]]] = {
+    "weighted, then cropped": (crop_weighted, (2, 2), lambda h, w: response(h, w) * box(h, w)),
+    "cropped, then weighted": (crop_then_weigh, (2, 2), lambda h, w: response(h, w) * box(h, w)),
+    "corners into zeros": (copy_corners, (2, 2), box),
+    "a mask of ones": (crop_by_ones, (2, 2), lambda h, w: np.outer(runs(h, 4), runs(w, 4))),
+    "zeros written": (
+        zero_the_rest, (1, 2), lambda h, w: np.outer(runs(h, 4), abs(np.fft.fftfreq(w)) <= 1 / 8)
+    ),
+    "channels by factors": (
+        weigh_channels, (1, 2), lambda h, w: np.arange(4)[:, None, None] * box(4 * h, w)[:1]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_weights_of_frequencies_are_those_of_the_low_pass(name: str) -> None:
+    call, stride, factors = WEIGHTED[name]
+    net, x = Net(call), photos(*SIZE)
+    (site,) = find_sites(net, SIZE)
+    assert (site.op, site.stride, site.measurable) == ("fourier_crop", stride, True)
+    with FeatureExtractor(net, [site], tap="dense") as fx:
+        net(x)
+    with torch.no_grad():
+        given = net.conv(x)
+        left = call(given)
+    torch.testing.assert_close(fx[site.name][..., :: stride[0], :: stride[1]], left, rtol=1e-5, atol=1e-5)
+    data, wanted = given.double().numpy(), factors(*SIZE) * stride[0] * stride[1]
+    if name == "a mask of ones":
+        expected = np.fft.ifft2(np.fft.fft2(data) * wanted).real
+    else:  # of a real map one half of the spectrum counts
+        expected = np.fft.irfft2(np.fft.rfft2(data) * wanted[..., : SIZE[1] // 2 + 1], SIZE)
+    np.testing.assert_allclose(fx[site.name].numpy(), expected, atol=2e-6)
+
+
+def test_a_map_may_be_filtered_before_it_is_cropped() -> None:
+    (site,) = find_sites(Net(filter_first), SIZE)
+    assert (site.op, site.stride, site.measurable) == ("fourier_crop", (1, 2), True)
+
+
 REASONS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "no whole factor": (lambda x: fft.irfft(fft.rfft(x), n=10), "24 columns become 10, not every so many"),
-    "weighted by a mask": (
-        lambda x: fft.irfft((fft.rfft(x) * torch.linspace(1, 0, 13, device=x.device))[..., :7], n=12),
-        "can't be told which frequencies",
+    "weighted by what the image says": (
+        lambda x: fft.irfft(fft.rfft(x)[..., :7] * x.mean((2, 3), keepdim=True), n=12), "mul gives its"
+    ),
+    "weighted differently in each image": (
+        lambda x: fft.irfft(fft.rfft(x)[..., :7] * torch.arange(len(x)).view(-1, 1, 1, 1), n=12), "mul does"
+    ),
+    "an offset": (lambda x: fft.irfft(fft.rfft(x)[..., :7] + 1, n=12), "add does"),
+    "a curve": (lambda x: fft.irfft(fft.rfft(x)[..., :7].tanh(), n=12), "tanh does"),
+    "imaginary parts overwritten": (
+        lambda x: (lambda y: (torch.view_as_real(y)[..., 1].zero_(), fft.irfft(y, n=12))[1])(fft.rfft(x)),
+        "written",
+    ),
+    "frequencies put elsewhere as well": (
+        lambda x: (lambda y: (y[..., 3:6].copy_(y[..., 8:11]), fft.irfft(y[..., :7], n=12))[1])(fft.rfft(x)),
+        "written",
     ),
     "every second frequency": (lambda x: fft.ifft(fft.fft(x)[..., ::2]).real, "moved apart"),
     "two runs of frequencies": (

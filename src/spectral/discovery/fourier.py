@@ -8,61 +8,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from spectral.axes import Call, Labels, find_layout, operator_name, resample
+from spectral.axes import Call, Labels, find_layout, memory_of, operator_name, resample, writes_first
 from spectral.discovery.events import PLACES, Event, count_channels, find_image_axes
+from spectral.discovery.frequencies import (
+    SAME,
+    Frequencies,
+    Root,
+    State,
+    empty_spectrum,
+    follow_move,
+    overwrite,
+    weigh,
+)
 from spectral.discovery.placing import COMPLEX
-from spectral.operators import Band, Geometry, Spectrum
+from spectral.operators import Band, Geometry, Mask, Spectrum
 from spectral.places import Ending, Spot
 from spectral.recorder import Operation
 from spectral.tracker import Frame
 
-Numbers = tuple[int | None, ...]  # the frequency at each place of an axis; None where zeros were added
-_SAME = {"clone", "_to_copy", "alias", "detach", "contiguous", "lift_fresh"}
 _APART = "its frequencies are moved apart on the way back: what is left is no subsampled low-pass"
-
-
-@dataclass(eq=False)
-class _Root:
-    """One transform of a map: what began it, and events of what was lost behind it and of what was picked."""
-
-    operation: Operation
-    events: list[Event] = field(default_factory=list)
-    picks: list[Event] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Frequencies:
-    """One axis: how many samples it had, and the frequency at each place, None where zeros were added.
-
-    ``sided`` tells that it has one half only, as of a real map. When it has been transformed back,
-    ``inverted`` is the number of samples that it has then.
-    """
-
-    samples: int
-    numbers: Numbers
-    sided: bool = False
-    inverted: int = 0
-
-
-@dataclass(frozen=True)
-class _State:
-    """What a tensor is: its axes by number, those that were transformed, and by what all was multiplied."""
-
-    root: _Root
-    axes: dict[int, _Frequencies]
-    gain: float = 1.0
-    parts: bool = False  # real and imaginary part lie along the last axis
-
-    @property
-    def done(self) -> bool:
-        """Whether all has been transformed back."""
-        return all(axis.inverted for axis in self.axes.values())
+_UNEVEN = "its frequencies are weighted by channels that a view has split"
+_WRITTEN = "what is written into its spectrum can't be followed"
 
 
 class Spectra:
@@ -70,11 +42,16 @@ class Spectra:
 
     Args:
         relabel: says what the axes of a tensor are.
+        find_zeros: returns the tensor that another is a part of, if there is nothing but zeros in it.
     """
 
-    def __init__(self, relabel: Callable[[Tensor, Labels], None]) -> None:
-        self._relabel = relabel
+    def __init__(
+        self, relabel: Callable[[Tensor, Labels], None], find_zeros: Callable[[Tensor], Tensor | None]
+    ) -> None:
+        self._relabel, self._find_zeros = relabel, find_zeros
+        self._zeros: Tensor | None = None  # that are about to be written to
         self._states: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._losses: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # why nothing is known any more
         self._real: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # complex tensors that were real
 
     def note(self, event: Event) -> None:
@@ -82,6 +59,11 @@ class Spectra:
         state = self._states.get(event.source)
         if state is not None and not state.done:
             state.root.picks.append(event)
+
+    def begin(self, call: Call) -> None:
+        """See where a spectrum is about to be written."""
+        copies = operator_name(call.func) == "copy_" and call.inputs[-1] in self._states
+        self._zeros = self._find_zeros(call.inputs[0]) if copies else None
 
     def follow(self, call: Call, met: Operation | None, lost: Event | None, frame: Frame, spot: Spot) -> None:
         """Follow an operator that ran.
@@ -99,16 +81,19 @@ class Spectra:
         states = [self._states[x] for x in call.inputs if x in self._states]
         if name == "_to_copy" and y.is_complex() and not call.inputs[0].is_complex():
             self._real[y] = True
-        if name in ("_fft_r2c", "_fft_c2c", "_fft_c2r"):
+        if writes_first(call.func):
+            self._write(call, name)
+        elif name in ("_fft_r2c", "_fft_c2c", "_fft_c2r"):
             self._transform(call, y, states[0] if states else None, met)
         elif states and states[0].done:
             self._take_part(call, name, y, states[0], frame, spot)
-        elif states and len(states) == sum(map(call.known, call.inputs)) and name in _MOVES:
-            moved = _MOVES[name](call, states)
+        elif states and len(states) == sum(map(call.known, call.inputs)):
+            moved = follow_move(call, states)
             if moved is not None:
                 self._states[y] = moved
         state = self._states.get(y)
         if state is None:
+            self._note_unknown(call, name, y, lost)
             return
         if lost is not None:
             lost.dropped = bool(state.root.events)  # one stands for all axes
@@ -120,18 +105,59 @@ class Spectra:
             if event.ending is None:
                 event.geometry = replace(event.geometry, reason=COMPLEX)
 
-    def _transform(self, call: Call, y: Tensor, state: _State | None, met: Operation | None) -> None:
+    def _write(self, call: Call, name: str) -> None:
+        """Follow what is written into a spectrum, or a spectrum that is written into zeros."""
+        x, *sources = call.inputs
+        old = self._states.pop(x, None)
+        found = [self._states.get(source) for source in sources]
+        new = None
+        if name == "copy_" and found[0] is not None:
+            alike = (x.shape, x.dtype) == (sources[0].shape, sources[0].dtype)
+            new = found[0] if alike else None
+        elif old is not None and not any(map(call.known, sources)):
+            new = weigh(call, old)
+        for other in [t for t in self._states if memory_of(t) == memory_of(x)]:
+            whole = self._states.pop(other)
+            changed = None if new is None else overwrite(whole, other, x, new)
+            if changed is not None:
+                self._states[other] = changed
+            else:
+                self._losses[other] = _WRITTEN
+        zeros = self._zeros
+        if new is not None and zeros is not None and zeros is not x:
+            changed = overwrite(empty_spectrum(new, zeros.ndim), zeros, x, new)
+            if changed is not None:
+                self._states[zeros] = changed
+        if new is not None:
+            self._states[x] = new
+
+    def _note_unknown(self, call: Call, name: str, y: Tensor, lost: Event | None) -> None:
+        """Note why nothing is known of a spectrum any more; an event of what is lost then has that reason."""
+        why = next((self._losses[x] for x in call.inputs if x in self._losses), None)
+        if why is None and any(x in self._states and not self._states[x].done for x in call.inputs):
+            why = f"what {name} does to its spectrum can't be followed"
+            if any(call.known(x) or call.value(x) is None for x in call.inputs if x not in self._states):
+                why = f"{name} gives its frequencies weights that aren't fixed numbers"
+        if why is None:
+            return
+        self._losses[y] = why
+        if lost is not None and lost.geometry.kind == "fourier_crop":
+            lost.geometry = replace(lost.geometry, reason=f"a crop of the spectrum: {why}")
+
+    def _transform(self, call: Call, y: Tensor, state: State | None, met: Operation | None) -> None:
         a, x = call.a, call.a["self"]
         dims = [dim % x.ndim for dim in a["dim"]]
         count = math.prod(y.shape[dim] if a.name.endswith("c2r") else x.shape[dim] for dim in dims)
         gain = {0: 1.0, 1: count**-0.5, 2: 1 / count}[int(a["normalization"])]
         if a.name.endswith("r2c") or (a.name.endswith("c2c") and a["forward"]):
+            if state is not None and state.done:
+                state = None  # a map, which is transformed once more
             if state is None and met is not None and (not x.is_complex() or x in self._real):
-                state = _State(_Root(met), {})
+                state = State(Root(met), {})
             if state is None or any(dim in state.axes for dim in dims):
                 return
             halved = dims[-1] if a.name.endswith("r2c") and a["onesided"] else None
-            new = {d: _Frequencies(x.shape[d], tuple(range(y.shape[d])), d == halved) for d in dims}
+            new = {d: Frequencies(x.shape[d], tuple(range(y.shape[d])), d == halved) for d in dims}
             self._states[y] = replace(state, axes={**state.axes, **new}, gain=state.gain * gain)
         elif state is not None and all(d in state.axes and not state.axes[d].inverted for d in dims):
             halved = dims[-1] if a.name.endswith("c2r") else None
@@ -140,7 +166,7 @@ class Spectra:
             new = {d: replace(state.axes[d], inverted=y.shape[d]) for d in dims}
             self._states[y] = replace(state, axes={**state.axes, **new}, gain=state.gain * gain)
 
-    def _take_part(self, call: Call, name: str, y: Tensor, state: _State, frame: Frame, spot: Spot) -> None:
+    def _take_part(self, call: Call, name: str, y: Tensor, state: State, frame: Frame, spot: Spot) -> None:
         """Take the real part of a complex map, or its magnitude."""
         if name == "view_as_real":
             self._states[y] = replace(state, parts=True)
@@ -149,10 +175,10 @@ class Spectra:
                 self._finish(call, y, state, "real", frame, spot)
         elif name == "abs" and not y.is_complex():
             self._finish(call, y, replace(state, gain=abs(state.gain)), "magnitude", frame, spot)
-        elif name in _SAME:
+        elif name in SAME:
             self._states[y] = state
 
-    def _finish(self, call: Call, y: Tensor, state: _State, part: str, frame: Frame, spot: Spot) -> None:
+    def _finish(self, call: Call, y: Tensor, state: State, part: str, frame: Frame, spot: Spot) -> None:
         """Let the event of a crop be what it is: a low-pass, of which every so many-th sample is left."""
         event = state.root.events[0] if state.root.events else None
         if event is None or event.ending is not None or frame is not state.root.operation.frame:
@@ -179,7 +205,7 @@ class Spectra:
         for pick in state.root.picks:
             pick.dropped = True
 
-    def _describe(self, call: Call, y: Tensor, state: _State, part: str) -> Geometry | str:
+    def _describe(self, call: Call, y: Tensor, state: State, part: str) -> Geometry | str:
         """Return stride and bands; or why there are none."""
         labels = call.labels(state.root.operation.source)
         kinds = find_image_axes(labels)
@@ -197,14 +223,17 @@ class Spectra:
             if band is None:
                 return _APART
             bands[place], stride[place] = band, axis.samples // axis.inverted
-        spectrum = Spectrum(tuple(bands), state.gain, part == "magnitude")
+        mask = _arrange_mask(state, labels, kinds)
+        if isinstance(mask, str):
+            return mask
+        spectrum = Spectrum(tuple(bands), state.gain, part == "magnitude", mask)
         return Geometry(
             "fourier_crop", tuple(stride), (1,) * len(kinds), phase=(0,) * len(kinds),
             joined="fourier_crop", spectrum=spectrum,
         )  # fmt: skip
 
 
-def _find_band(axis: _Frequencies) -> Band | None:
+def _find_band(axis: Frequencies) -> Band | None:
     """Return the run of frequencies that is kept, and by how many it is moved; None if there is none."""
     kept = [(m, k) for m, k in enumerate(axis.numbers) if k is not None]
     m = axis.inverted
@@ -224,84 +253,32 @@ def _find_band(axis: _Frequencies) -> Band | None:
     return Band(first - axis.samples * (first > axis.samples // 2), len(numbers), shift)
 
 
-def _change(state: _State, dim: int, change: Callable[[Numbers], Sequence[int | None]]) -> _State:
-    """Return a state in which the numbers along one axis are others; all of them, where it has some."""
-    if dim not in state.axes:
-        return state
-    axis = state.axes[dim]
-    return replace(state, axes={**state.axes, dim: replace(axis, numbers=tuple(change(axis.numbers)))})
-
-
-def _slice(call: Call, states: list[_State]) -> _State | None:
-    x, a = call.inputs[0], call.a
-    dim = a["dim"] % x.ndim
-    return _change(states[0], dim, lambda numbers: numbers[a["start"] : a["end"] : a["step"]])
-
-
-def _roll(call: Call, states: list[_State]) -> _State | None:
-    (state, *_), a, x = states, call.a, call.inputs[0]
-    if not a["dims"]:
+def _arrange_mask(state: State, labels: Labels, kinds: Sequence[str]) -> Mask | str | None:
+    """Return by what the frequencies that are kept are multiplied, as maps; why that can't be told."""
+    mask = state.mask
+    if mask is None:
         return None
-    for shift, dim in zip(a["shifts"], a["dims"], strict=True):
-        state = _change(state, dim % x.ndim, partial(_turn, shift=shift))
-    return state
+    for dim, axis in state.axes.items():
+        band = _find_band(axis)
+        if mask.shape[dim] > 1 and band is not None:
+            places = {k: place for place, k in enumerate(axis.numbers) if k is not None}
+            run = [places[(band.first + i) % axis.samples] for i in range(band.count)]
+            mask = mask.index_select(dim, torch.tensor(run, dtype=torch.long))
+    layout = find_layout(labels)
+    if layout is not None and layout.whole:
+        others = layout.order[1 : mask.ndim - len(layout.size)]
+        uneven = any(mask.shape[dim] > 1 for dim in others)
+        full = [
+            labels[dim].extent if uneven and dim in others else mask.shape[dim] for dim in range(mask.ndim)
+        ]
+        return Mask(layout.arrange(mask.expand(full)))
+    if any(mask.shape[dim] > 1 for dim in range(mask.ndim) if dim not in state.axes):
+        return _UNEVEN
+    dims = sorted(state.axes, key=lambda dim: kinds.index(_kind(labels, dim)))
+    sizes = {_kind(labels, dim): mask.shape[dim] for dim in dims}
+    rest = [dim for dim in range(mask.ndim) if dim not in dims]
+    return Mask(mask.permute(*rest, *dims).reshape(1, 1, *(sizes.get(kind, 1) for kind in kinds)))
 
 
-def _turn(numbers: Numbers, shift: int) -> list[int | None]:
-    return [numbers[(i - shift) % len(numbers)] for i in range(len(numbers))]
-
-
-def _cat(call: Call, states: list[_State]) -> _State | None:
-    first, dim = states[0], call.a["dim"] % call.inputs[0].ndim
-    others = [{d: axis for d, axis in s.axes.items() if d != dim} for s in states]
-    alike = all(s.root is first.root and s.gain == first.gain for s in states)
-    if not alike or dim not in first.axes or any(one != others[0] for one in others):
-        return None
-    return _change(first, dim, lambda _: [k for s in states for k in s.axes[dim].numbers])
-
-
-def _pick(call: Call, states: list[_State]) -> _State | None:
-    x, a = call.inputs[0], call.a
-    indices = a["indices"] if "indices" in a else [*[None] * (a["dim"] % x.ndim), a["index"]]
-    chosen = [(dim, index) for dim, index in enumerate(indices) if index is not None]
-    if len(chosen) != 1:
-        return None
-    ((dim, index),) = chosen
-    value = call.value(index)
-    if value is None or value.ndim != 1 or value.dtype.is_floating_point:
-        return None
-    places = value.nonzero().flatten() if str(value.dtype) == "torch.bool" else value
-    return _change(states[0], dim, lambda numbers: [numbers[i] for i in places.tolist()])
-
-
-def _pad(call: Call, states: list[_State]) -> _State | None:
-    state, x, pad = states[0], call.inputs[0], call.a["pad"]
-    if call.a["value"]:
-        return None
-    for i in range(0, len(pad), 2):
-        state = _change(state, x.ndim - 1 - i // 2, partial(_extend, before=pad[i], behind=pad[i + 1]))
-    return state
-
-
-def _extend(numbers: Numbers, before: int, behind: int) -> list[int | None]:
-    """Add zeros at both ends of an axis, or take from them."""
-    kept = list(numbers[max(-before, 0) : len(numbers) - max(-behind, 0)])
-    return [*[None] * max(before, 0), *kept, *[None] * max(behind, 0)]
-
-
-def _multiply(call: Call, states: list[_State]) -> _State | None:
-    other = call.a.get("other")
-    if not isinstance(other, (int, float)) or call.a.get("rounding_mode") or not other:
-        return None
-    divides = operator_name(call.func).startswith("div")
-    return replace(states[0], gain=states[0].gain * (1 / other if divides else other))
-
-
-def _keep(call: Call, states: list[_State]) -> _State | None:
-    return states[0]
-
-
-_MOVES: dict[str, Callable[[Call, list[_State]], _State | None]] = {
-    **dict.fromkeys(_SAME, _keep), "slice": _slice, "roll": _roll, "cat": _cat, "index": _pick,
-    "index_select": _pick, "constant_pad_nd": _pad, "mul": _multiply, "div": _multiply,
-}  # fmt: skip
+def _kind(labels: Labels, dim: int) -> str:
+    return labels[dim].factors[0].kind

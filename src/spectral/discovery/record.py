@@ -112,7 +112,7 @@ class _Discovery:
         self.calls = Tracker(dict(model.named_modules()), begin=self._enter, end=self._leave)
         self.recorder = Recorder(self.calls.frames, self.note, self.observe)
         self._uses, self._phases, self._separable = Uses(), Phases(), Separable()
-        self._spectra = Spectra(self.axes.relabel)
+        self._spectra = Spectra(self.axes.relabel, self.axes.constants.find_zeros)
         self._chains = Chains(model, find_original, self.axes.comes_from_image)
         self._folding = Folding(self.axes, self.calls.frames, self.events.append)
         self._entries = Entries(self.axes, self._uses, self.calls.frames, self.events.append)
@@ -190,6 +190,7 @@ class _Discovery:
         self._folding.note_contraction(call)
         self._folding.note_transform(call)
         before = [(x, self.axes.labels(x)) for x in call.inputs if self.axes.comes_from_image(x)]
+        self._spectra.begin(call)
         self.axes.label(call, decimation)
         self._folding.note_cut()
         self._loops.follow(call, before[0][1])

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from spectral.errors import SpectralError, suggest
@@ -35,13 +36,29 @@ class Band:
     sided: int = 0
 
 
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """By what the frequencies that are kept are multiplied: (1, C or 1, …), of extent 1 where all alike."""
+
+    factors: Tensor
+
+    def __eq__(self, other: object) -> bool:
+        """Whether two are the same numbers."""
+        return isinstance(other, Mask) and torch.equal(self.factors, other.factors)
+
+    def __hash__(self) -> int:
+        """Equal ones have equal sizes."""
+        return hash(self.factors.shape)
+
+
 @dataclass(frozen=True)
 class Spectrum:
-    """What is kept of a spectrum, its gain, and whether the magnitude of the result is taken."""
+    """What is kept of a spectrum, its gain, whether the magnitude of the result is taken, and its weights."""
 
     bands: tuple[Band, ...]
     gain: float
     magnitude: bool = False
+    mask: Mask | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from spectral.operators.base import Arguments, Band, Decimation, Geometry, Operator, Size
+from spectral.operators.base import ALL, Arguments, Band, Decimation, Geometry, Mask, Operator, Size
 from spectral.operators.registry import register_operator
 
 
@@ -45,15 +45,29 @@ class FourierCrop(Operator):
         """Take the map for what it was before it became complex."""
         return replace(d, input=d.input.real if d.input.is_complex() else d.input)
 
+    def dense(self, d: Decimation, size: Size, images: slice = ALL, channels: slice = ALL) -> Tensor:
+        """Compute the dense map of some images and channels, with the weights of those."""
+        found = d.geometry.spectrum
+        assert found is not None
+        if found.mask is not None and found.mask.factors.shape[1] > 1:
+            part = replace(found, mask=Mask(found.mask.factors[:, channels]))
+            d = replace(d, geometry=replace(d.geometry, spectrum=part))
+        return super().dense(d, size, images, channels)
+
     def make_dense(self, d: Decimation, x: Tensor, size: Size) -> Tensor:
-        """Transform, keep the frequencies, and transform back."""
+        """Transform, keep the frequencies, weigh them, and transform back."""
         found = d.geometry.spectrum
         assert found is not None
         wide = x.float() if x.element_size() < 4 else x
-        axes = [axis for axis, band in enumerate(found.bands, start=2) if band.count]
+        kept = [(axis, band) for axis, band in enumerate(found.bands, start=2) if band.count]
+        axes = [axis for axis, _ in kept]
         spectrum = torch.fft.fftn(wide, dim=axes)
-        for axis, band in zip(axes, (band for band in found.bands if band.count), strict=True):
-            spectrum = _keep(spectrum, axis, band)
+        for axis, band in kept:
+            spectrum = _take(spectrum, axis, band)
+        if found.mask is not None:
+            spectrum = spectrum * found.mask.factors.to(spectrum)
+        for axis, band in kept:
+            spectrum = _put(spectrum, axis, band, x.shape[axis])
         y: Tensor = torch.fft.ifftn(spectrum, dim=axes, norm="forward") * found.gain
         return (y.abs() if found.magnitude else y.real).to(x.dtype)
 
@@ -62,15 +76,20 @@ class FourierCrop(Operator):
         return True
 
 
-def _keep(spectrum: Tensor, axis: int, band: Band) -> Tensor:
-    """Keep a run of frequencies, and move it; of one half of a spectrum the other one counts as well."""
-    n = spectrum.shape[axis]
+def _take(spectrum: Tensor, axis: int, band: Band) -> Tensor:
+    """Take a run of frequencies; of one half of a spectrum the other one counts as well."""
     numbers = torch.arange(band.first, band.first + band.count, device=spectrum.device)
-    part = spectrum.index_select(axis, numbers % n)
-    if band.sided:
-        single = (numbers == 0) | (2 * numbers == band.sided)
-        weights = torch.where(single, 1.0, 2.0).to(spectrum.real.dtype)
-        part = part * weights.reshape([-1 if i == axis else 1 for i in range(part.ndim)])
-    zeros = torch.zeros_like(spectrum)
-    kept: Tensor = zeros.index_copy(axis, (numbers + band.shift) % n, part)
+    part = spectrum.index_select(axis, numbers % spectrum.shape[axis])
+    if not band.sided:
+        return part
+    single = (numbers == 0) | (2 * numbers == band.sided)
+    weights = torch.where(single, 1.0, 2.0).to(spectrum.real.dtype)
+    return part * weights.reshape([-1 if i == axis else 1 for i in range(part.ndim)])
+
+
+def _put(part: Tensor, axis: int, band: Band, n: int) -> Tensor:
+    """Put a run of frequencies to its places among all of them."""
+    places = torch.arange(band.first, band.first + band.count, device=part.device) + band.shift
+    size = (*part.shape[:axis], n, *part.shape[axis + 1 :])
+    kept: Tensor = part.new_zeros(size).index_copy(axis, places % n, part)
     return kept
