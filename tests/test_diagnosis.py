@@ -6,6 +6,7 @@ import json
 import re
 import resource
 import signal
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -25,11 +26,13 @@ from spectral.analysis import (
     read_diagnosis,
     write_headline,
 )
+from spectral.analysis.folder import Folder
 from spectral.analysis.subset import Subset, spread_over_clusters
 from spectral.cli import main
 from spectral.errors import SpectralError
 from spectral.intake import Feed
 from spectral.stability import measure_stability
+from spectral.table import read_csv
 
 SIZE = 16
 
@@ -254,6 +257,10 @@ class TestDiagnose:
         found = diagnose(classifier(), images, methods=("flc",), out=tmp_path / "run", progress=False)
         assert found.missing.empty
         assert found.sites["name"].tolist() == ["0", "2"]
+        read_csv(table := tmp_path / "run" / "tables" / "sites.csv")
+        table.write_bytes(table.read_bytes().replace(b"conv", b"pool", 1))
+        with pytest.raises(SpectralError, match="isn't what was written there"):
+            read_csv(table)
         measured = spectral.measure(classifier(), images, ("alias_power_ratio",), progress=False)
         summary = spectral.summarize_measurements(measured)
         means = summary[summary["metric"] == "alias_power_ratio"].set_index("site")["mean"]
@@ -261,7 +268,6 @@ class TestDiagnose:
         assert found.sites["alias_power_db"].tolist() == pytest.approx(list(10 * np.log10(means[["0", "2"]])))
         stable = measure_stability(classifier(), images, comb=False, progress=False)
         assert found.per_image["sis"].tolist() == pytest.approx(stable["sis"].tolist())
-        assert (tmp_path / "run" / "tables" / "sites.csv").is_file()
         causes = found.budget[found.budget["metric"] == "logit_jitter"].set_index("source")
         parts = ["decimation", "nonlinearity", "border", "unexplained"]
         assert causes.loc[parts, "share"].sum() == pytest.approx(1)
@@ -281,6 +287,41 @@ class TestDiagnose:
         assert_same(again, first)
         # the variants were kept, clock included: nothing was measured again
         pd.testing.assert_frame_equal(again.fixes, first.fixes)
+
+    def test_parts_made_under_other_circumstances_are_told_apart(self, images, tmp_path):
+        options = {
+            "methods": ("flc",),
+            "fix_images": 2,
+            "budget_images": 0,
+            "out": tmp_path,
+            "progress": False,
+        }
+        first = diagnose(classifier(), images, batch_size=2, **options)
+        assert "parts" not in first.facts
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # nothing is made, so nothing is said
+            assert diagnose(classifier(), images, batch_size=3, **options).facts == first.facts
+        for lost in ("stability.parquet", "facts.json"):
+            (tmp_path / "parts" / lost).unlink()
+        change = r"continued with batch_size 3 \(before: 2\)"
+        with pytest.warns(spectral.SpectralWarning, match=change):
+            again = diagnose(classifier(), images, batch_size=3, **options)
+        before, after = again.facts["parts"]
+        assert (before["batch_size"], after["batch_size"]) == (2, 3) == (again.facts["batch_size"], 3)
+        assert before["versions"] == after["versions"] == first.facts["versions"]
+        assert set(after["parts"]) == {"stability.parquet"}
+        assert {"per_image.parquet", "summary.parquet", "fixes.parquet"} < set(before["parts"])
+        assert read_diagnosis(tmp_path).facts == again.facts
+        page = spectral.write_report(tmp_path).read_text()
+        assert re.search(change, page)
+
+    def test_versions_of_parts_that_are_continued_more_than_once(self, tmp_path):
+        for part, torch_version in (("a", "2.6"), ("b", "2.7"), ("c", "2.7"), ("a", "2.8")):
+            folder = Folder(tmp_path, {}, None, {"versions": {"torch": torch_version}})
+            (tmp_path / "parts" / f"{part}.json").unlink(missing_ok=True)
+            folder.record(part, dict)
+        made = [(one["versions"]["torch"], one["parts"]) for one in folder.list_circumstances()]
+        assert made == [("2.6", []), ("2.7", ["b.json", "c.json"]), ("2.8", ["a.json"])]
 
     def test_parts_that_are_damaged_or_of_another_run_or_part_are_refused(self, images, tmp_path):
         here, other = tmp_path / "here", tmp_path / "other"

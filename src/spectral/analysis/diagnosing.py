@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from spectral.analysis.diagnosis import (
 )
 from spectral.analysis.examples import find_unstable_images
 from spectral.analysis.fixes import DEFAULT_METHODS, LEFT_OUT, measure_fixes
-from spectral.analysis.folder import Folder
+from spectral.analysis.folder import Folder, describe_change
 from spectral.analysis.pace import Deadline, time_budget, time_pass
 from spectral.analysis.subset import Subset, spread_over_clusters
 from spectral.arguments import as_path, as_positive
@@ -38,6 +39,7 @@ from spectral.network import Take
 from spectral.ranks import find_ranks, hold, shared
 from spectral.sites import find_sites
 from spectral.stability import measure_stability, summarize_stability
+from spectral.store import list_provenance
 from spectral.summary import summarize_measurements
 from spectral.surgery import check_methods, conversion_report, convert
 from spectral.table import describe_environment
@@ -131,9 +133,10 @@ def diagnose(
         }  # fmt: skip
         if batch_size is None:
             batch_size = ON_CPU if feed.device.type == "cpu" else ELSEWHERE
-        folder = Folder(path, config, network)
+        now = {**describe_environment(), "device": str(feed.device), "batch_size": batch_size}
+        folder = Folder(path, config, network, now)
         steps = _Steps(model, feed, folder, batch_size, progress, notes, deadline)
-        found = Diagnosis({**config, **describe_environment(), "device": str(feed.device)})
+        found = Diagnosis({**config, **now})
         steps.measure_stability(found)
         steps.measure_sites(found)
         steps.show_unstable(found)
@@ -306,6 +309,11 @@ class _Steps:
         found.sites = join_sites(found)
         missing = [{"what": what, "reason": reason} for what, reason in self.missing.items()]
         found.missing = pd.DataFrame(missing, columns=["what", "reason"])
+        made = self.folder.list_circumstances()
+        changes = [describe_change(*pair) for pair in pairwise(made)]
+        self.notes += [change for change in changes if change not in self.notes]
+        first = {key: value for key, value in made[0].items() if key != "parts"}
+        found.facts = list_provenance(found.facts | first, made)
         found.facts |= {"notes": self.notes, "seconds": self.seconds, "decided": self.decided}
         if self.folder.path is not None:
             found.facts = self.folder.record("facts", lambda: found.facts)

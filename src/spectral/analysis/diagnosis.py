@@ -20,7 +20,7 @@ from spectral.columns import bound, in_decibels
 from spectral.errors import SpectralError
 from spectral.store import holds_run, read
 from spectral.summary import summarize_measurements
-from spectral.table import write_csv
+from spectral.table import CONTENT, PROVENANCE, list_digests, write_csv, write_json
 
 MEASUREMENTS = "measurements"
 SITE_COLUMNS = [
@@ -141,10 +141,11 @@ def read_diagnosis(path: str | Path) -> Diagnosis:
 
 
 def write_tables(found: Diagnosis, folder: Folder) -> None:
-    """Write the tables as CSV files too, for whoever reads them elsewhere."""
+    """Write the tables as CSV files too, for whoever reads them elsewhere, and beside them their digests."""
     assert folder.path is not None
-    for title, table in found.tables.items():
-        write_csv(table, folder.path / "tables" / f"{title}.csv")
+    tables = folder.path / "tables"
+    paths = [write_csv(table, tables / f"{title}.csv") for title, table in found.tables.items()]
+    write_json({**found.facts, CONTENT: list_digests(*paths)}, tables / PROVENANCE)
 
 
 def join_sites(found: Diagnosis) -> pd.DataFrame:

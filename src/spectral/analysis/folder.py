@@ -39,6 +39,7 @@ class Folder:
         path: where to; made if need be.
         config: what determines the parts; a folder with another one is refused. None to read alone.
         network: what tells the network from others.
+        circumstances: what may differ where it is continued (versions, device); noted for each part.
 
     Raises:
         SpectralError: if the folder can't be written, holds an analysis of something else, or what it says
@@ -46,9 +47,14 @@ class Folder:
     """
 
     def __init__(
-        self, path: Path | None, config: Mapping[str, Any] | None = None, network: Identity | None = None
+        self,
+        path: Path | None,
+        config: Mapping[str, Any] | None = None,
+        network: Identity | None = None,
+        circumstances: Mapping[str, Any] | None = None,
     ) -> None:
         self.path, self.run = path, ""
+        self._now: dict[str, Any] = json.loads(json.dumps(circumstances or {}))
         if path is not None and config is not None:
             described = json.loads(json.dumps(config))
             self.run = find_ranks().once(lambda: self._claim(path / RUN_FILE, described, network))
@@ -90,6 +96,13 @@ class Folder:
 
         return self._keep(name, "npz", read, lambda: dict(compute()), write)
 
+    def list_circumstances(self) -> list[dict[str, Any]]:
+        """Return the circumstances under which it was made so far, each with the names of its ``parts``."""
+        path = self.path
+        if path is None or not self.run:
+            return [self._now]
+        return find_ranks().once(lambda: _attribute_parts(path, _read_run(path / RUN_FILE)))
+
     def finish(self) -> None:
         """Note which parts there are, now that all are: one that goes is missed from then on."""
         if self.path is not None and not self._reads:
@@ -119,10 +132,25 @@ class Folder:
 
         def keep() -> T:
             if path is not None and not self._reads:
+                self._note_circumstances(path)
                 write(found, path)
             return found
 
         return ranks.once(keep)
+
+    def _note_circumstances(self, part: Path) -> None:
+        """Before a part is written, note under which circumstances, where they are others than before."""
+        folder = part.parent.parent
+        known = _read_run(folder / RUN_FILE)
+        made = _attribute_parts(folder, known)
+        if change := describe_change(made[-1], self._now):
+            warn(f"{folder}: {change}")
+            made.append(self._now)
+        for one in made[:-1]:  # where one was gone, it is made again
+            one["parts"] = [name for name in one["parts"] if name != part.name]
+        made[-1] = self._now  # its parts are all others
+        if made != known.get("made"):
+            write_json({**known, "made": made}, folder / RUN_FILE, sealed=True)
 
     def _place(self, name: str, suffix: str) -> Path | None:
         """Return a part's file; a name that is no file name is hashed."""
@@ -189,7 +217,8 @@ class Folder:
                 )
             described = network.describe() if network is not None else {}
             run = uuid.uuid4().hex
-            write_json({"run": run, "config": config, "network": described}, path, sealed=True)
+            record = {"run": run, "config": config, "network": described, "made": [self._now]}
+            write_json(record, path, sealed=True)
             return run
         known = _read_run(path)
         before = known["config"]
@@ -206,6 +235,30 @@ class Folder:
                 f"delete it"
             )
         return str(known["run"])
+
+
+def describe_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Say under which other circumstances something was continued; empty where they are the same.
+
+    Example:
+        >>> describe_change({"device": "cpu", "versions": {"torch": "2.6"}}, {"versions": {"torch": "2.7"}})
+        "continued with device unknown (before: cpu), torch 2.7 (before: 2.6); facts['parts'] says which ..."
+    """
+    flat = [{**one, "parts": None, "versions": None, **one.get("versions", {})} for one in (before, now)]
+    changed = [
+        f"{key} {flat[1].get(key, 'unknown')} (before: {flat[0].get(key, 'unknown')})"
+        for key in dict.fromkeys((*flat[0], *flat[1])) if flat[0].get(key) != flat[1].get(key)
+    ]  # fmt: skip
+    said = ", ".join(changed)
+    return f"continued with {said}; facts['parts'] says which parts are of which" if changed else ""
+
+
+def _attribute_parts(folder: Path, known: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a run's circumstances, each with the names of its parts: of the last, all that no other has."""
+    made = [dict(one) for one in known.get("made", [{}])]  # an earlier version didn't note any
+    earlier = {name for one in made[:-1] for name in one["parts"]}
+    made[-1]["parts"] = [part.name for part in _list_parts(folder) if part.name not in earlier]
+    return made
 
 
 def _list_parts(folder: Path) -> list[Path]:
