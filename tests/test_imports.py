@@ -205,6 +205,7 @@ ALLOWED = {
         "capture",
         "data",
         "files",
+        "lineage",
         "measurement",
         "models",
         "ranks",
@@ -220,6 +221,7 @@ ALLOWED = {
     "summary": {"lazy", "schema", "stats", "table", "wide", "display"},
     "shards": {"files", "schema", "table"},
     "store": {"arguments", "files", "lazy", "schema", "shards", "table", "summary"},
+    "lineage": {"schema", "store", "table"},
     "stability": {
         "arguments",
         "capture",
@@ -304,8 +306,8 @@ ALLOWED = {
         "validation",
         "display",
     },
-    "figures": {"arguments", "files", "schema", "stats", "table", "validation"},
-    "page": {"analysis", "arguments", "columns", "figures", "files", "store", "table"},
+    "figures": {"arguments", "files", "lineage", "schema", "stats", "table", "validation"},
+    "page": {"analysis", "arguments", "columns", "figures", "files", "lineage", "store", "table"},
     "terminal": set(),
     "console": None,
     "study": None,  # may use every room but those above it

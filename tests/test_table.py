@@ -335,7 +335,12 @@ class TestFiles:
         for read, place in ((read_csv, path), (spectral.write_report, tmp_path)):
             with pytest.raises(SpectralError, match=r"summary\.csv isn't what was written there"):
                 read(place)
-        path.with_suffix(".json").write_text('{"model": "net"}')
+        path.with_suffix(".json").write_text(path.with_suffix(".json").read_text().replace("net", "nut"))
+        with pytest.raises(SpectralError, match=r"summary\.json can't be read \(it isn't what was written"):
+            read_csv(path)
+        path.with_suffix(".json").unlink()
+        assert read_csv(path)["mean"].tolist() == [0.35]
+        path.with_suffix(".json").write_text('{"model": "net"}')  # as an earlier version wrote it
         assert read_csv(path)["mean"].tolist() == [0.35]
 
     def test_a_write_that_fails_leaves_what_was_there(self, tmp_path):

@@ -41,6 +41,7 @@ class Shard:
         seen: by image, what reading it has shown, where that is noted.
         cut: whether rows at its end are missing; it is as it was written otherwise.
         content: the file's bytes.
+        seal: the digest that it was written with.
     """
 
     path: Path
@@ -52,6 +53,7 @@ class Shard:
     seen: dict[str, list[Any]]
     cut: bool
     content: bytes
+    seal: str
 
     def read(self) -> pa.Table:
         """Return its rows."""
@@ -196,8 +198,9 @@ def open_shard(path: Path, run: str) -> Shard:
     reasons = {Key(*key): reason for *key, reason in facts["reasons"]}
     merged, seen = facts.get("merged"), facts.get("seen", {})
     return Shard(
-        path, facts["images"], facts["rows"], reasons, facts["sites"], merged, seen, not intact, content
-    )
+        path, facts["images"], facts["rows"], reasons, facts["sites"], merged, seen, not intact, content,
+        str(facts.get("seal", "")),
+    )  # fmt: skip
 
 
 def _serialize(facts: Mapping[str, Any], rows: pa.Table) -> bytes:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import pandas as pd
 import pyarrow as pa
@@ -32,6 +33,8 @@ from spectral.shards import (
 )
 from spectral.summary import describe_measurement
 from spectral.table import Key, name_images, read_json, write_json
+
+T = TypeVar("T")
 
 MOST_SMALL, MERGED_ROWS = 64, 2**18
 """Shards of a batch each are merged when there are so many of them, or so many rows in them."""
@@ -355,17 +358,33 @@ def read(folder: str | Path) -> pd.DataFrame:
         raise StorageError(f"{folder} holds no measurements; pass the folder that measure(…, out=…) wrote")
     record = read_run(path)
     notes = _read_notes(path, record["run"])
-    whole, concluded = notes.get("images", 0), notes.get("concluded", {})
+    concluded = notes.get("concluded", {})
     found = _read_rows(path, record["run"], concluded.get("images", ""))
-    if found.images < whole:
-        raise LostImagesError(
-            f"{path} has {found.images} of the {whole} images that were measured: a shard is gone; run the "
-            f"same command again, which measures the others again"
-        )
+    _require_all(path, found.images, notes)
     first = {**record["provenance"], **concluded.get("provenance", {})}
     found.table.attrs["provenance"] = list_provenance(first, record["parts"])
     found.table.attrs["sites"] = notes.get("sites", [])
     return found.table
+
+
+def digest_run(folder: Path) -> str:
+    """Verify a run's files, and return what tells its rows from those of others and of other times.
+
+    Raises:
+        SpectralError: as `read`.
+    """
+    run = read_run(folder)["run"]
+    shards = _retry(lambda: [(shard.seal, len(shard.images)) for shard in _verify_shards(folder, run)])
+    _require_all(folder, sum(images for _, images in shards), _read_notes(folder, run))
+    return f"sha256:{hashlib.sha256(''.join([run, *(seal for seal, _ in shards)]).encode()).hexdigest()}"
+
+
+def _require_all(folder: Path, images: int, notes: Mapping[str, Any]) -> None:
+    if images < notes.get("images", 0):
+        raise LostImagesError(
+            f"{folder} has {images} of the {notes['images']} images that were measured: a shard is gone; run "
+            f"the same command again, which measures the others again"
+        )
 
 
 def find_run(folder: Path) -> Path | None:
@@ -408,7 +427,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 class LostImagesError(StorageError):
-    """A finished run lacks rows that it had, with a shard; the same call measures them again."""
+    """A run lacks rows that it had, with all or the end of a shard; the same call measures them again."""
 
 
 class _Rows(NamedTuple):
@@ -424,29 +443,40 @@ def _read_rows(folder: Path, run: str, images: str) -> _Rows:
     Raises:
         SpectralError: if one is damaged or cut, or doesn't belong there.
     """
+    return _retry(lambda: _gather_rows(folder, run, images))
+
+
+def _retry(look: Callable[[], T]) -> T:
+    """Look at a folder again where a shard went meanwhile, as when its writer merges some."""
     for _ in range(RETRIES):
         try:
-            return _gather_rows(folder, run, images)
+            return look()
         except SpectralError as error:
             if not isinstance(error.__cause__, FileNotFoundError):
                 raise
-    return _gather_rows(folder, run, images)
+    return look()
 
 
 def _gather_rows(folder: Path, run: str, source: str) -> _Rows:
     rows = images = 0
-    for shard in read_shards(folder, run):
-        if shard.cut:
-            raise StorageError(
-                f"{shard.path} has only a part of its rows; continue the run, measure(…, out=…), which "
-                f"measures its images again"
-            )
+    for shard in _verify_shards(folder, run):
         rows, images = rows + shard.rows, images + len(shard.images)
 
     def tables() -> Iterator[pa.Table]:
         return (name_images(shard.read(), source) for shard in read_shards(folder, run))
 
     return _Rows(gather(tables, rows, images, describe_measurement), images)
+
+
+def _verify_shards(folder: Path, run: str) -> Iterator[Shard]:
+    """Verify all shards; one that is cut is told too."""
+    for shard in read_shards(folder, run):
+        if shard.cut:
+            raise LostImagesError(
+                f"{shard.path} has only a part of its rows; continue the run, measure(…, out=…), which "
+                f"measures its images again"
+            )
+        yield shard
 
 
 def _number(path: Path) -> int:

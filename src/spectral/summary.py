@@ -16,7 +16,7 @@ from spectral import stats
 from spectral.display import NOTHING, Card, format_mean
 from spectral.lazy import LazyTable
 from spectral.schema import MEASUREMENT, NOT_AVERAGED, POWER_RATIOS, RANGES, SUMMARY, to_decibels
-from spectral.table import CONTENT, PROVENANCE, list_digests, read_frame, write_csv, write_json
+from spectral.table import PROVENANCE, note_digests, read_frame, write_csv
 from spectral.wide import Columns, Place, split_frame, split_tables
 
 SUMMARY_COLUMNS = list(SUMMARY)
@@ -80,8 +80,7 @@ def write_summary(summary: pd.DataFrame, table: pd.DataFrame, folder: Path, fact
     paths = [folder / name for name in (SUMMARY_FILE, SITES_TABLE)]
     for path, own in zip(paths, (summary, pd.DataFrame(table.attrs["sites"])), strict=True):
         write_csv(own, path)
-    whole = {**table.attrs["provenance"], **facts, CONTENT: list_digests(*paths)}
-    write_json(whole, folder / PROVENANCE)
+    note_digests(folder / PROVENANCE, paths, {**table.attrs["provenance"], **facts})
 
 
 def describe_measurement(table: pd.DataFrame) -> Card | None:

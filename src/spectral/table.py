@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ from spectral.schema import MEASUREMENT, PLACE
 
 COLUMNS = list(MEASUREMENT)
 CONTENT, PROVENANCE = "content", "provenance.json"  # under what, and where, the digests of tables are noted
+_WRITE_AGAIN = "write it again with the command that made it"
 _NUMBERS = {"call": pa.int32(), "value": pa.float64()}
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema([(column, _NUMBERS.get(column, pa.string())) for column in COLUMNS])
@@ -226,8 +228,17 @@ def write_csv(table: pd.DataFrame, path: Path, provenance: Mapping[str, Any] | N
     with replacing(path) as temporary:
         table.to_csv(temporary, index=False, float_format="%.9g", errors="backslashreplace")
     if provenance is not None:
-        write_json({**provenance, CONTENT: list_digests(path)}, path.with_suffix(".json"))
+        note_digests(path.with_suffix(".json"), [path], provenance)
     return path
+
+
+def note_digests(beside: Path, paths: Sequence[Path], provenance: Mapping[str, Any]) -> None:
+    """Write the provenance of tables beside them, with their digests and its own, as `read_csv` checks them.
+
+    Raises:
+        SpectralError: if it can't be written.
+    """
+    write_json({**provenance, CONTENT: list_digests(*paths)}, beside, sealed=True)
 
 
 def list_digests(*paths: Path) -> dict[str, str]:
@@ -247,16 +258,48 @@ def read_csv(path: Path, **options: Any) -> pd.DataFrame:
         OSError, ValueError: whatever pandas makes of one that it can't read.
     """
     for beside in (path.with_suffix(".json"), path.with_name(PROVENANCE)):
-        if beside.exists():
-            known = read_json(beside, way_out="write the table again with the command that made it")
-            digests = known.get(CONTENT)
-            if isinstance(digests, dict) and digests.get(path.name, "") not in ("", hash_file(path)):
-                raise StorageError(
-                    f"{path} isn't what was written there; write it again with the command that made it, or "
-                    f"take {CONTENT!r} out of {beside.name} to have it taken as it is"
-                )
+        if os.path.lexists(beside) and path.name in (known := _read_digests(beside)):
+            _check_digest(path, known[path.name], beside)
     table: pd.DataFrame = pd.read_csv(path, **options)
     return table
+
+
+def check_tables(folder: Path) -> None:
+    """Compare all tables of a folder with the digests that were written beside them.
+
+    Raises:
+        SpectralError: if one was damaged or altered, or is gone, or its digest was damaged.
+
+    Example:
+        >>> check_tables(Path("no/such/folder"))
+    """
+    for beside in sorted(folder.glob("*.json")):
+        if beside.name == PROVENANCE or os.path.lexists(beside.with_suffix(".csv")) or _is_beside(beside):
+            for name, digest in _read_digests(beside).items():
+                _check_digest(folder / name, digest, beside)
+
+
+def _is_beside(path: Path) -> bool:
+    """Whether a JSON file is what stood beside a table; it may be anything."""
+    with suppress(OSError, ValueError, RecursionError):
+        return CONTENT in json.loads(path.read_bytes())
+    return False
+
+
+def _read_digests(beside: Path) -> dict[str, str]:
+    """Read which digests are noted of which tables; none in what an earlier version wrote."""
+    noted = read_json(beside, way_out=_WRITE_AGAIN).get(CONTENT)
+    return noted if isinstance(noted, dict) else {}
+
+
+def _check_digest(path: Path, digest: str, beside: Path) -> None:
+    if not os.path.lexists(path):
+        raise StorageError(f"{path} is gone, of which {beside.name} tells; {_WRITE_AGAIN}")
+    if hash_file(path) != digest:
+        raise StorageError(
+            f"{path} isn't what was written there; {_WRITE_AGAIN}, or delete {beside.name} to have it taken "
+            f"as it is"
+        )
 
 
 def write_json(content: Mapping[str, Any], path: Path, *, sealed: bool = False) -> None:
@@ -283,7 +326,7 @@ def read_json(
 
     Args:
         path: of the file.
-        sealed: whether it was written with its digest.
+        sealed: whether it must have been written with its digest; one that is there must fit anyway.
         way_out: what to do where it is damaged, for the message.
 
     Raises:
@@ -294,7 +337,7 @@ def read_json(
         content = json.loads(data.decode())
         if not isinstance(content, dict):
             raise ValueError(f"expected an object, got {type(content).__name__}")
-        if sealed and not is_intact(data):
+        if (sealed or "seal" in content) and not is_intact(data):
             raise ValueError("it isn't what was written")
     except (OSError, ValueError, RecursionError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else _say(error)

@@ -20,9 +20,9 @@ from spectral.columns import bound, in_decibels
 from spectral.errors import SpectralError
 from spectral.store import holds_run, read
 from spectral.summary import summarize_measurements
-from spectral.table import CONTENT, PROVENANCE, list_digests, write_csv, write_json
+from spectral.table import PROVENANCE, check_tables, note_digests, write_csv
 
-MEASUREMENTS = "measurements"
+MEASUREMENTS, TABLES = "measurements", "tables"
 SITE_COLUMNS = [
     "name", "call", "op", "kernel", "stride", "input_size", "output_size", "channels", "measurable",
     "alias_power_ratio", "alias_power_ratio_ci_low", "alias_power_ratio_ci_high", "alias_power_db",
@@ -137,15 +137,16 @@ def read_diagnosis(path: str | Path) -> Diagnosis:
     found.details = read_details(folder, dict)
     if holds_run(measured := as_path(path, "") / MEASUREMENTS):
         read(measured)  # nothing here needs it; what of it is damaged or gone is told all the same
+    check_tables(as_path(path, "") / TABLES)
     return found
 
 
 def write_tables(found: Diagnosis, folder: Folder) -> None:
     """Write the tables as CSV files too, for whoever reads them elsewhere, and beside them their digests."""
     assert folder.path is not None
-    tables = folder.path / "tables"
+    tables = folder.path / TABLES
     paths = [write_csv(table, tables / f"{title}.csv") for title, table in found.tables.items()]
-    write_json({**found.facts, CONTENT: list_digests(*paths)}, tables / PROVENANCE)
+    note_digests(tables / PROVENANCE, paths, found.facts)
 
 
 def join_sites(found: Diagnosis) -> pd.DataFrame:

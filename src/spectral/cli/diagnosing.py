@@ -153,13 +153,13 @@ def plot(table: Path, figure: str | None, out: Path | None) -> None:
     Example:
       spectral plot run/summary.csv --out levels.pdf
     """
-    from spectral.table import read_csv
+    from spectral.lineage import read_result
 
     if table.is_dir():
         frame = spectral.summarize_measurements(spectral.read(table))
     else:
         try:
-            frame = read_csv(table)
+            frame = read_result(table)
         except (OSError, ValueError) as error:
             raise SpectralError(f"{table} can't be read as a table ({error})") from error
     name, drawn = spectral.figures.plot_table(frame, figure)

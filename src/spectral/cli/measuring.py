@@ -76,6 +76,7 @@ def measure(
     Example:
       spectral measure bundled/resnet20 --limit 100 --out runs/resnet20
     """
+    from spectral.lineage import RUNS, list_runs
     from spectral.measurement import DEFAULT_METRICS
     from spectral.summary import describe_summary, write_summary
 
@@ -105,7 +106,10 @@ def measure(
         facts = {"model": model, "weights": info.weights_id, **_name_images(pictures), "seed": seed}
         write_rows(summary, json_path, facts)
     if out:
-        write_summary(summary, table, out, {"seed": seed, "limit": limit, "skipped": pictures.skipped})
+        runs = {RUNS: list_runs(out / "measurements", out)}
+        write_summary(
+            summary, table, out, {"seed": seed, "limit": limit, "skipped": pictures.skipped, **runs}
+        )
         resumed = table.attrs["resumed"]
         earlier = f", {resumed} of {len(pictures)} images measured earlier" if resumed else ""
         click.echo(f"\nwritten to {out}{earlier}")
@@ -156,6 +160,7 @@ def compare(
     """
     from spectral.analysis import compare_models
     from spectral.cli.comparison import format_comparison
+    from spectral.lineage import RUNS, list_runs
     from spectral.table import describe_environment, write_csv
 
     if len(models) < 2:
@@ -192,7 +197,8 @@ def compare(
     if out:
         options = {"images": first.source, "fingerprint": first.fingerprint, "seed": seed, "limit": limit}
         weights = {name: info.weights_id for name, info in infos.items() if info}
-        facts = {"models": weights, **options, **describe_environment(), "device": network.device}
+        runs = {RUNS: list_runs(out / "measurements", out)}
+        facts = {"models": weights, **options, **describe_environment(), "device": network.device, **runs}
         write_csv(table, out / "compare.csv", facts)
         spectral.figures.draw_figure("compare", out, out)
         click.echo(f"\nwritten to {out}")

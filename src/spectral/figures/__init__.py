@@ -73,7 +73,7 @@ from spectral.figures.stability import plot_attribution, plot_diagonal_trace, pl
 from spectral.figures.style import use_style
 from spectral.figures.tables import list_plots, plot_summary, plot_table, save_figure
 from spectral.files import replacing
-from spectral.table import read_csv
+from spectral.lineage import read_result
 from spectral.validation import guard_room
 
 __all__ = [
@@ -213,11 +213,11 @@ def read_tables(stem: str, tables_dir: str | Path) -> Tables:
     """
     if stem not in FIGURES:
         raise SpectralError(f"no figure {stem!r}{suggest(stem, FIGURES)}")
-    tables = {}
+    tables, known = {}, dict[Path, str]()
     for name in FIGURES[stem].tables:
         path = Path(tables_dir) / f"{name}.csv"
         try:
-            tables[name] = read_csv(path)
+            tables[name] = read_result(path, known)
         except (OSError, ValueError) as problem:
             missing = isinstance(problem, FileNotFoundError)
             state = "is not there" if missing else f"cannot be read ({str(problem).splitlines()[0]})"

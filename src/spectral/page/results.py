@@ -14,10 +14,10 @@ from spectral.analysis import Diagnosis, is_diagnosis, read_diagnosis
 from spectral.arguments import as_path
 from spectral.errors import SpectralError
 from spectral.figures import FIGURES, to_svg
+from spectral.lineage import read_result, verify_below
 from spectral.page.cells import Column, View, make_downloads, number, text, view
 from spectral.page.render import make_environment, render_page, write_text
 from spectral.store import find_run
-from spectral.table import read_csv
 
 MOST_ROWS = 400  # of a table that are shown
 TABLES, MEASUREMENTS = "tables", "measurements"
@@ -47,7 +47,9 @@ def write_report(folder: str | Path, path: str | Path | None = None) -> Path:
     diagnoses = [read_diagnosis(one) for one in _list_diagnoses(folder)]
     if diagnoses:
         return write_text(render_page(diagnoses), target)
-    tables = {file.stem: _read(file) for file in _list_tables(folder)}
+    verify_below(folder)  # a page needs the tables alone; what they were made of is told if it is damaged
+    known: dict[Path, str] = {}
+    tables = {file.stem: _read(file, known) for file in _list_tables(folder)}
     measured = _read_measurements(folder)
     if measured is not None:
         return write_text(render_page([measured]), target)
@@ -68,9 +70,9 @@ def _list_tables(folder: Path) -> list[Path]:
     return sorted((folder / TABLES).glob("*.csv")) or sorted(folder.glob("*.csv"))
 
 
-def _read(path: Path) -> pd.DataFrame:
+def _read(path: Path, known: dict[Path, str]) -> pd.DataFrame:
     try:
-        return read_csv(path)
+        return read_result(path, known)
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
     except (OSError, ValueError) as error:

@@ -22,6 +22,7 @@ from spectral.errors import SpectralError, warn
 from spectral.figures import draw_figure
 from spectral.files import find_folder
 from spectral.identity import find_structure
+from spectral.lineage import RUNS, find_older, list_runs
 from spectral.measurement import measure
 from spectral.models import load_model, model_info
 from spectral.models.checkpoint import hash_state
@@ -32,6 +33,7 @@ from spectral.reconstruction import reconstruct
 from spectral.schema import SIGNAL_METRICS, VERSION
 from spectral.sites import Site, find_sites
 from spectral.stability import measure_stability
+from spectral.store import LostImagesError
 from spectral.study.options import PRESETS, StudyOptions
 from spectral.study.progress import DURATIONS
 from spectral.surgery.report import find_report
@@ -79,7 +81,11 @@ class Results(ABC):
     def write_table(self, name: str, table: pd.DataFrame) -> None:
         """Write ``tables/<name>.csv`` with its provenance beside it."""
         path, facts = self.out / "tables" / f"{name}.csv", self.provenance()
-        find_ranks().once(lambda: write_csv(table, path, facts))
+
+        def write() -> None:
+            write_csv(table, path, {**facts, RUNS: list_runs(self.out / "measurements", path.parent)})
+
+        find_ranks().once(write)
         click.echo(f"  {path}  ({len(table)} rows)")
 
     def draw(self, *stems: str) -> None:
@@ -122,8 +128,17 @@ class Results(ABC):
         return find_ranks().once(lambda: self._has_table(name, config))
 
     def _has_table(self, name: str, config: Mapping[str, Any]) -> bool:
-        before = _read_kept(self.out / "tables" / f"{name}.csv")
-        return before is not None and all(before.get(key) == value for key, value in config.items())
+        path = self.out / "tables" / f"{name}.csv"
+        before = _read_kept(path)
+        if before is None or any(before.get(key) != value for key, value in config.items()):
+            return False
+        try:
+            older = find_older(before, path.parent)
+        except LostImagesError:  # they are measured again
+            return False
+        if older:
+            warn(f"{path} wasn't made of what is in {older} now; it is computed again")
+        return older is None
 
     def note_duration(self, name: str, seconds: float) -> None:
         """Write down how long a table took, beside what was measured: `Table.seconds` is taken from there."""
@@ -389,7 +404,7 @@ class Study(Results):
     def finish(self) -> None:
         """Write the provenance of the whole results folder."""
         facts = self.provenance()
-        find_ranks().once(lambda: write_json(facts, self.out / "provenance.json"))
+        find_ranks().once(lambda: write_json(facts, self.out / "provenance.json", sealed=True))
 
     def config(self) -> dict[str, Any]:
         """What determines every number."""

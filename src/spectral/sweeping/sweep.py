@@ -19,6 +19,7 @@ from spectral.capture import Tap
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
 from spectral.files import claim, cooperate, ensure_writable
+from spectral.lineage import RUNS, list_runs
 from spectral.measurement import measure_part, measure_run, prepare_run
 from spectral.measurement.images import describe_seen, name_as_before, refuse_changed
 from spectral.measurement.run import Run
@@ -29,7 +30,7 @@ from spectral.store import LostImagesError, ShardStore, read, read_run, refuse_o
 from spectral.summary import SITES_TABLE, SUMMARY_FILE, summarize_measurements, write_summary
 from spectral.sweeping.claims import Claims
 from spectral.sweeping.models import name_folders
-from spectral.table import CONTENT, PROVENANCE, list_digests, read_csv, read_json, write_csv, write_json
+from spectral.table import PROVENANCE, note_digests, read_csv, read_json, write_csv, write_json
 
 OPTIONS, QUEUE = "_sweep.json", "_queue"
 TABLE = "networks.csv"
@@ -276,7 +277,8 @@ class _Network:
     def end(self, run: Run) -> None:
         """Complete the run, and summarise it as ``spectral measure`` does."""
         table = measure_run(run, Ranks(), batch_size=self.plan.batch_size, progress=False, out=self.rows)
-        options = {"seed": self.plan.seed, "limit": self.plan.limit, "skipped": run.images.skipped}  # type: ignore[attr-defined]
+        options = {"seed": self.plan.seed, "limit": self.plan.limit, "skipped": run.images.skipped,  # type: ignore[attr-defined]
+                   RUNS: list_runs(self.rows, self.folder)}  # fmt: skip
         write_summary(summarize_measurements(table), table, self.folder, options)
         self.claims.mark(_END)
 
@@ -383,5 +385,5 @@ def _tabulate(networks: Sequence[_Network], folder: Path) -> pd.DataFrame:
                 if network.finished and not network.failure]  # fmt: skip
         if done:
             paths.append(write_csv(pd.concat(done, ignore_index=True), folder / SUMMARY_FILE))
-        write_json({CONTENT: list_digests(*paths)}, folder / PROVENANCE)
+        note_digests(folder / PROVENANCE, paths, {RUNS: list_runs(folder, folder)})
     return table
