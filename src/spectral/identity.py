@@ -13,7 +13,6 @@ import hashlib
 import json
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -159,10 +158,10 @@ def identify(model: nn.Module, example: Inputs) -> Identity:
             settled = _keep_equal(settled, list_settings(copy))
         return settled, output
 
-    settings: _Settings = list_settings(model)
-    output: list[Sums] | str = "it can't be run on a pattern"
-    with suppress(SpectralError):  # it may run on images and not on a pattern
+    try:
         settings, output = run_on_copy(model, inputs, watch)
+    except SpectralError:  # it may run on images and not on a pattern
+        settings, output = list_settings(model), "it can't be run on a pattern"
     report = find_report(model)
     steps = json.loads(json.dumps(report.steps, default=str)) if report else []
     kinds = {name: _name(type(module)) for name, module in model.named_modules()}

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _LONG = timedelta(days=30)
 _MEETING = ("MASTER_ADDR", "MASTER_PORT")
+# Who says which process of its machine this is: torchrun, Slurm, Open MPI, and what is made of MPICH.
+_PLACES = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,14 @@ class Launch:
     Attributes:
         rank: which of all.
         count: how many there are.
-        local: which of those on this machine.
+        local: which of those on this machine; None where nothing says so.
+        bound: whether each was given devices that the others don't see.
     """
 
     rank: int = 0
     count: int = 1
-    local: int = 0
+    local: int | None = 0
+    bound: bool = False
 
     @property
     def first(self) -> bool:
@@ -51,21 +55,25 @@ class Stopped(KeyboardInterrupt):
 def find_launch() -> Launch:
     """Return what torchrun, or whatever sets the same variables, says of this process.
 
+    Processes that Slurm or MPI starts without them are no job, but each has its place on its machine.
+
     Raises:
         SpectralError: if these say what can't be.
 
     Example:
         >>> find_launch()
-        Launch(rank=0, count=1, local=0)
+        Launch(rank=0, count=1, local=0, bound=False)
     """
+    local = next((_read(name) for name in _PLACES if name in os.environ), None)
+    alone = Launch(local=local or 0, bound=_is_bound())
     if not all(os.environ.get(name) for name in ("RANK", "WORLD_SIZE", *_MEETING)):
-        return Launch()
+        return alone
     rank, count = _read("RANK"), _read("WORLD_SIZE")
     if count == 1:
-        return Launch()
+        return alone
     if rank >= count:
         raise SpectralError(f"RANK={rank} must be below WORLD_SIZE={count}; torchrun sets both")
-    return Launch(rank, count, _read("LOCAL_RANK") if "LOCAL_RANK" in os.environ else 0)
+    return Launch(rank, count, local, alone.bound)
 
 
 def choose_device(device: str, launch: Launch | None = None) -> str:
@@ -75,13 +83,24 @@ def choose_device(device: str, launch: Launch | None = None) -> str:
         device: as the user names it.
         launch: which process it is; by default this one.
 
+    Raises:
+        SpectralError: if nothing says which of several processes this is: all would take the same device.
+
     Example:
         >>> sixth = Launch(rank=5, count=8, local=1)  # the second process of the second machine
         >>> [choose_device(device, sixth) for device in ("cuda", "cuda:0", "cpu", "mps")]
         ['cuda:1', 'cuda:0', 'cpu', 'mps']
     """
     launch = launch or find_launch()
-    return f"{device}:{launch.local}" if device in ("cuda", "xpu") and launch.count > 1 else device
+    if device not in ("cuda", "xpu") or (launch.count == 1 and not launch.local):
+        return device
+    if launch.local is None:
+        raise SpectralError(
+            f"RANK={launch.rank} and WORLD_SIZE={launch.count} are set, but nothing says which process of "
+            f"its machine this is, and all would take the same {device} device; set LOCAL_RANK, as torchrun "
+            f"does, or name a device such as {device}:0"
+        )
+    return f"{device}:{0 if launch.bound else launch.local}"
 
 
 @contextlib.contextmanager
@@ -135,8 +154,16 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise Stopped
 
 
+def _is_bound() -> bool:
+    """Whether Slurm shows this process fewer GPUs than the job has here, as with --gpus-per-task."""
+    of_job, own = os.environ.get("SLURM_GPUS_ON_NODE", ""), os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if "LOCAL_RANK" in os.environ or not of_job.isdecimal() or not own:
+        return False
+    return len(own.split(",")) < int(of_job)
+
+
 def _read(name: str) -> int:
     text = os.environ[name]
     if not text.isdecimal():
-        raise SpectralError(f"{name} must be a whole number ≥ 0, got {text!r}; torchrun sets it")
+        raise SpectralError(f"{name} must be a whole number ≥ 0, got {text!r}; the launcher sets it")
     return int(text)

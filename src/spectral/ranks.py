@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import pickle
+import traceback
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -330,6 +331,7 @@ def _noticing_loss() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        traceback.clear_frames(error.__traceback__)  # torch's hold the group: see `Ranks`
         raise _lose(error) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -362,6 +363,7 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
+@functools.cache  # to read it takes some milliseconds
 def _version(name: str) -> str:
     try:
         return version(name)
