@@ -293,6 +293,14 @@ def test_a_preset_that_repairs_needs_photographs_to_spare(tmp_path):
         Study(options(tmp_path, preset="imagenet", models=models, limit=5))
 
 
+def test_the_preset_of_published_networks_puts_none_of_its_own_under_their_name() -> None:
+    options = StudyOptions(preset="paper")
+    assert list(options.families) == ["strided", "blurpool", "nula"]
+    assert not [name for name in options.families.values() if name.startswith("bundled/")]
+    chosen = ("timm/resnet50", "antialiased/resnet50", "bundled/nula-w32")
+    assert tuple(StudyOptions(preset="paper", models=chosen).families.values()) == chosen
+
+
 def test_unknown_phase_and_too_few_models(tmp_path):
     with pytest.raises(SpectralError, match="unknown phase 11"):
         run_study([11], options(tmp_path))

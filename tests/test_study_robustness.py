@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import shutil
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -635,3 +637,12 @@ def test_a_network_twice_is_refused():
         SpectralError, match="'phase9_networks' has a network twice, expected a row for each; run"
     ):
         FIGURES["fig29_attacks"].plot({"phase9_networks": twice})
+
+
+def test_no_script_is_taken_for_a_package() -> None:
+    """Python looks beside a script first: what a library imports if it is there must not be found there."""
+    folder = Path(__file__).parents[1] / "experiments"
+    names = [path.stem for path in folder.glob("*.py")]
+    assert "site_coverage" in names
+    assert not {"coverage", *sys.stdlib_module_names} & set(names)
+    assert not [name for name in names if importlib.util.find_spec(name)]

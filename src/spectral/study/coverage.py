@@ -3,7 +3,7 @@
 A few small models of every architecture module, without weights and mostly without data; a model that can't
 be built or traced is a row with the error. Writes tables/coverage.csv.
 
-Example: python experiments/coverage.py --library timm --out results
+Example: python experiments/site_coverage.py --library timm --out results
 """
 
 from __future__ import annotations

@@ -67,11 +67,11 @@ PRESETS = {
         phases=(3, 5),
     ),
     "paper": Preset(
-        models=("timm/resnet50", "antialiased/resnet50", "bundled/nula-w32"),
+        models=("timm/resnet50", "antialiased/resnet50", "nula/robust"),
         images="stl10",
         limit=1000,
-        note="published ImageNet checkpoints on STL-10 test images, downloaded if need be; NULA is the "
-        "bundled narrow one at its own 32 px, --models takes nula/robust from the hub in its place",
+        note="published checkpoints, NULA's at its own 32 px, on STL-10 test images, downloaded if need be; "
+        "what can't be had is refused, not replaced: --models takes others",
     ),
 }
 
