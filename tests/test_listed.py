@@ -207,6 +207,24 @@ class TestChanges:
         with pytest.raises(SpectralError, match="images_fingerprint"):
             measure(list_images(folder), tmp_path / "run")
 
+    def test_one_that_listed_is_continued_by_one_that_has_read_all(self, folder, tmp_path):
+        self.stop_after(folder, tmp_path / "run", 400)
+        known = spectral.load_images(folder, size=8, workers=0)
+        with pytest.raises(SpectralError, match="image_count"):
+            measure(known.take(COUNT - 1), tmp_path / "run")
+        table = measure(known, tmp_path / "run")
+        assert table.attrs["resumed"] == 375
+        pd.testing.assert_frame_equal(table, measure(known))
+        assert measure(list_images(folder), tmp_path / "run").attrs["resumed"] == COUNT
+        for number in (3, 450):  # measured by the one and by the other
+            before = (folder / f"{number:04d}.png").resolve()
+            replace_by(folder / f"{number:04d}.png", 6)
+            for load in (list_images, lambda path: spectral.load_images(path, size=8, workers=0)):
+                with pytest.raises(SpectralError, match=rf"image '{number:04d}\.png' as it was before it ch"):
+                    measure(load(folder), tmp_path / "run")
+            (folder / f"{number:04d}.png").unlink()
+            (folder / f"{number:04d}.png").symlink_to(before)
+
     def test_ranks_compare_a_few_images(self, folder):
         images = list_images(folder)
         known = sample_digests(images)

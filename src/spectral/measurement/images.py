@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from torch import Tensor
 
-from spectral.data import LISTED, Images, ListedImages, Seen
+from spectral.data import LISTED, Images, ImageSet, ListedImages, Seen
 from spectral.errors import StorageError
 from spectral.intake import GivenImages
 from spectral.network import make_inputs
@@ -64,15 +64,32 @@ def identify_images(images: Images) -> str:
 
 
 def name_as_before(images: Images, folder: Path, config: dict[str, Any]) -> None:
-    """Name listed images in a configuration as a run does that read them all first and is to be continued.
+    """Name images in a configuration as the run does that is to be continued.
+
+    One that read all images first and one that listed them name the same images otherwise. Whether those that
+    are measured are the same is told by what they are, see `refuse_changed`.
 
     Raises:
         SpectralError: if what the folder says of its run is damaged.
     """
-    if isinstance(images, ListedImages) and holds_run(folder):
-        before = str(read_run(folder)["config"].get("images_fingerprint"))
-        if not before.startswith(LISTED):
-            config["images_fingerprint"] = images.fingerprint
+    if not isinstance(images, ImageSet) or not holds_run(folder):
+        return
+    before = read_run(folder)["config"]
+    listed = is_listed(before)
+    if isinstance(images, ListedImages) and not listed:
+        config["images_fingerprint"] = images.fingerprint
+    elif listed and before.get("image_count") == len(images) + len(images.skipped):
+        config |= {name: before[name] for name in ("images_fingerprint", "image_count")}
+
+
+def is_listed(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration names images by a listing, which says nothing of what they are.
+
+    Example:
+        >>> is_listed({"images_fingerprint": "listed-a1"})
+        True
+    """
+    return str(config.get("images_fingerprint")).startswith(LISTED)
 
 
 def sample_digests(images: Images, count: int = 8) -> list[str]:
@@ -86,11 +103,12 @@ def sample_digests(images: Images, count: int = 8) -> list[str]:
     return [item.find_fault() or item.key for item in chosen]
 
 
-def describe_seen(images: Images, names: Sequence[str]) -> dict[str, list[Any]]:
+def describe_seen(images: Images, names: Sequence[str], config: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Return what reading some images has shown, for the shard with their rows; nothing if it was known."""
-    if not isinstance(images, ListedImages):
+    if not is_listed(config) or not isinstance(images, ImageSet):
         return {}
-    return {name: images.book.seen[name].pack() for name in names if name in images.book.seen}
+    seen = _list_seen(images)
+    return {name: seen[name].pack() for name in names if name in seen}
 
 
 def refuse_changed(images: Images, store: ShardStore) -> None:
@@ -99,12 +117,24 @@ def refuse_changed(images: Images, store: ShardStore) -> None:
     Raises:
         SpectralError: naming one that isn't.
     """
-    if not isinstance(images, ListedImages):
+    if not isinstance(images, ImageSet):
         return
     before = {name: Seen.unpack(own) for name, own in store.seen().items()}
-    if changed := images.recognise(before):
+    if isinstance(images, ListedImages):
+        changed = images.recognise(before)
+    else:
+        known = {name: seen.digest for name, seen in _list_seen(images).items()}
+        changed = [name for name, seen in before.items() if known.get(name) != seen.digest]
+    if changed:
         others = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise StorageError(
             f"{store.folder} holds measurements of image {changed[0]!r}{others} as it was before it changed; "
             f"choose another folder or delete it"
         )
+
+
+def _list_seen(images: ImageSet) -> Mapping[str, Seen]:
+    """Return what reading a set's images has shown so far."""
+    if isinstance(images, ListedImages):
+        return images.book.seen
+    return {item.id: Seen(item.key, item.size, ()) for item in images.items}

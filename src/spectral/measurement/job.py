@@ -18,7 +18,13 @@ from spectral.data import ListedImages
 from spectral.errors import SpectralError
 from spectral.lazy import gather
 from spectral.measurement.description import describe_sites
-from spectral.measurement.images import describe_seen, name_as_before, refuse_changed, sample_digests
+from spectral.measurement.images import (
+    describe_seen,
+    is_listed,
+    name_as_before,
+    refuse_changed,
+    sample_digests,
+)
 from spectral.measurement.run import Run
 from spectral.network import undisturbed
 from spectral.ranks import Ranks, hold
@@ -153,10 +159,11 @@ class _Job:
     def _conclude(self) -> dict[str, Any]:
         """Find out what is only known once all images have been read, where nobody had before."""
         run, ranks, images = self.run, self.ranks, self.run.images
-        if not isinstance(images, ListedImages):
+        if not is_listed(run.config):
             return {}
-        for book in ranks.exchange(images.book.found):
-            images.learn(*book)
+        if isinstance(images, ListedImages):
+            for book in ranks.exchange(images.book.found):
+                images.learn(*book)
         found: dict[str, Any] = {}
         with ranks.agreeing():
             if ranks.first:
@@ -173,7 +180,7 @@ class _Job:
             return
         if self.store:
             names = [name for name in pc.unique(rows["image"]).to_pylist() if name]
-            self.store.append(rows, describe_seen(self.run.images, names))
+            self.store.append(rows, describe_seen(self.run.images, names, self.run.config))
         else:
             self.kept.append(rows)
 

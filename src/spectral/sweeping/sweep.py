@@ -257,7 +257,9 @@ class _Network:
                 first = range(len(run.images))[: self.plan.batch_size]
                 rows = measure_part(run, list(first), self.plan.batch_size)
                 if len(rows):
-                    store.append(rows, describe_seen(run.images, run.images.ids[: self.plan.batch_size]))
+                    store.append(
+                        rows, describe_seen(run.images, run.images.ids[: self.plan.batch_size], run.config)
+                    )
         self.claims.mark(_BEGIN)
         return True
 
@@ -271,7 +273,7 @@ class _Network:
                 images = [i for i in images if run.images.ids[i] not in done]
             rows = measure_part(run, list(images), self.plan.batch_size) if images else ()
             if len(rows):
-                store.append(rows, describe_seen(run.images, [run.images.ids[i] for i in images]))
+                store.append(rows, describe_seen(run.images, [run.images.ids[i] for i in images], run.config))
         self.claims.mark(name)
 
     def end(self, run: Run) -> None:
