@@ -602,15 +602,25 @@ def test_a_summary_has_decibels():
 
 @pytest.mark.parametrize("size", [3, 6, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_constant_map_has_nothing_above_any_limit_under_a_window(size, dtype):
+def test_a_constant_map_has_nothing_above_any_limit_and_is_silent_without_its_mean(size, dtype):
+    """Half of the images are constant: they are counted, and take no part in means and tests."""
     model = nn.Sequential(nn.Conv2d(1, 2, 1, 2)).to(dtype)
-    x = torch.full((2, 1, size, size), 0.7, dtype=dtype)
-    metrics = ("avr_hann", "avr_exclude_dc", "avr_separable_exclude_dc", "alias_power_ratio_channel_median")
+    x = torch.rand(4, 1, size, size, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    x[:2] = 0.7
+    metrics = ("avr", "avr_hann", "avr_exclude_dc", "avr_separable_exclude_dc",
+               "alias_power_ratio_channel_median")  # fmt: skip
     table = spectral.measure(model, x, metrics, taps=("input", "dense", "signal"), progress=False)
-    found = table[table["metric"].str.startswith("avr")]
-    assert len(found) == 2 * 3 * 3
-    assert (found["value"] == 0).all()
-    assert set(table[table["metric"] == "live_channels"]["value"]) == {0.0}
+    constant = table[table["image"].isin(table["image"].unique()[:2])].set_index("metric")["value"]
+    assert (constant[["avr", "avr_hann"]].abs() < 1e-12).all()
+    assert constant[["avr_exclude_dc", "avr_separable_exclude_dc"]].isna().all()
+    assert (constant["live_channels"] == 0).all()
+    summary = spectral.summarize_measurements(table)
+    counts = summary.set_index("metric")[["n", "n_silent"]]
+    assert set(counts.loc[["avr", "avr_hann"]].itertuples(index=False, name=None)) == {(4, 0)}
+    assert set(counts.loc[list(metrics[2:])].itertuples(index=False, name=None)) == {(2, 2)}
+    varying = table[table["image"].isin(table["image"].unique()[2:])]
+    alone = spectral.summarize_measurements(varying).set_index("metric").loc[list(metrics[2:]), "mean"]
+    assert summary.set_index("metric").loc[list(metrics[2:]), "mean"].tolist() == alone.tolist()
 
 
 def test_sites_with_their_chains_are_pickled():

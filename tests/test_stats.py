@@ -382,14 +382,38 @@ def test_relative_change_of_symmetric_values_is_fiellers():
         assert compare_paired(b, (1 + end / 100) * a).p == pytest.approx(0.05, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ([1.2, 1.99, 0.68, 1.44, 1.06, 0.2], [1.0, 1.44, 0.07, 0.85, 0.02, 0.31]),
+        ([1.29, 0.34, 0.33, 0.17, 0.71, 0.85, 0.13], [2.13, 0.14, 2.23, 1.92, 1.68, 1.08, 1.44]),
+    ],
+)
+def test_relative_change_and_p_agree_where_p_has_several_peaks(a, b):
+    """Skewed differences: p of no change is below the level, and above it on both sides."""
+    result, p = relative_change(a, b), compare_paired(b, a).p
+    assert p < 0.05
+    assert result.ci_low > 0 or result.ci_high < 0
+
+
 @quick
-@given(st.integers(0, 10_000))
-def test_relative_change_excludes_zero_exactly_where_the_paired_test_does(seed):
+@given(st.integers(0, 10_000), st.integers(2, 20), st.sampled_from([0.1, 1.0, 3.0]), st.booleans())
+def test_relative_change_excludes_zero_exactly_where_the_paired_test_does(seed, n, tail, faint):
     rng = np.random.default_rng(seed)
-    a = rng.gamma(2.0, size=15)
-    b = a * rng.uniform(0.5, 1.6, size=15)
+    a, b = np.exp(tail * rng.normal(size=(2, n)))
+    b = a + 1e-9 * b * rng.choice([-1, 1], n) if faint else b
     result = relative_change(a, b)
-    assert (result.ci_low > 0 or result.ci_high < 0) == (compare_paired(b, a).p < 0.05)
+    if not math.isnan(result.ci_low):
+        assert (result.ci_low > 0 or result.ci_high < 0) == (compare_paired(b, a).p < 0.05)
+        assert result.ci_low <= result.percent <= result.ci_high
+
+
+def test_a_difference_that_is_rounding_is_none_to_the_interval_and_to_p():
+    a = np.array([1.0, 2.0, 4.0])
+    result = compare_paired([1.0, 1e-22, 3e-22], [1.0, 3e-22, 5e-22])
+    assert result.p == 1
+    assert result.ci_low <= 0 <= result.ci_high
+    assert compare_paired(a, a * (1 + 1e-16)).p == 1
 
 
 def test_relative_change_over_clusters_is_wider():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -404,8 +405,24 @@ def test_the_measured_aliases_are_those_of_measure(batch, monkeypatch):
     assert found["am_relative"] == pytest.approx(expected, rel=1e-4)
 
 
+def test_crops_of_few_photographs_tell_no_more_of_accuracy_than_these():
+    """The classes are two photographs: as many crops as one likes are two of them."""
+    net, data = load_model("bundled/resnet20"), noise_and_edges(12)
+    crops = replace(data, clusters=("ramp", "noise") * 6)
+    alone, cut = (
+        penalty_module._evaluate(net, find_sites(net, 16), own, torch.device("cpu")) for own in (data, crops)
+    )
+    assert (alone["n_clusters"], cut["n_clusters"]) == (12, 2)
+    assert cut["accuracy"] == alone["accuracy"]
+    widths = [own["accuracy_ci_high"] - own["accuracy_ci_low"] for own in (alone, cut)]
+    assert widths[1] > 1.3 * widths[0]
+    with pytest.raises(SpectralError, match="a cluster for each image, got 12 images and 1 clusters"):
+        replace(data, clusters=("one",))
+
+
 def test_crops_of_the_samples_are_split_within_each_photograph():
     train_set, test_set = load_sample_crops(crops=8)
+    assert test_set.clusters == tuple(test_set.classes[i] for i in test_set.labels)
     assert train_set.classes == test_set.classes
     assert len(train_set.classes) == 10
     for data, each in ((train_set, 6), (test_set, 2)):

@@ -36,6 +36,7 @@ QUOTIENTS = {
     "am_relative": ("residual_l1", "kept_l1"),
     "alias_power_ratio": ("residual_power", "kept_power"),
 }
+WITHOUT_MEAN = tuple(metric for metric, sums in QUOTIENTS.items() if sums[-1] == "varying")
 DIFFERENCES = ("above", "above_separable", "varying")  # of the whole and of what lies below the limit
 OF_DENSE_MAP = {"power", "above", "above_separable", "varying"}  # the other sums are of decimated maps
 
@@ -93,6 +94,13 @@ class BandStatistics:
         """Which images have NaN or infinite values, or values that overflow when squared, (B,)."""
         return ~torch.stack(list(self.sums.values())).isfinite().all(0)
 
+    @property
+    def constant(self) -> Tensor:
+        """Which images have maps of nothing but their means, (B,); none where no metric asks for the rest."""
+        if "varying" not in self.sums:
+            return torch.zeros_like(self.doubtful)
+        return self.sums["varying"] <= self.sums["rounding"]
+
     def values(self) -> dict[str, Tensor]:
         """Return ``power`` (the map's mean square) and each metric, (B,), float64."""
         sums = self.sums
@@ -102,8 +110,8 @@ class BandStatistics:
             if metric == "am":
                 values[metric] = part / (self.channels * self.samples)
             else:
-                varying = QUOTIENTS[metric][1] == "varying"
-                values[metric] = divide(part, whole[0], sums["rounding"] if varying else 0.0)
+                floor = sums["rounding"] if metric in WITHOUT_MEAN else 0.0
+                values[metric] = divide(part, whole[0], floor)
         return values
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from spectral.bands import QUOTIENTS, BandStatistics, measure_bands, sum_bands
+from spectral.bands import QUOTIENTS, WITHOUT_MEAN, BandStatistics, measure_bands, sum_bands
 from spectral.channels import (
     compute_channel_alias_ratios,
     find_channel_ratios,
@@ -159,6 +159,11 @@ def evaluate_pieces(
     count = first.bands.channels * maps // len(bands["power"])
     whole = replace(first.bands, channels=count, sums=bands)
     values = whole.values()
+    # A constant map has power and nothing but its mean: without that it is a silent one, and has no share.
+    still = whole.constant & (values["power"] > 0)
+    values |= {
+        name: value.masked_fill(still, torch.nan) for name, value in values.items() if name in WITHOUT_MEAN
+    }
     for name in (metric for metric in metrics if metric in SPECTRUM_METRICS):
         metric = SPECTRUM_METRICS[name]
         values[name] = metric.compute(joined[f"spectrum {metric.window}"] / count, lattice.stride)

@@ -247,19 +247,20 @@ def relative_change(a: ArrayLike, b: ArrayLike, clusters: ArrayLike | None = Non
         reason = "the mean of a is 0, so no change relative to it exists"
         return RelativeChange(*counts, *means, math.nan, math.nan, math.nan, reason)
     scale = ROUNDING * float(max(np.abs(base).max(), np.abs(other).max()))
-    ratio = means[1] / means[0]
+    # Of the change and not of the ratio, whose digits a small change has lost.
+    difference = other - base
+    change = float(difference.mean()) / means[0]
 
-    def excess(r: float) -> float:
-        return estimate_mean(other - r * base, rounding=scale * max(1.0, abs(r))).p - LEVEL
+    def excess(x: float) -> float:
+        return estimate_mean(difference - x * base, rounding=scale * max(1.0, abs(1 + x))).p - LEVEL
 
     reason = ""
     if estimate_mean(base, rounding=scale).p >= LEVEL:
         low = high = math.nan
         reason = "no interval: the mean of a may be 0"
     else:
-        low, high = (_find_crossing(excess, ratio, step) for step in (-1.0, 1.0))
-    percent = [100 * (r - 1) for r in (ratio, low, high)]
-    return RelativeChange(*counts, *means, percent[0], percent[1], percent[2], reason)
+        low, high = (_find_crossing(excess, change, step) for step in (-1.0, 1.0))
+    return RelativeChange(*counts, *means, 100 * change, 100 * low, 100 * high, reason)
 
 
 def summarize_share(flags: ArrayLike, clusters: ArrayLike | None = None) -> Share:
@@ -368,14 +369,28 @@ def _read_paired(
 
 
 def _find_crossing(excess: Callable[[float], float], start: float, direction: float) -> float:
-    """Where p falls below the level, from a ratio of p = 1 on; infinite if it never does."""
+    """Where p falls below the level, from a change of p = 1 on; infinite if it never does.
+
+    p needn't fall evenly where values are skewed: no change at all, which a test beside the interval is
+    about, is asked first.
+    """
     if excess(start) < 0:  # no spread at all
         return start
-    inside, step = start, 1e-3 * max(abs(start), 1e-3)
+    inside, step = start, 1e-3 * max(abs(1 + start), 1e-3)
+    if -start * direction > 0:
+        if excess(0.0) < 0:
+            return _find_root(excess, start, 0.0)
+        inside = 0.0
     for _ in range(60):
         outside = inside + direction * step
         if excess(outside) < 0:
-            ends = sorted((inside, outside))
-            return float(scipy.optimize.brentq(excess, *ends, xtol=1e-12, rtol=1e-12))
+            return _find_root(excess, inside, outside)
         inside, step = outside, 2 * step
     return direction * math.inf
+
+
+def _find_root(excess: Callable[[float], float], inside: float, outside: float) -> float:
+    """Return where p crosses the level between a change inside an interval and one outside of it."""
+    ends = sorted((inside, outside))
+    accuracy = 1e-12 * max(abs(inside), abs(outside))
+    return float(scipy.optimize.brentq(excess, *ends, xtol=accuracy, rtol=1e-12))

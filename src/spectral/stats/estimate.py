@@ -64,8 +64,9 @@ def estimate_mean(values: Vector, rounding: float | None = None) -> Mean:
         return Mean(mean, math.nan, math.nan, math.nan, math.nan, 0, math.nan)
     std = float(values.std(ddof=1))
     if std <= (ROUNDING * float(np.abs(values).max()) if rounding is None else rounding):
-        zero = abs(mean) <= (rounding or 0.0)
-        return Mean(mean, std, mean, mean, 0.0 if zero else math.copysign(math.inf, mean), n - 1, float(zero))
+        if abs(mean) <= (rounding or 0.0):  # no difference from 0, nor may the interval know one
+            return Mean(mean, std, min(mean, 0.0), max(mean, 0.0), 0.0, n - 1, 1.0)
+        return Mean(mean, std, mean, mean, math.copysign(math.inf, mean), n - 1, 0.0)
     error, skew = std / math.sqrt(n), _find_skewness((values - mean) / std) / math.sqrt(n)
     t, quantile = mean / error, float(scipy.special.stdtrit(n - 1, UPPER))
     low = mean - error * max(quantile, _restore(quantile, skew))

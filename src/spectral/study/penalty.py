@@ -82,7 +82,7 @@ def compare_penalty(
     Returns:
         Columns run (plain, penalty), weight, epoch, loss (cross-entropy alone), am_relative,
         alias_power_ratio (means over sites and test images at the dense tap), accuracy with its 95 %
-        interval, n.
+        interval, n, n_clusters: of crops the photographs are the unit.
     """
     weights = {"plain": 0.0, "penalty": recipe.weight}
     total = 2 * recipe.epochs * -(-len(train_set.images) // recipe.batch_size)
@@ -234,20 +234,20 @@ def _evaluate(
 ) -> dict[str, float]:
     """Accuracy, and the mean of the alias metrics over sites and images, in evaluation mode."""
     model.eval()
-    correct, sums = 0, dict.fromkeys(LOGGED, 0.0)
+    right, sums = [], dict.fromkeys(LOGGED, 0.0)
     with AliasingMonitor(model, sites, metrics=LOGGED) as monitor:
         for start in range(0, len(data.images), EVALUATION_BATCH):
             images = normalize(data.images[start : start + EVALUATION_BATCH]).to(device)
             labels = data.labels[start : start + EVALUATION_BATCH].to(device)
-            correct += int((model(images).argmax(1) == labels).sum())
+            right.append((model(images).argmax(1) == labels).cpu())
             values = monitor.values()
             for name in LOGGED:
                 sums[name] += values[f"mean/dense/{name}"] * len(images)
     n = len(data.images)
-    share = stats.count_share(correct, n)
+    share = stats.summarize_share(torch.cat(right), data.clusters)
     means = {name: total / n for name, total in sums.items()}
     return {**means, "accuracy": share.share, "accuracy_ci_low": share.ci_low,
-            "accuracy_ci_high": share.ci_high, "n": n}  # fmt: skip
+            "accuracy_ci_high": share.ci_high, "n": n, "n_clusters": share.n_clusters}  # fmt: skip
 
 
 def _one_cycle(progress: float) -> float:
@@ -275,5 +275,6 @@ def _load_data(data: str, seed: int) -> tuple[LabelledImages, LabelledImages]:
 
 def _read(images: ImageSet, indices: Sequence[int], classes: Sequence[str]) -> LabelledImages:
     pixels = torch.stack([(images[i] * 255).round().to(torch.uint8) for i in indices])
-    labels = torch.tensor([classes.index(str(images.items[i].photograph)) for i in indices])
-    return LabelledImages(pixels, labels, tuple(classes), "samples")
+    photographs = tuple(str(images.items[i].photograph) for i in indices)
+    labels = torch.tensor([classes.index(name) for name in photographs])
+    return LabelledImages(pixels, labels, tuple(classes), "samples", photographs)

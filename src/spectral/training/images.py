@@ -42,18 +42,27 @@ class Normalisation:
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images (N, 3, H, W) uint8 and labels (N,) int64, in memory, with the id that tables will carry."""
+    """Images (N, 3, H, W) uint8 and labels (N,) int64, in memory, with the id that tables will carry.
+
+    ``clusters`` has the photograph that each was cut from, the unit of intervals; without it each is its own.
+    """
 
     images: Tensor
     labels: Tensor
     classes: tuple[str, ...]
     data_id: str
+    clusters: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if len(self.images) == 0 or len(self.images) != len(self.labels):
             raise SpectralError(
                 f"training data: expected as many labels as images, got {len(self.images)} images and "
                 f"{len(self.labels)} labels"
+            )
+        if self.clusters is not None and len(self.clusters) != len(self.images):
+            raise SpectralError(
+                f"training data: expected a cluster for each image, got {len(self.images)} images and "
+                f"{len(self.clusters)} clusters"
             )
 
     def digest(self) -> str:
