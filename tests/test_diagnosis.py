@@ -27,8 +27,8 @@ from spectral.analysis import (
     write_headline,
 )
 from spectral.analysis.folder import Folder
-from spectral.analysis.subset import Subset, spread_over_clusters
 from spectral.cli import main
+from spectral.data.subset import Subset, spread_over_clusters
 from spectral.errors import SpectralError
 from spectral.intake import Feed
 from spectral.stability import measure_stability

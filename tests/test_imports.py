@@ -161,8 +161,15 @@ ALLOWED = {
         "views",
     },
     "layers": {"arguments", "numerics", "validation"},
-    "models": {"arguments", "files", "layers", "surgery"},  # a checkpoint may be of a converted network
-    "data": {"arguments", "classes", "files", "network", "numerics", "synthetic"},
+    "factories": set(),
+    "models": {
+        "arguments",
+        "factories",
+        "files",
+        "layers",
+        "surgery",
+    },  # a checkpoint may be of a converted network
+    "data": {"arguments", "classes", "factories", "files", "network", "numerics", "synthetic"},
     "intake": {"data", "interrupts", "inputs", "models", "network", "numerics", "probe"},
     "latency": {"arguments", "network", "ranks"},
     "classification": {"arguments", "models", "network"},

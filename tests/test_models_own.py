@@ -333,5 +333,5 @@ def test_a_network_of_other_inputs_is_told_how_it_is_measured(tmp_path):
     )
     result = CliRunner().invoke(main, ["sites", f"{tmp_path / 'net.py'}:build", "--size", "16"])
     assert result.exit_code == 2
-    assert "spectral.diagnose(model, inputs) in Python" in result.output
+    assert "give some with --images: a .npy file" in result.output
     assert len(result.output.strip().splitlines()) == 1

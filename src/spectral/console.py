@@ -19,9 +19,8 @@ from spectral.terminal import separate_lines
 
 DEBUG = "SPECTRAL_DEBUG"  # set to anything: errors come with their traceback
 OTHER_INPUTS = (
-    "; commands call a network with one batch of images: with signals, volumes or several inputs, call "
-    "spectral.measure(model, inputs) or spectral.diagnose(model, inputs) in Python, and "
-    "spectral.write_page(found, 'page.html')"
+    "; if it takes signals, volumes or several inputs, give some with --images: a .npy file, a .npz file of "
+    "named inputs, or a function as my_data.py:load"
 )
 BAD_INPUT, DEFECT, INTERRUPTED = 2, 1, 130
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,15 +18,17 @@ from spectral import stats
 from spectral.capture import Tap
 from spectral.classes import match_models
 from spectral.columns import add_holm, bound, bound_summary, compare_columns, to_decibels
-from spectral.data import ImageSet
-from spectral.errors import SpectralError
+from spectral.data import Images
+from spectral.errors import SpectralError, SpectralWarning
 from spectral.files import find_folder
+from spectral.intake import Feed
 from spectral.measurement import measure
 from spectral.pairing import SitePair, match_sites
 from spectral.schema import ALIAS_FREE, POWER_RATIOS, RANGES, SCALE_FREE, with_bounds
 from spectral.sites import Site, find_sites
 from spectral.surgery.report import find_original_names
 
+CALLER = "compare_models"
 IN_DECIBELS = {name: name.replace("ratio", "db") for name in POWER_RATIOS}
 COLUMNS = [
     "model_a", "model_b", "layer", "layer_index", "site_a", "op_a", "site_b", "op_b", "pairing", "tap",
@@ -38,13 +41,14 @@ WORDS = ("layer", "tap", "metric", "reason", "site_a", "site_b", "op_a", "op_b",
 
 def compare_models(
     models: Mapping[str, nn.Module],
-    images: Mapping[str, ImageSet],
+    images: Any,
     metrics: Sequence[str] = SCALE_FREE,
     taps: Sequence[Tap] = ("input", "dense", "signal"),
     *,
     batch_size: int = 32,
     out: Path | None = None,
     progress: bool = True,
+    preprocessing: Any = None,
 ) -> pd.DataFrame:
     """Measure models on the same images and test each against the first, site by site.
 
@@ -55,7 +59,8 @@ def compare_models(
 
     Args:
         models: at least two, by name; the first is the reference.
-        images: for each model, the same pictures in the same order.
+        images: as for `spectral.measure`; where the models take them at different sizes, a dictionary of the
+            same pictures in the same order for each, by the models' names.
         metrics: as for `spectral.measure`; ratios of powers are compared in dB (alias_power_db, …), image by
             image, what is below −100 dB counting as −100, where it is rounding.
         taps: as for `spectral.measure`. Only at ``signal`` are two networks' maps alike whatever their norms
@@ -63,6 +68,7 @@ def compare_models(
         batch_size: images per forward pass.
         out: folder of the measurements, which are continued after an interruption.
         progress: show bars.
+        preprocessing: as for `spectral.measure`, of all models.
 
     Returns:
         A row per model, pair of like sites, tap and metric: both sites and why they are alike (``pairing``),
@@ -79,19 +85,28 @@ def compare_models(
     if len(names) < 2:
         raise SpectralError(f"compare: expected at least 2 models, got {len(names)}")
     at_sites = set(metrics) != {"sis"}
-    sites = {name: find_sites(model, images[name].size or 32) if at_sites else []
-             for name, model in models.items()}  # fmt: skip
+    own = isinstance(images, Mapping) and set(images) == set(names)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SpectralWarning)  # of the images, which measure says
+        feeds = {
+            name: Feed(
+                model, images[name] if own else images, caller=CALLER, preprocessing=preprocessing, name=name
+            )
+            for name, model in models.items()
+        }
+    sites = {name: find_sites(models[name], feed.example) if at_sites else [] for name, feed in feeds.items()}
     before = {name: find_original_names(model, sites[name]) for name, model in models.items()}
     first = names[0]
     pairs = {name: match_sites(sites[first], sites[name], before[first], before[name]) for name in names[1:]}
     if at_sites:
         _require_pairs(pairs, sites, names[0])
     measured = {
-        name: Measured(name, model, sites[name], images[name], measure(
-            model, images[name], metrics, taps=taps, batch_size=batch_size, progress=progress,
+        name: Measured(name, feed.model, sites[name], feed.images, measure(
+            feed.model, feed.images, metrics, taps=taps, batch_size=batch_size, progress=progress,
             out=find_folder(out, name) if out else None, sites=sites[name] if at_sites else None,
+            preprocessing=feed.preparation if feed.normalises else None,
         ))
-        for name, model in models.items()
+        for name, feed in feeds.items()
     }  # fmt: skip
     asked = list(itertools.product(metrics, dict.fromkeys([*taps, "dense", "signal"])))
     rows: list[dict[str, Any]] = []
@@ -122,7 +137,7 @@ class Measured:
     name: str
     model: nn.Module
     sites: Sequence[Site]
-    images: ImageSet
+    images: Images
     table: pd.DataFrame
 
     @cached_property

@@ -26,10 +26,10 @@ from spectral.analysis.examples import find_unstable_images
 from spectral.analysis.fixes import DEFAULT_METHODS, LEFT_OUT, measure_fixes
 from spectral.analysis.folder import Folder, describe_change
 from spectral.analysis.pace import Deadline, time_budget, time_pass
-from spectral.analysis.subset import Subset, spread_over_clusters
 from spectral.arguments import as_path, as_positive
 from spectral.budget import measure_instability_budget, summarize_instability_budget
 from spectral.data import ImageSet
+from spectral.data.subset import Subset, spread_over_clusters
 from spectral.errors import SpectralError, SpectralWarning, StorageError
 from spectral.identity import identify
 from spectral.intake import Feed

@@ -11,8 +11,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from spectral.analysis.subset import Subset
 from spectral.classes import find_classes
+from spectral.data.subset import Subset
 from spectral.intake import Feed
 from spectral.network import Take, list_moves, roll_inputs, undisturbed
 

@@ -21,17 +21,22 @@ from spectral.console import SpectralCommand
 from spectral.display import format_rows
 
 if TYPE_CHECKING:
-    pass
+    from torch import nn
+
+    from spectral.models.info import ModelInfo
 
 
 @click.command(cls=SpectralCommand)
 @click.argument("model")
+@click.option("--images", metavar="NAME|FILE",
+              help="Look for them with the first of these, as for `spectral measure`.")  # fmt: skip
 @model_options
 @click.option("--csv", "csv_path", type=PATH, help="Write the table to this file.")
 @json_option
 @silent_option
 def sites(
     model: str,
+    images: str | None,
     network: ModelOptions,
     csv_path: Path | None,
     json_path: Path | None,
@@ -55,11 +60,9 @@ def sites(
     # Where resolution drops doesn't depend on weights: none are downloaded.
     published = model.startswith(("timm/", "torchvision/")) and not set("@+") & set(model)
     bare = published and network.weights is None
-    net = network.load(f"{model}@random" if bare else model)
-    info = spectral.model_info(net)
-    assert info is not None
-    shape = info.preprocessing.size
-    found = spectral.find_reductions(net, shape)
+    named = f"{model}@random" if bare else model
+    net, info, shape, example = _load_with_example(network, named, images)
+    found = spectral.find_reductions(net, example)
     records = describe_sites([site for site in found if site.op != "global_pool"])
     dense = sum(record["measurable"] for record in records)
     count = f"{len(records)} downsampling site{'' if len(records) == 1 else 's'}"
@@ -71,7 +74,7 @@ def sites(
     if records:
         header = ["name", "op", "kernel", "stride", "input", "output", "channels", "dense map"]
         click.echo(format_rows(header, [_site_cells(record) for record in records]))
-    finer = spectral.find_upsampling(net, shape)
+    finer = spectral.find_upsampling(net, example)
     if finer:
         click.echo(f"the lattice gets finer at {len(finer)} place{'' if len(finer) == 1 else 's'}")
         rows = [
@@ -131,6 +134,21 @@ def classify(
     if json_path:
         content = {"model": model, "weights": info.weights_id, "size": info.preprocessing.size}
         write_json({**content, "resize": resize, "images": found}, json_path)
+
+
+def _load_with_example(
+    network: ModelOptions, model: str, images: str | None
+) -> tuple[nn.Module, ModelInfo, tuple[int, int], Any]:
+    """Load a network, and what it is run on: the first of some images, or the size that it was made for."""
+    from spectral.intake import Feed
+
+    if images is None:
+        net = network.load(model)
+        info = spectral.model_info(net)
+        assert info is not None
+        return net, info, info.preprocessing.size, info.preprocessing.size
+    net, info, pictures = network.load_with_images(model, images, 1, 0)
+    return net, info, info.preprocessing.size, Feed(net, pictures, caller="sites").example
 
 
 def _site_cells(record: Mapping[str, Any]) -> list[str]:

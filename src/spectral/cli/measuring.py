@@ -31,8 +31,6 @@ from spectral.schema import SCALE_FREE
 if TYPE_CHECKING:
     import pandas as pd
 
-    from spectral.data import ImageSet
-
 
 @click.command(cls=SpectralCommand, ranks="share")
 @click.argument("model")
@@ -84,7 +82,8 @@ def measure(
         hold_folder(out)
     net, info, pictures = network.load_with_images(model, images, limit, seed, workers, lazily=True)
     random = " (random weights, not trained)" if model.endswith("@random") else ""
-    skipped = f"; {len(pictures.skipped)} broken file(s) skipped" if pictures.skipped else ""
+    broken = _list_skipped(pictures)
+    skipped = f"; {len(broken)} broken file(s) skipped" if broken else ""
     click.echo(
         f"measuring {model}, weights {info.weights_id}{random}, on {describe_images(pictures)}{skipped}"
     )
@@ -99,7 +98,6 @@ def measure(
     )
     if not find_launch().first:
         return  # the first rank writes for all
-    pictures = pictures.readable()
     summary = spectral.summarize_measurements(table)
     click.echo(f"\n{describe_summary(summary, metrics or DEFAULT_METRICS).text()}")
     if json_path:
@@ -108,7 +106,7 @@ def measure(
     if out:
         runs = {RUNS: list_runs(out / "measurements", out)}
         write_summary(
-            summary, table, out, {"seed": seed, "limit": limit, "skipped": pictures.skipped, **runs}
+            summary, table, out, {"seed": seed, "limit": limit, "skipped": _list_skipped(pictures), **runs}
         )
         resumed = table.attrs["resumed"]
         earlier = f", {resumed} of {len(pictures)} images measured earlier" if resumed else ""
@@ -172,13 +170,11 @@ def compare(
         hold_folder(out)
     if network.weights is not None:
         raise click.UsageError("--weights is for one model; with several name each one's file as MODEL@FILE")
-    nets = {name: network.load(name) for name in models}
+    nets, pictures = network.load_all(models, images, limit, seed, workers)
     infos = {name: spectral.model_info(net) for name, net in nets.items()}
-    sizes = {name: info.preprocessing.size for name, info in infos.items() if info}
-    first = spectral.load_images(images, size=sizes[models[0]], limit=limit, seed=seed, workers=workers)
-    first = first.keep_decoded()  # for all models of one size
-    pictures = {name: first if own == first.size else first.resized(own) for name, own in sizes.items()}
-    shown = ", ".join(f"{name} at {format_size(own)}" for name, own in sizes.items())
+    first = pictures[models[0]]
+    sizes = {name: f" at {format_size(own.size)}" if own.size else "" for name, own in pictures.items()}
+    shown = ", ".join(f"{name}{size}" for name, size in sizes.items())
     click.echo(f"comparing {shown} on {len(first)} images of {first.source}; the reference is {models[0]}")
     table = compare_models(
         nets,
@@ -273,9 +269,16 @@ def attribute(
         _write_attribution(summary, moved, facts | {"device": network.device}, out)
 
 
-def _name_images(images: ImageSet) -> dict[str, Any]:
-    """Say which images a result is of."""
+def _name_images(images: Any) -> dict[str, Any]:
+    """Say which images a result is of: those that could be read."""
+    if isinstance(images, spectral.ImageSet):
+        images = images.readable()
     return {"images": images.source, "fingerprint": images.fingerprint, "count": len(images)}
+
+
+def _list_skipped(images: Any) -> list[tuple[str, str]]:
+    """List the files that could not be read, as far as that is known by now."""
+    return list(images.readable().skipped) if isinstance(images, spectral.ImageSet) else []
 
 
 def _write_attribution(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,6 @@ from spectral.launch import choose_device
 if TYPE_CHECKING:
     from torch import nn
 
-    from spectral.data import ImageSet
     from spectral.models.info import ModelInfo
 
 
@@ -78,8 +77,8 @@ images_option = click.option(
     default=("samples",),
     show_default="samples",
     metavar="NAME|DIR|FILE",
-    help="samples, synthetic, stl10, cifar10, a folder, a file (.tar and .parquet too) or a quoted pattern; "
-    "repeatable.",
+    help="samples, synthetic, stl10, cifar10, a folder, a file (.tar and .parquet too) or a quoted pattern, "
+    "repeatable; or inputs as they are (signals, volumes, several): a .npy or .npz file, or my_data.py:load.",
 )
 batch_size_option = click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda, …")
@@ -105,12 +104,12 @@ class ModelOptions:
     std: tuple[float, ...] | None = None
     device: str = "cpu"
 
-    def load(self, name: str) -> nn.Module:
-        """Load the network."""
+    def load(self, name: str, example: Any = None) -> nn.Module:
+        """Load the network, converted on an example where it is to be."""
         return spectral.load_model(
             name, architecture=self.architecture, weights=self.weights, classes=self.classes,
             input_size=self.input_size, mean=self.mean, std=self.std,
-            device=choose_device(self.device),
+            device=choose_device(self.device), example=example,
         )  # fmt: skip
 
     def load_with_images(
@@ -121,15 +120,65 @@ class ModelOptions:
         seed: int,
         workers: int | None = None,
         lazily: bool = False,
-    ) -> tuple[nn.Module, ModelInfo, ImageSet]:
-        """Load the network and images of its size, and what is known of the network."""
-        net = self.load(name)
-        info = spectral.model_info(net)
+    ) -> tuple[nn.Module, ModelInfo, Any]:
+        """Load the network, what is known of it, and images of its size or values as they are."""
+        nets, pictures = self.load_all([name], images, limit, seed, workers, lazily)
+        info = spectral.model_info(nets[name])
         assert info is not None
-        pictures = spectral.load_images(
-            images, size=info.preprocessing.size, limit=limit, seed=seed, workers=workers, lazily=lazily
-        )
-        return net, info, pictures
+        return nets[name], info, pictures[name]
+
+    def load_all(
+        self,
+        names: Sequence[str],
+        images: str | list[str],
+        limit: int | None,
+        seed: int,
+        workers: int | None = None,
+        lazily: bool = False,
+    ) -> tuple[dict[str, nn.Module], dict[str, Any]]:
+        """Load networks, and for each the same images at its own size, or values as they are.
+
+        Raises:
+            SpectralError: for a network or images that can't be had, or an option that says how to alter what
+                is passed on as it is.
+        """
+        from spectral.data import ImageSet, find_example, names_values, open_images
+
+        def read(size: tuple[int, int] | None) -> Any:
+            return open_images(images, size, limit, seed, workers=workers, lazily=lazily)
+
+        own, first, example = self, None, None
+        if names_values(images):
+            first = read(None)
+            if not isinstance(first, ImageSet):
+                own = self._with_size_of(first, images)
+                example = find_example(first)
+        nets = {name: own.load(name, example) for name in names}
+        sizes = {
+            name: info.preprocessing.size for name, net in nets.items() if (info := spectral.model_info(net))
+        }
+        if first is None:
+            first = read(sizes[names[0]])
+        if isinstance(first, ImageSet) and len(names) > 1:
+            first = first.keep_decoded()  # for all networks of one size
+        return nets, {
+            name: first.resized(size) if isinstance(first, ImageSet) and size != first.size else first
+            for name, size in sizes.items()
+        }
+
+    def _with_size_of(self, values: Any, source: str | list[str]) -> ModelOptions:
+        """Return the options of a network that needn't tell its size, as its inputs have one."""
+        altering: dict[str, Any] = {"--input-size": self.input_size}
+        if is_passed_on(values):
+            altering |= {"--mean": self.mean, "--std": self.std}
+        for option, value in altering.items():
+            if value is not None:
+                raise SpectralError(
+                    f"{option} is for images that are brought to a network; what {source} holds is passed "
+                    f"on as it is: leave {option} out, or do it there"
+                )
+        known = values.size is not None and 0 not in values.size
+        return replace(self, input_size=values.size) if known else self
 
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -156,10 +205,16 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def describe_images(pictures: ImageSet) -> str:
+def describe_images(pictures: Any) -> str:
     """Say how many images of what are used, and at which size."""
-    assert pictures.size is not None
-    return f"{len(pictures)} images of {pictures.source} at {format_size(pictures.size)}"
+    size = pictures.size
+    at = f" at {format_size(size)}" if size and 0 not in size else ""
+    return f"{len(pictures)} {'inputs' if is_passed_on(pictures) else 'images'} of {pictures.source}{at}"
+
+
+def is_passed_on(pictures: Any) -> bool:
+    """Whether they are what a network is called with, as it is."""
+    return bool(getattr(pictures, "prepared", False))
 
 
 def format_size(size: tuple[int, int]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -15,14 +16,19 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from spectral.arguments import is_integer
 from spectral.data.datasets import as_tensors, read_dataset, read_iterable, read_loader, split_labels
-from spectral.data.pictures import make_picture_set, read_pixels
+from spectral.data.imageset import ImageSet, check_limit, spread_over_classes
+from spectral.data.loading import Loading, check_workers
+from spectral.data.pictures import PixelImages, make_picture_set, read_pixels
 from spectral.data.sources import load_images
 from spectral.data.structures import list_leaves
+from spectral.data.subset import Subset
+from spectral.data.values import Values, names_values, read_values
 from spectral.errors import SpectralError
+from spectral.synthetic import Size
 
 EXPECTED = (
     "images from load_images, a tensor or an array (N, C, H, W), a tuple of several inputs, a dictionary of "
-    "named ones, PIL images, paths, a Dataset or a DataLoader"
+    "named ones, PIL images, paths, a .npy or .npz file, a Dataset or a DataLoader"
 )
 
 
@@ -36,7 +42,7 @@ def adapt_images(images: Any, caller: str, lazily: bool = False) -> Any:
 
     Names, paths, PIL images, arrays of 8-bit pixels, datasets and loaders become sets. Tensors, alone or
     nested in tuples, lists and dictionaries, are what a network is called with, and are returned as such,
-    arrays among them as tensors.
+    arrays among them as tensors; those in a file of arrays, or from a function that is named, as `Values`.
 
     Args:
         images: what the user gave.
@@ -52,9 +58,11 @@ def adapt_images(images: Any, caller: str, lazily: bool = False) -> Any:
         >>> adapt_images(np.zeros((2, 3, 8, 9)), "example").shape
         torch.Size([2, 3, 8, 9])
     """
-    if is_image_set(images):
+    if is_image_set(images) or isinstance(images, Values):
         return images
     if isinstance(images, str | os.PathLike):
+        if names_values(images):
+            return _open_values(images, caller)
         return load_images(images, lazily=lazily)  # type: ignore[arg-type]
     if isinstance(images, Image.Image):
         return make_picture_set([images], "image")
@@ -77,6 +85,60 @@ def adapt_images(images: Any, caller: str, lazily: bool = False) -> Any:
     if isinstance(images, Iterable):
         return _read_stream(images, caller)
     raise SpectralError(f"{caller}: expected {EXPECTED}, got {type(images).__name__}")
+
+
+def open_images(
+    source: str | Sequence[str],
+    size: Size | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    lazily: bool = False,
+) -> Any:
+    """Load images as `load_images` does, or what is named besides: a file of arrays, or a function.
+
+    Args:
+        source: as for `load_images`; one .npy or .npz file, or ``my_data.py:load``, whose values are passed
+            as they are.
+        size: of images; values, and pixels in an array, have their own.
+        limit: how many, at most: a seeded choice, spread over the classes where these are known.
+        seed: of the choice.
+        workers: as for `load_images`.
+        lazily: as for `load_images`.
+
+    Raises:
+        SpectralError: if it can't be read, or holds nothing.
+    """
+    several = [] if isinstance(source, str) else [one for one in source if names_values(one)]
+    if several:
+        raise SpectralError(f"{several[0]} can't be joined with other images; give it alone")
+    if not isinstance(source, str) or not names_values(source):
+        return load_images(source, size, limit, seed, workers=workers, lazily=lazily)
+    found = adapt_images(source, "images")
+    if not len(found):
+        raise SpectralError(f"{source} holds no images")
+    if isinstance(found, ImageSet):
+        found = (found if found.size or size is None else found.resized(size)).with_loading(
+            Loading(found.loading.workers if workers is None else check_workers(workers, "images"))
+        )
+    if limit is None or len(found) <= check_limit(limit):
+        return found
+    labels = found.labels or [None] * len(found)
+    chosen = sorted(spread_over_classes(labels, seed)[:limit])
+    if isinstance(found, Values):
+        return found.choose(chosen)
+    if isinstance(found, ImageSet):
+        return replace(found, items=[found.items[i] for i in chosen])
+    return Subset(found, chosen)
+
+
+def _open_values(source: str | os.PathLike[str], caller: str) -> Any:
+    """Read a file of arrays or call a function; tensors come as `Values`, under the name of their source."""
+    made, labels, name = read_values(source)
+    adapted = adapt_images(made, caller)
+    if isinstance(adapted, PixelImages):
+        return PixelImages(adapted.pixels, name, labels)
+    return adapted if is_image_set(adapted) else Values(name, adapted, labels)
 
 
 def _read_array(array: np.ndarray[Any, Any], caller: str) -> Any:

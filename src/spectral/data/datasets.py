@@ -120,11 +120,11 @@ class BatchedImages:
         digest = hashlib.sha256()
         for batch in batches:
             part, labels = split_labels(batch)
-            count = _count_images(part)
+            count = count_images(part)
             self._parts.append(part)
             self._counts.append(count)
             self.labels += labels if len(labels) == count else [None] * count
-            digest.update(_hash_values(part).encode())
+            digest.update(hash_values(part).encode())
         self.ids = self.clusters = [f"{i:04d}" for i in range(sum(self._counts))]
         self.fingerprint = digest.hexdigest()[:16]
         self._places = [(part, i) for part, count in enumerate(self._counts) for i in range(count)]
@@ -275,10 +275,11 @@ def _reopen(dataset: Any, index: int) -> Image.Image:
 
 def _describe_item(item: Any) -> tuple[int | None, str]:
     rest, labels = split_labels(item)
-    return next(iter(labels), None), _hash_values(rest)
+    return next(iter(labels), None), hash_values(rest)
 
 
-def _hash_values(value: Any) -> str:
+def hash_values(value: Any) -> str:
+    """Return a digest of the shapes, types and values of whatever a batch holds."""
     digest = hashlib.sha256()
     for leaf in list_leaves(value):
         if isinstance(leaf, Tensor):
@@ -292,7 +293,7 @@ def _hash_values(value: Any) -> str:
     return digest.hexdigest()[:32]
 
 
-def _count_images(batch: Any) -> int:
+def count_images(batch: Any) -> int:
     """How many images a batch has: the entries of its first tensor of three axes or more."""
     if isinstance(batch, list) and batch and all(isinstance(x, Tensor) and x.ndim == 3 for x in batch):
         return len(batch)

@@ -27,6 +27,7 @@ class PixelImages:
     Args:
         pixels: (N, C, H, W), uint8.
         source: where they come from.
+        labels: of each, where known.
 
     Example:
         >>> images = PixelImages(torch.full((2, 3, 4, 4), 51, dtype=torch.uint8))
@@ -36,10 +37,10 @@ class PixelImages:
 
     prepared = False
 
-    def __init__(self, pixels: Tensor, source: str = "array") -> None:
+    def __init__(self, pixels: Tensor, source: str = "array", labels: Sequence[int | None] = ()) -> None:
         self.pixels, self.source = pixels, source
         self.ids = self.clusters = [f"{i:04d}" for i in range(len(pixels))]
-        self.labels: list[int | None] = [None] * len(pixels)
+        self.labels: list[int | None] = list(labels) or [None] * len(pixels)
         self.size: tuple[int, int] = (pixels.shape[-2], pixels.shape[-1])
 
     @property

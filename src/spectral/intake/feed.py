@@ -13,6 +13,7 @@ from spectral.data import (
     Images,
     ListedImages,
     Loading,
+    Values,
     adapt_images,
     check_workers,
     is_image_set,
@@ -259,6 +260,9 @@ class Feed:
         if is_image_set(adapted):
             self.normalises = self.normalises or not getattr(adapted, "prepared", False)
             return adapted  # type: ignore[no-any-return]
+        named = adapted if isinstance(adapted, Values) else None
+        if named is not None:
+            adapted = named.content
         if isinstance(adapted, Tensor) and adapted.numel() == 0:
             raise SpectralError(f"{self.caller}: there are no images")
         if isinstance(adapted, Tensor) and adapted.dtype == torch.uint8:
@@ -267,6 +271,8 @@ class Feed:
             require_clear(adapted, self.model, self.caller)
         inputs = self._choose(adapted, first_only=True)
         self._check_range(inputs.image)
+        if named is not None:
+            return GivenImages(inputs, named.source, named.labels)
         return GivenImages(inputs, "tensor" if isinstance(adapted, Tensor) else "inputs")
 
     def _adapt_bytes(self, pixels: Tensor) -> Images:

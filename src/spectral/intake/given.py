@@ -18,6 +18,7 @@ class GivenImages:
     Args:
         inputs: of all images.
         source: where they come from.
+        labels: of each, where known.
 
     Raises:
         SpectralError: if there are none.
@@ -30,10 +31,10 @@ class GivenImages:
 
     prepared = True
 
-    def __init__(self, inputs: Inputs, source: str = "tensor") -> None:
+    def __init__(self, inputs: Inputs, source: str = "tensor", labels: Sequence[int | None] = ()) -> None:
         self.inputs, self.source = inputs, source
         self.ids = self.clusters = [f"{i:04d}" for i in range(inputs.count)]
-        self.labels: list[int | None] = [None] * inputs.count
+        self.labels: list[int | None] = list(labels) or [None] * inputs.count
         extents = find_extents(inputs, guess_layout(inputs))
         self.size: tuple[int, int] | None = (extents.get("h", 1), extents["w"]) if "w" in extents else None
 

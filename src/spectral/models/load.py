@@ -14,6 +14,7 @@ from torch import nn
 
 from spectral.arguments import MOST_SAMPLES, as_integer
 from spectral.errors import SpectralError, SpectralWarning
+from spectral.factories import SUFFIX, split_factory
 from spectral.models.architectures import ARCHITECTURES, EXAMPLES, build, family_of
 from spectral.models.checkpoint import hash_state, load_state, read_metadata, require_finite
 from spectral.models.fetching import RANDOM
@@ -22,7 +23,6 @@ from spectral.models.preprocessing import read_preparation
 from spectral.models.sources import (
     FORM,
     SOURCES,
-    SUFFIX,
     UNKNOWN,
     Loaded,
     Source,
@@ -31,7 +31,6 @@ from spectral.models.sources import (
     open_own,
     open_transformers,
     require_name,
-    split_factory,
 )
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".th")
@@ -54,6 +53,7 @@ def load_model(
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
     device: str | torch.device = "cpu",
+    example: Any = None,
 ) -> nn.Module:
     """Load a network by name or from a weights file, in eval mode, its parameters still requiring gradients.
 
@@ -89,6 +89,7 @@ def load_model(
         mean: of each channel, what its images are normalised with, in place of what is known of it.
         std: as ``mean``.
         device: where to put the model.
+        example: of ``NAME+METHOD``, what to look for its sites with; by default an image of its size.
 
     Raises:
         SpectralError: if the name, architecture or device is unknown, a hub can't be reached, what is run of
@@ -108,7 +109,7 @@ def load_model(
     plain, _, method = asked.rpartition("+") if converted else (asked, "", "")
     if method:
         own = {"architecture": architecture, "weights": weights, "classes": classes, "input_size": input_size,
-               "mean": mean, "std": std, "device": device}  # fmt: skip
+               "mean": mean, "std": std, "device": device, "example": example}  # fmt: skip
         return _load_converted(plain, method, own)
     asked, weights = _split_weights(asked, weights)
     count = None if classes is None else as_integer(classes, "load_model: classes", least=1)
@@ -213,7 +214,7 @@ def _load_converted(name: str, method: str, own: Mapping[str, Any]) -> nn.Module
     model = load_model(name, **own)
     with torch.random.fork_rng(devices=[]):  # some layers have weights of their own
         torch.default_generator.manual_seed(RANDOM_SEED)
-        model = convert(model, **read_change(method))
+        model = convert(model, **read_change(method), example=own["example"])
     report = conversion_report(model)
     if not report.changes:
         first = report.obstacle

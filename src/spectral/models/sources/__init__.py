@@ -3,7 +3,7 @@
 from spectral.models.sources.base import Loaded, Source, fill, require_name
 from spectral.models.sources.huggingface import TRANSFORMERS, is_folder, open_transformers
 from spectral.models.sources.libraries import ANTIALIASED, TIMM, TORCHVISION
-from spectral.models.sources.own import FORM, SUFFIX, UNKNOWN, open_own, split_factory
+from spectral.models.sources.own import FORM, UNKNOWN, open_own
 from spectral.models.sources.packaged import PACKAGED
 from spectral.models.sources.published import CIFAR_HUB_SOURCE, NULA, ROBUSTBENCH
 
@@ -22,7 +22,6 @@ SOURCES: dict[str, Source] = {
 __all__ = [
     "FORM",
     "SOURCES",
-    "SUFFIX",
     "UNKNOWN",
     "Loaded",
     "Source",
@@ -31,5 +30,4 @@ __all__ = [
     "open_own",
     "open_transformers",
     "require_name",
-    "split_factory",
 ]

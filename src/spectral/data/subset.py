@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from spectral.data import Images, Loading
+from spectral.data.loading import Loading
+from spectral.data.protocol import Images
 
 
 class Subset:

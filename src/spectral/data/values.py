@@ -1,0 +1,143 @@
+"""What a network is called with, from a file of arrays or from a function: passed on as it is."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from spectral.data.datasets import as_tensors, count_images, hash_values, split_labels
+from spectral.data.structures import list_leaves, pick
+from spectral.errors import SpectralError
+from spectral.factories import explaining, find_needed, opened, split_factory
+
+ARRAYS = (".npy", ".npz")
+FORM = "a .npy or .npz file, or a function as my_data.py:load"
+
+
+@dataclass(frozen=True)
+class Values:
+    """What a network is called with: tensors of all images, alone or nested as its forward takes them.
+
+    Args:
+        source: where they come from.
+        content: a tensor, a tuple of several inputs, a list, or a dictionary of named ones.
+        labels: of each, where known.
+
+    Raises:
+        SpectralError: if there is no tensor with an entry for each.
+
+    Example:
+        >>> import torch
+        >>> pairs = Values("my_data.py:load", (torch.zeros(3, 1, 8, 8), torch.ones(3, 5)))
+        >>> len(pairs), len(pairs.choose([0, 2]).content[1])
+        (3, 2)
+    """
+
+    source: str
+    content: Any
+    labels: Sequence[int | None] = field(default=())
+    prepared = True
+
+    def __len__(self) -> int:
+        return count_images(self.content)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the first input with most axes; of signals 1 and their length."""
+        shape = max((tuple(x.shape) for x in list_leaves(self.content) if isinstance(x, Tensor)), key=len)
+        return (shape[-2] if len(shape) > 3 else 1, shape[-1])
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever a value does."""
+        return hash_values(self.content)[:16]
+
+    def choose(self, indices: Sequence[int]) -> Values:
+        """Return some of them."""
+        some = pick(self.content, list(indices), len(self))
+        return Values(self.source, some, [self.labels[i] for i in indices] if self.labels else ())
+
+
+def names_values(source: object) -> bool:
+    """Whether a name is one of a file of arrays, or of a function in the form in which one is run.
+
+    Example:
+        >>> names_values("pairs.npz"), names_values("my_data.py:load"), names_values("photos")
+        (True, True, False)
+    """
+    if not isinstance(source, str | os.PathLike):
+        return False
+    named = isinstance(source, str) and split_factory(source) is not None and not Path(source).exists()
+    return named or Path(source).suffix.lower() in ARRAYS
+
+
+def find_example(images: Any) -> Any:
+    """Return the first of what is passed on to a network as it is; None of images."""
+    if isinstance(images, Values):
+        return images.choose([0]).content
+    if not getattr(images, "prepared", False):
+        return None
+    return next(iter(images.batches(1, indices=[0])))[1]
+
+
+def read_values(source: str | os.PathLike[str]) -> tuple[Any, list[int | None], str]:
+    """Read a file of arrays, or call a function: what it holds or gives, its labels, and where it is from.
+
+    Several arrays of a .npz file are a network's named inputs, or its inputs in their order where they have
+    no names; whole numbers that are called ``label``, ``target``, ``y`` or such are labels. Nothing that is
+    pickled is read.
+
+    Raises:
+        SpectralError: if the file can't be read, or the function fails, needs arguments or gives nothing.
+    """
+    if Path(source).suffix.lower() in ARRAYS:
+        path = Path(source).expanduser()
+        return *_name_inputs(_read_arrays(path)), f"file:{path.name}"
+    made = _call(str(source))
+    return *(split_labels(as_tensors(made)) if isinstance(made, Mapping) else (made, [])), str(source)
+
+
+def _read_arrays(path: Path) -> Any:
+    try:
+        with path.open("rb") as file:
+            found = np.load(file, allow_pickle=False)
+            return found if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise SpectralError(
+            f"{path} can't be read as arrays ({why}); write it with numpy.save or numpy.savez"
+        ) from error
+
+
+def _name_inputs(found: Any) -> tuple[Any, list[int | None]]:
+    """Return the inputs among arrays, and their labels."""
+    if not isinstance(found, Mapping):
+        return found, []
+    inputs, labels = split_labels(as_tensors(found))
+    if len(inputs) == 1:
+        return found[next(iter(inputs))], labels  # an array: 8-bit pixels are seen as such
+    unnamed = list(inputs) == [f"arr_{i}" for i in range(len(inputs))]
+    return tuple(inputs.values()) if unnamed else inputs, labels
+
+
+def _call(asked: str) -> Any:
+    with opened(asked) as found:
+        made = found
+        if callable(found) and not hasattr(found, "__len__"):
+            if needed := find_needed(found):
+                raise SpectralError(
+                    f"{asked} needs arguments ({', '.join(needed)}), but is called without; give them "
+                    f"defaults, or name a function that needs none"
+                )
+            with explaining(asked, "the function"):
+                made = found()
+    if made is None:
+        raise SpectralError(f"{asked} gave None; expected tensors, arrays, images or a dataset")
+    return made

@@ -1,0 +1,176 @@
+"""Signals, volumes and several inputs by command: a file of arrays, or a function that is named."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import spectral
+from spectral.cli import main
+from spectral.data import Values, open_images
+from spectral.errors import SpectralError
+
+OWN = """
+import torch
+from torch import nn
+
+def seeded(net):
+    for number, p in enumerate(net.parameters()):
+        nn.init.normal_(p, std=0.3, generator=torch.Generator().manual_seed(number))
+    return net
+
+def audio():
+    return seeded(nn.Sequential(nn.Conv1d(1, 4, 9, 4, 4), nn.ReLU(), nn.Conv1d(4, 4, 5, 4, 2),
+                                nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 5)))
+
+def volume():
+    return seeded(nn.Sequential(nn.Conv3d(1, 3, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(),
+                                nn.Linear(3, 3)))
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3, 2, 1), nn.Linear(4, 5)
+        seeded(self)
+
+    def forward(self, image, scale):
+        return self.head(self.conv(image).relu().mean((2, 3)) * scale[:, None])
+
+def drawn(count=6):
+    return torch.rand(count, 1, 256, generator=torch.Generator().manual_seed(1))
+
+class Items(torch.utils.data.Dataset):
+    def __len__(self): return 6
+    def __getitem__(self, i):
+        if i >= 6: raise IndexError
+        return drawn()[i], i % 5
+
+def loader(): return torch.utils.data.DataLoader(Items(), batch_size=4)
+def raising(): raise RuntimeError("no such luck")
+def needing(folder): return drawn()
+def nothing(): return None
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text(OWN)
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "audio.npy", rng.standard_normal((6, 1, 256)).astype(np.float32))
+    volumes = rng.standard_normal((5, 1, 8, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "volume.npz", x=volumes, label=np.arange(5) % 3)
+    image, scale = rng.random((5, 3, 16, 16)).astype(np.float32), rng.random(5).astype(np.float32)
+    np.savez(tmp_path / "two.npz", scale=scale, image=image, label=np.arange(5))
+    np.savez(tmp_path / "unnamed.npz", image, scale)
+    np.save(tmp_path / "pixels.npy", rng.integers(0, 256, (3, 16, 16, 3)).astype(np.uint8))
+    np.save(tmp_path / "objects.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*args, code=0):
+    found = CliRunner().invoke(main, [*args, "--quiet"])
+    assert found.exit_code == code, found.output
+    return found.output
+
+
+@pytest.mark.parametrize(
+    ("net", "data", "n", "labels"),
+    [
+        ("audio", "audio.npy", 6, 0), ("volume", "volume.npz", 5, 5), ("Two", "two.npz", 5, 5),
+        ("Two", "unnamed.npz", 5, 0), ("audio", "own.py:loader", 6, 6), ("audio", "own.py:drawn", 6, 0),
+    ],
+)  # fmt: skip
+def test_the_command_gives_what_the_function_gives(net, data, n, labels, folder):
+    run("measure", f"own.py:{net}", "--images", data, "--out", "run", "--metrics", "alias_power_ratio,sis")
+    table = spectral.read("run/measurements")
+    assert table["image"].replace("", np.nan).nunique() == n
+    namespace: dict[str, object] = {}
+    exec(OWN, namespace)
+    model = namespace[net]()
+    given = {
+        "audio.npy": lambda: torch.from_numpy(np.load("audio.npy")),
+        "volume.npz": lambda: torch.from_numpy(np.load("volume.npz")["x"]),
+        "own.py:drawn": namespace["drawn"],
+        "own.py:loader": namespace["drawn"],
+    }.get(data, lambda: tuple(torch.from_numpy(np.load("two.npz")[name]) for name in ("image", "scale")))()
+    expected = spectral.measure(model, given, ["alias_power_ratio", "sis"], progress=False)
+    keys = ["image", "site", "tap", "metric"]
+    both = table.merge(expected, on=keys, suffixes=("", "_api"))
+    assert len(both) == len(expected) > 0  # known labels tell one number more
+    np.testing.assert_allclose(both["value"], both["value_api"], rtol=1e-5, atol=1e-9)
+    assert len([label for label in (open_images(data).labels or ()) if label is not None]) == labels
+
+
+@pytest.mark.parametrize(
+    ("net", "data", "sites"), [("audio", "audio.npy", 2), ("volume", "volume.npz", 1), ("Two", "two.npz", 1)]
+)
+def test_a_diagnosis_takes_them(net, data, sites, folder):
+    options = ["--methods", "flc", "--budget-images", "2", "--out", "found"]
+    said = run("diagnose", f"own.py:{net}", "--images", data, *options)
+    assert f"of {sites} measured site" in said
+    assert f"{data}" in (folder / "found" / "page.html").read_text()
+
+
+def test_every_other_command_takes_them(folder):
+    assert "2 downsampling sites" in run("sites", "own.py:audio", "--images", "audio.npy")
+    assert "all sites" in run("attribute", "own.py:audio", "--images", "audio.npy", "--limit", "2")
+    assert "decimation" in run("budget", "own.py:audio", "--images", "audio.npy", "--limit", "2")
+    both = ["own.py:audio", "own.py:audio+flc"]
+    assert "twin" in run("compare", *both, "--images", "audio.npy", "--metrics", "avr")
+
+
+def test_a_limit_is_a_choice_over_the_classes_and_a_seed(folder):
+    some = open_images("volume.npz", limit=3, seed=1)
+    assert sorted(some.labels) == [0, 1, 2]
+    assert len(some) == 3
+    assert some.fingerprint != open_images("volume.npz", limit=3, seed=2).fingerprint
+    assert len(open_images("own.py:loader", limit=4)) == 4
+    assert open_images("pixels.npy", limit=2).size == (16, 16)
+    with pytest.raises(SpectralError, match="whole number ≥ 1"):
+        open_images("audio.npy", limit=0)
+
+
+def test_what_they_are_of_is_written_down(folder):
+    run("measure", "own.py:Two", "--images", "two.npz", "--json", "found.json", "--limit", "4")
+    facts = json.loads((folder / "found.json").read_text())
+    assert (facts["images"], facts["count"]) == ("file:two.npz", 4)
+    assert facts["fingerprint"] == open_images("two.npz", limit=4).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["own.py:raising"], "own.py:raising: the function raised RuntimeError: no such luck"),
+        (["own.py:needing"], "own.py:needing needs arguments (folder)"),
+        (["own.py:nothing"], "own.py:nothing gave None"),
+        (["own.py:missing"], "there is no 'missing' in it"),
+        (["missing.npy"], "missing.npy can't be read as arrays"),
+        (["objects.npy"], "objects.npy can't be read as arrays (Object arrays cannot be loaded"),
+        (["audio.npy", "--images", "two.npz"], "audio.npy can't be joined with other images"),
+        (["audio.npy", "--mean", "0.5", "--std", "0.5"], "--mean is for images"),
+        (["audio.npy", "--input-size", "64"], "--input-size is for images"),
+        (["two.npz"], "the forward of Sequential failed on"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(options, said, folder):
+    output = run("measure", "own.py:audio", "--images", *options, code=2)
+    assert said in output
+    assert "Traceback" not in output
+
+
+def test_a_file_of_python_is_run_only_where_one_of_its_names_is_given(folder):
+    (folder / "trap.py").write_text("raise SystemExit('run')")
+    assert "run" not in run("measure", "own.py:audio", "--images", "trap.py", code=2).split("Error:")[0]
+
+
+def test_values_are_told_apart_and_chosen():
+    pairs = Values("here", (torch.arange(12.0).view(3, 4), torch.arange(3)), [5, 6, 7])
+    some = pairs.choose([2, 0])
+    assert some.content[0][:, 0].tolist() == [8, 0]
+    assert (some.content[1].tolist(), some.labels) == ([2, 0], [7, 5])
+    assert some.fingerprint != pairs.fingerprint == Values("there", pairs.content).fingerprint
