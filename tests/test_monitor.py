@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from spectral.errors import SpectralError
-from spectral.measurement import measure
+from spectral.measurement import captures, measure
 from spectral.models.architectures import build
 from spectral.monitor import AliasingMonitor, AliasingPenalty
 from spectral.sites import find_sites
@@ -51,6 +51,20 @@ def test_values_are_those_of_measure():
         assert found[f"{site}/{tap}/{metric}"] == pytest.approx(value, rel=1e-6)
     both = expected.xs(("dense", "am"), level=("tap", "metric")).mean()
     assert monitor.values()["mean/dense/am"] == pytest.approx(both, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "metrics", [("avr", "am"), ("avr_exclude_dc",), ("alias_power_ratio_channel_median",)]
+)
+def test_batches_that_are_measured_in_pieces_have_the_values_of_the_whole(metrics, monkeypatch):
+    net, x = make().eval(), image(7, 3, 16, 16)
+    found = []
+    for elements in (captures.CHUNK_ELEMENTS, 3 * 4 * 16 * 16):
+        monkeypatch.setattr(captures, "CHUNK_ELEMENTS", elements)
+        with AliasingMonitor(net, find_sites(net, 16), metrics) as monitor:
+            net(x)
+        found.append(monitor.values())
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
 def test_training_is_the_same_with_a_monitor():

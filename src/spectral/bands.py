@@ -98,7 +98,7 @@ class BandStatistics:
     def constant(self) -> Tensor:
         """Which images have maps of nothing but their means, (B,); none where no metric asks for the rest."""
         if "varying" not in self.sums:
-            return torch.zeros_like(self.doubtful)
+            return torch.zeros_like(self.sums["power"], dtype=torch.bool)
         return self.sums["varying"] <= self.sums["rounding"]
 
     def values(self) -> dict[str, Tensor]:
