@@ -21,6 +21,7 @@ from test_measurement import tiny
 
 import spectral
 from spectral.data import adapt_images
+from spectral.data.pages import measure_unfolded
 from spectral.errors import SpectralError, SpectralWarning
 
 COUNT = 7
@@ -251,6 +252,63 @@ def test_parquet_that_claims_more_than_it_may(tmp_path):
     pq.write_table(pa.table({"image": pa.nulls(10**6, pa.binary())}), tmp_path / "a.parquet")
     with pytest.raises(SpectralError, match="claims 1000000 rows in"):
         spectral.load_images(tmp_path / "a.parquet")
+
+
+def test_parquet_pages_that_unfold_to_more_than_the_footer_says(tmp_path):
+    """Arrow makes room for what a page claims, and unfolds a page that isn't what the footer says of it."""
+    path = tmp_path / "a.parquet"
+    pq.write_table(
+        pa.table({"image": [encode(i, "PNG") + bytes(2**20) for i in range(4)]}), path,
+        compression="zstd", use_dictionary=False, data_page_size=1, write_batch_size=1,
+    )  # fmt: skip
+    assert len(spectral.load_images(path)) == 4  # as it is
+    content = path.read_bytes()
+    for i in range(4):
+        size = 4 + len(encode(i, "PNG")) + 2**20 + 6  # and of levels, which say that the value is there
+        content = content.replace(_zigzag(size), _zigzag(130 * 2**20))
+    path.write_bytes(content)
+    with pytest.raises(SpectralError, match="pages of image unfold to up to 520 MiB, more than 384"):
+        spectral.load_images(path)
+    pq.write_table(
+        pa.table({"image": [bytes(2**20) + encode(i, "PNG") for i in range(500)]}), path,
+        column_encoding={"image": "DELTA_BYTE_ARRAY"}, use_dictionary=False,
+    )  # fmt: skip
+    assert path.stat().st_size < 2**20
+    with pytest.raises(SpectralError, match="pages of image unfold to up to"):
+        spectral.load_images(path)
+
+
+def _zigzag(number: int) -> bytes:
+    """A number as Thrift's compact protocol has it."""
+    number, found = number << 1, bytearray()
+    while number:
+        found.append(number & 127 | (128 if number >> 7 else 0))
+        number >>= 7
+    return bytes(found)
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("options", [{}, {"write_page_index": True}, {"write_page_checksum": True},
+                                     {"write_statistics": False}, {"compression": "none"}])  # fmt: skip
+def test_pages_unfold_to_what_the_footer_says_of_an_honest_file(version, options, tmp_path):
+    path = tmp_path / "a.parquet"
+    table = pa.table({"image": [bytes([i]) * 3000 for i in range(50)] + [None], "label": range(51)})
+    pq.write_table(
+        table,
+        path,
+        data_page_version=version,
+        row_group_size=20,
+        data_page_size=9000,
+        write_batch_size=2,
+        **options,
+    )
+    facts = pq.read_metadata(path)
+    for group in range(facts.num_row_groups):
+        for column in range(2):
+            chunk = facts.row_group(group).column(column)
+            with path.open("rb") as file:
+                found = measure_unfolded(file, chunk)
+            assert 0 < found <= chunk.total_uncompressed_size < found + 2000 + 6100 * 20  # with headers
 
 
 @pytest.mark.parametrize("nested", [False, True])

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from spectral.errors import StorageError
-from spectral.schema import RUN_FILE, SITES_FILE
+from spectral.schema import RUN_FILE, SHARD, SITES_FILE
 from spectral.store import LostImagesError, digest_run
 from spectral.table import PROVENANCE, check_tables, read_csv, read_json
 
@@ -99,4 +99,6 @@ def verify_below(folder: Path) -> None:
 
 
 def _find_runs(folder: Path) -> list[Path]:
-    return sorted(path.parent for path in folder.rglob(RUN_FILE))
+    """List the folders below one that have anything of a run, without what says of which it is among them."""
+    marks = (RUN_FILE, SITES_FILE, SHARD.replace("{}{:06d}", "*"))
+    return sorted({path.parent for mark in marks for path in folder.rglob(mark)})

@@ -21,11 +21,11 @@ from spectral.data.decode import decode_image, inspect_image, list_extensions, l
 from spectral.data.folder import Choice, FolderListing, Found, choose, choose_listed, choose_readable
 from spectral.data.imageset import ImageItem, ImageSet
 from spectral.data.listed import FEWEST_LISTED
+from spectral.data.pages import MOST_UNFOLDED, measure_unfolded
 from spectral.errors import SpectralError
 from spectral.files import printable
 
 PACKED = (".tar", ".parquet")
-MOST_GROUP = 3 * 2**27  # bytes of images that lie together in a Parquet file: all are read for one of them
 _MOST_HEADER = 2**20  # bytes of a header in a tar; of labels no more is read either
 _LABELS = ("label", "labels", "cls", "class", "fine_label")
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")
@@ -206,9 +206,12 @@ def _list_parquet(path: Path, prefix: str) -> tuple[list[_Packed], list[str] | N
         _refuse_claims(file.metadata, column, path)
         labels: list[Any] = [None] * file.metadata.num_rows
         if label is not None and pa.types.is_integer(file.schema_arrow.field(label).type):
+            _refuse_unfolding(path, file.metadata, label)
             labels = file.read([label]).column(label).to_pylist()
         counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-    except (OSError, pa.ArrowException, OverflowError) as error:
+    except (OSError, pa.ArrowException, OverflowError, ValueError) as error:
+        if isinstance(error, SpectralError):
+            raise
         why = next(iter(str(error).splitlines()), type(error).__name__)
         raise SpectralError(f"{str(path)!r} can't be read as Parquet ({why}); fetch it again") from error
     places = [(group, row) for group, count in enumerate(counts) for row in range(count)]
@@ -236,11 +239,28 @@ def _refuse_claims(facts: pq.FileMetaData, column: str, path: Path) -> None:
     for group in groups:
         for part in map(group.column, range(group.num_columns)):
             unfolded = part.total_uncompressed_size
-            if part.path_in_schema.partition(".")[0] == column and not 0 <= unfolded <= MOST_GROUP:
+            if part.path_in_schema.partition(".")[0] == column and not 0 <= unfolded <= MOST_UNFOLDED:
                 raise SpectralError(
                     f"{str(path)!r} has {unfolded / 2**20:.0f} MiB of images in one row group, more than "
-                    f"{MOST_GROUP / 2**20:.0f}; write it with fewer rows in each (row_group_size)"
+                    f"{MOST_UNFOLDED / 2**20:.0f}; write it with fewer rows in each (row_group_size)"
                 )
+
+
+def _refuse_unfolding(path: Path, facts: pq.FileMetaData, column: str, groups: Sequence[int] = ()) -> None:
+    """Refuse a column whose pages unfold to more than memory holds, whatever the footer says of them.
+
+    Raises:
+        ValueError: saying to how much.
+    """
+    with path.open("rb") as file:
+        for group in groups or range(facts.num_row_groups):
+            whole = facts.row_group(group)
+            for part in map(whole.column, range(whole.num_columns)):
+                if part.path_in_schema == column and (size := measure_unfolded(file, part)) > MOST_UNFOLDED:
+                    raise ValueError(
+                        f"the pages of {column} unfold to up to {size / 2**20:.0f} MiB, more than "
+                        f"{MOST_UNFOLDED / 2**20:.0f}"
+                    )
 
 
 def _find_column(schema: pa.Schema, path: Path) -> str:
@@ -262,7 +282,7 @@ def _find_column(schema: pa.Schema, path: Path) -> str:
 
 def _holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
-        return bool(kind.get_field_index("bytes") >= 0)
+        return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
@@ -277,16 +297,6 @@ def _find_classes(schema: pa.Schema, label: str | None) -> list[str] | None:
 def _open_parquet(path: Path, **options: Any) -> pq.ParquetFile:
     """Open a file by what Python calls it: Arrow takes no names that aren't UTF-8."""
     return pq.ParquetFile(path.open("rb"), **options)
-
-
-def _name_leaves(group: pq.RowGroupMetaData, column: str) -> list[str]:
-    """Name what of a column are texts or bytes, as Parquet names it."""
-    found = []
-    for part in map(group.column, range(group.num_columns)):
-        name = part.path_in_schema
-        if name.partition(".")[0] == column and part.physical_type == "BYTE_ARRAY":
-            found.append(name)
-    return found
 
 
 def _read_cell(path: Path, column: str, group: int, row: int) -> bytes:
@@ -304,7 +314,10 @@ def _read_cell(path: Path, column: str, group: int, row: int) -> bytes:
 @lru_cache(maxsize=1)
 def _read_group(path: Path, changed: int, length: int, column: str, group: int) -> pa.ChunkedArray:
     """Keep the encoded images that lie together in the file, which come one after the other."""
-    facts = _open_parquet(path).metadata
+    first = _open_parquet(path)
+    facts, kind = first.metadata, first.schema_arrow.field(column).type
+    leaf = f"{column}.bytes" if pa.types.is_struct(kind) else column  # nothing else that may lie beside it
+    _refuse_unfolding(path, facts, leaf, [group])
     # What is in it many times is kept once: a few bytes may stand for gigabytes.
-    file = _open_parquet(path, metadata=facts, read_dictionary=_name_leaves(facts.row_group(group), column))
-    return file.read_row_group(group, columns=[column]).column(column)
+    file = _open_parquet(path, metadata=facts, read_dictionary=[leaf])
+    return file.read_row_group(group, columns=[leaf]).column(column)

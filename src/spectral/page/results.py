@@ -75,6 +75,8 @@ def _read(path: Path, known: dict[Path, str]) -> pd.DataFrame:
         return read_result(path, known)
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
+    except SpectralError:
+        raise
     except (OSError, ValueError) as error:
         raise SpectralError(f"{path} can't be read ({next(iter(str(error).splitlines()))})") from error
 
