@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlparse
@@ -216,6 +217,22 @@ def test_state_is_unwrapped(wrap: str | None, prefix: str, tmp_path: Path) -> No
 def test_a_prefix_that_not_all_names_share_stays(tmp_path: Path) -> None:
     torch.save({"module.a": torch.zeros(1), "b": torch.zeros(1)}, tmp_path / "w.pt")
     assert load_state(tmp_path / "w.pt").keys() == {"module.a", "b"}
+
+
+def test_a_torch_file_that_unfolds_to_gigabytes_is_refused_before_it_does(tmp_path: Path) -> None:
+    torch.save(state := {"a": torch.arange(3.0)}, path := tmp_path / "w.pth")
+    with (
+        zipfile.ZipFile(path) as plain,
+        zipfile.ZipFile(tmp_path / "z.pth", "w", zipfile.ZIP_DEFLATED) as file,
+    ):
+        for member in plain.infolist():
+            file.writestr(member.filename, plain.read(member))
+    assert torch.equal(load_state(tmp_path / "z.pth")["a"], state["a"])  # a small one may be compressed
+    claimed = path.read_bytes()
+    place = claimed.rindex(b"PK\x01\x02")  # of the last member in the directory: how long it is unfolded
+    path.write_bytes(claimed[: place + 24] + (2**31).to_bytes(4, "little") + claimed[place + 28 :])
+    with pytest.raises(SpectralError, match=r"w\.pth: 0 MiB that unfold to 2048; write the weights again"):
+        load_state(path)
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["torch", "pickle"])

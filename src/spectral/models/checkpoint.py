@@ -7,7 +7,9 @@ import json
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from spectral.files import ensure_writable, write_whole
 _OPTIONAL_BUFFER = "num_batches_tracked"
 # What wrappers (DataParallel, a network with its normalisation) put before every name.
 _WRAPPERS = ("module.", "model.")
+_MOST_UNFOLDED = 2**28  # bytes that a torch file may unfold to beyond its own length
 
 
 def hash_state(state: Mapping[str, Tensor]) -> str:
@@ -104,11 +107,12 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     Raises:
         SpectralError: if the file is missing, damaged, holds pickled objects other than tensors (they aren't
-            created), is no state dict, or holds a NaN or an infinity.
+            created), is no state dict, holds a NaN or an infinity, or unfolds to much more than it is long.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise SpectralError(f"{path}: there is no such weights file; check the path")
+    _refuse_unfolding(path)
     try:
         content = (
             _read_safetensors(path)
@@ -120,6 +124,19 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     state = _plain_state(content, path)
     require_finite(state, str(path))
     return state
+
+
+def _refuse_unfolding(path: Path) -> None:
+    """Refuse a torch file whose compressed members, which torch never writes, unfold to gigabytes."""
+    unfolded, size = 0, path.stat().st_size
+    # One that is none, or damaged, is told when it is read.
+    with suppress(OSError, ValueError, zipfile.BadZipFile), zipfile.ZipFile(path) as file:
+        unfolded = sum(member.file_size for member in file.infolist())
+    if unfolded > size + _MOST_UNFOLDED:
+        raise SpectralError(
+            f"{path}: {size / 2**20:.0f} MiB that unfold to {unfolded / 2**20:.0f}; write the weights again "
+            f"with torch.save, or as safetensors"
+        )
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
