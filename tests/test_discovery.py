@@ -11,11 +11,15 @@ import torch
 import torch.nn.functional as F
 from networks import image
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from spectral.errors import SpectralError
 from spectral.hooks import FeatureExtractor
 from spectral.layers import FLCPool2d, IdealLowPass2d
+from spectral.network import make_inputs
 from spectral.sites import Site, find_global_pools, find_reductions, find_sites
+from spectral.standin import run_on_standins
 from spectral.surgery import conversion_report, convert
 
 Call = Callable[..., Any]
@@ -781,6 +785,30 @@ def test_a_recurrent_layer_takes_a_sequence_for_a_sequence(kind, real):
     net = nn.Sequential(nn.Conv1d(2, 4, 3, padding=1), nets.Call(forward, rnn=kind(4, 5, batch_first=True)))
     (site,) = find_sites(both(net, real), image(1, 2, 32))
     assert (site.op, site.stride, site.input_size) == ("slice", (1, 2), (1, 32))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("first", [False, True])
+def test_a_recurrent_layer_without_data_takes_one_step_for_all(kind, first):
+    counted: list[int] = []
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            counted[-1] += 1
+            return func(*args, **(kwargs or {}))
+
+    def watch(model: Any, inputs: Any, weights: Any, forward: Any) -> Any:
+        counted.append(0)
+        with Counting():
+            return forward()
+
+    net = kind(4, 5, 2, batch_first=first, bidirectional=True)
+    for steps in (2, 90):
+        x = torch.rand(3, steps, 4) if first else torch.rand(steps, 3, 4)
+        seen = run_on_standins(net, make_inputs(x), watch, batch=None)
+        found, expected = ([y.shape for y in tree_leaves(output)] for output in (seen, net(x)))
+        assert found == expected
+    assert counted[1] == counted[0]
 
 
 class Frames(nn.Module):

@@ -13,6 +13,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -32,6 +33,7 @@ Watch = Callable[[nn.Module, Inputs, Sequence[Tensor], Callable[[], Any]], T]
 
 # What code keeps outside its model is put back after a pass: two passes at once would put back each other's.
 _ALONE = threading.RLock()
+_RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 _NEED_DATA: WeakSet[nn.Module] = WeakSet()
 _ORIGINALS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensor of a copy → of the model
 
@@ -142,15 +144,39 @@ def _look(model: nn.Module, inputs: Inputs, map_tensor: TensorMap, moved: Inputs
 def _run(copied: Copied, inputs: Inputs, watch: Watch[T], guarded: bool = False) -> T:
     copy: nn.Module = copied.root
     weights = list(copy.parameters())
+    recurrent = any(isinstance(module, nn.RNNBase) for module in copy.modules())
     with (
         kept_surroundings(),
         kept_reach(copied.code),
         Writes(weights, _refuse) if guarded else nullcontext(),
+        _OneStep() if recurrent else nullcontext(),
     ):
         put_into_evaluation(copy)
         # In a context of its own, so that what a forward keeps in context variables is forgotten.
         alone = contextvars.copy_context()
         return alone.run(watch, copy, inputs, weights, partial(copy, *inputs.args, **inputs.kwargs))
+
+
+class _OneStep(TorchFunctionMode):
+    """Lets a recurrent layer take one step for all of a sequence without data, whose steps give the same.
+
+    torch takes each of them apart in Python there.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run a function."""
+        if (
+            getattr(func, "__name__", "") in _RECURRENT and args[0].is_meta and args[0].ndim == 3
+        ):  # not packed
+            x, *others, batch_first = args
+            time = 1 if batch_first else 0
+            if x.shape[time] > 1:
+                y, *states = func(x.narrow(time, 0, 1), *others, batch_first)
+                size = [n if axis == time else -1 for axis, n in enumerate(x.shape)]
+                return y.expand(size).clone(), *states
+        return func(*args, **(kwargs or {}))
 
 
 def _move(inputs: Inputs, model: nn.Module, batch: int | None = None) -> Inputs:
