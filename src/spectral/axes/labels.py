@@ -32,6 +32,7 @@ class Factor:
         parts: of samples to which something was joined that is none (class tokens, registers, padding): their
             factors. ``extent`` counts all of it then.
         before: how many of what was joined stand in front of the samples.
+        uneven: whether they are the samples of windows, and something did different things with them.
     """
 
     kind: str
@@ -43,6 +44,7 @@ class Factor:
     folded: bool = field(default=False, compare=False)
     parts: tuple[Factor, ...] = ()
     before: int = 0
+    uneven: bool = field(default=False, compare=False)
 
     @property
     def spatial(self) -> bool:
@@ -384,7 +386,7 @@ def _join(factors: list[Factor], size: int) -> Axis:
             continue
         last = kept[-1] if kept else None
         if last is not None and _follows(last, f):
-            kept[-1] = replace(f, extent=last.extent * f.extent, cut=last.cut, start=last.start + f.start)
+            kept[-1] = replace(last, extent=last.extent * f.extent, step=f.step, start=last.start + f.start)
         else:
             kept.append(f)
     return Axis(tuple(kept or factors[:1] or [Factor(LOST, size)]))

@@ -38,6 +38,7 @@ from spectral.axes.labels import (
 )
 from spectral.axes.rules import PRODUCTS, apply_rule
 from spectral.axes.sums import find_factors
+from spectral.axes.windows import mark_uneven
 from spectral.operators import Decimation, find_sliding, name_arguments, operator_name
 
 # They give other numbers than those of the tensor that they take the size from.
@@ -212,7 +213,7 @@ class AxisTracker:
             if operator.scatters and decimation is not None:
                 found = [(*one[:-count], *(single(MIXED, n.extent) for n in one[-count:])) for one in found]
         else:
-            found = apply_rule(call)
+            found = [mark_uneven(call, labels) for labels in apply_rule(call)]
         for result, labels in zip(outputs, found, strict=True):
             self._label(result, labels)
         self._follow_entries(call)

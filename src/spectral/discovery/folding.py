@@ -75,15 +75,25 @@ class Folding:
         if contraction is None or not call.outputs:
             return
         (x, axis, other), out = contraction, call.outputs[0]
-        labels = self._axes.labels(x)
+        labels, learned = self._axes.labels(x), self._axes.comes_from_weights(other)
+        left = out.shape[axis % x.ndim - x.ndim if out.ndim == x.ndim else -1]
+        pooled = left < x.shape[axis] and not _holds_channels(labels, axis, learned)
+        folded = [f for f in labels[axis] if f.folded and f.extent > 1]
+        if folded and pooled:
+            self._take_back(folded)
+            before = unfold_windows(labels)
+            after = (*labels[: axis % x.ndim], *labels[axis % x.ndim + 1 :])
+            geometry = Geometry("matmul_pool", _find_stride(before, after), reason=_PRODUCT)
+            self._add(geometry, measure_places(before, after), count_channels(before), x, out, "view")
+            return
         self._keep_channels(tuple(labels[axis]))
         places = [f for f in labels[axis] if f.spatial and f.extent > 1]
-        left = out.shape[axis % x.ndim - x.ndim if out.ndim == x.ndim else -1]
         if not places or left == x.shape[axis]:
             return
         found = self._axes.collect_channels(x, contracted=axis)
-        learned = self._axes.comes_from_weights(other)
-        if found:
+        if found and pooled:
+            self._note_windows(found, x, "matmul_pool", _PRODUCT)
+        elif found:
             self._note_windows(found, x)
         elif left < x.shape[axis] or (learned and _leaves_others(labels, axis)):
             self._note_matrix(x, axis, left, learned)
@@ -292,6 +302,14 @@ def _measure_product(labels: Labels, axis: int, left: int) -> tuple[Size, Size] 
     return before, tuple(
         n // summed * left if k in kinds else n for k, n in zip(image_axes, before, strict=True)
     )
+
+
+def _holds_channels(labels: Labels, axis: int, learned: bool) -> bool:
+    """Whether a product over windows takes them as channels: with all others there are, and for weights."""
+    windows = [f for f in labels[axis] if (f.spatial or f.folded) and f.extent > 1]
+    if extent_of(windows) < labels[axis].extent:
+        return True
+    return learned and count_channels(unfold_windows(labels)) == 1
 
 
 def _leaves_others(labels: Labels, axis: int) -> bool:

@@ -35,6 +35,10 @@ from spectral.recorder import Operation
 
 SCATTERED = "its rows and columns are not two axes of one tensor"
 IMAGES_APART = "its images don't lie along one axis"
+UNEVEN = (
+    "the samples of its windows were weighted, mixed or normalised by their places in them before, so that "
+    "no other window has them; write it as a convolution with a stride"
+)
 COMPLEX = "its map is complex, and the metrics are those of real maps"
 
 
@@ -60,7 +64,22 @@ def place_map(operation: Operation, axes: AxisTracker) -> Event | None:
     event.spread = spread or (1, 1)
     if spread is None and geometry.reason is None:
         event.geometry = replace(event.geometry, reason=IMAGES_APART)
+    if len(source) != len(decimation.input) and any(f.kind == BATCH for f in labels[0]):
+        _split_images(event, labels, axes.labels(operation.result))
     return event
+
+
+def _split_images(event: Event, before: Labels, after: Labels) -> None:
+    """See images that were given as channels of a single one, without a batch axis, as images again."""
+    layouts = find_layout(before), find_layout(after)
+    if layouts[0] is None or layouts[1] is None:
+        event.geometry = replace(event.geometry, reason=IMAGES_APART)
+        return
+    event.layouts, event.spread = (layouts[0], layouts[1]), (1, 1)
+    entering = layouts[0].arrange(event.source)
+    rank = len(event.geometry.stride)
+    event.channels, event.input_size = entering.shape[1], tuple(entering.shape[-rank:])
+    event.output_size = tuple(layouts[1].arrange(event.output).shape[-rank:])
 
 
 def place_slice(operation: Operation, axes: AxisTracker) -> Event | None:
@@ -162,6 +181,8 @@ def place_reduction(operation: Operation, axes: AxisTracker) -> Event | None:
         cuts = zip(event.output_size, stride, window, strict=True)
         event.input_size = tuple((n - 1) * s + k for n, s, k in cuts)
         return event
+    if any(f.uneven for f in reduced):
+        placed = replace(placed, reason=UNEVEN)
     event = _make(operation, placed, layouts[0].arrange(source), layouts[1].arrange(operation.result))
     event.layouts = (layouts[0], layouts[1])
     return event
@@ -201,6 +222,9 @@ def _place_lattice(
         axes=(),
     )  # fmt: skip
     layouts = find_layout(labels), find_layout(left)
+    kept = {(f.kind, f.step) for f in all_factors(left)}
+    if any(f.uneven and (f.kind, f.step) not in kept for f in all_factors(labels)):
+        reason = reason or UNEVEN
     if reason is not None or layouts[0] is None or layouts[1] is None:
         mixed = any(f.kind == MIXED for f in all_factors(labels))
         reason = reason or (SCATTERED if mixed else IMAGES_APART)

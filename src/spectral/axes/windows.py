@@ -1,0 +1,90 @@
+"""Windows whose samples were told apart by their places in them: no other window has what is made so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from torch import Tensor
+
+from spectral.axes.calls import Call
+from spectral.axes.labels import IMAGE_AXES, Axis, Factor, Labels, Step, all_factors
+from spectral.axes.rules import PRODUCTS
+from spectral.operators import is_pointwise, operator_name
+
+Key = tuple[str, Step]
+# Each entry of an axis depends on which of them it is, or on the others.
+_ALONG = {"cumsum", "cumprod", "logcumsumexp", "flip", "roll"}
+
+
+def mark_uneven(call: Call, labels: Labels) -> Labels:
+    """Mark the samples of windows of which an operator treats each in its own way.
+
+    Weights that are those of every window, a softmax over each, a matrix: a window that begins one sample
+    further isn't treated so, and what was made of it isn't in the tensor.
+
+    Args:
+        call: the operator.
+        labels: of what it gave.
+    """
+    factors = all_factors(labels)
+    if not any(f.extent > 1 and _find_outer(f, factors) for f in factors):
+        return labels
+    told = set(_find_told(call, labels))
+    return tuple(Axis(tuple(_mark(f, (axis, _key(f)) in told and bool(_find_outer(f, factors)))
+                            for f in whole.factors)) for axis, whole in enumerate(labels))  # fmt: skip
+
+
+def _key(f: Factor) -> Key:
+    return f.kind, f.step
+
+
+def _mark(f: Factor, uneven: bool) -> Factor:
+    return replace(f, uneven=True) if uneven else f
+
+
+def _find_outer(f: Factor, factors: list[Factor]) -> list[Factor]:
+    """Find the factors that tell one window from another, where it is the samples of windows."""
+    return [g for g in factors if g.kind == f.kind in IMAGE_AXES and g.step > f.step and g.extent > 1]
+
+
+def _find_told(call: Call, labels: Labels) -> Iterator[tuple[int, Key]]:
+    """Yield the factors along which an operator makes a difference, and the axis of each."""
+    name, a = operator_name(call.func).rstrip("_"), call.a
+    along: Iterable[int] = ()
+    if name in _ALONG or "softmax" in name:
+        dims = a.get("dims", a.get("dim"))
+        along = [dims] if isinstance(dims, int) else dims or range(len(labels))
+    elif name in PRODUCTS and not all(map(call.known, call.inputs)):
+        along = [-1]
+    elif is_pointwise(call.func):
+        for x in call.inputs:
+            yield from (_find_shared if call.known(x) else _find_varied)(call, x, labels)
+    for axis in (axis % len(labels) for axis in along):
+        yield from ((axis, _key(f)) for f in labels[axis])
+
+
+def _find_varied(call: Call, x: Tensor, labels: Labels) -> Iterator[tuple[int, Key]]:
+    """Yield factors along which a tensor that isn't made of the image varies, in each window alike."""
+    varied = {len(labels) - x.ndim + own: own for own, n in enumerate(x.shape) if n > 1}
+    along = [(axis, own, f) for axis, own in varied.items() for f in labels[axis]]
+    everywhere = {_key(f) for _, _, f in along}
+    for axis, own, f in along:
+        outer = _find_outer(f, all_factors(labels))
+        if outer and not everywhere.intersection(map(_key, outer)):
+            value = call.value(x)
+            if value is None or bool((value != value.narrow(own, 0, 1)).any()):
+                yield axis, _key(f)
+
+
+def _find_shared(call: Call, x: Tensor, labels: Labels) -> Iterator[tuple[int, Key]]:
+    """Yield factors that one of the inputs lacks, a number for each window, or that are uneven in it."""
+    own = call.labels(x)
+    there = {_key(f) for f in all_factors(own)}
+    kinds = {f.kind for f in all_factors(own) if f.extent > 1}
+    for axis, whole in enumerate(labels):
+        place = axis - len(labels) + len(own)
+        uneven = {_key(f) for f in own[place] if f.uneven} if place >= 0 else set()
+        for f in whole:
+            if _key(f) in uneven or (_key(f) not in there and f.kind in kinds):
+                yield axis, _key(f)
