@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from spectral.arguments import as_integer
-from spectral.budget.schema import COLUMNS, METRICS, ROUNDING, TOTAL, UNEXPLAINED
+from spectral.budget.schema import COLUMNS, CONTENT, METRICS, ROUNDING, TOTAL, UNEXPLAINED
 from spectral.budget.shapley import Part, Values, coalitions, count_sets, share_out, split_player
 from spectral.budget.summary import describe_budget
-from spectral.budget.views import Mover, find_features, make_mover
+from spectral.budget.views import Shifts, choose_shifts, find_features
 from spectral.causes import (
     SOURCES,
     Cause,
@@ -82,9 +82,11 @@ def measure_instability_budget(
         split: sources whose values are shared among their sites, activations or borders, as ``"decimation"``:
             some hundred forward passes more (`count_budget_passes`).
         orders: how many orders of these are sampled for each set of the other sources.
-        shifts: ``"pixel"``, as SIS; ``"half"`` a pixel; ``"random"``, four shifts by whole pixels up to the
-            total stride; or ``"crop"``: windows of the images, one pixel smaller on each side, so that what
-            enters over the border is the world's.
+        shifts: ``"pixel"``, as SIS; ``"half"`` a pixel, of the images without their Nyquist bins, which
+            that would remove; ``"random"``, four shifts by whole pixels up to the total stride; or
+            ``"crop"``: windows of the images, one pixel smaller on each side, so that what enters over the
+            border is the world's. What that alone does, to a network without other causes, is the source
+            ``content``; five passes more.
         factor: how much finer the lattice of nonlinearities is; by default 2, or 4 or 8 where less leaves
             more than 2 % unexplained and a finer one halves that.
         seed: of the orders and random shifts.
@@ -94,10 +96,11 @@ def measure_instability_budget(
         logits: as for `spectral.measure`.
 
     Returns:
-        For each image and metric (sis, logit_jitter) rows with the source ``total``, each source, what is
-        ``unexplained`` and, with a ``site``, what of a source is split: model, image, cluster, metric,
-        source, site, value, share (of the image's total; NaN where that is 0), error (standard error of
-        sampling), first_in and last_out (what making it ideal takes off alone, and after all else), reason.
+        For each image and metric (sis, logit_jitter) rows with the source ``total``, each source (``content``
+        of crops too), what is ``unexplained`` and, with a ``site``, what of a source is split: model, image,
+        cluster, metric, source, site, value, share (of the image's total; NaN where that is 0), error
+        (standard error of sampling), first_in and last_out (what making it ideal takes off alone, and after
+        all else), reason.
         Rows without an image say what can't be made ideal, and why. ``attrs``: coalitions (a record for each
         set of sources: its means and the agreement with the unaltered predictions), factor, passes.
 
@@ -128,8 +131,8 @@ def measure_instability_budget(
     seed = as_integer(seed, f"{CALLER}: seed", least=0)
     factors = FACTORS if factor is None else (check_factor(factor, CALLER),)
     feed = Feed(model, images, caller=CALLER, preprocessing=preprocessing, logits=logits)
-    mover = make_mover(shifts, _find_stride(feed), seed, CALLER)
-    game = _Game(feed, mover, batch_size, progress)
+    moves = choose_shifts(shifts, _find_stride(feed), seed, CALLER)
+    game = _Game(feed, moves, batch_size, progress)
     with undisturbed(model), torch.no_grad(), game.bar:
         causes = game.find_causes(chosen)
         members = {source: [c for c in causes if c.source == source] for source in chosen}
@@ -138,7 +141,7 @@ def measure_instability_budget(
         parts = share_out(lambda s: game.worth(_join(members, s)), chosen)
         rng = np.random.default_rng(seed)
         places = {source: _split(game, members, source, orders, rng) for source in splitting}
-    table = _tabulate(game, parts, places, frozenset(causes))
+        table = _tabulate(game, parts, places, frozenset(causes))
     table.insert(0, "model", feed.name)
     table = insert_clusters(table, feed.images)
     left = [
@@ -199,15 +202,18 @@ class _Seen:
     predictions: Tensor | None
 
 
+_Key = tuple[frozenset[Cause], int, bool]  # what is ideal, on which lattice, and whether nothing enters
+
+
 class _Game:
     """Instability of a network with any set of causes made ideal, each measured once."""
 
-    def __init__(self, feed: Feed, mover: Mover, batch_size: int, progress: bool) -> None:
-        self.feed, self.mover, self.batch_size = feed, mover, batch_size
+    def __init__(self, feed: Feed, shifts: Shifts, batch_size: int, progress: bool) -> None:
+        self.feed, self.shifts, self.batch_size = feed, shifts, batch_size
         self.factor, self.passes = FACTORS[0], 0
         self.left: list[Cause] = []
         self._plans = Plans(feed.model)
-        self._seen: dict[tuple[frozenset[Cause], int], _Seen] = {}
+        self._seen: dict[_Key, _Seen] = {}
         self._batches: list[Inputs] | None = None
         self._share = Sharing(feed, batch_size)
         self.bar = tqdm(desc=f"budget of {feed.name}", unit="pass", disable=not self._share.shows(progress))
@@ -223,8 +229,8 @@ class _Game:
         Raises:
             SpectralError: if nothing can.
         """
-        one = self.mover(self.feed.example, self.feed)[0]
-        found = self._plans.find(one).causes
+        one = self.shifts.views(self.feed.example, self.feed)[0]
+        found = self._plans.find(one.inputs).causes
         self.left = [cause for cause in found if cause.reason is not None]
         able = [cause for cause in found if cause.reason is None and cause.source in sources]
         if not able and self.left:
@@ -252,7 +258,7 @@ class _Game:
         rests = []
         for factor in factors:
             self.factor = factor
-            pairs = zip(_mean(self.worth(causes)), total, strict=True)
+            pairs = zip(_mean(self.rest(causes)), total, strict=True)
             rests.append(max(rest / max(whole, ROUNDING) for rest, whole in pairs if whole == whole))
             if rests[-1] <= CLOSED:
                 return
@@ -264,32 +270,38 @@ class _Game:
         """Return the instability of every image with these causes made ideal: (metrics, images)."""
         return self.look(causes).worth
 
+    def rest(self, causes: frozenset[Cause]) -> Values:
+        """Return the same where nothing enters over a border."""
+        closed = self.shifts.closed is not None
+        self.look_at([causes], closed)
+        return self._seen[self._key(causes, closed)].worth
+
     def look(self, causes: frozenset[Cause]) -> _Seen:
         """Run the network with these causes made ideal."""
         self.look_at([causes])
         return self._seen[self._key(causes)]
 
-    def look_at(self, sets: Iterable[frozenset[Cause]]) -> None:
+    def look_at(self, sets: Iterable[frozenset[Cause]], closed: bool = False) -> None:
         """Run the network with each of these sets made ideal, which take turns at every view of a batch.
 
         What one pass and the next have in common is computed once; sets that differ late stand together.
         """
-        wanted = [causes for causes in dict.fromkeys(sets) if self._key(causes) not in self._seen]
+        wanted = [causes for causes in dict.fromkeys(sets) if self._key(causes, closed) not in self._seen]
         if not wanted:
             return
-        answers = zip(*self._share.gather(self._look(wanted)), strict=True)
+        answers = zip(*self._share.gather(self._look(wanted, closed)), strict=True)
         for causes, own in zip(wanted, answers, strict=True):
             still, moved, sis = zip(*own, strict=True)
             self.passes += sum(1 + len(views) for views in moved)
             z = torch.cat(still)
             jitter = compute_logit_jitter(z, list(torch.cat(moved, 1)))
             worth = torch.stack([torch.cat(sis), jitter]).numpy()
-            self._seen[self._key(causes)] = _Seen(worth, z.argmax(-1) if self.has_scores else None)
+            self._seen[self._key(causes, closed)] = _Seen(worth, z.argmax(-1) if self.has_scores else None)
             self.bar.update()
 
-    def _key(self, causes: frozenset[Cause]) -> tuple[frozenset[Cause], int]:
+    def _key(self, causes: frozenset[Cause], closed: bool = False) -> _Key:
         finer = any(cause.source == "nonlinearity" for cause in causes)
-        return causes, self.factor if finer else 0
+        return causes, self.factor if finer else 0, closed
 
     def describe(self, sources: Iterable[Source], causes: frozenset[Cause]) -> dict[str, Any]:
         """Return the means of a coalition, and how often the prediction stays what it was."""
@@ -302,8 +314,11 @@ class _Game:
         )
         return {"ideal": "+".join(s for s in SOURCES if s in sources), **means, "agreement": agree}
 
-    def _look(self, wanted: Sequence[frozenset[Cause]]) -> Iterator[list[tuple[Tensor, Tensor, Tensor]]]:
+    def _look(
+        self, wanted: Sequence[frozenset[Cause]], closed: bool
+    ) -> Iterator[list[tuple[Tensor, Tensor, Tensor]]]:
         """Yield of each batch what each network says of it and of its views, and SIS."""
+        mover = (self.shifts.closed if closed else None) or self.shifts.views
         memo = Memo()
         networks = [
             Idealized(self.feed.model, SOURCES, causes.__contains__, self.factor, self._plans, memo)
@@ -311,10 +326,10 @@ class _Game:
         ]  # fmt: skip
         for inputs in self._read():
             said: list[list[tuple[Tensor, Tensor | None]]] = [[] for _ in wanted]
-            for view in self.mover(inputs, self.feed):
+            for view in mover(inputs, self.feed):
                 for views, network in zip(said, networks, strict=True):
                     with network:
-                        views.append(self._say(view))
+                        views.append(self._say(view.inputs))
                 memo.forget()
             yield [self._compare(views) for views in said]
 
@@ -416,11 +431,14 @@ def _tabulate(
     """A row per image, metric, source and place; what they leave of the total is unexplained."""
     total = game.worth(frozenset())
     whole = Part(total, total, total, np.zeros_like(total))
-    rest = game.worth(every)
+    rest = game.rest(every)
     rows = [_rows(game, TOTAL, "", whole, total)]
     for source, part in parts.items():
         rows.append(_rows(game, source, "", part, total))
         rows += [_rows(game, source, cause.name, own, total) for cause, own in places.get(source, {}).items()]
+    if game.shifts.closed is not None:
+        content = game.worth(every) - rest
+        rows.append(_rows(game, CONTENT, "", Part(content, content, content, np.zeros_like(rest)), total))
     rows.append(_rows(game, UNEXPLAINED, "", Part(rest, rest, rest, np.zeros_like(rest)), total))
     return pd.concat(rows, ignore_index=True)
 

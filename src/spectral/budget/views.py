@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -13,16 +14,46 @@ from spectral.errors import SpectralError, suggest
 from spectral.inputs import Inputs
 from spectral.intake import Feed
 from spectral.network import list_moves, map_planes, roll_inputs
+from spectral.numerics.finer import remove_nyquist
 from spectral.stability import fourier_shift
 
 RANDOM_SHIFTS = 4
 
+
+@dataclass(frozen=True)
+class View:
+    """A batch as a network sees it.
+
+    Attributes:
+        inputs: ready for the network.
+        move: by how many samples it is moved circularly from the first view, along t, h and w; None if it
+            isn't the first view moved so.
+    """
+
+    inputs: Inputs
+    move: Mapping[str, int] | None
+
+
 # (a batch ready for the network, the feed) → the batch as it stays, and moved
-Mover = Callable[[Inputs, Feed], list[Inputs]]
+Mover = Callable[[Inputs, Feed], list[View]]
 
 
-def make_mover(shifts: str, stride: Mapping[str, int], seed: int, caller: str) -> Mover:
-    """Return what moves images.
+@dataclass(frozen=True)
+class Shifts:
+    """How images move.
+
+    Attributes:
+        views: gives a batch's views.
+        closed: the same moves without anything that enters over a border, circular ones of the first view;
+            None where ``views`` has them.
+    """
+
+    views: Mover
+    closed: Mover | None = None
+
+
+def choose_shifts(shifts: str, stride: Mapping[str, int], seed: int, caller: str) -> Shifts:
+    """Return how images move.
 
     Args:
         shifts: ``"pixel"``, ``"half"``, ``"random"`` or ``"crop"``.
@@ -33,9 +64,9 @@ def make_mover(shifts: str, stride: Mapping[str, int], seed: int, caller: str) -
     Raises:
         SpectralError: for unknown shifts.
     """
-    known: dict[str, Mover] = {
-        "pixel": _roll, "half": _move_half, "crop": _crop,
-        "random": partial(_roll_randomly, stride=dict(stride), seed=seed),
+    known: dict[str, Shifts] = {
+        "pixel": Shifts(_roll), "half": Shifts(_move_half), "crop": Shifts(_crop, _roll_window),
+        "random": Shifts(partial(_roll_randomly, stride=dict(stride), seed=seed)),
     }  # fmt: skip
     if shifts not in known:
         near = suggest(str(shifts), known)
@@ -45,19 +76,23 @@ def make_mover(shifts: str, stride: Mapping[str, int], seed: int, caller: str) -
     return known[shifts]
 
 
-def _roll(inputs: Inputs, feed: Feed) -> list[Inputs]:
+def _roll(inputs: Inputs, feed: Feed) -> list[View]:
     layout = feed.layout_of(inputs)
-    return [inputs, *(roll_inputs(inputs, move, layout) for move in list_moves(inputs, layout))]
+    moved = [View(roll_inputs(inputs, m, layout), {m.kind: m.step}) for m in list_moves(inputs, layout)]
+    return [View(inputs, {}), *moved]
 
 
-def _move_half(inputs: Inputs, feed: Feed) -> list[Inputs]:
+def _move_half(inputs: Inputs, feed: Feed) -> list[View]:
+    """Half a pixel each way, of the picture without its Nyquist bins: moved by half a pixel they are gone."""
     steps = [(0.0, 0.5), (0.0, -0.5)]
     if "h" in feed.extents:
         steps = [(0.5, 0.0), (-0.5, 0.0), *steps]
-    return [inputs, *(_map(inputs, feed, partial(fourier_shift, shift=step)) for step in steps)]
+    still = _map(inputs, feed, lambda x: remove_nyquist(remove_nyquist(x, -2), -1))
+    moved = (_map(still, feed, partial(fourier_shift, shift=step)) for step in steps)
+    return [View(still, {}), *(View(own, None) for own in moved)]
 
 
-def _roll_randomly(inputs: Inputs, feed: Feed, stride: Mapping[str, int], seed: int) -> list[Inputs]:
+def _roll_randomly(inputs: Inputs, feed: Feed, stride: Mapping[str, int], seed: int) -> list[View]:
     rng = np.random.default_rng(seed)
     reach = [stride.get("h", 1) if "h" in feed.extents else 0, stride.get("w", 1)]
     drawn: list[tuple[int, int]] = []
@@ -65,14 +100,26 @@ def _roll_randomly(inputs: Inputs, feed: Feed, stride: Mapping[str, int], seed: 
         step = (int(rng.integers(-reach[0], reach[0] + 1)), int(rng.integers(-reach[1], reach[1] + 1)))
         if any(step):
             drawn.append(step)
-    return [inputs, *(_map(inputs, feed, partial(torch.roll, shifts=s, dims=(-2, -1))) for s in drawn)]
+    moved = ((_map(inputs, feed, partial(torch.roll, shifts=s, dims=(-2, -1))), s) for s in drawn)
+    return [View(inputs, {}), *(View(own, dict(zip("hw", s, strict=True))) for own, s in moved)]
 
 
-def _crop(inputs: Inputs, feed: Feed) -> list[Inputs]:
+def _crop(inputs: Inputs, feed: Feed) -> list[View]:
     """Windows of a picture, one pixel smaller on each side; what enters over a border is the world's."""
     rows = ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2)) if "h" in feed.extents else ((0, 1), (0, 0), (0, 2))
     cut = partial(_cut, high=feed.extents.get("h", 1), wide=feed.extents["w"])
-    return [_map(inputs, feed, partial(cut, top=top, left=left)) for top, left in rows]
+    still, *moved = (_map(inputs, feed, partial(cut, top=top, left=left)) for top, left in rows)
+    return [View(still, {}), *(View(own, None) for own in moved)]
+
+
+def _roll_window(inputs: Inputs, feed: Feed) -> list[View]:
+    """The window in the middle, moved circularly as the others lie to it."""
+    still = _crop(inputs, feed)[0].inputs
+    steps = [(0, 1), (0, -1)]
+    if "h" in feed.extents:
+        steps = [(1, 0), (-1, 0), *steps]
+    moved = ((_map(still, feed, partial(torch.roll, shifts=s, dims=(-2, -1))), s) for s in steps)
+    return [View(still, {}), *(View(own, dict(zip("hw", s, strict=True))) for own, s in moved)]
 
 
 def _cut(x: Tensor, top: int, left: int, high: int, wide: int) -> Tensor:

@@ -14,8 +14,9 @@ from matplotlib.lines import Line2D
 from spectral.figures.spec import Source, figure
 from spectral.figures.style import FULL_WIDTH, GREY, INK, PALE, add_heading, add_legend, new_figure
 
-SOURCES = ("decimation", "nonlinearity", "border", "unexplained")
-COLOURS = dict(zip(SOURCES, ("#0072b2", "#d55e00", "#009e73", "#999999"), strict=True))
+SOURCES = ("decimation", "nonlinearity", "border", "content", "unexplained")
+COLOURS = dict(zip(SOURCES, ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#999999"), strict=True))
+LEFT = ("content", "unexplained")  # what nothing takes off, first or last
 METRICS = {"sis": "SIS", "logit_jitter": "logit jitter"}
 MOST_PLACES = 16
 
@@ -76,8 +77,9 @@ def _draw(source: Source, name: str) -> Figure:
     fig.supylabel("cause (and its places)")
     models = list(dict.fromkeys(model for model, *_ in lines))
     axes[0].set_yticks(range(len(lines)), [_name_line(line, len(models) > 1) for line in lines])
-    marks = [Line2D([], [], ls="", marker="o", mfc=COLOURS[s], mec=INK, mew=0.5, label=s) for s in SOURCES]
-    add_legend(fig, [*marks, Line2D([], [], color=PALE, lw=6, label="first … last")], columns=5)
+    shown = [s for s in SOURCES if s in set(table["source"])]
+    marks = [Line2D([], [], ls="", marker="o", mfc=COLOURS[s], mec=INK, mew=0.5, label=s) for s in shown]
+    add_legend(fig, [*marks, Line2D([], [], color=PALE, lw=6, label="first … last")], columns=len(shown) + 1)
     add_heading(fig, source.title, _describe(table))
     return fig
 
@@ -102,7 +104,7 @@ def _name_line(line: tuple[str, str, str], several: bool) -> str:
 
 def _draw_part(ax: Axes, y: float, row: Mapping[Hashable, Any]) -> None:
     place = bool(row["site"])
-    if math.isfinite(row["first_in"] + row["last_out"]) and row["source"] != "unexplained":
+    if math.isfinite(row["first_in"] + row["last_out"]) and row["source"] not in LEFT:
         ax.plot([row["first_in"], row["last_out"]], [y, y], color=PALE, lw=6, solid_capstyle="butt", zorder=1)
     if math.isfinite(row["share_ci_low"] + row["share_ci_high"]):
         ax.hlines(y, row["share_ci_low"], row["share_ci_high"], color=INK, lw=0.9, zorder=2)
