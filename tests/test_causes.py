@@ -72,6 +72,17 @@ class Gate(nn.Module):
         return x * x.mean((2, 3), keepdim=True).sigmoid()
 
 
+class Applied(nn.Module):
+    """A function of a map."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
 class LastNorm(nn.Module):
     """A norm over channels of a map with its channels last, as in ConvNeXt."""
 
@@ -100,6 +111,8 @@ POINTWISE = {
     "gelu": (nn.GELU(), F.gelu),
     "hardswish": (nn.Hardswish(), F.hardswish),
     "norm": (LastNorm(), lambda x: F.layer_norm(x.movedim(1, -1), (3,)).movedim(-1, 1)),
+    "sort of channels": (Applied(lambda x: x.sort(1)[0]), lambda x: x.sort(1)[0]),
+    "unit vectors": (Applied(F.normalize), F.normalize),
     "square": (Body(nn.Identity()), None),
 }
 
@@ -325,6 +338,38 @@ def test_what_cannot_be_made_ideal_is_listed_with_the_reason():
     (flat,) = find_causes(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), 8)
     assert flat.source == "position"
     assert "flattened" in flat.reason
+
+
+ALONG = {  # functions, and what is said of each; None where each place is worked on alone
+    "sort of channels": (lambda x: x.sort(1)[0], None),
+    "largest channels": (lambda x: x.topk(2, 1)[0], None),
+    "sort of a row": (lambda x: x.sort(-1)[0], "along rows or columns"),
+    "sum along a column": (lambda x: x.cumsum(2), "along rows or columns"),
+    "chosen by a mask": (lambda x: x * (x > 0.5), "mul is given no real numbers"),
+    "chosen by an index": (lambda x: x.gather(1, x.max(1, keepdim=True)[1]), "gather is given no real"),
+    "narrowed": (lambda x: x.narrow(2, 1, 5), "cuts rows or columns off"),
+    "halved": (lambda x: x.chunk(2, -1)[0], "cuts rows or columns off"),
+    "row by row": (lambda x: torch.stack([row.tanh() for row in x.unbind(2)], 2), "one by one"),
+}
+
+
+@pytest.mark.parametrize("name", ALONG)
+def test_along_which_axis_a_function_works_is_seen(name):
+    """Along channels it has a finer lattice; along rows it has none, and neither have whole numbers."""
+    function, reason = ALONG[name]
+    causes = find_causes(nn.Sequential(Applied(function), nn.AdaptiveAvgPool2d(1)), 8)
+    reasons = [cause.reason for cause in causes]
+    said = [why for why in reasons if why is not None]
+    assert any(reason in why for why in said) if reason else (reasons and not said)
+
+
+def test_whole_numbers_beside_a_map_are_those_at_its_own_samples():
+    """Which channel is the largest, asked on the finer lattice, is still told of the coarse one's places."""
+    x = torch.rand(2, 3, 6, 7, generator=torch.Generator().manual_seed(0))
+    net = nn.Sequential(Applied(lambda x: x.max(1)[1].to(x.dtype)))
+    with idealize(net) as ideal:
+        assert torch.equal(ideal(x), x.argmax(1).float())
+    assert [cause.op for cause in ideal.causes] == ["max"]
 
 
 NETWORKS = {

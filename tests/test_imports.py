@@ -62,6 +62,7 @@ ALLOWED = {
         "intake",
         "measurement",
         "network",
+        "numerics",
         "ranks",
         "schema",
         "sharing",

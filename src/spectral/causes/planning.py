@@ -223,16 +223,19 @@ class _Planner:
         causes = [
             Cause("nonlinearity" if f.nonlinear else "position", "", call.name, f.reason) for f in reasons
         ]
+        if not call.findings and _is_cut(call):
+            reason = "it cuts rows or columns off, and is no slice or pad"
+            return None, [Cause("border", "", call.name, reason)]
         if reasons or not any(finding.nonlinear for finding in call.findings):
             return None, list(dict.fromkeys(causes))
-        reason = None
+        reason = ""
         if any(axes is None for axes in (*call.entering, *call.leaving)):
             reason = "its rows and columns are no axes of their own (tokens, windows)"
         elif call.writes and call.written is None:
             reason = "it writes into what it was given and returns another tensor"
-        elif call.sites:
+        elif any(key in self._sites and self._sites[key].op != "global_pool" for key in call.sites):
             reason = "it decimates within one function"
-        cause = Cause("nonlinearity", "", call.name, reason)
+        cause = Cause("nonlinearity", "", call.name, reason or None)
         return (None if reason else "pointwise"), [cause]
 
 
@@ -257,6 +260,15 @@ def name_calls(calls: Iterable[FunctionCall], called: Mapping[str, int]) -> dict
                 seen[function] += 1
             names[call.key] = name + (f"@{number}" if called[path] > 1 else "")
     return names
+
+
+def _is_cut(call: FunctionCall) -> bool:
+    """Whether a function that is no site returns a map of fewer samples than it was given."""
+    before = {k: n for own, sizes in zip(call.entering, call.before, strict=True)
+              for k, n in ((kind, sizes[axis]) for kind, axis in (own or {}).items())}  # fmt: skip
+    after = ((kind, sizes[axis]) for own, sizes in zip(call.leaving, call.sizes, strict=True)
+             for kind, axis in (own or {}).items())  # fmt: skip
+    return not call.sites and any(n < before.get(kind, 0) for kind, n in after)
 
 
 def _is_even(call: FunctionCall, kinds: list[str]) -> bool:

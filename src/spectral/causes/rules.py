@@ -28,6 +28,8 @@ _PLAIN = {
     "_adaptive_avg_pool1d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "as_strided", "channel_shuffle",
 }  # fmt: skip
 _FACTORS = {"mul", "div", "lerp", "addcmul", "addcdiv"}  # linear in each map
+_LINEAR_ALONG = {"cumsum", "flip"}  # linear; the same at every place where they work along other axes
+_ACROSS = {"renorm"}  # whose ``dim`` is the axis along which they don't work
 _LARGEST = {"amax", "max", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"}
 # Of a whole map: by Parseval's theorem as good as invariant.
 _MOMENTS = {"linalg_vector_norm", "norm", "var", "std", "var_mean", "std_mean"}
@@ -106,7 +108,9 @@ def may_lose(func: Any, args: Sequence[Any]) -> bool:
 
 
 def _judge_plain(call: Call, name: str, axes: Sequence[Axes | None]) -> Finding | None:
-    """See whether a view cuts windows, or a join puts places beside each other."""
+    """See whether a view cuts windows or takes rows apart, or a join puts places beside each other."""
+    if name == "unbind" and int(call.a.get("dim", 0)) % call.source.ndim in (axes[0] or {}).values():
+        return Finding(False, "rows or columns are taken one by one, as a recurrent layer does")
     if name in JOINS and sum(bool(own) for own in axes) > 1:
         position = int(call.a.get("dim", 0)) % call.outputs[0].ndim
         if any(own and position in own.values() for own in axes):
@@ -124,6 +128,9 @@ def _judge_plain(call: Call, name: str, axes: Sequence[Axes | None]) -> Finding 
 def _judge_nonlinear(call: Call, name: str, axes: Sequence[Axes | None]) -> Finding | None:
     if any(own is None for own in axes):
         return Finding(True, "its rows and columns are no axes of their own (tokens, windows)")
+    maps = [x for x, own in zip(filter(call.known, call.inputs), axes, strict=True) if own]
+    if any(not x.is_floating_point() for x in maps):
+        return Finding(True, f"{name} is given no real numbers, so there is no lattice between them")
     leaving = [read_axes(call.labels(y)) or {} for y in call.outputs]
     kept = set().union(*(own or () for own in axes)) <= set().union(*leaving)
     if name == "native_layer_norm":
@@ -137,12 +144,25 @@ def _judge_nonlinear(call: Call, name: str, axes: Sequence[Axes | None]) -> Find
     if not kept and name in _MOMENTS:
         return None
     numbers = all(y.is_floating_point() for y in call.outputs[:1])
-    each = is_pointwise(call.func) or name in {*_FACTORS, "glu"}
+    along = _find_worked_axes(call, name)
     if kept and not numbers:
         return Finding(True, f"{name} gives no real numbers, so there is no lattice between them")
-    if each or (kept and "keepdim" in call.a):
+    if along and along & {axis for own in axes for axis in (own or {}).values()}:
+        return Finding(name not in _LINEAR_ALONG, f"{name} works along rows or columns")
+    if along and name in _LINEAR_ALONG:
+        return None
+    if is_pointwise(call.func) or name in _FACTORS or (kept and along):
         return Finding(True)
     return Finding(True, f"{name} isn't known to act on each place alone")
+
+
+def _find_worked_axes(call: Call, name: str) -> set[int]:
+    """Return the axes along which an operator says that it works, each line of them alone; none if all."""
+    given = [call.a[key] for key in ("dim", "dims") if call.a.get(key) is not None]
+    if not given or name in _ACROSS:
+        return set()
+    named = given[0] if isinstance(given[0], list | tuple) else [given[0]]
+    return {int(axis) % max(call.source.ndim, 1) for axis in named}
 
 
 def _judge_norm(call: Call) -> Finding | None:

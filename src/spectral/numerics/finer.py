@@ -92,12 +92,16 @@ def evaluate_finely(
         blocks = _split(values, own, factor ** len(inner)) if split else [values]
         made = zip(*(evaluate(block, inner) for block in blocks), strict=True)
         return [
-            finer[kind].descend(_join(parts, axis[kind]), axis[kind]) if kind in axis else parts[0]
+            descend(kind, _join(parts, axis[kind]), axis[kind]) if kind in axis else parts[0]
             for parts, axis in zip(made, leaving, strict=True)
         ]
 
+    def descend(kind: str, y: Tensor, axis: int) -> Tensor:
+        """Low-pass an axis; whole numbers and truth values are those at the map's own samples."""
+        return finer[kind].descend(y, axis) if y.is_floating_point() else y.narrow(axis, 0, kinds[kind])
+
     def finish(y: Tensor, axis: Axes) -> Tensor:
-        for kind, position in axis.items():
+        for kind, position in axis.items() if y.is_floating_point() else ():
             y = finer[kind].finish(y, position)
         return y.contiguous()
 
