@@ -564,12 +564,12 @@ def main(
         for name, number in FULL.items()
     }
     started = time.monotonic()
-    chosen = names or tuple(JOBS)
-    needed = {*chosen, *(NEEDED[name] for name in chosen if name in NEEDED)}
-    for name in filter(needed.__contains__, JOBS if asked["kills"] or asked["writers"] else ()):
+    tasks = plan(asked, seed, names or tuple(JOBS))
+    disturbed = {task.job for task in tasks if task.fault in ("kills", "writers")}
+    needed = disturbed | {NEEDED[name] for name in disturbed & set(NEEDED)}
+    for name in filter(needed.__contains__, JOBS):
         REFERENCES[name] = make_reference(name)
         click.echo(f"{name}: {REFERENCES[name].seconds:.2f} s undisturbed")
-    tasks = plan(asked, seed, chosen)
     done: list[tuple[Task, list[str], float]] = []
     until = started + 60 * minutes if minutes else np.inf
     pool = multiprocessing.get_context("fork").Pool(jobs, maxtasksperchild=1)

@@ -2,6 +2,7 @@
 
 import signal
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -32,6 +33,14 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> list[object]:
         monkeypatch.delenv(variable.lower(), raising=False)
     monkeypatch.setattr(socket, "getaddrinfo", fail)
     return attempts
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Nobody sleeps: the list collects for how many seconds each would have."""
+    seconds: list[float] = []
+    monkeypatch.setattr(time, "sleep", seconds.append)
+    return seconds
 
 
 @pytest.fixture

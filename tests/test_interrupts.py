@@ -33,6 +33,16 @@ def interrupted_after(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+def measure_length(job: Callable[[], Any]) -> float:
+    """Seconds that a job takes when nothing else keeps the machine busy, or the least of five."""
+    lengths = []
+    for _ in range(5):
+        started = time.perf_counter()
+        job()
+        lengths.append(time.perf_counter() - started)
+    return min(lengths)
+
+
 # An interrupt inside a weak reference's callback is printed and lost: Python's own rule.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("what", ["measure", "find_sites", "convert", "compute_sis"])
@@ -45,12 +55,12 @@ def test_nothing_is_left_behind(what, tmp_path):
         "compute_sis": lambda: spectral.compute_sis(net, x),
     }
     jobs[what]()  # whatever came before: the first pass of a process imports
-    started = time.perf_counter()
-    jobs[what]()
-    length = time.perf_counter() - started
-    moments, ended = random.Random(what), 0
+    length = measure_length(jobs[what])
+    moments, tries, ended = random.Random(what), 0, 0
     handler, threads = signal.getsignal(signal.SIGINT), torch.get_num_threads()
-    for _ in range(25):
+    while tries < 25 or ended <= 5:
+        tries += 1
+        assert tries < 1000
         with unchanged(net):
             try:
                 with interrupted_after(moments.uniform(1e-4, length)):
@@ -64,7 +74,6 @@ def test_nothing_is_left_behind(what, tmp_path):
         assert torch.get_num_threads() == threads
         assert signal.getsignal(signal.SIGINT) is handler
         net(x)
-    assert ended > 5
     jobs[what]()
 
 
@@ -88,21 +97,21 @@ def test_what_is_kept_is_raised_at_the_next_safe_point():
 @pytest.mark.parametrize("seed", range(3))
 def test_the_handler_is_put_back_wherever_an_interrupt_comes(seed):
     handler, moments = signal.getsignal(signal.SIGINT), random.Random(seed)
-    started = time.perf_counter()
-    for _ in range(100):
-        with shielded():
-            pass
-    length = time.perf_counter() - started
-    ended = 0
-    for _ in range(100):
+
+    def shield() -> None:
+        for _ in range(100):
+            with shielded():
+                pass
+
+    length, tries, ended = measure_length(shield), 0, 0
+    while tries < 100 or ended <= 20:
+        tries += 1
+        assert tries < 4000
         try:
             with interrupted_after(moments.uniform(1e-6, length)):
-                for _ in range(100):
-                    with shielded():
-                        pass
+                shield()
         except KeyboardInterrupt:
             ended += 1
         assert signal.getsignal(signal.SIGINT) is handler
-    assert ended > 20
     with shielded():
         raise_kept()  # nothing was kept

@@ -749,18 +749,19 @@ class TestAliasCategories:
 
     def test_rounding_does_not_part_a_mirror_pair_at_the_threshold(self):
         parted = 0
-        for seed in range(8):
-            x = torch.from_numpy(noise(14, 14, seed=seed)).float()
+        for half in (7, 11, 13):  # FFTs of some lengths give mirror bins alike, others don't
+            x = torch.from_numpy(noise(2 * half, 2 * half)).float()
             spectrum = torch.fft.fft2(x) / 4
-            largest = fold_spectrum(spectrum, (7, 7)).sum(-1).abs().max()
+            largest = fold_spectrum(spectrum, (half, half)).sum(-1).abs().max()
             amplitude = spectrum.abs()
-            for k, l in (amplitude < amplitude.flip((0, 1)).roll((1, 1), (0, 1))).nonzero().tolist():  # noqa: E741
+            lower = (amplitude < amplitude.flip((0, 1)).roll((1, 1), (0, 1))).nonzero().tolist()
+            for k, l in lower[:60]:  # noqa: E741
                 threshold = amplitude[k, l]  # the lower of the two doesn't pass, the other one would
                 decibels = 20 * math.log10(largest / threshold)
                 parted += bool(largest * 10 ** (-decibels / 20) == threshold)
                 found = compute_alias_categories(x, threshold_db=decibels)
-                # of 7×7 bins all but DC come in pairs
-                assert sum(round(49 * share.item()) % 2 for share in found.values()) == 1
+                # all bins but DC come in pairs
+                assert sum(round(half**2 * share.item()) % 2 for share in found.values()) == 1
         if not parted:
             pytest.skip("mirror bins come out equal on this platform")
 

@@ -1,7 +1,6 @@
 """Traced graphs: functions that decimate are replaced in the graph, which everything can still follow."""
 
-from __future__ import annotations
-
+# Annotations are no strings here: torch 2.10 can't pickle graphs that have some.
 import copy
 import pickle
 
