@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from click.testing import CliRunner
 
 from spectral.analysis import STUDY_FREQUENCIES
+from spectral.cli import main
 from spectral.errors import SpectralError
 from spectral.figures import FIGURES, draw_figure
 from spectral.metrics import compute_avr
@@ -306,3 +308,13 @@ def test_unknown_phase_and_too_few_models(tmp_path):
         run_study([11], options(tmp_path))
     with pytest.raises(SpectralError, match="compares 2 or 3 different models"):
         run_study([1], options(tmp_path, models=("bundled/resnet20@random",)))
+    with pytest.raises(SpectralError, match="a study of no models has no results"):
+        options(tmp_path, models=())
+
+
+def test_a_list_that_names_nothing_is_not_the_preset_s(tmp_path):
+    run = CliRunner().invoke(main, ["study", "8", "--models", " ,", "--out", str(tmp_path)])
+    assert (run.exit_code, run.stderr.startswith("Error: --models names nothing, got ' ,'; name some")) == (
+        2,
+        True,
+    )

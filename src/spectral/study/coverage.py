@@ -30,6 +30,7 @@ from spectral.models.catalogue import (
     list_representatives,
 )
 from spectral.sites import Site, find_reductions
+from spectral.study.options import split_names
 from spectral.table import describe_environment, write_csv
 
 COLUMNS = ["library", "module", "model", "input_size", "sites", "measurable", "lossless", "unmeasurable",
@@ -113,7 +114,7 @@ def summarize_coverage(table: pd.DataFrame) -> str:
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def main(libraries: tuple[str, ...], models: str | None, out: Path, quiet: bool) -> None:
     """Run the survey and write its table."""
-    names = [name.strip() for name in models.split(",")] if models else None
+    names = None if models is None else list(split_names(models, "--models"))
     entries = select_entries(libraries, names)
     click.echo(f"coverage of {len(entries)} models of {', '.join(libraries)}, without weights")
     table = survey_coverage(entries, progress=not quiet)

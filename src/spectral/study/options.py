@@ -96,6 +96,8 @@ class StudyOptions:
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise SpectralError(f"unknown preset {self.preset!r}; available: {', '.join(PRESETS)}")
+        if self.models is not None and not self.models:
+            raise SpectralError("a study of no models has no results; name some, or leave models out")
 
     @property
     def families(self) -> dict[str, str]:
@@ -152,10 +154,26 @@ def study_options(command: Callable[..., Any]) -> Callable[..., Any]:
         kept = ("preset", "images", "limit", "out", "batch_size", "seed", "device", "data", "workers", "jobs")
         shared = {key: given.pop(key) for key in kept}
         shared["device"] = choose_device(shared["device"])
-        chosen = tuple(name.strip() for name in models.split(",")) if models else None
+        chosen = None if models is None else split_names(models, "--models")
         return command(*args, options=StudyOptions(models=chosen, progress=not quiet, **shared), **given)
 
     return wrapper
+
+
+def split_names(text: str, option: str) -> tuple[str, ...]:
+    """Read ``a,b,c``, as an option names things.
+
+    Raises:
+        SpectralError: if it names none, which isn't what leaving the option out means.
+
+    Example:
+        >>> split_names("a, b", "--models")
+        ('a', 'b')
+    """
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise SpectralError(f"{option} names nothing, got {text!r}; name some, as a,b,c, or leave it out")
+    return names
 
 
 def run_study(phases: Sequence[int], options: StudyOptions) -> None:

@@ -25,6 +25,7 @@ from spectral.files import ensure_writable
 from spectral.models import load_model, model_info
 from spectral.perturb import measure_predictions
 from spectral.schema import with_bounds
+from spectral.study.options import split_names
 from spectral.table import describe_environment, write_csv
 
 IMAGENET, CIFAR10 = "imagenet", "cifar10"
@@ -152,7 +153,7 @@ def main(
     if not any(given.values()):
         raise click.UsageError("give --imagenet, --cifar10 or both")
     ensure_writable(out)
-    chosen = None if models is None else {name.strip() for name in models.split(",")}
+    chosen = None if models is None else set(split_names(models, "--models"))
     unknown = (chosen or set()) - {claim.model for claim in CLAIMS}
     if unknown:
         raise SpectralError(f"--models: nothing is published here of {', '.join(sorted(unknown))}")

@@ -36,6 +36,7 @@ from spectral.recalibration import recalibrate
 from spectral.reconstruction import reconstruct
 from spectral.schema import with_bounds
 from spectral.stability import measure_consistency, measure_stability
+from spectral.study.options import split_names
 from spectral.surgery import check_methods, conversion_report, convert
 from spectral.table import describe_environment, write_csv
 from spectral.views import Views
@@ -237,7 +238,7 @@ def main(
     chosen = Effort(**effort)
     network = load_model(model, device=device)
     pictures = load_images(images, limit=limit, seed=chosen.seed, workers=workers)
-    names = [name.strip() for name in methods.split(",") if name.strip()]
+    names = list(split_names(methods, "--methods"))
     path = out / "tables" / "repair.csv"
     facts = {
         "model": model, "images": pictures.source, "fingerprint": pictures.fingerprint,

@@ -28,6 +28,7 @@ from spectral.models.checkpoint import save_checkpoint
 from spectral.models.fetching import RANDOM
 from spectral.models.info import CIFAR_NUM_CLASSES, model_info
 from spectral.ranks import find_ranks
+from spectral.study.options import split_names
 from spectral.surgery import check_methods, conversion_report
 from spectral.surgery.report import find_report
 from spectral.training import STATE_NAME, LabelledImages, Recipe, train
@@ -239,7 +240,7 @@ def name_architecture(model: nn.Module) -> str:
 def main(data: str, data_id: str | None, out: Path, methods: str, device: str, **recipe: Any) -> None:
     """Tune the bundled network with each layer."""
     ensure_writable(out)
-    chosen = [name.strip() for name in methods.split(",") if name.strip()]
+    chosen = list(split_names(methods, "--methods"))
     sets = load_labelled_sets(data, data_id)
     click.echo(
         f"tuning {BASE} on {len(sets[0].images)} images of {sets[0].data_id} with {len(chosen)} layers"

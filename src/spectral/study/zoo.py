@@ -24,6 +24,7 @@ from spectral.console import FilePath, SpectralCommand
 from spectral.errors import SpectralError, suggest
 from spectral.files import ensure_writable
 from spectral.models import list_bundled, load_model, model_info
+from spectral.study.options import split_names
 from spectral.study.tuning import TUNING, LabelledSets, ensure_checkpoint, load_labelled_sets, name_tuned
 from spectral.surgery import convert
 from spectral.training import RECIPES, Recipe
@@ -179,7 +180,7 @@ def load_start(entry: Entry, out: Path, device: str = "cpu") -> nn.Module:
               help="Folder for the checkpoints.")  # fmt: skip
 def main(data: str, data_id: str | None, only: str | None, scale: Scale, device: str, out: Path) -> None:
     """Train the zoo."""
-    names = list_zoo(scale) if only is None else [name.strip() for name in only.split(",") if name.strip()]
+    names = list_zoo(scale) if only is None else list(split_names(only, "--only"))
     plan_training(names)  # says what is wrong before the data are read
     ensure_writable(out)
     sets = load_labelled_sets(data, data_id)

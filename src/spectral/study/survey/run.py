@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from spectral.console import FilePath, SpectralCommand
 from spectral.errors import SpectralError, suggest
+from spectral.study.options import split_names
 from spectral.study.survey.checks import COLUMNS, Row, check_model
 from spectral.study.survey.libraries import LIBRARIES, Entry, list_entries
 from spectral.table import describe_environment, write_csv
@@ -159,7 +160,7 @@ def main(
     libraries: tuple[str, ...], models: str | None, out: Path, limit: float, again: bool, quiet: bool
 ) -> None:
     """Run the survey, write its table and say how far it is from its targets."""
-    names = [name.strip() for name in models.split(",")] if models else None
+    names = None if models is None else list(split_names(models, "--models"))
     entries = select(list_entries(libraries), names)
     click.echo(f"survey of {len(entries)} models of {', '.join(libraries)}, with random weights")
     path = out / "tables" / f"{NAME}.csv"
