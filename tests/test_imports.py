@@ -149,8 +149,10 @@ ALLOWED = {
         "views",
     },
     "averaging": {"copying", "models"},
+    "least_squares": set(),
     "recalibration": {"arguments", "copying", "inputs", "intake", "network", "surgery"},
     "reconstruction": {
+        "least_squares",
         "arguments",
         "copying",
         "inputs",

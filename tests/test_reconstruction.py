@@ -11,7 +11,8 @@ from networks import image, unchanged
 from torch import Tensor, nn
 
 from spectral.errors import SpectralError, SpectralWarning
-from spectral.recalibration import recalibrate
+from spectral.least_squares import BLOCK, Sums
+from spectral.recalibration import measure_moments, recalibrate
 from spectral.reconstruction import reconstruct
 from spectral.surgery import convert
 
@@ -241,3 +242,27 @@ def test_few_images_tell_more_in_several_views() -> None:
             for views in (1, 4)
         )
     assert often < once
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_sums_made_in_blocks_solve_what_all_places_ask(free: bool) -> None:
+    """The ridge as rows of their own, as in any textbook, and solved by QR."""
+    torch.manual_seed(0)
+    design, missing, ridge = 3 + torch.randn(2 * BLOCK + 5, 2, 4), torch.randn(2 * BLOCK + 5, 6), 0.1
+    change = Sums.of(design, missing, free).solve(ridge)
+    for group in range(2):
+        x, y = design[:, group].double(), missing[:, 3 * group : 3 * group + 3].double()
+        scale = (x - x.mean(0) * free).square().sum(0).mean()
+        rows = torch.cat([x, (ridge * scale).sqrt() * torch.eye(4)])
+        if free:
+            rows = torch.cat([rows, torch.cat([torch.ones(len(x), 1), torch.zeros(4, 1)])], 1)
+        wanted = torch.linalg.lstsq(rows, torch.cat([y, torch.zeros(4, 3)]).double()).solution
+        torch.testing.assert_close(change[group], wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_moments_are_those_of_all_places_in_double_precision() -> None:
+    for x in (5 + image(7, 3, 9, 11), 5 + torch.randn(40, 3), (5 + image(7, 3, 9, 11)).half()):
+        found = measure_moments(x, "norm", "test")
+        values = x.double().transpose(0, 1).flatten(1)
+        torch.testing.assert_close(found.mean, values.mean(1), rtol=1e-6, atol=0)
+        torch.testing.assert_close(found.variance, values.var(1, unbiased=False), rtol=1e-5, atol=0)

@@ -22,6 +22,7 @@ from spectral.errors import SpectralError, SpectralWarning
 from spectral.inputs import Inputs
 from spectral.intake import Feed
 from spectral.layers.polyphase import PhasePool
+from spectral.least_squares import Sums, choose_ridge
 from spectral.network import undisturbed
 from spectral.recalibration import LIMIT, Moments, load_pair, measure_moments, move_statistics
 from spectral.surgery import conversion_report
@@ -272,14 +273,15 @@ def _fit_layer(module: Any, x: Tensor, target: _Target, ridges: Sequence[float],
     free = module.bias is not None or target.normed
     rows = owners.repeat_interleave(max(1, len(x) // len(owners)))[: len(x)]  # a batch may be of windows
     folds = [(rows % FOLDS == k).nonzero().flatten() for k in range(min(FOLDS, len(owners.unique())))]
-    sums: list[_Sums] = []
+    taps = _find_taps(module, x, math.prod(own.shape[2:]))
+    sums: list[Sums] = []
     for fold in folds:
-        design = _make_design(module, x[fold], target.places[fold])
+        design = _make_design(module, x[fold], target.places[fold], taps)
         if design is None or (not sums and not _is_product(module, design, now[fold])):
             return True
-        sums.append(_Sums.of(design, missing[fold], free))
+        sums.append(Sums.of(design, missing[fold].flatten(0, 1), free))
     whole = sum(sums[1:], sums[0])
-    ridge = ridges[0] if len(ridges) == 1 else _choose_ridge(sums, whole, ridges)
+    ridge = ridges[0] if len(ridges) == 1 else choose_ridge(sums, whole, ridges)
     if ridge is None:
         return True
     change = whole.solve(ridge).transpose(1, 2)  # (G, outputs, unknowns)
@@ -289,66 +291,6 @@ def _fit_layer(module: Any, x: Tensor, target: _Target, ridges: Sequence[float],
             module.bias.add_(offset.to(module.bias))
     module.weight.add_(change.reshape(module.weight.shape).to(module.weight))
     return True
-
-
-@dataclass(frozen=True)
-class _Sums:
-    """What least squares need of some places: sums of products, in float64.
-
-    Attributes:
-        count: of places.
-        power: (G, U, U) of the unknowns' factors; the last is 1 where there is a constant.
-        shared: (G, U, O) of factors and what is missing.
-        free: whether there is a constant, which no ridge holds.
-    """
-
-    count: int
-    power: Tensor
-    shared: Tensor
-    free: bool
-
-    @classmethod
-    def of(cls, design: Tensor, missing: Tensor, free: bool) -> _Sums:
-        factors = design.double()
-        if free:
-            factors = torch.cat([factors, torch.ones_like(factors[..., :1])], -1)
-        wanted = missing.flatten(0, 1).unflatten(1, (factors.shape[1], -1)).double()
-        power = torch.einsum("ngi,ngj->gij", factors, factors)
-        return cls(len(factors), power, torch.einsum("ngi,ngo->gio", factors, wanted), free)
-
-    def __add__(self, other: _Sums) -> _Sums:
-        return _Sums(
-            self.count + other.count, self.power + other.power, self.shared + other.shared, self.free
-        )
-
-    def __sub__(self, other: _Sums) -> _Sums:
-        return _Sums(
-            self.count - other.count, self.power - other.power, self.shared - other.shared, self.free
-        )
-
-    def solve(self, ridge: float) -> Tensor:
-        """Return the changes of the weights, (G, U, O)."""
-        power = self.power.diagonal(dim1=1, dim2=2)
-        # The variance, not the power, where there is a constant; what is itself constant has next to none.
-        mean = self.power[:, -1].square() / self.count if self.free else torch.zeros_like(power)
-        held = torch.maximum(power - mean, 1e-6 * power)
-        unknowns = held.shape[1] - self.free
-        scale = held[:, :unknowns].mean(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        weights = torch.zeros_like(held)
-        weights[:, :unknowns] = ridge * scale
-        changes: Tensor = torch.linalg.solve(self.power + torch.diag_embed(weights), self.shared)
-        return changes
-
-    def gain(self, change: Tensor) -> float:
-        """By how much a change makes the sum of squares here less."""
-        return float((change * (2 * self.shared - self.power @ change)).sum())
-
-
-def _choose_ridge(folds: Sequence[_Sums], whole: _Sums, ridges: Sequence[float]) -> float | None:
-    """Return the ridge that gains most on images left out, None if none gains anything."""
-    gains = {ridge: sum(fold.gain((whole - fold).solve(ridge)) for fold in folds) for ridge in ridges}
-    best = max(gains, key=lambda ridge: gains[ridge])
-    return best if gains[best] > 0 else None
 
 
 def _is_product(module: Any, design: Tensor, now: Tensor) -> bool:
@@ -392,36 +334,68 @@ def _take(maps: Tensor, places: Tensor) -> Tensor:
     return torch.take_along_dim(maps, places[:, None], 2).transpose(1, 2)
 
 
-def _make_design(module: Any, x: Tensor, places: Tensor) -> Tensor | None:
+def _make_design(module: Any, x: Tensor, places: Tensor, taps: Sequence[Tensor] | None) -> Tensor | None:
     """Return what the weights are multiplied by at each place, (places of all images, groups, unknowns).
 
-    A convolution is asked itself, with kernels that have one tap: whichever way it pads is then in it. None
-    for one whose own forward takes no such kernels.
+    Args:
+        module: the layer.
+        x: what enters it.
+        places: (B, P), of its output.
+        taps: as `_find_taps` finds them; None if they aren't known.
     """
     if isinstance(module, nn.Linear):
         return _take(_flatten(module, x), places).flatten(0, 1).unsqueeze(1)
-    taps = math.prod(module.kernel_size)
-    columns = []
-    with _depthwise(module) as kernel:
-        for tap in range(taps):
-            kernel.zero_().flatten(1)[:, tap] = 1
-            try:
-                shifted = type(module).forward(module, x)
-            except (RuntimeError, TypeError, ValueError):  # a class may do with its weights what it likes
-                return None
-            columns.append(_take(shifted.flatten(2), places))
-    design = torch.stack(columns, -1)  # (B, P, C, taps)
+    if taps is None:
+        return None
+    flat = nn.functional.pad(x.flatten(2), (1, 0))
+    design = torch.stack([_take(flat, tap[places]) for tap in taps], -1)  # (B, P, C, taps)
     return design.reshape(places.numel(), module.groups, -1)
 
 
+def _find_taps(module: Any, x: Tensor, count: int) -> list[Tensor] | None:
+    """Return which place of the input each tap of a kernel reads for each place of the output.
+
+    A convolution is asked itself, with kernels that have one tap, on a map of the numbers of its places:
+    whichever way it pads is then in it.
+
+    Args:
+        module: the layer.
+        x: what enters it.
+        count: of the places of its output.
+
+    Returns:
+        For each tap a vector, counted from 1, and 0 where it reads zeros outside. None for a layer that is no
+        convolution, or whose own forward takes no such kernels.
+    """
+    if isinstance(module, nn.Linear):
+        return None
+    extents = x.shape[2:]
+    numbers = torch.arange(1.0, math.prod(extents) + 1, dtype=torch.float64, device=x.device)
+    found: list[Tensor] = []
+    with _single_channel(module) as kernel:
+        for i in range(kernel.numel()):
+            kernel.zero_().flatten()[i] = 1
+            try:
+                read = type(module).forward(module, numbers.view(1, 1, *extents))
+            except (RuntimeError, TypeError, ValueError):  # a class may do with its weights what it likes
+                return None
+            tap = read.flatten().round().long()
+            if len(tap) != count or int(tap.min()) < 0 or int(tap.max()) > len(numbers):
+                return None
+            found.append(tap)
+    return found
+
+
 @contextmanager
-def _depthwise(module: Any) -> Iterator[Tensor]:
-    """Make a convolution a depthwise one for a while, and yield its kernel (C, 1, …)."""
-    weight, bias, groups = module.weight, module.bias, module.groups
-    kernel = torch.zeros(module.in_channels, 1, *module.kernel_size).to(weight)
+def _single_channel(module: Any) -> Iterator[Tensor]:
+    """Make a convolution one of a single channel for a while, and yield its kernel (1, 1, …), in float64."""
+    names = ("weight", "bias", "groups", "in_channels", "out_channels")
+    kept = {name: getattr(module, name) for name in names}
+    kernel = torch.zeros(1, 1, *module.kernel_size, dtype=torch.float64, device=module.weight.device)
     try:
         module.weight = nn.Parameter(kernel, requires_grad=False)
-        module.bias, module.groups = None, module.in_channels
+        module.bias, module.groups, module.in_channels, module.out_channels = None, 1, 1, 1
         yield module.weight
     finally:
-        module.weight, module.bias, module.groups = weight, bias, groups
+        for name, value in kept.items():
+            setattr(module, name, value)
