@@ -7,6 +7,7 @@ import re
 import resource
 import signal
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ import spectral
 from spectral.analysis import (
     ALL_SITES,
     Diagnosis,
+    compare_perturbed,
     diagnose,
     find_unstable_images,
     inspect_sites,
@@ -26,8 +28,10 @@ from spectral.analysis import (
     read_diagnosis,
     write_headline,
 )
+from spectral.analysis.fixes import COLUMNS as FIX_COLUMNS
 from spectral.analysis.folder import Folder
 from spectral.cli import main
+from spectral.data import load_images
 from spectral.data.subset import Subset, spread_over_clusters
 from spectral.errors import SpectralError
 from spectral.intake import Feed
@@ -126,6 +130,30 @@ class TestFixes:
         assert row["agreement"] == (before["prediction"] == after["prediction"]).mean()
         assert row["macs"] > row["macs_original"]
         assert row["latency_ms"] > 0
+
+    def test_copies_of_a_photograph_change_nothing_that_is_an_average(self):
+        """Nor do they in a budget's coalitions, nor in what is said of perturbed images."""
+        quiet = {"progress": False, "preprocessing": "none"}
+        alone = load_images("synthetic", size=SIZE, limit=4)
+        first, *others = alone.items
+        copies = [replace(first, id=f"{first.id}, {i}", photograph=first.id) for i in range(5)]
+        copied, net = replace(alone, items=[*copies, *others]), classifier()
+        same = [
+            name for name in FIX_COLUMNS if name not in ("n", "reason", "latency_ms", "latency_ms_original")
+        ]
+        once, often = (measure_fixes(net, own, ("flc",), **quiet)[same] for own in (alone, copied))
+        shares = [name for name in same if name.startswith("agreement_ci")]  # bounded by the number of images
+        pd.testing.assert_frame_equal(once.drop(columns=shares), often.drop(columns=shares), rtol=1e-5)
+        budgets = [spectral.measure_instability_budget(net, own, **quiet) for own in (alone, copied)]
+        for one, other in zip(*(table.attrs["coalitions"] for table in budgets), strict=True):
+            assert (other["sis"], other["agreement"]) == pytest.approx(
+                (one["sis"], one["agreement"]), rel=1e-5
+            )
+        said = [
+            compare_perturbed({"net": spectral.measure_predictions(net, own, ["decimate-2"], **quiet)})
+            for own in (alone, copied)
+        ]
+        assert said[1]["confidence"].tolist() == pytest.approx(said[0]["confidence"].tolist(), rel=1e-5)
 
     def test_the_line_makes_that_network(self, images):
         net = classifier()

@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from spectral import stats
-from spectral.columns import FEWEST_CLUSTERS, add_holm, bound, bound_flags, to_decibels
+from spectral.columns import FEWEST_CLUSTERS, add_holm, bound, bound_flags
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.inputs import Inputs
 from spectral.intake import Feed
 from spectral.latency import measure_latency
-from spectral.measurement import measure
+from spectral.measurement import find_clusters, measure
 from spectral.network import Take
 from spectral.pairing import match_sites
 from spectral.ranks import find_ranks
-from spectral.schema import with_bounds
+from spectral.schema import to_decibels, with_bounds
 from spectral.sites import Site, find_sites
 from spectral.stability import measure_stability
 from spectral.surgery import conversion_report, convert
@@ -185,7 +185,7 @@ class _Base:
             "op": "+".join(dict.fromkeys(r.op for r in report.replaced)),
             "placement": "; ".join(dict.fromkeys(str(r.placement) for r in report.replaced)) if names else "",
             "macs_original": before, "macs": after,
-            "n": len(self.feed.images), "n_clusters": len(set(self.feed.images.clusters)),
+            "n": len(self.feed.images), "n_clusters": len(set(find_clusters(self.feed.images))),
         }  # fmt: skip
         row |= self._compare_aliases(variant, replaced) | self._time(variant, example)
         return row | (self._compare_predictions(variant) if self.has_scores else {})
@@ -201,13 +201,13 @@ class _Base:
         )
         clusters = b["cluster"]
         row: Row = {
-            "changed_original": float((b["n_changed"] / b["n_shifts"]).mean()),
-            "changed": float((a["n_changed"] / a["n_shifts"]).mean()),
+            "changed_original": _average(b["n_changed"] / b["n_shifts"], clusters),
+            "changed": _average(a["n_changed"] / a["n_shifts"], clusters),
             **bound_flags("agreement", a["prediction"] == b["prediction"], clusters),
-            **_compare_accuracy(a["correct"], b["correct"]),
+            **_compare_accuracy(a["correct"], b["correct"], clusters),
         }  # fmt: skip
         if clusters.nunique() < FEWEST_CLUSTERS:
-            means = {"sis_original": b["sis"].mean(), "sis": a["sis"].mean()}
+            means = {"sis_original": _average(b["sis"], clusters), "sis": _average(a["sis"], clusters)}
             return {**row, **means, "delta_sis": means["sis"] - means["sis_original"],
                     "reason": f"a test needs {FEWEST_CLUSTERS} clusters (photographs)"}  # fmt: skip
         test = stats.compare_paired(a["sis"], b["sis"], clusters)
@@ -261,24 +261,29 @@ def _write_line(method: str, names: tuple[str, ...]) -> str:
     return f"model = spectral.convert(model, {method!r}{where})"
 
 
-def _compare_accuracy(after: pd.Series, before: pd.Series) -> Row:
+def _average(values: pd.Series, clusters: pd.Series) -> float:
+    """Mean of the clusters' means, as everything else in a row."""
+    return stats.summarize(values, None, clusters[values.index]).mean
+
+
+def _compare_accuracy(after: pd.Series, before: pd.Series, clusters: pd.Series) -> Row:
     known = before.notna()
     if not known.any():
         return {"n_labelled": 0}
-    shares = (float(flags[known].mean()) for flags in (before, after))
+    shares = (_average(flags[known].astype(float), clusters) for flags in (before, after))
     return dict(
         zip(("n_labelled", "accuracy_original", "accuracy"), (int(known.sum()), *shares), strict=True)
     )
 
 
 def _mean_ratio(table: pd.DataFrame, sites: Sequence[str]) -> float:
-    """Mean over sites of each one's mean ratio over images that aren't silent."""
+    """Mean over sites of each one's mean ratio over photographs, of images that aren't silent."""
     means = []
     for site in dict.fromkeys(sites):
         wide = widen(table, site, "dense")
         loud = wide[wide["power"] > 0] if "power" in wide else wide
         if "alias_power_ratio" in loud and len(loud):
-            means.append(float(loud["alias_power_ratio"].mean()))
+            means.append(_average(loud["alias_power_ratio"], loud["cluster"]))
     return float(np.mean(means)) if means else math.nan
 
 

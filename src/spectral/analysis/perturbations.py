@@ -137,7 +137,8 @@ def _difference(name: str, a: pd.Series, b: pd.Series, clusters: pd.Series) -> d
 
 def _share_of_agreement(own: pd.DataFrame) -> dict[str, Any]:
     """Share of images that keep the own clean prediction."""
-    counts = {"n": len(own), "n_clusters": own["cluster"].nunique(), "confidence": own["confidence"].mean()}
+    confidence = stats.summarize(own["confidence"], None, own["cluster"])
+    counts = {"n": len(own), "n_clusters": confidence.n_clusters, "confidence": confidence.mean}
     if own["perturbation"].iloc[0] == CLEAN:  # by definition
         return counts | bound("agreement", 1.0, 1.0, 1.0)
     return counts | bound_flags("agreement", own["agree"], own["cluster"])

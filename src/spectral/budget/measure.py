@@ -15,7 +15,7 @@ from tqdm import tqdm
 from spectral.arguments import as_integer
 from spectral.budget.schema import COLUMNS, CONTENT, METRICS, ROUNDING, TOTAL, UNEXPLAINED
 from spectral.budget.shapley import Part, Values, coalitions, count_sets, share_out, split_player
-from spectral.budget.summary import describe_budget
+from spectral.budget.summary import average, describe_budget
 from spectral.budget.views import Shifts, choose_shifts, find_features
 from spectral.causes import (
     SOURCES,
@@ -32,7 +32,7 @@ from spectral.errors import SpectralError
 from spectral.inputs import Inputs
 from spectral.instability import compute_instability, compute_logit_jitter
 from spectral.intake import Feed
-from spectral.measurement import insert_clusters
+from spectral.measurement import find_clusters, insert_clusters
 from spectral.network import Take, undisturbed
 from spectral.ranks import shared
 from spectral.sharing import Sharing
@@ -215,6 +215,7 @@ class _Game:
         self._plans = Plans(feed.model)
         self._seen: dict[_Key, _Seen] = {}
         self._batches: list[Inputs] | None = None
+        self._clusters = find_clusters(feed.images)
         self._share = Sharing(feed, batch_size)
         self.bar = tqdm(desc=f"budget of {feed.name}", unit="pass", disable=not self._share.shows(progress))
 
@@ -254,11 +255,11 @@ class _Game:
             return
         self.factor = factors[0]  # at a finer one, the first question is whether it helps
         self.look_at([frozenset(), late, causes - late, causes])
-        total = _mean(self.worth(frozenset()))
+        total = self._average(self.worth(frozenset()))
         rests = []
         for factor in factors:
             self.factor = factor
-            pairs = zip(_mean(self.rest(causes)), total, strict=True)
+            pairs = zip(self._average(self.rest(causes)), total, strict=True)
             rests.append(max(rest / max(whole, ROUNDING) for rest, whole in pairs if whole == whole))
             if rests[-1] <= CLOSED:
                 return
@@ -304,15 +305,17 @@ class _Game:
         return causes, self.factor if finer else 0, closed
 
     def describe(self, sources: Iterable[Source], causes: frozenset[Cause]) -> dict[str, Any]:
-        """Return the means of a coalition, and how often the prediction stays what it was."""
+        """Return a coalition's means over photographs, and the share of these whose prediction stays."""
         seen, plain = self.look(causes), self.look(frozenset()).predictions
-        means = dict(zip(METRICS, _mean(seen.worth), strict=True))
-        agree = (
-            None
-            if plain is None or seen.predictions is None
-            else float(torch.eq(seen.predictions, plain).double().mean())
-        )
+        means = dict(zip(METRICS, self._average(seen.worth), strict=True))
+        agree = None
+        if plain is not None and seen.predictions is not None:
+            (agree,) = self._average(torch.eq(seen.predictions, plain)[None].double().numpy())
         return {"ideal": "+".join(s for s in SOURCES if s in sources), **means, "agreement": agree}
+
+    def _average(self, worth: Values) -> list[float]:
+        """Return the mean over photographs of each row; NaN where nothing is known."""
+        return [average(row, self._clusters) if not np.isnan(row).all() else np.nan for row in worth]
 
     def _look(
         self, wanted: Sequence[frozenset[Cause]], closed: bool
@@ -457,7 +460,3 @@ def _rows(game: _Game, source: str, site: str, part: Part, total: Values) -> pd.
             "first_in": part.first_in[row], "last_out": part.last_out[row], "reason": "",
         }))  # fmt: skip
     return pd.concat(frames, ignore_index=True)
-
-
-def _mean(worth: Values) -> list[float]:
-    return [float(row.mean()) if not np.isnan(row).all() else float("nan") for row in worth]

@@ -115,20 +115,26 @@ def _summarize(own: pd.DataFrame, total: pd.DataFrame) -> dict[str, Any]:
     clusters = total["cluster"].to_numpy()
     whole, value = (frame["value"].to_numpy(float) for frame in (total, own))
     row: dict[str, Any] = {"n": len(own), "n_clusters": len(set(clusters)), "reason": ""}
-    row |= {"value": _average(value, clusters), "share": np.nan}
-    mean = _average(whole, clusters)
+    row |= {"value": average(value, clusters), "share": np.nan}
+    mean = average(whole, clusters)
     if not mean > ROUNDING:
         return row
     change = stats.relative_change(whole, whole - value, clusters)
     return row | {
         "share": -change.percent / 100, "share_ci_low": -change.ci_high / 100,
         "share_ci_high": -change.ci_low / 100,
-        **{name: _average(own[name].to_numpy(float), clusters) / mean
+        **{name: average(own[name].to_numpy(float), clusters) / mean
            for name in ("error", "first_in", "last_out")},
     }  # fmt: skip
 
 
-def _average(values: Any, clusters: Any) -> float:
+def average(values: Any, clusters: Any) -> float:
+    """Mean of the clusters' means.
+
+    Example:
+        >>> average([1.0, 3.0, 5.0], ["a", "a", "b"])
+        3.5
+    """
     return float(pd.Series(values).groupby(clusters).mean().mean())
 
 
