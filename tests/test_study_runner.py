@@ -9,17 +9,21 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 import toy_phase
 
-from spectral.errors import SpectralError
+import spectral
+from spectral.errors import SpectralError, SpectralWarning
 from spectral.figures import FIGURES
 from spectral.files import find_folder, name_folder
+from spectral.schema import VERSION
 from spectral.study import runner
 from spectral.study.declaration import find_table, list_phases, read_phase
 from spectral.study.jobs import work_through
 from spectral.study.progress import Progress, read_durations, weigh_phase
 from spectral.study.runner import Run, holds_only_reasons
 from spectral.sweeping.models import name_folders
+from spectral.table import write_json
 
 
 def run(out: Path, *words: str, phase=toy_phase.COUNTING) -> Run:
@@ -201,3 +205,41 @@ def test_folders_of_models_have_one_name_and_those_of_earlier_versions_are_found
     assert find_folder(tmp_path, model) == tmp_path / name
     with pytest.raises(SpectralError, match="no folder can be named after"):
         name_folder("./")
+
+
+def test_a_folder_that_an_earlier_version_began_is_told_with_the_way_out(tmp_path):
+    toy, path = toy_phase.Toy(toy_phase.options(tmp_path, "one")), tmp_path / "measurements" / "study.json"
+    path.parent.mkdir()
+    path.write_text('{"seed": 0}')
+    with pytest.raises(SpectralError, match=r"without a digest\); delete it and run the same command again"):
+        toy.claim(path, {"seed": 0, "structures": {}})
+    write_json({"seed": 0}, path, sealed=True)
+    with pytest.raises(
+        SpectralError, match="which doesn't say its structures; choose another --out or delete"
+    ):
+        toy.claim(path, {"seed": 0, "structures": {}})
+    kept = path.with_name("kept.csv")
+    kept.write_text("value\n1\n")
+    write_json({"seed": 0, "schema": VERSION}, kept.with_suffix(".json"))
+    with pytest.warns(
+        SpectralWarning, match="has no digest: an earlier version wrote it; it is computed again"
+    ):
+        table = toy.keep_table(kept, {"seed": 0}, lambda: pd.DataFrame({"value": [2]}))
+    assert table["value"].tolist() == [2]
+
+
+def test_a_table_of_measurements_that_are_others_now_is_made_again(tmp_path):
+    toy, run_folder = toy_phase.Toy(toy_phase.options(tmp_path, "one")), tmp_path / "measurements" / "net"
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, 2, 1))
+    spectral.measure(net, images, ("avr",), out=run_folder, progress=False)
+    toy.write_table("words", pd.DataFrame({"word": ["one"]}))
+    assert toy.has_table("words")
+    next(run_folder.glob("shard-*")).unlink()
+    assert not toy.has_table("words")  # and what is gone is measured again
+    with pytest.warns(SpectralWarning, match="measured again"):
+        spectral.measure(net, images, ("avr",), batch_size=1, out=run_folder, progress=False)
+    with pytest.warns(
+        SpectralWarning, match=r"words\.csv wasn't made of what is in .*net now; it is computed"
+    ):
+        assert not toy.has_table("words")

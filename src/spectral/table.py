@@ -338,7 +338,9 @@ def read_json(
         content = json.loads(data.decode())
         if not isinstance(content, dict):
             raise ValueError(f"expected an object, got {type(content).__name__}")
-        if (sealed or "seal" in content) and not is_intact(data):
+        if sealed and "seal" not in content:
+            raise ValueError("it was altered, or an earlier version wrote it, without a digest")
+        if "seal" in content and not is_intact(data):
             raise ValueError("it isn't what was written")
     except (OSError, ValueError, RecursionError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else _say(error)

@@ -113,6 +113,11 @@ class Results(ABC):
         if os.path.lexists(path):
             before = read_json(path, sealed=True, way_out=_WAY_OUT)
             differing = [key for key in config if before.get(key) != config[key]]
+            if differing and differing[0] not in before:
+                raise SpectralError(
+                    f"{self.out} holds measurements of a study that an earlier version began, which doesn't "
+                    f"say its {differing[0]}; choose another --out or delete {path.parent}"
+                )
             if differing:
                 raise SpectralError(
                     f"{self.out} holds measurements of a study with other {differing[0]} "
@@ -187,8 +192,10 @@ def _read_kept(path: Path) -> dict[str, Any] | None:
     if not (os.path.lexists(path) and os.path.lexists(written)):
         return None
     before = read_json(written, way_out=_WAY_OUT)
-    if before.pop(CONTENT, None) != list_digests(path):
-        warn(f"{path} isn't what was written there; it is computed again")
+    digests = before.pop(CONTENT, None)
+    if digests != list_digests(path):
+        why = "isn't what was written there" if digests else "has no digest: an earlier version wrote it"
+        warn(f"{path} {why}; it is computed again")
         return None
     return before
 
