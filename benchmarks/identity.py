@@ -48,7 +48,7 @@ CHECKS = {
     "identity of dense maps": ("measurement.meter:compare_identity", "measurement.meter:judge_identity"),
     "seals and verification": (
         "shards:seal", "shards:is_intact", "shards:read_shards", "table:seal", "table:is_intact",
-        "store:ShardStore._claim", "store:ShardStore._look", "store:refuse_other",
+        "store:ShardStore._claim", "store:ShardStore._look", "sameness:refuse_other",
     ),
     "locks and putting back": (
         "ranks:claim", "store:ensure_writable", "measurement.job:undisturbed", "standin:alone",

@@ -208,7 +208,7 @@ ALLOWED = {
     "schema": set(),
     "files": set(),
     "ranks": {"files"},
-    "sharing": {"identity", "inputs", "ranks", "store"},
+    "sharing": {"identity", "inputs", "ranks", "sameness"},
     "launch": {"ranks"},
     "sweeping": {
         "arguments",
@@ -219,6 +219,7 @@ ALLOWED = {
         "measurement",
         "models",
         "ranks",
+        "sameness",
         "schema",
         "store",
         "summary",
@@ -230,7 +231,8 @@ ALLOWED = {
     "wide": {"schema", "table"},
     "summary": {"lazy", "schema", "stats", "table", "wide", "display"},
     "shards": {"files", "schema", "table"},
-    "store": {"arguments", "files", "lazy", "schema", "shards", "table", "summary"},
+    "sameness": set(),
+    "store": {"arguments", "files", "lazy", "sameness", "schema", "shards", "table", "summary"},
     "lineage": {"schema", "store", "table"},
     "stability": {
         "arguments",

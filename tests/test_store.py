@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,59 @@ class TestDamage:
             writer.wait()
             with claim(tmp_path):
                 assert not name.exists()
+
+
+class TestPlace:
+    """A folder is the one that was opened, whatever becomes of its name and of the current folder."""
+
+    ROWS = make_rows(Origin("net", "sha256:0", "tensor@0"), ["a"], ["a"], [Key("sis")], np.array([[0.5]]))
+
+    def test_another_in_its_place_keeps_its_rows(self, tmp_path):
+        store = ShardStore(tmp_path / "run", {"model": "net"})
+        store.append(self.ROWS)
+        (tmp_path / "run").rename(tmp_path / "moved")
+        with pytest.raises(SpectralError, match="run was moved or deleted while it was written"):
+            store.append(self.ROWS)
+        other = ShardStore(tmp_path / "run", {"model": "net"})
+        other.append(self.ROWS)
+        with pytest.raises(SpectralError, match="run was moved or deleted while it was written"):
+            store.finish([])
+        assert spectral.read(tmp_path / "run")["value"].tolist() == [0.5]
+        assert spectral.read(tmp_path / "moved")["value"].tolist() == [0.5]
+
+    def test_another_current_folder(self, tmp_path, monkeypatch):
+        (tmp_path / "other").mkdir()
+        monkeypatch.chdir(tmp_path)
+        with claim(Path("run")):
+            store = ShardStore(Path("run"), {"model": "net"})
+            monkeypatch.chdir(tmp_path / "other")
+            store.append(self.ROWS)
+        assert not list((tmp_path / "other").iterdir())
+        assert not (tmp_path / "run" / "_lock").exists()
+        assert spectral.read(tmp_path / "run")["value"].tolist() == [0.5]
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes aren't forked here")
+    def test_a_process_that_was_forked_inside_has_no_lock_to_keep_or_remove(self, tmp_path):
+        held = claim(tmp_path)
+        held.__enter__()
+        if (child := os.fork()) == 0:
+            with suppress(BaseException):
+                held.__exit__(None, None, None)
+            os._exit(0)
+        os.waitpid(child, 0)
+        with pytest.raises(SpectralError, match="is being written by process"), claim(tmp_path):
+            pass
+        held.__exit__(None, None, None)
+        reading, writing = os.pipe()
+        if (killed := os.fork()) == 0:
+            claim(tmp_path / "killed").__enter__()
+            if os.fork() == 0:
+                os.read(reading, 1)
+                os._exit(0)
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(killed, 0)
+        with claim(tmp_path / "killed"):  # though a child of whoever had it lives on
+            os.write(writing, b"end")
 
 
 class TestParts:

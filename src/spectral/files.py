@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
+from weakref import WeakSet
 
 from spectral.errors import SpectralError, StorageError
 
@@ -215,10 +216,11 @@ def claim(folder: Path, *, shared: bool = False) -> Iterator[str]:
         ...         print("is being written" in str(error))
         True
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()  # whoever runs inside may change the current folder
     ensure_writable(folder)
     path = folder / LOCK_FILE
-    lock = _lock(folder)
+    lock, process = _lock(folder), os.getpid()
+    _HELD.add(lock)
     whole = False
     try:
         holder = _describe_self()
@@ -231,8 +233,9 @@ def claim(folder: Path, *, shared: bool = False) -> Iterator[str]:
         yield holder
         whole = True
     finally:
-        # On Windows it goes with its handle. One that is shared is left to those who may still have it.
-        if os.name != "nt" and (whole or not shared):
+        # On Windows it goes with its handle. One that is shared is left to those who may still have it, and
+        # a process that was forked inside ends without having claimed anything.
+        if os.name != "nt" and (whole or not shared) and os.getpid() == process:
             path.unlink(missing_ok=True)
         lock.close()
 
@@ -248,7 +251,7 @@ def join_claim(folder: Path, holder: str) -> Iterator[None]:
     Raises:
         SpectralError: if it isn't that folder, or can't be written to.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()  # whoever runs inside may change the current folder
     ensure_writable(folder)
     path = folder / LOCK_FILE
     try:
@@ -289,7 +292,7 @@ def cooperate(folder: Path) -> Iterator[None]:
         ...             print("is being written" in str(error))
         True
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()  # whoever runs inside may change the current folder
     ensure_writable(folder)
     if os.name == "nt":  # there a lock has one owner
         yield
@@ -307,6 +310,17 @@ def cooperate(folder: Path) -> Iterator[None]:
             return
         finally:
             lock.close()
+
+
+def _let_go() -> None:
+    """Close in a process that was just forked what it inherited: a lock ends with whoever took it."""
+    for lock in list(_HELD):
+        lock.close()
+
+
+_HELD: WeakSet[FileIO] = WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def _describe_self() -> str:

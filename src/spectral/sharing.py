@@ -11,7 +11,7 @@ from spectral.errors import SpectralError
 from spectral.identity import Identity, identify
 from spectral.inputs import Inputs
 from spectral.ranks import Ranks, find_ranks
-from spectral.store import find_difference
+from spectral.sameness import find_difference
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
 import pyarrow as pa
@@ -20,6 +20,7 @@ from spectral.arguments import as_path
 from spectral.errors import SpectralError, SpectralWarning, StorageError
 from spectral.files import ensure_writable
 from spectral.lazy import gather
+from spectral.sameness import Network, refuse_other
 from spectral.schema import RUN_FILE, SITES_FILE
 from spectral.shards import (
     NAME,
@@ -44,16 +45,6 @@ RETRIES = 3  # to read a folder whose writer merges shards meanwhile
 _WAY_OUT = "delete it and measure again"  # only this file: with it no measurement is lost
 _EARLIER = ("run.json", "unmeasured.json")  # of folders whose rows have no clusters
 _LEFT_BEHIND = re.compile(r"_(shard-\d{6}|run|sites)\.partial")  # by a killed writer of an earlier version
-
-
-class Network(Protocol):
-    """What tells a network from others: `spectral.identity.Identity`."""
-
-    def describe(self) -> dict[str, Any]:
-        """Return it as what JSON can hold."""
-
-    def find_difference(self, before: Mapping[str, Any]) -> str | None:
-        """Say what is different from a network that was described before."""
 
 
 class ShardStore:
@@ -87,7 +78,7 @@ class ShardStore:
         provenance: Mapping[str, Any] | None = None,
         network: Network | None = None,
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()  # a data set may change the current folder
         ensure_writable(self.folder)
         _refuse_earlier(self.folder)
         self.run, self.parts = self._claim(json.loads(json.dumps(config)), dict(provenance or {}), network)
@@ -100,6 +91,7 @@ class ShardStore:
 
     def _begin(self, writer: str) -> None:
         self._writer = writer
+        self._place = self.folder.stat()
         self._contents: _Contents | None = None
         self._small_known = False
         self._images = 0
@@ -160,6 +152,7 @@ class ShardStore:
             rows: of whole images.
             seen: what reading these images has shown, by which they are told from others of their names.
         """
+        self._require_place()
         own = dict(seen or {})
         path = write_shard(self.folder, self._describe(self._next, own), rows)
         self._next += 1
@@ -185,6 +178,7 @@ class ShardStore:
             sites: what is known of each site.
             concluded: ``images``, the word for all of them, and the ``provenance`` that wasn't known before.
         """
+        self._require_place()
         # There are rows of so many images: those just read.
         notes = {
             "run": self.run,
@@ -193,6 +187,18 @@ class ShardStore:
             "concluded": dict(concluded or {}),
         }
         write_json(notes, self.folder / SITES_FILE, sealed=True)
+
+    def _require_place(self) -> None:
+        """Make sure that the folder is the one that was opened: in another of its name are another's rows."""
+        try:
+            same = os.path.samestat(self._place, self.folder.stat())
+        except OSError:
+            same = False
+        if not same:
+            raise StorageError(
+                f"{self.folder} was moved or deleted while it was written; what was measured until then is "
+                f"where it was moved to: run the same command there to continue it"
+            )
 
     def _describe(self, number: int, seen: Mapping[str, list[Any]]) -> dict[str, Any]:
         known = {"seen": seen} if seen else {}
@@ -288,45 +294,6 @@ class _Contents:
         self.seen.update(shard.seen)
         self.reasons = {**shard.reasons, **self.reasons}
         self.sites.update(shard.sites)
-
-
-def find_difference(
-    before: Mapping[str, Any], config: Mapping[str, Any], network: Network | None
-) -> str | None:
-    """Say in what a measurement differs from an earlier one; None where it is the same.
-
-    Args:
-        before: of the earlier one, its ``config`` and its ``network``.
-        config: what determines the values now.
-        network: which network it is now.
-
-    Example:
-        >>> find_difference({"config": {"images": "a"}}, {"images": "b"}, None)
-        'with images = "a", not "b"'
-    """
-    earlier = before["config"]
-    differing = [key for key in {**earlier, **config} if earlier.get(key) != config.get(key)]
-    if network is not None and (not differing or differing[0] == "structure"):
-        difference = network.find_difference(before["network"])
-        if difference is not None:
-            return f"of another network: {difference}"
-    if not differing:
-        return None
-    key = differing[0]
-    return f"with {key} = {_short(earlier.get(key))}, not {_short(config.get(key))}"
-
-
-def refuse_other(
-    folder: Path, before: Mapping[str, Any], config: Mapping[str, Any], network: Network | None
-) -> None:
-    """Make sure that a folder's measurements are the same that are to be continued.
-
-    Raises:
-        SpectralError: saying in what they differ, see `find_difference`.
-    """
-    difference = find_difference(before, config, network)
-    if difference is not None:
-        raise StorageError(f"{folder} holds measurements {difference}; choose another folder or delete it")
 
 
 def read(folder: str | Path) -> pd.DataFrame:
@@ -505,8 +472,3 @@ def _refuse_earlier(folder: Path) -> None:
             f"{folder} was written by an earlier version, whose tables don't say which images share a "
             f"photograph; delete it or choose another folder, and measure again"
         )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else text[:77] + "…"

@@ -53,7 +53,7 @@ class Folder:
         network: Identity | None = None,
         circumstances: Mapping[str, Any] | None = None,
     ) -> None:
-        self.path, self.run = path, ""
+        self.path, self.run = path and path.absolute(), ""
         self._now: dict[str, Any] = json.loads(json.dumps(circumstances or {}))
         if path is not None and config is not None:
             described = json.loads(json.dumps(config))

@@ -25,8 +25,9 @@ from spectral.measurement.images import describe_seen, name_as_before, refuse_ch
 from spectral.measurement.run import Run
 from spectral.models import load_model, model_info
 from spectral.ranks import Ranks
+from spectral.sameness import refuse_other
 from spectral.schema import RUN_FILE
-from spectral.store import LostImagesError, ShardStore, read, read_run, refuse_other
+from spectral.store import LostImagesError, ShardStore, read, read_run
 from spectral.summary import SITES_TABLE, SUMMARY_FILE, summarize_measurements, write_summary
 from spectral.sweeping.claims import Claims
 from spectral.sweeping.models import name_folders

@@ -1,0 +1,64 @@
+"""Whether a measurement is the same as an earlier one, so that it may continue it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from spectral.errors import StorageError
+
+
+class Network(Protocol):
+    """What tells a network from others: `spectral.identity.Identity`."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return it as what JSON can hold."""
+
+    def find_difference(self, before: Mapping[str, Any]) -> str | None:
+        """Say what is different from a network that was described before."""
+
+
+def find_difference(
+    before: Mapping[str, Any], config: Mapping[str, Any], network: Network | None
+) -> str | None:
+    """Say in what a measurement differs from an earlier one; None where it is the same.
+
+    Args:
+        before: of the earlier one, its ``config`` and its ``network``.
+        config: what determines the values now.
+        network: which network it is now.
+
+    Example:
+        >>> find_difference({"config": {"images": "a"}}, {"images": "b"}, None)
+        'with images = "a", not "b"'
+    """
+    earlier = before["config"]
+    differing = [key for key in {**earlier, **config} if earlier.get(key) != config.get(key)]
+    if network is not None and (not differing or differing[0] == "structure"):
+        difference = network.find_difference(before["network"])
+        if difference is not None:
+            return f"of another network: {difference}"
+    if not differing:
+        return None
+    key = differing[0]
+    return f"with {key} = {_short(earlier.get(key))}, not {_short(config.get(key))}"
+
+
+def refuse_other(
+    folder: Path, before: Mapping[str, Any], config: Mapping[str, Any], network: Network | None
+) -> None:
+    """Make sure that a folder's measurements are the same that are to be continued.
+
+    Raises:
+        SpectralError: saying in what they differ, see `find_difference`.
+    """
+    difference = find_difference(before, config, network)
+    if difference is not None:
+        raise StorageError(f"{folder} holds measurements {difference}; choose another folder or delete it")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "…"
