@@ -307,3 +307,70 @@ def test_an_interrupted_pass_is_forgotten():
             assert active_modes() == 0, injection.where
             net(x)
             assert all(torch.equal(fx[s.name], expected[s.name]) for s in sites), injection.where
+
+
+class Mapped(nn.Module):
+    """Calls a module for one image at a time, and its copies with weights of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU())
+        self.many = nn.ModuleList(nn.Conv2d(4, 4, 3, 2, 1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.vmap(lambda one: self.net(one[None])[0])(x)
+        weights = {k: torch.stack([getattr(one, k) for one in self.many]) for k in ("weight", "bias")}
+        return torch.vmap(lambda own: torch.func.functional_call(self.many[0], own, (y,)))(weights).mean(0)
+
+
+def test_what_a_model_maps_over_its_images_is_found_and_measured() -> None:
+    torch.manual_seed(0)
+    net, x = Mapped(), torch.rand(2, 3, 16, 24)
+    sites = find_sites(net, (16, 24))
+    assert [(site.op, site.stride, site.measurable) for site in sites] == [("conv", (2, 2), True)] * 2
+    with FeatureExtractor(net, sites[:1], tap="dense") as fx:
+        net(x)
+    conv = net.net[0]
+    torch.testing.assert_close(
+        fx[sites[0].name], F.conv2d(x, conv.weight, conv.bias, padding=1).detach(), rtol=1e-5, atol=1e-5
+    )
+    assert measure(net, x, ["avr"], progress=False)["site"].nunique() == 2
+
+
+class Differentiated(nn.Module):
+    """Calls a module inside a transform that has no plain operators below it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Conv2d(3, 3, 3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.func.grad(lambda y: self.inner(y).square().sum())(x)
+
+
+def test_what_a_model_differentiates_is_named() -> None:
+    with pytest.raises(SpectralError, match="the model calls 'inner' so: measure that module by itself"):
+        find_sites(Differentiated(), (16, 24))
+
+
+class Ragged(nn.Module):
+    """Has tensors without a shape, in between or as its output."""
+
+    def __init__(self, back: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.back = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1), back
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.nested.as_nested_tensor(list(self.first(x)))
+        return self.last(torch.nested.to_padded_tensor(y, 0.0)) if self.back else y
+
+
+@pytest.mark.parametrize("back", [True, False])
+def test_nested_tensors(back: bool) -> None:
+    torch.manual_seed(0)
+    net, x = Ragged(back), torch.rand(2, 3, 16, 24)
+    expected = [y.clone() for y in net(x)]
+    assert [site.module for site in find_sites(net, (16, 24))] == ["first", "last"][: 1 + back]
+    assert measure(net, x, progress=False)["site"].nunique() >= 1 + back
+    same = convert(net, "strided", example=x)(x)
+    assert all(torch.equal(a, b) for a, b in zip(expected, same, strict=True))

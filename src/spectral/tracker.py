@@ -260,7 +260,9 @@ class Tracker(AbstractContextManager["Tracker"]):
         foreign = self._thread is not None and self._thread != threading.get_ident()
         if not self.enabled or foreign or _PAUSED.get() or is_recomputing():
             return run(*args, **kwargs)
-        _refuse_transforms()
+        if self.frames and _is_mapped():
+            return run(*args, **kwargs)  # below it are plain operators, which are those of who calls vmap
+        _refuse_transforms(path if self.frames else None)
         if self.frames:
             return self._follow_call(path, module, run, args, kwargs)
         state, container = self._state, self._find_container()
@@ -358,8 +360,17 @@ def is_recomputing() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-def _refuse_transforms() -> None:
+def _is_mapped() -> bool:
+    """Whether vmap runs, and no other transform of torch.func."""
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    return bool(stack) and all(one.key() == torch._C._functorch.TransformType.Vmap for one in stack)
+
+
+def _refuse_transforms(inside: str | None) -> None:
     """Refuse to watch what is no ordinary forward pass: parts of it would be missed without a word.
+
+    Args:
+        inside: the module that is called, if the model's own forward does so.
 
     Raises:
         SpectralError: saying which transform it is.
@@ -370,6 +381,8 @@ def _refuse_transforms() -> None:
     if torch._C._get_tracing_state() is not None:
         raise SpectralError(f"a trace would contain what the hooks on the model compute; {way_out}")
     if torch._C._functorch.peek_interpreter_stack() is not None:
+        if inside is not None:
+            way_out = f"the model calls {inside!r} so: measure that module by itself"
         raise SpectralError(
             f"inside a transform of torch.func (vmap, grad, jvp) tensors stand for others and end with it: "
             f"nothing can be captured; {way_out}"

@@ -164,6 +164,8 @@ class AxisTracker:
 
     def labels(self, x: Tensor) -> Labels:
         """Return the labels of a tensor; all "?" where nothing is known."""
+        if x.is_nested:
+            return ()
         known: Labels | None = self._labels.get(x)
         return known if known is not None else unknown(x.shape)
 
@@ -186,6 +188,8 @@ class AxisTracker:
         inputs = [t for t in flatten((*args, *kwargs.values())) if isinstance(t, Tensor)]
         outputs = [t for t in flatten((out,)) if isinstance(t, Tensor)]
         name = operator_name(func)
+        if any(x.is_nested for x in (*inputs, *outputs)):
+            return None  # of maps of several sizes, whose axes have none
         for x in inputs:
             self._meet(x, slides=slides and x is inputs[0])
         if name in SIZES or not any(self.comes_from_image(x) for x in inputs):

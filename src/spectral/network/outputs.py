@@ -141,7 +141,7 @@ def describe_output(output: Any) -> str:
     """
     kind = type(output).__name__
     if isinstance(output, Tensor):
-        return f"{tuple(output.shape)}"
+        return f"nested tensor of {output.size(0)}" if output.is_nested else f"{tuple(output.shape)}"
     if isinstance(output, Mapping):
         return f"{kind} of {shorten(', '.join(map(str, output)), 80)}"
     if isinstance(output, tuple) and hasattr(output, "_fields"):
@@ -163,9 +163,9 @@ def _locate(output: Any, where: str) -> tuple[Tensor | None, str]:
 
 
 def _check(found: Any, batch: int, where: str) -> Scores:
-    if not isinstance(found, Tensor):
+    if not isinstance(found, Tensor) or found.is_nested:
         what = describe_output(found)
-        return Scores(None, where, f"its {where}, a {what}, is no tensor", _expect(batch, what))
+        return Scores(None, where, f"its {where}, a {what}, is no plain tensor", _expect(batch, what))
     shape = tuple(found.shape)
     if not found.is_floating_point():
         why = f"is of {str(found.dtype).removeprefix('torch.')}, no scores"

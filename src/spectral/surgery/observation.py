@@ -354,7 +354,7 @@ class Watcher(Scope):
             call.samplewise &= samplewise
             if nonlinear and call.input is not None:
                 call.nonlinear |= any(t.shape == call.input.shape for t in tensors)
-        whole = isinstance(out, Tensor) and len(tensors) == 1 and out.shape == tensors[0].shape
+        whole = len(tensors) == 1 and [x.shape for x in _find_tensors(out)] == [tensors[0].shape]
         for tensor in tensors:
             use = Use(time, self._running[-1], function, out if nonlinear and whole else None)
             self.seen.uses[id(tensor)].append(use)
@@ -364,7 +364,8 @@ class Watcher(Scope):
 
 
 def _find_tensors(values: Any) -> list[Tensor]:
-    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
+    """Return the tensors among values, but for nested ones, which have no shape."""
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor) and not value.is_nested]
 
 
 def _is_samplewise_norm(name: str, args: Sequence[Any]) -> bool:

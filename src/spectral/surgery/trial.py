@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -151,4 +152,12 @@ def _key(call: Call) -> tuple[Any, ...]:
 
 
 def _shapes(output: Any) -> list[Size]:
-    return [tuple(value.shape) for value in tree_leaves(output) if isinstance(value, Tensor)]
+    tensors = [value for value in tree_leaves(output) if isinstance(value, Tensor)]
+    return [tuple(one.shape) for x in tensors for one in _list_parts(x)]
+
+
+def _list_parts(x: Tensor) -> Sequence[Tensor]:
+    """Return the tensors that a nested one consists of; of those behind each other all in one."""
+    if not x.is_nested:
+        return (x,)
+    return x.unbind() if x.layout == torch.strided else (x.values(),)
