@@ -29,6 +29,8 @@ METRICS = (*SITE_METRICS, "sis")
 DEFAULT_METRICS = ("avr", "am", *CHANNEL_METRICS, "sis")
 
 CHUNK_ELEMENTS = 2**22  # of one map at a time: 16 MiB in float32
+PER_WEIGHT = 4  # for each weight, if that is more: a convolution lays these out anew for every piece
+MOST = 4  # times as many at most
 ON_DEVICE = 16  # times as many on a GPU, which small pieces leave idle
 IDENTITY_TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 5e-2, torch.float64: 1e-9}
 
@@ -167,7 +169,9 @@ def _channels_at_once(capture: Capture) -> int:
 
 
 def _choose_chunk(capture: Capture) -> int:
-    return CHUNK_ELEMENTS * (1 if capture.input.device.type == "cpu" else ON_DEVICE)
+    chunk = CHUNK_ELEMENTS * (1 if capture.input.device.type == "cpu" else ON_DEVICE)
+    weight = capture.decimation.weight
+    return chunk if weight is None else min(max(chunk, PER_WEIGHT * weight.numel()), MOST * chunk)
 
 
 def _split(capture: Capture, taps: Sequence[Tap]) -> Iterator[tuple[slice, list[slice]]]:
