@@ -6,6 +6,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -63,6 +64,24 @@ class Choice(NamedTuple):
     limit: int | None
     seed: int
     lazily: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file of a folder: of a million of them each takes little memory."""
+
+    root: Path
+    name: str
+
+    @property
+    def path(self) -> Path:
+        return self.root / self.name
+
+    def read(self) -> bytes:
+        return read_bytes(self.path)
+
+    def look(self) -> State:
+        return look_at(self.path)
 
 
 def load_folder(root: Path, choice: Choice) -> ImageSet:
@@ -141,8 +160,8 @@ def _load_listed(root: Path, source: str, listing: FolderListing, choice: Choice
         return _make_item(root, listing, position, new[name])
 
     def find(position: int) -> Found:
-        path = root / listing.names[position]
-        return partial(read_bytes, path), partial(look_at, path), path.stat().st_size
+        file = _File(root, listing.names[position])
+        return file.read, file.look, file.path.stat().st_size
 
     if choice.lazily and wanted >= FEWEST_LISTED:
         return choose_listed(listing, find, source, str(root), choice, known)

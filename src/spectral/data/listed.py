@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -54,7 +55,7 @@ class Seen(NamedTuple):
     def unpack(cls, packed: Sequence[Any]) -> Seen:
         """Return what was packed."""
         digest, height, width, *state = packed
-        return cls(digest, (height, width), tuple(state))
+        return cls(digest, _share(height, width), tuple(state))
 
 
 @dataclass
@@ -110,7 +111,8 @@ class ListedItem:
         begun, state, content = time.time(), self.look(), self.read()
         known = self.book.seen.get(self.id)
         image = decode_image(content, None if known is None else known.digest)
-        return image, Seen(digest_bytes(content), (image.height, image.width), _settle(state, begun))
+        size = _share(image.height, image.width)
+        return image, Seen(digest_bytes(content), size, _settle(state, begun))
 
     def examine(self) -> Seen:
         """Return what reading the image has shown, for which it is read where it wasn't yet.
@@ -124,7 +126,8 @@ class ListedItem:
                 state = self.look()
             except OSError as error:
                 raise SpectralError(describe_failure(error)) from error
-            self.book.seen[self.id] = Seen(*inspect_image(self.read), _settle(state, begun))
+            digest, size = inspect_image(self.read)
+            self.book.seen[self.id] = Seen(digest, _share(*size), _settle(state, begun))
         return self.book.seen[self.id]
 
     def find_fault(self) -> str:
@@ -151,6 +154,12 @@ class ListedItem:
     def size(self) -> tuple[int, int]:
         """(height, width), in pixels."""
         return self.examine().size
+
+
+@lru_cache(maxsize=4096)
+def _share(height: int, width: int) -> tuple[int, int]:
+    """Return a size that all images of it share: there may be a million."""
+    return height, width
 
 
 def _settle(state: State, begun: float) -> State:
