@@ -266,6 +266,23 @@ def test_the_summary_has_shares_of_means():
         spectral.summarize_instability_budget(table.drop(columns="share"))
 
 
+def test_a_picture_of_many_places_has_all_of_their_share():
+    sites = [f"layer{i}" for i in range(40)]
+    own = {"model": "m", "metric": "sis", "n_clusters": 4, "share_ci_low": np.nan, "share_ci_high": np.nan,
+           "first_in": np.nan, "last_out": np.nan, "agreement": np.nan}  # fmt: skip
+    rows = [own | {"source": "nonlinearity", "site": site, "share": 2.0**-i} for i, site in enumerate(sites)]
+    whole = [
+        own | {"source": "nonlinearity", "share": 2 - 2.0**-39},
+        own | {"source": "unexplained", "share": 0},
+    ]
+    table = pd.DataFrame([*whole, *rows])
+    (ax,) = spectral.figures.plot_instability_budget({"budget": table}).axes
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert names == ["nonlinearity", *sites[:16], "24 smaller ones together", "unexplained"]
+    dots = {int(line.get_ydata()[0]): line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"}
+    assert sum(dots[i] for i in range(1, 18)) == pytest.approx(dots[0])
+
+
 def test_the_command_writes_tables_and_figure(tmp_path):
     arguments = ["bundled/resnet20@random", "--images", "synthetic", "--limit", "3", "--out", str(tmp_path)]
     result = CliRunner().invoke(cli.main, ["budget", *arguments, "--split", "decimation"])

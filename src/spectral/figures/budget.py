@@ -19,6 +19,7 @@ COLOURS = dict(zip(SOURCES, ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#99999
 LEFT = ("content", "unexplained")  # what nothing takes off, first or last
 METRICS = {"sis": "SIS", "logit_jitter": "logit jitter"}
 MOST_PLACES = 16
+SMALLER = "smaller ones together"
 
 
 CAPTION = (
@@ -61,6 +62,7 @@ def plot_causes(source: Source) -> Figure:
 def _draw(source: Source, name: str) -> Figure:
     """Dot plot: a column per metric, a line per model and source, and below one per place."""
     table = source.rows(name, known=["share"]).astype({"site": object}).fillna({"site": ""})
+    table = _join_smaller(table)
     metrics = [metric for metric in METRICS if (table["metric"] == metric).any()]
     lines = _list_lines(table)
     fig = new_figure(FULL_WIDTH, min(0.19 * len(lines) + 1.2, 8.9))
@@ -85,16 +87,36 @@ def _draw(source: Source, name: str) -> Figure:
 
 
 def _list_lines(table: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """List models, sources and places, the largest places first and not very many."""
+    """List models, sources and places, the largest places first."""
     lines = []
     for model in dict.fromkeys(table["model"]):
         own = table[table["model"] == model]
         for name in SOURCES:
             rows = own[own["source"] == name]
-            places = rows[rows["site"] != ""].groupby("site")["share"].mean().sort_values(ascending=False)
+            places = _order_places(rows)
             if not rows.empty:
-                lines += [(model, name, ""), *((model, name, s) for s in places.index[:MOST_PLACES])]
+                lines += [(model, name, ""), *((model, name, s) for s in places.index)]
     return lines
+
+
+def _order_places(rows: pd.DataFrame) -> pd.Series[float]:
+    """Return the mean shares of one source's places, the largest first and what many share last."""
+    shares = rows[rows["site"] != ""].groupby("site")["share"].mean().sort_values(ascending=False)
+    many = shares.index.str.endswith(SMALLER)
+    return pd.concat([shares[~many], shares[many]])
+
+
+def _join_smaller(table: pd.DataFrame) -> pd.DataFrame:
+    """Put places beyond the largest into one row, with what they share: a picture has room for some only."""
+    parts = []
+    for _, rows in table.groupby(["model", "source"], sort=False):
+        small = rows["site"].isin(_order_places(rows).index[MOST_PLACES:])
+        parts.append(rows[~small])
+        for _, own in rows[small].groupby("metric", sort=False):
+            parts.append(own.head(1)[["model", "metric", "source"]].assign(
+                site=f"{len(own)} {SMALLER}", share=own["share"].sum()
+            ))  # fmt: skip
+    return pd.concat(parts, ignore_index=True).fillna({"site": ""})
 
 
 def _name_line(line: tuple[str, str, str], several: bool) -> str:
