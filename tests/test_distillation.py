@@ -219,3 +219,12 @@ def test_bad_input_is_one_sentence() -> None:
     with pytest.raises(SpectralError, match="pass logits="):
         distill(convert(headless.eval(), "blurpool", example=32), images, progress=False)
     assert revert(smooth) is not smooth
+
+
+def test_a_teacher_of_other_classes_is_refused() -> None:
+    student, teacher = (
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes)).eval()
+        for classes in (5, 7)
+    )
+    with pytest.raises(SpectralError, match=r"scores of shape \(2, 5\), the teacher \(2, 7\); pass"):
+        distill(student, torch.rand(2, 3, 8, 8), teacher=teacher, steps=1, progress=False)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, SpectralWarning
 from spectral.recalibration import recalibrate
 from spectral.surgery import convert
 
@@ -123,3 +123,12 @@ def test_bad_input_is_one_sentence() -> None:
     with pytest.raises(SpectralError, match="pass the network that this one was made from"):
         recalibrate(smooth, torch.randn(4, 3, 16, 16), reference=nn.Conv2d(3, 4, 3))
     assert all(not m._forward_pre_hooks for m in smooth.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_a_network_without_norms_is_told_what_mends_it() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    smooth = convert(net, "blurpool", example=16)
+    with pytest.warns(
+        SpectralWarning, match=r"no batch norm .* nothing is changed; spectral.reconstruct fits"
+    ):
+        recalibrate(smooth, torch.rand(4, 3, 16, 16))

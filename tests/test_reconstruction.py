@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -212,7 +213,7 @@ def test_bad_input_is_one_sentence() -> None:
         reconstruct(smooth, image(4, 3, 32, 32), views=0)
     with pytest.raises(SpectralError, match="at least 2 images, got 1"):
         reconstruct(smooth, image(1, 3, 32, 32))
-    with pytest.raises(SpectralError, match=r"reconstruct: what enters '1' isn't finite"):
+    with pytest.raises(SpectralError, match=r"reconstruct: what '0' gives in the reference isn't finite"):
         reconstruct(smooth, torch.full((2, 3, 32, 32), torch.nan))
 
 
@@ -266,3 +267,37 @@ def test_moments_are_those_of_all_places_in_double_precision() -> None:
         values = x.double().transpose(0, 1).flatten(1)
         torch.testing.assert_close(found.mean, values.mean(1), rtol=1e-6, atol=0)
         torch.testing.assert_close(found.variance, values.var(1, unbiased=False), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("repair", [recalibrate, reconstruct])
+def test_a_repair_in_place_that_fails_leaves_the_model_as_it_was(repair: Callable[..., nn.Module]) -> None:
+    """What enters the last norm is infinite in the model alone, when the first is already moved."""
+    right = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), Gain(1), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+    )
+    wrong = copy.deepcopy(right.eval())
+    with torch.no_grad():
+        wrong[0].weight.mul_(2)
+    wrong[2].gain = math.inf
+    with unchanged(wrong), pytest.raises(SpectralError, match=r"what enters '[34]' isn't finite"):
+        repair(wrong, image(8, 3, 8, 8), reference=right, inplace=True)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_one_image_that_is_not_finite_is_told_without_norms_too(value: float) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    smooth, images = convert(net, "blurpool", example=16), image(8, 3, 16, 16)
+    images[3, 0, 0, 0] = value
+    with pytest.raises(SpectralError, match="reconstruct: what '0' gives in the reference isn't finite"):
+        reconstruct(smooth, images)
+
+
+class Gain(nn.Module):
+    """Multiplies by a number, which no fit changes."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        self.gain = gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * x

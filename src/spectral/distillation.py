@@ -74,7 +74,8 @@ def distill(
         max_lr: the highest learning rate of AdamW, in one cycle.
         layer_weight: of the norms' outputs; 0 for the predictions alone.
         tune: what is trained: ``"norms"``, their scales and shifts and all biases; ``"filters"``, these and
-            the depthwise kernels; ``"all"``. The fewer, the less a few images can be learnt by heart.
+            the depthwise kernels; ``"all"``; whether they require a gradient or not. The fewer, the less a
+            few images can be learnt by heart.
         views: what the images are turned into.
         seed: of the order and the views.
         preprocessing: as for `measure`.
@@ -85,8 +86,9 @@ def distill(
         A tuned copy, its modes as they were.
 
     Raises:
-        SpectralError: if the model isn't a converted one and no teacher is given, it is no classifier, there
-            are no images, a number is out of range, the loss isn't finite, or ``out`` holds another run.
+        SpectralError: if the model isn't a converted one and no teacher is given, it is no classifier, the
+            teacher has other classes, there are no images, a number is out of range, the loss isn't finite,
+            or ``out`` holds another run.
 
     Source:
         G. Hinton et al., Distilling the Knowledge in a Neural Network, 2015 (predictions); A. Romero et al.,
@@ -234,6 +236,11 @@ def _compute_loss(
     for seen in pairs.values():
         seen.clear()
     given = feed.scores(feed.run(batch), batch.count).probabilities()
+    if given.shape != target.shape:
+        raise SpectralError(
+            f"{CALLER}: {feed.name} gives scores of shape {tuple(given.shape)}, the teacher "
+            f"{tuple(target.shape)}; pass a teacher of the same classes"
+        )
     loss = F.kl_div(given.clamp_min(_LEAST).log(), target, reduction="batchmean")
     if not layer_weight:
         return loss

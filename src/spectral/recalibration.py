@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -78,7 +78,7 @@ def recalibrate(
     feed = Feed(model, images, caller="recalibrate", preprocessing=preprocessing)
     batch, before = load_pair(feed, reference, limit)
     work = model if inplace else copy_model(model)
-    with torch.no_grad(), undisturbed(before), undisturbed(work):
+    with torch.no_grad(), undisturbed(before), undisturbed(work), kept_on_failure(work):
         fitting = _watch(before, batch, lambda path, norm, seen: None)
         known = {path: seen[0] for path, seen in fitting.items() if len(seen) == 1}
 
@@ -87,6 +87,13 @@ def recalibrate(
                 move_statistics(norm, known[path], seen)
 
         ran = _watch(work, batch, move)
+    if not ran:
+        warnings.warn(
+            f"recalibrate: no batch norm with statistics runs in {feed.name}, nothing is changed; "
+            f"spectral.reconstruct fits weights",
+            SpectralWarning,
+            stacklevel=2,
+        )
     left = [path for path in ran if path not in known]
     if ran and len(left) == len(ran):
         raise SpectralError(
@@ -101,6 +108,30 @@ def recalibrate(
             stacklevel=2,
         )
     return work
+
+
+@contextmanager
+def kept_on_failure(model: nn.Module) -> Iterator[None]:
+    """Put a model's parameters and buffers back if what is done to them fails.
+
+    Example:
+        >>> from contextlib import suppress
+        >>> layer = nn.BatchNorm1d(2)
+        >>> with suppress(ZeroDivisionError), kept_on_failure(layer):
+        ...     _ = layer.running_mean.add_(1)
+        ...     _ = 1 / 0
+        >>> layer.running_mean
+        tensor([0., 0.])
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    before = [x.detach().clone() for x in tensors]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for x, old in zip(tensors, before, strict=True):
+                x.copy_(old)
+        raise
 
 
 def load_pair(feed: Feed, reference: nn.Module | None, limit: int) -> tuple[Inputs, nn.Module]:

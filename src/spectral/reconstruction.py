@@ -24,7 +24,14 @@ from spectral.intake import Feed
 from spectral.layers.polyphase import PhasePool
 from spectral.least_squares import Sums, choose_ridge
 from spectral.network import undisturbed
-from spectral.recalibration import LIMIT, Moments, load_pair, measure_moments, move_statistics
+from spectral.recalibration import (
+    LIMIT,
+    Moments,
+    kept_on_failure,
+    load_pair,
+    measure_moments,
+    move_statistics,
+)
 from spectral.surgery import conversion_report
 from spectral.views import Views, augment_images, seeded_generator
 
@@ -61,7 +68,7 @@ def reconstruct(
     which fits to three quarters of the images tell the last one best; if none does better there than the
     weights as they are, they stay. Batch norms are moved as `recalibrate` moves them, each before what
     follows it is fitted. Nothing is learnt by steps, no label and no class is used, and where nothing has
-    changed nothing changes.
+    changed nothing changes. Weights are fitted whether they require a gradient or not.
 
     Of each map a part of the places is used, as many as the unknowns need. Weights stay whose map is what a
     new layer decimates, that are used more than once or by several layers, that something is made of before
@@ -113,7 +120,7 @@ def reconstruct(
     owners = torch.arange(batch.count).repeat(views)
     batch = _add_views(feed, batch, views, seed)
     work = model if inplace else copy_model(model)
-    with torch.no_grad(), undisturbed(before), undisturbed(work):
+    with torch.no_grad(), undisturbed(before), undisturbed(work), kept_on_failure(work):
         known = _observe(before, batch, seed)
         _fit(work, batch, known, RIDGES if ridge is None else (ridge,), owners)
     return work
@@ -166,6 +173,7 @@ def _observe(reference: nn.Module, batch: Inputs, seed: int) -> _Known:
     def keep(path: str, module: nn.Module, args: Any, output: Any) -> None:
         runs[path] += 1
         if runs[path] == 1 and isinstance(output, Tensor):
+            _require_finite(output, f"what {path!r} gives in the reference")
             maps = _flatten(module, output)
             places = _draw_places(maps, _count_unknowns(module), generator)
             targets[path] = _Target(_extents(module, output), places, _take(maps, places))
@@ -203,6 +211,7 @@ def _fit(model: nn.Module, batch: Inputs, known: _Known, ridges: Sequence[float]
         nonlocal matched
         target = targets.pop(path, None)  # a layer that comes again stays
         if target is not None and len(args) == 1:
+            _require_finite(args[0], f"what enters {path!r}")
             matched += _fit_layer(module, args[0], target, ridges, owners)
 
     def move(path: str, module: Any, args: Any) -> None:
@@ -222,6 +231,11 @@ def _fit(model: nn.Module, batch: Inputs, known: _Known, ridges: Sequence[float]
             f"{CALLER}: none of the {len(fitted)} convolutions and linear layers, such as {min(fitted)!r}, "
             f"runs once and gives maps of the reference's extents; pass the network before the change"
         )
+
+
+def _require_finite(x: Tensor, what: str) -> None:
+    if not bool(x.isfinite().all()):
+        raise SpectralError(f"{CALLER}: {what} isn't finite on these images")
 
 
 def _find_fitted(model: nn.Module) -> set[str]:
