@@ -95,22 +95,21 @@ def _list_lines(table: pd.DataFrame) -> list[tuple[str, str, str]]:
             rows = own[own["source"] == name]
             places = _order_places(rows)
             if not rows.empty:
-                lines += [(model, name, ""), *((model, name, s) for s in places.index)]
+                lines += [(model, name, ""), *((model, name, s) for s in places)]
     return lines
 
 
-def _order_places(rows: pd.DataFrame) -> pd.Series[float]:
-    """Return the mean shares of one source's places, the largest first and what many share last."""
+def _order_places(rows: pd.DataFrame) -> list[str]:
+    """Return one source's places, the largest first and what many share last."""
     shares = rows[rows["site"] != ""].groupby("site")["share"].mean().sort_values(ascending=False)
-    many = shares.index.str.endswith(SMALLER)
-    return pd.concat([shares[~many], shares[many]])
+    return sorted(map(str, shares.index), key=lambda site: site.endswith(SMALLER))
 
 
 def _join_smaller(table: pd.DataFrame) -> pd.DataFrame:
     """Put places beyond the largest into one row, with what they share: a picture has room for some only."""
     parts = []
     for _, rows in table.groupby(["model", "source"], sort=False):
-        small = rows["site"].isin(_order_places(rows).index[MOST_PLACES:])
+        small = rows["site"].isin(_order_places(rows)[MOST_PLACES:])
         parts.append(rows[~small])
         for _, own in rows[small].groupby("metric", sort=False):
             parts.append(own.head(1)[["model", "metric", "source"]].assign(
