@@ -26,8 +26,6 @@ FILE = "codebook.csv"
 ENDINGS = {
     "_ci_low": (None, "lower bound of the 95 % interval of: "),
     "_ci_high": (None, "upper bound of the 95 % interval of: "),
-    "_low": (None, "lower bound of the 95 % interval of: "),
-    "_high": (None, "upper bound of the 95 % interval of: "),
     "_holm": (None, "corrected by Holm over all tests of the table: "),
     "_p": ("probability", "p-value of a test that this is 0 (or of no change): "),
     "_a": (None, "of the first of the two: "),
