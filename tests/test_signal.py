@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import Standardised
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.ops import FrozenBatchNorm2d
@@ -309,6 +310,26 @@ def test_a_1x1_shortcut_is_one_site_wherever_its_decimation_stands():
     one, two = capture(before, x), capture(behind, x)
     torch.testing.assert_close(one[":slice0"], two["short"])
     assert one[":slice0"].shape == (2, 4, 12, 12)
+
+
+@pytest.mark.parametrize("conv", [nn.Conv2d, Standardised])
+def test_a_pre_activation_shortcut_has_one_signal_also_with_weights_made_anew(conv):
+    """A slice that keeps all of a map, as a converted convolution of its own class has, is no reader."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+            self.down, self.conv = conv(3, 8, 1, 2), conv(3, 8, 3, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.norm(x))
+            return (self.down(x) + self.conv(x)).mean((2, 3))
+
+    model, x = seeded(Block), noise(2, 3, 9, 12)
+    twin = spectral.convert(model, "strided", example=x)
+    torch.testing.assert_close(twin(x), model(x))
+    assert_same(capture(model, x), capture(twin, x))
 
 
 class Written(nn.Module):

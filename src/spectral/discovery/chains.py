@@ -18,6 +18,7 @@ from spectral.discovery.uses import tensors_of
 from spectral.operators import is_pointwise, name_arguments
 
 _SAME = {"alias", "detach", "lift_fresh", "contiguous"}
+_VIEWS = {"view", "slice", "expand"}
 _BATCH_NORMS = {"native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit",
                 "cudnn_batch_norm", "miopen_batch_norm", "batch_norm"}  # fmt: skip
 _DECIMATING = {"convolution", "native_layer_norm"}
@@ -356,8 +357,8 @@ class Chains:
 
 
 def _is_same(name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
-    """Whether what an operator gives is its input under another name: so is a view of the same shape."""
-    return name in _SAME or (name == "view" and outputs[0].shape == inputs[0].shape)
+    """Whether what an operator gives is its input under another name: so is a view or slice of all of it."""
+    return name in _SAME or (name in _VIEWS and outputs[0].shape == inputs[0].shape)
 
 
 def _turn(name: str, a: Any, order: tuple[int, ...]) -> tuple[int, ...]:
