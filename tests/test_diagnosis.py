@@ -6,6 +6,7 @@ import json
 import re
 import resource
 import signal
+import time
 import warnings
 from dataclasses import replace
 
@@ -436,20 +437,69 @@ class TestDiagnose:
         hasty = {"methods": ("flc", "aps"), "minutes": 1e-6, "progress": False}
         first = diagnose(classifier(), images, out=tmp_path, **hasty)
         assert first.budget.empty
-        assert first.facts["decided"] == {"budget_images": 0, "fix_images": 6}
+        decided = {"site_images": 2, "stability_images": 2, "budget_images": 0, "fix_images": 0}
+        assert first.facts["decided"] == decided
+        assert set(first.sites["n"]) == {2}
+        assert len(first.per_image) == 2
         reasons = first.missing.set_index("what")["reason"]
-        assert "an image takes about" in reasons["instability budget"]
-        assert "measure_instability_budget(model, images)" in reasons["instability budget"]
-        assert "left out" in reasons["3 of 4 layers and places"]
-        assert first.fixes["n"].tolist() == [6, 0, 0, 0]  # the first of them always is measured
-        for lost in ("fixes", "facts", "missing", "sites"):
+        for what, way in (
+            ("instability budget", "spectral.measure_instability_budget(model, images)"),
+            ("aliasing at the sites of 4 of 6 images", "spectral.measure(model, images)"),
+            ("stability of 4 of 6 images", "spectral.measure_stability(model, images)"),
+            ("sis_circular", "spectral.measure_stability(model, images)"),
+            ("what fixes it", "spectral.analysis.measure_fixes(model, images)"),
+        ):
+            assert "left out, since" in reasons[what]
+            assert way in reasons[what]
+            assert "minutes" in reasons[what]
+        assert "included, on 2 images)" in write_headline(first)[0]
+        for lost in ("per_image", "facts", "missing", "sites"):
             next((tmp_path / "parts").glob(f"{lost}.*")).unlink()
         again = diagnose(classifier(), images, out=tmp_path, **hasty)
         assert_same(again, first)  # how long an image takes included
         asked = diagnose(classifier(), images, fix_images=2, budget_images=2, **hasty)
-        assert asked.missing.empty
+        assert not {"instability budget", "what fixes it"} & set(asked.missing["what"])
         assert set(asked.fixes["n"]) == {2}
         assert asked.budget["n"].dropna().eq(2).all()
+
+    def test_every_step_obeys_the_time(self, images):
+        class Slow(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net, self.seen = classifier(), 0
+
+            def forward(self, x):
+                if x.device.type == "cpu":
+                    time.sleep(0.05 * len(x))
+                    self.seen += len(x)
+                return self.net(x)
+
+        net, many = Slow(), images.repeat(8, 1, 1, 1)
+        found = diagnose(net, many, methods=("flc",), minutes=0.04, progress=False)
+        few = found.facts["decided"]
+        assert 2 <= few["site_images"] < len(many)
+        assert 2 <= few["stability_images"] == len(found.per_image) < len(many)
+        assert set(found.sites["n"]) == {few["site_images"]}
+        assert net.seen < 6 * len(many)  # stability of all alone would be 10 of them
+        left = found.missing.set_index("what")["reason"]
+        assert any(what.startswith("stability of ") and "minutes=" in reason for what, reason in left.items())
+
+    def test_the_loudest_single_sites_are_tried_first(self, images):
+        tried = []
+
+        def keep(name, compute):
+            tried.append(name)
+            return compute()
+
+        torch.manual_seed(0)
+        loud = nn.Conv2d(6, 6, 1, 2)
+        net = nn.Sequential(nn.Conv2d(3, 6, 7, 2, 3), nn.AvgPool2d(2), loud, nn.AdaptiveAvgPool2d(1),
+                            nn.Flatten()).eval()  # fmt: skip
+        table = measure_fixes(net, images, ("flc",), seconds=1e4, store=keep, progress=False)
+        single = table[table["site"] != ALL_SITES].set_index("site")["alias_power_db_original"]
+        assert tried[0] == f"flc at {ALL_SITES}"
+        assert tried[1:] == [f"flc at {site}" for site in single.sort_values(ascending=False).index]
+        assert list(single.index) == ["0", "1", "2"]  # the table is in the order in which they run
 
     @pytest.mark.parametrize("minutes", [0, -1, float("inf"), "2", True])
     def test_minutes_that_are_none_are_refused_before_a_folder_is_made(self, minutes, images, tmp_path):

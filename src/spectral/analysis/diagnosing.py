@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from pathlib import Path
@@ -25,10 +25,10 @@ from spectral.analysis.diagnosis import (
 from spectral.analysis.examples import find_unstable_images
 from spectral.analysis.fixes import DEFAULT_METHODS, LEFT_OUT, measure_fixes
 from spectral.analysis.folder import Folder, describe_change
-from spectral.analysis.pace import Deadline, time_budget, time_pass
+from spectral.analysis.pace import Deadline, Step, Stopwatch
 from spectral.arguments import as_path, as_positive
 from spectral.budget import measure_instability_budget, summarize_instability_budget
-from spectral.data import ImageSet
+from spectral.data import Images, ImageSet
 from spectral.data.subset import Subset, spread_over_clusters
 from spectral.errors import SpectralError, SpectralWarning, StorageError
 from spectral.identity import identify
@@ -49,11 +49,15 @@ METRICS = ("alias_power_ratio", "avr")
 DETAIL_IMAGES = 4
 ON_CPU, ELSEWHERE = 4, 32  # images per forward pass
 MINUTES = 2.0  # for the whole, on as many images as it is enough for
-FIX_IMAGES = 6  # at least, if there are as many: what they leave no time for is left out
+SITES = Step(0.3, least=2, insists=True)
+STABILITY = Step(0.4, least=2, insists=True)
+CIRCULAR_SHARE = 0.2  # what SIS with circular borders may take: budgets tell of borders too
+CAUSES = Step(0.3, least=2)
+MOST_BUDGET_IMAGES = 32
+FIX_IMAGES = 6  # that are worth more than another layer is
+FEWEST_FIX_IMAGES = 2  # on which one is tried at all
 FIX_PASSES = 7  # of a variant, for each image: five for SIS, two for aliases
 FIX_OVERHEAD = 30  # passes more, to make a variant, find its sites and time it
-BUDGET_IMAGES = 2, 32  # at least, at most
-BUDGET_SHARE = 0.45  # of the time that is left, the rest being for layers
 BUDGET_FACTOR = 2
 
 
@@ -84,14 +88,15 @@ def diagnose(
         images: as for `spectral.measure`.
         methods: layers to try, as `spectral.convert` names them; the first is also tried at each site alone.
         fix_images: on how many images layers are tried, however long that takes; by default as many as
-            ``minutes`` allow, at least 6.
+            ``minutes`` allow, 6 if they allow one layer on as many; those come first that are at all sites,
+            then single sites, the loudest first.
         budget_images: on how many images the causes of the instability are told apart
             (`spectral.measure_instability_budget`), however long that takes; by default as many as
             ``minutes`` allow, 2 to 32, or none; 0 leaves it out.
         minutes: about how long the whole may take. What decides is how fast the network turns out to be:
-            causes and layers are measured on fewer images, and what isn't reached is listed with the reason.
-            ``facts["decided"]`` says what was decided, and the same folder continues with that. None sets no
-            limit.
+            sites, stability, causes and layers are measured on fewer images, the first two on 2 at least, and
+            what isn't reached is listed with the reason and the call that does it. ``facts["decided"]``
+            says what was decided, and the same folder continues with that. None sets no limit.
         batch_size: images per forward pass; by default 4 on a CPU, whose caches hold the maps of so many, and
             32 elsewhere.
         out: folder that keeps what is measured: the same call continues after an interruption.
@@ -137,8 +142,8 @@ def diagnose(
         folder = Folder(path, config, network, now)
         steps = _Steps(model, feed, folder, batch_size, progress, notes, deadline)
         found = Diagnosis({**config, **now})
-        steps.measure_stability(found)
         steps.measure_sites(found)
+        steps.measure_stability(found)
         steps.show_unstable(found)
         steps.inspect(found)
         steps.measure_budget(found, budget_images)
@@ -164,7 +169,7 @@ class _Steps:
             "preprocessing": feed.preparation if feed.normalises else None, "logits": feed.logits,
         }  # fmt: skip
         self.batches: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
-        self.deadline = deadline
+        self.deadline, self.watch = deadline, Stopwatch(feed, batch_size)
         self.decided: dict[str, Any] = {}
         self.missing: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
@@ -183,25 +188,53 @@ class _Steps:
                 self.missing[what] = str(error)
         self.seconds[what] = round(time.perf_counter() - start, 2)
 
+    def some(self, count: int) -> Images:
+        """Return so many of the images, which may be all."""
+        return self.feed.images if count >= len(self.feed.images) else self.few(count)
+
     def few(self, count: int) -> Subset:
         """Return some of the images, from as many photographs as possible."""
         return Subset(self.feed.images, spread_over_clusters(self.feed.images.clusters, count))
 
-    def measure_stability(self, found: Diagnosis) -> None:
-        """SIS, logit jitter and changed predictions."""
-        with self.step("stability"):
-            found.per_image = self.folder.table(
-                "per_image",
-                lambda: measure_stability(
-                    self.model, self.feed.images, comb=False, **self.batches, **self.options
-                ).assign(model=self.feed.name),
+    def decide(
+        self, what: str, step: Step, asked: int | None, each: Callable[[], float], most: int | None = None
+    ) -> dict[str, Any]:
+        """Decide on how many images a step is done, once for all runs of a folder.
+
+        Returns:
+            images and, where these aren't all, each (the seconds that one takes) and until (the minutes that
+            would be enough).
+        """
+
+        def plan() -> dict[str, Any]:
+            every = len(self.feed.images)
+            enough = every if most is None else min(most, every)
+            if asked is not None:
+                return {"images": min(asked, every)}
+            if self.deadline.minutes is None:
+                return {"images": enough}
+            seconds = each()
+            count = step.plan(self.deadline, seconds, enough)
+            if count == enough:
+                return {"images": count}
+            until = self.deadline.extend((enough - count) * seconds)
+            return {"images": count, "each": seconds, "until": until}
+
+        decided = self.folder.record(f"decided_{what}", plan)
+        self.decided[f"{what}_images"] = decided["images"]
+        return decided
+
+    def note_few(self, what: str, decided: Mapping[str, Any], alone: str) -> None:
+        """Say on how many images a step was done, where time was short, and how it is done on all."""
+        count, every = decided["images"], len(self.feed.images)
+        if decided.get("until"):
+            self.missing[f"{what} of {every - count} of {every} images"] = (
+                f"left out, since an image takes about {decided['each']:.2g} s; {alone} measures all, or "
+                f"here {self._ask(decided['until'])}"
             )
-            found.stability = self.folder.table("stability", lambda: summarize_stability(found.per_image))
-            whole = found.stability
-            self.missing |= {
-                row["metric"]: row["reason"] for row in whole[whole["reason"] != ""].to_dict("records")
-                if row["metric"] != "comb_contrast"  # which wasn't asked for
-            }  # fmt: skip
+
+    def _ask(self, minutes: int) -> str:
+        return f"`--minutes {minutes}`" if model_info(self.model) else f"minutes={minutes}"
 
     def measure_sites(self, found: Diagnosis) -> None:
         """Alias power ratio and AVR at every site."""
@@ -209,14 +242,48 @@ class _Steps:
         with self.step("aliasing at the sites"):
             sites = find_sites(self.model, self.feed.example)
             found.sites = pd.DataFrame(describe_sites(sites))
+            decided = self.decide(
+                "site", SITES, None, lambda: self.watch.sites(sites, METRICS) + self.watch.reading
+            )
             table = measure(
-                self.model, self.feed.images, METRICS, sites=sites, out=out, name=self.feed.name,
+                self.model, self.some(decided["images"]), METRICS, sites=sites, out=out, name=self.feed.name,
                 **self.batches, **self.options,
             )  # fmt: skip
             found.sites = pd.DataFrame(table.attrs["sites"])
             found.summary = self.folder.table("summary", lambda: summarize_measurements(table))
+            self.note_few("aliasing at the sites", decided, _call("measure", self.model))
         reasons = found.sites[~found.sites["measurable"].astype(bool)] if len(found.sites) else found.sites
         self.missing |= {f"site {row['name']}": str(row["reason"]) for row in reasons.to_dict("records")}
+
+    def measure_stability(self, found: Diagnosis) -> None:
+        """SIS, logit jitter and changed predictions."""
+        with self.step("stability"):
+            self.feed.require_scores()
+            decided = self.decide("stability", STABILITY, None, lambda: self.watch.views)
+            count = decided["images"]
+            circular = self.folder.record("decided_circular", lambda: {
+                "there": self.deadline.minutes is None
+                or self.deadline.allow(2 * self.watch.views, CIRCULAR_SHARE, count) == count
+            })["there"]  # fmt: skip
+            found.per_image = self.folder.table(
+                "per_image",
+                lambda: measure_stability(
+                    self.model, self.some(count), comb=False, circular=circular,
+                    **self.batches, **self.options,
+                ).assign(model=self.feed.name),
+            )  # fmt: skip
+            found.stability = self.folder.table("stability", lambda: summarize_stability(found.per_image))
+            whole = found.stability
+            self.missing |= {
+                row["metric"]: row["reason"] for row in whole[whole["reason"] != ""].to_dict("records")
+                if row["metric"] != "comb_contrast"  # which wasn't asked for
+            }  # fmt: skip
+            if not circular:
+                self.missing["sis_circular"] = (
+                    "left out, since it takes as long as SIS; spectral.measure_stability(model, images) "
+                    "measures it, or more minutes here"
+                )
+            self.note_few("stability", decided, "spectral.measure_stability(model, images)")
 
     def show_unstable(self, found: Diagnosis) -> None:
         """The least stable images."""
@@ -241,10 +308,15 @@ class _Steps:
         if count == 0:
             return
         with self.step("instability budget"):
-            decided = self.folder.record("decided_budget", lambda: self._afford_budget(count))
-            self.decided["budget_images"] = decided["images"]
+            decided = self.decide(
+                "budget", CAUSES, count, lambda: self.watch.causes(BUDGET_FACTOR), MOST_BUDGET_IMAGES
+            )
             if not decided["images"]:
-                raise SpectralError(decided["reason"])
+                raise SpectralError(
+                    f"left out, since an image takes about {decided['each']:.2g} s and the time that was "
+                    f"left wasn't enough for {CAUSES.least}; {_call('budget', self.model)} measures it "
+                    f"alone, or here budget_images={CAUSES.least} or {self._ask(decided['until'])}"
+                )
             few = self.few(decided["images"])
             options = {"factor": BUDGET_FACTOR, **self.batches, **self.options}
             found.budget = self.folder.table(
@@ -254,22 +326,6 @@ class _Steps:
                 ).assign(model=self.feed.name),
             )
 
-    def _afford_budget(self, count: int | None) -> dict[str, Any]:
-        """Decide on how many images causes are told apart; none with the reason."""
-        least, most = BUDGET_IMAGES
-        if count is not None:
-            return {"images": min(count, len(self.feed.images))}
-        each = time_budget(self.feed, time_pass(self.feed), BUDGET_FACTOR)
-        most = min(most, len(self.feed.images))
-        allowed = self.deadline.allow(each, BUDGET_SHARE, most)
-        if allowed >= min(least, most):
-            return {"images": allowed}
-        return {"images": 0, "reason": (
-            f"left out, since an image takes about {each:.2g} s and the time that was left was enough for "
-            f"{allowed} of {least}; {_describe_alone(self.model)} measures it alone, more minutes "
-            f"or budget_images here"
-        )}  # fmt: skip
-
     def try_fixes(self, found: Diagnosis, methods: Sequence[str], count: int | None) -> None:
         """Layers in place of the sites."""
         with self.step("what fixes it"):
@@ -278,31 +334,46 @@ class _Steps:
             if not report.replaced:
                 raise SpectralError("no site can be replaced by a layer, for the reasons that are listed")
             variants = len(methods) + len(report.units)
-            decided = self.folder.record("decided_fixes", lambda: self._afford_fixes(count, variants))
+            decided = self.folder.record("decided_fix", lambda: self._plan_fixes(count, variants))
             self.decided["fix_images"] = decided["images"]
+            if not decided["images"]:
+                raise SpectralError(
+                    f"left out, since a layer takes about {decided['each']:.2g} s; "
+                    f"spectral.analysis.measure_fixes(model, images) tries them, or here "
+                    f"fix_images={FIX_IMAGES} or {self._ask(decided['until'])}"
+                )
+            few, known = self.few(decided["images"]), found.per_image
+            covered = len(known) > 0 and set(few.ids) <= set(known["image"])
             found.fixes = self.folder.table(
                 "fixes",
                 lambda: measure_fixes(
-                    self.model, self.few(decided["images"]), methods, store=self.folder.table,
-                    stability=found.per_image if len(found.per_image) else None,
+                    self.model, few, methods, store=self.folder.table, stability=known if covered else None,
                     seconds=None if count is not None else self.deadline.left(),
                     **self.batches, **self.options,
                 ).assign(model=self.feed.name),
             )  # fmt: skip
             late = found.fixes[found.fixes["reason"].str.startswith(LEFT_OUT)]
             if len(late):
-                what = f"{len(late)} of {len(found.fixes)} layers and places"
-                self.missing[what] = f"{late['reason'].iloc[0]}; more minutes here reach them"
+                more = self.deadline.extend(len(late) * decided["each"])
+                self.missing[f"{len(late)} of {len(found.fixes)} layers and places"] = (
+                    f"{late['reason'].iloc[0]}; {self._ask(more)} reaches them, or "
+                    f"spectral.analysis.measure_fixes(model, images)"
+                )
 
-    def _afford_fixes(self, count: int | None, variants: int) -> dict[str, Any]:
-        """Decide on how many images layers are tried."""
+    def _plan_fixes(self, count: int | None, variants: int) -> dict[str, Any]:
+        """Decide on how many images layers are tried: all layers, or else so few that one is worth it."""
         every = len(self.feed.images)
-        if count is not None:
-            return {"images": min(count, every)}
-        plain = time_pass(self.feed)
-        # The first have to be worth it; what they leave no time for is left out.
-        passes = self.deadline.allow(variants * plain, most=FIX_OVERHEAD + FIX_PASSES * every)
-        return {"images": min(max((passes - FIX_OVERHEAD) // FIX_PASSES, FIX_IMAGES), every)}
+        if count is not None or self.deadline.minutes is None:
+            return {"images": min(count or every, every), "each": 0.0}
+        image = FIX_PASSES * self.watch.plain
+        overhead = FIX_OVERHEAD * self.watch.plain
+        rest = self.deadline.left() / variants - overhead
+        images = min(max(int(rest / image), FIX_IMAGES), every)
+        if overhead + images * image > self.deadline.left():  # not even one
+            images = int((self.deadline.left() - overhead) / image)
+            images = images if images >= FEWEST_FIX_IMAGES else 0
+        each = overhead + (images or FIX_IMAGES) * image
+        return {"images": images, "each": each, "until": self.deadline.extend(variants * each)}
 
     def finish(self, found: Diagnosis) -> Diagnosis:
         """Join what belongs together, and write it down."""
@@ -324,12 +395,13 @@ class _Steps:
         return found
 
 
-def _describe_alone(model: nn.Module) -> str:
-    """Say how the causes of instability are told apart without the rest of a diagnosis."""
-    known = model_info(model)
+def _call(command: str, model: nn.Module) -> str:
+    """Say how something is measured without the rest of a diagnosis."""
+    known, function = model_info(model), {"budget": "measure_instability_budget"}.get(command, command)
     if known is None:
-        return "spectral.measure_instability_budget(model, images)"
-    return f"`spectral budget {known.name} --limit 4`, with the same --images and weights,"
+        return f"spectral.{function}(model, images)"
+    limit = " --limit 4" if command == "budget" else ""
+    return f"`spectral {command} {known.name}{limit}`, with the same --images and weights,"
 
 
 @contextmanager

@@ -46,6 +46,8 @@ COLUMNS = [
 WORDS = ("model", "site", "op", "method", "placement", "significance", "line", "reason")
 COUNTS = ("n", "n_clusters", "n_labelled")
 Row = dict[str, Any]
+Variant = tuple[str, tuple[str, ...]]
+"""A layer, and the sites that it is put at; none means all of them."""
 Store = Callable[[str, Callable[[], pd.DataFrame]], pd.DataFrame]
 """Keeps tables by name: gives back what it has, else computes and keeps it."""
 
@@ -82,7 +84,7 @@ def measure_fixes(
         logits: as for `spectral.measure`.
         store: keeps the rows of each variant, so that an interrupted call can be continued.
         seconds: about how long it may take: from the second on, variants for which that isn't enough are
-            rows with the reason. None sets no limit.
+            rows with the reason; all sites come first, then the loudest. None sets no limit.
 
     Returns:
         A row per layer and site, ``"all sites"`` among them: SIS before and after and its change, with a 95 %
@@ -116,16 +118,18 @@ def measure_fixes(
     if not base.sites:
         raise SpectralError(f"{CALLER}: {feed.name} has no site where resolution drops")
     plan = _plan(base, methods, singly)
-    rows: list[pd.DataFrame] = []
+    rows: dict[Variant, pd.DataFrame] = {}
     end = math.inf if seconds is None else time.monotonic() + seconds
-    longest = 0.0
-    for method, names in tqdm(plan, desc=f"fixing {feed.name}", unit="variant", disable=not progress):
+    order = plan if seconds is None else base.rank(plan)
+    longest: dict[bool, float] = {}  # of those at all sites, and at one
+    for method, names in tqdm(order, desc=f"fixing {feed.name}", unit="variant", disable=not progress):
         key, start = f"{method} at {', '.join(names) or ALL_SITES}", time.monotonic()
-        late = find_ranks().once(lambda s=start, n=longest: bool(rows) and s + n > end)  # type: ignore[misc]
+        expected = longest.get(bool(names), max(longest.values(), default=0.0))
+        late = find_ranks().once(lambda s=start, n=expected: bool(rows) and s + n > end)  # type: ignore[misc]
         one = base.leave_out if late else base.try_variant
-        rows.append(keep(key, lambda f=one, m=method, n=names: pd.DataFrame([f(m, n)])))  # type: ignore[misc]
-        longest = max(longest, time.monotonic() - start)
-    return _finish(rows)
+        rows[method, names] = keep(key, lambda f=one, m=method, n=names: pd.DataFrame([f(m, n)]))  # type: ignore[misc]
+        longest[bool(names)] = max(longest.get(bool(names), 0.0), time.monotonic() - start)
+    return _finish([rows[variant] for variant in plan])
 
 
 @dataclass
@@ -144,6 +148,27 @@ class _Base:
         if self.stability is not None:
             own = self.stability.set_index("image").loc[list(self.feed.images.ids)]
             self.stability = own.reset_index()
+
+    def rank(self, plan: Sequence[Variant]) -> list[Variant]:
+        """Return variants in the order in which they are tried: all sites, then the loudest one."""
+
+        def loudness(variant: Variant) -> float:
+            level = _mean_ratio(self.levels(), variant[1]) if variant[1] else math.inf
+            return -1.0 if math.isnan(level) else level
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SpectralWarning)  # of the images, said once by the caller's feed
+            try:
+                return sorted(plan, key=loudness, reverse=True)
+            except SpectralError:  # each variant says why
+                return list(plan)
+
+    def levels(self) -> pd.DataFrame:
+        """Measure the aliases of the network as it is."""
+        if self.aliases is None:
+            measurable = [site for site in self.sites if site.measurable]
+            self.aliases = self._measure_aliases(self.model, measurable)
+        return self.aliases
 
     def units(self, method: str) -> list[tuple[str, ...]]:
         """Return the sites that are replaced together, in the order in which they run."""
@@ -216,9 +241,6 @@ class _Base:
 
     def _compare_aliases(self, variant: nn.Module, replaced: Sequence[str]) -> Row:
         """Alias power ratios at the replaced sites, before and after, in dB."""
-        if self.aliases is None:
-            measurable = [site for site in self.sites if site.measurable]
-            self.aliases = self._measure_aliases(self.model, measurable)
         sites = find_sites(variant, self.feed.example)
         pairs = match_sites(self.sites, sites, {}, find_original_names(variant, sites))
         own = [pair for pair in pairs if pair.a.name in replaced]
@@ -226,7 +248,7 @@ class _Base:
             return {}
         after = self._measure_aliases(variant, [pair.b for pair in own])
         pooled = [
-            _mean_ratio(self.aliases, [pair.a.name for pair in own]),
+            _mean_ratio(self.levels(), [pair.a.name for pair in own]),
             _mean_ratio(after, [pair.b.name for pair in own]),
         ]
         return {"alias_power_db_original": to_decibels(pooled[0]), "alias_power_db": to_decibels(pooled[1])}
@@ -245,14 +267,10 @@ class _Base:
         return {"latency_ms_original": before, "latency_ms": after}
 
 
-def _plan(
-    base: _Base, methods: Sequence[str], singly: Sequence[str] | None
-) -> list[tuple[str, tuple[str, ...]]]:
+def _plan(base: _Base, methods: Sequence[str], singly: Sequence[str] | None) -> list[Variant]:
     """Every layer everywhere, then at each site."""
     rounds = methods[:1] if singly is None else singly
-    single: Iterator[tuple[str, tuple[str, ...]]] = (
-        (method, unit) for method in rounds for unit in base.units(method)
-    )
+    single: Iterator[Variant] = ((method, unit) for method in rounds for unit in base.units(method))
     return [*((method, ()) for method in methods), *single]
 
 

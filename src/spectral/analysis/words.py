@@ -24,7 +24,7 @@ ALPHA = 0.05
 def write_headline(found: Diagnosis) -> list[str]:
     """Say in a few sentences whether a network aliases, whether it matters, and what helps."""
     said = [
-        _say_sites(found.sites),
+        _say_sites(found.sites, found.facts.get("image_count")),
         *_say_stability(found),
         _say_causes(found.budget, found.facts.get("logits", "output") is not None),
         *_say_fixes(found.fixes),
@@ -107,7 +107,7 @@ def format_interval(row: Mapping[Any, Any], name: str, write: Any = format_numbe
     return f"{text} ({write(low).removesuffix(unit)} to {write(high).removesuffix(unit)})"
 
 
-def _say_sites(sites: pd.DataFrame) -> str:
+def _say_sites(sites: pd.DataFrame, there: int | None) -> str:
     if sites.empty:
         return "This network has no place where resolution drops, so nothing in it can alias."
     known = sites[sites["alias_power_ratio"].notna()]
@@ -115,18 +115,20 @@ def _say_sites(sites: pd.DataFrame) -> str:
         return f"None of its {_plural(len(sites), 'downsampling site')} could be measured."
     loud = known[known["alias_power_ratio_ci_low"].fillna(known["alias_power_ratio"]) > NOTABLE]
     worst = known.sort_values("alias_power_ratio", ascending=False).iloc[0]
+    count = int(known["n"].max()) if known["n"].notna().any() else 0
+    on = "" if there is None or count == there or not count else f", on {_plural(count, 'image')}"
     level = (
         f"{worst['name']} with {format_interval(worst.to_dict(), 'alias_power_db', format_db)}: aliases are "
         f"{format_share(worst['alias_power_ratio'])} of the power that it passes on"
     )
     if loud.empty:
         return (
-            f"None of the {_plural(len(known), 'measured site')} is sure to pass on more than 1 % aliases; "
-            f"the most has {level}."
+            f"None of the {_plural(len(known), 'measured site')} is sure to pass on more than 1 % "
+            f"aliases{on}; the most has {level}."
         )
     return (
         f"{len(loud)} of {_plural(len(known), 'measured site')} {'aliases' if len(loud) == 1 else 'alias'} "
-        f"(more than 1 % of the power, interval included); the worst is {level}."
+        f"(more than 1 % of the power, interval included{on}); the worst is {level}."
     )
 
 

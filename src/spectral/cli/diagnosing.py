@@ -42,13 +42,13 @@ PAGE = "page.html"
               help="Layers to try in the place of all sites; the first also at each site alone.")  # fmt: skip
 @click.option("--fix-images", type=click.IntRange(min=1), metavar="N",
               help="On how many images layers are tried, however long it takes; by default as many as "
-              "--minutes allow, at least 6.")  # fmt: skip
+              "--minutes allow, 6 if they allow one layer on as many.")  # fmt: skip
 @click.option("--budget-images", type=click.IntRange(min=0), metavar="N",
               help="On how many images the causes of instability are told apart, however long it takes; by "
               "default 2 to 32, as many as --minutes allow, or none; 0 leaves it out.")  # fmt: skip
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=2, show_default=True,
-              metavar="N", help="About how long each MODEL may take: causes and layers are measured on as "
-              "many images as that is enough for, and what isn't reached is listed.")  # fmt: skip
+              metavar="N", help="About how long each MODEL may take: sites, stability, causes and layers are "
+              "measured on as many images as that is enough for; what isn't reached is listed.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(min=1), metavar="N",
               help="Images per forward pass; by default 4 on a CPU, 32 elsewhere.")  # fmt: skip
 @workers_option
