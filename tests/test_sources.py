@@ -212,3 +212,20 @@ def test_the_real_files_know_their_training_images(hub: Path, name: str, accurac
     with torch.no_grad():
         predicted = model(info.preprocessing(images.permute(0, 3, 1, 2).float() / 255)).argmax(1)
     assert (predicted == labels).double().mean() >= accuracy
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (
+            '{"architecture": "resnet18"}',
+            "no model_type, .* pass the weights file in it with architecture='timm/",
+        ),
+        ("[]", "names no model_type, so it isn't a folder of transformers; pass the weights file"),
+        ("{", "is no JSON"),
+    ],
+)
+def test_a_folder_of_another_library_is_not_called_damaged(tmp_path: Path, config: str, said: str) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(SpectralError, match=said):
+        load_model(str(tmp_path))

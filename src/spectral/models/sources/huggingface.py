@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ def open_transformers(name: str, pretrained: bool, classes: int | None = None) -
         SpectralError: if transformers isn't installed, the hub has no such network or can't be reached, or
             the file lacks some of the network's weights.
     """
+    if is_folder(name):
+        _require_own(Path(name).expanduser())
     transformers = _import()
     folder = Path(name).expanduser()
     where = str(folder) if is_folder(name) else name
@@ -60,6 +63,22 @@ def open_transformers(name: str, pretrained: bool, classes: int | None = None) -
     metadata = {"transformers": type(model).__name__} | ({} if is_folder(name) else {"hf_hub_id": name})
     return model, ModelInfo(name, None, "", Preprocessing(size, (), ()), count, known if count else None,
                             metadata)  # fmt: skip
+
+
+def _require_own(folder: Path) -> None:
+    """Refuse a folder whose configuration isn't of transformers, such as timm's, which looks alike."""
+    try:
+        config = json.loads((folder / CONFIG).read_bytes())
+    except ValueError as error:
+        raise SpectralError(f"{folder / CONFIG} is no JSON ({error}); copy or download it again") from error
+    if isinstance(config, dict) and "model_type" in config:
+        return
+    timm = isinstance(config, dict) and config.get("architecture")
+    advice = f"architecture='timm/{timm}', as it says," if timm else "architecture="
+    raise SpectralError(
+        f"{folder}: its {CONFIG} names no model_type, so it isn't a folder of transformers; pass the weights "
+        f"file in it with {advice} instead"
+    )
 
 
 def _require_complete(loading: Any, shown: str) -> None:
