@@ -524,6 +524,14 @@ class TestDiagnose:
         assert "movement of the logits" not in said or what != "stability"  # which it hasn't
         assert found.missing["reason"].str.len().min() > 10
 
+    def test_a_network_of_probabilities_is_not_said_to_have_logits(self, images):
+        net = nn.Sequential(classifier(), nn.Softmax(-1))
+        said = " ".join(
+            write_headline(diagnose(net, images, methods=("flc",), budget_images=2, progress=False))
+        )
+        assert "movement of its probabilities" in said
+        assert "logits" not in said
+
     def test_signals_videos_and_several_inputs(self):
         signal = nn.Sequential(nn.Conv1d(2, 4, 5, 2), nn.AdaptiveAvgPool1d(1), nn.Flatten())
         video = nn.Sequential(nn.Conv3d(3, 4, 3, 2, 1), nn.AdaptiveAvgPool3d(1), nn.Flatten())

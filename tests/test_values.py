@@ -163,6 +163,12 @@ def test_what_cannot_be_is_one_sentence(options, said, folder):
     assert "Traceback" not in output
 
 
+@pytest.mark.parametrize("command", [["measure", "own.py:audio"], ["diagnose", "own.py:audio"]])
+def test_what_fails_at_once_leaves_no_folder(command, folder):
+    run(*command, "--images", "missing.npy", "--out", "some/out", code=2)
+    assert not (folder / "some" / "out").exists()
+
+
 def test_a_file_of_python_is_run_only_where_one_of_its_names_is_given(folder):
     (folder / "trap.py").write_text("raise SystemExit('run')")
     assert "run" not in run("measure", "own.py:audio", "--images", "trap.py", code=2).split("Error:")[0]

@@ -146,6 +146,19 @@ def ensure_writable(folder: Path) -> None:
         raise StorageError(f"can't write to {folder} ({why}); choose another output folder") from error
 
 
+def require_writable(folder: Path) -> None:
+    """Check that files can be made in a folder, and leave none behind that wasn't there.
+
+    Raises:
+        SpectralError: if not.
+    """
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    ensure_writable(folder)
+    for path in new:
+        with suppress(OSError):  # another process may have written there meanwhile
+            path.rmdir()
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files of killed writers; only whoever has claimed the folder may.
 
@@ -217,6 +230,7 @@ def claim(folder: Path, *, shared: bool = False) -> Iterator[str]:
         True
     """
     folder = Path(folder).absolute()  # whoever runs inside may change the current folder
+    new = not folder.exists()
     ensure_writable(folder)
     path = folder / LOCK_FILE
     lock, process = _lock(folder), os.getpid()
@@ -238,6 +252,9 @@ def claim(folder: Path, *, shared: bool = False) -> Iterator[str]:
         if os.name != "nt" and (whole or not shared) and os.getpid() == process:
             path.unlink(missing_ok=True)
         lock.close()
+        if new and os.getpid() == process:  # what failed before it wrote anything leaves nothing
+            with suppress(OSError):
+                folder.rmdir()
 
 
 @contextmanager

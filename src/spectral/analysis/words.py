@@ -26,7 +26,7 @@ def write_headline(found: Diagnosis) -> list[str]:
     said = [
         _say_sites(found.sites, found.facts.get("image_count")),
         *_say_stability(found),
-        _say_causes(found.budget, found.facts.get("logits", "output") is not None),
+        _say_causes(found.budget, _name_output(found)),
         *_say_fixes(found.fixes),
     ]
     if len(found.missing):
@@ -109,7 +109,7 @@ def format_interval(row: Mapping[Any, Any], name: str, write: Any = format_numbe
 
 def _say_sites(sites: pd.DataFrame, there: int | None) -> str:
     if sites.empty:
-        return "This network has no place where resolution drops, so nothing in it can alias."
+        return "This network has no place where resolution drops: no decimation in it aliases."
     known = sites[sites["alias_power_ratio"].notna()]
     if known.empty:
         return f"None of its {_plural(len(sites), 'downsampling site')} could be measured."
@@ -153,8 +153,17 @@ def _say_stability(found: Diagnosis) -> list[str]:
     return said
 
 
-def _say_causes(budget: pd.DataFrame, has_scores: bool) -> str:
-    """Say which causes the movement of the logits has, the largest first, and what none of them explains."""
+def _name_output(found: Diagnosis) -> str:
+    """Say what it is of a network whose movement an instability budget tells of."""
+    if found.facts.get("logits", "output") is None:
+        return "its output"
+    whole = found.stability
+    reasons = list(whole.loc[whole["metric"] == "logit_jitter", "reason"]) if len(whole) else []
+    return "its probabilities" if any("holds probabilities" in reason for reason in reasons) else "the logits"
+
+
+def _say_causes(budget: pd.DataFrame, what: str) -> str:
+    """Say which causes the movement of an output has, the largest first, and what none of them explains."""
     if budget.empty:
         return ""
     own = budget[(budget["metric"] == "logit_jitter") & budget["share"].notna()]
@@ -166,7 +175,6 @@ def _say_causes(budget: pd.DataFrame, has_scores: bool) -> str:
         f"{format_interval(row, 'share', format_share)} by {SOURCES[row['source']]}"
         for row in causes.to_dict("records")
     ]
-    what = "the logits" if has_scores else "its output"
     return (
         f"The movement of {what} is caused to {', '.join(parts)}; {format_share(rest[0]['share'])} stays "
         f"unexplained (on {_plural(int(rest[0]['n']), 'image')})."

@@ -85,7 +85,7 @@ def diagnose(
     Example:
       spectral diagnose my_net.py:build --weights my.pt --images my-photographs --out found
     """
-    from spectral.files import ensure_writable
+    from spectral.files import require_writable
     from spectral.surgery import check_methods
 
     twice = [name for name, count in Counter(models).items() if count > 1]
@@ -100,7 +100,7 @@ def diagnose(
     if len(models) > 1:
         hold_folder(folder)
     else:
-        ensure_writable(folder)  # diagnose holds it
+        require_writable(folder)  # diagnose holds it
     found = []
     for model in models:
         own = folder if len(models) == 1 else find_folder(folder, model)

@@ -62,6 +62,7 @@ def measure_consistency(
     pairs: int = 1,
     seed: int = 0,
     batch_size: int = 32,
+    progress: bool = True,
     preprocessing: Any = None,
     logits: Take | None = None,
 ) -> pd.DataFrame:
@@ -92,6 +93,7 @@ def measure_consistency(
         pairs: how many pairs of views of each image.
         seed: of the shifts.
         batch_size: views per forward pass.
+        progress: show a bar.
         preprocessing: as for `spectral.measure`.
         logits: as for `spectral.measure`.
 
@@ -109,7 +111,7 @@ def measure_consistency(
 
     Example:
         >>> mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        >>> table = measure_consistency(mean, torch.rand(4, 3, 8, 8).double(), pairs=2)
+        >>> table = measure_consistency(mean, torch.rand(4, 3, 8, 8).double(), pairs=2, progress=False)
         >>> len(table), table["agree"].mean()
         (8, np.float64(1.0))
     """
@@ -142,8 +144,8 @@ def measure_consistency(
             classes = found.view(len(indices), pairs, 2)
             yield _tabulate([source.ids[i] for i in indices], shifts, classes.numpy())
 
-    with undisturbed(model), torch.no_grad():
-        frames = share.gather(look())
+    with undisturbed(model), torch.no_grad(), share.bar(f"shifting {feed.name}", progress) as bar:
+        frames = share.gather(look(), bar)
     table = insert_clusters(pd.concat(frames, ignore_index=True), source)
     table.insert(2, "protocol", protocol)
     table.insert(3, "fill", rules.fill)

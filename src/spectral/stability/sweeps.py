@@ -37,6 +37,7 @@ def measure_worst_shift(
     *,
     fill: str = "circular",
     batch_size: int = 64,
+    progress: bool = True,
     preprocessing: Any = None,
     logits: Take | None = None,
 ) -> pd.DataFrame:
@@ -54,6 +55,7 @@ def measure_worst_shift(
         fill: ``"circular"`` (rolled), or ``"zeros"`` of the images as given, whose edge is an effect of its
             own.
         batch_size: views per forward pass.
+        progress: show a bar.
         preprocessing: as for `spectral.measure`.
         logits: as for `spectral.measure`.
 
@@ -100,8 +102,8 @@ def measure_worst_shift(
                 for index, probabilities in zip(indices, found, strict=True)
             ]  # fmt: skip
 
-    with undisturbed(model), torch.no_grad():
-        rows = [row for part in share.gather(look()) for row in part]
+    with undisturbed(model), torch.no_grad(), share.bar(f"shifting {feed.name}", progress) as bar:
+        rows = [row for part in share.gather(look(), bar) for row in part]
     return insert_clusters(pd.DataFrame(rows), source)
 
 
@@ -112,6 +114,7 @@ def measure_diagonal(
     steps: int = DIAGONAL_STEPS,
     *,
     batch_size: int = 64,
+    progress: bool = True,
     preprocessing: Any = None,
     logits: Take | None = None,
 ) -> pd.DataFrame:
@@ -124,6 +127,7 @@ def measure_diagonal(
         images: as for `spectral.measure`.
         steps: how many offsets, from 0 on.
         batch_size: views per forward pass.
+        progress: show a bar.
         preprocessing: as for `spectral.measure`.
         logits: as for `spectral.measure`.
 
@@ -139,7 +143,7 @@ def measure_diagonal(
 
     Example:
         >>> mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        >>> table = measure_diagonal(mean, torch.rand(1, 3, 8, 8).double(), steps=9)
+        >>> table = measure_diagonal(mean, torch.rand(1, 3, 8, 8).double(), steps=9, progress=False)
         >>> table["offset"].max(), table["changed"].any()
         (np.int64(8), np.False_)
     """
@@ -166,8 +170,8 @@ def measure_diagonal(
                 }))  # fmt: skip
             yield pd.concat(frames)
 
-    with undisturbed(model), torch.no_grad():
-        frames = share.gather(look())
+    with undisturbed(model), torch.no_grad(), share.bar(f"shifting {feed.name}", progress) as bar:
+        frames = share.gather(look(), bar)
     return insert_clusters(pd.concat(frames, ignore_index=True), source)
 
 

@@ -106,7 +106,9 @@ def trace_diagonals(study: Study) -> pd.DataFrame:
     frames = []
     for family in study.families:
         images = study.images(family).take(DIAGONAL_IMAGES)
-        found = measure_diagonal(study.models[family], images, batch_size=study.options.batch_size)
+        found = measure_diagonal(
+            study.models[family], images, batch_size=study.options.batch_size, progress=False
+        )
         frames.append(_label(found, model=study.names[family], family=family).assign(n=len(images)))
     return pd.concat(frames, ignore_index=True)
 

@@ -232,7 +232,13 @@ def measure_agreement(layers: Layers, variant: Variant, model: nn.Module, protoc
 
     def compute() -> pd.DataFrame:
         return measure_consistency(
-            model, layers.images, protocol, pairs=PAIRS, seed=options.seed, batch_size=4 * options.batch_size
+            model,
+            layers.images,
+            protocol,
+            pairs=PAIRS,
+            seed=options.seed,
+            batch_size=4 * options.batch_size,
+            progress=False,
         )
 
     config = {"protocol": protocol, "pairs": PAIRS}

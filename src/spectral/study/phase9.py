@@ -298,7 +298,13 @@ def measure_shifts(study: Robustness, name: str, model: nn.Module) -> dict[str, 
 
     def compute() -> pd.DataFrame:
         return measure_consistency(
-            model, images, PROTOCOL, pairs=PAIRS, seed=options.seed, batch_size=4 * options.batch_size
+            model,
+            images,
+            PROTOCOL,
+            pairs=PAIRS,
+            seed=options.seed,
+            batch_size=4 * options.batch_size,
+            progress=False,
         )
 
     table = study.keep(name, "consistency", {"protocol": PROTOCOL, "pairs": PAIRS}, compute)

@@ -159,7 +159,9 @@ class _Scores:
             for network, images in networks
         ).set_index("image")
         pairs = pd.concat(
-            measure_consistency(network, images, protocol="crop", pairs=effort.pairs, seed=effort.seed)
+            measure_consistency(
+                network, images, protocol="crop", pairs=effort.pairs, seed=effort.seed, progress=False
+            )
             for network, images in networks
         )
         self.consistency = pairs.groupby("image", sort=False)["agree"].mean()
