@@ -16,7 +16,7 @@ from torch import nn
 import spectral
 from spectral import cli
 from spectral.budget import count_budget_passes, measure_instability_budget
-from spectral.budget.shapley import coalitions, share_out, split_player
+from spectral.budget.shapley import coalitions, draw_orders, share_out, split_player
 from spectral.errors import SpectralError
 from spectral.layers import APSPool2d, IdealLowPass2d
 from spectral.study import StudyOptions, run_study
@@ -95,6 +95,24 @@ def test_members_add_up_to_their_player_however_few_orders(seed, orders):
     assert all((error > 0).all() for _, error in found.values())
     exact = split_player(worth, members, "z", orders, np.random.default_rng(0))
     assert all((error == 0).all() for _, error in exact.values())
+
+
+def test_the_error_is_that_of_means_over_the_orders_drawn():
+    """The k-th member of y to join takes off 2k + 1, with x and without: two means, half of each."""
+    members = {"x": ["x1"], "y": ["y1", "y2", "y3", "y4"]}
+    found = split_player(
+        lambda s: np.array(-(len(s - {"x1"}) ** 2.0)), members, "y", 6, np.random.default_rng(5)
+    )
+    rng = np.random.default_rng(5)
+    drawn = [draw_orders(4, 6, rng)[0] for _ in range(2)]
+    for place, member in enumerate(members["y"]):
+        gains = np.array([[2 * order.index(place) + 1 for order in orders] for orders in drawn])
+        value, error = found[member]
+        assert float(value) == pytest.approx(gains.mean())
+        assert float(error) == pytest.approx(np.sqrt((gains.var(1, ddof=1) / 6 / 4).sum()))
+    (alone,) = {float(error) for _, error in split_player(
+        lambda s: np.array(-(len(s) ** 2.0)), {"y": ["a", "b"]}, "y", 9, rng).values()}  # fmt: skip
+    assert alone == 0
 
 
 def test_values_and_rest_add_up_to_each_image():
