@@ -374,6 +374,29 @@ def test_a_pool_is_one_site_wherever_its_decimation_stands(kind, tail, shared):
         assert_same(found[0], maps)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_pool_that_counts_what_its_windows_have_is_one_site_as_a_twin(shared):
+    """As the shortcuts of timm's later ResNets: windows hang over the border, a 1×1 convolution follows."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
+            self.first, self.down, self.other = nn.Conv2d(3, 5, 3), nn.Conv2d(5, 6, 1), nn.Conv2d(5, 6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.first(x))
+            y = self.down(self.pool(x)).mean((2, 3))
+            return y + self.other(x).mean((2, 3)) if shared else y
+
+    model, x = seeded(Block), noise(2, 3, 13, 17)
+    twin = spectral.convert(model, "strided", example=x)
+    torch.testing.assert_close(twin(x), model(x))
+    maps = capture(model, x)
+    assert maps["pool"].shape[1] == (6 if shared else 5)
+    assert_same(maps, capture(twin, x))
+
+
 def test_a_decimation_behind_a_convolution_is_its_own_whatever_follows():
     convs = [seeded(lambda s=s: nn.Conv2d(3, 4, 3, s)) for s in (1, 2)]
     last, x = seeded(lambda: nn.Conv2d(4, 4, 1)), noise(2, 3, 13, 14)

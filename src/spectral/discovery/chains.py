@@ -78,8 +78,8 @@ class _Root:
 class _Source:
     """A tensor of the image: how many read it, and whether what made it could decimate just as well.
 
-    A convolution could, and what is pointwise; a pool at stride 1, padding and an earlier decimation could if
-    that is true of the tensor before.
+    A convolution could, and what is pointwise; a pool at stride 1, padding, weights by place and an earlier
+    decimation could if that is true of the tensor before.
     """
 
     decimates: bool = False
@@ -204,7 +204,9 @@ class Chains:
         for x in inputs:
             if self._comes_from_image(x):
                 self._sources.setdefault(x, _Source()).readers += 1
-        before = self._sources.get(inputs[0]) if name in _PASSING else None
+        seen = [x for x in inputs if self._comes_from_image(x)]
+        passes = name in _PASSING or (is_pointwise(func) and _differs_by_place(inputs, seen))
+        before = self._sources.get(seen[0]) if passes and seen else None
         decimates = is_pointwise(func) or name in _BATCH_NORMS or name in _DECIMATING
         for y in outputs:
             self._sources[y] = _Source(decimates, before)
@@ -359,6 +361,13 @@ class Chains:
 def _is_same(name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
     """Whether what an operator gives is its input under another name: so is a view or slice of all of it."""
     return name in _SAME or (name in _VIEWS and outputs[0].shape == inputs[0].shape)
+
+
+def _differs_by_place(inputs: Sequence[Tensor], maps: Sequence[Tensor]) -> bool:
+    """Whether maps are joined with numbers that differ by place, such as a pool's counts."""
+    rank = max((x.ndim for x in maps), default=0)
+    places = [((1,) * (rank - x.ndim) + x.shape)[2:] for x in inputs if all(x is not y for y in maps)]
+    return any(n > 1 for sizes in places for n in sizes)
 
 
 def _turn(name: str, a: Any, order: tuple[int, ...]) -> tuple[int, ...]:

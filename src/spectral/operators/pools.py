@@ -188,7 +188,7 @@ def _average_ragged(x: Tensor, g: Geometry, extension: Size) -> Tensor:
     total = _average(pad(x, g.padding, ends), g.kernel, None, True, 1)
     if g.divisor is not None:
         return total / g.divisor
-    ones = torch.ones_like(x[:1, :1])
+    ones = x.new_ones((1, 1, *x.shape[2:]))  # reads sizes alone: the map has no other reader
     if g.count_include_pad:
         counted = pad(pad(ones, g.padding, g.padding, 1.0), (0,) * len(ends), extension)
     else:
