@@ -14,6 +14,7 @@ from spectral import analysis, schema, study
 from spectral.budget.summary import SUMMARY as BUDGET
 from spectral.codebook import ENDINGS, ENTRIES, describe_column, list_columns, make_codebook
 from spectral.errors import SpectralError
+from spectral.lineage import verify_below
 
 RESULTS = Path(__file__).parents[1] / "results" / "reference"
 FOLDERS = sorted({path.parent for path in RESULTS.rglob("*.csv")})
@@ -45,6 +46,10 @@ def test_the_codebook_beside_the_results_is_that_of_these_tables():
     written = pd.read_csv(RESULTS / "tables/codebook.csv", keep_default_na=False)
     found = make_codebook(list_columns(RESULTS / "tables"))
     assert written.to_dict("records") == found, "run python -m spectral.codebook results/reference/tables"
+
+
+def test_every_committed_table_is_what_was_written():
+    verify_below(RESULTS)
 
 
 def test_ranges_and_codebook_know_the_same_metrics():

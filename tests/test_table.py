@@ -343,6 +343,15 @@ class TestFiles:
         path.with_suffix(".json").write_text('{"model": "net"}')  # as an earlier version wrote it
         assert read_csv(path)["mean"].tolist() == [0.35]
 
+    def test_a_csv_that_another_replaces_leaves_nothing_that_calls_it_altered(self, tmp_path):
+        path, own = tmp_path / "t.csv", tmp_path / "u.json"
+        own.write_text('{"mine": 1}')
+        write_csv(pd.DataFrame({"a": [1]}), path, {"seed": 0})
+        write_csv(pd.DataFrame({"a": [2]}), path)
+        write_csv(pd.DataFrame({"a": [2]}), own.with_suffix(".csv"))
+        assert read_csv(path)["a"].tolist() == [2]
+        assert own.read_text() == '{"mine": 1}'
+
     def test_a_write_that_fails_leaves_what_was_there(self, tmp_path):
         path = tmp_path / "a.csv"
         write_csv(pd.DataFrame({"x": [1]}), path)

@@ -221,6 +221,8 @@ def widen(table: pd.DataFrame, site: str = "", tap: str = "") -> pd.DataFrame:
 def write_csv(table: pd.DataFrame, path: Path, provenance: Mapping[str, Any] | None = None) -> Path:
     """Write a CSV, whole or not at all; its provenance goes beside it as JSON, with the digest of the CSV.
 
+    Without provenance, that of a table which stood there goes: it would call this one altered.
+
     Raises:
         SpectralError: if it can't be written.
     """
@@ -228,8 +230,11 @@ def write_csv(table: pd.DataFrame, path: Path, provenance: Mapping[str, Any] | N
     ensure_writable(path.parent)
     with replacing(path) as temporary:
         table.to_csv(temporary, index=False, float_format="%.9g", errors="backslashreplace")
+    beside = path.with_suffix(".json")
     if provenance is not None:
-        note_digests(path.with_suffix(".json"), [path], provenance)
+        note_digests(beside, [path], provenance)
+    elif _is_beside(beside):  # of the table that this one has replaced
+        beside.unlink()
     return path
 
 

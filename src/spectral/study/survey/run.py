@@ -75,7 +75,7 @@ def survey(
             there = (table["library"] == entry.library) & (table["model"] == entry.name)
             place = int(there.to_numpy().argmax()) if there.any() else len(table)
             table = pd.concat([table[:place], new, table[place:][~there[place:]]], ignore_index=True)
-            write_csv(table, path)
+            write_csv(table, path, describe_environment())
     return table
 
 
