@@ -66,6 +66,7 @@ def test_numbers_are_those_of_the_tables() -> None:
         *say_blame(),
         *say_attacks(),
         *say_attacks_on_more_images(),
+        *say_attacks_on_a_published_network(),
         *say_repair(),
         *say_costs(),
         *say_costs_on_a_cpu(),
@@ -191,6 +192,14 @@ def say_attacks_on_more_images() -> list[str]:
         f"the median ratio in {median.n_lower:.0f} of {median['n']:.0f} (to {write(median.ratio)}, "
         f"{write(median.ratio_ci_low)} to {write(median.ratio_ci_high)})",
     ]
+
+
+def say_attacks_on_a_published_network() -> list[str]:
+    tables = ROOT / "results" / "reference" / "published-cifar10" / "tables"
+    (row,) = pd.read_csv(tables / "phase9_networks.csv").to_dict("records")
+    assert row["model"] == "cifar-hub/resnet20"
+    kept = 100 * row["pgd-50-weak_accuracy"]
+    return [f"published ResNet-20 ({row['n']} images, ", f"keeps {kept:.1f} % under PGD-50 at 1/255"]
 
 
 def say_repair() -> list[str]:
