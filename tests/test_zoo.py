@@ -221,7 +221,7 @@ def test_the_command_trains_a_scale_or_what_is_named(tiny, data):
     ("arguments", "sentence"),
     [
         (["--only", "nett"], "no network of the zoo is called 'nett'; nearest: 'net'"),
-        (["--only", " , "], "expected names of networks, got none"),
+        (["--only", " , "], "--only names nothing"),
         (["--only", "net"], "has no train/"),
     ],
 )

@@ -66,4 +66,4 @@ HOLDING = Phase("holding", Toy, (), Units(list_words, hold, lambda toy, name, fo
 
 def options(out: Path, *words: str, jobs: int = 1) -> StudyOptions:
     """Options of a run on these words."""
-    return StudyOptions(models=words, out=out, jobs=jobs, progress=False)
+    return StudyOptions(models=words or None, out=out, jobs=jobs, progress=False)
