@@ -452,6 +452,8 @@ class TestDiagnose:
             assert "left out, since" in reasons[what]
             assert way in reasons[what]
             assert "minutes" in reasons[what]
+        row = first.stability.set_index("metric").loc["sis_circular"]
+        assert row["reason"] == reasons["sis_circular"]
         assert "included, on 2 images)" in write_headline(first)[0]
         for lost in ("per_image", "facts", "missing", "sites"):
             next((tmp_path / "parts").glob(f"{lost}.*")).unlink()
