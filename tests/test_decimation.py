@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -109,8 +110,9 @@ def assert_identity(decimation: Decimation, output: Tensor, expected: Tensor) ->
 
 
 def assert_close(got: Tensor, expected: Tensor, dense: Tensor) -> None:
-    most = TOLERANCE[dense.dtype] * dense.abs().max()
-    assert ((got.double() - expected.double()).abs() <= most).all()
+    most = TOLERANCE[dense.dtype] * dense.abs().nan_to_num(posinf=0).max()
+    near = (got.double() - expected.double()).abs() <= most
+    assert (near | (got == expected)).all()  # a pool of nothing but padding is −∞
 
 
 def assert_pieces(decimation: Decimation, size: Size, dense: Tensor) -> None:
@@ -167,7 +169,10 @@ def test_convolution(data, rank, groups, bias, channels_last, level, dtype):
     b = image(8, seed=2, dtype=dtype) if bias else None
 
     def convolve() -> Tensor:
-        return CONVOLUTIONS[rank](x, w, b, stride, padding, dilation, groups)
+        crashes = rank == 3 and torch.__version__.startswith("2.10.")
+        with torch.backends.mkldnn.flags(enabled=False) if crashes else nullcontext():
+            # There oneDNN follows a null pointer in some volumes (brgemm_convolution_fwd_t::perform_outwork).
+            return CONVOLUTIONS[rank](x, w, b, stride, padding, dilation, groups)
 
     decimation, output = record_one(convolve, level)
     g = decimation.geometry
