@@ -885,3 +885,16 @@ def test_images_whose_axes_are_in_another_order(real):
 def test_a_network_whose_weights_get_their_shape_later():
     net = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.LazyConv2d(4, 1))
     assert [site.name for site in find_sites(net, torch.rand(1, 3, 16, 16))] == ["0"]
+
+
+def test_features_beside_a_map_s_channels_are_no_signal():
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8 + 4, 5)
+
+        def forward(self, x: Tensor, v: Tensor) -> Tensor:
+            return self.head(torch.cat([F.relu(self.conv(x)).mean((2, 3)), v], 1))
+
+    example = (torch.zeros(2, 3, 16, 16), torch.zeros(2, 4))
+    assert [site.name for site in find_sites(Two(), example=example)] == ["conv"]

@@ -78,6 +78,9 @@ def label_cat(call: Call) -> list[Labels]:
     y, axis = call.outputs[0], call.a.get("dim", 0) % call.outputs[0].ndim
     first = next(t for t in tensors if call.known(t))
     old = [call.labels(t)[axis] if call.known(t) else single(LOST, t.shape[axis]) for t in tensors]
+    if y.ndim == 2 and any(own.only is not None and own.only.kind == CHANNEL for own in old):
+        # Beside channels, the numbers of an input that has no others are features, and no signal.
+        old = [single(CHANNEL, own.extent) if own.only and own.only.spatial else own for own in old]
     joined = join_along(old, [t.shape[axis] for t in tensors])
     return [replaced(call.labels(first), axis, joined) if first.ndim == y.ndim else align(call, y)]
 
