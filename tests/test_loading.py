@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import command
@@ -35,8 +35,19 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def earlier() -> Iterator[None]:
+    """Tests before may have left a process that stays, as Python's own tracker of shared memory."""
+    EARLIER.update(list_children())
+    yield
+    EARLIER.clear()
+
+
+EARLIER: set[int] = set()
+
+
 def list_children() -> set[int]:
-    """Processes that this one has started and that still run, from the system's own list."""
+    """Processes that a test has started and that still run, from the system's own list."""
     found = set()
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -45,7 +56,7 @@ def list_children() -> set[int]:
             continue
         if int(parent) == os.getpid() and state != "Z":
             found.add(int(status.parent.name))
-    return found
+    return found - EARLIER
 
 
 def die(number: int) -> Image.Image:

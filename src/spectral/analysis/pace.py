@@ -21,7 +21,7 @@ from spectral.network import list_moves, undisturbed
 from spectral.ranks import find_ranks
 from spectral.sites import Site
 
-RESERVE = 0.1  # of all, for what comes at the end: tables, the page
+RESERVE = 0.12  # of all, for what comes before and after: imports, tables, the page
 
 Clock = Callable[[], float]
 
