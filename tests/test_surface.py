@@ -44,7 +44,7 @@ def unfit() -> dict[str, Any]:
         "integers": torch.zeros(1, 3, 16, 16, dtype=torch.int64), "empty tensor": torch.zeros(0, 3, 16, 16),
         "nan tensor": torch.full((1, 3, 16, 16), math.nan), "stride 0": torch.zeros(1).expand(10**4, 10**9),
         "quantised": torch.quantize_per_tensor(torch.zeros(1, 3, 16, 16), 1.0, 0, torch.qint8),
-        "module": nn.ReLU(), "frame": pd.DataFrame({"a": [1]}), "path": Path("/no/such/place"),
+        "module": nn.ReLU(), "frame": pd.DataFrame({"a": [1]}), "path": Path("/proc/no/such/place"),
         "deep": _nest(2000), "picture": Image.new("L", (3, 3)),
         "masked": np.ma.masked_array(np.ones((2, 3, 8, 8)), mask=True), "series": pd.Series([1, 2]),
         "missing": pd.NA, "generator": (i for i in range(3)), "googol": 10**100, "member": Odd.ONE,
