@@ -231,7 +231,7 @@ class _Game:
             SpectralError: if nothing can.
         """
         one = self.shifts.views(self.feed.example, self.feed)[0]
-        found = self._plans.find(one.inputs).causes
+        found = self._plans.find(one).causes
         self.left = [cause for cause in found if cause.reason is not None]
         able = [cause for cause in found if cause.reason is None and cause.source in sources]
         if not able and self.left:
@@ -332,7 +332,7 @@ class _Game:
             for view in mover(inputs, self.feed):
                 for views, network in zip(said, networks, strict=True):
                     with network:
-                        views.append(self._say(view.inputs))
+                        views.append(self._say(view))
                 memo.forget()
             yield [self._compare(views) for views in said]
 

@@ -20,22 +20,8 @@ from spectral.stability import fourier_shift
 RANDOM_SHIFTS = 4
 
 
-@dataclass(frozen=True)
-class View:
-    """A batch as a network sees it.
-
-    Attributes:
-        inputs: ready for the network.
-        move: by how many samples it is moved circularly from the first view, along t, h and w; None if it
-            isn't the first view moved so.
-    """
-
-    inputs: Inputs
-    move: Mapping[str, int] | None
-
-
 # (a batch ready for the network, the feed) → the batch as it stays, and moved
-Mover = Callable[[Inputs, Feed], list[View]]
+Mover = Callable[[Inputs, Feed], list[Inputs]]
 
 
 @dataclass(frozen=True)
@@ -76,23 +62,21 @@ def choose_shifts(shifts: str, stride: Mapping[str, int], seed: int, caller: str
     return known[shifts]
 
 
-def _roll(inputs: Inputs, feed: Feed) -> list[View]:
+def _roll(inputs: Inputs, feed: Feed) -> list[Inputs]:
     layout = feed.layout_of(inputs)
-    moved = [View(roll_inputs(inputs, m, layout), {m.kind: m.step}) for m in list_moves(inputs, layout)]
-    return [View(inputs, {}), *moved]
+    return [inputs, *(roll_inputs(inputs, move, layout) for move in list_moves(inputs, layout))]
 
 
-def _move_half(inputs: Inputs, feed: Feed) -> list[View]:
+def _move_half(inputs: Inputs, feed: Feed) -> list[Inputs]:
     """Half a pixel each way, of the picture without its Nyquist bins: moved by half a pixel they are gone."""
     steps = [(0.0, 0.5), (0.0, -0.5)]
     if "h" in feed.extents:
         steps = [(0.5, 0.0), (-0.5, 0.0), *steps]
     still = _map(inputs, feed, lambda x: remove_nyquist(remove_nyquist(x, -2), -1))
-    moved = (_map(still, feed, partial(fourier_shift, shift=step)) for step in steps)
-    return [View(still, {}), *(View(own, None) for own in moved)]
+    return [still, *(_map(still, feed, partial(fourier_shift, shift=step)) for step in steps)]
 
 
-def _roll_randomly(inputs: Inputs, feed: Feed, stride: Mapping[str, int], seed: int) -> list[View]:
+def _roll_randomly(inputs: Inputs, feed: Feed, stride: Mapping[str, int], seed: int) -> list[Inputs]:
     rng = np.random.default_rng(seed)
     reach = [stride.get("h", 1) if "h" in feed.extents else 0, stride.get("w", 1)]
     drawn: list[tuple[int, int]] = []
@@ -100,26 +84,27 @@ def _roll_randomly(inputs: Inputs, feed: Feed, stride: Mapping[str, int], seed: 
         step = (int(rng.integers(-reach[0], reach[0] + 1)), int(rng.integers(-reach[1], reach[1] + 1)))
         if any(step):
             drawn.append(step)
-    moved = ((_map(inputs, feed, partial(torch.roll, shifts=s, dims=(-2, -1))), s) for s in drawn)
-    return [View(inputs, {}), *(View(own, dict(zip("hw", s, strict=True))) for own, s in moved)]
+    return _roll_by(inputs, feed, drawn)
 
 
-def _crop(inputs: Inputs, feed: Feed) -> list[View]:
+def _crop(inputs: Inputs, feed: Feed) -> list[Inputs]:
     """Windows of a picture, one pixel smaller on each side; what enters over a border is the world's."""
     rows = ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2)) if "h" in feed.extents else ((0, 1), (0, 0), (0, 2))
     cut = partial(_cut, high=feed.extents.get("h", 1), wide=feed.extents["w"])
-    still, *moved = (_map(inputs, feed, partial(cut, top=top, left=left)) for top, left in rows)
-    return [View(still, {}), *(View(own, None) for own in moved)]
+    return [_map(inputs, feed, partial(cut, top=top, left=left)) for top, left in rows]
 
 
-def _roll_window(inputs: Inputs, feed: Feed) -> list[View]:
+def _roll_window(inputs: Inputs, feed: Feed) -> list[Inputs]:
     """The window in the middle, moved circularly as the others lie to it."""
-    still = _crop(inputs, feed)[0].inputs
     steps = [(0, 1), (0, -1)]
     if "h" in feed.extents:
         steps = [(1, 0), (-1, 0), *steps]
-    moved = ((_map(still, feed, partial(torch.roll, shifts=s, dims=(-2, -1))), s) for s in steps)
-    return [View(still, {}), *(View(own, dict(zip("hw", s, strict=True))) for own, s in moved)]
+    return _roll_by(_crop(inputs, feed)[0], feed, steps)
+
+
+def _roll_by(inputs: Inputs, feed: Feed, steps: Sequence[tuple[int, int]]) -> list[Inputs]:
+    """Pictures, and all moved circularly by each of some steps along rows and columns."""
+    return [inputs, *(_map(inputs, feed, partial(torch.roll, shifts=s, dims=(-2, -1))) for s in steps)]
 
 
 def _cut(x: Tensor, top: int, left: int, high: int, wide: int) -> Tensor:
