@@ -83,23 +83,27 @@ def read_result(path: Path, known: dict[Path, str] | None = None) -> pd.DataFram
     return table
 
 
-def verify_below(folder: Path) -> None:
+def verify_below(folder: Path) -> dict[Path, str]:
     """Verify all runs and tables in a folder and below it.
+
+    Returns:
+        The runs' digests, for `read_result`.
 
     Raises:
         SpectralError: if a file is damaged or altered, or a part that was noted is gone.
 
     Example:
         >>> verify_below(Path("no/such/folder"))
+        {}
     """
-    for run in _find_runs(folder):
-        digest_run(run)
+    known = {run: digest_run(run) for run in _find_runs(folder)}
     for inner in sorted({path.parent for path in folder.rglob("*.json")}):
         check_tables(inner)
     for path in sorted(folder.rglob("*.json")):
         with suppress(OSError):
             if b'"seal"' in path.read_bytes():
                 read_json(path, sealed=True, way_out="run the command that made it again")
+    return known
 
 
 def _find_runs(folder: Path) -> list[Path]:

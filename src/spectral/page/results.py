@@ -47,8 +47,7 @@ def write_report(folder: str | Path, path: str | Path | None = None) -> Path:
     diagnoses = [read_diagnosis(one) for one in _list_diagnoses(folder)]
     if diagnoses:
         return write_text(render_page(diagnoses), target)
-    verify_below(folder)  # a page needs the tables alone; what they were made of is told if it is damaged
-    known: dict[Path, str] = {}
+    known = verify_below(folder)  # a page needs the tables alone; what they were made of is told if damaged
     tables = {file.stem: _read(file, known) for file in _list_tables(folder)}
     measured = _read_measurements(folder)
     if measured is not None:
