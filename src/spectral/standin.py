@@ -167,9 +167,8 @@ class _OneStep(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run a function."""
-        if (
-            getattr(func, "__name__", "") in _RECURRENT and args[0].is_meta and args[0].ndim == 3
-        ):  # not packed
+        # A packed sequence has two axes.
+        if getattr(func, "__name__", "") in _RECURRENT and args[0].is_meta and args[0].ndim == 3:
             x, *others, batch_first = args
             time = 1 if batch_first else 0
             if x.shape[time] > 1:

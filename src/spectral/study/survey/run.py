@@ -66,6 +66,7 @@ def survey(
     table = read_survey(path)
     preload(entries)
     known = set(zip(table["library"], table["model"], strict=True))
+    facts = describe_environment()
     left = [entry for entry in entries if again or (entry.library, entry.name) not in known]
     with tqdm(left, unit="model", disable=not progress) as bar:
         for entry in bar:
@@ -75,7 +76,7 @@ def survey(
             there = (table["library"] == entry.library) & (table["model"] == entry.name)
             place = int(there.to_numpy().argmax()) if there.any() else len(table)
             table = pd.concat([table[:place], new, table[place:][~there[place:]]], ignore_index=True)
-            write_csv(table, path, describe_environment())
+            write_csv(table, path, facts)
     return table
 
 
