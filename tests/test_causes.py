@@ -72,17 +72,6 @@ class Gate(nn.Module):
         return x * x.mean((2, 3), keepdim=True).sigmoid()
 
 
-class Applied(nn.Module):
-    """A function of a map."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
-
-
 class LastNorm(nn.Module):
     """A norm over channels of a map with its channels last, as in ConvNeXt."""
 
@@ -95,7 +84,7 @@ class LastNorm(nn.Module):
 
 
 class Body(nn.Module):
-    """One operator between a map and its mean, so that it is on a map of the image."""
+    """One operator, a layer or a function, between a map and its mean: it is on a map of the image."""
 
     def __init__(self, inner):
         super().__init__()
@@ -111,8 +100,8 @@ POINTWISE = {
     "gelu": (nn.GELU(), F.gelu),
     "hardswish": (nn.Hardswish(), F.hardswish),
     "norm": (LastNorm(), lambda x: F.layer_norm(x.movedim(1, -1), (3,)).movedim(-1, 1)),
-    "sort of channels": (Applied(lambda x: x.sort(1)[0]), lambda x: x.sort(1)[0]),
-    "unit vectors": (Applied(F.normalize), F.normalize),
+    "sort of channels": (Body(lambda x: x.sort(1)[0]), lambda x: x.sort(1)[0]),
+    "unit vectors": (Body(F.normalize), F.normalize),
     "square": (Body(nn.Identity()), None),
 }
 
@@ -357,7 +346,7 @@ ALONG = {  # functions, and what is said of each; None where each place is worke
 def test_along_which_axis_a_function_works_is_seen(name):
     """Along channels it has a finer lattice; along rows it has none, and neither have whole numbers."""
     function, reason = ALONG[name]
-    causes = find_causes(nn.Sequential(Applied(function), nn.AdaptiveAvgPool2d(1)), 8)
+    causes = find_causes(nn.Sequential(Body(function), nn.AdaptiveAvgPool2d(1)), 8)
     reasons = [cause.reason for cause in causes]
     said = [why for why in reasons if why is not None]
     assert any(reason in why for why in said) if reason else (reasons and not said)
@@ -366,7 +355,7 @@ def test_along_which_axis_a_function_works_is_seen(name):
 def test_whole_numbers_beside_a_map_are_those_at_its_own_samples():
     """Which channel is the largest, asked on the finer lattice, is still told of the coarse one's places."""
     x = torch.rand(2, 3, 6, 7, generator=torch.Generator().manual_seed(0))
-    net = nn.Sequential(Applied(lambda x: x.max(1)[1].to(x.dtype)))
+    net = nn.Sequential(Body(lambda x: x.max(1)[1].to(x.dtype)))
     with idealize(net) as ideal:
         assert torch.equal(ideal(x), x.argmax(1).float())
     assert [cause.op for cause in ideal.causes] == ["max"]
