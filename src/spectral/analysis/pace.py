@@ -36,7 +36,7 @@ class Deadline:
     Example:
         >>> deadline = Deadline(1, clock=lambda: 0.0)
         >>> deadline.left(), deadline.allow(each=5, share=0.5, most=32), deadline.allow(each=1, most=32)
-        (54.0, 5, 32)
+        (52.8, 5, 32)
     """
 
     def __init__(self, minutes: float | None, clock: Clock = time.monotonic) -> None:
@@ -91,9 +91,9 @@ class Step:
             most: images there are, or that are enough.
 
         Example:
-            >>> deadline = Deadline(1, clock=lambda: 0.0)  # 54 seconds
+            >>> deadline = Deadline(1, clock=lambda: 0.0)  # 52.8 seconds
             >>> [Step(0.5, 4, insists=True).plan(deadline, each, 64) for each in (0.1, 1, 100)]
-            [64, 27, 4]
+            [64, 26, 4]
             >>> Step(0.5, 4).plan(deadline, 100, 64)
             0
         """
