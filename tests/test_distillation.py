@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -228,3 +230,36 @@ def test_a_teacher_of_other_classes_is_refused() -> None:
     )
     with pytest.raises(SpectralError, match=r"scores of shape \(2, 5\), the teacher \(2, 7\); pass"):
         distill(student, torch.rand(2, 3, 8, 8), teacher=teacher, steps=1, progress=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_network_in_half_precision_is_tuned_in_single(dtype: torch.dtype) -> None:
+    """In half, AdamW's ε is 0 and steps of 2e-4 are lost beside a weight of 1."""
+    _, smooth = make_pair()
+    narrow, images = smooth.to(dtype), image(4, 3, 32, 32)
+    with unchanged(narrow):
+        tuned = distill(narrow, images, steps=3, batch_size=4, progress=False)
+    wide = copy.deepcopy(narrow).float()
+    expected = distill(wide, images, steps=3, batch_size=4, progress=False).to(dtype)
+    changed = 0
+    for (name, given), old in zip(tuned.state_dict().items(), narrow.state_dict().values(), strict=True):
+        assert given.dtype == old.dtype, name
+        torch.testing.assert_close(given, expected.state_dict()[name], msg=name)
+        changed += not torch.equal(given, old)
+    assert changed > 4
+
+
+def test_scores_are_found_where_the_user_says() -> None:
+    class Dense(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)[..., None, None].expand(-1, -1, 2, 2)
+
+    plain, _ = make_pair()
+    smooth = convert(Dense(plain), "blurpool", example=32)
+    images = image(4, 3, 32, 32)
+    with pytest.raises(SpectralError, match="pass logits="):
+        distill(smooth, images, steps=1, progress=False)
+    tuned = distill(smooth, images, steps=2, logits=lambda maps: maps.mean((2, 3)), progress=False)
+    expected = distill(convert(plain, "blurpool", example=32), images, steps=2, progress=False)
+    for a, b in zip(tuned.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(a, b)

@@ -152,6 +152,7 @@ ALLOWED = {
     "least_squares": set(),
     "recalibration": {"arguments", "copying", "inputs", "intake", "network", "surgery"},
     "reconstruction": {
+        "data",
         "least_squares",
         "arguments",
         "copying",

@@ -88,7 +88,10 @@ def test_nothing_else_changes() -> None:
     assert repaired.training
     assert all(not m._forward_pre_hooks for m in repaired.modules() if isinstance(m, nn.BatchNorm2d))
     x = torch.randn(6, 3, 16, 16)
-    few, all_of_few = recalibrate(smooth, x, limit=4).state_dict(), recalibrate(smooth, x[:4]).state_dict()
+    few, all_of_few = (
+        recalibrate(smooth, x, limit=4).state_dict(),
+        recalibrate(smooth, x[[0, 1, 3, 4]]).state_dict(),
+    )
     assert all(torch.equal(few[name], tensor) for name, tensor in all_of_few.items())
     assert recalibrate(smooth, torch.randn(4, 3, 16, 16), inplace=True) is smooth
 

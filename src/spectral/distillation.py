@@ -23,7 +23,7 @@ from spectral.identity import find_structure
 from spectral.inputs import Inputs
 from spectral.intake import Feed, pick_inputs
 from spectral.models.checkpoint import hash_state
-from spectral.network import undisturbed
+from spectral.network import Take, undisturbed
 from spectral.surgery import conversion_report, revert
 from spectral.surroundings import kept_surroundings
 from spectral.training_state import restore_state, store_state
@@ -36,6 +36,7 @@ HELD_BYTES = 2**29  # of images that are decoded once; more are decoded each tim
 _NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TUNED = ("all", "filters", "norms")
+FULL = torch.float32.itemsize
 _LEAST = 1e-30  # a probability that rounds to nothing, and the power of a map that is none
 
 
@@ -52,6 +53,7 @@ def distill(
     views: Views = Views(),
     seed: int = 0,
     preprocessing: Any = None,
+    logits: Take | None = None,
     out: Path | str | None = None,
     progress: bool = True,
 ) -> nn.Module:
@@ -61,7 +63,8 @@ def distill(
     The loss is the Kullback-Leibler divergence between their class probabilities, and ``layer_weight`` times
     the mean over their norms of ‖difference of the norms' outputs‖² / ‖the teacher's‖²: few images teach more
     by what the teacher does at every layer than by its verdict. Statistics of batch norms stay (of few images
-    they would be worse, see `recalibrate`), as does dropout, off.
+    they would be worse, see `recalibrate`), as does dropout, off. A network in half precision is tuned in
+    single and given back in its own.
 
     Args:
         model: what `convert` returned, `recalibrate` best called before.
@@ -79,6 +82,7 @@ def distill(
         views: what the images are turned into.
         seed: of the order and the views.
         preprocessing: as for `measure`.
+        logits: as for `measure`, for a network whose output holds its class scores somewhere else.
         out: folder for the state, from which the same call goes on after an interruption; none by default.
         progress: show a bar.
 
@@ -115,14 +119,15 @@ def distill(
     if teacher is None:
         conversion_report(model)  # says so, if it wasn't converted
         teacher = revert(model)
-    student = copy_model(model)
-    feed = Feed(student, images, caller=CALLER, preprocessing=preprocessing)
+    student, teacher = _widen(copy_model(model)), _widen(teacher)
+    feed = Feed(student, images, caller=CALLER, preprocessing=preprocessing, logits=logits)
     feed.require_scores()
     run = {
         "model": hash_state(model.state_dict()), "structure": find_structure(model),
         "teacher": hash_state(teacher.state_dict()), "teacher_structure": find_structure(teacher),
         "images": feed.images.fingerprint, "steps": steps, "batch_size": batch_size, "max_lr": float(max_lr),
         "layer_weight": float(layer_weight), "tune": tune, "views": asdict(views), "seed": seed,
+        **({} if logits is None else {"logits": feed.describe_logits()}),
     }  # fmt: skip
     trained = _choose_parameters(student, tune)
     wanted = {p: p.requires_grad for p in student.parameters()}
@@ -166,7 +171,24 @@ def distill(
         parameter.requires_grad_(flag)
     for module, training in modes.items():
         module.training = training
+    given = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, x in (*student.named_parameters(), *student.named_buffers()):
+        x.data = x.data.to(given[name].dtype)
     return student
+
+
+def _widen(model: nn.Module) -> nn.Module:
+    """Return a network in single precision if it has less: steps are lost between its numbers otherwise."""
+
+    def narrow(x: Tensor) -> bool:
+        return x.is_floating_point() and x.element_size() < FULL
+
+    if not any(map(narrow, (*model.parameters(), *model.buffers()))):
+        return model
+    wide = copy_model(model)
+    for x in filter(narrow, (*wide.parameters(), *wide.buffers())):
+        x.data = x.data.float()
+    return wide
 
 
 def _choose_parameters(model: nn.Module, tune: str) -> list[nn.Parameter]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -51,7 +51,7 @@ def recalibrate(
             (N, C, H, W); no labels are needed.
         reference: the network before the change, whose statistics fit; by default the model with
             plain decimation in place of its layers, which computes what it did before the conversion.
-        limit: how many images are used at most, the first ones, all in one batch.
+        limit: how many images are used at most, spread evenly over all, in one batch.
         inplace: change the model itself instead of a copy.
         preprocessing: what images in [0, 1] go through, as for `measure`.
 
@@ -140,25 +140,40 @@ def load_pair(feed: Feed, reference: nn.Module | None, limit: int) -> tuple[Inpu
     Args:
         feed: images on their way to the network.
         reference: the network before; by default the one with plain decimation instead.
-        limit: how many images at most, the first ones.
+        limit: how many images at most, spread evenly: folders come class by class.
 
     Raises:
         SpectralError: for fewer than two images, or without a reference if the network isn't a converted one.
     """
-    batch = feed.load(range(min(len(feed.images), limit)))
+    there = len(feed.images)
+    count = min(there, limit)
+    batch = feed.load([i * there // count for i in range(count)])
     if batch.count < 2:
         raise SpectralError(f"{feed.caller}: needs at least 2 images, got {batch.count}")
-    return batch, _make_twin(feed.model) if reference is None else reference
+    return batch, _make_twin(feed.model, feed.example) if reference is None else reference
 
 
-def _make_twin(model: nn.Module) -> nn.Module:
-    """Return the unaltered network, whose norms see the same dense maps where a layer comes behind them."""
+def find_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Return what a layer is called with first, by place or by name.
+
+    Example:
+        >>> find_input((1, 2), {}), find_input((), {"input": 3})
+        (1, 3)
+    """
+    return next(iter((*args, *kwargs.values())))
+
+
+def _make_twin(model: nn.Module, example: Inputs) -> nn.Module:
+    """Return the unaltered network, whose norms see the same dense maps where a layer comes behind them.
+
+    Args:
+        model: what `convert` returned.
+        example: what it is called with; a conversion knows the shape of one image alone.
+    """
     report = conversion_report(model)
     twin = revert(model)
     for step in report.steps:
-        twin = convert(
-            twin, "strided", where=step["where"], placement=step["placement"], example=report.example
-        )
+        twin = convert(twin, "strided", where=step["where"], placement=step["placement"], example=example)
     return twin
 
 
@@ -194,10 +209,10 @@ def _watch(
     found: dict[str, list[Moments]] = {}
 
     def hook(path: str, norm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = args[0] if args else kwargs["input"]
-        found.setdefault(path, []).append(measure_moments(x, path, "recalibrate"))
+        seen = measure_moments(find_input(args, kwargs), path, "recalibrate")
+        found.setdefault(path, []).append(seen)
         if len(found[path]) == 1:
-            on_norm(path, norm, found[path][0])
+            on_norm(path, norm, seen)
 
     with ExitStack() as stack:
         for path, module in model.named_modules():

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from enum import Enum, auto
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,8 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from spectral.arguments import as_integer
 from spectral.copying import copy_model
-from spectral.errors import SpectralError, SpectralWarning
+from spectral.data.structures import list_leaves
+from spectral.errors import SpectralError, warn
 from spectral.inputs import Inputs
 from spectral.intake import Feed
 from spectral.layers.polyphase import PhasePool
@@ -27,6 +28,7 @@ from spectral.network import undisturbed
 from spectral.recalibration import (
     LIMIT,
     Moments,
+    find_input,
     kept_on_failure,
     load_pair,
     measure_moments,
@@ -81,7 +83,7 @@ def reconstruct(
         reference: the network before the change; by default the model with plain decimation instead.
         ridge: how strongly weights are held, relative to the mean variance of what enters them; None for what
             proves best on images left out, layer by layer.
-        limit: how many images are used at most, the first ones, all in one batch.
+        limit: how many images are used at most, spread evenly over all, in one batch.
         views: in how many forms each image enters the fit, for few images: 1 as it is, each more as a part of
             it, three quarters of its sides or more, enlarged, and mirrored or not. Time and memory rise as
             the number. All views of an image are fitted to, or left out, together.
@@ -158,6 +160,7 @@ class _Target:
 
 @dataclass(frozen=True)
 class _Known:
+    output: Any
     targets: dict[str, _Target]
     moments: dict[str, Moments]
 
@@ -179,10 +182,11 @@ def _observe(reference: nn.Module, batch: Inputs, seed: int) -> _Known:
             targets[path] = _Target(_extents(module, output), places, _take(maps, places))
             last.update(path=path, output=output)
 
-    def meet(path: str, module: Any, args: Any) -> None:
+    def meet(path: str, module: Any, args: Any, kwargs: Any) -> None:
         runs[path] += 1
-        moments[path] = measure_moments(args[0], path, CALLER)
-        if last.get("output") is args[0]:
+        x = find_input(args, kwargs)
+        moments[path] = measure_moments(x, path, CALLER)
+        if last.get("output") is x:
             targets[last["path"]].normed = True
 
     with ExitStack() as stack:
@@ -192,9 +196,11 @@ def _observe(reference: nn.Module, batch: Inputs, seed: int) -> _Known:
                 handle = module.register_forward_hook(partial(keep, path), prepend=True)
                 stack.callback(handle.remove)
             elif isinstance(module, _BatchNorm) and module.running_mean is not None:
-                stack.callback(module.register_forward_pre_hook(partial(meet, path)).remove)
-        reference(*batch.args, **batch.kwargs)
+                before = module.register_forward_pre_hook(partial(meet, path), with_kwargs=True)
+                stack.callback(before.remove)
+        output = reference(*batch.args, **batch.kwargs)
     return _Known(
+        output,
         {path: target for path, target in targets.items() if runs[path] == 1},
         {path: found for path, found in moments.items() if runs[path] == 1},
     )
@@ -202,34 +208,56 @@ def _observe(reference: nn.Module, batch: Inputs, seed: int) -> _Known:
 
 def _fit(model: nn.Module, batch: Inputs, known: _Known, ridges: Sequence[float], owners: Tensor) -> None:
     """Run the model once; fit each layer and move each norm just before it runs."""
-    fitted = _find_fitted(model)
+    phased = any(isinstance(module, PhasePool) for module in model.modules())
+    if phased:
+        warn(
+            f"{CALLER}: weights stay and norms alone are moved: a layer that chooses the phase it keeps "
+            f"gives maps of other places than the reference's"
+        )
+    fitted = set() if phased else _find_fitted(model)
     targets = {path: target for path, target in known.targets.items() if path in fitted}
     moments = dict(known.moments)
-    matched = 0
+    found: Counter[_Outcome] = Counter()
 
-    def fit(path: str, module: nn.Module, args: Any) -> None:
-        nonlocal matched
+    def fit(path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         target = targets.pop(path, None)  # a layer that comes again stays
-        if target is not None and len(args) == 1:
-            _require_finite(args[0], f"what enters {path!r}")
-            matched += _fit_layer(module, args[0], target, ridges, owners)
+        if target is not None and len(args) + len(kwargs) == 1:
+            x = find_input(args, kwargs)
+            _require_finite(x, f"what enters {path!r}")
+            found[_fit_layer(module, x, target, ridges, owners)] += 1
 
-    def move(path: str, module: Any, args: Any) -> None:
+    def move(path: str, module: Any, args: Any, kwargs: Any) -> None:
         before = moments.pop(path, None)
         if before is not None:
-            move_statistics(module, before, measure_moments(args[0], path, CALLER))
+            move_statistics(module, before, measure_moments(find_input(args, kwargs), path, CALLER))
 
     with ExitStack() as stack:
         for path, module in model.named_modules():
-            if path in targets:
-                stack.callback(module.register_forward_pre_hook(partial(fit, path)).remove)
-            elif path in moments and isinstance(module, _BatchNorm):
-                stack.callback(module.register_forward_pre_hook(partial(move, path)).remove)
-        model(*batch.args, **batch.kwargs)
-    if fitted and not matched:
+            act = fit if path in targets else move if path in moments else None
+            if act is not None and isinstance(module, (*_FITTED, _BatchNorm)):
+                handle = module.register_forward_pre_hook(partial(act, path), with_kwargs=True)
+                stack.callback(handle.remove)
+        output = model(*batch.args, **batch.kwargs)
+    if fitted and not found.total() - found[_Outcome.APART]:
         raise SpectralError(
             f"{CALLER}: none of the {len(fitted)} convolutions and linear layers, such as {min(fitted)!r}, "
             f"runs once and gives maps of the reference's extents; pass the network before the change"
+        )
+    if not (phased or found[_Outcome.FITTED] or _are_same(known.output, output)):
+        _warn_of_nothing(found[_Outcome.LEFT], len(owners.unique()))
+
+
+def _warn_of_nothing(left: int, count: int) -> None:
+    """Say why no weight has changed, though the network gives other than the reference."""
+    if left:
+        warn(
+            f"{CALLER}: weights stay: of the {left} layers whose maps differ from the reference's none comes "
+            f"nearer on images left out by a fit to the others of {count}; give more, or views=4"
+        )
+    else:
+        warn(
+            f"{CALLER}: weights stay: no convolution or linear layer that multiplies by weights of its own "
+            f"runs behind what has changed; spectral.distill tunes those before it"
         )
 
 
@@ -240,14 +268,6 @@ def _require_finite(x: Tensor, what: str) -> None:
 
 def _find_fitted(model: nn.Module) -> set[str]:
     """Return the paths of the layers whose weights are theirs alone and make what they give."""
-    if any(isinstance(module, PhasePool) for module in model.modules()):
-        warnings.warn(
-            f"{CALLER}: weights stay and norms alone are moved: a layer that chooses the phase it keeps "
-            f"gives maps of other places than the reference's",
-            SpectralWarning,
-            stacklevel=4,
-        )
-        return set()
     try:
         converted = {unit.path for unit in conversion_report(model).units}  # a new layer runs in these
     except SpectralError:  # it differs from its reference in another way
@@ -263,7 +283,27 @@ def _find_fitted(model: nn.Module) -> set[str]:
     }
 
 
-def _fit_layer(module: Any, x: Tensor, target: _Target, ridges: Sequence[float], owners: Tensor) -> bool:
+class _Outcome(Enum):
+    """What became of a layer."""
+
+    APART = auto()  # its maps have other extents than in the reference
+    SAME = auto()  # its maps are the reference's
+    OTHER = auto()  # its maps differ, and it doesn't multiply by its weights alone
+    LEFT = auto()  # its maps differ, and no fit brings them nearer
+    FITTED = auto()
+
+
+def _are_same(output: Any, other: Any) -> bool:
+    """Whether two outputs hold the same values, but for rounding."""
+    pairs = zip(list_leaves(output), list_leaves(other), strict=False)
+    return all(
+        torch.allclose(a.double(), b.double(), _SAME, _SAME * float(a.double().abs().amax()))
+        for a, b in pairs
+        if isinstance(a, Tensor) and a.is_floating_point() and a.numel() and a.shape == b.shape
+    )
+
+
+def _fit_layer(module: Any, x: Tensor, target: _Target, ridges: Sequence[float], owners: Tensor) -> _Outcome:
     """Give a layer the weights with which it comes nearest to its target, if it is their plain product.
 
     Args:
@@ -274,16 +314,16 @@ def _fit_layer(module: Any, x: Tensor, target: _Target, ridges: Sequence[float],
         owners: which image each of the batch shows; what shows the same one is never left out in part.
 
     Returns:
-        Whether its maps have the reference's extents.
+        What became of it.
     """
     own = type(module).forward(module, x)  # without hooks, which are for real passes
     if _extents(module, own) != target.shape:
-        return False
+        return _Outcome.APART
     now = _take(_flatten(module, own), target.places)
     missing = target.values - now
     spread = target.values.double().var((0, 1), unbiased=False).mean()
     if missing.double().square().mean() <= _SAME**2 * spread:
-        return True
+        return _Outcome.SAME
     free = module.bias is not None or target.normed
     rows = owners.repeat_interleave(max(1, len(x) // len(owners)))[: len(x)]  # a batch may be of windows
     folds = [(rows % FOLDS == k).nonzero().flatten() for k in range(min(FOLDS, len(owners.unique())))]
@@ -292,19 +332,19 @@ def _fit_layer(module: Any, x: Tensor, target: _Target, ridges: Sequence[float],
     for fold in folds:
         design = _make_design(module, x[fold], target.places[fold], taps)
         if design is None or (not sums and not _is_product(module, design, now[fold])):
-            return True
+            return _Outcome.OTHER
         sums.append(Sums.of(design, missing[fold].flatten(0, 1), free))
     whole = sum(sums[1:], sums[0])
     ridge = ridges[0] if len(ridges) == 1 else choose_ridge(sums, whole, ridges)
     if ridge is None:
-        return True
+        return _Outcome.LEFT
     change = whole.solve(ridge).transpose(1, 2)  # (G, outputs, unknowns)
     if free:
         change, offset = change[..., :-1], change[..., -1].flatten()
         if module.bias is not None:
             module.bias.add_(offset.to(module.bias))
     module.weight.add_(change.reshape(module.weight.shape).to(module.weight))
-    return True
+    return _Outcome.FITTED
 
 
 def _is_product(module: Any, design: Tensor, now: Tensor) -> bool:
