@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -348,6 +348,7 @@ def test_a_summary_is_of_clusters_and_tells_who_carries_it():
 
 
 @QUICK
+@example(values=[5e-324])
 @given(values=st.lists(st.floats(0, 1e3), min_size=1, max_size=40))
 def test_the_top_tenth_has_a_tenth_or_more(values):
     found = stats.summarize(values).top_tenth

@@ -112,8 +112,8 @@ def measure_consistency(
     Example:
         >>> mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         >>> table = measure_consistency(mean, torch.rand(4, 3, 8, 8).double(), pairs=2, progress=False)
-        >>> len(table), table["agree"].mean()
-        (8, np.float64(1.0))
+        >>> len(table), float(table["agree"].mean())
+        (8, 1.0)
     """
     if protocol not in PROTOCOLS:
         near = suggest(protocol, PROTOCOLS)

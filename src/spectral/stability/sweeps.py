@@ -74,8 +74,8 @@ def measure_worst_shift(
     Example:
         >>> mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         >>> table = measure_worst_shift(mean, torch.rand(4, 3, 8, 8).double(), max_shift=1)
-        >>> table["n_shifts"].tolist(), table["stays"].mean()
-        ([8, 8, 8, 8], np.float64(1.0))
+        >>> table["n_shifts"].tolist(), float(table["stays"].mean())
+        ([8, 8, 8, 8], 1.0)
     """
     caller = "measure_worst_shift"
     (batch_size,) = check_counts(caller, batch_size=batch_size)
@@ -144,8 +144,8 @@ def measure_diagonal(
     Example:
         >>> mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         >>> table = measure_diagonal(mean, torch.rand(1, 3, 8, 8).double(), steps=9, progress=False)
-        >>> table["offset"].max(), table["changed"].any()
-        (np.int64(8), np.False_)
+        >>> int(table["offset"].max()), bool(table["changed"].any())
+        (8, False)
     """
     caller = "measure_diagonal"
     steps, batch_size = check_counts(caller, steps=steps, batch_size=batch_size)

@@ -115,12 +115,11 @@ def find_top_share(values: Vector, part: float = 0.1) -> float:
         >>> find_top_share(np.ones(15)), find_top_share(np.array([0.0, 0.0, 1.0, 0.0]))
         (0.1, 0.4)
     """
-    total = float(values.sum())
-    if values.min() < 0 or total <= 0:
+    if values.min() < 0 or values.max() <= 0:
         return math.nan
-    ordered = np.sort(values)[::-1]
+    ordered = np.sort(values / values.max())[::-1]  # parts of the least float there is would be 0
     weight = np.clip(part * len(values) - np.arange(len(values)), 0.0, 1.0)
-    return float(weight @ ordered) / total
+    return float(weight @ ordered / ordered.sum())
 
 
 def find_effective_size(means: Vector, n: int) -> float:
