@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import warnings
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -32,6 +34,18 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
         # a test run that a shell put into the background ignores interrupts, and so would its children
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
+
+
+def wait_until(done: Callable[[], bool], *running: subprocess.Popen[str]) -> None:
+    """Wait for what running processes bring about; one that ended without it is a failure."""
+    deadline = time.monotonic() + 1200
+    while True:
+        ended = [process for process in running if process.poll() is not None]
+        if done():
+            return
+        assert not ended, [process.communicate() for process in ended]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def run_code(code: str, folder: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.nn  # its functions' defaults are the group that is there when it is first loaded
+from dying import list_threads
 from torch import Tensor, nn
 
 import spectral
@@ -245,7 +246,7 @@ def main(folder: Path) -> None:
         found["refused command"] = refuse()
     dist.destroy_process_group()
     gc.collect()  # the case's own DistributedDataParallel, which refers to itself, holds the group
-    found["threads"] = [x.read_text().strip() for x in Path("/proc/self/task").glob("*/comm")]
+    found["threads"] = list_threads()
     (folder / f"{rank}.json").write_text(json.dumps(found))
 
 

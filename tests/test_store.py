@@ -463,13 +463,14 @@ class TestOneWriter:
     @pytest.mark.slow
     def test_a_killed_writers_lock_is_taken_over(self, tmp_path):
         code = (
-            "import sys, time; from pathlib import Path; from spectral.files import claim\n"
+            "import sys; from pathlib import Path; from spectral.files import claim\n"
             "with claim(Path(sys.argv[1])):\n"
-            "    print('mine', flush=True); time.sleep(60)"
+            "    print('mine', flush=True); input()"
         )
         process = subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path)], env=command.environment(), stdout=subprocess.PIPE
-        )
+            [sys.executable, "-c", code, str(tmp_path)],
+            env=command.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
         assert process.stdout is not None
         assert process.stdout.readline() == b"mine\n"
         with pytest.raises(SpectralError, match=rf"is being written by process {process.pid} on "):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,6 +25,7 @@ from spectral.files import claim, is_running
 from spectral.store import ShardStore, read_run
 from spectral.sweeping import read_models, sweep
 from spectral.sweeping.claims import STALE, Claims
+from spectral.sweeping.models import name_folders
 from spectral.table import COLUMNS
 
 NETS = ["bundled/resnet20@random", "bundled/resnet20-blurpool@random"]
@@ -184,10 +185,7 @@ class TestClaims:
         ended = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
         assert ended.stdout is not None
         ended.stdout.read()  # until it has closed it, which it does by ending
-        deadline = time.monotonic() + 600
-        while is_running(ended.pid) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert not is_running(ended.pid)
+        command.wait_until(lambda: not is_running(ended.pid))
         ended.wait()
 
     @pytest.mark.skipif(
@@ -198,7 +196,7 @@ class TestClaims:
             "import ctypes, platform, sys, threading, time\n"
             "from pathlib import Path; from spectral.files import claim\n"
             "held = claim(Path(sys.argv[1])); held.__enter__()\n"
-            "threading.Thread(target=time.sleep, args=[600]).start(); print('mine', flush=True)\n"
+            "threading.Thread(target=time.sleep, args=[3600]).start(); print('mine', flush=True)\n"
             "number = {'x86_64': 60, 'aarch64': 93}[platform.machine()]  # exit, of the first thread alone\n"
             "ctypes.CDLL(None).syscall(number, 0)"
         )
@@ -208,15 +206,12 @@ class TestClaims:
         assert half.stdout is not None
         assert half.stdout.readline() == b"mine\n"
         first = Path(f"/proc/{half.pid}/task/{half.pid}/stat")
-        deadline = time.monotonic() + 600
-        while ") Z " not in first.read_text() and time.monotonic() < deadline:
-            time.sleep(0.01)
+        command.wait_until(lambda: ") Z " in first.read_text())
         with pytest.raises(SpectralError, match="is being written"), claim(tmp_path):
             pass
         assert is_running(half.pid)  # so nobody takes over from it yet
         half.kill()
-        while is_running(half.pid) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        command.wait_until(lambda: not is_running(half.pid))
         with claim(tmp_path):  # though nobody has asked for it
             half.wait()
 
@@ -266,32 +261,32 @@ class TestClaims:
 
 
 @pytest.mark.slow
-def test_jobs_share_the_work_and_take_over_what_a_killed_one_left(tmp_path, alone):
-    (tmp_path / "models.txt").write_text("\n".join(NETS))
+def test_jobs_share_the_work_and_take_over_what_a_killed_one_left(tmp_path, alone, monkeypatch):
+    """The first is stuck in a network; the other measures all the rest, and that when the first is killed."""
+    network = f"{Path(__file__).with_name('dying.py')}:build"
+    (tmp_path / "models.txt").write_text(f"{network}\n{NETS[0]}")
     given = ["sweep", tmp_path / "models.txt", "--images", "synthetic", "--limit", "7", "--unit", "3",
              "--batch-size", "2", "--workers", "0", "--metrics", "avr,sis",
              "--out", tmp_path / "out"]  # fmt: skip
-    jobs = [command.start(*given) for _ in range(2)]
-    victim, other = jobs
-    deadline = time.monotonic() + 1200
-    while victim.poll() is None and time.monotonic() < deadline:
-        owners = [json.loads(path.read_text() or "{}").get("process")
-                  for path in (tmp_path / "out").glob("*/_queue/*.json") if path.exists()]  # fmt: skip
-        if victim.pid in owners:
-            victim.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.01)
-    victim.communicate()  # which also buries it: until then its number is taken
+    claimed, (left, whole) = "*/_queue/begin.json", name_folders([network, NETS[0]]).values()
+    monkeypatch.setenv("SPECTRAL_TEST_WAITS", str(tmp_path / "out" / claimed))
+    victim = command.start(*given)
+    command.wait_until(lambda: any((tmp_path / "out").glob(claimed)), victim)
+    monkeypatch.delenv("SPECTRAL_TEST_WAITS")
+    other = command.start(*given)
+    command.wait_until((tmp_path / "out" / whole / "_queue" / "end.done").exists, victim, other)
+    assert Claims(tmp_path / "out" / left / "_queue").list_taken() == {
+        "begin": f"process {victim.pid} on {socket.gethostname()}"
+    }
+    victim.kill()
     _, err = other.communicate(timeout=1200)
     assert other.returncode == 0, err
-    assert list(run(tmp_path / "out")["state"]) == ["finished"] * 2
-    for name in NETS:
-        pd.testing.assert_frame_equal(
-            ordered(spectral.read(folder_of(tmp_path / "out", name))),
-            ordered(alone[name]),
-            rtol=1e-6,
-            atol=1e-6,
-        )
+    victim.communicate()
+    assert list(pd.read_csv(tmp_path / "out" / "networks.csv")["state"]) == ["finished"] * 2
+    same(spectral.read(tmp_path / "out" / whole), alone[NETS[0]])
+    pictures = spectral.load_images("synthetic", size=224, limit=7, workers=0)
+    expected = spectral.measure(spectral.load_model(network), pictures, METRICS, batch_size=2, progress=False)
+    same(spectral.read(tmp_path / "out" / left), expected)
 
 
 @pytest.mark.slow

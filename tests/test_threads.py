@@ -48,7 +48,7 @@ class Serving:
     def __init__(self, model: nn.Module, x: Tensor) -> None:
         self.model, self.x = model, x
         self.outputs: list[Any] = []
-        self._stop = threading.Event()
+        self._stop, self._begun = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._serve)
 
     def _serve(self) -> None:
@@ -58,9 +58,11 @@ class Serving:
                     self.outputs.append(self.model(self.x))
             except Exception as error:
                 self.outputs.append(error)
+            self._begun.set()
 
     def __enter__(self) -> Serving:
         self._thread.start()
+        self._begun.wait()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -154,5 +156,5 @@ def test_locks_are_of_modules_and_may_be_taken_again():
         waiting.join(0.2)
         assert waiting.is_alive()
         assert in_threads(lambda: is_held(layer)) == [False]
-    waiting.join(5)
+    waiting.join(300)
     assert not waiting.is_alive()

@@ -159,7 +159,7 @@ def test_threads_know_their_own_calls():
 
     class Meeting(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            barrier.wait(10)
+            barrier.wait(300)
             assert [frame.path for frame in tracker.frames] == ["", "0"]
             assert tracker.frames[-1].args[0] is x
             return x

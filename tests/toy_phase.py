@@ -35,7 +35,7 @@ def hold(toy: Toy, name: str) -> Mapping[str, Any]:
     with (Path(toy.out) / name).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         Path(toy.out, f"{name}.held").touch()
-        time.sleep(100)
+        time.sleep(3600)
     return {}
 
 
