@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import random
 import signal
+import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
 import torch
 from networks import count_hooks, image, unchanged
 from test_measurement import tiny
+from torch import nn
 
 import spectral
 from spectral.interrupts import raise_kept, shielded, undivided
@@ -43,7 +46,7 @@ def measure_length(job: Callable[[], Any]) -> float:
     return min(lengths)
 
 
-# An interrupt inside a weak reference's callback is printed and lost: Python's own rule.
+# Of an interrupt where an object is destroyed Python prints that it ignores it; it is raised all the same.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("what", ["measure", "find_sites", "convert", "compute_sis"])
 def test_nothing_is_left_behind(what, tmp_path):
@@ -92,6 +95,90 @@ def test_what_is_kept_is_raised_at_the_next_safe_point():
         set_up()
     with pytest.raises(KeyboardInterrupt), shielded():
         signal.raise_signal(signal.SIGINT)
+
+
+class Dying:
+    """Is interrupted while it is being destroyed."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+def die_with_a_callback() -> None:
+    class Thing:
+        pass
+
+    thing = Thing()
+    weakref.finalize(thing, signal.raise_signal, signal.SIGINT)
+
+
+def close_a_generator() -> None:
+    def generate() -> Iterator[int]:
+        try:
+            yield 1
+        finally:
+            signal.raise_signal(signal.SIGINT)
+
+    next(generate())
+
+
+def catch_everything() -> None:
+    with suppress(BaseException):
+        signal.raise_signal(signal.SIGINT)
+
+
+def make_it_another_error() -> None:
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except BaseException as error:
+        raise ValueError("something went wrong") from error
+
+
+LOSING: list[Callable[[], object]] = [
+    Dying, die_with_a_callback, close_a_generator, catch_everything, make_it_another_error,
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("lose", LOSING)
+def test_none_is_lost(lose, tmp_path):
+    """Python prints and forgets what is raised while an object is destroyed; a model may catch it."""
+    with shielded():
+        with suppress(ValueError):
+            lose()
+        with pytest.raises(KeyboardInterrupt):
+            raise_kept()
+    with pytest.raises(KeyboardInterrupt), shielded():
+        lose()
+    with shielded():
+        raise_kept()  # nothing is raised twice
+
+    class Losing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.calls = tiny(), [0]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not x.is_meta:
+                self.calls[0] += 1
+                if self.calls[0] == 5:
+                    lose()
+            return self.inner(x)
+
+    net, x = Losing(), image(6, 3, 16, 16)
+    with unchanged(net), pytest.raises(KeyboardInterrupt):
+        measure(net, x, ("avr",), batch_size=1, progress=False, out=tmp_path)
+    whole = measure(net, x, ("avr",), batch_size=1, progress=False, out=tmp_path)
+    assert 0 < whole.attrs["resumed"] < 6
+
+
+@pytest.mark.parametrize("lose", LOSING[:2])
+def test_nothing_is_printed_of_one_that_can_be_kept(lose, monkeypatch):
+    printed: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    with pytest.raises(KeyboardInterrupt), shielded():
+        lose()
+    assert not printed
 
 
 @pytest.mark.parametrize("seed", range(3))

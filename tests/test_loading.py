@@ -171,8 +171,12 @@ class TestNothingIsLeft:
             assert not list_children()
 
     def test_an_interrupted_command_ends_its_workers(self, photographs, tmp_path):
+        many = tmp_path / "many"  # more than any machine measures before the interrupt arrives
+        many.mkdir()
+        for i in range(1500):
+            os.link(photographs / "00.jpg", many / f"{i:04d}.jpg")
         running = command.start(
-            "measure", "bundled/resnet20", "--images", photographs, "--workers", "2", "--batch-size", "1",
+            "measure", "bundled/resnet20", "--images", many, "--workers", "2", "--batch-size", "1",
             "--out", tmp_path / "run",
         )  # fmt: skip
         deadline = time.monotonic() + 600
@@ -184,7 +188,7 @@ class TestNothingIsLeft:
         assert len(workers) == 2
         running.send_signal(signal.SIGINT)
         _, errors = running.communicate(timeout=600)
-        assert running.returncode == 130
+        assert running.returncode == 130, errors
         assert "Traceback" not in errors
         assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
 

@@ -2,25 +2,32 @@
 
 Python lets a signal in between any two steps, so also between a hook's registration and the first step of the
 block that would remove it. While a model is being altered, an interrupt that comes inside one of the
-functions named here is kept, and raised at the next safe point: `raise_kept`, or the end of `shielded`.
+functions named here, or while a context is entered or left, is kept, and raised at the next safe point:
+`raise_kept`, or the end of `shielded`.
+
+Nor is an interrupt lost. Python prints and forgets whatever is raised while an object is being destroyed, and
+a model may catch what it likes: one that was raised inside `shielded` and didn't get out is raised again.
 """
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import threading
+import weakref
 from collections.abc import Callable
-from types import CodeType, FrameType, FunctionType
+from contextlib import ExitStack
+from multiprocessing.util import Finalize
+from types import CodeType, FrameType
 from typing import Any, TypeVar
 
-from torch import overrides
-from torch.utils import _python_dispatch
-
-_WAYS = ("__enter__", "__exit__", "enter_context", "close", "callback")
+# A context manager on its way in or out, whosever it is, and an object on its way out of the world.
+_WAYS = {"__enter__", "__exit__", "__del__"}
+# Where the callbacks of weak references are, which run while an object is being destroyed.
+_WEAK = {kind.__init__.__code__.co_filename for kind in (weakref.WeakKeyDictionary, weakref.WeakSet)}
 F = TypeVar("F", bound=Callable[..., Any])
 
 _kept: list[int] = []
+_raised: list[BaseException] = []  # by the handler, and not yet out of the shielded block
 
 
 def undivided(function: F) -> F:
@@ -38,9 +45,13 @@ def undivided(function: F) -> F:
 
 
 def raise_kept() -> None:
-    """Raise the interrupt that was kept, if there is one: called where everything is in its place."""
+    """Raise the interrupt that was kept or got lost, if there is one: called where all is in its place."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if _raised:
+        raise _raised.pop()
     handler = signal.getsignal(signal.SIGINT)
-    if _kept and threading.current_thread() is threading.main_thread():
+    if _kept:
         _kept.clear()
         before = handler.before if isinstance(handler, _Handler) else handler
         if callable(before):
@@ -66,14 +77,16 @@ class shielded:  # noqa: N801 - reads as a statement
             self._before = before
             signal.signal(signal.SIGINT, _Handler(before))
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object = None, error: BaseException | None = None, trace: object = None) -> None:
         if self._before is None:
             return
         try:
             signal.signal(signal.SIGINT, self._before)
-            raise_kept()
+            if error is None or error not in _raised:
+                raise_kept()
         finally:
             _kept.clear()  # of one that came when the handler before was back, and was raised by it
+            _raised.clear()
 
 
 class _Handler:
@@ -83,28 +96,25 @@ class _Handler:
         self.before = before
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Look whether something undivided is running."""
+        """Look whether something undivided is running, or something out of which nothing can be raised."""
         inner = frame
         while inner is not None:
-            if inner.f_code in _UNDIVIDED:
+            code = inner.f_code
+            if code in _UNDIVIDED or code.co_name in _WAYS or code.co_filename in _WEAK:
                 _kept.append(number)
                 return
             inner = inner.f_back
-        self.before(number, frame)
+        try:
+            self.before(number, frame)
+        except BaseException as error:
+            _raised[:] = [error]
+            raise
 
 
-# Context managers on their way in and out, Python's and torch's.
 _UNDIVIDED: set[CodeType] = {
     function.__code__
-    for owner in (
-        contextlib._GeneratorContextManager,
-        contextlib.ExitStack,
-        contextlib._BaseExitStack,
-        overrides.TorchFunctionMode,
-        _python_dispatch.TorchDispatchMode,
+    for function in (
+        # What `with` does by other names, and what is called once processes and queues aren't needed.
+        ExitStack.callback, ExitStack.close, ExitStack.enter_context, Finalize.__call__,
     )
-    for name, function in vars(owner).items()
-    if isinstance(function, FunctionType) and name in _WAYS
-}
-# Its own way in and out as well: an interrupt there would leave the handler for good.
-_UNDIVIDED |= {shielded.__enter__.__code__, shielded.__exit__.__code__}
+}  # fmt: skip
