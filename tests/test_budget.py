@@ -148,6 +148,42 @@ def test_an_equivariant_network_has_a_budget_of_zero(name):
     assert table["share"].isna().all()
 
 
+class Scores(nn.Module):
+    """Class scores of some scale, a part of which is the same for all images."""
+
+    def __init__(self, features: nn.Module, scale: float, offset: float) -> None:
+        super().__init__()
+        self.features, self.scale, self.offset = features, scale, offset
+
+    def forward(self, x):
+        y = self.features(x)
+        shared = self.offset * torch.linspace(0, 1, y.shape[1], dtype=y.dtype, device=y.device)
+        return self.scale * (y + shared[:, None, None]).mean((2, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("border", ["circular", "zeros"])
+def test_rounding_has_no_causes_whatever_the_scale_of_the_logits(border, scale, dtype):
+    """Images hardly differ in their logits, so that rounding is a large part of what there is of jitter."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3, 1, 1, padding_mode=border), nn.ReLU(), APSPool2d(2), circular(8, 8), nn.ReLU()
+    net = Scores(nn.Sequential(*layers), scale, 100.0 if border == "circular" else 0.0).to(dtype).eval()
+    x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(3)).to(dtype)
+    table = measure_instability_budget(net, x, progress=False, factor=2, logits=lambda z: z)
+    own = table[table["source"] == "total"].set_index("metric")
+    jitter, known = own.loc["logit_jitter"], table["share"].notna()
+    if border == "circular":
+        assert jitter["value"].max() > (1e-10 if dtype == torch.float32 else 1e-29)
+        assert not known.any()
+        assert "no more than what rounding gives" in repr(table)
+    elif scale < 1e6:  # of a million, probabilities are 0 and 1
+        assert known.all()
+        assert "rounding" not in repr(table)
+    else:
+        assert known[table["metric"] == "logit_jitter"].all()
+
+
 FAULTS = {
     "decimation": lambda: classify(circular(3, 8), IdealLowPass2d(2), circular(8, 8, 2), circular(8, 8)),
     "nonlinearity": lambda: classify(circular(3, 8), IdealLowPass2d(2), nn.GELU()),

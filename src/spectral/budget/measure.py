@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from spectral.arguments import as_integer
-from spectral.budget.schema import COLUMNS, CONTENT, METRICS, ROUNDING, TOTAL, UNEXPLAINED
+from spectral.budget.rounding import bound_rounding
+from spectral.budget.schema import COLUMNS, CONTENT, METRICS, TOTAL, UNEXPLAINED
 from spectral.budget.shapley import Part, Values, coalitions, count_sets, share_out, split_player
 from spectral.budget.summary import average, describe_budget
 from spectral.budget.views import Shifts, choose_shifts, find_features
@@ -37,7 +38,6 @@ from spectral.network import Take, undisturbed
 from spectral.ranks import shared
 from spectral.sharing import Sharing
 from spectral.shown import Shown
-from spectral.sites import find_sites
 from spectral.stability.lattice import find_total_stride
 
 CALLER = "measure_instability_budget"
@@ -98,9 +98,9 @@ def measure_instability_budget(
     Returns:
         For each image and metric (sis, logit_jitter) rows with the source ``total``, each source (``content``
         of crops too), what is ``unexplained`` and, with a ``site``, what of a source is split: model, image,
-        cluster, metric, source, site, value, share (of the image's total; NaN where that is 0), error
-        (standard error of sampling), first_in and last_out (what making it ideal takes off alone, and after
-        all else), reason.
+        cluster, metric, source, site, value, share (of the image's total; NaN where that is no more than
+        what rounding gives, whatever the scale of the logits), error (standard error of sampling), first_in
+        and last_out (what making it ideal takes off alone, and after all else), reason.
         Rows without an image say what can't be made ideal, and why. ``attrs``: coalitions (a record for each
         set of sources: its means and the agreement with the unaltered predictions), factor, passes.
 
@@ -131,8 +131,9 @@ def measure_instability_budget(
     seed = as_integer(seed, f"{CALLER}: seed", least=0)
     factors = FACTORS if factor is None else (check_factor(factor, CALLER),)
     feed = Feed(model, images, caller=CALLER, preprocessing=preprocessing, logits=logits)
-    moves = choose_shifts(shifts, _find_stride(feed), seed, CALLER)
-    game = _Game(feed, moves, batch_size, progress)
+    plans = Plans(feed.model)
+    moves = choose_shifts(shifts, _find_stride(feed, plans), seed, CALLER)
+    game = _Game(feed, plans, moves, batch_size, progress)
     with undisturbed(model), torch.no_grad(), game.bar:
         causes = game.find_causes(chosen)
         members = {source: [c for c in causes if c.source == source] for source in chosen}
@@ -199,6 +200,7 @@ class _Seen:
     """What a network with some causes made ideal says: one row for each metric, one column for each image."""
 
     worth: Values
+    rounding: Values
     predictions: Tensor | None
 
 
@@ -208,14 +210,16 @@ _Key = tuple[frozenset[Cause], int, bool]  # what is ideal, on which lattice, an
 class _Game:
     """Instability of a network with any set of causes made ideal, each measured once."""
 
-    def __init__(self, feed: Feed, shifts: Shifts, batch_size: int, progress: bool) -> None:
+    def __init__(self, feed: Feed, plans: Plans, shifts: Shifts, batch_size: int, progress: bool) -> None:
         self.feed, self.shifts, self.batch_size = feed, shifts, batch_size
         self.factor, self.passes = FACTORS[0], 0
         self.left: list[Cause] = []
-        self._plans = Plans(feed.model)
+        self._plans = plans
         self._seen: dict[_Key, _Seen] = {}
         self._batches: list[Inputs] | None = None
         self._clusters = find_clusters(feed.images)
+        given = (x for x, _ in feed.example.every_tensor())
+        self._dtypes = [x.dtype for x in (*given, *feed.model.parameters()) if x.is_floating_point()]
         self._share = Sharing(feed, batch_size)
         self.bar = tqdm(desc=f"budget of {feed.name}", unit="pass", disable=not self._share.shows(progress))
 
@@ -255,12 +259,13 @@ class _Game:
             return
         self.factor = factors[0]  # at a finer one, the first question is whether it helps
         self.look_at([frozenset(), late, causes - late, causes])
-        total = self._average(self.worth(frozenset()))
+        total = [max(pair) for pair in zip(self._average(self.worth(frozenset())),
+                                           self._average(self.rounding()), strict=True)]  # fmt: skip
         rests = []
         for factor in factors:
             self.factor = factor
             pairs = zip(self._average(self.rest(causes)), total, strict=True)
-            rests.append(max(rest / max(whole, ROUNDING) for rest, whole in pairs if whole == whole))
+            rests.append(max(rest / whole for rest, whole in pairs if whole > 0))
             if rests[-1] <= CLOSED:
                 return
             if len(rests) > 1 and rests[-1] > rests[-2] / 2:
@@ -277,6 +282,10 @@ class _Game:
         self.look_at([causes], closed)
         return self._seen[self._key(causes, closed)].worth
 
+    def rounding(self) -> Values:
+        """Return what rounding alone gives of every image's instability: (metrics, images)."""
+        return self.look(frozenset()).rounding
+
     def look(self, causes: frozenset[Cause]) -> _Seen:
         """Run the network with these causes made ideal."""
         self.look_at([causes])
@@ -292,12 +301,14 @@ class _Game:
             return
         answers = zip(*self._share.gather(self._look(wanted, closed)), strict=True)
         for causes, own in zip(wanted, answers, strict=True):
-            still, moved, sis = zip(*own, strict=True)
+            still, likely, moved, sis = zip(*own, strict=True)
             self.passes += sum(1 + len(views) for views in moved)
             z = torch.cat(still)
             jitter = compute_logit_jitter(z, list(torch.cat(moved, 1)))
             worth = torch.stack([torch.cat(sis), jitter]).numpy()
-            self._seen[self._key(causes, closed)] = _Seen(worth, z.argmax(-1) if self.has_scores else None)
+            rounding = bound_rounding(z, torch.cat(likely), self._dtypes)
+            predictions = z.argmax(-1) if self.has_scores else None
+            self._seen[self._key(causes, closed)] = _Seen(worth, rounding, predictions)
             self.bar.update()
 
     def _key(self, causes: frozenset[Cause], closed: bool = False) -> _Key:
@@ -317,9 +328,7 @@ class _Game:
         """Return the mean over photographs of each row; NaN where nothing is known."""
         return [average(row, self._clusters) if not np.isnan(row).all() else np.nan for row in worth]
 
-    def _look(
-        self, wanted: Sequence[frozenset[Cause]], closed: bool
-    ) -> Iterator[list[tuple[Tensor, Tensor, Tensor]]]:
+    def _look(self, wanted: Sequence[frozenset[Cause]], closed: bool) -> Iterator[list[tuple[Tensor, ...]]]:
         """Yield of each batch what each network says of it and of its views, and SIS."""
         mover = (self.shifts.closed if closed else None) or self.shifts.views
         memo = Memo()
@@ -336,13 +345,15 @@ class _Game:
                 memo.forget()
             yield [self._compare(views) for views in said]
 
-    def _compare(self, views: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor, Tensor]:
+    def _compare(self, views: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, ...]:
+        """Return logits and probabilities of images, logits of these moved, and SIS; NaN where unknown."""
         z = views[0][0]
+        likely = [torch.full(z.shape, torch.nan, dtype=torch.float64)]
         sis = torch.full((len(z),), torch.nan, dtype=torch.float64)
         if self.has_scores:
             likely = [probabilities for _, probabilities in views if probabilities is not None]
             sis = compute_instability(likely[0], likely[1:]).cpu()
-        return z, torch.stack([moved for moved, _ in views[1:]]), sis
+        return z, likely[0], torch.stack([moved for moved, _ in views[1:]]), sis
 
     def _say(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
         """Return scores, or features where there are none, and probabilities."""
@@ -373,7 +384,7 @@ class _Game:
         return self._batches
 
 
-def _find_stride(feed: Feed) -> dict[str, int]:
+def _find_stride(feed: Feed, plans: Plans) -> dict[str, int]:
     """Return the total stride along each axis, where it is known.
 
     Raises:
@@ -381,7 +392,7 @@ def _find_stride(feed: Feed) -> dict[str, int]:
     """
     if "w" not in feed.extents:
         raise SpectralError(f"{CALLER}: none of the axes of the inputs of {feed.name} is known to be spatial")
-    sites = find_sites(feed.model, feed.example)
+    sites = plans.find(feed.example).sites
     stride, _ = find_total_stride(sites, feed.extents)
     for site in sites:
         if any(n < step for n, step in zip(site.input_size, site.stride, strict=True)):
@@ -453,7 +464,7 @@ def _rows(game: _Game, source: str, site: str, part: Part, total: Values) -> pd.
         if np.isnan(own).all() and metric == "sis":
             continue
         with np.errstate(divide="ignore", invalid="ignore"):
-            share = np.where(own > ROUNDING, part.value[row] / own, np.nan)
+            share = np.where(own > game.rounding()[row], part.value[row] / own, np.nan)
         frames.append(pd.DataFrame({
             "image": list(game.feed.images.ids), "metric": metric, "source": source, "site": site,
             "value": part.value[row], "share": share, "error": part.error[row],

@@ -10,4 +10,3 @@ COLUMNS = [
     "model", "image", "cluster", "metric", "source", "site", "value", "share", "error", "first_in",
     "last_out", "reason",
 ]  # fmt: skip
-ROUNDING = 1e-10  # an instability below it is none, and has no shares

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from spectral import stats
-from spectral.budget.schema import COLUMNS, METRICS, ROUNDING, TOTAL, UNEXPLAINED
+from spectral.budget.schema import COLUMNS, METRICS, TOTAL, UNEXPLAINED
 from spectral.causes import SOURCES
 from spectral.display import NOTHING, Card
 from spectral.errors import SpectralError
@@ -99,7 +99,9 @@ def describe_shares(summary: pd.DataFrame) -> Card:
         lead += f"; n = {totals[0]['n']:.0f} images of {totals[0]['n_clusters']:.0f} clusters (photographs)"
     reasons = [f"can't be made ideal: {row['site']} ({row['source']}): {row['reason']}"
                for row in left.to_dict("records")]  # fmt: skip
-    return Card([lead], [header, *cells], reasons, fixed=3)
+    nothing = [f"{row['metric']}: no more than what rounding gives, which has no causes: no shares"
+               for row in totals if row["share"] != row["share"]]  # fmt: skip
+    return Card([lead], [header, *cells], [*nothing, *reasons], fixed=3)
 
 
 def _interval(low: float, high: float) -> str:
@@ -116,9 +118,9 @@ def _summarize(own: pd.DataFrame, total: pd.DataFrame) -> dict[str, Any]:
     whole, value = (frame["value"].to_numpy(float) for frame in (total, own))
     row: dict[str, Any] = {"n": len(own), "n_clusters": len(set(clusters)), "reason": ""}
     row |= {"value": average(value, clusters), "share": np.nan}
-    mean = average(whole, clusters)
-    if not mean > ROUNDING:
+    if total["share"].isna().all():  # no image moves it by more than rounding does
         return row
+    mean = average(whole, clusters)
     change = stats.relative_change(whole, whole - value, clusters)
     return row | {
         "share": -change.percent / 100, "share_ci_low": -change.ci_high / 100,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
 MEMO_BYTES = 2**27  # of one pass
 STEADY = frozenset({
@@ -24,7 +23,7 @@ class _Step:
     """One function of a pass: what ran, on what, and what it gave."""
 
     what: tuple[Any, ...]
-    leaves: tuple[Any, ...]
+    leaves: Sequence[Any]
     output: Tensor
     versions: tuple[int, ...]  # of all these tensors: whether one was written into since
 
@@ -68,8 +67,7 @@ class Memo:
             kwargs: its named ones.
             run: computes it.
         """
-        leaves, structure = tree_flatten((tuple(args), dict(kwargs)))
-        what = (*what, str(structure))
+        leaves = list(_list_leaves((args, *kwargs.items())))
         place = len(self._now)
         if self._together:
             step = self._before[place] if place < len(self._before) else None
@@ -81,7 +79,7 @@ class Memo:
         before = _find_versions(leaves)
         output = run()
         fits = isinstance(output, Tensor) and _find_versions(leaves) == before
-        self._keep(_Step(what, tuple(leaves), output, _find_versions((*leaves, output))) if fits else None)
+        self._keep(_Step(what, leaves, output, (*before, output._version)) if fits else None)
         return output
 
     def _keep(self, step: _Step | None) -> None:
@@ -93,11 +91,23 @@ class Memo:
         self._now.append(step if self._left > 0 else None)
 
 
+def _list_leaves(values: Iterable[Any]) -> Iterator[Any]:
+    """List what is in lists and tuples, each behind its length: two of the same leaves are alike."""
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield len(value)
+            yield from _list_leaves(value)
+        else:
+            yield value
+
+
 def _find_versions(leaves: Sequence[Any]) -> tuple[int, ...]:
     return tuple(leaf._version for leaf in leaves if isinstance(leaf, Tensor))
 
 
 def _are_equal(before: Sequence[Any], now: Sequence[Any]) -> bool:
+    if len(before) != len(now):
+        return False
     for a, b in zip(before, now, strict=True):
         if a is b:
             continue

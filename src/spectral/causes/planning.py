@@ -45,12 +45,14 @@ class Plan:
         layers: what can be made ideal of layers of this package, by their paths.
         causes: all, in the order in which they run, with those that can't be made ideal.
         keys: of every function that ran.
+        sites: as `find_sites` gives them.
     """
 
     calls: dict[Key, Planned] = field(default_factory=dict)
     layers: dict[str, tuple[Cause, ...]] = field(default_factory=dict)
     causes: list[Cause] = field(default_factory=list)
     keys: set[Key] = field(default_factory=set)
+    sites: list[Site] = field(default_factory=list)
 
 
 def make_plan(model: nn.Module, example: Example) -> Plan:
@@ -87,7 +89,8 @@ class _Planner:
         read = [(call, *self._read(call)) for call in self._watcher.calls]
         kept = [(call, handler, causes) for call, handler, causes in read if handler or causes]
         self._names = name_calls([call for call, _, _ in kept], self._watcher.called)
-        plan = Plan(keys=self._watcher.keys)
+        sites = [site for site in self._sites.values() if site.op != "global_pool"]
+        plan = Plan(keys=self._watcher.keys, sites=sites)
         for call, handler, causes in kept:
             named = [cause if cause.name else replace(cause, name=self._names[call.key]) for cause in causes]
             plan.causes += named
@@ -101,8 +104,8 @@ class _Planner:
             plan.causes += causes
             able = tuple(cause for cause in causes if cause.reason is None)
             plan.layers[layer.path] = (*plan.layers.get(layer.path, ()), *able)
-        for site in self._sites.values():
-            if site.name not in self._used and site.op != "global_pool":
+        for site in sites:
+            if site.name not in self._used:
                 plan.causes.append(_give_up(site))
         plan.causes = list(dict.fromkeys(plan.causes))
         return plan
