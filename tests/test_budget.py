@@ -273,6 +273,15 @@ def test_features_have_jitter_where_there_are_no_scores():
     table = budget(net)
     assert set(table["metric"]) == {"logit_jitter"}
     assert shares(table)["unexplained", ""] < 0.02
+    assert "jitter of its features" in repr(table)
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+def test_jitter_of_probabilities_is_said_to_be_theirs(softmax):
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), *([nn.Softmax(-1)] if softmax else [])]
+    table = budget(nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), *head).eval())
+    assert table.attrs["output"] == ("probabilities" if softmax else "logits")
+    assert ("jitter of its probabilities" in repr(table)) == softmax
 
 
 def test_a_flattened_map_is_named_and_unexplained():

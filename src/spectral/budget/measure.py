@@ -34,7 +34,7 @@ from spectral.inputs import Inputs
 from spectral.instability import compute_instability, compute_logit_jitter
 from spectral.intake import Feed
 from spectral.measurement import find_clusters, insert_clusters
-from spectral.network import Take, undisturbed
+from spectral.network import Scores, Take, undisturbed
 from spectral.ranks import shared
 from spectral.sharing import Sharing
 from spectral.shown import Shown
@@ -102,7 +102,9 @@ def measure_instability_budget(
         what rounding gives, whatever the scale of the logits), error (standard error of sampling), first_in
         and last_out (what making it ideal takes off alone, and after all else), reason.
         Rows without an image say what can't be made ideal, and why. ``attrs``: coalitions (a record for each
-        set of sources: its means and the agreement with the unaltered predictions), factor, passes.
+        set of sources: its means and the agreement with the unaltered predictions), factor, passes, shifts
+        and output: of what logit_jitter is, ``logits``, ``probabilities`` where the network gives no logits
+        or ``features`` where it gives no class scores.
 
     Raises:
         SpectralError: for an argument out of range, no images, images smaller than the total stride, or a
@@ -154,7 +156,7 @@ def measure_instability_budget(
     table["reason"] = table["reason"].fillna("")
     table.attrs |= {
         "coalitions": [game.describe(s, _join(members, s)) for s in coalitions(chosen)],
-        "factor": game.factor, "passes": game.passes, "shifts": shifts,
+        "factor": game.factor, "passes": game.passes, "shifts": shifts, "output": game.output,
     }  # fmt: skip
     return Shown(table[COLUMNS], describe_budget)
 
@@ -212,7 +214,7 @@ class _Game:
 
     def __init__(self, feed: Feed, plans: Plans, shifts: Shifts, batch_size: int, progress: bool) -> None:
         self.feed, self.shifts, self.batch_size = feed, shifts, batch_size
-        self.factor, self.passes = FACTORS[0], 0
+        self.factor, self.passes, self.output = FACTORS[0], 0, "logits"
         self.left: list[Cause] = []
         self._plans = plans
         self._seen: dict[_Key, _Seen] = {}
@@ -308,6 +310,8 @@ class _Game:
             worth = torch.stack([torch.cat(sis), jitter]).numpy()
             rounding = bound_rounding(z, torch.cat(likely), self._dtypes)
             predictions = z.argmax(-1) if self.has_scores else None
+            likely_already = self.has_scores and Scores(z, "").are_probabilities
+            self.output = "probabilities" if likely_already else "logits" if self.has_scores else "features"
             self._seen[self._key(causes, closed)] = _Seen(worth, rounding, predictions)
             self.bar.update()
 

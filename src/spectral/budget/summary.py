@@ -65,8 +65,9 @@ def summarize_instability_budget(table: pd.DataFrame) -> pd.DataFrame:
             rows.append(row | part | {"agreement": np.nan if site else agreement.get(str(source), np.nan)})
     left = table[table["reason"] != ""]
     rows += left[["model", "source", "site", "reason"]].to_dict("records")
-    found = pd.DataFrame(rows, columns=SUMMARY)
-    return found.fillna({"metric": "", "reason": ""})
+    found = pd.DataFrame(rows, columns=SUMMARY).fillna({"metric": "", "reason": ""})
+    found.attrs["output"] = table.attrs.get("output", "")
+    return found
 
 
 def describe_budget(table: pd.DataFrame) -> Card | None:
@@ -99,9 +100,13 @@ def describe_shares(summary: pd.DataFrame) -> Card:
         lead += f"; n = {totals[0]['n']:.0f} images of {totals[0]['n_clusters']:.0f} clusters (photographs)"
     reasons = [f"can't be made ideal: {row['site']} ({row['source']}): {row['reason']}"
                for row in left.to_dict("records")]  # fmt: skip
-    nothing = [f"{row['metric']}: no more than what rounding gives, which has no causes: no shares"
+    notes = [f"{row['metric']}: no more than what rounding gives, which has no causes: no shares"
                for row in totals if row["share"] != row["share"]]  # fmt: skip
-    return Card([lead], [header, *cells], [*nothing, *reasons], fixed=3)
+    output = summary.attrs.get("output") or "logits"
+    if output != "logits":
+        notes.insert(0, f"logit_jitter is the jitter of its {output}: its logits aren't known; tell where "
+                          f"they are with logits=")  # fmt: skip
+    return Card([lead], [header, *cells], [*notes, *reasons], fixed=3)
 
 
 def _interval(low: float, high: float) -> str:
