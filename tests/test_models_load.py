@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ import pickle
 import socket
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, SpectralWarning
 from spectral.models import fetching
 from spectral.models import load as load_module
 from spectral.models.architectures import build
@@ -211,6 +213,39 @@ def test_state_is_unwrapped(wrap: str | None, prefix: str, tmp_path: Path) -> No
     state = load_state(tmp_path / "w.pth")
     assert state.keys() == plain.keys()
     assert all(torch.equal(state[name], plain[name]) for name in plain)
+
+
+@pytest.mark.parametrize(
+    ("taken", "other"),
+    [("state_dict", "ema"), ("state_dict", "model"), ("model", "state_dict_ema"), ("model", "teacher")],
+)
+def test_other_weights_in_the_same_file_are_named(taken: str, other: str, tmp_path: Path) -> None:
+    net, average, path = nn.Linear(2, 3), nn.Linear(2, 3), tmp_path / "w.pth"
+    wrapped = {f"module.{name}": tensor for name, tensor in average.state_dict().items()}
+    steps = torch.optim.Adam(net.parameters())
+    net(torch.ones(1, 2)).sum().backward()
+    steps.step()
+    content = {other: wrapped, taken: net.state_dict(), "optimizer": steps.state_dict(), "epoch": 3}
+    torch.save(content, path)
+    with pytest.warns(
+        SpectralWarning, match=rf"weights under '{taken}', '{other}'; .*{taken}.* taken"
+    ) as said:
+        state = load_state(path)
+    assert len(said) == 1
+    assert all(torch.equal(state[name], tensor) for name, tensor in net.state_dict().items())
+    advice = str(said[0].message).split("For others: ")[1].split(", and load")[0]
+    with contextlib.chdir(tmp_path):
+        exec(advice, {"torch": torch})
+    found = load_state(tmp_path / f"w-{other}.pth")
+    assert all(torch.equal(found[name], tensor) for name, tensor in average.state_dict().items())
+
+
+def test_only_weights_of_the_same_network_are_named(tmp_path: Path) -> None:
+    content = {"state_dict": nn.Linear(2, 3).state_dict(), "discriminator": nn.Linear(3, 4).state_dict()}
+    torch.save({**content, "ema": None, "rng": {"cpu": torch.zeros(3)}}, tmp_path / "w.pth")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_state(tmp_path / "w.pth")
 
 
 def test_a_prefix_that_not_all_names_share_stays(tmp_path: Path) -> None:

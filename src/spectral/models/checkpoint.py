@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, warn
 from spectral.files import ensure_writable, write_whole
 
 # Files older than this buffer lack it; it counts training steps and changes nothing in eval mode.
@@ -99,8 +99,9 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], metadata: Ma
 def load_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read a state dict from a ``.safetensors`` or torch file, on the CPU, without running code from it.
 
-    A dictionary under ``state_dict`` or ``model`` is unwrapped, and a ``module.`` that every name starts
-    with (as `torch.nn.DataParallel` leaves it) is removed.
+    A dictionary under ``state_dict`` or ``model`` is unwrapped, with a warning where the file has other
+    weights of the same network, as averages over the training (``ema``). A ``module.`` that every name
+    starts with (as `torch.nn.DataParallel` leaves it) is removed.
 
     Args:
         path: the file.
@@ -172,6 +173,7 @@ def explain_unreadable(error: BaseException) -> str:
 def _plain_state(content: object, path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            _say_others(content, key, path)
             content = content[key]
             break
     if not isinstance(content, Mapping) or not content:
@@ -189,6 +191,31 @@ def _plain_state(content: object, path: Path) -> dict[str, Tensor]:
         _require_plain(str(name), value, path)
     prefix = "module." if all(str(name).startswith("module.") for name in content) else ""
     return {str(name).removeprefix(prefix): tensor.detach() for name, tensor in content.items()}
+
+
+def _say_others(content: Mapping[str, Any], chosen: str, path: Path) -> None:
+    """Warn where a file has other weights of the same network too, as averages over the training."""
+    names = _list_weights(content[chosen])
+    others = [
+        str(key)
+        for key, value in content.items()
+        if key != chosen and 2 * len(names & _list_weights(value)) > len(names)
+    ]
+    if others:
+        warn(
+            f"{path} has weights under {', '.join(map(repr, [chosen, *others]))}; those under {chosen!r} are "
+            f"taken. For others: torch.save(torch.load({path.name!r})[{others[0]!r}], "
+            f"{f'{path.stem}-{others[0]}{path.suffix}'!r}), and load that file"
+        )
+
+
+def _list_weights(state: object) -> set[tuple[str, torch.Size]]:
+    """Name the tensors of a state dict, with their shapes; nothing where it is none."""
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping):
+        return set()
+    return {(str(n).removeprefix("module."), x.shape) for n, x in state.items() if isinstance(x, Tensor)}
 
 
 def _require_plain(name: str, tensor: Tensor, path: Path) -> None:
