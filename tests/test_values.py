@@ -124,6 +124,28 @@ def test_every_other_command_takes_them(folder):
     assert "twin" in run("compare", *both, "--images", "audio.npy", "--metrics", "avr")
 
 
+@pytest.mark.parametrize(
+    ("net", "data"), [("audio", "audio.npy"), ("volume", "volume.npz"), ("Two", "two.npz")]
+)
+def test_a_conversion_is_repaired_on_them_and_its_file_measured(net, data, folder):
+    own, file = f"own.py:{net}", "smooth.safetensors"
+    run("convert", own, "--method", "blurpool", "--calibrate", data, "--out", file)
+    found = np.load(data)
+    arrays = {"x": found} if data.endswith("npy") else {k: found[k] for k in found.files if k != "label"}
+    given = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    example = {name: x[:1] for name, x in given.items()}
+    if len(given) == 1:
+        given, example = given["x"], example["x"]
+    expected = spectral.reconstruct(
+        spectral.convert(spectral.load_model(own), "blurpool", example=example), given
+    ).state_dict()
+    for known in (example,) if net == "Two" else (example, None):  # a file knows one shape alone
+        loaded = spectral.load_model(file, architecture=own, example=known)
+        for name, value in loaded.state_dict().items():
+            torch.testing.assert_close(value, expected[name])
+    assert "avr" in run("measure", file, "--architecture", own, "--images", data)
+
+
 def test_a_limit_is_a_choice_over_the_classes_and_a_seed(folder):
     some = open_images("volume.npz", limit=3, seed=1)
     assert sorted(some.labels) == [0, 1, 2]

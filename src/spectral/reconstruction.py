@@ -251,8 +251,8 @@ def _warn_of_nothing(left: int, count: int) -> None:
     """Say why no weight has changed, though the network gives other than the reference."""
     if left:
         warn(
-            f"{CALLER}: weights stay: of the {left} layers whose maps differ from the reference's none comes "
-            f"nearer on images left out by a fit to the others of {count}; give more, or views=4"
+            f"{CALLER}: weights stay: no layer whose maps differ from the reference's ({left} were tried) "
+            f"comes nearer on images left out by a fit to the others of {count}; give more, or views=4"
         )
     else:
         warn(

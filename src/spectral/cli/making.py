@@ -193,7 +193,8 @@ def read_options(texts: Sequence[str]) -> dict[str, Any]:
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE",
               help="An option of the layer, such as kernel_size=5; several times for several.")  # fmt: skip
 @click.option("--calibrate", metavar="IMAGES",
-              help="Fit weights and norm statistics again on these images, no labels needed.")  # fmt: skip
+              help="Fit weights and norm statistics again on these images, no labels needed; or on inputs as "
+              "they are: a .npy or .npz file, or my_data.py:load.")  # fmt: skip
 @click.option("--distill", "steps", type=click.IntRange(min=1), metavar="STEPS",
               help="Then tune it on the same images for so many steps (600 are a good start), until it says "
               "what MODEL says.")  # fmt: skip
@@ -232,8 +233,10 @@ def convert(
       spectral convert bundled/resnet20 --method flc --out resnet20-flc.safetensors
       spectral convert timm/resnet50 --method blurpool --calibrate photos --out r50.safetensors
       spectral convert timm/resnet50 --method flc --calibrate photos --distill 600 --out r50.safetensors
+      spectral convert my_net.py:build --method flc --calibrate signals.npz --out smooth.safetensors
       spectral convert bundled/resnet20 --activations alias-free --padding circular --out r20.safetensors
     """
+    from spectral.data import find_example
     from spectral.distillation import STATE_NAME
     from spectral.models.checkpoint import save_checkpoint
     from spectral.study.tuning import name_architecture
@@ -248,14 +251,17 @@ def convert(
         )
     if steps is not None and calibrate is None:
         raise click.UsageError("--distill needs images: name them with --calibrate")
-    net = network.load(model)
+    if calibrate is None:
+        net, pictures = network.load(model), None
+    else:
+        net, _, pictures = network.load_with_images(model, calibrate, None, 0, workers)
     info = spectral.model_info(net)
     assert info is not None
     chosen = None if not where else where[0] if len(where) == 1 else list(where)
-    shape = info.preprocessing.size
+    shape, given = info.preprocessing.size, find_example(pictures)
     smooth = spectral.convert(
-        net, method, chosen, placement, example=shape, activations=activations, padding=padding,
-        upsampling=upsampling,
+        net, method, chosen, placement, example=shape if given is None else given, activations=activations,
+        padding=padding, upsampling=upsampling,
         **read_options(options),
     )  # fmt: skip
     report = spectral.conversion_report(smooth)
@@ -267,7 +273,6 @@ def convert(
             f"nothing was replaced in {model}, so nothing is written; choose sites with --where"
         )
     if calibrate is not None:
-        pictures = spectral.load_images(calibrate, workers=workers)
         smooth = spectral.reconstruct(smooth, pictures, inplace=True)
     state = out.parent / "training" / out.stem
     if steps is not None:

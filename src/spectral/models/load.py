@@ -89,7 +89,8 @@ def load_model(
         mean: of each channel, what its images are normalised with, in place of what is known of it.
         std: as ``mean``.
         device: where to put the model.
-        example: of ``NAME+METHOD``, what to look for its sites with; by default an image of its size.
+        example: of ``NAME+METHOD``, what to look for its sites with; by default an image of its size. Of the
+            file of a converted network with several inputs, one of each.
 
     Raises:
         SpectralError: if the name, architecture or device is unknown, a hub can't be reached, what is run of
@@ -116,7 +117,7 @@ def load_model(
     # Building a network draws its initial weights: from a seed, and without disturbing the caller's stream.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(RANDOM_SEED)
-        model, info = _open(asked, architecture, weights, count)
+        model, info = _open(asked, architecture, weights, count, example)
     state = model.state_dict()
     require_finite(state, asked)
     weights_id = hash_state(state)
@@ -146,7 +147,11 @@ def _split_weights(
 
 
 def _open(
-    asked: str, architecture: str | None, weights: str | os.PathLike[str] | None, classes: int | None
+    asked: str,
+    architecture: str | None,
+    weights: str | os.PathLike[str] | None,
+    classes: int | None,
+    example: Any,
 ) -> Loaded:
     """Open a weights file, or a network by name with its own weights or with those of a file."""
     if _is_path(asked):
@@ -155,7 +160,7 @@ def _open(
                 f"load_model: {asked!r} and weights={os.fspath(weights)!r} are two weights files; name the "
                 f"network and give one"
             )
-        return _open_file(Path(asked).expanduser(), architecture, classes)
+        return _open_file(Path(asked).expanduser(), architecture, classes, example)
     if architecture is not None:
         raise SpectralError(
             f"load_model: architecture={architecture!r} goes with the path of a weights file (ending in "
@@ -168,7 +173,7 @@ def _open(
             f"load_model: {asked!r} has random weights, so weights={os.fspath(weights)!r} has no place; "
             f"leave one of them out"
         )
-    return _open_file(Path(weights).expanduser(), asked, classes)
+    return _open_file(Path(weights).expanduser(), asked, classes, example)
 
 
 def _choose_preprocessing(
@@ -272,7 +277,9 @@ def _is_path(asked: str) -> bool:
     return is_weights and not named
 
 
-def _open_file(path: Path, architecture: str | None, classes: int | None = None) -> Loaded:
+def _open_file(
+    path: Path, architecture: str | None, classes: int | None = None, example: Any = None
+) -> Loaded:
     metadata = read_metadata(path)
     state = load_state(path)
     described = metadata.get("architecture")
@@ -299,7 +306,7 @@ def _open_file(path: Path, architecture: str | None, classes: int | None = None)
     named = str(architecture or described)
     model, info = open_untrained(named, count)
     if "conversion" in metadata:
-        model = _convert_as(model, metadata["conversion"])
+        model = _convert_as(model, metadata["conversion"], example)
     model, info = fill((model, info), state, str(path))
     family = metadata.get("family", info.family)
     if not isinstance(family, str | None):
@@ -313,10 +320,10 @@ def _open_file(path: Path, architecture: str | None, classes: int | None = None)
     )
 
 
-def _convert_as(model: nn.Module, report: Any) -> nn.Module:
+def _convert_as(model: nn.Module, report: Any, example: Any) -> nn.Module:
     from spectral.surgery import ConversionReport
 
-    return ConversionReport.from_dict(report).apply(model)
+    return ConversionReport.from_dict(report).apply(model, example)
 
 
 def _is_same(architecture: str, described: str) -> bool:

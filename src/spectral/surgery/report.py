@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from spectral.display import align, to_html
@@ -205,15 +206,18 @@ class ConversionReport:
 
         Args:
             model: the original network, such as ``load_model(report.source)``.
-            example: as for `convert`; by default the size at which this report was made.
+            example: as for `convert`; by default the size at which this report was made. A network of
+                several inputs needs it: a report knows the first image's shape.
 
         Raises:
             SpectralError: if the model lacks one of the sites.
         """
         from spectral.surgery.conversion import convert
 
+        if example is None:  # channels and extents: of signals and volumes these are no size of an image
+            example = self.example if len(self.example) == 3 else torch.zeros(1, *self.example)
         for step in self.steps:
-            model = convert(model, **step, example=self.example if example is None else example)
+            model = convert(model, **step, example=example)
         return model
 
     def __str__(self) -> str:
