@@ -220,7 +220,9 @@ class TestCommand:
 
         single = CliRunner().invoke(main, ["measure", *self.ARGUMENTS, "--out", str(alone)])
         assert single.exit_code == 0, single.output
-        assert single.stdout.splitlines()[:5] == went_on.stdout.splitlines()[:5]
+        # torch 2.10 writes of its own connections there
+        said = [line for line in went_on.stdout.splitlines() if not line.startswith("[Gloo]")]
+        assert single.stdout.splitlines()[:5] == said[:5]
         one, other = (rank_program.rows(spectral.read(folder)) for folder in (together, alone))
         same_rows({"rows": one}, {"rows": other})
 
