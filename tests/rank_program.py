@@ -33,7 +33,7 @@ SMALL = ["--size", "16", "--mean", "0,0,0", "--std", "1,1,1"]
 COMMANDS = (
     ["attribute", NETWORK, *SMALL],
     ["budget", NETWORK, *SMALL],
-    ["diagnose", NETWORK, *SMALL, "--methods", "flc"],
+    ["diagnose", NETWORK, *SMALL, "--methods", "flc", "--minutes", "1000"],
     ["study", "10", "--models", NETWORK],
 )
 

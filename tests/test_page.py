@@ -73,8 +73,9 @@ def found() -> Diagnosis:
     )  # fmt: skip
     images = spectral.load_images("synthetic", size=32, limit=8)
     return diagnose(
-        net, images, methods=("blurpool", "flc"), progress=False, preprocessing="none", name="own net"
-    )
+        net, images, methods=("blurpool", "flc"), progress=False, preprocessing="none", name="own net",
+        minutes=1000.0,  # on any machine enough for all images
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
