@@ -14,12 +14,12 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
+from spectral.dataless import run_operator
 from spectral.inputs import Inputs
 from spectral.network import SPATIAL, Kinds, Scores, guess_layout, read_scores
-from spectral.recorder import run_operator
 from spectral.standin import run_on_standins
+from spectral.tensors import TensorTable
 
 _PRODUCTS = {"mm", "bmm", "matmul", "addmm", "baddbmm", "linear", "mv", "addmv", "einsum"}
 # What leaves scores the scores they are, up to scale: a network of convolutions alone averages over places.
@@ -136,8 +136,8 @@ class _Trace(TorchDispatchMode):
     def __init__(self, inputs: Inputs, weights: Mapping[int, str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._weights = dict(weights)
-        self.nodes: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-        self._origins: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self.nodes: TensorTable[_Node] = TensorTable()
+        self._origins: TensorTable[tuple[frozenset[Origin], ...]] = TensorTable()
         self._spatial: dict[int, tuple[int, ...]] = {}  # of each input, the axes slid over
         for number, (x, _) in enumerate(inputs.every_tensor()):
             self.nodes[x] = _Node("input")

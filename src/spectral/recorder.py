@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
+from spectral.dataless import run_operator
 from spectral.operators import ALL, Decimation, merge_slices, parse
 from spectral.places import Steps
 from spectral.tracker import Frame, is_paused, paused
@@ -240,20 +241,6 @@ class _Mode(TorchDispatchMode):
                     del met[recorder]
                     return out
         return None
-
-
-def run_operator(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Run an operator; of a batch norm without data, which torch takes apart in Python, make the outputs.
-
-    Example:
-        >>> x, weight = torch.empty(2, 3, 4, 4, device="meta"), torch.ones(3, device="meta")
-        >>> arguments = (x, weight, weight, weight, weight, False, 0.1, 1e-5)
-        >>> [y.shape for y in run_operator(torch.ops.aten.native_batch_norm.default, arguments, {})]
-        [torch.Size([2, 3, 4, 4]), torch.Size([0]), torch.Size([0])]
-    """
-    if func is torch.ops.aten.native_batch_norm.default and len(args) > 5 and args[0].is_meta and not args[5]:
-        return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
-    return func(*args, **kwargs)
 
 
 def _run_on(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], images: slice) -> Any:

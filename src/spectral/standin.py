@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from spectral.copying import Copied, TensorMap, clone, copy_structure, make_lazy
 from spectral.errors import ForwardError, SpectralError
@@ -25,6 +24,7 @@ from spectral.locks import alone
 from spectral.network import Writes, list_inputs, put_into_evaluation
 from spectral.reach import kept_reach
 from spectral.surroundings import kept_surroundings
+from spectral.tensors import TensorTable
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ Watch = Callable[[nn.Module, Inputs, Sequence[Tensor], Callable[[], Any]], T]
 _ALONE = threading.RLock()
 _RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 _NEED_DATA: WeakSet[nn.Module] = WeakSet()
-_ORIGINALS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensor of a copy → of the model
+_ORIGINALS: TensorTable[Tensor] = TensorTable()  # tensor of a copy → of the model
 
 
 def run_on_standins(

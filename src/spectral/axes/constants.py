@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.weak import WeakTensorKeyDictionary
+
+from spectral.tensors import TensorTable
 
 MOST_ENTRIES = 1 << 22
 _DEEPEST = 40  # operators after which a value is computed before it is asked for
@@ -54,7 +55,7 @@ class Constants:
     """Tensors that were made of fixed numbers alone, and of what."""
 
     def __init__(self) -> None:
-        self._recipes: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._recipes: TensorTable[_Recipe] = TensorTable()
         self._sharing: dict[int, list[weakref.ref[Tensor]]] = defaultdict(list)  # by their memory
         self._wholes: dict[int, _Recipe] = {}  # by memory: what fills all of it
 

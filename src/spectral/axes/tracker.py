@@ -14,7 +14,6 @@ from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from spectral.axes.calls import Call, flatten, is_lattice
 from spectral.axes.constants import Constants, memory_of
@@ -40,6 +39,7 @@ from spectral.axes.rules import PRODUCTS, apply_rule
 from spectral.axes.sums import find_factors
 from spectral.axes.windows import mark_uneven
 from spectral.operators import Decimation, find_sliding, name_arguments, operator_name
+from spectral.tensors import TensorTable
 
 # They give other numbers than those of the tensor that they take the size from.
 SIZES = {
@@ -115,11 +115,11 @@ class AxisTracker:
         self.constants = Constants()
         self.cuts = 0  # views so far
         self._find_original, self._on_arrival, self._strict = find_original, on_arrival, strict
-        self._labels: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-        self._learned: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-        self._fixed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-        self._outside: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-        self._entries: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._labels: TensorTable[Labels] = TensorTable()
+        self._learned: TensorTable[bool] = TensorTable()
+        self._fixed: TensorTable[bool] = TensorTable()
+        self._outside: TensorTable[bool] = TensorTable()
+        self._entries: TensorTable[_Entry] = TensorTable()
         self._filled: set[int] = set()
         self._images = 0  # in the batch
         self._order, self.reordered = order or {}, None
@@ -379,7 +379,7 @@ class AxisTracker:
         source = next((x for x in sources if self.comes_from_image(x) and x.ndim == target.ndim), None)
         if source is None:
             return
-        for other in list(self._fixed):
+        for other in self._fixed:
             if memory_of(other) == memory_of(target) and other.ndim == source.ndim:
                 # Where every s-th entry is filled, entries lie s times closer than the samples.
                 steps = [_ratio(own, wide) for own, wide in zip(other.stride(), target.stride(), strict=True)]

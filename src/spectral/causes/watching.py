@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from spectral.axes import AxisTracker, find_step, operator_name
 from spectral.causes.rules import Finding, find_finer, judge, read_axes
@@ -21,6 +20,7 @@ from spectral.numerics.finer import Axes
 from spectral.places import Steps
 from spectral.recorder import Operation, Recorder
 from spectral.standin import find_original
+from spectral.tensors import TensorTable
 from spectral.tracker import Frame, Scope, Tracker
 
 FILTERS_IMAGES = "filters_images"
@@ -148,8 +148,8 @@ class Watcher(Scope):
         self._operators = Recorder(self._modules.frames, self._note_operation, self._note)
         self._turns = Turns()
         self._running: FunctionCall | None = None
-        self._made_by: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-        self._wrapped: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._made_by: TensorTable[Any] = TensorTable()
+        self._wrapped: TensorTable[Any] = TensorTable()
         self._own: list[Frame] = []  # calls of layers that are no operators but one of their own
 
     def _enter(self, stack: ExitStack) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from spectral.causes.cause import Source
 from spectral.causes.lattices import Sampling, pass_low
@@ -17,6 +16,7 @@ from spectral.layers.filters import extend, pad_map
 from spectral.numerics.finer import multiply
 from spectral.numerics.matrices import as_matrix, interpolation_rows, low_pass_rows
 from spectral.operators import find_function, parse
+from spectral.tensors import TensorTable
 
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 MAXIMA = ("max_pool1d", "max_pool2d", "max_pool3d")
@@ -64,7 +64,7 @@ class Extensions:
     An operator that slides over one of them slides over a periodic map.
     """
 
-    known: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)
+    known: TensorTable[Any] = field(default_factory=TensorTable)
 
     def note(self, padded: Tensor, base: Tensor, pads: Mapping[int, tuple[int, int]]) -> None:
         """Keep what a pad did, by axis."""

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from spectral.axes import SIZES, memory_of, operator_name, writes_first
 from spectral.chain import Chain, Fixed, Here, Made, PerChannel, Step, Weight
 from spectral.discovery.events import Event
 from spectral.discovery.uses import tensors_of
 from spectral.operators import is_pointwise, name_arguments
+from spectral.tensors import TensorTable
 
 _SAME = {"alias", "detach", "lift_fresh", "contiguous"}
 _VIEWS = {"view", "slice", "expand"}
@@ -128,9 +128,9 @@ class Chains:
         weights = (*model.named_parameters(), *model.named_buffers())
         self._names = {id(x): name for name, x in weights}
         self._model, self._find_original, self._comes_from_image = model, find_original, comes_from_image
-        self._held: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._held: TensorTable[_Held] = TensorTable()
         self._roots: dict[Event, _Root] = {}
-        self._sources: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._sources: TensorTable[_Source] = TensorTable()
 
     def begin(self, event: Event) -> None:
         """Begin a chain at a site's output."""
@@ -261,7 +261,7 @@ class Chains:
     def _forget(self, overwritten: Sequence[Tensor]) -> None:
         """Know no more what tensors hold that share memory with one that was overwritten."""
         memories = {memory_of(x) for x in overwritten}
-        for other, held in list(self._held.items()):
+        for other, held in self._held.items():
             if isinstance(held.content, _Constant) and memory_of(other) in memories:
                 held.content.source = None
         for x in overwritten:

@@ -12,7 +12,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from spectral.axes import Call, Labels, find_layout, memory_of, operator_name, resample, writes_first
 from spectral.discovery.events import PLACES, Event, count_channels, find_image_axes
@@ -30,6 +29,7 @@ from spectral.discovery.placing import COMPLEX
 from spectral.operators import Band, Geometry, Mask, Spectrum
 from spectral.places import Ending, Spot
 from spectral.recorder import Operation
+from spectral.tensors import TensorTable
 from spectral.tracker import Frame
 
 _APART = "its frequencies are moved apart on the way back: what is left is no subsampled low-pass"
@@ -50,9 +50,9 @@ class Spectra:
     ) -> None:
         self._relabel, self._find_zeros = relabel, find_zeros
         self._zeros: Tensor | None = None  # that are about to be written to
-        self._states: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-        self._losses: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # why nothing is known any more
-        self._real: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # complex tensors that were real
+        self._states: TensorTable[State] = TensorTable()
+        self._losses: TensorTable[str] = TensorTable()  # why nothing is known any more
+        self._real: TensorTable[bool] = TensorTable()  # complex tensors that were real
 
     def note(self, event: Event) -> None:
         """Note that frequencies are picked one by one."""
@@ -116,8 +116,10 @@ class Spectra:
             new = found[0] if alike else None
         elif old is not None and not any(map(call.known, sources)):
             new = weigh(call, old)
-        for other in [t for t in self._states if memory_of(t) == memory_of(x)]:
-            whole = self._states.pop(other)
+        for other, whole in self._states.items():
+            if memory_of(other) != memory_of(x):
+                continue
+            self._states.pop(other)
             changed = None if new is None else overwrite(whole, other, x, new)
             if changed is not None:
                 self._states[other] = changed

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from spectral.axes import (
     CROPS,
@@ -25,6 +24,7 @@ from spectral.axes import (
 from spectral.discovery.events import PLACES, Event, count_channels, find_image_axes, find_size
 from spectral.discovery.uses import find_view
 from spectral.operators import Geometry, is_pointwise
+from spectral.tensors import TensorTable
 from spectral.tracker import Frame
 
 _REASON = "its windows are cut and reduced one by one: write it as a pool"
@@ -77,7 +77,7 @@ class Loops:
 
     def __init__(self, axes: AxisTracker, running: list[Frame], keep: Callable[[Event], None]) -> None:
         self._axes, self._running, self._keep = axes, running, keep
-        self._parts: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._parts: TensorTable[_Part] = TensorTable()
 
     def follow(self, call: Call, labels_before: Labels) -> None:
         """Follow an operator that ran, given the labels of its first input from the image."""

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from spectral.axes import CROPS, JOINS, Call, Labels, Layout, find_layout, is_view, make_plain, operator_name
 from spectral.discovery.events import Event
 from spectral.discovery.uses import find_view
 from spectral.operators import LOSSLESS, Size, is_pointwise
 from spectral.places import Ending, Spot
+from spectral.tensors import TensorTable
 from spectral.tracker import Frame
 
 # Not marked as pointwise by torch, but they don't move a sample.
@@ -77,7 +77,7 @@ class Phases:
     """
 
     def __init__(self) -> None:
-        self._blends: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensor → lattice → blend
+        self._blends: TensorTable[dict[Lattice, _Blend]] = TensorTable()  # tensor → lattice → blend
         self._events: dict[Lattice, list[Event]] = defaultdict(list)
         self._own: dict[Event, dict[Lattice, frozenset[Size]]] = {}  # the phase that each slice is
         self._parents: dict[Lattice, Lattice] = {}

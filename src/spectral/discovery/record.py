@@ -10,7 +10,6 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from spectral.axes import (
     ATTENTION,
@@ -43,6 +42,7 @@ from spectral.operators import KINDS, LOSSLESS, Geometry, find_sliding, is_point
 from spectral.places import Place, Spot
 from spectral.recorder import Operation, Recorder
 from spectral.standin import find_original, run_on_standins
+from spectral.tensors import TensorTable
 from spectral.tracker import Frame, Tracker
 
 # What a module may do to its input before its operator and still be one site: pad, crop, copy or cast it.
@@ -118,7 +118,7 @@ class _Discovery:
         self._entries = Entries(self.axes, self._uses, self.calls.frames, self.events.append)
         self._loops = Loops(self.axes, self.calls.frames, self.events.append)
         self._weights = set(map(id, weights))
-        self._parts: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensor → what complex one it is of
+        self._parts: TensorTable[Tensor] = TensorTable()  # tensor → what complex one it is of
         self._spot = Spot("", (), 0)  # where the latest operator ran
         self._before: dict[Frame, int] = {}  # events there were when each call began
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from spectral.axes import SIZES, is_view, operator_name
 from spectral.discovery.events import Event
 from spectral.places import Ending, Spot
+from spectral.tensors import TensorTable
 
 _KINDS = (
     "window_mean",
@@ -26,7 +26,7 @@ class Separable:
     """Follows what a reduction gave, through views, to the next reduction that alone reads it."""
 
     def __init__(self) -> None:
-        self._made: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensor → the event that gave it
+        self._made: TensorTable[Event] = TensorTable()  # tensor → the event that gave it
         self._readers: Counter[Event] = Counter()
         self._pairs: list[tuple[Event, Event, Spot]] = []
 

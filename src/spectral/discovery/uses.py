@@ -6,9 +6,9 @@ from collections.abc import Hashable, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from spectral.axes import SIZES, flatten, is_view, memory_of, operator_name, writes_first
+from spectral.tensors import TensorTable
 
 
 class Readable(Protocol):
@@ -21,7 +21,7 @@ class Uses:
     """Follows tensors and views of them until something reads them."""
 
     def __init__(self) -> None:
-        self._unread: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensor → what wants to know
+        self._unread: TensorTable[tuple[Readable, ...]] = TensorTable()  # tensor → what wants to know
 
     def watch(self, token: Readable, x: Tensor) -> None:
         """Note in ``token.used`` whether a tensor is read, or a view of it."""

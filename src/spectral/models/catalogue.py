@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from spectral.dataless import Dataless
 from spectral.errors import SpectralError, suggest
 from spectral.models.info import IMAGENET
 from spectral.models.load import RANDOM_SEED
@@ -127,7 +128,8 @@ def build_untrained(name: str, device: str = "meta") -> tuple[nn.Module, Example
     with torch.random.fork_rng(devices=[]), torch.device(device), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of initialising tensors without data
         torch.default_generator.manual_seed(RANDOM_SEED)
-        model, example = _SOURCES[library].build(bare)
+        with Dataless():  # drawing weights without data takes longer than all else
+            model, example = _SOURCES[library].build(bare)
     return model.eval(), example
 
 
