@@ -38,6 +38,9 @@ class Dataless(TorchDispatchMode):
         torch.Size([2, 3, 8])
     """
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -81,7 +84,7 @@ def _run_and_keep(key: Any, func: Any, args: Sequence[Any], kwargs: Mapping[str,
     out = func(*args, **kwargs)
     if _find_writes(func):
         unchanged = out is args[0] and _memory_of(out) == memory and _describe(args) == key[2]
-        outcome = () if unchanged else None
+        outcome: _Outcome | None = () if unchanged else None
     else:
         outcome = _read_outcome(out, [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)])
     if outcome is not None:
