@@ -284,6 +284,24 @@ def test_jitter_of_probabilities_is_said_to_be_theirs(softmax):
     assert ("jitter of its probabilities" in repr(table)) == softmax
 
 
+@pytest.mark.parametrize("case", ["one image", "no logits", "coarse type"])
+def test_jitter_without_a_spread_is_not_known_and_said_to_be(case):
+    torch.manual_seed(1)
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ELU(), *head).eval()
+    if case == "no logits":
+        nn.init.zeros_(net[-1].weight)
+        nn.init.zeros_(net[-1].bias)
+    x = torch.randn(1 if case == "one image" else 4, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    dtype = torch.bfloat16 if case == "coarse type" else torch.float32
+    table = measure_instability_budget(net.to(dtype), x.to(dtype), progress=False)
+    own = table[(table["metric"] == "logit_jitter") & (table["source"] == "unexplained")]
+    assert own["value"].isna().all()
+    assert "images have no spread" in repr(table)
+    sis = spectral.summarize_instability_budget(table).set_index(["metric", "source"]).loc["sis", "share"]
+    assert sis.isna().all() if case == "no logits" else sis.drop("total").sum() == pytest.approx(1)
+
+
 def test_a_flattened_map_is_named_and_unexplained():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 5))

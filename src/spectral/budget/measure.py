@@ -261,13 +261,12 @@ class _Game:
             return
         self.factor = factors[0]  # at a finer one, the first question is whether it helps
         self.look_at([frozenset(), late, causes - late, causes])
-        total = [max(pair) for pair in zip(self._average(self.worth(frozenset())),
-                                           self._average(self.rounding()), strict=True)]  # fmt: skip
+        total = np.fmax(self._average(self.worth(frozenset())), self._average(self.rounding()))
         rests = []
         for factor in factors:
             self.factor = factor
-            pairs = zip(self._average(self.rest(causes)), total, strict=True)
-            rests.append(max(rest / whole for rest, whole in pairs if whole > 0))
+            ratios = np.array(self._average(self.rest(causes))) / total
+            rests.append(max(ratios[ratios == ratios], default=0.0))
             if rests[-1] <= CLOSED:
                 return
             if len(rests) > 1 and rests[-1] > rests[-2] / 2:

@@ -101,7 +101,10 @@ def describe_shares(summary: pd.DataFrame) -> Card:
     reasons = [f"can't be made ideal: {row['site']} ({row['source']}): {row['reason']}"
                for row in left.to_dict("records")]  # fmt: skip
     notes = [f"{row['metric']}: no more than what rounding gives, which has no causes: no shares"
-               for row in totals if row["share"] != row["share"]]  # fmt: skip
+               for row in totals if pd.isna(row["share"]) and not pd.isna(row["value"])]  # fmt: skip
+    lacking = measured[measured["value"].isna()]["metric"].drop_duplicates()
+    notes += [f"{metric}: images have no spread in what the network says, or none with some sources ideal, "
+              f"beyond rounding: what is relative to it isn't known" for metric in lacking]  # fmt: skip
     output = summary.attrs.get("output") or "logits"
     if output != "logits":
         notes.insert(0, f"logit_jitter is the jitter of its {output}: its logits aren't known; tell where "
@@ -123,15 +126,17 @@ def _summarize(own: pd.DataFrame, total: pd.DataFrame) -> dict[str, Any]:
     whole, value = (frame["value"].to_numpy(float) for frame in (total, own))
     row: dict[str, Any] = {"n": len(own), "n_clusters": len(set(clusters)), "reason": ""}
     row |= {"value": average(value, clusters), "share": np.nan}
-    if total["share"].isna().all():  # no image moves it by more than rounding does
-        return row
+    if total["share"].isna().all() or np.isnan(value).any():
+        return row  # no image moves it by more than rounding does, or what it is relative to isn't known
     mean = average(whole, clusters)
+    row |= {name: average(own[name].to_numpy(float), clusters) / mean
+            for name in ("error", "first_in", "last_out")}  # fmt: skip
+    if len(own) < 2:
+        return row | {"share": row["value"] / mean}
     change = stats.relative_change(whole, whole - value, clusters)
     return row | {
         "share": -change.percent / 100, "share_ci_low": -change.ci_high / 100,
         "share_ci_high": -change.ci_low / 100,
-        **{name: average(own[name].to_numpy(float), clusters) / mean
-           for name in ("error", "first_in", "last_out")},
     }  # fmt: skip
 
 
