@@ -251,6 +251,13 @@ class TestKnownFiles:
         assert count_opened(lambda: spectral.load_images(folder, size=8), folder) == self.COUNT
 
 
+def test_a_limit_opens_no_more_files_than_it_takes(tmp_path):
+    """Every command takes its images so."""
+    for i in range(12):
+        Image.new("RGB", (8, 8), (20 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    assert count_opened(lambda: spectral.load_images(tmp_path, size=8, limit=3), tmp_path) == 3
+
+
 def count_opened(call: Callable[[], object], folder: Path) -> int:
     """How many files of a folder a call opens, as the interpreter itself reports it."""
     seen: set[str] = set()
