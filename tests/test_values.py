@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import struct
+import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -194,6 +198,61 @@ def test_what_fails_at_once_leaves_no_folder(command, folder):
 def test_a_file_of_python_is_run_only_where_one_of_its_names_is_given(folder):
     (folder / "trap.py").write_text("raise SystemExit('run')")
     assert "run" not in run("measure", "own.py:audio", "--images", "trap.py", code=2).split("Error:")[0]
+
+
+def pack(*members: tuple[str, bytes]) -> bytes:
+    with zipfile.ZipFile(made := io.BytesIO(), "w", zipfile.ZIP_DEFLATED) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of two members of one name
+        for name, content in members:
+            file.writestr(name, content)
+    return made.getvalue()
+
+
+def save(values: np.ndarray) -> bytes:
+    np.save(made := io.BytesIO(), values)
+    return made.getvalue()
+
+
+def claim(shape: str, content: bytes = b"") -> bytes:
+    """Say that an array has some shape."""
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + content
+
+
+def swell(packed: bytes, size: int) -> bytes:
+    """Have the directory say that the first member unfolds to so many bytes."""
+    place = packed.index(b"PK\x01\x02") + 24
+    return packed[:place] + struct.pack("<I", size) + packed[place + 4 :]
+
+
+SMALL = save(np.ones((2, 3, 8, 8), np.float32))
+HOSTILE: dict[str, tuple[bytes, str]] = {
+    "far more than memory": (claim(f"({10**15},)", b"1234"), ""),
+    "more than a number": (claim(f"({10**20}, 3)"), ""),
+    "a truth": (claim("(True, 3)", bytes(12)), ""),
+    "nested": (claim("(" * 9000), ""),
+    "cut": (SMALL[:-9], "could only read"),
+    "followed": (SMALL + SMALL, "more follows its first array"),
+    "a member that claims": (pack(("x.npy", claim(f"({10**15},)", b"1234"))), ""),
+    "a cut zip": (pack(("x.npy", SMALL))[:-30], "not a zip file"),
+    "of one name": (pack(("x.npy", SMALL), ("x.npy", SMALL)), "it has 'x' twice"),
+    "no array": (pack(("x.npy", SMALL), ("notes.txt", b"no")), "'notes.txt' in it is no array"),
+    "a zip in it": (pack(("x.npy", pack(("x.npy", SMALL)))), "magic string"),
+    "a bomb": (swell(pack(("x.npy", SMALL)), 400_000_000), "MiB that unfold to 381"),
+    "too few labels": (pack(("x.npy", SMALL), ("label.npy", save(np.arange(1)))), "1 labels of 2 inputs"),
+    "pixels and too many labels": (
+        pack(("x.npy", save(np.ones((2, 8, 8, 3), np.uint8))), ("label.npy", save(np.arange(3)))),
+        "3 labels of 2 inputs",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_file_of_arrays_is_refused(kind, tmp_path):
+    content, said = HOSTILE[kind]
+    (tmp_path / "hostile.npz").write_bytes(content)
+    with pytest.raises(SpectralError, match=rf"hostile\.npz .*{said}"):
+        open_images(tmp_path / "hostile.npz")
 
 
 def test_values_are_told_apart_and_chosen():

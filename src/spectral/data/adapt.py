@@ -109,6 +109,7 @@ def open_images(
     Raises:
         SpectralError: if it can't be read, or holds nothing.
     """
+    source = os.fspath(source) if isinstance(source, os.PathLike) else source
     several = [] if isinstance(source, str) else [one for one in source if names_values(one)]
     if several:
         raise SpectralError(f"{several[0]} can't be joined with other images; give it alone")
@@ -135,10 +136,14 @@ def open_images(
 def _open_values(source: str | os.PathLike[str], caller: str) -> Any:
     """Read a file of arrays or call a function; tensors come as `Values`, under the name of their source."""
     made, labels, name = read_values(source)
-    adapted = adapt_images(made, caller)
-    if isinstance(adapted, PixelImages):
-        return PixelImages(adapted.pixels, name, labels)
-    return adapted if is_image_set(adapted) else Values(name, adapted, labels)
+    found = adapt_images(made, caller)
+    if isinstance(found, PixelImages):
+        found = PixelImages(found.pixels, name, labels)
+    elif not is_image_set(found):
+        found = Values(name, found, labels)
+    if labels and len(labels) != len(found):
+        raise SpectralError(f"{name} has {len(labels)} labels of {len(found)} inputs; give each its own")
+    return found
 
 
 def _read_array(array: np.ndarray[Any, Any], caller: str) -> Any:
