@@ -255,6 +255,16 @@ def test_a_hostile_file_of_arrays_is_refused(kind, tmp_path):
         open_images(tmp_path / "hostile.npz")
 
 
+@pytest.mark.parametrize("made", ["(lambda a: a.append(a) or a)([])", "type('N', (), LENGTH)()"])
+def test_what_a_function_gives_that_cannot_be_read_is_refused(made, tmp_path):
+    own = tmp_path / "odd.py"
+    own.write_text(
+        f"LENGTH = {{'__len__': lambda _: -1, '__getitem__': lambda *_: 0}}\ndef load(): return {made}\n"
+    )
+    with pytest.raises(SpectralError, match=r"odd\.py:load gives what can't be read as inputs"):
+        open_images(f"{own}:load")
+
+
 def test_values_are_told_apart_and_chosen():
     pairs = Values("here", (torch.arange(12.0).view(3, 4), torch.arange(3)), [5, 6, 7])
     some = pairs.choose([2, 0])

@@ -136,7 +136,13 @@ def open_images(
 def _open_values(source: str | os.PathLike[str], caller: str) -> Any:
     """Read a file of arrays or call a function; tensors come as `Values`, under the name of their source."""
     made, labels, name = read_values(source)
-    found = adapt_images(made, caller)
+    try:
+        found = adapt_images(made, caller)
+    except (RecursionError, MemoryError, ValueError) as error:  # a list in itself, a length that can't be
+        raise SpectralError(
+            f"{name} gives what can't be read as inputs ({type(error).__name__}: {error}); give tensors, "
+            f"arrays, images or a dataset"
+        ) from error
     if isinstance(found, PixelImages):
         found = PixelImages(found.pixels, name, labels)
     elif not is_image_set(found):
