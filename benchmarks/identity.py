@@ -42,7 +42,8 @@ CHECKS = {
         "identity:Identity.find_difference",
     ),
     "image digests and first reading": (
-        "data.decode:_digest", "data.decode:inspect_image", "data.imageset:ImageSet.fingerprint",
+        "data.decode:digest_bytes", "data.listed:digest_bytes", "data.decode:inspect_image",
+        "data.imageset:ImageSet.fingerprint",
         "intake.given:GivenImages.fingerprint", "measurement.run:_require_names",
     ),
     "identity of dense maps": ("measurement.meter:compare_identity", "measurement.meter:judge_identity"),
