@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from spectral.table import (
     COLUMNS,
     Key,
     Origin,
+    check_tables,
     describe_environment,
     make_reasons,
     make_rows,
@@ -29,6 +32,7 @@ from spectral.table import (
     read_json,
     to_frame,
     write_csv,
+    write_csvs,
     write_json,
 )
 
@@ -342,6 +346,41 @@ class TestFiles:
         assert read_csv(path)["mean"].tolist() == [0.35]
         path.with_suffix(".json").write_text('{"model": "net"}')  # as an earlier version wrote it
         assert read_csv(path)["mean"].tolist() == [0.35]
+
+    def test_none_is_there_unchecked_at_whatever_moment_its_writer_is_killed(self, tmp_path, monkeypatch):
+        class Killed(BaseException):
+            pass
+
+        def write(folder, value, most=9):
+            """Write three tables, and die after some of the files are in their places."""
+            left = [most]
+
+            def replace(source, target, own=os.replace):
+                left[0] -= 1
+                if left[0] < 0:
+                    raise Killed
+                own(source, target)
+
+            with monkeypatch.context() as patch, suppress(Killed):
+                patch.setattr(os, "replace", replace)
+                write_csvs(
+                    {folder / f"{n}.csv": pd.DataFrame({"x": [value]}) for n in "abc"}, {"seed": value}
+                )
+            return {path.name: read_csv(path)["x"].tolist() for path in folder.glob("*.csv")}
+
+        for most in range(1, 6):
+            for before in (False, True):
+                folder = tmp_path / f"{most}{before}"
+                folder.mkdir()
+                if before:
+                    write(folder, 1)
+                    with pytest.raises(SpectralError, match="isn't what was written there"):
+                        write(folder, 2, most)
+                else:
+                    write(folder, 2, most)
+                with pytest.raises(SpectralError, match=r"isn't what was written there|is gone, of which"):
+                    check_tables(folder)
+                assert write(folder, 2) == {f"{name}.csv": [2] for name in "abc"}
 
     def test_a_csv_that_another_replaces_leaves_nothing_that_calls_it_altered(self, tmp_path):
         path, own = tmp_path / "t.csv", tmp_path / "u.json"

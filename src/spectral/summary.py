@@ -16,7 +16,7 @@ from spectral import stats
 from spectral.display import NOTHING, Card, format_mean
 from spectral.lazy import LazyTable
 from spectral.schema import MEASUREMENT, NOT_AVERAGED, POWER_RATIOS, RANGES, SUMMARY, to_decibels
-from spectral.table import PROVENANCE, note_digests, read_frame, write_csv
+from spectral.table import PROVENANCE, read_frame, write_csvs
 from spectral.wide import Columns, Place, split_frame, split_tables
 
 SUMMARY_COLUMNS = list(SUMMARY)
@@ -77,10 +77,8 @@ def write_summary(summary: pd.DataFrame, table: pd.DataFrame, folder: Path, fact
     Raises:
         SpectralError: if it can't be written.
     """
-    paths = [folder / name for name in (SUMMARY_FILE, SITES_TABLE)]
-    for path, own in zip(paths, (summary, pd.DataFrame(table.attrs["sites"])), strict=True):
-        write_csv(own, path)
-    note_digests(folder / PROVENANCE, paths, {**table.attrs["provenance"], **facts})
+    tables = {folder / SUMMARY_FILE: summary, folder / SITES_TABLE: pd.DataFrame(table.attrs["sites"])}
+    write_csvs(tables, {**table.attrs["provenance"], **facts}, folder / PROVENANCE)
 
 
 def describe_measurement(table: pd.DataFrame) -> Card | None:

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -227,24 +227,47 @@ def write_csv(table: pd.DataFrame, path: Path, provenance: Mapping[str, Any] | N
         SpectralError: if it can't be written.
     """
     path = Path(path)
-    ensure_writable(path.parent)
-    with replacing(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.9g", errors="backslashreplace")
     beside = path.with_suffix(".json")
     if provenance is not None:
-        note_digests(beside, [path], provenance)
-    elif _is_beside(beside):  # of the table that this one has replaced
+        write_csvs({path: table}, provenance)
+        return path
+    ensure_writable(path.parent)
+    with replacing(path) as temporary:
+        _write_csv(table, temporary)
+    if _is_beside(beside):  # of the table that this one has replaced
         beside.unlink()
     return path
 
 
-def note_digests(beside: Path, paths: Sequence[Path], provenance: Mapping[str, Any]) -> None:
-    """Write the provenance of tables beside them, with their digests and its own, as `read_csv` checks them.
+def write_csvs(
+    tables: Mapping[Path, pd.DataFrame], provenance: Mapping[str, Any], beside: Path | None = None
+) -> None:
+    """Write tables of one run, and beside each its provenance with its digest, as `read_csv` checks it.
+
+    What is beside them comes first: at whatever moment the writer is killed, no table is there unchecked, and
+    none of this run among those of an earlier one.
+
+    Args:
+        tables: by where they go.
+        provenance: of all of them.
+        beside: the one JSON file that is of all of them, in their folder; each has its own by default.
 
     Raises:
-        SpectralError: if it can't be written.
+        SpectralError: if they can't be written.
     """
-    write_json({**provenance, CONTENT: list_digests(*paths)}, beside, sealed=True)
+    digests: dict[Path, dict[str, str]] = {}
+    with ExitStack() as places:
+        for path, table in tables.items():
+            ensure_writable(path.parent)
+            temporary = places.enter_context(replacing(path))
+            _write_csv(table, temporary)
+            digests.setdefault(beside or path.with_suffix(".json"), {})[path.name] = hash_file(temporary)
+        for place, own in digests.items():
+            write_json({**provenance, CONTENT: own}, place, sealed=True)
+
+
+def _write_csv(table: pd.DataFrame, path: Path) -> None:
+    table.to_csv(path, index=False, float_format="%.9g", errors="backslashreplace")
 
 
 def list_digests(*paths: Path) -> dict[str, str]:

@@ -20,7 +20,7 @@ from spectral.columns import bound, in_decibels
 from spectral.errors import SpectralError
 from spectral.store import holds_run, read
 from spectral.summary import summarize_measurements
-from spectral.table import PROVENANCE, check_tables, note_digests, write_csv
+from spectral.table import PROVENANCE, check_tables, write_csvs
 
 MEASUREMENTS, TABLES = "measurements", "tables"
 SITE_COLUMNS = [
@@ -144,9 +144,9 @@ def read_diagnosis(path: str | Path) -> Diagnosis:
 def write_tables(found: Diagnosis, folder: Folder) -> None:
     """Write the tables as CSV files too, for whoever reads them elsewhere, and beside them their digests."""
     assert folder.path is not None
-    tables = folder.path / TABLES
-    paths = [write_csv(table, tables / f"{title}.csv") for title, table in found.tables.items()]
-    note_digests(tables / PROVENANCE, paths, found.facts)
+    place = folder.path / TABLES
+    tables = {place / f"{title}.csv": table for title, table in found.tables.items()}
+    write_csvs(tables, found.facts, place / PROVENANCE)
 
 
 def join_sites(found: Diagnosis) -> pd.DataFrame:

@@ -72,7 +72,7 @@ def budget(
       spectral budget bundled/resnet20 --limit 64 --split decimation --out runs/budget
     """
     from spectral.budget import describe_shares
-    from spectral.table import describe_environment, write_csv
+    from spectral.table import describe_environment, write_csvs
 
     if out:
         hold_folder(out)
@@ -97,8 +97,8 @@ def budget(
         facts = {"weights": info.weights_id, "images": pictures.source, "fingerprint": pictures.fingerprint,
                  "seed": seed, "limit": limit, "shifts": shifts, "factor": table.attrs["factor"],
                  **describe_environment(), "device": network.device}  # fmt: skip
-        write_csv(summary, out / "budget.csv", facts)
-        write_csv(table, out / "budget_images.csv", facts)
-        write_csv(pd.DataFrame(table.attrs["coalitions"]), out / "budget_coalitions.csv", facts)
+        tables = {"budget": summary, "budget_images": table,
+                  "budget_coalitions": pd.DataFrame(table.attrs["coalitions"])}  # fmt: skip
+        write_csvs({out / f"{name}.csv": own for name, own in tables.items()}, facts)
         spectral.figures.draw_figure("budget", out, out)
         click.echo(f"\nwritten to {out}")

@@ -286,10 +286,10 @@ def _write_attribution(
 ) -> None:
     """Write what was printed, and the equivariance of each site's output."""
     from spectral.analysis import summarize_equivariance
-    from spectral.table import describe_environment, write_csv
+    from spectral.table import describe_environment, write_csvs
 
-    tables = {"attribute": summary, "equivariance": summarize_equivariance(moved)}
-    for name, table in tables.items():
+    tables = {out / "attribute.csv": summary, out / "equivariance.csv": summarize_equivariance(moved)}
+    for table in tables.values():
         table.insert(0, "model", facts["model"])
-        write_csv(table, out / f"{name}.csv", {**facts, **describe_environment()})
+    write_csvs(tables, {**facts, **describe_environment()})
     click.echo(f"\nwritten to {out}")

@@ -31,7 +31,7 @@ from spectral.store import LostImagesError, ShardStore, read, read_run
 from spectral.summary import SITES_TABLE, SUMMARY_FILE, summarize_measurements, write_summary
 from spectral.sweeping.claims import Claims
 from spectral.sweeping.models import name_folders
-from spectral.table import PROVENANCE, note_digests, read_csv, read_json, write_csv, write_json
+from spectral.table import PROVENANCE, read_csv, read_json, write_csvs, write_json
 
 OPTIONS, QUEUE = "_sweep.json", "_queue"
 TABLE = "networks.csv"
@@ -383,10 +383,10 @@ def _tabulate(networks: Sequence[_Network], folder: Path) -> pd.DataFrame:
         table["reason"] = table["reason"].astype(object).fillna("")
         for column in ("images", "sites", "measurable"):
             table[column] = table[column].astype("Int64")
-        paths = [write_csv(table, folder / TABLE)]
+        tables = {folder / TABLE: table}
         done = [_read_csv(network.folder / SUMMARY_FILE) for network in networks
                 if network.finished and not network.failure]  # fmt: skip
         if done:
-            paths.append(write_csv(pd.concat(done, ignore_index=True), folder / SUMMARY_FILE))
-        note_digests(folder / PROVENANCE, paths, {RUNS: list_runs(folder, folder)})
+            tables[folder / SUMMARY_FILE] = pd.concat(done, ignore_index=True)
+        write_csvs(tables, {RUNS: list_runs(folder, folder)}, folder / PROVENANCE)
     return table
