@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 import spectral
 from spectral.cli import main
-from spectral.data import Values, open_images
+from spectral.data import Values, adapt_images, open_images
 from spectral.errors import SpectralError
 
 OWN = """
@@ -238,6 +238,15 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "of one name": (pack(("x.npy", SMALL), ("x.npy", SMALL)), "it has 'x' twice"),
     "no array": (pack(("x.npy", SMALL), ("notes.txt", b"no")), "'notes.txt' in it is no array"),
     "a zip in it": (pack(("x.npy", pack(("x.npy", SMALL)))), "magic string"),
+    "of dates": (save(np.zeros((2, 3, 8, 8), "datetime64[s]")), "got an array of datetime64"),
+    "of text among numbers": (
+        pack(("x.npy", SMALL), ("y.npy", save(np.full(2, "a")))),
+        "an array of <U1 isn't of numbers",
+    ),
+    "a compression that nobody uses": (
+        pack(("x.npy", SMALL)).replace(b"\x08\x00", struct.pack("<H", zipfile.ZIP_BZIP2)),
+        "as numpy never does",
+    ),
     "a bomb": (swell(pack(("x.npy", SMALL)), 400_000_000), "MiB that unfold to 381"),
     "too few labels": (pack(("x.npy", SMALL), ("label.npy", save(np.arange(1)))), "1 labels of 2 inputs"),
     "pixels and too many labels": (
@@ -251,18 +260,55 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
 def test_a_hostile_file_of_arrays_is_refused(kind, tmp_path):
     content, said = HOSTILE[kind]
     (tmp_path / "hostile.npz").write_bytes(content)
-    with pytest.raises(SpectralError, match=rf"hostile\.npz .*{said}"):
+    with pytest.raises(SpectralError, match=rf"hostile\.npz:? .*{said}"):
         open_images(tmp_path / "hostile.npz")
 
 
-@pytest.mark.parametrize("made", ["(lambda a: a.append(a) or a)([])", "type('N', (), LENGTH)()"])
+SET = "type('Items', (torch.utils.data.Dataset,), {'__getitem__': lambda s, i: torch.zeros(3, 8, 8), %s})()"
+DEEP = "functools.reduce(lambda inner, _: %s, range(10**5), torch.zeros(2, 3, 8, 8))"
+GIVEN = {
+    "(lambda a: a.append(a) or a)([])": "nested more than 64 deep, or in itself",
+    "(lambda d: d.update(x=d) or d)({'y': torch.zeros(2, 3, 8, 8)})": "nested more than 64 deep",
+    DEEP % "[inner]": "nested more than 64 deep",
+    DEEP % "{'x': inner}": "nested more than 64 deep",
+    "iter([%s])" % (DEEP % "[inner]"): "nested more than 64 deep",
+    "[[[0] * 2000] * 2000] * 2000": "more than 2097152 values are nested",
+    SET % "'__len__': lambda s: -1": "length of Items can't be read .ValueError",
+    SET % "'__len__': lambda s: 'six'": "length of Items can't be read .TypeError",
+    SET % "'__len__': lambda s: 10**12": "Items has 1000000000000 items, more than",
+    "torch.utils.data.DataLoader(%s)"
+    % (SET % "'__len__': lambda s: 10**12"): "more than 67108864; give a part",
+    "(torch.zeros(1, 3, 1024, 1024) for _ in itertools.count())": "more than 512 MiB come one by one",
+    "(np.zeros((1024, 1024, 3), np.uint8) for _ in itertools.count())": "more than 512 MiB come one by one",
+    "torch.zeros(1).expand(10**5, 3, 10**5, 3000)": "a tensor of 343322754 MiB stands for 4 bytes",
+    "np.broadcast_to(np.zeros(1, np.uint8), (10**6, 10**4, 10**4, 3))": "an array of 286102295 MiB stands",
+    "{'x': torch.rand(2, 3, 8, 8), 'label': torch.zeros(1).long().expand(10**13)}": "stands for 8 bytes",
+    "(torch.zeros(2, 3, 8, 8).to_sparse(), torch.zeros(2))": "a tensor is sparse_coo",
+    "torch.zeros(2, 3, 8, 8, device='meta')": "a tensor is meta",
+    "torch.quantize_per_tensor(torch.zeros(2, 3, 8, 8), 1., 0, torch.quint8)": "a tensor is quantised",
+    "iter([(torch.zeros(3, 8, 8).to_sparse(), 0)])": "a tensor is sparse_coo",
+    "np.ma.masked_array(np.zeros((2, 3, 8, 8)), mask=True)": "masked values",
+    "np.zeros((2, 3, 8, 8), np.longdouble)": "isn't of numbers that torch has",
+    "{'x': np.zeros((2, 3), [('a', int)])}": "isn't of numbers that torch has",
+    "(1 // 0 for _ in [0])": "gives what can't be read as inputs .ZeroDivisionError",
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, of what it has given up
+@pytest.mark.parametrize("made", GIVEN)
 def test_what_a_function_gives_that_cannot_be_read_is_refused(made, tmp_path):
     own = tmp_path / "odd.py"
-    own.write_text(
-        f"LENGTH = {{'__len__': lambda _: -1, '__getitem__': lambda *_: 0}}\ndef load(): return {made}\n"
-    )
-    with pytest.raises(SpectralError, match=r"odd\.py:load gives what can't be read as inputs"):
+    own.write_text(f"import functools, itertools\nimport numpy as np, torch\ndef load(): return {made}\n")
+    with pytest.raises(SpectralError, match=rf"odd\.py:load.* {GIVEN[made]}"):
         open_images(f"{own}:load")
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_arrays_of_any_order_of_bytes_and_strides_are_read(named, tmp_path):
+    values = np.random.default_rng(0).random((3, 1, 16)).astype(np.float32)
+    for array in (values.astype(">f4"), values[::-1].copy()[::-1]):
+        found = adapt_images({"x": array} if named else array, "example")
+        np.testing.assert_array_equal(found["x"] if named else found, values)
 
 
 def test_values_are_told_apart_and_chosen():

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from spectral.arguments import is_integer
+from spectral.data.bounds import as_tensor, keep_few
 from spectral.data.datasets import as_tensors, read_dataset, read_iterable, read_loader, split_labels
 from spectral.data.imageset import ImageSet, check_limit, spread_over_classes
 from spectral.data.loading import Loading, check_workers
@@ -37,7 +37,7 @@ def is_image_set(images: Any) -> bool:
     return hasattr(images, "batches") and hasattr(images, "ids")
 
 
-def adapt_images(images: Any, caller: str, lazily: bool = False) -> Any:
+def adapt_images(images: Any, caller: str, lazily: bool = False, bounded: bool = False) -> Any:
     """Make a set of images of whatever holds some.
 
     Names, paths, PIL images, arrays of 8-bit pixels, datasets and loaders become sets. Tensors, alone or
@@ -48,6 +48,7 @@ def adapt_images(images: Any, caller: str, lazily: bool = False) -> Any:
         images: what the user gave.
         caller: whose name errors begin with.
         lazily: as for `load_images`, of names and paths.
+        bounded: whether what comes one by one, without a length, may only be so much.
 
     Raises:
         SpectralError: if it is none of these, or empty.
@@ -67,7 +68,7 @@ def adapt_images(images: Any, caller: str, lazily: bool = False) -> Any:
     if isinstance(images, Image.Image):
         return make_picture_set([images], "image")
     if isinstance(images, DataLoader):
-        return read_loader(images)
+        return read_loader(images, bounded)
     if isinstance(images, np.ndarray):
         return _read_array(images, caller)
     if isinstance(images, Tensor):
@@ -83,7 +84,7 @@ def adapt_images(images: Any, caller: str, lazily: bool = False) -> Any:
     ):
         return read_dataset(images)
     if isinstance(images, Iterable):
-        return _read_stream(images, caller)
+        return _read_stream(keep_few(images, bounded), caller, type(images).__name__)
     raise SpectralError(f"{caller}: expected {EXPECTED}, got {type(images).__name__}")
 
 
@@ -137,11 +138,13 @@ def _open_values(source: str | os.PathLike[str], caller: str) -> Any:
     """Read a file of arrays or call a function; tensors come as `Values`, under the name of their source."""
     made, labels, name = read_values(source)
     try:
-        found = adapt_images(made, caller)
-    except (RecursionError, MemoryError, ValueError) as error:  # a list in itself, a length that can't be
+        found = adapt_images(made, caller, bounded=True)
+    except SpectralError as error:
+        raise SpectralError(f"{name}: {error}") from error
+    except Exception as error:  # of the user's own, perhaps
+        why = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:200]
         raise SpectralError(
-            f"{name} gives what can't be read as inputs ({type(error).__name__}: {error}); give tensors, "
-            f"arrays, images or a dataset"
+            f"{name} gives what can't be read as inputs ({why}); give tensors, arrays, images or a dataset"
         ) from error
     if isinstance(found, PixelImages):
         found = PixelImages(found.pixels, name, labels)
@@ -160,22 +163,21 @@ def _read_array(array: np.ndarray[Any, Any], caller: str) -> Any:
             f"{caller}: expected pixels of type uint8 or floating-point numbers, got an array of "
             f"{array.dtype}; convert it with .astype(np.uint8) or .astype(np.float32)"
         )
-    return torch.from_numpy(np.ascontiguousarray(array))
+    return as_tensor(np.ascontiguousarray(array))
 
 
 class Stream(list[Any]):
     """Images that came one by one, kept in memory."""
 
 
-def _read_stream(images: Iterable[Any], caller: str) -> Any:
+def _read_stream(items: Iterator[Any], caller: str, name: str) -> Any:
     """Read what can be gone through once: batches, or images one by one, which then are a dataset's items."""
-    items = iter(images)
     first = next(items, None)
     if first is None:
         raise SpectralError(f"{caller}: there are no images")
     every = chain([first], items)
     if not _is_one_image(first):
-        return read_iterable(every, name=type(images).__name__)
+        return read_iterable(every, name=name)
     stream = Stream(every)
     if all(isinstance(item, np.ndarray | Image.Image) for item in stream):
         return _read_items(list(stream), caller)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, default_collate
 
 from spectral.arguments import is_integer
+from spectral.data.bounds import as_tensor, check_values, count_items, keep_few
 from spectral.data.decode import to_rgb
 from spectral.data.imageset import ImageItem, ImageSet
 from spectral.data.loading import Loading, load_batches
@@ -157,7 +158,7 @@ def read_dataset(dataset: Any, indices: Sequence[int] | None = None, collate: Co
     Raises:
         SpectralError: if it is empty, or its first item can't be read.
     """
-    chosen = list(range(len(dataset)) if indices is None else indices)
+    chosen = list(range(count_items(dataset)) if indices is None else indices)
     if not chosen:
         raise SpectralError(f"the dataset {type(dataset).__name__} is empty")
     first = _get_item(dataset, chosen[0])
@@ -175,7 +176,9 @@ def _get_item(dataset: Any, index: int) -> Any:
         SpectralError: if the dataset fails, saying where and how.
     """
     try:
-        return dataset[index]
+        item = dataset[index]
+        check_values(item)
+        return item
     except SpectralError:
         raise
     except Exception as error:  # a dataset may raise anything
@@ -185,20 +188,21 @@ def _get_item(dataset: Any, index: int) -> Any:
         ) from error
 
 
-def read_loader(loader: DataLoader[Any]) -> Any:
+def read_loader(loader: DataLoader[Any], bounded: bool = False) -> Any:
     """Read a loader of torch: its dataset in the dataset's order, in batches of our own size.
 
     The order and number of items are its sampler's where that is none of torch's two plain ones. What has no
-    length, or is batched by the dataset itself, is read through once and kept in memory.
+    length, or is batched by the dataset itself, is read through once and kept in memory; where ``bounded``
+    only so much.
     """
     sampler = getattr(loader, "sampler", None)
     if isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:
-        return BatchedImages(loader, f"loader:{type(loader.dataset).__name__}")
+        return BatchedImages(keep_few(loader, bounded), f"loader:{type(loader.dataset).__name__}")
     plain = isinstance(sampler, SequentialSampler | RandomSampler)
     if plain and type(loader.batch_sampler).__name__ == "BatchSampler":
-        indices: list[Any] = list(range(len(loader.dataset)))  # type: ignore[arg-type]
+        indices: list[Any] = list(range(count_items(loader.dataset)))
     else:
-        indices = list(dict.fromkeys(i for batch in loader.batch_sampler for i in batch))
+        indices = list(dict.fromkeys(i for batch in keep_few(loader.batch_sampler, bounded) for i in batch))
     images = read_dataset(loader.dataset, indices, loader.collate_fn)
     return images.with_loading(Loading(loader.num_workers))
 
@@ -305,4 +309,4 @@ def count_images(batch: Any) -> int:
 
 def as_tensors(batch: Any) -> Any:
     """Turn arrays among a batch into tensors."""
-    return map_leaves(batch, lambda x: torch.from_numpy(x) if isinstance(x, np.ndarray) else x)
+    return map_leaves(batch, lambda x: as_tensor(x) if isinstance(x, np.ndarray) else x)

@@ -12,13 +12,13 @@ from typing import IO, Any
 import numpy as np
 from torch import Tensor
 
+from spectral.data.bounds import MOST_UNFOLDED, check_values
 from spectral.data.datasets import as_tensors, count_images, hash_values, split_labels
 from spectral.data.structures import list_leaves, pick
 from spectral.errors import SpectralError
 from spectral.factories import explaining, find_needed, opened, split_factory
 
 ARRAYS = (".npy", ".npz")
-_MOST_UNFOLDED = 2**28  # bytes that arrays of zeros and the like may have beyond 16 times their file's
 FORM = "a .npy or .npz file, or a function as my_data.py:load"
 
 
@@ -98,11 +98,16 @@ def read_values(source: str | os.PathLike[str]) -> tuple[Any, list[int | None], 
     Raises:
         SpectralError: if the file can't be read, or the function fails, needs arguments or gives nothing.
     """
-    if Path(source).suffix.lower() in ARRAYS:
-        path = Path(source).expanduser()
-        return *_name_inputs(_read_arrays(path)), f"file:{path.name}"
-    made = _call(str(source))
-    return *(split_labels(as_tensors(made)) if isinstance(made, Mapping) else (made, [])), str(source)
+    path = Path(source).expanduser()
+    from_file = path.suffix.lower() in ARRAYS
+    made = _read_arrays(path) if from_file else _call(str(source))
+    try:
+        check_values(made)
+        if from_file:
+            return *_name_inputs(made), f"file:{path.name}"
+        return *(split_labels(as_tensors(made)) if isinstance(made, Mapping) else (made, [])), str(source)
+    except SpectralError as error:
+        raise SpectralError(f"{source}: {error}") from error
 
 
 def _read_arrays(path: Path) -> Any:
@@ -123,7 +128,7 @@ def _read_members(file: IO[bytes], size: int) -> dict[str, Any]:
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         unfolded = sum(member.file_size for member in members)
-        if unfolded > _MOST_UNFOLDED + 16 * size:
+        if unfolded > MOST_UNFOLDED + 16 * size:
             raise ValueError(f"{size / 2**20:.1f} MiB that unfold to {unfolded / 2**20:.0f}")
         arrays: dict[str, Any] = {}
         for member in members:
@@ -132,6 +137,8 @@ def _read_members(file: IO[bytes], size: int) -> dict[str, Any]:
                 raise ValueError(f"it has {name!r} twice")
             if name == member.filename:
                 raise ValueError(f"{name!r} in it is no array")
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # unfold unbounded
+                raise ValueError(f"{name!r} in it is compressed as numpy never does")
             with archive.open(member) as stream:
                 arrays[name] = _read_array(stream)
         return arrays
