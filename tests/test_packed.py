@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import resource
 import tarfile
 from collections.abc import Callable
@@ -140,6 +141,19 @@ class TestRefusals:
         with pytest.warns(SpectralWarning, match=r"tar:a\.tar: skipped 1 broken image file.*a\.tar/cut\.jpg"):
             images = spectral.load_images(path)
         assert images.ids == ["a.tar/ok.jpg"]
+
+    def test_rows_that_are_written_over_without_a_change_of_time_or_length(self, tmp_path):
+        images = [{"bytes": encode(i, "BMP"), "path": ""} for i in range(3)]
+        path = write_parquet(tmp_path / "a.parquet", images, [0, 1, 2])
+        rows = spectral.load_images(path)
+        assert len(list(rows.batches(1))) == 3
+        before, pixels = path.stat(), encode(0, "BMP")[-64:]
+        content = path.read_bytes()
+        assert pixels in content
+        path.write_bytes(content.replace(pixels, pixels[::-1]))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        with pytest.raises(SpectralError, match=r"image a\.parquet/000000 .*has changed since"):
+            list(rows.batches(1))
 
     def test_a_file_that_changes_after_loading(self, tar, parquet):
         images, rows = spectral.load_images(tar), spectral.load_images(parquet)

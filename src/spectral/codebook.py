@@ -116,6 +116,9 @@ def make_codebook(columns: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
 def write_codebook(folder: str | Path) -> Path:
     """Write ``codebook.csv`` for the tables of a folder, beside them.
 
+    It needs no digest, as tables have: no command reads it, and all it says is in this module and in the
+    tables' first lines, so that a damaged one is known by writing it again.
+
     Raises:
         SpectralError: if it can't be written.
     """

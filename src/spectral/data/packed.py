@@ -6,6 +6,7 @@ import io
 import json
 import os
 import tarfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
@@ -17,7 +18,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from spectral.arguments import is_integer
-from spectral.data.decode import decode_image, inspect_image, list_extensions, look_at, read_slice
+from spectral.data.decode import (
+    State,
+    decode_image,
+    inspect_image,
+    is_settled,
+    list_extensions,
+    look_at,
+    read_slice,
+)
 from spectral.data.folder import Choice, FolderListing, Found, choose, choose_listed, choose_readable
 from spectral.data.imageset import ImageItem, ImageSet
 from spectral.data.listed import FEWEST_LISTED
@@ -300,9 +309,11 @@ def _open_parquet(path: Path, **options: Any) -> pq.ParquetFile:
 
 
 def _read_cell(path: Path, column: str, group: int, row: int) -> bytes:
-    state = path.stat()
+    begun, state = time.time(), look_at(path)
+    # A file that has just been written may be written again without another time.
+    read = _read_group if is_settled(state, begun) else _read_group.__wrapped__
     try:
-        cell = _read_group(path, state.st_mtime_ns, state.st_size, column, group)[row].as_py()
+        cell = read(path, state, column, group)[row].as_py()
     except (IndexError, KeyError) as error:
         raise ValueError("it is no longer there") from error
     content = cell["bytes"] if isinstance(cell, dict) else cell
@@ -312,7 +323,7 @@ def _read_cell(path: Path, column: str, group: int, row: int) -> bytes:
 
 
 @lru_cache(maxsize=1)
-def _read_group(path: Path, changed: int, length: int, column: str, group: int) -> pa.ChunkedArray:
+def _read_group(path: Path, state: State, column: str, group: int) -> pa.ChunkedArray:
     """Keep the encoded images that lie together in the file, which come one after the other."""
     first = _open_parquet(path)
     facts, kind = first.metadata, first.schema_arrow.field(column).type
