@@ -311,6 +311,12 @@ def test_arrays_of_any_order_of_bytes_and_strides_are_read(named, tmp_path):
         np.testing.assert_array_equal(found["x"] if named else found, values)
 
 
+@pytest.mark.parametrize("kind", ["u1", "i1", "i2", ">i4", "i8"])
+def test_labels_are_whole_numbers_of_any_width(kind, tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.zeros((3, 1, 16), np.float32), label=np.array([2, 0, 1], kind))
+    assert open_images(tmp_path / "a.npz").labels == [2, 0, 1]
+
+
 def test_values_are_told_apart_and_chosen():
     pairs = Values("here", (torch.arange(12.0).view(3, 4), torch.arange(3)), [5, 6, 7])
     some = pairs.choose([2, 0])

@@ -26,6 +26,8 @@ from spectral.errors import SpectralError
 
 LABEL_KEYS = ("label", "labels", "target", "targets", "y", "class", "fine_label")
 
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
 Collate = Callable[[list[Any]], Any]
 
 
@@ -239,7 +241,7 @@ def split_labels(batch: Any) -> tuple[Any, list[int | None]]:
 def _read_labels(value: Any) -> list[int | None]:
     if is_integer(value):
         return [int(value)]
-    if isinstance(value, Tensor) and value.ndim == 1 and value.dtype in (torch.int64, torch.int32):
+    if isinstance(value, Tensor) and value.ndim == 1 and value.dtype in _WHOLE:
         return [int(v) for v in value]
     return []
 
