@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from types import SimpleNamespace as Some
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 import spectral
 from spectral.classes import find_classes, list_imagenet, match_labels, match_models, match_names
@@ -144,3 +146,48 @@ def test_every_measurement_uses_the_rule(tmp_path):
     assert row["metric"] == "label"
     assert "doesn't name its classes" in row["reason"]
     assert isinstance(spectral.summarize_measurements(hidden), pd.DataFrame)
+
+
+class Five(nn.Module):
+    """A network of five classes that doesn't say so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x[..., ::2, ::2].mean((-1, -2)))
+
+
+def read_labels(name: str, net: nn.Module, images: Any, **options: Any) -> set[Any]:
+    """What the table of an analysis holds as labels."""
+    options |= {"preprocessing": "none", "progress": False}
+    if name == "measure":
+        table = spectral.measure(net, images, ("sis",), **options)
+        return set(table.loc[table["metric"] == "label", "value"].dropna().astype(int))
+    if name == "measure_predictions":
+        table = spectral.measure_predictions(net, images, ["decimate-2"], **options)
+    elif name == "measure_robustness":
+        table = spectral.measure_robustness(net, images, ["fgsm"], **options)
+    else:
+        table = getattr(spectral, name)(net, images, **options)
+    return set(table["label"].dropna().astype(int))
+
+
+@pytest.mark.filterwarnings("ignore::spectral.SpectralWarning")
+@pytest.mark.parametrize(
+    "name",
+    ["measure", "measure_stability", "attribute_instability", "measure_predictions", "measure_robustness"],
+)
+@pytest.mark.parametrize("chosen", [None, lambda output: output[:, :3]])
+def test_a_label_beyond_the_scores_that_a_network_gives_is_none_of_its_classes(name, chosen):
+    """The network doesn't say how many classes it has; its output, or the user's part of it, does."""
+    count = 5 if chosen is None else 3
+    fitting = images_of([0, 1, 2, count - 1])
+    assert read_labels(name, Five(), fitting, logits=chosen) == {0, 1, 2, count - 1}
+    assert read_labels(name, Five(), images_of([0, 1, 2, count]), logits=chosen) == set()
+
+
+def images_of(labels: list[int]) -> Any:
+    pixels = torch.linspace(0, 1, 4 * 3 * 16 * 16).view(4, 3, 16, 16)
+    return TensorDataset(pixels, torch.tensor(labels))

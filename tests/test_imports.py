@@ -179,7 +179,7 @@ ALLOWED = {
         "surgery",
     },  # a checkpoint may be of a converted network
     "data": {"arguments", "classes", "factories", "files", "network", "numerics", "synthetic"},
-    "intake": {"data", "interrupts", "inputs", "models", "network", "numerics", "probe"},
+    "intake": {"classes", "data", "interrupts", "inputs", "models", "network", "numerics", "probe"},
     "latency": {"arguments", "network", "ranks"},
     "classification": {"arguments", "models", "network"},
     "perturb": {

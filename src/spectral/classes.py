@@ -41,7 +41,7 @@ class Matching:
         return [None if label is None else self.index.get(label) for label in labels]
 
 
-def match_labels(model: Any, images: Labelled) -> Matching:
+def match_labels(model: Any, images: Labelled, width: int | None = None) -> Matching:
     """Match the labels of a set of images to a network's classes: the one rule of this project.
 
     Names decide, in whatever order they are. Names of one ImageNet class are alike: WordNet's identifiers
@@ -53,6 +53,7 @@ def match_labels(model: Any, images: Labelled) -> Matching:
     Args:
         model: a network, or its ``spectral_info``: what its classes are called and how many there are.
         images: ``labels``, and ``classes`` with their names where they have some.
+        width: how many class scores the network gives, where that is known.
 
     Example:
         >>> from types import SimpleNamespace as Some
@@ -69,9 +70,11 @@ def match_labels(model: Any, images: Labelled) -> Matching:
     count = _count_classes(model)
     if names is not None:
         return match_names(names, find_classes(model), count)
-    above = [label for label in known if label < 0 or (count is not None and label >= count)]
+    count = min((n for n in (count, width) if n is not None), default=None)
+    above = sorted(label for label in known if label < 0 or (count is not None and label >= count))
     if above:
-        return Matching({}, f"label {above[0]} is none of the network's {count} classes")
+        own = "" if count is None else f"{count} "
+        return Matching({}, f"label {above[0]} is none of the network's {own}classes")
     return Matching({label: label for label in sorted(known)})
 
 

@@ -56,11 +56,13 @@ class Probe:
         layout: the axes of every tensor among the inputs.
         scores: the class scores in the output, or why there are none.
         head: what the scores are, None where there are none.
+        width: how many class scores there are, None where that isn't known.
     """
 
     layout: list[Kinds]
     scores: Scores
     head: Head | None
+    width: int | None
 
 
 def probe(model: nn.Module, inputs: Inputs, chosen: bool = False) -> Probe:
@@ -98,7 +100,9 @@ def probe(model: nn.Module, inputs: Inputs, chosen: bool = False) -> Probe:
         head = Head(CLASSES, "logits= gives it") if chosen else None
         if scores.values is not None:
             head = _judge(model, scores, trace)
-        return Probe(trace.layout(standins), Scores(None, scores.where, scores.reason, scores.expected), head)
+        width = None if scores.values is None else scores.values.shape[-1]
+        told = Scores(None, scores.where, scores.reason, scores.expected)
+        return Probe(trace.layout(standins), told, head, width)
 
     return run_on_standins(model, inputs, watch)
 

@@ -133,6 +133,8 @@ def _weigh_accuracy(model: nn.Module, images: ImageSet, whole: pd.DataFrame) -> 
     """Accuracy on images with a label that counts the network's classes, and why others have none."""
     reason = match_labels(model, images).reason
     known = whole[whole["label"].notna()] if "label" in whole else whole.iloc[:0]
+    if not reason and known.empty:
+        reason = "a label is none of the classes that the network gives scores of"
     right = known["prediction"] == known.get("label", known["prediction"])
     share = bound_flags("accuracy", right, known["cluster"])
     return {**share, "n_labelled": len(known), "accuracy_reason": reason}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from spectral.classes import Matching, match_labels
 from spectral.data import (
     Images,
     ListedImages,
@@ -26,7 +29,7 @@ from spectral.intake.given import GivenImages, find_extents, pick_inputs
 from spectral.interrupts import raise_kept
 from spectral.models import model_info
 from spectral.models.preprocessing import explain_assumption, find_preparation
-from spectral.network import Call, Kinds, Scores, list_calls, read_scores, require_clear
+from spectral.network import Call, Kinds, Scores, list_calls, read_scores, require_clear, undisturbed
 from spectral.numerics.precision import require_double
 from spectral.probe import EMBEDDING, UNKNOWN, Probe, probe
 
@@ -142,6 +145,15 @@ class Feed:
     def enlarged(self) -> list[str]:
         """Ids of the images that had to be enlarged."""
         return list(getattr(self.images, "enlarged", ()))
+
+    @cached_property
+    def matching(self) -> Matching:
+        """Which labels of the images count classes of the network; none beyond the scores that it gives."""
+        width = self.probe.width
+        if self.logits is not None and any(label is not None for label in self.images.labels):
+            with suppress(SpectralError), undisturbed(self.model), torch.no_grad():
+                width = self.predict(self.example).shape[-1]  # known to none but the user's own function
+        return match_labels(self.model, self.images, width)
 
     def describe_logits(self) -> str | None:
         """Say which part of the output are the class scores; None where there are none."""

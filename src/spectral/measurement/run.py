@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from spectral.capture import Tap
-from spectral.classes import match_labels
 from spectral.errors import SpectralError, suggest
 from spectral.hooks import FeatureExtractor
 from spectral.identity import Identity, identify
@@ -81,7 +80,7 @@ class Run:
         self._late: dict[str, list[int]] = {}
         self._varies = False  # whether other images may reach other sites
         self._predicts = "sis" in self.metrics or not feed.find_obstacle()[0]
-        self._matching = match_labels(feed.model, self.images)
+        self._matching = feed.matching
         self._labels = self._matching.renumber(self.images.labels)
         self._meter = Meter(
             feed,

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from spectral.arguments import as_integer
-from spectral.classes import match_labels
 from spectral.errors import SpectralError, suggest
 from spectral.intake import Feed
 from spectral.measurement import insert_clusters
@@ -110,7 +109,7 @@ def measure_robustness(
                 pixels=True)  # fmt: skip
     classifier = Classifier(model, feed)
     images = classifier.images
-    labels = match_labels(model, images).renumber(images.labels)
+    labels = feed.matching.renumber(images.labels)
     share = Sharing(feed, batch_size)
 
     def look() -> Iterator[pd.DataFrame]:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from spectral.arguments import as_integer
-from spectral.classes import match_labels
 from spectral.data import Images
 from spectral.errors import SpectralError
 from spectral.intake import Feed
@@ -75,7 +74,7 @@ def measure_predictions(
                 pixels=True)  # fmt: skip
     classify = Classifier(model, feed)
     images = classify.images
-    labels = match_labels(model, images).renumber(images.labels)
+    labels = feed.matching.renumber(images.labels)
     share = Sharing(feed, batch_size)
 
     def look() -> Iterator[pd.DataFrame]:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from spectral.arguments import as_integer
-from spectral.classes import match_labels
 from spectral.data import Images
 from spectral.errors import SpectralError
 from spectral.intake import Feed
@@ -164,7 +163,7 @@ def measure_fourier_heatmap(
     feed = Feed(model, images, caller=caller, preprocessing=preprocessing, logits=logits, pixels=True)
     classify = Classifier(model, feed)
     images = classify.images
-    known = match_labels(model, images).renumber(images.labels)
+    known = feed.matching.renumber(images.labels)
     if images.size is None:
         raise SpectralError(f"{caller}: the images differ in size; load them with size=")
     bins = list_bins(images.size, radius, stride)

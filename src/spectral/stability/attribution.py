@@ -15,7 +15,6 @@ from torch import nn
 from tqdm import tqdm
 
 from spectral.causes import Idealized, Plans
-from spectral.classes import match_labels
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.intake import Feed
 from spectral.measurement import insert_clusters
@@ -307,7 +306,7 @@ class _Effects:
     def _run(self, feed: Feed, context: AbstractContextManager[Any]) -> pd.DataFrame:
         with undisturbed(feed.model), torch.no_grad(), context:
             found = pd.concat(self._share.gather(self._look(feed)))
-        labels = match_labels(self._feed.model, feed.images).renumber(feed.images.labels)
+        labels = self._feed.matching.renumber(feed.images.labels)
         return found.assign(label=[np.nan if label is None else label for label in labels])
 
     def _look(self, feed: Feed) -> Iterator[pd.DataFrame]:

@@ -10,7 +10,6 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from spectral.classes import match_labels
 from spectral.errors import SpectralError
 from spectral.instability import compute_logit_jitter, compute_logit_spread
 from spectral.intake import Feed
@@ -123,8 +122,7 @@ def measure_stability(
     table = pd.concat(frames, ignore_index=True)
     where = feed.describe_logits() or "output"
     table["logit_jitter"], lacking = _normalise(torch.cat(jumps), torch.cat(own), where)
-    matching = match_labels(model, source)
-    labels = [np.nan if label is None else label for label in matching.renumber(source.labels)]
+    labels = [np.nan if label is None else label for label in feed.matching.renumber(source.labels)]
     table["label"] = pd.Series(labels, dtype=float)
     table["correct"] = (table["prediction"] == table["label"]).astype(float).where(table["label"].notna())
     table["total_stride"] = "x".join(map(str, stride.values()))
