@@ -111,8 +111,8 @@ def remember(
         return place(build(*arguments))
 
     def build_here() -> Any:
-        # The caller's modes mustn't show in what is kept: a default device, inference mode.
-        with torch.device("cpu"), torch.inference_mode(False):
+        # The caller's modes mustn't show in what is kept: a default device, inference mode, `torch.func`.
+        with torch.device("cpu"), torch.inference_mode(False), torch._C._DisableFuncTorch():
             return place(build(*arguments))
 
     return CACHE.get((build, arguments, dtype, device), build_here)
