@@ -161,17 +161,11 @@ class Five(nn.Module):
 
 def read_labels(name: str, net: nn.Module, images: Any, **options: Any) -> set[Any]:
     """What the table of an analysis holds as labels."""
-    options |= {"preprocessing": "none", "progress": False}
-    if name == "measure":
-        table = spectral.measure(net, images, ("sis",), **options)
-        return set(table.loc[table["metric"] == "label", "value"].dropna().astype(int))
-    if name == "measure_predictions":
-        table = spectral.measure_predictions(net, images, ["decimate-2"], **options)
-    elif name == "measure_robustness":
-        table = spectral.measure_robustness(net, images, ["fgsm"], **options)
-    else:
-        table = getattr(spectral, name)(net, images, **options)
-    return set(table["label"].dropna().astype(int))
+    asked = {"measure": ["sis"], "measure_predictions": ["decimate-2"], "measure_robustness": ["fgsm"]}
+    chosen = [asked[name]] if name in asked else []
+    table = getattr(spectral, name)(net, images, *chosen, preprocessing="none", progress=False, **options)
+    labels = table.loc[table["metric"] == "label", "value"] if name == "measure" else table["label"]
+    return set(labels.dropna().astype(int))
 
 
 @pytest.mark.filterwarnings("ignore::spectral.SpectralWarning")

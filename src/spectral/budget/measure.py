@@ -203,6 +203,7 @@ class _Seen:
 
     worth: Values
     rounding: Values
+    output: str
     predictions: Tensor | None
 
 
@@ -214,7 +215,7 @@ class _Game:
 
     def __init__(self, feed: Feed, plans: Plans, shifts: Shifts, batch_size: int, progress: bool) -> None:
         self.feed, self.shifts, self.batch_size = feed, shifts, batch_size
-        self.factor, self.passes, self.output = FACTORS[0], 0, "logits"
+        self.factor, self.passes = FACTORS[0], 0
         self.left: list[Cause] = []
         self._plans = plans
         self._seen: dict[_Key, _Seen] = {}
@@ -283,6 +284,11 @@ class _Game:
         self.look_at([causes], closed)
         return self._seen[self._key(causes, closed)].worth
 
+    @property
+    def output(self) -> str:
+        """What the network as it is gives, of which logit_jitter is."""
+        return self.look(frozenset()).output
+
     def rounding(self) -> Values:
         """Return what rounding alone gives of every image's instability: (metrics, images)."""
         return self.look(frozenset()).rounding
@@ -309,9 +315,10 @@ class _Game:
             worth = torch.stack([torch.cat(sis), jitter]).numpy()
             rounding = bound_rounding(z, torch.cat(likely), self._dtypes)
             predictions = z.argmax(-1) if self.has_scores else None
-            likely_already = self.has_scores and Scores(z, "").are_probabilities
-            self.output = "probabilities" if likely_already else "logits" if self.has_scores else "features"
-            self._seen[self._key(causes, closed)] = _Seen(worth, rounding, predictions)
+            output = "features"
+            if self.has_scores:
+                output = "probabilities" if Scores(z, "").are_probabilities else "logits"
+            self._seen[self._key(causes, closed)] = _Seen(worth, rounding, output, predictions)
             self.bar.update()
 
     def _key(self, causes: frozenset[Cause], closed: bool = False) -> _Key:

@@ -120,7 +120,7 @@ def describe_failure(error: Exception) -> str:
         error: what reading raised.
 
     Example:
-        >>> describe_failure(FileNotFoundError(2, "No such file or directory", "/home/me/cat.png"))
+        >>> describe_failure(FileNotFoundError(2, "No such file or directory", "photos/cat.png"))
         'No such file or directory'
     """
     if isinstance(error, UnidentifiedImageError):
