@@ -25,7 +25,7 @@ ALLOWED = {
     "metrics": {"arguments", "numerics", "spectrum"},
     "instability": {"arguments", "inputs", "network", "numerics"},
     "synthetic": {"arguments"},
-    "operators": set(),
+    "operators": {"numerics"},
     "axes": {"operators", "tensors"},
     "places": set(),
     "tracker": {"interrupts", "locks", "places"},
