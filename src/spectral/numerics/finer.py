@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,9 @@ from spectral.numerics.matrices import as_matrix, phase_low_pass_rows, phase_row
 from spectral.numerics.products import disable_autocast, transform_axes
 from spectral.numerics.tracing import is_traced
 
-BLOCK = 2**18  # numbers of a finer lattice that are worked on at once: what a processor's cache holds
+BLOCK = 2**17  # numbers of a map that are worked on at once: what a processor's cache holds
 NARROW = 12  # a last axis of less is multiplied faster as the first
-LARGE_BLOCK = 2**26  # on a GPU, which has no use for small ones
+LARGE_BLOCK = 2**24  # on a GPU, which has no use for small ones
 Axes = Mapping[str, int]  # of a map: which of its axes are t, h and w, of those along which it has samples
 
 
@@ -46,10 +47,10 @@ def evaluate_finely(
 ) -> list[Tensor]:
     """Evaluate a function of each place on an r times finer lattice, and low-pass what it gives back.
 
-    Maps are interpolated ideally; what is no map (gates, weights) is passed as it is. On the finer lattice
-    the map's own samples come first along each axis, then those between them: a function of each place knows
-    no order, and nothing is multiplied that is there already. Blocks of images, and of rows of an image, are
-    worked on one by one, so that the finer lattice is never held as a whole.
+    Maps are interpolated ideally; what is no map (gates, weights) is passed as it is. The finer lattice is
+    worked on phase by phase, of which the first is the map itself: a function of each place knows no order.
+    So is a batch, image by image, and an image by its rows: the finer lattice is never held as a whole, and
+    what is worked on stays in a processor's cache.
 
     Args:
         func: acts on each place of maps alone; it may write into them.
@@ -76,53 +77,99 @@ def evaluate_finely(
         kind: _Ideal(extent, factor, whole) if taps is None else _Filtered(taps, extent, factor, whole)
         for kind, extent in kinds.items()
     }
+    multiplied = kinds if taps is None else {}  # filters slide over maps as they are
+    layouts = {i: _lay_out(leaves[i].ndim, own, multiplied) for i, own in axes.items()}
 
     def run(values: list[Any]) -> list[Tensor]:
-        own_args, own_kwargs = tree_unflatten(values, structure)
-        return _tensors_of(func(*own_args, **own_kwargs))
+        """Run the function on maps as it knows them."""
+        given = [layouts[i].restore(v) if i in layouts else v for i, v in enumerate(values)]
+        own_args, own_kwargs = tree_unflatten(given, structure)
+        made = _tensors_of(func(*own_args, **own_kwargs))
+        laid = zip(made, leaving, strict=True)
+        return [_lay_out(y.ndim, axis, multiplied).arrange(y) for y, axis in laid]
 
     def evaluate(values: list[Any], left: Sequence[str]) -> list[Tensor]:
-        """Evaluate on a lattice that is finer along the axes that are left."""
+        """Evaluate on a lattice that is finer along the kinds of axes that are left."""
         if not left:
             return run(values)
         kind, *inner = left
-        own = {i: axis[kind] for i, axis in axes.items() if kind in axis}
-        values = [finer[kind].rise(v, own[i]) if i in own else v for i, v in enumerate(values)]
-        split = bool(inner) and all(kind in axis for axis in leaving)
-        blocks = _split(values, own, factor ** len(inner)) if split else [values]
-        made = zip(*(evaluate(block, inner) for block in blocks), strict=True)
-        return [
-            descend(kind, _join(parts, axis[kind]), axis[kind]) if kind in axis else parts[0]
-            for parts, axis in zip(made, leaving, strict=True)
-        ]
+        own = {i: layout.places[kind] for i, layout in layouts.items() if kind in layout.places}
+        apart = bool(inner) and all(kind in axis for axis in leaving)
+        phases: list[list[Tensor]] = []
+        for phase in (*range(1, factor), 0):  # the map itself is the last: the function may write into it
+            here = [finer[kind].rise(v, own[i], phase) if i in own and phase else v
+                    for i, v in enumerate(values)]  # fmt: skip
+            blocks = _split(here, own) if apart else [here]
+            made = zip(*(evaluate(block, inner) for block in blocks), strict=True)
+            phases.append([join(parts, y, kind) for y, parts in enumerate(made)])
+        return [descend(kind, parts, y) for y, parts in enumerate(zip(*phases, strict=True))]
 
-    def descend(kind: str, y: Tensor, axis: int) -> Tensor:
+    def place(x: Tensor, y: int, kind: str) -> int:
+        return _lay_out(x.ndim, leaving[y], multiplied).places[kind]
+
+    def join(parts: Sequence[Tensor], y: int, kind: str) -> Tensor:
+        return torch.cat(list(parts), place(parts[0], y, kind)) if len(parts) > 1 else parts[0]
+
+    def descend(kind: str, phases: Sequence[Tensor], y: int) -> Tensor:
         """Low-pass an axis; whole numbers and truth values are those at the map's own samples."""
-        return finer[kind].descend(y, axis) if y.is_floating_point() else y.narrow(axis, 0, kinds[kind])
+        *others, same = phases
+        if not same.is_floating_point() or kind not in leaving[y]:
+            return same
+        return finer[kind].descend(same, others, place(same, y, kind))
 
-    def finish(y: Tensor, axis: Axes) -> Tensor:
-        for kind, position in axis.items() if y.is_floating_point() else ():
-            y = finer[kind].finish(y, position)
-        return y.contiguous()
+    def finish(x: Tensor, y: int) -> Tensor:
+        layout = _lay_out(x.ndim, leaving[y], multiplied)
+        for kind, axis in layout.places.items() if x.is_floating_point() else ():
+            x = finer[kind].finish(x, axis)
+        return layout.restore(x).contiguous()
 
-    images = _split(leaves, _find_batch(leaves, axes), factor ** len(kinds))
     with disable_autocast(whole):
-        made = zip(*(evaluate(block, list(kinds)) for block in images), strict=True)
-        finished = [
-            [finish(y, axis) for y in parts] for parts, axis in zip(made, leaving, strict=True)
-        ]  # fmt: skip
-        return [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in finished]
+        parts = []
+        for block in _split(leaves, _find_batch(leaves, axes)):
+            laid = [layouts[i].copy(v) if i in layouts else v for i, v in enumerate(block)]
+            parts.append([finish(x, y) for y, x in enumerate(evaluate(laid, list(kinds)))])
+        return [torch.cat(own) if len(own) > 1 else own[0] for own in zip(*parts, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """In which order the axes of a map lie in memory while it is worked on, and where those of the image do.
+
+    An axis is multiplied fastest as the first, as the columns of one large product, or as the last, as its
+    rows. The image's come first, but for a last one that is long enough.
+    """
+
+    order: tuple[int, ...]
+    places: Mapping[str, int]
+
+    def arrange(self, x: Tensor) -> Tensor:
+        return x.permute(self.order)
+
+    def restore(self, x: Tensor) -> Tensor:
+        return x.permute(sorted(self.order, key=self.order.__getitem__))
+
+    def copy(self, x: Tensor) -> Tensor:
+        return self.arrange(x).clone(memory_format=torch.contiguous_format)
+
+
+def _lay_out(rank: int, axes: Axes, extents: Mapping[str, int]) -> _Layout:
+    """Choose the order of a map's axes, of which ``axes`` are the image's and ``extents`` are multiplied."""
+    last = {axis for kind, axis in axes.items() if axis == rank - 1 and extents.get(kind, 0) >= NARROW}
+    first = [axes[kind] for kind in extents if kind in axes and axes[kind] not in last]
+    rest = [axis for axis in range(rank) if axis not in first and axis not in last]
+    order = (*first, *rest, *last)
+    return _Layout(order, {kind: order.index(axis) for kind, axis in axes.items()})
 
 
 class _Finer:
-    """An axis' r times finer lattice, phase behind phase: what leads there and back. Phase 0 is the map."""
+    """An axis' r times finer lattice by phases, of which 0 is the map itself: what leads there and back."""
 
-    def rise(self, x: Tensor, axis: int) -> Tensor:
-        """Interpolate an axis."""
+    def rise(self, x: Tensor, axis: int, phase: int) -> Tensor:
+        """Interpolate an axis ``phase``/r of a sample behind each sample."""
         raise NotImplementedError
 
-    def descend(self, y: Tensor, axis: int) -> Tensor:
-        """Low-pass an axis, and keep the map's own samples."""
+    def descend(self, same: Tensor, others: Sequence[Tensor], axis: int) -> Tensor:
+        """Low-pass an axis, and keep the map's own samples: from phase 0, and from phases 1, 2, …"""
         raise NotImplementedError
 
     def finish(self, y: Tensor, axis: int) -> Tensor:
@@ -134,68 +181,59 @@ class _Ideal(_Finer):
     """By thin products: nothing at or above the coarse lattice's Nyquist frequency is left."""
 
     def __init__(self, extent: int, factor: int, like: Tensor) -> None:
-        self.extent, self.factor = extent, factor
-        self.there = as_matrix(phase_rows, like, extent, factor)
-        self.back = as_matrix(phase_low_pass_rows, like, extent, factor)
+        self.share = 1 / factor
+        self.there = as_matrix(phase_rows, like, extent, factor).split(extent)
+        self.back = as_matrix(phase_low_pass_rows, like, extent, factor).split(extent, 1)
         self.wave = as_matrix(_alternating_row, like, extent)[0] if extent % 2 == 0 else None
 
-    def rise(self, x: Tensor, axis: int) -> Tensor:
-        """Interpolate an axis."""
-        wide = x.to(self.there.dtype)
-        if self._is_inner(x, axis):
-            wide = wide.contiguous()
-            others = torch.mm(wide.view(-1, self.extent), self.there.T)
-            return torch.cat([wide, others.view(*x.shape[:-1], (self.factor - 1) * self.extent)], -1).to(
-                x.dtype
-            )
-        first = wide.movedim(axis, 0)  # as the rows of one large product
-        rows = first.reshape(self.extent, -1)
-        fine = torch.cat([rows, torch.mm(self.there, rows)]).to(x.dtype)
-        return fine.view(self.factor * self.extent, *first.shape[1:]).movedim(0, axis)
+    def rise(self, x: Tensor, axis: int, phase: int) -> Tensor:
+        """Interpolate an axis ``phase``/r of a sample behind each sample."""
+        matrix = self.there[phase - 1]
+        return _multiply_axis(matrix, x.to(matrix.dtype), axis).to(x.dtype)
 
-    def descend(self, y: Tensor, axis: int) -> Tensor:
+    def descend(self, same: Tensor, others: Sequence[Tensor], axis: int) -> Tensor:
         """Low-pass an axis but for its Nyquist bin, and keep the map's own samples."""
-        n, share, wide = self.extent, 1 / self.factor, y.to(self.back.dtype)
-        if self._is_inner(y, axis):
-            columns = wide.reshape(-1, n * self.factor)
-            found = torch.addmm(columns[:, :n], columns[:, n:], self.back.T, beta=share)
-            return found.view(*y.shape[:-1], n).to(y.dtype)
-        first = wide.movedim(axis, 0)
-        rows = first.reshape(n * self.factor, -1)
-        found = torch.addmm(rows[:n], self.back, rows[n:], beta=share)
-        return found.view(n, *first.shape[1:]).movedim(0, axis).to(y.dtype)
+        wide = (x.to(self.back[0].dtype) for x in others)
+        first, *rest = (_multiply_axis(m, x, axis) for m, x in zip(self.back, wide, strict=True))
+        for part in rest:
+            first.add_(part)
+        return first.add_(same.to(first.dtype), alpha=self.share).to(same.dtype)
 
     def finish(self, y: Tensor, axis: int) -> Tensor:
         """Take out the Nyquist bin, which the map's own samples have brought; an odd extent has none."""
         return y if self.wave is None else _remove(self.wave, y, axis)
 
-    def _is_inner(self, x: Tensor, axis: int) -> bool:
-        """Whether an axis is multiplied where it is, as the last in memory; any other is put first."""
-        return axis == x.ndim - 1 and self.extent >= NARROW
+
+def _multiply_axis(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
+    """Multiply an axis by a square matrix, in as few products as its place in memory allows."""
+    extent = len(matrix)
+    if axis == x.ndim - 1:
+        return torch.mm(x.reshape(-1, extent), matrix.T).view(x.shape)
+    if axis == 0:
+        return torch.mm(matrix, x.reshape(extent, -1)).view(x.shape)
+    return torch.matmul(matrix, x.flatten(axis + 1)).view(x.shape)
 
 
 class _Filtered(_Finer):
     """By windowed sinc filters on the periodic map."""
 
     def __init__(self, taps: int, extent: int, factor: int, like: Tensor) -> None:
-        self.extent, self.factor = extent, factor
+        self.factor = factor
         dtype = torch.promote_types(like.dtype, torch.float32)
         self.taps = [
             remember(_sinc_taps, taps, factor, phase, like=like, dtype=dtype) for phase in range(1, factor)
         ]
 
-    def rise(self, x: Tensor, axis: int) -> Tensor:
-        """Interpolate an axis."""
-        before = len(self.taps[0]) // 2 - 1
-        return torch.cat([x, *(self._filter(x, axis, taps, before) for taps in self.taps)], axis)
+    def rise(self, x: Tensor, axis: int, phase: int) -> Tensor:
+        """Interpolate an axis ``phase``/r of a sample behind each sample."""
+        taps = self.taps[phase - 1]
+        return self._filter(x, axis, taps, len(taps) // 2 - 1)
 
-    def descend(self, y: Tensor, axis: int) -> Tensor:
+    def descend(self, same: Tensor, others: Sequence[Tensor], axis: int) -> Tensor:
         """Low-pass an axis, and keep the map's own samples."""
-        own: Tensor
-        own, *others = y.split(self.extent, axis)
         for part, taps in zip(others, self.taps, strict=True):
-            own = own + self._filter(part, axis, taps.flip(0), len(taps) // 2)
-        return own / self.factor
+            same = same + self._filter(part, axis, taps.flip(0), len(taps) // 2)
+        return same / self.factor
 
     def _filter(self, x: Tensor, axis: int, taps: Tensor, before: int) -> Tensor:
         extent = x.shape[axis]
@@ -226,30 +264,24 @@ def _find_batch(leaves: Sequence[Any], axes: Mapping[int, Axes]) -> dict[int, in
     return dict.fromkeys(alike, 0)
 
 
-def _split(values: Sequence[Any], axes: Mapping[int, int], finer: int) -> list[list[Any]]:
+def _split(values: Sequence[Any], axes: Mapping[int, int]) -> list[list[Any]]:
     """Split an axis of tensors into blocks of a size that a processor's cache holds.
 
     Args:
         values: tensors, and what is none and goes with every block.
         axes: of tensors to be split which axis is.
-        finer: how many times larger they become.
     """
     if not axes or is_traced(values[next(iter(axes))]):
         return [list(values)]
     largest = max((values[i] for i in axes), key=Tensor.numel)
     extent = next(values[i].shape[axis] for i, axis in axes.items())
     block = BLOCK if largest.device.type == "cpu" else LARGE_BLOCK
-    each = max(1, block * extent // max(1, largest.numel() * finer))
+    each = max(1, block * extent // max(1, largest.numel()))
     if each >= extent:
         return [list(values)]
     split = {i: values[i].split(each, axis) for i, axis in axes.items()}
     count = -(-extent // each)
     return [[split[i][k] if i in split else leaf for i, leaf in enumerate(values)] for k in range(count)]
-
-
-def _join(parts: Sequence[Tensor], axis: int) -> Tensor:
-    """Put blocks behind each other along an axis, in memory the first."""
-    return torch.cat([y.movedim(axis, 0) for y in parts]).movedim(0, axis) if len(parts) > 1 else parts[0]
 
 
 def remove_nyquist(x: Tensor, axis: int) -> Tensor:
