@@ -202,8 +202,6 @@ class _Seen:
     """What a network with some causes made ideal says: one row for each metric, one column for each image."""
 
     worth: Values
-    rounding: Values
-    output: str
     predictions: Tensor | None
 
 
@@ -219,6 +217,7 @@ class _Game:
         self.left: list[Cause] = []
         self._plans = plans
         self._seen: dict[_Key, _Seen] = {}
+        self._output, self._rounding = "", np.empty((len(METRICS), 0))
         self._batches: list[Inputs] | None = None
         self._clusters = find_clusters(feed.images)
         given = (x for x, _ in feed.example.every_tensor())
@@ -287,11 +286,13 @@ class _Game:
     @property
     def output(self) -> str:
         """What the network as it is gives, of which logit_jitter is."""
-        return self.look(frozenset()).output
+        self.look_at([frozenset()])
+        return self._output
 
     def rounding(self) -> Values:
         """Return what rounding alone gives of every image's instability: (metrics, images)."""
-        return self.look(frozenset()).rounding
+        self.look_at([frozenset()])
+        return self._rounding
 
     def look(self, causes: frozenset[Cause]) -> _Seen:
         """Run the network with these causes made ideal."""
@@ -313,13 +314,18 @@ class _Game:
             z = torch.cat(still)
             jitter = compute_logit_jitter(z, list(torch.cat(moved, 1)))
             worth = torch.stack([torch.cat(sis), jitter]).numpy()
-            rounding = bound_rounding(z, torch.cat(likely), self._dtypes)
             predictions = z.argmax(-1) if self.has_scores else None
-            output = "features"
-            if self.has_scores:
-                output = "probabilities" if Scores(z, "").are_probabilities else "logits"
-            self._seen[self._key(causes, closed)] = _Seen(worth, rounding, output, predictions)
+            self._seen[self._key(causes, closed)] = _Seen(worth, predictions)
+            if not causes and not closed:
+                self._read_output(z, torch.cat(likely))
             self.bar.update()
+
+    def _read_output(self, z: Tensor, likely: Tensor) -> None:
+        """Note what the network as it is gives, and what of its instability rounding alone may be."""
+        self._output = "features"
+        if self.has_scores:
+            self._output = "probabilities" if Scores(z, "").are_probabilities else "logits"
+        self._rounding = bound_rounding(z, likely, self._dtypes, self._output == "probabilities")
 
     def _key(self, causes: frozenset[Cause], closed: bool = False) -> _Key:
         finer = any(cause.source == "nonlinearity" for cause in causes)
