@@ -329,6 +329,21 @@ def test_what_cannot_be_made_ideal_is_listed_with_the_reason():
     assert "flattened" in flat.reason
 
 
+ONCE = {  # layers, and what each is said to be: one cause
+    "rrelu": (nn.RReLU(), ("nonlinearity", None)),
+    "lp pool": (nn.LPPool2d(2, 2), ("nonlinearity", "it decimates within one function")),
+    "unshuffle": (nn.PixelUnshuffle(2), ("position", "every phase becomes a channel of its own")),
+}
+
+
+@pytest.mark.parametrize("name", ONCE)
+def test_a_layer_is_named_once_as_what_it_is(name):
+    layer, expected = ONCE[name]
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), layer, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    (cause,) = find_causes(net, 16)
+    assert (cause.source, cause.reason) == expected
+
+
 ALONG = {  # functions, and what is said of each; None where each place is worked on alone
     "sort of channels": (lambda x: x.sort(1)[0], None),
     "largest channels": (lambda x: x.topk(2, 1)[0], None),

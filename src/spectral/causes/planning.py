@@ -238,6 +238,7 @@ class _Planner:
             reason = "it writes into what it was given and returns another tensor"
         elif any(key in self._sites and self._sites[key].op != "global_pool" for key in call.sites):
             reason = "it decimates within one function"
+            self._used |= {self._sites[key].name for key in call.sites if key in self._sites}
         cause = Cause("nonlinearity", "", call.name, reason or None)
         return (None if reason else "pointwise"), [cause]
 

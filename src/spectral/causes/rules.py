@@ -26,6 +26,7 @@ _PLAIN = {
     "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d",
     "index_select", "roll", "new_empty", "empty_like", "zeros_like", "new_zeros", "ones_like", "fill", "zero",
     "_adaptive_avg_pool1d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "as_strided", "channel_shuffle",
+    "pixel_unshuffle",
 }  # fmt: skip
 _FACTORS = {"mul", "div", "lerp", "addcmul", "addcdiv"}  # linear in each map
 _LINEAR_ALONG = {"cumsum", "flip"}  # linear; the same at every place where they work along other axes
@@ -196,8 +197,9 @@ def _find_places(call: Call, name: str) -> str | None:
         return None
     y = call.outputs[0]
     spatial = [a for a, axis in enumerate(call.labels(y)) if axis.spatial and axis.extent > 1]
+    noise = None if call.a.get("training") else call.a.get("noise")  # not read then, and not filled
     for x in call.inputs:
-        if call.known(x) or x.ndim == 0:
+        if call.known(x) or x.ndim == 0 or x is noise:
             continue
         if any(_extent(x, y, axis) == y.shape[axis] for axis in spatial):
             return "it has numbers of its own for each place (a position embedding, a mask)"

@@ -254,10 +254,10 @@ class Watcher(Scope):
         """Follow the image's axes through an operator."""
         decimation = self._operators.reading
         slides = decimation is not None and decimation.operator.acts_on == "maps"
-        call = self._axes.read(func, args, kwargs, out, slides)
         running = self._running
-        if running is not None:
-            running.writes |= func._schema.is_mutable
+        if running is not None and func._schema.is_mutable:
+            running.writes |= any(self._is_given(x, running) for x in _list_written(func, args, kwargs))
+        call = self._axes.read(func, args, kwargs, out, slides)
         if call is None:
             return
         self._axes.label(call, decimation)
@@ -271,6 +271,10 @@ class Watcher(Scope):
             frame = self._modules.frames[-1]
             what = finding.reason or "it runs as no torch function, so nothing can run in its place"
             self.strays.append((frame.path, operator_name(func), what))
+
+    def _is_given(self, x: Tensor, call: FunctionCall) -> bool:
+        """Whether a tensor is a map or was given to a function: what it made itself, it may write into."""
+        return self._axes.comes_from_image(x) or any(x is y for y in _tensors_of((call.args, call.kwargs)))
 
 
 class FunctionMode(TorchFunctionMode):
@@ -298,6 +302,14 @@ def find_padding_mode(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
 def _is_choosing(key: Key) -> bool:
     """Whether a function runs where a layer of this package chooses a phase for several."""
     return any(step[0] == "PhasePool.select" for step in key[3])
+
+
+def _list_written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """List the tensors that an operator writes into."""
+    names = func._schema.arguments
+    given = {**dict(zip((a.name for a in names), args, strict=False)), **kwargs}
+    written = (given.get(a.name) for a in names if a.alias_info is not None and a.alias_info.is_write)
+    return _tensors_of(list(written))
 
 
 def _tensors_of(values: Any) -> list[Tensor]:

@@ -95,7 +95,7 @@ def _say(budgets: Budgets, name: str, found: Mapping[str, Any]) -> str:
     summary = found["summary"]
     if found["coalitions"].empty:
         return f"{name}: not measured: {summary['reason'].iloc[0]}"
-    own = summary[(summary["metric"] == "logit_jitter") & (summary["site"].fillna("") == "")]
+    own = summary[(summary["metric"] == "logit_jitter") & (summary["site"].isna() | summary["site"].eq(""))]
     shares = dict(zip(map(str, own["source"]), own["share"].astype(float), strict=True))
     total = float(own.loc[own["source"] == "total", "value"].iloc[0])
     named = [f"{source} {100 * share:.0f} %" for source, share in shares.items() if source != "total"]
