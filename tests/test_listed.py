@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 import time
 import warnings
@@ -13,14 +15,17 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from test_loading import count_opened
 from test_measurement import tiny
 
 import spectral
+from spectral.analysis import compare_models
 from spectral.data import ListedImages
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.measurement.images import sample_digests
+from spectral.stability import attribute_instability
 
 COUNT = 501
 OPTIONS: dict[str, Any] = {
@@ -247,3 +252,62 @@ class TestChanges:
         for path in folder.iterdir():
             os.utime(path)
         assert measure(list_images(folder), tmp_path / "run").attrs["resumed"] == COUNT
+
+
+class TestOthers:
+    """Comparing and attributing read an image when its turn comes, as measuring does."""
+
+    def classify(self, seed: int) -> torch.nn.Module:
+        torch.manual_seed(seed)
+        conv = torch.nn.Conv2d(3, 4, 3, 2, 1)
+        return torch.nn.Sequential(conv, torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+
+    def compare(self, images: Any) -> pd.DataFrame:
+        models = {"a": self.classify(0), "b": self.classify(1)}
+        options = {"taps": ("input",), "batch_size": 125, "progress": False, "preprocessing": "none"}
+        return compare_models(models, images, ("avr", "sis"), **options)
+
+    def attribute(self, images: Any) -> pd.DataFrame:
+        options: dict[str, Any] = {"batch_size": 125, "progress": False, "preprocessing": "none"}
+        return attribute_instability(self.classify(0), images, **options)
+
+    @pytest.mark.parametrize("command", ["compare", "attribute"])
+    def test_they_begin_before_the_last_image_is_read(self, command, made, folder, tmp_path):
+        (tmp_path / "net.py").write_text(
+            "import sys, torch\n"
+            "opened = set()\n"
+            f"sys.addaudithook(lambda e, a: opened.add(str(a[0])) if e == 'open' and "
+            f"str(a[0]).startswith({str(folder)!r}) else None)\n"
+            "class Net(torch.nn.Sequential):\n"
+            "    def forward(self, x):\n"
+            "        if x.device.type != 'meta' and x.shape[0] > 2 and not hasattr(sys, 'first_batch'):\n"
+            "            sys.first_batch = len(opened)\n"
+            "        return super().forward(x)\n"
+            "def build():\n"
+            "    return Net(torch.nn.Conv2d(3, 4, 3, 2, 1), torch.nn.ReLU(),\n"
+            "               torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())\n"
+            "def other():\n"
+            "    return build()\n"
+        )
+        file, rest = tmp_path / "net.py", ["--images", str(folder), "--workers", "0", "--input-size", "8"]
+        names = [f"{file}:build", f"{file}:other"][: 2 if command == "compare" else 1]
+        arguments = [command, *names, *rest, "--batch-size", "125", "--quiet"]
+        code = (
+            f"import sys\nfrom spectral.cli import main\nmain({arguments!r}, standalone_mode=False)\n"
+            "assert sys.first_batch <= 125, sys.first_batch"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    @pytest.mark.parametrize("analyse", ["compare", "attribute"])
+    def test_broken_files_are_left_out_as_of_a_set_that_was_read(self, analyse, folder):
+        for number in (3, 200, COUNT - 1):  # the last is a batch of its own
+            (folder / f"{number:04d}.png").unlink()
+            (folder / f"{number:04d}.png").write_bytes(b"\x89PNG no more")
+        run = getattr(self, analyse)
+        with pytest.warns(SpectralWarning, match="skipped 3 broken"):
+            found = run(list_images(folder).keep_decoded())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SpectralWarning)
+            known = run(spectral.load_images(folder, size=8, workers=0))
+        pd.testing.assert_frame_equal(found, known)

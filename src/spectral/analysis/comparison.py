@@ -18,7 +18,7 @@ from spectral import stats
 from spectral.capture import Tap
 from spectral.classes import match_models
 from spectral.columns import add_holm, bound, bound_summary, compare_columns, to_decibels
-from spectral.data import Images
+from spectral.data import Images, ImageSet
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.files import find_folder
 from spectral.intake import Feed
@@ -90,7 +90,12 @@ def compare_models(
         warnings.simplefilter("ignore", SpectralWarning)  # of the images, which measure says
         feeds = {
             name: Feed(
-                model, images[name] if own else images, caller=CALLER, preprocessing=preprocessing, name=name
+                model,
+                images[name] if own else images,
+                caller=CALLER,
+                preprocessing=preprocessing,
+                name=name,
+                lazily=True,
             )
             for name, model in models.items()
         }
@@ -100,14 +105,18 @@ def compare_models(
     pairs = {name: match_sites(sites[first], sites[name], before[first], before[name]) for name in names[1:]}
     if at_sites:
         _require_pairs(pairs, sites, names[0])
-    measured = {
-        name: Measured(name, feed.model, sites[name], feed.images, measure(
+    tables = {
+        name: measure(
             feed.model, feed.images, metrics, taps=taps, batch_size=batch_size, progress=progress,
             out=find_folder(out, name) if out else None, sites=sites[name] if at_sites else None,
             preprocessing=feed.preparation if feed.normalises else None,
-        ))
+        )
         for name, feed in feeds.items()
     }  # fmt: skip
+    measured = {  # only now is it known which images can be read
+        name: Measured(name, feed.model, sites[name], _keep_readable(feed.images), tables[name])
+        for name, feed in feeds.items()
+    }
     asked = list(itertools.product(metrics, dict.fromkeys([*taps, "dense", "signal"])))
     rows: list[dict[str, Any]] = []
     for name in names[1:]:
@@ -120,6 +129,11 @@ def compare_models(
     for column in WORDS:
         table[column] = table[column].astype(object).fillna("")
     return add_holm(table, "p", "wilcoxon_p")[COLUMNS].astype(dict.fromkeys(COUNTS, "Int64"))
+
+
+def _keep_readable(images: Images) -> Images:
+    """Leave out the images that turned out to be broken: they are of no model's values."""
+    return images.readable() if isinstance(images, ImageSet) else images
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ def compare(
         hold_folder(out)
     if network.weights is not None:
         raise click.UsageError("--weights is for one model; with several name each one's file as MODEL@FILE")
-    nets, pictures = network.load_all(models, images, limit, seed, workers)
+    nets, pictures = network.load_all(models, images, limit, seed, workers, lazily=True)
     infos = {name: spectral.model_info(net) for name, net in nets.items()}
     first = pictures[models[0]]
     sizes = {name: f" at {format_size(own.size)}" if own.size else "" for name, own in pictures.items()}
@@ -246,7 +246,7 @@ def attribute(
 
     if out:
         hold_folder(out)
-    net, info, pictures = network.load_with_images(model, images, limit, seed, workers)
+    net, info, pictures = network.load_with_images(model, images, limit, seed, workers, lazily=True)
     click.echo(
         f"attributing {model}, weights {info.weights_id}, on {describe_images(pictures)}; sites altered by "
         f"{method}"

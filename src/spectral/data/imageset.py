@@ -263,7 +263,8 @@ class ImageSet:
                     yield group, kept.find(list(map(self._describe, group)))
                 else:
                     chosen, batch = next(decoded)
-                    kept.add(list(map(self._describe, chosen)), batch)
+                    if chosen:  # else all of them are broken
+                        kept.add(list(map(self._describe, chosen)), batch)
                     yield chosen, batch
 
     def _describe(self, index: int) -> tuple[object, ...]:

@@ -127,7 +127,7 @@ def attribute_instability(
         (['0', 'all sites'], 4)
     """
     (batch_size,) = check_counts(CALLER, batch_size=batch_size)
-    feed = Feed(model, images, caller=CALLER, preprocessing=preprocessing, logits=logits)
+    feed = Feed(model, images, caller=CALLER, preprocessing=preprocessing, logits=logits, lazily=True)
     feed.require_scores()
     every = choose_sites(model, feed.example, sites, CALLER)
     how = _choose_alteration(feed, every, method)
@@ -136,6 +136,7 @@ def attribute_instability(
         raise SpectralError(f"{CALLER}: no site of {feed.name} can be altered; {name!r}: {reason}")
     found = _Effects(feed, how, batch_size, progress)
     frames = [frame.assign(method=method) for frame in found.tabulate()]
+    feed.conclude()
     table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=COLUMNS)
     table["model"] = name_of(model)
     if "cluster" not in table:
@@ -301,13 +302,16 @@ class _Effects:
         prepared = feed.preparation if feed.normalises else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SpectralWarning)  # of the images, said once by their own feed
-            return Feed(model, feed.images, caller=CALLER, preprocessing=prepared, logits=feed.logits)
+            return Feed(
+                model, feed.images, caller=CALLER, preprocessing=prepared, logits=feed.logits, lazily=True
+            )
 
     def _run(self, feed: Feed, context: AbstractContextManager[Any]) -> pd.DataFrame:
         with undisturbed(feed.model), torch.no_grad(), context:
             found = pd.concat(self._share.gather(self._look(feed)))
-        labels = self._feed.matching.renumber(feed.images.labels)
-        return found.assign(label=[np.nan if label is None else label for label in labels])
+        labels = dict(zip(feed.images.ids, self._feed.matching.renumber(feed.images.labels), strict=True))
+        own = [labels[image] for image in found.index]  # of a listed set's, those that can be read
+        return found.assign(label=[np.nan if label is None else label for label in own])
 
     def _look(self, feed: Feed) -> Iterator[pd.DataFrame]:
         for indices, inputs in feed.batches(self._batch_size, indices=self._share.indices):
