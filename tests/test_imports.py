@@ -203,6 +203,7 @@ ALLOWED = {
         "models",
         "layers",
         "network",
+        "numerics",
         "perturb",
         "ranks",
         "training_state",

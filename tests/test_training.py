@@ -20,6 +20,7 @@ from torch import nn
 from spectral.errors import SpectralError
 from spectral.models import load_model
 from spectral.models.architectures import build
+from spectral.numerics.memory import move_for_training
 from spectral.perturb import Decimate, make_perturbation
 from spectral.training import (
     RECIPES,
@@ -588,3 +589,25 @@ def test_a_network_whose_normalisation_is_unknown_is_tuned_on_pixels(tmp_path):
     model = load_model(f"{tmp_path / 'net.py'}:build")
     found = train("own", random_set(), random_set(), tmp_path / "out", SHORT, progress=False, start=model)
     assert (found["mean"], found["std"]) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize("architecture", ["resnet8-w4", "resnet8-w12", "resnet8-w32"])
+def test_gradients_of_narrow_networks_are_right(architecture):
+    # with channels innermost, oneDNN's are wrong where a strided 1×1 convolution has few channels
+    torch.manual_seed(0)
+    exact = build(architecture).double()
+    model = move_for_training(copy.deepcopy(exact).float(), torch.device("cpu"))
+    pixels = torch.rand(8, 16, 16, 3, dtype=torch.float64)  # as they are read: colours innermost
+    images = Normalisation()(pixels.movedim(-1, 1))
+    exact(images).square().sum().backward()
+    model(images.float()).square().sum().backward()
+    for (name, own), right in zip(model.named_parameters(), exact.parameters(), strict=True):
+        error = (own.grad - right.grad).abs().max() / right.grad.abs().max().clamp(min=1e-6)
+        assert error < 1e-3, name
+
+
+def test_wide_networks_learn_with_their_channels_innermost():
+    wide = move_for_training(build("resnet8-w16"), torch.device("cpu"))
+    windows = [weight for weight in wide.parameters() if weight.shape[2:] == (3, 3)]
+    assert windows
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in windows)

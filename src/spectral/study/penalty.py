@@ -34,6 +34,7 @@ from spectral.errors import SpectralError
 from spectral.figures import draw_figure
 from spectral.models.architectures import build
 from spectral.monitor import AliasingMonitor, AliasingPenalty
+from spectral.numerics.memory import move_for_training
 from spectral.sites import Site, find_sites
 from spectral.table import describe_environment, write_csv
 from spectral.training import NUM_CLASSES, LabelledImages, augment, normalize
@@ -191,7 +192,7 @@ def _train(
     """Train one network; what was measured before the first epoch and after each."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)
-        model = build(ARCHITECTURE).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = move_for_training(build(ARCHITECTURE), device)
     sites = find_sites(model, tuple(train_set.images.shape[-2:]))
     optimizer = torch.optim.SGD(
         model.parameters(), recipe.max_lr, momentum=0.9, weight_decay=5e-4, nesterov=True

@@ -30,7 +30,7 @@ class Normalisation:
     def __call__(self, pixels: Tensor) -> Tensor:
         """Normalise pixels (B, C, H, W)."""
         normalised = (pixels - self._spread(self.mean, pixels)) / self._spread(self.std, pixels)
-        return normalised.contiguous(memory_format=torch.channels_last)
+        return normalised.contiguous()  # maps lie as the weights do, not as the pixels were read
 
     def scale(self, like: Tensor, pixels: float) -> Tensor:
         """How far ``pixels`` are in what the network gets, (C, 1, 1)."""

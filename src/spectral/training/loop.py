@@ -23,6 +23,7 @@ from spectral.models import model_info
 from spectral.models.architectures import build, family_of
 from spectral.models.checkpoint import hash_state
 from spectral.network import evaluation_mode
+from spectral.numerics.memory import move_for_training
 from spectral.ranks import Ranks, find_ranks, hold, shared
 from spectral.training.attack import attack_batch
 from spectral.training.images import LabelledImages, Normalisation, draw_batches, normalize
@@ -102,7 +103,7 @@ def _train(
     torch.manual_seed(recipe.seed)
     fresh = build(architecture) if start is None else _copy_to_tune(start, train_set)
     normalise = _find_normalisation(start)
-    model = fresh.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = move_for_training(fresh, device)
     _use_products(model, device.type == "cpu")
     optimizer = _make_optimizer(model, recipe)
     steps = -(-len(train_set.images) // recipe.batch_size)
