@@ -25,7 +25,7 @@ ALLOWED = {
     "metrics": {"arguments", "numerics", "spectrum"},
     "instability": {"arguments", "inputs", "network", "numerics"},
     "synthetic": {"arguments"},
-    "operators": {"numerics"},
+    "operators": set(),
     "axes": {"operators", "tensors"},
     "places": set(),
     "tracker": {"interrupts", "locks", "places"},

@@ -20,7 +20,6 @@ from spectral.numerics import lattice as lattice_module
 from spectral.numerics.cache import CACHE, BoundedCache, remember
 from spectral.numerics.lattice import Lattice, analyse_axis, decimate_low_pass, synthesise_axis
 from spectral.numerics.matrices import as_matrix, interpolation_rows, low_pass_rows, wave_rows
-from spectral.numerics.winograd import convolve_tiles, suits
 from spectral.spectrum import compute_power_spectrum, compute_radial_profile
 
 QUICK = settings(max_examples=60)
@@ -266,41 +265,3 @@ class TestCache:
 
 def _pair(size: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.arange(size), torch.ones(size, dtype=torch.float64)
-
-
-@pytest.mark.parametrize("size", [(8, 8), (7, 10), (3, 5), (1, 1)])
-@pytest.mark.parametrize("padding", [(1, 1), (2, 1), (3, 2)])
-@pytest.mark.parametrize("last", [False, True])
-def test_tiles_of_a_convolution_are_the_convolution(
-    size: tuple[int, int], padding: tuple[int, int], last: bool
-) -> None:
-    memory = torch.channels_last if last else torch.contiguous_format
-    x, weight = noise(3, 5, *size).to(memory_format=memory), noise(4, 5, 3, 3)
-    bias = torch.arange(4.0, dtype=x.dtype)
-    wanted = torch.conv2d(x, weight, bias, 1, padding)
-    found = convolve_tiles(x, weight, bias, padding)
-    assert found.shape == wanted.shape
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6 * float(wanted.abs().max()))
-
-
-def test_tiles_split_over_groups_of_images_are_the_convolution() -> None:
-    x = noise(9, 256, 24, 26).float().to(memory_format=torch.channels_last)
-    weight = noise(192, 256, 3, 3).float()
-    assert suits(x, weight, (1, 1), 1)
-    wanted = torch.conv2d(x.double(), weight.double(), None, 1, 1)
-    found = convolve_tiles(x, weight, None, (1, 1))
-    assert found.is_contiguous(memory_format=torch.channels_last)
-    assert float((found - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
-
-
-def test_tiles_leave_other_convolutions_and_those_with_gradients_alone() -> None:
-    x = noise(8, 256, 16, 16).float().to(memory_format=torch.channels_last)
-    weight = noise(256, 256, 3, 3).float()
-    assert suits(x, weight, (1, 1), 1)
-    assert not suits(x, weight, (2, 2), 1)
-    assert not suits(x, weight[:, :128], (1, 1), 2)
-    assert not suits(x.contiguous(), weight, (1, 1), 1)
-    assert not suits(x[:1], weight, (1, 1), 1)
-    assert not suits(x.clone().requires_grad_(), weight, (1, 1), 1)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert not suits(x, weight, (1, 1), 1)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from spectral.numerics.winograd import convolve_tiles, suits
 from spectral.operators.base import (
     ALL,
     Arguments,
@@ -40,8 +39,6 @@ class Convolving(Operator):
                 groups = (stop - start) // each
                 entering = weight.shape[1]
                 x = x[:, start // each * entering : (start // each + groups) * entering]
-        if suits(x, weight, g.dilation, groups):
-            return convolve_tiles(x, weight, bias, g.padding)
         # Not torch.convolution, which autocast doesn't know.
         convolve: Callable[..., Tensor] = torch.conv2d if len(g.kernel) == 2 else torch.conv3d
         return convolve(x, weight, bias, 1, g.padding, g.dilation, groups)
