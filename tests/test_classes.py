@@ -101,6 +101,15 @@ def test_where_networks_keep_their_names():
     assert find_classes(nn.Flatten()) is None
 
 
+def test_a_network_says_how_many_classes_it_has_by_either_name_of_the_number():
+    assert (
+        match_labels(Some(n_classes=3), labelled([5], None)).reason
+        == "label 5 is none of the network's 3 classes"
+    )
+    assert match_models(Some(n_classes=3), Some(num_classes=4)).reason == "their classes differ in number"
+    assert match_labels(Some(num_classes=True), labelled([5], None)).index == {5: 5}  # a flag counts nothing
+
+
 def test_names_need_as_many_as_there_are_labels():
     images = spectral.load_images("samples", size=32, limit=10)
     with pytest.raises(SpectralError, match="with_classes: label 8 needs more than 2 names"):

@@ -41,7 +41,7 @@ ALLOWED = {
     "surroundings": set(),
     "identity": {"inputs", "models", "standin", "surgery"},
     "standin": {"copying", "inputs", "interrupts", "locks", "network", "reach", "surroundings", "tensors"},
-    "probe": {"dataless", "inputs", "network", "standin", "tensors"},
+    "probe": {"classes", "dataless", "inputs", "network", "standin", "tensors"},
     "chain": {"operators"},
     "discovery": {
         "axes",

@@ -56,6 +56,18 @@ def test_unknown_layers_and_too_few_images(method: str) -> None:
         next(compare_repairs(model, images, ["flc@layer2.0.conv1"]))
 
 
+def test_states_can_be_chosen_and_are_the_same_alone() -> None:
+    model, images = load_model("bundled/resnet20"), load_images("samples", size=32, limit=8, seed=3)
+    effort = Effort(steps=2, batch_size=4, pairs=1)
+    every = list(compare_repairs(model, images, ["flc"], effort, progress=False))
+    alone = list(compare_repairs(model, images, ["flc"], effort, states=["distilled"], progress=False))
+    assert [row["repair"] for row in alone] == ["unaltered", "distilled"]
+    for name in ("sis", "logit_jitter", "agreement", "consistency"):
+        assert alone[1][name] == every[-1][name], name
+    with pytest.raises(SpectralError, match="no state is called 'distiled'; there are as converted, recal"):
+        next(compare_repairs(model, images, ["flc"], states=["distiled"]))
+
+
 def test_the_command_writes_table_and_figure(tmp_path) -> None:
     arguments = ["--model", "bundled/resnet20", "--images", "samples", "--limit", "8", "--methods",
                  "aps@layer2.0.conv1", "--steps", "0", "--out", str(tmp_path), "--quiet"]  # fmt: skip

@@ -204,10 +204,25 @@ def _plain(name: str) -> str:
 
 
 def _count_classes(model: Any) -> int | None:
-    """How many classes a network has, where it says so."""
-    for owner in (getattr(model, "spectral_info", None), model):
-        count = getattr(owner, "num_classes", None)
-        if isinstance(count, int) and count > 0:
-            return count
+    """How many classes a network has, where it says so, by a number or by their names."""
+    count = count_declared_classes(model)
+    if count:
+        return count
     names = find_classes(model)
     return len(names) if names else None
+
+
+def count_declared_classes(model: Any) -> int | None:
+    """Return the number of classes that a network says it has, 0 for none; None where it doesn't say.
+
+    Example:
+        >>> from types import SimpleNamespace as Some
+        >>> count_declared_classes(Some(n_classes=10)), count_declared_classes(Some(classes=["cat"]))
+        (10, None)
+    """
+    info = getattr(model, "spectral_info", None)
+    for holder, name in ((info, "num_classes"), (model, "num_classes"), (model, "n_classes")):
+        value = getattr(holder, name, None)
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            return value
+    return None

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from spectral.classes import count_declared_classes
 from spectral.dataless import run_operator
 from spectral.inputs import Inputs
 from spectral.network import SPATIAL, Kinds, Scores, guess_layout, read_scores
@@ -105,21 +106,6 @@ def probe(model: nn.Module, inputs: Inputs, chosen: bool = False) -> Probe:
         return Probe(trace.layout(standins), told, head, width)
 
     return run_on_standins(model, inputs, watch)
-
-
-def count_declared_classes(model: nn.Module) -> int | None:
-    """Return the number of classes that a model says it has, None where it doesn't say.
-
-    Example:
-        >>> count_declared_classes(nn.Flatten()) is None
-        True
-    """
-    info = getattr(model, "spectral_info", None)
-    for holder, name in ((info, "num_classes"), (model, "num_classes"), (model, "n_classes")):
-        value = getattr(holder, name, None)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    return None
 
 
 @dataclass

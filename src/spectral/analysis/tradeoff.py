@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from spectral import stats
-from spectral.classes import match_labels, match_models
+from spectral.classes import match_models
 from spectral.columns import FEWEST_CLUSTERS, add_holm, bound, bound_flags, bound_summary
 from spectral.data import ImageSet
+from spectral.intake import Feed
 from spectral.latency import count_macs, measure_latency
 from spectral.measurement import measure
 from spectral.schema import RANGES
@@ -131,10 +132,8 @@ def name_device(device: torch.device) -> str:
 
 def _weigh_accuracy(model: nn.Module, images: ImageSet, whole: pd.DataFrame) -> dict[str, Any]:
     """Accuracy on images with a label that counts the network's classes, and why others have none."""
-    reason = match_labels(model, images).reason
+    reason = Feed(model, images, caller="weigh_models").matching.reason  # as `measure` asks for labels
     known = whole[whole["label"].notna()] if "label" in whole else whole.iloc[:0]
-    if not reason and known.empty:
-        reason = "a label is none of the classes that the network gives scores of"
     right = known["prediction"] == known.get("label", known["prediction"])
     share = bound_flags("accuracy", right, known["cluster"])
     return {**share, "n_labelled": len(known), "accuracy_reason": reason}

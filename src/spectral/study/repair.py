@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -46,6 +46,7 @@ MODEL = "packaged/efficientnet-lite0"
 LAYERS = ("blurpool", "flc", "asap", "aps", "wavelet")
 UNALTERED, CONVERTED, DISTILLED = "unaltered", "as converted", "distilled"
 RECALIBRATED, RECONSTRUCTED = "recalibrated", "reconstructed"
+STATES = (CONVERTED, RECALIBRATED, RECONSTRUCTED, DISTILLED)
 SCORES = ("accuracy", "agreement", "sis", "logit_jitter", "consistency", "consistency_both")
 COLUMNS = [
     "model", "method", "repair", "replaced", "n_tuned", "n", "n_clusters", "n_labelled",
@@ -78,6 +79,7 @@ def compare_repairs(
     methods: Sequence[str] = LAYERS,
     effort: Effort = Effort(),
     *,
+    states: Sequence[str] = STATES,
     progress: bool = True,
 ) -> Iterator[dict[str, Any]]:
     """Convert a network with each layer and repair it, a row for each state of it.
@@ -88,6 +90,7 @@ def compare_repairs(
             used for the score alone. At most 256 of each half repair.
         methods: layers, as `spectral.convert` names them; ``flc@NAME+NAME`` for sites of these names alone.
         effort: how the networks are repaired; 0 steps for no distillation.
+        states: those that are scored, beside the unaltered network.
         progress: show bars.
 
     Yields:
@@ -97,9 +100,11 @@ def compare_repairs(
         on the same images; seconds that the repair took, for one half of the images, with what it builds on.
 
     Raises:
-        SpectralError: for an unknown layer, fewer than four images, or a network that can't be converted.
+        SpectralError: for an unknown layer or state, fewer than four images, or a network that can't be
+            converted.
     """
     check_methods(method.split("@")[0] for method in methods)
+    _check_states(states)
     if len(images) < 4:
         raise SpectralError(f"repair: needs at least 4 images, got {len(images)}")
     halves = [images[::2], images[1::2]]
@@ -119,28 +124,47 @@ def compare_repairs(
             "latency_ratio": median(times["new"]) / median(times["own"]),
             "replaced": len(conversion_report(smooth).replaced),
         }
-        repairs = [_repair(model, smooth, tuning[:MOST], effort, progress) for tuning in reversed(halves)]
-        for states in zip(*repairs, strict=True):
-            networks = [(network, half) for (_, network, _), half in zip(states, halves, strict=True)]
+        repairs = [
+            _repair(model, smooth, tuning[:MOST], effort, states, progress) for tuning in reversed(halves)
+        ]
+        for pair in zip(*repairs, strict=True):
+            networks = [(network, half) for (_, network, _), half in zip(pair, halves, strict=True)]
             found = _Scores(networks, effort, progress).describe(base)
-            seconds = sum(spent for *_, spent in states) / len(states)
-            yield {**tail, "method": method, "repair": states[0][0], **same, "seconds": seconds, **found}
+            seconds = sum(spent for *_, spent in pair) / len(pair)
+            yield {**tail, "method": method, "repair": pair[0][0], **same, "seconds": seconds, **found}
+
+
+def _check_states(states: Iterable[str]) -> None:
+    unknown = [state for state in states if state not in STATES]
+    if unknown:
+        raise SpectralError(f"repair: no state is called {unknown[0]!r}; there are {', '.join(STATES)}")
 
 
 def _repair(
-    model: nn.Module, smooth: nn.Module, tuning: ImageSet, effort: Effort, progress: bool
+    model: nn.Module,
+    smooth: nn.Module,
+    tuning: ImageSet,
+    effort: Effort,
+    states: Sequence[str],
+    progress: bool,
 ) -> Iterator[tuple[str, nn.Module, float]]:
-    """Yield (state, network, seconds) of each repair."""
-    yield CONVERTED, smooth, 0.0
-    begun = time.perf_counter()
-    yield RECALIBRATED, recalibrate(smooth, tuning, limit=len(tuning)), time.perf_counter() - begun
+    """Yield (state, network, seconds) of each repair that is asked for; make those it builds on."""
+    if CONVERTED in states:
+        yield CONVERTED, smooth, 0.0
+    if RECALIBRATED in states:
+        begun = time.perf_counter()
+        yield RECALIBRATED, recalibrate(smooth, tuning, limit=len(tuning)), time.perf_counter() - begun
+    distilled = effort.steps > 0 and DISTILLED in states
+    if RECONSTRUCTED not in states and not distilled:
+        return
     begun = time.perf_counter()
     fitted = reconstruct(
         smooth, tuning, ridge=effort.ridge, limit=len(tuning), views=effort.views, seed=effort.seed
     )
     spent = time.perf_counter() - begun
-    yield RECONSTRUCTED, fitted, spent
-    if effort.steps:
+    if RECONSTRUCTED in states:
+        yield RECONSTRUCTED, fitted, spent
+    if distilled:
         begun = time.perf_counter()
         tuned = distill(
             fitted, tuning, teacher=model, steps=effort.steps, batch_size=effort.batch_size,
@@ -203,6 +227,8 @@ class _Scores:
               help="Photographs; classes by subfolder or by names such as n01440764_tench.jpg.")  # fmt: skip
 @click.option("--methods", default=",".join(LAYERS), show_default=True, metavar="A,B,…",
               help="Layers; flc@SITE+SITE for some sites alone.")  # fmt: skip
+@click.option("--states", default=",".join(STATES), show_default=True, metavar="A,B,…",
+              help="Which states of the networks are scored.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(min=4), help="Use so many images.")
 @click.option("--ridge", type=click.FloatRange(min=0, min_open=True),
               help="How weights are held in the fit; as images left out say by default.")  # fmt: skip
@@ -228,6 +254,7 @@ def main(
     model: str,
     images: str,
     methods: str,
+    states: str,
     limit: int | None,
     device: str,
     out: Path,
@@ -241,13 +268,14 @@ def main(
     network = load_model(model, device=device)
     pictures = load_images(images, limit=limit, seed=chosen.seed, workers=workers)
     names = list(split_names(methods, "--methods"))
+    scored = list(split_names(states, "--states"))
     path = out / "tables" / "repair.csv"
     facts = {
         "model": model, "images": pictures.source, "fingerprint": pictures.fingerprint,
         "n_images": len(pictures), "effort": asdict(chosen), **describe_environment(), "device": device,
     }  # fmt: skip
     rows: list[dict[str, Any]] = []
-    for row in compare_repairs(network, pictures, names, chosen, progress=not quiet):
+    for row in compare_repairs(network, pictures, names, chosen, states=scored, progress=not quiet):
         rows.append(row)
         write_csv(pd.DataFrame(rows)[COLUMNS], path, facts)  # what is there stays, whatever comes
         shown = ("method", "repair", "accuracy", "agreement", "sis_ratio", "logit_jitter_ratio")
