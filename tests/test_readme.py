@@ -210,8 +210,8 @@ def say_distillation() -> list[str]:
     assert row["method"] == "flc"
     lost, low, high = -100 * row[["accuracy_change", "accuracy_change_ci_high", "accuracy_change_ci_low"]]
     return [
-        f"with {row['n_tuned']} of the other half, on a CPU; `repair-distilled`) bring FLC at all five sites to "
-        f"{100 * row['accuracy']:.1f} %, at {lost:.1f} points ({low:.1f} to {high:.1f}), with "
+        f"with {row['n_tuned']} of the other half, on a CPU; `repair-distilled`) bring FLC at all five sites "
+        f"to {100 * row['accuracy']:.1f} %, at {lost:.1f} points ({low:.1f} to {high:.1f}), with "
         f"{100 * (1 - row['sis_ratio']):.0f} % less SIS and "
         f"{100 * (1 - row['logit_jitter_ratio']):.0f} % less jitter",
     ]
