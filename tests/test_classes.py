@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace as Some
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import spectral
+from spectral.analysis import weigh_models
 from spectral.classes import find_classes, list_imagenet, match_labels, match_models, match_names
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, SpectralWarning
 from spectral.models.info import CIFAR10_CLASSES
 
 SYNSETS = list_imagenet()
@@ -189,6 +191,22 @@ def test_a_label_beyond_the_scores_that_a_network_gives_is_none_of_its_classes(n
     fitting = images_of([0, 1, 2, count - 1])
     assert read_labels(name, Five(), fitting, logits=chosen) == {0, 1, 2, count - 1}
     assert read_labels(name, Five(), images_of([0, 1, 2, count]), logits=chosen) == set()
+
+
+def test_a_trade_off_lacks_accuracy_for_the_reason_of_measure_and_warns_of_nothing_again(tmp_path):
+    for number in range(6):  # one class more than the network gives scores of
+        (tmp_path / "some" / f"class{number}").mkdir(parents=True)
+        Image.new("RGB", (16, 16), (40 * number, 0, 90)).save(tmp_path / "some" / f"class{number}" / "a.png")
+    net, images = Five(), spectral.load_images(tmp_path / "some", size=16)
+    known = {"preprocessing": "none", "progress": False}
+    measured = {"net": spectral.measure(net, images, ("sis",), **known)}
+    stability = {"net": spectral.measure_stability(net, images, **known)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SpectralWarning)  # "its normalisation isn't known": it was told
+        (row,) = weigh_models({"net": net}, {"net": images}, measured, stability).to_dict("records")
+    said = measured["net"].loc[measured["net"]["metric"] == "label", "reason"].unique()
+    assert list(said) == [row["accuracy_reason"]]
+    assert row["n_labelled"] == 0
 
 
 def images_of(labels: list[int]) -> Any:

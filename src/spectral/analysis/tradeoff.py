@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from spectral import stats
 from spectral.classes import match_models
 from spectral.columns import FEWEST_CLUSTERS, add_holm, bound, bound_flags, bound_summary
 from spectral.data import ImageSet
+from spectral.errors import SpectralWarning
 from spectral.intake import Feed
 from spectral.latency import count_macs, measure_latency
 from spectral.measurement import measure
@@ -132,7 +134,9 @@ def name_device(device: torch.device) -> str:
 
 def _weigh_accuracy(model: nn.Module, images: ImageSet, whole: pd.DataFrame) -> dict[str, Any]:
     """Accuracy on images with a label that counts the network's classes, and why others have none."""
-    reason = Feed(model, images, caller="weigh_models").matching.reason  # as `measure` asks for labels
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SpectralWarning)  # of the images, which measure has said
+        reason = Feed(model, images, caller="weigh_models").matching.reason
     known = whole[whole["label"].notna()] if "label" in whole else whole.iloc[:0]
     right = known["prediction"] == known.get("label", known["prediction"])
     share = bound_flags("accuracy", right, known["cluster"])
