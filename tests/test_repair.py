@@ -64,7 +64,7 @@ def test_states_can_be_chosen_and_are_the_same_alone() -> None:
     assert [row["repair"] for row in alone] == ["unaltered", "distilled"]
     for name in ("sis", "logit_jitter", "agreement", "consistency"):
         assert alone[1][name] == every[-1][name], name
-    with pytest.raises(SpectralError, match="no state is called 'distiled'; there are as converted, recal"):
+    with pytest.raises(SpectralError, match="'distiled'; nearest: 'distilled'; there are as converted"):
         next(compare_repairs(model, images, ["flc"], states=["distiled"]))
 
 

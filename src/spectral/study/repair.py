@@ -27,7 +27,7 @@ from spectral.columns import bound, bound_flags, bound_summary
 from spectral.console import FilePath, SpectralCommand, workers_option
 from spectral.data import ImageSet, load_images
 from spectral.distillation import TUNED, distill
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, suggest
 from spectral.figures import draw_figure
 from spectral.files import ensure_writable
 from spectral.latency import measure_latency
@@ -137,7 +137,8 @@ def compare_repairs(
 def _check_states(states: Iterable[str]) -> None:
     unknown = [state for state in states if state not in STATES]
     if unknown:
-        raise SpectralError(f"repair: no state is called {unknown[0]!r}; there are {', '.join(STATES)}")
+        near = suggest(unknown[0], STATES)
+        raise SpectralError(f"repair: no state is called {unknown[0]!r}{near}; there are {', '.join(STATES)}")
 
 
 def _repair(
