@@ -240,7 +240,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "a zip in it": (pack(("x.npy", pack(("x.npy", SMALL)))), "magic string"),
     "of dates": (save(np.zeros((2, 3, 8, 8), "datetime64[s]")), "got an array of datetime64"),
     "of text among numbers": (
-        pack(("x.npy", SMALL), ("y.npy", save(np.full(2, "a")))),
+        pack(("x.npy", SMALL), ("z.npy", save(np.full(2, "a")))),
         "an array of <U1 isn't of numbers",
     ),
     "a compression that nobody uses": (

@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from spectral.arguments import is_integer
 from spectral.data.bounds import as_tensor, keep_few
-from spectral.data.datasets import as_tensors, read_dataset, read_iterable, read_loader, split_labels
+from spectral.data.datasets import as_tensors, read_dataset, read_iterable, read_loader
 from spectral.data.imageset import ImageSet, check_limit, spread_over_classes
+from spectral.data.labels import take_labels
 from spectral.data.loading import Loading, check_workers
 from spectral.data.pictures import PixelImages, make_picture_set, read_pixels
 from spectral.data.sources import load_images
@@ -186,15 +187,15 @@ def _read_stream(items: Iterator[Any], caller: str, name: str) -> Any:
 
 def _is_one_image(item: Any) -> bool:
     """Whether an item of a stream is one image, by its label, as a picture, or by its shape, and no batch."""
-    rest, labels = split_labels(item)
-    leaves = list_leaves(rest)
+    taken = take_labels(item, single=True)
+    rest, leaves = taken.rest, list_leaves(taken.rest)
     if any(isinstance(leaf, Image.Image) for leaf in leaves):
         return True
     shapes = [tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor | np.ndarray)]
     shape = max(shapes, key=len, default=())
     if len(shape) != 3:
         return False
-    label = item[1] if isinstance(item, tuple | list) and labels else None
+    label = item[1] if isinstance(item, tuple | list) and taken.labels else None
     planes = shape[0] in (1, 3, 4) and min(shape[1:]) >= 8  # not a few signals of some channels
     pixels = isinstance(rest, np.ndarray) and rest.dtype == np.uint8
     return planes or pixels or is_integer(label)

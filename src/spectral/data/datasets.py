@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -15,18 +16,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, default_collate
 
-from spectral.arguments import is_integer
 from spectral.data.bounds import as_tensor, check_values, count_items, keep_few
 from spectral.data.decode import to_rgb
 from spectral.data.imageset import ImageItem, ImageSet
+from spectral.data.labels import LABEL_KEYS, Taken, join_labels, take_labels
 from spectral.data.loading import Loading, load_batches
 from spectral.data.pictures import describe_picture
 from spectral.data.structures import join, list_leaves, map_leaves, pick
 from spectral.errors import SpectralError
-
-LABEL_KEYS = ("label", "labels", "target", "targets", "y", "class", "fine_label")
-
-_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 Collate = Callable[[list[Any]], Any]
 
@@ -52,8 +49,9 @@ class DatasetImages:
         self.source = f"dataset:{type(dataset).__name__}"
         self.ids = self.clusters = [f"{i:04d}" for i in self.positions]
         described = [_describe_item(_get_item(dataset, i)) for i in self.positions]
-        self.labels: list[int | None] = [label for label, _ in described]
-        self._keys = [key for _, key in described]
+        taken = [taken for taken, _, _ in described]
+        self.labels, self._refused = join_labels(taken, [1] * len(taken), self.source)
+        self._keys = [whole if self._refused else without for _, without, whole in described]
         self.fingerprint = hashlib.sha256("".join(self._keys).encode()).hexdigest()[:16]
 
     def resized(self, size: tuple[int, int]) -> DatasetImages:
@@ -86,11 +84,12 @@ class DatasetImages:
                 f"the items of {self.source} can't form a batch "
                 f"({next(iter(str(error).splitlines()), '')}); give them one size in its transform"
             ) from error
-        return split_labels(batch)[0]
+        return batch if self._refused else take_labels(batch).rest
 
     def _read(self, index: int) -> Any:
         item = _get_item(self.dataset, self.positions[index])
-        if _describe_item(item)[1] != self._keys[index]:
+        _, without, whole = _describe_item(item)
+        if (whole if self._refused else without) != self._keys[index]:
             raise SpectralError(
                 f"item {self.positions[index]} of {self.source} isn't the same as when it was first read; "
                 f"take random transforms out of the dataset, and load it again"
@@ -117,16 +116,13 @@ class BatchedImages:
 
     def __init__(self, batches: Iterable[Any], source: str) -> None:
         self.source = source
-        self._parts: list[Any] = []
-        self._counts: list[int] = []
-        self.labels: list[int | None] = []
+        whole = list(batches)
+        taken = [take_labels(batch) for batch in whole]
+        self._counts = [count_images(part.rest) for part in taken]
+        self.labels, refused = join_labels(taken, self._counts, source)
+        self._parts = whole if refused else [part.rest for part in taken]
         digest = hashlib.sha256()
-        for batch in batches:
-            part, labels = split_labels(batch)
-            count = count_images(part)
-            self._parts.append(part)
-            self._counts.append(count)
-            self.labels += labels if len(labels) == count else [None] * count
+        for part in self._parts:
             digest.update(hash_values(part).encode())
         self.ids = self.clusters = [f"{i:04d}" for i in range(sum(self._counts))]
         self.fingerprint = digest.hexdigest()[:16]
@@ -165,9 +161,11 @@ def read_dataset(dataset: Any, indices: Sequence[int] | None = None, collate: Co
         raise SpectralError(f"the dataset {type(dataset).__name__} is empty")
     first = _get_item(dataset, chosen[0])
     if collate in (None, default_collate) and _find_picture(first) is not None:
-        items = [_describe_picture(dataset, i) for i in chosen]
-        classes = _find_classes(dataset, items)
-        return ImageSet(f"dataset:{type(dataset).__name__}", items, classes=classes, loading=Loading(0))
+        source = f"dataset:{type(dataset).__name__}"
+        described = [_describe_picture(dataset, i) for i in chosen]
+        labels, _ = join_labels([taken for _, taken in described], [1] * len(described), source)
+        items = [replace(item, label=label) for (item, _), label in zip(described, labels, strict=True)]
+        return ImageSet(source, items, classes=_find_classes(dataset, items), loading=Loading(0))
     return DatasetImages(dataset, chosen, collate or default_collate)
 
 
@@ -214,38 +212,6 @@ def read_iterable(batches: Iterable[Any], limit: int | None = None, name: str | 
     return BatchedImages(islice(batches, limit), name or type(batches).__name__)
 
 
-def split_labels(batch: Any) -> tuple[Any, list[int | None]]:
-    """Take the labels, one whole number per image, out of a batch or an item.
-
-    They are the last of (images, labels), or under a key such as ``label`` of a dictionary.
-
-    Example:
-        >>> split_labels((torch.zeros(2, 3, 8, 8), torch.tensor([4, 1])))[1]
-        [4, 1]
-        >>> split_labels({"image": torch.zeros(3, 8, 8), "label": 7})[1]
-        [7]
-    """
-    if isinstance(batch, Mapping):
-        for key in LABEL_KEYS:
-            labels = _read_labels(batch.get(key))
-            if labels:
-                return {k: v for k, v in batch.items() if k != key}, labels
-        return dict(batch), []
-    if isinstance(batch, (tuple, list)) and len(batch) == 2 and not isinstance(batch[1], list | tuple):
-        labels = _read_labels(batch[1])
-        if labels:
-            return batch[0], labels
-    return batch, []
-
-
-def _read_labels(value: Any) -> list[int | None]:
-    if is_integer(value):
-        return [int(value)]
-    if isinstance(value, Tensor) and value.ndim == 1 and value.dtype in _WHOLE:
-        return [int(v) for v in value]
-    return []
-
-
 def _find_picture(item: Any) -> Image.Image | None:
     """Return the only PIL image in an item that is nothing but it, its label and such."""
     found = [leaf for leaf in list_leaves(item) if isinstance(leaf, Image.Image)]
@@ -265,12 +231,13 @@ def _find_classes(dataset: Any, items: Sequence[ImageItem]) -> list[str] | None:
     return None
 
 
-def _describe_picture(dataset: Any, index: int) -> Any:
-    picture = _find_picture(_get_item(dataset, index))
+def _describe_picture(dataset: Any, index: int) -> tuple[ImageItem, Taken]:
+    item = _get_item(dataset, index)
+    picture = _find_picture(item)
     if picture is None:
         raise SpectralError(f"item {index} of {type(dataset).__name__} has no image, unlike the first one")
-    label = next(iter(split_labels(_get_item(dataset, index))[1]), None)
-    return describe_picture(f"{index:04d}", partial(_reopen, dataset, index), picture, label)
+    described = describe_picture(f"{index:04d}", partial(_reopen, dataset, index), picture, None)
+    return described, take_labels(item, single=True)
 
 
 def _reopen(dataset: Any, index: int) -> Image.Image:
@@ -279,9 +246,11 @@ def _reopen(dataset: Any, index: int) -> Image.Image:
     return to_rgb(picture)
 
 
-def _describe_item(item: Any) -> tuple[int | None, str]:
-    rest, labels = split_labels(item)
-    return next(iter(labels), None), hash_values(rest)
+def _describe_item(item: Any) -> tuple[Taken, str, str]:
+    """Return what was taken of an item, and digests of its values without the label and with it."""
+    taken = take_labels(item, single=True)
+    without = hash_values(taken.rest)
+    return taken, without, hash_values((without, taken.labels)) if taken.labels else without
 
 
 def hash_values(value: Any) -> str:

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spectral.arguments import is_integer
 from spectral.data.decode import (
     State,
     decode_image,
@@ -29,6 +28,7 @@ from spectral.data.decode import (
 )
 from spectral.data.folder import Choice, FolderListing, Found, choose, choose_listed, choose_readable
 from spectral.data.imageset import ImageItem, ImageSet
+from spectral.data.labels import LABEL_KEYS, Labels, read_labels, refuse_labels, take_labels
 from spectral.data.listed import FEWEST_LISTED
 from spectral.data.pages import MOST_UNFOLDED, measure_unfolded
 from spectral.errors import SpectralError
@@ -36,7 +36,6 @@ from spectral.files import printable
 
 PACKED = (".tar", ".parquet")
 _MOST_HEADER = 2**20  # bytes of a header in a tar; of labels no more is read either
-_LABELS = ("label", "labels", "cls", "class", "fine_label")
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")
 
 
@@ -160,7 +159,8 @@ class _Bounded(io.BufferedReader):
 
 def _list_tar(path: Path, prefix: str) -> Iterator[_Packed]:
     """List the images in a tar by where they lie in it."""
-    labels: dict[str, int] = {}
+    labels: dict[str, int | None] = {}
+    refused: list[tuple[str, str]] = []
     images: list[tuple[str, str, int, int]] = []
     try:
         with _Bounded(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
@@ -171,9 +171,9 @@ def _list_tar(path: Path, prefix: str) -> Iterator[_Packed]:
                 if f".{ending.rsplit('.', 1)[-1]}" in list_extensions():
                     images.append((member.name, key, member.offset_data, member.size))
                 elif ending in ("cls", "json") and (content := tar.extractfile(member)) is not None:
-                    label = _read_label(ending, content.read(1 << 20))
-                    if label is not None:
-                        labels[key] = label
+                    labels[key], reason = _read_label(ending, content.read(_MOST_HEADER))
+                    if reason:
+                        refused.append((member.name, reason))
     except (
         OSError,
         tarfile.TarError,
@@ -183,6 +183,9 @@ def _list_tar(path: Path, prefix: str) -> Iterator[_Packed]:
     ) as error:  # a hostile header
         why = shorten(str(error), 200, placeholder=" …")
         raise SpectralError(f"{str(path)!r} can't be read as a tar ({why}); fetch it again") from error
+    if refused:  # numbers of which some are whole count no classes
+        refuse_labels(prefix, f"what {printable(refused[0][0])} has", refused[0][1])
+        labels.clear()
     for name, key, start, length in images:
         read = partial(read_slice, path, start, length)
         yield _Packed(f"{prefix}/{name}", read, labels.get(key), path, (start, length), length)
@@ -195,15 +198,17 @@ def _split(name: str) -> tuple[str, str]:
     return f"{folder}/{stem}", ending.lower()
 
 
-def _read_label(ending: str, content: bytes) -> int | None:
+def _read_label(ending: str, content: bytes) -> tuple[int | None, str]:
+    """Return an image's label, and why what is there is none."""
+    if ending == "cls":
+        labels, reason = read_labels(content, 1, single=True)
+        return next(iter(labels), None), reason
     with suppress(ValueError, RecursionError):
-        if ending == "cls":
-            return int(content.decode().strip())
         facts = json.loads(content)
-        for key in _LABELS if isinstance(facts, dict) else ():
-            if is_integer(facts.get(key)):
-                return int(facts[key])
-    return None
+        if isinstance(facts, dict):
+            taken = take_labels(facts, single=True)
+            return next(iter(taken.labels), None), taken.reason
+    return None, ""
 
 
 def _list_parquet(path: Path, prefix: str) -> tuple[list[_Packed], list[str] | None]:
@@ -211,12 +216,8 @@ def _list_parquet(path: Path, prefix: str) -> tuple[list[_Packed], list[str] | N
     try:
         file = _open_parquet(path)
         column = _find_column(file.schema_arrow, path)
-        label = next((name for name in _LABELS if name in file.schema_arrow.names), None)
         _refuse_claims(file.metadata, column, path)
-        labels: list[Any] = [None] * file.metadata.num_rows
-        if label is not None and pa.types.is_integer(file.schema_arrow.field(label).type):
-            _refuse_unfolding(path, file.metadata, label)
-            labels = file.read([label]).column(label).to_pylist()
+        label, labels = _read_label_column(file, path, prefix)
         counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
     except (OSError, pa.ArrowException, OverflowError, ValueError) as error:
         if isinstance(error, SpectralError):
@@ -232,6 +233,26 @@ def _list_parquet(path: Path, prefix: str) -> tuple[list[_Packed], list[str] | N
         for i, place in enumerate(places)
     ]
     return packed, _find_classes(file.schema_arrow, label)
+
+
+def _read_label_column(file: pq.ParquetFile, path: Path, source: str) -> tuple[str | None, Labels]:
+    """Read the first column of labels that are numbers; say why one isn't read, if none is."""
+    refused: tuple[str, str] | None = None
+    for name in LABEL_KEYS:
+        if name not in file.schema_arrow.names:
+            continue
+        kind = file.schema_arrow.field(name).type
+        if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+            _refuse_unfolding(path, file.metadata, name)
+            labels, reason = read_labels(file.read([name]).column(name).to_pylist(), file.metadata.num_rows)
+            if labels:
+                return name, labels
+        else:  # text may unfold to any length, and lists to any number
+            reason = f"it is of type {shorten(str(kind), 60, placeholder=' …')}"
+        refused = refused or (name, reason)
+    if refused is not None and refused[1]:
+        refuse_labels(source, repr(refused[0]), refused[1])
+    return None, [None] * file.metadata.num_rows
 
 
 def _refuse_claims(facts: pq.FileMetaData, column: str, path: Path) -> None:

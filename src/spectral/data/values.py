@@ -13,7 +13,8 @@ import numpy as np
 from torch import Tensor
 
 from spectral.data.bounds import MOST_UNFOLDED, check_values
-from spectral.data.datasets import as_tensors, count_images, hash_values, split_labels
+from spectral.data.datasets import as_tensors, count_images, hash_values
+from spectral.data.labels import Taken, refuse_labels, take_labels
 from spectral.data.structures import list_leaves, pick
 from spectral.errors import SpectralError
 from spectral.factories import explaining, find_needed, opened, split_factory
@@ -92,8 +93,8 @@ def read_values(source: str | os.PathLike[str]) -> tuple[Any, list[int | None], 
     """Read a file of arrays, or call a function: what it holds or gives, its labels, and where it is from.
 
     Several arrays of a .npz file are a network's named inputs, or its inputs in their order where they have
-    no names; whole numbers that are called ``label``, ``target``, ``y`` or such are labels. Nothing that is
-    pickled is read.
+    no names; what is called ``label``, ``target``, ``y`` or such is labels, if it counts classes. Nothing
+    that is pickled is read.
 
     Raises:
         SpectralError: if the file can't be read, or the function fails, needs arguments or gives nothing.
@@ -104,8 +105,11 @@ def read_values(source: str | os.PathLike[str]) -> tuple[Any, list[int | None], 
     try:
         check_values(made)
         if from_file:
-            return *_name_inputs(made), f"file:{path.name}"
-        return *(split_labels(as_tensors(made)) if isinstance(made, Mapping) else (made, [])), str(source)
+            return *_name_inputs(made, f"file:{path.name}"), f"file:{path.name}"
+        if not isinstance(made, Mapping):
+            return made, [], str(source)
+        taken = _take_labels(made, str(source))
+        return as_tensors(taken.rest), list(taken.labels), str(source)
     except SpectralError as error:
         raise SpectralError(f"{source}: {error}") from error
 
@@ -151,15 +155,29 @@ def _read_array(file: IO[bytes]) -> Any:
     return found
 
 
-def _name_inputs(found: Any) -> tuple[Any, list[int | None]]:
+def _name_inputs(found: Any, source: str) -> tuple[Any, list[int | None]]:
     """Return the inputs among arrays, and their labels."""
     if not isinstance(found, Mapping):
         return found, []
-    inputs, labels = split_labels(as_tensors(found))
+    taken = _take_labels(found, source)
+    inputs = as_tensors(taken.rest)
     if len(inputs) == 1:
-        return found[next(iter(inputs))], labels  # an array: 8-bit pixels are seen as such
+        return found[next(iter(inputs))], list(taken.labels)  # an array: 8-bit pixels are seen as such
     unnamed = list(inputs) == [f"arr_{i}" for i in range(len(inputs))]
-    return tuple(inputs.values()) if unnamed else inputs, labels
+    return tuple(inputs.values()) if unnamed else inputs, list(taken.labels)
+
+
+def _take_labels(found: Mapping[str, Any], source: str) -> Taken:
+    """Take the labels out of named arrays; say which aren't, and leave those out that no network takes."""
+    taken = take_labels(found)
+    if taken.reason:
+        refuse_labels(source, taken.where, taken.reason)
+    inputs = {k: v for k, v in taken.rest.items() if repr(k) != taken.where or not _is_text(v)}
+    return taken._replace(rest=inputs)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "USO"
 
 
 def _call(asked: str) -> Any:

@@ -22,6 +22,7 @@ from spectral.data import (
     is_image_set,
     warn_about_skipped,
 )
+from spectral.data.labels import join_labels, take_labels
 from spectral.errors import SpectralError, warn
 from spectral.inputs import Inputs
 from spectral.intake.channels import list_channel_calls
@@ -285,7 +286,14 @@ class Feed:
         self._check_range(inputs.image)
         if named is not None:
             return GivenImages(inputs, named.source, named.labels)
-        return GivenImages(inputs, "tensor" if isinstance(adapted, Tensor) else "inputs")
+        source = "tensor" if isinstance(adapted, Tensor) else "inputs"
+        return GivenImages(inputs, source, self._find_labels(adapted, inputs.count))
+
+    def _find_labels(self, given: Any, count: int) -> Sequence[int | None]:
+        """Return the labels in what the user gave, where the model is called with a part of it alone."""
+        if self._call is None or not self._call.note:
+            return ()
+        return join_labels([take_labels(given)], [count], self.caller)[0]
 
     def _adapt_bytes(self, pixels: Tensor) -> Images:
         """Read an 8-bit tensor: as it is where the model takes it so, else as pixels."""

@@ -94,7 +94,19 @@ def _list_sequence_calls(model: Any, example: Sequence[Any]) -> Iterator[Call]:
         yield Call(lambda batch: make_inputs(*batch))
     yield whole
     if len(example) > 1 and isinstance(example[0], Tensor | list | tuple | Mapping):
-        yield Call(lambda batch: make_inputs(batch[0]), "of each batch, the first item is passed")
+        note = "of each batch, the first item is passed"
+        if _may_be_labels(example):
+            note += "; labels, as which the second isn't taken, are of a whole type"
+        yield Call(lambda batch: make_inputs(batch[0]), note)
+
+
+def _may_be_labels(example: Sequence[Any]) -> bool:
+    """Whether the second of a pair has a number or some for each image, of no whole type."""
+    image, other = example[0], example[1] if len(example) == 2 else None
+    if not isinstance(image, Tensor) or not isinstance(other, Tensor):
+        return False
+    each = other.ndim in (1, 2) and image.ndim > 2 and len(other) == len(image)
+    return each and (other.is_floating_point() or other.dtype == torch.bool)
 
 
 def list_inputs(model: Any, example: Any) -> list[Inputs]:

@@ -1,0 +1,209 @@
+"""Labels among what comes with images: a whole number for each, in whichever form people write it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from spectral.arguments import is_integer
+from spectral.data.structures import is_list_of_images, list_leaves
+from spectral.errors import warn
+
+LABEL_KEYS = ("label", "labels", "target", "targets", "y", "cls", "class", "fine_label")
+SECOND = "the second of each pair"
+_WHOLE = re.compile(r"\s*([+-]?[0-9]{1,18})(\.0*)?\s*")
+_MOST_WHOLE = 2.0**53  # above, a float doesn't tell a whole number from the next
+_NUMBERS = (float, np.generic, np.ndarray, Tensor)
+_SHOWN = 30  # characters of what is no label
+
+Labels = list[int | None]
+
+
+class Taken(NamedTuple):
+    """What is left of a batch or an item without its labels.
+
+    Attributes:
+        rest: all of it, where none are taken.
+        labels: of each image; empty where none are taken.
+        where: the key that has them, or what may be them.
+        reason: why what may be labels isn't taken; empty where nothing may be.
+    """
+
+    rest: Any
+    labels: Sequence[int | None] = ()
+    where: str = ""
+    reason: str = ""
+
+
+def take_labels(batch: Any, single: bool = False) -> Taken:
+    """Take the labels out of a batch, or out of an item, which is one image.
+
+    They are under a key such as ``label`` of a dictionary, or the last of (images, labels). Of a pair numbers
+    of a whole type alone are labels, as anything else may be another input; beside a picture, which no
+    network is called with, and under a key any form that `read_labels` reads.
+
+    Args:
+        batch: in any form.
+        single: whether it is an item.
+
+    Example:
+        >>> take_labels((torch.zeros(2, 3, 8, 8), torch.tensor([4, 1]))).labels
+        [4, 1]
+        >>> take_labels({"image": torch.zeros(3, 8, 8), "label": 7.0}, single=True).labels
+        [7]
+        >>> take_labels({"image": torch.zeros(3, 8, 8), "label": 0.5}, single=True).reason
+        '0.5 is among them'
+    """
+    if isinstance(batch, Mapping):
+        refused = Taken(dict(batch))
+        for key in LABEL_KEYS:
+            rest = {k: v for k, v in batch.items() if k != key}
+            labels, reason = read_labels(batch.get(key), _count_images(rest, single), single)
+            if labels:
+                return Taken(rest, labels, repr(key))
+            if reason and not refused.reason:
+                refused = Taken(dict(batch), (), repr(key), reason)
+        return refused
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        image, other = batch
+        pictured = isinstance(image, Image.Image) and isinstance(other, _NUMBERS)
+        if pictured or _is_whole(other):
+            labels, reason = read_labels(other, _count_images(image, single), single)
+            return Taken(image, labels) if labels else Taken(batch, (), SECOND, reason if pictured else "")
+    return Taken(batch)
+
+
+def read_labels(value: Any, count: int | None = None, single: bool = False) -> tuple[Labels, str]:
+    """Read labels: whole numbers, as such, as floats or as text, (N,) or (N, 1), or one-hot (N, K).
+
+    Args:
+        value: an array, a tensor, a list or a number.
+        count: of the images; None if it isn't known.
+        single: whether they are those of one image, which may then be one-hot (K,).
+
+    Returns:
+        Labels, NaN being none, and why there are none. Of more or fewer numbers (N,) than images all are
+        returned. Maps and the like, of more axes, are none, without a reason.
+
+    Example:
+        >>> read_labels(np.array([[2.0], [np.nan]]), 2), read_labels([0, 0, 1], 1, single=True)
+        (([2, None], ''), ([2], ''))
+        >>> read_labels(["cat", "dog"], 2)
+        ([], "'cat' is among them")
+    """
+    if value is None:
+        return [], ""
+    if isinstance(value, Mapping):
+        return [], f"a {type(value).__name__} is there instead"
+    try:
+        array = _as_array(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # lists of lists of several lengths
+        return [], "numbers of them differ between images"
+    shape = [n for n in array.shape if n != 1]
+    if len(shape) > 2 or array.size == 0:
+        return [], ""
+    if len(shape) < 2 and not (single and shape) and not (array.ndim == 2 and array.shape[0] == count == 1):
+        return _read_numbers(array.reshape(-1))
+    if array.size == 1:
+        return _read_numbers(array.reshape(-1))
+    rows = array.reshape(1, -1) if single else array
+    if rows.ndim == 2 and len(rows) == (count or len(rows)) and _is_one_hot(rows):
+        return [int(i) for i in rows.argmax(1)], ""
+    return [], f"there are {rows.shape[-1]} of them for each image, and not a single 1 among zeros"
+
+
+def join_labels(parts: Sequence[Taken], counts: Sequence[int], source: str) -> tuple[Labels, bool]:
+    """Return the labels of all images of several batches or items; of none, where some aren't labels.
+
+    What isn't taken is said in a warning: numbers of which some are whole count no classes.
+
+    Args:
+        parts: what was taken of each.
+        counts: how many images each has.
+        source: what the set is called.
+
+    Returns:
+        A label or None for each image, and whether some that may be labels aren't taken.
+    """
+    none: Labels = [None] * sum(counts)
+    for part, count in zip(parts, counts, strict=True):
+        reason = part.reason
+        if part.labels and len(part.labels) != count:
+            reason = f"there are {len(part.labels)} of {count} images"
+        if reason:
+            refuse_labels(source, part.where or SECOND, reason)
+            return none, True
+    every = [part.labels or [None] * count for part, count in zip(parts, counts, strict=True)]
+    return [label for labels in every for label in labels], False
+
+
+def refuse_labels(source: str, where: str, reason: str) -> None:
+    """Warn that something isn't taken as labels."""
+    warn(f"{source}: {where} isn't taken as labels, since {reason}; give each image the number of its class")
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether all in it are of a whole type."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "iu"
+    if isinstance(value, Tensor):
+        return not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+    if isinstance(value, list | tuple):
+        return bool(value) and all(map(is_integer, value))
+    return is_integer(value)
+
+
+def _count_images(rest: Any, single: bool) -> int | None:
+    """Return how many images a batch has, where a tensor or an array in it tells."""
+    if single:
+        return 1
+    if is_list_of_images(rest):
+        return len(rest)
+    maps = [leaf for leaf in list_leaves(rest) if isinstance(leaf, Tensor | np.ndarray) and leaf.ndim > 1]
+    return len(max(maps, key=lambda x: x.ndim)) if maps else None
+
+
+def _as_array(value: Any) -> np.ndarray[Any, Any]:
+    if isinstance(value, Tensor):
+        own = value.detach().cpu()
+        return (own.double() if own.is_floating_point() else own).numpy()
+    return np.asarray(value)
+
+
+def _is_one_hot(rows: np.ndarray[Any, Any]) -> bool:
+    if rows.dtype.kind not in "biuf" or rows.shape[1] < 2:
+        return False
+    return bool(((rows == 0) | (rows == 1)).all() and (rows.sum(1) == 1).all())
+
+
+def _read_numbers(flat: np.ndarray[Any, Any]) -> tuple[Labels, str]:
+    """Read one number for each image."""
+    labels: Labels = []
+    for one in flat.tolist():
+        label = _read_number(one)
+        if isinstance(label, str):
+            return [], label
+        labels.append(label)
+    return (labels, "") if any(label is not None for label in labels) else ([], "no number is among them")
+
+
+def _read_number(value: Any) -> int | str | None:
+    """Return a label, None for an image that has none, or a reason."""
+    if value is None or value != value:  # NaN, as tables write what is missing
+        return None
+    if is_integer(value):
+        return int(value)
+    if isinstance(value, float) and value.is_integer() and abs(value) < _MOST_WHOLE:
+        return int(value)
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    if isinstance(value, str) and (found := _WHOLE.fullmatch(value)):
+        return int(found[1])
+    shown = repr(value)
+    return f"{shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '…'} is among them"
