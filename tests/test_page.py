@@ -279,22 +279,27 @@ def opened(browser, page):
 @needs_browser
 class TestBrowser:
     def test_a_box_opens_its_site(self, opened, found):
+        from playwright.sync_api import expect  # waits: the page follows a new hash in a task of its own
+
         tab = opened()
         assert tab.locator("details.detail[open]").count() == 0
         tab.click(".strip a >> nth=1")
-        assert tab.locator("details.detail[open] #site-1").is_visible()
-        assert tab.locator("details.detail[open] svg").is_visible()
-        assert tab.locator(".strip a[aria-current]").get_attribute("href") == "#site-1"
+        expect(tab.locator("details.detail[open] #site-1")).to_be_visible()
+        expect(tab.locator("details.detail[open] svg")).to_be_visible()
+        expect(tab.locator(".strip a[aria-current]")).to_have_attribute("href", "#site-1")
         assert tab.url.endswith("#site-1")
 
     def test_a_hash_opens_its_site_and_keys_do_too(self, opened):
+        from playwright.sync_api import expect
+
         tab = opened("#site-2")
-        assert tab.locator("#site-2").is_visible()
+        expect(tab.locator("#site-2")).to_be_visible()
         tab.locator(".strip a >> nth=0").focus()
         tab.keyboard.press("Enter")
-        assert tab.locator("#site-0").is_visible()
-        tab.keyboard.press("Space")  # the summary has the focus now
-        assert not tab.locator("#site-0").is_visible()
+        expect(tab.locator("#site-0")).to_be_visible()
+        expect(tab.locator("details:has(#site-0) summary")).to_be_focused()
+        tab.keyboard.press("Space")
+        expect(tab.locator("#site-0")).to_be_hidden()
 
     def test_tables_sort_by_numbers_both_ways(self, opened, found):
         tab = opened()
