@@ -5,6 +5,10 @@ OLDEST ?= .venv-oldest
 EXTRAS = samples,antialiased,attacks,corruptions,imagenet,transformers,lightning,docs,dev
 ARGS ?=
 
+# Where this is set, as in many images of containers, every process would compile all of torch anew: 19 s for
+# a measurement of 7 s.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: study reference test test-oldest test-shuffled docs lint clean
 
 # First a network trained on ImageNet beside its conversions, then the small networks of this project.
