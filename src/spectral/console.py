@@ -8,6 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -23,6 +24,7 @@ OTHER_INPUTS = (
     "named inputs, or a function as my_data.py:load"
 )
 BAD_INPUT, DEFECT, INTERRUPTED = 2, 1, 130
+_SHOWN = f"{__name__}.shown"  # under what a command's context has what it has warned of
 
 
 workers_option = click.option(
@@ -87,7 +89,8 @@ class SpectralCommand(_OneVoice):
             click.echo(f"{ctx.info_name} runs in one process; the other {launch.count - 1} end.", err=True)
         with separate_lines(), warnings.catch_warnings(), ExitStack() as job:
             warnings.simplefilter("always", SpectralWarning)
-            warnings.showwarning = _show_warning
+            shown: list[str] = ctx.meta.setdefault(_SHOWN, [])
+            warnings.showwarning = partial(_show_warning, shown)
             ranks = None
             try:
                 if launch.count > 1 and self.ranks != "first":
@@ -191,11 +194,17 @@ def explain_error(error: BaseException) -> tuple[str, int]:
     return f"unexpected {type(error).__name__}: {_one_line(error)}; {DEBUG}=1 shows where", DEFECT
 
 
+def list_warnings() -> list[str]:
+    """Return what the running command has warned of so far."""
+    return list(click.get_current_context().meta.get(_SHOWN, ()))
+
+
 def _show_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int,
+    shown: list[str], message: Warning | str, category: type[Warning], filename: str, lineno: int,
     file: TextIO | None = None, line: str | None = None,
 ) -> None:  # fmt: skip
-    click.echo(f"Warning: {_one_line(message)}", err=True)
+    shown.append(_one_line(message))
+    click.echo(f"Warning: {shown[-1]}", err=True)
 
 
 def _one_line(message: object) -> str:

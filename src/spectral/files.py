@@ -21,6 +21,10 @@ from spectral.errors import SpectralError, StorageError
 SEAL = f"sha256:{'0' * 64}"
 """What stands in a file where `seal` is to put the digest of all the rest."""
 
+SETTLED = 2.0  # seconds after which a file that changes again gets another time
+
+State = tuple[int, ...]  # of a file, see `look_at`
+
 LOCK_FILE = "_lock"  # pandas and pyarrow pass over names that begin with _
 
 _UNFIT = re.compile(r"[^\w.+@-]+")
@@ -104,6 +108,28 @@ def hash_file(path: Path) -> str:
             return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
     except OSError as error:
         raise StorageError(f"{path} can't be read ({error.strerror}); check the path") from error
+
+
+def look_at(path: Path, *place: int) -> State:
+    """Return what the file system says of a file, and the place in it: as long as it is so, so are its bytes.
+
+    The last is the time of the description, which the system alone sets.
+
+    Raises:
+        OSError: if there is no such file.
+    """
+    found = path.stat()
+    return (*place, found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def is_settled(state: State, begun: float) -> bool:
+    """Whether a file that changes from now on gets another state: one that has just changed may not.
+
+    Args:
+        state: from `look_at`, the times last.
+        begun: when it was not looked at yet, in seconds.
+    """
+    return max(state[-2:]) < (begun - SETTLED) * 1e9
 
 
 def append_seal(content: bytes, place: str = "") -> bytes:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import spectral
+from spectral.cli.finished import Outcome, can_recall, look_at_inputs, note_finished, recall
 from spectral.cli.options import (
     PATH,
     ModelOptions,
@@ -23,7 +24,7 @@ from spectral.cli.options import (
     quiet_option,
 )
 from spectral.cli.output import write_rows
-from spectral.console import SpectralCommand, hold_folder, workers_option
+from spectral.console import SpectralCommand, hold_folder, list_warnings, workers_option
 from spectral.errors import SpectralError
 from spectral.launch import find_launch
 from spectral.schema import SCALE_FREE
@@ -74,19 +75,23 @@ def measure(
     Example:
       spectral measure bundled/resnet20 --limit 100 --out runs/resnet20
     """
-    from spectral.lineage import RUNS, list_runs
-    from spectral.measurement import DEFAULT_METRICS
-    from spectral.summary import describe_summary, write_summary
-
     if out:
         hold_folder(out)
+    asked = {"command": "measure", "model": model, "limit": limit, "metrics": metrics, "taps": taps,
+             "batch_size": batch_size, "seed": seed, **vars(network)}  # fmt: skip
+    alone = out is not None and network.device == "cpu" and can_recall()
+    inputs = look_at_inputs(asked, images) if alone else None
+    found = recall(out, inputs) if out and inputs else None
+    if found:
+        click.echo(found.said)
+        _tell_measured(found, json_path, out, {"seed": seed, "limit": limit})
+        return
     net, info, pictures = network.load_with_images(model, images, limit, seed, workers, lazily=True)
     random = " (random weights, not trained)" if model.endswith("@random") else ""
     broken = _list_skipped(pictures)
     skipped = f"; {len(broken)} broken file(s) skipped" if broken else ""
-    click.echo(
-        f"measuring {model}, weights {info.weights_id}{random}, on {describe_images(pictures)}{skipped}"
-    )
+    said = f"measuring {model}, weights {info.weights_id}{random}, on {describe_images(pictures)}{skipped}"
+    click.echo(said)
     table = spectral.measure(
         net,
         pictures,
@@ -98,18 +103,34 @@ def measure(
     )
     if not find_launch().first:
         return  # the first rank writes for all
-    summary = spectral.summarize_measurements(table)
-    click.echo(f"\n{describe_summary(summary, metrics or DEFAULT_METRICS).text()}")
+    from spectral.measurement import DEFAULT_METRICS
+
+    facts = {"model": model, "weights": info.weights_id, "seed": seed}
+    if json_path or inputs:
+        facts |= _name_images(pictures)
+    shown = list(metrics or DEFAULT_METRICS)
+    found = Outcome(said, shown, len(pictures), facts, _list_skipped(pictures), table)
+    _tell_measured(found, json_path, out, {"seed": seed, "limit": limit})
+    if out and inputs and not list_warnings():
+        note_finished(out, inputs, look_at_inputs(asked, images), info.files, found)
+
+
+def _tell_measured(
+    found: Outcome, json_path: Path | None, out: Path | None, options: Mapping[str, Any]
+) -> None:
+    """Print what a measurement came to, and write it where it is to be."""
+    from spectral.lineage import RUNS, list_runs
+    from spectral.summary import describe_summary, summarize_measurements, write_summary
+
+    summary = summarize_measurements(found.table)
+    click.echo(f"\n{describe_summary(summary, found.metrics).text()}")
     if json_path:
-        facts = {"model": model, "weights": info.weights_id, **_name_images(pictures), "seed": seed}
-        write_rows(summary, json_path, facts)
+        write_rows(summary, json_path, found.facts)
     if out:
         runs = {RUNS: list_runs(out / "measurements", out)}
-        write_summary(
-            summary, table, out, {"seed": seed, "limit": limit, "skipped": _list_skipped(pictures), **runs}
-        )
-        resumed = table.attrs["resumed"]
-        earlier = f", {resumed} of {len(pictures)} images measured earlier" if resumed else ""
+        write_summary(summary, found.table, out, {**options, "skipped": found.skipped, **runs})
+        resumed = found.table.attrs["resumed"]
+        earlier = f", {resumed} of {found.images} images measured earlier" if resumed else ""
         click.echo(f"\nwritten to {out}{earlier}")
 
 

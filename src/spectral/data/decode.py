@@ -25,9 +25,6 @@ _FURTHER = frozenset({
 _ORIENTATION_TAG = 0x0112
 _DEEPEST = 65535
 MOST_BYTES = 2**29  # of an image file
-SETTLED = 2.0  # seconds after which a file that changes again gets another time
-
-State = tuple[int, ...]  # of a file, see `look_at`
 
 
 @lru_cache(maxsize=1)
@@ -208,18 +205,6 @@ def read_bytes(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def look_at(path: Path, *place: int) -> State:
-    """Return what the file system says of a file, and the place in it: as long as it is so, so are its bytes.
-
-    The last is the time of the description, which the system alone sets.
-
-    Raises:
-        OSError: if there is no such file.
-    """
-    found = path.stat()
-    return (*place, found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
-
-
 def _refuse_long(size: int) -> None:
     if size > MOST_BYTES:
         raise SpectralError(f"its {size / 2**20:.0f} MiB are more than {MOST_BYTES / 2**20:.0f}; convert it")
@@ -238,16 +223,6 @@ def _refuse_huge(image: Image.Image) -> None:
             f"its {image.width}×{image.height} pixels are more than {limit / 1e6:.0f} million; make it "
             f"smaller, or raise PIL.Image.MAX_IMAGE_PIXELS"
         )
-
-
-def is_settled(state: State, begun: float) -> bool:
-    """Whether a file that changes from now on gets another state: one that has just changed may not.
-
-    Args:
-        state: from `look_at`, the times last.
-        begun: when it was not looked at yet, in seconds.
-    """
-    return max(state[-2:]) < (begun - SETTLED) * 1e9
 
 
 def digest_bytes(content: bytes) -> str:

@@ -17,11 +17,9 @@ from tqdm import tqdm
 from spectral.classes import SYNSET
 from spectral.data.decode import (
     CheckedFile,
-    State,
     check_image,
     describe_failure,
     list_extensions,
-    look_at,
     read_bytes,
     read_image,
 )
@@ -30,7 +28,7 @@ from spectral.data.known import KnownFiles
 from spectral.data.listed import FEWEST_LISTED, Book, ListedImages, ListedItem, Seen
 from spectral.data.threads import map_in_threads
 from spectral.errors import SpectralError, SpectralWarning
-from spectral.files import printable
+from spectral.files import State, look_at, printable
 
 # Kinds that lie beside images and that nobody takes for any.
 _COMPANIONS = frozenset({

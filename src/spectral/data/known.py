@@ -13,9 +13,9 @@ from typing import Any
 
 import PIL
 
-from spectral.data.decode import CheckedFile, is_settled, look_at
+from spectral.data.decode import CheckedFile
 from spectral.errors import SpectralError
-from spectral.files import append_seal, split_seal, write_whole
+from spectral.files import append_seal, is_settled, look_at, split_seal, write_whole
 
 FEWEST_FILES = 500  # of a folder that is worth it
 MOST_FOLDERS = 64  # that are remembered

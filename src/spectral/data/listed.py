@@ -16,16 +16,15 @@ from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from spectral.data.decode import (
-    State,
     decode_image,
     describe_failure,
     digest_bytes,
     inspect_image,
-    is_settled,
 )
 from spectral.data.imageset import Batches, ImageItem, ImageSet, warn_about_skipped
 from spectral.data.threads import map_in_threads
 from spectral.errors import SpectralError
+from spectral.files import State, is_settled
 
 LISTED = "listed-"  # begins what tells a listing from others
 FEWEST_LISTED = 500  # images that are worth it: of fewer all are read at once

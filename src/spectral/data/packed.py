@@ -18,12 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from spectral.data.decode import (
-    State,
     decode_image,
     inspect_image,
-    is_settled,
     list_extensions,
-    look_at,
     read_slice,
 )
 from spectral.data.folder import Choice, FolderListing, Found, choose, choose_listed, choose_readable
@@ -32,7 +29,7 @@ from spectral.data.labels import LABEL_KEYS, Labels, read_labels, refuse_labels,
 from spectral.data.listed import FEWEST_LISTED
 from spectral.data.pages import MOST_UNFOLDED, measure_unfolded
 from spectral.errors import SpectralError
-from spectral.files import printable
+from spectral.files import State, is_settled, look_at, printable
 
 PACKED = (".tar", ".parquet")
 _MOST_HEADER = 2**20  # bytes of a header in a tar; of labels no more is read either

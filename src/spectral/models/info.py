@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,6 +72,8 @@ class ModelInfo:
         num_classes: outputs of the classifier; None where that isn't known, or it is none.
         classes: their names in order, where known.
         metadata: whatever else the source says: recipe, accuracy, hub repository, licence.
+        files: all that it depends on besides installed packages, there or not: none of random weights; None
+            where that isn't known, as of code of the user's own or of a hub, where others may be published.
     """
 
     name: str
@@ -80,6 +83,7 @@ class ModelInfo:
     num_classes: int | None
     classes: tuple[str, ...] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    files: tuple[Path, ...] | None = None
 
 
 IMAGENET = Preprocessing((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -317,6 +317,7 @@ def _open_file(
         preprocessing=_described_preprocessing(metadata, info.preprocessing, path),
         classes=_described_classes(metadata, info, path),
         metadata={**metadata, "architecture": named},
+        files=(path, path.with_suffix(".json")) if _is_installed(named) else None,
     )
 
 
@@ -332,6 +333,12 @@ def _is_same(architecture: str, described: str) -> bool:
     if both[0] is not None and both[1] is not None:
         return both[0][1] == both[1][1]
     return architecture.removeprefix("bundled/") == described.removeprefix("bundled/")
+
+
+def _is_installed(architecture: str) -> bool:
+    """Whether an architecture is installed code alone, which reads no file of the user's or of a hub."""
+    own = split_factory(architecture) is not None or is_folder(architecture)
+    return not own and not architecture.startswith("hf/")
 
 
 def open_untrained(architecture: str, classes: int | None = None) -> Loaded:
@@ -425,6 +432,8 @@ def _open_named(asked: str, classes: int | None) -> Loaded:
         loaded = _SOURCES[source].open(name, pretrained, None if pretrained else classes)
     else:
         raise SpectralError(_explain_unknown(asked, name if separator else source))
+    if not pretrained and _is_installed(bare):
+        loaded = loaded[0], replace(loaded[1], files=())
     if classes not in (None, loaded[1].num_classes):
         raise SpectralError(
             f"{asked} has {loaded[1].num_classes} classes, and a head for {classes} would be untrained; give "

@@ -7,6 +7,7 @@ timm has the same networks under other names.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def open_packaged(name: str, pretrained: bool, classes: int | None = None) -> Lo
         require_digest(path, path.stem.rpartition("-")[2])
         stages = [len(stage) for stage in model.blocks]  # type: ignore[union-attr]
         load_into(model, rename_lite(load_state(path), stages), f"packaged/{name}: {path.name}")
+        info = replace(info, files=(path,))
     return model, info
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spectral.errors import SpectralError
@@ -55,6 +55,7 @@ def open_robustbench(name: str, pretrained: bool, classes: int | None = None) ->
         with fetching(f"robustbench/{name}", by_hand):
             download(published.url, path)
     state = load_state(path)
+    info = replace(info, files=(path,))
     return fill((build(published.architecture), info), state, f"robustbench/{name}: {path}")
 
 
@@ -114,7 +115,7 @@ def open_cifar(name: str, pretrained: bool, classes: int | None = None) -> Loade
             download(CIFAR_HUB + file.name, path)
     require_digest(path, file.digest)
     state = {key.replace("linear.", "fc."): value for key, value in load_state(path).items()}
-    return fill((model, info), state, f"cifar-hub/{name}: {path}")
+    return fill((model, replace(info, files=(path,))), state, f"cifar-hub/{name}: {path}")
 
 
 def require_digest(path: Path, digest: str) -> None:

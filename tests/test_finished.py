@@ -1,0 +1,243 @@
+"""A second run of a command on finished work: read without torch where nothing has changed, and only then."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import environment
+from PIL import Image
+
+import spectral
+from spectral.cli.finished import Inputs, look_at_inputs, note_finished, recall
+from spectral.models.checkpoint import save_checkpoint
+from spectral.models.load import open_untrained
+
+PROGRAM = """
+import sys
+from spectral.cli import main
+try:
+    main(prog_name="spectral")
+finally:
+    print("torch" in sys.modules, file=open("loaded.txt", "w"))
+"""
+TABLES = ("summary.csv", "sites.csv", "provenance.json")
+
+
+def paint(path: Path, number: int) -> None:
+    Image.new("RGB", (32, 32), (number, 255 - number, 7)).save(path)
+
+
+def save(path: Path, width: int = 4) -> None:
+    model = open_untrained(f"resnet8-w{width}")[0]
+    save_checkpoint(model, path, {"architecture": f"resnet8-w{width}"})
+
+
+def run(folder: Path, *more: str) -> tuple[subprocess.CompletedProcess[str], bool]:
+    """Run the command in a process of its own; return what it said, and whether it loaded torch."""
+    words = ["measure", "net.safetensors", "--images", "photos", "--metrics", "avr,am", "--quiet",
+             "--out", "run", *more]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *words], cwd=folder, env=environment(), capture_output=True, text=True
+    )
+    return done, (folder / "loaded.txt").read_text().strip() == "True"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, of files that can change no more without another time."""
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "photos").mkdir()
+    for number in range(5):
+        paint(folder / "photos" / f"{number}.png", number)
+    save(folder / "net.safetensors")
+    time.sleep(2.1)
+    first, loaded = run(folder)
+    assert (first.returncode, loaded) == (0, True), first.stderr
+    (folder / "first.txt").write_text(first.stdout)
+    return folder
+
+
+@pytest.fixture
+def finished(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same with a note of its own, in the current folder: files that a test may change."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("run", "photos"):
+        shutil.copytree(made / name, name)
+    network = [shutil.copy(made / name, name) for name in ("net.safetensors", "net.json")]
+    noted = json.loads((made / "run/measurements/_inputs.json").read_bytes())["circumstances"]
+    outcome = recall(made / "run", Inputs(noted, 0, 0.0))
+    Path("asked.json").write_text(json.dumps(noted["asked"]))
+    inputs = ask()
+    assert outcome is not None
+    assert inputs is not None
+    later = Inputs(inputs.circumstances, inputs.newest, time.time() + 10)  # when files have settled
+    assert note_finished(Path("run"), later, ask(), [Path(name) for name in network], outcome)
+    return Path("run")
+
+
+def ask(**other: Any) -> Inputs | None:
+    """Look at what the command depends on, as it does."""
+    asked: Mapping[str, Any] = json.loads(Path("asked.json").read_text())
+    return look_at_inputs({**asked, **other}, "photos")
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def is_recalled(run: Path, inputs: Inputs | None) -> bool:
+    return inputs is not None and recall(run, inputs) is not None
+
+
+def test_the_second_run_says_and_writes_what_the_usual_one_does_without_torch(made, tmp_path):
+    note = made / "run" / "measurements" / "_inputs.json"
+    kept = tmp_path / "inputs.json"
+    shutil.copy(note, kept)
+    note.unlink()
+    usual, loaded = run(made, "--json", "usual.json")
+    assert loaded
+    assert note.read_bytes() == kept.read_bytes()  # the usual run notes the same
+    tables = [(made / "run" / name).read_bytes() for name in TABLES]
+    (made / "run" / "summary.csv").unlink()  # written anew
+    again, loaded = run(made, "--json", "again.json")
+    assert not loaded
+    assert (again.returncode, again.stdout) == (usual.returncode, usual.stdout)
+    assert again.stdout.rstrip().endswith("written to run, 5 of 5 images measured earlier")
+    assert (made / "first.txt").read_text().rstrip() == again.stdout.rstrip().partition(", 5 of 5")[0]
+    assert (made / "again.json").read_bytes() == (made / "usual.json").read_bytes()
+    assert [(made / "run" / name).read_bytes() for name in TABLES] == tables
+
+
+def test_what_nothing_has_changed_of_is_recalled(finished):
+    found = recall(finished, ask())
+    assert found is not None
+    assert found.table["image"].nunique() == 5
+    assert found.table.attrs["provenance"]["model"] == "net.safetensors"
+
+
+@pytest.mark.parametrize("change", ["pixels", "another", "gone", "time"])
+def test_other_images_are_not_recalled(finished, change):
+    path = Path("photos/1.png")
+    if change == "pixels":  # of the same length, and with the same time put back
+        before = path.stat()
+        flip(path, -20)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    elif change == "another":
+        paint(Path("photos/9.png"), 9)
+    elif change == "gone":
+        path.unlink()
+    else:
+        os.utime(path)
+    assert not is_recalled(finished, ask())
+
+
+@pytest.mark.parametrize("change", ["weights", "description", "gone"])
+def test_other_weights_are_not_recalled(finished, change):
+    assert is_recalled(finished, ask())
+    if change == "weights":
+        flip(Path("net.safetensors"), -1)
+    elif change == "description":
+        Path("net.json").write_text("{}")
+    else:
+        Path("net.safetensors").unlink()
+    assert not is_recalled(finished, ask())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"metrics": ["avr"]}, {"limit": 3}, {"taps": ["input"]}, {"seed": 1}, {"batch_size": 2},
+     {"model": "other.safetensors"}, {"input_size": [16, 16]}, {"mean": [0.5]}, {"weights": "w.pt"}],
+    ids=str,
+)  # fmt: skip
+def test_other_options_are_not_recalled(finished, other):
+    assert is_recalled(finished, ask())
+    assert not is_recalled(finished, ask(**other))
+
+
+def test_another_version_is_not_recalled(finished, monkeypatch):
+    monkeypatch.setattr(spectral, "__version__", "0.0.9")
+    assert not is_recalled(finished, ask())
+
+
+def test_another_installation_is_not_recalled(finished, tmp_path, monkeypatch):
+    assert is_recalled(finished, ask())
+    (tmp_path / "torch-9.9.dist-info").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not is_recalled(finished, ask())
+
+
+def test_from_another_folder_a_name_may_mean_another_file(finished, monkeypatch):
+    run, there = finished.resolve(), Path("there").resolve()
+    assert is_recalled(run, ask())
+    shutil.copytree("photos", there / "photos")
+    shutil.copy("asked.json", there)
+    monkeypatch.chdir(there)
+    assert not is_recalled(run, ask())
+
+
+@pytest.mark.parametrize("damage", ["shard", "note", "run"])
+def test_damaged_measurements_are_left_to_the_usual_way(finished, damage):
+    name = {"shard": "shard-000000.parquet", "note": "_inputs.json", "run": "_run.json"}[damage]
+    path = finished / "measurements" / name
+    flip(path, path.stat().st_size // 2)
+    assert not is_recalled(finished, ask())
+
+
+def test_measurements_of_which_a_shard_is_gone_are_left_to_the_usual_way(finished):
+    (finished / "measurements" / "shard-000000.parquet").unlink()
+    assert not is_recalled(finished, ask())
+
+
+def test_what_has_just_been_written_is_not_noted(finished):
+    outcome, now = recall(finished, ask()), ask()
+    assert now is not None
+    assert outcome is not None
+    before = Inputs(now.circumstances, now.newest, time.time() + 10)
+    fresh = Inputs(before.circumstances, int((before.begun - 1) * 1e9), before.begun)
+    assert not note_finished(finished, fresh, before, [], outcome)
+    assert not (finished / "measurements" / "_inputs.json").exists()
+    assert not note_finished(finished, before, ask(seed=1), [], outcome)  # it changed meanwhile
+    assert not note_finished(finished, before, before, None, outcome)  # nobody knows of what it is made
+    assert note_finished(finished, before, before, [], outcome)
+
+
+@pytest.mark.parametrize("images", ["my_data.py:load", "stl10", "no/such/folder", ["photos", "cifar10"]])
+def test_images_that_files_do_not_tell_are_unclear(finished, images):
+    assert look_at_inputs({}, images) is None
+
+
+def test_an_image_in_a_linked_folder_is_looked_at(tmp_path):
+    for name in ("there", "photos"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "photos" / "linked").symlink_to(tmp_path / "there")
+    before = look_at_inputs({}, str(tmp_path / "photos"))
+    paint(tmp_path / "there" / "a.png", 1)
+    after = look_at_inputs({}, str(tmp_path / "photos"))
+    assert before is not None
+    assert after is not None
+    assert before.circumstances != after.circumstances
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [("bundled/resnet20", True), ("timm/resnet18@random", True),
+     ("bundled/resnet20@random", True), ("net.py:build", False)],
+)  # fmt: skip
+def test_networks_say_of_which_files_they_are(name, files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text("from torch import nn\nbuild = lambda: nn.Conv2d(3, 4, 3, 2)\n")
+    info = spectral.model_info(spectral.load_model(name, input_size=32))
+    assert info is not None
+    assert (info.files is not None) == files
+    assert all(path.is_file() for path in info.files or ())
