@@ -130,7 +130,10 @@ def test_convert_repairs_what_it_did(tmp_path):
     assert run.exit_code == 0, run.output
     model = load_model("bundled/resnet20")
     calibrated = reconstruct(convert(model, "flc"), str(folder))
-    expected = distill(calibrated, str(folder), teacher=model, steps=2, progress=False)
+    expected = distill(
+        calibrated, str(folder), teacher=model, steps=2, max_lr=1e-4, tune="norms", progress=False
+    )
+    assert "divergence from bundled/resnet20 on images left out" in run.output
     net, x = load_model(str(path)), image(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(net(x), expected(x), rtol=1e-3, atol=1e-3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -10,9 +11,13 @@ import torch
 from networks import image, unchanged
 from torch import Tensor, nn
 
+from spectral.data import load_images
 from spectral.distillation import STATE_NAME, distill
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, SpectralWarning
+from spectral.heldout import leave_out
 from spectral.inputs import read_example
+from spectral.intake import Feed
+from spectral.models import load_model
 from spectral.surgery import convert, revert
 from spectral.views import Views
 
@@ -67,11 +72,11 @@ def test_the_same_seed_gives_the_same_weights_and_frozen_ones_are_so_again() -> 
     torch.manual_seed(5)
     state = torch.get_rng_state()
     first, second = (
-        distill(smooth, image(6, 3, 32, 32), steps=4, batch_size=4, seed=seed, progress=False)
+        distill(smooth, image(6, 3, 32, 32), steps=4, batch_size=4, seed=seed, held_out=0, progress=False)
         for seed in (1, 1)
     )
     assert torch.equal(torch.get_rng_state(), state)
-    other = distill(smooth, image(6, 3, 32, 32), steps=4, batch_size=4, seed=2, progress=False)
+    other = distill(smooth, image(6, 3, 32, 32), steps=4, batch_size=4, seed=2, held_out=0, progress=False)
     same = [torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)]
     assert all(same)
     assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
@@ -87,7 +92,7 @@ def test_what_is_tuned_can_be_chosen(tune: str, kernels: set[str]) -> None:
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3),
     ).eval()  # fmt: skip
     smooth = convert(net, "blurpool", example=16)
-    tuned = distill(smooth, image(6, 3, 16, 16), steps=2, batch_size=3, tune=tune, progress=False)
+    tuned = distill(smooth, image(6, 3, 16, 16), steps=2, batch_size=3, tune=tune, held_out=0, progress=False)
     moved = {name for name, p in tuned.named_parameters() if not torch.equal(p, smooth.get_parameter(name))}
     assert moved == {"1.weight", "0.bias", "1.bias", "3.bias", "6.bias"} | kernels
     assert all(p.requires_grad for p in tuned.parameters())
@@ -96,13 +101,15 @@ def test_what_is_tuned_can_be_chosen(tune: str, kernels: set[str]) -> None:
 def test_a_student_equal_to_its_teacher_has_nothing_to_learn() -> None:
     net, _ = make_pair()
     same = convert(net, "strided", example=32)
-    tuned = distill(same, image(8, 3, 32, 32), steps=1, progress=False)
+    tuned = distill(same, image(8, 3, 32, 32), steps=1, held_out=0, progress=False)
     x = image(4, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(tuned(x), net(x), rtol=1e-3, atol=1e-3)
 
 
-def read_seen(views: Views, masked: dict[str, Tensor], steps: int) -> list[tuple[Tensor, Tensor]]:
+def read_seen(
+    views: Views, masked: dict[str, Tensor], steps: int, held_out: float = 0
+) -> list[tuple[Tensor, Tensor]]:
     """What the student sees in each step."""
     seen: list[tuple[Tensor, Tensor]] = []
 
@@ -114,7 +121,7 @@ def read_seen(views: Views, masked: dict[str, Tensor], steps: int) -> list[tuple
 
     smooth = convert(Masked().eval(), "blurpool", example=read_example(masked))
     seen.clear()
-    distill(smooth, masked, steps=steps, views=views, progress=False)
+    distill(smooth, masked, steps=steps, views=views, held_out=held_out, progress=False)
     return seen
 
 
@@ -153,6 +160,44 @@ def test_images_are_mixed_in_pairs_with_weights_that_add_up() -> None:
         assert not set(values.tolist()) <= {0.0, 1.0, 10.0, 100.0}
 
 
+@pytest.mark.parametrize("max_lr", [1e-3, 1.0])
+def test_a_network_is_given_back_as_it_was_nearest_to_its_teacher(max_lr: float) -> None:
+    """On images that it isn't trained on: a rate too high took it away, and nothing said so."""
+    net, smooth = make_pair()
+    images, found = image(20, 3, 32, 32), list[tuple[int, float]]()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        tuned = distill(smooth, images, steps=10, batch_size=4, max_lr=max_lr, progress=False,
+                        on_check=lambda *one: found.append(one))  # fmt: skip
+    steps, divergences = zip(*found, strict=True)
+    assert steps == (0, 3, 5, 8, 10)
+    left_out = images[[2, 7, 12, 17]]
+    assert divergences[0] == pytest.approx(divergence(smooth, net, left_out), rel=1e-4)
+    assert min(divergences) == pytest.approx(divergence(tuned, net, left_out), rel=1e-4)
+    kept = [w for w in said if "given back as it was: 10 step(s) bring it no nearer" in str(w.message)]
+    assert bool(kept) == (max_lr == 1.0)
+    for a, b in zip(tuned.parameters(), smooth.parameters(), strict=True):
+        assert torch.equal(a, b) or not kept
+
+
+def test_images_left_out_are_not_trained_on() -> None:
+    flat = torch.arange(10.0).view(10, 1, 1, 1).expand(10, 3, 16, 16).clone()
+    masks = torch.ones(10, 1, 16, 16)
+    seen = read_seen(Views(zoom=1, mix=0), {"x": flat, "mask": masks}, 3, held_out=0.2)
+    assert {float(v) for x, _ in seen for v in x.unique()} == {0, 1, 3, 4, 5, 6, 8, 9}
+
+
+def test_photographs_are_left_out_as_a_whole() -> None:
+    images = load_images("samples", size=32, limit=80)
+    assert 2 < len(set(images.clusters)) < 80
+    kept, left_out = leave_out(Feed(load_model("bundled/resnet20@random"), images, caller="test"), 0.3)
+    assert sorted(kept + left_out) == list(range(80))
+    assert not {images.clusters[i] for i in kept} & {images.clusters[i] for i in left_out}
+    single = Feed(load_model("bundled/resnet20@random"), images.take(1), caller="test")
+    with pytest.warns(SpectralWarning, match="of a single image none is left out"):
+        assert leave_out(single, 0.3) == ([0], [])
+
+
 def test_images_that_dont_fit_are_read_each_time(monkeypatch) -> None:
     _, smooth = make_pair()
     images = [
@@ -187,7 +232,17 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path, monkeypatch) -
         patch.setattr(torch.optim.AdamW, "step", lambda self, *a, **k: (stop(), step(self, *a, **k))[1])
         with pytest.raises(KeyboardInterrupt):
             distill(smooth, x, steps=6, batch_size=4, out=tmp_path, progress=False)
-    resumed = distill(smooth, x, steps=6, batch_size=4, out=tmp_path, progress=False)
+    found: list[int] = []
+    resumed = distill(
+        smooth,
+        x,
+        steps=6,
+        batch_size=4,
+        out=tmp_path,
+        progress=False,
+        on_check=lambda *one: found.append(one[0]),
+    )
+    assert found == [0, 2, 3, 5, 6]
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         torch.testing.assert_close(a, b)
     with pytest.raises(SpectralError, match="holds a run with max_lr"):
@@ -209,6 +264,8 @@ def test_bad_input_is_one_sentence() -> None:
     for zoom, mix in ((0, 0.5), (1.5, 0.5), (0.5, -1), (0.5, float("nan"))):
         with pytest.raises(SpectralError, match="zoom must be"):
             Views(zoom=zoom, mix=mix)
+    with pytest.raises(SpectralError, match="held_out must be ≥ 0 and < 1, got 1"):
+        distill(smooth, images, held_out=1, progress=False)
     with pytest.raises(SpectralError, match="max_lr must be > 0"):
         distill(smooth, images, max_lr=0, progress=False)
     with pytest.raises(SpectralError, match="tune must be one of all, filters, norms, got 'norm'"):
@@ -228,7 +285,7 @@ def test_a_teacher_of_other_classes_is_refused() -> None:
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes)).eval()
         for classes in (5, 7)
     )
-    with pytest.raises(SpectralError, match=r"scores of shape \(2, 5\), the teacher \(2, 7\); pass"):
+    with pytest.raises(SpectralError, match=r"scores of shape \(1, 5\), the teacher \(1, 7\); pass"):
         distill(student, torch.rand(2, 3, 8, 8), teacher=teacher, steps=1, progress=False)
 
 
@@ -238,9 +295,9 @@ def test_a_network_in_half_precision_is_tuned_in_single(dtype: torch.dtype) -> N
     _, smooth = make_pair()
     narrow, images = smooth.to(dtype), image(4, 3, 32, 32)
     with unchanged(narrow):
-        tuned = distill(narrow, images, steps=3, batch_size=4, progress=False)
+        tuned = distill(narrow, images, steps=3, batch_size=4, held_out=0, progress=False)
     wide = copy.deepcopy(narrow).float()
-    expected = distill(wide, images, steps=3, batch_size=4, progress=False).to(dtype)
+    expected = distill(wide, images, steps=3, batch_size=4, held_out=0, progress=False).to(dtype)
     changed = 0
     for (name, given), old in zip(tuned.state_dict().items(), narrow.state_dict().values(), strict=True):
         assert given.dtype == old.dtype, name

@@ -138,10 +138,12 @@ ALLOWED = {
     },
     "training_state": {"files"},
     "views": {"inputs", "network"},
+    "heldout": {"intake"},
     "distillation": {
         "arguments",
         "copying",
         "files",
+        "heldout",
         "identity",
         "inputs",
         "intake",

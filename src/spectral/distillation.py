@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
@@ -19,6 +18,7 @@ from spectral.arguments import as_integer, as_path
 from spectral.copying import copy_model
 from spectral.errors import SpectralError
 from spectral.files import claim
+from spectral.heldout import Nearest, diverge, leave_out, require_same
 from spectral.identity import find_structure
 from spectral.inputs import Inputs
 from spectral.intake import Feed, pick_inputs
@@ -32,12 +32,15 @@ from spectral.views import Views, augment_images, seeded_generator
 CALLER = "distill"
 STATE_NAME = "distillation-state.pt"
 KEPT_EVERY = 50  # steps
+FITTED_LR = 1e-4  # for norms alone: of what is fitted, more or faster learns the images by heart
+HELD_OUT = 0.2  # of the images, on which it is judged
+CHECKS = 4  # how often, after the first time
 HELD_BYTES = 2**29  # of images that are decoded once; more are decoded each time
 _NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TUNED = ("all", "filters", "norms")
 FULL = torch.float32.itemsize
-_LEAST = 1e-30  # a probability that rounds to nothing, and the power of a map that is none
+_LEAST = 1e-30  # the power of a map that is none
 
 
 def distill(
@@ -51,10 +54,12 @@ def distill(
     layer_weight: float = 1.0,
     tune: str = "all",
     views: Views = Views(),
+    held_out: float = HELD_OUT,
     seed: int = 0,
     preprocessing: Any = None,
     logits: Take | None = None,
     out: Path | str | None = None,
+    on_check: Callable[[int, float], None] | None = None,
     progress: bool = True,
 ) -> nn.Module:
     """Tune a converted network until it says what the unconverted one says; no labels are needed.
@@ -65,6 +70,11 @@ def distill(
     by what the teacher does at every layer than by its verdict. Statistics of batch norms stay (of few images
     they would be worse, see `recalibrate`), as does dropout, off. A network in half precision is tuned in
     single and given back in its own.
+
+    A network that already fits, as after `reconstruct`, may be taken away from its teacher by a few images.
+    So some are left out, and the divergence of its class probabilities on these, as they are, is measured at
+    the beginning, at the end and between: the network is given back as it was where that was least, and a
+    warning says if this is the beginning.
 
     Args:
         model: what `convert` returned, `recalibrate` best called before.
@@ -80,14 +90,19 @@ def distill(
             the depthwise kernels; ``"all"``; whether they require a gradient or not. The fewer, the less a
             few images can be learnt by heart.
         views: what the images are turned into.
+        held_out: the share of the images, of whole photographs where several are cut from one, on which it
+            is judged; 0 for none, and the network as the last step leaves it.
         seed: of the order and the views.
         preprocessing: as for `measure`.
         logits: as for `measure`, for a network whose output holds its class scores somewhere else.
         out: folder for the state, from which the same call goes on after an interruption; none by default.
+        on_check: called with the steps done and the mean divergence on the images left out.
         progress: show a bar.
 
     Returns:
         A tuned copy, its modes as they were.
+
+    Units: nats, of the divergence.
 
     Raises:
         SpectralError: if the model isn't a converted one and no teacher is given, it is no classifier, the
@@ -104,7 +119,7 @@ def distill(
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         ...                     nn.Linear(4, 5))
         >>> smooth = convert(net.eval(), "blurpool", example=16)
-        >>> tuned = distill(smooth, torch.rand(4, 3, 16, 16), steps=1, progress=False)
+        >>> tuned = distill(smooth, torch.rand(4, 3, 16, 16), steps=1, held_out=0, progress=False)
         >>> torch.equal(tuned[0].weight, smooth[0].weight)
         False
     """
@@ -116,6 +131,8 @@ def distill(
         )
     if tune not in TUNED:
         raise SpectralError(f"{CALLER}: tune must be one of {', '.join(TUNED)}, got {tune!r}")
+    if not 0 <= held_out < 1:
+        raise SpectralError(f"{CALLER}: held_out must be ≥ 0 and < 1, got {held_out}")
     if teacher is None:
         conversion_report(model)  # says so, if it wasn't converted
         teacher = revert(model)
@@ -127,7 +144,7 @@ def distill(
         "teacher": hash_state(teacher.state_dict()), "teacher_structure": find_structure(teacher),
         "images": feed.images.fingerprint, "steps": steps, "batch_size": batch_size, "max_lr": float(max_lr),
         "layer_weight": float(layer_weight), "tune": tune, "views": asdict(views), "seed": seed,
-        **({} if logits is None else {"logits": feed.describe_logits()}),
+        "held_out": float(held_out), **({} if logits is None else {"logits": feed.describe_logits()}),
     }  # fmt: skip
     trained = _choose_parameters(student, tune)
     wanted = {p: p.requires_grad for p in student.parameters()}
@@ -146,13 +163,18 @@ def distill(
             parameter.requires_grad_(True)
         optimizer = torch.optim.AdamW(trained, max_lr, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _one_cycle(step, steps))
-        parts = {"model": student, "optimizer": optimizer, "schedule": schedule}
+        kept, left_out = leave_out(feed, held_out)
+        nearest = Nearest(feed, teacher, left_out, batch_size, trained, on_check)
+        parts = {"model": student, "optimizer": optimizer, "schedule": schedule, "nearest": nearest}
         first = restore_state(state, run, parts, feed.device, CALLER)[0] if state else 0
+        if not first:
+            nearest.check(0)
+        times = {-(-steps * turn // CHECKS) for turn in range(1, CHECKS + 1)}
         bar = tqdm(
             total=steps, initial=first, desc=f"distilling {feed.name}", unit="step", disable=not progress
         )
         with bar, _listen(teacher, student) as pairs:
-            for step, batch in _draw_batches(feed, range(first, steps), batch_size, views, seed):
+            for step, batch in _draw_batches(feed, kept, range(first, steps), batch_size, views, seed):
                 loss = _compute_loss(feed, teacher, batch, pairs, layer_weight)
                 if not torch.isfinite(loss):
                     raise SpectralError(
@@ -162,10 +184,13 @@ def distill(
                 loss.backward()
                 optimizer.step()
                 schedule.step()
+                if step + 1 in times:
+                    nearest.check(step + 1)
                 if state and ((step + 1) % KEPT_EVERY == 0 or step + 1 == steps):
                     store_state(state, run, parts, step + 1, [])
                 bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
                 bar.update()
+        nearest.restore()
     for parameter, flag in wanted.items():
         parameter.grad = None
         parameter.requires_grad_(flag)
@@ -214,16 +239,16 @@ def _one_cycle(step: int, steps: int) -> float:
 
 
 def _draw_batches(
-    feed: Feed, steps: range, batch_size: int, views: Views, seed: int
+    feed: Feed, chosen: Sequence[int], steps: range, batch_size: int, views: Views, seed: int
 ) -> Iterator[tuple[int, Inputs]]:
     """Yield (step, images), every image once before any comes again; drawn from the seed and the step."""
-    each = -(-len(feed.images) // batch_size)  # steps in which every image comes once
+    each = -(-len(chosen) // batch_size)  # steps in which every image comes once
     held = _hold(feed)
     step = steps.start
     while step < steps.stop:
         turn, done = divmod(step, each)
-        order = torch.randperm(len(feed.images), generator=seeded_generator(seed, turn, 0)).tolist()
-        rest = order[done * batch_size :]
+        order = torch.randperm(len(chosen), generator=seeded_generator(seed, turn, 0)).tolist()
+        rest = [chosen[i] for i in order[done * batch_size :]]
         if held is None:
             batches = (inputs for _, inputs in feed.batches(batch_size, indices=rest))
         else:
@@ -258,12 +283,7 @@ def _compute_loss(
     for seen in pairs.values():
         seen.clear()
     given = feed.scores(feed.run(batch), batch.count).probabilities()
-    if given.shape != target.shape:
-        raise SpectralError(
-            f"{CALLER}: {feed.name} gives scores of shape {tuple(given.shape)}, the teacher "
-            f"{tuple(target.shape)}; pass a teacher of the same classes"
-        )
-    loss = F.kl_div(given.clamp_min(_LEAST).log(), target, reduction="batchmean")
+    loss = diverge(given, require_same(target, given, feed))
     if not layer_weight:
         return loss
     errors = [

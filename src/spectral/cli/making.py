@@ -196,8 +196,8 @@ def read_options(texts: Sequence[str]) -> dict[str, Any]:
               help="Fit weights and norm statistics again on these images, no labels needed; or on inputs as "
               "they are: a .npy or .npz file, or my_data.py:load.")  # fmt: skip
 @click.option("--distill", "steps", type=click.IntRange(min=1), metavar="STEPS",
-              help="Then tune it on the same images for so many steps (600 are a good start), until it says "
-              "what MODEL says.")  # fmt: skip
+              help="Then tune its norms on the same images for so many steps (40 are a good start), until it "
+              "says what MODEL says; some are left out, and what does best on them is kept.")  # fmt: skip
 @workers_option
 @click.option("--placement", type=click.Choice(["auto", "behind"]), default="auto", show_default=True,
               help="Behind the activation where the block allows it, or right behind the operator."
@@ -232,12 +232,12 @@ def convert(
     Example:
       spectral convert bundled/resnet20 --method flc --out resnet20-flc.safetensors
       spectral convert timm/resnet50 --method blurpool --calibrate photos --out r50.safetensors
-      spectral convert timm/resnet50 --method flc --calibrate photos --distill 600 --out r50.safetensors
+      spectral convert timm/resnet50 --method flc --calibrate photos --distill 40 --out r50.safetensors
       spectral convert my_net.py:build --method flc --calibrate signals.npz --out smooth.safetensors
       spectral convert bundled/resnet20 --activations alias-free --padding circular --out r20.safetensors
     """
     from spectral.data import find_example
-    from spectral.distillation import STATE_NAME
+    from spectral.distillation import FITTED_LR, STATE_NAME
     from spectral.models.checkpoint import save_checkpoint
     from spectral.study.tuning import name_architecture
     from spectral.table import write_json
@@ -276,7 +276,17 @@ def convert(
         smooth = spectral.reconstruct(smooth, pictures, inplace=True)
     state = out.parent / "training" / out.stem
     if steps is not None:
-        smooth = spectral.distill(smooth, pictures, teacher=net, steps=steps, out=state)
+        found: list[tuple[int, float]] = []
+        smooth = spectral.distill(
+            smooth, pictures, teacher=net, steps=steps, max_lr=FITTED_LR, tune="norms", out=state,
+            on_check=lambda *one: found.append(one),
+        )  # fmt: skip
+        if found:
+            at, least = min(found, key=lambda one: one[1])
+            click.echo(
+                f"divergence from {model} on images left out: {found[0][1]:.3g} before, {found[-1][1]:.3g} "
+                f"after {steps} steps; kept as after {at}, with {least:.3g}"
+            )
     metadata = {
         "architecture": name_architecture(net), "family": info.family,
         "converted_from": info.name, "mean": info.preprocessing.mean, "std": info.preprocessing.std,

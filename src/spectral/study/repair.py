@@ -167,10 +167,10 @@ def _repair(
         yield RECONSTRUCTED, fitted, spent
     if distilled:
         begun = time.perf_counter()
-        tuned = distill(
+        tuned = distill(  # judged by the other half, so none of this one is left out
             fitted, tuning, teacher=model, steps=effort.steps, batch_size=effort.batch_size,
             max_lr=effort.max_lr, layer_weight=effort.layer_weight, tune=effort.tune,
-            views=Views(zoom=effort.zoom, mix=effort.mix), seed=effort.seed, progress=progress,
+            views=Views(zoom=effort.zoom, mix=effort.mix), held_out=0, seed=effort.seed, progress=progress,
         )  # fmt: skip
         yield DISTILLED, tuned, spent + time.perf_counter() - begun
 
