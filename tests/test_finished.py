@@ -32,8 +32,8 @@ finally:
 TABLES = ("summary.csv", "sites.csv", "provenance.json")
 
 
-def paint(path: Path, number: int) -> None:
-    Image.new("RGB", (32, 32), (number, 255 - number, 7)).save(path)
+def paint(path: Path, number: int, side: int = 32) -> None:
+    Image.new("RGB", (side, side), (number, 255 - number, 7)).save(path)
 
 
 def save(path: Path, width: int = 4) -> None:
@@ -58,6 +58,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "photos").mkdir()
     for number in range(5):
         paint(folder / "photos" / f"{number}.png", number)
+    paint(folder / "photos" / "4.png", 4, 16)
+    (folder / "photos" / "broken.png").write_bytes(b"no image")
     save(folder / "net.safetensors")
     time.sleep(2.1)
     first, loaded = run(folder)
@@ -113,6 +115,9 @@ def test_the_second_run_says_and_writes_what_the_usual_one_does_without_torch(ma
     again, loaded = run(made, "--json", "again.json")
     assert not loaded
     assert (again.returncode, again.stdout) == (usual.returncode, usual.stdout)
+    assert again.stderr == usual.stderr
+    assert "1 broken file(s) skipped" in again.stdout
+    assert [word in again.stderr for word in ("skipped 1 broken", "are enlarged")] == [True, True]
     assert again.stdout.rstrip().endswith("written to run, 5 of 5 images measured earlier")
     assert (made / "first.txt").read_text().rstrip() == again.stdout.rstrip().partition(", 5 of 5")[0]
     assert (made / "again.json").read_bytes() == (made / "usual.json").read_bytes()

@@ -89,7 +89,7 @@ class SpectralCommand(_OneVoice):
             click.echo(f"{ctx.info_name} runs in one process; the other {launch.count - 1} end.", err=True)
         with separate_lines(), warnings.catch_warnings(), ExitStack() as job:
             warnings.simplefilter("always", SpectralWarning)
-            shown: list[str] = ctx.meta.setdefault(_SHOWN, [])
+            shown: list[tuple[type[Warning], str]] = ctx.meta.setdefault(_SHOWN, [])
             warnings.showwarning = partial(_show_warning, shown)
             ranks = None
             try:
@@ -194,17 +194,22 @@ def explain_error(error: BaseException) -> tuple[str, int]:
     return f"unexpected {type(error).__name__}: {_one_line(error)}; {DEBUG}=1 shows where", DEFECT
 
 
-def list_warnings() -> list[str]:
-    """Return what the running command has warned of so far."""
+def list_warnings() -> list[tuple[type[Warning], str]]:
+    """Return what the running command has warned of so far, and of which kind it was."""
     return list(click.get_current_context().meta.get(_SHOWN, ()))
 
 
+def show_again(warned: str) -> None:
+    """Warn of what an earlier command has warned of, in the same words."""
+    click.echo(f"Warning: {warned}", err=True)
+
+
 def _show_warning(
-    shown: list[str], message: Warning | str, category: type[Warning], filename: str, lineno: int,
-    file: TextIO | None = None, line: str | None = None,
+    shown: list[tuple[type[Warning], str]], message: Warning | str, category: type[Warning], filename: str,
+    lineno: int, file: TextIO | None = None, line: str | None = None,
 ) -> None:  # fmt: skip
-    shown.append(_one_line(message))
-    click.echo(f"Warning: {shown[-1]}", err=True)
+    shown.append((category, _one_line(message)))
+    show_again(shown[-1][1])
 
 
 def _one_line(message: object) -> str:

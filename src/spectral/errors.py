@@ -51,6 +51,10 @@ class SpectralWarning(UserWarning):
     """
 
 
+class LostRowsWarning(SpectralWarning):
+    """Rows of a run are gone and are measured again: what the same call doesn't warn of the next time."""
+
+
 def suggest(name: str, options: Iterable[str], limit: int = 3) -> str:
     """Return ``"; nearest: 'a', 'b'"`` for a misspelt name, or an empty string when nothing is near.
 

@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 
 from spectral.arguments import as_path
-from spectral.errors import SpectralError, SpectralWarning, StorageError
+from spectral.errors import LostRowsWarning, SpectralError, StorageError
 from spectral.files import ensure_writable
 from spectral.lazy import gather
 from spectral.sameness import Network, refuse_other
@@ -236,7 +236,7 @@ class ShardStore:
                     lost -= len(shard.images)
                     warnings.warn(
                         f"{shard.path} has only a part of its rows; its images are measured again",
-                        SpectralWarning,
+                        LostRowsWarning,
                         stacklevel=5,
                     )
                 else:
@@ -247,7 +247,7 @@ class ShardStore:
                 warnings.warn(
                     f"{self.folder} lacks the rows of {lost - len(found.images)} images that it had: a shard "
                     f"is gone; they are measured again",
-                    SpectralWarning,
+                    LostRowsWarning,
                     stacklevel=5,
                 )
             self._contents, self._small_known = found, True

@@ -4,7 +4,7 @@ At the end of a run it is noted what its result depends on: the command as it wa
 and the state of every file that was read. A file's state is its size, its place on the disk, its time and the
 time of its description, which the system alone sets. Where all of that is as it was, the result is read
 instead of being found out again. Whatever can't be told from files alone has no note: code of the user's own,
-weights of a hub, other devices than the CPU, several processes, and a run that warned.
+weights of a hub, other devices than the CPU, several processes. What the run warned of is said again.
 """
 
 from __future__ import annotations
@@ -43,16 +43,20 @@ class Outcome:
         said: the line that says what is measured.
         metrics: that are shown, in this order.
         images: how many there are.
+        finished: how many of them could be read.
         facts: what the result is of.
         skipped: files that could not be read.
+        warned: what was warned of.
         table: as `spectral.measure` gives it.
     """
 
     said: str
     metrics: list[str]
     images: int
+    finished: int
     facts: dict[str, Any]
     skipped: list[tuple[str, str]]
+    warned: list[str]
     table: pd.DataFrame
 
 
@@ -144,9 +148,12 @@ def recall(out: Path, inputs: Inputs) -> Outcome | None:
     except (SpectralError, KeyError):  # the usual way says what it is, or makes it anew
         return None
     sites = [dict(pairs) for pairs in note["sites"]]
-    table.attrs.update(sites=sites, provenance=note["provenance"], resumed=note["images"])
+    table.attrs.update(sites=sites, provenance=note["provenance"], resumed=note["finished"])
     skipped = [(name, why) for name, why in note["skipped"]]
-    return Outcome(note["said"], note["metrics"], note["images"], note["facts"], skipped, table)
+    return Outcome(
+        note["said"], note["metrics"], note["images"], note["finished"], note["facts"], skipped,
+        note["warned"], table,
+    )  # fmt: skip
 
 
 def note_finished(
@@ -184,8 +191,10 @@ def note_finished(
         "said": found.said,
         "metrics": found.metrics,
         "images": found.images,
+        "finished": found.finished,
         "facts": found.facts,
         "skipped": found.skipped,
+        "warned": found.warned,
     }
     write_json(note, folder / NOTE, sealed=True)
     return True

@@ -24,8 +24,8 @@ from spectral.cli.options import (
     quiet_option,
 )
 from spectral.cli.output import write_rows
-from spectral.console import SpectralCommand, hold_folder, list_warnings, workers_option
-from spectral.errors import SpectralError
+from spectral.console import SpectralCommand, hold_folder, list_warnings, show_again, workers_option
+from spectral.errors import LostRowsWarning, SpectralError
 from spectral.launch import find_launch
 from spectral.schema import SCALE_FREE
 
@@ -83,6 +83,8 @@ def measure(
     inputs = look_at_inputs(asked, images) if alone else None
     found = recall(out, inputs) if out and inputs else None
     if found:
+        for sentence in found.warned:
+            show_again(sentence)
         click.echo(found.said)
         _tell_measured(found, json_path, out, {"seed": seed, "limit": limit})
         return
@@ -109,9 +111,14 @@ def measure(
     if json_path or inputs:
         facts |= _name_images(pictures)
     shown = list(metrics or DEFAULT_METRICS)
-    found = Outcome(said, shown, len(pictures), facts, _list_skipped(pictures), table)
+    warned = list_warnings()
+    finished = len(pictures.readable() if isinstance(pictures, spectral.ImageSet) else pictures)
+    found = Outcome(
+        said, shown, len(pictures), finished, facts, _list_skipped(pictures), [text for _, text in warned],
+        table,
+    )  # fmt: skip
     _tell_measured(found, json_path, out, {"seed": seed, "limit": limit})
-    if out and inputs and not list_warnings():
+    if out and inputs and not any(issubclass(kind, LostRowsWarning) for kind, _ in warned):
         note_finished(out, inputs, look_at_inputs(asked, images), info.files, found)
 
 
