@@ -129,7 +129,7 @@ def test_convert_repairs_what_it_did(tmp_path):
     )
     assert run.exit_code == 0, run.output
     model = load_model("bundled/resnet20")
-    calibrated = reconstruct(convert(model, "flc"), str(folder))
+    calibrated = reconstruct(convert(model, "flc"), str(folder), held_out=0.2)
     expected = distill(
         calibrated, str(folder), teacher=model, steps=2, max_lr=1e-4, tune="norms", progress=False
     )

@@ -361,3 +361,19 @@ class Gain(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.gain * x
+
+
+def test_images_left_out_take_no_part_in_a_fit() -> None:
+    """So that what judges a distillation afterwards is new to the network."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    smooth, images = convert(net, "blurpool", example=16), image(20, 3, 16, 16)
+    others = images.clone()
+    others[[2, 7, 12, 17]] = 5 * torch.rand(4, 3, 16, 16)
+    fitted, same = (reconstruct(smooth, x, held_out=0.2).state_dict() for x in (images, others))
+    assert all(torch.equal(value, same[name]) for name, value in fitted.items())
+    whole = reconstruct(smooth, others).state_dict()
+    assert any(not torch.equal(value, whole[name]) for name, value in fitted.items())
+    with pytest.raises(SpectralError, match="at least 2 images, got 1 beside 1 left out"):
+        reconstruct(smooth, images[:2], held_out=0.2)
+    with pytest.raises(SpectralError, match="held_out must be ≥ 0 and < 1, got -1"):
+        reconstruct(smooth, images, held_out=-1)

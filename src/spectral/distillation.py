@@ -18,7 +18,7 @@ from spectral.arguments import as_integer, as_path
 from spectral.copying import copy_model
 from spectral.errors import SpectralError
 from spectral.files import claim
-from spectral.heldout import Nearest, diverge, leave_out, require_same
+from spectral.heldout import Nearest, as_share, diverge, leave_out, require_same
 from spectral.identity import find_structure
 from spectral.inputs import Inputs
 from spectral.intake import Feed, pick_inputs
@@ -91,7 +91,8 @@ def distill(
             few images can be learnt by heart.
         views: what the images are turned into.
         held_out: the share of the images, of whole photographs where several are cut from one, on which it
-            is judged; 0 for none, and the network as the last step leaves it.
+            is judged, best the same that `reconstruct` left out; 0 for none, and the network as the last step
+            leaves it.
         seed: of the order and the views.
         preprocessing: as for `measure`.
         logits: as for `measure`, for a network whose output holds its class scores somewhere else.
@@ -131,8 +132,7 @@ def distill(
         )
     if tune not in TUNED:
         raise SpectralError(f"{CALLER}: tune must be one of {', '.join(TUNED)}, got {tune!r}")
-    if not 0 <= held_out < 1:
-        raise SpectralError(f"{CALLER}: held_out must be ≥ 0 and < 1, got {held_out}")
+    held_out = as_share(held_out, CALLER)
     if teacher is None:
         conversion_report(model)  # says so, if it wasn't converted
         teacher = revert(model)
@@ -144,7 +144,7 @@ def distill(
         "teacher": hash_state(teacher.state_dict()), "teacher_structure": find_structure(teacher),
         "images": feed.images.fingerprint, "steps": steps, "batch_size": batch_size, "max_lr": float(max_lr),
         "layer_weight": float(layer_weight), "tune": tune, "views": asdict(views), "seed": seed,
-        "held_out": float(held_out), **({} if logits is None else {"logits": feed.describe_logits()}),
+        "held_out": held_out, **({} if logits is None else {"logits": feed.describe_logits()}),
     }  # fmt: skip
     trained = _choose_parameters(student, tune)
     wanted = {p: p.requires_grad for p in student.parameters()}

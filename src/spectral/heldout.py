@@ -16,6 +16,22 @@ from spectral.intake import Feed
 _LEAST = 1e-30  # a probability that rounds to nothing
 
 
+def as_share(value: float, caller: str) -> float:
+    """Return the share of images that are to be left out.
+
+    Raises:
+        SpectralError: if it leaves none.
+
+    Example:
+        >>> as_share(1.5, "distill")
+        Traceback (most recent call last):
+        spectral.errors.SpectralError: distill: held_out must be ≥ 0 and < 1, got 1.5
+    """
+    if not 0 <= value < 1:
+        raise SpectralError(f"{caller}: held_out must be ≥ 0 and < 1, got {value}")
+    return float(value)
+
+
 def leave_out(feed: Feed, share: float) -> tuple[list[int], list[int]]:
     """Return which images are trained on, and which aren't, spread evenly: folders come class by class.
 

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from spectral.arguments import as_integer
 from spectral.copying import copy_model
 from spectral.errors import SpectralError, SpectralWarning
+from spectral.heldout import leave_out
 from spectral.inputs import Inputs
 from spectral.intake import Feed
 from spectral.network import undisturbed
@@ -134,22 +135,26 @@ def kept_on_failure(model: nn.Module) -> Iterator[None]:
         raise
 
 
-def load_pair(feed: Feed, reference: nn.Module | None, limit: int) -> tuple[Inputs, nn.Module]:
+def load_pair(
+    feed: Feed, reference: nn.Module | None, limit: int, held_out: float = 0
+) -> tuple[Inputs, nn.Module]:
     """Return the images that a network is repaired on, in one batch, and the network before the change.
 
     Args:
         feed: images on their way to the network.
         reference: the network before; by default the one with plain decimation instead.
         limit: how many images at most, spread evenly: folders come class by class.
+        held_out: the share that is left out, as `spectral.distill` leaves it out.
 
     Raises:
         SpectralError: for fewer than two images, or without a reference if the network isn't a converted one.
     """
-    there = len(feed.images)
-    count = min(there, limit)
-    batch = feed.load([i * there // count for i in range(count)])
-    if batch.count < 2:
-        raise SpectralError(f"{feed.caller}: needs at least 2 images, got {batch.count}")
+    there, left_out = leave_out(feed, held_out)
+    count = min(len(there), limit)
+    if count < 2:
+        beside = f" beside {len(left_out)} left out" if left_out else ""
+        raise SpectralError(f"{feed.caller}: needs at least 2 images, got {count}{beside}")
+    batch = feed.load([there[i * len(there) // count] for i in range(count)])
     return batch, _make_twin(feed.model, feed.example) if reference is None else reference
 
 

@@ -20,6 +20,7 @@ from spectral.arguments import as_integer
 from spectral.copying import copy_model
 from spectral.data.structures import list_leaves
 from spectral.errors import SpectralError, warn
+from spectral.heldout import as_share
 from spectral.inputs import Inputs
 from spectral.intake import Feed
 from spectral.layers.polyphase import PhasePool
@@ -56,6 +57,7 @@ def reconstruct(
     ridge: float | None = None,
     limit: int = LIMIT,
     views: int = 1,
+    held_out: float = 0,
     seed: int = 0,
     inplace: bool = False,
     preprocessing: Any = None,
@@ -87,6 +89,8 @@ def reconstruct(
         views: in how many forms each image enters the fit, for few images: 1 as it is, each more as a part of
             it, three quarters of its sides or more, enlarged, and mirrored or not. Time and memory rise as
             the number. All views of an image are fitted to, or left out, together.
+        held_out: the share of the images that isn't used at all, so that `distill`, which leaves out the same
+            by default 0.2, judges on images that nothing was fitted to.
         seed: of the choice of places and of the views.
         inplace: change the model itself instead of a copy.
         preprocessing: as for `measure`.
@@ -118,7 +122,7 @@ def reconstruct(
     views = as_integer(views, f"{CALLER}: views", least=1)
     seed = as_integer(seed, f"{CALLER}: seed")
     feed = Feed(model, images, caller=CALLER, preprocessing=preprocessing)
-    batch, before = load_pair(feed, reference, limit)
+    batch, before = load_pair(feed, reference, limit, as_share(held_out, CALLER))
     owners = torch.arange(batch.count).repeat(views)
     batch = _add_views(feed, batch, views, seed)
     work = model if inplace else copy_model(model)

@@ -237,7 +237,7 @@ def convert(
       spectral convert bundled/resnet20 --activations alias-free --padding circular --out r20.safetensors
     """
     from spectral.data import find_example
-    from spectral.distillation import FITTED_LR, STATE_NAME
+    from spectral.distillation import FITTED_LR, HELD_OUT, STATE_NAME
     from spectral.models.checkpoint import save_checkpoint
     from spectral.study.tuning import name_architecture
     from spectral.table import write_json
@@ -273,7 +273,8 @@ def convert(
             f"nothing was replaced in {model}, so nothing is written; choose sites with --where"
         )
     if calibrate is not None:
-        smooth = spectral.reconstruct(smooth, pictures, inplace=True)
+        held_out = HELD_OUT if steps is not None else 0  # what distillation is judged on nothing is fitted to
+        smooth = spectral.reconstruct(smooth, pictures, held_out=held_out, inplace=True)
     state = out.parent / "training" / out.stem
     if steps is not None:
         found: list[tuple[int, float]] = []
