@@ -123,6 +123,13 @@ class TestMeasurement:
             assert one.attrs["provenance"]["images_fingerprint"] == known["images"].iloc[0].split("@")[1]
         pd.testing.assert_frame_equal(measure(list_images(folder), tmp_path / "run"), known)
 
+    def test_going_on_under_the_same_circumstances_adds_no_part(self, folder, tmp_path):
+        with pytest.warns(SpectralWarning, match="501 of 501 images are smaller than 9×9"):
+            first, again = (measure(list_images(folder).resized(9), tmp_path / "run") for _ in range(2))
+        assert first.attrs["provenance"] == again.attrs["provenance"]
+        assert again.attrs["provenance"]["enlarged"] == COUNT
+        assert "parts" not in again.attrs["provenance"]
+
     def test_workers_tell_what_they_have_read(self, folder):
         images = list_images(folder).with_loading(spectral.data.Loading(2))
         assert len(list(images.batches(200))) == 3

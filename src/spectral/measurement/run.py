@@ -21,7 +21,7 @@ from spectral.inputs import Inputs
 from spectral.intake import Feed
 from spectral.interrupts import raise_kept, undivided
 from spectral.measurement.description import by
-from spectral.measurement.images import find_clusters, identify_images
+from spectral.measurement.images import find_clusters, identify_images, is_listed
 from spectral.measurement.meter import Batch, Meter
 from spectral.sites import Site, find_sites
 from spectral.standin import needs_data
@@ -300,6 +300,8 @@ class Run:
         named = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         known = self.feed.preparation.origin if self.feed.normalises else "passed as given"
         facts = {"preprocessing_from": known, **self._describe_images(), "not_measured": dict(self.missing)}
+        if is_listed(self.config):
+            del facts["enlarged"]  # what is known of it now depends on what was read before
         return {**self.config, **facts, "batch_size": batch_size, **describe_environment(), "device": named}
 
     def _describe_images(self) -> dict[str, Any]:
