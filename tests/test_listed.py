@@ -278,11 +278,10 @@ class TestOthers:
         options: dict[str, Any] = {"batch_size": 125, "progress": False, "preprocessing": "none"}
         return attribute_instability(self.classify(0), images, **options)
 
-    @pytest.mark.parametrize("command", ["compare", "attribute"])
-    def test_they_begin_before_the_last_image_is_read(self, command, made, folder, tmp_path):
+    def test_they_begin_before_the_last_image_is_read(self, made, folder, tmp_path):
         (tmp_path / "net.py").write_text(
             "import sys, torch\n"
-            "opened = set()\n"
+            "opened = sys.opened = set()\n"
             f"sys.addaudithook(lambda e, a: opened.add(str(a[0])) if e == 'open' and "
             f"str(a[0]).startswith({str(folder)!r}) else None)\n"
             "class Net(torch.nn.Sequential):\n"
@@ -296,12 +295,16 @@ class TestOthers:
             "def other():\n"
             "    return build()\n"
         )
-        file, rest = tmp_path / "net.py", ["--images", str(folder), "--workers", "0", "--input-size", "8"]
-        names = [f"{file}:build", f"{file}:other"][: 2 if command == "compare" else 1]
-        arguments = [command, *names, *rest, "--batch-size", "125", "--quiet"]
+        one, other = (f"{tmp_path / 'net.py'}:{name}" for name in ("build", "other"))
+        rest = ["--images", str(folder), "--workers", "0", "--input-size", "8"]
+        rest += ["--batch-size", "125", "--quiet"]
+        commands = [["compare", one, other, *rest], ["attribute", one, *rest]]
         code = (
-            f"import sys\nfrom spectral.cli import main\nmain({arguments!r}, standalone_mode=False)\n"
-            "assert sys.first_batch <= 125, sys.first_batch"
+            "import sys\nfrom spectral.cli import main\n"
+            f"for arguments in {commands!r}:\n"
+            "    main(arguments, standalone_mode=False)\n"
+            "    assert 0 < sys.first_batch <= 125, (arguments, sys.first_batch)\n"
+            "    sys.opened.clear(), delattr(sys, 'first_batch')\n"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

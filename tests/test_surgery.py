@@ -34,7 +34,7 @@ from spectral.standin import needs_data
 from spectral.surgery import METHODS, ConversionReport, conversion_report, convert, revert
 
 SEEN: list[tuple[int, ...]] = []  # by a hook, whose closure a copy of it would have of its own
-QUICK = settings(max_examples=40)
+QUICK = settings(max_examples=15)  # each converts four networks
 
 
 def outputs(model: nn.Module, x: Any) -> Tensor:
