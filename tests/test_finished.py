@@ -17,7 +17,7 @@ from command import environment
 from PIL import Image
 
 import spectral
-from spectral.cli.finished import Inputs, look_at_inputs, note_finished, recall
+from spectral.cli.finished import Inputs, look_at_files, look_at_inputs, note_finished, recall
 from spectral.models.checkpoint import save_checkpoint
 from spectral.models.load import open_untrained
 
@@ -82,7 +82,7 @@ def finished(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     assert outcome is not None
     assert inputs is not None
     later = Inputs(inputs.circumstances, inputs.newest, time.time() + 10)  # when files have settled
-    assert note_finished(Path("run"), later, ask(), [Path(name) for name in network], outcome)
+    assert note_finished(Path("run"), later, ask(), look_at_files(map(Path, network)), outcome)
     return Path("run")
 
 
@@ -210,11 +210,14 @@ def test_what_has_just_been_written_is_not_noted(finished):
     assert outcome is not None
     before = Inputs(now.circumstances, now.newest, time.time() + 10)
     fresh = Inputs(before.circumstances, int((before.begun - 1) * 1e9), before.begun)
-    assert not note_finished(finished, fresh, before, [], outcome)
+    assert not note_finished(finished, fresh, before, {}, outcome)
     assert not (finished / "measurements" / "_inputs.json").exists()
-    assert not note_finished(finished, before, ask(seed=1), [], outcome)  # it changed meanwhile
+    assert not note_finished(finished, before, ask(seed=1), {}, outcome)  # it changed meanwhile
     assert not note_finished(finished, before, before, None, outcome)  # nobody knows of what it is made
-    assert note_finished(finished, before, before, [], outcome)
+    network = look_at_files([Path("net.safetensors")])
+    flip(Path("net.safetensors"), -1)  # behind the run's back
+    assert not note_finished(finished, before, before, network, outcome)
+    assert note_finished(finished, before, before, {}, outcome)
 
 
 @pytest.mark.parametrize("images", ["my_data.py:load", "stl10", "no/such/folder", ["photos", "cifar10"]])

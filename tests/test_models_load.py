@@ -556,6 +556,8 @@ def test_torchvision_loads_exactly_the_weights_of_the_cache(
     assert info.classes is not None
     assert (info.classes[0], len(info.classes)) == ("tench", 1000)
     assert info.metadata["url"] == url
+    assert info.files is not None
+    assert [file.samefile(torch_hub / Path(urlparse(url).path).name) for file in info.files] == [True]
     assert no_network == []
 
 

@@ -15,7 +15,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,8 +156,18 @@ def recall(out: Path, inputs: Inputs) -> Outcome | None:
     )  # fmt: skip
 
 
+def look_at_files(files: Iterable[Path] | None) -> dict[str, Any] | None:
+    """Return the state of each file by its path, as JSON can hold it; of one that isn't there, None.
+
+    Example:
+        >>> look_at_files([Path("/no/such/file")])
+        {'/no/such/file': None}
+    """
+    return None if files is None else {os.path.abspath(file): _jsonable(_look(file)) for file in files}
+
+
 def note_finished(
-    out: Path, before: Inputs, now: Inputs | None, network: Sequence[Path] | None, found: Outcome
+    out: Path, before: Inputs, now: Inputs | None, network: Mapping[str, Any] | None, found: Outcome
 ) -> bool:
     """Note what a finished run depends on, where that is known, and return whether it is.
 
@@ -165,7 +175,8 @@ def note_finished(
         out: what the command was told; it has been claimed.
         before: what there was when the command began.
         now: what there is at its end.
-        network: the files that the network depends on; None where that isn't known.
+        network: the files that the network depends on, as they were when it had been loaded; None where
+            that isn't known.
         found: what the run came to.
 
     Raises:
@@ -178,13 +189,14 @@ def note_finished(
     (folder / NOTE).unlink(missing_ok=True)
     if network is None or now is None or now.circumstances != before.circumstances:
         return False
-    states = {os.path.abspath(path): _look(path) for path in network}
-    newest = max([before.newest, *(max(state[-2:]) for state in states.values() if state)])
+    if not _are_as_before(network):
+        return False
+    newest = max([before.newest, *(max(state[-2:]) for state in network.values() if state)])
     if not is_settled((newest, newest), before.begun):  # it may have changed since, and nobody could tell
         return False
     note = {
         "circumstances": before.circumstances,
-        "network": {path: _jsonable(state) for path, state in states.items()},
+        "network": network,
         "runs": list_runs(folder, out),
         "sites": [list(site.items()) for site in found.table.attrs["sites"]],  # their order is the columns'
         "provenance": found.table.attrs["provenance"],
@@ -244,7 +256,7 @@ def _look(path: str | Path) -> State | None:
 
 
 def _are_as_before(network: Mapping[str, Any]) -> bool:
-    return all(_jsonable(_look(path)) == state for path, state in network.items())
+    return look_at_files(map(Path, network)) == network
 
 
 def _digest_installed() -> str:

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import spectral
-from spectral.cli.finished import Outcome, can_recall, look_at_inputs, note_finished, recall
+from spectral.cli.finished import (
+    Outcome,
+    can_recall,
+    look_at_files,
+    look_at_inputs,
+    note_finished,
+    recall,
+)
 from spectral.cli.options import (
     PATH,
     ModelOptions,
@@ -89,6 +96,7 @@ def measure(
         _tell_measured(found, json_path, out, {"seed": seed, "limit": limit})
         return
     net, info, pictures = network.load_with_images(model, images, limit, seed, workers, lazily=True)
+    files = look_at_files(info.files)
     random = " (random weights, not trained)" if model.endswith("@random") else ""
     broken = _list_skipped(pictures)
     skipped = f"; {len(broken)} broken file(s) skipped" if broken else ""
@@ -119,7 +127,7 @@ def measure(
     )  # fmt: skip
     _tell_measured(found, json_path, out, {"seed": seed, "limit": limit})
     if out and inputs and not any(issubclass(kind, LostRowsWarning) for kind, _ in warned):
-        note_finished(out, inputs, look_at_inputs(asked, images), info.files, found)
+        note_finished(out, inputs, look_at_inputs(asked, images), files, found)
 
 
 def _tell_measured(

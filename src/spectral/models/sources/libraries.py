@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from spectral.errors import SpectralError, suggest
 from spectral.models.fetching import RANDOM, fetching, require_hub
@@ -67,7 +70,10 @@ def open_torchvision(name: str, pretrained: bool, classes: int | None = None) ->
     preprocessing = Preprocessing((side, side), tuple(recipe.mean), tuple(recipe.std))
     names = tuple(weights.meta["categories"])
     metadata = {"weights": str(weights), "url": weights.url} if pretrained else {}
-    return model, name_classes(ModelInfo(name, None, "", preprocessing, len(names), names, metadata), classes)
+    # A file that is there isn't asked for again: its name has a digest of its content.
+    files = (Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name),) if pretrained else None
+    info = ModelInfo(name, None, "", preprocessing, len(names), names, metadata, files)
+    return model, name_classes(info, classes)
 
 
 def import_antialiased() -> Any:
