@@ -225,6 +225,17 @@ def test_images_that_files_do_not_tell_are_unclear(finished, images):
     assert look_at_inputs({}, images) is None
 
 
+def test_a_link_that_leads_nowhere_is_looked_at(tmp_path):
+    (tmp_path / "a.png").symlink_to(tmp_path / "there.png")
+    before = look_at_inputs({}, str(tmp_path))
+    paint(tmp_path / "there.png", 1)
+    assert before is not None
+    assert before.newest == 0
+    after = look_at_inputs({}, str(tmp_path / "*.png"))
+    assert after is not None
+    assert after.newest > 0
+
+
 def test_an_image_in_a_linked_folder_is_looked_at(tmp_path):
     for name in ("there", "photos"):
         (tmp_path / name).mkdir()

@@ -86,15 +86,13 @@ def look_at_inputs(asked: Mapping[str, Any], images: str | Sequence[str]) -> Inp
         >>> look_at_inputs({"model": "bundled/resnet20"}, "my_data.py:load") is None
         True
     """
-    begun = time.time()
+    begun, newest, digest = time.time(), 0, hashlib.sha256()
     try:
-        states = list(_look_at_images([images] if isinstance(images, str) else images))
+        for name, state in _look_at_images([images] if isinstance(images, str) else images):
+            digest.update(repr((name, state)).encode("utf-8", "surrogatepass"))
+            newest = max((newest, *state[-2:]))
     except (OSError, _Unclear):
         return None
-    digest = hashlib.sha256()
-    for name, state in states:
-        digest.update(repr((name, state)).encode("utf-8", "surrogatepass"))
-    newest = max((max(state[-2:]) for _, state in states if state), default=0)
     circumstances = {
         "asked": _jsonable(asked),
         "images": _jsonable(images),
