@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import spectral
 from spectral.errors import SpectralError
@@ -235,6 +236,43 @@ def test_partial_convolution_keeps_constants_where_its_weights_are_equal():
     net[0].bias.fill_(0.5)
     same = spectral.convert(net, None, example=torch.zeros(1, 1, 9, 8), padding="partial")
     torch.testing.assert_close(same(torch.full((1, 1, 9, 8), 2.0)), torch.full((1, 1, 9, 8), 2.5))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 12, 13), (3, 8, 9), (1, 1, 1500, 750)])
+def test_an_activation_that_writes_leaves_what_it_is_given(shape):
+    layer = AliasFreeActivation2d(nn.ReLU(inplace=True))
+    x = torch.randn(shape)
+    before, x_grad = x.clone(), x.clone().requires_grad_()
+    with torch.no_grad():
+        made = layer(x)
+    assert torch.equal(x, before)
+    torch.testing.assert_close(layer(x_grad), made, atol=1e-5, rtol=0)
+
+
+def test_transforms_of_functions_are_followed_where_no_gradient_is():
+    layer = AliasFreeActivation2d(nn.Tanh())
+    x, tangent = torch.randn(4, 3, 8, 7), torch.randn(4, 3, 8, 7)
+    value, change = torch.func.jvp(layer, (x,), (tangent,))
+    with torch.no_grad():
+        torch.testing.assert_close(torch.func.vmap(layer)(x[:, None])[:, 0], value)
+        for made, slope in (torch.func.jvp(layer, (x,), (tangent,)), _push(layer, x, tangent)):
+            torch.testing.assert_close(made, value)
+            torch.testing.assert_close(slope, change)
+
+
+def test_a_graph_keeps_its_number_of_images_open():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), AliasFreeActivation2d(nn.GELU())).eval()
+    open_ = torch.export.export(
+        net, (torch.randn(2, 3, 10, 9),), dynamic_shapes=({0: torch.export.Dim("b")},)
+    ).module()
+    for count in (1, 7, 20_000):  # of the last a finer lattice is larger than what is held at once
+        x = torch.randn(count, 3, 10, 9)
+        torch.testing.assert_close(open_(x), net(x))
+
+
+def _push(layer, x, tangent):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(layer(forward_ad.make_dual(x, tangent)))
 
 
 @pytest.mark.parametrize("taps", [None, 8])

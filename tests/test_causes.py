@@ -107,7 +107,7 @@ POINTWISE = {
 
 
 @pytest.mark.parametrize("name", [name for name in POINTWISE if POINTWISE[name][1]])
-@pytest.mark.parametrize("size", [(8, 8), (7, 9), (6, 5), (1, 4)])
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (6, 5), (1, 4), (1, 20), (14, 13)])
 @pytest.mark.parametrize("factor", [2, 3])
 def test_a_nonlinearity_is_evaluated_as_fft_interpolation_does_it(name, size, factor):
     module, function = POINTWISE[name]
@@ -127,11 +127,13 @@ def test_single_precision_stays_within_the_goal():
     assert (made - evaluate_by_fft(F.gelu, [x], (2, 3), 2)).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("name", ["relu in place", "norm"])
-def test_maps_that_are_worked_on_in_blocks_of_rows_are_whole(name):
+@pytest.mark.parametrize(
+    ("name", "channels", "size"), [("relu in place", 4200, (17, 16)), ("norm", 3, (150, 149))]
+)
+def test_maps_larger_than_what_is_worked_on_at_once_are_whole(name, channels, size):
     """An image whose finer lattice is larger than what is held at once, and its gradient."""
     module, function = POINTWISE[name]
-    x = torch.randn(1, 3, 150, 149, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     own, reference = x.clone().requires_grad_(), x.clone().requires_grad_()
     weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     with idealize(module.double(), ["nonlinearity"]) as ideal:
@@ -141,6 +143,27 @@ def test_maps_that_are_worked_on_in_blocks_of_rows_are_whole(name):
     for y in (made, expected):
         (y * weights).sum().backward()
     torch.testing.assert_close(own.grad, reference.grad, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(8, 6), (9, 14)])
+def test_the_maximum_of_a_whole_map_is_that_of_its_finer_lattice(size):
+    x = torch.randn(3, 2, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    fine = pad_spectrum(pad_spectrum(x, 2, 4), 3, 4)
+    for head in (nn.AdaptiveMaxPool2d(1), Body(lambda x: x.amax((2, 3)))):
+        with idealize(nn.Sequential(head, nn.Flatten()), ["nonlinearity"], factor=4) as ideal:
+            made = ideal(x)
+        assert [cause.source for cause in ideal.causes] == ["nonlinearity"]
+        torch.testing.assert_close(made, fine.amax((2, 3)), atol=1e-10, rtol=0)
+
+
+def test_a_product_of_a_map_with_the_means_of_its_rows():
+    x = torch.randn(2, 3, 8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    with idealize(Body(lambda x: x * x.mean(3, keepdim=True)), ["nonlinearity"]) as ideal:
+        made = ideal(x)
+    assert [cause.op for cause in ideal.causes] == ["mul"]
+    means = x.mean(3, keepdim=True).expand_as(x)
+    expected = evaluate_by_fft(torch.mul, [x, means], (2, 3), 2)
+    torch.testing.assert_close(made, expected, atol=1e-10, rtol=0)
 
 
 def test_a_product_of_maps_is_a_nonlinearity_and_one_with_a_gate_is_none():
@@ -193,6 +216,26 @@ def test_decimation_low_passes_the_dense_map_at_the_site(circular, size):
         pooled = F.avg_pool2d(x, 2, 1)
         low = low_pass_by_fft(low_pass_by_fft(pooled, 2, 2), 3, 2)
         torch.testing.assert_close(ideal(x), low[..., ::2, ::2], atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(8, 12), (9, 12)])
+@pytest.mark.parametrize("sources", [["decimation"], ["decimation", "border"]])
+def test_a_convolution_of_single_samples_low_passes_its_dense_map_too(size, sources):
+    net = nn.Conv2d(4, 6, 1, (2, 3), groups=2).double()
+    x = torch.randn(2, 4, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    dense = F.conv2d(x, net.weight, net.bias, groups=2)
+    with idealize(net, sources) as ideal:
+        made = ideal(x)
+    with idealize(Slice(), sources) as ideal:  # the same lattice of the dense map
+        torch.testing.assert_close(made, ideal(dense), atol=1e-10, rtol=0)
+    if size == (8, 12):
+        low = low_pass_by_fft(low_pass_by_fft(dense, 2, 2), 3, 3)
+        torch.testing.assert_close(made, low[..., ::2, ::3], atol=1e-10, rtol=0)
+
+
+class Slice(nn.Module):
+    def forward(self, x):
+        return x[:, :, ::2, ::3]
 
 
 class Slices(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from spectral.numerics.cache import remember
@@ -21,6 +22,7 @@ from spectral.numerics.tracing import is_traced
 BLOCK = 2**17  # numbers of a map that are worked on at once: what a processor's cache holds
 NARROW = 12  # a last axis of less is multiplied faster as the first
 LARGE_BLOCK = 2**24  # on a GPU, which has no use for small ones
+TOGETHER = 32  # times as many numbers of a finer map are held as a whole
 Axes = Mapping[str, int]  # of a map: which of its axes are t, h and w, of those along which it has samples
 
 
@@ -47,10 +49,10 @@ def evaluate_finely(
 ) -> list[Tensor]:
     """Evaluate a function of each place on an r times finer lattice, and low-pass what it gives back.
 
-    Maps are interpolated ideally; what is no map (gates, weights) is passed as it is. The finer lattice is
-    worked on phase by phase, of which the first is the map itself: a function of each place knows no order.
-    So is a batch, image by image, and an image by its rows: the finer lattice is never held as a whole, and
-    what is worked on stays in a processor's cache.
+    Maps are interpolated ideally; what is no map (gates, weights) is passed as it is. A finer lattice is its
+    phases, of which the first is the map itself: a function of each place knows no order, so that all are
+    given to it at once, as further rows; or one by one, where they are large or maps differ in their axes.
+    A batch is worked on in blocks of images, which stay in a processor's cache.
 
     Args:
         func: acts on each place of maps alone; it may write into them.
@@ -80,55 +82,62 @@ def evaluate_finely(
     multiplied = kinds if taps is None else {}  # filters slide over maps as they are
     layouts = {i: _lay_out(leaves[i].ndim, own, multiplied) for i, own in axes.items()}
 
+    stack = _Stack(finer, factor)
+    left = [own for own in leaving if own]
+    alike = all(own.keys() == kinds.keys() for own in (*axes.values(), *left))
+    returned: list[_Layout] = []  # how what the function returns is laid out: known once it has run
+
     def run(values: list[Any]) -> list[Tensor]:
         """Run the function on maps as it knows them."""
         given = [layouts[i].restore(v) if i in layouts else v for i, v in enumerate(values)]
         own_args, own_kwargs = tree_unflatten(given, structure)
         made = _tensors_of(func(*own_args, **own_kwargs))
-        laid = zip(made, leaving, strict=True)
-        return [_lay_out(y.ndim, axis, multiplied).arrange(y) for y, axis in laid]
+        if not returned:
+            laid = zip(made, leaving, strict=True)
+            returned.extend(_lay_out(y.ndim, own, multiplied) for y, own in laid)
+        return [layout.arrange(y) for y, layout in zip(made, returned, strict=True)]
 
-    def evaluate(values: list[Any], left: Sequence[str]) -> list[Tensor]:
-        """Evaluate on a lattice that is finer along the kinds of axes that are left."""
-        if not left:
+    def evaluate(values: list[Any], kinds: Sequence[str]) -> list[Tensor]:
+        """Evaluate on a lattice that is finer along some kinds of axes."""
+        if not kinds:
             return run(values)
-        kind, *inner = left
-        own = {i: layout.places[kind] for i, layout in layouts.items() if kind in layout.places}
-        apart = bool(inner) and all(kind in axis for axis in leaving)
-        phases: list[list[Tensor]] = []
-        for phase in (*range(1, factor), 0):  # the map itself is the last: the function may write into it
-            here = [finer[kind].rise(v, own[i], phase) if i in own and phase else v
+        if alike and (fits(values, len(kinds)) or len(left) < len(leaving)):  # a maximum is of all phases
+            fine = [stack.rise(v, layouts[i].find(kinds), i) if i in axes else v
                     for i, v in enumerate(values)]  # fmt: skip
-            blocks = _split(here, own) if apart else [here]
-            made = zip(*(evaluate(block, inner) for block in blocks), strict=True)
-            phases.append([join(parts, y, kind) for y, parts in enumerate(made)])
-        return [descend(kind, parts, y) for y, parts in enumerate(zip(*phases, strict=True))]
+            pairs = zip(run(fine), returned, strict=True)
+            return [stack.descend(y, layout.find(kinds)) if layout.places else y for y, layout in pairs]
+        kind, *inner = kinds
+        phases: list[list[Tensor]] = []
+        for phase in range(factor):
+            here = list(values)
+            for i, layout in layouts.items():
+                rises = phase and kind in layout.places
+                here[i] = finer[kind].rise(here[i], layout.places[kind], phase) if rises else here[i].clone()
+            phases.append(evaluate(here, inner))
+        return [descend(kind, *own) for own in zip(returned, *phases, strict=True)]
 
-    def place(x: Tensor, y: int, kind: str) -> int:
-        return _lay_out(x.ndim, leaving[y], multiplied).places[kind]
+    def fits(values: list[Any], count: int) -> bool:
+        sizes = (values[i].numel() * factor**count for i in axes)
+        return is_traced(whole) or max(sizes) <= TOGETHER * _find_block(whole)
 
-    def join(parts: Sequence[Tensor], y: int, kind: str) -> Tensor:
-        return torch.cat(list(parts), place(parts[0], y, kind)) if len(parts) > 1 else parts[0]
-
-    def descend(kind: str, phases: Sequence[Tensor], y: int) -> Tensor:
+    def descend(kind: str, layout: _Layout, *phases: Tensor) -> Tensor:
         """Low-pass an axis; whole numbers and truth values are those at the map's own samples."""
-        *others, same = phases
-        if not same.is_floating_point() or kind not in leaving[y]:
+        same, *others = phases
+        if not same.is_floating_point() or kind not in layout.places:
             return same
-        return finer[kind].descend(same, others, place(same, y, kind))
+        return finer[kind].descend(same, others, layout.places[kind])
 
-    def finish(x: Tensor, y: int) -> Tensor:
-        layout = _lay_out(x.ndim, leaving[y], multiplied)
+    def finish(x: Tensor, layout: _Layout) -> Tensor:
         for kind, axis in layout.places.items() if x.is_floating_point() else ():
             x = finer[kind].finish(x, axis)
-        return layout.restore(x).contiguous()
+        return layout.restore(x)
 
     with disable_autocast(whole):
         parts = []
         for block in _split(leaves, _find_batch(leaves, axes)):
-            laid = [layouts[i].copy(v) if i in layouts else v for i, v in enumerate(block)]
-            parts.append([finish(x, y) for y, x in enumerate(evaluate(laid, list(kinds)))])
-        return [torch.cat(own) if len(own) > 1 else own[0] for own in zip(*parts, strict=True)]
+            laid = [layouts[i].arrange(v) if i in layouts else v for i, v in enumerate(block)]
+            parts.append([finish(*one) for one in zip(evaluate(laid, list(kinds)), returned, strict=True)])
+        return [(torch.cat(own) if len(own) > 1 else own[0]).contiguous() for own in zip(*parts, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -136,7 +145,7 @@ class _Layout:
     """In which order the axes of a map lie in memory while it is worked on, and where those of the image do.
 
     An axis is multiplied fastest as the first, as the columns of one large product, or as the last, as its
-    rows. The image's come first, but for a last one that is long enough.
+    rows. The image's come first, but for a last one that is long enough and isn't the only one.
     """
 
     order: tuple[int, ...]
@@ -148,13 +157,14 @@ class _Layout:
     def restore(self, x: Tensor) -> Tensor:
         return x.permute(sorted(self.order, key=self.order.__getitem__))
 
-    def copy(self, x: Tensor) -> Tensor:
-        return self.arrange(x).clone(memory_format=torch.contiguous_format)
+    def find(self, kinds: Iterable[str]) -> dict[str, int]:
+        return {kind: self.places[kind] for kind in kinds}
 
 
 def _lay_out(rank: int, axes: Axes, extents: Mapping[str, int]) -> _Layout:
     """Choose the order of a map's axes, of which ``axes`` are the image's and ``extents`` are multiplied."""
-    last = {axis for kind, axis in axes.items() if axis == rank - 1 and extents.get(kind, 0) >= NARROW}
+    last = {axis for kind, axis in axes.items()
+            if axis == rank - 1 and extents.get(kind, 0) >= NARROW and len(axes) > 1}  # fmt: skip
     first = [axes[kind] for kind in extents if kind in axes and axes[kind] not in last]
     rest = [axis for axis in range(rank) if axis not in first and axis not in last]
     order = (*first, *rest, *last)
@@ -164,7 +174,9 @@ def _lay_out(rank: int, axes: Axes, extents: Mapping[str, int]) -> _Layout:
 class _Finer:
     """An axis' r times finer lattice by phases, of which 0 is the map itself: what leads there and back."""
 
-    def rise(self, x: Tensor, axis: int, phase: int) -> Tensor:
+    dtype: torch.dtype
+
+    def rise(self, x: Tensor, axis: int, phase: int, out: Tensor | None = None) -> Tensor:
         """Interpolate an axis ``phase``/r of a sample behind each sample."""
         raise NotImplementedError
 
@@ -177,6 +189,51 @@ class _Finer:
         return y
 
 
+class _Stack:
+    """All phases of maps, along several axes, as further rows below the first axis' own.
+
+    One block after the other is put into the same memory: asking for it anew takes longer than filling it.
+    """
+
+    def __init__(self, finer: Mapping[str, _Finer], factor: int) -> None:
+        self._finer, self._factor = finer, factor
+        self._rooms: dict[int, Tensor] = {}
+
+    def rise(self, x: Tensor, places: Mapping[str, int], slot: int) -> Tensor:
+        """Interpolate; what was given for the same slot before is overwritten, unless it is recorded."""
+        steps = [(self._finer[kind], axis + 1) for kind, axis in places.items()]
+        if _is_followed(x) or any(own.dtype != x.dtype for own, _ in steps):
+            fine = x[None]
+            for own, axis in steps:
+                others = [own.rise(fine, axis, phase) for phase in range(1, self._factor)]
+                fine = torch.cat([fine, *others])
+            return fine.flatten(0, 1)
+        fine = self._find_room((self._factor ** len(steps), *x.shape), x, slot)
+        fine[0] = x
+        done = 1
+        for own, axis in steps:
+            for phase in range(1, self._factor):
+                own.rise(fine[:done], axis, phase, fine[phase * done : (phase + 1) * done])
+            done *= self._factor
+        return fine.flatten(0, 1)
+
+    def descend(self, y: Tensor, places: Mapping[str, int]) -> Tensor:
+        """Low-pass; whole numbers and truth values are those at the map's own samples."""
+        phases: Tensor = y.unflatten(0, (self._factor ** len(places), -1))
+        if not y.is_floating_point():
+            return phases[0].clone()
+        for kind, axis in reversed([*places.items()]):
+            same, *others = phases.chunk(self._factor)
+            phases = self._finer[kind].descend(same, others, axis + 1)
+        return phases[0]
+
+    def _find_room(self, size: tuple[int, ...], x: Tensor, slot: int) -> Tensor:
+        room = self._rooms.get(slot)
+        if room is None or room.shape != size:
+            room = self._rooms[slot] = x.new_empty(size)
+        return room
+
+
 class _Ideal(_Finer):
     """By thin products: nothing at or above the coarse lattice's Nyquist frequency is left."""
 
@@ -185,33 +242,51 @@ class _Ideal(_Finer):
         self.there = as_matrix(phase_rows, like, extent, factor).split(extent)
         self.back = as_matrix(phase_low_pass_rows, like, extent, factor).split(extent, 1)
         self.wave = as_matrix(_alternating_row, like, extent)[0] if extent % 2 == 0 else None
+        self.dtype = self.there[0].dtype
 
-    def rise(self, x: Tensor, axis: int, phase: int) -> Tensor:
+    def rise(self, x: Tensor, axis: int, phase: int, out: Tensor | None = None) -> Tensor:
         """Interpolate an axis ``phase``/r of a sample behind each sample."""
         matrix = self.there[phase - 1]
-        return _multiply_axis(matrix, x.to(matrix.dtype), axis).to(x.dtype)
+        flat, at = _fold(x.to(self.dtype), axis)
+        to = None if out is None else _fold(out, axis)[0]
+        if flat.ndim > 2:
+            found = torch.bmm(matrix.expand(len(flat), -1, -1), flat, out=to)
+        else:
+            found = torch.mm(flat, matrix.T, out=to) if at else torch.mm(matrix, flat, out=to)
+        return found.view(x.shape).to(x.dtype)
 
     def descend(self, same: Tensor, others: Sequence[Tensor], axis: int) -> Tensor:
         """Low-pass an axis but for its Nyquist bin, and keep the map's own samples."""
-        wide = (x.to(self.back[0].dtype) for x in others)
-        first, *rest = (_multiply_axis(m, x, axis) for m, x in zip(self.back, wide, strict=True))
-        for part in rest:
-            first.add_(part)
-        return first.add_(same.to(first.dtype), alpha=self.share).to(same.dtype)
+        (found, at), share = _fold(same.to(self.dtype), axis), self.share
+        for matrix, other in zip(self.back, others, strict=True):
+            flat = _fold(other.to(self.dtype), axis)[0]
+            if flat.ndim > 2:
+                found = torch.baddbmm(found, matrix.expand(len(flat), -1, -1), flat, beta=share)
+            else:
+                found = torch.addmm(found, *((flat, matrix.T) if at else (matrix, flat)), beta=share)
+            share = 1
+        return found.view(same.shape).to(same.dtype)
 
     def finish(self, y: Tensor, axis: int) -> Tensor:
         """Take out the Nyquist bin, which the map's own samples have brought; an odd extent has none."""
         return y if self.wave is None else _remove(self.wave, y, axis)
 
 
-def _multiply_axis(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
-    """Multiply an axis by a square matrix, in as few products as its place in memory allows."""
-    extent = len(matrix)
+def _is_followed(x: Tensor) -> bool:
+    """Whether gradients, tangents or a graph follow a computation, so that no memory is used twice in it."""
+    if torch.is_grad_enabled() or is_traced(x):
+        return True
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def _fold(x: Tensor, axis: int) -> tuple[Tensor, int]:
+    """Fold a map to a matrix, or several where an axis is between others; tell which axis it is of these."""
+    extent = x.shape[axis]
     if axis == x.ndim - 1:
-        return torch.mm(x.reshape(-1, extent), matrix.T).view(x.shape)
+        return x.reshape(-1, extent), 1
     if axis == 0:
-        return torch.mm(matrix, x.reshape(extent, -1)).view(x.shape)
-    return torch.matmul(matrix, x.flatten(axis + 1)).view(x.shape)
+        return x.reshape(extent, -1), 0
+    return x.reshape(math.prod(x.shape[:axis]), extent, -1), 1
 
 
 class _Filtered(_Finer):
@@ -219,15 +294,16 @@ class _Filtered(_Finer):
 
     def __init__(self, taps: int, extent: int, factor: int, like: Tensor) -> None:
         self.factor = factor
-        dtype = torch.promote_types(like.dtype, torch.float32)
+        self.dtype = dtype = torch.promote_types(like.dtype, torch.float32)
         self.taps = [
             remember(_sinc_taps, taps, factor, phase, like=like, dtype=dtype) for phase in range(1, factor)
         ]
 
-    def rise(self, x: Tensor, axis: int, phase: int) -> Tensor:
+    def rise(self, x: Tensor, axis: int, phase: int, out: Tensor | None = None) -> Tensor:
         """Interpolate an axis ``phase``/r of a sample behind each sample."""
         taps = self.taps[phase - 1]
-        return self._filter(x, axis, taps, len(taps) // 2 - 1)
+        found = self._filter(x, axis, taps, len(taps) // 2 - 1)
+        return found if out is None else out.copy_(found)
 
     def descend(self, same: Tensor, others: Sequence[Tensor], axis: int) -> Tensor:
         """Low-pass an axis, and keep the map's own samples."""
@@ -275,13 +351,16 @@ def _split(values: Sequence[Any], axes: Mapping[int, int]) -> list[list[Any]]:
         return [list(values)]
     largest = max((values[i] for i in axes), key=Tensor.numel)
     extent = next(values[i].shape[axis] for i, axis in axes.items())
-    block = BLOCK if largest.device.type == "cpu" else LARGE_BLOCK
-    each = max(1, block * extent // max(1, largest.numel()))
+    each = max(1, _find_block(largest) * extent // max(1, largest.numel()))
     if each >= extent:
         return [list(values)]
     split = {i: values[i].split(each, axis) for i, axis in axes.items()}
     count = -(-extent // each)
     return [[split[i][k] if i in split else leaf for i, leaf in enumerate(values)] for k in range(count)]
+
+
+def _find_block(x: Tensor) -> int:
+    return BLOCK if x.device.type == "cpu" else LARGE_BLOCK
 
 
 def remove_nyquist(x: Tensor, axis: int) -> Tensor:
@@ -297,14 +376,14 @@ def remove_nyquist(x: Tensor, axis: int) -> Tensor:
 
 def _remove(wave: Tensor, x: Tensor, axis: int) -> Tensor:
     """Take the part of an axis out that is along a wave of ones."""
-    wide, extent = x.to(wave.dtype), len(wave)
-    if axis == x.ndim - 1:
-        rows = wide.reshape(-1, extent)
-        return torch.addr(rows, torch.mv(rows, wave), wave, alpha=-1 / extent).view(x.shape).to(x.dtype)
-    first = wide.movedim(axis, 0)
-    columns = first.reshape(extent, -1)
-    found = torch.addr(columns, wave, torch.mv(columns.T, wave), alpha=-1 / extent)
-    return found.view(first.shape).movedim(0, axis).to(x.dtype)
+    flat, at = _fold(x.to(wave.dtype), axis)
+    if flat.ndim > 2:
+        columns = wave.expand(len(flat), -1)[..., None]
+        found = torch.baddbmm(flat, columns, columns.mT @ flat, alpha=-1 / len(wave))
+    else:
+        first, second = (torch.mv(flat, wave), wave) if at else (wave, torch.mv(flat.T, wave))
+        found = torch.addr(flat, first, second, alpha=-1 / len(wave))
+    return found.view(x.shape).to(x.dtype)
 
 
 def _alternating_row(extent: int, arange: Any = np.arange) -> Any:
