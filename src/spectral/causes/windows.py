@@ -145,11 +145,6 @@ def slide_ideally(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any], kn
     sampling = {
         axis: Sampling(counts[axis], w.stride, 0, circular, low_pass) for axis, w in axes.items()
     }  # fmt: skip
-    if low_pass and name in CONVOLUTIONS and not any(w.reach or befores[axis] for axis, w in axes.items()):
-        # What mixes channels alone commutes with a low-pass and with sampling: the dense map isn't needed.
-        for axis, own in sampling.items():
-            maps = own.take(maps, axis)
-        return _run(name, a, maps, axes, [1] * rank)
     if maximum:
         dense = _maximise_finely(maps, axes, befores, circular, task.factor, counts)
     elif circular:
