@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -185,6 +186,36 @@ def test_images_left_out_are_not_trained_on() -> None:
     masks = torch.ones(10, 1, 16, 16)
     seen = read_seen(Views(zoom=1, mix=0), {"x": flat, "mask": masks}, 3, held_out=0.2)
     assert {float(v) for x, _ in seen for v in x.unique()} == {0, 1, 3, 4, 5, 6, 8, 9}
+
+
+class Remembering(nn.BatchNorm2d):
+    """Knows which of its outputs are still there."""
+
+    given: list[weakref.ref[Tensor]]
+
+    def forward(self, input: Tensor) -> Tensor:
+        out = super().forward(input)
+        self.given.append(weakref.ref(out))
+        return out
+
+
+def test_what_passes_while_it_is_judged_is_not_held() -> None:
+    Remembering.given = []
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2), Remembering(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
+    )
+    smooth = convert(net.eval(), "blurpool", example=16)
+    left: list[int] = []
+
+    def count(steps: int, found: float) -> None:
+        left.append(sum(out() is not None for out in Remembering.given))
+
+    images = image(20, 3, 16, 16)
+    options = {"steps": 1, "batch_size": 1, "held_out": 0.5, "progress": False}
+    distill(smooth, images, teacher=net, on_check=count, **options)
+    assert len(Remembering.given) > 20
+    assert left == [left[0]] * 2  # as many after a step as before any, though ten images were looked at
+    assert left[0] <= 2
 
 
 def test_photographs_are_left_out_as_a_whole() -> None:

@@ -173,9 +173,9 @@ def distill(
         bar = tqdm(
             total=steps, initial=first, desc=f"distilling {feed.name}", unit="step", disable=not progress
         )
-        with bar, _listen(teacher, student) as pairs:
+        with bar:
             for step, batch in _draw_batches(feed, kept, range(first, steps), batch_size, views, seed):
-                loss = _compute_loss(feed, teacher, batch, pairs, layer_weight)
+                loss = _compute_loss(feed, teacher, batch, layer_weight)
                 if not torch.isfinite(loss):
                     raise SpectralError(
                         f"{CALLER}: the loss of {feed.name} became {loss.item()}; lower max_lr (now {max_lr})"
@@ -272,17 +272,15 @@ def _hold(feed: Feed) -> Inputs | None:
     return feed.load(range(len(feed.images))) if one * len(feed.images) <= HELD_BYTES else None
 
 
-def _compute_loss(
-    feed: Feed, teacher: nn.Module, batch: Inputs, pairs: dict[str, list[Tensor]], layer_weight: float
-) -> Tensor:
-    for seen in pairs.values():
-        seen.clear()
-    with torch.no_grad():
-        target = feed.scores(teacher(*batch.args, **batch.kwargs), batch.count).probabilities()
-    known = {path: list(seen) for path, seen in pairs.items()}
-    for seen in pairs.values():
-        seen.clear()
-    given = feed.scores(feed.run(batch), batch.count).probabilities()
+def _compute_loss(feed: Feed, teacher: nn.Module, batch: Inputs, layer_weight: float) -> Tensor:
+    # Listening lasts one step: what passes while the network is judged isn't held.
+    with _listen(teacher, feed.model) as pairs:
+        with torch.no_grad():
+            target = feed.scores(teacher(*batch.args, **batch.kwargs), batch.count).probabilities()
+        known = {path: list(seen) for path, seen in pairs.items()}
+        for seen in pairs.values():
+            seen.clear()
+        given = feed.scores(feed.run(batch), batch.count).probabilities()
     loss = diverge(given, require_same(target, given, feed))
     if not layer_weight:
         return loss

@@ -81,6 +81,7 @@ class Nearest:
         self._trained, self._tell = trained, on_check or (lambda steps, found: None)
         self._found: list[tuple[int, float]] = []
         self._weights: list[Tensor] = []
+        self._targets: list[Tensor] = []  # of each batch, what the teacher says: it doesn't change
 
     @torch.no_grad()
     def check(self, steps: int) -> None:
@@ -88,10 +89,13 @@ class Nearest:
         if not self._left_out:
             return
         total = 0.0
-        for _, batch in self._feed.batches(self._batch_size, indices=self._left_out):
-            wanted = self._feed.scores(self._teacher(*batch.args, **batch.kwargs), batch.count)
+        batches = self._feed.batches(self._batch_size, indices=self._left_out)
+        for number, (_, batch) in enumerate(batches):
+            if number == len(self._targets):
+                said = self._teacher(*batch.args, **batch.kwargs)
+                self._targets.append(self._feed.scores(said, batch.count).probabilities())
             given = self._feed.predict(batch)
-            target = require_same(wanted.probabilities(), given, self._feed)
+            target = require_same(self._targets[number], given, self._feed)
             total += len(given) * float(diverge(given, target))
         divergence = total / len(self._left_out)
         divergence = divergence if math.isfinite(divergence) else math.inf
