@@ -129,6 +129,7 @@ def test_tracing_again_leaves_its_layers_alone(graph):
 
 def test_what_can_not_be_compiled_whole_says_what_can():
     smooth = convert(Functions().eval(), "blurpool", example=48).eval()
+    torch.compiler.reset()  # what broke a graph in another test is skipped from then on, without a word
     with pytest.raises(Exception, match="trace the original network"):
         torch.compile(smooth, backend="eager", fullgraph=True)(X)
     graph = convert(fx.symbolic_trace(Functions().eval()), "blurpool", example=48)

@@ -203,11 +203,11 @@ class _Stack:
         """Interpolate; what was given for the same slot before is overwritten, unless it is recorded."""
         steps = [(self._finer[kind], axis + 1) for kind, axis in places.items()]
         if _is_followed(x) or any(own.dtype != x.dtype for own, _ in steps):
-            fine = x[None]
+            # Phase by phase: in torch 2.10, graphs whose sizes stay open can't fold their axis with others.
+            phases = [x]
             for own, axis in steps:
-                others = [own.rise(fine, axis, phase) for phase in range(1, self._factor)]
-                fine = torch.cat([fine, *others])
-            return fine.flatten(0, 1)
+                phases += [own.rise(y, axis - 1, phase) for phase in range(1, self._factor) for y in phases]
+            return torch.cat(phases)
         fine = self._find_room((self._factor ** len(steps), *x.shape), x, slot)
         fine[0] = x
         done = 1
@@ -222,7 +222,14 @@ class _Stack:
         phases: Tensor = y.unflatten(0, (self._factor ** len(places), -1))
         if not y.is_floating_point():
             return phases[0].clone()
-        for kind, axis in reversed([*places.items()]):
+        last_first = reversed([*places.items()])
+        if _is_followed(y):
+            each = [*phases]
+            for kind, axis in last_first:
+                n = len(each) // self._factor
+                each = [self._finer[kind].descend(each[i], each[n + i :: n], axis) for i in range(n)]
+            return each[0]
+        for kind, axis in last_first:
             same, *others = phases.chunk(self._factor)
             phases = self._finer[kind].descend(same, others, axis + 1)
         return phases[0]
@@ -284,9 +291,10 @@ def _fold(x: Tensor, axis: int) -> tuple[Tensor, int]:
     extent = x.shape[axis]
     if axis == x.ndim - 1:
         return x.reshape(-1, extent), 1
-    if axis == 0:
+    before = math.prod(x.shape[:axis])
+    if before == 1:
         return x.reshape(extent, -1), 0
-    return x.reshape(math.prod(x.shape[:axis]), extent, -1), 1
+    return x.reshape(before, extent, -1), 1
 
 
 class _Filtered(_Finer):
