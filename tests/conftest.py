@@ -1,12 +1,15 @@
 """What holds for every test."""
 
+import shutil
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 # The same examples in every run, and no complaint that a busy machine is slow.
@@ -17,6 +20,26 @@ settings.load_profile("steady")
 
 # The maps of the tests are small: on a busy machine several threads mostly wait for each other.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable[..., Path]:
+    """made_once(name, make): a folder that whichever worker needs it first makes, and that all only read."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own if worker_id == "master" else own.parent
+
+    def give(name: str, make: Callable[[Path], object]) -> Path:
+        folder, finished = shared / "once" / name, shared / "once" / f"{name}.finished"
+        folder.parent.mkdir(exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not finished.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed half-way
+                folder.mkdir()
+                make(folder)
+                finished.touch()
+        return folder
+
+    return give
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,10 +39,8 @@ def options(out: Path, **changes: object) -> StudyOptions:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("study")
-    run_study([], options(out))
-    return out
+def results(made_once: Callable[..., Path]) -> Path:
+    return made_once("study", lambda out: run_study([], options(out)))
 
 
 def read(results: Path, name: str) -> pd.DataFrame:

@@ -224,7 +224,7 @@ class _Stack:
             return phases[0].clone()
         last_first = reversed([*places.items()])
         if _is_followed(y):
-            each = [*phases]
+            each: list[Tensor] = [*phases]
             for kind, axis in last_first:
                 n = len(each) // self._factor
                 each = [self._finer[kind].descend(each[i], each[n + i :: n], axis) for i in range(n)]
