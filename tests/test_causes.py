@@ -156,6 +156,60 @@ def test_the_maximum_of_a_whole_map_is_that_of_its_finer_lattice(size):
         torch.testing.assert_close(made, fine.amax((2, 3)), atol=1e-10, rtol=0)
 
 
+@pytest.mark.parametrize("size", [(8, 6), (9, 14)])
+@pytest.mark.parametrize("axis", [2, 3])
+@pytest.mark.parametrize("function", [
+    lambda x, axis: x.amax(axis), lambda x, axis: x.amin(axis, keepdim=True),
+    lambda x, axis: torch.max(x, axis).values, lambda x, axis: x.min(axis)[0],
+], ids=["amax", "amin", "max", "min"])  # fmt: skip
+def test_an_extreme_along_one_axis_is_that_of_its_finer_lattice(function, axis, size):
+    x = torch.randn(3, 2, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    with idealize(Body(lambda x: function(x, axis)), ["nonlinearity"], factor=4) as ideal:
+        made = ideal(x)
+    assert [(cause.source, cause.reason) for cause in (*ideal.causes, *ideal.left)] == [
+        ("nonlinearity", None)
+    ]
+    fine = function(pad_spectrum(pad_spectrum(x, 2, 4), 3, 4), axis)
+    kept = cut_spectrum(fine, 5 - axis if fine.ndim == 4 else 2, 4)  # the axis that is left
+    torch.testing.assert_close(made, kept, atol=1e-10, rtol=0)
+
+
+def test_parts_of_what_a_function_returns_keep_their_names():
+    def attend(x):
+        found = torch.max(x, 1, keepdim=True)
+        return x * torch.sigmoid(found.values) + found.indices * 0
+
+    x = torch.randn(2, 3, 8, 6)
+    with idealize(Body(attend), ["nonlinearity"]) as ideal:
+        assert ideal(x).shape == x.shape
+    assert [cause.op for cause in ideal.causes] == ["max", "sigmoid", "mul"]
+
+
+def test_places_of_extremes_are_samples_of_the_map():
+    x = torch.randn(2, 3, 8, 6)
+    with idealize(Body(lambda x: x.max(3).indices), ["nonlinearity"]) as ideal:
+        at = ideal(x)
+    assert int(at.max()) < 6
+    with idealize(
+        Body(lambda x: sum(F.adaptive_max_pool2d(x, 1, return_indices=True))), ["nonlinearity"]
+    ) as ideal:
+        ideal(x)
+    assert [cause.reason for cause in ideal.left] == ["the positions of its maxima are asked for"]
+
+
+@pytest.mark.parametrize(("function", "keeps"), [
+    (lambda x: x.std((2, 3)), True), (lambda x: torch.linalg.vector_norm(x, dim=(2, 3)), True),
+    (lambda x: x.std(3), False), (lambda x: torch.linalg.vector_norm(x, dim=2), False),
+    (lambda x: torch.linalg.vector_norm(x, torch.inf, dim=(2, 3)), False),
+    (lambda x: torch.linalg.vector_norm(x, 1, dim=(2, 3)), False),
+    (lambda x: torch.linalg.vector_norm(x, 0, dim=(2, 3)), False),
+])  # fmt: skip
+def test_only_moments_of_second_order_of_a_whole_map_are_invariant(function, keeps):
+    causes = find_causes(Body(lambda x: function(x) + x.mean((2, 3)).sum() * 0), (3, 8, 6))
+    assert [cause.source for cause in causes] == ([] if keeps else ["nonlinearity"])
+    assert keeps or "along rows or columns" in str(causes[0].reason)
+
+
 def test_a_product_of_a_map_with_the_means_of_its_rows():
     x = torch.randn(2, 3, 8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     with idealize(Body(lambda x: x * x.mean(3, keepdim=True)), ["nonlinearity"]) as ideal:

@@ -175,7 +175,7 @@ class Idealized(Scope):
         if call.written is not None:
             target: Tensor = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)][call.written]
             return target.copy_(made[0])
-        return made[0] if len(made) == 1 else type_like(call, made)
+        return made[0] if len(made) == 1 else type_like(call.returned, made)
 
     def _hook(self, path: str, layer: Pool) -> Iterator[RemovableHandle]:
         """Let a layer of this package run ideally: it is one operator, whatever functions it consists of."""
@@ -402,6 +402,6 @@ def _spread(layer: Pool, x: Tensor, output: Tensor) -> Tensor:
     return dense
 
 
-def type_like(call: Any, made: list[Tensor]) -> Any:
-    """Return several tensors as the function returned them: a tuple."""
-    return tuple(made)
+def type_like(kind: type, made: list[Tensor]) -> Any:
+    """Return tensors as the function returned them: a list, a tuple, or one whose parts have names."""
+    return getattr(kind, "_make", kind)(made)

@@ -234,6 +234,8 @@ class _Planner:
         reason = ""
         if any(axes is None for axes in (*call.entering, *call.leaving)):
             reason = "its rows and columns are no axes of their own (tokens, windows)"
+        elif call.name.endswith("_with_indices"):
+            reason = "the positions of its maxima are asked for"
         elif call.writes and call.written is None:
             reason = "it writes into what it was given and returns another tensor"
         elif any(key in self._sites and self._sites[key].op != "global_pool" for key in call.sites):

@@ -31,8 +31,10 @@ _PLAIN = {
 _FACTORS = {"mul", "div", "lerp", "addcmul", "addcdiv"}  # linear in each map
 _LINEAR_ALONG = {"cumsum", "flip"}  # linear; the same at every place where they work along other axes
 _ACROSS = {"renorm"}  # whose ``dim`` is the axis along which they don't work
-_LARGEST = {"amax", "max", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"}
-# Of a whole map: by Parseval's theorem as good as invariant.
+_EXTREMES = {
+    "amax", "amin", "max", "min", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"
+}  # fmt: skip
+# Of a whole map and of order two: by Parseval's theorem as good as invariant.
 _MOMENTS = {"linalg_vector_norm", "norm", "var", "std", "var_mean", "std_mean"}
 
 
@@ -76,7 +78,7 @@ def judge(call: Call) -> Finding | None:
         return _judge_product(call, name)
     if find_sliding(call.func, call.a) is not None:
         # What slides is a site, or has a border, and is read as a whole; a maximum over the map is neither.
-        whole = name in _LARGEST and not any(read_axes(call.labels(y)) for y in call.outputs)
+        whole = name in _EXTREMES and not any(read_axes(call.labels(y)) for y in call.outputs)
         return Finding(True) if whole else None
     placed = _find_places(call, name)
     if placed is not None:
@@ -104,7 +106,7 @@ def may_lose(func: Any, args: Sequence[Any]) -> bool:
         return False
     if name in _FACTORS:
         return len(maps) > 1
-    each = is_pointwise(func) or name in _LARGEST
+    each = is_pointwise(func) or name in _EXTREMES
     return each or name in ("convolution", *PRODUCTS, *ATTENTION) or "pool" in name or "norm" in name
 
 
@@ -140,9 +142,10 @@ def _judge_nonlinear(call: Call, name: str, axes: Sequence[Axes | None]) -> Find
         position = int(call.a["dim"]) % call.source.ndim
         over = position in (axes[0] or {}).values()
         return Finding(True, "a softmax over places") if over else Finding(True)
-    if not kept and name in _LARGEST:
+    if not kept and name in _EXTREMES:
         return Finding(True)
-    if not kept and name in _MOMENTS:
+    order = next((call.a[key] for key in ("ord", "p") if call.a.get(key) is not None), 2)
+    if name in _MOMENTS and not any(leaving) and order == 2:
         return None
     numbers = all(y.is_floating_point() for y in call.outputs[:1])
     along = _find_worked_axes(call, name)

@@ -46,6 +46,7 @@ class FunctionCall:
         entering: of every tensor among them, which axes are image axes; None where that can't be said.
         leaving: the same of every tensor it returned.
         sizes: shapes of these.
+        returned: the type of what held them.
         before: shapes of the tensors that entered.
         findings: what its operators do to shift equivariance.
         sites: keys of the sites that it runs.
@@ -64,6 +65,7 @@ class FunctionCall:
     before: list[tuple[int, ...]]
     leaving: list[Axes | None] = field(default_factory=list)
     sizes: list[tuple[int, ...]] = field(default_factory=list)
+    returned: type = tuple
     findings: list[Finding] = field(default_factory=list)
     sites: list[tuple[str, int, str, int]] = field(default_factory=list)
     finer: dict[int, Fraction] = field(default_factory=dict)
@@ -180,6 +182,7 @@ class Watcher(Scope):
             made = [given[0]]
             call.finer = self._find_filled(given[0], given[-1])
         call.leaving, call.sizes = [self._read(y) for y in made], [tuple(y.shape) for y in made]
+        call.returned = type(out)
         call.written = next((i for i, x in enumerate(given) if made and made[0] is x and call.writes), None)
         for y in made:
             self._made_by[y] = call

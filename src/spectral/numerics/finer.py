@@ -52,6 +52,7 @@ def evaluate_finely(
     Maps are interpolated ideally; what is no map (gates, weights) is passed as it is. A finer lattice is its
     phases, of which the first is the map itself: a function of each place knows no order, so that all are
     given to it at once, as further rows; or one by one, where they are large or maps differ in their axes.
+    An axis that it takes away, as a maximum does, has the samples of all phases, one phase after the other.
     A batch is worked on in blocks of images, which stay in a processor's cache.
 
     Args:
@@ -81,10 +82,13 @@ def evaluate_finely(
     }
     multiplied = kinds if taps is None else {}  # filters slide over maps as they are
     layouts = {i: _lay_out(leaves[i].ndim, own, multiplied) for i, own in axes.items()}
+    reduced = [kind for kind in kinds if not any(kind in own for own in leaving)]
+    left = [kind for kind in kinds if kind not in reduced]
 
     stack = _Stack(finer, factor)
-    left = [own for own in leaving if own]
-    alike = all(own.keys() == kinds.keys() for own in (*axes.values(), *left))
+    alike = not reduced and all(
+        own.keys() == kinds.keys() for own in (*axes.values(), *filter(None, leaving))
+    )
     returned: list[_Layout] = []  # how what the function returns is laid out: known once it has run
 
     def run(values: list[Any]) -> list[Tensor]:
@@ -92,6 +96,8 @@ def evaluate_finely(
         given = [layouts[i].restore(v) if i in layouts else v for i, v in enumerate(values)]
         own_args, own_kwargs = tree_unflatten(given, structure)
         made = _tensors_of(func(*own_args, **own_kwargs))
+        if len(reduced) == 1:  # of places along the axis, those of the map's own samples at or before them
+            made = [y % kinds[reduced[0]] if y.dtype == torch.int64 else y for y in made]
         if not returned:
             laid = zip(made, leaving, strict=True)
             returned.extend(_lay_out(y.ndim, own, multiplied) for y, own in laid)
@@ -101,7 +107,7 @@ def evaluate_finely(
         """Evaluate on a lattice that is finer along some kinds of axes."""
         if not kinds:
             return run(values)
-        if alike and (fits(values, len(kinds)) or len(left) < len(leaving)):  # a maximum is of all phases
+        if alike and fits(values, len(kinds)):
             fine = [stack.rise(v, layouts[i].find(kinds), i) if i in axes else v
                     for i, v in enumerate(values)]  # fmt: skip
             pairs = zip(run(fine), returned, strict=True)
@@ -115,6 +121,15 @@ def evaluate_finely(
                 here[i] = finer[kind].rise(here[i], layout.places[kind], phase) if rises else here[i].clone()
             phases.append(evaluate(here, inner))
         return [descend(kind, *own) for own in zip(returned, *phases, strict=True)]
+
+    def spread(values: list[Any]) -> list[Any]:
+        """Give the axes that are taken away the samples of all phases."""
+        for kind in reduced:
+            for i, layout in layouts.items():
+                if (axis := layout.places.get(kind)) is not None:
+                    others = [finer[kind].rise(values[i], axis, phase) for phase in range(1, factor)]
+                    values[i] = torch.cat([values[i], *others], axis)
+        return values
 
     def fits(values: list[Any], count: int) -> bool:
         sizes = (values[i].numel() * factor**count for i in axes)
@@ -135,8 +150,8 @@ def evaluate_finely(
     with disable_autocast(whole):
         parts = []
         for block in _split(leaves, _find_batch(leaves, axes)):
-            laid = [layouts[i].arrange(v) if i in layouts else v for i, v in enumerate(block)]
-            parts.append([finish(*one) for one in zip(evaluate(laid, list(kinds)), returned, strict=True)])
+            laid = spread([layouts[i].arrange(v) if i in layouts else v for i, v in enumerate(block)])
+            parts.append([finish(*one) for one in zip(evaluate(laid, left), returned, strict=True)])
         return [(torch.cat(own) if len(own) > 1 else own[0]).contiguous() for own in zip(*parts, strict=True)]
 
 
