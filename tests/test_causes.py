@@ -100,6 +100,10 @@ POINTWISE = {
     "gelu": (nn.GELU(), F.gelu),
     "hardswish": (nn.Hardswish(), F.hardswish),
     "norm": (LastNorm(), lambda x: F.layer_norm(x.movedim(1, -1), (3,)).movedim(-1, 1)),
+    "mean square of channels": (  # writes into its own sums
+        nn.Sequential(Body(lambda x: F.rms_norm(x.movedim(1, -1), (3,)).movedim(-1, 1))),
+        lambda x: F.rms_norm(x.movedim(1, -1), (3,)).movedim(-1, 1),
+    ),
     "sort of channels": (Body(lambda x: x.sort(1)[0]), lambda x: x.sort(1)[0]),
     "unit vectors": (Body(F.normalize), F.normalize),
     "square": (Body(nn.Identity()), None),

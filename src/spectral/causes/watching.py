@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from spectral.axes import AxisTracker, find_step, operator_name
+from spectral.axes import AxisTracker, find_step, memory_of, operator_name
 from spectral.causes.rules import Finding, find_finer, judge, read_axes
 from spectral.discovery.record import is_image, keeps_lattice, knows_dense_map
 from spectral.numerics.finer import Axes
@@ -259,7 +259,7 @@ class Watcher(Scope):
         slides = decimation is not None and decimation.operator.acts_on == "maps"
         running = self._running
         if running is not None and func._schema.is_mutable:
-            running.writes |= any(self._is_given(x, running) for x in _list_written(func, args, kwargs))
+            running.writes |= any(_is_given(x, running) for x in _list_written(func, args, kwargs))
         call = self._axes.read(func, args, kwargs, out, slides)
         if call is None:
             return
@@ -274,10 +274,6 @@ class Watcher(Scope):
             frame = self._modules.frames[-1]
             what = finding.reason or "it runs as no torch function, so nothing can run in its place"
             self.strays.append((frame.path, operator_name(func), what))
-
-    def _is_given(self, x: Tensor, call: FunctionCall) -> bool:
-        """Whether a tensor is a map or was given to a function: what it made itself, it may write into."""
-        return self._axes.comes_from_image(x) or any(x is y for y in _tensors_of((call.args, call.kwargs)))
 
 
 class FunctionMode(TorchFunctionMode):
@@ -305,6 +301,11 @@ def find_padding_mode(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
 def _is_choosing(key: Key) -> bool:
     """Whether a function runs where a layer of this package chooses a phase for several."""
     return any(step[0] == "PhasePool.select" for step in key[3])
+
+
+def _is_given(x: Tensor, call: FunctionCall) -> bool:
+    """Whether a tensor lies in memory that a function was given: into what it made itself it may write."""
+    return memory_of(x) in map(memory_of, _tensors_of((call.args, call.kwargs)))
 
 
 def _list_written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
