@@ -278,6 +278,21 @@ class TestFolders:
             pytest.skip("links can't be made here")
         assert load_images(folder).ids == ["x/a.png"]
 
+    def test_a_folder_that_can_not_be_listed_is_refused(self, tmp_path, monkeypatch):
+        """A class would be missing, and those behind it have other numbers."""
+        for name in ("bus/1.png", "cat/2.png", "dog/3.png"):
+            save(tmp_path / name)
+        whole = os.scandir
+
+        def refuse(path="."):
+            if Path(path).name == "cat":  # as the system does, but for its administrator
+                raise PermissionError(13, "Permission denied", str(path))
+            return whole(path)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+        with pytest.raises(SpectralError, match=r"cat' can't be listed \(Permission denied\), so what"):
+            load_images(tmp_path)
+
     def test_broken_files_are_named_skipped_and_counted(self, tmp_path):
         save_noise(tmp_path / "good.png", 0)
         for name in ("cut.jpg", "cut.png"):

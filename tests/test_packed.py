@@ -117,6 +117,13 @@ class TestSamePixels:
             assert images.ids[-1] == "train-001.tar/x.png"
             assert images.source == "tar:shards"
 
+    def test_shards_are_found_as_images_are(self, tar, tmp_path):
+        """Behind a link to their folder; what a Mac writes beside each is none."""
+        (tar.parent / f"._{tar.name}").write_bytes(b"\0\5\26\7")
+        (tmp_path / "set").mkdir()
+        (tmp_path / "set" / "part").symlink_to(tar.parent)
+        assert len(spectral.load_images(tmp_path / "set")) == COUNT
+
     def test_a_limit_is_spread_over_the_classes(self, parquet):
         assert sorted(map(int, spectral.load_images(parquet, limit=3).labels)) == [0, 1, 2]
 

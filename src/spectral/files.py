@@ -32,6 +32,41 @@ _SEALED = re.compile(rb"sha256:[0-9a-f]{64}")
 _TEMPORARY = re.compile(r"\.spectral-[0-9a-f]{12}-([0-9a-f]{8})-(\d+)-[0-9a-f]+\.partial")
 
 
+def walk_files(root: str | Path, hidden: bool = False) -> Iterator[str]:
+    """Find all files in a folder and below it, following links to folders but entering none twice.
+
+    Args:
+        root: an existing folder.
+        hidden: whether names that begin with a dot count.
+
+    Raises:
+        SpectralError: if a folder can't be listed: what is in it would be missing without a word.
+
+    Example:
+        >>> sorted(map(os.path.basename, walk_files(Path(__file__).parent / "causes")))[0]
+        '__init__.py'
+    """
+
+    def refuse(error: OSError) -> None:
+        raise SpectralError(
+            f"folder {str(error.filename)!r} can't be listed ({error.strerror}), so what is in it would be "
+            f"missing; make it readable, or pass a folder without it"
+        ) from error
+
+    entered: set[str] = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=refuse):
+        entered.add(os.path.realpath(folder))
+        subfolders[:] = sorted(
+            name
+            for name in subfolders
+            if (hidden or not name.startswith("."))
+            and os.path.realpath(os.path.join(folder, name)) not in entered
+        )
+        yield from (
+            os.path.join(folder, name) for name in sorted(files) if hidden or not name.startswith(".")
+        )
+
+
 def seal(content: bytes) -> bytes:
     """Put the digest of a file's content where its only `SEAL` stands.
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import spectral
 from spectral.errors import SpectralError
 from spectral.factories import split_factory
-from spectral.files import State, is_settled, look_at
+from spectral.files import State, is_settled, look_at, walk_files
 from spectral.launch import find_launch
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def look_at_inputs(asked: Mapping[str, Any], images: str | Sequence[str]) -> Inp
         for name, state in _look_at_images([images] if isinstance(images, str) else images):
             digest.update(repr((name, state)).encode("utf-8", "surrogatepass"))
             newest = max((newest, *state[-2:]))
-    except (OSError, _Unclear):
+    except (OSError, SpectralError, _Unclear):
         return None
     circumstances = {
         "asked": _jsonable(asked),
@@ -234,15 +234,8 @@ def _walk(path: Path) -> Iterator[tuple[str, State]]:
     """Look at a file, or at all files in a folder and below it, whatever their kinds."""
     if not path.is_dir():
         yield os.path.abspath(path), look_at(path)
-    entered: set[str] = set()
-    for folder, subfolders, files in os.walk(path, followlinks=True):
-        entered.add(os.path.realpath(folder))
-        subfolders[:] = sorted(
-            name for name in subfolders if os.path.realpath(os.path.join(folder, name)) not in entered
-        )
-        for name in sorted(files):
-            own = os.path.join(folder, name)
-            yield own, _look(own) or ()
+    else:
+        yield from ((own, _look(own) or ()) for own in walk_files(path, hidden=True))
 
 
 def _look(path: str | Path) -> State | None:

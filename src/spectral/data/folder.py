@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -28,7 +28,7 @@ from spectral.data.known import KnownFiles
 from spectral.data.listed import FEWEST_LISTED, Book, ListedImages, ListedItem, Seen
 from spectral.data.threads import map_in_threads
 from spectral.errors import SpectralError, SpectralWarning
-from spectral.files import State, look_at, printable
+from spectral.files import State, look_at, printable, walk_files
 
 # Kinds that lie beside images and that nobody takes for any.
 _COMPANIONS = frozenset({
@@ -290,7 +290,7 @@ def _refuse_broken(skipped: Sequence[tuple[str, str]], where: str) -> SpectralEr
 def has_images(root: Path) -> bool:
     """Whether there is any image file in a folder or below it."""
     known = set(list_extensions())
-    return any(path.suffix.lower() in known for path in _walk(root))
+    return any(path.suffix.lower() in known for path in map(Path, walk_files(root)))
 
 
 def list_folder(root: Path) -> FolderListing:
@@ -302,8 +302,11 @@ def list_folder(root: Path) -> FolderListing:
 
     Args:
         root: an existing folder.
+
+    Raises:
+        SpectralError: if a folder in it can't be listed.
     """
-    files = list(_walk(root))
+    files = [*map(Path, walk_files(root))]
     known = set(list_extensions())
     names = sorted(path.relative_to(root).as_posix() for path in files if path.suffix.lower() in known)
     labels, classes = _find_labels(
@@ -367,21 +370,6 @@ def _warn_about_left_out(left_out: Mapping[str, int], source: str) -> None:
             SpectralWarning,
             stacklevel=5,
         )
-
-
-def _walk(root: Path) -> Iterator[Path]:
-    """Find files, following links to folders but entering no folder twice."""
-    entered: set[str] = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        entered.add(os.path.realpath(folder))
-        subfolders[:] = sorted(
-            name
-            for name in subfolders
-            if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in entered
-        )
-        for name in files:
-            if not name.startswith("."):
-                yield Path(folder, name)
 
 
 def _make_item(root: Path, listing: FolderListing, position: int, checked: CheckedFile) -> ImageItem:

@@ -29,7 +29,7 @@ from spectral.data.labels import LABEL_KEYS, Labels, read_labels, refuse_labels,
 from spectral.data.listed import FEWEST_LISTED
 from spectral.data.pages import MOST_UNFOLDED, measure_unfolded
 from spectral.errors import SpectralError
-from spectral.files import State, is_settled, look_at, printable
+from spectral.files import State, is_settled, look_at, printable, walk_files
 
 PACKED = (".tar", ".parquet")
 _MOST_HEADER = 2**20  # bytes of a header in a tar; of labels no more is read either
@@ -67,8 +67,12 @@ def is_packed(path: Path) -> bool:
 
 
 def list_packed(folder: Path) -> list[Path]:
-    """List the files of a folder that hold many images each, in the order of their names."""
-    return sorted(path for path in folder.rglob("*") if path.is_file() and is_packed(path))
+    """List the files of a folder that hold many images each, in the order of their names.
+
+    Raises:
+        SpectralError: if a folder in it can't be listed.
+    """
+    return sorted(path for path in map(Path, walk_files(folder)) if is_packed(path) and path.is_file())
 
 
 def load_packed(paths: Sequence[Path], choice: Choice) -> ImageSet:
