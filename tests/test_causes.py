@@ -178,6 +178,16 @@ def test_an_extreme_along_one_axis_is_that_of_its_finer_lattice(function, axis, 
     torch.testing.assert_close(made, kept, atol=1e-10, rtol=0)
 
 
+@pytest.mark.parametrize("function", [
+    lambda x: x * x.max(), lambda x: x * x.amax((0, 1, 2, 3), keepdim=True), lambda x: x.softmax(0),
+    lambda x: x / x.norm(), lambda x: x / x.std(0, keepdim=True),
+])  # fmt: skip
+def test_what_works_over_the_images_of_a_batch_is_left_as_it_is(function):
+    """Blocks of a batch would each have an extreme of their own."""
+    causes = find_causes(Body(function), (3, 8, 6))
+    assert "works over all images of a batch" in str(causes[0].reason)
+
+
 def test_parts_of_what_a_function_returns_keep_their_names():
     def attend(x):
         found = torch.max(x, 1, keepdim=True)

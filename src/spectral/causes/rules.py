@@ -134,6 +134,9 @@ def _judge_nonlinear(call: Call, name: str, axes: Sequence[Axes | None]) -> Find
     maps = [x for x, own in zip(filter(call.known, call.inputs), axes, strict=True) if own]
     if any(not x.is_floating_point() for x in maps):
         return Finding(True, f"{name} is given no real numbers, so there is no lattice between them")
+    along = _find_worked_axes(call, name)
+    if _mixes_images(call, along):
+        return Finding(True, f"{name} works over all images of a batch")
     leaving = [read_axes(call.labels(y)) or {} for y in call.outputs]
     kept = set().union(*(own or () for own in axes)) <= set().union(*leaving)
     if name == "native_layer_norm":
@@ -148,7 +151,6 @@ def _judge_nonlinear(call: Call, name: str, axes: Sequence[Axes | None]) -> Find
     if name in _MOMENTS and not any(leaving) and order == 2:
         return None
     numbers = all(y.is_floating_point() for y in call.outputs[:1])
-    along = _find_worked_axes(call, name)
     if kept and not numbers:
         return Finding(True, f"{name} gives no real numbers, so there is no lattice between them")
     if along and along & {axis for own in axes for axis in (own or {}).values()}:
@@ -167,6 +169,13 @@ def _find_worked_axes(call: Call, name: str) -> set[int]:
         return set()
     named = given[0] if isinstance(given[0], list | tuple) else [given[0]]
     return {int(axis) % max(call.source.ndim, 1) for axis in named}
+
+
+def _mixes_images(call: Call, along: set[int]) -> bool:
+    """Whether an operator works along the axis of images, or takes it away."""
+    first = {axis for axis, own in enumerate(call.labels(call.source)) if any(f.kind == "b" for f in own)}
+    kept = (any(f.kind == "b" for own in call.labels(y) for f in own) for y in call.outputs)
+    return bool(first) and (bool(along & first) or not all(kept))
 
 
 def _judge_norm(call: Call) -> Finding | None:
