@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves, tree_map
 
 from spectral.tensors import TensorTable
@@ -58,6 +59,7 @@ class Constants:
         self._recipes: TensorTable[_Recipe] = TensorTable()
         self._sharing: dict[int, list[weakref.ref[Tensor]]] = defaultdict(list)  # by their memory
         self._wholes: dict[int, _Recipe] = {}  # by memory: what fills all of it
+        self._held: dict[int, Any] = {}
 
     def mark(self, standin: Tensor, value: Tensor) -> None:
         """Note what a tensor without data stands for."""
@@ -76,6 +78,7 @@ class Constants:
                     self._overwrite(output, recipe)
                 elif memory_of(output) not in given and _fills_memory(output):
                     self._wholes[memory_of(output)] = recipe
+                    self._held[memory_of(output)] = hold_number(output)
                 self._keep(output, recipe)
 
     def forget(self, x: Tensor) -> None:
@@ -129,8 +132,26 @@ class Constants:
         return self._recipes.get(value) or _Recipe(lost=True)
 
 
+def hold_number(x: Tensor) -> Any:
+    """Return what keeps `memory_of` a tensor from being another's, when the tensor and its memory are gone.
+
+    Without data, the next tensor that is made has the number of the one that was let go of last.
+
+    Example:
+        >>> x = torch.zeros(2, device="meta")
+        >>> number, held = memory_of(x), hold_number(x)
+        >>> del x
+        >>> memory_of(torch.zeros(2, device="meta")) == number
+        False
+    """
+    try:
+        return StorageWeakRef(x.untyped_storage())
+    except (NotImplementedError, RuntimeError, ValueError):  # its number is its own
+        return x
+
+
 def memory_of(x: Tensor) -> int:
-    """Return a number that is the same for all views of one tensor."""
+    """Return a number that is the same for all views of one tensor, as long as any of them lives."""
     try:
         return int(x.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError, ValueError):  # sparse tensors, lazy ones and some others

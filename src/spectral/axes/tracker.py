@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from spectral.axes.calls import Call, flatten, is_lattice
-from spectral.axes.constants import Constants, memory_of
+from spectral.axes.constants import Constants, hold_number, memory_of
 from spectral.axes.labels import (
     BATCH,
     CHANNEL,
@@ -120,7 +120,8 @@ class AxisTracker:
         self._fixed: TensorTable[bool] = TensorTable()
         self._outside: TensorTable[bool] = TensorTable()
         self._entries: TensorTable[_Entry] = TensorTable()
-        self._filled: set[int] = set()
+        self._filled: dict[int, Any] = {}  # memories, and what holds their numbers
+        self._held: dict[int, Any] = {}
         self._images = 0  # in the batch
         self._order, self.reordered = order or {}, None
         self._first: tuple[
@@ -314,6 +315,7 @@ class AxisTracker:
             x, axis = a["self"], a["dim"] % a["self"].ndim
             whole = self.labels(x)[axis]
             chosen = [a["index"] % x.shape[axis]] if "index" in a else range(x.shape[axis])
+            self._held[memory_of(x)] = hold_number(x)
             for index, y in zip(chosen, call.outputs, strict=True):
                 self._entries[y] = _Entry(memory_of(x), axis, index, whole)
             return
@@ -374,7 +376,7 @@ class AxisTracker:
 
     def _fill(self, target: Tensor, sources: Sequence[Tensor]) -> None:
         """Let a constant that is filled with the image be one: its other views read it too."""
-        self._filled.add(memory_of(target))
+        self._filled[memory_of(target)] = hold_number(target)
         self.constants.forget(target)
         source = next((x for x in sources if self.comes_from_image(x) and x.ndim == target.ndim), None)
         if source is None:
