@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ from spectral.causes.windows import (
     index_ideally,
     pad_circularly,
     slide_ideally,
+    type_like,
 )
 from spectral.discovery.record import knows_dense_map
 from spectral.errors import SpectralError
@@ -143,6 +145,17 @@ class Idealized(Scope):
         self, planned: Planned, sources: frozenset[Source], func: Any, args: Any, kwargs: Any
     ) -> Any:
         call = planned.call
+        if call.carries and len(self._extensions.known):
+            run = partial(self._replace_on_maps, planned, sources, func)
+            return self._extensions.carry(call, args, kwargs, run)
+        return self._replace_on_maps(planned, sources, func, args, kwargs)
+
+    def _replace_on_maps(
+        self, planned: Planned, sources: frozenset[Source], func: Any, args: Any, kwargs: Any
+    ) -> Any:
+        call = planned.call
+        if planned.handler == "carry":
+            return self._run(func, args, kwargs)
         if planned.handler == "pointwise":
             if not sources:
                 return self._run(func, args, kwargs)
@@ -400,8 +413,3 @@ def _spread(layer: Pool, x: Tensor, output: Tensor) -> Tensor:
         sampling = Sampling(output.shape[axis], step, 0, spread=True, low_pass=layer.kind == "low_pass")
         dense = sampling.take(dense, axis)
     return dense
-
-
-def type_like(kind: type, made: list[Tensor]) -> Any:
-    """Return tensors as the function returned them: a list, a tuple, or one whose parts have names."""
-    return getattr(kind, "_make", kind)(made)

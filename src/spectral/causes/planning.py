@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from spectral.causes.cause import Cause
 from spectral.causes.watching import FunctionCall, Key, LayerCall, Watcher
@@ -16,9 +16,10 @@ from spectral.errors import SpectralError
 from spectral.inputs import Example
 from spectral.sites import Site, watch_reductions
 
-Handler = Literal["window", "pad", "index", "adaptive", "pointwise"]
+Handler = Literal["window", "pad", "index", "adaptive", "pointwise", "carry"]
 
 INDEXING = "__getitem__"
+WRITING = "__setitem__"
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class _Planner:
     def plan(self) -> Plan:
         """Read every call."""
         read = [(call, *self._read(call)) for call in self._watcher.calls]
+        read = [(call, handler or ("carry" if call.carries else None), own) for call, handler, own in read]
         kept = [(call, handler, causes) for call, handler, causes in read if handler or causes]
         self._names = name_calls([call for call, _, _ in kept], self._watcher.called)
         sites = [site for site in self._sites.values() if site.op != "global_pool"]
@@ -122,6 +124,14 @@ class _Planner:
                 return self._read_index(call)
             if name.startswith("adaptive_") and call.leaving[0]:
                 return self._read_adaptive(call)
+            if name == WRITING and not call.findings and not call.finer and _writes_into_part(call):
+                return None, [Cause("position", "", name, "it writes into single rows or columns")]
+            if name.startswith("conv_transpose") and not call.finer and _has_border(call):
+                return None, [
+                    Cause("border", "", name, "the border of a transposed convolution stays as it is")
+                ]
+        if name == WRITING and not call.finer and _is_put_into_larger(call):
+            return None, [Cause("border", "", name, "it is put into a larger map")]
         if call.finer:
             reason = "the lattice gets finer here: what it makes above the old Nyquist frequency stays"
             return None, [Cause("position", "", name, reason)]
@@ -162,6 +172,9 @@ class _Planner:
         padded = {rank - 1 - i // 2 for i, n in enumerate(ends) if n}
         if not padded & set((call.entering[0] or {}).values()):
             return None, []
+        if call.opened:
+            reason = f"{call.opened} follows, which takes what was padded for a part of the map"
+            return None, [Cause("border", "", "pad", reason)]
         if a.get("mode") == "circular":
             return "pad", []
         return "pad", [Cause("border", "", "pad")]
@@ -182,7 +195,7 @@ class _Planner:
             return None, [Cause("position", "", "index", "it picks single rows or columns")]
         if not changed:
             return None, []
-        if not _is_even(call, changed) or not causes:
+        if call.padded or not causes or not _is_even(call, changed):
             causes.append(Cause("border", "", "slice"))
         return "index", causes
 
@@ -230,6 +243,8 @@ class _Planner:
             reason = "it cuts rows or columns off, and is no slice or pad"
             return None, [Cause("border", "", call.name, reason)]
         if reasons or not any(finding.nonlinear for finding in call.findings):
+            if not causes and call.slides and not call.sites:
+                causes = [Cause("position", "", call.name, "it reads the map at places of its own")]
             return None, list(dict.fromkeys(causes))
         reason = ""
         if any(axes is None for axes in (*call.entering, *call.leaving)):
@@ -241,6 +256,8 @@ class _Planner:
         elif any(key in self._sites and self._sites[key].op != "global_pool" for key in call.sites):
             reason = "it decimates within one function"
             self._used |= {self._sites[key].name for key in call.sites if key in self._sites}
+        elif call.slides:
+            reason = "windows slide over the map within it"
         cause = Cause("nonlinearity", "", call.name, reason or None)
         return (None if reason else "pointwise"), [cause]
 
@@ -266,6 +283,40 @@ def name_calls(calls: Iterable[FunctionCall], called: Mapping[str, int]) -> dict
                 seen[function] += 1
             names[call.key] = name + (f"@{number}" if called[path] > 1 else "")
     return names
+
+
+def _has_border(call: FunctionCall) -> bool:
+    """Whether the window of a transposed convolution has more than one sample."""
+    weight = call.kwargs["weight"] if "weight" in call.kwargs else call.args[1]
+    return any(n > 1 for n in weight.shape[2:])
+
+
+def _writes_into_part(call: FunctionCall) -> bool:
+    """Whether a write leaves out some rows or columns of the tensor."""
+    size, given = call.before[0], call.args[1]
+    axes = set((call.entering[0] or {}).values())
+    index = list(given) if isinstance(given, tuple) else [given]
+    gap = next((i for i, entry in enumerate(index) if entry is ...), None)
+    if gap is not None:
+        index[gap : gap + 1] = [slice(None)] * (len(size) + 1 - len(index) + index.count(None))
+    axis = 0
+    for entry in index:
+        if entry is None:
+            continue
+        count = entry.ndim if isinstance(entry, Tensor) and not entry.is_floating_point() else 1
+        whole = isinstance(entry, slice) and len(range(*entry.indices(size[axis]))) == size[axis]
+        if not whole and axes & {*range(axis, axis + count)}:
+            return True
+        axis += count
+    return False
+
+
+def _is_put_into_larger(call: FunctionCall) -> bool:
+    """Whether a map is written into a part of a tensor that is none."""
+    own, target = call.entering[-1], call.leaving[0]
+    if call.entering[0] or not own or not target:
+        return False
+    return any(call.before[-1][axis] < call.sizes[0][target[k]] for k, axis in own.items() if k in target)
 
 
 def _is_cut(call: FunctionCall) -> bool:

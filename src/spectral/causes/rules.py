@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from torch import Tensor
+from torch import Size, Tensor
 
 from spectral.axes import ATTENTION, IMAGE_AXES, JOINS, PRODUCTS, Call, Labels, find_step, operator_name
 from spectral.axes.sums import find_factors
@@ -79,6 +79,8 @@ def judge(call: Call) -> Finding | None:
     if find_sliding(call.func, call.a) is not None:
         # What slides is a site, or has a border, and is read as a whole; a maximum over the map is neither.
         whole = name in _EXTREMES and not any(read_axes(call.labels(y)) for y in call.outputs)
+        if any(own is None for own in axes) and slides_over_places(call):
+            return Finding(False, "its rows and columns are no axes of their own (tokens, windows)")
         return Finding(True) if whole else None
     placed = _find_places(call, name)
     if placed is not None:
@@ -89,6 +91,23 @@ def judge(call: Call) -> Finding | None:
     if name in _FACTORS and not several:
         return None
     return _judge_nonlinear(call, name, axes)
+
+
+def slides_over_places(call: Call) -> bool:
+    """Whether an operator's window has several samples along an axis of the image, and a map leaves it."""
+    sliding = find_sliding(call.func, call.a)
+    if sliding is None or all(read_axes(call.labels(y)) == {} for y in call.outputs):
+        return False
+    if "upsample" in operator_name(call.func) and call.source.shape == call.outputs[0].shape:
+        return False  # to the size that it has: nothing is done
+    rank, weight = sliding[1], call.a.get("weight")
+    given = call.a.get("kernel_size") if weight is None else weight.shape[2:]
+    if given is None:
+        return True  # adaptive: as wide as it takes
+    sizes = [*given] if isinstance(given, list | tuple | Size) else [given]
+    sizes = sizes if len(sizes) == rank else sizes[:1] * rank
+    over = call.labels(call.source)[-rank:]
+    return any(int(size) > 1 and any(f.spatial for f in own) for size, own in zip(sizes, over, strict=True))
 
 
 def may_lose(func: Any, args: Sequence[Any]) -> bool:

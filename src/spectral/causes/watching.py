@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from spectral.axes import AxisTracker, find_step, memory_of, operator_name
-from spectral.causes.rules import Finding, find_finer, judge, read_axes
+from spectral.causes.rules import Finding, find_finer, judge, read_axes, slides_over_places
 from spectral.discovery.record import is_image, keeps_lattice, knows_dense_map
 from spectral.numerics.finer import Axes
 from spectral.places import Steps
@@ -30,11 +30,16 @@ RENORMALISES = (
     "renormalises_border"  # a function that makes up for zeros beyond the border, where there are any
 )
 """Attribute of functions that are one operator as a whole and lose no equivariance."""
+CONSUMERS = frozenset({
+    "conv1d", "conv2d", "conv3d", "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d",
+    "avg_pool3d",
+})  # fmt: skip
+"""Functions that take a padded map as the periodic one behind it."""
 Key = tuple[str, int, str, Steps, int]
 """Where a function is called: module, which of its calls, function, steps from its forward, which time."""
 
 
-@dataclass
+@dataclass(eq=False)
 class FunctionCall:
     """One call of a torch function on a map, as it ran.
 
@@ -54,6 +59,11 @@ class FunctionCall:
         written: which of the tensors that entered it returns, written to; None if none.
         writes: whether it writes into what it was given.
         wrapped: by how much its first tensor was padded circularly, by axis.
+        slides: whether windows of several places slide over the map within it.
+        padded: whether any tensor that entered was padded.
+        carries: whether all maps that entered were padded alike and keep their places: what leaves is padded
+            so too.
+        opened: which function does something else with what this one, a pad, has padded; "" if none.
         alone: whether its module has none inside it and is no model of its own.
     """
 
@@ -72,6 +82,10 @@ class FunctionCall:
     written: int | None = None
     writes: bool = False
     wrapped: Mapping[int, int] = field(default_factory=dict)
+    slides: bool = False
+    padded: bool = False
+    carries: bool = False
+    opened: str = ""
     alone: bool = False
 
     @property
@@ -83,6 +97,31 @@ class FunctionCall:
     def is_on_map(self) -> bool:
         """Whether any tensor that it was given is a map, or may be one."""
         return any(axes is None or axes for axes in self.entering)
+
+
+@dataclass(frozen=True)
+class _Pads:
+    """What a tensor was padded by.
+
+    Attributes:
+        amounts: equal where two tensors are padded alike.
+        calls: of pads.
+    """
+
+    amounts: tuple[Any, ...]
+    calls: tuple[FunctionCall, ...]
+
+    def grow(self, call: FunctionCall) -> _Pads | None:
+        """Return what there is behind one more pad, None if that is nothing along image axes."""
+        ends = call.args[1] if len(call.args) > 1 else call.kwargs["pad"]
+        rank = len(call.before[0])
+        sides = {rank - 1 - i: (ends[2 * i], ends[2 * i + 1]) for i in range(len(ends) // 2)}
+        own = {
+            kind: sides[axis] for kind, axis in (call.entering[0] or {}).items() if any(sides.get(axis, ()))
+        }
+        if not own:
+            return self if self.calls else None
+        return _Pads((*self.amounts, *sorted(own.items())), (*self.calls, call))
 
 
 @dataclass(frozen=True)
@@ -152,6 +191,7 @@ class Watcher(Scope):
         self._running: FunctionCall | None = None
         self._made_by: TensorTable[Any] = TensorTable()
         self._wrapped: TensorTable[Any] = TensorTable()
+        self._padded: TensorTable[_Pads] = TensorTable()
         self._own: list[Frame] = []  # calls of layers that are no operators but one of their own
 
     def _enter(self, stack: ExitStack) -> None:
@@ -189,6 +229,7 @@ class Watcher(Scope):
         if call.name == "pad" and find_padding_mode(args, kwargs) == "circular":
             sizes = zip(call.sizes[0], call.before[0], strict=True)
             self._wrapped[made[0]] = {axis: n - m for axis, (n, m) in enumerate(sizes)}
+        self._follow_pads(call, given, made)
         if (call.is_on_map or call.finer) and not self._own and not _is_choosing(key):
             self.calls.append(call)
         return out
@@ -207,6 +248,35 @@ class Watcher(Scope):
             if like is not None:
                 self._axes.relabel(y, self._axes.labels(like))
         return out
+
+    def _follow_pads(self, call: FunctionCall, given: Sequence[Tensor], made: Sequence[Tensor]) -> None:
+        """Follow what was padded to what slides over it, or note that something else is done with it."""
+        none = _Pads((), ())
+        behind = [self._padded.get(x, none) for x in given]
+        if call.name == "pad":
+            if pads := behind[0].grow(call):
+                self._padded[made[0]] = pads
+            return
+        if not any(pads.calls for pads in behind) or call.name in CONSUMERS:
+            return
+        call.padded = True
+        maps = [i for i, own in enumerate(call.entering) if own is None or own]
+        places = [_find_places(call.entering[i], call.before[i]) for i in maps]
+        places += [_find_places(own, size) for own, size in zip(call.leaving, call.sizes, strict=True)]
+        known = [own for own in places if own is not None]
+        if maps and len(known) == len(places) and len({behind[i].amounts for i in maps}) == 1:
+            pads = _Pads(behind[maps[0]].amounts, sum((behind[i].calls for i in maps), ()))
+            whole = all(own == known[0] for own in known) and not call.slides and not call.sites
+            crops = call.name == "__getitem__" and not call.findings and known[0].keys() == known[-1].keys()
+            call.carries = whole
+            for y in made if whole or crops else ():
+                self._padded[y] = pads if whole else _Pads((*pads.amounts, id(call)), pads.calls)
+                if whole and call.entering[maps[0]] == self._read(y) and given[maps[0]] in self._wrapped:
+                    self._wrapped[y] = self._wrapped[given[maps[0]]]
+            if whole or crops:
+                return
+        for pad in {id(pad): pad for own in behind for pad in own.calls}.values():
+            pad.opened = pad.opened or call.name
 
     def _find_filled(self, target: Tensor, source: Tensor) -> dict[int, Fraction]:
         """Tell along which axes a tensor is finer than what was written to every s-th entry of it."""
@@ -264,6 +334,8 @@ class Watcher(Scope):
         if call is None:
             return
         self._axes.label(call, decimation)
+        if running is not None:
+            running.slides |= slides_over_places(call)
         choosing = self._running is not None and _is_choosing(self._running.key)
         finding = None if self._own or choosing else judge(call)
         if running is not None:
@@ -286,6 +358,11 @@ class FunctionMode(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run a torch function, or what takes its place."""
         return self._run(func, args, kwargs or {})
+
+
+def _find_places(axes: Axes | None, size: Sequence[int]) -> dict[str, int] | None:
+    """Return the extents of a tensor along its image axes, None where these aren't whole."""
+    return None if axes is None else {kind: size[axis] for kind, axis in axes.items()}
 
 
 def is_own(module: nn.Module) -> bool:

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from spectral.causes.cause import Source
 from spectral.causes.lattices import Sampling, pass_low
+from spectral.causes.watching import FunctionCall
 from spectral.layers.filters import extend, pad_map
 from spectral.numerics.finer import multiply
 from spectral.numerics.matrices import as_matrix, interpolation_rows, low_pass_rows
@@ -74,6 +76,41 @@ class Extensions:
         """Return the periodic map behind one, and the pads; the map itself where it is none."""
         found: tuple[Tensor, dict[int, tuple[int, int]]] = self.known.get(x, (x, {}))
         return found
+
+    def carry(self, call: FunctionCall, args: Any, kwargs: Any, run: Callable[[Any, Any], Any]) -> Any:
+        """Run a function of each place on the periodic maps behind what was padded, and pad what it returns.
+
+        Args:
+            call: as it was planned.
+            args: its positional arguments.
+            kwargs: its named ones.
+            run: runs it.
+        """
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        pads: dict[str, tuple[int, int]] = {}
+        for x, own in zip(given, call.entering, strict=True):
+            found = self.find(x)[1]
+            pads |= {kind: found[axis] for kind, axis in (own or {}).items() if axis in found}
+        if not pads:
+            return run(args, kwargs)
+
+        def reduce(x: Any) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            base = self.find(x)[0]
+            return base.clone() if call.writes else base
+
+        out = run(*tree_map(reduce, (args, kwargs)))
+        made = [out] if isinstance(out, Tensor) else list(out)
+        extended = []
+        for y, own in zip(made, call.leaving, strict=True):
+            around = {axis: pads[kind] for kind, axis in (own or {}).items() if kind in pads}
+            whole = wrap_around(y, around)
+            if call.written is not None:
+                whole = given[call.written].copy_(whole)
+            self.note(whole, y, around)
+            extended.append(whole)
+        return extended[0] if isinstance(out, Tensor) else type_like(call.returned, extended)
 
 
 @dataclass(frozen=True)
@@ -175,41 +212,73 @@ def pad_circularly(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any], k
     rest = [0 if x.ndim - 1 - i // 2 in spatial else n for i, n in enumerate(ends)]
     y = task.func(x, rest, **{key: a[key] for key in ("mode", "value") if key in a}) if any(rest) else x
     base, found = known.find(x) if y is x else (y, {})
+    return _extend(base, found, {axis: pads[axis] for axis in sorted(spatial & set(pads))}, known)
+
+
+def _extend(
+    base: Tensor,
+    found: Mapping[int, tuple[int, int]],
+    pads: Mapping[int, tuple[int, int]],
+    known: Extensions,
+) -> Tensor:
+    """Extend a periodic map circularly by what was added to it before and is added now; or sample a part."""
     total = dict(found)
-    for axis in sorted(spatial & set(pads)):
-        before, after = (p + q for p, q in zip(pads[axis], found.get(axis, (0, 0)), strict=True))
-        total[axis] = before, after
+    for axis, (before, after) in pads.items():
+        total[axis] = before + found.get(axis, (0, 0))[0], after + found.get(axis, (0, 0))[1]
     kept = {axis: pad for axis, pad in total.items() if min(pad) >= 0}
     y = base
     for axis, (before, after) in total.items():
         if axis not in kept:
             y = Sampling(base.shape[axis] + before + after, 1, -before, spread=True).take(y, axis)
-    base, y = y, wrap_around(y, kept)
-    known.note(y, base, kept)
-    return y
+    whole = wrap_around(y, kept)
+    known.note(whole, y, kept)
+    return whole
 
 
 def index_ideally(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any], known: Extensions) -> Any:
-    """Index a map whose image axes are low-passed before they are sliced, or sampled evenly where cropped."""
+    """Index a map whose image axes are low-passed before they are sliced, or sampled evenly where cropped.
+
+    Of a map that was padded, a crop takes off of that first, and every s-th sample is one of the periodic map
+    behind it.
+    """
     x, given = args
     index = list(given) if isinstance(given, tuple) else [given]
     if ... in index:
         at = index.index(...)
         index[at : at + 1] = [slice(None)] * (x.ndim + 1 - len(index) + sum(i is None for i in index))
+    size, (base, found) = x.shape, known.find(x)
+    pads: dict[int, tuple[int, int]] = {}
     axis = 0
     for position, entry in enumerate(index):
         if entry is None:
             continue
         if axis in task.axes and isinstance(entry, slice):
-            start, stop, step = entry.indices(x.shape[axis])
+            extent, around = size[axis], found.get(axis, (0, 0))
+            start, stop, step = entry.indices(extent)
             count = len(range(start, stop, step))
+            left = start, extent - start - count
             crops = "border" in task.sources
-            if step > 1 or (crops and count < x.shape[axis]):
+            inside = axis in found and (crops or all(n <= m for n, m in zip(left, around, strict=True)))
+            if step == 1 and inside:
+                pads[axis] = -left[0], -left[1]
+                index[position] = slice(None)
+            elif step > 1 or (crops and count < extent):
+                if axis in found:  # only a whole period of it has a lattice
+                    x = base = base.roll(around[0] - start, axis)
+                    found, start = {k: pad for k, pad in found.items() if k != axis}, 0
                 sampling = Sampling(count, step, start, crops, "decimation" in task.sources)
-                x = sampling.take(x, axis)
+                x = base = sampling.take(x, axis)
                 index[position] = slice(None)
         axis += 1
-    return x[tuple(index)]
+    if found:
+        x = _extend(base, found, pads, known)
+    rest = tuple(index)
+    return x if all(isinstance(i, slice) and i == slice(None) for i in rest) else x[rest]
+
+
+def type_like(kind: type, made: list[Tensor]) -> Any:
+    """Return tensors as the function returned them: a list, a tuple, or one whose parts have names."""
+    return getattr(kind, "_make", kind)(made)
 
 
 def wrap_around(x: Tensor, pads: Mapping[int, tuple[int, int]]) -> Tensor:

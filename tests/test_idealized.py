@@ -1,0 +1,164 @@
+"""Whatever a network does to a map, once idealised it is equivariant to shifts, or what isn't is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from spectral.causes import idealize
+
+EACH = torch.randn(6, 1, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+ALL = torch.randn(6, 6, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+
+def conv(x: Tensor, **options: object) -> Tensor:
+    """Convolve each channel, without a border of its own unless it is told one."""
+    return F.conv2d(x, EACH, groups=6, **options)  # type: ignore[arg-type]
+
+
+def pad(x: Tensor, *ends: int, **options: object) -> Tensor:
+    return F.pad(x, ends or (1, 1, 1, 1), **options)  # type: ignore[arg-type]
+
+
+def norm(x: Tensor) -> Tensor:
+    return F.batch_norm(x, torch.full((6,), 0.3).double(), torch.ones(6).double())
+
+
+def write(x: Tensor, index: tuple[slice, ...], value: Tensor | float) -> Tensor:
+    x[index] = value
+    return x
+
+
+def sample(x: Tensor, matrix: list[list[float]]) -> Tensor:
+    grid = F.affine_grid(
+        torch.tensor(matrix).to(x)[None].expand(len(x), -1, -1), x.shape, align_corners=False
+    )
+    return F.grid_sample(x, grid, align_corners=False)
+
+
+def as_signals(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    return function(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(x), -1)).transpose(1, 2)
+
+
+MIDDLE = (slice(None), slice(None), slice(1, -1), slice(1, -1))
+CLOSED = {
+    "no padding": conv,
+    "padding": lambda x: conv(x, padding=1),
+    "same": lambda x: conv(x, padding="same"),
+    "dilated": lambda x: conv(x, padding=2, dilation=2),
+    "reflected": lambda x: conv(pad(x, mode="reflect")),
+    "replicated": lambda x: conv(pad(x, mode="replicate")),
+    "a constant": lambda x: conv(pad(x, value=3.0)),
+    "on one side": lambda x: conv(pad(x, 0, 2, 2, 0)),
+    "padded, then an activation": lambda x: conv(F.relu(pad(x))),
+    "padded, then in place": lambda x: conv(F.relu_(norm(pad(x)))),
+    "padded, then a norm": lambda x: conv(norm(pad(x))),
+    "padded, then scaled": lambda x: conv(pad(x) * 2 + 1),
+    "circular, then an activation": lambda x: conv(F.silu(pad(x, mode="circular"))),
+    "padded, then joined": lambda x: conv(torch.cat([pad(x), pad(x.relu())], 1)[:, ::2]),
+    "padded, then added": lambda x: conv(pad(x) + pad(x).relu()),
+    "padded, then all of it": lambda x: conv(pad(x)[:, :]),
+    "padded, then a maximum": lambda x: F.max_pool2d(F.relu(pad(x)), 3, 1),
+    "padded and cropped": lambda x: pad(x, 2, 2, 2, 2)[:, :, 2:-2, 2:-2],
+    "padded and cropped a little": lambda x: conv(pad(x, 2, 2, 2, 2)[:, :, 1:-1, 1:-1]),
+    "padded and cropped too far": lambda x: pad(x)[:, :, 2:-2, 2:-2],
+    "cropped": lambda x: x[MIDDLE],
+    "a negative pad": lambda x: pad(x, -1, -1, -1, -1),
+    "a maximum": lambda x: F.max_pool2d(x, 3, 1, 1),
+    "an average": lambda x: F.avg_pool2d(x, 3, 1, 1),
+    "an average of what is there": lambda x: F.avg_pool2d(x, 3, 1, 1, count_include_pad=False),
+    "every second": lambda x: x[:, :, ::2, ::2],
+    "padded, every second": lambda x: pad(x)[:, :, 1::2, ::2],
+    "a gate": lambda x: x * x.mean((2, 3), keepdim=True).sigmoid(),
+    "by its largest": lambda x: x / x.amax((2, 3), keepdim=True),
+    "by its deviation": lambda x: x / x.std((2, 3), keepdim=True),
+    "rows and columns": lambda x: x.mean(3, keepdim=True) * x.amax(2, keepdim=True),
+    "to its own size": lambda x: F.interpolate(x, scale_factor=1.0, mode="bilinear"),
+    "rolled": lambda x: x.roll(1, 2) + x,
+}  # fmt: skip
+NAMED = {
+    "padded beside another": lambda x: conv(torch.cat([pad(x, 0, 1, 0, 1), pad(x, 1, 0, 1, 0)], 1)[:, ::2]),
+    "padded, then a mean": lambda x: x * pad(x).mean((2, 3), keepdim=True),
+    "padded, moved and added": lambda x: pad(x)[:, :, :-2, 2:] + x,
+    "put into zeros": lambda x: conv(write(torch.zeros_like(pad(x.detach())), MIDDLE, x)),
+    "joined to zeros": lambda x: conv(torch.cat([torch.zeros_like(x[:, :, :2]), x], 2)),
+    "a column of zeros": lambda x: write(x.clone(), (slice(None), slice(None), slice(None), slice(1)), 0.0),
+    "a border of zeros": lambda x: x * write(torch.zeros_like(x), MIDDLE, 1.0),
+    "transposed": lambda x: F.conv_transpose2d(x, ALL, padding=1),
+    "rows in one line": lambda x: F.avg_pool1d(x.flatten(1, 2), 3, 1, 1).view_as(x),
+    "each row as a signal": lambda x: as_signals(x, nn.Conv1d(6, 6, 3, padding=1).to(x)),
+    "windows within one function": lambda x: F.lp_pool2d(x.abs(), 2, 3, 1),
+    "unfolded": lambda x: F.fold(F.unfold(x, 3, padding=1), x.shape[-2:], 3, padding=1),
+    "turned": lambda x: sample(x, [[0.8, 0.3, 0.1], [-0.2, 0.9, 0.0]]),
+    "at offsets": lambda x: torchvision.ops.deform_conv2d(
+        x, x[:, :1].expand(-1, 18, -1, -1) * 0.3, EACH.expand(-1, 6, -1, -1), padding=1
+    ),
+    "boxes": lambda x: torchvision.ops.roi_align(x, [torch.tensor([[0.0, 0.0, 8.0, 8.0]]).to(x)] * len(x), 7),
+    "flipped": lambda x: x.flip(3) + x,
+    "sums along rows": lambda x: x.cumsum(-1),
+    "places": lambda x: x + torch.arange(x.shape[-1], dtype=x.dtype),
+    "a triangle": lambda x: x.tril(),
+    "sorted": lambda x: x.sort(-1)[0],
+    "smaller and larger": lambda x: F.interpolate(F.interpolate(x, size=(7, 7)), size=x.shape[-2:]),
+    "unequal windows": lambda x: F.interpolate(F.adaptive_avg_pool2d(x, 5), x.shape[-2:]),
+}  # fmt: skip
+
+
+class Net(nn.Module):
+    """What is looked at, between two convolutions."""
+
+    def __init__(self, inner: object) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.inner = inner
+        self.first, self.last = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 4, 1)
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.inner(self.first(x)))  # type: ignore[operator]
+
+
+def find_change(net: nn.Module, size: tuple[int, int]) -> tuple[float, list[str]]:
+    """How much a shift by one pixel changes the means of an idealised network's map, and what is left."""
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    changes = []
+    with torch.no_grad(), idealize(net) as ideal:
+        still = ideal(x)
+        for axis, step in ((2, 1), (3, -1)):
+            moved = ideal(x.roll(step, axis))
+            if still.shape[2:] == x.shape[2:]:
+                moved, here = moved.roll(-step, axis), still
+            else:
+                moved, here = moved.mean((2, 3)), still.mean((2, 3))
+            changes.append(float((moved - here).abs().max() / still.abs().max()))
+    return max(changes), [f"{cause.op}: {cause.reason}" for cause in ideal.left]
+
+
+SIZES = pytest.mark.parametrize("size", [(12, 12), (11, 13)], ids=["even", "odd"])
+
+
+@SIZES
+@pytest.mark.parametrize("name", CLOSED)
+def test_it_is_equivariant(name, size):
+    change, left = find_change(Net(CLOSED[name]), size)
+    assert (change < 1e-9, left) == (True, [])
+
+
+@SIZES
+@pytest.mark.parametrize("name", NAMED)
+def test_what_stays_is_named(name, size):
+    _, left = find_change(Net(NAMED[name]), size)
+    assert left
+
+
+def test_without_borders_a_padded_map_stays_as_it_was():
+    x = torch.randn(2, 3, 12, 12, dtype=torch.float64)
+    for name in ("padded, then in place", "padded and cropped a little", "circular, then an activation"):
+        net = Net(CLOSED[name])
+        with torch.no_grad(), idealize(net, ["decimation"]) as ideal:
+            torch.testing.assert_close(ideal(x), net(x), rtol=0, atol=1e-12)
