@@ -79,12 +79,15 @@ CLOSED = {
     "by its deviation": lambda x: x / x.std((2, 3), keepdim=True),
     "rows and columns": lambda x: x.mean(3, keepdim=True) * x.amax(2, keepdim=True),
     "to its own size": lambda x: F.interpolate(x, scale_factor=1.0, mode="bilinear"),
+    "a channel of zeros": lambda x: write(x.clone(), (slice(None), slice(1)), 0.0),
+    "channels exchanged": lambda x: write(x.clone(), (slice(None), slice(1)), x[:, 1:2]),
     "rolled": lambda x: x.roll(1, 2) + x,
 }  # fmt: skip
 NAMED = {
     "padded beside another": lambda x: conv(torch.cat([pad(x, 0, 1, 0, 1), pad(x, 1, 0, 1, 0)], 1)[:, ::2]),
     "padded, then a mean": lambda x: x * pad(x).mean((2, 3), keepdim=True),
     "padded, moved and added": lambda x: pad(x)[:, :, :-2, 2:] + x,
+    "padded, then a channel of zeros": lambda x: conv(write(pad(x), (slice(None), slice(1)), 0.0)),
     "put into zeros": lambda x: conv(write(torch.zeros_like(pad(x.detach())), MIDDLE, x)),
     "joined to zeros": lambda x: conv(torch.cat([torch.zeros_like(x[:, :, :2]), x], 2)),
     "a column of zeros": lambda x: write(x.clone(), (slice(None), slice(None), slice(None), slice(1)), 0.0),

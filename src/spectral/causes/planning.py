@@ -313,6 +313,8 @@ def _writes_into_part(call: FunctionCall) -> bool:
 
 def _is_put_into_larger(call: FunctionCall) -> bool:
     """Whether a map is written into a part of a tensor that is none."""
+    if len(call.entering) < 2 or not call.leaving:
+        return False  # a number is written
     own, target = call.entering[-1], call.leaving[0]
     if call.entering[0] or not own or not target:
         return False

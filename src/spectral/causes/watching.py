@@ -267,6 +267,7 @@ class Watcher(Scope):
         if maps and len(known) == len(places) and len({behind[i].amounts for i in maps}) == 1:
             pads = _Pads(behind[maps[0]].amounts, sum((behind[i].calls for i in maps), ()))
             whole = all(own == known[0] for own in known) and not call.slides and not call.sites
+            whole &= call.name != "__setitem__"  # which returns nothing
             crops = call.name == "__getitem__" and not call.findings and known[0].keys() == known[-1].keys()
             call.carries = whole
             for y in made if whole or crops else ():
