@@ -126,7 +126,9 @@ class Chains:
         comes_from_image: Callable[[Tensor], bool],
     ) -> None:
         weights = (*model.named_parameters(), *model.named_buffers())
-        self._names = {id(x): name for name, x in weights}
+        self._names = TensorTable[str]()
+        for name, x in weights:
+            self._names[x] = name
         self._model, self._find_original, self._comes_from_image = model, find_original, comes_from_image
         self._held: TensorTable[_Held] = TensorTable()
         self._roots: dict[Event, _Root] = {}
@@ -228,8 +230,8 @@ class Chains:
                 return None
             source: Weight | Fixed | None = None
             original = self._find_original(x)
-            if id(x) in self._names:
-                source = Weight(self._names[id(x)])
+            if x in self._names:
+                source = Weight(self._names[x])
             elif original is not None:
                 source = Fixed(original.detach())
             elif not x.is_meta:

@@ -117,7 +117,7 @@ class _Discovery:
         self._folding = Folding(self.axes, self.calls.frames, self.events.append)
         self._entries = Entries(self.axes, self._uses, self.calls.frames, self.events.append)
         self._loops = Loops(self.axes, self.calls.frames, self.events.append)
-        self._weights = set(map(id, weights))
+        self._weights = {id(x): x for x in weights}  # held: a buffer may be exchanged while the model runs
         self._parts: TensorTable[Tensor] = TensorTable()  # tensor → what complex one it is of
         self._spot = Spot("", (), 0)  # where the latest operator ran
         self._before: dict[Frame, int] = {}  # events there were when each call began
