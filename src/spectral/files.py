@@ -43,8 +43,13 @@ def walk_files(root: str | Path, hidden: bool = False) -> Iterator[str]:
         SpectralError: if a folder can't be listed: what is in it would be missing without a word.
 
     Example:
-        >>> sorted(map(os.path.basename, walk_files(Path(__file__).parent / "causes")))[0]
-        '__init__.py'
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     Path(folder, "bus").mkdir()
+        ...     Path(folder, "bus", "1.png").touch()
+        ...     Path(folder, ".hidden").touch()
+        ...     [os.path.relpath(path, folder) for path in walk_files(folder)]
+        ['bus/1.png']
     """
 
     def refuse(error: OSError) -> None:
