@@ -10,8 +10,8 @@ from typing import Literal
 from torch import Tensor, nn
 
 from spectral.causes.cause import Cause
-from spectral.causes.watching import FunctionCall, Key, LayerCall, Watcher
-from spectral.causes.windows import CONVOLUTIONS, MAXIMA, MEANS, name_parameters, read_windows
+from spectral.causes.watching import CONVOLUTIONS, MAXIMA, MEANS, FunctionCall, Key, LayerCall, Watcher
+from spectral.causes.windows import list_entries, name_parameters, read_windows
 from spectral.errors import SpectralError
 from spectral.inputs import Example
 from spectral.sites import Site, watch_reductions
@@ -293,14 +293,9 @@ def _has_border(call: FunctionCall) -> bool:
 
 def _writes_into_part(call: FunctionCall) -> bool:
     """Whether a write leaves out some rows or columns of the tensor."""
-    size, given = call.before[0], call.args[1]
-    axes = set((call.entering[0] or {}).values())
-    index = list(given) if isinstance(given, tuple) else [given]
-    gap = next((i for i, entry in enumerate(index) if entry is ...), None)
-    if gap is not None:
-        index[gap : gap + 1] = [slice(None)] * (len(size) + 1 - len(index) + index.count(None))
+    size, axes = call.before[0], set((call.entering[0] or {}).values())
     axis = 0
-    for entry in index:
+    for entry in list_entries(call.args[1], len(size)):
         if entry is None:
             continue
         count = entry.ndim if isinstance(entry, Tensor) and not entry.is_floating_point() else 1

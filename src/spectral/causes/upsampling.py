@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from torch import nn
 
-from spectral.causes.planning import name_calls
+from spectral.causes.planning import WRITING, name_calls
 from spectral.causes.watching import FunctionCall, Key, Watcher
 from spectral.inputs import Example
 from spectral.sites import watch_reductions
@@ -18,7 +18,6 @@ _KINDS = {
     "pixel_shuffle": "pixel_shuffle", "max_unpool": "unpool", "grid_sample": "grid_sample",
     "fold": "fold", "setitem": "write",
 }  # fmt: skip
-WRITE = "__setitem__"
 
 
 @dataclass(frozen=True)
@@ -88,8 +87,8 @@ def find_upsampling(model: nn.Module, example: Example) -> list[Upsampling]:
 
 def _drop_unfinished(calls: Sequence[FunctionCall]) -> list[FunctionCall]:
     """Leave out writes to a tensor to which others follow: the map is whole behind the last."""
-    last = {id(call.args[0]): call for call in calls if call.name == WRITE}
-    return [call for call in calls if call.name != WRITE or last[id(call.args[0])] is call]
+    last = {id(call.args[0]): call for call in calls if call.name == WRITING}
+    return [call for call in calls if call.name != WRITING or last[id(call.args[0])] is call]
 
 
 def _describe(call: FunctionCall, name: str) -> Upsampling:
@@ -97,7 +96,7 @@ def _describe(call: FunctionCall, name: str) -> Upsampling:
     axes = _list_axes(call)
     factor = tuple(call.finer.get(axis, Fraction(1)) for axis in axes)
     before = tuple(round(size[axis] / ratio) for axis, ratio in zip(axes, factor, strict=True))
-    known = call.before[-1 if call.name == WRITE else 0] if call.before else ()
+    known = call.before[-1 if call.name == WRITING else 0] if call.before else ()
     if len(known) == len(size):
         before = tuple(known[axis] for axis in axes)
     reason = None

@@ -30,10 +30,10 @@ RENORMALISES = (
     "renormalises_border"  # a function that makes up for zeros beyond the border, where there are any
 )
 """Attribute of functions that are one operator as a whole and lose no equivariance."""
-CONSUMERS = frozenset({
-    "conv1d", "conv2d", "conv3d", "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d",
-    "avg_pool3d",
-})  # fmt: skip
+CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
+MAXIMA = ("max_pool1d", "max_pool2d", "max_pool3d")
+MEANS = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
+CONSUMERS = frozenset({*CONVOLUTIONS, *MAXIMA, *MEANS})
 """Functions that take a padded map as the periodic one behind it."""
 Key = tuple[str, int, str, Steps, int]
 """Where a function is called: module, which of its calls, function, steps from its forward, which time."""

@@ -13,16 +13,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from spectral.causes.cause import Source
 from spectral.causes.lattices import Sampling, pass_low
-from spectral.causes.watching import FunctionCall
+from spectral.causes.watching import CONVOLUTIONS, MAXIMA, FunctionCall
 from spectral.layers.filters import extend, pad_map
 from spectral.numerics.finer import multiply
 from spectral.numerics.matrices import as_matrix, interpolation_rows, low_pass_rows
 from spectral.operators import find_function, parse
 from spectral.tensors import TensorTable
 
-CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
-MAXIMA = ("max_pool1d", "max_pool2d", "max_pool3d")
-MEANS = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
 FINE_BYTES = 2**22  # of a finer lattice that is held at once
 
 _CONVOLVE: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -242,10 +239,7 @@ def index_ideally(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any], kn
     behind it.
     """
     x, given = args
-    index = list(given) if isinstance(given, tuple) else [given]
-    if ... in index:
-        at = index.index(...)
-        index[at : at + 1] = [slice(None)] * (x.ndim + 1 - len(index) + sum(i is None for i in index))
+    index = list_entries(given, x.ndim)
     size, (base, found) = x.shape, known.find(x)
     pads: dict[int, tuple[int, int]] = {}
     axis = 0
@@ -274,6 +268,21 @@ def index_ideally(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any], kn
         x = _extend(base, found, pads, known)
     rest = tuple(index)
     return x if all(isinstance(i, slice) and i == slice(None) for i in rest) else x[rest]
+
+
+def list_entries(index: Any, rank: int) -> list[Any]:
+    """List the entries of an index of a tensor, with a ``:`` for each axis that an ellipsis stands for.
+
+    Example:
+        >>> list_entries((..., 0), 3)
+        [slice(None, None, None), slice(None, None, None), 0]
+    """
+    entries = list(index) if isinstance(index, tuple) else [index]
+    gap = next((i for i, entry in enumerate(entries) if entry is ...), None)
+    if gap is not None:
+        new = sum(entry is None for entry in entries)
+        entries[gap : gap + 1] = [slice(None)] * (rank + 1 - len(entries) + new)
+    return entries
 
 
 def type_like(kind: type, made: list[Tensor]) -> Any:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
-from spectral.causes.watching import KEEPS_LATTICE, RENORMALISES
-from spectral.causes.windows import CONVOLUTIONS, MEANS, Window, name_parameters, read_windows
+from spectral.causes.watching import CONVOLUTIONS, KEEPS_LATTICE, MEANS, RENORMALISES
+from spectral.causes.windows import Window, name_parameters, read_windows
 from spectral.surgery.frames import frame_of
 from spectral.surgery.rewriting import Function
 from spectral.tracker import paused
