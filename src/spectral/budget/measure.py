@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,16 @@ from spectral.budget.rounding import bound_rounding
 from spectral.budget.schema import COLUMNS, CONTENT, METRICS, TOTAL, UNEXPLAINED
 from spectral.budget.shapley import Part, Values, coalitions, count_sets, share_out, split_player
 from spectral.budget.summary import average, describe_budget
-from spectral.budget.views import Shifts, choose_shifts, find_features
+from spectral.budget.views import Shifts, choose_shifts, find_features, relate
 from spectral.causes import (
     SOURCES,
     Cause,
     Idealized,
     Memo,
+    Move,
     Plans,
     Source,
+    Turn,
     check_factor,
     check_sources,
     find_causes,
@@ -236,7 +239,7 @@ class _Game:
         Raises:
             SpectralError: if nothing can.
         """
-        one = self.shifts.views(self.feed.example, self.feed)[0]
+        one = self.shifts.views(self.feed.example, self.feed)[0].inputs
         found = self._plans.find(one).causes
         self.left = [cause for cause in found if cause.reason is not None]
         able = [cause for cause in found if cause.reason is None and cause.source in sources]
@@ -347,19 +350,24 @@ class _Game:
     def _look(self, wanted: Sequence[frozenset[Cause]], closed: bool) -> Iterator[list[tuple[Tensor, ...]]]:
         """Yield of each batch what each network says of it and of its views, and SIS."""
         mover = (self.shifts.closed if closed else None) or self.shifts.views
-        memo = Memo()
+        memo = Memo(self.feed.extents)
         networks = [
             Idealized(self.feed.model, SOURCES, causes.__contains__, self.factor, self._plans, memo)
             for causes in wanted
         ]  # fmt: skip
+        groups = [list(own) for _, own in groupby(range(len(wanted)), lambda i: _leave_late(wanted[i]))]
         for inputs in self._read():
             said: list[list[tuple[Tensor, Tensor | None]]] = [[] for _ in wanted]
-            for view in mover(inputs, self.feed):
-                for views, network in zip(said, networks, strict=True):
-                    with network:
-                        views.append(self._say(view))
-                memo.forget()
-            yield [self._compare(views) for views in said]
+            views = mover(inputs, self.feed)
+            related = relate(views)
+            for alike in groups:  # of one group after the other the views, so that little is kept at once
+                for v, view in enumerate(views):
+                    for i in alike:
+                        memo.expect(_find_turn(i, v, related))
+                        with networks[i]:
+                            said[i].append(self._say(view.inputs))
+                    memo.forget()
+            yield [self._compare(own) for own in said]
 
     def _compare(self, views: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, ...]:
         """Return logits and probabilities of images, logits of these moved, and SIS; NaN where unknown."""
@@ -427,6 +435,18 @@ def _pair(sets: Iterable[frozenset[Cause]]) -> list[frozenset[Cause]]:
         return tuple(any(c.source == source for c in causes) for source in reversed(SOURCES))
 
     return sorted(sets, key=rank)
+
+
+def _leave_late(causes: frozenset[Cause]) -> frozenset[Cause]:
+    """Leave out the causes that come late in a network: sets of the same others begin alike."""
+    return frozenset(cause for cause in causes if cause.source != "decimation")
+
+
+def _find_turn(network: int, view: int, related: Sequence[tuple[int, Move] | None]) -> Turn:
+    """Say of which earlier view a network's pass on one is a moved one, and which later ones are of it."""
+    later = [found[1] for found in related if found is not None and found[0] == view]
+    other, move = related[view] or (None, {})
+    return Turn((network, view), None if other is None else (network, other), move, later)
 
 
 def _join(members: Mapping[Source, Sequence[Cause]], sources: Iterable[Source]) -> frozenset[Cause]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,8 +20,22 @@ from spectral.stability import fourier_shift
 RANDOM_SHIFTS = 4
 
 
+@dataclass(frozen=True)
+class View:
+    """A batch of images, as they stay or moved.
+
+    Attributes:
+        inputs: ready for the network.
+        move: by how many samples along each kind of axis they are the first view, moved circularly; None
+            where they are no such.
+    """
+
+    inputs: Inputs
+    move: Mapping[str, int] | None = None
+
+
 # (a batch ready for the network, the feed) → the batch as it stays, and moved
-Mover = Callable[[Inputs, Feed], list[Inputs]]
+Mover = Callable[[Inputs, Feed], list[View]]
 
 
 @dataclass(frozen=True)
@@ -62,21 +76,49 @@ def choose_shifts(shifts: str, stride: Mapping[str, int], seed: int, caller: str
     return known[shifts]
 
 
-def _roll(inputs: Inputs, feed: Feed) -> list[Inputs]:
+def relate(views: Sequence[View]) -> list[tuple[int, Mapping[str, int]] | None]:
+    """Tell of each view of which earlier one it is a moved one, and by how much.
+
+    Of several that one which most often halves to whole samples, so that on coarser lattices too it is one.
+
+    Example:
+        >>> x = Inputs((torch.zeros(1, 3, 4, 4),), {}, 1)
+        >>> relate([View(x, {}), View(x, {"h": -1}), View(x, {"h": 1})])
+        [None, (0, {'h': -1}), (1, {'h': 2})]
+    """
+    found: list[tuple[int, Mapping[str, int]] | None] = []
+    for i, view in enumerate(views):
+        moves = [
+            (j, {kind: view.move.get(kind, 0) - other.move.get(kind, 0) for kind in {**other.move, **view.move}})
+            for j, other in enumerate(views[:i])
+            if view.move is not None and other.move is not None
+        ]
+        found.append(max(moves, key=lambda pair: _divide(pair[1].values()), default=None))
+    return found
+
+
+def _divide(steps: Iterable[int]) -> int:
+    """Return the largest power of two that divides all of some steps; of zeros alone more than any does."""
+    return min((step & -step for step in steps if step), default=2**62)
+
+
+def _roll(inputs: Inputs, feed: Feed) -> list[View]:
     layout = feed.layout_of(inputs)
-    return [inputs, *(roll_inputs(inputs, move, layout) for move in list_moves(inputs, layout))]
+    moves = list_moves(inputs, layout)
+    moved = [View(roll_inputs(inputs, move, layout), {move.kind: move.step}) for move in moves]
+    return [View(inputs, {}), *moved]
 
 
-def _move_half(inputs: Inputs, feed: Feed) -> list[Inputs]:
+def _move_half(inputs: Inputs, feed: Feed) -> list[View]:
     """Half a pixel each way, of the picture without its Nyquist bins: moved by half a pixel they are gone."""
     steps = [(0.0, 0.5), (0.0, -0.5)]
     if "h" in feed.extents:
         steps = [(0.5, 0.0), (-0.5, 0.0), *steps]
     still = _map(inputs, feed, lambda x: remove_nyquist(remove_nyquist(x, -2), -1))
-    return [still, *(_map(still, feed, partial(fourier_shift, shift=step)) for step in steps)]
+    return [View(still), *(View(_map(still, feed, partial(fourier_shift, shift=step))) for step in steps)]
 
 
-def _roll_randomly(inputs: Inputs, feed: Feed, stride: Mapping[str, int], seed: int) -> list[Inputs]:
+def _roll_randomly(inputs: Inputs, feed: Feed, stride: Mapping[str, int], seed: int) -> list[View]:
     rng = np.random.default_rng(seed)
     reach = [stride.get("h", 1) if "h" in feed.extents else 0, stride.get("w", 1)]
     drawn: list[tuple[int, int]] = []
@@ -87,24 +129,25 @@ def _roll_randomly(inputs: Inputs, feed: Feed, stride: Mapping[str, int], seed: 
     return _roll_by(inputs, feed, drawn)
 
 
-def _crop(inputs: Inputs, feed: Feed) -> list[Inputs]:
+def _crop(inputs: Inputs, feed: Feed) -> list[View]:
     """Windows of a picture, one pixel smaller on each side; what enters over a border is the world's."""
     rows = ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2)) if "h" in feed.extents else ((0, 1), (0, 0), (0, 2))
     cut = partial(_cut, high=feed.extents.get("h", 1), wide=feed.extents["w"])
-    return [_map(inputs, feed, partial(cut, top=top, left=left)) for top, left in rows]
+    return [View(_map(inputs, feed, partial(cut, top=top, left=left))) for top, left in rows]
 
 
-def _roll_window(inputs: Inputs, feed: Feed) -> list[Inputs]:
+def _roll_window(inputs: Inputs, feed: Feed) -> list[View]:
     """The window in the middle, moved circularly as the others lie to it."""
     steps = [(0, 1), (0, -1)]
     if "h" in feed.extents:
         steps = [(1, 0), (-1, 0), *steps]
-    return _roll_by(_crop(inputs, feed)[0], feed, steps)
+    return _roll_by(_crop(inputs, feed)[0].inputs, feed, steps)
 
 
-def _roll_by(inputs: Inputs, feed: Feed, steps: Sequence[tuple[int, int]]) -> list[Inputs]:
+def _roll_by(inputs: Inputs, feed: Feed, steps: Sequence[tuple[int, int]]) -> list[View]:
     """Pictures, and all moved circularly by each of some steps along rows and columns."""
-    return [inputs, *(_map(inputs, feed, partial(torch.roll, shifts=s, dims=(-2, -1))) for s in steps)]
+    moved = ((_map(inputs, feed, partial(torch.roll, shifts=s, dims=(-2, -1))), s) for s in steps)
+    return [View(inputs, {}), *(View(own, {"h": s[0], "w": s[1]}) for own, s in moved)]
 
 
 def _cut(x: Tensor, top: int, left: int, high: int, wide: int) -> Tensor:

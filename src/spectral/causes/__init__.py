@@ -2,7 +2,7 @@
 
 from spectral.causes.cause import SOURCES, Cause, Source, Where, check_sources, choose_causes
 from spectral.causes.ideal import Idealized, Plans, check_factor, find_causes, idealize
-from spectral.causes.memo import Memo
+from spectral.causes.memo import Memo, Move, Turn
 from spectral.causes.upsampling import Upsampling, find_upsampling
 
 __all__ = [
@@ -10,8 +10,10 @@ __all__ = [
     "Cause",
     "Idealized",
     "Memo",
+    "Move",
     "Plans",
     "Source",
+    "Turn",
     "Upsampling",
     "Where",
     "check_factor",

@@ -18,14 +18,15 @@ from spectral.arguments import as_integer
 from spectral.axes import operator_name
 from spectral.causes.cause import SOURCES, Cause, Source, Where, check_sources, choose_causes
 from spectral.causes.lattices import Sampling, pass_low
-from spectral.causes.memo import STEADY, Memo
+from spectral.causes.memo import STEADY, Lattices, Memo
 from spectral.causes.planning import Plan, Planned, make_plan
 from spectral.causes.rules import may_lose
-from spectral.causes.watching import RENORMALISES, FunctionMode, Key, Turns, find_padding_mode, is_own
+from spectral.causes.watching import RENORMALISES, FunctionCall, FunctionMode, Key, Turns, find_padding_mode, is_own
 from spectral.causes.windows import (
     Extensions,
     Task,
     index_ideally,
+    is_periodic,
     pad_circularly,
     slide_ideally,
     type_like,
@@ -162,7 +163,10 @@ class Idealized(Scope):
             if self._memo is None or call.writes or call.written is not None:
                 return self._evaluate(planned, func, args, kwargs)
             what: tuple[Any, ...] = func, "finely", self._factor, str(call.entering), str(call.leaving)
-            return self._memo.recall(what, args, kwargs, lambda: self._evaluate(planned, func, args, kwargs))
+            alike = _find_lattices(call) if _is_same_everywhere(call, args, kwargs) else None
+            return self._memo.recall(
+                what, args, kwargs, lambda: self._evaluate(planned, func, args, kwargs), alike
+            )
         axes = tuple((call.entering[0] or {}).values())
         rank = len(call.sizes[0]) - 2 if planned.handler == "adaptive" else _rank_of(call.name)
         task = Task(func, sources, axes, call.sizes[0][-rank:] if rank else (), self._factor)
@@ -175,10 +179,12 @@ class Idealized(Scope):
             return _run_adaptive(task, planned, args, kwargs, self._extensions)
         if self._memo is None:
             return slide_ideally(task, args, kwargs, self._extensions)
-        what = func, task, str(self._extensions.find(args[0] if args else kwargs["input"])[1])
+        pads = self._extensions.find(args[0] if args else kwargs["input"])[1]
+        alike = _find_lattices(call) if not pads and is_periodic(task, args, kwargs) else None
         return self._memo.recall(
-            what, args, kwargs, lambda: slide_ideally(task, args, kwargs, self._extensions)
-        )
+            (func, task, str(pads)), args, kwargs,
+            lambda: slide_ideally(task, args, kwargs, self._extensions), alike,
+        )  # fmt: skip
 
     def _evaluate(self, planned: Planned, func: Any, args: Any, kwargs: Any) -> Any:
         """Evaluate a function of each place on a finer lattice."""
@@ -385,6 +391,20 @@ def _active_modes() -> list[TorchFunctionMode]:
 
 def _rank_of(name: str) -> int:
     return int(name[-2]) if name.endswith("d") and name[-2].isdigit() else 0
+
+
+def _find_lattices(call: FunctionCall) -> Lattices | None:
+    """Return the image axes of what a call takes, and of the one map that it gives."""
+    own = [axes for axes in call.leaving if axes]
+    return Lattices(call.entering, own[0]) if len(call.leaving) == len(own) == 1 else None
+
+
+def _is_same_everywhere(call: FunctionCall, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether what a function of each place is given beside maps is one value for all places."""
+    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    given = list(zip(tensors, call.entering, strict=True))
+    places = {axis - x.ndim for x, own in given for axis in (own or {}).values()}
+    return all(own or all(x.shape[a] == 1 for a in places if a >= -x.ndim) for x, own in given)
 
 
 def _run_adaptive(
