@@ -89,7 +89,13 @@ def relate(views: Sequence[View]) -> list[tuple[int, Mapping[str, int]] | None]:
     found: list[tuple[int, Mapping[str, int]] | None] = []
     for i, view in enumerate(views):
         moves = [
-            (j, {kind: view.move.get(kind, 0) - other.move.get(kind, 0) for kind in {**other.move, **view.move}})
+            (
+                j,
+                {
+                    kind: view.move.get(kind, 0) - other.move.get(kind, 0)
+                    for kind in {**other.move, **view.move}
+                },
+            )
             for j, other in enumerate(views[:i])
             if view.move is not None and other.move is not None
         ]

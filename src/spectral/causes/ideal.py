@@ -21,7 +21,15 @@ from spectral.causes.lattices import Sampling, pass_low
 from spectral.causes.memo import STEADY, Lattices, Memo
 from spectral.causes.planning import Plan, Planned, make_plan
 from spectral.causes.rules import may_lose
-from spectral.causes.watching import RENORMALISES, FunctionCall, FunctionMode, Key, Turns, find_padding_mode, is_own
+from spectral.causes.watching import (
+    RENORMALISES,
+    FunctionCall,
+    FunctionMode,
+    Key,
+    Turns,
+    find_padding_mode,
+    is_own,
+)
 from spectral.causes.windows import (
     Extensions,
     Task,

@@ -19,10 +19,10 @@ from spectral.numerics.matrices import as_matrix, phase_low_pass_rows, phase_row
 from spectral.numerics.products import disable_autocast, transform_axes
 from spectral.numerics.tracing import is_traced
 
-BLOCK = 2**17  # numbers of a map that are worked on at once: what a processor's cache holds
+BLOCK = 2**18  # numbers of a map that are worked on at once: what a processor's cache holds
 NARROW = 12  # a last axis of less is multiplied faster as the first
 LARGE_BLOCK = 2**24  # on a GPU, which has no use for small ones
-TOGETHER = 32  # times as many numbers of a finer map are held as a whole
+TOGETHER = 16  # times as many numbers of a finer map are held as a whole
 Axes = Mapping[str, int]  # of a map: which of its axes are t, h and w, of those along which it has samples
 
 
@@ -86,6 +86,8 @@ def evaluate_finely(
     left = [kind for kind in kinds if kind not in reduced]
 
     stack = _Stack(finer, factor)
+    owned = not _is_followed(whole)  # what is computed on the way may be written over
+    given_kwargs = {"inplace": True} if owned and kwargs.get("inplace") is False else {}
     alike = not reduced and all(
         own.keys() == kinds.keys() for own in (*axes.values(), *filter(None, leaving))
     )
@@ -95,7 +97,7 @@ def evaluate_finely(
         """Run the function on maps as it knows them."""
         given = [layouts[i].restore(v) if i in layouts else v for i, v in enumerate(values)]
         own_args, own_kwargs = tree_unflatten(given, structure)
-        made = _tensors_of(func(*own_args, **own_kwargs))
+        made = _tensors_of(func(*own_args, **{**own_kwargs, **given_kwargs}))
         if len(reduced) == 1:  # of places along the axis, those of the map's own samples at or before them
             made = [y % kinds[reduced[0]] if y.dtype == torch.int64 else y for y in made]
         if not returned:
@@ -110,8 +112,12 @@ def evaluate_finely(
         if alike and fits(values, len(kinds)):
             fine = [stack.rise(v, layouts[i].find(kinds), i) if i in axes else v
                     for i, v in enumerate(values)]  # fmt: skip
-            pairs = zip(run(fine), returned, strict=True)
-            return [stack.descend(y, layout.find(kinds)) if layout.places else y for y, layout in pairs]
+            given = run(fine)
+            over = owned and len(given) == 1  # several may be views of the same memory
+            made = [stack.descend(y, layout.find(kinds), over) if layout.places else y
+                    for y, layout in zip(given, returned, strict=True)]  # fmt: skip
+            # The next of the phases of another axis is put into the same memory.
+            return made if len(kinds) == len(left) else [y.clone() for y in made]
         kind, *inner = kinds
         phases: list[list[Tensor]] = []
         for phase in range(factor):
@@ -144,15 +150,50 @@ def evaluate_finely(
 
     def finish(x: Tensor, layout: _Layout) -> Tensor:
         for kind, axis in layout.places.items() if x.is_floating_point() else ():
-            x = finer[kind].finish(x, axis)
+            x = finer[kind].finish(x, axis, owned)
         return layout.restore(x)
 
     with disable_autocast(whole):
-        parts = []
-        for block in _split(leaves, _find_batch(leaves, axes)):
+        blocks = _split(leaves, _find_batch(leaves, axes))
+        joined = _Joined(len(whole) if len(blocks) > 1 else None, owned)
+        for block in blocks:
             laid = spread([layouts[i].arrange(v) if i in layouts else v for i, v in enumerate(block)])
-            parts.append([finish(*one) for one in zip(evaluate(laid, left), returned, strict=True)])
-        return [(torch.cat(own) if len(own) > 1 else own[0]).contiguous() for own in zip(*parts, strict=True)]
+            joined.add([finish(*one) for one in zip(evaluate(laid, left), returned, strict=True)])
+        return joined.get()
+
+
+class _Joined:
+    """What a function returned for one block of images after the other.
+
+    Args:
+        count: of images; None for one block, which may have no axis of them.
+        owned: whether a block lies in memory of all its phases, into which the next is put.
+    """
+
+    def __init__(self, count: int | None, owned: bool) -> None:
+        self._count, self._owned = count, owned
+        self._parts: list[list[Tensor]] = []
+        self._rooms: list[Tensor] = []
+        self._done = 0
+
+    def add(self, made: list[Tensor]) -> None:
+        """Take a block."""
+        if self._count is None or not self._owned:
+            self._parts.append(made)
+            return
+        self._rooms = self._rooms or [y.new_empty((self._count, *y.shape[1:])) for y in made]
+        for room, y in zip(self._rooms, made, strict=True):
+            room[self._done : self._done + len(y)] = y
+        self._done += len(made[0])
+
+    def get(self) -> list[Tensor]:
+        """Return all of them as one."""
+        if self._rooms:
+            return self._rooms
+        if self._owned:
+            return [y.clone(memory_format=torch.contiguous_format) for y in self._parts[0]]
+        return [(torch.cat(own) if len(own) > 1 else own[0]).contiguous()
+                for own in zip(*self._parts, strict=True)]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -195,12 +236,19 @@ class _Finer:
         """Interpolate an axis ``phase``/r of a sample behind each sample."""
         raise NotImplementedError
 
-    def descend(self, same: Tensor, others: Sequence[Tensor], axis: int) -> Tensor:
-        """Low-pass an axis, and keep the map's own samples: from phase 0, and from phases 1, 2, …"""
+    def descend(self, same: Tensor, others: Sequence[Tensor], axis: int, owned: bool = False) -> Tensor:
+        """Low-pass an axis, and keep the map's own samples: from phase 0, and from phases 1, 2, …
+
+        Args:
+            same: of phase 0; written over if it is ``owned``.
+            others: of the others.
+            axis: which.
+            owned: whether ``same`` is nobody else's.
+        """
         raise NotImplementedError
 
-    def finish(self, y: Tensor, axis: int) -> Tensor:
-        """Do what is left to do once all axes have descended."""
+    def finish(self, y: Tensor, axis: int, owned: bool = False) -> Tensor:
+        """Do what is left to do once all axes have descended; ``y`` is written over if it is ``owned``."""
         return y
 
 
@@ -232,7 +280,7 @@ class _Stack:
             done *= self._factor
         return fine.flatten(0, 1)
 
-    def descend(self, y: Tensor, places: Mapping[str, int]) -> Tensor:
+    def descend(self, y: Tensor, places: Mapping[str, int], owned: bool) -> Tensor:
         """Low-pass; whole numbers and truth values are those at the map's own samples."""
         phases: Tensor = y.unflatten(0, (self._factor ** len(places), -1))
         if not y.is_floating_point():
@@ -246,7 +294,7 @@ class _Stack:
             return each[0]
         for kind, axis in last_first:
             same, *others = phases.chunk(self._factor)
-            phases = self._finer[kind].descend(same, others, axis + 1)
+            phases = self._finer[kind].descend(same, others, axis + 1, owned)
         return phases[0]
 
     def _find_room(self, size: tuple[int, ...], x: Tensor, slot: int) -> Tensor:
@@ -277,21 +325,23 @@ class _Ideal(_Finer):
             found = torch.mm(flat, matrix.T, out=to) if at else torch.mm(matrix, flat, out=to)
         return found.view(x.shape).to(x.dtype)
 
-    def descend(self, same: Tensor, others: Sequence[Tensor], axis: int) -> Tensor:
+    def descend(self, same: Tensor, others: Sequence[Tensor], axis: int, owned: bool = False) -> Tensor:
         """Low-pass an axis but for its Nyquist bin, and keep the map's own samples."""
         (found, at), share = _fold(same.to(self.dtype), axis), self.share
         for matrix, other in zip(self.back, others, strict=True):
             flat = _fold(other.to(self.dtype), axis)[0]
+            to = found if owned else None
             if flat.ndim > 2:
-                found = torch.baddbmm(found, matrix.expand(len(flat), -1, -1), flat, beta=share)
+                found = torch.baddbmm(found, matrix.expand(len(flat), -1, -1), flat, beta=share, out=to)
             else:
-                found = torch.addmm(found, *((flat, matrix.T) if at else (matrix, flat)), beta=share)
+                pair = (flat, matrix.T) if at else (matrix, flat)
+                found = torch.addmm(found, *pair, beta=share, out=to)
             share = 1
         return found.view(same.shape).to(same.dtype)
 
-    def finish(self, y: Tensor, axis: int) -> Tensor:
+    def finish(self, y: Tensor, axis: int, owned: bool = False) -> Tensor:
         """Take out the Nyquist bin, which the map's own samples have brought; an odd extent has none."""
-        return y if self.wave is None else _remove(self.wave, y, axis)
+        return y if self.wave is None else _remove(self.wave, y, axis, owned)
 
 
 def _is_followed(x: Tensor) -> bool:
@@ -328,7 +378,7 @@ class _Filtered(_Finer):
         found = self._filter(x, axis, taps, len(taps) // 2 - 1)
         return found if out is None else out.copy_(found)
 
-    def descend(self, same: Tensor, others: Sequence[Tensor], axis: int) -> Tensor:
+    def descend(self, same: Tensor, others: Sequence[Tensor], axis: int, owned: bool = False) -> Tensor:
         """Low-pass an axis, and keep the map's own samples."""
         for part, taps in zip(others, self.taps, strict=True):
             same = same + self._filter(part, axis, taps.flip(0), len(taps) // 2)
@@ -397,15 +447,16 @@ def remove_nyquist(x: Tensor, axis: int) -> Tensor:
     return x if extent % 2 else _remove(as_matrix(_alternating_row, x, extent)[0], x, axis % x.ndim)
 
 
-def _remove(wave: Tensor, x: Tensor, axis: int) -> Tensor:
-    """Take the part of an axis out that is along a wave of ones."""
+def _remove(wave: Tensor, x: Tensor, axis: int, owned: bool = False) -> Tensor:
+    """Take the part of an axis out that is along a wave of ones; from the map itself if that is ``owned``."""
     flat, at = _fold(x.to(wave.dtype), axis)
+    to = flat if owned else None
     if flat.ndim > 2:
         columns = wave.expand(len(flat), -1)[..., None]
-        found = torch.baddbmm(flat, columns, columns.mT @ flat, alpha=-1 / len(wave))
+        found = torch.baddbmm(flat, columns, columns.mT @ flat, alpha=-1 / len(wave), out=to)
     else:
         first, second = (torch.mv(flat, wave), wave) if at else (wave, torch.mv(flat.T, wave))
-        found = torch.addr(flat, first, second, alpha=-1 / len(wave))
+        found = torch.addr(flat, first, second, alpha=-1 / len(wave), out=to)
     return found.view(x.shape).to(x.dtype)
 
 
