@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from spectral.numerics.finer import Axes
+from spectral.tensors import TensorTable
 
 MEMO_BYTES = 2**27  # of one pass
 STEADY = frozenset({
@@ -18,6 +19,13 @@ STEADY = frozenset({
     "hardswish", "permute",
 })  # fmt: skip
 """Functions that give the same for the same: by their names, no random numbers are drawn in them."""
+
+CHANNELWISE = frozenset({"batch_norm"})
+PLACEWISE = CHANNELWISE | {
+    "add", "sub", "mul", "relu", "relu6", "hardtanh", "leaky_relu", "elu", "gelu", "silu", "sigmoid",
+    "hardsigmoid", "hardswish",
+}  # fmt: skip
+"""Functions of each place of maps of one size; in some of one map alone, and of numbers for its channels."""
 
 Move = Mapping[str, int]  # samples of the images, along each kind of axis
 
@@ -76,6 +84,9 @@ class _Steps:
     def __len__(self) -> int:
         return len(self._steps)
 
+    def holds(self, x: Tensor) -> bool:
+        return id(x) in self._kept
+
     def find(self, place: int) -> _Step | None:
         return self._steps[place] if place < len(self._steps) else None
 
@@ -110,13 +121,15 @@ class Memo:
         self._turn = Turn(None)
         self._other: _Steps | None = None
         self._passes: dict[Hashable, tuple[_Steps, list[Move]]] = {}  # and what later ones are still to come
+        # maps of this pass: of which of another pass they are moved ones, by how much, and in which version
+        self._moved: TensorTable[tuple[Tensor, dict[int, int], int]] = TensorTable()
 
     def expect(self, turn: Turn) -> None:
         """Say of which images the next pass is."""
         self._turn = turn
 
     def start(self) -> None:
-        """Begin a pass, which is compared with the one before it, and with that of which it is a moved one."""
+        """Begin a pass: it is compared with the one before, and with that of which it is a moved one."""
         self._before, self._now, self._together = self._now, _Steps(), True
         turn, self._other = self._turn, None
         if turn.other in self._passes:
@@ -130,6 +143,7 @@ class Memo:
     def forget(self) -> None:
         """Let go of what the latest pass computed."""
         self._before, self._now, self._together = _Steps(), _Steps(), False
+        self._other = None
 
     def recall(
         self,
@@ -157,7 +171,7 @@ class Memo:
                     self._keep(step, lattices)
                     return step.output
                 self._together = False
-        output = self._find_moved(what, leaves, lattices) if self._other is not None and lattices else None
+        output = self._find_moved(what, leaves, lattices)
         before = _find_versions(leaves)
         if output is None:
             output = run()
@@ -165,23 +179,50 @@ class Memo:
         self._keep(_Step(what, leaves, output, (*before, output._version)) if fits else None, lattices)
         return output
 
-    def _find_moved(self, what: tuple[Any, ...], leaves: Sequence[Any], lattices: Lattices) -> Tensor | None:
+    def _find_moved(
+        self, what: tuple[Any, ...], leaves: Sequence[Any], lattices: Lattices | None
+    ) -> Tensor | None:
         """Return what another pass computed in this place, moved, if the arguments are that one's moved."""
-        assert self._other is not None
-        step = self._other.find(len(self._now))
-        if step is None:
+        step = self._other.find(len(self._now)) if self._other is not None else None
+        if step is None or step.what != what or not step.is_intact() or len(step.leaves) != len(leaves):
             return None
-        steps = self._find_shifts(step, lattices, self._turn.move)
-        if steps is None:
+        found = self._find_shifts(step, lattices, self._turn.move) if lattices else self._follow(step, leaves)
+        if found is None:
             return None
-        *entering, leaving = steps
-        moved = iter(entering)
-        if step.what == what and step.is_intact():
-            given = [_roll(x, next(moved)) if isinstance(x, Tensor) else x for x in step.leaves]
-            if _are_equal(given, leaves):
-                return _roll(step.output, leaving)
-        self._other = None  # nothing behind it is alike
-        return None
+        *entering, leaving = found
+        shifts = iter(entering)
+        for before, now in zip(step.leaves, leaves, strict=True):
+            own = next(shifts) if isinstance(before, Tensor) else {}
+            if not self._is_moved(before, now, own):
+                self._other = None  # nothing behind it is alike
+                return None
+        output = _roll(step.output, leaving)
+        if output is not step.output:
+            self._moved[output] = step.output, leaving, output._version
+        return output
+
+    def _follow(self, step: _Step, leaves: Sequence[Any]) -> list[dict[int, int]] | None:
+        """Return the same of a function of each place all of whose maps are known to be moved alike."""
+        tensors = [x for x in leaves if isinstance(x, Tensor)]
+        known = [self._moved.get(x) for x in tensors]
+        first = known[0] if known else None
+        name = step.what[0].__name__
+        if first is None or name not in PLACEWISE or step.output.shape != tensors[0].shape:
+            return None
+        if name in CHANNELWISE:
+            return [first[1], *({} for _ in tensors[1:]), first[1]]
+        alike = all(x.shape == tensors[0].shape for x in tensors)
+        same = all(other is not None and other[1] == first[1] for other in known)
+        return [first[1]] * (len(tensors) + 1) if alike and same else None
+
+    def _is_moved(self, before: Any, now: Any, shifts: dict[int, int]) -> bool:
+        """Whether an argument is another pass's, moved: known from how it was made, or value by value."""
+        if not isinstance(before, Tensor) or not isinstance(now, Tensor):
+            return _are_equal([before], [now])
+        known = self._moved.get(now)
+        if known is not None and known[0] is before and known[1:] == (shifts, now._version):
+            return True
+        return _are_equal([_roll(before, shifts)], [now])
 
     def _find_shifts(self, step: _Step, lattices: Lattices, move: Move) -> list[dict[int, int]] | None:
         """Return by how much a step's tensors are moved along their axes; None if not by whole samples."""
@@ -204,12 +245,14 @@ class Memo:
         self._now.add(step)
         if self._turn.key in self._passes:
             steps, _ = self._passes[self._turn.key]
-            fits = (
-                step is not None
-                and lattices is not None
-                and any(self._find_shifts(step, lattices, move) is not None for move in self._turn.later)
-            )
-            steps.add(step if fits else None)
+            steps.add(step if step is not None and self._may_follow(steps, step, lattices) else None)
+
+    def _may_follow(self, steps: _Steps, step: _Step, lattices: Lattices | None) -> bool:
+        """Whether a later pass can take a step over, moved."""
+        if lattices is None:
+            maps = [x for x in step.leaves if isinstance(x, Tensor)]
+            return step.what[0].__name__ in PLACEWISE and bool(maps) and steps.holds(maps[0])
+        return any(self._find_shifts(step, lattices, move) is not None for move in self._turn.later)
 
 
 def _roll(x: Tensor, shifts: Mapping[int, int]) -> Tensor:

@@ -201,7 +201,7 @@ def slide_ideally(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any], kn
 
 
 def is_periodic(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a convolution or pool of a periodic map moves with it: none of its windows reaches out of it."""
+    """Whether a convolution or pool of a periodic map moves with it: no window reaches out of it."""
     if "border" in task.sources:
         return True
     name = task.func.__name__
