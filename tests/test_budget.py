@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import spectral
 from spectral import cli
@@ -216,10 +217,31 @@ class Residual(nn.Module):
         return z + nn.functional.avg_pool2d(y, 2)
 
 
-@pytest.mark.parametrize("writes", [True, False])
-def test_what_coalitions_share_changes_none_of_them(writes):
+class Positions(nn.Module):
+    """Multiplies a map by one that doesn't move with it, and adds a moving average of its rows."""
+
+    def __init__(self, channels: int = 6, size: int = 16):
+        super().__init__()
+        self.gain = nn.Parameter(1 + torch.rand(1, channels, size, size))
+
+    def forward(self, x):
+        return x * self.gain + nn.functional.avg_pool2d(x, (3, 1), 1, (1, 0))
+
+
+BLOCKS = {
+    "writes": Residual,
+    "convolution": lambda: nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.ReLU()),
+    "norm": lambda: nn.Sequential(nn.BatchNorm2d(6), nn.GELU(), nn.Conv2d(6, 6, 1), nn.Hardswish()),
+    "positions": Positions,
+    "crop": lambda: nn.Sequential(nn.Conv2d(6, 6, 3), nn.SiLU(inplace=True), nn.ZeroPad2d(1)),
+    "pool": lambda: nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.BatchNorm2d(6), nn.Upsample(scale_factor=2)),
+}
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_what_coalitions_share_changes_none_of_them(block):
     """Each coalition's mean against a run of its own, image after image, with `idealize` alone."""
-    block = Residual() if writes else nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.ReLU())
+    block = BLOCKS[block]()
     net = classify(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), block, nn.Conv2d(6, 6, 3, 2, 1), nn.ReLU())
     x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(3))
     table = measure_instability_budget(net, x, progress=False, factor=2, batch_size=3)
@@ -230,6 +252,30 @@ def test_what_coalitions_share_changes_none_of_them(writes):
             moved = [net(x.roll(step, axis)) for axis in (-2, -1) for step in (-1, 1)]
         jitter = spectral.compute_logit_jitter(z, moved).mean()
         assert record["logit_jitter"] == pytest.approx(float(jitter), rel=1e-5, abs=1e-9), record["ideal"]
+
+
+class Convolutions(TorchDispatchMode):
+    """Counts those that run."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten.convolution.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_moved_view_computes_what_does_not_move_with_it_alone():
+    """Of views that are whole moves of others: with circular borders, the maps that move by whole samples."""
+    net = classify(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, 2, 1), nn.ReLU(),
+                   nn.Conv2d(6, 6, 3, 2, 1), nn.ReLU())  # fmt: skip
+    counts = {}
+    for shifts in ("half", "pixel"):
+        with Convolutions() as counted:
+            budget(net, factor=2, shifts=shifts)
+        counts[shifts] = counted.count
+    # The first convolution of the four moved views, of one network of each pair that parts behind it; the
+    # second of two of them, which are each other's moved by two samples, of all four with circular borders.
+    assert counts["half"] - counts["pixel"] == 2 * 4 + 4 * 2
 
 
 @pytest.mark.parametrize("shifts", ["pixel", "half", "random", "crop"])

@@ -149,6 +149,18 @@ def test_maps_larger_than_what_is_worked_on_at_once_are_whole(name, channels, si
     torch.testing.assert_close(own.grad, reference.grad, atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("function", [F.relu, torch.relu, F.gelu])
+def test_blocks_that_are_written_over_are_whole(function):
+    """More images than are worked on at once, without gradients: then memory is used again."""
+    x = torch.randn(9, 150, 14, 15, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    before = x.clone()
+    with torch.no_grad(), idealize(Body(function), ["nonlinearity"]) as ideal:
+        made = ideal(x)
+        again = ideal(x)
+    assert torch.equal(x, before) and torch.equal(made, again)
+    torch.testing.assert_close(made, evaluate_by_fft(function, [x], (2, 3), 2), atol=1e-10, rtol=0)
+
+
 @pytest.mark.parametrize("size", [(8, 6), (9, 14)])
 def test_the_maximum_of_a_whole_map_is_that_of_its_finer_lattice(size):
     x = torch.randn(3, 2, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

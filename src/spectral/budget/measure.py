@@ -363,7 +363,7 @@ class _Game:
             for alike in groups:  # of one group after the other the views, so that little is kept at once
                 for v, view in enumerate(views):
                     for i in alike:
-                        memo.expect(_find_turn(i, v, related))
+                        memo.expect(_find_turn(i, v, related, shared=i != alike[-1]))
                         with networks[i]:
                             said[i].append(self._say(view.inputs))
                     memo.forget()
@@ -442,11 +442,11 @@ def _leave_late(causes: frozenset[Cause]) -> frozenset[Cause]:
     return frozenset(cause for cause in causes if cause.source != "decimation")
 
 
-def _find_turn(network: int, view: int, related: Sequence[tuple[int, Move] | None]) -> Turn:
+def _find_turn(network: int, view: int, related: Sequence[tuple[int, Move] | None], *, shared: bool) -> Turn:
     """Say of which earlier view a network's pass on one is a moved one, and which later ones are of it."""
     later = [found[1] for found in related if found is not None and found[0] == view]
     other, move = related[view] or (None, {})
-    return Turn((network, view), None if other is None else (network, other), move, later)
+    return Turn((network, view), None if other is None else (network, other), move, later, shared)
 
 
 def _join(members: Mapping[Source, Sequence[Cause]], sources: Iterable[Source]) -> frozenset[Cause]:

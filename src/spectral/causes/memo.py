@@ -52,12 +52,14 @@ class Turn:
         other: names an earlier pass, of the same network.
         move: by how much that one's images are moved to be this one's.
         later: the same of later passes to this one.
+        shared: whether the next pass is one on the same images.
     """
 
     key: Hashable
     other: Hashable = None
     move: Move = field(default_factory=dict)
     later: Sequence[Move] = ()
+    shared: bool = True
 
 
 @dataclass(frozen=True)
@@ -162,10 +164,11 @@ class Memo:
             run: computes it.
             lattices: of a function that is equivariant to shifts; None of any other.
         """
+        if not (self._together or self._other is not None or self._turn.shared or self._turn.later):
+            return run()
         leaves = list(_list_leaves((args, *kwargs.items())))
-        place = len(self._now)
         if self._together:
-            step = self._before.find(place)
+            step = self._before.find(len(self._now))
             if step is not None and step.is_intact():
                 if step.what == what and _are_equal(step.leaves, leaves):
                     self._keep(step, lattices)
