@@ -3,9 +3,9 @@
     python benchmarks/budget.py bundled/resnet20:64 timm/resnet50@random:16
 
 Eight coalitions of five passes each are 40 forward passes; what is above that is what ideal operators cost,
-what is below the same coalitions one by one (`idealize`) is what they share. Processor time, by which a forward
-pass of the same process varies by half; so the median of those before and after each budget is what a budget is
-compared with. A network that takes more than a second is run once.
+what is below the same coalitions one by one (`idealize`) is what they share. Processor time, by which forward
+passes of one process differ by half: a budget is compared with the median of those before and behind it. A
+network that takes more than a second is run once.
 """
 
 from __future__ import annotations

@@ -157,7 +157,8 @@ def test_blocks_that_are_written_over_are_whole(function):
     with torch.no_grad(), idealize(Body(function), ["nonlinearity"]) as ideal:
         made = ideal(x)
         again = ideal(x)
-    assert torch.equal(x, before) and torch.equal(made, again)
+    assert torch.equal(x, before)
+    assert torch.equal(made, again)
     torch.testing.assert_close(made, evaluate_by_fft(function, [x], (2, 3), 2), atol=1e-10, rtol=0)
 
 
