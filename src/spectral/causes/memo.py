@@ -109,8 +109,8 @@ class Memo:
     on where the passes part. What was taken over is the very same tensor, so that most of them are compared
     at a glance; others value by value.
 
-    A function that is equivariant gives for moved maps what it gave for these, moved. Whether its arguments
-    are those of an earlier pass, moved by whole samples, is compared value by value too.
+    A function that is equivariant gives for moved maps what it gave for these, moved. That its arguments are
+    those of an earlier pass, moved by whole samples, is known from how they were made, or found likewise.
 
     Args:
         extents: of the images, along each kind of axis.
