@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -209,6 +210,9 @@ def test_tuned_weights_go_into_the_named_network(own, spelled):
         load("my_net.py:fixed@tuned.pt", classes=7)
     with pytest.raises(SpectralError, match="two weights files"):
         load("my_net.py:build@tuned.pt", weights="tuned.pt")
+    Path("table.csv").write_text("a,b\n")
+    with pytest.raises(SpectralError, match=r"'table\.csv' behind 'bundled/resnet20' is no weights file"):
+        load("bundled/resnet20@table.csv")
 
 
 @pytest.mark.parametrize("name", ["timm/resnet10t", "torchvision/resnet18", "bundled/resnet20"])

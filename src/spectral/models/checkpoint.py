@@ -153,7 +153,7 @@ def explain_unreadable(error: BaseException) -> str:
 
     Example:
         >>> explain_unreadable(EOFError())
-        'the file is damaged or incomplete (EOFError); copy or download it again'
+        'the file holds no weights, or is damaged or incomplete (EOFError); copy or download it again'
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -167,7 +167,7 @@ def explain_unreadable(error: BaseException) -> str:
     # torch's own explanation of a failed unpickling is a paragraph that advises to allow code.
     detail = "" if isinstance(error, pickle.UnpicklingError) else " ".join(str(error).split())[:120]
     reason = f"{type(error).__name__}: {detail}" if detail else type(error).__name__
-    return f"the file is damaged or incomplete ({reason}); copy or download it again"
+    return f"the file holds no weights, or is damaged or incomplete ({reason}); copy or download it again"
 
 
 def _plain_state(content: object, path: Path) -> dict[str, Tensor]:
