@@ -142,7 +142,7 @@ ALLOWED = {
     "distillation": {
         "arguments",
         "copying",
-        "files",
+        "writers",
         "heldout",
         "identity",
         "inputs",
@@ -217,7 +217,8 @@ ALLOWED = {
     "pairing": {"sites"},
     "schema": set(),
     "files": set(),
-    "ranks": {"files"},
+    "writers": {"files"},
+    "ranks": {"writers"},
     "sharing": {"identity", "inputs", "ranks", "sameness"},
     "launch": {"ranks"},
     "sweeping": {
@@ -234,6 +235,7 @@ ALLOWED = {
         "store",
         "summary",
         "table",
+        "writers",
     },
     "table": {"files", "schema"},
     "shown": {"display"},

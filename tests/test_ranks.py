@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 import spectral
 from spectral.cli import main
-from spectral.files import claim
+from spectral.writers import claim
 
 pytestmark = pytest.mark.slow  # each start of a process that imports torch takes seconds
 HERE = Path(__file__).parent

@@ -29,12 +29,13 @@ from test_measurement import tiny
 
 import spectral
 from spectral.errors import SpectralError, SpectralWarning
-from spectral.files import claim, is_intact, replacing, seal, write_whole
+from spectral.files import is_intact, replacing, seal, write_whole
 from spectral.measurement import measure
 from spectral.models.checkpoint import load_into, load_state, save_checkpoint
 from spectral.store import MOST_SMALL, ShardStore
 from spectral.table import Key, Origin, make_reasons, make_rows
 from spectral.training import STATE_NAME, LabelledImages, Recipe, train
+from spectral.writers import claim
 
 X = image(6, 3, 16, 16)
 
@@ -463,7 +464,7 @@ class TestOneWriter:
     @pytest.mark.slow
     def test_a_killed_writers_lock_is_taken_over(self, tmp_path):
         code = (
-            "import sys; from pathlib import Path; from spectral.files import claim\n"
+            "import sys; from pathlib import Path; from spectral.writers import claim\n"
             "with claim(Path(sys.argv[1])):\n"
             "    print('mine', flush=True); input()"
         )

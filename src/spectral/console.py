@@ -152,7 +152,7 @@ def hold_folder(folder: Path) -> None:
 
         click.get_current_context().with_resource(hold(folder, find_ranks()))
     else:
-        from spectral.files import claim
+        from spectral.writers import claim
 
         click.get_current_context().with_resource(claim(folder))
 

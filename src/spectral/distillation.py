@@ -17,7 +17,6 @@ from tqdm import tqdm
 from spectral.arguments import as_integer, as_path
 from spectral.copying import copy_model
 from spectral.errors import SpectralError
-from spectral.files import claim
 from spectral.heldout import Nearest, as_share, diverge, leave_out, require_same
 from spectral.identity import find_structure
 from spectral.inputs import Inputs
@@ -28,6 +27,7 @@ from spectral.surgery import conversion_report, revert
 from spectral.surroundings import kept_surroundings
 from spectral.training_state import restore_state, store_state
 from spectral.views import Views, augment_images, seeded_generator
+from spectral.writers import claim
 
 CALLER = "distill"
 STATE_NAME = "distillation-state.pt"

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from spectral.errors import BrokenJobError, SpectralError
-from spectral.files import claim, join_claim
+from spectral.writers import claim, join_claim
 
 T = TypeVar("T")
 P = ParamSpec("P")

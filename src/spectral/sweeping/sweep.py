@@ -18,7 +18,7 @@ from spectral.arguments import as_integer, as_path
 from spectral.capture import Tap
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
-from spectral.files import claim, cooperate, ensure_writable
+from spectral.files import ensure_writable
 from spectral.lineage import RUNS, list_runs
 from spectral.measurement import measure_part, measure_run, prepare_run
 from spectral.measurement.images import describe_seen, name_as_before, refuse_changed
@@ -32,6 +32,7 @@ from spectral.summary import SITES_TABLE, SUMMARY_FILE, summarize_measurements, 
 from spectral.sweeping.claims import Claims
 from spectral.sweeping.models import name_folders
 from spectral.table import PROVENANCE, read_csv, read_json, write_csvs, write_json
+from spectral.writers import claim, cooperate
 
 OPTIONS, QUEUE = "_sweep.json", "_queue"
 TABLE = "networks.csv"
