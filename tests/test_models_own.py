@@ -17,6 +17,7 @@ from spectral.errors import SpectralError, SpectralWarning
 from spectral.models.checkpoint import save_checkpoint
 
 NET = """
+import torch
 from torch import nn
 import shapes
 
@@ -38,6 +39,17 @@ made = build(3)
 known = build()
 known.pretrained_cfg = {"mean": (0.25,) * 3, "std": (0.5,) * 3, "input_size": (3, 48, 40)}
 answer = 42
+
+class Masked(nn.Module):  # with a mask and a bound that are infinite by design, among what is saved
+    def __init__(self):
+        super().__init__()
+        self.net = build()
+        self.register_buffer("mask", torch.tensor([[0.0, -torch.inf], [0.0, 0.0]]))
+        self.register_buffer("least", torch.tensor(-torch.inf))
+    def forward(self, x):
+        return self.net(x.clamp(self.least, 1e9))
+
+def masked(): return Masked()
 
 def raising(): raise RuntimeError("no such luck")
 def leaving(): raise SystemExit(3)
@@ -213,6 +225,26 @@ def test_tuned_weights_go_into_the_named_network(own, spelled):
     Path("table.csv").write_text("a,b\n")
     with pytest.raises(SpectralError, match=r"'table\.csv' behind 'bundled/resnet20' is no weights file"):
         load("bundled/resnet20@table.csv")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_masks_and_bounds_may_be_infinite_and_weights_may_not(own, suffix):
+    net = spectral.load_model("my_net.py:masked")
+    file = f"kept{suffix}"
+    if suffix == ".pt":
+        torch.save(net.state_dict(), file)
+    else:
+        save_checkpoint(net, file, {})
+    again = spectral.load_model(f"my_net.py:masked@{file}")
+    mean = spectral.average_weights([net, again])
+    assert again.least == mean.least == -torch.inf
+    assert len(spectral.measure(mean, torch.rand(2, 3, 48, 40), progress=False))
+    for name in ("net.0.weight", "mask"):
+        state = {k: v.clone() for k, v in net.state_dict().items()}
+        state[name].view(-1)[0] = torch.nan if name == "mask" else torch.inf
+        torch.save(state, "broken.pt")
+        with pytest.raises(SpectralError, match=f"the weights must be finite, but {name} has 1 NaN"):
+            spectral.load_model("my_net.py:masked@broken.pt")
 
 
 @pytest.mark.parametrize("name", ["timm/resnet10t", "torchvision/resnet18", "bundled/resnet20"])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from spectral.copying import copy_model
 from spectral.errors import SpectralError
-from spectral.models.checkpoint import require_finite
+from spectral.models.checkpoint import find_bounds, require_finite
 
 CALLER = "average_weights"
 
@@ -56,6 +56,8 @@ def average_weights(models: Sequence[nn.Module], shares: Sequence[float] | None 
     mean = copy_model(models[0])
     with torch.no_grad():
         for name, entry in mean.state_dict().items():
+            if all(torch.equal(state[name].to(entry.device), entry) for state in states[1:]):
+                continue  # among them bounds and masks, which may be infinite
             if entry.is_floating_point() or entry.is_complex():
                 wide = torch.promote_types(entry.dtype, torch.float64)
                 own = [
@@ -63,6 +65,7 @@ def average_weights(models: Sequence[nn.Module], shares: Sequence[float] | None 
                     for part, state in zip(parts, states, strict=True)
                 ]
                 entry.copy_(sum(own[1:], own[0]))
+    require_finite(mean.state_dict(), f"{CALLER}: the mean", find_bounds(mean))
     return mean
 
 
@@ -70,7 +73,7 @@ def _find_state(model: nn.Module, place: int) -> dict[str, Tensor]:
     if not isinstance(model, nn.Module):
         raise SpectralError(f"{CALLER}: expected networks, got {type(model).__name__} at place {place}")
     state: dict[str, Tensor] = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
-    require_finite(state, f"{CALLER}: network {place}")
+    require_finite(state, f"{CALLER}: network {place}", find_bounds(model))
     return state
 
 

@@ -80,7 +80,7 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], metadata: Ma
     state = {
         name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in model.state_dict().items()
     }
-    require_finite(state, "the model to save")
+    require_finite(state, "the model to save", find_bounds(model))
     try:
         text = json.dumps({**metadata, "weights_id": hash_state(state)}, indent=2, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -108,7 +108,8 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     Raises:
         SpectralError: if the file is missing, damaged, holds pickled objects other than tensors (they aren't
-            created), is no state dict, holds a NaN or an infinity, or unfolds to much more than it is long.
+            created), is no state dict, holds a NaN or an infinite statistic, or unfolds to much more than it
+            is long.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -123,7 +124,8 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     except Exception as error:  # a damaged file makes these readers raise nearly anything
         raise SpectralError(f"{path}: {explain_unreadable(error)}") from error
     state = _plain_state(content, path)
-    require_finite(state, str(path))
+    # Which of the others may be infinite is known once their network is.
+    require_finite(state, str(path), [name for name in state if not _is_statistic(name)])
     return state
 
 
@@ -240,12 +242,13 @@ def _require_plain(name: str, tensor: Tensor, path: Path) -> None:
         )
 
 
-def require_finite(state: Mapping[str, Tensor], where: str) -> None:
+def require_finite(state: Mapping[str, Tensor], where: str, bounds: Iterable[str] = ()) -> None:
     """Check that no weight is NaN or infinite.
 
     Args:
         state: names and tensors.
         where: whose weights they are, for the message.
+        bounds: names of those that may be infinite, see `find_bounds`.
 
     Raises:
         SpectralError: naming the first tensor that isn't finite.
@@ -253,14 +256,30 @@ def require_finite(state: Mapping[str, Tensor], where: str) -> None:
     Example:
         >>> require_finite({"fc.bias": torch.zeros(3)}, "net")
     """
+    infinite = frozenset(bounds)
     for name, tensor in state.items():
         if isinstance(tensor, Tensor) and tensor.is_floating_point():
-            bad = tensor.numel() - int(torch.isfinite(tensor).count_nonzero())
+            fit = ~torch.isnan(tensor) if name in infinite else torch.isfinite(tensor)
+            bad = tensor.numel() - int(fit.count_nonzero())
             if bad:
                 raise SpectralError(
                     f"{where}: the weights must be finite, but {name} has {bad} NaN or infinite values of "
                     f"{tensor.numel()}; train or download it again"
                 )
+
+
+def find_bounds(model: nn.Module) -> list[str]:
+    """List the buffers that infinities may be in by design, as in a mask or a bound: all but statistics.
+
+    Example:
+        >>> find_bounds(nn.Sequential(nn.BatchNorm2d(2), nn.ReLU()))
+        ['0.num_batches_tracked']
+    """
+    return [name for name, _ in model.named_buffers(remove_duplicate=False) if not _is_statistic(name)]
+
+
+def _is_statistic(name: str) -> bool:
+    return name.rpartition(".")[2] in ("running_mean", "running_var")
 
 
 def strip_wrappers(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

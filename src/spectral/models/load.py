@@ -16,7 +16,13 @@ from spectral.arguments import MOST_SAMPLES, as_integer
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.factories import SUFFIX, split_factory
 from spectral.models.architectures import ARCHITECTURES, EXAMPLES, build, family_of
-from spectral.models.checkpoint import hash_state, load_state, read_metadata, require_finite
+from spectral.models.checkpoint import (
+    find_bounds,
+    hash_state,
+    load_state,
+    read_metadata,
+    require_finite,
+)
 from spectral.models.fetching import RANDOM
 from spectral.models.info import CIFAR, CIFAR_NUM_CLASSES, IMAGENET, ModelInfo, Preprocessing, model_info
 from spectral.models.preprocessing import read_preparation
@@ -119,7 +125,7 @@ def load_model(
         torch.default_generator.manual_seed(RANDOM_SEED)
         model, info = _open(asked, architecture, weights, count, example)
     state = model.state_dict()
-    require_finite(state, asked)
+    require_finite(state, asked, find_bounds(model))
     weights_id = hash_state(state)
     if asked.endswith(RANDOM):
         weights_id = f"random-{RANDOM_SEED}:{weights_id.partition(':')[2]}"
