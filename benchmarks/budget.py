@@ -4,14 +4,13 @@
 
 Eight coalitions of five passes each are 40 forward passes; what is above that is what ideal operators cost,
 what is below the same coalitions one by one (`idealize`) is what they share. Processor time, by which forward
-passes of one process differ by half: a budget is compared with the median of those before and behind it. A
-network that takes more than a second is run once, and not one by one.
+passes of one process differ by half: each budget is compared with the median of those right before and behind
+it. A network that takes more than a second is run once, and not one by one.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 import time
 from contextlib import nullcontext
@@ -50,27 +49,31 @@ def _measure(case: str, images: str, rounds: int) -> dict[str, Any]:
     batch = Feed(net, pictures, caller="benchmark").load(list(range(len(pictures)))).image
     sets = [c for n in range(4) for c in itertools.combinations(SOURCES, n)]
     net.eval()
-    forwards, budgets, apart = _time_forwards(net, batch), [], []
-    quick = statistics.median(forwards) < 1
+    before = _time_forwards(net, batch)
+    quick = statistics.median(before) < 1
+    seconds, ratios, apart = [], [], []
     for _ in range(rounds if quick else 1):
-        budgets.append(_time(
+        seconds.append(_time(
             lambda: spectral.measure_instability_budget(
                 net, pictures, factor=2, batch_size=len(pictures), progress=False
             )
         ))  # fmt: skip
-        forwards += _time_forwards(net, batch)
+        behind = _time_forwards(net, batch)
+        forward = statistics.median(before + behind)
+        ratios.append(seconds[-1] / forward)
+        click.echo(f"forward {forward:.3f} s, budget {seconds[-1]:.2f} s: {ratios[-1]:.1f} forward passes")
+        before = behind
         if quick:
             with torch.no_grad():
-                apart.append(sum(_time(lambda c=c: _run(net, batch, c)) for c in sets))
-            forwards += _time_forwards(net, batch)
-        click.echo(f"forward {statistics.median(forwards):.3f} s, budget {budgets[-1]:.2f} s, one by one "
-                   f"{apart[-1] if apart else math.nan:.2f} s")  # fmt: skip
-    forward, budget = statistics.median(forwards), statistics.median(budgets)
-    separate = statistics.median(apart) / forward if apart else None
-    click.echo(f"{model} on {len(pictures)} images: median {budget / forward:.1f} forward passes")
-    return {"model": model, "n": len(pictures), "height": batch.shape[-2], "rounds": len(budgets),
-            "budget_passes": budget / forward, "separate_passes": separate,
-            "seconds_busy": budget}  # fmt: skip
+                alone = sum(_time(lambda c=c: _run(net, batch, c)) for c in sets)
+            before = _time_forwards(net, batch)
+            apart.append(alone / statistics.median(behind + before))
+            click.echo(f"one by one {alone:.2f} s: {apart[-1]:.1f}")
+    click.echo(f"{model} on {len(pictures)} images: median {statistics.median(ratios):.1f} forward passes")
+    return {"model": model, "n": len(pictures), "height": batch.shape[-2], "rounds": len(ratios),
+            "budget_passes": statistics.median(ratios),
+            "separate_passes": statistics.median(apart) if apart else None,
+            "seconds_busy": statistics.median(seconds)}  # fmt: skip
 
 
 def _time_forwards(net: torch.nn.Module, batch: torch.Tensor) -> list[float]:
