@@ -33,9 +33,12 @@ from spectral.table import describe_environment, write_csv
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--out", type=Path, default=Path("results"), show_default=True)
 def main(cases: tuple[str, ...], images: str, rounds: int, out: Path) -> None:
-    """Print the ratios, and write them."""
-    rows = [_measure(case, images, rounds) for case in cases or ("bundled/resnet20:64",)]
-    write_csv(pd.DataFrame(rows), out / "tables" / "budget_cost.csv", describe_environment())
+    """Print the ratios, and write them; rows of other cases stay."""
+    table = out / "tables" / "budget_cost.csv"
+    rows = pd.DataFrame([_measure(case, images, rounds) for case in cases or ("bundled/resnet20:64",)])
+    if table.exists():
+        rows = pd.concat([rows, pd.read_csv(table)]).drop_duplicates(["model", "n", "height"])
+    write_csv(rows, table, describe_environment())
 
 
 def _measure(case: str, images: str, rounds: int) -> dict[str, Any]:

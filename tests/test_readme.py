@@ -295,12 +295,18 @@ def say_costs_on_a_cpu() -> list[str]:
     whole = read("overhead_whole").query("clock == 'wall'").set_index("variant")["x_bare"]
     share = 100 * read("identity").set_index("check")["share"]["all checks"]
     decoded = 100 * read("decoding").set_index("way")["share"]["spectral"]
+    budget = read("budget_cost").set_index("model")
+    small, large = budget.loc["bundled/resnet20"], budget.loc["timm/resnet50@random"]
+    assert large["height"] == 224
     return [
         f"AVR takes it to {ratio['AVR, input, 7 convs']:.2f} ×, AVR and AM at the dense tap to "
         f"{ratio['AVR + AM, dense, 8 sites']:.2f} ×. Whole",
         f"take {whole['AVR, input']:.2f} and {whole['AVR + AM, dense']:.2f} × as long as",
         f"is {share:.1f} % of a `measure`",
         f"decoding reaches {decoded:.0f} % of what",
+        f"of three sources costs {small['budget_passes']:.0f} forward passes of its images "
+        f"({small['n']:.0f}, `resnet20`; {small['separate_passes']:.0f} one set of sources at a time), and "
+        f"{large['seconds_busy']:.0f} s of a processor for a ResNet-50 on {large['n']:.0f} images",
     ]
 
 
