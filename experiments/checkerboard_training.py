@@ -84,7 +84,7 @@ def main(model: str, images: str, jpeg: Path, tuned: int, seeds: int, out: Path)
     test = LabelledImages(pixels[scored], labels[scored], tuple(CIFAR10_CLASSES), "lossless")
     path = out / "tables" / "checkerboard_training.csv"
     start = spectral.load_model(model)
-    rows = pd.read_csv(path).to_dict("records") if path.exists() else []
+    rows: list[dict[Any, Any]] = pd.read_csv(path).to_dict("records") if path.exists() else []
     if not rows:
         rows = [{"variant": "untuned", "seed": 0, **score(start, pixels[scored], labels[scored])}]
     for seed in range(seeds):
