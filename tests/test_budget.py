@@ -228,7 +228,20 @@ class Positions(nn.Module):
         return x * self.gain + nn.functional.avg_pool2d(x, (3, 1), 1, (1, 0))
 
 
+class RowNorm(nn.Module):
+    """Normalises rows as if they were channels: a map of its own for each row, which doesn't move with it."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(16)
+        self.norm.weight.data, self.norm.bias.data = torch.rand(16) + 0.5, torch.randn(16)
+
+    def forward(self, x):
+        return self.norm(nn.functional.gelu(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+
+
 BLOCKS = {
+    "rows": RowNorm,
     "writes": Residual,
     "convolution": lambda: nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.ReLU()),
     "norm": lambda: nn.Sequential(nn.BatchNorm2d(6), nn.GELU(), nn.Conv2d(6, 6, 1), nn.Hardswish()),

@@ -79,7 +79,7 @@ def choose_shifts(shifts: str, stride: Mapping[str, int], seed: int, caller: str
 def relate(views: Sequence[View]) -> list[tuple[int, Mapping[str, int]] | None]:
     """Tell of each view of which earlier one it is a moved one, and by how much.
 
-    Of several that one which most often halves to whole samples, so that on coarser lattices too it is one.
+    Of several the one whose move halves most often to whole samples: it is one on coarser lattices too.
 
     Example:
         >>> x = Inputs((torch.zeros(1, 3, 4, 4),), {}, 1)
@@ -89,18 +89,15 @@ def relate(views: Sequence[View]) -> list[tuple[int, Mapping[str, int]] | None]:
     found: list[tuple[int, Mapping[str, int]] | None] = []
     for i, view in enumerate(views):
         moves = [
-            (
-                j,
-                {
-                    kind: view.move.get(kind, 0) - other.move.get(kind, 0)
-                    for kind in {**other.move, **view.move}
-                },
-            )
-            for j, other in enumerate(views[:i])
+            (j, _subtract(view.move, other.move)) for j, other in enumerate(views[:i])
             if view.move is not None and other.move is not None
-        ]
+        ]  # fmt: skip
         found.append(max(moves, key=lambda pair: _divide(pair[1].values()), default=None))
     return found
+
+
+def _subtract(move: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    return {kind: move.get(kind, 0) - other.get(kind, 0) for kind in {**other, **move}}
 
 
 def _divide(steps: Iterable[int]) -> int:

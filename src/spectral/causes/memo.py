@@ -213,6 +213,8 @@ class Memo:
         if first is None or name not in PLACEWISE or step.output.shape != tensors[0].shape:
             return None
         if name in CHANNELWISE:
+            if first[1].get(1):
+                return None  # rows stand where it takes channels to be
             return [first[1], *({} for _ in tensors[1:]), first[1]]
         alike = all(x.shape == tensors[0].shape for x in tensors)
         same = all(other is not None and other[1] == first[1] for other in known)
