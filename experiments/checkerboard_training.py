@@ -51,15 +51,16 @@ def find_corner_gain(model: nn.Module) -> float:
     return float(gains[32, 32] / gains.max())
 
 
-def score(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return accuracies, clean and perturbed, with their intervals."""
+def score(model: nn.Module, images: Tensor, labels: Tensor, **run: Any) -> list[dict[Any, Any]]:
+    """Return a row per perturbation of a run: the accuracy and its interval."""
     said = spectral.measure_predictions(model, images.float() / 255, PERTURBATIONS, progress=False)
-    row: dict[str, float] = {"n": len(images), "corner_gain": find_corner_gain(model)}
+    gain, rows = find_corner_gain(model), []
     for name, own in said.groupby("perturbation", sort=False):
         right = float((own["prediction"].to_numpy() == labels.numpy()).mean())
         low, high = find_wilson_interval(right, len(own))
-        row |= {f"accuracy_{name}": right, f"accuracy_{name}_ci_low": low, f"accuracy_{name}_ci_high": high}
-    return row
+        rows.append({**run, "corner_gain": gain, "perturbation": name, "n": len(own), "accuracy": right,
+                     "accuracy_ci_low": low, "accuracy_ci_high": high})  # fmt: skip
+    return rows
 
 
 @click.command(help=__doc__)
@@ -86,7 +87,7 @@ def main(model: str, images: str, jpeg: Path, tuned: int, seeds: int, out: Path)
     start = spectral.load_model(model)
     rows: list[dict[Any, Any]] = pd.read_csv(path).to_dict("records") if path.exists() else []
     if not rows:
-        rows = [{"variant": "untuned", "seed": 0, **score(start, pixels[scored], labels[scored])}]
+        rows = score(start, pixels[scored], labels[scored], variant="untuned", seed=0)
     for seed in range(seeds):
         for variant, altered in VARIANTS.items():
             if any((row["variant"], row["seed"]) == (variant, seed) for row in rows):
@@ -96,15 +97,12 @@ def main(model: str, images: str, jpeg: Path, tuned: int, seeds: int, out: Path)
             recipe = replace(BASE, **altered, seed=seed)
             state = out / "states" / f"{variant.replace('/', '-')}-{seed}"
             found = train(model, data, test, state, recipe, progress=False, start=start)
-            rows.append({"variant": variant, "seed": seed,
-                         **score(found["model"], pixels[scored], labels[scored])})  # fmt: skip
+            made = score(found["model"], pixels[scored], labels[scored], variant=variant, seed=seed)
+            rows += made
             notes = {**describe_environment(), "model": model, "tuned": tuned}
             write_csv(pd.DataFrame(rows), path, notes)
-            last = rows[-1]
-            click.echo(
-                f"{variant}, seed {seed}: clean {last['accuracy_clean']:.3f}, ε .05 "
-                f"{last['accuracy_checkerboard-0.05']:.3f}, corner {last['corner_gain']:.3f}"
-            )
+            said = ", ".join(f"{row['perturbation']} {row['accuracy']:.3f}" for row in made)
+            click.echo(f"{variant}, seed {seed}: {said}; corner {made[0]['corner_gain']:.3f}")
 
 
 if __name__ == "__main__":
