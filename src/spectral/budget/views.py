@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spectral.causes import Offset
 from spectral.errors import SpectralError, suggest
 from spectral.inputs import Inputs
 from spectral.intake import Feed
@@ -31,7 +32,7 @@ class View:
     """
 
     inputs: Inputs
-    move: Mapping[str, int] | None = None
+    move: Offset | None = None
 
 
 # (a batch ready for the network, the feed) → the batch as it stays, and moved
@@ -76,7 +77,7 @@ def choose_shifts(shifts: str, stride: Mapping[str, int], seed: int, caller: str
     return known[shifts]
 
 
-def relate(views: Sequence[View]) -> list[tuple[int, Mapping[str, int]] | None]:
+def relate(views: Sequence[View]) -> list[tuple[int, Offset] | None]:
     """Tell of each view of which earlier one it is a moved one, and by how much.
 
     Of several the one whose move halves most often to whole samples: it is one on coarser lattices too.
@@ -86,7 +87,7 @@ def relate(views: Sequence[View]) -> list[tuple[int, Mapping[str, int]] | None]:
         >>> relate([View(x, {}), View(x, {"h": -1}), View(x, {"h": 1})])
         [None, (0, {'h': -1}), (1, {'h': 2})]
     """
-    found: list[tuple[int, Mapping[str, int]] | None] = []
+    found: list[tuple[int, Offset] | None] = []
     for i, view in enumerate(views):
         moves = [
             (j, _subtract(view.move, other.move)) for j, other in enumerate(views[:i])
@@ -96,7 +97,7 @@ def relate(views: Sequence[View]) -> list[tuple[int, Mapping[str, int]] | None]:
     return found
 
 
-def _subtract(move: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+def _subtract(move: Offset, other: Offset) -> Offset:
     return {kind: move.get(kind, 0) - other.get(kind, 0) for kind in {**other, **move}}
 
 

@@ -2,7 +2,7 @@
 
 from spectral.causes.cause import SOURCES, Cause, Source, Where, check_sources, choose_causes
 from spectral.causes.ideal import Idealized, Plans, check_factor, find_causes, idealize
-from spectral.causes.memo import Memo, Move, Turn
+from spectral.causes.memo import Memo, Offset, Turn
 from spectral.causes.upsampling import Upsampling, find_upsampling
 
 __all__ = [
@@ -10,7 +10,7 @@ __all__ = [
     "Cause",
     "Idealized",
     "Memo",
-    "Move",
+    "Offset",
     "Plans",
     "Source",
     "Turn",

@@ -23,7 +23,6 @@ from spectral.causes.planning import Plan, Planned, make_plan
 from spectral.causes.rules import may_lose
 from spectral.causes.watching import (
     RENORMALISES,
-    FunctionCall,
     FunctionMode,
     Key,
     Turns,
@@ -34,7 +33,6 @@ from spectral.causes.windows import (
     Extensions,
     Task,
     index_ideally,
-    is_periodic,
     pad_circularly,
     slide_ideally,
     type_like,
@@ -171,7 +169,7 @@ class Idealized(Scope):
             if self._memo is None or call.writes or call.written is not None:
                 return self._evaluate(planned, func, args, kwargs)
             what: tuple[Any, ...] = func, "finely", self._factor, str(call.entering), str(call.leaving)
-            alike = _find_lattices(call) if _is_same_everywhere(call, args, kwargs) else None
+            alike = _find_lattices(planned, sources)
             return self._memo.recall(
                 what, args, kwargs, lambda: self._evaluate(planned, func, args, kwargs), alike
             )
@@ -188,7 +186,7 @@ class Idealized(Scope):
         if self._memo is None:
             return slide_ideally(task, args, kwargs, self._extensions)
         pads = self._extensions.find(args[0] if args else kwargs["input"])[1]
-        alike = _find_lattices(call) if not pads and is_periodic(task, args, kwargs) else None
+        alike = None if pads else _find_lattices(planned, sources)
         return self._memo.recall(
             (func, task, str(pads)), args, kwargs,
             lambda: slide_ideally(task, args, kwargs, self._extensions), alike,
@@ -401,18 +399,12 @@ def _rank_of(name: str) -> int:
     return int(name[-2]) if name.endswith("d") and name[-2].isdigit() else 0
 
 
-def _find_lattices(call: FunctionCall) -> Lattices | None:
-    """Return the image axes of what a call takes, and of the one map that it gives."""
-    own = [axes for axes in call.leaving if axes]
-    return Lattices(call.entering, own[0]) if len(call.leaving) == len(own) == 1 else None
-
-
-def _is_same_everywhere(call: FunctionCall, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether what a function of each place is given beside maps is one value for all places."""
-    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-    given = list(zip(tensors, call.entering, strict=True))
-    places = {axis - x.ndim for x, own in given for axis in (own or {}).values()}
-    return all(own or all(x.shape[a] == 1 for a in places if a >= -x.ndim) for x, own in given)
+def _find_lattices(planned: Planned, sources: frozenset[Source]) -> Lattices | None:
+    """Return the image axes of a call that moves with its maps and gives one; None of any other."""
+    entering, leaving = planned.call.entering, planned.call.leaving
+    if len(leaving) != 1 or not leaving[0] or not planned.moves_with_its_map(sources):
+        return None
+    return Lattices(entering, leaving[0])
 
 
 def _run_adaptive(

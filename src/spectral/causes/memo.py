@@ -13,21 +13,18 @@ from spectral.numerics.finer import Axes
 from spectral.tensors import TensorTable
 
 MEMO_BYTES = 2**27  # of one pass
-STEADY = frozenset({
-    "conv1d", "conv2d", "conv3d", "linear", "batch_norm", "group_norm", "layer_norm", "add", "sub", "mul",
-    "cat", "relu", "relu6", "hardtanh", "leaky_relu", "elu", "gelu", "silu", "sigmoid", "hardsigmoid",
-    "hardswish", "permute",
-})  # fmt: skip
-"""Functions that give the same for the same: by their names, no random numbers are drawn in them."""
-
 CHANNELWISE = frozenset({"batch_norm"})
 PLACEWISE = CHANNELWISE | {
     "add", "sub", "mul", "relu", "relu6", "hardtanh", "leaky_relu", "elu", "gelu", "silu", "sigmoid",
     "hardsigmoid", "hardswish",
 }  # fmt: skip
 """Functions of each place of maps of one size; in some of one map alone, and of numbers for its channels."""
+STEADY = PLACEWISE | {
+    "conv1d", "conv2d", "conv3d", "linear", "group_norm", "layer_norm", "cat", "permute",
+}  # fmt: skip
+"""Functions that give the same for the same: by their names, no random numbers are drawn in them."""
 
-Move = Mapping[str, int]  # samples of the images, along each kind of axis
+Offset = Mapping[str, int]  # samples of the images, along each kind of axis
 
 
 @dataclass(frozen=True)
@@ -57,8 +54,8 @@ class Turn:
 
     key: Hashable
     other: Hashable = None
-    move: Move = field(default_factory=dict)
-    later: Sequence[Move] = ()
+    move: Offset = field(default_factory=dict)
+    later: Sequence[Offset] = ()
     shared: bool = True
 
 
@@ -122,7 +119,8 @@ class Memo:
         self._together = False
         self._turn = Turn(None)
         self._other: _Steps | None = None
-        self._passes: dict[Hashable, tuple[_Steps, list[Move]]] = {}  # and what later ones are still to come
+        # passes that later ones are moved ones of, and by how much those are that are still to come
+        self._passes: dict[Hashable, tuple[_Steps, list[Offset]]] = {}
         # maps of this pass: of which of another pass they are moved ones, by how much, and in which version
         self._moved: TensorTable[tuple[Tensor, dict[int, int], int]] = TensorTable()
 
@@ -229,7 +227,7 @@ class Memo:
             return True
         return _are_equal([_roll(before, shifts)], [now])
 
-    def _find_shifts(self, step: _Step, lattices: Lattices, move: Move) -> list[dict[int, int]] | None:
+    def _find_shifts(self, step: _Step, lattices: Lattices, move: Offset) -> list[dict[int, int]] | None:
         """Return by how much a step's tensors are moved along their axes; None if not by whole samples."""
         tensors = [x for x in (*step.leaves, step.output) if isinstance(x, Tensor)]
         known = (*lattices.entering, lattices.leaving)
@@ -261,7 +259,7 @@ class Memo:
 
 
 def _roll(x: Tensor, shifts: Mapping[int, int]) -> Tensor:
-    """Move a map circularly along some axes."""
+    """Offset a map circularly along some axes."""
     own = {axis: shift for axis, shift in shifts.items() if shift % x.shape[axis]}
     return x.roll(tuple(own.values()), tuple(own)) if own else x
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import Tensor, nn
 
-from spectral.causes.cause import Cause
+from spectral.causes.cause import Cause, Source
 from spectral.causes.watching import CONVOLUTIONS, MAXIMA, MEANS, FunctionCall, Key, LayerCall, Watcher
 from spectral.causes.windows import list_entries, name_parameters, read_windows
 from spectral.errors import SpectralError
@@ -35,6 +35,20 @@ class Planned:
     handler: Handler
     causes: tuple[Cause, ...]
     call: FunctionCall
+
+    def moves_with_its_map(self, sources: Collection[Source]) -> bool:
+        """Whether it is equivariant to shifts by whole samples, once some sources are ideal.
+
+        A border isn't unless it is ideal, nor is a function of each place that is given other numbers at
+        each of them.
+        """
+        if any(cause.source == "border" and "border" not in sources for cause in self.causes):
+            return False
+        if self.handler != "pointwise":
+            return True
+        given = list(zip(self.call.before, self.call.entering, strict=True))
+        places = {axis - len(size) for size, own in given for axis in (own or {}).values()}
+        return all(own or all(size[a] == 1 for a in places if a >= -len(size)) for size, own in given)
 
 
 @dataclass

@@ -200,18 +200,6 @@ def slide_ideally(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any], kn
     return dense
 
 
-def is_periodic(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a convolution or pool of a periodic map moves with it: no window reaches out of it."""
-    if "border" in task.sources:
-        return True
-    name = task.func.__name__
-    a = name_parameters(name[:-2].rstrip("_"), args, kwargs)
-    windows = read_windows(name, a)
-    inside = all(w.size == 1 and w.padding == 0 for w in windows)
-    extents = a["input"].shape[-len(windows) :]
-    return inside and all(n == w.stride * m for n, w, m in zip(extents, windows, task.counts, strict=True))
-
-
 def pad_circularly(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any], known: Extensions) -> Any:
     """Pad the image axes circularly, and any other axis as it was asked for; a negative pad crops."""
     a = name_parameters("pad", args, kwargs)
