@@ -3,8 +3,8 @@
 A published network is tuned on lossless CIFAR-10 images, as it was trained (SGD, weight decay 1e-4,
 float32), and again with one of these altered: the same images as JPEG, or with noise; weight decay; rate;
 length; precision. Images that no run was tuned on score all of them, clean and under checkerboards. The
-gain of the stem at the Nyquist corner is that of its largest, over all frequencies. A row per run, written
-as it comes; runs that are there are skipped.
+gain of the stem at the Nyquist corner is that of its largest, over all frequencies. Rows are written as
+they come; runs that are there are skipped.
 
 Example: python experiments/checkerboard_training.py --images lossless.npz --jpeg cifar10-jpeg --out results
 """
@@ -30,11 +30,11 @@ from spectral.training import LabelledImages, Recipe, train
 
 PERTURBATIONS = ("checkerboard-0.03", "checkerboard-0.05", "resize-0.5")
 BASE = Recipe(epochs=8, batch_size=128, max_lr=0.05, weight_decay=1e-4, precision="fp32")
-JPEG, NOISE = "jpeg", "noise of 2/255"
+JPEG = "jpeg"
 VARIANTS: dict[str, dict[str, Any]] = {
     "as published": {},
     JPEG: {},
-    NOISE: {"jitter": 2 / 255},
+    "noise of 2/255": {"jitter": 2 / 255},
     "weight decay 0": {"weight_decay": 0.0},
     "weight decay 1e-3": {"weight_decay": 1e-3},
     "rate 0.005": {"max_lr": 0.005},
@@ -82,7 +82,7 @@ def main(model: str, images: str, jpeg: Path, tuned: int, seeds: int, out: Path)
         JPEG: torch.from_numpy(compressed).permute(0, 3, 1, 2).contiguous(),
         "lossless": pixels[own],
     }
-    test = LabelledImages(pixels[scored], labels[scored], tuple(CIFAR10_CLASSES), "lossless")
+    test = LabelledImages(pixels[scored], labels[scored], CIFAR10_CLASSES, "lossless")
     path = out / "tables" / "checkerboard_training.csv"
     start = spectral.load_model(model)
     rows: list[dict[Any, Any]] = pd.read_csv(path).to_dict("records") if path.exists() else []
@@ -93,7 +93,7 @@ def main(model: str, images: str, jpeg: Path, tuned: int, seeds: int, out: Path)
             if any((row["variant"], row["seed"]) == (variant, seed) for row in rows):
                 continue
             kind = JPEG if variant == JPEG else "lossless"
-            data = LabelledImages(sets[kind], labels[own], tuple(CIFAR10_CLASSES), kind)
+            data = LabelledImages(sets[kind], labels[own], CIFAR10_CLASSES, kind)
             recipe = replace(BASE, **altered, seed=seed)
             state = out / "states" / f"{variant.replace('/', '-')}-{seed}"
             found = train(model, data, test, state, recipe, progress=False, start=start)

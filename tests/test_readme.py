@@ -213,7 +213,7 @@ def say_attacks_on_a_published_network() -> list[str]:
 
 def say_distillation() -> list[str]:
     """Made on another machine than the rest of the repairs: its times don't compare with theirs."""
-    said = {}
+    said, rows = {}, {}
     tables = {
         "flc": "repair-distilled", "asap": "repair-distilled", "blurpool": "repair-distilled-blurpool",
         "flc, three views": "repair-views",
@@ -221,7 +221,7 @@ def say_distillation() -> list[str]:
     for name, folder in tables.items():
         path = ROOT / "results" / "reference" / folder / "tables" / "repair.csv"
         method = name.partition(",")[0]
-        row = pd.read_csv(path).set_index(["method", "repair"]).loc[(method, "distilled")]
+        row = rows[name] = pd.read_csv(path).set_index(["method", "repair"]).loc[(method, "distilled")]
         lost, low, high = -100 * row[["accuracy_change", "accuracy_change_ci_high", "accuracy_change_ci_low"]]
         said[name] = (
             f"{100 * row['accuracy']:.1f} %, at {lost:.1f} points ({low:.1f} to {high:.1f}), with "
@@ -231,13 +231,11 @@ def say_distillation() -> list[str]:
         effort = json.loads(path.with_suffix(".json").read_text())["effort"]
         assert effort["zoom"] == (0.5 if method == "blurpool" else 0.75)
         assert effort["views"] == (3 if folder == "repair-views" else 1)
-        if folder == "repair-distilled-blurpool":
-            blurpool = row["accuracy"]
     alone = read("repair").set_index(["method", "repair"])["accuracy"]["blurpool", "reconstructed"]
-    assert blurpool <= alone
+    assert rows["blurpool"]["accuracy"] <= alone
     return [
-        f"with {row['n_tuned']} of the other half, on a CPU; `repair-distilled`) bring FLC at all five sites "
-        f"to {said['flc']}",
+        f"with {rows['flc']['n_tuned']} of the other half, on a CPU; `repair-distilled`) bring FLC at all "
+        f"five sites to {said['flc']}",
         f"as are ASAP's {said['asap']}",
         f"Three views of each image in FLC's fit (`repair-views`) give {said['flc, three views']}",
         f"(`repair-distilled-blurpool`), has {said['blurpool']}: accuracy no better than by the fit alone",

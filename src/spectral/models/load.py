@@ -143,12 +143,13 @@ def _split_weights(
     """Split MODEL@FILE; an @ in a path of its own means nothing."""
     name, _, file = asked.rpartition("@")
     named = split_factory(name) is not None or name.partition("/")[0] in _SOURCES or is_folder(name)
-    if named and Path(file).suffix.lower() not in WEIGHT_SUFFIXES and Path(file).is_file():
+    fits = Path(file).suffix.lower() in WEIGHT_SUFFIXES
+    if named and not fits and Path(file).is_file():
         raise SpectralError(
             f"load_model: {file!r} behind {name!r} is no weights file, whose name ends in "
             f"{', '.join(WEIGHT_SUFFIXES)}; pass one, or rename it"
         )
-    if not named or Path(file).suffix.lower() not in WEIGHT_SUFFIXES:
+    if not named or not fits:
         return asked, weights
     if weights is not None:
         raise SpectralError(

@@ -178,8 +178,11 @@ class _Joined:
 
     def add(self, made: list[Tensor]) -> None:
         """Take a block."""
-        if self._count is None or not self._owned:
+        if not self._owned:
             self._parts.append(made)
+            return
+        if self._count is None:
+            self._rooms = [y.clone(memory_format=torch.contiguous_format) for y in made]
             return
         self._rooms = self._rooms or [y.new_empty((self._count, *y.shape[1:])) for y in made]
         for room, y in zip(self._rooms, made, strict=True):
@@ -188,10 +191,8 @@ class _Joined:
 
     def get(self) -> list[Tensor]:
         """Return all of them as one."""
-        if self._rooms:
-            return self._rooms
         if self._owned:
-            return [y.clone(memory_format=torch.contiguous_format) for y in self._parts[0]]
+            return self._rooms
         return [(torch.cat(own) if len(own) > 1 else own[0]).contiguous()
                 for own in zip(*self._parts, strict=True)]  # fmt: skip
 
