@@ -82,6 +82,13 @@ CLOSED = {
     "a channel of zeros": lambda x: write(x.clone(), (slice(None), slice(1)), 0.0),
     "channels exchanged": lambda x: write(x.clone(), (slice(None), slice(1)), x[:, 1:2]),
     "rolled": lambda x: x.roll(1, 2) + x,
+    "transposed": lambda x: F.conv_transpose2d(x, ALL, padding=1),
+    "transposed, to more": lambda x: F.conv_transpose2d(x, ALL, x.new_ones(6)),
+    "transposed, in groups": lambda x: F.conv_transpose2d(
+        x, EACH, stride=1, padding=(2, 1), groups=6, dilation=(2, 1)
+    ),
+    "transposed, a row": lambda x: F.conv_transpose2d(x, ALL[:, :, :1], padding=(0, 1)),
+    "transposed, of one": lambda x: F.conv_transpose2d(x, ALL[:, :, :1, :1]),
 }  # fmt: skip
 NAMED = {
     "padded beside another": lambda x: conv(torch.cat([pad(x, 0, 1, 0, 1), pad(x, 1, 0, 1, 0)], 1)[:, ::2]),
@@ -92,7 +99,11 @@ NAMED = {
     "joined to zeros": lambda x: conv(torch.cat([torch.zeros_like(x[:, :, :2]), x], 2)),
     "a column of zeros": lambda x: write(x.clone(), (slice(None), slice(None), slice(None), slice(1)), 0.0),
     "a border of zeros": lambda x: x * write(torch.zeros_like(x), MIDDLE, 1.0),
-    "transposed": lambda x: F.conv_transpose2d(x, ALL, padding=1),
+    "transposed, with more at its end": lambda x: F.conv_transpose2d(
+        x, ALL, padding=2, output_padding=1, dilation=2
+    ),
+    "transposed, cropped": lambda x: F.conv_transpose2d(x, ALL, padding=3),
+    "transposed, behind a pad": lambda x: F.conv_transpose2d(pad(x), ALL, padding=1),
     "rows in one line": lambda x: F.avg_pool1d(x.flatten(1, 2), 3, 1, 1).view_as(x),
     "each row as a signal": lambda x: as_signals(x, nn.Conv1d(6, 6, 3, padding=1).to(x)),
     "windows within one function": lambda x: F.lp_pool2d(x.abs(), 2, 3, 1),
@@ -165,3 +176,15 @@ def test_without_borders_a_padded_map_stays_as_it_was():
         net = Net(CLOSED[name])
         with torch.no_grad(), idealize(net, ["decimation"]) as ideal:
             torch.testing.assert_close(ideal(x), net(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "name", ["transposed", "transposed, in groups", "transposed, a row", "transposed, of one"]
+)
+def test_a_transposed_convolution_of_what_no_border_reaches_stays_as_it_was(name):
+    net = Net(CLOSED[name])
+    net.first = nn.Identity()
+    x = torch.zeros(2, 6, 12, 11, dtype=torch.float64)
+    x[:, :, 3:-3, 3:-3] = torch.randn(2, 6, 6, 5, dtype=torch.float64)
+    with torch.no_grad(), idealize(net, ["border"]) as ideal:
+        torch.testing.assert_close(ideal(x), net(x), rtol=0, atol=1e-12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -32,6 +33,7 @@ from spectral.causes.watching import (
 from spectral.causes.windows import (
     Extensions,
     Task,
+    as_convolution,
     index_ideally,
     pad_circularly,
     slide_ideally,
@@ -183,6 +185,12 @@ class Idealized(Scope):
             return index_ideally(task, args, kwargs, self._extensions)
         if planned.handler == "adaptive":
             return _run_adaptive(task, planned, args, kwargs, self._extensions)
+        if planned.handler == "transposed":
+            written = as_convolution(call.name, args, kwargs)
+            if "border" not in sources or written is None:
+                return self._run(func, args, kwargs)
+            func, args = written
+            task, kwargs = replace(task, func=func), {}
         if self._memo is None:
             return slide_ideally(task, args, kwargs, self._extensions)
         pads = self._extensions.find(args[0] if args else kwargs["input"])[1]

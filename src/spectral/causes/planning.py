@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from spectral.causes.cause import Cause, Source
 from spectral.causes.watching import CONVOLUTIONS, MAXIMA, MEANS, FunctionCall, Key, LayerCall, Watcher
-from spectral.causes.windows import list_entries, name_parameters, read_windows
+from spectral.causes.windows import as_convolution, list_entries, name_parameters, read_windows
 from spectral.errors import SpectralError
 from spectral.inputs import Example
 from spectral.sites import Site, watch_reductions
 
-Handler = Literal["window", "pad", "index", "adaptive", "pointwise", "carry"]
+Handler = Literal["window", "transposed", "pad", "index", "adaptive", "pointwise", "carry"]
 
 INDEXING = "__getitem__"
 WRITING = "__setitem__"
@@ -140,10 +140,8 @@ class _Planner:
                 return self._read_adaptive(call)
             if name == WRITING and not call.findings and not call.finer and _writes_into_part(call):
                 return None, [Cause("position", "", name, "it writes into single rows or columns")]
-            if name.startswith("conv_transpose") and not call.finer and _has_border(call):
-                return None, [
-                    Cause("border", "", name, "the border of a transposed convolution stays as it is")
-                ]
+            if name.startswith("conv_transpose") and not call.finer:
+                return self._read_transposed(call)
         if name == WRITING and not call.finer and _is_put_into_larger(call):
             return None, [Cause("border", "", name, "it is put into a larger map")]
         if call.finer:
@@ -178,6 +176,16 @@ class _Planner:
         if any(w.reach != p or w.padding or m - p != w.stride * n for w, m, n, p in axes):
             causes.append(Cause("border", "", name))
         return "window", causes
+
+    def _read_transposed(self, call: FunctionCall) -> tuple[Handler | None, list[Cause]]:
+        """Read a transposed convolution that keeps the lattice."""
+        own = as_convolution(call.name, call.args, call.kwargs)
+        if own is None:
+            return None, [Cause("border", "", call.name, "it crops its map, or adds samples at its end")]
+        func, args = own
+        key = (*call.key[:2], func.__name__, *call.key[3:])
+        handler, causes = self._read_window(replace(call, key=key, func=func, args=args, kwargs={}))
+        return handler and "transposed", [replace(cause, op=call.name) for cause in causes]
 
     def _read_pad(self, call: FunctionCall) -> tuple[Handler | None, list[Cause]]:
         a = name_parameters("pad", call.args, call.kwargs)
@@ -297,12 +305,6 @@ def name_calls(calls: Iterable[FunctionCall], called: Mapping[str, int]) -> dict
                 seen[function] += 1
             names[call.key] = name + (f"@{number}" if called[path] > 1 else "")
     return names
-
-
-def _has_border(call: FunctionCall) -> bool:
-    """Whether the window of a transposed convolution has more than one sample."""
-    weight = call.kwargs["weight"] if "weight" in call.kwargs else call.args[1]
-    return any(n > 1 for n in weight.shape[2:])
 
 
 def _writes_into_part(call: FunctionCall) -> bool:

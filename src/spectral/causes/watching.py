@@ -26,10 +26,9 @@ from spectral.tracker import Frame, Scope, Tracker
 FILTERS_IMAGES = "filters_images"
 """Attribute of functions that belong to the one before, which made the lattice finer."""
 KEEPS_LATTICE = "keeps_lattice"
-RENORMALISES = (
-    "renormalises_border"  # a function that makes up for zeros beyond the border, where there are any
-)
 """Attribute of functions that are one operator as a whole and lose no equivariance."""
+RENORMALISES = "renormalises_border"
+"""Attribute of functions that make up for zeros beyond the border, where there are any."""
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 MAXIMA = ("max_pool1d", "max_pool2d", "max_pool3d")
 MEANS = ("avg_pool1d", "avg_pool2d", "avg_pool3d")

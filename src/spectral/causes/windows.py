@@ -27,6 +27,8 @@ _MAXIMISE: dict[int, Callable[..., Tensor]] = {1: F.max_pool1d, 2: F.max_pool2d,
 _AVERAGE: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 _SIGNATURES: dict[str, tuple[str, ...]] = {
     "conv": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    "conv_transpose": ("input", "weight", "bias", "stride", "padding", "output_padding", "groups",
+                       "dilation"),
     "max_pool": ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
     "avg_pool": ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad",
                  "divisor_override"),
@@ -130,7 +132,7 @@ class Task:
 
 
 def name_parameters(kind: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a convolution, pool or pad by their names."""
+    """Return the arguments of a convolution, transposed or not, a pool or a pad by their names."""
     return {**dict(zip(_SIGNATURES[kind], args, strict=False)), **kwargs}
 
 
@@ -152,6 +154,30 @@ def read_windows(name: str, a: Mapping[str, Any]) -> list[Window]:
     else:
         pads = list(_each(padding, rank))
     return [Window(*own) for own in zip(kernel, dilation, stride, pads, strict=True)]
+
+
+def as_convolution(
+    name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[Callable[..., Tensor], tuple[Any, ...]] | None:
+    """Write a transposed convolution of stride 1 as the convolution that it is: a function and its arguments.
+
+    None where it is none that pads: one that crops, or gives further samples at its end.
+
+    Example:
+        >>> x, w = torch.randn(1, 2, 5), torch.randn(2, 3, 3)
+        >>> run, given = as_convolution("conv_transpose1d", (x, w), {"padding": 1})
+        >>> torch.allclose(run(*given), F.conv_transpose1d(x, w, padding=1), atol=1e-6)
+        True
+    """
+    a = name_parameters("conv_transpose", args, kwargs)
+    rank, weight, groups = int(name[-2]), a["weight"], a.get("groups", 1)
+    dilation = _each(a.get("dilation", 1), rank)
+    cropped = _each(a.get("padding", 0), rank)
+    padding = tuple(d * (k - 1) - p for d, k, p in zip(dilation, weight.shape[2:], cropped, strict=True))
+    if min(padding) < 0 or any(_each(a.get("output_padding", 0), rank)):
+        return None
+    own = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).flip([*range(2, 2 + rank)])
+    return _CONVOLVE[rank], (a["input"], own, a.get("bias"), 1, padding, dilation, groups)
 
 
 def slide_ideally(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any], known: Extensions) -> Any:

@@ -291,6 +291,8 @@ def _fit_call(module: nn.Module, name: str, degree: int) -> tuple[float, ...]:
 def _wrap(modules: dict[str, nn.Module], planned: Planned, mode: str) -> str | None:
     """Let a module's windows meet another border from now on, or say why not."""
     module: Any = modules[planned.call.key[0]]
+    if planned.handler == "transposed":
+        return "it is a transposed convolution, which knows no border but zeros"
     if mode == PARTIAL:
         if planned.handler != "window":
             return "it is padded by a function"
