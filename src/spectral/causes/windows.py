@@ -205,6 +205,11 @@ def slide_ideally(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any], kn
     sampling = {
         axis: Sampling(counts[axis], w.stride, 0, circular, low_pass) for axis, w in axes.items()
     }  # fmt: skip
+    if low_pass and not any(w.reach or befores[axis] for axis, w in axes.items()):
+        # Windows of one place: those of the samples that are kept are all that it takes.
+        for axis, own in sampling.items():
+            maps = own.take(maps, axis)
+        return _run(name, a, maps, axes, [1] * rank)
     if maximum:
         dense = _maximise_finely(maps, axes, befores, circular, task.factor, counts)
     elif circular:
