@@ -212,7 +212,6 @@ def test_attacks_out_of_order_are_said_and_written(data, tmp_path, monkeypatch, 
 
 @pytest.mark.usefixtures("stubbed")
 def test_the_whole_of_autoattack_sees_a_stated_part_spread_over_all(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(phase9, "FULL_LIMIT", 3)
     seen: dict[str, list[str]] = {}
 
     def note(model: object, images: Any, chosen: list[str], **given: object) -> pd.DataFrame:
@@ -220,7 +219,7 @@ def test_the_whole_of_autoattack_sees_a_stated_part_spread_over_all(data, tmp_pa
         return stub_attack(model, images, chosen, **given)
 
     monkeypatch.setattr(phase9, "measure_robustness", note)
-    run_study([9], options(tmp_path, data=str(data), models=("bundled/net-fgsm",)))
+    run_study([9], options(tmp_path, data=str(data), models=("bundled/net-fgsm",), full_limit=3))
     assert seen["autoattack"] == seen["apgd-ce"][::3]
     (row,) = read(tmp_path).to_dict("records")
     assert (row["n"], row["n_labelled"], row["n_autoattack"]) == (8, 8, 3)

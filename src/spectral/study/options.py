@@ -92,6 +92,7 @@ class StudyOptions:
     data: str | None = None
     workers: int | None = None
     jobs: int = 1
+    full_limit: int = 256
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
@@ -148,10 +149,15 @@ def study_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @workers_option
     @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True,
                   help="So many networks at a time, each in its own process (from phase 6).")  # fmt: skip
+    @click.option("--full-limit", type=click.IntRange(min=1), default=256, show_default=True, metavar="N",
+                  help="Images that AutoAttack's later parts see at most, in phase 9.")  # fmt: skip
     @click.option("--quiet", is_flag=True, help="No progress bars.")
     @functools.wraps(command)
     def wrapper(*args: Any, models: str | None, quiet: bool, **given: Any) -> Any:
-        kept = ("preset", "images", "limit", "out", "batch_size", "seed", "device", "data", "workers", "jobs")
+        kept = (
+            "preset", "images", "limit", "out", "batch_size", "seed", "device", "data", "workers", "jobs",
+            "full_limit",
+        )  # fmt: skip
         shared = {key: given.pop(key) for key in kept}
         shared["device"] = choose_device(shared["device"])
         chosen = None if models is None else split_names(models, "--models")

@@ -3,12 +3,12 @@
 Networks that differ in their downsampling and in their training, on the same pictures: aliases at every
 downsampling site; what FGSM, PGD and AutoAttack leave of their predictions at ε = 8/255, and PGD at 1/255,
 which tells networks apart that were never attacked in training; corruptions and shifts. AutoAttack's cheap
-first part sees all pictures, the whole of it at most 256 of them, spread evenly. Then rank correlations over
-the networks, plain and given clean accuracy, and what adversarial training changes in the aliases of one and
-the same architecture. With --data, labelled pictures, the response is robust accuracy; otherwise robust
-agreement, the share of the own predictions that an attack can't change. --models takes any number of
-networks; of a network with -fgsm behind its name and the same with -control, trained as long without attacks,
-or else without either, a pair is made. The preset paper takes RobustBench's, which the paper
+first part sees all pictures, the whole of it at most --full-limit of them, spread evenly. Then rank
+correlations over the networks, plain and given clean accuracy, and what adversarial training changes in the
+aliases of one and the same architecture. With --data, labelled pictures, the response is robust accuracy;
+otherwise robust agreement, the share of the own predictions that an attack can't change. --models takes any
+number of networks; of a network with -fgsm behind its name and the same with -control, trained as long
+without attacks, or else without either, a pair is made. The preset paper takes RobustBench's, which the paper
 of the aliasing metric measured, and CIFAR-10.
 
 Example: python experiments/phase9_robustness.py --data cifar10 --limit 64 --out results
@@ -72,8 +72,6 @@ PAPER = (
 EPSILON, WEAK_EPSILON = 8 / 255, 1 / 255
 # At 8/255 a network that was never attacked keeps nothing: only a weak attack tells such networks apart.
 TESTS = {**{attack: (attack, EPSILON) for attack in ATTACKS}, WEAK: ("pgd-50", WEAK_EPSILON)}
-# AutoAttack's later parts take minutes for each network that withstands the first, apgd-ce.
-FULL_LIMIT = 256  # so they see at most so many pictures, spread evenly over all
 ORDER = ("fgsm", "pgd-50", FULL)  # from weak to strong
 BATCH = 256  # AutoAttack's slow parts see only what the others left: small batches are waste
 CORRUPTIONS, SEVERITY = (
@@ -158,9 +156,12 @@ class Robustness(Networks):
         return all(label is not None for label in self.images.labels)
 
     def images_under(self, test: str, name: str) -> ImageSet:
-        """Return the pictures of an attack: all, or every so manieth where it is slow."""
+        """Return the pictures of an attack: all, or every so manieth where it is slow.
+
+        AutoAttack's later parts take minutes for each network that withstands the first, apgd-ce.
+        """
         images = self.images_for(name)
-        return images[:: -(-len(images) // FULL_LIMIT)] if test == FULL else images
+        return images[:: -(-len(images) // self.options.full_limit)] if test == FULL else images
 
     def describe_pictures(self) -> dict[str, Any]:
         """What determines the numbers of any network."""
@@ -170,7 +171,7 @@ class Robustness(Networks):
     def config(self) -> dict[str, Any]:
         """What determines every number."""
         return {**super().config(), "epsilon": [EPSILON, WEAK_EPSILON], "batch": BATCH,
-                "full_limit": FULL_LIMIT, "severity": SEVERITY, "pairs": PAIRS}  # fmt: skip
+                "full_limit": self.options.full_limit, "severity": SEVERITY, "pairs": PAIRS}  # fmt: skip
 
 
 def find_networks(options: StudyOptions) -> tuple[tuple[str, ...], list[str]]:
