@@ -50,7 +50,7 @@ CALLS: dict[str, tuple[str, ...]] = {
     "sweep": ("models.txt", *PICTURES, "--quiet", "--out", "swept"),
     "train": ("--from", "net.py:build", "--data", "labelled", "--out", "trained", "--epochs", "1", "--quiet"),
 }
-HEAVY = {"diagnose", "study"}  # what works takes seconds: these get values that can't
+HEAVY = {"compare", "diagnose", "study"}  # what works takes seconds: these get values that can't
 ENDLESS = {("train", "--epochs"), ("train", "--batch-size")}  # a number that is large is what was asked for
 
 

@@ -926,16 +926,18 @@ class TestReport:
 TORCHVISION: dict[str, tuple[int, dict[str, Any]]] = {
     "alexnet": (64, {}), "convnext_tiny": (64, {}), "densenet121": (64, {}), "googlenet": (64, {}),
     "inception_v3": (80, {}), "mobilenet_v2": (64, {}), "resnet18": (64, {}),
-    "shufflenet_v2_x0_5": (64, {}), "squeezenet1_1": (64, {}), "swin_t": (64, {}), "vgg11": (64, {}),
-    "vit_b_32": (64, {"image_size": 64}),
+    "shufflenet_v2_x0_5": (64, {}), "squeezenet1_1": (64, {}), "swin_t": (64, {}),
 }  # fmt: skip
 TIMM: dict[str, tuple[int, dict[str, Any]]] = dict.fromkeys(
     [
-        "edgenext_xx_small", "fastvit_t8", "ghostnet_100", "hrnet_w18_small", "nf_regnet_b0",
-        "poolformer_s12", "repvgg_a0", "resnet26d", "skresnet18", "tf_efficientnet_b0",
+        "edgenext_xx_small", "fastvit_t8", "ghostnet_100", "nf_regnet_b0", "poolformer_s12",
+        "repvgg_a0", "resnet26d", "skresnet18", "tf_efficientnet_b0",
     ],
     (64, {}),
-) | {"levit_128s": (64, {"img_size": 64}), "xcit_nano_12_p16_224": (64, {})}  # fmt: skip
+) | {
+    "levit_128s": (64, {"img_size": 64}), "vit_tiny_patch16_224": (64, {"img_size": 64}),
+    "xcit_nano_12_p16_224": (64, {}),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "size", "options"), [
@@ -953,7 +955,7 @@ def test_published_architectures(name: str, size: int, options: dict[str, Any]) 
             make = timm.create_model
         net = trained(make(name, num_classes=10, **options))
     x = image(1, 3, size, size)
-    named = ["*"] if name in ("swin_t", "vit_b_32", "xcit_nano_12_p16_224") else None
+    named = ["*"] if name in ("swin_t", "vit_tiny_patch16_224", "xcit_nano_12_p16_224") else None
     expected = outputs(net, x)
     plain = convert(net, "strided", named, example=size)
     assert conversion_report(plain).replaced

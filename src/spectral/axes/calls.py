@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -76,13 +76,15 @@ def replaced(labels: Labels, axis: int, new: Axis) -> Labels:
     return (*labels[:axis], new, *labels[axis + 1 :])
 
 
-def flatten(values: Any) -> Iterator[Any]:
-    """Yield what lists and tuples hold."""
+def flatten(values: Any) -> list[Any]:
+    """List what lists and tuples hold."""
+    found: list[Any] = []
     for value in values:
         if isinstance(value, (tuple, list)):
-            yield from flatten(value)
+            found += flatten(value)
         else:
-            yield value
+            found.append(value)
+    return found
 
 
 @cache

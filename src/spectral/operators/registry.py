@@ -156,6 +156,7 @@ def find_reader(func: Any) -> Operator | None:
     return _NAMES.get(f"{name}.{overload}") or _NAMES.get(name)
 
 
+@cache
 def operator_name(func: Any) -> str:
     """Return the name of an operator without namespace and overload.
 
