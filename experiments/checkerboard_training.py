@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import spectral
-from spectral.models.info import CIFAR10_CLASSES
+from spectral.classes import CIFAR10_CLASSES
 from spectral.stats.comparison import find_wilson_interval
 from spectral.table import describe_environment, write_csv
 from spectral.training import LabelledImages, Recipe, train

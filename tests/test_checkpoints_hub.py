@@ -14,7 +14,7 @@ import torch
 from test_models_load import Payload, assert_same_state, info_of, put_on_hf_hub, seeded
 from torch import Tensor, nn
 
-from spectral.data.archives import CIFAR10_CLASSES
+from spectral.classes import CIFAR10_CLASSES
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.models import robustbench
 from spectral.models.architectures import build

@@ -15,9 +15,15 @@ from torch.utils.data import TensorDataset
 
 import spectral
 from spectral.analysis import weigh_models
-from spectral.classes import find_classes, list_imagenet, match_labels, match_models, match_names
+from spectral.classes import (
+    CIFAR10_CLASSES,
+    find_classes,
+    list_imagenet,
+    match_labels,
+    match_models,
+    match_names,
+)
 from spectral.errors import SpectralError, SpectralWarning
-from spectral.models.info import CIFAR10_CLASSES
 
 SYNSETS = list_imagenet()
 CIFAR_NET = Some(spectral_info=Some(classes=CIFAR10_CLASSES, num_classes=10))

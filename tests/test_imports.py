@@ -175,6 +175,7 @@ ALLOWED = {
     "factories": set(),
     "models": {
         "arguments",
+        "classes",
         "dataless",
         "factories",
         "files",

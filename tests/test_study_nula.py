@@ -22,9 +22,10 @@ from torch import nn
 import spectral
 from spectral.analysis import perturbations
 from spectral.analysis.perturbations import CLEAN
+from spectral.classes import CIFAR10_CLASSES
 from spectral.errors import SpectralError
 from spectral.figures import FIGURES, draw_figure
-from spectral.models import info, load, load_model
+from spectral.models import load, load_model
 from spectral.perturb import Checkerboard, Decimate, PerturbedImages, Resize, make_perturbation
 from spectral.schema import SIGNAL_METRICS
 from spectral.stats import compare_shares
@@ -56,7 +57,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data") / "moved"
     images = spectral.load_images("samples", 32, LABELLED)
     for i in range(LABELLED):
-        folder = root / info.CIFAR10_CLASSES[i % 10]
+        folder = root / CIFAR10_CLASSES[i % 10]
         folder.mkdir(parents=True, exist_ok=True)
         for shift in range(5):
             pixels = images[i].roll(shift, -1).permute(1, 2, 0) * 255
@@ -266,7 +267,7 @@ def test_classes_add_up_to_the_whole(results):
     np.testing.assert_allclose(sums["right"], own["accuracy"] * LABELLED, rtol=1e-6)
     assert set(sums["n_labelled"]) == {LABELLED}
     names = classes.drop_duplicates("label").set_index("label")["class"]
-    assert names.to_dict() == {label: info.CIFAR10_CLASSES[label] for label in names.index}
+    assert names.to_dict() == {label: CIFAR10_CLASSES[label] for label in names.index}
     assert set(names.index) == set(spectral.load_images("samples", 32, LABELLED).labels)
     alike = classes[(classes["model"] == BASE) & (classes["perturbation"] == "decimate-2")]
     labels = torch.tensor(spectral.load_images("samples", 32, LABELLED).labels)

@@ -13,6 +13,9 @@ SYNSET = re.compile(r"n\d{8}(?!\d)")  # an identifier of WordNet, as ImageNet's 
 ALIKE = 0.95  # share of an ordered list of names that must be ImageNet's own for it to be that list
 MOST_CLASSES = 100_000  # of networks that don't say how many they have
 ENOUGH = 0.5  # share of the images' classes that the network must have for any label to count
+CIFAR10_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
 SAY_SO = "images.with_classes(None) says that they are its own numbers"
 
 

@@ -21,12 +21,10 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
+from spectral.classes import CIFAR10_CLASSES
 from spectral.data.imageset import ImageItem, ImageSet, spread_over_classes
 from spectral.errors import SpectralError
 
-CIFAR10_CLASSES = [
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"
-]  # fmt: skip
 STL10_CLASSES = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
 
 _STL10_SIDE = 96
@@ -119,7 +117,7 @@ def load_cifar10(
         for i, label in enumerate(labels.tolist())
     ]
     source = "cifar10" if split == "test" else f"cifar10-{split}"
-    images = ImageSet(source, items, size, CIFAR10_CLASSES, resample=Image.Resampling.BILINEAR)
+    images = ImageSet(source, items, size, list(CIFAR10_CLASSES), resample=Image.Resampling.BILINEAR)
     return _choose(images, limit, seed)
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from spectral.classes import list_imagenet
-from spectral.data.archives import CIFAR10_CLASSES
+from spectral.classes import CIFAR10_CLASSES, list_imagenet
 from spectral.data.decode import read_image
 from spectral.data.imageset import ImageItem, ImageSet
 from spectral.errors import SpectralError

@@ -14,7 +14,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from spectral.arguments import as_path
-from spectral.data.archives import CIFAR10_CLASSES, load_cifar10, load_cifar10_arrays, load_stl10
+from spectral.classes import CIFAR10_CLASSES
+from spectral.data.archives import load_cifar10, load_cifar10_arrays, load_stl10
 from spectral.data.decode import describe_failure, read_image
 from spectral.data.folder import (
     Choice,

@@ -7,12 +7,13 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from spectral.classes import CIFAR10_CLASSES
 from spectral.errors import SpectralError
 from spectral.models import robustbench
 from spectral.models.architectures import build, family_of
 from spectral.models.checkpoint import load_state, strip_wrappers
 from spectral.models.fetching import download, fetch_from_hub, fetching
-from spectral.models.info import CIFAR, CIFAR10_CLASSES, CIFAR_NUM_CLASSES, IMAGENET, ModelInfo, Preprocessing
+from spectral.models.info import CIFAR, CIFAR_NUM_CLASSES, IMAGENET, ModelInfo, Preprocessing
 from spectral.models.renaming import match_names
 from spectral.models.sources.base import Loaded, Source, fill, name_classes, require_name
 
