@@ -15,6 +15,7 @@ from command import run_code
 from PIL import Image
 
 from spectral import cli
+from spectral.study.tuning import LAYER_METHODS
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -322,6 +323,13 @@ def say_what_closes() -> list[str]:
     left = max(
         share[f"bundled/{name}"]["unexplained"] for name in ("resnet20", "resnet20-blurpool", "nula-w32")
     )
+    total = budget[budget["source"] == "total"].set_index("model")["value"]
+    tuned = {name: f"bundled/resnet20-tuned-{name}" for name in LAYER_METHODS if name != "strided"}
+    part = {name: share[own]["decimation"] for name, own in tuned.items()}
+    jitter = {name: f"{total[own]:.3f}".lstrip("0") for name, own in tuned.items()}
+    borders = [share[own]["border"] for own in tuned.values()]
+    spared = {name for name, own in part.items() if abs(own) < 1e-6}
+    assert spared == {"flc", "asap", "aps", "lps", "space-to-depth"}
     table = read("closure")
     rest = 100 * table[["sis_unexplained", "logit_jitter_unexplained"]]
     closed = (rest <= 2).all(axis=1)
@@ -332,9 +340,14 @@ def say_what_closes() -> list[str]:
         f"with BlurPool to {blurred['decimation']:.0f}, {blurred['nonlinearity']:.0f} and "
         f"{blurred['border']:.0f} %; of `nula-w32` it is the borders' ({nula['border']:.0f} %)",
         f"they leave at most {left:.1f} % of it",
+        f"BlurPool {part['blurpool']:.0f} %, "
+        f"wavelets {part['wavelet']:.0f} and {part['wavelet-bior2.2']:.0f} %",
+        f"is to {min(borders):.0f} to {max(borders):.0f} % the borders'",
+        f"({jitter['aps']} and {jitter['lps']}, not "
+        f"{total['bundled/resnet20-tuned-strided']:.3f}; FLC {jitter['flc']})".replace(" 0.", " ."),
         f"In {closed.sum()} of {len(table)} pairs of network and image size ({table['height'].min()} to "
         f"{table['height'].max()} px",
-        f"they leave at most {rest[closed].max(axis=None):.1f} % of SIS and of the jitter",
+        f"the causes leave at most {rest[closed].max(axis=None):.1f} % of SIS and of the jitter",
     ]
 
 

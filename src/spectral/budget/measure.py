@@ -140,7 +140,7 @@ def measure_instability_budget(
         for cause in game.left
     ]  # fmt: skip
     table = pd.concat([table, pd.DataFrame(left)], ignore_index=True) if left else table
-    table["reason"] = table["reason"].fillna("")
+    table["reason"] = table["reason"].astype(object).fillna("")
     table.attrs |= {
         "coalitions": [game.describe(s, _join(members, s)) for s in coalitions(chosen)],
         "factor": game.factor, "passes": game.passes, "shifts": shifts, "output": game.output,

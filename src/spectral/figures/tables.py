@@ -33,7 +33,7 @@ def plot_summary(table: pd.DataFrame) -> Figure:
     absent = [c for c in ("model", "site", "tap", "metric", "mean", "ci_low", "ci_high") if c not in table]
     if absent:
         raise SpectralError(f"plot_summary: expected a summary of measurements, which has {absent[0]!r}")
-    known = table[table["site"].fillna("").ne("") & table["mean"].notna()]
+    known = table[table["site"].astype(object).fillna("").ne("") & table["mean"].notna()]
     panels = list(known.groupby(["metric", "tap"], sort=False))
     if not panels:
         raise SpectralError("plot_summary: nothing was measured at any site")

@@ -26,6 +26,7 @@ from spectral.latency import count_macs
 from spectral.study.declaration import Phase, Table, Units
 from spectral.study.networks import Networks
 from spectral.study.options import StudyOptions
+from spectral.study.tuning import LAYER_METHODS, name_tuned
 
 LIMIT = 32
 LEAST = 8  # images, where the network is so large that LIMIT would take longer
@@ -33,9 +34,10 @@ MACS = 2.5e11  # that one network may take: some half a minute on two cores
 PASSES = 80  # what a budget costs for each image, in passes of the network
 IMAGE_SIZE = 32
 MODELS = (
-    "bundled/resnet20", "bundled/resnet20-blurpool", "bundled/nula-w32", "bundled/resnet20-tuned-flc",
-    "bundled/resnet20-tuned-aps", "bundled/resnet20-tuned-wavelet", "bundled/resnet20+flc",
-    "bundled/resnet20+circular", "bundled/resnet20+flc+alias-free+circular", "packaged/efficientnet-lite0",
+    "bundled/resnet20", "bundled/resnet20-blurpool", "bundled/nula-w32",
+    *(f"bundled/{name_tuned('resnet20', layer)}" for layer in LAYER_METHODS),
+    "bundled/resnet20+flc", "bundled/resnet20+circular", "bundled/resnet20+flc+alias-free+circular",
+    "packaged/efficientnet-lite0",
 )  # fmt: skip
 COALITIONS = ["model", "ideal", "sis", "logit_jitter", "agreement", "factor"]
 
