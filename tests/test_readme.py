@@ -113,11 +113,16 @@ def say_checkerboards() -> list[str]:
     tuned = pd.read_csv(
         ROOT / "results" / "reference" / "checkerboard-training" / "tables" / "checkerboard_training.csv"
     )
+    deep = pd.read_csv(
+        ROOT / "results" / "reference" / "published-cifar10-resnet56" / "tables" / "phase6_nula.csv"
+    )
+    held = (100 * deep.query("perturbation == @board").set_index("model")["accuracy"]).map("{:.1f}".format)
     first = tuned.query("perturbation == @board and seed == 0").set_index("variant")["accuracy"]
     kept = (100 * first).map("{:.1f}".format)
     return [
         f"it keeps {kept['as published']} % of the others, at four times the rate {kept['rate 0.2']} %, on "
         f"JPEG copies of the same ones {kept['jpeg']} % (`checkerboard-training`, a run each",
+        f"keeps {held['resnet56-robust.safetensors']} % where it kept {held['cifar-hub/resnet56']} (",
         f"({table['n'].max():.0f} lossless CIFAR-10 images",
         f"keeps {share[base, board]} % of its {share[base, 'clean']} %",
         f"keeps {share[robust, board]} of {share[robust, 'clean']} %",
