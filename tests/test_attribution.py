@@ -79,9 +79,9 @@ def test_at_odd_sizes_most_of_it_goes(size):
 
 
 def test_each_row_is_that_of_a_network_converted_by_hand():
-    model = load_model(RANDOM)
+    model = load_model(RANDOM).double()
     images = spectral.load_images("synthetic", size=32, limit=3)
-    batch = model.spectral_info.preprocessing(torch.stack([images[i] for i in range(3)]))
+    batch = model.spectral_info.preprocessing(torch.stack([images[i] for i in range(3)]).double())
     table = attribute(model, images)
     names = [site.name for site in spectral.find_sites(model, 32)]
     assert table["site"].unique().tolist() == [*names, ALL_SITES]
@@ -90,8 +90,8 @@ def test_each_row_is_that_of_a_network_converted_by_hand():
         own = table[table["site"] == name]
         chosen = None if name == ALL_SITES else [name]
         converted = spectral.convert(model, "ideal", chosen, placement="behind")
-        np.testing.assert_allclose(own["sis"], compute_sis(converted, batch), rtol=1e-5)
-        np.testing.assert_allclose(own["sis_original"], compute_sis(model, batch), rtol=1e-5)
+        np.testing.assert_allclose(own["sis"], compute_sis(converted, batch), rtol=1e-8)
+        np.testing.assert_allclose(own["sis_original"], compute_sis(model, batch), rtol=1e-8)
         with torch.no_grad():
             before, after = model.eval()(batch).argmax(1), converted.eval()(batch).argmax(1)
         assert own["prediction_original"].tolist() == before.tolist()
@@ -163,7 +163,7 @@ def test_a_block_and_the_last_out_bracket_a_site():
 
 
 def test_the_three_effects_are_those_of_networks_made_by_hand():
-    model, x = load_model(RANDOM), image(3, 3, 32, 32)
+    model, x = load_model(RANDOM).double(), noise(3, 3, 32, 32)
     table = attribute(model, x).set_index("site")
     names = [site.name for site in spectral.find_sites(model, 32)]
 
@@ -173,9 +173,9 @@ def test_the_three_effects_are_those_of_networks_made_by_hand():
 
     own = table.loc["layer2.0.conv1"]
     block = sis("layer2.0.conv1", "layer2.0.shortcut.0") - sis()
-    np.testing.assert_allclose(own["delta_sis_block"], block, atol=1e-9)
+    np.testing.assert_allclose(own["delta_sis_block"], block, atol=1e-12)
     others = [name for name in names if name != "layer2.0.conv1"]
-    np.testing.assert_allclose(own["delta_sis_last_out"], sis(*names) - sis(*others), atol=1e-9)
+    np.testing.assert_allclose(own["delta_sis_last_out"], sis(*names) - sis(*others), atol=1e-12)
 
     def same(*chosen: str) -> Tensor:
         altered = spectral.convert(model, "ideal", list(chosen), placement="behind")
