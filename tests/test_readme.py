@@ -184,9 +184,15 @@ def say_attacks() -> list[str]:
 
 
 def say_attacks_on_more_images() -> list[str]:
-    """Beside phase 9 as committed: more images and pairs, and no AutoAttack on the attacked networks."""
+    """Beside phase 9 as committed: more images and pairs, and the whole of AutoAttack on some images."""
     folder = ROOT / "results" / "reference" / "robustness-1024" / "tables"
-    networks, pairs = (pd.read_csv(folder / f"phase9_{name}.csv") for name in ("networks", "pairs"))
+    networks, pairs, related = (
+        pd.read_csv(folder / f"phase9_{name}.csv") for name in ("networks", "pairs", "correlation")
+    )
+    whole = pd.read_csv(folder / "autoattack.csv")
+    kept = 100 * whole["autoattack_accuracy"]
+    row = related.query("networks == 'all' and attack == 'pgd-50' and level == 'mean over sites' and "
+                        "metric == 'alias_power_ratio_channel_median'").iloc[0]  # fmt: skip
     attacked = networks["training"] == "fgsm"
     left = 100 * networks["pgd-50_accuracy"]
     assert left[~attacked].max() == 0
@@ -198,6 +204,10 @@ def say_attacks_on_more_images() -> list[str]:
     assert (pairs.query("pair != 'all'")["reference"] == "control").all()
     return [
         f"On {networks['n'].max():.0f} images ({len(networks)} networks, ",
+        f"on {whole['n'].max()} of the images, leaves {kept.min():.0f} to {kept.max():.0f} % "
+        f"({len(whole)} of",
+        f"(Spearman of the median alias power ratio {write(row.spearman)}, {write(row.spearman_ci_low)} to "
+        f"{write(row.spearman_ci_high)}). Against",
         f"PGD with 50 steps leaves nothing right of the {(~attacked).sum()} networks trained without attacks "
         f"and {left[attacked].min():.0f} to {left[attacked].max():.0f} % of the {attacked.sum()} trained on",
         f"the pooled ratio to {write(pooled.ratio)} of it ({write(pooled.ratio_ci_low)} to "
