@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Words = TypeVar("Words", "pd.Series", "pd.DataFrame")
 
 VERSION = 2  # of what follows; what an earlier one wrote is computed anew, or refused
 
@@ -76,6 +82,17 @@ def to_decibels(ratio: float) -> float:
         (-10.0, -100.0)
     """
     return 10 * math.log10(max(ratio, ALIAS_FREE)) if not math.isnan(ratio) else math.nan
+
+
+def fill_words(words: Words) -> Words:
+    """Return columns of words in which what is unknown is the empty one, whatever their type without any.
+
+    Example:
+        >>> import pandas as pd
+        >>> fill_words(pd.Series([float("nan"), "conv1"])).tolist()
+        ['', 'conv1']
+    """
+    return words.astype(object).fillna("")
 
 
 def with_bounds(*names: str) -> list[str]:

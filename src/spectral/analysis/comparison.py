@@ -24,7 +24,7 @@ from spectral.files import find_folder
 from spectral.intake import Feed
 from spectral.measurement import measure
 from spectral.pairing import SitePair, match_sites
-from spectral.schema import ALIAS_FREE, POWER_RATIOS, RANGES, SCALE_FREE, with_bounds
+from spectral.schema import ALIAS_FREE, POWER_RATIOS, RANGES, SCALE_FREE, fill_words, with_bounds
 from spectral.sites import Site, find_sites
 from spectral.surgery.report import find_original_names
 
@@ -127,7 +127,7 @@ def compare_models(
     tested = ("p_holm", "wilcoxon_p_holm", "significance")
     table = pd.DataFrame(rows, columns=[column for column in COLUMNS if column not in tested])
     for column in WORDS:
-        table[column] = table[column].astype(object).fillna("")
+        table[column] = fill_words(table[column])
     return add_holm(table, "p", "wilcoxon_p")[COLUMNS].astype(dict.fromkeys(COUNTS, "Int64"))
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from spectral import stats
 from spectral.columns import add_holm, bound, bound_flags, bound_summary, to_decibels
-from spectral.schema import with_bounds
+from spectral.schema import fill_words, with_bounds
 
 EQUIVARIANCE_COLUMNS = [
     "site", "op", "stride", "total_stride", "kind", "shifts", "n", "n_flat", "n_clusters", "psnr_db",
@@ -157,7 +157,7 @@ def _finish(rows: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
         if column in COUNTS:
             table[column] = table[column].astype("Int64")
         elif column in WORDS:
-            table[column] = table[column].astype(object).fillna("")
+            table[column] = fill_words(table[column])
         else:
             table[column] = table[column].astype(float)
     return table

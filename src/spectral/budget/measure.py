@@ -30,6 +30,7 @@ from spectral.intake import Feed
 from spectral.measurement import insert_clusters
 from spectral.network import Take, undisturbed
 from spectral.ranks import shared
+from spectral.schema import fill_words
 from spectral.shown import Shown
 from spectral.stability.lattice import find_total_stride
 
@@ -140,7 +141,7 @@ def measure_instability_budget(
         for cause in game.left
     ]  # fmt: skip
     table = pd.concat([table, pd.DataFrame(left)], ignore_index=True) if left else table
-    table["reason"] = table["reason"].astype(object).fillna("")
+    table["reason"] = fill_words(table["reason"])
     table.attrs |= {
         "coalitions": [game.describe(s, _join(members, s)) for s in coalitions(chosen)],
         "factor": game.factor, "passes": game.passes, "shifts": shifts, "output": game.output,

@@ -259,7 +259,7 @@ class Memo:
 
 
 def _roll(x: Tensor, shifts: Mapping[int, int]) -> Tensor:
-    """Offset a map circularly along some axes."""
+    """Move a map circularly along some axes."""
     own = {axis: shift for axis, shift in shifts.items() if shift % x.shape[axis]}
     return x.roll(tuple(own.values()), tuple(own)) if own else x
 

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from spectral.figures.kinds import SHARE, Panel, draw_estimates, draw_images, draw_lines, draw_maps, require
 from spectral.figures.style import AVR_LABEL, RHO_LABEL, SIS_LABEL
+from spectral.schema import fill_words
 
 _JITTER = Panel("logit_jitter", "logit jitter")
 _SHOWN = {"avr": AVR_LABEL, "avr_separable": AVR_LABEL, "am_relative": "AM, relative", "am": "AM",
@@ -22,7 +23,7 @@ def plot_measurement(table: pd.DataFrame) -> Figure:
     Of the metrics that it knows names for; `plot_summary` draws the means of all.
     """
     require(table, "plot_measurement", ["site", "tap", "metric", "value", "image", "cluster"])
-    known = table[table["metric"].isin(_SHOWN) & table["site"].astype(object).fillna("").ne("")]
+    known = table[table["metric"].isin(_SHOWN) & fill_words(table["site"]).ne("")]
     wide = known.assign(column=known["metric"] + " " + known["tap"]).dropna(subset=["value"])
     columns = dict.fromkeys(sorted(wide["column"], key=lambda name: list(_SHOWN).index(name.split()[0])))
     panels = [
@@ -80,7 +81,7 @@ def plot_movement(table: pd.DataFrame) -> Figure:
 def plot_budget_images(table: pd.DataFrame) -> Figure:
     """Draw each image's shares of instability, from `spectral.measure_instability_budget`."""
     require(table, "plot_budget_images", ["image", "source", "metric", "site", "share"])
-    words = table[["image", "source", "site"]].astype(object).fillna("")  # a file has no empty text
+    words = fill_words(table[["image", "source", "site"]])  # a file has no empty text
     known = table[words["image"].ne("") & words["source"].ne("total") & words["site"].eq("")]
     panel = Panel("share", "share of the image's instability", zero=True)
     return draw_images(known, "plot_budget_images", "source", [panel], series="metric")
@@ -112,7 +113,7 @@ def plot_classes(table: pd.DataFrame) -> Figure:
     """Draw accuracy by class, from `spectral.analysis.compare_classes`."""
     require(table, "plot_classes", ["model", "perturbation", "class", "accuracy"])
     named = table.assign(series=table["model"].astype(str) + ", " + table["perturbation"].astype(str))
-    row = "class" if table["class"].astype(object).fillna("").ne("").all() else "label"
+    row = "class" if fill_words(table["class"]).ne("").all() else "label"
     panel = Panel("accuracy", "accuracy", limits=SHARE)
     return draw_estimates(named, "plot_classes", row, [panel], series="series")
 

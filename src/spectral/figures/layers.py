@@ -33,7 +33,7 @@ from spectral.figures.style import (
     new_figure,
     wrap_name,
 )
-from spectral.schema import with_bounds
+from spectral.schema import fill_words, with_bounds
 
 # State → marker and label.
 STATES = {
@@ -195,7 +195,7 @@ def plot_compare(source: Source) -> Figure:
               rows[["metric", "tap"]].drop_duplicates().itertuples(index=False)]  # fmt: skip
     at_sites = rows[rows["layer"].notna() & (rows["layer"] != "")].sort_values("layer_index", kind="stable")
     layers = [str(layer) for layer in dict.fromkeys(at_sites["layer"])][:MOST_LAYERS] or [WHOLE]
-    taps = rows["tap"].astype(object).fillna("")
+    taps = fill_words(rows["tap"])
     rows_of = {key: rows[(rows["metric"] == key[0]) & (taps == key[1])] for key in panels}
     fig, axes = _make_panels(panels, len(layers), len(models))
     for (metric, tap), ax in axes.items():
@@ -373,7 +373,7 @@ def _draw_models(ax: Axes, rows: pd.DataFrame, models: Sequence[str], layers: Se
     """Draw one panel: the reference's mean from the first pair, the others' from their own."""
     places = {layer: len(layers) - 1 - i for i, layer in enumerate(layers)}
     offsets = 0.62 * (0.5 - (np.arange(len(models)) + 0.5) / len(models))
-    named = rows.assign(layer=rows["layer"].astype(object).fillna(""))
+    named = rows.assign(layer=fill_words(rows["layer"]))
     for layer, here in named.groupby("layer", sort=False):
         y = places.get(str(layer) or WHOLE)
         if y is None:

@@ -16,6 +16,7 @@ from spectral.figures.diagnosis import COLOURS, MARKS, plot_fixes, plot_site_lev
 from spectral.figures.spec import REGISTERED
 from spectral.figures.style import FULL_WIDTH, new_figure, use_style
 from spectral.files import ensure_writable, replacing
+from spectral.schema import fill_words
 
 KINDS = (".png", ".pdf", ".svg")
 Plot = Callable[[pd.DataFrame], Figure]
@@ -33,7 +34,7 @@ def plot_summary(table: pd.DataFrame) -> Figure:
     absent = [c for c in ("model", "site", "tap", "metric", "mean", "ci_low", "ci_high") if c not in table]
     if absent:
         raise SpectralError(f"plot_summary: expected a summary of measurements, which has {absent[0]!r}")
-    known = table[table["site"].astype(object).fillna("").ne("") & table["mean"].notna()]
+    known = table[fill_words(table["site"]).ne("") & table["mean"].notna()]
     panels = list(known.groupby(["metric", "tap"], sort=False))
     if not panels:
         raise SpectralError("plot_summary: nothing was measured at any site")

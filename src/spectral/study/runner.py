@@ -15,6 +15,7 @@ from spectral.codebook import write_codebook
 from spectral.errors import SpectralError
 from spectral.figures import FIGURES
 from spectral.ranks import find_ranks
+from spectral.schema import fill_words
 from spectral.study.common import Results
 from spectral.study.declaration import Phase, Table, Units, find_table, read_phase
 from spectral.study.findings import report_findings
@@ -188,5 +189,5 @@ def holds_only_reasons(table: Any) -> bool:
     """
     if "reason" not in table:
         return bool(table.empty)
-    explained = table["reason"].astype(object).fillna("").ne("")
+    explained = fill_words(table["reason"]).ne("")
     return bool((explained & ~table["n"].gt(0).fillna(False) if "n" in table else explained).all())

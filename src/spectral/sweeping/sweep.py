@@ -26,7 +26,7 @@ from spectral.measurement.run import Run
 from spectral.models import load_model, model_info
 from spectral.ranks import Ranks
 from spectral.sameness import refuse_other
-from spectral.schema import RUN_FILE
+from spectral.schema import RUN_FILE, fill_words
 from spectral.store import LostImagesError, ShardStore, read, read_run
 from spectral.summary import SITES_TABLE, SUMMARY_FILE, summarize_measurements, write_summary
 from spectral.sweeping.claims import Claims
@@ -381,7 +381,7 @@ def _tabulate(networks: Sequence[_Network], folder: Path) -> pd.DataFrame:
         table = pd.DataFrame([network.describe() for network in networks])
         rest = [column for column in table.columns if column not in (*first, "reason")]
         table = table.reindex(columns=[*first, *rest, "reason"])
-        table["reason"] = table["reason"].astype(object).fillna("")
+        table["reason"] = fill_words(table["reason"])
         for column in ("images", "sites", "measurable"):
             table[column] = table[column].astype("Int64")
         tables = {folder / TABLE: table}
