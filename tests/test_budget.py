@@ -178,6 +178,8 @@ def test_rounding_has_no_causes_whatever_the_scale_of_the_logits(border, scale, 
         assert jitter["value"].max() > (1e-10 if dtype == torch.float32 else 1e-29)
         assert not known.any()
         assert "no more than what rounding gives" in repr(table)
+        rows = spectral.summarize_instability_budget(table).query("metric == 'logit_jitter'")
+        assert rows["reason"].str.startswith("no more than what rounding gives").all()
     elif scale < 1e6:  # of a million, probabilities are 0 and 1
         assert known.all()
         assert "rounding" not in repr(table)
@@ -357,6 +359,8 @@ def test_jitter_without_a_spread_is_not_known_and_said_to_be(case):
     own = table[(table["metric"] == "logit_jitter") & (table["source"] == "unexplained")]
     assert own["value"].isna().all()
     assert "images have no spread" in repr(table)
+    summary = spectral.summarize_instability_budget(table).query("metric == 'logit_jitter'")
+    assert (summary["reason"] != "").tolist() == summary["value"].isna().tolist()
     sis = spectral.summarize_instability_budget(table).set_index(["metric", "source"]).loc["sis", "share"]
     assert sis.isna().all() if case == "no logits" else sis.drop("total").sum() == pytest.approx(1)
 
@@ -434,6 +438,20 @@ def test_the_command_writes_tables_and_figure(tmp_path):
     wrong = CliRunner().invoke(cli.main, ["budget", *arguments, "--shifts", "pixels"])
     assert wrong.exit_code == 2
     assert "nearest: 'pixel'" in wrong.stderr
+
+
+def test_a_network_without_instability_has_tables_with_the_reason_and_no_figure(tmp_path):
+    np.save(tmp_path / "grey.npy", np.full((3, 3, 32, 32), 0.5, np.float32))
+    (tmp_path / "budget.png").touch()  # of another network
+    done = CliRunner().invoke(
+        cli.main,
+        ["budget", "bundled/resnet20@random", "--images", f"{tmp_path}/grey.npy", "--out", str(tmp_path)],
+    )
+    assert done.exit_code == 0, done.output
+    assert "no figure: table 'budget' has no rows with a known share" in done.stdout
+    assert not (tmp_path / "budget.png").exists()
+    table = pd.read_csv(tmp_path / "budget.csv", keep_default_na=False).query("metric == 'sis'")
+    assert set(table["reason"]) == {"no more than what rounding gives, which has no causes: no shares"}
 
 
 def test_phase_10_writes_budgets_and_coalitions(tmp_path):

@@ -24,8 +24,8 @@ from matplotlib.text import Text
 from PIL import Image
 
 import spectral.figures
-from spectral.errors import SpectralError
-from spectral.figures import DPI, FIGURES, TABLE_WRITERS, draw_all, draw_figure
+from spectral.errors import NothingKnownError, SpectralError
+from spectral.figures import DPI, FIGURES, TABLE_WRITERS, draw_all, draw_figure, draw_what_is_known
 from spectral.figures.style import FAMILIES, find_layers
 
 HEATMAPS = {
@@ -734,8 +734,18 @@ def test_tap_without_rows_is_named(tables):
 
 def test_all_unknown_values_are_named(tables):
     images = tables["per_image"].assign(sis=np.nan)
-    with pytest.raises(SpectralError, match="table 'per_image' has no rows with a known sis; run exp"):
+    with pytest.raises(NothingKnownError, match=r"table 'per_image' has no rows with a known sis$"):
         FIGURES["fig12_sis_distributions"].plot({**tables, "per_image": images})
+
+
+def test_a_figure_of_which_nothing_is_known_is_none(tables, tmp_path):
+    for name in FIGURES["fig12_sis_distributions"].tables:
+        tables[name].assign(sis=np.nan).to_csv(tmp_path / f"{name}.csv", index=False)
+    for kind in ("png", "pdf"):
+        (tmp_path / f"fig12_sis_distributions.{kind}").touch()  # of other tables
+    drawn, why = draw_what_is_known("fig12_sis_distributions", tmp_path, tmp_path)
+    assert (drawn, why) == ([], "table 'per_image' has no rows with a known sis")
+    assert not list(tmp_path.glob("*.p*"))
 
 
 def test_two_models_of_a_family_are_refused(tables):

@@ -30,6 +30,10 @@ class StorageError(SpectralError):
     """
 
 
+class NothingKnownError(SpectralError):
+    """A figure's tables are whole, but what it shows is unknown in all rows, for reasons that stand there."""
+
+
 class BrokenJobError(RuntimeError):
     """What no rank of a job can go on after: another ended, or failed in a way that nobody foresaw.
 

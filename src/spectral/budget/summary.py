@@ -18,6 +18,12 @@ SUMMARY = [
     "error", "first_in", "last_out", "agreement", "reason",
 ]  # fmt: skip
 
+NO_SPREAD = (
+    "images have no spread in what the network says, or none with some sources ideal, beyond rounding: what "
+    "is relative to it isn't known"
+)
+ROUNDING = "no more than what rounding gives, which has no causes: no shares"
+
 
 def summarize_instability_budget(table: pd.DataFrame) -> pd.DataFrame:
     """Summarise `measure_instability_budget`: a row per metric, source and place.
@@ -32,7 +38,7 @@ def summarize_instability_budget(table: pd.DataFrame) -> pd.DataFrame:
         Columns model, metric, source, site, n, n_clusters, value (mean), share (of the total's mean) with its
         95 % interval, error (of the share, by sampling), first_in and last_out (as shares), agreement (how
         often the prediction stays the same with this source alone made ideal; for ``unexplained``, with all
-        of them), reason.
+        of them), reason (why there is no share; without a metric, why that place can't be made ideal).
 
     Raises:
         SpectralError: if it is no table of `measure_instability_budget`.
@@ -83,7 +89,7 @@ def describe_shares(summary: pd.DataFrame) -> Card:
     Args:
         summary: from `summarize_instability_budget`.
     """
-    measured, left = summary[summary["metric"] != ""], summary[summary["reason"] != ""]
+    measured, left = summary[summary["metric"] != ""], summary[summary["metric"] == ""]
     header = ["source", "place", "metric", "share", "95 % interval", "first", "last", "agree"]
     cells = [
         [
@@ -100,11 +106,8 @@ def describe_shares(summary: pd.DataFrame) -> Card:
         lead += f"; n = {totals[0]['n']:.0f} images of {totals[0]['n_clusters']:.0f} clusters (photographs)"
     reasons = [f"can't be made ideal: {row['site']} ({row['source']}): {row['reason']}"
                for row in left.to_dict("records")]  # fmt: skip
-    notes = [f"{row['metric']}: no more than what rounding gives, which has no causes: no shares"
-               for row in totals if pd.isna(row["share"]) and not pd.isna(row["value"])]  # fmt: skip
-    lacking = measured[measured["value"].isna()]["metric"].drop_duplicates()
-    notes += [f"{metric}: images have no spread in what the network says, or none with some sources ideal, "
-              f"beyond rounding: what is relative to it isn't known" for metric in lacking]  # fmt: skip
+    unknown = measured[measured["reason"] != ""].drop_duplicates(["model", "metric", "reason"])
+    notes = [f"{row['metric']}: {row['reason']}" for row in unknown.to_dict("records")]
     output = summary.attrs.get("output") or "logits"
     if output != "logits":
         notes.insert(0, f"logit_jitter is the jitter of its {output}: its logits aren't known; tell where "
@@ -126,8 +129,10 @@ def _summarize(own: pd.DataFrame, total: pd.DataFrame) -> dict[str, Any]:
     whole, value = (frame["value"].to_numpy(float) for frame in (total, own))
     row: dict[str, Any] = {"n": len(own), "n_clusters": len(set(clusters)), "reason": ""}
     row |= {"value": average(value, clusters), "share": np.nan}
-    if total["share"].isna().all() or np.isnan(value).any():
-        return row  # no image moves it by more than rounding does, or what it is relative to isn't known
+    if np.isnan(whole).any() or np.isnan(value).any():
+        return row | {"reason": NO_SPREAD}
+    if total["share"].isna().all():  # no image moves it by more than rounding does
+        return row | {"reason": ROUNDING}
     mean = average(whole, clusters)
     row |= {name: average(own[name].to_numpy(float), clusters) / mean
             for name in ("error", "first_in", "last_out")}  # fmt: skip

@@ -13,7 +13,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from spectral.arguments import as_path
-from spectral.errors import SpectralError, suggest
+from spectral.errors import NothingKnownError, SpectralError, suggest
 from spectral.figures.answers import (
     plot_blame,
     plot_blame_summary,
@@ -83,6 +83,7 @@ __all__ = [
     "FigureSpec",
     "draw_all",
     "draw_figure",
+    "draw_what_is_known",
     "find_colour",
     "list_plots",
     "plot_aliasing_folding",
@@ -152,6 +153,7 @@ __all__ = [
 ]
 
 DPI = 300
+_KINDS = ("png", "pdf")
 _STUDY_ORDER = (
     "fig1_layerwise_power_spectra",
     "fig2_radial_profiles",
@@ -251,11 +253,30 @@ def draw_figure(stem: str, tables_dir: str | Path, figures_dir: str | Path, dpi:
     folder = Path(figures_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return [_save(drawn, folder / f"{stem}.{kind}", spec.title, dpi) for kind in ("png", "pdf")]
+        return [_save(drawn, folder / f"{stem}.{kind}", spec.title, dpi) for kind in _KINDS]
     except OSError as problem:
         raise SpectralError(
             f"{stem}: cannot write to {str(folder)!r} ({problem.strerror or problem}); choose another folder"
         ) from problem
+
+
+def draw_what_is_known(stem: str, tables_dir: str | Path, figures_dir: str | Path) -> tuple[list[Path], str]:
+    """Draw one figure as `draw_figure`, or say why there is nothing to draw.
+
+    A figure of that name that was drawn of other tables goes.
+
+    Returns:
+        The paths written; and why there are none, else "".
+
+    Raises:
+        SpectralError: as `draw_figure`, but not where all that it would show is unknown.
+    """
+    try:
+        return draw_figure(stem, tables_dir, figures_dir), ""
+    except NothingKnownError as error:
+        for kind in _KINDS:
+            (Path(figures_dir) / f"{stem}.{kind}").unlink(missing_ok=True)
+        return [], str(error).partition(": ")[2]
 
 
 def draw_all(results_dir: str | Path, stems: Iterable[str] | None = None, dpi: int = DPI) -> list[Path]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 from matplotlib.figure import Figure
 
-from spectral.errors import SpectralError, suggest
+from spectral.errors import NothingKnownError, SpectralError, suggest
 from spectral.figures.style import FAMILIES, use_style
 
 Tables = Mapping[str, pd.DataFrame]
@@ -82,13 +82,16 @@ class Source:
 
     def rows(self, table: str, known: Sequence[str] = (), **where: str) -> pd.DataFrame:
         """Return the rows of a table, at least one, with these values and without NaN in ``known``."""
-        found = self._tables[table].dropna(subset=list(known))
+        rows = self._tables[table]
         for column, value in where.items():
-            found = found[found[column] == value]
-        if found.empty:
-            wanted = [f"{column} = {value!r}" for column, value in where.items()]
-            wanted += [f"a known {column}" for column in known]
+            rows = rows[rows[column] == value]
+        found = rows.dropna(subset=list(known))
+        wanted = [f"{column} = {value!r}" for column, value in where.items()]
+        if rows.empty:
             raise self.error(table, f"has no rows with {' and '.join(wanted)}")
+        if found.empty:
+            wanted += [f"a known {column}" for column in known]
+            raise NothingKnownError(f"{self.stem}: table {table!r} has no rows with {' and '.join(wanted)}")
         return found
 
     def error(self, table: str, problem: str) -> SpectralError:

@@ -211,7 +211,7 @@ def _show_budget(found: Diagnosis, name: str, prefix: str) -> dict[str, Any]:
     table = found.budget
     if table.empty:
         return {"budget": None, "shares": None, "left": None}
-    measured, left = table[table["reason"] == ""], table[table["reason"] != ""]
+    measured, left = table[table["metric"] != ""], table[table["metric"] == ""]
     return {
         "budget": view(measured[measured["source"] != "total"], f"What makes {name} unstable", BUDGET),
         "shares": _draw(lambda t: plot_table(t, "budget")[1], measured, f"{prefix}shares",
