@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from spectral import cli
 from spectral.classification import classify
 from spectral.errors import SpectralError
+from spectral.json_files import read_json
 from spectral.models import load_model, model_info
-from spectral.table import read_json
 
 RANDOM = "bundled/resnet20@random"
 ORIENTATION = 0x0112

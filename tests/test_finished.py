@@ -12,12 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from command import environment
 from PIL import Image
 
 import spectral
-from spectral.cli.finished import Inputs, look_at_files, look_at_inputs, note_finished, recall
+from spectral.cli.finished import Inputs, Said, look_at_files, look_at_inputs, note_finished, recall
+from spectral.json_files import read_json
 from spectral.models.checkpoint import save_checkpoint
 from spectral.models.load import open_untrained
 
@@ -30,10 +32,13 @@ finally:
     print("torch" in sys.modules, file=open("loaded.txt", "w"))
 """
 TABLES = ("summary.csv", "sites.csv", "provenance.json")
+MEASURE = ("measure", "net.safetensors", "--metrics", "avr,am")
+NOTE = "_finished.json"
 
 
 def paint(path: Path, number: int, side: int = 32) -> None:
-    Image.new("RGB", (side, side), (number, 255 - number, 7)).save(path)
+    pixels = np.random.default_rng(number).integers(256, size=(side, side, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
 
 
 def save(path: Path, width: int = 4) -> None:
@@ -41,10 +46,9 @@ def save(path: Path, width: int = 4) -> None:
     save_checkpoint(model, path, {"architecture": f"resnet8-w{width}"})
 
 
-def run(folder: Path, *more: str) -> tuple[subprocess.CompletedProcess[str], bool]:
-    """Run the command in a process of its own; return what it said, and whether it loaded torch."""
-    words = ["measure", "net.safetensors", "--images", "photos", "--metrics", "avr,am", "--quiet",
-             "--out", "run", *more]  # fmt: skip
+def run(folder: Path, *words: str, out: str = "run") -> tuple[subprocess.CompletedProcess[str], bool]:
+    """Run a command in a process of its own; return what it said, and whether it loaded torch."""
+    words = (*(words or MEASURE), "--images", "photos", "--quiet", "--out", out)
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *words], cwd=folder, env=environment(), capture_output=True, text=True
     )
@@ -75,14 +79,15 @@ def finished(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     for name in ("run", "photos"):
         shutil.copytree(made / name, name)
     network = [shutil.copy(made / name, name) for name in ("net.safetensors", "net.json")]
-    noted = json.loads((made / "run/measurements/_inputs.json").read_bytes())["circumstances"]
-    outcome = recall(made / "run", Inputs(noted, 0, 0.0))
-    Path("asked.json").write_text(json.dumps(noted["asked"]))
+    noted = read_json(made / "run" / NOTE, sealed=True)
+    Path("asked.json").write_text(json.dumps(noted["circumstances"]["asked"]))
     inputs = ask()
-    assert outcome is not None
     assert inputs is not None
     later = Inputs(inputs.circumstances, inputs.newest, time.time() + 10)  # when files have settled
-    assert note_finished(Path("run"), later, ask(), look_at_files(map(Path, network)), outcome)
+    Path("run.json").write_text("{}")  # --json may be anywhere
+    wrote = [Path("run", "measurements"), *(Path("run", name) for name in TABLES), Path("run.json")]
+    said = Said(noted["said"], noted["warned"])
+    assert note_finished(Path("run"), later, ask(), look_at_files(map(Path, network)), said, wrote)
     return Path("run")
 
 
@@ -102,33 +107,52 @@ def is_recalled(run: Path, inputs: Inputs | None) -> bool:
     return inputs is not None and recall(run, inputs) is not None
 
 
-def test_the_second_run_says_and_writes_what_the_usual_one_does_without_torch(made, tmp_path):
-    note = made / "run" / "measurements" / "_inputs.json"
-    kept = tmp_path / "inputs.json"
+def test_the_second_run_says_what_the_usual_one_does_without_torch(made, tmp_path):
+    note = made / "run" / NOTE
+    kept = tmp_path / "finished.json"
     shutil.copy(note, kept)
     note.unlink()
-    usual, loaded = run(made, "--json", "usual.json")
+    usual, loaded = run(made)
     assert loaded
-    assert note.read_bytes() == kept.read_bytes()  # the usual run notes the same
-    tables = [(made / "run" / name).read_bytes() for name in TABLES]
-    (made / "run" / "summary.csv").unlink()  # written anew
-    again, loaded = run(made, "--json", "again.json")
+    assert read_json(note)["digests"] == read_json(kept)["digests"]  # the usual run writes and notes the same
+    again, loaded = run(made)
     assert not loaded
-    assert (again.returncode, again.stdout) == (usual.returncode, usual.stdout)
-    assert again.stderr == usual.stderr
+    assert (again.returncode, again.stdout, again.stderr) == (0, usual.stdout, usual.stderr)
     assert "1 broken file(s) skipped" in again.stdout
     assert [word in again.stderr for word in ("skipped 1 broken", "are enlarged")] == [True, True]
     assert again.stdout.rstrip().endswith("written to run, 5 of 5 images measured earlier")
     assert (made / "first.txt").read_text().rstrip() == again.stdout.rstrip().partition(", 5 of 5")[0]
-    assert (made / "again.json").read_bytes() == (made / "usual.json").read_bytes()
-    assert [(made / "run" / name).read_bytes() for name in TABLES] == tables
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("compare", "net.safetensors", "other.safetensors", "--metrics", "avr"),
+        ("attribute", "net.safetensors"),
+        ("budget", "net.safetensors"),
+        ("sweep", "models.txt", "--metrics", "avr"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_every_command_that_keeps_its_result_says_it_again(made, words):
+    out = f"out-{words[0]}"
+    if not (made / "other.safetensors").exists():
+        save(made / "other.safetensors", 6)
+        (made / "models.txt").write_text("net.safetensors\nother.safetensors\n")
+        time.sleep(2.1)
+    words = (*words, "--json", f"{words[0]}.json")
+    first, loaded = run(made, *words, out=out)
+    assert (first.returncode, loaded) == (0, True), first.stderr
+    again, loaded = run(made, *words, out=out)
+    assert (again.returncode, loaded, again.stderr) == (0, False, first.stderr)
+    assert again.stdout.strip()
+    assert first.stdout.endswith(again.stdout)
 
 
 def test_what_nothing_has_changed_of_is_recalled(finished):
     found = recall(finished, ask())
     assert found is not None
-    assert found.table["image"].nunique() == 5
-    assert found.table.attrs["provenance"]["model"] == "net.safetensors"
+    assert found.said[-1] == "\nwritten to run, 5 of 5 images measured earlier"
 
 
 @pytest.mark.parametrize("change", ["pixels", "another", "gone", "time"])
@@ -191,33 +215,58 @@ def test_from_another_folder_a_name_may_mean_another_file(finished, monkeypatch)
     assert not is_recalled(run, ask())
 
 
-@pytest.mark.parametrize("damage", ["shard", "note", "run"])
-def test_damaged_measurements_are_left_to_the_usual_way(finished, damage):
-    name = {"shard": "shard-000000.parquet", "note": "_inputs.json", "run": "_run.json"}[damage]
-    path = finished / "measurements" / name
-    flip(path, path.stat().st_size // 2)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "measurements/shard-000000.parquet",
+        "measurements/_run.json",
+        "summary.csv",
+        "provenance.json",
+        NOTE,
+        "../run.json",
+    ],
+)
+@pytest.mark.parametrize("change", ["damaged", "gone"])
+def test_results_that_are_not_as_written_are_left_to_the_usual_way(finished, name, change):
+    path = finished / name
+    if change == "gone":
+        path.unlink()
+    else:
+        flip(path, path.stat().st_size // 2)
     assert not is_recalled(finished, ask())
 
 
-def test_measurements_of_which_a_shard_is_gone_are_left_to_the_usual_way(finished):
-    (finished / "measurements" / "shard-000000.parquet").unlink()
+def test_a_result_that_has_come_in_between_is_left_to_the_usual_way(finished):
+    shard = finished / "measurements" / "shard-000000.parquet"
+    shutil.copy(shard, shard.with_name("shard-000009.parquet"))
     assert not is_recalled(finished, ask())
 
 
 def test_what_has_just_been_written_is_not_noted(finished):
-    outcome, now = recall(finished, ask()), ask()
+    said, now = recall(finished, ask()), ask()
     assert now is not None
-    assert outcome is not None
+    assert said is not None
     before = Inputs(now.circumstances, now.newest, time.time() + 10)
     fresh = Inputs(before.circumstances, int((before.begun - 1) * 1e9), before.begun)
-    assert not note_finished(finished, fresh, before, {}, outcome)
-    assert not (finished / "measurements" / "_inputs.json").exists()
-    assert not note_finished(finished, before, ask(seed=1), {}, outcome)  # it changed meanwhile
-    assert not note_finished(finished, before, before, None, outcome)  # nobody knows of what it is made
+    assert not note_finished(finished, fresh, before, {}, said, [])
+    assert not (finished / NOTE).exists()
+    assert not note_finished(finished, before, ask(seed=1), {}, said, [])  # it changed meanwhile
+    assert not note_finished(finished, before, before, None, said, [])  # nobody knows of what it is made
     network = look_at_files([Path("net.safetensors")])
     flip(Path("net.safetensors"), -1)  # behind the run's back
-    assert not note_finished(finished, before, before, network, outcome)
-    assert note_finished(finished, before, before, {}, outcome)
+    assert not note_finished(finished, before, before, network, said, [])
+    assert note_finished(finished, before, before, {}, said, [])
+
+
+def test_another_list_of_networks_is_another_sweep(tmp_path):
+    (tmp_path / "models.txt").write_text("bundled/resnet20\n")
+    before = look_at_inputs({}, "samples", [tmp_path / "models.txt"])
+    (tmp_path / "models.txt").write_text("bundled/resnet8\n")
+    after = look_at_inputs({}, "samples", [tmp_path / "models.txt"])
+    assert before is not None
+    assert after is not None
+    assert before.circumstances != after.circumstances
+    assert look_at_inputs({}, "samples", [tmp_path / "gone.txt"]) is None
 
 
 @pytest.mark.parametrize("images", ["my_data.py:load", "stl10", "no/such/folder", ["photos", "cifar10"]])

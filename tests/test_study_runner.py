@@ -16,6 +16,7 @@ import spectral
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.figures import FIGURES
 from spectral.files import find_folder, name_folder
+from spectral.json_files import write_json
 from spectral.schema import VERSION
 from spectral.study import runner
 from spectral.study.declaration import find_table, list_phases, read_phase
@@ -23,7 +24,6 @@ from spectral.study.jobs import work_through
 from spectral.study.progress import Progress, read_durations, weigh_phase
 from spectral.study.runner import Run, holds_only_reasons
 from spectral.sweeping.models import name_folders
-from spectral.table import write_json
 
 
 def run(out: Path, *words: str, phase=toy_phase.COUNTING) -> Run:

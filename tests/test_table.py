@@ -17,6 +17,7 @@ from faults import full_disk
 
 import spectral
 from spectral.errors import SpectralError
+from spectral.json_files import read_json, write_json
 from spectral.stats import estimate_mean
 from spectral.store import ShardStore
 from spectral.summary import SUMMARY_COLUMNS, summarize_measurements
@@ -29,11 +30,9 @@ from spectral.table import (
     make_reasons,
     make_rows,
     read_csv,
-    read_json,
     to_frame,
     write_csv,
     write_csvs,
-    write_json,
 )
 
 NET = Origin("net", "sha256:0", "tensor@0")

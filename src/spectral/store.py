@@ -19,6 +19,7 @@ import pyarrow as pa
 from spectral.arguments import as_path
 from spectral.errors import LostRowsWarning, SpectralError, StorageError
 from spectral.files import ensure_writable
+from spectral.json_files import read_json, write_json
 from spectral.lazy import gather
 from spectral.sameness import Network, refuse_other
 from spectral.schema import RUN_FILE, SITES_FILE
@@ -33,7 +34,7 @@ from spectral.shards import (
     write_shard,
 )
 from spectral.summary import describe_measurement
-from spectral.table import Key, name_images, read_json, write_json
+from spectral.table import Key, name_images
 
 T = TypeVar("T")
 

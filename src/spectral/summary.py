@@ -65,7 +65,9 @@ def summarize_measurements(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
 
 
-def write_summary(summary: pd.DataFrame, table: pd.DataFrame, folder: Path, facts: Mapping[str, Any]) -> None:
+def write_summary(
+    summary: pd.DataFrame, table: pd.DataFrame, folder: Path, facts: Mapping[str, Any]
+) -> list[Path]:
     """Write what a run comes to: its summary, its sites, and both their digests beside its provenance.
 
     Args:
@@ -78,7 +80,7 @@ def write_summary(summary: pd.DataFrame, table: pd.DataFrame, folder: Path, fact
         SpectralError: if it can't be written.
     """
     tables = {folder / SUMMARY_FILE: summary, folder / SITES_TABLE: pd.DataFrame(table.attrs["sites"])}
-    write_csvs(tables, {**table.attrs["provenance"], **facts}, folder / PROVENANCE)
+    return write_csvs(tables, {**table.attrs["provenance"], **facts}, folder / PROVENANCE)
 
 
 def describe_measurement(table: pd.DataFrame) -> Card | None:

@@ -21,15 +21,12 @@ import pyarrow.compute as pc
 import spectral
 from spectral.errors import SpectralError, StorageError
 from spectral.files import (
-    SEAL,
     ensure_writable,
     hash_file,
-    is_intact,
     printable,
     replacing,
-    seal,
-    write_whole,
 )
+from spectral.json_files import read_json, write_json
 from spectral.schema import MEASUREMENT, PLACE
 
 COLUMNS = list(MEASUREMENT)
@@ -241,7 +238,7 @@ def write_csv(table: pd.DataFrame, path: Path, provenance: Mapping[str, Any] | N
 
 def write_csvs(
     tables: Mapping[Path, pd.DataFrame], provenance: Mapping[str, Any], beside: Path | None = None
-) -> None:
+) -> list[Path]:
     """Write tables of one run, and beside each its provenance with its digest, as `read_csv` checks it.
 
     What is beside them comes first: at whatever moment the writer is killed, no table is there unchecked, and
@@ -251,6 +248,9 @@ def write_csvs(
         tables: by where they go.
         provenance: of all of them.
         beside: the one JSON file that is of all of them, in their folder; each has its own by default.
+
+    Returns:
+        All files that were written.
 
     Raises:
         SpectralError: if they can't be written.
@@ -264,6 +264,7 @@ def write_csvs(
             digests.setdefault(beside or path.with_suffix(".json"), {})[path.name] = hash_file(temporary)
         for place, own in digests.items():
             write_json({**provenance, CONTENT: own}, place, sealed=True)
+    return [*tables, *digests]
 
 
 def _write_csv(table: pd.DataFrame, path: Path) -> None:
@@ -329,56 +330,6 @@ def _check_digest(path: Path, digest: str, beside: Path) -> None:
             f"{path} isn't what was written there; {_WRITE_AGAIN}, or delete {beside.name} to have it taken "
             f"as it is"
         )
-
-
-def write_json(content: Mapping[str, Any], path: Path, *, sealed: bool = False) -> None:
-    """Write JSON, whole or not at all.
-
-    Args:
-        content: what JSON can hold.
-        path: where to.
-        sealed: with a digest of all of it, which `read_json` checks.
-
-    Raises:
-        SpectralError: if it can't be written.
-    """
-    whole = {**content, "seal": SEAL} if sealed else content
-    text = f"{json.dumps(whole, indent=2, sort_keys=True, ensure_ascii=False)}\n"
-    data = text.encode("utf-8", "backslashreplace")  # in JSON too, a half of a pair is written so
-    write_whole(path, seal(data) if sealed else data)
-
-
-def read_json(
-    path: Path, *, sealed: bool = False, way_out: str = "delete its folder and measure again"
-) -> dict[str, Any]:
-    """Read JSON.
-
-    Args:
-        path: of the file.
-        sealed: whether it must have been written with its digest; one that is there must fit anyway.
-        way_out: what to do where it is damaged, for the message.
-
-    Raises:
-        SpectralError: if the file is damaged.
-    """
-    try:
-        data = path.read_bytes()
-        content = json.loads(data.decode())
-        if not isinstance(content, dict):
-            raise ValueError(f"expected an object, got {type(content).__name__}")
-        if sealed and "seal" not in content:
-            raise ValueError("it was altered, or an earlier version wrote it, without a digest")
-        if "seal" in content and not is_intact(data):
-            raise ValueError("it isn't what was written")
-    except (OSError, ValueError, RecursionError) as error:
-        why = "nested too deeply" if isinstance(error, RecursionError) else _say(error)
-        raise StorageError(f"{path} can't be read ({why}); {way_out}") from error
-    content.pop("seal", None)
-    return content
-
-
-def _say(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def describe_environment() -> dict[str, Any]:

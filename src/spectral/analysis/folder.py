@@ -17,8 +17,8 @@ import pandas as pd
 from spectral.errors import SpectralError, StorageError, warn
 from spectral.files import append_seal, ensure_writable, split_seal, write_whole
 from spectral.identity import Identity
+from spectral.json_files import read_json, write_json
 from spectral.ranks import find_ranks
-from spectral.table import read_json, write_json
 
 T = TypeVar("T")
 RUN_FILE = "diagnosis.json"

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 import spectral
+from spectral.cli.finished import Answer
 from spectral.cli.options import (
     PATH,
     ModelOptions,
@@ -18,7 +19,7 @@ from spectral.cli.options import (
     parse_names,
     quiet_option,
 )
-from spectral.cli.output import write_rows
+from spectral.cli.output import draw, write_rows
 from spectral.console import SpectralCommand, hold_folder, workers_option
 from spectral.launch import find_launch
 
@@ -71,13 +72,17 @@ def budget(
     Example:
       spectral budget bundled/resnet20 --limit 64 --split decimation --out runs/budget
     """
+    if out:
+        hold_folder(out)
+    answer = Answer(out, images)
+    if answer.repeat():
+        return
     from spectral.budget import describe_shares
     from spectral.table import describe_environment, write_csvs
 
-    if out:
-        hold_folder(out)
     net, info, pictures = network.load_with_images(model, images, limit, seed, workers)
-    click.echo(
+    answer.depend_on(info)
+    answer.say(
         f"budget of {model}, weights {info.weights_id}, on {describe_images(pictures)}; shifts: {shifts}"
     )
     table = spectral.measure_instability_budget(
@@ -87,7 +92,7 @@ def budget(
     if not find_launch().first:
         return  # the first rank writes for all
     summary = spectral.summarize_instability_budget(table)
-    click.echo(f"\n{describe_shares(summary).text()}")
+    answer.say(f"\n{describe_shares(summary).text()}")
     if json_path:
         about = {"model": model, "weights": info.weights_id, "images": pictures.source, "shifts": shifts}
         write_rows(summary, json_path, {**about, "seed": seed})
@@ -99,6 +104,7 @@ def budget(
                  **describe_environment(), "device": network.device}  # fmt: skip
         tables = {"budget": summary, "budget_images": table,
                   "budget_coalitions": pd.DataFrame(table.attrs["coalitions"])}  # fmt: skip
-        write_csvs({out / f"{name}.csv": own for name, own in tables.items()}, facts)
-        spectral.figures.draw_figure("budget", out, out)
-        click.echo(f"\nwritten to {out}")
+        written = write_csvs({out / f"{name}.csv": own for name, own in tables.items()}, facts)
+        drawn, said = draw("budget", out)
+        answer.say(said)
+        answer.keep(*written, *drawn, json_path)

@@ -1,10 +1,11 @@
 """Finished work, recognised by files alone: before torch is loaded, which takes longer than all that is left.
 
-At the end of a run it is noted what its result depends on: the command as it was given, what is installed,
-and the state of every file that was read. A file's state is its size, its place on the disk, its time and the
-time of its description, which the system alone sets. Where all of that is as it was, the result is read
-instead of being found out again. Whatever can't be told from files alone has no note: code of the user's own,
-weights of a hub, other devices than the CPU, several processes. What the run warned of is said again.
+At the end of a command what it said is noted, beside what that depends on: every argument, what is installed,
+the state of every file that was read and the digest of every file that was written. A file's state is its
+size, its place on the disk, its time and the time of its description, which the system alone sets. Where all
+of that is as it was, the same is said again instead of being found out again. Whatever can't be told from
+files alone has no note: code of the user's own, weights of a hub, other devices than the CPU, several
+processes.
 """
 
 from __future__ import annotations
@@ -20,44 +21,100 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 import spectral
-from spectral.errors import SpectralError
+from spectral.console import list_warnings, show_again
+from spectral.errors import LostRowsWarning, SpectralError
 from spectral.factories import split_factory
-from spectral.files import State, is_settled, look_at, walk_files
+from spectral.files import State, hash_file, is_settled, look_at, walk_files
+from spectral.json_files import read_json, write_json
 from spectral.launch import find_launch
+from spectral.writers import LOCK_FILE
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from spectral.models.info import ModelInfo
 
-NOTE = "_inputs.json"  # beside a run's shards; pandas and pyarrow pass over names that begin with _
+NOTE = "_finished.json"  # pandas and pyarrow pass over names that begin with _
+_WITHOUT_EFFECT = ("quiet", "workers")  # arguments that no number depends on
 _INSTALLED_IMAGES = ("samples", "synthetic")  # of installed packages, or drawn
 _DISTRIBUTIONS = (".dist-info", ".egg-info", ".egg-link", ".pth")
 _PLACES = ("HOME", "SPECTRAL_DATA", "TORCH_HOME", "XDG_CACHE_HOME")  # variables that say where files are
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a measurement came to: all that is printed and written of it.
+class Answer:
+    """What the running command says and writes; where it has done so before and nothing has changed, again.
 
-    Attributes:
-        said: the line that says what is measured.
-        metrics: that are shown, in this order.
-        images: how many there are.
-        finished: how many of them could be read.
-        facts: what the result is of.
-        skipped: files that could not be read.
-        warned: what was warned of.
-        table: as `spectral.measure` gives it.
+    Args:
+        out: the folder that the command writes to, which it has claimed; None for none.
+        images: as they are named.
+        read: other files that the command reads, besides those of its networks.
     """
 
-    said: str
-    metrics: list[str]
-    images: int
-    finished: int
-    facts: dict[str, Any]
-    skipped: list[tuple[str, str]]
+    def __init__(self, out: Path | None, images: str | Sequence[str], read: Sequence[Path] = ()) -> None:
+        context = click.get_current_context()
+        given = {name: value for name, value in context.params.items() if name not in _WITHOUT_EFFECT}
+        self._out, self._images, self._read = out, images, read
+        self._asked = {"command": context.info_name, **given}
+        self._said: list[str] = []
+        self._network: dict[str, Any] | None = {}
+        alone = out is not None and given["device"] == "cpu" and can_recall()
+        self._before = self._look() if alone else None
+
+    def _look(self) -> Inputs | None:
+        return look_at_inputs(self._asked, self._images, self._read)
+
+    def repeat(self) -> bool:
+        """Say it again, where it was said before and all is as it was then; return whether it is."""
+        found = recall(self._out, self._before) if self._out and self._before else None
+        if found is None:
+            return False
+        for sentence in found.warned:
+            show_again(sentence)
+        for text in found.said:
+            click.echo(text)
+        return True
+
+    def say(self, text: str, again: str | None = None) -> None:
+        """Print something.
+
+        Args:
+            text: what is to be printed.
+            again: what is printed in its place when the command is run again, if that isn't the same.
+        """
+        click.echo(text)
+        self._said.append(text if again is None else again)
+
+    def depend_on(self, info: ModelInfo | None) -> None:
+        """Depend on a network that has just been loaded."""
+        files = look_at_files(info.files) if info is not None else None
+        known = self._network is not None and files is not None
+        self._network = {**self._network, **files} if known else None  # type: ignore[dict-item]
+
+    def keep(self, *wrote: Path | None) -> None:
+        """Note that it is finished.
+
+        Args:
+            wrote: files and folders that hold the result; None for one that wasn't asked for.
+        """
+        warned = list_warnings()
+        if self._out and self._before and not any(issubclass(kind, LostRowsWarning) for kind, _ in warned):
+            said = Said(self._said, [text for _, text in warned])
+            written = [path for path in wrote if path is not None]
+            note_finished(self._out, self._before, self._look(), self._network, said, written)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a finished command told.
+
+    Attributes:
+        said: what it printed.
+        warned: what it warned of.
+    """
+
+    said: list[str]
     warned: list[str]
-    table: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -75,12 +132,15 @@ class Inputs:
     begun: float
 
 
-def look_at_inputs(asked: Mapping[str, Any], images: str | Sequence[str]) -> Inputs | None:
+def look_at_inputs(
+    asked: Mapping[str, Any], images: str | Sequence[str], read: Sequence[Path] = ()
+) -> Inputs | None:
     """Look what a command's result depends on; None where files alone don't tell.
 
     Args:
         asked: the command's arguments, so far as they decide on its result.
         images: as they are named.
+        read: other files that it is made of.
 
     Example:
         >>> look_at_inputs({"model": "bundled/resnet20"}, "my_data.py:load") is None
@@ -88,7 +148,9 @@ def look_at_inputs(asked: Mapping[str, Any], images: str | Sequence[str]) -> Inp
     """
     begun, newest, digest = time.time(), 0, hashlib.sha256()
     try:
-        for name, state in _look_at_images([images] if isinstance(images, str) else images):
+        named = [images] if isinstance(images, str) else images
+        states = [*_look_at_images(named), *((str(path), look_at(path)) for path in read)]
+        for name, state in states:
             digest.update(repr((name, state)).encode("utf-8", "surrogatepass"))
             newest = max((newest, *state[-2:]))
     except (OSError, SpectralError, _Unclear):
@@ -118,8 +180,8 @@ def can_recall() -> bool:
     return "torch" not in sys.modules and find_launch().count == 1
 
 
-def recall(out: Path, inputs: Inputs) -> Outcome | None:
-    """Return what a finished run came to, after verifying its files; None where anything isn't as it was.
+def recall(out: Path, inputs: Inputs) -> Said | None:
+    """Return what a finished command told, after verifying its files; None where anything isn't as it was.
 
     Args:
         out: what the command was told; it has been claimed.
@@ -129,29 +191,18 @@ def recall(out: Path, inputs: Inputs) -> Outcome | None:
         >>> recall(Path("no/such/folder"), Inputs({}, 0, 0.0)) is None
         True
     """
-    folder = out / "measurements"
-    if not (folder / NOTE).is_file():
+    path = out / NOTE
+    if not path.is_file():
         return None
-    from spectral.lineage import list_runs
-    from spectral.store import read
-    from spectral.table import read_json
-
     try:
-        note = read_json(folder / NOTE, sealed=True)
+        note = read_json(path, sealed=True)
         if note["circumstances"] != inputs.circumstances or not _are_as_before(note["network"]):
             return None
-        if list_runs(folder, out) != note["runs"]:
+        if _digest_written(map(Path, note["written"])) != note["digests"]:
             return None
-        table = read(folder)
+        return Said(note["said"], note["warned"])
     except (SpectralError, KeyError):  # the usual way says what it is, or makes it anew
         return None
-    sites = [dict(pairs) for pairs in note["sites"]]
-    table.attrs.update(sites=sites, provenance=note["provenance"], resumed=note["finished"])
-    skipped = [(name, why) for name, why in note["skipped"]]
-    return Outcome(
-        note["said"], note["metrics"], note["images"], note["finished"], note["facts"], skipped,
-        note["warned"], table,
-    )  # fmt: skip
 
 
 def look_at_files(files: Iterable[Path] | None) -> dict[str, Any] | None:
@@ -165,26 +216,24 @@ def look_at_files(files: Iterable[Path] | None) -> dict[str, Any] | None:
 
 
 def note_finished(
-    out: Path, before: Inputs, now: Inputs | None, network: Mapping[str, Any] | None, found: Outcome
-) -> bool:
-    """Note what a finished run depends on, where that is known, and return whether it is.
+    out: Path, before: Inputs, now: Inputs | None, network: Mapping[str, Any] | None, said: Said,
+    wrote: Sequence[Path],
+) -> bool:  # fmt: skip
+    """Note what a finished command depends on, where that is known, and return whether it is.
 
     Args:
         out: what the command was told; it has been claimed.
         before: what there was when the command began.
         now: what there is at its end.
-        network: the files that the network depends on, as they were when it had been loaded; None where
+        network: the files that the networks depend on, as they were when these had been loaded; None where
             that isn't known.
-        found: what the run came to.
+        said: what the command told.
+        wrote: files and folders that it wrote.
 
     Raises:
         SpectralError: if it can't be written.
     """
-    from spectral.lineage import list_runs
-    from spectral.table import write_json
-
-    folder = out / "measurements"
-    (folder / NOTE).unlink(missing_ok=True)
+    (out / NOTE).unlink(missing_ok=True)
     if network is None or now is None or now.circumstances != before.circumstances:
         return False
     if not _are_as_before(network):
@@ -195,19 +244,19 @@ def note_finished(
     note = {
         "circumstances": before.circumstances,
         "network": network,
-        "runs": list_runs(folder, out),
-        "sites": [list(site.items()) for site in found.table.attrs["sites"]],  # their order is the columns'
-        "provenance": found.table.attrs["provenance"],
-        "said": found.said,
-        "metrics": found.metrics,
-        "images": found.images,
-        "finished": found.finished,
-        "facts": found.facts,
-        "skipped": found.skipped,
-        "warned": found.warned,
+        "written": [str(path) for path in wrote],
+        "digests": _digest_written(wrote),
+        "said": said.said,
+        "warned": said.warned,
     }
-    write_json(note, folder / NOTE, sealed=True)
+    write_json(note, out / NOTE, sealed=True)
     return True
+
+
+def _digest_written(wrote: Iterable[Path]) -> dict[str, str]:
+    """Return the digest of each file and of those in each folder, but for the note of who writes there."""
+    files = [file for path in wrote for file in (map(Path, walk_files(path)) if path.is_dir() else [path])]
+    return {str(file): hash_file(file) for file in files if file.name != LOCK_FILE}
 
 
 class _Unclear(Exception):  # noqa: N818 - it is caught and never seen

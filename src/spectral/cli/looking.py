@@ -54,8 +54,9 @@ def sites(
     """
     import pandas as pd
 
+    from spectral.json_files import write_json
     from spectral.measurement import describe_sites
-    from spectral.table import write_csv, write_json
+    from spectral.table import write_csv
 
     # Where resolution drops doesn't depend on weights: none are downloaded.
     published = model.startswith(("timm/", "torchvision/")) and not set("@+") & set(model)
@@ -118,7 +119,7 @@ def classify(
       spectral classify nula/robust photo.png --top-k 3 --resize
     """
     from spectral.classification import classify as classify_image
-    from spectral.table import write_json
+    from spectral.json_files import write_json
 
     net = network.load(model)
     info = spectral.model_info(net)

@@ -119,9 +119,9 @@ def train(
       spectral train nula --recipe nula-robust --data cifar10 --device cuda --out runs/nula
     """
     from spectral.files import ensure_writable
+    from spectral.json_files import write_json
     from spectral.study.tuning import convert_fresh, load_labelled_sets, name_architecture, train_checkpoint
     from spectral.surgery import check_remedies
-    from spectral.table import write_json
     from spectral.training import find_recipe
 
     if (named is None) == (start is None):
@@ -238,9 +238,9 @@ def convert(
     """
     from spectral.data import find_example
     from spectral.distillation import FITTED_LR, HELD_OUT, STATE_NAME
+    from spectral.json_files import write_json
     from spectral.models.checkpoint import save_checkpoint
     from spectral.study.tuning import name_architecture
-    from spectral.table import write_json
     from spectral.training_state import remove_state
 
     if out.suffix != ".safetensors":

@@ -10,14 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import spectral
-from spectral.cli.finished import (
-    Outcome,
-    can_recall,
-    look_at_files,
-    look_at_inputs,
-    note_finished,
-    recall,
-)
+from spectral.cli.finished import Answer
 from spectral.cli.options import (
     PATH,
     ModelOptions,
@@ -30,9 +23,9 @@ from spectral.cli.options import (
     parse_names,
     quiet_option,
 )
-from spectral.cli.output import write_rows
-from spectral.console import SpectralCommand, hold_folder, list_warnings, show_again, workers_option
-from spectral.errors import LostRowsWarning, SpectralError
+from spectral.cli.output import draw, write_rows
+from spectral.console import SpectralCommand, hold_folder, workers_option
+from spectral.errors import SpectralError
 from spectral.launch import find_launch
 from spectral.schema import SCALE_FREE
 
@@ -84,24 +77,17 @@ def measure(
     """
     if out:
         hold_folder(out)
-    asked = {"command": "measure", "model": model, "limit": limit, "metrics": metrics, "taps": taps,
-             "batch_size": batch_size, "seed": seed, **vars(network)}  # fmt: skip
-    alone = out is not None and network.device == "cpu" and can_recall()
-    inputs = look_at_inputs(asked, images) if alone else None
-    found = recall(out, inputs) if out and inputs else None
-    if found:
-        for sentence in found.warned:
-            show_again(sentence)
-        click.echo(found.said)
-        _tell_measured(found, json_path, out, {"seed": seed, "limit": limit})
+    answer = Answer(out, images)
+    if answer.repeat():
         return
     net, info, pictures = network.load_with_images(model, images, limit, seed, workers, lazily=True)
-    files = look_at_files(info.files)
+    answer.depend_on(info)
     random = " (random weights, not trained)" if model.endswith("@random") else ""
     broken = _list_skipped(pictures)
     skipped = f"; {len(broken)} broken file(s) skipped" if broken else ""
-    said = f"measuring {model}, weights {info.weights_id}{random}, on {describe_images(pictures)}{skipped}"
-    click.echo(said)
+    answer.say(
+        f"measuring {model}, weights {info.weights_id}{random}, on {describe_images(pictures)}{skipped}"
+    )
     table = spectral.measure(
         net,
         pictures,
@@ -113,40 +99,25 @@ def measure(
     )
     if not find_launch().first:
         return  # the first rank writes for all
-    from spectral.measurement import DEFAULT_METRICS
-
-    facts = {"model": model, "weights": info.weights_id, "seed": seed}
-    if json_path or inputs:
-        facts |= _name_images(pictures)
-    shown = list(metrics or DEFAULT_METRICS)
-    warned = list_warnings()
-    finished = len(pictures.readable() if isinstance(pictures, spectral.ImageSet) else pictures)
-    found = Outcome(
-        said, shown, len(pictures), finished, facts, _list_skipped(pictures), [text for _, text in warned],
-        table,
-    )  # fmt: skip
-    _tell_measured(found, json_path, out, {"seed": seed, "limit": limit})
-    if out and inputs and not any(issubclass(kind, LostRowsWarning) for kind, _ in warned):
-        note_finished(out, inputs, look_at_inputs(asked, images), files, found)
-
-
-def _tell_measured(
-    found: Outcome, json_path: Path | None, out: Path | None, options: Mapping[str, Any]
-) -> None:
-    """Print what a measurement came to, and write it where it is to be."""
     from spectral.lineage import RUNS, list_runs
-    from spectral.summary import describe_summary, summarize_measurements, write_summary
+    from spectral.measurement import DEFAULT_METRICS
+    from spectral.summary import describe_summary, write_summary
 
-    summary = summarize_measurements(found.table)
-    click.echo(f"\n{describe_summary(summary, found.metrics).text()}")
+    summary = spectral.summarize_measurements(table)
+    answer.say(f"\n{describe_summary(summary, list(metrics or DEFAULT_METRICS)).text()}")
     if json_path:
-        write_rows(summary, json_path, found.facts)
+        facts = {"model": model, "weights": info.weights_id, "seed": seed, **_name_images(pictures)}
+        write_rows(summary, json_path, facts)
     if out:
         runs = {RUNS: list_runs(out / "measurements", out)}
-        write_summary(summary, found.table, out, {**options, "skipped": found.skipped, **runs})
-        resumed = found.table.attrs["resumed"]
-        earlier = f", {resumed} of {found.images} images measured earlier" if resumed else ""
-        click.echo(f"\nwritten to {out}{earlier}")
+        facts = {"seed": seed, "limit": limit, "skipped": _list_skipped(pictures), **runs}
+        tables = write_summary(summary, table, out, facts)
+        readable = pictures.readable() if isinstance(pictures, spectral.ImageSet) else pictures
+        answer.say(
+            f"\nwritten to {out}{_say_earlier(table.attrs['resumed'], pictures)}",
+            again=f"\nwritten to {out}{_say_earlier(len(readable), pictures)}",
+        )
+        answer.keep(out / "measurements", *tables, json_path)
 
 
 @click.command(cls=SpectralCommand, ranks="share")
@@ -192,11 +163,6 @@ def compare(
     Example:
       spectral compare bundled/resnet20 bundled/resnet20-blurpool bundled/resnet20+flc --limit 100
     """
-    from spectral.analysis import compare_models
-    from spectral.cli.comparison import format_comparison
-    from spectral.lineage import RUNS, list_runs
-    from spectral.table import describe_environment, write_csv
-
     if len(models) < 2:
         raise click.UsageError(f"expected at least 2 models to compare, got {len(models)}")
     twice = [name for name, count in Counter(models).items() if count > 1]
@@ -206,12 +172,22 @@ def compare(
         hold_folder(out)
     if network.weights is not None:
         raise click.UsageError("--weights is for one model; with several name each one's file as MODEL@FILE")
+    answer = Answer(out, images)
+    if answer.repeat():
+        return
+    from spectral.analysis import compare_models
+    from spectral.cli.comparison import format_comparison
+    from spectral.lineage import RUNS, list_runs
+    from spectral.table import describe_environment, write_csvs
+
     nets, pictures = network.load_all(models, images, limit, seed, workers, lazily=True)
     infos = {name: spectral.model_info(net) for name, net in nets.items()}
+    for info in infos.values():
+        answer.depend_on(info)
     first = pictures[models[0]]
     sizes = {name: f" at {format_size(own.size)}" if own.size else "" for name, own in pictures.items()}
     shown = ", ".join(f"{name}{size}" for name, size in sizes.items())
-    click.echo(f"comparing {shown} on {len(first)} images of {first.source}; the reference is {models[0]}")
+    answer.say(f"comparing {shown} on {len(first)} images of {first.source}; the reference is {models[0]}")
     table = compare_models(
         nets,
         pictures,
@@ -223,7 +199,7 @@ def compare(
     )
     if not find_launch().first:
         return  # the first rank writes for all
-    click.echo(f"\n{format_comparison(table)}")
+    answer.say(f"\n{format_comparison(table)}")
     if json_path:
         write_rows(table, json_path, {"models": list(models), **_name_images(first), "seed": seed})
     if out:
@@ -231,9 +207,10 @@ def compare(
         weights = {name: info.weights_id for name, info in infos.items() if info}
         runs = {RUNS: list_runs(out / "measurements", out)}
         facts = {"models": weights, **options, **describe_environment(), "device": network.device, **runs}
-        write_csv(table, out / "compare.csv", facts)
-        spectral.figures.draw_figure("compare", out, out)
-        click.echo(f"\nwritten to {out}")
+        tables = write_csvs({out / "compare.csv": table}, facts)
+        drawn, said = draw("compare", out)
+        answer.say(said)
+        answer.keep(out / "measurements", *tables, *drawn, json_path)
 
 
 @click.command(cls=SpectralCommand, ranks="share")
@@ -276,14 +253,18 @@ def attribute(
     Example:
       spectral attribute bundled/resnet20 --limit 100 --out runs/attribute
     """
+    if out:
+        hold_folder(out)
+    answer = Answer(out, images)
+    if answer.repeat():
+        return
     from spectral.analysis import summarize_attribution
     from spectral.cli.output import format_attribution
     from spectral.stability import attribute_instability, measure_equivariance
 
-    if out:
-        hold_folder(out)
     net, info, pictures = network.load_with_images(model, images, limit, seed, workers, lazily=True)
-    click.echo(
+    answer.depend_on(info)
+    answer.say(
         f"attributing {model}, weights {info.weights_id}, on {describe_images(pictures)}; sites altered by "
         f"{method}"
     )
@@ -295,14 +276,20 @@ def attribute(
     if not find_launch().first:
         return  # the first rank writes for all
     summary = summarize_attribution(rows)
-    click.echo(f"\n{format_attribution(summary)}")
+    answer.say(f"\n{format_attribution(summary)}")
     if json_path:
         facts = {"model": model, "weights": info.weights_id, "method": method, **_name_images(pictures)}
         write_rows(summary, json_path, {**facts, "seed": seed})
     if out and moved is not None:
         facts = {"model": model, "weights": info.weights_id, "method": method, "limit": limit}
         facts |= {"images": pictures.source, "fingerprint": pictures.fingerprint, "seed": seed}
-        _write_attribution(summary, moved, facts | {"device": network.device}, out)
+        paths = _write_attribution(summary, moved, facts | {"device": network.device}, out)
+        answer.say(f"\nwritten to {out}")
+        answer.keep(*paths, json_path)
+
+
+def _say_earlier(count: int, images: Any) -> str:
+    return f", {count} of {len(images)} images measured earlier" if count else ""
 
 
 def _name_images(images: Any) -> dict[str, Any]:
@@ -319,13 +306,12 @@ def _list_skipped(images: Any) -> list[tuple[str, str]]:
 
 def _write_attribution(
     summary: pd.DataFrame, moved: pd.DataFrame, facts: Mapping[str, Any], out: Path
-) -> None:
-    """Write what was printed, and the equivariance of each site's output."""
+) -> list[Path]:
+    """Write what was printed, and the equivariance of each site's output; return the files."""
     from spectral.analysis import summarize_equivariance
     from spectral.table import describe_environment, write_csvs
 
     tables = {out / "attribute.csv": summary, out / "equivariance.csv": summarize_equivariance(moved)}
     for table in tables.values():
         table.insert(0, "model", facts["model"])
-    write_csvs(tables, {**facts, **describe_environment()})
-    click.echo(f"\nwritten to {out}")
+    return write_csvs(tables, {**facts, **describe_environment()})

@@ -20,10 +20,21 @@ SMALLEST_P = 0.001  # that is written out
 
 def write_rows(table: pd.DataFrame, path: Path, facts: Mapping[str, Any]) -> None:
     """Write a table as JSON, a record per row and null for what is unknown, with what it is about."""
-    from spectral.table import write_json
+    from spectral.json_files import write_json
 
     rows = json.loads(table.to_json(orient="records", double_precision=15))
     write_json({**facts, "rows": rows}, path)
+
+
+def draw(stem: str, folder: Path) -> tuple[list[Path], str]:
+    """Draw a figure beside its table; return its files, and what is to be said of it: the folder's name.
+
+    Where nothing of it is known there is no figure, and that is said.
+    """
+    import spectral
+
+    drawn, why = spectral.figures.draw_what_is_known(stem, folder, folder)
+    return drawn, f"\nwritten to {folder}{f'; no figure: {why}' if why else ''}"
 
 
 def format_attribution(table: pd.DataFrame) -> str:

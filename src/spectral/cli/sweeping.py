@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 import spectral
+from spectral.cli.finished import Answer
 from spectral.cli.options import (
     PATH,
     batch_size_option,
@@ -25,6 +26,9 @@ from spectral.launch import choose_device, find_launch
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import nn
+
+TABLES = ("networks.csv", "summary.csv", "sites.csv", "provenance.json")
 
 
 @click.command(cls=SpectralCommand, ranks="apart")
@@ -70,27 +74,42 @@ def sweep(
     Example:
       spectral sweep models.txt --images photos --out runs/sweep
     """
+    answer = Answer(out, images, [models])
+    if answer.repeat():
+        return
     lines = spectral.sweeping.read_models(models)
+    loaded = set()
+
+    def load(name: str) -> nn.Module:
+        net = spectral.load_model(name, device=choose_device(device))
+        answer.depend_on(spectral.model_info(net))
+        loaded.add(name)
+        return net
+
     table = spectral.sweep(
         list(lines), images, metrics, out=out, taps=taps,  # type: ignore[arg-type] # measure checks the names
-        limit=limit, seed=seed, batch_size=batch_size, unit=unit, device=choose_device(device),
-        workers=workers, report=(lambda text: None) if quiet else click.echo,
+        limit=limit, seed=seed, batch_size=batch_size, unit=unit, workers=workers, load=load,
+        report=(lambda text: None) if quiet else click.echo,
     )  # fmt: skip
     if not find_launch().first:
         return  # the first rank speaks for all
-    click.echo(f"\n{format_sweep(table)}")
+    answer.say(f"\n{format_sweep(table)}", again=format_sweep(table))
     if json_path:
         write_rows(table, json_path, {"models": list(lines), "seed": seed, "limit": limit})
     left = table[~table["state"].isin(["finished", "failed"])]
     if len(left):
         click.echo(f"\n{len(left)} not finished yet; other jobs are at it, or this command again continues")
-    click.echo(f"written to {out}")
+    answer.say(f"written to {out}")
     failed = table[table["state"] == "failed"].to_dict("records")
     if failed:
         reasons = "; ".join(
             f"{models}, line {lines[row['model']]}: {row['model']}: {row['reason']}" for row in failed
         )
         raise SpectralError(f"{len(failed)} of {len(table)} networks failed: {reasons}")
+    if not len(left) and loaded == set(lines):  # of one that another job has loaded, its files aren't known
+        folders = [out, *(out / folder for folder in table["folder"])]
+        tables = [folder / name for folder in folders for name in TABLES if (folder / name).exists()]
+        answer.keep(*tables, *(folder / "measurements" for folder in folders[1:]), json_path)
 
 
 def format_sweep(table: pd.DataFrame) -> str:

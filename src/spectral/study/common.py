@@ -19,9 +19,10 @@ from spectral.analysis import TAPS, lay_out_sites, measure_image_avr, measure_pr
 from spectral.capture import Tap
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError, warn
-from spectral.figures import draw_figure
+from spectral.figures import draw_what_is_known
 from spectral.files import find_folder
 from spectral.identity import find_structure
+from spectral.json_files import read_json, write_json
 from spectral.lineage import RUNS, find_older, list_runs
 from spectral.measurement import measure
 from spectral.models import load_model, model_info
@@ -38,15 +39,7 @@ from spectral.study.options import PRESETS, StudyOptions
 from spectral.study.progress import DURATIONS
 from spectral.surgery.report import find_report
 from spectral.synthetic import make_checkerboard_image
-from spectral.table import (
-    CONTENT,
-    describe_environment,
-    list_digests,
-    read_csv,
-    read_json,
-    write_csv,
-    write_json,
-)
+from spectral.table import CONTENT, describe_environment, list_digests, read_csv, write_csv
 
 METRICS = ("avr", "am", "am_relative", "alias_power_ratio", "sis")
 REPAIRED = " repaired"  # behind a model's name
@@ -91,8 +84,9 @@ class Results(ABC):
     def draw(self, *stems: str) -> None:
         """Draw figures from the tables on disk."""
         for stem in stems:
-            path, _ = find_ranks().once(partial(draw_figure, stem, self.out / "tables", self.out / "figures"))
-            click.echo(f"  {path} (+ .pdf)")
+            draw = partial(draw_what_is_known, stem, self.out / "tables", self.out / "figures")
+            paths, why = find_ranks().once(draw)
+            click.echo(f"  {paths[0]} (+ .pdf)" if paths else f"  {stem} isn't drawn: {why}")
 
     def announce(self, text: str) -> None:
         """Print a heading."""

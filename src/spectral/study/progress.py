@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from spectral.errors import SpectralError
+from spectral.json_files import read_json
 from spectral.study.declaration import Phase, Table, Units
-from spectral.table import read_json
 
 DURATIONS = "durations.json"  # among a study's measurements
 

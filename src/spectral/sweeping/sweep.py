@@ -19,6 +19,7 @@ from spectral.capture import Tap
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
 from spectral.files import ensure_writable
+from spectral.json_files import read_json, write_json
 from spectral.lineage import RUNS, list_runs
 from spectral.measurement import measure_part, measure_run, prepare_run
 from spectral.measurement.images import describe_seen, name_as_before, refuse_changed
@@ -31,7 +32,7 @@ from spectral.store import LostImagesError, ShardStore, read, read_run
 from spectral.summary import SITES_TABLE, SUMMARY_FILE, summarize_measurements, write_summary
 from spectral.sweeping.claims import Claims
 from spectral.sweeping.models import name_folders
-from spectral.table import PROVENANCE, read_csv, read_json, write_csvs, write_json
+from spectral.table import PROVENANCE, read_csv, write_csvs
 from spectral.writers import claim, cooperate
 
 OPTIONS, QUEUE = "_sweep.json", "_queue"
