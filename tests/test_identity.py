@@ -5,18 +5,21 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from networks import image
 from torch import Tensor, nn
 
 from spectral.errors import SpectralError
-from spectral.identity import identify, list_settings
+from spectral.identity import Stillness, identify, list_settings
 from spectral.measurement import measure
 from spectral.models import load_model
 from spectral.network import make_inputs
+from spectral.sites import watch_sites
 from spectral.surgery import convert
 
 
@@ -182,3 +185,83 @@ class TestIdentity:
 
         found = identify(Picky(), make_inputs(image(1, 3, 8, 8) + 9))
         assert found.output == "it can't be run on a pattern"
+
+
+class Alike(nn.Module):
+    """A pass leaves it as it was, but for what its ``change`` does."""
+
+    def __init__(self, change: Callable[[nn.Module], Any], log: Path) -> None:
+        super().__init__()
+        self.log = str(log)  # a file: what code counts in memory is put back
+        self.convolution, self.change, self.calls = nn.Conv2d(3, 4, 3, 2, bias=False), change, 0
+        self.register_buffer("table", torch.ones(2), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with open(self.log, "a") as file:
+            file.write(".")
+        self.change(self)
+        return self.convolution(x).mean((2, 3))
+
+
+def write_table(net: nn.Module) -> None:
+    net.table.add_(1)
+
+
+def replace_table(net: nn.Module) -> None:
+    net.table = net.table + 1
+
+
+def count_calls(net: nn.Module) -> None:
+    net.calls += 1
+
+
+def need_values(net: nn.Module) -> None:
+    net.calls += float(net.table.mean())  # which no tensor without data has
+
+
+def change_nothing(net: nn.Module) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("change", "still"),
+    [(change_nothing, True), (count_calls, False), (write_table, False), (replace_table, False),
+     (need_values, False)],
+    ids=lambda value: getattr(value, "__name__", None),
+)  # fmt: skip
+def test_a_network_that_passes_leave_as_it_is_runs_only_where_its_output_is_kept(change, still, tmp_path):
+    log = tmp_path / "passes"
+    net, stillness, x = Alike(change, log).eval(), Stillness(), torch.rand(2, 3, 12, 12)
+    assert not stillness.known  # before any pass
+    sites = watch_sites(net, (12, 12), stillness.watching)
+    assert stillness.known is still
+
+    def count(**options: Any) -> tuple[int, pd.DataFrame]:
+        log.write_text("")
+        table = measure(net, x, ("avr",), progress=False, **options)
+        return len(log.read_text()), table
+
+    plain, in_memory = count(sites=sites)  # nobody has watched a pass: one on the pattern, and the images'
+    looking, in_folder = count(out=tmp_path / "run")
+    assert looking > plain
+    assert count()[0] == looking - still  # where nothing is kept
+    structures = {table.attrs["provenance"]["structure"] for table in (in_memory, in_folder)}
+    assert len(structures) == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["bundled/resnet20+flc", "timm/vit_tiny_patch16_224@random", "timm/swin_tiny_patch4_window7_224@random"],
+)
+def test_a_network_known_to_be_still_is_the_same_one(name):
+    net = load_model(name)
+    size = 32 if "bundled" in name else 224
+    x = make_inputs(torch.rand(1, 3, size, size))
+    stillness = Stillness()
+    watch_sites(net, x, stillness.watching)
+    assert stillness.known
+    before, now = identify(net, x), identify(net, x, still=True)
+    assert now.structure == before.structure
+    assert "output" not in vars(now)  # it hasn't run
+    assert now.find_difference(before.describe()) is None
+    assert now.describe() == before.describe()

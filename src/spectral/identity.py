@@ -13,7 +13,8 @@ import hashlib
 import json
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,8 +68,8 @@ class Identity:
         conversion: the calls of `convert` that made it, none for a network as it was built.
         hooks: who hooks what, in the order in which they run.
         precision: autocast, and what float32 products are rounded to.
-        output: the probe's output: sums of each tensor with fixed signs, or why there is none.
         dtype: of the probe's image.
+        probe: gives the probe's output.
     """
 
     weights: str
@@ -76,8 +77,16 @@ class Identity:
     conversion: list[dict[str, Any]]
     hooks: list[str]
     precision: dict[str, str]
-    output: list[Sums] | str
     dtype: str
+    probe: Callable[[], list[Sums] | str] = field(repr=False, compare=False)
+
+    @functools.cached_property
+    def output(self) -> list[Sums] | str:
+        """The probe's output: sums of each tensor with fixed signs, or why there is none.
+
+        The network runs when this is first asked for, if it hasn't before: where nothing is kept it needn't.
+        """
+        return self.probe()
 
     @property
     def structure(self) -> str:
@@ -87,7 +96,8 @@ class Identity:
 
     def describe(self) -> dict[str, Any]:
         """Return all of it as what JSON can hold."""
-        content: dict[str, Any] = json.loads(json.dumps(vars(self)))
+        listed = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "probe"}
+        content: dict[str, Any] = json.loads(json.dumps({**listed, "output": self.output}))
         return content
 
     def find_difference(self, before: Mapping[str, Any]) -> str | None:
@@ -128,12 +138,36 @@ class Identity:
         )
 
 
-def identify(model: nn.Module, example: Inputs) -> Identity:
+class Stillness:
+    """Whether passes leave a network's settings as they are: found out beside whoever watches them.
+
+    Attributes:
+        known: whether all that were seen did; False as long as there was none.
+    """
+
+    def __init__(self) -> None:
+        self._seen: list[bool] = []
+
+    @property
+    def known(self) -> bool:  # noqa: D102 - an attribute to whoever reads it
+        return bool(self._seen) and all(self._seen)
+
+    @contextmanager
+    def watching(self, copy: nn.Module) -> Iterator[None]:
+        """Watch a pass of a copy of the network, which may be one without data."""
+        before = list_settings(copy), _list_writes(copy)
+        yield
+        self._seen.append((list_settings(copy), _list_writes(copy)) == before)
+
+
+def identify(model: nn.Module, example: Inputs, *, still: bool = False) -> Identity:
     """Find out which network it is; it is run once or twice, as a copy.
 
     Args:
         model: any module.
         example: what it is called with, of one image; the image is replaced by a fixed pattern.
+        still: whether it is known that a pass leaves its settings as they are (`Stillness`): then it runs
+            when the probe's output is asked for, or never.
 
     Example:
         >>> from spectral.network import make_inputs
@@ -146,22 +180,23 @@ def identify(model: nn.Module, example: Inputs) -> Identity:
     image = example.image
     inputs = example.map(lambda x, _: _draw_pattern(x) if x is image else x)
 
-    def watch(
-        copy: nn.Module, given: Inputs, weights: Sequence[Tensor], forward: Callable[[], Any]
-    ) -> tuple[_Settings, list[Sums] | str]:
-        before = list_settings(copy)
-        torch.manual_seed(0)
-        output = _sum_up(forward())
-        settled = list_settings(copy)
-        if settled != before:  # what changes in every pass (a counter) is no setting
-            forward()
-            settled = _keep_equal(settled, list_settings(copy))
-        return settled, output
+    def run() -> tuple[_Settings, list[Sums] | str]:
+        try:
+            return run_on_copy(model, inputs, _watch)
+        except SpectralError:  # it may run on images and not on a pattern
+            return list_settings(model), "it can't be run on a pattern"
 
-    try:
-        settings, output = run_on_copy(model, inputs, watch)
-    except SpectralError:  # it may run on images and not on a pattern
-        settings, output = list_settings(model), "it can't be run on a pattern"
+    if still:
+        settings = list_settings(model)
+
+        def probe() -> list[Sums] | str:
+            return run()[1]
+    else:
+        settings, output = run()
+
+        def probe() -> list[Sums] | str:
+            return output
+
     report = find_report(model)
     steps = json.loads(json.dumps(report.steps, default=str)) if report else []
     kinds = {name: _name(type(module)) for name, module in model.named_modules()}
@@ -171,8 +206,8 @@ def identify(model: nn.Module, example: Inputs) -> Identity:
         conversion=steps,
         hooks=list_hooks(model),
         precision=list_precision(image.device),
-        output=output,
         dtype=str(image.dtype).removeprefix("torch."),
+        probe=probe,
     )
 
 
@@ -246,6 +281,30 @@ def list_precision(device: torch.device) -> dict[str, str]:
         half = torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction
         found["half_reductions"] = str(half)
     return found
+
+
+def _watch(
+    copy: nn.Module, given: Inputs, weights: Sequence[Tensor], forward: Callable[[], Any]
+) -> tuple[_Settings, list[Sums] | str]:
+    """Return a copy's settings as a pass leaves them, but those that every pass changes; and its output."""
+    before = list_settings(copy)
+    torch.manual_seed(0)
+    output = _sum_up(forward())
+    settled = list_settings(copy)
+    if settled != before:  # what changes in every pass (a counter) is no setting
+        forward()
+        settled = _keep_equal(settled, list_settings(copy))
+    return settled, output
+
+
+def _list_writes(model: nn.Module) -> list[tuple[int, int]]:
+    """Return which tensors the buffers are that are settings, and how often each was written to."""
+    return [
+        (id(buffer), 0 if buffer.is_inference() else buffer._version)
+        for module in model.modules()
+        for key in module._non_persistent_buffers_set
+        if isinstance(buffer := module._buffers.get(key), Tensor)
+    ]
 
 
 def _list_own(module: nn.Module) -> dict[str, str]:

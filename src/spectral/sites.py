@@ -166,7 +166,12 @@ def find_sites(model: nn.Module, example: Example) -> list[Site]:
         >>> [site.name for site in find_sites(nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.MaxPool2d(2)), 32)]
         ['0', '1']
     """
-    return SiteList(site for site in find_reductions(model, example) if site.op != "global_pool")
+    return watch_sites(model, example, watch_nothing)
+
+
+def watch_sites(model: nn.Module, example: Example, beside: Beside) -> SiteList:
+    """Find the sites as `find_sites`, while somebody else watches the same pass as in `watch_reductions`."""
+    return SiteList(site for site in watch_reductions(model, example, beside) if site.op != "global_pool")
 
 
 def find_global_pools(model: nn.Module, example: Example) -> list[Site]:

@@ -16,14 +16,14 @@ from torch import nn
 from spectral.capture import Tap
 from spectral.errors import SpectralError, suggest
 from spectral.hooks import FeatureExtractor
-from spectral.identity import Identity, identify
+from spectral.identity import Identity, Stillness, identify
 from spectral.inputs import Inputs
 from spectral.intake import Feed
 from spectral.interrupts import raise_kept, undivided
 from spectral.measurement.description import by
 from spectral.measurement.images import find_clusters, identify_images, is_listed
 from spectral.measurement.meter import Batch, Meter
-from spectral.sites import Site, find_sites
+from spectral.sites import Site, find_sites, watch_sites
 from spectral.standin import needs_data
 from spectral.table import Key, Origin, describe_environment, make_reasons, make_rows
 
@@ -78,6 +78,7 @@ class Run:
         self.sites: list[Site] = []
         self._written: set[Key] = set()  # what has its reason in the rows
         self._late: dict[str, list[int]] = {}
+        self._stillness = Stillness()
         self._varies = False  # whether other images may reach other sites
         self._predicts = "sis" in self.metrics or not feed.find_obstacle()[0]
         self._matching = feed.matching
@@ -125,7 +126,7 @@ class Run:
         """Return the sites asked for, all of the model's by default."""
         if asked is not None and not any(isinstance(site, str) for site in asked):
             return [site for site in asked if isinstance(site, Site)]
-        found = find_sites(self.model, self.feed.example)
+        found = watch_sites(self.model, self.feed.example, self._stillness.watching)
         self._varies = asked is None and needs_data(self.model)
         names = {site.name: site for site in found}
         for site in asked or ():
@@ -273,7 +274,7 @@ class Run:
     @cached_property
     def identity(self) -> Identity:
         """Which network it is, as it is now."""
-        return identify(self.model, self.feed.example)
+        return identify(self.model, self.feed.example, still=self._stillness.known)
 
     @cached_property
     def config(self) -> dict[str, Any]:
