@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
+from torchvision.models import ResNet18_Weights
 
 import spectral
 from spectral.analysis import weigh_models
@@ -75,6 +76,15 @@ def test_imagenets_names_by_torchvision_and_timm_are_its_synsets():
     told = Some(spectral_info=Some(classes=tuple(weights.meta["categories"]), num_classes=1000))
     found = match_labels(told, labelled([0], list(SYNSETS)))
     assert found.index == {i: i for i in range(1000)}  # crane and crane, maillot and maillot among them
+
+
+def test_some_of_imagenets_names_are_found_among_all_of_them():
+    """Two folders don't make ImageNet, but a network that names its 1000 classes does."""
+    words = Some(classes=list(ResNet18_Weights.DEFAULT.meta["categories"]))
+    found = match_labels(words, labelled([0, 1, 2], ["goldfish", "Tench", "great white shark"]))
+    assert found.index == {0: 1, 1: 0, 2: 2}
+    assert match_names(["tench, Tinca tinca", "hen"], SYNSETS).index == {0: 0, 1: 8}
+    assert "(not crane)" in match_names(["crane", "hen", "cock"], words.classes).reason  # of two classes
 
 
 def test_synsets_mean_nothing_to_a_network_of_another_number_of_classes():
@@ -197,6 +207,72 @@ def test_a_label_beyond_the_scores_that_a_network_gives_is_none_of_its_classes(n
     fitting = images_of([0, 1, 2, count - 1])
     assert read_labels(name, Five(), fitting, logits=chosen) == {0, 1, 2, count - 1}
     assert read_labels(name, Five(), images_of([0, 1, 2, count]), logits=chosen) == set()
+
+
+class Named(Dataset):
+    """A dataset of torchvision's kind: tensors with numbers, and what the numbers mean."""
+
+    def __init__(self, classes: Any, tensors: bool) -> None:
+        self.classes, self.tensors = classes, tensors
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        picture = Image.new("RGB", (8, 8), (60 * i, 9, 9))
+        return (torch.full((3, 8, 8), i / 4) if self.tensors else picture), i % 3
+
+
+class Ten(Five):
+    classes = CIFAR10_CLASSES
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 10)
+
+
+@pytest.mark.filterwarnings("ignore::spectral.SpectralWarning")
+@pytest.mark.parametrize("tensors", [False, True])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda data: data, lambda data: Subset(data, [2, 1, 0, 3]), lambda data: ConcatDataset([data]),
+        lambda data: DataLoader(Subset(data, range(4)), batch_size=3),
+        lambda data: Subset(Subset(data, range(4)), range(4)),
+    ],
+    ids=["itself", "subset", "joined", "loader", "part of a part"],
+)  # fmt: skip
+def test_a_dataset_says_what_its_labels_count(wrap, tensors):
+    names = ["ship", "cat", "frog"]
+    assert read_labels("measure", Ten(), wrap(Named(names, tensors))) == {8, 3, 6}
+    assert read_labels("measure_predictions", Ten(), wrap(Named(("a", "b", "c"), tensors))) == set()
+    assert read_labels("measure_stability", Ten(), wrap(Named(None, tensors))) == {
+        0,
+        1,
+        2,
+    }  # the network's own
+
+
+def test_a_dataset_with_numbers_of_the_users_own_has_no_names():
+    own = Named(["ship", "cat", "frog"], False)
+    own.target_transform = lambda label: label
+    assert read_labels("measure", Ten(), own) == {0, 1, 2}
+    few = Named(["ship", "cat"], False)  # fewer than the labels need
+    assert read_labels("measure", Ten(), few) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    "name", ["measure_stability", "attribute_instability", "measure_predictions", "measure_robustness"]
+)
+def test_labels_that_are_left_out_are_warned_of(name):
+    images = Named(["ship", "cat", "monkey"], False)
+    with pytest.warns(
+        SpectralWarning, match=r"labels are left out: the network has 2 .* \(not monkey\)"
+    ) as said:
+        assert read_labels(name, Ten(), images) == {8, 3}
+    assert len([one for one in said if "left out" in str(one.message)]) == 1
+    with pytest.warns(SpectralWarning, match="there is no accuracy: the network has 0 of the labels' 3"):
+        assert read_labels(name, Ten(), Named(["a", "b", "c"], False)) == set()
 
 
 def test_a_trade_off_lacks_accuracy_for_the_reason_of_measure_and_warns_of_nothing_again(tmp_path):

@@ -203,6 +203,7 @@ ALLOWED = {
     },
     "training": {
         "arguments",
+        "classes",
         "identity",
         "models",
         "layers",

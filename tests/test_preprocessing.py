@@ -106,12 +106,32 @@ def test_image_processors_scale_as_they_say(settings):
         v1.Compose([v1.Resize(24), v1.Grayscale(3), v1.ToTensor(), v1.Normalize(MEAN, STD)]),
         v1.Compose([v1.ToTensor(), v1.Lambda(lambda x: 2 * x - 1)]),
         v1.Compose([v1.ToTensor(), v1.Normalize(MEAN, STD), v1.Normalize((0.1,) * 3, (2.0,) * 3)]),
+        # pixels that stay 0 … 255, in integers or not, and functions that get them so
+        v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32)]),
+        v2.Compose([v2.PILToTensor(), v2.ToDtype(torch.float32), v2.Lambda(lambda x: x / 127.5 - 1)]),
+        v1.Compose([v1.PILToTensor(), v1.Lambda(lambda x: x.float() / 255)]),
+        v1.Compose([v1.PILToTensor(), v1.Lambda(lambda x: x.float() / 255), v1.Normalize(MEAN, STD)]),
+        v2.Compose([v2.ToImage(), v2.Lambda(lambda x: x.flip(-1)), v2.ToDtype(torch.float32, scale=True)]),
+        v2.Compose(
+            [
+                v2.ToImage(),
+                v2.Lambda(lambda x: x.flip(-1)),
+                v2.ToDtype(torch.float32),
+                v2.Normalize([100.0] * 3, [50.0] * 3),
+            ]
+        ),
+        v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32), v2.ToDtype(torch.float32, scale=True)]),
     ],
 )
 def test_further_steps_are_applied_as_they_are(asked):
     image = pixels()
-    expected = asked(Image.fromarray(image))[None]
+    expected = torch.as_tensor(asked(Image.fromarray(image)))[None].float()
     torch.testing.assert_close(read_preparation(asked)(unit(image)), expected, rtol=1e-4, atol=1e-2)
+
+
+def test_integers_that_stay_are_what_the_transforms_give():
+    found = read_preparation(v2.Compose([v2.ToImage()]))(torch.ones(1, 3, 2, 2))
+    assert found.unique().tolist() == pytest.approx([255.0])
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 from spectral.errors import SpectralError, SpectralWarning
+from spectral.models import load_model
 from spectral.recalibration import recalibrate
 from spectral.surgery import convert
 
@@ -135,3 +136,15 @@ def test_a_network_without_norms_is_told_what_mends_it() -> None:
         SpectralWarning, match=r"no batch norm .* nothing is changed; spectral.reconstruct fits"
     ):
         recalibrate(smooth, torch.rand(4, 3, 16, 16))
+
+
+@pytest.mark.parametrize("change", [{"padding": "circular"}, {"activations": "alias-free"}])
+def test_a_network_altered_without_a_layer_has_the_unaltered_one_beside_it(change) -> None:
+    net = load_model("bundled/resnet20")
+    altered = convert(net, None, example=(32, 32), **change)
+    images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    given = recalibrate(altered, images, reference=net)
+    for name, value in recalibrate(altered, images).state_dict().items():
+        torch.testing.assert_close(value, given.state_dict()[name])
+    both = convert(altered, "flc", example=(32, 32))
+    assert recalibrate(both, images) is not None

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor, nn
 
 import spectral
@@ -438,3 +439,18 @@ def test_shifts_that_change_no_prediction_or_each_have_a_share_s_interval(change
     wilson = 1.959964**2 / (8 + 1.959964**2)
     expected = (0, wilson) if changed == 0 else (1 - wilson, 1)
     np.testing.assert_allclose((row["ci_low"], row["ci_high"]), expected, atol=1e-6)
+
+
+def test_of_equal_scores_every_analysis_takes_the_first():
+    """A network that has nothing to say doesn't change its mind."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+    nn.init.zeros_(net[-1].weight)
+    nn.init.zeros_(net[-1].bias)
+    images = torch.rand(16, 3, 16, 16)
+    table = measure_stability(net, images, progress=False)
+    assert set(table["prediction"]) == {0}
+    assert table["n_changed"].sum() == 0
+    found = spectral.measure_predictions(net, images, [], preprocessing="none", progress=False)
+    assert set(found["prediction"]) == {0}
+    best = spectral.classify(net, Image.new("RGB", (16, 16)), top_k=3, preprocessing="none")
+    assert [one["label"] for one in best] == ["LABEL_0", "LABEL_1", "LABEL_2"]

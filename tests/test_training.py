@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from torch import nn
 
-from spectral.errors import SpectralError
+import spectral
+from spectral.errors import SpectralError, SpectralWarning
 from spectral.models import load_model
 from spectral.models.architectures import build
 from spectral.numerics.memory import move_for_training
@@ -587,8 +588,40 @@ def test_a_network_whose_normalisation_is_unknown_is_tuned_on_pixels(tmp_path):
         "nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))\n"
     )
     model = load_model(f"{tmp_path / 'net.py'}:build")
-    found = train("own", random_set(), random_set(), tmp_path / "out", SHORT, progress=False, start=model)
+    with pytest.warns(SpectralWarning, match=r"images are passed to Sequential in \[0, 1\]"):
+        found = train("own", random_set(), random_set(), tmp_path / "out", SHORT, progress=False, start=model)
     assert (found["mean"], found["std"]) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def test_a_network_of_ones_own_is_tuned_on_what_it_says_itself(tmp_path):
+    model = build("resnet8-w4")
+    model.pretrained_cfg = {"mean": (0.4, 0.5, 0.6), "std": (0.2,) * 3, "input_size": (3, 32, 32)}
+    found = train("own", random_set(), random_set(), tmp_path / "a", SHORT, progress=False, start=model)
+    assert (found["mean"], found["std"]) == ((0.4, 0.5, 0.6), (0.2, 0.2, 0.2))
+    model.pretrained_cfg = None
+    with pytest.warns(SpectralWarning, match="its normalisation isn't known"):
+        found = train("own", random_set(), random_set(), tmp_path / "b", SHORT, progress=False, start=model)
+    assert (found["mean"], found["std"]) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def test_a_tuned_network_keeps_the_numbers_of_its_classes(tmp_path):
+    """Three of its ten classes are in the data, in another order."""
+    base = load_model("bundled/resnet20")
+    images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
+    names = spectral.model_info(base).classes
+    assert names is not None
+    numbers = torch.tensor([names.index(name) for name in ("ship", "cat", "dog")])
+    own = LabelledImages(images, torch.tensor([0, 1, 2, 0, 1, 2]), ("ship", "cat", "dog"), "three")
+    same = LabelledImages(images, numbers[own.labels], names, "three")
+    still = Recipe(epochs=1, batch_size=6, max_lr=1e-9, precision="fp32")
+    found = train("own", own, own, tmp_path / "own", still, progress=False, start=base)
+    expected = train("own", same, same, tmp_path / "same", still, progress=False, start=base)
+    assert found["classes"] == list(names)
+    assert found["history"] == expected["history"]
+    other = replace(own, classes=("ship", "cat", "unicorn"))
+    with pytest.warns(SpectralWarning, match=r"\(not unicorn\), so its outputs get new meanings"):
+        found = train("own", other, other, tmp_path / "other", still, progress=False, start=base)
+    assert found["classes"] == ["ship", "cat", "unicorn"]
 
 
 @pytest.mark.parametrize("architecture", ["resnet8-w4", "resnet8-w12", "resnet8-w32"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +15,7 @@ ENOUGH = 0.5  # share of the images' classes that the network must have for any 
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
-SAY_SO = "images.with_classes(None) says that they are its own numbers"
+SAY_SO = "images.with_classes(None), or dataset.classes = None, says that they are its own numbers"
 
 
 class Labelled(Protocol):
@@ -98,9 +97,8 @@ def match_names(names: Sequence[str], others: Sequence[str] | None, count: int |
         others = list_imagenet(count)
     if others is None:
         return Matching({}, f"the network doesn't name its classes, and the labels have names; {SAY_SO}")
-    there = Counter(theirs := _canonical(others))
-    place_of = {name: place for place, name in enumerate(theirs) if there[name] == 1}
-    index = {place: place_of[name] for place, name in enumerate(own) if name in place_of}
+    places = _list_places(others)
+    index = {place: found[0] for place, name in enumerate(own) if len(found := places.get(name, [])) == 1}
     missing = [str(name) for place, name in enumerate(names) if place not in index]
     if not missing:
         return Matching(index)
@@ -200,6 +198,22 @@ def _canonical(names: Sequence[str]) -> list[str]:
         if sum(same) >= ALIKE * len(same):
             return list(imagenet[0])
     return plain
+
+
+def _list_places(names: Sequence[str]) -> dict[str, list[int]]:
+    """Return where each name stands in a list, and what else a class of ImageNet's goes by.
+
+    Names of some of its classes alone aren't known to be ImageNet's, so that they are left as they are.
+    """
+    places: dict[str, list[int]] = {}
+    canonical, imagenet = _canonical(names), _read_imagenet(len(names))
+    told = (
+        imagenet[1] if imagenet is not None and canonical == list(imagenet[0]) else [frozenset()] * len(names)
+    )
+    for place, (name, one, others) in enumerate(zip(names, canonical, told, strict=True)):
+        for word in {one, _plain(str(name)), *others}:
+            places.setdefault(word, []).append(place)
+    return places
 
 
 def _plain(name: str) -> str:

@@ -77,7 +77,7 @@ def classify(
     batch = preparation(pixels[None].to(like.device)).to(like.dtype)
     with undisturbed(model), torch.inference_mode():
         probabilities = read_scores(model(batch), batch=1).probabilities()[0]
-    scores, order = probabilities.topk(min(top_k, len(probabilities)))
+    scores, order = (x[:top_k] for x in probabilities.sort(descending=True, stable=True))
     names = (info.classes if info is not None else None) or ()
     if len(names) != len(probabilities):
         names = tuple(f"LABEL_{i}" for i in range(len(probabilities)))

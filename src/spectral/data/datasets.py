@@ -14,7 +14,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, default_collate
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    default_collate,
+)
 
 from spectral.data.bounds import as_tensor, check_values, count_items, keep_few
 from spectral.data.decode import to_rgb
@@ -51,6 +59,7 @@ class DatasetImages:
         described = [_describe_item(_get_item(dataset, i)) for i in self.positions]
         taken = [taken for taken, _, _ in described]
         self.labels, self._refused = join_labels(taken, [1] * len(taken), self.source)
+        self.classes = find_classes(dataset, self.labels)
         self._keys = [whole if self._refused else without for _, without, whole in described]
         self.fingerprint = hashlib.sha256("".join(self._keys).encode()).hexdigest()[:16]
 
@@ -106,6 +115,7 @@ class BatchedImages:
     Args:
         batches: in any form.
         source: where they come from.
+        dataset: whose they are, where it is known.
 
     Raises:
         SpectralError: if there are none.
@@ -114,12 +124,13 @@ class BatchedImages:
     prepared = True
     size: tuple[int, int] | None = (0, 0)  # as they come
 
-    def __init__(self, batches: Iterable[Any], source: str) -> None:
+    def __init__(self, batches: Iterable[Any], source: str, dataset: Any = None) -> None:
         self.source = source
         whole = list(batches)
         taken = [take_labels(batch) for batch in whole]
         self._counts = [count_images(part.rest) for part in taken]
         self.labels, refused = join_labels(taken, self._counts, source)
+        self.classes = find_classes(dataset, self.labels)
         self._parts = whole if refused else [part.rest for part in taken]
         digest = hashlib.sha256()
         for part in self._parts:
@@ -165,7 +176,7 @@ def read_dataset(dataset: Any, indices: Sequence[int] | None = None, collate: Co
         described = [_describe_picture(dataset, i) for i in chosen]
         labels, _ = join_labels([taken for _, taken in described], [1] * len(described), source)
         items = [replace(item, label=label) for (item, _), label in zip(described, labels, strict=True)]
-        return ImageSet(source, items, classes=_find_classes(dataset, items), loading=Loading(0))
+        return ImageSet(source, items, classes=find_classes(dataset, labels), loading=Loading(0))
     return DatasetImages(dataset, chosen, collate or default_collate)
 
 
@@ -197,7 +208,8 @@ def read_loader(loader: DataLoader[Any], bounded: bool = False) -> Any:
     """
     sampler = getattr(loader, "sampler", None)
     if isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:
-        return BatchedImages(keep_few(loader, bounded), f"loader:{type(loader.dataset).__name__}")
+        source = f"loader:{type(loader.dataset).__name__}"
+        return BatchedImages(keep_few(loader, bounded), source, loader.dataset)
     plain = isinstance(sampler, SequentialSampler | RandomSampler)
     if plain and type(loader.batch_sampler).__name__ == "BatchSampler":
         indices: list[Any] = list(range(count_items(loader.dataset)))
@@ -219,16 +231,36 @@ def _find_picture(item: Any) -> Image.Image | None:
     return found[0] if len(found) == 1 and not others else None
 
 
-def _find_classes(dataset: Any, items: Sequence[ImageItem]) -> list[str] | None:
-    """Return the names of the classes, where a dataset of the Hub tells what its labels count."""
+def find_classes(dataset: Any, labels: Iterable[int | None]) -> list[str] | None:
+    """Return the names of the classes, where a dataset tells what its labels count.
+
+    Those of the Hub tell it by their ``features``, torchvision's by ``classes``, unless a
+    ``target_transform`` makes other numbers of them; a part of one has those of the whole.
+    """
+    names = _list_classes(dataset)
+    most = max((label for label in labels if label is not None), default=-1)
+    return names if names and most < len(names) else None
+
+
+def _list_classes(dataset: Any) -> list[str] | None:
     features = getattr(dataset, "features", None)
-    if not isinstance(features, Mapping):
+    if isinstance(features, Mapping):
+        told = [getattr(features.get(key), "names", None) for key in LABEL_KEYS]
+        return next(([str(name) for name in names] for names in told if isinstance(names, list)), None)
+    if type(dataset) is Subset:
+        return _list_classes(dataset.dataset)
+    if type(dataset) is ConcatDataset:
+        first, *others = (_list_classes(part) for part in dataset.datasets)
+        return first if all(other == first for other in others) else None
+    if getattr(dataset, "target_transform", None) is not None:
         return None
-    for key in LABEL_KEYS:
-        names = getattr(features.get(key), "names", None)
-        if isinstance(names, list) and all(item.label is None or item.label < len(names) for item in items):
-            return [str(name) for name in names]
-    return None
+    names = getattr(dataset, "classes", None)
+    if not isinstance(names, list | tuple):
+        return None
+    words = [
+        ", ".join(name) if isinstance(name, tuple) else name for name in names
+    ]  # of ImageNet all of them
+    return words if all(isinstance(word, str) for word in words) and len(set(words)) == len(words) else None
 
 
 def _describe_picture(dataset: Any, index: int) -> tuple[ImageItem, Taken]:

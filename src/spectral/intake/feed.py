@@ -102,6 +102,7 @@ class Feed:
         self.image_type = torch.float32
         self._probe: Probe | None = None
         self._call: Call | None = None
+        self._told_of_labels = False
         self.normalises = pixels or preprocessing is not None
         self._advice = "leave preprocessing out for what is normalised already"
         if pixels:
@@ -155,6 +156,15 @@ class Feed:
             with suppress(SpectralError), undisturbed(self.model), torch.no_grad():
                 width = self.predict(self.example).shape[-1]  # known to none but the user's own function
         return match_labels(self.model, self.images, width)
+
+    def number_labels(self, labels: Sequence[int | None]) -> list[int | None]:
+        """Return labels in the network's numbering; that some aren't among its classes is warned of, once."""
+        known = any(label is not None for label in labels)
+        if self.matching.reason and known and not self._told_of_labels:
+            self._told_of_labels = True
+            what = "labels are left out" if self.matching.index else "there is no accuracy"
+            warn(f"{self.caller}: {what}: {self.matching.reason}")
+        return self.matching.renumber(labels)
 
     def describe_logits(self) -> str | None:
         """Say which part of the output are the class scores; None where there are none."""

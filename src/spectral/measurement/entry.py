@@ -114,7 +114,7 @@ def measure(
         batch_size = as_integer(batch_size, "measure: batch_size", least=1)
         run = prepare_run(
             model, images, metrics, sites=sites, taps=taps, name=name, preprocessing=preprocessing,
-            logits=logits, workers=workers,
+            logits=logits, workers=workers, kept=out is not None or ranks.count > 1,
         )  # fmt: skip
         folder = None if out is None else as_path(out, "measure: out")
         return measure_run(run, ranks, batch_size=batch_size, progress=progress, out=folder)
@@ -131,8 +131,22 @@ def prepare_run(
     preprocessing: Any = None,
     logits: Callable[[Any], Tensor] | None = None,
     workers: int | None = None,
+    kept: bool = True,
 ) -> Run:
-    """Check what is asked for, and find out what of it the network and the images have; as `measure`."""
+    """Check what is asked for, and find out what of it the network and the images have; as `measure`.
+
+    Args:
+        model: as for `measure`, and so are the others.
+        images: of them.
+        metrics: of them.
+        sites: of them.
+        taps: of them.
+        name: of the model.
+        preprocessing: of the images.
+        logits: of the output.
+        workers: of the images.
+        kept: as for `Run`.
+    """
     demanded = metrics is not None
     chosen = DEFAULT_METRICS if metrics is None else metrics
     _check_choice("metrics", chosen, METRICS)
@@ -140,7 +154,7 @@ def prepare_run(
     check_hookable(model)
     feed = Feed(model, images, caller="measure", preprocessing=preprocessing, logits=logits, name=name,
                 workers=workers, lazily=True)  # fmt: skip
-    run = Run(feed, chosen, tuple(taps), demanded=demanded)
+    run = Run(feed, chosen, tuple(taps), demanded=demanded, kept=kept)
     wanted = set(run.metrics) & set(SITE_METRICS)
     found = run.find_sites(sites) if wanted or sites is not None else []
     if wanted and not any(site.measurable for site in found):

@@ -58,6 +58,7 @@ class Run:
         metrics: what is to be measured, as far as the model has it.
         taps: where.
         demanded: whether the metrics were asked for by name.
+        kept: whether what is found is kept beside which network it is of, or compared with others' rows.
         deferred: as for `Meter`.
     """
 
@@ -68,8 +69,10 @@ class Run:
         taps: tuple[Tap, ...],
         *,
         demanded: bool,
+        kept: bool = True,
         deferred: bool | None = None,
     ) -> None:
+        self._kept = kept
         self.feed, self.model, self.images, self.taps = feed, feed.model, feed.images, taps
         _require_names(self.images.ids)
         self.missing: dict[str, str] = {}
@@ -274,7 +277,8 @@ class Run:
     @cached_property
     def identity(self) -> Identity:
         """Which network it is, as it is now."""
-        return identify(self.model, self.feed.example, still=self._stillness.known)
+        # A pass without data may change less than one of images does: it counts for what is kept.
+        return identify(self.model, self.feed.example, still=self._stillness.known and not self._kept)
 
     @cached_property
     def config(self) -> dict[str, Any]:

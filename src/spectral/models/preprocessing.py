@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from spectral.errors import SpectralError
@@ -295,15 +296,15 @@ class _Steps:
     def __init__(self, origin: str) -> None:
         self.origin = origin
         self.size: tuple[int, int] | None = None
-        self.bytes = False  # whether pixels are 0 … 255 at this point
+        self.bytes = False  # whether pixels are integers here, which some steps bring to [0, 1]
+        self.factor = 1.0  # what the images are still to be multiplied by to be what the next step gets
         self.parts: list[Preparation] = []
 
     def read(self, steps: Sequence[Any]) -> Preparation:
         """Return what all steps do together."""
         for step in self._flatten(steps):
             self._read_step(step)
-        if self.bytes:
-            self._add((0.0,), (1 / 255,))
+        self._scale()
         if not self.parts:
             return Preparation(self.origin, self.size)
         if len(self.parts) == 1:
@@ -332,26 +333,46 @@ class _Steps:
                 f"preprocessing: {kind} alters images at random; pass the transforms used for evaluation"
             )
         if kind in _TO_BYTES:
-            self.bytes = True
+            if not self.bytes:
+                self.bytes, self.factor = True, 255 * self.factor
         elif kind in _TO_UNIT or (kind == "ToDtype" and getattr(step, "scale", False)):
-            self.bytes = False
+            if self.bytes:
+                self.bytes, self.factor = False, self.factor / 255
         elif kind in _SIZES:
             size = getattr(step, "size", None) or (getattr(step, "height", 0), getattr(step, "width", 0))
             self.size = _read_size(size)
-        elif kind in _NOTHING or kind == "ToDtype":
+        elif kind == "ToDtype":
+            self.bytes = False  # of the same values, which are no integers any more
+        elif kind in _NOTHING:
             pass
         elif (found := _read_fields(step, self.origin)) is not None:
             self._add(found.mean, found.std)
         elif callable(step):
+            self._scale()
             self.parts.append(Preparation(self.origin, function=step))
+            self.bytes = self.bytes and _keeps_integers(step)
         else:
             raise SpectralError(f"preprocessing: expected transforms, got {kind} among them")
 
     def _add(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        largest = 255 if self.bytes else 1
-        scaled = tuple(m / largest for m in mean), tuple(s / largest for s in std)
+        scaled = tuple(m / self.factor for m in mean), tuple(s / self.factor for s in std)
         self.parts.append(Preparation(self.origin, None, *scaled))
-        self.bytes = False
+        self.bytes, self.factor = False, 1.0
+
+    def _scale(self) -> None:
+        """Make the images what the next step gets."""
+        if self.factor != 1:
+            self.parts.append(Preparation(self.origin, None, (0.0,), (1 / self.factor,)))
+            self.factor = 1.0
+
+
+def _keeps_integers(step: Callable[[Any], Any]) -> bool:
+    """Whether a function gives integers for integers, which a later step would bring to [0, 1]."""
+    try:
+        found = step(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    except Exception:  # it wants other numbers than these
+        return False
+    return isinstance(found, Tensor) and found.dtype == torch.uint8
 
 
 def _normalise(origin: str, mean: Any, std: Any, size: tuple[int, int] | None) -> Preparation:

@@ -109,7 +109,7 @@ def measure_robustness(
                 pixels=True)  # fmt: skip
     classifier = Classifier(model, feed)
     images = classifier.images
-    labels = feed.matching.renumber(images.labels)
+    labels = feed.number_labels(images.labels)
     share = Sharing(feed, batch_size)
 
     def look() -> Iterator[pd.DataFrame]:

@@ -74,7 +74,7 @@ def measure_predictions(
                 pixels=True)  # fmt: skip
     classify = Classifier(model, feed)
     images = classify.images
-    labels = feed.matching.renumber(images.labels)
+    labels = feed.number_labels(images.labels)
     share = Sharing(feed, batch_size)
 
     def look() -> Iterator[pd.DataFrame]:

@@ -163,7 +163,7 @@ def measure_fourier_heatmap(
     feed = Feed(model, images, caller=caller, preprocessing=preprocessing, logits=logits, pixels=True)
     classify = Classifier(model, feed)
     images = classify.images
-    known = feed.matching.renumber(images.labels)
+    known = feed.number_labels(images.labels)
     if images.size is None:
         raise SpectralError(f"{caller}: the images differ in size; load them with size=")
     bins = list_bins(images.size, radius, stride)

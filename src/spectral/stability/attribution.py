@@ -309,7 +309,7 @@ class _Effects:
     def _run(self, feed: Feed, context: AbstractContextManager[Any]) -> pd.DataFrame:
         with undisturbed(feed.model), torch.no_grad(), context:
             found = pd.concat(self._share.gather(self._look(feed)))
-        labels = dict(zip(feed.images.ids, self._feed.matching.renumber(feed.images.labels), strict=True))
+        labels = dict(zip(feed.images.ids, self._feed.number_labels(feed.images.labels), strict=True))
         own = [labels[image] for image in found.index]  # of a listed set's, those that can be read
         return found.assign(label=[np.nan if label is None else label for label in own])
 

@@ -122,7 +122,7 @@ def measure_stability(
     table = pd.concat(frames, ignore_index=True)
     where = feed.describe_logits() or "output"
     table["logit_jitter"], lacking = _normalise(torch.cat(jumps), torch.cat(own), where)
-    labels = [np.nan if label is None else label for label in feed.matching.renumber(source.labels)]
+    labels = [np.nan if label is None else label for label in feed.number_labels(source.labels)]
     table["label"] = pd.Series(labels, dtype=float)
     table["correct"] = (table["prediction"] == table["label"]).astype(float).where(table["label"].notna())
     table["total_stride"] = "x".join(map(str, stride.values()))
@@ -150,14 +150,15 @@ def _find_comb(feed: Feed) -> tuple[dict[str, int], dict[str, int], str]:
 
 def _tabulate(views: Views, ids: Sequence[str], stride: Mapping[str, int]) -> pd.DataFrame:
     best = views.still.probabilities.topk(2, -1)
+    prediction = views.still.probabilities.argmax(-1)  # of equal ones topk may take another than argmax
     nearest = [view.probabilities for view in views.nearest()]
     classes = torch.stack([probabilities.argmax(-1) for probabilities in nearest])
     columns = {
         "sis": views.find_sis(),
-        "prediction": best.indices[:, 0], "confidence": best.values[:, 0],
+        "prediction": prediction, "confidence": best.values[:, 0],
         "margin": best.values[:, 0] - best.values[:, 1],
         "logit_margin": (best.values[:, 0] / best.values[:, 1].clamp_min(TINY)).log(),
-        "n_changed": (classes != best.indices[:, 0]).sum(0),
+        "n_changed": (classes != prediction).sum(0),
     }  # fmt: skip
     contrast = torch.full_like(best.values[:, 0], torch.nan)
     at = contrast

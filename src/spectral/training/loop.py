@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from spectral.arguments import as_path
-from spectral.errors import SpectralError
+from spectral.classes import find_classes, match_names
+from spectral.errors import SpectralError, warn
 from spectral.identity import find_structure
 from spectral.layers import BlurPool
-from spectral.models import model_info
 from spectral.models.architectures import build, family_of
 from spectral.models.checkpoint import hash_state
+from spectral.models.preprocessing import explain_assumption, find_preparation
 from spectral.network import evaluation_mode
 from spectral.numerics.memory import move_for_training
 from spectral.ranks import Ranks, find_ranks, hold, shared
@@ -101,8 +102,12 @@ def _train(
             f"{len(train_set.classes)} classes"
         )
     torch.manual_seed(recipe.seed)
-    fresh = build(architecture) if start is None else _copy_to_tune(start, train_set)
     normalise = _find_normalisation(start)
+    if start is None:
+        fresh = build(architecture)
+    else:
+        train_set, test_set = _number_as(start, train_set, test_set)
+        fresh = _copy_to_tune(start, train_set, normalise)
     model = move_for_training(fresh, device)
     _use_products(model, device.type == "cpu")
     optimizer = _make_optimizer(model, recipe)
@@ -179,11 +184,30 @@ def _compare(ranks: Ranks, run: dict[str, Any]) -> None:
                 )
 
 
-def _copy_to_tune(start: nn.Module, data: LabelledImages) -> nn.Module:
+def _number_as(
+    start: nn.Module, data: LabelledImages, test: LabelledImages
+) -> tuple[LabelledImages, LabelledImages]:
+    """Give labels the numbers that a network has for these classes: its outputs mean what they did."""
+    names = find_classes(start)
+    if names is None or names == tuple(data.classes):
+        return data, test
+    found = match_names(data.classes, names)
+    if found.reason:
+        warn(
+            f"train: {found.reason}, so its outputs get new meanings: the first was {names[0]!r} and becomes "
+            f"{data.classes[0]!r}"
+        )
+        return data, test
+    numbers = torch.tensor([found.index[label] for label in range(len(data.classes))])
+    known, other = (replace(part, labels=numbers[part.labels], classes=names) for part in (data, test))
+    return known, other
+
+
+def _copy_to_tune(start: nn.Module, data: LabelledImages, normalise: Normalisation) -> nn.Module:
     """Copy a network to fine-tune, if it is one for such images."""
     model = copy.deepcopy(start).requires_grad_(True)
     with evaluation_mode(model), torch.no_grad():
-        images = normalize(data.images[:1], _find_normalisation(start))
+        images = normalize(data.images[:1], normalise)
         logits = model(images.to(next(model.parameters()).device))
     outputs, classes = logits.shape[-1], len(data.classes)
     if not classes <= outputs <= max(classes, NUM_CLASSES):
@@ -199,12 +223,19 @@ def _find_normalisation(start: nn.Module | None) -> Normalisation:
 
     One whose normalisation isn't known gets pixels in [0, 1], as everywhere.
     """
-    info = None if start is None else model_info(start)
-    if info is None:
+    if start is None:
         return Normalisation()
-    if not info.preprocessing.mean:
-        return Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    return Normalisation(tuple(info.preprocessing.mean), tuple(info.preprocessing.std))
+    found = find_preparation(start)
+    if found.assumed:
+        warn(f"train: {explain_assumption(start, type(start).__name__)}")
+    if found.function is not None or found.bgr:
+        raise SpectralError(
+            f"train: what images go through before this {type(start).__name__} ({found.origin}) isn't a mean "
+            f"and a standard deviation; put it into the network's forward"
+        )
+    mean, std = found.mean or (0.0,), found.std or (1.0,)
+    channels = 3 if len(mean) == 1 else 1
+    return Normalisation(mean * channels, std * channels)
 
 
 def _make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
