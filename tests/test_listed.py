@@ -186,6 +186,29 @@ class TestChanges:
             measure(list_images(folder), tmp_path / "run")
         assert len(spectral.read(tmp_path / "run")) == kept
 
+    def test_other_images_are_refused_though_they_are_as_many(self, folder, tmp_path):
+        """Rows of images that aren't in the set would be in its table."""
+        known = measure(list_images(folder), tmp_path / "run")
+        (folder / "0003.png").rename(folder / "new.png")
+        lacking = r"measurements of image '0003\.png', which the images lack now"
+        with pytest.raises(SpectralError, match=lacking):
+            measure(list_images(folder), tmp_path / "run")
+        with pytest.raises(SpectralError, match=lacking):
+            measure(spectral.load_images(folder, size=8, workers=0), tmp_path / "run")
+        assert len(spectral.read(tmp_path / "run")) == len(known)
+
+    def test_another_choice_of_as_many_images_is_refused(self, folder, tmp_path):
+        for number in range(COUNT, COUNT + 10):
+            paint(folder / f"{number:04d}.png", number)
+        first, other = (
+            spectral.load_images(folder, size=8, limit=COUNT, seed=seed, lazily=True, workers=0)
+            for seed in (0, 1)
+        )
+        assert set(first.ids) != set(other.ids)
+        measure(first, tmp_path / "run")
+        with pytest.raises(SpectralError, match="which the images lack now"):
+            measure(other, tmp_path / "run")
+
     def test_another_time_alone_is_no_change_and_what_is_left_may_change(self, made, folder, tmp_path):
         self.stop_after(folder, tmp_path / "run", 400)
         content = (folder / "0003.png").read_bytes()
@@ -210,6 +233,11 @@ class TestChanges:
         changed = sweep()
         assert changed["state"] == "failed"
         assert "image '0400.png' as it was before" in changed["reason"]
+        for path in list(folder.iterdir()):  # as many of other names
+            path.rename(folder / f"b{path.name}")
+        other = sweep()
+        assert other["state"] == "failed"
+        assert "which the images lack now" in other["reason"]
 
     def test_a_run_that_read_all_first_is_continued(self, folder, tmp_path):
         known = measure(spectral.load_images(folder, size=8, workers=0), tmp_path / "run")

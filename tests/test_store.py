@@ -544,6 +544,47 @@ class TestChangedImages:
                 go(images(3), images(4))
 
 
+class TestChangedLabels:
+    """Rows have each image's class in the network's numbering: a run goes on with the same ones alone."""
+
+    def images(self, labels: Any, classes: Any = None) -> spectral.data.ImageSet:
+        known = spectral.load_images("synthetic", size=32, limit=4, workers=0)
+        items = [
+            dataclasses.replace(item, label=label) for item, label in zip(known.items, labels, strict=True)
+        ]
+        return dataclasses.replace(known, items=items, classes=classes)
+
+    @pytest.mark.parametrize(
+        ("labels", "classes", "said"),
+        [([0, 1, 2, 4], None, "'synthetic/0003' with class 3, which is now 4"),
+         ([0, 1, 2, None], None, "'synthetic/0003' with class 3, which is now unknown"),
+         ([3, 2, 1, 0], None, "'synthetic/0000' and 3 more with class 0, which is now 3"),
+         ([0, 1, 2, 3], ["cat", "dog", "ship", "frog"], "'synthetic/0000' and 3 more with class 0, which"),
+         ([0, 1, 2, 3], ["a", "b", "c", "d"], "'synthetic/0000' and 3 more with class 0, which is now unk")],
+    )  # fmt: skip
+    def test_other_classes_are_refused(self, tmp_path, labels, classes, said):
+        net = spectral.load_model("bundled/resnet20")
+        same = self.images([0, 1, 2, 3])
+        spectral.measure(net, same, ("avr",), out=tmp_path, progress=False)
+        with pytest.raises(SpectralError, match=f"measurements of image {said}"):
+            spectral.measure(net, self.images(labels, classes), ("avr",), out=tmp_path, progress=False)
+        again = spectral.measure(net, same, ("avr",), out=tmp_path, progress=False)
+        assert again.attrs["resumed"] == 4
+
+    def test_classes_that_were_unknown_are_refused(self, tmp_path):
+        net = spectral.load_model("bundled/resnet20")
+        spectral.measure(net, self.images([None] * 4), ("avr",), out=tmp_path, progress=False)
+        with pytest.raises(SpectralError, match="'synthetic/0001' with no class, which is now 1"):
+            spectral.measure(net, self.images([None, 1, None, None]), ("avr",), out=tmp_path, progress=False)
+
+    def test_an_analysis_of_other_classes_is_another(self, tmp_path):
+        net = spectral.load_model("bundled/resnet20")
+        options = {"methods": ("flc",), "out": tmp_path, "progress": False, "budget_images": 0}
+        spectral.diagnose(net, self.images([0, 1, 2, 3]), **options)
+        with pytest.raises(SpectralError, match="with labels = "):
+            spectral.diagnose(net, self.images([3, 2, 1, 0]), **options)
+
+
 class TestNames:
     def test_files_whose_names_are_no_utf8(self, tmp_path):
         folder = os.fsencode(tmp_path) + b"/caf\xe9"

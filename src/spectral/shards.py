@@ -59,6 +59,12 @@ class Shard:
         """Return its rows."""
         return _read_rows(self.content)
 
+    def labels(self) -> dict[str, float]:
+        """Return the class of each image that has one here."""
+        columns, chosen = ["image", "metric", "value"], [("metric", "==", "label")]
+        rows = pq.read_table(io.BytesIO(self.content), columns=columns, filters=chosen).to_pydict()
+        return dict(zip(rows["image"], rows["value"], strict=True))
+
 
 def name_shard(writer: str, number: int) -> str:
     """Name a shard's file.

@@ -146,6 +146,10 @@ class ShardStore:
         """What reading the finished images has shown of them, where `append` was told."""
         return dict(self._look().seen)
 
+    def labels(self) -> dict[str, float]:
+        """Classes of the finished images, as far as they have any in the rows."""
+        return dict(self._look().labels)
+
     def append(self, rows: pa.Table, seen: Mapping[str, list[Any]] | None = None) -> None:
         """Write one shard: all of it or nothing.
 
@@ -289,8 +293,10 @@ class _Contents:
     reasons: dict[Key, str] = field(default_factory=dict)
     sites: set[str] = field(default_factory=set)
     seen: dict[str, list[Any]] = field(default_factory=dict)
+    labels: dict[str, float] = field(default_factory=dict)
 
     def add(self, shard: Shard) -> None:
+        self.labels.update(shard.labels())
         self.images += shard.images
         self.seen.update(shard.seen)
         self.reasons = {**shard.reasons, **self.reasons}

@@ -28,7 +28,7 @@ from spectral.analysis.folder import Folder, describe_change
 from spectral.analysis.pace import Deadline, Step, Stopwatch
 from spectral.arguments import as_path, as_positive
 from spectral.budget import measure_instability_budget, summarize_instability_budget
-from spectral.data import Images, ImageSet
+from spectral.data import Images, ImageSet, digest_labels
 from spectral.data.subset import Subset, spread_over_clusters
 from spectral.errors import SpectralError, SpectralWarning, StorageError
 from spectral.identity import identify
@@ -135,6 +135,7 @@ def diagnose(
         config = {
             "model": feed.name, "weights": network.weights, "structure": network.structure,
             "images": f"{feed.images.source}@{feed.images.fingerprint}", "image_count": len(feed.images),
+            "labels": digest_labels(feed.matching.renumber(feed.images.labels)),
             "image_size": list(feed.images.size) if feed.images.size else None,
             "preprocessing": feed.preparation.describe() if feed.normalises else None,
             "logits": feed.describe_logits(), "methods": list(methods), "fix_images": fix_images,

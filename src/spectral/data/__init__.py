@@ -2,6 +2,7 @@
 
 from spectral.data.adapt import adapt_images, is_image_set, open_images
 from spectral.data.imageset import ImageItem, ImageSet, warn_about_skipped
+from spectral.data.labels import digest_labels
 from spectral.data.listed import LISTED, ListedImages, Seen
 from spectral.data.loading import Loading, check_workers
 from spectral.data.protocol import Images
@@ -21,6 +22,7 @@ __all__ = [
     "Values",
     "adapt_images",
     "check_workers",
+    "digest_labels",
     "find_example",
     "is_image_set",
     "load_images",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,6 +24,19 @@ _NUMBERS = (float, np.generic, np.ndarray, Tensor)
 _SHOWN = 30  # characters of what is no label
 
 Labels = list[int | None]
+
+
+def digest_labels(labels: Sequence[int | None], classes: Sequence[str] | None = None) -> str | None:
+    """Return what tells labels from others; None where there are none.
+
+    Example:
+        >>> digest_labels([0, 1]) == digest_labels([0, 1], ["cat", "dog"]), digest_labels([None])
+        (False, None)
+    """
+    if all(label is None for label in labels):
+        return None
+    named = None if classes is None else list(classes)
+    return hashlib.sha256(repr((list(labels), named)).encode()).hexdigest()[:16]
 
 
 class Taken(NamedTuple):

@@ -111,26 +111,58 @@ def describe_seen(images: Images, names: Sequence[str], config: Mapping[str, Any
     return {name: seen[name].pack() for name in names if name in seen}
 
 
-def refuse_changed(images: Images, store: ShardStore) -> None:
-    """Make sure that the images whose rows a folder has are as they were when they were measured.
+def refuse_changed(images: Images, labels: Mapping[str, int], store: ShardStore) -> None:
+    """Make sure that the images whose rows a folder has are as they were, and of the classes that they were.
+
+    Args:
+        images: as they are now.
+        labels: by image, as rows have them: in the network's numbering.
+        store: the folder.
 
     Raises:
-        SpectralError: naming one that isn't.
+        SpectralError: naming one that isn't, or that isn't among the images any more.
     """
-    if not isinstance(images, ImageSet):
-        return
+    if isinstance(images, ImageSet):
+        _refuse_others(images, store)
+    _refuse_relabelled(labels, store)
+
+
+def _refuse_others(images: ImageSet, store: ShardStore) -> None:
+    """Refuse to continue with other pictures."""
     before = {name: Seen.unpack(own) for name, own in store.seen().items()}
+    gone = sorted(before.keys() - {item.id for item in images.items})
+    if gone:
+        raise StorageError(
+            f"{store.folder} holds measurements of image {gone[0]!r}{_count_others(gone)}, which the images "
+            f"lack now; choose another folder or delete it"
+        )
     if isinstance(images, ListedImages):
         changed = images.recognise(before)
     else:
         known = {name: seen.digest for name, seen in _list_seen(images).items()}
         changed = [name for name, seen in before.items() if known.get(name) != seen.digest]
     if changed:
-        others = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise StorageError(
-            f"{store.folder} holds measurements of image {changed[0]!r}{others} as it was before it changed; "
-            f"choose another folder or delete it"
+            f"{store.folder} holds measurements of image {changed[0]!r}{_count_others(changed)} as it was "
+            f"before it changed; choose another folder or delete it"
         )
+
+
+def _refuse_relabelled(labels: Mapping[str, int], store: ShardStore) -> None:
+    """Refuse to continue with other classes."""
+    before = store.labels()
+    changed = [image for image in sorted(store.finished_images()) if before.get(image) != labels.get(image)]
+    if changed:
+        was, now = before.get(changed[0]), labels.get(changed[0])
+        raise StorageError(
+            f"{store.folder} holds measurements of image {changed[0]!r}{_count_others(changed)} with "
+            f"{'no class' if was is None else f'class {was:g}'}, which is now "
+            f"{'unknown' if now is None else now}; choose another folder or delete it"
+        )
+
+
+def _count_others(names: Sequence[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
 def _list_seen(images: ImageSet) -> Mapping[str, Seen]:

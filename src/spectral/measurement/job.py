@@ -100,7 +100,7 @@ class _Job:
         with ranks.agreeing():
             if ranks.first:
                 self.store = ShardStore(out, run.config, self.provenance, run.identity)
-                refuse_changed(run.images, self.store)
+                refuse_changed(run.images, run.labels, self.store)
                 found = {"done": self.store.finished_images(), "reasons": self.store.reasons(),
                          "measured": self.store.measured_sites(), **self.store.invitation}  # fmt: skip
         found = ranks.exchange(found)[0]

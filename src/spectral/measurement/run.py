@@ -270,6 +270,14 @@ class Run:
         self._written |= set(new)
         return make_reasons(self.origin, new)
 
+    @property
+    def labels(self) -> dict[str, int]:
+        """Class of each image that has one in the rows, in the network's numbering."""
+        told = self._labels if self._predicts and self._matching.index else ()
+        return {
+            image: label for image, label in zip(self.images.ids, told, strict=False) if label is not None
+        }
+
     def _list_labels(self, chosen: Sequence[int]) -> list[float]:
         labels = [self._labels[i] for i in chosen]
         return [np.nan if label is None else label for label in labels]

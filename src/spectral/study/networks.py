@@ -11,7 +11,7 @@ import click
 import pandas as pd
 from torch import nn
 
-from spectral.data import ImageSet, load_images
+from spectral.data import ImageSet, digest_labels, load_images
 from spectral.errors import SpectralError
 from spectral.models import load_model, model_info
 from spectral.models.info import ModelInfo
@@ -113,4 +113,6 @@ class Networks(Results):
 
 def describe_images(images: ImageSet) -> dict[str, Any]:
     """Return what tells a set of pictures from others."""
-    return {"source": images.source, "fingerprint": images.fingerprint, "count": len(images)}
+    labels = digest_labels(images.labels, images.classes)
+    found = {"source": images.source, "fingerprint": images.fingerprint, "count": len(images)}
+    return found if labels is None else {**found, "labels": labels}

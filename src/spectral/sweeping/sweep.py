@@ -235,7 +235,7 @@ class _Network:
                     did = self.check(run) or did
             return did
         store = self._join("look")
-        refuse_changed(run.images, store)
+        refuse_changed(run.images, run.labels, store)
         done = store.finished_images()
         run.resume(store.reasons(), store.measured_sites())
         for at, images in enumerate(self.plan.units):
@@ -293,7 +293,7 @@ class _Network:
         Raises:
             SpectralError: if it is damaged, or of images that have changed since.
         """
-        refuse_changed(run.images, self._join("look"))
+        refuse_changed(run.images, run.labels, self._join("look"))
         try:
             read(self.rows)
         except LostImagesError:
