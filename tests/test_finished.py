@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -14,11 +15,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from command import environment
 from PIL import Image
 
 import spectral
-from spectral.cli.finished import Inputs, Said, look_at_files, look_at_inputs, note_finished, recall
+from spectral.cli.finished import (
+    Inputs,
+    Said,
+    look_at_code,
+    look_at_files,
+    look_at_inputs,
+    note_finished,
+    recall,
+)
 from spectral.json_files import read_json
 from spectral.models.checkpoint import save_checkpoint
 from spectral.models.load import open_untrained
@@ -204,6 +214,45 @@ def test_another_installation_is_not_recalled(finished, tmp_path, monkeypatch):
     (tmp_path / "torch-9.9.dist-info").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
     assert not is_recalled(finished, ask())
+
+
+def test_a_package_that_has_come_in_front_of_another_is_not_passed_over(finished, tmp_path, monkeypatch):
+    assert is_recalled(finished, ask())
+    (tmp_path / "click").mkdir()
+    (tmp_path / "click" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not is_recalled(finished, ask())
+
+
+def test_code_that_was_edited_is_other_code(tmp_path, monkeypatch):
+    path = tmp_path / "own_code.py"
+    path.write_text("a = 1")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    before = look_at_code(["own_code"], [str(path)])
+    assert before is not None
+    assert before["roots"]["own_code"][0] == str(path)
+    assert look_at_code(["own_code"], [str(path)]) == before
+    path.write_text("a = 2")
+    assert look_at_code(["own_code"], [str(path)]) != before
+    every = look_at_code()
+    assert every is not None
+    assert {"torch", "click", "spectral"} <= set(every["roots"])
+    assert torch.nn.functional.__file__ in every["files"]
+
+
+def test_installed_images_are_those_alone(tmp_path, monkeypatch):
+    """In a list their name is a folder's."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "samples").mkdir()
+    paint(tmp_path / "samples" / "a.png", 1)
+    named = ("samples", ["samples", "samples/a.png"])
+    before = [look_at_inputs({}, images) for images in named]
+    paint(tmp_path / "samples" / "a.png", 2)
+    after = [look_at_inputs({}, images) for images in named]
+    assert None not in (*before, *after)
+    same = [one.circumstances == other.circumstances for one, other in zip(before, after, strict=True)]
+    assert same == [True, False]
 
 
 def test_from_another_folder_a_name_may_mean_another_file(finished, monkeypatch):

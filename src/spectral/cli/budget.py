@@ -81,7 +81,7 @@ def budget(
     from spectral.table import describe_environment, write_csvs
 
     net, info, pictures = network.load_with_images(model, images, limit, seed, workers)
-    answer.depend_on(info)
+    answer.depend_on(model, info)
     answer.say(
         f"budget of {model}, weights {info.weights_id}, on {describe_images(pictures)}; shifts: {shifts}"
     )

@@ -1,11 +1,11 @@
 """Finished work, recognised by files alone: before torch is loaded, which takes longer than all that is left.
 
 At the end of a command what it said is noted, beside what that depends on: every argument, what is installed,
-the state of every file that was read and the digest of every file that was written. A file's state is its
-size, its place on the disk, its time and the time of its description, which the system alone sets. Where all
-of that is as it was, the same is said again instead of being found out again. Whatever can't be told from
-files alone has no note: code of the user's own, weights of a hub, other devices than the CPU, several
-processes.
+the state of every file that was read, those of all code that was loaded among them, and the digest of every
+file that was written. A file's state is its size, its place on the disk, its time and the time of its
+description, which the system alone sets. Where all of that is as it was, the same is said again instead of
+being found out again. Whatever can't be told from files alone has no note: code of the user's own, weights of
+a hub, other devices than the CPU, several processes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,9 +86,10 @@ class Answer:
         click.echo(text)
         self._said.append(text if again is None else again)
 
-    def depend_on(self, info: ModelInfo | None) -> None:
-        """Depend on a network that has just been loaded."""
-        files = look_at_files(info.files) if info is not None else None
+    def depend_on(self, name: str, info: ModelInfo | None) -> None:
+        """Depend on a network that has just been loaded; a file or folder of its name would be another."""
+        own = None if info is None or info.files is None else [*info.files, Path(split_name(name))]
+        files = look_at_files(own)
         known = self._network is not None and files is not None
         self._network = {**self._network, **files} if known else None  # type: ignore[dict-item]
 
@@ -148,8 +150,7 @@ def look_at_inputs(
     """
     begun, newest, digest = time.time(), 0, hashlib.sha256()
     try:
-        named = [images] if isinstance(images, str) else images
-        states = [*_look_at_images(named), *((str(path), look_at(path)) for path in read)]
+        states = [*_look_at_images(images), *((str(path), look_at(path)) for path in read)]
         for name, state in states:
             digest.update(repr((name, state)).encode("utf-8", "surrogatepass"))
             newest = max((newest, *state[-2:]))
@@ -198,6 +199,8 @@ def recall(out: Path, inputs: Inputs) -> Said | None:
         note = read_json(path, sealed=True)
         if note["circumstances"] != inputs.circumstances or not _are_as_before(note["network"]):
             return None
+        if look_at_code(note["code"]["roots"], note["code"]["files"]) != note["code"]:
+            return None
         if _digest_written(map(Path, note["written"])) != note["digests"]:
             return None
         return Said(note["said"], note["warned"])
@@ -236,14 +239,16 @@ def note_finished(
     (out / NOTE).unlink(missing_ok=True)
     if network is None or now is None or now.circumstances != before.circumstances:
         return False
-    if not _are_as_before(network):
+    code = look_at_code()
+    if not _are_as_before(network) or code is None:
         return False
-    newest = max([before.newest, *(max(state[-2:]) for state in network.values() if state)])
+    newest = max([before.newest, code["newest"], *(max(state[-2:]) for state in network.values() if state)])
     if not is_settled((newest, newest), before.begun):  # it may have changed since, and nobody could tell
         return False
     note = {
         "circumstances": before.circumstances,
         "network": network,
+        "code": code,
         "written": [str(path) for path in wrote],
         "digests": _digest_written(wrote),
         "said": said.said,
@@ -263,9 +268,54 @@ class _Unclear(Exception):  # noqa: N818 - it is caught and never seen
     """Files alone don't tell what images these are."""
 
 
-def _look_at_images(named: Sequence[str]) -> Iterator[tuple[str, State]]:
-    for one in named:
-        if one in _INSTALLED_IMAGES:
+def look_at_code(
+    roots: Iterable[str] | None = None, files: Iterable[str] | None = None
+) -> dict[str, Any] | None:
+    """Return where packages are found and what the states of their files are; None where that can't be told.
+
+    Args:
+        roots: names of packages, by default all that are loaded.
+        files: of code, by default all that is loaded.
+
+    Example:
+        >>> found = look_at_code(["spectral"], [spectral.__file__])
+        >>> found["files"] == [spectral.__file__]
+        True
+    """
+    if roots is None or files is None:
+        loaded = {name: module for name, module in list(sys.modules.items()) if name != "__main__"}
+        roots = {name.partition(".")[0] for name in loaded}
+        files = {
+            file for module in loaded.values() if isinstance(file := getattr(module, "__file__", None), str)
+        }
+    try:
+        found = {name: PathFinder.find_spec(name) for name in sorted(roots)}
+    except (ImportError, OSError, ValueError):  # of a broken package
+        return None
+    named = sorted(files)
+    states = [_look(file) for file in named]
+    return {
+        "roots": {name: _jsonable(spec and (spec.origin, list(spec.submodule_search_locations or ())))
+                  for name, spec in found.items()},
+        "files": named,
+        "newest": max((max(state[-2:]) for state in states if state), default=0),
+        "states": hashlib.sha256(repr(states).encode()).hexdigest(),
+    }  # fmt: skip
+
+
+def split_name(name: str) -> str:
+    """Return what of a network's name may be a path.
+
+    Example:
+        >>> split_name("timm/resnet18@random+flc")
+        'timm/resnet18'
+    """
+    return name.partition("@")[0].partition("+")[0]
+
+
+def _look_at_images(images: str | Sequence[str]) -> Iterator[tuple[str, State]]:
+    for one in [images] if isinstance(images, str) else images:
+        if images in _INSTALLED_IMAGES:  # among others it is a path
             continue
         path = Path(one).expanduser()
         if split_factory(one) is not None and not path.exists():

@@ -81,7 +81,7 @@ def measure(
     if answer.repeat():
         return
     net, info, pictures = network.load_with_images(model, images, limit, seed, workers, lazily=True)
-    answer.depend_on(info)
+    answer.depend_on(model, info)
     random = " (random weights, not trained)" if model.endswith("@random") else ""
     broken = _list_skipped(pictures)
     skipped = f"; {len(broken)} broken file(s) skipped" if broken else ""
@@ -182,8 +182,8 @@ def compare(
 
     nets, pictures = network.load_all(models, images, limit, seed, workers, lazily=True)
     infos = {name: spectral.model_info(net) for name, net in nets.items()}
-    for info in infos.values():
-        answer.depend_on(info)
+    for name, info in infos.items():
+        answer.depend_on(name, info)
     first = pictures[models[0]]
     sizes = {name: f" at {format_size(own.size)}" if own.size else "" for name, own in pictures.items()}
     shown = ", ".join(f"{name}{size}" for name, size in sizes.items())
@@ -263,7 +263,7 @@ def attribute(
     from spectral.stability import attribute_instability, measure_equivariance
 
     net, info, pictures = network.load_with_images(model, images, limit, seed, workers, lazily=True)
-    answer.depend_on(info)
+    answer.depend_on(model, info)
     answer.say(
         f"attributing {model}, weights {info.weights_id}, on {describe_images(pictures)}; sites altered by "
         f"{method}"

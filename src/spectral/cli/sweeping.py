@@ -82,7 +82,7 @@ def sweep(
 
     def load(name: str) -> nn.Module:
         net = spectral.load_model(name, device=choose_device(device))
-        answer.depend_on(spectral.model_info(net))
+        answer.depend_on(name, spectral.model_info(net))
         loaded.add(name)
         return net
 
