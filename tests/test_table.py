@@ -18,6 +18,7 @@ from faults import full_disk
 import spectral
 from spectral.errors import SpectralError
 from spectral.json_files import read_json, write_json
+from spectral.lazy import LazyTable
 from spectral.stats import estimate_mean
 from spectral.store import ShardStore
 from spectral.summary import SUMMARY_COLUMNS, summarize_measurements
@@ -193,6 +194,15 @@ class TestSummary:
         assert row["std"] == pytest.approx(std, rel=1e-12)
         assert row["ci_low"] == pytest.approx(max(2.5 - half, 0), rel=1e-9)
         assert row["ci_high"] == pytest.approx(2.5 + half, rel=1e-9)
+
+    def test_its_types_are_the_same_whether_the_rows_are_in_memory_or_wait(self):
+        again = AVR._replace(site="conv1@1", call=1)
+        rows = make_rows(NET, ["a", "b"], ["a", "b"], [AVR, again], np.array([[0.1, 0.2], [0.3, 0.4]]))
+        waiting = LazyTable(lambda: [rows], images=2)
+        late = summarize_measurements(waiting)
+        assert waiting.waits
+        pd.testing.assert_frame_equal(summarize_measurements(to_frame([rows])), late)
+        assert late["call"].dtype == np.int64
 
     def test_pooled_avr_weighs_by_power_and_leaves_silent_maps_out_of_the_mean(self):
         summary = summarize_measurements(table({AVR: [0.5, 0.1, 0.0], POWER: [1.0, 3.0, 0.0]}))

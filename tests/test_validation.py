@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import spectral
 from spectral.arguments import are_integers
-from spectral.errors import SpectralError
+from spectral.errors import BrokenJobError, SpectralError
 from spectral.validation import guard
 
 
@@ -24,6 +24,15 @@ def test_a_defect_of_ours_blames_no_argument():
     assert caught.value.__notes__ == [
         "spectral: trip was given what it takes, so this is a defect of it; please report it"
     ]
+
+
+def test_the_end_of_another_rank_is_nobodys_defect_here():
+    def meet() -> None:
+        raise BrokenJobError("a rank of this job ended; start the job again")
+
+    with pytest.raises(BrokenJobError, match=r"^a rank of this job ended; start the job again$") as caught:
+        guard(meet)()
+    assert not hasattr(caught.value, "__notes__")
 
 
 def test_an_unfit_argument_is_named_and_the_error_kept_behind_it():

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar, Union
 import numpy as np
 
 from spectral.arguments import is_integer
-from spectral.errors import SpectralError
+from spectral.errors import BrokenJobError, SpectralError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,6 +100,8 @@ def _wrap(function: Callable[..., Any], name: str) -> Callable[..., Any]:
             sentence = str(error)
             if "\n" in sentence or len(sentence) > LONGEST:  # what was given was written into it
                 raise type(error)(shorten(sentence, LONGEST, placeholder=" …")) from error
+            raise
+        except BrokenJobError:  # of another process, or known to all of them: no defect of this call
             raise
         except Exception as error:
             full = isinstance(error, OSError) and error.errno in _DISK

@@ -88,7 +88,7 @@ def _split_runs(measured: pd.DataFrame) -> Iterator[Place]:
         clusters = pd.factorize(own["cluster"].iloc[np.unique(images, return_index=True)[1]])[0]
         numbered = own.assign(image=images)
         for _, block in numbered.groupby(list(PLACE), sort=False):
-            facts = {str(key): block[key].iloc[0] for key in (*Origin._fields, *PLACE)}
+            facts = {str(key): block[key].head(1).tolist()[0] for key in (*Origin._fields, *PLACE)}
             columns = {str(metric): part for metric, part in block.groupby("metric", sort=False)}
 
             def column(
