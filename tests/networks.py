@@ -693,3 +693,21 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+
+class Falling(nn.Module):
+    """Takes bright images over a pool whose windows are unequal; may be told on which image to fail."""
+
+    end: Tensor | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.common, self.head = nn.Conv2d(3, 4, 3, 2, 1), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify."""
+        if Falling.end is not None and torch.equal(x[-1], Falling.end):
+            raise RuntimeError("fell")
+        x, bright = self.common(x), x.mean() > 1
+        return self.head((nn.functional.adaptive_avg_pool2d(x, 5) if bright else x).mean((2, 3)))  # type: ignore[no-any-return]

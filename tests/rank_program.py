@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.nn  # its functions' defaults are the group that is there when it is first loaded
 from dying import list_threads
+from networks import Falling
 from torch import Tensor, nn
 
 import spectral
@@ -186,6 +187,16 @@ def run_commands(folder: Path) -> None:
         spectral_command([*command, *FEW, "--out", str(folder / command[0])], standalone_mode=False)
 
 
+def fall(folder: Path) -> Any:
+    """Measure until the last image, whose rank has found by then what it is alone to know of."""
+    x = brightening(12)
+    Falling.end = x[-1]
+    try:
+        return spectral.measure(Falling(), x, out=folder, batch_size=1, progress=False)
+    finally:
+        Falling.end = None
+
+
 def refuse() -> dict[str, Any]:
     """Run a command that can't be done as a user's shell does: it says so and exits."""
     try:
@@ -212,6 +223,11 @@ def main(folder: Path) -> None:
         "fork in one process": lambda: spectral.measure(
             Fork(), brightening(12), together=False, **singly
         ),
+        "late reason": lambda: spectral.measure(Falling(), brightening(12), **singly),
+        "late reason in one process": lambda: spectral.measure(
+            Falling(), brightening(12), together=False, **singly
+        ),
+        "falls": lambda: fall(folder / "falls"),
         "one image": lambda: spectral.measure(plain(), pictures(1), **options),
         "weights": lambda: spectral.measure(plain(rank == count - 1), pictures(4), **options),
         "images": lambda: spectral.measure(plain(), pictures(4, int(rank == count - 1)), **options),

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
+
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from spectral.data import load_images
+from spectral.errors import SpectralError, SpectralWarning
 from spectral.measurement import measure
 from spectral.metrics import compute_avr
 from spectral.spectrum import compute_power_spectrum
+from spectral.store import read
 from spectral.summary import summarize_measurements
+from spectral.sweeping import sweep
+from spectral.sweeping.models import name_folders
 
 BRIGHT = [True, True, False, False, False, True]
 
@@ -92,6 +101,108 @@ def test_a_model_that_runs_image_by_image_goes_on_after_a_stop(tmp_path):
     keys = ["image", "site", "tap", "metric"]
     one, other = (table.sort_values(keys).reset_index(drop=True) for table in (whole, again))
     pd.testing.assert_frame_equal(one[[*keys, "value"]], other[[*keys, "value"]])
+
+
+class Stopping(nn.Module):
+    """Takes dark images another way, over a site with or without a dense map; ends before its n-th pass."""
+
+    left: float = float("inf")
+
+    def __init__(self, late: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.common, self.late, self.head = nn.Conv2d(3, 8, 3, 2, 1), late(), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify."""
+        if x.abs().sum() > 0:  # not the pass that finds sites
+            Stopping.left -= 1
+        if Stopping.left < 0:
+            raise RuntimeError("stopped")
+        x, dark = self.common(x), x.mean() < 0.1
+        return self.head((self.late(x) if dark else x).mean((2, 3)))
+
+
+LATE = {
+    "measurable": lambda: nn.Conv2d(8, 8, 3, 2, 1),
+    "not measurable": lambda: nn.AdaptiveAvgPool2d(5),
+}
+
+
+def tell(table: pd.DataFrame) -> tuple[object, ...]:
+    """All that a table says, whatever the order of its rows."""
+    keys = ["image", "site", "tap", "metric", "reason"]
+    rows = pd.DataFrame(table).sort_values(keys)[[*keys, "value"]].fillna(-1.0)
+    return rows.round(6).to_numpy().tolist(), table.attrs["sites"]
+
+
+@pytest.mark.parametrize("kind", LATE)
+def test_the_sites_are_the_same_when_the_same_call_comes_again(kind, tmp_path):
+    options = {"batch_size": 1, "progress": False}
+    whole = measure(Stopping(LATE[kind]), images(), ("avr",), **options)
+    assert [site["name"] for site in whole.attrs["sites"]] == ["common", "late"]
+    for _ in range(2):
+        again = measure(Stopping(LATE[kind]), images(), ("avr",), **options, out=tmp_path)
+        assert tell(again) == tell(whole)
+        assert read(tmp_path).attrs["sites"] == whole.attrs["sites"]
+
+
+@pytest.mark.parametrize("kind", LATE)
+def test_the_sites_are_the_same_wherever_it_was_stopped(kind, tmp_path, monkeypatch):
+    """Before any table of sites was written, while images that reach the late one are left or not."""
+    options = {"batch_size": 1, "progress": False}
+    whole, resumed = measure(Stopping(LATE[kind]), images(), ("avr",), **options), set()
+    for passes in range(1, 8):
+        out = tmp_path / str(passes)
+        monkeypatch.setattr(Stopping, "left", passes)
+        with suppress(SpectralError):
+            measure(Stopping(LATE[kind]), images(), ("avr",), **options, out=out)
+        monkeypatch.setattr(Stopping, "left", float("inf"))
+        again = measure(Stopping(LATE[kind]), images(), ("avr",), **options, out=out)
+        assert tell(again) == tell(whole), passes
+        resumed.add(again.attrs["resumed"])
+    assert resumed >= {1, 2, 3, 4, 5, 6}
+
+
+def test_what_has_nothing_but_reasons_says_them_once(tmp_path):
+    options = {"progress": False, "out": tmp_path}
+    with pytest.warns(SpectralWarning):
+        whole, again = (measure(nn.Sequential(nn.AdaptiveAvgPool2d(7)), images(), **options) for _ in "ab")
+    assert len(whole)
+    pd.testing.assert_frame_equal(again, whole)
+
+
+@pytest.mark.parametrize("kind", LATE)
+@pytest.mark.filterwarnings("ignore::spectral.errors.SpectralWarning")
+def test_a_sweep_knows_what_each_job_found(kind, tmp_path):
+    """A unit that another job has is left to it; whoever ends the run knows the sites of all, and why."""
+
+    def load(name: str) -> nn.Module:
+        return Stopping(LATE[name])
+
+    def run() -> pd.DataFrame:
+        options = {"unit": 1, "batch_size": 1, "workers": 0, "out": tmp_path / "out", "load": load}
+        return sweep([kind], str(tmp_path), ("avr",), **options)  # type: ignore[arg-type]
+
+    for i, light in enumerate(BRIGHT):
+        Image.new("RGB", (32, 32), (200, 210, 220) if light else (5, 6, 7)).save(tmp_path / f"{i}.png")
+    whole = measure(load(kind), load_images(tmp_path, size=224), ("avr",), batch_size=1, progress=False)
+    (folder,) = name_folders([kind]).values()
+    claimed = tmp_path / "out" / folder / "_queue" / "000005.json"
+    claimed.parent.mkdir(parents=True)
+    claimed.write_text('{"host": "elsewhere", "process": 1}')
+    assert run()["state"].tolist() == ["measured by process 1 on elsewhere"]
+    claimed.unlink()
+    table = run()
+    assert table[["state", "sites", "measurable"]].values.tolist() == [
+        ["finished", 2, 1 + (kind == "measurable")]
+    ]
+    rows = tmp_path / "out" / folder / "measurements"
+    assert tell(read(rows)) == tell(whole)
+    # Two jobs may meet a site at the same time: what can't be measured is told by the one that ends the run.
+    units = pd.concat([pd.read_parquet(path) for path in rows.glob("shard-u*")])
+    assert len(units)
+    assert set(units["reason"]) == {""}
 
 
 def test_a_site_that_a_batch_does_not_reach_is_no_end(tmp_path):

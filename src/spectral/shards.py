@@ -39,6 +39,7 @@ class Shard:
         sites: names of the sites that have values here.
         merged: names of the shards, besides its own, in whose place it is; None where there were none.
         seen: by image, what reading it has shown, where that is noted.
+        notes: of sites that not all images show, what is noted of them.
         cut: whether rows at its end are missing; it is as it was written otherwise.
         content: the file's bytes.
         seal: the digest that it was written with.
@@ -51,6 +52,7 @@ class Shard:
     sites: list[str]
     merged: list[str] | None
     seen: dict[str, list[Any]]
+    notes: list[dict[str, Any]]
     cut: bool
     content: bytes
     seal: str
@@ -81,7 +83,7 @@ def write_shard(folder: Path, facts: Mapping[str, Any], rows: pa.Table) -> Path:
 
     Args:
         folder: where to.
-        facts: its run, writer, number and part, and what was ``seen`` of its images.
+        facts: its run, writer, number and part, what was ``seen`` of its images, and ``notes`` of sites.
         rows: of whole images.
 
     Raises:
@@ -202,10 +204,10 @@ def open_shard(path: Path, run: str) -> Shard:
             raise StorageError(f"{path} isn't what was written; {_WAY_OUT}")
         facts = {**facts, **_describe(table)}
     reasons = {Key(*key): reason for *key, reason in facts["reasons"]}
-    merged, seen = facts.get("merged"), facts.get("seen", {})
+    merged, seen, notes = facts.get("merged"), facts.get("seen", {}), facts.get("notes", [])
     return Shard(
-        path, facts["images"], facts["rows"], reasons, facts["sites"], merged, seen, not intact, content,
-        str(facts.get("seal", "")),
+        path, facts["images"], facts["rows"], reasons, facts["sites"], merged, seen, notes, not intact,
+        content, str(facts.get("seal", "")),
     )  # fmt: skip
 
 

@@ -142,6 +142,11 @@ class ShardStore:
         """Names of the sites that have values."""
         return set(self._look().sites)
 
+    def known_sites(self) -> dict[str, dict[str, Any]]:
+        """What is noted of sites beside the rows: of all at a run's end, before of those some images show."""
+        noted = {site["name"]: site for site in self._noted.get("sites", ())}
+        return {**noted, **self._look().notes, **noted}
+
     def seen(self) -> dict[str, list[Any]]:
         """What reading the finished images has shown of them, where `append` was told."""
         return dict(self._look().seen)
@@ -150,19 +155,25 @@ class ShardStore:
         """Classes of the finished images, as far as they have any in the rows."""
         return dict(self._look().labels)
 
-    def append(self, rows: pa.Table, seen: Mapping[str, list[Any]] | None = None) -> None:
+    def append(
+        self,
+        rows: pa.Table,
+        seen: Mapping[str, list[Any]] | None = None,
+        sites: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         """Write one shard: all of it or nothing.
 
         Args:
             rows: of whole images.
             seen: what reading these images has shown, by which they are told from others of their names.
+            sites: what is to be noted of sites that not all images show.
         """
         self._require_place()
         own = dict(seen or {})
-        path = write_shard(self.folder, self._describe(self._next, own), rows)
+        path = write_shard(self.folder, self._describe(self._next, own, sites), rows)
         self._next += 1
         self._contents, self._small_known = None, True
-        self._small.append(_Small(path, rows.num_rows, rows, own))
+        self._small.append(_Small(path, rows.num_rows, rows, own, sites))
         while len(self._small) >= MOST_SMALL or sum(shard.size for shard in self._small) >= MERGED_ROWS:
             self._merge()
 
@@ -205,8 +216,10 @@ class ShardStore:
                 f"where it was moved to: run the same command there to continue it"
             )
 
-    def _describe(self, number: int, seen: Mapping[str, list[Any]]) -> dict[str, Any]:
-        known = {"seen": seen} if seen else {}
+    def _describe(
+        self, number: int, seen: Mapping[str, list[Any]], sites: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        known = {name: own for name, own in (("seen", seen), ("notes", list(sites))) if own}
         return {
             "run": self.run,
             "writer": self._writer,
@@ -229,7 +242,8 @@ class ShardStore:
             rows = pa.concat_tables(tables, promote_options="permissive")
             paths = [shard.path for shard in group]
             seen = {image: own for shard in group for image, own in shard.seen.items()}
-            merge_shards(self.folder, self._describe(_number(paths[0]), seen), paths, rows)
+            sites = [site for shard in group for site in shard.sites]
+            merge_shards(self.folder, self._describe(_number(paths[0]), seen, sites), paths, rows)
 
     def _look(self) -> _Contents:
         """Find out what is there; a shard that was cut is removed, to be measured again."""
@@ -247,7 +261,7 @@ class ShardStore:
                 else:
                     found.add(shard)
                     if not self._small_known and shard.merged is None and shard.path in own:
-                        self._small.append(_Small(shard.path, shard.rows, seen=shard.seen))
+                        self._small.append(_Small(shard.path, shard.rows, seen=shard.seen, sites=shard.notes))
             if lost > len(found.images):
                 warnings.warn(
                     f"{self.folder} lacks the rows of {lost - len(found.images)} images that it had: a shard "
@@ -283,6 +297,7 @@ class _Small(NamedTuple):
     size: int
     rows: pa.Table | None = None
     seen: Mapping[str, list[Any]] = {}
+    sites: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass
@@ -294,6 +309,7 @@ class _Contents:
     sites: set[str] = field(default_factory=set)
     seen: dict[str, list[Any]] = field(default_factory=dict)
     labels: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def add(self, shard: Shard) -> None:
         self.labels.update(shard.labels())
@@ -301,6 +317,9 @@ class _Contents:
         self.seen.update(shard.seen)
         self.reasons = {**shard.reasons, **self.reasons}
         self.sites.update(shard.sites)
+        for site in shard.notes:
+            if site["name"] not in self.notes or not self.notes[site["name"]]["reason"]:
+                self.notes[site["name"]] = site
 
 
 def read(folder: str | Path) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from spectral.operators import Size
@@ -22,17 +22,31 @@ def describe_sites(sites: Sequence[Site], failed: Mapping[str, str] | None = Non
         >>> describe_sites(find_sites(nn.Sequential(nn.Conv2d(3, 4, 3, 2)), 9))[0]["output_size"]
         '4x4'
     """
-    reasons = {site.name: site.reason or (failed or {}).get(site.name) for site in sites}
-    return [
+    records = [
         {
             "name": site.name, "call": site.call, "op": site.op, "kernel": by(site.kernel),
             "stride": by(site.stride), "input_size": by(site.input_size),
             "output_size": by(site.output_size), "channels": site.channels,
-            "measurable": reasons[site.name] is None, "dense_map": site.rule, "signal": site.signal,
-            "reason": reasons[site.name],
+            "measurable": site.reason is None, "dense_map": site.rule, "signal": site.signal,
+            "reason": site.reason,
         }
         for site in sites
     ]  # fmt: skip
+    return note_failures(records, failed or {})
+
+
+def note_failures(records: Collection[Mapping[str, Any]], failed: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return records of sites with the reasons that were found while measuring, where they had none before.
+
+    Example:
+        >>> note_failures([{"name": "conv", "measurable": True, "reason": None}], {"conv": "broken"})
+        [{'name': 'conv', 'measurable': False, 'reason': 'broken'}]
+    """
+    reasons = [record["reason"] or failed.get(record["name"]) for record in records]
+    return [
+        {**record, "measurable": reason is None, "reason": reason}
+        for record, reason in zip(records, reasons, strict=True)
+    ]
 
 
 def by(size: Size) -> str:

@@ -17,7 +17,6 @@ from tqdm import tqdm
 from spectral.data import ListedImages
 from spectral.errors import SpectralError
 from spectral.lazy import gather
-from spectral.measurement.description import describe_sites
 from spectral.measurement.images import (
     describe_seen,
     is_listed,
@@ -102,13 +101,13 @@ class _Job:
                 self.store = ShardStore(out, run.config, self.provenance, run.identity)
                 refuse_changed(run.images, run.labels, self.store)
                 found = {"done": self.store.finished_images(), "reasons": self.store.reasons(),
-                         "measured": self.store.measured_sites(), **self.store.invitation}  # fmt: skip
+                         "measured": self.store.measured_sites(), "sites": self.store.known_sites(),
+                         **self.store.invitation}  # fmt: skip
         found = ranks.exchange(found)[0]
         self.done = found["done"]
         if not ranks.first:
             self.store = ShardStore.join(out, found, f"r{ranks.rank:03d}")
-        if self.done:
-            run.resume(found["reasons"], found["measured"])
+        run.resume(found["reasons"], found["measured"], found["sites"])
 
     def measure(self, progress: bool) -> pd.DataFrame:
         """Measure what is left, and return all there is."""
@@ -133,7 +132,7 @@ class _Job:
         with ranks.agreeing():
             self._keep(run.conclude())
         table = self._collect(concluded.get("images", ""))
-        records = describe_sites(run.sites, run.failed)
+        records = run.describe_sites()
         with ranks.agreeing():
             if self.store and ranks.first:
                 self.store.finish(records, concluded)
@@ -180,7 +179,8 @@ class _Job:
             return
         if self.store:
             names = [name for name in pc.unique(rows["image"]).to_pylist() if name]
-            self.store.append(rows, describe_seen(self.run.images, names, self.run.config))
+            seen = describe_seen(self.run.images, names, self.run.config)
+            self.store.append(rows, seen, self.run.describe_news())
         else:
             self.kept.append(rows)
 

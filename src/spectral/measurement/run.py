@@ -20,7 +20,7 @@ from spectral.identity import Identity, Stillness, identify
 from spectral.inputs import Inputs
 from spectral.intake import Feed
 from spectral.interrupts import raise_kept, undivided
-from spectral.measurement.description import by
+from spectral.measurement.description import by, describe_sites, note_failures
 from spectral.measurement.images import find_clusters, identify_images, is_listed
 from spectral.measurement.meter import Batch, Meter
 from spectral.sites import Site, find_sites, watch_sites
@@ -35,14 +35,12 @@ class State:
     Attributes:
         failed: why sites can't be measured.
         verified: sites that can be.
-        written: what has its reason in the rows.
-        late: images that reached a site which the first one doesn't, by its name.
+        sites: what is known of each, as `describe_sites` writes it.
     """
 
     failed: dict[str, str]
     verified: set[str]
-    written: set[Key]
-    late: dict[str, list[int]]
+    sites: list[dict[str, Any]]
 
 
 class Run:
@@ -80,8 +78,10 @@ class Run:
         self.metrics = self._choose_metrics(metrics, demanded)
         self.sites: list[Site] = []
         self._written: set[Key] = set()  # what has its reason in the rows
-        self._late: dict[str, list[int]] = {}
         self._stillness = Stillness()
+        self._known: dict[str, dict[str, Any]] = {}  # what is known of sites, also of those others have found
+        self._late: set[str] = set()  # names of sites that the first image doesn't reach
+        self._noted: dict[str, dict[str, Any]] = {}  # what shards say of sites
         self._varies = False  # whether other images may reach other sites
         self._predicts = "sis" in self.metrics or not feed.find_obstacle()[0]
         self._matching = feed.matching
@@ -158,9 +158,9 @@ class Run:
         Raises:
             SpectralError: if nothing of what was asked for could be.
         """
-        for site in self._measurable:
-            if site.name not in self.verified:
-                self.failed.setdefault(site.name, "it didn't run on any of the images")
+        for site in self.describe_sites():
+            if site["measurable"] and site["name"] not in self.verified:
+                self.failed.setdefault(site["name"], "it didn't run on any of the images")
         if self._demanded and self._is_hopeless():
             raise SpectralError(f"{self.name} has nothing to measure: {_join(self.failed)}")
         return self._list_reasons()
@@ -171,7 +171,7 @@ class Run:
         self._extractor = listening.enter_context(self._listen())
         for chosen, inputs in self.feed.batches(batch_size, indices=indices):
             raise_kept()
-            if self._find_late_sites(inputs, chosen):
+            if self._find_late_sites(inputs):
                 listening.close()
                 self._extractor = listening.enter_context(self._listen())
             batch = self._meter.measure(inputs, chosen, self._extractor)
@@ -218,7 +218,7 @@ class Run:
         """Whether no image can have a value: there is no prediction, and each site has failed."""
         return not self._predicts and all(site.name in self.failed for site in self._measurable)
 
-    def _find_late_sites(self, inputs: Inputs, chosen: list[int]) -> bool:
+    def _find_late_sites(self, inputs: Inputs) -> bool:
         """Look for sites that the first image didn't reach, where the way of a pass depends on the image."""
         if not self._varies:
             return False
@@ -226,12 +226,25 @@ class Run:
         with suppress(SpectralError):  # if the model can't run on this batch, the measurement will say so
             late = [site for site in find_sites(self.model, inputs) if site.name not in known]
             self.sites = [*self.sites, *late]
-            self._late |= {site.name: chosen for site in late}
+            self._late.update(site.name for site in late)
             return any(site.measurable for site in late)
         return False
 
-    def resume(self, reasons: Mapping[Key, str], measured: set[str]) -> None:
-        """Go on behind what an earlier run has written: reasons by key, and the sites that have values."""
+    def resume(
+        self, reasons: Mapping[Key, str], measured: set[str], sites: Mapping[str, dict[str, Any]]
+    ) -> None:
+        """Go on behind what an earlier run has written.
+
+        Args:
+            reasons: why what has a row without a value couldn't be measured.
+            measured: names of the sites that have values.
+            sites: what is noted of sites beside the rows, by name.
+        """
+        self.describe_sites()  # the model's own come first
+        for name, site in sites.items():
+            self._known.setdefault(name, site)
+        self._noted = dict(sites)
+        self.failed.update({name: site["reason"] for name, site in sites.items() if site["reason"]})
         self.failed.update({key.site: reason for key, reason in reasons.items() if key.site})
         self.verified.update(measured)
         self._written = set(reasons)
@@ -239,18 +252,39 @@ class Run:
     @property
     def state(self) -> State:
         """What the images so far have shown of the network."""
-        return State(dict(self.failed), set(self.verified), set(self._written), dict(self._late))
+        return State(dict(self.failed), set(self.verified), self.describe_sites())
 
     def follow(self, states: Sequence[State]) -> None:
-        """Take over what other images have shown, in order; what was found before stays."""
+        """Take over what the images of all have shown, in their order: the same on every rank."""
+        failed: dict[str, str] = {}
+        self._known = {}
         for state in states:
-            for name, chosen in state.late.items():
-                if all(site.name != name for site in self.sites):
-                    self._find_late_sites(self.feed.load(chosen), chosen)
-            for name, reason in state.failed.items():
-                self.failed.setdefault(name, reason)
+            for site in state.sites:
+                self._known.setdefault(site["name"], site)
+            failed = {**state.failed, **failed}
             self.verified.update(state.verified)
-            self._written |= state.written
+        self.failed.update(failed)
+
+    def describe_sites(self) -> list[dict[str, Any]]:
+        """Describe the sites that the images so far have shown, in the order in which they were found."""
+        for site in self.sites:
+            if site.name not in self._known:
+                self._known[site.name] = describe_sites([site])[0]
+        return note_failures(self._known.values(), self.failed)
+
+    def describe_news(self) -> list[dict[str, Any]]:
+        """Describe what of the sites only some images show, as far as that isn't noted beside the rows yet.
+
+        With that a run goes on which ends before all that its images have shown is put together.
+        """
+        new = [
+            site
+            for site in self.describe_sites()
+            if (site["name"] in self._late or site["name"] in self.failed)
+            and site != self._noted.get(site["name"])
+        ]
+        self._noted |= {site["name"]: site for site in new}
+        return new
 
     @cached_property
     def origin(self) -> Origin:
@@ -263,9 +297,9 @@ class Run:
         labelled = any(label is not None for label in self.images.labels)
         reasons = {Key(metric): reason for metric, reason in self.missing.items()}
         reasons[Key("label")] = self._matching.reason if labelled and self._predicts else ""
-        for site in self.sites:
-            reason = site.reason or self.failed.get(site.name) or ""
-            reasons[Key("", site.name, site.call, site.op, by(site.stride))] = reason
+        for site in self.describe_sites():
+            key = Key("", site["name"], site["call"], site["op"], site["stride"])
+            reasons[key] = site["reason"] or ""
         new = {key: why for key, why in reasons.items() if why and key not in self._written}
         self._written |= set(new)
         return make_reasons(self.origin, new)

@@ -30,9 +30,10 @@ from spectral.sameness import refuse_other
 from spectral.schema import RUN_FILE, fill_words
 from spectral.store import LostImagesError, ShardStore, read, read_run
 from spectral.summary import SITES_TABLE, SUMMARY_FILE, summarize_measurements, write_summary
+from spectral.sweeping.averages import average_sites, read_table
 from spectral.sweeping.claims import Claims
 from spectral.sweeping.models import name_folders
-from spectral.table import PROVENANCE, read_csv, write_csvs
+from spectral.table import PROVENANCE, split_reasons, write_csvs
 from spectral.writers import claim, cooperate
 
 OPTIONS, QUEUE = "_sweep.json", "_queue"
@@ -237,7 +238,7 @@ class _Network:
         store = self._join("look")
         refuse_changed(run.images, run.labels, store)
         done = store.finished_images()
-        run.resume(store.reasons(), store.measured_sites())
+        run.resume(store.reasons(), store.measured_sites(), store.known_sites())
         for at, images in enumerate(self.plan.units):
             name = f"{at:06d}"
             if not self.claims.is_done(name):
@@ -257,12 +258,12 @@ class _Network:
         with claim(self.rows):
             store = ShardStore(self.rows, run.config, run.provenance(self.plan.batch_size), run.identity)
             if not store.finished_images():
+                run.resume(store.reasons(), store.measured_sites(), store.known_sites())
                 first = range(len(run.images))[: self.plan.batch_size]
                 rows = measure_part(run, list(first), self.plan.batch_size)
                 if len(rows):
-                    store.append(
-                        rows, describe_seen(run.images, run.images.ids[: self.plan.batch_size], run.config)
-                    )
+                    seen = describe_seen(run.images, run.images.ids[: self.plan.batch_size], run.config)
+                    store.append(rows, seen, run.describe_news())
         self.claims.mark(_BEGIN)
         return True
 
@@ -274,9 +275,11 @@ class _Network:
                 # A job has died before it could say so.
                 done = store.finished_images()
                 images = [i for i in images if run.images.ids[i] not in done]
-            rows = measure_part(run, list(images), self.plan.batch_size) if images else ()
+            # What can't be measured has its rows from whoever ends the run, once, whoever has found it.
+            rows = split_reasons(measure_part(run, list(images), self.plan.batch_size))[0] if images else ()
             if len(rows):
-                store.append(rows, describe_seen(run.images, [run.images.ids[i] for i in images], run.config))
+                seen = describe_seen(run.images, [run.images.ids[i] for i in images], run.config)
+                store.append(rows, seen, run.describe_news())
         self.claims.mark(name)
 
     def end(self, run: Run) -> None:
@@ -311,8 +314,8 @@ class _Network:
         row: dict[str, Any] = {"model": self.model, "folder": self.folder.name}
         if not self.failure and self.finished:
             try:
-                summary, sites = (_read_csv(self.folder / name) for name in (SUMMARY_FILE, SITES_TABLE))
-                return {**row, "state": "finished", **_average(summary, sites)}
+                summary, sites = (read_table(self.folder / name) for name in (SUMMARY_FILE, SITES_TABLE))
+                return {**row, "state": "finished", **average_sites(summary, sites)}
             except SpectralError as error:
                 self.failure = str(error)
         if self.failure:
@@ -350,30 +353,6 @@ def _work(networks: Sequence[_Network], report: Callable[[str], None]) -> None:
         time.sleep(_POLL)  # another job finds out what can be measured; then there is work for all
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
-    try:
-        return read_csv(path, keep_default_na=False, na_values=[""])  # a site may be called NA
-    except pd.errors.EmptyDataError:
-        return pd.DataFrame()  # of a network without sites
-
-
-def _average(summary: pd.DataFrame, sites: pd.DataFrame) -> dict[str, Any]:
-    """Return the SIS of a network, and the means over its sites of the means of each metric at each tap."""
-    known = summary[summary["reason"].isna()]
-    at_sites, whole = known[known["site"].notna()], known[known["site"].isna()]
-    row: dict[str, Any] = {
-        "weights": summary["weights"].iloc[0],
-        "images": int(known["n"].max()) if len(known) else 0,
-        "sites": len(sites),
-        "measurable": int(sites["measurable"].sum()) if len(sites) else 0,
-    }
-    for one in whole[whole["metric"] == "sis"].to_dict("records"):
-        row |= {"sis": one["mean"], "sis_ci_low": one["ci_low"], "sis_ci_high": one["ci_high"]}
-    for (tap, metric), block in at_sites.groupby(["tap", "metric"], sort=False):
-        row[f"{metric}_{tap}"] = float(block["mean"].mean())
-    return row
-
-
 def _tabulate(networks: Sequence[_Network], folder: Path) -> pd.DataFrame:
     """Write the tables of the sweep so far, and return that of the networks."""
     first = ["model", "weights", "folder", "state", "images", "sites", "measurable", "sis", "sis_ci_low",
@@ -386,7 +365,7 @@ def _tabulate(networks: Sequence[_Network], folder: Path) -> pd.DataFrame:
         for column in ("images", "sites", "measurable"):
             table[column] = table[column].astype("Int64")
         tables = {folder / TABLE: table}
-        done = [_read_csv(network.folder / SUMMARY_FILE) for network in networks
+        done = [read_table(network.folder / SUMMARY_FILE) for network in networks
                 if network.finished and not network.failure]  # fmt: skip
         if done:
             tables[folder / SUMMARY_FILE] = pd.concat(done, ignore_index=True)
