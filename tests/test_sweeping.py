@@ -228,6 +228,42 @@ class TestClaims:
             assert mine
         assert list(tmp_path.glob("*")) == []
 
+    def test_one_of_a_time_to_come_is_taken_over(self, tmp_path):
+        """As of a host whose clock was wrong, or of a copied folder: it would never grow old."""
+        path = tmp_path / "a.json"
+        path.write_text(json.dumps({"host": "elsewhere", "process": 1}))
+        os.utime(path, (time.time() + 10 * STALE,) * 2)
+        assert Claims(tmp_path).list_taken() == {}
+        with Claims(tmp_path).take("a") as mine:
+            assert mine
+
+    def test_who_waits_says_for_whom(self, tmp_path):
+        path, said = tmp_path / "a.json", []
+        path.write_text(json.dumps({"host": "elsewhere", "process": 1}))
+
+        def report(text: str) -> None:
+            said.append(text)
+            path.unlink()
+
+        with Claims(tmp_path).waiting("a", report):
+            assert said == [f"waits for process 1 on elsewhere, which has {path}"]
+
+    def test_a_sweep_says_for_whom_it_waits(self, tmp_path):
+        path, said = folder_of(tmp_path, NETS[0]) / "_queue" / "begin.json", []
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"host": "elsewhere", "process": 1}))
+
+        def report(text: str) -> None:
+            said.append(text)
+            if "waits" in text:
+                path.unlink()
+
+        assert list(run(tmp_path, NETS[:1], report=report)["state"]) == ["finished"]
+        assert (
+            said.count(f"{NETS[0]}: waits for process 1 on elsewhere, which finds out what can be measured")
+            == 1
+        )
+
     def test_one_that_slept_until_it_was_taken_over_leaves_the_other_s(self, tmp_path):
         path = tmp_path / "a.json"
         with Claims(tmp_path).take("a") as first:

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -68,13 +68,19 @@ class Claims:
                     path.unlink(missing_ok=True)
 
     @contextmanager
-    def waiting(self, name: str) -> Iterator[None]:
-        """Have a short piece of work, after whoever has it now."""
+    def waiting(self, name: str, report: Callable[[str], None] = lambda text: None) -> Iterator[None]:
+        """Have a short piece of work, after whoever has it now, and report for whom it waits."""
+        said = before = ""
         while True:
             with self.take(name) as mine:
                 if mine:
                     yield
                     return
+            owner = self.list_taken().get(name, "")
+            if owner == before != said:  # for more than a moment
+                report(f"waits for {owner}, which has {self.folder / name}.json")
+                said = owner
+            before = owner
             time.sleep(0.2)
 
     def list_taken(self) -> dict[str, str]:
@@ -151,7 +157,7 @@ class Claims:
             return False  # it has just ended
         except (OSError, ValueError, KeyError, TypeError):
             gone = False  # it is being written
-        return gone or age > STALE
+        return gone or abs(age) > STALE  # nobody who is at work gives it a time that is still to come
 
     def now(self) -> float:
         """What the disk's own clock says, which hosts needn't agree with."""

@@ -110,10 +110,10 @@ def sweep(
         as_integer(batch_size, "sweep: batch_size", least=1), as_integer(unit, "sweep: unit", least=1),
         load or (lambda name: load_model(name, device=device)),
     )  # fmt: skip
-    plan.agree()
+    plan.agree(report)
     networks = [_Network(model, folder / name, plan) for model, name in folders.items()]
     _work(networks, report)
-    return _tabulate(networks, folder)
+    return _tabulate(networks, folder, report)
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,11 @@ class _Plan:
         count = len(self.pictures())
         return [range(at, min(at + self.unit, count)) for at in range(0, count, self.unit)]
 
-    def agree(self) -> None:
+    def agree(self, report: Callable[[str], None]) -> None:
         """Make sure that the folder is of this sweep.
+
+        Args:
+            report: is told for whom it has to wait.
 
         Raises:
             SpectralError: if it is of another one, or can't be written.
@@ -157,7 +160,7 @@ class _Plan:
                "metrics": sorted(self.metrics) if self.metrics else None,
                "taps": sorted(self.taps)}  # fmt: skip
         path = self.folder / OPTIONS
-        with Claims(self.folder / QUEUE).waiting("options"):
+        with Claims(self.folder / QUEUE).waiting("options", report):
             if not os.path.lexists(path):
                 write_json(own, path, sealed=True)
             before = read_json(path, sealed=True, way_out=_WAY_OUT)
@@ -309,6 +312,11 @@ class _Network:
         record = read_run(self.rows)
         return ShardStore.join(self.rows, {"run": record["run"], "parts": record["parts"]}, writer)
 
+    def describe_wait(self) -> str:
+        """Say who finds out what of it can be measured, if another job does."""
+        owner = self.claims.list_taken().get(_BEGIN)
+        return f"{self.model}: waits for {owner}, which finds out what can be measured" if owner else ""
+
     def describe(self) -> dict[str, Any]:
         """Return its row of the table."""
         row: dict[str, Any] = {"model": self.model, "folder": self.folder.name}
@@ -327,6 +335,7 @@ class _Network:
 def _work(networks: Sequence[_Network], report: Callable[[str], None]) -> None:
     """Do what nobody else does, as long as there is something."""
     start = networks[0].claims.now()
+    said: set[str] = set()
     while True:
         did = False
         # First those that nobody works on, so that few jobs have to load each network.
@@ -350,14 +359,17 @@ def _work(networks: Sequence[_Network], report: Callable[[str], None]) -> None:
         waiting = [one for one in networks if not one.failure and one.list_work() == [_BEGIN]]
         if not waiting:
             return
+        for text in {one.describe_wait() for one in waiting} - said - {""}:
+            report(text)
+            said.add(text)
         time.sleep(_POLL)  # another job finds out what can be measured; then there is work for all
 
 
-def _tabulate(networks: Sequence[_Network], folder: Path) -> pd.DataFrame:
+def _tabulate(networks: Sequence[_Network], folder: Path, report: Callable[[str], None]) -> pd.DataFrame:
     """Write the tables of the sweep so far, and return that of the networks."""
     first = ["model", "weights", "folder", "state", "images", "sites", "measurable", "sis", "sis_ci_low",
              "sis_ci_high"]  # fmt: skip
-    with Claims(folder / QUEUE).waiting("tables"):
+    with Claims(folder / QUEUE).waiting("tables", report):
         table = pd.DataFrame([network.describe() for network in networks])
         rest = [column for column in table.columns if column not in (*first, "reason")]
         table = table.reindex(columns=[*first, *rest, "reason"])
