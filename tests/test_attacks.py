@@ -13,7 +13,7 @@ import torch
 from networks import Pictures, unchanged
 from torch import Tensor, nn
 
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, SpectralWarning
 from spectral.perturb import ATTACKS, attacks, measure_robustness
 
 EPSILON = 8 / 255
@@ -280,7 +280,9 @@ SOME = uniform(4, 3, 4, 4)
         (Pair(), SOME, {"attacks": ["fgsm", "fgsm"]}, "expected attacks, each once, got fgsm, fgsm"),
         (Pair(), SOME, {"epsilon": 0}, r"epsilon must be above 0 and at most 1 .*, got 0"),
         (Pair(), SOME, {"epsilon": 8}, r"epsilon must be above 0 and at most 1 .*, got 8"),
-        (Pair(), SOME, {"seed": -1}, "seed must be ≥ 0, got -1"),
+        (Pair(), SOME, {"epsilon": "8/255"}, r"epsilon must be above 0 and at most 1 .*, got '8/255'"),
+        (Pair(), SOME, {"seed": -1}, "measure_robustness: seed must be a whole number ≥ 0, got -1"),
+        (Pair(), SOME, {"seed": 1.5}, "measure_robustness: seed must be a whole number ≥ 0, got 1.5"),
         (Pair(), SOME[:0], {}, "there are no images"),
         (FirstPixels(), 2 * SOME, {}, r"expected images in \[0, 1\], got values from 0\.\d+ to 1\.\d+"),
         (nn.Identity(), SOME, {}, r"expected a classifier with logits of shape \(\d, K ≥ 2\)"),
@@ -323,15 +325,121 @@ def test_a_failure_leaves_the_network_as_it_was():
         measure(net, uniform(2, 3, 4, 5), "fgsm")
 
 
-@pytest.mark.parametrize(
-    ("pixel", "start", "robust"),
-    [(0.505, -0.9, False), (0.495, 0.9, False), (0.495, -0.9, True)],
-    ids=["only from the image itself", "only from the random start", "from neither"],
-)
-def test_pgd_starts_from_the_image_and_from_a_random_place(pixel, start, robust, monkeypatch):
+def start_at(start: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         attacks, "_draw_starts", lambda target: torch.full_like(target.images, start * target.epsilon)
     )
+
+
+@pytest.mark.parametrize(
+    ("pixel", "start"),
+    [(0.505, -0.9), (0.495, 0.9)],
+    ids=["only from the image itself", "only from the random start"],
+)
+def test_pgd_starts_from_the_image_and_from_a_random_place(pixel, start, monkeypatch):
+    start_at(start, monkeypatch)
     images = Pictures(torch.full((2, 3, 4, 4), pixel))
     table = measure_robustness(Ramp(), images, "pgd-10", epsilon=0.03, progress=False)
-    assert table["robust"].tolist() == [robust] * 2
+    assert table["robust"].tolist() == [False] * 2
+
+
+# Gradients that are 0 --------------------------------------------------------------------------------------
+
+
+class Rounded(nn.Module):
+    """A network that sees 8 bits: it gives no gradients."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net((x * 255).round() / 255)
+
+
+class Scaled(nn.Module):
+    """The same classes at the same places, from logits so many times as large."""
+
+    def __init__(self, net: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.net, self.factor = net, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * self.net(x)
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "pgd-3", "apgd-ce"])
+@pytest.mark.parametrize("change", [Rounded, lambda net: Scaled(net, 1e6)], ids=["rounded", "scaled"])
+def test_a_network_that_hides_its_gradients_from_every_attack_is_refused(attack, change):
+    net = change(small_network())
+    with unchanged(net), pytest.raises(SpectralError, match=r"no image could be attacked.*hides.*autoattack"):
+        measure(net, uniform(5, 3, 8, 8), attack, batch_size=2)
+
+
+def test_pgd_attacks_nothing_where_both_starts_are_flat(monkeypatch):
+    start_at(-0.9, monkeypatch)
+    with pytest.raises(SpectralError, match="no image could be attacked"):
+        measure(Ramp(), torch.full((2, 3, 4, 4), 0.495), "pgd-10", epsilon=0.03)
+
+
+def test_images_that_no_gradient_reaches_are_neither_robust_nor_not_and_are_counted():
+    pixels = torch.full((5, 3, 4, 4), 0.495)  # flat
+    pixels[3:] = 0.505  # moved to class 1
+    images = Pictures(pixels, [0, 3, None, 0, 3])
+    with pytest.warns(SpectralWarning, match=r"couldn't be attacked: fgsm 3 of 5; .*'robust' is missing"):
+        table = measure_robustness(Ramp(), images, ["fgsm"], epsilon=0.03, batch_size=2, progress=False)
+    assert table["robust"].tolist() == [pd.NA] * 3 + [False] * 2
+    assert table["robust_correct"].tolist() == [pd.NA] * 3 + [False] * 2
+    assert table["correct"].tolist() == [True, False, pd.NA, True, False]
+    assert table["adversarial"].tolist() == [0, 0, 0, 1, 1]
+    assert str(table["robust"].dtype) == "boolean"
+
+
+def test_what_needs_no_gradients_is_kept_where_others_fail():
+    net, x = Rounded(FirstPixels()), uniform(4, 3, 3, 3)
+    with pytest.warns(SpectralWarning, match=r"couldn't be attacked: fgsm 4 of 4; the gradient"):
+        table = measure(net, x, ["fgsm", "autoattack"], epsilon=0.9).set_index("attack")
+    assert table.loc["fgsm", "robust"].isna().all()
+    assert table.loc["autoattack", "robust"].tolist() == [False] * 4
+
+
+class Above(nn.Module):
+    """Class 0, at any brightness; class 1 is nearer where it is brighter."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([torch.full((len(x),), 2.0), x.mean((1, 2, 3))], 1)
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "apgd-ce"])
+def test_an_image_that_was_attacked_in_vain_is_robust(attack):
+    """Every step leads out of [0, 1], so that the image stays as it was although there is a gradient."""
+    table = measure(Above(), torch.ones(2, 3, 4, 4), attack)
+    assert table["distance"].tolist() == [0, 0]
+    assert table["robust"].tolist() == [True, True]
+    assert str(table["robust"].dtype) == "bool"
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "pgd-3", "apgd-ce"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_small_gradients_survive_the_precision_of_the_network(attack, dtype):
+    """The gradient of the cross-entropy is some 1e-9 where the margin is 20: 0 in half precision."""
+    net, x = Scaled(small_network(), 1), uniform(4, 3, 8, 8)
+    with torch.no_grad():
+        top = net.eval()(x).topk(2).values
+        net.factor = float(30 / (top[:, 0] - top[:, 1]).min())
+    table = measure(net.to(dtype), x, attack, epsilon=0.3)
+    assert table["robust"].tolist() == [False] * 4
+
+
+def test_enlarged_gradients_alter_no_attack():
+    """They differ by powers of 2 alone: the images are the same to the bit."""
+    net, x = Seen(), uniform(6, 3, 4, 5)
+    measure(net, x, "pgd-2")
+    leaf = net.batches[1].clone().requires_grad_()  # where the first step begins
+    logits = net.pair(leaf)
+    with torch.no_grad():
+        classes = net.pair(x).argmax(1)
+    nn.functional.cross_entropy(logits, classes, reduction="sum").backward()
+    moved = leaf.detach() + 1.25 * EPSILON * leaf.grad.sign()
+    expected = (x + (moved - x).clamp(-EPSILON, EPSILON)).clamp(0, 1)
+    assert torch.equal(net.batches[2], expected)

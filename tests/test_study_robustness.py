@@ -22,9 +22,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import spectral
+from spectral import figures
 from spectral.analysis import robustness
 from spectral.analysis.robustness import FREE, HEADLINE, MEAN_LEVEL, METRICS
-from spectral.errors import SpectralError
+from spectral.errors import MaskedGradientError, SpectralError
 from spectral.figures import FIGURES, draw_figure
 from spectral.figures.robustness import LAYERS, OTHER, OTHER_LAYER, TRAININGS
 from spectral.figures.robustness import METRICS as SHOWN
@@ -33,7 +34,7 @@ from spectral.models.architectures import build
 from spectral.models.checkpoint import save_checkpoint
 from spectral.perturb import attacks, corruptions
 from spectral.stability import measure_consistency
-from spectral.study import StudyOptions, common, phase9, run_study
+from spectral.study import StudyOptions, phase9, run_study
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # A small zoo: architecture and recipe of each; "absent" has no checkpoint.
@@ -71,7 +72,7 @@ def bundled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(load, "CHECKPOINT_FOLDERS", (folder,))
         patch.setattr(phase9, "list_zoo", lambda scale: ZOO)
         patch.setattr(robustness, "RESAMPLES", 60)
-        patch.setattr(common, "draw_figure", partial(draw_figure, dpi=30))  # writing takes most of the time
+        patch.setattr(figures, "draw_figure", partial(draw_figure, dpi=30))  # writing takes most of the time
         yield folder
 
 
@@ -208,6 +209,49 @@ def test_attacks_out_of_order_are_said_and_written(data, tmp_path, monkeypatch, 
     said = capsys.readouterr().out
     assert said.count("a stronger attack changed fewer predictions than a weaker one") == 1
     assert "bundled/net: a stronger attack" in said
+
+
+@pytest.mark.usefixtures("stubbed")
+def test_pictures_that_an_attack_could_not_attack_are_neither_robust_nor_not(
+    data, tmp_path, monkeypatch, capsys
+):
+    """FGSM reaches the last six of eight, PGD none; the reason stands in the table."""
+
+    def mask(model: Any, images: Any, chosen: list[str], **given: object) -> pd.DataFrame:
+        if chosen == ["pgd-50"]:
+            raise MaskedGradientError("no image could be attacked: it hides its gradients")
+        table = stub_attack(model, images, chosen, **given)
+        reached = pd.Series(np.arange(8) > 1 if chosen == ["fgsm"] else np.full(8, True))
+        return table.assign(**{c: table[c].astype("boolean").where(reached)
+                               for c in ("robust", "robust_correct")})  # fmt: skip
+
+    monkeypatch.setattr(phase9, "measure_robustness", mask)
+    chosen = options(tmp_path, data=str(data), models=("bundled/net-fgsm",))
+    run_study([9], chosen)
+    (row,) = read(tmp_path).to_dict("records")
+    assert row["fgsm_agreement"] == row["fgsm_accuracy"] == pytest.approx(4 / 6)
+    assert math.isnan(row["pgd-50_agreement"])
+    assert row["apgd-ce_agreement"] == pytest.approx(5 / 8)
+    assert row["attacks_ordered"]
+    assert row["attack_reason"].startswith("fgsm: 2 of 8 images couldn't be attacked")
+    assert "pgd-50: no image could be attacked" in row["attack_reason"]
+    said = capsys.readouterr().out
+    assert "pgd-50 unknown" in said
+    assert "bundled/net-fgsm: fgsm: 2 of 8" in said
+    (tmp_path / "drawn").mkdir()
+    assert len(draw_figure("fig29_attacks", tmp_path / "tables", tmp_path / "drawn", dpi=30)) == 2
+
+
+def test_a_network_of_which_an_attack_tells_nothing_is_left_out_of_its_correlation():
+    values = {metric: [0.1, 0.2, 0.3, 0.4, 0.5] for metric in (*METRICS, HEADLINE)}
+    sites = pd.DataFrame({"model": list("abcde"), "level": "step 1", "alias_free": False,
+        "signal_alias_free": False, **values})  # fmt: skip
+    networks = pd.DataFrame({"model": list("abcde"), "training": "standard", "clean_accuracy": 0.9,
+        "test_accuracy": None, "response": "robust accuracy",
+        "fgsm_accuracy": [0.4, 0.3, math.nan, 0.2, 0.1]})  # fmt: skip
+    table = robustness.correlate_networks(networks, sites, attacks=["fgsm"])
+    assert set(table["n_networks"]) == {4}
+    np.testing.assert_allclose(table["spearman"], -1)
 
 
 @pytest.mark.usefixtures("stubbed")

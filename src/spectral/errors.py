@@ -48,6 +48,10 @@ class BrokenJobError(RuntimeError):
         self.rank = rank
 
 
+class MaskedGradientError(SpectralError):
+    """No image could be attacked, because the network gives no gradient."""
+
+
 class SpectralWarning(UserWarning):
     """What a user must know to read a result: an assumption that was made, something left out and why.
 

@@ -90,7 +90,8 @@ def correlate_networks(
         attacks: which responses.
 
     Over all networks, and over those of each way of training: between these the two always differ together.
-    Aliases that are rounding count as none, so that such networks are tied. Partial: given clean accuracy.
+    Aliases that are rounding count as none, so that such networks are tied. A network that an attack couldn't
+    attack is left out there, and of ``n_networks``. Partial: given clean accuracy.
     Holm's correction is over the whole table.
 
     Example:
@@ -111,8 +112,8 @@ def correlate_networks(
     rows = []
     for group, attack, metric, level in tqdm(cases, "correlating", disable=not progress, leave=False):
         own: pd.Series = values[metric, level].loc[values.index.isin(groups[group])].dropna()
-        chosen = table.loc[own.index]
-        outcome = chosen[f"{attack}_{response.rpartition(' ')[2]}"]
+        outcome = table[f"{attack}_{response.rpartition(' ')[2]}"].loc[own.index].dropna()
+        own, chosen = own[outcome.index], table.loc[outcome.index]
         rows.append({
             "networks": group, "attack": attack, "response": response, "metric": metric, "level": level,
             "n_networks": len(own), "n_alias_free": int(free[metric, level][own.index].sum()),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from spectral.intake import Feed
 from spectral.measurement import insert_clusters
 from spectral.network import Take, undisturbed
 from spectral.perturb.evaluation import Classifier
+from spectral.perturb.masking import Logits, find_masked, withhold_masked
 from spectral.ranks import shared
 from spectral.sharing import Sharing
 
@@ -78,7 +80,9 @@ def measure_robustness(
         A row per image and attack: image, cluster, label (missing where unknown), attack, epsilon,
         prediction (of the clean image), adversarial (the class under attack), robust (both are the same),
         correct (the clean prediction is the label) and robust_correct (correct and robust), both missing
-        where the label is unknown, and distance, the largest change of a pixel.
+        where the label is unknown, and distance, the largest change of a pixel. ``robust`` and
+        ``robust_correct`` are missing too, with a warning that counts them, for images that fgsm, pgd-N or
+        apgd-ce couldn't attack, because the gradient of their loss, the cross-entropy, is exactly 0 there.
 
     Units:
         epsilon and distance: pixels in [0, 1].
@@ -86,7 +90,7 @@ def measure_robustness(
     Raises:
         SpectralError: for an unknown attack or one that is there twice, an ε outside (0, 1], no images, a
             library that isn't installed, a network that is no classifier, has too few classes for the attack,
-            hides its gradients from it, or answers differently when asked twice.
+            hides its gradients from all attacks at all images, or answers differently when asked twice.
 
     Source:
         I. Goodfellow et al., Explaining and Harnessing Adversarial Examples, ICLR 2015 (FGSM); A. Madry et
@@ -103,7 +107,8 @@ def measure_robustness(
     """
     chosen = [attacks] if isinstance(attacks, str) else list(attacks)
     batch_size = as_integer(batch_size, "measure_robustness: batch_size", least=1)
-    _check_request(chosen, epsilon, seed)
+    _check_request(chosen, epsilon)
+    seed = as_integer(seed, "measure_robustness: seed", least=0)
     attackers = {name: _find_attacker(name) for name in chosen}
     feed = Feed(model, images, caller="measure_robustness", preprocessing=preprocessing, logits=logits,
                 pixels=True)  # fmt: skip
@@ -134,6 +139,7 @@ def measure_robustness(
     correct = table["prediction"] == table["label"]  # missing where the label is
     table.insert(8, "correct", correct)
     table.insert(9, "robust_correct", (correct & table["robust"]).mask(correct.isna()))
+    table = withhold_masked(table)
     order = {name: i for i, name in enumerate(chosen)}
     return table.sort_values("attack", key=lambda c: c.map(order), kind="stable", ignore_index=True)
 
@@ -144,6 +150,7 @@ class _Target:
 
     classifier: Classifier
     logits: nn.Module
+    signed: nn.Module  # the same, for attacks that use the signs of gradients alone
     images: Tensor
     classes: Tensor
     class_count: int
@@ -152,24 +159,19 @@ class _Target:
     seed: int
 
 
-# An attack returns its images, and for each whether the network left the class.
-_Attacker = Callable[[_Target], tuple[Tensor, Tensor]]
+@dataclass(frozen=True)
+class _Attacker:
+    """An attack: ``run`` returns its images, and for each whether the network left the class.
+
+    One that sees nothing but gradients stands still where they are 0, at the image and at its random start.
+    """
+
+    run: Callable[[_Target], tuple[Tensor, Tensor]]
+    gradients_alone: bool
+    random_start: bool
 
 
-class _Logits(nn.Module):
-    """The network from images in [0, 1] to float32 logits of their own memory, which attacks write into."""
-
-    def __init__(self, classifier: Classifier) -> None:
-        super().__init__()
-        self.classify = classifier.logits
-        self.eval()
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the logits (B, K)."""
-        return self.classify(images).to(torch.float32, copy=True)
-
-
-def _check_request(attacks: Sequence[str], epsilon: float, seed: int) -> None:
+def _check_request(attacks: Sequence[str], epsilon: float) -> None:
     for name in attacks:
         if name not in ATTACKS and not re.fullmatch(r"pgd-[1-9]\d*", name):
             raise SpectralError(
@@ -180,12 +182,11 @@ def _check_request(attacks: Sequence[str], epsilon: float, seed: int) -> None:
         raise SpectralError(
             f"measure_robustness: expected attacks, each once, got {', '.join(attacks) or 'none'}"
         )
-    if not 0 < epsilon <= 1:
+    if not (isinstance(epsilon, Real) and 0 < epsilon <= 1):
         raise SpectralError(
-            f"measure_robustness: epsilon must be above 0 and at most 1 (pixels are in [0, 1]), got {epsilon}"
+            f"measure_robustness: epsilon must be above 0 and at most 1 (pixels are in [0, 1]), got "
+            f"{epsilon!r}"
         )
-    if seed < 0:
-        raise SpectralError(f"measure_robustness: seed must be ≥ 0, got {seed}")
 
 
 def _find_attacker(name: str) -> _Attacker:
@@ -210,7 +211,7 @@ def _make_gradient_attack(foolbox: Any, steps: int | None) -> _Attacker:
     """FGSM, or PGD with so many steps."""
 
     def attack(target: _Target) -> tuple[Tensor, Tensor]:
-        network = foolbox.PyTorchModel(target.logits, bounds=(0, 1), device=target.images.device)
+        network = foolbox.PyTorchModel(target.signed, bounds=(0, 1), device=target.images.device)
 
         def run(method: Any) -> tuple[Tensor, Tensor]:
             _, images, left = method(network, target.images, target.classes, epsilons=target.epsilon)
@@ -228,7 +229,7 @@ def _make_gradient_attack(foolbox: Any, steps: int | None) -> _Attacker:
         others, also = run(make(random_start=False))
         return torch.where(left[:, None, None, None], images, others), left | also
 
-    return attack
+    return _Attacker(attack, gradients_alone=True, random_start=steps is not None)
 
 
 def _make_autoattack(pyautoattack: Any, parts: list[str] | None) -> _Attacker:
@@ -244,6 +245,7 @@ def _make_autoattack(pyautoattack: Any, parts: list[str] | None) -> _Attacker:
             ensemble = pyautoattack.AutoAttack(
                 target.logits, eps=target.epsilon, seed=target.seed, device=target.images.device
             )
+            ensemble.apgd.model = ensemble.apgd_targeted.model = target.signed  # FAB weighs its gradients
             ensemble.attacks_to_run = parts or ensemble.attacks_to_run  # with the standard version's settings
             for part in (ensemble.apgd_targeted, ensemble.fab):
                 part.n_target_classes = min(part.n_target_classes, target.class_count - 1)
@@ -252,7 +254,7 @@ def _make_autoattack(pyautoattack: Any, parts: list[str] | None) -> _Attacker:
             )
         return images, classes != target.classes
 
-    return attack
+    return _Attacker(attack, gradients_alone=parts is not None, random_start=True)
 
 
 def _find_target(
@@ -268,15 +270,14 @@ def _find_target(
     with torch.no_grad():
         probabilities = classifier(images)
     classes = probabilities.argmax(-1)
-    return _Target(
-        classifier, _Logits(classifier), images, classes, probabilities.shape[1], indices, epsilon, seed
-    )
+    networks = Logits(classifier), Logits(classifier, whole=True)
+    return _Target(classifier, *networks, images, classes, probabilities.shape[1], indices, epsilon, seed)
 
 
 def _attack(name: str, attacker: _Attacker, target: _Target) -> dict[str, Any]:
     """Run an attack on a batch and check what it returns."""
     try:
-        images, left = attacker(target)
+        images, left = attacker.run(target)
     except SpectralError:
         raise
     except Exception as error:  # whatever a library meets inside a network of any kind
@@ -298,7 +299,18 @@ def _attack(name: str, attacker: _Attacker, target: _Target) -> dict[str, Any]:
         "adversarial": found.cpu().numpy(),
         "robust": (found == target.classes).cpu().numpy(),
         "distance": distance.double().clamp(max=target.epsilon).cpu().numpy(),
+        "masked": _find_masked(attacker, target, (found == target.classes) & (distance == 0)).cpu().numpy(),
     }
+
+
+def _find_masked(attacker: _Attacker, target: _Target, still: Tensor) -> Tensor:
+    """Tell which of the images that an attack left as they were it couldn't attack."""
+    masked = torch.zeros_like(still)
+    if attacker.gradients_alone and still.any():
+        images = target.images[still]
+        starts = [(target.images + _draw_starts(target)).clamp(0, 1)[still]] if attacker.random_start else []
+        masked[still] = find_masked(target.signed, images, target.classes[still], starts)
+    return masked
 
 
 def _classify_again(name: str, target: _Target, images: Tensor, left: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ from spectral.columns import (
     tabulate_sites,
 )
 from spectral.data import ImageSet
-from spectral.errors import SpectralError, StorageError
+from spectral.errors import MaskedGradientError, SpectralError, StorageError
 from spectral.measurement import describe_sites, measure
 from spectral.models import list_bundled
 from spectral.models.info import ModelInfo
@@ -90,9 +90,9 @@ _SHARES = [f"{test}_{kind}" for test in (*TESTS, *CORRUPTIONS) for kind in ("acc
 NETWORK_COLUMNS = [
     *_FACTS, "tuned_from", "data_id", "epochs", "seed", *with_bounds("test_accuracy"), "test_images",
     "response", "n", "n_labelled", "n_clusters", f"n_{FULL}", *with_bounds("clean_accuracy", *_SHARES),
-    "epsilon", "epsilon_weak", "attacks_ordered", "severity", "corruption_note", "corruption_reason",
-    *with_bounds("consistency", "sis"), "sites", "measurable", *SIGNAL_COLUMNS, *with_bounds(*_ALIASES),
-    "aliasing_reason",
+    "epsilon", "epsilon_weak", "attacks_ordered", "attack_reason", "severity", "corruption_note",
+    "corruption_reason", *with_bounds("consistency", "sis"), "sites", "measurable", *SIGNAL_COLUMNS,
+    *with_bounds(*_ALIASES), "aliasing_reason",
 ]  # fmt: skip
 SITE_COLUMNS = [
     *_FACTS, "site", "site_index", "step", "path", "level", "op", "kernel", "stride", "input_size",
@@ -243,6 +243,7 @@ def measure_attacks(study: Robustness, name: str, model: nn.Module) -> dict[str,
     options = study.options
     row: dict[str, Any] = {"epsilon": EPSILON, "epsilon_weak": WEAK_EPSILON}
     robust: dict[str, pd.Series] = {}
+    reasons = {}
     for test, (attack, epsilon) in TESTS.items():
         images = study.images_under(test, name)
         config = {"attack": attack, "epsilon": epsilon, "batch": BATCH, "n": len(images)}
@@ -250,20 +251,31 @@ def measure_attacks(study: Robustness, name: str, model: nn.Module) -> dict[str,
             measure_robustness, model, images, [attack], epsilon=epsilon, batch_size=BATCH,
             seed=options.seed, progress=options.progress,
         )  # fmt: skip
-        table = study.keep(name, f"robustness-{test}", config, run_attack).set_index("image")
-        robust[test] = table["robust"].astype(bool)
+        try:
+            table = study.keep(name, f"robustness-{test}", config, run_attack).set_index("image")
+        except MaskedGradientError as error:
+            reasons[test] = str(error)
+            continue
+        robust[test] = table["robust"].astype("boolean").dropna().astype(bool)
+        if unknown := len(table) - len(robust[test]):
+            reasons[test] = f"{unknown} of {len(table)} images couldn't be attacked: no gradient reaches them"
         row |= _share(study, f"{test}_agreement", table["robust"])
         row |= _share(study, f"{test}_accuracy", table["robust_correct"])
-        if test != FULL:
+        if test == FULL:
+            row[f"n_{FULL}"] = len(robust[FULL])
+        else:
             row |= _share(study, "clean_accuracy", table["correct"])
             row |= {"n": len(images), "n_labelled": int(table["correct"].notna().sum())}
-    row |= {"n_clusters": len(set(study.clusters.values())), f"n_{FULL}": len(robust[FULL])}
-    row["attacks_ordered"] = all(_leaves_more(robust[a], robust[b]) for a, b in pairwise(ORDER))
+    row["n_clusters"] = len(set(study.clusters.values()))
+    row["attacks_ordered"] = all(
+        _leaves_more(robust[a], robust[b]) for a, b in pairwise(test for test in ORDER if test in robust)
+    )
+    row["attack_reason"] = "; ".join(f"{test}: {reason}" for test, reason in reasons.items())
     return row
 
 
 def _leaves_more(weaker: pd.Series, stronger: pd.Series) -> bool:
-    """Whether the weaker of two attacks leaves at least as many of the pictures that both saw."""
+    """Whether the weaker of two attacks leaves at least as many of the pictures that both attacked."""
     shared = weaker.index.intersection(stronger.index)
     return bool(weaker[shared].sum() >= stronger[shared].sum())
 
@@ -362,10 +374,15 @@ def _say(study: Robustness, name: str, found: Mapping[str, Any]) -> str:
     """Say in a line what was found of a network, and in another where attacks aren't ordered."""
     (row,) = found["networks"]
     kind = row["response"].rpartition(" ")[2]
-    attacks = ", ".join(f"{attack} {row[f'{attack}_{kind}']:.1%}" for attack in ATTACKS)
+    shares = {attack: row.get(f"{attack}_{kind}", math.nan) for attack in ATTACKS}
+    attacks = ", ".join(
+        f"{attack} {'unknown' if math.isnan(share) else f'{share:.1%}'}" for attack, share in shares.items()
+    )
     decibels = row.get("alias_power_db_channel_median", math.nan)
     aliases = f"aliases {decibels:.1f} dB" if not math.isnan(decibels) else "no aliases measured"
     said = f"{name} ({row['training']}): {aliases}; {row['response']}: {attacks}"
+    if row["attack_reason"]:
+        said = f"{said}\n  {name}: {row['attack_reason']}"
     if row["attacks_ordered"]:
         return said
     return f"{said}\n  {name}: a stronger attack changed fewer predictions than a weaker one; see the table"
