@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import re
 import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import timm
 import torch
 from torch import Tensor
@@ -83,6 +85,23 @@ def test_a_package_gives_timms_network_with_its_weights(lite_package: tuple[torc
         (224, 224),
     )
     assert info.metadata["license"] == "Apache-2.0"
+
+
+def test_the_packages_own_file_is_read_as_a_local_one(
+    lite_package: tuple[torch.nn.Module, Path], tmp_path: Path
+) -> None:
+    """And so is one of this project, which has timm's names."""
+    reference, file = lite_package
+    ours = tmp_path / "ours.pt"
+    torch.save(reference.state_dict(), ours)
+    x = torch.randn(1, 3, 96, 96)
+    for model in (
+        load_model(file, architecture="packaged/efficientnet-lite0"),
+        load_model(f"packaged/efficientnet-lite0@{file}"),
+        load_model("packaged/efficientnet-lite0", weights=ours),
+    ):
+        with torch.no_grad():
+            torch.testing.assert_close(model(x), reference(x), rtol=0, atol=0)
 
 
 def test_another_file_under_the_right_name_is_refused(lite_package: tuple[torch.nn.Module, Path]) -> None:
@@ -178,6 +197,29 @@ def test_a_published_resnet_loads_into_our_module(hub: Path, monkeypatch: pytest
     assert info.metadata["license"] == "BSD-2-Clause"
 
 
+def test_a_published_resnet_is_read_as_a_local_file(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the message advises where it can't be fetched; and one of this project's names too."""
+    reference = put_cifar(hub, monkeypatch)
+    file = next(hub.iterdir()).rename(tmp_path / "by-hand.th")
+    ours = tmp_path / "ours.safetensors"
+    safetensors.torch.save_file(reference.state_dict(), ours)
+    x = torch.randn(2, 3, 32, 32)
+    for model in (
+        load_model(file, architecture="cifar-hub/resnet20"),
+        load_model(f"cifar-hub/resnet20@{file}"),
+        load_model("cifar-hub/resnet20", weights=ours),
+        load_model(f"cifar-hub/resnet20@{file}+blurpool"),
+    ):
+        assert torch.equal(model.fc.weight, reference.fc.weight)
+        info = model_info(model)
+        assert info is not None
+        assert info.preprocessing.mean == (0.485, 0.456, 0.406)
+    with torch.no_grad():
+        torch.testing.assert_close(load_model(f"cifar-hub/resnet20@{file}")(x), reference(x), rtol=0, atol=0)
+
+
 def test_a_damaged_file_is_refused(hub: Path) -> None:
     (hub / CIFAR_FILES["resnet56"].name).write_bytes(b"nothing")
     with pytest.raises(SpectralError, match="SHA-256 must begin with 4bfd9763"):
@@ -229,3 +271,22 @@ def test_a_folder_of_another_library_is_not_called_damaged(tmp_path: Path, confi
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(SpectralError, match=said):
         load_model(str(tmp_path))
+
+
+# --- files of libraries ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["torchvision", "antialiased"])
+def test_a_published_densenet_is_read_as_a_local_file(source: str, tmp_path: Path) -> None:
+    """Its author's files have the names of an earlier torch, which had dots in names of modules."""
+    if source == "antialiased":
+        pytest.importorskip("antialiased_cnns")
+    reference = load_model(f"{source}/densenet121@random")
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", name): tensor
+           for name, tensor in reference.state_dict().items()}  # fmt: skip
+    assert len(set(old) - set(reference.state_dict())) > 500
+    file = tmp_path / "densenet121.pth"
+    torch.save(old, file)
+    model = load_model(file, architecture=f"{source}/densenet121")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, reference.state_dict()[name])

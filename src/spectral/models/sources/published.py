@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from torch import nn
 
 from spectral.classes import CIFAR10_CLASSES
 from spectral.errors import SpectralError
 from spectral.models import robustbench
 from spectral.models.architectures import build, family_of
-from spectral.models.checkpoint import load_state, strip_wrappers
+from spectral.models.checkpoint import load_state
 from spectral.models.fetching import download, fetch_from_hub, fetching
 from spectral.models.info import CIFAR, CIFAR_NUM_CLASSES, IMAGENET, ModelInfo, Preprocessing
 from spectral.models.renaming import match_names
-from spectral.models.sources.base import Loaded, Source, fill, name_classes, require_name
+from spectral.models.sources.base import Loaded, Source, State, name_classes, require_name
 
 NULA_REPOSITORIES = {
     "robust": "MamaPearl/nula-cifar10-robust-v0",
@@ -35,9 +38,7 @@ def open_nula(name: str, pretrained: bool, classes: int | None = None) -> Loaded
     with fetching(f"nula/{name}"):
         path = fetch_from_hub(NULA_REPOSITORIES[name], NULA_FILE)
     where = f"nula/{name}: {path}"
-    # the card shows no code: what its tensors are called isn't known
-    state = match_names(strip_wrappers(load_state(path), model), model, where)
-    return fill((model, info), state, where)
+    return NULA.fill((model, info), load_state(path), where)
 
 
 def open_robustbench(name: str, pretrained: bool, classes: int | None = None) -> Loaded:
@@ -57,7 +58,7 @@ def open_robustbench(name: str, pretrained: bool, classes: int | None = None) ->
             download(published.url, path)
     state = load_state(path)
     info = replace(info, files=(path,))
-    return fill((build(published.architecture), info), state, f"robustbench/{name}: {path}")
+    return ROBUSTBENCH.fill((build(published.architecture), info), state, f"robustbench/{name}: {path}")
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,20 @@ def open_cifar(name: str, pretrained: bool, classes: int | None = None) -> Loade
         with fetching(f"cifar-hub/{name}", f"put the file by hand at {path}; "):
             download(CIFAR_HUB + file.name, path)
     require_digest(path, file.digest)
-    state = {key.replace("linear.", "fc."): value for key, value in load_state(path).items()}
-    return fill((model, replace(info, files=(path,))), state, f"cifar-hub/{name}: {path}")
+    loaded = model, replace(info, files=(path,))
+    return CIFAR_HUB_SOURCE.fill(loaded, load_state(path), f"cifar-hub/{name}: {path}")
+
+
+def rename_cifar(state: State, model: nn.Module, where: str) -> State:
+    """Give the weights of a ResNet for CIFAR-10 our names: their author calls the head ``linear``.
+
+    Example:
+        >>> import torch
+        >>> file = {"conv1.weight": torch.zeros(1), "linear.bias": torch.zeros(1)}
+        >>> list(rename_cifar(file, build("resnet20"), "file"))
+        ['conv1.weight', 'fc.bias']
+    """
+    return {re.sub(r"^linear\.", "fc.", key): value for key, value in state.items()}
 
 
 def require_digest(path: Path, digest: str) -> None:
@@ -134,6 +147,7 @@ def require_digest(path: Path, digest: str) -> None:
         )
 
 
-NULA = Source(lambda: list(NULA_REPOSITORIES), open_nula)
+# NULA's card shows no code: what its tensors are called isn't known.
+NULA = Source(lambda: list(NULA_REPOSITORIES), open_nula, match_names)
 ROBUSTBENCH = Source(lambda: list(robustbench.MODELS), open_robustbench)
-CIFAR_HUB_SOURCE = Source(lambda: list(CIFAR_FILES), open_cifar)
+CIFAR_HUB_SOURCE = Source(lambda: list(CIFAR_FILES), open_cifar, rename_cifar)
