@@ -90,6 +90,45 @@ def test_a_file_of_arrays_says_what_is_no_label(case: str, tmp_path: Path) -> No
     assert list(found.labels) == []
 
 
+@pytest.mark.parametrize("case", NO_LABELS)
+def test_labels_that_are_refused_are_no_inputs(case: str, tmp_path: Path) -> None:
+    values, reason = NO_LABELS[case]
+    for images in (PIXELS, TENSORS.numpy()):
+        np.savez(tmp_path / "a.npz", images=images, labels=values)
+        with pytest.warns(SpectralWarning, match=f"'labels' isn't taken as labels, since {reason}.*left out"):
+            table = spectral.measure(network(), tmp_path / "a.npz", ["sis"], preprocessing="none")
+        assert table.loc[table["metric"] == "sis", "value"].notna().sum() == 4
+
+
+def test_the_layout_of_lossless_pictures_is_read_and_its_text_left_out(tmp_path: Path) -> None:
+    files = np.array([f"{i}.jpg" for i in range(4)])
+    for images in (PIXELS, TENSORS.numpy()):
+        np.savez(tmp_path / "a.npz", images=images, labels=np.array(WHOLE), jpeg_files=files)
+        with pytest.warns(SpectralWarning, match="file:a.npz: 'jpeg_files' is left out, since it is text"):
+            found = open_images(tmp_path / "a.npz")
+        assert (found.labels, len(found)) == (WHOLE, 4)
+        assert not isinstance(getattr(found, "content", None), dict)
+
+
+def test_one_of_two_kinds_of_labels_is_taken_and_the_other_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=PIXELS, fine_label=np.array([7, 7, 7, 7]), label=np.array(WHOLE))
+    with pytest.warns(
+        SpectralWarning, match="'fine_label' is left out, since the labels are those of 'label'"
+    ):
+        found = open_images(tmp_path / "a.npz")
+    assert (found.labels, len(found)) == (WHOLE, 4)
+    soft = np.full((4, 5), 0.2)
+    np.savez(tmp_path / "a.npz", images=PIXELS, label=np.array(WHOLE), targets=soft)
+    with pytest.warns(SpectralWarning, match="'targets' isn't taken as labels, since there are 5 of them"):
+        assert open_images(tmp_path / "a.npz").labels == WHOLE
+
+
+def test_features_beside_labels_stay_an_input(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=TENSORS.numpy(), y=np.full((4, 5), 0.2), label=np.array(WHOLE))
+    found = open_images(tmp_path / "a.npz")
+    assert (sorted(found.content), found.labels) == (["x", "y"], WHOLE)
+
+
 def test_what_is_missing_has_no_label_and_a_wrong_number_of_them_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=PIXELS, labels=np.array([1, np.nan, 2, 3]))
     assert open_images(tmp_path / "a.npz").labels == [1, None, 2, 3]

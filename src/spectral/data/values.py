@@ -14,9 +14,9 @@ from torch import Tensor
 
 from spectral.data.bounds import MOST_UNFOLDED, check_values
 from spectral.data.datasets import as_tensors, count_images, hash_values
-from spectral.data.labels import Taken, refuse_labels, take_labels
+from spectral.data.labels import LABEL_KEYS, Taken, refuse_labels, take_labels
 from spectral.data.structures import list_leaves, pick
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, warn
 from spectral.factories import explaining, find_needed, opened, split_factory
 
 ARRAYS = (".npy", ".npz")
@@ -93,8 +93,8 @@ def read_values(source: str | os.PathLike[str]) -> tuple[Any, list[int | None], 
     """Read a file of arrays, or call a function: what it holds or gives, its labels, and where it is from.
 
     Several arrays of a .npz file are a network's named inputs, or its inputs in their order where they have
-    no names; what is called ``label``, ``target``, ``y`` or such is labels, if it counts classes. Nothing
-    that is pickled is read.
+    no names; what is called ``label``, ``target``, ``y`` or such is labels, if it counts classes, and is
+    left out with a warning if it doesn't, as text is. Nothing that is pickled is read.
 
     Raises:
         SpectralError: if the file can't be read, or the function fails, needs arguments or gives nothing.
@@ -168,16 +168,37 @@ def _name_inputs(found: Any, source: str) -> tuple[Any, list[int | None]]:
 
 
 def _take_labels(found: Mapping[str, Any], source: str) -> Taken:
-    """Take the labels out of named arrays; say which aren't, and leave those out that no network takes."""
+    """Take the labels out of named arrays; say which aren't, and leave out what isn't an input either.
+
+    That is what is called labels and isn't, other labels beside those that are taken, and text.
+    """
     taken = take_labels(found)
-    if taken.reason:
-        refuse_labels(source, taken.where, taken.reason)
-    inputs = {k: v for k, v in taken.rest.items() if repr(k) != taken.where or not _is_text(v)}
-    return taken._replace(rest=inputs)
+    inputs = {name: value for name, value in found.items() if name not in LABEL_KEYS}
+    # no network is called with pixels of 8 bits, so nothing beside them is an input of one
+    pictured = any(_is_pixels(value) for value in inputs.values())
+    rest = {}
+    for name, value in taken.rest.items():
+        one = take_labels({**inputs, name: value} if name in LABEL_KEYS else {})
+        if one.labels and taken.labels:
+            warn(f"{source}: {name!r} is left out, since the labels are those of {taken.where}")
+        elif one.reason and (pictured or not taken.labels):
+            refuse_labels(source, one.where, f"{one.reason}, and left out (an input needs another name)")
+        elif _is_text(value):
+            warn(f"{source}: {name!r} is left out, since it is text, which is no input of a network")
+        else:
+            rest[name] = value
+    return taken._replace(rest=rest)
+
+
+def _is_pixels(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim > 2
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype.kind in "USO"
+    if not isinstance(value, np.ndarray):
+        return False
+    objects = value.dtype.kind == "O" and value.size > 0
+    return value.dtype.kind in "US" or (objects and all(isinstance(one, str) for one in value.flat))
 
 
 def _call(asked: str) -> Any:

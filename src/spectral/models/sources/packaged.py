@@ -79,7 +79,7 @@ def rename_file(state: State, model: nn.Module, where: str) -> State:
     """
     if not any(key.startswith("_") for key in state):  # as every name of the port does, and none of timm's
         return state
-    return rename_lite(state, [len(stage) for stage in model.blocks], where)  # type: ignore[union-attr, arg-type]
+    return rename_lite(state, [len(stage) for stage in model.blocks], where)  # type: ignore[union-attr]
 
 
 def rename_lite(state: State, stages: list[int], where: str) -> dict[str, Tensor]:
