@@ -41,7 +41,8 @@ ALLOWED = {
     "surroundings": set(),
     "identity": {"inputs", "models", "standin", "surgery"},
     "standin": {"copying", "inputs", "interrupts", "locks", "network", "reach", "surroundings", "tensors"},
-    "probe": {"classes", "dataless", "inputs", "network", "standin", "tensors"},
+    "batchwise": {"inputs", "operators", "tensors"},
+    "probe": {"batchwise", "classes", "dataless", "inputs", "network", "standin", "tensors"},
     "chain": {"operators"},
     "discovery": {
         "axes",

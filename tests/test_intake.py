@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -340,3 +342,91 @@ class TestPrecision:
 def test_a_model_without_values_is_refused():
     with pytest.raises(SpectralError, match="measure: Conv2d is on the device 'meta', where weights have no"):
         Feed(nn.Conv2d(3, 4, 3, 2, device="meta"), torch.rand(1, 3, 8, 8), caller="measure")
+
+
+# What works over all images of a batch ---------------------------------------------------------------------
+
+
+class Scaled(nn.Module):
+    """Classifies, with one more step at its begin, between its layers, or at its end."""
+
+    def __init__(
+        self,
+        first: Callable[[Tensor], Tensor] = torch.relu,
+        then: Callable[[Tensor], Tensor] = torch.relu,
+        last: Callable[[Tensor], Any] = nn.Identity(),  # noqa: B008 - it keeps nothing
+        norm: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.then, self.last = first, then, last
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3, 2), norm or nn.Identity(), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.then(self.norm(self.conv(self.first(x))))
+        return self.last(self.head(x.flatten(2).transpose(1, 2).mean(1)))
+
+
+OVER_THE_BATCH = {
+    "amax": lambda: Scaled(first=lambda x: x / x.amax((0, 1, 2, 3))),
+    "max": lambda: Scaled(then=lambda x: x / x.max()),
+    "mean": lambda: Scaled(then=lambda x: x - x.mean(0, keepdim=True)),
+    "softmax": lambda: Scaled(last=lambda x: x.softmax(0)),
+    "std": lambda: Scaled(then=lambda x: torch.cat([x, -x], 1)[:, :4] / x.permute(0, 2, 3, 1).std()),
+    "native_batch_norm": lambda: Scaled(norm=nn.BatchNorm2d(4, track_running_stats=False)),
+}
+IMAGE_BY_IMAGE = {
+    "own maximum": lambda: Scaled(first=lambda x: x / x.amax((1, 2, 3), keepdim=True)),
+    "instance norm": lambda: Scaled(norm=nn.InstanceNorm2d(4)),
+    "group norm": lambda: Scaled(norm=nn.GroupNorm(2, 4)),
+    "batch norm": lambda: Scaled(norm=nn.BatchNorm2d(4)),
+    "tokens first": lambda: Scaled(then=lambda x: x / x.permute(2, 0, 1, 3).amax(0)[:, :, None]),
+    "axes of as many": lambda: Scaled(
+        then=lambda x: x.unflatten(1, (2, 2)).transpose(0, 1).mean(0).repeat(1, 2, 1, 1)
+    ),
+    "standardised weights": lambda: Scaled(
+        then=lambda x: F.conv2d(x, torch.ones(4, 4, 1, 1) / torch.ones(4, 4).mean())
+    ),
+    "a loss beside": lambda: Scaled(last=lambda x: (x, x.mean())),
+}  # fmt: skip
+
+
+def said_of(model: nn.Module, batch_size: int, seed: int = 0) -> tuple[list[str], list[float]]:
+    """What is said of a measurement, and the values of the images."""
+    x = noise(4, 3, 17, 17, seed=seed) * torch.linspace(0.1, 1, 4)[:, None, None, None]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", SpectralWarning)
+        table = measure(model.eval(), x, batch_size=batch_size, progress=False)
+    values = table[table["metric"].isin(["avr", "am", "confidence"])]
+    return [str(w.message) for w in caught if "of a batch" in str(w.message)], values["value"].tolist()
+
+
+@pytest.mark.parametrize("name", OVER_THE_BATCH)
+def test_what_works_over_the_batch_is_warned_of_once(name):
+    said, together = said_of(OVER_THE_BATCH[name](), 2)
+    assert said == [
+        f"measure: Scaled works over all images of a batch ({name}), so that the values of each depend on "
+        f"the others in it; batch_size=1 gives each image's own"
+    ]
+    said, alone = said_of(OVER_THE_BATCH[name](), 1)
+    assert said == []
+    assert together != pytest.approx(alone, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", IMAGE_BY_IMAGE)
+def test_what_works_image_by_image_is_not(name):
+    said, together = said_of(IMAGE_BY_IMAGE[name](), 2)
+    assert said == []
+    assert together == pytest.approx(said_of(IMAGE_BY_IMAGE[name](), 1)[1], rel=1e-3)
+
+
+ORDINARY = (
+    "resnet18", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "convnext_atto", "efficientnet_b0",
+    "mobilevit_xxs", "coatnet_pico_rw_224", "halonet26t", "nf_regnet_b0",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+def test_no_ordinary_network_is_said_to_work_over_the_batch(name):
+    model = timm.create_model(name).eval()
+    assert Feed(model, noise(1, *model.pretrained_cfg["input_size"]), caller="test").probe.mixed_by == ()

@@ -14,7 +14,9 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from spectral.batchwise import BatchAxis
 from spectral.classes import count_declared_classes
 from spectral.dataless import run_operator
 from spectral.inputs import Inputs
@@ -58,12 +60,14 @@ class Probe:
         scores: the class scores in the output, or why there are none.
         head: what the scores are, None where there are none.
         width: how many class scores there are, None where that isn't known.
+        mixed_by: what works over all images of a batch, so that each one's output depends on the others.
     """
 
     layout: list[Kinds]
     scores: Scores
     head: Head | None
     width: int | None
+    mixed_by: tuple[str, ...] = ()
 
 
 def probe(model: nn.Module, inputs: Inputs, chosen: bool = False) -> Probe:
@@ -103,7 +107,7 @@ def probe(model: nn.Module, inputs: Inputs, chosen: bool = False) -> Probe:
             head = _judge(model, scores, trace)
         width = None if scores.values is None else scores.values.shape[-1]
         told = Scores(None, scores.where, scores.reason, scores.expected)
-        return Probe(trace.layout(standins), told, head, width)
+        return Probe(trace.layout(standins), told, head, width, trace.find_mixing(output))
 
     return run_on_standins(model, inputs, watch)
 
@@ -115,6 +119,7 @@ class _Node:
     name: str
     parents: list[_Node] = field(default_factory=list)
     weight: str = ""
+    mixes: bool = False  # images of a batch
 
 
 Origin = tuple[int, int]  # which tensor among the inputs, and which of its axes
@@ -129,6 +134,7 @@ class _Trace(TorchDispatchMode):
         self.nodes: TensorTable[_Node] = TensorTable()
         self._origins: TensorTable[tuple[frozenset[Origin], ...]] = TensorTable()
         self._spatial: dict[int, tuple[int, ...]] = {}  # of each input, the axes slid over
+        self._batch = BatchAxis(inputs)
         for number, (x, _) in enumerate(inputs.every_tensor()):
             self.nodes[x] = _Node("input")
             self._origins[x] = tuple(frozenset({(number, axis)}) for axis in range(x.ndim))
@@ -140,6 +146,7 @@ class _Trace(TorchDispatchMode):
         name = str(getattr(func, "_opname", None) or getattr(func, "__name__", "?"))
         given = [x for x in _flatten((*args, *(kwargs or {}).values())) if isinstance(x, Tensor)]
         parents = [self.nodes[x] for x in given if x in self.nodes]
+        mixes = bool(parents) and self._batch.is_mixed_by(func, args, kwargs or {})
         if parents:
             self._see_axes(name, given)
         out = run_operator(func, args, kwargs or {})
@@ -147,9 +154,23 @@ class _Trace(TorchDispatchMode):
             weight = next((self._name(x) for x in given if x not in self.nodes and self._name(x)), "")
             for made in (x for x in _flatten((out,)) if isinstance(x, Tensor)):
                 if made not in self.nodes or name.endswith("_"):
-                    self.nodes[made] = _Node(name, parents, weight)
+                    self.nodes[made] = _Node(name, parents, weight, mixes)
                 self._follow_axes(name, args, given, made)
+                self._batch.follow(func, args, kwargs or {}, made)
         return out
+
+    def find_mixing(self, output: Any) -> tuple[str, ...]:
+        """Name what works over all images of a batch on the way to what the output has for each of them."""
+        made = [x for x in tree_leaves(output) if isinstance(x, Tensor) and self._batch.has_all(x)]
+        stack, seen, names = [self.nodes[x] for x in made if x in self.nodes], set[int](), dict[str, None]()
+        while stack:
+            node = stack.pop()
+            if id(node) not in seen:
+                seen.add(id(node))
+                stack += node.parents
+                if node.mixes:
+                    names[node.name.strip("_")] = None
+        return tuple(names)
 
     def layout(self, inputs: Inputs) -> list[Kinds]:
         """Return the axes of every input: as they were slid over, else by their shapes."""

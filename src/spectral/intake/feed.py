@@ -101,6 +101,7 @@ class Feed:
         self.extents: dict[str, int] = {}
         self.image_type = torch.float32
         self._probe: Probe | None = None
+        self._warned = False
         self._call: Call | None = None
         self._told_of_labels = False
         self.normalises = pixels or preprocessing is not None
@@ -189,7 +190,19 @@ class Feed:
     ) -> Iterator[tuple[list[int], Inputs]]:
         """Yield (indices, inputs before they are normalised and brought to the model)."""
         for chosen, raw in self.images.batches(batch_size, indices=indices):
+            if len(chosen) > 1:
+                self._warn_of_mixing()
             yield list(chosen), self.read(raw)
+
+    def _warn_of_mixing(self) -> None:
+        """Warn once where an image's values depend on the images that share its batch."""
+        if self.probe.mixed_by and not self._warned:
+            self._warned = True
+            what = f"{self.name} works over all images of a batch ({', '.join(self.probe.mixed_by)})"
+            warn(
+                f"{self.caller}: {what}, so that the values of each depend on the others in it; batch_size=1 "
+                f"gives each image's own"
+            )
 
     def read(self, raw: Any) -> Inputs:
         """Return a batch of the set in the form in which the model's forward takes it."""

@@ -64,7 +64,8 @@ def measure(
             operators that follow: of a norm and an activation it can't be told whether samples are dropped
             before or behind them, and no comparison should depend on it), ``"output"``. With ``"signal"``
             what is measured of the dense map is measured there too.
-        batch_size: images per forward pass; changes no value beyond rounding.
+        batch_size: images per forward pass; changes no value beyond rounding, except of a network that works
+            over whole batches, of which a warning tells.
         out: folder for Parquet shards. Memory then doesn't grow with the number of images, and the same call
             continues after an interruption; a folder of another configuration is refused.
         progress: show a bar.

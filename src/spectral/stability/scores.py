@@ -68,7 +68,8 @@ def measure_stability(
         images: as for `spectral.measure`.
         comb: whether to measure the comb contrast, which takes up to 12 passes more than the 5 of SIS.
         circular: whether to measure SIS with circular borders, which takes 5 passes more.
-        batch_size: images per forward pass; changes no value beyond rounding.
+        batch_size: images per forward pass; changes no value beyond rounding, except of a network that works
+            over whole batches, of which a warning tells.
         progress: show a bar.
         preprocessing: as for `spectral.measure`.
         logits: as for `spectral.measure`.
