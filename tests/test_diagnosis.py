@@ -121,6 +121,11 @@ class TestFixes:
         assert (table["alias_power_db"] < -80).all()
         assert table["site"].tolist() == [ALL_SITES, "0"]
 
+    def test_one_layer_may_stand_alone(self):
+        x = torch.cat([tone(6) + tone(2) / 2, tone(6) - tone(1) / 2])
+        found = measure_fixes(keep_every_second(), x, "flc", singly="flc", progress=False)
+        assert found[["site", "method"]].values.tolist() == [[ALL_SITES, "flc"], ["0", "flc"]]
+
     def test_sis_is_that_of_the_converted_network(self, images):
         net = classifier()
         table = measure_fixes(net, images, ("blurpool", "flc"), progress=False)

@@ -135,6 +135,7 @@ ALLOWED = {
         "recorder",
         "sites",
         "standin",
+        "surroundings",
         "tracker",
     },
     "training_state": {"files"},

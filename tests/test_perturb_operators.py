@@ -412,3 +412,10 @@ def test_predictions_need_images_a_classifier_and_different_perturbations():
         measure_predictions(Brightness(), Pictures(torch.zeros(0, 3, 4, 4), []), [])
     with pytest.raises(SpectralError, match=r"expected a classifier with logits of shape \(\d, K ≥ 2\)"):
         measure_predictions(nn.Identity(), some, [], progress=False)
+
+
+def test_one_perturbation_may_stand_alone():
+    net, images = load_model("bundled/resnet20@random"), load_images("synthetic", 32, 2)
+    listed = measure_predictions(net, images, ["decimate-2"], progress=False)
+    for alone in ("decimate-2", Decimate(2)):
+        pd.testing.assert_frame_equal(measure_predictions(net, images, alone, progress=False), listed)

@@ -148,3 +148,30 @@ def test_a_network_altered_without_a_layer_has_the_unaltered_one_beside_it(chang
         torch.testing.assert_close(value, given.state_dict()[name])
     both = convert(altered, "flc", example=(32, 32))
     assert recalibrate(both, images) is not None
+
+
+class Shared(nn.Module):
+    """Has a norm that runs at two places, and perhaps one of a single place."""
+
+    def __init__(self, single: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1)
+        self.norm, self.last = nn.BatchNorm2d(4), nn.BatchNorm2d(4) if single else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.norm(self.second(self.norm(self.first(x)).relu())))
+
+
+def test_a_norm_that_runs_at_two_places_is_named_as_such() -> None:
+    """The network before the change is there: to ask for it helps nobody."""
+    images = torch.randn(4, 3, 16, 16)
+    said = "'norm' runs 2 times in one pass.*give each place a norm of its own"
+    with pytest.raises(
+        SpectralError, match=f"none of the 1 norms that run can be recalibrated: {said}"
+    ) as error:
+        recalibrate(convert(Shared(False).eval(), "blurpool", example=16), images)
+    assert "made from" not in str(error.value)
+    smooth = convert(Shared(True).eval(), "blurpool", example=16)
+    with pytest.warns(SpectralWarning, match=f"1 of 2 norms keep their statistics: {said}"):
+        repaired = recalibrate(smooth, images)
+    assert not torch.equal(repaired.last.running_mean, smooth.last.running_mean)

@@ -21,7 +21,7 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import active_modes, count_hooks, image, unchanged
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from spectral.errors import SpectralError
 from spectral.hooks import FeatureExtractor
@@ -965,6 +965,37 @@ def test_published_architectures(name: str, size: int, options: dict[str, Any]) 
     assert smooth.shape == expected.shape
     assert bool(smooth.isfinite().all())
     assert float((smooth - expected).abs().max()) > 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_random_numbers_are_left_alone_and_the_same_call_gives_the_same_weights(method: str) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(2)).eval()
+    before = torch.get_rng_state()
+    first, second = (convert(net, method, example=32).state_dict() for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+class Pooling(nn.Module):
+    """Pools in a call of a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(self.conv(x), 2)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("method", ["lps", "blurpool"])
+def test_what_is_put_in_has_the_mode_of_its_owner(method: str, traced: bool, training: bool) -> None:
+    net: nn.Module = fx.symbolic_trace(Pooling()) if traced else Pooling()
+    net.train(training)
+    modes = {name: module.training for name, module in convert(net, method, example=32).named_modules()}
+    assert len(modes) > 4
+    assert set(modes.values()) == {training}
 
 
 def test_lps_scorers_are_kept_by_a_second_conversion() -> None:

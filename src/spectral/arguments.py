@@ -84,6 +84,17 @@ def are_integers(values: Iterable[Any]) -> bool:
     return all(map(is_integer, values))
 
 
+def as_list(value: Any) -> list[Any]:
+    """Return what may be one or several, a text being one, as a list.
+
+    Example:
+        >>> as_list("avr"), as_list(("avr", "am")), as_list(2)
+        (['avr'], ['avr', 'am'], [2])
+    """
+    several = isinstance(value, Iterable) and not isinstance(value, str)
+    return list(value) if several else [value]
+
+
 def check_room(extents: Iterable[int], what: str) -> None:
     """Refuse sizes of maps that no machine here could hold.
 

@@ -95,20 +95,32 @@ def recalibrate(
             SpectralWarning,
             stacklevel=2,
         )
-    left = [path for path in ran if path not in known]
-    if ran and len(left) == len(ran):
-        raise SpectralError(
-            f"recalibrate: none of the {len(ran)} norms that run, such as {left[0]!r}, runs once in the "
-            f"reference; pass the network that this one was made from"
-        )
+    left = {path: len(fitting.get(path, ())) for path in ran if path not in known}
     if left:
+        why = _explain_left(left)
+        if len(left) == len(ran):
+            raise SpectralError(
+                f"recalibrate: none of the {len(ran)} norms that run can be recalibrated: {why}"
+            )
         warnings.warn(
-            f"recalibrate: {len(left)} norms keep their statistics, such as {left[0]!r}: they don't run once "
-            f"in the reference",
+            f"recalibrate: {len(left)} of {len(ran)} norms keep their statistics: {why}",
             SpectralWarning,
             stacklevel=2,
         )
     return work
+
+
+def _explain_left(left: Mapping[str, int]) -> str:
+    """Say of norms, which run so often in the reference, why their statistics stay."""
+    several = [path for path, count in left.items() if count]
+    if not several:
+        path = next(iter(left))
+        return f"{path!r} doesn't run in the reference; pass the network that this one was made from"
+    path = several[0]
+    return (
+        f"{path!r} runs {left[path]} times in one pass, and has one mean and variance for all of them; give "
+        f"each place a norm of its own"
+    )
 
 
 @contextmanager

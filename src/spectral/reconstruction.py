@@ -245,7 +245,8 @@ def _fit(model: nn.Module, batch: Inputs, known: _Known, ridges: Sequence[float]
     if fitted and not found.total() - found[_Outcome.APART]:
         raise SpectralError(
             f"{CALLER}: none of the {len(fitted)} convolutions and linear layers, such as {min(fitted)!r}, "
-            f"runs once and gives maps of the reference's extents; pass the network before the change"
+            f"runs once and gives maps of the reference's extents; pass the network before the change, and "
+            f"give places that share a layer layers of their own"
         )
     if not (phased or found[_Outcome.FITTED] or _are_same(known.output, output)):
         _warn_of_nothing(found[_Outcome.LEFT], len(owners.unique()))

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from spectral import stats
 from spectral.analysis.layout import read_images, read_sites
 from spectral.analysis.spectra import TAPS
+from spectral.arguments import as_list
 from spectral.columns import add_holm, bound
 from spectral.errors import SpectralError
 from spectral.schema import SIGNAL_METRICS, with_bounds
@@ -171,7 +172,7 @@ def correlate_layers(per_image: pd.DataFrame, *, seed: int = 0, progress: bool =
 
 
 def regress_layers(
-    per_image: pd.DataFrame, families: Sequence[str] | None = None, *, seed: int = 0
+    per_image: pd.DataFrame, families: str | Sequence[str] | None = None, *, seed: int = 0
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Out-of-fold R² of SIS from all layers' AVR, per family and tap, and each layer's importance.
 
@@ -186,7 +187,7 @@ def regress_layers(
     """
     per_image = read_sites(per_image, (*SITES, "sis"), "regress_layers")
     scores, importances = [], []
-    order = list(dict.fromkeys(per_image["family"])) if families is None else families
+    order = list(dict.fromkeys(per_image["family"])) if families is None else as_list(families)
     for family, tap in product(order, TAPS):
         own = per_image[(per_image["family"] == family) & (per_image["tap"] == tap)]
         if own.empty:

@@ -26,7 +26,7 @@ from spectral.analysis.examples import find_unstable_images
 from spectral.analysis.fixes import DEFAULT_METHODS, LEFT_OUT, measure_fixes
 from spectral.analysis.folder import Folder, describe_change
 from spectral.analysis.pace import Deadline, Step, Stopwatch
-from spectral.arguments import as_path, as_positive
+from spectral.arguments import as_list, as_path, as_positive
 from spectral.budget import measure_instability_budget, summarize_instability_budget
 from spectral.data import Images, ImageSet, digest_labels
 from spectral.data.subset import Subset, spread_over_clusters
@@ -70,7 +70,7 @@ def diagnose(
     model: nn.Module,
     images: Any,
     *,
-    methods: Sequence[str] = DEFAULT_METHODS,
+    methods: str | Sequence[str] = DEFAULT_METHODS,
     fix_images: int | None = None,
     budget_images: int | None = None,
     minutes: float | None = MINUTES,
@@ -120,6 +120,7 @@ def diagnose(
         >>> found.sites["name"].tolist(), found.fixes["site"].tolist()
         (['0'], ['all sites', '0'])
     """
+    methods = as_list(methods)
     if not methods:
         raise SpectralError(f"{CALLER}: methods names no layer; name some, such as ('blurpool', 'flc')")
     check_methods(methods, f"{CALLER}: ")  # before a folder is claimed for them

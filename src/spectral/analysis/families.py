@@ -11,6 +11,7 @@ import pandas as pd
 
 from spectral import stats
 from spectral.analysis.layout import read_sites
+from spectral.arguments import as_list
 from spectral.columns import add_holm, bound_summary, compare_columns, to_decibels
 from spectral.errors import SpectralError
 from spectral.schema import POWER_RATIOS, RANGES, SIGNAL_METRICS
@@ -22,7 +23,7 @@ NOISE = SIGNAL_METRICS[-1]
 COMPARED = SIGNAL_METRICS[:-1]
 
 
-def compare_families(per_image: pd.DataFrame, families: Sequence[str] | None = None) -> pd.DataFrame:
+def compare_families(per_image: pd.DataFrame, families: str | Sequence[str] | None = None) -> pd.DataFrame:
     """Paired comparison of AVR for each pair of families, at each layer and tap.
 
     Args:
@@ -46,7 +47,7 @@ def compare_families(per_image: pd.DataFrame, families: Sequence[str] | None = N
         [0.25]
     """
     per_image = read_sites(per_image, PER_IMAGE, "compare_families")
-    order = list(dict.fromkeys(per_image["family"])) if families is None else list(families)
+    order = list(dict.fromkeys(per_image["family"])) if families is None else as_list(families)
     rows = []
     for (tap, index, layer), block in per_image.groupby(["tap", "layer_index", "layer"], sort=True):
         present = [family for family in order if family in set(block["family"])]
@@ -62,7 +63,7 @@ def compare_families(per_image: pd.DataFrame, families: Sequence[str] | None = N
     return add_holm(pd.DataFrame(rows), "p", "wilcoxon_p")
 
 
-def compare_signals(signal: pd.DataFrame, families: Sequence[str] | None = None) -> pd.DataFrame:
+def compare_signals(signal: pd.DataFrame, families: str | Sequence[str] | None = None) -> pd.DataFrame:
     """Paired comparison of each family with the first at the tap ``signal``, of each metric at each layer.
 
     Ratios of powers are compared in dB, image by image; ``white_noise`` is that of noise on the lattice.
@@ -74,7 +75,7 @@ def compare_signals(signal: pd.DataFrame, families: Sequence[str] | None = None)
         families: their order, the first being what the others are compared with; by default the table's.
     """
     signal = read_sites(signal, (*SIGNAL, *POWER_RATIOS[1:2], NOISE), "compare_signals", ("signal",))
-    order = list(dict.fromkeys(signal["family"])) if families is None else list(families)
+    order = list(dict.fromkeys(signal["family"])) if families is None else as_list(families)
     compared = [metric for metric in COMPARED if metric in signal]
     rows = []
     for (index, layer), block in signal.groupby(["layer_index", "layer"], sort=True):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from spectral import stats
+from spectral.arguments import as_list
 from spectral.columns import FEWEST_CLUSTERS, add_holm, bound, bound_flags
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.inputs import Inputs
@@ -55,9 +56,9 @@ Store = Callable[[str, Callable[[], pd.DataFrame]], pd.DataFrame]
 def measure_fixes(
     model: nn.Module,
     images: Any,
-    methods: Sequence[str] = DEFAULT_METHODS,
+    methods: str | Sequence[str] = DEFAULT_METHODS,
     *,
-    singly: Sequence[str] | None = None,
+    singly: str | Sequence[str] | None = None,
     stability: pd.DataFrame | None = None,
     batch_size: int = 32,
     progress: bool = True,
@@ -117,7 +118,7 @@ def measure_fixes(
     base = _Base(model, feed, find_sites(model, feed.example), options, stability)
     if not base.sites:
         raise SpectralError(f"{CALLER}: {feed.name} has no site where resolution drops")
-    plan = _plan(base, methods, singly)
+    plan = _plan(base, as_list(methods), None if singly is None else as_list(singly))
     rows: dict[Variant, pd.DataFrame] = {}
     end = math.inf if seconds is None else time.monotonic() + seconds
     order = plan if seconds is None else base.rank(plan)

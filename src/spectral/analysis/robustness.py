@@ -15,6 +15,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from spectral import stats
+from spectral.arguments import as_list
 from spectral.columns import add_holm, bound, tabulate
 from spectral.measurement import ALIAS_METRICS
 from spectral.perturb.attacks import ATTACKS
@@ -77,7 +78,7 @@ def correlate_networks(
     sites: pd.DataFrame,
     seed: int = 0,
     progress: bool = False,
-    attacks: Sequence[str] = RESPONSES,
+    attacks: str | Sequence[str] = RESPONSES,
 ) -> pd.DataFrame:
     """Rank correlation of each alias metric at each level with each attack's response, over networks.
 
@@ -107,7 +108,7 @@ def correlate_networks(
     trainings = networks.groupby("training", sort=False)["model"].agg(list)
     groups = {"all": list(networks["model"])}
     groups |= {str(name): own for name, own in trainings.items() if len(own) >= FEWEST}
-    cases = [(*case, *key) for case in product(groups, attacks) for key in values.columns]
+    cases = [(*case, *key) for case in product(groups, as_list(attacks)) for key in values.columns]
     table, response = networks.set_index("model"), str(networks["response"].iloc[0])
     rows = []
     for group, attack, metric, level in tqdm(cases, "correlating", disable=not progress, leave=False):

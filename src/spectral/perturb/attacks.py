@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from spectral.arguments import as_integer
+from spectral.arguments import as_integer, as_list
 from spectral.errors import SpectralError, suggest
 from spectral.intake import Feed
 from spectral.measurement import insert_clusters
@@ -40,7 +40,7 @@ FEWEST_CLASSES = 4  # AutoAttack's targeted loss compares the best class with th
 def measure_robustness(
     model: nn.Module,
     images: Any,
-    attacks: Sequence[str] = ("fgsm", "pgd-50", "autoattack"),
+    attacks: str | Sequence[str] = ("fgsm", "pgd-50", "autoattack"),
     *,
     epsilon: float = 8 / 255,
     batch_size: int = 64,
@@ -68,7 +68,7 @@ def measure_robustness(
         model: classifier.
         images: as for `spectral.measure`, in [0, 1], tensors too; they are normalised after they were
             attacked.
-        attacks: names from `ATTACKS`, and ``"pgd-N"`` for any N.
+        attacks: names from `ATTACKS`, and ``"pgd-N"`` for any N; one, or several.
         epsilon: the largest change of a pixel.
         batch_size: images per forward pass.
         seed: of the random starts and of what AutoAttack draws.
@@ -105,7 +105,7 @@ def measure_robustness(
         >>> table[["image", "attack"]].values.tolist()[1:3]
         [['synthetic/0001', 'fgsm'], ['synthetic/0000', 'pgd-3']]
     """
-    chosen = [attacks] if isinstance(attacks, str) else list(attacks)
+    chosen = as_list(attacks)
     batch_size = as_integer(batch_size, "measure_robustness: batch_size", least=1)
     _check_request(chosen, epsilon)
     seed = as_integer(seed, "measure_robustness: seed", least=0)

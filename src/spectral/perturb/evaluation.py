@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from spectral.arguments import as_integer
+from spectral.arguments import as_integer, as_list
 from spectral.data import Images
 from spectral.errors import SpectralError
 from spectral.intake import Feed
@@ -27,7 +27,7 @@ from spectral.sharing import Sharing
 def measure_predictions(
     model: nn.Module,
     images: Any,
-    perturbations: Sequence[Perturbation | str],
+    perturbations: Perturbation | str | Sequence[Perturbation | str],
     *,
     batch_size: int = 128,
     progress: bool = True,
@@ -40,7 +40,7 @@ def measure_predictions(
         model: classifier.
         images: as for `spectral.measure`, in [0, 1], tensors too; they are normalised after they were
             perturbed.
-        perturbations: operators, or their names as `make_perturbation` knows them.
+        perturbations: operators, or their names as `make_perturbation` knows them; one, or several.
         batch_size: images per forward pass.
         progress: show a bar.
         preprocessing: as for `spectral.measure`.
@@ -64,7 +64,7 @@ def measure_predictions(
         >>> table["perturbation"].value_counts().to_dict()
         {'clean': 4, 'decimate-2': 4}
     """
-    chosen = [make_perturbation(p) if isinstance(p, str) else p for p in perturbations]
+    chosen = [make_perturbation(p) if isinstance(p, str) else p for p in as_list(perturbations)]
     tests = [Identity(), *(p for p in chosen if not isinstance(p, Identity))]
     names = [p.name for p in tests]
     if len(set(names)) < len(names):

@@ -200,7 +200,7 @@ def _attach_to_function(owner: nn.Module, unit: Unit, layer: nn.Module, node: fx
         replace_node(owner, node, layer, chosen)
         return
     if CHILD not in owner._modules:
-        setattr(owner, CHILD, Layers())
+        setattr(owner, CHILD, Layers().train(owner.training))
     layers = owner._modules[CHILD]
     assert isinstance(layers, Layers)
     layers.add_module(unit.key, layer)

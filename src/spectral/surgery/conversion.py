@@ -25,6 +25,7 @@ from spectral.surgery.observation import Observation, observe, observe_sites
 from spectral.surgery.remedies import ACTIVATIONS, BORDERS, Remedies, check_remedies, look_out, remedy
 from spectral.surgery.report import ConversionReport, ConversionRow, Cost, find_report, keep_report
 from spectral.surgery.trial import Trial
+from spectral.surroundings import kept_surroundings
 from spectral.tracker import drop_plain_forwards
 
 # Every layer that can stand for a stride; "strided" leaves the network what it was.
@@ -89,7 +90,8 @@ def convert(
         upsampling: ``"ideal"`` or ``"binomial"``: a low-pass at the old Nyquist frequency behind every place
             where a lattice gets finer (`find_upsampling`). None leaves them, or what was done before.
         options: of the layer, as `spectral.layers.make_pool` takes them: ``kernel_size``, ``padding_mode``,
-            ``wavelet``, ``compat`` …
+            ``wavelet``, ``compat`` … Weights of its own, as LPS has, are drawn from the state that torch's
+            generator has, which stays as it is: the same call gives the same weights.
 
     Returns:
         The converted model.
@@ -112,22 +114,30 @@ def convert(
         >>> [(row.site, row.placement) for row in conversion_report(smooth).rows]
         [('0', 'behind 1'), ('2', 'behind')]
     """
+    with kept_surroundings():  # some layers draw weights of their own
+        recipe = Recipe(method, where, placement, options)
+        return _convert(model, recipe, example, inplace, Remedies(activations, padding, upsampling))
+
+
+def _convert(
+    model: nn.Module, recipe: Recipe, example: Example | None, inplace: bool, remedies: Remedies
+) -> nn.Module:
     check_hookable(model)
     if any(is_lazy(x) for x in (*model.parameters(), *model.buffers())):
         raise SpectralError(
             f"convert: {type(model).__name__} has layers that get their shape from their first input; run it "
             f"once, then convert it"
         )
-    check_remedies(activations, padding, upsampling)
-    _check_choice("placement", placement, PLACEMENTS)
-    if method is not None:
-        _check_choice("method", method, METHODS)
-        METHODS[method](8, 2, **options)  # refuses options before anything else is done
-    elif not (activations or padding or upsampling):
+    check_remedies(remedies.activations, remedies.padding, remedies.upsampling)
+    _check_choice("placement", recipe.placement, PLACEMENTS)
+    if recipe.method is not None:
+        _check_choice("method", recipe.method, METHODS)
+        METHODS[recipe.method](8, 2, **recipe.options)  # refuses options before anything else is done
+    elif remedies == Remedies():
         raise SpectralError(
             "convert: nothing is asked for; give a method, activations=, padding= or upsampling="
         )
-    elif where is not None or options:
+    elif recipe.where is not None or recipe.options:
         raise SpectralError(
             "convert: where and options are of a layer for decimations; give a method as well"
         )
@@ -143,11 +153,11 @@ def convert(
     detach(work)
     before = earlier.remedies if earlier is not None else Remedies()
     asked = Remedies(
-        activations or before.activations, padding or before.padding, upsampling or before.upsampling
+        remedies.activations or before.activations, remedies.padding or before.padding,
+        remedies.upsampling or before.upsampling,
     )  # fmt: skip
     try:
         outlook = look_out(work, asked, example)
-        recipe = Recipe(method, where, placement, options)
         report = _replace_sites(work, recipe, example, earlier, kept)
         if outlook is not None:
             report.remedies = remedy(work, outlook, asked)

@@ -112,10 +112,11 @@ def find_node(graph: fx.GraphModule, function: Function) -> fx.Node | None:
 def replace_node(graph: fx.GraphModule, node: fx.Node, layer: nn.Module, chosen: Replacement) -> None:
     """Run a function of a graph densely from now on, and a layer before or behind it."""
     if CHILD not in graph._modules:
-        setattr(graph, CHILD, Layers())
+        setattr(graph, CHILD, Layers().train(graph.training))
     layers = graph.get_submodule(CHILD)
     layers.add_module(chosen.key, layer)
-    layers.add_module(chosen.key + _DENSELY, Densely(chosen.site, node.target))  # type: ignore[arg-type]
+    dense = Densely(chosen.site, node.target)  # type: ignore[arg-type]
+    layers.add_module(chosen.key + _DENSELY, dense.train(graph.training))
     path, nodes = f"{CHILD}.{chosen.key}", graph.graph
     with nodes.inserting_before(node):
         args, kwargs = list(node.args), dict(node.kwargs)
