@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -95,8 +96,11 @@ def test_labels_that_are_refused_are_no_inputs(case: str, tmp_path: Path) -> Non
     values, reason = NO_LABELS[case]
     for images in (PIXELS, TENSORS.numpy()):
         np.savez(tmp_path / "a.npz", images=images, labels=values)
-        with pytest.warns(SpectralWarning, match=f"'labels' isn't taken as labels, since {reason}.*left out"):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
             table = spectral.measure(network(), tmp_path / "a.npz", ["sis"], preprocessing="none")
+        why = f"'labels' isn't taken as labels, since {reason}"
+        assert any(re.search(why, str(one.message)) for one in said)
         assert table.loc[table["metric"] == "sis", "value"].notna().sum() == 4
 
 
@@ -121,6 +125,26 @@ def test_one_of_two_kinds_of_labels_is_taken_and_the_other_named(tmp_path: Path)
     np.savez(tmp_path / "a.npz", images=PIXELS, label=np.array(WHOLE), targets=soft)
     with pytest.warns(SpectralWarning, match="'targets' isn't taken as labels, since there are 5 of them"):
         assert open_images(tmp_path / "a.npz").labels == WHOLE
+
+
+class Conditional(nn.Module):
+    """Is called with an image and with features, by their names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.other = network(), nn.Linear(5, 5)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.net(x) + self.other(y)
+        return scores
+
+
+def test_beside_numbers_what_is_no_label_may_be_an_input(tmp_path: Path) -> None:
+    y = np.random.default_rng(1).random((4, 5), np.float32)
+    np.savez(tmp_path / "a.npz", x=TENSORS.numpy(), y=y)
+    with pytest.warns(SpectralWarning, match="'y' isn't taken as labels"):
+        table = spectral.measure(Conditional().eval(), tmp_path / "a.npz", ["sis"], preprocessing="none")
+    assert table.loc[table["metric"] == "sis", "value"].notna().sum() == 4
 
 
 def test_features_beside_labels_stay_an_input(tmp_path: Path) -> None:

@@ -93,8 +93,8 @@ def read_values(source: str | os.PathLike[str]) -> tuple[Any, list[int | None], 
     """Read a file of arrays, or call a function: what it holds or gives, its labels, and where it is from.
 
     Several arrays of a .npz file are a network's named inputs, or its inputs in their order where they have
-    no names; what is called ``label``, ``target``, ``y`` or such is labels, if it counts classes, and is
-    left out with a warning if it doesn't, as text is. Nothing that is pickled is read.
+    no names; what is called ``label``, ``target``, ``y`` or such is labels, if it counts classes. Beside
+    pixels it is left out with a warning if it doesn't, and text always. Nothing that is pickled is read.
 
     Raises:
         SpectralError: if the file can't be read, or the function fails, needs arguments or gives nothing.
@@ -168,24 +168,26 @@ def _name_inputs(found: Any, source: str) -> tuple[Any, list[int | None]]:
 
 
 def _take_labels(found: Mapping[str, Any], source: str) -> Taken:
-    """Take the labels out of named arrays; say which aren't, and leave out what isn't an input either.
+    """Take the labels out of named arrays; say which aren't, and leave out what can be no input either.
 
-    That is what is called labels and isn't, other labels beside those that are taken, and text.
+    That is text; and beside pixels of 8 bits, which no network is called with, what is called labels and
+    isn't, or isn't those that are taken. Beside numbers these may be inputs: the network decides.
     """
     taken = take_labels(found)
     inputs = {name: value for name, value in found.items() if name not in LABEL_KEYS}
-    # no network is called with pixels of 8 bits, so nothing beside them is an input of one
     pictured = any(_is_pixels(value) for value in inputs.values())
     rest = {}
     for name, value in taken.rest.items():
         one = take_labels({**inputs, name: value} if name in LABEL_KEYS else {})
-        if one.labels and taken.labels:
+        refused = bool(one.reason) and (pictured or not taken.labels)
+        double = bool(one.labels and taken.labels) and pictured
+        if refused:
+            refuse_labels(source, one.where, one.reason)
+        elif double:
             warn(f"{source}: {name!r} is left out, since the labels are those of {taken.where}")
-        elif one.reason and (pictured or not taken.labels):
-            refuse_labels(source, one.where, f"{one.reason}, and left out (an input needs another name)")
         elif _is_text(value):
             warn(f"{source}: {name!r} is left out, since it is text, which is no input of a network")
-        else:
+        if not (double or (refused and pictured) or _is_text(value)):
             rest[name] = value
     return taken._replace(rest=rest)
 
