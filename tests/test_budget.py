@@ -18,6 +18,7 @@ import spectral
 from spectral import cli
 from spectral.budget import count_budget_passes, measure_instability_budget
 from spectral.budget.shapley import coalitions, draw_orders, share_out, split_player
+from spectral.data.subset import Subset
 from spectral.errors import SpectralError
 from spectral.layers import APSPool2d, IdealLowPass2d
 from spectral.study import StudyOptions, run_study
@@ -408,6 +409,21 @@ def test_the_summary_has_shares_of_means():
         assert found.loc[source, "share_ci_low"] < found.loc[source, "share"]
     with pytest.raises(SpectralError, match="without the column"):
         spectral.summarize_instability_budget(table.drop(columns="share"))
+
+
+def test_one_photograph_has_shares_without_intervals():
+    """However many images were cut from it."""
+    images = spectral.load_images("samples", size=32, limit=64)
+    chosen = [i for i, name in enumerate(images.clusters) if name == images.clusters[-1]][:3]
+    assert len(chosen) > 1
+    net = spectral.load_model("bundled/resnet20@random")
+    table = measure_instability_budget(net, Subset(images, chosen), progress=False)
+    summary = spectral.summarize_instability_budget(table)
+    parts = summary[(summary["metric"] == "sis") & (summary["source"] != "total")]
+    assert (set(parts["n"]), set(parts["n_clusters"])) == ({len(chosen)}, {1})
+    assert parts["share"].sum() == pytest.approx(1)
+    assert parts["share_ci_low"].isna().all()
+    assert "unexplained" in repr(table)
 
 
 def test_a_picture_of_many_places_has_all_of_their_share():

@@ -91,6 +91,11 @@ class TestInspect:
         assert (set(rows), set(columns)) == ({SIZE // 4}, {SIZE // 4 - folded, SIZE // 4 + folded})
         assert found.aliases.sum() == pytest.approx(aliased * found.after.sum(), rel=1e-4, abs=1e-6)
 
+    def test_a_channel_has_the_median_of_its_images(self):
+        """Of two, their mean: torch's own median is the lower one."""
+        found = inspect_sites(keep_every_second(), torch.cat([tone(2), tone(6)]))["0"]
+        assert found.channels["alias_power_ratio"].tolist() == pytest.approx([0.5], abs=1e-5)
+
     def test_spectra_hold_the_power_of_the_maps(self):
         x = torch.randn(4, 1, SIZE, SIZE)
         found = inspect_sites(keep_every_second(), x, batch_size=3)["0"]

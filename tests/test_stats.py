@@ -364,6 +364,14 @@ def test_shares_that_differ_in_every_image_have_the_sign_test_s_p(n):
     assert result.ci_high == 1.0
 
 
+def test_differences_that_cancel_within_a_photograph_are_none():
+    first, second = np.tile([0.3, 0, 0], 10), np.tile([0, 0.1, 0.2], 10)
+    found = compare_paired(first, second, np.repeat(range(10), 3))
+    assert (found.difference, found.p, found.wilcoxon_p, found.rank_biserial) == (0, 1, 1, 0)
+    faint = compare_paired(np.full(10, 1e-9), np.zeros(10))  # small, and no rounding
+    assert (found.n_clusters, faint.rank_biserial) == (10, 1)
+
+
 def test_relative_change_of_a_known_effect():
     rng = np.random.default_rng(9)
     a = rng.gamma(4.0, size=400)

@@ -147,7 +147,7 @@ class _Sums:
             radii, power = radial_frequencies(size), compute_radial_profile(spectrum)
             frames.append(pd.DataFrame({"map": name, "rho": radii.numpy(), "power": power.numpy()}))
         ratios = torch.cat(self.ratios)
-        medians = ratios.nanmedian(0).values
+        medians = ratios.nanquantile(0.5, 0)  # torch's median is the lower of two in the middle
         ranked = medians.nan_to_num(-1).argsort(descending=True)[:WORST]
         channels = pd.DataFrame({
             "channel": ranked.numpy(), "alias_power_ratio": medians[ranked].numpy(),

@@ -136,7 +136,7 @@ def _summarize(own: pd.DataFrame, total: pd.DataFrame) -> dict[str, Any]:
     mean = average(whole, clusters)
     row |= {name: average(own[name].to_numpy(float), clusters) / mean
             for name in ("error", "first_in", "last_out")}  # fmt: skip
-    if len(own) < 2:
+    if row["n_clusters"] < 2:
         return row | {"share": row["value"] / mean}
     change = stats.relative_change(whole, whole - value, clusters)
     return row | {

@@ -178,6 +178,7 @@ def compare_paired(a: ArrayLike, b: ArrayLike, clusters: ArrayLike | None = None
     difference = left - right
     difference[np.abs(difference) <= ROUNDING * magnitude] = 0.0
     means = average_clusters(difference, codes)
+    means[np.abs(means) <= ROUNDING * average_clusters(magnitude, codes)] = 0.0  # what cancels in a cluster
     found = estimate_mean(means, rounding=float(ROUNDING * magnitude.max()))
     wilcoxon, wilcoxon_p, rank_biserial = rank_signs(means)
     mean_a, mean_b = (float(average_clusters(side, codes).mean()) for side in (left, right))
