@@ -143,6 +143,14 @@ def test_two_networks_are_matched_by_name_too():
     assert match_models(nn.Flatten(), nn.Flatten()).index[7] == 7
 
 
+def test_two_networks_that_dont_say_how_many_classes_they_have_are_asked_for_their_scores():
+    silent = nn.Flatten()
+    assert match_models(silent, silent, (3, 10)).reason == "their classes differ in number"
+    assert match_models(silent, silent, (3, 3)).index == {0: 0, 1: 1, 2: 2}
+    assert match_models(CIFAR_NET, silent, (10, 10)).reason == "only one of them names its classes"
+    assert match_models(CIFAR_NET, silent).reason == "how many classes one of them has isn't known"
+
+
 class Answers(nn.Module):
     """Says of an image the class that its red value is: a perfect network of 1000 classes."""
 

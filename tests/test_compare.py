@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +19,14 @@ from torch import Tensor, nn
 
 import spectral
 from spectral import cli
-from spectral.analysis import compare_models
+from spectral.analysis import compare_models, weigh_models
 from spectral.cli.comparison import format_comparison
+from spectral.errors import SpectralError
 from spectral.figures import FIGURES
 from spectral.models import load_model, model_info
 
 A, B = "bundled/resnet20@random", "bundled/resnet20-blurpool@random"
+NAMES = ("cat", "dog", "frog", "ship")
 LOSSLESS = f"{A}+space-to-depth"
 
 
@@ -325,6 +327,55 @@ def test_sites_without_a_counterpart_are_rows_with_the_reason():
     assert rows.loc["1", "reason"] == "no like site in one"
     assert rows.loc["2", "reason"].startswith("adaptive pool")
     assert "not compared: 1 of b (max_pool): no like site in one" in format_comparison(table)
+
+
+def classifier(count: int, classes: Sequence[str] | None = None) -> nn.Module:
+    """A network that says nothing of its classes but, where they are given, their names."""
+    torch.manual_seed(0)
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, count))
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), *head)
+    if classes:
+        net.classes = classes
+    return net
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reason"),
+    [
+        (classifier(3), classifier(10), "their classes differ in number"),
+        (classifier(3), classifier(3), ""),
+        (classifier(4, NAMES), classifier(3), "their classes differ in number"),
+        (classifier(4, NAMES), classifier(4), "only one of them names its classes"),
+    ],
+)
+def test_how_many_classes_a_network_has_is_told_by_its_output_if_it_says_nothing(first, second, reason):
+    images = spectral.load_images("synthetic", size=32, limit=3)
+    models = {"first": first, "second": second}
+    known = {"preprocessing": "none", "progress": False}
+    (row,) = (
+        compare_models(models, images, ("sis",), **known).query("metric == 'agreement'").to_dict("records")
+    )
+    assert row["reason"] == reason
+    assert np.isnan(row["mean_b"]) == (reason != "")
+    measured = {name: spectral.measure(model, images, ("sis",), **known) for name, model in models.items()}
+    stability = {name: spectral.measure_stability(model, images, **known) for name, model in models.items()}
+    weighed = weigh_models(models, dict.fromkeys(models, images), measured, stability).iloc[1]
+    assert np.isnan(weighed["agreement"]) == (reason != "")
+    assert weighed.get("agreement_reason", "") == reason
+
+
+def test_models_are_paired_on_the_images_that_their_sets_share():
+    small, large = torch.rand(6, 3, 16, 16), torch.rand(4, 3, 24, 24)
+    models = {"small": classifier(3), "large": classifier(3)}
+    found = compare_models(models, {"small": small, "large": large}, ("sis",), progress=False)
+    assert found["n"].tolist() == [4, 4]
+
+
+def test_sets_that_share_no_image_are_refused():
+    images = {"a": spectral.load_images("synthetic", size=16, limit=3), "b": torch.rand(3, 3, 16, 16)}
+    models = {"a": classifier(3), "b": classifier(3)}
+    with pytest.raises(SpectralError, match=r"the sets of a and b share no image .* the same pictures"):
+        compare_models(models, images, ("sis",), progress=False, preprocessing="none")
 
 
 # Bad input ------------------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ def match_names(names: Sequence[str], others: Sequence[str] | None, count: int |
     return Matching(index if len(index) >= ENOUGH * len(own) else {}, reason)
 
 
-def match_models(a: Any, b: Any) -> Matching:
+def match_models(a: Any, b: Any, widths: tuple[int | None, int | None] = (None, None)) -> Matching:
     """Match the classes of two networks, for questions such as whether both give the same one.
 
     By name; where neither names its classes, by number, if both have as many.
@@ -115,6 +115,8 @@ def match_models(a: Any, b: Any) -> Matching:
     Args:
         a: a network.
         b: another one.
+        widths: how many class scores each gives, which counts where a network doesn't say how many classes
+            it has; None where that isn't known.
 
     Example:
         >>> from types import SimpleNamespace as Some
@@ -123,9 +125,12 @@ def match_models(a: Any, b: Any) -> Matching:
         >>> match_models(Some(num_classes=10), Some(num_classes=1000)).reason
         'their classes differ in number'
     """
-    counts = _count_classes(a), _count_classes(b)
+    own = _count_classes(a), _count_classes(b)
+    counts = [width if count is None else count for count, width in zip(own, widths, strict=True)]
     if counts[0] != counts[1]:
-        return Matching({}, "their classes differ in number")
+        known = None not in counts
+        reason = "their classes differ in number" if known else "how many classes one of them has isn't known"
+        return Matching({}, reason)
     names = [find_classes(model) or list_imagenet(counts[0] or 0) for model in (a, b)]
     if names[0] is None and names[1] is None:
         return Matching({label: label for label in range(counts[0] or MOST_CLASSES)})

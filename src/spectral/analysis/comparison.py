@@ -78,8 +78,8 @@ def compare_models(
         agreement, the share of images that both give the same class, under ``mean_b``.
 
     Raises:
-        SpectralError: for fewer than two models, one without a site like one of the reference's, or as
-            `spectral.measure`.
+        SpectralError: for fewer than two models, one without a site like one of the reference's, sets that
+            share no image, or as `spectral.measure`.
     """
     names = list(models)
     if len(names) < 2:
@@ -103,6 +103,8 @@ def compare_models(
     before = {name: find_original_names(model, sites[name]) for name, model in models.items()}
     first = names[0]
     pairs = {name: match_sites(sites[first], sites[name], before[first], before[name]) for name in names[1:]}
+    if own:
+        _require_shared(feeds)
     if at_sites:
         _require_pairs(pairs, sites, names[0])
     tables = {
@@ -113,8 +115,9 @@ def compare_models(
         )
         for name, feed in feeds.items()
     }  # fmt: skip
-    measured = {  # only now is it known which images can be read
-        name: Measured(name, feed.model, sites[name], _keep_readable(feed.images), tables[name])
+    seen = _keep_readable(feeds[first].images)  # only now is it known which images can be read
+    measured = {
+        name: Measured(name, feed.model, sites[name], seen, tables[name], feed.probe.width)
         for name, feed in feeds.items()
     }
     asked = list(itertools.product(metrics, dict.fromkeys([*taps, "dense", "signal"])))
@@ -144,8 +147,9 @@ class Measured:
         name: what the table calls it.
         model: the network.
         sites: all that it has.
-        images: what it saw.
+        images: what the reference saw, by which models are paired.
         table: from `measure`.
+        width: how many class scores it gives, None where that isn't known.
     """
 
     name: str
@@ -153,10 +157,11 @@ class Measured:
     sites: Sequence[Site]
     images: Images
     table: pd.DataFrame
+    width: int | None
 
     @cached_property
     def values(self) -> pd.DataFrame:
-        """One row per image, in the order of the set; a column per (site, tap, metric)."""
+        """One row per image, in the order of the set; a column per (site, tap, metric); NaN of others."""
         known = self.table[self.table["reason"] == ""]
         wide = known.pivot(index="image", columns=["site", "tap", "metric"], values="value")
         return wide.reindex(index=list(self.images.ids))
@@ -213,11 +218,12 @@ def _compare_whole(a: Measured, b: Measured) -> list[dict[str, Any]]:
     first, second = (side.column("", "", "prediction") for side in (a, b))
     if first is None or second is None:
         return rows
-    matching = match_models(a.model, b.model)
+    matching = match_models(a.model, b.model, (a.width, b.width))
     if not matching.index:
         return [*rows, {**facts, "metric": "agreement", "n": 0, "reason": matching.reason}]
-    same = first.map(matching.index) == second
-    found = stats.summarize_share(same.astype(float), a.clusters)
+    both_ran = first.notna() & second.notna()
+    same = (first.map(matching.index) == second)[both_ran]
+    found = stats.summarize_share(same.astype(float), a.clusters[both_ran])
     counts = {"n": found.n, "n_clusters": found.n_clusters}
     share = bound("mean_b", found.share, found.ci_low, found.ci_high)
     return [*rows, {**facts, "metric": "agreement", **counts, **share}]
@@ -241,6 +247,19 @@ def _test(
         found = stats.summarize(mine, mute[0] | mute[1], clusters[mine.index], *limits)
         row |= {f"n_silent_{side}": int(one.sum()), **bound_summary(f"mean_{side}", found)}
     return row | compare_columns(own[1], own[0], mute[1], mute[0], clusters)
+
+
+def _require_shared(feeds: Mapping[str, Feed]) -> None:
+    """Refuse a model whose images are none of the reference's: there is no image to pair."""
+    reference, *others = feeds
+    ids = feeds[reference].images.ids
+    for name in others:
+        own = feeds[name].images.ids
+        if set(ids).isdisjoint(own):
+            raise SpectralError(
+                f"compare: the sets of {reference} and {name} share no image (the first are {ids[0]!r} and "
+                f"{own[0]!r}), so nothing can be paired; give each model the same pictures under the same ids"
+            )
 
 
 def _require_pairs(

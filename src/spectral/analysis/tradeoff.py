@@ -19,7 +19,7 @@ from spectral.errors import SpectralWarning
 from spectral.intake import Feed
 from spectral.latency import count_macs, measure_latency
 from spectral.measurement import measure
-from spectral.schema import RANGES
+from spectral.schema import RANGES, fill_words
 from spectral.stability import measure_stability
 from spectral.table import widen
 
@@ -47,8 +47,9 @@ def weigh_models(
 
     Returns:
         A row per model: SIS with its interval and its change in percent, what stands beside SIS, agreement
-        with the reference, accuracy where images have labels that count the model's classes, and
-        milliseconds per image (timed interleaved), parameters and multiply–accumulate operations.
+        with the reference (agreement_reason: why there is none), accuracy where images have labels that count
+        the model's classes, and milliseconds per image (timed interleaved), parameters and
+        multiply–accumulate operations.
 
     Example:
         >>> import spectral
@@ -65,6 +66,7 @@ def weigh_models(
         stability = {name: measure_stability(net, images[name], **how) for name, net in models.items()}
     whole = {name: widen(measured[name]) for name in models}
     reference = next(iter(models))
+    feeds = _make_feeds(models, images)
     costs = measure_costs(models, {name: images[name].size or (32, 32) for name in models})
     rows = []
     for name, model in models.items():
@@ -80,11 +82,17 @@ def weigh_models(
             row |= bound("sis_change_percent", change.percent, change.ci_low, change.ci_high)
             row["sis_p"] = stats.compare_paired(base, sis, clusters).p
         if name != reference:
-            matching = match_models(models[reference], model)
+            matching = match_models(
+                models[reference], model, (feeds[reference].probe.width, feeds[name].probe.width)
+            )
             same = whole[reference]["prediction"].map(matching.index) == whole[name]["prediction"]
             row |= bound_flags("agreement", same if matching.index else same[:0], clusters)
-        rows.append({**row, **_weigh_accuracy(model, images[name], whole[name]), **costs[name]})
+            if not matching.index:
+                row["agreement_reason"] = matching.reason
+        rows.append({**row, **_weigh_accuracy(feeds[name], whole[name]), **costs[name]})
     table = pd.DataFrame(rows)
+    if "agreement_reason" in table:
+        table["agreement_reason"] = fill_words(table["agreement_reason"])
     if "sis_p" in table:
         table = add_holm(table, "sis_p")
     table["latency_ratio"] = table["latency_ms"] / table["latency_ms"].iloc[0]
@@ -132,15 +140,19 @@ def name_device(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _weigh_accuracy(model: nn.Module, images: ImageSet, whole: pd.DataFrame) -> dict[str, Any]:
-    """Accuracy on images with a label that counts the network's classes, and why others have none."""
+def _make_feeds(models: Mapping[str, nn.Module], images: Mapping[str, ImageSet]) -> dict[str, Feed]:
+    """Return each model's images on their way to it, which know its classes and its labels."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SpectralWarning)  # of the images, which measure has said
-        reason = Feed(model, images, caller="weigh_models").matching.reason
+        return {name: Feed(model, images[name], caller="weigh_models") for name, model in models.items()}
+
+
+def _weigh_accuracy(feed: Feed, whole: pd.DataFrame) -> dict[str, Any]:
+    """Accuracy on images with a label that counts the network's classes, and why others have none."""
     known = whole[whole["label"].notna()] if "label" in whole else whole.iloc[:0]
     right = known["prediction"] == known.get("label", known["prediction"])
     share = bound_flags("accuracy", right, known["cluster"])
-    return {**share, "n_labelled": len(known), "accuracy_reason": reason}
+    return {**share, "n_labelled": len(known), "accuracy_reason": feed.matching.reason}
 
 
 def _describe_stability(table: pd.DataFrame) -> dict[str, Any]:
