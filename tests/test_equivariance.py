@@ -248,6 +248,60 @@ def test_each_axis_has_its_own_stride_and_each_site_all_before_it():
     assert (table["psnr_db"] > EXACT).all()
 
 
+class Enlarged(nn.Module):
+    """Two samples in the place of each, and then every fourth: every second pixel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.interpolate(x, scale_factor=2.0)[..., ::4, ::4]
+
+
+class Decoder(nn.Module):
+    """Patches of 4 pixels, their map twice as large, and then every second sample: every fourth pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 4, 4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.interpolate(self.patches(x), scale_factor=2.0)[..., ::2, ::2]
+
+
+def halvings(count: int) -> nn.Module:
+    return nn.Sequential(*(nn.Conv2d(3, 3, 3, 2, 1) for _ in range(count)))
+
+
+@pytest.mark.parametrize(
+    ("net", "size", "totals"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 4, 9), nn.MaxPool2d(4)), 40, ["4x4"]),
+        (
+            nn.Sequential(nn.Conv2d(3, 6, 5), nn.MaxPool2d(2), nn.Conv2d(6, 9, 5), nn.MaxPool2d(2)),
+            28,
+            ["4x4"],
+        ),
+        (halvings(5), 48, ["2x2", "4x4", "8x8", "16x16", "32x32"]),
+        (Enlarged(), 16, ["2x2"]),
+        (Decoder(), 16, ["4x4", "4x4"]),
+    ],
+)
+def test_the_total_stride_is_that_of_the_lattice_whatever_the_size(net, size, totals):
+    found = measure(net, image(1, 3, size, size), shifts=[(1, 0)])
+    assert found["total_stride"].tolist() == totals
+
+
+def test_a_map_without_padding_moves_by_its_lattice():
+    """What is far from the border moves by one sample of the pool where the image moves by four pixels."""
+    x = torch.zeros(2, 1, 40, 40, dtype=torch.float64)
+    x[..., 16:24, 16:24] = noise(2, 1, 8, 8)
+    conv = nn.Conv2d(1, 4, 9, bias=False).double()
+    with torch.no_grad():
+        conv.weight[..., :3], conv.weight[..., 6:] = 0, 0
+        conv.weight[..., :3, :], conv.weight[..., 6:, :] = 0, 0
+    for chosen in (None, ["1"]):
+        found = measure(nn.Sequential(conv, nn.MaxPool2d(4)), x, shifts=[(4, 0), (0, -4)], sites=chosen)
+        assert (found["relative_error"] == 0).all()
+
+
 # Tables ---------------------------------------------------------------------------------------------------
 
 

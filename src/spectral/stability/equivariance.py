@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from functools import partial
 from itertools import product
 from typing import Any
@@ -21,11 +22,13 @@ from spectral.measurement import describe_sites, insert_clusters
 from spectral.network import map_planes, undisturbed
 from spectral.ranks import shared
 from spectral.sharing import Sharing
-from spectral.sites import Site
-from spectral.stability.reading import Size, check_counts, choose_sites, find_size, name_of
+from spectral.sites import Site, find_sites
+from spectral.stability.lattice import find_strides
+from spectral.stability.reading import Size, check_counts, find_size, name_of, pick_sites
 from spectral.stability.shifts import Shift, check_shift, fourier_shift, is_whole
 
 CALLER = "measure_equivariance"
+Total = tuple[Fraction, Fraction]  # pixels of the image from one sample to the next, down and right
 # One pixel up, down, left and right, as for SIS; half a pixel down and right.
 SHIFTS = ((-1, 0), (1, 0), (0, -1), (0, 1))  # up, down, left, right; (rows, columns)
 EQUIVARIANCE_SHIFTS: tuple[Shift, ...] = (*SHIFTS, (0.5, 0.0), (0.0, 0.5))
@@ -49,10 +52,12 @@ def measure_equivariance(
 ) -> pd.DataFrame:
     """Compare what leaves each site for a shifted image with what left it before, moved along.
 
-    g(roll(x, t)) against g(x) moved by t/s, where s is how many times smaller than the image the site's
-    output is. On an axis where t/s is a whole number the map is rolled, elsewhere `fourier_shift` moves it,
-    which at even sizes scales the map's Nyquist bin by cos(πt/s). Images are shifted in the same way: whole
-    pixels are rolled, others lose part of the image's own Nyquist bin.
+    g(roll(x, t)) against g(x) moved by t/s, where s is the total stride: how many pixels apart the samples of
+    the site's output lie. Without padding they don't go round the image, and what the roll brings over the
+    border is part of the difference, as it is with zeros there. On an axis where t/s is a whole number the
+    map is rolled, elsewhere `fourier_shift` moves it, which at even sizes scales the map's Nyquist bin by
+    cos(πt/s). Images are shifted in the same way: whole pixels are rolled, others lose part of the image's
+    own Nyquist bin.
 
     - ``mse_ratio``: the mean squared difference over peak², where the peak is the range of g(x): its largest
       value less its smallest, over all channels and samples.
@@ -101,13 +106,15 @@ def measure_equivariance(
         raise SpectralError(f"{CALLER}: shifts is empty; pass at least one (down, right)")
     feed = Feed(model, images, caller=CALLER, preprocessing=preprocessing)
     size, source = find_size(feed), feed.images
-    found = choose_sites(model, feed.example, sites, CALLER)
+    every = find_sites(model, feed.example)
+    found = pick_sites(name_of(model), every, sites, CALLER)
     reasons = {site.name: reason for site in found if (reason := find_obstacle(site, size))}
     chosen = [site for site in found if site.name not in reasons]
     if not chosen and sites is not None:
         name, reason = next(iter(reasons.items()))
         raise SpectralError(f"{CALLER}: no site of {name_of(model)} can be compared; {name!r}: {reason}")
-    comparison = _Comparison(feed, size, moves, chosen)
+    strides = find_strides(every, feed.extents)
+    comparison = _Comparison(feed, moves, {site: _total_stride(strides[site.name]) for site in chosen})
     share = Sharing(feed, batch_size)
 
     def look() -> Iterator[pd.DataFrame]:
@@ -186,8 +193,9 @@ def find_obstacle(site: Site, image: Size) -> str | None:
 class _Comparison:
     """The maps of one batch, and how those of its shifted versions differ from them."""
 
-    def __init__(self, feed: Feed, size: Size, moves: Sequence[Shift], sites: Sequence[Site]) -> None:
-        self.feed, self.size, self.moves, self.sites = feed, size, moves, sites
+    def __init__(self, feed: Feed, moves: Sequence[Shift], totals: Mapping[Site, Total]) -> None:
+        self.feed, self.moves, self.sites = feed, moves, list(totals)
+        self.totals = {site.name: total for site, total in totals.items()}
         self.shift: Shift | None = None
         self.reference: dict[str, Tensor] = {}
         self.values: dict[tuple[str, Shift], dict[str, Tensor]] = {}
@@ -218,21 +226,20 @@ class _Comparison:
         if self.shift is None:
             self.reference[name] = output.clone()
         elif name in self.reference:
-            total = _total_stride(self.size, capture.size)
-            move = [t / s for t, s in zip(self.shift, total, strict=True)]
+            move = [float(t / s) for t, s in zip(self.shift, self.totals[name], strict=True)]
             self.values[name, self.shift] = compare_moved(output, self.reference[name], move)
 
     def tabulate(self, indices: list[int], ids: list[str]) -> pd.DataFrame:
         """Return the batch's rows."""
         frames = []
         for site, shift in product(self.sites, self.moves):
+            total = _by(self.totals[site.name])
             own = {name: value.cpu().numpy() for name, value in self.values[site.name, shift].items()}
-            total = _total_stride(self.size, site.output_size)
             with np.errstate(divide="ignore"):
                 decibels = -10 * np.log10(own["mse_ratio"])
             frames.append(pd.DataFrame({
                 "index": indices, "image": ids, "site": site.name, "call": site.call, "op": site.op,
-                "stride": _by(site.stride), "total_stride": _by(total), "row": shift[0], "column": shift[1],
+                "stride": _by(site.stride), "total_stride": total, "row": shift[0], "column": shift[1],
                 "kind": "whole" if is_whole(shift) else "sub-pixel", "psnr_db": decibels, **own,
                 "flat": np.isnan(own["mse_ratio"]),
             }))  # fmt: skip
@@ -245,9 +252,9 @@ def _shift_planes(x: Tensor, shift: Shift) -> Tensor:
     return x.roll((round(shift[0]), round(shift[1])), (-2, -1))  # a mask has no parts of a pixel
 
 
-def _total_stride(image: Size, output: Sequence[int]) -> Size:
-    return image[0] // output[-2], image[1] // output[-1]
+def _total_stride(own: Mapping[str, Fraction]) -> Total:
+    return own.get("h", Fraction(1)), own.get("w", Fraction(1))
 
 
-def _by(size: Sequence[int]) -> str:
+def _by(size: Sequence[int | Fraction]) -> str:
     return "x".join(map(str, size))

@@ -1,21 +1,42 @@
-"""The lattice that a network's predictions rest on: by how many pixels an image moves to meet it again."""
+"""The lattices of a network's maps: how many pixels apart their samples lie, and when all meet again."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 
 from spectral.network import SPATIAL
 from spectral.sites import Site
 
 
+def find_strides(sites: Sequence[Site], extents: Mapping[str, int]) -> dict[str, dict[str, Fraction]]:
+    """Return how many pixels of the image apart the samples lie that leave each site, along each axis.
+
+    The stride of the map that enters times the site's own. Which of the strides before it that map has is
+    told by its size: without padding a map is smaller than the image over its stride, so the quotient of the
+    two alone would be wrong (35 samples of 299 pixels have stride 8). Of what a site leaves that isn't
+    regular, and of enlarged maps, nothing else is known.
+
+    Args:
+        sites: of `find_sites`, all of them, in the order in which they run.
+        extents: the image's extent along each of its spatial axes.
+
+    Example:
+        >>> from torch import nn
+        >>> from spectral.sites import find_sites
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 9), nn.MaxPool2d(4))  # 40 pixels, 32, 8
+        >>> {name: str(own["w"]) for name, own in find_strides(find_sites(net, 40), {"w": 40}).items()}
+        {'1': '4'}
+    """
+    return {site.name: own for site, own in _follow(sites, extents)}
+
+
 def find_total_stride(sites: Sequence[Site], extents: Mapping[str, int]) -> tuple[dict[str, int], str]:
     """Return a network's total stride along each axis, or the reason why it has none.
 
-    A site's own lattice has the stride of the map that enters it times its own. Which of the strides before
-    it that map has is told by its size: without padding a map is smaller than the image over its stride, so
-    the quotient of the two alone would be wrong (35 samples of 299 pixels have stride 8). Where branches meet
-    it is the least common multiple.
+    The least common multiple of the strides of all its maps (`find_strides`): the fewest pixels by which an
+    image can move so that every lattice lies upon itself again.
 
     Args:
         sites: of `find_sites`, in the order in which they run.
@@ -28,16 +49,44 @@ def find_total_stride(sites: Sequence[Site], extents: Mapping[str, int]) -> tupl
         >>> find_total_stride(find_sites(net, (17, 17)), {"h": 17, "w": 17})
         ({'h': 2, 'w': 4}, '')
     """
-    axes = [axis for axis in SPATIAL if axis in extents]
-    reached: dict[str, list[int]] = {axis: [1] for axis in axes}
-    for site in sites:
+    total = {axis: 1 for axis in SPATIAL if axis in extents}
+    for site, own in _follow(sites, extents):
         if math.prod(site.output_size) == 1:
-            continue  # a single sample is no lattice
-        if not (site.measurable or site.lossless):
+            continue
+        if not _is_regular(site):
             return {}, f"the lattice behind {site.name!r} isn't known to be regular: {site.reason}"
-        for axis, step, scale in zip(axes[::-1], site.stride[::-1], site.scale[::-1], strict=False):
-            entering = min(reached[axis], key=lambda total: abs(math.log(total / scale)))
-            if entering * step not in reached[axis]:
-                reached[axis].append(entering * step)
-    total = {axis: math.lcm(*strides) for axis, strides in reached.items()}
+        # A shift by a/b pixels b times over is one by whole ones.
+        total |= {axis: math.lcm(total[axis], step.numerator) for axis, step in own.items()}
     return total, "" if max(total.values(), default=1) > 1 else "its maps have the image's own lattice"
+
+
+def _follow(sites: Sequence[Site], extents: Mapping[str, int]) -> Iterator[tuple[Site, dict[str, Fraction]]]:
+    """Yield each site with the stride of what leaves it, by those of the maps that came before it."""
+    axes = [axis for axis in SPATIAL if axis in extents][::-1]
+    reached = {axis: {Fraction(1)} for axis in axes}
+    for site in sites:
+        own = {}
+        if _is_regular(site):
+            for axis, step, scale in zip(axes, site.stride[::-1], site.scale[::-1], strict=False):
+                own[axis] = _find_nearest(reached[axis], scale) * step
+        else:
+            for axis, size in zip(axes, site.output_size[::-1], strict=False):
+                own[axis] = Fraction(max(round(extents[axis] / max(size, 1)), 1))
+        yield site, own
+        if math.prod(site.output_size) > 1:  # a single sample is no lattice
+            for axis, stride in own.items():
+                reached[axis].add(stride)
+
+
+def _find_nearest(reached: set[Fraction], scale: float) -> Fraction:
+    """Return the stride of a map that is so many times smaller than the image, of those that were reached.
+
+    One of them, or, where the map is exactly that much larger, a whole fraction of one: it was enlarged.
+    """
+    enlarged = {stride / times for stride in reached if (times := round(stride / scale)) >= 1}
+    known = reached | {stride for stride in enlarged if math.isclose(stride, scale, rel_tol=1e-9)}
+    return min(sorted(known), key=lambda stride: abs(math.log(stride / scale)))
+
+
+def _is_regular(site: Site) -> bool:
+    return site.measurable or site.lossless

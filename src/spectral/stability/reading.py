@@ -84,15 +84,26 @@ def choose_sites(
         >>> [site.op for site in choose_sites(net, (32, 32), ["1"], "choose_sites")]
         ['max_pool']
     """
+    return pick_sites(name_of(model), find_sites(model, example), asked, caller)
+
+
+def pick_sites(
+    model: str, every: Sequence[Site], asked: Sequence[Site | str] | None, caller: str
+) -> list[Site]:
+    """Return the sites asked for of those that a model has, by themselves or by name; all by default.
+
+    Raises:
+        SpectralError: as `choose_sites`.
+    """
     if isinstance(asked, str):
         raise SpectralError(f"{caller}: sites must be a list such as [{asked!r}], got the string {asked!r}")
-    found = {site.name: site for site in find_sites(model, example)}
+    found = {site.name: site for site in every}
     names = list(found) if asked is None else [s if isinstance(s, str) else s.name for s in asked]
     for name in names:
         if name not in found:
-            raise SpectralError(f"{caller}: {name_of(model)} has no site {name!r}{suggest(name, found)}")
+            raise SpectralError(f"{caller}: {model} has no site {name!r}{suggest(name, found)}")
     if not names:
-        raise SpectralError(f"{caller}: {name_of(model)} has no site where resolution drops")
+        raise SpectralError(f"{caller}: {model} has no site where resolution drops")
     return [found[name] for name in names]
 
 
