@@ -24,6 +24,7 @@ from spectral.analysis import (
     Diagnosis,
     compare_perturbed,
     find_unstable_images,
+    from_measurements,
     inspect_sites,
     measure_fixes,
     read_diagnosis,
@@ -36,6 +37,7 @@ from spectral.data import load_images
 from spectral.data.subset import Subset, spread_over_clusters
 from spectral.errors import SpectralError
 from spectral.intake import Feed
+from spectral.page.render import render_page
 from spectral.stability import measure_stability
 from spectral.table import read_csv
 
@@ -576,6 +578,75 @@ class TestDiagnose:
             found = diagnose(classifier(), images, methods=("flc",), progress=False)
         assert sum("normalisation isn't known" in str(one.message) for one in said) == 1
         assert any("normalisation isn't known" in note for note in found.facts["notes"])
+
+
+class TestMeasurements:
+    """A run of measure, seen as a diagnosis: what wasn't asked for isn't what couldn't be measured."""
+
+    def see(self, images, *metrics, net=None, **options) -> Diagnosis:
+        asked = (metrics,) if metrics else ()
+        table = spectral.measure(net or classifier(), images, *asked, progress=False, **options)
+        return from_measurements(table, table.attrs["provenance"])
+
+    def test_the_median_channel_is_told_by_its_name_where_the_pooled_ratio_was_not_asked_for(self, images):
+        found = self.see(images)  # the default metrics
+        own = found.summary[found.summary["metric"] == "alias_power_ratio_channel_median"].set_index("site")
+        assert found.sites["channel_median"].tolist() == pytest.approx(own["mean"].tolist())
+        first, *_ = said = write_headline(found)
+        assert "2 of 2 measured sites alias (more than 1 % of its median channel's power" in first
+        assert f"{10 * np.log10(own['mean'].max()):.1f} dB".replace("-", "−") in first
+        assert "the pooled ratio wasn't asked for" in first
+        sis = found.summary[found.summary["metric"] == "sis"]["mean"].item()
+        assert f"SIS is {sis:.3g} (" in " ".join(said)
+        assert "Not asked for: what fixes it; `spectral diagnose` measures it." in said
+        text = render_page([found])
+        assert "alias power ratio of the median channel" in text
+        for wrong in ("not measured", "gives no class scores", "No layer could be tried"):
+            assert wrong not in text
+        assert f"{10 * np.log10(own['mean'].max()):.1f} dB".replace("-", "−") in repr(found)
+
+    def test_sites_that_nobody_asked_for_are_not_said_to_be_none(self, images):
+        found = self.see(images, "sis")
+        said = " ".join(write_headline(found))
+        assert "sites weren't looked at" in said
+        assert "no place where resolution drops" not in said
+        assert "SIS is" in said
+        assert "no place where resolution drops" not in render_page([found])
+
+    def test_a_ratio_that_nobody_asked_for_is_said_so(self, images):
+        found = self.see(images, "avr")
+        said = write_headline(found)
+        assert (
+            said[0] == "The alias power ratio of its 2 downsampling sites wasn't asked for (measured: avr)."
+        )
+        assert said[1].startswith("Not asked for: what shifts change, what fixes it")
+        text = render_page([found])
+        assert "not measured" not in text
+        assert text.count('class="level">not asked for') == 2
+        assert "couldn't be measured:" not in text
+
+    def test_the_ratio_is_that_of_the_tap_dense_or_names_its_tap(self, images):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        table = spectral.measure(
+            net, images, ("alias_power_ratio",), taps=("dense", "signal"), progress=False
+        )
+        found = from_measurements(table, table.attrs["provenance"])
+        own = found.summary[found.summary["metric"] == "alias_power_ratio"].set_index("tap")["mean"]
+        assert abs(own["dense"] - own["signal"]) > 0.01
+        assert found.sites["alias_power_ratio"].tolist() == pytest.approx([own["dense"]])
+        signal_alone = table[table["tap"] != "dense"]
+        signal_alone.attrs = table.attrs
+        other = from_measurements(signal_alone, table.attrs["provenance"])
+        assert other.sites["alias_power_ratio"].isna().all()
+        said = write_headline(other)[0]
+        assert f"{100 * own['signal']:.1f} % of the power that it passes on at the tap signal" in said
+        assert "alias power ratio, tap signal" in render_page([other])
+
+    def test_what_keeps_every_sample_aliases_nothing(self, images):
+        net = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        said = write_headline(self.see(images, net=net))
+        assert said[0] == ("Nothing aliases at its 1 downsampling site: every sample is kept, as a channel.")
 
 
 def run(*arguments):

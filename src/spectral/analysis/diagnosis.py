@@ -14,10 +14,14 @@ import pandas as pd
 from spectral.analysis.details import CHANNEL_COLUMNS, PROFILE_COLUMNS, SiteDetail
 from spectral.analysis.examples import UnstableImages
 from spectral.analysis.folder import RUN_FILE, Folder
+from spectral.analysis.levels import LEVELS
 from spectral.analysis.words import describe_diagnosis
 from spectral.arguments import as_path
-from spectral.columns import bound, in_decibels
+from spectral.columns import read_means
 from spectral.errors import SpectralError
+from spectral.measurement.captures import SITE_METRICS
+from spectral.schema import with_bounds
+from spectral.stability.summary import COLUMNS as STABILITY_COLUMNS
 from spectral.store import holds_run, read
 from spectral.summary import summarize_measurements
 from spectral.table import PROVENANCE, check_tables, write_csvs
@@ -29,6 +33,11 @@ SITE_COLUMNS = [
     "alias_power_db_ci_low", "alias_power_db_ci_high", "avr_input", "avr_dense", "channel_median",
     "white_noise", "n", "n_clusters", "n_silent", "dense_map", "reason",
 ]  # fmt: skip
+_OTHER_LEVELS = with_bounds(*(level.column for level in LEVELS[1:]))  # where they were measured
+_MEANS = {
+    "white_noise": ("signal", "alias_power_ratio_white_noise"), "avr_input": ("input", "avr"),
+    "avr_dense": ("dense", "avr"), **{level.column: (level.tap, level.metric) for level in LEVELS[::-1]},
+}  # fmt: skip
 _PARTS = ("profile", "channels")  # of a detail that are tables
 _MAPS = ("before", "after", "aliases")
 _NUMBERS = ("n", "channel_median", "white_noise")
@@ -50,6 +59,7 @@ class Diagnosis:
         unstable: the images whose predictions a shift changes most.
         details: what to look at of each site, by name.
         missing: what couldn't be measured: what, reason.
+        unasked: what nobody asked for, and so isn't missing: of sites, aliases, stability, fixes.
     """
 
     facts: dict[str, Any]
@@ -62,6 +72,7 @@ class Diagnosis:
     unstable: UnstableImages = field(default_factory=UnstableImages)
     details: dict[str, SiteDetail] = field(default_factory=dict)
     missing: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=["what", "reason"]))
+    unasked: tuple[str, ...] = ()
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
@@ -101,6 +112,8 @@ def from_measurements(table: pd.DataFrame, facts: Mapping[str, Any]) -> Diagnosi
     found = Diagnosis(dict(facts), sites=pd.DataFrame(table.attrs["sites"]))
     found.summary = summarize_measurements(table)
     found.sites = join_sites(found)
+    found.stability = _read_stability(found.summary)
+    found.unasked = _find_unasked({*facts.get("metrics", ()), *found.summary["metric"]})
     reasons = found.summary[found.summary["reason"] != ""]
     found.missing = pd.DataFrame({
         "what": [f"site {site}" if site else metric for site, metric in
@@ -108,6 +121,18 @@ def from_measurements(table: pd.DataFrame, facts: Mapping[str, Any]) -> Diagnosi
         "reason": list(reasons["reason"]),
     })  # fmt: skip
     return found
+
+
+def _find_unasked(asked: set[str]) -> tuple[str, ...]:
+    """Name the parts of a diagnosis of which a run that was asked for these metrics says nothing."""
+    needed = {"sites": {*SITE_METRICS}, "aliases": {level.metric for level in LEVELS}, "stability": {"sis"}}
+    return (*(part for part, metrics in needed.items() if not asked & metrics), "fixes")
+
+
+def _read_stability(summary: pd.DataFrame) -> pd.DataFrame:
+    """Take SIS out of a summary, as `spectral.summarize_stability` gives it."""
+    own = summary[(summary["metric"] == "sis") & (summary["reason"] == "")]
+    return own.reindex(columns=STABILITY_COLUMNS).reset_index(drop=True)
 
 
 def read_diagnosis(path: str | Path) -> Diagnosis:
@@ -157,27 +182,17 @@ def join_sites(found: Diagnosis) -> pd.DataFrame:
     for record in found.sites.to_dict("records"):
         words = {key: record[key] if isinstance(record[key], str) else "" for key in ("reason", "dense_map")}
         row: dict[Any, Any] = {**record, **words}
-        row |= _read_means(found.summary, str(record["name"]))
+        row |= read_means(found.summary, str(record["name"]), _MEANS) if len(found.summary) else {}
         detail = found.details.get(str(record["name"]))
         if detail is not None:
             row |= {"channel_median": detail.channel_median, "white_noise": detail.white_noise}
         rows.append(row)
-    return pd.DataFrame(rows).reindex(columns=SITE_COLUMNS)
+    table = pd.DataFrame(rows)
+    return table.reindex(columns=list(dict.fromkeys([*SITE_COLUMNS, *_list_other_levels(table)])))
 
 
-def _read_means(summary: pd.DataFrame, site: str) -> dict[str, Any]:
-    """Take a site's means and intervals out of a summary."""
-    own = summary[(summary["site"] == site) & (summary["metric"] != "")] if len(summary) else summary
-    row: dict[str, Any] = {}
-    for found in own.to_dict("records"):
-        bounds = found["mean"], found["ci_low"], found["ci_high"]
-        if found["metric"] == "alias_power_ratio":
-            ratio = bound("alias_power_ratio", *bounds)
-            row |= ratio | in_decibels(ratio)
-            row |= {key: found[key] for key in ("n", "n_clusters", "n_silent")}
-        elif found["metric"] == "avr":
-            row[f"avr_{found['tap']}"] = found["mean"]
-    return row
+def _list_other_levels(table: pd.DataFrame) -> list[str]:
+    return [name for name in _OTHER_LEVELS if name in table and table[name].notna().any()]
 
 
 def read_unstable(folder: Folder, compute: Callable[[], UnstableImages]) -> UnstableImages:

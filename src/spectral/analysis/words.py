@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from spectral.analysis.fixes import ALL_SITES
+from spectral.analysis.levels import POOLED, find_level
 from spectral.columns import bound_flags
 from spectral.display import Card
+from spectral.operators import LOSSLESS
 
 if TYPE_CHECKING:
     from spectral.analysis.diagnosis import Diagnosis
@@ -19,16 +21,20 @@ NOTABLE = 0.01  # share of the power above which a site is said to alias: −20 
 NOTHING = "–"
 SOURCES = {"decimation": "decimation", "nonlinearity": "nonlinearities", "border": "borders"}
 ALPHA = 0.05
+_PARTS = {"stability": "what shifts change", "fixes": "what fixes it"}
 
 
 def write_headline(found: Diagnosis) -> list[str]:
     """Say in a few sentences whether a network aliases, whether it matters, and what helps."""
     said = [
-        _say_sites(found.sites, found.facts.get("image_count")),
+        _say_sites(found),
         *_say_stability(found),
         _say_causes(found.budget, _name_output(found)),
         *_say_fixes(found.fixes),
     ]
+    left = [what for part, what in _PARTS.items() if part in found.unasked]
+    if left:
+        said.append(f"Not asked for: {', '.join(left)}; `spectral diagnose` measures it.")
     if len(found.missing):
         count = len(found.missing)
         said.append(f"{_plural(count, 'thing')} couldn't be measured; the reasons are below.")
@@ -40,12 +46,13 @@ def describe_diagnosis(found: Diagnosis) -> Card:
     facts = found.facts
     images = f"{facts.get('image_count', 'the')} images of {facts.get('images')}"
     lead = f"{facts.get('model', 'a network')}, on {images}"
-    header = ["site", "op", "stride", "alias power (95 % interval)", "AVR, input", "AVR, dense"]
+    level = find_level(found.sites)
+    header = ["site", "op", "stride", f"{level.name} (95 % interval)", "AVR, input", "AVR, dense"]
     rows = [
         [str(row["name"]), str(row["op"]), str(row["stride"]),
          format_interval(row, "alias_power_db", format_db), format_number(row["avr_input"]),
          format_number(row["avr_dense"])]
-        for row in found.sites.to_dict("records")
+        for row in level.of(found.sites).to_dict("records")
     ]  # fmt: skip
     reasons = [f"not measured: {row['what']}: {row['reason']}" for row in found.missing.to_dict("records")]
     return Card([lead, *write_headline(found)], [header, *rows] if rows else [], reasons)
@@ -107,50 +114,83 @@ def format_interval(row: Mapping[Any, Any], name: str, write: Any = format_numbe
     return f"{text} ({write(low).removesuffix(unit)} to {write(high).removesuffix(unit)})"
 
 
-def _say_sites(sites: pd.DataFrame, there: int | None) -> str:
-    if sites.empty:
+def _say_sites(found: Diagnosis) -> str:
+    if "sites" in found.unasked:
+        return "Its downsampling sites weren't looked at: nothing that is measured at them was asked for."
+    if found.sites.empty:
         return "This network has no place where resolution drops: no decimation in it aliases."
+    if "aliases" in found.unasked:
+        metrics = ", ".join(sorted({*found.summary.loc[found.summary["site"] != "", "metric"]} - {""}))
+        return (
+            f"The alias power ratio of its {_plural(len(found.sites), 'downsampling site')} wasn't asked for "
+            f"(measured: {metrics or 'nothing'})."
+        )
+    level = find_level(found.sites)
+    sites = level.of(found.sites)
     known = sites[sites["alias_power_ratio"].notna()]
     if known.empty:
-        return f"None of its {_plural(len(sites), 'downsampling site')} could be measured."
-    loud = known[known["alias_power_ratio_ci_low"].fillna(known["alias_power_ratio"]) > NOTABLE]
+        return _say_unmeasured(sites)
+    bounded = known["alias_power_ratio_ci_low"].notna()
+    loud = known[known["alias_power_ratio_ci_low"].where(bounded, known["alias_power_ratio"]) > NOTABLE]
     worst = known.sort_values("alias_power_ratio", ascending=False).iloc[0]
-    count = int(known["n"].max()) if known["n"].notna().any() else 0
+    count, there = int(known["n"].max()) if known["n"].notna().any() else 0, found.facts.get("image_count")
     on = "" if there is None or count == there or not count else f", on {_plural(count, 'image')}"
-    level = (
+    where = "" if bounded.all() else " where there is one"
+    sure = (
+        f"interval included{where}" if bounded.any() else "without an interval, which needs two photographs"
+    )
+    note = f" ({level.note})" if level.note else ""
+    said = (
         f"{worst['name']} with {format_interval(worst.to_dict(), 'alias_power_db', format_db)}: aliases are "
-        f"{format_share(worst['alias_power_ratio'])} of the power that it passes on"
+        f"{format_share(worst['alias_power_ratio'])} of {level.power}{note}"
     )
+    sites_said = _plural(len(known), "measured site")
+    if loud.empty and bounded.any():
+        return f"None of the {sites_said} is sure to pass on more than 1 % aliases{on}; the most has {said}."
     if loud.empty:
-        return (
-            f"None of the {_plural(len(known), 'measured site')} is sure to pass on more than 1 % "
-            f"aliases{on}; the most has {level}."
-        )
+        return f"None of the {sites_said} passes on more than 1 % aliases ({sure}{on}); the most has {said}."
+    power = "the power" if level.column == POOLED else level.power
     return (
-        f"{len(loud)} of {_plural(len(known), 'measured site')} {'aliases' if len(loud) == 1 else 'alias'} "
-        f"(more than 1 % of the power, interval included{on}); the worst is {level}."
+        f"{len(loud)} of {sites_said} {'aliases' if len(loud) == 1 else 'alias'} "
+        f"(more than 1 % of {power}, {sure}{on}); the worst is {said}."
     )
+
+
+def _say_unmeasured(sites: pd.DataFrame) -> str:
+    """Say why no site has a value: what keeps every sample has nothing to be measured."""
+    lossy = int((sites["reason"] != LOSSLESS).sum())
+    kept = f"{_plural(len(sites) - lossy, 'downsampling site')}"
+    if not lossy:
+        return f"Nothing aliases at its {kept}: every sample is kept, as a channel."
+    more = f"; at {kept} every sample is kept" if lossy < len(sites) else ""
+    return f"None of its {_plural(lossy, 'downsampling site')} could be measured{more}."
 
 
 def _say_stability(found: Diagnosis) -> list[str]:
-    if found.stability.empty or found.per_image.empty:
+    said = _say_changed(found.per_image)
+    sis = found.stability[found.stability["metric"] == "sis"] if len(found.stability) else found.stability
+    return [*said, *(_say_sis(row) for row in sis.to_dict("records"))]
+
+
+def _say_changed(images: pd.DataFrame) -> list[str]:
+    if images.empty:
         return []
-    rows = found.stability.set_index("metric").to_dict("index")
-    sis, images = rows.get("sis", {}), found.per_image
     flags = images["n_changed"] > 0
     share = bound_flags("x", flags, images["cluster"])
     # else the share that follows would seem to be another than the count's
     once = ", each photograph counting once" if images["cluster"].nunique() < len(images) else ""
-    said = [
+    return [
         f"Shifts by one pixel change the predicted class of {int(flags.sum())} of "
         f"{_plural(len(images), 'image')}{once}: {format_interval(share, 'x', format_share)}."
     ]
+
+
+def _say_sis(sis: Mapping[Any, Any]) -> str:
     top = sis.get("top_tenth")
     tail = "" if _is_unknown(top) else f"; a tenth of the images carries {format_share(top)} of it"
     bounds = {f"sis{end}": sis.get(key) for end, key in (("", "mean"), ("_ci_low", "ci_low"),
                                                          ("_ci_high", "ci_high"))}  # fmt: skip
-    said.append(f"SIS is {format_interval(bounds, 'sis')}, median {format_number(sis.get('median'))}{tail}.")
-    return said
+    return f"SIS is {format_interval(bounds, 'sis')}, median {format_number(sis.get('median'))}{tail}."
 
 
 def _name_output(found: Diagnosis) -> str:

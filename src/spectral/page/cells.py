@@ -87,6 +87,11 @@ def interval(key: str, write: Callable[[Any], str] = format_number) -> Callable[
     return lambda row: format_interval(row, key, write)
 
 
+def ratio(key: str) -> Callable[[Mapping[Any, Any]], str]:
+    """Write a column of ratios of powers in dB, with its interval where it has one."""
+    return interval(key, format_ratio)
+
+
 def change(before: str, after: str, write: Callable[[Any], str] = format_number
            ) -> Callable[[Mapping[Any, Any]], str]:  # fmt: skip
     """Write what a quantity was and is."""
@@ -108,7 +113,9 @@ SITES = (
     Column("output", "output_size", size("output_size"), False),
     Column("alias power ratio", "alias_power_ratio", interval("alias_power_db", format_db),
            title="power of the aliases over power of the decimated map, with a 95 % interval"),
-    Column("median channel", "channel_median", number("channel_median", format_ratio),
+    Column("alias power ratio, tap signal", "alias_power_ratio_signal", ratio("alias_power_ratio_signal"),
+           title="the same of the map behind what follows the site"),
+    Column("median channel", "channel_median", ratio("channel_median"),
            title="at the tap signal: mean over images of the median channel's own ratio, without its mean "
            "and border"),
     Column("white noise", "white_noise", number("white_noise", format_ratio),

@@ -13,7 +13,8 @@ import pandas as pd
 from markupsafe import Markup
 
 import spectral
-from spectral.analysis import Diagnosis, SiteDetail
+from spectral.analysis import Diagnosis
+from spectral.analysis.levels import POOLED, find_level
 from spectral.analysis.words import format_db, format_interval, format_number, format_share, write_headline
 from spectral.arguments import as_path
 from spectral.errors import SpectralError
@@ -27,6 +28,7 @@ from spectral.figures import (
     to_svg,
 )
 from spectral.files import ensure_writable, write_whole
+from spectral.operators import LOSSLESS
 from spectral.page.cells import (
     BUDGET,
     CHANNELS,
@@ -110,6 +112,8 @@ class Part:
     front: Markup | None
     missing: View | None
     notes: Sequence[str]
+    level: str
+    unasked: Sequence[str]
     downloads: Sequence[Download]
 
 
@@ -176,20 +180,22 @@ def _make_part(found: Diagnosis, prefix: str) -> Part:
     name = str(found.facts.get("model", "network"))
     anchors = {str(site): f"{prefix}site-{i}" for i, site in enumerate(found.sites["name"])}
     links = {site: f"#{anchor}" for site, anchor in anchors.items()}
+    level = find_level(found.sites)
+    leveled = level.of(found.sites)
+    rows = leveled.to_dict("records")
     shown = _choose_details(found)
     return Part(
         prefix=prefix, name=name, headline=write_headline(found), facts=found.facts,
         provenance=_list_provenance(found.facts),
-        strip=[_make_box(row, links[str(row["name"])], found) for row in found.sites.to_dict("records")],
+        strip=[_make_box(row, links[str(row["name"])], found) for row in rows],
         input_size=_by(found.facts.get("image_size")),
         sites=view(found.sites, f"The downsampling sites of {name}, in the order in which they run", SITES,
                    links),
-        levels=_draw(plot_site_levels, found.sites, f"{prefix}levels",
-                     f"Alias power ratio per site of {name}"),
+        levels=_draw(plot_site_levels, leveled, f"{prefix}levels",
+                     f"{_begin(level.name)} per site of {name}"),
         details=[
-            _make_detail(row, anchors[str(row["name"])], found.details.get(str(row["name"])),
-                         str(row["name"]) in shown, prefix)
-            for row in found.sites.to_dict("records")
+            _make_detail(row, anchors[str(row["name"])], found, str(row["name"]) in shown)
+            for row in rows
         ],
         stability=view(_drop_unasked(found.stability), f"How {name} answers to shifts by one pixel",
                        STABILITY)
@@ -201,7 +207,7 @@ def _make_part(found: Diagnosis, prefix: str) -> Part:
         front=_draw(plot_fixes, found.fixes, f"{prefix}front", f"SIS and predictions kept, {name}"),
         missing=view(found.missing, "What couldn't be measured, and why", MISSING)
         if len(found.missing) else None,
-        notes=[str(note) for note in found.facts.get("notes", ())],
+        notes=[str(note) for note in found.facts.get("notes", ())], level=level.name, unasked=found.unasked,
         downloads=make_downloads(found.tables, f"{prefix}" if prefix else ""),
     )  # fmt: skip
 
@@ -247,7 +253,7 @@ def _make_box(row: Mapping[Any, Any], href: str, found: Diagnosis) -> Box:
     whole = [n for n in found.facts.get("image_size") or sides if n]
     # Halvings that are left, so that each step of the network is a step of the strip.
     height = round(7 * max(0.0, math.log2(max(sides)))) + 28
-    said = format_db(level) if known else "not measured"
+    said = _say_level(row, found)
     title = f"{row['name']}: {row['op']}, {row['input_size']} → {row['output_size']}, {said}"
     return Box(
         str(row["name"]), str(row["op"]), str(row["output_size"]).replace("x", "×"), said, ground, ink,
@@ -255,12 +261,20 @@ def _make_box(row: Mapping[Any, Any], href: str, found: Diagnosis) -> Box:
     )  # fmt: skip
 
 
-def _make_detail(
-    row: Mapping[Any, Any], anchor: str, detail: SiteDetail | None, drawn: bool, prefix: str
-) -> Detail:
+def _say_level(row: Mapping[Any, Any], found: Diagnosis) -> str:
+    """Write how much a site aliases, or why that isn't known."""
+    if not pd.isna(row["alias_power_db"]):
+        return format_db(row["alias_power_db"])
+    if row["reason"] == LOSSLESS:
+        return "keeps all"
+    return "not asked for" if "aliases" in found.unasked and not row["reason"] else "not measured"
+
+
+def _make_detail(row: Mapping[Any, Any], anchor: str, found: Diagnosis, drawn: bool) -> Detail:
     name = str(row["name"])
+    detail = found.details.get(name)
     facts = [
-        ("alias power ratio", format_interval(row, "alias_power_db", format_db)),
+        (find_level(found.sites).name, format_interval(row, "alias_power_db", format_db)),
         ("share of the power", format_interval(row, "alias_power_ratio", format_share)),
         ("AVR of what enters", format_share(row["avr_input"])),
         ("AVR before decimation", format_share(row["avr_dense"])),
@@ -287,10 +301,7 @@ def _make_detail(
             if detail is not None
             else "there are no pictures of this site's maps"
         )
-    summary = format_db(row["alias_power_db"]) if not reason or figure else "not measured"
-    if detail is not None and not drawn:
-        summary = format_db(row["alias_power_db"])
-    return Detail(anchor, name, summary, facts, figure, channels, maps, reason)
+    return Detail(anchor, name, _say_level(row, found), facts, figure, channels, maps, reason)
 
 
 def _list_pictures(found: Diagnosis) -> list[Picture]:
@@ -328,6 +339,10 @@ def _times(sides: object) -> str:
     return str(sides).replace("x", "×")
 
 
+def _begin(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}"
+
+
 def _by(size: Any) -> str:
     return "×".join(map(str, size)) if size else ""
 
@@ -336,14 +351,17 @@ def _compare(found: Sequence[Diagnosis], parts: Sequence[Part]) -> dict[str, Any
     """One row per network, for a page of several."""
     rows = []
     for one, part in zip(found, parts, strict=True):
-        known = one.sites[one.sites["alias_power_db"].notna()]
+        level = find_level(one.sites)
+        sites = level.of(one.sites)
+        known = sites[sites["alias_power_db"].notna()]
         worst = known.sort_values("alias_power_ratio", ascending=False).iloc[0] if len(known) else None
         rows_of = one.stability.set_index("metric").to_dict("index") if len(one.stability) else {}
         mean = {metric: {"x": row["mean"], "x_ci_low": row["ci_low"], "x_ci_high": row["ci_high"]}
                 for metric, row in rows_of.items()}  # fmt: skip
         rows.append({
             "name": part.name, "href": f"#{part.prefix}top", "sites": f"{len(known)} of {len(one.sites)}",
-            "worst": "–" if worst is None else f"{worst['name']}, {format_db(worst['alias_power_db'])}",
+            "worst": "–" if worst is None else f"{worst['name']}, {format_db(worst['alias_power_db'])}"
+                     f"{'' if level.column == POOLED else f' ({level.name})'}",
             "sis": format_interval(mean["sis"], "x") if "sis" in mean else "–",
             "changed": format_interval(mean["changed"], "x", format_share) if "changed" in mean else "–",
         })  # fmt: skip
