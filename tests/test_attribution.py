@@ -304,7 +304,8 @@ def synthetic_rows(n: int = 30, sites: tuple[str, ...] = ("a", "b", "c", ALL_SIT
         after = before + rng.normal(-0.01 * (place == 0), 0.01, n)
         agree = rng.uniform(size=n) < 0.9
         frames.append(pd.DataFrame({
-            "site": site, "op": "conv", "method": "ideal", "block": "", "delta_sis_block": np.nan,
+            "model": "net", "site": site, "op": "conv", "method": "ideal", "block": "",
+            "delta_sis_block": np.nan,
             "delta_sis_last_out": np.nan, "agree_block": 1.0, "agree_last_out": 1.0,
             "image": [f"i{k}" for k in range(n)], "cluster": [f"i{k}" for k in range(n)],
             "sis_original": before, "sis": after, "delta_sis": after - before, "agree": agree,
@@ -423,10 +424,9 @@ def test_equivariance_is_the_psnr_of_the_mean_error():
 
 def test_exact_images_count_as_no_error_and_flat_ones_not_at_all():
     table = pd.DataFrame({
-        "image": ["a", "b", "c"], "cluster": ["a", "b", "c"], "site": "s", "op": "conv", "stride": "2x2",
-        "total_stride": "2x2",
-        "kind": "whole", "row": 0.0, "column": 2.0, "mse_ratio": [0.0, 0.02, np.nan],
-        "relative_error": [0.0, 0.3, np.nan],
+        "model": "net", "image": ["a", "b", "c"], "cluster": ["a", "b", "c"], "site": "s", "op": "conv",
+        "stride": "2x2", "total_stride": "2x2", "kind": "whole", "row": 0.0, "column": 2.0,
+        "mse_ratio": [0.0, 0.02, np.nan], "relative_error": [0.0, 0.3, np.nan],
     })  # fmt: skip
     table.attrs["sites"] = [{"name": "s", "op": "conv", "stride": "2x2", "reason": None}]
     (row,) = summarize_equivariance(table).to_dict("records")

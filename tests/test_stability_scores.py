@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 import spectral
 from spectral import stats
+from spectral.analysis import summarize_attribution, summarize_equivariance
 from spectral.errors import SpectralError
 from spectral.instability import compute_logit_jitter, compute_logit_spread
 from spectral.sites import find_sites
@@ -26,6 +28,13 @@ QUICK = settings(max_examples=15)
 
 def pixels(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class Small(nn.Sequential):
+    def __init__(self) -> None:
+        head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+        super().__init__(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), *head)
+        self.double()
 
 
 class Comb(nn.Module):
@@ -376,6 +385,63 @@ def test_the_summary_of_measurements_has_medians_and_the_top_tenth():
 def test_a_summary_refuses_other_tables():
     with pytest.raises(SpectralError, match=r"expected a table from spectral\.measure_stability"):
         summarize_stability(pd.DataFrame({"model": ["a"]}))
+
+
+@pytest.mark.parametrize(
+    "column",
+    ["image", "total_stride", "confidence", "n_changed", "sis_circular_reason", "comb_contrast_reason"],
+)
+def test_a_summary_names_the_column_that_a_table_lacks(column):
+    table = measure_stability(seeded(Comb), pixels(3, 3, 16, 16), comb=False, circular=False, progress=False)
+    with pytest.raises(SpectralError, match=rf"got one without the column '{column}'"):
+        summarize_stability(table.drop(columns=column))
+
+
+SUMMARIES = {
+    spectral.measure_stability: spectral.summarize_stability,
+    spectral.measure_instability_budget: spectral.summarize_instability_budget,
+    spectral.measure_equivariance: summarize_equivariance,
+    spectral.attribute_instability: summarize_attribution,
+}
+MANY = [spectral.measure_stability, spectral.measure_instability_budget]  # whose summaries take many models
+
+
+@pytest.fixture(scope="module", params=SUMMARIES, ids=lambda function: function.__name__)
+def of_two(request) -> tuple[Any, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """An analysis and its tables of two networks of one class, and of the second under a name of its own."""
+    nets = [seeded(Small, seed=seed) for seed in (0, 1)]
+    x = pixels(3, 3, 8, 8)
+    tables = [request.param(net, x, progress=False) for net in nets]
+    return request.param, *tables, request.param(nets[1], x, progress=False, name="second")
+
+
+def test_two_networks_of_one_name_are_never_averaged(of_two):
+    measure, first, second, named = of_two
+    summarize = SUMMARIES[measure]
+    with pytest.raises(SpectralError, match=r"the table has image '0000' twice for model 'Small'"):
+        summarize(pd.concat([first, second]))
+    assert set(named["model"]) == {"second"}
+    both = pd.concat([first, named])
+    if measure not in MANY:
+        with pytest.raises(SpectralError, match=r"expected a table of one model, got 'Small' and 'second'"):
+            summarize(both)
+        return
+    found = summarize(both)
+    for name, own in (("Small", first), ("second", named)):
+        expected = summarize(own)
+        pd.testing.assert_frame_equal(
+            found[found["model"] == name].reset_index(drop=True)[["metric", "n", "reason"]],
+            expected[["metric", "n", "reason"]],
+        )
+
+
+def test_a_summary_is_the_same_of_a_table_from_a_file(of_two, tmp_path):
+    measure, table, *_ = of_two
+    table.to_csv(tmp_path / "table.csv", index=False)
+    found = SUMMARIES[measure](pd.read_csv(tmp_path / "table.csv"))
+    expected = SUMMARIES[measure](table)
+    told = [c for c in found if not (measure is spectral.measure_instability_budget and c == "agreement")]
+    pd.testing.assert_frame_equal(found[told], expected[told], check_dtype=False)
 
 
 # Circular borders -----------------------------------------------------------------------------------------

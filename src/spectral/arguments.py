@@ -1,16 +1,19 @@
-"""Arguments as people pass them: numbers of any kind, paths."""
+"""Arguments as people pass them: numbers of any kind, paths, tables."""
 
 from __future__ import annotations
 
 import math
 import operator
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spectral.errors import SpectralError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MOST_SAMPLES = 2**28  # of one map: 2 GiB in float64
 
@@ -131,3 +134,54 @@ def as_path(value: Any, what: str) -> Path:
     if not text.strip() or "\0" in text:
         raise SpectralError(f"{what} must name a file or folder, got {text!r}; '.' is the current folder")
     return Path(text).expanduser()
+
+
+def check_table(
+    table: pd.DataFrame,
+    caller: str,
+    maker: str,
+    needed: Sequence[str],
+    place: Sequence[str] = (),
+    *,
+    alone: bool = False,
+) -> None:
+    """Make sure that a table that is to be summarised is one, and has each image of a model once.
+
+    Args:
+        table: what somebody passed.
+        caller: whose name messages begin with.
+        maker: the function that makes such tables.
+        needed: columns that it must have, model and image among them.
+        place: what, beside model and image, tells its rows apart.
+        alone: whether it must be of one model.
+
+    Raises:
+        SpectralError: if a column is absent, two rows are of one thing, or there are more models.
+
+    Example:
+        >>> import pandas as pd
+        >>> table = pd.DataFrame({"model": "net", "image": ["a", "a"]})
+        >>> check_table(table, "example", "measure_it", ["model", "image"])  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        spectral.errors.SpectralError: example: the table has image 'a' twice for model 'net'; ...
+    """
+    absent = [column for column in needed if column not in table.columns]
+    if absent:
+        raise SpectralError(
+            f"{caller}: expected a table from spectral.{maker}, got one without the column {absent[0]!r}"
+        )
+    known = table[table["image"].notna() & (table["image"] != "")]  # others say what couldn't be measured
+    again = known.duplicated(["model", "image", *place])
+    one_by_one = "summarise tables of different models one by one"
+    if again.any():
+        row = known[again].iloc[0]
+        raise SpectralError(
+            f"{caller}: the table has image {row['image']!r} twice for model {row['model']!r}; "
+            f"{one_by_one if alone else f'name models apart ({maker}(…, name=…))'}"
+        )
+    if alone and known["model"].nunique() > 1:
+        first, second = known["model"].unique()[:2]
+        raise SpectralError(
+            f"{caller}: expected a table of one model, got {first!r} and {second!r}; {one_by_one}"
+        )

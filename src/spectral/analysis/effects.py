@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from spectral import stats
+from spectral.arguments import check_table
 from spectral.columns import add_holm, bound, bound_flags, bound_summary, to_decibels
 from spectral.schema import fill_words, with_bounds
 
@@ -35,6 +36,15 @@ ALTERED = {  # effect → its p, whether a prediction stays, the share of those 
     "delta_sis_last_out": ("last_out_p", "agree_last_out", "last_out_agreement", " with all others altered"),
 }
 FEW = 2  # what a test needs
+MOVED = [
+    "model", "image", "cluster", "site", "op", "stride", "total_stride", "kind", "row", "column", "mse_ratio",
+    "relative_error",
+]  # fmt: skip
+CHANGED = [
+    "model", "image", "cluster", "site", "op", "method", "block", "sis_original", "sis", "delta_sis",
+    "delta_sis_block", "delta_sis_last_out", "agree", "agree_block", "agree_last_out", "label", "correct",
+    "correct_original",
+]  # fmt: skip
 
 
 def summarize_equivariance(table: pd.DataFrame) -> pd.DataFrame:
@@ -45,8 +55,14 @@ def summarize_equivariance(table: pd.DataFrame) -> pd.DataFrame:
     Flat maps are counted and left out.
 
     Args:
-        table: from `measure_equivariance`, with its ``attrs``.
+        table: from `measure_equivariance`, of one model; sites that couldn't be measured are known from its
+            ``attrs`` alone, which a table from a file lacks.
+
+    Raises:
+        SpectralError: for a table of another kind, or of several models.
     """
+    place = ["site", "row", "column"]
+    check_table(table, "summarize_equivariance", "measure_equivariance", MOVED, place, alone=True)
     rows: list[dict[str, Any]] = []
     for _, block in table.groupby(["site", "kind"], sort=False):
         first = block.iloc[0]
@@ -60,7 +76,7 @@ def summarize_equivariance(table: pd.DataFrame) -> pd.DataFrame:
     rows += [
         {"site": record["name"], "op": record["op"], "stride": record["stride"], "n": 0,
          "reason": record["reason"]}
-        for record in table.attrs["sites"] if record["reason"]
+        for record in table.attrs.get("sites", ()) if record["reason"]
     ]  # fmt: skip
     return _finish(rows, EQUIVARIANCE_COLUMNS)
 
@@ -74,8 +90,13 @@ def summarize_attribution(table: pd.DataFrame) -> pd.DataFrame:
     they are between. ``delta_sis_agreeing`` is ΔSIS on the images whose prediction stays.
 
     Args:
-        table: from `attribute_instability`, with its ``attrs``.
+        table: from `attribute_instability`, of one model; sites that couldn't be altered are known from its
+            ``attrs`` alone, which a table from a file lacks.
+
+    Raises:
+        SpectralError: for a table of another kind, or of several models.
     """
+    check_table(table, "summarize_attribution", "attribute_instability", CHANGED, ["site"], alone=True)
     rows = [
         {**{key: block[key].iloc[0] for key in ("site", "op", "method", "block")},
          **_test_variant(block)}
@@ -83,7 +104,7 @@ def summarize_attribution(table: pd.DataFrame) -> pd.DataFrame:
     ]  # fmt: skip
     rows += [
         {"site": record["name"], "op": record["op"], "n": 0, "reason": record["reason"]}
-        for record in table.attrs["sites"] if not record["replaced"]
+        for record in table.attrs.get("sites", ()) if not record["replaced"]
     ]  # fmt: skip
     corrected = {*(f"{name}_holm" for name in TESTS), "significance"}
     found = _finish(rows, [column for column in ATTRIBUTION_COLUMNS if column not in corrected])
@@ -157,7 +178,7 @@ def _finish(rows: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
         if column in COUNTS:
             table[column] = table[column].astype("Int64")
         elif column in WORDS:
-            table[column] = fill_words(table[column])
+            table[column] = fill_words(table[column]).map(str)  # a file's site 0 is a number
         else:
             table[column] = table[column].astype(float)
     return table

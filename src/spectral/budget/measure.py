@@ -50,6 +50,7 @@ def measure_instability_budget(
     progress: bool = True,
     preprocessing: Any = None,
     logits: Take | None = None,
+    name: str | None = None,
 ) -> pd.DataFrame:
     """Measure how much of a network's shift instability decimation, nonlinearities and borders cause.
 
@@ -82,6 +83,7 @@ def measure_instability_budget(
         progress: show a bar.
         preprocessing: as for `spectral.measure`.
         logits: as for `spectral.measure`.
+        name: of the model in the table; by default as it was loaded, else its class.
 
     Returns:
         For each image and metric (sis, logit_jitter) rows with the source ``total``, each source (``content``
@@ -115,12 +117,12 @@ def measure_instability_budget(
         if source not in chosen:
             raise SpectralError(f"{CALLER}: {source!r} is to be split and isn't among the sources")
     orders, batch_size = (
-        as_integer(n, f"{CALLER}: {name}", least=1)
-        for name, n in (("orders", orders), ("batch_size", batch_size))
+        as_integer(n, f"{CALLER}: {what}", least=1)
+        for what, n in (("orders", orders), ("batch_size", batch_size))
     )
     seed = as_integer(seed, f"{CALLER}: seed", least=0)
     factors = FACTORS if factor is None else (check_factor(factor, CALLER),)
-    feed = Feed(model, images, caller=CALLER, preprocessing=preprocessing, logits=logits)
+    feed = Feed(model, images, caller=CALLER, preprocessing=preprocessing, logits=logits, name=name)
     plans = Plans(feed.model)
     moves = choose_shifts(shifts, _find_stride(feed, plans), seed, CALLER)
     game = Game(feed, plans, moves, batch_size, progress)

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 
 from spectral import stats
+from spectral.arguments import check_table
 from spectral.budget.schema import COLUMNS, METRICS, TOTAL, UNEXPLAINED
 from spectral.causes import SOURCES
 from spectral.display import NOTHING, Card
-from spectral.errors import SpectralError
+from spectral.schema import fill_words
 
 SUMMARY = [
     "model", "metric", "source", "site", "n", "n_clusters", "value", "share", "share_ci_low", "share_ci_high",
@@ -32,7 +33,7 @@ def summarize_instability_budget(table: pd.DataFrame) -> pd.DataFrame:
     Sampling's error is that of the images' values taken together, as if all erred alike.
 
     Args:
-        table: of one model or several.
+        table: of one model or of several, whose names differ.
 
     Returns:
         Columns model, metric, source, site, n, n_clusters, value (mean), share (of the total's mean) with its
@@ -41,7 +42,7 @@ def summarize_instability_budget(table: pd.DataFrame) -> pd.DataFrame:
         of them), reason (why there is no share; without a metric, why that place can't be made ideal).
 
     Raises:
-        SpectralError: if it is no table of `measure_instability_budget`.
+        SpectralError: if it is no table of `measure_instability_budget`, or has an image of one model twice.
 
     Example:
         >>> import torch
@@ -54,12 +55,9 @@ def summarize_instability_budget(table: pd.DataFrame) -> pd.DataFrame:
         >>> round(float(parts["share"].sum()), 9)
         1.0
     """
-    absent = [column for column in COLUMNS if column not in table.columns]
-    if absent:
-        raise SpectralError(
-            f"summarize_instability_budget: expected a table from spectral.measure_instability_budget, got "
-            f"one without the column {absent[0]!r}"
-        )
+    place = ["metric", "source", "site"]
+    check_table(table, "summarize_instability_budget", "measure_instability_budget", COLUMNS, place)
+    table = table.assign(**{name: fill_words(table[name]) for name in (*place, "reason")})  # as from a file
     agreement = _read_agreement(table)
     rows: list[dict[Any, Any]] = []
     measured = table[table["metric"].isin(METRICS)]

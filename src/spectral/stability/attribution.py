@@ -22,7 +22,7 @@ from spectral.network import Take, undisturbed
 from spectral.ranks import shared
 from spectral.sharing import Sharing
 from spectral.sites import Site
-from spectral.stability.reading import check_counts, choose_sites, name_of
+from spectral.stability.reading import check_counts, choose_sites
 from spectral.stability.views import Views
 from spectral.surgery import convert
 from spectral.surgery.report import conversion_report
@@ -79,6 +79,7 @@ def attribute_instability(
     progress: bool = True,
     preprocessing: Any = None,
     logits: Take | None = None,
+    name: str | None = None,
 ) -> pd.DataFrame:
     """Make one site at a time alias-free, and see what becomes of each prediction.
 
@@ -105,6 +106,7 @@ def attribute_instability(
         progress: show a bar.
         preprocessing: as for `spectral.measure`.
         logits: as for `spectral.measure`.
+        name: of the model in the table; by default as it was loaded, else its class.
 
     Returns:
         A row per image and altered site, and, under ``"all sites"``, with all of them altered: model, site,
@@ -127,18 +129,20 @@ def attribute_instability(
         (['0', 'all sites'], 4)
     """
     (batch_size,) = check_counts(CALLER, batch_size=batch_size)
-    feed = Feed(model, images, caller=CALLER, preprocessing=preprocessing, logits=logits, lazily=True)
+    feed = Feed(
+        model, images, caller=CALLER, preprocessing=preprocessing, logits=logits, name=name, lazily=True
+    )
     feed.require_scores()
     every = choose_sites(model, feed.example, sites, CALLER)
     how = _choose_alteration(feed, every, method)
     if sites is not None and not how.units:
-        name, reason = next(iter(how.reasons.items()))
-        raise SpectralError(f"{CALLER}: no site of {feed.name} can be altered; {name!r}: {reason}")
+        first, reason = next(iter(how.reasons.items()))
+        raise SpectralError(f"{CALLER}: no site of {feed.name} can be altered; {first!r}: {reason}")
     found = _Effects(feed, how, batch_size, progress)
     frames = [frame.assign(method=method) for frame in found.tabulate()]
     feed.conclude()
     table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=COLUMNS)
-    table["model"] = name_of(model)
+    table["model"] = feed.name
     if "cluster" not in table:
         table = insert_clusters(table, feed.images)
     altered = {name for unit in how.units for name in unit.sites}

@@ -24,7 +24,7 @@ from spectral.ranks import shared
 from spectral.sharing import Sharing
 from spectral.sites import Site, find_sites
 from spectral.stability.lattice import find_strides
-from spectral.stability.reading import Size, check_counts, find_size, name_of, pick_sites
+from spectral.stability.reading import Size, check_counts, find_size, pick_sites
 from spectral.stability.shifts import Shift, check_shift, fourier_shift, is_whole
 
 CALLER = "measure_equivariance"
@@ -49,6 +49,7 @@ def measure_equivariance(
     batch_size: int = 16,
     progress: bool = True,
     preprocessing: Any = None,
+    name: str | None = None,
 ) -> pd.DataFrame:
     """Compare what leaves each site for a shifted image with what left it before, moved along.
 
@@ -77,6 +78,7 @@ def measure_equivariance(
         batch_size: images per forward pass; one batch's maps of all sites are held at a time.
         progress: show a bar.
         preprocessing: as for `spectral.measure`.
+        name: of the model in the table; by default as it was loaded, else its class.
 
     Returns:
         A row per image, site and shift: model, image, cluster, site, call, op, stride (the site's),
@@ -104,15 +106,15 @@ def measure_equivariance(
     moves = [check_shift(shift, CALLER) for shift in shifts]
     if not moves:
         raise SpectralError(f"{CALLER}: shifts is empty; pass at least one (down, right)")
-    feed = Feed(model, images, caller=CALLER, preprocessing=preprocessing)
+    feed = Feed(model, images, caller=CALLER, preprocessing=preprocessing, name=name)
     size, source = find_size(feed), feed.images
     every = find_sites(model, feed.example)
-    found = pick_sites(name_of(model), every, sites, CALLER)
+    found = pick_sites(feed.name, every, sites, CALLER)
     reasons = {site.name: reason for site in found if (reason := find_obstacle(site, size))}
     chosen = [site for site in found if site.name not in reasons]
     if not chosen and sites is not None:
-        name, reason = next(iter(reasons.items()))
-        raise SpectralError(f"{CALLER}: no site of {name_of(model)} can be compared; {name!r}: {reason}")
+        first, reason = next(iter(reasons.items()))
+        raise SpectralError(f"{CALLER}: no site of {feed.name} can be compared; {first!r}: {reason}")
     strides = find_strides(every, feed.extents)
     comparison = _Comparison(feed, moves, {site: _total_stride(strides[site.name]) for site in chosen})
     share = Sharing(feed, batch_size)
@@ -125,13 +127,13 @@ def measure_equivariance(
     with (
         undisturbed(model),
         torch.no_grad(),
-        share.bar(f"shifting {name_of(model)}", progress) as bar,
+        share.bar(f"shifting {feed.name}", progress) as bar,
         FeatureExtractor(model, chosen, tap="output", reduce=comparison.reduce),
     ):
         frames = share.gather(look(), bar)
     nothing = pd.DataFrame(columns=["index", *[c for c in COLUMNS[1:] if c != "cluster"]])
     table = pd.concat(frames or [nothing]).sort_values("index", kind="stable", ignore_index=True)
-    table.insert(0, "model", name_of(model))
+    table.insert(0, "model", feed.name)
     table = insert_clusters(table, source)
     table.attrs["sites"] = describe_sites(found, reasons)
     return table[COLUMNS]

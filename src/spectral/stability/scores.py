@@ -43,6 +43,7 @@ def measure_stability(
     progress: bool = True,
     preprocessing: Any = None,
     logits: Take | None = None,
+    name: str | None = None,
 ) -> pd.DataFrame:
     """Measure SIS image by image, and beside it what tells its causes apart.
 
@@ -73,6 +74,7 @@ def measure_stability(
         progress: show a bar.
         preprocessing: as for `spectral.measure`.
         logits: as for `spectral.measure`.
+        name: of the model in the table; by default as it was loaded, else its class.
 
     Returns:
         A row per image: model, image, cluster, total_stride (T along each axis, as 4x4), sis, sis_circular,
@@ -100,7 +102,7 @@ def measure_stability(
         "its maps have the image's own lattice"
     """
     (batch_size,) = check_counts(CALLER, batch_size=batch_size)
-    feed = Feed(model, images, caller=CALLER, preprocessing=preprocessing, logits=logits)
+    feed = Feed(model, images, caller=CALLER, preprocessing=preprocessing, logits=logits, name=name)
     feed.require_scores()
     if not feed.extents:
         raise SpectralError(f"{CALLER}: none of the axes of the inputs of {feed.name} is known to be spatial")

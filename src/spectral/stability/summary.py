@@ -9,10 +9,14 @@ from typing import Any
 import pandas as pd
 
 from spectral import stats
-from spectral.errors import SpectralError
-from spectral.schema import RANGES
+from spectral.arguments import check_table
+from spectral.schema import RANGES, fill_words
 
 MEASURES = ("sis", "sis_circular", "logit_jitter", "comb_contrast", "changed")
+NEEDED = [
+    "model", "image", "cluster", "total_stride", "sis", "sis_circular", "logit_jitter", "comb_contrast",
+    "confidence", "n_shifts", "n_changed",
+]  # fmt: skip
 COLUMNS = [
     "model", "total_stride", "metric", "n", "n_clusters", "mean", "std", "ci_low", "ci_high", "median",
     "top_tenth", "confidence_rho", "confidence_rho_ci_low", "confidence_rho_ci_high", "reason",
@@ -27,7 +31,7 @@ def summarize_stability(table: pd.DataFrame) -> pd.DataFrame:
     alike), and mostly by those of low confidence, which ``confidence_rho`` tells.
 
     Args:
-        table: of one model or several.
+        table: of one model or of several, whose names differ; fresh or from a file.
 
     Returns:
         Columns model, total_stride, metric (sis, sis_circular, logit_jitter, comb_contrast, changed: the
@@ -37,7 +41,7 @@ def summarize_stability(table: pd.DataFrame) -> pd.DataFrame:
         interval, reason (where there is no value).
 
     Raises:
-        SpectralError: if it is no table of `measure_stability`.
+        SpectralError: if it is no table of `measure_stability`, or has an image of one model twice.
 
     Example:
         >>> own = {"model": "net", "image": ["a", "b"], "cluster": ["a", "b"], "total_stride": "4x4"}
@@ -50,13 +54,9 @@ def summarize_stability(table: pd.DataFrame) -> pd.DataFrame:
         >>> found.loc["comb_contrast", "reason"]
         'comb=False'
     """
-    needed = ("model", "image", "cluster", "sis", "sis_circular", "logit_jitter", "comb_contrast", "n_shifts")
-    absent = [column for column in needed if column not in table.columns]
-    if absent:
-        raise SpectralError(
-            f"summarize_stability: expected a table from spectral.measure_stability, got one without the "
-            f"column {absent[0]!r}"
-        )
+    # Why a model has no value of one kind stands beside it, and is needed where that is so.
+    reasons = [f"{name}_reason" for name in MEASURES[:-1] if name in table and _is_lacking(table, name)]
+    check_table(table, "summarize_stability", "measure_stability", [*NEEDED, *reasons])
     rows = [
         _summarize(str(model), metric, block)
         for model, block in table.groupby("model", sort=False)
@@ -65,13 +65,18 @@ def summarize_stability(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def _is_lacking(table: pd.DataFrame, name: str) -> bool:
+    return "model" in table and not table.groupby("model")[name].count().all()
+
+
 def _summarize(model: str, metric: str, block: pd.DataFrame) -> dict[str, Any]:
     values = block["n_changed"] / block["n_shifts"] if metric == "changed" else block[metric]
     known = values.notna()
-    row: dict[str, Any] = {"model": model, "total_stride": block["total_stride"].iloc[0], "metric": metric,
-                           "n": 0, "n_clusters": 0, "reason": ""}  # fmt: skip
+    stride = fill_words(block["total_stride"]).iloc[0]
+    row: dict[str, Any] = {"model": model, "total_stride": stride, "metric": metric, "n": 0,
+                           "n_clusters": 0, "reason": ""}  # fmt: skip
     if not known.any():
-        return row | {"reason": block[f"{metric}_reason"].iloc[0]}
+        return row | {"reason": fill_words(block[f"{metric}_reason"]).iloc[0]}
     clusters = block["cluster"][known]
     low, high = RANGES.get(metric, (-math.inf, math.inf))
     found = stats.summarize(values[known], None, clusters, low, high)
