@@ -128,6 +128,34 @@ class TestFixes:
         assert (table["alias_power_db"] < -80).all()
         assert table["site"].tolist() == [ALL_SITES, "0"]
 
+    def test_all_sites_are_the_same_sites_for_every_layer(self, images):
+        class Net(nn.Module):
+            """Its first site can be replaced; its second is a pool that views have cut."""
+
+            def __init__(self):
+                super().__init__()
+                torch.manual_seed(0)
+                self.a, self.b = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 1, 1)
+
+            def forward(self, x):
+                x = self.b(self.a(x).relu())
+                b, c, h, w = x.shape
+                return x.view(b, c, h // 2, 2, w // 2, 2).amax((3, 5)).mean((2, 3))
+
+        table = measure_fixes(Net(), images, ("flc",), progress=False)
+        whole, alone = table.to_dict("records")
+        assert (whole["site"], alone["site"]) == (ALL_SITES, "a")
+        assert alone["alias_power_db"] < -90
+        measured = []
+        for net in (Net(), spectral.convert(Net(), "flc", example=SIZE)):
+            found = spectral.measure(net, images, ("alias_power_ratio",), taps=("dense",), progress=False)
+            ratios = found[found["metric"] == "alias_power_ratio"].groupby("site")["value"].mean()
+            assert len(ratios) == 2
+            measured.append(10 * np.log10(ratios.mean()))
+        assert [whole["alias_power_db_original"], whole["alias_power_db"]] == pytest.approx(
+            measured, abs=1e-3
+        )
+
     def test_one_layer_may_stand_alone(self):
         x = torch.cat([tone(6) + tone(2) / 2, tone(6) - tone(1) / 2])
         found = measure_fixes(keep_every_second(), x, "flc", singly="flc", progress=False)

@@ -21,8 +21,9 @@ from spectral.analysis import Diagnosis, SiteDetail, diagnose, write_headline
 from spectral.cli import main
 from spectral.errors import SpectralError
 from spectral.figures import FIGURES
-from spectral.page.cells import SITES, make_downloads, view
+from spectral.page.cells import FIXES, SITES, make_downloads, view
 from spectral.page.render import MOST_DETAILS
+from spectral.page.results import view_table
 
 BROWSER = next(
     (found for found in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if found), None
@@ -171,6 +172,44 @@ class TestWords:
         assert "no place where resolution drops" in self.say([])
         assert "None of its 1 downsampling site could be measured" in self.say([{"name": "a"}])
 
+    def test_without_an_interval_none_is_claimed(self):
+        lone = {**self.site("a", 0.1), "alias_power_ratio_ci_low": np.nan}
+        assert "more than 1 % of the power, without an interval, which needs two photo" in self.say([lone])
+        quiet = {**self.site("a", 0.001), "alias_power_ratio_ci_low": np.nan}
+        assert "site passes on more than 1 % aliases (without an interval" in self.say([quiet])
+        assert "interval included where there is one" in self.say([lone, self.site("b", 0.2)])
+
+    def fix(self, site, method, change, p, after=-20.0):
+        return {
+            "site": site, "method": method, "n": 30, "delta_sis": change, "delta_sis_ci_low": change - 0.01,
+            "delta_sis_ci_high": change + 0.01, "p_holm": p, "agreement": 0.9, "alias_power_db": after,
+            "alias_power_db_original": -8.0, "reason": "",
+        }  # fmt: skip
+
+    def say_fixes(self, *rows) -> str:
+        (said,) = write_headline(Diagnosis({}, fixes=pd.DataFrame(rows)))[1:]
+        return said
+
+    def test_what_lowers_sis_most_is_of_those_that_lower_it_for_sure(self):
+        unsure = self.fix("all sites", "flc", -0.02, 0.2)
+        one, two = self.fix("a", "blurpool", -0.012, 0.001), self.fix("b", "blurpool", -0.011, 0.001)
+        said = self.say_fixes(unsure, one)
+        assert (
+            "Of 2 replacements (on 30 images, without training), 1 lowers SIS for sure, blurpool at" in said
+        )
+        said = self.say_fixes(unsure, one, two)
+        assert "2 lower SIS for sure, blurpool at a most of them: by 0.012" in said
+
+    def test_no_aliases_are_said_to_be_none(self):
+        after = spectral.schema.to_decibels(1e-15)
+        said = self.say_fixes(self.fix("all sites", "flc", 0.0, 1.0, after))
+        assert "At all sites, flc removes all aliases (−8.0 dB as it is)." in said
+
+    def test_layers_with_which_nothing_could_be_measured_have_their_reason(self):
+        said = self.say_fixes({"site": "all sites", "method": "flc", "n": 0, "reason": "the map has NaN"})
+        assert "flc at all sites: the map has NaN" in said
+        assert "put in" not in said
+
     def test_shifts_count_images_with_their_interval(self, found):
         said = " ".join(write_headline(found))
         changed = int((found.per_image["n_changed"] > 0).sum())
@@ -196,6 +235,22 @@ def test_several_networks_share_a_page(found, tmp_path):
 def test_columns_that_say_nothing_are_left_out(found):
     shown = view(found.sites.assign(reason=""), "sites", SITES)
     assert "not measured because" not in [column.heading for column in shown.columns]
+
+
+def test_words_of_any_letters_are_shown_and_unknown_times_are_not():
+    shown = view_table("t", pd.DataFrame({"a": [1, 2], "model": ["m", "sm"], "unit": ["ms", "s"]}))
+    assert [column.heading for column in shown.columns] == ["a", "model", "unit"]
+    unknown = dict.fromkeys(("latency_ms", "latency_ms_original"), np.nan)
+    fixes = pd.DataFrame([{"site": "a", "method": "s", **unknown}])
+    assert [column.heading for column in view(fixes, "fixes", FIXES).columns] == ["at", "layer"]
+
+
+def test_counts_have_all_their_digits():
+    sites = pd.DataFrame({"name": ["a"], "n": [50_000]})
+    assert [cell.text for cell in view(sites, "sites", SITES).rows[0]] == ["a", "50000"]
+    for counts in ([1234, 50_000], [1234.0, np.nan]):
+        assert view_table("t", pd.DataFrame({"n": counts})).rows[0][0].text == "1234"
+    assert view_table("t", pd.DataFrame({"x": [0.123456]})).rows[0][0].text == "0.123"
 
 
 def test_a_page_that_cannot_be_written_is_one_sentence(found, tmp_path):

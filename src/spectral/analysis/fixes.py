@@ -91,9 +91,10 @@ def measure_fixes(
         A row per layer and site, ``"all sites"`` among them: SIS before and after and its change, with a 95 %
         interval and a paired test (Holm-corrected over the rows), changed (the share of one-pixel shifts
         that change the prediction), agreement (share of images whose prediction stays), accuracy where
-        labels are known, the alias power ratio at these sites, latency, multiply–accumulates, front (whether
-        no other row has both less SIS and more agreement), line (the call that does it) and the reason where
-        something couldn't be measured.
+        labels are known, the alias power ratio at these sites (in rows of all sites: the mean over all that
+        have one in the network as it is, also those that the layer leaves as they are), latency,
+        multiply–accumulates, front (whether no other row has both less SIS and more agreement), line (the
+        call that does it) and the reason where something couldn't be measured.
 
     Units:
         Alias power in dB; latency in ms per image; the rest none. Photographs (clusters) are the units of
@@ -213,7 +214,7 @@ class _Base:
             "macs_original": before, "macs": after,
             "n": len(self.feed.images), "n_clusters": len(set(find_clusters(self.feed.images))),
         }  # fmt: skip
-        row |= self._compare_aliases(variant, replaced) | self._time(variant, example)
+        row |= self._compare_aliases(variant, replaced if names else None) | self._time(variant, example)
         return row | (self._compare_predictions(variant) if self.has_scores else {})
 
     def _compare_predictions(self, variant: nn.Module) -> Row:
@@ -240,18 +241,25 @@ class _Base:
         return {**row, "sis_original": test.mean_b, "sis": test.mean_a, "p": test.p,
                 **bound("delta_sis", test.difference, test.ci_low, test.ci_high)}  # fmt: skip
 
-    def _compare_aliases(self, variant: nn.Module, replaced: Sequence[str]) -> Row:
-        """Alias power ratios at the replaced sites, before and after, in dB."""
+    def _compare_aliases(self, variant: nn.Module, replaced: Sequence[str] | None) -> Row:
+        """Alias power ratios at some sites, before and after, in dB; None: at all that have one before.
+
+        Which of all sites a layer can replace differs between layers: those that it leaves as they are count.
+        """
         sites = find_sites(variant, self.feed.example)
         pairs = match_sites(self.sites, sites, {}, find_original_names(variant, sites))
-        own = [pair for pair in pairs if pair.a.name in replaced]
+        found = {pair.a.name: pair.b for pair in pairs}
+        asked = [site.name for site in self.sites if site.measurable]
+        asked = asked if replaced is None else [name for name in asked if name in replaced]
+        own = [name for name in asked if not math.isnan(_mean_ratio(self.levels(), [name]))]
+        absent = [name for name in own if name not in found]
+        if absent:
+            return {"reason": f"with the layer {absent[0]} is no site whose aliases can be measured"}
         if not own:
             return {}
-        after = self._measure_aliases(variant, [pair.b for pair in own])
-        pooled = [
-            _mean_ratio(self.levels(), [pair.a.name for pair in own]),
-            _mean_ratio(after, [pair.b.name for pair in own]),
-        ]
+        after = self._measure_aliases(variant, [found[name] for name in own])
+        each = [_mean_ratio(after, [found[name].name]) for name in own]  # unknown where one has fallen silent
+        pooled = [_mean_ratio(self.levels(), own), float(np.mean(each))]
         return {"alias_power_db_original": to_decibels(pooled[0]), "alias_power_db": to_decibels(pooled[1])}
 
     def _measure_aliases(self, model: nn.Module, sites: Sequence[Site]) -> pd.DataFrame:

@@ -59,15 +59,15 @@ def describe_diagnosis(found: Diagnosis) -> Card:
 
 
 def format_db(value: Any) -> str:
-    """Write decibels; what is below −100 dB is rounding, and none.
+    """Write decibels; −100 dB, the floor of what tables write, and what is below it are rounding, and none.
 
     Example:
-        >>> format_db(-6.123), format_db(float("-inf")), format_db(None)
-        ('−6.1 dB', 'none', '–')
+        >>> format_db(-6.123), format_db(-100.0), format_db(float("-inf")), format_db(None)
+        ('−6.1 dB', 'none', 'none', '–')
     """
     if _is_unknown(value):
         return NOTHING
-    return "none" if value < -100 else f"{value:.1f} dB".replace("-", "−")
+    return "none" if value <= -100 else f"{value:.1f} dB".replace("-", "−")
 
 
 def format_share(value: Any) -> str:
@@ -95,6 +95,16 @@ def format_number(value: Any, signed: bool = False) -> str:
     if _is_unknown(value):
         return NOTHING
     return f"{value:{'+' if signed else ''}.3g}".replace("-", "−").replace("e−", "e-")
+
+
+def format_count(value: Any) -> str:
+    """Write how many there are, all digits of it.
+
+    Example:
+        >>> format_count(1234), format_count(50000.0), format_count(None)
+        ('1234', '50000', '–')
+    """
+    return NOTHING if _is_unknown(value) else f"{value:.0f}"
 
 
 def format_interval(row: Mapping[Any, Any], name: str, write: Any = format_number) -> str:
@@ -226,7 +236,9 @@ def _say_fixes(fixes: pd.DataFrame) -> list[str]:
         return []
     tried = fixes[fixes["n"].fillna(0) > 0]
     if tried.empty:
-        return ["None of the layers that were tried could be put in."]
+        first = fixes.iloc[0]
+        where = f"{first['method']} at {first['site']}"
+        return [f"Nothing could be measured with the layers that were tried; {where}: {first['reason']}."]
     count = _plural(len(tried), "replacement")
     tested = tried[tried["delta_sis"].notna()]
     if tested.empty:
@@ -238,8 +250,10 @@ def _say_fixes(fixes: pd.DataFrame) -> list[str]:
     best = better.sort_values("delta_sis").iloc[0].to_dict()
     less = {f"x{end}": -best[f"delta_sis{other}"] for end, other in
             (("", ""), ("_ci_low", "_ci_high"), ("_ci_high", "_ci_low"))}  # fmt: skip
+    lower, most = ("lowers", "") if len(better) == 1 else ("lower", " most of them")
+    where = f"{best['method']} at {best['site']}"
     return [
-        f"Of {count} ({on}), {best['method']} at {best['site']} lowers SIS most: by "
+        f"Of {count} ({on}), {len(better)} {lower} SIS for sure, {where}{most}: by "
         f"{format_interval(less, 'x')}, with {format_share(best['agreement'])} of the predictions kept."
     ]
 

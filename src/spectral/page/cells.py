@@ -9,7 +9,14 @@ from typing import Any
 
 import pandas as pd
 
-from spectral.analysis.words import NOTHING, format_db, format_interval, format_number, format_share
+from spectral.analysis.words import (
+    NOTHING,
+    format_count,
+    format_db,
+    format_interval,
+    format_number,
+    format_share,
+)
 from spectral.columns import to_decibels
 
 LARGEST_DOWNLOAD = 400_000  # bytes of a table inside the page
@@ -92,6 +99,11 @@ def ratio(key: str) -> Callable[[Mapping[Any, Any]], str]:
     return interval(key, format_ratio)
 
 
+def format_time(value: Any) -> str:
+    """Write milliseconds."""
+    return NOTHING if value is None or pd.isna(value) else f"{format_number(value)} ms"
+
+
 def change(before: str, after: str, write: Callable[[Any], str] = format_number
            ) -> Callable[[Mapping[Any, Any]], str]:  # fmt: skip
     """Write what a quantity was and is."""
@@ -122,7 +134,7 @@ SITES = (
            title="what that ratio is for white noise: a layer that does nothing against aliasing"),
     Column("AVR before", "avr_dense", number("avr_dense", lambda v: format_share(v)),
            title="share of the power before decimation that lies above the site's Nyquist limit"),
-    Column("images", "n", number("n", lambda v: format_number(v)), title="that aren't silent there"),
+    Column("images", "n", number("n", format_count), title="that aren't silent there"),
     Column("not measured because", "reason", text("reason"), False),
 )  # fmt: skip
 STABILITY = (
@@ -134,7 +146,7 @@ STABILITY = (
            title="share of the sum that the tenth of the photographs with the largest values has"),
     Column("goes with confidence", "confidence_rho", interval("confidence_rho"),
            title="Spearman's correlation with the confidence of the prediction"),
-    Column("images", "n", number("n", lambda v: format_number(v))),
+    Column("images", "n", number("n", format_count)),
     Column("not measured because", "reason", text("reason"), False),
 )  # fmt: skip
 BUDGET = (
@@ -147,7 +159,7 @@ BUDGET = (
            title="what it takes off where all other causes are ideal"),
     Column("predictions kept", "agreement", number("agreement", format_share),
            title="with this cause made ideal; unexplained: with all of them"),
-    Column("images", "n", number("n", lambda v: format_number(v))),
+    Column("images", "n", number("n", format_count)),
 )  # fmt: skip
 LEFT = (
     Column("place", "site", text("site"), False),
@@ -163,9 +175,10 @@ FIXES = (
     Column("predictions kept", "agreement", interval("agreement", format_share)),
     Column("accuracy", "accuracy", change("accuracy_original", "accuracy", format_share),
            title="on images whose label is known"),
-    Column("alias power", "alias_power_db", change("alias_power_db_original", "alias_power_db", format_db)),
+    Column("alias power", "alias_power_db", change("alias_power_db_original", "alias_power_db", format_db),
+           title="alias power ratio, mean over these sites; at all sites: also over those left as they are"),
     Column("time per image", "latency_ms", change("latency_ms_original", "latency_ms",
-                                                  lambda v: f"{format_number(v)} ms")),
+                                                  format_time)),
     Column("10⁶ multiply–adds", "macs", change("macs_original", "macs",
                                                lambda v: format_number(None if pd.isna(v) else v / 1e6))),
     Column("front", "front", lambda row: "yes" if row.get("front") else "", False,
@@ -200,7 +213,7 @@ def view(
     kept = [
         column
         for place, column in enumerate(columns)
-        if place == 0 or any(column.write(row).strip(f"{NOTHING} →ms") for row in records)
+        if place == 0 or any(column.write(row).strip(f"{NOTHING} →") for row in records)
     ]
     rows = []
     for record in records:

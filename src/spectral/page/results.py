@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 import spectral
 from spectral.analysis import Diagnosis, is_diagnosis, read_diagnosis
+from spectral.analysis.words import format_count, format_number
 from spectral.arguments import as_path
 from spectral.errors import SpectralError
 from spectral.figures import FIGURES, to_svg
@@ -94,7 +95,7 @@ def _read_measurements(folder: Path) -> Diagnosis | None:
 
 def _render_tables(folder: Path, tables: dict[str, pd.DataFrame]) -> str:
     page = make_environment().get_template("results.html")
-    views = {name: _view(name, table) for name, table in tables.items() if len(table.columns)}
+    views = {name: view_table(name, table) for name, table in tables.items() if len(table.columns)}
     return page.render(
         name=folder.resolve().name, figures=list(_draw(tables)), tables=views,
         downloads=make_downloads(tables), version=spectral.__version__, most=MOST_ROWS,
@@ -102,13 +103,18 @@ def _render_tables(folder: Path, tables: dict[str, pd.DataFrame]) -> str:
     )  # fmt: skip
 
 
-def _view(name: str, table: pd.DataFrame) -> View:
-    columns = [
-        Column(str(c), c, number(c) if pd.api.types.is_numeric_dtype(table[c]) and table[c].dtype != bool
-               else text(c), pd.api.types.is_numeric_dtype(table[c]) and table[c].dtype != bool)
-        for c in table.columns
-    ]  # fmt: skip
-    return view(table.head(MOST_ROWS), name, columns)
+def view_table(name: str, table: pd.DataFrame) -> View:
+    """Show the first rows of any table, with its own headings."""
+    return view(table.head(MOST_ROWS), name, [_show_column(table[name]) for name in table.columns])
+
+
+def _show_column(values: pd.Series) -> Column:
+    """Show a column of a table: words as they are, whole numbers with all digits, others with three."""
+    name = str(values.name)
+    if not pd.api.types.is_numeric_dtype(values) or values.dtype == bool:
+        return Column(name, name, text(name), False)
+    known = values.dropna().astype(float)
+    return Column(name, name, number(name, format_count if (known % 1 == 0).all() else format_number))
 
 
 def _draw(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
