@@ -44,8 +44,9 @@ def write_headline(found: Diagnosis) -> list[str]:
 def describe_diagnosis(found: Diagnosis) -> Card:
     """Say what was found in a few lines: the headline, a row for each site, and what couldn't be measured."""
     facts = found.facts
-    images = f"{facts.get('image_count', 'the')} images of {facts.get('images')}"
-    lead = f"{facts.get('model', 'a network')}, on {images}"
+    count = facts.get("image_count")
+    images = "the images" if count is None else _plural(count, "image")
+    lead = f"{facts.get('model', 'a network')}, on {images} of {facts.get('images')}"
     level = find_level(found.sites)
     header = ["site", "op", "stride", f"{level.name} (95 % interval)", "AVR, input", "AVR, dense"]
     rows = [
