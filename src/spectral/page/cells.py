@@ -129,7 +129,7 @@ SITES = (
            title="the same of the map behind what follows the site"),
     Column("median channel", "channel_median", ratio("channel_median"),
            title="at the tap signal: mean over images of the median channel's own ratio, without its mean "
-           "and border"),
+           "and border; a diagnosis has it of the images alone whose maps are shown, 4 at most"),
     Column("white noise", "white_noise", number("white_noise", format_ratio),
            title="what that ratio is for white noise: a layer that does nothing against aliasing"),
     Column("AVR before", "avr_dense", number("avr_dense", lambda v: format_share(v)),
