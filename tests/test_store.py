@@ -579,7 +579,8 @@ class TestChangedLabels:
 
     def test_an_analysis_of_other_classes_is_another(self, tmp_path):
         net = spectral.load_model("bundled/resnet20")
-        options = {"methods": ("flc",), "out": tmp_path, "progress": False, "budget_images": 0}
+        options = {"methods": ("flc",), "out": tmp_path, "progress": False, "budget_images": 0,
+                   "minutes": 0.01}  # fmt: skip
         spectral.diagnose(net, self.images([0, 1, 2, 3]), **options)
         with pytest.raises(SpectralError, match="with labels = "):
             spectral.diagnose(net, self.images([3, 2, 1, 0]), **options)

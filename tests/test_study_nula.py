@@ -155,6 +155,7 @@ def test_rows_are_networks_and_perturbations_with_their_provenance(results):
     assert rows == [(name, test) for name in (BASE, OTHER) for test in TESTS]
     written = json.loads((results / "tables" / "phase6_nula.json").read_text())
     assert dict(zip(table["model"], table["weights"], strict=True)) == written["weights"]
+    assert len(written["images"].pop("labels")) == 16  # a digest of them
     assert written["images"] | {"fingerprint": ""} == {
         "source": "samples", "count": IMAGES, "labelled": LABELLED, "fingerprint": "",
     }  # fmt: skip
