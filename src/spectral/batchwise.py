@@ -76,7 +76,7 @@ class BatchAxis:
 
     def is_mixed_by(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
         """Whether an operator gives numbers that come from several images at once."""
-        name = _name(func)
+        name = tell_name(func)
         if self.count < 2 or not args or not isinstance(args[0], Tensor):
             return False
         if name in _BATCH_NORMS:  # of as many rows for each image, as of tokens
@@ -91,11 +91,11 @@ class BatchAxis:
         """Note whether what an operator has made still has the batch along its first axis."""
         if self.has_all(made) and self._keeps(func, args, kwargs, made):
             self._known[made] = True
-        elif made in self._known and _name(func).endswith("_"):
+        elif made in self._known and tell_name(func).endswith("_"):
             self._known.pop(made)
 
     def _keeps(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], made: Tensor) -> bool:
-        name = _name(func)
+        name = tell_name(func)
         if is_pointwise(func):
             return any(isinstance(x, Tensor) and x.ndim == made.ndim and x in self._known for x in args)
         first = args[_LATER.get(name, 0)] if len(args) > _LATER.get(name, 0) else None
@@ -116,7 +116,14 @@ class BatchAxis:
         return any(word in name for word in _SLIDING)
 
 
-def _name(func: Any) -> str:
+def tell_name(func: Any) -> str:
+    """Return the name of whatever a dispatch mode is given, also of what has no schema as operators have.
+
+    Example:
+        >>> import torch
+        >>> tell_name(torch.ops.aten.slice.Tensor)
+        'slice'
+    """
     return str(getattr(func, "_opname", None) or getattr(func, "__name__", "?"))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from spectral.batchwise import BatchAxis
+from spectral.batchwise import BatchAxis, tell_name
 from spectral.classes import count_declared_classes
 from spectral.dataless import run_operator
 from spectral.inputs import Inputs
@@ -143,7 +143,7 @@ class _Trace(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operator and note it."""
-        name = str(getattr(func, "_opname", None) or getattr(func, "__name__", "?"))
+        name = tell_name(func)
         given = [x for x in _flatten((*args, *(kwargs or {}).values())) if isinstance(x, Tensor)]
         parents = [self.nodes[x] for x in given if x in self.nodes]
         mixes = bool(parents) and self._batch.is_mixed_by(func, args, kwargs or {})

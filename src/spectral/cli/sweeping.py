@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-TABLES = ("networks.csv", "summary.csv", "sites.csv", "provenance.json")
-
 
 @click.command(cls=SpectralCommand, ranks="apart")
 @click.argument("models", type=PATH, metavar="MODELS.txt")
@@ -107,8 +105,13 @@ def sweep(
         )
         raise SpectralError(f"{len(failed)} of {len(table)} networks failed: {reasons}")
     if not len(left) and loaded == set(lines):  # of one that another job has loaded, its files aren't known
+        from spectral.summary import SITES_TABLE, SUMMARY_FILE
+        from spectral.sweeping.sweep import TABLE
+        from spectral.table import PROVENANCE
+
         folders = [out, *(out / folder for folder in table["folder"])]
-        tables = [folder / name for folder in folders for name in TABLES if (folder / name).exists()]
+        names = (TABLE, SUMMARY_FILE, SITES_TABLE, PROVENANCE)
+        tables = [path for folder in folders for name in names if (path := folder / name).exists()]
         answer.keep(*tables, *(folder / "measurements" for folder in folders[1:]), json_path)
 
 

@@ -101,9 +101,8 @@ class Feed:
         self.extents: dict[str, int] = {}
         self.image_type = torch.float32
         self._probe: Probe | None = None
-        self._warned = False
         self._call: Call | None = None
-        self._told_of_labels = False
+        self._said: set[str] = set()
         self.normalises = pixels or preprocessing is not None
         self._advice = "leave preprocessing out for what is normalised already"
         if pixels:
@@ -161,10 +160,9 @@ class Feed:
     def number_labels(self, labels: Sequence[int | None]) -> list[int | None]:
         """Return labels in the network's numbering; that some aren't among its classes is warned of, once."""
         known = any(label is not None for label in labels)
-        if self.matching.reason and known and not self._told_of_labels:
-            self._told_of_labels = True
+        if self.matching.reason and known:
             what = "labels are left out" if self.matching.index else "there is no accuracy"
-            warn(f"{self.caller}: {what}: {self.matching.reason}")
+            self._warn_once(f"{what}: {self.matching.reason}")
         return self.matching.renumber(labels)
 
     def describe_logits(self) -> str | None:
@@ -196,13 +194,17 @@ class Feed:
 
     def _warn_of_mixing(self) -> None:
         """Warn once where an image's values depend on the images that share its batch."""
-        if self.probe.mixed_by and not self._warned:
-            self._warned = True
+        if self.probe.mixed_by:
             what = f"{self.name} works over all images of a batch ({', '.join(self.probe.mixed_by)})"
-            warn(
-                f"{self.caller}: {what}, so that the values of each depend on the others in it; batch_size=1 "
-                f"gives each image's own"
+            self._warn_once(
+                f"{what}, so that the values of each depend on the others in it; batch_size=1 gives each "
+                f"image's own"
             )
+
+    def _warn_once(self, sentence: str) -> None:
+        if sentence not in self._said:
+            self._said.add(sentence)
+            warn(f"{self.caller}: {sentence}")
 
     def read(self, raw: Any) -> Inputs:
         """Return a batch of the set in the form in which the model's forward takes it."""
