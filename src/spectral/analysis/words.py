@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import pandas as pd
 
@@ -14,9 +14,6 @@ from spectral.columns import bound_flags
 from spectral.display import Card
 from spectral.operators import LOSSLESS
 
-if TYPE_CHECKING:
-    from spectral.analysis.diagnosis import Diagnosis
-
 NOTABLE = 0.01  # share of the power above which a site is said to alias: −20 dB
 NOTHING = "–"
 SOURCES = {"decimation": "decimation", "nonlinearity": "nonlinearities", "border": "borders"}
@@ -24,7 +21,21 @@ ALPHA = 0.05
 _PARTS = {"stability": "what shifts change", "fixes": "what fixes it"}
 
 
-def write_headline(found: Diagnosis) -> list[str]:
+class Findings(Protocol):
+    """What is read of a `spectral.Diagnosis`, which puts itself in words by these functions."""
+
+    facts: dict[str, Any]
+    sites: pd.DataFrame
+    summary: pd.DataFrame
+    stability: pd.DataFrame
+    per_image: pd.DataFrame
+    budget: pd.DataFrame
+    fixes: pd.DataFrame
+    missing: pd.DataFrame
+    unasked: tuple[str, ...]
+
+
+def write_headline(found: Findings) -> list[str]:
     """Say in a few sentences whether a network aliases, whether it matters, and what helps."""
     said = [
         _say_sites(found),
@@ -41,7 +52,7 @@ def write_headline(found: Diagnosis) -> list[str]:
     return [sentence for sentence in said if sentence]
 
 
-def describe_diagnosis(found: Diagnosis) -> Card:
+def describe_diagnosis(found: Findings) -> Card:
     """Say what was found in a few lines: the headline, a row for each site, and what couldn't be measured."""
     facts = found.facts
     count = facts.get("image_count")
@@ -125,7 +136,7 @@ def format_interval(row: Mapping[Any, Any], name: str, write: Any = format_numbe
     return f"{text} ({write(low).removesuffix(unit)} to {write(high).removesuffix(unit)})"
 
 
-def _say_sites(found: Diagnosis) -> str:
+def _say_sites(found: Findings) -> str:
     if "sites" in found.unasked:
         return "Its downsampling sites weren't looked at: nothing that is measured at them was asked for."
     if found.sites.empty:
@@ -177,7 +188,7 @@ def _say_unmeasured(sites: pd.DataFrame) -> str:
     return f"None of its {_plural(lossy, 'downsampling site')} could be measured{more}."
 
 
-def _say_stability(found: Diagnosis) -> list[str]:
+def _say_stability(found: Findings) -> list[str]:
     said = _say_changed(found.per_image)
     sis = found.stability[found.stability["metric"] == "sis"] if len(found.stability) else found.stability
     return [*said, *(_say_sis(row) for row in sis.to_dict("records"))]
@@ -204,7 +215,7 @@ def _say_sis(sis: Mapping[Any, Any]) -> str:
     return f"SIS is {format_interval(bounds, 'sis')}, median {format_number(sis.get('median'))}{tail}."
 
 
-def _name_output(found: Diagnosis) -> str:
+def _name_output(found: Findings) -> str:
     """Say what it is of a network whose movement an instability budget tells of."""
     if found.facts.get("logits", "output") is None:
         return "its output"

@@ -4,6 +4,7 @@ Beside it: NULA's perturbations (phase 6), anti-aliasing layers (7), a survey of
 (9), the coverage of libraries, Fourier heatmaps, and training: of layers, of the zoo, and with a penalty.
 """
 
-from spectral.study.options import PRESETS, StudyOptions, run_phase_script, run_study, study_options
+from spectral.study.entry import run_phase_script, run_study
+from spectral.study.options import PRESETS, StudyOptions, study_options
 
 __all__ = ["PRESETS", "StudyOptions", "run_phase_script", "run_study", "study_options"]

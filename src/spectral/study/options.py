@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from spectral.console import FilePath, SpectralCommand, workers_option
+from spectral.console import FilePath, workers_option
 from spectral.errors import SpectralError
 from spectral.launch import choose_device
 
@@ -180,35 +179,3 @@ def split_names(text: str, option: str) -> tuple[str, ...]:
     if not names:
         raise SpectralError(f"{option} names nothing, got {text!r}; name some, as a,b,c, or leave it out")
     return names
-
-
-def run_study(phases: Sequence[int], options: StudyOptions) -> None:
-    """Run phases in order; what one measures, the others read.
-
-    Raises:
-        SpectralError: for an unknown phase, or whatever a phase meets.
-    """
-    from spectral.ranks import find_ranks, hold
-    from spectral.study.declaration import read_phase
-    from spectral.study.runner import run_phases
-
-    chosen = list(phases or PRESETS[options.preset].phases)
-    for number in chosen:
-        read_phase(number)
-    with hold(Path(options.out), find_ranks()):
-        run_phases(chosen, options)
-
-
-def run_phase_script(phase: int) -> None:
-    """Entry point of ``experiments/phaseN_….py``: the shared options, then that phase."""
-
-    from spectral.study.declaration import list_phases
-
-    module = importlib.import_module(list_phases()[phase])
-
-    @click.command(cls=SpectralCommand, ranks="share", help=module.__doc__)
-    @study_options
-    def script(options: StudyOptions) -> None:
-        run_study([phase], options)
-
-    script()
