@@ -26,10 +26,10 @@ from spectral.metrics import (
     compute_avr,
     fold_spectrum,
     split_aliases,
-    violation_mask,
 )
 from spectral.network import evaluation_mode
 from spectral.numerics.products import exact_products
+from spectral.sampling import violation_mask
 from spectral.spectrum import compute_power_spectrum
 
 QUICK = settings(max_examples=15)

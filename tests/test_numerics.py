@@ -15,11 +15,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import spectral
 from spectral.bands import measure_bands
-from spectral.metrics import compute_alias_metrics, compute_avr, violation_mask
+from spectral.metrics import compute_alias_metrics, compute_avr
 from spectral.numerics import lattice as lattice_module
 from spectral.numerics.cache import CACHE, BoundedCache, remember
 from spectral.numerics.lattice import Lattice, analyse_axis, decimate_low_pass, synthesise_axis
 from spectral.numerics.matrices import as_matrix, interpolation_rows, low_pass_rows, wave_rows
+from spectral.sampling import violation_mask
 from spectral.spectrum import compute_power_spectrum, compute_radial_profile
 
 QUICK = settings(max_examples=60)

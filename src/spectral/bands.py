@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from spectral.errors import SpectralError, suggest
-from spectral.metrics import FAINT, as_stride, divide, find_lattices, rounding_floor, violation_mask
+from spectral.metrics import FAINT, divide, rounding_floor
 from spectral.numerics.cache import remember
 from spectral.numerics.lattice import Lattice, analyse_axis, decimate, prefers_transform, synthesise_axis
 from spectral.numerics.matrices import Range, as_matrix, wave_rows
 from spectral.numerics.products import exact_products, transform_axes
 from spectral.numerics.scaling import sum_squares
+from spectral.sampling import as_stride, find_lattices, violation_mask
 from spectral.spectrum import as_maps, find_power
 
 # Metric → the sums that it is the quotient of; AM is a mean over channels instead.

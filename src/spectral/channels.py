@@ -10,18 +10,12 @@ import torch
 from torch import Tensor
 
 from spectral.errors import SpectralError
-from spectral.metrics import (
-    Stride,
-    as_stride,
-    find_aliases,
-    find_lattices,
-    rounding_floor,
-    split_aliases,
-)
+from spectral.metrics import find_aliases, rounding_floor, split_aliases
 from spectral.numerics.cache import remember
 from spectral.numerics.lattice import Lattice
 from spectral.numerics.matrices import highest_bin
 from spectral.numerics.scaling import find_scale, sum_squares
+from spectral.sampling import Stride, as_stride, find_lattices
 from spectral.spectrum import Array, as_maps
 
 

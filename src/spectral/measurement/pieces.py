@@ -16,8 +16,9 @@ from spectral.channels import (
     find_white_noise_ratio,
     remove_mean,
 )
-from spectral.metrics import find_avr, find_categories, find_lattices
+from spectral.metrics import find_avr, find_categories
 from spectral.operators import Size
+from spectral.sampling import find_lattices
 from spectral.spectrum import Window, as_maps, compute_power_spectrum, find_power, is_faint, taper
 
 CATEGORIES = ("nonaliased", "aliased", "tangled", "nopass")
