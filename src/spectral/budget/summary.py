@@ -119,7 +119,7 @@ def _interval(low: float, high: float) -> str:
 
 def _percent(value: object) -> str:
     share = float(value)  # type: ignore[arg-type]
-    return NOTHING if share != share else f"{100 * share:.1f} %"
+    return NOTHING if share != share else f"{100 * share:z.1f} %"
 
 
 def _summarize(own: pd.DataFrame, total: pd.DataFrame) -> dict[str, Any]:

@@ -24,12 +24,13 @@ TITLES = {"before": "before decimation", "after": "after it", "aliases": "its al
 LABELLED = 12  # points that bear a name
 
 
-def plot_site_levels(sites: pd.DataFrame) -> Figure:
+def plot_site_levels(sites: pd.DataFrame, name: str = "alias power ratio") -> Figure:
     """Draw the alias power ratio of each site in the order in which they run, with 95 % intervals.
 
     Args:
         sites: columns name, alias_power_db, alias_power_db_ci_low, alias_power_db_ci_high; `Diagnosis.sites`
             is one.
+        name: of the ratio, where it is another than the pooled one.
 
     Raises:
         SpectralError: if columns are absent, or no site has a value.
@@ -49,7 +50,7 @@ def plot_site_levels(sites: pd.DataFrame) -> Figure:
         ax.axvline(LIMIT_DB, color=GREY, linestyle=":", linewidth=0.9)
         ax.set_yticks(rows, list(known["name"]))
         ax.invert_yaxis()
-        ax.set_xlabel("alias power ratio (dB), 95 % interval; dotted: 1 % of the power")
+        ax.set_xlabel(f"{name} (dB), 95 % interval; dotted: 1 % of the power")
         fig.draw_without_rendering()
     return fig
 

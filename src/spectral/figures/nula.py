@@ -257,7 +257,7 @@ def _draw_shares(ax: Axes, facts: pd.DataFrame) -> None:
 
 
 def _write_share(value: float) -> str:
-    return f"{100 * value:.1f} %" if round(100 * value, 1) % 1 else f"{value:.0%}".replace("%", " %")
+    return f"{100 * value:z.1f} %" if round(100 * value, 1) % 1 else f"{value:z.0%}".replace("%", " %")
 
 
 def _mark(place: int, open_mark: bool = False) -> dict[str, Any]:

@@ -145,7 +145,7 @@ def _draw_sweep(ax: Axes, rows: pd.DataFrame, family: str | None) -> None:
 def _describe_change(row: Mapping[Hashable, Any]) -> str:
     """The three numbers of a model's box."""
     sis, time = row["sis_change_percent"], 100 * (row["latency_ratio"] - 1)
-    changes = f"ΔSIS {sis:+.1f} %\nΔtime {time:+.1f} %".replace("-", "−")
+    changes = f"ΔSIS {sis:+z.1f} %\nΔtime {time:+z.1f} %".replace("-", "−")
     text = f"{changes}\nagreement {100 * row['agreement']:.1f} %"
     if math.isnan(row["accuracy"]):
         return text

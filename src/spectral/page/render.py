@@ -191,7 +191,7 @@ def _make_part(found: Diagnosis, prefix: str) -> Part:
         input_size=_by(found.facts.get("image_size")),
         sites=view(found.sites, f"The downsampling sites of {name}, in the order in which they run", SITES,
                    links),
-        levels=_draw(plot_site_levels, leveled, f"{prefix}levels",
+        levels=_draw(lambda t: plot_site_levels(t, level.name), leveled, f"{prefix}levels",
                      f"{_begin(level.name)} per site of {name}"),
         details=[
             _make_detail(row, anchors[str(row["name"])], found, str(row["name"]) in shown)

@@ -37,6 +37,7 @@ from spectral.stability import measure_stability
 from spectral.store import LostImagesError
 from spectral.study.options import PRESETS, StudyOptions
 from spectral.study.progress import DURATIONS
+from spectral.study.roles import assign_roles, find_role
 from spectral.surgery.report import find_report
 from spectral.synthetic import make_checkerboard_image
 from spectral.table import CONTENT, describe_environment, list_digests, read_csv, write_csv
@@ -203,9 +204,12 @@ class Study(Results):
 
     def __init__(self, options: StudyOptions) -> None:
         super().__init__(options)
-        self.names = options.families
-        self.families = tuple(self.names)
         preset = PRESETS[options.preset]
+        given = {name: load_model(name, device=options.device) for name in options.families.values()}
+        known = {name: find_role(model) for name, model in given.items()}
+        self.names = assign_roles(known, preset.families)
+        self.families = tuple(self.names)
+        self._loaded = {family: given[name] for family, name in self.names.items()}
         self.repaired = {f for f, model in self._loaded.items() if preset.repaired and find_report(model)}
         self.names |= {family: self.names[family] + REPAIRED for family in self.repaired}
         custom = options.models is not None or options.images is not None
@@ -224,17 +228,12 @@ class Study(Results):
             for family, model in self._loaded.items()
         }
 
-    @cached_property
-    def _loaded(self) -> dict[str, nn.Module]:
-        names = self.options.families
-        return {family: load_model(name, device=self.options.device) for family, name in names.items()}
-
     def _repair(self, family: str) -> nn.Module:
         """Fit a converted network again (`reconstruct`), on photographs that nothing else is measured on."""
         count = len(self.spare.items)
         if count < 2:
             raise SpectralError(
-                f"{self.options.families[family]} can't be repaired: that takes at least 2 images of "
+                f"{self.names[family]} can't be repaired: that takes at least 2 images of "
                 f"photographs that nothing else is measured on, and of {self._found.source} there are "
                 f"{count}; give more"
             )

@@ -120,7 +120,8 @@ def _read_layers(table: pd.DataFrame) -> Iterator[Finding]:
     pairs = table[(table["family_a"] == "strided") & (table["family_b"] == "blurpool")]
     for tap, rows in pairs.dropna(subset=["mean_a", "mean_b"]).groupby("tap"):
         larger = float((rows["mean_b"] > rows["mean_a"]).mean())
-        quantity = f"sites at which AVR is larger with BlurPool, tap {tap}, of {len(rows)}"
+        networks = f"{rows['model_b'].iloc[0]} than with {rows['model_a'].iloc[0]}"
+        quantity = f"sites at which AVR is larger with {networks}, tap {tap}, of {len(rows)}"
         if tap == "input":
             yield Finding(3, quantity, larger, published=5 / 7, study=STUDY,
                           source="note on AVR's direction: 5 of 7 layers of ResNet-50, STL-10")  # fmt: skip
@@ -191,16 +192,17 @@ def _read_tradeoff(table: pd.DataFrame) -> Iterator[Finding]:
                           study=STUDY, source=source)  # fmt: skip
     if blurred is None:
         return
+    other = blurred["model"]
     change = _read_interval(blurred, "sis_change_percent")
-    yield Finding(5, "change of SIS with BlurPool", *change, unit="%", published=-39.8,
+    yield Finding(5, f"change of SIS with {other}", *change, unit="%", published=-39.8,
                   study=STUDY, source=source)  # fmt: skip
     slower = 100 * (blurred["latency_ratio"] - 1)
-    yield Finding(5, "more time with BlurPool", slower, unit="%", published=18.9, study=STUDY,
+    yield Finding(5, f"more time with {other}", slower, unit="%", published=18.9, study=STUDY,
                   source=source)  # fmt: skip
-    yield Finding(5, "more time with BlurPool", slower, unit="%", published=3.0, study=ZHANG,
+    yield Finding(5, f"more time with {other}", slower, unit="%", published=3.0, study=ZHANG,
                   source="as the spectral-aliasing study quotes it")  # fmt: skip
     agreement = _read_interval(blurred, "agreement")
-    yield Finding(5, "images that both give one class", *agreement, published=0.654, study=STUDY,
+    yield Finding(5, f"images of one class with {other} too", *agreement, published=0.654, study=STUDY,
                   source=source)  # fmt: skip
 
 
@@ -236,7 +238,9 @@ def _write(value: float, unit: str) -> str:
     Example:
         >>> _write(0.654, "share"), _write(-39.8, "%"), _write(-6.14, "dB")
         ('65.4 %', '-39.8 %', '-6.1 dB')
+        >>> _write(-1e-9, "share")
+        '0.0 %'
     """
-    if unit == "share":
-        return f"{100 * value:.1f} %"
-    return f"{value:.3g}" if unit == "number" else f"{value:.1f} {unit}"
+    if unit == "number":
+        return f"{value:.3g}"
+    return f"{100 * value if unit == 'share' else value:z.1f} {'%' if unit == 'share' else unit}"

@@ -101,7 +101,7 @@ class StudyOptions:
 
     @property
     def families(self) -> dict[str, str]:
-        """Family → model, for the phases that compare families.
+        """Family → model, for the phases that compare families, as if each stood in its family's place.
 
         Raises:
             SpectralError: if there are fewer than 2 models, more than 3, or one twice.
@@ -132,9 +132,9 @@ def study_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @click.option("--preset", type=click.Choice(list(PRESETS)), default="bundled", show_default=True,
                   help="Models and images that belong together.")  # fmt: skip
-    @click.option("--models", help="Models in the order of the preset's families (strided,blurpool,nula; "
-                  "imagenet: strided,blurpool,flc) instead of its own; any number of them for phases 6, 8 "
-                  "and 9.")  # fmt: skip
+    @click.option("--models", help="Models of the preset's families (strided, blurpool, nula; imagenet: "
+                  "strided, blurpool, flc) instead of its own, in this order where it isn't known which is "
+                  "which; any number of them from phase 6.")  # fmt: skip
     @click.option("--images", help="samples, synthetic, stl10, cifar10 or a folder, instead of the preset's.")
     @click.option("--limit", type=click.IntRange(min=2), help="At most this many images.")
     @click.option("--out", type=FilePath(), default=Path("results"), show_default=True,

@@ -174,7 +174,7 @@ def describe_outcome(table: pd.DataFrame) -> str:
         and plain["accuracy_ci_high"] >= penalty["accuracy_ci_low"]
     )
     lines.append(
-        f"{METRIC} {100 * (penalty[METRIC] / plain[METRIC] - 1):+.0f} %, accuracy "
+        f"{METRIC} {100 * (penalty[METRIC] / plain[METRIC] - 1):+z.0f} %, accuracy "
         f"{100 * (penalty['accuracy'] - plain['accuracy']):+.1f} percentage points: "
         f"{'the intervals overlap' if overlap else 'the intervals are apart'}, and this is one run of each"
     )

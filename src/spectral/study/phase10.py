@@ -100,7 +100,7 @@ def _say(budgets: Budgets, name: str, found: Mapping[str, Any]) -> str:
     own = summary[(summary["metric"] == "logit_jitter") & (summary["site"].isna() | summary["site"].eq(""))]
     shares = dict(zip(map(str, own["source"]), own["share"].astype(float), strict=True))
     total = float(own.loc[own["source"] == "total", "value"].iloc[0])
-    named = [f"{source} {100 * share:.0f} %" for source, share in shares.items() if source != "total"]
+    named = [f"{source} {100 * share:z.0f} %" for source, share in shares.items() if source != "total"]
     return f"{name}: logit jitter {total:.3g}: {', '.join(named)}"
 
 
