@@ -134,6 +134,76 @@ def test_eight_bits():
     ]
 
 
+class Items(Dataset):
+    """Items made of images, each with a label."""
+
+    def __init__(self, images: Tensor, make: Callable[[Tensor], Any]) -> None:
+        self.images, self.make = images, make
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.make(self.images[index])
+
+
+HOLDERS: dict[str, Callable[[Tensor], Any]] = {
+    "dataset": lambda x: TensorDataset(x, torch.arange(len(x))),
+    "arrays": lambda x: Items(x, lambda one: (one.numpy(), 1)),
+    "dictionaries": lambda x: Items(x, lambda one: {"image": one, "label": 1}),
+    "loader": lambda x: DataLoader(TensorDataset(x, torch.arange(len(x))), batch_size=2),
+    "batches": lambda x: iter(x.split(2)),
+    "list": list,
+    "dictionary": lambda x: {"pixel_values": x},
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_eight_bits_in_whatever_holds_them(holder):
+    x, model = torch.from_numpy(pixels(4, 3, 9, 8)), timm.create_model("resnet18")
+    expected = (x / 255 - MEAN) / STD
+    for options in ({}, {"preprocessing": "imagenet"}, {"pixels": True}):
+        feed, image, said = fed(model, HOLDERS[holder](x), **options)
+        torch.testing.assert_close(image, expected)
+        assert feed.normalises
+        assert any("taken as pixels: divided by 255" in sentence for sentence in said)
+        (_, first), *_ = feed.read_batches(4)
+        torch.testing.assert_close(first.image, x / 255)
+    if holder not in ("list", "dictionary", "dictionaries"):
+        _, image, said = fed(Halves(), HOLDERS[holder](x))
+        assert torch.equal(image, x)
+        assert "passed as it is" in said[0]
+
+
+def test_eight_bits_in_items_come_to_a_network_of_one_channel_in_gray():
+    x = torch.from_numpy(pixels(4, 3, 9, 8))
+    _, image, _ = fed(net(1), HOLDERS["dataset"](x))
+    weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+    torch.testing.assert_close(image, (x / 255 * weights).sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_values_beyond_the_unit_interval_are_refused_wherever_they_are(holder):
+    x, model = noise(4, 3, 32, 32), timm.create_model("resnet18")
+    x[3] *= 255
+    for options in ({"preprocessing": "imagenet"}, {"pixels": True}):
+        with pytest.raises(SpectralError, match=r"test: expected images in \[0, 1\], .* to 25"):
+            fed(model, HOLDERS[holder](x), **options)
+    x[3] = float("nan")
+    with pytest.raises(SpectralError, match="got values from nan to nan"):
+        fed(model, HOLDERS[holder](x), pixels=True)
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_values_in_the_unit_interval_are_pointed_out_wherever_they_are(holder):
+    x, model = noise(4, 3, 32, 32), timm.create_model("resnet18")
+    _, image, said = fed(model, HOLDERS[holder](x))
+    assert torch.equal(image, x)
+    assert sum("passed as they are; ResNet expects images normalised" in one for one in said) == 1
+    assert not any("in [0, 1]" in one for one in fed(model, HOLDERS[holder]((x - MEAN) / STD))[2])
+    assert not any("in [0, 1]" in one for one in fed(net(), HOLDERS[holder](x))[2])
+
+
 # Several inputs --------------------------------------------------------------------------------------------
 
 

@@ -27,6 +27,7 @@ from spectral.errors import SpectralError, warn
 from spectral.inputs import Inputs
 from spectral.intake.channels import list_channel_calls
 from spectral.intake.given import GivenImages, find_extents, pick_inputs
+from spectral.intake.pixels import AS_IT_IS, AS_PIXELS, build_scaled, find_range, holds_pixels
 from spectral.interrupts import raise_kept
 from spectral.models import model_info
 from spectral.models.preprocessing import explain_assumption, find_preparation
@@ -116,7 +117,9 @@ class Feed:
             self.images = self.images.checked()
         if self._probe is None:
             _, raw = next(iter(self.images.batches(1, indices=[0])))
-            self._choose(raw)
+            inputs = self._choose_pixels(raw, "image of each item is")
+            if getattr(self.images, "prepared", False) and not isinstance(raw, Inputs):  # which were checked
+                self._check_range(inputs.image)
         self._note()
         for note in self.notes:
             warn(f"{caller}: {note}")
@@ -211,7 +214,13 @@ class Feed:
         if isinstance(raw, Inputs):
             return raw
         assert self._call is not None
-        return self._call.build(raw)
+        inputs = self._build(self._call, raw)
+        if self.normalises and getattr(self.images, "prepared", False):
+            self._require_unit(inputs.image)  # nobody but the user knows what it holds
+        return inputs
+
+    def _build(self, call: Call, raw: Any) -> Inputs:
+        return build_scaled(call, raw) if self.normalises else call.build(raw)
 
     def prepare(self, inputs: Inputs) -> Inputs:
         """Normalise images that aren't yet, and bring them to the model's device and type."""
@@ -307,7 +316,7 @@ class Feed:
             return self._adapt_bytes(adapted)
         if isinstance(adapted, Tensor):
             require_clear(adapted, self.model, self.caller)
-        inputs = self._choose(adapted, first_only=True)
+        inputs = self._choose_pixels(adapted, "image is", first_only=True)
         self._check_range(inputs.image)
         if named is not None:
             return GivenImages(inputs, named.source, named.labels)
@@ -328,13 +337,33 @@ class Feed:
             except SpectralError:
                 pass
             else:
-                self.notes.append("the 8-bit tensor is passed as it is, since the network takes it so")
+                self.notes.append(AS_IT_IS.format(what="tensor is"))
                 return given
-        self.notes.append(
-            "the 8-bit tensor is taken as pixels: divided by 255, then normalised as images are"
-        )
+        self.notes.append(AS_PIXELS.format(what="tensor is"))
         self.normalises = True
         return adapt_images(pixels.cpu().numpy(), self.caller)  # type: ignore[no-any-return]
+
+    def _choose_pixels(self, raw: Any, what: str, first_only: bool = False) -> Inputs:
+        """Choose how to call the model; with 8-bit pixels as they are where it takes them so, else in [0, 1].
+
+        Args:
+            raw: a batch.
+            what: it is called in a note.
+            first_only: whether one image is tried.
+        """
+        if not holds_pixels(raw):
+            return self._choose(raw, first_only)
+        if not self.normalises:
+            try:
+                inputs = self._choose(raw, first_only)
+            except SpectralError:
+                self.normalises = True
+            else:
+                self.notes.append(AS_IT_IS.format(what=what))
+                return inputs
+        inputs = self._choose(raw, first_only)
+        self.notes.append(AS_PIXELS.format(what=what))
+        return inputs
 
     def _choose(self, raw: Any, first_only: bool = False) -> Inputs:
         """Choose the first of several ways to call the model that it takes, and keep it.
@@ -345,7 +374,7 @@ class Feed:
         failure: Exception | None = None
         for call in [Call(lambda inputs: inputs)] if isinstance(raw, Inputs) else self._list_calls(raw):
             try:
-                inputs = call.build(raw)
+                inputs = self._build(call, raw)
                 one = self.prepare(pick_inputs(inputs, [0]) if first_only else inputs)
                 self._probe = probe(self.model, one, chosen=self.logits is not None)
             except Exception as error:  # a way that isn't meant may fail anywhere
@@ -367,21 +396,25 @@ class Feed:
 
     def _check_range(self, image: Tensor) -> None:
         """Compare the user's own values with what normalisation is known of."""
-        if not image.is_floating_point() or image.numel() == 0 or image.device.type == "meta":
+        if self.normalises:
+            self._require_unit(image)
             return
-        low, high = (float(v) for v in torch.aminmax(image.detach().float()))
-        unit = low >= 0 and high <= 1
-        if self.normalises and not unit:
-            raise SpectralError(
-                f"{self.caller}: expected images in [0, 1], which preprocessing then normalises, got values "
-                f"from {low:.3g} to {high:.3g}; {self._advice}"
-            )
+        low, high = find_range(image)
         known = bool(self.preparation.mean) and self.preparation.changes_values
-        if not self.normalises and unit and high > low and known:
+        if 0 <= low < high <= 1 and known:
             mean = ", ".join(f"{m:.3g}" for m in self.preparation.mean)
             self.notes.append(
                 f"the values are in [0, 1] and passed as they are; {self.name} expects images normalised by "
                 f"mean {mean} ({self.preparation.origin}): pass preprocessing= if they aren't yet"
+            )
+
+    def _require_unit(self, image: Tensor) -> None:
+        """Refuse values that can't be images in [0, 1]."""
+        low, high = find_range(image)
+        if not (low >= 0 and high <= 1):
+            raise SpectralError(
+                f"{self.caller}: expected images in [0, 1], which preprocessing then normalises, got values "
+                f"from {low:.3g} to {high:.3g}; {self._advice}"
             )
 
     def _note(self) -> None:
