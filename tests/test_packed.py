@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import tarfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,6 +47,7 @@ def write_tar(path: Path, files: dict[str, bytes], mode: str = "w") -> Path:
 
 
 def write_parquet(path: Path, images: list[Any], labels: list[int], names: list[str] | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     table = pa.table({"image": pa.array(images, kind), "label": labels})
     if names is not None:
@@ -140,6 +142,62 @@ class TestSamePixels:
         again = spectral.measure(tiny(), spectral.load_images(tar), **options)
         assert again.attrs["resumed"] == COUNT
         assert again.equals(first)
+
+
+class TestWhichFiles:
+    @pytest.mark.parametrize("facts", [{"caption": "a cat"}, {"label": "cat"}, {"label": 7}, {"label": None}])
+    @pytest.mark.parametrize("first", ["cls", "json"])
+    def test_the_class_beside_facts_is_the_label(self, tmp_path, facts, first):
+        own = {"cls": b"3", "json": json.dumps(facts).encode(), "png": encode(0, "PNG")}
+        endings = sorted(own, key=lambda ending: ending != first)
+        path = write_tar(tmp_path / "a.tar", {f"0.{ending}": own[ending] for ending in endings})
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert spectral.load_images(path).labels == [3]
+
+    @pytest.mark.parametrize("again", ["a.png", "./a.png"])
+    def test_an_update_within_a_tar_is_read_in_place_of_what_it_updates(self, tmp_path, again):
+        path = tmp_path / "a.tar"
+        with tarfile.open(path, "w") as file:
+            for name, content in (
+                ("a.png", encode(0, "PNG")), ("a.cls", b"1"), ("b.png", encode(2, "PNG")),
+                (again, encode(1, "PNG")), ("a.cls", b"4"),
+            ):  # fmt: skip
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                file.addfile(member, io.BytesIO(content))
+        with pytest.warns(
+            SpectralWarning, match=r"a\.tar: of 1 name.* several images, as .*a\.png; the last"
+        ):
+            images = spectral.load_images(path)
+        assert images.ids == ["a.tar/b.png", f"a.tar/{again}"]
+        (tmp_path / "plain").mkdir()
+        write(tmp_path / "plain" / "1.png", encode(1, "PNG"))
+        assert torch.equal(images[1], spectral.load_images(tmp_path / "plain")[0])
+
+    @pytest.mark.parametrize(
+        ("names", "read"),
+        [
+            (["data/train-00000-of-00001", "data/test-00000-of-00001"], ["data/test-00000-of-00001"]),
+            (["train-00000-of-00001", "validation-00000-of-00001"], ["validation-00000-of-00001"]),
+            (["set-train-0000", "set-val-0000", "set-val-0001"], ["set-val-0000", "set-val-0001"]),
+            (["train/0000", "test/0000"], ["test/0000"]),
+        ],
+    )
+    def test_of_several_parts_of_a_data_set_the_test_images_are_read(self, tmp_path, names, read):
+        for number, name in enumerate(names):
+            write_parquet(tmp_path / f"{name}.parquet", [{"bytes": encode(number), "path": ""}], [number])
+        with pytest.warns(SpectralWarning, match=f"{len(read)} of {len(names)} files are read, as "):
+            images = spectral.load_images(tmp_path)
+        assert images.labels == [names.index(name) for name in read]
+        every = spectral.load_images([tmp_path / f"{name}.parquet" for name in names])
+        assert len(every) == len(names)
+
+    @pytest.mark.parametrize("names", [["train-0", "train-1"], ["test-0", "b"], ["a", "b"]])
+    def test_files_that_are_of_one_part_are_all_read(self, tmp_path, names):
+        for name in names:
+            write_parquet(tmp_path / f"{name}.parquet", [{"bytes": encode(1), "path": ""}], [1])
+        assert len(spectral.load_images(tmp_path)) == 2
 
 
 class TestRefusals:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import posixpath
 import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,12 +29,16 @@ from spectral.data.imageset import ImageItem, ImageSet
 from spectral.data.labels import LABEL_KEYS, Labels, read_labels, refuse_labels, take_labels
 from spectral.data.listed import FEWEST_LISTED
 from spectral.data.pages import MOST_UNFOLDED, measure_unfolded
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, warn
 from spectral.files import State, is_settled, look_at, printable, walk_files
 
 PACKED = (".tar", ".parquet")
 _MOST_HEADER = 2**20  # bytes of a header in a tar; of labels no more is read either
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")
+
+
+_Told = dict[str, tuple[str, int | None, str]]
+"""Of each sample the file that tells its label, the label, and why what it tells is none."""
 
 
 class _Packed(NamedTuple):
@@ -78,9 +83,10 @@ def list_packed(folder: Path) -> list[Path]:
 def load_packed(paths: Sequence[Path], choice: Choice) -> ImageSet:
     """Load the images of tar shards or of Parquet files; see `spectral.load_images`.
 
-    In a tar each image is a file; ``name.cls`` beside ``name.jpg`` has its class's number, or ``name.json``
-    has it as "label" or "cls". A Parquet file has a column of encoded images, as bytes or with their path, as
-    the Hub's; a column such as "label" has the classes, whose names the Hub's own metadata tells.
+    In a tar each image is a file; ``name.cls`` beside ``name.jpg`` has its class's number, or else
+    ``name.json`` has it as "label" or "cls". Of two files of one name the last is read. A Parquet file has a
+    column of encoded images, as bytes or with their path, as the Hub's; a column such as "label" has the
+    classes, whose names the Hub's own metadata tells.
 
     Args:
         paths: all of one kind.
@@ -160,9 +166,9 @@ class _Bounded(io.BufferedReader):
 
 def _list_tar(path: Path, prefix: str) -> Iterator[_Packed]:
     """List the images in a tar by where they lie in it."""
-    labels: dict[str, int | None] = {}
-    refused: list[tuple[str, str]] = []
-    images: list[tuple[str, str, int, int]] = []
+    told: dict[str, _Told] = {"cls": {}, "json": {}}
+    images: dict[str, tuple[str, str, int, int]] = {}
+    doubled: list[str] = []
     try:
         with _Bounded(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
@@ -170,11 +176,12 @@ def _list_tar(path: Path, prefix: str) -> Iterator[_Packed]:
                 if not member.isfile() or Path(member.name).name.startswith("."):
                     continue
                 if f".{ending.rsplit('.', 1)[-1]}" in list_extensions():
-                    images.append((member.name, key, member.offset_data, member.size))
+                    where = posixpath.normpath(member.name)  # that it would be unpacked to
+                    if images.pop(where, None) is not None:  # an update of it
+                        doubled.append(member.name)
+                    images[where] = (member.name, key, member.offset_data, member.size)
                 elif ending in ("cls", "json") and (content := tar.extractfile(member)) is not None:
-                    labels[key], reason = _read_label(ending, content.read(_MOST_HEADER))
-                    if reason:
-                        refused.append((member.name, reason))
+                    told[ending][key] = member.name, *_read_label(ending, content.read(_MOST_HEADER))
     except (
         OSError,
         tarfile.TarError,
@@ -184,12 +191,25 @@ def _list_tar(path: Path, prefix: str) -> Iterator[_Packed]:
     ) as error:  # a hostile header
         why = shorten(str(error), 200, placeholder=" …")
         raise SpectralError(f"{str(path)!r} can't be read as a tar ({why}); fetch it again") from error
-    if refused:  # numbers of which some are whole count no classes
-        refuse_labels(prefix, f"what {printable(refused[0][0])} has", refused[0][1])
-        labels.clear()
-    for name, key, start, length in images:
+    if doubled:
+        warn(
+            f"{prefix}: of {len(doubled)} name(s) it has several images, as {printable(doubled[0])}; the "
+            f"last of each is read, as when it is unpacked"
+        )
+    labels = _join_labels(prefix, told["cls"], told["json"])
+    for name, key, start, length in images.values():
         read = partial(read_slice, path, start, length)
         yield _Packed(f"{prefix}/{name}", read, labels.get(key), path, (start, length), length)
+
+
+def _join_labels(prefix: str, classes: _Told, facts: _Told) -> dict[str, int | None]:
+    """Return the label of each sample: that of its file for nothing else, or of its facts."""
+    found = {**facts, **classes}
+    refused = [(name, reason) for name, _, reason in found.values() if reason]
+    if refused:  # numbers of which some are whole count no classes
+        refuse_labels(prefix, f"what {printable(refused[0][0])} has", refused[0][1])
+        return {}
+    return {key: label for key, (_, label, _) in found.items()}
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -29,6 +29,7 @@ from spectral.data.imageset import ImageItem, ImageSet, check_limit, warn_about_
 from spectral.data.loading import Loading, check_workers
 from spectral.data.packed import is_packed, list_packed, load_packed
 from spectral.data.samples import load_samples
+from spectral.data.splits import choose_split
 from spectral.data.threads import map_in_threads
 from spectral.errors import SpectralError, suggest
 from spectral.synthetic import Size, as_size, generator, make_dead_leaves_image
@@ -64,7 +65,8 @@ def load_images(
               are as they were is read when its turn comes, and compared then.
             - an image file, a pattern such as "pictures/*.jpg", or a list of these and of folders.
             - .tar files in WebDataset's layout (name.jpg beside name.cls or name.json), or .parquet files
-              with a column of encoded images, as the Hub's: one, several, a pattern, or a folder of them.
+              with a column of encoded images, as the Hub's: one, several, a pattern, or a folder of them,
+              whose test files are read, or those for validation, where all are named by their split.
         size: side of a square, or (height, width): the shorter side is resized (antialiased bicubic; for
             stl10 and cifar10 bilinear, as in the study), then the centre is cropped. None keeps each image's
             own size.
@@ -128,7 +130,7 @@ def _find_images(
             f"{suggest(str(source), SOURCES)}"
         )
     if path.is_dir() and not has_images(path) and (packed := list_packed(path)):
-        return load_packed(packed, choice)
+        return load_packed(choose_split(path, packed), choice)
     return load_folder(path, choice)
 
 

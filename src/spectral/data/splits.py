@@ -1,0 +1,47 @@
+"""Files of a data set by the part of it that their names tell: for training, for validation, for a test."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from spectral.errors import warn
+from spectral.files import printable
+
+# Names of parts of a data set; the first that a folder has is read.
+_SPLITS = {
+    name: number
+    for number, names in enumerate((("test",), ("validation", "valid", "val", "dev"), ("train", "training")))
+    for name in names
+}
+
+
+def choose_split(folder: Path, paths: Sequence[Path]) -> list[Path]:
+    """Choose the files of one part of a data set, where all of a folder's say by name which part is theirs.
+
+    That is the test images, else those for validation; of image folders test/ is read likewise.
+
+    Args:
+        folder: where they are.
+        paths: the files, by names as they have on the Hub and among WebDataset's users:
+            ``train-00000-of-00001.parquet``, ``val/000.tar``, ``imagenet-train-0007.tar``.
+
+    Example:
+        >>> import warnings
+        >>> with warnings.catch_warnings(record=True):
+        ...     chosen = choose_split(Path(), [Path("train-0.tar"), Path("val-0.tar"), Path("val-1.tar")])
+        >>> [path.name for path in chosen]
+        ['val-0.tar', 'val-1.tar']
+    """
+    words = [re.split(r"[-_./]", path.relative_to(folder).as_posix().lower()) for path in paths]
+    splits = [next((_SPLITS[word] for word in own if word in _SPLITS), None) for own in words]
+    parts = sorted({split for split in splits if split is not None})
+    if None in splits or len(parts) < 2:
+        return list(paths)
+    chosen = [path for path, split in zip(paths, splits, strict=True) if split == parts[0]]
+    warn(
+        f"{printable(folder.name)}: {len(chosen)} of {len(paths)} files are read, as {chosen[0].name}, since "
+        f"the others are other parts of the data; name files to read these"
+    )
+    return chosen
