@@ -828,6 +828,21 @@ def look_up(table: pd.DataFrame, **where: str) -> pd.Series:
     return rows.iloc[0]
 
 
+def test_the_forest_is_that_of_scikit_learn():
+    from sklearn.ensemble import ExtraTreesRegressor
+
+    rng = np.random.default_rng(5)
+    layers, y = pd.DataFrame(rng.normal(size=(24, 3))), rng.normal(size=24)
+    found = regress_cross_validated(layers, y, seed=3, folds=2, repeats=1, estimators=["forest"]).scores
+    fold_of = np.random.default_rng(3).permutation(np.arange(24) % 2)
+    errors = np.empty(24)
+    for fold in range(2):
+        train, test = fold_of != fold, fold_of == fold
+        forest = ExtraTreesRegressor(100, min_samples_leaf=5, random_state=3).fit(layers[train], y[train])
+        errors[test] = (y[test] - forest.predict(layers[test])) ** 2
+    assert found["r2"].item() == pytest.approx(1 - errors.sum() / ((y - y.mean()) ** 2).sum(), abs=1e-12)
+
+
 def test_only_the_forest_finds_a_parabola():
     half, _ = make_layers(150, 3, seed=20)
     layers = pd.concat([half, -half], ignore_index=True)  # so that no line correlates with an even function
