@@ -33,16 +33,17 @@ UNFIT = (
 )  # fmt: skip
 WORDS = 7  # so many of them are odd as words: to what takes two words, the others are words as well
 PICTURES = ("--images", "photos", "--limit", "2")
+SMALL = (*PICTURES, "--input-size", "16")  # as they are, not enlarged to what networks take by default
 # Quick calls that work; each option is then given to one of them.
 CALLS: dict[str, tuple[str, ...]] = {
-    "attribute": ("net.py:build", *PICTURES, "--quiet"),
-    "budget": ("net.py:build", *PICTURES, "--quiet"),
+    "attribute": ("net.py:build", *SMALL, "--quiet"),
+    "budget": ("net.py:build", *SMALL, "--quiet"),
     "classify": ("bundled/resnet20@random", "photos/a/0.png", "--resize"),
-    "compare": ("net.py:build", "net.py:build+flc", *PICTURES, "--quiet"),
+    "compare": ("net.py:build", "net.py:build+flc", *SMALL, "--quiet"),
     "convert": ("net.py:build", "--method", "flc", "--out", "made.safetensors"),
-    "diagnose": ("net.py:build", *PICTURES, "--methods", "flc", "--quiet", "--out", "found"),
+    "diagnose": ("net.py:build", *SMALL, "--methods", "flc", "--quiet", "--out", "found"),
     "list": ("layers",),
-    "measure": ("net.py:build", *PICTURES, "--quiet"),
+    "measure": ("net.py:build", *SMALL, "--quiet"),
     "plot": ("table.csv", "--out", "picture.png"),
     "report": ("run",),
     "sites": ("net.py:build",),
@@ -85,7 +86,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (place / "table.csv").write_text("name,alias_power_db\nconv,-12\npool,-20\n")
     os.chdir(place)
     try:
-        assert run("measure", *CALLS["measure"], "--input-size", "16", "--out", "run").exit_code == 0
+        assert run("measure", *CALLS["measure"], "--out", "run").exit_code == 0
         yield place
     finally:
         os.chdir(before)
