@@ -89,7 +89,7 @@ def test_what_is_overwritten_is_said_first(tmp_path):
 
 @pytest.mark.slow
 def test_a_study_ends_with_its_findings(tmp_path):
-    models = "bundled/resnet20@random,bundled/resnet20-blurpool@random"
+    models = "bundled/resnet8@random,bundled/resnet8-blurpool@random"
     given = ["--models", models, "--images", "synthetic", "--limit", "4", "--quiet"]
     arguments = ["study", "2", *given, "--out", str(tmp_path)]
     first = CliRunner().invoke(cli.main, arguments, catch_exceptions=False)

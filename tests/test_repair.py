@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::spectral.SpectralWarning")
 
 
 def test_every_state_is_scored_on_images_that_repaired_another() -> None:
-    model, images = load_model("bundled/resnet20"), load_images("samples", size=32, limit=12, seed=3)
+    model, images = load_model("bundled/resnet8@random"), load_images("samples", size=32, limit=12, seed=3)
     rows = list(
         compare_repairs(model, images, ["blurpool"], Effort(steps=2, batch_size=4, pairs=1), progress=False)
     )
@@ -57,7 +57,7 @@ def test_unknown_layers_and_too_few_images(method: str) -> None:
 
 
 def test_states_can_be_chosen_and_are_the_same_alone() -> None:
-    model, images = load_model("bundled/resnet20"), load_images("samples", size=32, limit=8, seed=3)
+    model, images = load_model("bundled/resnet8@random"), load_images("samples", size=32, limit=8, seed=3)
     effort = Effort(steps=2, batch_size=4, pairs=1)
     every = list(compare_repairs(model, images, ["flc"], effort, progress=False))
     alone = list(compare_repairs(model, images, ["flc"], effort, states=["distilled"], progress=False))
@@ -69,7 +69,7 @@ def test_states_can_be_chosen_and_are_the_same_alone() -> None:
 
 
 def test_the_command_writes_table_and_figure(tmp_path) -> None:
-    arguments = ["--model", "bundled/resnet20", "--images", "samples", "--limit", "8", "--methods",
+    arguments = ["--model", "bundled/resnet8@random", "--images", "samples", "--limit", "8", "--methods",
                  "aps@layer2.0.conv1", "--steps", "0", "--out", str(tmp_path), "--quiet"]  # fmt: skip
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output

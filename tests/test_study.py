@@ -25,7 +25,8 @@ from spectral.sites import find_sites
 from spectral.study import StudyOptions, run_study
 from spectral.study.common import Study
 
-MODELS = ("bundled/resnet20@random", "bundled/resnet20-blurpool@random", "bundled/nula-w32@random")
+# With the sites of the bundled networks, and a block and channels where those have more of the same.
+MODELS = ("bundled/resnet8@random", "bundled/resnet8-blurpool@random", "bundled/nula-w8@random")
 IMAGES = 20  # the fewest that give every statistic a value: four clusters for each of five folds
 STUDY_TABLES = (
     "phase1_layerwise_avr", "phase2a_frequency_sweep", "phase2b_architecture_comparison",
@@ -258,7 +259,7 @@ def test_a_table_of_another_configuration_is_not_taken_for_ones_own(results, tmp
 
 def test_conversions_of_the_imagenet_preset_are_repaired_on_photographs_apart(tmp_path):
     models = ("bundled/resnet20", "bundled/resnet20+blurpool", "bundled/resnet20+flc")
-    chosen = options(tmp_path, preset="imagenet", models=models, images="samples", limit=30)
+    chosen = options(tmp_path, preset="imagenet", models=models, images="samples", limit=14)
     study = Study(chosen)
     strided, *converted = study.names.values()
     assert list(study.names) == ["strided", "blurpool", "flc"]
@@ -266,7 +267,7 @@ def test_conversions_of_the_imagenet_preset_are_repaired_on_photographs_apart(tm
     assert converted == [f"{name} repaired" for name in models[1:]]
     measured, apart = study.images("strided"), study.spare
     assert not set(measured.clusters) & set(apart.clusters)
-    assert len(measured) + len(apart) == 30
+    assert len(measured) + len(apart) == 14
     assert all(label is None for label in apart.labels)  # what has a label tells accuracy
     expected = reconstruct(load_model(models[2]), apart)
     found = study.models["flc"]
