@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "faults.py"
-# Jobs of a second each: what is killed in the longer ones, `test_listed`, `test_store` and others kill at each write.
+# Jobs of a second or two each; `test_study_runner` and `test_diagnosis` stop the longer ones where it matters.
 FEW = (
     "--job", "measure", "--job", "compare", "--job", "train", "--kills", "3", "--writers", "2", "--bits", "8",
     "--interrupts", "10", "--threads", "2",

@@ -258,8 +258,8 @@ def test_a_table_of_another_configuration_is_not_taken_for_ones_own(results, tmp
 
 
 def test_conversions_of_the_imagenet_preset_are_repaired_on_photographs_apart(tmp_path):
-    models = ("bundled/resnet20", "bundled/resnet20+blurpool", "bundled/resnet20+flc")
-    chosen = options(tmp_path, preset="imagenet", models=models, images="samples", limit=14)
+    models = tuple(f"bundled/resnet8@random{layer}" for layer in ("", "+blurpool", "+flc"))
+    chosen = options(tmp_path, preset="imagenet", models=models, images="samples", limit=30)
     study = Study(chosen)
     strided, *converted = study.names.values()
     assert list(study.names) == ["strided", "blurpool", "flc"]
@@ -267,7 +267,7 @@ def test_conversions_of_the_imagenet_preset_are_repaired_on_photographs_apart(tm
     assert converted == [f"{name} repaired" for name in models[1:]]
     measured, apart = study.images("strided"), study.spare
     assert not set(measured.clusters) & set(apart.clusters)
-    assert len(measured) + len(apart) == 14
+    assert len(measured) + len(apart) == 30
     assert all(label is None for label in apart.labels)  # what has a label tells accuracy
     expected = reconstruct(load_model(models[2]), apart)
     found = study.models["flc"]
