@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "faults.py"
-# Jobs of a second or two each; `test_study_runner` and `test_diagnosis` stop the longer ones where it matters.
+# Jobs of a second or two each; what stops longer ones is in `test_study_runner` and `test_diagnosis`.
 FEW = (
     "--job", "measure", "--job", "compare", "--job", "train", "--kills", "3", "--writers", "2", "--bits", "8",
     "--interrupts", "10", "--threads", "2",
