@@ -19,7 +19,7 @@ import spectral
 from spectral import cli
 from spectral.analysis import summarize_attribution, summarize_equivariance
 from spectral.cli.output import format_attribution
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, SpectralWarning
 from spectral.instability import compute_sis
 from spectral.measurement import TensorImages
 from spectral.models import load_model
@@ -224,7 +224,10 @@ def test_a_network_with_nothing_to_alter_has_reasons_and_no_rows():
     net = nn.Sequential(
         nn.PixelUnshuffle(2), nn.Conv2d(12, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
-    table = attribute(net, image(2, 3, 8, 8))
+    with pytest.warns(
+        SpectralWarning, match=r"no site of Sequential can be altered; '0': .* every sample is"
+    ):
+        table = attribute(net, image(2, 3, 8, 8))
     assert table.empty
     assert all("every sample is kept" in record["reason"] for record in table.attrs["sites"])
     summary = summarize_attribution(table)

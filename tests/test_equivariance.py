@@ -14,7 +14,7 @@ from networks import ReusedPool, image, unchanged
 from torch import Tensor, nn
 
 import spectral
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, SpectralWarning
 from spectral.models import load_model
 from spectral.stability import EQUIVARIANCE_SHIFTS, compare_moved, fourier_shift, measure_equivariance
 
@@ -341,6 +341,13 @@ def test_sites_without_a_shift_of_their_own_are_listed_with_the_reason():
     assert reasons["0"] is None
     assert reasons["1"].startswith("its output of 4×6 is no whole fraction of the image (18×26)")
     assert "every sample is kept" in reasons["2"]
+
+
+def test_a_network_without_a_site_to_compare_says_so():
+    with pytest.warns(
+        SpectralWarning, match=r"no site of Sequential can be compared; '0': its output of 7×7 is"
+    ):
+        assert measure(nn.Sequential(nn.Conv2d(3, 4, 3, 2)), image(2, 3, 16, 16)).empty
 
 
 def test_calls_of_one_module_are_sites_of_their_own():

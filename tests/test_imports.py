@@ -43,7 +43,8 @@ ALLOWED = {
     "identity": {"inputs", "models", "standin", "surgery"},
     "standin": {"copying", "inputs", "interrupts", "locks", "network", "reach", "surroundings", "tensors"},
     "batchwise": {"inputs", "operators", "tensors"},
-    "probe": {"batchwise", "classes", "dataless", "inputs", "network", "standin", "tensors"},
+    "randomness": {"batchwise", "operators", "tensors"},
+    "probe": {"batchwise", "classes", "dataless", "inputs", "network", "randomness", "standin", "tensors"},
     "chain": {"operators"},
     "discovery": {
         "axes",

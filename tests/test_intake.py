@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from spectral.budget import measure_instability_budget
 from spectral.data import load_images
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.intake import Feed, GivenImages, join_inputs, pick_inputs
@@ -23,6 +25,8 @@ from spectral.models import load_model
 from spectral.models.info import IMAGENET
 from spectral.network import make_inputs
 from spectral.numerics.precision import require_double
+from spectral.perturb import measure_predictions
+from spectral.stability import attribute_instability, measure_equivariance, measure_stability
 
 MEAN, STD = torch.tensor(IMAGENET.mean).view(3, 1, 1), torch.tensor(IMAGENET.std).view(3, 1, 1)
 
@@ -414,6 +418,22 @@ def test_a_model_without_values_is_refused():
         Feed(nn.Conv2d(3, 4, 3, 2, device="meta"), torch.rand(1, 3, 8, 8), caller="measure")
 
 
+@pytest.mark.parametrize("look", [measure_stability, measure_equivariance, attribute_instability])
+def test_a_scripted_model_is_refused_where_hooks_are_needed(look):
+    with pytest.raises(SpectralError, match="pass the module it was scripted from"):
+        look(torch.jit.script(net()), noise(2, 3, 16, 16), progress=False)
+
+
+def test_a_scripted_model_predicts_as_its_module():
+    plain = net().eval()
+    tables = [
+        measure_predictions(model, noise(2, 3, 16, 16), "resize-0.5", preprocessing="none",
+                            progress=False)
+        for model in (plain, torch.jit.script(plain))
+    ]  # fmt: skip
+    pd.testing.assert_frame_equal(*tables)
+
+
 # What works over all images of a batch ---------------------------------------------------------------------
 
 
@@ -500,3 +520,65 @@ ORDINARY = (
 def test_no_ordinary_network_is_said_to_work_over_the_batch(name):
     model = timm.create_model(name).eval()
     assert Feed(model, noise(1, *model.pretrained_cfg["input_size"]), caller="test").probe.mixed_by == ()
+
+
+# What draws random numbers ---------------------------------------------------------------------------------
+
+
+class Sometimes(nn.Module):
+    """Draws a number to see whether it drops a layer, and never does in evaluation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        drawn = torch.rand([])
+        return x if self.training and drawn < 0.5 else x.relu()
+
+
+class Noisy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.5)
+
+
+AT_RANDOM = {
+    "bernoulli": lambda: Scaled(then=lambda x: F.dropout(x, 0.5)),
+    "randn_like": lambda: Scaled(then=lambda x: x + torch.randn_like(x)),
+    "randn": lambda: Scaled(last=lambda x: {"logits": x + torch.randn(x.shape)}),
+    "rand": lambda: Scaled(norm=nn.FractionalMaxPool2d(2, output_ratio=0.6)),
+    "randperm": lambda: Scaled(first=lambda x: x[..., torch.randperm(x.shape[-1])]),
+    "normal": lambda: Scaled(first=lambda x: torch.empty_like(x).normal_().add_(x)),
+    "rrelu_with_noise": lambda: Scaled(then=lambda x: F.rrelu(x, training=True)),
+}
+THE_SAME_EACH_TIME = {
+    "dropout in evaluation": lambda: Scaled(norm=nn.Dropout(0.5)),
+    "nothing dropped": lambda: Scaled(then=lambda x: F.dropout(x, 0.0)),
+    "attention": lambda: Scaled(then=lambda x: F.scaled_dot_product_attention(x, x, x)),
+    "layers dropped in training": lambda: Scaled(norm=Sometimes()),
+    "leaky": lambda: Scaled(norm=nn.RReLU()),
+}  # fmt: skip
+
+
+def draws_of(model: nn.Module, look: Callable[..., Any] = measure) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", SpectralWarning)
+        look(model.eval(), noise(4, 3, 16, 16), batch_size=2, progress=False)
+    return [str(w.message) for w in caught if "random numbers" in str(w.message)]
+
+
+@pytest.mark.parametrize("name", AT_RANDOM)
+def test_what_draws_random_numbers_is_warned_of_once(name):
+    said = draws_of(AT_RANDOM[name]())
+    assert len(said) == 1
+    assert said[0].startswith(f"measure: Scaled draws random numbers in its forward ({name}), so that two")
+
+
+@pytest.mark.parametrize("name", THE_SAME_EACH_TIME)
+def test_what_draws_none_that_matter_is_not(name):
+    assert draws_of(THE_SAME_EACH_TIME[name]()) == []
+
+
+@pytest.mark.parametrize(
+    "look", [measure_stability, measure_equivariance, attribute_instability, measure_instability_budget]
+)
+def test_every_analysis_warns_of_random_numbers(look):
+    still = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert draws_of(still, look) == []
+    assert len(draws_of(nn.Sequential(still, Noisy()), look)) == 1

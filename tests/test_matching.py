@@ -412,6 +412,31 @@ def test_what_hooks_of_the_model_run_is_part_of_its_pass():
             assert torch.equal(model(x), fx[site.name])
 
 
+class Recursive(nn.Module):
+    """A forward that calls itself, on a map of half the size each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head = nn.Conv2d(3, 3, 3, 2, 1), nn.Linear(3, 5)
+
+    def forward(self, x: Tensor, depth: int = 3) -> Tensor:
+        return self.forward(self.conv(x), depth - 1) if depth else self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_every_round_of_a_forward_that_calls_itself_is_a_site(detach):
+    net = Recursive().eval()
+    sites = find_sites(net, 32)
+    with FeatureExtractor(net, sites, tap="output", detach=detach) as fx:
+        net(image(2, 3, 32, 32))
+    assert [fx[site.name].shape[-1] for site in sites] == [16, 8, 4]
+    table = measure(net, image(2, 3, 32, 32), metrics=("avr",), progress=False)
+    found = table[table["metric"] == "avr"].groupby("site")["value"].count()
+    assert found.to_dict() == dict.fromkeys(("conv@0", "conv@1", "conv@2"), 4)  # two taps, two images
+    assert list(table["reason"].fillna("").unique()) == [""]
+
+
 def test_steps_name_the_functions_of_the_model():
     seen = []
 

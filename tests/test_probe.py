@@ -102,6 +102,8 @@ def resnet(**options: object) -> nn.Module:
         (nn.Sequential(*list(resnet().children())[:-1], nn.Flatten()), "unknown"),
         (nn.Sequential(Net(), nn.BatchNorm1d(6)), "unknown"), (nn.Sequential(Net(), nn.ReLU()), "unknown"),
         (EmbeddingNet(), "unknown"), (Projected(), "unknown"), (Gated(), "unknown"),
+        (nn.Sequential(Net(), nn.Sigmoid()), "unknown"),
+        (Declared(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Sigmoid()), "unknown"),
     ],
 )  # fmt: skip
 def test_scores_are_told_from_features(model, kind):

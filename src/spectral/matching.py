@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -57,16 +58,18 @@ class Roll:
             own: the steps from the owner's forward to it; None where the owner is nothing but its operator.
             turn: which of those at this place it is.
         """
-        best: tuple[bool, bool] | None = None
+        best, nearest = (False, False), -1
         for site in self._sites.get(frame.path, ()):
             place = site.place
             here = are_alike(place.outer, frame.outer) and place.call == frame.turn
             at_place = own is None or (place.own == own and place.turn == turn)
             counts = site.index == index and (own is None or place.own[-1:] == own[-1:])
             possible = site.family == family and (here or site.call == frame.call) and (at_place or counts)
-            if possible and (best is None or (here, at_place) > best):
-                best, found = (here, at_place), site
-        if best is None:
+            # Of two places that end alike, as those of a forward that calls itself, the one as far in.
+            near = sys.maxsize - abs(len(place.outer) - len(frame.outer)) if here else 0
+            if possible and (here, at_place, near) > (*best, nearest):
+                best, nearest, found = (here, at_place), near, site
+        if nearest < 0:
             return None
         met, where = self._met.get(found.name), (frame.call, frame.path, frame.outer, index)
         if met is not None and met.where != where and met.placed >= best:

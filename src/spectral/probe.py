@@ -21,6 +21,7 @@ from spectral.classes import count_declared_classes
 from spectral.dataless import run_operator
 from spectral.inputs import Inputs
 from spectral.network import SPATIAL, Kinds, Scores, guess_layout, read_scores
+from spectral.randomness import Draws
 from spectral.standin import run_on_standins
 from spectral.tensors import TensorTable
 
@@ -35,7 +36,7 @@ _LINEAR = {
     "squeeze_", "unsqueeze_",
 }  # fmt: skip
 _TWO_SIDED = {"mul", "mul_", "div", "div_"}  # linear unless both sides are computed from the image
-_PROBABILITIES = {"softmax", "_softmax", "log_softmax", "_log_softmax", "sigmoid"}
+_PROBABILITIES = {"softmax", "_softmax", "log_softmax", "_log_softmax"}
 _NORMS = {"linalg_vector_norm", "norm", "frobenius_norm"}
 _TELLING = re.compile(r"embed|project|encod|latent|feature|descriptor|backbone|representation", re.IGNORECASE)
 _HEADS = ("fc", "head", "heads", "classifier", "last_linear")
@@ -61,6 +62,7 @@ class Probe:
         head: what the scores are, None where there are none.
         width: how many class scores there are, None where that isn't known.
         mixed_by: what works over all images of a batch, so that each one's output depends on the others.
+        drawn_by: what draws random numbers, so that the output for one image is another each time.
     """
 
     layout: list[Kinds]
@@ -68,6 +70,7 @@ class Probe:
     head: Head | None
     width: int | None
     mixed_by: tuple[str, ...] = ()
+    drawn_by: tuple[str, ...] = ()
 
 
 def probe(model: nn.Module, inputs: Inputs, chosen: bool = False) -> Probe:
@@ -107,7 +110,9 @@ def probe(model: nn.Module, inputs: Inputs, chosen: bool = False) -> Probe:
             head = _judge(model, scores, trace)
         width = None if scores.values is None else scores.values.shape[-1]
         told = Scores(None, scores.where, scores.reason, scores.expected)
-        return Probe(trace.layout(standins), told, head, width, trace.find_mixing(output))
+        return Probe(
+            trace.layout(standins), told, head, width, trace.find_mixing(output), trace.find_draws(output)
+        )
 
     return run_on_standins(model, inputs, watch)
 
@@ -134,7 +139,7 @@ class _Trace(TorchDispatchMode):
         self.nodes: TensorTable[_Node] = TensorTable()
         self._origins: TensorTable[tuple[frozenset[Origin], ...]] = TensorTable()
         self._spatial: dict[int, tuple[int, ...]] = {}  # of each input, the axes slid over
-        self._batch = BatchAxis(inputs)
+        self._batch, self._draws = BatchAxis(inputs), Draws()
         for number, (x, _) in enumerate(inputs.every_tensor()):
             self.nodes[x] = _Node("input")
             self._origins[x] = tuple(frozenset({(number, axis)}) for axis in range(x.ndim))
@@ -150,9 +155,11 @@ class _Trace(TorchDispatchMode):
         if parents:
             self._see_axes(name, given)
         out = run_operator(func, args, kwargs or {})
+        results = [x for x in _flatten((out,)) if isinstance(x, Tensor)]
+        self._draws.follow(func, args, kwargs or {}, given, bool(parents), results)
         if parents:
             weight = next((self._name(x) for x in given if x not in self.nodes and self._name(x)), "")
-            for made in (x for x in _flatten((out,)) if isinstance(x, Tensor)):
+            for made in results:
                 if made not in self.nodes or name.endswith("_"):
                     self.nodes[made] = _Node(name, parents, weight, mixes)
                 self._follow_axes(name, args, given, made)
@@ -171,6 +178,10 @@ class _Trace(TorchDispatchMode):
                 if node.mixes:
                     names[node.name.strip("_")] = None
         return tuple(names)
+
+    def find_draws(self, output: Any) -> tuple[str, ...]:
+        """Name what drew random numbers on which the pass depends."""
+        return self._draws.find(x for x in tree_leaves(output) if isinstance(x, Tensor))
 
     def layout(self, inputs: Inputs) -> list[Kinds]:
         """Return the axes of every input: as they were slid over, else by their shapes."""
@@ -272,15 +283,17 @@ def _judge(model: nn.Module, scores: Scores, trace: _Trace) -> Head:
     assert scores.values is not None
     if scores.where.endswith(("logits", 'logits"]')):
         return Head(CLASSES, f"it is {scores.where}")
+    node = trace.nodes.get(scores.values)
+    ends = list(_walk(node)) if node is not None else []
+    if any(end.name == "sigmoid" for end in ends):
+        return Head(UNKNOWN, "it is computed by sigmoid, a probability of its own for each of them")
     declared, count = count_declared_classes(model), scores.values.shape[1]
     if declared == 0:
         return Head(EMBEDDING, "the network's num_classes is 0")
     if declared == count:
         return Head(CLASSES, f"the network says that it has {count} classes")
-    node = trace.nodes.get(scores.values)
     if node is None:
         return Head(UNKNOWN, "what computes it can't be followed")
-    ends = list(_walk(node))
     if any(end.name in _NORMS for end in ends):
         return Head(EMBEDDING, "its rows are normalised to unit length")
     other = next((end for end in ends if end.name not in _PRODUCTS and "conv" not in end.name), None)

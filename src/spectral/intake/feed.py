@@ -193,6 +193,7 @@ class Feed:
         for chosen, raw in self.images.batches(batch_size, indices=indices):
             if len(chosen) > 1:
                 self._warn_of_mixing()
+            self._warn_of_draws()
             yield list(chosen), self.read(raw)
 
     def _warn_of_mixing(self) -> None:
@@ -202,6 +203,15 @@ class Feed:
             self._warn_once(
                 f"{what}, so that the values of each depend on the others in it; batch_size=1 gives each "
                 f"image's own"
+            )
+
+    def _warn_of_draws(self) -> None:
+        """Warn once where an image's values are others each time, whatever is done to it."""
+        if self.probe.drawn_by:
+            what = f"{self.name} draws random numbers in its forward ({', '.join(self.probe.drawn_by)})"
+            self._warn_once(
+                f"{what}, so that two passes of one image differ: what compares passes, as SIS does, "
+                f"has these differences in it, and no two runs have the same values"
             )
 
     def _warn_once(self, sentence: str) -> None:

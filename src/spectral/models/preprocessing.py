@@ -422,7 +422,7 @@ def _find_size(model: nn.Module) -> tuple[int, int] | None:
 def _unwrap(model: nn.Module) -> nn.Module:
     """Return what a wrapper for compilation or for several devices wraps."""
     for name in ("_orig_mod", "module"):
-        inner = model._modules.get(name)
+        inner = dict(model.named_children()).get(name)  # a scripted network's table of modules has no get
         if inner is not None and (name == "_orig_mod" or "Parallel" in type(model).__name__):
             return _unwrap(inner)
     return model

@@ -181,7 +181,8 @@ def _first_convolution(model: Any) -> tuple[int | None, int | None]:
     if isinstance(model, nn.Module):
         for module in model.modules():
             # Not its weight, which a parametrisation may compute anew, and count, each time it is read.
-            weight, kernel = module._parameters.get("weight"), getattr(module, "kernel_size", None)
+            weight = dict(module.named_parameters(recurse=False)).get("weight")
+            kernel = getattr(module, "kernel_size", None)
             rank = weight.ndim - 2 if weight is not None else len(kernel) if isinstance(kernel, tuple) else 0
             channels = getattr(module, "in_channels", None)
             if 1 <= rank <= 3 and isinstance(channels, int):

@@ -15,7 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from spectral.causes import Idealized, Plans
-from spectral.errors import SpectralError, SpectralWarning
+from spectral.errors import SpectralError, SpectralWarning, warn
 from spectral.intake import Feed
 from spectral.measurement import insert_clusters
 from spectral.network import Take, undisturbed
@@ -135,9 +135,12 @@ def attribute_instability(
     feed.require_scores()
     every = choose_sites(model, feed.example, sites, CALLER)
     how = _choose_alteration(feed, every, method)
-    if sites is not None and not how.units:
+    if not how.units:
         first, reason = next(iter(how.reasons.items()))
-        raise SpectralError(f"{CALLER}: no site of {feed.name} can be altered; {first!r}: {reason}")
+        sentence = f"{CALLER}: no site of {feed.name} can be altered; {first!r}: {reason}"
+        if sites is not None:
+            raise SpectralError(sentence)
+        warn(sentence)
     found = _Effects(feed, how, batch_size, progress)
     frames = [frame.assign(method=method) for frame in found.tabulate()]
     feed.conclude()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from spectral.capture import Capture
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, warn
 from spectral.hooks import FeatureExtractor
 from spectral.inputs import Inputs
 from spectral.intake import Feed
@@ -112,9 +112,12 @@ def measure_equivariance(
     found = pick_sites(feed.name, every, sites, CALLER)
     reasons = {site.name: reason for site in found if (reason := find_obstacle(site, size))}
     chosen = [site for site in found if site.name not in reasons]
-    if not chosen and sites is not None:
+    if not chosen:
         first, reason = next(iter(reasons.items()))
-        raise SpectralError(f"{CALLER}: no site of {feed.name} can be compared; {first!r}: {reason}")
+        sentence = f"{CALLER}: no site of {feed.name} can be compared; {first!r}: {reason}"
+        if sites is not None:
+            raise SpectralError(sentence)
+        warn(sentence)
     strides = find_strides(every, feed.extents)
     comparison = _Comparison(feed, moves, {site: _total_stride(strides[site.name]) for site in chosen})
     share = Sharing(feed, batch_size)
