@@ -285,6 +285,14 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path, monkeypatch) -
         distill(smooth, x, steps=6, batch_size=4, out=tmp_path, progress=False)
 
 
+def test_a_run_is_not_continued_with_another_preprocessing(tmp_path) -> None:
+    _, smooth = make_pair()
+    images, mean, std = torch.rand(4, 3, 32, 32), (0.5,) * 3, (0.25,) * 3
+    distill(smooth, images, steps=1, preprocessing=(mean, std), out=tmp_path, progress=False)
+    with pytest.raises(SpectralError, match=r"holds a run with preprocessing = .*, not"):
+        distill(smooth, images, steps=1, preprocessing=((0.1,) * 3, std), out=tmp_path, progress=False)
+
+
 def test_bad_input_is_one_sentence() -> None:
     net, smooth = make_pair()
     images = image(4, 3, 32, 32)

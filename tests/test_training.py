@@ -604,6 +604,31 @@ def test_a_network_of_ones_own_is_tuned_on_what_it_says_itself(tmp_path):
     assert (found["mean"], found["std"]) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
+def test_a_tuning_is_not_continued_with_another_normalisation(tmp_path):
+    """Finished or not: weights that were trained with one were called trained with the other."""
+
+    def tune(mean: float) -> dict[str, object]:
+        model = load_model("bundled/resnet20@random", mean=(mean,) * 3, std=(0.25,) * 3)
+        return train("resnet20", data, data, tmp_path, SHORT, progress=False, start=model)
+
+    data = random_set(size=32)
+    tune(0.5)
+    with pytest.raises(SpectralError, match=r"holds a run with normalisation = .*0\.5.*, not .*0\.1"):
+        tune(0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_network_in_another_precision_is_tuned_in_single(dtype, tmp_path):
+    model = build("resnet8-w4").to(dtype)
+    model.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "input_size": (3, 32, 32)}
+    found = train("own", random_set(), random_set(), tmp_path / "a", SHORT, progress=False, start=model)
+    single = copy.deepcopy(model).float()
+    expected = train("own", random_set(), random_set(), tmp_path / "b", SHORT, progress=False, start=single)
+    assert found["history"] == expected["history"]
+    assert {weight.dtype for weight in found["model"].parameters()} == {torch.float32}
+    assert next(model.parameters()).dtype == dtype
+
+
 def test_a_tuned_network_keeps_the_numbers_of_its_classes(tmp_path):
     """Three of its ten classes are in the data, in another order."""
     base = load_model("bundled/resnet20")

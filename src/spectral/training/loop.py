@@ -66,8 +66,8 @@ def train(
         recipe: the hyper-parameters.
         device: where to train.
         progress: show a bar per epoch.
-        start: fine-tune a copy of this network instead of fresh weights: one that was loaded, or converted by
-            `spectral.convert`; ``architecture`` is then what the original is called.
+        start: fine-tune a copy of this network, in single precision, instead of fresh weights: one that was
+            loaded, or converted by `spectral.convert`; ``architecture`` is then what the original is called.
 
     Raises:
         SpectralError: if ``out`` holds the state of another run or a damaged one, the data has more than ten
@@ -121,7 +121,8 @@ def _train(
            "precision": "bf16" if dtype else "fp32", "train_images": train_set.digest(),
            "test_images": test_set.digest(),
            **({} if start is None else {"start": hash_state(start.state_dict()),
-                                        "start_structure": find_structure(start)})}  # fmt: skip
+                                        "start_structure": find_structure(start),
+                                        "normalisation": asdict(normalise)})}  # fmt: skip
     _compare(ranks, run)
     state_path = out / STATE_NAME
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule}
@@ -205,7 +206,7 @@ def _number_as(
 
 def _copy_to_tune(start: nn.Module, data: LabelledImages, normalise: Normalisation) -> nn.Module:
     """Copy a network to fine-tune, if it is one for such images."""
-    model = copy.deepcopy(start).requires_grad_(True)
+    model = copy.deepcopy(start).float().requires_grad_(True)
     with evaluation_mode(model), torch.no_grad():
         images = normalize(data.images[:1], normalise)
         logits = model(images.to(next(model.parameters()).device))
