@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -47,6 +48,65 @@ def test_a_whole_share_is_the_network_itself(shares: tuple[float, float]) -> Non
     for whole, nets in ((a, [a, b]), (a, [a])):
         found = average_weights(nets, shares[: len(nets)]).state_dict()
         assert all(torch.equal(found[name], value) for name, value in whole.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:.*spectral_norm:FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm])
+def test_a_mean_under_a_spectral_norm_has_that_norm(norm: Callable[[nn.Module], nn.Module]) -> None:
+    """Means of the networks' singular vectors gave a norm of 200 for 1."""
+    parts = [norm(nn.Linear(6, 6)).train() for _ in range(2)]
+    for part in parts:
+        for _ in range(200):
+            part(image(2, 6))
+    mean = average_weights([part.eval() for part in parts])
+    mean(image(2, 6))
+    torch.testing.assert_close(torch.linalg.matrix_norm(mean.weight, 2).item(), 1.0, rtol=1e-3, atol=0)
+    whole = average_weights(parts, [1, 0])
+    assert all(torch.equal(x, parts[0].state_dict()[name]) for name, x in whole.state_dict().items())
+
+
+def test_what_is_no_tensor_is_the_firsts() -> None:
+    class Counting(nn.Linear):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"seen": self.seen}
+
+        def set_extra_state(self, state: dict[str, int]) -> None:
+            self.seen = state["seen"]
+
+    parts = [Counting(2, 2), Counting(2, 2)]
+    for i, part in enumerate(parts):
+        part.seen = i
+    mean = average_weights(parts)
+    assert mean.seen == 0
+    torch.testing.assert_close(mean.weight, (parts[0].weight + parts[1].weight) / 2)
+
+
+class Tied(nn.Sequential):
+    """Two layers with one weight, or with a weight each."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__(nn.Linear(3, 3), nn.Linear(3, 3))
+        if tied:
+            self[1].weight = self[0].weight
+
+
+def test_tied_weights_are_averaged_once_and_only_with_tied_ones() -> None:
+    """A weight that is one in the first network was the mean of the layer that came last."""
+    one, two = Tied(True), Tied(True)
+    torch.testing.assert_close(average_weights([one, two])[1].weight, (one[0].weight + two[0].weight) / 2)
+    with pytest.raises(SpectralError, match=r"'0.weight' and '1.weight' are one weight in network 0 and two"):
+        average_weights([one, Tied(False)])
+    apart = average_weights([Tied(False), one])
+    assert not torch.equal(apart[0].weight, apart[1].weight)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*quantize_per:UserWarning")
+def test_quantised_networks_are_refused() -> None:
+    parts = [
+        torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(2, 2)), {nn.Linear}) for _ in "ab"
+    ]
+    with pytest.raises(SpectralError, match="network 0 is quantised"):
+        average_weights(parts)
 
 
 def test_bad_input_is_one_sentence() -> None:
