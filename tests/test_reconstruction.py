@@ -134,6 +134,41 @@ def test_a_converted_network_comes_nearer_on_other_images(kind: type[nn.Conv2d])
         assert torch.equal(again.state_dict()[name], value), name
 
 
+def test_a_network_with_channels_innermost_gets_the_same_weights() -> None:
+    smooth, images = convert(make_net(), "blurpool", example=32), make_smooth(16)
+    inner = copy.deepcopy(smooth).to(memory_format=torch.channels_last)
+    expected, found = (reconstruct(model, images).state_dict() for model in (smooth, inner))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_a_network_in_bfloat16_is_repaired() -> None:
+    """Rounding of what a layer gives is no sign that something else than its weights makes it."""
+    net, images = make_net().bfloat16(), make_smooth(32).bfloat16()
+    smooth = convert(net, "blurpool", example=32)
+    fitted = reconstruct(smooth, images)
+    with torch.no_grad():
+        errors = [float((m(images) - net(images)).float().square().mean()) for m in (smooth, fitted)]
+    assert errors[1] < 0.5 * errors[0]
+    assert not torch.equal(fitted[3].weight, smooth[3].weight)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_weights_that_a_hook_makes_stay() -> None:
+    """As those of torch's older weight norm, beside one parameter that is None."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2, bias=False),
+        nn.ReLU(),
+        nn.utils.weight_norm(nn.Conv2d(4, 4, 3)),
+        nn.Conv2d(4, 5, 1),
+    ).eval()
+    smooth = convert(net, "blurpool", example=16)
+    fitted = reconstruct(smooth, make_smooth(16)[..., ::2, ::2])
+    now = fitted.state_dict()
+    changed = {name for name, value in smooth.state_dict().items() if not torch.equal(now[name], value)}
+    assert changed == {"3.weight", "3.bias"}
+
+
 def test_channels_that_are_constant_or_silent_tell_nothing() -> None:
     right = nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.ReLU(), nn.Conv2d(3, 4, 1)).eval()
     wrong = copy.deepcopy(right)

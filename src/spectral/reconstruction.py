@@ -283,7 +283,8 @@ def _find_fitted(model: nn.Module) -> set[str]:
         for path, module in model.named_modules()
         if isinstance(module, _FITTED)
         and path not in converted
-        and uses[id(module._parameters.get("weight"))] == 1  # no tied weights, no parametrised ones
+        and module._parameters.get("weight") is not None  # it is made of others before each pass
+        and uses[id(module.weight)] == 1  # no tied weights
         and not is_parametrized(module)
     }
 
@@ -354,11 +355,13 @@ def _fit_layer(module: Any, x: Tensor, target: _Target, ridges: Sequence[float],
 
 def _is_product(module: Any, design: Tensor, now: Tensor) -> bool:
     """Whether a layer gives its weights times the design, plus its bias."""
-    weight = module.weight.detach().view(design.shape[1], -1, design.shape[2])
-    given = torch.einsum("ngi,goi->ngo", design, weight).flatten(1)
+    wide = torch.promote_types(now.dtype, torch.float32)
+    weight = module.weight.detach().to(wide).reshape(design.shape[1], -1, design.shape[2])
+    given = torch.einsum("ngi,goi->ngo", design.to(wide), weight).flatten(1)
     given = given if module.bias is None else given + module.bias
-    now = now.flatten(0, 1)
-    return bool((given - now).square().mean() <= 1e-6 * now.square().mean())
+    rounding = torch.finfo(now.dtype).eps ** 2  # of what the layer gave, in a half type
+    now = now.flatten(0, 1).to(wide)
+    return bool((given - now).square().mean() <= max(1e-6, rounding) * now.square().mean())
 
 
 def _count_unknowns(module: Any) -> int:
