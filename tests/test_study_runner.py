@@ -14,7 +14,7 @@ import toy_phase
 
 import spectral
 from spectral.errors import SpectralError, SpectralWarning
-from spectral.figures import FIGURES
+from spectral.figures import FIGURES, holds_only_reasons
 from spectral.files import find_folder, name_folder
 from spectral.json_files import write_json
 from spectral.schema import VERSION
@@ -22,7 +22,7 @@ from spectral.study import runner
 from spectral.study.declaration import find_table, list_phases, read_phase
 from spectral.study.jobs import work_through
 from spectral.study.progress import Progress, read_durations, weigh_phase
-from spectral.study.runner import Run, holds_only_reasons
+from spectral.study.runner import Run
 from spectral.sweeping.models import name_folders
 
 

@@ -54,6 +54,7 @@ from spectral.figures.correlation import (
     plot_sis_distributions,
 )
 from spectral.figures.diagnosis import plot_fixes, plot_site_detail, plot_site_levels
+from spectral.figures.door import holds_only_reasons
 from spectral.figures.heatmap import plot_fourier_heatmap
 from spectral.figures.inline import find_colour, to_picture, to_svg
 from spectral.figures.layers import plot_compare, plot_layers_aliasing, plot_layers_pareto
@@ -82,9 +83,11 @@ __all__ = [
     "TABLE_WRITERS",
     "FigureSpec",
     "draw_all",
+    "draw_and_say",
     "draw_figure",
     "draw_what_is_known",
     "find_colour",
+    "holds_only_reasons",
     "list_plots",
     "plot_aliasing_folding",
     "plot_am_robustness",
@@ -277,6 +280,16 @@ def draw_what_is_known(stem: str, tables_dir: str | Path, figures_dir: str | Pat
         for kind in _KINDS:
             (Path(figures_dir) / f"{stem}.{kind}").unlink(missing_ok=True)
         return [], str(error).partition(": ")[2]
+
+
+def draw_and_say(stem: str, tables_dir: str | Path, figures_dir: str | Path) -> str:
+    """Draw one figure as `draw_what_is_known`, and return what is told of it: where it is, or why it isn't.
+
+    Raises:
+        SpectralError: as `draw_what_is_known`.
+    """
+    paths, why = draw_what_is_known(stem, tables_dir, figures_dir)
+    return f"{paths[0]} (+ .pdf)" if paths else f"{stem} isn't drawn: {why}"
 
 
 def draw_all(results_dir: str | Path, stems: Iterable[str] | None = None, dpi: int = DPI) -> list[Path]:

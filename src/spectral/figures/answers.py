@@ -7,22 +7,32 @@ from collections.abc import Callable
 import pandas as pd
 from matplotlib.figure import Figure
 
-from spectral.figures.kinds import SHARE, Panel, draw_estimates, draw_images, draw_lines, draw_maps, require
+from spectral.figures.door import drawn_of
+from spectral.figures.kinds import NO_LIMITS, SHARE, Panel, draw_estimates, draw_images, draw_lines, draw_maps
 from spectral.figures.style import AVR_LABEL, RHO_LABEL, SIS_LABEL
-from spectral.schema import fill_words
+from spectral.schema import fill_words, with_bounds
 
 _JITTER = Panel("logit_jitter", "logit jitter")
+_TESTS = ("perturbation", "attack", "protocol", "fill")
+_OUTCOMES = {"agree": "predictions that stay", "robust": "predictions that stay",
+             "stays": "predictions that stay at any shift", "correct": "accuracy",
+             "robust_correct": "accuracy under attack"}  # fmt: skip
+_WEIGHED = {"sis": SIS_LABEL, _JITTER.column: _JITTER.label, "agreement": "agreement with the first",
+            "accuracy": "accuracy", "latency_ms": "latency (ms per batch)",
+            "macs": "multiply–accumulates per image"}  # fmt: skip
+_CHANGES = {"delta_sis": "alone", "delta_sis_block": "with its block", "delta_sis_last_out": "last"}
+_COUNTS = ("n", "image", "cluster")
 _SHOWN = {"avr": AVR_LABEL, "avr_separable": AVR_LABEL, "am_relative": "AM, relative", "am": "AM",
           "alias_power_ratio": "alias power ratio",
           "alias_power_ratio_channel_median": "alias power ratio, median channel"}  # fmt: skip
 
 
+@drawn_of("site", "tap", "metric", "value", "image", "cluster", optional=["model"])
 def plot_measurement(table: pd.DataFrame) -> Figure:
     """Draw what `spectral.measure` found at each site: a dot per image, the mean with its 95 % interval.
 
     Of the metrics that it knows names for; `plot_summary` draws the means of all.
     """
-    require(table, "plot_measurement", ["site", "tap", "metric", "value", "image", "cluster"])
     known = table[table["metric"].isin(_SHOWN) & fill_words(table["site"]).ne("")]
     wide = known.assign(column=known["metric"] + " " + known["tap"]).dropna(subset=["value"])
     columns = dict.fromkeys(sorted(wide["column"], key=lambda name: list(_SHOWN).index(name.split()[0])))
@@ -36,6 +46,7 @@ def plot_measurement(table: pd.DataFrame) -> Figure:
     return draw_images(wide, "plot_measurement", "site", panels[:6])
 
 
+@drawn_of(optional=["model", "sis", "logit_jitter", "confidence", *_COUNTS])
 def plot_stability(table: pd.DataFrame) -> Figure:
     """Draw SIS, logit jitter and confidence of each image, from `spectral.measure_stability`."""
     named = table if "model" in table else table.assign(model="")
@@ -43,9 +54,9 @@ def plot_stability(table: pd.DataFrame) -> Figure:
     return draw_images(named, "plot_stability", "model", panels)
 
 
+@drawn_of("model", "metric", "mean", "ci_low", "ci_high", optional=["n"])
 def plot_stability_summary(table: pd.DataFrame) -> Figure:
     """Draw means with intervals, from `spectral.summarize_stability`: a panel per metric."""
-    require(table, "plot_stability_summary", ["model", "metric", "mean", "ci_low", "ci_high"])
     known = table.dropna(subset=["mean"]).drop_duplicates(["model", "metric"])
     wide = known.drop_duplicates("model")[["model", *({"n"} & set(known))]].set_index("model")
     for metric, own in known.groupby("metric", sort=False):
@@ -56,16 +67,19 @@ def plot_stability_summary(table: pd.DataFrame) -> Figure:
     return draw_estimates(wide.reset_index(), "plot_stability_summary", "model", panels)
 
 
+@drawn_of("site", optional=["model", *_CHANGES, *_COUNTS])
 def plot_blame(table: pd.DataFrame) -> Figure:
     """Draw how SIS changes where a site is altered, image by image, from `spectral.attribute_instability`."""
     return draw_images(table, "plot_blame", "site", _list_changes())
 
 
+@drawn_of("site", optional=["model", *with_bounds(*_CHANGES), *_COUNTS])
 def plot_blame_summary(table: pd.DataFrame) -> Figure:
     """Draw how SIS changes where a site is altered, from `spectral.analysis.summarize_attribution`."""
     return draw_estimates(table, "plot_blame_summary", "site", _list_changes())
 
 
+@drawn_of("site", optional=["kind", *with_bounds("psnr_db", "relative_error"), *_COUNTS])
 def plot_movement(table: pd.DataFrame) -> Figure:
     """Draw how well each site's output moves with the image, from `spectral.measure_equivariance`.
 
@@ -78,15 +92,16 @@ def plot_movement(table: pd.DataFrame) -> Figure:
     return draw(kinds, "plot_movement", "site", panels, series="series")
 
 
+@drawn_of("image", "source", "metric", "site", "share", optional=["cluster"])
 def plot_budget_images(table: pd.DataFrame) -> Figure:
     """Draw each image's shares of instability, from `spectral.measure_instability_budget`."""
-    require(table, "plot_budget_images", ["image", "source", "metric", "site", "share"])
     words = fill_words(table[["image", "source", "site"]])  # a file has no empty text
     known = table[words["image"].ne("") & words["source"].ne("total") & words["site"].eq("")]
     panel = Panel("share", "share of the image's instability", zero=True)
     return draw_images(known, "plot_budget_images", "source", [panel], series="metric")
 
 
+@drawn_of(optional=["model", *_TESTS, *_OUTCOMES, *_COUNTS])
 def plot_predictions(table: pd.DataFrame) -> Figure:
     """Draw which share of predictions stays, and is right, under each perturbation or attack.
 
@@ -94,14 +109,12 @@ def plot_predictions(table: pd.DataFrame) -> Figure:
         table: from `spectral.measure_predictions`, `measure_robustness`, `measure_consistency` or
             `measure_worst_shift`.
     """
-    row = next((name for name in ("perturbation", "attack", "protocol") if name in table), "fill")
-    names = {"agree": "predictions that stay", "robust": "predictions that stay",
-             "stays": "predictions that stay at any shift", "correct": "accuracy",
-             "robust_correct": "accuracy under attack"}  # fmt: skip
-    panels = [Panel(column, f"{name} (share)", limits=SHARE) for column, name in names.items()]
+    row = next((name for name in _TESTS if name in table), "fill")
+    panels = [Panel(column, f"{name} (share)", limits=SHARE) for column, name in _OUTCOMES.items()]
     return draw_images(table, "plot_predictions", row, panels)
 
 
+@drawn_of("perturbation", optional=["model", *with_bounds("agreement", "accuracy"), "n"])
 def plot_perturbed(table: pd.DataFrame) -> Figure:
     """Draw accuracy and agreement of networks, from `spectral.analysis.compare_perturbed`."""
     panels = [Panel("agreement", "predictions that stay (share)", limits=SHARE),
@@ -109,23 +122,25 @@ def plot_perturbed(table: pd.DataFrame) -> Figure:
     return draw_estimates(table, "plot_perturbed", "perturbation", panels)
 
 
+@drawn_of("model", "perturbation", "class", "accuracy",
+          optional=["label", "n", *with_bounds("accuracy")])  # fmt: skip
 def plot_classes(table: pd.DataFrame) -> Figure:
     """Draw accuracy by class, from `spectral.analysis.compare_classes`."""
-    require(table, "plot_classes", ["model", "perturbation", "class", "accuracy"])
     named = table.assign(series=table["model"].astype(str) + ", " + table["perturbation"].astype(str))
     row = "class" if fill_words(table["class"]).ne("").all() else "label"
     panel = Panel("accuracy", "accuracy", limits=SHARE)
     return draw_estimates(named, "plot_classes", row, [panel], series="series")
 
 
+@drawn_of("model", optional=["n", *with_bounds(*_WEIGHED)])
 def plot_models(table: pd.DataFrame) -> Figure:
     """Draw what networks cost and give, from `spectral.analysis.weigh_models`."""
-    panels = [Panel("sis", SIS_LABEL), _JITTER, Panel("agreement", "agreement with the first", limits=SHARE),
-              Panel("accuracy", "accuracy", limits=SHARE), Panel("latency_ms", "latency (ms per batch)"),
-              Panel("macs", "multiply–accumulates per image")]  # fmt: skip
+    panels = [Panel(column, name, limits=SHARE if column in ("agreement", "accuracy") else NO_LIMITS)
+              for column, name in _WEIGHED.items()]  # fmt: skip
     return draw_estimates(table, "plot_models", "model", panels)
 
 
+@drawn_of("offset", "confidence", optional=["fill"])
 def plot_diagonal(table: pd.DataFrame) -> Figure:
     """Draw how confidence moves along a diagonal shift, from `spectral.measure_diagonal`."""
     named = table if "fill" in table else table.assign(fill="")
@@ -133,6 +148,7 @@ def plot_diagonal(table: pd.DataFrame) -> Figure:
     return draw_lines(named, "plot_diagonal", "offset", "confidence", "fill", "fill", names)
 
 
+@drawn_of("f_u", "f_v", "power", optional=["site", "tap"])
 def plot_spectra(table: pd.DataFrame) -> Figure:
     """Draw the power spectra at each site and tap, from `spectral.analysis.measure_spectra`."""
     return draw_maps(
@@ -140,6 +156,7 @@ def plot_spectra(table: pd.DataFrame) -> Figure:
     )
 
 
+@drawn_of("f_u", "f_v", "power", optional=["site", "panel"])
 def plot_folding(table: pd.DataFrame) -> Figure:
     """Draw a site's spectra before and behind its decimation, from `spectral.analysis.measure_folding`."""
     return draw_maps(
@@ -147,11 +164,13 @@ def plot_folding(table: pd.DataFrame) -> Figure:
     )
 
 
+@drawn_of("f_u", "f_v", "share", optional=["operator"])
 def plot_null_frequencies(table: pd.DataFrame) -> Figure:
     """Draw what resampling hides, from `spectral.analysis.tabulate_null_frequencies`."""
     return draw_maps(table, "plot_null_frequencies", "share", ("operator",), "hidden share of the power")
 
 
+@drawn_of("f_u", "f_v", optional=["error", "disagreement", "network", "norm"])
 def plot_sensitivity(table: pd.DataFrame) -> Figure:
     """Draw which frequencies change predictions, from `spectral.measure_fourier_heatmap`."""
     known = "error" in table and table["error"].notna().any()
@@ -159,6 +178,7 @@ def plot_sensitivity(table: pd.DataFrame) -> Figure:
     return draw_maps(table, "plot_sensitivity", value, ("network", "norm"), label)
 
 
+@drawn_of("rho", "site", "tap", optional=["power", "power_mean"])
 def plot_profiles(table: pd.DataFrame) -> Figure:
     """Draw radial power profiles of each site, from `spectral.analysis.measure_profiles` or its summaries."""
     value = "power_mean" if "power_mean" in table else "power"
@@ -166,22 +186,22 @@ def plot_profiles(table: pd.DataFrame) -> Figure:
     return draw_lines(table, "plot_profiles", "rho", value, "site", "tap", labels, power=True)
 
 
+@drawn_of("frequency", "avr", "site", "tap")
 def plot_frequency_sweep(table: pd.DataFrame) -> Figure:
     """Draw AVR over the frequency of a sinusoid, from `spectral.analysis.sweep_frequencies`."""
     labels = "frequency (cycles per pixel)", AVR_LABEL
     return draw_lines(table, "plot_frequency_sweep", "frequency", "avr", "site", "tap", labels)
 
 
+@drawn_of("site", "tap", "avr", "silent")
 def plot_image_avr(table: pd.DataFrame) -> Figure:
     """Draw the AVR of one image at each site and tap, from `spectral.analysis.measure_image_avr`."""
-    require(table, "plot_image_avr", ["site", "tap", "avr", "silent"])
     known = table.assign(avr=table["avr"].mask(table["silent"].astype(bool)))
     return draw_estimates(known, "plot_image_avr", "site", [Panel("avr", AVR_LABEL)], "tap")
 
 
 def _list_changes() -> list[Panel]:
-    names = {"delta_sis": "alone", "delta_sis_block": "with its block", "delta_sis_last_out": "last"}
-    return [Panel(column, f"ΔSIS, {name}", zero=True) for column, name in names.items()]
+    return [Panel(column, f"ΔSIS, {name}", zero=True) for column, name in _CHANGES.items()]
 
 
 ANSWERS: dict[str, tuple[tuple[str, ...], Callable[[pd.DataFrame], Figure]]] = {

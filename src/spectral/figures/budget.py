@@ -31,7 +31,7 @@ CAPTION = (
     "of predictions that stay is in the heading."
 )
 COLUMNS = (
-    "model", "metric", "source", "n_clusters", "share", "share_ci_low", "share_ci_high", "first_in",
+    "model", "metric", "source", "site", "n_clusters", "share", "share_ci_low", "share_ci_high", "first_in",
     "last_out", "agreement",
 )  # fmt: skip
 

@@ -13,7 +13,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from spectral.errors import SpectralError
+from spectral.figures.door import drawn_of
 from spectral.figures.style import FULL_WIDTH, GREY, INK, SMALL, new_figure, use_style
+from spectral.schema import with_bounds
 
 DECADES = 6  # of power that a spectrum shows
 LIMIT_DB = -20.0  # 1 % of the power
@@ -24,6 +26,7 @@ TITLES = {"before": "before decimation", "after": "after it", "aliases": "its al
 LABELLED = 12  # points that bear a name
 
 
+@drawn_of("name", "alias_power_db", optional=with_bounds("alias_power_db")[1:])
 def plot_site_levels(sites: pd.DataFrame, name: str = "alias power ratio") -> Figure:
     """Draw the alias power ratio of each site in the order in which they run, with 95 % intervals.
 
@@ -35,7 +38,7 @@ def plot_site_levels(sites: pd.DataFrame, name: str = "alias power ratio") -> Fi
     Raises:
         SpectralError: if columns are absent, or no site has a value.
     """
-    known = _known(sites, "plot_site_levels", "name", "alias_power_db")
+    known = _known(sites, "plot_site_levels", "alias_power_db")
     values = known["alias_power_db"].clip(lower=-100)
     with use_style():
         fig = new_figure(FULL_WIDTH, 0.6 + 0.19 * len(known))
@@ -81,6 +84,7 @@ def plot_site_detail(spectra: Mapping[str, NDArray[Any]], profile: pd.DataFrame)
     return fig
 
 
+@drawn_of("site", "method", "sis", "sis_original", "agreement", "front")
 def plot_fixes(fixes: pd.DataFrame) -> Figure:
     """Draw what layers do to a network without training: instability against predictions kept.
 
@@ -91,7 +95,7 @@ def plot_fixes(fixes: pd.DataFrame) -> Figure:
     Raises:
         SpectralError: if columns are absent, or no row has SIS.
     """
-    known = _known(fixes, "plot_fixes", "site", "method", "sis", "sis_original", "agreement", "front")
+    known = _known(fixes, "plot_fixes", "sis", "sis_original", "agreement")
     with use_style():
         fig = new_figure(FULL_WIDTH, 3.0)
         ax = fig.subplots()
@@ -137,10 +141,7 @@ def _draw_spectrum(ax: Axes, power: NDArray[Any], title: str, peak: float) -> No
 
 
 def _known(table: pd.DataFrame, caller: str, *columns: str) -> pd.DataFrame:
-    absent = [column for column in columns if column not in table.columns]
-    if absent:
-        raise SpectralError(f"{caller}: the table has no column {absent[0]!r}; it needs {', '.join(columns)}")
-    known = table.dropna(subset=[c for c in columns if c not in ("site", "method", "name", "front")])
+    known = table.dropna(subset=list(columns))
     if known.empty:
         raise SpectralError(f"{caller}: no row of the table has values to draw")
     return known.reset_index(drop=True)

@@ -27,6 +27,7 @@ LEAST_DB = -60.0  # of power that is drawn
 ROW, HEAD = 0.2, 0.3  # inches
 ACROSS, FEW = 3, 4  # panels beside each other: three at most, and more rows of them for few labels
 SHARE = (0.0, 1.0)
+NO_LIMITS = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Panel:
     column: str
     label: str
     zero: bool = False
-    limits: tuple[float, float] = (-math.inf, math.inf)
+    limits: tuple[float, float] = NO_LIMITS
 
 
 def require(table: pd.DataFrame, caller: str, columns: Iterable[str]) -> pd.DataFrame:

@@ -79,7 +79,16 @@ METRIC_LABELS = {
     ),
     columns={
         "phase7_layers": (
-            *("method", "state", "n", "latency_ratio", "accuracy", "accuracy_source", "latency_batch"),
+            *(
+                "method",
+                "state",
+                "n",
+                "n_clusters",
+                "latency_ratio",
+                "accuracy",
+                "accuracy_source",
+                "latency_batch",
+            ),
             *("device", *_SIS),
         )
     },
@@ -126,7 +135,7 @@ def plot_layers_pareto(source: Source) -> Figure:
         "whole network. Both with 95 % intervals; open: the layer put in and not trained since; filled: "
         "tuned with it. A layer that keeps every sample as a channel has no aliases to measure."
     ),
-    columns={"phase7_layers": ("method", "state", "n", "aliasing_reason", *_DB, *_SIS)},
+    columns={"phase7_layers": ("method", "state", "n", "n_clusters", "aliasing_reason", *_DB, *_SIS)},
 )
 def plot_layers_aliasing(source: Source) -> Figure:
     """Dots with intervals: alias power ratio and SIS per method, converted and tuned."""

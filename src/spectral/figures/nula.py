@@ -163,7 +163,7 @@ def plot_nula_checkerboard(source: Source) -> Figure:
     columns={
         "fig26_null_space": ("operator", "f_u", "f_v", "share"),
         "phase6_null_space": (
-            *("operator", "pixels", "null_dimension", "n", "checkerboard_share"),
+            *("operator", "pixels", "null_dimension", "n", "n_clusters", "checkerboard_share"),
             *with_bounds(*list(SHARES)[:2]),
         ),
     },

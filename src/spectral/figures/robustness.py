@@ -65,10 +65,11 @@ METRICS = {
 }
 HEADLINE = "alias_power_ratio_channel_median"
 _KINDS = ("accuracy", "agreement")
-_WHO = ("model", "training", "downsampling", "response", "n")
+_WHO = ("model", "training", "downsampling", "response", "n", "n_clusters")
 _OUTCOME = with_bounds(*(f"{STRENGTH[0]}_{kind}" for kind in _KINDS))
 _NEEDED = tuple(attack for attack in ATTACKS if attack != "apgd-ce")  # earlier tables have none
 _TESTS = with_bounds(*(f"{test}_{kind}" for test in (*_NEEDED, *CORRUPTIONS) for kind in _KINDS))
+_MORE = tuple(with_bounds(*(f"{attack}_{kind}" for attack in STRENGTH for kind in _KINDS)))  # if there
 _COEFFICIENTS = ("networks", "attack", "metric", "level", "n_networks", *with_bounds("spearman", "partial"))
 
 
@@ -88,6 +89,7 @@ _COEFFICIENTS = ("networks", "attack", "metric", "level", "n_networks", *with_bo
         "phase9_networks": (*_WHO, *_OUTCOME),
         "phase9_sites": ("model", "level", "alias_free", *with_bounds("am")),
     },
+    optional=_MORE,
 )
 def plot_am_robustness(source: Source) -> Figure:
     """Robust accuracy over AM, a panel per downsampling layer."""
@@ -128,6 +130,7 @@ def plot_am_robustness(source: Source) -> Figure:
         "phase9_networks": (*_WHO, *_OUTCOME, *with_bounds("am_relative", name_decibels(HEADLINE))),
         "phase9_correlation": _COEFFICIENTS,
     },
+    optional=_MORE,
 )
 def plot_robustness_relations(source: Source) -> Figure:
     """Scatter of robust accuracy over two alias metrics, and all rank correlations as dots."""
@@ -179,6 +182,7 @@ def plot_robustness_relations(source: Source) -> Figure:
             *with_bounds("clean_accuracy", "test_accuracy", "consistency"),
         )
     },
+    optional=_MORE,
 )
 def plot_attacks(source: Source) -> Figure:
     """Dots with intervals, a line per network: attacks, corruptions, consistency."""

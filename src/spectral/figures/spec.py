@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from spectral.errors import NothingKnownError, SpectralError, suggest
+from spectral.errors import NothingKnownError, SpectralError
+from spectral.figures.door import admit, drawing, holds_only_reasons
 from spectral.figures.style import FAMILIES, use_style
 
 Tables = Mapping[str, pd.DataFrame]
@@ -73,12 +75,27 @@ class FigureSpec:
 class Source:
     """The tables of one figure, checked; errors name the figure, the table and the script that writes it."""
 
-    def __init__(self, stem: str, title: str, tables: Tables, columns: Mapping[str, tuple[str, ...]]) -> None:
+    def __init__(
+        self, stem: str, title: str, tables: Tables, columns: Mapping[str, tuple[str, ...]],
+        optional: tuple[str, ...] = (),
+    ) -> None:  # fmt: skip
         self.stem = stem
         self.title = title
-        self._tables = tables
-        for name, needed in columns.items():
-            self._check(name, needed)
+        self._given, self._optional = tables, optional
+        if all(name in tables and holds_only_reasons(tables[name]) for name in columns):
+            empty = next((name for name in columns if tables[name].empty), None)
+            raise NothingKnownError(
+                f"{stem}: {', '.join(columns)} holds nothing but reasons" if empty is None
+                else str(self.error(empty, "has no rows"))
+            )  # fmt: skip
+        self._tables = {name: self._admit(name, needed) for name, needed in columns.items()}
+
+    def refuse(self, problem: str) -> SpectralError:
+        """Make the sentence for tables of which this figure can't use one."""
+        name = next(iter(self._tables))
+        if len(self._tables) == 1:
+            return self.error(name, problem)
+        return self.error(name, f"or {', '.join(map(repr, list(self._tables)[1:]))} {problem}")
 
     def rows(self, table: str, known: Sequence[str] = (), **where: str) -> pd.DataFrame:
         """Return the rows of a table, at least one, with these values and without NaN in ``known``."""
@@ -100,33 +117,29 @@ class Source:
             f"{self.stem}: table {table!r} {problem}; run {TABLE_WRITERS[table]}, which writes it"
         )
 
-    def _check(self, name: str, needed: tuple[str, ...]) -> None:
-        if name not in self._tables:
+    def _admit(self, name: str, needed: Sequence[str]) -> pd.DataFrame:
+        if name not in self._given:
             raise self.error(name, "is missing")
-        table = self._tables[name]
-        absent = [column for column in needed if column not in table.columns]
-        if absent:
-            present = [str(column) for column in table.columns]
-            raise self.error(name, f"has no column {absent[0]!r}{suggest(absent[0], present)}")
-        if table.empty:
-            raise self.error(name, "has no rows")
-        for column in {"family", "family_a", "family_b"} & set(needed):
-            unknown = sorted(set(table[column].astype(str)) - set(FAMILIES))
+        table = admit(self._given[name], needed, self._optional, partial(self.error, name))
+        for column in ("family", "family_a", "family_b"):
+            unknown = sorted(set(table[column].astype(str)) - set(FAMILIES)) if column in needed else []
             if unknown:
                 known = ", ".join(FAMILIES)
                 raise self.error(name, f"has an unknown family {unknown[0]!r} (known: {known})")
-        if "site" in needed:
+        if {"site", "family", "model"} <= set(needed):
             models = table.groupby("family")["model"].nunique()
             if (models > 1).any():
                 raise self.error(name, f"has several models of family {models.idxmax()!r}, expected one")
+        return table
 
 
 REGISTERED: dict[str, FigureSpec] = {}
 
 
 def figure(
-    stem: str, title: str, caption: str, columns: Mapping[str, tuple[str, ...]]
-) -> Callable[[Callable[[Source], Figure]], PlotFunction]:
+    stem: str, title: str, caption: str, columns: Mapping[str, tuple[str, ...]],
+    optional: tuple[str, ...] = (),
+) -> Callable[[Callable[[Source], Figure]], PlotFunction]:  # fmt: skip
     """Register a function of checked tables as a figure, and turn it into a function of plain tables.
 
     The style applies while it draws and nowhere else, so that neither the caller's matplotlib settings
@@ -137,13 +150,14 @@ def figure(
         title: a few words, printed in the figure.
         caption: what is shown, with tap and units, for the report.
         columns: table name → columns that must be there.
+        optional: columns that are read where a table has them.
     """
 
     def register(draw: Callable[[Source], Figure]) -> PlotFunction:
         @functools.wraps(draw)
         def plot(tables: Tables) -> Figure:
-            source = Source(stem, title, tables, columns)
-            with use_style():
+            source = Source(stem, title, tables, columns, optional)
+            with drawing(source.refuse), use_style():
                 drawn = draw(source)
                 drawn.draw_without_rendering()  # ticks take the style when they are first drawn
                 drawn.set_layout_engine()  # it is settled: with an engine each writing draws once more

@@ -13,6 +13,7 @@ from spectral.arguments import as_path
 from spectral.errors import SpectralError, suggest
 from spectral.figures.answers import ANSWERS
 from spectral.figures.diagnosis import COLOURS, MARKS, plot_fixes, plot_site_levels
+from spectral.figures.door import drawn_of
 from spectral.figures.spec import REGISTERED
 from spectral.figures.style import FULL_WIDTH, new_figure, use_style
 from spectral.files import ensure_writable, replacing
@@ -22,6 +23,7 @@ KINDS = (".png", ".pdf", ".svg")
 Plot = Callable[[pd.DataFrame], Figure]
 
 
+@drawn_of("model", "site", "tap", "metric", "mean", "ci_low", "ci_high")
 def plot_summary(table: pd.DataFrame) -> Figure:
     """Draw every metric of a summary of measurements, site by site, with 95 % intervals.
 
@@ -31,9 +33,6 @@ def plot_summary(table: pd.DataFrame) -> Figure:
     Raises:
         SpectralError: if columns are absent, or nothing was measured at any site.
     """
-    absent = [c for c in ("model", "site", "tap", "metric", "mean", "ci_low", "ci_high") if c not in table]
-    if absent:
-        raise SpectralError(f"plot_summary: expected a summary of measurements, which has {absent[0]!r}")
     known = table[fill_words(table["site"]).ne("") & table["mean"].notna()]
     panels = list(known.groupby(["metric", "tap"], sort=False))
     if not panels:

@@ -19,7 +19,7 @@ from spectral.analysis import TAPS, lay_out_sites, measure_image_avr, measure_pr
 from spectral.capture import Tap
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError, warn
-from spectral.figures import draw_what_is_known
+from spectral.figures import draw_and_say
 from spectral.files import find_folder
 from spectral.identity import find_structure
 from spectral.json_files import read_json, write_json
@@ -85,9 +85,8 @@ class Results(ABC):
     def draw(self, *stems: str) -> None:
         """Draw figures from the tables on disk."""
         for stem in stems:
-            draw = partial(draw_what_is_known, stem, self.out / "tables", self.out / "figures")
-            paths, why = find_ranks().once(draw)
-            click.echo(f"  {paths[0]} (+ .pdf)" if paths else f"  {stem} isn't drawn: {why}")
+            draw = partial(draw_and_say, stem, self.out / "tables", self.out / "figures")
+            click.echo(f"  {find_ranks().once(draw)}")
 
     def announce(self, text: str) -> None:
         """Print a heading."""

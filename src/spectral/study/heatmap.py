@@ -19,7 +19,7 @@ from torch import nn
 from spectral.classes import match_labels
 from spectral.console import FilePath, SpectralCommand, hold_folder, workers_option
 from spectral.data import ImageSet, load_images
-from spectral.figures import draw_figure
+from spectral.figures import draw_and_say
 from spectral.models import load_model
 from spectral.models.info import model_info
 from spectral.perturb import measure_fourier_heatmap
@@ -94,5 +94,4 @@ def main(
         frames.append(table.assign(model=name)[["model", *table.columns]])
     whole = {"models": facts, "seed": seed, **grid, **describe_environment(), "device": device}
     path = write_csv(pd.concat(frames, ignore_index=True), out / "tables" / f"{TABLE}.csv", whole)
-    png, _ = draw_figure(TABLE, out / "tables", out / "figures")
-    click.echo(f"  {path}\n  {png} (+ .pdf)")
+    click.echo(f"  {path}\n  {draw_and_say(TABLE, out / 'tables', out / 'figures')}")

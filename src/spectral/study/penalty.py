@@ -31,7 +31,7 @@ from spectral.console import FilePath, SpectralCommand
 from spectral.data import ImageSet, load_images, load_labelled_arrays
 from spectral.display import format_rows
 from spectral.errors import SpectralError
-from spectral.figures import draw_figure
+from spectral.figures import draw_and_say
 from spectral.models.architectures import build
 from spectral.monitor import AliasingMonitor, AliasingPenalty
 from spectral.numerics.memory import move_for_training
@@ -157,7 +157,7 @@ def main(data: str, device: str, out: Path, quiet: bool, **recipe: Any) -> None:
     if data == "samples":
         click.echo("telling ten photographs apart is too easy to show what the penalty costs; see --data")
     click.echo(f"  {path}  ({len(table)} rows)")
-    click.echo(f"  {draw_figure('penalty', out / 'tables', out / 'figures')[0]} (+ .pdf)")
+    click.echo(f"  {draw_and_say('penalty', out / 'tables', out / 'figures')}")
 
 
 def describe_outcome(table: pd.DataFrame) -> str:

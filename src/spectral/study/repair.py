@@ -28,7 +28,7 @@ from spectral.console import FilePath, SpectralCommand, workers_option
 from spectral.data import ImageSet, load_images
 from spectral.distillation import TUNED, distill
 from spectral.errors import SpectralError, suggest
-from spectral.figures import draw_figure
+from spectral.figures import draw_and_say
 from spectral.files import ensure_writable
 from spectral.latency import measure_latency
 from spectral.models import load_model, model_info
@@ -282,4 +282,4 @@ def main(
         shown = ("method", "repair", "accuracy", "agreement", "sis_ratio", "logit_jitter_ratio")
         click.echo("  ".join(f"{row[k]:.3f}" if isinstance(row[k], float) else row[k] for k in shown))
     click.echo(f"  {path}  ({len(rows)} rows)")
-    click.echo(f"  {draw_figure('repair', out / 'tables', out / 'figures')[0]} (+ .pdf)")
+    click.echo(f"  {draw_and_say('repair', out / 'tables', out / 'figures')}")

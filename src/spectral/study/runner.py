@@ -13,9 +13,8 @@ import pandas as pd
 
 from spectral.codebook import write_codebook
 from spectral.errors import SpectralError
-from spectral.figures import FIGURES
+from spectral.figures import FIGURES, holds_only_reasons
 from spectral.ranks import find_ranks
-from spectral.schema import fill_words
 from spectral.study.common import Results
 from spectral.study.declaration import Phase, Table, Units, find_table, read_phase
 from spectral.study.findings import report_findings
@@ -136,14 +135,10 @@ class Run:
     def _draw(self, stem: str) -> None:
         """Draw a figure, if its tables hold anything to draw."""
         self.drawn.add(stem)
-        names = FIGURES[stem].tables
-        for name in names:
+        for name in FIGURES[stem].tables:
             if name not in self.made and not self.results.has_table(name):
                 self._find(name)
-        if all(name in self.made and holds_only_reasons(self.made[name]) for name in names):
-            click.echo(f"  {stem} isn't drawn: {', '.join(names)} holds nothing but reasons")
-        else:
-            self.results.draw(stem)
+        self.results.draw(stem)
 
     def _measure(self, units: Units) -> dict[str, Any]:
         """Measure every unit, as many at a time as ``--jobs`` says, in their order."""
@@ -176,18 +171,3 @@ def join_units(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         else:
             joined[name] = list(chain.from_iterable(parts))
     return joined
-
-
-def holds_only_reasons(table: Any) -> bool:
-    """Whether a table says of every row why there is nothing, or has no rows.
-
-    Example:
-        >>> holds_only_reasons(pd.DataFrame({"n": [0, None], "reason": ["no sites", "too small"]}))
-        True
-        >>> holds_only_reasons(pd.DataFrame({"avr": [0.1]}))
-        False
-    """
-    if "reason" not in table:
-        return bool(table.empty)
-    explained = fill_words(table["reason"]).ne("")
-    return bool((explained & ~table["n"].gt(0).fillna(False) if "n" in table else explained).all())

@@ -1,0 +1,168 @@
+"""What is looked at before a table is drawn: its columns, what they hold, and that no row is there twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from inspect import signature
+from typing import ParamSpec
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from spectral.errors import SpectralError, suggest
+from spectral.schema import fill_words
+
+Given = ParamSpec("Given")
+
+# Columns that name something; all others that a figure reads are numbers.
+WORDS = frozenset({
+    "accuracy_source", "aliasing_reason", "attack", "base", "class", "cluster", "device", "downsampling",
+    "family", "family_a", "family_b", "fill", "grid", "image", "input_kind", "kind", "layer", "level",
+    "method", "metric", "model", "model_a", "model_b", "name", "network", "networks", "op", "operator",
+    "panel", "perturbation", "predictor", "predictors", "protocol", "reason", "repair", "response", "run",
+    "significance", "site", "source", "state", "stride", "tap", "training", "weights",
+})  # fmt: skip
+_EITHER = frozenset({"label"})  # a number, or a name where nobody numbered the classes
+_UNBOUNDED = ("db", "factor")  # parts of names of columns that may be infinite: 0 in dB is
+
+
+def admit(
+    table: pd.DataFrame, needed: Iterable[str], optional: Iterable[str] = (),
+    refuse: Callable[[str], SpectralError] = SpectralError,
+) -> pd.DataFrame:  # fmt: skip
+    """Return these columns of a table, words as words and numbers as numbers.
+
+    Args:
+        table: whatever was read or passed.
+        needed: columns that it must have.
+        optional: columns that are drawn where it has them.
+        refuse: makes the error of a problem, such as ``"has no column 'sis'"``.
+
+    Raises:
+        SpectralError: if a column or all rows are absent, a column of numbers holds something else, or a row
+            is there twice.
+
+    Example:
+        >>> admit(pd.DataFrame({"model": [7], "sis": ["0.5"], "note": ["mine"]}), ["model", "sis"])
+          model  sis
+        0     7  0.5
+    """
+    needed = list(dict.fromkeys(needed))
+    absent = [column for column in needed if column not in table.columns]
+    if absent:
+        present = [str(column) for column in table.columns]
+        raise refuse(f"has no column {absent[0]!r}{suggest(absent[0], present)}")
+    if table.empty:
+        raise refuse("has no rows")
+    read = [*needed, *(c for c in dict.fromkeys(optional) if c in table.columns and c not in needed)]
+    for column in read:
+        if isinstance(table[column], pd.DataFrame):
+            raise refuse(f"has the column {column!r} twice")
+    typed = {
+        column: table[column] if column in _EITHER
+        else _read_words(table[column]) if column in WORDS
+        else _read_numbers(table[column], refuse)
+        for column in read
+    }  # fmt: skip
+    again = table.astype(object).duplicated()
+    if again.any():
+        raise refuse(f"has row {int(again.to_numpy().argmax()) + 1} twice")
+    return table[read].assign(**typed)
+
+
+@contextmanager
+def drawing(refuse: Callable[[str], SpectralError]) -> Iterator[None]:
+    """Tell of values that no figure can be made of, such as names that belong to nothing, in one sentence.
+
+    Args:
+        refuse: as for `admit`.
+
+    Raises:
+        SpectralError: whatever else the block raises of what its values can be to blame for.
+    """
+    try:
+        yield
+    except SpectralError:
+        raise
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        words = " ".join(str(error).split())
+        raise refuse(f"has values that can't be drawn together ({words})") from error
+
+
+def drawn_of(
+    *needed: str, optional: Iterable[str] = ()
+) -> Callable[[Callable[Given, Figure]], Callable[Given, Figure]]:
+    """Let a function that draws its first argument look at it first.
+
+    Args:
+        needed: columns that the table must have.
+        optional: columns that it reads where they are there.
+    """
+
+    def look_first(plot: Callable[Given, Figure]) -> Callable[Given, Figure]:
+        def refuse(problem: str) -> SpectralError:
+            wanted = f"; it needs {', '.join(needed)}" if "no column" in problem else ""
+            return SpectralError(f"{plot.__name__}: the table {problem}{wanted}")
+
+        shape = signature(plot)
+        first = next(iter(shape.parameters))
+
+        @wraps(plot)
+        def checked(*given: Given.args, **named: Given.kwargs) -> Figure:
+            bound = shape.bind(*given, **named)
+            table = bound.arguments[first]
+            if not isinstance(table, pd.DataFrame):
+                raise SpectralError(f"{plot.__name__}: expected a table, got {type(table).__name__}")
+            bound.arguments[first] = admit(table, needed, optional, refuse)
+            with drawing(refuse):
+                return plot(*bound.args, **bound.kwargs)
+
+        return checked
+
+    return look_first
+
+
+def holds_only_reasons(table: pd.DataFrame) -> bool:
+    """Whether a table says of every row why there is nothing, or has no rows.
+
+    Example:
+        >>> holds_only_reasons(pd.DataFrame({"n": [0, None], "reason": ["no sites", "too small"]}))
+        True
+        >>> holds_only_reasons(pd.DataFrame({"avr": [0.1]}))
+        False
+    """
+    if "reason" not in table:
+        return bool(table.empty)
+    explained = fill_words(table["reason"]).ne("")
+    if "n" in table:
+        explained &= ~pd.to_numeric(table["n"], errors="coerce").gt(0).fillna(False)
+    return bool(explained.all())
+
+
+def _read_words(column: pd.Series) -> pd.Series:
+    """Read names, which a file may have taken for numbers; what is unknown stays so."""
+    if pd.api.types.is_float_dtype(column) and column.dropna().mod(1).eq(0).all():
+        column = column.astype("Int64")  # numbered from 0, with some unknown
+    return column.astype(object).map(str, na_action="ignore")
+
+
+def _read_numbers(column: pd.Series, refuse: Callable[[str], SpectralError]) -> pd.Series:
+    """Read numbers or flags.
+
+    Raises:
+        SpectralError: if there is anything else among them, or more than all.
+    """
+    if not pd.api.types.is_numeric_dtype(column):
+        numbers = pd.to_numeric(column, errors="coerce")
+        wrong = column[numbers.isna() & column.notna()]
+        if len(wrong):
+            raise refuse(
+                f"has {str(wrong.iloc[0])[:40]!r} in its column {column.name!r}, which holds numbers"
+            )
+        column = numbers
+    bounded = not any(part in str(column.name) for part in _UNBOUNDED)
+    if bounded and pd.api.types.is_float_dtype(column) and column.abs().eq(float("inf")).any():
+        raise refuse(f"has an infinite number in its column {column.name!r}")
+    return column
