@@ -80,7 +80,12 @@ def test_a_figure_of_reasons_is_left_out_and_one_of_another_table_brings_it(tmp_
         "phase8_models": pd.DataFrame({"a": [2]}),
     }
     drawn: list[str] = []
-    monkeypatch.setattr(toy_phase.Toy, "draw", lambda self, stem: drawn.append(stem))
+    draw = toy_phase.Toy.draw
+
+    def note(self, stem):
+        draw(self, stem) if stem == "fig21_attribution" else drawn.append(stem)
+
+    monkeypatch.setattr(toy_phase.Toy, "draw", note)
     monkeypatch.setattr(
         runner, "find_table", lambda name, inputs: toy_phase.Table(name, lambda toy: tables[name])
     )
