@@ -225,3 +225,44 @@ def test_one_mean_is_for_all_channels():
     torch.testing.assert_close(read_preparation((0.5, 0.5))(x), (x - 0.5) / 0.5)
     with pytest.raises(SpectralError, match="expected images of shape"):
         read_preparation((MEAN, STD))(x[:, :1])
+
+
+# Image processors of transformers themselves --------------------------------------------------------------
+
+PROCESSORS = (
+    "BeitImageProcessor", "BitImageProcessor", "CLIPImageProcessor", "ConvNextImageProcessor",
+    "DeiTImageProcessor", "EfficientNetImageProcessor", "LevitImageProcessor", "MobileNetV1ImageProcessor",
+    "MobileNetV2ImageProcessor", "MobileViTImageProcessor", "PoolFormerImageProcessor",
+    "SiglipImageProcessor", "ViTImageProcessor",
+)  # fmt: skip
+AS_IT_IS = {"do_resize": False, "do_center_crop": False}
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"do_normalize": False}, {"image_mean": [0.1, 0.2, 0.3]}, {"image_std": [0.5, 0.25, 0.125]}],
+)
+def test_processors_do_what_is_read_of_them(name, settings, tmp_path):
+    """The object, the file that it writes, and a file that leaves out what its class has by default."""
+    processor = getattr(pytest.importorskip("transformers"), name)(**settings)
+    image = pixels(8, 12)
+    expected = processor(Image.fromarray(image), return_tensors="pt", **AS_IT_IS)["pixel_values"]
+    processor.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    short = {"feature_extractor_type": name.replace("ImageProcessor", "FeatureExtractor"), **settings}
+    for asked in (processor, written, short):
+        torch.testing.assert_close(read_preparation(asked)(unit(image)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_network_of_timms_in_transformers_tells_as_timms_do(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    facts = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.25, 0.125], "input_size": [3, 64, 48]}
+    config = transformers.TimmWrapperConfig.from_dict({
+        "architecture": "resnet18", "num_classes": 3, "pretrained_cfg": facts,
+    })  # fmt: skip
+    transformers.TimmWrapperForImageClassification(config).save_pretrained(tmp_path)
+    net = load_model(str(tmp_path))
+    found = find_preparation(net)
+    assert (found.mean, found.std, found.size) == (tuple(facts["mean"]), tuple(facts["std"]), (64, 48))
+    assert not found.assumed

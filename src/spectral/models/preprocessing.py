@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -202,8 +205,13 @@ def _told_size(model: nn.Module) -> tuple[int, int] | None:
 
 def _read_configuration(model: nn.Module) -> Preparation | None:
     """Read timm's configuration, with the size that the network was built for if that is another."""
-    for name in ("pretrained_cfg", "default_cfg"):
-        found = _read_fields(getattr(model, name, None), f"the network's {name}")
+    wrapped = _get(_get(model, "config"), "pretrained_cfg")  # of a network of timm's in transformers
+    for name, told in (
+        ("pretrained_cfg", getattr(model, "pretrained_cfg", None)),
+        ("default_cfg", getattr(model, "default_cfg", None)),
+        ("config.pretrained_cfg", wrapped),
+    ):
+        found = _read_fields(told, f"the network's {name}")
         if found is not None and found.mean:
             return replace(found, size=_find_size(model) or found.size)
     return None
@@ -247,14 +255,18 @@ def _find_in_cache(repository: str) -> Path | None:
 
 def _read_processor(asked: Any, origin: str) -> Preparation | None:
     """Read an image processor of transformers, as an object or as its file."""
-    mean, std = _get(asked, "image_mean"), _get(asked, "image_std")
-    normalises = _get(asked, "do_normalize")
-    if normalises is None and (mean is None or std is None):
+    asked = _complete_processor(asked)
+    mean, std, normalises = (_get(asked, name) for name in ("image_mean", "image_std", "do_normalize"))
+    told = not isinstance(asked, Mapping) and hasattr(asked, "do_normalize")  # also if it is None: it doesn't
+    if normalises is None and not told and (mean is None or std is None):
         return None
-    if normalises is False or mean is None or std is None:
+    again = std if _get(asked, "include_top") else None  # EfficientNet's divides by it once more
+    if normalises is False or (normalises is None and told) or mean is None or std is None:
         mean, std = (0.0,), (1.0,)
     size = _get(asked, "crop_size") if _get(asked, "do_center_crop") else None
     found = _normalise(origin, mean, std, _read_size(size or _get(asked, "size")))
+    if again is not None:
+        found = _divide(found, _normalise(origin, 0.0, again, None).std)
     # Its pixels are 0 … 255, scaled by a factor: by default to [0, 1].
     factor = _get(asked, "rescale_factor")
     largest = 255.0 * (1 / 255 if factor is None else float(factor))
@@ -265,6 +277,29 @@ def _read_processor(asked: Any, origin: str) -> Preparation | None:
     bgr = bool(_get(asked, "do_flip_channel_order"))
     scaled = tuple((m + offset) / largest for m in found.mean), tuple(s / largest for s in found.std)
     return replace(found, mean=scaled[0], std=scaled[1], bgr=bgr)
+
+
+def _divide(found: Preparation, std: tuple[float, ...]) -> Preparation:
+    """Divide by other deviations, after what is done already."""
+    count = max(len(found.std), len(std))
+    own, mean, further = (x * (count // len(x)) for x in (found.std, found.mean, std))
+    return replace(found, mean=mean, std=tuple(a * b for a, b in zip(own, further, strict=True)))
+
+
+def _complete_processor(asked: Any) -> Any:
+    """Make the image processor that a file describes, whose class says what the file leaves out.
+
+    What no class that is installed reads stays as it is.
+    """
+    kind = _get(asked, "image_processor_type") or _get(asked, "feature_extractor_type")
+    if not isinstance(asked, Mapping) or not isinstance(kind, str) or find_spec("transformers") is None:
+        return asked
+    name = kind.replace("FeatureExtractor", "ImageProcessor")
+    library = import_module("transformers")
+    for own in (name, name.removesuffix("Fast")):
+        with suppress(Exception):  # of another version's file anything may fail
+            return getattr(library, own).from_dict(dict(asked))
+    return asked
 
 
 def _read_fields(asked: Any, origin: str) -> Preparation | None:
