@@ -23,8 +23,8 @@ from spectral.files import ensure_writable, write_whole
 
 # Files older than this buffer lack it; it counts training steps and changes nothing in eval mode.
 _OPTIONAL_BUFFER = "num_batches_tracked"
-# What wrappers (DataParallel, a network with its normalisation) put before every name.
-_WRAPPERS = ("module.", "model.")
+# What wrappers (DataParallel, torch.compile, a network with its normalisation) put before every name.
+_WRAPPERS = ("module.", "_orig_mod.", "model.")
 _MOST_UNFOLDED = 2**28  # bytes that a torch file may unfold to beyond its own length
 
 
@@ -283,7 +283,7 @@ def _is_statistic(name: str) -> bool:
 
 
 def strip_wrappers(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Remove the prefixes of wrappers, ``module.`` and ``model.``, where every name has them.
+    """Remove the prefixes of wrappers, as ``module.`` and ``model.``, where every name has them.
 
     Args:
         state: names and tensors.

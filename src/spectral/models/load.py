@@ -28,14 +28,19 @@ from spectral.models.info import CIFAR, CIFAR_NUM_CLASSES, IMAGENET, ModelInfo, 
 from spectral.models.preprocessing import read_preparation
 from spectral.models.sources import (
     FORM,
+    LIBRARY_STEMS,
     SOURCES,
     UNKNOWN,
     Loaded,
     Source,
+    find_config,
     is_folder,
     open_own,
+    open_timm,
     open_transformers,
+    read_config,
     require_name,
+    settle_input,
 )
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".th")
@@ -291,7 +296,7 @@ def _is_path(asked: str) -> bool:
 def _open_file(
     path: Path, architecture: str | None, classes: int | None = None, example: Any = None
 ) -> Loaded:
-    metadata = read_metadata(path)
+    metadata = read_metadata(path) or _read_library_config(path, architecture)
     state = load_state(path)
     described = metadata.get("architecture")
     if architecture is None and described is None:
@@ -315,10 +320,14 @@ def _open_file(
         )
     count = metadata.get("num_classes") if classes is None else classes
     named = str(architecture or described)
-    model, info = open_untrained(named, count)
+    arguments = metadata.pop("arguments", None)
+    bare = named.partition("/")[2]
+    model, info = open_timm(bare, False, count, arguments) if arguments else open_untrained(named, count)
     if "conversion" in metadata:
         model = _convert_as(model, metadata["conversion"], example)
     model, info = _find_source(named).fill((model, info), state, str(path))
+    if named.startswith("torchvision/"):
+        settle_input(model, bare, path)
     family = metadata.get("family", info.family)
     if not isinstance(family, str | None):
         raise SpectralError(f"{path.with_suffix('.json')}: expected family as a text, got {family!r}")
@@ -328,8 +337,15 @@ def _open_file(
         preprocessing=_described_preprocessing(metadata, info.preprocessing, path),
         classes=_described_classes(metadata, info, path),
         metadata={**metadata, "architecture": named},
-        files=(path, path.with_suffix(".json")) if _is_installed(named) else None,
+        files=(path, path.with_suffix(".json"), find_config(path)) if _is_installed(named) else None,
     )
+
+
+def _read_library_config(path: Path, architecture: str | None) -> dict[str, Any]:
+    """Read timm's config.json beside weights that timm wrote, where they are for a network of timm's."""
+    if path.stem not in LIBRARY_STEMS or not (architecture or "timm/").startswith("timm/"):
+        return {}
+    return read_config(path)
 
 
 def _find_source(architecture: str) -> Source:
@@ -350,6 +366,8 @@ def _is_same(architecture: str, described: str) -> bool:
     both = split_factory(architecture), split_factory(described)
     if both[0] is not None and both[1] is not None:
         return both[0][1] == both[1][1]
+    if architecture.startswith("timm/") and "." not in described:  # without the tag of published weights
+        architecture = architecture.partition(".")[0]
     return architecture.removeprefix("bundled/") == described.removeprefix("bundled/")
 
 

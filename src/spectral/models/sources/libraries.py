@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from spectral.errors import SpectralError, suggest
+from spectral.errors import SpectralError, suggest, warn
 from spectral.models.fetching import RANDOM, fetching, require_hub
 from spectral.models.info import IMAGENET, ModelInfo, Preprocessing
 from spectral.models.sources.base import Loaded, Source, State, name_classes, require_name
@@ -26,8 +28,17 @@ def list_timm() -> list[str]:
     return [*timm.list_models(), *timm.list_models(pretrained=True)]
 
 
-def open_timm(name: str, pretrained: bool, classes: int | None = None) -> Loaded:
-    """Open one of timm's networks, with the preprocessing that its configuration names."""
+def open_timm(
+    name: str, pretrained: bool, classes: int | None = None, arguments: Mapping[str, Any] | None = None
+) -> Loaded:
+    """Open one of timm's networks, with the preprocessing that its configuration names.
+
+    Args:
+        name: timm's.
+        pretrained: whether with its weights.
+        classes: outputs of its head, None for its own.
+        arguments: further ones, as a file that timm wrote names them.
+    """
     import timm
     from timm.data.config import resolve_data_config
 
@@ -43,7 +54,7 @@ def open_timm(name: str, pretrained: bool, classes: int | None = None) -> Loaded
         if pretrained:
             require_hub(source)
         head: dict[str, Any] = {} if classes is None else {"num_classes": classes}
-        model: Any = timm.create_model(name, pretrained=pretrained, **head)
+        model: Any = timm.create_model(name, pretrained=pretrained, **head, **(arguments or {}))
     config = resolve_data_config({}, model=model)  # type: ignore[no-untyped-call]
     size, mean, std = config["input_size"][1:], config["mean"], config["std"]
     preprocessing = Preprocessing(tuple(size), tuple(mean), tuple(std))
@@ -76,6 +87,32 @@ def open_torchvision(name: str, pretrained: bool, classes: int | None = None) ->
     files = (Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name),) if pretrained else None
     info = ModelInfo(name, None, "", preprocessing, len(names), names, metadata, files)
     return model, name_classes(info, classes)
+
+
+def settle_input(model: nn.Module, name: str, path: Path) -> None:
+    """Have a network take its images as the weights of a file want them, where torchvision has two ways.
+
+    GoogLeNet and Inception with published weights bring ImageNet's normalisation to another inside; built
+    without them they don't, and a file of weights doesn't tell for which of the two it is.
+
+    Args:
+        model: with the weights.
+        name: torchvision's.
+        path: of the file.
+    """
+    from torchvision import models
+
+    if getattr(model, "transform_input", None) is not False:
+        return
+    published = Path(models.get_model_weights(name).DEFAULT.url).stem.rpartition("-")[2]
+    with path.open("rb") as file:
+        model.transform_input = hashlib.file_digest(file, "sha256").hexdigest().startswith(published)  # type: ignore[assignment]
+    if not model.transform_input:
+        warn(
+            f"{path} isn't torchvision's own file of {name}, and doesn't tell whether images are normalised "
+            f"again inside (transform_input), as with the published weights; they aren't: where it was tuned "
+            f"from these, build it in a function of your own"
+        )
 
 
 def import_antialiased() -> Any:
