@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from types import SimpleNamespace as Some
 from typing import Any
 
@@ -11,7 +12,15 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
 from torchvision.models import ResNet18_Weights
 
 import spectral
@@ -231,6 +240,17 @@ class Named(Dataset):
         return (torch.full((3, 8, 8), i / 4) if self.tensors else picture), i % 3
 
 
+class OneByOne(IterableDataset):
+    """The same as a stream, as those of the Hub are where nothing is fetched beforehand."""
+
+    def __init__(self, data: Named, batched: bool = False) -> None:
+        self.data, self.classes, self.batched = data, data.classes, batched
+
+    def __iter__(self) -> Iterator[Any]:
+        items = (self.data[i] for i in range(len(self.data)))
+        return map(default_collate, ([item] for item in items)) if self.batched else items
+
+
 class Ten(Five):
     classes = CIFAR10_CLASSES
 
@@ -246,9 +266,10 @@ class Ten(Five):
     [
         lambda data: data, lambda data: Subset(data, [2, 1, 0, 3]), lambda data: ConcatDataset([data]),
         lambda data: DataLoader(Subset(data, range(4)), batch_size=3),
-        lambda data: Subset(Subset(data, range(4)), range(4)),
+        lambda data: Subset(Subset(data, range(4)), range(4)), OneByOne,
+        lambda data: OneByOne(data, batched=data.tensors),
     ],
-    ids=["itself", "subset", "joined", "loader", "part of a part"],
+    ids=["itself", "subset", "joined", "loader", "part of a part", "stream", "batches"],
 )  # fmt: skip
 def test_a_dataset_says_what_its_labels_count(wrap, tensors):
     names = ["ship", "cat", "frog"]

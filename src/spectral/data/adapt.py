@@ -85,7 +85,7 @@ def adapt_images(images: Any, caller: str, lazily: bool = False, bounded: bool =
     ):
         return read_dataset(images)
     if isinstance(images, Iterable):
-        return _read_stream(keep_few(images, bounded), caller, type(images).__name__)
+        return _read_stream(keep_few(images, bounded), caller, images)
     raise SpectralError(f"{caller}: expected {EXPECTED}, got {type(images).__name__}")
 
 
@@ -171,18 +171,24 @@ class Stream(list[Any]):
     """Images that came one by one, kept in memory."""
 
 
-def _read_stream(items: Iterator[Any], caller: str, name: str) -> Any:
-    """Read what can be gone through once: batches, or images one by one, which then are a dataset's items."""
+def _read_stream(items: Iterator[Any], caller: str, owner: Any) -> Any:
+    """Read what can be gone through once: batches, or images one by one, which then are a dataset's items.
+
+    Args:
+        items: all of it.
+        caller: whose name errors begin with.
+        owner: what they are of, which may tell what its labels count.
+    """
     first = next(items, None)
     if first is None:
         raise SpectralError(f"{caller}: there are no images")
     every = chain([first], items)
     if not _is_one_image(first):
-        return read_iterable(every, name=name)
+        return read_iterable(every, name=type(owner).__name__, dataset=owner)
     stream = Stream(every)
     if all(isinstance(item, np.ndarray | Image.Image) for item in stream):
         return _read_items(list(stream), caller)
-    return read_dataset(stream)
+    return read_dataset(stream, owner=owner)
 
 
 def _is_one_image(item: Any) -> bool:

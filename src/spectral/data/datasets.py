@@ -45,6 +45,7 @@ class DatasetImages:
         dataset: has a length and gives an item for a number.
         indices: which items.
         collate: makes a batch of a list of items.
+        owner: what tells what its labels count, by default the dataset.
     """
 
     prepared = True
@@ -52,14 +53,16 @@ class DatasetImages:
 
     loading = Loading(0)  # what a dataset holds open may not stand being taken along into other processes
 
-    def __init__(self, dataset: Any, indices: Sequence[int], collate: Collate = default_collate) -> None:
+    def __init__(
+        self, dataset: Any, indices: Sequence[int], collate: Collate = default_collate, owner: Any = None
+    ) -> None:
         self.dataset, self.positions, self._collate = dataset, list(indices), collate
         self.source = f"dataset:{type(dataset).__name__}"
         self.ids = self.clusters = [f"{i:04d}" for i in self.positions]
         described = [_describe_item(_get_item(dataset, i)) for i in self.positions]
         taken = [taken for taken, _, _ in described]
         self.labels, self._refused = join_labels(taken, [1] * len(taken), self.source)
-        self.classes = find_classes(dataset, self.labels)
+        self.classes = find_classes(dataset if owner is None else owner, self.labels)
         self._keys = [whole if self._refused else without for _, without, whole in described]
         self.fingerprint = hashlib.sha256("".join(self._keys).encode()).hexdigest()[:16]
 
@@ -158,11 +161,22 @@ class BatchedImages:
         return len(self.ids)
 
 
-def read_dataset(dataset: Any, indices: Sequence[int] | None = None, collate: Collate | None = None) -> Any:
+def read_dataset(
+    dataset: Any,
+    indices: Sequence[int] | None = None,
+    collate: Collate | None = None,
+    owner: Any = None,
+) -> Any:
     """Read a dataset of torch, or anything with a length that gives an item for a number.
 
     Items that are PIL images, alone, with a label or in a dictionary, become an `ImageSet` of images in
     [0, 1]; others are passed on in their own form, without their labels.
+
+    Args:
+        dataset: has a length and gives an item for a number.
+        indices: which items, by default all.
+        collate: makes a batch of a list of items.
+        owner: what tells what its labels count, by default the dataset.
 
     Raises:
         SpectralError: if it is empty, or its first item can't be read.
@@ -176,8 +190,9 @@ def read_dataset(dataset: Any, indices: Sequence[int] | None = None, collate: Co
         described = [_describe_picture(dataset, i) for i in chosen]
         labels, _ = join_labels([taken for _, taken in described], [1] * len(described), source)
         items = [replace(item, label=label) for (item, _), label in zip(described, labels, strict=True)]
-        return ImageSet(source, items, classes=find_classes(dataset, labels), loading=Loading(0))
-    return DatasetImages(dataset, chosen, collate or default_collate)
+        classes = find_classes(dataset if owner is None else owner, labels)
+        return ImageSet(source, items, classes=classes, loading=Loading(0))
+    return DatasetImages(dataset, chosen, collate or default_collate, owner)
 
 
 def _get_item(dataset: Any, index: int) -> Any:
@@ -219,9 +234,11 @@ def read_loader(loader: DataLoader[Any], bounded: bool = False) -> Any:
     return images.with_loading(Loading(loader.num_workers))
 
 
-def read_iterable(batches: Iterable[Any], limit: int | None = None, name: str | None = None) -> BatchedImages:
+def read_iterable(
+    batches: Iterable[Any], limit: int | None = None, name: str | None = None, dataset: Any = None
+) -> BatchedImages:
     """Read an iterable of batches through once, and keep them in memory."""
-    return BatchedImages(islice(batches, limit), name or type(batches).__name__)
+    return BatchedImages(islice(batches, limit), name or type(batches).__name__, dataset)
 
 
 def _find_picture(item: Any) -> Image.Image | None:
