@@ -444,7 +444,7 @@ def test_a_picture_of_many_places_has_all_of_their_share():
 
 
 def test_the_command_writes_tables_and_figure(tmp_path):
-    arguments = ["bundled/resnet20@random", "--images", "synthetic", "--limit", "3", "--out", str(tmp_path)]
+    arguments = ["bundled/resnet8@random", "--images", "synthetic", "--limit", "3", "--out", str(tmp_path)]
     result = CliRunner().invoke(cli.main, ["budget", *arguments, "--split", "decimation"])
     assert result.exit_code == 0, result.output
     assert "unexplained" in result.stdout
@@ -461,7 +461,7 @@ def test_a_network_without_instability_has_tables_with_the_reason_and_no_figure(
     (tmp_path / "budget.png").touch()  # of another network
     done = CliRunner().invoke(
         cli.main,
-        ["budget", "bundled/resnet20@random", "--images", f"{tmp_path}/grey.npy", "--out", str(tmp_path)],
+        ["budget", "bundled/resnet8@random", "--images", f"{tmp_path}/grey.npy", "--out", str(tmp_path)],
     )
     assert done.exit_code == 0, done.output
     assert "no figure: table 'budget' has no rows with a known share" in done.stdout
@@ -471,7 +471,7 @@ def test_a_network_without_instability_has_tables_with_the_reason_and_no_figure(
 
 
 def test_phase_10_writes_budgets_and_coalitions(tmp_path):
-    names = ("bundled/resnet20@random", "bundled/nula-w32@random")
+    names = ("bundled/resnet8@random", "bundled/nula-w8@random")
     options = StudyOptions(models=names, images="synthetic", limit=3, out=tmp_path, progress=False)
     run_study([10], options)
     table = pd.read_csv(tmp_path / "tables" / "phase10_budget.csv", keep_default_na=False)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::spectral.SpectralWarning")
 
 
 def test_rows_have_the_accuracy_or_the_reason() -> None:
-    images = load_images("samples", size=32, limit=1024)
+    images = load_images("samples", size=32, limit=24)
     claims = [Claim("bundled/resnet20", CIFAR10, 0.5), Claim("bundled/resnet20", CIFAR10, 0.95),
               Claim("bundled/nowhere", CIFAR10, 0.9), Claim("timm/resnet50", IMAGENET, 0.8)]  # fmt: skip
     table = pd.DataFrame(check_claims(claims, {CIFAR10: images}, progress=False))[COLUMNS]

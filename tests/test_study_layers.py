@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,10 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 import spectral
-from spectral import cli
+from spectral import cli, figures
 from spectral.columns import to_decibels
 from spectral.errors import SpectralError
-from spectral.figures import FIGURES
+from spectral.figures import FIGURES, draw_figure
 from spectral.figures.layers import find_front
 from spectral.models import load, load_model, model_info
 from spectral.models.checkpoint import save_checkpoint
@@ -56,13 +57,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundled(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Path]:
     """A folder of checkpoints in the place of the bundled ones: a network, and two tuned from it."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    facts = {"architecture": "resnet20", "family": "strided", "classes": CLASSES, "test_accuracy": 0.85,
+    facts = {"architecture": "resnet8", "family": "strided", "classes": CLASSES, "test_accuracy": 0.85,
              "test_images": 200, "data_id": "tiny"}  # fmt: skip
-    save_checkpoint(load_model("bundled/resnet20@random"), folder / "resnet20.safetensors", facts)
+    save_checkpoint(load_model("bundled/resnet8@random"), folder / "resnet20.safetensors", facts)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(load, "CHECKPOINT_FOLDERS", (folder,))
         patch.setattr(phase7, "LAYER_METHODS", METHODS)
         patch.setattr(phase7, "LATENCY_ROUNDS", 2)
+        patch.setattr(figures, "draw_figure", partial(draw_figure, dpi=30))  # writing takes most of the time
         tuning.tune_layers("bundled/resnet20", TUNED, tuning.load_labelled_sets(str(data)), folder, QUICK)
         yield folder
 
