@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spectral.axes import AxisTracker
+from spectral.axes import AxisTracker, Call
 
 
 class Reading(TorchDispatchMode):
@@ -17,8 +17,8 @@ class Reading(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        call = self.axes.read(func, args, kwargs or {}, out, False)
-        if call is not None:
+        call = Call(func, args, kwargs or {}, out)
+        if self.axes.read(call, slides=False):
             self.axes.label(call, None)
         return out
 

@@ -49,6 +49,7 @@ ALLOWED = {
     "discovery": {
         "axes",
         "chain",
+        "dataless",
         "inputs",
         "layers",
         "operators",

@@ -1,6 +1,6 @@
 """Which axes of a tensor are image rows and columns, followed through views, permutations and slices."""
 
-from spectral.axes.calls import Call, flatten, is_lattice, is_view, writes_first
+from spectral.axes.calls import Call, is_lattice, tensors_of
 from spectral.axes.constants import memory_of
 from spectral.axes.labels import (
     BATCH,
@@ -59,15 +59,13 @@ __all__ = [
     "find_origin",
     "find_spacing",
     "find_step",
-    "flatten",
     "is_lattice",
-    "is_view",
     "loses_places",
     "make_plain",
     "memory_of",
     "operator_name",
     "resample",
     "single",
+    "tensors_of",
     "unfold_windows",
-    "writes_first",
 ]

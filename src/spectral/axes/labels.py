@@ -10,9 +10,11 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import lru_cache
 
 IMAGE_AXES = ("t", "h", "w")  # time, rows, columns: the last axes of a video, image or signal batch
 BATCH, CHANNEL, MIXED, LOST, JOINED = "b", "c", "s", "?", "+"
+PLACES = frozenset({*IMAGE_AXES, MIXED})
 Step = int | Fraction
 
 
@@ -49,7 +51,7 @@ class Factor:
     @property
     def spatial(self) -> bool:
         """Whether its samples are different places of the image."""
-        return self.kind in (*IMAGE_AXES, MIXED) and not self.folded
+        return self.kind in PLACES and not self.folded
 
     @property
     def after(self) -> int:
@@ -61,26 +63,37 @@ class Factor:
 class Axis:
     """One axis of a tensor: its factors, the slowest first. Iteration looks into those with something joined.
 
+    What is asked of an axis at every operator is worked out once: most operators hand their axes on.
+
+    Attributes:
+        factors: all of them, with what was joined to them.
+        each: those that there are without that.
+        image: of these the samples of rows, columns or frames.
+        kinds: of all of these.
+        extent: how many entries it has.
+        spatial: whether any of its factors is.
+
     Example:
         >>> [f.kind for f in Axis((Factor("b", 2), joined((Factor("h", 4, 4), Factor("w", 4)), 1, 0)))]
         ['b', 'h', 'w']
     """
 
     factors: tuple[Factor, ...]
+    each: tuple[Factor, ...] = field(init=False, repr=False, compare=False)
+    image: tuple[Factor, ...] = field(init=False, repr=False, compare=False)
+    kinds: set[str] = field(init=False, repr=False, compare=False)
+    extent: int = field(init=False, repr=False, compare=False)
+    spatial: bool = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        each = tuple(one for f in self.factors for one in f.parts or (f,))
+        image = tuple(f for f in each if f.kind in IMAGE_AXES)
+        known = {"each": each, "image": image, "kinds": {f.kind for f in each},
+                 "extent": extent_of(self.factors), "spatial": any(f.spatial for f in each)}  # fmt: skip
+        vars(self).update(known)  # past what makes it immutable
 
     def __iter__(self) -> Iterator[Factor]:
-        for f in self.factors:
-            yield from f.parts or (f,)
-
-    @property
-    def extent(self) -> int:
-        """How many entries it has."""
-        return extent_of(self.factors)
-
-    @property
-    def spatial(self) -> bool:
-        """Whether any of its factors is."""
-        return any(f.spatial for f in self)
+        return iter(self.each)
 
     @property
     def only(self) -> Factor | None:
@@ -96,6 +109,7 @@ class Axis:
 Labels = tuple[Axis, ...]
 
 
+@lru_cache(maxsize=1 << 14, typed=True)
 def single(kind: str, extent: int, step: Step = 1, cut: int = 0) -> Axis:
     """Return an axis of one factor."""
     return Axis((Factor(kind, extent, step, cut),))
@@ -260,8 +274,8 @@ def find_spacing(labels: Labels) -> dict[str, Step]:
         ({'h': 1}, {'h': 2})
     """
     spacing: dict[str, Step] = {}
-    for f in all_factors(labels):
-        if f.kind in IMAGE_AXES and f.spatial and (f.extent > 1 or f.spectrum > 1):
+    for f in (f for axis in labels for f in axis.image):
+        if f.spatial and (f.extent > 1 or f.spectrum > 1):
             spacing[f.kind] = min(f.step, spacing.get(f.kind, f.step))
     return spacing
 
@@ -274,9 +288,8 @@ def find_origin(labels: Labels) -> dict[str, Step]:
         {'h': 3}
     """
     origin: dict[str, Step] = {}
-    for f in all_factors(labels):
-        if f.kind in IMAGE_AXES:
-            origin[f.kind] = exact(origin.get(f.kind, 0) + f.start)
+    for f in (f for axis in labels for f in axis.image):
+        origin[f.kind] = exact(origin.get(f.kind, 0) + f.start)
     return origin
 
 
@@ -310,11 +323,16 @@ def loses_places(before: Labels, after: Labels) -> bool:
         >>> loses_places(rows, (single("h", 30),)), loses_places(rows, (single("h", 16, 2),))
         (False, True)
     """
+    if before is after:
+        return False
     old, new = find_spacing(before), find_spacing(after)
-    mixed_now = any(f.kind == MIXED and f.extent > 1 for f in all_factors(after))
-    if mixed_now or any(f.kind == MIXED and f.extent > 1 for f in all_factors(before)):
+    if _is_mixed(before) or _is_mixed(after):
         return count_places(after) < count_places(before)
     return any(kind not in new or new[kind] > step for kind, step in old.items())
+
+
+def _is_mixed(labels: Labels) -> bool:
+    return any(f.kind == MIXED and f.extent > 1 for axis in labels if MIXED in axis.kinds for f in axis)
 
 
 def unfold_windows(labels: Labels) -> Labels:

@@ -63,7 +63,7 @@ def apply_rule(call: Call) -> list[Labels]:
 
     Those of an operator without a rule are matched by their extents.
     """
-    rule = _RULES.get(call.a.name.partition("::")[2]) if call.a.name.startswith("aten::") else None
+    rule = _RULES.get(call.name) if call.facts.whole_name.startswith("aten::") else None
     if rule is None and "keepdim" in call.a:
         rule = label_reduce
     return rule(call) if rule is not None else [_match(call, result) for result in call.outputs]
@@ -75,9 +75,11 @@ def _match(call: Call, result: Tensor) -> Labels:
     What is left over on both sides is a resampled axis, or samples that are mixed.
     """
     aligned = align(call, result)
-    source = max((x for x in call.inputs if call.known(x)), key=lambda x: x.ndim)
-    labels, left = list(aligned), list(range(source.ndim))
+    source = max(call.sources, key=lambda x: x.ndim)
     old = call.labels(source)
+    if old is aligned:
+        return aligned
+    labels, left = list(aligned), list(range(source.ndim))
     open_axes = []
     for position, axis in enumerate(aligned):
         offset = source.ndim - result.ndim + position

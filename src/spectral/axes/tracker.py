@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from spectral.axes.calls import Call, flatten, is_lattice
+from spectral.axes.calls import Call, is_lattice
 from spectral.axes.constants import Constants, hold_number, memory_of
 from spectral.axes.labels import (
     BATCH,
@@ -38,7 +38,7 @@ from spectral.axes.labels import (
 from spectral.axes.rules import PRODUCTS, apply_rule
 from spectral.axes.sums import find_factors
 from spectral.axes.windows import mark_uneven
-from spectral.operators import Decimation, find_sliding, name_arguments, operator_name
+from spectral.operators import Decimation
 from spectral.tensors import TensorTable
 
 # They give other numbers than those of the tensor that they take the size from.
@@ -161,7 +161,7 @@ class AxisTracker:
 
     def comes_from_image(self, x: Tensor) -> bool:
         """Whether a tensor was computed from the image; parameters and tables of positions are not."""
-        return x in self._labels or memory_of(x) in self._filled
+        return x in self._labels or (bool(self._filled) and memory_of(x) in self._filled)
 
     def labels(self, x: Tensor) -> Labels:
         """Return the labels of a tensor; all "?" where nothing is known."""
@@ -174,42 +174,36 @@ class AxisTracker:
         """Say what is known better now."""
         self._label(x, labels)
 
-    def read(
-        self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any, slides: bool
-    ) -> Call | None:
-        """Say what a call that ran is about; None if it doesn't read the image.
+    def read(self, call: Call, slides: bool) -> bool:
+        """Fill in what is known of the tensors of a call that ran; return whether it reads the image.
 
         Args:
-            func: the operator.
-            args: its positional arguments.
-            kwargs: its named ones.
-            out: what it returned.
+            call: the call.
             slides: whether it decimates a map.
         """
-        inputs = [t for t in flatten((*args, *kwargs.values())) if isinstance(t, Tensor)]
-        outputs = [t for t in flatten((out,)) if isinstance(t, Tensor)]
-        name = operator_name(func)
-        if any(x.is_nested for x in (*inputs, *outputs)):
-            return None  # of maps of several sizes, whose axes have none
-        for x in inputs:
+        inputs = call.inputs
+        call.labels, call.known, call.value = self.labels, self.comes_from_image, self._find_value
+        nested = any(x.is_nested for x in (*inputs, *call.outputs))
+        for x in () if nested else inputs:
             self._meet(x, slides=slides and x is inputs[0])
-        if name in SIZES or not any(self.comes_from_image(x) for x in inputs):
-            self._follow_constant(func, args, kwargs, [] if name in SIZES else inputs, outputs)
-            return None
+        call.sources = list(filter(self.comes_from_image, inputs))
+        if nested:
+            return False  # of maps of several sizes, whose axes have none
+        if call.name in SIZES or not call.sources:
+            self._follow_constant(call, [] if call.name in SIZES else inputs)
+            return False
         self.cuts += 1
-        return Call(
-            func, name_arguments(func, args, kwargs), inputs, outputs, self.labels, self.comes_from_image,
-            self._find_value, self.cuts, self._strict,
-        )  # fmt: skip
+        call.number, call.strict = self.cuts, self._strict
+        return True
 
     def label(self, call: Call, decimation: Decimation | None) -> None:
         """Derive the labels of an operator's outputs from its inputs'."""
-        func, inputs, outputs = call.func, call.inputs, call.outputs
-        if operator_name(func) in FILLS and not self.comes_from_image(inputs[0]):
+        inputs, outputs = call.inputs, call.outputs
+        if call.name in FILLS and not self.comes_from_image(inputs[0]):
             self._fill(inputs[0], inputs[1:])
-        sliding = find_sliding(func, call.a)
-        if sliding is not None:
-            operator, count = sliding
+            call.sources = list(filter(self.comes_from_image, inputs))
+        if call.sliding is not None:
+            operator, count = call.sliding
             self._check_order(inputs[0], count, operator.makes_channels)
             stride = decimation.geometry.stride if decimation is not None else None
             found = [
@@ -221,6 +215,8 @@ class AxisTracker:
             found = [mark_uneven(call, labels) for labels in apply_rule(call)]
         for result, labels in zip(outputs, found, strict=True):
             self._label(result, labels)
+        if call.facts.is_mutable:  # what it has written to is of the image now
+            call.sources = list(filter(self.comes_from_image, inputs))
         self._follow_entries(call)
 
     def collect_channels(self, x: Tensor, contracted: int | None = None) -> list[Window]:
@@ -239,9 +235,11 @@ class AxisTracker:
         if contracted is not None:
             axes = [contracted % x.ndim]
         else:  # on the first axis stand images, with their windows
-            axes = [a for a, axis in enumerate(labels) if a and _holds_channels(axis)]
+            axes = [a for a, axis in enumerate(labels) if a and axis.image and _holds_channels(axis)]
         for position in axes:
-            moved = [f for f in labels[position] if f.kind in IMAGE_AXES and f.spatial and not f.spectrum]
+            moved = [f for f in labels[position].image if f.spatial and not f.spectrum]
+            if not moved:
+                continue
             others = labels[:position] + labels[position + 1 :]
             found = _find_windows(moved, others)
             if found:
@@ -255,8 +253,9 @@ class AxisTracker:
 
     def find_contraction(self, call: Call) -> tuple[Tensor, int, Tensor] | None:
         """Return the image tensor in a product with another, the axis summed over, and the other factor."""
-        a = call.a
-        name = a.name.split("::")[-1]
+        if call.name not in PRODUCTS and "weight" not in call.facts.arguments:
+            return None
+        a, name = call.a, call.name
         if "weight" in a and "input" in a and "groups" in a:
             x, weight = a["input"], a["weight"]
             return (x, 1 - weight.ndim, weight) if x.ndim == weight.ndim else None
@@ -296,13 +295,15 @@ class AxisTracker:
         """Keep labels that fit the tensor."""
         if len(labels) != x.ndim:
             labels = unknown(x.shape)
-        fitting = tuple(
-            axis if axis.extent == n else single(LOST, n) for axis, n in zip(labels, x.shape, strict=True)
-        )
-        self._labels[x] = fitting
-        if x.ndim > 2 and is_lattice(fitting):
-            self._maps[tuple(x.shape)] = fitting
-            self._latest[x.ndim] = tuple(x.shape[2:])
+        shape = tuple(x.shape)
+        if tuple(axis.extent for axis in labels) != shape:
+            labels = tuple(
+                axis if axis.extent == n else single(LOST, n) for axis, n in zip(labels, shape, strict=True)
+            )
+        self._labels[x] = labels
+        if len(shape) > 2 and is_lattice(labels):
+            self._maps[shape] = labels
+            self._latest[len(shape)] = shape[2:]
 
     def _find_value(self, x: Tensor) -> Tensor | None:
         """Return the value of a tensor that is the same for every image."""
@@ -310,8 +311,9 @@ class AxisTracker:
 
     def _follow_entries(self, call: Call) -> None:
         """Follow entries that were taken from an axis one by one, until they are stacked again."""
-        a, name = call.a, operator_name(call.func)
+        name = call.name
         if name in ("select", "unbind"):
+            a = call.a
             x, axis = a["self"], a["dim"] % a["self"].ndim
             whole = self.labels(x)[axis]
             chosen = [a["index"] % x.shape[axis]] if "index" in a else range(x.shape[axis])
@@ -319,7 +321,7 @@ class AxisTracker:
             for index, y in zip(chosen, call.outputs, strict=True):
                 self._entries[y] = _Entry(memory_of(x), axis, index, whole)
             return
-        found = [self._entries.get(x) for x in call.inputs if self.comes_from_image(x)]
+        found = [self._entries.get(x) for x in call.sources] if len(self._entries) else []
         entries = [entry for entry in found if entry is not None]
         if not entries or any(entry.axis_of != entries[0].axis_of for entry in entries):
             return
@@ -327,7 +329,7 @@ class AxisTracker:
             steps = {b.index - a.index for a, b in pairwise(entries)}
             if len(steps) == 1 and min(steps) > 0:
                 y, (step,) = call.outputs[0], steps
-                axis, labels = a["dim"] % y.ndim, self.labels(y)
+                axis, labels = call.a["dim"] % y.ndim, self.labels(y)
                 restored = cut(entries[0].whole, entries[0].index, y.shape[axis], step)
                 self._label(y, (*labels[:axis], restored, *labels[axis + 1 :]))
             return
@@ -359,10 +361,7 @@ class AxisTracker:
         else:
             self._outside[x] = True
 
-    def _follow_constant(
-        self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], inputs: list[Tensor],
-        outputs: list[Tensor],
-    ) -> None:  # fmt: skip
+    def _follow_constant(self, call: Call, inputs: list[Tensor]) -> None:
         """Say what a tensor was made of; what came from outside may be anything."""
         if any(x in self._outside for x in inputs):
             table = self._outside
@@ -370,8 +369,8 @@ class AxisTracker:
             table = self._learned
         else:
             table = self._fixed
-            self.constants.note(func, args, kwargs, outputs)
-        for y in outputs:
+            self.constants.note(call.func, call.args, call.kwargs, call.outputs)
+        for y in call.outputs:
             table[y] = True
 
     def _fill(self, target: Tensor, sources: Sequence[Tensor]) -> None:
@@ -431,8 +430,7 @@ def _ratio(before: int, after: int) -> Fraction | int:
 
 
 def _holds_channels(axis: Axis) -> bool:
-    kinds = {f.kind for f in axis}
-    return bool(kinds & {CHANNEL, LOST}) and BATCH not in kinds
+    return not axis.kinds.isdisjoint((CHANNEL, LOST)) and BATCH not in axis.kinds
 
 
 def _find_windows(moved: list[Factor], others: Labels) -> list[Window]:

@@ -10,7 +10,6 @@ from torch import Tensor
 from spectral.axes.calls import Call
 from spectral.axes.labels import IMAGE_AXES, Axis, Factor, Labels, Step, all_factors
 from spectral.axes.rules import PRODUCTS
-from spectral.operators import is_pointwise, operator_name
 
 Key = tuple[str, Step]
 # Each entry of an axis depends on which of them it is, or on the others.
@@ -27,12 +26,20 @@ def mark_uneven(call: Call, labels: Labels) -> Labels:
         call: the operator.
         labels: of what it gave.
     """
+    if not _may_have_windows(labels):
+        return labels
     factors = all_factors(labels)
     if not any(f.extent > 1 and _find_outer(f, factors) for f in factors):
         return labels
     told = set(_find_told(call, labels))
     return tuple(Axis(tuple(_mark(f, (axis, _key(f)) in told and bool(_find_outer(f, factors)))
                             for f in whole.factors)) for axis, whole in enumerate(labels))  # fmt: skip
+
+
+def _may_have_windows(labels: Labels) -> bool:
+    """Whether an image axis has several factors, as where windows were cut."""
+    kinds = [f.kind for axis in labels for f in axis.image if f.extent > 1]
+    return len(kinds) > len(set(kinds))
 
 
 def _key(f: Factor) -> Key:
@@ -50,14 +57,14 @@ def _find_outer(f: Factor, factors: list[Factor]) -> list[Factor]:
 
 def _find_told(call: Call, labels: Labels) -> Iterator[tuple[int, Key]]:
     """Yield the factors along which an operator makes a difference, and the axis of each."""
-    name, a = operator_name(call.func).rstrip("_"), call.a
+    name, a = call.name.rstrip("_"), call.a
     along: Iterable[int] = ()
     if name in _ALONG or "softmax" in name:
         dims = a.get("dims", a.get("dim"))
         along = [dims] if isinstance(dims, int) else dims or range(len(labels))
     elif name in PRODUCTS and not all(map(call.known, call.inputs)):
         along = [-1]
-    elif is_pointwise(call.func):
+    elif call.facts.is_pointwise:
         for x in call.inputs:
             yield from (_find_shared if call.known(x) else _find_varied)(call, x, labels)
     for axis in (axis % len(labels) for axis in along):

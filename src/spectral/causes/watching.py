@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from spectral.axes import AxisTracker, find_step, memory_of, operator_name
+from spectral.axes import AxisTracker, Call, find_step, memory_of, operator_name
 from spectral.causes.rules import Finding, find_finer, judge, read_axes, slides_over_places
 from spectral.discovery.record import is_image, keeps_lattice, knows_dense_map
 from spectral.numerics.finer import Axes
@@ -330,8 +330,8 @@ class Watcher(Scope):
         running = self._running
         if running is not None and func._schema.is_mutable:
             running.writes |= any(_is_given(x, running) for x in _list_written(func, args, kwargs))
-        call = self._axes.read(func, args, kwargs, out, slides)
-        if call is None:
+        call = Call(func, args, kwargs, out)
+        if not self._axes.read(call, slides):
             return
         self._axes.label(call, decimation)
         if running is not None:

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from spectral.axes import SIZES, memory_of, operator_name, writes_first
+from spectral.axes import SIZES, Call, memory_of
 from spectral.chain import Chain, Fixed, Here, Made, PerChannel, Step, Weight
+from spectral.dataless import Dataless
 from spectral.discovery.events import Event
-from spectral.discovery.uses import tensors_of
-from spectral.operators import is_pointwise, name_arguments
 from spectral.tensors import TensorTable
 
 _SAME = {"alias", "detach", "lift_fresh", "contiguous"}
@@ -149,23 +148,22 @@ class Chains:
         self._held[output] = _Held(root.nodes[0])
         self._roots[event] = root
 
-    def follow(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+    def follow(self, call: Call) -> None:
         """Follow an operator that ran."""
-        inputs, outputs = tensors_of((args, tuple(kwargs.values()))), tensors_of(out)
-        name = operator_name(func)
-        nodes = [node for x in inputs if (node := self._node(x)) is not None]
+        inputs, outputs, name = call.inputs, call.outputs, call.name
         if name in SIZES:
             return
-        self._count_readers(func, inputs, outputs)
+        nodes = [node for x in inputs if (node := self._node(x)) is not None]
+        self._count_readers(call)
         if not nodes:
-            if not any(self._comes_from_image(x) for x in inputs):
-                self._note_constant(func, args, kwargs, inputs, outputs)
+            if not call.sources:
+                self._note_constant(call)
         elif _is_same(name, inputs, outputs):
             for y in outputs:
                 self._held[y] = self._held[inputs[0]]
         elif name == "clone":
             self._held[outputs[0]] = _Held(nodes[0])
-        elif not self._extend(func, args, kwargs, outputs, nodes):
+        elif not self._extend(call, nodes):
             for node in nodes:
                 node.reader = node.reader or name
 
@@ -191,25 +189,28 @@ class Chains:
             return None, f"no pointwise operator follows, but {reader or 'nothing'}"
         try:
             stand_in = torch.empty(event.output.shape, dtype=event.output.dtype, device=event.output.device)
-            chain.apply(stand_in.unsqueeze(-2) if root.lacks_row else stand_in, self._find_weight)
+            with Dataless():
+                chain.apply(stand_in.unsqueeze(-2) if root.lacks_row else stand_in, self._find_weight)
         except Exception as error:  # whatever torch can't do once more
             return None, f"what follows can't be run again: {type(error).__name__}"
         return chain, ""
 
-    def _count_readers(self, func: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+    def _count_readers(self, call: Call) -> None:
         """Count who reads each tensor of the image, and note what made it."""
-        name = operator_name(func)
+        name, inputs, outputs, seen = call.name, call.inputs, call.outputs, call.sources
         if _is_same(name, inputs, outputs) or name == "clone":
             for y in outputs:
                 self._sources[y] = self._sources.setdefault(inputs[0], _Source())
             return
-        for x in inputs:
-            if self._comes_from_image(x):
-                self._sources.setdefault(x, _Source()).readers += 1
-        seen = [x for x in inputs if self._comes_from_image(x)]
-        passes = name in _PASSING or (is_pointwise(func) and _differs_by_place(inputs, seen))
+        for x in seen:
+            source = self._sources.get(x)
+            if source is None:
+                source = self._sources[x] = _Source()
+            source.readers += 1
+        pointwise = call.facts.is_pointwise
+        passes = name in _PASSING or (pointwise and _differs_by_place(inputs, seen))
         before = self._sources.get(seen[0]) if passes and seen else None
-        decimates = is_pointwise(func) or name in _BATCH_NORMS or name in _DECIMATING
+        decimates = pointwise or name in _BATCH_NORMS or name in _DECIMATING
         for y in outputs:
             self._sources[y] = _Source(decimates, before)
 
@@ -240,12 +241,10 @@ class Chains:
         found = held.content
         return found if isinstance(found, _Constant) and found.source is not None else None
 
-    def _note_constant(
-        self, func: Any, args: Any, kwargs: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
-    ) -> None:
+    def _note_constant(self, call: Call) -> None:
         """Note how a tensor was made of constants."""
-        name = operator_name(func)
-        if func._schema.is_mutable or writes_first(func):
+        name, func, inputs, outputs = call.name, call.func, call.inputs, call.outputs
+        if call.facts.is_mutable or call.facts.writes_first:
             self._forget(outputs)
             return
         if inputs and _is_same(name, inputs, outputs) and self._constant(inputs[0]) is not None:
@@ -256,7 +255,7 @@ class Chains:
         if not known or torch.Tag.nondeterministic_seeded in func.tags or "empty" in name:
             self._forget(outputs)
             return
-        args, kwargs = tree_map(self._refer, (tuple(args), kwargs))
+        args, kwargs = tree_map(self._refer, (tuple(call.args), call.kwargs))
         for entry, y in enumerate(outputs):
             self._held[y] = _Held(_Constant(_Recipe(func, args, kwargs, entry)))
 
@@ -274,26 +273,20 @@ class Chains:
             return self._node(value) or self._constant(value)
         return Here() if isinstance(value, torch.device) else value
 
-    def _extend(
-        self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], outputs: Sequence[Tensor],
-        nodes: Sequence[_Node],
-    ) -> bool:  # fmt: skip
+    def _extend(self, call: Call, nodes: Sequence[_Node]) -> bool:
         """Go on with the chain through an operator; False if it doesn't work on each place by itself."""
-        root, inputs = nodes[0].root, tensors_of((args, tuple(kwargs.values())))
+        root, inputs, outputs = nodes[0].root, call.inputs, call.outputs
         if any(node.root is not root for node in nodes):
             return False
         if any(self._node(x) is None and self._constant(x) is None for x in inputs):
             return False
-        a = name_arguments(func, args, kwargs)
-        name = operator_name(func)
+        name, a = call.name, call.a
         order, mixes, joins, full = nodes[0].order, False, False, any(node.full for node in nodes)
         cuts: dict[int, int] = {}
-        if is_pointwise(func):
+        if call.facts.is_pointwise:
             whole = max((node.shape for node in nodes), key=torch.Size.numel)
             found = self._match(inputs, order, whole)
-            written = func._schema.is_mutable and (
-                self._node(inputs[0]) is None or outputs[0] is not inputs[0]
-            )
+            written = call.facts.is_mutable and (self._node(inputs[0]) is None or outputs[0] is not inputs[0])
             alike = all(node.order == order for node in nodes) and outputs[0].shape == whole
             if found is None or written or not alike or len(outputs) != 1:
                 return False
@@ -322,13 +315,13 @@ class Chains:
             order = _turn(name, a, order)
         else:
             return False
-        filled = tree_map(lambda value: self._fill(value, cuts), (tuple(args), kwargs))
+        filled = tree_map(lambda value: self._fill(value, cuts), (tuple(call.args), call.kwargs))
         parents = tuple(dict.fromkeys(nodes))
         for entry, y in enumerate(outputs):
-            recipe = _Recipe(func, filled[0], filled[1], entry)
+            recipe = _Recipe(call.func, filled[0], filled[1], entry)
             node = _Node(root, len(root.nodes), order, y.shape, recipe, parents, mixes, full, joins)
             root.nodes.append(node)
-            if func._schema.is_mutable:
+            if call.facts.is_mutable:
                 self._held[y].content = node  # all names of the tensor have it now
             else:
                 self._held[y] = _Held(node)

@@ -100,7 +100,7 @@ class Folding:
 
     def note_transform(self, call: Call) -> None:
         """Keep a Fourier transform of the samples inside windows: a spectrum for each window."""
-        if not operator_name_of(call).startswith("_fft_"):
+        if not call.name.startswith("_fft_"):
             return
         for dim in call.a["dim"]:
             found = self._axes.collect_channels(call.a["self"], contracted=dim)
@@ -149,7 +149,7 @@ class Folding:
 
         Of all the parts together `Phases` tells whether anything is lost.
         """
-        if len(before) != 1 or operator_name_of(call) not in CROPS | {"unbind"}:
+        if len(before) != 1 or not (call.name in CROPS or call.name == "unbind"):
             return []
         ((x, labels),) = before
         folded = [f for f in all_factors(labels) if f.folded and f.extent > 1]
@@ -185,7 +185,7 @@ class Folding:
 
     def note_loss(self, call: Call, before: Sequence[tuple[Tensor, Labels]]) -> Event | None:
         """Keep an operator that loses places and that nothing else has told: the rule behind all rules."""
-        results = [self._axes.labels(y) for y in call.outputs]
+        results = list(map(self._axes.labels, call.outputs))
         losing = [
             (x, labels) for x, labels in before if results and all(loses_places(labels, r) for r in results)
         ]
@@ -335,11 +335,6 @@ def _takes_phase(call: Call, before: Labels, after: Labels) -> bool:
         return False
     old, new = find_spacing(before), find_spacing(after)
     return old.keys() == new.keys() and any(new[k] > old[k] for k in old)
-
-
-def operator_name_of(call: Call) -> str:
-    """Return the name of the operator of a call, without its namespace."""
-    return call.a.name.split("::")[-1]
 
 
 def _find_stride(before: Labels, after: Labels) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from spectral.axes import Call, Labels, find_layout, memory_of, operator_name, resample, writes_first
+from spectral.axes import Call, Labels, find_layout, memory_of, resample
 from spectral.discovery.events import PLACES, Event, count_channels, find_image_axes
 from spectral.discovery.frequencies import (
     SAME,
@@ -34,6 +34,7 @@ from spectral.tracker import Frame
 
 _APART = "its frequencies are moved apart on the way back: what is left is no subsampled low-pass"
 _UNEVEN = "its frequencies are weighted by channels that a view has split"
+_TRANSFORMS = ("_fft_r2c", "_fft_c2c", "_fft_c2r")
 _WRITTEN = "what is written into its spectrum can't be followed"
 
 
@@ -62,7 +63,7 @@ class Spectra:
 
     def begin(self, call: Call) -> None:
         """See where a spectrum is about to be written."""
-        copies = operator_name(call.func) == "copy_" and call.inputs[-1] in self._states
+        copies = call.name == "copy_" and call.inputs[-1] in self._states
         self._zeros = self._find_zeros(call.inputs[0]) if copies else None
 
     def follow(self, call: Call, met: Operation | None, lost: Event | None, frame: Frame, spot: Spot) -> None:
@@ -75,15 +76,17 @@ class Spectra:
             frame: the call in which it ran.
             spot: and where.
         """
-        name, y = operator_name(call.func), call.outputs[0] if call.outputs else None
+        name, y = call.name, call.outputs[0] if call.outputs else None
         if y is None:
             return
-        states = [self._states[x] for x in call.inputs if x in self._states]
         if name == "_to_copy" and y.is_complex() and not call.inputs[0].is_complex():
             self._real[y] = True
-        if writes_first(call.func):
+        if name not in _TRANSFORMS and not len(self._states) and not len(self._losses):
+            return
+        states = [self._states[x] for x in call.inputs if x in self._states]
+        if call.facts.writes_first:
             self._write(call, name)
-        elif name in ("_fft_r2c", "_fft_c2c", "_fft_c2r"):
+        elif name in _TRANSFORMS:
             self._transform(call, y, states[0] if states else None, met)
         elif states and states[0].done:
             self._take_part(call, name, y, states[0], frame, spot)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from spectral.axes import BATCH, Call, operator_name, writes_first
+from spectral.axes import BATCH, Call
 from spectral.discovery.events import Event
 from spectral.recorder import Operation
 
@@ -88,7 +88,7 @@ def follow_move(call: Call, states: Sequence[State]) -> State | None:
         call: the operator.
         states: of its inputs that are made of the image.
     """
-    name = operator_name(call.func)
+    name = call.name
     if name in SAME:
         return states[0]
     if name in _MOVES:
@@ -164,7 +164,7 @@ def weigh(call: Call, state: State) -> State | None:
     if any(value is None for value in values.values()):
         return None
     # what is written to keeps its size; what is made anew need be no larger than what it is multiplied with
-    size = image.shape if writes_first(call.func) else [1] * image.ndim
+    size = image.shape if call.facts.writes_first else [1] * image.ndim
     ones = torch.ones(size, dtype=torch.promote_types(image.dtype, torch.cfloat))
 
     def run(given: Tensor) -> Tensor:

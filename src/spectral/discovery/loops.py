@@ -19,11 +19,10 @@ from spectral.axes import (
     Factor,
     Labels,
     all_factors,
-    operator_name,
 )
 from spectral.discovery.events import PLACES, Event, count_channels, find_image_axes, find_size
 from spectral.discovery.uses import find_view
-from spectral.operators import Geometry, is_pointwise
+from spectral.operators import Geometry
 from spectral.tensors import TensorTable
 from spectral.tracker import Frame
 
@@ -81,22 +80,24 @@ class Loops:
 
     def follow(self, call: Call, labels_before: Labels) -> None:
         """Follow an operator that ran, given the labels of its first input from the image."""
-        name = operator_name(call.func)
+        name = call.name
         if name in CROPS and call.a.get("step", 1) == 1 and isinstance(call.a.get("dim"), int):
             self._cut(call, labels_before)
         elif name in ("select", "unbind"):
             self._take(call, labels_before)
+        elif not len(self._parts):
+            return
         elif name in JOINS:
             self._join(call)
-        elif is_pointwise(call.func) and len(list(filter(call.known, call.inputs))) > 1:
+        elif call.facts.is_pointwise and len(call.sources) > 1:
             self._combine(call, name)
         else:
             part = self._parts.get(call.source)
-            passes = name in _PASSING or is_pointwise(call.func) or "keepdim" in call.a
+            passes = name in _PASSING or call.facts.is_pointwise or "keepdim" in call.a
             pools = "pool" in name
             if part is not None and pools:
                 part = replace(part, kind="window_max" if "max" in name else "window_mean")
-            if part is not None and (passes or pools) and len(list(filter(call.known, call.inputs))) == 1:
+            if part is not None and (passes or pools) and len(call.sources) == 1:
                 for y in call.outputs:
                     self._parts[y] = replace(part, events=list(part.events))
 
@@ -139,7 +140,7 @@ class Loops:
 
     def _combine(self, call: Call, name: str) -> None:
         """Follow arithmetic of several parts of one sample each: a window of them."""
-        parts = self._find_parts([x for x in call.inputs if call.known(x)])
+        parts = self._find_parts(call.sources)
         kind = _find_apart(parts)
         if kind is None or any(part.strides or not part.is_thin(kind) for part in parts):
             return

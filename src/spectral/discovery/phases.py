@@ -13,15 +13,14 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from spectral.axes import CROPS, JOINS, Call, Labels, Layout, find_layout, is_view, make_plain, operator_name
+from spectral.axes import CROPS, JOINS, Call, Labels, Layout, find_layout, make_plain
 from spectral.discovery.events import Event
 from spectral.discovery.uses import find_view
-from spectral.operators import LOSSLESS, Size, is_pointwise
+from spectral.operators import LOSSLESS, Size
 from spectral.places import Ending, Spot
 from spectral.tensors import TensorTable
 from spectral.tracker import Frame
@@ -123,13 +122,15 @@ class Phases:
                 return phases, self._collect(lattice)
         return None
 
-    def follow(self, call: Call, func: Any, frame: Frame, spot: Spot) -> None:
+    def follow(self, call: Call, frame: Frame, spot: Spot) -> None:
         """Follow an operator that ran in a call."""
+        if not len(self._blends):
+            return
         inputs, outputs = call.inputs, call.outputs
         tagged = [x for x in inputs if self._blends_of(x)]
         if not tagged:
             return
-        name = operator_name(func).removesuffix("_")
+        name = call.name.removesuffix("_")
         if len(tagged) == 1 and _crops_rows(call, self._blends_of(tagged[0])):
             for i, y in enumerate(outputs):
                 made_here = _Made(frame, replace(spot, entry=i), call.labels(y))
@@ -147,7 +148,7 @@ class Phases:
                 bent = any(each.bent for each in blends)
                 blend = replace(blends[0], rows=rows, bent=bent, axis=axis)
             elif len(blends) == 1 and len([x for x in inputs if call.known(x)]) == 1:
-                blend = _scale(blends[0], name, func, call)
+                blend = _scale(blends[0], name, call)
             elif len(blends) == 2 and len(blends[0].rows) == len(blends[1].rows):
                 blend = _combine(blends[0], blends[1], name, call)
                 self._note_pool(blend)
@@ -275,13 +276,13 @@ def _name_pool(blend: _Blend, weights: Weights) -> str:
     return "window_mean" if alike else "window_blend"
 
 
-def _scale(blend: _Blend, name: str, func: Any, call: Call) -> _Blend | None:
+def _scale(blend: _Blend, name: str, call: Call) -> _Blend | None:
     """Follow an operator on one tensor: weights of a sum survive what is linear."""
-    if is_view(func) and call.outputs[0].shape != call.inputs[0].shape:
+    if call.facts.is_view and call.outputs[0].shape != call.inputs[0].shape:
         return replace(blend, axis=None)
-    if name in _SAMPLEWISE or is_view(func) or (name in ("add", "sub") and len(call.inputs) == 1):
+    if name in _SAMPLEWISE or call.facts.is_view or (name in ("add", "sub") and len(call.inputs) == 1):
         return blend
-    if not is_pointwise(func):
+    if not call.facts.is_pointwise:
         return None
     other = call.a.get("other")
     if blend.bent:
@@ -340,7 +341,7 @@ def _crops_rows(call: Call, blends: dict[Lattice, _Blend]) -> bool:
     """Whether a call takes a part of what was joined, along the axis along which it was."""
     axis = call.a["dim"] % call.inputs[0].ndim if isinstance(call.a.get("dim"), int) else None
     known = any(blend.axis is not None and blend.axis == axis for blend in blends.values())
-    return known and operator_name(call.func) in CROPS | {"select", "unbind"} and call.a.get("step", 1) == 1
+    return known and call.name in CROPS | {"select", "unbind"} and call.a.get("step", 1) == 1
 
 
 def _crop(blend: _Blend, call: Call, number: int) -> _Blend:

@@ -22,8 +22,8 @@ from spectral.axes import (
     AxisTracker,
     Call,
     Order,
-    operator_name,
     single,
+    tensors_of,
 )
 from spectral.discovery.chains import Chains
 from spectral.discovery.entries import Entries
@@ -34,11 +34,11 @@ from spectral.discovery.loops import Loops
 from spectral.discovery.phases import Phases
 from spectral.discovery.placing import place_map, place_pick, place_reduction, place_slice
 from spectral.discovery.separable import Separable
-from spectral.discovery.uses import Uses, tensors_of
+from spectral.discovery.uses import Uses
 from spectral.inputs import Inputs
 from spectral.layers.activation import AliasFreeActivation
 from spectral.layers.pool import Pool
-from spectral.operators import KINDS, LOSSLESS, Geometry, find_sliding, is_pointwise
+from spectral.operators import KINDS, LOSSLESS, Geometry
 from spectral.places import Place, Spot
 from spectral.recorder import Operation, Recorder
 from spectral.standin import find_original, run_on_standins
@@ -50,6 +50,8 @@ _PREPARING = {
     "constant_pad_nd", "reflection_pad2d", "replication_pad2d", "slice", "index_select", "new_empty",
     "empty_like", "copy_", "clone", "_to_copy", "alias", "detach", "view", "unsqueeze", "squeeze",
 }  # fmt: skip
+
+_TOLD = frozenset({*PRODUCTS, *ATTENTION, *FILLS, *JOINS, *OVERLAYS})  # of what they lose is told elsewhere
 
 _JOINED = "several operators make its output"
 _OUTSIDE = "a smaller map that no torch operator made (NumPy?): what was done to it can't be seen"
@@ -178,41 +180,41 @@ class _Discovery:
     def observe(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
         """Follow the axes through an operator, and keep what loses places without being a candidate."""
         decimation, frame = self.recorder.reading, self.recorder.frames[-1]
-        self._spot = frame.find_spot(operator_name(func))
-        slides = decimation is not None and decimation.operator.acts_on == "maps"
-        call = self.axes.read(func, args, kwargs, out, slides)
-        inputs, outputs = tensors_of((args, tuple(kwargs.values()))), tensors_of(out)
-        self._uses.follow(func, inputs, outputs)
-        self._separable.follow(func, inputs, outputs)
-        self._chains.follow(func, args, kwargs, out)
-        if call is None:
+        call = Call(func, args, kwargs, out)
+        self._spot = frame.find_spot(call.name)
+        acts_on = None if decimation is None else decimation.operator.acts_on
+        reads_image = self.axes.read(call, acts_on == "maps")
+        self._uses.follow(call)
+        self._separable.follow(call)
+        self._chains.follow(call)
+        if not reads_image:
             return
         self._folding.note_contraction(call)
         self._folding.note_transform(call)
-        before = [(x, self.axes.labels(x)) for x in call.inputs if self.axes.comes_from_image(x)]
+        before = [(x, self.axes.labels(x)) for x in call.sources]
         self._spectra.begin(call)
         self.axes.label(call, decimation)
         self._folding.note_cut()
         self._loops.follow(call, before[0][1])
-        if operator_name(func) not in _PREPARING:
+        if call.name not in _PREPARING:
             for frame in self.recorder.frames:
                 frame.steps += 1
         self._follow_parts(call)
-        if "tensors" in call.a and (joined := self._phases.find_joined(call.a["tensors"])):
+        if "tensors" in call.facts.arguments and (joined := self._phases.find_joined(call.a["tensors"])):
             self._folding.note_join(*joined, call)
         parts = []
-        bare = decimation is None or decimation.operator.acts_on in ("entries", "places")
-        if bare or (decimation is not None and decimation.operator.acts_on == "slices"):
+        bare = acts_on in (None, "entries", "places")
+        if bare or acts_on == "slices":
             parts = self._folding.note_phases(call, before)
             for event in parts:
                 self._uses.watch(event, event.output)
                 self._phases.note(event)
-        self._phases.follow(call, func, frame, self._spot)
+        self._phases.follow(call, frame, self._spot)
         entries = self._entries.note(call, self.recorder.met, self._spot)
         lost = None
         if not entries and bare and not parts and not _is_exempt(call):
             lost = self._folding.note_loss(call, before)
-            if lost is not None and operator_name(func) == "sort":
+            if lost is not None and call.name == "sort":
                 self._uses.watch(lost, lost.output)  # its positions alone lose nothing
         self._spectra.follow(call, self.recorder.met, lost, frame, self._spot)
         for y in call.outputs:
@@ -232,6 +234,15 @@ class _Discovery:
                 self._phases.read(x)
                 self._separable.read(x)
                 self._chains.read(x)
+        if isinstance(frame.module, (Pool, AliasFreeActivation, nn.RNNBase)):
+            self._see_whole(frame, output)
+        for event in reversed(self.events[self._before[frame] :]):
+            if event.frame is frame:
+                event.returned = event.output is output
+                break
+
+    def _see_whole(self, frame: Frame, output: Any) -> None:
+        """See a layer as what it is as a whole, and not as the operators of which it consists."""
         entering, module = frame.input, frame.module
         if knows_dense_map(module) and _are_maps(entering, module) and _are_maps(output, module):
             del self.events[self._before[frame] :]
@@ -241,10 +252,6 @@ class _Discovery:
             self.axes.relabel(output, self.axes.labels(entering))
         elif isinstance(module, nn.RNNBase) and isinstance(entering, Tensor):
             self._note_sequence(frame, entering, output[0])
-        for event in reversed(self.events):
-            if event.frame is frame:
-                event.returned = event.output is output
-                break
 
     def _refine_convolution(self, event: Event, operation: Operation) -> None:
         """Tell a blur from other convolutions, and a complex one from the real ones that make it."""
@@ -264,9 +271,9 @@ class _Discovery:
 
     def _follow_parts(self, call: Call) -> None:
         """Follow real and imaginary part of a complex map, and their sum."""
-        if operator_name(call.func) == "view_as_real":
+        if call.name == "view_as_real":
             self._parts[call.outputs[0]] = call.a["self"]
-        elif operator_name(call.func) in ("select", "add"):
+        elif len(self._parts) and call.name in ("select", "add"):
             roots = [self._parts.get(x) for x in call.inputs]
             if roots[0] is not None and all(root is roots[0] for root in roots):
                 self._parts[call.outputs[0]] = roots[0]
@@ -365,8 +372,5 @@ def _are_maps(x: Any, layer: Pool) -> TypeGuard[Tensor]:
 
 def _is_exempt(call: Call) -> bool:
     """Whether an operator that has fewer samples than its input loses none, or is told elsewhere."""
-    name = operator_name(call.func)
-    crop = name in CROPS and call.a.get("step", 1) == 1
-    told = name in (*PRODUCTS, *ATTENTION, *FILLS, *JOINS, *OVERLAYS)
-    pointwise = is_pointwise(call.func)
-    return crop or told or pointwise or find_sliding(call.func, call.a) is not None
+    crop = call.name in CROPS and call.a.get("step", 1) == 1
+    return crop or call.name in _TOLD or call.facts.is_pointwise or call.sliding is not None

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor
 
-from spectral.axes import SIZES, is_view, operator_name
+from spectral.axes import SIZES, Call
 from spectral.discovery.events import Event
 from spectral.places import Ending, Spot
 from spectral.tensors import TensorTable
@@ -39,14 +37,14 @@ class Separable:
             self._pairs.append((first, event, spot))
         self._made[event.output] = event
 
-    def follow(self, func: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+    def follow(self, call: Call) -> None:
         """Follow an operator that ran."""
-        if operator_name(func) in SIZES:
+        if not len(self._made) or call.name in SIZES:
             return
-        for x in inputs:
+        for x in call.inputs:
             event = self._made.get(x)
-            if event is not None and is_view(func):
-                for y in outputs:
+            if event is not None and call.facts.is_view:
+                for y in call.outputs:
                     self._made[y] = event
             else:
                 self.read(x)

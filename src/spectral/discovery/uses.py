@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from typing import Any, Protocol
+from collections.abc import Hashable
+from typing import Protocol
 
 from torch import Tensor
 
-from spectral.axes import SIZES, flatten, is_view, memory_of, operator_name, writes_first
+from spectral.axes import SIZES, Call, memory_of
 from spectral.tensors import TensorTable
 
 
@@ -28,16 +28,16 @@ class Uses:
         token.used = False
         self._unread[x] = (*self._unread.get(x, ()), token)
 
-    def follow(self, func: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+    def follow(self, call: Call) -> None:
         """Follow an operator that ran."""
-        if operator_name(func) in SIZES or _copies_onto_itself(func, inputs):
+        if not len(self._unread) or call.name in SIZES or _copies_onto_itself(call):
             return
-        for x in inputs[1:] if writes_first(func) else inputs:
+        for x in call.inputs[1:] if call.facts.writes_first else call.inputs:
             tokens = self._unread.get(x, ())
             if not tokens:
                 continue
-            if is_view(func):
-                for y in outputs:
+            if call.facts.is_view:
+                for y in call.outputs:
                     self._unread[y] = (*self._unread.get(y, ()), *tokens)
             else:
                 self.read(x)
@@ -53,16 +53,11 @@ def find_view(x: Tensor) -> Hashable:
     return x.untyped_storage()._cdata, x.storage_offset(), x.shape, x.stride()
 
 
-def tensors_of(value: Any) -> list[Tensor]:
-    """Return the tensors in what an operator takes or returns."""
-    return [x for x in flatten((value,)) if isinstance(x, Tensor)]
-
-
-def _copies_onto_itself(func: Any, inputs: Sequence[Tensor]) -> bool:
+def _copies_onto_itself(call: Call) -> bool:
     """Whether a tensor is copied onto itself, as x[…] *= 2 does in Python."""
-    if str(func._schema.name) != "aten::copy_" or len(inputs) < 2:
+    if call.facts.whole_name != "aten::copy_" or len(call.inputs) < 2:
         return False
-    first, second = inputs[:2]
+    first, second = call.inputs[:2]
     return memory_of(first) == memory_of(second) and bool(
         first.storage_offset() == second.storage_offset() and first.stride() == second.stride()
     )

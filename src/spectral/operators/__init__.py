@@ -16,6 +16,7 @@ from spectral.operators.base import (
     Spectrum,
     operator_of,
 )
+from spectral.operators.facts import Facts, tell_facts
 from spectral.operators.pointwise import is_pointwise
 from spectral.operators.registry import (
     find_function,
@@ -37,6 +38,7 @@ __all__ = [
     "Arguments",
     "Band",
     "Decimation",
+    "Facts",
     "Geometry",
     "Mask",
     "Operator",
@@ -62,5 +64,6 @@ __all__ = [
     "register_operator",
     "resize",
     "slices",
+    "tell_facts",
     "windows",
 ]

@@ -10,6 +10,7 @@ from torch import nn
 
 from spectral.errors import SpectralError
 from spectral.operators.base import KINDS, Arguments, Decimation, Operator
+from spectral.operators.facts import tell_facts
 
 _NAMES: dict[str, Operator] = {}
 Kind = TypeVar("Kind", bound=type[Operator])
@@ -156,7 +157,6 @@ def find_reader(func: Any) -> Operator | None:
     return _NAMES.get(f"{name}.{overload}") or _NAMES.get(name)
 
 
-@cache
 def operator_name(func: Any) -> str:
     """Return the name of an operator without namespace and overload.
 
@@ -165,7 +165,7 @@ def operator_name(func: Any) -> str:
         >>> operator_name(torch.ops.aten.slice.Tensor)
         'slice'
     """
-    return str(func._schema.name).split("::")[-1]
+    return tell_facts(func).name
 
 
 def name_arguments(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments:
@@ -176,11 +176,6 @@ def name_arguments(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
         >>> name_arguments(torch.ops.aten.select.int, (torch.zeros(2, 3), 1, 2), {})["index"]
         2
     """
-    names, defaults = _read_schema(func)
-    return Arguments(func._schema.name, {**defaults, **dict(zip(names, args, strict=False)), **kwargs})
-
-
-@cache
-def _read_schema(func: Any) -> tuple[list[str], dict[str, Any]]:
-    arguments = func._schema.arguments
-    return [a.name for a in arguments], {a.name: a.default_value for a in arguments if a.has_default_value()}
+    facts = tell_facts(func)
+    given = zip(facts.arguments, args, strict=False)
+    return Arguments(facts.whole_name, {**facts.defaults, **dict(given), **kwargs})
