@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 import pandas as pd
 import pytest
 
 from spectral.errors import SpectralError
 from spectral.figures import plot_site_levels
 from spectral.models import load_model
+from spectral.models.checkpoint import save_checkpoint
+from spectral.models.load import open_untrained
 from spectral.study.common import Study
 from spectral.study.findings import Finding
 from spectral.study.options import StudyOptions
+from spectral.study.phase10 import Budgets
 from spectral.study.roles import assign_roles, find_role
 
 ROLES = ("strided", "blurpool", "nula")
@@ -61,6 +66,29 @@ def test_a_study_is_the_same_in_any_order(tmp_path):
     ]
     assert [list(study.names.items()) for study in studies] == [list(zip(ROLES, NETWORKS, strict=False))] * 2
     assert studies[0].config() == studies[1].config()
+
+
+def test_what_was_measured_with_another_normalisation_is_not_taken(tmp_path):
+    """The weights are the same, and all that is beside them is in a file that anybody may edit."""
+    path, beside = tmp_path / "net.safetensors", tmp_path / "net.json"
+    save_checkpoint(open_untrained("resnet8-w4")[0], path, {"architecture": "resnet8-w4"})
+    given = {"images": "synthetic", "limit": 2, "out": tmp_path / "out", "progress": False}
+    before = []
+    for _ in range(2):
+        budgets = Budgets(StudyOptions(models=(str(path),), **given))
+        budgets.load(str(path))
+        before.append((budgets.config(), budgets.identities))
+    assert before[0] == before[1]
+    Study(StudyOptions(models=(str(path), NETWORKS[1]), **given))
+    beside.write_text(
+        json.dumps({**json.loads(beside.read_text()), "mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]})
+    )
+    budgets = Budgets(StudyOptions(models=(str(path),), **given))
+    budgets.load(str(path))
+    assert budgets.config() != before[0][0]
+    assert budgets.identities != before[0][1]
+    with pytest.raises(SpectralError, match="holds measurements of a study with other preprocessing"):
+        Study(StudyOptions(models=(str(path), NETWORKS[1]), **given))
 
 
 def test_nothing_is_written_as_less_than_nothing():

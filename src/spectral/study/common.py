@@ -168,7 +168,21 @@ class Results(ABC):
 def identify_network(model: nn.Module) -> dict[str, str]:
     """Return what tells a network from others: its weights, and all that isn't weights."""
     info = model_info(model)
-    return {"weights": info.weights_id if info else "", "structure": find_structure(model)}
+    return {
+        "weights": info.weights_id if info else "", "structure": find_structure(model),
+        "preprocessing": describe_preprocessing(info) if info else "",
+    }  # fmt: skip
+
+
+def describe_preprocessing(info: ModelInfo) -> str:
+    """Return what images go through before a network sees them: the same weights give other numbers without.
+
+    Example:
+        >>> describe_preprocessing(model_info(load_model("bundled/resnet20@random")))
+        '32x32, mean (0.5, 0.5, 0.5), std (0.5, 0.5, 0.5)'
+    """
+    own = info.preprocessing
+    return f"{'x'.join(map(str, own.size))}, mean {tuple(own.mean)}, std {tuple(own.std)}"
 
 
 def _is_kept(path: Path, config: Mapping[str, Any]) -> bool:
@@ -411,6 +425,7 @@ class Study(Results):
         return {
             "preset": self.options.preset,
             "models": {f: {"name": n, "weights": self.info(f).weights_id} for f, n in self.names.items()},
+            "preprocessing": {f: describe_preprocessing(self.info(f)) for f in self.names},
             "images": {
                 "source": images.source, "fingerprint": images.fingerprint, "count": len(images),
                 "size": list(images.size or ()), "skipped": len(images.skipped),

@@ -107,8 +107,9 @@ class Networks(Results):
 
     def config(self) -> dict[str, Any]:
         """What determines every number."""
-        weights = {name: identity["weights"] for name, identity in self.identities.items()}
-        return {"preset": self.options.preset, **self.describe_pictures(), "weights": weights}
+        own = {what: {name: identity[what] for name, identity in self.identities.items()}
+               for what in ("weights", "preprocessing")}  # fmt: skip
+        return {"preset": self.options.preset, **self.describe_pictures(), **own}
 
 
 def describe_images(images: ImageSet) -> dict[str, Any]:
