@@ -479,3 +479,20 @@ def test_phase_10_writes_budgets_and_coalitions(tmp_path):
     assert {"decimation", "nonlinearity", "border", "unexplained", "total"} <= set(table["source"])
     assert len(pd.read_csv(tmp_path / "tables" / "phase10_coalitions.csv")) == 16
     assert (tmp_path / "figures" / "fig30_budget.png").exists()
+
+
+@pytest.mark.parametrize("extent", [15, 16])
+def test_the_whole_of_a_circular_network_is_its_own_at_odd_sizes_too(extent):
+    """Where the stride doesn't divide the map, the lattice is no periodic one: a border's doing."""
+    net = classify(circular(3, 8, 2), nn.Tanh())
+    found = shares(budget(net, extent, 4))
+    x = torch.randn(4, 3, extent, extent, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        own = net(x).double()
+        moved = [net(x.roll(t, axis)).double() for t in (1, -1) for axis in (-2, -1)]
+    jumps = torch.stack([(z - own).square().sum(1) for z in moved]).mean()
+    jitter = (jumps / (own - own.mean(0)).square().sum(1).mean()).item()
+    total = budget(net, extent, 4).query("metric == 'logit_jitter' and source == 'total'")["value"].mean()
+    assert total == pytest.approx(jitter, rel=1e-5)
+    assert found["unexplained", ""] < 0.01
+    assert (found["border", ""] > 0.1) == (extent % 2 == 1)

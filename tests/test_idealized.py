@@ -188,3 +188,47 @@ def test_a_transposed_convolution_of_what_no_border_reaches_stays_as_it_was(name
     x[:, :, 3:-3, 3:-3] = torch.randn(2, 6, 6, 5, dtype=torch.float64)
     with torch.no_grad(), idealize(net, ["border"]) as ideal:
         torch.testing.assert_close(ideal(x), net(x), rtol=0, atol=1e-12)
+
+
+# Without ideal borders, samples stay where they are --------------------------------------------------------
+
+PERIODIC = {
+    "one period has them all": (15, 3, 1),
+    "an even one": (16, 3, 1),
+    "a window of five": (15, 5, 2),
+    "more than a period": (15, 1, 1),
+    "less than a period": (16, 5, 1),
+}
+
+
+def filter_by_hand(dense: Tensor, step: int) -> Tensor:
+    """METRICS: no bin at or above 1/(2s) on either axis, then every s-th sample."""
+    spectrum = torch.fft.fft2(dense)
+    for axis in (-2, -1):
+        n = dense.shape[axis]
+        keep = torch.fft.fftfreq(n, 1 / n, dtype=torch.float64).abs() < n / (2 * step)
+        spectrum = spectrum * (keep[:, None] if axis == -2 else keep)
+    return torch.fft.ifft2(spectrum).real[..., ::step, ::step]
+
+
+@pytest.mark.parametrize("name", PERIODIC)
+def test_a_low_pass_alone_leaves_the_lattice_of_a_circular_network_where_it_is(name):
+    extent, kernel, width = PERIODIC[name]
+    x = torch.randn(2, 3, extent, extent, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    net = nn.Conv2d(3, 4, kernel, 2, width, padding_mode="circular").double()
+    dense = F.conv2d(F.pad(x, (width,) * 4, mode="circular"), net.weight, net.bias)
+    with torch.no_grad(), idealize(net, ("decimation",)):
+        assert torch.allclose(net(x), filter_by_hand(dense, 2), atol=1e-12)
+    with torch.no_grad(), idealize(net, ("nonlinearity",)):
+        assert torch.allclose(net(x), dense[..., ::2, ::2], atol=1e-12)
+
+
+@pytest.mark.parametrize("extent", [15, 16])
+def test_a_circular_pool_with_an_ideal_maximum_keeps_its_lattice(extent):
+    x = torch.randn(1, 2, extent, extent, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    net = nn.Sequential(nn.CircularPad2d((0, 1, 0, 1)), nn.MaxPool2d(2, 2)).double()
+    dense = nn.Sequential(nn.CircularPad2d((0, 1, 0, 1)), nn.MaxPool2d(2, 1)).double()
+    with idealize(net, ("nonlinearity",)), torch.no_grad():
+        coarse = net(x)
+    with idealize(dense, ("nonlinearity",)), torch.no_grad():
+        assert torch.allclose(coarse, dense(x)[..., ::2, ::2], atol=1e-12)

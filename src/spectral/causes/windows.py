@@ -195,7 +195,11 @@ def slide_ideally(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any], kn
     first = a["input"].ndim - rank
     axes = dict(zip(range(first, first + rank), windows, strict=True))
     counts = dict(zip(axes, task.counts, strict=True))
-    circular = "border" in task.sources or bool(pads)
+    even = "border" in task.sources
+    # A map that was padded circularly is periodic anyhow, where one period has all the samples that are kept.
+    circular = even or (
+        bool(pads) and all(counts[axis] == -(-base.shape[axis] // w.stride) for axis, w in axes.items())
+    )
     if circular:
         maps, befores = base, {axis: w.padding + pads.get(axis, (0, 0))[0] for axis, w in axes.items()}
     else:
@@ -203,7 +207,7 @@ def slide_ideally(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any], kn
     maximum = name in MAXIMA and "nonlinearity" in task.sources
     low_pass = "decimation" in task.sources
     sampling = {
-        axis: Sampling(counts[axis], w.stride, 0, circular, low_pass) for axis, w in axes.items()
+        axis: Sampling(counts[axis], w.stride, 0, even, low_pass) for axis, w in axes.items()
     }  # fmt: skip
     if low_pass and not any(w.reach or befores[axis] for axis, w in axes.items()):
         # Windows of one place: those of the samples that are kept are all that it takes.
