@@ -30,7 +30,7 @@ ALLOWED = {
     "axes": {"operators", "tensors"},
     "places": set(),
     "tracker": {"interrupts", "locks", "places"},
-    "dataless": set(),
+    "dataless": {"tensors"},
     "tensors": set(),
     "recorder": {"dataless", "operators", "places", "tracker"},
     "inputs": {"arguments"},

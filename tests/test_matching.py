@@ -451,3 +451,13 @@ def test_steps_name_the_functions_of_the_model():
         "Staged.features",
         "test_steps_name_the_functions_of_the_model.<locals>.note",
     ]
+
+
+def test_a_place_is_named_by_the_function_that_runs_and_not_by_an_equal_one_of_another_class():
+    """Code is equal to that of another class's method where all but their names is the same."""
+    source, found = "class {}:\n    def forward(self, find):\n        return find()\n", []
+    for name in ("First", "Second"):
+        scope: dict[str, type] = {}
+        exec(compile(source.format(name), "network.py", "exec"), scope)
+        found += [step for step, *_ in scope[name]().forward(lambda: find_steps(None)) if "forward" in step]
+    assert found == ["First.forward", "Second.forward"]

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from spectral.tensors import memory_of
+
 _MOST = 1 << 12  # outcomes that are kept
 _PLAIN = {
     type(None), bool, int, float, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format,
@@ -80,10 +82,10 @@ def run_operator(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
 
 def _run_and_keep(key: Any, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Run an operator, and keep what it gave unless that can't be told from the key."""
-    memory = _memory_of(args[0])
+    memory = memory_of(args[0])
     out = func(*args, **kwargs)
     if _find_writes(func):
-        unchanged = out is args[0] and _memory_of(out) == memory and _describe(args) == key[2]
+        unchanged = out is args[0] and memory_of(out) == memory and _describe(args) == key[2]
         outcome: _Outcome | None = () if unchanged else None
     else:
         outcome = _read_outcome(out, [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)])
@@ -136,14 +138,10 @@ def _read_outcome(out: Any, given: Sequence[Tensor]) -> _Outcome | None:
     outputs = out if isinstance(out, tuple) else (out,)
     if not all(type(y) is Tensor and y.is_meta and y.layout is torch.strided for y in outputs):
         return None
-    if len({_memory_of(x) for x in (*given, *outputs)}) < len({id(x) for x in given}) + len(outputs):
+    if len({memory_of(x) for x in (*given, *outputs)}) < len({id(x) for x in given}) + len(outputs):
         return None
     if any(y.is_quantized or y.is_conj() or y.is_neg() for y in outputs):
         return None
     if any(y.storage_offset() or y.untyped_storage().nbytes() != y.nbytes for y in outputs):
         return None
     return tuple((y.shape, y.stride(), y.dtype) for y in outputs)
-
-
-def _memory_of(x: Tensor) -> int:
-    return int(x.untyped_storage()._cdata)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from typing import Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, overload
 
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 V = TypeVar("V")
 D = TypeVar("D")
@@ -107,3 +108,58 @@ class TensorTable(Generic[V]):
     def __iter__(self) -> Iterator[Tensor]:
         """Yield the tensors."""
         return (x for x, _ in self.items())
+
+
+class MemoryTable(Generic[V]):
+    """A value for the memory of a tensor, which all views of it have.
+
+    Without data, the next tensor that is made has the number of the memory that was let go of last. So what
+    is in a table keeps its number, and no later tensor is taken for it.
+
+    Example:
+        >>> import torch
+        >>> x, table = torch.zeros(2, device="meta"), MemoryTable[str]()
+        >>> table[x] = "written to"
+        >>> x[:1] in table
+        True
+        >>> del x
+        >>> torch.zeros(2, device="meta") in table
+        False
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[int, tuple[Any, V]] = {}
+
+    def __contains__(self, x: Tensor) -> bool:
+        """Whether anything is known of a tensor's memory."""
+        return bool(self._entries) and memory_of(x) in self._entries
+
+    def __setitem__(self, x: Tensor, value: V) -> None:
+        """Keep what is known of a tensor's memory."""
+        self._entries[memory_of(x)] = _hold_number(x), value
+
+    def get(self, x: Tensor) -> V | None:
+        """Return what is known of a tensor's memory, or None."""
+        found = self._entries.get(memory_of(x))
+        return None if found is None else found[1]
+
+    def pop(self, x: Tensor) -> V | None:
+        """Forget a tensor's memory; return what was known of it, or None."""
+        found = self._entries.pop(memory_of(x), None)
+        return None if found is None else found[1]
+
+
+def memory_of(x: Tensor) -> int:
+    """Return a number that is the same for all views of one tensor, as long as any of them lives."""
+    try:
+        return int(x.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError, ValueError):  # sparse tensors, lazy ones and some others
+        return id(x)
+
+
+def _hold_number(x: Tensor) -> Any:
+    """Return what keeps the number of a tensor's memory, when both are gone."""
+    try:
+        return StorageWeakRef(x.untyped_storage())
+    except (NotImplementedError, RuntimeError, ValueError):  # its number is its own
+        return x

@@ -1,7 +1,6 @@
 """Which axes of a tensor are image rows and columns, followed through views, permutations and slices."""
 
 from spectral.axes.calls import Call, is_lattice, tensors_of
-from spectral.axes.constants import memory_of
 from spectral.axes.labels import (
     BATCH,
     CHANNEL,
@@ -28,6 +27,7 @@ from spectral.axes.picks import drop_entry
 from spectral.axes.rules import ATTENTION, CROPS, JOINS, OVERLAYS, PRODUCTS
 from spectral.axes.tracker import FILLS, SIZES, AxisTracker, Order, Window
 from spectral.operators import operator_name
+from spectral.tensors import memory_of
 
 __all__ = [
     "ATTENTION",

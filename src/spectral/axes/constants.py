@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves, tree_map
 
-from spectral.tensors import TensorTable
+from spectral.tensors import MemoryTable, TensorTable, memory_of
 
 MOST_ENTRIES = 1 << 22
 _DEEPEST = 40  # operators after which a value is computed before it is asked for
@@ -58,8 +57,7 @@ class Constants:
     def __init__(self) -> None:
         self._recipes: TensorTable[_Recipe] = TensorTable()
         self._sharing: dict[int, list[weakref.ref[Tensor]]] = defaultdict(list)  # by their memory
-        self._wholes: dict[int, _Recipe] = {}  # by memory: what fills all of it
-        self._held: dict[int, Any] = {}
+        self._wholes: MemoryTable[_Recipe] = MemoryTable()  # what fills all of a memory
 
     def mark(self, standin: Tensor, value: Tensor) -> None:
         """Note what a tensor without data stands for."""
@@ -77,13 +75,12 @@ class Constants:
                 if changes:
                     self._overwrite(output, recipe)
                 elif memory_of(output) not in given and _fills_memory(output):
-                    self._wholes[memory_of(output)] = recipe
-                    self._held[memory_of(output)] = hold_number(output)
+                    self._wholes[output] = recipe
                 self._keep(output, recipe)
 
     def forget(self, x: Tensor) -> None:
         """Forget all tensors that share the memory of one that is overwritten."""
-        self._wholes.pop(memory_of(x), None)
+        self._wholes.pop(x)
         for reference in self._sharing.pop(memory_of(x), ()):
             other = reference()
             if other is not None:
@@ -107,13 +104,12 @@ class Constants:
 
     def _overwrite(self, x: Tensor, recipe: _Recipe) -> None:
         """Let what shares the memory of a tensor have the new values where they overlap."""
-        memory, place = memory_of(x), _place_of(x)
-        whole, sharing = self._wholes.get(memory), self._sharing.get(memory, ())
+        place, whole, sharing = _place_of(x), self._wholes.get(x), self._sharing.get(memory_of(x), ())
         others = [other for reference in sharing if (other := reference()) is not None]
         self.forget(x)
         if whole is None or place is None:
             return
-        whole = self._wholes[memory] = _Recipe(_write, (whole, place, recipe), entries=whole.entries)
+        whole = self._wholes[x] = _Recipe(_write, (whole, place, recipe), entries=whole.entries)
         for other in others:
             there = _place_of(other)
             if other is not x and there is not None:
@@ -130,32 +126,6 @@ class Constants:
         if not value.is_meta:
             return _Recipe(value=value)
         return self._recipes.get(value) or _Recipe(lost=True)
-
-
-def hold_number(x: Tensor) -> Any:
-    """Return what keeps `memory_of` a tensor from being another's, when the tensor and its memory are gone.
-
-    Without data, the next tensor that is made has the number of the one that was let go of last.
-
-    Example:
-        >>> x = torch.zeros(2, device="meta")
-        >>> number, held = memory_of(x), hold_number(x)
-        >>> del x
-        >>> memory_of(torch.zeros(2, device="meta")) == number
-        False
-    """
-    try:
-        return StorageWeakRef(x.untyped_storage())
-    except (NotImplementedError, RuntimeError, ValueError):  # its number is its own
-        return x
-
-
-def memory_of(x: Tensor) -> int:
-    """Return a number that is the same for all views of one tensor, as long as any of them lives."""
-    try:
-        return int(x.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError, ValueError):  # sparse tensors, lazy ones and some others
-        return id(x)
 
 
 def _compute(recipe: _Recipe) -> Tensor | None:

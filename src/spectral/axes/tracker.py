@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
-from typing import Any
 
 from torch import Tensor
 
 from spectral.axes.calls import Call, is_lattice
-from spectral.axes.constants import Constants, hold_number, memory_of
+from spectral.axes.constants import Constants
 from spectral.axes.labels import (
     BATCH,
     CHANNEL,
@@ -39,7 +38,7 @@ from spectral.axes.rules import PRODUCTS, apply_rule
 from spectral.axes.sums import find_factors
 from spectral.axes.windows import mark_uneven
 from spectral.operators import Decimation
-from spectral.tensors import TensorTable
+from spectral.tensors import MemoryTable, TensorTable, memory_of
 
 # They give other numbers than those of the tensor that they take the size from.
 SIZES = {
@@ -120,8 +119,8 @@ class AxisTracker:
         self._fixed: TensorTable[bool] = TensorTable()
         self._outside: TensorTable[bool] = TensorTable()
         self._entries: TensorTable[_Entry] = TensorTable()
-        self._filled: dict[int, Any] = {}  # memories, and what holds their numbers
-        self._held: dict[int, Any] = {}
+        self._filled: MemoryTable[bool] = MemoryTable()
+        self._taken_apart: MemoryTable[bool] = MemoryTable()  # of which there are entries
         self._images = 0  # in the batch
         self._order, self.reordered = order or {}, None
         self._first: tuple[
@@ -161,7 +160,7 @@ class AxisTracker:
 
     def comes_from_image(self, x: Tensor) -> bool:
         """Whether a tensor was computed from the image; parameters and tables of positions are not."""
-        return x in self._labels or (bool(self._filled) and memory_of(x) in self._filled)
+        return x in self._labels or x in self._filled
 
     def labels(self, x: Tensor) -> Labels:
         """Return the labels of a tensor; all "?" where nothing is known."""
@@ -317,7 +316,7 @@ class AxisTracker:
             x, axis = a["self"], a["dim"] % a["self"].ndim
             whole = self.labels(x)[axis]
             chosen = [a["index"] % x.shape[axis]] if "index" in a else range(x.shape[axis])
-            self._held[memory_of(x)] = hold_number(x)
+            self._taken_apart[x] = True
             for index, y in zip(chosen, call.outputs, strict=True):
                 self._entries[y] = _Entry(memory_of(x), axis, index, whole)
             return
@@ -351,7 +350,7 @@ class AxisTracker:
             self._fixed[x] = True
             self.constants.mark(x, original)
             return
-        if memory_of(x) in self._filled or x.ndim < 3:
+        if x in self._filled or x.ndim < 3:
             self._outside[x] = True
         elif tuple(x.shape) in self._maps:
             self._labels[x] = self._maps[tuple(x.shape)]
@@ -375,7 +374,7 @@ class AxisTracker:
 
     def _fill(self, target: Tensor, sources: Sequence[Tensor]) -> None:
         """Let a constant that is filled with the image be one: its other views read it too."""
-        self._filled[memory_of(target)] = hold_number(target)
+        self._filled[target] = True
         self.constants.forget(target)
         source = next((x for x in sources if self.comes_from_image(x) and x.ndim == target.ndim), None)
         if source is None:
