@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ import pandas as pd
 import pytest
 
 from spectral import analysis, schema, study
+from spectral.budget import schema as budget
 from spectral.budget.summary import SUMMARY as BUDGET
 from spectral.codebook import ENDINGS, ENTRIES, describe_column, list_columns, make_codebook
 from spectral.errors import SpectralError
+from spectral.figures import FIGURES
+from spectral.figures.answers import ANSWERS
 from spectral.lineage import verify_below
+from spectral.stability import attribution, equivariance, scores, summary
 
 RESULTS = Path(__file__).parents[1] / "results" / "reference"
 FOLDERS = sorted({path.parent for path in RESULTS.rglob("*.csv")})
@@ -39,6 +44,22 @@ def test_every_column_of_the_results_has_an_entry(folder):
 @pytest.mark.parametrize("table", WRITTEN)
 def test_every_column_that_is_written_has_an_entry(table):
     for column in WRITTEN[table]:
+        describe_column(column)
+
+
+@pytest.mark.parametrize("figure", [*FIGURES, *ANSWERS])
+def test_every_column_that_is_drawn_has_an_entry(figure):
+    columns = ANSWERS[figure][0] if figure in ANSWERS else chain(*FIGURES[figure].columns.values())
+    for column in columns:
+        describe_column(column)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [attribution.COLUMNS, equivariance.COLUMNS, scores.COLUMNS, summary.COLUMNS, budget.COLUMNS],
+)
+def test_every_column_of_an_analysis_has_an_entry(columns):
+    for column in columns:
         describe_column(column)
 
 
