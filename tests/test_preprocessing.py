@@ -255,6 +255,26 @@ def test_processors_do_what_is_read_of_them(name, settings, tmp_path):
         torch.testing.assert_close(read_preparation(asked)(unit(image)), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_an_image_processor_within_another_tells_too(tmp_path):
+    processor = pytest.importorskip("transformers").CLIPImageProcessor(image_std=[0.5, 0.25, 0.125])
+    whole = {"image_processor": processor.to_dict(), "processor_class": "CLIPProcessor"}
+    (tmp_path / "processor_config.json").write_text(json.dumps(whole))
+    theirs = nn.Flatten()
+    theirs.config = SimpleNamespace(_name_or_path=str(tmp_path))
+    found = find_preparation(theirs)
+    assert (found.std, found.size) == (pytest.approx((0.5, 0.25, 0.125)), (224, 224))
+    assert found.mean == pytest.approx(tuple(processor.image_mean))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "3", '{"image_processor": 3}', "{}"])
+def test_a_processor_s_file_of_nothing_known(content, tmp_path):
+    (tmp_path / "processor_config.json").write_text(content)
+    (tmp_path / "preprocessor_config.json").write_text(content)
+    theirs = nn.Flatten()
+    theirs.config = SimpleNamespace(_name_or_path=str(tmp_path))
+    assert find_preparation(theirs).assumed
+
+
 def test_a_network_of_timms_in_transformers_tells_as_timms_do(tmp_path):
     transformers = pytest.importorskip("transformers")
     facts = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.25, 0.125], "input_size": [3, 64, 48]}

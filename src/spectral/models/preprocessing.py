@@ -22,7 +22,8 @@ from spectral.models.fetching import find_in_hub_cache
 from spectral.models.info import IMAGENET, Preprocessing, model_info
 
 NONE = "none"
-PROCESSOR_FILE = "preprocessor_config.json"
+# Of an image processor alone, and of one with what else a network takes, as words: then it is a part of it.
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 FORMS = (
     "(mean, std), a timm configuration, torchvision transforms or weights, an image processor of "
     "transformers, a function, 'imagenet' or 'none'"
@@ -234,21 +235,21 @@ def _read_processor_file(model: nn.Module) -> Preparation | None:
     where = _get(_get(model, "config"), "_name_or_path")
     if not isinstance(where, str) or not where:
         return None
-    path: Path | None = Path(where).expanduser() / PROCESSOR_FILE
-    if path is not None and not path.is_file():
-        path = _find_in_cache(where)
-    if path is None:
-        return None
-    try:
-        described = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return _read_processor(described, f"{where}/{PROCESSOR_FILE}")
+    for name in PROCESSOR_FILES:
+        path: Path | None = Path(where).expanduser() / name
+        if path is not None and not path.is_file():
+            path = _find_in_cache(where, name)
+        with suppress(OSError, ValueError):
+            described = None if path is None else json.loads(path.read_text())
+            found = _read_processor(_get(described, "image_processor") or described, f"{where}/{name}")
+            if found is not None:
+                return found
+    return None
 
 
-def _find_in_cache(repository: str) -> Path | None:
+def _find_in_cache(repository: str, name: str) -> Path | None:
     try:
-        return find_in_hub_cache(repository, PROCESSOR_FILE)
+        return find_in_hub_cache(repository, name)
     except ValueError:  # no name that a repository could have
         return None
 
