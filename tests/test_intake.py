@@ -208,6 +208,37 @@ def test_values_in_the_unit_interval_are_pointed_out_wherever_they_are(holder):
     assert not any("in [0, 1]" in one for one in fed(net(), HOLDERS[holder](x))[2])
 
 
+@pytest.mark.parametrize(
+    "make", [lambda x: x, lambda x: x.transpose(0, 2, 3, 1), lambda x: x[:, 0], lambda x: x[:, :1]]
+)
+def test_arrays_of_pixels_in_a_list_are_as_in_one_array(make):
+    x = make(pixels(3, 3, 9, 10))
+    expected = x[:, None] if x.ndim == 3 else x if x.shape[-1] != 3 else x.transpose(0, 3, 1, 2)
+    for given in (list(x), iter(x if x.ndim > 3 else x[..., None])):
+        _, image, _ = fed(net(), given, pixels=True, preprocessing="none")
+        torch.testing.assert_close(image, torch.from_numpy(expected / np.float32(255)).expand(3, 3, 9, 10))
+
+
+@pytest.mark.parametrize("shape", [(5, 9, 10), (9, 10, 5), (0, 9, 3)])
+def test_an_array_in_a_list_that_is_no_image_is_refused(shape):
+    with pytest.raises(SpectralError, match=r"expected 8-bit images \(H, W\), .* got an array of shape"):
+        Feed(net(), [pixels(*shape)], caller="test")
+
+
+def test_three_planes_of_pixels_are_said_to_be_one_image():
+    _, image, said = fed(net(1), pixels(3, 9, 10), preprocessing="none")
+    assert len(image) == 1
+    assert "taken as one image of 3 channels; add an axis" in said[0]
+    assert len(fed(net(1), pixels(3, 1, 9, 10), preprocessing="none")[1]) == 3
+
+
+def test_masked_pixels_are_refused():
+    x = pixels(2, 9, 10, 3)
+    with pytest.raises(SpectralError, match="test: the array has masked values; fill them"):
+        Feed(net(), np.ma.masked_array(x, x > 250), caller="test")
+    assert len(Feed(net(), np.ma.masked_array(x), caller="test").images) == 2
+
+
 # Several inputs --------------------------------------------------------------------------------------------
 
 

@@ -157,6 +157,8 @@ def _open_values(source: str | os.PathLike[str], caller: str) -> Any:
 
 
 def _read_array(array: np.ndarray[Any, Any], caller: str) -> Any:
+    if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+        raise SpectralError(f"{caller}: the array has masked values; fill them (.filled()) or leave them out")
     if array.dtype == np.uint8:
         return read_pixels(array)
     if not np.issubdtype(array.dtype, np.floating) and not np.issubdtype(array.dtype, np.complexfloating):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spectral.data.decode import to_rgb
 from spectral.data.imageset import ImageItem, ImageSet
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, warn
 from spectral.network import CHANNELS
 
 WHITE = 255
@@ -92,20 +92,28 @@ def read_pixels(array: npt.NDArray[np.uint8]) -> PixelImages:
         return PixelImages(pixels[None, None])
     if last:
         return PixelImages(pixels.movedim(-1, 0)[None])
+    if first and pixels.shape[0] > 1:
+        warn(
+            f"8-bit pixels of shape {array.shape} are taken as one image of {array.shape[0]} channels; add "
+            f"an axis, as pixels[:, None], where they are {array.shape[0]} gray ones"
+        )
     return PixelImages(pixels[None] if first else pixels[:, None])
 
 
 def make_picture_set(
     pictures: Sequence[Any], source: str, labels: Sequence[int | None] | None = None
 ) -> ImageSet:
-    """Make a set of images of PIL images, or of arrays (H, W), (H, W, C) of 8-bit pixels.
+    """Make a set of images of PIL images, or of arrays (H, W), (H, W, C), (C, H, W) of 8-bit pixels.
+
+    Raises:
+        SpectralError: if an array can't be one.
 
     Example:
         >>> make_picture_set([Image.new("L", (8, 6)), Image.new("RGB", (4, 4))], "images")
         ImageSet('images', 2 images, size=None)
     """
     opened = [
-        picture if isinstance(picture, Image.Image) else Image.fromarray(np.asarray(picture))
+        picture if isinstance(picture, Image.Image) else _make_picture(np.asarray(picture))
         for picture in pictures
     ]
     known = [None] * len(opened) if labels is None else labels
@@ -114,6 +122,20 @@ def make_picture_set(
         for i, (picture, label) in enumerate(zip(opened, known, strict=True))
     ]
     return ImageSet(source, items)
+
+
+def _make_picture(array: npt.NDArray[np.uint8]) -> Image.Image:
+    shape = array.shape
+    if array.ndim == 3 and shape[0] in CHANNELS and shape[-1] not in CHANNELS:
+        array = np.moveaxis(array, 0, -1)
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.size == 0 or (array.ndim == 3 and array.shape[-1] not in (*CHANNELS, 2)):
+        raise SpectralError(
+            f"expected 8-bit images (H, W), (H, W, C) or (C, H, W), of 1, 3 or 4 channels, got an array of "
+            f"shape {shape}"
+        )
+    return Image.fromarray(np.ascontiguousarray(array))
 
 
 def describe_picture(
