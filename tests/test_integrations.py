@@ -41,7 +41,9 @@ def expected_avr(net: nn.Module, batch: int) -> float:
 
 
 def hooks_of(net: nn.Module) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules())
+    return sum(
+        len(m._forward_hooks) + len(m._forward_pre_hooks) + ("forward" in vars(m)) for m in net.modules()
+    )
 
 
 def read_events(folder: Path) -> dict[str, list[float]]:
@@ -231,6 +233,24 @@ def test_trainer_logs_what_measure_measures(trainer_of, tmp_path, monkeypatch):
     logged = read_events(tmp_path)
     (tag,) = (tag for tag in logged if tag.endswith("aliasing/mean/dense/avr"))
     assert logged[tag] == pytest.approx(expected, rel=1e-5)
+    assert hooks_of(model) == 0
+
+
+@pytest.mark.slow
+def test_a_training_that_failed_can_be_left_without_hooks(trainer_of):
+    from spectral.integrations import AliasingTrainerCallback
+
+    class Failing(Classifier):
+        def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+            raise ValueError("out of luck")
+
+    model = Failing()
+    trainer = trainer_of(model)
+    callback = AliasingTrainerCallback(SIDE, module="net").add_to(trainer)
+    with pytest.raises(ValueError, match="out of luck"):
+        trainer.train()
+    assert hooks_of(model) > 0
+    callback.detach()
     assert hooks_of(model) == 0
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
+import pickle
+import warnings
 
 import pytest
 import torch
@@ -104,6 +107,78 @@ def test_silent_images_are_left_out_of_the_means():
         assert monitor.values()["0/dense/avr"] == pytest.approx(alone, rel=1e-6)
         net(torch.zeros(1, 1, 8, 8))
         assert monitor.values()["0/dense/avr"] != monitor.values()["0/dense/avr"], "NaN, not 'no aliasing'"
+
+
+@pytest.mark.parametrize("deferred", [None, True])
+def test_a_batch_that_is_not_finite_does_not_end_the_training(deferred):
+    """A scaled loss skips such steps; an error in the forward pass ended the run."""
+    net = make()
+    x = image(2, 3, 16, 16)
+    with AliasingMonitor(net, find_sites(net, 16), deferred=deferred) as monitor:
+        net(x)
+        names = list(monitor.values())
+        for _ in range(2):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                net(torch.full_like(x, torch.inf))
+            assert list(monitor.values()) == names
+            assert all(math.isnan(value) for value in monitor.values().values())
+        assert not caught, "said once"
+        net(x)
+        assert not any(math.isnan(value) for value in monitor.values().values())
+    with (
+        AliasingPenalty(net, find_sites(net, 16), deferred=deferred),
+        pytest.raises(SpectralError, match=r"AliasingPenalty: site '0': .* NaN or infinite"),
+    ):
+        net(torch.full_like(x, torch.inf))
+
+
+def test_a_site_called_mean_keeps_its_numbers():
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mean, self.rest = nn.Conv2d(3, 4, 3, 2), nn.Conv2d(4, 4, 3, 2)
+
+        def forward(self, x):
+            return self.rest(self.mean(x))
+
+    net = Encoder()
+    with AliasingMonitor(net, find_sites(net, 16), ("avr",)) as monitor:
+        net(image(2, 3, 16, 16))
+        own, rest, mean = (monitor.values()[f"{name}/dense/avr"] for name in ("mean@0", "rest", "mean"))
+    assert mean == pytest.approx((own + rest) / 2, rel=1e-6)
+    assert own != pytest.approx(rest, rel=1e-3)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_of_monitors_hang_on_no_network(again):
+    """As an average of weights copies a network that holds its penalty."""
+    net = make()
+    with (
+        AliasingMonitor(net, find_sites(net, 16)) as monitor,
+        AliasingPenalty(net, find_sites(net, 16)) as penalty,
+    ):
+        net(image(2, 3, 16, 16))
+        copied, other = again(monitor), again(penalty)
+        before = monitor.values()
+        net(image(2, 3, 16, 16, seed=1))
+        assert copied.values() == before != monitor.values()
+        assert not copied.enabled
+        with pytest.raises(SpectralError, match="hasn't run"):
+            other.value()
+        copied.remove_hooks()
+        assert monitor.enabled
+
+
+def test_a_stride_that_was_set_since_is_refused():
+    """The numbers were of neither stride."""
+    for layer in (nn.Conv2d(3, 4, 3, 2, 1), nn.AvgPool2d(2)):
+        net = nn.Sequential(layer)
+        with AliasingMonitor(net, find_sites(net, 16)):
+            net(image(2, 3, 16, 16))
+            layer.stride = (4, 4)
+            with pytest.raises(SpectralError, match="site '0' isn't what runs there; call find_sites"):
+                net(image(2, 3, 16, 16))
 
 
 @pytest.mark.parametrize("metric", ["am_relative", "am", "alias_power_ratio", "avr", "avr_separable"])

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectral.errors import SpectralError, suggest
+from spectral.errors import NotFiniteError, SpectralError, suggest
 from spectral.metrics import FAINT, divide, rounding_floor
 from spectral.numerics.cache import remember
 from spectral.numerics.lattice import Lattice, analyse_axis, decimate, prefers_transform, synthesise_axis
@@ -153,7 +153,7 @@ def measure_bands(
     analysis, maps = _prepare(maps, stride, phase, size, metrics)
     statistics = analysis.sum_maps(maps)
     if bool(statistics.broken.any()):
-        raise SpectralError(NOT_FINITE)
+        raise NotFiniteError(NOT_FINITE)
     return analysis.resolve(maps, statistics)
 
 

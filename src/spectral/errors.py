@@ -23,6 +23,10 @@ class ForwardError(SpectralError):
     """A network's own forward fails on what it is called with."""
 
 
+class NotFiniteError(SpectralError):
+    """A map has values that aren't finite, or overflow when squared."""
+
+
 class StorageError(SpectralError):
     """A file or folder that can't be written or read, or isn't what was written.
 

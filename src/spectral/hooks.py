@@ -319,6 +319,7 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         roll = frame.record.roll
         layer = roll.find(frame, "layer")
         if layer is not None:
+            check_site(layer, module)
             entering, dense = frame.input, partial(call_dense, frame)
             assert entering is not None
             if module.axes == 1:  # a signal is a map of one row
@@ -328,6 +329,7 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
                 self._deliver(layer, frame, entering, output, decimation)
         site = roll.find(frame, "operator")
         if site is not None:
+            check_site(site, module)  # a stride may have been set since
             weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
             x = frame.input
             assert x is not None

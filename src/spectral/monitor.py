@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from spectral.capture import Capture, Tap
-from spectral.errors import SpectralError, suggest
+from spectral.errors import NotFiniteError, SpectralError, suggest, warn
 from spectral.graph import is_reentrant
 from spectral.hooks import FeatureExtractor
 from spectral.measurement import ALIAS_METRICS, AVR_METRICS, OPEN, SITE_METRICS, measure_capture
+from spectral.measurement.captures import choose_taps
 from spectral.numerics.precision import require_double
 from spectral.sites import Site
 
@@ -49,7 +50,7 @@ class _Attached:
         measurable = [site for site in sites if site.measurable]
         if not measurable:
             raise SpectralError(f"{caller}: there is no site that can be measured; pass those of find_sites")
-        self._extractor = FeatureExtractor(
+        self._extractor: FeatureExtractor | None = FeatureExtractor(
             model,
             measurable,
             tap="dense",
@@ -62,16 +63,22 @@ class _Attached:
 
     def remove_hooks(self) -> None:
         """Detach from the model; what was measured last stays readable."""
-        self._extractor.remove_hooks()
+        if self._extractor is not None:
+            self._extractor.remove_hooks()
 
     @property
     def enabled(self) -> bool:
         """Whether forward passes are measured; may be set."""
-        return self._extractor.enabled
+        return self._extractor is not None and self._extractor.enabled
 
     @enabled.setter
     def enabled(self, value: bool) -> None:
-        self._extractor.enabled = value
+        if self._extractor is not None:
+            self._extractor.enabled = value
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has, which hangs on no model: networks that hold a monitor are copied too."""
+        return {**self.__dict__, "_extractor": None, "_open": []}
 
     def __enter__(self) -> Self:
         return self
@@ -92,12 +99,24 @@ class _Attached:
         """Keep what was measured at a site, in place of what was before; nothing if it can't be known."""
         raise NotImplementedError
 
+    def _measure(self, capture: Capture) -> None:
+        """Measure a site now, whatever rounding leaves open."""
+        try:
+            found = measure_capture(capture, self._metrics, self._taps)
+        except NotFiniteError as error:
+            found = self._meet_infinite(capture.site.name, error)
+        self._keep(capture.site.name, found)
+
+    def _meet_infinite(self, site: str, error: NotFiniteError) -> dict[tuple[str, str], Tensor]:
+        """Say what is kept of a map that isn't finite."""
+        raise SpectralError(f"{type(self).__name__}: site {site!r}: {error}") from error
+
     def _reduce(self, capture: Capture) -> None:
         name = capture.site.name
         deferred = capture.input.device.type != "cpu" if self._deferred is None else self._deferred
         # What is made in inference mode doesn't tell whether it was altered since.
         if not deferred or name in self._at_once or capture.input.is_inference():
-            self._keep(name, measure_capture(capture, self._metrics, self._taps))
+            self._measure(capture)
             return
         found = measure_capture(capture, self._metrics, self._taps, "fast")
         marks = [values for (_, metric), values in found.items() if metric == OPEN]
@@ -117,7 +136,7 @@ class _Attached:
                 self._at_once.add(capture.site.name)
                 self._keep(capture.site.name, {})
             else:
-                self._keep(capture.site.name, measure_capture(capture, self._metrics, self._taps))
+                self._measure(capture)
 
 
 class AliasingMonitor(_Attached):
@@ -126,7 +145,8 @@ class AliasingMonitor(_Attached):
     Attach it before training; it costs nothing in the forward passes between measured ones.
 
     Args:
-        model: the network that is trained; its modes, outputs and gradients stay as they are.
+        model: the network that is trained; its modes, outputs and gradients stay as they are. A copy of a
+            monitor hangs on no network.
         sites: from `find_sites`; those that can't be measured are left out.
         metrics: site metrics as in `measure`: avr, am, am_relative, alias_power_ratio, …
         taps: where AVR is taken.
@@ -159,12 +179,14 @@ class AliasingMonitor(_Attached):
             raise SpectralError(f"AliasingMonitor: every must be ≥ 1, got {every}")
         self._every, self._passes = every, 0
         self._latest: dict[str, Tensor] = {}
+        self._warned: set[str] = set()
         super().__init__(model, sites, metrics, taps, SITE_METRICS, detach=True, deferred=deferred)
 
     def values(self) -> dict[str, float]:
         """Return ``site/tap/metric`` → mean over the images of the latest measured batch, and over sites.
 
-        Images whose map is silent are left out; a map that is silent in all of them gives NaN.
+        Images whose map is silent are left out; a map that is silent in all of them gives NaN, and so does
+        one that isn't finite in any. A site that is called ``mean`` itself is ``mean@0`` here.
         """
         kinds: dict[str, list[float]] = {}
         latest = _fetch(self._latest)
@@ -180,16 +202,22 @@ class AliasingMonitor(_Attached):
             self._latest = {}
         return wanted
 
+    def _meet_infinite(self, site: str, error: NotFiniteError) -> dict[tuple[str, str], Tensor]:
+        """Leave the training alone, which may get over it: a scaled loss skips such steps."""
+        if site not in self._warned:
+            self._warned.add(site)
+            warn(f"AliasingMonitor: site {site!r} has no numbers in this batch: {error}")
+        return {}
+
     def _keep(self, site: str, found: Mapping[tuple[str, str], Tensor]) -> None:
-        if not found:
-            self._latest = {
-                name: torch.full_like(value, torch.nan) if name.startswith(f"{site}/") else value
-                for name, value in self._latest.items()
-            }
-        for (tap, metric), values in found.items():
-            if metric != "power":
-                loud = values.double().where(found[tap, "power"] > 0, torch.nan)
-                self._latest[f"{site}/{tap}/{metric}"] = loud.nanmean()
+        own = "mean@0" if site == "mean" else site
+        for tap, metrics in choose_taps(self._metrics, self._taps).items():
+            for metric in metrics:
+                values = (
+                    found[tap, metric].double() if found else torch.full((1,), torch.nan, dtype=torch.float64)
+                )
+                loud = values.where(found[tap, "power"] > 0, torch.nan) if found else values
+                self._latest[f"{own}/{tap}/{metric}"] = loud.nanmean()
 
 
 def _fetch(values: Mapping[str, Tensor]) -> dict[str, float]:
@@ -259,6 +287,10 @@ class AliasingPenalty(_Attached):
                 "AliasingPenalty: the latest forward pass kept no gradients; run it outside torch.no_grad()"
             )
         return total
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has: no terms, whose graphs are of the network."""
+        return {**super().__getstate__(), "_terms": None, "_cut_off": None}
 
     def _begin(self) -> bool:
         self._terms, self._cut_off = {}, None

@@ -21,6 +21,9 @@ class AliasingTrainerCallback(TrainerCallback):
     Callbacks are asked in their order, and those of ``report_to`` come before one that is passed as
     ``callbacks=[…]``: they then miss the numbers, and a warning says so. `add_to` puts this one first.
 
+    The Trainer tells no callback of an exception: after one, `detach` takes the hooks off the network. A new
+    training does so by itself.
+
     Args:
         example: an image size, or what else `find_sites` takes; not needed with ``sites``.
         options: of `Watch`: ``sites``, ``module``, ``metrics``, ``taps``, ``every``, ``prefix``.
@@ -47,6 +50,10 @@ class AliasingTrainerCallback(TrainerCallback):
         callbacks.insert(0, callbacks.pop(callbacks.index(self)))
         self._first = True
         return self
+
+    def detach(self) -> None:
+        """Take the hooks off the network, after a training that failed."""
+        self.watch.detach()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
