@@ -629,6 +629,42 @@ def test_a_network_in_another_precision_is_tuned_in_single(dtype, tmp_path):
     assert next(model.parameters()).dtype == dtype
 
 
+class Dictionary(nn.Module):
+    """Gives its scores as networks of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": self.net(x)}
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (Dictionary(), r"expected class scores \(B, classes\) from Dictionary, it gives dict of logits"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(5, 10)), r"fails on an image of \(1, 3, 8, 8\): .*shapes"),
+        (
+            nn.Sequential(nn.Flatten(), nn.LazyLinear(10)),
+            "no weights to tune, or none before it has run once",
+        ),
+        (nn.Flatten(), "no weights to tune"),
+    ],
+    ids=["dictionary", "size", "lazy", "empty"],
+)
+@pytest.mark.filterwarnings("ignore::spectral.errors.SpectralWarning")
+def test_a_network_that_such_images_cant_tune_is_one_sentence(start, message, tmp_path):
+    with pytest.raises(SpectralError, match=message):
+        train("own", random_set(), random_set(), tmp_path, SHORT, progress=False, start=start)
+
+
+def test_images_to_test_on_are_of_the_size_of_those_to_train_on(tmp_path):
+    """A network that takes any size was tested on another scale than it was trained on, without a word."""
+    with pytest.raises(SpectralError, match=r"of \(3, 8, 8\), those to test on of \(3, 12, 12\)"):
+        train("resnet8-w4", random_set(), random_set(size=12), tmp_path, SHORT, progress=False)
+
+
 def test_a_tuned_network_keeps_the_numbers_of_its_classes(tmp_path):
     """Three of its ten classes are in the data, in another order."""
     base = load_model("bundled/resnet20")

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
@@ -24,6 +25,7 @@ from spectral.models.architectures import build, family_of
 from spectral.models.checkpoint import hash_state
 from spectral.models.preprocessing import explain_assumption, find_preparation
 from spectral.network import evaluation_mode
+from spectral.network.outputs import describe_output
 from spectral.numerics.memory import move_for_training
 from spectral.ranks import Ranks, find_ranks, hold, shared
 from spectral.training.attack import attack_batch
@@ -71,8 +73,9 @@ def train(
 
     Raises:
         SpectralError: if ``out`` holds the state of another run or a damaged one, the data has more than ten
-            classes or more than the network has outputs, ranks see different data, or the loss stops being
-            finite.
+            classes or more than the network has outputs, its two parts are of different sizes, the network
+            doesn't take such images or gives no class scores, ranks see different data, or the loss stops
+            being finite.
         BrokenJobError: if a rank ends, or fails as nobody foresaw.
     """
     ranks = find_ranks()
@@ -96,6 +99,11 @@ def _train(
     ranks: Ranks,
 ) -> dict[str, Any]:
     """Train in a folder that nobody else writes to."""
+    sizes = [tuple(part.images.shape[1:]) for part in (train_set, test_set)]
+    if sizes[0] != sizes[1]:
+        raise SpectralError(
+            f"train: images to train on are of {sizes[0]}, those to test on of {sizes[1]}; resize one of them"
+        )
     if len(train_set.classes) > NUM_CLASSES:
         raise SpectralError(
             f"train: our architectures have {NUM_CLASSES} outputs, the data has "
@@ -206,10 +214,26 @@ def _number_as(
 
 def _copy_to_tune(start: nn.Module, data: LabelledImages, normalise: Normalisation) -> nn.Module:
     """Copy a network to fine-tune, if it is one for such images."""
+    device = next((weight.device for weight in start.parameters()), None)
+    if device is None or any(is_lazy(weight) for weight in start.parameters()):
+        raise SpectralError(
+            f"train: {type(start).__name__} has no weights to tune, or none before it has run once"
+        )
     model = copy.deepcopy(start).float().requires_grad_(True)
-    with evaluation_mode(model), torch.no_grad():
-        images = normalize(data.images[:1], normalise)
-        logits = model(images.to(next(model.parameters()).device))
+    image = normalize(data.images[:1], normalise).to(device)
+    try:
+        with evaluation_mode(model), torch.no_grad():
+            logits = model(image)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise SpectralError(
+            f"train: {type(start).__name__} fails on an image of {tuple(image.shape)}: "
+            f"{next(iter(str(error).splitlines()), type(error).__name__)}"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise SpectralError(
+            f"train: expected class scores (B, classes) from {type(start).__name__}, it gives "
+            f"{describe_output(logits)}; wrap it in a module that returns them"
+        )
     outputs, classes = logits.shape[-1], len(data.classes)
     if not classes <= outputs <= max(classes, NUM_CLASSES):
         raise SpectralError(
