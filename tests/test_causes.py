@@ -13,7 +13,7 @@ import torchvision
 from torch import Tensor, nn
 
 import spectral
-from spectral.causes import SOURCES, Cause, find_causes, idealize
+from spectral.causes import SOURCES, Cause, find_causes, find_upsampling, idealize
 from spectral.errors import SpectralError
 
 
@@ -590,3 +590,36 @@ def test_networks_with_every_remedy_have_no_cause_left_but_their_rest():
     assert shares["unexplained"] == pytest.approx(shares["total"])
     left = spectral.load_model("bundled/resnet8@random+alias-free")
     assert {cause.source for cause in spectral.find_causes(left, 32)} == {"decimation", "border"}
+
+
+class ChannelsLast(nn.Module):
+    """Takes images (B, H, W, C), and turns them round first."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x.permute(0, 3, 1, 2))
+
+
+def test_images_with_their_channels_last_have_the_same_causes():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2, 1),
+        nn.BatchNorm2d(4),
+        nn.GELU(),
+        nn.Upsample(scale_factor=2),
+        nn.MaxPool2d(3, 2, 1),
+    ).eval()
+    x = torch.rand(2, 3, 16, 24)
+    turned, last = x.permute(0, 2, 3, 1).contiguous(), ChannelsLast(net)
+    causes, found = find_causes(net, x[:1]), find_causes(last, turned[:1])
+    assert [(c.source, c.op, c.reason) for c in found] == [(c.source, c.op, c.reason) for c in causes]
+    with torch.no_grad(), idealize(net) as one:
+        ideal = one(x)
+    with torch.no_grad(), idealize(last) as other:
+        assert torch.allclose(other(turned), ideal, atol=1e-6)
+    assert [up.factor for up in find_upsampling(last, turned[:1])] == [
+        up.factor for up in find_upsampling(net, x[:1])
+    ]

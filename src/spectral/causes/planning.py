@@ -10,11 +10,20 @@ from typing import Literal
 from torch import Tensor, nn
 
 from spectral.causes.cause import Cause, Source
-from spectral.causes.watching import CONVOLUTIONS, MAXIMA, MEANS, FunctionCall, Key, LayerCall, Watcher
+from spectral.causes.watching import (
+    CONVOLUTIONS,
+    MAXIMA,
+    MEANS,
+    FunctionCall,
+    Key,
+    LayerCall,
+    Watcher,
+    watch_calls,
+)
 from spectral.causes.windows import as_convolution, list_entries, name_parameters, read_windows
 from spectral.errors import SpectralError
 from spectral.inputs import Example
-from spectral.sites import Site, watch_reductions
+from spectral.sites import Site
 
 Handler = Literal["window", "transposed", "pad", "index", "adaptive", "pointwise", "carry"]
 
@@ -76,14 +85,7 @@ def make_plan(model: nn.Module, example: Example) -> Plan:
     Raises:
         SpectralError: if the model can't be watched, its forward fails, or it has no map.
     """
-    watchers: list[Watcher] = []
-
-    def watch(copy: nn.Module) -> Watcher:
-        watchers.append(Watcher(copy))
-        return watchers[-1]
-
-    sites = watch_reductions(model, example, watch)
-    watcher = watchers[-1]
+    watcher, sites = watch_calls(model, example)
     if not watcher.calls:
         raise SpectralError(
             f"{type(model).__name__} computes no map of the image, with rows and columns: nothing in it "

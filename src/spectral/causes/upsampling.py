@@ -9,9 +9,8 @@ from fractions import Fraction
 from torch import nn
 
 from spectral.causes.planning import WRITING, name_calls
-from spectral.causes.watching import FunctionCall, Key, Watcher
+from spectral.causes.watching import FunctionCall, Key, watch_calls
 from spectral.inputs import Example
-from spectral.sites import watch_reductions
 
 _KINDS = {
     "conv_transpose": "transposed_conv", "interpolate": "resize", "upsample": "resize",
@@ -72,14 +71,7 @@ def find_upsampling(model: nn.Module, example: Example) -> list[Upsampling]:
         >>> [(place.name, place.op, place.output_size) for place in find_upsampling(net, 16)]
         [('1', 'resize', (16, 16))]
     """
-    watchers: list[Watcher] = []
-
-    def watch(copy: nn.Module) -> Watcher:
-        watchers.append(Watcher(copy))
-        return watchers[-1]
-
-    watch_reductions(model, example, watch)
-    watcher = watchers[-1]
+    watcher, _ = watch_calls(model, example)
     finer = _drop_unfinished([call for call in watcher.calls if call.finer])
     names = name_calls(finer, watcher.called)
     return [_describe(call, names[call.key]) for call in finer]

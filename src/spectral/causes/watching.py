@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from spectral.axes import AxisTracker, Call, find_step, memory_of, operator_name
+from spectral.axes import AxisTracker, Call, Order, find_step, memory_of, operator_name
 from spectral.causes.rules import Finding, find_finer, judge, read_axes, slides_over_places
 from spectral.discovery.record import is_image, keeps_lattice, knows_dense_map
+from spectral.inputs import Example
 from spectral.numerics.finer import Axes
 from spectral.places import Steps
 from spectral.recorder import Operation, Recorder
+from spectral.sites import Site, watch_reductions
 from spectral.standin import find_original
 from spectral.tensors import TensorTable
 from spectral.tracker import Frame, Scope, Tracker
@@ -168,6 +170,10 @@ class Turns:
 class Watcher(Scope):
     """Watches one pass of a copy of a model.
 
+    Args:
+        model: the copy.
+        order: what the axes of the images are, as for `AxisTracker`.
+
     Attributes:
         calls: what it saw of functions on maps, in their order.
         layers: calls of layers of this package that know their dense map.
@@ -176,13 +182,13 @@ class Watcher(Scope):
         keys: of every call of a function, on maps or not.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, order: Order | None = None) -> None:
         self.keys: set[Key] = set()
         self.calls: list[FunctionCall] = []
         self.layers: list[LayerCall] = []
         self.strays: list[tuple[str, str, str]] = []
         self.called: Counter[str] = Counter()
-        self._axes = AxisTracker(find_original, lambda x, before: None)
+        self._axes = AxisTracker(find_original, lambda x, before: None, order=order)
         self._axes.mark_learned(model.parameters())
         self._modules = Tracker(dict(model.named_modules()), begin=self._begin, end=self._end)
         self._operators = Recorder(self._modules.frames, self._note_operation, self._note)
@@ -192,6 +198,11 @@ class Watcher(Scope):
         self._wrapped: TensorTable[Any] = TensorTable()
         self._padded: TensorTable[_Pads] = TensorTable()
         self._own: list[Frame] = []  # calls of layers that are no operators but one of their own
+
+    @property
+    def reordered(self) -> Order | None:
+        """What the axes of the images are, if the pass has shown that it isn't what was assumed."""
+        return self._axes.reordered
 
     def _enter(self, stack: ExitStack) -> None:
         for watched in (self._modules, FunctionMode(self.run), self._operators.listening()):
@@ -346,6 +357,28 @@ class Watcher(Scope):
             frame = self._modules.frames[-1]
             what = finding.reason or "it runs as no torch function, so nothing can run in its place"
             self.strays.append((frame.path, operator_name(func), what))
+
+
+def watch_calls(model: nn.Module, example: Example) -> tuple[Watcher, list[Site]]:
+    """Watch one pass of a copy of a model together with `find_sites`, and return what both have found.
+
+    A model that takes its images in another order than torch's is run once more, knowing that order; the
+    latest pass is that of the sites.
+
+    Raises:
+        SpectralError: as for `find_sites`.
+    """
+    watchers: list[Watcher] = []
+    order: Order | None = None
+
+    def watch(copy: nn.Module) -> Watcher:
+        nonlocal order
+        order = order or (watchers[-1].reordered if watchers else None)
+        watchers.append(Watcher(copy, order))
+        return watchers[-1]
+
+    sites = watch_reductions(model, example, watch)
+    return watchers[-1], sites
 
 
 class FunctionMode(TorchFunctionMode):
