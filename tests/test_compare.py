@@ -25,7 +25,7 @@ from spectral.errors import SpectralError
 from spectral.figures import FIGURES
 from spectral.models import load_model, model_info
 
-A, B = "bundled/resnet20@random", "bundled/resnet20-blurpool@random"
+A, B = "bundled/resnet8@random", "bundled/resnet8-blurpool@random"
 NAMES = ("cat", "dog", "frog", "ship")
 LOSSLESS = f"{A}+space-to-depth"
 
@@ -50,7 +50,7 @@ def fails(result: Result) -> str:
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
     """Three models compared, and the folder."""
     out = tmp_path_factory.mktemp("compare")
-    names = (A, B, "bundled/nula-w32@random")
+    names = (A, B, "bundled/nula-w8@random")
     return quick(*names, "--metrics", "avr,am,sis", "--batch-size", "4", "--out", out), out
 
 
@@ -173,7 +173,7 @@ def test_agreement_is_the_share_of_equal_predictions(written):
 
 def test_the_same_command_continues_and_prints_the_same(written):
     result, out = written
-    names = (A, B, "bundled/nula-w32@random")
+    names = (A, B, "bundled/nula-w8@random")
     again = quick(*names, "--metrics", "avr,am,sis", "--batch-size", "2", "--out", out)
     assert again.exit_code == 0
     assert again.stdout == result.stdout
@@ -186,7 +186,7 @@ def test_says_first_what_is_compared_then_a_block_per_model(written):
     result, out = written
     lines = result.stdout.splitlines()
     assert lines[0] == (
-        f"comparing {A} at 32×32, {B} at 32×32, bundled/nula-w32@random at 32×32 on 6 images of synthetic; "
+        f"comparing {A} at 32×32, {B} at 32×32, bundled/nula-w8@random at 32×32 on 6 images of synthetic; "
         f"the reference is {A}"
     )
     assert lines[2:4] == [f"a: {A}, b: {B}", "means and difference b − a, each ± half its 95 % interval"]

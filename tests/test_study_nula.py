@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from PIL import Image
 from torch import nn
 
 import spectral
+from spectral import figures
 from spectral.analysis import perturbations
 from spectral.analysis.perturbations import CLEAN
 from spectral.classes import CIFAR10_CLASSES
@@ -48,6 +50,7 @@ def bundled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(load, "CHECKPOINT_FOLDERS", (folder,))
         patch.setattr(phase6, "SUBSET", SITE_IMAGES)
+        patch.setattr(figures, "draw_figure", partial(draw_figure, dpi=30))  # writing takes most of the time
         yield folder
 
 
