@@ -67,7 +67,7 @@ _PIXELS = ("panel", "row", "column", "red", "green", "blue")
     ),
     columns={
         "phase6_nula": (
-            *("model", "perturbation", "n_labelled", "base", "delta_base_p_holm", "n"),
+            *("model", "perturbation", "n_labelled", "base", "delta_base_p_holm", "n", "n_clusters"),
             *(*_ACCURACY, *_AGREEMENT),
         )
     },
