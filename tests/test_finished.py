@@ -141,6 +141,7 @@ def test_the_second_run_says_what_the_usual_one_does_without_torch(made, tmp_pat
         ("attribute", "net.safetensors"),
         ("budget", "net.safetensors"),
         ("sweep", "models.txt", "--metrics", "avr"),
+        ("diagnose", "net.safetensors", "--minutes", "0.05", "--methods", "flc"),
     ],
     ids=lambda words: words[0],
 )
@@ -157,6 +158,26 @@ def test_every_command_that_keeps_its_result_says_it_again(made, words):
     assert (again.returncode, loaded, again.stderr) == (0, False, first.stderr)
     assert again.stdout.strip()
     assert first.stdout.endswith(again.stdout)
+
+
+def test_a_finished_study_says_what_it_has_found_until_anything_has_changed(made):
+    """Another number of --jobs changes nothing; a table that isn't what was written does."""
+    study = ("study", "8", "--models", "net.safetensors", "--limit", "4", "--batch-size", "4")
+    first, loaded = run(made, *study, out="out-study")
+    assert (first.returncode, loaded) == (0, True), first.stderr
+    tables = {path: path.read_bytes() for path in (made / "out-study" / "tables").iterdir()}
+    again, loaded = run(made, *study, "--jobs", "2", out="out-study")
+    assert (again.returncode, loaded, again.stderr) == (0, False, first.stderr)
+    assert again.stdout.startswith("nothing has changed since: tables and figures are in out-study")
+    assert {path: path.read_bytes() for path in tables} == tables
+    asked = read_json(made / "out-study" / NOTE, sealed=True)["circumstances"]["asked"]
+    assert {"phases", "models", "seed", "limit", "full_limit", "preset", "data"} <= set(asked)
+    flip(made / "out-study" / "tables" / "phase8_models.csv", -5)
+    anew, loaded = run(made, *study, out="out-study")
+    assert (anew.returncode, loaded) == (0, True), anew.stderr
+    assert {path: path.read_bytes() for path in tables if path.suffix == ".csv"} == {
+        path: content for path, content in tables.items() if path.suffix == ".csv"
+    }
 
 
 def test_what_nothing_has_changed_of_is_recalled(finished):
@@ -325,13 +346,14 @@ def test_images_that_files_do_not_tell_are_unclear(finished, images):
 
 def test_a_link_that_leads_nowhere_is_looked_at(tmp_path):
     (tmp_path / "a.png").symlink_to(tmp_path / "there.png")
-    before = look_at_inputs({}, str(tmp_path))
+    before, nothing = look_at_inputs({}, str(tmp_path)), look_at_inputs({}, "synthetic")
     paint(tmp_path / "there.png", 1)
     assert before is not None
-    assert before.newest == 0
+    assert nothing is not None
+    assert before.newest == nothing.newest  # that of the package's own files
     after = look_at_inputs({}, str(tmp_path / "*.png"))
     assert after is not None
-    assert after.newest > 0
+    assert after.newest > nothing.newest
 
 
 def test_an_image_in_a_linked_folder_is_looked_at(tmp_path):

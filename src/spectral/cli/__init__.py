@@ -7,19 +7,24 @@ Whatever needs torch is imported inside a command (names of `spectral` load when
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
 import spectral
 from spectral.cli.budget import budget
 from spectral.cli.diagnosing import diagnose, plot, report
+from spectral.cli.finished import Answer
 from spectral.cli.listing import list_names
 from spectral.cli.looking import classify, sites
 from spectral.cli.making import convert, train
 from spectral.cli.measuring import attribute, compare, measure
 from spectral.cli.sweeping import sweep
-from spectral.console import SpectralCommand, SpectralGroup
-from spectral.study import StudyOptions, run_study, study_options
+from spectral.console import SpectralCommand, SpectralGroup, hold_folder
+from spectral.launch import find_launch
+from spectral.study import StudyOptions, study_options
+
+KEPT = ("tables", "figures", "measurements", "provenance.json")  # in a study's folder
 
 __all__ = ["SpectralCommand", "main"]
 
@@ -60,7 +65,23 @@ def study(phases: Sequence[int], options: StudyOptions) -> None:
       spectral study 3 4
       spectral study 8 --models timm/resnet18@random,timm/vgg11_bn@random
     """
-    run_study(phases, options)
+    from spectral.study.entry import choose_phases, run_claimed
+
+    chosen, out = choose_phases(phases, options), Path(options.out)
+    hold_folder(out)
+    # Where --data is, files alone don't tell which images of it are used.
+    answer = Answer(out if options.data is None else None, options.image_source)
+    if answer.repeat():
+        return
+    outcome = run_claimed(chosen, options)
+    if not find_launch().first:
+        return
+    for name, files in outcome.files.items():
+        answer.depend_on_files(name, files)
+    kept = [out / part for part in KEPT if (out / part).exists()]
+    nothing = f"nothing has changed since: tables and figures are in {out}"
+    answer.note("\n".join([nothing, *outcome.said]))
+    answer.keep(*kept)
 
 
 for command in (

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 import spectral
+from spectral.cli.finished import Answer
 from spectral.cli.options import (
     PATH,
     ModelOptions,
@@ -86,14 +89,12 @@ def diagnose(
       spectral diagnose my_net.py:build --weights my.pt --images my-photographs --out found
     """
     from spectral.files import require_writable
-    from spectral.surgery import check_methods
 
     twice = [name for name, count in Counter(models).items() if count > 1]
     if twice:
         raise click.UsageError(f"{twice[0]} is named twice; diagnose different models")
     if not methods:
         raise click.UsageError("--methods names no layer; expected A,B,…, such as blurpool,flc")
-    check_methods(methods, "--methods: ")  # before a folder is made for them
     if len(models) > 1 and network.weights is not None:
         raise click.UsageError("--weights is for one model; with several name each one's file as MODEL@FILE")
     folder = out or find_folder(Path(), "diagnosis", *models)
@@ -101,11 +102,18 @@ def diagnose(
         hold_folder(folder)
     else:
         require_writable(folder)  # diagnose holds it
+    with _claimed(folder, models):
+        answer = Answer(folder, images)
+        if answer.repeat():
+            return
+    from spectral.surgery import check_methods
+
+    check_methods(methods, "--methods: ")  # before images are looked for
     found = []
     for model in models:
         own = folder if len(models) == 1 else find_folder(folder, model)
         found.append(
-            _diagnose(model, images, limit, seed, workers, network, own, methods=methods,
+            _diagnose(answer, model, images, limit, seed, workers, network, own, methods=methods,
                       fix_images=fix_images, budget_images=budget_images, minutes=minutes,
                       batch_size=batch_size, progress=not quiet)
         )  # fmt: skip
@@ -117,7 +125,9 @@ def diagnose(
         import pandas as pd
 
         write_rows(pd.concat(sites, ignore_index=True), json_path, {"models": list(models)})
-    click.echo(f"\npage: {page}, {page.stat().st_size / 1e6:.1f} MB; tables beside it")
+    answer.say(f"\npage: {page}, {page.stat().st_size / 1e6:.1f} MB; tables beside it")
+    with _claimed(folder, models):
+        answer.keep(folder, json_path)
 
 
 @click.command(cls=SpectralCommand)
@@ -167,7 +177,15 @@ def plot(table: Path, figure: str | None, out: Path | None) -> None:
     click.echo(f"{name}: {path}")
 
 
+def _claimed(folder: Path, models: Sequence[str]) -> AbstractContextManager[Any]:
+    """Claim a folder, where it isn't held: that of one model `spectral.diagnose` holds, from its start on."""
+    from spectral.writers import claim
+
+    return claim(folder) if len(models) == 1 and find_launch().count == 1 else nullcontext()
+
+
 def _diagnose(
+    answer: Answer,
     model: str,
     images: str | list[str],
     limit: int,
@@ -180,11 +198,12 @@ def _diagnose(
     from spectral.analysis import write_headline
 
     net, info, pictures = network.load_with_images(model, images, limit, seed, workers)
-    click.echo(f"diagnosing {info.name}, weights {info.weights_id}, on {describe_images(pictures)}")
+    answer.depend_on(model, info)
+    answer.say(f"diagnosing {info.name}, weights {info.weights_id}, on {describe_images(pictures)}")
     found: Diagnosis = spectral.diagnose(net, pictures, out=out, **options)
-    click.echo("")
+    answer.say("")
     for sentence in write_headline(found):
-        click.echo(f"- {sentence}")
+        answer.say(f"- {sentence}")
     for row in found.missing.to_dict("records"):
-        click.echo(f"not measured: {row['what']}: {row['reason']}")
+        answer.say(f"not measured: {row['what']}: {row['reason']}")
     return found

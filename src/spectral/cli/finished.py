@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from spectral.models.info import ModelInfo
 
 NOTE = "_finished.json"  # pandas and pyarrow pass over names that begin with _
-_WITHOUT_EFFECT = ("quiet", "workers")  # arguments that no number depends on
+_PACKAGE = Path(spectral.__file__).parent
+_WITHOUT_EFFECT = ("quiet", "workers", "jobs")  # arguments that no number depends on
 _INSTALLED_IMAGES = ("samples", "synthetic")  # of installed packages, or drawn
 _DISTRIBUTIONS = (".dist-info", ".egg-info", ".egg-link", ".pth")
 _PLACES = ("HOME", "SPECTRAL_DATA", "TORCH_HOME", "XDG_CACHE_HOME")  # variables that say where files are
@@ -84,11 +85,19 @@ class Answer:
             again: what is printed in its place when the command is run again, if that isn't the same.
         """
         click.echo(text)
-        self._said.append(text if again is None else again)
+        self.note(text if again is None else again)
+
+    def note(self, again: str) -> None:
+        """Let something be printed when the command is run again, that it has told in other words."""
+        self._said.append(again)
 
     def depend_on(self, name: str, info: ModelInfo | None) -> None:
         """Depend on a network that has just been loaded; a file or folder of its name would be another."""
-        own = None if info is None or info.files is None else [*info.files, Path(split_name(name))]
+        self.depend_on_files(name, None if info is None else info.files)
+
+    def depend_on_files(self, name: str, given: Sequence[Path] | None) -> None:
+        """Depend on the files of a network, as `ModelInfo.files` has them, as on the network."""
+        own = None if given is None else [*given, Path(split_name(name))]
         files = look_at_files(own)
         known = self._network is not None and files is not None
         self._network = {**self._network, **files} if known else None  # type: ignore[dict-item]
@@ -156,18 +165,19 @@ def look_at_inputs(
             newest = max((newest, *state[-2:]))
     except (OSError, SpectralError, _Unclear):
         return None
+    installed, edited = _look_at_installed()
     circumstances = {
         "asked": _jsonable(asked),
         "images": _jsonable(images),
         "files": digest.hexdigest(),
         "folder": os.getcwd(),
         "places": {name: os.environ.get(name) for name in _PLACES},
-        "installed": _digest_installed(),
+        "installed": installed,
         "version": spectral.__version__,
         "python": platform.python_version(),
         "machine": [platform.machine(), platform.system(), os.cpu_count()],
     }
-    return Inputs(circumstances, newest, begun)
+    return Inputs(circumstances, max(newest, edited), begun)
 
 
 def can_recall() -> bool:
@@ -261,7 +271,7 @@ def note_finished(
 def _digest_written(wrote: Iterable[Path]) -> dict[str, str]:
     """Return the digest of each file and of those in each folder, but for the note of who writes there."""
     files = [file for path in wrote for file in (map(Path, walk_files(path)) if path.is_dir() else [path])]
-    return {str(file): hash_file(file) for file in files if file.name != LOCK_FILE}
+    return {str(file): hash_file(file) for file in files if file.name not in (LOCK_FILE, NOTE)}
 
 
 class _Unclear(Exception):  # noqa: N818 - it is caught and never seen
@@ -275,7 +285,7 @@ def look_at_code(
 
     Args:
         roots: names of packages, by default all that are loaded.
-        files: of code, by default all that is loaded.
+        files: of code, by default all that is loaded but for this package's own, which `look_at_inputs` sees.
 
     Example:
         >>> found = look_at_code(["spectral"], [spectral.__file__])
@@ -285,9 +295,11 @@ def look_at_code(
     if roots is None or files is None:
         loaded = {name: module for name, module in list(sys.modules.items()) if name != "__main__"}
         roots = {name.partition(".")[0] for name in loaded}
+        found_files = (getattr(module, "__file__", None) for module in loaded.values())
         files = {
-            file for module in loaded.values() if isinstance(file := getattr(module, "__file__", None), str)
-        }
+            file for file in found_files
+            if isinstance(file, str) and not file.startswith(f"{_PACKAGE}{os.sep}")
+        }  # fmt: skip
     try:
         found = {name: PathFinder.find_spec(name) for name in sorted(roots)}
     except (ImportError, OSError, ValueError):  # of a broken package
@@ -349,9 +361,13 @@ def _are_as_before(network: Mapping[str, Any]) -> bool:
     return look_at_files(map(Path, network)) == network
 
 
-def _digest_installed() -> str:
-    """Return what differs wherever another version of anything is installed, or this package is edited."""
-    found = [one for one in _walk(Path(spectral.__file__).parent) if not one[0].endswith(".pyc")]
+def _look_at_installed() -> tuple[str, int]:
+    """Return what differs wherever another version of anything is installed, or this package is edited.
+
+    Beside it the latest time of a file of this package.
+    """
+    found = [one for one in _walk(_PACKAGE) if not one[0].endswith(".pyc")]
+    newest = max(max(state[-2:]) for _, state in found if state)
     for entry in sorted({os.path.realpath(place) for place in sys.path if place}):
         if os.path.isdir(entry):
             with os.scandir(entry) as files:
@@ -360,7 +376,7 @@ def _digest_installed() -> str:
                     for file in files
                     if file.name.endswith(_DISTRIBUTIONS)
                 )
-    return hashlib.sha256(repr(found).encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(repr(found).encode("utf-8", "surrogatepass")).hexdigest(), newest
 
 
 def _jsonable(value: Any) -> Any:

@@ -63,6 +63,8 @@ class Results(ABC):
         self.out = Path(options.out)
         self.identities: dict[str, dict[str, str]] = {}
         """What tells the networks that were loaded from others, by name."""
+        self.files: dict[str, tuple[Path, ...] | None] = {}
+        """What they depend on, as `ModelInfo.files`."""
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
@@ -220,6 +222,7 @@ class Study(Results):
         preset = PRESETS[options.preset]
         given = {name: load_model(name, device=options.device) for name in options.families.values()}
         known = {name: find_role(model) for name, model in given.items()}
+        self.files = {name: _find_files(model) for name, model in given.items()}
         self.names = assign_roles(known, preset.families)
         self.families = tuple(self.names)
         self._loaded = {family: given[name] for family, name in self.names.items()}
@@ -456,6 +459,11 @@ class Study(Results):
             progress=self.options.progress,
             sites=self.sites[family],
         )
+
+
+def _find_files(model: nn.Module) -> tuple[Path, ...] | None:
+    info = model_info(model)
+    return None if info is None else info.files
 
 
 def choose_spare(clusters: Sequence[str], labels: Sequence[int | None]) -> set[str]:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from spectral.console import SpectralCommand
+from spectral.errors import SpectralError
+from spectral.study.declaration import list_phases
 from spectral.study.options import PRESETS, StudyOptions, study_options
+
+if TYPE_CHECKING:
+    from spectral.study.runner import Outcome
 
 
 def run_study(phases: Sequence[int], options: StudyOptions) -> None:
@@ -19,21 +25,41 @@ def run_study(phases: Sequence[int], options: StudyOptions) -> None:
         SpectralError: for an unknown phase, or whatever a phase meets.
     """
     from spectral.ranks import find_ranks, hold
-    from spectral.study.declaration import read_phase
+
+    chosen = choose_phases(phases, options)
+    with hold(Path(options.out), find_ranks()):
+        run_claimed(chosen, options)
+
+
+def run_claimed(phases: Sequence[int], options: StudyOptions) -> Outcome:
+    """Run phases as `run_study`, in a folder that has been claimed, and return what came of it."""
     from spectral.study.runner import run_phases
 
-    chosen = list(phases or PRESETS[options.preset].phases)
+    return run_phases(phases, options)
+
+
+def choose_phases(phases: Sequence[int], options: StudyOptions) -> list[int]:
+    """Return the phases that were asked for, or those of the preset.
+
+    Raises:
+        SpectralError: if there is none of such a number.
+
+    Example:
+        >>> choose_phases([], StudyOptions(preset="imagenet"))
+        [3, 5]
+        >>> choose_phases([12], StudyOptions())
+        Traceback (most recent call last):
+        spectral.errors.SpectralError: unknown phase 12; available: 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
+    """
+    chosen, known = list(phases or PRESETS[options.preset].phases), list_phases()
     for number in chosen:
-        read_phase(number)
-    with hold(Path(options.out), find_ranks()):
-        run_phases(chosen, options)
+        if number not in known:
+            raise SpectralError(f"unknown phase {number}; available: {', '.join(map(str, known))}")
+    return chosen
 
 
 def run_phase_script(phase: int) -> None:
     """Entry point of ``experiments/phaseN_….py``: the shared options, then that phase."""
-
-    from spectral.study.declaration import list_phases
-
     module = importlib.import_module(list_phases()[phase])
 
     @click.command(cls=SpectralCommand, ranks="share", help=module.__doc__)

@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
 from functools import partial
 from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,8 +37,9 @@ def work_through(phase: Phase, results: Results, names: Sequence[str]) -> Iterat
     with ProcessPoolExecutor(jobs, get_context("spawn"), opening) as pool:
         try:
             found = pool.map(partial(_measure, phase.units.measure), names)
-            for name, (measured, identities) in zip(names, found, strict=True):
+            for name, (measured, identities, files) in zip(names, found, strict=True):
                 results.identities |= identities
+                results.files |= files
                 yield name, measured
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -69,6 +71,8 @@ def _open(inputs: Any, options: Any) -> None:
         _OPENED.append(inputs(options))
 
 
-def _measure(measure: Any, name: str) -> tuple[Mapping[str, Any], dict[str, dict[str, str]]]:
+def _measure(
+    measure: Any, name: str
+) -> tuple[Mapping[str, Any], dict[str, dict[str, str]], dict[str, tuple[Path, ...] | None]]:
     results = _OPENED[0]
-    return measure(results, name), results.identities
+    return measure(results, name), results.identities, results.files

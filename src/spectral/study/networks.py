@@ -87,6 +87,7 @@ class Networks(Results):
         info = model_info(model)
         assert info is not None
         self.infos[name], self.identities[name] = info, identify_network(model)
+        self.files[name] = info.files
         return model
 
     def images_for(self, name: str) -> ImageSet:

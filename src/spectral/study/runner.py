@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,20 @@ from spectral.study.progress import (
 )
 
 
-def run_phases(numbers: Sequence[int], options: StudyOptions) -> None:
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a study.
+
+    Attributes:
+        said: what it has found, in lines.
+        files: what its networks depend on, by name, as `ModelInfo.files`.
+    """
+
+    said: list[str]
+    files: dict[str, tuple[Path, ...] | None]
+
+
+def run_phases(numbers: Sequence[int], options: StudyOptions) -> Outcome:
     """Run phases in order, say what they find, and write the codebook.
 
     Raises:
@@ -54,9 +68,11 @@ def run_phases(numbers: Sequence[int], options: StudyOptions) -> None:
         results.finish()
     tables = Path(options.out) / "tables"
     ranks = find_ranks()
-    for line in ranks.once(lambda: list(report_findings(tables, list(phases)))):
+    said = ranks.once(lambda: list(report_findings(tables, list(phases))))
+    for line in said:
         click.echo(line)
     ranks.once(lambda: write_codebook(tables))
+    return Outcome(said, {name: files for one in opened.values() for name, files in one.files.items()})
 
 
 class Run:
