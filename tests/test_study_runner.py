@@ -248,3 +248,10 @@ def test_a_table_of_measurements_that_are_others_now_is_made_again(tmp_path):
         SpectralWarning, match=r"words\.csv wasn't made of what is in .*net now; it is computed"
     ):
         assert not toy.has_table("words")
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_networks_that_would_be_kept_in_one_folder_are_refused(jobs, tmp_path):
+    toy = toy_phase.Toy(toy_phase.options(tmp_path, "a/net.pt", "a-net.pt", jobs=jobs))
+    with pytest.raises(SpectralError, match=r"'a/net.pt' and 'a-net.pt' would be kept in one folder"):
+        list(work_through(toy_phase.COUNTING, toy, ("a/net.pt", "a-net.pt")))

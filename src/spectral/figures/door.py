@@ -86,7 +86,7 @@ def drawing(refuse: Callable[[str], SpectralError]) -> Iterator[None]:
         yield
     except SpectralError:
         raise
-    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         words = " ".join(str(error).split())
         raise refuse(f"has values that can't be drawn together ({words})") from error
 

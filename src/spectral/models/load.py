@@ -337,8 +337,14 @@ def _open_file(
         preprocessing=_described_preprocessing(metadata, info.preprocessing, path),
         classes=_described_classes(metadata, info, path),
         metadata={**metadata, "architecture": named},
-        files=(path, path.with_suffix(".json"), find_config(path)) if _is_installed(named) else None,
+        files=_list_files(path) if _is_installed(named) else None,
     )
+
+
+def _list_files(path: Path) -> tuple[Path, ...]:
+    """List what a network of a weights file depends on, there or not."""
+    beside = (find_config(path),) if path.stem in LIBRARY_STEMS else ()
+    return path, path.with_suffix(".json"), *beside
 
 
 def _read_library_config(path: Path, architecture: str | None) -> dict[str, Any]:

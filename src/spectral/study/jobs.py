@@ -24,8 +24,14 @@ Measured = tuple[str, Mapping[str, Any]]
 
 
 def work_through(phase: Phase, results: Results, names: Sequence[str]) -> Iterator[Measured]:
-    """Measure every unit of a phase, as many at a time as ``--jobs`` says, and yield them in their order."""
+    """Measure every unit of a phase, as many at a time as ``--jobs`` says, and yield them in their order.
+
+    Raises:
+        SpectralError: if what is kept of two would lie in one folder, whatever one of them raises, or if jobs
+            are asked for under torchrun.
+    """
     assert phase.units is not None
+    _require_apart(results, names)
     jobs = min(results.options.jobs, len(names))
     if jobs > 1 and find_ranks().count > 1:
         raise SpectralError("--jobs starts processes where torchrun has started some; use one or the other")
@@ -44,6 +50,18 @@ def work_through(phase: Phase, results: Results, names: Sequence[str]) -> Iterat
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _require_apart(results: Results, names: Sequence[str]) -> None:
+    """Refuse names that come to one folder, such as a/net.pt and a-net.pt: each would lose the other's."""
+    kept: dict[Path, str] = {}
+    for name in names:
+        other = kept.setdefault(results.measurement_folder(name), name)
+        if other != name:
+            raise SpectralError(
+                f"{other!r} and {name!r} would be kept in one folder, "
+                f"{results.measurement_folder(name).name!r}; rename one of them"
+            )
 
 
 def end_with_parent() -> None:
