@@ -29,6 +29,7 @@ from spectral.errors import SpectralError
 from spectral.json_files import read_json
 from spectral.models import load_model, model_info
 from spectral.models.checkpoint import save_checkpoint
+from spectral.study.runner import Outcome
 from spectral.training import RECIPES, Recipe
 
 RANDOM = "bundled/resnet20@random"
@@ -412,14 +413,20 @@ class TestTrain:
 
 
 class TestStudy:
-    def test_passes_phases_and_options_on(self, monkeypatch):
+    def test_passes_phases_and_options_on(self, monkeypatch, tmp_path):
         calls = []
-        monkeypatch.setattr(cli, "run_study", lambda phases, options: calls.append((tuple(phases), options)))
+
+        def take(phases, options):
+            calls.append((tuple(phases), options))
+            return Outcome([], {})
+
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("spectral.study.entry.run_claimed", take)
         assert run("study", "3", "4", "--limit", "9", "--out", "somewhere").exit_code == 0
         assert run("study").exit_code == 0
         (chosen, options), (every, defaults) = calls
         assert (chosen, options.limit, options.out) == ((3, 4), 9, Path("somewhere"))
-        assert (every, defaults.preset) == ((), "bundled")
+        assert (every, defaults.preset) == ((1, 2, 3, 4, 5), "bundled")
 
 
 class TestEndings:

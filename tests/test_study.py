@@ -318,3 +318,9 @@ def test_a_list_that_names_nothing_is_not_the_preset_s(tmp_path):
         2,
         True,
     )
+
+
+@pytest.mark.parametrize("option", ["images", "data"])
+def test_images_that_are_not_named_are_not_the_preset_s(option, tmp_path):
+    with pytest.raises(SpectralError, match=f"--{option} names nothing, got ''"):
+        options(tmp_path, **{option: ""})

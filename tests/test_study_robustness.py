@@ -678,9 +678,7 @@ def test_figures_of_agreement_say_so():
 def test_a_network_twice_is_refused():
     tables = make_tables()
     twice = pd.concat([tables["phase9_networks"]] * 2)
-    with pytest.raises(
-        SpectralError, match="'phase9_networks' has a network twice, expected a row for each; run"
-    ):
+    with pytest.raises(SpectralError, match="table 'phase9_networks' has row 10 twice; run"):
         FIGURES["fig29_attacks"].plot({"phase9_networks": twice})
 
 

@@ -249,9 +249,9 @@ class Study(Results):
         count = len(self.spare.items)
         if count < 2:
             raise SpectralError(
-                f"{self.names[family]} can't be repaired: that takes at least 2 images of "
-                f"photographs that nothing else is measured on, and of {self._found.source} there are "
-                f"{count}; give more"
+                f"{self.names[family].removesuffix(REPAIRED)} can't be repaired: that takes at least "
+                f"2 images of photographs that nothing else is measured on, and of "
+                f"{self._found.source} there are {count}; give more"
             )
         repaired = reconstruct(self._loaded[family], self.spare)
         info = model_info(repaired)

@@ -98,6 +98,9 @@ class StudyOptions:
             raise SpectralError(f"unknown preset {self.preset!r}; available: {', '.join(PRESETS)}")
         if self.models is not None and not self.models:
             raise SpectralError("a study of no models has no results; name some, or leave models out")
+        for option, source in (("images", self.images), ("data", self.data)):
+            if source == "":  # of a variable that isn't set: the preset's images are others
+                raise SpectralError(f"--{option} names nothing, got ''; name images, or leave it out")
 
     @property
     def families(self) -> dict[str, str]:
