@@ -421,7 +421,7 @@ class TestStudy:
             return Outcome([], {})
 
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr("spectral.study.entry.run_claimed", take)
+        monkeypatch.setattr("spectral.study.runner.run_phases", take)
         assert run("study", "3", "4", "--limit", "9", "--out", "somewhere").exit_code == 0
         assert run("study").exit_code == 0
         (chosen, options), (every, defaults) = calls

@@ -65,7 +65,7 @@ def study(phases: Sequence[int], options: StudyOptions) -> None:
       spectral study 3 4
       spectral study 8 --models timm/resnet18@random,timm/vgg11_bn@random
     """
-    from spectral.study.entry import choose_phases, run_claimed
+    from spectral.study.entry import choose_phases
 
     chosen, out = choose_phases(phases, options), Path(options.out)
     hold_folder(out)
@@ -73,7 +73,9 @@ def study(phases: Sequence[int], options: StudyOptions) -> None:
     answer = Answer(out if options.data is None else None, options.image_source)
     if answer.repeat():
         return
-    outcome = run_claimed(chosen, options)
+    from spectral.study.runner import run_phases
+
+    outcome = run_phases(chosen, options)
     if not find_launch().first:
         return
     for name, files in outcome.files.items():

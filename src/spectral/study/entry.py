@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -13,9 +12,6 @@ from spectral.console import SpectralCommand
 from spectral.errors import SpectralError
 from spectral.study.declaration import list_phases
 from spectral.study.options import PRESETS, StudyOptions, study_options
-
-if TYPE_CHECKING:
-    from spectral.study.runner import Outcome
 
 
 def run_study(phases: Sequence[int], options: StudyOptions) -> None:
@@ -25,17 +21,11 @@ def run_study(phases: Sequence[int], options: StudyOptions) -> None:
         SpectralError: for an unknown phase, or whatever a phase meets.
     """
     from spectral.ranks import find_ranks, hold
+    from spectral.study.runner import run_phases
 
     chosen = choose_phases(phases, options)
     with hold(Path(options.out), find_ranks()):
-        run_claimed(chosen, options)
-
-
-def run_claimed(phases: Sequence[int], options: StudyOptions) -> Outcome:
-    """Run phases as `run_study`, in a folder that has been claimed, and return what came of it."""
-    from spectral.study.runner import run_phases
-
-    return run_phases(phases, options)
+        run_phases(chosen, options)
 
 
 def choose_phases(phases: Sequence[int], options: StudyOptions) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import re
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from spectral.errors import SpectralError, suggest, warn
+from spectral.files import hash_file
 from spectral.models.fetching import RANDOM, fetching, require_hub
 from spectral.models.info import IMAGENET, ModelInfo, Preprocessing
 from spectral.models.sources.base import Loaded, Source, State, name_classes, require_name
@@ -105,8 +105,7 @@ def settle_input(model: nn.Module, name: str, path: Path) -> None:
     if getattr(model, "transform_input", None) is not False:
         return
     published = Path(models.get_model_weights(name).DEFAULT.url).stem.rpartition("-")[2]
-    with path.open("rb") as file:
-        model.transform_input = hashlib.file_digest(file, "sha256").hexdigest().startswith(published)  # type: ignore[assignment]
+    model.transform_input = hash_file(path).startswith(f"sha256:{published}")  # type: ignore[assignment]
     if not model.transform_input:
         warn(
             f"{path} isn't torchvision's own file of {name}, and doesn't tell whether images are normalised "
