@@ -17,9 +17,10 @@ from spectral.arguments import is_integer
 from spectral.data.bounds import as_tensor, keep_few
 from spectral.data.datasets import as_tensors, read_dataset, read_iterable, read_loader
 from spectral.data.imageset import ImageSet, check_limit, spread_over_classes
-from spectral.data.labels import take_labels
+from spectral.data.items import find_picture
+from spectral.data.labels import join_labels, take_labels
 from spectral.data.loading import Loading, check_workers
-from spectral.data.pictures import PixelImages, make_picture_set, read_pixels
+from spectral.data.pictures import PixelImages, has_last_channels, make_picture_set, read_pixels
 from spectral.data.sources import load_images
 from spectral.data.structures import list_leaves
 from spectral.data.subset import Subset
@@ -69,13 +70,16 @@ def adapt_images(images: Any, caller: str, lazily: bool = False, bounded: bool =
     if isinstance(images, Image.Image):
         return make_picture_set([images], "image")
     if isinstance(images, DataLoader):
+        if images.batch_sampler is None:  # items come one by one, or the dataset makes batches itself
+            name = f"loader:{type(images.dataset).__name__}"
+            return _read_stream(keep_few(images, bounded), caller, images.dataset, name)
         return read_loader(images, bounded)
     if isinstance(images, np.ndarray):
         return _read_array(images, caller)
     if isinstance(images, Tensor):
         return images
     if isinstance(images, Mapping):
-        return _require_tensors(images, caller)
+        return _read_nested(images, caller)
     if isinstance(images, list | tuple):
         return _read_items(images, caller, lazily)
     if (
@@ -173,20 +177,21 @@ class Stream(list[Any]):
     """Images that came one by one, kept in memory."""
 
 
-def _read_stream(items: Iterator[Any], caller: str, owner: Any) -> Any:
+def _read_stream(items: Iterator[Any], caller: str, owner: Any, name: str | None = None) -> Any:
     """Read what can be gone through once: batches, or images one by one, which then are a dataset's items.
 
     Args:
         items: all of it.
         caller: whose name errors begin with.
         owner: what they are of, which may tell what its labels count.
+        name: of batches; by default the owner's type.
     """
     first = next(items, None)
     if first is None:
         raise SpectralError(f"{caller}: there are no images")
     every = chain([first], items)
     if not _is_one_image(first):
-        return read_iterable(every, name=type(owner).__name__, dataset=owner)
+        return read_iterable(every, name=name or type(owner).__name__, dataset=owner)
     stream = Stream(every)
     if all(isinstance(item, np.ndarray | Image.Image) for item in stream):
         return _read_items(list(stream), caller)
@@ -197,16 +202,23 @@ def _is_one_image(item: Any) -> bool:
     """Whether an item of a stream is one image, by its label, as a picture, or by its shape, and no batch."""
     taken = take_labels(item, single=True)
     rest, leaves = taken.rest, list_leaves(taken.rest)
-    if any(isinstance(leaf, Image.Image) for leaf in leaves):
+    if find_picture(item) is not None or any(isinstance(leaf, Image.Image) for leaf in leaves):
         return True
     shapes = [tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor | np.ndarray)]
     shape = max(shapes, key=len, default=())
     if len(shape) != 3:
         return False
-    label = item[1] if isinstance(item, tuple | list) and taken.labels else None
+    labelled = _has_label(item)
     planes = shape[0] in (1, 3, 4) and min(shape[1:]) >= 8  # not a few signals of some channels
     pixels = isinstance(rest, np.ndarray) and rest.dtype == np.uint8
-    return planes or pixels or is_integer(label)
+    return planes or pixels or labelled
+
+
+def _has_label(item: Any) -> bool:
+    """Whether an item has one whole number as its label, as a batch of one has not."""
+    taken = take_labels(item, single=True)
+    own = item[1:] if isinstance(item, tuple | list) else item.values() if isinstance(item, Mapping) else ()
+    return bool(taken.labels) and any(is_integer(value) for value in own)
 
 
 def _read_items(items: Sequence[Any], caller: str, lazily: bool = False) -> Any:
@@ -220,7 +232,37 @@ def _read_items(items: Sequence[Any], caller: str, lazily: bool = False) -> Any:
     arrays = isinstance(items, list) and all(isinstance(item, np.ndarray) for item in items)
     if arrays and all(item.dtype == np.uint8 and item.ndim in (2, 3) for item in items):
         return make_picture_set(items, "images")
-    return _require_tensors(items, caller)
+    if isinstance(items, list) and (find_picture(items[0]) is not None or _has_label(items[0])):
+        return read_dataset(Stream(items))
+    return _read_nested(items, caller)
+
+
+def _read_nested(value: Any, caller: str) -> Any:
+    """Read a dictionary or a tuple: pictures with their labels, or what a network is called with.
+
+    Pictures are PIL images, and 8-bit pixels with channels last, which no network of torch is called with.
+    """
+    taken = take_labels(value)
+    parts = list(taken.rest.values()) if isinstance(taken.rest, Mapping) else [taken.rest]
+    pictures = [part for part in parts if _are_pictures(part)]
+    others = [part for part in parts if isinstance(part, Tensor | np.ndarray) and part.ndim > 1]
+    if len(pictures) != 1 or any(part is not pictures[0] for part in others):
+        return _require_tensors(value, caller)
+    made = adapt_images(pictures[0] if isinstance(pictures[0], list) else np.asarray(pictures[0]), caller)
+    labels, _ = join_labels([taken], [len(made)], caller)
+    if isinstance(made, PixelImages):
+        return PixelImages(made.pixels, made.source, labels)
+    items = [replace(item, label=label) for item, label in zip(made.items, labels, strict=True)]
+    return replace(made, items=items)
+
+
+def _are_pictures(part: Any) -> bool:
+    if isinstance(part, Tensor | np.ndarray):
+        return part.ndim == 4 and has_last_channels(part)
+    listed = part if isinstance(part, list) else []
+    pictured = [isinstance(one, Image.Image) for one in listed]
+    pixels = [isinstance(one, np.ndarray) and one.ndim == 3 and has_last_channels(one) for one in listed]
+    return bool(listed) and (all(pictured) or all(pixels))
 
 
 def _require_tensors(value: Any, caller: str) -> Any:

@@ -27,6 +27,7 @@ from torch.utils.data import (
 from spectral.data.bounds import as_tensor, check_values, count_items, keep_few
 from spectral.data.decode import to_rgb
 from spectral.data.imageset import ImageItem, ImageSet
+from spectral.data.items import find_picture, show_picture
 from spectral.data.labels import LABEL_KEYS, Taken, join_labels, take_labels
 from spectral.data.loading import Loading, load_batches
 from spectral.data.pictures import describe_picture
@@ -184,8 +185,7 @@ def read_dataset(
     chosen = list(range(count_items(dataset)) if indices is None else indices)
     if not chosen:
         raise SpectralError(f"the dataset {type(dataset).__name__} is empty")
-    first = _get_item(dataset, chosen[0])
-    if collate in (None, default_collate) and _find_picture(first) is not None:
+    if collate in (None, default_collate) and _look_at(dataset, chosen[0])[1] is not None:
         source = f"dataset:{type(dataset).__name__}"
         described = [_describe_picture(dataset, i) for i in chosen]
         labels, _ = join_labels([taken for _, taken in described], [1] * len(described), source)
@@ -241,13 +241,6 @@ def read_iterable(
     return BatchedImages(islice(batches, limit), name or type(batches).__name__, dataset)
 
 
-def _find_picture(item: Any) -> Image.Image | None:
-    """Return the only PIL image in an item that is nothing but it, its label and such."""
-    found = [leaf for leaf in list_leaves(item) if isinstance(leaf, Image.Image)]
-    others = [leaf for leaf in list_leaves(item) if isinstance(leaf, Tensor | np.ndarray) and leaf.ndim > 1]
-    return found[0] if len(found) == 1 and not others else None
-
-
 def find_classes(dataset: Any, labels: Iterable[int | None]) -> list[str] | None:
     """Return the names of the classes, where a dataset tells what its labels count.
 
@@ -281,18 +274,34 @@ def _list_classes(dataset: Any) -> list[str] | None:
 
 
 def _describe_picture(dataset: Any, index: int) -> tuple[ImageItem, Taken]:
+    item, picture = _open_item(dataset, index)
+    described = describe_picture(f"{index:04d}", partial(_reopen, dataset, index), picture, None)
+    return described, take_labels(show_picture(item, picture), single=True)
+
+
+def _look_at(dataset: Any, index: int) -> tuple[Any, Image.Image | None]:
+    """Return an item, and the picture in it if there is one."""
     item = _get_item(dataset, index)
-    picture = _find_picture(item)
+    try:
+        return item, find_picture(item)
+    except SpectralError as error:
+        raise SpectralError(f"item {index} of {type(dataset).__name__}: {error}") from error
+
+
+def _open_item(dataset: Any, index: int) -> tuple[Any, Image.Image]:
+    """Return an item, and the picture in it.
+
+    Raises:
+        SpectralError: if it has none, unlike the first.
+    """
+    item, picture = _look_at(dataset, index)
     if picture is None:
         raise SpectralError(f"item {index} of {type(dataset).__name__} has no image, unlike the first one")
-    described = describe_picture(f"{index:04d}", partial(_reopen, dataset, index), picture, None)
-    return described, take_labels(item, single=True)
+    return item, picture
 
 
 def _reopen(dataset: Any, index: int) -> Image.Image:
-    picture = _find_picture(_get_item(dataset, index))
-    assert picture is not None
-    return to_rgb(picture)
+    return to_rgb(_open_item(dataset, index)[1])
 
 
 def _describe_item(item: Any) -> tuple[Taken, str, str]:

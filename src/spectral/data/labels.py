@@ -18,6 +18,7 @@ from spectral.errors import warn
 
 LABEL_KEYS = ("label", "labels", "target", "targets", "y", "cls", "class", "fine_label")
 SECOND = "the second of each pair"
+MANY = "what is beside each image"
 _WHOLE = re.compile(r"\s*([+-]?[0-9]{1,18})(\.0*)?\s*")
 _MOST_WHOLE = 2.0**53  # above, a float doesn't tell a whole number from the next
 _NUMBERS = (float, np.generic, np.ndarray, Tensor)
@@ -60,7 +61,8 @@ def take_labels(batch: Any, single: bool = False) -> Taken:
 
     They are under a key such as ``label`` of a dictionary, or the last of (images, labels). Of a pair numbers
     of a whole type alone are labels, as anything else may be another input; beside a picture, which no
-    network is called with, and under a key any form that `read_labels` reads.
+    network is called with, and under a key any form that `read_labels` reads. Of more than two the only
+    number beside a picture is its label; of several it isn't known which is.
 
     Args:
         batch: in any form.
@@ -90,7 +92,19 @@ def take_labels(batch: Any, single: bool = False) -> Taken:
         if pictured or _is_whole(other):
             labels, reason = read_labels(other, _count_images(image, single), single)
             return Taken(image, labels) if labels else Taken(batch, (), SECOND, reason if pictured else "")
+    if isinstance(batch, tuple | list) and len(batch) > 2 and isinstance(batch[0], Image.Image):
+        return _take_from_many(batch)
     return Taken(batch)
+
+
+def _take_from_many(item: Sequence[Any]) -> Taken:
+    """Take the label out of a picture with more than one thing beside it, as (image, label, path)."""
+    numbers = [one for one in item[1:] if is_integer(one) or isinstance(one, _NUMBERS)]
+    if len(numbers) > 1:
+        reason = f"it is {len(numbers)} numbers, and which of them is the label isn't known"
+        return Taken(item, (), MANY, reason)
+    labels, reason = read_labels(numbers[0], 1, single=True) if numbers else ([], "")
+    return Taken(item[0], labels) if labels else Taken(item, (), MANY, reason)
 
 
 def read_labels(value: Any, count: int | None = None, single: bool = False) -> tuple[Labels, str]:

@@ -113,7 +113,7 @@ def make_picture_set(
         ImageSet('images', 2 images, size=None)
     """
     opened = [
-        picture if isinstance(picture, Image.Image) else _make_picture(np.asarray(picture))
+        picture if isinstance(picture, Image.Image) else as_picture(np.asarray(picture))
         for picture in pictures
     ]
     known = [None] * len(opened) if labels is None else labels
@@ -124,7 +124,23 @@ def make_picture_set(
     return ImageSet(source, items)
 
 
-def _make_picture(array: npt.NDArray[np.uint8]) -> Image.Image:
+def has_last_channels(pixels: Any) -> bool:
+    """Whether pixels are of eight bits with channels last, alone (H, W, C) or many (N, H, W, C).
+
+    Example:
+        >>> has_last_channels(np.zeros((8, 9, 3), np.uint8)), has_last_channels(np.zeros((3, 8, 9), np.uint8))
+        (True, False)
+    """
+    byte = pixels.dtype in (np.uint8, torch.uint8)
+    return byte and pixels.shape[-1] in CHANNELS and pixels.shape[-3] not in CHANNELS
+
+
+def as_picture(array: npt.NDArray[np.uint8]) -> Image.Image:
+    """Make a PIL image of an array (H, W), (H, W, C) or (C, H, W) of 8-bit pixels.
+
+    Raises:
+        SpectralError: if it can't be one.
+    """
     shape = array.shape
     if array.ndim == 3 and shape[0] in CHANNELS and shape[-1] not in CHANNELS:
         array = np.moveaxis(array, 0, -1)

@@ -11,17 +11,30 @@ from torch import Tensor
 from spectral.errors import SpectralError
 
 
-def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
+def _takes_apart(value: Any) -> bool:
+    return False
+
+
+def map_leaves(
+    value: Any, function: Callable[[Any], Any], whole: Callable[[Any], bool] = _takes_apart
+) -> Any:
     """Replace whatever is no tuple, list or dictionary by what a function makes of it.
+
+    Args:
+        value: nested in any way.
+        function: of a leaf.
+        whole: says of a tuple, list or dictionary whether it is a leaf as well.
 
     Example:
         >>> map_leaves({"a": (1, [2])}, str)
         {'a': ('1', ['2'])}
     """
+    if whole(value):
+        return function(value)
     if isinstance(value, Mapping):
-        return {key: map_leaves(item, function) for key, item in value.items()}
+        return {key: map_leaves(item, function, whole) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        items = [map_leaves(item, function) for item in value]
+        items = [map_leaves(item, function, whole) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return function(value)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from spectral.network import Call, make_inputs
+from spectral.network import CHANNELS, Call, make_inputs
+from spectral.network.calls import CHANNELS_FIRST
 
 
 def list_channel_calls(raw: Tensor) -> list[Call]:
@@ -15,6 +16,8 @@ def list_channel_calls(raw: Tensor) -> list[Call]:
         >>> [call.note for call in list_channel_calls(torch.zeros(1, 3, 8, 8))]
         ['', 'images are passed in gray, as one channel']
     """
+    if raw.shape[1] not in CHANNELS and raw.shape[-1] in CHANNELS:
+        return [Call(lambda x: make_inputs(x.movedim(-1, 1)), CHANNELS_FIRST), Call(make_inputs)]
     calls, count = [Call(make_inputs)], raw.shape[1]
     if count == 4:
         calls.append(Call(lambda x: make_inputs(x[:, :3]), "images are passed without their fourth channel"))

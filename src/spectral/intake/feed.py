@@ -36,6 +36,7 @@ from spectral.numerics.precision import require_double
 from spectral.probe import EMBEDDING, UNKNOWN, Probe, probe
 
 MOST_LISTED = 3
+FAR = 2  # times what an image comes to at most, from which on values are likely not normalised
 
 
 class Feed:
@@ -410,12 +411,19 @@ class Feed:
             self._require_unit(image)
             return
         low, high = find_range(image)
-        known = bool(self.preparation.mean) and self.preparation.changes_values
-        if 0 <= low < high <= 1 and known:
-            mean = ", ".join(f"{m:.3g}" for m in self.preparation.mean)
+        if not self.preparation.mean:
+            return
+        mean = ", ".join(f"{m:.3g}" for m in self.preparation.mean)
+        expected = (
+            f"{self.name} expects images normalised by mean {mean} ({self.preparation.origin}): pass "
+            f"preprocessing= if they aren't yet"
+        )
+        if 0 <= low < high <= 1 and self.preparation.changes_values:
+            self.notes.append(f"the values are in [0, 1] and passed as they are; {expected}")
+        elif max(-low, high) > FAR * self.preparation.largest:
             self.notes.append(
-                f"the values are in [0, 1] and passed as they are; {self.name} expects images normalised by "
-                f"mean {mean} ({self.preparation.origin}): pass preprocessing= if they aren't yet"
+                f"the values are from {low:.3g} to {high:.3g} and passed as they are; {expected}, as images "
+                f"in [0, 1] (pixels of 0 … 255 divided by 255)"
             )
 
     def _require_unit(self, image: Tensor) -> None:

@@ -85,6 +85,12 @@ class Preparation:
         normalises = any(self.mean) or any(s != 1 for s in self.std)
         return self.bgr or self.function is not None or normalises
 
+    @property
+    def largest(self) -> float:
+        """The largest magnitude that black or white comes to in any channel."""
+        pairs = zip(self.mean, self.std, strict=True)
+        return max((max(abs(m), abs(1 - m)) / s for m, s in pairs), default=1.0)
+
     def describe(self) -> dict[str, Any] | None:
         """Return what determines the values, for a table's account; None where images stay as they are."""
         if self.function is not None:

@@ -19,6 +19,7 @@ IMAGE_KEYS = (
     "pixel_values", "image", "images", "img", "imgs", "x", "input", "inputs", "data", "video", "audio",
     "waveform", "input_values", "input_features",
 )  # fmt: skip
+CHANNELS_FIRST = "its channels, which are last, are moved first"
 SMALLEST_SIDE = 4  # an image is at least so high and wide, where it could be a signal
 
 
@@ -97,6 +98,8 @@ def _list_sequence_calls(model: Any, example: Sequence[Any]) -> Iterator[Call]:
         note = "of each batch, the first item is passed"
         if _may_be_labels(example):
             note += "; labels, as which the second isn't taken, are of a whole type"
+        elif len(example) > 2 and isinstance(example[0], Tensor):
+            note += "; a label is taken where it alone is beside the image"
         yield Call(lambda batch: make_inputs(batch[0]), note)
 
 
@@ -146,7 +149,10 @@ def _list_dictionary_calls(model: Any, example: Mapping[str, Any]) -> Iterator[C
     yield Call(lambda batch: make_inputs(batch if isinstance(batch, dict) else dict(batch)))
     key = find_image_key(example)
     if key is not None:
-        yield Call(lambda batch: make_inputs(batch[key]), f"of each batch, {key!r} is passed")
+        note = f"of each batch, {key!r} is passed"
+        yield Call(lambda batch: make_inputs(batch[key]), note)
+        if example[key].ndim == 4 and example[key].shape[-1] in CHANNELS:
+            yield Call(lambda batch: make_inputs(batch[key].movedim(-1, 1)), f"{note}, {CHANNELS_FIRST}")
 
 
 def find_image_key(batch: Mapping[str, Any]) -> str | None:
@@ -173,7 +179,7 @@ def _list_tensor_calls(model: Any, example: Tensor) -> Iterator[Call]:
     yield plain
     last = example.ndim == 4 and example.shape[-1] in CHANNELS
     if last and rank == 2 and example.shape[1] != channels == example.shape[-1]:
-        yield Call(lambda x: make_inputs(x.movedim(-1, 1)), "its channels, which are last, are moved first")
+        yield Call(lambda x: make_inputs(x.movedim(-1, 1)), CHANNELS_FIRST)
 
 
 def _first_convolution(model: Any) -> tuple[int | None, int | None]:

@@ -1,0 +1,145 @@
+"""Every form in which people keep images with their labels gives the network the same pixels and labels."""
+
+import io
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+import spectral
+from spectral.errors import SpectralError, SpectralWarning
+from spectral.intake import Feed
+
+LABELS = [3, 1, 2, 0, 5]
+PIXELS = np.stack([np.full((16, 20, 3), (40 * label, 7, 255), np.uint8) for label in LABELS])
+PICTURES = [Image.fromarray(pixels) for pixels in PIXELS]
+TENSORS = torch.from_numpy(PIXELS).permute(0, 3, 1, 2) / 255
+
+
+class Listed(Dataset):
+    """Items of a list."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+class Streamed(IterableDataset):
+    """Items of a list, one after the other."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __iter__(self):
+        return iter(self.items)
+
+
+def make_net():
+    return nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 6))
+
+
+def encode(picture):
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def read(images, preprocessing="none"):
+    """Return what the network gets, the labels, and the warnings."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", SpectralWarning)
+        feed = Feed(make_net(), images, caller="test", preprocessing=preprocessing)
+        found = torch.cat([inputs.image for _, inputs in feed.batches(2)])
+    return found, list(feed.images.labels), [str(one.message) for one in said]
+
+
+PAIRS = list(zip(PICTURES, LABELS, strict=True))
+BATCHES = [(TENSORS[i : i + 3], torch.tensor(LABELS[i : i + 3])) for i in (0, 3)]
+HUB = [{"image": {"bytes": encode(p), "path": None}, "label": label} for p, label in PAIRS]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: PAIRS,
+        lambda: [{"image": picture, "label": label} for picture, label in PAIRS],
+        lambda: list(zip(TENSORS, LABELS, strict=True)),
+        lambda: {"image": PIXELS, "label": np.array(LABELS)},
+        lambda: {"image": list(PIXELS), "label": LABELS},
+        lambda: {"image": PICTURES, "label": LABELS, "path": list("abcde")},
+        lambda: (PIXELS, LABELS),
+        lambda: (torch.from_numpy(PIXELS), torch.tensor(LABELS)),
+        lambda: Listed(list(zip(PIXELS, LABELS, strict=True))),
+        lambda: Listed([{"image": p, "label": label} for p, label in zip(PIXELS, LABELS, strict=True)]),
+        lambda: Listed([(torch.from_numpy(p), n) for p, n in zip(PIXELS, LABELS, strict=True)]),
+        lambda: Listed(HUB),
+        lambda: Listed([{"jpg": item["image"]["bytes"], "cls": item["label"]} for item in HUB]),
+        lambda: Listed([(picture, label, f"{label}.png") for picture, label in PAIRS]),
+        lambda: Listed([(picture, f"{label}.png", label) for picture, label in PAIRS]),
+        lambda: DataLoader(Listed(PAIRS), batch_size=None),
+        lambda: DataLoader(Listed(list(zip(TENSORS, LABELS, strict=True))), batch_size=None),
+        lambda: DataLoader(Streamed(list(zip(TENSORS, LABELS, strict=True))), batch_size=None),
+        lambda: DataLoader(Streamed(list(zip(PIXELS, LABELS, strict=True))), batch_size=None),
+        lambda: DataLoader(Streamed(BATCHES), batch_size=None),
+        lambda: Streamed(HUB),
+    ],
+)  # fmt: skip
+def test_pixels_and_labels_are_what_was_given(make):
+    found, labels, said = read(make())
+    torch.testing.assert_close(found, TENSORS)
+    assert labels == LABELS
+    assert said == []
+
+
+def test_an_image_of_the_hub_may_lie_in_a_file(tmp_path):
+    for i, picture in enumerate(PICTURES):
+        picture.save(tmp_path / f"{i}.png")
+    items = [
+        {"image": {"bytes": None, "path": f"{tmp_path}/{i}.png"}, "label": n} for i, n in enumerate(LABELS)
+    ]
+    found, labels, _ = read(Listed(items))
+    torch.testing.assert_close(found, TENSORS)
+    assert labels == LABELS
+    items[3]["image"]["path"] = f"{tmp_path}/gone.png"
+    with pytest.raises(SpectralError, match=r"item 3 of Listed: an encoded image .* No such file"):
+        read(Listed(items))
+
+
+def test_which_of_several_numbers_is_the_label_is_not_guessed():
+    _, labels, said = read(Listed([(picture, label, i) for i, (picture, label) in enumerate(PAIRS)]))
+    assert labels == [None] * 5
+    assert len(said) == 1
+    assert "it is 2 numbers, and which of them is the label isn't known" in said[0]
+    _, labels, said = read(Listed([(x, n, i) for i, (x, n) in enumerate(zip(TENSORS, LABELS, strict=True))]))
+    assert labels == [None] * 5
+    assert "a label is taken where it alone is beside the image" in said[0]
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: {"image": x}])
+def test_floats_with_channels_last(wrap):
+    found, _, said = read(wrap(TENSORS.permute(0, 2, 3, 1)))
+    torch.testing.assert_close(found, TENSORS)
+    assert "its channels, which are last, are moved first" in said[0]
+
+
+def test_floats_of_pixels_are_told_from_normalised_images():
+    """Where a normalisation is known: of others nothing is, and they may be what the network takes."""
+    net = make_net()
+    _, _, said = read(TENSORS * 255, preprocessing=None)
+    assert said == []
+    net.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "input_size": (3, 16, 20)}
+    for images, count in ((TENSORS * 255, 1), (Listed(list(TENSORS * 255)), 1), (TENSORS * 4 - 2, 0)):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", SpectralWarning)
+            spectral.measure_stability(net, images, progress=False)
+        wrong = [one for one in said if "pixels of 0 … 255 divided by 255" in str(one.message)]
+        assert len(wrong) == count
