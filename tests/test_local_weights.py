@@ -125,3 +125,57 @@ def test_networks_that_normalise_again_where_they_are_published(name, tmp_path, 
     with warnings.catch_warnings():
         warnings.simplefilter("error", SpectralWarning)
         assert load_model(path, architecture=f"torchvision/{name}").transform_input
+
+
+def write_parts(folder: Path, state: dict[str, torch.Tensor], kind: str = "safetensors") -> Path:
+    """Write weights into two files and the index of both, as transformers does."""
+    names = list(state)
+    stem = "model" if kind == "safetensors" else "pytorch_model"
+    placed: dict[str, str] = {}
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        file = folder / f"{stem}-{number:05d}-of-00002.{kind}"
+        own = {name: state[name].clone() for name in part}
+        safetensors.torch.save_file(own, file) if kind == "safetensors" else torch.save(own, file)
+        placed |= dict.fromkeys(part, file.name)
+    index = folder / f"{stem}.{kind}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": placed}))
+    return index
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_weights_in_several_files_are_read_by_their_index(kind, tmp_path):
+    theirs = timm.create_model(NAME).eval()
+    index = write_parts(tmp_path, theirs.state_dict(), kind)
+    for model in (load_model(f"timm/{NAME}@{index}"), load_model(index, architecture=f"timm/{NAME}")):
+        assert torch.equal(output(model), output(theirs))
+    part = next(tmp_path.glob(f"*-00002-of-00002.{kind}"))
+    assert part in load_model(index, architecture=f"timm/{NAME}").spectral_info.files
+    with pytest.raises(SpectralError, match=f"one of several .*; give their index, {index.name}"):
+        load_model(part, architecture=f"timm/{NAME}")
+    part.unlink()
+    with pytest.raises(SpectralError, match=f"there is no {part.name} beside it"):
+        load_model(index, architecture=f"timm/{NAME}")
+    index.write_text('{"weight_map": {"a": "../../etc/passwd"}}')
+    with pytest.raises(SpectralError, match="tells no files of weights"):
+        load_model(index, architecture=f"timm/{NAME}")
+
+
+def test_weights_as_their_authors_wrote_them_fit_timms_network(tmp_path):
+    theirs = timm.create_model("convnext_atto", num_classes=3).eval()
+    published = {}
+    for name, tensor in theirs.state_dict().items():
+        for new, old in (
+            ("stem.", "downsample_layers.0."), (".conv_dw.", ".dwconv."), (".mlp.fc", ".pwconv"),
+            ("head.norm.", "norm."), ("head.fc.", "head."), (".blocks.", "."),
+        ):  # fmt: skip
+            name = name.replace(new, old)
+        if ".downsample." in name:
+            _, stage, _, rest = name.split(".", 3)
+            name = f"downsample_layers.{stage}.{rest}"
+        published[name] = tensor
+    torch.save({"model": published}, tmp_path / "convnext.pth")
+    with pytest.warns(SpectralWarning, match="timm's own function renames them"):
+        model = load_model(tmp_path / "convnext.pth", architecture="timm/convnext_atto", classes=3)
+    assert torch.equal(output(model), output(theirs))
+    with pytest.raises(SpectralError, match="unknown to the model"):
+        load_model(tmp_path / "convnext.pth", architecture="timm/test_convnext", classes=3)

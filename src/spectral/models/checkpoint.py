@@ -25,6 +25,9 @@ from spectral.files import ensure_writable, write_whole
 _OPTIONAL_BUFFER = "num_batches_tracked"
 # What wrappers (DataParallel, torch.compile, a network with its normalisation) put before every name.
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".th")
+_INDEX = (".safetensors.index.json", ".bin.index.json")  # of weights in several files, as transformers writes
+_PART = re.compile(r"(.*)-\d{5}-of-\d{5}")
 _MOST_UNFOLDED = 2**28  # bytes that a torch file may unfold to beyond its own length
 
 
@@ -96,8 +99,43 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], metadata: Ma
     return path
 
 
+def is_weights_file(path: Path) -> bool:
+    """Whether a file's name says that it has weights, or tells where those in several files are.
+
+    Example:
+        >>> is_weights_file(Path("net.pth")), is_weights_file(Path("model.safetensors.index.json"))
+        (True, True)
+    """
+    return path.suffix.lower() in WEIGHT_SUFFIXES or is_index(path)
+
+
+def is_index(path: Path) -> bool:
+    """Whether a file's name says that it tells in which files the weights are."""
+    return path.name.endswith(_INDEX)
+
+
+def list_parts(path: Path) -> list[Path]:
+    """List the files that hold what an index names.
+
+    Raises:
+        SpectralError: if it is no index.
+    """
+    try:
+        named = json.loads(path.read_bytes())["weight_map"]
+        names = sorted(set(named.values()))
+        if not names or any(Path(name).name != name for name in names):
+            raise ValueError("expected the names of files beside it")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise SpectralError(
+            f"{path} tells no files of weights ({type(error).__name__}: {error}); copy or download it again"
+        ) from error
+    return [path.with_name(name) for name in names]
+
+
 def load_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read a state dict from a ``.safetensors`` or torch file, on the CPU, without running code from it.
+
+    Of weights in several files the index is given (``model.safetensors.index.json``).
 
     A dictionary under ``state_dict`` or ``model`` is unwrapped, with a warning where the file has other
     weights of the same network, as averages over the training (``ema``). A ``module.`` that every name
@@ -114,6 +152,34 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     path = Path(path).expanduser()
     if not path.is_file():
         raise SpectralError(f"{path}: there is no such weights file; check the path")
+    if is_index(path):
+        return _join_parts(path)
+    part = _PART.fullmatch(path.stem)
+    if part is not None:
+        index = f"{part[1]}{path.suffix}.index.json"
+        raise SpectralError(f"{path} is one of several files of weights; give their index, {index}")
+    return _load_file(path)
+
+
+def _join_parts(index: Path) -> dict[str, Tensor]:
+    """Read the weights that are in several files.
+
+    Raises:
+        SpectralError: if a file isn't there, or they don't have what the index names.
+    """
+    state: dict[str, Tensor] = {}
+    for path in list_parts(index):
+        if not path.is_file():
+            raise SpectralError(f"{index}: there is no {path.name} beside it, which has some of the weights")
+        state |= _load_file(path)
+    if missing := sorted(set(json.loads(index.read_bytes())["weight_map"]) - set(state)):
+        raise SpectralError(
+            f"{index} names what its files don't have: {_some(missing)}; copy all of them again"
+        )
+    return state
+
+
+def _load_file(path: Path) -> dict[str, Tensor]:
     _refuse_unfolding(path)
     try:
         content = (
@@ -361,8 +427,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
     Raises:
         SpectralError: if that file isn't a JSON object.
     """
-    path = path.with_suffix(".json")
-    if not path.is_file():
+    path, given = path.with_suffix(".json"), path
+    if path == given or not path.is_file():  # an index describes files, and no network
         return {}
     try:
         content = json.loads(

@@ -17,8 +17,12 @@ from spectral.errors import SpectralError, SpectralWarning
 from spectral.factories import SUFFIX, split_factory
 from spectral.models.architectures import ARCHITECTURES, EXAMPLES, build, family_of
 from spectral.models.checkpoint import (
+    WEIGHT_SUFFIXES,
     find_bounds,
     hash_state,
+    is_index,
+    is_weights_file,
+    list_parts,
     load_state,
     read_metadata,
     require_finite,
@@ -43,7 +47,6 @@ from spectral.models.sources import (
     settle_input,
 )
 
-WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".th")
 RANDOM_SEED = 0
 _LARGEST = 1e38  # of a mean, and of the inverse of a standard deviation: float32 holds no more
 # An installed package carries its checkpoints inside; a checkout has them in data/.
@@ -87,7 +90,8 @@ def load_model(
             ``models/cifar10/Linf/NAME.pt`` in $SPECTRAL_DATA (or data/), downloaded there if it is missing;
             ``bundled/NAME``: trained by this project and part of it, see `list_bundled`;
             any but your own with ``@random`` behind: no weights, a seeded initialisation, for its structure;
-            the path of a ``.safetensors`` or torch file (``.pt``, ``.pth``, ``.bin``).
+            the path of a ``.safetensors`` or torch file (``.pt``, ``.pth``, ``.bin``), or of the index of
+            several (``model.safetensors.index.json``).
             ``@FILE`` behind a network puts the weights of such a file into it: ``my_net.py:build@tuned.pt``.
             ``+NAME`` behind any of them converts it (`spectral.convert`), with a layer, activations or a
             border, one after the other: ``bundled/resnet20+flc+alias-free+circular``.
@@ -147,7 +151,7 @@ def _split_weights(
     """Split MODEL@FILE; an @ in a path of its own means nothing."""
     name, _, file = asked.rpartition("@")
     named = split_factory(name) is not None or name.partition("/")[0] in _SOURCES or is_folder(name)
-    fits = Path(file).suffix.lower() in WEIGHT_SUFFIXES
+    fits = is_weights_file(Path(file))
     if named and not fits and Path(file).is_file():
         raise SpectralError(
             f"load_model: {file!r} behind {name!r} is no weights file, whose name ends in "
@@ -289,7 +293,7 @@ def _require_device(device: str | torch.device) -> None:
 def _is_path(asked: str) -> bool:
     path = Path(asked).expanduser()
     named = asked.partition("/")[0] in _SOURCES or split_factory(asked) is not None
-    is_weights = path.suffix.lower() in WEIGHT_SUFFIXES or (path.is_file() and path.suffix.lower() != SUFFIX)
+    is_weights = is_weights_file(path) or (path.is_file() and path.suffix.lower() != SUFFIX)
     return is_weights and not named
 
 
@@ -344,7 +348,8 @@ def _open_file(
 def _list_files(path: Path) -> tuple[Path, ...]:
     """List what a network of a weights file depends on, there or not."""
     beside = (find_config(path),) if path.stem in LIBRARY_STEMS else ()
-    return path, path.with_suffix(".json"), *beside
+    parts = list_parts(path) if is_index(path) else ()
+    return path, path.with_suffix(".json"), *beside, *parts
 
 
 def _read_library_config(path: Path, architecture: str | None) -> dict[str, Any]:

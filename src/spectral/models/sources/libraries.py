@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,34 @@ def rename_dense(state: State, model: nn.Module, where: str) -> State:
     return {old.sub(r"\1\2", key): value for key, value in state.items()}
 
 
-TIMM = Source(list_timm, open_timm)
+def rename_published(state: State, model: nn.Module, where: str) -> State:
+    """Give the weights of one of timm's networks timm's names, where a file has those of its authors.
+
+    That is timm's own function for such files, if the module of the network has one.
+
+    Args:
+        state: as the file has it.
+        model: one of timm's.
+        where: it comes from, for the warning.
+
+    Example:
+        >>> list(rename_published({"bias": torch.zeros(2)}, nn.Linear(2, 2), "file"))
+        ['bias']
+    """
+    own = model.state_dict()
+    rename = getattr(sys.modules.get(type(model).__module__), "checkpoint_filter_fn", None)
+    if rename is None or set(state) == set(own):
+        return state
+    try:
+        found = rename(dict(state), model)
+    except Exception:  # of another network's weights, which are then refused by their names
+        return state
+    if not isinstance(found, Mapping) or not set(found) <= set(own) or set(found) <= set(state):
+        return state
+    warn(f"{where}: its tensors have the names of its authors' code; timm's own function renames them")
+    return found
+
+
+TIMM = Source(list_timm, open_timm, rename_published)
 TORCHVISION = Source(list_torchvision, open_torchvision, rename_dense)
 ANTIALIASED = Source(list_antialiased, open_antialiased, rename_dense)
