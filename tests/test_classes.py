@@ -111,6 +111,30 @@ def test_names_mean_nothing_to_a_network_without_any_until_somebody_says_so():
     assert match_labels(net, own).renumber(own.labels) == own.labels
 
 
+def test_folders_of_numbers_count_themselves_only_where_their_order_does_too():
+    net = Some(num_classes=12)
+    assert match_labels(net, labelled([0, 2], ["0", "1", "2"])).index == {0: 0, 2: 2}
+    assert match_labels(net, labelled([0, 2], ["00", "01", "02"])).index == {0: 0, 2: 2}
+    assert match_labels(net, labelled([11], [str(i) for i in range(12)])).index == {11: 11}
+    for names in (["0", "1", "10", "2"], ["1", "2", "3"], ["3", "7"]):
+        assert match_labels(net, labelled([0, 1], names)).index == {}
+    named = Some(classes=[str(i) for i in range(12)])
+    assert match_labels(named, labelled([0, 2], ["0", "1", "10", "2"])).index == {0: 0, 2: 10, 1: 1, 3: 2}
+    assert "label 9 is none" in match_labels(Some(num_classes=3), labelled([9], [*"0123456789"])).reason
+
+
+def test_folders_of_numbers_in_another_order_are_told(tmp_path):
+    for name in ("0", "1", "2", "10"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "a.png")
+    images = spectral.load_images(tmp_path)
+    with pytest.warns(SpectralWarning, match=r"'10' is class 2, since classes count in the order of"):
+        images.with_classes(None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        images.with_classes([*"abcd"])
+
+
 def test_numbers_without_names_are_the_networks_own_if_it_has_so_many():
     assert match_labels(CIFAR_NET, labelled([0, 9, None], None)).index == {0: 0, 9: 9}
     found = match_labels(CIFAR_NET, labelled([0, 10], None))

@@ -24,7 +24,7 @@ from PIL import Image
 
 from spectral.classes import match_labels
 from spectral.data import ImageItem, ImageSet, archives, load_images, load_labelled_arrays, samples, sources
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, SpectralWarning
 from spectral.synthetic import make_dead_leaves_image
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -250,6 +250,27 @@ class TestFolders:
         assert images.source == "folder:set/test"
         assert images.ids == ["x/3.png", "y/4.png"]
         assert images.classes == ["x", "y"]
+
+    @pytest.mark.parametrize(
+        ("names", "source", "ids"),
+        [
+            (("train/x/1.png", "val/x/2.png", "val/y/3.png"), "folder:set/val", ["x/2.png", "y/3.png"]),
+            (("Train/x/1.png", "Test/x/2.png"), "folder:set/Test", ["x/2.png"]),
+            (("train/x/1.png", "test/2.png", "valid/x/3.png"), "folder:set/valid", ["x/3.png"]),
+            (("val/x/1.png", "bus/x/2.png"), "folder:set", ["bus/x/2.png", "val/x/1.png"]),
+        ],
+    )
+    def test_the_part_for_validation_is_chosen_beside_one_for_training(self, tmp_path, names, source, ids):
+        for name in names:
+            save(tmp_path / "set" / name)
+        images = load_images(tmp_path / "set")
+        assert (images.source, images.ids) == (source, ids)
+
+    def test_shards_beside_an_image_are_told(self, tmp_path):
+        save(tmp_path / "set" / "preview.png")
+        (tmp_path / "set" / "train-0.tar").touch()
+        with pytest.warns(SpectralWarning, match="1 file.s. that may hold many images each, as train-0.tar"):
+            assert load_images(tmp_path / "set").ids == ["preview.png"]
 
     def test_classes_named_train_and_test_stay_classes(self, tmp_path):
         for name in ("train/1.png", "test/2.png", "bus/3.png"):

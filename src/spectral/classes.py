@@ -50,7 +50,7 @@ def match_labels(model: Any, images: Labelled, width: int | None = None) -> Matc
     (``n01440764``), timm's and torchvision's names; a network of ImageNet's number of classes that doesn't
     name them has ImageNet's order, for images whose classes are such identifiers. Labels without names are
     the network's own numbers, because somebody has said so. Labels with names mean nothing to another network
-    that has none.
+    that has none, unless each name is the number of its class, as of folders 0 … 9.
 
     Args:
         model: a network, or its ``spectral_info``: what its classes are called and how many there are.
@@ -69,9 +69,10 @@ def match_labels(model: Any, images: Labelled, width: int | None = None) -> Matc
     if not known:
         return Matching({}, "the images have no labels")
     names = getattr(images, "classes", None)
-    count = _count_classes(model)
-    if names is not None:
-        return match_names(names, find_classes(model), count)
+    count, told = _count_classes(model), find_classes(model)
+    numbered = names is not None and told is None and _are_numbers(names) and find_renumbered(names) is None
+    if names is not None and not numbered:
+        return match_names(names, told, count)
     count = min((n for n in (count, width) if n is not None), default=None)
     above = sorted(label for label in known if label < 0 or (count is not None and label >= count))
     if above:
@@ -105,6 +106,22 @@ def match_names(names: Sequence[str], others: Sequence[str] | None, count: int |
     shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
     reason = f"the network has {len(index)} of the labels' {len(own)} classes (not {shown})"
     return Matching(index if len(index) >= ENOUGH * len(own) else {}, reason)
+
+
+def _are_numbers(names: Sequence[str]) -> bool:
+    return bool(names) and all(re.fullmatch(r"[0-9]{1,9}", str(name)) for name in names)
+
+
+def find_renumbered(names: Sequence[str]) -> int | None:
+    """Return the place of the first name that is another's number; None where there is none.
+
+    Example:
+        >>> find_renumbered(["0", "1", "10", "2"]), find_renumbered(["00", "01"]), find_renumbered(["cat"])
+        (2, None, None)
+    """
+    if not _are_numbers(names):
+        return None
+    return next((place for place, name in enumerate(names) if int(name) != place), None)
 
 
 def match_models(a: Any, b: Any, widths: tuple[int | None, int | None] = (None, None)) -> Matching:

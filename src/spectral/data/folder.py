@@ -26,6 +26,7 @@ from spectral.data.decode import (
 from spectral.data.imageset import ImageItem, ImageSet, spread_over_classes, warn_about_skipped
 from spectral.data.known import KnownFiles
 from spectral.data.listed import FEWEST_LISTED, Book, ListedImages, ListedItem, Seen
+from spectral.data.splits import find_part
 from spectral.data.threads import map_in_threads
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.files import State, look_at, printable, walk_files
@@ -86,7 +87,8 @@ def load_folder(root: Path, choice: Choice) -> ImageSet:
     """Load the images of a folder; see `spectral.load_images`.
 
     Args:
-        root: a flat folder of images, a folder with one subfolder per class, or one whose test/ is so.
+        root: a flat folder of images, a folder with one subfolder per class, or one whose test/ or val/,
+            beside train/, is so.
         choice: which of them.
 
     Raises:
@@ -94,8 +96,9 @@ def load_folder(root: Path, choice: Choice) -> ImageSet:
     """
     require_folder(root)
     source = f"folder:{printable(root.resolve().name)}"
-    if (root / "train").is_dir() and (root / "test").is_dir() and list_folder(root / "test").classes:
-        root, source = root / "test", f"{source}/test"
+    part = find_part(root, lambda folder: bool(list_folder(folder).classes))
+    if part is not None:
+        root, source = part, f"{source}/{printable(part.name)}"
     listing = list_folder(root)
     if not listing.names:
         endings = ", ".join(list_extensions())

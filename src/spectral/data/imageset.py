@@ -16,10 +16,11 @@ from PIL import Image
 from torch.utils.data import default_collate
 
 from spectral.arguments import as_integer
+from spectral.classes import find_renumbered
 from spectral.data.decode import describe_failure, fit_image, to_tensor
 from spectral.data.kept import KeptImages
 from spectral.data.loading import Loading, load_batches
-from spectral.errors import SpectralError, SpectralWarning
+from spectral.errors import SpectralError, SpectralWarning, warn
 from spectral.synthetic import Size, as_size, generator
 
 T = TypeVar("T")
@@ -122,7 +123,8 @@ class ImageSet:
 
         Args:
             classes: names in the order of the labels' numbers; None says that the numbers are those of the
-                classes of whatever network is tested, which may then go by without names.
+                classes of whatever network is tested, which may then go by without names. Folders of classes
+                count in the order of their names, so that "10" is before "2": a warning says so.
 
         Raises:
             SpectralError: if there are fewer names than the labels need.
@@ -135,6 +137,13 @@ class ImageSet:
         highest = max((label for label in self.labels if label is not None), default=-1)
         if classes is not None and len(classes) <= highest:
             raise SpectralError(f"with_classes: label {highest} needs more than {len(classes)} names")
+        own = self.classes or []
+        if classes is None and (moved := find_renumbered(own)) is not None:
+            warn(
+                f"with_classes(None): {own[moved]!r} is class {moved}, since classes count in the order of "
+                f"their names; where these are the network's own numbers, keep them, and set "
+                f"model.classes = [str(i) for i in range(n)] for its n classes"
+            )
         return dataclasses.replace(self, classes=None if classes is None else list(classes))
 
     @cached_property

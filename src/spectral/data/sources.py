@@ -31,7 +31,8 @@ from spectral.data.packed import is_packed, list_packed, load_packed
 from spectral.data.samples import load_samples
 from spectral.data.splits import choose_split
 from spectral.data.threads import map_in_threads
-from spectral.errors import SpectralError, suggest
+from spectral.errors import SpectralError, suggest, warn
+from spectral.files import printable
 from spectral.synthetic import Size, as_size, generator, make_dead_leaves_image
 
 SOURCES = ("samples", "synthetic", "stl10", "cifar10", "cifar10-train")
@@ -59,10 +60,11 @@ def load_images(
               seed, size and i alone. Rounded to 8 bits, as files are.
             - "stl10", "cifar10" (test images), "cifar10-train": downloaded on first use, into ``root``.
             - a folder of images: flat, or with a subfolder per class. If it has train/ and test/, test/ is
-              read. Every file chosen is decoded once, here, so that broken ones are known from the start:
-              they are named in ``skipped`` and in one warning. So are, in ``left_out``, kinds of files that
-              aren't read. What was found out of a large folder is remembered: a file whose size and times
-              are as they were is read when its turn comes, and compared then.
+              read, or val/ where there is no test/ with classes. Every file chosen is decoded once, here, so
+              that broken ones are known from the start: they are named in ``skipped`` and in one warning. So
+              are, in ``left_out``, kinds of files that aren't read. What was found out of a large folder is
+              remembered: a file whose size and times are as they were is read when its turn comes, and
+              compared then.
             - an image file, a pattern such as "pictures/*.jpg", or a list of these and of folders.
             - .tar files in WebDataset's layout (name.jpg beside name.cls or name.json), or .parquet files
               with a column of encoded images, as the Hub's: one, several, a pattern, or a folder of them,
@@ -129,8 +131,17 @@ def _find_images(
             f"unknown images {str(source)!r}: expected a folder, files or one of {', '.join(SOURCES)}"
             f"{suggest(str(source), SOURCES)}"
         )
-    if path.is_dir() and not has_images(path) and (packed := list_packed(path)):
+    if not path.is_dir():
+        return load_folder(path, choice)
+    packed = list_packed(path)
+    if packed and not has_images(path):
         return load_packed(choose_split(path, packed), choice)
+    if packed:
+        warn(
+            f"{printable(path.name)}: {len(packed)} file(s) that may hold many images each, as "
+            f"{printable(packed[0].name)}, aren't read, since image files lie beside them; name them to read "
+            f"them"
+        )
     return load_folder(path, choice)
 
 

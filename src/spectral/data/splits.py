@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from spectral.errors import warn
@@ -15,6 +16,35 @@ _SPLITS = {
     for number, names in enumerate((("test",), ("validation", "valid", "val", "dev"), ("train", "training")))
     for name in names
 }
+_TRAINING = _SPLITS["train"]
+
+
+def find_part(folder: Path, usable: Callable[[Path], bool]) -> Path | None:
+    """Return the part of a data set that is read of a folder which has it in subfolders; None if it has none.
+
+    That is the test images, else those for validation, beside those for training.
+
+    Args:
+        folder: of the data set.
+        usable: whether a part is one that can be taken alone, as one in which images have classes.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as name:
+        ...     for part in ("train", "val"):
+        ...         Path(name, part).mkdir()
+        ...     find_part(Path(name), Path.exists).name
+        'val'
+    """
+    inside = map(folder.joinpath, os.listdir(folder)) if os.access(folder, os.R_OK | os.X_OK) else ()
+    parts = {path: _SPLITS[path.name.lower()] for path in inside if _is_part(path)}
+    trained = [path for path in parts if parts[path] == _TRAINING]
+    others = sorted((path for path in parts if path not in trained), key=lambda path: (parts[path], path))
+    return next((path for path in others if usable(path)), None) if trained else None
+
+
+def _is_part(path: Path) -> bool:
+    return path.name.lower() in _SPLITS and path.is_dir()
 
 
 def choose_split(folder: Path, paths: Sequence[Path]) -> list[Path]:
