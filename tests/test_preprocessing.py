@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from types import SimpleNamespace
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.transforms import v2
 
+import spectral
 from spectral.errors import SpectralError
+from spectral.intake import Feed
 from spectral.models import Preprocessing, load_model
 from spectral.models.info import IMAGENET
 from spectral.models.preprocessing import explain_assumption, find_preparation, read_preparation
@@ -286,3 +289,32 @@ def test_a_network_of_timms_in_transformers_tells_as_timms_do(tmp_path):
     found = find_preparation(net)
     assert (found.mean, found.std, found.size) == (tuple(facts["mean"]), tuple(facts["std"]), (64, 48))
     assert not found.assumed
+
+
+def test_how_a_configuration_resizes_is_said_where_it_is_otherwise(tmp_path):
+    """Predictions of a network's own pipeline are of other pixels: the crop and the filter are part of it."""
+    Image.new("RGB", (90, 80), "teal").save(tmp_path / "a.png")
+    net = timm.create_model("test_resnet").eval()
+    facts = {**net.pretrained_cfg, "input_size": (3, 64, 64)}
+    crop = v1.Compose([
+        v1.Resize(72), v1.CenterCrop(64), v1.ToTensor(),
+        v1.Normalize((0.5,) * 3, (0.5,) * 3),
+    ])  # fmt: skip
+    hub = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_normalize": True}
+    square, shortest = {"height": 64, "width": 64}, {"shortest_edge": 72}
+    for asked, sentence in (
+        ({**facts, "crop_pct": 0.9, "interpolation": "bilinear"}, "shorter side 0.9 are kept; bilinear"),
+        ({**facts, "crop_pct": 1.0, "interpolation": "bicubic"}, ""),
+        (crop, "the shorter side is resized to 72 px; bilinear"),
+        ({**hub, "size": square, "resample": 2}, "both sides are resized, whatever their ratio; bilinear"),
+        ({**hub, "size": shortest, "crop_size": square, "do_center_crop": True, "resample": 3}, "to 72 px"),
+        ({**hub, "size": square, "crop_size": square, "do_center_crop": True, "resample": 3}, ""),
+        ((0.5, 0.5), ""),
+    ):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            images = tmp_path if not isinstance(asked, tuple) else spectral.load_images(tmp_path, size=64)
+            Feed(net, images, caller="test", preprocessing=asked)
+        found = [str(one.message) for one in said if "the configuration of" in str(one.message)]
+        assert len(found) == bool(sentence), asked
+        assert not sentence or sentence in found[0]

@@ -36,6 +36,10 @@ from spectral.numerics.precision import require_double
 from spectral.probe import EMBEDDING, UNKNOWN, Probe, probe
 
 MOST_LISTED = 3
+RESIZED = (
+    "the shorter side of images is resized (bicubic, antialiased) and their centre cropped, where the "
+    "configuration of {} says: {}; for that give images from a dataset with its transforms, or of its size"
+)
 FAR = 2  # times what an image comes to at most, from which on values are likely not normalised
 
 
@@ -114,6 +118,8 @@ class Feed:
             raise SpectralError(f"{caller}: there are no images")
         if self.images.size is None and self.normalises and self.preparation.size is not None:
             self.images = self.images.resized(self.preparation.size)
+            if self.preparation.resizing:
+                self.notes.append(RESIZED.format(self.name, self.preparation.resizing))
         if isinstance(self.images, ListedImages) and not (lazily and self.images.size):
             self.images = self.images.checked()
         if self._probe is None:

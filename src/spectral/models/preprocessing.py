@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from spectral.errors import SpectralError
 from spectral.models.fetching import find_in_hub_cache
 from spectral.models.info import IMAGENET, Preprocessing, model_info
+from spectral.models.resizing import describe_resizing
 
 NONE = "none"
 # Of an image processor alone, and of one with what else a network takes, as words: then it is a part of it.
@@ -49,6 +50,7 @@ class Preparation:
         bgr: whether the network wants blue first.
         function: what the user gave, in place of all these.
         assumed: whether nothing is known, so that images are passed as they are.
+        resizing: how images are to be brought to the size, where that is otherwise than here, in words.
 
     Example:
         >>> import torch
@@ -64,6 +66,7 @@ class Preparation:
     bgr: bool = False
     function: Function | None = None
     assumed: bool = False
+    resizing: str = ""
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return images (B, C, H, W) in [0, 1] as the network expects them.
@@ -144,7 +147,8 @@ def find_preparation(model: nn.Module, asked: Any = None) -> Preparation:
     for read in (_read_info, _read_configuration, _read_own_layer, _read_processor_file):
         found = read(inner)
         if found is not None:
-            return replace(found, size=_told_size(inner) or found.size)
+            size = _told_size(inner) or found.size
+            return replace(found, size=size, resizing=found.resizing or _find_resizing(inner, size))
     size = _told_size(inner) or _find_size(inner)
     return Preparation("assumed, nothing is known of the network's", size, assumed=True)
 
@@ -202,6 +206,15 @@ def _read_info(model: nn.Module) -> Preparation | None:
         return None
     scale = info.preprocessing
     return Preparation(f"{info.name}", scale.size, scale.mean, scale.std)
+
+
+def _find_resizing(model: nn.Module, size: tuple[int, int] | None) -> str:
+    """Return what a network's configuration, or what was recorded of it, says of resizing."""
+    info = model_info(model)
+    for told in (getattr(model, "pretrained_cfg", None), None if info is None else info.metadata):
+        if found := describe_resizing(told, size):
+            return found
+    return ""
 
 
 def _told_size(model: nn.Module) -> tuple[int, int] | None:
@@ -283,7 +296,8 @@ def _read_processor(asked: Any, origin: str) -> Preparation | None:
         largest = 1.0
     bgr = bool(_get(asked, "do_flip_channel_order"))
     scaled = tuple((m + offset) / largest for m in found.mean), tuple(s / largest for s in found.std)
-    return replace(found, mean=scaled[0], std=scaled[1], bgr=bgr)
+    resizing = describe_resizing(asked, found.size)
+    return replace(found, mean=scaled[0], std=scaled[1], bgr=bgr, resizing=resizing)
 
 
 def _divide(found: Preparation, std: tuple[float, ...]) -> Preparation:
@@ -319,7 +333,8 @@ def _read_fields(asked: Any, origin: str) -> Preparation | None:
         size = tuple(size)[-2:]
     else:
         size = next((s for s in (_get(asked, n) for n in ("crop_size", "size", "resize_size")) if s), None)
-    return _normalise(origin, mean, std, _read_size(size))
+    found = _normalise(origin, mean, std, _read_size(size))
+    return replace(found, resizing=describe_resizing(asked, found.size))
 
 
 def _read_transforms(asked: Any, origin: str) -> Preparation | None:
@@ -338,6 +353,7 @@ class _Steps:
     def __init__(self, origin: str) -> None:
         self.origin = origin
         self.size: tuple[int, int] | None = None
+        self.resize: Any = None
         self.bytes = False  # whether pixels are integers here, which some steps bring to [0, 1]
         self.factor = 1.0  # what the images are still to be multiplied by to be what the next step gets
         self.parts: list[Preparation] = []
@@ -347,10 +363,11 @@ class _Steps:
         for step in self._flatten(steps):
             self._read_step(step)
         self._scale()
+        resizing = describe_resizing(self.resize, self.size)
         if not self.parts:
-            return Preparation(self.origin, self.size)
+            return Preparation(self.origin, self.size, resizing=resizing)
         if len(self.parts) == 1:
-            return replace(self.parts[0], size=self.size)
+            return replace(self.parts[0], size=self.size, resizing=resizing)
         parts = list(self.parts)
 
         def apply(images: Tensor) -> Tensor:
@@ -358,7 +375,7 @@ class _Steps:
                 images = part(images)
             return images
 
-        return Preparation(self.origin, self.size, function=apply)
+        return Preparation(self.origin, self.size, function=apply, resizing=resizing)
 
     def _flatten(self, steps: Sequence[Any]) -> Iterator[Any]:
         for step in steps:
@@ -383,6 +400,7 @@ class _Steps:
         elif kind in _SIZES:
             size = getattr(step, "size", None) or (getattr(step, "height", 0), getattr(step, "width", 0))
             self.size = _read_size(size)
+            self.resize = step if kind == "Resize" else self.resize
         elif kind == "ToDtype":
             self.bytes = False  # of the same values, which are no integers any more
         elif kind in _NOTHING:

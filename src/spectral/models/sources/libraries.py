@@ -83,7 +83,8 @@ def open_torchvision(name: str, pretrained: bool, classes: int | None = None) ->
     side = recipe.crop_size[0]
     preprocessing = Preprocessing((side, side), tuple(recipe.mean), tuple(recipe.std))
     names = tuple(weights.meta["categories"])
-    metadata = {"weights": str(weights), "url": weights.url} if pretrained else {}
+    metadata = {"resize_size": recipe.resize_size[0], "interpolation": recipe.interpolation.value}
+    metadata |= {"weights": str(weights), "url": weights.url} if pretrained else {}
     # A file that is there isn't asked for again: its name has a digest of its content.
     files = (Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name),) if pretrained else None
     info = ModelInfo(name, None, "", preprocessing, len(names), names, metadata, files)
