@@ -453,3 +453,15 @@ def test_the_figure_has_a_mark_per_model_site_and_panel():
 def test_the_figure_of_whole_models_alone(tmp_path):
     assert quick(A, B, "--metrics", "sis", "--out", tmp_path).exit_code == 0
     assert (tmp_path / "compare.png").stat().st_size > 5_000
+
+
+def test_the_figure_says_in_which_unit_each_metric_is():
+    table = make_tables()["compare"]
+    table = table[table["metric"] == "avr"]
+    decibels = table.assign(metric="alias_power_db", mean_a=-9.0, mean_b=-12.0)
+    fig = FIGURES["compare"].plot({"compare": pd.concat([table, decibels], ignore_index=True)})
+    units = [ax.get_xlabel() for ax in fig.axes]
+    assert units == [
+        *("avr (share), input tap", "avr (share), dense tap"),
+        *("alias_power_db (dB), input tap", "alias_power_db (dB), dense tap"),
+    ]

@@ -208,6 +208,24 @@ def test_analyses_over_sites_take_what_measure_gives(runs):
     assert set(partial["tap"]) == {"dense", "signal"}
 
 
+@pytest.mark.parametrize("least", [0.0, 1e-15])
+def test_aliases_that_are_rounding_count_as_none_in_every_comparison(least):
+    """What is below −100 dB is nothing to test; aliases of 0 have no number in dB at all."""
+    place = {"site": "c", "layer": "c", "layer_index": 0, "power": 1.0, "alias_power_ratio_white_noise": 0.75}
+    rows = [
+        {**place, "model": name, "family": name, "image": str(i), "cluster": str(i),
+         "alias_power_ratio_channel_median": level * (1 + i)}
+        for name, level in (("strided", 0.01), ("ideal", least), ("flc", 1e-14)) for i in range(8)
+    ]  # fmt: skip
+    found = analysis.compare_signals(pd.DataFrame(rows)).set_index("family")
+    own = found["mean_ci_low"], found["mean"], found["mean_ci_high"]
+    assert [column["ideal"] for column in own] == [column["flc"] for column in own] == [-100.0] * 3
+    decibels = 10 * np.log10(0.01 * np.arange(1, 9))
+    assert found.loc["ideal", "difference"] == pytest.approx(-100 - decibels.mean())
+    among_those = pd.DataFrame([row for row in rows if row["model"] != "strided"])
+    assert analysis.compare_signals(among_those)["p"].dropna().tolist() == [1.0]
+
+
 def test_analyses_over_sites_refuse_what_they_cannot_read(runs):
     measured, stability, _ = runs
     for analyse in (analysis.compare_families, analysis.compare_signals, analysis.correlate_layers):

@@ -20,7 +20,7 @@ import spectral
 from spectral.analysis import Diagnosis, SiteDetail, diagnose, write_headline
 from spectral.cli import main
 from spectral.errors import SpectralError
-from spectral.figures import FIGURES
+from spectral.figures import FIGURES, plot_site_levels
 from spectral.page.cells import FIXES, SITES, make_downloads, view
 from spectral.page.render import MOST_DETAILS
 from spectral.page.results import view_table
@@ -219,6 +219,14 @@ class TestWords:
         images = found.per_image.assign(cluster=["a"] * 5 + ["b", "c", "d"], n_changed=[1] * 5 + [0] * 3)
         said = write_headline(Diagnosis({}, stability=found.stability, per_image=images))[1]
         assert "of 5 of 8 images, each photograph counting once: 25.0 % (" in said
+
+
+def test_a_site_of_one_photograph_is_drawn_without_an_interval():
+    bounds = {"alias_power_db_ci_low": [-14.0, np.nan, -np.inf], "alias_power_db_ci_high": [-8, np.nan, -25]}
+    sites = pd.DataFrame({"name": ["a", "b", "c"], "alias_power_db": [-10.0, -20.0, -30.0]})
+    for table, expected in ((sites.assign(**bounds), [[-14.0, -8.0], [-100.0, -25.0]]), (sites, [])):
+        lines = plot_site_levels(table).axes[0].collections[0].get_segments()
+        assert [line[:, 0].tolist() for line in lines if len(line)] == expected
 
 
 def test_several_networks_share_a_page(found, tmp_path):

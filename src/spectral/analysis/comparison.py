@@ -17,14 +17,22 @@ from torch import nn
 from spectral import stats
 from spectral.capture import Tap
 from spectral.classes import match_models
-from spectral.columns import add_holm, bound, bound_summary, compare_columns, to_decibels
+from spectral.columns import add_holm, bound, bound_summary, compare_columns
 from spectral.data import Images, ImageSet
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.files import find_folder
 from spectral.intake import Feed
 from spectral.measurement import measure
 from spectral.pairing import SitePair, match_sites
-from spectral.schema import ALIAS_FREE, POWER_RATIOS, RANGES, SCALE_FREE, fill_words, with_bounds
+from spectral.schema import (
+    ALIAS_FREE,
+    POWER_RATIOS,
+    RANGES,
+    SCALE_FREE,
+    fill_words,
+    to_decibels,
+    with_bounds,
+)
 from spectral.sites import Site, find_sites
 from spectral.surgery.report import find_original_names
 
@@ -239,7 +247,7 @@ def _test(
     own = [v[ran] for v in values]
     name, limits = metric, RANGES.get(metric, ())
     if metric in IN_DECIBELS:
-        own = [v.clip(lower=ALIAS_FREE).map(to_decibels) for v in own]
+        own = [v.map(to_decibels) for v in own]
         name, limits = IN_DECIBELS[metric], (to_decibels(ALIAS_FREE), np.inf)
     row: dict[str, Any] = {"metric": name}
     mute = [m[ran] for m in silent]

@@ -12,9 +12,9 @@ import pandas as pd
 from spectral import stats
 from spectral.analysis.layout import read_sites
 from spectral.arguments import as_list
-from spectral.columns import add_holm, bound_summary, compare_columns, to_decibels
+from spectral.columns import add_holm, bound_summary, compare_columns
 from spectral.errors import SpectralError
-from spectral.schema import POWER_RATIOS, RANGES, SIGNAL_METRICS
+from spectral.schema import ALIAS_FREE, POWER_RATIOS, RANGES, SIGNAL_METRICS, to_decibels
 from spectral.summary import pool_ratio
 
 PER_IMAGE = ("image", "cluster", "family", "layer", "layer_index", "stride", "tap", "avr", "power", "silent")
@@ -66,7 +66,8 @@ def compare_families(per_image: pd.DataFrame, families: str | Sequence[str] | No
 def compare_signals(signal: pd.DataFrame, families: str | Sequence[str] | None = None) -> pd.DataFrame:
     """Paired comparison of each family with the first at the tap ``signal``, of each metric at each layer.
 
-    Ratios of powers are compared in dB, image by image; ``white_noise`` is that of noise on the lattice.
+    Ratios of powers are compared in dB, image by image, what is below −100 dB counting as −100, where it is
+    rounding; ``white_noise`` is that of noise on the lattice.
 
     Args:
         signal: measurements of several networks (`spectral.measure`, put together), or a row per image,
@@ -103,7 +104,7 @@ def _describe_signal(
         side[metric].map(to_decibels, na_action="ignore") if in_decibels else side[metric] for side in sides
     ]
     silent = [(side["power"] <= 0) | side[metric].isna() for side in sides]
-    limits = () if in_decibels else RANGES[metric]
+    limits = (to_decibels(ALIAS_FREE), np.inf) if in_decibels else RANGES[metric]
     summary = stats.summarize(values[0], silent[0], own["cluster"], *limits)
     row = {"unit": "dB" if in_decibels else "share", "n": summary.n, "n_clusters": summary.n_clusters,
            "n_silent": summary.n_silent, **bound_summary("mean", summary), "median": summary.median,

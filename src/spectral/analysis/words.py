@@ -209,7 +209,7 @@ def _say_changed(images: pd.DataFrame) -> list[str]:
 
 def _say_sis(sis: Mapping[Any, Any]) -> str:
     top = sis.get("top_tenth")
-    tail = "" if _is_unknown(top) else f"; a tenth of the images carries {format_share(top)} of it"
+    tail = "" if _is_unknown(top) else f"; a tenth of the photographs carries {format_share(top)} of it"
     bounds = {f"sis{end}": sis.get(key) for end, key in (("", "mean"), ("_ci_low", "ci_low"),
                                                          ("_ci_high", "ci_high"))}  # fmt: skip
     return f"SIS is {format_interval(bounds, 'sis')}, median {format_number(sis.get('median'))}{tail}."

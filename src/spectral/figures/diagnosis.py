@@ -44,8 +44,9 @@ def plot_site_levels(sites: pd.DataFrame, name: str = "alias power ratio") -> Fi
         fig = new_figure(FULL_WIDTH, 0.6 + 0.19 * len(known))
         ax = fig.subplots()
         rows = np.arange(len(known))
-        low = known.get("alias_power_db_ci_low", values).clip(lower=-100).fillna(-100)
-        high = known.get("alias_power_db_ci_high", values).fillna(values)
+        low, high = (known.get(name, 0 * values + np.nan) for name in with_bounds("alias_power_db")[1:])
+        # Of one photograph there is none; one that reaches to no aliases at all has no lower bound in dB.
+        low = low.fillna(-100).clip(lower=-100).where(high.notna())
         ax.hlines(rows, np.minimum(low, values), np.maximum(high, values), color=COLOURS[0], linewidth=1.6)
         ax.plot(values, rows, "o", color=COLOURS[0])
         left = max(-60.0, min(float(values.min()), LIMIT_DB) - 3)

@@ -33,7 +33,7 @@ from spectral.figures.style import (
     new_figure,
     wrap_name,
 )
-from spectral.schema import fill_words, with_bounds
+from spectral.schema import UNITS, fill_words, with_bounds
 
 # State → marker and label.
 STATES = {
@@ -209,7 +209,7 @@ def plot_compare(source: Source) -> Figure:
     fig, axes = _make_panels(panels, len(layers), len(models))
     for (metric, tap), ax in axes.items():
         _draw_models(ax, rows_of[metric, tap], models, layers if tap else [WHOLE])
-        ax.set_xlabel(METRIC_LABELS.get(metric, f"{metric} (share)") + (f", {tap} tap" if tap else ""))
+        ax.set_xlabel(_label_metric(metric) + (f", {tap} tap" if tap else ""))
         ax.tick_params(labelleft=ax.get_subplotspec().colspan.start == 0)  # type: ignore[union-attr]
     fig.supylabel("like sites (in the order in which they run)")
     add_legend(fig, [
@@ -220,6 +220,12 @@ def plot_compare(source: Source) -> Figure:
     note = f"{format_units(rows)}, 95 % intervals; stars: paired, Holm-corrected{some}"
     add_heading(fig, source.title, note)
     return fig
+
+
+def _label_metric(metric: str) -> str:
+    """Name a metric with its unit."""
+    unit = UNITS.get(metric)
+    return METRIC_LABELS.get(metric) or (f"{metric} ({unit})" if unit else metric)
 
 
 def _make_panels(
