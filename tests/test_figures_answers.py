@@ -226,6 +226,23 @@ def test_aliases_that_are_rounding_count_as_none_in_every_comparison(least):
     assert analysis.compare_signals(among_those)["p"].dropna().tolist() == [1.0]
 
 
+def test_a_silent_map_has_no_profile_and_takes_no_part_in_means():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, 2, 1, bias=False), nn.ReLU())
+    x = torch.rand(4, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    loud, some = (analysis.measure_profiles(net, images) for images in (x[:3], torch.cat([x[:3], 0 * x[3:]])))
+    assert some.loc[some["image_index"] == 3, "power"].isna().all()
+    for summarize in (analysis.average_profiles, analysis.summarize_profiles):
+        pd.testing.assert_frame_equal(summarize(some), summarize(loud))
+    assert figures.plot_profiles(some).axes[0].lines
+
+
+def test_a_sweep_is_drawn_over_the_unit_that_its_frequencies_have():
+    net = nn.Sequential(nn.Conv2d(3, 2, 3, 2, 1), nn.ReLU())
+    table = analysis.sweep_frequencies(net, (SIZE, SIZE))
+    assert table["frequency"].max() == 1.0  # ±1 from pixel to pixel: half a cycle per pixel
+    assert all(ax.get_xlabel().endswith("(1 = Nyquist)") for ax in figures.plot_frequency_sweep(table).axes)
+
+
 def test_analyses_over_sites_refuse_what_they_cannot_read(runs):
     measured, stability, _ = runs
     for analyse in (analysis.compare_families, analysis.compare_signals, analysis.correlate_layers):

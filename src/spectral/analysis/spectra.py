@@ -104,7 +104,7 @@ def measure_profiles(
 
     Returns:
         Columns site, op, stride, tap, image_index, rho (units of Nyquist), power (mean share of the map's
-        power in a bin of the ring).
+        power in a bin of the ring; NaN of a silent map, which has none to share).
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU())
@@ -117,7 +117,7 @@ def measure_profiles(
         # inside the hook: the maps of all sites of a large network don't fit beside each other
         power = compute_power_spectrum(capture.dense() if tap == "dense" else capture.input)
         total = power.sum((-2, -1), keepdim=True)
-        profile = compute_radial_profile(power / total.clamp_min(torch.finfo(power.dtype).tiny))
+        profile = compute_radial_profile(power / torch.where(total > 0, total, torch.nan))
         facts = {**_name_site(capture.site), "tap": tap}
         rho = radial_frequencies((power.shape[-2], power.shape[-1])).numpy()
         for image, one in enumerate(profile.cpu().numpy()):
@@ -130,7 +130,7 @@ def measure_profiles(
 
 
 def summarize_profiles(profiles: pd.DataFrame) -> pd.DataFrame:
-    """Profile of the first image beside mean and 10–90 % range over all, per site and ring.
+    """Profile of the first image beside mean and 10–90 % range over all, per site and ring; no silent maps.
 
     Args:
         profiles: from `measure_profiles`, one batch or several with ``image_index`` counted on.
@@ -149,7 +149,7 @@ def summarize_profiles(profiles: pd.DataFrame) -> pd.DataFrame:
 
 
 def average_profiles(profiles: pd.DataFrame) -> pd.DataFrame:
-    """Mean profile over images, per site and ring.
+    """Mean profile over images, per site and ring; silent maps are left out.
 
     Args:
         profiles: from `measure_profiles`, of any number of batches.

@@ -189,7 +189,7 @@ def plot_profiles(table: pd.DataFrame) -> Figure:
 @drawn_of("frequency", "avr", "site", "tap")
 def plot_frequency_sweep(table: pd.DataFrame) -> Figure:
     """Draw AVR over the frequency of a sinusoid, from `spectral.analysis.sweep_frequencies`."""
-    labels = "frequency (cycles per pixel)", AVR_LABEL
+    labels = "frequency of the image (1 = Nyquist)", AVR_LABEL
     return draw_lines(table, "plot_frequency_sweep", "frequency", "avr", "site", "tap", labels)
 
 
