@@ -24,6 +24,7 @@ from spectral.cli.comparison import format_comparison
 from spectral.errors import SpectralError
 from spectral.figures import FIGURES
 from spectral.models import load_model, model_info
+from spectral.schema import with_bounds
 
 A, B = "bundled/resnet8@random", "bundled/resnet8-blurpool@random"
 NAMES = ("cat", "dog", "frog", "ship")
@@ -422,6 +423,34 @@ def test_a_lossless_network_is_compared_as_a_whole():
     assert result.exit_code == 0, result.output
     assert "whole model: sis a " in result.stdout
     assert "like site" not in result.stdout
+
+
+def test_sites_that_fewer_images_reach_are_counted_apart():
+    """The head of a block says on how many images its rows are, not the least of them as if all were."""
+    row = {
+        "model_a": "a",
+        "model_b": "b",
+        "site_a": "s",
+        "site_b": "s",
+        "op_a": "conv",
+        "op_b": "conv",
+        "pairing": "same",
+        "tap": "dense",
+        "metric": "avr",
+        "reason": "",
+        "n_clusters": 5,
+        "p_holm": 1.0,
+        "significance": "",
+        "effect_size": 0.1,
+        **dict.fromkeys(with_bounds("mean_a", "mean_b", "difference"), 0.1),
+    }
+    some = {"n": 0, "n_clusters": None, "reason": "no image reached both sites"}
+    rows = [{**row, "layer": "x", "n": 6}, {**row, "layer": "y", "n": 9}, {**row, "layer": "z", **some}]
+    counts = {"n": "Int64", "n_clusters": "Int64"}
+    said = format_comparison(pd.DataFrame(rows).astype(counts))
+    assert "avr, dense tap; n = 6 to 9 images of 5 clusters (photographs)" in said
+    said = format_comparison(pd.DataFrame(rows[2:]).astype(counts))
+    assert "n = 0 images of 0 clusters" in said
 
 
 # The figure -----------------------------------------------------------------------------------------------

@@ -20,12 +20,19 @@ def format_comparison(table: pd.DataFrame) -> str:
         reference = rows["model_a"].iloc[0]
         lines.append(f"a: {reference}, b: {model}\nmeans and difference b − a, each ± half its 95 % interval")
         for (tap, metric), block in at_sites.groupby(["tap", "metric"], sort=False):
-            counts = f"{block['n'].min()} images of {block['n_clusters'].min()} clusters (photographs)"
-            lines.append(f"\n{metric}, {tap} tap; n = {counts}")
+            images, clusters = (_write_range(block.loc[block["n"] > 0, n]) for n in ("n", "n_clusters"))
+            lines.append(f"\n{metric}, {tap} tap; n = {images} images of {clusters} clusters (photographs)")
             header = ["site of a", "site of b", "a", "b", "difference", "p (Holm)", "effect d_z"]
             lines.append(format_rows(header, [_format_row(row) for row in block.to_dict("records")]))
         lines += ["", *_explain_pairs(at_sites), *_format_whole(rows), ""]
     return "\n".join(lines).rstrip()
+
+
+def _write_range(counts: pd.Series) -> str:
+    """Write how many, or from how many to how many where sites differ in it; of sites with any."""
+    return (
+        " to ".join(dict.fromkeys(str(end) for end in (counts.min(), counts.max()))) if len(counts) else "0"
+    )
 
 
 def _explain_pairs(rows: pd.DataFrame) -> list[str]:
