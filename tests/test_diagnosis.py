@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 import resource
+import shutil
 import signal
 import time
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,10 +71,21 @@ def classifier(seed: int = 0) -> nn.Sequential:
     ).eval()  # fmt: skip
 
 
-@pytest.fixture
-def images():
+def random_images() -> Tensor:
     torch.manual_seed(1)
     return torch.rand(6, 3, SIZE, SIZE)
+
+
+@pytest.fixture
+def images():
+    return random_images()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Diagnosis, Path]:
+    """A diagnosis with all its parts, and its folder: to look at, or to copy."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    return diagnose(classifier(), random_images(), methods=("flc",), out=folder, progress=False), folder
 
 
 def _flip(content: bytes) -> bytes:
@@ -235,9 +248,7 @@ class TestFixes:
         assert table["sis"].isna().all()
         assert (table["alias_power_db"] < table["alias_power_db_original"]).all()
 
-    def test_unknown_layers_are_refused(self, images):
-        table = measure_fixes(classifier(), images, ("flc",), progress=False)
-        assert len(table) == 3
+    def test_a_network_without_sites_is_refused(self, images):
         with pytest.raises(SpectralError, match="no site where resolution drops"):
             measure_fixes(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten()), images, progress=False)
 
@@ -252,6 +263,7 @@ class TestFixes:
             return kept[name]
 
         first = measure_fixes(classifier(), images, ("flc",), progress=False, store=store)
+        assert len(first) == 3
         assert computed == ["flc at all sites", "flc at 0", "flc at 2"]
         again = measure_fixes(classifier(), images, ("flc",), progress=False, store=store)
         assert len(computed) == 3
@@ -327,8 +339,9 @@ SITES = "aliasing at the sites"
 
 
 class TestDiagnose:
-    def test_everything_is_there(self, images, tmp_path):
-        found = diagnose(classifier(), images, methods=("flc",), out=tmp_path / "run", progress=False)
+    def test_everything_is_there(self, images, finished, tmp_path):
+        found, folder = finished
+        shutil.copytree(folder, tmp_path / "run")
         assert found.missing.empty
         assert found.sites["name"].tolist() == ["0", "2"]
         read_csv(table := tmp_path / "run" / "tables" / "sites.csv")
@@ -350,8 +363,9 @@ class TestDiagnose:
         ]  # behind the flattening
         assert found.per_image["logit_jitter"].mean() == pytest.approx(causes.loc["total", "value"], rel=1e-4)
 
-    def test_it_is_read_back_and_continues_from_what_is_there(self, images, tmp_path):
-        first = diagnose(classifier(), images, methods=("flc",), out=tmp_path, progress=False)
+    def test_it_is_read_back_and_continues_from_what_is_there(self, images, finished, tmp_path):
+        first, folder = finished
+        shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
         assert_same(read_diagnosis(tmp_path), first)
         for lost in ("fixes", "facts", "missing", "sites", "site_maps"):
             next((tmp_path / "parts").glob(f"{lost}.*")).unlink()
@@ -397,11 +411,10 @@ class TestDiagnose:
         made = [(one["versions"]["torch"], one["parts"]) for one in folder.list_circumstances()]
         assert made == [("2.6", []), ("2.7", ["b.json", "c.json"]), ("2.8", ["a.json"])]
 
-    def test_parts_that_are_damaged_or_of_another_run_or_part_are_refused(self, images, tmp_path):
+    def test_parts_that_are_damaged_or_of_another_run_or_part_are_refused(self, images, finished, tmp_path):
         here, other = tmp_path / "here", tmp_path / "other"
-        for seed, folder in enumerate((here, other)):
-            diagnose(classifier(seed), images, methods=("flc",), fix_images=2, budget_images=0, out=folder,
-                     progress=False)  # fmt: skip
+        shutil.copytree(finished[1], here)
+        diagnose(classifier(1), images, methods=("flc",), out=other, progress=False)
         name = {path.stem: path.name for path in (here / "parts").iterdir()}
         lost = {
             "diagnosis.json": _flip((here / "diagnosis.json").read_bytes()),
@@ -419,15 +432,9 @@ class TestDiagnose:
             (here / file).write_bytes(whole)
         assert read_diagnosis(here).facts["model"] == "Sequential"
 
-    def test_a_bit_that_flips_in_any_file_is_told(self, images, tmp_path):
-        options = {
-            "methods": ("flc",),
-            "fix_images": 2,
-            "budget_images": 2,
-            "out": tmp_path,
-            "progress": False,
-        }
-        diagnose(classifier(), images, **options)
+    def test_a_bit_that_flips_in_any_file_is_told(self, images, finished, tmp_path):
+        options = {"methods": ("flc",), "out": tmp_path, "progress": False}
+        shutil.copytree(finished[1], tmp_path, dirs_exist_ok=True)
         files = [path for path in tmp_path.rglob("*") if path.suffix in (".json", ".npz", ".parquet")]
         parts = [path for path in files if path.parent.name == "parts"]
         assert any(re.fullmatch("[0-9a-f]{16}", path.stem) for path in parts)  # of what fixes were made
@@ -465,8 +472,8 @@ class TestDiagnose:
             diagnose(classifier(), images, methods=methods, out=tmp_path / "run", progress=False)
         assert not (tmp_path / "run").exists()
 
-    def test_a_folder_of_something_else_is_refused(self, images, tmp_path):
-        diagnose(classifier(), images, methods=("flc",), out=tmp_path, progress=False)
+    def test_a_folder_of_something_else_is_refused(self, images, finished, tmp_path):
+        shutil.copytree(finished[1], tmp_path, dirs_exist_ok=True)
         for other in ({"methods": ("aps",)}, {"fix_images": 3, "methods": ("flc",)}):
             with pytest.raises(SpectralError, match="choose another folder"):
                 diagnose(classifier(), images, out=tmp_path, progress=False, **other)
