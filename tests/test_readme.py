@@ -190,6 +190,8 @@ def say_attacks_on_more_images() -> list[str]:
         pd.read_csv(folder / f"phase9_{name}.csv") for name in ("networks", "pairs", "correlation")
     )
     whole = pd.read_csv(folder / "autoattack.csv")
+    weak = pd.read_csv(folder / "attack_pairs.csv").set_index("model")
+    asap, flc = (weak.loc[f"bundled/resnet20-tuned-{layer}"] for layer in ("asap", "flc"))
     kept = 100 * whole["autoattack_accuracy"]
     row = related.query("networks == 'all' and attack == 'pgd-50' and level == 'mean over sites' and "
                         "metric == 'alias_power_ratio_channel_median'").iloc[0]  # fmt: skip
@@ -216,6 +218,8 @@ def say_attacks_on_more_images() -> list[str]:
         f"AM to {write(am.ratio)} ({write(am.ratio_ci_low)} to {write(am.ratio_ci_high)})",
         f"the median ratio in {median.n_lower:.0f} of {median['n']:.0f} (to {write(median.ratio)}, "
         f"{write(median.ratio_ci_low)} to {write(median.ratio_ci_high)})",
+        f"ASAP and FLC keep {100 * asap.difference:.1f} and {100 * flc.difference:.1f} points more than the "
+        f"strided network (Holm p = {write(asap.p_holm, 3)[1:]} and {write(flc.p_holm, 3)[1:]})",
     ]
 
 
