@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,7 +34,7 @@ from spectral.latency import measure_latency
 from spectral.models import load_model, model_info
 from spectral.recalibration import recalibrate
 from spectral.reconstruction import reconstruct
-from spectral.schema import with_bounds
+from spectral.schema import RANGES, with_bounds
 from spectral.stability import measure_consistency, measure_stability
 from spectral.study.options import split_names
 from spectral.surgery import check_methods, conversion_report, convert
@@ -107,7 +107,7 @@ def compare_repairs(
     _check_states(states)
     if len(images) < 4:
         raise SpectralError(f"repair: needs at least 4 images, got {len(images)}")
-    halves = [images[::2], images[1::2]]
+    halves = _halve(images)
     info = model_info(model)
     assert info is not None
     example = info.preprocessing.size
@@ -132,6 +132,22 @@ def compare_repairs(
             found = _Scores(networks, effort, progress).describe(base)
             seconds = sum(spent for *_, spent in pair) / len(pair)
             yield {**tail, "method": method, "repair": pair[0][0], **same, "seconds": seconds, **found}
+
+
+def _halve(images: ImageSet) -> list[ImageSet]:
+    """Divide images into two halves that share no photograph, every second one in either.
+
+    Raises:
+        SpectralError: if all are of one photograph.
+    """
+    places = {cluster: i for i, cluster in enumerate(dict.fromkeys(images.clusters))}
+    if len(places) < 2:
+        raise SpectralError("repair: all images are of one photograph, and none is left to judge by")
+    sides = [places[cluster] % 2 for cluster in images.clusters]
+    return [
+        replace(images, items=[item for item, own in zip(images.items, sides, strict=True) if own == side])
+        for side in (0, 1)
+    ]
 
 
 def _check_states(states: Iterable[str]) -> None:
@@ -196,6 +212,10 @@ class _Scores:
     def is_labelled(self) -> bool:
         return bool(self.still["correct"].notna().any())
 
+    def average(self, name: str) -> float:
+        """Return a column's mean over photographs."""
+        return stats.summarize(self.still[name], None, self.clusters).mean
+
     def describe(self, base: _Scores) -> dict[str, Any]:
         """Return the columns of these networks beside the unaltered one."""
         still, clusters = self.still, self.clusters
@@ -214,11 +234,12 @@ class _Scores:
         }  # fmt: skip
         for name, values in means.items():
             if len(values):
-                row |= bound_summary(name, stats.summarize(values, clusters=clusters[values.index]))
+                limits = (0.0, 1.0) if "consistency" in name else RANGES.get(name, ())
+                row |= bound_summary(name, stats.summarize(values, None, clusters[values.index], *limits))
             else:
                 row |= bound(name, *(math.nan,) * 3)
         for name in ("sis", "logit_jitter"):
-            row[f"{name}_ratio"] = still[name].mean() / base.still[name].mean()
+            row[f"{name}_ratio"] = row[name] / base.average(name)
         return row
 
 
