@@ -181,6 +181,26 @@ def test_a_stride_that_was_set_since_is_refused():
                 net(image(2, 3, 16, 16))
 
 
+def test_a_module_that_was_replaced_since_is_refused():
+    """Its site vanished from the values without a word."""
+    net = make()
+    with AliasingMonitor(net, find_sites(net, 16)) as monitor:
+        net(image(2, 3, 16, 16))
+        before = net[0]
+        net[0] = nn.Conv2d(3, 4, 3, 2, 1)
+        with pytest.raises(SpectralError, match="module '0' isn't the one on which hooks were set"):
+            net(image(2, 3, 16, 16))
+        net[0] = nn.Sequential(before)  # wrapped, as by checkpointing: it still runs
+        net(image(2, 3, 16, 16))
+        assert {name.partition("/")[0] for name in monitor.values()} == {"0", "3", "mean"}
+
+
+def test_a_graph_can_be_looked_at_while_a_monitor_hangs_on_it():
+    net = torch.fx.symbolic_trace(make().eval())
+    with AliasingMonitor(net, find_sites(net, 16)):
+        assert [site.name for site in find_sites(net, 16)] == ["0", "3"]
+
+
 @pytest.mark.parametrize("metric", ["am_relative", "am", "alias_power_ratio", "avr", "avr_separable"])
 def test_the_penalty_has_the_gradient_of_its_value(metric):
     net = make().double()

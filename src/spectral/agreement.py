@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from spectral.errors import SpectralError
 from spectral.operators import Decimation, Size, find_plain_operator
@@ -33,6 +34,38 @@ def check_site(site: Site, module: Any) -> None:
         or _as_size(module.kernel_size, site) != site.kernel
     ):
         raise SpectralError(f"site {site.name!r} isn't what runs there; call find_sites on this model")
+
+
+def check_standing(modules: Mapping[str, nn.Module], watched: Iterable[str]) -> None:
+    """Check that the modules on which hooks were set still are the model's.
+
+    One that was wrapped, or stands elsewhere now, still runs.
+
+    Args:
+        modules: the modules of the model as they were, by names.
+        watched: names of those on which hooks were set.
+
+    Raises:
+        SpectralError: naming one that was replaced, whose successor would run unseen.
+    """
+    missing = [path for path in watched if _find_module(modules[""], path) is not modules[path]]
+    if not missing:
+        return
+    there = {id(module) for module in modules[""].modules()}
+    gone = next((path for path in missing if id(modules[path]) not in there), None)
+    if gone is not None:
+        raise SpectralError(
+            f"module {gone!r} isn't the one on which hooks were set: it was replaced or taken out since; "
+            f"remove the hooks, and set them again at what find_sites finds now"
+        )
+
+
+def _find_module(root: nn.Module, path: str) -> nn.Module | None:
+    """Return the module that stands at a path; None if there is none."""
+    module: nn.Module | None = root
+    for name in path.split(".") if path else ():
+        module = None if module is None else module._modules.get(name)
+    return module
 
 
 def call_dense(frame: Frame, x: Tensor) -> Tensor:

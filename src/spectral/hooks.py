@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from spectral.agreement import call_dense, check_site, place_operator
+from spectral.agreement import call_dense, check_site, check_standing, place_operator
 from spectral.capture import OF_DENSE_MAPS, TAPS, Capture, Tap
 from spectral.endings import Endings, Ready
 from spectral.errors import SpectralError, suggest
@@ -248,6 +248,7 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
         """Begin a pass: what earlier passes left is out of date."""
         if not self._wants_pass():
             return None
+        check_standing(self._modules, (*self._watched, *self._plain))
         self._latest = _Pass(Roll(self._watched, self._tracker))
         return self._latest
 
