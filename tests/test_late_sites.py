@@ -15,6 +15,7 @@ from spectral.data import load_images
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.measurement import measure
 from spectral.metrics import compute_avr
+from spectral.sites import find_sites
 from spectral.spectrum import compute_power_spectrum
 from spectral.store import read
 from spectral.summary import summarize_measurements
@@ -213,3 +214,27 @@ def test_a_site_that_a_batch_does_not_reach_is_no_end(tmp_path):
     table = measure(Skipping(), images(), ("avr",), batch_size=1, progress=False, out=tmp_path)
     own = table[(table["metric"] == "avr") & (table["tap"] == "input")]
     assert own["image"].tolist() == ["0000", "0001", "0005"]
+
+
+class Pasted(nn.Module):
+    """Brings as many maps as the image tells to a size of their own, as a detector does its masks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(3, 4, 3, 2, 1), nn.MaxPool2d(2)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        y = self.conv(x)
+        return [self.pool(y) for _ in range(2 if 2 * x.mean() > x.max() + x.min() else 3)]
+
+
+def test_what_runs_as_often_as_the_image_tells_is_not_measured():
+    """`measure` ended at the first image of which there was another number, as of masks of a Mask R-CNN."""
+    dark = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) ** 2
+    sites = find_sites(Pasted().eval(), dark)
+    assert [site.name for site in sites] == ["conv", "pool@0", "pool@1", "pool@2"]
+    assert [site.measurable for site in sites] == [True, False, False, False]
+    both = torch.cat([dark, 1 - dark])
+    table = measure(Pasted().eval(), both, metrics=("avr",), batch_size=1, progress=False)
+    assert set(table.loc[table["metric"] == "avr", "site"]) == {"conv"}
+    assert table["reason"].str.contains("up to the values in the image").sum() == 3

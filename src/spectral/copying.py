@@ -237,7 +237,8 @@ class _Copier:
             new._graph.owning_module = new
             new.recompile()
             if getattr(vars(new).get("forward"), "__func__", None) is nn.Module.forward:
-                del vars(new)["forward"]  # what a watched one gave as the forward of its class, which had none
+                # A watched one gave it as the forward of its class, which had none yet.
+                del vars(new)["forward"]
         return new
 
     def _restore_state(self, x: nn.Module, new: nn.Module) -> None:

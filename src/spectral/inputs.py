@@ -61,6 +61,10 @@ class Inputs:
         kwargs = {key: _visit(value, replace_tensor, several=False) for key, value in self.kwargs.items()}
         return Inputs(args, kwargs, images[-1] if images else self.image)
 
+    def turn(self) -> Inputs:
+        """Turn the values of images over: another image of the same size."""
+        return self.map(lambda x, _: (x.max() + x.min() - x).flip(-1) if x.is_floating_point() else x)
+
     @property
     def count(self) -> int:
         """How many images there are."""

@@ -25,6 +25,7 @@ from spectral.axes import (
     single,
     tensors_of,
 )
+from spectral.discovery.another import mark_dependent, may_depend
 from spectral.discovery.chains import Chains
 from spectral.discovery.entries import Entries
 from spectral.discovery.events import Event, find_spread
@@ -41,7 +42,7 @@ from spectral.layers.pool import Pool
 from spectral.operators import KINDS, LOSSLESS, Geometry
 from spectral.places import Place, Spot
 from spectral.recorder import Operation, Recorder
-from spectral.standin import find_original, run_on_standins
+from spectral.standin import find_original, needs_data, run_on_standins
 from spectral.tensors import TensorTable
 from spectral.tracker import Frame, Tracker
 
@@ -68,7 +69,8 @@ def record_events(model: nn.Module, inputs: Inputs, beside: Beside = watch_nothi
     """Run a copy of the model, on the meta device if it can; return what reduced resolution, in order.
 
     A model that loops over the images of its batch runs its sites once for each of them: such a model is run
-    once more, on one image; and one that takes its images in another order than torch's, knowing that order.
+    once more, on one image; one that takes its images in another order than torch's, knowing that order; and
+    one that needs values and loops, on another image, on which it may loop otherwise.
 
     Args:
         model: any module.
@@ -78,13 +80,18 @@ def record_events(model: nn.Module, inputs: Inputs, beside: Beside = watch_nothi
     Raises:
         SpectralError: if its forward fails on the example.
     """
-    events, order = run_on_standins(model, inputs, partial(_record, beside, None))
+    batch: int | None = 2
+    events, order = run_on_standins(model, inputs, partial(_record, beside, None), batch)
     if order is not None:
-        events, _ = run_on_standins(model, inputs, partial(_record, beside, order))
+        events, _ = run_on_standins(model, inputs, partial(_record, beside, order), batch)
     if any(event.frame.call or event.turn for event in events):
         alone, _ = run_on_standins(model, inputs, partial(_record, watch_nothing, order), batch=None)
         if 0 < len(alone) < len(events):
-            return run_on_standins(model, inputs, partial(_record, beside, order), batch=None)[0]
+            batch = None
+            events, _ = run_on_standins(model, inputs, partial(_record, beside, order), batch)
+    if needs_data(model) and may_depend(events):
+        others, _ = run_on_standins(model, inputs.turn(), partial(_record, watch_nothing, order), batch)
+        mark_dependent(events, others)
     return events
 
 

@@ -110,7 +110,7 @@ class Trial:
         if self._own is None:
             self._own = set()
             with suppress(SpectralError):
-                other = observe(self._model, _turn(self._inputs), batch=self._batch)
+                other = observe(self._model, self._inputs.turn(), batch=self._batch)
                 sizes = {_key(call): _shapes(call.output) for call in other.calls}
                 self._own = {
                     _key(call) for call in self.before.calls if sizes.get(_key(call)) != _shapes(call.output)
@@ -140,11 +140,6 @@ class Trial:
 
 
 _RETURNED = ("", "returned")
-
-
-def _turn(inputs: Inputs) -> Inputs:
-    """Turn the values of images over: another image of the same size."""
-    return inputs.map(lambda x, _: (x.max() + x.min() - x).flip(-1) if x.is_floating_point() else x)
 
 
 def _key(call: Call) -> tuple[Any, ...]:
