@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, Literal, TextIO
 import click
 
 from spectral.errors import BrokenJobError, ForwardError, SpectralError, SpectralWarning
+from spectral.files import require_apart
 from spectral.launch import Stopped, find_launch, joined
 from spectral.terminal import separate_lines
 
@@ -141,12 +142,18 @@ class FilePath(click.Path):
         return super().convert(value, param, ctx)
 
 
-def hold_folder(folder: Path) -> None:
+def hold_folder(folder: Path, drawn_of: str | Sequence[str] = ()) -> None:
     """Be the only writer of a folder until the running command ends.
 
+    Args:
+        folder: the command's.
+        drawn_of: images, as they are named, of which it draws pictures there.
+
     Raises:
-        SpectralError: if another process is writing there, or it can't be written to.
+        SpectralError: if another process is writing there, or it can't be written to, or pictures would come
+            among the images.
     """
+    require_apart(folder, drawn_of)
     if find_launch().count > 1:
         from spectral.ranks import find_ranks, hold
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
+import itertools
 import os
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from spectral.errors import SpectralError, StorageError
@@ -216,6 +219,54 @@ def require_writable(folder: Path) -> None:
     for path in new:
         with suppress(OSError):  # another process may have written there meanwhile
             path.rmdir()
+
+
+def require_apart(folder: Path, images: str | Sequence[str]) -> None:
+    """Refuse a folder for pictures that lies among images: the next run would take these for images too.
+
+    Args:
+        folder: where pictures are drawn, or in folders below.
+        images: as they are named: folders and patterns hold whatever comes to them, nothing else does.
+
+    Raises:
+        SpectralError: if it does.
+
+    Example:
+        >>> require_apart(Path("photos/budget"), "photos/*.png")
+        >>> require_apart(Path("photos/budget"), ["samples", "photos/**/*.png"])
+        Traceback (most recent call last):
+        spectral.errors.StorageError: photos/budget lies among the images of photos/**/*.png, so that ...
+    """
+    own = Path(os.path.realpath(folder)).parts
+    for one in [images] if isinstance(images, str) else images:
+        path = Path(one).expanduser()
+        base = Path(os.path.realpath(path)).parts
+        pattern: tuple[str, ...] = ("**", "*")
+        if not path.is_dir():
+            if path.exists() or not glob.has_magic(str(path)):
+                continue
+            fixed = tuple(itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+            base = Path(os.path.realpath(Path(*fixed))).parts
+            pattern = (*path.parts[len(fixed) :], *(["*"] if path.name == "**" else []))
+        below = own[len(base) :]
+        inner = [(*below, "figure.png"), (*below, "figures", "figure.png")]
+        if own[: len(base)] == base and any(_fits(parts, pattern) for parts in inner):
+            raise StorageError(
+                f"{folder} lies among the images of {one}, so that what is drawn there would be taken for "
+                f"images the next time; choose a folder outside"
+            )
+
+
+def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a path, in its parts, is one of a pattern: ``**`` stands for any number that isn't hidden."""
+    if not parts or not pattern:
+        return not parts and not pattern
+    if pattern[0] == "**":
+        return _fits(parts, pattern[1:]) or (not parts[0].startswith(".") and _fits(parts[1:], pattern))
+    # Of a name an ending alone counts: how figures will be called isn't known.
+    last = len(pattern) == 1
+    name, wanted = (parts[0], f"*{Path(pattern[0]).suffix}") if last else (parts[0], pattern[0])
+    return fnmatchcase(name, wanted) and _fits(parts[1:], pattern[1:])
 
 
 def remove_leftovers(folder: Path) -> None:

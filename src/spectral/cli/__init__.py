@@ -68,7 +68,7 @@ def study(phases: Sequence[int], options: StudyOptions) -> None:
     from spectral.study.entry import choose_phases
 
     chosen, out = choose_phases(phases, options), Path(options.out)
-    hold_folder(out)
+    hold_folder(out, options.image_sources)
     # Where --data is, files alone don't tell which images of it are used.
     answer = Answer(out if options.data is None else None, options.image_source)
     if answer.repeat():

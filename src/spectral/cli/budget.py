@@ -73,7 +73,7 @@ def budget(
       spectral budget bundled/resnet20 --limit 64 --split decimation --out runs/budget
     """
     if out:
-        hold_folder(out)
+        hold_folder(out, images)
     answer = Answer(out, images)
     if answer.repeat():
         return

@@ -169,7 +169,7 @@ def compare(
     if twice:
         raise click.UsageError(f"{twice[0]} is named twice; compare different models")
     if out:
-        hold_folder(out)
+        hold_folder(out, images)
     if network.weights is not None:
         raise click.UsageError("--weights is for one model; with several name each one's file as MODEL@FILE")
     answer = Answer(out, images)

@@ -10,6 +10,7 @@ import click
 
 from spectral.console import SpectralCommand
 from spectral.errors import SpectralError
+from spectral.files import require_apart
 from spectral.study.declaration import list_phases
 from spectral.study.options import PRESETS, StudyOptions, study_options
 
@@ -24,6 +25,7 @@ def run_study(phases: Sequence[int], options: StudyOptions) -> None:
     from spectral.study.runner import run_phases
 
     chosen = choose_phases(phases, options)
+    require_apart(Path(options.out), options.image_sources)
     with hold(Path(options.out), find_ranks()):
         run_phases(chosen, options)
 

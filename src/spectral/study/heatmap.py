@@ -78,7 +78,7 @@ def main(
     **grid: Any,
 ) -> None:
     """Measure the heatmaps, write their table and draw them."""
-    hold_folder(out)
+    hold_folder(out, source)
     networks = {name: load_model(name, device=device) for name in models}
     click.echo(f"Fourier heatmaps of {', '.join(networks)} on up to {limit} images of {source}")
     frames, facts = [], {}

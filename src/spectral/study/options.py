@@ -123,6 +123,11 @@ class StudyOptions:
         return self.images or PRESETS[self.preset].images
 
     @property
+    def image_sources(self) -> list[str]:
+        """All that `load_images` is asked for."""
+        return [source for source in (self.image_source, self.data) if source]
+
+    @property
     def image_limit(self) -> int | None:
         """How many images, None for all."""
         if self.limit is not None or self.images is not None:

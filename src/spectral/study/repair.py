@@ -24,12 +24,11 @@ from torch import nn
 
 from spectral import stats
 from spectral.columns import bound, bound_flags, bound_summary
-from spectral.console import FilePath, SpectralCommand, workers_option
+from spectral.console import FilePath, SpectralCommand, hold_folder, workers_option
 from spectral.data import ImageSet, load_images
 from spectral.distillation import TUNED, distill
 from spectral.errors import SpectralError, suggest
 from spectral.figures import draw_and_say
-from spectral.files import ensure_writable
 from spectral.latency import measure_latency
 from spectral.models import load_model, model_info
 from spectral.recalibration import recalibrate
@@ -285,7 +284,7 @@ def main(
     **effort: Any,
 ) -> None:
     """Convert, repair, score; write table and figure."""
-    ensure_writable(out)
+    hold_folder(out, images)
     chosen = Effort(**effort)
     network = load_model(model, device=device)
     pictures = load_images(images, limit=limit, seed=chosen.seed, workers=workers)
