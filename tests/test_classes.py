@@ -33,6 +33,7 @@ from spectral.classes import (
     match_models,
     match_names,
 )
+from spectral.data.datasets import find_classes as find_dataset_classes
 from spectral.errors import SpectralError, SpectralWarning
 
 SYNSETS = list_imagenet()
@@ -109,6 +110,24 @@ def test_names_mean_nothing_to_a_network_without_any_until_somebody_says_so():
     own = images.with_classes(None)
     assert match_labels(net, images).index == {}
     assert match_labels(net, own).renumber(own.labels) == own.labels
+
+
+def test_a_class_for_the_background_in_front_of_imagenets():
+    """As TensorFlow's networks have: 1001 classes, each one further."""
+    names = ["background", *ResNet18_Weights.DEFAULT.meta["categories"]]
+    assert match_names([SYNSETS[0], SYNSETS[8]], names).index == {0: 1, 1: 9}
+    assert match_names(["background", "hen"], names).index == {0: 0, 1: 9}
+    assert match_names(["cat"], ["background", "cat"]).index == {0: 1}
+
+
+def test_names_are_those_of_the_column_that_has_the_labels():
+    class Column(Some):
+        """A feature of the Hub's datasets."""
+
+    features = {"label": Column(dtype="int64"), "fine_label": Column(dtype="int64", names=["a", "b"])}
+    assert find_dataset_classes(Some(features=features), [0, 1]) is None
+    features["label"] = Column(dtype="string")
+    assert find_dataset_classes(Some(features=features), [0, 1]) == ["a", "b"]
 
 
 def test_folders_of_numbers_count_themselves_only_where_their_order_does_too():

@@ -129,7 +129,10 @@ class TestDecoding:
         Image.fromarray(values).save(tmp_path / "a.tif")
         np.testing.assert_array_equal(load_one(tmp_path / "a.tif")[1].numpy(), values)
 
-    @pytest.mark.parametrize("values", [np.full((4, 4), 70000, np.int32), np.full((4, 4), 1.5, np.float32)])
+    @pytest.mark.parametrize(
+        "values",
+        [np.full((4, 4), 70000, np.int32), np.full((4, 4), 255, np.int32), np.full((4, 4), 1.5, np.float32)],
+    )
     def test_values_without_a_known_white_are_skipped(self, tmp_path, values):
         Image.fromarray(values).save(tmp_path / "a.tif")
         save(tmp_path / "b.png")

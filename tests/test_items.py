@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 import spectral
 from spectral.errors import SpectralError, SpectralWarning
@@ -143,3 +143,17 @@ def test_floats_of_pixels_are_told_from_normalised_images():
             spectral.measure_stability(net, images, progress=False)
         wrong = [one for one in said if "pixels of 0 … 255 divided by 255" in str(one.message)]
         assert len(wrong) == count
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: [*PICTURES, PICTURES[1]],
+        lambda: Listed([*PAIRS, PAIRS[1]]),
+        lambda: Subset(Listed(list(zip(TENSORS, LABELS, strict=True))), [0, 1, 2, 3, 4, 1]),
+    ],
+)
+def test_images_that_are_there_twice_are_told(make):
+    found, _, said = read(make())
+    assert len(found) == 6
+    assert ["1 of 6 images are the same as another" in one for one in said] == [True]

@@ -15,6 +15,7 @@ ENOUGH = 0.5  # share of the images' classes that the network must have for any 
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
+BACKGROUND = "background"
 SAY_SO = "images.with_classes(None), or dataset.classes = None, says that they are its own numbers"
 
 
@@ -228,6 +229,9 @@ def _list_places(names: Sequence[str]) -> dict[str, list[int]]:
     Names of some of its classes alone aren't known to be ImageNet's, so that they are left as they are.
     """
     places: dict[str, list[int]] = {}
+    if len(names) > 1 and _plain(str(names[0])) == BACKGROUND:  # in front of ImageNet's, as in TensorFlow
+        behind = _list_places(names[1:])
+        return {BACKGROUND: [0], **{name: [place + 1 for place in own] for name, own in behind.items()}}
     canonical, imagenet = _canonical(names), _read_imagenet(len(names))
     told = (
         imagenet[1] if imagenet is not None and canonical == list(imagenet[0]) else [frozenset()] * len(names)

@@ -26,7 +26,7 @@ from torch.utils.data import (
 
 from spectral.data.bounds import as_tensor, check_values, count_items, keep_few
 from spectral.data.decode import to_rgb
-from spectral.data.imageset import ImageItem, ImageSet
+from spectral.data.imageset import ImageItem, ImageSet, find_repeated
 from spectral.data.items import find_picture, show_picture
 from spectral.data.labels import LABEL_KEYS, Taken, join_labels, take_labels
 from spectral.data.loading import Loading, load_batches
@@ -66,6 +66,11 @@ class DatasetImages:
         self.classes = find_classes(dataset if owner is None else owner, self.labels)
         self._keys = [whole if self._refused else without for _, without, whole in described]
         self.fingerprint = hashlib.sha256("".join(self._keys).encode()).hexdigest()[:16]
+
+    @property
+    def repeated(self) -> list[tuple[str, str]]:
+        """Ids of items that are the same as an earlier one, each with that one's."""
+        return find_repeated(self.ids, self._keys)
 
     def resized(self, size: tuple[int, int]) -> DatasetImages:
         """Return itself: what a dataset gives is taken as it is."""
@@ -255,8 +260,10 @@ def find_classes(dataset: Any, labels: Iterable[int | None]) -> list[str] | None
 def _list_classes(dataset: Any) -> list[str] | None:
     features = getattr(dataset, "features", None)
     if isinstance(features, Mapping):
-        told = [getattr(features.get(key), "names", None) for key in LABEL_KEYS]
-        return next(([str(name) for name in names] for names in told if isinstance(names, list)), None)
+        told = [features[key] for key in LABEL_KEYS if features.get(key) is not None]
+        counted = (one for one in told if getattr(one, "dtype", None) not in ("string", "large_string"))
+        names = getattr(next(counted, None), "names", None)  # of what is read as labels, and of no other
+        return [str(name) for name in names] if isinstance(names, list) else None
     if type(dataset) is Subset:
         return _list_classes(dataset.dataset)
     if type(dataset) is ConcatDataset:

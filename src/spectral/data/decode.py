@@ -23,7 +23,8 @@ _FURTHER = frozenset({
 })  # fmt: skip
 
 _ORIENTATION_TAG = 0x0112
-_DEEPEST = 65535
+_DEEPEST, _BYTE = 65535, 255
+_DEEP = ("PNG", "PPM")  # formats whose gray of 16 bits may come in 32
 MOST_BYTES = 2**29  # of an image file
 
 
@@ -234,6 +235,8 @@ def _to_unit_gray(image: Image.Image) -> Image.Image:
     """Scale 16-bit gray by 65535; wider integers and floats beyond [0, 1] have no known white."""
     values = np.asarray(image)
     white = 1 if image.mode == "F" else _DEEPEST
+    if image.mode == "I" and image.format not in _DEEP and 0 < values.max() <= _BYTE:
+        raise ValueError(f"32-bit values up to {values.max()}, so which of them is white is unknown")
     if not (values.min() >= 0 and values.max() <= white):
         raise ValueError(f"values outside 0 to {white}, so which of them is white is unknown")
     return Image.fromarray(np.divide(values, white, dtype=np.float32, casting="unsafe"))

@@ -172,6 +172,12 @@ class ImageSet:
         height, width = self.size
         return [item.id for item in self.items if item.size[0] < height or item.size[1] < width]
 
+    @property
+    def repeated(self) -> list[tuple[str, str]]:
+        """Ids of images that are the same as an earlier one, each with that one's; crops aside."""
+        own = [item for item in self.items if item.photograph is None]
+        return find_repeated([item.id for item in own], [item.key for item in own])
+
     @cached_property
     def fingerprint(self) -> str:
         """First 16 hex digits of the SHA-256 of all that determines the pixels.
@@ -322,6 +328,18 @@ def warn_about_skipped(skipped: Sequence[tuple[str, str]], source: str) -> None:
             SpectralWarning,
             stacklevel=5,
         )
+
+
+def find_repeated(ids: Sequence[str], keys: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the ids whose key an earlier one has too, each with that one.
+
+    Example:
+        >>> find_repeated(["a.png", "b.png", "c.png"], ["1", "2", "1"])
+        [('c.png', 'a.png')]
+    """
+    first: dict[str, str] = {}
+    pairs = zip(ids, keys, strict=True)
+    return [(name, first[key]) for name, key in pairs if first.setdefault(key, name) != name]
 
 
 def check_limit(limit: int) -> int:

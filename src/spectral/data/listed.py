@@ -21,7 +21,7 @@ from spectral.data.decode import (
     digest_bytes,
     inspect_image,
 )
-from spectral.data.imageset import Batches, ImageItem, ImageSet, warn_about_skipped
+from spectral.data.imageset import Batches, ImageItem, ImageSet, find_repeated, warn_about_skipped
 from spectral.data.threads import map_in_threads
 from spectral.errors import SpectralError
 from spectral.files import State, is_settled
@@ -214,6 +214,12 @@ class ListedImages(ImageSet):
         height, width = self.size
         sizes = ((item.id, self.book.seen[item.id].size) for item in self.items if item.id in self.book.seen)
         return [name for name, own in sizes if own[0] < height or own[1] < width]
+
+    @property
+    def repeated(self) -> list[tuple[str, str]]:
+        """Ids of images that are the same as an earlier one, as far as they have been read."""
+        seen = [(item.id, self.book.seen[item.id].digest) for item in self.items if item.id in self.book.seen]
+        return find_repeated([name for name, _ in seen], [digest for _, digest in seen])
 
     def readable(self) -> ListedImages:
         """Return the set without the images that have turned out to be broken so far."""

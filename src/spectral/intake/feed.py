@@ -36,6 +36,10 @@ from spectral.numerics.precision import require_double
 from spectral.probe import EMBEDDING, UNKNOWN, Probe, probe
 
 MOST_LISTED = 3
+REPEATED = (
+    "{} of {} images are the same as another, as {} and {}; each counts as an image of its own, so that "
+    "intervals are narrower than they should be"
+)
 RESIZED = (
     "the shorter side of images is resized (bicubic, antialiased) and their centre cropped, where the "
     "configuration of {} says: {}; for that give images from a dataset with its transforms, or of its size"
@@ -446,17 +450,21 @@ class Feed:
         if self.normalises and self.preparation.assumed:
             self.notes.append(explain_assumption(self.model, self.name))
         if not isinstance(self.images, ListedImages):  # of which it isn't known yet
-            self.notes += self._describe_enlarged()
+            self.notes += self._describe_enlarged() + self._describe_repeated()
 
     def conclude(self) -> None:
         """Note what shows of the images only when all have been read."""
         if isinstance(self.images, ListedImages):
-            found = self._describe_enlarged()
+            found = self._describe_enlarged() + self._describe_repeated()
             self.notes += found
             if self.images.book.broken:
                 warn_about_skipped(self.images.skipped, self.images.source)
             for note in found:
                 warn(f"{self.caller}: {note}")
+
+    def _describe_repeated(self) -> list[str]:
+        repeated = getattr(self.images, "repeated", ())
+        return [REPEATED.format(len(repeated), len(self.images), *repeated[0])] if repeated else []
 
     def _describe_enlarged(self) -> list[str]:
         enlarged = self.enlarged
