@@ -157,3 +157,16 @@ def test_images_that_are_there_twice_are_told(make):
     found, _, said = read(make())
     assert len(found) == 6
     assert ["1 of 6 images are the same as another" in one for one in said] == [True]
+
+
+@pytest.mark.parametrize("names", [("x_{}", "y_{}"), ("{}_images", "{}_labels")])
+def test_arrays_of_the_test_images_are_read_of_a_file_that_has_others(names, tmp_path):
+    """As keras and MedMNIST keep them."""
+    other = {"train": np.zeros_like(PIXELS[:2]), "val": PIXELS[:1], "test": PIXELS}
+    labels = {"train": [0, 0], "val": [[3]], "test": np.array(LABELS)[:, None]}
+    held = {names[0].format(part): other[part] for part in other}
+    np.savez(tmp_path / "set.npz", **held, **{names[1].format(part): labels[part] for part in labels})
+    found, read_labels, said = read(tmp_path / "set.npz")
+    torch.testing.assert_close(found, TENSORS)
+    assert read_labels == LABELS
+    assert "are read, since the other arrays are of other parts of the data" in said[0]

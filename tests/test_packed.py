@@ -155,6 +155,10 @@ class TestWhichFiles:
             warnings.simplefilter("error")
             assert spectral.load_images(path).labels == [3]
 
+    def test_a_label_belongs_to_the_place_that_its_file_is_unpacked_to(self, tmp_path):
+        path = write_tar(tmp_path / "a.tar", {"./b/0.png": encode(0, "PNG"), "b/0.cls": b"4"})
+        assert spectral.load_images(path).labels == [4]
+
     @pytest.mark.parametrize("again", ["a.png", "./a.png"])
     def test_an_update_within_a_tar_is_read_in_place_of_what_it_updates(self, tmp_path, again):
         path = tmp_path / "a.tar"

@@ -214,7 +214,7 @@ def _join_labels(prefix: str, classes: _Told, facts: _Told) -> dict[str, int | N
 
 def _split(name: str) -> tuple[str, str]:
     """Split a member's name as WebDataset does: at the first point of its last part."""
-    folder, _, base = name.rpartition("/")
+    folder, _, base = posixpath.normpath(name).rpartition("/")
     stem, _, ending = base.partition(".")
     return f"{folder}/{stem}", ending.lower()
 

@@ -19,6 +19,32 @@ _SPLITS = {
 _TRAINING = _SPLITS["train"]
 
 
+def choose_arrays(names: Sequence[str]) -> dict[str, str]:
+    """Choose the arrays of one part of a data set, where all of a file's say by name which part is theirs.
+
+    Args:
+        names: of the arrays, as ``x_train`` or ``test_images``.
+
+    Returns:
+        Name without its part → name; all as they are where some are of no part, or all of one.
+
+    Example:
+        >>> choose_arrays(["x_train", "y_train", "x_test", "y_test"])
+        {'x': 'x_test', 'y': 'y_test'}
+        >>> choose_arrays(["images", "labels"])
+        {'images': 'images', 'labels': 'labels'}
+    """
+    words = {name: re.split(r"[-_.]", name.lower()) for name in names}
+    parts = {
+        name: next((_SPLITS[word] for word in own if word in _SPLITS), None) for name, own in words.items()
+    }
+    known = [part for part in parts.values() if part is not None]
+    if len(known) < len(names) or len(set(known)) < 2:
+        return {name: name for name in names}
+    chosen = [name for name in names if parts[name] == min(known)]
+    return {"_".join(word for word in words[name] if word not in _SPLITS) or name: name for name in chosen}
+
+
 def find_part(folder: Path, usable: Callable[[Path], bool]) -> Path | None:
     """Return the part of a data set that is read of a folder which has it in subfolders; None if it has none.
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from spectral.data.bounds import MOST_UNFOLDED, check_values
 from spectral.data.datasets import as_tensors, count_images, hash_values
 from spectral.data.labels import LABEL_KEYS, Taken, refuse_labels, take_labels
+from spectral.data.splits import choose_arrays
 from spectral.data.structures import list_leaves, pick
 from spectral.errors import SpectralError, warn
 from spectral.factories import explaining, find_needed, opened, split_factory
@@ -159,6 +160,13 @@ def _name_inputs(found: Any, source: str) -> tuple[Any, list[int | None]]:
     """Return the inputs among arrays, and their labels."""
     if not isinstance(found, Mapping):
         return found, []
+    chosen = choose_arrays(list(found))
+    if len(chosen) < len(found):
+        warn(
+            f"{source}: {', '.join(chosen.values())} are read, since the other arrays are of other parts of "
+            f"the data"
+        )
+        found = {name: found[own] for name, own in chosen.items()}
     taken = _take_labels(found, source)
     inputs = as_tensors(taken.rest)
     if len(inputs) == 1:
