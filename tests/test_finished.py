@@ -380,3 +380,9 @@ def test_networks_say_of_which_files_they_are(name, files, tmp_path, monkeypatch
     assert info is not None
     assert (info.files is not None) == files
     assert all(path.is_file() for path in info.files or ())
+
+
+def test_a_note_for_which_there_is_no_room_fails_no_command(tmp_path: Path) -> None:
+    then = Inputs({}, 0, time.time() + 1e6)
+    assert note_finished(tmp_path, then, then, {}, Said([], []), [])
+    assert not note_finished(tmp_path / "gone", then, then, {}, Said([], []), [])

@@ -17,6 +17,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -26,7 +27,7 @@ import click
 
 import spectral
 from spectral.console import list_warnings, show_again
-from spectral.errors import LostRowsWarning, SpectralError
+from spectral.errors import LostRowsWarning, SpectralError, StorageError
 from spectral.factories import split_factory
 from spectral.files import State, hash_file, is_settled, look_at, walk_files
 from spectral.json_files import read_json, write_json
@@ -232,7 +233,7 @@ def note_finished(
     out: Path, before: Inputs, now: Inputs | None, network: Mapping[str, Any] | None, said: Said,
     wrote: Sequence[Path],
 ) -> bool:  # fmt: skip
-    """Note what a finished command depends on, where that is known, and return whether it is.
+    """Note what a finished command depends on, where that is known and there is room; return whether it is.
 
     Args:
         out: what the command was told; it has been claimed.
@@ -242,9 +243,6 @@ def note_finished(
             that isn't known.
         said: what the command told.
         wrote: files and folders that it wrote.
-
-    Raises:
-        SpectralError: if it can't be written.
     """
     (out / NOTE).unlink(missing_ok=True)
     if network is None or now is None or now.circumstances != before.circumstances:
@@ -264,8 +262,10 @@ def note_finished(
         "said": said.said,
         "warned": said.warned,
     }
-    write_json(note, out / NOTE, sealed=True)
-    return True
+    with suppress(StorageError):  # on a full disk: what the command wrote is there, and it is found out again
+        write_json(note, out / NOTE, sealed=True)
+        return True
+    return False
 
 
 def _digest_written(wrote: Iterable[Path]) -> dict[str, str]:
