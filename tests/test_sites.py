@@ -1002,3 +1002,22 @@ def test_pixels_of_eight_bits_and_arrays_are_examples(example, scaled):
     net = net.double() if not scaled and getattr(example, "dtype", None) == np.float64 else net
     (site,) = find_sites(net, example)
     assert (site.name, site.input_size) == ("1", (16, 24))
+
+
+def test_compiled_and_sharded_forwards_are_told_by_what_they_are():
+    """A forward under a decorator was told to remove hooks that it hadn't."""
+
+    class Compiled(nn.Module):
+        @torch.compile(backend="eager")
+        def forward(self, x: Tensor) -> Tensor:
+            return F.max_pool2d(x, 2)
+
+    class FullyShardedDataParallel(nn.Sequential):
+        """As torch's, which needs a process group."""
+
+    for net, why in (
+        (nn.Sequential(Compiled()), "compiled forward of Compiled; take torch.compile off"),
+        (FullyShardedDataParallel(nn.MaxPool2d(2)), "before it is wrapped"),
+    ):
+        with pytest.raises(SpectralError, match=why):
+            find_sites(net, 16)

@@ -246,6 +246,10 @@ def check_hookable(model: object) -> None:
             raise SpectralError(
                 "hooks never fire in a compiled model; pass copy.deepcopy(model), which isn't"
             )
+        if hasattr(getattr(type(module), "forward", None), "_torchdynamo_orig_callable"):
+            raise SpectralError(
+                f"hooks never fire in the compiled forward of {kind}; take torch.compile off it"
+            )
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             raise SpectralError(f"hooks don't see the replicas of {kind}; {_way_out(name, 'module')}")
         if isinstance(module, _find_sharded()):
@@ -257,6 +261,10 @@ def check_hookable(model: object) -> None:
             raise SpectralError(
                 "a quantised model computes on integers, which have no spectrum; pass the float model it was "
                 "made from"
+            )
+        if kind == "FullyShardedDataParallel":
+            raise SpectralError(
+                f"{kind} gathers its weights only while it runs; look at it before it is wrapped"
             )
         if any(base.__name__ == "FSDPModule" for base in type(module).__mro__):
             raise SpectralError(
