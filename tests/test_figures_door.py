@@ -118,6 +118,15 @@ def test_names_that_a_file_takes_for_numbers_stay_names():
     assert pd.isna(found["site"].iloc[1])
 
 
+def test_columns_that_a_spreadsheet_has_parted_by_other_marks_are_told(tables):
+    for mark in (";", "\t"):
+        table = pd.read_csv(io.StringIO(tables["budget"].to_csv(index=False, sep=mark, decimal=".")))
+        with pytest.raises(SpectralError, match=r"the table has .* between its columns; write it with"):
+            plot_table(table)
+        with pytest.raises(SpectralError, match="between its columns"):
+            admit(table, ["sis"])
+
+
 def test_columns_that_nobody_reads_may_hold_anything(tables):
     noted = tables["budget"].assign(note="mine", error="words")
     assert isinstance(FIGURES["budget"].plot({"budget": noted}), Figure)

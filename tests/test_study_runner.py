@@ -191,6 +191,12 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
     _wait(lambda: all(map(ended, held)))
 
 
+def test_a_killed_process_is_told_with_what_to_do(tmp_path):
+    toy = toy_phase.Toy(toy_phase.options(tmp_path, "one", "two", jobs=2))
+    with pytest.raises(SpectralError, match=r"a process of --jobs was killed.*fewer --jobs"):
+        list(work_through(toy_phase.KILLED, toy, ("one", "two")))
+
+
 def _wait(done, limit: float = 300.0) -> None:
     begun = time.monotonic()
     while not done():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,6 +41,12 @@ def hold(toy: Toy, name: str) -> Mapping[str, Any]:
     return {}
 
 
+def kill(toy: Toy, word: str) -> dict[str, Any]:
+    """End the process, as a system does that is out of memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
 def list_words(toy: Toy) -> tuple[str, ...]:
     """Return the words."""
     return tuple(toy.options.models or ())
@@ -61,6 +69,7 @@ COUNTING = Phase(
     Units(list_words, measure, lambda toy, name, found: f"{name}: {found['rows'][0]}", noun="word"),
     conclude=lambda toy, made: [f"{made['double']} in two rounds"],
 )
+KILLED = Phase("killed", Toy, (), Units(list_words, kill, lambda toy, name, found: name))
 HOLDING = Phase("holding", Toy, (), Units(list_words, hold, lambda toy, name, found: name))
 
 

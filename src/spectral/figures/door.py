@@ -41,8 +41,8 @@ def admit(
         refuse: makes the error of a problem, such as ``"has no column 'sis'"``.
 
     Raises:
-        SpectralError: if a column or all rows are absent, a column of numbers holds something else, or a row
-            is there twice.
+        SpectralError: if a column or all rows are absent, columns aren't told apart, a column of numbers
+            holds something else, or a row is there twice.
 
     Example:
         >>> admit(pd.DataFrame({"model": [7], "sis": ["0.5"], "note": ["mine"]}), ["model", "sis"])
@@ -53,6 +53,7 @@ def admit(
     absent = [column for column in needed if column not in table.columns]
     if absent:
         present = [str(column) for column in table.columns]
+        require_commas(table, refuse)
         raise refuse(f"has no column {absent[0]!r}{suggest(absent[0], present)}")
     if table.empty:
         raise refuse("has no rows")
@@ -70,6 +71,27 @@ def admit(
     if again.any():
         raise refuse(f"has row {int(again.to_numpy().argmax()) + 1} twice")
     return table[read].assign(**typed)
+
+
+def require_commas(table: pd.DataFrame, refuse: Callable[[str], SpectralError] = SpectralError) -> None:
+    """Refuse a table whose columns were read as one, as a spreadsheet writes them with other marks between.
+
+    Args:
+        table: as it was read.
+        refuse: as for `admit`.
+
+    Raises:
+        SpectralError: naming the mark.
+
+    Example:
+        >>> require_commas(pd.DataFrame({"model;sis": ["resnet20;0,5"]}))
+        Traceback (most recent call last):
+        spectral.errors.SpectralError: has ';' between its columns; write it with commas
+    """
+    names = [str(column) for column in table.columns]
+    mark = next((mark for mark in ";\t" if len(names) == 1 and mark in names[0]), None)
+    if mark is not None:
+        raise refuse(f"has {mark!r} between its columns; write it with commas")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from spectral.arguments import as_path
 from spectral.errors import SpectralError, suggest
 from spectral.figures.answers import ANSWERS
 from spectral.figures.diagnosis import COLOURS, MARKS, plot_fixes, plot_site_levels
-from spectral.figures.door import drawn_of
+from spectral.figures.door import drawn_of, require_commas
 from spectral.figures.spec import REGISTERED
 from spectral.figures.style import FULL_WIDTH, new_figure, use_style
 from spectral.files import ensure_writable, replacing
@@ -90,6 +90,7 @@ def plot_table(table: pd.DataFrame, name: str | None = None) -> tuple[str, Figur
     """
     plots = list_plots(table)
     if not plots:
+        require_commas(table, lambda problem: SpectralError(f"the table {problem}"))
         raise SpectralError(
             f"no figure is made of a table with the columns {', '.join(map(str, table.columns[:6]))}, …; "
             f"pass one that a command or an analysis wrote"

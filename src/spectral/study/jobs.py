@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stdout
 from functools import partial
 from multiprocessing import connection, get_context, parent_process
@@ -27,8 +28,8 @@ def work_through(phase: Phase, results: Results, names: Sequence[str]) -> Iterat
     """Measure every unit of a phase, as many at a time as ``--jobs`` says, and yield them in their order.
 
     Raises:
-        SpectralError: if what is kept of two would lie in one folder, whatever one of them raises, or if jobs
-            are asked for under torchrun.
+        SpectralError: if what is kept of two would lie in one folder, whatever one of them raises, if a
+            process is killed, or if jobs are asked for under torchrun.
     """
     assert phase.units is not None
     _require_apart(results, names)
@@ -47,6 +48,12 @@ def work_through(phase: Phase, results: Results, names: Sequence[str]) -> Iterat
                 results.identities |= identities
                 results.files |= files
                 yield name, measured
+        except BrokenProcessPool as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise SpectralError(
+                "a process of --jobs was killed from outside, as a system does that is out of memory; the "
+                "same command goes on from what is finished, with fewer --jobs in less memory"
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
