@@ -94,6 +94,12 @@ POOLS: dict[str, tuple[Call, str, tuple[int, int]]] = {
         lambda x: torch.stack([x[..., i::2, j::2] for i in (0, 1) for j in (0, 1)]).amax(0),
         "window_max", (2, 2),
     ),
+    "mean of a stack of parts": (
+        lambda x: torch.stack(x.tensor_split(8, 2), 2).mean(3), "window_mean", (2, 1)
+    ),
+    "maximum of a stack of slices": (
+        lambda x: torch.stack([x[..., i : i + 3] for i in range(0, 24, 3)], 3).amax(4), "window_max", (1, 3)
+    ),
     "mean of pixel_unshuffle": (
         lambda x: F.pixel_unshuffle(x, 2).unflatten(1, (-1, 4)).mean(2), "window_mean", (2, 2)
     ),
@@ -146,6 +152,15 @@ REASONS: dict[str, tuple[Call, str, str]] = {
     "quantile": (lambda x: split_rows(x).quantile(0.5, 3), "topk", "its samples are picked by"),
     "complex slice": (lambda x: torch.complex(x, x)[..., ::2].abs(), "slice", "its map is complex"),
     "slice of integers": (lambda x: (x > 0).int()[:, :, ::2], "unrecognised", "its samples are no floating-"),
+    "rows added up": (
+        lambda x: x.new_zeros(*x.shape[:2], 8, 24).index_add_(2, torch.arange(16) // 2, x),
+        "unrecognised", "unrecognised operator aten::index_add_",
+    ),
+    "rows put on each other": (
+        lambda x: x.new_zeros(*x.shape[:2], 8, 24).movedim(2, 0).index_put_(
+            (torch.arange(16) // 2,), x.movedim(2, 0), accumulate=True
+        ).movedim(0, 2), "unrecognised", "unrecognised operator aten::index_put_",
+    ),
     "diagonal": (lambda x: x[..., :16].diagonal(dim1=2, dim2=3), "unrecognised", "unrecognised operator a"),
     "maximum of one phase and twice another": (
         lambda x: torch.maximum(x[..., ::2] * 2, x[..., 1::2]), "window_max", "a pool written as slices"

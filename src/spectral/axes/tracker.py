@@ -45,6 +45,10 @@ SIZES = {
     "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "empty_like", "new_zeros", "new_ones",
     "new_full", "new_empty",
 }  # fmt: skip
+CUTS = {
+    "split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_split_with_sizes", "tensor_split", "slice",
+    "narrow",
+}  # fmt: skip
 FILLS = {
     "copy_",
     "index_put_",
@@ -85,6 +89,17 @@ class _Entry:
         return self.memory, self.axis, self.whole.extent
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A part of an axis of places: of which axis of which memory, where it begins, and what the axis was."""
+
+    memory: int
+    axis: int
+    start: int
+    extent: int
+    whole: Factor
+
+
 class AxisTracker:
     """Labels of the tensors seen so far: mark the image, then follow every operator.
 
@@ -119,6 +134,7 @@ class AxisTracker:
         self._fixed: TensorTable[bool] = TensorTable()
         self._outside: TensorTable[bool] = TensorTable()
         self._entries: TensorTable[_Entry] = TensorTable()
+        self._parts: TensorTable[_Part] = TensorTable()
         self._filled: MemoryTable[bool] = MemoryTable()
         self._taken_apart: MemoryTable[bool] = MemoryTable()  # of which there are entries
         self._images = 0  # in the batch
@@ -217,6 +233,7 @@ class AxisTracker:
         if call.facts.is_mutable:  # what it has written to is of the image now
             call.sources = list(filter(self.comes_from_image, inputs))
         self._follow_entries(call)
+        self._follow_parts(call)
 
     def collect_channels(self, x: Tensor, contracted: int | None = None) -> list[Window]:
         """Find windows of image samples that have become channels: by a view, or as factors of a product.
@@ -338,6 +355,32 @@ class AxisTracker:
         for y in call.outputs:
             self._entries[y] = latest
 
+    def _follow_parts(self, call: Call) -> None:
+        """Follow parts into which an axis was cut, until they are stacked: windows, as `unfold` cuts them."""
+        if call.name in CUTS and call.a.get("step", 1) == 1:
+            x, axis = call.a["self"], call.a.get("dim", 0) % call.a["self"].ndim
+            whole, start = self.labels(x)[axis].only, (call.a.get("start") or 0) % max(x.shape[axis], 1)
+            for y in call.outputs if whole is not None and whole.kind in IMAGE_AXES else ():
+                assert whole is not None
+                self._parts[y] = _Part(memory_of(x), axis, start, y.shape[axis], whole)
+                start += y.shape[axis]
+        elif call.name == "stack" and len(self._parts):
+            parts = [part for part in map(self._parts.get, call.inputs) if part is not None]
+            steps = {b.start - a.start for a, b in pairwise(parts)}
+            alike = len({replace(part, start=0) for part in parts}) == 1
+            if not alike or len(parts) < len(call.inputs) or len(steps) != 1 or min(steps) < 1:
+                return
+            y, (step,), whole = call.outputs[0], steps, parts[0].whole
+            outer, inner = call.a["dim"] % y.ndim, parts[0].axis
+            labels = list(self.labels(y))
+            labels[outer] = Axis((
+                replace(whole, extent=len(parts), step=exact(whole.step * step), cut=call.number),
+            ))  # fmt: skip
+            labels[inner + (inner >= outer)] = Axis((
+                replace(whole, extent=parts[0].extent, cut=call.number, start=0),
+            ))  # fmt: skip
+            self._label(y, tuple(labels))
+
     def _meet(self, x: Tensor, slides: bool) -> None:
         """Take up the trail where a tensor arrives that no operator made, as after NumPy.
 
@@ -379,11 +422,17 @@ class AxisTracker:
         source = next((x for x in sources if self.comes_from_image(x) and x.ndim == target.ndim), None)
         if source is None:
             return
+        places = self.labels(source)
+        # Of more entries than there is room for some are added to one place, or lost: nothing is resampled.
+        places = tuple(
+            axis if n >= axis.extent else single(LOST, axis.extent)
+            for axis, n in zip(places, target.shape, strict=True)
+        )
         for other in self._fixed:
             if memory_of(other) == memory_of(target) and other.ndim == source.ndim:
                 # Where every s-th entry is filled, entries lie s times closer than the samples.
                 steps = [_ratio(own, wide) for own, wide in zip(other.stride(), target.stride(), strict=True)]
-                axes = zip(self.labels(source), other.shape, steps, strict=True)
+                axes = zip(places, other.shape, steps, strict=True)
                 self._label(other, tuple(resample(axis, n, s) if axis.only else axis for axis, n, s in axes))
 
     def _through_lattice(

@@ -377,7 +377,18 @@ def _are_maps(x: Any, layer: Pool) -> TypeGuard[Tensor]:
     return isinstance(x, Tensor) and x.ndim == layer.axes + 2
 
 
+def _has_no_room(call: Call) -> bool:
+    """Whether more entries are written to a tensor than it has: some are added to one place, or lost."""
+    target, *others = call.inputs
+    return any(
+        x.ndim == target.ndim and any(n > room for n, room in zip(x.shape, target.shape, strict=True))
+        for x in others
+    )
+
+
 def _is_exempt(call: Call) -> bool:
     """Whether an operator that has fewer samples than its input loses none, or is told elsewhere."""
     crop = call.name in CROPS and call.a.get("step", 1) == 1
+    if call.name in FILLS and _has_no_room(call):
+        return False
     return crop or call.name in _TOLD or call.facts.is_pointwise or call.sliding is not None
