@@ -12,19 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectral.arguments import MOST_SAMPLES, as_integer
+from spectral.arguments import as_integer
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.factories import SUFFIX, split_factory
-from spectral.models.architectures import ARCHITECTURES, EXAMPLES, build, family_of
+from spectral.models.architectures import EXAMPLES, build, family_of
 from spectral.models.checkpoint import (
     WEIGHT_SUFFIXES,
     find_bounds,
     hash_state,
-    is_index,
     is_weights_file,
-    list_parts,
-    load_state,
-    read_metadata,
     require_finite,
 )
 from spectral.models.fetching import RANDOM
@@ -32,23 +28,20 @@ from spectral.models.info import CIFAR, CIFAR_NUM_CLASSES, IMAGENET, ModelInfo, 
 from spectral.models.preprocessing import read_preparation
 from spectral.models.sources import (
     FORM,
-    LIBRARY_STEMS,
     SOURCES,
     UNKNOWN,
     Loaded,
     Source,
-    find_config,
     is_folder,
     open_own,
     open_timm,
     open_transformers,
-    read_config,
     require_name,
     settle_input,
 )
+from spectral.models.weights_file import read_weights_file
 
 RANDOM_SEED = 0
-_LARGEST = 1e38  # of a mean, and of the inverse of a standard deviation: float32 holds no more
 # An installed package carries its checkpoints inside; a checkout has them in data/.
 CHECKPOINT_FOLDERS = (
     Path(__file__).parents[1] / "checkpoints",
@@ -300,63 +293,17 @@ def _is_path(asked: str) -> bool:
 def _open_file(
     path: Path, architecture: str | None, classes: int | None = None, example: Any = None
 ) -> Loaded:
-    metadata = read_metadata(path) or _read_library_config(path, architecture)
-    state = load_state(path)
-    described = metadata.get("architecture")
-    if architecture is None and described is None:
-        raise SpectralError(
-            f"{path}: weights alone don't say which network they are for; pass architecture=, such as "
-            f"{', '.join(ARCHITECTURES)}, or a library's such as 'timm/resnet50'"
-        )
-    if architecture is None and split_factory(str(described)) is not None:
-        raise SpectralError(
-            f"{path}: the JSON beside it says it is of {described!r}, which is code and isn't run unless you "
-            f"name it: pass architecture={described!r}"
-        )
-    if None not in (architecture, described) and not _is_same(str(architecture), str(described)):
-        raise SpectralError(
-            f"{path}: the JSON beside it says {described!r}, but architecture={architecture!r} was asked "
-            f"for; leave architecture out or move the JSON away"
-        )
-    if metadata.get("weights_id") not in (None, hash_state(state)):
-        raise SpectralError(
-            f"{path}: the JSON beside it describes other weights; restore both from one source"
-        )
-    count = metadata.get("num_classes") if classes is None else classes
-    named = str(architecture or described)
-    arguments = metadata.pop("arguments", None)
-    bare = named.partition("/")[2]
-    model, info = open_timm(bare, False, count, arguments) if arguments else open_untrained(named, count)
-    if "conversion" in metadata:
-        model = _convert_as(model, metadata["conversion"], example)
-    model, info = _find_source(named).fill((model, info), state, str(path))
+    file = read_weights_file(path, architecture)
+    named, count = file.architecture, file.count if classes is None else classes
+    if file.arguments:
+        model, info = open_timm(named.partition("/")[2], False, count, file.arguments)
+    else:
+        model, info = open_untrained(named, count)
+    model, info = _find_source(named).fill((file.convert(model, example), info), file.state, str(path))
     if named.startswith("torchvision/"):
-        settle_input(model, bare, path)
-    family = metadata.get("family", info.family)
-    if not isinstance(family, str | None):
-        raise SpectralError(f"{path.with_suffix('.json')}: expected family as a text, got {family!r}")
-    return model, replace(
-        info,
-        family=family,
-        preprocessing=_described_preprocessing(metadata, info.preprocessing, path),
-        classes=_described_classes(metadata, info, path),
-        metadata={**metadata, "architecture": named},
-        files=_list_files(path) if _is_installed(named) else None,
-    )
-
-
-def _list_files(path: Path) -> tuple[Path, ...]:
-    """List what a network of a weights file depends on, there or not."""
-    beside = (find_config(path),) if path.stem in LIBRARY_STEMS else ()
-    parts = list_parts(path) if is_index(path) else ()
-    return path, path.with_suffix(".json"), *beside, *parts
-
-
-def _read_library_config(path: Path, architecture: str | None) -> dict[str, Any]:
-    """Read timm's config.json beside weights that timm wrote, where they are for a network of timm's."""
-    if path.stem not in LIBRARY_STEMS or not (architecture or "timm/").startswith("timm/"):
-        return {}
-    return read_config(path)
+        settle_input(model, named.partition("/")[2], path)
+    files = file.list_files() if _is_installed(named) else None
+    return model, replace(file.describe(info), files=files)
 
 
 def _find_source(architecture: str) -> Source:
@@ -364,22 +311,6 @@ def _find_source(architecture: str) -> Source:
     prefix, separator, _ = architecture.partition("/")
     known = separator and split_factory(architecture) is None and not is_folder(architecture)
     return _SOURCES.get(prefix, _OWN) if known else _OWN
-
-
-def _convert_as(model: nn.Module, report: Any, example: Any) -> nn.Module:
-    from spectral.surgery import ConversionReport
-
-    return ConversionReport.from_dict(report).apply(model, example)
-
-
-def _is_same(architecture: str, described: str) -> bool:
-    """Say whether two names are of one network: a file's own may be written in several ways."""
-    both = split_factory(architecture), split_factory(described)
-    if both[0] is not None and both[1] is not None:
-        return both[0][1] == both[1][1]
-    if architecture.startswith("timm/") and "." not in described:  # without the tag of published weights
-        architecture = architecture.partition(".")[0]
-    return architecture.removeprefix("bundled/") == described.removeprefix("bundled/")
 
 
 def _is_installed(architecture: str) -> bool:
@@ -415,51 +346,6 @@ def open_untrained(architecture: str, classes: int | None = None) -> Loaded:
             f"behind {_prefixes()}"
         )
     return _SOURCES[source].open(name, False, classes)
-
-
-def _described_classes(metadata: Mapping[str, Any], info: ModelInfo, path: Path) -> tuple[str, ...] | None:
-    names = metadata.get("classes")
-    if names is None:
-        return info.classes
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise SpectralError(f"{path.with_suffix('.json')}: expected classes as a list of their names")
-    # Fewer where it was trained on the first of its outputs.
-    if info.num_classes is not None and len(names) > info.num_classes:
-        raise SpectralError(
-            f"{path.with_suffix('.json')}: names {len(names)} classes of a network that has "
-            f"{info.num_classes}"
-        )
-    return tuple(names)
-
-
-def _described_preprocessing(
-    metadata: Mapping[str, Any], default: Preprocessing, path: Path
-) -> Preprocessing:
-    try:
-        height, width = _read_numbers(metadata, "size", default.size)
-        mean, std = (_read_numbers(metadata, key, getattr(default, key)) for key in ("mean", "std"))
-        known = "size" in metadata or default.size != UNKNOWN.size
-        if (
-            not all(abs(value) <= _LARGEST for value in (*mean, *std))
-            or len(mean) != len(std)
-            or min((*std, 1)) < 1 / _LARGEST
-            or (known and not all(n == int(n) and n > 0 for n in (height, width)))
-            or (known and height * width > MOST_SAMPLES)
-        ):
-            raise ValueError
-    except (TypeError, ValueError, OverflowError) as error:
-        raise SpectralError(
-            f"{path.with_suffix('.json')}: expected size as [height, width] and mean and std as one number "
-            f"per channel, std above 0, got {[metadata.get(key) for key in ('size', 'mean', 'std')]}"
-        ) from error
-    return Preprocessing((int(height), int(width)), mean, std)
-
-
-def _read_numbers(metadata: Mapping[str, Any], key: str, default: Sequence[float]) -> tuple[float, ...]:
-    values = metadata.get(key, default)
-    if not isinstance(values, (list, tuple)) or any(isinstance(v, (bool, str)) for v in values):
-        raise TypeError
-    return tuple(float(value) for value in values)
 
 
 def _open_named(asked: str, classes: int | None) -> Loaded:
