@@ -265,3 +265,13 @@ def test_a_network_known_to_be_still_is_the_same_one(name):
     assert "output" not in vars(now)  # it hasn't run
     assert now.find_difference(before.describe()) is None
     assert now.describe() == before.describe()
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+@pytest.mark.filterwarnings("error")
+def test_a_network_whose_output_is_no_number_is_the_same_one(weight):
+    net = Scaled()
+    with torch.no_grad():
+        net.convolution.weight.fill_(weight)
+    x = make_inputs(image())
+    assert identify(copy.deepcopy(net), x).find_difference(identify(net, x).describe()) is None

@@ -11,6 +11,7 @@ import enum
 import functools
 import hashlib
 import json
+import math
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -132,10 +133,15 @@ class Identity:
         return len(earlier) == len(self.output) and all(
             a.shape == b.shape
             and np.allclose(
-                [a.norm, *a.sums], [b.norm, *b.sums], rtol=0, atol=tolerance * b.norm, equal_nan=True
+                [a.norm, *a.sums], [b.norm, *b.sums], rtol=0, atol=tolerance * _bound(b.norm), equal_nan=True
             )
             for a, b in zip(self.output, earlier, strict=True)
         )
+
+
+def _bound(norm: float) -> float:
+    """Return a norm; of an output that is no number 0, beside which nothing else is the same."""
+    return norm if math.isfinite(norm) else 0.0
 
 
 class Stillness:
