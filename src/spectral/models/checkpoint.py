@@ -120,16 +120,20 @@ def list_parts(path: Path) -> list[Path]:
     Raises:
         SpectralError: if it is no index.
     """
+    return sorted(set(_read_index(path).values()))
+
+
+def _read_index(path: Path) -> dict[str, Path]:
+    """Read in which file beside it each of the weights is."""
     try:
         named = json.loads(path.read_bytes())["weight_map"]
-        names = sorted(set(named.values()))
-        if not names or any(Path(name).name != name for name in names):
+        if not named or any(Path(name).name != name for name in named.values()):
             raise ValueError("expected the names of files beside it")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SpectralError(
             f"{path} tells no files of weights ({type(error).__name__}: {error}); copy or download it again"
         ) from error
-    return [path.with_name(name) for name in names]
+    return {name: path.with_name(file) for name, file in named.items()}
 
 
 def load_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -168,11 +172,12 @@ def _join_parts(index: Path) -> dict[str, Tensor]:
         SpectralError: if a file isn't there, or they don't have what the index names.
     """
     state: dict[str, Tensor] = {}
-    for path in list_parts(index):
+    named = _read_index(index)
+    for path in sorted(set(named.values())):
         if not path.is_file():
             raise SpectralError(f"{index}: there is no {path.name} beside it, which has some of the weights")
         state |= _load_file(path)
-    if missing := sorted(set(json.loads(index.read_bytes())["weight_map"]) - set(state)):
+    if missing := sorted(set(named) - set(state)):
         raise SpectralError(
             f"{index} names what its files don't have: {_some(missing)}; copy all of them again"
         )

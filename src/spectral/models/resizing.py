@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
 from typing import Any
 
 from PIL import Image
+
+from spectral.models.preparation import read_key
 
 OURS = "bicubic"
 
@@ -32,37 +33,33 @@ def describe_resizing(told: Any, size: tuple[int, int] | None) -> str:
         >>> describe_resizing({"crop_pct": 1.0, "interpolation": "bicubic"}, (224, 224))
         ''
     """
-    if told is None or size is None or _get(told, "do_resize") is False:
+    if told is None or size is None or read_key(told, "do_resize") is False:
         return ""
     return "; ".join(word for word in (_describe_crop(told, size), _name_filter(told)) if word)
 
 
 def _describe_crop(told: Any, size: tuple[int, int]) -> str:
-    kept, mode = _get(told, "crop_pct"), _get(told, "crop_mode")
+    kept, mode = read_key(told, "crop_pct"), read_key(told, "crop_mode")
     if isinstance(kept, int | float) and 0 < kept < 1 and mode != "squash":
         return f"of the resized shorter side {kept:g} are kept"
     if mode in ("squash", "border"):
         return f"{mode} in place of a crop"
-    asked = _get(told, "resize_size") or _get(told, "size")
+    asked = read_key(told, "resize_size") or read_key(told, "size")
     if not isinstance(asked, int | list | tuple) and asked is not None:
-        if _get(asked, "height") and not _get(told, "do_center_crop"):
+        if read_key(asked, "height") and not read_key(told, "do_center_crop"):
             return "both sides are resized, whatever their ratio"
-        asked = _get(asked, "shortest_edge")
+        asked = read_key(asked, "shortest_edge")
     asked = asked[0] if isinstance(asked, list | tuple) and len(asked) == 1 else asked
     larger = isinstance(asked, int) and asked > min(size)
     return f"the shorter side is resized to {asked} px" if larger else ""
 
 
 def _name_filter(told: Any) -> str:
-    name = _get(told, "interpolation")
-    name = _get(told, "resample") if name is None else name
+    name = read_key(told, "interpolation")
+    name = read_key(told, "resample") if name is None else name
     if isinstance(name, enum.Enum):
         name = name.value if isinstance(name.value, str) else name.name
     if isinstance(name, int):
         name = next((one.name for one in Image.Resampling if one.value == name), None)
     found = name.lower() if isinstance(name, str) else OURS
     return "" if found == OURS else found
-
-
-def _get(holder: Any, name: str) -> Any:
-    return holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
