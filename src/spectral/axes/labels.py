@@ -200,6 +200,25 @@ def cut(axis: Axis, start: int, extent: int, step: int = 1) -> Axis:
     return Axis((joined(factors, before, behind),) if before or behind else factors)
 
 
+def cut_windows(whole: Factor, size: int, step: int, count: int, number: int) -> tuple[Axis, Axis]:
+    """Return the axis of ``count`` windows of places, and that of the ``size`` samples in each.
+
+    Args:
+        whole: the axis that is cut.
+        size: samples in a window.
+        step: from one window to the next.
+        count: windows.
+        number: of the view that cuts them.
+
+    Example:
+        >>> windows, samples = cut_windows(Factor("h", 32), 2, 2, 16, number=1)
+        >>> (windows.only.extent, windows.only.step), (samples.only.extent, samples.only.step)
+        ((16, 2), (2, 1))
+    """
+    windows = replace(whole, extent=count, step=exact(whole.step * step), cut=number)
+    return Axis((windows,)), Axis((replace(whole, extent=size, cut=number, start=0),))
+
+
 def _cut_blocks(factors: tuple[Factor, ...], first: int, count: int, step: int) -> tuple[Factor, ...]:
     """Cut every so many-th entry out of an axis: the same of each block, else samples that are no lattice.
 

@@ -112,9 +112,10 @@ ATTENTION = (
 )  # fmt: skip
 PRODUCTS = ("mm", "bmm", "matmul", "addmm", "baddbmm", "linear")
 OVERLAYS = ("col2im", "unfold_backward")
+SPLITS = ("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_split_with_sizes", "tensor_split")
+CUTS = {*SPLITS, "slice", "narrow"}
 CROPS = {
-    "slice", "narrow", "split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_split_with_sizes",
-    "tensor_split", "constant_pad_nd", "glu", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d",
+    *CUTS, "constant_pad_nd", "glu", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d",
     "replication_pad1d", "replication_pad2d", "replication_pad3d",
 }  # fmt: skip
 _RULES: dict[str, Rule] = {
@@ -125,8 +126,7 @@ _RULES: dict[str, Rule] = {
                     label_transpose),
     **dict.fromkeys(("select", "unbind", "select_copy"), label_select),
     **dict.fromkeys(("slice", "narrow"), label_slice),
-    **dict.fromkeys(("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_split_with_sizes",
-                     "tensor_split"), label_split),
+    **dict.fromkeys(SPLITS, label_split),
     "glu": label_halve,
     **dict.fromkeys(("unsqueeze", "unsqueeze_"), label_unsqueeze),
     **dict.fromkeys(("squeeze", "squeeze_"), label_squeeze),

@@ -17,6 +17,7 @@ from spectral.axes.labels import (
     Factor,
     Labels,
     cut,
+    cut_windows,
     exact,
     join_along,
     mixed,
@@ -100,8 +101,7 @@ def label_unfold(call: Call) -> list[Labels]:
     only = old.only
     if only is None:
         return [(*replaced(call.labels(x), axis, mixed([old], y.shape[axis])), mixed([old], size))]
-    outer = Axis((replace(only, extent=y.shape[axis], step=only.step * step, cut=call.number),))
-    inner = Axis((replace(only, extent=size, cut=call.number, start=0),))
+    outer, inner = cut_windows(only, size, step, y.shape[axis], call.number)
     return [(*replaced(call.labels(x), axis, outer), inner)]
 
 

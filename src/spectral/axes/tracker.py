@@ -27,6 +27,7 @@ from spectral.axes.labels import (
     Labels,
     all_factors,
     cut,
+    cut_windows,
     exact,
     extent_of,
     find_step,
@@ -34,7 +35,7 @@ from spectral.axes.labels import (
     single,
     unknown,
 )
-from spectral.axes.rules import PRODUCTS, apply_rule
+from spectral.axes.rules import CUTS, PRODUCTS, apply_rule
 from spectral.axes.sums import find_factors
 from spectral.axes.windows import mark_uneven
 from spectral.operators import Decimation
@@ -44,10 +45,6 @@ from spectral.tensors import MemoryTable, TensorTable, memory_of
 SIZES = {
     "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "empty_like", "new_zeros", "new_ones",
     "new_full", "new_empty",
-}  # fmt: skip
-CUTS = {
-    "split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_split_with_sizes", "tensor_split", "slice",
-    "narrow",
 }  # fmt: skip
 FILLS = {
     "copy_",
@@ -358,28 +355,32 @@ class AxisTracker:
     def _follow_parts(self, call: Call) -> None:
         """Follow parts into which an axis was cut, until they are stacked: windows, as `unfold` cuts them."""
         if call.name in CUTS and call.a.get("step", 1) == 1:
-            x, axis = call.a["self"], call.a.get("dim", 0) % call.a["self"].ndim
-            whole, start = self.labels(x)[axis].only, (call.a.get("start") or 0) % max(x.shape[axis], 1)
-            for y in call.outputs if whole is not None and whole.kind in IMAGE_AXES else ():
-                assert whole is not None
-                self._parts[y] = _Part(memory_of(x), axis, start, y.shape[axis], whole)
-                start += y.shape[axis]
+            self._note_parts(call)
         elif call.name == "stack" and len(self._parts):
-            parts = [part for part in map(self._parts.get, call.inputs) if part is not None]
-            steps = {b.start - a.start for a, b in pairwise(parts)}
-            alike = len({replace(part, start=0) for part in parts}) == 1
-            if not alike or len(parts) < len(call.inputs) or len(steps) != 1 or min(steps) < 1:
-                return
-            y, (step,), whole = call.outputs[0], steps, parts[0].whole
-            outer, inner = call.a["dim"] % y.ndim, parts[0].axis
-            labels = list(self.labels(y))
-            labels[outer] = Axis((
-                replace(whole, extent=len(parts), step=exact(whole.step * step), cut=call.number),
-            ))  # fmt: skip
-            labels[inner + (inner >= outer)] = Axis((
-                replace(whole, extent=parts[0].extent, cut=call.number, start=0),
-            ))  # fmt: skip
-            self._label(y, tuple(labels))
+            self._stack_parts(call)
+
+    def _note_parts(self, call: Call) -> None:
+        x, axis = call.a["self"], call.a.get("dim", 0) % call.a["self"].ndim
+        whole = self.labels(x)[axis].only
+        if whole is None or whole.kind not in IMAGE_AXES:
+            return
+        start = (call.a.get("start") or 0) % max(x.shape[axis], 1)
+        for y in call.outputs:
+            self._parts[y] = _Part(memory_of(x), axis, start, y.shape[axis], whole)
+            start += y.shape[axis]
+
+    def _stack_parts(self, call: Call) -> None:
+        parts = [part for part in map(self._parts.get, call.inputs) if part is not None]
+        steps = {b.start - a.start for a, b in pairwise(parts)}
+        alike = len({replace(part, start=0) for part in parts}) == 1
+        if not alike or len(parts) < len(call.inputs) or len(steps) != 1 or min(steps) < 1:
+            return
+        y, (step,), one = call.outputs[0], steps, parts[0]
+        outer = call.a["dim"] % y.ndim
+        inner = one.axis + (one.axis >= outer)
+        labels = list(self.labels(y))
+        labels[outer], labels[inner] = cut_windows(one.whole, one.extent, step, len(parts), call.number)
+        self._label(y, tuple(labels))
 
     def _meet(self, x: Tensor, slides: bool) -> None:
         """Take up the trail where a tensor arrives that no operator made, as after NumPy.
@@ -422,12 +423,11 @@ class AxisTracker:
         source = next((x for x in sources if self.comes_from_image(x) and x.ndim == target.ndim), None)
         if source is None:
             return
-        places = self.labels(source)
         # Of more entries than there is room for some are added to one place, or lost: nothing is resampled.
-        places = tuple(
+        places = [
             axis if n >= axis.extent else single(LOST, axis.extent)
-            for axis, n in zip(places, target.shape, strict=True)
-        )
+            for axis, n in zip(self.labels(source), target.shape, strict=True)
+        ]
         for other in self._fixed:
             if memory_of(other) == memory_of(target) and other.ndim == source.ndim:
                 # Where every s-th entry is filled, entries lie s times closer than the samples.

@@ -18,7 +18,7 @@ from spectral.data.bounds import as_tensor, keep_few
 from spectral.data.datasets import as_tensors, read_dataset, read_iterable, read_loader
 from spectral.data.imageset import ImageSet, check_limit, spread_over_classes
 from spectral.data.items import find_picture
-from spectral.data.labels import join_labels, take_labels
+from spectral.data.labels import Taken, join_labels, take_labels
 from spectral.data.loading import Loading, check_workers
 from spectral.data.pictures import PixelImages, has_last_channels, make_picture_set, read_pixels
 from spectral.data.sources import load_images
@@ -208,15 +208,14 @@ def _is_one_image(item: Any) -> bool:
     shape = max(shapes, key=len, default=())
     if len(shape) != 3:
         return False
-    labelled = _has_label(item)
+    labelled = _has_label(item, taken)
     planes = shape[0] in (1, 3, 4) and min(shape[1:]) >= 8  # not a few signals of some channels
     pixels = isinstance(rest, np.ndarray) and rest.dtype == np.uint8
     return planes or pixels or labelled
 
 
-def _has_label(item: Any) -> bool:
-    """Whether an item has one whole number as its label, as a batch of one has not."""
-    taken = take_labels(item, single=True)
+def _has_label(item: Any, taken: Taken) -> bool:
+    """Whether an item from which labels were taken has one whole number as such, as a batch has not."""
     own = item[1:] if isinstance(item, tuple | list) else item.values() if isinstance(item, Mapping) else ()
     return bool(taken.labels) and any(is_integer(value) for value in own)
 
@@ -232,8 +231,10 @@ def _read_items(items: Sequence[Any], caller: str, lazily: bool = False) -> Any:
     arrays = isinstance(items, list) and all(isinstance(item, np.ndarray) for item in items)
     if arrays and all(item.dtype == np.uint8 and item.ndim in (2, 3) for item in items):
         return make_picture_set(items, "images")
-    if isinstance(items, list) and (find_picture(items[0]) is not None or _has_label(items[0])):
-        return read_dataset(Stream(items))
+    if isinstance(items, list):
+        labelled = _has_label(items[0], take_labels(items[0], single=True))
+        if labelled or find_picture(items[0]) is not None:
+            return read_dataset(Stream(items))
     return _read_nested(items, caller)
 
 

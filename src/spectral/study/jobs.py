@@ -48,15 +48,14 @@ def work_through(phase: Phase, results: Results, names: Sequence[str]) -> Iterat
                 results.identities |= identities
                 results.files |= files
                 yield name, measured
-        except BrokenProcessPool as error:
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
+            if not isinstance(error, BrokenProcessPool):
+                raise
             raise SpectralError(
                 "a process of --jobs was killed from outside, as a system does that is out of memory; the "
                 "same command goes on from what is finished, with fewer --jobs in less memory"
             ) from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _require_apart(results: Results, names: Sequence[str]) -> None:
