@@ -19,6 +19,7 @@ from urllib.parse import urlparse
 import pytest
 import safetensors.torch
 import torch
+from faults import full_disk
 from torch import Tensor, nn
 
 from spectral.errors import SpectralError, SpectralWarning
@@ -178,6 +179,27 @@ def test_interrupted_saving_keeps_the_previous_checkpoint(
     monkeypatch.setattr(os, "replace", replace)
     assert_same_state(load_model(path), trained.state_dict())
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_saving_that_is_interrupted_between_its_files_leaves_no_weights_alone(
+    trained: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there are weights a training is taken for finished: without their JSON nobody could load them."""
+    replace, path = os.replace, tmp_path / "net.safetensors"
+
+    def stop_after(source: Path, target: Path) -> None:
+        replace(source, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", stop_after)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(trained, path, DESCRIPTION)
+    assert [file.name for file in tmp_path.iterdir()] == ["net.json"]
+    monkeypatch.setattr(os, "replace", replace)
+    save_checkpoint(trained, path, DESCRIPTION)
+    with full_disk(2**16), pytest.raises(SpectralError, match="can't be written there"):
+        save_checkpoint(build("resnet20"), path, {})  # its JSON would have room
+    assert_same_state(load_model(path), trained.state_dict())
 
 
 def test_json_of_other_weights_is_noticed(trained: nn.Module, tmp_path: Path) -> None:

@@ -617,6 +617,15 @@ def test_a_tuning_is_not_continued_with_another_normalisation(tmp_path):
         tune(0.1)
 
 
+@pytest.mark.parametrize("tuned_first", [True, False])
+def test_a_tuning_and_a_training_from_fresh_weights_do_not_continue_each_other(tuned_first, tmp_path):
+    """Both may be called the same: the tuned weights were given back as those of a fresh training."""
+    starts = [build("resnet8-w4"), None] if tuned_first else [None, build("resnet8-w4")]
+    run("resnet8-w4", random_set(), tmp_path, start=starts[0])
+    with pytest.raises(SpectralError, match="holds a run with start = "):
+        run("resnet8-w4", random_set(), tmp_path, start=starts[1])
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_a_network_in_another_precision_is_tuned_in_single(dtype, tmp_path):
     model = build("resnet8-w4").to(dtype)

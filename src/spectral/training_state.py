@@ -51,10 +51,11 @@ def restore_state(
     if content is None:
         raise SpectralError(f"{caller}: {path} is damaged{why}; delete it and start again")
     state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
-    for key, value in run.items():
-        if state["run"].get(key) != value:
+    before = state["run"]
+    for key in {**before, **run}:  # what only one of them has tells them apart too
+        if before.get(key) != run.get(key):
             raise SpectralError(
-                f"{caller}: {path.parent} holds a run with {key} = {state['run'].get(key)}, not {value}; "
+                f"{caller}: {path.parent} holds a run with {key} = {before.get(key)}, not {run.get(key)}; "
                 f"choose another folder or delete it"
             )
     for name, part in parts.items():

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from spectral.errors import SpectralError, warn
-from spectral.files import ensure_writable, write_whole
+from spectral.files import ensure_writable, replacing, write_whole
 
 # Files older than this buffer lack it; it counts training steps and changes nothing in eval mode.
 _OPTIONAL_BUFFER = "num_batches_tracked"
@@ -60,8 +60,9 @@ def hash_state(state: Mapping[str, Tensor]) -> str:
 def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, Any]) -> Path:
     """Write a model's weights as safetensors and ``metadata`` as JSON of the same stem beside them.
 
-    Both files appear whole or not at all: each is written under a temporary name and renamed, the JSON last.
-    The JSON also gets ``weights_id``, so that weights and a JSON that don't belong together are noticed.
+    Both files appear whole or not at all: each is written under a temporary name and renamed, the weights
+    last, so that where there are some they have their JSON. It also gets ``weights_id``, so that weights and
+    a JSON that don't belong together are noticed.
 
     Args:
         model: the network; its state dict is saved.
@@ -92,8 +93,9 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], metadata: Ma
         ) from error
     try:
         ensure_writable(path.parent)
-        write_whole(path, safetensors.torch.save(state))
-        write_whole(path.with_suffix(".json"), f"{text}\n".encode("utf-8", "backslashreplace"))
+        with replacing(path) as temporary:
+            temporary.write_bytes(safetensors.torch.save(state))
+            write_whole(path.with_suffix(".json"), f"{text}\n".encode("utf-8", "backslashreplace"))
     except SpectralError as error:
         raise SpectralError(f"{path}: the checkpoint can't be written there ({error})") from error
     return path
@@ -129,11 +131,11 @@ def _read_index(path: Path) -> dict[str, Path]:
         named = json.loads(path.read_bytes())["weight_map"]
         if not named or any(Path(name).name != name for name in named.values()):
             raise ValueError("expected the names of files beside it")
+        return {name: path.with_name(file) for name, file in named.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SpectralError(
             f"{path} tells no files of weights ({type(error).__name__}: {error}); copy or download it again"
         ) from error
-    return {name: path.with_name(file) for name, file in named.items()}
 
 
 def load_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:

@@ -111,11 +111,12 @@ def ensure_checkpoint(
         SpectralError: as `train_checkpoint`.
     """
     if path.exists():
-        click.echo(f"{path.stem}: there already; delete it to train it again")
-        return
-    result = train_checkpoint(path, architecture, sets, recipe, device, load_start and load_start())
+        said = "there already; delete it to train it again"
+    else:
+        result = train_checkpoint(path, architecture, sets, recipe, device, load_start and load_start())
+        said = f"test accuracy {result['test_accuracy']:.2%}"
     remove_state(path.parent / "training" / path.stem / STATE_NAME)  # the checkpoint takes its place
-    click.echo(f"{path.stem}: test accuracy {result['test_accuracy']:.2%}")
+    click.echo(f"{path.stem}: {said}")
 
 
 def load_labelled_sets(data: str, data_id: str | None = None) -> LabelledSets:
