@@ -423,6 +423,10 @@ def test_equivariance_is_the_psnr_of_the_mean_error():
     assert row["psnr_db"] == pytest.approx(-10 * np.log10(errors.mean()))
     assert row["psnr_db_median"] == pytest.approx(np.median(-10 * np.log10(errors)))
     assert row["psnr_db_ci_low"] < row["psnr_db"] < row["psnr_db_ci_high"]
+    crops = pd.concat([table, table[table["image"] == "0003"].assign(image="0003b")])
+    again = summarize_equivariance(crops).set_index(["site", "kind"]).loc["2", "whole"]
+    assert again["n"] == 8
+    pd.testing.assert_series_equal(again.drop("n"), row.drop("n"))  # a photograph counts once
     assert row["relative_error"] == pytest.approx(own["relative_error"].mean())
     assert found.loc["2", "sub-pixel"]["shifts"] == 2
 

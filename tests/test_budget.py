@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pandas as pd
@@ -409,6 +410,14 @@ def test_the_summary_has_shares_of_means():
         assert found.loc[source, "share_ci_low"] < found.loc[source, "share"]
     with pytest.raises(SpectralError, match="without the column"):
         spectral.summarize_instability_budget(table.drop(columns="share"))
+
+
+def test_what_takes_nothing_off_has_a_share_of_0():
+    """And not of −0, which a sum of nothing is less nothing else."""
+    net = classify(nn.Conv2d(3, 8, 3, 2, 1, padding_mode="circular"))
+    summary = spectral.summarize_instability_budget(budget(net))
+    (share,) = summary.loc[summary["source"] == "border", "share"]
+    assert math.copysign(1, share) * (1 + share) == 1.0
 
 
 def test_one_photograph_has_shares_without_intervals():

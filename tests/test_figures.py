@@ -497,6 +497,18 @@ def test_fig8_has_a_violin_per_site_its_median_and_the_p_against_strided(tables,
         assert sorted(said) == sorted(expected)
 
 
+def test_without_a_test_no_difference_from_the_base_is_drawn(tables):
+    """Of one photograph there is no p: such marks are open, the base's own are not."""
+    name = "phase6_nula"
+    table = tables[name].assign(delta_base_p_holm=np.nan)
+    fig = plot("fig23_nula_perturbations", {**tables, name: table})
+    marks = [line for line in fig.axes[0].lines if line.get_marker() not in ("None", "")]
+    opened = [line.get_markerfacecolor() == "white" for line in marks]
+    known = table[table["accuracy"].notna()]
+    assert opened == known["base"].notna().tolist()  # the base has none
+    assert any("open: no significant difference" in text for text in texts_of(fig))
+
+
 def test_silent_maps_are_left_out_and_a_silent_site_is_not_a_missing_one(tables):
     """Silent maps have AVR 0 by convention; it must not enter distributions and fits."""
     images = tables["per_image"].copy()

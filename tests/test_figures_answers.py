@@ -139,6 +139,60 @@ def test_what_is_drawn_is_what_the_table_says(tables):
     assert np.allclose(panel.images[0].get_array(), decibels, atol=1e-4)
 
 
+def test_movement_is_drawn_as_the_mean_error_that_its_summary_has(tables):
+    """Errors are averaged and then written in dB, also exact ones (+∞ dB), and crops by photograph."""
+    moved = tables["movement"]
+    crops = pd.concat(
+        [moved, moved[moved["image"].isin(["0000", "0001"])].assign(image=lambda t: t["image"] + "b")]
+    )
+    exact = moved.assign(psnr_db=moved["psnr_db"].where(moved["image"] != "0002", np.inf),
+                         mse_ratio=moved["mse_ratio"].where(moved["image"] != "0002", 0.0))  # fmt: skip
+    for table in (moved, crops, exact):
+        summary = analysis.summarize_equivariance(table)
+        drawn, own = (figures.plot_movement(one) for one in (table, summary))
+        for one, other in zip(drawn.axes, own.axes, strict=True):
+            marks, expected = (sorted(x for x, _ in _read_marks(ax)) for ax in (one, other))
+            assert marks == pytest.approx(expected)
+    ends = [line.get_segments()[0][:, 0] for line in drawn.axes[0].collections]
+    bounds = summary[["psnr_db_ci_low", "psnr_db_ci_high"]].clip(upper=150)
+    assert np.allclose(np.sort(np.ravel(ends)), np.sort(np.ravel(bounds)))
+
+
+def test_tables_of_several_networks_are_kept_apart_or_refused(tables):
+    """Two values of an image under one name were one network's: a mean of both, and n of one."""
+    for name in ("movement", "budget_images", "stability"):
+        one = tables[name].assign(model="a")
+        many = pd.concat([one, one.assign(model="b")])
+        single, double = (plot_table(table)[1].axes[0] for table in (one, many))
+        assert len(_read_marks(double)) == 2 * len(_read_marks(single))
+    for name, column in (
+        ("predictions", "confidence"),
+        ("robustness", "distance"),
+        ("diagonal", "confidence"),
+    ):
+        one = tables[name].assign(other=0)
+        with pytest.raises(
+            SpectralError, match=r"the table has image 'synthetic/0000' twice; .*a column 'model'"
+        ):
+            plot_table(pd.concat([one, one.assign(other=1)]))
+        assert column in one
+
+
+def test_a_figure_says_the_n_of_its_intervals():
+    rows = pd.DataFrame(
+        {"model": "a", "image": list("abcd"), "cluster": list("aabc"), "sis": [0.1, 0.2, 0.3, np.nan]}
+    )
+    assert figures.plot_stability(rows).get_suptitle().startswith("n = 2 photographs (3 images); ")
+    means = {"model": ["a"], "perturbation": "x", "agreement": 0.5, "n": 40, "n_clusters": 10}
+    assert figures.plot_perturbed(pd.DataFrame(means)).get_suptitle() == "n = 10 photographs (40 images)"
+
+
+def test_a_line_counts_each_photograph_once():
+    rows = {"image": list("abc"), "cluster": list("aab"), "offset": 0, "confidence": [0.0, 0.2, 0.5]}
+    (line,) = figures.plot_diagonal(pd.DataFrame(rows)).axes[0].lines
+    assert line.get_ydata().tolist() == pytest.approx([0.3])
+
+
 def test_shares_of_few_images_have_an_interval_though_all_agree():
     rows = {"image": list("abcd"), "cluster": list("abcd"), "perturbation": "x", "agree": True}
     ax = figures.plot_predictions(pd.DataFrame(rows)).axes[0]

@@ -212,6 +212,13 @@ class TestSummary:
         assert row["mean"] == pytest.approx(0.3)
         assert row["avr_pooled"] == pytest.approx((0.5 * 1 + 0.1 * 3) / 4)
 
+    def test_a_row_that_somebody_took_out_is_of_no_silent_map(self):
+        full = table({AVR: [0.5, 0.1, 0.3], POWER: [1.0, 3.0, 2.0]})
+        taken = full[~((full["metric"] == "avr") & (full["image"] == "i2"))]
+        (row,) = summarize_measurements(taken).to_dict("records")
+        assert (row["n"], row["n_silent"], row["n_absent"]) == (2, 0, 1)
+        assert row["avr_pooled"] == pytest.approx((0.5 * 1 + 0.1 * 3) / 4)
+
     def test_maps_that_are_all_silent_have_no_mean(self):
         (row,) = summarize_measurements(table({AVR: [0.0, 0.0], POWER: [0.0, 0.0]})).to_dict("records")
         assert (row["n"], row["n_silent"], row["avr_pooled"]) == (0, 2, 0.0)

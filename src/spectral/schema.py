@@ -27,9 +27,9 @@ SUMMARY = (
     "median", "top_tenth", "db", "db_ci_low", "db_ci_high", "avr_pooled", "reason", "weights", "images",
 )  # fmt: skip
 """Columns of a summary: ``n`` images in the mean, of ``n_clusters`` clusters; ``n_silent`` with a silent map
-and ``n_absent`` on which the site didn't run are left out of it. ``median`` is that of the clusters' means,
-``top_tenth`` the share of their sum that the tenth with the largest ones has. ``db`` is the mean of a ratio
-of powers in dB, with its interval."""
+and ``n_absent`` on which the site didn't run, or that have no row, are left out of it. ``median`` is that of
+the clusters' means, ``top_tenth`` the share of their sum that the tenth with the largest ones has. ``db`` is
+the mean of a ratio of powers in dB, with its interval."""
 
 NOT_AVERAGED = ("power", "label", "prediction")  # they say what a map or an image is
 

@@ -30,7 +30,8 @@ def summarize_measurements(table: pd.DataFrame) -> pd.DataFrame:
 
     The mean is that of the clusters' means, each photograph counting once however many crops it has, and
     ``std`` is the spread of these; interval and mean are one estimator. Silent maps are counted
-    (``n_silent``) and left out, and so are images on which the site didn't run (``n_absent``).
+    (``n_silent``) and left out, and so are images on which the site didn't run, or whose rows somebody took
+    out (``n_absent``).
     ``avr_pooled`` is the AVR of pooled power. What could not be measured has a row with the reason.
 
     A large table that `spectral.measure` or `spectral.read` returned is summarised from its folder, without
@@ -164,7 +165,7 @@ def _summarize_place(place: Place) -> Iterator[dict[str, Any]]:
     power = place.column("power") if "power" in place.metrics else None
     for metric in sorted({*place.metrics} - {*NOT_AVERAGED}):
         values = place.column(metric)
-        there = ~np.isnan(values if power is None else power)
+        there = place.rows(metric) & ~np.isnan(values if power is None else power)
         own, clusters = values[there], place.clusters[there]
         silent = np.isnan(own) if power is None else np.isnan(own) | (power[there] <= 0)
         found = stats.summarize(own, silent, clusters, *RANGES.get(metric, (-math.inf, math.inf)))

@@ -18,6 +18,7 @@ from spectral.table import Key, Origin, split_reasons
 
 Vector = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 IN_MEMORY = 2**26
 _FIELDS = (*Key._fields,)
@@ -32,12 +33,14 @@ class Place:
         metrics: what has a column.
         clusters: a number for what each image of the run was cut from.
         column: gets a metric's values, one per image of the run, NaN where it has none.
+        rows: tells which images have a row of a metric; `measure` gives each one, others may have taken some.
     """
 
     facts: Mapping[str, Any]
     metrics: Sequence[str]
     clusters: Codes
     column: Callable[[str], Vector]
+    rows: Callable[[str], Flags]
 
 
 class Unmeasured(NamedTuple):
@@ -98,7 +101,12 @@ def _split_runs(measured: pd.DataFrame) -> Iterator[Place]:
                 found[columns[metric]["image"].to_numpy()] = columns[metric]["value"].to_numpy()
                 return found
 
-            yield Place(facts, list(columns), clusters, column)
+            def rows(
+                metric: str, columns: Mapping[str, pd.DataFrame] = columns, n: int = len(names)
+            ) -> Flags:
+                return np.isin(np.arange(n), columns[metric]["image"])
+
+            yield Place(facts, list(columns), clusters, column, rows)
 
 
 def split_tables(tables: Iterable[pa.Table], count: int, in_memory: int = IN_MEMORY) -> Columns:
@@ -220,4 +228,8 @@ def _list_places(
         def column(metric: str, own: Mapping[str, Key] = own) -> Vector:
             return columns.read(own[metric])[:count]
 
-        yield Place({**origin, **dict(zip(PLACE, place, strict=True))}, list(own), clusters, column)
+        def rows(metric: str) -> Flags:
+            return np.ones(count, np.bool_)
+
+        facts = {**origin, **dict(zip(PLACE, place, strict=True))}
+        yield Place(facts, list(own), clusters, column, rows)

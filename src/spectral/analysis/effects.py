@@ -50,9 +50,9 @@ CHANGED = [
 def summarize_equivariance(table: pd.DataFrame) -> pd.DataFrame:
     """One row per site and kind of shift: PSNR of the mean error, with its interval.
 
-    An image's error is the mean of ``mse_ratio`` over its shifts of one kind; ``psnr_db`` is that of the mean
-    over clusters, in which an exact image counts as an error of 0. ``psnr_db_median`` is the images' median.
-    Flat maps are counted and left out.
+    An image's error is the mean of ``mse_ratio`` over its shifts of one kind; ``psnr_db`` is that of
+    the mean over clusters, in which an exact image counts as an error of 0; ``psnr_db_median`` is the
+    clusters' median. Flat maps are counted and left out.
 
     Args:
         table: from `measure_equivariance`, of one model; sites that couldn't be measured are known from its
@@ -117,7 +117,7 @@ def _describe_errors(loud: pd.DataFrame) -> dict[str, Any]:
     clusters = loud["cluster"]
     found = stats.summarize(loud["mse_ratio"], clusters=clusters, low=0.0)
     with np.errstate(divide="ignore"):
-        median = float(np.median(-10 * np.log10(loud["mse_ratio"])))
+        median = float(np.median(-10 * np.log10(loud.groupby("cluster")["mse_ratio"].mean())))
     relative = stats.summarize(loud["relative_error"], clusters=clusters, low=0.0)
     return {
         "n_clusters": found.n_clusters, "psnr_db": -to_decibels(found.mean),

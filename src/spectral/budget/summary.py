@@ -138,8 +138,8 @@ def _summarize(own: pd.DataFrame, total: pd.DataFrame) -> dict[str, Any]:
         return row | {"share": row["value"] / mean}
     change = stats.relative_change(whole, whole - value, clusters)
     return row | {
-        "share": -change.percent / 100, "share_ci_low": -change.ci_high / 100,
-        "share_ci_high": -change.ci_low / 100,
+        "share": 0.0 - change.percent / 100, "share_ci_low": 0.0 - change.ci_high / 100,  # and never −0
+        "share_ci_high": 0.0 - change.ci_low / 100,
     }  # fmt: skip
 
 

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from spectral.figures.door import drawn_of
-from spectral.figures.kinds import NO_LIMITS, SHARE, Panel, draw_estimates, draw_images, draw_lines, draw_maps
+from spectral.figures.kinds import (
+    NO_LIMITS,
+    SHARE,
+    Panel,
+    draw_estimates,
+    draw_images,
+    draw_lines,
+    draw_maps,
+    require_once,
+)
+from spectral.figures.stability import CEILING
 from spectral.figures.style import AVR_LABEL, RHO_LABEL, SIS_LABEL
 from spectral.schema import fill_words, with_bounds
 
@@ -21,7 +33,8 @@ _WEIGHED = {"sis": SIS_LABEL, _JITTER.column: _JITTER.label, "agreement": "agree
             "accuracy": "accuracy", "latency_ms": "latency (ms per batch)",
             "macs": "multiply–accumulates per image"}  # fmt: skip
 _CHANGES = {"delta_sis": "alone", "delta_sis_block": "with its block", "delta_sis_last_out": "last"}
-_COUNTS = ("n", "image", "cluster")
+_SERIES = "series"
+_COUNTS = ("n", "n_clusters", "image", "cluster")
 _SHOWN = {"avr": AVR_LABEL, "avr_separable": AVR_LABEL, "am_relative": "AM, relative", "am": "AM",
           "alias_power_ratio": "alias power ratio",
           "alias_power_ratio_channel_median": "alias power ratio, median channel"}  # fmt: skip
@@ -54,11 +67,11 @@ def plot_stability(table: pd.DataFrame) -> Figure:
     return draw_images(named, "plot_stability", "model", panels)
 
 
-@drawn_of("model", "metric", "mean", "ci_low", "ci_high", optional=["n"])
+@drawn_of("model", "metric", "mean", "ci_low", "ci_high", optional=["n", "n_clusters"])
 def plot_stability_summary(table: pd.DataFrame) -> Figure:
     """Draw means with intervals, from `spectral.summarize_stability`: a panel per metric."""
     known = table.dropna(subset=["mean"]).drop_duplicates(["model", "metric"])
-    wide = known.drop_duplicates("model")[["model", *({"n"} & set(known))]].set_index("model")
+    wide = known.drop_duplicates("model")[["model", *({"n", "n_clusters"} & set(known))]].set_index("model")
     for metric, own in known.groupby("metric", sort=False):
         ends = own.set_index("model")
         for end, name in (("", "mean"), ("_ci_low", "ci_low"), ("_ci_high", "ci_high")):
@@ -79,29 +92,46 @@ def plot_blame_summary(table: pd.DataFrame) -> Figure:
     return draw_estimates(table, "plot_blame_summary", "site", _list_changes())
 
 
-@drawn_of("site", optional=["kind", *with_bounds("psnr_db", "relative_error"), *_COUNTS])
+@drawn_of("site", optional=["model", "kind", "row", "column", *with_bounds("psnr_db", "relative_error"),
+                           *_COUNTS])  # fmt: skip
 def plot_movement(table: pd.DataFrame) -> Figure:
     """Draw how well each site's output moves with the image, from `spectral.measure_equivariance`.
 
-    Its summary, of `spectral.analysis.summarize_equivariance`, has estimates in place of images.
+    Errors are averaged, over an image's shifts and over images, and the means are drawn in dB. Its summary,
+    of `spectral.analysis.summarize_equivariance`, has estimates in place of images.
     """
-    kinds = table if "kind" not in table else table.assign(series=table["kind"])
-    panels = [Panel("psnr_db", "PSNR under shifts (dB)"),
-              Panel("relative_error", "relative error", limits=(0.0, float("inf")))]  # fmt: skip
-    draw = draw_estimates if "psnr_db_ci_low" in table else draw_images
-    return draw(kinds, "plot_movement", "site", panels, series="series")
+    caller, known, exact = "plot_movement", _name_series(table, "kind"), 10 ** (-CEILING / 10)
+    relative = Panel("relative_error", "relative error", limits=(0.0, math.inf))
+    if "psnr_db_ci_low" in table:
+        decibels = [name for name in with_bounds("psnr_db") if name in table]
+        label = _label_psnr(table[decibels].ge(CEILING).any(axis=None))
+        known = known.assign(**{name: table[name].clip(upper=CEILING) for name in decibels})
+        return draw_estimates(known, caller, "site", [Panel("psnr_db", label), relative], series=_SERIES)
+    if "psnr_db" in known:
+        known = known.assign(mse_ratio=10 ** (-known["psnr_db"] / 10))
+    errors = [name for name in ("mse_ratio", "relative_error") if name in known]
+    if "image" in known:
+        for (site, series), block in known.groupby(["site", _SERIES], sort=False):
+            require_once(block, f"{caller}: at {site!r}, {series},", "row", "column")
+        keys = [name for name in ("site", _SERIES, "image", "cluster") if name in known]
+        known = known.groupby(keys, sort=False)[errors].mean().reset_index()
+    label = _label_psnr("mse_ratio" in known and known["mse_ratio"].le(exact).any())
+    psnr = Panel("mse_ratio", label, limits=(0.0, math.inf),
+                 scale=lambda error: -10 * np.log10(np.maximum(error, exact)))  # fmt: skip
+    return draw_images(known, caller, "site", [psnr, relative], series=_SERIES)
 
 
-@drawn_of("image", "source", "metric", "site", "share", optional=["cluster"])
+@drawn_of("image", "source", "metric", "site", "share", optional=["model", "cluster"])
 def plot_budget_images(table: pd.DataFrame) -> Figure:
     """Draw each image's shares of instability, from `spectral.measure_instability_budget`."""
     words = fill_words(table[["image", "source", "site"]])  # a file has no empty text
     known = table[words["image"].ne("") & words["source"].ne("total") & words["site"].eq("")]
     panel = Panel("share", "share of the image's instability", zero=True)
-    return draw_images(known, "plot_budget_images", "source", [panel], series="metric")
+    named = _name_series(known, "metric")
+    return draw_images(named, "plot_budget_images", "source", [panel], series=_SERIES)
 
 
-@drawn_of(optional=["model", *_TESTS, *_OUTCOMES, *_COUNTS])
+@drawn_of(optional=["model", *_TESTS, "pair", *_OUTCOMES, *_COUNTS])
 def plot_predictions(table: pd.DataFrame) -> Figure:
     """Draw which share of predictions stays, and is right, under each perturbation or attack.
 
@@ -114,7 +144,7 @@ def plot_predictions(table: pd.DataFrame) -> Figure:
     return draw_images(table, "plot_predictions", row, panels)
 
 
-@drawn_of("perturbation", optional=["model", *with_bounds("agreement", "accuracy"), "n"])
+@drawn_of("perturbation", optional=["model", *with_bounds("agreement", "accuracy"), "n", "n_clusters"])
 def plot_perturbed(table: pd.DataFrame) -> Figure:
     """Draw accuracy and agreement of networks, from `spectral.analysis.compare_perturbed`."""
     panels = [Panel("agreement", "predictions that stay (share)", limits=SHARE),
@@ -132,7 +162,7 @@ def plot_classes(table: pd.DataFrame) -> Figure:
     return draw_estimates(named, "plot_classes", row, [panel], series="series")
 
 
-@drawn_of("model", optional=["n", *with_bounds(*_WEIGHED)])
+@drawn_of("model", optional=["n", "n_clusters", *with_bounds(*_WEIGHED)])
 def plot_models(table: pd.DataFrame) -> Figure:
     """Draw what networks cost and give, from `spectral.analysis.weigh_models`."""
     panels = [Panel(column, name, limits=SHARE if column in ("agreement", "accuracy") else NO_LIMITS)
@@ -140,7 +170,7 @@ def plot_models(table: pd.DataFrame) -> Figure:
     return draw_estimates(table, "plot_models", "model", panels)
 
 
-@drawn_of("offset", "confidence", optional=["fill"])
+@drawn_of("offset", "confidence", optional=["fill", "image", "cluster"])
 def plot_diagonal(table: pd.DataFrame) -> Figure:
     """Draw how confidence moves along a diagonal shift, from `spectral.measure_diagonal`."""
     named = table if "fill" in table else table.assign(fill="")
@@ -198,6 +228,18 @@ def plot_image_avr(table: pd.DataFrame) -> Figure:
     """Draw the AVR of one image at each site and tap, from `spectral.analysis.measure_image_avr`."""
     known = table.assign(avr=table["avr"].mask(table["silent"].astype(bool)))
     return draw_estimates(known, "plot_image_avr", "site", [Panel("avr", AVR_LABEL)], "tap")
+
+
+def _name_series(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Name what colours tell apart: a column's words, and the networks where there are several."""
+    words = table[column].astype(str) if column in table else pd.Series("", table.index)
+    if "model" in table and table["model"].nunique() > 1:
+        words = table["model"].astype(str) + ", " + words
+    return table.assign(**{_SERIES: words})
+
+
+def _label_psnr(capped: bool) -> str:
+    return f"PSNR of the mean error (dB{f'; {CEILING:.0f}: that or more' if capped else ''})"
 
 
 def _list_changes() -> list[Panel]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from spectral import stats
 from spectral.errors import SpectralError
-from spectral.figures.style import FULL_WIDTH, GREY, SMALL, new_figure, use_style
+from spectral.figures.style import FULL_WIDTH, GREY, SMALL, format_units, new_figure, use_style
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#6e6e6e")  # Okabe–Ito
 MARKS = "os^Dv<>PX*"
@@ -39,12 +39,14 @@ class Panel:
         label: quantity and unit.
         zero: whether nothing is at 0, and a line says so.
         limits: what a mean can't be beyond.
+        scale: turns a value into what the axis shows, such as decibels: means are of the values.
     """
 
     column: str
     label: str
     zero: bool = False
     limits: tuple[float, float] = NO_LIMITS
+    scale: Callable[[Any], Any] = lambda value: value
 
 
 def require(table: pd.DataFrame, caller: str, columns: Iterable[str]) -> pd.DataFrame:
@@ -113,11 +115,12 @@ def draw_images(
         series: the column that colours tell apart, where the table has it.
 
     Raises:
-        SpectralError: if the table has no such column, or no value.
+        SpectralError: if the table has no such column, no value, or two values of an image at one label.
     """
     shown = _choose_panels(table, caller, row, panels)
-    labels = list(dict.fromkeys(table[row].astype(str)))
-    groups = _split(table, series if series != row else None)
+    known = table.dropna(subset=[p.column for p in shown], how="all")
+    labels = list(dict.fromkeys(known[row].astype(str)))
+    groups = _split(known, series if series != row else None)
     rng = np.random.default_rng(0)  # so that dots of equal values lie beside each other
     with use_style():
         fig, axes = _make_panels(len(shown), labels, 1.6 * ROW * max(1, 0.6 * len(groups)))
@@ -125,9 +128,11 @@ def draw_images(
             for number, (_, own) in enumerate(groups):
                 for label, block in own.groupby(own[row].astype(str), sort=False):
                     at = float(_place([label], labels, number, len(groups))[0])
-                    _draw_values(ax, block, panel, at, number, rng)
+                    values = block.dropna(subset=[panel.column])
+                    require_once(values, f"{caller}: at {label!r}")
+                    _draw_values(ax, values, panel, at, number, rng)
             _finish_rows(ax, panel, labels)
-        _add_note(fig, table, "dots: images; bars: 95 % intervals of means")
+        _add_note(fig, known, "dots: images; bars: 95 % intervals of means")
         _add_names(fig, axes[0], [name for name, _ in groups])
         fig.draw_without_rendering()
     return fig
@@ -140,10 +145,10 @@ def draw_lines(
     """Draw one quantity over another: a line for each name, a panel for each kind.
 
     Args:
-        table: several rows per name and kind.
+        table: several rows per name and kind; ``cluster``, if it is there, says what each image was cut from.
         caller: whose name messages begin with.
         x: column of the abscissa.
-        y: of the ordinate; rows of equal x are averaged.
+        y: of the ordinate; rows of equal x are averaged, each cluster counting once.
         line: the names.
         panel: the kinds.
         labels: of both axes.
@@ -162,9 +167,11 @@ def draw_lines(
         for ax, kind in zip(axes, kinds, strict=True):
             for number, name in enumerate(names):
                 own = known[(known[panel].astype(str) == kind) & (known[line].astype(str) == name)]
-                mean = own.groupby(x)[y].mean()
-                if mean.empty:
+                if own.empty:
                     continue
+                require_once(own, f"{caller}: in {name or kind!r}", x)
+                units = own.groupby([x, "cluster"])[y].mean() if "cluster" in own else own.set_index(x)[y]
+                mean = units.groupby(level=0).mean()
                 dashes = DASHES[number // len(COLOURS) % len(DASHES)]
                 ax.plot(mean.index, _to_decibels(mean, mean.max()) if power else mean, dashes,
                         color=COLOURS[number % len(COLOURS)])  # fmt: skip
@@ -225,6 +232,26 @@ def draw_maps(
     return fig
 
 
+def require_once(values: pd.DataFrame, where: str, *place: str) -> None:
+    """Refuse two values of one image where one is drawn: those of several networks would be averaged.
+
+    Args:
+        values: rows of one label.
+        where: who says so, and of which label.
+        place: columns that tell an image's rows apart; pairs of shifts are counted.
+
+    Raises:
+        SpectralError: naming the first such image.
+    """
+    keys = [column for column in ("image", "pair", *place) if column in values]
+    again = values.duplicated(keys) if "image" in keys else values.assign(again=False)["again"]
+    if again.any():
+        raise SpectralError(
+            f"{where} the table has image {values[again].iloc[0]['image']!r} twice; where tables of several "
+            f"networks, sizes or strengths are put together, a column 'model' must tell them apart"
+        )
+
+
 def _choose_panels(table: pd.DataFrame, caller: str, row: str, panels: Sequence[Panel]) -> list[Panel]:
     """Return the quantities that a table with a column of labels knows, of which there must be one."""
     require(table, caller, [row])
@@ -247,20 +274,29 @@ def _place(values: Any, labels: Sequence[str], number: int, count: int) -> Any:
 
 
 def _draw_values(ax: Axes, block: pd.DataFrame, panel: Panel, at: float, number: int, rng: Any) -> None:
-    values = block[panel.column].dropna()
+    values = block[panel.column]
     if values.empty:
         return
     colour, mark = COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]
-    clusters = block.loc[values.index, "cluster"] if "cluster" in block else None
+    clusters = block.get("cluster")
     if panel.limits == SHARE:
         share = stats.summarize_share(values.astype(bool), clusters)
         low, mean, high = share.ci_low, share.share, share.ci_high
     else:
         numbers = values.astype(float)
         beside = at + rng.uniform(-0.18, 0.18, len(numbers))
-        ax.plot(numbers, beside, "o", color=colour, alpha=0.4, markersize=2.2, markeredgewidth=0, zorder=1)
+        ax.plot(
+            panel.scale(numbers),
+            beside,
+            "o",
+            color=colour,
+            alpha=0.4,
+            markersize=2.2,
+            markeredgewidth=0,
+            zorder=1,
+        )
         found = stats.summarize(numbers, None, clusters, *panel.limits)
-        low, mean, high = found.ci_low, found.mean, found.ci_high
+        low, mean, high = (panel.scale(end) for end in (found.ci_low, found.mean, found.ci_high))
     ax.hlines([at], low, high, color=colour, linewidth=1.8)
     ax.plot([mean], [at], mark, color=colour, markeredgecolor="white", markeredgewidth=0.5, markersize=5)
 
@@ -292,18 +328,12 @@ def _add_note(fig: Figure, table: pd.DataFrame, drawn: str) -> None:
     words = [drawn] if drawn else []
     if "image" in table:
         images = table["image"].nunique()
-        words.insert(0, _count(images, table["cluster"].nunique() if "cluster" in table else images))
-    elif "n" in table and table["n"].notna().any():
-        counts = sorted({int(n) for n in table["n"].dropna() if n > 0})
-        if counts:
-            low, high = counts[0], counts[-1]
-            words.insert(0, f"n = {low} images" if low == high else f"n = {low} to {high} images")
+        clusters = table["cluster"].nunique() if "cluster" in table else images
+        words.insert(0, format_units(pd.DataFrame({"n": [images], "n_clusters": [clusters]})))
+    elif "n" in table and table["n"].fillna(0).gt(0).any():
+        words.insert(0, format_units(table.assign(n_clusters=table.get("n_clusters", table["n"]))))
     if words:
         fig.suptitle("; ".join(words), fontsize=SMALL)
-
-
-def _count(images: int, clusters: int) -> str:
-    return f"n = {images} images" + (f" of {clusters} photographs" if clusters < images else "")
 
 
 def _add_names(fig: Figure, ax: Axes, names: Sequence[str], mark: bool = True) -> None:

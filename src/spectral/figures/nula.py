@@ -23,7 +23,6 @@ from spectral.figures.style import (
     SMALL,
     add_heading,
     add_legend,
-    format_count,
     format_units,
     new_figure,
     separate_groups,
@@ -62,8 +61,9 @@ _PIXELS = ("panel", "row", "column", "red", "green", "blue")
         "Share of labelled images that each network classifies correctly, clean and under each perturbation, "
         "with 95 % intervals; where fewer than 100 images have labels, the share of all images that keep the "
         "network's own clean prediction. Open marks: no significant difference from the base under the same "
-        "perturbation (McNemar's exact test, Holm-corrected, p ≥ 0.05). ε of a checkerboard is of images in "
-        "[0, 1], or of what the network gets where the name says normalised. Of the network's output: no tap."
+        "perturbation (paired test over photographs, Holm-corrected, p ≥ 0.05, or too few for one). ε of a "
+        "checkerboard is of images in [0, 1], or of what the network gets where the name says normalised. Of "
+        "the network's output: no tap."
     ),
     columns={
         "phase6_nula": (
@@ -83,11 +83,13 @@ def plot_nula_perturbations(source: Source) -> Figure:
     fig = new_figure(FULL_WIDTH, 3.4 + 0.14 * len(models))
     ax = fig.subplots()
     offsets = slot_offsets(len(models), 0.7)
-    for row in rows.to_dict("records"):
+    base = next(iter(rows["base"].dropna()), models[0])
+    # without a test, as of one photograph, there is no significant difference either
+    alike = rows["model"].ne(base) & ~rows["delta_base_p_holm"].lt(ALPHA) & labelled
+    for row, like_base in zip(rows.to_dict("records"), alike, strict=True):
         place = models.index(row["model"])
         x = tests.index(row["perturbation"]) + offsets[place]
         mean, low, high = (100 * row[column] for column in columns)
-        like_base = labelled and row["delta_base_p_holm"] >= ALPHA
         ax.vlines(x, low, high, color=GREY, lw=0.9, zorder=2)
         ax.plot(x, mean, zorder=3, **_mark(place, open_mark=like_base))
     ax.set_xticks(range(len(tests)), [_wrap(test) for test in tests])
@@ -98,17 +100,17 @@ def plot_nula_perturbations(source: Source) -> Figure:
     separate_groups(ax, len(tests))
     ax.set_xlabel("perturbation (the number: its scale, factor or ε)")
     ax.set_ylabel("accuracy (%)" if labelled else "agreement with the own clean prediction (%)")
-    base = next(iter(rows["base"].dropna()), models[0])
     handles: list[Artist] = [
         Line2D([], [], label=name + (" (base)" if name == base else ""), **_mark(i))
         for i, name in enumerate(models)
     ]
-    if labelled and (rows["delta_base_p_holm"] >= ALPHA).any():
+    if alike.any():
         handles.append(
             Line2D([], [], label="open: no significant difference from base", **_mark(-1, open_mark=True))
         )
     add_legend(fig, handles, columns=2)
-    counts = f"{format_count(rows['n_labelled'])} labelled images" if labelled else _say_few(rows)
+    of_labels = rows.assign(n=rows["n_labelled"], n_clusters=rows[["n_labelled", "n_clusters"]].min(axis=1))
+    counts = format_units(of_labels).replace("images", "labelled images") if labelled else _say_few(rows)
     add_heading(fig, source.title, f"{counts}, 95 % intervals")
     return fig
 
