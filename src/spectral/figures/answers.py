@@ -238,7 +238,7 @@ def _name_series(table: pd.DataFrame, column: str) -> pd.DataFrame:
     return table.assign(**{_SERIES: words})
 
 
-def _label_psnr(capped: bool) -> str:
+def _label_psnr(capped: bool | np.bool_) -> str:
     return f"PSNR of the mean error (dB{f'; {CEILING:.0f}: that or more' if capped else ''})"
 
 
