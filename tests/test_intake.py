@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -605,6 +606,126 @@ def test_what_draws_random_numbers_is_warned_of_once(name):
 @pytest.mark.parametrize("name", THE_SAME_EACH_TIME)
 def test_what_draws_none_that_matter_is_not(name):
     assert draws_of(THE_SAME_EACH_TIME[name]()) == []
+
+
+# What a forward keeps --------------------------------------------------------------------------------------
+
+
+class Stateful(nn.Module):
+    """Classifies, with a step that may keep something."""
+
+    shared = 0
+
+    def __init__(self, step: Callable[[Stateful, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head, self.step = nn.Conv2d(3, 4, 3, 2), nn.Linear(4, 5), step
+        self.register_buffer("mean", torch.zeros(1, 4, 1, 1))
+        self.cache: Any = None
+        self.count, self.seen, self.table, self.rng = 0, [], {"last": 0.0}, np.random.default_rng(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.step(self, self.conv(x).relu()).mean((2, 3)))
+
+
+COUNTS = {"calls": 0}
+
+
+def keeps_buffer(net: Stateful, x: Tensor) -> Tensor:
+    net.mean.lerp_(x.mean((2, 3), keepdim=True)[:1], 0.1)
+    return x - net.mean
+
+
+def keeps_first(net: Stateful, x: Tensor) -> Tensor:
+    net.cache = x.amax((1, 2, 3)) if net.cache is None else net.cache
+    return x / net.cache[0]
+
+
+def keeps_count(net: Stateful, x: Tensor) -> Tensor:
+    net.count += 1
+    return x * (1 + net.count % 2)
+
+
+def keeps_list(net: Stateful, x: Tensor) -> Tensor:
+    net.seen.append(x[0].amax())
+    return x - torch.stack(net.seen).mean()
+
+
+def keeps_number(net: Stateful, x: Tensor) -> Tensor:
+    net.table["last"] = 0.5 * net.table["last"] + 0.5 * x[0].amax().item()
+    return x - net.table["last"]
+
+
+def keeps_generator(net: Stateful, x: Tensor) -> Tensor:
+    return x * net.rng.uniform(0.5, 1)
+
+
+def keeps_in_class(net: Stateful, x: Tensor) -> Tensor:
+    Stateful.shared += 1
+    return x * Stateful.shared
+
+
+def keeps_in_module(net: Stateful, x: Tensor) -> Tensor:
+    COUNTS["calls"] += 1
+    return x * COUNTS["calls"]
+
+
+KEEPS = {
+    "mean": keeps_buffer, "cache": keeps_first, "count": keeps_count, "seen": keeps_list,
+    "table.last": keeps_number, "rng": keeps_generator, "Stateful.shared": keeps_in_class,
+    "COUNTS.calls": keeps_in_module,
+}  # fmt: skip
+
+
+def caches_grid(net: Stateful, x: Tensor) -> Tensor:
+    net.cache = torch.linspace(0, 1, x.shape[-1]) if net.cache is None else net.cache
+    return x * net.cache
+
+
+def counts_only(net: Stateful, x: Tensor) -> Tensor:
+    net.count += 1
+    net.seen.append(x)
+    return x
+
+
+def drops_in_training(net: Stateful, x: Tensor) -> Tensor:
+    return x * 0 if random.uniform(0, 1) < 0.5 and net.training else x
+
+
+def drops_always(net: Stateful, x: Tensor) -> Tensor:
+    return x * 0 if random.uniform(0, 1) < 0.5 else x
+
+
+def told_of(model: nn.Module) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", SpectralWarning)
+        measure(model.eval(), noise(4, 3, 16, 16), ("sis",), batch_size=2, progress=False)
+    return [str(w.message) for w in caught if "passes" in str(w.message)]
+
+
+@pytest.mark.parametrize("name", KEEPS)
+def test_what_a_forward_keeps_and_uses_is_named_once(name):
+    (said,) = told_of(Stateful(KEEPS[name]))
+    assert said.startswith(
+        f"measure: the output of Stateful depends on what its forward has kept of earlier passes ({name}), so"
+    )
+
+
+@pytest.mark.parametrize("step", [caches_grid, counts_only, drops_in_training])
+def test_what_its_output_does_not_depend_on_is_not(step):
+    assert told_of(Stateful(step)) == []
+
+
+@pytest.mark.parametrize(
+    ("step", "name"),
+    [(drops_always, "random"), (lambda net, x: x * np.random.uniform(0.5, 1), "numpy.random")],
+)
+def test_numbers_that_numpy_and_python_draw_are_warned_of_as_those_of_torch(step, name):
+    before = random.getstate(), np.random.get_state()[1].tobytes()
+    assert Feed(Stateful(step).eval(), noise(1, 3, 16, 16), caller="test").probe.drawn_by == (name,)
+    assert (random.getstate(), np.random.get_state()[1].tobytes()) == before
+    (said,) = told_of(Stateful(step))
+    assert said.startswith(f"measure: Stateful draws random numbers in its forward ({name}), so that two")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from spectral.inputs import Inputs
 from spectral.network import SPATIAL, Kinds, Scores, guess_layout, read_scores
 from spectral.randomness import Draws
 from spectral.standin import run_on_standins
+from spectral.stateful import Changes, confirm_changes, noted_changes
 from spectral.tensors import TensorTable
 
 _PRODUCTS = {"mm", "bmm", "matmul", "addmm", "baddbmm", "linear", "mv", "addmv", "einsum"}
@@ -63,6 +64,7 @@ class Probe:
         width: how many class scores there are, None where that isn't known.
         mixed_by: what works over all images of a batch, so that each one's output depends on the others.
         drawn_by: what draws random numbers, so that the output for one image is another each time.
+        kept_in: attributes that a pass changes and on which the output of the next one depends.
     """
 
     layout: list[Kinds]
@@ -71,6 +73,7 @@ class Probe:
     width: int | None
     mixed_by: tuple[str, ...] = ()
     drawn_by: tuple[str, ...] = ()
+    kept_in: tuple[str, ...] = ()
 
 
 def probe(model: nn.Module, inputs: Inputs, chosen: bool = False) -> Probe:
@@ -98,10 +101,10 @@ def probe(model: nn.Module, inputs: Inputs, chosen: bool = False) -> Probe:
 
     def watch(
         running: nn.Module, standins: Inputs, weights: Sequence[Tensor], forward: Callable[[], Any]
-    ) -> Probe:
+    ) -> tuple[Probe, Changes]:
         names = [name for name, _ in running.named_parameters()]
         trace = _Trace(standins, dict(zip(map(id, weights), names, strict=False)))
-        with trace:
+        with trace, noted_changes(running) as changes:
             output = forward()
             # The user's own function may read values, which stand-ins don't have.
             scores = Scores(None, "logits=(output)") if chosen else read_scores(output, standins.count)
@@ -110,11 +113,12 @@ def probe(model: nn.Module, inputs: Inputs, chosen: bool = False) -> Probe:
             head = _judge(model, scores, trace)
         width = None if scores.values is None else scores.values.shape[-1]
         told = Scores(None, scores.where, scores.reason, scores.expected)
-        return Probe(
-            trace.layout(standins), told, head, width, trace.find_mixing(output), trace.find_draws(output)
-        )
+        mixed, drawn = trace.find_mixing(output), trace.find_draws(output)
+        return Probe(trace.layout(standins), told, head, width, mixed, drawn), changes
 
-    return run_on_standins(model, inputs, watch)
+    found, seen = run_on_standins(model, inputs, watch)
+    changes = confirm_changes(model, inputs, seen)
+    return replace(found, drawn_by=(*found.drawn_by, *changes.drawn), kept_in=changes.kept)
 
 
 @dataclass

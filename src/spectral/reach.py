@@ -1,4 +1,4 @@
-"""What the code of a model can write to outside the model, and how to put that back.
+"""What a model and its code can write to: what has changed, and how to put that back.
 
 A forward pass may keep things in tables of its Python module, in attributes of its class, in the cache of a
 cached function, in default arguments and closures. All of these are found by the names that the code reads,
@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import functools
 import gc
+import pickle
+import random
 import sys
 import threading
 import types
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 _FOREIGN = frozenset({"torch", "numpy", "functorch", "pandas", "PIL", *sys.stdlib_module_names}) - {
@@ -25,9 +28,11 @@ _FOREIGN = frozenset({"torch", "numpy", "functorch", "pandas", "PIL", *sys.stdli
 _MOST = 20_000  # objects, so that a registry of everything doesn't cost more than the pass itself
 _SMALL = 2**20  # elements of a tensor whose values are kept
 _MISSING = object()
+_VALUES = {str, int, float, bool, bytes, complex, type(None)}
 _CachedFunction = type(functools.lru_cache(len))
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 
+Look = Callable[[], Iterable[str]]  # names of what has changed
 Undo = Callable[[], None]
 
 
@@ -47,83 +52,109 @@ def kept_reach(code: Iterable[Any]) -> Iterator[None]:
         >>> seen
         []
     """
-    undo = _Reach(code).undo
+    reach = Reach(code)
     try:
         yield
     finally:
-        for put_back in reversed(undo):
-            put_back()
+        reach.put_back()
 
 
-class _Reach:
-    """Everything mutable that code names, each with what undoes a change of it."""
+class Reach:
+    """Everything mutable that code names, each with what tells a change of it and what undoes that.
+
+    Args:
+        code: functions and classes; also modules and other objects, which are reached themselves then.
+
+    Example:
+        >>> net = nn.BatchNorm1d(3)
+        >>> reach = Reach([net])
+        >>> _ = net(torch.rand(2, 3))
+        >>> reach.find_changes()
+        ['running_mean', 'running_var', 'num_batches_tracked']
+    """
 
     def __init__(self, code: Iterable[Any]) -> None:
-        self.undo: list[Undo] = []
+        self._looks: list[Look] = []
+        self._undo: list[Undo] = []
         self._seen: dict[int, Any] = {}
         self._names: set[str] = set()  # that any code reads
-        self._unnamed: dict[str, list[Any]] = defaultdict(list)  # what modules and classes have under others
+        # What modules and classes have under other names, and what it is called.
+        self._unnamed: dict[str, list[tuple[Any, str]]] = defaultdict(list)
         self._globals: dict[int, set[str]] = {}  # of each function's table, the names that its functions read
-        self._left: deque[Any] = deque()
+        self._left: deque[tuple[Any, str]] = deque()
         for item in code:
-            self._add(item)
+            self._add(item, "")
         while self._left and len(self._seen) < _MOST:
-            self._visit(self._left.popleft())
+            self._visit(*self._left.popleft())
 
-    def _add(self, x: Any) -> None:
-        if id(x) not in self._seen and not isinstance(x, str | int | float | bytes | complex | None):
+    def find_changes(self) -> list[str]:
+        """Name what has changed: the paths of attributes, the names of what modules and classes have."""
+        return list(dict.fromkeys(name for look in self._looks for name in look()))
+
+    def put_back(self) -> None:
+        """Bring all back."""
+        for put_back in reversed(self._undo):
+            put_back()
+
+    def _add(self, x: Any, name: str) -> None:
+        if type(x) not in _VALUES and id(x) not in self._seen:
             self._seen[id(x)] = x
-            self._left.append(x)
+            self._left.append((x, name))
 
-    def _visit(self, x: Any) -> None:
+    def _visit(self, x: Any, name: str) -> None:
         if isinstance(x, types.FunctionType):
-            self._visit_function(x)
+            self._visit_function(x, name)
         elif isinstance(x, type):
             self._visit_class(x)
         elif isinstance(x, types.ModuleType):
             self._visit_module(x)
         elif isinstance(x, types.MethodType):
-            self._add(x.__func__)
-            self._add(x.__self__)
+            self._add(x.__func__, name)
+            self._add(x.__self__, name)
         elif isinstance(x, functools.partial):
             for part in (x.func, *x.args, *x.keywords.values()):
-                self._add(part)
+                self._add(part, name)
         elif isinstance(x, staticmethod | classmethod):
-            self._add(x.__func__)
+            self._add(x.__func__, name)
         elif isinstance(x, property):
             for function in (x.fget, x.fset):
-                self._add(function)
+                self._add(function, name)
         elif isinstance(x, functools.cached_property):
-            self._add(x.func)
+            self._add(x.func, name)
         elif isinstance(x, _CachedFunction):
-            self._visit_cached(x)
+            self._visit_cached(x, name)
         elif type(x) in _CONTAINERS:
-            self._visit_container(x)
+            self._visit_container(x, name)
         elif type(x) is tuple:
             for item in x:
-                self._add(item)
+                self._add(item, name)
         elif isinstance(x, Tensor):
-            self._visit_tensor(x)
-        elif isinstance(x, threading.local | nn.Module) or not _is_foreign(type(x)):
-            self._visit_object(x)
+            self._visit_tensor(x, name)
+        elif isinstance(x, np.ndarray | np.random.Generator | np.random.RandomState | random.Random):
+            before = _freeze(x)
+            self._looks.append(lambda: [name] if _freeze(x) != before else [])
+        elif isinstance(x, nn.Module):
+            self._visit_network(x, name)
+        elif isinstance(x, threading.local) or not is_foreign(type(x)):
+            self._visit_object(x, name)
 
-    def _visit_function(self, f: types.FunctionType) -> None:
-        if _is_foreign(f):
+    def _visit_function(self, f: types.FunctionType, name: str) -> None:
+        if is_foreign(f):
             return
         names = _names_of(f.__code__)
         self._visit_globals(f.__globals__, names)
-        for name in names:  # imported where it is used
-            for imported in (name, f"{f.__globals__.get('__package__')}.{name}"):
+        for read in names:  # imported where it is used
+            for imported in (read, f"{f.__globals__.get('__package__')}.{read}"):
                 if imported in sys.modules:
-                    self._add(sys.modules[imported])
-        for cell in f.__closure__ or ():
-            self._add_cell(cell)
+                    self._add(sys.modules[imported], imported)
+        for variable, cell in zip(f.__code__.co_freevars, f.__closure__ or (), strict=True):
+            self._add_cell(cell, variable)
         for value in (*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()):
-            self._add(value)
-        self._visit_container(vars(f))
-        for name in names - self._names:  # what is called of a class or module seen before
-            for value in self._unnamed.pop(name, ()):
-                self._add(value)
+            self._add(value, f"{f.__qualname__} (default)")
+        self._visit_container(vars(f), f.__qualname__)
+        for read in names - self._names:  # what is called of a class or module seen before
+            for value, full in self._unnamed.pop(read, ()):
+                self._add(value, full)
         self._names |= names
 
     def _visit_globals(self, table: dict[str, Any], names: frozenset[str]) -> None:
@@ -133,24 +164,24 @@ class _Reach:
         new = names - self._globals[id(table)]
         self._globals[id(table)] |= new
         for name in new & table.keys():
-            self._add(table[name])
+            self._add(table[name], name)
 
     def _visit_module(self, module: types.ModuleType) -> None:
-        if _is_foreign(module):
+        if is_foreign(module):
             return
         self._keep_bindings(vars(module), self._names)
         for name, value in vars(module).items():
-            self._offer(name, value)
+            self._offer(name, value, name)
 
-    def _offer(self, name: str, value: Any) -> None:
+    def _offer(self, name: str, value: Any, full: str) -> None:
         """Visit what a module or class has under a name, as soon as any code reads that name."""
         if name in self._names:
-            self._add(value)
+            self._add(value, full)
         else:
-            self._unnamed[name].append(value)
+            self._unnamed[name].append((value, full))
 
     def _keep_bindings(self, table: dict[str, Any], names: set[str]) -> None:
-        """Put back what a table has under the names, which may still grow; new ones are taken out again."""
+        """Keep what a table has under the names, which may still grow; new ones are taken out again."""
         before = dict(table)
 
         def put_back() -> None:
@@ -160,9 +191,10 @@ class _Reach:
                 elif not isinstance(before[name], types.ModuleType):
                     _bind(table, name, before[name])
 
-        self.undo.append(put_back)
+        self._looks.append(lambda: [name for name in _find_rebound(before, table) if name in names])
+        self._undo.append(put_back)
 
-    def _add_cell(self, cell: types.CellType) -> None:
+    def _add_cell(self, cell: types.CellType, name: str) -> None:
         try:
             value = cell.cell_contents
         except ValueError:  # empty
@@ -172,23 +204,26 @@ class _Reach:
             if cell.cell_contents is not value:
                 cell.cell_contents = value
 
-        self.undo.append(put_back)
-        self._add(value)
+        self._looks.append(lambda: [name] if cell.cell_contents is not value else [])
+        self._undo.append(put_back)
+        self._add(value, name)
 
     def _visit_class(self, cls: type) -> None:
-        if _is_foreign(cls):
+        if is_foreign(cls):
             return
         before = dict(vars(cls))
-        self.undo.append(lambda: _restore_class(cls, before))
+        self._looks.append(lambda: [f"{cls.__name__}.{name}" for name in _find_rebound(before, vars(cls))])
+        self._undo.append(lambda: _restore_class(cls, before))
         for name, value in before.items():
+            full = f"{cls.__name__}.{name}"
             if name in _CALLED or not _is_code(value):
-                self._add(value)
+                self._add(value, full)
             else:
-                self._offer(name, value)
+                self._offer(name, value, full)
         for base in cls.__mro__:
-            self._add(base)
+            self._add(base, base.__name__)
 
-    def _visit_cached(self, function: Any) -> None:
+    def _visit_cached(self, function: Any, name: str) -> None:
         before = set(_entries_of(function) or ())
         misses = function.cache_info().misses
 
@@ -200,34 +235,55 @@ class _Reach:
             elif function.cache_info().misses != misses:
                 function.cache_clear()
 
-        self.undo.append(forget)
-        self._add(function.__wrapped__)
+        self._looks.append(lambda: [name] if function.cache_info().misses != misses else [])
+        self._undo.append(forget)
+        self._add(function.__wrapped__, name)
 
-    def _visit_container(self, x: Any) -> None:
+    def _visit_container(self, x: Any, name: str) -> None:
         before = x.copy()
-        self.undo.append(lambda: _restore_container(x, before))
-        values = [*before.keys(), *before.values()] if isinstance(before, dict) else before
-        for value in list(values):
-            self._add(value)
+        self._looks.append(lambda: _find_changed(name, before, x))
+        self._undo.append(lambda: _restore_container(x, before))
+        if isinstance(before, dict):
+            for key, value in before.items():
+                self._add(key, name)
+                if type(value) not in _VALUES and id(value) not in self._seen:  # most are known
+                    self._add(value, _join(name, key))
+        else:
+            for value in before:
+                self._add(value, name)
 
-    def _visit_tensor(self, x: Tensor) -> None:
-        if isinstance(x, nn.Parameter) or x.numel() > _SMALL or x.is_meta or x.is_inference():
+    def _visit_tensor(self, x: Tensor, name: str) -> None:
+        if x.is_inference():  # which counts no versions
             return
-        before, version = x.detach().clone(), x._version
+        version = x._version
+        self._looks.append(lambda: [name] if x._version != version else [])
+        if isinstance(x, nn.Parameter) or x.numel() > _SMALL or x.is_meta:
+            return
+        before = x.detach().clone()
 
         def put_back() -> None:
             if x._version != version:
                 x.detach().copy_(before)
 
-        self.undo.append(put_back)
+        self._undo.append(put_back)
 
-    def _visit_object(self, x: Any) -> None:
+    def _visit_network(self, x: nn.Module, name: str) -> None:
+        """Visit what a module has; most of its own tables are those of hooks, and empty."""
+        for table in (x._parameters, x._buffers, x._modules):
+            self._seen[id(table)] = table
+            self._visit_container(table, name)
+        self._seen |= {
+            id(table): table for table in vars(x).values() if type(table) is OrderedDict and not table
+        }
+        self._visit_object(x, name)
+
+    def _visit_object(self, x: Any, name: str) -> None:
         own = type(x) if isinstance(x, threading.local) else object  # whose table is each thread's own
         with suppress(AttributeError):  # asked so, an object's own __getattr__ doesn't answer
             attributes = own.__getattribute__(x, "__dict__")
             if type(attributes) is dict:
-                self._visit_container(attributes)
-        self._add(type(x))
+                self._visit_container(attributes, name)
+        self._add(type(x), type(x).__name__)
 
 
 # Called without their names standing in any code.
@@ -240,7 +296,7 @@ def _is_code(x: Any) -> bool:
     return isinstance(x, types.FunctionType | staticmethod | classmethod | property | _CachedFunction)
 
 
-def _is_foreign(x: Any) -> bool:
+def is_foreign(x: Any) -> bool:
     """Whether something belongs to torch, NumPy or Python itself, whose tables are no model's business."""
     module = x.__name__ if isinstance(x, types.ModuleType) else getattr(x, "__module__", None)
     return not isinstance(module, str) or module.partition(".")[0] in _FOREIGN
@@ -265,6 +321,32 @@ def _entries_of(function: Any) -> dict[Any, Any] | None:
 def _bind(table: dict[str, Any], name: str, value: Any) -> None:
     if table.get(name, _MISSING) is not value:
         table[name] = value
+
+
+def _freeze(x: Any) -> bytes | None:
+    """Return the state of an array or a generator; None where it is large, or can't be told."""
+    if getattr(x, "nbytes", 0) > _SMALL:
+        return None
+    try:
+        return pickle.dumps(x)
+    except Exception:  # of whatever an array holds
+        return None
+
+
+def _find_rebound(before: Mapping[Any, Any], now: Mapping[Any, Any]) -> list[Any]:
+    return [key for key in {**before, **now} if before.get(key, _MISSING) is not now.get(key, _MISSING)]
+
+
+def _find_changed(name: str, before: Any, now: Any) -> list[str]:
+    """Name the entries of a dictionary that are others than before; of another container all of it."""
+    if isinstance(before, dict):
+        return [_join(name, key) for key in _find_rebound(before, now)]
+    alike = len(before) == len(now) and all(a is b for a, b in zip(before, now, strict=True))
+    return [] if alike else [name]
+
+
+def _join(name: str, key: Any) -> str:
+    return f"{name}.{key}" if name else str(key)
 
 
 def _restore_class(cls: type, before: dict[str, Any]) -> None:

@@ -205,6 +205,7 @@ class Feed:
             if len(chosen) > 1:
                 self._warn_of_mixing()
             self._warn_of_draws()
+            self._warn_of_state()
             yield list(chosen), self.read(raw)
 
     def _warn_of_mixing(self) -> None:
@@ -223,6 +224,15 @@ class Feed:
             self._warn_once(
                 f"{what}, so that two passes of one image differ: what compares passes, as SIS does, "
                 f"has these differences in it, and no two runs have the same values"
+            )
+
+    def _warn_of_state(self) -> None:
+        """Warn once where an image's values depend on the passes before, of whatever images they were."""
+        if self.probe.kept_in:
+            self._warn_once(
+                f"the output of {self.name} depends on what its forward has kept of earlier passes "
+                f"({_name_few(self.probe.kept_in)}), so that the values of an image depend on those before "
+                f"it, and what compares passes, as SIS does, has these differences in it"
             )
 
     def _warn_once(self, sentence: str) -> None:
@@ -471,11 +481,14 @@ class Feed:
         if not enlarged or self.images.size is None:
             return []
         size = "×".join(map(str, self.images.size))
-        named = ", ".join(enlarged[:MOST_LISTED]) + (", …" if len(enlarged) > MOST_LISTED else "")
         return [
             f"{len(enlarged)} of {len(self.images)} images are smaller than {size} and are enlarged, "
-            f"which lowers AVR: {named}"
+            f"which lowers AVR: {_name_few(enlarged)}"
         ]
+
+
+def _name_few(names: Sequence[str]) -> str:
+    return ", ".join(names[:MOST_LISTED]) + (", …" if len(names) > MOST_LISTED else "")
 
 
 def _find_place(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
