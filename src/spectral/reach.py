@@ -269,12 +269,13 @@ class Reach:
 
     def _visit_network(self, x: nn.Module, name: str) -> None:
         """Visit what a module has; most of its own tables are those of hooks, and empty."""
-        for table in (x._parameters, x._buffers, x._modules):
+        tables = [(key, table) for key, table in vars(x).items() if type(table) in (dict, OrderedDict)]
+        for key, table in tables:
             self._seen[id(table)] = table
-            self._visit_container(table, name)
-        self._seen |= {
-            id(table): table for table in vars(x).values() if type(table) is OrderedDict and not table
-        }
+            if key in ("_parameters", "_buffers", "_modules"):
+                self._visit_container(table, name)
+            elif table:
+                self._visit_container(table, _join(name, key))
         self._visit_object(x, name)
 
     def _visit_object(self, x: Any, name: str) -> None:
