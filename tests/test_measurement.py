@@ -397,6 +397,21 @@ class TestWhatCannotBeMeasured:
         assert (row["site"], row["reason"]) == ("dark", "it didn't run on any of the images")
         pd.testing.assert_frame_equal(measure(net, x[[0, 2]], **run, out=tmp_path), bright)
 
+    class Boxes(Sometimes):
+        """Its second pool sees the bright images of a batch, which may be none."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            self.bright(y if x.device.type == "meta" else y[x.mean((1, 2, 3)) > 0])
+            return y.mean((2, 3))
+
+    def test_a_site_that_runs_on_no_rows_has_no_values_of_them(self):
+        """It ended the measurement."""
+        x = image(3, 3, 9, 9) + torch.tensor([9.0, -9.0, -9.0]).view(-1, 1, 1, 1)
+        table = measure(self.Boxes(), x, ("avr",), taps=("dense",), batch_size=1, progress=False)
+        summary = summarize_measurements(table).query("tap == 'dense'").set_index("site")
+        assert summary[["n", "n_absent"]].T.to_dict("list") == {"conv": [3, 0], "bright": [1, 2]}
+
 
 class TestRestoring:
     def test_the_model_is_left_as_it_was(self):

@@ -133,6 +133,21 @@ def test_a_batch_that_is_not_finite_does_not_end_the_training(deferred):
         net(torch.full_like(x, torch.inf))
 
 
+@pytest.mark.parametrize("deferred", [None, True])
+def test_a_batch_of_no_images_has_no_numbers(deferred):
+    """It ended the training."""
+    net = make()
+    sites = find_sites(net, 16)
+    with (
+        AliasingMonitor(net, sites, deferred=deferred) as monitor,
+        AliasingPenalty(net, sites, deferred=deferred) as penalty,
+    ):
+        net(image(0, 3, 16, 16))
+        assert monitor.values() == {}
+        with pytest.raises(SpectralError, match="none of the sites ran"):
+            penalty.value()
+
+
 def test_a_site_called_mean_keeps_its_numbers():
     class Encoder(nn.Module):
         def __init__(self):

@@ -407,7 +407,8 @@ class FeatureExtractor(AbstractContextManager["FeatureExtractor"]):
     def _call(self, capture: Capture, frame: Frame) -> None:
         with self._reading():
             if self._reduce is not None:
-                self._reduce(capture)
+                if capture.input.numel() > 0:  # boxes, of which none were found, have no numbers
+                    self._reduce(capture)
             else:
                 tensor = getattr(capture, self.tap)
                 tensor = tensor() if self.tap in OF_DENSE_MAPS else tensor
