@@ -1073,3 +1073,39 @@ def test_what_fails_with_a_layer_is_not_tried_with_data(capsys):
     assert not needs_data(smooth)
     with pytest.raises(SpectralError, match="failed on an input"):
         find_sites(nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Linear(3, 3)), 16)
+
+
+def test_hooks_of_a_convolution_get_a_map_of_the_size_they_got():
+    """Observers, which `torch.ao` hangs on what it will quantise, and hooks that return something else."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU()).eval()
+    net[0].observer, seen = torch.ao.quantization.MinMaxObserver(), []
+
+    def observe(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        seen.append(output.shape)
+        return module.observer(output) + torch.ones(8, 8)
+
+    net[0].register_forward_hook(observe)
+    smooth = convert(net, "blurpool", example=16)
+    assert placements(smooth) == {"0": "behind"}
+    x = image(1, 3, 16, 16)
+    plain = convert(nn.Sequential(*net), "strided", example=16)
+    seen.clear()
+    close(outputs(plain, x), outputs(net, x))
+    assert smooth(x).shape == net(x).shape
+    assert {tuple(shape) for shape in seen} == {(1, 4, 8, 8)}
+
+
+def test_a_mask_picks_as_many_samples_as_a_layer_leaves():
+    """As many of an image as of its negative, which doesn't tell that their number is up to the values."""
+
+    class Loud(nn.Conv2d):
+        def forward(self, x: Tensor) -> list[Tensor]:
+            y = super().forward(x)
+            loud = y[y.abs() > 0.5]
+            return [loud, loud.sort().values[::2]]
+
+    net = Loud(1, 1, 3, 2, bias=False).eval()
+    net.weight.data.fill_(-1)[..., 1, 1] = 8
+    x = image(1, 1, 33, 33)
+    smooth = convert(net, "blurpool", where="conv", example=x)
+    assert len(smooth(x)[0]) < len(net(x)[0]) == len(net(-x)[0])

@@ -127,12 +127,12 @@ def list_hooks(module: nn.Module) -> Iterator[Hook]:
 
 
 def add_hook(module: nn.Module, hook: Hook) -> None:
-    """Hang a hook on a module, once."""
+    """Hang a hook on a module, once; others that it has, as an observer, get a map of the size they got."""
     if hook not in list_hooks(module):
         if isinstance(hook, (PoolInput, SharePhase, WrapInput)):
             module.register_forward_pre_hook(hook, with_kwargs=True)
         else:
-            module.register_forward_hook(hook)
+            module.register_forward_hook(hook, prepend=True)
 
 
 def remove_hooks(module: nn.Module) -> None:

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -47,6 +48,7 @@ class Call:
         samplewise: nothing in it mixes samples.
         nonlinear: something in it is no linear function of what it was given.
         owing: a layer was owed when it ended: maps are still dense there.
+        unsized: how large what it gave is, is up to the values in the images.
     """
 
     path: str
@@ -61,6 +63,7 @@ class Call:
     samplewise: bool = True
     nonlinear: bool = False
     owing: bool = False
+    unsized: bool = False
 
     @property
     def place(self) -> tuple[str, Function | None]:
@@ -275,6 +278,7 @@ class Watcher(Scope):
         self._running: list[Call] = []
         self._repeats: Counter[tuple[int, Function]] = Counter()
         self._ran_by: dict[int, tuple[Call | None, int]] = {}  # by the operator's output
+        self._unsized: set[int] = set()
         self._alive: list[Any] = []  # so that no two tensors have one id
         self._clock = 0
 
@@ -324,6 +328,7 @@ class Watcher(Scope):
 
     def _finish(self, call: Call, output: Any) -> None:
         call.end, call.output, call.owing = self._tick(), output, ledger.is_owing()
+        call.unsized = any(id(tensor) in self._unsized for tensor in _find_tensors(output))
         self._alive.append(output)
 
     def _tick(self) -> int:
@@ -350,6 +355,8 @@ class Watcher(Scope):
         nonlinear = pointwise and name not in _LINEAR
         samplewise = pointwise or name in _MOVES or _is_samplewise_norm(name, args)
         tensors = _find_tensors((args, kwargs))
+        if _chooses_size(func, tensors, out) or any(id(tensor) in self._unsized for tensor in tensors):
+            self._unsized |= {id(tensor) for tensor in _find_tensors(out) if tensor.ndim}
         for call in self._running:
             call.samplewise &= samplewise
             if nonlinear and call.input is not None:
@@ -366,6 +373,18 @@ class Watcher(Scope):
 def _find_tensors(values: Any) -> list[Tensor]:
     """Return the tensors among values, but for nested ones, which have no shape."""
     return [value for value in tree_leaves(values) if isinstance(value, Tensor) and not value.is_nested]
+
+
+def _chooses_size(func: Any, tensors: Sequence[Tensor], out: Any) -> bool:
+    """Whether the values that an operator is given say how large its output is."""
+    if func.namespace != "aten":  # other libraries, as torchvision of its ``nms``, don't say so
+        return any(not tensor.is_floating_point() for tensor in _find_tensors(out))
+    if torch.Tag.dynamic_output_shape not in func.tags:
+        return False
+    # Indexing is tagged, but has one size for all values unless a mask is among the indices.
+    return func._overloadpacket is not torch.ops.aten.index or any(
+        tensor.dtype in (torch.bool, torch.uint8) for tensor in tensors[1:]
+    )
 
 
 def _is_samplewise_norm(name: str, args: Sequence[Any]) -> bool:
