@@ -70,7 +70,7 @@ ALLOWED = {
         "tensors",
         "tracker",
     },
-    "sites": {"axes", "chain", "display", "operators", "discovery", "inputs", "places", "standin"},
+    "sites": {"axes", "chain", "display", "operators", "discovery", "inputs", "network", "places", "standin"},
     "capture": {"operators", "sites"},
     "budget": {
         "arguments",
@@ -154,7 +154,7 @@ ALLOWED = {
     },
     "training_state": {"files"},
     "views": {"inputs", "network"},
-    "heldout": {"intake"},
+    "heldout": {"intake", "network"},
     "distillation": {
         "arguments",
         "copying",

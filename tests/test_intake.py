@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,9 @@ from spectral.models.info import IMAGENET
 from spectral.network import make_inputs
 from spectral.numerics.precision import require_double
 from spectral.perturb import measure_predictions
+from spectral.recalibration import recalibrate
 from spectral.stability import attribute_instability, measure_equivariance, measure_stability
+from spectral.surgery import conversion_report, convert
 
 MEAN, STD = torch.tensor(IMAGENET.mean).view(3, 1, 1), torch.tensor(IMAGENET.std).view(3, 1, 1)
 
@@ -735,3 +738,26 @@ def test_every_analysis_warns_of_random_numbers(look):
     still = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     assert draws_of(still, look) == []
     assert len(draws_of(nn.Sequential(still, Noisy()), look)) == 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_network_exported_for_one_size_of_batch_says_so():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    x = torch.rand(4, 3, 16, 16)
+    program = torch.export.export(net.eval(), (x[:2],)).module()
+    for look in measure, partial(recalibrate, reference=net):
+        with pytest.raises(SpectralError, match="exported for inputs of that size alone"):
+            look(program, x)
+    values = measure(program, x, batch_size=2).value.dropna()
+    assert np.allclose(values, measure(net, x).value.dropna(), rtol=1e-4)
+    (row,) = conversion_report(convert(program, "blurpool", example=x[:2])).rows
+    assert row.reason.endswith("convert the network before it is traced")
+
+
+def test_torch_s_default_device_may_have_no_values():
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Flatten()), torch.rand(2, 3, 16, 16)
+    with torch.device("meta"):
+        with pytest.raises(SpectralError, match=r"default device is 'meta'.*set_default_device"):
+            measure_stability(net, x)
+        smooth = convert(net, "flc", example=16)
+    assert torch.equal(smooth(x), convert(net, "flc", example=16)(x))

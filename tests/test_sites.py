@@ -24,6 +24,7 @@ from spectral.sites import (
     find_sites,
     get_stride_layers,
 )
+from spectral.stability import measure_stability
 
 Row = tuple[str, str, tuple[int, int], int, int]  # name, op, stride, rows in, rows out
 
@@ -981,8 +982,9 @@ def test_a_sharded_model_is_refused_by_name():
     class Sharded(FSDPModule, nn.Sequential):
         pass
 
-    with pytest.raises(SpectralError, match="sharded by fully_shard"):
-        find_sites(Sharded(nn.Conv2d(3, 4, 3, 2)), 32)
+    for look in find_sites, measure_stability:
+        with pytest.raises(SpectralError, match="sharded by fully_shard"):
+            look(Sharded(nn.Conv2d(3, 4, 3, 2)), image(2, 3, 32, 32))
 
 
 PIXELS = torch.randint(0, 256, (3, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -1017,7 +1019,10 @@ def test_compiled_and_sharded_forwards_are_told_by_what_they_are():
 
     for net, why in (
         (nn.Sequential(Compiled()), "compiled forward of Compiled; take torch.compile off"),
-        (FullyShardedDataParallel(nn.MaxPool2d(2)), "before it is wrapped"),
+        (
+            FullyShardedDataParallel(nn.MaxPool2d(2)),
+            "sharded by FullyShardedDataParallel.* before it is sharded",
+        ),
     ):
         with pytest.raises(SpectralError, match=why):
             find_sites(net, 16)

@@ -7,6 +7,7 @@ function, and what can't be copied is kept as it is and named.
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import threading
 import types
@@ -36,6 +37,7 @@ _ATOMS = (
     property, types.ModuleType, types.CodeType, types.MethodDescriptorType, types.WrapperDescriptorType,
     torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, torch.Stream, torch.Event,
     type(threading.Lock()), type(threading.RLock()), np.generic, np.dtype, weakref.ProxyType,
+    contextvars.ContextVar,
 )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from spectral.identity import find_structure
 from spectral.inputs import Inputs
 from spectral.intake import Feed, pick_inputs
 from spectral.models.checkpoint import hash_state
-from spectral.network import Take, undisturbed
+from spectral.network import Take, run_forward, undisturbed
 from spectral.surgery import conversion_report, revert
 from spectral.surroundings import kept_surroundings
 from spectral.training_state import restore_state, store_state
@@ -277,7 +277,8 @@ def _compute_loss(feed: Feed, teacher: nn.Module, batch: Inputs, layer_weight: f
     # Listening lasts one step: what passes while the network is judged isn't held.
     with _listen(teacher, feed.model) as pairs:
         with torch.no_grad():
-            target = feed.scores(teacher(*batch.args, **batch.kwargs), batch.count).probabilities()
+            said = run_forward(teacher, batch, type(teacher).__name__)
+            target = feed.scores(said, batch.count).probabilities()
         known = {path: list(seen) for path, seen in pairs.items()}
         for seen in pairs.values():
             seen.clear()

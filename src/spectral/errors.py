@@ -67,6 +67,23 @@ class LostRowsWarning(SpectralWarning):
     """Rows of a run are gone and are measured again: what the same call doesn't warn of the next time."""
 
 
+def explain_failure(error: Exception) -> str:
+    """Say in one line what a network's forward has raised, and what to do where that isn't said.
+
+    Example:
+        >>> explain_failure(RuntimeError("mat1 and mat2 don't fit"))
+        "RuntimeError: mat1 and mat2 don't fit"
+    """
+    first = next(iter(str(error).splitlines()), "no message")
+    hint = ""
+    if first.startswith("Guard failed"):  # of what torch.export has made
+        hint = (
+            "; it was exported for inputs of that size alone: give such ones (batch_size=, and images "
+            "that fill each batch), or export it with dynamic_shapes="
+        )
+    return f"{type(error).__name__}: {first}{hint}"
+
+
 def suggest(name: str, options: Iterable[str], limit: int = 3) -> str:
     """Return ``"; nearest: 'a', 'b'"`` for a misspelt name, or an empty string when nothing is near.
 

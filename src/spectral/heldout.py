@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from spectral.errors import SpectralError, warn
 from spectral.intake import Feed
+from spectral.network import run_forward
 
 _LEAST = 1e-30  # a probability that rounds to nothing
 
@@ -92,7 +93,7 @@ class Nearest:
         batches = self._feed.batches(self._batch_size, indices=self._left_out)
         for number, (_, batch) in enumerate(batches):
             if number == len(self._targets):
-                said = self._teacher(*batch.args, **batch.kwargs)
+                said = run_forward(self._teacher, batch, type(self._teacher).__name__)
                 self._targets.append(self._feed.scores(said, batch.count).probabilities())
             given = self._feed.predict(batch)
             target = require_same(self._targets[number], given, self._feed)

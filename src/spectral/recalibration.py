@@ -19,7 +19,7 @@ from spectral.errors import SpectralError, SpectralWarning
 from spectral.heldout import leave_out
 from spectral.inputs import Inputs
 from spectral.intake import Feed
-from spectral.network import undisturbed
+from spectral.network import run_forward, undisturbed
 from spectral.surgery import conversion_report, convert, revert
 
 LIMIT = 128  # images that stand in one batch
@@ -236,7 +236,7 @@ def _watch(
             if isinstance(module, _BatchNorm) and module.running_mean is not None:
                 handle = module.register_forward_pre_hook(partial(hook, path), with_kwargs=True)
                 stack.callback(handle.remove)
-        model(*batch.args, **batch.kwargs)
+        run_forward(model, batch, type(model).__name__)
     return found
 
 

@@ -25,7 +25,7 @@ from spectral.inputs import Inputs
 from spectral.intake import Feed
 from spectral.layers.polyphase import PhasePool
 from spectral.least_squares import Sums, choose_ridge
-from spectral.network import undisturbed
+from spectral.network import run_forward, undisturbed
 from spectral.recalibration import (
     LIMIT,
     Moments,
@@ -202,7 +202,7 @@ def _observe(reference: nn.Module, batch: Inputs, seed: int) -> _Known:
             elif isinstance(module, _BatchNorm) and module.running_mean is not None:
                 before = module.register_forward_pre_hook(partial(meet, path), with_kwargs=True)
                 stack.callback(before.remove)
-        output = reference(*batch.args, **batch.kwargs)
+        output = run_forward(reference, batch, type(reference).__name__)
     return _Known(
         output,
         {path: target for path, target in targets.items() if runs[path] == 1},
@@ -241,7 +241,7 @@ def _fit(model: nn.Module, batch: Inputs, known: _Known, ridges: Sequence[float]
             if act is not None and isinstance(module, (*_FITTED, _BatchNorm)):
                 handle = module.register_forward_pre_hook(partial(act, path), with_kwargs=True)
                 stack.callback(handle.remove)
-        output = model(*batch.args, **batch.kwargs)
+        output = run_forward(model, batch, type(model).__name__)
     if fitted and not found.total() - found[_Outcome.APART]:
         raise SpectralError(
             f"{CALLER}: none of the {len(fitted)} convolutions and linear layers, such as {min(fitted)!r}, "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -17,6 +16,7 @@ from spectral.discovery import Beside, Event, record_events, watch_nothing
 from spectral.display import align, to_html
 from spectral.errors import SpectralError
 from spectral.inputs import Example
+from spectral.network import check_whole
 from spectral.operators import LOSSLESS, Geometry, Size, find_plain_operator, operator_of
 from spectral.places import Ending, Place
 from spectral.standin import choose_inputs
@@ -238,6 +238,7 @@ def check_hookable(model: object) -> None:
     """
     if not isinstance(model, nn.Module):
         raise SpectralError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    check_whole(model)
     for name, module in model.named_modules():
         kind = type(module).__name__
         if kind == "OptimizedModule":
@@ -252,33 +253,13 @@ def check_hookable(model: object) -> None:
             )
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             raise SpectralError(f"hooks don't see the replicas of {kind}; {_way_out(name, 'module')}")
-        if isinstance(module, _find_sharded()):
-            raise SpectralError(
-                "a model that fully_shard has sharded keeps parts of its weights only; find and measure its "
-                "sites, and attach a monitor, before sharding it"
-            )
         if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
             raise SpectralError(
                 "a quantised model computes on integers, which have no spectrum; pass the float model it was "
                 "made from"
             )
-        if kind == "FullyShardedDataParallel":
-            raise SpectralError(
-                f"{kind} gathers its weights only while it runs; look at it before it is wrapped"
-            )
-        if any(base.__name__ == "FSDPModule" for base in type(module).__mro__):
-            raise SpectralError(
-                "the model is sharded by fully_shard, which gathers its weights only while it runs itself; "
-                "look at the model before it is sharded"
-            )
         if isinstance(module, torch.jit.ScriptModule):
             raise SpectralError("a scripted model runs without hooks; pass the module it was scripted from")
-
-
-def _find_sharded() -> tuple[type, ...]:
-    """Return the class of modules that fully_shard has sharded, if that has been imported at all."""
-    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
-    return () if kind is None else (kind,)
 
 
 def _way_out(name: str, attribute: str) -> str:

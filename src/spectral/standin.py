@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from spectral.copying import Copied, TensorMap, clone, copy_structure, make_lazy
-from spectral.errors import ForwardError, SpectralError
+from spectral.errors import ForwardError, SpectralError, explain_failure
 from spectral.inputs import Example, Inputs
 from spectral.interrupts import shielded
 from spectral.locks import alone
@@ -278,7 +278,6 @@ def _refuse(written: list[Tensor]) -> None:
 
 
 def _explain(model: nn.Module, inputs: Inputs, error: Exception) -> str:
-    first = next(iter(str(error).splitlines()), "no message")
     what = f"the forward of {type(model).__name__} failed on an input of shape {tuple(inputs.image.shape)}: "
     made_for = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
     hint = ""
@@ -288,4 +287,4 @@ def _explain(model: nn.Module, inputs: Inputs, error: Exception) -> str:
         hint = "; for several inputs pass a tuple of tensors, for named ones a dictionary"
     elif made_for and tuple(made_for) != tuple(inputs.image.shape[1:]):
         hint = f"; it was made for {'×'.join(map(str, made_for[1:]))}"
-    return f"{what}{type(error).__name__}: {first}{hint}"
+    return f"{what}{explain_failure(error)}{hint}"

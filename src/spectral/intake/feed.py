@@ -28,10 +28,19 @@ from spectral.inputs import Inputs
 from spectral.intake.channels import list_channel_calls
 from spectral.intake.given import GivenImages, find_extents, pick_inputs
 from spectral.intake.pixels import AS_IT_IS, AS_PIXELS, build_scaled, find_range, holds_pixels
-from spectral.interrupts import raise_kept
 from spectral.models import model_info
 from spectral.models.preprocessing import explain_assumption, find_preparation
-from spectral.network import Call, Kinds, Scores, list_calls, read_scores, require_clear, undisturbed
+from spectral.network import (
+    Call,
+    Kinds,
+    Scores,
+    check_whole,
+    list_calls,
+    read_scores,
+    require_clear,
+    run_forward,
+    undisturbed,
+)
 from spectral.numerics.precision import require_double
 from spectral.probe import EMBEDDING, UNKNOWN, Probe, probe
 
@@ -101,6 +110,12 @@ class Feed:
         if any(is_lazy(x) for x in (*model.parameters(), *model.buffers())):
             raise SpectralError(
                 f"{caller}: {self.name} has layers that get their shape from their first input; run it once"
+            )
+        check_whole(model)
+        if torch.get_default_device().type == "meta":
+            raise SpectralError(
+                f"{caller}: torch's default device is 'meta', where what is made has no values; call "
+                f"torch.set_default_device('cpu') first"
             )
         self.device, self.dtype = _find_place(model)
         if self.device.type == "meta":
@@ -271,16 +286,7 @@ class Feed:
         Raises:
             SpectralError: if its forward fails, naming the shape it was given.
         """
-        raise_kept()
-        try:
-            return self.model(*inputs.args, **inputs.kwargs)
-        except (SpectralError, MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # a model may raise anything
-            raise SpectralError(
-                f"the forward of {self.name} failed on images of shape {tuple(inputs.image.shape)}: "
-                f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no message')}"
-            ) from error
+        return run_forward(self.model, inputs, self.name)
 
     def scores(self, output: Any, count: int) -> Scores:
         """Return the class scores in the model's output for so many images."""

@@ -1,7 +1,15 @@
 """A model as a function: its evaluation mode, its arguments, its class scores, and its inputs moved."""
 
-from spectral.network.calls import Call, find_image_key, list_calls, list_inputs, make_inputs, require_clear
-from spectral.network.mode import evaluation_mode, put_into_evaluation, undisturbed
+from spectral.network.calls import (
+    Call,
+    find_image_key,
+    list_calls,
+    list_inputs,
+    make_inputs,
+    require_clear,
+    run_forward,
+)
+from spectral.network.mode import check_whole, evaluation_mode, put_into_evaluation, undisturbed
 from spectral.network.moves import (
     CHANNELS,
     SPATIAL,
@@ -26,6 +34,7 @@ __all__ = [
     "Scores",
     "Take",
     "Writes",
+    "check_whole",
     "describe_output",
     "evaluation_mode",
     "find_image_key",
@@ -42,5 +51,6 @@ __all__ = [
     "reflect",
     "require_clear",
     "roll_inputs",
+    "run_forward",
     "undisturbed",
 ]

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from spectral.arguments import are_integers, is_integer
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, explain_failure
 from spectral.inputs import Inputs, read_example
+from spectral.interrupts import raise_kept
 from spectral.network.moves import CHANNELS
 
 IMAGE_KEYS = (
@@ -57,6 +58,34 @@ def make_inputs(*args: Any, **kwargs: Any) -> Inputs:
     raise SpectralError(
         "there is no image among the inputs, a floating-point or 8-bit tensor of two axes or more; pass one"
     )
+
+
+def run_forward(model: Callable[..., Any], inputs: Inputs, name: str) -> Any:
+    """Call a model.
+
+    Args:
+        model: what is called.
+        inputs: with what.
+        name: what messages call it.
+
+    Raises:
+        SpectralError: if its forward fails, naming the shape it was given.
+
+    Example:
+        >>> run_forward(lambda x: 1 / 0, make_inputs(torch.zeros(1, 1, 8)), "net")
+        Traceback (most recent call last):
+        spectral.errors.SpectralError: the forward of net failed on images of shape (1, 1, 8): Zero...
+    """
+    raise_kept()
+    try:
+        return model(*inputs.args, **inputs.kwargs)
+    except (SpectralError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a model may raise anything
+        raise SpectralError(
+            f"the forward of {name} failed on images of shape {tuple(inputs.image.shape)}: "
+            f"{explain_failure(error)}"
+        ) from error
 
 
 def list_calls(model: Any, example: Any) -> list[Call]:

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
+from spectral.errors import SpectralError
 from spectral.interrupts import shielded, undivided
 from spectral.locks import ThreadGuard, alone
 from spectral.network.writes import Writes
@@ -102,6 +103,25 @@ def _hook(model: nn.Module, hook: Any) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+# Base class of what has been sharded → what does so.
+_SHARDED = {"FSDPModule": "fully_shard", "FullyShardedDataParallel": "FullyShardedDataParallel"}
+
+
+def check_whole(model: nn.Module) -> None:
+    """Refuse a model whose weights are spread over processes: each of its passes is one of them all together.
+
+    Raises:
+        SpectralError: saying what to pass.
+    """
+    bases = {base.__name__ for module in model.modules() for base in type(module).__mro__}
+    for base, maker in _SHARDED.items():
+        if base in bases:
+            raise SpectralError(
+                f"the model is sharded by {maker}, which gathers its weights only while it runs itself; "
+                f"look at the model before it is sharded"
+            )
 
 
 def put_into_evaluation(model: nn.Module) -> None:

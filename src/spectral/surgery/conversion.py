@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -321,7 +322,8 @@ def _make_layer(model: nn.Module, recipe: Recipe, unit: Unit, channels: Sequence
         # A slice stays a view: what is written to its source later shows in it.
         options = {"copy": False, **options}
     build = METHODS[str(recipe.method)]
-    made = {str(count): build(count, stride, unit.axes, **options) for count in channels}
+    with torch.device("cpu"):  # torch's default device can be one without values
+        made = {str(count): build(count, stride, unit.axes, **options) for count in channels}
     layer = PerChannels(made, unit.axes) if len(made) > 1 else made[str(channels[0])]
     owner = model.get_submodule(unit.path)
     tensor = next((p for m in (owner, model) for p in m.parameters() if p.is_floating_point()), None)
