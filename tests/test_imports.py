@@ -21,6 +21,7 @@ ALLOWED = {
     "numerics": set(),
     "spectrum": {"arguments", "numerics"},
     "arguments": set(),
+    "attributes": set(),
     "network": {"arguments", "interrupts", "locks", "inputs", "surroundings"},
     "sampling": {"arguments", "numerics", "spectrum"},
     "metrics": {"numerics", "sampling", "spectrum"},
@@ -74,6 +75,7 @@ ALLOWED = {
     "capture": {"operators", "sites"},
     "budget": {
         "arguments",
+        "attributes",
         "causes",
         "inputs",
         "instability",
@@ -264,10 +266,11 @@ ALLOWED = {
     "summary": {"lazy", "schema", "stats", "table", "wide", "display"},
     "shards": {"files", "schema", "table"},
     "sameness": set(),
-    "store": {"arguments", "files", "json_files", "lazy", "sameness", "schema", "shards", "table", "summary"},
+    "store": {"arguments", "attributes", "files", "json_files", "lazy", "sameness", "schema", "shards", "table", "summary"},
     "lineage": {"json_files", "schema", "store", "table"},
     "stability": {
         "arguments",
+        "attributes",
         "capture",
         "causes",
         "data",
@@ -289,6 +292,7 @@ ALLOWED = {
     },
     "measurement": {
         "arguments",
+        "attributes",
         "classes",
         "data",
         "inputs",

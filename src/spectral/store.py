@@ -17,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 
 from spectral.arguments import as_path
+from spectral.attributes import share_facts
 from spectral.errors import LostRowsWarning, SpectralError, StorageError
 from spectral.files import ensure_writable
 from spectral.json_files import read_json, write_json
@@ -355,8 +356,8 @@ def read(folder: str | Path) -> pd.DataFrame:
     found = _read_rows(path, record["run"], concluded.get("images", ""))
     _require_all(path, found.images, notes)
     first = {**record["provenance"], **concluded.get("provenance", {})}
-    found.table.attrs["provenance"] = list_provenance(first, record["parts"])
-    found.table.attrs["sites"] = notes.get("sites", [])
+    found.table.attrs["provenance"] = share_facts(list_provenance(first, record["parts"]))
+    found.table.attrs["sites"] = share_facts(notes.get("sites", []))
     return found.table
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from spectral.arguments import as_integer
+from spectral.attributes import share_facts
 from spectral.budget.game import CALLER, FACTORS, VIEWS, Game
 from spectral.budget.schema import COLUMNS, CONTENT, METRICS, TOTAL, UNEXPLAINED
 from spectral.budget.shapley import Part, Values, coalitions, count_sets, share_out, split_player
@@ -145,7 +146,7 @@ def measure_instability_budget(
     table = pd.concat([table, pd.DataFrame(left)], ignore_index=True) if left else table
     table["reason"] = fill_words(table["reason"])
     table.attrs |= {
-        "coalitions": [game.describe(s, _join(members, s)) for s in coalitions(chosen)],
+        "coalitions": share_facts([game.describe(s, _join(members, s)) for s in coalitions(chosen)]),
         "factor": game.factor, "passes": game.passes, "shifts": shifts, "output": game.output,
     }  # fmt: skip
     return Shown(table[COLUMNS], describe_budget)

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import torch
 from tqdm import tqdm
 
+from spectral.attributes import share_facts
 from spectral.data import ListedImages
 from spectral.errors import SpectralError
 from spectral.lazy import gather
@@ -136,10 +137,11 @@ class _Job:
         with ranks.agreeing():
             if self.store and ranks.first:
                 self.store.finish(records, concluded)
-        # For convenience alone, the table says all that is needed. Plain lists and dictionaries: pandas
+        # For convenience alone, the table says all that is needed. Lists and dictionaries: pandas
         # compares attrs when it joins tables, and writes them to Parquet.
-        table.attrs["sites"] = records
-        table.attrs["provenance"] = list_provenance(self.provenance, self.store.parts if self.store else ())
+        parts = self.store.parts if self.store else ()
+        table.attrs["sites"] = share_facts(records)
+        table.attrs["provenance"] = share_facts(list_provenance(self.provenance, parts))
         table.attrs["resumed"] = len(ids) - len(left)
         return table
 

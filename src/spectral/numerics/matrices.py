@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectral.numerics.cache import remember
+from spectral.numerics.cache import CACHE, remember
 
 Range = Callable[..., Any]  # np.arange, or torch.arange on some device
 
@@ -32,11 +32,13 @@ def as_matrix(build: Callable[..., Any], x: Tensor, *arguments: Any) -> Tensor:
                 [0., 0.]])
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
-    if torch.compiler.is_dynamo_compiling() or x.is_meta or not all(map(_is_constant, arguments)):
+    if torch.compiler.is_dynamo_compiling() or not all(map(_is_constant, arguments)):
         symbolic: Tensor = build(*arguments, arange=lambda *ends: torch.arange(*ends, device=x.device))
         return symbolic.to(dtype)
-    constant: Tensor = remember(build, *arguments, like=x, dtype=dtype)
-    return constant
+    if x.is_meta:
+        return torch.empty(_find_shape(build, arguments), dtype=dtype, device="meta")
+    matrix: Tensor = remember(build, *arguments, like=x, dtype=dtype)
+    return matrix
 
 
 def highest_bin(extent: Any, step: int) -> Any:
@@ -243,6 +245,15 @@ def _as_float(x: Any) -> Any:
     if isinstance(x, Tensor):
         return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
     return x.astype(np.float64)
+
+
+def _find_shape(build: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[int, ...]:
+    """The shape of a matrix of which no values are wanted, found once."""
+
+    def find() -> tuple[int, ...]:
+        return tuple(build(*arguments, arange=lambda *ends: torch.arange(*ends, device="meta")).shape)
+
+    return CACHE.get((build, arguments, "shape"), find, len)
 
 
 def _is_constant(argument: object) -> bool:

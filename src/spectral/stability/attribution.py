@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from spectral.attributes import share_facts
 from spectral.causes import Idealized, Plans
 from spectral.errors import SpectralError, SpectralWarning, warn
 from spectral.intake import Feed
@@ -149,11 +150,11 @@ def attribute_instability(
     if "cluster" not in table:
         table = insert_clusters(table, feed.images)
     altered = {name for unit in how.units for name in unit.sites}
-    table.attrs["sites"] = [
+    table.attrs["sites"] = share_facts([
         {"name": site.name, "op": site.op, "stride": "x".join(map(str, site.stride)),
          "replaced": site.name in altered, "reason": how.reasons.get(site.name)}
         for site in every
-    ]  # fmt: skip
+    ])  # fmt: skip
     return table[COLUMNS]
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from spectral.attributes import share_facts
 from spectral.capture import Capture
 from spectral.errors import SpectralError, warn
 from spectral.hooks import FeatureExtractor
@@ -138,7 +139,7 @@ def measure_equivariance(
     table = pd.concat(frames or [nothing]).sort_values("index", kind="stable", ignore_index=True)
     table.insert(0, "model", feed.name)
     table = insert_clusters(table, source)
-    table.attrs["sites"] = describe_sites(found, reasons)
+    table.attrs["sites"] = share_facts(describe_sites(found, reasons))
     return table[COLUMNS]
 
 
