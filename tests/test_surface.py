@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import inspect
 import math
 import os
@@ -71,6 +72,7 @@ class Evil:
     __eq__ = __bool__ = __repr__ = fail
 
 
+@functools.cache
 def _nest(depth: int) -> Any:
     value: Any = []
     for _ in range(depth):
