@@ -277,12 +277,12 @@ def test_what_coalitions_share_changes_none_of_them(block):
 
 
 class Convolutions(TorchDispatchMode):
-    """Counts those that run."""
+    """Counts those that run; without data each is looked at once, in whichever test comes first."""
 
     count = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func is torch.ops.aten.convolution.default
+        self.count += func is torch.ops.aten.convolution.default and not args[0].is_meta
         return func(*args, **(kwargs or {}))
 
 
