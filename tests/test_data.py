@@ -260,6 +260,7 @@ class TestFolders:
             (("train/x/1.png", "val/x/2.png", "val/y/3.png"), "folder:set/val", ["x/2.png", "y/3.png"]),
             (("Train/x/1.png", "Test/x/2.png"), "folder:set/Test", ["x/2.png"]),
             (("train/x/1.png", "test/2.png", "valid/x/3.png"), "folder:set/valid", ["x/3.png"]),
+            (("train/x/1.png", "test/2.png"), "folder:set/test", ["2.png"]),
             (("val/x/1.png", "bus/x/2.png"), "folder:set", ["bus/x/2.png", "val/x/1.png"]),
         ],
     )

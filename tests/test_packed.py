@@ -197,6 +197,16 @@ class TestWhichFiles:
         every = spectral.load_images([tmp_path / f"{name}.parquet" for name in names])
         assert len(every) == len(names)
 
+    def test_of_a_tar_with_several_parts_the_test_images_are_read(self, tmp_path):
+        members = {f"set/{part}/{part}.{ending}": content for part in ("train", "test")
+                   for ending, content in (("png", encode(1, "PNG")), ("cls", b"4"))}  # fmt: skip
+        with pytest.warns(SpectralWarning, match=r"a\.tar: 1 of 2 images are read, those in test/, since"):
+            images = spectral.load_images(write_tar(tmp_path / "a.tar", members))
+        assert (images.ids, images.labels) == (["a.tar/set/test/test.png"], [4])
+        several = [f"{name}/1.png" for name in ("train", "test", "bus")]
+        path = write_tar(tmp_path / "b.tar", {name: encode(i, "PNG") for i, name in enumerate(several)})
+        assert len(spectral.load_images(path)) == 3
+
     @pytest.mark.parametrize("names", [["train-0", "train-1"], ["test-0", "b"], ["a", "b"]])
     def test_files_that_are_of_one_part_are_all_read(self, tmp_path, names):
         for name in names:

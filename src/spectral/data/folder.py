@@ -26,7 +26,7 @@ from spectral.data.decode import (
 from spectral.data.imageset import ImageItem, ImageSet, spread_over_classes, warn_about_skipped
 from spectral.data.known import KnownFiles
 from spectral.data.listed import FEWEST_LISTED, Book, ListedImages, ListedItem, Seen
-from spectral.data.splits import find_part
+from spectral.data.splits import are_parts, find_part
 from spectral.data.threads import map_in_threads
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.files import State, look_at, printable, walk_files
@@ -88,7 +88,7 @@ def load_folder(root: Path, choice: Choice) -> ImageSet:
 
     Args:
         root: a flat folder of images, a folder with one subfolder per class, or one whose test/ or val/,
-            beside train/, is so.
+            beside train/, is so; of several parts the first that has classes is read.
         choice: which of them.
 
     Raises:
@@ -97,9 +97,12 @@ def load_folder(root: Path, choice: Choice) -> ImageSet:
     require_folder(root)
     source = f"folder:{printable(root.resolve().name)}"
     part = find_part(root, lambda folder: bool(list_folder(folder).classes))
+    listing = list_folder(part or root)
+    if part is None and are_parts(name.split("/")[0] for name in listing.names):  # without classes
+        part = find_part(root, has_images)
+        listing = list_folder(part or root)
     if part is not None:
         root, source = part, f"{source}/{printable(part.name)}"
-    listing = list_folder(root)
     if not listing.names:
         endings = ", ".join(list_extensions())
         there = f"; there are {describe_kinds(listing.left_out)}" if listing.left_out else ""

@@ -29,6 +29,7 @@ from spectral.data.imageset import ImageItem, ImageSet
 from spectral.data.labels import LABEL_KEYS, Labels, read_labels, refuse_labels, take_labels
 from spectral.data.listed import FEWEST_LISTED
 from spectral.data.pages import MOST_UNFOLDED, measure_unfolded
+from spectral.data.splits import choose_members
 from spectral.errors import SpectralError, warn
 from spectral.files import State, is_settled, look_at, printable, walk_files
 
@@ -197,7 +198,13 @@ def _list_tar(path: Path, prefix: str) -> Iterator[_Packed]:
             f"last of each is read, as when it is unpacked"
         )
     labels = _join_labels(prefix, told["cls"], told["json"])
-    for name, key, start, length in images.values():
+    chosen, part = choose_members(list(images))
+    if part:
+        warn(
+            f"{prefix}: {len(chosen)} of {len(images)} images are read, those in {printable(part)}/, since "
+            f"the others are other parts of the data; unpack it to read these"
+        )
+    for name, key, start, length in (images[where] for where in images if where in chosen):
         read = partial(read_slice, path, start, length)
         yield _Packed(f"{prefix}/{name}", read, labels.get(key), path, (start, length), length)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from spectral.errors import warn
@@ -67,6 +67,37 @@ def find_part(folder: Path, usable: Callable[[Path], bool]) -> Path | None:
     trained = [path for path in parts if parts[path] == _TRAINING]
     others = sorted((path for path in parts if path not in trained), key=lambda path: (parts[path], path))
     return next((path for path in others if usable(path)), None) if trained else None
+
+
+def are_parts(names: Iterable[str]) -> bool:
+    """Whether folders are the parts of a data set for training and for something else, and nothing besides.
+
+    Example:
+        >>> are_parts(["train", "Test"]), are_parts(["train", "test", "bus"]), are_parts(["train"])
+        (True, False, False)
+    """
+    parts = {_SPLITS.get(name.lower()) for name in names}
+    return None not in parts and _TRAINING in parts and len(parts) > 1
+
+
+def choose_members(names: Sequence[str]) -> tuple[set[str], str]:
+    """Choose the files of one part of a data set, where the folder that each is in says which part is its.
+
+    Args:
+        names: of the files, with "/".
+
+    Returns:
+        Those that are read, and the folder's name; all and no name where not every one is in such a folder.
+
+    Example:
+        >>> choose_members(["data/train/a.png", "data/test/b.png"])
+        ({'data/test/b.png'}, 'test')
+    """
+    folders = {name: next((x for x in name.split("/")[:-1] if x.lower() in _SPLITS), "") for name in names}
+    if "" in folders.values() or not are_parts(folders.values()):
+        return set(names), ""
+    first = min(set(folders.values()), key=lambda x: (_SPLITS[x.lower()], x))
+    return {name for name in names if folders[name] == first}, first
 
 
 def _is_part(path: Path) -> bool:
