@@ -321,6 +321,7 @@ def test_items_of_several_sizes():
     [
         (5, "test: expected images from load_images, .* got int"), ([], "test: there are no images"),
         ([1, 2], "got a list without any"), ({"a": "text"}, "got a dict without any"),
+        ({"train": Items(image_at), "test": Items(image_at)}, "without any; give one of its 'train', 'test'"),
         (Items(image_at, 0), "the dataset Items is empty"),
     ],
 )  # fmt: skip

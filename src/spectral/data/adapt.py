@@ -34,6 +34,9 @@ EXPECTED = (
 )
 
 
+_ARRAYS = (Tensor, np.ndarray)
+
+
 def is_image_set(images: Any) -> bool:
     """Whether it is a set of images already: `ImageSet` and whatever is made like it."""
     return hasattr(images, "batches") and hasattr(images, "ids")
@@ -244,12 +247,11 @@ def _read_nested(value: Any, caller: str) -> Any:
     Pictures are PIL images, and 8-bit pixels with channels last, which no network of torch is called with.
     """
     taken = take_labels(value)
-    parts = list(taken.rest.values()) if isinstance(taken.rest, Mapping) else [taken.rest]
-    pictures = [part for part in parts if _are_pictures(part)]
-    others = [part for part in parts if isinstance(part, Tensor | np.ndarray) and part.ndim > 1]
-    if len(pictures) != 1 or any(part is not pictures[0] for part in others):
+    parts = taken.rest.values() if isinstance(taken.rest, Mapping) else [taken.rest]
+    maps = [part for part in parts if _are_pictures(part) or (isinstance(part, _ARRAYS) and part.ndim > 1)]
+    if len(maps) != 1 or not _are_pictures(maps[0]):
         return _require_tensors(value, caller)
-    made = adapt_images(pictures[0] if isinstance(pictures[0], list) else np.asarray(pictures[0]), caller)
+    made = adapt_images(maps[0] if isinstance(maps[0], list) else np.asarray(maps[0]), caller)
     labels, _ = join_labels([taken], [len(made)], caller)
     if isinstance(made, PixelImages):
         return PixelImages(made.pixels, made.source, labels)
@@ -258,16 +260,24 @@ def _read_nested(value: Any, caller: str) -> Any:
 
 
 def _are_pictures(part: Any) -> bool:
-    if isinstance(part, Tensor | np.ndarray):
+    if isinstance(part, _ARRAYS):
         return part.ndim == 4 and has_last_channels(part)
-    listed = part if isinstance(part, list) else []
-    pictured = [isinstance(one, Image.Image) for one in listed]
-    pixels = [isinstance(one, np.ndarray) and one.ndim == 3 and has_last_channels(one) for one in listed]
-    return bool(listed) and (all(pictured) or all(pixels))
+    if not isinstance(part, list) or not part:
+        return False
+    if all(isinstance(one, Image.Image) for one in part):
+        return True
+    return all(isinstance(one, np.ndarray) and one.ndim == 3 and has_last_channels(one) for one in part)
 
 
 def _require_tensors(value: Any, caller: str) -> Any:
     made = as_tensors(value)
     if not any(isinstance(leaf, Tensor) for leaf in list_leaves(made)):
-        raise SpectralError(f"{caller}: expected {EXPECTED}, got a {type(value).__name__} without any")
+        named = list(value) if isinstance(value, Mapping) else []
+        datasets = all(
+            hasattr(value[key], "__getitem__") and not isinstance(value[key], str) for key in named
+        )
+        advice = f"; give one of its {', '.join(map(repr, named))}" if named and datasets else ""
+        raise SpectralError(
+            f"{caller}: expected {EXPECTED}, got a {type(value).__name__} without any{advice}"
+        )
     return made

@@ -100,7 +100,7 @@ class DatasetImages:
         except Exception as error:  # of the user's own function, perhaps
             raise SpectralError(
                 f"the items of {self.source} can't form a batch "
-                f"({next(iter(str(error).splitlines()), '')}); give them one size in its transform"
+                f"({next(iter(str(error).splitlines()), '')}); give each one picture, or tensors of one size"
             ) from error
         return batch if self._refused else take_labels(batch).rest
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -62,7 +63,8 @@ def take_labels(batch: Any, single: bool = False) -> Taken:
     They are under a key such as ``label`` of a dictionary, or the last of (images, labels). Of a pair numbers
     of a whole type alone are labels, as anything else may be another input; beside a picture, which no
     network is called with, and under a key any form that `read_labels` reads. Of more than two the only
-    number beside a picture is its label; of several it isn't known which is.
+    number beside a picture is its label; of several it isn't known which is. Beside a tensor it is if there
+    are but names otherwise, as in (image, label, path).
 
     Args:
         batch: in any form.
@@ -71,6 +73,8 @@ def take_labels(batch: Any, single: bool = False) -> Taken:
     Example:
         >>> take_labels((torch.zeros(2, 3, 8, 8), torch.tensor([4, 1]))).labels
         [4, 1]
+        >>> take_labels((torch.zeros(3, 8, 8), 4, "cat.png"), single=True).labels
+        [4]
         >>> take_labels({"image": torch.zeros(3, 8, 8), "label": 7.0}, single=True).labels
         [7]
         >>> take_labels({"image": torch.zeros(3, 8, 8), "label": 0.5}, single=True).reason
@@ -86,14 +90,17 @@ def take_labels(batch: Any, single: bool = False) -> Taken:
             if reason and not refused.reason:
                 refused = Taken(dict(batch), (), repr(key), reason)
         return refused
-    if isinstance(batch, tuple | list) and len(batch) == 2:
-        image, other = batch
-        pictured = isinstance(image, Image.Image) and isinstance(other, _NUMBERS)
-        if pictured or _is_whole(other):
-            labels, reason = read_labels(other, _count_images(image, single), single)
-            return Taken(image, labels) if labels else Taken(batch, (), SECOND, reason if pictured else "")
-    if isinstance(batch, tuple | list) and len(batch) > 2 and isinstance(batch[0], Image.Image):
+    if not isinstance(batch, tuple | list) or len(batch) < 2:
+        return Taken(batch)
+    image = batch[0]
+    if isinstance(image, Image.Image) and len(batch) > 2:
         return _take_from_many(batch)
+    others = [one for one in batch[1:] if not _are_names(one)]
+    if len(others) == 1:
+        pictured = isinstance(image, Image.Image) and isinstance(others[0], _NUMBERS)
+        if pictured or _is_whole(others[0]):
+            labels, reason = read_labels(others[0], _count_images(image, single), single)
+            return Taken(image, labels) if labels else Taken(batch, (), SECOND, reason if pictured else "")
     return Taken(batch)
 
 
@@ -174,6 +181,13 @@ def join_labels(parts: Sequence[Taken], counts: Sequence[int], source: str) -> t
 def refuse_labels(source: str, where: str, reason: str) -> None:
     """Warn that something isn't taken as labels."""
     warn(f"{source}: {where} isn't taken as labels, since {reason}; give each image the number of its class")
+
+
+def _are_names(value: Any) -> bool:
+    """Whether it is a path or the like, or a list of these, which no network is called with."""
+    if isinstance(value, tuple | list):
+        return bool(value) and all(map(_are_names, value))
+    return isinstance(value, str | bytes | os.PathLike)
 
 
 def _is_whole(value: Any) -> bool:
