@@ -373,6 +373,12 @@ def test_a_constant_image_has_no_power_without_its_mean():
     assert row["null_share_no_mean"] == pytest.approx(expected.mean().item())
 
 
+def test_a_large_operator_is_described_without_its_matrix():
+    """That of photographs of 224 px has five gigabytes."""
+    row = perturbations.describe_null_space(Decimate(2), torch.rand(2, 3, 160, 160).double(), list("ab"))
+    assert (row["kept"], row["rank"], row["rank_svd"]) == (6400, 6400, None)
+
+
 def test_behind_the_operator_no_network_sees_its_null_space(results):
     table = read(results, "phase6_null_space")
     assert (table["logits_hidden"] < 1e-9 * table["logits_scale"]).all()

@@ -32,6 +32,7 @@ NO_LABELS = "none of these images has a label"
 PREDICTIONS = ("image", "cluster", "perturbation", "prediction", "confidence", "agree", "correct")
 NULL_AMPLITUDE = 0.1  # ‖δ‖∞ of the check of the null space, in [0, 1] pixels
 SILENT = 1e-20  # of an image's power: what is left of a constant image without its mean is rounding
+_MOST_ENTRIES = 2**24  # of a matrix whose singular values are looked at: 128 MiB, and some seconds
 PERTURBED_COLUMNS = [
     "model", "perturbation", "unit", "amplitude", "n_labelled", *with_bounds("accuracy", "delta_clean"),
     "delta_clean_p", "delta_clean_p_holm", "base", *with_bounds("delta_base"), "delta_base_p",
@@ -159,15 +160,19 @@ def describe_null_space(operator: Resampling, images: Tensor, clusters: Sequence
         operator: its D.
         images: (N, C, H, W), float64.
         clusters: what each image was cut from.
+
+    Returns:
+        Dimensions, ``rank_svd`` where the whole matrix of D isn't too large for it, and the shares.
     """
     size = (images.shape[-2], images.shape[-1])
-    dense = operator.matrix(size, "down")
+    kept = operator.down(images[:1, :1]).numel()
+    small = kept * math.prod(size) <= _MOST_ENTRIES
     flat, power = images - images.mean((-2, -1), keepdim=True), images.square().sum((1, 2, 3))
     row: dict[str, Any] = {
-        "operator": operator.name, "pixels": math.prod(size), "kept": len(dense),
+        "operator": operator.name, "pixels": math.prod(size), "kept": kept,
         "rank": operator.rank(size), "null_dimension": operator.null_dimension(size),
         # of the whole matrix, not of its axes': a second way to the same number
-        "rank_svd": int(torch.linalg.matrix_rank(dense)),
+        "rank_svd": int(torch.linalg.matrix_rank(operator.matrix(size, "down"))) if small else None,
         "checkerboard_share": float(compute_null_share(operator, Checkerboard(1.0).delta(size).double())),
     }  # fmt: skip
     for name, pictures in (("null_share", images), ("null_share_no_mean", flat)):

@@ -81,7 +81,7 @@ NULL_COLUMNS = [
     *with_bounds("null_share", "null_share_no_mean"), "n", "n_silent", "n_clusters", "checkerboard_share",
     "n_checked", "null_amplitude", "logits_seen", "logits_hidden", "logits_scale",
 ]  # fmt: skip
-COUNTS = ("n_labelled", "n", "n_silent", "n_clusters", "n_signal", "site_index")
+COUNTS = ("n_labelled", "n", "n_silent", "n_clusters", "n_signal", "site_index", "rank_svd")
 
 
 class Nula(Networks):
