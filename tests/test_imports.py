@@ -266,7 +266,18 @@ ALLOWED = {
     "summary": {"lazy", "schema", "stats", "table", "wide", "display"},
     "shards": {"files", "schema", "table"},
     "sameness": set(),
-    "store": {"arguments", "attributes", "files", "json_files", "lazy", "sameness", "schema", "shards", "table", "summary"},
+    "store": {
+        "arguments",
+        "attributes",
+        "files",
+        "json_files",
+        "lazy",
+        "sameness",
+        "schema",
+        "shards",
+        "table",
+        "summary",
+    },  # fmt: skip
     "lineage": {"json_files", "schema", "store", "table"},
     "stability": {
         "arguments",
