@@ -175,6 +175,8 @@ def test_eight_bits_in_whatever_holds_them(holder):
         torch.testing.assert_close(image, expected)
         assert feed.normalises
         assert any("taken as pixels: divided by 255" in sentence for sentence in said)
+        # By this a folder whose first rows an earlier version wrote, of 0 to 255, isn't continued.
+        assert (feed.describe_preparation() or {})["divided_by"] == 255
         (_, first), *_ = feed.read_batches(4)
         torch.testing.assert_close(first.image, x / 255)
     if holder not in ("list", "dictionary", "dictionaries"):

@@ -299,6 +299,14 @@ class TestReport:
         assert FIGURES[stem].caption.split("'")[0] in text
         assert Page(text).open == []
 
+    @pytest.mark.parametrize(
+        ("text", "sentence"), [("site;value\na;0,5\n", "';' between its columns"), ("", "is empty")]
+    )
+    def test_a_table_that_shows_nothing_is_told(self, text, sentence, tmp_path):
+        (tmp_path / "sites.csv").write_text(text)
+        with pytest.raises(SpectralError, match=rf"sites\.csv (has )?{sentence}"):
+            spectral.write_report(tmp_path)
+
     def test_nothing_to_show_is_one_sentence(self, tmp_path):
         with pytest.raises(SpectralError, match="no diagnosis, no measurements and no tables"):
             spectral.write_report(tmp_path)

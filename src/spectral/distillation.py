@@ -145,7 +145,7 @@ def distill(
         "images": feed.images.fingerprint, "steps": steps, "batch_size": batch_size, "max_lr": float(max_lr),
         "layer_weight": float(layer_weight), "tune": tune, "views": asdict(views), "seed": seed,
         "held_out": held_out, **({} if logits is None else {"logits": feed.describe_logits()}),
-        "preprocessing": feed.preparation.describe() if feed.normalises else None,
+        "preprocessing": feed.describe_preparation(),
     }  # fmt: skip
     trained = _choose_parameters(student, tune)
     wanted = {p: p.requires_grad for p in student.parameters()}

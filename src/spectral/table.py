@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -284,14 +284,39 @@ def read_csv(path: Path, **options: Any) -> pd.DataFrame:
         options: of `pandas.read_csv`.
 
     Raises:
-        SpectralError: if it was damaged or altered, or its digest was.
+        SpectralError: if it was damaged or altered, or its digest was, if it is a file of no bytes, or if
+            its columns aren't told apart.
         OSError, ValueError: whatever pandas makes of one that it can't read.
     """
     for beside in (path.with_suffix(".json"), path.with_name(PROVENANCE)):
         if os.path.lexists(beside) and path.name in (known := _read_digests(beside)):
             _check_digest(path, known[path.name], beside)
+    if path.stat().st_size == 0:  # a table without columns has the end of a line
+        raise StorageError(f"{path} is empty; {_WRITE_AGAIN}")
     table: pd.DataFrame = pd.read_csv(path, **options)
+    require_commas(table, lambda problem: StorageError(f"{path} {problem}"))
     return table
+
+
+def require_commas(table: pd.DataFrame, refuse: Callable[[str], SpectralError] = SpectralError) -> None:
+    """Refuse a table whose columns were read as one, as a spreadsheet writes them with other marks between.
+
+    Args:
+        table: as it was read.
+        refuse: makes the error of a problem, such as ``"has no column 'sis'"``.
+
+    Raises:
+        SpectralError: naming the mark.
+
+    Example:
+        >>> require_commas(pd.DataFrame({"model;sis": ["resnet20;0,5"]}))
+        Traceback (most recent call last):
+        spectral.errors.SpectralError: has ';' between its columns; write it with commas
+    """
+    names = [str(column) for column in table.columns]
+    mark = next((mark for mark in ";\t" if len(names) == 1 and mark in names[0]), None)
+    if mark is not None:
+        raise refuse(f"has {mark!r} between its columns; write it with commas")
 
 
 def check_tables(folder: Path) -> None:

@@ -138,7 +138,7 @@ def diagnose(
             "images": f"{feed.images.source}@{feed.images.fingerprint}", "image_count": len(feed.images),
             "labels": digest_labels(feed.matching.renumber(feed.images.labels)),
             "image_size": list(feed.images.size) if feed.images.size else None,
-            "preprocessing": feed.preparation.describe() if feed.normalises else None,
+            "preprocessing": feed.describe_preparation(),
             "logits": feed.describe_logits(), "methods": list(methods), "fix_images": fix_images,
             "budget_images": budget_images, "minutes": deadline.minutes,
         }  # fmt: skip

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from spectral.errors import SpectralError, suggest
 from spectral.schema import fill_words
+from spectral.table import require_commas
 
 Given = ParamSpec("Given")
 
@@ -71,27 +72,6 @@ def admit(
     if again.any():
         raise refuse(f"has row {int(again.to_numpy().argmax()) + 1} twice")
     return table[read].assign(**typed)
-
-
-def require_commas(table: pd.DataFrame, refuse: Callable[[str], SpectralError] = SpectralError) -> None:
-    """Refuse a table whose columns were read as one, as a spreadsheet writes them with other marks between.
-
-    Args:
-        table: as it was read.
-        refuse: as for `admit`.
-
-    Raises:
-        SpectralError: naming the mark.
-
-    Example:
-        >>> require_commas(pd.DataFrame({"model;sis": ["resnet20;0,5"]}))
-        Traceback (most recent call last):
-        spectral.errors.SpectralError: has ';' between its columns; write it with commas
-    """
-    names = [str(column) for column in table.columns]
-    mark = next((mark for mark in ";\t" if len(names) == 1 and mark in names[0]), None)
-    if mark is not None:
-        raise refuse(f"has {mark!r} between its columns; write it with commas")
 
 
 @contextmanager

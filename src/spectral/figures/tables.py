@@ -13,11 +13,12 @@ from spectral.arguments import as_path
 from spectral.errors import SpectralError, suggest
 from spectral.figures.answers import ANSWERS
 from spectral.figures.diagnosis import COLOURS, MARKS, plot_fixes, plot_site_levels
-from spectral.figures.door import drawn_of, require_commas
+from spectral.figures.door import drawn_of
 from spectral.figures.spec import REGISTERED
 from spectral.figures.style import FULL_WIDTH, new_figure, use_style
 from spectral.files import ensure_writable, replacing
 from spectral.schema import fill_words
+from spectral.table import require_commas
 
 KINDS = (".png", ".pdf", ".svg")
 Plot = Callable[[pd.DataFrame], Figure]

@@ -27,7 +27,7 @@ from spectral.errors import SpectralError, warn
 from spectral.inputs import Inputs
 from spectral.intake.channels import list_channel_calls
 from spectral.intake.given import GivenImages, find_extents, pick_inputs
-from spectral.intake.pixels import AS_IT_IS, AS_PIXELS, build_scaled, find_range, holds_pixels
+from spectral.intake.pixels import AS_IT_IS, AS_PIXELS, WHITE, build_scaled, find_range, holds_pixels
 from spectral.models import model_info
 from spectral.models.preprocessing import explain_assumption, find_preparation
 from spectral.network import (
@@ -129,6 +129,7 @@ class Feed:
         self._call: Call | None = None
         self._said: set[str] = set()
         self.normalises = pixels or preprocessing is not None
+        self._scales = False
         self._advice = "leave preprocessing out for what is normalised already"
         if pixels:
             self._advice = "give images that aren't normalised, and preprocessing= if the network tells none"
@@ -254,6 +255,16 @@ class Feed:
         if sentence not in self._said:
             self._said.add(sentence)
             warn(f"{self.caller}: {sentence}")
+
+    def describe_preparation(self) -> dict[str, Any] | None:
+        """Return what is done to images before the model gets them, as JSON can hold it; None for nothing.
+
+        That pixels of 8 bits are brought to [0, 1] is a part of it: an earlier version didn't.
+        """
+        if not self.normalises:
+            return None
+        scaled = {"divided_by": WHITE} if self._scales else {}
+        return {**(self.preparation.describe() or {}), **scaled} or None
 
     def read(self, raw: Any) -> Inputs:
         """Return a batch of the set in the form in which the model's forward takes it."""
@@ -400,6 +411,7 @@ class Feed:
                 return inputs
         inputs = self._choose(raw, first_only)
         self.notes.append(AS_PIXELS.format(what=what))
+        self._scales = True
         return inputs
 
     def _choose(self, raw: Any, first_only: bool = False) -> Inputs:

@@ -333,7 +333,7 @@ class Run:
             "images_fingerprint": identify_images(self.images),
             "image_count": len(self.images),
             "image_size": list(self.images.size) if self.images.size else None,
-            "preprocessing": self.feed.preparation.describe() if self.feed.normalises else None,
+            "preprocessing": self.feed.describe_preparation(),
             "logits": self.feed.describe_logits(),
             "metrics": sorted(self.metrics),
             "taps": sorted(self.taps),
