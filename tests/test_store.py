@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from faults import full_disk
 from networks import image
 from PIL import Image
 from test_measurement import tiny
@@ -197,6 +198,13 @@ class TestDamage:
             writer.wait()
             with claim(tmp_path):
                 assert not name.exists()
+
+
+def test_a_disk_without_room_for_who_writes_names_the_folder(tmp_path):
+    refused = pytest.raises(SpectralError, match=r"can't write to .*run .*; make room")
+    with full_disk(0), refused, claim(tmp_path / "run"):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 class TestPlace:

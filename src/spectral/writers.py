@@ -53,9 +53,7 @@ def claim(folder: Path, *, shared: bool = False) -> Iterator[str]:
     whole = False
     try:
         holder = _describe_self()
-        lock.truncate(0)
-        lock.write(holder.encode())
-        os.fsync(lock.fileno())
+        _sign(lock, holder, folder)
         remove_leftovers(folder)
         if shared and os.name != "nt":
             _share(lock, folder)
@@ -137,7 +135,7 @@ def cooperate(folder: Path) -> Iterator[None]:
             if not path.exists() or not os.path.samestat(os.fstat(lock.fileno()), path.stat()):
                 continue  # whoever had it has removed it since it was opened
             if os.fstat(lock.fileno()).st_size == 0:
-                lock.write(_describe_self().encode())
+                _sign(lock, _describe_self(), folder)
             yield
             return
         finally:
@@ -169,6 +167,17 @@ def _lock(folder: Path) -> FileIO:
     if lock is None:
         raise _refuse_taken(folder)
     return lock
+
+
+def _sign(lock: FileIO, holder: str, folder: Path) -> None:
+    """Write into a lock who has it."""
+    try:
+        lock.truncate(0)
+        lock.write(holder.encode())
+        os.fsync(lock.fileno())
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise StorageError(f"can't write to {folder} ({why}); make room, or choose another place") from error
 
 
 def _share(lock: FileIO, folder: Path) -> None:
