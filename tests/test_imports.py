@@ -277,7 +277,7 @@ ALLOWED = {
         "shards",
         "table",
         "summary",
-    },  # fmt: skip
+    },
     "lineage": {"json_files", "schema", "store", "table"},
     "stability": {
         "arguments",
