@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -94,6 +95,12 @@ class TestScores:
     def test_classes_without_a_name_each_are_numbered(self, classes: tuple[str, ...] | None) -> None:
         found = classify(Means(classes), Image.new("RGB", (36, 32), "red"), top_k=1)
         assert found[0]["label"] == "LABEL_0"
+
+    def test_a_network_names_its_classes_itself(self) -> None:
+        model = Means(classes=None)
+        model.config = SimpleNamespace(id2label={0: "rot", 1: "gruen", 2: "blau"})
+        labels = {one["label"] for one in classify(model, picture(32, 36))}
+        assert labels == {"rot", "gruen", "blau"}
 
     def test_the_model_stays_as_it_was(self) -> None:
         model = Means().train()

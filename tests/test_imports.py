@@ -203,7 +203,7 @@ ALLOWED = {
     "data": {"arguments", "classes", "factories", "files", "network", "numerics", "synthetic"},
     "intake": {"classes", "data", "interrupts", "inputs", "models", "network", "numerics", "probe"},
     "latency": {"arguments", "network", "ranks"},
-    "classification": {"arguments", "models", "network"},
+    "classification": {"arguments", "classes", "models", "network"},
     "perturb": {
         "arguments",
         "classes",

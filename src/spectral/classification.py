@@ -12,8 +12,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
 from spectral.arguments import is_integer
+from spectral.classes import find_classes
 from spectral.errors import SpectralError
-from spectral.models import model_info
 from spectral.models.preprocessing import find_preparation
 from spectral.network import read_scores, undisturbed
 
@@ -49,7 +49,7 @@ def classify(
         A tensor's values are in [0, 1]; scores are probabilities (softmax).
 
     Returns:
-        Labels and scores. Where the class names aren't known, labels are ``LABEL_0``, ``LABEL_1``, …
+        Labels and scores. Where the network names no classes, labels are ``LABEL_0``, ``LABEL_1``, …
 
     Raises:
         SpectralError: if the model is none of ours, the image can't be read or has no RGB form, a tensor has
@@ -64,7 +64,7 @@ def classify(
     """
     if not is_integer(top_k) or top_k < 1:
         raise SpectralError(f"classify: top_k must be ≥ 1, got {top_k}")
-    info, preparation = model_info(model), find_preparation(model, preprocessing)
+    preparation = find_preparation(model, preprocessing)
     if preparation.assumed:
         raise SpectralError(
             f"classify: this {type(model).__name__} says nothing about its preprocessing; load the model "
@@ -78,7 +78,7 @@ def classify(
     with undisturbed(model), torch.inference_mode():
         probabilities = read_scores(model(batch), batch=1).probabilities()[0]
     scores, order = (x[:top_k] for x in probabilities.sort(descending=True, stable=True))
-    names = (info.classes if info is not None else None) or ()
+    names = find_classes(model) or ()
     if len(names) != len(probabilities):
         names = tuple(f"LABEL_{i}" for i in range(len(probabilities)))
     return [{"label": names[i], "score": s} for i, s in zip(order.tolist(), scores.tolist(), strict=True)]
