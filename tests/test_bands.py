@@ -10,6 +10,7 @@ import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import spectral.bands
 from spectral.bands import QUOTIENTS, measure_bands
@@ -197,6 +198,28 @@ class TestValues:
         x[..., 3, 5] = torch.nextafter(x[..., 3, 5], torch.tensor(1.0))
         assert compute_avr(compute_power_spectrum(x), exclude_dc=True).item() == 0
         assert measure_bands(x, (2, 2), metrics=("avr_exclude_dc",)).values()["avr_exclude_dc"].item() == 0
+
+
+class Doubles(TorchDispatchMode):
+    """Counts transforms in double precision."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._fft_r2c.default and args[0].dtype == torch.float64
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("share", "doubles"), [(1e-1, 0), (1e-3, 0), (1e-8, 1)])
+@pytest.mark.parametrize("mean", [0, 30])
+def test_double_precision_is_for_what_single_leaves_open(share, doubles, mean):
+    """Most photographs are open to the fast sums in early maps, and hardly one to the full spectrum."""
+    low = torch.cos(2 * torch.pi * torch.arange(32) / 32).expand(1, 16, 32, 32).double()
+    x = ((mean**2 + 0.5) ** 0.5 * share**0.5 * board(32, 32) + low + mean).float()
+    with Doubles() as counted:
+        found = measure_bands(x, (2, 2), metrics=("avr",)).values()["avr"]
+    assert counted.count == doubles
+    assert float(found) == pytest.approx(float(defined(x, (2, 2))["avr"]), rel=1e-5)
 
 
 class TestPieces:

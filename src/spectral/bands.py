@@ -46,8 +46,8 @@ OF_DENSE_MAP = {"power", "above", "above_separable", "varying"}  # the other sum
 # that root, the error would show in the fifth digit (ninth in float64).
 SMALLEST_DIFFERENCE = {torch.float32: 0.1, torch.float64: 1e-5}
 
-# With few channels most photographs would be doubtful; their full spectrum costs little, and in float32 a
-# share of power of so much is known to five digits from it.
+# A full spectrum costs more, and in float32 a share of power of so much is known to five digits from it. Early
+# maps of photographs mostly need it; where there are few channels it is taken at once.
 FEW_CHANNELS, SMALLEST_SHARE = 4, 1e-5
 
 NOT_FINITE = (
@@ -209,7 +209,12 @@ class _Analysis:
     """Matrices and weights for maps of one size. A band is laid out as cosines, then sines, on each axis."""
 
     def __init__(
-        self, maps: Tensor, lattices: Sequence[Lattice], metrics: Sequence[str], exact: bool
+        self,
+        maps: Tensor,
+        lattices: Sequence[Lattice],
+        metrics: Sequence[str],
+        exact: bool = False,
+        full: bool = False,
     ) -> None:
         self.lattices, self.metrics, self.exact = lattices, metrics, exact
         self.dtype = maps.dtype
@@ -220,7 +225,7 @@ class _Analysis:
         self.wanted = [name for name in DIFFERENCES if name in self.names]
         self.highest = _find_highest(self.extents, self.stride)
         # Sums over every bin cost more, and there is no difference in which rounding could show.
-        self.full = exact or maps.shape[1] <= FEW_CHANNELS
+        self.full = full or exact or maps.shape[1] <= FEW_CHANNELS
         weigh = _select_bins if self.full else _weigh_below
         self.weights = {
             name: remember(weigh, name, self.extents, self.stride, like=maps) for name in self.wanted
@@ -323,17 +328,27 @@ class _Analysis:
         return doubtful
 
     def resolve(self, maps: Tensor, statistics: BandStatistics) -> BandStatistics:
-        """Sum doubtful images again, exactly."""
+        """Sum doubtful images again: over the full spectrum, and in float64 what is doubtful there too."""
         sums, doubtful = dict(statistics.sums), statistics.doubtful.nonzero().flatten()
+
+        def put(places: Tensor, known: dict[str, Tensor]) -> None:
+            for name in sums.keys() & known.keys():
+                sums[name] = sums[name].index_put((places,), known[name])
+
         # A silent map has nothing to settle.
         chosen = doubtful[(maps.detach()[doubtful] != 0).flatten(1).any(1)] if len(doubtful) else doubtful
+        if len(chosen) and self.wanted and not self.full:
+            chosen_maps = maps[chosen]
+            full = _Analysis(chosen_maps, self.lattices, self.metrics, full=True).sum_maps(chosen_maps)
+            clear = ~full.doubtful
+            put(chosen[clear], {name: value[clear] for name, value in full.sums.items()})
+            chosen = chosen[full.doubtful]
         if len(chosen):
             first = tuple(lattice.first for lattice in self.lattices)
             exact = sum_bands(maps[chosen], self.stride, first, self.count, self.metrics, exact=True)
             if bool(exact.doubtful.any()):
                 raise SpectralError(VANISHING)
-            for name in sums.keys() & exact.sums.keys():
-                sums[name] = sums[name].index_put((chosen,), exact.sums[name])
+            put(chosen, exact.sums)
         return replace(statistics, sums=sums, doubtful=torch.zeros_like(statistics.doubtful))
 
 
