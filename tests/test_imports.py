@@ -198,6 +198,7 @@ ALLOWED = {
         "factories",
         "files",
         "layers",
+        "network",
         "surgery",
     },  # a checkpoint may be of a converted network
     "data": {"arguments", "classes", "factories", "files", "network", "numerics", "synthetic"},

@@ -367,7 +367,22 @@ def test_a_network_of_other_inputs_is_told_how_it_is_measured(tmp_path):
     (tmp_path / "net.py").write_text(
         "from torch import nn\ndef build():\n    return nn.Sequential(nn.Conv1d(1, 4, 5, 2), nn.Flatten())\n"
     )
-    result = CliRunner().invoke(main, ["sites", f"{tmp_path / 'net.py'}:build", "--size", "16"])
-    assert result.exit_code == 2
-    assert "give some with --images: a .npy file" in result.output
-    assert len(result.output.strip().splitlines()) == 1
+    name = f"{tmp_path / 'net.py'}:build"
+    making = ["convert", name, "--method", "flc", "--out", f"{tmp_path / 'smooth.safetensors'}"]
+    for command, option in (["sites", name], "--images"), (making, "--calibrate"):
+        result = CliRunner().invoke(main, [*command, "--size", "16"])
+        assert result.exit_code == 2
+        assert f"give some with {option}: a .npy file" in result.output
+        assert len(result.output.strip().splitlines()) == 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_factory_may_return_an_exported_network(tmp_path):
+    """It has one mode alone, and refuses to be put into another."""
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\ndef build():\n"
+        "    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2)).eval()\n"
+        "    return torch.export.export(net, (torch.zeros(2, 3, 16, 16),)).module()\n"
+    )
+    program = spectral.load_model(f"{tmp_path / 'net.py'}:build")
+    assert [site.stride for site in spectral.find_sites(program, torch.rand(2, 3, 16, 16))] == [(2, 2)]

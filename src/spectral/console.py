@@ -21,8 +21,8 @@ from spectral.terminal import separate_lines
 
 DEBUG = "SPECTRAL_DEBUG"  # set to anything: errors come with their traceback
 OTHER_INPUTS = (
-    "; if it takes signals, volumes or several inputs, give some with --images: a .npy file, a .npz file of "
-    "named inputs, or a function as my_data.py:load"
+    "; if it takes signals, volumes or several inputs, give some with {}: a .npy file, a .npz file of named "
+    "inputs, or a function as my_data.py:load"
 )
 BAD_INPUT, DEFECT, INTERRUPTED = 2, 1, 130
 _SHOWN = f"{__name__}.shown"  # under what a command's context has what it has warned of
@@ -177,6 +177,14 @@ def _print_anything(stream: Any) -> None:
         reconfigure(errors="backslashreplace")
 
 
+def _advise_inputs() -> str:
+    """Say with which option the running command takes inputs of other kinds than images, if it has one."""
+    context = click.get_current_context(silent=True)
+    options = [name for option in context.command.params for name in option.opts] if context else []
+    found = next((name for name in ("--images", "--calibrate") if name in options), None)
+    return "" if found is None else OTHER_INPUTS.format(found)
+
+
 def explain_error(error: BaseException) -> tuple[str, int]:
     """Say in one line what went wrong, and with which code to exit.
 
@@ -189,7 +197,7 @@ def explain_error(error: BaseException) -> tuple[str, int]:
     if any(_is_out_of_memory(e) for e in _causes(error)):
         return "out of memory; try a smaller --batch-size", BAD_INPUT
     if isinstance(error, ForwardError):
-        return f"{_one_line(error)}{OTHER_INPUTS}", BAD_INPUT
+        return f"{_one_line(error)}{_advise_inputs()}", BAD_INPUT
     if isinstance(error, SpectralError):
         return _one_line(error), BAD_INPUT
     if isinstance(error, BrokenJobError):

@@ -40,6 +40,7 @@ from spectral.models.sources import (
     settle_input,
 )
 from spectral.models.weights_file import read_weights_file
+from spectral.network import put_into_evaluation
 
 RANDOM_SEED = 0
 # An installed package carries its checkpoints inside; a checkout has them in data/.
@@ -135,7 +136,9 @@ def load_model(
     metadata = dict(info.metadata) if count is None else {**info.metadata, "num_classes": count}
     info = replace(info, metadata=metadata, name=full, weights_id=weights_id, preprocessing=scale)
     model.spectral_info = info  # type: ignore[assignment]
-    return model.to(device).eval()
+    model = model.to(device)
+    put_into_evaluation(model)
+    return model
 
 
 def _split_weights(
