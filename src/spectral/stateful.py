@@ -77,11 +77,9 @@ def confirm_changes(model: nn.Module, inputs: Inputs, changes: Changes) -> Chang
     kept = drawn = False
     try:
         if changes.kept:
-            (fresh,), later = (
-                _run(model, inputs, [_Pass()]),
-                _run(model, inputs, [_Pass(other=True), _Pass(), _Pass()]),
-            )
-            kept = any(_differ(fresh, one) for one in later[1:])
+            (fresh,) = _run(model, inputs, [_Pass()])
+            _, *later = _run(model, inputs, [_Pass(other=True), _Pass(), _Pass()])
+            kept = any(_differ(fresh, one) for one in later)
         if changes.drawn:
             same = _run(model, inputs, [_Pass()] * _TOSSES)
             others = _run(model, inputs, [_Pass(skip=i) for i in range(_TOSSES)])
