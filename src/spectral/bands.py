@@ -46,8 +46,8 @@ OF_DENSE_MAP = {"power", "above", "above_separable", "varying"}  # the other sum
 # that root, the error would show in the fifth digit (ninth in float64).
 SMALLEST_DIFFERENCE = {torch.float32: 0.1, torch.float64: 1e-5}
 
-# A full spectrum costs more, and in float32 a share of power of so much is known to five digits from it. Early
-# maps of photographs mostly need it; where there are few channels it is taken at once.
+# A full spectrum costs more, and in float32 a share of power of so much is known to five digits from it.
+# Early maps of photographs mostly need it; where there are few channels it is taken at once.
 FEW_CHANNELS, SMALLEST_SHARE = 4, 1e-5
 
 NOT_FINITE = (
