@@ -133,15 +133,25 @@ def say_checkerboards() -> list[str]:
 
 
 def say_averaged() -> list[str]:
-    table = pd.read_csv(ROOT / "results" / "reference" / "averaged-cifar10" / "tables" / "phase6_nula.csv")
-    gain = (100 * table.set_index(["model", "perturbation"])["delta_base"])["resnet20-mean.safetensors"]
-    resampled = gain[["resize-0.5", "resize-0.25", "decimate-2"]]
-    assert table["base"].dropna().unique().tolist() == ["cifar-hub/resnet20"]
-    return [
-        f"scored on the other {table['n'].max()}, ",
-        f"gains {gain['checkerboard-0.05']:.1f} points under ε = .05",
-        f"{resampled.min():.1f} to {resampled.max():.1f} under resampling, for {-gain['clean']:.1f} clean",
-    ]
+    said = []
+    for network, words in (
+        (
+            "resnet20",
+            ("gains {:.1f} points under ε = .05", "{:.1f} to {:.1f} under resampling, for {:.1f} clean"),
+        ),
+        ("resnet56", ("`), {:.1f} and ", "{:.1f} to {:.1f}, for {:.1f}.")),
+    ):
+        folder = "averaged-cifar10" if network == "resnet20" else f"averaged-cifar10-{network}"
+        table = pd.read_csv(ROOT / "results" / "reference" / folder / "tables" / "phase6_nula.csv")
+        gain = (100 * table.set_index(["model", "perturbation"])["delta_base"])[f"{network}-mean.safetensors"]
+        resampled = gain[["resize-0.5", "resize-0.25", "decimate-2"]]
+        assert table["base"].dropna().unique().tolist() == [f"cifar-hub/{network}"]
+        assert table["n"].max() == 3000
+        said += [
+            words[0].format(gain["checkerboard-0.05"]),
+            words[1].format(resampled.min(), resampled.max(), -gain["clean"]),
+        ]
+    return ["scored on the other 3000, ", *said]
 
 
 def say_blame() -> list[str]:
