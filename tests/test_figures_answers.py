@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 
 import numpy as np
@@ -312,3 +313,74 @@ def test_analyses_over_sites_refuse_what_they_cannot_read(runs):
         analysis.regress_confidence(measured, stability.drop(columns="model"))
     with pytest.raises(SpectralError, match="correlate_layers: the table has no column 'avr'"):
         analysis.correlate_layers(measured[measured["metric"] != "avr"])
+
+
+def edit_by_hand(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """What files and spreadsheets make of a table, by what is told of it; nothing of a CSV."""
+    number = next(name for name in ("value", "sis", "mse_ratio", "confidence") if name in table)
+    file = io.StringIO()
+    table.to_csv(file, index=False)
+    comma = table[number].map(lambda value: str(value).replace(".", ",")).astype(object)
+    return {
+        "": pd.read_csv(io.StringIO(file.getvalue())),
+        "which holds numbers": table.assign(**{number: comma}),
+        "no cluster of image": table.assign(cluster=np.nan),
+        "twice": pd.concat([table, table.tail(1)]),
+    }
+
+
+@pytest.mark.parametrize("name", ["measurement", "families", "stability", "movement", "blame", "perturbed"])
+def test_tables_from_files_give_the_same_and_what_was_altered_is_told(tables, name):
+    """Of a CSV nothing was found, or with the wrong reason; others ended in errors of pandas."""
+    measured = tables["measurement"]
+    table, analyse = {
+        "measurement": (measured, spectral.summarize_measurements),
+        "families": (pd.concat([measured.assign(model=m) for m in "ab"]), analysis.compare_families),
+        "stability": (tables["stability"], spectral.summarize_stability),
+        "movement": (tables["movement"], analysis.summarize_equivariance),
+        "blame": (tables["blame"], analysis.summarize_attribution),
+        "perturbed": (tables["predictions"], lambda t: analysis.compare_perturbed({"a": t, "b": t})),
+    }[name]
+    for problem, edited in edit_by_hand(table).items():
+        if problem:
+            said = "two runs are called" if (problem, name) == ("twice", "families") else problem
+            with pytest.raises(SpectralError, match=said):
+                analyse(edited)
+        else:
+            pd.testing.assert_frame_equal(analyse(edited), analyse(table), check_dtype=False, rtol=1e-6)
+
+
+def test_tables_of_other_images_are_not_joined(tables, runs):
+    """Positions would pair them, or nothing at all."""
+    measured, stability, _ = runs
+    for analyse in (
+        lambda other: analysis.regress_confidence(measured, other),
+        lambda other: analysis.correlate_given_margin(measured, measured, other),
+    ):
+        with pytest.raises(SpectralError, match="have no image in common"):
+            analyse(stability.assign(image=stability["image"].astype(int)))
+    seen = tables["predictions"].assign(correct=True)
+    with pytest.raises(SpectralError, match="'a' and 'b' aren't on the same images"):
+        analysis.compare_perturbed({"a": seen, "b": seen.assign(image=seen["image"] + "b")})
+
+
+def test_layers_of_one_name_are_compared_wherever_they_come(runs):
+    """In a network with one more before them, or in a table in another order, nothing was compared."""
+    measured, _, _ = runs
+    net = measured[measured["model"] == "net"]
+    more = net[net["site"] == "stem"].assign(site="before", model="deep")
+    both = pd.concat([net, more, net.assign(model="deep")])
+    paired = analysis.compare_families(both)
+    assert set(paired["layer"]) == {"stem", "pool"}
+    signals = analysis.compare_signals(both[both["tap"] == "signal"])
+    assert signals[signals["family"] == "deep"].set_index("layer")["p"].notna().to_dict() == {
+        "before": False, "stem": True, "pool": True
+    }  # fmt: skip
+
+
+def test_one_photograph_is_compared_without_a_test(runs):
+    measured, _, _ = runs
+    one = measured[measured["image"] == "0000"]
+    found = analysis.compare_families(pd.concat([one[one["model"] == "net"].assign(model=m) for m in "ab"]))
+    assert found["p"].isna().all()
+    assert found["reason"].eq("a test needs 2 clusters where neither map is silent").all()

@@ -18,7 +18,8 @@ from spectral.cli import main
 from spectral.errors import SpectralError
 from spectral.figures import FIGURES, plot_table
 from spectral.figures.answers import ANSWERS
-from spectral.figures.door import WORDS, admit
+from spectral.figures.door import admit
+from spectral.schema import WORDS
 
 STEMS = pytest.mark.parametrize("stem", FIGURES)
 

@@ -941,6 +941,7 @@ LAYERS = pd.DataFrame({"conv1": np.arange(40.0), "conv2": np.arange(40.0) % 7})
         (lambda: compare_paired([1.0, 2.0], [1.0, 2.0], ["a", "a"]), "at least 2 clusters, got 1"),
         (lambda: summarize([1.0, 2.0], clusters=["a", None]), "every row needs a cluster, got 1 without"),
         (lambda: summarize_share([0.0, 0.5]), "flags must be true or false"),
+        (lambda: compare_shares([0, 1], [1, 2]), "compare_shares: flags must be true or false"),
         (lambda: compare_paired([1.0, 2.0], [1.0]), "compare_paired: columns must be .* a: 2, b: 1"),
         (lambda: compare_paired([1.0], [2.0]), "compare_paired: needs at least 2 images, got 1"),
         (lambda: relative_change([1.0, 2.0], [1.0, math.nan]), "relative_change: b must be finite"),

@@ -9,7 +9,6 @@ from typing import Any
 import pandas as pd
 
 from spectral import stats
-from spectral.errors import SpectralError
 from spectral.files import printable
 from spectral.schema import BOUNDS, POWER_RATIOS, RANGES, SIGNAL_METRICS, name_decibels, with_bounds
 
@@ -20,28 +19,6 @@ SIGNAL_COLUMNS = [
 ]  # fmt: skip
 """Columns of what networks are compared by, at the tap ``signal``."""
 SIGNIFICANCE = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
-
-
-def require_columns(table: pd.DataFrame, columns: Iterable[str], caller: str, source: str) -> None:
-    """Refuse a table that isn't what an analysis reads.
-
-    Args:
-        table: what was given.
-        columns: that are needed.
-        caller: whose name the message begins with.
-        source: what gives such a table.
-
-    Raises:
-        SpectralError: naming the first column that is absent.
-
-    Example:
-        >>> require_columns(pd.DataFrame({"a": [1]}), ["a", "b"], "compare", "spectral.measure")
-        Traceback (most recent call last):
-        spectral.errors.SpectralError: compare: the table has no column 'b'; expected one of spectral.measure
-    """
-    absent = [column for column in columns if column not in table]
-    if absent:
-        raise SpectralError(f"{caller}: the table has no column {absent[0]!r}; expected one of {source}")
 
 
 def bound(name: str, mean: float, low: float, high: float) -> dict[str, float]:

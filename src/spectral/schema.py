@@ -59,6 +59,19 @@ _DECIBELS = (*(metric.replace("ratio", "db") for metric in POWER_RATIOS), "psnr_
 UNITS = {**dict.fromkeys(_SHARES, "share"), **dict.fromkeys(_DECIBELS, "dB"), "latency_ms": "ms"}
 """Units of columns; others have none."""
 
+WORDS = frozenset({
+    "accuracy_source", "aliasing_reason", "attack", "base", "block", "class", "cluster", "device",
+    "downsampling", "family", "family_a", "family_b", "fill", "grid", "image", "images", "input_kind", "kind",
+    "layer", "level", "method", "metric", "model", "model_a", "model_b", "name", "network", "networks", "op",
+    "operator", "panel", "perturbation", "predictor", "predictors", "protocol", "reason", "repair",
+    "response", "run", "significance", "site", "source", "state", "stride", "tap", "total_stride", "training",
+    "weights",
+})  # fmt: skip
+"""Columns that name something, as do those that end in ``_reason``; all others that are read are numbers."""
+
+EITHER = frozenset({"label"})
+"""Columns with a number, or a name where nobody numbered the classes."""
+
 # A run's folder: pandas and pyarrow read its shards as one table and pass over names that begin with _.
 SHARD = "shard-{}{:06d}.parquet"  # who has written it, where several do, and its number
 RUN_FILE, SITES_FILE = "_run.json", "_sites.json"

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import spectral
+from spectral.arguments import read_columns
 from spectral.errors import SpectralError, StorageError
 from spectral.files import (
     ensure_writable,
@@ -27,7 +28,7 @@ from spectral.files import (
     replacing,
 )
 from spectral.json_files import read_json, write_json
-from spectral.schema import MEASUREMENT, PLACE
+from spectral.schema import MEASUREMENT, PLACE, fill_words
 
 COLUMNS = list(MEASUREMENT)
 CONTENT, PROVENANCE = "content", "provenance.json"  # under what, and where, the digests of tables are noted
@@ -181,8 +182,9 @@ def read_frame(table: pd.DataFrame, caller: str) -> pd.DataFrame:
             f"{caller}: expected a table from spectral.measure, got one without the column {absent[0]!r}"
             f"{hint if absent == ['cluster'] else '; measure again, or read it with spectral.read'}"
         )
-    text = [column for column in COLUMNS if column not in _NUMBERS]
-    frame = table.assign(**{column: _as_text(table[column]) for column in text})
+    frame = read_columns(table, COLUMNS, lambda problem: SpectralError(f"{caller}: the table {problem}"))
+    words = [column for column in COLUMNS if column not in _NUMBERS]
+    frame = frame.assign(**{column: fill_words(frame[column]) for column in words})
     frame = frame.astype({"call": np.int32, "value": np.float64})
     known = frame[frame["reason"] == ""]
     again = known.duplicated([*_RUN, "image", *PLACE, "metric"])
@@ -380,10 +382,3 @@ def _version(name: str) -> str:
 def _repeat_text(words: Sequence[str], codes: npt.NDArray[Any]) -> pa.Array:
     text = pa.array([printable(word) for word in words], pa.string())
     return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), text)
-
-
-def _as_text(column: pd.Series) -> pd.Series:
-    """Return a column as text, NaN as nothing, and whole numbers as they were written."""
-    if pd.api.types.is_float_dtype(column):
-        column = column.astype("Int64") if (column.dropna() % 1 == 0).all() else column
-    return column.astype(object).where(column.notna(), "").astype(str)

@@ -11,7 +11,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from spectral import stats
-from spectral.analysis.layout import read_images, read_sites
+from spectral.analysis.layout import read_images, read_sites, require_same_images
 from spectral.analysis.spectra import TAPS
 from spectral.arguments import as_list
 from spectral.columns import add_holm, bound
@@ -57,6 +57,7 @@ def regress_confidence(per_image: pd.DataFrame, stability: pd.DataFrame, *, seed
                 f"regress_confidence: per_image has no rows of {family!r} at the tap dense, stability has"
             )
         known = known.set_index("image")
+        require_same_images(own["image"], known.index, "regress_confidence", ("per_image", "stability"))
         layers, images, counts = select_loud(own[own["image"].isin(known.index)])
         known = known.loc[layers.index]
         columns = known[[GIVEN]].join(layers.add_prefix("avr "))
@@ -109,6 +110,7 @@ def correlate_given_margin(
     ]).dropna(subset=["aliasing"])  # fmt: skip
     facts = ["model", "family", "site", "layer", "layer_index", "op", "stride", "tap", "predictor"]
     known = stability[["family", "image", *RESPONSES, GIVEN]]
+    require_same_images(every["image"], known["image"], "correlate_given_margin", ("per_image", "stability"))
     every = every[[*facts, "image", "cluster", "aliasing"]].merge(known, on=["family", "image"])
     blocks = list(every.groupby(facts, sort=False))
     rows = []

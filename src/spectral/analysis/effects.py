@@ -62,7 +62,7 @@ def summarize_equivariance(table: pd.DataFrame) -> pd.DataFrame:
         SpectralError: for a table of another kind, or of several models.
     """
     place = ["site", "row", "column"]
-    check_table(table, "summarize_equivariance", "measure_equivariance", MOVED, place, alone=True)
+    table = check_table(table, "summarize_equivariance", "measure_equivariance", MOVED, place, alone=True)
     rows: list[dict[str, Any]] = []
     for _, block in table.groupby(["site", "kind"], sort=False):
         first = block.iloc[0]
@@ -96,7 +96,9 @@ def summarize_attribution(table: pd.DataFrame) -> pd.DataFrame:
     Raises:
         SpectralError: for a table of another kind, or of several models.
     """
-    check_table(table, "summarize_attribution", "attribute_instability", CHANGED, ["site"], alone=True)
+    table = check_table(
+        table, "summarize_attribution", "attribute_instability", CHANGED, ["site"], alone=True
+    )
     rows = [
         {**{key: block[key].iloc[0] for key in ("site", "op", "method", "block")},
          **_test_variant(block)}

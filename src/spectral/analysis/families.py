@@ -49,7 +49,7 @@ def compare_families(per_image: pd.DataFrame, families: str | Sequence[str] | No
     per_image = read_sites(per_image, PER_IMAGE, "compare_families")
     order = list(dict.fromkeys(per_image["family"])) if families is None else as_list(families)
     rows = []
-    for (tap, index, layer), block in per_image.groupby(["tap", "layer_index", "layer"], sort=True):
+    for (tap, index, layer), block in _number_layers(per_image).groupby(["tap", "layer_index", "layer"]):
         present = [family for family in order if family in set(block["family"])]
         for a, b in combinations(present, 2):
             first, second = (block[block["family"] == family].set_index("image") for family in (a, b))
@@ -60,7 +60,7 @@ def compare_families(per_image: pd.DataFrame, families: str | Sequence[str] | No
             f"compare_families: no layer is common to two of the families {', '.join(map(str, order))}: "
             "lay_out_sites(table, layers=spectral.pair_sites(…)) says which sites are alike"
         )
-    return add_holm(pd.DataFrame(rows), "p", "wilcoxon_p")
+    return _add_holm(pd.DataFrame(rows))
 
 
 def compare_signals(signal: pd.DataFrame, families: str | Sequence[str] | None = None) -> pd.DataFrame:
@@ -79,7 +79,7 @@ def compare_signals(signal: pd.DataFrame, families: str | Sequence[str] | None =
     order = list(dict.fromkeys(signal["family"])) if families is None else as_list(families)
     compared = [metric for metric in COMPARED if metric in signal]
     rows = []
-    for (index, layer), block in signal.groupby(["layer_index", "layer"], sort=True):
+    for (index, layer), block in _number_layers(signal).groupby(["layer_index", "layer"]):
         own = {family: part.set_index("image") for family, part in block.groupby("family", sort=False)}
         for metric, family in product(compared, order):
             if family not in own:
@@ -89,8 +89,17 @@ def compare_signals(signal: pd.DataFrame, families: str | Sequence[str] | None =
                      "site": own[family]["site"].iloc[0]}  # fmt: skip
             described = _describe_signal(own[family], own.get(order[0]), metric, family == order[0])
             rows.append({**facts, **described})
-    table = pd.DataFrame(rows)
-    if "p" not in table:  # one family, or none with a layer of the first
+    return _add_holm(pd.DataFrame(rows))
+
+
+def _number_layers(table: pd.DataFrame) -> pd.DataFrame:
+    """Give layers of one name one place, the first: what comes before them differs between networks."""
+    first = table.groupby("layer")["layer_index"].transform("min")
+    return table.assign(layer_index=first)
+
+
+def _add_holm(table: pd.DataFrame) -> pd.DataFrame:
+    if "p" not in table:  # one family, one photograph, or none with a layer of the first
         table = table.assign(p=np.nan, wilcoxon_p=np.nan)
     return add_holm(table, "p", "wilcoxon_p")
 

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 
 from spectral.analysis.spectra import TAPS
+from spectral.arguments import read_columns, require_columns
 from spectral.capture import Tap
-from spectral.columns import require_columns
 from spectral.errors import SpectralError
 from spectral.measurement import ALIAS_METRICS
+from spectral.schema import fill_words
 from spectral.table import widen
 
 OF_SITES = "spectral.measure, or a row per image, family, layer and tap"
@@ -37,7 +38,7 @@ def lay_out_sites(
         and silent: no power, so that ratios are conventions.
 
     Raises:
-        SpectralError: for a table of something else, or where two runs have one name.
+        SpectralError: for a table of something else, without rows, or where two runs have one name.
 
     Example:
         >>> same = {"model": "net", "image": "a", "cluster": "a", "op": "conv", "stride": "2x2", "reason": ""}
@@ -47,7 +48,9 @@ def lay_out_sites(
         [['c', 0, 'dense', 0.3, 0.1, False]]
     """
     long = ("model", "image", "cluster", "site", "op", "stride", "tap", "metric", "value", "reason")
-    require_columns(table, long, "lay_out_sites", "spectral.measure")
+    table = _read(table, long, "lay_out_sites", "spectral.measure")
+    words = ["image", "cluster", "site", "op", "stride", "tap", "metric", "reason"]
+    table = table.assign(**{name: fill_words(table[name]) for name in words})  # a file has no empty text
     twice = table[table.duplicated(["model", "image", "site", "tap", "metric"])]
     if len(twice):
         raise SpectralError(
@@ -93,16 +96,49 @@ def read_sites(
         SpectralError: in the name of ``caller``, where a column is absent.
     """
     laid = lay_out_sites(table, taps) if {"metric", "value"} <= set(table.columns) else table
-    require_columns(laid, columns, caller, OF_SITES)
-    return laid
+    laid = _read(laid, columns, caller, OF_SITES)
+    return laid.assign(silent=laid["silent"].astype(bool)) if "silent" in laid else laid
 
 
 def read_images(table: pd.DataFrame, columns: Iterable[str], caller: str) -> pd.DataFrame:
     """Return a table with a row per image and family; of `measure_stability` the network is the family.
 
     Raises:
-        SpectralError: in the name of ``caller``, where a column is absent.
+        SpectralError: in the name of ``caller``, where a column is absent, or an image is there twice.
     """
     named = table if "family" in table or "model" not in table else table.assign(family=table["model"])
-    require_columns(named, columns, caller, OF_IMAGES)
+    named = _read(named, columns, caller, OF_IMAGES)
+    again = named.duplicated(["family", "image"])
+    if again.any():
+        row = named[again].iloc[0]
+        raise SpectralError(f"{caller}: the table has image {row['image']!r} twice for {row['family']!r}")
     return named
+
+
+def require_same_images(a: Iterable[str], b: Iterable[str], caller: str, names: tuple[str, str]) -> None:
+    """Refuse two tables that have no image in common, as where a file made numbers of their names.
+
+    Args:
+        a: images of the first table.
+        b: images of the second.
+        caller: whose name the message begins with.
+        names: of both tables.
+
+    Raises:
+        SpectralError: naming an image of each.
+    """
+    first, second = list(a), list(b)
+    if set(first).isdisjoint(second):
+        raise SpectralError(
+            f"{caller}: {names[0]} and {names[1]} have no image in common (such as {first[0]!r} and "
+            f"{second[0]!r}); take tables of the same images, read by spectral.read or pandas alike"
+        )
+
+
+def _read(table: pd.DataFrame, columns: Iterable[str], caller: str, source: str) -> pd.DataFrame:
+    """Return a table that has these columns, typed, and rows."""
+    needed = list(columns)
+    require_columns(table, needed, caller, source)
+    if table.empty:
+        raise SpectralError(f"{caller}: the table has no rows; expected one of {source}")
+    return read_columns(table, needed, lambda problem: SpectralError(f"{caller}: the table {problem}"))

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from spectral import stats
 from spectral.analysis.spectra import tabulate_spectrum
+from spectral.arguments import read_columns, require_columns
 from spectral.columns import (
     FEWEST_CLUSTERS,
     add_holm,
     bound,
     bound_flags,
     bound_summary,
-    require_columns,
     tabulate,
 )
+from spectral.errors import SpectralError
 from spectral.network import evaluation_mode
 from spectral.perturb import Checkerboard, Resampling, make_perturbation
 from spectral.perturb.evaluation import Classifier
@@ -69,8 +70,9 @@ def compare_perturbed(
         >>> compare_perturbed({"net": pd.DataFrame(rows)})["accuracy"].tolist()
         [1.0, 0.5]
     """
-    for table in predictions.values():
-        require_columns(table, PREDICTIONS, "compare_perturbed", "spectral.measure_predictions")
+    predictions = {
+        name: _read_predictions(table, "compare_perturbed", name) for name, table in predictions.items()
+    }
     correct = {name: find_correct(table) for name, table in predictions.items()}
     base = next(iter(predictions), "")
     rows = []
@@ -87,6 +89,11 @@ def compare_perturbed(
                     {} if test == CLEAN else _difference("delta_clean", right[test], right[CLEAN], clusters)
                 )
             if not reason and name != base and len(correct[base]):
+                if not correct[base].index.equals(correct[name].index):
+                    raise SpectralError(
+                        f"compare_perturbed: {base!r} and {name!r} aren't on the same images with labels, so "
+                        f"that nothing can be paired; predict them on one set"
+                    )
                 found = _difference("delta_base", correct[name][test], correct[base][test], clusters)
                 row |= {**found, "base": base}
             rows.append(row)
@@ -109,7 +116,7 @@ def compare_classes(
     """
     rows = []
     for name, table in predictions.items():
-        require_columns(table, PREDICTIONS, "compare_classes", "spectral.measure_predictions")
+        table = _read_predictions(table, "compare_classes", name)
         names = classes.get(name) or ()
         known = table[table["correct"].notna()]
         for test, own in known.groupby("perturbation", sort=False):
@@ -120,6 +127,19 @@ def compare_classes(
                              "class": names[label] if label < len(names) else "", "n_labelled": len(alike),
                              **share})  # fmt: skip
     return pd.DataFrame(rows, columns=CLASS_COLUMNS)
+
+
+def _read_predictions(table: pd.DataFrame, caller: str, name: str) -> pd.DataFrame:
+    """Return a table of predictions, typed; it has each image once under each perturbation."""
+    require_columns(table, PREDICTIONS, caller, "spectral.measure_predictions")
+    table = read_columns(table, PREDICTIONS, lambda problem: SpectralError(f"{caller}: {name}: it {problem}"))
+    again = table.duplicated(["image", "perturbation"])
+    if again.any():
+        row = table[again].iloc[0]
+        raise SpectralError(
+            f"{caller}: {name}: image {row['image']!r} is there twice under {row['perturbation']!r}"
+        )
+    return table
 
 
 def find_correct(table: pd.DataFrame) -> pd.DataFrame:

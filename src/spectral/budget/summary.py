@@ -39,7 +39,8 @@ def summarize_instability_budget(table: pd.DataFrame) -> pd.DataFrame:
         Columns model, metric, source, site, n, n_clusters, value (mean), share (of the total's mean) with its
         95 % interval, error (of the share, by sampling), first_in and last_out (as shares), agreement (how
         often the prediction stays the same with this source alone made ideal; for ``unexplained``, with all
-        of them), reason (why there is no share; without a metric, why that place can't be made ideal).
+        of them; a table from a file doesn't have it), reason (why there is no share; without a metric, why
+        that place can't be made ideal).
 
     Raises:
         SpectralError: if it is no table of `measure_instability_budget`, or has an image of one model twice.
@@ -56,7 +57,7 @@ def summarize_instability_budget(table: pd.DataFrame) -> pd.DataFrame:
         1.0
     """
     place = ["metric", "source", "site"]
-    check_table(table, "summarize_instability_budget", "measure_instability_budget", COLUMNS, place)
+    table = check_table(table, "summarize_instability_budget", "measure_instability_budget", COLUMNS, place)
     table = table.assign(**{name: fill_words(table[name]) for name in (*place, "reason")})  # as from a file
     agreement = _read_agreement(table)
     rows: list[dict[Any, Any]] = []

@@ -11,21 +11,13 @@ from typing import ParamSpec
 import pandas as pd
 from matplotlib.figure import Figure
 
+from spectral.arguments import read_columns
 from spectral.errors import SpectralError, suggest
 from spectral.schema import fill_words
 from spectral.table import require_commas
 
 Given = ParamSpec("Given")
 
-# Columns that name something; all others that a figure reads are numbers.
-WORDS = frozenset({
-    "accuracy_source", "aliasing_reason", "attack", "base", "class", "cluster", "device", "downsampling",
-    "family", "family_a", "family_b", "fill", "grid", "image", "input_kind", "kind", "layer", "level",
-    "method", "metric", "model", "model_a", "model_b", "name", "network", "networks", "op", "operator",
-    "panel", "perturbation", "predictor", "predictors", "protocol", "reason", "repair", "response", "run",
-    "significance", "site", "source", "state", "stride", "tap", "training", "weights",
-})  # fmt: skip
-_EITHER = frozenset({"label"})  # a number, or a name where nobody numbered the classes
 _UNBOUNDED = ("db", "factor")  # parts of names of columns that may be infinite: 0 in dB is
 
 
@@ -62,16 +54,13 @@ def admit(
     for column in read:
         if isinstance(table[column], pd.DataFrame):
             raise refuse(f"has the column {column!r} twice")
-    typed = {
-        column: table[column] if column in _EITHER
-        else _read_words(table[column]) if column in WORDS
-        else _read_numbers(table[column], refuse)
-        for column in read
-    }  # fmt: skip
+    typed = read_columns(table[read], read, refuse)
+    for column in read:
+        _require_finite(typed[column], refuse)
     again = table.astype(object).duplicated()
     if again.any():
         raise refuse(f"has row {int(again.to_numpy().argmax()) + 1} twice")
-    return table[read].assign(**typed)
+    return typed
 
 
 @contextmanager
@@ -143,28 +132,8 @@ def holds_only_reasons(table: pd.DataFrame) -> bool:
     return bool(explained.all())
 
 
-def _read_words(column: pd.Series) -> pd.Series:
-    """Read names, which a file may have taken for numbers; what is unknown stays so."""
-    if pd.api.types.is_float_dtype(column) and column.dropna().mod(1).eq(0).all():
-        column = column.astype("Int64")  # numbered from 0, with some unknown
-    return column.astype(object).map(str, na_action="ignore")
-
-
-def _read_numbers(column: pd.Series, refuse: Callable[[str], SpectralError]) -> pd.Series:
-    """Read numbers or flags.
-
-    Raises:
-        SpectralError: if there is anything else among them, or more than all.
-    """
-    if not pd.api.types.is_numeric_dtype(column):
-        numbers = pd.to_numeric(column, errors="coerce")
-        wrong = column[numbers.isna() & column.notna()]
-        if len(wrong):
-            raise refuse(
-                f"has {str(wrong.iloc[0])[:40]!r} in its column {column.name!r}, which holds numbers"
-            )
-        column = numbers
+def _require_finite(column: pd.Series, refuse: Callable[[str], SpectralError]) -> None:
+    """Refuse a number that is more than all."""
     bounded = not any(part in str(column.name) for part in _UNBOUNDED)
     if bounded and pd.api.types.is_float_dtype(column) and column.abs().eq(float("inf")).any():
         raise refuse(f"has an infinite number in its column {column.name!r}")
-    return column

@@ -56,7 +56,7 @@ def summarize_stability(table: pd.DataFrame) -> pd.DataFrame:
     """
     # Why a model has no value of one kind stands beside it, and is needed where that is so.
     reasons = [f"{name}_reason" for name in MEASURES[:-1] if name in table and _is_lacking(table, name)]
-    check_table(table, "summarize_stability", "measure_stability", [*NEEDED, *reasons])
+    table = check_table(table, "summarize_stability", "measure_stability", [*NEEDED, *reasons])
     rows = [
         _summarize(str(model), metric, block)
         for model, block in table.groupby("model", sort=False)

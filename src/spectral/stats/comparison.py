@@ -200,13 +200,15 @@ def compare_shares(a: ArrayLike, b: ArrayLike, clusters: ArrayLike | None = None
         clusters: one label per image, the photograph it was cut from; by default each is its own.
 
     Raises:
-        SpectralError: as `compare_paired`.
+        SpectralError: as `compare_paired`, or for a value that is neither 0 nor 1.
 
     Example:
         >>> found = compare_shares([0, 1, 1, 0, 1], [0, 1, 1, 0, 1])
         >>> found.difference, round(found.ci_low, 3), round(found.ci_high, 3), found.p
         (0.0, -0.434, 0.434, 1.0)
     """
+    for flags in (a, b):
+        _read_flags("compare_shares", flags)
     found = compare_paired(a, b, clusters)
     if found.ci_low < found.ci_high:
         return replace(found, ci_low=max(found.ci_low, -1.0), ci_high=min(found.ci_high, 1.0))
@@ -286,9 +288,7 @@ def summarize_share(flags: ArrayLike, clusters: ArrayLike | None = None) -> Shar
         >>> round(alone.ci_low, 3), round(crops.ci_low, 3)
         (0.352, 0.095)
     """
-    values = read_vector("summarize_share", "flags", flags)
-    if not np.isin(values, (0.0, 1.0)).all():
-        raise SpectralError("summarize_share: flags must be true or false")
+    values = _read_flags("summarize_share", flags)
     means = average_clusters(values, read_clusters("summarize_share", clusters, len(values), fewest=1))
     share = min(max(float(means.mean()), 0.0), 1.0)
     low, high = find_wilson_interval(share, find_effective_size(means, len(values)))
@@ -358,6 +358,13 @@ def holm(p_values: ArrayLike) -> Vector:
         )
     adjusted[order] = np.minimum(np.maximum.accumulate(p * np.arange(len(p), 0, -1)), 1.0)
     return adjusted
+
+
+def _read_flags(function: str, flags: ArrayLike) -> Vector:
+    values = read_vector(function, "flags", flags)
+    if not np.isin(values, (0.0, 1.0)).all():
+        raise SpectralError(f"{function}: flags must be true or false")
+    return values
 
 
 def _read_paired(
