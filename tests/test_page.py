@@ -21,7 +21,7 @@ from spectral.analysis import Diagnosis, SiteDetail, diagnose, write_headline
 from spectral.cli import main
 from spectral.errors import SpectralError
 from spectral.figures import FIGURES, plot_site_levels
-from spectral.page.cells import FIXES, SITES, make_downloads, view
+from spectral.page.cells import FIXES, SITES, STABILITY, make_downloads, view
 from spectral.page.render import MOST_DETAILS
 from spectral.page.results import view_table
 
@@ -205,6 +205,20 @@ class TestWords:
         said = self.say_fixes(self.fix("all sites", "flc", 0.0, 1.0, after))
         assert "At all sites, flc removes all aliases (−8.0 dB as it is)." in said
 
+    def test_of_one_photograph_no_test_and_no_tenth_is_told(self, found):
+        row = self.fix("all sites", "flc", -0.02, np.nan) | {"n": 1}
+        said = self.say_fixes(row)
+        assert said.startswith(
+            "Whether one of 1 replacement lowers SIS isn't known: that needs two photographs"
+        )
+        assert (
+            "flc leaves aliases of −20.0 dB (−8.0 dB as it is)" in said
+        )  # the least of one is nothing to tell
+        one = found.stability.assign(n=1, n_clusters=1, ci_low=np.nan, ci_high=np.nan)
+        (sis,) = write_headline(Diagnosis({}, stability=one))[1:]
+        assert "median" not in sis
+        assert "a tenth" not in sis
+
     def test_layers_with_which_nothing_could_be_measured_have_their_reason(self):
         said = self.say_fixes({"site": "all sites", "method": "flc", "n": 0, "reason": "the map has NaN"})
         assert "flc at all sites: the map has NaN" in said
@@ -219,6 +233,15 @@ class TestWords:
         images = found.per_image.assign(cluster=["a"] * 5 + ["b", "c", "d"], n_changed=[1] * 5 + [0] * 3)
         said = write_headline(Diagnosis({}, stability=found.stability, per_image=images))[1]
         assert "of 5 of 8 images, each photograph counting once: 25.0 % (" in said
+
+
+def test_a_table_says_of_how_many_photographs_its_images_are(found):
+    budget = found.stability.assign(n_clusters=found.stability["n"] - 1)
+    shown = [
+        [column.heading for column in view(table, "", STABILITY).columns]
+        for table in (budget, found.stability)
+    ]
+    assert ["photographs" in headings for headings in shown] == [True, False]
 
 
 def test_a_site_of_one_photograph_is_drawn_without_an_interval():

@@ -208,11 +208,13 @@ def _say_changed(images: pd.DataFrame) -> list[str]:
 
 
 def _say_sis(sis: Mapping[Any, Any]) -> str:
-    top = sis.get("top_tenth")
-    tail = "" if _is_unknown(top) else f"; a tenth of the photographs carries {format_share(top)} of it"
+    top, several = sis.get("top_tenth"), sis["n_clusters"] > 1
+    tail = f", median {format_number(sis.get('median'))}" if several else ""
+    if several and not _is_unknown(top):
+        tail += f"; a tenth of the photographs carries {format_share(top)} of it"
     bounds = {f"sis{end}": sis.get(key) for end, key in (("", "mean"), ("_ci_low", "ci_low"),
                                                          ("_ci_high", "ci_high"))}  # fmt: skip
-    return f"SIS is {format_interval(bounds, 'sis')}, median {format_number(sis.get('median'))}{tail}."
+    return f"SIS is {format_interval(bounds, 'sis')}{tail}."
 
 
 def _name_output(found: Findings) -> str:
@@ -257,8 +259,11 @@ def _say_fixes(fixes: pd.DataFrame) -> list[str]:
         return [_say_quietest(tried, count)]
     better = tested[(tested["delta_sis"] < 0) & (tested["p_holm"] < ALPHA)]
     on = f"on {_plural(int(tested['n'].max()), 'image')}, without training"
+    if tested["p_holm"].isna().all():
+        lead = f"Whether one of {count} lowers SIS isn't known: that needs two photographs ({on})."
+        return [f"{lead} {_say_quietest(tried, '')}".strip()]
     if better.empty:
-        return [f"None of {count} lowers SIS for sure ({on}). {_say_quietest(tried, '')}"]
+        return [f"None of {count} lowers SIS for sure ({on}). {_say_quietest(tried, '')}".strip()]
     best = better.sort_values("delta_sis").iloc[0].to_dict()
     less = {f"x{end}": -best[f"delta_sis{other}"] for end, other in
             (("", ""), ("_ci_low", "_ci_high"), ("_ci_high", "_ci_low"))}  # fmt: skip
@@ -278,7 +283,8 @@ def _say_quietest(tried: pd.DataFrame, count: str) -> str:
     best = whole.sort_values("alias_power_db").iloc[0]
     before, after = format_db(best["alias_power_db_original"]), format_db(best["alias_power_db"])
     lead = f"Of {count}, {best['method']} at all sites" if count else f"At all sites, {best['method']}"
-    what = "removes all aliases" if after == "none" else f"leaves the least aliases, {after}"
+    least = f"leaves the least aliases, {after}" if len(whole) > 1 else f"leaves aliases of {after}"
+    what = "removes all aliases" if after == "none" else least
     return f"{lead} {what} ({before} as it is)."
 
 

@@ -99,6 +99,13 @@ def ratio(key: str) -> Callable[[Mapping[Any, Any]], str]:
     return interval(key, format_ratio)
 
 
+def photographs(row: Mapping[Any, Any]) -> str:
+    """Write of how many photographs a row's images are, where these are fewer."""
+    clusters, images = row.get("n_clusters"), row.get("n")
+    fewer = not pd.isna(clusters) and not pd.isna(images) and 0 < clusters < images
+    return format_count(clusters) if fewer else NOTHING
+
+
 def format_time(value: Any) -> str:
     """Write milliseconds."""
     return NOTHING if value is None or pd.isna(value) else f"{format_number(value)} ms"
@@ -117,6 +124,10 @@ QUANTITIES = {
     "comb_contrast": "comb contrast",
     "changed": "shifts that change the prediction (share)",
 }
+PHOTOGRAPHS = Column(
+    "photographs", "n_clusters", photographs,
+    title="that these images are of, where fewer: the unit of means, intervals and tests",
+)  # fmt: skip
 SITES = (
     Column("site", "name", text("name"), False),
     Column("kind", "op", text("op"), False),
@@ -135,6 +146,7 @@ SITES = (
     Column("AVR before", "avr_dense", number("avr_dense", lambda v: format_share(v)),
            title="share of the power before decimation that lies above the site's Nyquist limit"),
     Column("images", "n", number("n", format_count), title="that aren't silent there"),
+    PHOTOGRAPHS,
     Column("not measured because", "reason", text("reason"), False),
 )  # fmt: skip
 STABILITY = (
@@ -147,6 +159,7 @@ STABILITY = (
     Column("goes with confidence", "confidence_rho", interval("confidence_rho"),
            title="Spearman's correlation with the confidence of the prediction"),
     Column("images", "n", number("n", format_count)),
+    PHOTOGRAPHS,
     Column("not measured because", "reason", text("reason"), False),
 )  # fmt: skip
 BUDGET = (
@@ -160,6 +173,7 @@ BUDGET = (
     Column("predictions kept", "agreement", number("agreement", format_share),
            title="with this cause made ideal; unexplained: with all of them"),
     Column("images", "n", number("n", format_count)),
+    PHOTOGRAPHS,
 )  # fmt: skip
 LEFT = (
     Column("place", "site", text("site"), False),
@@ -171,7 +185,7 @@ FIXES = (
     Column("layer", "method", text("method"), False),
     Column("change of SIS", "delta_sis", interval("delta_sis"), title="negative: more stable"),
     Column("p (Holm)", "p_holm", number("p_holm"),
-           title="paired t test over photographs, corrected over rows"),
+           title="paired test over photographs, corrected over rows"),
     Column("predictions kept", "agreement", interval("agreement", format_share)),
     Column("accuracy", "accuracy", change("accuracy_original", "accuracy", format_share),
            title="on images whose label is known"),
