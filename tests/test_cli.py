@@ -279,6 +279,24 @@ class TestMeasure:
         silent = next(line for line in lines if line.startswith("3 ") and " input " in line)
         assert silent.split() == ["3", "conv", "2x2", "input", "6", "silent"]
 
+    def test_an_interruption_that_became_another_error_is_one(self, tmp_path, interruptible):
+        """As torch drops it while it imports numpy, and fails at what it then lacks."""
+        code = """
+import signal
+
+def build():
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        raise RuntimeError("Numpy is not available")
+"""
+        (tmp_path / "own.py").write_text(code)
+        result = run("sites", f"{tmp_path / 'own.py'}:build")
+        assert result.exit_code == 130
+        assert result.stderr.splitlines() == [
+            "", "Interrupted; what was written is kept, and the same command continues from there.",
+        ]  # fmt: skip
+
     def test_an_interruption_keeps_what_was_written(self, use_model, tmp_path):
         net = use_model(Misbehaving(raiser(KeyboardInterrupt())))
         result = measure("--metrics", "avr", "--out", tmp_path)

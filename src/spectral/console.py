@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from types import FrameType
+from typing import Any, Literal, NoReturn, TextIO
 
 import click
 
@@ -92,7 +95,7 @@ class SpectralCommand(_OneVoice):
             warnings.simplefilter("always", SpectralWarning)
             shown: list[tuple[type[Warning], str]] = ctx.meta.setdefault(_SHOWN, [])
             warnings.showwarning = partial(_show_warning, shown)
-            ranks = None
+            ranks, interrupts = None, job.enter_context(_noting_interrupts())
             try:
                 if launch.count > 1 and self.ranks != "first":
                     ranks = job.enter_context(joined(launch, apart=self.ranks == "apart"))
@@ -102,11 +105,7 @@ class SpectralCommand(_OneVoice):
                 return found
             except KeyboardInterrupt as stop:
                 what = "Stopped, as when another rank ends" if isinstance(stop, Stopped) else "Interrupted"
-                click.echo(
-                    f"\n{what}; what was written is kept, and the same command continues from there.",
-                    err=True,
-                )
-                ctx.exit(INTERRUPTED)
+                _end_interrupted(ctx, what)
             except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
                 if ranks is None or ranks.first:
                     raise  # click's own ways to end
@@ -114,6 +113,8 @@ class SpectralCommand(_OneVoice):
             except Exception as error:
                 if os.environ.get(DEBUG):
                     raise
+                if interrupts:
+                    _end_interrupted(ctx)
                 sentence, code = explain_error(error)
                 if isinstance(error, BrokenJobError) and error.rank is not None:
                     # The others wait for this one elsewhere, and notice when it has ended.
@@ -168,6 +169,32 @@ class SpectralGroup(_OneVoice, click.Group):
     """A group whose commands are `SpectralCommand`."""
 
     command_class = SpectralCommand
+
+
+@contextmanager
+def _noting_interrupts() -> Iterator[list[int]]:
+    """Note every Ctrl-C: torch drops one that comes while it imports numpy, and fails somewhere later."""
+    seen: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield seen
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _end_interrupted(ctx: click.Context, what: str = "Interrupted") -> NoReturn:
+    sentence = f"\n{what}; what was written is kept, and the same command continues from there."
+    click.echo(sentence, err=True)
+    ctx.exit(INTERRUPTED)
 
 
 def _print_anything(stream: Any) -> None:
