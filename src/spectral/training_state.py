@@ -53,10 +53,14 @@ def restore_state(
     state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     before = state["run"]
     for key in {**before, **run}:  # what only one of them has tells them apart too
-        if before.get(key) != run.get(key):
+        was, now = before.get(key), run.get(key)
+        if was != now:
+            if isinstance(was, dict) and isinstance(now, dict):  # of a recipe what differs, not all of it
+                changed = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+                was, now = ({name: one.get(name) for name in changed} for one in (was, now))
             raise SpectralError(
-                f"{caller}: {path.parent} holds a run with {key} = {before.get(key)}, not {run.get(key)}; "
-                f"choose another folder or delete it"
+                f"{caller}: {path.parent} holds a run with {key} = {was}, not {now}; choose another folder "
+                f"or delete it"
             )
     for name, part in parts.items():
         part.load_state_dict(state[name])
