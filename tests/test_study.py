@@ -324,3 +324,9 @@ def test_a_list_that_names_nothing_is_not_the_preset_s(tmp_path):
 def test_images_that_are_not_named_are_not_the_preset_s(option, tmp_path):
     with pytest.raises(SpectralError, match=f"--{option} names nothing, got ''"):
         options(tmp_path, **{option: ""})
+
+
+def test_what_a_later_phase_lacks_is_told_before_the_first_begins(tmp_path):
+    with pytest.raises(SpectralError, match="unknown images 'no such'"):
+        run_study([1, 6], options(tmp_path, data="no such", limit=2))
+    assert not (tmp_path / "tables").exists()

@@ -58,9 +58,10 @@ def run_phases(numbers: Sequence[int], options: StudyOptions) -> Outcome:
     progress = Progress([weigh_phase(phase, known) for phase in phases.values()])
     if earlier := describe_overwriting(Path(options.out)):
         click.echo(earlier)
-    for number, phase in phases.items():
+    for phase in phases.values():  # before the first works for minutes: a later one's may not be there
         if phase.inputs not in opened:
             opened[phase.inputs], made[phase.inputs] = phase.inputs(options), {}
+    for number, phase in phases.items():
         results = opened[phase.inputs]
         results.announce(f"phase {number}: {phase.title} ({progress.begin()})")
         Run(phase, results, progress, made[phase.inputs]).finish()
