@@ -626,6 +626,7 @@ class Stateful(nn.Module):
         torch.manual_seed(0)
         self.conv, self.head, self.step = nn.Conv2d(3, 4, 3, 2), nn.Linear(4, 5), step
         self.register_buffer("mean", torch.zeros(1, 4, 1, 1))
+        self.register_buffer("running", torch.zeros(4))
         self.cache: Any = None
         self.count, self.seen, self.table, self.rng = 0, [], {"last": 0.0}, np.random.default_rng(0)
 
@@ -639,6 +640,12 @@ COUNTS = {"calls": 0}
 def keeps_buffer(net: Stateful, x: Tensor) -> Tensor:
     net.mean.lerp_(x.mean((2, 3), keepdim=True)[:1], 0.1)
     return x - net.mean
+
+
+def keeps_statistics(net: Stateful, x: Tensor) -> Tensor:
+    """A norm writes them without counting it."""
+    nn.functional.batch_norm(x, net.running, torch.ones(4), training=True)
+    return x - net.running[:, None, None]
 
 
 def keeps_first(net: Stateful, x: Tensor) -> Tensor:
@@ -676,8 +683,8 @@ def keeps_in_module(net: Stateful, x: Tensor) -> Tensor:
 
 
 KEEPS = {
-    "mean": keeps_buffer, "cache": keeps_first, "count": keeps_count, "seen": keeps_list,
-    "table.last": keeps_number, "rng": keeps_generator, "Stateful.shared": keeps_in_class,
+    "mean": keeps_buffer, "running": keeps_statistics, "cache": keeps_first, "count": keeps_count,
+    "seen": keeps_list, "table.last": keeps_number, "rng": keeps_generator, "Stateful.shared": keeps_in_class,
     "COUNTS.calls": keeps_in_module,
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectral.tensors import memory_of
@@ -65,6 +66,8 @@ def run_operator(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
         >>> [run_operator(torch.ops.aten.gelu.default, (x,), {}).shape for _ in range(2)]
         [torch.Size([2, 3, 4, 4]), torch.Size([2, 3, 4, 4])]
     """
+    if func is torch.ops.aten.native_batch_norm.default and args[5]:
+        _count_statistics(args[3:5])
     if not args or type(args[0]) not in _TENSORS or not args[0].is_meta or _find_writes(func) is None:
         return func(*args, **kwargs)
     try:
@@ -78,6 +81,13 @@ def run_operator(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
         return args[0]
     made = [torch.empty_strided(size, stride, dtype=dtype, device="meta") for size, stride, dtype in known]
     return tuple(made) if len(made) > 1 else made[0]
+
+
+def _count_statistics(statistics: Iterable[Tensor | None]) -> None:
+    """Count that a norm's statistics are written, of which its schema says nothing."""
+    for x in statistics:
+        if x is not None:
+            increment_version(x)
 
 
 def _run_and_keep(key: Any, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

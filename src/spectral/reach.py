@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 _FOREIGN = frozenset({"torch", "numpy", "functorch", "pandas", "PIL", *sys.stdlib_module_names}) - {
@@ -256,15 +257,20 @@ class Reach:
         if x.is_inference():  # which counts no versions
             return
         version = x._version
-        self._looks.append(lambda: [name] if x._version != version else [])
         if isinstance(x, nn.Parameter) or x.numel() > _SMALL or x.is_meta:
+            self._looks.append(lambda: [name] if x._version != version else [])
             return
         before = x.detach().clone()
+        countless = x.is_floating_point() and x.element_size() > 1  # a norm's statistics, which count none
+
+        def has_changed() -> bool:
+            return x._version != version or (countless and not torch.equal(x, before))
 
         def put_back() -> None:
-            if x._version != version:
+            if has_changed():
                 x.detach().copy_(before)
 
+        self._looks.append(lambda: [name] if has_changed() else [])
         self._undo.append(put_back)
 
     def _visit_network(self, x: nn.Module, name: str) -> None:
