@@ -222,6 +222,17 @@ def test_double_precision_is_for_what_single_leaves_open(share, doubles, mean):
     assert float(found) == pytest.approx(float(defined(x, (2, 2))["avr"]), rel=1e-5)
 
 
+def test_each_image_keeps_its_own_values_however_they_are_settled():
+    """By the fast sums, the full spectrum, in double precision, and silent ones: in any order."""
+    shares = torch.tensor([1e-8, 0.5, 1e-3, 0, 1e-3, 1e-8]).double()
+    x = shares.sqrt()[:, None, None, None] * board(32, 32).expand(6, 16, 32, 32)
+    tone = torch.cos(2 * torch.pi * torch.arange(32).double() / 32)
+    x = (x + torch.tensor([1.0, 1, 1, 0, 1, 1])[:, None, None, None] * tone).float()
+    for order in (range(6), (2, 0), (5, 4, 3, 2, 1, 0), (4, 5, 0, 2)):
+        found = measure_bands(x[list(order)], (2, 2), metrics=("avr",)).values()["avr"]
+        assert_same({"avr": found}, {"avr": defined(x[list(order)], (2, 2))["avr"]}, 1e-5)
+
+
 class TestPieces:
     @pytest.mark.parametrize(
         ("size", "stride", "phase"), [((14, 14), (2, 2), (0, 0)), ((9, 11), (3, 2), (1, 0))]

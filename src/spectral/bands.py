@@ -181,7 +181,9 @@ def sum_bands(
         [True, False]
     """
     analysis, maps = _prepare(maps, stride, phase, size, metrics, exact)
-    return analysis.sum_maps(maps.double() if exact else maps)
+    if exact:  # converted and laid out in one pass
+        maps = maps.to(torch.float64, memory_format=torch.contiguous_format)
+    return analysis.sum_maps(maps)
 
 
 def _prepare(
@@ -317,6 +319,8 @@ class _Analysis:
         """Which images have sums in which rounding shows: of exact ones those whose squares vanish."""
         doubtful = _is_faint(maps, sums["power"])
         if self.exact:
+            if self.dtype != torch.float64:  # of which no square vanishes in double precision
+                return torch.zeros_like(doubtful)
             return doubtful & (maps.detach() != 0).flatten(1).any(1)
         for name in self.wanted:
             if not self.full:
@@ -335,21 +339,33 @@ class _Analysis:
             for name in sums.keys() & known.keys():
                 sums[name] = sums[name].index_put((places,), known[name])
 
-        # A silent map has nothing to settle.
-        chosen = doubtful[(maps.detach()[doubtful] != 0).flatten(1).any(1)] if len(doubtful) else doubtful
-        if len(chosen) and self.wanted and not self.full:
-            chosen_maps = maps[chosen]
-            full = _Analysis(chosen_maps, self.lattices, self.metrics, full=True).sum_maps(chosen_maps)
-            clear = ~full.doubtful
-            put(chosen[clear], {name: value[clear] for name, value in full.sums.items()})
-            chosen = chosen[full.doubtful]
+        loud = sums["power"][doubtful] > 0
+        if not bool(loud.all()):  # a silent map has nothing to settle, one whose squares vanish has
+            loud |= (maps.detach()[doubtful] != 0).flatten(1).any(1)
+        chosen = doubtful[loud]
+        if self.wanted and not self.full:
+            # The fast sums are near enough to tell of which images the full spectrum is enough.
+            least = SMALLEST_SHARE * sums["power"][chosen]
+            likely = torch.stack([sums[name][chosen] > least for name in self.wanted]).all(0)
+            tried, left = chosen[likely], chosen[~likely]
+            if len(tried):
+                some = _take(maps, tried)
+                full = _Analysis(some, self.lattices, self.metrics, full=True).sum_maps(some)
+                put(tried[~full.doubtful], {name: x[~full.doubtful] for name, x in full.sums.items()})
+                left = torch.cat([left, tried[full.doubtful]]).sort().values
+            chosen = left
         if len(chosen):
             first = tuple(lattice.first for lattice in self.lattices)
-            exact = sum_bands(maps[chosen], self.stride, first, self.count, self.metrics, exact=True)
+            exact = sum_bands(_take(maps, chosen), self.stride, first, self.count, self.metrics, exact=True)
             if bool(exact.doubtful.any()):
                 raise SpectralError(VANISHING)
             put(chosen, exact.sums)
         return replace(statistics, sums=sums, doubtful=torch.zeros_like(statistics.doubtful))
+
+
+def _take(maps: Tensor, images: Tensor) -> Tensor:
+    """Take some images, in their order; all of them without a copy."""
+    return maps if len(images) == len(maps) else maps[images]
 
 
 def _is_faint(maps: Tensor, power: Tensor) -> Tensor:
