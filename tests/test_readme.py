@@ -327,7 +327,8 @@ def say_costs() -> list[str]:
 
 def say_costs_on_a_cpu() -> list[str]:
     ratio = read("overhead").set_index("variant")["x_bare"]
-    whole = read("overhead_whole").query("clock == 'wall'").set_index("variant")["x_bare"]
+    wall = read("overhead_whole").query("clock == 'wall'").set_index(["case", "variant"])["x_bare"]
+    whole, worst = wall["whole call"], wall["whole call, band-limited maps"]
     share = 100 * read("identity").set_index("check")["share"]["all checks"]
     decoded = 100 * read("decoding").set_index("way")["share"]["spectral"]
     budget = read("budget_cost").set_index("model")
@@ -337,6 +338,7 @@ def say_costs_on_a_cpu() -> list[str]:
         f"AVR takes it to {ratio['AVR, input, 7 convs']:.2f} ×, AVR and AM at the dense tap to "
         f"{ratio['AVR + AM, dense, 8 sites']:.2f} ×. Whole",
         f"take {whole['AVR, input']:.2f} and {whole['AVR + AM, dense']:.2f} × as long as",
+        f"takes {worst['AVR, input']:.2f} × where",
         f"is {share:.1f} % of a `measure`",
         f"decoding reaches {decoded:.0f} % of what",
         f"of three sources costs {small['budget_passes']:.0f} forward passes of its images "
