@@ -13,18 +13,26 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from spectral.errors import NotFiniteError, SpectralError, suggest
+from spectral.lowband import (
+    analyse,
+    find_highest,
+    fold_axis,
+    list_complex_parts,
+    select_bins,
+    split_waves,
+    weigh_below,
+    weigh_magnitudes,
+)
 from spectral.metrics import FAINT, divide, rounding_floor
 from spectral.numerics.cache import remember
-from spectral.numerics.lattice import Lattice, analyse_axis, decimate, prefers_transform, synthesise_axis
-from spectral.numerics.matrices import Range, as_matrix, wave_rows
-from spectral.numerics.products import exact_products, transform_axes
+from spectral.numerics.lattice import Lattice, decimate
+from spectral.numerics.products import exact_products
 from spectral.numerics.scaling import sum_squares
-from spectral.sampling import as_stride, find_lattices, violation_mask
+from spectral.sampling import as_stride, find_lattices
 from spectral.spectrum import as_maps, find_power
 
 # Metric → the sums that it is the quotient of; AM is a mean over channels instead.
@@ -225,17 +233,17 @@ class _Analysis:
         self.count = tuple(lattice.count for lattice in lattices)
         self.stride = tuple(lattice.step for lattice in lattices)
         self.wanted = [name for name in DIFFERENCES if name in self.names]
-        self.highest = _find_highest(self.extents, self.stride)
+        self.highest = find_highest(self.extents, self.stride)
         # Sums over every bin cost more, and there is no difference in which rounding could show.
         self.full = full or exact or maps.shape[1] <= FEW_CHANNELS
-        weigh = _select_bins if self.full else _weigh_below
+        weigh = select_bins if self.full else weigh_below
         self.weights = {
             name: remember(weigh, name, self.extents, self.stride, like=maps) for name in self.wanted
         }
         self.has_aliases = not self.names <= OF_DENSE_MAP
         if self.has_aliases:
             self.half = tuple(n // 2 for n in self.count)
-            self.bins = remember(_weigh_magnitudes, self.count, like=maps)
+            self.bins = remember(weigh_magnitudes, self.count, like=maps)
             # Where the lattice covers the map, the alias-free spectrum is the low band, bin for bin.
             self.covers = all(lattice.covers and lattice.first == 0 for lattice in lattices)
 
@@ -250,7 +258,7 @@ class _Analysis:
             sums |= self.sum_full_spectrum(block)
         if self.full and not self.has_aliases:
             return sums
-        low = _analyse(block, self.extents, self.highest)
+        low = analyse(block, self.extents, self.highest)
         if self.wanted and not self.full:
             low_power = sum_squares(low, _channel_axes(low, axes))
             for name, shares in self.weights.items():
@@ -259,7 +267,7 @@ class _Analysis:
             sums["rounding"] = self.find_rounding(low_power.flatten(1)[:, 0])
         if self.has_aliases:
             decimated = decimate(block, 2, self.lattices).contiguous()
-            kept = _analyse(decimated, self.count, self.half)
+            kept = analyse(decimated, self.count, self.half)
             sums |= self.sum_spectrum("residual", self.subtract_alias_free(kept, low))
             if "kept_l1" in self.names:
                 sums |= self.sum_spectrum("kept", kept)
@@ -271,20 +279,20 @@ class _Analysis:
         """Spectrum of the aliases: that of the decimated map without its alias-free part."""
         if not self.covers:
             for axis, lattice in enumerate(self.lattices, 2):
-                low = _fold_axis(low, axis, lattice)
+                low = fold_axis(low, axis, lattice)
             return kept - low
         residual, axes = kept.clone(), len(self.lattices)
         corner = [slice(None), slice(None)]
         for lattice in self.lattices:
             corner += [slice(None), slice(lattice.highest + 1)]  # what L keeps, of the cosines and the sines
-        alias_free = _split_waves(low, axes)[tuple(corner)] / math.prod(self.stride)
-        _split_waves(residual, axes)[tuple(corner)] -= alias_free
+        alias_free = split_waves(low, axes)[tuple(corner)] / math.prod(self.stride)
+        split_waves(residual, axes)[tuple(corner)] -= alias_free
         return residual
 
     def sum_spectrum(self, name: str, band: Tensor) -> dict[str, Tensor]:
         """Σ |DFT| and Σ |DFT|² / (number of samples) of a block's decimated maps."""
         axes = len(self.lattices)
-        squares = [torch.addcmul(a.square(), b, b) for a, b in _complex_parts(band, axes)]
+        squares = [torch.addcmul(a.square(), b, b) for a, b in list_complex_parts(band, axes)]
         magnitude = sum(_sum_channels(_root(square), axes) for square in squares)
         power = sum(_sum_channels(square, axes) for square in squares)
         return {
@@ -415,98 +423,3 @@ def _root(squares: Tensor) -> Tensor:
         return squares.sqrt()
     positive = squares > 0  # the slope at 0 is infinite; that of a magnitude is taken as 0
     return torch.where(positive, squares, 1).sqrt() * positive
-
-
-def _split_waves(band: Tensor, axes: int) -> Tensor:
-    """View (b, c, 2·K, 2·L) as (b, c, 2, K, 2, L): cosines and sines apart."""
-    for axis in range(axes):
-        band = band.unflatten(2 + 2 * axis, (2, -1))
-    return band
-
-
-def _complex_parts(band: Tensor, axes: int) -> Sequence[tuple[Tensor, Tensor]]:
-    """(real, imaginary) of Σ x·exp(i(a ± b …)), one pair for each choice of signs."""
-    parts = [_halve(band, 2)]
-    for axis in range(3, 2 + axes):
-        both = [(_halve(real, axis), _halve(imaginary, axis)) for real, imaginary in parts]
-        plus = [(rc - js, jc + rs) for (rc, rs), (jc, js) in both]
-        minus = [(rc + js, jc - rs) for (rc, rs), (jc, js) in both]
-        parts = plus + minus
-    return parts
-
-
-def _halve(band: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    cosines, sines = band.chunk(2, axis)
-    return cosines, sines
-
-
-def _select_bins(name: str, extents: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-    """Bins of a full, DC-centred spectrum whose power makes up a sum."""
-    if name != "varying":
-        return violation_mask(extents, stride, "separable" if name == "above_separable" else "radial")
-    varying = torch.ones(extents, dtype=torch.bool)
-    varying[tuple(n // 2 for n in extents)] = False
-    return varying
-
-
-def _weigh_below(name: str, extents: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-    """Share of the power of each cosine and sine of the low band that a sum hasn't."""
-    highest = _find_highest(extents, stride)
-    shares = _count_bins(extents, highest) / math.prod(extents)
-    outside = ~_crop_quadrant(_select_bins(name, extents, stride), highest)
-    return (shares * outside).repeat(*[2] * len(extents))
-
-
-def _weigh_magnitudes(count: tuple[int, ...]) -> Tensor:
-    """How often each magnitude counts: each axis but one has both signs among them."""
-    return _count_bins(count, tuple(n // 2 for n in count)) / float(2 ** (len(count) - 1))
-
-
-def _find_highest(extents: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, ...]:
-    """Highest bin at or below the limit on each axis: 2·s·k ≤ N."""
-    return tuple(n // (2 * s) for n, s in zip(extents, stride, strict=True))
-
-
-def _crop_quadrant(mask: Tensor, highest: tuple[int, ...]) -> Tensor:
-    """Bins 0, 1, …, K of each axis of a symmetric DC-centred mask; Nyquist is there as −N/2 only."""
-    for axis, (n, k) in enumerate(zip(mask.shape, highest, strict=True)):
-        mask = mask.index_select(axis, n // 2 - torch.arange(k + 1))
-    return mask
-
-
-def _count_bins(extents: tuple[int, ...], highest: tuple[int, ...]) -> Tensor:
-    """How many bins ±k, ±l … the bin (k, l …) stands for: DC and Nyquist have no mirror image. Float64."""
-    axes = [2 - ((2 * torch.arange(k + 1)) % n == 0).double() for n, k in zip(extents, highest, strict=True)]
-    return reduce(lambda counts, axis: counts[..., None] * axis, axes)
-
-
-def _analyse(maps: Tensor, extents: Sequence[int], highest: Sequence[int]) -> Tensor:
-    """Low band of maps (b, c, *spatial) or (b, 1, *spatial, c): cosines, then sines, on each axis."""
-    sizes = list(zip(extents, highest, strict=True))
-    for axis in sorted(
-        range(len(sizes)), key=lambda i: (sizes[i][1] + 1) / sizes[i][0]
-    ):  # the cheapest order
-        maps = analyse_axis(maps, 2 + axis, *sizes[axis])
-    return maps
-
-
-def _fold_axis(low: Tensor, axis: int, lattice: Lattice) -> Tensor:
-    """Turn the low band of an axis into the spectrum of its decimated low-pass L."""
-    if not prefers_transform(lattice.extent):
-        return transform_axes(
-            low,
-            axis,
-            [as_matrix(_fold_rows, low, lattice.extent, lattice.step, lattice.first, lattice.count)],
-        )
-    samples = synthesise_axis(low, axis, lattice)
-    return analyse_axis(samples, axis, lattice.count, lattice.count // 2)
-
-
-def _fold_rows(extent: int, step: int, first: int, count: int, arange: Range = np.arange) -> Any:
-    """`_fold_axis` as a matrix, both sides as rows of `wave_rows`."""
-    lattice = Lattice(extent, step, first, count)
-    highest = extent // (2 * step)
-    # L keeps bins up to its highest; as in `_count_bins`, a bin stands for its mirror image too.
-    weights = _count_bins((extent,), (highest,)).numpy() * (arange(highest + 1) <= lattice.highest) / extent
-    samples = wave_rows(extent, highest)[:, lattice.samples] * np.tile(weights, 2)[:, None]
-    return wave_rows(count, count // 2) @ samples.T
