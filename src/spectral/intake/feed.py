@@ -26,6 +26,7 @@ from spectral.data.labels import join_labels, take_labels
 from spectral.errors import SpectralError, warn
 from spectral.inputs import Inputs
 from spectral.intake.channels import list_channel_calls
+from spectral.intake.dependence import describe_dependence, name_few
 from spectral.intake.given import GivenImages, find_extents, pick_inputs
 from spectral.intake.pixels import AS_IT_IS, AS_PIXELS, WHITE, build_scaled, find_range, holds_pixels
 from spectral.models import model_info
@@ -44,7 +45,6 @@ from spectral.network import (
 from spectral.numerics.precision import require_double
 from spectral.probe import EMBEDDING, UNKNOWN, Probe, probe
 
-MOST_LISTED = 3
 REPEATED = (
     "{} of {} images are the same as another, as {} and {}; each counts as an image of its own, so that "
     "intervals are narrower than they should be"
@@ -218,38 +218,9 @@ class Feed:
     ) -> Iterator[tuple[list[int], Inputs]]:
         """Yield (indices, inputs before they are normalised and brought to the model)."""
         for chosen, raw in self.images.batches(batch_size, indices=indices):
-            if len(chosen) > 1:
-                self._warn_of_mixing()
-            self._warn_of_draws()
-            self._warn_of_state()
+            for sentence in describe_dependence(self.probe, self.name, len(chosen)):
+                self._warn_once(sentence)
             yield list(chosen), self.read(raw)
-
-    def _warn_of_mixing(self) -> None:
-        """Warn once where an image's values depend on the images that share its batch."""
-        if self.probe.mixed_by:
-            what = f"{self.name} works over all images of a batch ({', '.join(self.probe.mixed_by)})"
-            self._warn_once(
-                f"{what}, so that the values of each depend on the others in it; batch_size=1 gives each "
-                f"image's own"
-            )
-
-    def _warn_of_draws(self) -> None:
-        """Warn once where an image's values are others each time, whatever is done to it."""
-        if self.probe.drawn_by:
-            what = f"{self.name} draws random numbers in its forward ({', '.join(self.probe.drawn_by)})"
-            self._warn_once(
-                f"{what}, so that two passes of one image differ: what compares passes, as SIS does, "
-                f"has these differences in it, and no two runs have the same values"
-            )
-
-    def _warn_of_state(self) -> None:
-        """Warn once where an image's values depend on the passes before, of whatever images they were."""
-        if self.probe.kept_in:
-            self._warn_once(
-                f"the output of {self.name} depends on what its forward has kept of earlier passes "
-                f"({_name_few(self.probe.kept_in)}), so that the values of an image depend on those before "
-                f"it, and what compares passes, as SIS does, has these differences in it"
-            )
 
     def _warn_once(self, sentence: str) -> None:
         if sentence not in self._said:
@@ -501,12 +472,8 @@ class Feed:
         size = "×".join(map(str, self.images.size))
         return [
             f"{len(enlarged)} of {len(self.images)} images are smaller than {size} and are enlarged, "
-            f"which lowers AVR: {_name_few(enlarged)}"
+            f"which lowers AVR: {name_few(enlarged)}"
         ]
-
-
-def _name_few(names: Sequence[str]) -> str:
-    return ", ".join(names[:MOST_LISTED]) + (", …" if len(names) > MOST_LISTED else "")
 
 
 def _find_place(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
