@@ -33,8 +33,7 @@ def as_matrix(build: Callable[..., Any], x: Tensor, *arguments: Any) -> Tensor:
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     if torch.compiler.is_dynamo_compiling() or not all(map(_is_constant, arguments)):
-        symbolic: Tensor = build(*arguments, arange=lambda *ends: torch.arange(*ends, device=x.device))
-        return symbolic.to(dtype)
+        return _build_on(x.device, build, arguments).to(dtype)
     if x.is_meta:
         return torch.empty(_find_shape(build, arguments), dtype=dtype, device="meta")
     matrix: Tensor = remember(build, *arguments, like=x, dtype=dtype)
@@ -251,9 +250,14 @@ def _find_shape(build: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[
     """The shape of a matrix of which no values are wanted, found once."""
 
     def find() -> tuple[int, ...]:
-        return tuple(build(*arguments, arange=lambda *ends: torch.arange(*ends, device="meta")).shape)
+        return tuple(_build_on(torch.device("meta"), build, arguments).shape)
 
     return CACHE.get((build, arguments, "shape"), find, len)
+
+
+def _build_on(device: torch.device, build: Callable[..., Any], arguments: tuple[Any, ...]) -> Tensor:
+    matrix: Tensor = build(*arguments, arange=lambda *ends: torch.arange(*ends, device=device))
+    return matrix
 
 
 def _is_constant(argument: object) -> bool:
