@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from spectral.store import ShardStore, read
+from spectral.run_folder import read
+from spectral.store import ShardStore
 from spectral.summary import summarize_measurements
 from spectral.table import Key, Origin, describe_environment, make_rows, write_csv
 

@@ -22,7 +22,8 @@ import spectral
 from spectral.cli import main
 from spectral.errors import SpectralError
 from spectral.files import is_running
-from spectral.store import ShardStore, read_run
+from spectral.run_folder import read_run
+from spectral.store import ShardStore
 from spectral.sweeping import read_models, sweep
 from spectral.sweeping.claims import STALE, Claims
 from spectral.sweeping.models import name_folders

@@ -56,6 +56,7 @@ from .perturb import (
 from .ranks import alone
 from .recalibration import recalibrate
 from .reconstruction import reconstruct
+from .run_folder import read
 from .sites import Site, find_global_pools, find_reductions, find_sites, get_stride_layers
 from .spectrum import (
     compute_power_spectrum,
@@ -75,7 +76,6 @@ from .stability import (
     measure_worst_shift,
     summarize_stability,
 )
-from .store import read
 from .summary import summarize_measurements
 from .surgery import ConversionReport, conversion_report, convert, revert
 from .sweeping import sweep

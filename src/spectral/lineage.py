@@ -12,8 +12,8 @@ import pandas as pd
 
 from spectral.errors import StorageError
 from spectral.json_files import read_json
+from spectral.run_folder import LostImagesError, digest_run
 from spectral.schema import RUN_FILE, SHARD, SITES_FILE
-from spectral.store import LostImagesError, digest_run
 from spectral.table import PROVENANCE, check_tables, read_csv
 
 RUNS = "runs"  # under what a table's provenance has the digests of the runs that it was made of

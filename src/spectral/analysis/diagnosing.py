@@ -37,9 +37,9 @@ from spectral.measurement import describe_sites, measure
 from spectral.models import model_info
 from spectral.network import Take
 from spectral.ranks import find_ranks, hold, shared
+from spectral.run_folder import list_provenance
 from spectral.sites import find_sites
 from spectral.stability import measure_stability, summarize_stability
-from spectral.store import list_provenance
 from spectral.summary import summarize_measurements
 from spectral.surgery import check_methods, conversion_report, convert
 from spectral.table import describe_environment

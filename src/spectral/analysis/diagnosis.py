@@ -20,9 +20,9 @@ from spectral.arguments import as_path
 from spectral.columns import read_means
 from spectral.errors import SpectralError
 from spectral.measurement.captures import SITE_METRICS
+from spectral.run_folder import holds_run, read
 from spectral.schema import with_bounds
 from spectral.stability.summary import COLUMNS as STABILITY_COLUMNS
-from spectral.store import holds_run, read
 from spectral.summary import summarize_measurements
 from spectral.table import PROVENANCE, check_tables, write_csvs
 

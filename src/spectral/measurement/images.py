@@ -13,7 +13,8 @@ from spectral.data import LISTED, Images, ImageSet, ListedImages, Seen
 from spectral.errors import StorageError
 from spectral.intake import GivenImages
 from spectral.network import make_inputs
-from spectral.store import ShardStore, holds_run, read_run
+from spectral.run_folder import holds_run, read_run
+from spectral.store import ShardStore
 
 
 class TensorImages(GivenImages):

@@ -28,8 +28,9 @@ from spectral.measurement.images import (
 from spectral.measurement.run import Run
 from spectral.network import undisturbed
 from spectral.ranks import Ranks, hold
+from spectral.run_folder import list_provenance
 from spectral.sharing import compare_ranks
-from spectral.store import ShardStore, list_provenance
+from spectral.store import ShardStore
 from spectral.summary import describe_measurement
 from spectral.table import make_reasons, name_images
 

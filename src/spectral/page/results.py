@@ -18,7 +18,7 @@ from spectral.figures import FIGURES, to_svg
 from spectral.lineage import read_result, verify_below
 from spectral.page.cells import Column, View, make_downloads, number, text, view
 from spectral.page.render import make_environment, render_page, write_text
-from spectral.store import find_run
+from spectral.run_folder import find_run
 
 MOST_ROWS = 400  # of a table that are shown
 TABLES, MEASUREMENTS = "tables", "measurements"

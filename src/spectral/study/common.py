@@ -31,10 +31,10 @@ from spectral.models.info import ModelInfo
 from spectral.pairing import pair_sites
 from spectral.ranks import find_ranks
 from spectral.reconstruction import reconstruct
+from spectral.run_folder import LostImagesError
 from spectral.schema import SIGNAL_METRICS, VERSION
 from spectral.sites import Site, find_sites
 from spectral.stability import measure_stability
-from spectral.store import LostImagesError
 from spectral.study.options import PRESETS, StudyOptions
 from spectral.study.progress import DURATIONS
 from spectral.study.roles import assign_roles, find_role

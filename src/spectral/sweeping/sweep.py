@@ -26,9 +26,10 @@ from spectral.measurement.images import describe_seen, name_as_before, refuse_ch
 from spectral.measurement.run import Run
 from spectral.models import load_model, model_info
 from spectral.ranks import Ranks
+from spectral.run_folder import LostImagesError, read, read_run
 from spectral.sameness import refuse_other
 from spectral.schema import RUN_FILE, fill_words
-from spectral.store import LostImagesError, ShardStore, read, read_run
+from spectral.store import ShardStore
 from spectral.summary import SITES_TABLE, SUMMARY_FILE, summarize_measurements, write_summary
 from spectral.sweeping.averages import average_sites, read_table
 from spectral.sweeping.claims import Claims
