@@ -127,6 +127,20 @@ class TestInspect:
         assert found.channels["channel"].tolist() == [1, 0]
         assert found.channels["power_share"].sum() == pytest.approx(1)
 
+    @pytest.mark.parametrize("outputs", [1, 2, 6])
+    def test_channels_are_those_of_the_map_that_is_shown(self, outputs):
+        """A 1×1 convolution behind the site makes other channels of them, of which the tap signal is."""
+        mix = nn.Conv2d(2, outputs, 1, bias=False)
+        mix.weight.data = torch.arange(2.0).flip(0).repeat(outputs, 1)[..., None, None]  # of the quiet one
+        loud, quiet = tone(6), tone(2)
+        x = torch.cat([quiet, 2 * loud], 1)  # at the tap signal no channel aliases
+        found = inspect_sites(nn.Sequential(nn.MaxPool2d(1, 2), mix, nn.Flatten()), x)["0"]
+        assert found.channels["channel"].tolist() == [1, 0]
+        assert found.channels["alias_power_ratio"].tolist() == pytest.approx([1, 0], abs=1e-5)
+        assert found.channels["power_share"].tolist() == pytest.approx([0.8, 0.2])
+        assert found.maps["aliases"] == pytest.approx(2 * loud[0, 0, ::2, ::2].numpy(), abs=1e-5)
+        assert found.channel_median == pytest.approx(0, abs=1e-5)
+
     def test_large_spectra_are_averaged_down_and_a_videos_sites_have_none(self):
         net = nn.Sequential(nn.Conv2d(3, 2, 3, 2, 1), nn.Flatten())
         assert max(inspect_sites(net, torch.rand(1, 3, 300, 200))["0"].before.shape) <= 128

@@ -41,7 +41,8 @@ class SiteDetail:
         aliases: of the aliases in the decimated map.
         profile: the three over rings of equal radius: map, rho (1: the Nyquist frequency of the dense map,
             or, of the two others, of the decimated one), power.
-        channels: the worst of them: channel, alias_power_ratio (median over images), power_share.
+        channels: the worst of them, as all else here of the dense map: channel, alias_power_ratio (median
+            over images), power_share.
         channel_median: mean over images of the median over live channels of their alias power ratios, at
             the tap signal.
         white_noise: what that ratio is for white noise on the same lattice.
@@ -114,7 +115,7 @@ class _Sums:
     def __init__(self, site: Site) -> None:
         self.site, self.n, self.white_noise = site, 0, np.nan
         self.spectra: dict[str, Tensor] = {}
-        self.ratios: list[Tensor] = []
+        self.ratios: dict[str, list[Tensor]] = {"dense": [], "signal": []}
         self.power: Tensor | None = None
         self.first: tuple[Tensor, Tensor, Tensor] | None = None
 
@@ -127,8 +128,9 @@ class _Sums:
             spectrum = compute_power_spectrum(maps).double().sum(0).cpu() / maps[0, 0].numel()
             self.spectra[name] = self.spectra[name] + spectrum if name in self.spectra else spectrum
         own = geometry.stride, geometry.phase, capture.size
-        signal = capture.follow(dense)
-        self.ratios.append(compute_channel_alias_ratios(signal, *own).double().cpu())
+        # What follows may mix channels: those of the tap signal are others than this map's.
+        for tap, maps in (("dense", dense), ("signal", capture.follow(dense))):
+            self.ratios[tap].append(compute_channel_alias_ratios(maps, *own).double().cpu())
         power = kept.double().square().mean((0, 2, 3)).cpu() * len(kept)
         self.power = power if self.power is None else self.power + power
         if self.first is None:
@@ -146,8 +148,8 @@ class _Sums:
             size = int(spectrum.shape[0]), int(spectrum.shape[1])
             radii, power = radial_frequencies(size), compute_radial_profile(spectrum)
             frames.append(pd.DataFrame({"map": name, "rho": radii.numpy(), "power": power.numpy()}))
-        ratios = torch.cat(self.ratios)
-        medians = ratios.nanquantile(0.5, 0)  # torch's median is the lower of two in the middle
+        ratios = {tap: torch.cat(found) for tap, found in self.ratios.items()}
+        medians = ratios["dense"].nanquantile(0.5, 0)  # torch's median is the lower of two in the middle
         ranked = medians.nan_to_num(-1).argsort(descending=True)[:WORST]
         channels = pd.DataFrame({
             "channel": ranked.numpy(), "alias_power_ratio": medians[ranked].numpy(),
@@ -161,8 +163,8 @@ class _Sums:
         return SiteDetail(
             self.site.name, self.n, **{name: _shrink(s) for name, s in spectra.items()},
             profile=pd.concat(frames, ignore_index=True), channels=channels.dropna(ignore_index=True),
-            channel_median=float(ratios.nanquantile(0.5, -1).nanmean()), white_noise=self.white_noise,
-            maps=maps,
+            channel_median=float(ratios["signal"].nanquantile(0.5, -1).nanmean()),
+            white_noise=self.white_noise, maps=maps,
         )  # fmt: skip
 
 
