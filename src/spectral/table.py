@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import spectral
-from spectral.arguments import read_columns
 from spectral.errors import SpectralError, StorageError
 from spectral.files import (
     ensure_writable,
@@ -29,6 +28,7 @@ from spectral.files import (
 )
 from spectral.json_files import read_json, write_json
 from spectral.schema import MEASUREMENT, PLACE, fill_words
+from spectral.table_arguments import read_columns
 
 COLUMNS = list(MEASUREMENT)
 CONTENT, PROVENANCE = "content", "provenance.json"  # under what, and where, the digests of tables are noted

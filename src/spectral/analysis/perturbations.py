@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from spectral import stats
 from spectral.analysis.spectra import tabulate_spectrum
-from spectral.arguments import read_columns, require_columns
 from spectral.columns import (
     FEWEST_CLUSTERS,
     add_holm,
@@ -27,6 +26,7 @@ from spectral.network import evaluation_mode
 from spectral.perturb import Checkerboard, Resampling, make_perturbation
 from spectral.perturb.evaluation import Classifier
 from spectral.schema import with_bounds
+from spectral.table_arguments import read_columns, require_columns
 
 CLEAN = "clean"
 NO_LABELS = "none of these images has a label"

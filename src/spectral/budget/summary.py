@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 
 from spectral import stats
-from spectral.arguments import check_table
 from spectral.budget.schema import COLUMNS, METRICS, TOTAL, UNEXPLAINED
 from spectral.causes import SOURCES
 from spectral.display import NOTHING, Card
 from spectral.schema import fill_words
+from spectral.table_arguments import check_table
 
 SUMMARY = [
     "model", "metric", "source", "site", "n", "n_clusters", "value", "share", "share_ci_low", "share_ci_high",

@@ -11,10 +11,10 @@ from typing import ParamSpec
 import pandas as pd
 from matplotlib.figure import Figure
 
-from spectral.arguments import read_columns
 from spectral.errors import SpectralError, suggest
 from spectral.schema import fill_words
 from spectral.table import require_commas
+from spectral.table_arguments import read_columns
 
 Given = ParamSpec("Given")
 
