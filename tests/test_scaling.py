@@ -134,3 +134,27 @@ def test_scales_are_powers_of_two_and_usual_sizes_are_left_alone():
     assert scale[5:].tolist() == [1, 1]
     assert torch.frexp(scale).mantissa.unique().tolist() == [0.5]
     assert ((x[[0, 1, 4], 0] / scale[[0, 1, 4]]) >= 1).all()
+
+
+@pytest.mark.parametrize("amplitude", [1e-30, 1e-22, 1e20, 1e30])
+def test_equivariance_and_imaging_at_every_amplitude(amplitude):
+    net = nn.Sequential(nn.Conv2d(3, 2, 3, 2, 1, bias=False), nn.ConvTranspose2d(2, 2, 4, 2, 1, bias=False))
+    x = MAPS.roll(1, 0)[:, :, :, :8]
+    scaled = (x.double() * amplitude).float()
+    for measured, columns in (
+        (spectral.measure_equivariance, ["mse_ratio", "relative_error", "psnr_db"]),
+        (spectral.measure_imaging, ["value"]),
+    ):
+        whole, found = (measured(net, images, progress=False)[columns] for images in (x, scaled))
+        assert whole.notna().all(axis=None)
+        torch.testing.assert_close(
+            torch.tensor(found.to_numpy()), torch.tensor(whole.to_numpy()), rtol=1e-5, atol=1e-12
+        )
+
+
+def test_a_place_that_is_not_finite_is_named():
+    net = nn.Sequential(nn.Conv2d(3, 2, 3, 2, 1), nn.Upsample(scale_factor=2))
+    x = MAPS.clone()
+    x[1, 0, 2, 2] = torch.nan
+    with pytest.raises(SpectralError, match="'1' has NaN or infinite values"):
+        spectral.measure_imaging(net, x, progress=False)

@@ -20,6 +20,7 @@ from spectral.errors import SpectralError
 from spectral.intake import Feed
 from spectral.measurement import insert_clusters
 from spectral.network import Take, undisturbed
+from spectral.numerics.scaling import find_scale
 from spectral.ranks import shared
 from spectral.sharing import Sharing
 from spectral.tracker import Scope, Tracker, is_paused, paused
@@ -63,16 +64,18 @@ def compute_imaging_ratio(x: Tensor, factor: Sequence[float | Fraction]) -> Tens
         )
     axes = tuple(range(2, x.ndim))
     precise = x.to(torch.promote_types(x.dtype, torch.float32))
+    precise = precise / find_scale(precise, tuple(range(1, x.ndim)))
     power = torch.stack([torch.fft.fftn(one, dim=axes).abs().square().sum(1)[0] for one in precise.split(1)])
-    below = power
+    below = torch.ones((), dtype=torch.float64, device=x.device)
     for axis, ratio in enumerate(factor, start=1):
         n = power.shape[axis]
         bins = torch.fft.fftfreq(n, 1 / n, device=x.device, dtype=torch.float64).round().abs()
         limit = float(n / (2 * ratio)) if ratio > 1 else float(n)
         weight = (bins < limit).double() + (bins == limit).double() / 2
-        below = below * weight.to(power.dtype).view([-1 if a == axis else 1 for a in range(power.ndim)])
-    total = power.flatten(1).sum(1)
-    return torch.where(total > 0, (1 - below.flatten(1).sum(1) / total).clamp(min=0), torch.nan)
+        below = below * weight.view([-1 if a == axis else 1 for a in range(1, power.ndim)])
+    total = power.flatten(1).sum(1, dtype=torch.float64)
+    above = (power * (1 - below)).flatten(1).sum(1)
+    return torch.where(total > 0, above / total, torch.nan).to(power.dtype)
 
 
 @shared
@@ -106,7 +109,8 @@ def measure_imaging(
         reason where there is no value.
 
     Raises:
-        SpectralError: for no images, or a network whose lattice nowhere gets finer.
+        SpectralError: for no images, a network whose lattice nowhere gets finer, or non-finite activations
+            (naming the place).
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Upsample(scale_factor=2), nn.Conv2d(4, 1, 3))
@@ -184,6 +188,10 @@ def _look(place: Upsampling, args: Any, kwargs: Any, out: Any) -> tuple[list[flo
     y: Tensor = out if isinstance(out, Tensor) else out[0]
     if not y.is_floating_point():
         return [float("nan")] * len(y), float("nan")
+    if not torch.isfinite(y).all():
+        raise SpectralError(
+            f"{CALLER}: {place.name!r} has NaN or infinite values; check the weights and the input"
+        )
     last = torch.movedim(y, place.axes, tuple(range(-len(place.axes), 0)))
     maps = last.reshape(len(last), -1, *last.shape[last.ndim - len(place.axes) :])
     identity = _write_identity(place, args, kwargs, y)

@@ -21,6 +21,7 @@ from spectral.inputs import Inputs
 from spectral.intake import Feed
 from spectral.measurement import describe_sites, insert_clusters
 from spectral.network import map_planes, undisturbed
+from spectral.numerics.scaling import find_scale
 from spectral.ranks import shared
 from spectral.sharing import Sharing
 from spectral.sites import Site, find_sites
@@ -163,6 +164,8 @@ def compare_moved(shifted: Tensor, reference: Tensor, move: Sequence[float]) -> 
         >>> compare_moved(x.roll(1, -1), x, (0, 1))["mse_ratio"]
         tensor([0.], dtype=torch.float64)
     """
+    scale = find_scale(reference, tuple(range(1, reference.ndim)))
+    reference, shifted = reference / scale, shifted / scale  # whose squares neither vanish nor overflow
     moved = fourier_shift(reference, move)
     squares = (shifted - moved).square().flatten(1).sum(1, dtype=torch.float64)
     peak = reference.flatten(1).amax(1).double() - reference.flatten(1).amin(1).double()
