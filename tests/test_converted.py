@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from spectral.cli import main
-from spectral.distillation import distill
+from spectral.distillation import STATE_NAME, distill
 from spectral.errors import SpectralError
 from spectral.hooks import FeatureExtractor
 from spectral.layers import LAYERS, APSPool2d, FLCPool2d, make_pool
@@ -25,6 +25,7 @@ from spectral.reconstruction import reconstruct
 from spectral.sites import find_sites
 from spectral.surgery import conversion_report, convert
 from spectral.training import LabelledImages, Recipe, train
+from spectral.writers import claim_file
 
 
 def run_command(*arguments: object) -> Result:
@@ -139,6 +140,21 @@ def test_convert_repairs_what_it_did(tmp_path):
         torch.testing.assert_close(net(x), expected(x), rtol=1e-3, atol=1e-3)
         assert not torch.allclose(net(x), calibrated(x), rtol=1e-3, atol=1e-3)
     assert not list(tmp_path.rglob("*state.pt"))
+
+
+def test_convert_waits_for_nobody_and_leaves_an_interrupted_distillation_alone(tmp_path):
+    path = tmp_path / "r.safetensors"
+    state = tmp_path / "training" / "r" / STATE_NAME
+    state.parent.mkdir(parents=True)
+    state.write_bytes(b"of another command")
+    command = ("convert", "bundled/resnet8@random", "--method", "blurpool", "--out", path)
+    with claim_file(path):
+        taken = run_command(*command)
+    assert (taken.exit_code, path.exists()) == (2, False)
+    assert "r.safetensors is being written by process" in taken.output
+    assert run_command(*command).exit_code == 0
+    assert (path.exists(), state.read_bytes()) == (True, b"of another command")
+    assert {one.name for one in tmp_path.iterdir()} == {"r.safetensors", "r.json", "training"}
 
 
 def test_convert_takes_the_layers_options_and_calibrates(tmp_path):

@@ -285,6 +285,23 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path, monkeypatch) -
         distill(smooth, x, steps=6, batch_size=4, out=tmp_path, progress=False)
 
 
+def test_few_steps_too_are_kept_where_they_are_judged(tmp_path) -> None:
+    _, smooth = make_pair()
+    x = image(6, 3, 32, 32)
+
+    def stop(steps: int, divergence: float) -> None:
+        if steps == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distill(smooth, x, steps=8, batch_size=4, out=tmp_path, on_check=stop, progress=False)
+    assert (tmp_path / STATE_NAME).exists()
+    whole = distill(smooth, x, steps=8, batch_size=4, progress=False)
+    resumed = distill(smooth, x, steps=8, batch_size=4, out=tmp_path, progress=False)
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_a_run_is_not_continued_with_another_preprocessing(tmp_path) -> None:
     _, smooth = make_pair()
     images, mean, std = torch.rand(4, 3, 32, 32), (0.5,) * 3, (0.25,) * 3

@@ -31,7 +31,7 @@ from spectral.writers import claim
 
 CALLER = "distill"
 STATE_NAME = "distillation-state.pt"
-KEPT_EVERY = 50  # steps
+KEPT_EVERY = 50  # steps, and wherever it is judged
 FITTED_LR = 1e-4  # for norms alone: of what is fitted, more or faster learns the images by heart
 HELD_OUT = 0.2  # of the images, on which it is judged
 CHECKS = 4  # how often, after the first time
@@ -187,7 +187,7 @@ def distill(
                 schedule.step()
                 if step + 1 in times:
                     nearest.check(step + 1)
-                if state and ((step + 1) % KEPT_EVERY == 0 or step + 1 == steps):
+                if state and ((step + 1) % KEPT_EVERY == 0 or step + 1 in times):
                     store_state(state, run, parts, step + 1, [])
                 bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
                 bar.update()

@@ -320,6 +320,16 @@ def _begin_name(path: Path) -> str:
     return f".spectral-{_digest(path.name)}-{_digest(socket.gethostname())[:8]}-"
 
 
+def name_lock(path: Path) -> Path:
+    """Name the file beside another that whoever writes that one has locked; of any name, however long.
+
+    Example:
+        >>> name_lock(Path("net.safetensors")).suffix
+        '.lock'
+    """
+    return path.with_name(f".spectral-{_digest(path.name)}.lock")
+
+
 def _name_temporary(path: Path) -> Path:
     """Name a file beside another that no other process or thread writes to; of any name, however long."""
     return path.with_name(f"{_begin_name(path)}{os.getpid()}-{threading.get_ident():x}.partial")

@@ -1,4 +1,4 @@
-"""Which processes write to a folder: one at a time, or several that know of one another."""
+"""Which processes write to a folder, or a file: one at a time, or several that know of one another."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from weakref import WeakSet
 
 from spectral.errors import SpectralError, StorageError
-from spectral.files import ensure_writable, remove_leftovers
+from spectral.files import ensure_writable, name_lock, remove_leftovers
 
 LOCK_FILE = "_lock"  # pandas and pyarrow pass over names that begin with _
 
@@ -45,18 +45,51 @@ def claim(folder: Path, *, shared: bool = False) -> Iterator[str]:
         True
     """
     folder = Path(folder).absolute()  # whoever runs inside may change the current folder
+    with _held(folder / LOCK_FILE, folder, shared) as holder:
+        remove_leftovers(folder)
+        yield holder
+
+
+@contextmanager
+def claim_file(path: Path) -> Iterator[None]:
+    """Be the only one who writes a file, and what stands beside it, until the end of the block; see `claim`.
+
+    Raises:
+        SpectralError: if somebody else has it, naming who, or its folder can't be written to.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "net.safetensors"
+        ...     with claim_file(path):
+        ...         try:
+        ...             with claim_file(path):
+        ...                 pass
+        ...         except SpectralError as error:
+        ...             print("net.safetensors is being written" in str(error))
+        ...     list(path.parent.iterdir())
+        True
+        []
+    """
+    path = Path(path).absolute()
+    with _held(name_lock(path), path):
+        yield
+
+
+@contextmanager
+def _held(path: Path, what: Path, shared: bool = False) -> Iterator[str]:
+    """Hold a lock, a file of this path, until the end of the block; ``what`` is what it is of."""
+    folder = path.parent
     new = not folder.exists()
     ensure_writable(folder)
-    path = folder / LOCK_FILE
-    lock, process = _lock(folder), os.getpid()
+    lock, process = _lock(path, what), os.getpid()
     _HELD.add(lock)
     whole = False
     try:
         holder = _describe_self()
         _sign(lock, holder, folder)
-        remove_leftovers(folder)
         if shared and os.name != "nt":
-            _share(lock, folder)
+            _share(lock, path, what)
         yield holder
         whole = True
     finally:
@@ -98,7 +131,7 @@ def join_claim(folder: Path, holder: str) -> Iterator[None]:
         return
     lock = FileIO(path, "a+")
     try:
-        _share(lock, folder)
+        _share(lock, path, folder)
         yield
     finally:
         lock.close()
@@ -131,7 +164,7 @@ def cooperate(folder: Path) -> Iterator[None]:
     while True:
         lock = FileIO(path, "a+")
         try:
-            _share(lock, folder)
+            _share(lock, path, folder)
             if not path.exists() or not os.path.samestat(os.fstat(lock.fileno()), path.stat()):
                 continue  # whoever had it has removed it since it was opened
             if os.fstat(lock.fileno()).st_size == 0:
@@ -159,13 +192,13 @@ def _describe_self() -> str:
                        "claim": uuid.uuid4().hex})  # fmt: skip
 
 
-def _lock(folder: Path) -> FileIO:
+def _lock(path: Path, what: Path) -> FileIO:
     try:
-        lock = _open_lock(folder / LOCK_FILE)
+        lock = _open_lock(path)
     except OSError as error:
-        raise _refuse_unlockable(folder, error) from error
+        raise _refuse_unlockable(what, error) from error
     if lock is None:
-        raise _refuse_taken(folder)
+        raise _refuse_taken(path, what)
     return lock
 
 
@@ -180,29 +213,29 @@ def _sign(lock: FileIO, holder: str, folder: Path) -> None:
         raise StorageError(f"can't write to {folder} ({why}); make room, or choose another place") from error
 
 
-def _share(lock: FileIO, folder: Path) -> None:
+def _share(lock: FileIO, path: Path, what: Path) -> None:
     """Let others have a lock too who only share it."""
     import fcntl
 
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise _refuse_taken(folder) from error
+        raise _refuse_taken(path, what) from error
     except OSError as error:
-        raise _refuse_unlockable(folder, error) from error
+        raise _refuse_unlockable(what, error) from error
 
 
-def _refuse_taken(folder: Path) -> SpectralError:
+def _refuse_taken(path: Path, what: Path) -> SpectralError:
+    kind = "folder" if path.parent == what else "file"
     return StorageError(
-        f"{folder} is being written by {_name_writer(folder / LOCK_FILE)}; wait for it to end, or choose "
-        f"another folder"
+        f"{what} is being written by {_name_writer(path)}; wait for it to end, or choose another {kind}"
     )
 
 
-def _refuse_unlockable(folder: Path, error: OSError) -> SpectralError:
+def _refuse_unlockable(what: Path, error: OSError) -> SpectralError:
     why = error.strerror or str(error)
     return StorageError(
-        f"{folder} can't be locked against other writers ({why}); choose a folder on another disk"
+        f"{what} can't be locked against other writers ({why}); choose a place on another disk"
     )
 
 

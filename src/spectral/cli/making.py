@@ -242,6 +242,7 @@ def convert(
     from spectral.models.checkpoint import save_checkpoint
     from spectral.study.tuning import name_architecture
     from spectral.training_state import remove_state
+    from spectral.writers import claim_file
 
     if out.suffix != ".safetensors":
         raise click.UsageError(f"--out: a weights file's name must end in .safetensors, got {str(out)!r}")
@@ -251,6 +252,8 @@ def convert(
         )
     if steps is not None and calibrate is None:
         raise click.UsageError("--distill needs images: name them with --calibrate")
+    out = out.expanduser()
+    click.get_current_context().with_resource(claim_file(out))
     if calibrate is None:
         net, pictures = network.load(model), None
     else:
@@ -296,5 +299,6 @@ def convert(
     }  # fmt: skip
     known = {key: value for key, value in metadata.items() if value is not None}
     path = save_checkpoint(smooth, out, known)
-    remove_state(state / STATE_NAME)  # the checkpoint takes its place
+    if steps is not None:  # without, it is another command's, which goes on
+        remove_state(state / STATE_NAME)  # the checkpoint takes its place
     click.echo(f"weights in {path}")
