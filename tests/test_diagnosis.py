@@ -592,6 +592,17 @@ class TestDiagnose:
         assert "movement of the logits" not in said or what != "stability"  # which it hasn't
         assert found.missing["reason"].str.len().min() > 10
 
+    def test_sites_with_silent_maps_have_that_as_their_reason(self, images, tmp_path):
+        net = classifier()
+        nn.init.zeros_(net[0].weight)
+        nn.init.constant_(net[0].bias, -1.0)  # its own map is not silent, what its activation leaves is
+        found = diagnose(net, images, methods=("flc",), budget_images=0, progress=False, out=tmp_path / "run")
+        reasons = found.missing.set_index("what")["reason"]
+        assert reasons["site 2"] == "its maps are silent on all 6 images"
+        assert found.sites.set_index("name")["reason"].to_dict() == {"0": "", "2": reasons["site 2"]}
+        measured = spectral.write_report(tmp_path / "run" / "measurements").read_text(encoding="utf-8")
+        assert "its maps are silent on all 6 images" in measured
+
     def test_a_network_of_probabilities_is_not_said_to_have_logits(self, images):
         net = nn.Sequential(classifier(), nn.Softmax(-1))
         said = " ".join(

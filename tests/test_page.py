@@ -24,6 +24,7 @@ from spectral.figures import FIGURES, plot_site_levels
 from spectral.page.cells import FIXES, SITES, STABILITY, make_downloads, view
 from spectral.page.render import MOST_DETAILS
 from spectral.page.results import view_table
+from spectral.schema import BOUNDS
 
 BROWSER = next(
     (found for found in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if found), None
@@ -203,7 +204,24 @@ class TestWords:
     def test_no_aliases_are_said_to_be_none(self):
         after = spectral.schema.to_decibels(1e-15)
         said = self.say_fixes(self.fix("all sites", "flc", 0.0, 1.0, after))
-        assert "At all sites, flc removes all aliases (−8.0 dB as it is)." in said
+        cost = "with 90.0 % of the predictions kept."
+        assert f"At all sites, flc removes all aliases (−8.0 dB as it is), {cost}" in said
+        silent = {f"alias_power_db{end}": -100.0 for end in BOUNDS}
+        ratios = {f"alias_power_ratio{end}": 0.0 for end in BOUNDS}
+        assert (
+            self.say([{"name": "a", **ratios, **silent}]) == "None of the 1 measured site passes on aliases."
+        )
+
+    def test_what_is_sure_to_be_little_is_told_from_what_may_be_much(self):
+        quiet = {**self.site("a", 0.001), "alias_power_ratio_ci_high": 0.009}
+        assert self.say([quiet]).startswith(
+            "None of the 1 measured site passes on more than 1 % aliases (int"
+        )
+        assert "is sure to" in self.say([{**quiet, "alias_power_ratio_ci_high": 0.02}])
+
+    def test_layers_that_raise_sis_for_sure_are_counted(self):
+        said = self.say_fixes(self.fix("all sites", "flc", 0.02, 0.01), self.fix("a", "flc", -0.02, 0.2))
+        assert said.startswith("None of 2 replacements lowers SIS for sure, 1 raises it (on 30 images")
 
     def test_of_one_photograph_no_test_and_no_tenth_is_told(self, found):
         row = self.fix("all sites", "flc", -0.02, np.nan) | {"n": 1}
@@ -476,6 +494,16 @@ def test_causes_are_said_with_their_shares_and_what_cannot_be_ideal_is_listed(fo
         "The movement of the logits is caused to 70.0 % (60.0 to 80.0) by borders, 25.0 % (20.0 to 30.0) by "
         "decimation; 5.0 % stays unexplained (on 9 images)." in write_headline(Diagnosis({}, budget=made))
     )
+    unsure = made.assign(share_ci_low=[1.0, 0.2, -0.6, 0.04])
+    assert write_headline(Diagnosis({}, budget=unsure))[1].endswith(
+        "Whether borders have a part in it isn't sure."
+    )
+    few = made.assign(share_ci_low=np.nan, share_ci_high=np.nan)
+    assert "(on 9 images, which are too few for intervals)." in write_headline(Diagnosis({}, budget=few))[1]
+    nothing = {"share": [1.0, 1e-15, 0.95, 0.05], "share_ci_low": [1.0, -1e-15, 0.9, 0.04],
+               "share_ci_high": [1.0, 1e-15, 1.0, 0.06]}  # fmt: skip
+    said = write_headline(Diagnosis({}, budget=made.assign(**nothing)))[1]
+    assert "by borders, none by decimation; 5.0 % stays unexplained (on 9 images)." in said
 
 
 def test_without_a_budget_there_is_no_section_of_causes(tmp_path):

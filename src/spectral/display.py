@@ -124,6 +124,23 @@ def format_mean(mean: float, ci_low: float, ci_high: float) -> str:
     return f"{mean:.{max(digits, 0)}f} ± {half:.{max(digits, 0)}f}"
 
 
+def write_share(share: float) -> str:
+    """Write a share in per cent; what is neither nothing nor all isn't rounded to it.
+
+    Example:
+        >>> write_share(0.0931), write_share(-0.2), write_share(-1e-9), write_share(1)
+        ('9.3 %', '−20.0 %', '0.00 %', '100 %')
+        >>> write_share(2e-5), write_share(0.9996)
+        ('< 0.01 %', '> 99.9 %')
+    """
+    percent = 100 * share
+    digits = 0 if percent in (0, 100) else 1 if abs(percent) >= 1 else 2
+    text = f"{percent:z.{digits}f} %".replace("-", "−")
+    if percent > 0 and text == "0.00 %":
+        return "< 0.01 %"
+    return "> 99.9 %" if percent < 100 and text == "100.0 %" else text
+
+
 def to_html(rows: Rows, before: Iterable[str] = (), after: Iterable[str] = ()) -> str:
     """Write rows as an HTML table, the first as its header, with lines of text around it.
 

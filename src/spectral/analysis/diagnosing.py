@@ -18,6 +18,7 @@ from spectral.analysis.diagnosis import (
     MEASUREMENTS,
     Diagnosis,
     join_sites,
+    list_reasons,
     read_details,
     read_unstable,
     write_tables,
@@ -258,8 +259,6 @@ class _Steps:
             found.sites = pd.DataFrame(table.attrs["sites"])
             found.summary = self.folder.table("summary", lambda: summarize_measurements(table))
             self.note_few("aliasing at the sites", decided, _call("measure", self.model))
-        reasons = found.sites[~found.sites["measurable"].astype(bool)] if len(found.sites) else found.sites
-        self.missing |= {f"site {row['name']}": str(row["reason"]) for row in reasons.to_dict("records")}
 
     def measure_stability(self, found: Diagnosis) -> None:
         """SIS, logit jitter and changed predictions."""
@@ -379,6 +378,7 @@ class _Steps:
     def finish(self, found: Diagnosis) -> Diagnosis:
         """Join what belongs together, and write it down."""
         found.sites = join_sites(found)
+        self.missing |= list_reasons(found.sites)
         missing = [{"what": what, "reason": reason} for what, reason in self.missing.items()]
         found.missing = pd.DataFrame(missing, columns=["what", "reason"])
         made = self.folder.list_circumstances()

@@ -115,11 +115,11 @@ def from_measurements(table: pd.DataFrame, facts: Mapping[str, Any]) -> Diagnosi
     found.stability = _read_stability(found.summary)
     found.unasked = _find_unasked({*facts.get("metrics", ()), *found.summary["metric"]})
     reasons = found.summary[found.summary["reason"] != ""]
-    found.missing = pd.DataFrame({
-        "what": [f"site {site}" if site else metric for site, metric in
-                 zip(reasons["site"], reasons["metric"], strict=True)],
-        "reason": list(reasons["reason"]),
-    })  # fmt: skip
+    missing = {
+        f"site {row['site']}" if row["site"] else row["metric"]: row["reason"]
+        for row in reasons.to_dict("records")
+    } | list_reasons(found.sites)
+    found.missing = pd.DataFrame(list(missing.items()), columns=["what", "reason"])
     return found
 
 
@@ -183,12 +183,31 @@ def join_sites(found: Diagnosis) -> pd.DataFrame:
         words = {key: record[key] if isinstance(record[key], str) else "" for key in ("reason", "dense_map")}
         row: dict[Any, Any] = {**record, **words}
         row |= read_means(found.summary, str(record["name"]), _MEANS) if len(found.summary) else {}
+        row["reason"] = row["reason"] or _explain_absence(row)
         detail = found.details.get(str(record["name"]))
         if detail is not None:
             row |= {"channel_median": detail.channel_median, "white_noise": detail.white_noise}
         rows.append(row)
     table = pd.DataFrame(rows)
     return table.reindex(columns=list(dict.fromkeys([*SITE_COLUMNS, *_list_other_levels(table)])))
+
+
+def _explain_absence(row: Mapping[Any, Any]) -> str:
+    """Say why a site that was measured has no value."""
+    if row.get("n", 1) != 0:
+        return ""
+    silent = int(row["n_silent"])
+    images = f"{silent} image{'' if silent == 1 else 's'}"
+    return f"its maps are silent on all {images}" if silent else "it runs on none of the images"
+
+
+def list_reasons(sites: pd.DataFrame) -> dict[str, str]:
+    """Say of each site that has no value what it is and why.
+
+    Args:
+        sites: from `join_sites`.
+    """
+    return {f"site {row['name']}": str(row["reason"]) for row in sites.to_dict("records") if row["reason"]}
 
 
 def _list_other_levels(table: pd.DataFrame) -> list[str]:

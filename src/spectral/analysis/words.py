@@ -11,11 +11,15 @@ import pandas as pd
 from spectral.analysis.fixes import ALL_SITES
 from spectral.analysis.levels import POOLED, find_level
 from spectral.columns import bound_flags
-from spectral.display import Card
+from spectral.display import Card, write_share
 from spectral.operators import LOSSLESS
+from spectral.schema import ALIAS_FREE, with_bounds
 
 NOTABLE = 0.01  # share of the power above which a site is said to alias: −20 dB
 NOTHING = "–"
+NONE = "none"
+TENTH = 10  # photographs, of which one is a tenth
+NEGLIGIBLE = 5e-5  # a share that is written as 0.00 %
 SOURCES = {"decimation": "decimation", "nonlinearity": "nonlinearities", "border": "borders"}
 ALPHA = 0.05
 _PARTS = {"stability": "what shifts change", "fixes": "what fixes it"}
@@ -79,22 +83,17 @@ def format_db(value: Any) -> str:
     """
     if _is_unknown(value):
         return NOTHING
-    return "none" if value <= -100 else f"{value:.1f} dB".replace("-", "−")
+    return NONE if value <= -100 else f"{value:.1f} dB".replace("-", "−")
 
 
 def format_share(value: Any) -> str:
-    """Write a share in per cent.
+    """Write a share in per cent, as `spectral.display.write_share` does, or that it is unknown.
 
     Example:
-        >>> format_share(0.0931), format_share(-0.2), format_share(-1e-9), format_share(float("nan"))
-        ('9.3 %', '−20.0 %', '0.00 %', '–')
+        >>> format_share(0.0931), format_share(float("nan"))
+        ('9.3 %', '–')
     """
-    if _is_unknown(value):
-        return NOTHING
-    percent = 100 * value
-    digits = 0 if percent in (0, 100) else 1 if abs(percent) >= 1 else 2
-    text = f"{percent:.{digits}f}"
-    return f"{text if float(text) else text.removeprefix('-')} %".replace("-", "−")
+    return NOTHING if _is_unknown(value) else write_share(value)
 
 
 def format_number(value: Any, signed: bool = False) -> str:
@@ -127,13 +126,18 @@ def format_interval(row: Mapping[Any, Any], name: str, write: Any = format_numbe
         '0.2 (0.1 to 0.3)'
         >>> format_interval({"x": -6.0, "x_ci_low": -6.5, "x_ci_high": -5.5}, "x", format_db)
         '−6.0 dB (−6.5 to −5.5)'
+        >>> format_interval({"x": -100.0, "x_ci_low": -100.0, "x_ci_high": -100.0}, "x", format_db)
+        'none'
     """
     value, low, high = (row.get(f"{name}{end}") for end in ("", "_ci_low", "_ci_high"))
     text: str = write(value)
     if _is_unknown(low) or _is_unknown(high):
         return text
+    bounds = write(low), write(high)
+    if {text, *bounds} == {NONE}:
+        return text
     unit = text[len(text.rstrip("% dB")) :]
-    return f"{text} ({write(low).removesuffix(unit)} to {write(high).removesuffix(unit)})"
+    return f"{text} ({bounds[0].removesuffix(unit)} to {bounds[1].removesuffix(unit)})"
 
 
 def _say_sites(found: Findings) -> str:
@@ -167,7 +171,10 @@ def _say_sites(found: Findings) -> str:
         f"{format_share(worst['alias_power_ratio'])} of {level.power}{note}"
     )
     sites_said = _plural(len(known), "measured site")
-    if loud.empty and bounded.any():
+    highest = known["alias_power_ratio_ci_high"].where(bounded, known["alias_power_ratio"])
+    if (highest <= ALIAS_FREE).all():
+        return f"None of the {sites_said} passes on aliases{on}."
+    if loud.empty and bounded.any() and not (highest <= NOTABLE).all():
         return f"None of the {sites_said} is sure to pass on more than 1 % aliases{on}; the most has {said}."
     if loud.empty:
         return f"None of the {sites_said} passes on more than 1 % aliases ({sure}{on}); the most has {said}."
@@ -210,7 +217,7 @@ def _say_changed(images: pd.DataFrame) -> list[str]:
 def _say_sis(sis: Mapping[Any, Any]) -> str:
     top, several = sis.get("top_tenth"), sis["n_clusters"] > 1
     tail = f", median {format_number(sis.get('median'))}" if several else ""
-    if several and not _is_unknown(top):
+    if sis["n_clusters"] >= TENTH and not _is_unknown(top):
         tail += f"; a tenth of the photographs carries {format_share(top)} of it"
     bounds = {f"sis{end}": sis.get(key) for end, key in (("", "mean"), ("_ci_low", "ci_low"),
                                                          ("_ci_high", "ci_high"))}  # fmt: skip
@@ -235,14 +242,25 @@ def _say_causes(budget: pd.DataFrame, what: str) -> str:
     rest = own[own["source"] == "unexplained"].to_dict("records")
     if causes.empty or not rest:
         return ""
-    parts = [
-        f"{format_interval(row, 'share', format_share)} by {SOURCES[row['source']]}"
-        for row in causes.to_dict("records")
-    ]
-    return (
-        f"The movement of {what} is caused to {', '.join(parts)}; {format_share(rest[0]['share'])} stays "
-        f"unexplained (on {_plural(int(rest[0]['n']), 'image')})."
-    )
+    parts, unsure = [], []
+    for row in causes.to_dict("records"):
+        none, name = _is_none(row), SOURCES[row["source"]]
+        parts.append(f"{NONE if none else format_interval(row, 'share', format_share)} by {name}")
+        if not none and row["share_ci_low"] <= 0 <= row["share_ci_high"]:
+            unsure.append(name)
+    images = _plural(int(rest[0]["n"]), "image")
+    said = f"{', '.join(parts)}; {format_share(rest[0]['share'])} stays unexplained (on {images}"
+    if causes["share_ci_low"].isna().all():
+        return f"The movement of {what} is caused to {said}, which are too few for intervals)."
+    have = "has" if unsure == [SOURCES["decimation"]] else "have"
+    doubt = f" Whether {' and '.join(unsure)} {have} a part in it isn't sure." if unsure else ""
+    return f"The movement of {what} is caused to {said}).{doubt}"
+
+
+def _is_none(row: Mapping[Any, Any]) -> bool:
+    """Whether a cause has no part in anything, its interval included."""
+    known = [row[name] for name in with_bounds("share") if not _is_unknown(row[name])]
+    return max(map(abs, known)) < NEGLIGIBLE
 
 
 def _say_fixes(fixes: pd.DataFrame) -> list[str]:
@@ -263,7 +281,9 @@ def _say_fixes(fixes: pd.DataFrame) -> list[str]:
         lead = f"Whether one of {count} lowers SIS isn't known: that needs two photographs ({on})."
         return [f"{lead} {_say_quietest(tried, '')}".strip()]
     if better.empty:
-        return [f"None of {count} lowers SIS for sure ({on}). {_say_quietest(tried, '')}".strip()]
+        worse = int(((tested["delta_sis"] > 0) & (tested["p_holm"] < ALPHA)).sum())
+        raised = f", {worse} {'raises' if worse == 1 else 'raise'} it" if worse else ""
+        return [f"None of {count} lowers SIS for sure{raised} ({on}). {_say_quietest(tried, '')}".strip()]
     best = better.sort_values("delta_sis").iloc[0].to_dict()
     less = {f"x{end}": -best[f"delta_sis{other}"] for end, other in
             (("", ""), ("_ci_low", "_ci_high"), ("_ci_high", "_ci_low"))}  # fmt: skip
@@ -285,7 +305,9 @@ def _say_quietest(tried: pd.DataFrame, count: str) -> str:
     lead = f"Of {count}, {best['method']} at all sites" if count else f"At all sites, {best['method']}"
     least = f"leaves the least aliases, {after}" if len(whole) > 1 else f"leaves aliases of {after}"
     what = "removes all aliases" if after == "none" else least
-    return f"{lead} {what} ({before} as it is)."
+    kept = best.get("agreement")
+    cost = "" if _is_unknown(kept) else f", with {format_share(kept)} of the predictions kept"
+    return f"{lead} {what} ({before} as it is){cost}."
 
 
 def _plural(count: int, word: str) -> str:

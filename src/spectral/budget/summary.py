@@ -10,7 +10,7 @@ import pandas as pd
 from spectral import stats
 from spectral.budget.schema import COLUMNS, METRICS, TOTAL, UNEXPLAINED
 from spectral.causes import SOURCES
-from spectral.display import NOTHING, Card
+from spectral.display import NOTHING, Card, write_share
 from spectral.schema import fill_words
 from spectral.table_arguments import check_table
 
@@ -120,7 +120,7 @@ def _interval(low: float, high: float) -> str:
 
 def _percent(value: object) -> str:
     share = float(value)  # type: ignore[arg-type]
-    return NOTHING if share != share else f"{100 * share:z.1f} %"
+    return NOTHING if share != share else write_share(share)
 
 
 def _summarize(own: pd.DataFrame, total: pd.DataFrame) -> dict[str, Any]:

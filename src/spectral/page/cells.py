@@ -114,7 +114,12 @@ def format_time(value: Any) -> str:
 def change(before: str, after: str, write: Callable[[Any], str] = format_number
            ) -> Callable[[Mapping[Any, Any]], str]:  # fmt: skip
     """Write what a quantity was and is."""
-    return lambda row: f"{write(row.get(before))} → {write(row.get(after))}"
+
+    def text(row: Mapping[Any, Any]) -> str:
+        pair = [write(row.get(key)) for key in (before, after)]
+        return NOTHING if set(pair) == {NOTHING} else " → ".join(pair)
+
+    return text
 
 
 QUANTITIES = {
@@ -227,7 +232,7 @@ def view(
     kept = [
         column
         for place, column in enumerate(columns)
-        if place == 0 or any(column.write(row).strip(f"{NOTHING} →") for row in records)
+        if place == 0 or any(column.write(row) not in ("", NOTHING) for row in records)
     ]
     rows = []
     for record in records:
