@@ -260,7 +260,7 @@ def _say_causes(budget: pd.DataFrame, what: str) -> str:
 def _is_none(row: Mapping[Any, Any]) -> bool:
     """Whether a cause has no part in anything, its interval included."""
     known = [row[name] for name in with_bounds("share") if not _is_unknown(row[name])]
-    return max(map(abs, known)) < NEGLIGIBLE
+    return bool(max(map(abs, known)) < NEGLIGIBLE)
 
 
 def _say_fixes(fixes: pd.DataFrame) -> list[str]:
