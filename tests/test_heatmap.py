@@ -156,6 +156,20 @@ def test_only_the_frequency_that_a_network_sees_moves_it(size, pair, threshold):
     assert facts.values.tolist() == [[*size, 2.0, 40, 25, clean_error]]
 
 
+def test_a_photograph_counts_once_however_many_images_it_has():
+    size, pair = (4, 4), (0, 1)
+    images = Grey(size, [0] * 40)
+    changed = Tuned(FourierBasis(*pair).image(size), 1.0)(FourierBasis(*pair, norm=2.0)(
+        torch.zeros(40, 3, *size))).argmax(1).tolist()  # fmt: skip
+    images.clusters = ["moved" if flag else f"still {i}" for i, flag in enumerate(changed)]
+    table = measure_fourier_heatmap(Tuned(FourierBasis(*pair).image(size), 1.0), images, 2.0, progress=False)
+    row = table.set_index(["i", "j"]).loc[pair]
+    photographs = 40 - sum(changed) + 1
+    assert 5 < sum(changed) < 35
+    assert (row["n"], row["n_clusters"]) == (40, photographs)
+    assert row["disagreement"] == row["error"] == pytest.approx(1 / photographs)
+
+
 def test_frequencies_are_those_of_the_dft():
     table = measure_fourier_heatmap(Tuned(torch.ones(7, 6), 1), Grey((7, 6), [None]), progress=False)
     np.testing.assert_allclose(table["f_u"].unique(), np.fft.fftshift(np.fft.fftfreq(7)))

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from spectral.arguments import as_integer
-from spectral.data import Images
 from spectral.errors import SpectralError
 from spectral.intake import Feed
+from spectral.measurement import insert_clusters
 from spectral.network import Take, undisturbed
 from spectral.perturb.evaluation import Classifier
 from spectral.ranks import shared
@@ -24,6 +25,7 @@ from spectral.sharing import Sharing
 
 NORMS = {"CIFAR-10": 4.0, "ImageNet": 15.7}  # the publication's, at 32 and 224 px
 Bin = tuple[int, int]
+Classes = npt.NDArray[np.int64]  # (images, frequencies)
 
 
 @dataclass(frozen=True)
@@ -134,9 +136,9 @@ def measure_fourier_heatmap(
 
     Returns:
         A row per frequency, rows of the grid from the lowest f_u to the highest: height, width, i, j (cycles
-        per image), f_u, f_v, norm, n, disagreement (share of images whose class isn't the clean one),
-        n_labelled, error (share of labelled images with a wrong class) and clean_error; both NaN without
-        labels.
+        per image), f_u, f_v, norm, n, n_clusters, disagreement (share of images whose class isn't the clean
+        one), n_labelled, error (share of labelled images with a wrong class) and clean_error; both NaN
+        without labels. Shares are means over photographs, each counting once however many images it has.
 
     Units:
         f_u, f_v: cycles per pixel, in [−0.5, 0.5).
@@ -172,28 +174,22 @@ def measure_fourier_heatmap(
     bar = tqdm(total=len(bases) * -(-len(share.indices) // batch_size), desc="frequencies",
                disable=not share.shows(progress), leave=False)  # fmt: skip
 
-    def look() -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yield of each batch how many images are wrong, and with each basis how many change or are wrong."""
+    def look() -> Iterator[tuple[pd.DataFrame, Tensor]]:
+        """Yield of each batch what is known of its images, and their classes with each basis (B, bases)."""
         for indices, batch in classify.batches(batch_size, indices=share.indices):
-            labels = torch.tensor([-1 if (label := known[i]) is None else label for i in indices])
-            clean = classify(batch).argmax(-1).cpu()
-            left, wrong = (torch.zeros(len(bases), dtype=torch.long) for _ in range(2))
-            for number, basis in enumerate(bases):
-                found = classify(basis(batch, indices)).argmax(-1).cpu()
-                left[number] = (found != clean).sum()
-                wrong[number] = _count_wrong(found, labels)
+            found = [classify(batch).argmax(-1).cpu()]
+            for basis in bases:
+                found.append(classify(basis(batch, indices)).argmax(-1).cpu())
                 bar.update()
-            yield int(_count_wrong(clean, labels)), left, wrong
+            labels = pd.array([known[i] for i in indices], dtype="Int64")
+            own = {"image": [images.ids[i] for i in indices], "label": labels, "clean": found[0].numpy()}
+            yield pd.DataFrame(own), torch.stack(found[1:], 1)
 
     with undisturbed(model), torch.no_grad(), bar:
-        parts = share.gather(look())
-    clean_wrong = sum(part[0] for part in parts)
-    left = torch.stack([part[1] for part in parts]).sum(0)
-    wrong = torch.stack([part[2] for part in parts]).sum(0)
-    counts = {
-        (basis.i, basis.j): pair for basis, *pair in zip(bases, left.tolist(), wrong.tolist(), strict=True)
-    }
-    return _tabulate(bins, images, norm, counts, clean_wrong, sum(y is not None for y in known))
+        frames, parts = zip(*share.gather(look()), strict=True)
+    table = insert_clusters(pd.concat(frames, ignore_index=True), images)
+    return _tabulate(bins, [(basis.i, basis.j) for basis in bases], images.size, norm, table,
+                     torch.cat(parts).numpy())  # fmt: skip
 
 
 def list_bins(size: Bin, radius: int | None = None, stride: int = 1) -> list[Bin]:
@@ -220,25 +216,31 @@ def _mirror(pair: Bin, size: Bin) -> Bin:
     return i, j
 
 
-def _count_wrong(classes: Tensor, labels: Tensor) -> Tensor:
-    return ((classes != labels) & (labels >= 0)).sum()
-
-
 def _tabulate(
     bins: Sequence[Bin],
-    images: Images,
+    measured: Sequence[Bin],
+    size: Bin,
     norm: float,
-    counts: dict[Bin, list[int]],
-    clean_wrong: int,
-    n_labelled: int,
+    table: pd.DataFrame,
+    classes: Classes,
 ) -> pd.DataFrame:
-    assert images.size is not None
-    (height, width), n = images.size, len(images)
-    found = np.array([counts.get(pair) or counts[_mirror(pair, images.size)] for pair in bins])
-    share = n_labelled or np.nan
+    """A row per frequency, from the classes that each image has with those that were measured."""
+    place = {pair: column for column, pair in enumerate(measured)}
+    order = [place[pair if pair in place else _mirror(pair, size)] for pair in bins]
+    labelled = table["label"].notna().to_numpy()
+    own, labels = table[labelled], table["label"][labelled].to_numpy(dtype=np.int64)[:, None]
     i, j = np.array(bins).T
     return pd.DataFrame({
-        "height": height, "width": width, "i": i, "j": j, "f_u": i / height, "f_v": j / width, "norm": norm,
-        "n": n, "disagreement": found[:, 0] / n, "n_labelled": n_labelled, "error": found[:, 1] / share,
-        "clean_error": clean_wrong / share,
+        "height": size[0], "width": size[1], "i": i, "j": j, "f_u": i / size[0], "f_v": j / size[1],
+        "norm": norm, "n": len(table), "n_clusters": table["cluster"].nunique(),
+        "disagreement": _average(classes != table[["clean"]].to_numpy(), table["cluster"])[order],
+        "n_labelled": len(own), "error": _average(classes[labelled] != labels, own["cluster"])[order],
+        "clean_error": _average(own[["clean"]].to_numpy() != labels, own["cluster"])[0],
     })  # fmt: skip
+
+
+def _average(flags: npt.NDArray[np.bool_], clusters: pd.Series) -> npt.NDArray[np.float64]:
+    """Mean over photographs of each column, however many images one has; NaN of none."""
+    means = pd.DataFrame(flags.astype(float)).groupby(clusters.to_numpy()).mean()
+    found: npt.NDArray[np.float64] = means.mean().to_numpy()
+    return found

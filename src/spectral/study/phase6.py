@@ -308,7 +308,8 @@ def _say(nula: Nula, name: str, measured: Mapping[str, Any]) -> str:
     table = measured["predictions"]
     what = "agreement" if nula.n_labelled < FEW_LABELS or nula.explain_no_accuracy(name) else "accuracy"
     flags = table["agree"] if what == "agreement" else table["correct"]
-    shares = flags.groupby(table["perturbation"], sort=False).mean()
+    photographs = flags.groupby([table["perturbation"], table["cluster"]], sort=False).mean()
+    shares = photographs.groupby(level=0, sort=False).mean()
     worst = shares.drop(CLEAN)
     start = "" if what == "agreement" else f"{shares[CLEAN]:.1%} clean, "
     return f"{name}: {what} {start}lowest {worst.min():.1%} under {worst.idxmin()}"
