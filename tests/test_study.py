@@ -326,7 +326,8 @@ def test_images_that_are_not_named_are_not_the_preset_s(option, tmp_path):
         options(tmp_path, **{option: ""})
 
 
-def test_what_a_later_phase_lacks_is_told_before_the_first_begins(tmp_path):
+@pytest.mark.parametrize("later", [6, 7])
+def test_what_a_later_phase_lacks_is_told_before_the_first_begins(later, tmp_path):
     with pytest.raises(SpectralError, match="unknown images 'no such'"):
-        run_study([1, 6], options(tmp_path, data="no such", limit=2))
+        run_study([1, later], options(tmp_path, data="no such", limit=2))
     assert not (tmp_path / "tables").exists()

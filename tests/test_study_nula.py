@@ -69,7 +69,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options(out: Path, **changes: object) -> StudyOptions:
-    given = {"images": "samples", "limit": IMAGES, "out": out, "progress": False, **changes}
+    given = {"limit": IMAGES, "out": out, "progress": False, **changes}  # of the samples
     return StudyOptions(**given)  # type: ignore[arg-type]
 
 

@@ -18,7 +18,7 @@ from spectral.figures import FIGURES, holds_only_reasons
 from spectral.files import find_folder, name_folder
 from spectral.json_files import write_json
 from spectral.schema import VERSION
-from spectral.study import runner
+from spectral.study import StudyOptions, run_study, runner
 from spectral.study.declaration import find_table, list_phases, read_phase
 from spectral.study.jobs import work_through
 from spectral.study.progress import Progress, read_durations, weigh_phase
@@ -189,6 +189,20 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
 
     assert parent.exitcode == -9
     _wait(lambda: all(map(ended, held)))
+
+
+@pytest.mark.parametrize(
+    ("phases", "given", "sentence"),
+    [
+        ([1, 8], {"data": "cifar10"}, "--data is for phases 6, 7 and 9, and would be passed over by phases"),
+        ([6, 9], {"data": "cifar10", "images": "samples"}, "--images gives way to --data in phases 6 and 9"),
+        ([7], {"models": ("bundled/resnet20", "x")}, "x of --models is for other phases than 7"),
+    ],
+)
+def test_what_none_of_the_phases_reads_is_refused(phases, given, sentence, tmp_path):
+    with pytest.raises(SpectralError, match=f"{sentence}.*leave it out"):
+        run_study(phases, StudyOptions(out=tmp_path, progress=False, **given))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_killed_process_is_told_with_what_to_do(tmp_path):

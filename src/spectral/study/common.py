@@ -66,6 +66,11 @@ class Results(ABC):
         self.files: dict[str, tuple[Path, ...] | None] = {}
         """What they depend on, as `ModelInfo.files`."""
 
+    @classmethod
+    def list_unread(cls, options: StudyOptions) -> dict[str, str]:
+        """Return which options nothing here reads though they are given, and what they are for."""
+        return {} if options.data is None else {"data": "--data is for phases 6, 7 and 9"}
+
     @abstractmethod
     def config(self) -> dict[str, Any]:
         """What determines every number."""

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from spectral.errors import SpectralError
 
@@ -60,6 +60,16 @@ class Units:
     seconds: float = 1.0
 
 
+class Inputs(Protocol):
+    """What a phase works on: a subclass of `spectral.study.common.Results`."""
+
+    def __call__(self, options: Any) -> Any:
+        """Open it."""
+
+    def list_unread(self, options: Any) -> Mapping[str, str]:
+        """Return what is asked for that nothing there reads."""
+
+
 @dataclass(frozen=True)
 class Phase:
     """One phase.
@@ -73,7 +83,7 @@ class Phase:
     """
 
     title: str
-    inputs: Callable[[Any], Any]
+    inputs: Inputs
     tables: tuple[Table, ...]
     units: Units | None = None
     conclude: Callable[[Any, Mapping[str, Any]], Iterable[str]] | None = None
@@ -113,7 +123,7 @@ def read_phase(number: int) -> Phase:
     return declared
 
 
-def find_table(name: str, inputs: Callable[[Any], Any]) -> Table:
+def find_table(name: str, inputs: Inputs) -> Table:
     """Return the declaration of a table, of whichever phase on the same inputs.
 
     Raises:

@@ -113,6 +113,12 @@ class Networks(Results):
         return {"preset": self.options.preset, **self.describe_pictures(), **own}
 
 
+def yield_to_data(options: StudyOptions) -> dict[str, str]:
+    """Return what labelled images take the place of, as `Results.list_unread` does."""
+    both = options.images is not None and options.data is not None
+    return {"images": "--images gives way to --data in phases 6 and 9"} if both else {}
+
+
 def describe_images(images: ImageSet) -> dict[str, Any]:
     """Return what tells a set of pictures from others."""
     labels = digest_labels(images.labels, images.classes)

@@ -46,7 +46,7 @@ from spectral.perturb import NULA_TESTS, PerturbedImages, Resampling, make_pertu
 from spectral.schema import SIGNAL_METRICS, with_bounds
 from spectral.sites import find_sites
 from spectral.study.declaration import Phase, Table, Units
-from spectral.study.networks import Networks
+from spectral.study.networks import Networks, yield_to_data
 from spectral.study.options import StudyOptions
 from spectral.summary import summarize_measurements
 from spectral.synthetic import make_dead_leaves_image
@@ -110,6 +110,11 @@ class Nula(Networks):
         if labelled < FEW_LABELS:
             rest = f"accuracies rest on {labelled} images" if labelled else "no accuracies without labels"
             click.echo(f"  {rest}: --data cifar10, or a folder per class, gives more")
+
+    @classmethod
+    def list_unread(cls, options: StudyOptions) -> dict[str, str]:
+        """Of --images, what --data takes the place of."""
+        return yield_to_data(options)
 
     @cached_property
     def models(self) -> dict[str, nn.Module]:

@@ -120,6 +120,12 @@ class Layers(Networks):
         if self.missing:
             click.echo(f"  no tuned checkpoint of {', '.join(self.missing)}; {self.say_how()}")
 
+    @classmethod
+    def list_unread(cls, options: StudyOptions) -> dict[str, str]:
+        """Of --models, all but the first."""
+        others = (options.models or ())[1:]
+        return {"models": f"{', '.join(others)} of --models is for other phases than 7"} if others else {}
+
     def say_how(self) -> str:
         """Say how missing checkpoints are made."""
         if self.base == PRESETS["bundled"].models[0]:
@@ -145,6 +151,11 @@ class Layers(Networks):
         if not images.has_labels:
             raise SpectralError(f"--data: {data!r} has no labels; expected cifar10, or a subfolder per class")
         return images
+
+    def say_more(self) -> str:
+        """On which images accuracies are measured."""
+        images = self.test_images
+        return "" if images is None else f"; accuracies on {len(images)} of {images.source}"
 
     def describe_pictures(self) -> dict[str, Any]:
         """What determines the numbers of any network."""

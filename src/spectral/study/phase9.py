@@ -54,7 +54,7 @@ from spectral.schema import ALIAS_FREE, SIGNAL_METRICS, with_bounds
 from spectral.sites import find_sites
 from spectral.stability import measure_consistency
 from spectral.study.declaration import Phase, Table, Units
-from spectral.study.networks import Networks
+from spectral.study.networks import Networks, yield_to_data
 from spectral.study.options import StudyOptions
 from spectral.study.tuning import name_architecture
 from spectral.study.zoo import list_zoo
@@ -132,6 +132,11 @@ class Robustness(Networks):
             click.echo(
                 "  not all of them have labels: the response is agreement with the own clean prediction"
             )
+
+    @classmethod
+    def list_unread(cls, options: StudyOptions) -> dict[str, str]:
+        """Of --images, what --data takes the place of."""
+        return yield_to_data(options)
 
     @cached_property
     def images(self) -> ImageSet:

@@ -49,9 +49,10 @@ def run_phases(numbers: Sequence[int], options: StudyOptions) -> Outcome:
     """Run phases in order, say what they find, and write the codebook.
 
     Raises:
-        SpectralError: for an unknown phase, or whatever a phase meets.
+        SpectralError: for an unknown phase, an option that none of them reads, or whatever a phase meets.
     """
     phases = {number: read_phase(number) for number in numbers}
+    _refuse_unread(phases, options)
     opened: dict[Any, Results] = {}
     made: dict[Any, dict[str, Any]] = {}
     known = read_durations(Path(options.out))
@@ -74,6 +75,20 @@ def run_phases(numbers: Sequence[int], options: StudyOptions) -> Outcome:
         click.echo(line)
     ranks.once(lambda: write_codebook(tables))
     return Outcome(said, {name: files for one in opened.values() for name, files in one.files.items()})
+
+
+def _refuse_unread(phases: Mapping[int, Phase], options: StudyOptions) -> None:
+    """Refuse an option that none of the phases reads: it would be passed over without a word.
+
+    Raises:
+        SpectralError: naming it, and what does read it.
+    """
+    unread = [phase.inputs.list_unread(options) for phase in phases.values()]
+    for option in unread[0]:
+        if all(option in one for one in unread):
+            why = "; ".join(dict.fromkeys(one[option] for one in unread))
+            asked = f"phase{'s' * (len(phases) > 1)} {', '.join(map(str, phases))}"
+            raise SpectralError(f"{why}, and would be passed over by {asked}; leave it out")
 
 
 class Run:
