@@ -308,6 +308,68 @@ def test_lists_of_images():
     assert image.shape == (2, 3, 9, 8)
 
 
+class Weighted(nn.Module):
+    """Takes images one by one, each with a dictionary of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(net(), nn.Linear(4, 3))
+
+    def forward(self, images: list[Tensor], notes: list[dict[str, Tensor]]) -> Tensor:
+        return self.body(torch.stack([x * note["gain"] for x, note in zip(images, notes, strict=True)]))
+
+
+class OfItems(Weighted):
+    """Takes what detectron2's and SAM's do: a list of dictionaries."""
+
+    def forward(self, items: list[dict[str, Tensor]]) -> Tensor:  # type: ignore[override]
+        return super().forward([item["image"] for item in items], items)
+
+
+NOTES = [{"gain": torch.tensor(gain), "boxes": torch.zeros(i, 4)} for i, gain in enumerate((0.5, 1.0, 0.2))]
+
+
+@pytest.mark.parametrize("given", ["lists", "loader", "its batches", "dictionaries"])
+def test_what_belongs_to_each_image_goes_with_it(given: str) -> None:
+    x = noise(3, 3, 9, 8)
+    torch.manual_seed(0)
+    model: nn.Module = (OfItems if given == "dictionaries" else Weighted)().eval()
+    pairs = list(zip(x, NOTES, strict=True))
+    loader: Any = DataLoader(pairs, 2, collate_fn=lambda items: tuple(zip(*items, strict=True)))
+    images = {
+        "lists": (list(x), NOTES), "loader": loader, "its batches": iter(loader),
+        "dictionaries": [{"image": image, **note} for image, note in pairs],
+    }[given]  # fmt: skip
+    plain = torch.stack([image * note["gain"] for image, note in pairs])
+    expected = measure(model.body, plain, ("avr", "sis"), batch_size=2, progress=False)
+    table = measure(model, images, ("avr", "sis"), batch_size=2, progress=False)
+    assert table["image"].tolist() == expected["image"].tolist()
+    np.testing.assert_allclose(table["value"], expected["value"], rtol=1e-5)
+
+
+def test_batches_that_come_as_lists_of_images_are_batches():
+    x = noise(4, 3, 9, 8)
+    for model in (net(), OfItems().body):
+        for given in ([list(x[:2]), list(x[2:])], [(tuple(x[:2]), NOTES[:2]), (tuple(x[2:]), NOTES[1:])]):
+            _, image, _ = fed(model, iter(given))
+            assert torch.equal(image, x)
+
+
+def test_dictionaries_of_a_network_that_takes_a_batch_are_collated():
+    x = noise(2, 1, 9, 8)
+    _, image, said = fed(net(1), [{"image": one, "name": "a"} for one in x])
+    assert torch.equal(image, x) and said == ["test: of each batch, 'image' is passed"]
+
+
+def test_videos_of_eight_bits():
+    x = torch.from_numpy(pixels(2, 3, 4, 9, 8))
+    body = nn.Sequential(nn.Conv3d(3, 4, 3), nn.AdaptiveAvgPool3d(1), nn.Flatten())
+    for given in (x, x.numpy(), [(one, 1) for one in x]):
+        _, image, said = fed(body, given)
+        assert torch.equal(image, x.float() / 255)
+        assert any("taken as pixels: divided by 255" in sentence for sentence in said)
+
+
 # Sets of images --------------------------------------------------------------------------------------------
 
 

@@ -870,6 +870,18 @@ def test_models_in_which_hooks_never_fire(make, way_out):
         check_hookable(model)
 
 
+def test_a_network_that_is_yet_to_be_quantised_is_one_of_floats():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.sum = nn.Conv2d(3, 3, 3, 1, 1), torch.ao.nn.quantized.FloatFunctional()
+
+        def forward(self, x):
+            return self.sum.add(x, self.conv(x))[..., ::2, ::2]
+
+    assert [site.stride for site in find_sites(Residual(), 16)] == [(2, 2)]
+
+
 def test_the_way_out_of_a_compiled_model_works():
     import copy
 

@@ -41,8 +41,8 @@ class Inputs:
         """Return the inputs with each tensor replaced by what a function makes of it.
 
         Args:
-            function: of a tensor and whether its first axis is the batch; an image in a list, as detectors
-                take them, has none.
+            function: of a tensor and whether its first axis is the batch; an image in a list, alone or in a
+                dictionary, as detectors take them, has none.
 
         Example:
             >>> halves = read_example({"image": torch.ones(1, 3, 8, 8), "scale": 2}).map(lambda x, _: x / 2)
@@ -68,8 +68,9 @@ class Inputs:
     @property
     def count(self) -> int:
         """How many images there are."""
-        alone = [x for x, batched in self.every_tensor() if not batched]
-        return len(alone) if any(x is self.image for x in alone) else len(self.image)
+        alone = any(x is self.image for x, batched in self.every_tensor() if not batched)
+        images = _find_list([*self.args, self.kwargs], self.image) if alone else None
+        return len(self.image if images is None else images)
 
     def every_tensor(self) -> list[tuple[Tensor, bool]]:
         """Return all tensors, and whether each is a batch: detectors take lists of images."""
@@ -99,8 +100,26 @@ def _visit(value: Any, function: Callable[[Tensor, bool], Tensor], several: bool
         items = [_visit(item, function, several=True) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if isinstance(value, dict):
-        return {key: _visit(item, function, several=False) for key, item in value.items()}
+        return {key: _visit(item, function, several) for key, item in value.items()}
     return value
+
+
+def _find_list(value: Any, image: Tensor) -> Sequence[Any] | None:
+    """Return the innermost list of which an entry is an image, or a dictionary with it."""
+    if isinstance(value, dict):
+        return next((found for v in value.values() if (found := _find_list(v, image)) is not None), None)
+    if not isinstance(value, (tuple, list)):
+        return None
+    for item in value:
+        if (found := _find_list(item, image)) is not None:
+            return found
+        if _has(item, image):
+            return value
+    return None
+
+
+def _has(item: Any, image: Tensor) -> bool:
+    return item is image or (isinstance(item, dict) and any(_has(value, image) for value in item.values()))
 
 
 Example = Inputs | Tensor | np.ndarray[Any, Any] | int | Sequence[int] | Sequence[Tensor] | Mapping[str, Any]

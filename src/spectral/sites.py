@@ -22,6 +22,8 @@ from spectral.places import Ending, Place
 from spectral.standin import choose_inputs
 
 Access = Literal["direct", "wrapped", "inner"]
+_QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
+_STILL_FLOAT = ("FloatFunctional", "FXFloatFunctional")  # of a network that is yet to be quantised
 FIRST_FAMILIES = ("operator", "reduction", "view", "layer")
 
 
@@ -253,7 +255,7 @@ def check_hookable(model: object) -> None:
             )
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             raise SpectralError(f"hooks don't see the replicas of {kind}; {_way_out(name, 'module')}")
-        if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
+        if type(module).__module__.startswith(_QUANTISED) and kind not in _STILL_FLOAT:
             raise SpectralError(
                 "a quantised model computes on integers, which have no spectrum; pass the float model it was "
                 "made from"

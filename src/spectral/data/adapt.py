@@ -22,7 +22,7 @@ from spectral.data.labels import Taken, join_labels, take_labels
 from spectral.data.loading import Loading, check_workers
 from spectral.data.pictures import PixelImages, has_last_channels, make_picture_set, read_pixels
 from spectral.data.sources import load_images
-from spectral.data.structures import list_leaves
+from spectral.data.structures import has_one_each, list_leaves
 from spectral.data.subset import Subset
 from spectral.data.values import Values, names_values, read_values
 from spectral.errors import SpectralError
@@ -167,7 +167,7 @@ def _read_array(array: np.ndarray[Any, Any], caller: str) -> Any:
     if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
         raise SpectralError(f"{caller}: the array has masked values; fill them (.filled()) or leave them out")
     if array.dtype == np.uint8:
-        return read_pixels(array)
+        return read_pixels(array) if array.ndim < 5 else as_tensor(array)  # of videos
     if not np.issubdtype(array.dtype, np.floating) and not np.issubdtype(array.dtype, np.complexfloating):
         raise SpectralError(
             f"{caller}: expected pixels of type uint8 or floating-point numbers, got an array of "
@@ -203,6 +203,8 @@ def _read_stream(items: Iterator[Any], caller: str, owner: Any, name: str | None
 
 def _is_one_image(item: Any) -> bool:
     """Whether an item of a stream is one image, by its label, as a picture, or by its shape, and no batch."""
+    if _is_batch_of_images(item):
+        return False
     taken = take_labels(item, single=True)
     rest, leaves = taken.rest, list_leaves(taken.rest)
     if find_picture(item) is not None or any(isinstance(leaf, Image.Image) for leaf in leaves):
@@ -215,6 +217,15 @@ def _is_one_image(item: Any) -> bool:
     planes = shape[0] in (1, 3, 4) and min(shape[1:]) >= 8  # not a few signals of some channels
     pixels = isinstance(rest, np.ndarray) and rest.dtype == np.uint8
     return planes or pixels or labelled
+
+
+def _is_batch_of_images(item: Any) -> bool:
+    """Whether it is a list of images of as many channels, or of dictionaries, alone or with one for each."""
+    pair = isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(x, tuple | list) for x in item)
+    images = list(item[0]) if pair else item
+    if pair and len(item[0]) != len(item[1]):
+        return False
+    return has_one_each(images) and len({len(x) for x in images if isinstance(x, Tensor)}) < 2
 
 
 def _has_label(item: Any, taken: Taken) -> bool:

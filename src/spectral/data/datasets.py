@@ -31,7 +31,14 @@ from spectral.data.items import find_picture, show_picture
 from spectral.data.labels import LABEL_KEYS, Taken, join_labels, take_labels
 from spectral.data.loading import Loading, load_batches
 from spectral.data.pictures import describe_picture
-from spectral.data.structures import join, list_leaves, map_leaves, pick
+from spectral.data.structures import (
+    find_list_of_images,
+    is_list_of_images,
+    join,
+    list_leaves,
+    map_leaves,
+    pick,
+)
 from spectral.errors import SpectralError
 
 Collate = Callable[[list[Any]], Any]
@@ -135,7 +142,7 @@ class BatchedImages:
 
     def __init__(self, batches: Iterable[Any], source: str, dataset: Any = None) -> None:
         self.source = source
-        whole = list(batches)
+        whole = [_list_pairs(batch) for batch in batches]
         taken = [take_labels(batch) for batch in whole]
         self._counts = [count_images(part.rest) for part in taken]
         self.labels, refused = join_labels(taken, self._counts, source)
@@ -334,13 +341,23 @@ def hash_values(value: Any) -> str:
 
 
 def count_images(batch: Any) -> int:
-    """How many images a batch has: the entries of its first tensor of three axes or more."""
-    if isinstance(batch, list) and batch and all(isinstance(x, Tensor) and x.ndim == 3 for x in batch):
-        return len(batch)
+    """How many images a batch has: the entries of a list of them, or of its first tensor of most axes."""
+    images = find_list_of_images(batch)
+    if images is not None:
+        return len(images)
     tensors = [leaf for leaf in list_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim > 1]
     if not tensors:
         raise SpectralError(f"expected batches of tensors, got {type(batch).__name__} without any")
     return len(max(tensors, key=lambda x: x.ndim))
+
+
+def _list_pairs(batch: Any) -> Any:
+    """Make lists of the tuples that ``tuple(zip(*items))`` leaves of pairs of images and dictionaries."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[0], tuple):
+        return batch
+    images, others = map(list, batch) if isinstance(batch[1], tuple | list) else ([], [])
+    paired = is_list_of_images(images) and len(images) == len(others)
+    return [images, others] if paired and all(isinstance(one, Mapping) for one in others) else batch
 
 
 def as_tensors(batch: Any) -> Any:

@@ -49,8 +49,8 @@ def list_leaves(value: Any) -> list[Any]:
 def pick(value: Any, indices: Sequence[int], count: int) -> Any:
     """Return some of the images of a batch.
 
-    Tensors with one entry per image give theirs; so does a list with one image (C, H, W) for each, as
-    detectors take them. Whatever else there is belongs to all images alike.
+    Tensors with one entry per image give theirs; so does a list with one image (C, H, W) for each, or with
+    one dictionary, as detectors take them. Whatever else there is belongs to all images alike.
 
     Args:
         value: a batch, nested in any way.
@@ -66,7 +66,7 @@ def pick(value: Any, indices: Sequence[int], count: int) -> Any:
             return value
         run = list(range(indices[0], indices[0] + len(indices))) if len(indices) else []
         return value[indices[0] : indices[0] + len(indices)] if run == list(indices) else value[list(indices)]
-    if isinstance(value, list) and is_list_of_images(value) and len(value) == count:
+    if has_one_each(value) and len(value) == count:
         return [value[i] for i in indices]
     if isinstance(value, Mapping):
         return {key: pick(item, indices, count) for key, item in value.items()}
@@ -101,7 +101,7 @@ def join(values: Sequence[Any], counts: Sequence[int]) -> Any:
                 f"images of shapes {shapes[0]} and {shapes[-1]} can't form a batch; resize them"
             )
         return torch.cat(list(values))
-    if isinstance(first, list) and is_list_of_images(first) and len(first) == counts[0]:
+    if has_one_each(first) and len(first) == counts[0]:
         return [item for value in values for item in value]
     if isinstance(first, Mapping):
         return {key: join([value[key] for value in values], counts) for key in first}
@@ -111,8 +111,42 @@ def join(values: Sequence[Any], counts: Sequence[int]) -> Any:
     return first
 
 
+def has_one_each(value: Any) -> bool:
+    """Whether it is a list with an entry for each image: the image (C, H, W), or a dictionary of what it has.
+
+    Dictionaries that hold batches (B, C, H, W), or others than the first, are several inputs.
+
+    Example:
+        >>> has_one_each([{"boxes": torch.zeros(2, 4)}, {"boxes": torch.zeros(0, 4)}])
+        True
+        >>> has_one_each([{"image": torch.zeros(2, 3, 8, 8)}, {"mask": torch.zeros(2, 1, 8, 8)}])
+        False
+    """
+    if not isinstance(value, list) or not value:
+        return False
+    if is_list_of_images(value):
+        return True
+    if not all(isinstance(one, Mapping) and one.keys() == value[0].keys() for one in value):
+        return False
+    return all(x.ndim < 4 for x in list_leaves(value) if isinstance(x, Tensor))
+
+
 def is_list_of_images(value: Any) -> bool:
     """Whether it is a list of images (C, H, W), one tensor each."""
     return (
         isinstance(value, list) and bool(value) and all(isinstance(x, Tensor) and x.ndim == 3 for x in value)
     )
+
+
+def find_list_of_images(value: Any) -> list[Any] | None:
+    """Return the first list among nested values that has one entry for each image, where maps are in it.
+
+    Example:
+        >>> len(find_list_of_images(([torch.zeros(3, 8, 8)] * 2, {"scale": 2.0})))
+        2
+    """
+    if has_one_each(value):
+        maps = any(isinstance(leaf, Tensor) and leaf.ndim == 3 for leaf in list_leaves(value))
+        return value if maps else None
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
+    return next((found for one in inner if (found := find_list_of_images(one)) is not None), None)

@@ -40,6 +40,7 @@ from spectral.network import (
     read_scores,
     require_clear,
     run_forward,
+    spread_layout,
     undisturbed,
 )
 from spectral.numerics.precision import require_double
@@ -127,6 +128,7 @@ class Feed:
         self.image_type = torch.float32
         self._probe: Probe | None = None
         self._call: Call | None = None
+        self._first: Inputs | None = None  # image, as the probe saw it
         self._said: set[str] = set()
         self.normalises = pixels or preprocessing is not None
         self._scales = False
@@ -168,10 +170,9 @@ class Feed:
         return self.probe.layout
 
     def layout_of(self, inputs: Inputs) -> list[Kinds]:
-        """Return the axes of every tensor of a batch: those of the example, for as many as there are."""
-        count = len(inputs.every_tensor())
-        known = self.layout
-        return known if count == len(known) else [known[0]] * count
+        """Return the axes of every tensor of a batch, as the first image has them."""
+        assert self._first is not None
+        return spread_layout(self.layout, self._first, inputs)
 
     @property
     def enlarged(self) -> list[str]:
@@ -358,8 +359,10 @@ class Feed:
             else:
                 self.notes.append(AS_IT_IS.format(what="tensor is"))
                 return given
-        self.notes.append(AS_PIXELS.format(what="tensor is"))
         self.normalises = True
+        if pixels.ndim > 4:  # of a video
+            return GivenImages(self._choose_pixels(pixels, "tensor is", first_only=True))
+        self.notes.append(AS_PIXELS.format(what="tensor is"))
         return adapt_images(pixels.cpu().numpy(), self.caller)  # type: ignore[no-any-return]
 
     def _choose_pixels(self, raw: Any, what: str, first_only: bool = False) -> Inputs:
@@ -400,7 +403,7 @@ class Feed:
             except Exception as error:  # a way that isn't meant may fail anywhere
                 failure = failure or error
                 continue
-            self._call = call
+            self._call, self._first = call, one
             self.extents = find_extents(one, self._probe.layout)
             self.image_type = one.image.dtype
             if call.note:

@@ -235,7 +235,7 @@ class Meter:
         if self._list_labels is not None:
             self._values[Key("label")] = torch.tensor(self._list_labels(chosen), dtype=torch.float64)
         if moving:
-            layout = self.feed.layout
+            layout = self.feed.layout_of(inputs)
             with extractor.paused():
                 shifted = []
                 for move in list_moves(inputs, layout):

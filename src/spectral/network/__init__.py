@@ -21,6 +21,7 @@ from spectral.network.moves import (
     map_planes,
     reflect,
     roll_inputs,
+    spread_layout,
 )
 from spectral.network.outputs import Scores, Take, describe_output, find_logits, read_scores
 from spectral.network.writes import Writes
@@ -52,5 +53,6 @@ __all__ = [
     "require_clear",
     "roll_inputs",
     "run_forward",
+    "spread_layout",
     "undisturbed",
 ]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from spectral.arguments import are_integers, is_integer
 from spectral.errors import SpectralError, explain_failure
@@ -117,8 +119,11 @@ def _list_sequence_calls(model: Any, example: Sequence[Any]) -> Iterator[Call]:
     tensors = [item for item in example if isinstance(item, Tensor)]
     if isinstance(example, list) and len(tensors) == len(example) and all(x.ndim == 3 for x in tensors):
         yield whole
-        if len({tuple(x.shape) for x in tensors}) == 1:
+        if _can_be_stacked(tensors):
             yield Call(lambda batch: make_inputs(torch.stack(batch)))
+        return
+    if example and all(isinstance(item, Mapping) for item in example):
+        yield from _list_calls_of_items(model, example)
         return
     if _binds(model, example, {}):
         yield Call(lambda batch: make_inputs(*batch))
@@ -130,6 +135,32 @@ def _list_sequence_calls(model: Any, example: Sequence[Any]) -> Iterator[Call]:
         elif len(example) > 2 and isinstance(example[0], Tensor):
             note += "; a label is taken where it alone is beside the image"
         yield Call(lambda batch: make_inputs(batch[0]), note)
+        if isinstance(example[0], tuple | list) and _can_be_stacked(example[0]):  # of tuple(zip(*items))
+            yield Call(lambda batch: make_inputs(torch.stack(list(batch[0]))), note)
+
+
+def _list_calls_of_items(model: Any, items: Sequence[Mapping[str, Any]]) -> Iterator[Call]:
+    """List what dictionaries may be: several inputs, images one by one, or the items of a batch."""
+    if _binds(model, items, {}):
+        yield Call(lambda batch: make_inputs(*batch))
+    yield Call(make_inputs)
+    try:
+        batch = default_collate(list(items))
+    except (RuntimeError, TypeError, KeyError):  # of other shapes, or of what makes no batch
+        return
+    if isinstance(batch, Mapping):
+        for call in _list_dictionary_calls(model, batch):
+            yield replace(call, build=partial(_build_collated, call.build))
+
+
+def _build_collated(build: Callable[[Any], Inputs], items: Sequence[Any]) -> Inputs:
+    return build(default_collate(list(items)))
+
+
+def _can_be_stacked(images: Sequence[Any]) -> bool:
+    """Whether these are images (C, H, W) of one size, which make a batch."""
+    shapes = {tuple(x.shape) if isinstance(x, Tensor) else None for x in images}
+    return len(shapes) == 1 and all(shape is not None and len(shape) == 3 for shape in shapes)
 
 
 def _may_be_labels(example: Sequence[Any]) -> bool:

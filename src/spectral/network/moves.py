@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -74,6 +75,41 @@ def _match(x: Tensor, places: Sequence[tuple[str, int]]) -> Kinds:
             behind = x.ndim - start - count
             return ("b", *"?" * (start - 1), *(kind for kind, _ in places), *"?" * behind)
     return ("?",) * x.ndim
+
+
+def spread_layout(layout: Sequence[Kinds], example: Inputs, inputs: Inputs) -> list[Kinds]:
+    """Return the axes of every tensor of a batch, from those of an example.
+
+    What has an entry for each image, as the list of images that a detector takes, may be longer than in the
+    example: its last entry tells what the others are.
+
+    Args:
+        layout: the axes of every tensor of the example.
+        example: of one image or more.
+        inputs: nested in the same way.
+
+    Example:
+        >>> import torch
+        >>> one, two = (Inputs(([torch.zeros(3, 8, 8)] * n,), {}, torch.zeros(1)) for n in (1, 2))
+        >>> spread_layout([("c", "h", "w")], one, two)
+        [('c', 'h', 'w'), ('c', 'h', 'w')]
+    """
+    known = {id(x): kinds for (x, _), kinds in zip(example.every_tensor(), layout, strict=True)}
+    pairs = _pair_tensors((*example.args, example.kwargs), (*inputs.args, inputs.kwargs))
+    return [known.get(id(one), ("?",) * x.ndim) for one, x in pairs]
+
+
+def _pair_tensors(example: Any, value: Any) -> Iterator[tuple[Any, Tensor]]:
+    """Yield each tensor with what stands in its place in an example, None where nothing does."""
+    if isinstance(value, Tensor):
+        yield example, value
+    elif isinstance(value, tuple | list):
+        ones = example if isinstance(example, tuple | list) and example else [None]
+        for place, item in enumerate(value):
+            yield from _pair_tensors(ones[min(place, len(ones) - 1)], item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _pair_tensors(example.get(key) if isinstance(example, dict) else None, item)
 
 
 def list_moves(inputs: Inputs, layout: Sequence[Kinds] | None = None) -> list[Move]:
