@@ -358,7 +358,8 @@ def test_batches_that_come_as_lists_of_images_are_batches():
 def test_dictionaries_of_a_network_that_takes_a_batch_are_collated():
     x = noise(2, 1, 9, 8)
     _, image, said = fed(net(1), [{"image": one, "name": "a"} for one in x])
-    assert torch.equal(image, x) and said == ["test: of each batch, 'image' is passed"]
+    assert torch.equal(image, x)
+    assert said == ["test: of each batch, 'image' is passed"]
 
 
 def test_videos_of_eight_bits():

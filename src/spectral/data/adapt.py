@@ -221,10 +221,9 @@ def _is_one_image(item: Any) -> bool:
 
 def _is_batch_of_images(item: Any) -> bool:
     """Whether it is a list of images of as many channels, or of dictionaries, alone or with one for each."""
-    pair = isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(x, tuple | list) for x in item)
-    images = list(item[0]) if pair else item
-    if pair and len(item[0]) != len(item[1]):
-        return False
+    images = item
+    if isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(x, tuple | list) for x in item):
+        images = list(item[0]) if len(item[0]) == len(item[1]) else None
     return has_one_each(images) and len({len(x) for x in images if isinstance(x, Tensor)}) < 2
 
 
