@@ -467,6 +467,28 @@ class TestDiagnose:
         variant.unlink()  # as the message says
         assert diagnose(classifier(), images, **options).missing.empty
 
+    def test_what_failed_and_works_now_is_no_longer_called_missing(self, images, tmp_path):
+        broken = [True]
+        moved = [image.roll(by, axis) for image in images for by in (1, -1) for axis in (1, 2)]
+
+        class Torn(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = classifier()
+
+            def forward(self, x):
+                if broken and x.device.type == "cpu" and any(torch.equal(x[0], image) for image in moved):
+                    raise RuntimeError("no room")
+                return self.net(x)
+
+        options = {"methods": ("flc",), "budget_images": 0, "fix_images": 2, "out": tmp_path}
+        first = diagnose(Torn(), images, progress=False, **options)
+        assert "no room" in first.missing.set_index("what")["reason"]["stability"]
+        broken.clear()
+        again = diagnose(Torn(), images, progress=False, **options)
+        assert (len(again.per_image), list(again.missing["what"])) == (6, [])
+        assert_same(read_diagnosis(tmp_path), again)
+
     def test_a_full_disk_is_no_property_of_the_network(self, images, tmp_path):
         run = {"methods": ("flc",), "fix_images": 2, "budget_images": 0, "out": tmp_path, "progress": False}
         before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -525,6 +547,7 @@ class TestDiagnose:
             next((tmp_path / "parts").glob(f"{lost}.*")).unlink()
         again = diagnose(classifier(), images, out=tmp_path, **hasty)
         assert_same(again, first)  # how long an image takes included
+        assert not list((tmp_path / "parts").glob("decided*"))  # one of these might go alone
         asked = diagnose(classifier(), images, fix_images=2, budget_images=2, **hasty)
         assert not {"instability budget", "what fixes it"} & set(asked.missing["what"])
         assert set(asked.fixes["n"]) == {2}

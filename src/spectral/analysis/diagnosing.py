@@ -227,7 +227,7 @@ class _Steps:
             until = self.deadline.extend((enough - count) * seconds)
             return {"images": count, "each": seconds, "until": until}
 
-        decided = self.folder.record(f"decided_{what}", plan)
+        decided = self.folder.decide(what, plan)
         self.decided[f"{what}_images"] = decided["images"]
         return decided
 
@@ -266,7 +266,7 @@ class _Steps:
             self.feed.require_scores()
             decided = self.decide("stability", STABILITY, None, lambda: self.watch.views)
             count = decided["images"]
-            circular = self.folder.record("decided_circular", lambda: {
+            circular = self.folder.decide("circular", lambda: {
                 "there": self.deadline.minutes is None
                 or self.deadline.allow(2 * self.watch.views, CIRCULAR_SHARE, count) == count
             })["there"]  # fmt: skip
@@ -334,7 +334,7 @@ class _Steps:
             if not report.replaced:
                 raise SpectralError("no site can be replaced by a layer, for the reasons that are listed")
             variants = len(methods) + len(report.units)
-            decided = self.folder.record("decided_fix", lambda: self._plan_fixes(count, variants))
+            decided = self.folder.decide("fix", lambda: self._plan_fixes(count, variants))
             self.decided["fix_images"] = decided["images"]
             if not decided["images"]:
                 raise SpectralError(

@@ -23,6 +23,8 @@ from spectral.ranks import find_ranks
 T = TypeVar("T")
 RUN_FILE = "diagnosis.json"
 PARTS = "parts"
+_DECIDED = "decided"  # under what a run's file has what was decided for all its parts
+_CONCLUSIONS = ("facts.json", "missing.parquet", "sites.parquet")  # what is made of all other parts
 _KINDS = (".parquet", ".npz", ".json")
 _WAY_OUT = "delete it and run the same command again"
 
@@ -96,6 +98,34 @@ class Folder:
 
         return self._keep(name, "npz", read, lambda: dict(compute()), write)
 
+    def decide(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return what was decided once for all runs of the folder, such as by the time that there was.
+
+        Nobody can find it out again, and parts were made by it: it is kept with what the run is.
+        """
+        path, ranks = self.path, find_ranks()
+        earlier = self._place(f"decided_{name}", "json")  # where versions before kept it
+
+        def look() -> dict[str, Any] | None:
+            if path is None or earlier is None:
+                return None
+            known = _read_run(path / RUN_FILE).get(_DECIDED, {}).get(name)
+            return self._read_record(earlier) if known is None and os.path.lexists(earlier) else known
+
+        kept = ranks.once(look)
+        if kept is not None:
+            return kept
+        found = compute()
+
+        def keep() -> dict[str, Any]:
+            if path is not None:
+                known = _read_run(path / RUN_FILE)
+                decided = {**known.get(_DECIDED, {}), name: found}
+                write_json({**known, _DECIDED: decided}, path / RUN_FILE, sealed=True)
+            return found
+
+        return ranks.once(keep)
+
     def list_circumstances(self) -> list[dict[str, Any]]:
         """Return the circumstances under which it was made so far, each with the names of its ``parts``."""
         path = self.path
@@ -132,6 +162,9 @@ class Folder:
 
         def keep() -> T:
             if path is not None and not self._reads:
+                if path.name not in _CONCLUSIONS:
+                    for name in _CONCLUSIONS:  # they would be of parts that are no more
+                        (path.parent / name).unlink(missing_ok=True)
                 self._note_circumstances(path)
                 write(found, path)
             return found
