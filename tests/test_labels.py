@@ -39,7 +39,8 @@ NO_LABELS: dict[str, tuple[Any, str]] = {
     "fractions": (np.array([1.0, 0, 2.5, 3]), r"2\.5 is among them"),
     "infinite": (np.array([1.0, 0, np.inf, 3]), "inf is among them"),
     "all missing": (np.full(4, np.nan), "no number is among them"),
-    "names": (np.array(["cat", "dog", "cow", "cat"]), "'cat' is among them"),
+    "names among numbers": (np.array(["cat", "1", "cow", "cat"]), "'cat' is among them"),
+    "captions": (np.array(["a cat\non a mat", "dog", "cow", "cat"]), r"'a cat\\non a mat' is among them"),
     "true or false": (np.array([True, False, True, True]), "True is among them"),
     "soft": (np.full((4, 5), 0.2), "there are 5 of them for each image"),
     "several classes": (np.ones((4, 5), np.int64), "there are 5 of them for each image"),
@@ -260,7 +261,8 @@ COLUMNS = {
     "floats": (pa.array([1.0, 0, 2, 3]), [1, 0, 2, 3]),
     "missing": (pa.array([1.0, None, 2, -1]), [1, None, 2, None]),
     "fractions": (pa.array([1.0, 0, 2.5, 3]), r"'label' isn't taken as labels, since 2\.5"),
-    "text": (pa.array(list("1023")), "'label' isn't taken as labels, since it is of type string"),
+    "text": (pa.array(list("1023")), WHOLE),
+    "names among numbers": (pa.array(["cat", "0", "1", "2"]), "'label' isn't taken as labels, since 'cat'"),
     "flags": (pa.array([True, False, True, True]), "since it is of type bool"),
     "lists": (pa.array([[0, 1], [1, 0], [0, 1], [1, 0]]), "since it is of type list"),
 }  # fmt: skip
@@ -284,7 +286,7 @@ def test_a_column_of_parquet(case: str, tmp_path: Path) -> None:
 TAGS = {
     "text": ("cls", ["1", " 0\n", "2.0", "+3"], WHOLE), "floats": ("json", [1.0, 0.0, 2.0, 3.0], WHOLE),
     "digits": ("json", ["1", "0", "2", "3"], WHOLE), "one-hot": ("json", np.eye(5)[WHOLE].tolist(), WHOLE),
-    "names": ("cls", ["cat", "dog", "cow", "cat"], r"what 0\.cls has isn't taken as labels, since 'cat'"),
+    "names among numbers": ("cls", ["3", "dog", "1", "2"], "what is beside .* since 'dog' is among them"),
     "fractions": ("json", [1.0, 0.0, 2.5, 3.0], r"what 2\.json has isn't taken as labels, since 2\.5"),
 }  # fmt: skip
 
@@ -307,3 +309,71 @@ def test_labels_that_were_read_count_in_a_measurement(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=TENSORS.numpy(), labels=np.array([[1.0], [0], [2], [3]]))
     table = spectral.measure(network(), tmp_path / "a.npz", progress=False)
     assert table.query("metric == 'label'").sort_values("image")["value"].tolist() == WHOLE
+
+
+NAMES = ["dog", "", "cow", "dog"]
+HUB = {"info": {"features": {"label": {"dtype": "string", "_type": "Value"}}}}
+
+
+def parquet_of(labels: Any, path: Path) -> Path:
+    table = pa.table({"image": [encode(i, "PNG") for i in range(4)], "label": labels})
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(HUB)}), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["items", "pictures", "batches", "arrays", "function", "file", "tar", "facts", "column", "repeated"],
+)
+def test_names_are_classes_in_whichever_form(form: str, tmp_path: Path) -> None:
+    """As folders of these names are: matched to the network's own names."""
+    path = tmp_path / "a.npz"
+    tags = {f"{i}.cls": name.encode() for i, name in enumerate(NAMES)}
+    facts = {f"{i}.json": json.dumps({"label": name or None}).encode() for i, name in enumerate(NAMES)}
+    pictures = {f"{i}.png": encode(i, "PNG") for i in range(4)}
+    column: Any = pa.array([name or None for name in NAMES])
+    np.savez(path, images=TENSORS.numpy(), labels=np.array(NAMES))
+    images = {
+        "items": lambda: Items(lambda i: {"image": TENSORS[i], "label": NAMES[i]}),
+        "pictures": lambda: Items(lambda i: {"image": Image.fromarray(PIXELS[i]), "label": NAMES[i]}),
+        "batches": lambda: iter([{"x": TENSORS[:2], "y": NAMES[:2]}, {"x": TENSORS[2:], "y": NAMES[2:]}]),
+        "arrays": lambda: {"image": PIXELS, "label": NAMES},
+        "function": lambda: {"x": TENSORS, "label": np.array(NAMES)},
+        "file": lambda: path,
+        "tar": lambda: write_tar(tmp_path / "a.tar", pictures | tags),
+        "facts": lambda: write_tar(tmp_path / "a.tar", pictures | facts),
+        "column": lambda: parquet_of(column, tmp_path / "a.parquet"),
+        "repeated": lambda: parquet_of(column.dictionary_encode(), tmp_path / "a.parquet"),
+    }[form]()  # fmt: skip
+    model = network()
+    model.classes = ["frog", "dog", "cat", "cow", "ship"]  # type: ignore[assignment]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "test: of each batch")
+        feed = Feed(model, images, caller="test", preprocessing="none")
+    assert (feed.images.labels, getattr(feed.images, "classes", None)) == ([1, None, 0, 1], ["cow", "dog"])
+    assert feed.number_labels(feed.images.labels) == [1, None, 3, 1]
+
+
+def test_names_mean_nothing_to_a_network_without() -> None:
+    pictures = Items(lambda i: {"image": Image.fromarray(PIXELS[i]), "label": NAMES[i]})
+    feed = Feed(network(), pictures, caller="test", preprocessing="none")
+    with pytest.warns(
+        SpectralWarning, match="the network doesn't name its classes, and the labels have names"
+    ):
+        assert feed.number_labels(feed.images.labels) == [None] * 4
+
+
+@pytest.mark.parametrize("picture", [False, True])
+def test_a_key_in_front_of_an_image_is_no_label(picture: bool) -> None:
+    """As webdataset's ``to_tuple("__key__", "jpg", "cls")`` gives them, one by one or in batches."""
+    items = [(f"a/{i}", Image.fromarray(PIXELS[i]) if picture else TENSORS[i], WHOLE[i]) for i in range(4)]
+    batch = (["a/0", "a/1", "a/2", "a/3"], TENSORS, torch.tensor(WHOLE))
+    for images in (iter(items), Items(items.__getitem__), iter([batch])):
+        assert adapt_images(images, "test").labels == WHOLE
+
+
+def test_the_hub_writes_minus_one_for_no_label(tmp_path: Path) -> None:
+    rows: Any = Items(lambda i: {"image": Image.fromarray(PIXELS[i]), "label": [1, -1, 2, 3][i]})
+    rows.features = {"label": object()}
+    assert adapt_images(rows, "test").labels == [1, None, 2, 3]
+    assert spectral.load_images(parquet_of([1, -1, 2, 3], tmp_path / "a.parquet")).labels == [1, None, 2, 3]

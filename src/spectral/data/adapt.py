@@ -144,7 +144,7 @@ def open_images(
 
 def _open_values(source: str | os.PathLike[str], caller: str) -> Any:
     """Read a file of arrays or call a function; tensors come as `Values`, under the name of their source."""
-    made, labels, name = read_values(source)
+    made, (labels, classes, _), name = read_values(source)
     try:
         found = adapt_images(made, caller, bounded=True)
     except SpectralError as error:
@@ -155,9 +155,9 @@ def _open_values(source: str | os.PathLike[str], caller: str) -> Any:
             f"{name} gives what can't be read as inputs ({why}); give tensors, arrays, images or a dataset"
         ) from error
     if isinstance(found, PixelImages):
-        found = PixelImages(found.pixels, name, labels)
+        found = PixelImages(found.pixels, name, labels, classes)
     elif not is_image_set(found):
-        found = Values(name, found, labels)
+        found = Values(name, found, labels, classes)
     if labels and len(labels) != len(found):
         raise SpectralError(f"{name} has {len(labels)} labels of {len(found)} inputs; give each its own")
     return found
@@ -262,11 +262,11 @@ def _read_nested(value: Any, caller: str) -> Any:
     if len(maps) != 1 or not _are_pictures(maps[0]):
         return _require_tensors(value, caller)
     made = adapt_images(maps[0] if isinstance(maps[0], list) else np.asarray(maps[0]), caller)
-    labels, _ = join_labels([taken], [len(made)], caller)
+    labels, classes, _ = join_labels([taken], [len(made)], caller)
     if isinstance(made, PixelImages):
-        return PixelImages(made.pixels, made.source, labels)
+        return PixelImages(made.pixels, made.source, labels, classes)
     items = [replace(item, label=label) for item, label in zip(made.items, labels, strict=True)]
-    return replace(made, items=items)
+    return replace(made, items=items, classes=classes)
 
 
 def _are_pictures(part: Any) -> bool:

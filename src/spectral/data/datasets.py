@@ -69,8 +69,10 @@ class DatasetImages:
         self.ids = self.clusters = [f"{i:04d}" for i in self.positions]
         described = [_describe_item(_get_item(dataset, i)) for i in self.positions]
         taken = [taken for taken, _, _ in described]
-        self.labels, self._refused = join_labels(taken, [1] * len(taken), self.source)
-        self.classes = find_classes(dataset if owner is None else owner, self.labels)
+        owner = dataset if owner is None else owner
+        joined = join_labels(taken, [1] * len(taken), self.source)
+        self.labels, self._refused = _leave_out_missing(joined.labels, owner), joined.refused
+        self.classes = joined.classes or find_classes(owner, self.labels)
         self._keys = [whole if self._refused else without for _, without, whole in described]
         self.fingerprint = hashlib.sha256("".join(self._keys).encode()).hexdigest()[:16]
 
@@ -145,9 +147,10 @@ class BatchedImages:
         whole = [_list_pairs(batch) for batch in batches]
         taken = [take_labels(batch) for batch in whole]
         self._counts = [count_images(part.rest) for part in taken]
-        self.labels, refused = join_labels(taken, self._counts, source)
-        self.classes = find_classes(dataset, self.labels)
-        self._parts = whole if refused else [part.rest for part in taken]
+        joined = join_labels(taken, self._counts, source)
+        self.labels = _leave_out_missing(joined.labels, dataset)
+        self.classes = joined.classes or find_classes(dataset, self.labels)
+        self._parts = whole if joined.refused else [part.rest for part in taken]
         digest = hashlib.sha256()
         for part in self._parts:
             digest.update(hash_values(part).encode())
@@ -200,9 +203,11 @@ def read_dataset(
     if collate in (None, default_collate) and _look_at(dataset, chosen[0])[1] is not None:
         source = f"dataset:{type(dataset).__name__}"
         described = [_describe_picture(dataset, i) for i in chosen]
-        labels, _ = join_labels([taken for _, taken in described], [1] * len(described), source)
+        owner = dataset if owner is None else owner
+        joined = join_labels([taken for _, taken in described], [1] * len(described), source)
+        labels = _leave_out_missing(joined.labels, owner)
         items = [replace(item, label=label) for (item, _), label in zip(described, labels, strict=True)]
-        classes = find_classes(dataset if owner is None else owner, labels)
+        classes = joined.classes or find_classes(owner, labels)
         return ImageSet(source, items, classes=classes, loading=Loading(0))
     return DatasetImages(dataset, chosen, collate or default_collate, owner)
 
@@ -251,6 +256,12 @@ def read_iterable(
 ) -> BatchedImages:
     """Read an iterable of batches through once, and keep them in memory."""
     return BatchedImages(islice(batches, limit), name or type(batches).__name__, dataset)
+
+
+def _leave_out_missing(labels: Sequence[int | None], dataset: Any) -> list[int | None]:
+    """Return labels without those that the Hub writes for images that have none: −1."""
+    hub = isinstance(getattr(dataset, "features", None), Mapping)
+    return [None if hub and label is not None and label < 0 else label for label in labels]
 
 
 def find_classes(dataset: Any, labels: Iterable[int | None]) -> list[str] | None:
@@ -361,5 +372,11 @@ def _list_pairs(batch: Any) -> Any:
 
 
 def as_tensors(batch: Any) -> Any:
-    """Turn arrays among a batch into tensors."""
-    return map_leaves(batch, lambda x: as_tensor(x) if isinstance(x, np.ndarray) else x)
+    """Turn arrays among a batch into tensors, and those of text into lists."""
+    return map_leaves(batch, _read_leaf)
+
+
+def _read_leaf(leaf: Any) -> Any:
+    if not isinstance(leaf, np.ndarray):
+        return leaf
+    return leaf.tolist() if leaf.dtype.kind in "US" else as_tensor(leaf)

@@ -1,4 +1,4 @@
-"""Labels among what comes with images: a whole number for each, in whichever form people write it."""
+"""Labels among what comes with images: a number or a name for each, in whichever form people write it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ _WHOLE = re.compile(r"\s*([+-]?[0-9]{1,18})(\.0*)?\s*")
 _MOST_WHOLE = 2.0**53  # above, a float doesn't tell a whole number from the next
 _NUMBERS = (float, np.generic, np.ndarray, Tensor)
 _SHOWN = 30  # characters of what is no label
+_LONGEST = 200  # characters of a class's name
 
 Labels = list[int | None]
+Named = list[int | str | None]
+"""Numbers, or the names of classes."""
 
 
 def digest_labels(labels: Sequence[int | None], classes: Sequence[str] | None = None) -> str | None:
@@ -46,13 +49,13 @@ class Taken(NamedTuple):
 
     Attributes:
         rest: all of it, where none are taken.
-        labels: of each image; empty where none are taken.
+        labels: of each image, a number or a name; empty where none are taken.
         where: the key that has them, or what may be them.
         reason: why what may be labels isn't taken; empty where nothing may be.
     """
 
     rest: Any
-    labels: Sequence[int | None] = ()
+    labels: Sequence[int | str | None] = ()
     where: str = ""
     reason: str = ""
 
@@ -60,11 +63,12 @@ class Taken(NamedTuple):
 def take_labels(batch: Any, single: bool = False) -> Taken:
     """Take the labels out of a batch, or out of an item, which is one image.
 
-    They are under a key such as ``label`` of a dictionary, or the last of (images, labels). Of a pair numbers
-    of a whole type alone are labels, as anything else may be another input; beside a picture, which no
-    network is called with, and under a key any form that `read_labels` reads. Of more than two the only
-    number beside a picture is its label; of several it isn't known which is. Beside a tensor it is if there
-    are but names otherwise, as in (image, label, path).
+    They are under a key such as ``label`` of a dictionary, the first that has numbers, else that has names;
+    or the last of (images, labels). Of a pair numbers of a whole type alone are labels, as anything else may
+    be another input; beside a picture, which no network is called with, and under a key any form that
+    `read_labels` reads. Of more than two the only number beside a picture is its label; of several it isn't
+    known which is. Beside a tensor it is if there are but names otherwise, as in (image, label, path) or
+    (key, image, label).
 
     Args:
         batch: in any form.
@@ -81,21 +85,24 @@ def take_labels(batch: Any, single: bool = False) -> Taken:
         '0.5 is among them'
     """
     if isinstance(batch, Mapping):
-        refused = Taken(dict(batch))
+        named, refused = None, Taken(dict(batch))
         for key in LABEL_KEYS:
             rest = {k: v for k, v in batch.items() if k != key}
             labels, reason = read_labels(batch.get(key), _count_images(rest, single), single)
-            if labels:
+            if labels and not _list_names(labels):
                 return Taken(rest, labels, repr(key))
+            if labels:
+                named = named or Taken(rest, labels, repr(key))
             if reason and not refused.reason:
                 refused = Taken(dict(batch), (), repr(key), reason)
-        return refused
+        return named or refused
     if not isinstance(batch, tuple | list) or len(batch) < 2:
         return Taken(batch)
-    image = batch[0]
+    place = _find_image(batch)
+    image, beside = batch[place], [*batch[:place], *batch[place + 1 :]]
     if isinstance(image, Image.Image) and len(batch) > 2:
-        return _take_from_many(batch)
-    others = [one for one in batch[1:] if not _are_names(one)]
+        return _take_from_many(batch, image, beside)
+    others = [one for one in beside if not _are_names(one)]
     if len(others) == 1:
         pictured = isinstance(image, Image.Image) and isinstance(others[0], _NUMBERS)
         if pictured or _is_whole(others[0]):
@@ -104,18 +111,26 @@ def take_labels(batch: Any, single: bool = False) -> Taken:
     return Taken(batch)
 
 
-def _take_from_many(item: Sequence[Any]) -> Taken:
+def _find_image(batch: Sequence[Any]) -> int:
+    """Return the place of the only picture; else of the first that is more than names, as a path or a key."""
+    pictures = [place for place, one in enumerate(batch) if isinstance(one, Image.Image)]
+    if len(pictures) == 1:
+        return pictures[0]
+    return next((place for place, one in enumerate(batch) if not _are_names(one)), 0)
+
+
+def _take_from_many(item: Sequence[Any], image: Image.Image, beside: Sequence[Any]) -> Taken:
     """Take the label out of a picture with more than one thing beside it, as (image, label, path)."""
-    numbers = [one for one in item[1:] if is_integer(one) or isinstance(one, _NUMBERS)]
+    numbers = [one for one in beside if is_integer(one) or isinstance(one, _NUMBERS)]
     if len(numbers) > 1:
         reason = f"it is {len(numbers)} numbers, and which of them is the label isn't known"
         return Taken(item, (), MANY, reason)
     labels, reason = read_labels(numbers[0], 1, single=True) if numbers else ([], "")
-    return Taken(item[0], labels) if labels else Taken(item, (), MANY, reason)
+    return Taken(image, labels) if labels else Taken(item, (), MANY, reason)
 
 
-def read_labels(value: Any, count: int | None = None, single: bool = False) -> tuple[Labels, str]:
-    """Read labels: whole numbers, as such, as floats or as text, (N,) or (N, 1), or one-hot (N, K).
+def read_labels(value: Any, count: int | None = None, single: bool = False) -> tuple[Named, str]:
+    """Read labels: whole numbers, as such, as floats or as text, (N,) or (N, 1), or one-hot (N, K); or names.
 
     Args:
         value: an array, a tensor, a list or a number.
@@ -123,16 +138,16 @@ def read_labels(value: Any, count: int | None = None, single: bool = False) -> t
         single: whether they are those of one image, which may then be one-hot (K,).
 
     Returns:
-        Labels, NaN being none, and why there are none. Of more or fewer numbers (N,) than images all are
+        Labels, NaN and blanks being none, and why there are none. Of more or fewer (N,) than images all are
         returned. Maps and the like, of more axes, are none, without a reason.
 
     Example:
         >>> read_labels(np.array([[2.0], [np.nan]]), 2), read_labels([0, 0, 1], 1, single=True)
         (([2, None], ''), ([2], ''))
-        >>> read_labels(["cat", "dog"], 2)
-        ([], "'cat' is among them")
+        >>> read_labels(["cat", "dog"], 2), read_labels(["cat", 3], 2)
+        ((['cat', 'dog'], ''), ([], "'cat' is among them"))
     """
-    if value is None:
+    if value is None or (isinstance(value, str | bytes) and not value.strip()):
         return [], ""
     if isinstance(value, Mapping):
         return [], f"a {type(value).__name__} is there instead"
@@ -153,7 +168,21 @@ def read_labels(value: Any, count: int | None = None, single: bool = False) -> t
     return [], f"there are {rows.shape[-1]} of them for each image, and not a single 1 among zeros"
 
 
-def join_labels(parts: Sequence[Taken], counts: Sequence[int], source: str) -> tuple[Labels, bool]:
+class Joined(NamedTuple):
+    """The labels of all images.
+
+    Attributes:
+        labels: a number or None for each.
+        classes: what the numbers count, where labels are names: these, in order, as of folders.
+        refused: whether some that may be labels aren't taken.
+    """
+
+    labels: Labels
+    classes: list[str] | None = None
+    refused: bool = False
+
+
+def join_labels(parts: Sequence[Taken], counts: Sequence[int], source: str) -> Joined:
     """Return the labels of all images of several batches or items; of none, where some aren't labels.
 
     What isn't taken is said in a warning: numbers of which some are whole count no classes.
@@ -162,25 +191,52 @@ def join_labels(parts: Sequence[Taken], counts: Sequence[int], source: str) -> t
         parts: what was taken of each.
         counts: how many images each has.
         source: what the set is called.
-
-    Returns:
-        A label or None for each image, and whether some that may be labels aren't taken.
     """
-    none: Labels = [None] * sum(counts)
+    none = Joined([None] * sum(counts), refused=True)
     for part, count in zip(parts, counts, strict=True):
         reason = part.reason
         if part.labels and len(part.labels) != count:
             reason = f"there are {len(part.labels)} of {count} images"
         if reason:
             refuse_labels(source, part.where or SECOND, reason)
-            return none, True
+            return none
     every = [part.labels or [None] * count for part, count in zip(parts, counts, strict=True)]
-    return [label for labels in every for label in labels], False
+    joined = number_names([label for labels in every for label in labels])
+    if isinstance(joined, str):
+        refuse_labels(source, next((part.where for part in parts if part.labels), "") or SECOND, joined)
+        return none
+    return joined
+
+
+def number_names(labels: Sequence[int | str | None]) -> Joined | str:
+    """Number the classes of which labels are names; return the reason where some are names and some numbers.
+
+    Example:
+        >>> number_names(["dog", None, "cat", "dog"])
+        Joined(labels=[1, None, 0, 1], classes=['cat', 'dog'], refused=False)
+        >>> number_names([4, "cat"])
+        "'cat' is among them"
+    """
+    names = _list_names(labels)
+    numbers: Labels = [label for label in labels if not isinstance(label, str)]
+    if not names:
+        return Joined(numbers)
+    if any(number is not None for number in numbers):
+        return f"{names[0]!r} is among them"
+    places = {name: place for place, name in enumerate(names)}
+    return Joined([places[label] if isinstance(label, str) else None for label in labels], names)
 
 
 def refuse_labels(source: str, where: str, reason: str) -> None:
     """Warn that something isn't taken as labels."""
-    warn(f"{source}: {where} isn't taken as labels, since {reason}; give each image the number of its class")
+    warn(
+        f"{source}: {where} isn't taken as labels, since {reason}; give each image the number of its class, "
+        f"or each its name"
+    )
+
+
+def _list_names(labels: Sequence[int | str | None]) -> list[str]:
+    return sorted({label for label in labels if isinstance(label, str)})
 
 
 def _are_names(value: Any) -> bool:
@@ -224,28 +280,35 @@ def _is_one_hot(rows: np.ndarray[Any, Any]) -> bool:
     return bool(((rows == 0) | (rows == 1)).all() and (rows.sum(1) == 1).all())
 
 
-def _read_numbers(flat: np.ndarray[Any, Any]) -> tuple[Labels, str]:
-    """Read one number for each image."""
-    labels: Labels = []
+def _read_numbers(flat: np.ndarray[Any, Any]) -> tuple[Named, str]:
+    """Read one number, or one name, for each image."""
+    labels: Named = []
     for one in flat.tolist():
-        label = _read_number(one)
-        if isinstance(label, str):
-            return [], label
+        label, reason = _read_one(one)
+        if reason:
+            return [], reason
         labels.append(label)
+    joined = number_names(labels)
+    if isinstance(joined, str):
+        return [], joined
     return (labels, "") if any(label is not None for label in labels) else ([], "no number is among them")
 
 
-def _read_number(value: Any) -> int | str | None:
-    """Return a label, None for an image that has none, or a reason."""
+def _read_one(value: Any) -> tuple[int | str | None, str]:
+    """Return a label, None for an image that has none; and a reason where it can be no label."""
     if value is None or value != value:  # NaN, as tables write what is missing
-        return None
+        return None, ""
     if is_integer(value):
-        return int(value)
+        return int(value), ""
     if isinstance(value, float) and value.is_integer() and abs(value) < _MOST_WHOLE:
-        return int(value)
+        return int(value), ""
     if isinstance(value, bytes):
         value = value.decode(errors="replace")
-    if isinstance(value, str) and (found := _WHOLE.fullmatch(value)):
-        return int(found[1])
+    if isinstance(value, str):
+        name = value.strip()
+        if found := _WHOLE.fullmatch(value):
+            return int(found[1]), ""
+        if len(name) <= _LONGEST and name.isprintable():
+            return name or None, ""
     shown = repr(value)
-    return f"{shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '…'} is among them"
+    return None, f"{shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '…'} is among them"

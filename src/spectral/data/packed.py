@@ -9,7 +9,7 @@ import posixpath
 import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from textwrap import shorten
@@ -26,7 +26,15 @@ from spectral.data.decode import (
 )
 from spectral.data.folder import Choice, FolderListing, Found, choose, choose_listed, choose_readable
 from spectral.data.imageset import ImageItem, ImageSet
-from spectral.data.labels import LABEL_KEYS, Labels, read_labels, refuse_labels, take_labels
+from spectral.data.labels import (
+    LABEL_KEYS,
+    Joined,
+    Named,
+    number_names,
+    read_labels,
+    refuse_labels,
+    take_labels,
+)
 from spectral.data.listed import FEWEST_LISTED
 from spectral.data.pages import MOST_UNFOLDED, measure_unfolded
 from spectral.data.splits import choose_members
@@ -38,7 +46,7 @@ _MOST_HEADER = 2**20  # bytes of a header in a tar; of labels no more is read ei
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")
 
 
-_Told = dict[str, tuple[str, int | None, str]]
+_Told = dict[str, tuple[str, int | str | None, str]]
 """Of each sample the file that tells its label, the label, and why what it tells is none."""
 
 
@@ -48,7 +56,7 @@ class _Packed(NamedTuple):
     Attributes:
         name: of the image.
         read: returns its bytes.
-        label: of the image.
+        label: of the image, a number or the name of its class.
         path: of the file.
         place: of the image in the file.
         length: of its bytes, or of the file where that isn't known.
@@ -56,7 +64,7 @@ class _Packed(NamedTuple):
 
     name: str
     read: Callable[[], bytes]
-    label: int | None
+    label: int | str | None
     path: Path
     place: tuple[int, int]
     length: int
@@ -84,7 +92,7 @@ def list_packed(folder: Path) -> list[Path]:
 def load_packed(paths: Sequence[Path], choice: Choice) -> ImageSet:
     """Load the images of tar shards or of Parquet files; see `spectral.load_images`.
 
-    In a tar each image is a file; ``name.cls`` beside ``name.jpg`` has its class's number, or else
+    In a tar each image is a file; ``name.cls`` beside ``name.jpg`` has its class's number or name, or else
     ``name.json`` has it as "label" or "cls". Of two files of one name the last is read. A Parquet file has a
     column of encoded images, as bytes or with their path, as the Hub's; a column such as "label" has the
     classes, whose names the Hub's own metadata tells.
@@ -119,7 +127,12 @@ def load_packed(paths: Sequence[Path], choice: Choice) -> ImageSet:
             )
         found, names = found + own, classes
     source = f"{kind[1:]}:{printable(paths[0].resolve().parent.name if len(paths) > 1 else paths[0].name)}"
-    listing = FolderListing([one.name for one in found], [one.label for one in found], names)
+    joined = number_names([one.label for one in found])
+    if isinstance(joined, str):
+        refuse_labels(source, "what is beside them", joined)
+        joined = Joined([None] * len(found))
+    listing = FolderListing([one.name for one in found], joined.labels, joined.classes or names)
+    found = [one._replace(label=label) for one, label in zip(found, joined.labels, strict=True)]
     if choice.lazily and len(choose(listing, choice)) >= FEWEST_LISTED:
         return choose_listed(listing, partial(_find, found), source, str(root), choice)
     return choose_readable(listing, partial(_check, found), source, str(root), choice)
@@ -137,7 +150,8 @@ def _check(found: Sequence[_Packed], position: int) -> ImageItem | str:
         digest, size = inspect_image(one.read)
     except SpectralError as error:
         return str(error)
-    return ImageItem(printable(one.name), partial(_open, one.read, digest), digest, size, one.label)
+    label = one.label if isinstance(one.label, int) else None  # by now they are numbers
+    return ImageItem(printable(one.name), partial(_open, one.read, digest), digest, size, label)
 
 
 def _open(read: Callable[[], bytes], digest: str) -> Any:
@@ -209,7 +223,7 @@ def _list_tar(path: Path, prefix: str) -> Iterator[_Packed]:
         yield _Packed(f"{prefix}/{name}", read, labels.get(key), path, (start, length), length)
 
 
-def _join_labels(prefix: str, classes: _Told, facts: _Told) -> dict[str, int | None]:
+def _join_labels(prefix: str, classes: _Told, facts: _Told) -> dict[str, int | str | None]:
     """Return the label of each sample: that of its file for nothing else, or of its facts."""
     found = {**facts, **classes}
     refused = [(name, reason) for name, _, reason in found.values() if reason]
@@ -226,7 +240,7 @@ def _split(name: str) -> tuple[str, str]:
     return f"{folder}/{stem}", ending.lower()
 
 
-def _read_label(ending: str, content: bytes) -> tuple[int | None, str]:
+def _read_label(ending: str, content: bytes) -> tuple[int | str | None, str]:
     """Return an image's label, and why what is there is none."""
     if ending == "cls":
         labels, reason = read_labels(content, 1, single=True)
@@ -242,11 +256,12 @@ def _read_label(ending: str, content: bytes) -> tuple[int | None, str]:
 def _list_parquet(path: Path, prefix: str) -> tuple[list[_Packed], list[str] | None]:
     """List the images of a Parquet file by row, and the names of their classes if it tells them."""
     try:
-        file = _open_parquet(path)
-        column = _find_column(file.schema_arrow, path)
-        _refuse_claims(file.metadata, column, path)
-        label, labels = _read_label_column(file, path, prefix)
-        counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        with _open_parquet(path) as file:
+            facts, schema = file.metadata, file.schema_arrow
+        column = _find_column(schema, path)
+        _refuse_claims(facts, column, path)
+        label, labels = _read_label_column(facts, schema, path, prefix)
+        counts = [facts.row_group(group).num_rows for group in range(facts.num_row_groups)]
     except (OSError, pa.ArrowException, OverflowError, ValueError) as error:
         if isinstance(error, SpectralError):
             raise
@@ -254,33 +269,58 @@ def _list_parquet(path: Path, prefix: str) -> tuple[list[_Packed], list[str] | N
         raise SpectralError(f"{str(path)!r} can't be read as Parquet ({why}); fetch it again") from error
     places = [(group, row) for group, count in enumerate(counts) for row in range(count)]
     # The Hub writes -1 for an image without a label.
-    known = [own if own is None or own >= 0 else None for own in labels]
+    known = [None if isinstance(own, int) and own < 0 else own for own in labels]
     length = path.stat().st_size
     packed = [
         _Packed(f"{prefix}/{i:06d}", partial(_read_cell, path, column, *place), known[i], path, place, length)
         for i, place in enumerate(places)
     ]
-    return packed, _find_classes(file.schema_arrow, label)
+    return packed, _find_classes(schema, label)
 
 
-def _read_label_column(file: pq.ParquetFile, path: Path, source: str) -> tuple[str | None, Labels]:
-    """Read the first column of labels that are numbers; say why one isn't read, if none is."""
+def _read_label_column(
+    facts: pq.FileMetaData, schema: pa.Schema, path: Path, source: str
+) -> tuple[str | None, Named]:
+    """Read the first column of labels that are numbers, else of names; say why one isn't read, if none is."""
     refused: tuple[str, str] | None = None
+    named: tuple[str, Named] | None = None
     for name in LABEL_KEYS:
-        if name not in file.schema_arrow.names:
+        if name not in schema.names:
             continue
-        kind = file.schema_arrow.field(name).type
-        if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-            _refuse_unfolding(path, file.metadata, name)
-            labels, reason = read_labels(file.read([name]).column(name).to_pylist(), file.metadata.num_rows)
-            if labels:
+        kind = schema.field(name).type
+        if pa.types.is_integer(kind) or pa.types.is_floating(kind) or _is_text(kind):
+            _refuse_unfolding(path, facts, name)
+            labels, reason = read_labels(_read_values(path, name, kind), facts.num_rows)
+            if labels and not any(isinstance(label, str) for label in labels):
                 return name, labels
-        else:  # text may unfold to any length, and lists to any number
+            if labels:
+                named = named or (name, labels)
+        else:  # lists may unfold to any number
             reason = f"it is of type {shorten(str(kind), 60, placeholder=' …')}"
         refused = refused or (name, reason)
+    if named is not None:
+        return named
     if refused is not None and refused[1]:
         refuse_labels(source, repr(refused[0]), refused[1])
-    return None, [None] * file.metadata.num_rows
+    return None, [None] * facts.num_rows
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _read_values(path: Path, name: str, kind: pa.DataType) -> list[Any]:
+    """Read a column; of text that is in it many times each is kept once: it may be long."""
+    with _open_parquet(path, read_dictionary=[name] if _is_text(kind) else []) as file:
+        column = file.read([name]).column(name)
+    if not pa.types.is_dictionary(column.type):
+        return list(column.to_pylist())
+    values: list[Any] = []
+    for chunk in column.chunks:
+        texts = [*chunk.dictionary.to_pylist(), None]
+        values += [texts[-1 if place is None else place] for place in chunk.indices.to_pylist()]
+    return values
 
 
 def _refuse_claims(facts: pq.FileMetaData, column: str, path: Path) -> None:
@@ -352,9 +392,11 @@ def _find_classes(schema: pa.Schema, label: str | None) -> list[str] | None:
     return None
 
 
-def _open_parquet(path: Path, **options: Any) -> pq.ParquetFile:
+@contextmanager
+def _open_parquet(path: Path, **options: Any) -> Iterator[pq.ParquetFile]:
     """Open a file by what Python calls it: Arrow takes no names that aren't UTF-8."""
-    return pq.ParquetFile(path.open("rb"), **options)
+    with path.open("rb") as file:
+        yield pq.ParquetFile(file, **options)
 
 
 def _read_cell(path: Path, column: str, group: int, row: int) -> bytes:
@@ -374,10 +416,10 @@ def _read_cell(path: Path, column: str, group: int, row: int) -> bytes:
 @lru_cache(maxsize=1)
 def _read_group(path: Path, state: State, column: str, group: int) -> pa.ChunkedArray:
     """Keep the encoded images that lie together in the file, which come one after the other."""
-    first = _open_parquet(path)
-    facts, kind = first.metadata, first.schema_arrow.field(column).type
+    with _open_parquet(path) as first:
+        facts, kind = first.metadata, first.schema_arrow.field(column).type
     leaf = f"{column}.bytes" if pa.types.is_struct(kind) else column  # nothing else that may lie beside it
     _refuse_unfolding(path, facts, leaf, [group])
     # What is in it many times is kept once: a few bytes may stand for gigabytes.
-    file = _open_parquet(path, metadata=facts, read_dictionary=[leaf])
-    return file.read_row_group(group, columns=[leaf]).column(column)
+    with _open_parquet(path, metadata=facts, read_dictionary=[leaf]) as file:
+        return file.read_row_group(group, columns=[leaf]).column(column)

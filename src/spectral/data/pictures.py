@@ -28,6 +28,7 @@ class PixelImages:
         pixels: (N, C, H, W), uint8.
         source: where they come from.
         labels: of each, where known.
+        classes: what they count, where they have names.
 
     Example:
         >>> images = PixelImages(torch.full((2, 3, 4, 4), 51, dtype=torch.uint8))
@@ -37,8 +38,14 @@ class PixelImages:
 
     prepared = False
 
-    def __init__(self, pixels: Tensor, source: str = "array", labels: Sequence[int | None] = ()) -> None:
-        self.pixels, self.source = pixels, source
+    def __init__(
+        self,
+        pixels: Tensor,
+        source: str = "array",
+        labels: Sequence[int | None] = (),
+        classes: list[str] | None = None,
+    ) -> None:
+        self.pixels, self.source, self.classes = pixels, source, classes
         self.ids = self.clusters = [f"{i:04d}" for i in range(len(pixels))]
         self.labels: list[int | None] = list(labels) or [None] * len(pixels)
         self.size: tuple[int, int] = (pixels.shape[-2], pixels.shape[-1])

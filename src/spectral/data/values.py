@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spectral.data.bounds import MOST_UNFOLDED, check_values
 from spectral.data.datasets import as_tensors, count_images, hash_values
-from spectral.data.labels import LABEL_KEYS, Taken, refuse_labels, take_labels
+from spectral.data.labels import LABEL_KEYS, Joined, Taken, number_names, refuse_labels, take_labels
 from spectral.data.splits import choose_arrays
 from spectral.data.structures import list_leaves, pick
 from spectral.errors import SpectralError, warn
@@ -32,6 +32,7 @@ class Values:
         source: where they come from.
         content: a tensor, a tuple of several inputs, a list, or a dictionary of named ones.
         labels: of each, where known.
+        classes: what they count, where they have names.
 
     Raises:
         SpectralError: if there is no tensor with an entry for each.
@@ -46,6 +47,7 @@ class Values:
     source: str
     content: Any
     labels: Sequence[int | None] = field(default=())
+    classes: list[str] | None = None
     prepared = True
 
     def __len__(self) -> int:
@@ -65,7 +67,8 @@ class Values:
     def choose(self, indices: Sequence[int]) -> Values:
         """Return some of them."""
         some = pick(self.content, list(indices), len(self))
-        return Values(self.source, some, [self.labels[i] for i in indices] if self.labels else ())
+        labels = [self.labels[i] for i in indices] if self.labels else ()
+        return Values(self.source, some, labels, self.classes)
 
 
 def names_values(source: object) -> bool:
@@ -90,12 +93,13 @@ def find_example(images: Any) -> Any:
     return next(iter(images.batches(1, indices=[0])))[1]
 
 
-def read_values(source: str | os.PathLike[str]) -> tuple[Any, list[int | None], str]:
+def read_values(source: str | os.PathLike[str]) -> tuple[Any, Joined, str]:
     """Read a file of arrays, or call a function: what it holds or gives, its labels, and where it is from.
 
     Several arrays of a .npz file are a network's named inputs, or its inputs in their order where they have
-    no names; what is called ``label``, ``target``, ``y`` or such is labels, if it counts classes. Beside
-    pixels it is left out with a warning if it doesn't, and text always. Nothing that is pickled is read.
+    no names; what is called ``label``, ``target``, ``y`` or such is labels, if it counts or names classes.
+    Beside pixels it is left out with a warning if it doesn't, and other text always. Nothing that is pickled
+    is read.
 
     Raises:
         SpectralError: if the file can't be read, or the function fails, needs arguments or gives nothing.
@@ -108,9 +112,9 @@ def read_values(source: str | os.PathLike[str]) -> tuple[Any, list[int | None], 
         if from_file:
             return *_name_inputs(made, f"file:{path.name}"), f"file:{path.name}"
         if not isinstance(made, Mapping):
-            return made, [], str(source)
+            return made, Joined([]), str(source)
         taken = _take_labels(made, str(source))
-        return as_tensors(taken.rest), list(taken.labels), str(source)
+        return as_tensors(taken.rest), _number(taken), str(source)
     except SpectralError as error:
         raise SpectralError(f"{source}: {error}") from error
 
@@ -156,10 +160,10 @@ def _read_array(file: IO[bytes]) -> Any:
     return found
 
 
-def _name_inputs(found: Any, source: str) -> tuple[Any, list[int | None]]:
+def _name_inputs(found: Any, source: str) -> tuple[Any, Joined]:
     """Return the inputs among arrays, and their labels."""
     if not isinstance(found, Mapping):
-        return found, []
+        return found, Joined([])
     chosen = choose_arrays(list(found))
     if len(chosen) < len(found):
         warn(
@@ -170,9 +174,9 @@ def _name_inputs(found: Any, source: str) -> tuple[Any, list[int | None]]:
     taken = _take_labels(found, source)
     inputs = as_tensors(taken.rest)
     if len(inputs) == 1:
-        return found[next(iter(inputs))], list(taken.labels)  # an array: 8-bit pixels are seen as such
+        return found[next(iter(inputs))], _number(taken)  # an array: 8-bit pixels are seen as such
     unnamed = list(inputs) == [f"arr_{i}" for i in range(len(inputs))]
-    return tuple(inputs.values()) if unnamed else inputs, list(taken.labels)
+    return tuple(inputs.values()) if unnamed else inputs, _number(taken)
 
 
 def _take_labels(found: Mapping[str, Any], source: str) -> Taken:
@@ -198,6 +202,11 @@ def _take_labels(found: Mapping[str, Any], source: str) -> Taken:
         if not (double or (refused and pictured) or _is_text(value)):
             rest[name] = value
     return taken._replace(rest=rest)
+
+
+def _number(taken: Taken) -> Joined:
+    joined = number_names(taken.labels)
+    return Joined([]) if isinstance(joined, str) else joined
 
 
 def _is_pixels(value: Any) -> bool:

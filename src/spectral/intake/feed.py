@@ -22,7 +22,7 @@ from spectral.data import (
     is_image_set,
     warn_about_skipped,
 )
-from spectral.data.labels import join_labels, take_labels
+from spectral.data.labels import Joined, join_labels, take_labels
 from spectral.errors import SpectralError, warn
 from spectral.inputs import Inputs
 from spectral.intake.channels import list_channel_calls
@@ -339,15 +339,11 @@ class Feed:
         inputs = self._choose_pixels(adapted, "image is", first_only=True)
         self._check_range(inputs.image)
         if named is not None:
-            return GivenImages(inputs, named.source, named.labels)
-        source = "tensor" if isinstance(adapted, Tensor) else "inputs"
-        return GivenImages(inputs, source, self._find_labels(adapted, inputs.count))
-
-    def _find_labels(self, given: Any, count: int) -> Sequence[int | None]:
-        """Return the labels in what the user gave, where the model is called with a part of it alone."""
-        if self._call is None or not self._call.note:
-            return ()
-        return join_labels([take_labels(given)], [count], self.caller)[0]
+            return GivenImages(inputs, named.source, named.labels, named.classes)
+        source, joined = "tensor" if isinstance(adapted, Tensor) else "inputs", Joined([])
+        if self._call is not None and self._call.note:  # a part of it alone is passed
+            joined = join_labels([take_labels(adapted)], [inputs.count], self.caller)
+        return GivenImages(inputs, source, joined.labels, joined.classes)
 
     def _adapt_bytes(self, pixels: Tensor) -> Images:
         """Read an 8-bit tensor: as it is where the model takes it so, else as pixels."""

@@ -19,6 +19,7 @@ class GivenImages:
         inputs: of all images.
         source: where they come from.
         labels: of each, where known.
+        classes: what they count, where they have names.
 
     Raises:
         SpectralError: if there are none.
@@ -31,8 +32,14 @@ class GivenImages:
 
     prepared = True
 
-    def __init__(self, inputs: Inputs, source: str = "tensor", labels: Sequence[int | None] = ()) -> None:
-        self.inputs, self.source = inputs, source
+    def __init__(
+        self,
+        inputs: Inputs,
+        source: str = "tensor",
+        labels: Sequence[int | None] = (),
+        classes: list[str] | None = None,
+    ) -> None:
+        self.inputs, self.source, self.classes = inputs, source, classes
         self.ids = self.clusters = [f"{i:04d}" for i in range(inputs.count)]
         self.labels: list[int | None] = list(labels) or [None] * inputs.count
         extents = find_extents(inputs, guess_layout(inputs))
