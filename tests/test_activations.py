@@ -94,6 +94,68 @@ def test_a_network_of_polynomials_moves_with_its_image_by_any_amount():
     assert not spectral.conversion_report(smooth).to_dict()["remedies"]["left"]
 
 
+def test_a_polynomial_stands_for_the_function_as_it_is_called():
+    """With the options of a call, and wherever one module is used several times."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+            self.act = nn.LeakyReLU(0.4, inplace=True)
+
+        def forward(self, x):
+            x = self.act(self.second(self.act(self.first(x))))
+            return F.hardtanh(x, 0.0, max_val=6.0)
+
+    class Apart(Net):
+        def __init__(self):
+            super().__init__()
+            self.again, self.last = nn.LeakyReLU(0.4), nn.Hardtanh(0.0, 6.0)
+
+        def forward(self, x):
+            return self.last(self.again(self.second(self.act(self.first(x)))))
+
+    net, apart = Net().eval(), Apart().eval()
+    apart.load_state_dict(net.state_dict())
+    shared, single = (
+        spectral.convert(model, None, activations="alias-free-polynomial", example=16)
+        for model in (net, apart)
+    )
+    assert not spectral.conversion_report(shared).remedies.left
+    x = torch.rand(1, 3, 17, 16)
+    torch.testing.assert_close(shared(x), single(x))
+
+
+@pytest.mark.parametrize("second", ["vectors", "tokens", "one place", "channels last"])
+def test_one_activation_of_maps_and_of_other_tensors(second):
+    """It was evaluated on a finer lattice everywhere, along axes that were none of the image's."""
+    turn = {
+        "vectors": lambda x: x.mean((2, 3)),
+        "tokens": lambda x: x.flatten(2).transpose(1, 2),
+        "one place": lambda x: x.mean((2, 3), keepdim=True),
+        "channels last": lambda x: x.permute(0, 2, 3, 1),
+    }[second]
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.act = nn.Conv2d(3, 4, 3, 2), nn.GELU()
+
+        def forward(self, x):
+            return self.act(turn(self.act(self.conv(x)))).flatten(1).mean(1)
+
+    net, x = Net().eval(), torch.randn(2, 3, 17, 18)
+    smooth = spectral.convert(net, None, activations="alias-free", example=16)
+    remedies = spectral.conversion_report(smooth).remedies
+    if second == "channels last":  # nothing tells it from a map with its channels first
+        assert (len(remedies.altered), len(remedies.left)) == (0, 2)
+        torch.testing.assert_close(smooth(x), net(x))
+    else:
+        assert len(remedies.altered) == 1
+        maps = AliasFreeActivation2d(nn.GELU())(net.conv(x))
+        torch.testing.assert_close(smooth(x), F.gelu(turn(maps)).flatten(1).mean(1))
+
+
 @pytest.mark.parametrize("kind", [AliasFreeActivation1d, AliasFreeActivation2d, AliasFreeActivation3d])
 def test_every_rank_is_the_ideal_evaluation(kind):
     layer = kind(nn.ReLU(inplace=True))

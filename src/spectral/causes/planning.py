@@ -68,14 +68,14 @@ class Plan:
         calls: by their keys.
         layers: what can be made ideal of layers of this package, by their paths.
         causes: all, in the order in which they run, with those that can't be made ideal.
-        keys: of every function that ran.
+        keys: of every function that ran, with the shapes of the tensors that it was given.
         sites: as `find_sites` gives them.
     """
 
     calls: dict[Key, Planned] = field(default_factory=dict)
     layers: dict[str, tuple[Cause, ...]] = field(default_factory=dict)
     causes: list[Cause] = field(default_factory=list)
-    keys: set[Key] = field(default_factory=set)
+    keys: dict[Key, list[tuple[int, ...]]] = field(default_factory=dict)
     sites: list[Site] = field(default_factory=list)
 
 

@@ -179,11 +179,11 @@ class Watcher(Scope):
         layers: calls of layers of this package that know their dense map.
         strays: operators that lose equivariance and that no torch function called.
         called: how often each module ran.
-        keys: of every call of a function, on maps or not.
+        keys: of every call of a function, on maps or not, with the shapes of the tensors that it was given.
     """
 
     def __init__(self, model: nn.Module, order: Order | None = None) -> None:
-        self.keys: set[Key] = set()
+        self.keys: dict[Key, list[tuple[int, ...]]] = {}
         self.calls: list[FunctionCall] = []
         self.layers: list[LayerCall] = []
         self.strays: list[tuple[str, str, str]] = []
@@ -214,10 +214,10 @@ class Watcher(Scope):
             return func(*args, **kwargs)
         frame = self._modules.frames[-1]
         key = self._turns.locate(frame, func)
-        self.keys.add(key)
+        given = _tensors_of((args, kwargs))
+        self.keys[key] = [tuple(x.shape) for x in given]
         if getattr(func, KEEPS_LATTICE, False):
             return self._run_whole(frame, func, args, kwargs)
-        given = _tensors_of((args, kwargs))
         self._running = call = FunctionCall(
             key, func, args, kwargs, [self._read(x) for x in given], [tuple(x.shape) for x in given],
             wrapped=self._wrapped.get(given[0], {}) if given else {},

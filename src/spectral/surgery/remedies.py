@@ -6,6 +6,7 @@ windows meet a periodic, repeated or mirrored map instead of zeros. Nothing gets
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.overrides import handle_torch_function, has_torch_function
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from spectral.causes import Upsampling, find_upsampling
 from spectral.causes.planning import Plan, Planned, make_plan
-from spectral.causes.watching import KEEPS_LATTICE
+from spectral.causes.watching import KEEPS_LATTICE, FunctionCall, Key
 from spectral.errors import SpectralError, suggest
 from spectral.inputs import Example
 from spectral.layers.filterpool import FilterPool
@@ -79,6 +80,7 @@ class Smooth:
         written: which of these tensors it returns then.
         lattice: as in `ACTIVATIONS`.
         polynomial: coefficients of what is evaluated in the function's place, if anything is.
+        apart: ranks of the tensors of calls at the same place that stay as they are: tokens, vectors.
     """
 
     entering: tuple[Axes, ...]
@@ -87,6 +89,7 @@ class Smooth:
     written: int | None
     lattice: Lattice
     polynomial: tuple[float, ...] = ()
+    apart: frozenset[tuple[int, ...]] = frozenset()
 
     def __call__(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run the function."""
@@ -94,6 +97,8 @@ class Smooth:
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run the function; what it consists of is nobody's business: no site, no cause."""
+        if self.apart and tuple(x.ndim for x in _tensors_of((args, kwargs))) in self.apart:
+            return func(*args, **kwargs)
         with paused():
             return self._evaluate(func, args, kwargs)
 
@@ -110,7 +115,7 @@ class Smooth:
             self.lattice.taps,
         )
         if self.written is not None:
-            target: Tensor = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)][self.written]
+            target = _tensors_of((args, kwargs))[self.written]
             return target.copy_(made[0])
         return made[0] if len(made) == 1 else tuple(made)
 
@@ -120,13 +125,17 @@ class Smooth:
 
 def evaluate_alias_free(smooth: Smooth, func: Any, args: Any, kwargs: Any) -> Any:
     """Evaluate an activation on a finer lattice: one function for all that watch or replace functions."""
-    tensors = tuple(x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+    tensors = _tensors_of((args, kwargs))
     if has_torch_function(tensors):
         return handle_torch_function(evaluate_alias_free, tensors, smooth, func, args, kwargs)
     return smooth.run(func, args, kwargs)
 
 
 setattr(evaluate_alias_free, KEEPS_LATTICE, True)
+
+
+def _tensors_of(tree: Any) -> tuple[Tensor, ...]:
+    return tuple(x for x in tree_leaves(tree) if isinstance(x, Tensor))
 
 
 @dataclass(frozen=True)
@@ -220,10 +229,11 @@ def _remedy_causes(
     altered: list[str] = []
     left: list[tuple[str, str]] = []
     done: set[tuple[str, str]] = set()
+    smoothed = _smooth(modules, plan, ACTIVATIONS[remedies.activations]) if remedies.activations else {}
     for planned in plan.calls.values():
         for cause in planned.causes:
             if cause.source == "nonlinearity" and remedies.activations is not None:
-                reason = _smooth(modules, planned, ACTIVATIONS[remedies.activations])
+                reason = smoothed[planned.call.key]
             elif cause.source == "border" and remedies.padding is not None:
                 reason = _wrap(modules, planned, remedies.padding)
             else:
@@ -255,37 +265,77 @@ def put_back_border(module: nn.Module) -> None:
         setattr(module, "padding" if isinstance(module, _POOLS) else "padding_mode", before)
 
 
-def _smooth(modules: dict[str, nn.Module], planned: Planned, lattice: Lattice) -> str | None:
-    """Evaluate a call on a finer lattice from now on, or say why not."""
+def _smooth(modules: dict[str, nn.Module], plan: Plan, lattice: Lattice) -> dict[Key, str | None]:
+    """Evaluate nonlinearities on a finer lattice from now on; say of each why not, None if it is."""
+    found = {
+        key: _read_smooth(modules, planned, lattice)
+        for key, planned in plan.calls.items()
+        if any(cause.source == "nonlinearity" for cause in planned.causes)
+    }
+    reasons = {key: smooth if isinstance(smooth, str) else None for key, smooth in found.items()}
+    places: dict[tuple[str, Function], list[Key]] = defaultdict(list)
+    for key in plan.keys:  # also of calls that stay: a module may serve maps and tokens
+        path, _, name, steps, _ = key
+        places[path, Function(name, steps)].append(key)
+    for (path, function), keys in places.items():
+        alike = {key: smooth for key in keys if isinstance(smooth := found.get(key), Smooth)}
+        if not alike:
+            continue
+        first, *others = alike.values()
+        ranks = {tuple(map(len, plan.keys[key])) for key in alike}
+        rest = [plan.keys[key] for key in keys if key not in alike]
+        apart = {tuple(map(len, shapes)) for shapes in rest} - ranks
+        # A vector that is held as a map of one place is the same on a finer lattice.
+        unlike = [own for own in rest if tuple(map(len, own)) in ranks and not _is_one_place(own, first)]
+        if unlike or any(other != first for other in others):
+            why = "other calls at its place in the code have their axes in another order, or other options"
+            reasons |= dict.fromkeys(alike, why)
+        else:
+            frame_of(modules[path]).activations[function] = replace(first, apart=frozenset(apart))
+    return reasons
+
+
+def _is_one_place(shapes: Sequence[tuple[int, ...]], smooth: Smooth) -> bool:
+    """Whether tensors have one sample only along what would be their image axes."""
+    pairs = zip(shapes, smooth.entering, strict=True)
+    return all(shape[axis] == 1 for shape, own in pairs for axis in own.values())
+
+
+def _read_smooth(modules: dict[str, nn.Module], planned: Planned, lattice: Lattice) -> Smooth | str:
+    """Read how a call is evaluated on a finer lattice, or why it can't be."""
     if planned.handler != "pointwise":
         return "the maximum of a pool is left: MaxBlurPool is its layer"
     call = planned.call
-    path, _, name, steps, _ = call.key
-    if isinstance(modules[path], fx.GraphModule):
+    if isinstance(modules[call.key[0]], fx.GraphModule):
         return "it is a function of a traced graph, which has no code to run it in"
     coefficients: tuple[float, ...] = ()  # none: the activation itself
-    if lattice.degree is not None and name not in _PRODUCTS:
-        coefficients = _fit_call(modules[path], name, lattice.degree)
+    if lattice.degree is not None and call.name not in _PRODUCTS:
+        coefficients = _fit_call(call, lattice.degree)
         if not coefficients:
             return (
-                f"{name} isn't known as a function of one number, so that no polynomial stands in its place"
+                f"{call.name} isn't known as a function of one number, so that no polynomial stands in its "
+                f"place"
             )
-    smooth = Smooth(
+    return Smooth(
         tuple(axes or {} for axes in call.entering), tuple(axes or {} for axes in call.leaving),
         call.writes, call.written, lattice, coefficients,
     )  # fmt: skip
-    known = frame_of(modules[path]).activations.setdefault(Function(name, steps), smooth)
-    return None if known == smooth else "its module runs on maps whose axes are in another order as well"
 
 
-def _fit_call(module: nn.Module, name: str, degree: int) -> tuple[float, ...]:
-    """Fit a polynomial to an activation, with the options that its module gives it; none if it is no such."""
-    own = name.removesuffix("_")
-    if own not in _ACTIVATIONS:
+def _fit_call(call: FunctionCall, degree: int) -> tuple[float, ...]:
+    """Fit a polynomial to an activation, with the options that it was called with; none if it is no such."""
+    if call.name.removesuffix("_") not in _ACTIVATIONS:
         return ()
-    act = module if type(module).__module__ == nn.ReLU.__module__ else getattr(nn.functional, own)
+
+    def act(x: Tensor) -> Tensor:
+        own = x.clone()  # it may be written into
+        args, kwargs = tree_map(
+            lambda leaf: own if isinstance(leaf, Tensor) else leaf, (call.args, call.kwargs)
+        )
+        return torch.as_tensor(call.func(*args, **kwargs))
+
     with torch.no_grad():
-        return fit_polynomial(lambda x: act(x.clone()), degree)
+        return fit_polynomial(act, degree)
 
 
 def _wrap(modules: dict[str, nn.Module], planned: Planned, mode: str) -> str | None:
