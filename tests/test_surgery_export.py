@@ -143,6 +143,13 @@ def test_traced(smooth: nn.Module) -> None:
     check(trace(copy.deepcopy(smooth)), smooth, X, TALL)
 
 
+def test_traced_where_one_pool_has_maps_of_several_channel_counts() -> None:
+    pool = nn.MaxPool2d(2)
+    net = nn.Sequential(pool, nn.Conv2d(3, 5, 3), pool, nn.Flatten()).eval()
+    smooth = convert(net, "blurpool", example=32)
+    check(trace(copy.deepcopy(smooth)), smooth, X, TALL)
+
+
 def test_onnx_by_tracing(smooth: nn.Module) -> None:
     exported = run_onnx(copy.deepcopy(smooth), dynamo=False, dynamic_axes={"x": {2: "height", 3: "width"}})
     check(exported, smooth, X, TALL)

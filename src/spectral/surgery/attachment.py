@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx, nn
 
 from spectral.layers.polyphase import PhasePool
+from spectral.numerics.tracing import fixed_shape
 from spectral.operators import Size
 from spectral.surgery.frames import Link, find_frame, frame_of, unframe
 from spectral.surgery.functions import Signature
@@ -109,7 +110,7 @@ class PerChannels(nn.ModuleDict):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the layer of these channels."""
-        pooled: Tensor = self[str(x.shape[-1 - self.axes])](x)
+        pooled: Tensor = self[str(fixed_shape(x)[-1 - self.axes])](x)
         return pooled
 
 
