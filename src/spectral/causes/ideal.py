@@ -259,7 +259,7 @@ class Idealized(Scope):
         }
         self._names = {(key[0], key[2]) for key in self._chosen}
         self._closed = {key[0] for key, (_, sources) in self._chosen.items() if "border" in sources}
-        self._keys, self._known = plan.keys, {(key[0], key[2]) for key in plan.keys}
+        self._keys, self._known = set(plan.keys), {(key[0], key[2]) for key in plan.keys}
         self._layers = {
             path: frozenset(cause.source for cause in causes if cause in chosen)
             for path, causes in plan.layers.items()
