@@ -398,3 +398,21 @@ class TestBadInput:
     def test_is_refused(self, x, options, sentence):
         with pytest.raises(SpectralError, match=f"measure_bands: .*{sentence}"):
             measure_bands(x, **{"stride": (2, 2), **options})
+
+
+@pytest.mark.parametrize("amplitude", [0.1, 2e-3])
+def test_am_of_a_tone_that_aliases_alone_has_five_digits(amplitude):
+    """All bins but a few are empty, and in float32 rounding would fill them."""
+    place = 2 * math.pi * torch.arange(96, dtype=torch.float64) / 96
+    low = (3 * place).cos()[:, None] * (5 * place).cos()
+    maps = (1 + low + amplitude * (41 * place).cos()).float().expand(1, 2, 96, 96)
+    kept, residual = reference.split(maps[0].double().numpy(), (2, 2))
+    l1 = [np.abs(reference.dft(x)).sum() for x in (residual, kept)]
+    expected = {"am": l1[0] / residual.size, "am_relative": l1[0] / l1[1]}
+    bands = measure_bands(maps, (2, 2), metrics=tuple(expected)).values()
+    direct = compute_alias_metrics(maps)
+    for metric, value in expected.items():
+        assert float(bands[metric]) == pytest.approx(value, rel=1e-5)
+        assert float(direct[metric]) == pytest.approx(value, rel=1e-5)
+        assert direct[metric].dtype == torch.float32
+    assert float(compute_am_relative(maps)) == pytest.approx(expected["am_relative"], rel=1e-5)

@@ -60,6 +60,14 @@ def test_scale_and_mean_do_not_matter(scale: float, offset: float, seed: int) ->
     torch.testing.assert_close(same, compute_channel_alias_ratios(x), rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("share", [1e-2, 1e-4, 1e-5])
+def test_a_mean_much_larger_than_the_rest_costs_no_digits(share: float) -> None:
+    noise = torch.randn(2, 8, 4, 8, generator=torch.Generator().manual_seed(0))
+    maps = 1.7 + share * noise
+    expected = compute_channel_alias_ratios(maps.double())
+    torch.testing.assert_close(compute_channel_alias_ratios(maps).double(), expected, rtol=1e-5, atol=0)
+
+
 def test_loud_channels_do_not_outweigh_others_and_constant_ones_have_no_ratio() -> None:
     x = torch.randn(1, 3, 16, 16)
     x[:, 2] = 7

@@ -27,7 +27,7 @@ from spectral.lowband import (
     weigh_below,
     weigh_magnitudes,
 )
-from spectral.metrics import FAINT, divide, rounding_floor
+from spectral.metrics import FAINT, LONE, divide, is_unclear, rounding_floor
 from spectral.numerics.cache import remember
 from spectral.numerics.lattice import Lattice, decimate
 from spectral.numerics.products import exact_products
@@ -268,7 +268,7 @@ class _Analysis:
         if self.has_aliases:
             decimated = decimate(block, 2, self.lattices).contiguous()
             kept = analyse(decimated, self.count, self.half)
-            sums |= self.sum_spectrum("residual", self.subtract_alias_free(kept, low))
+            sums |= self.sum_spectrum("residual", self.subtract_alias_free(kept, low), watched=True)
             if "kept_l1" in self.names:
                 sums |= self.sum_spectrum("kept", kept)
             else:
@@ -289,16 +289,25 @@ class _Analysis:
         split_waves(residual, axes)[tuple(corner)] -= alias_free
         return residual
 
-    def sum_spectrum(self, name: str, band: Tensor) -> dict[str, Tensor]:
-        """Σ |DFT| and Σ |DFT|² / (number of samples) of a block's decimated maps."""
+    def sum_spectrum(self, name: str, band: Tensor, watched: bool = False) -> dict[str, Tensor]:
+        """Σ |DFT| and Σ |DFT|² / (number of samples) of a block's decimated maps.
+
+        Watched, also how much of the first is of a block whose bins are empty but for a few.
+        """
         axes = len(self.lattices)
         squares = [torch.addcmul(a.square(), b, b) for a, b in list_complex_parts(band, axes)]
         magnitude = sum(_sum_channels(_root(square), axes) for square in squares)
         power = sum(_sum_channels(square, axes) for square in squares)
-        return {
-            f"{name}_l1": (magnitude * self.bins).flatten(1).sum(1),
+        total = (magnitude * self.bins).flatten(1).sum(1)
+        sums = {
+            f"{name}_l1": total,
             f"{name}_power": (power * self.bins).flatten(1).sum(1) / math.prod(self.count),
         }
+        if watched:
+            own = total.detach()
+            spread = math.prod(self.count) * (magnitude.detach().square() * self.bins).flatten(1).sum(1)
+            sums["lone_l1"] = own.where(own.square() < LONE * spread, 0.0)
+        return sums
 
     def sum_full_spectrum(self, block: Tensor) -> dict[str, Tensor]:
         """The sums that could be differences, from every bin of a block of maps (b, c, *spatial)."""
@@ -320,7 +329,8 @@ class _Analysis:
         sums = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         pixels, samples = math.prod(self.extents), math.prod(self.count)
         doubtful = self.find_doubtful(maps, sums)
-        sums.pop("squared_powers", None)  # few channels have none, and are to be added to many
+        for name in ("squared_powers", "lone_l1"):  # few channels lack squares, and are to be added to many
+            sums.pop(name, None)
         return BandStatistics(tuple(self.metrics), maps.shape[1], pixels, samples, sums, doubtful)
 
     def find_doubtful(self, maps: Tensor, sums: dict[str, Tensor]) -> Tensor:
@@ -337,6 +347,9 @@ class _Analysis:
                 doubtful |= sums[name] < SMALLEST_SHARE * sums["power"]
         if self.has_aliases and maps.dtype == torch.float32:
             doubtful |= sums["residual_power"] < FAINT * sums["kept_power"]
+            mean = sums["lone_l1"] / (maps.shape[1] * math.prod(self.count))
+            unclear = is_unclear(mean, sums["kept_power"] / maps.shape[1])
+            doubtful |= unclear & (sums["lone_l1"] > 0.5 * sums["residual_l1"])
         return doubtful
 
     def resolve(self, maps: Tensor, statistics: BandStatistics) -> BandStatistics:

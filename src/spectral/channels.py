@@ -116,6 +116,8 @@ def _centre(maps: Tensor, axes: int) -> tuple[Tensor, Tensor]:
     spatial, pixels = tuple(range(-axes, 0)), math.prod(maps.shape[-axes:])
     mean = maps.mean(spatial, keepdim=True)
     centred = maps - mean
+    # The mean itself is rounded, which shows where it is much larger than the rest.
+    centred = centred - centred.mean(spatial, keepdim=True)
     rest = sum_squares(centred, spatial) / pixels
     # Σ x² = Σ (x − mean)² + n mean²: what both sides of the comparison share is left out.
     floor = rounding_floor(mean.square().flatten(-axes).squeeze(-1) + rest)
