@@ -296,7 +296,7 @@ class _Analysis:
         """
         axes = len(self.lattices)
         squares = [torch.addcmul(a.square(), b, b) for a, b in list_complex_parts(band, axes)]
-        magnitude = sum(_sum_channels(_root(square), axes) for square in squares)
+        magnitude = reduce(torch.add, (_sum_channels(_root(square), axes) for square in squares))
         power = sum(_sum_channels(square, axes) for square in squares)
         total = (magnitude * self.bins).flatten(1).sum(1)
         sums = {
@@ -305,7 +305,7 @@ class _Analysis:
         }
         if watched:
             own = total.detach()
-            spread = math.prod(self.count) * (magnitude.detach().square() * self.bins).flatten(1).sum(1)
+            spread = math.prod(self.count) * (magnitude.square() * self.bins).flatten(1).sum(1).detach()
             sums["lone_l1"] = own.where(own.square() < LONE * spread, 0.0)
         return sums
 

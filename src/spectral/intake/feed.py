@@ -399,7 +399,7 @@ class Feed:
             except Exception as error:  # a way that isn't meant may fail anywhere
                 failure = failure or error
                 continue
-            self._call, self._first = call, one
+            self._call, self._first = call, one.map(lambda x, _: x.to("meta"))  # it holds no images
             self.extents = find_extents(one, self._probe.layout)
             self.image_type = one.image.dtype
             if call.note:
