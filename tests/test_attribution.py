@@ -505,6 +505,12 @@ def test_the_command_prints_a_line_per_site_and_writes_both_tables(tmp_path):
         assert facts["weights"].startswith("random-0:")
         assert (facts["images"], facts["method"], facts["seed"]) == ("synthetic", "ideal", 0)
         assert facts["versions"]["torch"]
+    for key, changed in (("method", ("--method", "flc")), ("model", ())):
+        model = f"{RANDOM}+flc" if key == "model" else RANDOM
+        other = run(model, "--images", "synthetic", "--limit", "4", "--out", tmp_path, *changed)
+        assert other.exit_code == 2
+        assert f"attribute.csv is of {key} = " in " ".join(other.stderr.split())
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "attribute.csv"), table)
 
 
 def test_the_command_counts_labels_and_takes_another_method(tmp_path):

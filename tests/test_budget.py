@@ -458,8 +458,9 @@ def test_a_picture_of_many_places_has_all_of_their_share():
 
 
 def test_the_command_writes_tables_and_figure(tmp_path):
-    arguments = ["bundled/resnet8@random", "--images", "synthetic", "--limit", "3", "--out", str(tmp_path)]
-    result = CliRunner().invoke(cli.main, ["budget", *arguments, "--split", "decimation"])
+    arguments = ["bundled/resnet8@random", "--images", "synthetic", "--limit", "3"]
+    out = ["--out", str(tmp_path)]
+    result = CliRunner().invoke(cli.main, ["budget", *arguments, *out, "--split", "decimation"])
     assert result.exit_code == 0, result.output
     assert "unexplained" in result.stdout
     assert {path.name for path in tmp_path.iterdir()} >= {
@@ -468,6 +469,15 @@ def test_the_command_writes_tables_and_figure(tmp_path):
     wrong = CliRunner().invoke(cli.main, ["budget", *arguments, "--shifts", "pixels"])
     assert wrong.exit_code == 2
     assert "nearest: 'pixel'" in wrong.stderr
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for key, changed in (
+        ("split", ()), ("fingerprint", ("--split", "decimation", "--seed", "1")),
+        ("orders", ("--split", "decimation", "--orders", "3")),
+    ):  # fmt: skip
+        other = CliRunner().invoke(cli.main, ["budget", *arguments, *out, *changed])
+        assert other.exit_code == 2
+        assert f"budget.csv is of {key} = " in " ".join(other.stderr.split())
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_network_without_instability_has_tables_with_the_reason_and_no_figure(tmp_path):

@@ -269,6 +269,29 @@ def write_csvs(
     return [*tables, *digests]
 
 
+def refuse_other_table(path: Path, facts: Mapping[str, Any]) -> None:
+    """Refuse to write a table where one of something else stands: that would be lost.
+
+    Args:
+        path: of the CSV file.
+        facts: what determines its values, as `write_csvs` is given them; what isn't noted isn't compared.
+
+    Raises:
+        SpectralError: naming the first that differs.
+
+    Example:
+        >>> refuse_other_table(Path("no/such/table.csv"), {"weights": "sha256:0"})
+    """
+    beside = path.with_suffix(".json")
+    if os.path.lexists(path) and os.path.lexists(beside):
+        before = read_json(beside, way_out=f"delete {path.name} and run the same command again")
+        for key, value in json.loads(json.dumps(facts)).items():
+            if key in before and before[key] != value:
+                raise StorageError(
+                    f"{path} is of {key} = {before[key]!r}, not {value!r}; choose another --out or delete it"
+                )
+
+
 def _write_csv(table: pd.DataFrame, path: Path) -> None:
     table.to_csv(path, index=False, float_format="%.9g", errors="backslashreplace")
 

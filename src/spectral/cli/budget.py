@@ -23,6 +23,8 @@ from spectral.cli.output import draw, write_rows
 from spectral.console import SpectralCommand, hold_folder, workers_option
 from spectral.launch import find_launch
 
+TABLE = "budget.csv"
+
 
 @click.command(cls=SpectralCommand, ranks="share")
 @click.argument("model")
@@ -78,10 +80,16 @@ def budget(
     if answer.repeat():
         return
     from spectral.budget import describe_shares
-    from spectral.table import describe_environment, write_csvs
+    from spectral.study.common import identify_network
+    from spectral.table import describe_environment, refuse_other_table, write_csvs
 
     net, info, pictures = network.load_with_images(model, images, limit, seed, workers)
     answer.depend_on(model, info)
+    facts = {"model": info.name, **identify_network(net), "images": pictures.source,
+             "fingerprint": pictures.fingerprint, "seed": seed, "shifts": shifts, "split": split,
+             "orders": orders}  # fmt: skip
+    if out:
+        refuse_other_table(out / TABLE, facts if factor is None else {**facts, "factor": factor})
     answer.say(
         f"budget of {model}, weights {info.weights_id}, on {describe_images(pictures)}; shifts: {shifts}"
     )
@@ -99,12 +107,11 @@ def budget(
     if out:
         import pandas as pd
 
-        facts = {"weights": info.weights_id, "images": pictures.source, "fingerprint": pictures.fingerprint,
-                 "seed": seed, "limit": limit, "shifts": shifts, "factor": table.attrs["factor"],
-                 **describe_environment(), "device": network.device}  # fmt: skip
-        tables = {"budget": summary, "budget_images": table,
-                  "budget_coalitions": pd.DataFrame(table.attrs["coalitions"])}  # fmt: skip
-        written = write_csvs({out / f"{name}.csv": own for name, own in tables.items()}, facts)
+        facts |= {"limit": limit, "factor": table.attrs["factor"], **describe_environment(),
+                  "device": network.device}  # fmt: skip
+        tables = {TABLE: summary, "budget_images.csv": table,
+                  "budget_coalitions.csv": pd.DataFrame(table.attrs["coalitions"])}  # fmt: skip
+        written = write_csvs({out / name: own for name, own in tables.items()}, facts)
         drawn, said = draw("budget", out)
         answer.say(said)
         answer.keep(*written, *drawn, json_path)

@@ -32,6 +32,8 @@ from spectral.schema import SCALE_FREE
 if TYPE_CHECKING:
     import pandas as pd
 
+ATTRIBUTION = "attribute.csv"
+
 
 @click.command(cls=SpectralCommand, ranks="share")
 @click.argument("model")
@@ -261,9 +263,15 @@ def attribute(
     from spectral.analysis import summarize_attribution
     from spectral.cli.output import format_attribution
     from spectral.stability import attribute_instability, measure_equivariance
+    from spectral.study.common import identify_network
+    from spectral.table import refuse_other_table
 
     net, info, pictures = network.load_with_images(model, images, limit, seed, workers, lazily=True)
     answer.depend_on(model, info)
+    facts = {"model": info.name, **identify_network(net), "method": method, "limit": limit,
+             "images": pictures.source, "seed": seed}  # fmt: skip
+    if out:
+        refuse_other_table(out / ATTRIBUTION, facts)
     answer.say(
         f"attributing {model}, weights {info.weights_id}, on {describe_images(pictures)}; sites altered by "
         f"{method}"
@@ -278,11 +286,11 @@ def attribute(
     summary = summarize_attribution(rows)
     answer.say(f"\n{format_attribution(summary)}")
     if json_path:
-        facts = {"model": model, "weights": info.weights_id, "method": method, **_name_images(pictures)}
-        write_rows(summary, json_path, {**facts, "seed": seed})
+        about = {"model": model, "weights": info.weights_id, "method": method, **_name_images(pictures)}
+        write_rows(summary, json_path, {**about, "seed": seed})
     if out and moved is not None:
-        facts = {"model": model, "weights": info.weights_id, "method": method, "limit": limit}
-        facts |= {"images": pictures.source, "fingerprint": pictures.fingerprint, "seed": seed}
+        facts["fingerprint"] = pictures.fingerprint  # known now that all of them have been read
+        refuse_other_table(out / ATTRIBUTION, facts)
         paths = _write_attribution(summary, moved, facts | {"device": network.device}, out)
         answer.say(f"\nwritten to {out}")
         answer.keep(*paths, json_path)
@@ -311,7 +319,7 @@ def _write_attribution(
     from spectral.analysis import summarize_equivariance
     from spectral.table import describe_environment, write_csvs
 
-    tables = {out / "attribute.csv": summary, out / "equivariance.csv": summarize_equivariance(moved)}
+    tables = {out / ATTRIBUTION: summary, out / "equivariance.csv": summarize_equivariance(moved)}
     for table in tables.values():
         table.insert(0, "model", facts["model"])
     return write_csvs(tables, {**facts, **describe_environment()})
