@@ -552,6 +552,10 @@ class TestFormatting:
     def test_a_mean_has_the_digits_that_its_interval_allows(self, mean, half, text):
         assert format_mean(mean, mean - half, mean + half) == text
 
+    def test_a_lopsided_interval_has_both_of_its_ends(self):
+        assert format_mean(-0.018, -0.031, 0.002) == "-0.018 (-0.031 to 0.0020)"  # which −0.018 ± 0.017 isn't
+        assert format_mean(0.018, 0.00459, 0.0437) == "0.018 (0.0046 to 0.044)"
+
     def test_errors_are_explained_by_kind(self):
         assert explain_error(OSError("just text")) == ("just text", 2)
         assert explain_error(AssertionError()) == (

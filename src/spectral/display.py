@@ -10,6 +10,8 @@ from html import escape
 Rows = Iterable[Sequence[str]]
 WIDTH = 100
 NOTHING = "-"  # in a cell
+EVEN = 0.5  # what the middle of an interval with ± may be off the mean by, as a share of half of it
+INTERVALS = "± half its 95 % interval, or (both ends) of a lopsided one"
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,14 @@ def format_columns(
 def format_mean(mean: float, ci_low: float, ci_high: float) -> str:
     """Write a mean and half its 95 % interval, to the interval's second digit.
 
+    An interval that reaches farther on one side, as those of skewed values do, is written with both ends:
+    with ± it would seem to hold what it leaves out.
+
     Example:
         >>> format_mean(0.43117, 0.42884, 0.43350), format_mean(1.5, float("nan"), float("nan"))
         ('0.4312 ± 0.0023', '1.5')
+        >>> format_mean(0.00242, 0.000701, 0.00953)
+        '0.0024 (0.00070 to 0.0095)'
     """
     half = (ci_high - ci_low) / 2
     if math.isnan(mean):
@@ -119,9 +126,19 @@ def format_mean(mean: float, ci_low: float, ci_high: float) -> str:
     if math.isnan(half):
         return f"{mean:.4g}"
     digits = 1 - math.floor(math.log10(half)) if half > 0 else 0
+    off = abs((ci_high + ci_low) / 2 - mean)
+    if off > EVEN * half or (ci_low > 0 or ci_high < 0) != (abs(mean) > half):
+        value, low, high = (_write_digits(x, digits) for x in (mean, ci_low, ci_high))
+        return f"{value} ({low} to {high})"
     if half == 0 or digits > 6:
         return f"{mean:.3g} ± {half:.2g}"
     return f"{mean:.{max(digits, 0)}f} ± {half:.{max(digits, 0)}f}"
+
+
+def _write_digits(value: float, digits: int) -> str:
+    """Write a number to so many digits behind the point, or to more, so that two aren't zeros."""
+    needed = max(digits, 1 - math.floor(math.log10(abs(value))), 0) if value else 0
+    return f"{value:.{needed}f}" if needed <= 6 else f"{value:.2g}"
 
 
 def write_share(share: float) -> str:

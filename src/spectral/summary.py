@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from spectral import stats
-from spectral.display import NOTHING, Card, format_mean
+from spectral.display import INTERVALS, NOTHING, Card, format_mean
 from spectral.lazy import LazyTable
 from spectral.schema import MEASUREMENT, NOT_AVERAGED, POWER_RATIOS, RANGES, SUMMARY, to_decibels
 from spectral.table import PROVENANCE, read_frame, write_csvs
@@ -136,7 +136,7 @@ def describe_summary(summary: pd.DataFrame, metrics: Sequence[str] | None = None
         what = f"{row['site']} ({row['op']})" if row["site"] else row["metric"]
         below.append(f"not measured: {what}: {row['reason']}")
     table = [[*header, *shown], *cells] if cells else []
-    return Card([f"mean over {n} images{of} ± half its 95 % interval"], table, below, len(header))
+    return Card([f"mean over {n} image{'' if n == 1 else 's'}{of} {INTERVALS}"], table, below, len(header))
 
 
 def _write_mean(row: Mapping[Hashable, Any]) -> str:

@@ -8,8 +8,10 @@ from typing import Any
 import pandas as pd
 
 from spectral.cli.output import SMALLEST_P
-from spectral.display import NOTHING, format_mean, format_rows
+from spectral.display import INTERVALS, NOTHING, format_columns, format_mean
 from spectral.schema import with_bounds
+
+WIDTH = 120  # of a block
 
 
 def format_comparison(table: pd.DataFrame) -> str:
@@ -18,12 +20,16 @@ def format_comparison(table: pd.DataFrame) -> str:
     for model, rows in table.groupby("model_b", sort=False):
         at_sites = rows[rows["layer"] != ""]
         reference = rows["model_a"].iloc[0]
-        lines.append(f"a: {reference}, b: {model}\nmeans and difference b − a, each ± half its 95 % interval")
+        lines.append(f"a: {reference}, b: {model}\nmeans and difference b − a, each {INTERVALS}")
         for (tap, metric), block in at_sites.groupby(["tap", "metric"], sort=False):
             images, clusters = (_write_range(block.loc[block["n"] > 0, n]) for n in ("n", "n_clusters"))
-            lines.append(f"\n{metric}, {tap} tap; n = {images} images of {clusters} clusters (photographs)")
+            unit = ", dB of each image" if "_db" in metric else ""
+            lines.append(
+                f"\n{metric}{unit}, {tap} tap; n = {images} images of {clusters} clusters (photographs)"
+            )
             header = ["site of a", "site of b", "a", "b", "difference", "p (Holm)", "effect d_z"]
-            lines.append(format_rows(header, [_format_row(row) for row in block.to_dict("records")]))
+            cells = [_format_row(row) for row in block.to_dict("records")]
+            lines.append(format_columns(header, cells, fixed=2, width=WIDTH))
         lines += ["", *_explain_pairs(at_sites), *_format_whole(rows), ""]
     return "\n".join(lines).rstrip()
 
@@ -65,7 +71,7 @@ def _format_whole(rows: pd.DataFrame) -> list[str]:
         if row["metric"] == "sis":
             *_, a, b, between, p, effect = _format_row(row)
             lines.append(f"whole model: sis a {a}, b {b}")
-            lines.append(f"             difference {between}, p {p}, effect d_z {effect}")
+            lines.append(f"             difference {between}, p (Holm) {p}, effect d_z {effect}")
         elif row["metric"] == "agreement" and not row["reason"]:
             share = format_mean(*(row[name] for name in with_bounds("mean_b")))
             lines.append(f"same class for {share} of {row['n']} images")

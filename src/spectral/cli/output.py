@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spectral.display import NOTHING, format_mean, format_rows
+from spectral.display import INTERVALS, NOTHING, format_mean, format_rows
 from spectral.schema import BOUNDS
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def format_attribution(table: pd.DataFrame) -> str:
     lines = [
         f"SIS of the network as it is: {first['sis_original']:.4g}; n = {first['n']} images of "
         f"{first['n_clusters']} clusters (photographs), the units of the test",
-        "means ± half their 95 % intervals; last out: with all other sites altered already",
+        f"means {INTERVALS}; last out: with all other sites altered already",
         "",
     ]
     header = ["site", "op", "ΔSIS", "p (Holm)", "ΔSIS of its block", "ΔSIS last out", "agreement"]
