@@ -40,6 +40,7 @@ from spectral.data.subset import Subset, spread_over_clusters
 from spectral.errors import SpectralError
 from spectral.intake import Feed
 from spectral.page.render import render_page
+from spectral.schema import BOUNDS
 from spectral.stability import measure_stability
 from spectral.table import read_csv
 
@@ -614,6 +615,16 @@ class TestDiagnose:
         said = "".join(write_headline(found))
         assert "movement of the logits" not in said or what != "stability"  # which it hasn't
         assert found.missing["reason"].str.len().min() > 10
+
+    def test_no_aliases_are_100_db_below_in_every_table(self, images):
+        """What rounding leaves of them was −140 dB in one table and −100 in the other."""
+        smooth = spectral.convert(classifier(), "flc", "0", example=images[:1])
+        found = diagnose(smooth, images, methods=("flc",), budget_images=0, progress=False)
+        bounds = [f"alias_power_db{end}" for end in BOUNDS]
+        assert found.sites.loc[0, bounds].tolist() == [-100.0] * 3
+        own = found.summary.query("metric == 'alias_power_ratio' and tap == 'dense'").iloc[0]
+        assert own[["db", "db_ci_low", "db_ci_high"]].tolist() == [-100.0] * 3
+        assert 0 <= own["mean"] < 1e-10
 
     def test_sites_with_silent_maps_have_that_as_their_reason(self, images, tmp_path):
         net = classifier()

@@ -20,13 +20,12 @@ from PIL import Image
 
 import spectral
 from spectral import cli, figures
-from spectral.columns import to_decibels
 from spectral.errors import SpectralError
 from spectral.figures import FIGURES, draw_figure
 from spectral.figures.layers import find_front
 from spectral.models import load, load_model, model_info
 from spectral.models.checkpoint import save_checkpoint
-from spectral.schema import SIGNAL_METRICS
+from spectral.schema import SIGNAL_METRICS, to_decibels
 from spectral.stability import measure_consistency
 from spectral.study import StudyOptions, phase7, run_study, tuning
 from spectral.training import Recipe

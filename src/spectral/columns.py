@@ -10,7 +10,15 @@ import pandas as pd
 
 from spectral import stats
 from spectral.files import printable
-from spectral.schema import BOUNDS, POWER_RATIOS, RANGES, SIGNAL_METRICS, name_decibels, with_bounds
+from spectral.schema import (
+    BOUNDS,
+    POWER_RATIOS,
+    RANGES,
+    SIGNAL_METRICS,
+    name_decibels,
+    to_decibels,
+    with_bounds,
+)
 
 FEWEST_CLUSTERS = 2  # that a test needs
 _AVR, _MEDIAN, _NINETIETH, _NOISE = SIGNAL_METRICS
@@ -211,18 +219,6 @@ def average_sites(table: pd.DataFrame, metrics: Sequence[str], tap: str = "dense
         unknown = loud[metric].isna()  # no channel of any site varies
         row |= bound_summary(metric, stats.summarize(loud[metric], unknown, clusters, *RANGES[metric]))
     return {**row, **in_decibels(row), "n": len(loud), "n_clusters": clusters.nunique()}
-
-
-def to_decibels(ratio: float) -> float:
-    """Write a ratio of powers in dB: −∞ for 0, NaN where it is unknown or an interval reaches below 0.
-
-    Example:
-        >>> to_decibels(0.1), to_decibels(0.0)
-        (-10.0, -inf)
-    """
-    if ratio == 0:
-        return -math.inf
-    return 10 * math.log10(ratio) if ratio > 0 else math.nan
 
 
 def in_decibels(row: Mapping[str, float]) -> dict[str, float]:

@@ -88,7 +88,7 @@ def name_decibels(metric: str) -> str:
 
 
 def to_decibels(ratio: float) -> float:
-    """Write a ratio of powers in dB; what is no more than rounding is −100.
+    """Write a ratio of powers in dB; what is no more than rounding is −100, what isn't known NaN.
 
     Example:
         >>> to_decibels(0.1), to_decibels(0.0)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from spectral import stats
-from spectral.columns import add_holm, bound, bound_flags, bound_summary, to_decibels
+from spectral.columns import add_holm, bound, bound_flags, bound_summary
 from spectral.schema import fill_words, with_bounds
 from spectral.table_arguments import check_table
 
@@ -118,13 +118,13 @@ def _describe_errors(loud: pd.DataFrame) -> dict[str, Any]:
         return {"n_clusters": 0}
     clusters = loud["cluster"]
     found = stats.summarize(loud["mse_ratio"], clusters=clusters, low=0.0)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore"):  # +∞ where all maps are equal
         median = float(np.median(-10 * np.log10(loud.groupby("cluster")["mse_ratio"].mean())))
+        psnr, low, high = -10 * np.log10([found.mean, found.ci_high, found.ci_low])
     relative = stats.summarize(loud["relative_error"], clusters=clusters, low=0.0)
     return {
-        "n_clusters": found.n_clusters, "psnr_db": -to_decibels(found.mean),
-        "psnr_db_ci_low": -to_decibels(found.ci_high), "psnr_db_ci_high": -to_decibels(found.ci_low),
-        "psnr_db_median": median, "mse_ratio": found.mean, **bound_summary("relative_error", relative),
+        "n_clusters": found.n_clusters, **bound("psnr_db", psnr, low, high), "psnr_db_median": median,
+        "mse_ratio": found.mean, **bound_summary("relative_error", relative),
     }  # fmt: skip
 
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from spectral.columns import to_decibels
-from spectral.schema import BOUNDS, name_decibels
+from spectral.schema import BOUNDS, name_decibels, to_decibels
 
 POOLED = "alias_power_ratio"
 

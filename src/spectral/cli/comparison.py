@@ -23,7 +23,7 @@ def format_comparison(table: pd.DataFrame) -> str:
         lines.append(f"a: {reference}, b: {model}\nmeans and difference b − a, each {INTERVALS}")
         for (tap, metric), block in at_sites.groupby(["tap", "metric"], sort=False):
             images, clusters = (_write_range(block.loc[block["n"] > 0, n]) for n in ("n", "n_clusters"))
-            unit = ", dB of each image" if "_db" in metric else ""
+            unit = ", dB of each image" if "_db" in str(metric) else ""
             lines.append(
                 f"\n{metric}{unit}, {tap} tap; n = {images} images of {clusters} clusters (photographs)"
             )
