@@ -382,6 +382,19 @@ def test_sets_that_share_no_image_are_refused():
         compare_models(models, images, ("sis",), progress=False, preprocessing="none")
 
 
+@pytest.mark.parametrize("measured", [False, True])
+def test_networks_of_different_images_are_not_weighed(measured):
+    first, other = (spectral.load_images("synthetic", size=16, limit=n) for n in (3, 4))
+    models = {"a": classifier(3), "b": classifier(3)}
+    images = {"a": first, "b": first if measured else other}
+    known = {name: spectral.measure(net, other if name == "b" else first, ("sis",), preprocessing="none",
+                                    progress=False) for name, net in models.items()}  # fmt: skip
+    with pytest.raises(
+        SpectralError, match=r"of b must be of the same pictures in the same order .* 3 and 4"
+    ):
+        weigh_models(models, images, known if measured else None, progress=False)
+
+
 # Bad input ------------------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from spectral import stats
 from spectral.classes import match_models
 from spectral.columns import FEWEST_CLUSTERS, add_holm, bound, bound_flags, bound_summary
 from spectral.data import ImageSet
-from spectral.errors import SpectralWarning
+from spectral.errors import SpectralError, SpectralWarning
 from spectral.intake import Feed
 from spectral.latency import count_macs, measure_latency
 from spectral.measurement import measure
@@ -51,6 +51,9 @@ def weigh_models(
         the model's classes, and milliseconds per image (timed interleaved), parameters and
         multiply–accumulate operations.
 
+    Raises:
+        SpectralError: if the models' images, or what was measured, aren't the same pictures in one order.
+
     Example:
         >>> import spectral
         >>> net = spectral.load_model("bundled/nula-w32")
@@ -59,6 +62,7 @@ def weigh_models(
         >>> table.loc[0, "n"].item(), table.loc[0, "latency_ratio"].item()
         (3, 1.0)
     """
+    _require_same_images({name: images[name].ids for name in models}, "images")
     how: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     if measured is None:
         measured = {name: measure(net, images[name], ("sis",), **how) for name, net in models.items()}
@@ -66,6 +70,10 @@ def weigh_models(
         stability = {name: measure_stability(net, images[name], **how) for name, net in models.items()}
     whole = {name: widen(measured[name]) for name in models}
     reference = next(iter(models))
+    given = {"its images": images[reference].ids}
+    _require_same_images(
+        {**given, **{name: list(own.index) for name, own in whole.items()}}, "what was measured"
+    )
     feeds = _make_feeds(models, images)
     costs = measure_costs(models, {name: images[name].size or (32, 32) for name in models})
     rows = []
@@ -138,6 +146,20 @@ def name_device(device: torch.device) -> str:
         'cpu'
     """
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _require_same_images(ids: Mapping[str, Sequence[str]], what: str) -> None:
+    """Refuse images that aren't the same ones in the same order: values are paired by their places."""
+    (first, expected), *others = ((name, list(own)) for name, own in ids.items())
+    for name, own in others:
+        if own == expected:
+            continue
+        pairs = enumerate(zip(expected, own, strict=False))
+        differ = next((f"{a!r} and {b!r} at place {i}" for i, (a, b) in pairs if a != b), None)
+        raise SpectralError(
+            f"weigh_models: {what} of {name} must be of the same pictures in the same order as {first}, got "
+            f"{differ or f'{len(expected)} and {len(own)}'}; take the same images for each"
+        )
 
 
 def _make_feeds(models: Mapping[str, nn.Module], images: Mapping[str, ImageSet]) -> dict[str, Feed]:
