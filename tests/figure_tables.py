@@ -435,10 +435,17 @@ def _heatmap() -> pd.DataFrame:
     """Two networks, sensitive to high frequencies and to low ones; few images have labels."""
     i, j = (k.ravel() for k in np.meshgrid(np.arange(-4, 4), np.arange(-4, 4), indexing="ij"))
     size = {"height": 8, "width": 8, "i": i, "j": j, "f_u": i / 8, "f_v": j / 8}
-    facts = {"norm": 4.0, "n": 64, "n_labelled": 20, "error": 0.5, "clean_error": 0.1}
+    facts = {"norm": 4.0, "n": 64, "n_clusters": 50, "n_labelled": 20, "clean_error": 0.1}
+    facts |= dict(zip(with_bounds("error"), (0.5, 0.3, 0.7), strict=True))
     radius = np.hypot(i, j) / 6
     shares = {MODELS["strided"]: radius, MODELS["blurpool"]: 1 - radius}
-    frames = [pd.DataFrame({"model": m, **size, **facts, "disagreement": s}) for m, s in shares.items()]
+    ends = {"": 0.0, "_ci_low": -0.1, "_ci_high": 0.1}
+    frames = [
+        pd.DataFrame({f"disagreement{end}": share + shift for end, shift in ends.items()}).assign(
+            model=model, **size, **facts
+        )
+        for model, share in shares.items()
+    ]
     return pd.concat(frames, ignore_index=True)
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
+from spectral import stats
 from spectral.data import load_images
 from spectral.errors import SpectralError
 from spectral.figures import FIGURES
@@ -168,6 +169,13 @@ def test_a_photograph_counts_once_however_many_images_it_has():
     assert 5 < sum(changed) < 35
     assert (row["n"], row["n_clusters"]) == (40, photographs)
     assert row["disagreement"] == row["error"] == pytest.approx(1 / photographs)
+    bounds = [row[f"{name}{end}"] for name in ("disagreement", "error") for end in ("_ci_low", "_ci_high")]
+    share = stats.count_share(1, photographs)
+    assert bounds == pytest.approx([share.ci_low, share.ci_high] * 2, abs=0.02)
+    said = FIGURES["fourier_heatmap"].plot({"fourier_heatmap": table.assign(model="net")}).get_suptitle()
+    assert f"n = {photographs} photographs (40 images)" in said
+    wide = max(table["error_ci_high"] - table["error_ci_low"])
+    assert f"95 % intervals of cells: up to {100 * wide:.2g} points wide" in said
 
 
 def test_frequencies_are_those_of_the_dft():

@@ -212,6 +212,7 @@ ALLOWED = {
     "perturb": {
         "arguments",
         "classes",
+        "columns",
         "data",
         "intake",
         "measurement",
@@ -387,6 +388,7 @@ ALLOWED = {
         "lineage",
         "operators",
         "run_folder",
+        "schema",
         "table",
     },
     "terminal": set(),

@@ -19,9 +19,11 @@ from spectral.figures.style import (
     SMALL,
     add_heading,
     format_count,
+    format_units,
     new_figure,
     wrap_name,
 )
+from spectral.schema import with_bounds
 
 NAME = "fourier_heatmap"
 HEATMAP = "magma"
@@ -33,16 +35,17 @@ OUTLINE = [Stroke(linewidth=1.8, foreground="black"), Normal()]  # a white line 
     NAME,
     title="Fourier heatmap",
     caption=(
-        "Share of images that each network gets wrong, or, where not all images have labels, classifies "
-        "otherwise than when clean, with the real Fourier basis image of one frequency added to every "
-        "channel at L2 norm v in [0, 1] pixels, its sign drawn at random; DC in the centre. One half of the "
+        "Share of images, each photograph counting once, that each network gets wrong, or, where not all "
+        "images have labels, classifies otherwise than when clean, with the real Fourier basis image of "
+        "one frequency added to every channel at L2 norm v in [0, 1] pixels, its sign drawn at random; DC in the centre. One half of the "
         "plane is measured and mirrored. Box: the Nyquist frequency after one stride of 2. Of the network's "
         "output: no tap."
     ),
     columns={
         NAME: (
             *("model", "height", "width", "i", "j", "f_u", "f_v"),
-            *("norm", "n", "n_labelled", "error", "disagreement"),
+            *("norm", "n", "n_clusters", "n_labelled"),
+            *with_bounds("error", "disagreement"),
         )
     },
 )
@@ -70,9 +73,10 @@ def plot_fourier_heatmap(source: Source) -> Figure:
     bar = fig.colorbar(image, ax=axes, aspect=25, pad=0.02)
     bar.set_label("error (%)" if labelled else "other class than clean (%)")
     norms = ", ".join(f"{norm:g}" for norm in rows["norm"].unique())
-    add_heading(
-        fig, source.title, f"v = {norms}; {format_count(rows['n'])} images{_say_labels(rows, labelled)}"
-    )
+    low, high = (100 * rows[name] for name in with_bounds(column)[1:])
+    note = f"v = {norms}; {format_units(rows)}{_say_labels(rows, labelled)}"
+    margin = f"95 % intervals of cells: up to {(high - low).max():.2g} points wide"
+    add_heading(fig, source.title, f"{note}\n{margin}")
     return fig
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from spectral.arguments import as_integer
+from spectral.columns import bound_flags
 from spectral.errors import SpectralError
 from spectral.intake import Feed
 from spectral.measurement import insert_clusters
@@ -137,8 +138,9 @@ def measure_fourier_heatmap(
     Returns:
         A row per frequency, rows of the grid from the lowest f_u to the highest: height, width, i, j (cycles
         per image), f_u, f_v, norm, n, n_clusters, disagreement (share of images whose class isn't the clean
-        one), n_labelled, error (share of labelled images with a wrong class) and clean_error; both NaN
-        without labels. Shares are means over photographs, each counting once however many images it has.
+        one) with its 95 % interval, n_labelled, error (share of labelled images with a wrong class) with its
+        interval, and clean_error; both NaN without labels. Shares are means over photographs, each counting
+        once however many images it has.
 
     Units:
         f_u, f_v: cycles per pixel, in [−0.5, 0.5).
@@ -230,17 +232,18 @@ def _tabulate(
     labelled = table["label"].notna().to_numpy()
     own, labels = table[labelled], table["label"][labelled].to_numpy(dtype=np.int64)[:, None]
     i, j = np.array(bins).T
-    return pd.DataFrame({
+    facts = pd.DataFrame({
         "height": size[0], "width": size[1], "i": i, "j": j, "f_u": i / size[0], "f_v": j / size[1],
         "norm": norm, "n": len(table), "n_clusters": table["cluster"].nunique(),
-        "disagreement": _average(classes != table[["clean"]].to_numpy(), table["cluster"])[order],
-        "n_labelled": len(own), "error": _average(classes[labelled] != labels, own["cluster"])[order],
-        "clean_error": _average(own[["clean"]].to_numpy() != labels, own["cluster"])[0],
     })  # fmt: skip
+    moved = _share("disagreement", classes != table[["clean"]].to_numpy(), table["cluster"])
+    wrong = _share("error", classes[labelled] != labels, own["cluster"])
+    clean = _share("clean_error", own[["clean"]].to_numpy() != labels, own["cluster"])["clean_error"][0]
+    shares = [part.iloc[order].reset_index(drop=True) for part in (moved, wrong)]
+    return facts.assign(**shares[0], n_labelled=len(own), **shares[1], clean_error=clean)
 
 
-def _average(flags: npt.NDArray[np.bool_], clusters: pd.Series) -> npt.NDArray[np.float64]:
-    """Mean over photographs of each column, however many images one has; NaN of none."""
-    means = pd.DataFrame(flags.astype(float)).groupby(clusters.to_numpy()).mean()
-    found: npt.NDArray[np.float64] = means.mean().to_numpy()
-    return found
+def _share(name: str, flags: npt.NDArray[np.bool_], clusters: pd.Series) -> pd.DataFrame:
+    """Shares of each column with their intervals, each photograph counting once; NaN of no images."""
+    columns = (pd.Series(column, index=clusters.index, dtype=bool) for column in flags.T)
+    return pd.DataFrame([bound_flags(name, column, clusters) for column in columns])
