@@ -36,10 +36,10 @@ OUTLINE = [Stroke(linewidth=1.8, foreground="black"), Normal()]  # a white line 
     title="Fourier heatmap",
     caption=(
         "Share of images, each photograph counting once, that each network gets wrong, or, where not all "
-        "images have labels, classifies otherwise than when clean, with the real Fourier basis image of "
-        "one frequency added to every channel at L2 norm v in [0, 1] pixels, its sign drawn at random; DC in the centre. One half of the "
-        "plane is measured and mirrored. Box: the Nyquist frequency after one stride of 2. Of the network's "
-        "output: no tap."
+        "images have labels, classifies otherwise than when clean, with the real Fourier basis image of one"
+        " frequency added to every channel at L2 norm v in [0, 1] pixels, its sign drawn at random; DC in "
+        "the centre. One half of the plane is measured and mirrored. Box: the Nyquist frequency after one "
+        "stride of 2. Of the network's output: no tap."
     ),
     columns={
         NAME: (
