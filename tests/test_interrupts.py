@@ -11,13 +11,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import click
 import pytest
 import torch
+from click.testing import CliRunner
 from networks import count_hooks, image, unchanged
 from test_measurement import tiny
 from torch import nn
 
 import spectral
+from spectral.__main__ import main as run_program
+from spectral.console import SpectralGroup
 from spectral.interrupts import raise_kept, shielded, undivided
 from spectral.measurement import measure
 
@@ -78,6 +82,36 @@ def test_nothing_is_left_behind(what, tmp_path):
         assert signal.getsignal(signal.SIGINT) is handler
         net(x)
     jobs[what]()
+
+
+def test_a_command_whose_code_is_still_read_ends_as_interrupted(monkeypatch, capsys):
+    class Interrupting:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "spectral.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "spectral.cli", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    with pytest.raises(SystemExit) as end:
+        run_program()
+    assert (end.value.code, capsys.readouterr().err) == (130, "\nInterrupted before it began.\n")
+
+
+def test_a_command_whose_arguments_are_still_read_ends_as_interrupted():
+    @click.group(cls=SpectralGroup)
+    def group() -> None:
+        """Nothing."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    @group.command()
+    @click.option("--images", callback=interrupt)
+    def measure(images: str) -> None:
+        """Nothing."""
+
+    done = CliRunner().invoke(group, ["measure"])
+    assert (done.exit_code, "Interrupted" in done.stderr) == (130, True)
 
 
 def test_what_is_kept_is_raised_at_the_next_safe_point():

@@ -170,6 +170,13 @@ class SpectralGroup(_OneVoice, click.Group):
 
     command_class = SpectralCommand
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that is named; click would end an interruption of its reading as a failure."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _end_interrupted(ctx)
+
 
 @contextmanager
 def _noting_interrupts() -> Iterator[list[int]]:
