@@ -735,6 +735,21 @@ def test_two_frames_that_share_an_encoder_count_as_one_image():
     assert len(table[table.site == "joined"]) == len(found)
 
 
+def test_heads_on_the_batch_axis_are_channels_of_one_image():
+    class Heads(nn.Module):
+        def __init__(self, heads: int) -> None:
+            super().__init__()
+            self.heads = heads
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.avg_pool2d(x.reshape(-1, x.shape[1] // self.heads, *x.shape[2:]), 3, 2, 1)
+            return y.reshape(len(x), -1, *y.shape[2:]).mean((2, 3))
+
+    x = image(3, 4, 12, 8)
+    whole, apart = (measure(Heads(n), x, ALL, taps=TAPS, batch_size=2, progress=False) for n in (1, 2))
+    assert_same(whole, apart)
+
+
 @pytest.mark.parametrize(("precision", "share"), [("highest", 1e-4), ("high", 2e-2), ("medium", 5e-2)])
 def test_how_far_a_dense_map_may_miss_depends_on_what_products_are_made_of(precision, share):
     """Else a GPU's default, TF32, would leave sites out whose dense map is right."""

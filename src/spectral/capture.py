@@ -89,9 +89,11 @@ class Capture:
         return self.decimation.decimate(dense, self.size)
 
     def per_image(self, values: Tensor) -> Tensor:
-        """Add up what was computed per map of the batch axis, (B',) → (B,)."""
+        """Add up what was computed per map of the batch axis, (B', …) → (B, …)."""
         before, after = self.site.spread
-        return values if before == after == 1 else values.reshape(before, -1, after).sum((0, 2))
+        if before == after == 1:
+            return values
+        return values.reshape(before, -1, after, *values.shape[1:]).sum((0, 2))
 
     def by_image(self, values: Tensor) -> Tensor:
         """Put side by side what was computed per map and channel, (B', C) → (B, channels of all its maps)."""
