@@ -142,6 +142,19 @@ class TestInspect:
         assert found.maps["aliases"] == pytest.approx(2 * loud[0, 0, ::2, ::2].numpy(), abs=1e-5)
         assert found.channel_median == pytest.approx(0, abs=1e-5)
 
+    def test_heads_on_the_batch_axis_are_of_one_image(self):
+        class Heads(nn.Module):
+            def forward(self, x):
+                y = nn.functional.avg_pool2d(x.reshape(-1, 2, SIZE, SIZE), 3, 2, 1)
+                return y.reshape(len(x), -1)
+
+        x = torch.randn(3, 6, SIZE, SIZE)
+        name = "alias_power_ratio_channel_median"
+        table = spectral.measure(Heads(), x, (name,), progress=False)
+        (found,) = inspect_sites(Heads(), x).values()
+        assert found.n == 3
+        assert found.channel_median == pytest.approx(table[table["metric"] == name]["value"].mean())
+
     def test_large_spectra_are_averaged_down_and_a_videos_sites_have_none(self):
         net = nn.Sequential(nn.Conv2d(3, 2, 3, 2, 1), nn.Flatten())
         assert max(inspect_sites(net, torch.rand(1, 3, 300, 200))["0"].before.shape) <= 128

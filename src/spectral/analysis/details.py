@@ -113,7 +113,7 @@ class _Sums:
     """What adds up over batches for one site."""
 
     def __init__(self, site: Site) -> None:
-        self.site, self.n, self.white_noise = site, 0, np.nan
+        self.site, self.n, self.maps, self.white_noise = site, 0, 0, np.nan  # an image may have several maps
         self.spectra: dict[str, Tensor] = {}
         self.ratios: dict[str, list[Tensor]] = {"dense": [], "signal": []}
         self.power: Tensor | None = None
@@ -128,21 +128,23 @@ class _Sums:
             spectrum = compute_power_spectrum(maps).double().sum(0).cpu() / maps[0, 0].numel()
             self.spectra[name] = self.spectra[name] + spectrum if name in self.spectra else spectrum
         own = geometry.stride, geometry.phase, capture.size
+        self.ratios["dense"].append(compute_channel_alias_ratios(dense, *own).double().cpu())
         # What follows may mix channels: those of the tap signal are others than this map's.
-        for tap, maps in (("dense", dense), ("signal", capture.follow(dense))):
-            self.ratios[tap].append(compute_channel_alias_ratios(maps, *own).double().cpu())
+        ratios = compute_channel_alias_ratios(capture.follow(dense), *own).double()
+        self.ratios["signal"].append(capture.by_image(ratios).cpu())
         power = kept.double().square().mean((0, 2, 3)).cpu() * len(kept)
         self.power = power if self.power is None else self.power + power
         if self.first is None:
             self.first = tuple(maps[0].double().cpu() for maps in (dense, kept, aliases))  # type: ignore[assignment]
             self.white_noise = find_white_noise_ratio(tuple(dense.shape[-2:]), *own)
-        self.n += len(dense)
+        self.n += len(self.ratios["signal"][-1])
+        self.maps += len(dense)
 
     def detail(self) -> SiteDetail:
         """Return what all batches say."""
         assert self.power is not None
         assert self.first is not None
-        spectra = {name: total / self.n for name, total in self.spectra.items()}
+        spectra = {name: total / self.maps for name, total in self.spectra.items()}
         frames = []
         for name, spectrum in spectra.items():
             size = int(spectrum.shape[0]), int(spectrum.shape[1])
