@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -303,6 +305,36 @@ def test_a_map_without_padding_moves_by_its_lattice():
 
 
 # Tables ---------------------------------------------------------------------------------------------------
+
+
+class Arranged(nn.Module):
+    """A network that arranges what it takes as (B, C, H, W) itself."""
+
+    def __init__(self, arrange: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.arrange = arrange
+        self.body = nn.Sequential(circular_conv(2, 1), nn.ReLU(), nn.MaxPool2d((1, 2)))
+
+    def forward(self, x: Any) -> Tensor:
+        return self.body(self.arrange(x))
+
+
+@pytest.mark.parametrize(
+    ("arrange", "give"),
+    [
+        (torch.stack, list), (lambda x: x.permute(0, 3, 1, 2), lambda x: x.permute(0, 2, 3, 1)),
+        (lambda x: x[:, None], lambda x: x[:, 0]),
+    ],
+    ids=["a list of images", "channels last", "no channels"],
+)  # fmt: skip
+def test_the_image_is_as_large_in_whichever_form_a_network_takes_it(arrange, give):
+    """Total strides were told by the last axes of (B, C, H, W), which other forms don't have there."""
+    x = torch.rand(2, 1, 16, 24, dtype=torch.float64)
+    expected, table = measure(Arranged(lambda x: x), x), measure(Arranged(arrange), give(x))
+    assert table["total_stride"].unique().tolist() == ["2x2", "2x4"]
+    np.testing.assert_allclose(table["psnr_db"], expected["psnr_db"])
+    scales = [site.scale for site in spectral.find_sites(Arranged(arrange), give(x))]
+    assert scales == [(1, 1), (2, 2)]
 
 
 def test_a_row_per_image_site_and_shift_in_order():

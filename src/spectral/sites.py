@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from spectral.axes import Layout
 from spectral.chain import Chain
@@ -213,7 +213,7 @@ def watch_reductions(model: nn.Module, example: Example, beside: Beside) -> list
     check_hookable(model)
     inputs = choose_inputs(model, example)
     events = record_events(model, inputs, beside)
-    return _name_sites([_describe(event, inputs.image) for event in events])
+    return _name_sites([_describe(event) for event in events])
 
 
 def get_stride_layers(model: nn.Module) -> list[str]:
@@ -268,7 +268,7 @@ def _way_out(name: str, attribute: str) -> str:
     return f"put the .{attribute} of {name!r} in its place" if name else f"pass model.{attribute}"
 
 
-def _describe(event: Event, image: Tensor) -> Site:
+def _describe(event: Event) -> Site:
     frame, geometry = event.frame, event.geometry
     access: Access = "direct" if event.family == "layer" else "inner"
     size, channels = event.input_size, event.channels
@@ -303,7 +303,7 @@ def _describe(event: Event, image: Tensor) -> Site:
         measurable=reason is None,
         reason=reason,
         access=access,
-        scale=_find_scale(tuple(image.shape[2:]), size),
+        scale=_find_scale(event.image_size, size),
         family=event.family,
         spread=event.spread,
         layouts=event.layouts,

@@ -142,8 +142,12 @@ class AxisTracker:
         self._maps: dict[tuple[int, ...], Labels] = {}  # of the latest map of each shape
         self._latest: dict[int, tuple[int, ...]] = {}  # size of the latest map of each rank
 
-    def mark_image(self, x: Tensor, batched: bool = True) -> None:
-        """Label an input: (B, W), (B, C, W), (B, C, H, W) or (B, C, T, H, W); unbatched (C, H, W)."""
+    def mark_image(self, x: Tensor, batched: bool = True) -> list[str]:
+        """Label an input: (B, W), (B, C, W), (B, C, H, W) or (B, C, T, H, W); unbatched (C, H, W).
+
+        Returns:
+            What each of its axes is, in the order that the images are known to have.
+        """
         leading = [BATCH, CHANNEL] if batched and x.ndim > 2 else [BATCH] if batched else [CHANNEL]
         kinds = [*leading, *IMAGE_AXES[-(x.ndim - len(leading)) :]]
         if self._order.keys() == set(kinds) - {BATCH}:
@@ -152,6 +156,7 @@ class AxisTracker:
             self._first = self._first or tuple(kind for kind in kinds if kind != BATCH)
         self._images = len(x) if batched else 1
         self._label(x, tuple(single(kind, n) for kind, n in zip(kinds, x.shape, strict=True)))
+        return kinds
 
     def mark_learned(self, weights: Iterable[Tensor]) -> None:
         """Note the parameters."""

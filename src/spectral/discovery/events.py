@@ -46,6 +46,7 @@ class Event:
         chain: what follows it and commutes with it.
         no_chain: why nothing does.
         ending: where its output appears, if several operators make it.
+        image_size: of the image that the model was called with, along its spatial axes.
     """
 
     frame: Frame
@@ -72,6 +73,7 @@ class Event:
     chain: Chain | None = None
     no_chain: str = ""
     ending: Ending | None = None
+    image_size: tuple[int, ...] = ()
 
 
 def find_image_axes(labels: Labels) -> list[str]:

@@ -16,6 +16,7 @@ from spectral.axes import (
     CHANNEL,
     CROPS,
     FILLS,
+    IMAGE_AXES,
     JOINS,
     OVERLAYS,
     PRODUCTS,
@@ -101,12 +102,18 @@ def _record(
 ) -> tuple[list[Event], Order | None]:  # fmt: skip
     """Return the events of a pass, and what the axes of the images are if it isn't what was assumed."""
     discovery = _Discovery(model, weights, order)
+    extents: dict[str, int] = {}
     for tensor, batched in inputs.every_tensor():
         if is_image(tensor):
-            discovery.axes.mark_image(tensor, batched)
+            kinds = discovery.axes.mark_image(tensor, batched)
+            if tensor is inputs.image:
+                extents = dict(zip(kinds, tensor.shape, strict=True))
     with beside(model), discovery.calls, discovery.recorder.listening():
         forward()
-    return discovery.finish(), discovery.axes.reordered
+    events = discovery.finish()
+    for event in events:
+        event.image_size = tuple(extents[axis] for axis in IMAGE_AXES if axis in extents)
+    return events, discovery.axes.reordered
 
 
 class _Discovery:
