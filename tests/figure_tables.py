@@ -596,10 +596,12 @@ def _compared(per_image: pd.DataFrame) -> pd.DataFrame:
         own = per_image[per_image["family"] == family]
         for (index, layer), here in own.groupby(["layer_index", "layer"]):
             other = per_image[(per_image["family"] == "strided") & (per_image["layer"] == layer)]
-            for tap, metric in (("input", "avr"), ("dense", "avr"), ("dense", "am_relative")):
+            names = {("dense", "avr"): "avr_separable_exclude_dc", ("input", "avr"): "avr",
+                     ("dense", "am_relative"): "alias_power_db_channel_median"}  # fmt: skip
+            for (tap, metric), name in names.items():
                 row = {**facts, "model_b": MODELS[family], "layer": layer, "layer_index": index, "tap": tap}
                 row |= _sides(*(t.loc[t["tap"] == tap, metric] for t in (other, here)))
-                rows.append({**row, "metric": metric, "significance": "***" if index else ""})
+                rows.append({**row, "metric": name, "significance": "***" if index else ""})
         whole = [per_image.loc[per_image["family"] == f, "sis"] for f in ("strided", family)]
         rows.append({**facts, "model_b": MODELS[family], "metric": "sis", **_sides(*whole)})
         rows.append({**facts, "model_b": MODELS[family], "metric": "agreement", "mean_b": 0.8})

@@ -209,7 +209,7 @@ def plot_compare(source: Source) -> Figure:
     fig, axes = _make_panels(panels, len(layers), len(models))
     for (metric, tap), ax in axes.items():
         _draw_models(ax, rows_of[metric, tap], models, layers if tap else [WHOLE])
-        ax.set_xlabel(_label_metric(metric) + (f", {tap} tap" if tap else ""))
+        ax.set_xlabel(_label_panel(metric, tap) if tap else _label_metric(metric))
         ax.tick_params(labelleft=ax.get_subplotspec().colspan.start == 0)  # type: ignore[union-attr]
     fig.supylabel("like sites (in the order in which they run)")
     add_legend(fig, [
@@ -228,6 +228,12 @@ def _label_metric(metric: str) -> str:
     return METRIC_LABELS.get(metric) or (f"{metric} ({unit})" if unit else metric)
 
 
+def _label_panel(metric: str, tap: str) -> str:
+    """Name a metric above its unit and tap: the longest names are as wide as a panel."""
+    name, _, unit = _label_metric(metric).partition(" (")
+    return f"{name}\n{f'({unit}, ' if unit else ''}{tap} tap"
+
+
 def _make_panels(
     keys: Sequence[tuple[str, str]], n_layers: int, n_models: int
 ) -> tuple[Figure, dict[tuple[str, str], Axes]]:
@@ -236,7 +242,7 @@ def _make_panels(
     columns = max(1, min(len(at_sites), MOST_COLUMNS))
     n_rows = -(-len(at_sites) // columns)
     lines = [max(0.14 * n_models, 0.26) * n for n in [n_layers] * n_rows + [1] * len(whole)]
-    height = sum(lines) + 0.6 * len(lines) + 0.12 * n_models + 0.7
+    height = sum(lines) + 0.72 * len(lines) + 0.12 * n_models + 0.7
     fig = new_figure(FULL_WIDTH, min(height, 8.9))
     grid = fig.add_gridspec(len(lines), columns, height_ratios=lines)
     panels = {key: fig.add_subplot(grid[i // columns, i % columns]) for i, key in enumerate(at_sites)}
