@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import re
 import shutil
@@ -279,6 +280,17 @@ def test_several_networks_share_a_page(found, tmp_path):
     assert "Side by side" in page.read_text(encoding="utf-8")
     strange = Diagnosis({**other.facts, "images": "others@1"})
     assert "saw different images" in spectral.page.render.render_page([found, strange])
+
+
+def test_what_was_looked_at_on_fewer_images_says_on_how_many(found, text):
+    """A diagnosis inspects 4 of its 8 images, and may try layers on fewer."""
+    assert "The median channel is of the 4 images whose maps are shown below." in text
+    assert text.count("Mean power spectra over 4 images and all channels") == len(found.details)
+    whole = dataclasses.replace(found, sites=found.sites.assign(n=4))
+    assert "The median channel is of" not in spectral.page.render.render_page([whole])
+    shown = view(found.fixes, "", FIXES)
+    place = [column.heading for column in shown.columns].index("images")
+    assert [row[place].text for row in shown.rows] == [str(n) for n in found.fixes["n"]]
 
 
 def test_columns_that_say_nothing_are_left_out(found):

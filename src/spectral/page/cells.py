@@ -200,6 +200,8 @@ FIXES = (
                                                   format_time)),
     Column("10⁶ multiply–adds", "macs", change("macs_original", "macs",
                                                lambda v: format_number(None if pd.isna(v) else v / 1e6))),
+    Column("images", "n", number("n", format_count)),
+    PHOTOGRAPHS,
     Column("front", "front", lambda row: "yes" if row.get("front") else "", False,
            title="no other row has both less SIS and more predictions kept"),
     Column("line to copy", "line", text("line"), False),

@@ -72,6 +72,7 @@ class Detail:
     name: str
     summary: str
     facts: Sequence[tuple[str, str]]
+    images: str
     figure: Markup | None
     channels: View | None
     maps: Sequence[tuple[str, str]]
@@ -100,6 +101,7 @@ class Part:
     strip: Sequence[Box]
     input_size: str
     sites: View
+    looked_at: str
     levels: Markup | None
     details: Sequence[Detail]
     stability: View | None
@@ -189,6 +191,7 @@ def _make_part(found: Diagnosis, prefix: str) -> Part:
         provenance=_list_provenance(found.facts),
         strip=[_make_box(row, links[str(row["name"])], found) for row in rows],
         input_size=_by(found.facts.get("image_size")),
+        looked_at=_say_looked_at(found),
         sites=view(found.sites, f"The downsampling sites of {name}, in the order in which they run", SITES,
                    links),
         levels=_draw(lambda t: plot_site_levels(t, level.name), leveled, f"{prefix}levels",
@@ -301,7 +304,19 @@ def _make_detail(row: Mapping[Any, Any], anchor: str, found: Diagnosis, drawn: b
             if detail is not None
             else "there are no pictures of this site's maps"
         )
-    return Detail(anchor, name, _say_level(row, found), facts, figure, channels, maps, reason)
+    images = "" if detail is None else _count_images(detail.n)
+    return Detail(anchor, name, _say_level(row, found), facts, images, figure, channels, maps, reason)
+
+
+def _count_images(count: int) -> str:
+    return f"{count} image{'' if count == 1 else 's'}"
+
+
+def _say_looked_at(found: Diagnosis) -> str:
+    """Say of how many images the median channels are, where these are fewer than a site's others."""
+    looked_at = max((detail.n for detail in found.details.values()), default=0)
+    fewer = found.sites["channel_median"].notna() & (found.sites["n"].astype(float) > looked_at)
+    return _count_images(looked_at) if looked_at and fewer.any() else ""
 
 
 def _list_pictures(found: Diagnosis) -> list[Picture]:
