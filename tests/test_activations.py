@@ -156,6 +156,33 @@ def test_one_activation_of_maps_and_of_other_tensors(second):
         torch.testing.assert_close(smooth(x), F.gelu(turn(maps)).flatten(1).mean(1))
 
 
+def test_calls_of_one_loop_are_told_apart():
+    """The low-pass behind the first that is enlarged filtered all of them, those of the full size too."""
+    slopes, remedies = (1.0, 0.5, 0.2), {"upsampling": "ideal", "activations": "alias-free-polynomial"}
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convs = nn.ModuleList(nn.Conv2d(3, 3, 3, step, 1) for step in (1, 2, 2))
+
+        def forward(self, x):
+            size, maps = x.shape[-2:], []
+            for conv, slope in zip(self.convs, slopes, strict=True):
+                x = F.leaky_relu(conv(x), slope)
+                maps.append(x)
+            return torch.cat([F.interpolate(y, size=size) for y in maps], 1)
+
+    net, x = Net().eval(), torch.randn(1, 3, 16, 24)
+    smooth = spectral.convert(net, None, example=16, **remedies)
+    report = spectral.conversion_report(smooth).remedies
+    assert (len(report.altered), report.left) == (5, ())
+    for i, made in enumerate(smooth(x).chunk(3, 1)):
+        alone = nn.Sequential(net.convs[i], nn.LeakyReLU(slopes[i]), nn.Upsample(scale_factor=2**i)).eval()
+        alone = spectral.convert(alone, None, example=16, **remedies)
+        torch.testing.assert_close(made, alone(x))
+        x = alone[:2](x)
+
+
 @pytest.mark.parametrize("kind", [AliasFreeActivation1d, AliasFreeActivation2d, AliasFreeActivation3d])
 def test_every_rank_is_the_ideal_evaluation(kind):
     layer = kind(nn.ReLU(inplace=True))

@@ -71,10 +71,17 @@ def find_upsampling(model: nn.Module, example: Example) -> list[Upsampling]:
         >>> [(place.name, place.op, place.output_size) for place in find_upsampling(net, 16)]
         [('1', 'resize', (16, 16))]
     """
+    return plan_upsampling(model, example)[0]
+
+
+def plan_upsampling(
+    model: nn.Module, example: Example
+) -> tuple[list[Upsampling], dict[Key, list[tuple[int, ...]]]]:
+    """Return what `find_upsampling` finds, and every function that ran, as `Plan` has them."""
     watcher, _ = watch_calls(model, example)
     finer = _drop_unfinished([call for call in watcher.calls if call.finer])
     names = name_calls(finer, watcher.called)
-    return [_describe(call, names[call.key]) for call in finer]
+    return [_describe(call, names[call.key]) for call in finer], watcher.keys
 
 
 def _drop_unfinished(calls: Sequence[FunctionCall]) -> list[FunctionCall]:

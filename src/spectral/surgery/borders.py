@@ -82,5 +82,5 @@ def weigh_border(module: nn.Module, name: str, steps: Any) -> str | None:
     """Weigh up the windows of one call from now on, or say why not."""
     if name not in (*CONVOLUTIONS, *MEANS):
         return "it takes a maximum, of what is there already"
-    frame_of(module).activations.setdefault(Function(name, steps), PartialBorder())
+    frame_of(module).activations[Function(name, steps)] = PartialBorder()
     return None

@@ -8,6 +8,7 @@ forward is called, and in copies, pickles, compiled and exported programs. The s
 from __future__ import annotations
 
 import copyreg
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache, wraps
 from typing import Any, cast
@@ -50,13 +51,13 @@ class Frame:
         links: of the sites whose operator's module is inside it.
         calls: functions of its own forward that are replaced, and by what.
         points: those behind which a layer is due, with the names of these places in the ledger.
-        activations: those that are evaluated in another way, and how.
+        activations: those that are evaluated in another way, and how; by repeat where these differ.
     """
 
     links: dict[str, Link] = field(default_factory=dict)
     calls: dict[Function, Replacement] = field(default_factory=dict)
     points: dict[Function, str] = field(default_factory=dict)
-    activations: dict[Function, Run] = field(default_factory=dict)
+    activations: dict[Function, Run | Mapping[int, Run]] = field(default_factory=dict)
 
 
 class _Framed(type):

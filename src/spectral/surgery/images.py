@@ -18,8 +18,7 @@ from spectral.causes.watching import FILTERS_IMAGES, KEEPS_LATTICE
 from spectral.layers.filters import extend
 from spectral.numerics.finer import multiply
 from spectral.numerics.matrices import as_matrix, resampling_rows
-from spectral.surgery.frames import frame_of
-from spectral.surgery.rewriting import Function
+from spectral.surgery.functionals import Keys, join_alike, run_instead
 from spectral.tracker import paused
 
 LOW_PASSES = ("ideal", "binomial")  # names for `convert`
@@ -71,22 +70,25 @@ setattr(pass_images_low, FILTERS_IMAGES, True)
 
 
 def filter_images(
-    model: nn.Module, places: Sequence[Upsampling], kind: str, border: str
+    model: nn.Module, places: Sequence[Upsampling], keys: Keys, kind: str, border: str
 ) -> Mapping[str, str | None]:
     """Put a low-pass behind every place; of each place the reason why not, or None."""
     modules = dict(model.named_modules())
-    return {place.name: _filter(modules[place.module], place, kind, border) for place in places}
+    reasons = {place.key: _find_obstacle(modules[place.module], place) for place in places}
+    chosen = {
+        place.key: LowPass(kind, place.axes, place.factor, border)
+        for place in places if reasons[place.key] is None
+    }  # fmt: skip
+    reasons |= run_instead(modules, keys, chosen, join_alike)
+    return {place.name: reasons[place.key] for place in places}
 
 
-def _filter(module: nn.Module, place: Upsampling, kind: str, border: str) -> str | None:
-    _, _, name, steps, _ = place.key
+def _find_obstacle(module: nn.Module, place: Upsampling) -> str | None:
     if place.op == "write":
         return "its samples are written into a tensor, and nothing tells when that is whole"
     if isinstance(module, fx.GraphModule):
         return "it is a function of a traced graph, which has no code to run it in"
-    low_pass = LowPass(kind, place.axes, place.factor, border)
-    known = frame_of(module).activations.setdefault(Function(name, steps), low_pass)
-    return None if known == low_pass else "its module makes lattices of another kind finer as well"
+    return None
 
 
 def _pass_low(y: Tensor, axis: int, ratio: Fraction) -> Tensor:

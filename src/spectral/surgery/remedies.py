@@ -6,7 +6,6 @@ windows meet a periodic, repeated or mirrored map instead of zeros. Nothing gets
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,8 +15,9 @@ from torch import Tensor, fx, nn
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils._pytree import tree_leaves, tree_map
 
-from spectral.causes import Upsampling, find_upsampling
+from spectral.causes import Upsampling
 from spectral.causes.planning import Plan, Planned, make_plan
+from spectral.causes.upsampling import plan_upsampling
 from spectral.causes.watching import KEEPS_LATTICE, FunctionCall, Key
 from spectral.errors import SpectralError, suggest
 from spectral.inputs import Example
@@ -25,10 +25,9 @@ from spectral.layers.filterpool import FilterPool
 from spectral.layers.polynomial import evaluate_polynomial, fit_polynomial
 from spectral.numerics.finer import Axes, evaluate_finely
 from spectral.surgery.borders import weigh_border
-from spectral.surgery.frames import frame_of
+from spectral.surgery.functionals import Keys, Shapes, run_instead
 from spectral.surgery.hooks import WrapInput, add_hook
 from spectral.surgery.images import LOW_PASSES, filter_images
-from spectral.surgery.rewriting import Function
 from spectral.tracker import paused
 
 
@@ -97,7 +96,7 @@ class Smooth:
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run the function; what it consists of is nobody's business: no site, no cause."""
-        if self.apart and tuple(x.ndim for x in _tensors_of((args, kwargs))) in self.apart:
+        if self.apart and _ranks([x.shape for x in _tensors_of((args, kwargs))]) in self.apart:
             return func(*args, **kwargs)
         with paused():
             return self._evaluate(func, args, kwargs)
@@ -177,6 +176,7 @@ class Outlook:
 
     plan: Plan | None
     places: tuple[Upsampling, ...]
+    keys: Keys
 
 
 def check_remedies(
@@ -202,8 +202,8 @@ def look_out(model: nn.Module, remedies: Remedies, example: Example) -> Outlook 
     if not remedies.options:
         return None
     both = remedies.activations or remedies.padding
-    places = find_upsampling(model, example) if remedies.upsampling else ()
-    return Outlook(make_plan(model, example) if both else None, tuple(places))
+    places, keys = plan_upsampling(model, example) if remedies.upsampling else ([], {})
+    return Outlook(make_plan(model, example) if both else None, tuple(places), keys)
 
 
 def remedy(model: nn.Module, outlook: Outlook, remedies: Remedies) -> Remedies:
@@ -214,7 +214,7 @@ def remedy(model: nn.Module, outlook: Outlook, remedies: Remedies) -> Remedies:
         altered, left = _remedy_causes(model, outlook.plan, remedies)
     if remedies.upsampling is not None:
         border = "replicate" if remedies.padding in (None, PARTIAL) else remedies.padding
-        found = filter_images(model, outlook.places, remedies.upsampling, border)
+        found = filter_images(model, outlook.places, outlook.keys, remedies.upsampling, border)
         altered += [name for name, reason in found.items() if reason is None]
         left += [(name, reason) for name, reason in found.items() if reason is not None]
     names, reasons = tuple(dict.fromkeys(altered)), tuple(dict.fromkeys(left))
@@ -273,29 +273,29 @@ def _smooth(modules: dict[str, nn.Module], plan: Plan, lattice: Lattice) -> dict
         if any(cause.source == "nonlinearity" for cause in planned.causes)
     }
     reasons = {key: smooth if isinstance(smooth, str) else None for key, smooth in found.items()}
-    places: dict[tuple[str, Function], list[Key]] = defaultdict(list)
-    for key in plan.keys:  # also of calls that stay: a module may serve maps and tokens
-        path, _, name, steps, _ = key
-        places[path, Function(name, steps)].append(key)
-    for (path, function), keys in places.items():
-        alike = {key: smooth for key in keys if isinstance(smooth := found.get(key), Smooth)}
-        if not alike:
-            continue
-        first, *others = alike.values()
-        ranks = {tuple(map(len, plan.keys[key])) for key in alike}
-        rest = [plan.keys[key] for key in keys if key not in alike]
-        apart = {tuple(map(len, shapes)) for shapes in rest} - ranks
-        # A vector that is held as a map of one place is the same on a finer lattice.
-        unlike = [own for own in rest if tuple(map(len, own)) in ranks and not _is_one_place(own, first)]
-        if unlike or any(other != first for other in others):
-            why = "other calls at its place in the code have their axes in another order, or other options"
-            reasons |= dict.fromkeys(alike, why)
-        else:
-            frame_of(modules[path]).activations[function] = replace(first, apart=frozenset(apart))
-    return reasons
+    chosen = {key: smooth for key, smooth in found.items() if isinstance(smooth, Smooth)}
+    return reasons | run_instead(modules, plan.keys, chosen, _join)
 
 
-def _is_one_place(shapes: Sequence[tuple[int, ...]], smooth: Smooth) -> bool:
+def _join(calls: Sequence[tuple[Shapes, Smooth | None]]) -> Smooth | None:
+    """Return what does right by calls for maps and by those for tokens and vectors, of other ranks."""
+    alike = [(shapes, smooth) for shapes, smooth in calls if smooth is not None]
+    if not alike:
+        return None
+    first, ranks = alike[0][1], {_ranks(shapes) for shapes, _ in alike}
+    others = [shapes for shapes, smooth in calls if smooth is None]
+    # A vector that is held as a map of one place is the same on a finer lattice.
+    unlike = [own for own in others if _ranks(own) in ranks and not _is_one_place(own, first)]
+    if unlike or any(smooth != first for _, smooth in alike):
+        return None
+    return replace(first, apart=frozenset(map(_ranks, others)) - ranks)
+
+
+def _ranks(shapes: Shapes) -> tuple[int, ...]:
+    return tuple(map(len, shapes))
+
+
+def _is_one_place(shapes: Shapes, smooth: Smooth) -> bool:
     """Whether tensors have one sample only along what would be their image axes."""
     pairs = zip(shapes, smooth.entering, strict=True)
     return all(shape[axis] == 1 for shape, own in pairs for axis in own.values())

@@ -34,6 +34,7 @@ class Function:
 
 
 Run = Callable[[Any, Any, Any], Any]  # of a function and its arguments
+Runs = Mapping[Function, Run | Mapping[int, Run]]  # instead of all calls at a place, or of some repeats
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Rewriter(TorchFunctionMode):
         block: nn.Module,
         calls: Mapping[Function, Replacement],
         points: Mapping[Function, str],
-        activations: Mapping[Function, Run] | None = None,
+        activations: Runs | None = None,
     ) -> None:
         super().__init__()
         self._block, self._calls, self._points = block, calls, points
@@ -94,18 +95,21 @@ class Rewriter(TorchFunctionMode):
         if spot.call is None or spot.call.f_locals.get("block") is not self._block:
             return func(*args, **kwargs)  # of a module inside
         function = Function(name, spot.place)
+        number = self._repeats[function]
+        self._repeats[function] += 1
         run = self._activations.get(function)
+        if isinstance(run, Mapping):
+            run = run.get(number)
         if run is not None and function not in self._points:
             return run(func, args, kwargs)
         if function in self._points:
             output = func(*args, **kwargs) if run is None else run(func, args, kwargs)
             settled = ledger.settle(self._points[function], output)
             return output if settled is None else settled
-        self._repeats[function] += 1
         signature = read_signature(func, args, kwargs)
         if signature is None:
             return func(*args, **kwargs)
-        function = replace(function, repeat=self._repeats[function] - 1)
+        function = replace(function, repeat=number)
         chosen = self._calls.get(function)
         if chosen is None or chosen.signature != signature:
             self._strangers.add(signature)
