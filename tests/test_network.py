@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from spectral.arguments import as_integer, is_integer
 from spectral.errors import SpectralError
 from spectral.instability import compute_sis
+from spectral.latency import count_macs
 from spectral.network import (
     evaluation_mode,
     guess_kinds,
@@ -307,3 +308,15 @@ def test_sis_of_a_model_that_ends_in_softmax():
         compute_sis(nn.Sequential(net, nn.Softmax(-1)), x), compute_sis(net, x), rtol=1e-5, atol=1e-15
     )
     assert compute_sis(lambda x: F.softmax(x.mean((2, 3)), -1), x).shape == (2,)
+
+
+def test_fused_attention_and_recurrent_layers_are_counted():
+    """In evaluation each is one operator, which counted as no arithmetic at all."""
+    x = torch.zeros(2, 10, 16)
+    attention = 2 * (4 * 10 * 16 * 16 + 2 * 10 * 10 * 16)
+    encoder = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval()
+    before = torch.backends.mha.get_fastpath_enabled()
+    assert count_macs(encoder, x) == attention + 2 * 10 * 2 * 16 * 32
+    assert count_macs(encoder.self_attn, x, x, x) == attention
+    assert count_macs(nn.LSTM(16, 8, 2, bidirectional=True), x) == 2 * 10 * 2 * 32 * (16 + 8) * 2
+    assert torch.backends.mha.get_fastpath_enabled() == before

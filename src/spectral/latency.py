@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -83,9 +84,35 @@ def count_macs(model: nn.Module, *args: Any, **kwargs: Any) -> int:
         >>> count_macs(nn.Linear(4, 2, bias=False), torch.zeros(1, 4))
         8
     """
-    with undisturbed(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False, custom_mapping=_RECURRENT)
+    with undisturbed(model), torch.no_grad(), _without_fused_attention(), counter:
         _run(model, "count_macs", *args, **kwargs)
     return int(counter.get_total_flops()) // 2
+
+
+@contextmanager
+def _without_fused_attention() -> Iterator[None]:
+    """Have attention run as the products that it consists of: the counter knows no operator that is all."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def _count_layer(x: Sequence[int], *others: Any, **_: Any) -> int:
+    """Operations of a recurrent layer on (time, batch, features): two matrix products at each step."""
+    weights: Sequence[Sequence[int]] = others[:2]
+    return _count_layers(x, weights)
+
+
+def _count_layers(x: Sequence[int], weights: Sequence[Sequence[int]], *_: Any, **__: Any) -> int:
+    return 2 * x[0] * x[1] * sum(math.prod(w) for w in weights if len(w) == 2)
+
+
+# A recurrent network is one operator, on a CPU for each layer, of which the counter knows none.
+_RECURRENT = {torch.ops.aten.mkldnn_rnn_layer: _count_layer, torch.ops.aten._cudnn_rnn: _count_layers}
 
 
 def _time_once(model: nn.Module, batch: Tensor) -> float:
