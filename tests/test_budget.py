@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import spectral
 from spectral import cli
-from spectral.budget import count_budget_passes, measure_instability_budget
+from spectral.budget import count_budget_passes, describe_shares, measure_instability_budget
 from spectral.budget.shapley import coalitions, draw_orders, share_out, split_player
 from spectral.data.subset import Subset
 from spectral.errors import SpectralError
@@ -370,6 +370,30 @@ def test_jitter_without_a_spread_is_not_known_and_said_to_be(case):
     assert (summary["reason"] != "").tolist() == summary["value"].isna().tolist()
     sis = spectral.summarize_instability_budget(table).set_index(["metric", "source"]).loc["sis", "share"]
     assert sis.isna().all() if case == "no logits" else sis.drop("total").sum() == pytest.approx(1)
+
+
+def test_shares_without_intervals_say_why():
+    """Of one photograph, or where the instability of one is all there is."""
+
+    def write(values: list[float]) -> pd.DataFrame:
+        images = [f"{i}" for i in range(len(values))]
+        facts = {"model": "net", "metric": "sis", "site": "", "error": 0.0, "reason": ""}
+        parts = {"total": 1.0, "decimation": 0.6, "unexplained": 0.4}
+        return pd.concat([
+            pd.DataFrame({**facts, "source": source, "image": images, "cluster": images, "share": part} |
+                         dict.fromkeys(("value", "first_in", "last_out"), part * np.array(values)))
+            for source, part in parts.items()
+        ])  # fmt: skip
+
+    for values, reason in (([1.0], "need two photographs"), ([0.0, 0.0, 1.0], "its mean may be 0")):
+        summary = spectral.summarize_instability_budget(write(values))
+        assert summary["share"].tolist() == pytest.approx([1, 0.6, 0.4])
+        assert summary["share_ci_low"].isna().all()
+        assert summary["reason"].str.contains(reason).all()
+        assert reason in describe_shares(summary).text()
+    known = spectral.summarize_instability_budget(write([1.0, 1.1, 1.2]))
+    assert known["share_ci_low"].notna().all()
+    assert (known["reason"] == "").all()
 
 
 def test_a_flattened_map_is_named_and_unexplained():

@@ -23,6 +23,8 @@ NO_SPREAD = (
     "images have no spread in what the network says, or none with some sources ideal, beyond rounding: what "
     "is relative to it isn't known"
 )
+NO_INTERVAL = "no intervals of its shares: its mean may be 0, so few photographs are these or so unlike"
+LONE = "no intervals of its shares, which need two photographs"
 ROUNDING = "no more than what rounding gives, which has no causes: no shares"
 
 
@@ -39,8 +41,8 @@ def summarize_instability_budget(table: pd.DataFrame) -> pd.DataFrame:
         Columns model, metric, source, site, n, n_clusters, value (mean), share (of the total's mean) with its
         95 % interval, error (of the share, by sampling), first_in and last_out (as shares), agreement (how
         often the prediction stays the same with this source alone made ideal; for ``unexplained``, with all
-        of them; a table from a file doesn't have it), reason (why there is no share; without a metric, why
-        that place can't be made ideal).
+        of them; a table from a file doesn't have it), reason (why there is no share, or no interval of it;
+        without a metric, why that place can't be made ideal).
 
     Raises:
         SpectralError: if it is no table of `measure_instability_budget`, or has an image of one model twice.
@@ -136,9 +138,10 @@ def _summarize(own: pd.DataFrame, total: pd.DataFrame) -> dict[str, Any]:
     row |= {name: average(own[name].to_numpy(float), clusters) / mean
             for name in ("error", "first_in", "last_out")}  # fmt: skip
     if row["n_clusters"] < 2:
-        return row | {"share": row["value"] / mean}
+        return row | {"share": row["value"] / mean, "reason": LONE}
     change = stats.relative_change(whole, whole - value, clusters)
     return row | {
+        "reason": NO_INTERVAL if change.reason else "",
         "share": 0.0 - change.percent / 100, "share_ci_low": 0.0 - change.ci_high / 100,  # and never −0
         "share_ci_high": 0.0 - change.ci_low / 100,
     }  # fmt: skip

@@ -179,6 +179,7 @@ BUDGET = (
            title="with this cause made ideal; unexplained: with all of them"),
     Column("images", "n", number("n", format_count)),
     PHOTOGRAPHS,
+    Column("not known because", "reason", text("reason"), False),
 )  # fmt: skip
 LEFT = (
     Column("place", "site", text("site"), False),
