@@ -235,6 +235,7 @@ ALLOWED = {
         "numerics",
         "perturb",
         "ranks",
+        "surroundings",
         "training_state",
     },
     "stats": {"arguments", "schema", "validation"},

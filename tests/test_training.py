@@ -617,6 +617,13 @@ def test_a_tuning_is_not_continued_with_another_normalisation(tmp_path):
         tune(0.1)
 
 
+def test_random_numbers_are_left_as_they_were(tiny, tmp_path):
+    """Behind each training with one seed, whoever called it drew the same numbers."""
+    before = torch.get_rng_state()
+    run("tiny", random_set(), tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("tuned_first", [True, False])
 def test_a_tuning_and_a_training_from_fresh_weights_do_not_continue_each_other(tuned_first, tmp_path):
     """Both may be called the same: the tuned weights were given back as those of a fresh training."""

@@ -224,8 +224,9 @@ def convert(
     """Put an anti-aliasing layer in the place of MODEL's strides and pools, and mend activations and borders.
 
     Trained weights are kept; what was replaced, and why the rest wasn't, is printed. FILE can be given as
-    MODEL to every other command. MODEL+METHOD does the same without a file, and so does
-    MODEL+METHOD+ACTIVATIONS+PADDING, any of them left out. What a conversion takes from a network's accuracy,
+    MODEL to every other command; that of a network of your own with --architecture my_net.py:build beside it.
+    MODEL+METHOD does the same without a file, and so does MODEL+METHOD+ACTIVATIONS+PADDING, any of them left
+    out. What a conversion takes from a network's accuracy,
     --calibrate and --distill give back in part; an interrupted --distill goes on with the same command.
 
     \b

@@ -116,7 +116,7 @@ def read_weights_file(path: Path, architecture: str | None = None) -> WeightsFil
     if architecture is None and split_factory(str(described)) is not None:
         raise SpectralError(
             f"{path}: the JSON beside it says it is of {described!r}, which is code and isn't run unless you "
-            f"name it: pass architecture={described!r}"
+            f"name it: pass architecture={described!r} (--architecture)"
         )
     if None not in (architecture, described) and not _is_same(str(architecture), str(described)):
         raise SpectralError(

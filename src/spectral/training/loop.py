@@ -28,6 +28,7 @@ from spectral.network import evaluation_mode
 from spectral.network.outputs import describe_output
 from spectral.numerics.memory import move_for_training
 from spectral.ranks import Ranks, find_ranks, hold, shared
+from spectral.surroundings import kept_surroundings
 from spectral.training.attack import attack_batch
 from spectral.training.images import LabelledImages, Normalisation, draw_batches, normalize
 from spectral.training.recipe import Recipe
@@ -80,7 +81,7 @@ def train(
     """
     ranks = find_ranks()
     folder = as_path(out, "train: out")
-    with hold(folder, ranks):
+    with hold(folder, ranks), kept_surroundings():  # all that is drawn is drawn from the recipe's seed
         return _train(
             architecture, train_set, test_set, folder, recipe, torch.device(device),
             progress and ranks.first, start, ranks,
