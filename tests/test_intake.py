@@ -27,7 +27,7 @@ from spectral.models import load_model
 from spectral.models.info import IMAGENET
 from spectral.network import make_inputs
 from spectral.numerics.precision import require_double
-from spectral.perturb import measure_predictions
+from spectral.perturb import measure_fourier_heatmap, measure_predictions
 from spectral.recalibration import recalibrate
 from spectral.stability import attribute_instability, measure_equivariance, measure_stability
 from spectral.surgery import conversion_report, convert
@@ -360,6 +360,39 @@ def test_dictionaries_of_a_network_that_takes_a_batch_are_collated():
     _, image, said = fed(net(1), [{"image": one, "name": "a"} for one in x])
     assert torch.equal(image, x)
     assert said == ["test: of each batch, 'image' is passed"]
+
+
+@pytest.mark.parametrize(
+    ("arrange", "give"),
+    [
+        (lambda x: x.permute(0, 3, 1, 2), lambda x: x.permute(0, 2, 3, 1)),
+        (lambda x: x[:, None], lambda x: x[:, 0]),
+    ],
+    ids=["channels last", "no channels"],
+)
+def test_what_is_perturbed_are_rows_and_columns(arrange, give):
+    """Where channels are last, rows were left as they are, and channels taken for columns."""
+
+    class Arranged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.body = nn.Sequential(net(1), nn.Linear(4, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(arrange(x))
+
+    x, model = noise(3, 1, 9, 12), Arranged()
+    looks: list[Callable[..., pd.DataFrame]] = [
+        partial(measure_predictions, perturbations=["decimate-3", "checkerboard-0.05"]),
+        partial(measure_fourier_heatmap, radius=1),
+    ]
+    for look in looks:
+        tables = [
+            look(one, given, preprocessing="none", progress=False).select_dtypes("number")
+            for one, given in ((model.body, x), (model, give(x)))
+        ]
+        pd.testing.assert_frame_equal(*tables)
 
 
 def test_videos_of_eight_bits():

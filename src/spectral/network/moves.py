@@ -13,6 +13,7 @@ from spectral.inputs import Inputs
 SPATIAL = ("t", "h", "w")  # time, rows, columns
 CHANNELS = (1, 3, 4)  # of images as people store them, with channels last too
 
+_BATCH = ("b", "c", "h", "w")
 Kinds = tuple[str, ...]  # of each axis of a tensor: b, c, t, h, w, or ? for what is none of them
 
 
@@ -185,6 +186,37 @@ def map_planes(
         return function(x.movedim(places, (-2, -1))).movedim((-2, -1), places)
 
     return inputs.map(apply)
+
+
+def arrange_image(x: Tensor, kinds: Kinds, back: bool = False) -> Tensor:
+    """Return images as (B, C, H, W), whatever the order of their axes; rows and channels may be missing.
+
+    Of videos, and where an axis isn't known, they are returned as they are.
+
+    Args:
+        x: images, or what they were arranged to.
+        kinds: the axes that the images have.
+        back: whether to undo it.
+
+    Example:
+        >>> import torch
+        >>> arrange_image(torch.zeros(2, 8, 9, 3), ("b", "h", "w", "c")).shape
+        torch.Size([2, 3, 8, 9])
+        >>> arrange_image(torch.zeros(2, 1, 1, 9), ("b", "w"), back=True).shape
+        torch.Size([2, 9])
+    """
+    if "b" not in kinds or "w" not in kinds or len(set(kinds)) < len(kinds) or not set(kinds) <= set(_BATCH):
+        return x
+    present = [kind for kind in _BATCH if kind in kinds]
+    missing = [place for place, kind in enumerate(_BATCH) if kind not in kinds]
+    if back:
+        for place in reversed(missing):
+            x = x.squeeze(place)
+        return x.permute([present.index(kind) for kind in kinds])
+    x = x.permute([kinds.index(kind) for kind in present])
+    for place in missing:
+        x = x.unsqueeze(place)
+    return x
 
 
 def _extents(inputs: Inputs, layout: Sequence[Kinds]) -> dict[str, int]:

@@ -17,7 +17,7 @@ from spectral.errors import SpectralError
 from spectral.intake import Feed
 from spectral.measurement import find_clusters, insert_clusters
 from spectral.models.preprocessing import find_preparation
-from spectral.network import Take, make_inputs, read_scores, undisturbed
+from spectral.network import Take, arrange_image, make_inputs, read_scores, undisturbed
 from spectral.perturb.operators import Identity, Perturbation, make_perturbation
 from spectral.ranks import shared
 from spectral.sharing import Sharing
@@ -168,6 +168,8 @@ class Classifier:
         self.model, self.feed = model, feed
         self.preparation = find_preparation(model)
         self.like = next(iter(model.parameters()), None)
+        # The axes that the network's images have; rows and columns are the last of those that are perturbed.
+        self._kinds = feed.layout[0] if feed is not None and len(feed.layout) == 1 else ()
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the probabilities of all classes."""
@@ -185,7 +187,8 @@ class Classifier:
     def output(self, images: Tensor) -> Any:
         """Return what the network itself returns."""
         if self.feed is not None:
-            return self.feed.run(self.feed.prepare(make_inputs(images)))
+            own = arrange_image(images, self._kinds, back=True)
+            return self.feed.run(self.feed.prepare(make_inputs(own)))
         batch = images if self.like is None else images.to(self.like.device, self.like.dtype)
         return self.model(self.preparation(batch))
 
@@ -198,7 +201,7 @@ class Classifier:
     def batches(
         self, batch_size: int, *, indices: Sequence[int] | None = None
     ) -> Iterator[tuple[list[int], Tensor]]:
-        """Yield (indices, images in [0, 1]).
+        """Yield (indices, images (B, C, H, W) in [0, 1]); of videos in their own order.
 
         Raises:
             SpectralError: if the network is no classifier, or takes more than the image.
@@ -208,4 +211,4 @@ class Classifier:
         for chosen, inputs in self.feed.read_batches(batch_size, indices=indices):
             if len(inputs.every_tensor()) > 1:
                 raise SpectralError(f"{self.feed.caller}: expected images alone, got several inputs")
-            yield chosen, inputs.image
+            yield chosen, arrange_image(inputs.image, self._kinds)

@@ -170,8 +170,9 @@ def measure_fourier_heatmap(
     known = feed.number_labels(images.labels)
     if images.size is None:
         raise SpectralError(f"{caller}: the images differ in size; load them with size=")
-    bins = list_bins(images.size, radius, stride)
-    bases = [FourierBasis(*pair, norm, seed) for pair in bins if _mirror(pair, images.size) <= pair]
+    size = (feed.extents.get("h", 1), feed.extents["w"]) if "w" in feed.extents else images.size
+    bins = list_bins(size, radius, stride)
+    bases = [FourierBasis(*pair, norm, seed) for pair in bins if _mirror(pair, size) <= pair]
     share = Sharing(feed, batch_size)
     bar = tqdm(total=len(bases) * -(-len(share.indices) // batch_size), desc="frequencies",
                disable=not share.shows(progress), leave=False)  # fmt: skip
@@ -190,7 +191,7 @@ def measure_fourier_heatmap(
     with undisturbed(model), torch.no_grad(), bar:
         frames, parts = zip(*share.gather(look()), strict=True)
     table = insert_clusters(pd.concat(frames, ignore_index=True), images)
-    return _tabulate(bins, [(basis.i, basis.j) for basis in bases], images.size, norm, table,
+    return _tabulate(bins, [(basis.i, basis.j) for basis in bases], size, norm, table,
                      torch.cat(parts).numpy())  # fmt: skip
 
 
