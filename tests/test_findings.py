@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from click.testing import CliRunner
 
+import spectral
 from spectral import cli
 from spectral.codebook import describe_column
+from spectral.lineage import RUNS, list_runs
 from spectral.study.findings import COLUMNS, find_findings, report_findings, tabulate_findings
 from spectral.study.progress import Progress, describe_overwriting
+from spectral.table import write_csv
 
 TABLES = Path(__file__).parents[1] / "results" / "reference" / "tables"
 
@@ -62,6 +67,19 @@ def test_a_finding_is_a_sentence_with_both_numbers():
 def test_nothing_is_said_of_what_has_not_run(tmp_path):
     assert report_findings(tmp_path, [1, 2, 3]) == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_found_in_tables_of_measurements_that_are_others_now(tmp_path):
+    folder, runs = tmp_path / "tables", tmp_path / "measurements"
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, 2, 1))
+    table = pd.read_csv(TABLES / "phase5_tradeoff.csv")
+    for value in (0.0, 1.0):
+        spectral.measure(net, torch.full((2, 3, 8, 8), value), ("avr",), out=runs / "net", progress=False)
+        if not value:
+            write_csv(table, folder / "phase5_tradeoff.csv", {RUNS: list_runs(runs, folder)})
+            assert {finding.phase for finding in find_findings(folder)} == {5}
+            shutil.rmtree(runs)
+    assert find_findings(folder) == []
 
 
 def test_time_left_is_guessed_once_there_is_something_to_guess_from():

@@ -6,12 +6,16 @@ Reads the tables alone, so that what is said is what is written.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from spectral.json_files import read_json
+from spectral.lineage import find_older
+from spectral.run_folder import LostImagesError
 from spectral.table import read_csv, write_csv
 
 STUDY, CARD, ZHANG = "the spectral-aliasing study", "NULA's model card", "Zhang 2019"
@@ -63,17 +67,28 @@ class Finding:
 
 
 def find_findings(tables: str | Path) -> list[Finding]:
-    """Read from a study's tables what it has found; nothing of phases that haven't run.
+    """Read from a study's tables what it has found; nothing of phases that haven't run on what is there now.
 
     Args:
         tables: the folder of the CSV files.
     """
     folder = Path(tables)
     found: list[Finding] = []
+    known: dict[Path, str] = {}
     for name, read in _READERS.items():
-        if (folder / f"{name}.csv").exists():
-            found += read(read_csv(folder / f"{name}.csv"))
+        path = folder / f"{name}.csv"
+        if path.exists() and _is_current(path, known):
+            found += read(read_csv(path))
     return [finding for finding in found if not math.isnan(finding.ours)]
+
+
+def _is_current(path: Path, known: dict[Path, str]) -> bool:
+    """Whether a table was made of the measurements that are there, see `find_older`."""
+    beside = path.with_suffix(".json")
+    try:
+        return not (os.path.lexists(beside) and find_older(read_json(beside), path.parent, known))
+    except LostImagesError:  # they are measured again
+        return False
 
 
 def report_findings(tables: str | Path, phases: Sequence[int]) -> list[str]:
