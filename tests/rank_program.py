@@ -77,6 +77,11 @@ def pictures(count: int, seed: int = 1) -> Tensor:
     return torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
 
 
+def labelled(first: int) -> list[tuple[Tensor, int]]:
+    """Four images, and numbers from the first on."""
+    return [(x, first + number) for number, x in enumerate(pictures(4).sigmoid())]
+
+
 def brightening(count: int) -> Tensor:
     """Dark images, and bright ones in the last third."""
     x = pictures(count)
@@ -232,6 +237,13 @@ def main(folder: Path) -> None:
         "weights": lambda: spectral.measure(plain(rank == count - 1), pictures(4), **options),
         "images": lambda: spectral.measure(plain(), pictures(4, int(rank == count - 1)), **options),
         "argument": lambda: spectral.measure(plain(), pictures(4), ["avr" if rank else "avt"], **options),
+        "other seed": lambda: spectral.measure_consistency(plain(), pictures(4), seed=rank),
+        "other labels": lambda: spectral.measure_predictions(
+            plain(), labelled(rank), "decimate-2", preprocessing=(0.5, 0.5), **options
+        ),
+        "other preparation": lambda: spectral.measure_stability(
+            plain(), pictures(4).sigmoid(), preprocessing=(0.5, 0.5 + rank), **options
+        ),
         "all wrong": lambda: spectral.measure(plain(), pictures(4), ["avt"], **options),
         "folders": lambda: spectral.measure(plain(), pictures(4), out=folder / f"own{rank}", **options),
         "taken": lambda: spectral.measure(plain(), pictures(4), out=folder / "taken", **options),

@@ -247,7 +247,7 @@ ALLOWED = {
     "json_files": {"files"},
     "writers": {"files"},
     "ranks": {"writers"},
-    "sharing": {"identity", "inputs", "ranks", "sameness"},
+    "sharing": {"data", "identity", "inputs", "ranks", "sameness"},
     "launch": {"ranks"},
     "sweeping": {
         "arguments",

@@ -185,6 +185,12 @@ class TestRefusing:
             ),
             ("images", r"^rank {last} of {count}: rank 0 measures with images_fingerprint = .*, not"),
             ("argument", r"^rank 0 of {count}: measure: unknown metric 'avt'"),
+            (
+                "other seed",
+                r"^rank {last} of {count}: rank 0 calls measure_consistency with seed = 0, not 1; give every",
+            ),
+            ("other labels", r"^rank {last} of {count}: rank 0 measures with labels = .*; give every"),
+            ("other preparation", r"^rank {last} of {count}: rank 0 measures with preprocessing = .*0\.5\]"),
             ("all wrong", r"^measure: unknown metric 'avt'"),
             ("folders", r"rank {last} of {count}: .*own{last} on .* isn't the folder that rank 0 writes to"),
             ("taken", r"^rank 0 of {count}: .*taken is being written by process \d+ on .*; wait"),

@@ -7,10 +7,12 @@ that all end with one sentence; a rank that dies is noticed there too, since its
 from __future__ import annotations
 
 import functools
+import inspect
 import pickle
+import re
 import traceback
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
@@ -31,6 +33,11 @@ PATIENCE = timedelta(minutes=10)
 
 _LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe")
 _STEP, _VALUES, _FAILURE = range(3)  # what a meeting is for
+# Arguments of an analysis that are compared by what they hold (`spectral.sharing`, `hold`), or may differ.
+_APART = {
+    "model", "images", "preprocessing", "logits", "train_set", "test_set", "start", "out", "device",
+    "progress",
+}  # fmt: skip
 
 
 class RanksError(SpectralError):
@@ -257,6 +264,8 @@ def alone() -> Iterator[None]:
 def shared(analysis: Callable[P, T]) -> Callable[P, T]:
     """Let an analysis that all ranks call end on all of them, with the same sentence, where it fails on one.
 
+    Ranks that call it with other arguments fail: each would find its part of another thing.
+
     Example:
         >>> @shared
         ... def measure_nothing() -> int:
@@ -265,12 +274,45 @@ def shared(analysis: Callable[P, T]) -> Callable[P, T]:
         1
     """
 
+    signature = inspect.signature(analysis)
+
     @functools.wraps(analysis)
     def run(*args: P.args, **given: P.kwargs) -> T:
-        with find_ranks().telling():
+        ranks = find_ranks()
+        with ranks.telling():
+            if ranks.count > 1:
+                called = signature.bind(*args, **given)
+                called.apply_defaults()
+                _compare(ranks, analysis.__name__, called.arguments)
             return analysis(*args, **given)
 
     return run
+
+
+def _compare(ranks: Ranks, caller: str, arguments: Mapping[str, Any]) -> None:
+    """Make sure that all ranks call the same with the same arguments.
+
+    Raises:
+        RanksError: naming what a rank has that the first hasn't.
+    """
+    own = {name: _describe(value) for name, value in arguments.items() if name not in _APART}
+    first, before = ranks.exchange((caller, own))[0]
+    with ranks.agreeing():
+        if first != caller:
+            raise SpectralError(f"rank 0 calls {first}, not {caller}; let every rank call the same")
+        for name, value in own.items():
+            if before[name] != value:
+                raise SpectralError(
+                    f"rank 0 calls {caller} with {name} = {before[name]}, not {value}; give every rank the "
+                    f"same network, images and arguments"
+                )
+
+
+def _describe(value: Any) -> str:
+    """Write an argument so that it reads the same in every process."""
+    if isinstance(value, (set, frozenset)):
+        value = sorted(value, key=repr)
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))  # where an object lies in memory
 
 
 def find_ranks(patience: timedelta = PATIENCE) -> Ranks:

@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
+from spectral.data.labels import digest_labels
 from spectral.errors import SpectralError
 from spectral.identity import Identity, identify
 from spectral.inputs import Inputs
@@ -28,6 +29,12 @@ class Source(Protocol):
     def example(self) -> Inputs:
         """The first image, ready for the network."""
 
+    def describe_preparation(self) -> dict[str, Any] | None:
+        """Say what images go through."""
+
+    def describe_logits(self) -> str | None:
+        """Say how class scores are read."""
+
 
 class Sharing:
     """Which batches of an analysis are whose, and all that was found, in the order of the images.
@@ -40,7 +47,7 @@ class Sharing:
         batch_size: images per forward pass.
 
     Raises:
-        SpectralError: if ranks see different images or networks.
+        SpectralError: if ranks see different images, labels or networks, or prepare them differently.
 
     Attributes:
         ranks: who shares.
@@ -62,9 +69,14 @@ class Sharing:
         batches = [every[start : start + batch_size] for start in every[::batch_size]]
         self.indices = [image for batch in self.ranks.split(batches) for image in batch]
         if self.ranks.count > 1:
-            images = getattr(feed.images, "fingerprint", None)
-            config = {"caller": feed.caller, "model": feed.name, "images_fingerprint": images,
-                      "image_count": len(every), "batch_size": batch_size}  # fmt: skip
+            images = feed.images
+            labels = digest_labels(images.labels, getattr(images, "classes", None))
+            config = {
+                "caller": feed.caller, "model": feed.name,
+                "images_fingerprint": getattr(images, "fingerprint", None), "image_count": len(every),
+                "labels": labels, "preprocessing": feed.describe_preparation(),
+                "logits": feed.describe_logits(), "batch_size": batch_size,
+            }  # fmt: skip
             compare_ranks(self.ranks, config, identify(feed.model, feed.example))
 
     def bar(self, doing: str, progress: bool, leave: bool = True) -> tqdm[Any]:
