@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from timm.models import save_for_hf
+from timm.models._hub import save_for_hf
 from torch import nn
 from torchvision import models
 
@@ -41,7 +41,9 @@ def output(model: nn.Module) -> torch.Tensor:
 def test_what_timm_writes_beside_weights_holds(architecture, tmp_path):
     theirs = leave(tmp_path, num_classes=3, global_pool="max")
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "label_names": ["ant", "bee", "cow"]}))
+    # Earlier versions of timm leave out with what arguments a network was made.
+    config |= {"label_names": ["ant", "bee", "cow"], "model_args": {"global_pool": "max"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     model = load_model(tmp_path / "model.safetensors", architecture=architecture)
     assert torch.equal(output(model), output(theirs))
     found, info = find_preparation(model), model.spectral_info

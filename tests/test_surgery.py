@@ -931,7 +931,7 @@ TORCHVISION: dict[str, tuple[int, dict[str, Any]]] = {
 TIMM: dict[str, tuple[int, dict[str, Any]]] = {
     "edgenext_xx_small": (64, {"depths": (1, 1, 2, 1)}), "fastvit_t8": (64, {"layers": (1, 1, 1, 1)}),
     "ghostnet_100": (64, {}), "nf_regnet_b0": (64, {}), "poolformer_s12": (64, {}), "repvgg_a0": (64, {}),
-    "resnet26d": (64, {"layers": (1, 1, 1, 1)}), "skresnet18": (64, {"layers": (1, 1, 1, 1)}),
+    "resnet26d": (64, {"layers": (1, 1, 1, 1)}), "skresnet18": (64, {}),
     "tf_efficientnet_b0": (64, {}), "levit_128s": (64, {"img_size": 64, "depth": (1, 1, 1)}),
     "vit_tiny_patch16_224": (64, {"img_size": 64, "depth": 2}), "xcit_nano_12_p16_224": (64, {"depth": 2}),
 }  # fmt: skip

@@ -141,7 +141,7 @@ def summarize_profiles(profiles: pd.DataFrame) -> pd.DataFrame:
         [0.2, 0.30000000000000004, 2.0]
     """
     keys = [column for column in profiles.columns if column not in ("image_index", "power")]
-    grouped = profiles.groupby(keys, sort=False)["power"]
+    grouped = profiles.astype({"power": float}).groupby(keys, sort=False)["power"]
     spread = grouped.agg(power_mean="mean", power_p10=lambda p: p.quantile(0.1),
                          power_p90=lambda p: p.quantile(0.9), n_images="count").reset_index()  # fmt: skip
     single = profiles[profiles["image_index"] == 0].drop(columns="image_index")

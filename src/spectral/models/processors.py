@@ -63,7 +63,10 @@ def read_processor(asked: Any, origin: str) -> Preparation | None:
     """
     asked = _complete_processor(asked)
     mean, std, normalises = (read_key(asked, name) for name in ("image_mean", "image_std", "do_normalize"))
-    told = not isinstance(asked, Mapping) and hasattr(asked, "do_normalize")  # also if it is None: it doesn't
+    # An object that says None, or that rescales and has no such switch, doesn't normalise.
+    told = not isinstance(asked, Mapping) and any(
+        hasattr(asked, name) for name in ("do_normalize", "do_rescale")
+    )
     if normalises is None and not told and (mean is None or std is None):
         return None
     again = std if read_key(asked, "include_top") else None  # EfficientNet's divides by it once more
