@@ -38,6 +38,12 @@ def test_every_name_that_is_listed_first_in_its_line_exists(what, names, tmp_pat
     assert {row["name"] for row in json.loads((tmp_path / "names.json").read_text())["rows"]} == listed
 
 
+def test_a_list_says_what_a_layer_does_and_at_which_taps_a_metric_is_taken():
+    assert "blur" in run("list", "layers", "blurpool-5")[1]
+    assert "signal" in (medians := run("list", "metrics", "channel_median")[1])
+    assert "every" not in medians
+
+
 def test_words_choose_among_them():
     code, said = run("list", "models", "bundled", "RESNET20")
     assert code == 0
@@ -66,6 +72,17 @@ def test_a_measurement_has_a_picture(summary, tmp_path, kind):
     code, said = run("plot", tmp_path / "summary.csv", "--out", tmp_path / f"levels.{kind}")
     assert code == 0, said
     assert (tmp_path / f"levels.{kind}").stat().st_size > 2000
+
+
+def test_a_folder_has_its_picture_under_its_whole_name(tmp_path, monkeypatch):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    folder = tmp_path / "run-0.5"
+    spectral.measure(net, torch.rand(2, 3, 8, 8), ("avr",), taps=("input",), out=folder, progress=False)
+    assert run("plot", folder)[0] == 0
+    assert (tmp_path / "run-0.5.png").is_file()
+    monkeypatch.chdir(folder)
+    code, said = run("plot", ".")
+    assert (code, said) == (0, "summary: run-0.5.png\n")
 
 
 def test_the_picture_shows_every_site_and_number(summary):

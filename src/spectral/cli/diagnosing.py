@@ -125,7 +125,7 @@ def diagnose(
         import pandas as pd
 
         write_rows(pd.concat(sites, ignore_index=True), json_path, {"models": list(models)})
-    answer.say(f"\npage: {page}, {page.stat().st_size / 1e6:.1f} MB; tables beside it")
+    answer.say(f"\n{_tell_page(page)}; tables beside it")
     with _claimed(folder, models):
         answer.keep(folder, json_path)
 
@@ -137,15 +137,16 @@ def diagnose(
 def report(folder: Path, out: Path | None) -> None:
     """Make a page of what lies in DIR.
 
-    DIR is what `spectral diagnose`, `measure`, `compare`, `attribute` or `study` wrote: findings in words
-    where there is a diagnosis, else its tables and figures with their captions, finished or not.
+    DIR is what `spectral diagnose`, `measure`, `compare`, `attribute`, `budget`, `sweep` or `study` wrote:
+    findings in words where there is a diagnosis or a measurement, else its tables and figures with their
+    captions, finished or not.
 
     \b
     Example:
       spectral report results
     """
     path = spectral.write_report(folder, out or folder / PAGE)
-    click.echo(f"page: {path}, {path.stat().st_size / 1e6:.1f} MB")
+    click.echo(_tell_page(path))
 
 
 @click.command(cls=SpectralCommand)
@@ -173,8 +174,15 @@ def plot(table: Path, figure: str | None, out: Path | None) -> None:
         except (OSError, ValueError) as error:
             raise SpectralError(f"{table} can't be read as a table ({error})") from error
     name, drawn = spectral.figures.plot_table(frame, figure)
-    path = spectral.figures.save_figure(drawn, out or table.with_suffix(".png"), name)
+    # A folder's name has no suffix ("run-0.5"), and may be "."
+    beside = table.parent / f"{table.resolve().name}.png" if table.is_dir() else table.with_suffix(".png")
+    path = spectral.figures.save_figure(drawn, out or beside, name)
     click.echo(f"{name}: {path}")
+
+
+def _tell_page(path: Path) -> str:
+    size = path.stat().st_size
+    return f"page: {path}, {f'{size / 1e6:.1f} MB' if size >= 1e6 else f'{size / 1e3:.0f} kB'}"
 
 
 def _claimed(folder: Path, models: Sequence[str]) -> AbstractContextManager[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -51,19 +52,22 @@ def _list_models() -> Rows:
 def _list_layers() -> Rows:
     from spectral.surgery import METHODS
 
-    return ("name", "layer"), [(name, _first_line(type(make(8, 2)))) for name, make in METHODS.items()]
+    # What a layer does is said by the class that its forms for one, two and three axes have in common.
+    rows = [(name, _first_line(type(make(8, 2)).__base__)) for name, make in METHODS.items()]
+    return ("name", "what it does"), rows
 
 
 def _list_metrics() -> Rows:
-    from spectral.measurement import DENSE_METRICS, METRICS
+    from spectral.measurement import CHANNEL_METRICS, DENSE_METRICS, METRICS
     from spectral.schema import RANGES
 
+    taps = dict.fromkeys(DENSE_METRICS, "dense, signal") | dict.fromkeys(CHANNEL_METRICS, "signal")
     rows = []
     for name in METRICS:
         low, high = RANGES[name]
-        where = "model" if name == "sis" else "dense map" if name in DENSE_METRICS else "every tap"
-        rows.append((name, where, f"{low:g} … {high:g}"))
-    return ("name", "of", "range"), rows
+        where = "none: of the whole model" if name == "sis" else taps.get(name, "every")
+        rows.append((name, where, f"{low:g} … {high:g}" if high < math.inf else f"≥ {low:g}"))
+    return ("name", "tap", "range"), rows
 
 
 def _list_perturbations() -> Rows:

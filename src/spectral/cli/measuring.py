@@ -69,9 +69,9 @@ def measure(
 ) -> None:
     """Measure aliasing at every downsampling site of MODEL.
 
-    Prints means over images with half their 95 % intervals; silent maps are left out of them. With --out, the
-    folder gets measurements/ (the values of every image, as Parquet), summary.csv, sites.csv and
-    provenance.json, and the same command continues after an interruption.
+    Prints means over images with half their 95 % intervals, or both ends of lopsided ones; silent maps are
+    left out of them. With --out, the folder gets measurements/ (the values of every image, as Parquet),
+    summary.csv, sites.csv and provenance.json, and the same command continues after an interruption.
 
     \b
     Example:
@@ -245,11 +245,11 @@ def attribute(
 
     Of each site's own dense map what would fold is taken away before it is decimated, the weights kept as
     they are: of one site alone, of all that decimate alike in its block, and of it last, when all others are
-    altered. Prints the change of SIS on the same images with half its 95 % interval and its paired test,
-    Holm-corrected over the table; negative: the site was to blame. Beside it, how many predictions stay the
-    same (where too few do, no test is made), and how much accuracy changes on images with labels. With --out,
-    the folder gets that table (attribute.csv), and how far each site's output fails to move with the image
-    (equivariance.csv).
+    altered. Prints the change of SIS on the same images with half its 95 % interval (both ends of a lopsided
+    one) and its paired test, Holm-corrected over the table; negative: the site was to blame. Beside it, how
+    many predictions stay the same (where too few do, no test is made), and how much accuracy changes on
+    images with labels. With --out, the folder gets that table (attribute.csv), and how far each site's output
+    fails to move with the image (equivariance.csv).
 
     \b
     Example:

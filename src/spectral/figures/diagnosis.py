@@ -125,6 +125,7 @@ def plot_fixes(fixes: pd.DataFrame) -> Figure:
         ax.set_xlabel("predictions that stay the same (%)")
         ax.set_ylabel("SIS (lower is more stable)")
         ax.margins(0.06, 0.12)
+        ax.set_xlim(right=min(ax.get_xlim()[1], 102))  # there are no more than all predictions
         ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         fig.draw_without_rendering()
     return fig

@@ -92,9 +92,10 @@ def plot_table(table: pd.DataFrame, name: str | None = None) -> tuple[str, Figur
     plots = list_plots(table)
     if not plots:
         require_commas(table, lambda problem: SpectralError(f"the table {problem}"))
+        more = ", …" if len(table.columns) > 6 else ""
         raise SpectralError(
-            f"no figure is made of a table with the columns {', '.join(map(str, table.columns[:6]))}, …; "
-            f"pass one that a command or an analysis wrote"
+            f"no figure is made of a table with the columns {', '.join(map(str, table.columns[:6]))}{more}; "
+            f"pass another that a command or an analysis wrote, such as summary.csv"
         )
     if name is None:
         name = next(iter(plots))

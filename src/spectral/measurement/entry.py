@@ -39,7 +39,7 @@ def measure(
     """Measure aliasing at every site of a model, image by image.
 
     Runs on the model's device in evaluation mode, without gradients; modes and hooks are restored whatever
-    happens. Where a dense map is needed, each site is first checked on the first batch: a site whose dense
+    happens. Where a dense map is needed, each site is first checked on the first image: a site whose dense
     map doesn't reproduce its output is reported as not measurable, never measured.
 
     By default what can be measured is, and what can't is a row with the reason and a warning: a segmenter, a

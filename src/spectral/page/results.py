@@ -29,7 +29,8 @@ def write_report(folder: str | Path, path: str | Path | None = None) -> Path:
 
     Args:
         folder: what `spectral.diagnose`, `spectral.measure` or a command (diagnose, measure, compare,
-            attribute, study) wrote. Of a run or a study that isn't finished the page shows what is there.
+            attribute, budget, sweep, study) wrote. Of a run or a study that isn't finished the page shows
+            what is there.
         path: the page; page.html in the folder by default.
 
     Raises:
@@ -55,8 +56,8 @@ def write_report(folder: str | Path, path: str | Path | None = None) -> Path:
         return write_text(render_page([measured]), target)
     if not tables:
         raise SpectralError(
-            f"{folder} holds no diagnosis, no measurements and no tables; pass what a command wrote with "
-            f"--out"
+            f"{folder} holds no diagnosis, no measurements and no tables; pass what diagnose, measure, "
+            f"compare, attribute, budget, sweep or study wrote with --out"
         )
     return write_text(_render_tables(folder, tables), target)
 

@@ -231,7 +231,7 @@ class ConversionReport:
         return f"{self.method or 'nothing'}: {len(self.replaced)} of {len(self.rows)} sites replaced"
 
     def _table(self) -> list[tuple[str, ...]]:
-        table: list[tuple[str, ...]] = [("site", "op", "stride", "")]
+        table: list[tuple[str, ...]] = [("site", "op", "stride", "layer")]
         for row in self.rows:
             what = f"{row.layer}, {row.placement}" if row.replaced else f"kept: {row.reason}"
             table.append((row.site, row.op, "×".join(map(str, row.stride)), what))
