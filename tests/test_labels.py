@@ -323,7 +323,19 @@ def parquet_of(labels: Any, path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "form",
-    ["items", "pictures", "batches", "arrays", "function", "file", "tar", "facts", "column", "repeated"],
+    [
+        "items",
+        "list",
+        "pictures",
+        "batches",
+        "arrays",
+        "function",
+        "file",
+        "tar",
+        "facts",
+        "column",
+        "repeated",
+    ],
 )
 def test_names_are_classes_in_whichever_form(form: str, tmp_path: Path) -> None:
     """As folders of these names are: matched to the network's own names."""
@@ -335,6 +347,7 @@ def test_names_are_classes_in_whichever_form(form: str, tmp_path: Path) -> None:
     np.savez(path, images=TENSORS.numpy(), labels=np.array(NAMES))
     images = {
         "items": lambda: Items(lambda i: {"image": TENSORS[i], "label": NAMES[i]}),
+        "list": lambda: [{"image": x, "label": name} for x, name in zip(TENSORS, NAMES, strict=True)],
         "pictures": lambda: Items(lambda i: {"image": Image.fromarray(PIXELS[i]), "label": NAMES[i]}),
         "batches": lambda: iter([{"x": TENSORS[:2], "y": NAMES[:2]}, {"x": TENSORS[2:], "y": NAMES[2:]}]),
         "arrays": lambda: {"image": PIXELS, "label": NAMES},

@@ -686,6 +686,23 @@ def test_missing_intervals_say_why():
     assert flat.reason == "x is constant"  # every cluster has the same mean
 
 
+@pytest.mark.parametrize("n", [4, 5, 6])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_few_ranks_in_perfect_order_are_no_proof(n: int, sign: int) -> None:
+    x = np.arange(n) ** 3.0
+    found, alone = correlate(x, sign * np.exp(x / x.max()), n_resamples=19), correlate_ranks(x, sign * x)
+    assert found.spearman_rho == alone.rho == pytest.approx(sign)
+    orders = [abs(scipy.stats.spearmanr(x, order).statistic) for order in itertools.permutations(x)]
+    assert found.spearman_p == pytest.approx(np.mean(np.array(orders) > 1 - 1e-9))
+    spans = [(found.spearman_ci_low, found.spearman_ci_high, found.spearman_p)]
+    spans += [(alone.ci_low, alone.ci_high, alone.p)] if not alone.reason else []
+    for low, high, p in spans:
+        inner, outer = sorted((sign * low, sign * high))
+        assert (inner > 0) == (p < 0.05)
+        assert inner < 0.9
+        assert outer == pytest.approx(1)
+
+
 def test_correlation_repeats_with_its_seed():
     x, y = np.random.default_rng(19).normal(size=(2, 30))
     first, again, other = (correlate(x, y, n_resamples=50, seed=s) for s in (1, 1, 2))

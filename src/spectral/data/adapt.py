@@ -228,9 +228,12 @@ def _is_batch_of_images(item: Any) -> bool:
 
 
 def _has_label(item: Any, taken: Taken) -> bool:
-    """Whether an item from which labels were taken has one whole number as such, as a batch has not."""
+    """Whether an item from which labels were taken has one number or name as such, as a batch has not."""
     own = item[1:] if isinstance(item, tuple | list) else item.values() if isinstance(item, Mapping) else ()
-    return bool(taken.labels) and any(is_integer(value) for value in own)
+    names = [*taken.labels] if isinstance(next(iter(taken.labels), None), str) else []
+    return bool(taken.labels) and any(
+        is_integer(value) or (isinstance(value, str) and [value.strip()] == names) for value in own
+    )
 
 
 def _read_items(items: Sequence[Any], caller: str, lazily: bool = False) -> Any:

@@ -77,7 +77,8 @@ def correlate(
     that is negative, and carries the interval: percentiles over random halves of the images, because a
     bootstrap's repeated rows sit at distance 0 from each other and push the estimate up. It leaves out 0
     exactly where its p, from permutations, is below 0.05. Pearson's interval is Fisher's and
-    Spearman's Bonett and Wright's, both as wide as makes them leave out 0 exactly where Student's p < 0.05.
+    Spearman's Bonett and Wright's, both as wide as makes them leave out 0 exactly where Student's p < 0.05;
+    Spearman's p is never below that of a perfect order by chance.
 
     With ``clusters`` all of it is of the clusters' means: does a photograph's x tell of its y? Within-cluster
     dependence would need an error of its own, and cluster-robust ones reject twice as often as they should
@@ -116,7 +117,7 @@ def correlate(
     if n_clusters < 4 or constant:
         few, flat = f"needs at least 4 clusters, got {n_clusters}", f"{' and '.join(constant)} is constant"
         return Correlation(n, n_clusters, reason=few if n_clusters < 4 else flat)
-    spearman = _test_coefficient(_spearman(u, v), n_clusters, SPEARMAN)
+    spearman = _test_ranks(_spearman(u, v), n_clusters)
     # Unit ranges change no other coefficient and keep products clear of overflow and underflow.
     u, v = (u - u.min()) / np.ptp(u), (v - v.min()) / np.ptp(v)
     pearson = _test_coefficient(find_pearson(u, v), n_clusters, PEARSON)
@@ -185,7 +186,8 @@ def correlate_ranks(
     p = max(p, _student(rho, n - 2 - k))
     if math.isinf(limit):
         return RankCorrelation(n, k, rho, p=p, reason=f"no interval: no p < {LEVEL} of so few permutations")
-    return RankCorrelation(n, k, rho, *_span(rho, max(limit, _find_limit(n - 2 - k)), SPEARMAN), p)
+    limit = max(limit, _find_limit(n - 2 - k))
+    return RankCorrelation(n, k, rho, *_span(rho, limit, SPEARMAN, _find_next_rank(n)), p)
 
 
 def _judge(observed: float, draws: Vector, rounding: float) -> tuple[float, float]:
@@ -236,6 +238,21 @@ def _test_coefficient(r: float, n: int, spread: float) -> tuple[float, float, fl
     return r, *_span(r, _find_limit(n - 2), spread), _student(r, n - 2)
 
 
+def _test_ranks(rho: float, n: int) -> tuple[float, float, float, float]:
+    """Return Spearman's coefficient, its interval and p: few rows in perfect order are no proof.
+
+    Two of the n! orders are perfect, so that p is never below 2 / n!.
+    """
+    least = 2 / math.factorial(min(n, 20))
+    limit = _find_limit(n - 2) if least < LEVEL else 1.0
+    return rho, *_span(rho, limit, SPEARMAN, _find_next_rank(n)), max(_student(rho, n - 2), least)
+
+
+def _find_next_rank(n: int) -> float:
+    """Return the largest Spearman coefficient below 1 of n rows: two neighbours have changed places."""
+    return 1 - 12 / (n * (n**2 - 1))
+
+
 def _student(r: float, df: int) -> float:
     """Student's p of a correlation."""
     t = math.sinh(math.atanh(min(abs(r), PERFECT))) * math.sqrt(df)
@@ -248,15 +265,20 @@ def _find_limit(df: int) -> float:
     return quantile / math.sqrt(df + quantile**2)
 
 
-def _span(r: float, limit: float, spread: float) -> tuple[float, float]:
+def _span(r: float, limit: float, spread: float, most: float = PERFECT) -> tuple[float, float]:
     """Return a coefficient's interval from the largest one that isn't significant.
 
     Its half width is Fisher's z of that, where Fisher has 1.96 / √(n − 3): next to nothing, but the interval
-    then leaves out 0 exactly where p < 0.05. ``spread`` scales r² in the error on Fisher's scale.
+    then leaves out 0 exactly where p < 0.05. ``spread`` scales r² in the error on Fisher's scale. That of a
+    larger coefficient than ``most`` reaches from the interval of this one to the coefficient: ranks in
+    perfect order are at no infinite place of Fisher's scale.
     """
-    r, limit = (min(max(x, -PERFECT), PERFECT) for x in (r, limit))
-    half = math.atanh(limit) * math.sqrt((1 + spread * r**2) / (1 + spread * limit**2))
-    return math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)
+    if most < limit < 1:
+        most = (1 + limit) / 2  # significant still
+    centre, limit = min(max(r, -most), most), min(limit, PERFECT)
+    half = math.atanh(limit) * math.sqrt((1 + spread * centre**2) / (1 + spread * limit**2))
+    low, high = math.tanh(math.atanh(centre) - half), math.tanh(math.atanh(centre) + half)
+    return min(low, r), max(high, r)
 
 
 def _measure_distance_dependence(
