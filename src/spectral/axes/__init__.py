@@ -25,7 +25,8 @@ from spectral.axes.labels import (
 from spectral.axes.layout import Layout, find_layout, make_plain
 from spectral.axes.picks import drop_entry
 from spectral.axes.rules import ATTENTION, CROPS, JOINS, OVERLAYS, PRODUCTS
-from spectral.axes.tracker import FILLS, SIZES, AxisTracker, Order, Window
+from spectral.axes.tracker import FILLS, SIZES, AxisTracker, Order
+from spectral.axes.windows import Window
 from spectral.operators import operator_name
 from spectral.tensors import memory_of
 

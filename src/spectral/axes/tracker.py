@@ -25,11 +25,9 @@ from spectral.axes.labels import (
     Axis,
     Factor,
     Labels,
-    all_factors,
     cut,
     cut_windows,
     exact,
-    extent_of,
     find_step,
     resample,
     single,
@@ -37,7 +35,7 @@ from spectral.axes.labels import (
 )
 from spectral.axes.rules import CUTS, PRODUCTS, apply_rule
 from spectral.axes.sums import find_factors
-from spectral.axes.windows import mark_uneven
+from spectral.axes.windows import Window, find_windows, mark_uneven
 from spectral.operators import Decimation
 from spectral.tensors import MemoryTable, TensorTable, memory_of
 
@@ -58,17 +56,6 @@ FILLS = {
 
 
 Order = dict[str, str]
-
-
-@dataclass(frozen=True)
-class Window:
-    """How an image axis was cut: samples per window, from one to the next, windows, and by which view."""
-
-    kind: str
-    size: int
-    stride: int
-    count: int
-    cut: int
 
 
 @dataclass(frozen=True)
@@ -259,7 +246,7 @@ class AxisTracker:
             if not moved:
                 continue
             others = labels[:position] + labels[position + 1 :]
-            found = _find_windows(moved, others)
+            found = find_windows(moved, others)
             if found:
                 factors = tuple(
                     replace(f, folded=True) if f in moved else f for f in labels[position].factors
@@ -484,21 +471,3 @@ def _ratio(before: int, after: int) -> Fraction | int:
 
 def _holds_channels(axis: Axis) -> bool:
     return not axis.kinds.isdisjoint((CHANNEL, LOST)) and BATCH not in axis.kinds
-
-
-def _find_windows(moved: list[Factor], others: Labels) -> list[Window]:
-    """Match the samples inside windows with the windows on other axes; nothing unless all of them fit."""
-    rest = [f for f in all_factors(others) if not f.folded]
-    found = []
-    for kind in IMAGE_AXES:
-        inner = [f for f in moved if f.kind == kind]
-        outer = [f for f in rest if f.kind == kind and all(f.step > g.step for g in inner)]
-        if inner and outer:
-            stride = int(min(f.step for f in outer) / min(f.step for f in inner))
-            found.append(Window(kind, extent_of(inner), stride, extent_of(outer), max(f.cut for f in inner)))
-    kinds = {f.kind for f in moved}
-    # Where only rows (or columns) became channels the others are an axis as they were; otherwise the view
-    # belongs to something else, such as relative positions in attention.
-    alone = {axis.factors[0].kind for axis in others if len(axis.factors) == 1}
-    left = {f.kind for f in rest if f.kind in IMAGE_AXES} - kinds
-    return found if len(found) == len(kinds) and left <= alone else []

@@ -1,19 +1,48 @@
-"""Windows whose samples were told apart by their places in them: no other window has what is made so."""
+"""Windows that a view has cut: how they lie, and whether their samples were told apart by their places."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from spectral.axes.calls import Call
-from spectral.axes.labels import IMAGE_AXES, Axis, Factor, Labels, Step, all_factors
+from spectral.axes.labels import IMAGE_AXES, Axis, Factor, Labels, Step, all_factors, extent_of
 from spectral.axes.rules import PRODUCTS
 
 Key = tuple[str, Step]
 # Each entry of an axis depends on which of them it is, or on the others.
 _ALONG = {"cumsum", "cumprod", "logcumsumexp", "flip", "roll"}
+
+
+@dataclass(frozen=True)
+class Window:
+    """How an image axis was cut: samples per window, from one to the next, windows, and by which view."""
+
+    kind: str
+    size: int
+    stride: int
+    count: int
+    cut: int
+
+
+def find_windows(moved: list[Factor], others: Labels) -> list[Window]:
+    """Match the samples inside windows with the windows on other axes; nothing unless all of them fit."""
+    rest = [f for f in all_factors(others) if not f.folded]
+    found = []
+    for kind in IMAGE_AXES:
+        inner = [f for f in moved if f.kind == kind]
+        outer = [f for f in rest if f.kind == kind and all(f.step > g.step for g in inner)]
+        if inner and outer:
+            stride = int(min(f.step for f in outer) / min(f.step for f in inner))
+            found.append(Window(kind, extent_of(inner), stride, extent_of(outer), max(f.cut for f in inner)))
+    kinds = {f.kind for f in moved}
+    # Where only rows (or columns) became channels the others are an axis as they were; otherwise the view
+    # belongs to something else, such as relative positions in attention.
+    alone = {axis.factors[0].kind for axis in others if len(axis.factors) == 1}
+    left = {f.kind for f in rest if f.kind in IMAGE_AXES} - kinds
+    return found if len(found) == len(kinds) and left <= alone else []
 
 
 def mark_uneven(call: Call, labels: Labels) -> Labels:
