@@ -120,7 +120,7 @@ def correlate(
     spearman = _test_ranks(_spearman(u, v), n_clusters)
     # Unit ranges change no other coefficient and keep products clear of overflow and underflow.
     u, v = (u - u.min()) / np.ptp(u), (v - v.min()) / np.ptp(v)
-    pearson = _test_coefficient(find_pearson(u, v), n_clusters, PEARSON)
+    pearson = _test_pearson(find_pearson(u, v), n_clusters)
     distance = _measure_distance_dependence(u, v, n_resamples, np.random.default_rng(seed))
     reason = "too few clusters for an interval of the distance correlation" if math.isnan(distance[2]) else ""
     return Correlation(n, n_clusters, *pearson, pearson[0] ** 2, *spearman, *distance, reason)
@@ -233,9 +233,9 @@ def _spearman(x: Vector, y: Vector) -> float:
     return find_pearson(scipy.stats.rankdata(x), scipy.stats.rankdata(y))
 
 
-def _test_coefficient(r: float, n: int, spread: float) -> tuple[float, float, float, float]:
-    """Return coefficient, interval and Student's p."""
-    return r, *_span(r, _find_limit(n - 2), spread), _student(r, n - 2)
+def _test_pearson(r: float, n: int) -> tuple[float, float, float, float]:
+    """Return Pearson's coefficient, its interval and Student's p."""
+    return r, *_span(r, _find_limit(n - 2), PEARSON), _student(r, n - 2)
 
 
 def _test_ranks(rho: float, n: int) -> tuple[float, float, float, float]:
