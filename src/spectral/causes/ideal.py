@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from spectral.arguments import as_integer
@@ -29,6 +28,7 @@ from spectral.causes.watching import (
     Turns,
     find_padding_mode,
     is_own,
+    tensors_of,
 )
 from spectral.causes.windows import (
     Extensions,
@@ -206,7 +206,7 @@ class Idealized(Scope):
         entering, leaving = [a or {} for a in call.entering], [a or {} for a in call.leaving]
         made = evaluate_finely(func, args, kwargs, entering, leaving, self._factor)
         if call.written is not None:
-            target: Tensor = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)][call.written]
+            target = tensors_of((args, kwargs))[call.written]
             return target.copy_(made[0])
         return made[0] if len(made) == 1 else type_like(call.returned, made)
 

@@ -214,7 +214,7 @@ class Watcher(Scope):
             return func(*args, **kwargs)
         frame = self._modules.frames[-1]
         key = self._turns.locate(frame, func)
-        given = _tensors_of((args, kwargs))
+        given = tensors_of((args, kwargs))
         self.keys[key] = [tuple(x.shape) for x in given]
         if getattr(func, KEEPS_LATTICE, False):
             return self._run_whole(frame, func, args, kwargs)
@@ -227,7 +227,7 @@ class Watcher(Scope):
             out = func(*args, **kwargs)
         finally:
             self._running = None
-        made = _tensors_of(out)
+        made = tensors_of(out)
         if call.name == "__setitem__" and len(given) > 1:
             made = [given[0]]
             call.finer = self._find_filled(given[0], given[-1])
@@ -252,8 +252,8 @@ class Watcher(Scope):
             self._operators.flush()
         finally:
             self._own.pop()
-        given = _tensors_of((args, kwargs))
-        for y in _tensors_of(out):
+        given = tensors_of((args, kwargs))
+        for y in tensors_of(out):
             like = next((x for x in given if x.shape == y.shape and self._axes.comes_from_image(x)), None)
             if like is not None:
                 self._axes.relabel(y, self._axes.labels(like))
@@ -415,7 +415,7 @@ def _is_choosing(key: Key) -> bool:
 
 def _is_given(x: Tensor, call: FunctionCall) -> bool:
     """Whether a tensor lies in memory that a function was given: into what it made itself it may write."""
-    return memory_of(x) in map(memory_of, _tensors_of((call.args, call.kwargs)))
+    return memory_of(x) in map(memory_of, tensors_of((call.args, call.kwargs)))
 
 
 def _list_written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
@@ -423,8 +423,9 @@ def _list_written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
     names = func._schema.arguments
     given = {**dict(zip((a.name for a in names), args, strict=False)), **kwargs}
     written = (given.get(a.name) for a in names if a.alias_info is not None and a.alias_info.is_write)
-    return _tensors_of(list(written))
+    return tensors_of(list(written))
 
 
-def _tensors_of(values: Any) -> list[Tensor]:
+def tensors_of(values: Any) -> list[Tensor]:
+    """Return the tensors among what a function takes or returns, nested in any way, in order."""
     return [value for value in tree_leaves(values) if isinstance(value, Tensor)]

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from spectral.causes.cause import Source
 from spectral.causes.lattices import Sampling, pass_low
-from spectral.causes.watching import CONVOLUTIONS, MAXIMA, FunctionCall
+from spectral.causes.watching import CONVOLUTIONS, MAXIMA, FunctionCall, tensors_of
 from spectral.layers.filters import extend, pad_map
 from spectral.numerics.finer import multiply
 from spectral.numerics.matrices import as_matrix, interpolation_rows, low_pass_rows
@@ -85,7 +85,7 @@ class Extensions:
             kwargs: its named ones.
             run: runs it.
         """
-        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        given = tensors_of((args, kwargs))
         pads: dict[str, tuple[int, int]] = {}
         for x, own in zip(given, call.entering, strict=True):
             found = self.find(x)[1]

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.overrides import handle_torch_function, has_torch_function
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from spectral.causes import Upsampling
 from spectral.causes.planning import Plan, Planned, make_plan
 from spectral.causes.upsampling import plan_upsampling
-from spectral.causes.watching import KEEPS_LATTICE, FunctionCall, Key
+from spectral.causes.watching import KEEPS_LATTICE, FunctionCall, Key, tensors_of
 from spectral.errors import SpectralError, suggest
 from spectral.inputs import Example
 from spectral.layers.filterpool import FilterPool
@@ -96,7 +96,7 @@ class Smooth:
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run the function; what it consists of is nobody's business: no site, no cause."""
-        if self.apart and _ranks([x.shape for x in _tensors_of((args, kwargs))]) in self.apart:
+        if self.apart and _ranks([x.shape for x in tensors_of((args, kwargs))]) in self.apart:
             return func(*args, **kwargs)
         with paused():
             return self._evaluate(func, args, kwargs)
@@ -114,7 +114,7 @@ class Smooth:
             self.lattice.taps,
         )
         if self.written is not None:
-            target = _tensors_of((args, kwargs))[self.written]
+            target = tensors_of((args, kwargs))[self.written]
             return target.copy_(made[0])
         return made[0] if len(made) == 1 else tuple(made)
 
@@ -124,17 +124,13 @@ class Smooth:
 
 def evaluate_alias_free(smooth: Smooth, func: Any, args: Any, kwargs: Any) -> Any:
     """Evaluate an activation on a finer lattice: one function for all that watch or replace functions."""
-    tensors = _tensors_of((args, kwargs))
+    tensors = tensors_of((args, kwargs))
     if has_torch_function(tensors):
         return handle_torch_function(evaluate_alias_free, tensors, smooth, func, args, kwargs)
     return smooth.run(func, args, kwargs)
 
 
 setattr(evaluate_alias_free, KEEPS_LATTICE, True)
-
-
-def _tensors_of(tree: Any) -> tuple[Tensor, ...]:
-    return tuple(x for x in tree_leaves(tree) if isinstance(x, Tensor))
 
 
 @dataclass(frozen=True)
