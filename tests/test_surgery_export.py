@@ -121,6 +121,20 @@ def test_in_ddp(process_group: None, network: str, method: str) -> None:
         torch.testing.assert_close(ours.grad, theirs.grad)
 
 
+def test_layers_that_share_a_phase_learn_by_the_one_that_chooses_it(process_group: None) -> None:
+    """DDP waits for a gradient of everything that wants one, and raises in the second step."""
+    smooth = convert(resnet(), "lps", example=32).train()
+    again = convert(convert(resnet(), "lps", where="layer2.0.conv1", example=32), "lps", example=32)
+    wants = {name for name, weight in smooth.named_parameters() if weight.requires_grad}
+    assert "layer2.0.conv1.antialias.scorer.5.weight" in wants
+    assert "layer2.0.downsample.0.antialias.scorer.5.weight" not in wants
+    assert wants == {name for name, weight in again.named_parameters() if weight.requires_grad}
+    wrapped = nn.parallel.DistributedDataParallel(smooth)
+    for _ in range(2):
+        wrapped(X).square().sum().backward()
+    assert all(weight.grad is not None for weight in smooth.parameters() if weight.requires_grad)
+
+
 def trace(model: nn.Module) -> Run:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what torch has to say about tracing in general

@@ -27,6 +27,7 @@ from spectral.surgery.hooks import (
     Settle,
     SharePhase,
     add_hook,
+    list_hooks,
     remove_hooks,
 )
 from spectral.surgery.remedies import put_back_border
@@ -144,6 +145,8 @@ def attach(model: nn.Module, layers: Mapping[Unit, nn.Module]) -> None:
 def detach(model: nn.Module) -> None:
     """Undo all that was attached: every module is as it was, weights apart."""
     for module in list(model.modules()):
+        if any(isinstance(hook, SharePhase) and not hook.leads for hook in list_hooks(module)):
+            module.requires_grad_(True)
         remove_hooks(module)
         put_back_border(module)
         attributes = vars(module)
@@ -235,7 +238,13 @@ def _find_shared(paths: Sequence[str]) -> str:
 def _share_phase(
     modules: Mapping[str, nn.Module], lattice: tuple[Size, Size], layers: Mapping[str, PhasePool]
 ) -> None:
-    """Let layers keep the phase that the first of them chose, for as long as a block of them all runs."""
+    """Let layers keep the phase that the first of them chose, for as long as a block of them all runs.
+
+    Those that choose nothing have nothing to learn: an optimiser or DDP would wait for their gradients.
+    """
     frame_of(modules[_find_shared(list(layers))])
-    for i, layer in enumerate(layers.values()):
-        add_hook(layer, SharePhase(str(lattice), leads=i == 0))
+    first, *others = layers.values()
+    add_hook(first, SharePhase(str(lattice), leads=True))
+    for layer in others:
+        add_hook(layer, SharePhase(str(lattice), leads=False))
+        layer.requires_grad_(False)
