@@ -43,7 +43,8 @@ ALLOWED = {
     "copying": {"locks"},
     "reach": set(),
     "surroundings": set(),
-    "identity": {"inputs", "models", "standin", "surgery"},
+    "ahead": set(),
+    "identity": {"ahead", "inputs", "models", "standin", "surgery"},
     "standin": {"copying", "inputs", "interrupts", "locks", "network", "reach", "surroundings", "tensors"},
     "batchwise": {"inputs", "operators", "tensors"},
     "randomness": {"batchwise", "operators", "tensors"},
@@ -311,6 +312,7 @@ ALLOWED = {
         "table_arguments",
     },
     "measurement": {
+        "ahead",
         "arguments",
         "attributes",
         "classes",

@@ -24,6 +24,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import module as torch_module
 from torch.utils._pytree import tree_leaves
 
+from spectral.ahead import Ahead
 from spectral.errors import SpectralError
 from spectral.inputs import Inputs
 from spectral.models import model_info
@@ -166,7 +167,9 @@ class Stillness:
         self._seen.append((list_settings(copy), _list_writes(copy)) == before)
 
 
-def identify(model: nn.Module, example: Inputs, *, still: bool = False) -> Identity:
+def identify(
+    model: nn.Module, example: Inputs, *, still: bool = False, weights: Ahead[str] | None = None
+) -> Identity:
     """Find out which network it is; it is run once or twice, as a copy.
 
     Args:
@@ -174,6 +177,7 @@ def identify(model: nn.Module, example: Inputs, *, still: bool = False) -> Ident
         example: what it is called with, of one image; the image is replaced by a fixed pattern.
         still: whether it is known that a pass leaves its settings as they are (`Stillness`): then it runs
             when the probe's output is asked for, or never.
+        weights: id of the weights, where it is being worked out already (`begin_weights_id`).
 
     Example:
         >>> from spectral.network import make_inputs
@@ -207,7 +211,7 @@ def identify(model: nn.Module, example: Inputs, *, still: bool = False) -> Ident
     steps = json.loads(json.dumps(report.steps, default=str)) if report else []
     kinds = {name: _name(type(module)) for name, module in model.named_modules()}
     return Identity(
-        weights=find_weights_id(model),
+        weights=(weights or begin_weights_id(model)).value,
         modules={name: f"{kind} {_digest(settings.get(name, {}))}" for name, kind in kinds.items()},
         conversion=steps,
         hooks=list_hooks(model),
@@ -237,10 +241,24 @@ def find_weights_id(model: nn.Module) -> str:
         >>> find_weights_id(nn.ReLU())
         'sha256:e3b0c44298fc1c14'
     """
-    info = model_info(model)
-    now = hash_state(model.state_dict())
+    return begin_weights_id(model).value
+
+
+def begin_weights_id(model: nn.Module) -> Ahead[str]:
+    """Begin to work out the id of the weights as they are now, which takes as long as finding sites does.
+
+    Example:
+        >>> begin_weights_id(nn.ReLU()).value
+        'sha256:e3b0c44298fc1c14'
+    """
+    info, state = model_info(model), model.state_dict()
     recorded = info.weights_id if info else ""
-    return recorded if recorded.endswith(now.partition(":")[2]) else now
+
+    def find() -> str:
+        now = hash_state(state)
+        return recorded if recorded.endswith(now.partition(":")[2]) else now
+
+    return Ahead(find)
 
 
 def list_settings(model: nn.Module) -> _Settings:

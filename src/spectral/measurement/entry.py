@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from spectral.arguments import as_integer, as_path
 from spectral.capture import TAPS, Tap
 from spectral.errors import SpectralError, suggest, warn
+from spectral.identity import begin_weights_id
 from spectral.intake import Feed
 from spectral.measurement.captures import DEFAULT_METRICS, METRICS, SITE_METRICS
 from spectral.measurement.job import measure_run
@@ -153,9 +154,10 @@ def prepare_run(
     _check_choice("metrics", chosen, METRICS)
     _check_choice("taps", taps, TAPS)
     check_hookable(model)
+    weights = begin_weights_id(model)
     feed = Feed(model, images, caller="measure", preprocessing=preprocessing, logits=logits, name=name,
                 workers=workers, lazily=True)  # fmt: skip
-    run = Run(feed, chosen, tuple(taps), demanded=demanded, kept=kept)
+    run = Run(feed, chosen, tuple(taps), weights, demanded=demanded, kept=kept)
     wanted = set(run.metrics) & set(SITE_METRICS)
     found = run.find_sites(sites) if wanted or sites is not None else []
     if wanted and not any(site.measurable for site in found):

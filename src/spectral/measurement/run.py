@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 
+from spectral.ahead import Ahead
 from spectral.capture import Tap
 from spectral.errors import SpectralError, suggest
 from spectral.hooks import FeatureExtractor
@@ -55,6 +56,7 @@ class Run:
         feed: the images on their way to the model.
         metrics: what is to be measured, as far as the model has it.
         taps: where.
+        weights: id of the model's.
         demanded: whether the metrics were asked for by name.
         kept: whether what is found is kept beside which network it is of, or compared with others' rows.
         deferred: as for `Meter`.
@@ -65,12 +67,13 @@ class Run:
         feed: Feed,
         metrics: Sequence[str],
         taps: tuple[Tap, ...],
+        weights: Ahead[str],
         *,
         demanded: bool,
         kept: bool = True,
         deferred: bool | None = None,
     ) -> None:
-        self._kept = kept
+        self._kept, self._weights = kept, weights
         self.feed, self.model, self.images, self.taps = feed, feed.model, feed.images, taps
         _require_names(self.images.ids)
         self.missing: dict[str, str] = {}
@@ -320,7 +323,8 @@ class Run:
     def identity(self) -> Identity:
         """Which network it is, as it is now."""
         # A pass without data may change less than one of images does: it counts for what is kept.
-        return identify(self.model, self.feed.example, still=self._stillness.known and not self._kept)
+        still = self._stillness.known and not self._kept
+        return identify(self.model, self.feed.example, still=still, weights=self._weights)
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -330,7 +334,9 @@ class Run:
             "weights": self.identity.weights,
             "structure": self.identity.structure,
             "images": self.images.source,
-            "images_fingerprint": identify_images(self.images),
+            "images_fingerprint": self._fingerprint.value
+            if self._fingerprint
+            else identify_images(self.images),
             "image_count": len(self.images),
             "image_size": list(self.images.size) if self.images.size else None,
             "preprocessing": self.feed.describe_preparation(),
