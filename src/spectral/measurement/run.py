@@ -334,9 +334,7 @@ class Run:
             "weights": self.identity.weights,
             "structure": self.identity.structure,
             "images": self.images.source,
-            "images_fingerprint": self._fingerprint.value
-            if self._fingerprint
-            else identify_images(self.images),
+            "images_fingerprint": identify_images(self.images),
             "image_count": len(self.images),
             "image_size": list(self.images.size) if self.images.size else None,
             "preprocessing": self.feed.describe_preparation(),
