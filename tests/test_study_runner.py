@@ -153,6 +153,16 @@ def test_the_time_left_weighs_what_tables_took_before(tmp_path):
     assert weigh_phase(toy_phase.COUNTING, {}) == declared
 
 
+def test_damaged_durations_end_no_study_and_are_noted_anew(tmp_path):
+    run(tmp_path, "moire")
+    path = tmp_path / "measurements" / "durations.json"
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", whole.replace(b"words", b"wards")):
+        path.write_bytes(damaged)
+        run(tmp_path, "moire")
+        assert set(read_durations(tmp_path)) == {"units of letters", "double", "words", "letters", "none"}
+
+
 @pytest.mark.parametrize("number", list_phases())
 def test_what_is_declared_fits_together(number):
     phase = read_phase(number)

@@ -36,7 +36,7 @@ from spectral.schema import SIGNAL_METRICS, VERSION
 from spectral.sites import Site, find_sites
 from spectral.stability import measure_stability
 from spectral.study.options import PRESETS, StudyOptions
-from spectral.study.progress import DURATIONS
+from spectral.study.progress import DURATIONS, read_durations
 from spectral.study.roles import assign_roles, find_role
 from spectral.surgery.report import find_report
 from spectral.synthetic import make_checkerboard_image
@@ -152,10 +152,8 @@ class Results(ABC):
 
     def _note_duration(self, name: str, seconds: float) -> None:
         path = self.out / "measurements" / DURATIONS
-        known = os.path.lexists(path)
-        before = read_json(path, sealed=True, way_out=_WAY_OUT) if known else {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json({**before, name: round(seconds, 3)}, path, sealed=True)
+        write_json({**read_durations(self.out), name: round(seconds, 3)}, path, sealed=True)
 
     def keep_table(
         self, path: Path, config: Mapping[str, Any], compute: Callable[[], pd.DataFrame]

@@ -58,7 +58,9 @@ class Progress:
 
 
 def read_durations(out: Path) -> dict[str, float]:
-    """Read how long each table took when it was last made in a results folder; nothing where none was.
+    """Read how long each table took when it was last made in a results folder.
+
+    Nothing where none was, or where that is damaged: they tell only about how long the rest takes.
 
     Example:
         >>> read_durations(Path("no/such/folder"))
@@ -68,7 +70,7 @@ def read_durations(out: Path) -> dict[str, float]:
     try:
         return read_json(path, sealed=True) if path.exists() else {}
     except SpectralError:
-        return {}  # whoever writes there says what is wrong with it
+        return {}
 
 
 def weigh_table(table: Table, known: Mapping[str, float]) -> float:
