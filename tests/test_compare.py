@@ -180,6 +180,16 @@ def test_the_same_command_continues_and_prints_the_same(written):
     assert again.stdout == result.stdout
 
 
+def test_the_table_of_other_models_or_another_reference_is_not_overwritten(written):
+    _, out = written
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    for names, key in (((A, B), "models"), ((B, A, "bundled/nula-w8@random"), "reference")):
+        refused = fails(quick(*names, "--metrics", "avr,am,sis", "--out", out))
+        assert f"compare.csv is of {key} = " in refused
+        assert refused.endswith("choose another --out or delete it")
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+
+
 # What is printed ------------------------------------------------------------------------------------------
 
 

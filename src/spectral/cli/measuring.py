@@ -32,7 +32,7 @@ from spectral.schema import SCALE_FREE
 if TYPE_CHECKING:
     import pandas as pd
 
-ATTRIBUTION = "attribute.csv"
+ATTRIBUTION, COMPARISON = "attribute.csv", "compare.csv"
 
 
 @click.command(cls=SpectralCommand, ranks="share")
@@ -180,12 +180,16 @@ def compare(
     from spectral.analysis import compare_models
     from spectral.cli.comparison import format_comparison
     from spectral.lineage import RUNS, list_runs
-    from spectral.table import describe_environment, write_csvs
+    from spectral.table import describe_environment, refuse_other_table, write_csvs
 
     nets, pictures = network.load_all(models, images, limit, seed, workers, lazily=True)
     infos = {name: spectral.model_info(net) for name, net in nets.items()}
     for name, info in infos.items():
         answer.depend_on(name, info)
+    compared = {"reference": models[0],
+                "models": {name: info.weights_id for name, info in infos.items() if info}}  # fmt: skip
+    if out:
+        refuse_other_table(out / COMPARISON, compared)
     first = pictures[models[0]]
     sizes = {name: f" at {format_size(own.size)}" if own.size else "" for name, own in pictures.items()}
     shown = ", ".join(f"{name}{size}" for name, size in sizes.items())
@@ -206,10 +210,9 @@ def compare(
         write_rows(table, json_path, {"models": list(models), **_name_images(first), "seed": seed})
     if out:
         options = {"images": first.source, "fingerprint": first.fingerprint, "seed": seed, "limit": limit}
-        weights = {name: info.weights_id for name, info in infos.items() if info}
         runs = {RUNS: list_runs(out / "measurements", out)}
-        facts = {"models": weights, **options, **describe_environment(), "device": network.device, **runs}
-        tables = write_csvs({out / "compare.csv": table}, facts)
+        facts = {**compared, **options, **describe_environment(), "device": network.device, **runs}
+        tables = write_csvs({out / COMPARISON: table}, facts)
         drawn, said = draw("compare", out)
         answer.say(said)
         answer.keep(out / "measurements", *tables, *drawn, json_path)
