@@ -359,6 +359,11 @@ class TestTrain:
         assert state.stat().st_mtime_ns == before
         assert read_json(path.with_suffix(".json")) == described
         assert "holds a run with recipe" in fails(run(*arguments[:-4], "--seed", "4"))
+        state.unlink()
+        weights = path.read_bytes()
+        again = fails(run(*arguments[:-4], "--seed", "4"))
+        assert again.endswith("choose another folder, or delete it to train it again")
+        assert path.read_bytes() == weights
 
     @pytest.mark.parametrize(
         ("options", "stem", "kept"),

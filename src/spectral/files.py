@@ -201,6 +201,7 @@ def ensure_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = _name_temporary(folder / "probe")
+        _remove_orphans(folder / "probe")
         probe.touch()
         probe.unlink()
     except OSError as error:

@@ -9,6 +9,7 @@ Example: python experiments/train_layers.py --data cifar10 --out data/checkpoint
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -178,9 +179,16 @@ def train_checkpoint(
         The metadata written.
 
     Raises:
-        SpectralError: as `spectral.train` and `save_checkpoint`.
+        SpectralError: as `spectral.train` and `save_checkpoint`; if weights are there without the state of their
+            training, which alone tells whether they are those of this one.
     """
     state = path.parent / "training" / path.stem
+    with find_ranks().agreeing():
+        if os.path.lexists(path) and not os.path.lexists(state / STATE_NAME):
+            raise SpectralError(
+                f"{path} is there already, and the state of its training is not ({state / STATE_NAME}); "
+                f"choose another folder, or delete it to train it again"
+            )
     result = train(architecture, *sets, state, recipe, device, start=start, progress=progress)
     model = result.pop("model")
     if start is not None:
