@@ -179,8 +179,8 @@ def train_checkpoint(
         The metadata written.
 
     Raises:
-        SpectralError: as `spectral.train` and `save_checkpoint`; if weights are there without the state of their
-            training, which alone tells whether they are those of this one.
+        SpectralError: as `spectral.train` and `save_checkpoint`; if weights are there without the state of
+            their training, which alone tells whether they are those of this one.
     """
     state = path.parent / "training" / path.stem
     with find_ranks().agreeing():
