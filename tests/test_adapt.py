@@ -12,7 +12,16 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image, features
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
 from spectral.cli import main
 from spectral.data import ImageSet, adapt_images, load_images
@@ -238,6 +247,12 @@ def test_the_sampler_chooses():
     assert sorted(images.labels) == [1, 3]
     assert adapt_images(Subset(items, [2, 4]), "test").labels == [2, 4]
     assert adapt_images(TensorDataset(ALL), "test").labels == [None] * 5
+    some = {"batch_sampler": BatchSampler([0, 2, 4], 2, drop_last=False)}, {"sampler": [3, 1]}
+    for choice, labels in zip(some, ([0, 2, 4], [3, 1]), strict=True):
+        assert adapt_images(DataLoader(items, **choice), "test").labels == labels
+    assert len(adapt_images(DataLoader(items, sampler=RandomSampler(items, num_samples=3)), "test")) == 3
+    with pytest.warns(SpectralWarning, match="draws 2 different items in 4 draws; each counts once"):
+        assert adapt_images(DataLoader(items, sampler=[3, 1, 3, 3]), "test").labels == [3, 1]
 
 
 def test_a_collate_function_of_ones_own():

@@ -404,6 +404,21 @@ def test_videos_of_eight_bits():
         assert any("taken as pixels: divided by 255" in sentence for sentence in said)
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (0, 2, 1, 3, 4), (0, 2, 3, 4, 1)])
+def test_videos_are_normalised_wherever_their_channels_are(order):
+    """As torchvision reads them: time first, and channels behind it or last."""
+    x = torch.from_numpy(pixels(2, 3, 4, 9, 8))
+    mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.6, 0.7])
+    wanted = (x / 255 - mean.view(3, 1, 1, 1)) / std.view(3, 1, 1, 1)
+    body = nn.Sequential(nn.Conv3d(3, 4, 3), nn.AdaptiveAvgPool3d(1), nn.Flatten())
+    turned = x.permute(order)
+    for given in (turned, turned / 255, list(turned), [(one, 1) for one in turned]):
+        _, image, said = fed(body, given, preprocessing=(mean, std))
+        torch.testing.assert_close(image, wanted)
+        assert any("are moved first" in one for one in said) == (order != (0, 1, 2, 3, 4))
+    assert fed(body, (turned / 255)[0], preprocessing="none")[1].shape == (1, 3, 4, 9, 8)
+
+
 # Sets of images --------------------------------------------------------------------------------------------
 
 

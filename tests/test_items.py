@@ -4,6 +4,7 @@ import io
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -63,6 +64,7 @@ def read(images, preprocessing="none"):
 
 
 PAIRS = list(zip(PICTURES, LABELS, strict=True))
+TENSOR_PAIRS = list(zip(TENSORS, LABELS, strict=True))
 BATCHES = [(TENSORS[i : i + 3], torch.tensor(LABELS[i : i + 3])) for i in (0, 3)]
 HUB = [{"image": {"bytes": encode(p), "path": None}, "label": label} for p, label in PAIRS]
 
@@ -94,6 +96,11 @@ HUB = [{"image": {"bytes": encode(p), "path": None}, "label": label} for p, labe
         lambda: DataLoader(Streamed(list(zip(PIXELS, LABELS, strict=True))), batch_size=None),
         lambda: DataLoader(Streamed(BATCHES), batch_size=None),
         lambda: Streamed(HUB),
+        lambda: DataLoader(Listed(TENSOR_PAIRS), 2, collate_fn=list),
+        lambda: DataLoader(Streamed(TENSOR_PAIRS), 2, collate_fn=list),
+        lambda: DataLoader(Listed(PAIRS), 2, collate_fn=list),
+        lambda: DataLoader(Listed(TENSOR_PAIRS), 2, collate_fn=lambda items: tuple(zip(*items, strict=True))),
+        lambda: list(DataLoader(Listed(TENSOR_PAIRS), 2)),
     ],
 )  # fmt: skip
 def test_pixels_and_labels_are_what_was_given(make):
@@ -125,6 +132,90 @@ def test_which_of_several_numbers_is_the_label_is_not_guessed():
     _, labels, said = read(Listed([(x, n, i) for i, (x, n) in enumerate(zip(TENSORS, LABELS, strict=True))]))
     assert labels == [None] * 5
     assert "a label is taken where it alone is beside the image" in said[0]
+
+
+@pytest.mark.parametrize("targets", [[(0, 1), (2, 1), (1, 2), (1, 0), (3, 4)], [1, 0.5, 2, 0, 3]])
+@pytest.mark.parametrize("images", [PICTURES, TENSORS])
+def test_what_is_a_label_in_some_items_alone_is_none(targets, images):
+    """Of two numbers each, (0, 1) looks like one of two classes, one-hot."""
+    _, labels, said = read(Listed(list(zip(images, targets, strict=True))))
+    assert labels == [None] * 5
+    assert "the second of each pair isn't taken as labels" in said[0]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda image, label: (image, label),
+        lambda image, label: {"image": image, "label": label},
+        lambda image, label: {"image": image} if label is None else {"image": image, "label": label},
+        lambda image, label: (image, label, "a.png"),
+    ],
+)
+@pytest.mark.parametrize("wrap", [list, Listed, Streamed])
+@pytest.mark.parametrize("missing", [0, 2])
+def test_images_without_a_label_among_others_with_one(make, wrap, missing):
+    labels = [None if i == missing else label for i, label in enumerate(LABELS)]
+    for images in (TENSORS, PICTURES):
+        found, read_labels, _ = read(wrap([make(x, label) for x, label in zip(images, labels, strict=True)]))
+        torch.testing.assert_close(found, TENSORS)
+        assert read_labels == labels
+
+
+@pytest.mark.parametrize("item", [(TENSORS[1], 1), {"image": TENSORS[1], "label": torch.tensor(1)}])
+def test_an_item_of_a_dataset_is_one_image(item):
+    found, labels, _ = read(item)
+    torch.testing.assert_close(found, TENSORS[1:2])
+    assert labels == [1]
+
+
+BOXES = [{"annotation": {"object": [{"name": "cat"}] * count}} for count in (1, 3, 0, 2, 5)]  # VOC's
+COCO = [[{"bbox": [1.0, 2, 3, 4], "category_id": 5}] * count for count in (1, 3, 0, 2, 5)]
+
+
+@pytest.mark.parametrize("targets", [BOXES, COCO])
+@pytest.mark.parametrize("collate", [None, lambda items: tuple(zip(*items, strict=True))])
+def test_what_belongs_to_boxes_is_no_part_of_the_image(targets, collate):
+    """Which no batch of torch holds: as many of it as there are in each image."""
+    found, labels, said = read(
+        DataLoader(Listed(list(zip(TENSORS, targets, strict=True))), 2, collate_fn=collate)
+    )
+    torch.testing.assert_close(found, TENSORS)
+    assert labels == [None] * 5
+    assert said == ["test: of each batch, the first item is passed"]
+
+
+def test_files_in_whatever_holds_their_names(tmp_path):
+    for i, picture in enumerate(PICTURES):
+        picture.save(tmp_path / f"{i}.png")
+    paths = sorted(tmp_path.iterdir())
+    names = list(map(str, paths))
+    for source in (tmp_path.glob("*.png"), iter(paths), set(names), np.array(names), pd.Series(names)):
+        found, _, _ = read(source)
+        torch.testing.assert_close(found, TENSORS)
+
+
+def test_batches_in_a_list_are_joined_where_they_can_be_nothing_else():
+    found, _, _ = read([TENSORS[:3], TENSORS[3:]])
+    torch.testing.assert_close(found, TENSORS)
+    found, _, said = read([TENSORS[:2], TENSORS[2:4]])  # as (image, its target)
+    torch.testing.assert_close(found, TENSORS[:2])
+    assert "where all 2 are images to look at, join them by torch.cat" in said[0]
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("wrap", [list, iter, Listed, lambda items: Listed([(x,) for x in items]),
+                                  lambda items: ((x, 1) for x in items)])  # fmt: skip
+def test_what_is_one_image_the_network_tells(axes, wrap):
+    """Signals (C, T), images and volumes (C, T, H, W), with and without an axis for their channel."""
+    net = nn.Sequential((nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1](1, 4, 3), nn.Flatten(2))
+    whole = torch.rand(5, 1, *(8, 9, 10)[:axes])
+    for items in (list(whole), list(whole[:, 0])):
+        if items[0].ndim == axes and wrap is list:
+            continue  # may be several inputs
+        feed = Feed(net, wrap(items), caller="test")
+        batches = [inputs.image for _, inputs in feed.batches(2)]
+        torch.testing.assert_close(torch.cat(batches), whole)
 
 
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: {"image": x}])

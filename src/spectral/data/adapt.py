@@ -26,6 +26,7 @@ from spectral.data.structures import has_one_each, list_leaves
 from spectral.data.subset import Subset
 from spectral.data.values import Values, names_values, read_values
 from spectral.errors import SpectralError
+from spectral.network import CHANNELS
 from spectral.synthetic import Size
 
 EXPECTED = (
@@ -35,6 +36,7 @@ EXPECTED = (
 
 
 _ARRAYS = (Tensor, np.ndarray)
+_OBJECTS = ("O", "S", "U")  # kinds of an array's entries that are no numbers
 
 
 def is_image_set(images: Any) -> bool:
@@ -42,7 +44,9 @@ def is_image_set(images: Any) -> bool:
     return hasattr(images, "batches") and hasattr(images, "ids")
 
 
-def adapt_images(images: Any, caller: str, lazily: bool = False, bounded: bool = False) -> Any:
+def adapt_images(
+    images: Any, caller: str, lazily: bool = False, bounded: bool = False, axes: int | None = None
+) -> Any:
     """Make a set of images of whatever holds some.
 
     Names, paths, PIL images, arrays of 8-bit pixels, datasets and loaders become sets. Tensors, alone or
@@ -54,6 +58,7 @@ def adapt_images(images: Any, caller: str, lazily: bool = False, bounded: bool =
         caller: whose name errors begin with.
         lazily: as for `load_images`, of names and paths.
         bounded: whether what comes one by one, without a length, may only be so much.
+        axes: how many of an image are spatial, where its network tells: one is told from a batch by it.
 
     Raises:
         SpectralError: if it is none of these, or empty.
@@ -66,6 +71,8 @@ def adapt_images(images: Any, caller: str, lazily: bool = False, bounded: bool =
     """
     if is_image_set(images) or isinstance(images, Values):
         return images
+    if getattr(getattr(images, "dtype", None), "kind", None) in _OBJECTS and hasattr(images, "tolist"):
+        images = images.tolist()  # of names or objects, as a column of pandas
     if isinstance(images, str | os.PathLike):
         if names_values(images):
             return _open_values(images, caller)
@@ -75,16 +82,16 @@ def adapt_images(images: Any, caller: str, lazily: bool = False, bounded: bool =
     if isinstance(images, DataLoader):
         if images.batch_sampler is None:  # items come one by one, or the dataset makes batches itself
             name = f"loader:{type(images.dataset).__name__}"
-            return _read_stream(keep_few(images, bounded), caller, images.dataset, name)
+            return _read_stream(keep_few(images, bounded), caller, images.dataset, name, axes)
         return read_loader(images, bounded)
     if isinstance(images, np.ndarray):
         return _read_array(images, caller)
     if isinstance(images, Tensor):
         return images
     if isinstance(images, Mapping):
-        return _read_nested(images, caller)
+        return _read_nested(images, caller, axes)
     if isinstance(images, list | tuple):
-        return _read_items(images, caller, lazily)
+        return _read_items(images, caller, lazily, axes)
     if (
         hasattr(images, "__getitem__")
         and hasattr(images, "__len__")
@@ -92,7 +99,7 @@ def adapt_images(images: Any, caller: str, lazily: bool = False, bounded: bool =
     ):
         return read_dataset(images)
     if isinstance(images, Iterable):
-        return _read_stream(keep_few(images, bounded), caller, images)
+        return _read_stream(keep_few(images, bounded), caller, images, axes=axes)
     raise SpectralError(f"{caller}: expected {EXPECTED}, got {type(images).__name__}")
 
 
@@ -180,20 +187,25 @@ class Stream(list[Any]):
     """Images that came one by one, kept in memory."""
 
 
-def _read_stream(items: Iterator[Any], caller: str, owner: Any, name: str | None = None) -> Any:
-    """Read what can be gone through once: batches, or images one by one, which then are a dataset's items.
+def _read_stream(
+    items: Iterator[Any], caller: str, owner: Any, name: str | None = None, axes: int | None = None
+) -> Any:
+    """Read what can be gone through once: batches, paths, or images one by one, which then are items.
 
     Args:
         items: all of it.
         caller: whose name errors begin with.
         owner: what they are of, which may tell what its labels count.
         name: of batches; by default the owner's type.
+        axes: as for `adapt_images`.
     """
     first = next(items, None)
     if first is None:
         raise SpectralError(f"{caller}: there are no images")
     every = chain([first], items)
-    if not _is_one_image(first):
+    if isinstance(first, str | os.PathLike):
+        return _read_items(list(every), caller)
+    if not _is_one_image(first, axes):
         return read_iterable(every, name=name or type(owner).__name__, dataset=owner)
     stream = Stream(every)
     if all(isinstance(item, np.ndarray | Image.Image) for item in stream):
@@ -201,7 +213,7 @@ def _read_stream(items: Iterator[Any], caller: str, owner: Any, name: str | None
     return read_dataset(stream, owner=owner)
 
 
-def _is_one_image(item: Any) -> bool:
+def _is_one_image(item: Any, axes: int | None = None) -> bool:
     """Whether an item of a stream is one image, by its label, as a picture, or by its shape, and no batch."""
     if _is_batch_of_images(item):
         return False
@@ -211,12 +223,12 @@ def _is_one_image(item: Any) -> bool:
         return True
     shapes = [tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor | np.ndarray)]
     shape = max(shapes, key=len, default=())
-    if len(shape) != 3:
-        return False
-    labelled = _has_label(item, taken)
-    planes = shape[0] in (1, 3, 4) and min(shape[1:]) >= 8  # not a few signals of some channels
-    pixels = isinstance(rest, np.ndarray) and rest.dtype == np.uint8
-    return planes or pixels or labelled
+    if isinstance(rest, np.ndarray) and rest.dtype == np.uint8 and len(shape) == 3:
+        return True  # pixels with channels last
+    if axes is not None:
+        return len(shape) in (axes, axes + 1)  # without channels, or with them
+    planes = len(shape) == 3 and shape[0] in CHANNELS and min(shape[1:]) >= 8  # not signals of few channels
+    return planes or (len(shape) == 3 and _has_label(item, taken))
 
 
 def _is_batch_of_images(item: Any) -> bool:
@@ -236,7 +248,7 @@ def _has_label(item: Any, taken: Taken) -> bool:
     )
 
 
-def _read_items(items: Sequence[Any], caller: str, lazily: bool = False) -> Any:
+def _read_items(items: Sequence[Any], caller: str, lazily: bool = False, axes: int | None = None) -> Any:
     """Read a list: of paths, of PIL images, of arrays of pixels, or of what a network is called with."""
     if not items:
         raise SpectralError(f"{caller}: there are no images")
@@ -248,17 +260,32 @@ def _read_items(items: Sequence[Any], caller: str, lazily: bool = False) -> Any:
     if arrays and all(item.dtype == np.uint8 and item.ndim in (2, 3) for item in items):
         return make_picture_set(items, "images")
     if isinstance(items, list):
-        labelled = _has_label(items[0], take_labels(items[0], single=True))
+        if all(_is_labelled_batch(item, axes) for item in items):
+            return read_iterable(items)
+        labelled = any(_has_label(item, take_labels(item, single=True)) for item in items)
         if labelled or find_picture(items[0]) is not None:
             return read_dataset(Stream(items))
-    return _read_nested(items, caller)
+    return _read_nested(items, caller, axes)
 
 
-def _read_nested(value: Any, caller: str) -> Any:
+def _is_labelled_batch(item: Any, axes: int | None) -> bool:
+    """Whether it is what a loader gives: images, and a label for each."""
+    if axes is None or not isinstance(item, tuple | list | Mapping):
+        return False
+    taken = take_labels(item)
+    tensors = [leaf for leaf in list_leaves(taken.rest) if isinstance(leaf, Tensor)]
+    image = max(tensors, key=lambda x: x.ndim, default=None)
+    return image is not None and image.ndim == axes + 2 and len(image) == len(taken.labels)
+
+
+def _read_nested(value: Any, caller: str, axes: int | None = None) -> Any:
     """Read a dictionary or a tuple: pictures with their labels, or what a network is called with.
 
     Pictures are PIL images, and 8-bit pixels with channels last, which no network of torch is called with.
+    An item of a dataset, one image with its label, is a set of one.
     """
+    if _has_label(value, take_labels(value, single=True)) and _is_one_image(value, axes):
+        return read_dataset(Stream([value]))
     taken = take_labels(value)
     parts = taken.rest.values() if isinstance(taken.rest, Mapping) else [taken.rest]
     maps = [part for part in parts if _are_pictures(part) or (isinstance(part, _ARRAYS) and part.ndim > 1)]

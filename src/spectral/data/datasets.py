@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import (
+    BatchSampler,
     ConcatDataset,
     DataLoader,
     IterableDataset,
@@ -25,6 +26,7 @@ from torch.utils.data import (
 )
 
 from spectral.data.bounds import as_tensor, check_values, count_items, keep_few
+from spectral.data.collation import Collate, leaves_pictures, stack_items, take_from_batch
 from spectral.data.decode import to_rgb
 from spectral.data.imageset import ImageItem, ImageSet, find_repeated
 from spectral.data.items import find_picture, show_picture
@@ -33,15 +35,12 @@ from spectral.data.loading import Loading, load_batches
 from spectral.data.pictures import describe_picture
 from spectral.data.structures import (
     find_list_of_images,
-    is_list_of_images,
     join,
     list_leaves,
     map_leaves,
     pick,
 )
-from spectral.errors import SpectralError
-
-Collate = Callable[[list[Any]], Any]
+from spectral.errors import SpectralError, warn
 
 
 class DatasetImages:
@@ -103,25 +102,28 @@ class DatasetImages:
         )
 
     def _collate_items(self, indices: list[int]) -> Any:
-        items = [self._read(i) for i in indices]
+        items, rests = zip(*map(self._read, indices), strict=True)
         try:
-            batch = self._collate(items)
+            if self._collate is default_collate:
+                return stack_items(items if self._refused else rests)
+            batch = self._collate(list(items))
         except Exception as error:  # of the user's own function, perhaps
             raise SpectralError(
                 f"the items of {self.source} can't form a batch "
                 f"({next(iter(str(error).splitlines()), '')}); give each one picture, or tensors of one size"
             ) from error
-        return batch if self._refused else take_labels(batch).rest
+        return batch if self._refused else take_from_batch(batch).rest
 
-    def _read(self, index: int) -> Any:
+    def _read(self, index: int) -> tuple[Any, Any]:
+        """Return an item, and what it is without its label."""
         item = _get_item(self.dataset, self.positions[index])
-        _, without, whole = _describe_item(item)
+        taken, without, whole = _describe_item(item)
         if (whole if self._refused else without) != self._keys[index]:
             raise SpectralError(
                 f"item {self.positions[index]} of {self.source} isn't the same as when it was first read; "
                 f"take random transforms out of the dataset, and load it again"
             )
-        return item
+        return item, taken.rest
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -144,8 +146,8 @@ class BatchedImages:
 
     def __init__(self, batches: Iterable[Any], source: str, dataset: Any = None) -> None:
         self.source = source
-        whole = [_list_pairs(batch) for batch in batches]
-        taken = [take_labels(batch) for batch in whole]
+        whole = list(batches)
+        taken = [take_from_batch(batch) for batch in whole]
         self._counts = [count_images(part.rest) for part in taken]
         joined = join_labels(taken, self._counts, source)
         self.labels = _leave_out_missing(joined.labels, dataset)
@@ -200,7 +202,8 @@ def read_dataset(
     chosen = list(range(count_items(dataset)) if indices is None else indices)
     if not chosen:
         raise SpectralError(f"the dataset {type(dataset).__name__} is empty")
-    if collate in (None, default_collate) and _look_at(dataset, chosen[0])[1] is not None:
+    item, picture = _look_at(dataset, chosen[0])
+    if picture is not None and leaves_pictures(collate, item):
         source = f"dataset:{type(dataset).__name__}"
         described = [_describe_picture(dataset, i) for i in chosen]
         owner = dataset if owner is None else owner
@@ -234,21 +237,34 @@ def _get_item(dataset: Any, index: int) -> Any:
 def read_loader(loader: DataLoader[Any], bounded: bool = False) -> Any:
     """Read a loader of torch: its dataset in the dataset's order, in batches of our own size.
 
-    The order and number of items are its sampler's where that is none of torch's two plain ones. What has no
+    The order and number of items are its sampler's where that doesn't go through all, each once. What has no
     length, or is batched by the dataset itself, is read through once and kept in memory; where ``bounded``
     only so much.
     """
-    sampler = getattr(loader, "sampler", None)
     if isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:
         source = f"loader:{type(loader.dataset).__name__}"
         return BatchedImages(keep_few(loader, bounded), source, loader.dataset)
-    plain = isinstance(sampler, SequentialSampler | RandomSampler)
-    if plain and type(loader.batch_sampler).__name__ == "BatchSampler":
-        indices: list[Any] = list(range(count_items(loader.dataset)))
+    count = count_items(loader.dataset)
+    if _goes_through_all(loader.batch_sampler, count):
+        indices: list[Any] = list(range(count))
     else:
-        indices = list(dict.fromkeys(i for batch in keep_few(loader.batch_sampler, bounded) for i in batch))
+        drawn = [i for batch in keep_few(loader.batch_sampler, bounded) for i in batch]
+        indices = list(dict.fromkeys(drawn))
+        if len(indices) < len(drawn):
+            warn(
+                f"loader:{type(loader.dataset).__name__}: its sampler draws {len(indices)} different items "
+                f"in {len(drawn)} draws; each counts once"
+            )
     images = read_dataset(loader.dataset, indices, loader.collate_fn)
     return images.with_loading(Loading(loader.num_workers))
+
+
+def _goes_through_all(batches: Any, count: int) -> bool:
+    """Whether batches are of so many items, all of them, whatever their order."""
+    sampler = batches.sampler if type(batches) is BatchSampler else None
+    if isinstance(sampler, RandomSampler):
+        return not sampler.replacement and sampler.num_samples == len(sampler.data_source) == count
+    return isinstance(sampler, SequentialSampler) and len(sampler) == count
 
 
 def read_iterable(
@@ -360,15 +376,6 @@ def count_images(batch: Any) -> int:
     if not tensors:
         raise SpectralError(f"expected batches of tensors, got {type(batch).__name__} without any")
     return len(max(tensors, key=lambda x: x.ndim))
-
-
-def _list_pairs(batch: Any) -> Any:
-    """Make lists of the tuples that ``tuple(zip(*items))`` leaves of pairs of images and dictionaries."""
-    if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[0], tuple):
-        return batch
-    images, others = map(list, batch) if isinstance(batch[1], tuple | list) else ([], [])
-    paired = is_list_of_images(images) and len(images) == len(others)
-    return [images, others] if paired and all(isinstance(one, Mapping) for one in others) else batch
 
 
 def as_tensors(batch: Any) -> Any:

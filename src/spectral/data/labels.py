@@ -50,7 +50,7 @@ class Taken(NamedTuple):
     Attributes:
         rest: all of it, where none are taken.
         labels: of each image, a number or a name; empty where none are taken.
-        where: the key that has them, or what may be them.
+        where: the key that has them, or what may be them; empty of what may as well be another input.
         reason: why what may be labels isn't taken; empty where nothing may be.
     """
 
@@ -68,7 +68,7 @@ def take_labels(batch: Any, single: bool = False) -> Taken:
     be another input; beside a picture, which no network is called with, and under a key any form that
     `read_labels` reads. Of more than two the only number beside a picture is its label; of several it isn't
     known which is. Beside a tensor it is if there are but names otherwise, as in (image, label, path) or
-    (key, image, label).
+    (key, image, label). An item's label that is None is missing, and goes likewise.
 
     Args:
         batch: in any form.
@@ -85,7 +85,8 @@ def take_labels(batch: Any, single: bool = False) -> Taken:
         '0.5 is among them'
     """
     if isinstance(batch, Mapping):
-        named, refused = None, Taken(dict(batch))
+        batch = {k: v for k, v in batch.items() if not (single and v is None and k in LABEL_KEYS)}
+        named, refused = None, Taken(batch)
         for key in LABEL_KEYS:
             rest = {k: v for k, v in batch.items() if k != key}
             labels, reason = read_labels(batch.get(key), _count_images(rest, single), single)
@@ -94,21 +95,33 @@ def take_labels(batch: Any, single: bool = False) -> Taken:
             if labels:
                 named = named or Taken(rest, labels, repr(key))
             if reason and not refused.reason:
-                refused = Taken(dict(batch), (), repr(key), reason)
+                refused = Taken(batch, (), repr(key), reason)
         return named or refused
-    if not isinstance(batch, tuple | list) or len(batch) < 2:
+    if not isinstance(batch, tuple | list) or not batch:
         return Taken(batch)
     place = _find_image(batch)
+    if single and _is_alone(batch, place):
+        return Taken(batch[place])
+    if len(batch) < 2:
+        return Taken(batch)
     image, beside = batch[place], [*batch[:place], *batch[place + 1 :]]
     if isinstance(image, Image.Image) and len(batch) > 2:
         return _take_from_many(batch, image, beside)
     others = [one for one in beside if not _are_names(one)]
     if len(others) == 1:
         pictured = isinstance(image, Image.Image) and isinstance(others[0], _NUMBERS)
+        labels, reason = [], "some of them are of no whole type"
         if pictured or _is_whole(others[0]):
             labels, reason = read_labels(others[0], _count_images(image, single), single)
-            return Taken(image, labels) if labels else Taken(batch, (), SECOND, reason if pictured else "")
+        return Taken(image, labels) if labels else Taken(batch, (), SECOND if pictured else "", reason)
     return Taken(batch)
+
+
+def _is_alone(item: Sequence[Any], place: int) -> bool:
+    """Whether an item is an image by itself, or with None in the place of its label, and names at most."""
+    beside = [*item[:place], *item[place + 1 :]]
+    given = [one for one in beside if one is not None]
+    return len(item) == 1 or (len(given) < len(beside) and all(map(_are_names, given)))
 
 
 def _find_image(batch: Sequence[Any]) -> int:
@@ -116,7 +129,7 @@ def _find_image(batch: Sequence[Any]) -> int:
     pictures = [place for place, one in enumerate(batch) if isinstance(one, Image.Image)]
     if len(pictures) == 1:
         return pictures[0]
-    return next((place for place, one in enumerate(batch) if not _are_names(one)), 0)
+    return next((place for place, one in enumerate(batch) if not (one is None or _are_names(one))), 0)
 
 
 def _take_from_many(item: Sequence[Any], image: Image.Image, beside: Sequence[Any]) -> Taken:
@@ -193,8 +206,9 @@ def join_labels(parts: Sequence[Taken], counts: Sequence[int], source: str) -> J
         source: what the set is called.
     """
     none = Joined([None] * sum(counts), refused=True)
+    labelled = any(part.labels for part in parts)  # else what is of no whole type may be an input
     for part, count in zip(parts, counts, strict=True):
-        reason = part.reason
+        reason = part.reason if labelled or part.where else ""
         if part.labels and len(part.labels) != count:
             reason = f"there are {len(part.labels)} of {count} images"
         if reason:

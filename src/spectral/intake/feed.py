@@ -36,6 +36,7 @@ from spectral.network import (
     Kinds,
     Scores,
     check_whole,
+    find_first_convolution,
     list_calls,
     read_scores,
     require_clear,
@@ -135,7 +136,9 @@ class Feed:
         self._advice = "leave preprocessing out for what is normalised already"
         if pixels:
             self._advice = "give images that aren't normalised, and preprocessing= if the network tells none"
-        self.images: Images = self._adapt(self._set_loading(adapt_images(images, caller, lazily), workers))
+        self._axes = find_first_convolution(model)[0]
+        adapted = adapt_images(images, caller, lazily, axes=self._axes)
+        self.images: Images = self._adapt(self._set_loading(adapted, workers))
         if len(self.images) == 0:
             raise SpectralError(f"{caller}: there are no images")
         if self.images.size is None and self.normalises and self.preparation.size is not None:
@@ -409,7 +412,7 @@ class Feed:
         raise failure
 
     def _list_calls(self, raw: Any) -> list[Call]:
-        if isinstance(raw, Tensor) and self.normalises and raw.ndim == 4:
+        if isinstance(raw, Tensor) and self.normalises and raw.ndim == 4 and self._axes in (None, 2):
             return list_channel_calls(raw)
         return list_calls(self.model, raw)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ class Preprocessing:
     are.
 
     Shape:
-        (B, C, H, W) → (B, C, H, W), C being the number of means. Nothing is resized: `size` is what the
-        network was trained at, and cropping to it is the caller's.
+        (B, C, H, W) → (B, C, H, W), C being the number of means; likewise signals (B, C, T), videos
+        (B, C, T, H, W) and (B, T, C, H, W), and channels that are last. Nothing is resized: `size` is what
+        the network was trained at, and cropping to it is the caller's.
 
     Units:
         Images in [0, 1] → normalised values.
@@ -41,9 +42,10 @@ class Preprocessing:
         """Return the normalised images, with the input's dtype and device.
 
         Raises:
-            SpectralError: if the images aren't a floating-point (B, C, H, W) batch.
+            SpectralError: if the images aren't a floating-point batch of so many channels.
         """
-        if images.ndim != 4 or images.shape[1] != len(self.mean):
+        axis = find_channels(images, len(self.mean))
+        if axis is None:
             raise SpectralError(
                 f"preprocessing: expected images of shape (B, {len(self.mean)}, H, W), got "
                 f"{tuple(images.shape)}"
@@ -53,10 +55,21 @@ class Preprocessing:
                 f"preprocessing: expected floating-point images in [0, 1], got {images.dtype}; for 8-bit "
                 f"images use images.float() / 255"
             )
-        return (images - self._channels(self.mean, images)) / self._channels(self.std, images)
+        shape = [-1 if place == axis else 1 for place in range(images.ndim)]
+        mean, std = (torch.tensor(x, dtype=images.dtype, device=images.device).view(shape)
+                     for x in (self.mean, self.std))  # fmt: skip
+        return (images - mean) / std
 
-    def _channels(self, values: Sequence[float], like: Tensor) -> Tensor:
-        return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
+
+def find_channels(images: Tensor, count: int) -> int | None:
+    """Return which axis of a batch has so many channels: the second, behind a video's time, or the last.
+
+    Example:
+        >>> find_channels(torch.zeros(2, 8, 3, 16, 16), 3), find_channels(torch.zeros(2, 4, 8, 8), 3)
+        (2, None)
+    """
+    places = (1, 2, images.ndim - 1) if images.ndim == 5 else (1, images.ndim - 1)
+    return next((axis for axis in places if images.ndim > 2 and images.shape[axis] == count), None)
 
 
 @dataclass(frozen=True)

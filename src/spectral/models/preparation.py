@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from spectral.errors import SpectralError
-from spectral.models.info import Preprocessing
+from spectral.models.info import Preprocessing, find_channels
 
 Function = Callable[[Tensor], Tensor]
 
@@ -47,14 +47,14 @@ class Preparation:
     resizing: str = ""
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return images (B, C, H, W) in [0, 1] as the network expects them.
+        """Return images (B, C, H, W), signals or videos in [0, 1] as the network expects them.
 
         Raises:
             SpectralError: if they have another number of channels, or the user's function fails on them.
         """
         if self.function is not None:
             return self._apply(self.function, images)
-        images = images.flip(1) if self.bgr else images
+        images = images.flip(find_channels(images, 3) or 1) if self.bgr else images
         if not self.mean:
             return images
         count = images.shape[1] if len(self.mean) == 1 else 1

@@ -2,6 +2,7 @@
 
 from spectral.network.calls import (
     Call,
+    find_first_convolution,
     find_image_key,
     list_calls,
     list_inputs,
@@ -40,6 +41,7 @@ __all__ = [
     "check_whole",
     "describe_output",
     "evaluation_mode",
+    "find_first_convolution",
     "find_image_key",
     "find_logits",
     "guess_kinds",

@@ -116,11 +116,14 @@ def list_calls(model: Any, example: Any) -> list[Call]:
 def _list_sequence_calls(model: Any, example: Sequence[Any]) -> Iterator[Call]:
     """List what a tuple or a list may be: images one by one, as detectors take them, or several inputs."""
     whole = Call(make_inputs)
+    axes = find_first_convolution(model)[0] or 2
     tensors = [item for item in example if isinstance(item, Tensor)]
-    if isinstance(example, list) and len(tensors) == len(example) and all(x.ndim == 3 for x in tensors):
+    listed = isinstance(example, list) and len(tensors) == len(example)
+    if listed and all(x.ndim == axes + 1 for x in tensors):
         yield whole
         if _can_be_stacked(tensors):
-            yield Call(lambda batch: make_inputs(torch.stack(batch)))
+            for call in _list_tensor_calls(model, torch.stack(tensors[:1])):
+                yield replace(call, build=partial(_build_stacked, call.build))
         return
     if example and all(isinstance(item, Mapping) for item in example):
         yield from _list_calls_of_items(model, example)
@@ -128,9 +131,15 @@ def _list_sequence_calls(model: Any, example: Sequence[Any]) -> Iterator[Call]:
     if _binds(model, example, {}):
         yield Call(lambda batch: make_inputs(*batch))
     yield whole
+    alike = len(tensors) == len(example) and len({tuple(x.shape[1:]) for x in tensors}) == 1
+    batches = listed and alike and tensors[0].ndim == axes + 2
+    if batches and len({len(x) for x in tensors}) > 1:  # no inputs of one network
+        yield Call(lambda batch: make_inputs(torch.cat(batch)))
     if len(example) > 1 and isinstance(example[0], Tensor | list | tuple | Mapping):
         note = "of each batch, the first item is passed"
-        if _may_be_labels(example):
+        if batches:
+            note += f"; where all {len(example)} are images to look at, join them by torch.cat"
+        elif _may_be_labels(example):
             note += "; labels, as which the second isn't taken, are of a whole type"
         elif len(example) > 2 and isinstance(example[0], Tensor):
             note += "; a label is taken where it alone is beside the image"
@@ -153,14 +162,18 @@ def _list_calls_of_items(model: Any, items: Sequence[Mapping[str, Any]]) -> Iter
             yield replace(call, build=partial(_build_collated, call.build))
 
 
+def _build_stacked(build: Callable[[Any], Inputs], images: Sequence[Any]) -> Inputs:
+    return build(torch.stack(list(images)))
+
+
 def _build_collated(build: Callable[[Any], Inputs], items: Sequence[Any]) -> Inputs:
     return build(default_collate(list(items)))
 
 
 def _can_be_stacked(images: Sequence[Any]) -> bool:
-    """Whether these are images (C, H, W) of one size, which make a batch."""
+    """Whether these are images of one size, which make a batch."""
     shapes = {tuple(x.shape) if isinstance(x, Tensor) else None for x in images}
-    return len(shapes) == 1 and all(shape is not None and len(shape) == 3 for shape in shapes)
+    return len(shapes) == 1 and None not in shapes
 
 
 def _may_be_labels(example: Sequence[Any]) -> bool:
@@ -194,7 +207,7 @@ def list_inputs(model: Any, example: Any) -> list[Inputs]:
     plain = read_example(example)
     if plain.image.dtype == torch.uint8:  # as it is, for networks that scale their pixels themselves
         return [plain, plain.map(lambda x, _: x.float() / 255)]
-    axes, channels = _first_convolution(model)
+    axes, channels = find_first_convolution(model)
     sizes = [example] if is_integer(example) else example if isinstance(example, list | tuple) else ()
     if channels is None or axes is None or not sizes or len(sizes) > 2 or not are_integers(sizes):
         return [plain]
@@ -229,21 +242,47 @@ def find_image_key(batch: Mapping[str, Any]) -> str | None:
 
 def _list_tensor_calls(model: Any, example: Tensor) -> Iterator[Call]:
     plain = Call(make_inputs)
-    rank, channels = _first_convolution(model)
-    if example.ndim == 3 and rank == 2 and example.shape[0] == channels:
+    rank, channels = find_first_convolution(model)
+    lacks_axis = rank is not None and example.ndim == rank + 1
+    if lacks_axis and channels == 1:
+        yield Call(lambda x: make_inputs(x[:, None]))  # images of one channel, or one
+    elif lacks_axis and example.shape[0] == channels:
         yield Call(lambda x: make_inputs(x[None]))  # one image (C, H, W)
     if example.ndim == 2 and rank == 2:
         yield Call(lambda x: make_inputs(x[None, None]))
-    if example.ndim == 3 and rank == 2 and channels == 1 < example.shape[0]:
-        yield Call(lambda x: make_inputs(x[:, None]))  # images of one channel
     yield plain
     last = example.ndim == 4 and example.shape[-1] in CHANNELS
     if last and rank == 2 and example.shape[1] != channels == example.shape[-1]:
         yield Call(lambda x: make_inputs(x.movedim(-1, 1)), CHANNELS_FIRST)
+    if rank == 3 and example.ndim in (4, 5):
+        yield from _list_video_calls(example, channels)
 
 
-def _first_convolution(model: Any) -> tuple[int | None, int | None]:
-    """Return the spatial axes and the input channels of a model's first convolution."""
+def _list_video_calls(videos: Tensor, channels: int | None) -> Iterator[Call]:
+    """List how videos (B, T, C, H, W) and (B, T, H, W, C) come to a network that takes (B, C, T, H, W)."""
+    front = videos.ndim - 4  # of one alone, without a batch's axis, as those of a file
+    if videos.shape[front] == channels:
+        return
+    for axis, note in (
+        (-3, "its channels, which are behind the time, are moved first"),
+        (-1, CHANNELS_FIRST),
+    ):
+        if videos.shape[axis] == channels:
+            yield Call(partial(_move_channels, axis, front), note)
+
+
+def _move_channels(axis: int, front: int, videos: Tensor) -> Inputs:
+    moved = videos.movedim(axis, front)
+    return make_inputs(moved if front else moved[None])
+
+
+def find_first_convolution(model: Any) -> tuple[int | None, int | None]:
+    """Return the spatial axes and the input channels of a model's first convolution; None where it has none.
+
+    Example:
+        >>> find_first_convolution(nn.Sequential(nn.Conv3d(1, 4, 3)))
+        (3, 1)
+    """
     if isinstance(model, nn.Module):
         for module in model.modules():
             # Not its weight, which a parametrisation may compute anew, and count, each time it is read.
@@ -263,7 +302,7 @@ def require_clear(images: Tensor, model: Any, caller: str, advice: str = "") -> 
         SpectralError: saying what to pass for each.
     """
     shape = tuple(images.shape)
-    if len(shape) != 3 or _first_convolution(model)[0] is not None:
+    if len(shape) != 3 or find_first_convolution(model)[0] is not None:
         return
     if shape[0] in CHANNELS and min(shape[1:]) >= SMALLEST_SIDE:
         raise SpectralError(
