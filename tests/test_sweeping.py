@@ -16,12 +16,14 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 from torch import nn
 
 import spectral
 from spectral.cli import main
 from spectral.errors import SpectralError
 from spectral.files import is_running
+from spectral.lineage import verify_below
 from spectral.run_folder import read_run
 from spectral.store import ShardStore
 from spectral.sweeping import read_models, sweep
@@ -109,7 +111,43 @@ class TestRuns:
         same(spectral.read(rows), alone[NETS[0]])
 
 
+def damage_table(own: Path) -> None:
+    (own / "summary.csv").write_bytes((own / "summary.csv").read_bytes()[:99])
+
+
+def empty_provenance(own: Path) -> None:
+    (own / "provenance.json").write_bytes(b"")
+
+
+def remove_notes_and_a_shard(own: Path) -> None:
+    (own / "measurements" / "_sites.json").unlink()
+    (own / "measurements" / "shard-u000001-000000.parquet").unlink()
+
+
+@pytest.mark.parametrize("harm", [damage_table, empty_provenance, remove_notes_and_a_shard])
+def test_what_was_damaged_or_is_gone_is_made_again_by_the_same_call(harm, finished, tmp_path):
+    own = shutil.copytree(finished, tmp_path / "own")
+    harm(folder_of(own, NETS[0]))
+    assert list(run(own)["state"]) == ["finished"] * 2
+    for name in ("networks.csv", "summary.csv", *(f"{folder_of(own, NETS[0]).name}/{table}.csv"
+                                                  for table in ("summary", "sites"))):  # fmt: skip
+        assert (own / name).read_bytes() == (finished / name).read_bytes(), name
+    assert verify_below(own)
+
+
 class TestRefusing:
+    def test_images_that_are_others_now_whatever_the_clock_says(self, tmp_path):
+        for i in range(2):
+            Image.new("RGB", (32, 32), (200 * i, 90, 0)).save(tmp_path / f"{i}.png")
+        given = {"out": tmp_path / "out", "workers": 0}
+        assert list(sweep(NETS[:1], str(tmp_path / "*.png"), ["avr"], **given)["state"]) == ["finished"]
+        Image.new("RGB", (32, 32), (0, 9, 200)).save(tmp_path / "1.png")
+        coming = time.time() + 9999  # when a clock that was set back since stood there
+        for mark in (tmp_path / "out").glob("*/_queue/*.done"):
+            os.utime(mark, (coming, coming))
+        table = sweep(NETS[:1], str(tmp_path / "*.png"), ["avr"], **given)
+        assert list(table["state"]) == ["failed"]
+
     def test_another_sweep(self, finished):
         with pytest.raises(SpectralError, match="holds a sweep with unit = 3, not 4; choose another"):
             run(finished, unit=4)

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from spectral.errors import SpectralError
-from spectral.files import ensure_writable, is_running
+from spectral.files import State, ensure_writable, is_running, look_at
 
 HEARTBEAT, STALE = 20.0, 300.0
 """Seconds between the signs of life of a claim, and after how many without one it counts as left behind."""
@@ -102,9 +102,15 @@ class Claims:
         """Mark a piece of work as done."""
         self._mark(name).touch()
 
-    def find_age(self, name: str) -> float:
-        """Return when a piece of work was last marked as done, by the disk's clock."""
-        return self._mark(name).stat().st_mtime
+    def look_at_mark(self, name: str) -> State | None:
+        """Return the state of a piece of work's mark, another one whenever it is marked; None without one.
+
+        It is no time to compare with others: clocks are set back.
+        """
+        try:
+            return look_at(self._mark(name))
+        except OSError:
+            return None
 
     def _mark(self, name: str) -> Path:
         return self.folder / f"{name}.done"

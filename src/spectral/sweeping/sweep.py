@@ -20,21 +20,21 @@ from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
 from spectral.files import ensure_writable
 from spectral.json_files import read_json, write_json
-from spectral.lineage import RUNS, list_runs
+from spectral.lineage import RUNS, find_older, list_runs
 from spectral.measurement import measure_part, measure_run, prepare_run
 from spectral.measurement.images import describe_seen, name_as_before, refuse_changed
 from spectral.measurement.run import Run
 from spectral.models import load_model, model_info
 from spectral.ranks import Ranks
-from spectral.run_folder import LostImagesError, read, read_run
+from spectral.run_folder import LostImagesError, digest_run, read_run
 from spectral.sameness import refuse_other
-from spectral.schema import RUN_FILE, fill_words
+from spectral.schema import RUN_FILE, SITES_FILE, fill_words
 from spectral.store import ShardStore
 from spectral.summary import SITES_TABLE, SUMMARY_FILE, summarize_measurements, write_summary
 from spectral.sweeping.averages import average_sites, read_table
 from spectral.sweeping.claims import Claims
 from spectral.sweeping.models import name_folders
-from spectral.table import PROVENANCE, split_reasons, write_csvs
+from spectral.table import PROVENANCE, check_tables, split_reasons, write_csvs
 from spectral.writers import claim, cooperate
 
 OPTIONS, QUEUE = "_sweep.json", "_queue"
@@ -181,6 +181,7 @@ class _Network:
         folder: where its results are.
         failure: why this job can't measure it.
         seen: whether this job has compared it with what the folder holds.
+        before: the mark of its end as this job found it.
     """
 
     def __init__(self, model: str, folder: Path, plan: _Plan) -> None:
@@ -188,6 +189,7 @@ class _Network:
         self.claims = Claims(folder / QUEUE)
         self.failure = ""
         self.seen = False
+        self.before = self.claims.look_at_mark(_END)
 
     @property
     def rows(self) -> Path:
@@ -202,11 +204,13 @@ class _Network:
     @property
     def finished(self) -> bool:
         """Whether all is measured and summarised."""
-        return self.begun and self.claims.is_done(_END) and (self.folder / SUMMARY_FILE).exists()
+        there = all(path.exists() for path in (self.rows / SITES_FILE, self.folder / SUMMARY_FILE))
+        return self.begun and self.claims.is_done(_END) and there
 
-    def is_fresh(self, start: float) -> bool:
-        """Whether a job has finished it, or found it unaltered, since then."""
-        return self.finished and self.claims.find_age(_END) >= start
+    @property
+    def fresh(self) -> bool:
+        """Whether a job has finished it, or found it unaltered, since this one began."""
+        return self.finished and self.claims.look_at_mark(_END) != self.before
 
     def list_work(self) -> list[str]:
         """List what can be done now, if nobody else does it."""
@@ -295,19 +299,30 @@ class _Network:
         self.claims.mark(_END)
 
     def check(self, run: Run) -> bool:
-        """See that a finished run is what was written; say whether a part of it was measured again.
+        """See that a finished run is what was written; say whether a part of it was measured or written again.
 
         Raises:
-            SpectralError: if it is damaged, or of images that have changed since.
+            SpectralError: if what was measured is damaged, or of images that have changed since.
         """
         refuse_changed(run.images, run.labels, self._join("look"))
         try:
-            read(self.rows)
+            digest = digest_run(self.rows)
         except LostImagesError:
-            self.end(run)
-            return True
-        self.claims.mark(_END)  # it is still that network
-        return False
+            digest = ""
+        if self._has_tables(digest):
+            self.claims.mark(_END)  # it is still that network
+            return False
+        self.end(run)
+        return True
+
+    def _has_tables(self, digest: str) -> bool:
+        """Whether its tables are what was written, and of the measurements that are there."""
+        try:
+            check_tables(self.folder)
+            beside = read_json(self.folder / PROVENANCE)
+            return find_older(beside, self.folder, {self.rows: digest}) is None
+        except SpectralError:
+            return False
 
     def _join(self, writer: str) -> ShardStore:
         record = read_run(self.rows)
@@ -335,7 +350,6 @@ class _Network:
 
 def _work(networks: Sequence[_Network], report: Callable[[str], None]) -> None:
     """Do what nobody else does, as long as there is something."""
-    start = networks[0].claims.now()
     said: set[str] = set()
     while True:
         did = False
@@ -344,7 +358,7 @@ def _work(networks: Sequence[_Network], report: Callable[[str], None]) -> None:
             work = network.list_work()
             if (
                 network.failure
-                or network.is_fresh(start)
+                or network.fresh
                 or (network.seen and set(work) <= set(network.claims.list_taken()))
             ):
                 continue
