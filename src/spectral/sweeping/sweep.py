@@ -299,7 +299,7 @@ class _Network:
         self.claims.mark(_END)
 
     def check(self, run: Run) -> bool:
-        """See that a finished run is what was written; say whether a part of it was measured or written again.
+        """See that a finished run is what was written; say whether a part of it was made again.
 
         Raises:
             SpectralError: if what was measured is damaged, or of images that have changed since.
