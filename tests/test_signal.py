@@ -413,6 +413,42 @@ def test_a_decimation_behind_a_convolution_is_its_own_whatever_follows():
     assert_same(capture(Net(False), x), capture(Net(True), x))
 
 
+class Laid(nn.Module):
+    """A convolution with a stride, norm and activation: as a map, tokens, rows or with channels last."""
+
+    def __init__(self, how: str, act: Callable[[Tensor], Tensor] = F.gelu) -> None:
+        super().__init__()
+        self.conv, self.norm, self.last = nn.Conv2d(3, 6, 3, 2, 1), nn.LayerNorm(6), nn.Conv2d(6, 4, 3)
+        nn.init.normal_(self.norm.weight)
+        self.how, self.act = how, act
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "slice":
+            y = F.conv2d(x, self.conv.weight, self.conv.bias, 1, 1).permute(0, 2, 3, 1)[:, ::2, ::2]
+            return self.last(self.act(self.norm(y)).permute(0, 3, 1, 2))
+        y = self.conv(x)
+        b, c, h, w = y.shape
+        if self.how == "tokens":
+            y = self.act(self.norm(y.flatten(2).transpose(1, 2))).transpose(1, 2).unflatten(2, (h, w))
+        elif self.how == "rows":
+            y = self.act(self.norm(y.permute(0, 2, 3, 1).reshape(-1, c))).view(b, h, w, c).permute(0, 3, 1, 2)
+        else:
+            y = self.act(self.norm(y.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        return self.last(y)
+
+
+@pytest.mark.parametrize("act", [F.gelu, F.relu_])
+@pytest.mark.parametrize("how", ["tokens", "rows", "slice"])
+def test_a_map_written_as_tokens_rows_or_with_channels_last_is_one(how, act):
+    """As Segformer and PVT of transformers, whose maps are tokens where timm's are maps."""
+    x = noise(2, 3, 22, 30)
+    a, b = (seeded(lambda own=own: Laid(own, act)) for own in ("map", how))
+    with torch.no_grad():
+        torch.testing.assert_close(a(x), b(x))
+    assert_same(capture(a, x), capture(b, x))
+    assert len(only(b, x[:1]).chain.operators) == 2
+
+
 # Where the chain ends -------------------------------------------------------------------------------------
 
 
@@ -436,7 +472,9 @@ REST = {
     "places": (lambda m, y: m.last(F.relu(y + m.places)), "dense", "add"),
     "group": (lambda m, y: m.last(F.relu(m.group(y))), "dense", "native_group_norm"),
     "gate": (lambda m, y: m.last(F.relu(y) * F.relu(y).mean((2, 3), keepdim=True)), "dense", ""),
-    "view": (lambda m, y: y.flatten(2).relu().mean(-1), "dense", "view"),
+    "view": (lambda m, y: m.last(y.unflatten(1, (2, 2)).relu().flatten(1, 2)), "dense", "view"),
+    "tokens": (lambda m, y: y.flatten(2).relu().mean(-1), "behind relu", ""),
+    "overwritten": (lambda m, y: (F.relu_(y.permute(0, 2, 3, 1)), m.last(y * 2))[1], "dense", "mul"),
     "returned": (lambda m, y: F.relu(y) if y.requires_grad else (y, F.relu(y))[1], "behind relu", ""),
     "nothing": (lambda m, y: y, "dense", "the output"),
     "noise": (lambda m, y: m.last(F.relu(y + torch.rand(()))), "dense", "add"),
@@ -466,7 +504,7 @@ def test_in_place_sums_with_other_maps_end_it():
 def test_tokens_and_heads_have_a_reason():
     vit = timm.create_model("vit_tiny_patch16_224", img_size=64)
     assert only(vit, torch.rand(1, 3, 64, 64)).signal.startswith(
-        "dense: no pointwise operator follows, but view"
+        "dense: no pointwise operator follows, but cat"
     )
 
 

@@ -7,6 +7,7 @@ should depend on it: the tap ``signal`` is the dense map behind all of it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from torch.utils._pytree import tree_map
 from spectral.operators import operator_name
 
 ALL = slice(None)
+CHANNEL_AXIS = 1
+Order = tuple[tuple[int, ...], ...]  # for each axis of a tensor: the axes of the map that lie along it
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,17 @@ class PerChannel:
 
     value: Weight | Fixed | Made
     axis: int
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How many samples the map has along some of its axes together."""
+
+    axes: tuple[int, ...]
+
+    def find(self, size: torch.Size) -> int:
+        """Return it for a map of this size; −1, as many as there are, of channels: a step may change them."""
+        return -1 if self.axes == (CHANNEL_AXIS,) else math.prod(size[axis] for axis in self.axes)
 
 
 class Here:
@@ -87,7 +101,8 @@ class Chain:
         operators: names of those that the map goes through.
         steps: all that has to be computed, in order.
         result: the step whose result is the end of the chain.
-        order: for each axis of that result, which axis of the map it is.
+        begin: for each axis of what the site gives, which axis of the map it is.
+        order: for each axis of that result, which axes of the map lie along it.
         mixes: whether a step needs all channels at once.
         lacks_row: whether the operators work on signals, which have no rows.
     """
@@ -95,7 +110,8 @@ class Chain:
     operators: tuple[str, ...]
     steps: tuple[Step, ...]
     result: int
-    order: tuple[int, ...]
+    begin: tuple[int, ...]
+    order: Order
     mixes: bool = False
     lacks_row: bool = False
 
@@ -111,10 +127,12 @@ class Chain:
         Example:
             >>> import torch
             >>> relu = Step(torch.ops.aten.relu.default, (Made(0),), {})
-            >>> Chain(("relu",), (relu,), 1, (0, 1, 2, 3)).apply(-torch.ones(1, 1, 2, 2), {}.get).max()
+            >>> rows = Chain(("relu",), (relu,), 1, (0, 1, 2, 3), ((0,), (1,), (2,), (3,)))
+            >>> rows.apply(-torch.ones(1, 1, 2, 2), {}.get).max()
             tensor(0.)
         """
-        made = [dense.squeeze(-2) if self.lacks_row else dense]
+        entering = dense.squeeze(-2) if self.lacks_row else dense
+        made = [entering.permute(self.begin)]
         own = ALL if self.mixes else channels
 
         def find(value: Weight | Fixed | Made) -> Tensor:
@@ -128,6 +146,8 @@ class Chain:
                 return whole[(slice(None),) * value.axis + (own,)]
             if isinstance(value, (Weight, Fixed, Made)):
                 return find(value)
+            if isinstance(value, Extent):
+                return value.find(entering.shape)
             return dense.device if isinstance(value, Here) else value
 
         for step in self.steps:
@@ -136,5 +156,7 @@ class Chain:
                 args = (args[0].clone(), *args[1:])
             out = step.func(*args, **kwargs)
             made.append(out[step.entry] if isinstance(out, (tuple, list)) else out)
-        result = made[self.result].permute(*(self.order.index(axis) for axis in range(len(self.order))))
+        axes = [axis for along in self.order for axis in along]
+        apart = made[self.result].reshape([Extent((axis,)).find(entering.shape) for axis in axes])
+        result = apart.permute([axes.index(axis) for axis in range(len(axes))])
         return result.unsqueeze(-2) if self.lacks_row else result

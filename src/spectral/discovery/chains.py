@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from spectral.axes import SIZES, Call, memory_of
-from spectral.chain import Chain, Fixed, Here, Made, PerChannel, Step, Weight
+from spectral.chain import CHANNEL_AXIS, Chain, Extent, Fixed, Here, Made, Order, PerChannel, Step, Weight
 from spectral.dataless import Dataless
 from spectral.discovery.events import Event
 from spectral.tensors import TensorTable
@@ -25,8 +26,9 @@ _PASSING = {"constant_pad_nd", "slice", *(f"avg_pool{n}d" for n in (1, 2, 3)),
             *(f"max_pool{n}d_with_indices" for n in (1, 2, 3))}  # fmt: skip
 _REDUCTIONS = {"mean", "sum", "var", "var_mean", "std", "std_mean", "amax", "amin", "linalg_vector_norm"}
 _TURNS = {"permute", "transpose", "t"}
-_UNTOLD = {*_TURNS, "_to_copy"}
-BATCH_AXIS, CHANNEL_AXIS = 0, 1
+_CHANNELS = (CHANNEL_AXIS,)
+_RESHAPES = {"view", "_unsafe_view"}
+_UNTOLD = {*_TURNS, "reshape", "_to_copy"}
 
 
 @dataclass(eq=False)
@@ -48,13 +50,13 @@ class _Recipe:
 class _Node:
     """A map of a chain: what it was made of, and whether anything outside the chain reads it.
 
-    ``order`` tells of each of its axes which axis of the site's map it is; ``full`` whether it has a map's
-    channels, not only a number for all of them.
+    ``order`` tells of each of its axes which axes of the site's map lie along it; ``full`` whether it has a
+    map's channels, not only a number for all of them.
     """
 
     root: _Root
     number: int
-    order: tuple[int, ...]
+    order: Order
     shape: torch.Size
     recipe: _Recipe | None = None
     parents: tuple[_Node, ...] = ()
@@ -93,9 +95,13 @@ class _Source:
 
 @dataclass(eq=False)
 class _Held:
-    """What a tensor holds now: names of one tensor (alias, detach) share it."""
+    """What a tensor holds now: names of one tensor (alias, detach) share it.
+
+    ``stale`` if that isn't so any more: another view of the same memory was overwritten.
+    """
 
     content: _Node | _Constant
+    stale: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,17 +141,17 @@ class Chains:
 
     def begin(self, event: Event) -> None:
         """Begin a chain at a site's output."""
-        if event.geometry.reason is not None or event.layouts is not None:
+        order, rank = _find_order(event), len(event.geometry.stride)
+        if event.geometry.reason is not None or order is None:
             return
-        output, rank = event.output, len(event.geometry.stride)
-        one_row = output.ndim == rank + 1 and event.output_size[-2:-1] == (1,)
-        if output.ndim != rank + 2 and not one_row:
+        one_row = len(order) == rank + 1 and event.output_size[-2:-1] == (1,)
+        if len(order) != rank + 2 and not one_row:
             return
         root = _Root(lacks_row=one_row)
         if event.geometry.kind != "conv":
             root.source = self._sources.setdefault(event.source, _Source())
-        root.nodes.append(_Node(root, 0, tuple(range(output.ndim)), output.shape))
-        self._held[output] = _Held(root.nodes[0])
+        root.nodes.append(_Node(root, 0, tuple((axis,) for axis in order), event.output.shape))
+        self._held[event.output] = _Held(root.nodes[0])
         self._roots[event] = root
 
     def follow(self, call: Call) -> None:
@@ -158,20 +164,25 @@ class Chains:
         if not nodes:
             if not call.sources:
                 self._note_constant(call)
+        elif any((held := self._held.get(x)) is not None and held.stale for x in inputs):
+            self._end(nodes, name)
         elif _is_same(name, inputs, outputs):
             for y in outputs:
                 self._held[y] = self._held[inputs[0]]
         elif name == "clone":
             self._held[outputs[0]] = _Held(nodes[0])
         elif not self._extend(call, nodes):
-            for node in nodes:
-                node.reader = node.reader or name
+            self._end(nodes, name)
 
     def read(self, x: Tensor) -> None:
         """Note that a tensor is what the model returns."""
         node = self._node(x)
         if node is not None:
-            node.reader = node.reader or "the output"
+            self._end([node], "the output")
+
+    def _end(self, nodes: Sequence[_Node], reader: str) -> None:
+        for node in nodes:
+            node.reader = node.reader or reader
 
     def find(self, event: Event) -> tuple[Chain | None, str]:
         """Return the chain behind a site, or why there is none."""
@@ -188,7 +199,8 @@ class Chains:
         if not chain.operators:
             return None, f"no pointwise operator follows, but {reader or 'nothing'}"
         try:
-            stand_in = torch.empty(event.output.shape, dtype=event.output.dtype, device=event.output.device)
+            shape = [event.output.shape[chain.begin.index(axis)] for axis in range(event.output.ndim)]
+            stand_in = torch.empty(shape, dtype=event.output.dtype, device=event.output.device)
             with Dataless():
                 chain.apply(stand_in.unsqueeze(-2) if root.lacks_row else stand_in, self._find_weight)
         except Exception as error:  # whatever torch can't do once more
@@ -268,6 +280,13 @@ class Chains:
         for x in overwritten:
             self._held[x] = _Held(_Constant(None))
 
+    def _outdate(self, overwritten: Tensor) -> None:
+        """Note of other views of a tensor that was overwritten that they hold another map than is known."""
+        new, memory = self._held[overwritten], memory_of(overwritten)
+        for other, held in self._held.items():
+            if held is not new and isinstance(held.content, _Node) and memory_of(other) == memory:
+                held.stale = True
+
     def _refer(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             return self._node(value) or self._constant(value)
@@ -293,11 +312,11 @@ class Chains:
             cuts = found
         elif name in _BATCH_NORMS:
             training = bool(a.get("training", a.get("train", False)))
-            if training or order[1] != CHANNEL_AXIS or self._node(inputs[0]) is None or len(nodes) > 1:
+            if training or order[1] != _CHANNELS or self._node(inputs[0]) is None or len(nodes) > 1:
                 return False
             cuts, outputs = {id(x): 0 for x in inputs[1:]}, outputs[:1]
         elif name == "native_layer_norm":
-            alone = len(a["normalized_shape"]) == 1 and order[-1] == CHANNEL_AXIS
+            alone = len(a["normalized_shape"]) == 1 and order[-1] == _CHANNELS
             if not alone or self._node(inputs[0]) is None or len(nodes) > 1:
                 return False
             mixes, outputs = True, outputs[:1]
@@ -308,21 +327,30 @@ class Chains:
         elif name in _REDUCTIONS:
             dims = a.get("dim")
             axes = [dims] if isinstance(dims, int) else list(dims or ())
-            if not a.get("keepdim") or not axes or any(order[d] != CHANNEL_AXIS for d in axes):
+            if not a.get("keepdim") or not axes or any(order[d] != _CHANNELS for d in axes):
                 return False
             mixes, full = True, False
         elif name in _TURNS:
             order = _turn(name, a, order)
+        elif name in _RESHAPES:
+            joined = _regroup(nodes[0], outputs[0].shape)
+            if joined is None:
+                return False
+            order = joined
         else:
             return False
-        filled = tree_map(lambda value: self._fill(value, cuts), (tuple(call.args), call.kwargs))
+        func, given = call.func, (tuple(call.args), call.kwargs)
+        if name in _RESHAPES:  # a dense map has other extents
+            func, given = torch.ops.aten.reshape.default, ((inputs[0], [Extent(axes) for axes in order]), {})
+        filled = tree_map(lambda value: self._fill(value, cuts), given)
         parents = tuple(dict.fromkeys(nodes))
         for entry, y in enumerate(outputs):
-            recipe = _Recipe(call.func, filled[0], filled[1], entry)
+            recipe = _Recipe(func, filled[0], filled[1], entry)
             node = _Node(root, len(root.nodes), order, y.shape, recipe, parents, mixes, full, joins)
             root.nodes.append(node)
             if call.facts.is_mutable:
                 self._held[y].content = node  # all names of the tensor have it now
+                self._outdate(y)
             else:
                 self._held[y] = _Held(node)
         return True
@@ -333,9 +361,7 @@ class Chains:
             _Cut(referred, cuts[id(value)]) if isinstance(value, Tensor) and id(value) in cuts else referred
         )
 
-    def _match(
-        self, inputs: Sequence[Tensor], order: Sequence[int], whole: torch.Size
-    ) -> dict[int, int] | None:
+    def _match(self, inputs: Sequence[Tensor], order: Order, whole: torch.Size) -> dict[int, int] | None:
         """Find the axis of each constant that has a number for each channel; None if one differs by place."""
         cuts = {}
         for x in inputs:
@@ -344,13 +370,23 @@ class Chains:
             shape = (1,) * (len(order) - x.ndim) + tuple(x.shape)
             if len(shape) != len(order):
                 return None
-            for axis, n in zip(order, shape, strict=True):
-                if n != 1 and axis != CHANNEL_AXIS:
+            for axes, n in zip(order, shape, strict=True):
+                if n != 1 and axes != _CHANNELS:
                     return None
-            at = order.index(CHANNEL_AXIS)
+            at = order.index(_CHANNELS)
             if shape[at] != 1:
                 cuts[id(x)] = at - (len(order) - x.ndim)
         return cuts
+
+
+def _find_order(event: Event) -> tuple[int, ...] | None:
+    """Tell for each axis of what a site gives which of a map (B, C, H, W) it is; None if it has others."""
+    axes = range(event.output.ndim)
+    if event.layouts is None:
+        return tuple(axes)
+    layout = event.layouts[1]
+    told = layout.whole and len(axes) == 2 + len(layout.size)
+    return tuple(layout.order.index(axis) for axis in axes) if told else None
 
 
 def _is_same(name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
@@ -365,7 +401,24 @@ def _differs_by_place(inputs: Sequence[Tensor], maps: Sequence[Tensor]) -> bool:
     return any(n > 1 for sizes in places for n in sizes)
 
 
-def _turn(name: str, a: Any, order: tuple[int, ...]) -> tuple[int, ...]:
+def _regroup(node: _Node, shape: Sequence[int]) -> Order | None:
+    """Tell which axes of the map lie along each of a view; None if it cuts one, or channels aren't alone."""
+    begin = node.root.nodes[0]
+    axes: list[int] = []
+    extents: list[int] = []
+    for along, n in zip(node.order, node.shape, strict=True):
+        axes += along
+        extents += [n] if len(along) == 1 else [begin.shape[begin.order.index((axis,))] for axis in along]
+    order, at = [], 0
+    for n in shape:
+        end = next((i for i in range(at + 1, len(axes) + 1) if math.prod(extents[at:i]) == n), at)
+        order.append(tuple(axes[at:end]))
+        at = end
+    told = at == len(axes) and all(order) and _CHANNELS in order
+    return tuple(order) if told else None
+
+
+def _turn(name: str, a: Any, order: Order) -> Order:
     """Order the axes as a permutation leaves them."""
     if name == "permute":
         return tuple(order[d] for d in a["dims"])
@@ -443,4 +496,5 @@ def _write(last: _Node) -> Chain:
 
     result = place(last)
     assert isinstance(result, Made)  # of a map
-    return Chain(tuple(names), tuple(steps), result.number, last.order, mixes, last.root.lacks_row)
+    begin = tuple(axis for (axis,) in last.root.nodes[0].order)
+    return Chain(tuple(names), tuple(steps), result.number, begin, last.order, mixes, last.root.lacks_row)
