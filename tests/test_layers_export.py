@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 import spectral
-from spectral.layers import LAYERS, STRIDED, FLCPool2d, MaxBlurPool1d, MaxBlurPool2d, MaxBlurPool3d
+from spectral.layers import (
+    LAYERS,
+    STRIDED,
+    AliasFreeActivation2d,
+    FLCPool2d,
+    MaxBlurPool1d,
+    MaxBlurPool2d,
+    MaxBlurPool3d,
+    PolynomialActivation,
+)
 
 CLASSES = [
     "strided", "blurpool", "learned", "maxblurpool", "flc", "asap", "ideal", "aps", "lps", "wavelet-db2",
@@ -147,6 +156,27 @@ def test_onnx_by_dynamo_with_dynamic_sizes(name, axes, tmp_path):
         layer, (inputs[0],), tmp_path / "layer.onnx", dynamo=True, dynamic_shapes=(dynamic,), verbose=False
     )
     assert_same(run_onnx(tmp_path / "layer.onnx"), layer, inputs)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        AliasFreeActivation2d(nn.ReLU()),
+        AliasFreeActivation2d(PolynomialActivation(nn.GELU(), degree=3), taps=6),
+    ],
+    ids=["ideal", "filtered"],
+)
+def test_activations_on_finer_lattices_with_dynamic_sizes(layer, tmp_path):
+    inputs = [torch.randn(2, 3, 12, 10), torch.randn(3, 3, 9, 13), torch.randn(2, 3, 16, 8)]
+    assert_same(torch.jit.trace(layer, inputs[0], check_trace=False), layer, inputs)
+    dynamic = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    program = torch.export.export(layer, (inputs[0],), dynamic_shapes=(dynamic,))
+    assert_same(program.module(), layer, inputs)
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    torch.onnx.export(program, (), tmp_path / "open.onnx", dynamo=True, verbose=False)
+    assert_same(run_onnx(tmp_path / "open.onnx"), layer, inputs)
+    torch.onnx.export(layer, (inputs[0],), tmp_path / "one.onnx", dynamo=False)
+    assert_same(run_onnx(tmp_path / "one.onnx"), layer, inputs[:1])
 
 
 @pytest.mark.parametrize("method", ["flc", "asap", "ideal", "blurpool"])

@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from spectral.numerics.cache import remember
-from spectral.numerics.matrices import as_matrix, phase_low_pass_rows, phase_rows
+from spectral.numerics.matrices import as_matrix, phase_low_pass_rows, phase_rows, wrap
 from spectral.numerics.products import disable_autocast, transform_axes
 from spectral.numerics.tracing import is_traced
 
@@ -80,7 +80,8 @@ def evaluate_finely(
         kind: _Ideal(extent, factor, whole) if taps is None else _Filtered(taps, extent, factor, whole)
         for kind, extent in kinds.items()
     }
-    multiplied = kinds if taps is None else {}  # filters slide over maps as they are
+    lengths = dict.fromkeys(kinds, NARROW) if is_traced(whole) else kinds  # those that stay open are long
+    multiplied = lengths if taps is None else {}  # filters slide over maps as they are
     layouts = {i: _lay_out(leaves[i].ndim, own, multiplied) for i, own in axes.items()}
     reduced = [kind for kind in kinds if not any(kind in own for own in leaving)]
     left = [kind for kind in kinds if kind not in reduced]
@@ -288,7 +289,7 @@ class _Stack:
             return phases[0].clone()
         last_first = reversed([*places.items()])
         if _is_followed(y):
-            each: list[Tensor] = [*phases]
+            each = list(phases.unbind())
             for kind, axis in last_first:
                 n = len(each) // self._factor
                 each = [self._finer[kind].descend(each[i], each[n + i :: n], axis) for i in range(n)]
@@ -310,9 +311,12 @@ class _Ideal(_Finer):
 
     def __init__(self, extent: int, factor: int, like: Tensor) -> None:
         self.share = 1 / factor
-        self.there = as_matrix(phase_rows, like, extent, factor).split(extent)
-        self.back = as_matrix(phase_low_pass_rows, like, extent, factor).split(extent, 1)
-        self.wave = as_matrix(_alternating_row, like, extent)[0] if extent % 2 == 0 else None
+        there = as_matrix(phase_rows, like, extent, factor)
+        back = as_matrix(phase_low_pass_rows, like, extent, factor)
+        self.there = there.unflatten(0, (factor - 1, -1)).unbind()  # by their number, which is never open
+        self.back = back.unflatten(1, (factor - 1, -1)).unbind(1)
+        odd = type(extent) is int and extent % 2 == 1  # of a size that stays open the wave tells
+        self.wave = None if odd else as_matrix(_alternating_row, like, extent)
         self.dtype = self.there[0].dtype
 
     def rise(self, x: Tensor, axis: int, phase: int, out: Tensor | None = None) -> Tensor:
@@ -321,7 +325,7 @@ class _Ideal(_Finer):
         flat, at = _fold(x.to(self.dtype), axis)
         to = None if out is None else _fold(out, axis)[0]
         if flat.ndim > 2:
-            found = torch.bmm(matrix.expand(len(flat), -1, -1), flat, out=to)
+            found = torch.bmm(matrix.expand(flat.shape[0], -1, -1), flat, out=to)
         else:
             found = torch.mm(flat, matrix.T, out=to) if at else torch.mm(matrix, flat, out=to)
         return found.view(x.shape).to(x.dtype)
@@ -333,7 +337,7 @@ class _Ideal(_Finer):
             flat = _fold(other.to(self.dtype), axis)[0]
             to = found if owned else None
             if flat.ndim > 2:
-                found = torch.baddbmm(found, matrix.expand(len(flat), -1, -1), flat, beta=share, out=to)
+                found = torch.baddbmm(found, matrix.expand(flat.shape[0], -1, -1), flat, beta=share, out=to)
             else:
                 pair = (flat, matrix.T) if at else (matrix, flat)
                 found = torch.addmm(found, *pair, beta=share, out=to)
@@ -387,9 +391,9 @@ class _Filtered(_Finer):
 
     def _filter(self, x: Tensor, axis: int, taps: Tensor, before: int) -> Tensor:
         extent = x.shape[axis]
-        index = torch.arange(-before, extent + len(taps) - 1 - before, device=x.device) % extent
+        index = wrap(torch.arange(-before, extent + len(taps) - 1 - before, device=x.device), extent)
         planes = x.to(taps.dtype).index_select(axis, index)
-        planes = planes.reshape(math.prod(x.shape[:axis]), 1, len(index), math.prod(x.shape[axis + 1 :]))
+        planes = planes.reshape(-1, 1, extent + len(taps) - 1, math.prod(x.shape[axis + 1 :]))
         return functional.conv2d(planes, taps.view(1, 1, -1, 1)).view(x.shape).to(x.dtype)
 
 
@@ -445,24 +449,25 @@ def remove_nyquist(x: Tensor, axis: int) -> Tensor:
         tensor([2., 2., 2., 2.])
     """
     extent = x.shape[axis]
-    return x if extent % 2 else _remove(as_matrix(_alternating_row, x, extent)[0], x, axis % x.ndim)
+    return x if extent % 2 else _remove(as_matrix(_alternating_row, x, extent), x, axis % x.ndim)
 
 
 def _remove(wave: Tensor, x: Tensor, axis: int, owned: bool = False) -> Tensor:
-    """Take the part of an axis out that is along a wave of ones; from the map itself if that is ``owned``."""
+    """Take the part of an axis out that is along a wave of ones, a row; from the map itself if ``owned``."""
     flat, at = _fold(x.to(wave.dtype), axis)
     to = flat if owned else None
+    mean = wave / -wave.shape[1]
     if flat.ndim > 2:
-        columns = wave.expand(len(flat), -1)[..., None]
-        found = torch.baddbmm(flat, columns, columns.mT @ flat, alpha=-1 / len(wave), out=to)
+        found = torch.baddbmm(flat, wave.T.expand(flat.shape[0], -1, -1), mean @ flat, out=to)
     else:
-        first, second = (torch.mv(flat, wave), wave) if at else (wave, torch.mv(flat.T, wave))
-        found = torch.addr(flat, first, second, alpha=-1 / len(wave), out=to)
+        pair = (flat @ wave.T, mean) if at else (wave.T, mean @ flat)
+        found = torch.addmm(flat, *pair, out=to)
     return found.view(x.shape).to(x.dtype)
 
 
-def _alternating_row(extent: int, arange: Any = np.arange) -> Any:
-    return 1.0 - 2.0 * (arange(extent)[None] % 2)
+def _alternating_row(extent: Any, arange: Any = np.arange) -> Any:
+    """Return the wave at the Nyquist frequency, as a row; an odd extent has none, and gets zeros."""
+    return (1.0 - 2.0 * wrap(arange(extent)[None], 2)) * (1 - extent % 2)
 
 
 def _tensors_of(output: Any) -> list[Tensor]:
