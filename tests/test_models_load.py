@@ -685,6 +685,12 @@ def test_unknown_names(name: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["bundled/resnet20", None])
+def test_what_is_known_is_of_a_network_and_not_of_a_name(name: str | None) -> None:
+    with pytest.raises(SpectralError, match=r"must be a network, got .*; of a name, pass load_model\(name\)"):
+        model_info(name)  # type: ignore[arg-type]
+
+
 def test_unknown_antialiased_name() -> None:
     pytest.importorskip("antialiased_cnns")
     with pytest.raises(SpectralError, match=r"unknown model 'antialiased/resnet5'.*nearest: 'resnet50'"):

@@ -107,9 +107,19 @@ CIFAR_NUM_CLASSES = 10
 def model_info(model: nn.Module) -> ModelInfo | None:
     """Return what `load_model` recorded about a model, or None for a model from elsewhere.
 
+    Args:
+        model: the network itself, not its name.
+
+    Raises:
+        SpectralError: if it is no network.
+
     Example:
         >>> model_info(nn.Identity()) is None
         True
     """
+    if not isinstance(model, nn.Module):  # nothing would fail: it would seem to be from elsewhere
+        raise SpectralError(
+            f"model_info: model must be a network, got {model!r:.60}; of a name, pass load_model(name)"
+        )
     info = getattr(model, "spectral_info", None)
     return info if isinstance(info, ModelInfo) else None
