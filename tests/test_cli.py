@@ -560,6 +560,7 @@ class TestFormatting:
     def test_a_lopsided_interval_has_both_of_its_ends(self):
         assert format_mean(-0.018, -0.031, 0.002) == "-0.018 (-0.031 to 0.0020)"  # which −0.018 ± 0.017 isn't
         assert format_mean(0.018, 0.00459, 0.0437) == "0.018 (0.0046 to 0.044)"
+        assert format_mean(4.77e-8, 0.0, 1.58e-7) == "4.8e-08 (0 to 1.6e-07)"  # ± would go below
 
     def test_errors_are_explained_by_kind(self):
         assert explain_error(OSError("just text")) == ("just text", 2)

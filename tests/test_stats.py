@@ -665,7 +665,7 @@ def test_a_real_correlation_is_found_over_groups():
     [
         ([1.0] * 6, np.arange(6.0), "x is constant"),
         (np.arange(6.0), [0.1 + 0.2, 0.3] * 3, "y is constant"),
-        ([1.0] * 5, [2.0] * 5, "x and y is constant"),
+        ([1.0] * 5, [2.0] * 5, "x and y are constant"),
         ([1.0, 2.0, 3.0], [1.0, 2.0, 4.0], "at least 4 clusters, got 3"),
     ],
 )

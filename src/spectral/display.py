@@ -127,7 +127,8 @@ def format_mean(mean: float, ci_low: float, ci_high: float) -> str:
         return f"{mean:.4g}"
     digits = 1 - math.floor(math.log10(half)) if half > 0 else 0
     off = abs((ci_high + ci_low) / 2 - mean)
-    if off > EVEN * half or (ci_low > 0 or ci_high < 0) != (abs(mean) > half):
+    crosses = (ci_low < 0) != (mean - half < 0) or (ci_high > 0) != (mean + half > 0)
+    if off > EVEN * half or crosses:
         value, low, high = (_write_digits(x, digits) for x in (mean, ci_low, ci_high))
         return f"{value} ({low} to {high})"
     if half == 0 or digits > 6:

@@ -115,7 +115,8 @@ def correlate(
     n_clusters = len(u)
     constant = [name for name, column in (("x", u), ("y", v)) if is_constant(column)]
     if n_clusters < 4 or constant:
-        few, flat = f"needs at least 4 clusters, got {n_clusters}", f"{' and '.join(constant)} is constant"
+        few = f"needs at least 4 clusters, got {n_clusters}"
+        flat = f"{' and '.join(constant)} {'is' if len(constant) == 1 else 'are'} constant"
         return Correlation(n, n_clusters, reason=few if n_clusters < 4 else flat)
     spearman = _test_ranks(_spearman(u, v), n_clusters)
     # Unit ranges change no other coefficient and keep products clear of overflow and underflow.
