@@ -104,11 +104,13 @@ def test_files_patterns_and_folders_together(tmp_path):
         ("", "no images asked for"), ("nowhere/*.png", r"no file matches 'nowhere/\*.png'"),
         ([], "no images among 0"),
         (["nowhere.png"], "no file 'nowhere.png'"), ("{}/notes.txt", "is no image that can be read here"),
+        ("{}/signals.npz", "arrays are for `measure`"),
         (["{}/notes.txt", "{}/notes.txt"], r"there are 2 \.txt"),
     ],
 )  # fmt: skip
 def test_bad_files(tmp_path, source, sentence):
-    (tmp_path / "notes.txt").write_text("no image")
+    for name in ("notes.txt", "signals.npz"):
+        (tmp_path / name).write_text("no image")
     here = [s.format(tmp_path) for s in source] if isinstance(source, list) else source.format(tmp_path)
     with pytest.raises(SpectralError, match=sentence):
         load_images(here)

@@ -70,15 +70,18 @@ def check_writable(ctx: click.Context, param: click.Parameter, value: Path | Non
 
 
 PATH = FilePath()
-images_option = click.option(
-    "--images",
-    multiple=True,
-    callback=parse_images,
-    default=("samples",),
-    show_default="samples",
-    metavar="NAME|DIR|FILE",
-    help="samples, synthetic, stl10, cifar10, a folder, a file (.tar and .parquet too) or a quoted pattern, "
-    "repeatable; or inputs as they are (signals, volumes, several): a .npy or .npz file, or my_data.py:load.",
+_choose_images = functools.partial(
+    click.option, "--images", multiple=True, callback=parse_images, default=("samples",),
+    show_default="samples", metavar="NAME|DIR|FILE",
+)  # fmt: skip
+_PICTURES = (
+    "samples, synthetic, stl10, cifar10, a folder, a file (.tar and .parquet too) or a quoted pattern, "
+    "repeatable"
+)
+pictures_option = _choose_images(help=f"{_PICTURES}.")  # of networks that each see them at their own size
+images_option = _choose_images(
+    help=f"{_PICTURES}; or inputs as they are (signals, volumes, several): a .npy or .npz file, or "
+    "my_data.py:load."
 )
 batch_size_option = click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda, …")

@@ -13,9 +13,9 @@ from spectral.cli.options import (
     PATH,
     batch_size_option,
     device_option,
-    images_option,
     json_option,
     parse_names,
+    pictures_option,
     quiet_option,
 )
 from spectral.cli.output import write_rows
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=SpectralCommand, ranks="apart")
 @click.argument("models", type=PATH, metavar="MODELS.txt")
-@images_option
+@pictures_option
 @click.option("--limit", type=click.IntRange(min=1), help="At most this many images.")
 @click.option("--metrics", callback=parse_names, metavar="A,B,…", help="As for `spectral measure`.")
 @click.option("--taps", callback=parse_names, default="input,dense", show_default=True, metavar="A,B",

@@ -28,6 +28,7 @@ from spectral.data.known import KnownFiles
 from spectral.data.listed import FEWEST_LISTED, Book, ListedImages, ListedItem, Seen
 from spectral.data.splits import are_parts, find_part
 from spectral.data.threads import map_in_threads
+from spectral.data.values import ARRAYS
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.files import State, look_at, printable, walk_files
 
@@ -130,9 +131,10 @@ def load_files(paths: Sequence[Path], choice: Choice) -> ImageSet:
         elif path.suffix.lower() in list_extensions():
             files.append(path)
         elif len(paths) == 1:
+            arrays = "; arrays are for `measure` and the analyses" if path.suffix in ARRAYS else ""
             raise SpectralError(
                 f"{str(path)!r} is no image that can be read here: expected a file ending in "
-                f"{', '.join(list_extensions())}, or a folder"
+                f"{', '.join(list_extensions())}, or a folder{arrays}"
             )
         else:
             left_out[path.suffix.lower()] += 1
