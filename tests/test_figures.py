@@ -628,7 +628,8 @@ def test_fig14_places_the_models_and_words_the_changes(tables, drawn):
     np.testing.assert_allclose(marks, table[["sis", "latency_ms"]])
     (box,) = [text for text in texts_of(fig) if "BlurPool against strided" in text]
     change = table.loc["blurpool", "sis_change_percent"]
-    assert f"ΔSIS −{-change:.1f} %\nΔtime +19.0 %\nagreement 65.4 %\naccuracy 84.0 % (n = 40)" in box
+    assert f"ΔSIS −{-change:.1f} % (−{3 - change:.1f} to −{-3 - change:.1f})\nΔtime +19.0 %\n" in box
+    assert "\nagreement 65.4 % (60.0 to 70.0)\naccuracy 84.0 % (80.0 to 88.0), n = 40" in box
     assert any(
         "n = 12 photographs (40 images); timed on cpu, 2 threads, batch 32" in text for text in texts_of(fig)
     )
