@@ -474,11 +474,16 @@ def test_a_picture_of_many_places_has_all_of_their_share():
         own | {"source": "unexplained", "share": 0},
     ]
     table = pd.DataFrame([*whole, *rows])
-    (ax,) = spectral.figures.plot_instability_budget({"budget": table}).axes
+    drawn = spectral.figures.plot_instability_budget({"budget": table})
+    assert "n = 4 photographs, too few or too unlike for intervals" in drawn.get_suptitle()
+    (ax,) = drawn.axes
     names = [label.get_text() for label in ax.get_yticklabels()]
     assert names == ["nonlinearity", *sites[:16], "24 smaller ones together", "unexplained"]
     dots = {int(line.get_ydata()[0]): line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"}
     assert sum(dots[i] for i in range(1, 18)) == pytest.approx(dots[0])
+    known = table.assign(metric="logit_jitter", share_ci_low=-1.0, share_ci_high=3.0)
+    both = spectral.figures.plot_instability_budget({"budget": pd.concat([table, known])})
+    assert "95 % intervals, none of SIS" in both.get_suptitle()
 
 
 def test_the_command_writes_tables_and_figure(tmp_path):

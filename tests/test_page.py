@@ -352,6 +352,12 @@ class TestReport:
         assert FIGURES[stem].caption.split("'")[0] in text
         assert Page(text).open == []
 
+    def test_of_tables_without_a_figure_it_promises_none(self, tmp_path):
+        (tmp_path / "networks.csv").write_text("model,sites\nmine,3\n")
+        text = spectral.write_report(tmp_path).read_text(encoding="utf-8")
+        assert "mine" in text
+        assert "figures whose tables are there" not in text
+
     @pytest.mark.parametrize(
         ("text", "sentence"), [("site;value\na;0,5\n", "';' between its columns"), ("", "is empty")]
     )

@@ -133,13 +133,22 @@ def _draw_part(ax: Axes, y: float, row: Mapping[Hashable, Any]) -> None:
             ms=3 if place else 5, ls="", zorder=3)  # fmt: skip
 
 
+def _say_intervals(table: pd.DataFrame) -> str:
+    """Say which shares have intervals: those of a mean that may be 0 have none."""
+    bounded = table["share_ci_low"].notna().groupby(table["metric"]).any()
+    without = [name for metric, name in METRICS.items() if not bounded.get(metric, True)]
+    if without and not bounded.any():
+        return "too few or too unlike for intervals"
+    return "95 % intervals" + (f", none of {' and '.join(without)}" if without else "")
+
+
 def _describe(table: pd.DataFrame) -> str:
     rest = table[table["source"] == "unexplained"]
     kept = rest["agreement"].dropna()
     counts = " to ".join(
         dict.fromkeys(str(int(n)) for n in (rest["n_clusters"].min(), rest["n_clusters"].max()))
     )
-    words = [f"n = {counts} photographs, 95 % intervals"]
+    words = [f"n = {counts} photographs, {_say_intervals(table)}"]
     if not kept.empty:
         shown = " to ".join(dict.fromkeys(f"{100 * v:.0f}" for v in (kept.min(), kept.max())))
         words.append(f"with all ideal {shown} % of the predictions stay")
