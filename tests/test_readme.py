@@ -360,6 +360,8 @@ def say_what_closes() -> list[str]:
     jitter = {name: f"{total[own]:.3f}".lstrip("0") for name, own in tuned.items()}
     borders = [share[own]["border"] for own in tuned.values()]
     spared = {name for name, own in part.items() if abs(own) < 1e-6}
+    unexplained = {name: share[own]["unexplained"] for name, own in tuned.items()}
+    assert max(left for name, left in unexplained.items() if name != "space-to-depth") < 1
     assert spared == {"flc", "asap", "aps", "lps", "space-to-depth"}
     table = read("closure")
     rest = 100 * table[["sis_unexplained", "logit_jitter_unexplained"]]
@@ -373,6 +375,7 @@ def say_what_closes() -> list[str]:
         f"they leave at most {left:.1f} % of it",
         f"BlurPool {part['blurpool']:.0f} %, "
         f"wavelets {part['wavelet']:.0f} and {part['wavelet-bior2.2']:.0f} %",
+        f"{unexplained['space-to-depth']:.0f} % is nobody's: it stays unexplained",
         f"is to {min(borders):.0f} to {max(borders):.0f} % the borders'",
         f"({jitter['aps']} and {jitter['lps']}, not "
         f"{total['bundled/resnet20-tuned-strided']:.3f}; FLC {jitter['flc']})".replace(" 0.", " ."),

@@ -1,13 +1,22 @@
 """Find where a vision network aliases, measure how much, and whether it matters.
 
+Begin with `diagnose` (a page about a network) or `measure` (a table). Both take any ``torch.nn.Module``, or
+what `load_model` gives, and whatever holds images, or what `load_images` gives. `find_sites` lists where
+resolution drops, `measure_stability` and `measure_instability_budget` say whether that matters and why,
+`convert` puts anti-aliasing layers in, and `reconstruct` repairs what they cost. ``help(spectral.measure)``
+and its like say the rest, ``spectral --help`` what there is on the command line.
+
 The public names stand in ``__init__.pyi``; each loads its module when first used, so that importing this
 costs little more than importing torch.
 
 Example:
     >>> import torch, spectral
-    >>> P = spectral.compute_power_spectrum(torch.ones(3, 8, 8))
-    >>> float(spectral.compute_avr(P, stride=2))
-    0.0
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, stride=2, padding=1), torch.nn.ReLU())
+    >>> spectral.find_sites(model, 32)[0].name
+    '0'
+    >>> table = spectral.measure(model, torch.rand(4, 3, 32, 32), ["avr"], progress=False)
+    >>> spectral.summarize_measurements(table)[["site", "tap", "metric", "n"]].values.tolist()
+    [['0', 'dense', 'avr', 4], ['0', 'input', 'avr', 4]]
 """
 
 from typing import Any
