@@ -25,6 +25,7 @@ from torch import Tensor, nn
 import spectral
 from spectral.cli import main as spectral_command
 from spectral.errors import SpectralError
+from spectral.sweeping.models import name_folders
 from spectral.training import STATE_NAME, LabelledImages, Recipe
 
 SIZE = 16
@@ -70,6 +71,39 @@ def decoder() -> nn.Module:
     """A lattice that gets finer again."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Upsample(scale_factor=2), nn.Conv2d(4, 1, 3))
+
+
+def wait_for(path: Path) -> None:
+    """Wait until another rank has made a file."""
+    end = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(0.02)
+
+
+class Laggard(nn.Module):
+    """The first rank begins, and waits in its first unit until the second has one, where that is slow.
+
+    SPECTRAL_TEST_QUEUE says where units are claimed: a network that a file is named for knows nothing else.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = plain()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify."""
+        queue = Path(os.environ["SPECTRAL_TEST_QUEUE"])
+        if dist.get_rank():
+            wait_for(queue / "begin.done")
+            time.sleep(0.5 * (queue / "000001.json").exists())
+        elif (queue / "000000.json").exists():
+            wait_for(queue / "000001.json")
+        return self.net(x)  # type: ignore[no-any-return]
+
+
+def build_laggard() -> nn.Module:
+    """Make it."""
+    return Laggard()
 
 
 def pictures(count: int, seed: int = 1) -> Tensor:
@@ -192,6 +226,21 @@ def run_commands(folder: Path) -> None:
         spectral_command([*command, *FEW, "--out", str(folder / command[0])], standalone_mode=False)
 
 
+def run_sweep(folder: Path) -> str:
+    """Share a sweep of two units, of which the second rank's takes longer; return how it is said to be."""
+    folder.mkdir(exist_ok=True)
+    models, told, name = folder / "models.txt", folder / "told.json", f"{Path(__file__)}:build_laggard"
+    queue = folder / "sweep" / next(iter(name_folders([name]).values())) / "_queue"
+    os.environ["SPECTRAL_TEST_QUEUE"] = str(queue)
+    if dist.get_rank() == 0:
+        models.write_text(name)
+    dist.barrier()
+    images = ["--images", "synthetic", "--limit", "4", "--batch-size", "1", "--unit", "2", "--workers", "0"]
+    options = ["--metrics", "avr", "--quiet", "--out", str(folder / "sweep"), "--json", str(told)]
+    spectral_command(["sweep", str(models), *images, *options], standalone_mode=False)
+    return str(json.loads(told.read_text())["rows"][0]["state"])
+
+
 def fall(folder: Path) -> Any:
     """Measure until the last image, whose rank has found by then what it is alone to know of."""
     x = brightening(12)
@@ -271,6 +320,7 @@ def main(folder: Path) -> None:
                 assert (stopped / STATE_NAME).exists()
                 found["training resumed"] = train(stopped)
         run_commands(folder / "commands")
+        found["sweep"] = run_sweep(folder / "sweeping")
         found["refused command"] = refuse()
     dist.destroy_process_group()
     gc.collect()  # the case's own DistributedDataParallel, which refers to itself, holds the group

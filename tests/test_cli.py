@@ -542,6 +542,11 @@ class TestFormatting:
         wide = format_columns(["k", "x"], [["1", "a" * 50]], 1, 10)
         assert wide == "k  x\n1  " + "a" * 50
 
+    def test_a_row_without_any_value_is_in_the_first_table(self):
+        rows = [["1", "aaaa", "bbbb", "cccc"], ["2", "-", "-", "-"]]
+        text = format_columns(["k", "x", "y", "z"], rows, 1, 13)
+        assert text == "k  x     y\n1  aaaa  bbbb\n2  -     -\n\nk  z\n1  cccc"
+
     @pytest.mark.parametrize(
         ("mean", "half", "text"),
         [

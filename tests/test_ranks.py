@@ -252,6 +252,9 @@ class TestCommand:
         one, other = (rank_program.rows(spectral.read(folder)) for folder in (together, alone))
         same_rows({"rows": one}, {"rows": other})
 
+    def test_a_sweep_is_told_of_when_all_have_done_their_part(self, found):
+        assert [rank["sweep"] for rank in found] == ["finished"] * len(found)
+
     def test_a_refusal_is_one_sentence(self, found):
         assert all(rank["refused command"]["status"] for rank in found)
         said = found[0]["stderr"].splitlines()

@@ -200,9 +200,10 @@ class TestDamage:
                 assert not name.exists()
 
 
-def test_a_disk_without_room_for_who_writes_names_the_folder(tmp_path):
+@pytest.mark.parametrize("room", [0, 50])  # the second takes half of it, and says so by a number alone
+def test_a_disk_without_room_for_who_writes_names_the_folder(room, tmp_path):
     refused = pytest.raises(SpectralError, match=r"can't write to .*run .*; make room")
-    with full_disk(0), refused, claim(tmp_path / "run"):
+    with full_disk(room), refused, claim(tmp_path / "run", shared=True):
         pass
     assert not list(tmp_path.iterdir())
 

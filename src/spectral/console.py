@@ -28,7 +28,8 @@ OTHER_INPUTS = (
     "inputs, or a function as my_data.py:load"
 )
 BAD_INPUT, DEFECT, INTERRUPTED = 2, 1, 130
-_SHOWN = f"{__name__}.shown"  # under what a command's context has what it has warned of
+# Under what a command's context has what it has warned of, and the processes that were started with this one.
+_SHOWN, _RANKS = f"{__name__}.shown", f"{__name__}.ranks"
 
 
 workers_option = click.option(
@@ -99,9 +100,10 @@ class SpectralCommand(_OneVoice):
             try:
                 if launch.count > 1 and self.ranks != "first":
                     ranks = job.enter_context(joined(launch, apart=self.ranks == "apart"))
+                    ctx.meta[_RANKS] = ranks
                 found = super().invoke(ctx)
-                if ranks is not None and self.ranks == "apart":
-                    ranks.exchange(None)
+                if self.ranks == "apart":
+                    await_others()
                 return found
             except KeyboardInterrupt as stop:
                 what = "Stopped, as when another rank ends" if isinstance(stop, Stopped) else "Interrupted"
@@ -163,6 +165,17 @@ def hold_folder(folder: Path, drawn_of: str | Sequence[str] = ()) -> None:
         from spectral.writers import claim
 
         click.get_current_context().with_resource(claim(folder))
+
+
+def await_others() -> None:
+    """Wait until all processes that torchrun started of the running command have come here.
+
+    Raises:
+        RanksError: if one of them failed.
+    """
+    ranks = click.get_current_context().meta.get(_RANKS)
+    if ranks is not None:
+        ranks.exchange(None)
 
 
 class SpectralGroup(_OneVoice, click.Group):

@@ -78,7 +78,7 @@ def format_columns(
 ) -> str:
     """Align text in columns, in several tables below each other where one would be too wide.
 
-    A table has no rows without any value.
+    A table has no rows without any value; what has none at all stands in the first.
 
     Args:
         header: name of each column.
@@ -103,7 +103,11 @@ def format_columns(
     tables = []
     for group in groups:
         chosen = [*range(fixed), *group]
-        filled = [row for row in rows if any(row[c] != NOTHING for c in group)]
+        filled = [
+            row for row in rows
+            if any(row[c] != NOTHING for c in group)
+            or (group is groups[0] and all(cell == NOTHING for cell in row[fixed:]))
+        ]  # fmt: skip
         tables.append(format_rows([header[c] for c in chosen], [[row[c] for c in chosen] for row in filled]))
     return "\n\n".join(tables)
 

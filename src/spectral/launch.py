@@ -126,8 +126,11 @@ def joined(launch: Launch, *, apart: bool = False) -> Iterator[Ranks]:
     if launch.count == 1:
         yield Ranks()
         return
-    if dist.is_initialized():
-        yield find_ranks(_LONG)  # by a program that calls commands one after the other
+    together = alone() if apart else contextlib.nullcontext()
+    if dist.is_initialized():  # by a program that calls commands one after the other
+        ranks = find_ranks(_LONG)
+        with together:
+            yield ranks
         return
     try:
         dist.init_process_group("gloo", timeout=PATIENCE)
@@ -140,7 +143,7 @@ def joined(launch: Launch, *, apart: bool = False) -> Iterator[Ranks]:
     before = signal.signal(signal.SIGTERM, _stop)
     try:
         ranks = find_ranks(_LONG)
-        with alone() if apart else contextlib.nullcontext():
+        with together:
             yield ranks
     finally:
         signal.signal(signal.SIGTERM, before)

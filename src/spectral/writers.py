@@ -84,18 +84,19 @@ def _held(path: Path, what: Path, shared: bool = False) -> Iterator[str]:
     ensure_writable(folder)
     lock, process = _lock(path, what), os.getpid()
     _HELD.add(lock)
-    whole = False
+    others = False  # who may have it too
     try:
         holder = _describe_self()
         _sign(lock, holder, folder)
         if shared and os.name != "nt":
             _share(lock, path, what)
+        others = shared
         yield holder
-        whole = True
+        others = False
     finally:
         # On Windows it goes with its handle. One that is shared is left to those who may still have it, and
         # a process that was forked inside ends without having claimed anything.
-        if os.name != "nt" and (whole or not shared) and os.getpid() == process:
+        if os.name != "nt" and not others and os.getpid() == process:
             path.unlink(missing_ok=True)
         lock.close()
         if new and os.getpid() == process:  # what failed before it wrote anything leaves nothing
@@ -206,7 +207,9 @@ def _sign(lock: FileIO, holder: str, folder: Path) -> None:
     """Write into a lock who has it."""
     try:
         lock.truncate(0)
-        lock.write(holder.encode())
+        rest = memoryview(holder.encode())
+        while rest:  # of a disk that is nearly full the first write takes a part
+            rest = rest[lock.write(rest) :]
         os.fsync(lock.fileno())
     except OSError as error:
         why = error.strerror or str(error)

@@ -19,7 +19,7 @@ from spectral.cli.options import (
     quiet_option,
 )
 from spectral.cli.output import write_rows
-from spectral.console import SpectralCommand, workers_option
+from spectral.console import SpectralCommand, await_others, workers_option
 from spectral.display import NOTHING, format_columns, format_mean
 from spectral.errors import SpectralError
 from spectral.launch import choose_device, find_launch
@@ -87,7 +87,7 @@ def sweep(
     table = spectral.sweep(
         list(lines), images, metrics, out=out, taps=taps,  # type: ignore[arg-type] # measure checks the names
         limit=limit, seed=seed, batch_size=batch_size, unit=unit, workers=workers, load=load,
-        report=(lambda text: None) if quiet else click.echo,
+        report=(lambda text: None) if quiet else click.echo, meet=await_others,
     )  # fmt: skip
     if not find_launch().first:
         return  # the first rank speaks for all

@@ -60,6 +60,7 @@ def sweep(
     workers: int | None = None,
     load: Callable[[str], nn.Module] | None = None,
     report: Callable[[str], None] = lambda text: None,
+    meet: Callable[[], None] = lambda: None,
 ) -> pd.DataFrame:
     """Measure several networks on the same images, beside any number of other jobs that do the same.
 
@@ -84,6 +85,8 @@ def sweep(
         workers: processes that decode images.
         load: loads a network in place of `spectral.load_model`.
         report: is told what is going on, a line at a time.
+        meet: is called when nothing is left that this job could take; jobs that end together wait for one
+            another there, so that the tables of each have the work of all.
 
     Returns:
         One row per network: its weights, folder, ``state`` (finished, failed, or unfinished and by whom it is
@@ -114,6 +117,7 @@ def sweep(
     plan.agree(report)
     networks = [_Network(model, folder / name, plan) for model, name in folders.items()]
     _work(networks, report)
+    meet()
     return _tabulate(networks, folder, report)
 
 
