@@ -187,6 +187,9 @@ def test_the_table_of_other_models_or_another_reference_is_not_overwritten(writt
         refused = fails(quick(*names, "--metrics", "avr,am,sis", "--out", out))
         assert f"compare.csv is of {key} = " in refused
         assert refused.endswith("choose another --out or delete it")
+    (out / "compare.json").unlink()
+    assert "stands there without compare.json" in fails(quick(A, B, "--metrics", "avr,am,sis", "--out", out))
+    (out / "compare.json").write_bytes(before["compare.json"])
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
 
 

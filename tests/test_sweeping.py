@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from faults import full_disk
 from PIL import Image
 from torch import nn
 
@@ -208,6 +209,12 @@ class TestRefusing:
 
 
 class TestClaims:
+    def test_one_that_finds_no_room_is_refused_and_leaves_nothing(self, tmp_path):
+        claims = Claims(tmp_path)
+        with full_disk(0), pytest.raises(SpectralError, match="make room"), claims.take("a"):
+            pass
+        assert not list(tmp_path.iterdir())
+
     def test_one_of_a_process_that_is_gone_is_taken_over(self, tmp_path):
         ended = subprocess.Popen([sys.executable, "-c", ""])
         ended.wait()

@@ -283,7 +283,12 @@ def refuse_other_table(path: Path, facts: Mapping[str, Any]) -> None:
         >>> refuse_other_table(Path("no/such/table.csv"), {"weights": "sha256:0"})
     """
     beside = path.with_suffix(".json")
-    if os.path.lexists(path) and os.path.lexists(beside):
+    if os.path.lexists(path):
+        if not os.path.lexists(beside):
+            raise StorageError(
+                f"{path} stands there without {beside.name}, which says what it is of; choose another --out "
+                f"or delete it"
+            )
         before = read_json(beside, way_out=f"delete {path.name} and run the same command again")
         for key, value in json.loads(json.dumps(facts)).items():
             if key in before and before[key] != value:

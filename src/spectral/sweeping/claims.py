@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, StorageError
 from spectral.files import State, ensure_writable, is_running, look_at
 
 HEARTBEAT, STALE = 20.0, 300.0
@@ -138,8 +138,17 @@ class Claims:
             file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         except FileExistsError:
             return False
-        with os.fdopen(file, "w", encoding="utf-8") as opened:
-            opened.write(text)
+        try:
+            with os.fdopen(file, "w", encoding="utf-8") as opened:
+                opened.write(text)
+        except BaseException as error:
+            path.unlink(missing_ok=True)  # without a name in it nobody could take it over for long
+            if not isinstance(error, OSError):
+                raise
+            why = error.strerror or str(error)
+            raise StorageError(
+                f"{path} can't be written ({why}); make room, or choose another place"
+            ) from error
         return True
 
     def _take_over(self, path: Path) -> bool:
