@@ -490,7 +490,7 @@ class TestImageSet:
         save(tmp_path / "b.png", (5, 4))
         images = load_images(tmp_path)
         assert [image.shape for image in images] == [(3, 4, 6), (3, 4, 5)]
-        with pytest.raises(SpectralError, match=r"a\.png is 4×6, b\.png is 4×5.*pass size="):
+        with pytest.raises(SpectralError, match=r"a\.png is 4×6, b\.png is 4×5.*load them with size="):
             images.batches(2)
         assert len(list(images.batches(2, indices=[1]))) == 1
 

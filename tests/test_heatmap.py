@@ -229,8 +229,12 @@ class Mean(nn.Module):
 def test_unfit_images_are_explained():
     with pytest.raises(SpectralError, match="there are no images"):
         measure_fourier_heatmap(Tuned(torch.ones(4, 4), 1), Grey((4, 4), []))
-    with pytest.raises(SpectralError, match="images differ in size"):
+    with pytest.raises(SpectralError, match=r"images of samples differ in size .*; load them with size="):
         measure_fourier_heatmap(Mean(), load_images("samples", limit=12))
+    pictures = [Image.new("RGB", (6, 4), colour) for colour in ("red", "blue")]
+    for some in (pictures, pictures[:1]):  # which have one size, though nobody said so
+        table = measure_fourier_heatmap(Mean(), some, radius=1, preprocessing="none", logits=lambda y: y)
+        assert table[["height", "width", "n"]].drop_duplicates().to_numpy().tolist() == [[4, 6, len(some)]]
     with pytest.raises(SpectralError, match=r"fourier-\(1,2\)-4: expected .* of shape \(4, 4\)"):
         FourierBasis(1, 2)(torch.zeros(4, 4))
 

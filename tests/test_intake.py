@@ -14,12 +14,13 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+import torchvision.transforms as v1
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from spectral.budget import measure_instability_budget
-from spectral.data import load_images
+from spectral.data import adapt_images, load_images
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.intake import Feed, GivenImages, join_inputs, pick_inputs
 from spectral.measurement import measure
@@ -119,6 +120,17 @@ def test_values_in_the_unit_interval_are_pointed_out():
     assert said == []
     assert fed(model, x, preprocessing="none")[2] == []
     assert fed(net(), x)[2] == []
+
+
+def test_values_that_a_network_normalises_once_more_are_pointed_out():
+    own = nn.Sequential(v1.Normalize(MEAN.flatten(), STD.flatten()), net())
+    x = torch.rand(2, 3, 9, 8)
+    for given, count in ((x, 0), (x * 2 - 1, 1), (x * 255, 1)):
+        _, image, said = fed(own, given)
+        assert torch.equal(image, given)
+        assert ["normalises images itself (the network's own layer '0')" in one for one in said] == [
+            True
+        ] * count
 
 
 def test_preprocessing_wants_images_in_the_unit_interval():
@@ -454,6 +466,10 @@ def test_enlarged_images_are_counted():
     assert said[1:] == [
         "test: 1 of 2 images are smaller than 224×224 and are enlarged, which lowers AVR: images/0001"
     ]
+    # said wherever they are resized, also before they were given, as by a command; not of the network's size
+    _, _, said = fed(timm.create_model("resnet18"), adapt_images(pictures, "test").resized((224, 224)))
+    assert "of the resized shorter side 0.95 are kept" in said[0]
+    assert fed(timm.create_model("resnet18"), [Image.fromarray(pixels(224, 224, 3))])[2] == []
     _, _, said = fed(load_model("bundled/resnet20@random"), images.resized((64, 64)))
     assert "4 of 4 images are smaller than 64×64" in said[0]
     assert said[0].endswith("synthetic/0000, synthetic/0001, synthetic/0002, …")

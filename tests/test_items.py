@@ -64,6 +64,7 @@ def read(images, preprocessing="none"):
 
 
 PAIRS = list(zip(PICTURES, LABELS, strict=True))
+TWICE = torch.cat([TENSORS, TENSORS[1:2]])
 TENSOR_PAIRS = list(zip(TENSORS, LABELS, strict=True))
 BATCHES = [(TENSORS[i : i + 3], torch.tensor(LABELS[i : i + 3])) for i in (0, 3)]
 HUB = [{"image": {"bytes": encode(p), "path": None}, "label": label} for p, label in PAIRS]
@@ -195,6 +196,18 @@ def test_files_in_whatever_holds_their_names(tmp_path):
         torch.testing.assert_close(found, TENSORS)
 
 
+@pytest.mark.parametrize(
+    "wrap", [lambda one: one, lambda one: [PICTURES[0], one], lambda one: Listed([(one, 1)])]
+)
+def test_a_picture_of_a_broken_file_is_refused_by_its_name(wrap, tmp_path):
+    (tmp_path / "a.png").write_bytes(encode(Image.effect_noise((64, 64), 9))[:900])
+    with (
+        Image.open(tmp_path / "a.png") as broken,
+        pytest.raises(SpectralError, match=r"image .*000[01] can't be read \(.*truncated.*; leave it out"),
+    ):
+        read(wrap(broken))
+
+
 def test_batches_in_a_list_are_joined_where_they_can_be_nothing_else():
     found, _, _ = read([TENSORS[:3], TENSORS[3:]])
     torch.testing.assert_close(found, TENSORS)
@@ -245,6 +258,10 @@ def test_floats_of_pixels_are_told_from_normalised_images():
         lambda: [*PICTURES, PICTURES[1]],
         lambda: Listed([*PAIRS, PAIRS[1]]),
         lambda: Subset(Listed(list(zip(TENSORS, LABELS, strict=True))), [0, 1, 2, 3, 4, 1]),
+        lambda: TWICE,
+        lambda: list(TWICE),
+        lambda: np.concatenate([PIXELS, PIXELS[1:2]]),
+        lambda: iter(TWICE.split(4)),
     ],
 )
 def test_images_that_are_there_twice_are_told(make):

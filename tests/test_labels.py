@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from PIL import Image
 from test_packed import encode, write_tar
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import spectral
 from spectral.data.adapt import adapt_images, open_images
@@ -390,3 +391,23 @@ def test_the_hub_writes_minus_one_for_no_label(tmp_path: Path) -> None:
     rows.features = {"label": object()}
     assert adapt_images(rows, "test").labels == [1, None, 2, 3]
     assert spectral.load_images(parquet_of([1, -1, 2, 3], tmp_path / "a.parquet")).labels == [1, None, 2, 3]
+
+
+def test_the_only_column_of_the_hub_s_that_counts_classes_is_the_labels(tmp_path: Path) -> None:
+    """Whatever its name; of several it isn't known which."""
+    told = SimpleNamespace(names=["a", "b", "c", "d"], dtype="int64")
+    for picture in (True, False):
+        items = [Image.fromarray(p) for p in PIXELS] if picture else list(TENSORS)
+        rows: Any = Items(lambda i, x=items: {"image": x[i], "breed": WHOLE[i], "age": i})
+        rows.features = {"image": object(), "breed": told, "age": object()}
+        for dataset in (rows, Subset(rows, range(4)), DataLoader(rows, batch_size=3)):
+            images = adapt_images(dataset, "test")
+            assert (images.labels, images.classes) == (WHOLE, told.names)
+        rows.features["age"] = told
+        with pytest.warns(SpectralWarning, match="'breed', 'age' count classes, and which of them are the"):
+            assert adapt_images(rows, "test").labels == [None] * 4
+    table = pa.table({"image": [encode(i) for i in range(4)], "breed": WHOLE})
+    facts = {"info": {"features": {"breed": {"names": told.names}, "image": {"_type": "Image"}}}}
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(facts)}), tmp_path / "a.parquet")
+    images = spectral.load_images(tmp_path / "a.parquet")
+    assert (images.labels, images.classes) == (WHOLE, told.names)

@@ -207,6 +207,12 @@ def test_a_network_that_normalises_itself():
     assert not found.changes_values
     detector = models.detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
     assert not find_preparation(detector).assumed
+    net.register_buffer("pixel_mean", torch.tensor([123.7, 116.3, 103.5]).view(3, 1, 1))
+    net.register_buffer("pixel_std", torch.tensor([58.4, 57.1, 57.4]).view(3, 1, 1))
+    assert not find_preparation(net).changes_values  # of two layers the first counts
+    net[0] = nn.Identity()
+    x = torch.rand(2, 3, 4, 4)
+    torch.testing.assert_close(find_preparation(net)(x), 255 * x)
 
 
 def test_what_is_assumed_is_said():

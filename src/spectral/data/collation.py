@@ -10,20 +10,20 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from spectral.data.labels import Taken, take_labels
+from spectral.data.labels import LABEL_KEYS, Taken, take_labels
 from spectral.data.structures import is_list_of_images, list_leaves
 
 Collate = Callable[[list[Any]], Any]
 
 
-def take_from_batch(batch: Any) -> Taken:
+def take_from_batch(batch: Any, keys: Sequence[str] = LABEL_KEYS) -> Taken:
     """Take the labels out of what a loader gives: a batch, or the items themselves, as their collate may."""
     batch = _list_pairs(batch)
     if isinstance(batch, tuple | list) and all(isinstance(one, tuple | list | Mapping) for one in batch):
-        each = [take_labels(item, single=True) for item in batch]
+        each = [take_labels(item, single=True, keys=keys) for item in batch]
         if all(len(taken.labels) == 1 for taken in each):
             return Taken([taken.rest for taken in each], [taken.labels[0] for taken in each])
-    return take_labels(batch)
+    return take_labels(batch, keys=keys)
 
 
 def _list_pairs(batch: Any) -> Any:

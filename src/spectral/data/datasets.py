@@ -30,7 +30,7 @@ from spectral.data.collation import Collate, leaves_pictures, stack_items, take_
 from spectral.data.decode import to_rgb
 from spectral.data.imageset import ImageItem, ImageSet, find_repeated
 from spectral.data.items import find_picture, show_picture
-from spectral.data.labels import LABEL_KEYS, Taken, join_labels, take_labels
+from spectral.data.labels import LABEL_KEYS, Taken, find_label_keys, join_labels, take_labels
 from spectral.data.loading import Loading, load_batches
 from spectral.data.pictures import describe_picture
 from spectral.data.structures import (
@@ -66,12 +66,13 @@ class DatasetImages:
         self.dataset, self.positions, self._collate = dataset, list(indices), collate
         self.source = f"dataset:{type(dataset).__name__}"
         self.ids = self.clusters = [f"{i:04d}" for i in self.positions]
-        described = [_describe_item(_get_item(dataset, i)) for i in self.positions]
-        taken = [taken for taken, _, _ in described]
         owner = dataset if owner is None else owner
+        self._label_keys = _find_label_keys(owner, self.source)
+        described = [_describe_item(_get_item(dataset, i), self._label_keys) for i in self.positions]
+        taken = [taken for taken, _, _ in described]
         joined = join_labels(taken, [1] * len(taken), self.source)
         self.labels, self._refused = _leave_out_missing(joined.labels, owner), joined.refused
-        self.classes = joined.classes or find_classes(owner, self.labels)
+        self.classes = joined.classes or find_classes(owner, self.labels, self._label_keys)
         self._keys = [whole if self._refused else without for _, without, whole in described]
         self.fingerprint = hashlib.sha256("".join(self._keys).encode()).hexdigest()[:16]
 
@@ -112,12 +113,12 @@ class DatasetImages:
                 f"the items of {self.source} can't form a batch "
                 f"({next(iter(str(error).splitlines()), '')}); give each one picture, or tensors of one size"
             ) from error
-        return batch if self._refused else take_from_batch(batch).rest
+        return batch if self._refused else take_from_batch(batch, self._label_keys).rest
 
     def _read(self, index: int) -> tuple[Any, Any]:
         """Return an item, and what it is without its label."""
         item = _get_item(self.dataset, self.positions[index])
-        taken, without, whole = _describe_item(item)
+        taken, without, whole = _describe_item(item, self._label_keys)
         if (whole if self._refused else without) != self._keys[index]:
             raise SpectralError(
                 f"item {self.positions[index]} of {self.source} isn't the same as when it was first read; "
@@ -147,11 +148,12 @@ class BatchedImages:
     def __init__(self, batches: Iterable[Any], source: str, dataset: Any = None) -> None:
         self.source = source
         whole = list(batches)
-        taken = [take_from_batch(batch) for batch in whole]
+        keys = _find_label_keys(dataset, source)
+        taken = [take_from_batch(batch, keys) for batch in whole]
         self._counts = [count_images(part.rest) for part in taken]
         joined = join_labels(taken, self._counts, source)
         self.labels = _leave_out_missing(joined.labels, dataset)
-        self.classes = joined.classes or find_classes(dataset, self.labels)
+        self.classes = joined.classes or find_classes(dataset, self.labels, keys)
         self._parts = whole if joined.refused else [part.rest for part in taken]
         digest = hashlib.sha256()
         for part in self._parts:
@@ -159,6 +161,12 @@ class BatchedImages:
         self.ids = self.clusters = [f"{i:04d}" for i in range(sum(self._counts))]
         self.fingerprint = digest.hexdigest()[:16]
         self._places = [(part, i) for part, count in enumerate(self._counts) for i in range(count)]
+
+    @property
+    def repeated(self) -> list[tuple[str, str]]:
+        """Ids of images that are the same as an earlier one, each with that one's."""
+        parts = zip(self._parts, self._counts, strict=True)
+        return find_repeated(self.ids, [key for part, count in parts for key in hash_each(part, count)])
 
     def resized(self, size: tuple[int, int]) -> BatchedImages:
         """Return itself: batches are taken as they are."""
@@ -205,12 +213,13 @@ def read_dataset(
     item, picture = _look_at(dataset, chosen[0])
     if picture is not None and leaves_pictures(collate, item):
         source = f"dataset:{type(dataset).__name__}"
-        described = [_describe_picture(dataset, i) for i in chosen]
         owner = dataset if owner is None else owner
+        keys = _find_label_keys(owner, source)
+        described = [_describe_picture(dataset, i, keys) for i in chosen]
         joined = join_labels([taken for _, taken in described], [1] * len(described), source)
         labels = _leave_out_missing(joined.labels, owner)
         items = [replace(item, label=label) for (item, _), label in zip(described, labels, strict=True)]
-        classes = joined.classes or find_classes(owner, labels)
+        classes = joined.classes or find_classes(owner, labels, keys)
         return ImageSet(source, items, classes=classes, loading=Loading(0))
     return DatasetImages(dataset, chosen, collate or default_collate, owner)
 
@@ -280,28 +289,41 @@ def _leave_out_missing(labels: Sequence[int | None], dataset: Any) -> list[int |
     return [None if hub and label is not None and label < 0 else label for label in labels]
 
 
-def find_classes(dataset: Any, labels: Iterable[int | None]) -> list[str] | None:
+def _find_label_keys(dataset: Any, source: str) -> tuple[str, ...]:
+    """Return the keys of a data set's labels; those of the Hub tell what counts classes."""
+    if type(dataset) is Subset:
+        return _find_label_keys(dataset.dataset, source)
+    features = getattr(dataset, "features", None)
+    if not isinstance(features, Mapping):
+        return LABEL_KEYS
+    named = [key for key, told in features.items() if isinstance(getattr(told, "names", None), list)]
+    return find_label_keys(features, named, source)
+
+
+def find_classes(
+    dataset: Any, labels: Iterable[int | None], keys: Sequence[str] = LABEL_KEYS
+) -> list[str] | None:
     """Return the names of the classes, where a dataset tells what its labels count.
 
     Those of the Hub tell it by their ``features``, torchvision's by ``classes``, unless a
     ``target_transform`` makes other numbers of them; a part of one has those of the whole.
     """
-    names = _list_classes(dataset)
+    names = _list_classes(dataset, keys)
     most = max((label for label in labels if label is not None), default=-1)
     return names if names and most < len(names) else None
 
 
-def _list_classes(dataset: Any) -> list[str] | None:
+def _list_classes(dataset: Any, keys: Sequence[str]) -> list[str] | None:
     features = getattr(dataset, "features", None)
     if isinstance(features, Mapping):
-        told = [features[key] for key in LABEL_KEYS if features.get(key) is not None]
+        told = [features[key] for key in keys if features.get(key) is not None]
         counted = (one for one in told if getattr(one, "dtype", None) not in ("string", "large_string"))
         names = getattr(next(counted, None), "names", None)  # of what is read as labels, and of no other
         return [str(name) for name in names] if isinstance(names, list) else None
     if type(dataset) is Subset:
-        return _list_classes(dataset.dataset)
+        return _list_classes(dataset.dataset, keys)
     if type(dataset) is ConcatDataset:
-        first, *others = (_list_classes(part) for part in dataset.datasets)
+        first, *others = (_list_classes(part, keys) for part in dataset.datasets)
         return first if all(other == first for other in others) else None
     if getattr(dataset, "target_transform", None) is not None:
         return None
@@ -314,10 +336,10 @@ def _list_classes(dataset: Any) -> list[str] | None:
     return words if all(isinstance(word, str) for word in words) and len(set(words)) == len(words) else None
 
 
-def _describe_picture(dataset: Any, index: int) -> tuple[ImageItem, Taken]:
+def _describe_picture(dataset: Any, index: int, keys: Sequence[str]) -> tuple[ImageItem, Taken]:
     item, picture = _open_item(dataset, index)
     described = describe_picture(f"{index:04d}", partial(_reopen, dataset, index), picture, None)
-    return described, take_labels(show_picture(item, picture), single=True)
+    return described, take_labels(show_picture(item, picture), single=True, keys=keys)
 
 
 def _look_at(dataset: Any, index: int) -> tuple[Any, Image.Image | None]:
@@ -345,9 +367,9 @@ def _reopen(dataset: Any, index: int) -> Image.Image:
     return to_rgb(_open_item(dataset, index)[1])
 
 
-def _describe_item(item: Any) -> tuple[Taken, str, str]:
+def _describe_item(item: Any, keys: Sequence[str]) -> tuple[Taken, str, str]:
     """Return what was taken of an item, and digests of its values without the label and with it."""
-    taken = take_labels(item, single=True)
+    taken = take_labels(item, single=True, keys=keys)
     without = hash_values(taken.rest)
     return taken, without, hash_values((without, taken.labels)) if taken.labels else without
 
@@ -365,6 +387,16 @@ def hash_values(value: Any) -> str:
                 leaf.tobytes() if isinstance(leaf, np.ndarray | Image.Image) else repr(leaf).encode()
             )
     return digest.hexdigest()[:32]
+
+
+def hash_each(batch: Any, count: int) -> list[str]:
+    """Return a digest of each image of a batch, with what belongs to it.
+
+    Example:
+        >>> len(set(hash_each((torch.tensor([[1.0], [2.0], [1.0]]), "a caption of all"), 3)))
+        2
+    """
+    return [hash_values(pick(batch, [i], count)) for i in range(count)]
 
 
 def count_images(batch: Any) -> int:

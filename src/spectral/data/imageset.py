@@ -314,7 +314,8 @@ class ImageSet:
             if item.size != first.size:
                 raise SpectralError(
                     f"images of {self.source} differ in size ({first.id} is {first.size[0]}×{first.size[1]}, "
-                    f"{item.id} is {item.size[0]}×{item.size[1]}) and can't form a batch; pass size="
+                    f"{item.id} is {item.size[0]}×{item.size[1]}) and can't form a batch; load them with "
+                    f"size="
                 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,7 +60,31 @@ class Taken(NamedTuple):
     reason: str = ""
 
 
-def take_labels(batch: Any, single: bool = False) -> Taken:
+def find_label_keys(columns: Iterable[str], named: Sequence[str], source: str) -> tuple[str, ...]:
+    """Return the keys under which a data set's labels may be: the usual ones, else the only one with classes.
+
+    Args:
+        columns: of the data set.
+        named: those of which it names the classes that they count; of several a warning says that none is
+            taken, unless one has a usual name.
+        source: what the set is called.
+
+    Example:
+        >>> find_label_keys(["image", "breed"], ["breed"], "dogs")
+        ('breed',)
+    """
+    if not named or any(key in LABEL_KEYS for key in columns):
+        return LABEL_KEYS
+    if len(named) > 1:
+        warn(
+            f"{source}: {', '.join(map(repr, named))} count classes, and which of them are the labels isn't "
+            f"known; give the one that is the name 'label'"
+        )
+        return LABEL_KEYS
+    return (named[0],)
+
+
+def take_labels(batch: Any, single: bool = False, keys: Sequence[str] = LABEL_KEYS) -> Taken:
     """Take the labels out of a batch, or out of an item, which is one image.
 
     They are under a key such as ``label`` of a dictionary, the first that has numbers, else that has names;
@@ -73,6 +97,7 @@ def take_labels(batch: Any, single: bool = False) -> Taken:
     Args:
         batch: in any form.
         single: whether it is an item.
+        keys: under which they may be, see `find_label_keys`.
 
     Example:
         >>> take_labels((torch.zeros(2, 3, 8, 8), torch.tensor([4, 1]))).labels
@@ -85,9 +110,9 @@ def take_labels(batch: Any, single: bool = False) -> Taken:
         '0.5 is among them'
     """
     if isinstance(batch, Mapping):
-        batch = {k: v for k, v in batch.items() if not (single and v is None and k in LABEL_KEYS)}
+        batch = {k: v for k, v in batch.items() if not (single and v is None and k in keys)}
         named, refused = None, Taken(batch)
-        for key in LABEL_KEYS:
+        for key in keys:
             rest = {k: v for k, v in batch.items() if k != key}
             labels, reason = read_labels(batch.get(key), _count_images(rest, single), single)
             if labels and not _list_names(labels):

@@ -27,9 +27,9 @@ from spectral.data.decode import (
 from spectral.data.folder import Choice, FolderListing, Found, choose, choose_listed, choose_readable
 from spectral.data.imageset import ImageItem, ImageSet
 from spectral.data.labels import (
-    LABEL_KEYS,
     Joined,
     Named,
+    find_label_keys,
     number_names,
     read_labels,
     refuse_labels,
@@ -275,7 +275,7 @@ def _list_parquet(path: Path, prefix: str) -> tuple[list[_Packed], list[str] | N
         _Packed(f"{prefix}/{i:06d}", partial(_read_cell, path, column, *place), known[i], path, place, length)
         for i, place in enumerate(places)
     ]
-    return packed, _find_classes(schema, label)
+    return packed, None if label is None else _read_classes(schema).get(label)
 
 
 def _read_label_column(
@@ -284,7 +284,7 @@ def _read_label_column(
     """Read the first column of labels that are numbers, else of names; say why one isn't read, if none is."""
     refused: tuple[str, str] | None = None
     named: tuple[str, Named] | None = None
-    for name in LABEL_KEYS:
+    for name in find_label_keys(schema.names, list(_read_classes(schema)), source):
         if name not in schema.names:
             continue
         kind = schema.field(name).type
@@ -384,12 +384,13 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _find_classes(schema: pa.Schema, label: str | None) -> list[str] | None:
-    with suppress(ValueError, KeyError, TypeError, RecursionError):
-        facts = json.loads((schema.metadata or {})[b"huggingface"])
-        names = facts["info"]["features"][label]["names"]
-        return [str(name) for name in names]
-    return None
+def _read_classes(schema: pa.Schema) -> dict[str, list[str]]:
+    """Return the names of the classes that columns count, where the Hub's own metadata tells them."""
+    with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        facts = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        told = {name: one.get("names") for name, one in facts.items() if isinstance(one, dict)}
+        return {name: list(map(str, names)) for name, names in told.items() if isinstance(names, list)}
+    return {}
 
 
 @contextmanager

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from spectral.data.decode import to_rgb
-from spectral.data.imageset import ImageItem, ImageSet
+from spectral.data.decode import describe_failure, to_rgb
+from spectral.data.imageset import ImageItem, ImageSet, find_repeated
 from spectral.errors import SpectralError, warn
 from spectral.network import CHANNELS
 
@@ -56,6 +56,12 @@ class PixelImages:
         digest = hashlib.sha256(repr(tuple(self.pixels.shape)).encode())
         digest.update(self.pixels.cpu().contiguous().numpy().data)
         return digest.hexdigest()[:16]
+
+    @property
+    def repeated(self) -> list[tuple[str, str]]:
+        """Ids of images that are the same as an earlier one, each with that one's."""
+        rows = self.pixels.cpu().flatten(1).contiguous().numpy()
+        return find_repeated(self.ids, [hashlib.sha256(row.data).hexdigest()[:32] for row in rows])
 
     def resized(self, size: tuple[int, int]) -> PixelImages:
         """Return itself: an array is taken as it is."""
@@ -171,8 +177,16 @@ def describe_picture(
         reopen: gets it again.
         picture: the image.
         label: its class.
+
+    Raises:
+        SpectralError: if it can't be decoded, as one of a file that is broken.
     """
-    upright = to_rgb(picture)
+    try:
+        upright = to_rgb(picture)
+    except Exception as error:  # Pillow's decoders raise almost anything on a broken file
+        raise SpectralError(
+            f"image {name} can't be read ({describe_failure(error)}); leave it out"
+        ) from error
     key = _hash_picture(upright)
     return ImageItem(name, partial(_reopen, reopen, key), key, (upright.height, upright.width), label)
 

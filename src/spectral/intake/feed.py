@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from spectral.classes import Matching, match_labels
 from spectral.data import (
     Images,
+    ImageSet,
     ListedImages,
     Loading,
     Values,
@@ -55,6 +56,7 @@ RESIZED = (
     "the shorter side of images is resized (bicubic, antialiased) and their centre cropped, where the "
     "configuration of {} says: {}; for that give images from a dataset with its transforms, or of its size"
 )
+SLACK = 0.25  # that filters may go beyond black and white
 FAR = 2  # times what an image comes to at most, from which on values are likely not normalised
 
 
@@ -143,10 +145,10 @@ class Feed:
             raise SpectralError(f"{caller}: there are no images")
         if self.images.size is None and self.normalises and self.preparation.size is not None:
             self.images = self.images.resized(self.preparation.size)
-            if self.preparation.resizing:
-                self.notes.append(RESIZED.format(self.name, self.preparation.resizing))
         if isinstance(self.images, ListedImages) and not (lazily and self.images.size):
             self.images = self.images.checked()
+        if self.preparation.resizing and self.images.size == self.preparation.size and self._resizes():
+            self.notes.append(RESIZED.format(self.name, self.preparation.resizing))
         if self._probe is None:
             _, raw = next(iter(self.images.batches(1, indices=[0])))
             inputs = self._choose_pixels(raw, "image of each item is")
@@ -411,6 +413,13 @@ class Feed:
         assert failure is not None
         raise failure
 
+    def _resizes(self) -> bool:
+        """Whether images are brought to their size from another; files that weren't read yet may be."""
+        if isinstance(self.images, ListedImages):
+            return True
+        items = self.images.items if isinstance(self.images, ImageSet) else ()
+        return any(item.photograph is None and item.size != self.images.size for item in items)
+
     def _list_calls(self, raw: Any) -> list[Call]:
         if isinstance(raw, Tensor) and self.normalises and raw.ndim == 4 and self._axes in (None, 2):
             return list_channel_calls(raw)
@@ -422,7 +431,13 @@ class Feed:
             self._require_unit(image)
             return
         low, high = find_range(image)
-        if not self.preparation.mean:
+        known = self.preparation
+        if not known.mean:
+            if not (known.assumed or known.function) and not -SLACK <= low <= high <= 1 + SLACK:
+                self.notes.append(
+                    f"the values are from {low:.3g} to {high:.3g} and passed as they are, but {self.name} "
+                    f"normalises images itself ({known.origin}): give them in [0, 1]"
+                )
             return
         mean = ", ".join(f"{m:.3g}" for m in self.preparation.mean)
         expected = (

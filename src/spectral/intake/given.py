@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from spectral.data.datasets import hash_each
+from spectral.data.imageset import find_repeated
 from spectral.data.structures import join, pick
 from spectral.inputs import Inputs
 from spectral.network import SPATIAL, Kinds, guess_layout, make_inputs
@@ -54,6 +56,11 @@ class GivenImages:
             flat = x.detach().cpu().contiguous().reshape(-1)
             digest.update(flat.view(torch.uint8).numpy().data if x.numel() else b"")
         return digest.hexdigest()[:16]
+
+    @property
+    def repeated(self) -> list[tuple[str, str]]:
+        """Ids of images that are the same as an earlier one, each with that one's."""
+        return find_repeated(self.ids, hash_each((self.inputs.args, self.inputs.kwargs), len(self)))
 
     def resized(self, size: tuple[int, int]) -> GivenImages:
         """Return itself: what the user gives is taken as it is."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -149,13 +150,22 @@ def _read_configuration(model: nn.Module) -> Preparation | None:
 def _read_own_layer(model: nn.Module) -> Preparation | None:
     """Find a layer that normalises inside the network, which then takes images in [0, 1]."""
     for path, module in model.named_children():
-        kind = type(module).__name__
-        own = "normaliz" in kind.lower() and _has(module, "mean", "std")
-        if own or _has(module, "image_mean", "image_std"):
-            return Preparation(f"the network's own layer {path!r}", _find_size(model))
+        kind, origin = type(module).__name__, f"the network's own layer {path!r}"
+        if "normaliz" in kind.lower() and _has(module, "mean", "std"):
+            return _prepare_for(module.mean, origin, model)
+        if _has(module, "image_mean", "image_std"):
+            return _prepare_for(module.image_mean, origin, model)
     if _has(model, "pixel_mean", "pixel_std"):
-        return Preparation("the network's own pixel_mean", _find_size(model))
+        return _prepare_for(model.pixel_mean, "the network's own pixel_mean", model)
     return None
+
+
+def _prepare_for(mean: Any, origin: str, model: nn.Module) -> Preparation:
+    """Bring images to the range in which a layer of the network subtracts a mean: 0 … 255, or [0, 1]."""
+    with suppress(SpectralError):  # it may be anything
+        if max(normalise(origin, mean, 1, None).mean) > 1:
+            return Preparation(origin, _find_size(model), (0.0,), (1 / 255,))
+    return Preparation(origin, _find_size(model))
 
 
 def _read_fields(asked: Any, origin: str) -> Preparation | None:

@@ -168,9 +168,9 @@ def measure_fourier_heatmap(
     classify = Classifier(model, feed)
     images = classify.images
     known = feed.number_labels(images.labels)
-    if images.size is None:
-        raise SpectralError(f"{caller}: the images differ in size; load them with size=")
     size = (feed.extents.get("h", 1), feed.extents["w"]) if "w" in feed.extents else images.size
+    if size is None:
+        raise SpectralError(f"{caller}: the images have no axes that are known to be rows and columns")
     bins = list_bins(size, radius, stride)
     bases = [FourierBasis(*pair, norm, seed) for pair in bins if _mirror(pair, size) <= pair]
     share = Sharing(feed, batch_size)
