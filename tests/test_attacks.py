@@ -205,6 +205,14 @@ def test_a_wrong_prediction_is_not_robust_whatever_the_attack_does():
     assert [str(table[name].dtype) for name in ("correct", "robust_correct")] == ["boolean"] * 2
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_attacks_have_gradients_where_the_caller_keeps_none(mode):
+    net, pixels = small_network(), uniform(2, 3, 8, 8)
+    with mode():
+        found = measure(net, pixels, "fgsm")
+    pd.testing.assert_frame_equal(found, measure(net, pixels, "fgsm"))
+
+
 @pytest.mark.parametrize("attack", ["fgsm", "pgd-3", "autoattack"])
 def test_the_network_and_the_random_numbers_stay_as_they_were(attack):
     net = small_network().train()

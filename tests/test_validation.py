@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -88,3 +89,18 @@ def test_scalars_of_torch_and_numpy_are_numbers():
     plain = spectral.make_checkerboard_image(4, amplitude=0.25)
     for scalar in (torch.tensor(0.25), np.float32(0.25)):
         assert torch.equal(spectral.make_checkerboard_image(4, amplitude=scalar), plain)
+
+
+def test_calls_in_inference_mode_give_what_they_give_outside():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    x = torch.rand(2, 3, 12, 12)
+    expected = spectral.measure_instability_budget(net, x, progress=False)
+    with torch.inference_mode():
+        found = spectral.measure_instability_budget(net, x, progress=False)
+        smooth = spectral.convert(net, "blurpool", example=12)
+        tuned = spectral.distill(smooth, x, teacher=net, steps=1, progress=False)
+        assert torch.is_inference_mode_enabled()
+    pd.testing.assert_frame_equal(found, expected)
+    for model in (smooth, tuned):
+        model(x).sum().backward()  # what is made in that mode has no gradients, ever

@@ -20,6 +20,7 @@ import traceback
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar, Union
@@ -95,7 +96,8 @@ def _wrap(function: Callable[..., Any], name: str) -> Callable[..., Any]:
             if reason := _find_endless(key, value):
                 raise SpectralError(f"{name}: {key} {reason}")
         try:
-            return function(*args, **kwargs)
+            with _leave_inference_mode():
+                return function(*args, **kwargs)
         except SpectralError as error:
             sentence = str(error)
             if "\n" in sentence or len(sentence) > LONGEST:  # what was given was written into it
@@ -114,6 +116,20 @@ def _wrap(function: Callable[..., Any], name: str) -> Callable[..., Any]:
             raise SpectralError(f"{name}: {reason}") from error
 
     return wrapper
+
+
+def _leave_inference_mode() -> AbstractContextManager[object]:
+    """Return a context without torch's inference mode: what is made in it can't be trained or altered later.
+
+    Gradients stay off in it, as the caller had them.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.is_inference_mode_enabled():
+        return nullcontext()
+    modes = ExitStack()
+    modes.enter_context(torch.inference_mode(False))
+    modes.enter_context(torch.no_grad())
+    return modes
 
 
 def _find_endless(name: str, value: Any) -> str | None:

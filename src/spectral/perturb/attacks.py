@@ -133,7 +133,10 @@ def measure_robustness(
             )
 
     # AutoAttack seeds torch's random numbers for all
-    with undisturbed(model), _frozen(model), share.bar("attacking", progress, leave=False) as bar:
+    with (
+        undisturbed(model), _frozen(model), torch.enable_grad(),
+        share.bar("attacking", progress, leave=False) as bar,
+    ):  # fmt: skip
         frames = share.gather(look(), bar)
     table = insert_clusters(pd.concat(frames, ignore_index=True), images)
     correct = table["prediction"] == table["label"]  # missing where the label is
