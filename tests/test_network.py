@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import namedtuple
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
 
 from spectral.arguments import as_integer, is_integer
 from spectral.errors import SpectralError
@@ -320,3 +322,31 @@ def test_fused_attention_and_recurrent_layers_are_counted():
     assert count_macs(encoder.self_attn, x, x, x) == attention
     assert count_macs(nn.LSTM(16, 8, 2, bidirectional=True), x) == 2 * 10 * 2 * 32 * (16 + 8) * 2
     assert torch.backends.mha.get_fastpath_enabled() == before
+
+
+class Calls(nn.Module):
+    """A function, as a network of several inputs."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(*inputs)
+
+
+PRODUCTS = {  # each is one operator of its own
+    "bilinear": (F.bilinear, [(4, 6), (4, 5), (7, 6, 5)], 4 * 7 * 6 * 5),
+    "mv": (torch.mv, [(3, 4), (4,)], 3 * 4),
+    "addmv": (torch.addmv, [(3,), (3, 4), (4,)], 3 * 4),
+    "dot": (torch.dot, [(4,), (4,)], 4),
+    "addbmm": (torch.addbmm, [(3, 5), (2, 3, 4), (2, 4, 5)], 2 * 3 * 4 * 5),
+    "tbc": (torch.conv_tbc, [(9, 2, 3), (4, 3, 5), (5,)], 6 * 2 * 5 * 4 * 3),
+    "deformed": (deform_conv2d, [(2, 3, 7, 8), (2, 18, 5, 6), (4, 3, 3, 3)], 2 * 5 * 6 * 4 * 27),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_that_torch_counts_as_none_are_counted(name):
+    function, shapes, expected = PRODUCTS[name]
+    assert count_macs(Calls(function), *map(torch.zeros, shapes)) == expected

@@ -70,7 +70,7 @@ def _take_turns(
 
 
 def count_macs(model: nn.Module, *args: Any, **kwargs: Any) -> int:
-    """Multiply–accumulate operations of convolutions and matrix products in one forward pass.
+    """Multiply–accumulate operations of convolutions, and of products of matrices and vectors, in one pass.
 
     Args:
         model: the network.
@@ -84,7 +84,7 @@ def count_macs(model: nn.Module, *args: Any, **kwargs: Any) -> int:
         >>> count_macs(nn.Linear(4, 2, bias=False), torch.zeros(1, 4))
         8
     """
-    counter = FlopCounterMode(display=False, custom_mapping=_RECURRENT)
+    counter = FlopCounterMode(display=False, custom_mapping=_list_formulas())
     with undisturbed(model), torch.no_grad(), _without_fused_attention(), counter:
         _run(model, "count_macs", *args, **kwargs)
     return int(counter.get_total_flops()) // 2
@@ -111,8 +111,43 @@ def _count_layers(x: Sequence[int], weights: Sequence[Sequence[int]], *_: Any, *
     return 2 * x[0] * x[1] * sum(math.prod(w) for w in weights if len(w) == 2)
 
 
-# A recurrent network is one operator, on a CPU for each layer, of which the counter knows none.
-_RECURRENT = {torch.ops.aten.mkldnn_rnn_layer: _count_layer, torch.ops.aten._cudnn_rnn: _count_layers}
+def _count_vectors(x: Sequence[int], *_: Any, **__: Any) -> int:
+    """Operations of a matrix or vector on a vector."""
+    return 2 * math.prod(x)
+
+
+def _count_added(_: Any, x: Sequence[int], y: Sequence[int], *__: Any, **___: Any) -> int:
+    """Operations of matrices on matrices, or a matrix on a vector, that something is added to."""
+    return 2 * math.prod(x) * (y[-1] if len(y) > 1 else 1)
+
+
+def _count_bilinear(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * x[0] * math.prod(weight)
+
+
+def _count_deformed(_: Any, weight: Sequence[int], *__: Any, out_shape: Sequence[int], **___: Any) -> int:
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+
+def _count_time_first(_: Any, weight: Sequence[int], *__: Any, out_shape: Sequence[int], **___: Any) -> int:
+    return 2 * math.prod(out_shape) * math.prod(weight[:2])
+
+
+def _list_formulas() -> dict[Any, Any]:
+    """Formulas of operators that torch's counter has none for.
+
+    A recurrent network is one operator, on a CPU for each layer. The deformable convolution is there once
+    torchvision is imported.
+    """
+    aten = torch.ops.aten
+    formulas = {
+        aten.mkldnn_rnn_layer: _count_layer, aten._cudnn_rnn: _count_layers,
+        aten.mv: _count_vectors, aten.dot: _count_vectors, aten.vdot: _count_vectors,
+        aten.addmv: _count_added, aten.addbmm: _count_added,
+        aten._trilinear: _count_bilinear, aten.conv_tbc: _count_time_first,
+    }  # fmt: skip
+    deformed = getattr(torch.ops.torchvision, "deform_conv2d", None)
+    return formulas if deformed is None else {**formulas, deformed: _count_deformed}
 
 
 def _time_once(model: nn.Module, batch: Tensor) -> float:
