@@ -415,6 +415,17 @@ def test_linear_resize_by_an_integer(data, rank, level, by_factor, dtype, channe
 
 
 @pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "bilinear"])
+@pytest.mark.parametrize("factor", [2, 4])
+def test_a_factor_that_is_given_may_leave_samples_over(mode, factor, level):
+    x = image(2, 3, 4 * factor + 1, 5 * factor - 1)
+    how: dict[str, Any] = {"scale_factor": 1 / factor, "mode": mode}
+    decimation, output = record_one(lambda: F.interpolate(x, **how), level)
+    assert decimation.geometry.stride == (factor, factor)
+    assert_identity(decimation, output, F.interpolate(x, **how))
+
+
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize(
     ("how", "reason"),
     [

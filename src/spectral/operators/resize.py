@@ -46,10 +46,14 @@ class Resize(Operator):
             size = tuple(int(n * (f or 1)) for n, f in zip(extent, factors, strict=True))
         if all(n >= m for n, m in zip(size, extent, strict=True)):
             return None
-        stride = tuple(max(m // max(n, 1), 1) for n, m in zip(size, extent, strict=True))
-        # A factor that was given is the one that is used, in single precision, whatever the sizes say.
-        used = [torch.tensor(1 / f).item() if f else s for f, s in zip(factors, stride, strict=True)]
-        exact = all(s * n == m for s, n, m in zip(stride, size, extent, strict=True)) and used == list(stride)
+        # A factor that was given is the one that is used, in single precision, whatever the sizes say: what
+        # it leaves over at the end isn't looked at.
+        used = [
+            torch.tensor(1 / f).item() if f else m / max(n, 1)
+            for f, n, m in zip(factors, size, extent, strict=True)
+        ]
+        stride = tuple(max(round(factor), 1) for factor in used)
+        exact = used == list(stride)
         geometry = self._place(rule, stride, bool(a.get("align_corners"))) if exact else None
         if geometry is None:
             why = "filtered resizing" if exact else "a factor that is no integer"
