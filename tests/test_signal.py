@@ -622,6 +622,15 @@ def test_signals_and_videos(axes):
     torch.testing.assert_close(kept if axes == 3 else kept.squeeze(-2), expected)
 
 
+@pytest.mark.parametrize("pool", [nn.AvgPool1d(2), nn.MaxPool1d(3, 2, 1)])
+def test_a_pool_of_signals_has_the_signal_of_its_twin(pool):
+    """It is one of images of a single row, which is taken away behind it."""
+    net = nn.Sequential(nn.Conv1d(2, 4, 3), pool, nn.BatchNorm1d(4), nn.GELU(), nn.Conv1d(4, 3, 3))
+    model, x = seeded(lambda: net), noise(2, 2, 19)
+    assert only(model, x).signal == "behind native_batch_norm, gelu"
+    assert_same(capture(model, x), capture(spectral.convert(model, "strided", example=x), x))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_other_types(dtype):
     model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU())).to(dtype)

@@ -27,7 +27,7 @@ _PASSING = {"constant_pad_nd", "slice", *(f"avg_pool{n}d" for n in (1, 2, 3)),
 _REDUCTIONS = {"mean", "sum", "var", "var_mean", "std", "std_mean", "amax", "amin", "linalg_vector_norm"}
 _TURNS = {"permute", "transpose", "t"}
 _CHANNELS = (CHANNEL_AXIS,)
-_RESHAPES = {"view", "_unsafe_view"}
+_RESHAPES = {"view", "_unsafe_view", "squeeze"}
 _UNTOLD = {*_TURNS, "reshape", "_to_copy"}
 
 
