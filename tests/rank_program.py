@@ -220,6 +220,15 @@ def train(folder: Path, steps: int | None = None) -> dict[str, Any]:
     return {"weights": weights, "history": found["history"]}
 
 
+def distil(folder: Path) -> dict[str, Any]:
+    """Tune a converted network, all ranks into one folder; then go on from there, and with another seed."""
+    smooth = spectral.convert(plain().eval(), "blurpool", example=SIZE)
+    options: dict[str, Any] = {"steps": 2, "batch_size": 2, "progress": False, "out": folder}
+    tuned = [spectral.distill(smooth, pictures(4), **options) for _ in range(2)]
+    said = attempt(lambda: spectral.distill(smooth, pictures(4), seed=dist.get_rank(), **options))
+    return {"tuned": [{name: x.tolist() for name, x in one.state_dict().items()} for one in tuned], **said}
+
+
 def run_commands(folder: Path) -> None:
     """Run commands as torchrun starts them, one after the other in one process group."""
     for command in COMMANDS:
@@ -320,6 +329,7 @@ def main(folder: Path) -> None:
                 assert (stopped / STATE_NAME).exists()
                 found["training resumed"] = train(stopped)
         run_commands(folder / "commands")
+        found["distilling"] = distil(folder / "distilling")
         found["sweep"] = run_sweep(folder / "sweeping")
         found["refused command"] = refuse()
     dist.destroy_process_group()

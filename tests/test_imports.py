@@ -165,7 +165,7 @@ ALLOWED = {
     "distillation": {
         "arguments",
         "copying",
-        "writers",
+        "ranks",
         "heldout",
         "identity",
         "inputs",

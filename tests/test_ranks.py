@@ -158,6 +158,14 @@ class TestAnalyses:
         assert {rank["training stopped"]["error"] for rank in found} == {"stopped in a step"}
         same_training(found[0]["training resumed"], found[0]["training"])
 
+    def test_all_ranks_distil_into_one_folder(self, found):
+        tuned = found[0]["distilling"]["tuned"]
+        assert tuned[0] == tuned[1]
+        assert all(rank["distilling"]["tuned"] == tuned for rank in found)
+        said = {rank["distilling"]["error"] for rank in found}
+        assert len(said) == 1
+        assert "rank 0 calls distill with seed = 0, not 1" in said.pop()
+
     def test_what_nobody_foresaw_ends_all_with_one_sentence(self, found):
         texts = {rank["no room"]["error"] for rank in found}
         assert texts == {f"rank 1 of {len(found)}: MemoryError: no room"}

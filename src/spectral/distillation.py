@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,11 @@ from spectral.inputs import Inputs
 from spectral.intake import Feed, pick_inputs
 from spectral.models.checkpoint import hash_state
 from spectral.network import Take, run_forward, undisturbed
+from spectral.ranks import Ranks, find_ranks, hold
 from spectral.surgery import conversion_report, revert
 from spectral.surroundings import kept_surroundings
 from spectral.training_state import restore_state, store_state
 from spectral.views import Views, augment_images, seeded_generator
-from spectral.writers import claim
 
 CALLER = "distill"
 STATE_NAME = "distillation-state.pt"
@@ -97,6 +98,7 @@ def distill(
         preprocessing: as for `measure`.
         logits: as for `measure`, for a network whose output holds its class scores somewhere else.
         out: folder for the state, from which the same call goes on after an interruption; none by default.
+            In a process group of `torch.distributed` all ranks name the same one, where the first writes.
         on_check: called with the steps done and the mean divergence on the images left out.
         progress: show a bar.
 
@@ -108,7 +110,7 @@ def distill(
     Raises:
         SpectralError: if the model isn't a converted one and no teacher is given, it is no classifier, the
             teacher has other classes, there are no images, a number is out of range, the loss isn't finite,
-            or ``out`` holds another run.
+            or ``out`` holds another run, or not all ranks of a process group call this alike with one.
 
     Source:
         G. Hinton et al., Distilling the Knowledge in a Neural Network, 2015 (predictions); A. Romero et al.,
@@ -133,26 +135,32 @@ def distill(
     if tune not in TUNED:
         raise SpectralError(f"{CALLER}: tune must be one of {', '.join(TUNED)}, got {tune!r}")
     held_out = as_share(held_out, CALLER)
-    if teacher is None:
-        conversion_report(model)  # says so, if it wasn't converted
-        teacher = revert(model)
-    student, teacher = _widen(copy_model(model)), _widen(teacher)
-    feed = Feed(student, images, caller=CALLER, preprocessing=preprocessing, logits=logits)
-    feed.require_scores()
-    run = {
-        "model": hash_state(model.state_dict()), "structure": find_structure(model),
-        "teacher": hash_state(teacher.state_dict()), "teacher_structure": find_structure(teacher),
-        "images": feed.images.fingerprint, "steps": steps, "batch_size": batch_size, "max_lr": float(max_lr),
-        "layer_weight": float(layer_weight), "tune": tune, "views": asdict(views), "seed": seed,
-        "held_out": held_out, **({} if logits is None else {"logits": feed.describe_logits()}),
-        "preprocessing": feed.describe_preparation(),
-    }  # fmt: skip
+    state = None if out is None else as_path(out, "distill: out") / STATE_NAME
+    # Each rank learns on its own, the same from the same; what they share is the folder.
+    ranks = Ranks() if state is None else find_ranks()
+    with ranks.agreeing():
+        if teacher is None:
+            conversion_report(model)  # says so, if it wasn't converted
+            teacher = revert(model)
+        student, teacher = _widen(copy_model(model)), _widen(teacher)
+        feed = Feed(student, images, caller=CALLER, preprocessing=preprocessing, logits=logits)
+        feed.require_scores()
+        run = {
+            "model": hash_state(model.state_dict()), "structure": find_structure(model),
+            "teacher": hash_state(teacher.state_dict()), "teacher_structure": find_structure(teacher),
+            "images": feed.images.fingerprint, "steps": steps, "batch_size": batch_size,
+            "max_lr": float(max_lr), "layer_weight": float(layer_weight), "tune": tune,
+            "views": asdict(views), "seed": seed, "held_out": held_out,
+            **({} if logits is None else {"logits": feed.describe_logits()}),
+            "preprocessing": feed.describe_preparation(),
+        }  # fmt: skip
+    ranks.require_same(CALLER, run)
     trained = _choose_parameters(student, tune)
     wanted = {p: p.requires_grad for p in student.parameters()}
     modes = {module: module.training for module in student.modules()}
-    state = None if out is None else as_path(out, "distill: out") / STATE_NAME
     with (
-        claim(state.parent) if state else nullcontext(),
+        hold(state.parent, ranks) if state else nullcontext(),
+        ranks.telling(),
         kept_surroundings(),
         undisturbed(teacher),
         torch.enable_grad(),
@@ -167,13 +175,15 @@ def distill(
         kept, left_out = leave_out(feed, held_out)
         nearest = Nearest(feed, teacher, left_out, batch_size, trained, on_check)
         parts = {"model": student, "optimizer": optimizer, "schedule": schedule, "nearest": nearest}
-        first = restore_state(state, run, parts, feed.device, CALLER)[0] if state else 0
+        with ranks.agreeing():
+            first = restore_state(state, run, parts, feed.device, CALLER)[0] if state else 0
         if not first:
             nearest.check(0)
         times = {-(-steps * turn // CHECKS) for turn in range(1, CHECKS + 1)}
         bar = tqdm(
-            total=steps, initial=first, desc=f"distilling {feed.name}", unit="step", disable=not progress
-        )
+            total=steps, initial=first, desc=f"distilling {feed.name}", unit="step",
+            disable=not (progress and ranks.first),
+        )  # fmt: skip
         with bar:
             for step, batch in _draw_batches(feed, kept, range(first, steps), batch_size, views, seed):
                 loss = _compute_loss(feed, teacher, batch, layer_weight)
@@ -188,7 +198,7 @@ def distill(
                 if step + 1 in times:
                     nearest.check(step + 1)
                 if state and ((step + 1) % KEPT_EVERY == 0 or step + 1 in times):
-                    store_state(state, run, parts, step + 1, [])
+                    ranks.once(partial(store_state, state, run, parts, step + 1, []))
                 bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
                 bar.update()
         nearest.restore()

@@ -199,6 +199,28 @@ class Ranks:
         except _KNOWN as shared:
             return str(shared)
 
+    def require_same(self, caller: str, given: Mapping[str, Any]) -> None:
+        """Make sure that all ranks call the same with the same.
+
+        Args:
+            caller: what they call.
+            given: what it is called with, under its names; equal where it is the same.
+
+        Raises:
+            RanksError: naming what a rank has that the first hasn't.
+        """
+        first, before = self.exchange((caller, given))[0]
+        with self.agreeing():
+            if first != caller:
+                raise SpectralError(f"rank 0 calls {first}, not {caller}; let every rank call the same")
+            for name in {**before, **given}:
+                was, now = before.get(name), given.get(name)
+                if was != now:
+                    raise SpectralError(
+                        f"rank 0 calls {caller} with {name} = {was}, not {now}; give every rank the same "
+                        f"network, images and arguments"
+                    )
+
     def part(self) -> None:
         """Wait for the others before leaving, after an end that all know of."""
         with suppress(*_KNOWN):
@@ -283,29 +305,13 @@ def shared(analysis: Callable[P, T]) -> Callable[P, T]:
             if ranks.count > 1:
                 called = signature.bind(*args, **given)
                 called.apply_defaults()
-                _compare(ranks, analysis.__name__, called.arguments)
+                own = {
+                    name: _describe(value) for name, value in called.arguments.items() if name not in _APART
+                }
+                ranks.require_same(analysis.__name__, own)
             return analysis(*args, **given)
 
     return run
-
-
-def _compare(ranks: Ranks, caller: str, arguments: Mapping[str, Any]) -> None:
-    """Make sure that all ranks call the same with the same arguments.
-
-    Raises:
-        RanksError: naming what a rank has that the first hasn't.
-    """
-    own = {name: _describe(value) for name, value in arguments.items() if name not in _APART}
-    first, before = ranks.exchange((caller, own))[0]
-    with ranks.agreeing():
-        if first != caller:
-            raise SpectralError(f"rank 0 calls {first}, not {caller}; let every rank call the same")
-        for name, value in own.items():
-            if before[name] != value:
-                raise SpectralError(
-                    f"rank 0 calls {caller} with {name} = {before[name]}, not {value}; give every rank the "
-                    f"same network, images and arguments"
-                )
 
 
 def _describe(value: Any) -> str:

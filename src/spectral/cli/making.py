@@ -16,7 +16,6 @@ from spectral.cli.options import (
     json_option,
     model_options,
     quiet_option,
-    silent_option,
 )
 from spectral.console import (
     SpectralCommand,
@@ -203,8 +202,8 @@ def read_options(texts: Sequence[str]) -> dict[str, Any]:
               help="Behind the activation where the block allows it, or right behind the operator."
               )  # fmt: skip
 @model_options
+@quiet_option
 @json_option
-@silent_option
 def convert(
     model: str,
     method: str | None,
@@ -219,6 +218,7 @@ def convert(
     workers: int | None,
     placement: str,
     network: ModelOptions,
+    quiet: bool,
     json_path: Path | None,
 ) -> None:
     """Put an anti-aliasing layer in the place of MODEL's strides and pools, and mend activations and borders.
@@ -284,7 +284,7 @@ def convert(
         found: list[tuple[int, float]] = []
         smooth = spectral.distill(
             smooth, pictures, teacher=net, steps=steps, max_lr=FITTED_LR, tune="norms", out=state,
-            on_check=lambda *one: found.append(one),
+            on_check=lambda *one: found.append(one), progress=not quiet,
         )  # fmt: skip
         if found:
             at, least = min(found, key=lambda one: one[1])

@@ -132,7 +132,7 @@ def _train(
            **({} if start is None else {"start": hash_state(start.state_dict()),
                                         "start_structure": find_structure(start),
                                         "normalisation": asdict(normalise)})}  # fmt: skip
-    _compare(ranks, run)
+    ranks.require_same("train", run)
     state_path = out / STATE_NAME
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule}
     if average is not None:
@@ -180,18 +180,6 @@ def _train(
         "test_images": len(test_set.images),
         "history": history,
     }
-
-
-def _compare(ranks: Ranks, run: dict[str, Any]) -> None:
-    """Make sure that all ranks train the same."""
-    first = ranks.exchange(run)[0]
-    with ranks.agreeing():
-        for key, value in run.items():
-            if first[key] != value:
-                raise SpectralError(
-                    f"rank 0 trains with {key} = {first[key]}, not {value}; give every rank the same data "
-                    f"and arguments"
-                )
 
 
 def _number_as(
