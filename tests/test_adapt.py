@@ -178,6 +178,14 @@ def test_arrays_of_numbers_are_taken_as_tensors():
         adapt_images(np.zeros((2, 3, 4, 4), dtype=np.int64), "test")
 
 
+def test_a_file_in_memory_is_read_without_a_word(tmp_path):
+    for array in (bytes_of(2, 9, 8, 3), np.ones((2, 3, 9, 8), np.float32)):
+        np.save(tmp_path / "a.npy", array)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            adapt_images(np.load(tmp_path / "a.npy", mmap_mode="r"), "test")
+
+
 def test_pictures_become_a_set():
     gray, colour = Image.fromarray(bytes_of(9, 8)), Image.fromarray(bytes_of(9, 8, 3))
     images = adapt_images([gray, colour], "test")

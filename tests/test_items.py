@@ -178,12 +178,12 @@ COCO = [[{"bbox": [1.0, 2, 3, 4], "category_id": 5}] * count for count in (1, 3,
 @pytest.mark.parametrize("collate", [None, lambda items: tuple(zip(*items, strict=True))])
 def test_what_belongs_to_boxes_is_no_part_of_the_image(targets, collate):
     """Which no batch of torch holds: as many of it as there are in each image."""
-    found, labels, said = read(
-        DataLoader(Listed(list(zip(TENSORS, targets, strict=True))), 2, collate_fn=collate)
-    )
-    torch.testing.assert_close(found, TENSORS)
-    assert labels == [None] * 5
-    assert said == ["test: of each batch, the first item is passed"]
+    items = list(zip(TENSORS, targets, strict=True))
+    for images in (DataLoader(Listed(items), 2, collate_fn=collate), items):
+        found, labels, said = read(images)
+        torch.testing.assert_close(found, TENSORS)
+        assert labels == [None] * 5
+        assert said == ["test: of each batch, the first item is passed"]
 
 
 def test_files_in_whatever_holds_their_names(tmp_path):

@@ -16,6 +16,7 @@ import spectral
 from spectral.capture import TAPS, Capture
 from spectral.errors import SpectralError
 from spectral.hooks import FeatureExtractor
+from spectral.identity import begin_weights_id
 from spectral.intake import Feed
 from spectral.measurement import DEFAULT_METRICS, METRICS, SITE_METRICS, measure_capture
 from spectral.measurement.pieces import OPEN
@@ -116,7 +117,8 @@ def test_the_counter_counts():
 def run_deferred(model: nn.Module, x: Tensor, metrics=METRICS, batch_size: int = 4) -> Any:
     """`spectral.measure` as it is where the host would have to wait."""
     feed = Feed(model, x, caller="measure")
-    run = Run(feed, metrics, ("input", "dense", "signal"), demanded=True, deferred=True)
+    weights = begin_weights_id(model)
+    run = Run(feed, metrics, ("input", "dense", "signal"), weights, demanded=True, deferred=True)
     run.sites = run.find_sites(None)
     with torch.no_grad():
         return to_frame([t for _, t in run.measure_batches(list(range(len(x))), batch_size)])
@@ -169,7 +171,7 @@ def test_batches_before_a_broken_one_are_kept():
     x = image(12, 3, 32, 32)
     x[9] = torch.nan
     feed = Feed(Mixed(2).eval(), x, caller="measure")
-    run = Run(feed, ("avr",), ("input",), demanded=True, deferred=True)
+    run = Run(feed, ("avr",), ("input",), begin_weights_id(feed.model), demanded=True, deferred=True)
     run.sites = run.find_sites(None)
     batches = run.measure_batches(list(range(12)), 4)
     with torch.no_grad():

@@ -263,7 +263,10 @@ def _read_items(items: Sequence[Any], caller: str, lazily: bool = False, axes: i
         if all(_is_labelled_batch(item, axes) for item in items):
             return read_iterable(items)
         labelled = any(_has_label(item, take_labels(item, single=True)) for item in items)
-        if labelled or find_picture(items[0]) is not None:
+        paired = axes is not None and all(
+            isinstance(item, tuple) and _is_one_image(item, axes) for item in items
+        )
+        if labelled or paired or find_picture(items[0]) is not None:
             return read_dataset(Stream(items))
     return _read_nested(items, caller, axes)
 

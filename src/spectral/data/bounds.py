@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from sys import getsizeof
 from typing import Any
@@ -104,9 +105,11 @@ def as_tensor(array: np.ndarray[Any, Any]) -> Tensor:
     """
     try:
         native = array.astype(array.dtype.newbyteorder("="), copy=False)
-        return torch.from_numpy(
-            np.ascontiguousarray(native) if min(native.strides, default=0) < 0 else native
-        )
+        with warnings.catch_warnings():  # of a file in memory that can't be written: nobody does
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            return torch.from_numpy(
+                np.ascontiguousarray(native) if min(native.strides, default=0) < 0 else native
+            )
     except (TypeError, ValueError) as error:
         raise SpectralError(
             f"an array of {array.dtype} isn't of numbers that torch has; convert it with .astype(np.float32)"

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from spectral.data.bounds import as_tensor
 from spectral.data.decode import describe_failure, to_rgb
 from spectral.data.imageset import ImageItem, ImageSet, find_repeated
 from spectral.errors import SpectralError, warn
@@ -92,7 +93,7 @@ def read_pixels(array: npt.NDArray[np.uint8]) -> PixelImages:
         >>> read_pixels(np.zeros((8, 9), np.uint8)).pixels.shape
         torch.Size([1, 1, 8, 9])
     """
-    pixels = torch.from_numpy(np.ascontiguousarray(array))
+    pixels = as_tensor(np.ascontiguousarray(array))
     if pixels.ndim not in (2, 3, 4):
         raise SpectralError(
             f"expected 8-bit images (N, H, W, C), (N, C, H, W), (N, H, W), (H, W, C) or (H, W), got an array "
