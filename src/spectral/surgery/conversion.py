@@ -84,7 +84,8 @@ def convert(
             ``"alias-free-4"`` on one four times as fine, where whole-pixel shifts of a network whose strides
             come to 4 in total do no harm at all; ``"alias-free-filtered"`` with short filters;
             ``"alias-free-polynomial"`` with a polynomial of degree 3 in each activation's place, which no
-            shift harms; train it. None leaves them, or what was done before.
+            shift harms; its coefficients stay (a `spectral.layers.PolynomialActivation` trains its own),
+            so train the network around it. None leaves them, or what was done before.
         padding: ``"circular"``, ``"replicate"`` or ``"reflect"`` instead of zeros, for convolutions and pools
             that are modules and for layers; ``"partial"`` leaves zeros, and a window that reaches over them
             counts as much more as it has less of the map. None leaves it, or what was done before.
