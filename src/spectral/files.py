@@ -102,8 +102,8 @@ def is_intact(content: bytes) -> bool:
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary name to write to; what stands there afterwards takes the place of a file, whole.
 
-    Where writing fails or is interrupted the file stays as it was, and nothing is left behind. What a killed
-    process left is removed the next time that the same file is written.
+    Where writing fails or is interrupted the file stays as it was, and nothing is left behind; nor is it lost
+    if the machine ends. What a killed process left is removed the next time that the same file is written.
 
     Raises:
         SpectralError: if it can't be written.
@@ -114,6 +114,8 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = _name_temporary(path)
     try:
         yield temporary
+        if path.exists():
+            sync(temporary)
         os.replace(temporary, path)
     except OSError as error:
         why = error.strerror or str(error)
@@ -121,6 +123,21 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Have a file on the disk itself before what it takes the place of goes: names may get there first.
+
+    Raises:
+        OSError: if there is no room after all.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.NamedTemporaryFile() as file:
+        ...     sync(Path(file.name))
+    """
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from spectral.errors import StorageError
-from spectral.files import SEAL, is_intact, replacing, seal, write_whole
+from spectral.files import SEAL, is_intact, replacing, seal, sync, write_whole
 from spectral.schema import SHARD
 from spectral.table import SCHEMA, Key, as_codes, split_reasons
 
@@ -112,10 +112,9 @@ def merge_shards(folder: Path, facts: Mapping[str, Any], paths: Sequence[Path], 
     path = folder / name_shard(facts["writer"], facts["number"])
     content = _serialize({**facts, "merged": [other.name for other in paths if other != path]}, rows)
     hidden = _hide(path)
-    with replacing(hidden) as temporary, temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())  # what it takes the place of is about to go
+    with replacing(hidden) as temporary:
+        temporary.write_bytes(content)
+        sync(temporary)
     _finish_merge(hidden, [other for other in paths if other != path])
     return path
 

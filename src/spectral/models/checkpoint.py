@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from spectral.errors import SpectralError, warn
-from spectral.files import ensure_writable, replacing, write_whole
+from spectral.files import ensure_writable, replacing, sync, write_whole
 
 # Files older than this buffer lack it; it counts training steps and changes nothing in eval mode.
 _OPTIONAL_BUFFER = "num_batches_tracked"
@@ -95,6 +95,7 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], metadata: Ma
         ensure_writable(path.parent)
         with replacing(path) as temporary:
             temporary.write_bytes(safetensors.torch.save(state))
+            sync(temporary)  # the state of the training is removed then
             write_whole(path.with_suffix(".json"), f"{text}\n".encode("utf-8", "backslashreplace"))
     except SpectralError as error:
         raise SpectralError(f"{path}: the checkpoint can't be written there ({error})") from error
