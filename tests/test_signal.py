@@ -310,6 +310,11 @@ def test_a_1x1_shortcut_is_one_site_wherever_its_decimation_stands():
     one, two = capture(before, x), capture(behind, x)
     torch.testing.assert_close(one[":slice0"], two["short"])
     assert one[":slice0"].shape == (2, 4, 12, 12)
+    x = x.contiguous(
+        memory_format=torch.channels_last
+    )  # a layer of ours lays its map out alike, by turning axes
+    moved = capture(spectral.convert(behind, "strided", example=x), x)
+    torch.testing.assert_close(moved["short.antialias"], two["short"])
 
 
 @pytest.mark.parametrize("conv", [nn.Conv2d, Standardised])

@@ -15,6 +15,7 @@ from spectral.axes import SIZES, Call, memory_of
 from spectral.chain import CHANNEL_AXIS, Chain, Extent, Fixed, Here, Made, Order, PerChannel, Step, Weight
 from spectral.dataless import Dataless
 from spectral.discovery.events import Event
+from spectral.operators import operator_name
 from spectral.tensors import TensorTable
 
 _SAME = {"alias", "detach", "lift_fresh", "contiguous"}
@@ -429,9 +430,16 @@ def _turn(name: str, a: Any, order: Order) -> Order:
 
 
 def _is_joined(a: Any, nodes: Sequence[_Node]) -> bool:
-    """Whether a convolution is one of 1×1 directly behind a site that has no weights."""
+    """Whether a convolution is one of 1×1 directly behind a site that has no weights.
+
+    Axes that are turned and turned back change nothing: so memory is laid out with channels last.
+    """
     (node, *others), kernel = nodes, a["weight"].shape[2:]
-    if others or node.number or node.root.source is None or a["transposed"]:
+    begin, behind = node.root.nodes[0], node
+    while behind.recipe is not None and operator_name(behind.recipe.func) in _TURNS:
+        (behind,) = behind.parents
+    turned = behind is not begin or node.order != begin.order
+    if others or turned or node.root.source is None or a["transposed"]:
         return False
     return set(kernel) == {1} and set(a["stride"]) == {1} and not any(a["padding"])
 
