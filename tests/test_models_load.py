@@ -30,6 +30,7 @@ from spectral.models.checkpoint import hash_state, load_into, load_state, save_c
 from spectral.models.info import ModelInfo, Preprocessing, model_info
 from spectral.models.load import list_bundled, load_model
 from spectral.models.sources import libraries
+from spectral.stability import measure_stability
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 DESCRIPTION = {
@@ -685,10 +686,12 @@ def test_unknown_names(name: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["bundled/resnet20", None])
-def test_what_is_known_is_of_a_network_and_not_of_a_name(name: str | None) -> None:
-    with pytest.raises(SpectralError, match=r"must be a network, got .*; of a name, pass load_model\(name\)"):
-        model_info(name)  # type: ignore[arg-type]
+@pytest.mark.parametrize("ask", [model_info, measure_stability])
+def test_what_is_asked_of_a_network_is_refused_of_a_name(ask: Callable[..., object]) -> None:
+    images = () if ask is model_info else (torch.zeros(1, 3, 8, 8),)
+    for other, hint in (("bundled/resnet20", r"str; of a name, pass load_model\(name\)"), (None, "NoneType")):
+        with pytest.raises(SpectralError, match=f"^{ask.__name__}: expected a torch.nn.Module, got {hint}$"):
+            ask(other, *images)
 
 
 def test_unknown_antialiased_name() -> None:

@@ -16,7 +16,7 @@ from spectral.discovery import Beside, Event, record_events, watch_nothing
 from spectral.display import align, to_html
 from spectral.errors import SpectralError
 from spectral.inputs import Example
-from spectral.network import check_whole
+from spectral.network import as_network, check_whole
 from spectral.operators import LOSSLESS, Geometry, Size, find_plain_operator, operator_of
 from spectral.places import Ending, Place
 from spectral.standin import choose_inputs
@@ -238,10 +238,9 @@ def check_hookable(model: object) -> None:
     Raises:
         SpectralError: naming the module to pass instead.
     """
-    if not isinstance(model, nn.Module):
-        raise SpectralError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    check_whole(model)
-    for name, module in model.named_modules():
+    network = as_network(model)
+    check_whole(network)
+    for name, module in network.named_modules():
         kind = type(module).__name__
         if kind == "OptimizedModule":
             raise SpectralError(f"hooks never fire in a compiled model; {_way_out(name, '_orig_mod')}")

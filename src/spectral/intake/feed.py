@@ -36,6 +36,7 @@ from spectral.network import (
     Call,
     Kinds,
     Scores,
+    as_network,
     check_whole,
     find_first_convolution,
     list_calls,
@@ -106,7 +107,7 @@ class Feed:
         workers: int | None = None,
         lazily: bool = False,
     ) -> None:
-        self.model, self.caller, self.logits = model, caller, logits
+        self.model, self.caller, self.logits = as_network(model, caller), caller, logits
         info = model_info(model)
         self.name = name or (info.name if info is not None else type(model).__name__)
         self.preparation = find_preparation(model, preprocessing)

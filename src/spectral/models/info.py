@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spectral.errors import SpectralError
+from spectral.network import as_network
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,6 @@ def model_info(model: nn.Module) -> ModelInfo | None:
         >>> model_info(nn.Identity()) is None
         True
     """
-    if not isinstance(model, nn.Module):  # nothing would fail: it would seem to be from elsewhere
-        raise SpectralError(
-            f"model_info: model must be a network, got {model!r:.60}; of a name, pass load_model(name)"
-        )
+    as_network(model, "model_info")  # nothing would fail: it would seem to be from elsewhere
     info = getattr(model, "spectral_info", None)
     return info if isinstance(info, ModelInfo) else None

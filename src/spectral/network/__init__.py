@@ -10,7 +10,13 @@ from spectral.network.calls import (
     require_clear,
     run_forward,
 )
-from spectral.network.mode import check_whole, evaluation_mode, put_into_evaluation, undisturbed
+from spectral.network.mode import (
+    as_network,
+    check_whole,
+    evaluation_mode,
+    put_into_evaluation,
+    undisturbed,
+)
 from spectral.network.moves import (
     CHANNELS,
     SPATIAL,
@@ -38,6 +44,7 @@ __all__ = [
     "Take",
     "Writes",
     "arrange_image",
+    "as_network",
     "check_whole",
     "describe_output",
     "evaluation_mode",

@@ -109,6 +109,28 @@ def _hook(model: nn.Module, hook: Any) -> Iterator[None]:
 _SHARDED = {"FSDPModule": "fully_shard", "FullyShardedDataParallel": "FullyShardedDataParallel"}
 
 
+def as_network(model: object, caller: str = "") -> nn.Module:
+    """Return a network, and refuse what is none, such as the name of one.
+
+    Args:
+        model: what was passed as one.
+        caller: whose name the error begins with.
+
+    Raises:
+        SpectralError: saying what to pass.
+
+    Example:
+        >>> as_network(None, "measure")
+        Traceback (most recent call last):
+        spectral.errors.SpectralError: measure: expected a torch.nn.Module, got NoneType
+    """
+    if not isinstance(model, nn.Module):
+        hint = "; of a name, pass load_model(name)" if isinstance(model, str) else ""
+        begin = f"{caller}: " if caller else ""
+        raise SpectralError(f"{begin}expected a torch.nn.Module, got {type(model).__name__}{hint}")
+    return model
+
+
 def check_whole(model: nn.Module) -> None:
     """Refuse a model whose weights are spread over processes: each of its passes is one of them all together.
 
