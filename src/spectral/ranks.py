@@ -388,15 +388,23 @@ def refuse_lost(error: Exception) -> None:
 
     Raises:
         BrokenJobError: if it is.
+
+    Example:
+        >>> try:
+        ...     refuse_lost(RuntimeError("[/src/gloo/pair.cc:5] Connection closed by peer. Check the logs."))
+        ... except BrokenJobError as error:
+        ...     print(str(error).partition(";")[0])
+        a rank of this job ended or doesn't answer (Connection closed by peer)
     """
     if isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST):
         raise _lose(error) from error
 
 
 def _lose(error: Exception) -> BrokenJobError:
+    # Of what gloo says the first sentence, without the place in its code before and the advice behind.
+    why = re.sub(r"^\[[^]]*:\d+\] ", "", _first_line(error)).partition(". ")[0]
     return BrokenJobError(
-        f"a rank of this job ended or doesn't answer ({_first_line(error)}); what was finished is kept, "
-        f"start the job again"
+        f"a rank of this job ended or doesn't answer ({why}); what was finished is kept, start the job again"
     )
 
 
