@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.nn  # its functions' defaults are the group that is there when it is first loaded
 from dying import list_threads
+from faults import full_disk
 from networks import Falling
 from torch import Tensor, nn
 
@@ -260,10 +261,10 @@ def fall(folder: Path) -> Any:
         Falling.end = None
 
 
-def refuse() -> dict[str, Any]:
+def refuse(*command: str) -> dict[str, Any]:
     """Run a command that can't be done as a user's shell does: it says so and exits."""
     try:
-        spectral_command(["measure", NETWORK, "--device", "cuda:77"])
+        spectral_command([*command])
     except SystemExit as end:
         return {"status": end.code}
     return {}
@@ -331,7 +332,11 @@ def main(folder: Path) -> None:
         run_commands(folder / "commands")
         found["distilling"] = distil(folder / "distilling")
         found["sweep"] = run_sweep(folder / "sweeping")
-        found["refused command"] = refuse()
+        found["refused command"] = refuse("measure", NETWORK, "--device", "cuda:77")
+        with full_disk(1000):  # which the first rank alone meets, at the end
+            found["no room for tables"] = refuse(
+                "attribute", NETWORK, *SMALL, *FEW, "--out", str(folder / "full")
+            )
     dist.destroy_process_group()
     gc.collect()  # the case's own DistributedDataParallel, which refers to itself, holds the group
     found["threads"] = list_threads()

@@ -268,6 +268,12 @@ class TestCommand:
         said = found[0]["stderr"].splitlines()
         assert len([line for line in said if "Error: " in line and "cuda:77" in line]) == 1
 
+    def test_what_fails_when_the_first_rank_writes_is_what_ends_all(self, found):
+        assert [rank["no room for tables"]["status"] for rank in found] == [2] * len(found)
+        said = [line for line in found[0]["stderr"].splitlines() if "Error: " in line and "full" in line]
+        assert len(said) == 1
+        assert "can't be written" in said[0]
+
     @pytest.mark.parametrize("rank", [0, 1])
     def test_what_ranks_do_not_share_one_does(self, rank, monkeypatch):
         launch = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "MASTER_ADDR": "localhost",

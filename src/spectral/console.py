@@ -102,8 +102,7 @@ class SpectralCommand(_OneVoice):
                     ranks = job.enter_context(joined(launch, apart=self.ranks == "apart"))
                     ctx.meta[_RANKS] = ranks
                 found = super().invoke(ctx)
-                if self.ranks == "apart":
-                    await_others()
+                await_others()  # the first one writes: where it can't, the others haven't gone without a word
                 return found
             except KeyboardInterrupt as stop:
                 what = "Stopped, as when another rank ends" if isinstance(stop, Stopped) else "Interrupted"
