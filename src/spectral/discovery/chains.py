@@ -351,7 +351,10 @@ class Chains:
             root.nodes.append(node)
             if call.facts.is_mutable:
                 self._held[y].content = node  # all names of the tensor have it now
-                self._outdate(y)
+                if any(
+                    other.order != order for other in root.nodes
+                ):  # there are views, with axes in other orders
+                    self._outdate(y)
             else:
                 self._held[y] = _Held(node)
         return True
