@@ -15,6 +15,7 @@ import command
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 from click.testing import CliRunner
 from faults import full_disk
 from PIL import Image
@@ -148,6 +149,16 @@ class TestRefusing:
             os.utime(mark, (coming, coming))
         table = sweep(NETS[:1], str(tmp_path / "*.png"), ["avr"], **given)
         assert list(table["state"]) == ["failed"]
+
+    def test_a_measurement_and_a_sweep_in_one_folder(self, finished, tmp_path):
+        net = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        before = {path: path.read_bytes() for path in finished.glob("*.*")}
+        with pytest.raises(SpectralError, match="holds a sweep, not a measurement; choose another"):
+            spectral.measure(net, torch.rand(1, 3, 8, 8), ["avr"], out=finished, progress=False)
+        assert {path: path.read_bytes() for path in finished.glob("*.*")} == before
+        spectral.measure(net, torch.rand(1, 3, 8, 8), ["avr"], out=tmp_path, progress=False)
+        with pytest.raises(SpectralError, match="holds a measurement, not a sweep; choose another"):
+            run(tmp_path)
 
     def test_another_sweep(self, finished):
         with pytest.raises(SpectralError, match="holds a sweep with unit = 3, not 4; choose another"):

@@ -16,7 +16,7 @@ from spectral.attributes import share_facts
 from spectral.errors import SpectralError, StorageError
 from spectral.json_files import read_json
 from spectral.lazy import gather
-from spectral.schema import RUN_FILE, SITES_FILE
+from spectral.schema import RUN_FILE, SITES_FILE, SWEEP_FILE
 from spectral.shards import Shard, list_shards, read_shards
 from spectral.summary import describe_measurement
 from spectral.table import name_images
@@ -192,6 +192,16 @@ def read_notes(folder: Path, run: str) -> dict[str, Any]:
     if notes.get("run") != run:
         raise StorageError(f"{path} belongs to another run; {_WAY_OUT}")
     return notes
+
+
+def refuse_sweep(folder: Path) -> None:
+    """Refuse a sweep's folder, whose tables have the names of a run's.
+
+    Raises:
+        SpectralError: if it is one.
+    """
+    if os.path.lexists(folder / SWEEP_FILE):
+        raise StorageError(f"{folder} holds a sweep, not a measurement; choose another folder")
 
 
 def refuse_earlier(folder: Path) -> None:

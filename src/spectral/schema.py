@@ -75,6 +75,7 @@ EITHER = frozenset({"label"})
 # A run's folder: pandas and pyarrow read its shards as one table and pass over names that begin with _.
 SHARD = "shard-{}{:06d}.parquet"  # who has written it, where several do, and its number
 RUN_FILE, SITES_FILE = "_run.json", "_sites.json"
+SWEEP_FILE = "_sweep.json"  # of a sweep's folder, which has runs in folders of its own
 
 
 def name_decibels(metric: str) -> str:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from spectral.errors import LostRowsWarning, StorageError
 from spectral.files import ensure_writable
 from spectral.json_files import write_json
-from spectral.run_folder import holds_run, read_notes, read_rows, read_run, refuse_earlier
+from spectral.run_folder import holds_run, read_notes, read_rows, read_run, refuse_earlier, refuse_sweep
 from spectral.sameness import Network, refuse_other
 from spectral.schema import RUN_FILE, SITES_FILE
 from spectral.shards import (
@@ -73,6 +73,7 @@ class ShardStore:
         self.folder = Path(folder).absolute()  # a data set may change the current folder
         ensure_writable(self.folder)
         refuse_earlier(self.folder)
+        refuse_sweep(self.folder)
         self.run, self.parts = self._claim(json.loads(json.dumps(config)), dict(provenance or {}), network)
         self._noted = read_notes(self.folder, self.run)  # what is damaged is told, not written over
         for path in self.folder.iterdir():

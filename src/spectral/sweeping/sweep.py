@@ -26,9 +26,9 @@ from spectral.measurement.images import describe_seen, name_as_before, refuse_ch
 from spectral.measurement.run import Run
 from spectral.models import load_model, model_info
 from spectral.ranks import Ranks
-from spectral.run_folder import LostImagesError, digest_run, read_run
+from spectral.run_folder import LostImagesError, digest_run, holds_run, read_run
 from spectral.sameness import refuse_other
-from spectral.schema import RUN_FILE, SITES_FILE, fill_words
+from spectral.schema import RUN_FILE, SITES_FILE, SWEEP_FILE, fill_words
 from spectral.store import ShardStore
 from spectral.summary import SITES_TABLE, SUMMARY_FILE, summarize_measurements, write_summary
 from spectral.sweeping.averages import average_sites, read_table
@@ -37,7 +37,7 @@ from spectral.sweeping.models import name_folders
 from spectral.table import PROVENANCE, check_tables, split_reasons, write_csvs
 from spectral.writers import claim, cooperate
 
-OPTIONS, QUEUE = "_sweep.json", "_queue"
+QUEUE = "_queue"
 TABLE = "networks.csv"
 _WAY_OUT = "delete it and run the same command again"
 USUAL = (224, 224)  # a network's size, where it isn't known
@@ -164,7 +164,9 @@ class _Plan:
         own = {"images": first.source, "count": len(first), "seed": self.seed, "unit": self.unit,
                "metrics": sorted(self.metrics) if self.metrics else None,
                "taps": sorted(self.taps)}  # fmt: skip
-        path = self.folder / OPTIONS
+        path = self.folder / SWEEP_FILE
+        if holds_run(self.folder):  # whose tables have the names of a sweep's
+            raise SpectralError(f"{self.folder} holds a measurement, not a sweep; choose another folder")
         with Claims(self.folder / QUEUE).waiting("options", report):
             if not os.path.lexists(path):
                 write_json(own, path, sealed=True)
