@@ -270,6 +270,14 @@ def test_images_that_are_there_twice_are_told(make):
     assert ["1 of 6 images are the same as another" in one for one in said] == [True]
 
 
+@pytest.mark.parametrize("place", [(1, 1), (63, 62), (40, 7)])
+def test_images_that_differ_in_one_sample_are_not_the_same(place):
+    images = torch.rand(1, 3, 64, 64).div(2).repeat(3, 1, 1, 1)
+    images[(2, 0, *place)] += 0.5
+    *_, said = read(images)
+    assert ["1 of 3 images are the same as another" in one for one in said] == [True]
+
+
 @pytest.mark.parametrize("names", [("x_{}", "y_{}"), ("{}_images", "{}_labels")])
 def test_arrays_of_the_test_images_are_read_of_a_file_that_has_others(names, tmp_path):
     """As keras and MedMNIST keep them."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from spectral.data.datasets import hash_each
+from spectral.data.datasets import key_each
 from spectral.data.imageset import find_repeated
 from spectral.data.structures import join, pick
 from spectral.inputs import Inputs
@@ -60,7 +60,7 @@ class GivenImages:
     @property
     def repeated(self) -> list[tuple[str, str]]:
         """Ids of images that are the same as an earlier one, each with that one's."""
-        return find_repeated(self.ids, hash_each((self.inputs.args, self.inputs.kwargs), len(self)))
+        return find_repeated(self.ids, key_each((self.inputs.args, self.inputs.kwargs), len(self)))
 
     def resized(self, size: tuple[int, int]) -> GivenImages:
         """Return itself: what the user gives is taken as it is."""
