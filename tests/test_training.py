@@ -581,6 +581,15 @@ def test_a_damaged_state_and_too_many_classes_are_one_sentence(tiny, tmp_path):
         run("tiny", eleven, tmp_path / "other")
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_training_is_the_same_wherever_it_is_called(mode, tiny, tmp_path):
+    data = random_set()
+    usual = run("tiny", data, tmp_path / "a")["model"].state_dict()
+    with mode():
+        found = run("tiny", data, tmp_path / "b")["model"].state_dict()
+    assert all(torch.equal(value, usual[name]) for name, value in found.items())
+
+
 def test_a_network_whose_normalisation_is_unknown_is_tuned_on_pixels(tmp_path):
     """And not on nothing: its own file says no mean."""
     (tmp_path / "net.py").write_text(

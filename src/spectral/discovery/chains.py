@@ -351,9 +351,8 @@ class Chains:
             root.nodes.append(node)
             if call.facts.is_mutable:
                 self._held[y].content = node  # all names of the tensor have it now
-                if any(
-                    other.order != order for other in root.nodes
-                ):  # there are views, with axes in other orders
+                viewed = any(other.order != order for other in root.nodes)  # with its axes in another order
+                if viewed:
                     self._outdate(y)
             else:
                 self._held[y] = _Held(node)

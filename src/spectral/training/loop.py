@@ -40,6 +40,8 @@ STATE_NAME = "training-state.pt"
 
 
 @shared
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train(
     architecture: str,
     train_set: LabelledImages,
