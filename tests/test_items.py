@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 import spectral
 from spectral.errors import SpectralError, SpectralWarning
@@ -229,6 +229,43 @@ def test_what_is_one_image_the_network_tells(axes, wrap):
         feed = Feed(net, wrap(items), caller="test")
         batches = [inputs.image for _, inputs in feed.batches(2)]
         torch.testing.assert_close(torch.cat(batches), whole)
+
+
+class Apart(nn.Module):
+    """An image's network of which another branch has the first convolution in order."""
+
+    def __init__(self, stem):
+        super().__init__()
+        self.stem, self.net = stem, make_net()
+
+    def forward(self, x):
+        return self.net(x)
+
+
+@pytest.mark.parametrize("stem", [nn.Conv1d(7, 4, 3), nn.Conv3d(3, 4, 1), nn.Conv2d(1, 4, 3)])
+@pytest.mark.parametrize(("wrap", "labels"), [
+    (list, False), (lambda x: list(x.numpy()), False), (iter, False),
+    (lambda x: zip(x, LABELS, strict=True), True), (lambda x: list(zip(x, LABELS, strict=True)), True),
+    (lambda x: iter(load(x)), True), (lambda x: list(load(x)), True), (lambda x: list(load(x, 1)), True),
+    (lambda x: map(tuple, load(x)), True), (lambda x: load(x, None), True),
+])  # fmt: skip
+def test_the_first_convolution_may_not_be_the_images(stem, wrap, labels):
+    feed = Feed(Apart(stem), wrap(TENSORS), caller="test")
+    torch.testing.assert_close(torch.cat([inputs.image for _, inputs in feed.batches(2)]), TENSORS)
+    assert feed.images.labels == (LABELS if labels else [None] * 5)
+
+
+def load(images, batch_size=2):
+    return DataLoader(TensorDataset(images, torch.tensor(LABELS)), batch_size)
+
+
+@pytest.mark.parametrize("wrap", [iter, list])
+def test_batches_to_which_the_network_adds_an_axis(wrap):
+    """Spectrograms (B, T, F) with a label each."""
+    net = nn.Sequential(nn.Unflatten(1, (1, 16)), nn.Conv2d(1, 4, 3), nn.Flatten(1))
+    feed = Feed(net, wrap(load(TENSORS[:, 0], 4)), caller="test")
+    torch.testing.assert_close(torch.cat([inputs.image for _, inputs in feed.batches(2)]), TENSORS[:, 0])
+    assert feed.images.labels == LABELS
 
 
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: {"image": x}])

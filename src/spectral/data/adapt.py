@@ -36,6 +36,8 @@ EXPECTED = (
 
 
 _ARRAYS = (Tensor, np.ndarray)
+Stem = tuple[int | None, int | None]  # spatial axes and input channels of a first convolution
+NO_STEM: Stem = (None, None)
 _OBJECTS = ("O", "S", "U")  # kinds of an array's entries that are no numbers
 
 
@@ -45,7 +47,7 @@ def is_image_set(images: Any) -> bool:
 
 
 def adapt_images(
-    images: Any, caller: str, lazily: bool = False, bounded: bool = False, axes: int | None = None
+    images: Any, caller: str, lazily: bool = False, bounded: bool = False, stem: Stem = NO_STEM
 ) -> Any:
     """Make a set of images of whatever holds some.
 
@@ -58,7 +60,7 @@ def adapt_images(
         caller: whose name errors begin with.
         lazily: as for `load_images`, of names and paths.
         bounded: whether what comes one by one, without a length, may only be so much.
-        axes: how many of an image are spatial, where its network tells: one is told from a batch by it.
+        stem: spatial axes and channels of the network's first convolution: they tell one from a batch.
 
     Raises:
         SpectralError: if it is none of these, or empty.
@@ -82,16 +84,16 @@ def adapt_images(
     if isinstance(images, DataLoader):
         if images.batch_sampler is None:  # items come one by one, or the dataset makes batches itself
             name = f"loader:{type(images.dataset).__name__}"
-            return _read_stream(keep_few(images, bounded), caller, images.dataset, name, axes)
+            return _read_stream(keep_few(images, bounded), caller, images.dataset, name, stem)
         return read_loader(images, bounded)
     if isinstance(images, np.ndarray):
         return _read_array(images, caller)
     if isinstance(images, Tensor):
         return images
     if isinstance(images, Mapping):
-        return _read_nested(images, caller, axes)
+        return _read_nested(images, caller, stem)
     if isinstance(images, list | tuple):
-        return _read_items(images, caller, lazily, axes)
+        return _read_items(images, caller, lazily, stem)
     if (
         hasattr(images, "__getitem__")
         and hasattr(images, "__len__")
@@ -99,7 +101,7 @@ def adapt_images(
     ):
         return read_dataset(images)
     if isinstance(images, Iterable):
-        return _read_stream(keep_few(images, bounded), caller, images, axes=axes)
+        return _read_stream(keep_few(images, bounded), caller, images, stem=stem)
     raise SpectralError(f"{caller}: expected {EXPECTED}, got {type(images).__name__}")
 
 
@@ -188,7 +190,7 @@ class Stream(list[Any]):
 
 
 def _read_stream(
-    items: Iterator[Any], caller: str, owner: Any, name: str | None = None, axes: int | None = None
+    items: Iterator[Any], caller: str, owner: Any, name: str | None = None, stem: Stem = NO_STEM
 ) -> Any:
     """Read what can be gone through once: batches, paths, or images one by one, which then are items.
 
@@ -197,7 +199,7 @@ def _read_stream(
         caller: whose name errors begin with.
         owner: what they are of, which may tell what its labels count.
         name: of batches; by default the owner's type.
-        axes: as for `adapt_images`.
+        stem: as for `adapt_images`.
     """
     first = next(items, None)
     if first is None:
@@ -205,7 +207,7 @@ def _read_stream(
     every = chain([first], items)
     if isinstance(first, str | os.PathLike):
         return _read_items(list(every), caller)
-    if not _is_one_image(first, axes):
+    if not _is_one_image(first, stem):
         return read_iterable(every, name=name or type(owner).__name__, dataset=owner)
     stream = Stream(every)
     if all(isinstance(item, np.ndarray | Image.Image) for item in stream):
@@ -213,7 +215,7 @@ def _read_stream(
     return read_dataset(stream, owner=owner)
 
 
-def _is_one_image(item: Any, axes: int | None = None) -> bool:
+def _is_one_image(item: Any, stem: Stem = NO_STEM) -> bool:
     """Whether an item of a stream is one image, by its label, as a picture, or by its shape, and no batch."""
     if _is_batch_of_images(item):
         return False
@@ -225,8 +227,17 @@ def _is_one_image(item: Any, axes: int | None = None) -> bool:
     shape = max(shapes, key=len, default=())
     if isinstance(rest, np.ndarray) and rest.dtype == np.uint8 and len(shape) == 3:
         return True  # pixels with channels last
-    if axes is not None:
-        return len(shape) in (axes, axes + 1)  # without channels, or with them
+    if _is_labelled_batch(item, stem):
+        return False
+    axes, channels = stem
+    if axes is not None and len(shape) == axes + 2 and shape[1] == channels:
+        return False
+    ends = {1: shape[:1], 2: shape[::2], 3: (*shape[:2], *shape[3:])}  # of a video the time may be first
+    if axes is not None and len(shape) == axes + 1 and channels in ends[axes]:
+        return True
+    if channels == 1 and len(shape) == axes:
+        return True  # without channels
+    # Else the first convolution may be of another branch, or the network may add an axis to images.
     planes = len(shape) == 3 and shape[0] in CHANNELS and min(shape[1:]) >= 8  # not signals of few channels
     return planes or (len(shape) == 3 and _has_label(item, taken))
 
@@ -248,7 +259,7 @@ def _has_label(item: Any, taken: Taken) -> bool:
     )
 
 
-def _read_items(items: Sequence[Any], caller: str, lazily: bool = False, axes: int | None = None) -> Any:
+def _read_items(items: Sequence[Any], caller: str, lazily: bool = False, stem: Stem = NO_STEM) -> Any:
     """Read a list: of paths, of PIL images, of arrays of pixels, or of what a network is called with."""
     if not items:
         raise SpectralError(f"{caller}: there are no images")
@@ -260,34 +271,46 @@ def _read_items(items: Sequence[Any], caller: str, lazily: bool = False, axes: i
     if arrays and all(item.dtype == np.uint8 and item.ndim in (2, 3) for item in items):
         return make_picture_set(items, "images")
     if isinstance(items, list):
-        if all(_is_labelled_batch(item, axes) for item in items):
+        # One alone of a single image may be its item; the others tell.
+        if all(map(_find_labelled, items)) and any(_is_labelled_batch(item, stem) for item in items):
             return read_iterable(items)
         labelled = any(_has_label(item, take_labels(item, single=True)) for item in items)
-        paired = axes is not None and all(
-            isinstance(item, tuple) and _is_one_image(item, axes) for item in items
+        paired = stem[0] is not None and all(
+            isinstance(item, tuple) and _is_one_image(item, stem) for item in items
         )
         if labelled or paired or find_picture(items[0]) is not None:
             return read_dataset(Stream(items))
-    return _read_nested(items, caller, axes)
+    return _read_nested(items, caller, stem)
 
 
-def _is_labelled_batch(item: Any, axes: int | None) -> bool:
-    """Whether it is what a loader gives: images, and a label for each."""
-    if axes is None or not isinstance(item, tuple | list | Mapping):
+def _is_labelled_batch(item: Any, stem: Stem) -> bool:
+    """Whether it is what a loader gives, and no item."""
+    axes, channels = stem
+    shape = () if axes is None else _find_labelled(item)
+    if axes is None or not shape:
         return False
+    if len(shape) == axes + 1:  # images to which their network adds an axis, or one of so many channels
+        return shape[0] != channels and (shape[0] > 1 or len(shape) == 4)
+    return len(shape) in (4, axes + 2)
+
+
+def _find_labelled(item: Any) -> tuple[int, ...]:
+    """Return the shape of what has as many entries as there are labels beside it; an empty one of none."""
+    if not isinstance(item, tuple | list | Mapping):
+        return ()
     taken = take_labels(item)
     tensors = [leaf for leaf in list_leaves(taken.rest) if isinstance(leaf, Tensor)]
-    image = max(tensors, key=lambda x: x.ndim, default=None)
-    return image is not None and image.ndim == axes + 2 and len(image) == len(taken.labels)
+    shape = tuple(max(tensors, key=lambda x: x.ndim).shape) if tensors else ()
+    return shape if shape and shape[0] == len(taken.labels) else ()
 
 
-def _read_nested(value: Any, caller: str, axes: int | None = None) -> Any:
+def _read_nested(value: Any, caller: str, stem: Stem = NO_STEM) -> Any:
     """Read a dictionary or a tuple: pictures with their labels, or what a network is called with.
 
     Pictures are PIL images, and 8-bit pixels with channels last, which no network of torch is called with.
     An item of a dataset, one image with its label, is a set of one.
     """
-    if _has_label(value, take_labels(value, single=True)) and _is_one_image(value, axes):
+    if _has_label(value, take_labels(value, single=True)) and _is_one_image(value, stem):
         return read_dataset(Stream([value]))
     taken = take_labels(value)
     parts = taken.rest.values() if isinstance(taken.rest, Mapping) else [taken.rest]

@@ -139,8 +139,9 @@ class Feed:
         self._advice = "leave preprocessing out for what is normalised already"
         if pixels:
             self._advice = "give images that aren't normalised, and preprocessing= if the network tells none"
-        self._axes = find_first_convolution(model)[0]
-        adapted = adapt_images(images, caller, lazily, axes=self._axes)
+        stem = find_first_convolution(model)
+        self._axes = stem[0]
+        adapted = adapt_images(images, caller, lazily, stem=stem)
         self.images: Images = self._adapt(self._set_loading(adapted, workers))
         if len(self.images) == 0:
             raise SpectralError(f"{caller}: there are no images")

@@ -116,15 +116,17 @@ def list_calls(model: Any, example: Any) -> list[Call]:
 def _list_sequence_calls(model: Any, example: Sequence[Any]) -> Iterator[Call]:
     """List what a tuple or a list may be: images one by one, as detectors take them, or several inputs."""
     whole = Call(make_inputs)
-    axes = find_first_convolution(model)[0] or 2
+    axes, channels = find_first_convolution(model)
+    axes = axes or 2
     tensors = [item for item in example if isinstance(item, Tensor)]
     listed = isinstance(example, list) and len(tensors) == len(example)
-    if listed and all(x.ndim == axes + 1 for x in tensors):
+    if tensors and listed and _are_single(tensors, axes, channels):
         yield whole
         if _can_be_stacked(tensors):
             for call in _list_tensor_calls(model, torch.stack(tensors[:1])):
                 yield replace(call, build=partial(_build_stacked, call.build))
-        return
+        if tensors[0].ndim == 3 or tensors[0].ndim == axes + 1 == 2 or channels in tensors[0].shape[:1]:
+            return
     if example and all(isinstance(item, Mapping) for item in example):
         yield from _list_calls_of_items(model, example)
         return
@@ -132,7 +134,7 @@ def _list_sequence_calls(model: Any, example: Sequence[Any]) -> Iterator[Call]:
         yield Call(lambda batch: make_inputs(*batch))
     yield whole
     alike = len(tensors) == len(example) and len({tuple(x.shape[1:]) for x in tensors}) == 1
-    batches = listed and alike and tensors[0].ndim == axes + 2
+    batches = listed and alike and tensors[0].ndim in (4, axes + 2)
     if batches and len({len(x) for x in tensors}) > 1:  # no inputs of one network
         yield Call(lambda batch: make_inputs(torch.cat(batch)))
     if len(example) > 1 and isinstance(example[0], Tensor | list | tuple | Mapping):
@@ -146,6 +148,14 @@ def _list_sequence_calls(model: Any, example: Sequence[Any]) -> Iterator[Call]:
         yield Call(lambda batch: make_inputs(batch[0]), note)
         if isinstance(example[0], tuple | list) and _can_be_stacked(example[0]):  # of tuple(zip(*items))
             yield Call(lambda batch: make_inputs(torch.stack(list(batch[0]))), note)
+
+
+def _are_single(tensors: Sequence[Tensor], axes: int, channels: int | None) -> bool:
+    """Whether these may be images one by one: of the first convolution's axes, or (C, H, W) of another's."""
+    if all(x.ndim == axes + 1 for x in tensors):
+        return True
+    signals = axes == 1 and all(x.ndim == 3 and x.shape[1] == channels for x in tensors)  # in batches
+    return all(x.ndim == 3 for x in tensors) and not signals
 
 
 def _list_calls_of_items(model: Any, items: Sequence[Mapping[str, Any]]) -> Iterator[Call]:
