@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import resource
@@ -9,6 +10,7 @@ import shutil
 import signal
 import time
 import warnings
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,7 @@ from spectral.page.render import render_page
 from spectral.schema import BOUNDS
 from spectral.stability import measure_stability
 from spectral.table import read_csv
+from spectral.writers import claim
 
 SIZE = 16
 
@@ -777,6 +780,23 @@ def test_the_command_writes_a_page_and_says_what_it_found(tmp_path):
     assert (code, "choose another folder" in said) == (2, True)
     code, said = run("diagnose", model, model)
     assert (code, "named twice" in said) == (2, True)
+
+
+def test_another_that_begins_while_the_page_is_written_ends_none_that_is_through(tmp_path):
+    class Beginning(io.StringIO):
+        """Somebody who claims the folder as soon as the page is told of."""
+
+        def write(self, text: str) -> int:
+            if "page: " in text:
+                other.enter_context(claim(tmp_path))
+            return super().write(text)
+
+    given = ["--images", "synthetic", "--limit", "2", "--minutes", "0.001", "--quiet"]
+    words = ["diagnose", "bundled/nula-w8@random", *given, "--out", str(tmp_path)]
+    with ExitStack() as other, redirect_stdout(Beginning()) as said, redirect_stderr(io.StringIO()) as failed:
+        code = main(words, standalone_mode=False)
+        assert "page: " in said.getvalue()
+    assert (code, failed.getvalue()) == (None, "")
 
 
 def test_the_headline_of_a_site_is_that_of_measure():

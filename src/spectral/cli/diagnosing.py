@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from spectral.cli.options import (
 )
 from spectral.cli.output import write_rows
 from spectral.console import SpectralCommand, hold_folder, workers_option
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, StorageError
 from spectral.files import find_folder
 from spectral.launch import find_launch
 
@@ -126,7 +126,8 @@ def diagnose(
 
         write_rows(pd.concat(sites, ignore_index=True), json_path, {"models": list(models)})
     answer.say(f"\n{_tell_page(page)}; tables beside it")
-    with _claimed(folder, models):
+    # Who has claimed it since is at the same, and notes it: here all is written and told.
+    with suppress(StorageError), _claimed(folder, models):
         answer.keep(folder, json_path)
 
 
