@@ -213,6 +213,8 @@ def test_a_network_that_normalises_itself():
     net[0] = nn.Identity()
     x = torch.rand(2, 3, 4, 4)
     torch.testing.assert_close(find_preparation(net)(x), 255 * x)
+    net[0] = v1.Normalize((0.0,) * 3, (255.0,) * 3)  # which nobody divides by where images are in [0, 1]
+    torch.testing.assert_close(find_preparation(net)(x), 255 * x)
 
 
 def test_what_is_assumed_is_said():

@@ -152,18 +152,19 @@ def _read_own_layer(model: nn.Module) -> Preparation | None:
     for path, module in model.named_children():
         kind, origin = type(module).__name__, f"the network's own layer {path!r}"
         if "normaliz" in kind.lower() and _has(module, "mean", "std"):
-            return _prepare_for(module.mean, origin, model)
+            return _prepare_for(module.mean, module.std, origin, model)
         if _has(module, "image_mean", "image_std"):
-            return _prepare_for(module.image_mean, origin, model)
+            return _prepare_for(module.image_mean, module.image_std, origin, model)
     if _has(model, "pixel_mean", "pixel_std"):
-        return _prepare_for(model.pixel_mean, "the network's own pixel_mean", model)
+        return _prepare_for(model.pixel_mean, model.pixel_std, "the network's own pixel_mean", model)
     return None
 
 
-def _prepare_for(mean: Any, origin: str, model: nn.Module) -> Preparation:
-    """Bring images to the range in which a layer of the network subtracts a mean: 0 … 255, or [0, 1]."""
-    with suppress(SpectralError):  # it may be anything
-        if max(normalise(origin, mean, 1, None).mean) > 1:
+def _prepare_for(mean: Any, std: Any, origin: str, model: nn.Module) -> Preparation:
+    """Bring images to the range that a layer of the network normalises: 0 … 255, or [0, 1]."""
+    with suppress(SpectralError):  # they may be anything
+        known = normalise(origin, mean, std, None)
+        if max(*known.mean, *known.std) > 1:
             return Preparation(origin, _find_size(model), (0.0,), (1 / 255,))
     return Preparation(origin, _find_size(model))
 
