@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,10 +11,24 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from spectral.axes import SIZES, Call, memory_of
-from spectral.chain import CHANNEL_AXIS, Chain, Extent, Fixed, Here, Made, Order, PerChannel, Step, Weight
+from spectral.chain import Chain, Extent, Fixed, Here, Order, Weight
 from spectral.dataless import Dataless
 from spectral.discovery.events import Event
-from spectral.operators import operator_name
+from spectral.discovery.nodes import (
+    ONLY_CHANNELS,
+    TURNS,
+    Constant,
+    Cut,
+    Node,
+    Recipe,
+    Root,
+    Source,
+    find_last,
+    is_joined,
+    regroup_axes,
+    turn_axes,
+    write_chain,
+)
 from spectral.tensors import TensorTable
 
 _SAME = {"alias", "detach", "lift_fresh", "contiguous"}
@@ -26,72 +39,7 @@ _DECIMATING = {"convolution", "native_layer_norm"}
 _PASSING = {"constant_pad_nd", "slice", *(f"avg_pool{n}d" for n in (1, 2, 3)),
             *(f"max_pool{n}d_with_indices" for n in (1, 2, 3))}  # fmt: skip
 _REDUCTIONS = {"mean", "sum", "var", "var_mean", "std", "std_mean", "amax", "amin", "linalg_vector_norm"}
-_TURNS = {"permute", "transpose", "t"}
-_CHANNELS = (CHANNEL_AXIS,)
 _RESHAPES = {"view", "_unsafe_view", "squeeze"}
-_UNTOLD = {*_TURNS, "reshape", "_to_copy"}
-
-
-@dataclass(eq=False)
-class _Constant:
-    """A tensor that doesn't depend on the image; None where it isn't known what it is made of."""
-
-    source: Weight | Fixed | _Recipe | None
-
-
-@dataclass(frozen=True, eq=False)
-class _Recipe:
-    func: Any
-    args: Any
-    kwargs: Any
-    entry: int
-
-
-@dataclass(eq=False)
-class _Node:
-    """A map of a chain: what it was made of, and whether anything outside the chain reads it.
-
-    ``order`` tells of each of its axes which axes of the site's map lie along it; ``full`` whether it has a
-    map's channels, not only a number for all of them.
-    """
-
-    root: _Root
-    number: int
-    order: Order
-    shape: torch.Size
-    recipe: _Recipe | None = None
-    parents: tuple[_Node, ...] = ()
-    mixes: bool = False
-    full: bool = True
-    joins: bool = False
-    reader: str = ""
-
-
-@dataclass(eq=False)
-class _Root:
-    """Where a chain begins; ``source`` is what the site decimates, if it has no weights of its own."""
-
-    nodes: list[_Node] = field(default_factory=list)
-    lacks_row: bool = False
-    source: _Source | None = None
-
-
-@dataclass(eq=False)
-class _Source:
-    """A tensor of the image: how many read it, and whether what made it could decimate just as well.
-
-    A convolution could, and what is pointwise; a pool at stride 1, padding, weights by place and an earlier
-    decimation could if that is true of the tensor before.
-    """
-
-    decimates: bool = False
-    before: _Source | None = None
-    readers: int = 0
-
-    def may_decimate(self) -> bool:
-        """Whether samples may be dropped before this tensor, and nothing would notice."""
-        able = self.decimates if self.before is None else self.before.may_decimate()
-        return able and self.readers == 1
 
 
 @dataclass(eq=False)
@@ -101,16 +49,8 @@ class _Held:
     ``stale`` if that isn't so any more: another view of the same memory was overwritten.
     """
 
-    content: _Node | _Constant
+    content: Node | Constant
     stale: bool = False
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """A constant with a number for each channel along an axis."""
-
-    held: _Node | _Constant
-    axis: int
 
 
 class Chains:
@@ -137,8 +77,8 @@ class Chains:
             self._names[x] = name
         self._model, self._find_original, self._comes_from_image = model, find_original, comes_from_image
         self._held: TensorTable[_Held] = TensorTable()
-        self._roots: dict[Event, _Root] = {}
-        self._sources: TensorTable[_Source] = TensorTable()
+        self._roots: dict[Event, Root] = {}
+        self._sources: TensorTable[Source] = TensorTable()
 
     def begin(self, event: Event) -> None:
         """Begin a chain at a site's output."""
@@ -148,10 +88,10 @@ class Chains:
         one_row = len(order) == rank + 1 and event.output_size[-2:-1] == (1,)
         if len(order) != rank + 2 and not one_row:
             return
-        root = _Root(lacks_row=one_row)
+        root = Root(lacks_row=one_row)
         if event.geometry.kind != "conv":
-            root.source = self._sources.setdefault(event.source, _Source())
-        root.nodes.append(_Node(root, 0, tuple((axis,) for axis in order), event.output.shape))
+            root.source = self._sources.setdefault(event.source, Source())
+        root.nodes.append(Node(root, 0, tuple((axis,) for axis in order), event.output.shape))
         self._held[event.output] = _Held(root.nodes[0])
         self._roots[event] = root
 
@@ -181,7 +121,7 @@ class Chains:
         if node is not None:
             self._end([node], "the output")
 
-    def _end(self, nodes: Sequence[_Node], reader: str) -> None:
+    def _end(self, nodes: Sequence[Node], reader: str) -> None:
         for node in nodes:
             node.reader = node.reader or reader
 
@@ -194,9 +134,9 @@ class Chains:
             return None, "its map isn't laid out as (B, C, H, W)"
         if root.source is not None and root.source.may_decimate():
             _part_joined(root.nodes)
-        last = _find_last(root.nodes)
+        last = find_last(root.nodes)
         reader = next((node.reader for node in root.nodes if node.reader), "")
-        chain = _write(last)
+        chain = write_chain(last)
         if not chain.operators:
             return None, f"no pointwise operator follows, but {reader or 'nothing'}"
         try:
@@ -213,30 +153,30 @@ class Chains:
         name, inputs, outputs, seen = call.name, call.inputs, call.outputs, call.sources
         if _is_same(name, inputs, outputs) or name == "clone":
             for y in outputs:
-                self._sources[y] = self._sources.setdefault(inputs[0], _Source())
+                self._sources[y] = self._sources.setdefault(inputs[0], Source())
             return
         for x in seen:
             source = self._sources.get(x)
             if source is None:
-                source = self._sources[x] = _Source()
+                source = self._sources[x] = Source()
             source.readers += 1
         pointwise = call.facts.is_pointwise
         passes = name in _PASSING or (pointwise and _differs_by_place(inputs, seen))
         before = self._sources.get(seen[0]) if passes and seen else None
         decimates = pointwise or name in _BATCH_NORMS or name in _DECIMATING
         for y in outputs:
-            self._sources[y] = _Source(decimates, before)
+            self._sources[y] = Source(decimates, before)
 
     def _find_weight(self, name: str) -> Tensor:
         path, _, own = name.rpartition(".")
         weight: Tensor = getattr(self._model.get_submodule(path), own)
         return weight
 
-    def _node(self, x: Tensor) -> _Node | None:
+    def _node(self, x: Tensor) -> Node | None:
         held = self._held.get(x)
-        return held.content if held is not None and isinstance(held.content, _Node) else None
+        return held.content if held is not None and isinstance(held.content, Node) else None
 
-    def _constant(self, x: Tensor) -> _Constant | None:
+    def _constant(self, x: Tensor) -> Constant | None:
         """Return what a tensor that isn't computed from the image is made of; None if that isn't known."""
         held = self._held.get(x)
         if held is None:
@@ -250,9 +190,9 @@ class Chains:
                 source = Fixed(original.detach())
             elif not x.is_meta:
                 source = Fixed(x.detach())
-            held = self._held[x] = _Held(_Constant(source))
+            held = self._held[x] = _Held(Constant(source))
         found = held.content
-        return found if isinstance(found, _Constant) and found.source is not None else None
+        return found if isinstance(found, Constant) and found.source is not None else None
 
     def _note_constant(self, call: Call) -> None:
         """Note how a tensor was made of constants."""
@@ -270,22 +210,22 @@ class Chains:
             return
         args, kwargs = tree_map(self._refer, (tuple(call.args), call.kwargs))
         for entry, y in enumerate(outputs):
-            self._held[y] = _Held(_Constant(_Recipe(func, args, kwargs, entry)))
+            self._held[y] = _Held(Constant(Recipe(func, args, kwargs, entry)))
 
     def _forget(self, overwritten: Sequence[Tensor]) -> None:
         """Know no more what tensors hold that share memory with one that was overwritten."""
         memories = {memory_of(x) for x in overwritten}
         for other, held in self._held.items():
-            if isinstance(held.content, _Constant) and memory_of(other) in memories:
+            if isinstance(held.content, Constant) and memory_of(other) in memories:
                 held.content.source = None
         for x in overwritten:
-            self._held[x] = _Held(_Constant(None))
+            self._held[x] = _Held(Constant(None))
 
     def _outdate(self, overwritten: Tensor) -> None:
         """Note of other views of a tensor that was overwritten that they hold another map than is known."""
         new, memory = self._held[overwritten], memory_of(overwritten)
         for other, held in self._held.items():
-            if held is not new and isinstance(held.content, _Node) and memory_of(other) == memory:
+            if held is not new and isinstance(held.content, Node) and memory_of(other) == memory:
                 held.stale = True
 
     def _refer(self, value: Any) -> Any:
@@ -293,7 +233,7 @@ class Chains:
             return self._node(value) or self._constant(value)
         return Here() if isinstance(value, torch.device) else value
 
-    def _extend(self, call: Call, nodes: Sequence[_Node]) -> bool:
+    def _extend(self, call: Call, nodes: Sequence[Node]) -> bool:
         """Go on with the chain through an operator; False if it doesn't work on each place by itself."""
         root, inputs, outputs = nodes[0].root, call.inputs, call.outputs
         if any(node.root is not root for node in nodes):
@@ -313,28 +253,28 @@ class Chains:
             cuts = found
         elif name in _BATCH_NORMS:
             training = bool(a.get("training", a.get("train", False)))
-            if training or order[1] != _CHANNELS or self._node(inputs[0]) is None or len(nodes) > 1:
+            if training or order[1] != ONLY_CHANNELS or self._node(inputs[0]) is None or len(nodes) > 1:
                 return False
             cuts, outputs = {id(x): 0 for x in inputs[1:]}, outputs[:1]
         elif name == "native_layer_norm":
-            alone = len(a["normalized_shape"]) == 1 and order[-1] == _CHANNELS
+            alone = len(a["normalized_shape"]) == 1 and order[-1] == ONLY_CHANNELS
             if not alone or self._node(inputs[0]) is None or len(nodes) > 1:
                 return False
             mixes, outputs = True, outputs[:1]
         elif name == "convolution":
-            if not _is_joined(a, nodes) or self._node(inputs[0]) is None:
+            if not is_joined(a, nodes) or self._node(inputs[0]) is None:
                 return False
             mixes = joins = True
         elif name in _REDUCTIONS:
             dims = a.get("dim")
             axes = [dims] if isinstance(dims, int) else list(dims or ())
-            if not a.get("keepdim") or not axes or any(order[d] != _CHANNELS for d in axes):
+            if not a.get("keepdim") or not axes or any(order[d] != ONLY_CHANNELS for d in axes):
                 return False
             mixes, full = True, False
-        elif name in _TURNS:
-            order = _turn(name, a, order)
+        elif name in TURNS:
+            order = turn_axes(name, a, order)
         elif name in _RESHAPES:
-            joined = _regroup(nodes[0], outputs[0].shape)
+            joined = regroup_axes(nodes[0], outputs[0].shape)
             if joined is None:
                 return False
             order = joined
@@ -346,8 +286,8 @@ class Chains:
         filled = tree_map(lambda value: self._fill(value, cuts), given)
         parents = tuple(dict.fromkeys(nodes))
         for entry, y in enumerate(outputs):
-            recipe = _Recipe(func, filled[0], filled[1], entry)
-            node = _Node(root, len(root.nodes), order, y.shape, recipe, parents, mixes, full, joins)
+            recipe = Recipe(func, filled[0], filled[1], entry)
+            node = Node(root, len(root.nodes), order, y.shape, recipe, parents, mixes, full, joins)
             root.nodes.append(node)
             if call.facts.is_mutable:
                 self._held[y].content = node  # all names of the tensor have it now
@@ -360,9 +300,7 @@ class Chains:
 
     def _fill(self, value: Any, cuts: dict[int, int]) -> Any:
         referred = self._refer(value)
-        return (
-            _Cut(referred, cuts[id(value)]) if isinstance(value, Tensor) and id(value) in cuts else referred
-        )
+        return Cut(referred, cuts[id(value)]) if isinstance(value, Tensor) and id(value) in cuts else referred
 
     def _match(self, inputs: Sequence[Tensor], order: Order, whole: torch.Size) -> dict[int, int] | None:
         """Find the axis of each constant that has a number for each channel; None if one differs by place."""
@@ -374,9 +312,9 @@ class Chains:
             if len(shape) != len(order):
                 return None
             for axes, n in zip(order, shape, strict=True):
-                if n != 1 and axes != _CHANNELS:
+                if n != 1 and axes != ONLY_CHANNELS:
                     return None
-            at = order.index(_CHANNELS)
+            at = order.index(ONLY_CHANNELS)
             if shape[at] != 1:
                 cuts[id(x)] = at - (len(order) - x.ndim)
         return cuts
@@ -404,107 +342,8 @@ def _differs_by_place(inputs: Sequence[Tensor], maps: Sequence[Tensor]) -> bool:
     return any(n > 1 for sizes in places for n in sizes)
 
 
-def _regroup(node: _Node, shape: Sequence[int]) -> Order | None:
-    """Tell which axes of the map lie along each of a view; None if it cuts one, or channels aren't alone."""
-    begin = node.root.nodes[0]
-    axes: list[int] = []
-    extents: list[int] = []
-    for along, n in zip(node.order, node.shape, strict=True):
-        axes += along
-        extents += [n] if len(along) == 1 else [begin.shape[begin.order.index((axis,))] for axis in along]
-    order, at = [], 0
-    for n in shape:
-        end = next((i for i in range(at + 1, len(axes) + 1) if math.prod(extents[at:i]) == n), at)
-        order.append(tuple(axes[at:end]))
-        at = end
-    told = at == len(axes) and all(order) and _CHANNELS in order
-    return tuple(order) if told else None
-
-
-def _turn(name: str, a: Any, order: Order) -> Order:
-    """Order the axes as a permutation leaves them."""
-    if name == "permute":
-        return tuple(order[d] for d in a["dims"])
-    first, second = (a["dim0"], a["dim1"]) if name == "transpose" else (0, 1)
-    turned = list(order)
-    turned[first], turned[second] = turned[second], turned[first]
-    return tuple(turned)
-
-
-def _is_joined(a: Any, nodes: Sequence[_Node]) -> bool:
-    """Whether a convolution is one of 1×1 directly behind a site that has no weights.
-
-    Axes that are turned and turned back change nothing: so memory is laid out with channels last.
-    """
-    (node, *others), kernel = nodes, a["weight"].shape[2:]
-    begin, behind = node.root.nodes[0], node
-    while behind.recipe is not None and operator_name(behind.recipe.func) in _TURNS:
-        (behind,) = behind.parents
-    turned = behind is not begin or node.order != begin.order
-    if others or turned or node.root.source is None or a["transposed"]:
-        return False
-    return set(kernel) == {1} and set(a["stride"]) == {1} and not any(a["padding"])
-
-
-def _part_joined(nodes: Sequence[_Node]) -> None:
+def _part_joined(nodes: Sequence[Node]) -> None:
     """Let a site end where a convolution reads it that isn't its own: it may as well decimate earlier."""
     for node in nodes:
         if node.joins:
             nodes[0].reader = nodes[0].reader or "convolution"
-
-
-def _find_last(nodes: Sequence[_Node]) -> _Node:
-    """Return the last map of a chain through which all goes that leaves it."""
-    live: set[int] = set()
-    for node in reversed(nodes):
-        if node.reader or node.number in live:
-            live |= {node.number, *(parent.number for parent in node.parents)}
-    found = nodes[0]
-    for node in nodes[1:]:
-        if node.number not in live:
-            continue
-        before = [other for other in nodes[: node.number] if other.number in live]
-        crossing = any(
-            parent.number < node.number
-            for other in nodes[node.number + 1 :]
-            if other.number in live
-            for parent in other.parents
-        )
-        if not crossing and not any(other.reader for other in before) and node.full:
-            found = node
-    return found
-
-
-def _write(last: _Node) -> Chain:
-    """Write down all steps that a map is made by, each once."""
-    steps: list[Step] = []
-    numbers: dict[Any, Any] = {}
-    names: list[str] = []
-    mixes = False
-
-    def place(content: _Node | _Constant) -> Weight | Fixed | Made:
-        nonlocal mixes
-        source = content.recipe if isinstance(content, _Node) else content.source
-        if isinstance(source, (Weight, Fixed)):
-            return source
-        if source is None:
-            return Made(0)
-        if source not in numbers:
-            args, kwargs = tree_map(fill, (source.args, source.kwargs))
-            steps.append(Step(source.func, args, kwargs, source.entry))
-            numbers[source] = Made(len(steps))
-            if isinstance(content, _Node):
-                mixes |= content.mixes
-                if steps[-1].name not in _UNTOLD:
-                    names.append(steps[-1].name)
-        return numbers[source]  # type: ignore[no-any-return]
-
-    def fill(value: Any) -> Any:
-        if isinstance(value, _Cut):
-            return PerChannel(place(value.held), value.axis)
-        return place(value) if isinstance(value, (_Node, _Constant)) else value
-
-    result = place(last)
-    assert isinstance(result, Made)  # of a map
-    begin = tuple(axis for (axis,) in last.root.nodes[0].order)
-    return Chain(tuple(names), tuple(steps), result.number, begin, last.order, mixes, last.root.lacks_row)
