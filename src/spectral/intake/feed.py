@@ -14,7 +14,6 @@ from torch.nn.parameter import is_lazy
 from spectral.classes import Matching, match_labels
 from spectral.data import (
     Images,
-    ImageSet,
     ListedImages,
     Loading,
     Values,
@@ -27,9 +26,18 @@ from spectral.data.labels import Joined, join_labels, take_labels
 from spectral.errors import SpectralError, warn
 from spectral.inputs import Inputs
 from spectral.intake.channels import list_channel_calls
-from spectral.intake.dependence import describe_dependence, name_few
+from spectral.intake.dependence import describe_dependence
 from spectral.intake.given import GivenImages, find_extents, pick_inputs
-from spectral.intake.pixels import AS_IT_IS, AS_PIXELS, WHITE, build_scaled, find_range, holds_pixels
+from spectral.intake.pixels import (
+    AS_IT_IS,
+    AS_PIXELS,
+    WHITE,
+    build_scaled,
+    describe_range,
+    find_range,
+    holds_pixels,
+)
+from spectral.intake.sets import describe_enlarged, describe_repeated, describe_resizing
 from spectral.models import model_info
 from spectral.models.preprocessing import explain_assumption, find_preparation
 from spectral.network import (
@@ -48,17 +56,6 @@ from spectral.network import (
 )
 from spectral.numerics.precision import require_double
 from spectral.probe import EMBEDDING, UNKNOWN, Probe, probe
-
-REPEATED = (
-    "{} of {} images are the same as another, as {} and {}; each counts as an image of its own, so that "
-    "intervals are narrower than they should be"
-)
-RESIZED = (
-    "the shorter side of images is resized (bicubic, antialiased) and their centre cropped, where the "
-    "configuration of {} says: {}; for that give images from a dataset with its transforms, or of its size"
-)
-SLACK = 0.25  # that filters may go beyond black and white
-FAR = 2  # times what an image comes to at most, from which on values are likely not normalised
 
 
 class Feed:
@@ -149,8 +146,7 @@ class Feed:
             self.images = self.images.resized(self.preparation.size)
         if isinstance(self.images, ListedImages) and not (lazily and self.images.size):
             self.images = self.images.checked()
-        if self.preparation.resizing and self.images.size == self.preparation.size and self._resizes():
-            self.notes.append(RESIZED.format(self.name, self.preparation.resizing))
+        self.notes += describe_resizing(self.images, self.preparation, self.name)
         if self._probe is None:
             _, raw = next(iter(self.images.batches(1, indices=[0])))
             inputs = self._choose_pixels(raw, "image of each item is")
@@ -415,13 +411,6 @@ class Feed:
         assert failure is not None
         raise failure
 
-    def _resizes(self) -> bool:
-        """Whether images are brought to their size from another; files that weren't read yet may be."""
-        if isinstance(self.images, ListedImages):
-            return True
-        items = self.images.items if isinstance(self.images, ImageSet) else ()
-        return any(item.photograph is None and item.size != self.images.size for item in items)
-
     def _list_calls(self, raw: Any) -> list[Call]:
         if isinstance(raw, Tensor) and self.normalises and raw.ndim == 4 and self._axes in (None, 2):
             return list_channel_calls(raw)
@@ -432,27 +421,7 @@ class Feed:
         if self.normalises:
             self._require_unit(image)
             return
-        low, high = find_range(image)
-        known = self.preparation
-        if not known.mean:
-            if not (known.assumed or known.function) and not -SLACK <= low <= high <= 1 + SLACK:
-                self.notes.append(
-                    f"the values are from {low:.3g} to {high:.3g} and passed as they are, but {self.name} "
-                    f"normalises images itself ({known.origin}): give them in [0, 1]"
-                )
-            return
-        mean = ", ".join(f"{m:.3g}" for m in self.preparation.mean)
-        expected = (
-            f"{self.name} expects images normalised by mean {mean} ({self.preparation.origin}): pass "
-            f"preprocessing= if they aren't yet"
-        )
-        if 0 <= low < high <= 1 and self.preparation.changes_values:
-            self.notes.append(f"the values are in [0, 1] and passed as they are; {expected}")
-        elif max(-low, high) > FAR * self.preparation.largest:
-            self.notes.append(
-                f"the values are from {low:.3g} to {high:.3g} and passed as they are; {expected}, as images "
-                f"in [0, 1] (pixels of 0 … 255 divided by 255)"
-            )
+        self.notes += describe_range(image, self.preparation, self.name)
 
     def _require_unit(self, image: Tensor) -> None:
         """Refuse values that can't be images in [0, 1]."""
@@ -468,31 +437,17 @@ class Feed:
         if self.normalises and self.preparation.assumed:
             self.notes.append(explain_assumption(self.model, self.name))
         if not isinstance(self.images, ListedImages):  # of which it isn't known yet
-            self.notes += self._describe_enlarged() + self._describe_repeated()
+            self.notes += describe_enlarged(self.images, self.enlarged) + describe_repeated(self.images)
 
     def conclude(self) -> None:
         """Note what shows of the images only when all have been read."""
         if isinstance(self.images, ListedImages):
-            found = self._describe_enlarged() + self._describe_repeated()
+            found = describe_enlarged(self.images, self.enlarged) + describe_repeated(self.images)
             self.notes += found
             if self.images.book.broken:
                 warn_about_skipped(self.images.skipped, self.images.source)
             for note in found:
                 warn(f"{self.caller}: {note}")
-
-    def _describe_repeated(self) -> list[str]:
-        repeated = getattr(self.images, "repeated", ())
-        return [REPEATED.format(len(repeated), len(self.images), *repeated[0])] if repeated else []
-
-    def _describe_enlarged(self) -> list[str]:
-        enlarged = self.enlarged
-        if not enlarged or self.images.size is None:
-            return []
-        size = "×".join(map(str, self.images.size))
-        return [
-            f"{len(enlarged)} of {len(self.images)} images are smaller than {size} and are enlarged, "
-            f"which lowers AVR: {name_few(enlarged)}"
-        ]
 
 
 def _find_place(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:

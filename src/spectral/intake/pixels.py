@@ -9,9 +9,12 @@ from torch import Tensor
 
 from spectral.data.structures import list_leaves
 from spectral.inputs import Inputs
+from spectral.models.preparation import Preparation
 from spectral.network import Call
 
 WHITE = 255
+SLACK = 0.25  # that filters may go beyond black and white
+FAR = 2  # times what an image comes to at most, from which on values are likely not normalised
 AS_PIXELS = "the 8-bit {what} taken as pixels: divided by 255, then normalised as images are"
 AS_IT_IS = "the 8-bit {what} passed as it is, since the network takes it so"
 
@@ -61,3 +64,33 @@ def find_range(image: Tensor) -> tuple[float, float]:
         return 0.0, 0.0
     low, high = torch.aminmax(image.detach().float())
     return float(low), float(high)
+
+
+def describe_range(image: Tensor, known: Preparation, name: str) -> list[str]:
+    """Say where values that are passed as they are, are likely not what a network expects.
+
+    Args:
+        image: the values.
+        known: what is known of how the network's images are normalised.
+        name: of the network.
+
+    Example:
+        >>> describe_range(torch.tensor([[0.0, 0.5]]), Preparation("its layer", None), "net")
+        []
+    """
+    low, high = find_range(image)
+    passed = f"the values are from {low:.3g} to {high:.3g} and passed as they are"
+    if not known.mean:
+        if known.assumed or known.function or -SLACK <= low <= high <= 1 + SLACK:
+            return []
+        return [f"{passed}, but {name} normalises images itself ({known.origin}): give them in [0, 1]"]
+    mean = ", ".join(f"{m:.3g}" for m in known.mean)
+    expected = (
+        f"{name} expects images normalised by mean {mean} ({known.origin}): pass preprocessing= if they "
+        f"aren't yet"
+    )
+    if 0 <= low < high <= 1 and known.changes_values:
+        return [f"the values are in [0, 1] and passed as they are; {expected}"]
+    if max(-low, high) > FAR * known.largest:
+        return [f"{passed}; {expected}, as images in [0, 1] (pixels of 0 … 255 divided by 255)"]
+    return []
