@@ -310,6 +310,21 @@ def main(folder: Path) -> None:
         "wrapped": lambda: spectral.measure(
             nn.parallel.DistributedDataParallel(plain()), pictures(4), **options
         ),
+        "other calls": lambda: (spectral.measure_stability if rank else spectral.measure)(
+            plain(), pictures(4), **options
+        ),
+        "other calls, turned": lambda: (spectral.measure if rank else spectral.measure_stability)(
+            plain(), pictures(4), **options
+        ),
+        "timed and measured": lambda: spectral.measure(plain(), pictures(4), **options) if rank else (
+            spectral.measure_latency({"net": plain()}, {"net": pictures(1)}, 1)
+        ),
+        "none to compare": lambda: spectral.analysis.compare_models(
+            {"a": plain(), "b": plain(1)}, None if rank else pictures(4), **options
+        ),
+        "none to mend": lambda: spectral.analysis.measure_fixes(
+            plain(), None if rank else pictures(4), ("flc",), **options
+        ),
         "after all": lambda: spectral.measure(plain(), pictures(3), **options),
     }  # fmt: skip
     with warnings.catch_warnings():
@@ -330,6 +345,8 @@ def main(folder: Path) -> None:
                 assert (stopped / STATE_NAME).exists()
                 found["training resumed"] = train(stopped)
         run_commands(folder / "commands")
+        if rank == 0:  # reading is nothing that ranks share
+            found["read"] = len(spectral.read_diagnosis(folder / "commands" / "diagnose").sites)
         found["distilling"] = distil(folder / "distilling")
         found["sweep"] = run_sweep(folder / "sweeping")
         found["refused command"] = refuse("measure", NETWORK, "--device", "cuda:77")

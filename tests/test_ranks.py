@@ -19,6 +19,7 @@ from networks import Falling
 
 import spectral
 from spectral.cli import main
+from spectral.ranks import refuse_lost
 from spectral.writers import claim
 
 pytestmark = pytest.mark.slow  # each start of a process that imports torch takes seconds
@@ -137,6 +138,9 @@ class TestAnalyses:
         for rank in found:
             assert rank[name]["rows"] == alone  # to the digit: an image is seen with the same others
 
+    def test_one_rank_reads_what_all_have_written(self, found):
+        assert found[0]["read"] == 2
+
     def test_no_thread_outlives_the_process_group(self, found):
         """One that did would abort, now and then, the process that ends under it."""
         for rank in found:
@@ -197,6 +201,11 @@ class TestRefusing:
                 "other seed",
                 r"^rank {last} of {count}: rank 0 calls measure_consistency with seed = 0, not 1; give every",
             ),
+            ("other calls", r"rank 0 calls measure, not measure_stability; let every"),
+            ("other calls, turned", r"rank 0 calls measure_stability, not measure; let every"),
+            ("timed and measured", r"rank 0 calls measure_latency, not measure; let every"),
+            ("none to compare", r"^rank 1 of {count}: compare_models: "),
+            ("none to mend", r"^rank 1 of {count}: measure_fixes: "),
             ("other labels", r"^rank {last} of {count}: rank 0 measures with labels = .*; give every"),
             ("other preparation", r"^rank {last} of {count}: rank 0 measures with preprocessing = .*0\.5\]"),
             ("all wrong", r"^measure: unknown metric 'avt'"),
@@ -212,6 +221,11 @@ class TestRefusing:
         pattern = said.replace("{last}", str(len(found) - 1)).replace("{count}", str(len(found)))
         assert re.search(pattern, texts.pop())
         assert all(rank[case]["seconds"] < 600 for rank in found)
+
+    def test_whoever_waits_in_vain_is_told_how_one_works_alone(self):
+        said = "[/src/gloo/buffer.cc:5] Timed out waiting 600000ms for send operation to complete"
+        with pytest.raises(spectral.BrokenJobError, match=r"with spectral\.alone\(\)"):
+            refuse_lost(RuntimeError(said))
 
     def test_what_was_finished_stays_and_another_number_goes_on(self, found):
         folder = found[0]["place"] / "fails"

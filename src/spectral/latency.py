@@ -15,11 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from spectral.arguments import as_integer
 from spectral.errors import SpectralError
 from spectral.network import undisturbed
-from spectral.ranks import find_ranks
+from spectral.ranks import find_ranks, shared
 
 WARM_UP = 3
 
 
+@shared
 def measure_latency(
     models: Mapping[str, nn.Module], inputs: Mapping[str, Tensor], repeats: int = 30
 ) -> dict[str, list[float]]:

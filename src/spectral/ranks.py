@@ -35,8 +35,8 @@ _LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe")
 _STEP, _VALUES, _FAILURE = range(3)  # what a meeting is for
 # Arguments of an analysis that are compared by what they hold (`spectral.sharing`, `hold`), or may differ.
 _APART = {
-    "model", "images", "preprocessing", "logits", "train_set", "test_set", "start", "out", "device",
-    "progress",
+    "model", "models", "images", "inputs", "preprocessing", "logits", "train_set", "test_set", "start", "out",
+    "device", "progress", "seconds",
 }  # fmt: skip
 
 
@@ -403,9 +403,12 @@ def refuse_lost(error: Exception) -> None:
 def _lose(error: Exception) -> BrokenJobError:
     # Of what gloo says the first sentence, without the place in its code before and the advice behind.
     why = re.sub(r"^\[[^]]*:\d+\] ", "", _first_line(error)).partition(". ")[0]
-    return BrokenJobError(
+    said = (
         f"a rank of this job ended or doesn't answer ({why}); what was finished is kept, start the job again"
     )
+    if why.startswith("Timed out"):  # a rank that has ended is noticed at once
+        said += "; every rank must call this, or the one that does calls it within `with spectral.alone():`"
+    return BrokenJobError(said)
 
 
 def _join(reports: Sequence[str | None]) -> str:

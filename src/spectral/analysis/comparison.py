@@ -24,6 +24,7 @@ from spectral.files import find_folder
 from spectral.intake import Feed
 from spectral.measurement import measure
 from spectral.pairing import SitePair, match_sites
+from spectral.ranks import shared
 from spectral.schema import (
     ALIAS_FREE,
     POWER_RATIOS,
@@ -47,6 +48,7 @@ COUNTS = ("layer_index", "n", "n_clusters", "n_silent_a", "n_silent_b")
 WORDS = ("layer", "tap", "metric", "reason", "site_a", "site_b", "op_a", "op_b", "pairing")
 
 
+@shared
 def compare_models(
     models: Mapping[str, nn.Module],
     images: Any,

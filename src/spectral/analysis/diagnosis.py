@@ -20,6 +20,7 @@ from spectral.arguments import as_path
 from spectral.columns import read_means
 from spectral.errors import SpectralError
 from spectral.measurement.captures import SITE_METRICS
+from spectral.ranks import alone
 from spectral.run_folder import holds_run, read
 from spectral.schema import with_bounds
 from spectral.stability.summary import COLUMNS as STABILITY_COLUMNS
@@ -135,6 +136,7 @@ def _read_stability(summary: pd.DataFrame) -> pd.DataFrame:
     return own.reindex(columns=STABILITY_COLUMNS).reset_index(drop=True)
 
 
+@alone()  # reading is no work that ranks share: whoever does waits for no other
 def read_diagnosis(path: str | Path) -> Diagnosis:
     """Read what `diagnose` wrote into a folder.
 

@@ -25,7 +25,7 @@ from spectral.latency import measure_latency
 from spectral.measurement import find_clusters, measure
 from spectral.network import Take
 from spectral.pairing import match_sites
-from spectral.ranks import find_ranks
+from spectral.ranks import find_ranks, shared
 from spectral.schema import to_decibels, with_bounds
 from spectral.sites import Site, find_sites
 from spectral.stability import measure_stability
@@ -53,6 +53,7 @@ Store = Callable[[str, Callable[[], pd.DataFrame]], pd.DataFrame]
 """Keeps tables by name: gives back what it has, else computes and keeps it."""
 
 
+@shared
 def measure_fixes(
     model: nn.Module,
     images: Any,

@@ -19,6 +19,7 @@ from spectral.errors import SpectralError, SpectralWarning
 from spectral.intake import Feed
 from spectral.latency import count_macs, measure_latency
 from spectral.measurement import measure
+from spectral.ranks import shared
 from spectral.schema import RANGES, fill_words
 from spectral.stability import measure_stability
 from spectral.table import widen
@@ -26,6 +27,7 @@ from spectral.table import widen
 LATENCY_BATCH = 16
 
 
+@shared
 def weigh_models(
     models: Mapping[str, nn.Module],
     images: Mapping[str, ImageSet],

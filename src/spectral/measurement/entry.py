@@ -113,6 +113,7 @@ def measure(
     """
     ranks = find_ranks() if together else Ranks()
     with ranks.telling():
+        ranks.require_same("measure", {})  # what it is called with is compared by what that holds
         batch_size = as_integer(batch_size, "measure: batch_size", least=1)
         run = prepare_run(
             model, images, metrics, sites=sites, taps=taps, name=name, preprocessing=preprocessing,
