@@ -157,6 +157,37 @@ def test_convert_waits_for_nobody_and_leaves_an_interrupted_distillation_alone(t
     assert {one.name for one in tmp_path.iterdir()} == {"r.safetensors", "r.json", "training"}
 
 
+def test_convert_writes_over_nothing_but_what_it_would_write_again(tmp_path):
+    folder, photos = tmp_path / "out", write_photos(tmp_path / "photos")
+    path, beside = folder / "r.safetensors", folder / "r.json"
+    command = ("convert", "bundled/resnet8@random", "--out", path, "--method")
+
+    def refused(*changed: object) -> str:
+        files = {file: file.read_bytes() for file in folder.iterdir()}
+        run = run_command(*changed)
+        assert run.exit_code == 2, run.output
+        assert files == {file: file.read_bytes() for file in folder.iterdir()}
+        return run.output
+
+    assert run_command(*command, "flc").exit_code == 0
+    written = path.read_bytes()
+    assert run_command(*command, "flc").exit_code == 0
+    assert path.read_bytes() == written
+    assert "r.safetensors is of method = 'flc', not 'aps'; choose" in refused(*command, "aps")
+    assert "is of options = [], not ['compat=True']" in refused(*command, "flc", "--option", "compat=True")
+    assert "is of images = None, not 'folder:photos@" in refused(*command, "flc", "--calibrate", photos)
+    # a trained network's own file, given as what to convert and as where to
+    path.write_bytes(b"cut")
+    assert "holds no weights, or is damaged" in refused(*command, "flc")
+    save_checkpoint(build("resnet8"), path, {"architecture": "resnet8"})
+    assert "nothing tells what it was made of" in refused("convert", path, "--method", "flc", "--out", path)
+    beside.unlink()
+    assert "r.safetensors stands there" in refused(*command, "flc")
+    path.rename(folder / "other.safetensors")
+    beside.write_text('{"of": "somebody else"}')
+    assert "r.json stands there" in refused(*command, "flc")
+
+
 def test_convert_takes_the_layers_options_and_calibrates(tmp_path):
     path, folder = tmp_path / "r.safetensors", write_photos(tmp_path / "photos")
     run = run_command(

@@ -227,7 +227,8 @@ def convert(
     MODEL to every other command; that of a network of your own with --architecture my_net.py:build beside it.
     MODEL+METHOD does the same without a file, and so does MODEL+METHOD+ACTIVATIONS+PADDING, any of them left
     out. What a conversion takes from a network's accuracy,
-    --calibrate and --distill give back in part; an interrupted --distill goes on with the same command.
+    --calibrate and --distill give back in part; an interrupted --distill goes on with the same command. A
+    FILE that is there is written again by the same command, and refused by any other.
 
     \b
     Example:
@@ -240,7 +241,8 @@ def convert(
     from spectral.data import find_example
     from spectral.distillation import FITTED_LR, HELD_OUT, STATE_NAME
     from spectral.json_files import write_json
-    from spectral.models.checkpoint import save_checkpoint
+    from spectral.models.checkpoint import MADE, refuse_other_checkpoint, save_checkpoint
+    from spectral.study.common import identify_network
     from spectral.study.tuning import name_architecture
     from spectral.training_state import remove_state
     from spectral.writers import claim_file
@@ -261,12 +263,18 @@ def convert(
         net, _, pictures = network.load_with_images(model, calibrate, None, 0, workers)
     info = spectral.model_info(net)
     assert info is not None
+    made = {
+        "model": info.name, **identify_network(net), "method": method, "activations": activations,
+        "padding": padding, "upsampling": upsampling, "where": where, "options": options,
+        "placement": placement, "distill": steps,
+        "images": None if pictures is None else f"{pictures.source}@{pictures.fingerprint}",
+    }  # fmt: skip
+    refuse_other_checkpoint(out, made)
     chosen = None if not where else where[0] if len(where) == 1 else list(where)
     shape, given = info.preprocessing.size, find_example(pictures)
     smooth = spectral.convert(
         net, method, chosen, placement, example=shape if given is None else given, activations=activations,
-        padding=padding, upsampling=upsampling,
-        **read_options(options),
+        padding=padding, upsampling=upsampling, **read_options(options),
     )  # fmt: skip
     report = spectral.conversion_report(smooth)
     click.echo(str(report))
@@ -296,7 +304,7 @@ def convert(
         "architecture": name_architecture(net), "family": info.family,
         "converted_from": info.name, "mean": info.preprocessing.mean, "std": info.preprocessing.std,
         "size": shape, "classes": info.classes, "num_classes": info.metadata.get("num_classes"),
-        "conversion": report.to_dict(),
+        "conversion": report.to_dict(), MADE: made,
     }  # fmt: skip
     known = {key: value for key, value in metadata.items() if value is not None}
     path = save_checkpoint(smooth, out, known)

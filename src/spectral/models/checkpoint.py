@@ -25,6 +25,7 @@ from spectral.files import ensure_writable, replacing, sync, write_whole
 _OPTIONAL_BUFFER = "num_batches_tracked"
 # What wrappers (DataParallel, torch.compile, a network with its normalisation) put before every name.
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
+MADE = "made"  # under what the JSON beside weights has what a command made them of
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".th")
 _INDEX = (".safetensors.index.json", ".bin.index.json")  # of weights in several files, as transformers writes
 _PART = re.compile(r"(.*)-\d{5}-of-\d{5}")
@@ -100,6 +101,34 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], metadata: Ma
     except SpectralError as error:
         raise SpectralError(f"{path}: the checkpoint can't be written there ({error})") from error
     return path
+
+
+def refuse_other_checkpoint(path: Path, made: Mapping[str, Any]) -> None:
+    """Refuse to write weights where others stand, or a JSON beside them: these would be lost.
+
+    Args:
+        path: of the weights.
+        made: what the new ones are made of, as `save_checkpoint` is given it under `MADE`.
+
+    Raises:
+        SpectralError: naming what differs, or what isn't known of those that stand there.
+
+    Example:
+        >>> refuse_other_checkpoint(Path("no/such/net.safetensors"), {"method": "flc"})
+    """
+    way_out = "choose another file or delete it"
+    there = [file for file in (path, path.with_suffix(".json")) if os.path.lexists(file)]
+    if not there:
+        return
+    known = read_metadata(path)
+    before = known.get(MADE)
+    if not isinstance(before, dict):
+        raise SpectralError(f"{there[0]} stands there, and nothing tells what it was made of; {way_out}")
+    for key, value in json.loads(json.dumps(made)).items():
+        if before.get(key) != value:
+            raise SpectralError(f"{there[0]} is of {key} = {before.get(key)!r}, not {value!r}; {way_out}")
+    if path in there and hash_state(load_state(path)) != known.get("weights_id"):
+        raise SpectralError(f"{path} has other weights than {there[1].name} describes; {way_out}")
 
 
 def is_weights_file(path: Path) -> bool:
