@@ -352,6 +352,13 @@ class TestReport:
         assert FIGURES[stem].caption.split("'")[0] in text
         assert Page(text).open == []
 
+    def test_a_table_of_no_figure_is_drawn_as_plot_draws_it(self, tmp_path):
+        table = make_tables()["phase4_equivariance"]
+        table.to_csv(tmp_path / "equivariance.csv", index=False)
+        text = spectral.write_report(tmp_path).read_text(encoding="utf-8")
+        assert text.count("PSNR of the mean error") == 1
+        assert Page(text).open == []
+
     def test_of_tables_without_a_figure_it_promises_none(self, tmp_path):
         (tmp_path / "networks.csv").write_text("model,sites\nmine,3\n")
         text = spectral.write_report(tmp_path).read_text(encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from spectral.analysis import Diagnosis, is_diagnosis, read_diagnosis
 from spectral.analysis.words import format_count, format_number
 from spectral.arguments import as_path
 from spectral.errors import SpectralError
-from spectral.figures import FIGURES, to_svg
+from spectral.figures import FIGURES, list_plots, to_svg
 from spectral.lineage import read_result, verify_below
 from spectral.page.cells import Column, View, make_downloads, number, text, view
 from spectral.page.render import make_environment, render_page, write_text
@@ -119,15 +119,23 @@ def _show_column(values: pd.Series) -> Column:
 
 
 def _draw(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
-    """Draw every figure whose tables are all there; one that can't be drawn says why."""
+    """Draw every figure whose tables are all there, and of a table that is in none the first it allows."""
+    drawn: set[str] = set()
     for stem, spec in FIGURES.items():
-        if not set(spec.tables) <= set(tables):
-            continue
-        entry = {"stem": stem, "title": spec.title, "caption": spec.caption, "svg": None, "reason": ""}
-        try:
-            drawn = spec.plot({name: tables[name] for name in spec.tables})
-        except SpectralError as error:
-            entry["reason"] = str(error)
-        else:
-            entry["svg"] = Markup(to_svg(drawn, stem.replace("_", "-"), spec.title))
-        yield entry
+        if set(spec.tables) <= set(tables):
+            drawn |= {*spec.tables}
+            own = {name: tables[name] for name in spec.tables}
+            yield _draw_one(stem, spec.title, spec.caption, lambda s=spec, t=own: s.plot(t))  # type: ignore[misc]
+    for name in [name for name in tables if name not in drawn]:
+        for plot in [*list_plots(tables[name]).values()][:1]:
+            yield _draw_one(f"picture-{name}", name, "", lambda p=plot, n=name: p(tables[n]))  # type: ignore[misc]
+
+
+def _draw_one(stem: str, title: str, caption: str, plot: Callable[[], Any]) -> dict[str, Any]:
+    """Draw a figure; one that can't be drawn says why."""
+    entry = {"stem": stem, "title": title, "caption": caption, "svg": None, "reason": ""}
+    try:
+        entry["svg"] = Markup(to_svg(plot(), stem.replace("_", "-"), title))
+    except SpectralError as error:
+        entry["reason"] = str(error)
+    return entry
