@@ -394,6 +394,12 @@ def tokens(x: Tensor, count: int = 1) -> Tensor:
     return torch.cat([torch.zeros(len(x), count, x.shape[2], device=x.device), x], 1)
 
 
+def windows(x: Tensor) -> Tensor:
+    """(B, C, H, W) → the 4 × 4 samples of each window, as an image of its own (B·N, 16, C)."""
+    b, c, h, w = x.shape
+    return x.view(b, c, h // 4, 4, w // 4, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, c)
+
+
 def written_to(x: Tensor) -> Tensor:
     y = x * 1
     y[:, :, 1::2].zero_()
@@ -424,6 +430,14 @@ NOTHING: dict[str, Call] = {
     "written to": written_to,
     "only its shape": lambda x: x + torch.ones_like(x[:, :, ::2]).sum(),
     "class token": lambda x: tokens(x)[:, 0],
+    "class token of im2col": lambda x: tokens(F.unfold(x, 3, padding=1, stride=1).transpose(1, 2))[:, 0],
+    "class token of shuffled places": lambda x: tokens(tokens(x)[:, torch.randperm(385)])[:, 0],
+    "register of each window": lambda x: tokens(windows(x))[:, 0],
+    "registers of each window": lambda x: tokens(windows(x), 2)[:, :2],
+    "registers of each window, by index": lambda x: tokens(windows(x), 2)[:, [0, 1]],
+    "registers and windows": lambda x: tokens(windows(x), 16).split(16, 1)[0],
+    "im2col at every sample": lambda x: F.unfold(x, 3, padding=1),
+    "im2col at every sample inside": lambda x: F.unfold(x, 3, dilation=2),
     "low-pass by Fourier": lambda x: torch.fft.irfft2(torch.fft.rfft2(x) * 0.5),
     "upsampling by Fourier": lambda x: torch.fft.irfft2(torch.fft.rfft2(x), s=(32, 48)),
     "channels picked": lambda x: x[:, [0, 2]],
@@ -758,14 +772,18 @@ def test_a_layer_of_ours_is_known_by_its_class():
     assert site.reason == "compat='paper' crops the spectrum: it has no map before decimation"
 
 
-def test_a_short_time_fourier_transform():
+@pytest.mark.parametrize("channels", [1, 6])
+def test_a_short_time_fourier_transform(channels):
+    """Its frequencies are no axis of the signals: their channels (microphones, electrodes) stay channels."""
+
     def spectrogram(m: Any, x: Tensor) -> Tensor:
         window = torch.hann_window(64, device=x.device)
-        power = torch.stft(x.flatten(1), 64, 16, window=window, return_complex=True).abs().square()
-        return m.conv(power.unsqueeze(1))
+        power = torch.stft(x.flatten(0, 1), 64, 16, window=window, return_complex=True).abs().square()
+        return m.conv(power.unflatten(0, x.shape[:2]))
 
-    net = nets.Call(spectrogram, conv=nn.Conv2d(1, 4, 3, (2, 1)))
-    found = find_sites(net, image(1, 1, 1024))
+    net = nets.Call(spectrogram, conv=nn.Conv2d(channels, 4, 3, (2, 1)))
+    found = find_sites(net, image(1, channels, 1024))
+    assert found[0].input_size == (1, 1024 + 64)
     assert [(s.op, s.stride, s.kernel, s.output_size) for s in found] == [
         ("stft", (1, 16), (1, 64), (1, 65)), ("conv", (2, 1), (3, 3), (16, 63))
     ]  # fmt: skip

@@ -24,6 +24,10 @@ from spectral.axes.labels import (
     unknown,
 )
 
+SPLITS = ("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_split_with_sizes", "tensor_split")
+_ENTRIES = ("select", "unbind")
+_TAKING = (*_ENTRIES, *SPLITS, "slice", "narrow", "index", "index_select")
+
 
 def find_progression(index: Tensor) -> tuple[int, int] | None:
     """Return first entry and step of equally spaced, growing positions; None if they aren't.
@@ -71,6 +75,43 @@ def drop_entry(labels: Labels, axis: int, index: int) -> Labels:
             if f.kind in IMAGE_AXES:
                 left = move_origin(left, f.kind, f.start + within * f.step)
     return left
+
+
+def takes_joined(call: Call) -> list[bool]:
+    """Tell of each output whether an axis of places has left nothing in it but what was joined to them.
+
+    Class tokens and registers, taken from among the tokens of an image or of its windows: no sample is lost.
+    """
+    chosen = _find_chosen(call)
+    whole = call.labels(call.a["self"])[chosen[0]].joined if chosen is not None else None
+    if chosen is None or whole is None:
+        return [False] * len(call.outputs)
+    places = range(whole.before, whole.before + extent_of(whole.parts))
+    return [len(entries) > 0 and not any(i in places for i in entries) for entries in chosen[1]]
+
+
+def _find_chosen(call: Call) -> tuple[int, list[Sequence[int]]] | None:
+    """Return the axis that entries are taken from, and which of them each output has; None if untold."""
+    if call.name not in _TAKING:
+        return None
+    x, axis, index = call.a["self"], call.a.get("dim", 0), call.a.get("index")
+    if "indices" in call.a:
+        told = [(a, one) for a, one in enumerate(call.a["indices"]) if one is not None]
+        axis, index = told[0] if len(told) == 1 else (0, None)
+        index = None if index is None or _is_mask(index) else index
+    axis, n = axis % x.ndim, x.shape[axis]
+    if call.name in _ENTRIES:
+        return axis, [[index % n]] if isinstance(index, int) else [[i] for i in range(n)]
+    if "dim" not in call.a or isinstance(index, Tensor):
+        value = call.value(index) if index is not None else None
+        return None if value is None else (axis, [(value.flatten() % n).tolist()])
+    start, step = call.a.get("start") or 0, call.a.get("step", 1)
+    start = min(max(start + n if start < 0 else start, 0), n)
+    chosen: list[Sequence[int]] = []
+    for y in call.outputs:
+        chosen.append(range(start, start + step * y.shape[axis], step))
+        start += y.shape[axis]
+    return axis, chosen
 
 
 def label_slice(call: Call) -> list[Labels]:

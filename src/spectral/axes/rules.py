@@ -15,6 +15,7 @@ from spectral.axes.labels import (
     single,
 )
 from spectral.axes.picks import (
+    SPLITS,
     label_forget,
     label_gather,
     label_halve,
@@ -112,7 +113,6 @@ ATTENTION = (
 )  # fmt: skip
 PRODUCTS = ("mm", "bmm", "matmul", "addmm", "baddbmm", "linear")
 OVERLAYS = ("col2im", "unfold_backward")
-SPLITS = ("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_split_with_sizes", "tensor_split")
 CUTS = {*SPLITS, "slice", "narrow"}
 CROPS = {
     *CUTS, "constant_pad_nd", "glu", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d",

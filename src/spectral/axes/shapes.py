@@ -107,15 +107,21 @@ def label_unfold(call: Call) -> list[Labels]:
 
 def label_im2col(call: Call) -> list[Labels]:
     """unfold(x, kernel, dilation, padding, stride): channels with their windows, then positions."""
-    labels, y = call.labels(call.a["self"]), call.outputs[0]
-    kernel, stride = call.a["kernel_size"], call.a["stride"]
+    labels, y, sizes = call.labels(call.a["self"]), call.outputs[0], call.a["self"].shape[-2:]
+    kernel, dilation, stride = (list(call.a[name]) for name in ("kernel_size", "dilation", "stride"))
     axes = [axis.only for axis in labels[-2:]]
-    if list(kernel) != list(stride) or not all(f is not None and f.kind in IMAGE_AXES for f in axes):
+    if not all(f is not None and f.kind in IMAGE_AXES for f in axes):
         return [(*labels[:-3], single(CHANNEL, y.shape[-2]), single(MIXED, y.shape[-1]))]
-    pairs = [(f, k) for f, k in zip(axes, kernel, strict=True) if f is not None]
-    inner = [Factor(f.kind, k, f.step, call.number, folded=True) for f, k in pairs]
-    outer = [Factor(f.kind, f.extent // k, f.step * k, call.number) for f, k in pairs]
-    return [(*labels[:-3], Axis((*labels[-3].factors, *inner)), Axis(tuple(outer)))]
+    image = [f for f in axes if f is not None]
+    numbers = zip(sizes, kernel, dilation, call.a["padding"], stride, strict=True)
+    counts = [(n + 2 * padding - d * (k - 1) - 1) // s + 1 for n, k, d, padding, s in numbers]
+    outer = [Factor(f.kind, n, exact(f.step * s), call.number)
+             for f, n, s in zip(image, counts, stride, strict=True)]  # fmt: skip
+    if kernel == stride and dilation == [1, 1]:
+        inner = [Factor(f.kind, k, f.step, call.number, folded=True)
+                 for f, k in zip(image, kernel, strict=True)]  # fmt: skip
+        return [(*labels[:-3], Axis((*labels[-3].factors, *inner)), Axis(tuple(outer)))]
+    return [(*labels[:-3], single(CHANNEL, y.shape[-2]), Axis(tuple(outer)))]
 
 
 def label_pixel_unshuffle(call: Call) -> list[Labels]:

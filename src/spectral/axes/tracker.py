@@ -33,6 +33,7 @@ from spectral.axes.labels import (
     single,
     unknown,
 )
+from spectral.axes.picks import takes_joined
 from spectral.axes.rules import CUTS, PRODUCTS, apply_rule
 from spectral.axes.sums import find_factors
 from spectral.axes.windows import Window, find_windows, mark_uneven
@@ -54,6 +55,7 @@ FILLS = {
     "index_add_",
 }
 
+OWN = -1  # in place of the number of a view, of the channels with which an image came
 
 Order = dict[str, str]
 
@@ -117,6 +119,7 @@ class AxisTracker:
         self._learned: TensorTable[bool] = TensorTable()
         self._fixed: TensorTable[bool] = TensorTable()
         self._outside: TensorTable[bool] = TensorTable()
+        self._joined: TensorTable[bool] = TensorTable()
         self._entries: TensorTable[_Entry] = TensorTable()
         self._parts: TensorTable[_Part] = TensorTable()
         self._filled: MemoryTable[bool] = MemoryTable()
@@ -142,7 +145,8 @@ class AxisTracker:
         elif not self._order:
             self._first = self._first or tuple(kind for kind in kinds if kind != BATCH)
         self._images = len(x) if batched else 1
-        self._label(x, tuple(single(kind, n) for kind, n in zip(kinds, x.shape, strict=True)))
+        pairs = zip(kinds, x.shape, strict=True)
+        self._label(x, tuple(single(kind, n, cut=OWN if kind == CHANNEL else 0) for kind, n in pairs))
         return kinds
 
     def mark_learned(self, weights: Iterable[Tensor]) -> None:
@@ -166,6 +170,10 @@ class AxisTracker:
     def comes_from_image(self, x: Tensor) -> bool:
         """Whether a tensor was computed from the image; parameters and tables of positions are not."""
         return x in self._labels or x in self._filled
+
+    def is_joined(self, x: Tensor) -> bool:
+        """Whether a tensor is what was joined to places, taken from among them: class tokens, registers."""
+        return x in self._joined
 
     def labels(self, x: Tensor) -> Labels:
         """Return the labels of a tensor; all "?" where nothing is known."""
@@ -219,6 +227,9 @@ class AxisTracker:
             found = [mark_uneven(call, labels) for labels in apply_rule(call)]
         for result, labels in zip(outputs, found, strict=True):
             self._label(result, labels)
+        for result, joined in zip(outputs, takes_joined(call), strict=True):
+            if joined:
+                self._joined[result] = True
         if call.facts.is_mutable:  # what it has written to is of the image now
             call.sources = list(filter(self.comes_from_image, inputs))
         self._follow_entries(call)
@@ -276,13 +287,17 @@ class AxisTracker:
         """See by the first operator that slides over an image whether its axes are what they were taken for.
 
         NHWC images and videos (B, T, C, H, W) are permuted before. What is slid over are places, what a
-        convolution sums over are channels.
+        convolution sums over are channels. Channels that an operator has made are no axis of the image: the
+        frequencies of a spectrogram.
         """
         if not self.comes_from_image(x):
             return
         kinds, self._first = self._first, ()
         labels = self.labels(x)
-        slid = [axis.only.kind if axis.only is not None else LOST for axis in labels[len(labels) - count :]]
+        slid = [
+            LOST if f is None or (f.kind == CHANNEL and not f.cut) else f.kind
+            for f in (axis.only for axis in labels[len(labels) - count :])
+        ]
         if len(kinds) < 2 or not set(slid) <= set(kinds) or len(set(slid)) < count:
             return
         order = dict(zip(slid, IMAGE_AXES[-count:], strict=True))

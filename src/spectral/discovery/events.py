@@ -85,14 +85,22 @@ def find_image_axes(labels: Labels) -> list[str]:
 def find_size(factors: Sequence[Factor], axes: Sequence[str]) -> tuple[int, ...]:
     """Multiply the extents of each image axis; rows and columns that are mixed count as one row.
 
-    A spectrum, or what a crop has left of it, counts as the samples that it was made of.
+    A spectrum, or what a crop has left of it, counts as the samples that it was made of; samples that
+    several windows have count once.
     """
     mixed = any(f.kind == MIXED for f in factors)
     kinds = [axes[-1] if mixed and f.spatial else f.kind for f in factors]
     pairs = list(zip(factors, kinds, strict=True))
-    return tuple(
-        math.prod(f.spectrum or f.extent for f, k in pairs if k == axis and f.spatial) for axis in axes
-    )
+    return tuple(_count_samples([f for f, k in pairs if k == axis and f.spatial]) for axis in axes)
+
+
+def _count_samples(factors: Sequence[Factor]) -> int:
+    every = math.prod(f.spectrum or f.extent for f in factors)
+    lattice = [f for f in factors if f.extent > 1 and f.kind != MIXED and not f.spectrum]
+    if len(lattice) < 2:
+        return every
+    span = sum((f.extent - 1) * f.step for f in lattice) / min(f.step for f in lattice)
+    return min(every, int(span) + 1)
 
 
 def find_steps(inner: Sequence[Factor], outer: Sequence[Factor], axes: Sequence[str]) -> tuple[int, ...]:

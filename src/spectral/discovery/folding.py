@@ -154,7 +154,7 @@ class Folding:
         ((x, labels),) = before
         folded = [f for f in all_factors(labels) if f.folded and f.extent > 1]
         events = []
-        for y in call.outputs:
+        for y in (y for y in call.outputs if not self._axes.is_joined(y)):
             after = self._axes.labels(y)
             left = _count_window([f for f in all_factors(after) if f.folded])
             taken = [f for f in folded if left.get(f.kind, 1) < f.extent and f.cut in self._noted]

@@ -137,7 +137,7 @@ def place_pick(operation: Operation, axes: AxisTracker) -> Event | None:
     before, after = axes.labels(operation.source), axes.labels(operation.result)
     if any(f.folded for axis in operation.decimation.geometry.axes for f in before[axis]):
         before, after = unfold_windows(before), unfold_windows(after)
-    if not loses_places(before, after):
+    if not loses_places(before, after) or axes.is_joined(operation.result):
         return None
     steps = find_pick(before, after)
     whole = all(s > 0 for s, _ in steps.values()) and not any(f.kind == MIXED for f in all_factors(after))
