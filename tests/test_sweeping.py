@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import command
@@ -272,6 +273,24 @@ class TestClaims:
         command.wait_until(lambda: not is_running(half.pid))
         with claim(tmp_path):  # though nobody has asked for it
             half.wait()
+
+    def test_one_of_a_container_that_has_this_host_s_name_and_its_own_numbers_is_no_dead_one(self, tmp_path):
+        ended = subprocess.Popen([sys.executable, "-c", ""])
+        ended.wait()
+        with Claims(tmp_path).take("a"):
+            path = tmp_path / "a.json"
+            there = {"process": ended.pid, "machine": f"{socket.gethostname()} pid:[1]"}
+            path.write_text(json.dumps({**json.loads(path.read_text()), **there}))
+            with Claims(tmp_path).take("a") as mine:
+                assert not mine
+
+    def test_jobs_that_look_at_once_do_not_disturb_each_other(self, tmp_path):
+        """As two of one number, on hosts of one name, whose looks at the clock had one name."""
+        path = tmp_path / "a.json"
+        path.write_text(json.dumps({"host": "elsewhere", "process": 1}))
+        with ThreadPoolExecutor(4) as jobs:
+            found = [jobs.submit(Claims(tmp_path).list_taken) for _ in range(2000)]
+        assert all(one.result() == {"a": "process 1 on elsewhere"} for one in found)
 
     def test_one_of_another_host_is_taken_over_when_it_is_old(self, tmp_path):
         path = tmp_path / "a.json"

@@ -398,6 +398,13 @@ class TestFiles:
                     check_tables(folder)
                 assert write(folder, 2) == {f"{name}.csv": [2] for name in "abc"}
 
+    def test_tables_of_an_earlier_run_go_with_what_told_of_them(self, tmp_path):
+        one, beside = pd.DataFrame({"a": [1]}), tmp_path / "all.json"
+        (tmp_path / "mine.csv").write_text("a\n0\n")
+        write_csvs({tmp_path / "t.csv": one, tmp_path / "reasons.csv": one}, {"seed": 0}, beside)
+        write_csvs({tmp_path / "t.csv": one}, {"seed": 0}, beside)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["all.json", "mine.csv", "t.csv"]
+
     def test_a_csv_that_another_replaces_leaves_nothing_that_calls_it_altered(self, tmp_path):
         path, own = tmp_path / "t.csv", tmp_path / "u.json"
         own.write_text('{"mine": 1}')

@@ -295,7 +295,7 @@ def remove_leftovers(folder: Path) -> None:
     Files with other names are somebody else's, and stay; so do those of processes of this machine that run:
     what is made of a folder, as a page, is written beside those who have claimed it.
     """
-    here = _digest(socket.gethostname())[:8]
+    here = _digest(name_machine())[:8]
     for path in folder.iterdir():
         found = _TEMPORARY.fullmatch(path.name)
         if found and not (found[1] == here and is_running(int(found[2]))):
@@ -335,7 +335,7 @@ def find_folder(parent: Path, *parts: str) -> Path:
 
 
 def _begin_name(path: Path) -> str:
-    return f".spectral-{_digest(path.name)}-{_digest(socket.gethostname())[:8]}-"
+    return f".spectral-{_digest(path.name)}-{_digest(name_machine())[:8]}-"
 
 
 def name_lock(path: Path) -> Path:
@@ -362,6 +362,19 @@ def _remove_orphans(path: Path) -> None:
                 found = _TEMPORARY.fullmatch(entry.name)
                 if found and not is_running(int(found[2])):
                     os.unlink(entry.path)
+
+
+def name_machine() -> str:
+    """Name what numbers processes: a host, or a container that has its name and numbers of its own.
+
+    Example:
+        >>> name_machine().startswith(socket.gethostname())
+        True
+    """
+    try:
+        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # no Linux
+        return socket.gethostname()
 
 
 def is_running(process: int) -> bool:

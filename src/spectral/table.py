@@ -249,7 +249,8 @@ def write_csvs(
     Args:
         tables: by where they go.
         provenance: of all of them.
-        beside: the one JSON file that is of all of them, in their folder; each has its own by default.
+        beside: the one JSON file that is of all of them, in their folder; each has its own by default. The
+            tables that it told of and that aren't among them now go: they are of an earlier run.
 
     Returns:
         All files that were written.
@@ -265,8 +266,16 @@ def write_csvs(
             _write_csv(table, temporary)
             digests.setdefault(beside or path.with_suffix(".json"), {})[path.name] = hash_file(temporary)
         for place, own in digests.items():
+            _remove_others(place, own)
             write_json({**provenance, CONTENT: own}, place, sealed=True)
     return [*tables, *digests]
+
+
+def _remove_others(beside: Path, kept: Iterable[str]) -> None:
+    """Remove the tables that a JSON file tells of beside it, but for some."""
+    with suppress(SpectralError):  # none, or damaged: it tells of none
+        for name in set(_read_digests(beside)).difference(kept):
+            (beside.parent / Path(name).name).unlink(missing_ok=True)
 
 
 def refuse_other_table(path: Path, facts: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from spectral.errors import SpectralError, StorageError
-from spectral.files import State, ensure_writable, is_running, look_at
+from spectral.files import State, ensure_writable, is_running, look_at, name_machine
 
 HEARTBEAT, STALE = 20.0, 300.0
 """Seconds between the signs of life of a claim, and after how many without one it counts as left behind."""
@@ -116,7 +116,7 @@ class Claims:
         return self.folder / f"{name}.done"
 
     def _require_exclusive(self) -> None:
-        probe = self.folder / f"probe-{uuid.uuid4().hex}.json"
+        probe = self.folder / f".probe-{uuid.uuid4().hex}"  # by its name no claim
         try:
             twice = self._create(probe, "") and self._create(probe, "")
             os.replace(probe, probe.with_suffix(".moved"))
@@ -167,7 +167,7 @@ class Claims:
         try:
             age = now - path.stat().st_mtime
             owner = json.loads(path.read_text(encoding="utf-8"))
-            gone = owner["host"] == socket.gethostname() and not is_running(int(owner["process"]))
+            gone = owner["machine"] == name_machine() and not is_running(int(owner["process"]))
         except FileNotFoundError:
             return False  # it has just ended
         except (OSError, ValueError, KeyError, TypeError):
@@ -176,7 +176,7 @@ class Claims:
 
     def now(self) -> float:
         """What the disk's own clock says, which hosts needn't agree with."""
-        clock = self.folder / f".clock-{socket.gethostname()}-{os.getpid()}"
+        clock = self.folder / f".clock-{uuid.uuid4().hex}"
         clock.touch()
         try:
             return clock.stat().st_mtime
@@ -193,7 +193,8 @@ class Claims:
 
 
 def _describe_self() -> str:
-    return json.dumps({"host": socket.gethostname(), "process": os.getpid(), "claim": uuid.uuid4().hex})
+    return json.dumps({"host": socket.gethostname(), "machine": name_machine(), "process": os.getpid(),
+                       "claim": uuid.uuid4().hex})  # fmt: skip
 
 
 def _touch(path: Path, done: threading.Event) -> None:
