@@ -84,7 +84,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         shutil.copytree(place / "photos", place / "labelled" / part)
     (place / "net.py").write_text(NET)
     (place / "models.txt").write_text("net.py:build\n")
-    (place / "table.csv").write_text("name,alias_power_db\nconv,-12\npool,-20\n")
+    (place / "table.csv").write_text("name,level_db\nconv,-12\npool,-20\n")
     os.chdir(place)
     try:
         assert run("measure", *CALLS["measure"], "--out", "run").exit_code == 0

@@ -34,8 +34,10 @@ from spectral.analysis import (
     read_diagnosis,
     write_headline,
 )
+from spectral.analysis.diagnosing import METRICS, TAPS
 from spectral.analysis.fixes import COLUMNS as FIX_COLUMNS
 from spectral.analysis.folder import Folder
+from spectral.analysis.levels import MEDIAN
 from spectral.cli import main
 from spectral.data import load_images
 from spectral.data.subset import Subset, spread_over_clusters
@@ -143,7 +145,6 @@ class TestInspect:
         assert found.channels["alias_power_ratio"].tolist() == pytest.approx([1, 0], abs=1e-5)
         assert found.channels["power_share"].tolist() == pytest.approx([0.8, 0.2])
         assert found.maps["aliases"] == pytest.approx(2 * loud[0, 0, ::2, ::2].numpy(), abs=1e-5)
-        assert found.channel_median == pytest.approx(0, abs=1e-5)
 
     def test_heads_on_the_batch_axis_are_of_one_image(self):
         class Heads(nn.Module):
@@ -151,12 +152,8 @@ class TestInspect:
                 y = nn.functional.avg_pool2d(x.reshape(-1, 2, SIZE, SIZE), 3, 2, 1)
                 return y.reshape(len(x), -1)
 
-        x = torch.randn(3, 6, SIZE, SIZE)
-        name = "alias_power_ratio_channel_median"
-        table = spectral.measure(Heads(), x, (name,), progress=False)
-        (found,) = inspect_sites(Heads(), x).values()
+        (found,) = inspect_sites(Heads(), torch.randn(3, 6, SIZE, SIZE)).values()
         assert found.n == 3
-        assert found.channel_median == pytest.approx(table[table["metric"] == name]["value"].mean())
 
     def test_large_spectra_are_averaged_down_and_a_videos_sites_have_none(self):
         net = nn.Sequential(nn.Conv2d(3, 2, 3, 2, 1), nn.Flatten())
@@ -168,8 +165,8 @@ class TestFixes:
     def test_what_removes_aliases_of_a_tone_is_seen_to(self):
         x = torch.cat([tone(6) + tone(2) / 2, tone(6) - tone(1) / 2])  # aliases have 4 times the power
         table = measure_fixes(keep_every_second(), x, ("flc",), progress=False)
-        assert table["alias_power_db_original"].tolist() == pytest.approx([10 * np.log10(0.8)] * 2, abs=0.01)
-        assert (table["alias_power_db"] < -80).all()
+        assert table["level_db_original"].tolist() == pytest.approx([10 * np.log10(0.8)] * 2, abs=0.01)
+        assert (table["level_db"] < -80).all()
         assert table["site"].tolist() == [ALL_SITES, "0"]
 
     def test_all_sites_are_the_same_sites_for_every_layer(self, images):
@@ -189,16 +186,16 @@ class TestFixes:
         table = measure_fixes(Net(), images, ("flc",), progress=False)
         whole, alone = table.to_dict("records")
         assert (whole["site"], alone["site"]) == (ALL_SITES, "a")
-        assert alone["alias_power_db"] < -90
+        assert (
+            alone["level_db"] < -90
+        )  # of maps that fold nothing, although taking off their borders leaves some
         measured = []
-        for net in (Net(), spectral.convert(Net(), "flc", example=SIZE)):
-            found = spectral.measure(net, images, ("alias_power_ratio",), taps=("dense",), progress=False)
-            ratios = found[found["metric"] == "alias_power_ratio"].groupby("site")["value"].mean()
+        for net, low_passed in ((Net(), []), (spectral.convert(Net(), "flc", example=SIZE), ["a.antialias"])):
+            found = spectral.measure(net, images, (MEDIAN,), progress=False)
+            ratios = found[found["metric"] == MEDIAN].groupby("site")["value"].mean()
             assert len(ratios) == 2
-            measured.append(10 * np.log10(ratios.mean()))
-        assert [whole["alias_power_db_original"], whole["alias_power_db"]] == pytest.approx(
-            measured, abs=1e-3
-        )
+            measured.append(10 * np.log10(ratios.drop(low_passed).sum() / 2))
+        assert [whole["level_db_original"], whole["level_db"]] == pytest.approx(measured, abs=1e-3)
 
     def test_one_layer_may_stand_alone(self):
         x = torch.cat([tone(6) + tone(2) / 2, tone(6) - tone(1) / 2])
@@ -277,7 +274,7 @@ class TestFixes:
         net = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 2, 1))
         table = measure_fixes(net, images, ("flc",), progress=False)
         assert table["sis"].isna().all()
-        assert (table["alias_power_db"] < table["alias_power_db_original"]).all()
+        assert (table["level_db"] < table["level_db_original"]).all()
 
     def test_a_network_without_sites_is_refused(self, images):
         with pytest.raises(SpectralError, match="no site where resolution drops"):
@@ -379,11 +376,12 @@ class TestDiagnose:
         table.write_bytes(table.read_bytes().replace(b"conv", b"pool", 1))
         with pytest.raises(SpectralError, match="isn't what was written there"):
             read_csv(table)
-        measured = spectral.measure(classifier(), images, ("alias_power_ratio",), progress=False)
+        measured = spectral.measure(classifier(), images, (MEDIAN, "alias_power_ratio"), progress=False)
         summary = spectral.summarize_measurements(measured)
-        means = summary[summary["metric"] == "alias_power_ratio"].set_index("site")["mean"]
-        assert found.sites["alias_power_ratio"].tolist() == pytest.approx([means["0"], means["2"]])
-        assert found.sites["alias_power_db"].tolist() == pytest.approx(list(10 * np.log10(means[["0", "2"]])))
+        means = summary[summary["site"] != ""].pivot(index="site", columns="metric", values="mean")
+        assert found.sites["alias_power_ratio"].tolist() == pytest.approx(list(means["alias_power_ratio"]))
+        assert found.sites["channel_median"].tolist() == pytest.approx(list(means[MEDIAN]))
+        assert found.sites["level_db"].tolist() == pytest.approx(list(10 * np.log10(means[MEDIAN])))
         stable = measure_stability(classifier(), images, comb=False, progress=False)
         assert found.per_image["sis"].tolist() == pytest.approx(stable["sis"].tolist())
         causes = found.budget[found.budget["metric"] == "logit_jitter"].set_index("source")
@@ -604,7 +602,7 @@ class TestDiagnose:
         net = nn.Sequential(nn.Conv2d(3, 6, 7, 2, 3), nn.AvgPool2d(2), loud, nn.AdaptiveAvgPool2d(1),
                             nn.Flatten()).eval()  # fmt: skip
         table = measure_fixes(net, images, ("flc",), seconds=1e4, store=keep, progress=False)
-        single = table[table["site"] != ALL_SITES].set_index("site")["alias_power_db_original"]
+        single = table[table["site"] != ALL_SITES].set_index("site")["level_db_original"]
         assert tried[0] == f"flc at {ALL_SITES}"
         assert tried[1:] == [f"flc at {site}" for site in single.sort_values(ascending=False).index]
         assert list(single.index) == ["0", "1", "2"]  # the table is in the order in which they run
@@ -636,7 +634,7 @@ class TestDiagnose:
         """What rounding leaves of them was −140 dB in one table and −100 in the other."""
         smooth = spectral.convert(classifier(), "flc", "0", example=images[:1])
         found = diagnose(smooth, images, methods=("flc",), budget_images=0, progress=False)
-        bounds = [f"alias_power_db{end}" for end in BOUNDS]
+        bounds = [f"level_db{end}" for end in BOUNDS]
         assert found.sites.loc[0, bounds].tolist() == [-100.0] * 3
         own = found.summary.query("metric == 'alias_power_ratio' and tap == 'dense'").iloc[0]
         assert own[["db", "db_ci_low", "db_ci_high"]].tolist() == [-100.0] * 3
@@ -648,10 +646,10 @@ class TestDiagnose:
         nn.init.constant_(net[0].bias, -1.0)  # its own map is not silent, what its activation leaves is
         found = diagnose(net, images, methods=("flc",), budget_images=0, progress=False, out=tmp_path / "run")
         reasons = found.missing.set_index("what")["reason"]
-        assert reasons["site 2"] == "its maps are silent on all 6 images"
-        assert found.sites.set_index("name")["reason"].to_dict() == {"0": "", "2": reasons["site 2"]}
+        assert reasons["site 2"] == "its maps are silent or constant on all 6 images"
+        assert found.sites.set_index("name")["reason"].to_dict() == dict.fromkeys("02", reasons["site 2"])
         measured = spectral.write_report(tmp_path / "run" / "measurements").read_text(encoding="utf-8")
-        assert "its maps are silent on all 6 images" in measured
+        assert "its maps are silent or constant on all 6 images" in measured
 
     def test_a_network_of_probabilities_is_not_said_to_have_logits(self, images):
         net = nn.Sequential(classifier(), nn.Softmax(-1))
@@ -698,14 +696,14 @@ class TestMeasurements:
         table = spectral.measure(net or classifier(), images, *asked, progress=False, **options)
         return from_measurements(table, table.attrs["provenance"])
 
-    def test_the_median_channel_is_told_by_its_name_where_the_pooled_ratio_was_not_asked_for(self, images):
+    def test_the_median_channel_is_told_by_its_name(self, images):
         found = self.see(images)  # the default metrics
         own = found.summary[found.summary["metric"] == "alias_power_ratio_channel_median"].set_index("site")
         assert found.sites["channel_median"].tolist() == pytest.approx(own["mean"].tolist())
         first, *_ = said = write_headline(found)
-        assert "2 of 2 measured sites alias (more than 1 % of its median channel's power" in first
+        assert "2 of 2 measured sites alias (more than 1 % of the median channel's power" in first
         assert f"{10 * np.log10(own['mean'].max()):.1f} dB".replace("-", "−") in first
-        assert "the pooled ratio wasn't asked for" in first
+        assert "where white noise has −1." in first
         sis = found.summary[found.summary["metric"] == "sis"]["mean"].item()
         assert f"SIS is {sis:.3g} (" in " ".join(said)
         assert "Not asked for: what fixes it; `spectral diagnose` measures it." in said
@@ -751,7 +749,34 @@ class TestMeasurements:
         assert other.sites["alias_power_ratio"].isna().all()
         said = write_headline(other)[0]
         assert f"{100 * own['signal']:.1f} % of the power that it passes on at the tap signal" in said
-        assert "alias power ratio, tap signal" in render_page([other])
+        assert "the median channel's ratio wasn't asked for" in said
+        assert "all channels" in render_page([other])
+
+    def test_a_network_and_its_twin_are_told_alike(self, images):
+        """The tap dense moves with the decimation, and the pooled ratio with a channel's loudness."""
+
+        def see(net):
+            return self.see(images, *METRICS, net=net, taps=TAPS)
+
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+                            nn.Flatten()).eval()  # fmt: skip
+        one, other = see(net), see(spectral.convert(net, "strided", example=SIZE))
+        assert abs(one.sites["alias_power_ratio"][0] - other.sites["alias_power_ratio"][0]) > 0.01
+        said = [write_headline(found)[0].partition(" with ")[2] for found in (one, other)]
+        assert said[0] == said[1] != ""
+
+    def test_aliases_that_are_made_behind_a_filter_are_said_to_be(self, images):
+        """Before an activation a low-pass leaves nothing to fold, and the activation folds all the same."""
+        torch.manual_seed(0)
+        conv = nn.Conv2d(3, 6, 3, 1, 1, padding_mode="circular")
+        net = nn.Sequential(
+            conv, spectral.layers.FLCPool2d(2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        )
+        found = self.see(images, *METRICS, net=net, taps=TAPS)
+        assert found.sites["alias_power_ratio"][0] < 1e-10
+        assert found.sites["level_ratio"][0] > 0.01
+        assert "At all of them nothing is left to fold at the tap dense" in write_headline(found)[0]
 
     def test_what_keeps_every_sample_aliases_nothing(self, images):
         net = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -797,15 +822,3 @@ def test_another_that_begins_while_the_page_is_written_ends_none_that_is_through
         code = main(words, standalone_mode=False)
         assert "page: " in said.getvalue()
     assert (code, failed.getvalue()) == (None, "")
-
-
-def test_the_headline_of_a_site_is_that_of_measure():
-    model = spectral.load_model("bundled/resnet20")
-    images = spectral.load_images("synthetic", size=32, limit=3)
-    metric = "alias_power_ratio_channel_median"
-    table = spectral.measure(model, images, (metric,), progress=False)
-    expected = table[table["metric"] == metric].groupby("site")["value"].mean()
-    details = spectral.inspect_sites(model, images)
-    assert set(details) == set(expected.index)
-    for site, value in expected.items():
-        assert details[site].channel_median == pytest.approx(value, rel=1e-5)

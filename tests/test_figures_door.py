@@ -136,7 +136,7 @@ def test_columns_that_nobody_reads_may_hold_anything(tables):
 
 
 def test_a_function_takes_its_table_by_name_too():
-    table = pd.DataFrame({"name": ["a"], "alias_power_db": [-6.0]})
+    table = pd.DataFrame({"name": ["a"], "level_db": [-6.0]})
     assert isinstance(figures.plot_site_levels(sites=table), Figure)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from spectral.capture import Capture
-from spectral.channels import compute_channel_alias_ratios, find_white_noise_ratio
+from spectral.channels import compute_channel_alias_ratios
 from spectral.hooks import FeatureExtractor
 from spectral.intake import Feed
 from spectral.metrics import split_aliases
@@ -43,9 +43,6 @@ class SiteDetail:
             or, of the two others, of the decimated one), power.
         channels: the worst of them, as all else here of the dense map: channel, alias_power_ratio (median
             over images), power_share.
-        channel_median: mean over images of the median over live channels of their alias power ratios, at
-            the tap signal.
-        white_noise: what that ratio is for white noise on the same lattice.
         maps: of the worst channel and the first image: dense, decimated, aliases.
     """
 
@@ -56,8 +53,6 @@ class SiteDetail:
     aliases: Array = field(default_factory=lambda: np.zeros((0, 0)))
     profile: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=PROFILE_COLUMNS))
     channels: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=CHANNEL_COLUMNS))
-    channel_median: float = np.nan
-    white_noise: float = np.nan
     maps: dict[str, Array] = field(default_factory=dict)
 
 
@@ -113,9 +108,9 @@ class _Sums:
     """What adds up over batches for one site."""
 
     def __init__(self, site: Site) -> None:
-        self.site, self.n, self.maps, self.white_noise = site, 0, 0, np.nan  # an image may have several maps
+        self.site, self.n, self.maps = site, 0, 0  # an image may have several maps
         self.spectra: dict[str, Tensor] = {}
-        self.ratios: dict[str, list[Tensor]] = {"dense": [], "signal": []}
+        self.ratios: list[Tensor] = []
         self.power: Tensor | None = None
         self.first: tuple[Tensor, Tensor, Tensor] | None = None
 
@@ -127,17 +122,13 @@ class _Sums:
         for name, maps in (("before", dense), ("after", kept), ("aliases", aliases)):
             spectrum = compute_power_spectrum(maps).double().sum(0).cpu() / maps[0, 0].numel()
             self.spectra[name] = self.spectra[name] + spectrum if name in self.spectra else spectrum
-        own = geometry.stride, geometry.phase, capture.size
-        self.ratios["dense"].append(compute_channel_alias_ratios(dense, *own).double().cpu())
-        # What follows may mix channels: those of the tap signal are others than this map's.
-        ratios = compute_channel_alias_ratios(capture.follow(dense), *own).double()
-        self.ratios["signal"].append(capture.by_image(ratios).cpu())
+        ratios = compute_channel_alias_ratios(dense, geometry.stride, geometry.phase, capture.size)
+        self.ratios.append(ratios.double().cpu())
         power = kept.double().square().mean((0, 2, 3)).cpu() * len(kept)
         self.power = power if self.power is None else self.power + power
         if self.first is None:
             self.first = tuple(maps[0].double().cpu() for maps in (dense, kept, aliases))  # type: ignore[assignment]
-            self.white_noise = find_white_noise_ratio(tuple(dense.shape[-2:]), *own)
-        self.n += len(self.ratios["signal"][-1])
+        self.n += len(capture.by_image(ratios))
         self.maps += len(dense)
 
     def detail(self) -> SiteDetail:
@@ -150,8 +141,9 @@ class _Sums:
             size = int(spectrum.shape[0]), int(spectrum.shape[1])
             radii, power = radial_frequencies(size), compute_radial_profile(spectrum)
             frames.append(pd.DataFrame({"map": name, "rho": radii.numpy(), "power": power.numpy()}))
-        ratios = {tap: torch.cat(found) for tap, found in self.ratios.items()}
-        medians = ratios["dense"].nanquantile(0.5, 0)  # torch's median is the lower of two in the middle
+        medians = torch.cat(self.ratios).nanquantile(
+            0.5, 0
+        )  # torch's median is the lower of two in the middle
         ranked = medians.nan_to_num(-1).argsort(descending=True)[:WORST]
         channels = pd.DataFrame({
             "channel": ranked.numpy(), "alias_power_ratio": medians[ranked].numpy(),
@@ -165,8 +157,7 @@ class _Sums:
         return SiteDetail(
             self.site.name, self.n, **{name: _shrink(s) for name, s in spectra.items()},
             profile=pd.concat(frames, ignore_index=True), channels=channels.dropna(ignore_index=True),
-            channel_median=float(ratios["signal"].nanquantile(0.5, -1).nanmean()),
-            white_noise=self.white_noise, maps=maps,
+            maps=maps,
         )  # fmt: skip
 
 

@@ -26,9 +26,11 @@ from spectral.analysis.diagnosis import (
 from spectral.analysis.examples import find_unstable_images
 from spectral.analysis.fixes import DEFAULT_METHODS, LEFT_OUT, measure_fixes
 from spectral.analysis.folder import Folder, describe_change
+from spectral.analysis.levels import MEDIAN, POOLED
 from spectral.analysis.pace import Deadline, Step, Stopwatch
 from spectral.arguments import as_list, as_path, as_positive
 from spectral.budget import measure_instability_budget, summarize_instability_budget
+from spectral.capture import Tap
 from spectral.data import Images, ImageSet, digest_labels
 from spectral.data.subset import Subset, spread_over_clusters
 from spectral.errors import SpectralError, SpectralWarning, StorageError
@@ -46,7 +48,8 @@ from spectral.surgery import check_methods, conversion_report, convert
 from spectral.table import describe_environment
 
 CALLER = "diagnose"
-METRICS = ("alias_power_ratio", "avr")
+METRICS = (MEDIAN, "alias_power_ratio_white_noise", POOLED, "avr")
+TAPS: tuple[Tap, ...] = ("input", "dense", "signal")
 DETAIL_IMAGES = 4
 ON_CPU, ELSEWHERE = 4, 32  # images per forward pass
 MINUTES = 2.0  # for the whole, on as many images as it is enough for
@@ -57,7 +60,7 @@ CAUSES = Step(0.3, least=2)
 MOST_BUDGET_IMAGES = 32
 FIX_IMAGES = 6  # that are worth more than another layer is
 FEWEST_FIX_IMAGES = 2  # on which one is tried at all
-FIX_PASSES = 7  # of a variant, for each image: five for SIS, two for aliases
+FIX_PASSES = 8  # of a variant, for each image: five for SIS, three for aliases
 FIX_OVERHEAD = 30  # passes more, to make a variant, find its sites and time it
 BUDGET_FACTOR = 2
 NO_CIRCULAR = (
@@ -84,7 +87,7 @@ def diagnose(
 ) -> Diagnosis:
     """Say where a network aliases, how much, whether it matters, and what would fix it.
 
-    Measures the alias power ratio and AVR at every site, SIS and what stands beside it, shows the images
+    Measures the alias power ratios and AVR at every site, SIS and what stands beside it, shows the images
     that are least stable, says which causes make it unstable, and tries anti-aliasing layers without training
     (`measure_fixes`). What can't be had of this network is left out and named with the reason.
 
@@ -140,8 +143,9 @@ def diagnose(
             "labels": digest_labels(feed.matching.renumber(feed.images.labels)),
             "image_size": list(feed.images.size) if feed.images.size else None,
             "preprocessing": feed.describe_preparation(),
-            "logits": feed.describe_logits(), "methods": list(methods), "fix_images": fix_images,
-            "budget_images": budget_images, "minutes": deadline.minutes,
+            "logits": feed.describe_logits(), "metrics": list(METRICS),
+            "methods": list(methods), "fix_images": fix_images, "budget_images": budget_images,
+            "minutes": deadline.minutes,
         }  # fmt: skip
         if batch_size is None:
             batch_size = ON_CPU if feed.device.type == "cpu" else ELSEWHERE
@@ -250,11 +254,11 @@ class _Steps:
             sites = find_sites(self.model, self.feed.example)
             found.sites = pd.DataFrame(describe_sites(sites))
             decided = self.decide(
-                "site", SITES, None, lambda: self.watch.sites(sites, METRICS) + self.watch.reading
+                "site", SITES, None, lambda: self.watch.sites(sites, METRICS, TAPS) + self.watch.reading
             )
             table = measure(
-                self.model, self.some(decided["images"]), METRICS, sites=sites, out=out, name=self.feed.name,
-                **self.batches, **self.options,
+                self.model, self.some(decided["images"]), METRICS, sites=sites, taps=TAPS, out=out,
+                name=self.feed.name, **self.batches, **self.options,
             )  # fmt: skip
             found.sites = pd.DataFrame(table.attrs["sites"])
             found.summary = self.folder.table("summary", lambda: summarize_measurements(table))

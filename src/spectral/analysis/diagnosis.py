@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from spectral.analysis.details import CHANNEL_COLUMNS, PROFILE_COLUMNS, SiteDetail
 from spectral.analysis.examples import UnstableImages
 from spectral.analysis.folder import RUN_FILE, Folder
-from spectral.analysis.levels import LEVELS
+from spectral.analysis.levels import LEVEL_COLUMNS, LEVEL_MEANS, add_levels
 from spectral.analysis.words import describe_diagnosis
 from spectral.arguments import as_path
 from spectral.columns import read_means
@@ -30,18 +31,16 @@ from spectral.table import PROVENANCE, check_tables, write_csvs
 MEASUREMENTS, TABLES = "measurements", "tables"
 SITE_COLUMNS = [
     "name", "call", "op", "kernel", "stride", "input_size", "output_size", "channels", "measurable",
-    "alias_power_ratio", "alias_power_ratio_ci_low", "alias_power_ratio_ci_high", "alias_power_db",
-    "alias_power_db_ci_low", "alias_power_db_ci_high", "avr_input", "avr_dense", "channel_median",
-    "white_noise", "n", "n_clusters", "n_silent", "dense_map", "reason",
+    *LEVEL_COLUMNS, *with_bounds(*LEVEL_MEANS), "white_noise", "avr_input",
+    "avr_dense", "n", "n_clusters", "n_silent", "dense_map", "reason",
 ]  # fmt: skip
-_OTHER_LEVELS = with_bounds(*(level.column for level in LEVELS[1:]))  # where they were measured
 _MEANS = {
     "white_noise": ("signal", "alias_power_ratio_white_noise"), "avr_input": ("input", "avr"),
-    "avr_dense": ("dense", "avr"), **{level.column: (level.tap, level.metric) for level in LEVELS[::-1]},
+    "avr_dense": ("dense", "avr"), **LEVEL_MEANS,
 }  # fmt: skip
 _PARTS = ("profile", "channels")  # of a detail that are tables
+_FIX_LEVELS = ("level_db_original", "level_db")  # earlier versions compared the pooled ratio
 _MAPS = ("before", "after", "aliases")
-_NUMBERS = ("n", "channel_median", "white_noise")
 
 
 @dataclass(repr=False)
@@ -50,8 +49,10 @@ class Diagnosis:
 
     Attributes:
         facts: model, weights, images, how long each step took, versions, and what was assumed (``notes``).
-        sites: a row per downsampling site in the order in which they run: its place, alias power ratio (also
-            in dB) and AVR with their 95 % intervals, and the reason where it couldn't be measured.
+        sites: a row per downsampling site in the order in which they run: its place, how much it aliases as
+            it is told (``level_ratio``, ``level_db``: the median channel's alias power ratio at the tap
+            signal, unless that wasn't measured), the ratios and AVR with their 95 % intervals, and the
+            reason where it couldn't be measured.
         summary: all that was measured, as `spectral.summarize_measurements` gives it.
         stability: as `spectral.summarize_stability` gives it; no rows for a network without class scores.
         per_image: as `spectral.measure_stability` gives it.
@@ -126,7 +127,11 @@ def from_measurements(table: pd.DataFrame, facts: Mapping[str, Any]) -> Diagnosi
 
 def _find_unasked(asked: set[str]) -> tuple[str, ...]:
     """Name the parts of a diagnosis of which a run that was asked for these metrics says nothing."""
-    needed = {"sites": {*SITE_METRICS}, "aliases": {level.metric for level in LEVELS}, "stability": {"sis"}}
+    needed = {
+        "sites": {*SITE_METRICS},
+        "aliases": {metric for _, metric in LEVEL_MEANS.values()},
+        "stability": {"sis"},
+    }
     return (*(part for part, metrics in needed.items() if not asked & metrics), "fixes")
 
 
@@ -157,9 +162,12 @@ def read_diagnosis(path: str | Path) -> Diagnosis:
         raise SpectralError(unfinished)
 
     found = Diagnosis(folder.record("facts", absent))
-    found.sites, found.missing = folder.table("sites", absent), folder.table("missing", absent)
+    sites, found.missing = folder.table("sites", absent), folder.table("missing", absent)
+    found.sites = add_levels(sites).reindex(columns=SITE_COLUMNS)  # earlier versions wrote no levels
     for name in ("summary", "stability", "per_image", "budget", "fixes"):
         setattr(found, name, folder.table(name, pd.DataFrame))
+    if len(found.fixes):
+        found.fixes = found.fixes.assign(**{name: found.fixes.get(name, np.nan) for name in _FIX_LEVELS})
     found.unstable = read_unstable(folder, UnstableImages)
     found.details = read_details(folder, dict)
     if holds_run(measured := as_path(path, "") / MEASUREMENTS):
@@ -186,12 +194,8 @@ def join_sites(found: Diagnosis) -> pd.DataFrame:
         row: dict[Any, Any] = {**record, **words}
         row |= read_means(found.summary, str(record["name"]), _MEANS) if len(found.summary) else {}
         row["reason"] = row["reason"] or _explain_absence(row)
-        detail = found.details.get(str(record["name"]))
-        if detail is not None:
-            row |= {"channel_median": detail.channel_median, "white_noise": detail.white_noise}
         rows.append(row)
-    table = pd.DataFrame(rows)
-    return table.reindex(columns=list(dict.fromkeys([*SITE_COLUMNS, *_list_other_levels(table)])))
+    return add_levels(pd.DataFrame(rows)).reindex(columns=SITE_COLUMNS)
 
 
 def _explain_absence(row: Mapping[Any, Any]) -> str:
@@ -200,7 +204,7 @@ def _explain_absence(row: Mapping[Any, Any]) -> str:
         return ""
     silent = int(row["n_silent"])
     images = f"{silent} image{'' if silent == 1 else 's'}"
-    return f"its maps are silent on all {images}" if silent else "it runs on none of the images"
+    return f"its maps are silent or constant on all {images}" if silent else "it runs on none of the images"
 
 
 def list_reasons(sites: pd.DataFrame) -> dict[str, str]:
@@ -210,10 +214,6 @@ def list_reasons(sites: pd.DataFrame) -> dict[str, str]:
         sites: from `join_sites`.
     """
     return {f"site {row['name']}": str(row["reason"]) for row in sites.to_dict("records") if row["reason"]}
-
-
-def _list_other_levels(table: pd.DataFrame) -> list[str]:
-    return [name for name in _OTHER_LEVELS if name in table and table[name].notna().any()]
 
 
 def read_unstable(folder: Folder, compute: Callable[[], UnstableImages]) -> UnstableImages:
@@ -250,13 +250,13 @@ def read_details(folder: Folder, compute: Callable[[], dict[str, SiteDetail]]) -
     }
     numbers = folder.record(
         "site_numbers",
-        lambda: {"sites": [{"site": s, **{k: getattr(d, k) for k in _NUMBERS}} for s, d in once().items()]},
+        lambda: {"sites": [{"site": name, "n": detail.n} for name, detail in once().items()]},
     )["sites"]
     arrays = folder.arrays("site_maps", lambda: _list_arrays(list(once().values())))
     found = {}
     for number, facts in enumerate(numbers):
         site = facts["site"]
-        detail = SiteDetail(**facts, **{name: arrays[f"{number}/{name}"] for name in _MAPS})
+        detail = SiteDetail(site, facts["n"], **{name: arrays[f"{number}/{name}"] for name in _MAPS})
         maps = {
             key.rpartition("/")[2]: value
             for key, value in arrays.items()

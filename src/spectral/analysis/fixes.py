@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from spectral import stats
+from spectral.analysis.levels import LEVEL_MEANS, LEVELS, add_levels
 from spectral.arguments import as_list
-from spectral.columns import FEWEST_CLUSTERS, add_holm, bound, bound_flags
+from spectral.columns import FEWEST_CLUSTERS, add_holm, bound, bound_flags, read_means
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.inputs import Inputs
 from spectral.intake import Feed
@@ -29,9 +30,9 @@ from spectral.ranks import find_ranks, shared
 from spectral.schema import to_decibels, with_bounds
 from spectral.sites import Site, find_sites
 from spectral.stability import measure_stability
+from spectral.summary import summarize_measurements
 from spectral.surgery import conversion_report, convert
 from spectral.surgery.report import find_original_names
-from spectral.table import widen
 
 CALLER = "measure_fixes"
 ALL_SITES = "all sites"  # no module path has a blank
@@ -41,8 +42,8 @@ LEFT_OUT = "left out"  # what the reason of a variant for which there was no tim
 COLUMNS = [
     "model", "site", "op", "method", "placement", "n", "n_clusters", "sis_original", "sis",
     *with_bounds("delta_sis"), "p", "p_holm", "significance", "changed_original", "changed",
-    *with_bounds("agreement"), "n_labelled", "accuracy_original", "accuracy", "alias_power_db_original",
-    "alias_power_db", "latency_ms_original", "latency_ms", "macs_original", "macs", "front", "line", "reason",
+    *with_bounds("agreement"), "n_labelled", "accuracy_original", "accuracy", "level_db_original",
+    "level_db", "latency_ms_original", "latency_ms", "macs_original", "macs", "front", "line", "reason",
 ]  # fmt: skip
 WORDS = ("model", "site", "op", "method", "placement", "significance", "line", "reason")
 COUNTS = ("n", "n_clusters", "n_labelled")
@@ -92,8 +93,9 @@ def measure_fixes(
         A row per layer and site, ``"all sites"`` among them: SIS before and after and its change, with a 95 %
         interval and a paired test (Holm-corrected over the rows), changed (the share of one-pixel shifts
         that change the prediction), agreement (share of images whose prediction stays), accuracy where
-        labels are known, the alias power ratio at these sites (in rows of all sites: the mean over all that
-        have one in the network as it is, also those that the layer leaves as they are), latency,
+        labels are known, ``level_db`` (the alias power ratio of the median channel at these sites; in rows of
+        all sites the mean over all that have one in the network as it is, also those that the layer leaves as
+        they are), latency,
         multiply–accumulates, front (whether no other row has both less SIS and more agreement), line (the
         call that does it) and the reason where something couldn't be measured.
 
@@ -144,7 +146,7 @@ class _Base:
     sites: list[Site]
     options: dict[str, Any]
     stability: pd.DataFrame | None
-    aliases: pd.DataFrame | None = None
+    known: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
         self.has_scores = not self.feed.find_obstacle()[0] and bool(self.feed.extents)
@@ -156,7 +158,7 @@ class _Base:
         """Return variants in the order in which they are tried: all sites, then the loudest one."""
 
         def loudness(variant: Variant) -> float:
-            level = _mean_ratio(self.levels(), variant[1]) if variant[1] else math.inf
+            level = _average_levels(self.levels(), variant[1]) if variant[1] else math.inf
             return -1.0 if math.isnan(level) else level
 
         with warnings.catch_warnings():
@@ -166,12 +168,11 @@ class _Base:
             except SpectralError:  # each variant says why
                 return list(plan)
 
-    def levels(self) -> pd.DataFrame:
-        """Measure the aliases of the network as it is."""
-        if self.aliases is None:
-            measurable = [site for site in self.sites if site.measurable]
-            self.aliases = self._measure_aliases(self.model, measurable)
-        return self.aliases
+    def levels(self) -> dict[str, float]:
+        """Say of each site of the network as it is how much it aliases; NaN where that isn't known."""
+        if self.known is None:
+            self.known = self._measure_levels(self.model, [site for site in self.sites if site.measurable])
+        return self.known
 
     def units(self, method: str) -> list[tuple[str, ...]]:
         """Return the sites that are replaced together, in the order in which they run."""
@@ -252,21 +253,24 @@ class _Base:
         found = {pair.a.name: pair.b for pair in pairs}
         asked = [site.name for site in self.sites if site.measurable]
         asked = asked if replaced is None else [name for name in asked if name in replaced]
-        own = [name for name in asked if not math.isnan(_mean_ratio(self.levels(), [name]))]
+        own = [name for name in asked if not math.isnan(self.levels()[name])]
         absent = [name for name in own if name not in found]
         if absent:
             return {"reason": f"with the layer {absent[0]} is no site whose aliases can be measured"}
         if not own:
             return {}
-        after = self._measure_aliases(variant, [found[name] for name in own])
-        each = [_mean_ratio(after, [found[name].name]) for name in own]  # unknown where one has fallen silent
-        pooled = [_mean_ratio(self.levels(), own), float(np.mean(each))]
-        return {"alias_power_db_original": to_decibels(pooled[0]), "alias_power_db": to_decibels(pooled[1])}
+        now = self._measure_levels(variant, [found[name] for name in own])
+        after = float(np.mean([now[found[name].name] for name in own]))  # unknown where one has fallen silent
+        before = _average_levels(self.levels(), own)
+        return {"level_db_original": to_decibels(before), "level_db": to_decibels(after)}
 
-    def _measure_aliases(self, model: nn.Module, sites: Sequence[Site]) -> pd.DataFrame:
-        return measure(
-            model, self.feed.images, ("alias_power_ratio",), sites=sites, taps=("dense",), **self.options
-        )
+    def _measure_levels(self, model: nn.Module, sites: Sequence[Site]) -> dict[str, float]:
+        metrics = [metric for _, metric in LEVEL_MEANS.values()]
+        table = measure(model, self.feed.images, metrics, sites=sites, taps=("signal",), **self.options)
+        summary = summarize_measurements(table)
+        rows = [read_means(summary, site.name, LEVEL_MEANS) for site in sites]
+        told = add_levels(pd.DataFrame(rows), LEVELS[0])["level_ratio"]
+        return dict(zip((site.name for site in sites), told, strict=True))
 
     def _time(self, variant: nn.Module, example: Inputs) -> Row:
         if example.kwargs or len(example.args) != 1 or not isinstance(example.args[0], Tensor):
@@ -304,15 +308,10 @@ def _compare_accuracy(after: pd.Series, before: pd.Series, clusters: pd.Series) 
     )
 
 
-def _mean_ratio(table: pd.DataFrame, sites: Sequence[str]) -> float:
-    """Mean over sites of each one's mean ratio over photographs, of images that aren't silent."""
-    means = []
-    for site in dict.fromkeys(sites):
-        wide = widen(table, site, "dense")
-        loud = wide[wide["power"] > 0] if "power" in wide else wide
-        if "alias_power_ratio" in loud and len(loud):
-            means.append(_average(loud["alias_power_ratio"], loud["cluster"]))
-    return float(np.mean(means)) if means else math.nan
+def _average_levels(levels: Mapping[str, float], sites: Sequence[str]) -> float:
+    """Mean over those sites that have a level; NaN where none has."""
+    known = [site for site in dict.fromkeys(sites) if not math.isnan(levels.get(site, math.nan))]
+    return float(np.mean([levels[site] for site in known])) if known else math.nan
 
 
 def _finish(rows: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""How much sites alias, by the ratio that was measured: the pooled one, or what there is in its place."""
+"""How much sites alias, by the headline ratio, or by what was measured in its place."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from spectral.schema import BOUNDS, name_decibels, to_decibels
+from spectral.schema import ALIAS_FREE, BOUNDS, POWER_RATIOS, name_decibels, to_decibels, with_bounds
 
-POOLED = "alias_power_ratio"
+POOLED, MEDIAN = POWER_RATIOS[:2]
+POOLED_SIGNAL = f"{POOLED}_signal"
 
 
 @dataclass(frozen=True)
@@ -31,33 +32,57 @@ class Level:
     power: str
     note: str = ""
 
-    def of(self, sites: pd.DataFrame) -> pd.DataFrame:
-        """Return the sites with this ratio, its bounds and its decibels where the pooled one's are."""
-        if self.column == POOLED:
-            return sites
-        bounds = {f"{POOLED}{end}": sites.get(f"{self.column}{end}") for end in BOUNDS}
-        known = pd.DataFrame(bounds, index=sites.index).astype(float)
-        decibels = {name_decibels(name): known[name].map(to_decibels) for name in bounds}
-        return sites.assign(**known, **decibels)
-
 
 LEVELS = (
-    Level(POOLED, "dense", POOLED, "alias power ratio", "the power that it passes on"),
-    Level(f"{POOLED}_signal", "signal", POOLED, "alias power ratio at the tap signal",
-          "the power that it passes on at the tap signal",
-          "that tap alone was measured, not the site's own output, the tap dense"),
-    Level("channel_median", "signal", f"{POOLED}_channel_median", "alias power ratio of the median channel",
-          "its median channel's power", "the pooled ratio wasn't asked for"),
+    Level("channel_median", "signal", MEDIAN, "alias power ratio of the median channel",
+          "the median channel's power"),
+    Level(POOLED_SIGNAL, "signal", POOLED, "alias power ratio at the tap signal",
+          "the power that it passes on at the tap signal", "the median channel's ratio wasn't asked for"),
+    Level(POOLED, "dense", POOLED, "alias power ratio at the tap dense",
+          "the power that it passes on at the tap dense",
+          "that tap alone was measured, whose ratio depends on where a network decimates"),
 )  # fmt: skip
-"""The first of them that was measured is told."""
+"""The first of them that was measured is told: the headline, or what comes nearest to it."""
+
+LEVEL_MEANS = {level.column: (level.tap, level.metric) for level in LEVELS[::-1]}  # counts are of the first
+LEVEL_COLUMNS = with_bounds("level_ratio", "level_db")  # of `add_levels`
 
 
 def find_level(sites: pd.DataFrame) -> Level:
-    """Return the ratio by which sites are told: the pooled one unless only another was measured.
+    """Return the ratio by which sites are told: the headline unless only another was measured.
+
+    Args:
+        sites: with the columns of `Level` that were measured, and their bounds.
 
     Example:
-        >>> find_level(pd.DataFrame({"alias_power_ratio": [None], "channel_median": [0.2]})).name
-        'alias power ratio of the median channel'
+        >>> find_level(pd.DataFrame(dict.fromkeys(with_bounds("alias_power_ratio"), [0.2]))).tap
+        'dense'
     """
-    there = (level for level in LEVELS if level.column in sites and sites[level.column].notna().any())
+    # A column without its bounds was measured on some images only (diagnoses of earlier versions).
+    there = (level for level in LEVELS if {*with_bounds(level.column)} <= {*sites}
+             and sites[level.column].notna().any())  # fmt: skip
     return next(there, LEVELS[0])
+
+
+def add_levels(sites: pd.DataFrame, level: Level | None = None) -> pd.DataFrame:
+    """Put beside each site how much it aliases, as it is told: ``level_ratio`` and ``level_db`` with bounds.
+
+    That is the headline ratio. Where no power at all is aliased at its tap it is 0: what is left of the
+    channels' ratios there comes from taking the borders' jumps off maps that fold nothing.
+
+    Args:
+        sites: as for `find_level`.
+        level: by which they are told; what `find_level` finds by default.
+
+    Example:
+        >>> one = {f"{name}{end}": [value] for end in BOUNDS
+        ...        for name, value in {"channel_median": 0.004, "alias_power_ratio_signal": 1e-15}.items()}
+        >>> add_levels(pd.DataFrame(one))[["level_ratio", "level_db"]].values.tolist()
+        [[0.0, -100.0]]
+    """
+    column = (level or find_level(sites)).column
+    free = sites.reindex(columns=with_bounds(POOLED_SIGNAL)).astype(float).max(axis=1) <= ALIAS_FREE
+    told = sites.reindex(columns=with_bounds(column)).astype(float).mul(~free, axis=0)
+    ratios = {f"level_ratio{end}": told[f"{column}{end}"] for end in BOUNDS}
+    decibels = {name_decibels(name): values.map(to_decibels) for name, values in ratios.items()}
+    return sites.assign(**ratios, **decibels)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from spectral.budget import VIEWS
+from spectral.capture import Tap
 from spectral.causes import SOURCES, idealize
 from spectral.data.subset import Subset
 from spectral.errors import SpectralError
@@ -130,7 +131,7 @@ class Stopwatch:
         """What the network says of an image and of its shifts by one pixel."""
         return self.plain * (1 + len(list_moves(self.feed.example, self.feed.layout)))
 
-    def sites(self, sites: Sequence[Site], metrics: Sequence[str]) -> float:
+    def sites(self, sites: Sequence[Site], metrics: Sequence[str], taps: Sequence[Tap]) -> float:
         """Measuring at the sites; NaN where that fails, for whatever measures them to say why."""
         options: dict[str, Any] = {
             "preprocessing": self.feed.preparation if self.feed.normalises else None, "progress": False,
@@ -139,7 +140,7 @@ class Stopwatch:
 
         def run(count: int) -> float:
             few, start = Subset(self.feed.images, range(count)), time.perf_counter()
-            measure(self.feed.model, few, metrics, sites=sites, batch_size=count, **options)
+            measure(self.feed.model, few, metrics, sites=sites, taps=taps, batch_size=count, **options)
             return time.perf_counter() - start
 
         try:

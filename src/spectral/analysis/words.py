@@ -9,11 +9,11 @@ from typing import Any, Protocol
 import pandas as pd
 
 from spectral.analysis.fixes import ALL_SITES
-from spectral.analysis.levels import POOLED, find_level
+from spectral.analysis.levels import POOLED, POOLED_SIGNAL, Level, find_level
 from spectral.columns import bound_flags
 from spectral.display import Card, write_share
 from spectral.operators import LOSSLESS
-from spectral.schema import ALIAS_FREE, with_bounds
+from spectral.schema import ALIAS_FREE, to_decibels, with_bounds
 
 NOTABLE = 0.01  # share of the power above which a site is said to alias: −20 dB
 NOTHING = "–"
@@ -66,9 +66,9 @@ def describe_diagnosis(found: Findings) -> Card:
     header = ["site", "op", "stride", f"{level.name} (95 % interval)", "AVR, input", "AVR, dense"]
     rows = [
         [str(row["name"]), str(row["op"]), str(row["stride"]),
-         format_interval(row, "alias_power_db", format_db), format_number(row["avr_input"]),
+         format_interval(row, "level_db", format_db), format_number(row["avr_input"]),
          format_number(row["avr_dense"])]
-        for row in level.of(found.sites).to_dict("records")
+        for row in found.sites.to_dict("records")
     ]  # fmt: skip
     reasons = [f"not measured: {row['what']}: {row['reason']}" for row in found.missing.to_dict("records")]
     return Card([lead, *write_headline(found)], [header, *rows] if rows else [], reasons)
@@ -151,37 +151,56 @@ def _say_sites(found: Findings) -> str:
             f"The alias power ratio of its {_plural(len(found.sites), 'downsampling site')} wasn't asked for "
             f"(measured: {metrics or 'nothing'})."
         )
-    level = find_level(found.sites)
-    sites = level.of(found.sites)
-    known = sites[sites["alias_power_ratio"].notna()]
+    sites, level = found.sites, find_level(found.sites)
+    known = sites[sites["level_ratio"].notna()]
     if known.empty:
         return _say_unmeasured(sites)
-    bounded = known["alias_power_ratio_ci_low"].notna()
-    loud = known[known["alias_power_ratio_ci_low"].where(bounded, known["alias_power_ratio"]) > NOTABLE]
-    worst = known.sort_values("alias_power_ratio", ascending=False).iloc[0]
+    bounded = known["level_ratio_ci_low"].notna()
+    lowest, highest = (known[f"level_ratio{end}"].where(bounded, known["level_ratio"])
+                       for end in ("_ci_low", "_ci_high"))  # fmt: skip
     count, there = int(known["n"].max()) if known["n"].notna().any() else 0, found.facts.get("image_count")
     on = "" if there is None or count == there or not count else f", on {_plural(count, 'image')}"
     where = "" if bounded.all() else " where there is one"
     sure = (
         f"interval included{where}" if bounded.any() else "without an interval, which needs two photographs"
     )
-    note = f" ({level.note})" if level.note else ""
-    said = (
-        f"{worst['name']} with {format_interval(worst.to_dict(), 'alias_power_db', format_db)}: aliases are "
-        f"{format_share(worst['alias_power_ratio'])} of {level.power}{note}"
-    )
     sites_said = _plural(len(known), "measured site")
-    highest = known["alias_power_ratio_ci_high"].where(bounded, known["alias_power_ratio"])
+    said = _say_worst(known, level)
+    loud = known[lowest > NOTABLE]
     if (highest <= ALIAS_FREE).all():
         return f"None of the {sites_said} passes on aliases{on}."
     if loud.empty and bounded.any() and not (highest <= NOTABLE).all():
         return f"None of the {sites_said} is sure to pass on more than 1 % aliases{on}; the most has {said}."
     if loud.empty:
         return f"None of the {sites_said} passes on more than 1 % aliases ({sure}{on}); the most has {said}."
-    power = "the power" if level.column == POOLED else level.power
     return (
         f"{len(loud)} of {sites_said} {'aliases' if len(loud) == 1 else 'alias'} "
-        f"(more than 1 % of {power}, {sure}{on}); the worst is {said}."
+        f"(more than 1 % of {level.power}, {sure}{on}); the worst is {said}.{_say_filtered(loud)}"
+    )
+
+
+def _say_worst(known: pd.DataFrame, level: Level) -> str:
+    """Say which site aliases most, how much, and how much noise would that nothing filters."""
+    worst = known.sort_values("level_ratio", ascending=False).iloc[0].to_dict()
+    noise: Any = worst.get("white_noise")
+    beside = "" if _is_unknown(noise) else f", where white noise has {format_db(to_decibels(float(noise)))}"
+    note = f" ({level.note})" if level.note else ""
+    return (
+        f"{worst['name']} with {format_interval(worst, 'level_db', format_db)}{beside}: aliases are "
+        f"{format_share(worst['level_ratio'])} of {level.power}{note}"
+    )
+
+
+def _say_filtered(loud: pd.DataFrame) -> str:
+    """Say at how many of the sites that alias a filter stands, so that the aliases come from behind it."""
+    dense, signal = (loud[name].astype(float) for name in (POOLED, POOLED_SIGNAL))
+    free = (dense <= ALIAS_FREE) & (signal > ALIAS_FREE)
+    if not free.any():
+        return ""
+    where = "all of them" if free.all() else f"{int(free.sum())} of them"
+    return (
+        f" At {where} nothing is left to fold at the tap dense: these aliases are made behind it, by a "
+        f"nonlinearity on the coarser lattice."
     )
 
 
@@ -297,11 +316,11 @@ def _say_fixes(fixes: pd.DataFrame) -> list[str]:
 
 def _say_quietest(tried: pd.DataFrame, count: str) -> str:
     """Say which layer at all sites leaves the least aliases; alone it says of how many, ``count``."""
-    whole = tried[(tried["site"] == ALL_SITES) & tried["alias_power_db"].notna()]
+    whole = tried[(tried["site"] == ALL_SITES) & tried["level_db"].notna()]
     if whole.empty:
         return ""
-    best = whole.sort_values("alias_power_db").iloc[0]
-    before, after = format_db(best["alias_power_db_original"]), format_db(best["alias_power_db"])
+    best = whole.sort_values("level_db").iloc[0]
+    before, after = format_db(best["level_db_original"]), format_db(best["level_db"])
     lead = f"Of {count}, {best['method']} at all sites" if count else f"At all sites, {best['method']}"
     least = f"leaves the least aliases, {after}" if len(whole) > 1 else f"leaves aliases of {after}"
     what = "removes all aliases" if after == "none" else least

@@ -26,25 +26,24 @@ TITLES = {"before": "before decimation", "after": "after it", "aliases": "its al
 LABELLED = 12  # points that bear a name
 
 
-@drawn_of("name", "alias_power_db", optional=with_bounds("alias_power_db")[1:])
+@drawn_of("name", "level_db", optional=with_bounds("level_db")[1:])
 def plot_site_levels(sites: pd.DataFrame, name: str = "alias power ratio") -> Figure:
     """Draw the alias power ratio of each site in the order in which they run, with 95 % intervals.
 
     Args:
-        sites: columns name, alias_power_db, alias_power_db_ci_low, alias_power_db_ci_high; `Diagnosis.sites`
-            is one.
-        name: of the ratio, where it is another than the pooled one.
+        sites: columns name, level_db, level_db_ci_low, level_db_ci_high; `Diagnosis.sites` is one.
+        name: of the ratio.
 
     Raises:
         SpectralError: if columns are absent, or no site has a value.
     """
-    known = _known(sites, "plot_site_levels", "alias_power_db")
-    values = known["alias_power_db"].clip(lower=-100)
+    known = _known(sites, "plot_site_levels", "level_db")
+    values = known["level_db"].clip(lower=-100)
     with use_style():
         fig = new_figure(FULL_WIDTH, 0.6 + 0.19 * len(known))
         ax = fig.subplots()
         rows = np.arange(len(known))
-        low, high = (known.get(name, 0 * values + np.nan) for name in with_bounds("alias_power_db")[1:])
+        low, high = (known.get(name, 0 * values + np.nan) for name in with_bounds("level_db")[1:])
         # Of one photograph there is none; one that reaches to no aliases at all has no lower bound in dB.
         low = low.fillna(-100).clip(lower=-100).where(high.notna())
         ax.hlines(rows, np.minimum(low, values), np.maximum(high, values), color=COLOURS[0], linewidth=1.6)

@@ -65,7 +65,7 @@ def list_plots(table: pd.DataFrame) -> dict[str, Plot]:
     """Return the figures that a table's columns allow, by name.
 
     Example:
-        >>> list(list_plots(pd.DataFrame(columns=["name", "alias_power_db"])))
+        >>> list(list_plots(pd.DataFrame(columns=["name", "level_db"])))
         ['site_levels']
     """
     columns = set(map(str, table.columns))
@@ -123,7 +123,7 @@ def save_figure(drawn: Figure, path: str | Path, title: str = "", dpi: int = 300
 
 
 _OWN: dict[str, tuple[tuple[str, ...], Plot]] = {
-    "site_levels": (("name", "alias_power_db"), plot_site_levels),
+    "site_levels": (("name", "level_db"), plot_site_levels),
     "fixes": (("site", "method", "sis", "sis_original", "agreement", "front"), plot_fixes),
     "summary": (("model", "site", "tap", "metric", "mean", "ci_low", "ci_high", "n_silent"), plot_summary),
     **ANSWERS,

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 import spectral
 from spectral.analysis import Diagnosis
-from spectral.analysis.levels import POOLED, find_level
+from spectral.analysis.levels import LEVELS, find_level
 from spectral.analysis.words import format_db, format_interval, format_number, format_share, write_headline
 from spectral.arguments import as_path
 from spectral.errors import SpectralError
@@ -101,7 +101,6 @@ class Part:
     strip: Sequence[Box]
     input_size: str
     sites: View
-    looked_at: str
     levels: Markup | None
     details: Sequence[Detail]
     stability: View | None
@@ -183,18 +182,16 @@ def _make_part(found: Diagnosis, prefix: str) -> Part:
     anchors = {str(site): f"{prefix}site-{i}" for i, site in enumerate(found.sites["name"])}
     links = {site: f"#{anchor}" for site, anchor in anchors.items()}
     level = find_level(found.sites)
-    leveled = level.of(found.sites)
-    rows = leveled.to_dict("records")
+    rows = found.sites.to_dict("records")
     shown = _choose_details(found)
     return Part(
         prefix=prefix, name=name, headline=write_headline(found), facts=found.facts,
         provenance=_list_provenance(found.facts),
         strip=[_make_box(row, links[str(row["name"])], found) for row in rows],
         input_size=_by(found.facts.get("image_size")),
-        looked_at=_say_looked_at(found),
         sites=view(found.sites, f"The downsampling sites of {name}, in the order in which they run", SITES,
                    links),
-        levels=_draw(lambda t: plot_site_levels(t, level.name), leveled, f"{prefix}levels",
+        levels=_draw(lambda t: plot_site_levels(t, level.name), found.sites, f"{prefix}levels",
                      f"{_begin(level.name)} per site of {name}"),
         details=[
             _make_detail(row, anchors[str(row["name"])], found, str(row["name"]) in shown)
@@ -244,12 +241,12 @@ def _draw(plot: Any, table: pd.DataFrame, name: str, title: str) -> Markup | Non
 
 def _choose_details(found: Diagnosis) -> set[str]:
     """Return the sites that get pictures: the worst, if there are many."""
-    ranked = found.sites.sort_values("alias_power_ratio", ascending=False, kind="stable")
+    ranked = found.sites.sort_values("level_ratio", ascending=False, kind="stable")
     return set([str(name) for name in ranked["name"] if str(name) in found.details][:MOST_DETAILS])
 
 
 def _make_box(row: Mapping[Any, Any], href: str, found: Diagnosis) -> Box:
-    level = row["alias_power_db"]
+    level = row["level_db"]
     known = isinstance(level, float) and not math.isnan(level)
     ground, ink = find_colour(1 - max(level, QUIET_DB) / QUIET_DB) if known else NO_VALUE
     sides = [int(n) for n in str(row["output_size"]).split("x")]
@@ -266,8 +263,8 @@ def _make_box(row: Mapping[Any, Any], href: str, found: Diagnosis) -> Box:
 
 def _say_level(row: Mapping[Any, Any], found: Diagnosis) -> str:
     """Write how much a site aliases, or why that isn't known."""
-    if not pd.isna(row["alias_power_db"]):
-        return format_db(row["alias_power_db"])
+    if not pd.isna(row["level_db"]):
+        return format_db(row["level_db"])
     if row["reason"] == LOSSLESS:
         return "keeps all"
     return "not asked for" if "aliases" in found.unasked and not row["reason"] else "not measured"
@@ -275,10 +272,11 @@ def _say_level(row: Mapping[Any, Any], found: Diagnosis) -> str:
 
 def _make_detail(row: Mapping[Any, Any], anchor: str, found: Diagnosis, drawn: bool) -> Detail:
     name = str(row["name"])
-    detail = found.details.get(name)
+    detail, level = found.details.get(name), find_level(found.sites)
     facts = [
-        (find_level(found.sites).name, format_interval(row, "alias_power_db", format_db)),
-        ("share of the power", format_interval(row, "alias_power_ratio", format_share)),
+        (level.name, format_interval(row, "level_db", format_db)),
+        (f"share of {level.power}", format_interval(row, "level_ratio", format_share)),
+        *((other.name, format_share(row[other.column])) for other in LEVELS if other is not level),
         ("AVR of what enters", format_share(row["avr_input"])),
         ("AVR before decimation", format_share(row["avr_dense"])),
         ("kind, kernel, stride", f"{row['op']}, {_times(row['kernel'])}, {_times(row['stride'])}"),
@@ -310,13 +308,6 @@ def _make_detail(row: Mapping[Any, Any], anchor: str, found: Diagnosis, drawn: b
 
 def _count_images(count: int) -> str:
     return f"{count} image{'' if count == 1 else 's'}"
-
-
-def _say_looked_at(found: Diagnosis) -> str:
-    """Say of how many images the median channels are, where these are fewer than a site's others."""
-    looked_at = max((detail.n for detail in found.details.values()), default=0)
-    fewer = found.sites["channel_median"].notna() & (found.sites["n"].astype(float) > looked_at)
-    return _count_images(looked_at) if looked_at and fewer.any() else ""
 
 
 def _list_pictures(found: Diagnosis) -> list[Picture]:
@@ -367,16 +358,15 @@ def _compare(found: Sequence[Diagnosis], parts: Sequence[Part]) -> dict[str, Any
     rows = []
     for one, part in zip(found, parts, strict=True):
         level = find_level(one.sites)
-        sites = level.of(one.sites)
-        known = sites[sites["alias_power_db"].notna()]
-        worst = known.sort_values("alias_power_ratio", ascending=False).iloc[0] if len(known) else None
+        known = one.sites[one.sites["level_db"].notna()]
+        worst = known.sort_values("level_ratio", ascending=False).iloc[0] if len(known) else None
         rows_of = one.stability.set_index("metric").to_dict("index") if len(one.stability) else {}
         mean = {metric: {"x": row["mean"], "x_ci_low": row["ci_low"], "x_ci_high": row["ci_high"]}
                 for metric, row in rows_of.items()}  # fmt: skip
         rows.append({
             "name": part.name, "href": f"#{part.prefix}top", "sites": f"{len(known)} of {len(one.sites)}",
-            "worst": "–" if worst is None else f"{worst['name']}, {format_db(worst['alias_power_db'])}"
-                     f"{'' if level.column == POOLED else f' ({level.name})'}",
+            "worst": "–" if worst is None else f"{worst['name']}, {format_db(worst['level_db'])}"
+                     f"{'' if level is LEVELS[0] else f' ({level.name})'}",
             "sis": format_interval(mean["sis"], "x") if "sis" in mean else "–",
             "changed": format_interval(mean["changed"], "x", format_share) if "changed" in mean else "–",
         })  # fmt: skip
