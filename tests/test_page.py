@@ -18,13 +18,14 @@ from torch import nn
 
 import spectral
 from spectral.analysis import Diagnosis, SiteDetail, diagnose, write_headline
+from spectral.analysis.levels import add_levels
 from spectral.cli import main
 from spectral.errors import SpectralError
 from spectral.figures import FIGURES, plot_site_levels
 from spectral.page.cells import FIXES, SITES, STABILITY, make_downloads, view
 from spectral.page.render import MOST_DETAILS
 from spectral.page.results import view_table
-from spectral.schema import BOUNDS
+from spectral.schema import BOUNDS, with_bounds
 
 BROWSER = next(
     (found for found in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if found), None
@@ -172,6 +173,14 @@ class TestWords:
         assert self.say([self.site("a", 0.001)]).startswith("None of the 1 measured site is sure")
         assert "no place where resolution drops" in self.say([])
         assert "None of its 1 downsampling site could be measured" in self.say([{"name": "a"}])
+
+    def test_sites_of_an_earlier_version_are_told_by_what_was_measured_on_all_images(self):
+        """It had the median channel of the 4 images alone whose maps are shown, and no interval of it."""
+        earlier = dict.fromkeys(with_bounds("alias_power_ratio"), 0.1) | {"channel_median": 0.25}
+        sites = add_levels(pd.DataFrame([{"name": "a", **earlier}]))
+        said = self.say(sites)
+        assert "a with −10.0 dB" in said
+        assert "10.0 % of the power that it passes on at the tap dense" in said
 
     def test_without_an_interval_none_is_claimed(self):
         lone = {**self.site("a", 0.1), "level_ratio_ci_low": np.nan}

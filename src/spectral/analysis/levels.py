@@ -45,7 +45,7 @@ LEVELS = (
 """The first of them that was measured is told: the headline, or what comes nearest to it."""
 
 LEVEL_MEANS = {level.column: (level.tap, level.metric) for level in LEVELS[::-1]}  # counts are of the first
-LEVEL_COLUMNS = with_bounds("level_ratio", "level_db")  # of `add_levels`
+LEVEL_COLUMNS = ["level_of", *with_bounds("level_ratio", "level_db")]  # of `add_levels`
 
 
 def find_level(sites: pd.DataFrame) -> Level:
@@ -58,6 +58,9 @@ def find_level(sites: pd.DataFrame) -> Level:
         >>> find_level(pd.DataFrame(dict.fromkeys(with_bounds("alias_power_ratio"), [0.2]))).tap
         'dense'
     """
+    known = [*sites.get("level_of", pd.Series(dtype=object)).dropna()]
+    if known:
+        return next(level for level in LEVELS if level.column == known[0])
     # A column without its bounds was measured on some images only (diagnoses of earlier versions).
     there = (level for level in LEVELS if {*with_bounds(level.column)} <= {*sites}
              and sites[level.column].notna().any())  # fmt: skip
@@ -67,8 +70,8 @@ def find_level(sites: pd.DataFrame) -> Level:
 def add_levels(sites: pd.DataFrame, level: Level | None = None) -> pd.DataFrame:
     """Put beside each site how much it aliases, as it is told: ``level_ratio`` and ``level_db`` with bounds.
 
-    That is the headline ratio. Where no power at all is aliased at its tap it is 0: what is left of the
-    channels' ratios there comes from taking the borders' jumps off maps that fold nothing.
+    That is the headline ratio, or what ``level_of`` names. Where no power at all is aliased at its tap it is
+    0: what is left of the channels' ratios there comes from taking borders' jumps off maps that fold nothing.
 
     Args:
         sites: as for `find_level`.
@@ -85,4 +88,4 @@ def add_levels(sites: pd.DataFrame, level: Level | None = None) -> pd.DataFrame:
     told = sites.reindex(columns=with_bounds(column)).astype(float).mul(~free, axis=0)
     ratios = {f"level_ratio{end}": told[f"{column}{end}"] for end in BOUNDS}
     decibels = {name_decibels(name): values.map(to_decibels) for name, values in ratios.items()}
-    return sites.assign(**ratios, **decibels)
+    return sites.assign(level_of=column, **ratios, **decibels)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import pandas as pd
 
 from spectral.analysis.fixes import ALL_SITES
-from spectral.analysis.levels import POOLED, POOLED_SIGNAL, Level, find_level
+from spectral.analysis.levels import MEDIAN, POOLED, POOLED_SIGNAL, Level, find_level
 from spectral.columns import bound_flags
 from spectral.display import Card, write_share
 from spectral.operators import LOSSLESS
@@ -182,7 +182,7 @@ def _say_sites(found: Findings) -> str:
 def _say_worst(known: pd.DataFrame, level: Level) -> str:
     """Say which site aliases most, how much, and how much noise would that nothing filters."""
     worst = known.sort_values("level_ratio", ascending=False).iloc[0].to_dict()
-    noise: Any = worst.get("white_noise")
+    noise: Any = worst.get("white_noise") if level.metric == MEDIAN else None
     beside = "" if _is_unknown(noise) else f", where white noise has {format_db(to_decibels(float(noise)))}"
     note = f" ({level.note})" if level.note else ""
     return (
