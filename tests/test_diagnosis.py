@@ -700,6 +700,8 @@ class TestMeasurements:
         found = self.see(images)  # the default metrics
         own = found.summary[found.summary["metric"] == "alias_power_ratio_channel_median"].set_index("site")
         assert found.sites["channel_median"].tolist() == pytest.approx(own["mean"].tolist())
+        loud = found.summary[found.summary["metric"] == "alias_power_ratio_channel_p90"]
+        assert found.sites["channel_p90"].tolist() == pytest.approx(loud["mean"].tolist())
         first, *_ = said = write_headline(found)
         assert "2 of 2 measured sites alias (more than 1 % of the median channel's power" in first
         assert f"{10 * np.log10(own['mean'].max()):.1f} dB".replace("-", "−") in first

@@ -15,7 +15,7 @@ import pandas as pd
 from spectral.analysis.details import CHANNEL_COLUMNS, PROFILE_COLUMNS, SiteDetail
 from spectral.analysis.examples import UnstableImages
 from spectral.analysis.folder import RUN_FILE, Folder
-from spectral.analysis.levels import LEVEL_COLUMNS, LEVEL_MEANS, add_levels
+from spectral.analysis.levels import LEVEL_COLUMNS, LEVEL_MEANS, NINETIETH, NOISE, add_levels
 from spectral.analysis.words import describe_diagnosis
 from spectral.arguments import as_path
 from spectral.columns import read_means
@@ -31,11 +31,11 @@ from spectral.table import PROVENANCE, check_tables, write_csvs
 MEASUREMENTS, TABLES = "measurements", "tables"
 SITE_COLUMNS = [
     "name", "call", "op", "kernel", "stride", "input_size", "output_size", "channels", "measurable",
-    *LEVEL_COLUMNS, *with_bounds(*LEVEL_MEANS), "white_noise", "avr_input",
+    *LEVEL_COLUMNS, *with_bounds(*LEVEL_MEANS, "channel_p90"), "white_noise", "avr_input",
     "avr_dense", "n", "n_clusters", "n_silent", "dense_map", "reason",
 ]  # fmt: skip
 _MEANS = {
-    "white_noise": ("signal", "alias_power_ratio_white_noise"), "avr_input": ("input", "avr"),
+    "white_noise": ("signal", NOISE), "channel_p90": ("signal", NINETIETH), "avr_input": ("input", "avr"),
     "avr_dense": ("dense", "avr"), **LEVEL_MEANS,
 }  # fmt: skip
 _PARTS = ("profile", "channels")  # of a detail that are tables

@@ -8,7 +8,7 @@ import pandas as pd
 
 from spectral.schema import ALIAS_FREE, BOUNDS, POWER_RATIOS, name_decibels, to_decibels, with_bounds
 
-POOLED, MEDIAN = POWER_RATIOS[:2]
+POOLED, MEDIAN, NINETIETH, NOISE = POWER_RATIOS
 POOLED_SIGNAL = f"{POOLED}_signal"
 
 

@@ -142,6 +142,8 @@ SITES = (
     Column("aliases, median channel", "channel_median", ratio("channel_median"),
            title="power of the aliases over power of the decimated map, of the middle channel, without its "
            "mean and the jump at its borders, at the tap signal: mean over images, 95 % interval"),
+    Column("90th percentile", "channel_p90", ratio("channel_p90"),
+           title="the same of the channel that nine in ten alias less than"),
     Column("white noise", "white_noise", number("white_noise", format_ratio),
            title="what that ratio is for white noise: a layer that does nothing against aliasing"),
     Column("all channels", "alias_power_ratio_signal", ratio("alias_power_ratio_signal"),
