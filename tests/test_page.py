@@ -336,7 +336,7 @@ class TestReport:
 
     def test_of_measurements(self, tmp_path):
         net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        spectral.measure(net, torch.rand(3, 3, 16, 16), ("avr", "level_ratio"), out=tmp_path / "m",
+        spectral.measure(net, torch.rand(3, 3, 16, 16), ("avr", "alias_power_ratio"), out=tmp_path / "m",
                          progress=False)  # fmt: skip
         text = spectral.write_report(tmp_path / "m").read_text(encoding="utf-8")
         assert "1 of 1 measured site aliases" in text

@@ -96,6 +96,6 @@ def test_nothing_is_written_as_less_than_nothing():
 
 
 def test_the_axis_of_levels_names_the_ratio_that_it_shows():
-    table = pd.DataFrame({"name": ["a"], "alias_power_db": [-6.0]})
+    table = pd.DataFrame({"name": ["a"], "level_db": [-6.0]})
     for words in ("alias power ratio", "alias power ratio of the median channel"):
         assert plot_site_levels(table, words).axes[0].get_xlabel().startswith(f"{words} (dB)")
