@@ -591,6 +591,16 @@ def test_an_empty_output_folder_is_not_the_current_one(arguments, tmp_path, monk
     assert list(tmp_path.iterdir()) == []
 
 
+def test_json_of_ones_own_takes_the_place_of_nothing_that_a_folder_needs(tmp_path):
+    out = tmp_path / "run"
+    for name in ("provenance.json", "measurements/_run.json"):  # at the first call, none of them is there yet
+        error = fails(measure("--metrics", "sis", "--out", out, "--json", out / name))
+        assert f"{name} says what the files beside it are, which would be lost; choose another" in error
+    again = measure("--metrics", "sis", "--out", out)
+    assert again.exit_code == 0
+    assert "6 of 6 images measured earlier" in again.stdout
+
+
 def test_convert_refuses_names_that_it_could_not_load_again(tmp_path):
     out = tmp_path / "net.pth"
     assert "must end in .safetensors" in fails(run("convert", RANDOM, "--method", "flc", "--out", out))

@@ -187,6 +187,14 @@ def test_the_table_of_other_models_or_another_reference_is_not_overwritten(writt
         refused = fails(quick(*names, "--metrics", "avr,am,sis", "--out", out))
         assert f"compare.csv is of {key} = " in refused
         assert refused.endswith("choose another --out or delete it")
+    (out / "measurements").rename(out.with_name("away"))  # which would refuse all of these too
+    for option, key in ((("--metrics", "avr,sis"), "metrics"), (("--seed", "1"), "seed")):
+        options = ("--metrics", "avr,am,sis", *option) if key == "seed" else option
+        refused = fails(quick(A, B, "bundled/nula-w8@random", *options, "--out", out))
+        assert f"compare.csv is of {key} = " in refused
+    out.with_name("away").rename(out / "measurements")
+    refused = fails(quick(A, B, "--out", out, "--json", out / "compare.json"))
+    assert "compare.json says what the files beside it are, which would be lost; choose another" in refused
     (out / "compare.json").unlink()
     assert "stands there without compare.json" in fails(quick(A, B, "--metrics", "avr,am,sis", "--out", out))
     (out / "compare.json").write_bytes(before["compare.json"])

@@ -169,6 +169,7 @@ def test_convert_writes_over_nothing_but_what_it_would_write_again(tmp_path):
         assert files == {file: file.read_bytes() for file in folder.iterdir()}
         return run.output
 
+    assert "r.json is what describes the weights" in run_command(*command, "flc", "--json", beside).output
     assert run_command(*command, "flc").exit_code == 0
     written = path.read_bytes()
     assert run_command(*command, "flc").exit_code == 0

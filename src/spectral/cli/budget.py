@@ -101,9 +101,7 @@ def budget(
         return  # the first rank writes for all
     summary = spectral.summarize_instability_budget(table)
     answer.say(f"\n{describe_shares(summary).text()}")
-    if json_path:
-        about = {"model": model, "weights": info.weights_id, "images": pictures.source, "shifts": shifts}
-        write_rows(summary, json_path, {**about, "seed": seed})
+    wrote: list[Path] = []
     if out:
         import pandas as pd
 
@@ -114,4 +112,8 @@ def budget(
         written = write_csvs({out / name: own for name, own in tables.items()}, facts)
         drawn, said = draw("budget", out)
         answer.say(said)
-        answer.keep(*written, *drawn, json_path)
+        wrote += [*written, *drawn]
+    if json_path:
+        about = {"model": model, "weights": info.weights_id, "images": pictures.source, "shifts": shifts}
+        write_rows(summary, json_path, {**about, "seed": seed})
+    answer.keep(*wrote, json_path)

@@ -152,10 +152,22 @@ def train(
         f"{len(sets[1].images)}"
     )
     path, device = out / f"{stem}.safetensors", choose_device(network.device)
+    _refuse_json(json_path, path)
     result = train_checkpoint(path, name, sets, plan, device, start=begin, progress=not quiet)
     if json_path and find_launch().first:
         write_json({"model": stem, "weights_file": str(path), **result}, json_path)
     click.echo(f"test accuracy {result['test_accuracy']:.2%}; weights in {path}")
+
+
+def _refuse_json(json_path: Path | None, weights: Path) -> None:
+    """Refuse to write JSON of one's own where that of a weights file stands, without which it can't be read.
+
+    Raises:
+        SpectralError: if it would.
+    """
+    beside = weights.with_suffix(".json")
+    if json_path is not None and json_path.absolute() == beside.absolute():
+        raise SpectralError(f"--json: {beside} is what describes the weights; choose another file")
 
 
 def read_options(texts: Sequence[str]) -> dict[str, Any]:
@@ -256,6 +268,7 @@ def convert(
     if steps is not None and calibrate is None:
         raise click.UsageError("--distill needs images: name them with --calibrate")
     out = out.expanduser()
+    _refuse_json(json_path, out)
     click.get_current_context().with_resource(claim_file(out))
     if calibrate is None:
         net, pictures = network.load(model), None

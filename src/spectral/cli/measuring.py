@@ -107,19 +107,20 @@ def measure(
 
     summary = spectral.summarize_measurements(table)
     answer.say(f"\n{describe_summary(summary, list(metrics or DEFAULT_METRICS)).text()}")
-    if json_path:
-        facts = {"model": model, "weights": info.weights_id, "seed": seed, **_name_images(pictures)}
-        write_rows(summary, json_path, facts)
+    wrote: list[Path] = []
     if out:
         runs = {RUNS: list_runs(out / "measurements", out)}
         facts = {"seed": seed, "limit": limit, "skipped": _list_skipped(pictures), **runs}
-        tables = write_summary(summary, table, out, facts)
+        wrote += [out / "measurements", *write_summary(summary, table, out, facts)]
         readable = pictures.readable() if isinstance(pictures, spectral.ImageSet) else pictures
         answer.say(
             f"\nwritten to {out}{_say_earlier(table.attrs['resumed'], pictures)}",
             again=f"\nwritten to {out}{_say_earlier(len(readable), pictures)}",
         )
-        answer.keep(out / "measurements", *tables, json_path)
+    if json_path:  # last, to see what was written
+        about = {"model": model, "weights": info.weights_id, "seed": seed, **_name_images(pictures)}
+        write_rows(summary, json_path, about)
+    answer.keep(*wrote, json_path)
 
 
 @click.command(cls=SpectralCommand, ranks="share")
@@ -186,11 +187,14 @@ def compare(
     infos = {name: spectral.model_info(net) for name, net in nets.items()}
     for name, info in infos.items():
         answer.depend_on(name, info)
-    compared = {"reference": models[0],
-                "models": {name: info.weights_id for name, info in infos.items() if info}}  # fmt: skip
+    first = pictures[models[0]]
+    compared = {
+        "reference": models[0], "models": {name: info.weights_id for name, info in infos.items() if info},
+        "images": first.source, "seed": seed, "limit": limit, "metrics": sorted(metrics),
+        "taps": sorted(taps),
+    }  # fmt: skip
     if out:
         refuse_other_table(out / COMPARISON, compared)
-    first = pictures[models[0]]
     sizes = {name: f" at {format_size(own.size)}" if own.size else "" for name, own in pictures.items()}
     shown = ", ".join(f"{name}{size}" for name, size in sizes.items())
     answer.say(f"comparing {shown} on {len(first)} images of {first.source}; the reference is {models[0]}")
@@ -206,16 +210,19 @@ def compare(
     if not find_launch().first:
         return  # the first rank writes for all
     answer.say(f"\n{format_comparison(table)}")
-    if json_path:
-        write_rows(table, json_path, {"models": list(models), **_name_images(first), "seed": seed})
+    wrote: list[Path] = []
     if out:
-        options = {"images": first.source, "fingerprint": first.fingerprint, "seed": seed, "limit": limit}
+        compared["fingerprint"] = first.fingerprint  # known now that all of them have been read
+        refuse_other_table(out / COMPARISON, compared)
         runs = {RUNS: list_runs(out / "measurements", out)}
-        facts = {**compared, **options, **describe_environment(), "device": network.device, **runs}
+        facts = {**compared, **describe_environment(), "device": network.device, **runs}
         tables = write_csvs({out / COMPARISON: table}, facts)
         drawn, said = draw("compare", out)
         answer.say(said)
-        answer.keep(out / "measurements", *tables, *drawn, json_path)
+        wrote += [out / "measurements", *tables, *drawn]
+    if json_path:
+        write_rows(table, json_path, {"models": list(models), **_name_images(first), "seed": seed})
+    answer.keep(*wrote, json_path)
 
 
 @click.command(cls=SpectralCommand, ranks="share")
@@ -288,15 +295,16 @@ def attribute(
         return  # the first rank writes for all
     summary = summarize_attribution(rows)
     answer.say(f"\n{format_attribution(summary)}")
-    if json_path:
-        about = {"model": model, "weights": info.weights_id, "method": method, **_name_images(pictures)}
-        write_rows(summary, json_path, {**about, "seed": seed})
+    wrote: list[Path] = []
     if out and moved is not None:
         facts["fingerprint"] = pictures.fingerprint  # known now that all of them have been read
         refuse_other_table(out / ATTRIBUTION, facts)
-        paths = _write_attribution(summary, moved, facts | {"device": network.device}, out)
+        wrote += _write_attribution(summary, moved, facts | {"device": network.device}, out)
         answer.say(f"\nwritten to {out}")
-        answer.keep(*paths, json_path)
+    if json_path:
+        about = {"model": model, "weights": info.weights_id, "method": method, **_name_images(pictures)}
+        write_rows(summary, json_path, {**about, "seed": seed})
+    answer.keep(*wrote, json_path)
 
 
 def _say_earlier(count: int, images: Any) -> str:

@@ -60,10 +60,12 @@ def parse_images(ctx: click.Context, param: click.Parameter, value: tuple[str, .
 def check_writable(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
     """Refuse a file that can't be written before anything is computed for it."""
     from spectral.files import ensure_writable
+    from spectral.json_files import refuse_sealed
 
     try:
         if value is not None:
             ensure_writable(value.parent)
+            refuse_sealed(value)
     except SpectralError as error:
         raise click.BadParameter(str(error)) from error
     return value

@@ -19,9 +19,14 @@ SMALLEST_P = 0.001  # that is written out
 
 
 def write_rows(table: pd.DataFrame, path: Path, facts: Mapping[str, Any]) -> None:
-    """Write a table as JSON, a record per row and null for what is unknown, with what it is about."""
-    from spectral.json_files import write_json
+    """Write a table as JSON, a record per row and null for what is unknown, with what it is about.
 
+    Raises:
+        SpectralError: if what says of other files what they are would be lost by it.
+    """
+    from spectral.json_files import refuse_sealed, write_json
+
+    refuse_sealed(path)  # the command may have just written one
     rows = json.loads(table.to_json(orient="records", double_precision=15))
     write_json({**facts, "rows": rows}, path)
 
