@@ -15,6 +15,7 @@ from click.testing import CliRunner
 import spectral
 from spectral import cli
 from spectral.codebook import describe_column
+from spectral.errors import SpectralError
 from spectral.lineage import RUNS, list_runs
 from spectral.study.findings import COLUMNS, find_findings, report_findings, tabulate_findings
 from spectral.study.progress import Progress, describe_overwriting
@@ -80,6 +81,21 @@ def test_nothing_is_found_in_tables_of_measurements_that_are_others_now(tmp_path
             assert {finding.phase for finding in find_findings(folder)} == {5}
             shutil.rmtree(runs)
     assert find_findings(folder) == []
+
+
+def test_a_table_that_was_altered_and_is_taken_as_it_is_ends_in_a_sentence(tmp_path):
+    table = pd.read_csv(TABLES / "phase5_tradeoff.csv")
+    for altered in (
+        table.drop(columns="sis_ci_low"), table.assign(agreement="0,5"), table.assign(latency_ratio="1,2"),
+    ):  # fmt: skip
+        altered.to_csv(tmp_path / "phase5_tradeoff.csv", index=False)
+        with pytest.raises(
+            SpectralError, match=r"phase5_tradeoff.csv isn't what its phase writes \(.*delete"
+        ):
+            report_findings(tmp_path, [5])
+    (tmp_path / "phase5_tradeoff.csv").write_bytes(b"family;sis\n" + bytes(range(128, 256)))
+    with pytest.raises(SpectralError, match="isn't what its phase writes"):
+        report_findings(tmp_path, [5])
 
 
 def test_time_left_is_guessed_once_there_is_something_to_guess_from():

@@ -371,7 +371,12 @@ class TestReport:
         assert "figures whose tables are there" not in text
 
     @pytest.mark.parametrize(
-        ("text", "sentence"), [("site;value\na;0,5\n", "';' between its columns"), ("", "is empty")]
+        ("text", "sentence"),
+        [
+            ("site;value\na;0,5\n", "';' between its columns"),
+            ("", "is empty"),
+            ("site,value\na,0,5\n", "more values"),
+        ],
     )
     def test_a_table_that_shows_nothing_is_told(self, text, sentence, tmp_path):
         (tmp_path / "sites.csv").write_text(text)

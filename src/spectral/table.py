@@ -334,6 +334,8 @@ def read_csv(path: Path, **options: Any) -> pd.DataFrame:
         raise StorageError(f"{path} is empty; {_WRITE_AGAIN}")
     table: pd.DataFrame = pd.read_csv(path, **options)
     require_commas(table, lambda problem: StorageError(f"{path} {problem}"))
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first for names, and shifts the others
+        raise StorageError(f"{path} has more values in its rows than columns; {_WRITE_AGAIN}")
     return table
 
 

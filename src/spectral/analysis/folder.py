@@ -211,7 +211,7 @@ class Folder:
                         f"{path} is gone, so the diagnosis isn't finished any more; run the same command "
                         f"again to continue it"
                     )
-                warn(f"{path} is gone; it is made again")
+                warn(f"{path} is gone; it is made again where it is needed")
         for path in _list_parts(folder):
             read = self._read_record if path.suffix == ".json" else self._read
             read(path)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from spectral.errors import SpectralError, StorageError
 from spectral.json_files import read_json
 from spectral.lineage import find_older
 from spectral.run_folder import LostImagesError
@@ -71,6 +72,9 @@ def find_findings(tables: str | Path) -> list[Finding]:
 
     Args:
         tables: the folder of the CSV files.
+
+    Raises:
+        SpectralError: if one isn't what a phase writes, or was altered.
     """
     folder = Path(tables)
     found: list[Finding] = []
@@ -78,8 +82,23 @@ def find_findings(tables: str | Path) -> list[Finding]:
     for name, read in _READERS.items():
         path = folder / f"{name}.csv"
         if path.exists() and _is_current(path, known):
-            found += read(read_csv(path))
+            found += _read_whole(path, read)
     return [finding for finding in found if not math.isnan(finding.ours)]
+
+
+def _read_whole(path: Path, read: Callable[[pd.DataFrame], Iterator[Finding]]) -> list[Finding]:
+    """Read what a table has found, which may have been altered and taken as it is."""
+    try:
+        found = list(read(read_csv(path)))
+        sum((one.ours + one.ours_ci_low + one.ours_ci_high for one in found), start=0.0)  # all are numbers
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, SpectralError):
+            raise
+        raise StorageError(
+            f"{path} isn't what its phase writes ({type(error).__name__}: {error}); delete it, or run its "
+            f"phase again"
+        ) from error
+    return found
 
 
 def _is_current(path: Path, known: dict[Path, str]) -> bool:
