@@ -92,6 +92,21 @@ class TestValues:
             for name, value in expected.items():
                 assert values[name][b].item() == pytest.approx(value, rel=1e-10, abs=1e-13), name
 
+    @pytest.mark.parametrize(("side", "channels"), [(16, 2), (16, 6), (128, 6)])
+    def test_faint_aliases_beside_loud_ones_have_their_digits_in_float32(self, side, channels):
+        """Some in every bin, or in four bins alone."""
+        places, white = torch.arange(side, dtype=torch.float64) / side, noise(channels, side, side)
+        low, high = (
+            torch.outer(*(torch.cos(2 * math.pi * k * places) for k in bins))
+            for bins in ((1, 2), (side // 2 - 2, side // 2 - 1))
+        )
+        for aliases in (1e-5 * white, (5e-3 * high).expand_as(white)):
+            x = torch.stack([low + aliases, white]).float()
+            expected = defined(x, (2, 2))
+            for wanted in (METRICS, ("am", "alias_power_ratio")):
+                assert_same(measure_bands(x, (2, 2), metrics=wanted).values(), expected, 1e-5)
+            assert_same({k: v.double() for k, v in compute_alias_metrics(x).items()}, expected, 1e-5)
+
     @QUICK
     @given(st.data())
     def test_equal_the_definitions_anywhere(self, data):

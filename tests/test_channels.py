@@ -52,6 +52,20 @@ def test_a_tone_at_the_new_nyquist_frequency_counts_half_in_both() -> None:
     assert float(compute_channel_alias_ratios(low + nyquist)) == pytest.approx(0.25 / (0.5 + 0.25))
 
 
+def test_a_tone_at_both_new_nyquist_frequencies_counts_a_quarter() -> None:
+    places = torch.arange(8, dtype=torch.float64) + 0.5
+    low, nyquist = (torch.cos(2 * math.pi * k / 8 * places) for k in (1, 2))
+    ratio = compute_channel_alias_ratios((torch.outer(low, low) + torch.outer(nyquist, nyquist))[None])
+    assert float(ratio) == pytest.approx(0.25 / (1 + 0.25))
+
+
+def test_a_constant_that_rounding_has_spread_has_no_ratio() -> None:
+    steps = torch.randint(0, 2, (1, 64, 64), generator=torch.Generator().manual_seed(0))
+    maps = 1 + torch.finfo(torch.float32).eps * steps
+    assert bool(compute_channel_alias_ratios(maps).isnan())
+    assert not compute_channel_alias_ratios(1 + 100 * (maps - 1)).isnan()
+
+
 @given(st.floats(0.01, 100), st.floats(-50, 50), st.integers(0, 999))
 @settings(max_examples=30)
 def test_scale_and_mean_do_not_matter(scale: float, offset: float, seed: int) -> None:

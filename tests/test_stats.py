@@ -81,9 +81,16 @@ def test_one_value_has_a_mean_and_no_interval():
 
 
 def test_median_and_top_share_are_of_clusters():
-    found = summarize([0.0, 0.0, 0.0, 0.0, 6.0, 1.0], clusters=["a", "a", "a", "a", "a", "b"])
-    assert (found.mean, found.median) == (1.1, 1.1)
-    assert found.top_tenth == pytest.approx(0.2 * 1.2 / 2.2)
+    found = summarize([0.0, 0.0, 0.0, 0.0, 6.0, 1.0, 3.8], clusters=["a", "a", "a", "a", "a", "b", "c"])
+    assert (found.mean, found.median) == (2.0, 1.2)
+    assert found.top_tenth == pytest.approx(0.3 * 3.8 / 6.0)
+
+
+def test_values_without_spread_have_an_interval_of_no_width():
+    for value in (0.0, 0.3):
+        found = summarize([value] * 7)
+        assert (found.mean, found.std, found.ci_low, found.ci_high) == pytest.approx((value, 0, value, value))
+        assert estimate_mean(np.full(7, value)).df == 6
 
 
 def test_clusters_of_silent_rows_do_not_count():
@@ -226,6 +233,14 @@ def test_no_p_is_below_that_of_the_most_extreme_pattern(n):
         assert result.wilcoxon_p == pytest.approx(2.0 ** (1 - n))
 
 
+@pytest.mark.parametrize("n", [51, 80])
+def test_of_many_values_the_signed_ranks_are_taken_as_normal(n):
+    values = np.arange(1.0, n + 1) * np.where(np.arange(n) % 3 == 1, -1, 1)
+    mean, variance = n * (n + 1) / 4, n * (n + 1) * (2 * n + 1) / 24
+    z = (values[values > 0].sum() - mean) / math.sqrt(variance)
+    assert compare_paired(values, np.zeros(n)).wilcoxon_p == pytest.approx(math.erfc(z / math.sqrt(2)))
+
+
 # --- compare_paired ---------------------------------------------------------------------------------------
 
 
@@ -363,6 +378,13 @@ def test_shares_that_differ_in_every_image_have_the_sign_test_s_p(n):
     assert result.p == pytest.approx(2 * 0.5**n)
     assert (result.ci_low > 0) == (result.p < 0.05)
     assert result.ci_high == 1.0
+
+
+def test_shares_that_differ_in_some_images_are_compared_as_values_are():
+    a, b = [1, 1, 1, 0, 1, 0, 0, 1], [0, 1, 0, 0, 1, 1, 0, 0]
+    assert compare_shares(a, b) == compare_paired(a, b)
+    few = compare_shares([1, 1, 0], [0, 0, 0])  # whose interval would reach beyond a difference of 1
+    assert (few.ci_high, few.ci_low) == (1.0, compare_paired([1, 1, 0], [0, 0, 0]).ci_low)
 
 
 def test_differences_that_cancel_within_a_photograph_are_none():
@@ -955,6 +977,7 @@ LAYERS = pd.DataFrame({"conv1": np.arange(40.0), "conv2": np.arange(40.0) % 7})
         (lambda: summarize(["a"]), "summarize: values must be numbers"),
         (lambda: summarize([1.0, math.nan, math.inf]), r"finite, got nan at position 1 \(2 of 3 in all\)"),
         (lambda: summarize([1.0, 2.0], silent=[True]), "equally long .* values: 2, silent: 1"),
+        (lambda: summarize([1.0, 2.0], silent=[1, 2]), r"silent must be true or false .* got \[1, 2\]"),
         (lambda: summarize([1.0, 2.0], clusters=["a"]), "equally long .* values: 2, clusters: 1"),
         (lambda: compare_paired([1.0, 2.0], [1.0, 2.0], ["a", "a"]), "at least 2 clusters, got 1"),
         (lambda: summarize([1.0, 2.0], clusters=["a", None]), "every row needs a cluster, got 1 without"),

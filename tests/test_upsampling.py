@@ -54,6 +54,13 @@ def test_nearest_has_what_the_sinc_lets_through(size, factor):
     assert float(spectral.compute_imaging_ratio(fine, (factor, factor))) == pytest.approx(expected, abs=1e-12)
 
 
+def test_the_power_of_all_channels_counts_together():
+    board = torch.ones(4, 6, dtype=torch.float64)
+    board[::2, ::2] = board[1::2, 1::2] = -1
+    maps = torch.stack([torch.full_like(board, 2), board])[None]  # of power 4 below the limit and 1 above
+    assert float(spectral.compute_imaging_ratio(maps, (2, 2))) == pytest.approx(0.2, abs=1e-12)
+
+
 def test_ideal_interpolation_has_none_and_silence_no_ratio():
     x = torch.randn(2, 4, 7, 9, dtype=torch.float64)
     rows = [torch.as_tensor(interpolation_rows(n, 2)) for n in (7, 9)]

@@ -21,9 +21,10 @@ from spectral.spectrum import Array, as_maps
 # so that 1e-7 of each sample of a pure tone would be 1e-5 of its AM at 224 pixels.
 FAINT = 1e-6
 
-# Rounding adds the length of its own spectrum to every bin that is empty. Of aliases that lie in so small a
-# share of the bins (the participation ratio), L1 is known to five digits only where it is so many times that.
-LONE, CLEAR = 0.02, 1e5
+# Rounding adds the length of its own spectrum to every bin that is empty. Of aliases that lie in a smaller
+# share of the bins (the participation ratio; white noise has 0.79), L1 is known to five digits only where it
+# is so many times that.
+LONE, CLEAR = 0.5, 1e5
 
 
 def compute_avr(P: Array, stride: Stride = 2, cutoff: Cutoff = "radial", exclude_dc: bool = False) -> Tensor:
