@@ -216,6 +216,94 @@ def test_batches_in_a_list_are_joined_where_they_can_be_nothing_else():
     assert "where all 2 are images to look at, join them by torch.cat" in said[0]
 
 
+class Tokens(nn.Module):
+    """Goes over (B, T, F), and over (T, F) without a batch too."""
+
+    def __init__(self):
+        super().__init__()
+        self.walk, self.head = nn.LSTM(9, 4, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.walk(x)[0].mean(1))
+
+
+NETS = {
+    "stereo": (nn.Conv1d(2, 4, 3), (2, 40)),
+    "two channels": (nn.Conv2d(2, 4, 3), (2, 9, 8)),
+    "video": (nn.Conv3d(3, 4, 3, padding=1), (3, 6, 9, 8)),
+    "tokens": (Tokens(), (12, 9)),
+    "digits": (nn.Sequential(nn.Flatten(), nn.Linear(72, 3)), (9, 8)),
+}
+UNLABELLED = {
+    "one by one": iter,
+    "dictionaries": lambda x: ({"image": one} for one in x),
+    "with keys": lambda x: ((f"{i}.png", one) for i, one in enumerate(x)),
+    "batches": lambda x: iter(x.split(3)),
+    "arrays": lambda x: (part.numpy() for part in x.split(3)),
+    "list of dictionaries": lambda x: [{"image": part} for part in x.split(2)],
+    "loader": lambda x: iter(DataLoader(TensorDataset(x), 2)),
+    "batches of one": lambda x: iter(DataLoader(TensorDataset(x), 1)),
+    "list of a loader's": lambda x: list(DataLoader(TensorDataset(x), 3)),
+    "lists": lambda x: DataLoader(Streamed(list(x)), 2, collate_fn=list),
+    "lists of items": lambda x: DataLoader(list(x), 2, collate_fn=list),
+}
+LABELLED = {
+    "pairs": lambda x, y: zip(x, y.tolist(), strict=True),
+    "one-hot": lambda x, y: list(zip(x, nn.functional.one_hot(y), strict=True)),
+    "labels of one": lambda x, y: zip(x, y[:, None], strict=True),
+    "batches": lambda x, y: iter(DataLoader(TensorDataset(x, y), 3)),
+    "batches of one": lambda x, y: list(DataLoader(TensorDataset(x, y), 1)),
+    "zipped": lambda x, y: iter(DataLoader(TensorDataset(x, y), 2, collate_fn=lambda z: tuple(zip(*z)))),  # noqa: B905
+    "items": lambda x, y: DataLoader(Streamed(list(zip(x, y, strict=True))), 2, collate_fn=list),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", [*UNLABELLED, *(f"labelled {name}" for name in LABELLED)])
+@pytest.mark.parametrize("name", NETS)
+def test_what_one_by_one_means_the_network_tells(name, form):
+    """Signals, images of two channels, videos, sequences and images without channels; items or batches."""
+    net, shape = NETS[name]
+    x, y = torch.rand(5, *shape, generator=torch.Generator().manual_seed(0)), torch.tensor(LABELS)
+    given = LABELLED[form.removeprefix("labelled ")](x, y) if form not in UNLABELLED else UNLABELLED[form](x)
+    feed = Feed(net, given, caller="test")
+    torch.testing.assert_close(torch.cat([inputs.image for _, inputs in feed.batches(2)]), x)
+    assert feed.images.labels == (LABELS if form not in UNLABELLED else [None] * 5)
+
+
+def test_what_may_be_an_input_or_a_batch_is_refused():
+    net = nn.Sequential(nn.Linear(40, 8), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(
+        SpectralError, match=r"test: what comes one by one, of shape \(2, 40\), may be one .*"
+    ):
+        Feed(net, iter(torch.rand(4, 40).split(2)), caller="test")
+    assert len(Feed(net, load(torch.rand(5, 40)), caller="test").images) == 5
+    assert len(Feed(net, iter(load(torch.rand(5, 40))), caller="test").images) == 5
+
+
+def test_trying_leaves_the_network_as_it_was():
+    seen = []
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)).train()
+    net.register_forward_hook(lambda *_: seen.append(1))
+    before, drawn = {key: x.clone() for key, x in net.state_dict().items()}, torch.get_rng_state()
+    Feed(net, iter(TENSORS.split(2)), caller="test")
+    assert all(torch.equal(x, before[key]) for key, x in net.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert net.training
+    assert all(module.training for module in net)
+
+
+@pytest.mark.parametrize("make", [
+    lambda x: {"image": x}, lambda x: (x, torch.rand(5)), lambda x: iter([(x, torch.rand(5))]),
+    lambda x: Listed([{"image": one, "name": "a"} for one in x]), lambda x: [x],
+])  # fmt: skip
+@pytest.mark.parametrize("arrange", [lambda x: x[:, 0], lambda x: x.permute(0, 2, 3, 1)])
+def test_an_image_among_others_is_arranged_as_one_alone(make, arrange):
+    """Without channels a network of convolutions alone took it, as one image of as many channels."""
+    x = torch.rand(5, 1, 9, 8)
+    feed = Feed(nn.Conv2d(1, 4, 3), make(arrange(x)), caller="test")
+    torch.testing.assert_close(torch.cat([inputs.image for _, inputs in feed.batches(2)]), x)
+
+
 @pytest.mark.parametrize("axes", [1, 2, 3])
 @pytest.mark.parametrize("wrap", [list, iter, Listed, lambda items: Listed([(x,) for x in items]),
                                   lambda items: ((x, 1) for x in items)])  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,11 +19,12 @@ from torch.utils._pytree import tree_leaves
 
 from spectral.batchwise import BatchAxis, tell_name
 from spectral.classes import count_declared_classes
-from spectral.dataless import run_operator
+from spectral.dataless import Dataless, run_operator
+from spectral.errors import SpectralError
 from spectral.inputs import Inputs
 from spectral.network import SPATIAL, Kinds, Scores, guess_layout, read_scores
 from spectral.randomness import Draws
-from spectral.standin import run_on_standins
+from spectral.standin import run_on_copy, run_on_standins
 from spectral.stateful import Changes, confirm_changes, noted_changes
 from spectral.tensors import TensorTable
 
@@ -119,6 +121,35 @@ def probe(model: nn.Module, inputs: Inputs, chosen: bool = False) -> Probe:
     found, seen = run_on_standins(model, inputs, watch)
     changes = confirm_changes(model, inputs, seen)
     return replace(found, drawn_by=(*found.drawn_by, *changes.drawn), kept_in=changes.kept)
+
+
+def is_taken(model: nn.Module, inputs: Inputs, data: bool = False) -> bool:
+    """Whether a model can be called so, as far as a copy of it tells.
+
+    Args:
+        model: any module.
+        inputs: what it is called with.
+        data: whether it runs on these values, as few models need, and not on stand-ins.
+
+    Example:
+        >>> import torch
+        >>> from spectral.network import make_inputs
+        >>> [is_taken(nn.Conv2d(3, 4, 3), make_inputs(torch.zeros(2, n, 8, 8))) for n in (3, 1)]
+        [True, False]
+    """
+
+    def watch(copy: nn.Module, own: Inputs, weights: Sequence[Tensor], forward: Callable[[], Any]) -> bool:
+        with Dataless():
+            forward()
+        return True
+
+    with suppress(SpectralError):
+        return (
+            run_on_copy(model, inputs, watch)
+            if data
+            else run_on_standins(model, inputs, watch, or_real=False)
+        )
+    return False
 
 
 @dataclass

@@ -6,11 +6,13 @@ from spectral.data.labels import digest_labels
 from spectral.data.listed import LISTED, ListedImages, Seen
 from spectral.data.loading import Loading, check_workers
 from spectral.data.protocol import Images
+from spectral.data.readings import FEW
 from spectral.data.sources import load_images, load_labelled_arrays
 from spectral.data.subset import Subset
 from spectral.data.values import Values, find_example, names_values
 
 __all__ = [
+    "FEW",
     "LISTED",
     "ImageItem",
     "ImageSet",

@@ -11,22 +11,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, default_collate
 
-from spectral.arguments import is_integer
 from spectral.data.bounds import as_tensor, keep_few
 from spectral.data.datasets import as_tensors, read_dataset, read_iterable, read_loader
 from spectral.data.imageset import ImageSet, check_limit, spread_over_classes
-from spectral.data.items import find_picture
-from spectral.data.labels import Taken, join_labels, take_labels
+from spectral.data.labels import join_labels, take_labels
 from spectral.data.loading import Loading, check_workers
 from spectral.data.pictures import PixelImages, has_last_channels, make_picture_set, read_pixels
+from spectral.data.readings import ONE, Choose, arrange, choose_none, has_label, tell_item, tell_list
 from spectral.data.sources import load_images
-from spectral.data.structures import has_one_each, list_leaves
+from spectral.data.structures import list_leaves
 from spectral.data.subset import Subset
 from spectral.data.values import Values, names_values, read_values
 from spectral.errors import SpectralError
-from spectral.network import CHANNELS
 from spectral.synthetic import Size
 
 EXPECTED = (
@@ -36,8 +34,6 @@ EXPECTED = (
 
 
 _ARRAYS = (Tensor, np.ndarray)
-Stem = tuple[int | None, int | None]  # spatial axes and input channels of a first convolution
-NO_STEM: Stem = (None, None)
 _OBJECTS = ("O", "S", "U")  # kinds of an array's entries that are no numbers
 
 
@@ -47,7 +43,7 @@ def is_image_set(images: Any) -> bool:
 
 
 def adapt_images(
-    images: Any, caller: str, lazily: bool = False, bounded: bool = False, stem: Stem = NO_STEM
+    images: Any, caller: str, lazily: bool = False, bounded: bool = False, choose: Choose = choose_none
 ) -> Any:
     """Make a set of images of whatever holds some.
 
@@ -60,7 +56,7 @@ def adapt_images(
         caller: whose name errors begin with.
         lazily: as for `load_images`, of names and paths.
         bounded: whether what comes one by one, without a length, may only be so much.
-        stem: spatial axes and channels of the network's first convolution: they tell one from a batch.
+        choose: tries on the network what may be one image or a batch; without it shapes tell.
 
     Raises:
         SpectralError: if it is none of these, or empty.
@@ -77,23 +73,25 @@ def adapt_images(
         images = images.tolist()  # of names or objects, as a column of pandas
     if isinstance(images, str | os.PathLike):
         if names_values(images):
-            return _open_values(images, caller)
+            return _open_values(images, caller, choose)
         return load_images(images, lazily=lazily)  # type: ignore[arg-type]
     if isinstance(images, Image.Image):
         return make_picture_set([images], "image")
     if isinstance(images, DataLoader):
-        if images.batch_sampler is None:  # items come one by one, or the dataset makes batches itself
+        streamed = isinstance(images.dataset, IterableDataset)
+        if images.batch_sampler is None or (streamed and images.collate_fn is not default_collate):
+            # Items come one by one, or the dataset makes batches itself, or a function of the user's.
             name = f"loader:{type(images.dataset).__name__}"
-            return _read_stream(keep_few(images, bounded), caller, images.dataset, name, stem)
+            return _read_stream(keep_few(images, bounded), caller, images.dataset, name, choose)
         return read_loader(images, bounded)
     if isinstance(images, np.ndarray):
         return _read_array(images, caller)
     if isinstance(images, Tensor):
         return images
     if isinstance(images, Mapping):
-        return _read_nested(images, caller, stem)
+        return _read_nested(images, caller, choose)
     if isinstance(images, list | tuple):
-        return _read_items(images, caller, lazily, stem)
+        return _read_items(images, caller, lazily, choose)
     if (
         hasattr(images, "__getitem__")
         and hasattr(images, "__len__")
@@ -101,7 +99,7 @@ def adapt_images(
     ):
         return read_dataset(images)
     if isinstance(images, Iterable):
-        return _read_stream(keep_few(images, bounded), caller, images, stem=stem)
+        return _read_stream(keep_few(images, bounded), caller, images, choose=choose)
     raise SpectralError(f"{caller}: expected {EXPECTED}, got {type(images).__name__}")
 
 
@@ -151,11 +149,11 @@ def open_images(
     return Subset(found, chosen)
 
 
-def _open_values(source: str | os.PathLike[str], caller: str) -> Any:
+def _open_values(source: str | os.PathLike[str], caller: str, choose: Choose) -> Any:
     """Read a file of arrays or call a function; tensors come as `Values`, under the name of their source."""
     made, (labels, classes, _), name = read_values(source)
     try:
-        found = adapt_images(made, caller, bounded=True)
+        found = adapt_images(made, caller, bounded=True, choose=choose)
     except SpectralError as error:
         raise SpectralError(f"{name}: {error}") from error
     except Exception as error:  # of the user's own, perhaps
@@ -190,7 +188,7 @@ class Stream(list[Any]):
 
 
 def _read_stream(
-    items: Iterator[Any], caller: str, owner: Any, name: str | None = None, stem: Stem = NO_STEM
+    items: Iterator[Any], caller: str, owner: Any, name: str | None = None, choose: Choose = choose_none
 ) -> Any:
     """Read what can be gone through once: batches, paths, or images one by one, which then are items.
 
@@ -199,7 +197,7 @@ def _read_stream(
         caller: whose name errors begin with.
         owner: what they are of, which may tell what its labels count.
         name: of batches; by default the owner's type.
-        stem: as for `adapt_images`.
+        choose: as for `adapt_images`.
     """
     first = next(items, None)
     if first is None:
@@ -207,110 +205,47 @@ def _read_stream(
     every = chain([first], items)
     if isinstance(first, str | os.PathLike):
         return _read_items(list(every), caller)
-    if not _is_one_image(first, stem):
-        return read_iterable(every, name=name or type(owner).__name__, dataset=owner)
-    stream = Stream(every)
-    if all(isinstance(item, np.ndarray | Image.Image) for item in stream):
-        return _read_items(list(stream), caller)
-    return read_dataset(stream, owner=owner)
+    return _read_rows(every, tell_item(first, caller, choose), owner, name)
 
 
-def _is_one_image(item: Any, stem: Stem = NO_STEM) -> bool:
-    """Whether an item of a stream is one image, by its label, as a picture, or by its shape, and no batch."""
-    if _is_batch_of_images(item):
-        return False
-    taken = take_labels(item, single=True)
-    rest, leaves = taken.rest, list_leaves(taken.rest)
-    if find_picture(item) is not None or any(isinstance(leaf, Image.Image) for leaf in leaves):
-        return True
-    shapes = [tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor | np.ndarray)]
-    shape = max(shapes, key=len, default=())
-    if isinstance(rest, np.ndarray) and rest.dtype == np.uint8 and len(shape) == 3:
-        return True  # pixels with channels last
-    if _is_labelled_batch(item, stem):
-        return False
-    axes, channels = stem
-    if axes is not None and len(shape) == axes + 2 and shape[1] == channels:
-        return False
-    ends = {1: shape[:1], 2: shape[::2], 3: (*shape[:2], *shape[3:])}  # of a video the time may be first
-    if axes is not None and len(shape) == axes + 1 and channels in ends[axes]:
-        return True
-    if channels == 1 and len(shape) == axes:
-        return True  # without channels
-    # Else the first convolution may be of another branch, or the network may add an axis to images.
-    planes = len(shape) == 3 and shape[0] in CHANNELS and min(shape[1:]) >= 8  # not signals of few channels
-    return planes or (len(shape) == 3 and _has_label(item, taken))
+def _read_rows(rows: Iterable[Any], reading: str, owner: Any = None, name: str | None = None) -> Any:
+    """Read images one by one, or batches."""
+    if reading != ONE:
+        name = name or type(rows if owner is None else owner).__name__
+        return read_iterable((arrange(row, reading) for row in rows), name=name, dataset=owner)
+    stream = Stream(rows)
+    return make_picture_set(stream, "images") if _are_pixels(stream) else read_dataset(stream, owner=owner)
 
 
-def _is_batch_of_images(item: Any) -> bool:
-    """Whether it is a list of images of as many channels, or of dictionaries, alone or with one for each."""
-    images = item
-    if isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(x, tuple | list) for x in item):
-        images = list(item[0]) if len(item[0]) == len(item[1]) else None
-    return has_one_each(images) and len({len(x) for x in images if isinstance(x, Tensor)}) < 2
-
-
-def _has_label(item: Any, taken: Taken) -> bool:
-    """Whether an item from which labels were taken has one number or name as such, as a batch has not."""
-    own = item[1:] if isinstance(item, tuple | list) else item.values() if isinstance(item, Mapping) else ()
-    names = [*taken.labels] if isinstance(next(iter(taken.labels), None), str) else []
-    return bool(taken.labels) and any(
-        is_integer(value) or (isinstance(value, str) and [value.strip()] == names) for value in own
+def _are_pixels(items: Iterable[Any]) -> bool:
+    """Whether all are PIL images, or arrays (H, W), (H, W, C), (C, H, W) of 8-bit pixels."""
+    return all(
+        isinstance(item, Image.Image)
+        or (isinstance(item, np.ndarray) and item.dtype == np.uint8 and item.ndim in (2, 3))
+        for item in items
     )
 
 
-def _read_items(items: Sequence[Any], caller: str, lazily: bool = False, stem: Stem = NO_STEM) -> Any:
+def _read_items(items: Sequence[Any], caller: str, lazily: bool = False, choose: Choose = choose_none) -> Any:
     """Read a list: of paths, of PIL images, of arrays of pixels, or of what a network is called with."""
     if not items:
         raise SpectralError(f"{caller}: there are no images")
     if all(isinstance(item, str | os.PathLike) for item in items):
         return load_images(list(items), lazily=lazily)
-    if all(isinstance(item, Image.Image) for item in items):
+    pictures = isinstance(items, list) or all(isinstance(item, Image.Image) for item in items)
+    if pictures and _are_pixels(items):
         return make_picture_set(items, "images")
-    arrays = isinstance(items, list) and all(isinstance(item, np.ndarray) for item in items)
-    if arrays and all(item.dtype == np.uint8 and item.ndim in (2, 3) for item in items):
-        return make_picture_set(items, "images")
-    if isinstance(items, list):
-        # One alone of a single image may be its item; the others tell.
-        if all(map(_find_labelled, items)) and any(_is_labelled_batch(item, stem) for item in items):
-            return read_iterable(items)
-        labelled = any(_has_label(item, take_labels(item, single=True)) for item in items)
-        paired = stem[0] is not None and all(
-            isinstance(item, tuple) and _is_one_image(item, stem) for item in items
-        )
-        if labelled or paired or find_picture(items[0]) is not None:
-            return read_dataset(Stream(items))
-    return _read_nested(items, caller, stem)
+    reading = tell_list(items, caller, choose) if isinstance(items, list) else None
+    return _read_nested(items, caller, choose) if reading is None else _read_rows(items, reading)
 
 
-def _is_labelled_batch(item: Any, stem: Stem) -> bool:
-    """Whether it is what a loader gives, and no item."""
-    axes, channels = stem
-    shape = () if axes is None else _find_labelled(item)
-    if axes is None or not shape:
-        return False
-    if len(shape) == axes + 1:  # images to which their network adds an axis, or one of so many channels
-        return shape[0] != channels and (shape[0] > 1 or len(shape) == 4)
-    return len(shape) in (4, axes + 2)
-
-
-def _find_labelled(item: Any) -> tuple[int, ...]:
-    """Return the shape of what has as many entries as there are labels beside it; an empty one of none."""
-    if not isinstance(item, tuple | list | Mapping):
-        return ()
-    taken = take_labels(item)
-    tensors = [leaf for leaf in list_leaves(taken.rest) if isinstance(leaf, Tensor)]
-    shape = tuple(max(tensors, key=lambda x: x.ndim).shape) if tensors else ()
-    return shape if shape and shape[0] == len(taken.labels) else ()
-
-
-def _read_nested(value: Any, caller: str, stem: Stem = NO_STEM) -> Any:
+def _read_nested(value: Any, caller: str, choose: Choose = choose_none) -> Any:
     """Read a dictionary or a tuple: pictures with their labels, or what a network is called with.
 
     Pictures are PIL images, and 8-bit pixels with channels last, which no network of torch is called with.
     An item of a dataset, one image with its label, is a set of one.
     """
-    if _has_label(value, take_labels(value, single=True)) and _is_one_image(value, stem):
+    if has_label(value, take_labels(value, single=True)) and tell_item(value, caller, choose) == ONE:
         return read_dataset(Stream([value]))
     taken = take_labels(value)
     parts = taken.rest.values() if isinstance(taken.rest, Mapping) else [taken.rest]

@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from spectral.data.labels import LABEL_KEYS, Taken, take_labels
 from spectral.data.structures import is_list_of_images, list_leaves
+from spectral.network import can_be_stacked
 
 Collate = Callable[[list[Any]], Any]
 
@@ -22,7 +24,7 @@ def take_from_batch(batch: Any, keys: Sequence[str] = LABEL_KEYS) -> Taken:
     if isinstance(batch, tuple | list) and all(isinstance(one, tuple | list | Mapping) for one in batch):
         each = [take_labels(item, single=True, keys=keys) for item in batch]
         if all(len(taken.labels) == 1 for taken in each):
-            return Taken([taken.rest for taken in each], [taken.labels[0] for taken in each])
+            return Taken(join_images([taken.rest for taken in each]), [taken.labels[0] for taken in each])
     return take_labels(batch, keys=keys)
 
 
@@ -34,9 +36,23 @@ def _list_pairs(batch: Any) -> Any:
     if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[0], tuple):
         return batch
     images, others = map(list, batch) if isinstance(batch[1], tuple | list) else ([], [])
-    paired = is_list_of_images(images) and len(images) == len(others)
-    maps = any(isinstance(one, Tensor | np.ndarray) and one.ndim > 1 for one in others)
-    return [images, others] if paired and not maps else batch
+    if len(images) != len(others) or not all(isinstance(one, Tensor) and one.ndim > 0 for one in images):
+        return batch
+    most = 1 if is_list_of_images(images) else 0  # axes of what is beside, as boxes of images have
+    maps = any(isinstance(one, Tensor | np.ndarray) and one.ndim > most for one in others)
+    return batch if maps else [join_images(images), others]
+
+
+def join_images(images: Any) -> Any:
+    """Make a batch of a list of images; those (C, H, W) stay a list, as detectors take them.
+
+    Example:
+        >>> import torch
+        >>> join_images([torch.zeros(2, 40)] * 3).shape, len(join_images([torch.zeros(3, 8, 8)] * 3))
+        (torch.Size([3, 2, 40]), 3)
+    """
+    stacks = can_be_stacked(images) and not is_list_of_images(list(images))
+    return torch.stack(list(images)) if stacks else images
 
 
 def stack_items(items: Sequence[Any]) -> Any:

@@ -27,7 +27,7 @@ from torch.utils.data import (
 )
 
 from spectral.data.bounds import as_tensor, check_values, count_items, keep_few
-from spectral.data.collation import Collate, leaves_pictures, stack_items, take_from_batch
+from spectral.data.collation import Collate, join_images, leaves_pictures, stack_items, take_from_batch
 from spectral.data.decode import to_rgb
 from spectral.data.imageset import ImageItem, ImageSet, find_repeated
 from spectral.data.items import find_picture, show_picture
@@ -42,6 +42,7 @@ from spectral.data.structures import (
     pick,
 )
 from spectral.errors import SpectralError, warn
+from spectral.network import can_be_stacked
 
 _SAMPLED = 16  # places along an axis, by which most images are told apart
 
@@ -116,7 +117,10 @@ class DatasetImages:
                 f"the items of {self.source} can't form a batch "
                 f"({next(iter(str(error).splitlines()), '')}); give each one picture, or tensors of one size"
             ) from error
-        return batch if self._refused else take_from_batch(batch, self._label_keys).rest
+        rest = batch if self._refused else take_from_batch(batch, self._label_keys).rest
+        own, several = rests[0], isinstance(rest, tuple | list) and len(rest) == len(rests)
+        alike = isinstance(own, Tensor) and several and can_be_stacked([own, *rest])
+        return join_images(rest) if alike else rest
 
     def _read(self, index: int) -> tuple[Any, Any]:
         """Return an item, and what it is without its label."""
@@ -150,7 +154,7 @@ class BatchedImages:
 
     def __init__(self, batches: Iterable[Any], source: str, dataset: Any = None) -> None:
         self.source = source
-        whole = list(batches)
+        whole = list(map(as_tensors, batches))
         keys = _find_label_keys(dataset, source)
         taken = [take_from_batch(batch, keys) for batch in whole]
         self._counts = [count_images(part.rest) for part in taken]

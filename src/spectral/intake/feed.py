@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from spectral.classes import Matching, match_labels
 from spectral.data import (
+    FEW,
     Images,
     ListedImages,
     Loading,
@@ -55,7 +57,7 @@ from spectral.network import (
     undisturbed,
 )
 from spectral.numerics.precision import require_double
-from spectral.probe import EMBEDDING, UNKNOWN, Probe, probe
+from spectral.probe import EMBEDDING, UNKNOWN, Probe, is_taken, probe
 
 
 class Feed:
@@ -136,9 +138,8 @@ class Feed:
         self._advice = "leave preprocessing out for what is normalised already"
         if pixels:
             self._advice = "give images that aren't normalised, and preprocessing= if the network tells none"
-        stem = find_first_convolution(model)
-        self._axes = stem[0]
-        adapted = adapt_images(images, caller, lazily, stem=stem)
+        self._axes = find_first_convolution(model)[0]
+        adapted = adapt_images(images, caller, lazily, choose=self._choose_readings)
         self.images: Images = self._adapt(self._set_loading(adapted, workers))
         if len(self.images) == 0:
             raise SpectralError(f"{caller}: there are no images")
@@ -325,6 +326,36 @@ class Feed:
             Loading(own.workers if asked is None else asked, own.pinned or self.device.type == "cuda")
         )
 
+    def _choose_readings(self, batches: Sequence[Any], every: bool) -> list[int]:
+        """Return which of several batches the network takes, on stand-ins where it takes any there.
+
+        Args:
+            batches: of `FEW` images, had in one way or the other of what the user gave.
+            every: whether all are tried, not just until one is taken.
+        """
+        ways = [self._list_calls(raw, holds_pixels(raw)) for raw in batches]
+        for data in (False, True):
+            some = (
+                i for i, raw in enumerate(batches) if any(self._takes(call, raw, data) for call in ways[i])
+            )
+            if taken := list(islice(some, None if every else 1)):
+                return taken
+        return []
+
+    def _takes(self, call: Call, raw: Any, data: bool) -> bool:
+        """Whether a copy of the network can be called so, with all images of a batch as such.
+
+        Args:
+            call: the way.
+            raw: the batch.
+            data: whether it runs on real data, as a few can only, and then on two of the images.
+        """
+        with suppress(Exception):  # a way that isn't meant may fail anywhere
+            inputs = self.prepare(build_scaled(call, raw))
+            some = pick_inputs(inputs, [0, 1]) if data else inputs
+            return inputs.count == FEW and is_taken(self.model, some, data)
+        return False
+
     def _adapt(self, adapted: Any) -> Images:
         """Return a set of images; what a model is called with is seen as one, in the way that it takes."""
         if is_image_set(adapted):
@@ -411,8 +442,13 @@ class Feed:
         assert failure is not None
         raise failure
 
-    def _list_calls(self, raw: Any) -> list[Call]:
-        if isinstance(raw, Tensor) and self.normalises and raw.ndim == 4 and self._axes in (None, 2):
+    def _list_calls(self, raw: Any, pixels: bool = False) -> list[Call]:
+        if (
+            isinstance(raw, Tensor)
+            and (self.normalises or pixels)
+            and raw.ndim == 4
+            and self._axes in (None, 2)
+        ):
             return list_channel_calls(raw)
         return list_calls(self.model, raw)
 

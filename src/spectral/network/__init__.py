@@ -2,6 +2,7 @@
 
 from spectral.network.calls import (
     Call,
+    can_be_stacked,
     find_first_convolution,
     find_image_key,
     list_calls,
@@ -45,6 +46,7 @@ __all__ = [
     "Writes",
     "arrange_image",
     "as_network",
+    "can_be_stacked",
     "check_whole",
     "describe_output",
     "evaluation_mode",

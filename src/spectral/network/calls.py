@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -122,32 +122,49 @@ def _list_sequence_calls(model: Any, example: Sequence[Any]) -> Iterator[Call]:
     listed = isinstance(example, list) and len(tensors) == len(example)
     if tensors and listed and _are_single(tensors, axes, channels):
         yield whole
-        if _can_be_stacked(tensors):
+        if can_be_stacked(tensors):
             for call in _list_tensor_calls(model, torch.stack(tensors[:1])):
                 yield replace(call, build=partial(_build_stacked, call.build))
-        if tensors[0].ndim == 3 or tensors[0].ndim == axes + 1 == 2 or channels in tensors[0].shape[:1]:
+        own = tensors[0].ndim == 3 or tensors[0].ndim == axes + 1 == 2 or channels in tensors[0].shape[:1]
+        if own and len(tensors) > 1:
             return
     if example and all(isinstance(item, Mapping) for item in example):
         yield from _list_calls_of_items(model, example)
         return
-    if _binds(model, example, {}):
+    if len(example) == 1:
+        yield from _list_calls_of(model, example, 0, "")
+    elif _binds(model, example, {}):
         yield Call(lambda batch: make_inputs(*batch))
     yield whole
     alike = len(tensors) == len(example) and len({tuple(x.shape[1:]) for x in tensors}) == 1
     batches = listed and alike and tensors[0].ndim in (4, axes + 2)
-    if batches and len({len(x) for x in tensors}) > 1:  # no inputs of one network
-        yield Call(lambda batch: make_inputs(torch.cat(batch)))
-    if len(example) > 1 and isinstance(example[0], Tensor | list | tuple | Mapping):
-        note = "of each batch, the first item is passed"
-        if batches:
-            note += f"; where all {len(example)} are images to look at, join them by torch.cat"
-        elif _may_be_labels(example):
-            note += "; labels, as which the second isn't taken, are of a whole type"
-        elif len(example) > 2 and isinstance(example[0], Tensor):
-            note += "; a label is taken where it alone is beside the image"
-        yield Call(lambda batch: make_inputs(batch[0]), note)
-        if isinstance(example[0], tuple | list) and _can_be_stacked(example[0]):  # of tuple(zip(*items))
-            yield Call(lambda batch: make_inputs(torch.stack(list(batch[0]))), note)
+    place = next((i for i, one in enumerate(example) if _holds_tensors(one)), None)
+    if place is None or len(example) == 1:
+        return
+    note = f"of each batch, {f'item {place + 1}' if place else 'the first item'} is passed"
+    if batches:
+        note += f"; where all {len(example)} are images to look at, join them by torch.cat"
+    elif _may_be_labels(example):
+        note += "; labels, as which the second isn't taken, are of a whole type"
+    elif len(example) > 2 and isinstance(example[0], Tensor):
+        note += "; a label is taken where it alone is beside the image"
+    yield from _list_calls_of(model, example, place, note)
+
+
+def _holds_tensors(value: Any) -> bool:
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
+    return isinstance(value, Tensor) or any(map(_holds_tensors, inner))
+
+
+def _list_calls_of(model: Any, example: Any, key: Any, note: str) -> Iterator[Call]:
+    """List the ways in which a part of a batch may be meant, where no more of it is passed."""
+    for call in list_calls(model, example[key]):
+        notes = ", ".join(one for one in (note, call.note) if one)
+        yield replace(call, build=partial(_build_part, call.build, key), note=notes)
+
+
+def _build_part(build: Callable[[Any], Inputs], key: Any, batch: Any) -> Inputs:
+    return build(batch[key])
 
 
 def _are_single(tensors: Sequence[Tensor], axes: int, channels: int | None) -> bool:
@@ -180,9 +197,9 @@ def _build_collated(build: Callable[[Any], Inputs], items: Sequence[Any]) -> Inp
     return build(default_collate(list(items)))
 
 
-def _can_be_stacked(images: Sequence[Any]) -> bool:
-    """Whether these are images of one size, which make a batch."""
-    shapes = {tuple(x.shape) if isinstance(x, Tensor) else None for x in images}
+def can_be_stacked(values: Iterable[Any]) -> bool:
+    """Whether these are tensors of one shape, which make a batch."""
+    shapes = {tuple(x.shape) if isinstance(x, Tensor) else None for x in values}
     return len(shapes) == 1 and None not in shapes
 
 
@@ -232,10 +249,7 @@ def _list_dictionary_calls(model: Any, example: Mapping[str, Any]) -> Iterator[C
     yield Call(lambda batch: make_inputs(batch if isinstance(batch, dict) else dict(batch)))
     key = find_image_key(example)
     if key is not None:
-        note = f"of each batch, {key!r} is passed"
-        yield Call(lambda batch: make_inputs(batch[key]), note)
-        if example[key].ndim == 4 and example[key].shape[-1] in CHANNELS:
-            yield Call(lambda batch: make_inputs(batch[key].movedim(-1, 1)), f"{note}, {CHANNELS_FIRST}")
+        yield from _list_calls_of(model, example, key, f"of each batch, {key!r} is passed")
 
 
 def find_image_key(batch: Mapping[str, Any]) -> str | None:
