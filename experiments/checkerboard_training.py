@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 import spectral
 from spectral.classes import CIFAR10_CLASSES
+from spectral.files import hash_file
 from spectral.stats.comparison import find_wilson_interval
-from spectral.table import describe_environment, write_csv
+from spectral.table import describe_environment, read_csv, refuse_other_table, write_csv
 from spectral.training import LabelledImages, Recipe, train
 
 PERTURBATIONS = ("checkerboard-0.03", "checkerboard-0.05", "resize-0.5")
@@ -84,8 +85,10 @@ def main(model: str, images: str, jpeg: Path, tuned: int, seeds: int, out: Path)
     }
     test = LabelledImages(pixels[scored], labels[scored], CIFAR10_CLASSES, "lossless")
     path = out / "tables" / "checkerboard_training.csv"
+    notes = {"model": model, "tuned": tuned, "images": hash_file(Path(images))}
+    refuse_other_table(path, notes)
     start = spectral.load_model(model)
-    rows: list[dict[Any, Any]] = pd.read_csv(path).to_dict("records") if path.exists() else []
+    rows: list[dict[Any, Any]] = read_csv(path).to_dict("records") if path.exists() else []
     if not rows:
         rows = score(start, pixels[scored], labels[scored], variant="untuned", seed=0)
     for seed in range(seeds):
@@ -99,8 +102,7 @@ def main(model: str, images: str, jpeg: Path, tuned: int, seeds: int, out: Path)
             found = train(model, data, test, state, recipe, progress=False, start=start)
             made = score(found["model"], pixels[scored], labels[scored], variant=variant, seed=seed)
             rows += made
-            notes = {**describe_environment(), "model": model, "tuned": tuned}
-            write_csv(pd.DataFrame(rows), path, notes)
+            write_csv(pd.DataFrame(rows), path, {**describe_environment(), **notes})
             said = ", ".join(f"{row['perturbation']} {row['accuracy']:.3f}" for row in made)
             click.echo(f"{variant}, seed {seed}: {said}; corner {made[0]['corner_gain']:.3f}")
 

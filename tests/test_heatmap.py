@@ -287,6 +287,12 @@ def test_the_script_writes_table_provenance_and_figure(tmp_path: Path):
         3,
     )
     assert (tmp_path / "figures" / "fourier_heatmap.png").stat().st_size > 0
+    other = CliRunner().invoke(main, [*command, "--stride", "1", "--out", str(tmp_path)])
+    assert (other.exit_code, "fourier_heatmap.csv is of stride = 2, not 1; choose" in other.output) == (
+        2,
+        True,
+    )
+    assert pd.read_csv(tmp_path / "tables" / "fourier_heatmap.csv").equals(table)
 
 
 def test_labels_of_other_classes_count_for_nothing(tmp_path: Path):

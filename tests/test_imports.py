@@ -159,7 +159,7 @@ ALLOWED = {
         "surroundings",
         "tracker",
     },
-    "training_state": {"files"},
+    "training_state": {"files", "sameness"},
     "views": {"inputs", "network"},
     "heldout": {"intake", "network"},
     "distillation": {
@@ -268,7 +268,7 @@ ALLOWED = {
         "table",
         "writers",
     },
-    "table": {"arguments", "files", "json_files", "schema", "table_arguments"},
+    "table": {"arguments", "files", "json_files", "sameness", "schema", "table_arguments"},
     "shown": {"display"},
     "lazy": {"table", "shown"},
     "wide": {"schema", "table"},

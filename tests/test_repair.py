@@ -87,3 +87,6 @@ def test_the_command_writes_table_and_figure(tmp_path) -> None:
     assert list(table["replaced"]) == [0, 1, 1, 1]
     assert np.isfinite(table["latency_ratio"]).all()
     assert (tmp_path / "figures" / "repair.png").stat().st_size > 10_000
+    other = CliRunner().invoke(main, [*arguments, "--seed", "1"])
+    assert (other.exit_code, pd.read_csv(tmp_path / "tables" / "repair.csv").equals(table)) == (2, True)
+    assert "repair.csv is of effort = {'seed': 0}, not {'seed': 1}; choose another" in other.output

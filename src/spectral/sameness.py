@@ -46,6 +46,19 @@ def find_difference(
     return f"with {key} = {_short(earlier.get(key))}, not {_short(config.get(key))}"
 
 
+def pick_differing(before: Any, now: Any) -> tuple[Any, Any]:
+    """Return of two dictionaries, such as recipes, the entries that differ; anything else as it is.
+
+    Example:
+        >>> pick_differing({"epochs": 2, "seed": 0}, {"epochs": 2, "seed": 1})
+        ({'seed': 0}, {'seed': 1})
+    """
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return before, now
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return {name: before.get(name) for name in changed}, {name: now.get(name) for name in changed}
+
+
 def refuse_other(
     folder: Path, before: Mapping[str, Any], config: Mapping[str, Any], network: Network | None
 ) -> None:

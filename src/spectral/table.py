@@ -27,6 +27,7 @@ from spectral.files import (
     replacing,
 )
 from spectral.json_files import read_json, write_json
+from spectral.sameness import pick_differing
 from spectral.schema import MEASUREMENT, PLACE, fill_words
 from spectral.table_arguments import read_columns
 
@@ -301,8 +302,9 @@ def refuse_other_table(path: Path, facts: Mapping[str, Any]) -> None:
         before = read_json(beside, way_out=f"delete {path.name} and run the same command again")
         for key, value in json.loads(json.dumps(facts)).items():
             if key in before and before[key] != value:
+                was, now = pick_differing(before[key], value)
                 raise StorageError(
-                    f"{path} is of {key} = {before[key]!r}, not {value!r}; choose another --out or delete it"
+                    f"{path} is of {key} = {was!r}, not {now!r}; choose another --out or delete it"
                 )
 
 

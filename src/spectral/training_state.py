@@ -13,6 +13,7 @@ import torch
 
 from spectral.errors import SpectralError
 from spectral.files import append_seal, split_seal, write_whole
+from spectral.sameness import pick_differing
 
 
 def store_state(
@@ -55,9 +56,7 @@ def restore_state(
     for key in {**before, **run}:  # what only one of them has tells them apart too
         was, now = before.get(key), run.get(key)
         if was != now:
-            if isinstance(was, dict) and isinstance(now, dict):  # of a recipe what differs, not all of it
-                changed = [name for name in {**was, **now} if was.get(name) != now.get(name)]
-                was, now = ({name: one.get(name) for name in changed} for one in (was, now))
+            was, now = pick_differing(was, now)
             raise SpectralError(
                 f"{caller}: {path.parent} holds a run with {key} = {was}, not {now}; choose another folder "
                 f"or delete it"

@@ -31,7 +31,7 @@ from spectral.models.catalogue import (
 )
 from spectral.sites import Site, find_reductions
 from spectral.study.options import split_names
-from spectral.table import describe_environment, write_csv
+from spectral.table import describe_environment, refuse_other_table, write_csv
 
 COLUMNS = ["library", "module", "model", "input_size", "sites", "measurable", "lossless", "unmeasurable",
            "reasons", "kinds", "global_pools", "seconds", "error"]  # fmt: skip
@@ -116,10 +116,12 @@ def main(libraries: tuple[str, ...], models: str | None, out: Path, quiet: bool)
     """Run the survey and write its table."""
     names = None if models is None else list(split_names(models, "--models"))
     entries = select_entries(libraries, names)
+    path = out / "tables" / "coverage.csv"
+    chosen = {"libraries": list(libraries), "models": names or "representatives"}
+    refuse_other_table(path, chosen)
     click.echo(f"coverage of {len(entries)} models of {', '.join(libraries)}, without weights")
     table = survey_coverage(entries, progress=not quiet)
-    chosen = {"libraries": list(libraries), "models": names or "representatives"}
-    path = write_csv(table, out / "tables" / "coverage.csv", {**chosen, **describe_environment()})
+    write_csv(table, path, {**chosen, **describe_environment()})
     click.echo(f"  {path}  ({len(table)} rows)\n{summarize_coverage(table)}")
 
 

@@ -24,7 +24,7 @@ from spectral.models import load_model
 from spectral.models.info import model_info
 from spectral.perturb import measure_fourier_heatmap
 from spectral.perturb.heatmap import NORMS
-from spectral.table import describe_environment, write_csv
+from spectral.table import describe_environment, refuse_other_table, write_csv
 
 TABLE = "fourier_heatmap"
 
@@ -81,17 +81,24 @@ def main(
     hold_folder(out, source)
     networks = {name: load_model(name, device=device) for name in models}
     click.echo(f"Fourier heatmaps of {', '.join(networks)} on up to {limit} images of {source}")
-    frames, facts = [], {}
+    path, facts = out / "tables" / f"{TABLE}.csv", {}
+    pictures = {
+        name: load_images_for(model, source, limit, seed, workers) for name, model in networks.items()
+    }
     for name, model in networks.items():
-        images = load_images_for(model, source, limit, seed, workers)
+        images = pictures[name]
         info = model_info(model)
         facts[name] = {
             "weights": info and info.weights_id, "source": images.source, "count": len(images),
             "fingerprint": images.fingerprint,
             "labelled": sum(y is not None for y in match_labels(model, images).renumber(images.labels)),
         }  # fmt: skip
-        table = measure_fourier_heatmap(model, images, seed=seed, progress=not quiet, **grid)
+    own = {name: value for name, value in grid.items() if name != "batch_size"}
+    refuse_other_table(path, {"models": facts, "seed": seed, **own})
+    frames = []
+    for name, model in networks.items():
+        table = measure_fourier_heatmap(model, pictures[name], seed=seed, progress=not quiet, **grid)
         frames.append(table.assign(model=name)[["model", *table.columns]])
     whole = {"models": facts, "seed": seed, **grid, **describe_environment(), "device": device}
-    path = write_csv(pd.concat(frames, ignore_index=True), out / "tables" / f"{TABLE}.csv", whole)
+    write_csv(pd.concat(frames, ignore_index=True), path, whole)
     click.echo(f"  {path}\n  {draw_and_say(TABLE, out / 'tables', out / 'figures')}")

@@ -36,7 +36,7 @@ from spectral.models.architectures import build
 from spectral.monitor import AliasingMonitor, AliasingPenalty
 from spectral.numerics.memory import move_for_training
 from spectral.sites import Site, find_sites
-from spectral.table import describe_environment, write_csv
+from spectral.table import describe_environment, refuse_other_table, write_csv
 from spectral.training import NUM_CLASSES, LabelledImages, augment, normalize
 
 ARCHITECTURE = "resnet20"
@@ -148,11 +148,11 @@ def main(data: str, device: str, out: Path, quiet: bool, **recipe: Any) -> None:
         f"classes), tested on {len(test_set.images)}; {chosen.epochs} epochs without and with {METRIC} × "
         f"{chosen.weight:g} in the loss"
     )
-    table = compare_penalty(train_set, test_set, chosen, device, progress=not quiet)
+    path = out / "tables" / "penalty.csv"
     facts = {"architecture": ARCHITECTURE, "data": train_set.data_id, "recipe": asdict(chosen)}
-    path = write_csv(
-        table, out / "tables" / "penalty.csv", {**facts, **describe_environment(), "device": device}
-    )
+    refuse_other_table(path, facts)
+    table = compare_penalty(train_set, test_set, chosen, device, progress=not quiet)
+    write_csv(table, path, {**facts, **describe_environment(), "device": device})
     click.echo(describe_outcome(table))
     if data == "samples":
         click.echo("telling ten photographs apart is too easy to show what the penalty costs; see --data")

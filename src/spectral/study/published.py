@@ -26,7 +26,7 @@ from spectral.models import load_model, model_info
 from spectral.perturb import measure_predictions
 from spectral.schema import with_bounds
 from spectral.study.options import split_names
-from spectral.table import describe_environment, write_csv
+from spectral.table import describe_environment, refuse_other_table, write_csv
 
 IMAGENET, CIFAR10 = "imagenet", "cifar10"
 COLUMNS = [
@@ -163,7 +163,12 @@ def main(
     rows = []
     claims = [claim for claim in CLAIMS if chosen is None or claim.model in chosen]
     path = out / "tables" / "published_weights.csv"
-    facts = {**describe_environment(), "images": {name: each.fingerprint for name, each in images.items()}}
+    facts = {
+        "models": [claim.model for claim in claims],
+        "images": {name: each.fingerprint for name, each in images.items()},
+    }
+    refuse_other_table(path, facts)
+    facts |= describe_environment()
     for row in check_claims(claims, images, progress=not quiet):
         rows.append(row)
         write_csv(pd.DataFrame(rows)[COLUMNS], path, facts)

@@ -29,7 +29,7 @@ from spectral.latency import count_macs, measure_latency
 from spectral.models import load_model, model_info
 from spectral.schema import RANGES, with_bounds
 from spectral.stability import measure_stability
-from spectral.table import describe_environment, write_csv
+from spectral.table import describe_environment, refuse_other_table, write_csv
 
 LATENCY_BATCH = 64
 ROUNDS = 10
@@ -123,9 +123,11 @@ def main(
     images = load_images(data, limit=limit, workers=workers)
     path = out / "tables" / "remedies.csv"
     facts = {
-        "images": images.source, "fingerprint": images.fingerprint, "n_images": len(images),
-        **describe_environment(), "device": device,
+        "models": models, "images": images.source, "fingerprint": images.fingerprint,
+        "n_images": len(images),
     }  # fmt: skip
+    refuse_other_table(path, facts)
+    facts |= {**describe_environment(), "device": device}
     rows = []
     for row in score_remedies(networks, images, batch_size=batch_size, progress=not quiet):
         rows.append(row)

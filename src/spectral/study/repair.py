@@ -37,7 +37,7 @@ from spectral.schema import RANGES, with_bounds
 from spectral.stability import measure_consistency, measure_stability
 from spectral.study.options import split_names
 from spectral.surgery import check_methods, conversion_report, convert
-from spectral.table import describe_environment, write_csv
+from spectral.table import describe_environment, refuse_other_table, write_csv
 from spectral.views import Views
 
 MOST = 256  # images that repair, in one batch
@@ -293,8 +293,10 @@ def main(
     path = out / "tables" / "repair.csv"
     facts = {
         "model": model, "images": pictures.source, "fingerprint": pictures.fingerprint,
-        "n_images": len(pictures), "effort": asdict(chosen), **describe_environment(), "device": device,
+        "n_images": len(pictures), "methods": names, "states": scored, "effort": asdict(chosen),
     }  # fmt: skip
+    refuse_other_table(path, facts)
+    facts |= {**describe_environment(), "device": device}
     rows: list[dict[str, Any]] = []
     for row in compare_repairs(network, pictures, names, chosen, states=scored, progress=not quiet):
         rows.append(row)
