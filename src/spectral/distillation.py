@@ -24,7 +24,7 @@ from spectral.inputs import Inputs
 from spectral.intake import Feed, pick_inputs
 from spectral.models.checkpoint import hash_state
 from spectral.network import Take, run_forward, undisturbed
-from spectral.ranks import Ranks, find_ranks, hold
+from spectral.ranks import Ranks, find_ranks, hold, take_weights
 from spectral.surgery import conversion_report, revert
 from spectral.surroundings import kept_surroundings
 from spectral.training_state import restore_state, store_state
@@ -202,6 +202,7 @@ def distill(
                 bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
                 bar.update()
         nearest.restore()
+        take_weights(student, ranks)
     for parameter, flag in wanted.items():
         parameter.grad = None
         parameter.requires_grad_(flag)

@@ -21,7 +21,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from spectral.errors import BrokenJobError, SpectralError
 from spectral.writers import claim, join_claim
@@ -349,6 +349,20 @@ def find_ranks(patience: timedelta = PATIENCE) -> Ranks:
             ) from error
         _known = [weakref.ref(group) for group in known]
     return Ranks(known[1])
+
+
+def take_weights(model: nn.Module, ranks: Ranks) -> None:
+    """Give a network the weights and buffers that it has on the first rank.
+
+    What ranks work out each by itself differs by rounding where their machines differ, and a network is told
+    by its last bit.
+    """
+    if ranks.count > 1:
+        tensors = [*model.parameters(), *model.buffers()]
+        first = ranks.once(lambda: [x.detach().cpu() for x in tensors])
+        with torch.no_grad():
+            for x, given in zip(tensors, first, strict=True):
+                x.copy_(given)
 
 
 @contextmanager

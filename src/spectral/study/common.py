@@ -29,7 +29,7 @@ from spectral.models import load_model, model_info
 from spectral.models.checkpoint import hash_state
 from spectral.models.info import ModelInfo
 from spectral.pairing import pair_sites
-from spectral.ranks import find_ranks
+from spectral.ranks import find_ranks, take_weights
 from spectral.reconstruction import reconstruct
 from spectral.run_folder import LostImagesError
 from spectral.schema import SIGNAL_METRICS, VERSION
@@ -257,6 +257,7 @@ class Study(Results):
                 f"{self._found.source} there are {count}; give more"
             )
         repaired = reconstruct(self._loaded[family], self.spare)
+        take_weights(repaired, find_ranks())
         info = model_info(repaired)
         assert info is not None
         weights = hash_state(repaired.state_dict())
