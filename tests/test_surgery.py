@@ -31,7 +31,7 @@ from spectral.models.cifar import CifarResNet
 from spectral.models.nula import NULA
 from spectral.sites import find_sites
 from spectral.standin import needs_data
-from spectral.surgery import METHODS, ConversionReport, conversion_report, convert, revert
+from spectral.surgery import METHODS, ConversionReport, conversion_report, convert, convert_alike, revert
 
 SEEN: list[tuple[int, ...]] = []  # by a hook, whose closure a copy of it would have of its own
 QUICK = settings(max_examples=15)  # each converts four networks
@@ -623,7 +623,7 @@ class TestOptions:
             {"method": "blurpool", "placement": "auto", "kernel_size": 5, "padding_mode": "circular",
              "where": ["0"]}
         ]  # fmt: skip
-        again = ConversionReport.from_dict(json.loads(json.dumps(report.to_dict()))).apply(net)
+        again = convert_alike(net, ConversionReport.from_dict(json.loads(json.dumps(report.to_dict()))))
         assert torch.equal(outputs(again, image()), outputs(smooth, image()))
 
     def test_steps_with_other_options_stay_apart(self) -> None:
@@ -631,7 +631,7 @@ class TestOptions:
         first = convert(net, "blurpool", "conv", example=32, kernel_size=5)
         second = convert(first, "blurpool", "max_pool", example=32, kernel_size=2)
         assert [step["kernel_size"] for step in conversion_report(second).steps] == [5, 2]
-        again = conversion_report(second).apply(net)
+        again = convert_alike(net, conversion_report(second))
         assert torch.equal(outputs(again, image()), outputs(second, image()))
 
     @pytest.mark.parametrize(
@@ -873,7 +873,7 @@ class TestReport:
         report = conversion_report(smooth)
         assert report.cost.seconds is None
         assert "time per batch" not in str(report)
-        cost = report.measure_latency(smooth, image(), repeats=3)
+        cost = report.measure_latency(revert(smooth), smooth, image(), repeats=3)
         assert cost.seconds is not None
         assert min(cost.seconds) > 0
         assert "time per batch" in str(report)
@@ -899,7 +899,7 @@ class TestReport:
         assert report == conversion_report(smooth)
         assert report.source == "bundled/resnet20@random"
         assert report.example == (3, 32, 32)
-        again = report.apply(load_model(str(report.source)))
+        again = convert_alike(load_model(str(report.source)), report)
         x = image(2, 3, 32, 32)
         assert torch.equal(outputs(again, x), outputs(smooth, x))
         assert conversion_report(again).rows == report.rows

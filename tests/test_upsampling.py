@@ -269,7 +269,7 @@ def test_a_low_pass_behind_it_takes_the_images_away(name):
         by_hand = net.last(F.conv2d(wide, kernel, groups=fine.shape[1]))
         torch.testing.assert_close(blurred(x), by_hand, atol=1e-5, rtol=1e-4)
         assert torch.equal(spectral.revert(ideal)(x), net(x))
-    again = type(report).from_dict(report.to_dict()).apply(net)
+    again = spectral.convert_alike(net, type(report).from_dict(report.to_dict()))
     with torch.no_grad():
         assert torch.equal(again(x), ideal(x))
     assert [place.name for place in spectral.find_upsampling(ideal, 32)] == [

@@ -77,7 +77,7 @@ from .stability import (
     summarize_stability,
 )
 from .summary import summarize_measurements
-from .surgery import ConversionReport, conversion_report, convert, revert
+from .surgery import ConversionReport, conversion_report, convert, convert_alike, revert
 from .sweeping import sweep
 from .synthetic import (
     exact_bin_frequencies,
@@ -100,6 +100,7 @@ __all__ = [
     "compute_am", "compute_am_relative", "compute_avr", "compute_channel_alias_ratios",
     "compute_imaging_ratio", "compute_instability", "compute_logit_jitter", "compute_logit_spread",
     "compute_power_spectrum", "compute_radial_profile", "compute_sis", "conversion_report", "convert",
+    "convert_alike",
     "count_macs", "data", "diagnose", "distill", "exact_bin_frequencies", "figures", "find_causes",
     "find_global_pools", "find_reductions", "find_sites", "find_upsampling", "find_white_noise_ratio",
     "fourier_shift", "frequency_grid", "get_stride_layers", "idealize", "inspect_sites", "layers",

@@ -55,9 +55,9 @@ class WeightsFile:
         """
         if "conversion" not in self.metadata:
             return model
-        from spectral.surgery import ConversionReport
+        from spectral.surgery import ConversionReport, convert_alike
 
-        return ConversionReport.from_dict(self.metadata["conversion"]).apply(model, example)
+        return convert_alike(model, ConversionReport.from_dict(self.metadata["conversion"]), example)
 
     def describe(self, info: ModelInfo) -> ModelInfo:
         """Put what the JSON says in the place of what the architecture says.

@@ -30,7 +30,7 @@ from spectral.models.fetching import RANDOM
 from spectral.models.info import CIFAR_NUM_CLASSES, model_info
 from spectral.ranks import find_ranks
 from spectral.study.options import split_names
-from spectral.surgery import check_methods, conversion_report
+from spectral.surgery import check_methods, conversion_report, convert_alike
 from spectral.surgery.report import find_report
 from spectral.training import STATE_NAME, LabelledImages, Recipe, train
 from spectral.training_state import remove_state
@@ -214,7 +214,7 @@ def convert_fresh(architecture: str, model: nn.Module, seed: int) -> nn.Module:
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return conversion_report(model).apply(build(architecture))
+        return convert_alike(build(architecture), conversion_report(model))
 
 
 def name_architecture(model: nn.Module) -> str:

@@ -174,6 +174,31 @@ def _convert(
     return work
 
 
+def convert_alike(model: nn.Module, report: ConversionReport, example: Example | None = None) -> nn.Module:
+    """Convert another copy of a network in the same way.
+
+    Args:
+        model: as the network was before, such as ``load_model(report.source)``.
+        report: of the conversion.
+        example: as for `convert`; by default of the shape at which the report was made. A network of several
+            inputs needs it: a report knows the first image's shape.
+
+    Raises:
+        SpectralError: if the model lacks one of the sites.
+
+    Example:
+        >>> from spectral.surgery import conversion_report
+        >>> report = conversion_report(convert(nn.Sequential(nn.Conv2d(3, 4, 3, 2)), "flc", example=32))
+        >>> convert_alike(nn.Sequential(nn.Conv2d(3, 4, 3, 2)), report)[0].stride
+        (1, 1)
+    """
+    if example is None:  # channels and extents: of signals and volumes these are no size of an image
+        example = report.example if len(report.example) == 3 else torch.zeros(1, *report.example)
+    for step in report.steps:
+        model = convert(model, **step, example=example)
+    return model
+
+
 def check_methods(methods: Iterable[str], where: str = "") -> None:
     """Make sure that layers have names of `METHODS`.
 

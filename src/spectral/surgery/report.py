@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from spectral.display import align, to_html
@@ -140,22 +139,22 @@ class ConversionReport:
             steps = [{"method": None, **self.remedies.options}]
         return steps
 
-    def measure_latency(self, model: nn.Module, batch: Tensor, repeats: int = 10) -> Cost:
+    def measure_latency(
+        self, original: nn.Module, converted: nn.Module, batch: Tensor, repeats: int = 10
+    ) -> Cost:
         """Time the converted network against the original one, and keep the medians in ``cost``.
 
         Args:
-            model: the converted network.
+            original: the network as it was, which `revert` gives.
+            converted: as it is.
             batch: what to time them with, on the network's device.
             repeats: rounds, in which the two take turns.
 
         Units:
             Seconds per batch.
         """
-        from spectral.surgery.conversion import revert
-
-        times = measure_latency(
-            {"before": revert(model), "after": model}, {"before": batch, "after": batch}, repeats
-        )
+        networks = {"before": original, "after": converted}
+        times = measure_latency(networks, dict.fromkeys(networks, batch), repeats)
         self.cost = replace(self.cost, seconds=(median(times["before"]), median(times["after"])))
         return self.cost
 
@@ -168,7 +167,7 @@ class ConversionReport:
     def to_dict(self) -> dict[str, Any]:
         """Return what JSON can hold, enough to make the network again from the original one.
 
-        Its ``steps`` are arguments of `convert`.
+        `convert_alike` does; its ``steps`` are arguments of `convert`.
         """
         return {
             "source": self.source,
@@ -200,25 +199,6 @@ class ConversionReport:
                 f"ConversionReport: expected what to_dict gives, got something else ({error!r}); write the "
                 f"report of a converted model again"
             ) from error
-
-    def apply(self, model: nn.Module, example: Any = None) -> nn.Module:
-        """Convert another copy of the original network in the same way.
-
-        Args:
-            model: the original network, such as ``load_model(report.source)``.
-            example: as for `convert`; by default the size at which this report was made. A network of
-                several inputs needs it: a report knows the first image's shape.
-
-        Raises:
-            SpectralError: if the model lacks one of the sites.
-        """
-        from spectral.surgery.conversion import convert
-
-        if example is None:  # channels and extents: of signals and volumes these are no size of an image
-            example = self.example if len(self.example) == 3 else torch.zeros(1, *self.example)
-        for step in self.steps:
-            model = convert(model, **step, example=example)
-        return model
 
     def __str__(self) -> str:
         return "\n".join([self._headline(), *align(self._table()), *self._facts()])
