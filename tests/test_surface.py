@@ -91,7 +91,7 @@ def net() -> nn.Module:
 def good(folder: Path) -> dict[str, dict[str, Any]]:
     """Arguments with which each public function works; what is missing has none to be unfit."""
     model, x = net(), torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    sites = spectral.find_sites(model, 16)
+    sites, smooth = spectral.find_sites(model, 16), spectral.convert(model, "blurpool", example=(3, 16, 16))
     P, maps = spectral.compute_power_spectrum(x), x[0]
     quiet = {"progress": False}
     looked = {"model": model, "images": x}
@@ -184,7 +184,8 @@ def good(folder: Path) -> dict[str, dict[str, Any]]:
         "normalized_radius": {"size": (4, 4)},
         "radial_frequencies": {"size": (4, 4)},
         "read": {"folder": folder / "run"},
-        "revert": {"model": spectral.convert(model, "blurpool", example=(3, 16, 16))},
+        "convert_alike": {"model": model, "report": spectral.conversion_report(smooth), "example": None},
+        "revert": {"model": smooth},
         "split_border": {"maps": maps, "axes": 2},
         "summarize_measurements": {"table": spectral.measure(model, x, ("avr",), progress=False)},
     }
