@@ -758,6 +758,12 @@ def test_a_batch_that_the_model_does_not_take(shape):
         find_sites(nets.strided(), torch.zeros(shape))
 
 
+def test_a_volume_that_is_too_small():
+    """Its axes are those that the network takes, so that isn't what is wrong."""
+    with pytest.raises(SpectralError, match=r"smaller than kernel size \(.*\)$"):
+        find_sites(nn.Sequential(nn.Conv3d(1, 4, 3, 2), nn.AvgPool3d(7)), torch.zeros(1, 1, 8, 8, 8))
+
+
 def test_an_integer_batch():
     with pytest.raises(
         SpectralError, match=r"expected floating-point or 8-bit images, got torch.int64; use images.float\(\)"

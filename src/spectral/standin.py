@@ -22,7 +22,7 @@ from spectral.errors import ForwardError, SpectralError, explain_failure
 from spectral.inputs import Example, Inputs
 from spectral.interrupts import shielded
 from spectral.locks import alone
-from spectral.network import Writes, list_inputs, put_into_evaluation
+from spectral.network import Writes, find_first_convolution, list_inputs, put_into_evaluation
 from spectral.reach import kept_reach
 from spectral.surroundings import kept_surroundings
 from spectral.tensors import TensorTable
@@ -281,7 +281,8 @@ def _explain(model: nn.Module, inputs: Inputs, error: Exception) -> str:
     what = f"the forward of {type(model).__name__} failed on an input of shape {tuple(inputs.image.shape)}: "
     made_for = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
     hint = ""
-    if inputs.image.ndim != 4 and not inputs.kwargs:
+    axes = inputs.image.ndim - 2
+    if axes != 2 and axes != find_first_convolution(model)[0] and not inputs.kwargs:
         hint = "; images come as a batch (B, C, H, W)"
     elif isinstance(error, TypeError) and ("argument" in str(error) or "forward()" in str(error)):
         hint = "; for several inputs pass a tuple of tensors, for named ones a dictionary"
