@@ -141,6 +141,20 @@ class Spectrogram(Net):
         return super().forward(x[:, None])
 
 
+class Electrodes(nn.Module):
+    """Signals of six electrodes as gray images: a kernel along time, one over all electrodes."""
+
+    def __init__(self, turned: bool = False, kernel: int = 6) -> None:
+        super().__init__()
+        self.dims = (3, 2) if turned else (2, 3)
+        sizes = [(1, 9), (kernel, 1)]
+        first, second = [size[::-1] for size in sizes] if turned else sizes
+        self.time, self.space = nn.Conv2d(1, 4, first), nn.Conv2d(4, 5, second)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.space(self.time(x[:, None].permute(0, 1, *self.dims)).relu()).mean((2, 3))
+
+
 class Frames(nn.Module):
     """Channels behind time, which a convolution wants last."""
 
@@ -164,6 +178,8 @@ class PerFrame(Net):
     [
         (Net(), (1, 3, 16, 12), "bchw"), (Last(), (1, 16, 12, 3), "bhwc"), (Last(7), (1, 16, 12, 7), "bhwc"),
         (Spectrogram(1), (1, 16, 30), "bhw"), (Frames(), (1, 30, 40), "bwc"),
+        (Electrodes(), (1, 6, 40), "bcw"), (Electrodes(turned=True), (1, 6, 40), "bcw"),
+        (Electrodes(kernel=3), (1, 6, 40), "bhw"),
         (nn.Sequential(nn.Conv1d(2, 3, 5, 2), nn.AdaptiveAvgPool1d(1), nn.Flatten()), (1, 2, 30), "bcw"),
         (models.video.r3d_18(weights=None), (1, 3, 4, 16, 16), "bcthw"),
         (nn.Sequential(nn.Upsample(scale_factor=2), Net()), (1, 3, 16, 12), "bchw"),

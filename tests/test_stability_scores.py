@@ -330,6 +330,32 @@ def test_signals_are_shifted_along_time():
     assert (table["total_stride"] == "2").all()
 
 
+class Turned(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(2, 3)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_electrodes_are_no_rows_of_an_image(turned):
+    """As networks of EEG have them: signals become gray images, of which only time is slid over."""
+
+    def turn(rows: int, columns: int) -> tuple[int, int]:
+        return (columns, rows) if turned else (rows, columns)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Unflatten(1, (1, 6)), Turned() if turned else nn.Identity(),
+        nn.Conv2d(1, 4, turn(1, 9)), nn.Conv2d(4, 4, turn(6, 1)), nn.AvgPool2d(turn(1, 4)), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3),
+    ).double().eval()  # fmt: skip
+    signals = pixels(4, 6, 64)
+    table = measure_stability(model, signals, progress=False)
+    assert (table["n_shifts"] == 2).all()
+    assert (table["total_stride"] == "4").all()
+    expected = spectral.compute_sis(model, signals, axes=(2,))
+    np.testing.assert_allclose(table["sis"], expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("bad", [{"batch_size": 0}, {"batch_size": 2.5}])
 def test_bad_arguments_are_one_sentence(bad):
     with pytest.raises(SpectralError, match="measure_stability: batch_size"):

@@ -174,6 +174,7 @@ class _Trace(TorchDispatchMode):
         self.nodes: TensorTable[_Node] = TensorTable()
         self._origins: TensorTable[tuple[frozenset[Origin], ...]] = TensorTable()
         self._spatial: dict[int, tuple[int, ...]] = {}  # of each input, the axes slid over
+        self._told: set[int] = set()  # inputs of which it is known where their channels are, too
         self._batch, self._draws = BatchAxis(inputs), Draws()
         for number, (x, _) in enumerate(inputs.every_tensor()):
             self.nodes[x] = _Node("input")
@@ -187,10 +188,10 @@ class _Trace(TorchDispatchMode):
         given = [x for x in _flatten((*args, *(kwargs or {}).values())) if isinstance(x, Tensor)]
         parents = [self.nodes[x] for x in given if x in self.nodes]
         mixes = bool(parents) and self._batch.is_mixed_by(func, args, kwargs or {})
-        if parents:
-            self._see_axes(name, given)
         out = run_operator(func, args, kwargs or {})
         results = [x for x in _flatten((out,)) if isinstance(x, Tensor)]
+        if parents and results:
+            self._see_axes(name, args, given, results[0])
         self._draws.follow(func, args, kwargs or {}, given, bool(parents), results)
         if parents:
             weight = next((self._name(x) for x in given if x not in self.nodes and self._name(x)), "")
@@ -231,8 +232,13 @@ class _Trace(TorchDispatchMode):
         base = x if x._base is None else x._base
         return self._weights.get(id(x)) or self._weights.get(id(base)) or ""
 
-    def _see_axes(self, name: str, given: Sequence[Tensor]) -> None:
-        """Note which axes of which input an operator slides over, the first time that one does."""
+    def _see_axes(self, name: str, args: Sequence[Any], given: Sequence[Tensor], made: Tensor) -> None:
+        """Note which axes of which input an operator slides over, the first time that one does.
+
+        Of an input that got an axis for its channels on the way, such as signals (B, C, T) that a
+        two-dimensional convolution takes for gray images, that are the axes along which the windows of any
+        operator lie; not one of which each window has but one sample, or all.
+        """
         source = given[0]
         origins = self._origins.get(source)
         if origins is None:
@@ -241,16 +247,33 @@ class _Trace(TorchDispatchMode):
         count = _count_slid(name, weight)
         if not count or source.ndim < count:
             return
+        kernel = _find_kernel(name, args, weight, count)
+        sizes = list(zip(kernel, source.shape[-count:], made.shape[-count:], strict=True))
+        slides = [k != 1 for k, _, _ in sizes] if any(1 < k < n for k, n, _ in sizes) else [True] * count
+        whole = [1 < n == k and left == 1 for k, n, left in sizes]
+        channels = origins[source.ndim - count - 1] if source.ndim > count else frozenset[Origin]()
         found = [origin for axis in origins[source.ndim - count :] for origin in sorted(axis)]
-        for number in {number for number, _ in found}:
-            axes = tuple(axis for n, axis in found if n == number)
-            self._spatial.setdefault(number, axes)
+        for number in {number for number, _ in found} - self._told:
+            known = any(n == number for n, _ in channels)
+            places = zip(origins[source.ndim - count :], slides, whole, strict=True)
+            axes = {axis for own, slid, all_ in places for n, axis in own
+                    if n == number and (known or (slid and not all_))}  # fmt: skip
+            earlier = self._spatial.get(number, ())
+            if known and not earlier:
+                self._told.add(number)
+            self._spatial[number] = tuple(sorted({*earlier, *axes}))
 
     def _follow_axes(self, name: str, args: Sequence[Any], given: Sequence[Tensor], made: Tensor) -> None:
         source = next((x for x in given if x in self._origins), None)
-        if source is None or _count_slid(name, given[1] if len(given) > 1 else None):
+        if source is None:
             return
         axes: tuple[frozenset[Origin], ...] = self._origins[source]
+        count = _count_slid(name, given[1] if len(given) > 1 else None)
+        if count:
+            if source is given[0] and made.ndim == source.ndim > count and "conv" in name:
+                head = axes[: source.ndim - count - 1]
+                self._origins[made] = (*head, frozenset(), *axes[source.ndim - count :])
+            return
         moved = _move_axes(name, args, axes, tuple(source.shape), tuple(made.shape))
         if moved is not None:
             self._origins[made] = moved
@@ -264,6 +287,15 @@ def _count_slid(name: str, weight: Tensor | None) -> int:
         digits = re.search(r"([123])d", name)
         return int(digits.group(1)) if digits else 0
     return {"im2col": 2, "unfold": 0, "stft": 1, "grid_sampler_2d": 2, "pixel_unshuffle": 2}.get(name, 0)
+
+
+def _find_kernel(name: str, args: Sequence[Any], weight: Tensor | None, count: int) -> tuple[int, ...]:
+    """Return how many samples a window has along each axis; 0 where that isn't known."""
+    if "conv" in name and weight is not None:
+        return tuple(weight.shape[2:])
+    given = args[1] if "pool" in name and "adaptive" not in name and len(args) > 1 else 0
+    sizes = tuple(given) if isinstance(given, (list, tuple)) else (given,)
+    return sizes if len(sizes) == count else sizes[:1] * count
 
 
 def _move_axes(

@@ -66,16 +66,27 @@ def _follow(sites: Sequence[Site], extents: Mapping[str, int]) -> Iterator[tuple
     reached = {axis: {Fraction(1)} for axis in axes}
     for site in sites:
         own = {}
-        if _is_regular(site):
-            for axis, step, scale in zip(axes, site.stride[::-1], site.scale[::-1], strict=False):
-                own[axis] = _find_nearest(reached[axis], scale) * step
-        else:
-            for axis, size in zip(axes, site.output_size[::-1], strict=False):
-                own[axis] = Fraction(max(round(extents[axis] / max(size, 1)), 1))
+        for axis, place in _pair_axes(site, axes, extents):
+            if _is_regular(site):
+                own[axis] = _find_nearest(reached[axis], site.scale[place]) * site.stride[place]
+            else:
+                own[axis] = Fraction(max(round(extents[axis] / max(site.output_size[place], 1)), 1))
         yield site, own
         if math.prod(site.output_size) > 1:  # a single sample is no lattice
             for axis, stride in own.items():
                 reached[axis].add(stride)
+
+
+def _pair_axes(site: Site, axes: Sequence[str], extents: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """Yield each axis of the image, the last first, and which axis of a site's maps it is.
+
+    Of a signal that is a map of several rows, such as electrodes, time may be the rows or the columns.
+    """
+    places = list(range(len(site.stride)))[::-1]
+    if len(axes) == 1:
+        whole = [scale * n for scale, n in zip(site.scale, site.input_size, strict=True)]
+        places.sort(key=lambda place: not math.isclose(whole[place], extents[axes[0]]))
+    yield from zip(axes, places, strict=False)
 
 
 def _find_nearest(reached: set[Fraction], scale: float) -> Fraction:
