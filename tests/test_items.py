@@ -102,6 +102,8 @@ HUB = [{"image": {"bytes": encode(p), "path": None}, "label": label} for p, labe
         lambda: DataLoader(Listed(PAIRS), 2, collate_fn=list),
         lambda: DataLoader(Listed(TENSOR_PAIRS), 2, collate_fn=lambda items: tuple(zip(*items, strict=True))),
         lambda: list(DataLoader(Listed(TENSOR_PAIRS), 2)),
+        lambda: tuple(TENSOR_PAIRS),
+        lambda: tuple(PAIRS),
     ],
 )  # fmt: skip
 def test_pixels_and_labels_are_what_was_given(make):
@@ -252,6 +254,10 @@ LABELLED = {
     "one-hot": lambda x, y: list(zip(x, nn.functional.one_hot(y), strict=True)),
     "labels of one": lambda x, y: zip(x, y[:, None], strict=True),
     "batches": lambda x, y: iter(DataLoader(TensorDataset(x, y), 3)),
+    "batches with keys": lambda x, y: (
+        {"__key__": [f"{n}.png" for n in part.tolist()], "x": x[part], "cls": y[part]}
+        for part in torch.arange(5).split(3)
+    ),
     "batches of one": lambda x, y: list(DataLoader(TensorDataset(x, y), 1)),
     "zipped": lambda x, y: iter(DataLoader(TensorDataset(x, y), 2, collate_fn=lambda z: tuple(zip(*z)))),  # noqa: B905
     "items": lambda x, y: DataLoader(Streamed(list(zip(x, y, strict=True))), 2, collate_fn=list),
@@ -278,6 +284,19 @@ def test_what_may_be_an_input_or_a_batch_is_refused():
         Feed(net, iter(torch.rand(4, 40).split(2)), caller="test")
     assert len(Feed(net, load(torch.rand(5, 40)), caller="test").images) == 5
     assert len(Feed(net, iter(load(torch.rand(5, 40))), caller="test").images) == 5
+
+
+def test_a_batch_that_has_lost_an_axis_is_refused():
+    with pytest.raises(SpectralError, match="batch 1 has 3 axes, batch 0 has 4; give each as many"):
+        Feed(nn.Conv2d(3, 4, 3), iter([TENSORS[:4], TENSORS[4]]), caller="test")
+
+
+def test_pixels_with_channels_last_lose_their_fourth_as_with_channels_first():
+    pixels = torch.from_numpy(np.concatenate([PIXELS, PIXELS[..., :1]], -1))
+    for given in (pixels.permute(0, 3, 1, 2), pixels):
+        found, _, said = read(iter(given.split(2)))
+        torch.testing.assert_close(found, TENSORS)
+        assert any("without their fourth channel" in one for one in said)
 
 
 def test_trying_leaves_the_network_as_it_was():

@@ -19,7 +19,7 @@ from spectral.data.imageset import ImageSet, check_limit, spread_over_classes
 from spectral.data.labels import join_labels, take_labels
 from spectral.data.loading import Loading, check_workers
 from spectral.data.pictures import PixelImages, has_last_channels, make_picture_set, read_pixels
-from spectral.data.readings import ONE, Choose, arrange, choose_none, has_label, tell_item, tell_list
+from spectral.data.readings import ONE, Choose, arrange, choose_none, is_labelled, tell_item, tell_list
 from spectral.data.sources import load_images
 from spectral.data.structures import list_leaves
 from spectral.data.subset import Subset
@@ -235,7 +235,8 @@ def _read_items(items: Sequence[Any], caller: str, lazily: bool = False, choose:
     pictures = isinstance(items, list) or all(isinstance(item, Image.Image) for item in items)
     if pictures and _are_pixels(items):
         return make_picture_set(items, "images")
-    reading = tell_list(items, caller, choose) if isinstance(items, list) else None
+    rows = isinstance(items, list) or all(isinstance(item, tuple) and is_labelled(item) for item in items)
+    reading = tell_list(list(items), caller, choose) if rows else None
     return _read_nested(items, caller, choose) if reading is None else _read_rows(items, reading)
 
 
@@ -245,7 +246,7 @@ def _read_nested(value: Any, caller: str, choose: Choose = choose_none) -> Any:
     Pictures are PIL images, and 8-bit pixels with channels last, which no network of torch is called with.
     An item of a dataset, one image with its label, is a set of one.
     """
-    if has_label(value, take_labels(value, single=True)) and tell_item(value, caller, choose) == ONE:
+    if is_labelled(value) and tell_item(value, caller, choose) == ONE:
         return read_dataset(Stream([value]))
     taken = take_labels(value)
     parts = taken.rest.values() if isinstance(taken.rest, Mapping) else [taken.rest]

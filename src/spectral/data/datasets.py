@@ -39,6 +39,7 @@ from spectral.data.structures import (
     join,
     list_leaves,
     map_leaves,
+    mark_names,
     pick,
 )
 from spectral.errors import SpectralError, warn
@@ -161,7 +162,9 @@ class BatchedImages:
         joined = join_labels(taken, self._counts, source)
         self.labels = _leave_out_missing(joined.labels, dataset)
         self.classes = joined.classes or find_classes(dataset, self.labels, keys)
-        self._parts = whole if joined.refused else [part.rest for part in taken]
+        parts = whole if joined.refused else [part.rest for part in taken]
+        self._parts = [mark_names(part, count) for part, count in zip(parts, self._counts, strict=True)]
+        _require_alike(self._parts, source)
         digest = hashlib.sha256()
         for part in self._parts:
             digest.update(hash_values(part).encode())
@@ -192,6 +195,16 @@ class BatchedImages:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def _require_alike(parts: Sequence[Any], source: str) -> None:
+    axes = [max(x.ndim for x in list_leaves(part) if isinstance(x, Tensor)) for part in parts]
+    other = next((i for i, count in enumerate(axes) if count != axes[0]), None)
+    if other is not None:
+        raise SpectralError(
+            f"{source}: batch {other} has {axes[other]} axes, batch 0 has {axes[0]}; give each as many, also "
+            f"where one image is left"
+        )
 
 
 def read_dataset(

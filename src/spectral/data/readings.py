@@ -13,7 +13,7 @@ from spectral.arguments import is_integer
 from spectral.data.collation import join_images, take_from_batch
 from spectral.data.datasets import as_tensors, count_images
 from spectral.data.items import find_picture
-from spectral.data.labels import LABEL_KEYS, Taken, take_labels
+from spectral.data.labels import LABEL_KEYS, take_labels
 from spectral.data.structures import (
     has_one_each,
     is_list_of_images,
@@ -107,11 +107,12 @@ def arrange(item: Any, reading: str) -> Any:
     return join_images(item) if reading == LISTED else item[0] if single else item
 
 
-def has_label(item: Any, taken: Taken) -> bool:
-    """Whether an item from which labels were taken has one number or name as such, as a batch has not."""
+def is_labelled(item: Any) -> bool:
+    """Whether it is an item with one number or name as its label, as a batch has not."""
+    labels = take_labels(item, single=True).labels
     own = item[1:] if isinstance(item, tuple | list) else item.values() if isinstance(item, Mapping) else ()
-    names = [*taken.labels] if isinstance(next(iter(taken.labels), None), str) else []
-    return bool(taken.labels) and any(
+    names = [*labels] if isinstance(next(iter(labels), None), str) else []
+    return bool(labels) and any(
         (is_integer(value) and not getattr(value, "ndim", 0))
         or (isinstance(value, str) and [value.strip()] == names)
         for value in own
@@ -124,7 +125,7 @@ def _guess(item: Any) -> tuple[str, tuple[int, ...], bool]:
     leaves = [leaf for leaf in list_leaves(batch.rest) if isinstance(leaf, Tensor | np.ndarray)]
     shape = max((tuple(leaf.shape) for leaf in leaves), key=len, default=())
     each = bool(batch.labels) and shape[:1] == (len(batch.labels),)
-    if not shape or (each and not has_label(item, one)):
+    if not shape or (each and not is_labelled(item)):
         return BATCH, shape, True
     if one.labels:
         return ONE, shape, True

@@ -15,6 +15,10 @@ def _takes_apart(value: Any) -> bool:
     return False
 
 
+class Names(list[Any]):
+    """Names of the images of a batch, one for each, as loaders leave them."""
+
+
 def map_leaves(
     value: Any, function: Callable[[Any], Any], whole: Callable[[Any], bool] = _takes_apart
 ) -> Any:
@@ -37,6 +41,20 @@ def map_leaves(
         items = [map_leaves(item, function, whole) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return function(value)
+
+
+def mark_names(value: Any, count: int) -> Any:
+    """Mark the lists of text that have an entry for each of so many images, in whatever a batch holds.
+
+    Example:
+        >>> pick(mark_names({"key": ["a", "b"], "x": torch.zeros(2, 3)}, 2), [1], 2)["key"]
+        ['b']
+    """
+
+    def are_names(one: Any) -> bool:
+        return isinstance(one, list) and len(one) == count and all(isinstance(x, str) for x in one)
+
+    return map_leaves(value, lambda one: Names(one) if are_names(one) else one, whole=are_names)
 
 
 def list_leaves(value: Any) -> list[Any]:
@@ -67,7 +85,7 @@ def pick(value: Any, indices: Sequence[int], count: int) -> Any:
         run = list(range(indices[0], indices[0] + len(indices))) if len(indices) else []
         return value[indices[0] : indices[0] + len(indices)] if run == list(indices) else value[list(indices)]
     if has_one_each(value) and len(value) == count:
-        return [value[i] for i in indices]
+        return type(value)(value[i] for i in indices)
     if isinstance(value, Mapping):
         return {key: pick(item, indices, count) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
@@ -102,7 +120,7 @@ def join(values: Sequence[Any], counts: Sequence[int]) -> Any:
             )
         return torch.cat(list(values))
     if has_one_each(first) and len(first) == counts[0]:
-        return [item for value in values for item in value]
+        return type(first)(item for value in values for item in value)
     if isinstance(first, Mapping):
         return {key: join([value[key] for value in values], counts) for key in first}
     if isinstance(first, (tuple, list)):
@@ -112,7 +130,7 @@ def join(values: Sequence[Any], counts: Sequence[int]) -> Any:
 
 
 def has_one_each(value: Any) -> bool:
-    """Whether it is a list with an entry for each image: the image (C, H, W), or a dictionary of what it has.
+    """Whether it is a list with an entry for each image: its name, itself (C, H, W), or a dictionary for it.
 
     Dictionaries that hold batches (B, C, H, W), or others than the first, are several inputs.
 
@@ -124,7 +142,7 @@ def has_one_each(value: Any) -> bool:
     """
     if not isinstance(value, list) or not value:
         return False
-    if is_list_of_images(value):
+    if isinstance(value, Names) or is_list_of_images(value):
         return True
     if not all(isinstance(one, Mapping) and one.keys() == value[0].keys() for one in value):
         return False

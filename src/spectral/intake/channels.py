@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from torch import Tensor
 
+from spectral.inputs import Inputs
 from spectral.network import CHANNELS, Call, make_inputs
 from spectral.network.calls import CHANNELS_FIRST
 
@@ -17,7 +21,11 @@ def list_channel_calls(raw: Tensor) -> list[Call]:
         ['', 'images are passed in gray, as one channel']
     """
     if raw.shape[1] not in CHANNELS and raw.shape[-1] in CHANNELS:
-        return [Call(lambda x: make_inputs(x.movedim(-1, 1)), CHANNELS_FIRST), Call(make_inputs)]
+        moved = [
+            Call(partial(_build_moved, call.build), ", ".join(filter(None, (CHANNELS_FIRST, call.note))))
+            for call in list_channel_calls(raw.movedim(-1, 1))
+        ]
+        return [moved[0], Call(make_inputs), *moved[1:]]
     calls, count = [Call(make_inputs)], raw.shape[1]
     if count == 4:
         calls.append(Call(lambda x: make_inputs(x[:, :3]), "images are passed without their fourth channel"))
@@ -28,6 +36,10 @@ def list_channel_calls(raw: Tensor) -> list[Call]:
             Call(lambda x: make_inputs(x.repeat(1, 3, 1, 1)), "gray images are passed as three channels")
         )
     return calls
+
+
+def _build_moved(build: Callable[[Tensor], Inputs], images: Tensor) -> Inputs:
+    return build(images.movedim(-1, 1))
 
 
 def _to_gray(images: Tensor) -> Tensor:

@@ -159,7 +159,7 @@ def _holds_tensors(value: Any) -> bool:
 def _list_calls_of(model: Any, example: Any, key: Any, note: str) -> Iterator[Call]:
     """List the ways in which a part of a batch may be meant, where no more of it is passed."""
     for call in list_calls(model, example[key]):
-        notes = ", ".join(one for one in (note, call.note) if one)
+        notes = ", ".join(one for one in (note, call.note.replace("of each batch", "of it")) if one)
         yield replace(call, build=partial(_build_part, call.build, key), note=notes)
 
 
