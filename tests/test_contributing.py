@@ -20,7 +20,7 @@ TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 PACKAGE = Path(spectral.__file__).parent
 
 SAY = """
-import contextlib, io, json, torch, spectral
+import contextlib, io, json, os, torch, spectral
 from spectral.cli import main
 from torch import nn
 
@@ -54,6 +54,10 @@ class Net(nn.Module):
 table = spectral.measure(Net(), torch.rand(2, 1, 12, 12), ("avr",), progress=False)
 say([[s.name, s.stride, s.measurable] for s in spectral.find_sites(Net(), 12)]
     + [bool((table["reason"] == "").all())], "list", "layers")
+"""
+PHASE = """
+say(os.path.abspath("out"), "study", "11", "--models", "bundled/resnet20,bundled/nula-w32",
+    "--images", "synthetic", "--limit", "2", "--out", "out")
 """
 HEAD = re.compile(r"^\+\+\+ (src/\S+)$", re.MULTILINE)
 
@@ -107,16 +111,17 @@ def run(root: Path, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def added(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[str], Any, str]]:
-    """Of a metric, a layer and an operator kind: the files touched, what its program finds, what is listed.
+    """Of a metric, a layer, an operator kind and a phase: files touched, what a program finds, what it says.
 
     They stand beside one another in one copy, and one process uses them all.
     """
     root = tmp_path_factory.mktemp("added")
     copy(root)
-    touched = {title: perform(title, root) for title in ("A metric", "A layer", "An operator kind")}
+    titles = ("A metric", "A layer", "An operator kind", "A phase")
+    touched = {title: perform(title, root) for title in titles}
     (kind,) = blocks("An operator kind", "python")
-    lines = run(root, "-c", "\n".join([SAY, METRIC, LAYER, kind, OPERATOR])).splitlines()
-    said = (json.loads(line) for line in lines[-3:])
+    lines = run(root, "-c", "\n".join([SAY, METRIC, LAYER, kind, OPERATOR, PHASE])).splitlines()
+    said = (json.loads(line) for line in lines[-4:])
     return {title: (files, *one) for (title, files), one in zip(touched.items(), said, strict=True)}
 
 
@@ -144,13 +149,11 @@ def test_an_operator_kind_is_one_class(added):
     assert whole
 
 
-@pytest.mark.slow
-def test_a_phase_is_two_files(tmp_path):
-    copy(tmp_path)
-    assert len(set(perform("A phase", tmp_path))) <= 2
-    run(tmp_path, "-m", "spectral", "study", "11", "--models", "bundled/resnet20,bundled/nula-w32",
-        "--images", "synthetic", "--limit", "2", "--out", "out")  # fmt: skip
-    table = (tmp_path / "out/tables/phase11_cost.csv").read_text().splitlines()
+def test_a_phase_is_two_files(added):
+    files, out, said = added["A phase"]
+    assert len(set(files)) <= 2
+    assert "phase11_cost.csv" in said
+    table = Path(out, "tables/phase11_cost.csv").read_text().splitlines()
     assert table[0] == "model,family,macs"
     assert len(table) == 3
-    assert (tmp_path / "out/tables/phase11_cost.json").exists()
+    assert Path(out, "tables/phase11_cost.json").exists()

@@ -796,7 +796,7 @@ def run(*arguments):
 
 
 def test_the_command_writes_a_page_and_says_what_it_found(tmp_path):
-    model = "bundled/resnet20"
+    model = "bundled/resnet8@random"
     given = ["--images", "synthetic", "--limit", 4, "--methods", "flc", "--quiet"]
     code, said = run("diagnose", model, *given, "--out", tmp_path / "run", "--json", tmp_path / "s.json")
     assert code == 0, said
