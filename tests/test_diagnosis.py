@@ -754,6 +754,14 @@ class TestMeasurements:
         assert "the median channel's ratio wasn't asked for" in said
         assert "all channels" in render_page([other])
 
+    def test_constant_maps_have_no_channel_that_could_alias(self):
+        """Their pooled ratio is 0: it was told instead, of a site that is listed as not measured."""
+        net = nn.Sequential(nn.Conv2d(3, 4, 1, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        found = self.see(torch.full((1, 3, 16, 16), 0.4), *METRICS, net=net, taps=TAPS)
+        assert found.sites["alias_power_ratio_signal"][0] < 1e-10
+        assert write_headline(found)[0] == "None of its 1 downsampling site could be measured."
+        assert "the median channel's ratio wasn't asked for" not in render_page([found])
+
     def test_a_network_and_its_twin_are_told_alike(self, images):
         """The tap dense moves with the decimation, and the pooled ratio with a channel's loudness."""
 

@@ -181,6 +181,7 @@ class TestWords:
         said = self.say(sites)
         assert "a with −10.0 dB" in said
         assert "10.0 % of the power that it passes on at the tap dense" in said
+        assert "channel_median" not in sites  # it would stand beside the number of all images
 
     def test_without_an_interval_none_is_claimed(self):
         lone = {**self.site("a", 0.1), "level_ratio_ci_low": np.nan}

@@ -40,7 +40,7 @@ LEVELS = (
           "the power that it passes on at the tap signal", "the median channel's ratio wasn't asked for"),
     Level(POOLED, "dense", POOLED, "alias power ratio at the tap dense",
           "the power that it passes on at the tap dense",
-          "that tap alone was measured, whose ratio depends on where a network decimates"),
+          "measured at that tap alone, where it depends on how a network is written"),
 )  # fmt: skip
 """The first of them that was measured is told: the headline, or what comes nearest to it."""
 
@@ -52,7 +52,7 @@ def find_level(sites: pd.DataFrame) -> Level:
     """Return the ratio by which sites are told: the headline unless only another was measured.
 
     Args:
-        sites: with the columns of `Level` that were measured, and their bounds.
+        sites: from `add_levels`, or with the columns of those ratios that were measured, and their bounds.
 
     Example:
         >>> find_level(pd.DataFrame(dict.fromkeys(with_bounds("alias_power_ratio"), [0.2]))).tap
@@ -61,10 +61,7 @@ def find_level(sites: pd.DataFrame) -> Level:
     known = [*sites.get("level_of", pd.Series(dtype=object)).dropna()]
     if known:
         return next(level for level in LEVELS if level.column == known[0])
-    # A column without its bounds was measured on some images only (diagnoses of earlier versions).
-    there = (level for level in LEVELS if {*with_bounds(level.column)} <= {*sites}
-             and sites[level.column].notna().any())  # fmt: skip
-    return next(there, LEVELS[0])
+    return next((level for level in LEVELS if {*with_bounds(level.column)} <= {*sites}), LEVELS[0])
 
 
 def add_levels(sites: pd.DataFrame, level: Level | None = None) -> pd.DataFrame:
@@ -83,6 +80,9 @@ def add_levels(sites: pd.DataFrame, level: Level | None = None) -> pd.DataFrame:
         >>> add_levels(pd.DataFrame(one))[["level_ratio", "level_db"]].values.tolist()
         [[0.0, -100.0]]
     """
+    # Without its bounds a ratio is of the images alone that are shown (diagnoses of earlier versions).
+    shown = [one.column for one in LEVELS if {*with_bounds(one.column)} - {*sites}]
+    sites = sites.drop(columns=shown, errors="ignore")
     column = (level or find_level(sites)).column
     free = sites.reindex(columns=with_bounds(POOLED_SIGNAL)).astype(float).max(axis=1) <= ALIAS_FREE
     told = sites.reindex(columns=with_bounds(column)).astype(float).mul(~free, axis=0)
