@@ -786,7 +786,24 @@ class TestMeasurements:
         found = self.see(images, *METRICS, net=net, taps=TAPS)
         assert found.sites["alias_power_ratio"][0] < 1e-10
         assert found.sites["level_ratio"][0] > 0.01
-        assert "At all of them nothing is left to fold at the tap dense" in write_headline(found)[0]
+        assert "There nothing is left to fold at the tap dense" in write_headline(found)[0]
+
+    def test_a_mean_hides_no_aliases(self, images):
+        """Of a pooled ratio they are no more than rounding where a channel's mean is a million times louder."""
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        with torch.no_grad():
+            net[0].weight[0], net[0].bias[0] = 0, -1e6
+        assert "the worst is 0 with −" in self.say_first(images, net)
+        net.insert(1, nn.ReLU())  # takes that channel off
+        said = self.say_first(images, net)
+        assert "the worst is 0 with −" in said
+        assert "made behind it" not in said
+
+    def say_first(self, images, net):
+        found = self.see(images, *METRICS, net=net, taps=TAPS)
+        assert found.sites["alias_power_ratio"][0] < 1e-10
+        return write_headline(found)[0]
 
     def test_what_keeps_every_sample_aliases_nothing(self, images):
         net = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())

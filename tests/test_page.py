@@ -215,7 +215,9 @@ class TestWords:
         after = spectral.schema.to_decibels(1e-15)
         said = self.say_fixes(self.fix("all sites", "flc", 0.0, 1.0, after))
         cost = "with 90.0 % of the predictions kept."
-        assert f"At all sites, flc removes all aliases (−8.0 dB as it is), {cost}" in said
+        assert f"At all sites, flc removes all aliases that are measured (−8.0 dB as it is), {cost}" in said
+        none = self.fix("all sites", "flc", 0.0, 1.0, after) | {"level_db_original": after}
+        assert "aliases" not in self.say_fixes(none)  # there were none before
         silent = {f"level_db{end}": -100.0 for end in BOUNDS}
         ratios = {f"level_ratio{end}": 0.0 for end in BOUNDS}
         assert (

@@ -26,7 +26,7 @@ from spectral.analysis.diagnosis import (
 from spectral.analysis.examples import find_unstable_images
 from spectral.analysis.fixes import DEFAULT_METHODS, LEFT_OUT, measure_fixes
 from spectral.analysis.folder import Folder, describe_change
-from spectral.analysis.levels import MEDIAN, NINETIETH, NOISE, POOLED
+from spectral.analysis.levels import ABOVE, MEDIAN, NINETIETH, NOISE, POOLED
 from spectral.analysis.pace import Deadline, Step, Stopwatch
 from spectral.arguments import as_list, as_path, as_positive
 from spectral.budget import measure_instability_budget, summarize_instability_budget
@@ -48,7 +48,7 @@ from spectral.surgery import check_methods, conversion_report, convert
 from spectral.table import describe_environment
 
 CALLER = "diagnose"
-METRICS = (MEDIAN, NINETIETH, NOISE, POOLED, "avr")
+METRICS = (MEDIAN, NINETIETH, NOISE, POOLED, "avr", ABOVE)
 TAPS: tuple[Tap, ...] = ("input", "dense", "signal")
 DETAIL_IMAGES = 4
 ON_CPU, ELSEWHERE = 4, 32  # images per forward pass

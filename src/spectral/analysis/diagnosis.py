@@ -15,7 +15,7 @@ import pandas as pd
 from spectral.analysis.details import CHANNEL_COLUMNS, PROFILE_COLUMNS, SiteDetail
 from spectral.analysis.examples import UnstableImages
 from spectral.analysis.folder import RUN_FILE, Folder
-from spectral.analysis.levels import LEVEL_COLUMNS, LEVEL_MEANS, NINETIETH, NOISE, add_levels
+from spectral.analysis.levels import LEVEL_COLUMNS, LEVEL_MEANS, LEVELS, NINETIETH, NOISE, add_levels
 from spectral.analysis.words import describe_diagnosis
 from spectral.arguments import as_path
 from spectral.columns import read_means
@@ -129,7 +129,7 @@ def _find_unasked(asked: set[str]) -> tuple[str, ...]:
     """Name the parts of a diagnosis of which a run that was asked for these metrics says nothing."""
     needed = {
         "sites": {*SITE_METRICS},
-        "aliases": {metric for _, metric in LEVEL_MEANS.values()},
+        "aliases": {level.metric for level in LEVELS},
         "stability": {"sis"},
     }
     return (*(part for part, metrics in needed.items() if not asked & metrics), "fixes")
@@ -163,7 +163,8 @@ def read_diagnosis(path: str | Path) -> Diagnosis:
 
     found = Diagnosis(folder.record("facts", absent))
     sites, found.missing = folder.table("sites", absent), folder.table("missing", absent)
-    found.sites = add_levels(sites).reindex(columns=SITE_COLUMNS)  # earlier versions wrote no levels
+    sites = sites if "level_of" in sites else add_levels(sites)  # earlier versions wrote none
+    found.sites = sites.reindex(columns=SITE_COLUMNS)
     for name in ("summary", "stability", "per_image", "budget", "fixes"):
         setattr(found, name, folder.table(name, pd.DataFrame))
     if len(found.fixes):

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from spectral.metrics import FAINT
 from spectral.schema import ALIAS_FREE, BOUNDS, POWER_RATIOS, name_decibels, to_decibels, with_bounds
 
 POOLED, MEDIAN, NINETIETH, NOISE = POWER_RATIOS
 POOLED_SIGNAL = f"{POOLED}_signal"
+ABOVE = "avr_separable_exclude_dc"  # power above the limit, each channel's mean left out
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,10 @@ LEVELS = (
 )  # fmt: skip
 """The first of them that was measured is told: the headline, or what comes nearest to it."""
 
-LEVEL_MEANS = {level.column: (level.tap, level.metric) for level in LEVELS[::-1]}  # counts are of the first
+LEVEL_MEANS = {
+    ABOVE: ("dense", ABOVE), f"{ABOVE}_signal": ("signal", ABOVE),
+    **{level.column: (level.tap, level.metric) for level in LEVELS[::-1]},  # counts are of the first
+}  # fmt: skip
 LEVEL_COLUMNS = ["level_of", *with_bounds("level_ratio", "level_db")]  # of `add_levels`
 
 
@@ -67,8 +72,8 @@ def find_level(sites: pd.DataFrame) -> Level:
 def add_levels(sites: pd.DataFrame, level: Level | None = None) -> pd.DataFrame:
     """Put beside each site how much it aliases, as it is told: ``level_ratio`` and ``level_db`` with bounds.
 
-    That is the headline ratio, or what ``level_of`` names. Where no power at all is aliased at its tap it is
-    0: what is left of the channels' ratios there comes from taking borders' jumps off maps that fold nothing.
+    That is the headline ratio, or what ``level_of`` names; 0 where nothing folds at its tap (`find_free`):
+    what is left of the channels' ratios there comes from taking borders' jumps off maps that fold nothing.
 
     Args:
         sites: as for `find_level`.
@@ -84,8 +89,28 @@ def add_levels(sites: pd.DataFrame, level: Level | None = None) -> pd.DataFrame:
     shown = [one.column for one in LEVELS if {*with_bounds(one.column)} - {*sites}]
     sites = sites.drop(columns=shown, errors="ignore")
     column = (level or find_level(sites)).column
-    free = sites.reindex(columns=with_bounds(POOLED_SIGNAL)).astype(float).max(axis=1) <= ALIAS_FREE
-    told = sites.reindex(columns=with_bounds(column)).astype(float).mul(~free, axis=0)
+    told = sites.reindex(columns=with_bounds(column)).astype(float).mul(~find_free(sites, "_signal"), axis=0)
     ratios = {f"level_ratio{end}": told[f"{column}{end}"] for end in BOUNDS}
     decibels = {name_decibels(name): values.map(to_decibels) for name, values in ratios.items()}
     return sites.assign(level_of=column, **ratios, **decibels)
+
+
+def find_free(sites: pd.DataFrame, tap: str = "") -> pd.Series:
+    """Say at which sites nothing folds, but for rounding.
+
+    All channels together have no power in aliases there. Loud means would hide it: where it was measured,
+    no power may lie above the limit without these either, and where that can't be told from rounding nothing
+    is said to be free.
+
+    Args:
+        sites: with the columns of `LEVEL_MEANS` that were measured.
+        tap: what stands behind the names of its columns; nothing behind those of the tap dense.
+
+    Example:
+        >>> quiet = {"alias_power_ratio": [1e-15, 1e-15], "avr_separable_exclude_dc": [1e-12, 0.3]}
+        >>> find_free(pd.DataFrame(quiet)).tolist()
+        [True, False]
+    """
+    folded, above = (sites.reindex(columns=with_bounds(f"{metric}{tap}")).astype(float).max(axis=1)
+                     for metric in (POOLED, ABOVE))  # fmt: skip
+    return (folded <= ALIAS_FREE) & ((above <= FAINT) | (f"{ABOVE}{tap}" not in sites))

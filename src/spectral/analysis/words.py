@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import pandas as pd
 
 from spectral.analysis.fixes import ALL_SITES
-from spectral.analysis.levels import MEDIAN, POOLED, POOLED_SIGNAL, Level, find_level
+from spectral.analysis.levels import MEDIAN, POOLED_SIGNAL, Level, find_free, find_level
 from spectral.columns import bound_flags
 from spectral.display import Card, write_share
 from spectral.operators import LOSSLESS
@@ -193,13 +193,13 @@ def _say_worst(known: pd.DataFrame, level: Level) -> str:
 
 def _say_filtered(loud: pd.DataFrame) -> str:
     """Say at how many of the sites that alias a filter stands, so that the aliases come from behind it."""
-    dense, signal = (loud[name].astype(float) for name in (POOLED, POOLED_SIGNAL))
-    free = (dense <= ALIAS_FREE) & (signal > ALIAS_FREE)
-    if not free.any():
+    made = loud[POOLED_SIGNAL].astype(float) > NOTABLE  # less may be rounding, or a border's
+    count = int((find_free(loud) & made).sum())
+    if not count:
         return ""
-    where = "all of them" if free.all() else f"{int(free.sum())} of them"
+    where = "There" if len(loud) == 1 else f"At {'all' if count == len(loud) else count} of them"
     return (
-        f" At {where} nothing is left to fold at the tap dense: these aliases are made behind it, by a "
+        f" {where} nothing is left to fold at the tap dense: these aliases are made behind it, by a "
         f"nonlinearity on the coarser lattice."
     )
 
@@ -321,9 +321,11 @@ def _say_quietest(tried: pd.DataFrame, count: str) -> str:
         return ""
     best = whole.sort_values("level_db").iloc[0]
     before, after = format_db(best["level_db_original"]), format_db(best["level_db"])
+    if {before, after} == {NONE}:
+        return ""
     lead = f"Of {count}, {best['method']} at all sites" if count else f"At all sites, {best['method']}"
     least = f"leaves the least aliases, {after}" if len(whole) > 1 else f"leaves aliases of {after}"
-    what = "removes all aliases" if after == "none" else least
+    what = "removes all aliases that are measured" if after == NONE else least
     kept = best.get("agreement")
     cost = "" if _is_unknown(kept) else f", with {format_share(kept)} of the predictions kept"
     return f"{lead} {what} ({before} as it is){cost}."
