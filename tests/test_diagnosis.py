@@ -789,7 +789,7 @@ class TestMeasurements:
         assert "There nothing is left to fold at the tap dense" in write_headline(found)[0]
 
     def test_a_mean_hides_no_aliases(self, images):
-        """Of a pooled ratio they are no more than rounding where a channel's mean is a million times louder."""
+        """A pooled ratio has nothing of them where one channel has a mean that is a million times louder."""
         torch.manual_seed(0)
         net = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         with torch.no_grad():
