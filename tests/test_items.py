@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 import spectral
+from spectral.data import open_images
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.intake import Feed
 
@@ -284,6 +285,23 @@ def test_what_may_be_an_input_or_a_batch_is_refused():
         Feed(net, iter(torch.rand(4, 40).split(2)), caller="test")
     assert len(Feed(net, load(torch.rand(5, 40)), caller="test").images) == 5
     assert len(Feed(net, iter(load(torch.rand(5, 40))), caller="test").images) == 5
+
+
+def test_what_a_function_gives_is_read_before_there_is_a_network(tmp_path):
+    """So what its shape doesn't tell is asked for, or refused where the network takes it otherwise."""
+    (tmp_path / "data.py").write_text(
+        "import torch\nsignals = lambda: iter(torch.zeros(4, 2, 40))\n"
+        "loaded = lambda: iter([[x] for x in torch.zeros(4, 2, 40).split(2)])\n"
+        "videos = lambda: iter(torch.zeros(4, 6, 3, 9, 8))\n"
+    )
+    with pytest.raises(
+        SpectralError, match=r"of shape \(2, 40\), may be one input or a batch of 2; join all"
+    ):
+        open_images(f"{tmp_path}/data.py:signals")
+    assert len(Feed(nn.Conv1d(2, 4, 3), open_images(f"{tmp_path}/data.py:loaded"), caller="test").images) == 4
+    feed = Feed(nn.Conv3d(3, 4, 3, padding=1), open_images(f"{tmp_path}/data.py:videos"), caller="test")
+    with pytest.raises(SpectralError, match=r"2 of .* are 1 to Conv3d; give all as one tensor"):
+        list(feed.batches(2))
 
 
 def test_a_batch_that_has_lost_an_axis_is_refused():

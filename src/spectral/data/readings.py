@@ -67,12 +67,12 @@ def tell_item(item: Any, caller: str, choose: Choose) -> str:
     tried = {way: batch for way in order if (batch := _repeat(item, way)) is not None}
     doubtful = not known and len(shape) in (2, 3) and shape[0] > 1
     taken = [list(tried)[i] for i in choose(list(tried.values()), doubtful)]
-    if doubtful and {ONE, BATCH} == {*taken}:
+    if doubtful and ({ONE, BATCH} == {*taken} or (choose is choose_none and len(shape) == 2)):
         raise SpectralError(
-            f"{caller}: what comes one by one, of shape {shape}, may be one input or a batch of {shape[0]}, "
-            f"and the network takes both; join all, inputs by torch.stack and batches by torch.cat"
+            f"{caller}: what comes one by one, of shape {shape}, may be one input or a batch of {shape[0]}; "
+            f"join all, inputs by torch.stack and batches by torch.cat"
         )
-    return taken[0] if taken else order[0]
+    return taken[0] if taken else order[0] if LISTED not in order or len(item) > 1 else likely
 
 
 def tell_list(items: list[Any], caller: str, choose: Choose) -> str | None:
@@ -129,9 +129,9 @@ def _guess(item: Any) -> tuple[str, tuple[int, ...], bool]:
         return BATCH, shape, True
     if one.labels:
         return ONE, shape, True
-    if isinstance(item, list) and len(item) == 1:
-        return BATCH, shape, True
     planes = len(shape) == 3 and shape[0] in CHANNELS and min(shape[1:]) >= 8  # not signals of few channels
+    if isinstance(item, list) and len(item) == 1:
+        return ONE if planes else BATCH, shape, True
     alone = planes or len(shape) == 1 or (len(shape) == 2 and shape[0] > 1)
     return ONE if alone else BATCH, shape, False
 

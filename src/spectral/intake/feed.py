@@ -25,6 +25,7 @@ from spectral.data import (
     warn_about_skipped,
 )
 from spectral.data.labels import Joined, join_labels, take_labels
+from spectral.data.structures import is_list_of_images
 from spectral.errors import SpectralError, warn
 from spectral.inputs import Inputs
 from spectral.intake.channels import list_channel_calls
@@ -248,6 +249,11 @@ class Feed:
             return raw
         assert self._call is not None
         inputs = self._build(self._call, raw)
+        if (isinstance(raw, Tensor) or is_list_of_images(raw)) and inputs.count != len(raw):
+            raise SpectralError(
+                f"{self.caller}: {len(raw)} of {self.images.source} are {inputs.count} to {self.name}; give "
+                f"all as one tensor, or each with a label"
+            )
         if self.normalises and getattr(self.images, "prepared", False):
             self._require_unit(inputs.image)  # nobody but the user knows what it holds
         return inputs
