@@ -904,6 +904,25 @@ class TestReport:
         assert torch.equal(outputs(again, x), outputs(smooth, x))
         assert conversion_report(again).rows == report.rows
 
+    @pytest.mark.parametrize(
+        "altered",
+        [
+            {"example": "x"},
+            {"example": [3, True, 16]},
+            {"remedies": {"padding": ["x"]}},
+            {"site": 5},
+            {"replaced": None},
+            {"options": "x"},
+        ],
+    )
+    def test_a_report_with_something_of_another_kind(self, altered: dict[str, Any]) -> None:
+        net = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU()).eval()
+        content = conversion_report(convert(net, "flc", example=16)).to_dict()
+        whole = altered.keys() & content.keys()
+        rows = content["rows"] if whole else [{**row, **altered} for row in content["rows"]]
+        with pytest.raises(SpectralError, match="expected what to_dict gives"):
+            ConversionReport.from_dict({**content, "rows": rows, **(altered if whole else {})})
+
     @pytest.mark.parametrize("content", [{}, {"rows": 3}, {"rows": [{"site": "a"}]}])
     def test_something_else_than_a_report(self, content: dict[str, Any]) -> None:
         with pytest.raises(SpectralError, match="expected what to_dict gives"):

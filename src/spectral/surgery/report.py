@@ -192,13 +192,30 @@ class ConversionReport:
             cost = Cost(tuple(parameters), tuple(macs), seconds and tuple(seconds))
             remedies = Remedies.from_dict(content.get("remedies") or {})
             idle = dict(content.get("idle") or {})
-            known = (rows, tuple(content["example"]), cost, content["source"])
-            return cls(*known, remedies=remedies, idle=idle)
-        except (KeyError, TypeError, AttributeError) as error:
+            found = cls(rows, tuple(content["example"]), cost, content["source"], (), remedies, idle)
+            found._require_types()
+            return found
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SpectralError(
                 f"ConversionReport: expected what to_dict gives, got something else ({error!r}); write the "
                 f"report of a converted model again"
             ) from error
+
+    def _require_types(self) -> None:
+        """Check what a conversion is made again by, where it comes from a file.
+
+        Raises:
+            TypeError: if something is of another kind.
+        """
+        if not all(type(n) is int and n > 0 for n in self.example):
+            raise TypeError(f"an example of {self.example}")
+        if not all(isinstance(asked, str) for asked in self.remedies.options.values()):
+            raise TypeError(f"remedies {self.remedies.options}")
+        for row in self.rows:
+            if not (
+                isinstance(row.site, str) and isinstance(row.replaced, bool) and isinstance(row.options, dict)
+            ):
+                raise TypeError(f"a row of {row.site!r}, {row.replaced!r} and {row.options!r}")
 
     def __str__(self) -> str:
         return "\n".join([self._headline(), *align(self._table()), *self._facts()])
