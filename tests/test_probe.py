@@ -152,7 +152,7 @@ class Electrodes(nn.Module):
         self.time, self.space = nn.Conv2d(1, 4, first), nn.Conv2d(4, 5, second)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.space(self.time(x[:, None].permute(0, 1, *self.dims)).relu()).mean((2, 3))
+        return self.space(self.time(x.view(1, 1, 6, 40).permute(0, 1, *self.dims)).relu()).mean((2, 3))
 
 
 class Frames(nn.Module):
@@ -179,7 +179,7 @@ class PerFrame(Net):
         (Net(), (1, 3, 16, 12), "bchw"), (Last(), (1, 16, 12, 3), "bhwc"), (Last(7), (1, 16, 12, 7), "bhwc"),
         (Spectrogram(1), (1, 16, 30), "bhw"), (Frames(), (1, 30, 40), "bwc"),
         (Electrodes(), (1, 6, 40), "bcw"), (Electrodes(turned=True), (1, 6, 40), "bcw"),
-        (Electrodes(kernel=3), (1, 6, 40), "bhw"),
+        (Electrodes(kernel=3), (1, 6, 40), "bhw"), (Electrodes(), (1, 1, 6, 40), "bccw"),
         (nn.Sequential(nn.Conv1d(2, 3, 5, 2), nn.AdaptiveAvgPool1d(1), nn.Flatten()), (1, 2, 30), "bcw"),
         (models.video.r3d_18(weights=None), (1, 3, 4, 16, 16), "bcthw"),
         (nn.Sequential(nn.Upsample(scale_factor=2), Net()), (1, 3, 16, 12), "bchw"),

@@ -356,6 +356,20 @@ def test_electrodes_are_no_rows_of_an_image(turned):
     np.testing.assert_allclose(table["sis"], expected, rtol=1e-6)
 
 
+def test_time_between_other_axes_has_the_total_stride():
+    """Signals as volumes of two hemispheres, time and three electrodes each."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Unflatten(1, (2, 3)), Turned(), nn.Unflatten(1, (1, 2)), nn.Conv3d(1, 4, (1, 9, 1)),
+        nn.AvgPool3d((1, 4, 1)), nn.ReLU(), nn.AvgPool3d((1, 2, 1)), nn.AdaptiveAvgPool3d(1), nn.Flatten(),
+        nn.Linear(4, 3),
+    ).double().eval()  # fmt: skip
+    signals = pixels(2, 6, 64)
+    table = measure_stability(model, signals, progress=False)
+    assert (table["n_shifts"] == 2).all()
+    assert (table["total_stride"] == "8").all()
+
+
 @pytest.mark.parametrize("bad", [{"batch_size": 0}, {"batch_size": 2.5}])
 def test_bad_arguments_are_one_sentence(bad):
     with pytest.raises(SpectralError, match="measure_stability: batch_size"):

@@ -235,7 +235,7 @@ class _Trace(TorchDispatchMode):
     def _see_axes(self, name: str, args: Sequence[Any], given: Sequence[Tensor], made: Tensor) -> None:
         """Note which axes of which input an operator slides over, the first time that one does.
 
-        Of an input that got an axis for its channels on the way, such as signals (B, C, T) that a
+        Of an input without channels, or with one that it got on the way, such as signals (B, C, T) that a
         two-dimensional convolution takes for gray images, that are the axes along which the windows of any
         operator lie; not one of which each window has but one sample, or all.
         """
@@ -254,7 +254,7 @@ class _Trace(TorchDispatchMode):
         channels = origins[source.ndim - count - 1] if source.ndim > count else frozenset[Origin]()
         found = [origin for axis in origins[source.ndim - count :] for origin in sorted(axis)]
         for number in {number for number, _ in found} - self._told:
-            known = any(n == number for n, _ in channels)
+            known = any(n == number for n, _ in channels) and source.shape[-count - 1] > 1
             places = zip(origins[source.ndim - count :], slides, whole, strict=True)
             axes = {axis for own, slid, all_ in places for n, axis in own
                     if n == number and (known or (slid and not all_))}  # fmt: skip

@@ -66,9 +66,11 @@ def _follow(sites: Sequence[Site], extents: Mapping[str, int]) -> Iterator[tuple
     reached = {axis: {Fraction(1)} for axis in axes}
     for site in sites:
         own = {}
-        for axis, place in _pair_axes(site, axes, extents):
+        for axis, place in _pair_axes(site, axes, extents, reached):
             if _is_regular(site):
-                own[axis] = _find_nearest(reached[axis], site.scale[place]) * site.stride[place]
+                pairs = len(axes) > 1 and len(site.scale) == len(site.stride)
+                scale = site.scale[place] if pairs else extents[axis] / max(site.input_size[place], 1)
+                own[axis] = _find_nearest(reached[axis], scale) * site.stride[place]
             else:
                 own[axis] = Fraction(max(round(extents[axis] / max(site.output_size[place], 1)), 1))
         yield site, own
@@ -77,15 +79,20 @@ def _follow(sites: Sequence[Site], extents: Mapping[str, int]) -> Iterator[tuple
                 reached[axis].add(stride)
 
 
-def _pair_axes(site: Site, axes: Sequence[str], extents: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+def _pair_axes(
+    site: Site, axes: Sequence[str], extents: Mapping[str, int], reached: Mapping[str, set[Fraction]]
+) -> Iterator[tuple[str, int]]:
     """Yield each axis of the image, the last first, and which axis of a site's maps it is.
 
-    Of a signal that is a map of several rows, such as electrodes, time may be the rows or the columns.
+    Of a signal that is a map of several rows, such as electrodes, time may be any: the one that has as many
+    samples as a map of it.
     """
     places = list(range(len(site.stride)))[::-1]
     if len(axes) == 1:
-        whole = [scale * n for scale, n in zip(site.scale, site.input_size, strict=True)]
-        places.sort(key=lambda place: not math.isclose(whole[place], extents[axes[0]]))
+        places.sort(key=lambda place: min(
+            abs(math.log(max(site.input_size[place], 1) * stride / extents[axes[0]]))
+            for stride in reached[axes[0]]
+        ))  # fmt: skip
     yield from zip(axes, places, strict=False)
 
 
