@@ -43,6 +43,8 @@ from spectral.data import load_images
 from spectral.data.subset import Subset, spread_over_clusters
 from spectral.errors import SpectralError
 from spectral.intake import Feed
+from spectral.page.cells import SITES as SITE_CELLS
+from spectral.page.cells import view
 from spectral.page.render import render_page
 from spectral.schema import BOUNDS
 from spectral.stability import measure_stability
@@ -726,8 +728,9 @@ class TestMeasurements:
     def test_a_ratio_that_nobody_asked_for_is_said_so(self, images):
         found = self.see(images, "avr")
         said = write_headline(found)
-        assert (
-            said[0] == "The alias power ratio of its 2 downsampling sites wasn't asked for (measured: avr)."
+        assert said[0] == (
+            "Neither the median channel's alias power ratio of its 2 downsampling sites was asked for nor "
+            "that of all channels (measured: avr)."
         )
         assert said[1].startswith("Not asked for: what shifts change, what fixes it")
         text = render_page([found])
@@ -787,6 +790,13 @@ class TestMeasurements:
         assert found.sites["alias_power_ratio"][0] < 1e-10
         assert found.sites["level_ratio"][0] > 0.01
         assert "There nothing is left to fold at the tap dense" in write_headline(found)[0]
+        del net[2]
+        free = self.see(images, *METRICS, net=net, taps=TAPS)
+        assert write_headline(free)[0] == "None of the 1 measured site passes on aliases."
+        assert free.sites["channel_p90"][0] > 1e-4  # which its borders have
+        shown = view(free.sites, "", SITE_CELLS)
+        texts = dict(zip([column.heading for column in shown.columns], shown.rows[0], strict=True))
+        assert texts["aliases, median channel"].text == texts["90th percentile"].text == "none"
 
     def test_a_mean_hides_no_aliases(self, images):
         """A pooled ratio has nothing of them where one channel has a mean that is a million times louder."""

@@ -18,7 +18,7 @@ from torch import nn
 
 import spectral
 from spectral.analysis import Diagnosis, SiteDetail, diagnose, write_headline
-from spectral.analysis.levels import add_levels
+from spectral.analysis.levels import LEVELS, add_levels
 from spectral.cli import main
 from spectral.errors import SpectralError
 from spectral.figures import FIGURES, plot_site_levels
@@ -291,6 +291,12 @@ def test_several_networks_share_a_page(found, tmp_path):
     assert "Side by side" in page.read_text(encoding="utf-8")
     strange = Diagnosis({**other.facts, "images": "others@1"})
     assert "saw different images" in spectral.page.render.render_page([found, strange])
+    assert "told by different ratios" not in page.read_text(encoding="utf-8")
+    pooled = add_levels(found.sites.drop(columns="level_of"), LEVELS[1]).reindex(columns=found.sites.columns)
+    mixed = spectral.page.render.render_page([found, Diagnosis({**other.facts}, sites=pooled)])
+    assert "told by different ratios" in mixed
+    assert " dB (alias power ratio of the median channel)" in mixed
+    assert " dB (alias power ratio at the tap signal)" in mixed
 
 
 def test_what_was_looked_at_on_fewer_images_says_on_how_many(found, text):

@@ -148,7 +148,8 @@ def _say_sites(found: Findings) -> str:
     if "aliases" in found.unasked:
         metrics = ", ".join(sorted({*found.summary.loc[found.summary["site"] != "", "metric"]} - {""}))
         return (
-            f"The alias power ratio of its {_plural(len(found.sites), 'downsampling site')} wasn't asked for "
+            f"Neither the median channel's alias power ratio of its "
+            f"{_plural(len(found.sites), 'downsampling site')} was asked for nor that of all channels "
             f"(measured: {metrics or 'nothing'})."
         )
     sites, level = found.sites, find_level(found.sites)

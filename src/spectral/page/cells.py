@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from spectral.analysis.words import (
+    NONE,
     NOTHING,
     format_count,
     format_db,
@@ -99,6 +100,11 @@ def ratio(key: str) -> Callable[[Mapping[Any, Any]], str]:
     return interval(key, format_ratio)
 
 
+def channels(key: str) -> Callable[[Mapping[Any, Any]], str]:
+    """Write a column of channels' ratios, none where nothing folds: what they have there is a border's."""
+    return lambda row: NONE if row.get("level_ratio") == 0 else ratio(key)(row)
+
+
 def photographs(row: Mapping[Any, Any]) -> str:
     """Write of how many photographs a row's images are, where these are fewer."""
     clusters, images = row.get("n_clusters"), row.get("n")
@@ -139,10 +145,10 @@ SITES = (
     Column("stride", "stride", size("stride"), False),
     Column("input", "input_size", size("input_size"), False),
     Column("output", "output_size", size("output_size"), False),
-    Column("aliases, median channel", "channel_median", ratio("channel_median"),
+    Column("aliases, median channel", "channel_median", channels("channel_median"),
            title="power of the aliases over power of the decimated map, of the middle channel, without its "
            "mean and the jump at its borders, at the tap signal: mean over images, 95 % interval"),
-    Column("90th percentile", "channel_p90", ratio("channel_p90"),
+    Column("90th percentile", "channel_p90", channels("channel_p90"),
            title="the same of the channel that nine in ten alias less than"),
     Column("white noise", "white_noise", number("white_noise", format_ratio),
            title="what that ratio is for white noise: a layer that does nothing against aliasing"),

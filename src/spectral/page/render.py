@@ -356,8 +356,8 @@ def _by(size: Any) -> str:
 def _compare(found: Sequence[Diagnosis], parts: Sequence[Part]) -> dict[str, Any]:
     """One row per network, for a page of several."""
     rows = []
+    levels = {find_level(one.sites) for one in found if one.sites["level_db"].notna().any()}
     for one, part in zip(found, parts, strict=True):
-        level = find_level(one.sites)
         known = one.sites[one.sites["level_db"].notna()]
         worst = known.sort_values("level_ratio", ascending=False).iloc[0] if len(known) else None
         rows_of = one.stability.set_index("metric").to_dict("index") if len(one.stability) else {}
@@ -366,9 +366,9 @@ def _compare(found: Sequence[Diagnosis], parts: Sequence[Part]) -> dict[str, Any
         rows.append({
             "name": part.name, "href": f"#{part.prefix}top", "sites": f"{len(known)} of {len(one.sites)}",
             "worst": "–" if worst is None else f"{worst['name']}, {format_db(worst['level_db'])}"
-                     f"{'' if level is LEVELS[0] else f' ({level.name})'}",
+                     f"{'' if levels == {LEVELS[0]} else f' ({find_level(one.sites).name})'}",
             "sis": format_interval(mean["sis"], "x") if "sis" in mean else "–",
             "changed": format_interval(mean["changed"], "x", format_share) if "changed" in mean else "–",
         })  # fmt: skip
     same = len({one.facts.get("images") for one in found}) == 1
-    return {"rows": rows, "same_images": same}
+    return {"rows": rows, "same_images": same, "same_level": len(levels) < 2}
