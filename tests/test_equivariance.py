@@ -337,6 +337,21 @@ def test_the_image_is_as_large_in_whichever_form_a_network_takes_it(arrange, giv
     assert scales == [(1, 1), (2, 2)]
 
 
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = circular_conv(2)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.conv(x * mask)
+
+
+def test_a_mask_moves_with_its_image():
+    mask = torch.rand(2, 1, 16, 24, generator=torch.Generator().manual_seed(0)) > 0.5
+    table = measure(Masked(), (noise(2, 3, 16, 24), mask), shifts=[(2, 0), (0, -4), (6, 2)])
+    assert (table["relative_error"] < 1e-12).all()
+
+
 def test_a_row_per_image_site_and_shift_in_order():
     table = measure(nn.Sequential(circular_conv(2), nn.ReLU(), nn.MaxPool2d(2)), noise(5, 3, 16, 16))
     assert len(table) == 5 * 2 * len(EQUIVARIANCE_SHIFTS)
@@ -366,12 +381,12 @@ def test_flat_maps_are_told_apart_from_exact_ones():
 
 
 def test_sites_without_a_shift_of_their_own_are_listed_with_the_reason():
-    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.MaxPool2d(3, 2), nn.PixelUnshuffle(2))
-    table = measure(net, image(2, 3, 18, 26))
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.MaxPool2d((3, 2), 2), nn.PixelUnshuffle(2))
+    table = measure(net, image(2, 3, 18, 24))
     assert set(table["site"]) == {"0"}
     reasons = {record["name"]: record["reason"] for record in table.attrs["sites"]}
     assert reasons["0"] is None
-    assert reasons["1"].startswith("its output of 4×6 is no whole fraction of the image (18×26)")
+    assert reasons["1"].startswith("its output of 4×6 is no whole fraction of the image (18×24)")
     assert "every sample is kept" in reasons["2"]
 
 

@@ -256,14 +256,12 @@ def test_the_total_stride_of_branches_and_decoders(model, expected):
 
 def test_a_single_sample_has_no_lattice():
     """A convolution that leaves one place is a head: seven pixels, three samples, one."""
-    model = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Conv2d(4, 4, 3, 2))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Conv2d(4, 3, 3, 2))
     assert [site.output_size for site in find_sites(model, torch.zeros(1, 3, 7, 7))] == [(3, 3), (1, 1)]
     assert total_stride(model, 7, 7)[0] == {"h": 2, "w": 2}
     both = Branches()
-    both.two = nn.Sequential(
-        nn.MaxPool2d(7), nn.Upsample(scale_factor=7)
-    )  # one sample, before the other's two
-    assert total_stride(both, 7, 7)[0] == {"h": 3, "w": 3}
+    both.two = nn.Sequential(model, nn.Upsample(scale_factor=7))  # one sample, before the other's two
+    assert total_stride(both, 7, 7)[0] == {"h": 6, "w": 6}
 
 
 def test_of_the_strides_before_a_map_the_one_that_explains_its_size_counts():
