@@ -65,7 +65,7 @@ def tell_item(item: Any, caller: str, choose: Choose) -> str:
         listed = len(shape) == 3 or shape[0] == 1 if len(item) > 1 else shape[0] > 1
         order = [LISTED, *order] if listed else [BATCH, LISTED, ONE]
     tried = {way: batch for way in order if (batch := _repeat(item, way)) is not None}
-    doubtful = not known and len(shape) in (2, 3) and shape[0] > 1
+    doubtful = not known and LISTED not in order and len(shape) in (2, 3) and shape[0] > 1
     taken = [list(tried)[i] for i in choose(list(tried.values()), doubtful)]
     if doubtful and ({ONE, BATCH} == {*taken} or (choose is choose_none and len(shape) == 2)):
         raise SpectralError(
