@@ -299,7 +299,7 @@ def _list_parts(folder: Path) -> list[Path]:
 
 
 def _read_run(path: Path) -> dict[str, Any]:
-    known = read_json(path, sealed=True)
+    known = read_json(path, sealed=True, way_out="delete its folder and diagnose again")
     if not {"run", "config", "network"} <= set(known):
         raise StorageError(f"{path} isn't what this version writes; delete its folder and diagnose again")
     return known
