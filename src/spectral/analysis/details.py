@@ -141,9 +141,8 @@ class _Sums:
             size = int(spectrum.shape[0]), int(spectrum.shape[1])
             radii, power = radial_frequencies(size), compute_radial_profile(spectrum)
             frames.append(pd.DataFrame({"map": name, "rho": radii.numpy(), "power": power.numpy()}))
-        medians = torch.cat(self.ratios).nanquantile(
-            0.5, 0
-        )  # torch's median is the lower of two in the middle
+        # torch's median is the lower of two in the middle
+        medians = torch.cat(self.ratios).nanquantile(0.5, 0)
         ranked = medians.nan_to_num(-1).argsort(descending=True)[:WORST]
         channels = pd.DataFrame({
             "channel": ranked.numpy(), "alias_power_ratio": medians[ranked].numpy(),
