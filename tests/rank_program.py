@@ -333,6 +333,10 @@ def main(folder: Path) -> None:
         "none to mend": lambda: spectral.analysis.measure_fixes(
             plain(), None if rank else pictures(4), ("flc",), **options
         ),
+        "images of a diagnosis": lambda: spectral.diagnose(plain(), pictures(4, rank), progress=False),
+        "network to mend": lambda: spectral.analysis.measure_fixes(
+            plain(rank), pictures(4), ("flc",), **options
+        ),
         "after all": lambda: spectral.measure(plain(), pictures(3), **options),
     }  # fmt: skip
     with warnings.catch_warnings():

@@ -370,6 +370,7 @@ ALLOWED = {
         "ranks",
         "run_folder",
         "schema",
+        "sharing",
         "sites",
         "spectrum",
         "stability",

@@ -150,7 +150,7 @@ class TestAnalyses:
     def test_ranks_with_other_weights_are_refused(self, found):
         texts = {rank["other weights"]["error"] for rank in found}
         assert len(texts) == 1
-        assert re.search(r"^rank 1 of 2: rank 0 measures .*; give every rank the same network", texts.pop())
+        assert re.search(r"^rank 1 of 2: rank 0 measures with weights = .*; give every rank", texts.pop())
 
     def test_training_learns_what_one_process_learns(self, found):
         """The norm takes the statistics of whole batches, the gradients are theirs, and so is the attack."""
@@ -206,6 +206,8 @@ class TestRefusing:
             ("timed and measured", r"rank 0 calls measure_latency, not measure; let every"),
             ("none to compare", r"^rank 1 of {count}: compare_models: "),
             ("none to mend", r"^rank 1 of {count}: measure_fixes: "),
+            ("images of a diagnosis", r"^rank {last} of {count}: rank 0 measures with images_fingerprint = "),
+            ("network to mend", r"^rank {last} of {count}: rank 0 measures with weights = "),
             ("other labels", r"^rank {last} of {count}: rank 0 measures with labels = .*; give every"),
             ("other preparation", r"^rank {last} of {count}: rank 0 measures with preprocessing = .*0\.5\]"),
             ("all wrong", r"^measure: unknown metric 'avt'"),

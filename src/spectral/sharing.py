@@ -68,16 +68,7 @@ class Sharing:
         self._total = len(every)
         batches = [every[start : start + batch_size] for start in every[::batch_size]]
         self.indices = [image for batch in self.ranks.split(batches) for image in batch]
-        if self.ranks.count > 1:
-            images = feed.images
-            labels = digest_labels(images.labels, getattr(images, "classes", None))
-            config = {
-                "caller": feed.caller, "model": feed.name,
-                "images_fingerprint": getattr(images, "fingerprint", None), "image_count": len(every),
-                "labels": labels, "preprocessing": feed.describe_preparation(),
-                "logits": feed.describe_logits(), "batch_size": batch_size,
-            }  # fmt: skip
-            compare_ranks(self.ranks, config, identify(feed.model, feed.example))
+        compare_feeds(feed, batch_size=batch_size)
 
     def bar(self, doing: str, progress: bool, leave: bool = True) -> tqdm[Any]:
         """Return a bar that counts images, shown on one rank if it is asked for."""
@@ -112,6 +103,31 @@ class Sharing:
             own.append(one)
             yield self.ranks.advance(min(len(own) * self._batch_size, len(self.indices)))
         yield from self.ranks.await_others(len(self.indices))
+
+
+def compare_feeds(feed: Source, **options: Any) -> None:
+    """Make sure that all ranks look at the same images with the same network.
+
+    An analysis of several parts calls this first: each part would be refused for itself.
+
+    Args:
+        feed: the images on their way to the network.
+        options: what else is to be the same.
+
+    Raises:
+        RanksError: naming what a rank has that the first hasn't.
+    """
+    ranks, images = find_ranks(), feed.images
+    if ranks.count > 1:
+        network = identify(feed.model, feed.example)
+        config = {
+            "caller": feed.caller, "model": feed.name, "weights": network.weights,
+            "structure": network.structure, "image_count": len(images),
+            "images_fingerprint": getattr(images, "fingerprint", None),
+            "labels": digest_labels(images.labels, getattr(images, "classes", None)),
+            "preprocessing": feed.describe_preparation(), "logits": feed.describe_logits(), **options,
+        }  # fmt: skip
+        compare_ranks(ranks, config, network)
 
 
 def compare_ranks(ranks: Ranks, config: Mapping[str, Any], network: Identity) -> None:

@@ -41,6 +41,7 @@ from spectral.models import model_info
 from spectral.network import Take
 from spectral.ranks import find_ranks, hold, shared
 from spectral.run_folder import list_provenance
+from spectral.sharing import compare_feeds
 from spectral.sites import find_sites
 from spectral.stability import measure_stability, summarize_stability
 from spectral.summary import summarize_measurements
@@ -134,6 +135,7 @@ def diagnose(
         feed = Feed(model, images, caller=CALLER, preprocessing=preprocessing, logits=logits, name=name)
         if isinstance(feed.images, ImageSet):
             feed.images = feed.images.keep_decoded()  # for all steps
+    compare_feeds(feed)
     path = None if out is None else as_path(out, f"{CALLER}: out")
     with hold(path, find_ranks()) if path is not None else nullcontext():
         network = identify(model, feed.example)

@@ -28,6 +28,7 @@ from spectral.network import Take
 from spectral.pairing import match_sites
 from spectral.ranks import find_ranks, shared
 from spectral.schema import to_decibels, with_bounds
+from spectral.sharing import compare_feeds
 from spectral.sites import Site, find_sites
 from spectral.stability import measure_stability
 from spectral.summary import summarize_measurements
@@ -115,6 +116,7 @@ def measure_fixes(
     """
     keep: Store = store or (lambda name, compute: compute())
     feed = Feed(model, images, caller=CALLER, preprocessing=preprocessing, logits=logits)
+    compare_feeds(feed)
     options = {
         "batch_size": batch_size, "progress": False, "logits": logits,
         "preprocessing": feed.preparation if feed.normalises else None,
