@@ -150,9 +150,10 @@ class Electrodes(nn.Module):
         sizes = [(1, 9), (kernel, 1)]
         first, second = [size[::-1] for size in sizes] if turned else sizes
         self.time, self.space = nn.Conv2d(1, 4, first), nn.Conv2d(4, 5, second)
+        self.mix = nn.Sequential(nn.AvgPool2d((2, 1) if turned else (1, 2)), nn.Conv2d(4, 4, 1), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.space(self.time(x.view(1, 1, 6, 40).permute(0, 1, *self.dims)).relu()).mean((2, 3))
+        return self.space(self.mix(self.time(x.reshape(-1, 1, 6, 40).permute(0, 1, *self.dims)))).mean((2, 3))
 
 
 class Frames(nn.Module):
@@ -180,6 +181,8 @@ class PerFrame(Net):
         (Spectrogram(1), (1, 16, 30), "bhw"), (Frames(), (1, 30, 40), "bwc"),
         (Electrodes(), (1, 6, 40), "bcw"), (Electrodes(turned=True), (1, 6, 40), "bcw"),
         (Electrodes(kernel=3), (1, 6, 40), "bhw"), (Electrodes(), (1, 1, 6, 40), "bccw"),
+        (nn.Sequential(nn.Conv2d(1, 4, (1, 7)), nn.ReLU(), nn.MaxPool2d((1, 2)), nn.Conv2d(4, 4, (7, 1))),
+         (1, 1, 16, 12), "bchw"),
         (nn.Sequential(nn.Conv1d(2, 3, 5, 2), nn.AdaptiveAvgPool1d(1), nn.Flatten()), (1, 2, 30), "bcw"),
         (models.video.r3d_18(weights=None), (1, 3, 4, 16, 16), "bcthw"),
         (nn.Sequential(nn.Upsample(scale_factor=2), Net()), (1, 3, 16, 12), "bchw"),

@@ -249,16 +249,17 @@ class _Trace(TorchDispatchMode):
             return
         kernel = _find_kernel(name, args, weight, count)
         sizes = list(zip(kernel, source.shape[-count:], made.shape[-count:], strict=True))
-        slides = [k != 1 for k, _, _ in sizes] if any(1 < k < n for k, n, _ in sizes) else [True] * count
-        whole = [1 < n == k and left == 1 for k, n, left in sizes]
+        slides = [1 < k < n for k, n, _ in sizes]
+        whole = [n > 1 == left and k in (0, n) for k, n, left in sizes]
         channels = origins[source.ndim - count - 1] if source.ndim > count else frozenset[Origin]()
         found = [origin for axis in origins[source.ndim - count :] for origin in sorted(axis)]
         for number in {number for number, _ in found} - self._told:
             known = any(n == number for n, _ in channels) and source.shape[-count - 1] > 1
+            earlier = self._spatial.get(number, ())
+            either = not earlier and not any(slides)  # nothing tells them apart, yet
             places = zip(origins[source.ndim - count :], slides, whole, strict=True)
             axes = {axis for own, slid, all_ in places for n, axis in own
-                    if n == number and (known or (slid and not all_))}  # fmt: skip
-            earlier = self._spatial.get(number, ())
+                    if n == number and (known or ((slid or either) and not all_))}  # fmt: skip
             if known and not earlier:
                 self._told.add(number)
             self._spatial[number] = tuple(sorted({*earlier, *axes}))
@@ -270,7 +271,7 @@ class _Trace(TorchDispatchMode):
         axes: tuple[frozenset[Origin], ...] = self._origins[source]
         count = _count_slid(name, given[1] if len(given) > 1 else None)
         if count:
-            if source is given[0] and made.ndim == source.ndim > count and "conv" in name:
+            if source is given[0] and made.ndim == source.ndim > count:
                 head = axes[: source.ndim - count - 1]
                 self._origins[made] = (*head, frozenset(), *axes[source.ndim - count :])
             return
