@@ -436,9 +436,39 @@ def test_the_summary_has_shares_of_means():
     found = summary.set_index("source")
     for source in ("decimation", "nonlinearity", "border", "unexplained"):
         assert found.loc[source, "share"] == pytest.approx(means[source] / means["total"])
-        assert found.loc[source, "share_ci_low"] < found.loc[source, "share"]
+        assert (
+            found.loc[source, "share_ci_low"]
+            < found.loc[source, "share"]
+            < found.loc[source, "share_ci_high"]
+        )
+        value, total = (table[table["source"] == s].set_index("image")["value"] for s in (source, "total"))
+        for end in ("share_ci_low", "share_ci_high"):  # Fieller's: as doubtful as the level
+            doubt = spectral.stats.compare_paired(value, found.loc[source, end] * total).p
+            assert (
+                doubt == pytest.approx(0.05, rel=1e-6) or source == "unexplained"
+            )  # of which rounding is all
     with pytest.raises(SpectralError, match="without the column"):
         spectral.summarize_instability_budget(table.drop(columns="share"))
+
+
+def test_the_summary_says_how_often_predictions_stay():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+    )
+    with torch.no_grad():
+        net[4].bias -= net(torch.randn(999, 3, 16, 16)).mean(0)  # no class is the likeliest
+    table = budget(net, count=24, split=("decimation",))
+    known = {record["ideal"]: record["agreement"] for record in table.attrs["coalitions"]}
+    assert known[""] == 1
+    assert len(set(known.values())) > 4
+    found = (
+        spectral.summarize_instability_budget(table).query("metric == 'sis'").set_index(["source", "site"])
+    )
+    expected = {**{source: known[source] for source in ("decimation", "nonlinearity", "border")},
+                "total": 1, "unexplained": known["decimation+nonlinearity+border"]}  # fmt: skip
+    assert {source: found.loc[(source, ""), "agreement"] for source in expected} == expected
+    assert math.isnan(found.loc[("decimation", "0"), "agreement"])
 
 
 def test_what_takes_nothing_off_has_a_share_of_0():
