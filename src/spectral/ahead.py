@@ -28,7 +28,8 @@ class Ahead(Generic[T]):
         self._function = function
         self._result: list[T] = []
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        # Python waits for it at its end: a daemon that is in torch's code then aborts the whole process.
+        self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
     @property
