@@ -24,6 +24,6 @@ def test_what_was_raised_is_raised_to_whoever_asks():
 
 
 def test_a_process_ends_after_what_it_has_begun():
-    """After a refused call nobody asks for the weights' id: a process that ended in torch's code was aborted."""
+    """After a refused call nobody asks for the weights' id: a process that ended in its code was aborted."""
     done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "through\n", "")

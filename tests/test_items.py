@@ -68,6 +68,9 @@ PAIRS = list(zip(PICTURES, LABELS, strict=True))
 TWICE = torch.cat([TENSORS, TENSORS[1:2]])
 TENSOR_PAIRS = list(zip(TENSORS, LABELS, strict=True))
 BATCHES = [(TENSORS[i : i + 3], torch.tensor(LABELS[i : i + 3])) for i in (0, 3)]
+PICTURE_BATCHES = [
+    {"image": PICTURES[i : i + 2], "label": LABELS[i : i + 2]} for i in (0, 2, 4)
+]  # of .iter(2)
 HUB = [{"image": {"bytes": encode(p), "path": None}, "label": label} for p, label in PAIRS]
 
 
@@ -98,6 +101,11 @@ HUB = [{"image": {"bytes": encode(p), "path": None}, "label": label} for p, labe
         lambda: DataLoader(Streamed(list(zip(PIXELS, LABELS, strict=True))), batch_size=None),
         lambda: DataLoader(Streamed(BATCHES), batch_size=None),
         lambda: Streamed(HUB),
+        lambda: Streamed(PICTURE_BATCHES),
+        lambda: PICTURE_BATCHES,
+        lambda: Streamed([tuple(batch.values()) for batch in PICTURE_BATCHES]),
+        lambda: DataLoader(Streamed(PAIRS), 2, collate_fn=lambda items: tuple(zip(*items, strict=True))),
+        lambda: DataLoader(Streamed(PAIRS), 2, collate_fn=list),
         lambda: DataLoader(Listed(TENSOR_PAIRS), 2, collate_fn=list),
         lambda: DataLoader(Streamed(TENSOR_PAIRS), 2, collate_fn=list),
         lambda: DataLoader(Listed(PAIRS), 2, collate_fn=list),

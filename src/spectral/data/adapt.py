@@ -19,7 +19,17 @@ from spectral.data.imageset import ImageSet, check_limit, spread_over_classes
 from spectral.data.labels import join_labels, take_labels
 from spectral.data.loading import Loading, check_workers
 from spectral.data.pictures import PixelImages, has_last_channels, make_picture_set, read_pixels
-from spectral.data.readings import ONE, Choose, arrange, choose_none, is_labelled, tell_item, tell_list
+from spectral.data.readings import (
+    ONE,
+    PICTURES,
+    Choose,
+    arrange,
+    choose_none,
+    is_labelled,
+    split_pictures,
+    tell_item,
+    tell_list,
+)
 from spectral.data.sources import load_images
 from spectral.data.structures import list_leaves
 from spectral.data.subset import Subset
@@ -210,6 +220,8 @@ def _read_stream(
 
 def _read_rows(rows: Iterable[Any], reading: str, owner: Any = None, name: str | None = None) -> Any:
     """Read images one by one, or batches."""
+    if reading == PICTURES:
+        rows, reading = chain.from_iterable(map(split_pictures, rows)), ONE
     if reading != ONE:
         name = name or type(rows if owner is None else owner).__name__
         return read_iterable((arrange(row, reading) for row in rows), name=name, dataset=owner)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from spectral.data.structures import (
 from spectral.errors import SpectralError
 from spectral.network import CHANNELS, can_be_stacked
 
-ONE, BATCH, LISTED = "one image", "a batch", "a list of images"
+ONE, BATCH, LISTED, PICTURES = "one image", "a batch", "a list of images", "a batch of pictures"
 FEW = 11
 """Copies of one image that make a batch on which a network is tried: as many as few images have channels."""
 Choose = Callable[[Sequence[Any], bool], list[int]]
@@ -55,6 +55,8 @@ def tell_item(item: Any, caller: str, choose: Choose) -> str:
         >>> [tell_item(item, "example", choose_none) for item in (images, images[0], (images[0], 7))]
         ['a batch', 'one image', 'one image']
     """
+    if split_pictures(item):
+        return PICTURES
     if find_picture(item) is not None or any(isinstance(leaf, Image.Image) for leaf in list_leaves(item)):
         return ONE
     if _is_nested(item):
@@ -105,6 +107,50 @@ def arrange(item: Any, reading: str) -> Any:
         return item
     single = isinstance(item, tuple | list) and len(item) == 1 and isinstance(item[0], Tensor | np.ndarray)
     return join_images(item) if reading == LISTED else item[0] if single else item
+
+
+def split_pictures(batch: Any) -> list[Any]:
+    """Take a batch of pictures apart into items, each with what the batch has of it; none of what is no such.
+
+    That is a list of them, of items with one each, or columns of which they are one.
+
+    Example:
+        >>> one, other = (Image.new("L", (4, 4)) for _ in range(2))
+        >>> split_pictures({"image": [one, other], "label": [3, 5]}) == [
+        ...     {"image": one, "label": 3}, {"image": other, "label": 5}]
+        True
+        >>> split_pictures((one, 3))
+        []
+    """
+    columns = _list_parts(batch)
+    if columns and all(map(_is_picture_with_more, columns)):
+        return columns
+    if isinstance(batch, list) and _are_pictures(batch):
+        return batch
+    count = next((len(column) for column in columns if _are_pictures(column)), 0)
+    if not count or not all(isinstance(column, Sized) and len(column) == count for column in columns):
+        return []
+    if isinstance(batch, Mapping):
+        return [{key: values[i] for key, values in batch.items()} for i in range(count)]
+    return list(zip(*columns, strict=True))
+
+
+def _is_picture_with_more(item: Any) -> bool:
+    """Whether it is an item: columns have several pictures each, or one alone."""
+    parts = _list_parts(item)
+    return len(parts) > 1 and sum(isinstance(part, Image.Image) for part in parts) == 1
+
+
+def _list_parts(value: Any) -> list[Any]:
+    return [*value.values()] if isinstance(value, Mapping) else [*value] if _is_row(value) else []
+
+
+def _is_row(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _are_pictures(value: Any) -> bool:
+    return _is_row(value) and len(value) > 0 and all(isinstance(one, Image.Image) for one in value)
 
 
 def is_labelled(item: Any) -> bool:
