@@ -266,7 +266,7 @@ class _Trace(TorchDispatchMode):
 
     def _follow_axes(self, name: str, args: Sequence[Any], given: Sequence[Tensor], made: Tensor) -> None:
         source = next((x for x in given if x in self._origins), None)
-        if source is None:
+        if source is None or made.is_nested:  # whose images have sizes of their own
             return
         axes: tuple[frozenset[Origin], ...] = self._origins[source]
         count = _count_slid(name, given[1] if len(given) > 1 else None)
