@@ -459,3 +459,12 @@ def test_arrays_of_the_test_images_are_read_of_a_file_that_has_others(names, tmp
     torch.testing.assert_close(found, TENSORS)
     assert read_labels == LABELS
     assert "are read, since the other arrays are of other parts of the data" in said[0]
+
+
+@pytest.mark.parametrize(
+    "last", [{"image": PICTURES[:2], "label": [1]}, {"image": PICTURES[:2], "label": "ab"}, None]
+)
+def test_a_batch_that_is_none_of_pictures_as_the_others_are_is_refused(last):
+    """Its pictures would be missing without a word."""
+    with pytest.raises(SpectralError, match="batch 3 is no batch of pictures"):
+        read(Streamed([*PICTURE_BATCHES, last]))

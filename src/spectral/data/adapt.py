@@ -221,12 +221,21 @@ def _read_stream(
 def _read_rows(rows: Iterable[Any], reading: str, owner: Any = None, name: str | None = None) -> Any:
     """Read images one by one, or batches."""
     if reading == PICTURES:
-        rows, reading = chain.from_iterable(map(split_pictures, rows)), ONE
+        rows, reading = _split_batches(rows), ONE
     if reading != ONE:
         name = name or type(rows if owner is None else owner).__name__
         return read_iterable((arrange(row, reading) for row in rows), name=name, dataset=owner)
     stream = Stream(rows)
     return make_picture_set(stream, "images") if _are_pixels(stream) else read_dataset(stream, owner=owner)
+
+
+def _split_batches(batches: Iterable[Any]) -> Iterator[Any]:
+    for number, batch in enumerate(batches):
+        if not (items := split_pictures(batch)):  # the first was one
+            raise SpectralError(
+                f"batch {number} is no batch of pictures with one of all else for each, as batch 0 is"
+            )
+        yield from items
 
 
 def _are_pixels(items: Iterable[Any]) -> bool:

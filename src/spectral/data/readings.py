@@ -128,7 +128,8 @@ def split_pictures(batch: Any) -> list[Any]:
     if isinstance(batch, list) and _are_pictures(batch):
         return batch
     count = next((len(column) for column in columns if _are_pictures(column)), 0)
-    if not count or not all(isinstance(column, Sized) and len(column) == count for column in columns):
+    sized = (isinstance(column, Sized) and not isinstance(column, str | bytes) for column in columns)
+    if not count or not all(sized) or {len(column) for column in columns} != {count}:
         return []
     if isinstance(batch, Mapping):
         return [{key: values[i] for key, values in batch.items()} for i in range(count)]
