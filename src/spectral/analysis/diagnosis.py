@@ -127,11 +127,7 @@ def from_measurements(table: pd.DataFrame, facts: Mapping[str, Any]) -> Diagnosi
 
 def _find_unasked(asked: set[str]) -> tuple[str, ...]:
     """Name the parts of a diagnosis of which a run that was asked for these metrics says nothing."""
-    needed = {
-        "sites": {*SITE_METRICS},
-        "aliases": {level.metric for level in LEVELS},
-        "stability": {"sis"},
-    }
+    needed = {"sites": {*SITE_METRICS}, "aliases": {level.metric for level in LEVELS}, "stability": {"sis"}}
     return (*(part for part, metrics in needed.items() if not asked & metrics), "fixes")
 
 

@@ -14,7 +14,7 @@ from spectral.analysis import Diagnosis, is_diagnosis, read_diagnosis
 from spectral.analysis.words import format_count, format_number
 from spectral.arguments import as_path
 from spectral.errors import SpectralError
-from spectral.figures import FIGURES, list_plots, to_svg
+from spectral.figures import FIGURES, list_plots, plot_table, to_svg
 from spectral.lineage import read_result, verify_below
 from spectral.page.cells import Column, View, make_downloads, number, text, view
 from spectral.page.render import make_environment, render_page, write_text
@@ -126,9 +126,9 @@ def _draw(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
             drawn |= {*spec.tables}
             own = {name: tables[name] for name in spec.tables}
             yield _draw_one(stem, spec.title, spec.caption, lambda s=spec, t=own: s.plot(t))  # type: ignore[misc]
-    for name in [name for name in tables if name not in drawn]:
-        for plot in [*list_plots(tables[name]).values()][:1]:
-            yield _draw_one(f"picture-{name}", name, "", lambda p=plot, n=name: p(tables[n]))  # type: ignore[misc]
+    for name, table in tables.items():
+        if name not in drawn and list_plots(table):
+            yield _draw_one(f"picture-{name}", name, "", lambda t=table: plot_table(t)[1])  # type: ignore[misc]
 
 
 def _draw_one(stem: str, title: str, caption: str, plot: Callable[[], Any]) -> dict[str, Any]:
