@@ -47,6 +47,26 @@ def test_a_name_that_two_networks_share_by_chance_pairs_nothing():
         assert len(own) == len(set(own))
 
 
+def test_a_resolution_is_told_to_a_quarter_of_a_halving_on_every_axis():
+    """33 samples become 17 or, without padding, 16; one stride of columns alone isn't that resolution."""
+    padded = find_sites(chain(2, 2), 33)
+    valid = find_sites(nn.Sequential(nn.Identity(), nn.Conv2d(3, 3, 3, 2), nn.Conv2d(3, 3, 3, 2)), 33)
+    assert names(match_sites(padded, valid)) == [("0", "1"), ("1", "2")]
+    wide = find_sites(nn.Sequential(nn.Conv2d(3, 3, 3, (1, 2), 1), nn.Conv2d(3, 3, 3, 2, 1)), 33)
+    pairs = match_sites(padded, wide)
+    assert [(pair.a.name, pair.b.name, pair.why[:15]) for pair in pairs] == [("0", "0", "same resolution")]
+
+
+def test_sites_that_have_no_map_are_passed_over_on_both_sides():
+    """Pixels put into channels, of which nothing is lost, hide no site behind them."""
+    lossless = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 3, 1), nn.MaxPool2d(2))
+    sites = find_sites(lossless, 32)
+    assert [site.measurable for site in sites] == [False, True]
+    own = find_sites(chain(2, 2), 32)
+    assert names(match_sites(own, sites)) == [("1", "2")]
+    assert names(match_sites(sites, own)) == [("2", "1")]
+
+
 @pytest.mark.parametrize("method", ["flc", "aps", "strided", "blurpool"])
 def test_a_converted_twin_is_paired_by_its_sites_names(method):
     base = "bundled/resnet20@random"

@@ -29,7 +29,7 @@ def as_stride(stride: Stride, caller: str) -> tuple[int, ...]:
     """
     expected = f"{caller}: stride must be ≥ 1 on every axis"
     steps = _as_integers(stride, len(stride) if isinstance(stride, tuple | list) else 2, expected)
-    if min(steps, default=1) < 1 or len(steps) < 2:
+    if len(steps) < 2 or min(steps) < 1:
         raise SpectralError(f"{expected}, got {stride}; give an integer or two or more")
     return steps
 
