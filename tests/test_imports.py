@@ -54,6 +54,7 @@ ALLOWED = {
         "dataless",
         "inputs",
         "network",
+        "operators",
         "randomness",
         "standin",
         "stateful",

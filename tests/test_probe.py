@@ -167,6 +167,13 @@ class Frames(nn.Module):
         return self.conv(x.transpose(1, 2)).mean(2)
 
 
+class Unpooled(Net):
+    """A map that is made small and large again, with the places of its largest samples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2))
+
+
 class PerFrame(Net):
     """Frames of a video that are images of one batch."""
 
@@ -186,6 +193,7 @@ class PerFrame(Net):
         (nn.Sequential(nn.Conv1d(2, 3, 5, 2), nn.AdaptiveAvgPool1d(1), nn.Flatten()), (1, 2, 30), "bcw"),
         (models.video.r3d_18(weights=None), (1, 3, 4, 16, 16), "bcthw"),
         (nn.Sequential(nn.Upsample(scale_factor=2), Net()), (1, 3, 16, 12), "bchw"),
+        (Unpooled(), (1, 3, 16, 12), "bchw"),
         (nn.Sequential(nn.Flatten(), nn.Linear(48, 5)), (1, 3, 4, 4), "bchw"),
         (timm.create_model("mixer_s32_224", num_classes=5), (1, 3, 224, 224), "bchw"),
     ],

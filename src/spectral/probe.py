@@ -23,6 +23,7 @@ from spectral.dataless import Dataless, run_operator
 from spectral.errors import SpectralError
 from spectral.inputs import Inputs
 from spectral.network import SPATIAL, Kinds, Scores, guess_layout, read_scores
+from spectral.operators import Arguments, name_arguments
 from spectral.randomness import Draws
 from spectral.standin import run_on_copy, run_on_standins
 from spectral.stateful import Changes, confirm_changes, noted_changes
@@ -191,7 +192,7 @@ class _Trace(TorchDispatchMode):
         out = run_operator(func, args, kwargs or {})
         results = [x for x in _flatten((out,)) if isinstance(x, Tensor)]
         if parents and results:
-            self._see_axes(name, args, given, results[0])
+            self._see_axes(func, args, kwargs or {}, given, results[0])
         self._draws.follow(func, args, kwargs or {}, given, bool(parents), results)
         if parents:
             weight = next((self._name(x) for x in given if x not in self.nodes and self._name(x)), "")
@@ -232,14 +233,16 @@ class _Trace(TorchDispatchMode):
         base = x if x._base is None else x._base
         return self._weights.get(id(x)) or self._weights.get(id(base)) or ""
 
-    def _see_axes(self, name: str, args: Sequence[Any], given: Sequence[Tensor], made: Tensor) -> None:
+    def _see_axes(
+        self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], given: Sequence[Tensor], made: Tensor
+    ) -> None:
         """Note which axes of which input an operator slides over, the first time that one does.
 
         Of an input without channels, or with one that it got on the way, such as signals (B, C, T) that a
         two-dimensional convolution takes for gray images, that are the axes along which the windows of any
         operator lie; not one of which each window has but one sample, or all.
         """
-        source = given[0]
+        source, name = given[0], tell_name(func)
         origins = self._origins.get(source)
         if origins is None:
             return
@@ -247,7 +250,7 @@ class _Trace(TorchDispatchMode):
         count = _count_slid(name, weight)
         if not count or source.ndim < count:
             return
-        kernel = _find_kernel(name, args, weight, count)
+        kernel = _find_kernel(name, name_arguments(func, args, kwargs), weight, count)
         sizes = list(zip(kernel, source.shape[-count:], made.shape[-count:], strict=True))
         slides = [1 < k < n for k, n, _ in sizes]
         whole = [n > 1 == left and k in (0, n) for k, n, left in sizes]
@@ -290,11 +293,11 @@ def _count_slid(name: str, weight: Tensor | None) -> int:
     return {"im2col": 2, "unfold": 0, "stft": 1, "grid_sampler_2d": 2, "pixel_unshuffle": 2}.get(name, 0)
 
 
-def _find_kernel(name: str, args: Sequence[Any], weight: Tensor | None, count: int) -> tuple[int, ...]:
+def _find_kernel(name: str, told: Arguments, weight: Tensor | None, count: int) -> tuple[int, ...]:
     """Return how many samples a window has along each axis; 0 where that isn't known."""
     if "conv" in name and weight is not None:
         return tuple(weight.shape[2:])
-    given = args[1] if "pool" in name and "adaptive" not in name and len(args) > 1 else 0
+    given = told.get("kernel_size", 0)  # adaptive pools, resizes and unpooling have none
     sizes = tuple(given) if isinstance(given, (list, tuple)) else (given,)
     return sizes if len(sizes) == count else sizes[:1] * count
 
