@@ -206,6 +206,25 @@ def test_the_only_fault_has_it_all(source):
     assert np.abs(others).max() < 0.01
 
 
+@pytest.mark.parametrize(("stride", "size"), [(2, 16), (4, 16)])
+def test_the_lattice_is_as_fine_as_what_is_left_asks_for(stride, size):
+    """A pixel is 1/s of a sample behind a stride of s: a whole sample of a lattice s times finer."""
+    table = budget(classify(circular(3, 4), IdealLowPass2d(stride), nn.ReLU()), size, 2)
+    assert table.attrs["factor"] == stride
+    assert shares(table)["unexplained", ""] == pytest.approx(0, abs=1e-4)
+
+
+def test_no_finer_lattice_is_tried_where_one_helped_little():
+    """What a map of positions leaves isn't the lattice's: 4 is tried beside 2, and 8 isn't."""
+    torch.manual_seed(0)
+    net = classify(circular(3, 6), IdealLowPass2d(2), nn.GELU(), Positions(6, 8))
+    table, alone = budget(net, 16, 2), budget(net, 16, 2, factor=2)
+    assert table.attrs["factor"] == 2
+    pd.testing.assert_frame_equal(table, alone)
+    views = count_budget_passes(net, 16) - count_budget_passes(net, 16, factor=2)
+    assert table.attrs["passes"] - alone.attrs["passes"] == 5 < views
+
+
 class Residual(nn.Module):
     """Writes into its maps, before and behind its stride, so that what a pass has computed doesn't stay."""
 
@@ -410,6 +429,7 @@ def test_bad_input_is_one_sentence_and_alters_nothing():
     state = {name: value.clone() for name, value in net.state_dict().items()}
     wrong = [
         ({"sources": ["decimations"]}, "unknown source 'decimations'; nearest: 'decimation'"),
+        ({"sources": []}, "sources names none; allowed values are decimation, nonlinearity, border"),
         ({"sources": ["border"], "split": ["decimation"]}, "isn't among the sources"),
         ({"shifts": "pixels"}, "unknown shifts 'pixels'; nearest: 'pixel'"),
         ({"factor": 1}, "factor"),
