@@ -32,10 +32,10 @@ class PartialBorder:
         """Run the function."""
         name = func.__name__
         a = name_parameters(name[:-2].rstrip("_"), args, kwargs)
+        if name in MEANS and not a.get("divisor_override"):
+            return func(**{**a, "count_include_pad": False})  # of which it is the definition
         windows = read_windows(name, a)
         y = func(*args, **kwargs)
-        if name in MEANS and not a.get("count_include_pad", True):
-            return y
         return renormalise_border(y, a["input"].shape[-len(windows) :], windows, a.get("bias"))
 
 
