@@ -510,6 +510,22 @@ def test_means_of_rows_that_are_used_are_a_site_of_their_own():
     assert [site.stride for site in find_sites(net_of(block), SIZE)] == [(2, 1), (1, 2)]
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_sums_of_slices_that_are_sliced_again_are_used(whole):
+    def split(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+        even, odd = (x[(slice(None),) * axis + (slice(i, None, 2),)] for i in (0, 1))
+        return (even + odd) / 2, (even - odd) / 2
+
+    def transform(x: Tensor) -> Tensor:
+        low, high = split(x, 2)
+        return torch.cat([*split(low, 3), *split(high, 3)], 1) if whole else split(low, 3)[0]
+
+    sites = find_sites(net_of(transform), SIZE)
+    op = "space_to_depth" if whole else "window_mean"
+    assert [(site.op, site.stride) for site in sites] == [(op, (2, 1)), (op, (1, 2))] + whole * [(op, (1, 2))]
+    assert all(site.lossless if whole else site.measurable for site in sites)
+
+
 def test_what_several_operators_make_is_that_of_one_size_and_is_not_replaced():
     net = nn.Sequential(net_of(JOINED["sum of phases"][0]), nn.MaxPool2d(2))
     site, _ = find_sites(net, SIZE)

@@ -98,6 +98,7 @@ class Phases:
                 continue
             ((phases, known),) = blend.rows
             if len(phases) != 1:
+                self._note_read(blend)  # a sum of several, or the largest: what is sliced is a map of its own
                 continue
             (outer,) = phases
             stride = tuple(s * t for s, t in zip(lattice.stride, geometry.stride, strict=True))
