@@ -85,6 +85,29 @@ def test_an_unknown_column_is_told():
     assert make_codebook([("t", "gloss")])[0]["meaning"] == "not in the codebook"
 
 
+@pytest.mark.parametrize(
+    ("column", "unit", "meaning"),
+    [
+        ("latency_ms", "ms", "time per image, median over rounds"),
+        ("latency_q25", "ms", "lower quartile over rounds: time per image"),
+        ("alias_power_db_channel_median", "dB", "median over live channels"),
+        ("last_out_agreement", "share", "images whose class stays with all other sites altered"),
+    ],
+)
+def test_what_an_ending_says_of_other_columns_isnt_said_of_these(column, unit, meaning):
+    found, words = describe_column(column)
+    assert found == unit
+    assert words.startswith(meaning)
+
+
+def test_the_sign_of_a_difference_is_told_as_it_is():
+    table = pd.read_csv(RESULTS / "tables/phase3_layerwise_avr_stats.csv")
+    assert ((table["difference"] > 0) == (table["mean_a"] > table["mean_b"])).all()
+    meaning = describe_column("difference")[1]
+    assert "in phase3_layerwise_avr_stats a less b" in meaning
+    assert "b less a" in meaning  # `compare_models`: tests/test_compare.py
+
+
 def test_entries_are_sentences():
     for unit, meaning in ENTRIES.values():
         assert unit

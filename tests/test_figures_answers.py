@@ -139,6 +139,11 @@ def test_what_is_drawn_is_what_the_table_says(tables):
     decibels = np.maximum(10 * np.log10(grid / grid.to_numpy().max()), -60)
     assert np.allclose(panel.images[0].get_array(), decibels, atol=1e-4)
 
+    panels = figures.plot_models(tables["models"]).axes
+    assert "time per image (ms)" in {
+        text for ax in panels for text in (ax.get_xlabel(), ax.get_ylabel(), ax.get_title())
+    }
+
 
 def test_movement_is_drawn_as_the_mean_error_that_its_summary_has(tables):
     """Errors are averaged and then written in dB, also exact ones (+∞ dB), and crops by photograph."""

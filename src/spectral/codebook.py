@@ -63,8 +63,8 @@ def describe_column(name: str) -> tuple[str, str]:
         SpectralError: if neither it nor its stem has an entry.
 
     Example:
-        >>> describe_column("n")
-        ('count', 'images in the estimate')
+        >>> describe_column("n_clusters")
+        ('count', 'photographs in the estimate')
         >>> describe_column("mean_a")
         ('as the metric', 'of the first of the two: mean over photographs')
     """
@@ -100,8 +100,8 @@ def make_codebook(columns: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
     A column without an entry is a row that says so.
 
     Example:
-        >>> make_codebook([("summary", "n")])[0]["meaning"]
-        'images in the estimate'
+        >>> make_codebook([("summary", "n_clusters")])[0]["meaning"]
+        'photographs in the estimate'
     """
     rows = []
     for table, column in columns:

@@ -30,7 +30,7 @@ _OUTCOMES = {"agree": "predictions that stay", "robust": "predictions that stay"
              "stays": "predictions that stay at any shift", "correct": "accuracy",
              "robust_correct": "accuracy under attack"}  # fmt: skip
 _WEIGHED = {"sis": SIS_LABEL, _JITTER.column: _JITTER.label, "agreement": "agreement with the first",
-            "accuracy": "accuracy", "latency_ms": "latency (ms per batch)",
+            "accuracy": "accuracy", "latency_ms": "time per image (ms)",
             "macs": "multiply–accumulates per image"}  # fmt: skip
 _CHANGES = {"delta_sis": "alone", "delta_sis_block": "with its block", "delta_sis_last_out": "last"}
 _SERIES = "series"
