@@ -27,7 +27,7 @@ def run(*arguments):
         ("models", ("bundled/resnet20", "timm/resnet50", "torchvision/resnet18", "nula/robust")),
         ("layers", ("blurpool", "flc", "aps", "strided")),
         ("metrics", ("avr", "alias_power_ratio", "sis")),
-        ("perturbations", ("clean", "resize-0.5", "fgsm")),
+        ("perturbations", ("clean", "resize-0.5", "gaussian-0.05", "checkerboard-0.05-normalised", "fgsm")),
     ],
 )
 def test_every_name_that_is_listed_first_in_its_line_exists(what, names, tmp_path):

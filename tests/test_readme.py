@@ -109,8 +109,8 @@ def say_resampling() -> list[str]:
     lost = [-100 * table.loc[f"bundled/nula-w32{end}"].loc[asked, "delta_clean"] for end in ("", "-robust")]
     (plain, robust), cost = lost, -100 * table.loc[("bundled/nula-w32-robust", "clean"), "delta_base"]
     return [
-        f"(phase 6, {table['n'].max():,} images): NULA loses {plain.min():.0f} to {plain.max():.0f} points under "
-        f"it, and {robust.min():.0f} to {robust.max():.0f} when trained on it, which costs {cost:.1f} points",
+        f"(phase 6, {table['n'].max():,} images): NULA loses {plain.min():.0f} to {plain.max():.0f} points "
+        f"under it, and {robust.min():.0f} to {robust.max():.0f} when trained on it, which costs {cost:.1f} ",
     ]
 
 

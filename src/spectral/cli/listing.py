@@ -73,7 +73,8 @@ def _list_metrics() -> Rows:
 def _list_perturbations() -> Rows:
     from spectral.perturb import ATTACKS, CORRUPTIONS, NULA_TESTS, NULA_TRAINING, make_perturbation
 
-    names = dict.fromkeys(("clean", *NULA_TESTS, *NULA_TRAINING))
+    others = "checkerboard-0.05-normalised", "gaussian-0.05", "resize-0.5-antialias"
+    names = dict.fromkeys((*NULA_TESTS, *NULA_TRAINING, *others))
     rows = [(name, _first_line(type(make_perturbation(name)))) for name in names]
     rows += [(f"{name}-N", "ImageNet-C's, N from 1 to 5; extra corruptions") for name in CORRUPTIONS]
     rows += [(name, "an attack; extra attacks") for name in ATTACKS]
