@@ -355,6 +355,19 @@ def test_a_shift_along_one_axis_is_enough_to_be_the_worst():
     assert row["worst_margin"] == pytest.approx(-np.tanh(0.25))  # of the logits ½ and 1
 
 
+def test_accuracy_against_the_worst_shift_is_of_labelled_images_alone():
+    """No shift moves the class of four flat images, 0, or keeps that of two impulses."""
+    flat = (torch.arange(4.0) / 4).reshape(4, 1, 1, 1).expand(4, 3, 8, 8)
+    x, columns = impulses(2, (8, 8))
+    labels = [0, 0, 1, None, int(columns[0] % 2), None]
+    labelled = list(zip([*flat, *x], labels, strict=True))
+    table = measure_worst_shift(ColumnParity().eval(), labelled, 1, preprocessing="none", progress=False)
+    assert table["stays"].tolist() == [True] * 4 + [False] * 2
+    assert table["correct"].tolist() == [True, True, False, pd.NA, True, pd.NA]
+    assert table["stays_correct"].tolist() == [True, True, False, pd.NA, False, pd.NA]
+    assert table["stays_correct"].mean() == 0.5
+
+
 def test_a_shift_invariant_network_stays():
     mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     table = measure_worst_shift(mean, pixels(5, 3, 8, 8).double())

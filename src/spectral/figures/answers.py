@@ -28,7 +28,7 @@ _JITTER = Panel("logit_jitter", "logit jitter")
 _TESTS = ("perturbation", "attack", "protocol", "fill")
 _OUTCOMES = {"agree": "predictions that stay", "robust": "predictions that stay",
              "stays": "predictions that stay at any shift", "correct": "accuracy",
-             "robust_correct": "accuracy under attack"}  # fmt: skip
+             "robust_correct": "accuracy under attack", "stays_correct": "accuracy at any shift"}  # fmt: skip
 _WEIGHED = {"sis": SIS_LABEL, _JITTER.column: _JITTER.label, "agreement": "agreement with the first",
             "accuracy": "accuracy", "latency_ms": "time per image (ms)",
             "macs": "multiply–accumulates per image"}  # fmt: skip
