@@ -81,9 +81,9 @@ def ramp(y):
 """
 
 
-def _make_helper() -> types.ModuleType:
+def _make_helper(code: str = _HELPER) -> types.ModuleType:
     helper = types.ModuleType("helper_of_a_network")
-    exec(_HELPER, vars(helper))
+    exec(code, vars(helper))
     sys.modules[helper.__name__] = helper
     return helper
 
@@ -133,11 +133,26 @@ def _in_a_read_only_view() -> nn.Module:
     return Scaled(lambda y: view["table"].setdefault(y.shape[-1], _ramp(y)))
 
 
+_DRAWING = """
+import random, numpy as np, torch
+numbers = random.Random(0), np.random.default_rng(0), np.random.RandomState(0)
+count, generator, system = np.zeros(1), torch.Generator().manual_seed(0), random.SystemRandom()
+def ramp(y):
+    count[0] += system.random() < 1
+    return float(count[0]) + sum(number.random() for number in numbers) * torch.rand((), generator=generator)
+"""
+
+
+def _in_an_array_and_generators() -> nn.Module:
+    helper = _make_helper(_DRAWING)
+    return Scaled(lambda y: helper.ramp(y))
+
+
 REACHED = {
     "context variable": _in_a_context_variable, "module of torch": _in_a_module_of_torch,
     "Python module": _in_a_python_module, "module of a module": _in_a_module_of_a_module,
     "imported in the forward": _in_a_module_imported_late, "near a library": _near_a_library,
-    "read-only view": _in_a_read_only_view,
+    "read-only view": _in_a_read_only_view, "array and generators": _in_an_array_and_generators,
 }  # fmt: skip
 
 

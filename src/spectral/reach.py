@@ -31,6 +31,7 @@ _SMALL = 2**20  # elements of a tensor whose values are kept
 _MISSING = object()
 _VALUES = {str, int, float, bool, bytes, complex, type(None)}
 _CachedFunction = type(functools.lru_cache(len))
+_STATEFUL = (np.ndarray, np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 
 Look = Callable[[], Iterable[str]]  # names of what has changed
@@ -131,9 +132,8 @@ class Reach:
                 self._add(item, name)
         elif isinstance(x, Tensor):
             self._visit_tensor(x, name)
-        elif isinstance(x, np.ndarray | np.random.Generator | np.random.RandomState | random.Random):
-            before = _freeze(x)
-            self._looks.append(lambda: [name] if _freeze(x) != before else [])
+        elif isinstance(x, _STATEFUL):
+            self._visit_state(x, name)
         elif isinstance(x, nn.Module):
             self._visit_network(x, name)
         elif isinstance(x, threading.local) or not is_foreign(type(x)):
@@ -273,6 +273,22 @@ class Reach:
         self._looks.append(lambda: [name] if has_changed() else [])
         self._undo.append(put_back)
 
+    def _visit_state(self, x: Any, name: str) -> None:
+        try:
+            before = _read_state(x)
+        except NotImplementedError:  # the system's own source of chance has no state
+            return
+        frozen = _freeze(before)
+        if frozen is None:
+            return
+
+        def has_changed() -> bool:
+            return _freeze(_read_state(x)) != frozen
+
+        if not isinstance(x, torch.Generator):  # of which the operators tell that draw
+            self._looks.append(lambda: [name] if has_changed() else [])
+        self._undo.append(lambda: _write_state(x, before) if has_changed() else None)
+
     def _visit_network(self, x: nn.Module, name: str) -> None:
         """Visit what a module has; most of its own tables are those of hooks, and empty."""
         tables = [(key, table) for key, table in vars(x).items() if type(table) in (dict, OrderedDict)]
@@ -330,12 +346,36 @@ def _bind(table: dict[str, Any], name: str, value: Any) -> None:
         table[name] = value
 
 
-def _freeze(x: Any) -> bytes | None:
-    """Return the state of an array or a generator; None where it is large, or can't be told."""
-    if getattr(x, "nbytes", 0) > _SMALL:
-        return None
+def _read_state(x: Any) -> Any:
+    """Return a copy of the values of an array, or of the state of a generator; None where that is large."""
+    if isinstance(x, np.ndarray):
+        return x.copy() if x.nbytes <= _SMALL else None
+    if isinstance(x, torch.Generator):
+        return x.get_state().numpy()
+    if isinstance(x, np.random.Generator):
+        return x.bit_generator.state
+    if isinstance(x, np.random.RandomState):
+        return x.get_state(legacy=False)
+    return x.getstate()
+
+
+def _write_state(x: Any, state: Any) -> None:
+    if isinstance(x, np.ndarray):
+        x[...] = state
+    elif isinstance(x, torch.Generator):
+        x.set_state(torch.from_numpy(state))
+    elif isinstance(x, np.random.Generator):
+        x.bit_generator.state = state
+    elif isinstance(x, np.random.RandomState):
+        x.set_state(state)
+    else:
+        x.setstate(state)
+
+
+def _freeze(state: Any) -> bytes | None:
+    """Return a state as bytes, which are the same as long as it is; None where there is none to be told."""
     try:
-        return pickle.dumps(x)
+        return None if state is None else pickle.dumps(state)
     except Exception:  # of whatever an array holds
         return None
 
