@@ -100,6 +100,16 @@ def test_what_an_ending_says_of_other_columns_isnt_said_of_these(column, unit, m
     assert words.startswith(meaning)
 
 
+def test_units_are_those_of_the_values():
+    spectrum = pd.read_csv(RESULTS / "tables/fig1_layerwise_power_spectra.csv")
+    assert describe_column("f_u")[0] == "cycles per sample"
+    assert spectrum["f_u"].between(-0.5, 0.5, inclusive="left").all()
+    profile = pd.read_csv(RESULTS / "tables/fig9_radial_profiles_natural.csv")
+    for column in ("power_mean", "power_p10", "power_p90"):
+        assert describe_column(column)[0] == "share"
+        assert profile[column].between(0, 1).all()
+
+
 def test_the_sign_of_a_difference_is_told_as_it_is():
     table = pd.read_csv(RESULTS / "tables/phase3_layerwise_avr_stats.csv")
     assert ((table["difference"] > 0) == (table["mean_a"] > table["mean_b"])).all()

@@ -71,8 +71,8 @@ def measure_spectra(
         taps: ``input`` or ``dense``, or both.
 
     Returns:
-        Columns height, width, f_u and f_v (in units of Nyquist), power (mean over channels), site, op,
-        stride, tap and avr.
+        Columns height, width, f_u and f_v (cycles per sample of the map, −0.5 to below 0.5), power (|DFT|²,
+        mean over channels), site, op, stride, tap and avr.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU())
@@ -222,8 +222,9 @@ def measure_folding(model: nn.Module, image: Tensor, site: Site | None = None) -
         site: where; by default the first that can be measured.
 
     Returns:
-        A row per panel (dense, output, alias_free, aliases) and frequency bin: height, width, f_u, f_v,
-        power, site, panel, stride_h, stride_w, alias_power_ratio.
+        A row per panel (dense, output, alias_free, aliases) and frequency bin: height, width, f_u and f_v
+        (cycles per sample of the panel's own map), power, site, panel, stride_h, stride_w,
+        alias_power_ratio.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU())
