@@ -525,6 +525,12 @@ class TestDiagnose:
             diagnose(classifier(), images, methods=methods, out=tmp_path / "run", progress=False)
         assert not (tmp_path / "run").exists()
 
+    def test_a_network_that_hooks_do_not_see_is_refused(self, images, tmp_path):
+        """Each part had that as its reason, and the diagnosis was empty."""
+        with pytest.raises(SpectralError, match=r"pass model\.module"):
+            diagnose(nn.DataParallel(classifier()), images, out=tmp_path / "run", progress=False)
+        assert not (tmp_path / "run").exists()
+
     def test_a_folder_of_something_else_is_refused(self, images, finished, tmp_path):
         shutil.copytree(finished[1], tmp_path, dirs_exist_ok=True)
         for other in ({"methods": ("aps",)}, {"fix_images": 3, "methods": ("flc",)}):

@@ -42,7 +42,7 @@ from spectral.network import Take
 from spectral.ranks import find_ranks, hold, shared
 from spectral.run_folder import list_provenance
 from spectral.sharing import compare_feeds
-from spectral.sites import find_sites
+from spectral.sites import check_hookable, find_sites
 from spectral.stability import measure_stability, summarize_stability
 from spectral.summary import summarize_measurements
 from spectral.surgery import check_methods, conversion_report, convert
@@ -129,6 +129,7 @@ def diagnose(
     if not methods:
         raise SpectralError(f"{CALLER}: methods names no layer; name some, such as ('blurpool', 'flc')")
     check_methods(methods, f"{CALLER}: ")  # before a folder is claimed for them
+    check_hookable(model)  # else no part could be had
     deadline = Deadline(None if minutes is None else as_positive(minutes, f"{CALLER}: minutes"))
     notes: list[str] = []
     with _collecting(notes):
