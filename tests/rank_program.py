@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from networks import Falling
 from torch import Tensor, nn
 
 import spectral
+from spectral import ranks
 from spectral.cli import main as spectral_command
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, SpectralWarning
 from spectral.sweeping.models import name_folders
 from spectral.training import STATE_NAME, LabelledImages, Recipe
 
@@ -270,6 +272,17 @@ def fall(folder: Path) -> Any:
         Falling.end = None
 
 
+def come_late() -> list[str]:
+    """Measure when another rank does so long before; return what this one warns of."""
+    usual, ranks.QUIET = ranks.QUIET, timedelta(seconds=1)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always", SpectralWarning)
+        time.sleep(3 * dist.get_rank())
+        spectral.measure(plain(), pictures(2), progress=False)
+    ranks.QUIET = usual
+    return [str(one.message) for one in seen]
+
+
 def refuse(*command: str) -> dict[str, Any]:
     """Run a command that can't be done as a user's shell does: it says so and exits."""
     try:
@@ -361,6 +374,7 @@ def main(folder: Path) -> None:
         if rank == 0:  # reading is nothing that ranks share
             found["read"] = len(spectral.read_diagnosis(folder / "commands" / "diagnose").sites)
         found["distilling"] = distil(folder / "distilling")
+        found["late"] = come_late()
         found["sweep"] = run_sweep(folder / "sweeping")
         found["refused command"] = refuse("measure", NETWORK, "--device", "cuda:77")
         with full_disk(1000):  # which the first rank alone meets, at the end

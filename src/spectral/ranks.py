@@ -10,6 +10,7 @@ import functools
 import inspect
 import pickle
 import re
+import threading
 import traceback
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,14 +24,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from spectral.errors import BrokenJobError, SpectralError
+from spectral.errors import BrokenJobError, SpectralError, warn
 from spectral.writers import claim, join_claim
 
 T = TypeVar("T")
 P = ParamSpec("P")
 PATIENCE = timedelta(minutes=10)
 """How long ranks wait for one that neither answers nor ends; one that ends is noticed at once."""
+QUIET = timedelta(seconds=30)
+"""How long one waits before it says so."""
 
+_TOGETHER = "every rank must call this, or the one that does calls it within `with spectral.alone():`"
 _LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe")
 _STEP, _VALUES, _FAILURE = range(3)  # what a meeting is for
 # Arguments of an analysis that are compared by what they hold (`spectral.sharing`, `hold`), or may differ.
@@ -243,7 +247,7 @@ class Ranks:
         if self._pending is None:
             return 0, False
         (work, found), self._pending = self._pending, None
-        with _noticing_loss():
+        with _noticing_loss(), _saying_that_it_waits(self.rank, self.count):
             work.wait()
         kinds, done, finished = torch.stack(found).unbind(1)
         if _FAILURE in kinds:
@@ -256,7 +260,7 @@ class Ranks:
 
     def _gather(self, value: T) -> list[T]:
         found: list[Any] = [None] * self.count
-        with _noticing_loss():
+        with _noticing_loss(), _saying_that_it_waits(self.rank, self.count):
             dist.all_gather_object(found, value, group=self._group())
         return found
 
@@ -341,11 +345,11 @@ def find_ranks(patience: timedelta = PATIENCE) -> Ranks:
     if dist.group.WORLD not in known or None in known:
         try:
             # Beside the default one: NCCL takes no tensors in main memory, and others may be using it.
-            known = [dist.group.WORLD, dist.new_group(backend="gloo", timeout=patience)]
+            with _saying_that_it_waits(dist.get_rank(), dist.get_world_size()):
+                known = [dist.group.WORLD, dist.new_group(backend="gloo", timeout=patience)]
         except RuntimeError as error:
             raise RanksError(
-                f"the ranks of this process group don't meet ({_first_line(error)}); each of them must call "
-                f"this, or the one that does calls it within `with spectral.alone():`"
+                f"the ranks of this process group don't meet ({_first_line(error)}); {_TOGETHER}"
             ) from error
         _known = [weakref.ref(group) for group in known]
     return Ranks(known[1])
@@ -397,6 +401,22 @@ def _noticing_loss() -> Iterator[None]:
         raise _lose(error) from error
 
 
+@contextmanager
+def _saying_that_it_waits(rank: int, count: int) -> Iterator[None]:
+    """Warn of a wait that is long: nothing tells one for a slow rank from one for a rank that never comes."""
+    seconds = QUIET.total_seconds()
+    said = (
+        f"rank {rank} of {count} has waited {seconds:g} s for the others, which are slower or do something "
+        f"else; in a program of your own {_TOGETHER}"
+    )
+    word = threading.Timer(seconds, warn, [said])
+    word.start()
+    try:
+        yield
+    finally:
+        word.cancel()
+
+
 def refuse_lost(error: Exception) -> None:
     """Raise what another rank's end is called, if that is what an error of a collective operation says.
 
@@ -421,7 +441,7 @@ def _lose(error: Exception) -> BrokenJobError:
         f"a rank of this job ended or doesn't answer ({why}); what was finished is kept, start the job again"
     )
     if why.startswith("Timed out"):  # a rank that has ended is noticed at once
-        said += "; every rank must call this, or the one that does calls it within `with spectral.alone():`"
+        said += f"; {_TOGETHER}"
     return BrokenJobError(said)
 
 
