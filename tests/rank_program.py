@@ -146,7 +146,7 @@ def attempt(call: Callable[[], Any]) -> dict[str, Any]:
         table = call()
         found = {"rows": rows(table) if "tap" in table else whole(table)}
     except (SpectralError, spectral.BrokenJobError) as error:
-        found = {"error": str(error)}
+        found = {"error": str(error), "kinds": [kind.__name__ for kind in type(error).__mro__]}
     return {**found, "seconds": time.monotonic() - begun}
 
 
@@ -186,6 +186,14 @@ class Clumsy(nn.Module):
         if len(x) == 2 and dist.get_rank() == 1:
             raise MemoryError("no room")
         return self.net(x)  # type: ignore[no-any-return]
+
+
+class Masked(nn.Sequential):
+    """Lets no gradient through."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify."""
+        return super().forward(x.round())  # type: ignore[no-any-return]
 
 
 class Rounding(nn.Sequential):
@@ -350,6 +358,9 @@ def main(folder: Path) -> None:
         "images of a diagnosis": lambda: spectral.diagnose(plain(), pictures(4, rank), progress=False),
         "network to mend": lambda: spectral.analysis.measure_fixes(
             plain(rank), pictures(4), ("flc",), **options
+        ),
+        "masked": lambda: spectral.measure_robustness(
+            Masked(plain()), pictures(4).sigmoid(), ["fgsm"], preprocessing=(0.5, 0.5), **options
         ),
         "after all": lambda: spectral.measure(plain(), pictures(3), **options),
     }  # fmt: skip

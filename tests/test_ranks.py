@@ -224,9 +224,18 @@ class TestRefusing:
         assert re.search(pattern, texts.pop())
         assert all(rank[case]["seconds"] < 600 for rank in found)
 
+    @pytest.mark.parametrize(
+        ("case", "kind"),
+        [("taken", "StorageError"), ("folders", "StorageError"), ("masked", "MaskedGradientError")],
+    )
+    def test_what_ends_all_is_of_the_kind_that_they_met(self, case, kind, found):
+        """An analysis stops at some kinds, and notes others as the reason why it can't have a part."""
+        assert all(kind in rank[case]["kinds"] for rank in found)
+        assert all("StorageError" not in rank["argument"]["kinds"] for rank in found)
+
     def test_whoever_waits_for_long_says_so(self, found):
         said = [text for text in found[0]["late"] if "has waited" in text]
-        assert re.match(r"rank 0 of 2 has waited 1 s for the others, .* with spectral\.alone\(\)", said[0])
+        assert re.match(r"rank 0 of 2 has waited 1 s for the others, .* `with spectral\.alone\(\)", said[0])
 
     def test_whoever_waits_in_vain_is_told_how_one_works_alone(self):
         said = "[/src/gloo/buffer.cc:5] Timed out waiting 600000ms for send operation to complete"

@@ -24,7 +24,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from spectral.errors import BrokenJobError, SpectralError, warn
+from spectral import errors
+from spectral.errors import BrokenJobError, SpectralError, StorageError, warn
 from spectral.writers import claim, join_claim
 
 T = TypeVar("T")
@@ -45,7 +46,11 @@ _APART = {
 
 
 class RanksError(SpectralError):
-    """What ended a job, in the same words on every rank; all of them know."""
+    """What ended a job, in the same words on every rank; all of them know.
+
+    It is also of the kind that they met, of those in `spectral.errors`: an analysis lets some through and notes
+    others.
+    """
 
 
 _KNOWN = (RanksError, BrokenJobError)  # to every rank
@@ -76,7 +81,7 @@ class Ranks:
         self.rank = 0 if group is None else dist.get_rank(group)
         self.count = 1 if group is None else dist.get_world_size(group)
         self._pending: tuple[Any, list[Tensor]] | None = None
-        self._failure: tuple[str, bool] | None = None  # what to say, and whether it is foreseen
+        self._failure: _Failure | None = None
 
     @property
     def first(self) -> bool:
@@ -185,7 +190,7 @@ class Ranks:
         """
         known = isinstance(error, SpectralError)
         said = str(error) if known else f"{type(error).__name__}: {_first_line(error)}"
-        self._failure = said, known
+        self._failure = said, _find_kind(error) if known else None
         try:
             self._settle()
             self._post(_FAILURE)
@@ -253,9 +258,7 @@ class Ranks:
         if _FAILURE in kinds:
             reports = self._gather(self._failure)
             self._failure = None
-            foreseen = all(report[1] for report in reports if report is not None)
-            said = _join([None if report is None else report[0] for report in reports])
-            raise RanksError(said) if foreseen else BrokenJobError(said)
+            raise _unite(reports)
         return int(done.sum()), bool(finished.all())
 
     def _gather(self, value: T) -> list[T]:
@@ -443,6 +446,32 @@ def _lose(error: Exception) -> BrokenJobError:
     if why.startswith("Timed out"):  # a rank that has ended is noticed at once
         said += f"; {_TOGETHER}"
     return BrokenJobError(said)
+
+
+_Failure = tuple[str, type[SpectralError] | None]  # what to say, and its kind, if it was foreseen
+
+
+def _find_kind(error: Exception) -> type[SpectralError]:
+    """Return the kind of an error that every process knows."""
+    return next(kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
+
+
+def _unite(reports: Sequence[_Failure | None]) -> RanksError | BrokenJobError:
+    """Return what ends all ranks."""
+    said = _join([None if report is None else report[0] for report in reports])
+    failures = [report[1] for report in reports if report is not None]
+    kinds = {kind for kind in failures if kind is not None}
+    if None in failures:
+        return BrokenJobError(said)
+    if StorageError in kinds:  # of which nothing is noted, whatever else there is
+        return _share_kind(StorageError)(said)
+    return _share_kind(kinds.pop() if len(kinds) == 1 else SpectralError)(said)
+
+
+def _share_kind(kind: type[SpectralError]) -> type[RanksError]:
+    if issubclass(RanksError, kind):
+        return RanksError
+    return type(kind.__name__, (RanksError, kind), {})
 
 
 def _join(reports: Sequence[str | None]) -> str:
