@@ -10,6 +10,7 @@ import functools
 import inspect
 import pickle
 import re
+import sys
 import threading
 import traceback
 import weakref
@@ -23,9 +24,10 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from spectral import errors
-from spectral.errors import BrokenJobError, SpectralError, StorageError, warn
+from spectral.errors import BrokenJobError, SpectralError, StorageError
 from spectral.writers import claim, join_claim
 
 T = TypeVar("T")
@@ -48,8 +50,8 @@ _APART = {
 class RanksError(SpectralError):
     """What ended a job, in the same words on every rank; all of them know.
 
-    It is also of the kind that they met, of those in `spectral.errors`: an analysis lets some through and notes
-    others.
+    It is also of the kind that they met, of those in `spectral.errors`: an analysis lets some through and
+    notes others.
     """
 
 
@@ -406,13 +408,16 @@ def _noticing_loss() -> Iterator[None]:
 
 @contextmanager
 def _saying_that_it_waits(rank: int, count: int) -> Iterator[None]:
-    """Warn of a wait that is long: nothing tells one for a slow rank from one for a rank that never comes."""
+    """Say of a wait that it is long: nothing tells one for a slow rank from one for a rank that never comes.
+
+    It is printed, not warned of: warnings are kept with the results, or for the end of a step.
+    """
     seconds = QUIET.total_seconds()
     said = (
         f"rank {rank} of {count} has waited {seconds:g} s for the others, which are slower or do something "
         f"else; in a program of your own {_TOGETHER}"
     )
-    word = threading.Timer(seconds, warn, [said])
+    word = threading.Timer(seconds, lambda: tqdm.write(said, file=sys.stderr))
     word.start()
     try:
         yield
