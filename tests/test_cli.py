@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -169,6 +170,10 @@ class TestSites:
         assert table["name"].tolist() == [site["name"] for site in content["sites"]]
         assert (content["model"], content["size"]) == (RANDOM, [32, 32])
         assert content["weights"] == model_info(load_model(RANDOM)).weights_id
+        assert run("sites", "bundled/resnet20@random", "--csv", tmp_path / "new" / "s.csv").exit_code == 0
+        assert len(pd.read_csv(tmp_path / "new" / "s.csv")) == len(table)
+        (tmp_path / "s.csv").write_text("name,grade\nbob,1\n")
+        assert "wasn't written by this command" in fails(run("sites", RANDOM, "--csv", tmp_path / "s.csv"))
 
     def test_gives_the_reason_where_there_is_no_dense_map(self, use_model):
         use_model(nn.Sequential(nn.AdaptiveAvgPool2d(5), nn.Flatten()))
@@ -599,6 +604,24 @@ def test_json_of_ones_own_takes_the_place_of_nothing_that_a_folder_needs(tmp_pat
     again = measure("--metrics", "sis", "--out", out)
     assert again.exit_code == 0
     assert "6 of 6 images measured earlier" in again.stdout
+
+
+def test_tables_of_somebody_else_are_not_replaced(tmp_path):
+    asked = ("--metrics", "sis", "--out", tmp_path)
+    (tmp_path / "sites.csv").write_text("place,visitors\n")
+    assert "sites.csv stands there without provenance.json" in fails(measure(*asked))
+    (tmp_path / "provenance.json").write_text('{"mine": true}')
+    assert "provenance.json stands there and tells of no table" in fails(measure(*asked))
+    (tmp_path / "sites.csv").unlink()
+    assert "provenance.json stands there and tells of no table" in fails(measure(*asked))
+    (tmp_path / "provenance.json").unlink()
+    assert [path.name for path in tmp_path.iterdir()] == []
+    assert measure(*asked).exit_code == 0
+    shutil.rmtree(tmp_path / "measurements")  # by hand: the tables still say what they are of
+    assert "summary.csv is of seed = 0, not 1" in fails(measure(*asked, "--seed", 1))
+    assert measure(*asked).exit_code == 0
+    told = fails(run("sites", RANDOM, "--csv", tmp_path / "sites.csv"))
+    assert "sites.csv is a table of which provenance.json tells; choose another file" in told
 
 
 def test_convert_refuses_names_that_it_could_not_load_again(tmp_path):

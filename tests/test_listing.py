@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pandas as pd
 import pytest
@@ -69,9 +70,47 @@ def summary():
 @pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
 def test_a_measurement_has_a_picture(summary, tmp_path, kind):
     summary.to_csv(tmp_path / "summary.csv", index=False)
-    code, said = run("plot", tmp_path / "summary.csv", "--out", tmp_path / f"levels.{kind}")
+    words = ("plot", tmp_path / "summary.csv", "--out", tmp_path / f"levels.{kind}")
+    code, said = run(*words)
     assert code == 0, said
     assert (tmp_path / f"levels.{kind}").stat().st_size > 2000
+    assert run(*words)[0] == 0  # it says itself what wrote it
+    (tmp_path / f"levels.{kind}").write_bytes(b"%PDF of somebody else")
+    code, said = run(*words)
+    assert (code, "wasn't written by this command and would be lost" in said) == (2, True)
+    assert (tmp_path / f"levels.{kind}").read_bytes() == b"%PDF of somebody else"
+
+
+def test_no_file_of_another_origin_is_replaced_by_default_either(summary, tmp_path):
+    summary.to_csv(tmp_path / "summary.csv", index=False)
+    for command, made in (("report", "page.html"), ("plot", "summary.png")):
+        named = tmp_path if command == "report" else tmp_path / "summary.csv"
+        (tmp_path / made).write_text("mine")
+        code, said = run(command, named)
+        assert (code, f"{made} wasn't written by this command" in said) == (2, True)
+        (tmp_path / made).write_text("")  # as mktemp leaves it
+        assert [run(command, named)[0] for _ in range(2)] == [0, 0]
+
+
+def test_what_is_listed_takes_the_place_of_json_of_ones_own_alone(tmp_path):
+    path = tmp_path / "found.json"
+    for what in ("layers", "metrics"):
+        assert run("list", what, "--json", path)[0] == 0
+    path.write_text('{"mine": true}')
+    code, said = run("list", "layers", "--json", path)
+    assert (code, "found.json wasn't written by this command" in said) == (2, True)
+    assert path.read_text() == '{"mine": true}'
+
+
+def test_a_link_stays_one_and_a_device_too(tmp_path):
+    link, pipe = tmp_path / "link.json", tmp_path / "pipe"
+    link.symlink_to("found.json")
+    assert [run("list", "layers", "--json", link)[0] for _ in range(2)] == [0, 0]  # at first it leads nowhere
+    assert link.is_symlink()
+    assert json.loads((tmp_path / "found.json").read_text())["rows"]
+    os.mkfifo(pipe)
+    code, said = run("list", "layers", "--json", pipe)
+    assert (code, "is a device or a pipe; name a file" in said) == (2, True)
 
 
 def test_a_folder_has_its_picture_under_its_whole_name(tmp_path, monkeypatch):

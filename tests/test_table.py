@@ -16,6 +16,7 @@ import pytest
 from faults import full_disk
 
 import spectral
+from spectral.analysis.diagnosis import refuse_other_tables
 from spectral.errors import SpectralError
 from spectral.json_files import read_json, write_json
 from spectral.lazy import LazyTable
@@ -31,6 +32,7 @@ from spectral.table import (
     make_reasons,
     make_rows,
     read_csv,
+    refuse_other_table,
     to_frame,
     write_csv,
     write_csvs,
@@ -430,3 +432,21 @@ class TestFiles:
         assert environment["versions"]["numpy"] == np.__version__
         assert environment["versions"]["spectral-aliasing"] != "not installed"
         assert set(environment) == {"versions", "machine", "system", "cores"}
+
+
+def test_files_of_another_origin_are_told_from_tables_that_may_be_written_again(tmp_path):
+    path, facts = tmp_path / "budget.csv", {"seed": 0}
+    for name, content in (("budget.json", "[1]"), ("budget.json", '{"mine": 1}'), ("budget.png", "mine")):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(SpectralError, match=f"{name} (stands there and|wasn't written)"):
+            refuse_other_table(path, facts)
+        (tmp_path / name).unlink()
+    write_csvs({path: pd.DataFrame({"sis": [0.5]})}, facts)
+    refuse_other_table(path, facts)
+    path.unlink()
+    path.with_suffix(".json").write_bytes(b"{")  # as that of a table of its own may be damaged
+    refuse_other_table(path, facts)
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "sites.csv").write_text("place,visitors\n")
+    with pytest.raises(SpectralError, match=r"sites.csv stands there without provenance.json"):
+        refuse_other_tables(tmp_path, facts)

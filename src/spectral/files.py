@@ -19,6 +19,9 @@ from spectral.errors import SpectralError, StorageError
 SEAL = f"sha256:{'0' * 64}"
 """What stands in a file where `seal` is to put the digest of all the rest."""
 
+GENERATOR = "spectral-aliasing, https://pypi.org/project/spectral-aliasing"
+"""What pictures, pages and printed JSON name as the program that wrote them."""
+
 SETTLED = 2.0  # seconds after which a file that changes again gets another time
 
 State = tuple[int, ...]  # of a file, see `look_at`
@@ -103,26 +106,64 @@ def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary name to write to; what stands there afterwards takes the place of a file, whole.
 
     Where writing fails or is interrupted the file stays as it was, and nothing is left behind; nor is it lost
-    if the machine ends. What a killed process left is removed the next time that the same file is written.
+    if the machine ends. Of a link the file that it leads to is replaced. What a killed process left is
+    removed the next time that the same file is written.
 
     Raises:
         SpectralError: if it can't be written.
     """
     if not path.name:
         raise StorageError(f"{path} is a folder; name a file")
-    _remove_orphans(path)
-    temporary = _name_temporary(path)
+    _require_file(path)
+    target = Path(os.path.realpath(path))  # a link stays one
+    _remove_orphans(target)
+    temporary = _name_temporary(target)
     try:
         yield temporary
-        if path.exists():
+        if target.exists():
             sync(temporary)
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except OSError as error:
         why = error.strerror or str(error)
         raise StorageError(f"{path} can't be written ({why}); make room, or choose another place") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def refuse_foreign(path: Path, mark: str = GENERATOR) -> None:
+    """Refuse to write where a file stands that wasn't written for the same: it would be lost.
+
+    Args:
+        path: the file; a blank one holds nothing that could be lost.
+        mark: what stands in all that may be written again.
+
+    Raises:
+        SpectralError: if it is another's, or a device.
+
+    Example:
+        >>> refuse_foreign(Path(__file__))
+        >>> refuse_foreign(Path(__file__), "a mark of " + "others")
+        Traceback (most recent call last):
+        spectral.errors.StorageError: ... wasn't written by this command and would be lost; choose another ...
+    """
+    _require_file(path)
+    with suppress(OSError):  # whoever writes there says why that can't be done
+        content = path.read_bytes() if path.is_file() else b""
+        if is_intact(content):
+            raise StorageError(
+                f"{path} says what the files beside it are, which would be lost; choose another"
+            )
+        if content.strip() and mark.encode() not in content:
+            raise StorageError(
+                f"{path} wasn't written by this command and would be lost; choose another file or delete it"
+            )
+
+
+def _require_file(path: Path) -> None:
+    """Refuse what is neither a file nor a folder: who has the right to would put a file in its place."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise StorageError(f"{path} is a device or a pipe; name a file")
 
 
 def sync(path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,22 +55,6 @@ def read_json(
         raise StorageError(f"{path} can't be read ({why}); {way_out}") from error
     content.pop("seal", None)
     return content
-
-
-def refuse_sealed(path: Path) -> None:
-    """Refuse a file to write in that was written with its digest: it says what lies beside it.
-
-    Raises:
-        SpectralError: if it is one.
-
-    Example:
-        >>> refuse_sealed(Path("no/such/file.json"))
-    """
-    with suppress(OSError):
-        if is_intact(path.read_bytes()):
-            raise StorageError(
-                f"{path} says what the files beside it are, which would be lost; choose another"
-            )
 
 
 def _say(error: Exception) -> str:

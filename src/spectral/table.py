@@ -21,9 +21,11 @@ import pyarrow.compute as pc
 import spectral
 from spectral.errors import SpectralError, StorageError
 from spectral.files import (
+    GENERATOR,
     ensure_writable,
     hash_file,
     printable,
+    refuse_foreign,
     replacing,
 )
 from spectral.json_files import read_json, write_json
@@ -279,12 +281,35 @@ def _remove_others(beside: Path, kept: Iterable[str]) -> None:
             (beside.parent / Path(name).name).unlink(missing_ok=True)
 
 
-def refuse_other_table(path: Path, facts: Mapping[str, Any]) -> None:
-    """Refuse to write a table where one of something else stands: that would be lost.
+def refuse_foreign_csv(path: Path, table: pd.DataFrame) -> None:
+    """Refuse to write a table without provenance where anything but one of its kind stands: it would be lost.
+
+    Args:
+        path: of the CSV file.
+        table: whose columns tell its kind.
+
+    Raises:
+        SpectralError: if a file has other columns, or another one tells what it is.
+
+    Example:
+        >>> refuse_foreign_csv(Path("no/such/table.csv"), pd.DataFrame())
+    """
+    for beside in (path.with_suffix(".json"), path.with_name(PROVENANCE)):
+        known: dict[str, str] = {}
+        with suppress(SpectralError):  # none, or damaged: it tells of none
+            known = _read_digests(beside)
+        if path.name in known:
+            raise StorageError(f"{path} is a table of which {beside.name} tells; choose another file")
+    refuse_foreign(path, ",".join(map(str, table.columns)) or GENERATOR)
+
+
+def refuse_other_table(path: Path, facts: Mapping[str, Any], beside: Path | None = None) -> None:
+    """Refuse to write a table where one of something else stands, or a file of its name: that would be lost.
 
     Args:
         path: of the CSV file.
         facts: what determines its values, as `write_csvs` is given them; what isn't noted isn't compared.
+        beside: the JSON file that tells of it; by default its own.
 
     Raises:
         SpectralError: naming the first that differs.
@@ -292,20 +317,30 @@ def refuse_other_table(path: Path, facts: Mapping[str, Any]) -> None:
     Example:
         >>> refuse_other_table(Path("no/such/table.csv"), {"weights": "sha256:0"})
     """
-    beside = path.with_suffix(".json")
-    if os.path.lexists(path):
-        if not os.path.lexists(beside):
-            raise StorageError(
-                f"{path} stands there without {beside.name}, which says what it is of; choose another --out "
-                f"or delete it"
-            )
-        before = read_json(beside, way_out=f"delete {path.name} and run the same command again")
-        for key, value in json.loads(json.dumps(facts)).items():
-            if key in before and before[key] != value:
-                was, now = pick_differing(before[key], value)
-                raise StorageError(
-                    f"{path} is of {key} = {was!r}, not {now!r}; choose another --out or delete it"
-                )
+    beside = path.with_suffix(".json") if beside is None else beside
+    way_out = "choose another --out or delete it"
+    if _is_foreign(beside, facts):
+        raise StorageError(f"{beside} stands there and tells of no table; {way_out}")
+    if not os.path.lexists(path):
+        for kind in (".png", ".pdf"):  # that are drawn of it
+            refuse_foreign(path.with_suffix(kind))
+        return
+    if not os.path.lexists(beside):
+        raise StorageError(f"{path} stands there without {beside.name}, which says what it is of; {way_out}")
+    before = read_json(beside, way_out=f"delete {path.name} and run the same command again")
+    for key, value in json.loads(json.dumps(facts)).items():
+        if key in before and before[key] != value:
+            was, now = pick_differing(before[key], value)
+            raise StorageError(f"{path} is of {key} = {was!r}, not {now!r}; {way_out}")
+
+
+def _is_foreign(beside: Path, facts: Mapping[str, Any]) -> bool:
+    """Whether a JSON file that can be read is no table's, as it has no fact of it: somebody else's."""
+    try:
+        found = json.loads(beside.read_bytes())
+    except (OSError, ValueError, RecursionError):  # none, or damaged: that is told, or it is written again
+        return False
+    return not isinstance(found, dict) or not ({CONTENT, *facts} & {*found})
 
 
 def _write_csv(table: pd.DataFrame, path: Path) -> None:

@@ -26,7 +26,7 @@ from spectral.run_folder import holds_run, read
 from spectral.schema import with_bounds
 from spectral.stability.summary import COLUMNS as STABILITY_COLUMNS
 from spectral.summary import summarize_measurements
-from spectral.table import PROVENANCE, check_tables, write_csvs
+from spectral.table import PROVENANCE, check_tables, refuse_other_table, write_csvs
 
 MEASUREMENTS, TABLES = "measurements", "tables"
 SITE_COLUMNS = [
@@ -171,6 +171,24 @@ def read_diagnosis(path: str | Path) -> Diagnosis:
         read(measured)  # nothing here needs it; what of it is damaged or gone is told all the same
     check_tables(as_path(path, "") / TABLES)
     return found
+
+
+def refuse_other_tables(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a folder whose tables would be lost: where no diagnosis says that they are its own.
+
+    Args:
+        path: of the folder.
+        config: of the diagnosis that is to be written there.
+
+    Raises:
+        SpectralError: if there are some, of another one or of something else.
+
+    Example:
+        >>> refuse_other_tables(Path("no/such/folder"), {})
+    """
+    if not is_diagnosis(path):
+        for table in sorted((path / TABLES).glob("*.csv")):
+            refuse_other_table(table, config, path / TABLES / PROVENANCE)
 
 
 def write_tables(found: Diagnosis, folder: Folder) -> None:

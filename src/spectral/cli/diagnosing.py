@@ -88,7 +88,7 @@ def diagnose(
     Example:
       spectral diagnose my_net.py:build --weights my.pt --images my-photographs --out found
     """
-    from spectral.files import require_writable
+    from spectral.files import refuse_foreign, require_writable
 
     twice = [name for name, count in Counter(models).items() if count > 1]
     if twice:
@@ -106,8 +106,12 @@ def diagnose(
         answer = Answer(folder, images)
         if answer.repeat():
             return
+    from spectral.analysis import is_diagnosis
     from spectral.surgery import check_methods
 
+    places = [folder, *(find_folder(folder, model) for model in models)]
+    if not any(map(is_diagnosis, places)):  # whose page it is
+        refuse_foreign(folder / PAGE)
     check_methods(methods, "--methods: ")  # before images are looked for
     found = []
     for model in models:
@@ -146,7 +150,11 @@ def report(folder: Path, out: Path | None) -> None:
     Example:
       spectral report results
     """
-    path = spectral.write_report(folder, out or folder / PAGE)
+    from spectral.files import refuse_foreign
+
+    page = out or folder / PAGE
+    refuse_foreign(page)
+    path = spectral.write_report(folder, page)
     click.echo(_tell_page(path))
 
 
@@ -165,8 +173,12 @@ def plot(table: Path, figure: str | None, out: Path | None) -> None:
     Example:
       spectral plot run/summary.csv --out levels.pdf
     """
+    from spectral.files import refuse_foreign
     from spectral.lineage import read_result
 
+    # A folder's name has no suffix ("run-0.5"), and may be "."
+    beside = table.parent / f"{table.resolve().name}.png" if table.is_dir() else table.with_suffix(".png")
+    refuse_foreign(out or beside)
     if table.is_dir():
         frame = spectral.summarize_measurements(spectral.read(table))
     else:
@@ -175,8 +187,6 @@ def plot(table: Path, figure: str | None, out: Path | None) -> None:
         except (OSError, ValueError) as error:
             raise SpectralError(f"{table} can't be read as a table ({error})") from error
     name, drawn = spectral.figures.plot_table(frame, figure)
-    # A folder's name has no suffix ("run-0.5"), and may be "."
-    beside = table.parent / f"{table.resolve().name}.png" if table.is_dir() else table.with_suffix(".png")
     path = spectral.figures.save_figure(drawn, out or beside, name)
     click.echo(f"{name}: {path}")
 

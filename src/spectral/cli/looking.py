@@ -17,6 +17,7 @@ from spectral.cli.options import (
     model_options,
     silent_option,
 )
+from spectral.cli.output import write_printed
 from spectral.console import SpectralCommand
 from spectral.display import format_rows
 
@@ -54,9 +55,8 @@ def sites(
     """
     import pandas as pd
 
-    from spectral.json_files import write_json
     from spectral.measurement import describe_sites
-    from spectral.table import write_csv
+    from spectral.table import refuse_foreign_csv, write_csv
 
     # Where resolution drops doesn't depend on weights: none are downloaded.
     published = model.startswith(("timm/", "torchvision/")) and not set("@+") & set(model)
@@ -84,10 +84,12 @@ def sites(
         ]
         click.echo(format_rows(["name", "op", "factor", "input", "output"], rows))
     if csv_path:
-        write_csv(pd.DataFrame(records), csv_path)
+        table = pd.DataFrame(records)
+        refuse_foreign_csv(csv_path, table)
+        write_csv(table, csv_path)
     if json_path:
         content = {"model": model, "weights": info.weights_id, "size": shape, "sites": records}
-        write_json(content, json_path)
+        write_printed(content, json_path)
 
 
 @click.command(cls=SpectralCommand)
@@ -119,7 +121,6 @@ def classify(
       spectral classify nula/robust photo.png --top-k 3 --resize
     """
     from spectral.classification import classify as classify_image
-    from spectral.json_files import write_json
 
     net = network.load(model)
     info = spectral.model_info(net)
@@ -134,7 +135,7 @@ def classify(
             click.echo(f"{one['label']}: {one['score']:.2%}")
     if json_path:
         content = {"model": model, "weights": info.weights_id, "size": info.preprocessing.size}
-        write_json({**content, "resize": resize, "images": found}, json_path)
+        write_printed({**content, "resize": resize, "images": found}, json_path)
 
 
 def _load_with_example(

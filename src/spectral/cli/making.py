@@ -17,6 +17,7 @@ from spectral.cli.options import (
     model_options,
     quiet_option,
 )
+from spectral.cli.output import write_printed
 from spectral.console import (
     SpectralCommand,
     workers_option,
@@ -118,7 +119,6 @@ def train(
       spectral train nula --recipe nula-robust --data cifar10 --device cuda --out runs/nula
     """
     from spectral.files import ensure_writable
-    from spectral.json_files import write_json
     from spectral.study.tuning import convert_fresh, load_labelled_sets, name_architecture, train_checkpoint
     from spectral.surgery import check_remedies
     from spectral.training import find_recipe
@@ -155,7 +155,7 @@ def train(
     _refuse_json(json_path, path)
     result = train_checkpoint(path, name, sets, plan, device, start=begin, progress=not quiet)
     if json_path and find_launch().first:
-        write_json({"model": stem, "weights_file": str(path), **result}, json_path)
+        write_printed({"model": stem, "weights_file": str(path), **result}, json_path)
     click.echo(f"test accuracy {result['test_accuracy']:.2%}; weights in {path}")
 
 
@@ -252,7 +252,6 @@ def convert(
     """
     from spectral.data import find_example
     from spectral.distillation import FITTED_LR, HELD_OUT, STATE_NAME
-    from spectral.json_files import write_json
     from spectral.models.checkpoint import MADE, refuse_other_checkpoint, save_checkpoint
     from spectral.study.common import identify_network
     from spectral.study.tuning import name_architecture
@@ -292,7 +291,7 @@ def convert(
     report = spectral.conversion_report(smooth)
     click.echo(str(report))
     if json_path:
-        write_json({"model": model, "weights": info.weights_id, **report.to_dict()}, json_path)
+        write_printed({"model": model, "weights": info.weights_id, **report.to_dict()}, json_path)
     if not report.changes:
         raise SpectralError(
             f"nothing was replaced in {model}, so nothing is written; choose sites with --where"

@@ -82,11 +82,20 @@ def measure(
     answer = Answer(out, images)
     if answer.repeat():
         return
+    from spectral.run_folder import holds_run
+    from spectral.summary import SITES_TABLE, SUMMARY_FILE
+    from spectral.table import PROVENANCE, refuse_other_table
+
     net, info, pictures = network.load_with_images(model, images, limit, seed, workers, lazily=True)
     answer.depend_on(model, info)
     random = " (random weights, not trained)" if model.endswith("@random") else ""
     broken = _list_skipped(pictures)
     skipped = f"; {len(broken)} broken file(s) skipped" if broken else ""
+    if out and not holds_run(out / "measurements"):  # which says what its tables are of
+        asked = {"model": info.name, "weights": info.weights_id, "images": pictures.source, "seed": seed,
+                 "limit": limit, "taps": sorted(set(taps))}  # fmt: skip
+        for name in (SUMMARY_FILE, SITES_TABLE):
+            refuse_other_table(out / name, asked, out / PROVENANCE)
     answer.say(
         f"measuring {model}, weights {info.weights_id}{random}, on {describe_images(pictures)}{skipped}"
     )

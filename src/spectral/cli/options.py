@@ -58,14 +58,13 @@ def parse_images(ctx: click.Context, param: click.Parameter, value: tuple[str, .
 
 
 def check_writable(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    """Refuse a file that can't be written before anything is computed for it."""
-    from spectral.files import ensure_writable
-    from spectral.json_files import refuse_sealed
+    """Refuse a file that can't be written, or is another's, before anything is computed for it."""
+    from spectral.files import ensure_writable, refuse_foreign
 
     try:
         if value is not None:
             ensure_writable(value.parent)
-            refuse_sealed(value)
+            refuse_foreign(value)
     except SpectralError as error:
         raise click.BadParameter(str(error)) from error
     return value

@@ -18,17 +18,27 @@ if TYPE_CHECKING:
 SMALLEST_P = 0.001  # that is written out
 
 
+def write_printed(content: Mapping[str, Any], path: Path) -> None:
+    """Write what is printed as JSON.
+
+    Raises:
+        SpectralError: if a file of something else would be lost by it, or it can't be written.
+    """
+    from spectral.files import GENERATOR, refuse_foreign
+    from spectral.json_files import write_json
+
+    refuse_foreign(path)  # the command may have just written one
+    write_json({**content, "generator": GENERATOR}, path)
+
+
 def write_rows(table: pd.DataFrame, path: Path, facts: Mapping[str, Any]) -> None:
     """Write a table as JSON, a record per row and null for what is unknown, with what it is about.
 
     Raises:
-        SpectralError: if what says of other files what they are would be lost by it.
+        SpectralError: as `write_printed`.
     """
-    from spectral.json_files import refuse_sealed, write_json
-
-    refuse_sealed(path)  # the command may have just written one
     rows = json.loads(table.to_json(orient="records", double_precision=15))
-    write_json({**facts, "rows": rows}, path)
+    write_printed({**facts, "rows": rows}, path)
 
 
 def draw(stem: str, folder: Path) -> tuple[list[Path], str]:

@@ -71,7 +71,7 @@ from spectral.figures.robustness import plot_am_robustness, plot_attacks, plot_r
 from spectral.figures.spec import REGISTERED, TABLE_WRITERS, FigureSpec, Tables
 from spectral.figures.spectra import plot_aliasing_folding, plot_layerwise_power_spectra
 from spectral.figures.stability import plot_attribution, plot_diagonal_trace, plot_equivariance
-from spectral.figures.style import use_style
+from spectral.figures.style import sign, use_style
 from spectral.figures.tables import list_plots, plot_summary, plot_table, save_figure
 from spectral.files import replacing
 from spectral.lineage import read_result
@@ -318,9 +318,9 @@ def draw_all(results_dir: str | Path, stems: Iterable[str] | None = None, dpi: i
 def _save(drawn: Figure, path: Path, title: str, dpi: int) -> Path:
     """Write without dates, whole or not at all."""
     kind = path.suffix[1:]
-    undated = {"pdf": {"CreationDate": None}, "png": {"Software": None}}[kind]
+    undated = {"CreationDate": None} if kind == "pdf" else {}
     with replacing(path) as temporary, use_style():
-        drawn.savefig(temporary, format=kind, dpi=dpi, metadata={"Title": title, **undated})
+        drawn.savefig(temporary, format=kind, dpi=dpi, metadata={**sign(kind, title), **undated})
     return path
 
 

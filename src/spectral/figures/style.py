@@ -22,6 +22,8 @@ from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 from matplotlib.typing import LineStyleType
 from numpy.typing import NDArray
 
+from spectral.files import GENERATOR
+
 COLUMN_WIDTH, FULL_WIDTH = 3.5, 7.2  # inches: one and two columns of a journal page
 SMALL, NORMAL, LARGE = 7.0, 7.5, 8.5  # points at final size
 LEGEND_LINE = 100  # characters of three entries that fit in the full width
@@ -66,6 +68,20 @@ STYLE: dict[Any, Any] = {
     "savefig.facecolor": "white",
     "pdf.fonttype": 42,
 }
+
+
+def sign(kind: str, title: str) -> dict[str, str]:
+    """Return what a figure's file says of itself: its title, and what wrote it.
+
+    Args:
+        kind: png, pdf or svg.
+        title: of the figure.
+
+    Example:
+        >>> sorted(sign("png", "Levels"))
+        ['Software', 'Title']
+    """
+    return {"Title": title, "Software" if kind == "png" else "Creator": GENERATOR}
 
 
 def use_style() -> AbstractContextManager[None]:

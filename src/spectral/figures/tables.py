@@ -15,7 +15,7 @@ from spectral.figures.answers import ANSWERS
 from spectral.figures.diagnosis import COLOURS, MARKS, plot_fixes, plot_site_levels
 from spectral.figures.door import drawn_of
 from spectral.figures.spec import REGISTERED
-from spectral.figures.style import FULL_WIDTH, new_figure, use_style
+from spectral.figures.style import FULL_WIDTH, new_figure, sign, use_style
 from spectral.files import ensure_writable, replacing
 from spectral.schema import fill_words
 from spectral.table import require_commas
@@ -118,7 +118,7 @@ def save_figure(drawn: Figure, path: str | Path, title: str = "", dpi: int = 300
         raise SpectralError(f"{path}: a figure's name must end in {', '.join(KINDS)}")
     ensure_writable(path.parent)
     with use_style(), replacing(path) as temporary:
-        drawn.savefig(temporary, format=kind[1:], dpi=dpi, metadata={"Title": title})
+        drawn.savefig(temporary, format=kind[1:], dpi=dpi, metadata=sign(kind[1:], title))
     return path
 
 

@@ -27,7 +27,7 @@ from spectral.figures import (
     to_picture,
     to_svg,
 )
-from spectral.files import ensure_writable, write_whole
+from spectral.files import GENERATOR, ensure_writable, write_whole
 from spectral.operators import LOSSLESS
 from spectral.page.cells import (
     BUDGET,
@@ -156,10 +156,12 @@ def write_text(text: str, path: Path) -> Path:
 
 def make_environment() -> jinja2.Environment:
     """Return what finds and fills templates; everything is escaped, and a name that is absent is an error."""
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("spectral.page"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
+    environment.globals["generator"] = GENERATOR
+    return environment
 
 
 def render_page(found: Sequence[Diagnosis]) -> str:
