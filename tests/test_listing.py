@@ -111,6 +111,8 @@ def test_a_link_stays_one_and_a_device_too(tmp_path):
     os.mkfifo(pipe)
     code, said = run("list", "layers", "--json", pipe)
     assert (code, "is a device or a pipe; name a file" in said) == (2, True)
+    code, said = run("list", "layers", "--json", tmp_path / ("n" * 256))
+    assert (code, "can't be written (File name too long)" in said) == (2, True)
 
 
 def test_a_folder_has_its_picture_under_its_whole_name(tmp_path, monkeypatch):

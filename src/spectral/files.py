@@ -8,6 +8,7 @@ import itertools
 import os
 import re
 import socket
+import stat
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -139,7 +140,7 @@ def refuse_foreign(path: Path, mark: str = GENERATOR) -> None:
         mark: what stands in all that may be written again.
 
     Raises:
-        SpectralError: if it is another's, or a device.
+        SpectralError: if it is another's, a device, or can't be one.
 
     Example:
         >>> refuse_foreign(Path(__file__))
@@ -162,7 +163,14 @@ def refuse_foreign(path: Path, mark: str = GENERATOR) -> None:
 
 def _require_file(path: Path) -> None:
     """Refuse what is neither a file nor a folder: who has the right to would put a file in its place."""
-    if path.exists() and not (path.is_file() or path.is_dir()):
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:  # such as a name that is too long
+        why = error.strerror or str(error)
+        raise StorageError(f"{path} can't be written ({why}); choose another place") from error
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise StorageError(f"{path} is a device or a pipe; name a file")
 
 
