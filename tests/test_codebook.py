@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -108,6 +109,12 @@ def test_units_are_those_of_the_values():
     for column in ("power_mean", "power_p10", "power_p90"):
         assert describe_column(column)[0] == "share"
         assert profile[column].between(0, 1).all()
+    moved = pd.read_csv(RESULTS / "tables/phase4_equivariance.csv")
+    assert np.allclose(moved["psnr_db"], -10 * np.log10(moved["mse_ratio"]), atol=1e-6)
+    assert "of their mean error" in describe_column("psnr_db")[1]
+    ratios = pd.read_csv(RESULTS / "tables/phase7_layers_sites.csv").query("alias_power_db > -90")
+    assert np.allclose(ratios["alias_power_db"], 10 * np.log10(ratios["alias_power_ratio"]), atol=1e-6)
+    assert "of their mean ratio" in describe_column("alias_power_db")[1]
 
 
 def test_the_sign_of_a_difference_is_told_as_it_is():
