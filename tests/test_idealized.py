@@ -190,6 +190,42 @@ def test_a_transposed_convolution_of_what_no_border_reaches_stays_as_it_was(name
         torch.testing.assert_close(ideal(x), net(x), rtol=0, atol=1e-12)
 
 
+# Where a stride doesn't divide a map, its samples lie evenly on the circle ----------------------------------
+
+
+@pytest.mark.parametrize("sources", [["border"], ["border", "decimation"]])
+@pytest.mark.parametrize(("extent", "count"), [(13, 7), (14, 7)])
+def test_a_tone_is_read_at_even_places_and_goes_where_it_would_fold(sources, extent, count):
+    net, places = nn.Conv1d(1, 1, 1, 2, bias=False).double(), torch.arange(count).double() / count
+    nn.init.ones_(net.weight)
+    for bin in (2, 5):
+        x = torch.cos(2 * torch.pi * bin * torch.arange(extent).double() / extent)
+        tone = torch.cos(2 * torch.pi * bin * places)
+        expected = tone if bin == 2 or "decimation" not in sources else torch.zeros_like(tone)
+        with torch.no_grad(), idealize(net, sources) as ideal:
+            torch.testing.assert_close(ideal(x[None, None])[0, 0], expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("sources", [["border"], ["border", "decimation"]])
+def test_axes_of_which_a_stride_divides_one_are_each_made_ideal(sources):
+    """Of a product of rows and columns, a product of kernels makes the product of both signals' answers."""
+    draw = torch.Generator().manual_seed(0)
+    kernels, signals = (
+        [torch.randn(n, dtype=torch.float64, generator=draw) for n in sizes] for sizes in ((3, 3), (12, 13))
+    )
+    answers = []
+    for kernel, x in zip(kernels, signals, strict=True):
+        net = nn.Conv1d(1, 1, 3, 2, 1, bias=False).double()
+        net.weight.data = kernel[None, None]
+        with torch.no_grad(), idealize(net, sources) as ideal:
+            answers.append(ideal(x[None, None])[0, 0])
+    net = nn.Conv2d(1, 1, 3, 2, 1, bias=False).double()
+    net.weight.data = torch.outer(*kernels)[None, None]
+    with torch.no_grad(), idealize(net, sources) as ideal:
+        y = ideal(torch.outer(*signals)[None, None])[0, 0]
+    torch.testing.assert_close(y, torch.outer(*answers), rtol=0, atol=1e-12)
+
+
 # Without ideal borders, samples stay where they are --------------------------------------------------------
 
 PERIODIC = {

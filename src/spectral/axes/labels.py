@@ -178,6 +178,8 @@ def cut(axis: Axis, start: int, extent: int, step: int = 1) -> Axis:
         True
         >>> cut(tokens, 0, 1) == single("?", 1)
         True
+        >>> cut(tokens, 0, 9) == Axis((joined((Factor("h", 2, 4), Factor("w", 4)), before=1, after=0),))
+        True
     """
     whole = axis.joined
     parts = whole.parts if whole is not None else axis.factors
