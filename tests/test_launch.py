@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import re
+from datetime import timedelta
 
+import pytest
+from click.testing import CliRunner
+
+from spectral.cli import main
 from spectral.errors import SpectralError
 from spectral.launch import Launch, choose_device, find_launch
 
@@ -64,3 +69,16 @@ def test_processes_that_would_take_the_same_device_unawares_are_refused(monkeypa
 def test_a_place_that_is_no_number_is_refused(monkeypatch):
     with pytest.raises(SpectralError, match="SLURM_LOCALID must be a whole number ≥ 0, got 'x'"):
         place(monkeypatch, SLURM_LOCALID="x")
+
+
+def test_a_process_whose_first_rank_never_comes_says_so(monkeypatch, capfd):
+    """Variables that a job has left in a shell: what rank 1 said went nowhere, after ten minutes."""
+    launch = {"RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": 1}
+    for name, value in launch.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr("spectral.ranks.PATIENCE", timedelta(seconds=2))
+    monkeypatch.setattr("spectral.ranks.QUIET", timedelta(seconds=0.5))
+    assert CliRunner().invoke(main, ["measure", "bundled/resnet20@random"]).exit_code == 2
+    said = capfd.readouterr().err
+    assert "rank 1 of 2 has waited 0.5 s" in said
+    assert len(re.findall("Error: RANK=1 and WORLD_SIZE=2 are set, .* unset RANK and WORLD_SIZE", said)) == 1

@@ -123,7 +123,9 @@ class SpectralCommand(_OneVoice):
                     ctx.exit(code)
                 if ranks is not None:
                     sentence = ranks.share_failure(error, sentence)
-                click.echo(f"Error: {sentence}", err=True)
+                # Of processes that haven't met the first, which speaks for all, may not be there.
+                apart = ranks is None and launch.count > 1
+                click.echo(f"Error: {sentence}", file=sys.__stderr__ if apart else None, err=True)
                 if ranks is not None:
                     ranks.part()
                 ctx.exit(code)

@@ -9,6 +9,7 @@ import contextlib
 import gc
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -121,7 +122,7 @@ def joined(launch: Launch, *, apart: bool = False) -> Iterator[Ranks]:
     # The defaults of its functions hold the group that is there when it is first loaded.
     import torch.distributed.nn  # noqa: F401
 
-    from spectral.ranks import PATIENCE, Ranks, RanksError, alone, find_ranks
+    from spectral.ranks import PATIENCE, Ranks, RanksError, alone, find_ranks, saying_that_it_waits
 
     if launch.count == 1:
         yield Ranks()
@@ -132,13 +133,16 @@ def joined(launch: Launch, *, apart: bool = False) -> Iterator[Ranks]:
         with together:
             yield ranks
         return
+    where = ":".join(os.environ[name] for name in _MEETING)
+    way_out = "unset RANK and WORLD_SIZE to run one process"
     try:
-        dist.init_process_group("gloo", timeout=PATIENCE)
+        # Each for itself: the first, which speaks for all, may not be there.
+        with saying_that_it_waits(launch.rank, launch.count, way_out, sys.__stderr__):
+            dist.init_process_group("gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
-        where = ":".join(os.environ[name] for name in _MEETING)
         raise RanksError(
             f"RANK={launch.rank} and WORLD_SIZE={launch.count} are set, as torchrun does, but the ranks "
-            f"don't meet at {where} ({str(error).splitlines()[0]}); unset both to run one process"
+            f"don't meet at {where} ({str(error).splitlines()[0]}); {way_out}"
         ) from error
     before = signal.signal(signal.SIGTERM, _stop)
     try:

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TextIO, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -254,7 +254,7 @@ class Ranks:
         if self._pending is None:
             return 0, False
         (work, found), self._pending = self._pending, None
-        with _noticing_loss(), _saying_that_it_waits(self.rank, self.count):
+        with _noticing_loss(), saying_that_it_waits(self.rank, self.count):
             work.wait()
         kinds, done, finished = torch.stack(found).unbind(1)
         if _FAILURE in kinds:
@@ -265,7 +265,7 @@ class Ranks:
 
     def _gather(self, value: T) -> list[T]:
         found: list[Any] = [None] * self.count
-        with _noticing_loss(), _saying_that_it_waits(self.rank, self.count):
+        with _noticing_loss(), saying_that_it_waits(self.rank, self.count):
             dist.all_gather_object(found, value, group=self._group())
         return found
 
@@ -350,7 +350,7 @@ def find_ranks(patience: timedelta = PATIENCE) -> Ranks:
     if dist.group.WORLD not in known or None in known:
         try:
             # Beside the default one: NCCL takes no tensors in main memory, and others may be using it.
-            with _saying_that_it_waits(dist.get_rank(), dist.get_world_size()):
+            with saying_that_it_waits(dist.get_rank(), dist.get_world_size()):
                 known = [dist.group.WORLD, dist.new_group(backend="gloo", timeout=patience)]
         except RuntimeError as error:
             raise RanksError(
@@ -407,17 +407,25 @@ def _noticing_loss() -> Iterator[None]:
 
 
 @contextmanager
-def _saying_that_it_waits(rank: int, count: int) -> Iterator[None]:
+def saying_that_it_waits(
+    rank: int, count: int, advice: str = f"in a program of your own {_TOGETHER}", stream: TextIO | None = None
+) -> Iterator[None]:
     """Say of a wait that it is long: nothing tells one for a slow rank from one for a rank that never comes.
 
     It is printed, not warned of: warnings are kept with the results, or for the end of a step.
+
+    Args:
+        rank: which of the processes this is.
+        count: how many there are.
+        advice: what to do if the others never come.
+        stream: where it is printed; by default where errors are.
     """
     seconds = QUIET.total_seconds()
     said = (
         f"rank {rank} of {count} has waited {seconds:g} s for the others, which are slower or do something "
-        f"else; in a program of your own {_TOGETHER}"
+        f"else; {advice}"
     )
-    word = threading.Timer(seconds, lambda: tqdm.write(said, file=sys.stderr))
+    word = threading.Timer(seconds, lambda: tqdm.write(said, file=stream or sys.stderr))
     word.start()
     try:
         yield
