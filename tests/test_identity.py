@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,25 @@ from spectral.models import load_model
 from spectral.network import make_inputs
 from spectral.sites import watch_sites
 from spectral.surgery import convert
+
+
+LATE = """
+import time
+from torch import nn
+from spectral.identity import begin_weights_id
+
+class Weights(dict):
+    def __iter__(self):
+        time.sleep(0.3)
+        print("through")
+        return super().__iter__()
+
+class Network(nn.ReLU):
+    def state_dict(self):
+        return Weights()
+
+begin_weights_id(Network())
+"""
 
 
 class Scaled(nn.Module):
@@ -275,3 +296,9 @@ def test_a_network_whose_output_is_no_number_is_the_same_one(weight):
         net.convolution.weight.fill_(weight)
     x = make_inputs(image())
     assert identify(copy.deepcopy(net), x).find_difference(identify(net, x).describe()) is None
+
+
+def test_a_process_ends_after_what_it_has_begun():
+    """After a refused call nobody asks for the weights' id: a process that ended in its code was aborted."""
+    done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "through\n", "")

@@ -43,8 +43,7 @@ ALLOWED = {
     "copying": {"locks"},
     "reach": set(),
     "surroundings": set(),
-    "ahead": set(),
-    "identity": {"ahead", "inputs", "models", "standin", "surgery"},
+    "identity": {"inputs", "models", "standin", "surgery"},
     "standin": {"copying", "inputs", "interrupts", "locks", "network", "reach", "surroundings", "tensors"},
     "batchwise": {"inputs", "operators", "tensors"},
     "randomness": {"batchwise", "operators", "tensors"},
@@ -313,7 +312,6 @@ ALLOWED = {
         "table_arguments",
     },
     "measurement": {
-        "ahead",
         "arguments",
         "attributes",
         "classes",

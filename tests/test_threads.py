@@ -14,7 +14,6 @@ from test_measurement import tiny
 from torch import Tensor, nn
 
 import spectral
-from spectral.ahead import Ahead
 from spectral.errors import SpectralError
 from spectral.locks import alone, is_held
 from spectral.measurement import measure
@@ -159,13 +158,3 @@ def test_locks_are_of_modules_and_may_be_taken_again():
         assert in_threads(lambda: is_held(layer)) == [False]
     waiting.join(300)
     assert not waiting.is_alive()
-
-
-def test_what_is_worked_out_ahead_says_what_went_wrong_to_whoever_asks() -> None:
-    def fail() -> int:
-        raise SpectralError("no weights")
-
-    ahead = Ahead(fail)
-    for _ in range(2):
-        with pytest.raises(SpectralError, match="no weights"):
-            _ = ahead.value

@@ -14,6 +14,7 @@ import json
 import math
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
@@ -24,7 +25,6 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import module as torch_module
 from torch.utils._pytree import tree_leaves
 
-from spectral.ahead import Ahead
 from spectral.errors import SpectralError
 from spectral.inputs import Inputs
 from spectral.models import model_info
@@ -168,7 +168,7 @@ class Stillness:
 
 
 def identify(
-    model: nn.Module, example: Inputs, *, still: bool = False, weights: Ahead[str] | None = None
+    model: nn.Module, example: Inputs, *, still: bool = False, weights: Future[str] | None = None
 ) -> Identity:
     """Find out which network it is; it is run once or twice, as a copy.
 
@@ -211,7 +211,7 @@ def identify(
     steps = json.loads(json.dumps(report.steps, default=str)) if report else []
     kinds = {name: _name(type(module)) for name, module in model.named_modules()}
     return Identity(
-        weights=(weights or begin_weights_id(model)).value,
+        weights=(weights or begin_weights_id(model)).result(),
         modules={name: f"{kind} {_digest(settings.get(name, {}))}" for name, kind in kinds.items()},
         conversion=steps,
         hooks=list_hooks(model),
@@ -234,21 +234,14 @@ def find_structure(model: nn.Module) -> str:
     return f"sha256:{_digest(json.loads(json.dumps(parts, default=str)), 16)}"
 
 
-def find_weights_id(model: nn.Module) -> str:
-    """Return the id of the weights as they are now: a model that was trained or altered keeps its old info.
-
-    Example:
-        >>> find_weights_id(nn.ReLU())
-        'sha256:e3b0c44298fc1c14'
-    """
-    return begin_weights_id(model).value
-
-
-def begin_weights_id(model: nn.Module) -> Ahead[str]:
+def begin_weights_id(model: nn.Module) -> Future[str]:
     """Begin to work out the id of the weights as they are now, which takes as long as finding sites does.
 
+    A model that was trained or altered keeps its old info. Hashing leaves Python's lock alone; nothing may
+    write to the weights meanwhile.
+
     Example:
-        >>> begin_weights_id(nn.ReLU()).value
+        >>> begin_weights_id(nn.ReLU()).result()
         'sha256:e3b0c44298fc1c14'
     """
     info, state = model_info(model), model.state_dict()
@@ -258,7 +251,11 @@ def begin_weights_id(model: nn.Module) -> Ahead[str]:
         now = hash_state(state)
         return recorded if recorded.endswith(now.partition(":")[2]) else now
 
-    return Ahead(find)
+    # Python waits for the thread at its end: a daemon that is in torch's code then aborts the whole process.
+    pool = ThreadPoolExecutor(max_workers=1)
+    found = pool.submit(find)
+    pool.shutdown(wait=False)
+    return found
 
 
 def list_settings(model: nn.Module) -> _Settings:

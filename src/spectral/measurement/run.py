@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,6 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from spectral.ahead import Ahead
 from spectral.capture import Tap
 from spectral.errors import SpectralError, suggest
 from spectral.hooks import FeatureExtractor
@@ -67,7 +67,7 @@ class Run:
         feed: Feed,
         metrics: Sequence[str],
         taps: tuple[Tap, ...],
-        weights: Ahead[str],
+        weights: Future[str],
         *,
         demanded: bool,
         kept: bool = True,
