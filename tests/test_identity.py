@@ -24,7 +24,6 @@ from spectral.network import make_inputs
 from spectral.sites import watch_sites
 from spectral.surgery import convert
 
-
 LATE = """
 import time
 from torch import nn

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from fractions import Fraction
 from typing import Any
@@ -17,9 +17,10 @@ from spectral.arguments import as_integer
 from spectral.causes import Upsampling, find_upsampling
 from spectral.causes.watching import FILTERS_IMAGES, FunctionMode, Turns
 from spectral.errors import SpectralError
+from spectral.inputs import Inputs
 from spectral.intake import Feed
 from spectral.measurement import insert_clusters
-from spectral.network import Take, undisturbed
+from spectral.network import Take
 from spectral.numerics.scaling import find_scale
 from spectral.ranks import shared
 from spectral.sharing import Sharing
@@ -127,17 +128,15 @@ def measure_imaging(
         )
     share = Sharing(feed, batch_size)
 
-    def look() -> Iterator[list[dict[str, Any]]]:
-        for indices, inputs in feed.batches(batch_size, indices=share.indices):
-            found: dict[str, tuple[list[float], float]] = {}
-            with _Reader(model, places, lambda place, *call: found.update({place.name: _look(place, *call)})):  # noqa: B023
-                feed.run(inputs)
-            ids = [feed.images.ids[i] for i in indices]
-            yield [row for place in places for row in _write_rows(place, ids, found.get(place.name))]
+    def look(indices: Sequence[int], inputs: Inputs) -> list[dict[str, Any]]:
+        found: dict[str, tuple[list[float], float]] = {}
+        with _Reader(model, places, lambda place, *call: found.update({place.name: _look(place, *call)})):
+            feed.run(inputs)
+        ids = [feed.images.ids[i] for i in indices]
+        return [row for place in places for row in _write_rows(place, ids, found.get(place.name))]
 
-    with undisturbed(model), torch.no_grad(), share.bar(f"imaging of {feed.name}", progress) as bar:
-        rows = [row for part in share.gather(look(), bar) for row in part]
-    table = pd.DataFrame(rows)
+    parts = share.run(feed.batches, look, f"imaging of {feed.name}", progress)
+    table = pd.DataFrame([row for part in parts for row in part])
     table.insert(0, "model", feed.name)
     return insert_clusters(table, feed.images)[COLUMNS]
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
+import torch
 from tqdm import tqdm
 
 from spectral.data.labels import digest_labels
 from spectral.errors import SpectralError
 from spectral.identity import Identity, identify
 from spectral.inputs import Inputs
+from spectral.network import undisturbed
 from spectral.ranks import Ranks, find_ranks
 from spectral.sameness import find_difference
 
@@ -58,12 +60,12 @@ class Sharing:
         >>> from spectral.intake import Feed
         >>> feed = Feed(torch.nn.Flatten(), torch.rand(3, 1, 4, 4), caller="example")
         >>> share = Sharing(feed, 2)
-        >>> share.gather(inputs.count for _, inputs in feed.batches(2, indices=share.indices))
+        >>> share.run(feed.batches, lambda _, inputs: inputs.count, "counting", progress=False)
         [2, 1]
     """
 
     def __init__(self, feed: Source, batch_size: int) -> None:
-        self.ranks, self._batch_size = find_ranks(), batch_size
+        self.ranks, self._batch_size, self._model = find_ranks(), batch_size, feed.model
         every = range(len(feed.images))
         self._total = len(every)
         batches = [every[start : start + batch_size] for start in every[::batch_size]]
@@ -79,6 +81,27 @@ class Sharing:
     def shows(self, progress: bool) -> bool:
         """Say whether this is the rank that shows a bar, if one is asked for."""
         return progress and self.ranks.first
+
+    def run(
+        self,
+        read: Callable[..., Iterable[tuple[Sequence[int], Any]]],
+        look: Callable[[Sequence[int], Any], T],
+        doing: str,
+        progress: bool,
+        leave: bool = True,
+    ) -> list[T]:
+        """Look at every batch without gradients, the network left as it was; return what all ranks' gave.
+
+        Args:
+            read: gives batches as (indices, batch), as `spectral.intake.Feed.batches` does.
+            look: what is made of one.
+            doing: what the bar says.
+            progress: show it.
+            leave: whether it stays when it is full.
+        """
+        batches = read(self._batch_size, indices=self.indices)
+        with undisturbed(self._model), torch.no_grad(), self.bar(doing, progress, leave) as bar:
+            return self.gather((look(*batch) for batch in batches), bar)
 
     def gather(self, found: Iterable[T], bar: tqdm[Any] | None = None) -> list[T]:
         """Return what the batches of all ranks gave.

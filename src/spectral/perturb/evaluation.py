@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
-import torch
 from torch import Tensor, nn
 
 from spectral.arguments import as_integer, as_list
@@ -17,7 +16,7 @@ from spectral.errors import SpectralError
 from spectral.intake import Feed
 from spectral.measurement import find_clusters, insert_clusters
 from spectral.models.preprocessing import find_preparation
-from spectral.network import Take, arrange_image, make_inputs, read_scores, undisturbed
+from spectral.network import Take, arrange_image, make_inputs, read_scores
 from spectral.perturb.operators import Identity, Perturbation, make_perturbation
 from spectral.ranks import shared
 from spectral.sharing import Sharing
@@ -77,24 +76,22 @@ def measure_predictions(
     labels = feed.number_labels(images.labels)
     share = Sharing(feed, batch_size)
 
-    def look() -> Iterator[pd.DataFrame]:
-        for indices, batch in classify.batches(batch_size, indices=share.indices):
-            found = {p.name: classify(p(batch, indices)).max(-1) for p in tests}
-            clean = found["clean"].indices.cpu().numpy()
-            yield pd.concat([
-                pd.DataFrame({
-                    "image": [images.ids[i] for i in indices],
-                    "label": pd.array([labels[i] for i in indices], dtype="Int64"),
-                    "perturbation": name,
-                    "prediction": prediction.cpu().numpy(),
-                    "confidence": confidence.cpu().numpy(),
-                    "clean_prediction": clean,
-                })
-                for name, (confidence, prediction) in found.items()
-            ])  # fmt: skip
+    def look(indices: Sequence[int], batch: Tensor) -> pd.DataFrame:
+        found = {p.name: classify(p(batch, indices)).max(-1) for p in tests}
+        clean = found["clean"].indices.cpu().numpy()
+        return pd.concat([
+            pd.DataFrame({
+                "image": [images.ids[i] for i in indices],
+                "label": pd.array([labels[i] for i in indices], dtype="Int64"),
+                "perturbation": name,
+                "prediction": prediction.cpu().numpy(),
+                "confidence": confidence.cpu().numpy(),
+                "clean_prediction": clean,
+            })
+            for name, (confidence, prediction) in found.items()
+        ])  # fmt: skip
 
-    with undisturbed(model), torch.no_grad(), share.bar("perturbing", progress, leave=False) as bar:
-        frames = share.gather(look(), bar)
+    frames = share.run(classify.batches, look, "perturbing", progress, leave=False)
     table = insert_clusters(pd.concat(frames, ignore_index=True), images)
     table["agree"] = table["prediction"] == table["clean_prediction"]
     table["correct"] = table["prediction"] == table["label"]  # missing where the label is

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,7 +18,7 @@ from spectral.errors import SpectralError, suggest
 from spectral.inputs import Inputs
 from spectral.intake import Feed
 from spectral.measurement import insert_clusters
-from spectral.network import Take, map_planes, undisturbed
+from spectral.network import Take, map_planes
 from spectral.ranks import shared
 from spectral.sharing import Sharing
 from spectral.stability.reading import Size, check_counts, find_size, predict_views
@@ -110,6 +109,7 @@ def measure_consistency(
         I. Dokmanić, Truly shift-invariant convolutional neural networks, CVPR 2021 (circular, CIFAR).
 
     Example:
+        >>> import torch
         >>> mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         >>> table = measure_consistency(mean, torch.rand(4, 3, 8, 8).double(), pairs=2, progress=False)
         >>> len(table), float(table["agree"].mean())
@@ -135,17 +135,17 @@ def measure_consistency(
     at_once = max(1, batch_size // (2 * pairs))
     share = Sharing(feed, at_once)
 
-    def look() -> Iterator[pd.DataFrame]:
-        for indices, batch in _batches(feed, size, rules.enlarges, at_once, share.indices):
-            shifts = np.stack([draw_shifts(low, high, pairs, seed, i, rules.fractional) for i in indices])
-            views = [(k, partial(_view, rules=rules, shift=s, size=size)) for k, own in enumerate(shifts)
-                     for s in own.reshape(-1, 2)]  # fmt: skip
-            found = predict_views(feed, batch, views, batch_size).argmax(-1)
-            classes = found.view(len(indices), pairs, 2)
-            yield _tabulate([source.ids[i] for i in indices], shifts, classes.numpy())
+    def look(indices: Sequence[int], batch: Inputs) -> pd.DataFrame:
+        if rules.enlarges:
+            batch = _enlarge_images(feed, batch, find_crop_source(size))
+        shifts = np.stack([draw_shifts(low, high, pairs, seed, i, rules.fractional) for i in indices])
+        views = [(k, partial(_view, rules=rules, shift=s, size=size)) for k, own in enumerate(shifts)
+                 for s in own.reshape(-1, 2)]  # fmt: skip
+        found = predict_views(feed, batch, views, batch_size).argmax(-1)
+        classes = found.view(len(indices), pairs, 2)
+        return _tabulate([source.ids[i] for i in indices], shifts, classes.numpy())
 
-    with undisturbed(model), torch.no_grad(), share.bar(f"shifting {feed.name}", progress) as bar:
-        frames = share.gather(look(), bar)
+    frames = share.run(feed.read_batches, look, f"shifting {feed.name}", progress)
     table = insert_clusters(pd.concat(frames, ignore_index=True), source)
     table.insert(2, "protocol", protocol)
     table.insert(3, "fill", rules.fill)
@@ -241,15 +241,9 @@ PROTOCOLS = {
 }
 
 
-def _batches(
-    feed: Feed, size: Size, enlarge: bool, count: int, own: list[int]
-) -> Iterator[tuple[list[int], Inputs]]:
-    """Yield images, not yet normalised, of the size that views are cut from."""
-    larger = find_crop_source(size)
-    for indices, inputs in feed.read_batches(count, indices=own):
-        if enlarge:  # what is taken as it is has no larger original
-            inputs = map_planes(inputs, lambda x: _enlarge(x, larger), feed.layout_of(inputs))
-        yield indices, inputs
+def _enlarge_images(feed: Feed, batch: Inputs, size: Size) -> Inputs:
+    """Bring images to the size that views are cut from: what is taken as it is has no larger original."""
+    return map_planes(batch, lambda x: _enlarge(x, size), feed.layout_of(batch))
 
 
 def _enlarge(x: Tensor, size: Size) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from spectral.errors import SpectralError
+from spectral.inputs import Inputs
 from spectral.instability import compute_logit_jitter, compute_logit_spread
 from spectral.intake import Feed
 from spectral.measurement import insert_clusters
-from spectral.network import Scores, Take, undisturbed
+from spectral.network import Scores, Take
 from spectral.ranks import shared
 from spectral.sharing import Sharing
 from spectral.sites import find_sites
@@ -111,17 +112,16 @@ def measure_stability(
     borders = CircularBorders(feed) if circular else None
     share = Sharing(feed, batch_size)
 
-    def look() -> Iterator[tuple[pd.DataFrame, Tensor, Tensor]]:
-        for indices, inputs in feed.batches(batch_size, indices=share.indices):
-            views = Views(feed, inputs)
-            frame = _tabulate(views, [source.ids[i] for i in indices], steps)
-            closed = borders.find_sis(inputs) if borders else None
-            frame["sis_circular"] = np.nan if closed is None else closed.cpu().numpy()
-            jumps = compute_logit_jitter(views.still.logits, [v.logits for v in views.nearest()], 1.0)
-            yield frame, jumps.cpu(), views.still.logits.cpu()
+    def look(indices: Sequence[int], inputs: Inputs) -> tuple[pd.DataFrame, Tensor, Tensor]:
+        views = Views(feed, inputs)
+        frame = _tabulate(views, [source.ids[i] for i in indices], steps)
+        closed = borders.find_sis(inputs) if borders else None
+        frame["sis_circular"] = np.nan if closed is None else closed.cpu().numpy()
+        jumps = compute_logit_jitter(views.still.logits, [v.logits for v in views.nearest()], 1.0)
+        return frame, jumps.cpu(), views.still.logits.cpu()
 
-    with undisturbed(model), torch.no_grad(), share.bar(f"shifting {feed.name}", progress) as bar:
-        frames, jumps, own = zip(*share.gather(look(), bar), strict=True)
+    found = share.run(feed.batches, look, f"shifting {feed.name}", progress)
+    frames, jumps, own = zip(*found, strict=True)
     table = pd.concat(frames, ignore_index=True)
     where = feed.describe_logits() or "output"
     table["logit_jitter"], lacking = _normalise(torch.cat(jumps), torch.cat(own), where)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from functools import partial
 from itertools import product
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,7 +18,7 @@ from spectral.errors import SpectralError, suggest
 from spectral.inputs import Inputs
 from spectral.intake import Feed
 from spectral.measurement import insert_clusters
-from spectral.network import Take, undisturbed
+from spectral.network import Take
 from spectral.ranks import shared
 from spectral.sharing import Sharing
 from spectral.stability.reading import Size, check_counts, find_size, predict_views
@@ -80,6 +79,7 @@ def measure_worst_shift(
         L. Engstrom et al., Exploring the Landscape of Spatial Robustness, ICML 2019, of shifts alone.
 
     Example:
+        >>> import torch
         >>> mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         >>> table = measure_worst_shift(mean, torch.rand(4, 3, 8, 8).double(), max_shift=1)
         >>> table["n_shifts"].tolist(), float(table["stays"].mean())
@@ -102,18 +102,16 @@ def measure_worst_shift(
     at_once = max(1, batch_size // len(shifts))
     share = Sharing(feed, at_once)
 
-    def look() -> Iterator[list[dict[str, Any]]]:
-        for indices, batch in feed.read_batches(at_once, indices=share.indices):
-            found = _predict_shifted(feed, batch, [(0, 0), *shifts], fill, batch_size)
-            yield [
-                {"image": source.ids[index], "fill": fill, "max_shift": max_shift,
-                 "n_shifts": len(shifts), **_find_worst(probabilities, shifts), "label": labels[index]}
-                for index, probabilities in zip(indices, found, strict=True)
-            ]  # fmt: skip
+    def look(indices: Sequence[int], batch: Inputs) -> list[dict[str, Any]]:
+        found = _predict_shifted(feed, batch, [(0, 0), *shifts], fill, batch_size)
+        return [
+            {"image": source.ids[index], "fill": fill, "max_shift": max_shift,
+             "n_shifts": len(shifts), **_find_worst(probabilities, shifts), "label": labels[index]}
+            for index, probabilities in zip(indices, found, strict=True)
+        ]  # fmt: skip
 
-    with undisturbed(model), torch.no_grad(), share.bar(f"shifting {feed.name}", progress) as bar:
-        rows = [row for part in share.gather(look(), bar) for row in part]
-    table = pd.DataFrame(rows).astype({"label": "Int64"})
+    parts = share.run(feed.read_batches, look, f"shifting {feed.name}", progress)
+    table = pd.DataFrame([row for part in parts for row in part]).astype({"label": "Int64"})
     table["correct"] = table["prediction"] == table["label"]  # missing where the label is
     table["stays_correct"] = (table["correct"] & table["stays"]).mask(table["correct"].isna())
     return insert_clusters(table, source)
@@ -154,6 +152,7 @@ def measure_diagonal(
         SpectralError: for a number out of range, no images, or a model that is no classifier.
 
     Example:
+        >>> import torch
         >>> mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         >>> table = measure_diagonal(mean, torch.rand(1, 3, 8, 8).double(), steps=9, progress=False)
         >>> int(table["offset"].max()), bool(table["changed"].any())
@@ -169,21 +168,19 @@ def measure_diagonal(
     at_once = max(1, batch_size // steps)
     share = Sharing(feed, at_once)
 
-    def look() -> Iterator[pd.DataFrame]:
-        for indices, batch in feed.read_batches(at_once, indices=share.indices):
-            found = _predict_shifted(feed, batch, offsets, "circular", batch_size)
-            frames = []
-            for index, probabilities in zip(indices, found, strict=True):
-                classes = probabilities.argmax(1)
-                frames.append(pd.DataFrame({
-                    "image": source.ids[index], "fill": "circular", "offset": np.arange(steps),
-                    "prediction": classes, "confidence": probabilities[:, classes[0]],
-                    "changed": classes != classes[0],
-                }))  # fmt: skip
-            yield pd.concat(frames)
+    def look(indices: Sequence[int], batch: Inputs) -> pd.DataFrame:
+        found = _predict_shifted(feed, batch, offsets, "circular", batch_size)
+        frames = []
+        for index, probabilities in zip(indices, found, strict=True):
+            classes = probabilities.argmax(1)
+            frames.append(pd.DataFrame({
+                "image": source.ids[index], "fill": "circular", "offset": np.arange(steps),
+                "prediction": classes, "confidence": probabilities[:, classes[0]],
+                "changed": classes != classes[0],
+            }))  # fmt: skip
+        return pd.concat(frames)
 
-    with undisturbed(model), torch.no_grad(), share.bar(f"shifting {feed.name}", progress) as bar:
-        frames = share.gather(look(), bar)
+    frames = share.run(feed.read_batches, look, f"shifting {feed.name}", progress)
     return insert_clusters(pd.concat(frames, ignore_index=True), source)
 
 
