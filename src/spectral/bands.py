@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectral.errors import NotFiniteError, SpectralError, suggest
+from spectral.errors import NotFiniteError, SpectralError, check_choice
 from spectral.lowband import (
     analyse,
     find_highest,
@@ -209,8 +209,7 @@ def _prepare(
             f"measure_bands: expected (B, C) and {len(stride)} spatial axes, got {tuple(maps.shape)}"
         )
     for metric in metrics:
-        if metric not in QUOTIENTS:
-            raise SpectralError(f"measure_bands: unknown metric {metric!r}{suggest(metric, QUOTIENTS)}")
+        check_choice(metric, QUOTIENTS, "metric", "measure_bands")
     lattices = find_lattices(maps.shape[2:], stride, phase or 0, size, "measure_bands")
     return _Analysis(maps, lattices, metrics, exact), maps
 

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 _PACKAGE = str(Path(__file__).parent)
 
@@ -84,7 +85,33 @@ def explain_failure(error: Exception) -> str:
     return f"{type(error).__name__}: {first}{hint}"
 
 
-def suggest(name: str, options: Iterable[str], limit: int = 3) -> str:
+def check_choice(value: Any, allowed: Iterable[Any], what: str, caller: str = "") -> None:
+    """Make sure that a value is one of those that are allowed.
+
+    Args:
+        value: what was given.
+        allowed: all that will do.
+        what: what it is, for the message.
+        caller: whose name the message begins with.
+
+    Raises:
+        SpectralError: naming the nearest ones and all.
+
+    Example:
+        >>> check_choice("zero", ("zeros", "circular"), "fill", "shift")
+        Traceback (most recent call last):
+        spectral.errors.SpectralError: shift: unknown fill 'zero'; nearest: 'zeros'; allowed values are ...
+    """
+    names = list(allowed)
+    if value not in names:
+        begin = f"{caller}: " if caller else ""
+        raise SpectralError(
+            f"{begin}unknown {what} {value!r}{suggest(str(value), names)}; allowed values are "
+            f"{', '.join(names)}"
+        )
+
+
+def suggest(name: str, options: Iterable[str]) -> str:
     """Return ``"; nearest: 'a', 'b'"`` for a misspelt name, or an empty string when nothing is near.
 
     Example:
@@ -93,7 +120,7 @@ def suggest(name: str, options: Iterable[str], limit: int = 3) -> str:
         >>> suggest("zzz", ["layer1.conv1"])
         ''
     """
-    near = difflib.get_close_matches(name, list(options), n=limit, cutoff=0.5)
+    near = difflib.get_close_matches(name, list(options), n=3, cutoff=0.5)
     return f"; nearest: {', '.join(repr(n) for n in near)}" if near else ""
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spectral.capture import Capture, Tap
-from spectral.errors import NotFiniteError, SpectralError, suggest, warn
+from spectral.errors import NotFiniteError, SpectralError, check_choice, warn
 from spectral.graph import is_reentrant
 from spectral.hooks import FeatureExtractor
 from spectral.measurement import ALIAS_METRICS, AVR_METRICS, OPEN, SITE_METRICS, measure_capture
@@ -40,11 +40,7 @@ class _Attached:
         self._at_once: set[str] = set()
         caller = type(self).__name__
         for metric in metrics:
-            if metric not in allowed:
-                raise SpectralError(
-                    f"{caller}: unknown metric {metric!r}{suggest(metric, allowed)}; allowed values are "
-                    f"{', '.join(allowed)}"
-                )
+            check_choice(metric, allowed, "metric", caller)
         for device in {weight.device for weight in model.parameters()}:
             require_double(device, caller)
         measurable = [site for site in sites if site.measurable]

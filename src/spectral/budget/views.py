@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spectral.causes import Offset
-from spectral.errors import SpectralError, suggest
+from spectral.errors import check_choice
 from spectral.inputs import Inputs
 from spectral.intake import Feed
 from spectral.network import list_moves, map_planes, roll_inputs
@@ -69,11 +69,7 @@ def choose_shifts(shifts: str, stride: Mapping[str, int], seed: int, caller: str
         "pixel": Shifts(_roll), "half": Shifts(_move_half), "crop": Shifts(_crop, _roll_window),
         "random": Shifts(partial(_roll_randomly, stride=dict(stride), seed=seed)),
     }  # fmt: skip
-    if shifts not in known:
-        near = suggest(str(shifts), known)
-        raise SpectralError(
-            f"{caller}: unknown shifts {shifts!r}{near}; allowed values are {', '.join(known)}"
-        )
+    check_choice(shifts, known, "shifts", caller)
     return known[shifts]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from spectral.arguments import as_integer, as_path
 from spectral.capture import TAPS, Tap
-from spectral.errors import SpectralError, suggest, warn
+from spectral.errors import SpectralError, check_choice, warn
 from spectral.identity import begin_weights_id
 from spectral.intake import Feed
 from spectral.measurement.captures import DEFAULT_METRICS, METRICS, SITE_METRICS
@@ -188,8 +188,4 @@ def _check_choice(what: str, asked: Sequence[str], allowed: Sequence[str]) -> No
     if not asked:
         raise SpectralError(f"measure: {what} is empty; allowed values are {', '.join(allowed)}")
     for one in asked:
-        if one not in allowed:
-            raise SpectralError(
-                f"measure: unknown {what[:-1]} {one!r}{suggest(one, allowed)}; allowed values are "
-                f"{', '.join(allowed)}"
-            )
+        check_choice(one, allowed, what[:-1], "measure")

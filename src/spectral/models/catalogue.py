@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from spectral.dataless import Dataless
-from spectral.errors import SpectralError, suggest
+from spectral.errors import check_choice
 from spectral.models.info import IMAGENET
 from spectral.models.load import RANDOM_SEED
 from spectral.models.sources.libraries import import_antialiased, list_antialiased
@@ -69,7 +69,7 @@ def list_catalogue(libraries: Sequence[str] = LIBRARIES) -> list[Entry]:
         True
     """
     for library in libraries:
-        _require_library(library)
+        check_choice(library, LIBRARIES, "library")
     return [
         Entry(library, module, f"{library}/{name}")
         for library in libraries
@@ -124,7 +124,7 @@ def build_untrained(name: str, device: str = "meta") -> tuple[nn.Module, Example
         ((3, 16, 112, 112), 'meta')
     """
     library, _, bare = name.partition("/")
-    _require_library(library)
+    check_choice(library, LIBRARIES, "library")
     with torch.random.fork_rng(devices=[]), torch.device(device), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of initialising tensors without data
         torch.default_generator.manual_seed(RANDOM_SEED)
@@ -161,13 +161,6 @@ def _rank(entry: Entry) -> tuple[int, list[int], str]:
     """Order models from small to large: by the word for a size, then by the numbers."""
     sizes = [_SIZES.index(word) for word in entry.name.split("_")[1:] if word in _SIZES]
     return min(sizes, default=_SIZES.index("")), [int(n) for n in re.findall(r"\d+", entry.name)], entry.name
-
-
-def _require_library(library: str) -> None:
-    if library not in LIBRARIES:
-        raise SpectralError(
-            f"unknown library {library!r}{suggest(library, LIBRARIES)}; available: {', '.join(LIBRARIES)}"
-        )
 
 
 def _list_timm() -> list[tuple[str, str]]:

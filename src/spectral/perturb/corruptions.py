@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spectral.errors import SpectralError, suggest
+from spectral.errors import SpectralError, check_choice
 
 # The benchmark's fifteen, then the four that it holds back for validation.
 CORRUPTIONS = (
@@ -69,11 +69,7 @@ class Corruption:
     note: ClassVar[str] = "ImageNet-C's constants at every size; at 32 px not CIFAR-10-C"
 
     def __post_init__(self) -> None:
-        if self.kind not in CORRUPTIONS:
-            raise SpectralError(
-                f"Corruption: unknown kind {self.kind!r}{suggest(self.kind, CORRUPTIONS)}; available: "
-                f"{', '.join(CORRUPTIONS)}"
-            )
+        check_choice(self.kind, CORRUPTIONS, "kind", "Corruption")
         if self.severity not in SEVERITIES or self.seed < 0:
             raise SpectralError(
                 f"Corruption: severity must be a whole number from 1 to 5 and seed ≥ 0, got severity = "

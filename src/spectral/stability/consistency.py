@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spectral.arguments import as_integer
-from spectral.errors import SpectralError, suggest
+from spectral.errors import SpectralError, check_choice
 from spectral.inputs import Inputs
 from spectral.intake import Feed
 from spectral.measurement import insert_clusters
@@ -115,12 +115,7 @@ def measure_consistency(
         >>> len(table), float(table["agree"].mean())
         (8, 1.0)
     """
-    if protocol not in PROTOCOLS:
-        near = suggest(protocol, PROTOCOLS)
-        raise SpectralError(
-            f"measure_consistency: unknown protocol {protocol!r}{near}; allowed values are "
-            f"{', '.join(PROTOCOLS)}"
-        )
+    check_choice(protocol, PROTOCOLS, "protocol", CALLER)
     pairs, batch_size = check_counts(CALLER, pairs=pairs, batch_size=batch_size)
     seed = as_integer(seed, f"{CALLER}: seed", least=0)
     rules = PROTOCOLS[protocol]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spectral.arguments import as_integer
-from spectral.errors import SpectralError, suggest
+from spectral.errors import SpectralError, check_choice
 from spectral.inputs import Inputs
 from spectral.intake import Feed
 from spectral.measurement import insert_clusters
@@ -87,10 +87,7 @@ def measure_worst_shift(
     """
     caller = "measure_worst_shift"
     (batch_size,) = check_counts(caller, batch_size=batch_size)
-    if fill not in FILLS:
-        raise SpectralError(
-            f"{caller}: unknown fill {fill!r}{suggest(fill, FILLS)}; allowed values are {', '.join(FILLS)}"
-        )
+    check_choice(fill, FILLS, "fill", caller)
     feed = Feed(model, images, caller=caller, preprocessing=preprocessing, logits=logits)
     feed.require_scores()
     source = feed.images

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from spectral.errors import SpectralError, suggest
+from spectral.errors import SpectralError, check_choice
 from spectral.schema import with_bounds
 from spectral.stats.dependence import find_pearson
 from spectral.stats.estimate import average_clusters
@@ -85,11 +85,7 @@ def regress_cross_validated(
     """
     n, layers, target = _read_regression(X, y, clusters, folds)
     for name in estimators:
-        if name not in _ESTIMATORS:
-            raise SpectralError(
-                f"regress_cross_validated: unknown estimator {name!r}{suggest(str(name), _ESTIMATORS)}; "
-                f"allowed values are {', '.join(_ESTIMATORS)}"
-            )
+        check_choice(name, _ESTIMATORS, "estimator", "regress_cross_validated")
     fits = {name: fit for name, fit in _ESTIMATORS.items() if name in estimators}
     rng = np.random.default_rng(seed)
     parts: list[tuple[str, str, Vector]] = []

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from spectral.console import FilePath, workers_option
-from spectral.errors import SpectralError
+from spectral.errors import SpectralError, check_choice
 from spectral.launch import choose_device
 
 FAMILIES = ("strided", "blurpool", "nula")
@@ -94,8 +94,7 @@ class StudyOptions:
     full_limit: int = 256
 
     def __post_init__(self) -> None:
-        if self.preset not in PRESETS:
-            raise SpectralError(f"unknown preset {self.preset!r}; available: {', '.join(PRESETS)}")
+        check_choice(self.preset, PRESETS, "preset")
         if self.models is not None and not self.models:
             raise SpectralError("a study of no models has no results; name some, or leave models out")
         for option, source in (("images", self.images), ("data", self.data)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from spectral.errors import SpectralError, suggest
+from spectral.errors import SpectralError, check_choice
 from spectral.perturb import NULA_TRAINING, NULA_TRAINING_V1, make_perturbation
 
 
@@ -113,8 +113,5 @@ def find_recipe(name: str, **changes: Any) -> Recipe:
         >>> find_recipe("fast-fgsm", epochs=4).attack
         'fgsm'
     """
-    if name not in RECIPES:
-        raise SpectralError(
-            f"unknown recipe {name!r}{suggest(name, RECIPES)}; available: {', '.join(RECIPES)}"
-        )
+    check_choice(name, RECIPES, "recipe")
     return replace(RECIPES[name], **changes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from spectral.errors import SpectralError, suggest
+from spectral.errors import check_choice
 from spectral.study.survey.checks import Built
 from spectral.study.survey.libraries import audio, diffusers, medical, transformers, vision
 
@@ -55,8 +55,5 @@ def list_entries(libraries: Sequence[str] = LIBRARIES) -> list[Entry]:
         True
     """
     for library in libraries:
-        if library not in _LISTS:
-            raise SpectralError(
-                f"unknown library {library!r}{suggest(library, LIBRARIES)}; available: {', '.join(LIBRARIES)}"
-            )
+        check_choice(library, LIBRARIES, "library")
     return [Entry(library, name, build) for library in libraries for name, build in _LISTS[library]()]
