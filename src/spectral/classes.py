@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
+from spectral.errors import name_few
+
 SYNSET = re.compile(r"n\d{8}(?!\d)")  # an identifier of WordNet, as ImageNet's folders are called
 ALIKE = 0.95  # share of an ordered list of names that must be ImageNet's own for it to be that list
 MOST_CLASSES = 100_000  # of networks that don't say how many they have
@@ -101,11 +103,10 @@ def match_names(names: Sequence[str], others: Sequence[str] | None, count: int |
         return Matching({}, f"the network doesn't name its classes, and the labels have names; {SAY_SO}")
     places = _list_places(others)
     index = {place: found[0] for place, name in enumerate(own) if len(found := places.get(name, [])) == 1}
-    missing = [str(name) for place, name in enumerate(names) if place not in index]
+    missing = [name for place, name in enumerate(names) if place not in index]
     if not missing:
         return Matching(index)
-    shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-    reason = f"the network has {len(index)} of the labels' {len(own)} classes (not {shown})"
+    reason = f"the network has {len(index)} of the labels' {len(own)} classes (not {name_few(missing)})"
     return Matching(index if len(index) >= ENOUGH * len(own) else {}, reason)
 
 

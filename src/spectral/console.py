@@ -32,6 +32,8 @@ BAD_INPUT, DEFECT, INTERRUPTED = 2, 1, 130
 _SHOWN, _RANKS = f"{__name__}.shown", f"{__name__}.ranks"
 
 
+device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda, …")
+quiet_option = click.option("--quiet", is_flag=True, help="No progress bars.")
 workers_option = click.option(
     "--workers", type=click.IntRange(min=0), metavar="N",
     help="Processes that decode images, as many as help by default; 0 decodes in the main process.",

@@ -124,6 +124,17 @@ def suggest(name: str, options: Iterable[str]) -> str:
     return f"; nearest: {', '.join(repr(n) for n in near)}" if near else ""
 
 
+def name_few(names: Iterable[object], most: int = 3) -> str:
+    """List the first names, and say that there are more.
+
+    Example:
+        >>> name_few(["a", "b", "c", "d"])
+        'a, b, c, …'
+    """
+    listed = [str(name) for name in names]
+    return ", ".join([*listed[:most], "…"] if len(listed) > most else listed)
+
+
 def warn(message: str) -> None:
     """Warn whoever called this package, at the line that did, however deep the call is."""
     level, frame = 1, sys._getframe()

@@ -96,16 +96,16 @@ def format_share(value: Any) -> str:
     return NOTHING if _is_unknown(value) else write_share(value)
 
 
-def format_number(value: Any, signed: bool = False) -> str:
+def format_number(value: Any) -> str:
     """Write a number with three digits.
 
     Example:
-        >>> format_number(0.01234), format_number(-0.5, signed=True), format_number(4089184256)
+        >>> format_number(0.01234), format_number(-0.5), format_number(4089184256)
         ('0.0123', '−0.5', '4.09e+09')
     """
     if _is_unknown(value):
         return NOTHING
-    return f"{value:{'+' if signed else ''}.3g}".replace("-", "−").replace("e−", "e-")
+    return f"{value:.3g}".replace("-", "−").replace("e−", "e-")
 
 
 def format_count(value: Any) -> str:

@@ -154,11 +154,6 @@ class AxisTracker:
         for weight in weights:
             self._learned[weight] = True
 
-    def mark_fixed(self, tensors: Iterable[Tensor]) -> None:
-        """Note buffers, and what else a model keeps."""
-        for tensor in tensors:
-            self._fixed[tensor] = True
-
     def mark_decimated(self, x: Tensor, output: Tensor, stride: Sequence[int]) -> None:
         """Label what a layer made of maps (B, C, …), whatever operators it used."""
         self._label(output, self._through_lattice(x, output, len(stride), stride))

@@ -20,11 +20,10 @@ from spectral.cli.options import (
     json_option,
     model_options,
     parse_names,
-    quiet_option,
     silent_option,
 )
 from spectral.cli.output import write_rows
-from spectral.console import SpectralCommand, hold_folder, workers_option
+from spectral.console import SpectralCommand, hold_folder, quiet_option, workers_option
 from spectral.errors import SpectralError, StorageError
 from spectral.files import find_folder
 from spectral.launch import find_launch

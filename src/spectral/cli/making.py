@@ -10,18 +10,9 @@ from typing import Any
 import click
 
 import spectral
-from spectral.cli.options import (
-    PATH,
-    ModelOptions,
-    json_option,
-    model_options,
-    quiet_option,
-)
+from spectral.cli.options import PATH, ModelOptions, json_option, model_options
 from spectral.cli.output import write_printed
-from spectral.console import (
-    SpectralCommand,
-    workers_option,
-)
+from spectral.console import SpectralCommand, quiet_option, workers_option
 from spectral.errors import SpectralError
 from spectral.launch import choose_device, find_launch
 

@@ -21,10 +21,9 @@ from spectral.cli.options import (
     json_option,
     model_options,
     parse_names,
-    quiet_option,
 )
 from spectral.cli.output import draw, write_rows
-from spectral.console import SpectralCommand, hold_folder, workers_option
+from spectral.console import SpectralCommand, hold_folder, quiet_option, workers_option
 from spectral.errors import SpectralError
 from spectral.launch import find_launch
 from spectral.schema import SCALE_FREE

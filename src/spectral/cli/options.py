@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import spectral
-from spectral.console import FilePath
+from spectral.console import FilePath, device_option
 from spectral.errors import SpectralError
 from spectral.launch import choose_device
 
@@ -85,8 +85,6 @@ images_option = _choose_images(
     "my_data.py:load."
 )
 batch_size_option = click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
-device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda, …")
-quiet_option = click.option("--quiet", is_flag=True, help="No progress bars.")
 # For commands that show none: the word is understood everywhere, so that a script may always give it.
 silent_option = click.option("--quiet", is_flag=True, expose_value=False,
                              help="No progress bars; this command has none.")  # fmt: skip

@@ -12,14 +12,12 @@ from spectral.cli.finished import Answer
 from spectral.cli.options import (
     PATH,
     batch_size_option,
-    device_option,
     json_option,
     parse_names,
     pictures_option,
-    quiet_option,
 )
 from spectral.cli.output import write_rows
-from spectral.console import SpectralCommand, await_others, workers_option
+from spectral.console import SpectralCommand, await_others, device_option, quiet_option, workers_option
 from spectral.display import NOTHING, format_columns, format_mean
 from spectral.errors import SpectralError
 from spectral.launch import choose_device, find_launch

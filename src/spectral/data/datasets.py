@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -296,11 +295,9 @@ def _goes_through_all(batches: Any, count: int) -> bool:
     return isinstance(sampler, SequentialSampler) and len(sampler) == count
 
 
-def read_iterable(
-    batches: Iterable[Any], limit: int | None = None, name: str | None = None, dataset: Any = None
-) -> BatchedImages:
+def read_iterable(batches: Iterable[Any], name: str | None = None, dataset: Any = None) -> BatchedImages:
     """Read an iterable of batches through once, and keep them in memory."""
-    return BatchedImages(islice(batches, limit), name or type(batches).__name__, dataset)
+    return BatchedImages(batches, name or type(batches).__name__, dataset)
 
 
 def _leave_out_missing(labels: Sequence[int | None], dataset: Any) -> list[int | None]:

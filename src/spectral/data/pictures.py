@@ -114,9 +114,7 @@ def read_pixels(array: npt.NDArray[np.uint8]) -> PixelImages:
     return PixelImages(pixels[None] if first else pixels[:, None])
 
 
-def make_picture_set(
-    pictures: Sequence[Any], source: str, labels: Sequence[int | None] | None = None
-) -> ImageSet:
+def make_picture_set(pictures: Sequence[Any], source: str) -> ImageSet:
     """Make a set of images of PIL images, or of arrays (H, W), (H, W, C), (C, H, W) of 8-bit pixels.
 
     Raises:
@@ -130,10 +128,9 @@ def make_picture_set(
         picture if isinstance(picture, Image.Image) else as_picture(np.asarray(picture))
         for picture in pictures
     ]
-    known = [None] * len(opened) if labels is None else labels
     items = [
-        describe_picture(f"{source}/{i:04d}", partial(to_rgb, picture), picture, label)
-        for i, (picture, label) in enumerate(zip(opened, known, strict=True))
+        describe_picture(f"{source}/{i:04d}", partial(to_rgb, picture), picture, None)
+        for i, picture in enumerate(opened)
     ]
     return ImageSet(source, items)
 

@@ -74,14 +74,14 @@ def to_picture(values: ArrayLike, scale: str = "cividis", symmetric: bool = Fals
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def find_colour(unit: float, scale: str = "cividis") -> tuple[str, str]:
-    """Return a colour of a scale, 0 … 1, and which of black and white is read on it.
+def find_colour(unit: float) -> tuple[str, str]:
+    """Return a colour of the scale cividis, 0 … 1, and which of black and white is read on it.
 
     Example:
         >>> find_colour(0.0), find_colour(1.0)
         (('#00224e', '#ffffff'), ('#fee838', '#000000'))
     """
-    red, green, blue, _ = matplotlib.colormaps[scale](min(max(unit, 0.0), 1.0))
+    red, green, blue, _ = matplotlib.colormaps["cividis"](min(max(unit, 0.0), 1.0))
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (red, green, blue)]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     ground = "#" + "".join(f"{round(c * 255):02x}" for c in (red, green, blue))

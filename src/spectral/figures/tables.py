@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from spectral.arguments import as_path
-from spectral.errors import SpectralError, suggest
+from spectral.errors import SpectralError, name_few, suggest
 from spectral.figures.answers import ANSWERS
 from spectral.figures.diagnosis import COLOURS, MARKS, plot_fixes, plot_site_levels
 from spectral.figures.door import drawn_of
@@ -92,9 +92,8 @@ def plot_table(table: pd.DataFrame, name: str | None = None) -> tuple[str, Figur
     plots = list_plots(table)
     if not plots:
         require_commas(table, lambda problem: SpectralError(f"the table {problem}"))
-        more = ", …" if len(table.columns) > 6 else ""
         raise SpectralError(
-            f"no figure is made of a table with the columns {', '.join(map(str, table.columns[:6]))}{more}; "
+            f"no figure is made of a table with the columns {name_few(table.columns, 6)}; "
             f"pass another that a command or an analysis wrote, such as summary.csv"
         )
     if name is None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
+from spectral.errors import name_few
 from spectral.probe import Probe
-
-MOST_LISTED = 3
 
 
 def describe_dependence(found: Probe, name: str, count: int) -> Iterator[str]:
@@ -35,13 +34,3 @@ def describe_dependence(found: Probe, name: str, count: int) -> Iterator[str]:
             f"{what} ({name_few(found.kept_in)}), so that the values of an image depend on those before "
             f"it, and what compares passes, as SIS does, has these differences in it"
         )
-
-
-def name_few(names: Sequence[str]) -> str:
-    """List the first names, and say that there are more.
-
-    Example:
-        >>> name_few(["a", "b", "c", "d"])
-        'a, b, c, …'
-    """
-    return ", ".join(names[:MOST_LISTED]) + (", …" if len(names) > MOST_LISTED else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from spectral.data import Images, ImageSet, ListedImages
-from spectral.intake.dependence import name_few
+from spectral.errors import name_few
 from spectral.models.preparation import Preparation
 
 REPEATED = (

@@ -16,6 +16,8 @@ from spectral.network import make_inputs
 from spectral.run_folder import holds_run, read_run
 from spectral.store import ShardStore
 
+SOME_IMAGES = 8  # of a set that is listed without reading it, compared among ranks
+
 
 class TensorImages(GivenImages):
     """A tensor of preprocessed images, seen as a set of images.
@@ -93,14 +95,14 @@ def is_listed(config: Mapping[str, Any]) -> bool:
     return str(config.get("images_fingerprint")).startswith(LISTED)
 
 
-def sample_digests(images: Images, count: int = 8) -> list[str]:
+def sample_digests(images: Images) -> list[str]:
     """Return digests of a few images all over a set that is listed without reading it; of others none.
 
     Ranks compare them: two disks may hold other images under the same names, and of the same lengths.
     """
     if not isinstance(images, ListedImages):
         return []
-    chosen = [images.items[len(images) * i // count] for i in range(count)]
+    chosen = [images.items[len(images) * i // SOME_IMAGES] for i in range(SOME_IMAGES)]
     return [item.find_fault() or item.key for item in chosen]
 
 

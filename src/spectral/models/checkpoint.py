@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from spectral.errors import SpectralError, warn
+from spectral.errors import SpectralError, name_few, warn
 from spectral.files import ensure_writable, replacing, sync, write_whole
 
 # Files older than this buffer lack it; it counts training steps and changes nothing in eval mode.
@@ -211,7 +211,7 @@ def _join_parts(index: Path) -> dict[str, Tensor]:
         state |= _load_file(path)
     if missing := sorted(set(named) - set(state)):
         raise SpectralError(
-            f"{index} names what its files don't have: {_some(missing)}; copy all of them again"
+            f"{index} names what its files don't have: {name_few(missing)}; copy all of them again"
         )
     return state
 
@@ -290,7 +290,7 @@ def _plain_state(content: object, path: Path) -> dict[str, Tensor]:
     if wrong:
         raise SpectralError(
             f"{path}: expected a state dict (names and tensors), got entries that aren't tensors: "
-            f"{_some(wrong)}"
+            f"{name_few(wrong)}"
         )
     for name, value in content.items():
         _require_plain(str(name), value, path)
@@ -431,8 +431,8 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None
     ]
     if whole:
         raise SpectralError(
-            f"{where}: {_some(whole)} should be real numbers and are {state[whole[0]].dtype}; save them as "
-            f"float32"
+            f"{where}: {name_few(whole)} should be real numbers and are {state[whole[0]].dtype}; save them "
+            f"as float32"
         )
     missing = [name for name in own if name not in state and not name.endswith(_OPTIONAL_BUFFER)]
     unexpected = [name for name in state if name not in own]
@@ -442,7 +442,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None
         if name in state and state[name].shape != tensor.shape
     ]
     problems = [
-        f"{len(found)} {what}: {_some(found)}"
+        f"{len(found)} {what}: {name_few(found)}"
         for found, what in (
             (missing, "missing from the file"),
             (unexpected, "unknown to the model"),
@@ -490,8 +490,3 @@ def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number in JSON")
-
-
-def _some(names: Iterable[object], limit: int = 3) -> str:
-    listed = [str(name) for name in names]
-    return ", ".join(listed[:limit] + ["…"] * (len(listed) > limit))

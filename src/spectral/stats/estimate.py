@@ -102,14 +102,13 @@ def rank_signs(values: Vector) -> tuple[float, float, float]:
     return total - larger, min(p, 1.0), 2 * positive / total - 1
 
 
-def find_top_share(values: Vector, part: float = 0.1) -> float:
-    """Return the share of a sum that the largest values have: 1 − the Lorenz curve at 1 − part.
+def find_top_share(values: Vector) -> float:
+    """Return the share of a sum that the largest tenth of values has: 1 − the Lorenz curve at 0.9.
 
     A tenth of 15 values are one and a half, so that equal values give 0.1 however many there are.
 
     Args:
         values: not negative; else, or where all are 0, the share is NaN.
-        part: how many count as largest, as a share of all.
 
     Example:
         >>> find_top_share(np.ones(15)), find_top_share(np.array([0.0, 0.0, 1.0, 0.0]))
@@ -118,7 +117,7 @@ def find_top_share(values: Vector, part: float = 0.1) -> float:
     if values.min() < 0 or values.max() <= 0:
         return math.nan
     ordered = np.sort(values / values.max())[::-1]  # parts of the least float there is would be 0
-    weight = np.clip(part * len(values) - np.arange(len(values)), 0.0, 1.0)
+    weight = np.clip(0.1 * len(values) - np.arange(len(values)), 0.0, 1.0)
     return float(weight @ ordered / ordered.sum())
 
 

@@ -28,6 +28,7 @@ from spectral.stats.reading import (
 
 ESTIMATORS = ("ridge", "forest", "best single layer")
 TREES = 100  # of a forest
+SHUFFLES = 5  # of each column
 
 _Predict = Callable[[Matrix], Vector]
 _Fit = Callable[[Matrix, Vector, int], tuple[_Predict, dict[str, Vector]]]
@@ -156,15 +157,13 @@ def _fit_best_single(X: Matrix, y: Vector, seed: int) -> tuple[_Predict, dict[st
     return lambda new: y.mean() + slope * (new[:, best] - centre), {"chosen": chosen}
 
 
-def _shuffle_each(
-    predict: _Predict, X: Matrix, y: Vector, rng: np.random.Generator, times: int = 5
-) -> Vector:
+def _shuffle_each(predict: _Predict, X: Matrix, y: Vector, rng: np.random.Generator) -> Vector:
     """Return the mean squared error with each column shuffled; one large prediction beats many small ones."""
     n, k = X.shape
-    tried = np.tile(X, (k, times, 1, 1))
+    tried = np.tile(X, (k, SHUFFLES, 1, 1))
     for column in range(k):
         tried[column, :, :, column] = rng.permuted(tried[column, :, :, column], axis=1)
-    predicted = predict(tried.reshape(-1, k)).reshape(k, times, n)
+    predicted = predict(tried.reshape(-1, k)).reshape(k, SHUFFLES, n)
     return np.asarray(((predicted - y) ** 2).mean(axis=(1, 2)))
 
 

@@ -19,7 +19,7 @@ import click
 import pandas as pd
 from tqdm import tqdm
 
-from spectral.console import FilePath, SpectralCommand
+from spectral.console import FilePath, SpectralCommand, quiet_option
 from spectral.errors import SpectralError, suggest
 from spectral.models.catalogue import (
     LIBRARIES,
@@ -111,7 +111,7 @@ def summarize_coverage(table: pd.DataFrame) -> str:
 @click.option("--models", help="These instead of the representatives: timm/resnet18,torchvision/r3d_18.")
 @click.option("--out", type=FilePath(), default=Path("results"), show_default=True,
               help="Folder for tables/coverage.csv.")  # fmt: skip
-@click.option("--quiet", is_flag=True, help="No progress bar.")
+@quiet_option
 def main(libraries: tuple[str, ...], models: str | None, out: Path, quiet: bool) -> None:
     """Run the survey and write its table."""
     names = None if models is None else list(split_names(models, "--models"))

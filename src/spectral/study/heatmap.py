@@ -17,7 +17,14 @@ import pandas as pd
 from torch import nn
 
 from spectral.classes import match_labels
-from spectral.console import FilePath, SpectralCommand, hold_folder, workers_option
+from spectral.console import (
+    FilePath,
+    SpectralCommand,
+    device_option,
+    hold_folder,
+    quiet_option,
+    workers_option,
+)
 from spectral.data import ImageSet, load_images
 from spectral.figures import draw_and_say
 from spectral.models import load_model
@@ -63,9 +70,9 @@ def load_images_for(
               help="Folder for the table and the figure.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of crops and signs.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, …")
+@device_option
 @workers_option
-@click.option("--quiet", is_flag=True, help="No progress bars.")
+@quiet_option
 def main(
     models: tuple[str, ...],
     source: str,

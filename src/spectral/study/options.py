@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from spectral.console import FilePath, workers_option
+from spectral.console import FilePath, device_option, quiet_option, workers_option
 from spectral.errors import SpectralError, check_choice
 from spectral.launch import choose_device
 
@@ -148,7 +148,7 @@ def study_options(command: Callable[..., Any]) -> Callable[..., Any]:
                   help="Folder for tables, figures and measurements.")  # fmt: skip
     @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
     @click.option("--seed", type=int, default=0, show_default=True, help="Of crops and resampling.")
-    @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, …")
+    @device_option
     @click.option(
         "--data", metavar="cifar10|DIR", help="Labelled test images for the accuracies of phases 6, 7 and 9."
     )
@@ -157,7 +157,7 @@ def study_options(command: Callable[..., Any]) -> Callable[..., Any]:
                   help="So many networks at a time, each in its own process (from phase 6).")  # fmt: skip
     @click.option("--full-limit", type=click.IntRange(min=1), default=256, show_default=True, metavar="N",
                   help="Images that AutoAttack's later parts see at most, in phase 9.")  # fmt: skip
-    @click.option("--quiet", is_flag=True, help="No progress bars.")
+    @quiet_option
     @functools.wraps(command)
     def wrapper(*args: Any, models: str | None, quiet: bool, **given: Any) -> Any:
         kept = (

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from spectral import stats
-from spectral.console import FilePath, SpectralCommand
+from spectral.console import FilePath, SpectralCommand, device_option, quiet_option
 from spectral.data import ImageSet, load_images, load_labelled_arrays
 from spectral.display import format_rows
 from spectral.errors import SpectralError
@@ -135,10 +135,10 @@ def load_sample_crops(crops: int = CROPS, seed: int = 0) -> tuple[LabelledImages
 @click.option("--data", default="samples", show_default=True, metavar="samples|cifar10|DIR",
               help="A folder has train/ and test/, a subfolder per class in each.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of weights, crops and batches.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, …")
+@device_option
 @click.option("--out", type=FilePath(), default=Path("results"), show_default=True,
               help="Folder for the table and the figure.")  # fmt: skip
-@click.option("--quiet", is_flag=True, help="No progress bar.")
+@quiet_option
 def main(data: str, device: str, out: Path, quiet: bool, **recipe: Any) -> None:
     """Run both trainings and write table and figure."""
     chosen = PenaltyRecipe(**recipe)

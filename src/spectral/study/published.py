@@ -18,7 +18,7 @@ import click
 import pandas as pd
 
 from spectral.columns import bound, bound_flags
-from spectral.console import FilePath, SpectralCommand, workers_option
+from spectral.console import FilePath, SpectralCommand, quiet_option, workers_option
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError, StorageError
 from spectral.files import ensure_writable
@@ -138,7 +138,7 @@ def _score(claim: Claim, images: ImageSet, batch_size: int, progress: bool) -> d
 @click.option("--out", type=FilePath(), default=Path("results"), show_default=True,
               help="Folder for the table.")  # fmt: skip
 @workers_option
-@click.option("--quiet", is_flag=True, help="No progress bars.")
+@quiet_option
 def main(
     imagenet: str | None,
     cifar10: str | None,

@@ -21,7 +21,7 @@ from torch import nn
 
 from spectral import stats
 from spectral.columns import bound_flags, bound_summary
-from spectral.console import FilePath, SpectralCommand, workers_option
+from spectral.console import FilePath, SpectralCommand, device_option, quiet_option, workers_option
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
 from spectral.files import ensure_writable
@@ -102,11 +102,11 @@ def _info(model: nn.Module) -> Any:
 @click.option("--data", required=True, metavar="DIR", help="Test images, a folder per class.")
 @click.option("--limit", type=click.IntRange(min=2), help="Use so many images.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=250, show_default=True)
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, …")
+@device_option
 @click.option("--out", type=FilePath(), default=Path("results"), show_default=True,
               help="Folder for the table.")  # fmt: skip
 @workers_option
-@click.option("--quiet", is_flag=True, help="No progress bars.")
+@quiet_option
 def main(
     models: tuple[str, ...],
     data: str,

@@ -24,7 +24,14 @@ from torch import nn
 
 from spectral import stats
 from spectral.columns import bound, bound_flags, bound_summary
-from spectral.console import FilePath, SpectralCommand, hold_folder, workers_option
+from spectral.console import (
+    FilePath,
+    SpectralCommand,
+    device_option,
+    hold_folder,
+    quiet_option,
+    workers_option,
+)
 from spectral.data import ImageSet, load_images
 from spectral.distillation import TUNED, distill
 from spectral.errors import SpectralError, suggest
@@ -266,11 +273,11 @@ class _Scores:
               show_default=True)  # fmt: skip
 @click.option("--mix", type=click.FloatRange(min=0), default=Effort.mix, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of images and all else.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, …")
+@device_option
 @click.option("--out", type=FilePath(), default=Path("results"), show_default=True,
               help="Folder for the table and the figure.")  # fmt: skip
 @workers_option
-@click.option("--quiet", is_flag=True, help="No progress bars.")
+@quiet_option
 def main(
     model: str,
     images: str,

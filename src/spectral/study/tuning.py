@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 import spectral.data
-from spectral.console import FilePath, SpectralCommand
+from spectral.console import FilePath, SpectralCommand, device_option
 from spectral.errors import SpectralError
 from spectral.files import ensure_writable
 from spectral.models import load_model
@@ -245,7 +245,7 @@ def name_architecture(model: nn.Module) -> str:
               show_default=True)  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(min=1), default=TUNING.batch_size, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the order and augmentation.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, …")
+@device_option
 def main(data: str, data_id: str | None, out: Path, methods: str, device: str, **recipe: Any) -> None:
     """Tune the bundled network with each layer."""
     ensure_writable(out)

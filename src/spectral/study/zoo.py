@@ -20,7 +20,7 @@ import click
 from torch import nn
 
 from spectral.analysis.robustness import ATTACKED, CONTROL
-from spectral.console import FilePath, SpectralCommand
+from spectral.console import FilePath, SpectralCommand, device_option
 from spectral.errors import SpectralError, suggest
 from spectral.files import ensure_writable
 from spectral.models import list_bundled, load_model, model_info
@@ -175,7 +175,7 @@ def load_start(entry: Entry, out: Path, device: str = "cpu") -> nn.Module:
 @click.option("--only", metavar="A,B,…", help="These networks, of any scale, and the starts they need.")
 @click.option("--scale", type=click.Choice(SCALES), default="small", show_default=True,
               help="Which networks, without --only.")  # fmt: skip
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, …")
+@device_option
 @click.option("--out", type=FilePath(), default=Path("data/checkpoints"), show_default=True,
               help="Folder for the checkpoints.")  # fmt: skip
 def main(data: str, data_id: str | None, only: str | None, scale: Scale, device: str, out: Path) -> None:

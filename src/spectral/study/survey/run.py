@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from spectral.console import FilePath, SpectralCommand
+from spectral.console import FilePath, SpectralCommand, quiet_option
 from spectral.errors import SpectralError, suggest
 from spectral.study.options import split_names
 from spectral.study.survey.checks import COLUMNS, Row, check_model
@@ -156,7 +156,7 @@ def select(entries: Sequence[Entry], names: Sequence[str] | None) -> list[Entry]
               help=f"Folder for tables/{NAME}.csv.")  # fmt: skip
 @click.option("--limit", default=LIMIT, show_default=True, help="Seconds per model.")
 @click.option("--again", is_flag=True, help="Check models that the table has once more.")
-@click.option("--quiet", is_flag=True, help="No progress bar.")
+@quiet_option
 def main(
     libraries: tuple[str, ...], models: str | None, out: Path, limit: float, again: bool, quiet: bool
 ) -> None:

@@ -43,8 +43,8 @@ def _latent(*shape: int) -> Callable[[], Any]:
     return lambda: (torch.rand(1, *shape), torch.tensor([3]))
 
 
-def _conditioned(*shape: int, width: int = 32) -> Callable[[], Any]:
-    return lambda: (torch.rand(1, *shape), torch.tensor([3]), torch.rand(1, 5, width))
+def _conditioned(*shape: int) -> Callable[[], Any]:
+    return lambda: (torch.rand(1, *shape), torch.tensor([3]), torch.rand(1, 5, 32))
 
 
 _DIFFUSERS: dict[str, Callable[[], Built]] = {

@@ -144,15 +144,15 @@ def _build_wave(name: str) -> Built:
     return Built(model, torch.rand(1, 4000))
 
 
-def _text(length: int = 6) -> dict[str, torch.Tensor]:
-    return {"input_ids": torch.arange(2, 2 + length)[None], "attention_mask": torch.ones(1, length).long()}
+def _text() -> dict[str, torch.Tensor]:
+    return {"input_ids": torch.arange(2, 8)[None], "attention_mask": torch.ones(1, 6).long()}
 
 
-def _named(name: str, inputs: Callable[[Any], dict[str, Any]], images: tuple[str, ...] = ("pixel_values",),
+def _named(name: str, inputs: Callable[[Any], dict[str, Any]],
            **options: Any) -> Callable[[], Built]:  # fmt: skip
     def build() -> Built:
         model, config = _make(name, options)
-        return Built(model, inputs(config), images=images)
+        return Built(model, inputs(config), images=("pixel_values",))
 
     return build
 
