@@ -192,12 +192,12 @@ def test_convert_writes_over_nothing_but_what_it_would_write_again(tmp_path):
 def test_convert_takes_the_layers_options_and_calibrates(tmp_path):
     path, folder = tmp_path / "r.safetensors", write_photos(tmp_path / "photos")
     run = run_command(
-        "convert", "bundled/resnet20", "--method", "blurpool", "--option", "kernel_size=5",
+        "convert", "bundled/resnet8@random", "--method", "blurpool", "--option", "kernel_size=5",
         "--calibrate", folder, "--out", path,
     )  # fmt: skip
     assert run.exit_code == 0, run.output
     net, x = load_model(str(path)), image(2, 3, 32, 32)
-    plain = convert(load_model("bundled/resnet20"), "blurpool", kernel_size=5)
+    plain = convert(load_model("bundled/resnet8@random"), "blurpool", kernel_size=5)
     with torch.no_grad():
         torch.testing.assert_close(net(x), reconstruct(plain, str(folder))(x))
         assert not torch.allclose(net(x), plain(x))
@@ -216,7 +216,7 @@ def test_convert_takes_the_layers_options_and_calibrates(tmp_path):
     ],
 )
 def test_convert_refuses_in_one_sentence(tmp_path, arguments, message):
-    run = run_command("convert", "bundled/resnet20", *arguments, "--out", tmp_path / "r.safetensors")
+    run = run_command("convert", "bundled/resnet8@random", *arguments, "--out", tmp_path / "r.safetensors")
     assert run.exit_code == 2
     assert message in run.output
     assert "Traceback" not in run.output
@@ -294,23 +294,23 @@ def test_train_refuses_in_one_sentence(tmp_path, arguments, message):
 
 
 def test_every_remedy_goes_by_name_by_command_and_through_a_file(tmp_path):
-    net, x = load_model("bundled/resnet20"), image(2, 3, 32, 32)
+    net, x = load_model("bundled/resnet8@random"), image(2, 3, 32, 32)
     options = {"activations": "alias-free", "padding": "circular"}
     with torch.no_grad():
         expected = convert(net, "flc", **options)(x)
-        named = load_model("bundled/resnet20+flc+alias-free+circular")
+        named = load_model("bundled/resnet8@random+flc+alias-free+circular")
         torch.testing.assert_close(named(x), expected)
-        other = load_model("bundled/resnet20+circular+alias-free+flc")  # in any order
+        other = load_model("bundled/resnet8@random+circular+alias-free+flc")  # in any order
         torch.testing.assert_close(other(x), expected)
     path = tmp_path / "steady.safetensors"
-    run = run_command("convert", "bundled/resnet20", "--method", "flc", "--activations", "alias-free",
+    run = run_command("convert", "bundled/resnet8@random", "--method", "flc", "--activations", "alias-free",
                       "--padding", "circular", "--out", path)  # fmt: skip
     assert run.exit_code == 0, run.output
     lines = run.output.splitlines()
     assert {"activations: alias-free", "padding: circular"} <= set(lines)
     assert (
-        "altered: 38 activations, borders and finer lattices" in lines
-    )  # 19 ReLUs and the borders of 19 3×3 convolutions
+        "altered: 14 activations, borders and finer lattices" in lines
+    )  # 7 ReLUs and the borders of 7 3×3 convolutions
     loaded = load_model(path)
     with torch.no_grad():
         torch.testing.assert_close(loaded(x), expected)
