@@ -161,12 +161,7 @@ class _Planner:
             if name in MEANS and all(n == 1 for n in after):
                 return None, []
             return None, [Cause("position", "", name, "its window is the whole map")]
-        causes = []
-        for key in call.sites:
-            site = self._sites.get(key)
-            if site is not None and site.name not in self._used:
-                self._used.add(site.name)
-                causes.append(Cause("decimation", site.name, site.op))
+        causes = self._list_decimations(call)
         if a.get("return_indices"):
             return None, [Cause("nonlinearity", "", name, "the positions of its maxima are asked for")]
         if name in MAXIMA and any(w.size > 1 for w in windows):
@@ -231,17 +226,22 @@ class _Planner:
         reason = None
         if len(pairs) < len(axes) or any(m % n for m, n in pairs):
             reason = "its windows are unequal"
+        causes = self._list_decimations(call, reason)
+        if reason is None:
+            if "max" in call.name:
+                causes.append(Cause("nonlinearity", "", call.name))
+            causes.append(Cause("border", "", call.name))
+        return (None if reason else "adaptive"), causes
+
+    def _list_decimations(self, call: FunctionCall, reason: str | None = None) -> list[Cause]:
+        """Return the sites where a call decimates, each at the first call that does."""
         causes = []
         for key in call.sites:
             site = self._sites.get(key)
             if site is not None and site.name not in self._used:
                 self._used.add(site.name)
                 causes.append(Cause("decimation", site.name, site.op, reason))
-        if reason is None:
-            if "max" in call.name:
-                causes.append(Cause("nonlinearity", "", call.name))
-            causes.append(Cause("border", "", call.name))
-        return (None if reason else "adaptive"), causes
+        return causes
 
     def _read_layer(self, layer: LayerCall) -> list[Cause]:
         """Read a layer of this package: a low-pass lets nothing fold, and a lattice may not be periodic."""
