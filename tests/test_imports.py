@@ -43,7 +43,7 @@ ALLOWED = {
     "copying": {"locks"},
     "reach": set(),
     "surroundings": set(),
-    "identity": {"inputs", "models", "standin", "surgery"},
+    "identity": {"inputs", "models", "sameness", "standin", "surgery"},
     "standin": {"copying", "inputs", "interrupts", "locks", "network", "reach", "surroundings", "tensors"},
     "batchwise": {"inputs", "operators", "tensors"},
     "randomness": {"batchwise", "operators", "tensors"},
@@ -99,6 +99,7 @@ ALLOWED = {
     "imaging": {
         "arguments",
         "causes",
+        "inputs",
         "intake",
         "measurement",
         "network",
@@ -248,7 +249,7 @@ ALLOWED = {
     "json_files": {"files"},
     "writers": {"files"},
     "ranks": {"writers"},
-    "sharing": {"data", "identity", "inputs", "ranks", "sameness"},
+    "sharing": {"data", "identity", "inputs", "network", "ranks", "sameness"},
     "launch": {"ranks"},
     "sweeping": {
         "arguments",

@@ -29,6 +29,7 @@ from spectral.errors import SpectralError
 from spectral.inputs import Inputs
 from spectral.models import model_info
 from spectral.models.checkpoint import hash_state
+from spectral.sameness import write_short
 from spectral.standin import run_on_copy
 from spectral.surgery.report import find_report
 
@@ -121,7 +122,7 @@ class Identity:
                 return _tell_modules(name, self.modules.get(name), earlier.get(name))
         for what in ("conversion", "hooks", "precision"):
             if before.get(what) != now[what]:
-                return f"its {what} {_short(now[what])}, not {_short(before.get(what))}"
+                return f"its {what} {write_short(now[what])}, not {write_short(before.get(what))}"
         if not self._matches(before.get("output")):
             return "its output on a fixed input isn't the same, though weights, modules and hooks are"
         return None
@@ -445,11 +446,6 @@ def _tell_modules(name: str, now: str | None, before: str | None) -> str:
 
 def _last(qualified: str) -> str:
     return qualified.rpartition(".")[2]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else text[:77] + "…"
 
 
 def _digest(content: Any, length: int = 12) -> str:

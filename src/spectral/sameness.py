@@ -43,7 +43,7 @@ def find_difference(
     if not differing:
         return None
     key = differing[0]
-    return f"with {key} = {_short(earlier.get(key))}, not {_short(config.get(key))}"
+    return f"with {key} = {write_short(earlier.get(key))}, not {write_short(config.get(key))}"
 
 
 def pick_differing(before: Any, now: Any) -> tuple[Any, Any]:
@@ -72,6 +72,12 @@ def refuse_other(
         raise StorageError(f"{folder} holds measurements {difference}; choose another folder or delete it")
 
 
-def _short(value: Any) -> str:
+def write_short(value: Any) -> str:
+    """Write a value as JSON, at most 80 characters of it.
+
+    Example:
+        >>> write_short(["a", None])
+        '["a", null]'
+    """
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else text[:77] + "…"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +28,9 @@ _ORIENTATION_TAG = 0x0112
 _DEEPEST, _BYTE = 65535, 255
 _DEEP = ("PNG", "PPM")  # formats whose gray of 16 bits may come in 32
 MOST_BYTES = 2**29  # of an image file
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @lru_cache(maxsize=1)
@@ -240,3 +245,9 @@ def _to_unit_gray(image: Image.Image) -> Image.Image:
     if not (values.min() >= 0 and values.max() <= white):
         raise ValueError(f"values outside 0 to {white}, so which of them is white is unknown")
     return Image.fromarray(np.divide(values, white, dtype=np.float32, casting="unsafe"))
+
+
+def map_in_threads(function: Callable[[T], R], arguments: Iterable[T]) -> Iterator[R]:
+    """Call a function on many arguments, in as many threads as helps with decoding; results come in order."""
+    with ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1)) as pool:
+        yield from pool.map(function, arguments)

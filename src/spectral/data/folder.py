@@ -20,6 +20,7 @@ from spectral.data.decode import (
     check_image,
     describe_failure,
     list_extensions,
+    map_in_threads,
     read_bytes,
     read_image,
 )
@@ -27,7 +28,6 @@ from spectral.data.imageset import ImageItem, ImageSet, spread_over_classes, war
 from spectral.data.known import KnownFiles
 from spectral.data.listed import FEWEST_LISTED, Book, ListedImages, ListedItem, Seen
 from spectral.data.splits import are_parts, find_part
-from spectral.data.threads import map_in_threads
 from spectral.data.values import ARRAYS
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.files import State, look_at, printable, walk_files

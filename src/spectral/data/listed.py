@@ -15,14 +15,8 @@ from PIL import Image
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
-from spectral.data.decode import (
-    decode_image,
-    describe_failure,
-    digest_bytes,
-    inspect_image,
-)
+from spectral.data.decode import decode_image, describe_failure, digest_bytes, inspect_image, map_in_threads
 from spectral.data.imageset import Batches, ImageItem, ImageSet, find_repeated, warn_about_skipped
-from spectral.data.threads import map_in_threads
 from spectral.errors import SpectralError
 from spectral.files import State, is_settled
 

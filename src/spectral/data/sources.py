@@ -16,7 +16,7 @@ from tqdm import tqdm
 from spectral.arguments import as_path
 from spectral.classes import CIFAR10_CLASSES
 from spectral.data.archives import load_cifar10, load_cifar10_arrays, load_stl10
-from spectral.data.decode import describe_failure, read_image
+from spectral.data.decode import describe_failure, map_in_threads, read_image
 from spectral.data.folder import (
     Choice,
     has_images,
@@ -30,7 +30,6 @@ from spectral.data.loading import Loading, check_workers
 from spectral.data.packed import is_packed, list_packed, load_packed
 from spectral.data.samples import load_samples
 from spectral.data.splits import choose_split
-from spectral.data.threads import map_in_threads
 from spectral.errors import SpectralError, suggest, warn
 from spectral.files import printable
 from spectral.synthetic import Size, as_size, generator, make_dead_leaves_image

@@ -22,7 +22,7 @@ from spectral.network import Take, map_planes
 from spectral.ranks import shared
 from spectral.sharing import Sharing
 from spectral.stability.reading import Size, check_counts, find_size, predict_views
-from spectral.stability.shifts import fourier_shift
+from spectral.stability.shifts import fourier_shift, shift_whole
 
 CALLER = "measure_consistency"
 CIFAR_SHIFT = 3
@@ -178,7 +178,7 @@ def _view(image: Tensor, rules: Protocol, shift: Shifts, size: Size) -> Tensor:
 
 
 def _roll(image: Tensor, shift: Shifts, size: Size) -> Tensor:
-    return image.roll((int(shift[0]), int(shift[1])), (-2, -1))
+    return shift_whole(image, shift, "circular")
 
 
 def _move(image: Tensor, shift: Shifts, size: Size) -> Tensor:
@@ -186,8 +186,7 @@ def _move(image: Tensor, shift: Shifts, size: Size) -> Tensor:
 
 
 def _shift_zeros(image: Tensor, shift: Shifts, size: Size) -> Tensor:
-    down, right = int(shift[0]), int(shift[1])
-    return F.pad(image, (right, -right, down, -down))  # a negative pad cuts off
+    return shift_whole(image, shift, "zeros")
 
 
 def _cut(image: Tensor, shift: Shifts, size: Size) -> Tensor:

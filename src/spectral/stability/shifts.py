@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from spectral.errors import SpectralError
@@ -66,6 +67,20 @@ def check_shift(shift: Sequence[float], caller: str) -> Shift:
     if not (math.isfinite(down) and math.isfinite(right)):
         raise SpectralError(f"{caller}: a shift is two finite numbers (pixels down, right), got {shift!r}")
     return down, right
+
+
+def shift_whole(x: Tensor, shift: Sequence[int], fill: str) -> Tensor:
+    """Move maps by whole pixels (down, right), ``"circular"`` or with ``"zeros"`` behind them.
+
+    Example:
+        >>> x = torch.tensor([[[1, 2], [3, 4]]])
+        >>> shift_whole(x, (0, 1), "circular").tolist(), shift_whole(x, (0, 1), "zeros").tolist()
+        ([[[2, 1], [4, 3]]], [[[0, 1], [0, 3]]])
+    """
+    down, right = (int(step) for step in shift)
+    if fill == "circular":
+        return x.roll((down, right), (-2, -1))
+    return F.pad(x, (right, -right, down, -down))  # a negative pad cuts off
 
 
 def is_whole(shift: Shift) -> bool:

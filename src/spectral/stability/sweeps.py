@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from spectral.arguments import as_integer
 from spectral.errors import SpectralError, check_choice
@@ -21,7 +20,8 @@ from spectral.measurement import insert_clusters
 from spectral.network import Take
 from spectral.ranks import shared
 from spectral.sharing import Sharing
-from spectral.stability.reading import Size, check_counts, find_size, predict_views
+from spectral.stability.reading import check_counts, find_size, predict_views
+from spectral.stability.shifts import shift_whole
 
 FILLS = ("circular", "zeros")
 DIAGONAL_STEPS = 33
@@ -185,17 +185,12 @@ def _predict_shifted(
     feed: Feed, batch: Inputs, shifts: WholeShifts, fill: str, batch_size: int
 ) -> npt.NDArray[np.float64]:
     """Probabilities (images, shifts, classes)."""
-    views = [(k, partial(_shift, shift=shift, fill=fill)) for k in range(batch.count) for shift in shifts]
+    views = [
+        (k, partial(shift_whole, shift=shift, fill=fill)) for k in range(batch.count) for shift in shifts
+    ]
     parts = predict_views(feed, batch, views, batch_size)
     found: npt.NDArray[np.float64] = parts.unflatten(0, (batch.count, len(shifts))).numpy()
     return found
-
-
-def _shift(image: Tensor, shift: Size, fill: str) -> Tensor:
-    if fill == "circular":
-        return image.roll(shift, (-2, -1))
-    down, right = shift
-    return F.pad(image, (right, -right, down, -down))  # a negative pad cuts off
 
 
 def _find_worst(probabilities: npt.NDArray[np.float64], shifts: WholeShifts) -> dict[str, int | float | bool]:
