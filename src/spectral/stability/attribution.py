@@ -24,7 +24,7 @@ from spectral.ranks import shared
 from spectral.sharing import Sharing
 from spectral.sites import Site
 from spectral.stability.reading import check_counts, choose_sites
-from spectral.stability.views import Views
+from spectral.stability.shifted import ShiftedPredictions
 from spectral.surgery import convert
 from spectral.surgery.report import conversion_report
 
@@ -323,8 +323,8 @@ class _Effects:
 
     def _look(self, feed: Feed) -> Iterator[pd.DataFrame]:
         for indices, inputs in feed.batches(self._batch_size, indices=self._share.indices):
-            views = Views(feed, inputs)
-            values = {"sis": views.find_sis(), "prediction": views.still.probabilities.argmax(-1)}
+            shifted = ShiftedPredictions(feed, inputs)
+            values = {"sis": shifted.find_sis(), "prediction": shifted.still.probabilities.argmax(-1)}
             ids = [feed.images.ids[i] for i in indices]
             yield pd.DataFrame({n: v.cpu().numpy() for n, v in values.items()}, index=ids)
 

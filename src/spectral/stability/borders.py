@@ -8,7 +8,7 @@ from spectral.causes import idealize
 from spectral.errors import SpectralError
 from spectral.inputs import Inputs
 from spectral.intake import Feed
-from spectral.stability.views import Views
+from spectral.stability.shifted import ShiftedPredictions
 
 
 class CircularBorders:
@@ -32,7 +32,7 @@ class CircularBorders:
             return None
         try:
             with self._ideal:
-                sis = Views(self._feed, inputs).find_sis()
+                sis = ShiftedPredictions(self._feed, inputs).find_sis()
         except SpectralError as error:
             self.reason = f"its borders can't be found: {error}"
             return None

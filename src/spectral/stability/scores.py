@@ -22,7 +22,7 @@ from spectral.sites import find_sites
 from spectral.stability.borders import CircularBorders
 from spectral.stability.lattice import find_total_stride
 from spectral.stability.reading import check_counts
-from spectral.stability.views import Views
+from spectral.stability.shifted import ShiftedPredictions
 
 CALLER = "measure_stability"
 TINY = torch.finfo(torch.float64).tiny  # a probability that has left float64's range counts as this
@@ -113,12 +113,12 @@ def measure_stability(
     share = Sharing(feed, batch_size)
 
     def look(indices: Sequence[int], inputs: Inputs) -> tuple[pd.DataFrame, Tensor, Tensor]:
-        views = Views(feed, inputs)
-        frame = _tabulate(views, [source.ids[i] for i in indices], steps)
+        shifted = ShiftedPredictions(feed, inputs)
+        frame = _tabulate(shifted, [source.ids[i] for i in indices], steps)
         closed = borders.find_sis(inputs) if borders else None
         frame["sis_circular"] = np.nan if closed is None else closed.cpu().numpy()
-        jumps = compute_logit_jitter(views.still.logits, [v.logits for v in views.nearest()], 1.0)
-        return frame, jumps.cpu(), views.still.logits.cpu()
+        jumps = compute_logit_jitter(shifted.still.logits, [v.logits for v in shifted.nearest()], 1.0)
+        return frame, jumps.cpu(), shifted.still.logits.cpu()
 
     found = share.run(feed.batches, look, f"shifting {feed.name}", progress)
     frames, jumps, own = zip(*found, strict=True)
@@ -151,13 +151,13 @@ def _find_comb(feed: Feed) -> tuple[dict[str, int], dict[str, int], str]:
     return stride, {} if reason else steps, reason
 
 
-def _tabulate(views: Views, ids: Sequence[str], stride: Mapping[str, int]) -> pd.DataFrame:
-    best = views.still.probabilities.topk(2, -1)
-    prediction = views.still.probabilities.argmax(-1)  # of equal ones topk may take another than argmax
-    nearest = [view.probabilities for view in views.nearest()]
+def _tabulate(shifted: ShiftedPredictions, ids: Sequence[str], stride: Mapping[str, int]) -> pd.DataFrame:
+    best = shifted.still.probabilities.topk(2, -1)
+    prediction = shifted.still.probabilities.argmax(-1)  # of equal ones topk may take another than argmax
+    nearest = [one.probabilities for one in shifted.nearest()]
     classes = torch.stack([probabilities.argmax(-1) for probabilities in nearest])
     columns = {
-        "sis": views.find_sis(),
+        "sis": shifted.find_sis(),
         "prediction": prediction, "confidence": best.values[:, 0],
         "margin": best.values[:, 0] - best.values[:, 1],
         "logit_margin": (best.values[:, 0] / best.values[:, 1].clamp_min(TINY)).log(),
@@ -166,7 +166,9 @@ def _tabulate(views: Views, ids: Sequence[str], stride: Mapping[str, int]) -> pd
     contrast = torch.full_like(best.values[:, 0], torch.nan)
     at = contrast
     if stride:
-        before, at, after = (views.find_sis({axis: t + d for axis, t in stride.items()}) for d in (-1, 0, 1))
+        before, at, after = (
+            shifted.find_sis({axis: t + d for axis, t in stride.items()}) for d in (-1, 0, 1)
+        )
         contrast = (before + after) / 2 - at
     columns |= {"comb_contrast": contrast, "sis_total_stride": at}
     found = pd.DataFrame({name: value.cpu().numpy() for name, value in columns.items()})
