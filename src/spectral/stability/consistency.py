@@ -134,7 +134,7 @@ def measure_consistency(
         if rules.enlarges:
             batch = _enlarge_images(feed, batch, find_crop_source(size))
         shifts = np.stack([draw_shifts(low, high, pairs, seed, i, rules.fractional) for i in indices])
-        views = [(k, partial(_view, rules=rules, shift=s, size=size)) for k, own in enumerate(shifts)
+        views = [(k, partial(rules.view, shift=s, size=size)) for k, own in enumerate(shifts)
                  for s in own.reshape(-1, 2)]  # fmt: skip
         found = predict_views(feed, batch, views, batch_size).argmax(-1)
         classes = found.view(len(indices), pairs, 2)
@@ -171,10 +171,6 @@ def find_crop_source(size: Size) -> Size:
         (256, 37)
     """
     return round(size[0] * 8 / 7), round(size[1] * 8 / 7)
-
-
-def _view(image: Tensor, rules: Protocol, shift: Shifts, size: Size) -> Tensor:
-    return rules.view(image, shift, size)
 
 
 def _roll(image: Tensor, shift: Shifts, size: Size) -> Tensor:
