@@ -79,16 +79,8 @@ METRIC_LABELS = {
     ),
     columns={
         "phase7_layers": (
-            *(
-                "method",
-                "state",
-                "n",
-                "n_clusters",
-                "latency_ratio",
-                "accuracy",
-                "accuracy_source",
-                "latency_batch",
-            ),
+            *("method", "state", "n", "n_clusters", "latency_ratio", "accuracy", "accuracy_source"),
+            "latency_batch",
             *("device", *_SIS),
         )
     },
@@ -181,17 +173,8 @@ def plot_layers_aliasing(source: Source) -> Figure:
     ),
     columns={
         "compare": (
-            *(
-                "model_a",
-                "model_b",
-                "layer",
-                "layer_index",
-                "tap",
-                "metric",
-                "n",
-                "n_clusters",
-                "significance",
-            ),
+            *("model_a", "model_b", "layer", "layer_index", "tap", "metric", "n", "n_clusters"),
+            "significance",
             *with_bounds("mean_a", "mean_b"),
         )
     },
