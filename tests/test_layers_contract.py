@@ -247,15 +247,15 @@ def test_compiles_as_one_graph_also_when_sizes_change(name):
         torch.testing.assert_close(compiled(x), layer(x), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("compat", [None, "paper"])
-@pytest.mark.parametrize("kind", [FLCPool2d, ASAPPool2d, IdealLowPass2d])
-def test_export_sees_real_products_of_fixed_size(kind, compat):
-    if kind is IdealLowPass2d:
-        if compat:
-            pytest.skip("has no compat mode")
-        layer = kind()
-    else:
-        layer = kind(compat=compat)
+PRODUCTS = [
+    *((kind, {"compat": compat}) for kind in (FLCPool2d, ASAPPool2d) for compat in (None, "paper")),
+    (IdealLowPass2d, {}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), PRODUCTS)
+def test_export_sees_real_products_of_fixed_size(kind, options):
+    layer = kind(**options)
     x = noise(2, 3, 14, 10, dtype=torch.float32)
     program = torch.export.export(layer, (x,), strict=False)
     names = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
