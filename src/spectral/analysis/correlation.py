@@ -73,7 +73,7 @@ def regress_confidence(per_image: pd.DataFrame, stability: pd.DataFrame, *, seed
                     np.log(known[response].clip(lower=STILL)), images["cluster"],
                     seed=seed, estimators=["ridge"],
                 ).scores.drop(columns=["n", "n_clusters", "n_layers"])  # fmt: skip
-            rows.append(_label(found, **facts).assign(**counts))
+            rows.append(label_rows(found, **facts).assign(**counts))
     return pd.concat(rows, ignore_index=True).reindex(columns=CONFIDENCE_COLUMNS)
 
 
@@ -202,8 +202,8 @@ def regress_layers(
         else:
             result = stats.regress_cross_validated(layers, images["sis"], images["cluster"], seed=seed)
             found = result.scores.drop(columns=["n", "n_clusters"])
-            importances.append(_label(result.importances, **facts))
-        scores.append(_label(found, **facts).assign(**counts))
+            importances.append(label_rows(result.importances, **facts))
+        scores.append(label_rows(found, **facts).assign(**counts))
     if not scores:
         raise SpectralError(f"regress_layers: no family is measured at one of the taps {', '.join(TAPS)}")
     table = pd.concat(scores, ignore_index=True)
@@ -246,6 +246,11 @@ def select_loud(per_image: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, di
     return known, images, {**counts, "silent_layers": ", ".join(dead)}
 
 
-def _label(table: pd.DataFrame, **facts: str) -> pd.DataFrame:
-    """Put constant columns in front of a table."""
+def label_rows(table: pd.DataFrame, **facts: str) -> pd.DataFrame:
+    """Put constant columns in front of a table.
+
+    Example:
+        >>> label_rows(pd.DataFrame({"n": [1, 2]}), model="net").values.tolist()
+        [['net', 1], ['net', 2]]
+    """
     return pd.concat([pd.DataFrame(facts, index=table.index), table], axis=1)

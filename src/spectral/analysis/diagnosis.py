@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -233,13 +234,7 @@ def list_reasons(sites: pd.DataFrame) -> dict[str, str]:
 
 def read_unstable(folder: Folder, compute: Callable[[], UnstableImages]) -> UnstableImages:
     """Take the least stable images apart into a table, arrays and a record, and put them together."""
-    made: list[UnstableImages] = []
-
-    def once() -> UnstableImages:
-        if not made:
-            made.append(compute())
-        return made[0]
-
+    once = functools.cache(compute)
     table = folder.table("unstable", lambda: once().table)
     pictures = folder.arrays("pictures", lambda: once().pictures)
     scaled = folder.record("pictures_scaled", lambda: {"scaled": once().scaled})["scaled"]
@@ -248,12 +243,7 @@ def read_unstable(folder: Folder, compute: Callable[[], UnstableImages]) -> Unst
 
 def read_details(folder: Folder, compute: Callable[[], dict[str, SiteDetail]]) -> dict[str, SiteDetail]:
     """Take details apart into tables, numbers and arrays, which files can hold, and put them together."""
-    made: list[dict[str, SiteDetail]] = []
-
-    def once() -> dict[str, SiteDetail]:
-        if not made:
-            made.append(compute())
-        return made[0]
+    once = functools.cache(compute)
 
     def join(part: str, columns: Sequence[str]) -> pd.DataFrame:
         parts = [getattr(detail, part).assign(site=name) for name, detail in once().items()]

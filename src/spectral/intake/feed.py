@@ -30,7 +30,7 @@ from spectral.errors import SpectralError, warn
 from spectral.inputs import Inputs
 from spectral.intake.channels import list_channel_calls
 from spectral.intake.dependence import describe_dependence
-from spectral.intake.given import GivenImages, find_extents, pick_inputs
+from spectral.intake.given import GivenImages, pick_inputs
 from spectral.intake.pixels import (
     AS_IT_IS,
     AS_PIXELS,
@@ -49,6 +49,7 @@ from spectral.network import (
     Scores,
     as_network,
     check_whole,
+    find_extents,
     find_first_convolution,
     list_calls,
     read_scores,

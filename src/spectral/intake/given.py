@@ -11,7 +11,7 @@ from spectral.data.datasets import key_each
 from spectral.data.imageset import find_repeated
 from spectral.data.structures import join, pick
 from spectral.inputs import Inputs
-from spectral.network import SPATIAL, Kinds, guess_layout, make_inputs
+from spectral.network import find_extents, guess_layout, make_inputs
 
 
 class GivenImages:
@@ -77,20 +77,6 @@ class GivenImages:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-
-def find_extents(inputs: Inputs, layout: Sequence[Kinds]) -> dict[str, int]:
-    """Return the image's extent along each of its spatial axes, t, h and w.
-
-    Example:
-        >>> inputs = make_inputs(torch.zeros(2, 3, 8, 9))
-        >>> find_extents(inputs, guess_layout(inputs))
-        {'h': 8, 'w': 9}
-    """
-    for (x, _), kinds in zip(inputs.every_tensor(), layout, strict=True):
-        if x is inputs.image:
-            return {kind: n for kind, n in zip(kinds, x.shape, strict=True) if kind in SPATIAL}
-    return {}
 
 
 def pick_inputs(inputs: Inputs, indices: Sequence[int]) -> Inputs:

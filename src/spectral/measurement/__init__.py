@@ -12,7 +12,7 @@ from spectral.measurement.captures import (
     judge_identity,
     measure_capture,
 )
-from spectral.measurement.description import describe_sites
+from spectral.measurement.description import by, describe_sites
 from spectral.measurement.entry import measure, prepare_run
 from spectral.measurement.images import TensorImages, find_clusters, insert_clusters
 from spectral.measurement.job import measure_part, measure_run
@@ -30,6 +30,7 @@ __all__ = [
     "SITE_METRICS",
     "Images",
     "TensorImages",
+    "by",
     "compare_identity",
     "describe_sites",
     "find_clusters",

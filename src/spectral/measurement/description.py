@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
-from spectral.operators import Size
 from spectral.sites import Site
 
 
@@ -49,7 +49,7 @@ def note_failures(records: Collection[Mapping[str, Any]], failed: Mapping[str, s
     ]
 
 
-def by(size: Size) -> str:
+def by(size: Sequence[int | Fraction]) -> str:
     """Write a size or a stride.
 
     Example:

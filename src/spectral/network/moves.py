@@ -122,7 +122,7 @@ def list_moves(inputs: Inputs, layout: Sequence[Kinds] | None = None) -> list[Mo
         >>> [(m.kind, m.step) for m in list_moves(read_example(torch.zeros(1, 3, 8, 8)))]
         [('h', -1), ('h', 1), ('w', -1), ('w', 1)]
     """
-    kinds = _extents(inputs, guess_layout(inputs) if layout is None else layout)
+    kinds = find_extents(inputs, guess_layout(inputs) if layout is None else layout)
     return [Move(kind, step) for kind in SPATIAL if kind in kinds for step in (-1, 1)]
 
 
@@ -142,7 +142,7 @@ def roll_inputs(inputs: Inputs, move: Move, layout: Sequence[Kinds] | None = Non
         [3.0, 0.0, 1.0, 2.0]
     """
     known = guess_layout(inputs) if layout is None else layout
-    extents = _extents(inputs, known)
+    extents = find_extents(inputs, known)
     rest = iter(known)
 
     def roll(x: Tensor, batched: bool) -> Tensor:
@@ -171,7 +171,7 @@ def map_planes(
         torch.Size([1, 4, 9, 3])
     """
     known = guess_layout(inputs) if layout is None else layout
-    extents = _extents(inputs, known)
+    extents = find_extents(inputs, known)
     rest = iter(known)
 
     def apply(x: Tensor, batched: bool) -> Tensor:
@@ -219,8 +219,16 @@ def arrange_image(x: Tensor, kinds: Kinds, back: bool = False) -> Tensor:
     return x
 
 
-def _extents(inputs: Inputs, layout: Sequence[Kinds]) -> dict[str, int]:
-    """Return the extent of each spatial axis of the image."""
+def find_extents(inputs: Inputs, layout: Sequence[Kinds]) -> dict[str, int]:
+    """Return the image's extent along each of its spatial axes, t, h and w.
+
+    Example:
+        >>> import torch
+        >>> from spectral.network import make_inputs
+        >>> inputs = make_inputs(torch.zeros(2, 3, 8, 9))
+        >>> find_extents(inputs, guess_layout(inputs))
+        {'h': 8, 'w': 9}
+    """
     for (x, _), kinds in zip(inputs.every_tensor(), layout, strict=True):
         if x is inputs.image:
             return {kind: n for kind, n in zip(kinds, x.shape, strict=True) if kind in SPATIAL}

@@ -19,7 +19,7 @@ from spectral.errors import SpectralError, warn
 from spectral.hooks import FeatureExtractor
 from spectral.inputs import Inputs
 from spectral.intake import Feed
-from spectral.measurement import describe_sites, insert_clusters
+from spectral.measurement import by, describe_sites, insert_clusters
 from spectral.network import map_planes, undisturbed
 from spectral.numerics.scaling import find_scale
 from spectral.ranks import shared
@@ -242,13 +242,13 @@ class _Comparison:
         """Return the batch's rows."""
         frames = []
         for site, shift in product(self.sites, self.moves):
-            total = _by(self.totals[site.name])
+            total = by(self.totals[site.name])
             own = {name: value.cpu().numpy() for name, value in self.values[site.name, shift].items()}
             with np.errstate(divide="ignore"):
                 decibels = -10 * np.log10(own["mse_ratio"])
             frames.append(pd.DataFrame({
                 "index": indices, "image": ids, "site": site.name, "call": site.call, "op": site.op,
-                "stride": _by(site.stride), "total_stride": total, "row": shift[0], "column": shift[1],
+                "stride": by(site.stride), "total_stride": total, "row": shift[0], "column": shift[1],
                 "kind": "whole" if is_whole(shift) else "sub-pixel", "psnr_db": decibels, **own,
                 "flat": np.isnan(own["mse_ratio"]),
             }))  # fmt: skip
@@ -263,7 +263,3 @@ def _shift_planes(x: Tensor, shift: Shift) -> Tensor:
 
 def _total_stride(own: Mapping[str, Fraction]) -> Total:
     return own.get("h", Fraction(1)), own.get("w", Fraction(1))
-
-
-def _by(size: Sequence[int | Fraction]) -> str:
-    return "x".join(map(str, size))

@@ -22,6 +22,7 @@ from spectral.analysis import summarize_attribution, summarize_equivariance
 from spectral.analysis.correlation import (
     correlate_given_margin,
     correlate_layers,
+    label_rows,
     regress_confidence,
     regress_layers,
 )
@@ -55,11 +56,10 @@ def list_images(study: Study) -> pd.DataFrame:
 def summarize_families(study: Study) -> pd.DataFrame:
     """SIS and what stands beside it, of each family: `summarize_stability`."""
     frames = [
-        summarize_stability(table).drop(columns="model").assign(model=study.names[family], family=family)
+        label_rows(summarize_stability(table).drop(columns="model"), model=study.names[family], family=family)
         for family, table in study.stability.items()
     ]
-    table = pd.concat(frames, ignore_index=True)
-    return table[["model", "family", *(c for c in table.columns if c not in ("model", "family"))]]
+    return pd.concat(frames, ignore_index=True)
 
 
 def compare_equivariance(study: Study) -> pd.DataFrame:
@@ -97,7 +97,7 @@ def find_causes(study: Study) -> pd.DataFrame:
             seed=options.seed, batch_size=options.batch_size, progress=options.progress,
         )  # fmt: skip
         summary = summarize_instability_budget(found).drop(columns="model")
-        frames.append(_label(summary, model=study.names[family], family=family))
+        frames.append(label_rows(summary, model=study.names[family], family=family))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -109,7 +109,7 @@ def trace_diagonals(study: Study) -> pd.DataFrame:
         found = measure_diagonal(
             study.models[family], images, batch_size=study.options.batch_size, progress=False
         )
-        frames.append(_label(found, model=study.names[family], family=family).assign(n=len(images)))
+        frames.append(label_rows(found, model=study.names[family], family=family).assign(n=len(images)))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -123,11 +123,6 @@ def _place(study: Study, family: str, summary: pd.DataFrame) -> pd.DataFrame:
     facts |= {"layer": [label for _, label in found], "layer_index": [index for index, _ in found]}
     labels = pd.DataFrame(facts, index=summary.index)
     return pd.concat([labels, summary], axis=1)
-
-
-def _label(table: pd.DataFrame, **facts: str) -> pd.DataFrame:
-    """Put constant columns in front of a table."""
-    return pd.concat([pd.DataFrame(facts, index=table.index), table], axis=1)
 
 
 def _how(study: Study) -> dict[str, Any]:
