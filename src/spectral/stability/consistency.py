@@ -39,14 +39,14 @@ class Protocol:
             picture).
         limits: (height and width of the images, the largest shift asked for) → the lowest and the highest
             shift of each axis.
-        view: (image (C, H, W), shift of each axis, height and width of the view) → the view.
+        view: (image (C, H, W), ``shift`` of each axis, ``size`` of the view) → the view.
         enlarges: whether pictures are brought to 8/7 of the size first.
         fractional: whether shifts are real numbers instead of whole ones.
     """
 
     fill: str
     limits: Callable[[Size, int | None], tuple[Size, Size]]
-    view: Callable[[Tensor, Shifts, Size], Tensor]
+    view: Callable[..., Tensor]
     enlarges: bool = False
     fractional: bool = False
 

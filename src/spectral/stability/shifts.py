@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +69,7 @@ def check_shift(shift: Sequence[float], caller: str) -> Shift:
     return down, right
 
 
-def shift_whole(x: Tensor, shift: Sequence[int], fill: str) -> Tensor:
+def shift_whole(x: Tensor, shift: Iterable[int], fill: str) -> Tensor:
     """Move maps by whole pixels (down, right), ``"circular"`` or with ``"zeros"`` behind them.
 
     Example:
