@@ -85,8 +85,8 @@ def explain_failure(error: Exception) -> str:
     return f"{type(error).__name__}: {first}{hint}"
 
 
-def check_choice(value: Any, allowed: Iterable[Any], what: str, caller: str = "") -> None:
-    """Make sure that a value is one of those that are allowed.
+def check_choice(value: Any, allowed: Iterable[str], what: str, caller: str = "") -> None:
+    """Make sure that a value is one of the names that are allowed.
 
     Args:
         value: what was given.
@@ -103,7 +103,7 @@ def check_choice(value: Any, allowed: Iterable[Any], what: str, caller: str = ""
         spectral.errors.SpectralError: shift: unknown fill 'zero'; nearest: 'zeros'; allowed values are ...
     """
     names = list(allowed)
-    if value not in names:
+    if not (isinstance(value, str) and value in names):
         begin = f"{caller}: " if caller else ""
         raise SpectralError(
             f"{begin}unknown {what} {value!r}{suggest(str(value), names)}; allowed values are "
