@@ -18,8 +18,17 @@ from spectral.bands import measure_bands
 from spectral.metrics import compute_alias_metrics, compute_avr
 from spectral.numerics import lattice as lattice_module
 from spectral.numerics.cache import CACHE, BoundedCache, remember
+from spectral.numerics.finer import evaluate_finely
 from spectral.numerics.lattice import Lattice, analyse_axis, decimate_low_pass, synthesise_axis
-from spectral.numerics.matrices import as_matrix, interpolation_rows, low_pass_rows, wave_rows
+from spectral.numerics.matrices import (
+    as_matrix,
+    interpolation_rows,
+    low_pass_rows,
+    resampling_rows,
+    wave_rows,
+)
+from spectral.numerics.resampling import interpolate, resample
+from spectral.numerics.resampling import low_pass as pass_low
 from spectral.sampling import violation_mask
 from spectral.spectrum import compute_power_spectrum, compute_radial_profile
 
@@ -266,3 +275,33 @@ class TestCache:
 
 def _pair(size: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.arange(size), torch.ones(size, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("extent", [1024, 1025])
+def test_long_axes_are_resampled_as_by_their_matrices(extent):
+    x = noise(2, extent, 2)
+    half, count = (extent - 1) // 2, extent // 3
+    found = {
+        (low_pass_rows, extent, 3, 1, 3, count): pass_low(x, 1, 3, 1, 3, count),
+        (low_pass_rows, extent, 2, 0, 1, extent, True): pass_low(x, 1, 2, 0, 1, extent, hamming=True),
+        (interpolation_rows, extent, 2): interpolate(x, 1, 2),
+        (resampling_rows, extent, count, 2, 99): resample(x, 1, count, 2, 99),
+        (resampling_rows, extent, count, 2, half, True): resample(x, 1, count, 2, half, nyquist=True),
+    }
+    for (build, *arguments), y in found.items():
+        expected = torch.einsum("ij,bjc->bic", as_matrix(build, x, *arguments), x)
+        torch.testing.assert_close(y, expected, rtol=0, atol=1e-9)
+    (same,) = evaluate_finely(lambda x: 2 * x, (x,), {}, [{"h": 1}], [{"h": 1}], factor=2)
+    nyquist = (torch.arange(extent) % 2 * -2 + 1)[:, None] * (1 - extent % 2)
+    expected = 2 * (x - (x * nyquist).mean(1, keepdim=True) * nyquist)
+    torch.testing.assert_close(same, expected, rtol=0, atol=1e-9)
+
+
+def test_seconds_of_audio_need_no_gigabytes():
+    net = torch.nn.Sequential(
+        torch.nn.Conv1d(1, 2, 5, 4), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool1d(1), torch.nn.Flatten()
+    )
+    smooth, x = spectral.convert(net, "flc", example=torch.zeros(1, 1, 64)), noise(1, 1, 2**17).float()
+    assert smooth(x).shape == (1, 2)
+    with spectral.idealize(net):
+        assert net(x).shape == (1, 2)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from spectral.numerics.finer import multiply
-from spectral.numerics.matrices import as_matrix, highest_bin, low_pass_rows, resampling_rows
+from spectral.numerics.matrices import highest_bin
+from spectral.numerics.resampling import low_pass, resample
 
 
 def pass_low(x: Tensor, axis: int, step: int) -> Tensor:
@@ -19,7 +19,7 @@ def pass_low(x: Tensor, axis: int, step: int) -> Tensor:
         tensor([2., 2., 2., 2.])
     """
     extent = x.shape[axis]
-    return x if step == 1 else multiply(x, axis, as_matrix(low_pass_rows, x, extent, step, 0, 1, extent))
+    return x if step == 1 else low_pass(x, axis, step, 0, 1, extent)
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,9 @@ class Sampling:
             highest = (extent - 1) // 2
             if cut:
                 highest = min(int(highest_bin(extent, self.stride)), highest, (self.count - 1) // 2)
-            arguments = extent, self.count, self.first, highest, not cut
-            return multiply(x, axis, as_matrix(resampling_rows, x, *arguments))
+            return resample(x, axis, self.count, self.first, highest, not cut)
         if self.low_pass and self.stride > 1:
-            rows = extent, self.stride, self.first, self.stride, self.count
-            return multiply(x, axis, as_matrix(low_pass_rows, x, *rows))
+            return low_pass(x, axis, self.stride, self.first, self.stride, self.count)
         end = self.first + self.stride * (self.count - 1) + 1
         if (self.first, end, self.stride) == (0, extent, 1):
             return x

@@ -15,8 +15,7 @@ from spectral.causes.cause import Source
 from spectral.causes.lattices import Sampling, pass_low
 from spectral.causes.watching import CONVOLUTIONS, MAXIMA, FunctionCall, tensors_of
 from spectral.layers.filters import extend, pad_map
-from spectral.numerics.finer import multiply
-from spectral.numerics.matrices import as_matrix, interpolation_rows, low_pass_rows
+from spectral.numerics.resampling import interpolate, low_pass
 from spectral.operators import find_function, parse
 from spectral.tensors import TensorTable
 
@@ -391,7 +390,7 @@ def _maximise_finely(
         for axis, w in axes.items():
             own = axis - start + 2
             extent = block.shape[own]
-            fine = multiply(fine, own, as_matrix(interpolation_rows, fine, extent, factor))
+            fine = interpolate(fine, own, factor)
             before = befores[axis]
             around[own] = before * factor, (w.reach - before) * factor
             reached = max((counts[axis] - 1) * w.stride + w.reach + 1 - extent - before, before)
@@ -406,9 +405,7 @@ def _maximise_finely(
             along, apart = [*ones[:i], size, *ones[i + 1 :]], [*ones[:i], gap, *ones[i + 1 :]]
             fine = _MAXIMISE[len(axes)](fine, along, 1, 0, apart)
         for own in range(2, fine.ndim):
-            extent = fine.shape[own]
-            rows = extent, factor, 0, factor, extent // factor
-            fine = multiply(fine, own, as_matrix(low_pass_rows, fine, *rows))
+            fine = low_pass(fine, own, factor, 0, factor, fine.shape[own] // factor)
         parts.append(fine)
     dense = torch.cat(parts)
     return dense.reshape(*x.shape[:start], *dense.shape[2:])

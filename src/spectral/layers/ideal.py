@@ -7,6 +7,7 @@ from torch import Tensor
 from spectral.layers.pool import Pool, Stride
 from spectral.numerics.matrices import as_matrix, low_pass_rows
 from spectral.numerics.products import apply_axes
+from spectral.numerics.resampling import is_long, low_pass
 
 
 class IdealLowPass(Pool):
@@ -17,7 +18,8 @@ class IdealLowPass(Pool):
     hard, so edges ring; `ASAPPool2d` tapers it.
 
     A decimated low-pass is a small real linear map, so the layer is a thin matrix product for each axis
-    (A_h x A_wᵀ) and no transform: exact at every size, in at least float32, and exportable as it is. Matrices
+    (A_h x A_wᵀ) and no transform: exact at every size, in at least float32, and exportable as it is. Only
+    axes of 1024 samples and more, as signals have, take an FFT outside of graphs. Matrices
     of sizes that are known while a graph is exported are constants in it; where a size is dynamic
     (`torch.export`, `torch.onnx`, always in `torch.jit.trace`) the graph computes them from it.
 
@@ -57,16 +59,14 @@ class IdealLowPass(Pool):
         return self._low_pass(x, (1,) * self.axes)
 
     def _low_pass(self, x: Tensor, spacing: tuple[int, ...]) -> Tensor:
-        axes = zip(x.shape[-self.axes :], self.stride, spacing, strict=True)
-        return apply_axes(
-            x,
-            [
-                as_matrix(low_pass_rows, x, size, step, 0, every, (size + every - 1) // every, self.hamming)
-                if step > 1
-                else None
-                for size, step, every in axes
-            ],
-        )
+        matrices: list[Tensor | None] = []
+        for axis, (step, every) in enumerate(zip(self.stride, spacing, strict=True), x.ndim - self.axes):
+            size = x.shape[axis]
+            rows = step, 0, every, (size + every - 1) // every, self.hamming
+            if step > 1 and is_long(x, size):
+                x, step = low_pass(x, axis, *rows), 1
+            matrices.append(as_matrix(low_pass_rows, x, size, *rows) if step > 1 else None)
+        return apply_axes(x, matrices)
 
 
 class IdealLowPass1d(IdealLowPass):

@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from spectral.numerics.cache import remember
 from spectral.numerics.matrices import as_matrix, phase_low_pass_rows, phase_rows, wrap
-from spectral.numerics.products import disable_autocast, transform_axes
+from spectral.numerics.products import disable_autocast
+from spectral.numerics.resampling import is_long, place
 from spectral.numerics.tracing import is_traced
 
 BLOCK = 2**18  # numbers of a map that are worked on at once: what a processor's cache holds
@@ -24,18 +25,6 @@ NARROW = 12  # a last axis of less is multiplied faster as the first
 LARGE_BLOCK = 2**24  # on a GPU, which has no use for small ones
 TOGETHER = 16  # times as many numbers of a finer map are held as a whole
 Axes = Mapping[str, int]  # of a map: which of its axes are t, h and w, of those along which it has samples
-
-
-def multiply(x: Tensor, axis: int, matrix: Tensor) -> Tensor:
-    """Multiply one axis of maps by a matrix, in at least single precision.
-
-    Example:
-        >>> multiply(torch.ones(2, 3, 4), 1, torch.ones(1, 3)).shape
-        torch.Size([2, 1, 4])
-    """
-    with disable_autocast(x):
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return transform_axes(wide, axis, [matrix]).to(x.dtype)
 
 
 def evaluate_finely(
@@ -77,7 +66,7 @@ def evaluate_finely(
     whole = leaves[next(iter(axes))]
     kinds = {kind: leaves[i].shape[axis] for i, own in axes.items() for kind, axis in own.items()}
     finer: dict[str, _Finer] = {
-        kind: _Ideal(extent, factor, whole) if taps is None else _Filtered(taps, extent, factor, whole)
+        kind: _choose_ideal(extent, factor, whole) if taps is None else _Filtered(taps, extent, factor, whole)
         for kind, extent in kinds.items()
     }
     lengths = dict.fromkeys(kinds, NARROW) if is_traced(whole) else kinds  # those that stay open are long
@@ -306,6 +295,10 @@ class _Stack:
         return room
 
 
+def _choose_ideal(extent: int, factor: int, like: Tensor) -> _Finer:
+    return (_Transformed if is_long(like, extent) else _Ideal)(extent, factor, like)
+
+
 class _Ideal(_Finer):
     """By thin products: nothing at or above the coarse lattice's Nyquist frequency is left."""
 
@@ -365,6 +358,26 @@ def _fold(x: Tensor, axis: int) -> tuple[Tensor, int]:
     if before == 1:
         return x.reshape(extent, -1), 0
     return x.reshape(before, extent, -1), 1
+
+
+class _Transformed(_Ideal):
+    """The same by FFT, for axes that are too long for matrices."""
+
+    def __init__(self, extent: int, factor: int, like: Tensor) -> None:
+        self.factor, self.highest = factor, (extent - 1) // 2
+        self.wave = None if extent % 2 else as_matrix(_alternating_row, like, extent)
+        self.dtype = torch.promote_types(like.dtype, torch.float32)
+
+    def rise(self, x: Tensor, axis: int, phase: int, out: Tensor | None = None) -> Tensor:
+        """Interpolate an axis ``phase``/r of a sample behind each sample."""
+        found = place(x, axis, x.shape[axis], phase / self.factor, self.highest, nyquist=True)
+        return found if out is None else out.copy_(found)
+
+    def descend(self, same: Tensor, others: Sequence[Tensor], axis: int, owned: bool = False) -> Tensor:
+        """Low-pass an axis but for its Nyquist bin, and keep the map's own samples."""
+        for phase, other in enumerate(others, 1):
+            same = same + place(other, axis, other.shape[axis], -phase / self.factor, self.highest)
+        return same / self.factor
 
 
 class _Filtered(_Finer):

@@ -16,8 +16,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from spectral.causes import Upsampling
 from spectral.causes.watching import FILTERS_IMAGES, KEEPS_LATTICE
 from spectral.layers.filters import extend
-from spectral.numerics.finer import multiply
-from spectral.numerics.matrices import as_matrix, resampling_rows
+from spectral.numerics.resampling import resample
 from spectral.surgery.functionals import Keys, join_alike, run_instead
 from spectral.tracker import paused
 
@@ -95,7 +94,7 @@ def _pass_low(y: Tensor, axis: int, ratio: Fraction) -> Tensor:
     """Keep the bins below the old lattice's Nyquist frequency."""
     extent = y.shape[axis]
     highest = math.ceil(Fraction(extent) / (2 * ratio)) - 1
-    return multiply(y, axis, as_matrix(resampling_rows, y, extent, extent, 0, highest))
+    return resample(y, axis, extent, 0, highest)
 
 
 def _blur(y: Tensor, axis: int, ratio: Fraction, border: str) -> Tensor:
