@@ -162,6 +162,20 @@ class TestPlainDecimation:
         assert float((changed - expected).abs().max()) > 1e-3
         assert torch.equal(outputs(revert(smooth), x.clone()), expected)
 
+    def test_a_slice_stays_a_view_of_its_source(self) -> None:
+        """What is written to either later shows in the other."""
+
+        def forward(m: nn.Module, x: Tensor) -> Tensor:
+            y = x.clone()
+            kept = y[..., ::2, ::2]
+            y.mul_(2)
+            kept.add_(1)
+            return kept * y.mean()
+
+        model = nets.Call(forward)
+        x = image(2, 3, 15, 16)
+        assert torch.equal(convert(model, "strided", example=16)(x), model(x))
+
     def test_a_slice_with_an_offset(self) -> None:
         model = nets.Call(lambda m, x: x[:, :, 1::2, ::3] + x[..., 1::2, 0::3])
         x = image(2, 3, 15, 16)
