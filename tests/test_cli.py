@@ -619,6 +619,7 @@ def test_tables_of_somebody_else_are_not_replaced(tmp_path):
     assert measure(*asked).exit_code == 0
     shutil.rmtree(tmp_path / "measurements")  # by hand: the tables still say what they are of
     assert "summary.csv is of seed = 0, not 1" in fails(measure(*asked, "--seed", 1))
+    assert "summary.csv is of metrics = " in fails(measure("--metrics", "avr", "--out", tmp_path))
     assert measure(*asked).exit_code == 0
     told = fails(run("sites", RANDOM, "--csv", tmp_path / "sites.csv"))
     assert "sites.csv is a table of which provenance.json tells; choose another file" in told

@@ -92,7 +92,8 @@ def measure(
     skipped = f"; {len(broken)} broken file(s) skipped" if broken else ""
     if out and not holds_run(out / "measurements"):  # which says what its tables are of
         asked = {"model": info.name, "weights": info.weights_id, "images": pictures.source, "seed": seed,
-                 "limit": limit, "taps": sorted(set(taps))}  # fmt: skip
+                 "limit": limit, "taps": sorted(set(taps)),
+                 **({"metrics": sorted(set(metrics))} if metrics else {})}  # fmt: skip
         for name in (SUMMARY_FILE, SITES_TABLE):
             refuse_other_table(out / name, asked, out / PROVENANCE)
     answer.say(
