@@ -41,6 +41,8 @@ class SpaceToDepth(Pool):
     Example:
         >>> SpaceToDepth2d(1)(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])).flatten()
         tensor([1., 2., 3., 4.])
+        >>> SpaceToDepth2d(3).extra_repr()
+        '3, stride=(2, 2), out_channels=None'
     """
 
     kind = "space_to_depth"
