@@ -320,6 +320,27 @@ def test_lists_of_images():
     assert image.shape == (2, 3, 9, 8)
 
 
+class Padding(OfList):
+    """A detector that makes one map of a list, as large as its largest image."""
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        size = [max(x.shape[axis] for x in images) for axis in (1, 2)]
+        whole = images[0].new_zeros(len(images), 3, *size)
+        for x, room in zip(images, whole, strict=True):
+            room[:, : x.shape[1], : x.shape[2]].copy_(x)
+        return [{"boxes": y.mean((1, 2))} for y in self.body(whole)]
+
+
+def test_images_of_several_sizes_are_measured_alone_whatever_the_batch():
+    net, pictures = Padding(), [noise(3, 9, 8), noise(3, 9, 8, seed=1), noise(3, 7, 12)]
+    feed = Feed(net, pictures, caller="test")
+    assert [indices for indices, _ in feed.batches(3)] == [[0, 1], [2]]
+    several, one = (
+        measure(net, pictures, ("avr",), batch_size=size, progress=False)["value"] for size in (3, 1)
+    )
+    torch.testing.assert_close(torch.tensor(several), torch.tensor(one), rtol=1e-5, atol=0)
+
+
 class Weighted(nn.Module):
     """Takes images one by one, each with a dictionary of its own."""
 

@@ -30,7 +30,7 @@ from spectral.errors import SpectralError, warn
 from spectral.inputs import Inputs
 from spectral.intake.channels import list_channel_calls
 from spectral.intake.dependence import describe_dependence
-from spectral.intake.given import GivenImages, pick_inputs
+from spectral.intake.given import GivenImages, pick_inputs, split_sizes
 from spectral.intake.pixels import (
     AS_IT_IS,
     AS_PIXELS,
@@ -225,9 +225,10 @@ class Feed:
     ) -> Iterator[tuple[list[int], Inputs]]:
         """Yield (indices, inputs before they are normalised and brought to the model)."""
         for chosen, raw in self.images.batches(batch_size, indices=indices):
-            for sentence in describe_dependence(self.probe, self.name, len(chosen)):
-                self._warn_once(sentence)
-            yield list(chosen), self.read(raw)
+            for own, inputs in split_sizes(self.read(raw)):
+                for sentence in describe_dependence(self.probe, self.name, len(own)):
+                    self._warn_once(sentence)
+                yield [chosen[i] for i in own], inputs
 
     def _warn_once(self, sentence: str) -> None:
         if sentence not in self._said:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import torch
 
@@ -88,6 +89,26 @@ def pick_inputs(inputs: Inputs, indices: Sequence[int]) -> Inputs:
     """
     args, kwargs = pick((inputs.args, inputs.kwargs), indices, inputs.count)
     return make_inputs(*args, **kwargs)
+
+
+def split_sizes(inputs: Inputs) -> Iterator[tuple[list[int], Inputs]]:
+    """Take images in a list apart where they have several sizes; yield which they are, and their inputs.
+
+    A detector pads a list to its largest image: what it computes of one would depend on those beside it.
+
+    Example:
+        >>> several = make_inputs([torch.zeros(3, 8, n) for n in (8, 8, 6)])
+        >>> [own for own, _ in split_sizes(several)]
+        [[0, 1], [2]]
+    """
+    count = inputs.count
+    if all(batched for _, batched in inputs.every_tensor()):
+        yield list(range(count)), inputs
+        return
+    sizes = [tuple(pick_inputs(inputs, [i]).image.shape) for i in range(count)]
+    for _, alike in groupby(range(count), key=sizes.__getitem__):
+        own = list(alike)
+        yield own, inputs if len(own) == count else pick_inputs(inputs, own)
 
 
 def join_inputs(parts: Sequence[Inputs]) -> Inputs:
