@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from spectral.run_folder import read
-from spectral.store import ShardStore
-from spectral.summary import summarize_measurements
-from spectral.table import Key, Origin, describe_environment, make_rows, write_csv
+from spectral.runs.folder import read
+from spectral.runs.store import ShardStore
+from spectral.runs.summary import summarize_measurements
+from spectral.table.rows import Key, Origin, describe_environment, make_rows, write_csv
 
 GOAL_MS, GOAL_MB, GOAL_LISTING = 1.0, 600, 1.0
 METRICS = ("avr", "power", "am", "alias_power_ratio", "live_channels")

@@ -47,9 +47,9 @@ from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
 from spectral.identity import find_structure
 from spectral.models.checkpoint import hash_state
-from spectral.schema import RUN_FILE
 from spectral.study import StudyOptions, run_study
-from spectral.table import describe_environment, write_csv
+from spectral.table.rows import describe_environment, write_csv
+from spectral.table.schema import RUN_FILE
 from spectral.training import LabelledImages, Recipe, train
 
 FULL = {"kills": 200, "writers": 100, "bits": 2000, "interrupts": 1000, "threads": 200}

@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import spectral
-from spectral.capture import Capture, Tap
-from spectral.hooks import FeatureExtractor
+from spectral.hooks.capture import Capture, Tap
+from spectral.hooks.extractor import FeatureExtractor
 from spectral.measurement import CHANNEL_METRICS, DEFAULT_METRICS, SITE_METRICS, measure_capture
 from spectral.measurement.pieces import Lattice, evaluate_pieces, measure_piece
-from spectral.metrics import compute_avr
+from spectral.metrics.aliasing import compute_avr
 from spectral.models import load_model
 from spectral.network import evaluation_mode
 from spectral.sites import Site, find_sites

@@ -26,7 +26,7 @@ import resource, sys, torch, spectral
 model = spectral.load_model(sys.argv[1])
 images = torch.rand(int(sys.argv[2]), 3, 224, 224)
 sites = [site for site in spectral.find_sites(model, 224) if site.measurable]
-from spectral.hooks import FeatureExtractor
+from spectral.hooks.extractor import FeatureExtractor
 from spectral.measurement import measure_capture
 
 with torch.no_grad():

@@ -28,13 +28,13 @@ import torch
 from torch import Tensor, nn
 
 import spectral
-from spectral.capture import Capture, Tap
-from spectral.hooks import FeatureExtractor
+from spectral.hooks.capture import Capture, Tap
+from spectral.hooks.extractor import FeatureExtractor
 from spectral.measurement import measure_capture
-from spectral.metrics import compute_avr
+from spectral.metrics.aliasing import compute_avr
 from spectral.network import evaluation_mode
 from spectral.sites import Site, find_sites, get_stride_layers
-from spectral.table import write_csv
+from spectral.table.rows import write_csv
 
 Variants = dict[str, Callable[[], object]]
 BARE = "bare forward"

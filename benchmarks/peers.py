@@ -29,11 +29,11 @@ import torch
 from timm.layers.blur_pool import BlurPool2d as BlurPool2dOfTimm
 from torch import Tensor, nn
 
-from spectral.capture import Capture
-from spectral.hooks import FeatureExtractor
+from spectral.hooks.capture import Capture
+from spectral.hooks.extractor import FeatureExtractor
 from spectral.layers import BlurPool2d, FLCPool2d
 from spectral.measurement import measure_capture
-from spectral.metrics import compute_avr
+from spectral.metrics.aliasing import compute_avr
 from spectral.models import load_model
 from spectral.network import evaluation_mode
 from spectral.sites import Site, find_sites

@@ -16,8 +16,8 @@ import click
 import torch
 from torch import Tensor
 
-from spectral.bands import measure_bands
-from spectral.metrics import compute_alias_metrics
+from spectral.metrics.aliasing import compute_alias_metrics
+from spectral.metrics.bands import measure_bands
 from spectral.numerics.cache import CACHE
 
 METRICS = ("am", "am_relative", "alias_power_ratio")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import spectral
 from spectral.classes import match_labels
-from spectral.views import Views
+from spectral.repair.views import Views
 
 NUMBERS = {"steps": int, "batch_size": int, "max_lr": float, "layer_weight": float}
 SHIFTS = [(1, 2), (-1, 2), (1, 3), (-1, 3)]

@@ -13,7 +13,7 @@ import click
 import pandas as pd
 
 import spectral
-from spectral.schema import to_decibels
+from spectral.table.schema import to_decibels
 
 NETWORK = "bundled/resnet20"
 LAYER = "layer2.0.conv1"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from spectral.schema import BOUNDS, with_bounds
+from spectral.table.schema import BOUNDS, with_bounds
 
 MODELS = {
     "strided": "bundled/resnet20",

@@ -25,9 +25,9 @@ from networks import Falling
 from torch import Tensor, nn
 
 import spectral
-from spectral import ranks
 from spectral.cli import main as spectral_command
 from spectral.errors import SpectralError
+from spectral.processes import ranks
 from spectral.sweeping.models import name_folders
 from spectral.training import STATE_NAME, LabelledImages, Recipe
 

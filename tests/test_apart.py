@@ -11,7 +11,7 @@ from PIL import Image
 
 from spectral import cli
 from spectral.errors import StorageError
-from spectral.files import require_apart
+from spectral.files.atomic import require_apart
 
 BUDGET = ("budget", "bundled/resnet20", "--limit", "4", "--quiet")
 COMPARE = ("compare", "bundled/resnet20", "bundled/resnet20-blurpool", "--limit", "4", "--quiet")

@@ -20,8 +20,8 @@ from spectral import cli
 from spectral.analysis import summarize_attribution, summarize_equivariance
 from spectral.cli.output import format_attribution
 from spectral.errors import SpectralError, SpectralWarning
-from spectral.instability import compute_sis
 from spectral.measurement import TensorImages
+from spectral.metrics.instability import compute_sis
 from spectral.models import load_model
 from spectral.stability import ALL_SITES, attribute_instability, measure_equivariance
 from spectral.stats import estimate_mean

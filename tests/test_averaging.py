@@ -10,8 +10,8 @@ import torch
 from networks import image, unchanged
 from torch import nn
 
-from spectral.averaging import average_weights
 from spectral.errors import SpectralError
+from spectral.repair.averaging import average_weights
 
 
 def make_nets(count: int) -> list[nn.Sequential]:

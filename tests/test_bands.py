@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import spectral.bands
-from spectral.bands import QUOTIENTS, measure_bands
+import spectral.metrics.bands
 from spectral.errors import SpectralError
-from spectral.metrics import compute_alias_metrics, compute_am_relative, compute_avr
-from spectral.spectrum import compute_power_spectrum
+from spectral.metrics.aliasing import compute_alias_metrics, compute_am_relative, compute_avr
+from spectral.metrics.bands import QUOTIENTS, measure_bands
+from spectral.metrics.spectrum import compute_power_spectrum
 
 QUICK = settings(max_examples=40)
 METRICS = tuple(QUOTIENTS)
@@ -264,7 +264,7 @@ class TestPieces:
     @pytest.mark.parametrize("metrics", [("avr",), METRICS])
     def test_a_few_channels_add_to_many(self, metrics):
         """Of few the full spectrum is summed: pieces of a map end with what is left of its channels."""
-        most = 2 * spectral.bands.FEW_CHANNELS
+        most = 2 * spectral.metrics.bands.FEW_CHANNELS
         x = noise(2, most + 1, 24, 24).float()
         many, few = (measure_bands(part, (2, 2), (0, 0), None, metrics) for part in x.split(most, dim=1))
         whole = measure_bands(x, (2, 2), (0, 0), None, metrics).values()
@@ -276,7 +276,7 @@ class TestPieces:
     def test_blocks_change_nothing(self, elements, last, monkeypatch):
         x = noise(3, 5, 10, 12)
         expected = measure_bands(x, (2, 2), metrics=METRICS).values()
-        monkeypatch.setattr(spectral.bands, "CPU_BLOCK", elements)
+        monkeypatch.setattr(spectral.metrics.bands, "CPU_BLOCK", elements)
         x = x.contiguous(memory_format=torch.channels_last) if last else x
         assert_same(measure_bands(x, (2, 2), metrics=METRICS).values(), expected, 1e-12)
 

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectral.channels import compute_channel_alias_ratios, find_white_noise_ratio, split_border
 from spectral.errors import SpectralError
+from spectral.metrics.channels import compute_channel_alias_ratios, find_white_noise_ratio, split_border
 
 
 @given(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from spectral import cli
 from spectral.classification import classify
 from spectral.errors import SpectralError
-from spectral.json_files import read_json
+from spectral.files.json_files import read_json
 from spectral.models import load_model, model_info
 
 RANDOM = "bundled/resnet20@random"

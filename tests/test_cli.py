@@ -24,13 +24,13 @@ from torch import Tensor, nn
 
 import spectral
 from spectral import cli
-from spectral.console import SpectralCommand, explain_error
-from spectral.display import format_columns, format_mean, format_rows
 from spectral.errors import SpectralError
-from spectral.json_files import read_json
+from spectral.files.json_files import read_json
 from spectral.models import load_model, model_info
 from spectral.models.checkpoint import save_checkpoint
 from spectral.study.runner import Outcome
+from spectral.table.display import format_columns, format_mean, format_rows
+from spectral.terminal.console import SpectralCommand, explain_error
 from spectral.training import RECIPES, Recipe
 
 RANDOM = "bundled/resnet20@random"

@@ -12,15 +12,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from spectral import analysis, schema, study
+from spectral import analysis, study
 from spectral.budget import schema as budget
 from spectral.budget.summary import SUMMARY as BUDGET
 from spectral.codebook import ENDINGS, ENTRIES, describe_column, list_columns, make_codebook
 from spectral.errors import SpectralError
 from spectral.figures import FIGURES
 from spectral.figures.answers import ANSWERS
-from spectral.lineage import verify_below
+from spectral.runs.lineage import verify_below
 from spectral.stability import attribution, equivariance, scores, summary
+from spectral.table import schema
 
 RESULTS = Path(__file__).parents[1] / "results" / "reference"
 FOLDERS = sorted({path.parent for path in RESULTS.rglob("*.csv")})

@@ -24,7 +24,7 @@ from spectral.cli.comparison import format_comparison
 from spectral.errors import SpectralError
 from spectral.figures import FIGURES
 from spectral.models import load_model, model_info
-from spectral.schema import with_bounds
+from spectral.table.schema import with_bounds
 
 A, B = "bundled/resnet8@random", "bundled/resnet8-blurpool@random"
 NAMES = ("cat", "dog", "frog", "ship")

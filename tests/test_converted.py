@@ -13,19 +13,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from spectral.cli import main
-from spectral.distillation import STATE_NAME, distill
 from spectral.errors import SpectralError
-from spectral.hooks import FeatureExtractor
+from spectral.files.writers import claim_file
+from spectral.hooks.extractor import FeatureExtractor
 from spectral.layers import LAYERS, APSPool2d, FLCPool2d, make_pool
 from spectral.measurement import measure
 from spectral.models import load_model, model_info
 from spectral.models.architectures import build
 from spectral.models.checkpoint import save_checkpoint
-from spectral.reconstruction import reconstruct
+from spectral.repair.distillation import STATE_NAME, distill
+from spectral.repair.reconstruction import reconstruct
 from spectral.sites import find_sites
 from spectral.surgery import conversion_report, convert, convert_alike
 from spectral.training import LabelledImages, Recipe, train
-from spectral.writers import claim_file
 
 
 def run_command(*arguments: object) -> Result:

@@ -16,7 +16,7 @@ from networks import image
 from torch import Tensor, nn
 
 import spectral
-from spectral.capture import TAPS
+from spectral.hooks.capture import TAPS
 from spectral.layers import LAYERS
 from spectral.measurement import METRICS, SITE_METRICS, measure_capture
 from spectral.monitor import AliasingMonitor, AliasingPenalty

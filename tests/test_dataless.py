@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spectral.dataless import Dataless, run_operator
-from spectral.tensors import TensorTable
+from spectral.tracing.dataless import Dataless, run_operator
+from spectral.tracing.tensors import TensorTable
 
 aten = torch.ops.aten
 

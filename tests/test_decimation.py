@@ -18,7 +18,7 @@ from networks import image
 from torch import Tensor, nn
 
 from spectral.operators import LOSSLESS, Decimation, Geometry, parse
-from spectral.recorder import Frame, Operation, Recorder
+from spectral.tracing.recorder import Frame, Operation, Recorder
 
 SETTINGS = settings(max_examples=120)
 FEW = settings(SETTINGS, max_examples=40)

@@ -42,14 +42,14 @@ from spectral.cli import main
 from spectral.data import load_images
 from spectral.data.subset import Subset, spread_over_clusters
 from spectral.errors import SpectralError
+from spectral.files.writers import claim
 from spectral.intake import Feed
 from spectral.page.cells import SITES as SITE_CELLS
 from spectral.page.cells import view
 from spectral.page.render import render_page
-from spectral.schema import BOUNDS
 from spectral.stability import measure_stability
-from spectral.table import read_csv
-from spectral.writers import claim
+from spectral.table.rows import read_csv
+from spectral.table.schema import BOUNDS
 
 SIZE = 16
 

@@ -15,12 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from spectral.errors import SpectralError
-from spectral.hooks import FeatureExtractor
+from spectral.hooks.extractor import FeatureExtractor
 from spectral.layers import FLCPool2d, IdealLowPass2d
 from spectral.network import make_inputs
 from spectral.sites import Site, find_global_pools, find_reductions, find_sites
-from spectral.standin import run_on_standins
 from spectral.surgery import conversion_report, convert
+from spectral.tracing.standin import run_on_standins
 
 Call = Callable[..., Any]
 SIZE = (16, 24)

@@ -13,14 +13,14 @@ from networks import image, unchanged
 from torch import Tensor, nn
 
 from spectral.data import load_images
-from spectral.distillation import STATE_NAME, distill
 from spectral.errors import SpectralError, SpectralWarning
-from spectral.heldout import leave_out
-from spectral.inputs import read_example
 from spectral.intake import Feed
 from spectral.models import load_model
+from spectral.network.inputs import read_example
+from spectral.repair.distillation import STATE_NAME, distill
+from spectral.repair.heldout import leave_out
+from spectral.repair.views import Views
 from spectral.surgery import convert, revert
-from spectral.views import Views
 
 
 class Net(nn.Module):
@@ -237,7 +237,7 @@ def test_images_that_dont_fit_are_read_each_time(monkeypatch) -> None:
     held = distill(
         smooth, images, steps=4, batch_size=2, progress=False, preprocessing=((0.5,) * 3, (0.5,) * 3)
     )
-    monkeypatch.setattr("spectral.distillation.HELD_BYTES", 0)
+    monkeypatch.setattr("spectral.repair.distillation.HELD_BYTES", 0)
     read = distill(
         smooth, images, steps=4, batch_size=2, progress=False, preprocessing=((0.5,) * 3, (0.5,) * 3)
     )
@@ -247,7 +247,7 @@ def test_images_that_dont_fit_are_read_each_time(monkeypatch) -> None:
 
 def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path, monkeypatch) -> None:
     _, smooth = make_pair()
-    monkeypatch.setattr("spectral.distillation.KEPT_EVERY", 2)
+    monkeypatch.setattr("spectral.repair.distillation.KEPT_EVERY", 2)
     x = image(6, 3, 32, 32)
     whole = distill(smooth, x, steps=6, batch_size=4, progress=False)
     calls = 0

@@ -19,7 +19,7 @@ from spectral.errors import SpectralError
 from spectral.figures import FIGURES, plot_table
 from spectral.figures.answers import ANSWERS
 from spectral.figures.door import admit
-from spectral.schema import WORDS
+from spectral.table.schema import WORDS
 
 STEMS = pytest.mark.parametrize("stem", FIGURES)
 

@@ -16,10 +16,10 @@ import spectral
 from spectral import cli
 from spectral.codebook import describe_column
 from spectral.errors import SpectralError
-from spectral.lineage import RUNS, list_runs
+from spectral.runs.lineage import RUNS, list_runs
 from spectral.study.findings import COLUMNS, find_findings, report_findings, tabulate_findings
 from spectral.study.progress import Progress, describe_overwriting
-from spectral.table import write_csv
+from spectral.table.rows import write_csv
 
 TABLES = Path(__file__).parents[1] / "results" / "reference" / "tables"
 

@@ -29,7 +29,7 @@ from spectral.cli.finished import (
     note_finished,
     recall,
 )
-from spectral.json_files import read_json
+from spectral.files.json_files import read_json
 from spectral.models.checkpoint import save_checkpoint
 from spectral.models.load import open_untrained
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint_sequential
 
-from spectral.capture import Capture
 from spectral.errors import SpectralError
-from spectral.hooks import FeatureExtractor
+from spectral.hooks.capture import Capture
+from spectral.hooks.extractor import FeatureExtractor
 from spectral.layers import BlurPool2d
 from spectral.models.architectures import build
 from spectral.models.nula import NULA

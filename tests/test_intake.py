@@ -29,7 +29,7 @@ from spectral.models.info import IMAGENET
 from spectral.network import make_inputs
 from spectral.numerics.precision import require_double
 from spectral.perturb import measure_fourier_heatmap, measure_predictions
-from spectral.recalibration import recalibrate
+from spectral.repair.recalibration import recalibrate
 from spectral.stability import attribute_instability, measure_equivariance, measure_stability
 from spectral.surgery import conversion_report, convert
 

@@ -21,9 +21,9 @@ from torch import nn
 
 import spectral
 from spectral.__main__ import main as run_program
-from spectral.console import SpectralGroup
-from spectral.interrupts import raise_kept, shielded, undivided
 from spectral.measurement import measure
+from spectral.processes.interrupts import raise_kept, shielded, undivided
+from spectral.terminal.console import SpectralGroup
 
 pytestmark = pytest.mark.usefixtures("interruptible")
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from spectral.data import load_images
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.measurement import measure
-from spectral.metrics import compute_avr
-from spectral.run_folder import read
+from spectral.metrics.aliasing import compute_avr
+from spectral.metrics.spectrum import compute_power_spectrum
+from spectral.runs.folder import read
+from spectral.runs.summary import summarize_measurements
 from spectral.sites import find_sites
-from spectral.spectrum import compute_power_spectrum
-from spectral.summary import summarize_measurements
 from spectral.sweeping import sweep
 from spectral.sweeping.models import name_folders
 

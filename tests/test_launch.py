@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from spectral.cli import main
 from spectral.errors import SpectralError
-from spectral.launch import Launch, choose_device, find_launch
+from spectral.processes.launch import Launch, choose_device, find_launch
 
 NAMES = (
     "RANK",
@@ -76,8 +76,8 @@ def test_a_process_whose_first_rank_never_comes_says_so(monkeypatch, capfd):
     launch = {"RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": 1}
     for name, value in launch.items():
         monkeypatch.setenv(name, str(value))
-    monkeypatch.setattr("spectral.ranks.PATIENCE", timedelta(seconds=2))
-    monkeypatch.setattr("spectral.ranks.QUIET", timedelta(seconds=0.5))
+    monkeypatch.setattr("spectral.processes.ranks.PATIENCE", timedelta(seconds=2))
+    monkeypatch.setattr("spectral.processes.ranks.QUIET", timedelta(seconds=0.5))
     assert CliRunner().invoke(main, ["measure", "bundled/resnet20@random"]).exit_code == 2
     said = capfd.readouterr().err
     assert "rank 1 of 2 has waited 0.5 s" in said

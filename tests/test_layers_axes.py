@@ -12,7 +12,7 @@ from torch import nn
 
 import spectral
 from spectral.errors import SpectralError
-from spectral.hooks import FeatureExtractor
+from spectral.hooks.extractor import FeatureExtractor
 from spectral.layers import (
     LAYERS,
     STRIDED,
@@ -25,7 +25,7 @@ from spectral.layers import (
     make_pool,
 )
 from spectral.layers.polyphase import split_phases
-from spectral.metrics import compute_am_relative
+from spectral.metrics.aliasing import compute_am_relative
 
 # One name per class.
 CLASSES = [

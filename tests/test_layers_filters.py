@@ -20,7 +20,7 @@ from spectral.layers import (
     WaveletPool2d,
     make_pool,
 )
-from spectral.metrics import compute_alias_power_ratio
+from spectral.metrics.aliasing import compute_alias_power_ratio
 
 FILTERS = [name for name in LAYERS if name.startswith(("blurpool", "wavelet"))]
 LOW_PASS = [*FILTERS, "learned", "flc", "asap", "ideal"]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from spectral.errors import SpectralError
 from spectral.layers import ASAPPool2d, FLCPool2d, IdealLowPass2d
-from spectral.metrics import compute_am_relative
+from spectral.metrics.aliasing import compute_am_relative
 
 QUICK = settings(max_examples=30)
 SIZES = [(1, 1), (1, 7), (2, 2), (5, 7), (14, 14), (18, 10), (33, 47), (16, 24)]

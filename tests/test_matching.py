@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from spectral.errors import SpectralError
-from spectral.hooks import FeatureExtractor
+from spectral.hooks.extractor import FeatureExtractor
 from spectral.measurement import measure
 from spectral.monitor import AliasingMonitor, AliasingPenalty
-from spectral.places import find_steps
 from spectral.sites import Site, find_sites
 from spectral.surgery import convert
+from spectral.tracing.places import find_steps
 
 
 def pool(x: Tensor) -> Tensor:

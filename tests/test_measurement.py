@@ -21,16 +21,16 @@ from faults import full_disk
 from networks import NoDownsampling, count_hooks, image, unchanged
 from torch import Tensor, nn
 
-from spectral.channels import find_white_noise_ratio
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
 from spectral.measurement import METRICS, TensorImages, captures, describe_sites, measure
-from spectral.metrics import compute_alias_categories, compute_avr
+from spectral.metrics.aliasing import compute_alias_categories, compute_avr
+from spectral.metrics.channels import find_white_noise_ratio
+from spectral.metrics.spectrum import compute_power_spectrum
 from spectral.models import load_model, model_info
+from spectral.runs.summary import summarize_measurements
 from spectral.sites import find_sites
-from spectral.spectrum import compute_power_spectrum
-from spectral.summary import summarize_measurements
-from spectral.table import COLUMNS
+from spectral.table.rows import COLUMNS
 
 ALL = METRICS
 TAPS = ("input", "dense", "signal", "output")

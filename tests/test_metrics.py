@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from spectral.errors import SpectralError
-from spectral.instability import compute_instability, compute_logit_jitter, compute_logit_spread, compute_sis
-from spectral.metrics import (
+from spectral.metrics.aliasing import (
     compute_alias_categories,
     compute_alias_metrics,
     compute_alias_power_ratio,
@@ -27,10 +26,16 @@ from spectral.metrics import (
     fold_spectrum,
     split_aliases,
 )
+from spectral.metrics.instability import (
+    compute_instability,
+    compute_logit_jitter,
+    compute_logit_spread,
+    compute_sis,
+)
+from spectral.metrics.sampling import violation_mask
+from spectral.metrics.spectrum import compute_power_spectrum
 from spectral.network import evaluation_mode
 from spectral.numerics.products import exact_products
-from spectral.sampling import violation_mask
-from spectral.spectrum import compute_power_spectrum
 
 QUICK = settings(max_examples=15)
 SIZES = [(1, 1), (2, 2), (1, 7), (16, 1), (7, 9), (8, 8), (14, 14), (20, 12), (33, 47)]

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
-from spectral.arguments import as_integer, is_integer
+from spectral.arguments.values import as_integer, is_integer
 from spectral.errors import SpectralError
-from spectral.instability import compute_sis
 from spectral.latency import count_macs
+from spectral.metrics.instability import compute_sis
 from spectral.network import (
     evaluation_mode,
     guess_kinds,

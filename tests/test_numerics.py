@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import spectral
-from spectral.bands import measure_bands
-from spectral.metrics import compute_alias_metrics, compute_avr
+from spectral.metrics.aliasing import compute_alias_metrics, compute_avr
+from spectral.metrics.bands import measure_bands
+from spectral.metrics.sampling import violation_mask
+from spectral.metrics.spectrum import compute_power_spectrum, compute_radial_profile
 from spectral.numerics import lattice as lattice_module
 from spectral.numerics.cache import CACHE, BoundedCache, remember
 from spectral.numerics.finer import evaluate_finely
@@ -29,8 +31,6 @@ from spectral.numerics.matrices import (
 )
 from spectral.numerics.resampling import interpolate, resample
 from spectral.numerics.resampling import low_pass as pass_low
-from spectral.sampling import violation_mask
-from spectral.spectrum import compute_power_spectrum, compute_radial_profile
 
 QUICK = settings(max_examples=60)
 MIB = 2**20

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import spectral
 from spectral.errors import SpectralError
-from spectral.hooks import FeatureExtractor
+from spectral.hooks.extractor import FeatureExtractor
 from spectral.operators import (
     KINDS,
     Arguments,

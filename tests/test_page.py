@@ -25,7 +25,7 @@ from spectral.figures import FIGURES, plot_site_levels
 from spectral.page.cells import FIXES, SITES, STABILITY, make_downloads, view
 from spectral.page.render import MOST_DETAILS
 from spectral.page.results import view_table
-from spectral.schema import BOUNDS, with_bounds
+from spectral.table.schema import BOUNDS, with_bounds
 
 BROWSER = next(
     (found for found in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if found), None
@@ -212,7 +212,7 @@ class TestWords:
         assert "2 lower SIS for sure, blurpool at a most of them: by 0.012" in said
 
     def test_no_aliases_are_said_to_be_none(self):
-        after = spectral.schema.to_decibels(1e-15)
+        after = spectral.table.schema.to_decibels(1e-15)
         said = self.say_fixes(self.fix("all sites", "flc", 0.0, 1.0, after))
         cost = "with 90.0 % of the predictions kept."
         assert f"At all sites, flc removes all aliases that are measured (−8.0 dB as it is), {cost}" in said

@@ -9,8 +9,8 @@ from networks import image
 from torch import nn
 
 import spectral
-from spectral.bands import QUOTIENTS, measure_bands
 from spectral.measurement import CHANNEL_METRICS
+from spectral.metrics.bands import QUOTIENTS, measure_bands
 
 POOLED = ("avr", "avr_separable", "am", "am_relative", "alias_power_ratio")
 METRICS = (*POOLED, *CHANNEL_METRICS[:2])

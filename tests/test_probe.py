@@ -10,10 +10,10 @@ from networks import unchanged
 from torch import Tensor, nn
 from torchvision import models
 
-from spectral.dataless import run_operator
 from spectral.errors import SpectralError
 from spectral.network import make_inputs
-from spectral.probe import probe
+from spectral.tracing.dataless import run_operator
+from spectral.tracing.probe import probe
 
 IMAGE = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

@@ -19,8 +19,8 @@ from networks import Falling
 
 import spectral
 from spectral.cli import main
-from spectral.ranks import refuse_lost
-from spectral.writers import claim
+from spectral.files.writers import claim
+from spectral.processes.ranks import refuse_lost
 
 pytestmark = pytest.mark.slow  # each start of a process that imports torch takes seconds
 HERE = Path(__file__).parent

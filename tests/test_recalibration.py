@@ -12,7 +12,7 @@ from torch import nn
 
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.models import load_model
-from spectral.recalibration import recalibrate
+from spectral.repair.recalibration import recalibrate
 from spectral.surgery import convert
 
 

@@ -13,9 +13,9 @@ from networks import image, unchanged
 from torch import Tensor, nn
 
 from spectral.errors import SpectralError, SpectralWarning
-from spectral.least_squares import BLOCK, Sums
-from spectral.recalibration import measure_moments, recalibrate
-from spectral.reconstruction import reconstruct
+from spectral.repair.least_squares import BLOCK, Sums
+from spectral.repair.recalibration import measure_moments, recalibrate
+from spectral.repair.reconstruction import reconstruct
 from spectral.surgery import convert
 
 

@@ -9,18 +9,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import spectral
-from spectral.bands import measure_bands
 from spectral.errors import SpectralError
 from spectral.measurement import measure
-from spectral.metrics import (
+from spectral.metrics.aliasing import (
     compute_alias_categories,
     compute_alias_metrics,
     compute_alias_power_ratio,
     compute_am,
     compute_avr,
 )
+from spectral.metrics.bands import measure_bands
+from spectral.metrics.spectrum import compute_power_spectrum, compute_radial_profile, log_power_spectrum
 from spectral.numerics.scaling import find_scale
-from spectral.spectrum import compute_power_spectrum, compute_radial_profile, log_power_spectrum
 
 MAPS = torch.randn(2, 3, 12, 10, generator=torch.Generator().manual_seed(0)).clamp(-3, 3)
 FLOAT = st.integers(-120, 125)

@@ -19,8 +19,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.ops import FrozenBatchNorm2d
 
 import spectral
-from spectral.capture import Capture
-from spectral.hooks import FeatureExtractor
+from spectral.hooks.capture import Capture
+from spectral.hooks.extractor import FeatureExtractor
 from spectral.sites import Site, find_sites
 
 timm = pytest.importorskip("timm")

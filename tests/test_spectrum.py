@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spectral.errors import SpectralError
-from spectral.spectrum import (
+from spectral.metrics.spectrum import (
     compute_power_spectrum,
     compute_radial_profile,
     frequency_grid,

@@ -19,7 +19,7 @@ import spectral
 from spectral import stats
 from spectral.analysis import summarize_attribution, summarize_equivariance
 from spectral.errors import SpectralError
-from spectral.instability import compute_logit_jitter, compute_logit_spread
+from spectral.metrics.instability import compute_logit_jitter, compute_logit_spread
 from spectral.sites import find_sites
 from spectral.stability import find_total_stride, measure_stability, summarize_stability
 

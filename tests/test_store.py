@@ -30,13 +30,13 @@ from test_measurement import tiny
 
 import spectral
 from spectral.errors import SpectralError, SpectralWarning
-from spectral.files import is_intact, replacing, seal, write_whole
+from spectral.files.atomic import is_intact, replacing, seal, write_whole
+from spectral.files.writers import claim
 from spectral.measurement import measure
 from spectral.models.checkpoint import load_into, load_state, save_checkpoint
-from spectral.store import MOST_SMALL, ShardStore
-from spectral.table import Key, Origin, make_reasons, make_rows
+from spectral.runs.store import MOST_SMALL, ShardStore
+from spectral.table.rows import Key, Origin, make_reasons, make_rows
 from spectral.training import STATE_NAME, LabelledImages, Recipe, train
-from spectral.writers import claim
 
 X = image(6, 3, 16, 16)
 
@@ -184,7 +184,7 @@ class TestDamage:
 
     def test_a_page_that_another_process_writes_stays_and_what_a_killed_one_left_goes(self, tmp_path):
         code = (
-            "import sys, pathlib; from spectral.files import replacing\n"
+            "import sys, pathlib; from spectral.files.atomic import replacing\n"
             "with replacing(pathlib.Path(sys.argv[1])) as name:\n"
             "    name.touch(); print(name, flush=True); input()"
         )
@@ -355,7 +355,8 @@ class TestManyShards:
     def test_a_killed_writer_loses_nothing_that_it_had_appended(self, tmp_path):
         code = (
             "import sys; from pathlib import Path; import numpy as np\n"
-            "from spectral.store import ShardStore; from spectral.table import Key, Origin, make_rows\n"
+            "from spectral.runs.store import ShardStore\n"
+            "from spectral.table.rows import Key, Origin, make_rows\n"
             "store = ShardStore(Path(sys.argv[1]), {'model': 'net'})\n"
             "store.finished_images(); begun = int(sys.argv[2])\n"
             "for number in range(begun, begun + 10_000):\n"
@@ -416,7 +417,7 @@ class TestSeal:
 
     def test_what_killed_writers_left_is_removed_and_what_running_ones_write_is_not(self, tmp_path):
         code = (
-            "import os, sys; from pathlib import Path; from spectral.files import replacing\n"
+            "import os, sys; from pathlib import Path; from spectral.files.atomic import replacing\n"
             "with replacing(Path(sys.argv[1])) as temporary:\n"
             "    temporary.write_bytes(b'half')\n"
             "    os._exit(9)"
@@ -473,7 +474,7 @@ class TestOneWriter:
     @pytest.mark.slow
     def test_a_killed_writers_lock_is_taken_over(self, tmp_path):
         code = (
-            "import sys; from pathlib import Path; from spectral.writers import claim\n"
+            "import sys; from pathlib import Path; from spectral.files.writers import claim\n"
             "with claim(Path(sys.argv[1])):\n"
             "    print('mine', flush=True); input()"
         )

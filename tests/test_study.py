@@ -17,10 +17,10 @@ from spectral.analysis import STUDY_FREQUENCIES
 from spectral.cli import main
 from spectral.errors import SpectralError
 from spectral.figures import FIGURES, draw_figure
-from spectral.metrics import compute_avr
+from spectral.metrics.aliasing import compute_avr
 from spectral.models import load_model, model_info
 from spectral.models.checkpoint import hash_state
-from spectral.reconstruction import reconstruct
+from spectral.repair.reconstruction import reconstruct
 from spectral.sites import find_sites
 from spectral.study import StudyOptions, run_study
 from spectral.study.common import Study

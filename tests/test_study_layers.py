@@ -25,9 +25,9 @@ from spectral.figures import FIGURES, draw_figure
 from spectral.figures.layers import find_front
 from spectral.models import load, load_model, model_info
 from spectral.models.checkpoint import save_checkpoint
-from spectral.schema import SIGNAL_METRICS, to_decibels
 from spectral.stability import measure_consistency
 from spectral.study import StudyOptions, phase7, run_study, tuning
+from spectral.table.schema import SIGNAL_METRICS, to_decibels
 from spectral.training import Recipe
 
 METHODS = ("strided", "blurpool", "lps", "space-to-depth")

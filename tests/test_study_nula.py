@@ -29,10 +29,10 @@ from spectral.errors import SpectralError
 from spectral.figures import FIGURES, draw_figure
 from spectral.models import load, load_model
 from spectral.perturb import Checkerboard, Decimate, PerturbedImages, Resize, make_perturbation
-from spectral.schema import SIGNAL_METRICS
 from spectral.stats import compare_shares
 from spectral.study import StudyOptions, phase6, run_study
 from spectral.study.phase6 import TESTS, WHOLE
+from spectral.table.schema import SIGNAL_METRICS
 
 CHECKPOINTS = Path(spectral.__file__).parents[2] / "data" / "checkpoints"
 BASE, OTHER = "bundled/nula-w32", "bundled/resnet20-blurpool"

@@ -15,15 +15,15 @@ import toy_phase
 import spectral
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.figures import FIGURES, holds_only_reasons
-from spectral.files import find_folder, name_folder
-from spectral.json_files import write_json
-from spectral.schema import VERSION
+from spectral.files.atomic import find_folder, name_folder
+from spectral.files.json_files import write_json
 from spectral.study import StudyOptions, run_study, runner
 from spectral.study.declaration import find_table, list_phases, read_phase
 from spectral.study.jobs import work_through
 from spectral.study.progress import Progress, read_durations, weigh_phase
 from spectral.study.runner import Run
 from spectral.sweeping.models import name_folders
+from spectral.table.schema import VERSION
 
 
 def run(out: Path, *words: str, phase=toy_phase.COUNTING) -> Run:

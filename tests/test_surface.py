@@ -23,9 +23,9 @@ from PIL import Image
 from torch import nn
 
 import spectral
+from spectral.arguments.validation import find_fault, fits
 from spectral.errors import SpectralError
 from spectral.training import LabelledImages
-from spectral.validation import find_fault, fits
 
 
 def unfit() -> dict[str, Any]:

@@ -24,14 +24,14 @@ from networks import active_modes, count_hooks, image, unchanged
 from torch import Tensor, fx, nn
 
 from spectral.errors import SpectralError
-from spectral.hooks import FeatureExtractor
+from spectral.hooks.extractor import FeatureExtractor
 from spectral.layers import LAYERS, BlurPool2d, LPSPool2d
 from spectral.models import load_model
 from spectral.models.cifar import CifarResNet
 from spectral.models.nula import NULA
 from spectral.sites import find_sites
-from spectral.standin import needs_data
 from spectral.surgery import METHODS, ConversionReport, conversion_report, convert, convert_alike, revert
+from spectral.tracing.standin import needs_data
 
 SEEN: list[tuple[int, ...]] = []  # by a hook, whose closure a copy of it would have of its own
 QUICK = settings(max_examples=15)  # each converts four networks

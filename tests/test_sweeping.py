@@ -25,15 +25,15 @@ from torch import nn
 import spectral
 from spectral.cli import main
 from spectral.errors import SpectralError
-from spectral.files import is_running
-from spectral.lineage import verify_below
-from spectral.run_folder import read_run
-from spectral.store import ShardStore
+from spectral.files.atomic import is_running
+from spectral.files.writers import claim
+from spectral.runs.folder import read_run
+from spectral.runs.lineage import verify_below
+from spectral.runs.store import ShardStore
 from spectral.sweeping import read_models, sweep
 from spectral.sweeping.claims import STALE, Claims
 from spectral.sweeping.models import name_folders
-from spectral.table import COLUMNS
-from spectral.writers import claim
+from spectral.table.rows import COLUMNS
 
 NETS = ["bundled/resnet20@random", "bundled/resnet20-blurpool@random"]
 METRICS = ("avr", "sis")
@@ -253,7 +253,7 @@ class TestClaims:
     def test_a_process_runs_until_its_last_thread_has_given_its_locks_up(self, tmp_path):
         code = (
             "import ctypes, platform, sys, threading, time\n"
-            "from pathlib import Path; from spectral.writers import claim\n"
+            "from pathlib import Path; from spectral.files.writers import claim\n"
             "held = claim(Path(sys.argv[1])); held.__enter__()\n"
             "threading.Thread(target=time.sleep, args=[3600]).start(); print('mine', flush=True)\n"
             "number = {'x86_64': 60, 'aarch64': 93}[platform.machine()]  # exit, of the first thread alone\n"

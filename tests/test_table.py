@@ -18,12 +18,12 @@ from faults import full_disk
 import spectral
 from spectral.analysis.diagnosis import refuse_other_tables
 from spectral.errors import SpectralError
-from spectral.json_files import read_json, write_json
-from spectral.lazy import LazyTable
+from spectral.files.json_files import read_json, write_json
+from spectral.runs.store import ShardStore
+from spectral.runs.summary import SUMMARY_COLUMNS, summarize_measurements
 from spectral.stats import estimate_mean
-from spectral.store import ShardStore
-from spectral.summary import SUMMARY_COLUMNS, summarize_measurements
-from spectral.table import (
+from spectral.table.lazy import LazyTable
+from spectral.table.rows import (
     COLUMNS,
     Key,
     Origin,

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from tqdm import tqdm
 
 from spectral import SpectralWarning
-from spectral.console import SpectralCommand
-from spectral.terminal import separate_lines
+from spectral.terminal.console import SpectralCommand
+from spectral.terminal.output import separate_lines
 
 
 class Paper(io.StringIO):

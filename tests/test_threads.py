@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 import spectral
 from spectral.errors import SpectralError
-from spectral.locks import alone, is_held
 from spectral.measurement import measure
 from spectral.network import evaluation_mode, undisturbed
+from spectral.processes.locks import alone, is_held
 
 X = image(8, 3, 16, 16)
 

@@ -16,10 +16,10 @@ from networks import active_modes, count_hooks, image, unchanged
 from torch import Tensor, nn
 
 from spectral.errors import SpectralError
-from spectral.hooks import FeatureExtractor
+from spectral.hooks.extractor import FeatureExtractor
 from spectral.monitor import AliasingMonitor, AliasingPenalty
 from spectral.sites import find_sites
-from spectral.tracker import Frame, Tracker, paused
+from spectral.tracing.tracker import Frame, Tracker, paused
 
 
 class Task(nn.Module):

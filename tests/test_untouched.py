@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 import spectral
 from spectral import SpectralError, find_sites
-from spectral.capture import TAPS
+from spectral.hooks.capture import TAPS
 from spectral.latency import count_macs, measure_latency
 from spectral.measurement import METRICS
+from spectral.processes.surroundings import kept_surroundings
 from spectral.sites import watch_reductions
-from spectral.surroundings import kept_surroundings
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated"),

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import spectral
-from spectral.arguments import are_integers
+from spectral.arguments.validation import guard
+from spectral.arguments.values import are_integers
 from spectral.errors import BrokenJobError, SpectralError
-from spectral.validation import guard
 
 
 def trip(values: Tensor, count: int = 1) -> bool:

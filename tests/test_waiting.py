@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import spectral
-from spectral.capture import TAPS, Capture
 from spectral.errors import SpectralError
-from spectral.hooks import FeatureExtractor
+from spectral.hooks.capture import TAPS, Capture
+from spectral.hooks.extractor import FeatureExtractor
 from spectral.identity import begin_weights_id
 from spectral.intake import Feed
 from spectral.measurement import DEFAULT_METRICS, METRICS, SITE_METRICS, measure_capture
@@ -23,7 +23,7 @@ from spectral.measurement.pieces import OPEN
 from spectral.measurement.run import Run
 from spectral.monitor import AliasingMonitor, AliasingPenalty
 from spectral.sites import find_sites
-from spectral.table import to_frame
+from spectral.table.rows import to_frame
 
 aten = torch.ops.aten
 # Each gives a number, or a shape that depends on numbers, to the host.

@@ -18,13 +18,14 @@ import torch.nn.functional as F
 from networks import active_modes, count_hooks, image
 from torch import Tensor, nn
 
-from spectral import capture, graph, hooks, matching, recorder, tracker
 from spectral.errors import SpectralError
-from spectral.hooks import FeatureExtractor
+from spectral.hooks import capture, extractor, matching
+from spectral.hooks.extractor import FeatureExtractor
 from spectral.measurement import measure
 from spectral.monitor import AliasingMonitor, AliasingPenalty
 from spectral.sites import find_sites
 from spectral.surgery import convert
+from spectral.tracing import graph, recorder, tracker
 
 
 class Net(nn.Module):
@@ -225,7 +226,7 @@ def test_nothing_holds_the_batch_or_its_graph(kind):
 # Interrupts
 
 
-OWN = {module.__file__ for module in (capture, graph, hooks, matching, recorder, tracker)}
+OWN = {module.__file__ for module in (capture, extractor, graph, matching, recorder, tracker)}
 
 
 class Injection:

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectral.lazy import EAGER_ROWS, LazyTable, gather
-from spectral.summary import summarize_measurements
-from spectral.table import COLUMNS, Key, Origin, make_reasons, make_rows, to_frame
-from spectral.wide import split_tables
+from spectral.runs.summary import summarize_measurements
+from spectral.table.lazy import EAGER_ROWS, LazyTable, gather
+from spectral.table.rows import COLUMNS, Key, Origin, make_reasons, make_rows, to_frame
+from spectral.table.wide import split_tables
 
 NET = Origin("net", "sha256:0", "folder@0")
 AVR, POWER = Key("avr", "conv", 0, "conv", "2x2", "input"), Key("power", "conv", 0, "conv", "2x2", "input")

@@ -32,7 +32,7 @@ def __getattr__(name: str) -> Any:
     """Load a public name; its calls end in one sentence where an argument is unfit."""
     value = _load(name)
     if name in __all__ and not hasattr(value, "__path__"):
-        from spectral.validation import guard
+        from spectral.arguments.validation import guard
 
         value = globals()[name] = guard(value)
     return value

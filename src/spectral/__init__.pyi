@@ -13,32 +13,38 @@ from . import (
     table,
 )
 from .analysis import Diagnosis, diagnose, inspect_sites, measure_fixes, read_diagnosis
-from .averaging import average_weights
 from .budget import measure_instability_budget, summarize_instability_budget
-from .capture import Capture
 from .causes import Cause, Upsampling, find_causes, find_upsampling, idealize
-from .channels import compute_channel_alias_ratios, find_white_noise_ratio, split_border
 from .classification import classify
 from .data import ImageSet, load_images
-from .distillation import distill
 from .errors import BrokenJobError, SpectralError, SpectralWarning
-from .hooks import FeatureExtractor
+from .hooks.capture import Capture
+from .hooks.extractor import FeatureExtractor
 from .imaging import compute_imaging_ratio, measure_imaging
-from .instability import (
-    compute_instability,
-    compute_logit_jitter,
-    compute_logit_spread,
-    compute_sis,
-)
 from .latency import count_macs, measure_latency
 from .measurement import measure
-from .metrics import (
+from .metrics.aliasing import (
     compute_alias_categories,
     compute_alias_metrics,
     compute_alias_power_ratio,
     compute_am,
     compute_am_relative,
     compute_avr,
+)
+from .metrics.channels import compute_channel_alias_ratios, find_white_noise_ratio, split_border
+from .metrics.instability import (
+    compute_instability,
+    compute_logit_jitter,
+    compute_logit_spread,
+    compute_sis,
+)
+from .metrics.spectrum import (
+    compute_power_spectrum,
+    compute_radial_profile,
+    frequency_grid,
+    log_power_spectrum,
+    normalized_radius,
+    radial_frequencies,
 )
 from .models import list_bundled, load_model, model_info
 from .monitor import AliasingMonitor, AliasingPenalty
@@ -53,19 +59,14 @@ from .perturb import (
     measure_predictions,
     measure_robustness,
 )
-from .ranks import alone
-from .recalibration import recalibrate
-from .reconstruction import reconstruct
-from .run_folder import read
+from .processes.ranks import alone
+from .repair.averaging import average_weights
+from .repair.distillation import distill
+from .repair.recalibration import recalibrate
+from .repair.reconstruction import reconstruct
+from .runs.folder import read
+from .runs.summary import summarize_measurements
 from .sites import Site, find_global_pools, find_reductions, find_sites, get_stride_layers
-from .spectrum import (
-    compute_power_spectrum,
-    compute_radial_profile,
-    frequency_grid,
-    log_power_spectrum,
-    normalized_radius,
-    radial_frequencies,
-)
 from .stability import (
     attribute_instability,
     fourier_shift,
@@ -76,7 +77,6 @@ from .stability import (
     measure_worst_shift,
     summarize_stability,
 )
-from .summary import summarize_measurements
 from .surgery import ConversionReport, conversion_report, convert, convert_alike, revert
 from .sweeping import sweep
 from .synthetic import (

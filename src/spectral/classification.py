@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
-from spectral.arguments import is_integer
+from spectral.arguments.values import is_integer
 from spectral.classes import find_classes
 from spectral.errors import SpectralError
 from spectral.models.preprocessing import find_preparation

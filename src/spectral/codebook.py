@@ -18,7 +18,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from spectral.errors import SpectralError, suggest
-from spectral.files import ensure_writable, replacing
+from spectral.files.atomic import ensure_writable, replacing
 
 FILE = "codebook.csv"
 

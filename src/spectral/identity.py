@@ -26,12 +26,12 @@ from torch.nn.modules import module as torch_module
 from torch.utils._pytree import tree_leaves
 
 from spectral.errors import SpectralError
-from spectral.inputs import Inputs
+from spectral.files.sameness import write_short
 from spectral.models import model_info
 from spectral.models.checkpoint import hash_state
-from spectral.sameness import write_short
-from spectral.standin import run_on_copy
+from spectral.network.inputs import Inputs
 from spectral.surgery.report import find_report
+from spectral.tracing.standin import run_on_copy
 
 # What nn.Module keeps of its own, and what is looked at elsewhere.
 _NO_SETTINGS = frozenset({

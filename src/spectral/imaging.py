@@ -13,18 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spectral.arguments import as_integer
+from spectral.arguments.values import as_integer
 from spectral.causes import Upsampling, find_upsampling
 from spectral.causes.watching import FILTERS_IMAGES, FunctionMode, Turns
 from spectral.errors import SpectralError
-from spectral.inputs import Inputs
 from spectral.intake import Feed
 from spectral.measurement import insert_clusters
 from spectral.network import Take
+from spectral.network.inputs import Inputs
 from spectral.numerics.scaling import find_scale
-from spectral.ranks import shared
+from spectral.processes.ranks import shared
 from spectral.sharing import Sharing
-from spectral.tracker import Scope, Tracker, is_paused, paused
+from spectral.tracing.tracker import Scope, Tracker, is_paused, paused
 
 CALLER = "measure_imaging"
 COLUMNS = [

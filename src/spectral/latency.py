@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from spectral.arguments import as_integer
+from spectral.arguments.values import as_integer
 from spectral.errors import SpectralError
 from spectral.network import undisturbed
-from spectral.ranks import find_ranks, shared
+from spectral.processes.ranks import find_ranks, shared
 
 WARM_UP = 3
 

@@ -8,14 +8,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from spectral.capture import Capture, Tap
 from spectral.errors import NotFiniteError, SpectralError, check_choice, warn
-from spectral.graph import is_reentrant
-from spectral.hooks import FeatureExtractor
+from spectral.hooks.capture import Capture, Tap
+from spectral.hooks.extractor import FeatureExtractor
 from spectral.measurement import ALIAS_METRICS, AVR_METRICS, OPEN, SITE_METRICS, measure_capture
 from spectral.measurement.captures import choose_taps
 from spectral.numerics.precision import require_double
 from spectral.sites import Site
+from spectral.tracing.graph import is_reentrant
 
 
 class _Attached:

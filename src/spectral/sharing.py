@@ -10,11 +10,11 @@ from tqdm import tqdm
 
 from spectral.data.labels import digest_labels
 from spectral.errors import SpectralError
+from spectral.files.sameness import find_difference
 from spectral.identity import Identity, identify
-from spectral.inputs import Inputs
 from spectral.network import undisturbed
-from spectral.ranks import Ranks, find_ranks
-from spectral.sameness import find_difference
+from spectral.network.inputs import Inputs
+from spectral.processes.ranks import Ranks, find_ranks
 
 T = TypeVar("T")
 

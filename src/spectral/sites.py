@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 from spectral.axes import Layout
-from spectral.chain import Chain
 from spectral.discovery import Beside, Event, record_events, watch_nothing
-from spectral.display import align, to_html
 from spectral.errors import SpectralError
-from spectral.inputs import Example
 from spectral.network import as_network, check_whole
+from spectral.network.inputs import Example
 from spectral.operators import LOSSLESS, Geometry, Size, find_plain_operator, operator_of
-from spectral.places import Ending, Place
-from spectral.standin import choose_inputs
+from spectral.operators.chain import Chain
+from spectral.table.display import align, to_html
+from spectral.tracing.places import Ending, Place
+from spectral.tracing.standin import choose_inputs
 
 Access = Literal["direct", "wrapped", "inner"]
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from spectral.arguments import check_room
+from spectral.arguments.values import check_room
 from spectral.errors import SpectralError, suggest
 
 Size = int | tuple[int, int]

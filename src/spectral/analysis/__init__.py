@@ -64,7 +64,7 @@ from spectral.analysis.spectra import (
 )
 from spectral.analysis.tradeoff import measure_costs, name_device, weigh_models
 from spectral.analysis.words import write_headline
-from spectral.validation import guard_room
+from spectral.arguments.validation import guard_room
 
 __all__ = [
     "ALL_SITES",

@@ -15,17 +15,19 @@ import pandas as pd
 from torch import nn
 
 from spectral import stats
-from spectral.capture import Tap
 from spectral.classes import match_models
-from spectral.columns import add_holm, bound, bound_summary, compare_columns
 from spectral.data import Images, ImageSet
 from spectral.errors import SpectralError, SpectralWarning
-from spectral.files import find_folder
+from spectral.files.atomic import find_folder
+from spectral.hooks.capture import Tap
 from spectral.intake import Feed
 from spectral.measurement import measure
 from spectral.pairing import SitePair, match_sites
-from spectral.ranks import shared
-from spectral.schema import (
+from spectral.processes.ranks import shared
+from spectral.sites import Site, find_sites
+from spectral.stats.columns import add_holm, bound, bound_summary, compare_columns
+from spectral.surgery.report import find_original_names
+from spectral.table.schema import (
     ALIAS_FREE,
     POWER_RATIOS,
     RANGES,
@@ -34,8 +36,6 @@ from spectral.schema import (
     to_decibels,
     with_bounds,
 )
-from spectral.sites import Site, find_sites
-from spectral.surgery.report import find_original_names
 
 CALLER = "compare_models"
 IN_DECIBELS = {name: name.replace("ratio", "db") for name in POWER_RATIOS}

@@ -13,10 +13,10 @@ from tqdm import tqdm
 from spectral import stats
 from spectral.analysis.layout import read_images, read_sites, require_same_images
 from spectral.analysis.spectra import TAPS
-from spectral.arguments import as_list
-from spectral.columns import add_holm, bound
+from spectral.arguments.values import as_list
 from spectral.errors import SpectralError
-from spectral.schema import SIGNAL_METRICS, with_bounds
+from spectral.stats.columns import add_holm, bound
+from spectral.table.schema import SIGNAL_METRICS, with_bounds
 
 SITES = ("image", "cluster", "model", "family", "layer", "tap", "avr", "silent")
 RESAMPLES = 2000  # p can then survive the correction over all that the table shows

@@ -12,14 +12,14 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from spectral.capture import Capture
-from spectral.channels import compute_channel_alias_ratios
-from spectral.hooks import FeatureExtractor
+from spectral.hooks.capture import Capture
+from spectral.hooks.extractor import FeatureExtractor
 from spectral.intake import Feed
-from spectral.metrics import split_aliases
+from spectral.metrics.aliasing import split_aliases
+from spectral.metrics.channels import compute_channel_alias_ratios
+from spectral.metrics.spectrum import compute_power_spectrum, compute_radial_profile, radial_frequencies
 from spectral.network import Take, undisturbed
 from spectral.sites import Site, find_sites
-from spectral.spectrum import compute_power_spectrum, compute_radial_profile, radial_frequencies
 
 CALLER = "inspect_sites"
 WORST = 8  # channels that are listed

@@ -29,25 +29,25 @@ from spectral.analysis.fixes import DEFAULT_METHODS, LEFT_OUT, measure_fixes
 from spectral.analysis.folder import Folder, describe_change
 from spectral.analysis.levels import ABOVE, MEDIAN, NINETIETH, NOISE, POOLED
 from spectral.analysis.pace import Deadline, Step, Stopwatch
-from spectral.arguments import as_list, as_path, as_positive
+from spectral.arguments.values import as_list, as_path, as_positive
 from spectral.budget import measure_instability_budget, summarize_instability_budget
-from spectral.capture import Tap
 from spectral.data import Images, ImageSet, digest_labels
 from spectral.data.subset import Subset, spread_over_clusters
 from spectral.errors import SpectralError, SpectralWarning, StorageError
+from spectral.hooks.capture import Tap
 from spectral.identity import identify
 from spectral.intake import Feed
 from spectral.measurement import describe_sites, measure
 from spectral.models import model_info
 from spectral.network import Take
-from spectral.ranks import find_ranks, hold, shared
-from spectral.run_folder import list_provenance
+from spectral.processes.ranks import find_ranks, hold, shared
+from spectral.runs.folder import list_provenance
+from spectral.runs.summary import summarize_measurements
 from spectral.sharing import compare_feeds
 from spectral.sites import check_hookable, find_sites
 from spectral.stability import measure_stability, summarize_stability
-from spectral.summary import summarize_measurements
 from spectral.surgery import check_methods, conversion_report, convert
-from spectral.table import describe_environment
+from spectral.table.rows import describe_environment
 
 CALLER = "diagnose"
 METRICS = (MEDIAN, NINETIETH, NOISE, POOLED, "avr", ABOVE)

@@ -18,16 +18,16 @@ from spectral.analysis.examples import UnstableImages
 from spectral.analysis.folder import RUN_FILE, Folder
 from spectral.analysis.levels import LEVEL_COLUMNS, LEVEL_MEANS, LEVELS, NINETIETH, NOISE, add_levels
 from spectral.analysis.words import describe_diagnosis
-from spectral.arguments import as_path
-from spectral.columns import read_means
+from spectral.arguments.values import as_path
 from spectral.errors import SpectralError
 from spectral.measurement.captures import SITE_METRICS
-from spectral.ranks import alone
-from spectral.run_folder import holds_run, read
-from spectral.schema import with_bounds
+from spectral.processes.ranks import alone
+from spectral.runs.folder import holds_run, read
+from spectral.runs.summary import summarize_measurements
 from spectral.stability.summary import COLUMNS as STABILITY_COLUMNS
-from spectral.summary import summarize_measurements
-from spectral.table import PROVENANCE, check_tables, refuse_other_table, write_csvs
+from spectral.stats.columns import read_means
+from spectral.table.rows import PROVENANCE, check_tables, refuse_other_table, write_csvs
+from spectral.table.schema import with_bounds
 
 MEASUREMENTS, TABLES = "measurements", "tables"
 SITE_COLUMNS = [

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from spectral import stats
-from spectral.columns import add_holm, bound, bound_flags, bound_summary
-from spectral.schema import fill_words, with_bounds
-from spectral.table_arguments import check_table
+from spectral.stats.columns import add_holm, bound, bound_flags, bound_summary
+from spectral.table.arguments import check_table
+from spectral.table.schema import fill_words, with_bounds
 
 EQUIVARIANCE_COLUMNS = [
     "site", "op", "stride", "total_stride", "kind", "shifts", "n", "n_flat", "n_clusters", "psnr_db",

@@ -11,11 +11,11 @@ import pandas as pd
 
 from spectral import stats
 from spectral.analysis.layout import read_sites
-from spectral.arguments import as_list
-from spectral.columns import add_holm, bound_summary, compare_columns
+from spectral.arguments.values import as_list
 from spectral.errors import SpectralError
-from spectral.schema import ALIAS_FREE, POWER_RATIOS, RANGES, SIGNAL_METRICS, to_decibels
-from spectral.summary import pool_ratio
+from spectral.runs.summary import pool_ratio
+from spectral.stats.columns import add_holm, bound_summary, compare_columns
+from spectral.table.schema import ALIAS_FREE, POWER_RATIOS, RANGES, SIGNAL_METRICS, to_decibels
 
 PER_IMAGE = ("image", "cluster", "family", "layer", "layer_index", "stride", "tap", "avr", "power", "silent")
 SIGNAL = ("image", "cluster", "model", "family", "site", "layer", "layer_index", "power")
@@ -72,7 +72,7 @@ def compare_signals(signal: pd.DataFrame, families: str | Sequence[str] | None =
     Args:
         signal: measurements of several networks (`spectral.measure`, put together), or a row per image,
             family and layer: image, cluster, model, family, site, layer, layer_index, power and such of the
-            metrics of `spectral.schema.SIGNAL_METRICS` as were measured.
+            metrics of `spectral.table.schema.SIGNAL_METRICS` as were measured.
         families: their order, the first being what the others are compared with; by default the table's.
     """
     signal = read_sites(signal, (*SIGNAL, *POWER_RATIOS[1:2], NOISE), "compare_signals", ("signal",))

@@ -17,23 +17,23 @@ from tqdm import tqdm
 
 from spectral import stats
 from spectral.analysis.levels import LEVEL_MEANS, LEVELS, add_levels
-from spectral.arguments import as_list
-from spectral.columns import FEWEST_CLUSTERS, add_holm, bound, bound_flags, read_means
+from spectral.arguments.values import as_list
 from spectral.errors import SpectralError, SpectralWarning
-from spectral.inputs import Inputs
 from spectral.intake import Feed
 from spectral.latency import measure_latency
 from spectral.measurement import find_clusters, measure
 from spectral.network import Take
+from spectral.network.inputs import Inputs
 from spectral.pairing import match_sites
-from spectral.ranks import find_ranks, shared
-from spectral.schema import to_decibels, with_bounds
+from spectral.processes.ranks import find_ranks, shared
+from spectral.runs.summary import summarize_measurements
 from spectral.sharing import compare_feeds
 from spectral.sites import Site, find_sites
 from spectral.stability import measure_stability
-from spectral.summary import summarize_measurements
+from spectral.stats.columns import FEWEST_CLUSTERS, add_holm, bound, bound_flags, read_means
 from spectral.surgery import conversion_report, convert
 from spectral.surgery.report import find_original_names
+from spectral.table.schema import to_decibels, with_bounds
 
 CALLER = "measure_fixes"
 ALL_SITES = "all sites"  # no module path has a blank

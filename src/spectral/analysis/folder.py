@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 
 from spectral.errors import SpectralError, StorageError, warn
-from spectral.files import append_seal, ensure_writable, split_seal, write_whole
+from spectral.files.atomic import append_seal, ensure_writable, split_seal, write_whole
+from spectral.files.json_files import read_json, write_json
 from spectral.identity import Identity
-from spectral.json_files import read_json, write_json
-from spectral.ranks import find_ranks
+from spectral.processes.ranks import find_ranks
 
 T = TypeVar("T")
 RUN_FILE = "diagnosis.json"
@@ -35,7 +35,7 @@ class Folder:
     All ranks of a process group compute a part, and have what the first rank did, which alone reads and
     writes. Every part carries a digest of itself, of the run and of its name: one that is damaged or altered,
     of another run or of another part is refused when the folder is opened, be it read later or not. Whoever
-    writes must have claimed the folder (`spectral.files.claim`).
+    writes must have claimed the folder (`spectral.files.writers.claim`).
 
     Args:
         path: where to; made if need be.

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 
 from spectral.analysis.spectra import TAPS
-from spectral.capture import Tap
 from spectral.errors import SpectralError
+from spectral.hooks.capture import Tap
 from spectral.measurement import ALIAS_METRICS
-from spectral.schema import fill_words
-from spectral.table import widen
-from spectral.table_arguments import read_columns, require_columns
+from spectral.table.arguments import read_columns, require_columns
+from spectral.table.rows import widen
+from spectral.table.schema import fill_words
 
 OF_SITES = "spectral.measure, or a row per image, family, layer and tap"
 OF_IMAGES = "spectral.measure_stability"

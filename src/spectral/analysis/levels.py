@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from spectral.metrics import FAINT
-from spectral.schema import ALIAS_FREE, BOUNDS, POWER_RATIOS, name_decibels, to_decibels, with_bounds
+from spectral.metrics.aliasing import FAINT
+from spectral.table.schema import ALIAS_FREE, BOUNDS, POWER_RATIOS, name_decibels, to_decibels, with_bounds
 
 POOLED, MEDIAN, NINETIETH, NOISE = POWER_RATIOS
 POOLED_SIGNAL = f"{POOLED}_signal"

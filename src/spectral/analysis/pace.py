@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from spectral.budget import VIEWS
-from spectral.capture import Tap
 from spectral.causes import SOURCES, idealize
 from spectral.data.subset import Subset
 from spectral.errors import SpectralError
+from spectral.hooks.capture import Tap
 from spectral.intake import Feed
 from spectral.measurement import measure
 from spectral.network import list_moves, undisturbed
-from spectral.ranks import find_ranks
+from spectral.processes.ranks import find_ranks
 from spectral.sites import Site
 
 RESERVE = 0.12  # of all, for what comes before and after: imports, tables, the page

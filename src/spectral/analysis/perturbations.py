@@ -13,7 +13,11 @@ from torch import Tensor, nn
 
 from spectral import stats
 from spectral.analysis.spectra import tabulate_spectrum
-from spectral.columns import (
+from spectral.errors import SpectralError
+from spectral.network import evaluation_mode
+from spectral.perturb import Checkerboard, Resampling, make_perturbation
+from spectral.perturb.evaluation import Classifier
+from spectral.stats.columns import (
     FEWEST_CLUSTERS,
     add_holm,
     bound,
@@ -21,12 +25,8 @@ from spectral.columns import (
     bound_summary,
     tabulate,
 )
-from spectral.errors import SpectralError
-from spectral.network import evaluation_mode
-from spectral.perturb import Checkerboard, Resampling, make_perturbation
-from spectral.perturb.evaluation import Classifier
-from spectral.schema import with_bounds
-from spectral.table_arguments import read_columns, require_columns
+from spectral.table.arguments import read_columns, require_columns
+from spectral.table.schema import with_bounds
 
 CLEAN = "clean"
 NO_LABELS = "none of these images has a label"

@@ -15,11 +15,11 @@ import pandas as pd
 from tqdm import tqdm
 
 from spectral import stats
-from spectral.arguments import as_list
-from spectral.columns import add_holm, bound, tabulate
+from spectral.arguments.values import as_list
 from spectral.measurement import ALIAS_METRICS
 from spectral.perturb.attacks import ATTACKS
-from spectral.schema import BOUNDS, with_bounds
+from spectral.stats.columns import add_holm, bound, tabulate
+from spectral.table.schema import BOUNDS, with_bounds
 
 WEAK, FULL = "pgd-50-weak", "autoattack"
 RESPONSES = (*ATTACKS, WEAK)

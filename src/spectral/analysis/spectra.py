@@ -10,18 +10,18 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from spectral.capture import Capture, Tap
 from spectral.errors import SpectralError
-from spectral.hooks import FeatureExtractor
-from spectral.metrics import compute_alias_power_ratio, compute_avr, split_aliases
-from spectral.network import evaluation_mode
-from spectral.sites import Site, find_sites
-from spectral.spectrum import (
+from spectral.hooks.capture import Capture, Tap
+from spectral.hooks.extractor import FeatureExtractor
+from spectral.metrics.aliasing import compute_alias_power_ratio, compute_avr, split_aliases
+from spectral.metrics.spectrum import (
     compute_power_spectrum,
     compute_radial_profile,
     frequency_grid,
     radial_frequencies,
 )
+from spectral.network import evaluation_mode
+from spectral.sites import Site, find_sites
 from spectral.synthetic import exact_bin_frequencies, make_sinusoidal_image
 
 TAPS: tuple[Tap, ...] = ("input", "dense")

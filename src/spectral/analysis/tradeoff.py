@@ -13,16 +13,16 @@ from torch import nn
 
 from spectral import stats
 from spectral.classes import match_models
-from spectral.columns import FEWEST_CLUSTERS, add_holm, bound, bound_flags, bound_summary
 from spectral.data import ImageSet
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.intake import Feed
 from spectral.latency import count_macs, measure_latency
 from spectral.measurement import measure
-from spectral.ranks import shared
-from spectral.schema import RANGES, fill_words
+from spectral.processes.ranks import shared
 from spectral.stability import measure_stability
-from spectral.table import widen
+from spectral.stats.columns import FEWEST_CLUSTERS, add_holm, bound, bound_flags, bound_summary
+from spectral.table.rows import widen
+from spectral.table.schema import RANGES, fill_words
 
 LATENCY_BATCH = 16
 

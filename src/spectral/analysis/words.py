@@ -10,10 +10,10 @@ import pandas as pd
 
 from spectral.analysis.fixes import ALL_SITES
 from spectral.analysis.levels import MEDIAN, POOLED_SIGNAL, Level, find_free, find_level
-from spectral.columns import bound_flags
-from spectral.display import Card, write_share
 from spectral.operators import LOSSLESS
-from spectral.schema import ALIAS_FREE, to_decibels, with_bounds
+from spectral.stats.columns import bound_flags
+from spectral.table.display import Card, write_share
+from spectral.table.schema import ALIAS_FREE, to_decibels, with_bounds
 
 NOTABLE = 0.01  # share of the power above which a site is said to alias: −20 dB
 NOTHING = "–"
@@ -87,7 +87,7 @@ def format_db(value: Any) -> str:
 
 
 def format_share(value: Any) -> str:
-    """Write a share in per cent, as `spectral.display.write_share` does, or that it is unknown.
+    """Write a share in per cent, as `spectral.table.display.write_share` does, or that it is unknown.
 
     Example:
         >>> format_share(0.0931), format_share(float("nan"))

@@ -28,7 +28,7 @@ from spectral.axes.rules import ATTENTION, CROPS, JOINS, OVERLAYS, PRODUCTS
 from spectral.axes.tracker import FILLS, SIZES, AxisTracker, Order
 from spectral.axes.windows import Window
 from spectral.operators import operator_name
-from spectral.tensors import memory_of
+from spectral.tracing.tensors import memory_of
 
 __all__ = [
     "ATTENTION",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from spectral.tensors import MemoryTable, TensorTable, memory_of
+from spectral.tracing.tensors import MemoryTable, TensorTable, memory_of
 
 MOST_ENTRIES = 1 << 22
 _DEEPEST = 40  # operators after which a value is computed before it is asked for

@@ -38,7 +38,7 @@ from spectral.axes.rules import CUTS, PRODUCTS, apply_rule
 from spectral.axes.sums import find_factors
 from spectral.axes.windows import Window, find_windows, mark_uneven
 from spectral.operators import Decimation
-from spectral.tensors import MemoryTable, TensorTable, memory_of
+from spectral.tracing.tensors import MemoryTable, TensorTable, memory_of
 
 # They give other numbers than those of the tensor that they take the size from.
 SIZES = {

@@ -19,11 +19,11 @@ from spectral.budget.summary import average
 from spectral.budget.views import Shifts, find_features, relate
 from spectral.causes import SOURCES, Cause, Idealized, Memo, Offset, Plans, Source, Turn
 from spectral.errors import SpectralError
-from spectral.inputs import Inputs
-from spectral.instability import compute_instability, compute_logit_jitter
 from spectral.intake import Feed
 from spectral.measurement import find_clusters
+from spectral.metrics.instability import compute_instability, compute_logit_jitter
 from spectral.network import Scores
+from spectral.network.inputs import Inputs
 from spectral.sharing import Sharing
 
 CALLER = "measure_instability_budget"

@@ -10,8 +10,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from spectral.arguments import as_integer
-from spectral.attributes import share_facts
+from spectral.arguments.values import as_integer
 from spectral.budget.game import CALLER, FACTORS, VIEWS, Game
 from spectral.budget.schema import COLUMNS, CONTENT, METRICS, TOTAL, UNEXPLAINED
 from spectral.budget.shapley import Part, Values, coalitions, count_sets, share_out, split_player
@@ -30,10 +29,11 @@ from spectral.errors import SpectralError
 from spectral.intake import Feed
 from spectral.measurement import insert_clusters
 from spectral.network import Take, undisturbed
-from spectral.ranks import shared
-from spectral.schema import fill_words
-from spectral.shown import Shown
+from spectral.processes.ranks import shared
 from spectral.stability.lattice import find_total_stride
+from spectral.table.attributes import share_facts
+from spectral.table.schema import fill_words
+from spectral.table.shown import Shown
 
 
 @shared

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from spectral.budget.shapley import Values
-from spectral.instability import compute_logit_spread
+from spectral.metrics.instability import compute_logit_spread
 
 STEPS = 4  # units in the last place, of the largest logit; 0.5 is what networks of 8 to 20 layers reach
 

@@ -10,9 +10,9 @@ import pandas as pd
 from spectral import stats
 from spectral.budget.schema import COLUMNS, METRICS, TOTAL, UNEXPLAINED
 from spectral.causes import SOURCES
-from spectral.display import NOTHING, Card, write_share
-from spectral.schema import fill_words
-from spectral.table_arguments import check_table
+from spectral.table.arguments import check_table
+from spectral.table.display import NOTHING, Card, write_share
+from spectral.table.schema import fill_words
 
 SUMMARY = [
     "model", "metric", "source", "site", "n", "n_clusters", "value", "share", "share_ci_low", "share_ci_high",

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from spectral.causes import Offset
 from spectral.errors import check_choice
-from spectral.inputs import Inputs
 from spectral.intake import Feed
 from spectral.network import list_moves, map_planes, roll_inputs
+from spectral.network.inputs import Inputs
 from spectral.numerics.finer import remove_nyquist
 from spectral.stability import fourier_shift
 

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
-from spectral.arguments import as_integer
+from spectral.arguments.values import as_integer
 from spectral.axes import operator_name
 from spectral.causes.cause import SOURCES, Cause, Source, Where, check_sources, choose_causes
 from spectral.causes.lattices import Sampling, pass_low
@@ -41,12 +41,12 @@ from spectral.causes.windows import (
 )
 from spectral.discovery.record import knows_dense_map
 from spectral.errors import SpectralError
-from spectral.inputs import Inputs
 from spectral.layers.pool import Pool
 from spectral.network import make_inputs
+from spectral.network.inputs import Inputs
 from spectral.numerics.finer import evaluate_finely
 from spectral.sites import check_hookable
-from spectral.tracker import Frame, Scope, Tracker, is_paused, paused
+from spectral.tracing.tracker import Frame, Scope, Tracker, is_paused, paused
 
 CALLER = "idealize"
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spectral.numerics.finer import Axes
-from spectral.tensors import TensorTable
+from spectral.tracing.tensors import TensorTable
 
 MEMO_BYTES = 2**27  # of one pass
 CHANNELWISE = frozenset({"batch_norm"})

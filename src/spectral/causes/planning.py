@@ -22,7 +22,7 @@ from spectral.causes.watching import (
 )
 from spectral.causes.windows import as_convolution, list_entries, name_parameters, read_windows
 from spectral.errors import SpectralError
-from spectral.inputs import Example
+from spectral.network.inputs import Example
 from spectral.sites import Site
 
 Handler = Literal["window", "transposed", "pad", "index", "adaptive", "pointwise", "carry"]

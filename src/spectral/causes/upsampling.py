@@ -10,7 +10,7 @@ from torch import nn
 
 from spectral.causes.planning import WRITING, name_calls
 from spectral.causes.watching import FunctionCall, Key, watch_calls
-from spectral.inputs import Example
+from spectral.network.inputs import Example
 
 _KINDS = {
     "conv_transpose": "transposed_conv", "interpolate": "resize", "upsample": "resize",

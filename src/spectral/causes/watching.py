@@ -16,14 +16,14 @@ from torch.utils._pytree import tree_leaves
 from spectral.axes import AxisTracker, Call, Order, find_step, memory_of, operator_name
 from spectral.causes.rules import Finding, find_finer, judge, read_axes, slides_over_places
 from spectral.discovery.record import is_image, keeps_lattice, knows_dense_map
-from spectral.inputs import Example
+from spectral.network.inputs import Example
 from spectral.numerics.finer import Axes
-from spectral.places import Steps
-from spectral.recorder import Operation, Recorder
 from spectral.sites import Site, watch_reductions
-from spectral.standin import find_original
-from spectral.tensors import TensorTable
-from spectral.tracker import Frame, Scope, Tracker
+from spectral.tracing.places import Steps
+from spectral.tracing.recorder import Operation, Recorder
+from spectral.tracing.standin import find_original
+from spectral.tracing.tensors import TensorTable
+from spectral.tracing.tracker import Frame, Scope, Tracker
 
 FILTERS_IMAGES = "filters_images"
 """Attribute of functions that belong to the one before, which made the lattice finer."""

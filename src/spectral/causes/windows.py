@@ -17,7 +17,7 @@ from spectral.causes.watching import CONVOLUTIONS, MAXIMA, FunctionCall, tensors
 from spectral.layers.filters import extend, pad_map
 from spectral.numerics.resampling import interpolate, low_pass
 from spectral.operators import find_function, parse
-from spectral.tensors import TensorTable
+from spectral.tracing.tensors import TensorTable
 
 FINE_BYTES = 2**22  # of a finer lattice that is held at once
 

@@ -20,9 +20,9 @@ from spectral.cli.looking import classify, sites
 from spectral.cli.making import convert, train
 from spectral.cli.measuring import attribute, compare, measure
 from spectral.cli.sweeping import sweep
-from spectral.console import SpectralCommand, SpectralGroup, hold_folder
-from spectral.launch import find_launch
+from spectral.processes.launch import find_launch
 from spectral.study import StudyOptions, study_options
+from spectral.terminal.console import SpectralCommand, SpectralGroup, hold_folder
 
 KEPT = ("tables", "figures", "measurements", "provenance.json")  # in a study's folder
 

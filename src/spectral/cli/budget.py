@@ -19,8 +19,8 @@ from spectral.cli.options import (
     parse_names,
 )
 from spectral.cli.output import draw, write_rows
-from spectral.console import SpectralCommand, hold_folder, quiet_option, workers_option
-from spectral.launch import find_launch
+from spectral.processes.launch import find_launch
+from spectral.terminal.console import SpectralCommand, hold_folder, quiet_option, workers_option
 
 TABLE = "budget.csv"
 
@@ -80,7 +80,7 @@ def budget(
         return
     from spectral.budget import describe_shares
     from spectral.study.common import identify_network
-    from spectral.table import describe_environment, refuse_other_table, write_csvs
+    from spectral.table.rows import describe_environment, refuse_other_table, write_csvs
 
     net, info, pictures = network.load_with_images(model, images, limit, seed, workers)
     answer.depend_on(model, info)

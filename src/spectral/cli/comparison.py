@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from spectral.cli.output import SMALLEST_P
-from spectral.display import INTERVALS, NOTHING, format_columns, format_mean
-from spectral.schema import with_bounds
+from spectral.table.display import INTERVALS, NOTHING, format_columns, format_mean
+from spectral.table.schema import with_bounds
 
 WIDTH = 120  # of a block
 

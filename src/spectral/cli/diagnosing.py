@@ -23,10 +23,10 @@ from spectral.cli.options import (
     silent_option,
 )
 from spectral.cli.output import write_rows
-from spectral.console import SpectralCommand, hold_folder, quiet_option, workers_option
 from spectral.errors import SpectralError, StorageError
-from spectral.files import find_folder
-from spectral.launch import find_launch
+from spectral.files.atomic import find_folder
+from spectral.processes.launch import find_launch
+from spectral.terminal.console import SpectralCommand, hold_folder, quiet_option, workers_option
 
 if TYPE_CHECKING:
     from spectral.analysis import Diagnosis
@@ -87,7 +87,7 @@ def diagnose(
     Example:
       spectral diagnose my_net.py:build --weights my.pt --images my-photographs --out found
     """
-    from spectral.files import refuse_foreign, require_writable
+    from spectral.files.atomic import refuse_foreign, require_writable
 
     twice = [name for name, count in Counter(models).items() if count > 1]
     if twice:
@@ -149,7 +149,7 @@ def report(folder: Path, out: Path | None) -> None:
     Example:
       spectral report results
     """
-    from spectral.files import refuse_foreign
+    from spectral.files.atomic import refuse_foreign
 
     page = out or folder / PAGE
     refuse_foreign(page)
@@ -172,8 +172,8 @@ def plot(table: Path, figure: str | None, out: Path | None) -> None:
     Example:
       spectral plot run/summary.csv --out levels.pdf
     """
-    from spectral.files import refuse_foreign
-    from spectral.lineage import read_result
+    from spectral.files.atomic import refuse_foreign
+    from spectral.runs.lineage import read_result
 
     # A folder's name has no suffix ("run-0.5"), and may be "."
     beside = table.parent / f"{table.resolve().name}.png" if table.is_dir() else table.with_suffix(".png")
@@ -197,7 +197,7 @@ def _tell_page(path: Path) -> str:
 
 def _claimed(folder: Path, models: Sequence[str]) -> AbstractContextManager[Any]:
     """Claim a folder, where it isn't held: that of one model `spectral.diagnose` holds, from its start on."""
-    from spectral.writers import claim
+    from spectral.files.writers import claim
 
     return claim(folder) if len(models) == 1 and find_launch().count == 1 else nullcontext()
 

@@ -26,13 +26,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import spectral
-from spectral.console import list_warnings, show_again
+from spectral.arguments.factories import split_factory
 from spectral.errors import LostRowsWarning, SpectralError, StorageError
-from spectral.factories import split_factory
-from spectral.files import State, hash_file, is_settled, look_at, walk_files
-from spectral.json_files import read_json, write_json
-from spectral.launch import find_launch
-from spectral.writers import LOCK_FILE
+from spectral.files.atomic import State, hash_file, is_settled, look_at, walk_files
+from spectral.files.json_files import read_json, write_json
+from spectral.files.writers import LOCK_FILE
+from spectral.processes.launch import find_launch
+from spectral.terminal.console import list_warnings, show_again
 
 if TYPE_CHECKING:
     from spectral.models.info import ModelInfo

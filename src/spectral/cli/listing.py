@@ -10,9 +10,9 @@ import click
 
 from spectral.cli.options import json_option, silent_option
 from spectral.cli.output import write_rows
-from spectral.console import SpectralCommand
-from spectral.display import format_rows
 from spectral.errors import SpectralError
+from spectral.table.display import format_rows
+from spectral.terminal.console import SpectralCommand
 
 Rows = tuple[Sequence[str], Sequence[Sequence[str]]]
 
@@ -59,7 +59,7 @@ def _list_layers() -> Rows:
 
 def _list_metrics() -> Rows:
     from spectral.measurement import CHANNEL_METRICS, DENSE_METRICS, METRICS
-    from spectral.schema import RANGES
+    from spectral.table.schema import RANGES
 
     taps = dict.fromkeys(DENSE_METRICS, "dense, signal") | dict.fromkeys(CHANNEL_METRICS, "signal")
     rows = []

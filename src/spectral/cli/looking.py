@@ -18,8 +18,8 @@ from spectral.cli.options import (
     silent_option,
 )
 from spectral.cli.output import write_printed
-from spectral.console import SpectralCommand
-from spectral.display import format_rows
+from spectral.table.display import format_rows
+from spectral.terminal.console import SpectralCommand
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,7 +56,7 @@ def sites(
     import pandas as pd
 
     from spectral.measurement import describe_sites
-    from spectral.table import refuse_foreign_csv, write_csv
+    from spectral.table.rows import refuse_foreign_csv, write_csv
 
     # Where resolution drops doesn't depend on weights: none are downloaded.
     published = model.startswith(("timm/", "torchvision/")) and not set("@+") & set(model)

@@ -12,9 +12,9 @@ import click
 import spectral
 from spectral.cli.options import PATH, ModelOptions, json_option, model_options
 from spectral.cli.output import write_printed
-from spectral.console import SpectralCommand, quiet_option, workers_option
 from spectral.errors import SpectralError
-from spectral.launch import choose_device, find_launch
+from spectral.processes.launch import choose_device, find_launch
+from spectral.terminal.console import SpectralCommand, quiet_option, workers_option
 
 
 def remedy_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -109,7 +109,7 @@ def train(
       spectral train --from bundled/resnet20 --method flc --data cifar10 --out runs/tuned
       spectral train nula --recipe nula-robust --data cifar10 --device cuda --out runs/nula
     """
-    from spectral.files import ensure_writable
+    from spectral.files.atomic import ensure_writable
     from spectral.study.tuning import convert_fresh, load_labelled_sets, name_architecture, train_checkpoint
     from spectral.surgery import check_remedies
     from spectral.training import find_recipe
@@ -242,12 +242,12 @@ def convert(
       spectral convert bundled/resnet20 --activations alias-free --padding circular --out r20.safetensors
     """
     from spectral.data import find_example
-    from spectral.distillation import FITTED_LR, HELD_OUT, STATE_NAME
+    from spectral.files.training_state import remove_state
+    from spectral.files.writers import claim_file
     from spectral.models.checkpoint import MADE, refuse_other_checkpoint, save_checkpoint
+    from spectral.repair.distillation import FITTED_LR, HELD_OUT, STATE_NAME
     from spectral.study.common import identify_network
     from spectral.study.tuning import name_architecture
-    from spectral.training_state import remove_state
-    from spectral.writers import claim_file
 
     if out.suffix != ".safetensors":
         raise click.UsageError(f"--out: a weights file's name must end in .safetensors, got {str(out)!r}")

@@ -23,10 +23,10 @@ from spectral.cli.options import (
     parse_names,
 )
 from spectral.cli.output import draw, write_rows
-from spectral.console import SpectralCommand, hold_folder, quiet_option, workers_option
 from spectral.errors import SpectralError
-from spectral.launch import find_launch
-from spectral.schema import SCALE_FREE
+from spectral.processes.launch import find_launch
+from spectral.table.schema import SCALE_FREE
+from spectral.terminal.console import SpectralCommand, hold_folder, quiet_option, workers_option
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,9 +81,9 @@ def measure(
     answer = Answer(out, images)
     if answer.repeat():
         return
-    from spectral.run_folder import holds_run
-    from spectral.summary import SITES_TABLE, SUMMARY_FILE
-    from spectral.table import PROVENANCE, refuse_other_table
+    from spectral.runs.folder import holds_run
+    from spectral.runs.summary import SITES_TABLE, SUMMARY_FILE
+    from spectral.table.rows import PROVENANCE, refuse_other_table
 
     net, info, pictures = network.load_with_images(model, images, limit, seed, workers, lazily=True)
     answer.depend_on(model, info)
@@ -110,9 +110,9 @@ def measure(
     )
     if not find_launch().first:
         return  # the first rank writes for all
-    from spectral.lineage import RUNS, list_runs
     from spectral.measurement import DEFAULT_METRICS
-    from spectral.summary import describe_summary, write_summary
+    from spectral.runs.lineage import RUNS, list_runs
+    from spectral.runs.summary import describe_summary, write_summary
 
     summary = spectral.summarize_measurements(table)
     answer.say(f"\n{describe_summary(summary, list(metrics or DEFAULT_METRICS)).text()}")
@@ -189,8 +189,8 @@ def compare(
         return
     from spectral.analysis import compare_models
     from spectral.cli.comparison import format_comparison
-    from spectral.lineage import RUNS, list_runs
-    from spectral.table import describe_environment, refuse_other_table, write_csvs
+    from spectral.runs.lineage import RUNS, list_runs
+    from spectral.table.rows import describe_environment, refuse_other_table, write_csvs
 
     nets, pictures = network.load_all(models, images, limit, seed, workers, lazily=True)
     infos = {name: spectral.model_info(net) for name, net in nets.items()}
@@ -283,7 +283,7 @@ def attribute(
     from spectral.cli.output import format_attribution
     from spectral.stability import attribute_instability, measure_equivariance
     from spectral.study.common import identify_network
-    from spectral.table import refuse_other_table
+    from spectral.table.rows import refuse_other_table
 
     net, info, pictures = network.load_with_images(model, images, limit, seed, workers, lazily=True)
     answer.depend_on(model, info)
@@ -337,7 +337,7 @@ def _write_attribution(
 ) -> list[Path]:
     """Write what was printed, and the equivariance of each site's output; return the files."""
     from spectral.analysis import summarize_equivariance
-    from spectral.table import describe_environment, write_csvs
+    from spectral.table.rows import describe_environment, write_csvs
 
     tables = {out / ATTRIBUTION: summary, out / "equivariance.csv": summarize_equivariance(moved)}
     for table in tables.values():

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import spectral
-from spectral.console import FilePath, device_option
 from spectral.errors import SpectralError
-from spectral.launch import choose_device
+from spectral.processes.launch import choose_device
+from spectral.terminal.console import FilePath, device_option
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,7 +59,7 @@ def parse_images(ctx: click.Context, param: click.Parameter, value: tuple[str, .
 
 def check_writable(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
     """Refuse a file that can't be written, or is another's, before anything is computed for it."""
-    from spectral.files import ensure_writable, refuse_foreign
+    from spectral.files.atomic import ensure_writable, refuse_foreign
 
     try:
         if value is not None:

@@ -8,8 +8,8 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spectral.display import INTERVALS, NOTHING, format_mean, format_rows
-from spectral.schema import BOUNDS
+from spectral.table.display import INTERVALS, NOTHING, format_mean, format_rows
+from spectral.table.schema import BOUNDS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,8 +24,8 @@ def write_printed(content: Mapping[str, Any], path: Path) -> None:
     Raises:
         SpectralError: if a file of something else would be lost by it, or it can't be written.
     """
-    from spectral.files import GENERATOR, refuse_foreign
-    from spectral.json_files import write_json
+    from spectral.files.atomic import GENERATOR, refuse_foreign
+    from spectral.files.json_files import write_json
 
     refuse_foreign(path)  # the command may have just written one
     write_json({**content, "generator": GENERATOR}, path)

@@ -17,10 +17,16 @@ from spectral.cli.options import (
     pictures_option,
 )
 from spectral.cli.output import write_rows
-from spectral.console import SpectralCommand, await_others, device_option, quiet_option, workers_option
-from spectral.display import NOTHING, format_columns, format_mean
 from spectral.errors import SpectralError
-from spectral.launch import choose_device, find_launch
+from spectral.processes.launch import choose_device, find_launch
+from spectral.table.display import NOTHING, format_columns, format_mean
+from spectral.terminal.console import (
+    SpectralCommand,
+    await_others,
+    device_option,
+    quiet_option,
+    workers_option,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,9 +109,9 @@ def sweep(
         )
         raise SpectralError(f"{len(failed)} of {len(table)} networks failed: {reasons}")
     if not len(left) and loaded == set(lines):  # of one that another job has loaded, its files aren't known
-        from spectral.summary import SITES_TABLE, SUMMARY_FILE
+        from spectral.runs.summary import SITES_TABLE, SUMMARY_FILE
         from spectral.sweeping.sweep import TABLE
-        from spectral.table import PROVENANCE
+        from spectral.table.rows import PROVENANCE
 
         folders = [out, *(out / folder for folder in table["folder"])]
         names = (TABLE, SUMMARY_FILE, SITES_TABLE, PROVENANCE)

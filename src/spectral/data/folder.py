@@ -30,7 +30,7 @@ from spectral.data.listed import FEWEST_LISTED, Book, ListedImages, ListedItem, 
 from spectral.data.splits import are_parts, find_part
 from spectral.data.values import ARRAYS
 from spectral.errors import SpectralError, SpectralWarning
-from spectral.files import State, look_at, printable, walk_files
+from spectral.files.atomic import State, look_at, printable, walk_files
 
 # Kinds that lie beside images and that nobody takes for any.
 _COMPANIONS = frozenset({

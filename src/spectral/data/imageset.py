@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch.utils.data import default_collate
 
-from spectral.arguments import as_integer
+from spectral.arguments.values import as_integer
 from spectral.classes import find_renumbered
 from spectral.data.decode import describe_failure, fit_image, to_tensor
 from spectral.data.kept import KeptImages

@@ -15,7 +15,7 @@ import PIL
 
 from spectral.data.decode import CheckedFile
 from spectral.errors import SpectralError
-from spectral.files import append_seal, is_settled, look_at, split_seal, write_whole
+from spectral.files.atomic import append_seal, is_settled, look_at, split_seal, write_whole
 
 FEWEST_FILES = 500  # of a folder that is worth it
 MOST_FOLDERS = 64  # that are remembered

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from spectral.arguments import is_integer
+from spectral.arguments.values import is_integer
 from spectral.data.structures import is_list_of_images, list_leaves
 from spectral.errors import warn
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from spectral.data.decode import decode_image, describe_failure, digest_bytes, inspect_image, map_in_threads
 from spectral.data.imageset import Batches, ImageItem, ImageSet, find_repeated, warn_about_skipped
 from spectral.errors import SpectralError
-from spectral.files import State, is_settled
+from spectral.files.atomic import State, is_settled
 
 LISTED = "listed-"  # begins what tells a listing from others
 FEWEST_LISTED = 500  # images that are worth it: of fewer all are read at once

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from spectral.arguments import as_integer
+from spectral.arguments.values import as_integer
 from spectral.errors import SpectralError
 
 FEWEST_IMAGES = 256  # below it workers take longer to start than to decode

@@ -39,7 +39,7 @@ from spectral.data.listed import FEWEST_LISTED
 from spectral.data.pages import MOST_UNFOLDED, measure_unfolded
 from spectral.data.splits import choose_members
 from spectral.errors import SpectralError, warn
-from spectral.files import State, is_settled, look_at, printable, walk_files
+from spectral.files.atomic import State, is_settled, look_at, printable, walk_files
 
 PACKED = (".tar", ".parquet")
 _MOST_HEADER = 2**20  # bytes of a header in a tar; of labels no more is read either

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from spectral.arguments import is_integer
+from spectral.arguments.values import is_integer
 from spectral.data.collation import join_images, take_from_batch
 from spectral.data.datasets import as_tensors, count_images
 from spectral.data.items import find_picture

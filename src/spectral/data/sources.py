@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from spectral.arguments import as_path
+from spectral.arguments.values import as_path
 from spectral.classes import CIFAR10_CLASSES
 from spectral.data.archives import load_cifar10, load_cifar10_arrays, load_stl10
 from spectral.data.decode import describe_failure, map_in_threads, read_image
@@ -31,7 +31,7 @@ from spectral.data.packed import is_packed, list_packed, load_packed
 from spectral.data.samples import load_samples
 from spectral.data.splits import choose_split
 from spectral.errors import SpectralError, suggest, warn
-from spectral.files import printable
+from spectral.files.atomic import printable
 from spectral.synthetic import Size, as_size, generator, make_dead_leaves_image
 
 SOURCES = ("samples", "synthetic", "stl10", "cifar10", "cifar10-train")

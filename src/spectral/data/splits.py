@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from spectral.errors import warn
-from spectral.files import printable
+from spectral.files.atomic import printable
 
 # Names of parts of a data set; the first that a folder has is read.
 _SPLITS = {

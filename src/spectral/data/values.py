@@ -12,13 +12,13 @@ from typing import IO, Any
 import numpy as np
 from torch import Tensor
 
+from spectral.arguments.factories import explaining, find_needed, opened, split_factory
 from spectral.data.bounds import MOST_UNFOLDED, check_values
 from spectral.data.datasets import as_tensors, count_images, hash_values
 from spectral.data.labels import LABEL_KEYS, Joined, Taken, number_names, refuse_labels, take_labels
 from spectral.data.splits import choose_arrays
 from spectral.data.structures import list_leaves, pick
 from spectral.errors import SpectralError, warn
-from spectral.factories import explaining, find_needed, opened, split_factory
 
 ARRAYS = (".npy", ".npz")
 FORM = "a .npy or .npz file, or a function as my_data.py:load"

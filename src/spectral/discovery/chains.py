@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from spectral.axes import SIZES, Call, memory_of
-from spectral.chain import Chain, Extent, Fixed, Here, Order, Weight
-from spectral.dataless import Dataless
 from spectral.discovery.events import Event
 from spectral.discovery.nodes import (
     ONLY_CHANNELS,
@@ -29,7 +27,9 @@ from spectral.discovery.nodes import (
     turn_axes,
     write_chain,
 )
-from spectral.tensors import TensorTable
+from spectral.operators.chain import Chain, Extent, Fixed, Here, Order, Weight
+from spectral.tracing.dataless import Dataless
+from spectral.tracing.tensors import TensorTable
 
 _SAME = {"alias", "detach", "lift_fresh", "contiguous"}
 _VIEWS = {"view", "slice", "expand"}

@@ -23,9 +23,9 @@ from spectral.discovery.events import PLACES, Event, count_channels, find_image_
 from spectral.discovery.placing import measure_places
 from spectral.discovery.uses import Uses, find_view
 from spectral.operators import Geometry
-from spectral.places import Ending, Spot
-from spectral.recorder import Operation
-from spectral.tracker import Frame
+from spectral.tracing.places import Ending, Spot
+from spectral.tracing.recorder import Operation
+from spectral.tracing.tracker import Frame
 
 
 @dataclass

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from spectral.axes import BATCH, IMAGE_AXES, MIXED, Factor, Labels, Layout, all_factors
-from spectral.chain import Chain
 from spectral.operators import Geometry
-from spectral.places import Ending, Place, Steps
-from spectral.tracker import Frame
+from spectral.operators.chain import Chain
+from spectral.tracing.places import Ending, Place, Steps
+from spectral.tracing.tracker import Frame
 
 PLACES = {"t": "frames", "h": "rows", "w": "columns", MIXED: "places"}  # what an axis holds, in words
 

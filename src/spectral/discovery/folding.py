@@ -33,7 +33,7 @@ from spectral.axes import (
 from spectral.discovery.events import Event, count_channels, find_image_axes, find_size
 from spectral.discovery.placing import find_pick, measure_places, takes_lattice
 from spectral.operators import LOSSLESS, Geometry, Size, find_reader
-from spectral.tracker import Frame
+from spectral.tracing.tracker import Frame
 
 _PHASES = "a phase of windows that are channels is taken by itself: write it as a slice of the map"
 _PARTS = "a part of windows that a view has cut is taken by itself: write it as a slice of the map"

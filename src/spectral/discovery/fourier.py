@@ -27,10 +27,10 @@ from spectral.discovery.frequencies import (
 )
 from spectral.discovery.placing import COMPLEX
 from spectral.operators import Band, Geometry, Mask, Spectrum
-from spectral.places import Ending, Spot
-from spectral.recorder import Operation
-from spectral.tensors import TensorTable
-from spectral.tracker import Frame
+from spectral.tracing.places import Ending, Spot
+from spectral.tracing.recorder import Operation
+from spectral.tracing.tensors import TensorTable
+from spectral.tracing.tracker import Frame
 
 _APART = "its frequencies are moved apart on the way back: what is left is no subsampled low-pass"
 _UNEVEN = "its frequencies are weighted by channels that a view has split"

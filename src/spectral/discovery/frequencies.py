@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 from spectral.axes import BATCH, Call
 from spectral.discovery.events import Event
-from spectral.recorder import Operation
+from spectral.tracing.recorder import Operation
 
 Numbers = tuple[int | None, ...]  # the frequency at each place of an axis; None where zeros were added
 Box = tuple[range, ...]  # places along each axis

@@ -23,8 +23,8 @@ from spectral.axes import (
 from spectral.discovery.events import PLACES, Event, count_channels, find_image_axes, find_size
 from spectral.discovery.uses import find_view
 from spectral.operators import Geometry
-from spectral.tensors import TensorTable
-from spectral.tracker import Frame
+from spectral.tracing.tensors import TensorTable
+from spectral.tracing.tracker import Frame
 
 _REASON = "its windows are cut and reduced one by one: write it as a pool"
 _SUMMED = "its {what} are taken one by one and joined by arithmetic: write it as a pool"

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
-from spectral.chain import CHANNEL_AXIS, Chain, Fixed, Made, Order, PerChannel, Step, Weight
 from spectral.operators import operator_name
+from spectral.operators.chain import CHANNEL_AXIS, Chain, Fixed, Made, Order, PerChannel, Step, Weight
 
 ONLY_CHANNELS = (CHANNEL_AXIS,)
 TURNS = {"permute", "transpose", "t"}

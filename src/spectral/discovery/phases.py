@@ -21,9 +21,9 @@ from spectral.axes import CROPS, JOINS, Call, Labels, Layout, find_layout, make_
 from spectral.discovery.events import Event
 from spectral.discovery.uses import find_view
 from spectral.operators import LOSSLESS, Size
-from spectral.places import Ending, Spot
-from spectral.tensors import TensorTable
-from spectral.tracker import Frame
+from spectral.tracing.places import Ending, Spot
+from spectral.tracing.tensors import TensorTable
+from spectral.tracing.tracker import Frame
 
 # Not marked as pointwise by torch, but they don't move a sample.
 _SAMPLEWISE = {"clone", "_to_copy", "lift_fresh", "native_dropout", "contiguous"}

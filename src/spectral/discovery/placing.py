@@ -31,7 +31,7 @@ from spectral.discovery.events import (
     find_steps,
 )
 from spectral.operators import Geometry
-from spectral.recorder import Operation
+from spectral.tracing.recorder import Operation
 
 SCATTERED = "its rows and columns are not two axes of one tensor"
 IMAGES_APART = "its images don't lie along one axis"

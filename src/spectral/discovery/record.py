@@ -37,15 +37,15 @@ from spectral.discovery.phases import Phases
 from spectral.discovery.placing import place_map, place_pick, place_reduction, place_slice
 from spectral.discovery.separable import Separable
 from spectral.discovery.uses import Uses
-from spectral.inputs import Inputs
 from spectral.layers.activation import AliasFreeActivation
 from spectral.layers.pool import Pool
+from spectral.network.inputs import Inputs
 from spectral.operators import KINDS, LOSSLESS, Geometry
-from spectral.places import Place, Spot
-from spectral.recorder import Operation, Recorder
-from spectral.standin import find_original, needs_data, run_on_standins
-from spectral.tensors import TensorTable
-from spectral.tracker import Frame, Tracker
+from spectral.tracing.places import Place, Spot
+from spectral.tracing.recorder import Operation, Recorder
+from spectral.tracing.standin import find_original, needs_data, run_on_standins
+from spectral.tracing.tensors import TensorTable
+from spectral.tracing.tracker import Frame, Tracker
 
 # What a module may do to its input before its operator and still be one site: pad, crop, copy or cast it.
 _PREPARING = {

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from spectral.axes import SIZES, Call
 from spectral.discovery.events import Event
-from spectral.places import Ending, Spot
-from spectral.tensors import TensorTable
+from spectral.tracing.places import Ending, Spot
+from spectral.tracing.tensors import TensorTable
 
 _KINDS = (
     "window_mean",

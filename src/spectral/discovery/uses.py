@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from spectral.axes import SIZES, Call, memory_of
-from spectral.tensors import TensorTable
+from spectral.tracing.tensors import TensorTable
 
 
 class Readable(Protocol):

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from spectral.arguments import as_path
+from spectral.arguments.validation import guard_room
+from spectral.arguments.values import as_path
 from spectral.errors import NothingKnownError, SpectralError, suggest
 from spectral.figures.answers import (
     plot_blame,
@@ -73,9 +74,8 @@ from spectral.figures.spectra import plot_aliasing_folding, plot_layerwise_power
 from spectral.figures.stability import plot_attribution, plot_diagonal_trace, plot_equivariance
 from spectral.figures.style import sign, use_style
 from spectral.figures.tables import list_plots, plot_summary, plot_table, save_figure
-from spectral.files import replacing
-from spectral.lineage import read_result
-from spectral.validation import guard_room
+from spectral.files.atomic import replacing
+from spectral.runs.lineage import read_result
 
 __all__ = [
     "DPI",

@@ -22,7 +22,7 @@ from spectral.figures.kinds import (
 )
 from spectral.figures.stability import CEILING
 from spectral.figures.style import AVR_LABEL, RHO_LABEL, SIS_LABEL
-from spectral.schema import fill_words, with_bounds
+from spectral.table.schema import fill_words, with_bounds
 
 _JITTER = Panel("logit_jitter", "logit jitter")
 _TESTS = ("perturbation", "attack", "protocol", "fill")

@@ -26,7 +26,7 @@ from spectral.figures.style import (
     new_figure,
     wrap_name,
 )
-from spectral.schema import with_bounds
+from spectral.table.schema import with_bounds
 
 COLUMNS, MOST_PANELS, MOST_ROWS = 4, 20, 32  # what fits a page
 FLOOR = -40.0  # dB; below it is as good as nothing

@@ -40,7 +40,7 @@ from spectral.figures.style import (
     set_layer_ticks,
     slot_offsets,
 )
-from spectral.schema import with_bounds
+from spectral.table.schema import with_bounds
 
 GROUP = 0.84  # share of a group's width that its slots fill
 INPUT_KINDS = {"checkerboard": "checker-\nboard", "constant": "constant", "natural": "natural"}

@@ -40,7 +40,7 @@ from spectral.figures.style import (
     use_sqrt_scale,
     wrap_name,
 )
-from spectral.schema import with_bounds
+from spectral.table.schema import with_bounds
 
 COEFFICIENTS = {
     "pearson": "Pearson\ncorrelation, SIS",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from spectral.errors import SpectralError
 from spectral.figures.door import drawn_of
 from spectral.figures.style import FULL_WIDTH, GREY, INK, SMALL, new_figure, use_style
-from spectral.schema import with_bounds
+from spectral.table.schema import with_bounds
 
 DECADES = 6  # of power that a spectrum shows
 LIMIT_DB = -20.0  # 1 % of the power

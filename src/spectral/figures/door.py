@@ -12,9 +12,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from spectral.errors import SpectralError, suggest
-from spectral.schema import fill_words
-from spectral.table import require_commas
-from spectral.table_arguments import read_columns
+from spectral.table.arguments import read_columns
+from spectral.table.rows import require_commas
+from spectral.table.schema import fill_words
 
 Given = ParamSpec("Given")
 

@@ -23,7 +23,7 @@ from spectral.figures.style import (
     new_figure,
     wrap_name,
 )
-from spectral.schema import with_bounds
+from spectral.table.schema import with_bounds
 
 NAME = "fourier_heatmap"
 HEATMAP = "magma"

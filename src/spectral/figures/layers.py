@@ -33,7 +33,7 @@ from spectral.figures.style import (
     new_figure,
     wrap_name,
 )
-from spectral.schema import UNITS, fill_words, with_bounds
+from spectral.table.schema import UNITS, fill_words, with_bounds
 
 # State → marker and label.
 STATES = {

@@ -28,7 +28,7 @@ from spectral.figures.style import (
     separate_groups,
     slot_offsets,
 )
-from spectral.schema import with_bounds
+from spectral.table.schema import with_bounds
 
 FEW_LABELS = 100  # with fewer labelled images an accuracy says little
 ALPHA = 0.05

@@ -30,7 +30,7 @@ from spectral.figures.style import (
     format_units,
     new_figure,
 )
-from spectral.schema import with_bounds
+from spectral.table.schema import with_bounds
 
 _SITE = ("model", "family", "site", "layer", "layer_index", "tap")
 

@@ -21,7 +21,7 @@ from spectral.figures.style import (
     format_count,
     new_figure,
 )
-from spectral.schema import with_bounds
+from spectral.table.schema import with_bounds
 
 # State of the repair → marker, colour (Okabe–Ito) and how far from the method's line it is drawn.
 STATES: dict[str, tuple[str, str, float]] = {

@@ -25,7 +25,7 @@ from spectral.figures.style import (
     new_figure,
     wrap_name,
 )
-from spectral.schema import BOUNDS, name_decibels, with_bounds
+from spectral.table.schema import BOUNDS, name_decibels, with_bounds
 
 # Training → colour (Okabe–Ito) and label; downsampling → marker: each is told without the other.
 TRAININGS = {

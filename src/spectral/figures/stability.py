@@ -36,7 +36,7 @@ from spectral.figures.style import (
     slot_offsets,
     wrap_name,
 )
-from spectral.schema import BOUNDS
+from spectral.table.schema import BOUNDS
 
 KINDS = {"whole": "one pixel up, down, left or right", "sub-pixel": "half a pixel down or right"}
 CEILING = 150.0  # dB; beyond it is the rounding of float32, or nothing

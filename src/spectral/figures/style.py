@@ -22,7 +22,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 from matplotlib.typing import LineStyleType
 from numpy.typing import NDArray
 
-from spectral.files import GENERATOR
+from spectral.files.atomic import GENERATOR
 
 COLUMN_WIDTH, FULL_WIDTH = 3.5, 7.2  # inches: one and two columns of a journal page
 SMALL, NORMAL, LARGE = 7.0, 7.5, 8.5  # points at final size

@@ -9,16 +9,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from spectral.arguments import as_path
+from spectral.arguments.values import as_path
 from spectral.errors import SpectralError, name_few, suggest
 from spectral.figures.answers import ANSWERS
 from spectral.figures.diagnosis import COLOURS, MARKS, plot_fixes, plot_site_levels
 from spectral.figures.door import drawn_of
 from spectral.figures.spec import REGISTERED
 from spectral.figures.style import FULL_WIDTH, new_figure, sign, use_style
-from spectral.files import ensure_writable, replacing
-from spectral.schema import fill_words
-from spectral.table import require_commas
+from spectral.files.atomic import ensure_writable, replacing
+from spectral.table.rows import require_commas
+from spectral.table.schema import fill_words
 
 KINDS = (".png", ".pdf", ".svg")
 Plot = Callable[[pd.DataFrame], Figure]

@@ -7,9 +7,9 @@ from functools import partial
 
 from torch import Tensor
 
-from spectral.inputs import Inputs
 from spectral.network import CHANNELS, Call, make_inputs
 from spectral.network.calls import CHANNELS_FIRST
+from spectral.network.inputs import Inputs
 
 
 def list_channel_calls(raw: Tensor) -> list[Call]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from spectral.errors import name_few
-from spectral.probe import Probe
+from spectral.tracing.probe import Probe
 
 
 def describe_dependence(found: Probe, name: str, count: int) -> Iterator[str]:

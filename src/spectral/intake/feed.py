@@ -27,7 +27,6 @@ from spectral.data import (
 from spectral.data.labels import Joined, join_labels, take_labels
 from spectral.data.structures import is_list_of_images
 from spectral.errors import SpectralError, warn
-from spectral.inputs import Inputs
 from spectral.intake.channels import list_channel_calls
 from spectral.intake.dependence import describe_dependence
 from spectral.intake.given import GivenImages, pick_inputs, split_sizes
@@ -58,8 +57,9 @@ from spectral.network import (
     spread_layout,
     undisturbed,
 )
+from spectral.network.inputs import Inputs
 from spectral.numerics.precision import require_double
-from spectral.probe import EMBEDDING, UNKNOWN, Probe, is_taken, probe
+from spectral.tracing.probe import EMBEDDING, UNKNOWN, Probe, is_taken, probe
 
 
 class Feed:

@@ -11,8 +11,8 @@ import torch
 from spectral.data.datasets import key_each
 from spectral.data.imageset import find_repeated
 from spectral.data.structures import join, pick
-from spectral.inputs import Inputs
 from spectral.network import find_extents, guess_layout, make_inputs
+from spectral.network.inputs import Inputs
 
 
 class GivenImages:

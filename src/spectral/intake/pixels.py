@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from spectral.data.structures import list_leaves
-from spectral.inputs import Inputs
 from spectral.models.preparation import Preparation
 from spectral.network import Call
+from spectral.network.inputs import Inputs
 
 WHITE = 255
 SLACK = 0.25  # that filters may go beyond black and white

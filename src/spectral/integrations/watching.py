@@ -9,8 +9,8 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
-from spectral.capture import Tap
 from spectral.errors import SpectralError
+from spectral.hooks.capture import Tap
 from spectral.monitor import AliasingMonitor
 from spectral.sites import Site, find_sites
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from spectral.arguments.validation import guard_room
 from spectral.errors import SpectralError, suggest
 from spectral.layers.activation import (
     AliasFreeActivation,
@@ -28,7 +29,6 @@ from spectral.layers.polyphase import PhasePool
 from spectral.layers.pool import MAX_KERNEL_SIZE, Pool, Stride
 from spectral.layers.spacetodepth import SpaceToDepth, SpaceToDepth1d, SpaceToDepth2d, SpaceToDepth3d
 from spectral.layers.wavelet import WaveletPool, WaveletPool1d, WaveletPool2d, WaveletPool3d
-from spectral.validation import guard_room
 
 __all__ = [
     "LAYERS",

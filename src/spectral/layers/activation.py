@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from spectral.arguments import as_integer
+from spectral.arguments.values import as_integer
 from spectral.errors import SpectralError
 from spectral.layers.pool import AXES
 from spectral.numerics.finer import evaluate_finely

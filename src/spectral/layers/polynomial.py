@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spectral.arguments import as_integer
+from spectral.arguments.values import as_integer
 from spectral.errors import SpectralError
 
 MAX_DEGREE = 8

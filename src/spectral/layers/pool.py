@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from spectral.arguments import is_integer
+from spectral.arguments.values import is_integer
 from spectral.errors import SpectralError
 from spectral.numerics.memory import match_memory
 from spectral.numerics.tracing import fixed_shape

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from spectral.capture import OF_DENSE_MAPS, Capture, Tap
+from spectral.hooks.capture import OF_DENSE_MAPS, Capture, Tap
 from spectral.identity import list_precision
 from spectral.measurement.pieces import (
     CATEGORIES,

@@ -9,15 +9,15 @@ from typing import Any
 import pandas as pd
 from torch import Tensor, nn
 
-from spectral.arguments import as_integer, as_path
-from spectral.capture import TAPS, Tap
+from spectral.arguments.values import as_integer, as_path
 from spectral.errors import SpectralError, check_choice, warn
+from spectral.hooks.capture import TAPS, Tap
 from spectral.identity import begin_weights_id
 from spectral.intake import Feed
 from spectral.measurement.captures import DEFAULT_METRICS, METRICS, SITE_METRICS
 from spectral.measurement.job import measure_run
 from spectral.measurement.run import Run
-from spectral.ranks import Ranks, find_ranks
+from spectral.processes.ranks import Ranks, find_ranks
 from spectral.sites import Site, check_hookable
 
 

@@ -13,8 +13,8 @@ from spectral.data import LISTED, Images, ImageSet, ListedImages, Seen
 from spectral.errors import StorageError
 from spectral.intake import GivenImages
 from spectral.network import make_inputs
-from spectral.run_folder import holds_run, read_run
-from spectral.store import ShardStore
+from spectral.runs.folder import holds_run, read_run
+from spectral.runs.store import ShardStore
 
 SOME_IMAGES = 8  # of a set that is listed without reading it, compared among ranks
 

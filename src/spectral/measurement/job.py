@@ -14,10 +14,8 @@ import pyarrow.compute as pc
 import torch
 from tqdm import tqdm
 
-from spectral.attributes import share_facts
 from spectral.data import ListedImages
 from spectral.errors import SpectralError
-from spectral.lazy import gather
 from spectral.measurement.images import (
     describe_seen,
     is_listed,
@@ -27,12 +25,14 @@ from spectral.measurement.images import (
 )
 from spectral.measurement.run import Run
 from spectral.network import undisturbed
-from spectral.ranks import Ranks, hold
-from spectral.run_folder import list_provenance
+from spectral.processes.ranks import Ranks, hold
+from spectral.runs.folder import list_provenance
+from spectral.runs.store import ShardStore
+from spectral.runs.summary import describe_measurement
 from spectral.sharing import compare_ranks
-from spectral.store import ShardStore
-from spectral.summary import describe_measurement
-from spectral.table import make_reasons, name_images
+from spectral.table.attributes import share_facts
+from spectral.table.lazy import gather
+from spectral.table.rows import make_reasons, name_images
 
 _VISIBLE = 120.0  # seconds within which a file that one host has written must show on another
 

@@ -11,18 +11,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from spectral.capture import OF_DENSE_MAPS, Capture, Tap
 from spectral.errors import SpectralError
-from spectral.hooks import FeatureExtractor
-from spectral.inputs import Inputs
-from spectral.instability import compute_instability
+from spectral.hooks.capture import OF_DENSE_MAPS, Capture, Tap
+from spectral.hooks.extractor import FeatureExtractor
 from spectral.intake import Feed, pick_inputs
 from spectral.measurement.captures import choose_taps, compare_identity, judge_identity, measure_capture
 from spectral.measurement.description import by
 from spectral.measurement.pieces import OPEN, Scheme
+from spectral.metrics.instability import compute_instability
 from spectral.network import list_moves, roll_inputs
+from spectral.network.inputs import Inputs
 from spectral.numerics.transfer import Transfer
-from spectral.table import Key
+from spectral.table.rows import Key
 
 MOSTLY = 0.25  # the share of doubtful images from which on a site is measured exactly at once
 Block = npt.NDArray[np.float64]

@@ -9,17 +9,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from spectral.bands import QUOTIENTS, WITHOUT_MEAN, BandStatistics, measure_bands, sum_bands
-from spectral.channels import (
+from spectral.metrics.aliasing import find_avr, find_categories
+from spectral.metrics.bands import QUOTIENTS, WITHOUT_MEAN, BandStatistics, measure_bands, sum_bands
+from spectral.metrics.channels import (
     compute_channel_alias_ratios,
     find_channel_ratios,
     find_white_noise_ratio,
     remove_mean,
 )
-from spectral.metrics import find_avr, find_categories
+from spectral.metrics.sampling import find_lattices
+from spectral.metrics.spectrum import Window, as_maps, compute_power_spectrum, find_power, is_faint, taper
 from spectral.operators import Size
-from spectral.sampling import find_lattices
-from spectral.spectrum import Window, as_maps, compute_power_spectrum, find_power, is_faint, taper
 
 CATEGORIES = ("nonaliased", "aliased", "tangled", "nopass")
 MEDIAN, NINETIETH, NOISE = (

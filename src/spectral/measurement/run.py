@@ -14,19 +14,19 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from spectral.capture import Tap
 from spectral.errors import SpectralError, suggest
-from spectral.hooks import FeatureExtractor
+from spectral.hooks.capture import Tap
+from spectral.hooks.extractor import FeatureExtractor
 from spectral.identity import Identity, Stillness, identify
-from spectral.inputs import Inputs
 from spectral.intake import Feed
-from spectral.interrupts import raise_kept, undivided
 from spectral.measurement.description import by, describe_sites, note_failures
 from spectral.measurement.images import find_clusters, identify_images, is_listed
 from spectral.measurement.meter import Batch, Meter
+from spectral.network.inputs import Inputs
+from spectral.processes.interrupts import raise_kept, undivided
 from spectral.sites import Site, find_sites, watch_sites
-from spectral.standin import needs_data
-from spectral.table import Key, Origin, describe_environment, make_reasons, make_rows
+from spectral.table.rows import Key, Origin, describe_environment, make_reasons, make_rows
+from spectral.tracing.standin import needs_data
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectral.dataless import Dataless
 from spectral.errors import check_choice
 from spectral.models.info import IMAGENET
 from spectral.models.load import RANDOM_SEED
 from spectral.models.sources.libraries import import_antialiased, list_antialiased
+from spectral.tracing.dataless import Dataless
 
 LIBRARIES = ("timm", "torchvision", "antialiased")
 PER_MODULE = 4

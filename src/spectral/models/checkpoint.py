@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from spectral.errors import SpectralError, name_few, warn
-from spectral.files import ensure_writable, replacing, sync, write_whole
+from spectral.files.atomic import ensure_writable, replacing, sync, write_whole
 
 # Files older than this buffer lack it; it counts training steps and changes nothing in eval mode.
 _OPTIONAL_BUFFER = "num_batches_tracked"

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectral.arguments import as_integer
+from spectral.arguments.factories import SUFFIX, split_factory
+from spectral.arguments.values import as_integer
 from spectral.errors import SpectralError, SpectralWarning
-from spectral.factories import SUFFIX, split_factory
 from spectral.models.architectures import EXAMPLES, build, family_of
 from spectral.models.checkpoint import (
     WEIGHT_SUFFIXES,

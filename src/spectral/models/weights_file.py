@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from spectral.arguments import MOST_SAMPLES
+from spectral.arguments.factories import split_factory
+from spectral.arguments.values import MOST_SAMPLES
 from spectral.errors import SpectralError
-from spectral.factories import split_factory
 from spectral.models.architectures import ARCHITECTURES
 from spectral.models.checkpoint import hash_state, is_index, list_parts, load_state, read_metadata
 from spectral.models.info import ModelInfo, Preprocessing

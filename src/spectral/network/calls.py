@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from spectral.arguments import are_integers, is_integer
+from spectral.arguments.values import are_integers, is_integer
 from spectral.errors import SpectralError, explain_failure
-from spectral.inputs import Inputs, read_example
-from spectral.interrupts import raise_kept
+from spectral.network.inputs import Inputs, read_example
 from spectral.network.moves import CHANNELS
+from spectral.processes.interrupts import raise_kept
 
 IMAGE_KEYS = (
     "pixel_values", "image", "images", "img", "imgs", "x", "input", "inputs", "data", "video", "audio",

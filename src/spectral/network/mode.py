@@ -12,10 +12,10 @@ from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from spectral.errors import SpectralError
-from spectral.interrupts import shielded, undivided
-from spectral.locks import ThreadGuard, alone
 from spectral.network.writes import Writes
-from spectral.surroundings import kept_surroundings
+from spectral.processes.interrupts import shielded, undivided
+from spectral.processes.locks import ThreadGuard, alone
+from spectral.processes.surroundings import kept_surroundings
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from spectral.inputs import Inputs
+from spectral.network.inputs import Inputs
 
 SPATIAL = ("t", "h", "w")  # time, rows, columns
 CHANNELS = (1, 3, 4)  # of images as people store them, with channels last too
@@ -118,7 +118,7 @@ def list_moves(inputs: Inputs, layout: Sequence[Kinds] | None = None) -> list[Mo
 
     Example:
         >>> import torch
-        >>> from spectral.inputs import read_example
+        >>> from spectral.network.inputs import read_example
         >>> [(m.kind, m.step) for m in list_moves(read_example(torch.zeros(1, 3, 8, 8)))]
         [('h', -1), ('h', 1), ('w', -1), ('w', 1)]
     """
@@ -136,7 +136,7 @@ def roll_inputs(inputs: Inputs, move: Move, layout: Sequence[Kinds] | None = Non
 
     Example:
         >>> import torch
-        >>> from spectral.inputs import read_example
+        >>> from spectral.network.inputs import read_example
         >>> moved = roll_inputs(read_example({"x": torch.arange(4.).view(1, 1, 4)}), Move("w", 1))
         >>> moved.kwargs["x"].flatten().tolist()
         [3.0, 0.0, 1.0, 2.0]
@@ -165,7 +165,7 @@ def map_planes(
 
     Example:
         >>> import torch
-        >>> from spectral.inputs import read_example
+        >>> from spectral.network.inputs import read_example
         >>> halved = map_planes(read_example(torch.zeros(1, 8, 9, 3)), lambda x: x[..., ::2, :])
         >>> halved.image.shape
         torch.Size([1, 4, 9, 3])

@@ -18,7 +18,7 @@ from spectral.analysis.words import (
     format_number,
     format_share,
 )
-from spectral.schema import to_decibels
+from spectral.table.schema import to_decibels
 
 LARGEST_DOWNLOAD = 400_000  # bytes of a table inside the page
 

@@ -16,7 +16,7 @@ import spectral
 from spectral.analysis import Diagnosis
 from spectral.analysis.levels import LEVELS, find_level
 from spectral.analysis.words import format_db, format_interval, format_number, format_share, write_headline
-from spectral.arguments import as_path
+from spectral.arguments.values import as_path
 from spectral.errors import SpectralError
 from spectral.figures import (
     find_colour,
@@ -27,7 +27,7 @@ from spectral.figures import (
     to_picture,
     to_svg,
 )
-from spectral.files import GENERATOR, ensure_writable, write_whole
+from spectral.files.atomic import GENERATOR, ensure_writable, write_whole
 from spectral.operators import LOSSLESS
 from spectral.page.cells import (
     BUDGET,

@@ -12,13 +12,13 @@ from markupsafe import Markup
 import spectral
 from spectral.analysis import Diagnosis, is_diagnosis, read_diagnosis
 from spectral.analysis.words import format_count, format_number
-from spectral.arguments import as_path
+from spectral.arguments.values import as_path
 from spectral.errors import SpectralError
 from spectral.figures import FIGURES, list_plots, plot_table, to_svg
-from spectral.lineage import read_result, verify_below
 from spectral.page.cells import Column, View, make_downloads, number, text, view
 from spectral.page.render import make_environment, render_page, write_text
-from spectral.run_folder import find_run
+from spectral.runs.folder import find_run
+from spectral.runs.lineage import read_result, verify_below
 
 MOST_ROWS = 400  # of a table that are shown
 TABLES, MEASUREMENTS = "tables", "measurements"

@@ -1,5 +1,6 @@
 """What is done to images before a network sees them: resampling, corruptions, attacks, Fourier basis."""
 
+from spectral.arguments.validation import guard_room
 from spectral.perturb.attacks import ATTACKS, measure_robustness
 from spectral.perturb.corruptions import CORRUPTIONS, Corruption
 from spectral.perturb.evaluation import PerturbedImages, measure_predictions
@@ -20,7 +21,6 @@ from spectral.perturb.operators import (
     choose_randomly,
     make_perturbation,
 )
-from spectral.validation import guard_room
 
 __all__ = [
     "ATTACKS",

@@ -18,14 +18,14 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from spectral.arguments import as_integer, as_list
+from spectral.arguments.values import as_integer, as_list
 from spectral.errors import SpectralError, suggest
 from spectral.intake import Feed
 from spectral.measurement import insert_clusters
 from spectral.network import Take, undisturbed
 from spectral.perturb.evaluation import Classifier
 from spectral.perturb.masking import Logits, find_masked, withhold_masked
-from spectral.ranks import shared
+from spectral.processes.ranks import shared
 from spectral.sharing import Sharing
 
 ATTACKS = ("fgsm", "pgd-50", "apgd-ce", "autoattack")

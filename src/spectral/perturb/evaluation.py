@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor, nn
 
-from spectral.arguments import as_integer, as_list
+from spectral.arguments.values import as_integer, as_list
 from spectral.data import Images
 from spectral.errors import SpectralError
 from spectral.intake import Feed
@@ -18,7 +18,7 @@ from spectral.measurement import find_clusters, insert_clusters
 from spectral.models.preprocessing import find_preparation
 from spectral.network import Take, arrange_image, make_inputs, read_scores
 from spectral.perturb.operators import Identity, Perturbation, make_perturbation
-from spectral.ranks import shared
+from spectral.processes.ranks import shared
 from spectral.sharing import Sharing
 
 

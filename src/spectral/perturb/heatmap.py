@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from spectral.arguments import as_integer
-from spectral.columns import bound_flags
+from spectral.arguments.values import as_integer
 from spectral.errors import SpectralError
 from spectral.intake import Feed
 from spectral.measurement import insert_clusters
 from spectral.network import Take, undisturbed
 from spectral.perturb.evaluation import Classifier
-from spectral.ranks import shared
+from spectral.processes.ranks import shared
 from spectral.sharing import Sharing
+from spectral.stats.columns import bound_flags
 
 NORMS = {"CIFAR-10": 4.0, "ImageNet": 15.7}  # the publication's, at 32 and 224 px
 Bin = tuple[int, int]

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spectral.arguments import is_integer
+from spectral.arguments.values import is_integer
 from spectral.errors import SpectralError, suggest
 from spectral.numerics.cache import remember
 from spectral.numerics.products import apply_axes

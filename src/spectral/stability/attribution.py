@@ -14,19 +14,19 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from spectral.attributes import share_facts
 from spectral.causes import Idealized, Plans
 from spectral.errors import SpectralError, SpectralWarning, warn
 from spectral.intake import Feed
 from spectral.measurement import insert_clusters
 from spectral.network import Take, undisturbed
-from spectral.ranks import shared
+from spectral.processes.ranks import shared
 from spectral.sharing import Sharing
 from spectral.sites import Site
 from spectral.stability.reading import check_counts, choose_sites
 from spectral.stability.shifted import ShiftedPredictions
 from spectral.surgery import convert
 from spectral.surgery.report import conversion_report
+from spectral.table.attributes import share_facts
 
 CALLER = "attribute_instability"
 ALL_SITES = "all sites"  # no module path has a blank

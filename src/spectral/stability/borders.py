@@ -6,8 +6,8 @@ from torch import Tensor
 
 from spectral.causes import idealize
 from spectral.errors import SpectralError
-from spectral.inputs import Inputs
 from spectral.intake import Feed
+from spectral.network.inputs import Inputs
 from spectral.stability.shifted import ShiftedPredictions
 
 

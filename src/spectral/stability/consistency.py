@@ -13,13 +13,13 @@ import pandas as pd
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spectral.arguments import as_integer
+from spectral.arguments.values import as_integer
 from spectral.errors import SpectralError, check_choice
-from spectral.inputs import Inputs
 from spectral.intake import Feed
 from spectral.measurement import insert_clusters
 from spectral.network import Take, map_planes
-from spectral.ranks import shared
+from spectral.network.inputs import Inputs
+from spectral.processes.ranks import shared
 from spectral.sharing import Sharing
 from spectral.stability.reading import Size, check_counts, find_size, predict_views
 from spectral.stability.shifts import fourier_shift, shift_whole

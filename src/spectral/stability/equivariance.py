@@ -13,21 +13,21 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from spectral.attributes import share_facts
-from spectral.capture import Capture
 from spectral.errors import SpectralError, warn
-from spectral.hooks import FeatureExtractor
-from spectral.inputs import Inputs
+from spectral.hooks.capture import Capture
+from spectral.hooks.extractor import FeatureExtractor
 from spectral.intake import Feed
 from spectral.measurement import by, describe_sites, insert_clusters
 from spectral.network import map_planes, undisturbed
+from spectral.network.inputs import Inputs
 from spectral.numerics.scaling import find_scale
-from spectral.ranks import shared
+from spectral.processes.ranks import shared
 from spectral.sharing import Sharing
 from spectral.sites import Site, find_sites
 from spectral.stability.lattice import find_strides
 from spectral.stability.reading import Size, check_counts, find_size, pick_sites
 from spectral.stability.shifts import Shift, check_shift, fourier_shift, is_whole
+from spectral.table.attributes import share_facts
 
 CALLER = "measure_equivariance"
 Total = tuple[Fraction, Fraction]  # pixels of the image from one sample to the next, down and right

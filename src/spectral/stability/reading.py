@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectral.arguments import as_integer
+from spectral.arguments.values import as_integer
 from spectral.errors import SpectralError, suggest
-from spectral.inputs import Inputs
 from spectral.intake import Feed, join_inputs, pick_inputs
 from spectral.network import map_planes
+from spectral.network.inputs import Inputs
 from spectral.sites import Site, find_sites
 
 Size = tuple[int, int]

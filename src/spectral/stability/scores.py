@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from spectral.errors import SpectralError
-from spectral.inputs import Inputs
-from spectral.instability import compute_logit_jitter, compute_logit_spread
 from spectral.intake import Feed
 from spectral.measurement import insert_clusters
+from spectral.metrics.instability import compute_logit_jitter, compute_logit_spread
 from spectral.network import Scores, Take
-from spectral.ranks import shared
+from spectral.network.inputs import Inputs
+from spectral.processes.ranks import shared
 from spectral.sharing import Sharing
 from spectral.sites import find_sites
 from spectral.stability.borders import CircularBorders

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from spectral.inputs import Inputs
-from spectral.instability import compute_instability
 from spectral.intake import Feed
+from spectral.metrics.instability import compute_instability
 from spectral.network import Move, list_moves, roll_inputs
+from spectral.network.inputs import Inputs
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from spectral import stats
-from spectral.schema import RANGES, fill_words
-from spectral.table_arguments import check_table
+from spectral.table.arguments import check_table
+from spectral.table.schema import RANGES, fill_words
 
 MEASURES = ("sis", "sis_circular", "logit_jitter", "comb_contrast", "changed")
 NEEDED = [

@@ -6,6 +6,7 @@ caller got wrong is a :class:`~spectral.errors.SpectralError`. Results are froze
 ``dataclasses.asdict`` makes a row of each. All intervals are 95 % intervals.
 """
 
+from spectral.arguments.validation import guard_room
 from spectral.stats.comparison import (
     PairedComparison,
     RelativeChange,
@@ -22,7 +23,6 @@ from spectral.stats.comparison import (
 from spectral.stats.dependence import Correlation, RankCorrelation, correlate, correlate_ranks
 from spectral.stats.estimate import Mean, estimate_mean
 from spectral.stats.regression import Regression, regress_cross_validated
-from spectral.validation import guard_room
 
 __all__ = [
     "Correlation",

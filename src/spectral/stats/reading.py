@@ -10,7 +10,7 @@ import pandas as pd
 import scipy.special
 from numpy.typing import ArrayLike, NDArray
 
-from spectral.arguments import is_integer
+from spectral.arguments.values import is_integer
 from spectral.errors import SpectralError
 
 Vector = NDArray[np.float64]

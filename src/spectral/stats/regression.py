@@ -12,7 +12,6 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from spectral.errors import SpectralError, check_choice
-from spectral.schema import with_bounds
 from spectral.stats.dependence import find_pearson
 from spectral.stats.estimate import average_clusters
 from spectral.stats.reading import (
@@ -25,6 +24,7 @@ from spectral.stats.reading import (
     read_vector,
     resample_sums,
 )
+from spectral.table.schema import with_bounds
 
 ESTIMATORS = ("ridge", "forest", "best single layer")
 TREES = 100  # of a forest

@@ -16,23 +16,22 @@ import pandas as pd
 from torch import Tensor, nn
 
 from spectral.analysis import TAPS, lay_out_sites, measure_image_avr, measure_profiles
-from spectral.capture import Tap
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError, warn
 from spectral.figures import draw_and_say
-from spectral.files import find_folder
+from spectral.files.atomic import find_folder
+from spectral.files.json_files import read_json, write_json
+from spectral.hooks.capture import Tap
 from spectral.identity import find_structure
-from spectral.json_files import read_json, write_json
-from spectral.lineage import RUNS, find_older, list_runs
 from spectral.measurement import measure
 from spectral.models import load_model, model_info
 from spectral.models.checkpoint import hash_state
 from spectral.models.info import ModelInfo
 from spectral.pairing import pair_sites
-from spectral.ranks import find_ranks, take_weights
-from spectral.reconstruction import reconstruct
-from spectral.run_folder import LostImagesError
-from spectral.schema import SIGNAL_METRICS, VERSION
+from spectral.processes.ranks import find_ranks, take_weights
+from spectral.repair.reconstruction import reconstruct
+from spectral.runs.folder import LostImagesError
+from spectral.runs.lineage import RUNS, find_older, list_runs
 from spectral.sites import Site, find_sites
 from spectral.stability import measure_stability
 from spectral.study.options import PRESETS, StudyOptions
@@ -40,7 +39,8 @@ from spectral.study.progress import DURATIONS, read_durations
 from spectral.study.roles import assign_roles, find_role
 from spectral.surgery.report import find_report
 from spectral.synthetic import make_checkerboard_image
-from spectral.table import CONTENT, describe_environment, list_digests, read_csv, write_csv
+from spectral.table.rows import CONTENT, describe_environment, list_digests, read_csv, write_csv
+from spectral.table.schema import SIGNAL_METRICS, VERSION
 
 METRICS = ("avr", "am", "am_relative", "alias_power_ratio", "sis")
 REPAIRED = " repaired"  # behind a model's name

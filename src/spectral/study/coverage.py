@@ -19,7 +19,6 @@ import click
 import pandas as pd
 from tqdm import tqdm
 
-from spectral.console import FilePath, SpectralCommand, quiet_option
 from spectral.errors import SpectralError, suggest
 from spectral.models.catalogue import (
     LIBRARIES,
@@ -31,7 +30,8 @@ from spectral.models.catalogue import (
 )
 from spectral.sites import Site, find_reductions
 from spectral.study.options import split_names
-from spectral.table import describe_environment, refuse_other_table, write_csv
+from spectral.table.rows import describe_environment, refuse_other_table, write_csv
+from spectral.terminal.console import FilePath, SpectralCommand, quiet_option
 
 COLUMNS = ["library", "module", "model", "input_size", "sites", "measurable", "lossless", "unmeasurable",
            "reasons", "kinds", "global_pools", "seconds", "error"]  # fmt: skip

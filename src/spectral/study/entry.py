@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 
-from spectral.console import SpectralCommand
 from spectral.errors import SpectralError
-from spectral.files import require_apart
+from spectral.files.atomic import require_apart
 from spectral.study.declaration import list_phases
 from spectral.study.options import PRESETS, StudyOptions, study_options
+from spectral.terminal.console import SpectralCommand
 
 
 def run_study(phases: Sequence[int], options: StudyOptions) -> None:
@@ -21,7 +21,7 @@ def run_study(phases: Sequence[int], options: StudyOptions) -> None:
     Raises:
         SpectralError: for an unknown phase, or whatever a phase meets.
     """
-    from spectral.ranks import find_ranks, hold
+    from spectral.processes.ranks import find_ranks, hold
     from spectral.study.runner import run_phases
 
     chosen = choose_phases(phases, options)

@@ -14,10 +14,10 @@ from pathlib import Path
 import pandas as pd
 
 from spectral.errors import SpectralError, StorageError
-from spectral.json_files import read_json
-from spectral.lineage import find_older
-from spectral.run_folder import LostImagesError
-from spectral.table import read_csv, write_csv
+from spectral.files.json_files import read_json
+from spectral.runs.folder import LostImagesError
+from spectral.runs.lineage import find_older
+from spectral.table.rows import read_csv, write_csv
 
 STUDY, CARD, ZHANG = "the spectral-aliasing study", "NULA's model card", "Zhang 2019"
 TABLE = "published"

@@ -17,7 +17,14 @@ import pandas as pd
 from torch import nn
 
 from spectral.classes import match_labels
-from spectral.console import (
+from spectral.data import ImageSet, load_images
+from spectral.figures import draw_and_say
+from spectral.models import load_model
+from spectral.models.info import model_info
+from spectral.perturb import measure_fourier_heatmap
+from spectral.perturb.heatmap import NORMS
+from spectral.table.rows import describe_environment, refuse_other_table, write_csv
+from spectral.terminal.console import (
     FilePath,
     SpectralCommand,
     device_option,
@@ -25,13 +32,6 @@ from spectral.console import (
     quiet_option,
     workers_option,
 )
-from spectral.data import ImageSet, load_images
-from spectral.figures import draw_and_say
-from spectral.models import load_model
-from spectral.models.info import model_info
-from spectral.perturb import measure_fourier_heatmap
-from spectral.perturb.heatmap import NORMS
-from spectral.table import describe_environment, refuse_other_table, write_csv
 
 TABLE = "fourier_heatmap"
 

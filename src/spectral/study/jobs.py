@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from spectral.errors import SpectralError
-from spectral.ranks import find_ranks
+from spectral.processes.ranks import find_ranks
 from spectral.study.common import Results
 from spectral.study.declaration import Phase
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
-from spectral.console import FilePath, device_option, quiet_option, workers_option
 from spectral.errors import SpectralError, check_choice
-from spectral.launch import choose_device
+from spectral.processes.launch import choose_device
+from spectral.terminal.console import FilePath, device_option, quiet_option, workers_option
 
 FAMILIES = ("strided", "blurpool", "nula")
 DEFAULT_PHASES = (1, 2, 3, 4, 5)  # the study itself; the others take minutes of their own

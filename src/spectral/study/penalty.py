@@ -27,16 +27,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from spectral import stats
-from spectral.console import FilePath, SpectralCommand, device_option, quiet_option
 from spectral.data import ImageSet, load_images, load_labelled_arrays
-from spectral.display import format_rows
 from spectral.errors import SpectralError
 from spectral.figures import draw_and_say
 from spectral.models.architectures import build
 from spectral.monitor import AliasingMonitor, AliasingPenalty
 from spectral.numerics.memory import move_for_training
 from spectral.sites import Site, find_sites
-from spectral.table import describe_environment, refuse_other_table, write_csv
+from spectral.table.display import format_rows
+from spectral.table.rows import describe_environment, refuse_other_table, write_csv
+from spectral.terminal.console import FilePath, SpectralCommand, device_option, quiet_option
 from spectral.training import NUM_CLASSES, LabelledImages, augment, normalize
 
 ARCHITECTURE = "resnet20"

@@ -35,7 +35,6 @@ from spectral.analysis.perturbations import (
     tabulate_null_frequencies,
 )
 from spectral.classes import find_classes, match_labels
-from spectral.columns import SIGNAL_COLUMNS, read_means, tabulate, tabulate_sites
 from spectral.data import ImageSet
 from spectral.data.imageset import spread_over_classes
 from spectral.errors import SpectralError
@@ -43,13 +42,14 @@ from spectral.figures.nula import FEW_LABELS
 from spectral.measurement import ALIAS_METRICS, describe_sites, measure
 from spectral.models import list_bundled
 from spectral.perturb import NULA_TESTS, PerturbedImages, Resampling, make_perturbation, measure_predictions
-from spectral.schema import SIGNAL_METRICS, with_bounds
+from spectral.runs.summary import summarize_measurements
 from spectral.sites import find_sites
+from spectral.stats.columns import SIGNAL_COLUMNS, read_means, tabulate, tabulate_sites
 from spectral.study.declaration import Phase, Table, Units
 from spectral.study.networks import Networks, yield_to_data
 from spectral.study.options import StudyOptions
-from spectral.summary import summarize_measurements
 from spectral.synthetic import make_dead_leaves_image
+from spectral.table.schema import SIGNAL_METRICS, with_bounds
 
 BUNDLED = ("bundled/nula-w32", "bundled/nula-w32-robust", "bundled/resnet20", "bundled/resnet20-blurpool")
 NETWORKS = {"bundled": BUNDLED, "paper": (*BUNDLED[:2], "nula/robust", *BUNDLED[2:])}

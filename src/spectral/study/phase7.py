@@ -25,7 +25,16 @@ from torch import nn
 from spectral import stats
 from spectral.analysis import name_device
 from spectral.classes import match_labels
-from spectral.columns import (
+from spectral.data import ImageSet, load_images
+from spectral.errors import SpectralError
+from spectral.latency import count_macs, measure_latency
+from spectral.measurement import describe_sites, measure
+from spectral.models import list_bundled, load_model
+from spectral.perturb import measure_predictions
+from spectral.runs.summary import summarize_measurements
+from spectral.sites import find_sites
+from spectral.stability import measure_consistency
+from spectral.stats.columns import (
     SIGNAL_COLUMNS,
     average_signals,
     average_sites,
@@ -36,21 +45,12 @@ from spectral.columns import (
     tabulate,
     tabulate_sites,
 )
-from spectral.data import ImageSet, load_images
-from spectral.errors import SpectralError
-from spectral.latency import count_macs, measure_latency
-from spectral.measurement import describe_sites, measure
-from spectral.models import list_bundled, load_model
-from spectral.perturb import measure_predictions
-from spectral.schema import SIGNAL_METRICS, with_bounds
-from spectral.sites import find_sites
-from spectral.stability import measure_consistency
 from spectral.study.declaration import Phase, Table, Units
 from spectral.study.networks import Networks, describe_images
 from spectral.study.options import PRESETS, StudyOptions
 from spectral.study.tuning import LAYER_METHODS, name_tuned
-from spectral.summary import summarize_measurements
-from spectral.table import widen
+from spectral.table.rows import widen
+from spectral.table.schema import SIGNAL_METRICS, with_bounds
 
 LIMITS = {"bundled": 256, "paper": 64}
 METRICS = ("avr", "am_relative", "alias_power_ratio")  # as published, at the dense tap

@@ -19,18 +19,25 @@ import click
 import pandas as pd
 
 from spectral.analysis import TAPS
-from spectral.columns import SIGNAL_COLUMNS, average_signals, average_sites, bound, tabulate, tabulate_sites
 from spectral.data import ImageSet
 from spectral.errors import SpectralError, StorageError
 from spectral.measurement import measure
 from spectral.models.catalogue import LIBRARIES
 from spectral.models.fetching import RANDOM
 from spectral.operators import LOSSLESS
-from spectral.schema import SIGNAL_METRICS, with_bounds
+from spectral.runs.summary import summarize_measurements
+from spectral.stats.columns import (
+    SIGNAL_COLUMNS,
+    average_signals,
+    average_sites,
+    bound,
+    tabulate,
+    tabulate_sites,
+)
 from spectral.study.declaration import Phase, Table, Units
 from spectral.study.networks import Networks
 from spectral.study.options import StudyOptions
-from spectral.summary import summarize_measurements
+from spectral.table.schema import SIGNAL_METRICS, with_bounds
 
 IMAGE_SIZE = 224  # at which pictures are chosen; each model then gets them at its own size
 LIMITS = {"bundled": 16, "paper": 200}

@@ -31,7 +31,18 @@ from spectral import stats
 from spectral.analysis import compare_pairs, correlate_networks, place_sites
 from spectral.analysis.robustness import FREE, FULL, HEADLINE, METRICS, WEAK, summarize_findings
 from spectral.classes import match_labels
-from spectral.columns import (
+from spectral.data import ImageSet
+from spectral.errors import MaskedGradientError, SpectralError, StorageError
+from spectral.measurement import describe_sites, measure
+from spectral.models import list_bundled
+from spectral.models.info import ModelInfo
+from spectral.perturb import measure_predictions
+from spectral.perturb.attacks import ATTACKS, measure_robustness
+from spectral.perturb.corruptions import Corruption
+from spectral.runs.summary import summarize_measurements
+from spectral.sites import find_sites
+from spectral.stability import measure_consistency
+from spectral.stats.columns import (
     SIGNAL_COLUMNS,
     average_signals,
     average_sites,
@@ -42,25 +53,14 @@ from spectral.columns import (
     tabulate,
     tabulate_sites,
 )
-from spectral.data import ImageSet
-from spectral.errors import MaskedGradientError, SpectralError, StorageError
-from spectral.measurement import describe_sites, measure
-from spectral.models import list_bundled
-from spectral.models.info import ModelInfo
-from spectral.perturb import measure_predictions
-from spectral.perturb.attacks import ATTACKS, measure_robustness
-from spectral.perturb.corruptions import Corruption
-from spectral.schema import ALIAS_FREE, SIGNAL_METRICS, with_bounds
-from spectral.sites import find_sites
-from spectral.stability import measure_consistency
 from spectral.study.declaration import Phase, Table, Units
 from spectral.study.networks import Networks, yield_to_data
 from spectral.study.options import StudyOptions
 from spectral.study.tuning import name_architecture
 from spectral.study.zoo import list_zoo
-from spectral.summary import summarize_measurements
 from spectral.surgery import METHODS
 from spectral.surgery.report import find_report
+from spectral.table.schema import ALIAS_FREE, SIGNAL_METRICS, with_bounds
 
 LIMIT = 28  # pictures: AutoAttack takes minutes for each network that withstands it
 IMAGES = {"bundled": "samples", "paper": "cifar10"}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from spectral.errors import SpectralError
-from spectral.json_files import read_json
+from spectral.files.json_files import read_json
 from spectral.study.declaration import Phase, Table, Units
 
 DURATIONS = "durations.json"  # among a study's measurements

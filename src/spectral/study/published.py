@@ -17,16 +17,16 @@ from typing import Any
 import click
 import pandas as pd
 
-from spectral.columns import bound, bound_flags
-from spectral.console import FilePath, SpectralCommand, quiet_option, workers_option
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError, StorageError
-from spectral.files import ensure_writable
+from spectral.files.atomic import ensure_writable
 from spectral.models import load_model, model_info
 from spectral.perturb import measure_predictions
-from spectral.schema import with_bounds
+from spectral.stats.columns import bound, bound_flags
 from spectral.study.options import split_names
-from spectral.table import describe_environment, refuse_other_table, write_csv
+from spectral.table.rows import describe_environment, refuse_other_table, write_csv
+from spectral.table.schema import with_bounds
+from spectral.terminal.console import FilePath, SpectralCommand, quiet_option, workers_option
 
 IMAGENET, CIFAR10 = "imagenet", "cifar10"
 COLUMNS = [

@@ -20,16 +20,16 @@ import torch
 from torch import nn
 
 from spectral import stats
-from spectral.columns import bound_flags, bound_summary
-from spectral.console import FilePath, SpectralCommand, device_option, quiet_option, workers_option
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
-from spectral.files import ensure_writable
+from spectral.files.atomic import ensure_writable
 from spectral.latency import count_macs, measure_latency
 from spectral.models import load_model, model_info
-from spectral.schema import RANGES, with_bounds
 from spectral.stability import measure_stability
-from spectral.table import describe_environment, refuse_other_table, write_csv
+from spectral.stats.columns import bound_flags, bound_summary
+from spectral.table.rows import describe_environment, refuse_other_table, write_csv
+from spectral.table.schema import RANGES, with_bounds
+from spectral.terminal.console import FilePath, SpectralCommand, device_option, quiet_option, workers_option
 
 LATENCY_BATCH = 64
 ROUNDS = 10

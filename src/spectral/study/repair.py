@@ -23,8 +23,22 @@ import pandas as pd
 from torch import nn
 
 from spectral import stats
-from spectral.columns import bound, bound_flags, bound_summary
-from spectral.console import (
+from spectral.data import ImageSet, load_images
+from spectral.errors import SpectralError, suggest
+from spectral.figures import draw_and_say
+from spectral.latency import measure_latency
+from spectral.models import load_model, model_info
+from spectral.repair.distillation import TUNED, distill
+from spectral.repair.recalibration import recalibrate
+from spectral.repair.reconstruction import reconstruct
+from spectral.repair.views import Views
+from spectral.stability import measure_consistency, measure_stability
+from spectral.stats.columns import bound, bound_flags, bound_summary
+from spectral.study.options import split_names
+from spectral.surgery import check_methods, conversion_report, convert
+from spectral.table.rows import describe_environment, refuse_other_table, write_csv
+from spectral.table.schema import RANGES, with_bounds
+from spectral.terminal.console import (
     FilePath,
     SpectralCommand,
     device_option,
@@ -32,20 +46,6 @@ from spectral.console import (
     quiet_option,
     workers_option,
 )
-from spectral.data import ImageSet, load_images
-from spectral.distillation import TUNED, distill
-from spectral.errors import SpectralError, suggest
-from spectral.figures import draw_and_say
-from spectral.latency import measure_latency
-from spectral.models import load_model, model_info
-from spectral.recalibration import recalibrate
-from spectral.reconstruction import reconstruct
-from spectral.schema import RANGES, with_bounds
-from spectral.stability import measure_consistency, measure_stability
-from spectral.study.options import split_names
-from spectral.surgery import check_methods, conversion_report, convert
-from spectral.table import describe_environment, refuse_other_table, write_csv
-from spectral.views import Views
 
 MOST = 256  # images that repair, in one batch
 MODEL = "packaged/efficientnet-lite0"

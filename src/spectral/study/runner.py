@@ -15,7 +15,7 @@ import pandas as pd
 from spectral.codebook import write_codebook
 from spectral.errors import SpectralError
 from spectral.figures import FIGURES, holds_only_reasons
-from spectral.ranks import find_ranks
+from spectral.processes.ranks import find_ranks
 from spectral.study.common import Results
 from spectral.study.declaration import Phase, Table, Units, find_table, read_phase
 from spectral.study.findings import report_findings

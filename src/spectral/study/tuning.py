@@ -20,20 +20,20 @@ import torch
 from torch import nn
 
 import spectral.data
-from spectral.console import FilePath, SpectralCommand, device_option
 from spectral.errors import SpectralError
-from spectral.files import ensure_writable
+from spectral.files.atomic import ensure_writable
+from spectral.files.training_state import remove_state
 from spectral.models import load_model
 from spectral.models.architectures import build
 from spectral.models.checkpoint import save_checkpoint
 from spectral.models.fetching import RANDOM
 from spectral.models.info import CIFAR_NUM_CLASSES, model_info
-from spectral.ranks import find_ranks
+from spectral.processes.ranks import find_ranks
 from spectral.study.options import split_names
 from spectral.surgery import check_methods, conversion_report, convert_alike
 from spectral.surgery.report import find_report
+from spectral.terminal.console import FilePath, SpectralCommand, device_option
 from spectral.training import STATE_NAME, LabelledImages, Recipe, train
-from spectral.training_state import remove_state
 
 BASE = "bundled/resnet20"
 LAYER_METHODS = (

@@ -20,13 +20,13 @@ import click
 from torch import nn
 
 from spectral.analysis.robustness import ATTACKED, CONTROL
-from spectral.console import FilePath, SpectralCommand, device_option
 from spectral.errors import SpectralError, suggest
-from spectral.files import ensure_writable
+from spectral.files.atomic import ensure_writable
 from spectral.models import list_bundled, load_model, model_info
 from spectral.study.options import split_names
 from spectral.study.tuning import TUNING, LabelledSets, ensure_checkpoint, load_labelled_sets, name_tuned
 from spectral.surgery import convert
+from spectral.terminal.console import FilePath, SpectralCommand, device_option
 from spectral.training import RECIPES, Recipe
 
 Scale = Literal["small", "full"]

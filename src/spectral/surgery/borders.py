@@ -14,7 +14,7 @@ from spectral.causes.watching import CONVOLUTIONS, KEEPS_LATTICE, MEANS, RENORMA
 from spectral.causes.windows import Window, name_parameters, read_windows
 from spectral.surgery.frames import frame_of
 from spectral.surgery.rewriting import Function
-from spectral.tracker import paused
+from spectral.tracing.tracker import paused
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,12 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from spectral.copying import copy_model
 from spectral.errors import SpectralError, suggest
-from spectral.inputs import Example
 from spectral.layers import LAYERS, STRIDED, Builder
+from spectral.network.inputs import Example
 from spectral.operators import find_plain_operator
+from spectral.processes.surroundings import kept_surroundings
 from spectral.sites import Site, check_hookable
-from spectral.standin import choose_inputs
 from spectral.surgery.attachment import PerChannels, Unit, attach, detach, is_attached
 from spectral.surgery.choice import PLACEMENTS, Choice, Where, choose_units
 from spectral.surgery.functions import INDEXING
@@ -26,8 +25,9 @@ from spectral.surgery.observation import Observation, observe, observe_sites
 from spectral.surgery.remedies import ACTIVATIONS, BORDERS, Remedies, check_remedies, look_out, remedy
 from spectral.surgery.report import ConversionReport, ConversionRow, Cost, find_report, keep_report
 from spectral.surgery.trial import Trial
-from spectral.surroundings import kept_surroundings
-from spectral.tracker import drop_plain_forwards
+from spectral.tracing.copying import copy_model
+from spectral.tracing.standin import choose_inputs
+from spectral.tracing.tracker import drop_plain_forwards
 
 # Every layer that can stand for a stride; "strided" leaves the network what it was.
 METHODS: dict[str, Builder] = {"strided": STRIDED, **LAYERS}

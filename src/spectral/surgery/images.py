@@ -18,7 +18,7 @@ from spectral.causes.watching import FILTERS_IMAGES, KEEPS_LATTICE
 from spectral.layers.filters import extend
 from spectral.numerics.resampling import resample
 from spectral.surgery.functionals import Keys, join_alike, run_instead
-from spectral.tracker import paused
+from spectral.tracing.tracker import paused
 
 LOW_PASSES = ("ideal", "binomial")  # names for `convert`
 

@@ -14,16 +14,16 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from spectral.inputs import Example, Inputs
+from spectral.network.inputs import Example, Inputs
 from spectral.operators import is_pointwise
-from spectral.recorder import Operation, Recorder
 from spectral.sites import Site, watch_reductions
-from spectral.standin import run_on_standins
 from spectral.surgery import ledger
 from spectral.surgery.functions import Signature, count_axes, name_function, read_signature
 from spectral.surgery.places import find_spot
 from spectral.surgery.rewriting import Function
-from spectral.tracker import Frame, Scope, Tracker
+from spectral.tracing.recorder import Operation, Recorder
+from spectral.tracing.standin import run_on_standins
+from spectral.tracing.tracker import Frame, Scope, Tracker
 
 # Linear or without arithmetic: a pool may stand on either side of them.
 _LINEAR = {"add", "sub", "rsub", "mul", "div", "neg", "clone", "_to_copy", "copy", "alias", "detach"}

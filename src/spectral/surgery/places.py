@@ -8,7 +8,7 @@ from types import CodeType, FrameType
 
 from torch import nn
 
-from spectral.places import Steps, find_steps
+from spectral.tracing.places import Steps, find_steps
 
 _CALLS = {nn.Module._call_impl.__code__}  # where the call of a module begins
 

@@ -20,15 +20,15 @@ from spectral.causes.planning import Plan, Planned, make_plan
 from spectral.causes.upsampling import plan_upsampling
 from spectral.causes.watching import KEEPS_LATTICE, FunctionCall, Key, tensors_of
 from spectral.errors import SpectralError, suggest
-from spectral.inputs import Example
 from spectral.layers.filterpool import FilterPool
 from spectral.layers.polynomial import evaluate_polynomial, fit_polynomial
+from spectral.network.inputs import Example
 from spectral.numerics.finer import Axes, evaluate_finely
 from spectral.surgery.borders import weigh_border
 from spectral.surgery.functionals import Keys, Shapes, run_instead
 from spectral.surgery.hooks import WrapInput, add_hook
 from spectral.surgery.images import LOW_PASSES, filter_images
-from spectral.tracker import paused
+from spectral.tracing.tracker import paused
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx, nn
 
-from spectral.display import align, to_html
 from spectral.errors import SpectralError
 from spectral.latency import measure_latency
 from spectral.sites import Site
 from spectral.surgery.attachment import Unit
 from spectral.surgery.remedies import Remedies
+from spectral.table.display import align, to_html
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from spectral.errors import SpectralError
-from spectral.places import Steps
 from spectral.surgery import ledger
 from spectral.surgery.functions import Signature, name_function, read_signature, run_densely
 from spectral.surgery.hooks import CHILD
 from spectral.surgery.places import find_spot
+from spectral.tracing.places import Steps
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from spectral.errors import SpectralError
-from spectral.inputs import Inputs
+from spectral.network.inputs import Inputs
 from spectral.operators import Size
 from spectral.sites import Site
-from spectral.standin import needs_data
 from spectral.surgery.attachment import Unit, attach, detach
 from spectral.surgery.observation import Call, Observation, observe
+from spectral.tracing.standin import needs_data
 
 Layers = dict[Unit, nn.Module]
 

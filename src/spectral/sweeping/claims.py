@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from spectral.errors import SpectralError, StorageError
-from spectral.files import State, ensure_writable, is_running, look_at, name_machine
+from spectral.files.atomic import State, ensure_writable, is_running, look_at, name_machine
 
 HEARTBEAT, STALE = 20.0, 300.0
 """Seconds between the signs of life of a claim, and after how many without one it counts as left behind."""

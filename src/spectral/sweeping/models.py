@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from spectral.arguments import as_path
+from spectral.arguments.values import as_path
 from spectral.errors import SpectralError
-from spectral.files import name_folder
+from spectral.files.atomic import name_folder
 
 
 def read_models(path: str | Path) -> dict[str, int]:

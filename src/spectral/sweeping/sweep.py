@@ -14,28 +14,28 @@ import pandas as pd
 import torch
 from torch import nn
 
-from spectral.arguments import as_integer, as_path
-from spectral.capture import Tap
+from spectral.arguments.values import as_integer, as_path
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
-from spectral.files import ensure_writable
-from spectral.json_files import read_json, write_json
-from spectral.lineage import RUNS, find_older, list_runs
+from spectral.files.atomic import ensure_writable
+from spectral.files.json_files import read_json, write_json
+from spectral.files.sameness import refuse_other
+from spectral.files.writers import claim, cooperate
+from spectral.hooks.capture import Tap
 from spectral.measurement import measure_part, measure_run, prepare_run
 from spectral.measurement.images import describe_seen, name_as_before, refuse_changed
 from spectral.measurement.run import Run
 from spectral.models import load_model, model_info
-from spectral.ranks import Ranks
-from spectral.run_folder import LostImagesError, digest_run, holds_run, read_run
-from spectral.sameness import refuse_other
-from spectral.schema import RUN_FILE, SITES_FILE, SWEEP_FILE, fill_words
-from spectral.store import ShardStore
-from spectral.summary import SITES_TABLE, SUMMARY_FILE, summarize_measurements, write_summary
+from spectral.processes.ranks import Ranks
+from spectral.runs.folder import LostImagesError, digest_run, holds_run, read_run
+from spectral.runs.lineage import RUNS, find_older, list_runs
+from spectral.runs.store import ShardStore
+from spectral.runs.summary import SITES_TABLE, SUMMARY_FILE, summarize_measurements, write_summary
 from spectral.sweeping.averages import average_sites, read_table
 from spectral.sweeping.claims import Claims
 from spectral.sweeping.models import name_folders
-from spectral.table import PROVENANCE, check_tables, refuse_other_table, split_reasons, write_csvs
-from spectral.writers import claim, cooperate
+from spectral.table.rows import PROVENANCE, check_tables, refuse_other_table, split_reasons, write_csvs
+from spectral.table.schema import RUN_FILE, SITES_FILE, SWEEP_FILE, fill_words
 
 QUEUE = "_queue"
 TABLE = "networks.csv"

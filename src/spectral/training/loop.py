@@ -16,9 +16,10 @@ from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from spectral.arguments import as_path
+from spectral.arguments.values import as_path
 from spectral.classes import find_classes, match_names
 from spectral.errors import SpectralError, warn
+from spectral.files.training_state import restore_state, store_state
 from spectral.identity import find_structure
 from spectral.layers import BlurPool
 from spectral.models.architectures import build, family_of
@@ -27,13 +28,12 @@ from spectral.models.preprocessing import explain_assumption, find_preparation
 from spectral.network import evaluation_mode
 from spectral.network.outputs import describe_output
 from spectral.numerics.memory import move_for_training
-from spectral.ranks import Ranks, find_ranks, hold, shared
-from spectral.surroundings import kept_surroundings
+from spectral.processes.ranks import Ranks, find_ranks, hold, shared
+from spectral.processes.surroundings import kept_surroundings
 from spectral.training.attack import attack_batch
 from spectral.training.images import LabelledImages, Normalisation, draw_batches, normalize
 from spectral.training.recipe import Recipe
 from spectral.training.replicas import Replicas
-from spectral.training_state import restore_state, store_state
 
 NUM_CLASSES = 10
 STATE_NAME = "training-state.pt"

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from spectral.errors import BrokenJobError, SpectralError
 from spectral.network import evaluation_mode
-from spectral.ranks import Ranks, refuse_lost
+from spectral.processes.ranks import Ranks, refuse_lost
 
 
 class Replicas:

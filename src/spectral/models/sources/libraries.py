@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from spectral.errors import SpectralError, suggest, warn
-from spectral.files import hash_file
+from spectral.files.atomic import hash_file
 from spectral.models.fetching import RANDOM, fetching, require_hub
 from spectral.models.info import IMAGENET, ModelInfo, Preprocessing
 from spectral.models.sources.base import Loaded, Source, State, name_classes, require_name

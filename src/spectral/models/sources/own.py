@@ -13,8 +13,8 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from spectral.arguments.factories import describe_kind, explaining, find_needed, opened
 from spectral.errors import SpectralError
-from spectral.factories import describe_kind, explaining, find_needed, opened
 from spectral.models.info import ModelInfo, Preprocessing, model_info
 from spectral.models.preprocessing import find_preparation
 from spectral.models.sources.base import Loaded

@@ -26,12 +26,12 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from spectral.console import FilePath, SpectralCommand, quiet_option
 from spectral.errors import SpectralError, suggest
 from spectral.study.options import split_names
 from spectral.study.survey.checks import COLUMNS, Row, check_model
 from spectral.study.survey.libraries import LIBRARIES, Entry, list_entries
-from spectral.table import describe_environment, write_csv
+from spectral.table.rows import describe_environment, write_csv
+from spectral.terminal.console import FilePath, SpectralCommand, quiet_option
 
 LIMIT = 300.0  # seconds that one model may take
 NAME = "coverage_third_party"

@@ -1,0 +1,1 @@
+"""What a public call is given: what it may be, and how it is read."""

@@ -1,0 +1,1 @@
+"""Tensors at sites during an ordinary forward pass."""

@@ -1,0 +1,1 @@
+"""The numbers' definitions: spectra, AVR and AM, the channels' alias power ratio, instability."""

@@ -1,0 +1,1 @@
+"""What a conversion costs, won back: weights and statistics fitted again, distilled or averaged."""

@@ -1,0 +1,1 @@
+"""A run's folder: its rows in shards, what the run was, and its summary."""
