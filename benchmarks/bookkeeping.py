@@ -26,7 +26,8 @@ import pandas as pd
 from spectral.runs.folder import read
 from spectral.runs.store import ShardStore
 from spectral.runs.summary import summarize_measurements
-from spectral.table.rows import Key, Origin, describe_environment, make_rows, write_csv
+from spectral.table.csv_files import describe_environment, write_csv
+from spectral.table.rows import Key, Origin, make_rows
 
 GOAL_MS, GOAL_MB, GOAL_LISTING = 1.0, 600, 1.0
 METRICS = ("avr", "power", "am", "alias_power_ratio", "live_channels")

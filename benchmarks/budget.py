@@ -24,7 +24,7 @@ import torch
 import spectral
 from spectral.causes import SOURCES
 from spectral.intake import Feed
-from spectral.table.rows import describe_environment, write_csv
+from spectral.table.csv_files import describe_environment, write_csv
 
 
 @click.command(help=__doc__)

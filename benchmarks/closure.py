@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import spectral
 from spectral.causes import Cause
-from spectral.table.rows import describe_environment, write_csv
+from spectral.table.csv_files import describe_environment, write_csv
 
 NETWORKS = (
     "bundled/resnet20", "bundled/resnet20-blurpool", "bundled/resnet20+flc", "bundled/nula-w32",

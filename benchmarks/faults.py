@@ -48,7 +48,7 @@ from spectral.errors import SpectralError
 from spectral.identity import find_structure
 from spectral.models.checkpoint import hash_state
 from spectral.study import StudyOptions, run_study
-from spectral.table.rows import describe_environment, write_csv
+from spectral.table.csv_files import describe_environment, write_csv
 from spectral.table.schema import RUN_FILE
 from spectral.training import LabelledImages, Recipe, train
 

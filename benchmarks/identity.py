@@ -34,7 +34,7 @@ from PIL import Image
 
 import spectral
 from spectral.data import load_images
-from spectral.table.rows import describe_environment, write_csv
+from spectral.table.csv_files import describe_environment, write_csv
 
 CHECKS = {
     "network identity and probe": (

@@ -34,7 +34,7 @@ from spectral.measurement import measure_capture
 from spectral.metrics.aliasing import compute_avr
 from spectral.network import evaluation_mode
 from spectral.sites import Site, find_sites, get_stride_layers
-from spectral.table.rows import write_csv
+from spectral.table.csv_files import write_csv
 
 Variants = dict[str, Callable[[], object]]
 BARE = "bare forward"

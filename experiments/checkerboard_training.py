@@ -26,7 +26,7 @@ import spectral
 from spectral.classes import CIFAR10_CLASSES
 from spectral.files.atomic import hash_file
 from spectral.stats.comparison import find_wilson_interval
-from spectral.table.rows import describe_environment, read_csv, refuse_other_table, write_csv
+from spectral.table.csv_files import describe_environment, read_csv, refuse_other_table, write_csv
 from spectral.training import LabelledImages, Recipe, train
 
 PERTURBATIONS = ("checkerboard-0.03", "checkerboard-0.05", "resize-0.5")

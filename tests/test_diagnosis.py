@@ -48,7 +48,7 @@ from spectral.page.cells import SITES as SITE_CELLS
 from spectral.page.cells import view
 from spectral.page.render import render_page
 from spectral.stability import measure_stability
-from spectral.table.rows import read_csv
+from spectral.table.csv_files import read_csv
 from spectral.table.schema import BOUNDS
 
 SIZE = 16

@@ -19,7 +19,7 @@ from spectral.errors import SpectralError
 from spectral.runs.lineage import RUNS, list_runs
 from spectral.study.findings import COLUMNS, find_findings, report_findings, tabulate_findings
 from spectral.study.progress import Progress, describe_overwriting
-from spectral.table.rows import write_csv
+from spectral.table.csv_files import write_csv
 
 TABLES = Path(__file__).parents[1] / "results" / "reference" / "tables"
 

@@ -16,7 +16,7 @@ from spectral.cli import main
 from spectral.errors import SpectralError
 from spectral.figures import read_tables
 from spectral.runs.lineage import RUNS, list_runs
-from spectral.table.rows import write_csv
+from spectral.table.csv_files import write_csv
 
 NET = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
 X = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -22,21 +22,16 @@ from spectral.files.json_files import read_json, write_json
 from spectral.runs.store import ShardStore
 from spectral.runs.summary import SUMMARY_COLUMNS, summarize_measurements
 from spectral.stats import estimate_mean
-from spectral.table.lazy import LazyTable
-from spectral.table.rows import (
-    COLUMNS,
-    Key,
-    Origin,
+from spectral.table.csv_files import (
     check_tables,
     describe_environment,
-    make_reasons,
-    make_rows,
     read_csv,
     refuse_other_table,
-    to_frame,
     write_csv,
     write_csvs,
 )
+from spectral.table.lazy import LazyTable
+from spectral.table.rows import COLUMNS, Key, Origin, make_reasons, make_rows, to_frame
 
 NET = Origin("net", "sha256:0", "tensor@0")
 AVR = Key("avr", "conv1", 0, "conv", "2x1", "input")

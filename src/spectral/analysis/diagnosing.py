@@ -47,7 +47,7 @@ from spectral.sharing import compare_feeds
 from spectral.sites import check_hookable, find_sites
 from spectral.stability import measure_stability, summarize_stability
 from spectral.surgery import check_methods, conversion_report, convert
-from spectral.table.rows import describe_environment
+from spectral.table.csv_files import describe_environment
 
 CALLER = "diagnose"
 METRICS = (MEDIAN, NINETIETH, NOISE, POOLED, "avr", ABOVE)

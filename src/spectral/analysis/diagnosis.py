@@ -26,7 +26,7 @@ from spectral.runs.folder import holds_run, read
 from spectral.runs.summary import summarize_measurements
 from spectral.stability.summary import COLUMNS as STABILITY_COLUMNS
 from spectral.stats.columns import read_means
-from spectral.table.rows import PROVENANCE, check_tables, refuse_other_table, write_csvs
+from spectral.table.csv_files import PROVENANCE, check_tables, refuse_other_table, write_csvs
 from spectral.table.schema import with_bounds
 
 MEASUREMENTS, TABLES = "measurements", "tables"

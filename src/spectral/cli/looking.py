@@ -56,7 +56,7 @@ def sites(
     import pandas as pd
 
     from spectral.measurement import describe_sites
-    from spectral.table.rows import refuse_foreign_csv, write_csv
+    from spectral.table.csv_files import refuse_foreign_csv, write_csv
 
     # Where resolution drops doesn't depend on weights: none are downloaded.
     published = model.startswith(("timm/", "torchvision/")) and not set("@+") & set(model)

@@ -83,7 +83,7 @@ def measure(
         return
     from spectral.runs.folder import holds_run
     from spectral.runs.summary import SITES_TABLE, SUMMARY_FILE
-    from spectral.table.rows import PROVENANCE, refuse_other_table
+    from spectral.table.csv_files import PROVENANCE, refuse_other_table
 
     net, info, pictures = network.load_with_images(model, images, limit, seed, workers, lazily=True)
     answer.depend_on(model, info)
@@ -190,7 +190,7 @@ def compare(
     from spectral.analysis import compare_models
     from spectral.cli.comparison import format_comparison
     from spectral.runs.lineage import RUNS, list_runs
-    from spectral.table.rows import describe_environment, refuse_other_table, write_csvs
+    from spectral.table.csv_files import describe_environment, refuse_other_table, write_csvs
 
     nets, pictures = network.load_all(models, images, limit, seed, workers, lazily=True)
     infos = {name: spectral.model_info(net) for name, net in nets.items()}
@@ -283,7 +283,7 @@ def attribute(
     from spectral.cli.output import format_attribution
     from spectral.stability import attribute_instability, measure_equivariance
     from spectral.study.common import identify_network
-    from spectral.table.rows import refuse_other_table
+    from spectral.table.csv_files import refuse_other_table
 
     net, info, pictures = network.load_with_images(model, images, limit, seed, workers, lazily=True)
     answer.depend_on(model, info)
@@ -337,7 +337,7 @@ def _write_attribution(
 ) -> list[Path]:
     """Write what was printed, and the equivariance of each site's output; return the files."""
     from spectral.analysis import summarize_equivariance
-    from spectral.table.rows import describe_environment, write_csvs
+    from spectral.table.csv_files import describe_environment, write_csvs
 
     tables = {out / ATTRIBUTION: summary, out / "equivariance.csv": summarize_equivariance(moved)}
     for table in tables.values():

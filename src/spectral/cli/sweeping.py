@@ -111,7 +111,7 @@ def sweep(
     if not len(left) and loaded == set(lines):  # of one that another job has loaded, its files aren't known
         from spectral.runs.summary import SITES_TABLE, SUMMARY_FILE
         from spectral.sweeping.sweep import TABLE
-        from spectral.table.rows import PROVENANCE
+        from spectral.table.csv_files import PROVENANCE
 
         folders = [out, *(out / folder for folder in table["folder"])]
         names = (TABLE, SUMMARY_FILE, SITES_TABLE, PROVENANCE)

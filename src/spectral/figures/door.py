@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from spectral.errors import SpectralError, suggest
 from spectral.table.arguments import read_columns
-from spectral.table.rows import require_commas
+from spectral.table.csv_files import require_commas
 from spectral.table.schema import fill_words
 
 Given = ParamSpec("Given")

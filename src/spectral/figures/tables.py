@@ -17,7 +17,7 @@ from spectral.figures.door import drawn_of
 from spectral.figures.spec import REGISTERED
 from spectral.figures.style import FULL_WIDTH, new_figure, sign, use_style
 from spectral.files.atomic import ensure_writable, replacing
-from spectral.table.rows import require_commas
+from spectral.table.csv_files import require_commas
 from spectral.table.schema import fill_words
 
 KINDS = (".png", ".pdf", ".svg")

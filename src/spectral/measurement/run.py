@@ -25,7 +25,8 @@ from spectral.measurement.meter import Batch, Meter
 from spectral.network.inputs import Inputs
 from spectral.processes.interrupts import raise_kept, undivided
 from spectral.sites import Site, find_sites, watch_sites
-from spectral.table.rows import Key, Origin, describe_environment, make_reasons, make_rows
+from spectral.table.csv_files import describe_environment
+from spectral.table.rows import Key, Origin, make_reasons, make_rows
 from spectral.tracing.standin import needs_data
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from spectral.errors import StorageError
 from spectral.files.json_files import read_json
 from spectral.runs.folder import LostImagesError, digest_run
-from spectral.table.rows import PROVENANCE, check_tables, read_csv
+from spectral.table.csv_files import PROVENANCE, check_tables, read_csv
 from spectral.table.schema import RUN_FILE, SHARD, SITES_FILE
 
 RUNS = "runs"  # under what a table's provenance has the digests of the runs that it was made of

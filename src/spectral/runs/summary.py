@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 
 from spectral import stats
+from spectral.table.csv_files import PROVENANCE, write_csvs
 from spectral.table.display import INTERVALS, NOTHING, Card, format_mean
 from spectral.table.lazy import LazyTable
-from spectral.table.rows import PROVENANCE, read_frame, write_csvs
+from spectral.table.rows import read_frame
 from spectral.table.schema import MEASUREMENT, NOT_AVERAGED, POWER_RATIOS, RANGES, SUMMARY, to_decibels
 from spectral.table.wide import Columns, Place, split_frame, split_tables
 

@@ -39,7 +39,7 @@ from spectral.study.progress import DURATIONS, read_durations
 from spectral.study.roles import assign_roles, find_role
 from spectral.surgery.report import find_report
 from spectral.synthetic import make_checkerboard_image
-from spectral.table.rows import CONTENT, describe_environment, list_digests, read_csv, write_csv
+from spectral.table.csv_files import CONTENT, describe_environment, list_digests, read_csv, write_csv
 from spectral.table.schema import SIGNAL_METRICS, VERSION
 
 METRICS = ("avr", "am", "am_relative", "alias_power_ratio", "sis")

@@ -30,7 +30,7 @@ from spectral.models.catalogue import (
 )
 from spectral.sites import Site, find_reductions
 from spectral.study.options import split_names
-from spectral.table.rows import describe_environment, refuse_other_table, write_csv
+from spectral.table.csv_files import describe_environment, refuse_other_table, write_csv
 from spectral.terminal.console import FilePath, SpectralCommand, quiet_option
 
 COLUMNS = ["library", "module", "model", "input_size", "sites", "measurable", "lossless", "unmeasurable",

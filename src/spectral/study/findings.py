@@ -17,7 +17,7 @@ from spectral.errors import SpectralError, StorageError
 from spectral.files.json_files import read_json
 from spectral.runs.folder import LostImagesError
 from spectral.runs.lineage import find_older
-from spectral.table.rows import read_csv, write_csv
+from spectral.table.csv_files import read_csv, write_csv
 
 STUDY, CARD, ZHANG = "the spectral-aliasing study", "NULA's model card", "Zhang 2019"
 TABLE = "published"

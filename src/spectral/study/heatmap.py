@@ -23,7 +23,7 @@ from spectral.models import load_model
 from spectral.models.info import model_info
 from spectral.perturb import measure_fourier_heatmap
 from spectral.perturb.heatmap import NORMS
-from spectral.table.rows import describe_environment, refuse_other_table, write_csv
+from spectral.table.csv_files import describe_environment, refuse_other_table, write_csv
 from spectral.terminal.console import (
     FilePath,
     SpectralCommand,

@@ -34,8 +34,8 @@ from spectral.models.architectures import build
 from spectral.monitor import AliasingMonitor, AliasingPenalty
 from spectral.numerics.memory import move_for_training
 from spectral.sites import Site, find_sites
+from spectral.table.csv_files import describe_environment, refuse_other_table, write_csv
 from spectral.table.display import format_rows
-from spectral.table.rows import describe_environment, refuse_other_table, write_csv
 from spectral.terminal.console import FilePath, SpectralCommand, device_option, quiet_option
 from spectral.training import NUM_CLASSES, LabelledImages, augment, normalize
 

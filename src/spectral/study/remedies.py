@@ -27,7 +27,7 @@ from spectral.latency import count_macs, measure_latency
 from spectral.models import load_model, model_info
 from spectral.stability import measure_stability
 from spectral.stats.columns import bound_flags, bound_summary
-from spectral.table.rows import describe_environment, refuse_other_table, write_csv
+from spectral.table.csv_files import describe_environment, refuse_other_table, write_csv
 from spectral.table.schema import RANGES, with_bounds
 from spectral.terminal.console import FilePath, SpectralCommand, device_option, quiet_option, workers_option
 

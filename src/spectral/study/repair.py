@@ -36,7 +36,7 @@ from spectral.stability import measure_consistency, measure_stability
 from spectral.stats.columns import bound, bound_flags, bound_summary
 from spectral.study.options import split_names
 from spectral.surgery import check_methods, conversion_report, convert
-from spectral.table.rows import describe_environment, refuse_other_table, write_csv
+from spectral.table.csv_files import describe_environment, refuse_other_table, write_csv
 from spectral.table.schema import RANGES, with_bounds
 from spectral.terminal.console import (
     FilePath,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from spectral.table.rows import read_csv
+from spectral.table.csv_files import read_csv
 
 
 def read_table(path: Path) -> pd.DataFrame:

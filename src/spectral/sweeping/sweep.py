@@ -34,7 +34,8 @@ from spectral.runs.summary import SITES_TABLE, SUMMARY_FILE, summarize_measureme
 from spectral.sweeping.averages import average_sites, read_table
 from spectral.sweeping.claims import Claims
 from spectral.sweeping.models import name_folders
-from spectral.table.rows import PROVENANCE, check_tables, refuse_other_table, split_reasons, write_csvs
+from spectral.table.csv_files import PROVENANCE, check_tables, refuse_other_table, write_csvs
+from spectral.table.rows import split_reasons
 from spectral.table.schema import RUN_FILE, SITES_FILE, SWEEP_FILE, fill_words
 
 QUEUE = "_queue"

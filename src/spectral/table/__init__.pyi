@@ -1,27 +1,29 @@
-from .rows import (
-    COLUMNS,
+from .csv_files import (
     CONTENT,
     PROVENANCE,
+    check_tables,
+    describe_environment,
+    list_digests,
+    read_csv,
+    refuse_foreign_csv,
+    refuse_other_table,
+    require_commas,
+    write_csv,
+    write_csvs,
+)
+from .rows import (
+    COLUMNS,
     SCHEMA,
     Key,
     Origin,
     as_codes,
-    check_tables,
-    describe_environment,
-    list_digests,
     make_reasons,
     make_rows,
     name_images,
-    read_csv,
     read_frame,
-    refuse_foreign_csv,
-    refuse_other_table,
-    require_commas,
     split_reasons,
     to_frame,
     widen,
-    write_csv,
-    write_csvs,
 )
 
 __all__ = [

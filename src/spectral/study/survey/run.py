@@ -30,7 +30,7 @@ from spectral.errors import SpectralError, suggest
 from spectral.study.options import split_names
 from spectral.study.survey.checks import COLUMNS, Row, check_model
 from spectral.study.survey.libraries import LIBRARIES, Entry, list_entries
-from spectral.table.rows import describe_environment, write_csv
+from spectral.table.csv_files import describe_environment, write_csv
 from spectral.terminal.console import FilePath, SpectralCommand, quiet_option
 
 LIMIT = 300.0  # seconds that one model may take
