@@ -1,7 +1,8 @@
-"""The spectral-aliasing study: five phases, each runnable alone and in order, over one shared measurement.
+"""The spectral-aliasing study in phases, each runnable alone and in order, over one shared measurement.
 
-Beside it: NULA's perturbations (phase 6), anti-aliasing layers (7), a survey of architectures (8), robustness
-(9), the coverage of libraries, Fourier heatmaps, and training: of layers, of the zoo, and with a penalty.
+Five are the published study's. Beside them: NULA's perturbations (phase 6), anti-aliasing layers (7), a
+survey of architectures (8), robustness (9), the instability budget (10), the coverage of libraries, Fourier
+heatmaps, and training: of layers, of the zoo, and with a penalty.
 """
 
 from spectral.study.entry import run_phase_script, run_study
