@@ -257,6 +257,14 @@ def test_a_table_of_another_configuration_is_not_taken_for_ones_own(results, tmp
     assert not Study(options(results)).has_table("phase9")
 
 
+def test_what_a_phase_made_on_the_way_is_made_again_where_it_is_gone(results, tmp_path):
+    """Phase 5 draws a table of phase 3, which is made of one that it doesn't read itself."""
+    shutil.copytree(results, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tables" / "per_image.csv").unlink()
+    run_study([5], options(tmp_path))
+    pd.testing.assert_frame_equal(read(tmp_path, "per_image"), read(results, "per_image"))
+
+
 def test_conversions_of_the_imagenet_preset_are_repaired_on_photographs_apart(tmp_path):
     models = tuple(f"bundled/resnet8@random{layer}" for layer in ("", "+blurpool", "+flc"))
     chosen = options(tmp_path, preset="imagenet", models=models, images="samples", limit=30)

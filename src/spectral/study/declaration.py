@@ -129,10 +129,26 @@ def find_table(name: str, inputs: Inputs) -> Table:
     Raises:
         SpectralError: if no such phase has it.
     """
-    for number in list_phases():
-        phase = read_phase(number)
-        if phase.inputs is inputs:
-            for table in phase.tables:
-                if table.name == name:
-                    return table
-    raise SpectralError(f"no phase on the same inputs makes the table {name!r}")
+    declared = _list_tables(inputs)
+    if name not in declared:
+        raise SpectralError(f"no phase on the same inputs makes the table {name!r}")
+    return declared[name]
+
+
+def list_made_of(name: str, inputs: Inputs) -> list[Table]:
+    """List the tables that are always written of which another on the same inputs is made.
+
+    Example:
+        >>> from spectral.study.common import Study
+        >>> [table.name for table in list_made_of("phase3_layerwise_avr_stats", Study)]
+        ['per_image']
+    """
+    declared = _list_tables(inputs)
+    needed = [declared[own] for own in declared[name].needs if own in declared] if name in declared else []
+    return [table for table in needed if table.written and not table.optional]
+
+
+def _list_tables(inputs: Inputs) -> dict[str, Table]:
+    """Tables of all phases on the same inputs, by name."""
+    phases = map(read_phase, list_phases())
+    return {table.name: table for phase in phases if phase.inputs is inputs for table in phase.tables}

@@ -17,7 +17,7 @@ from spectral.errors import SpectralError
 from spectral.figures import FIGURES, holds_only_reasons
 from spectral.processes.ranks import find_ranks
 from spectral.study.common import Results
-from spectral.study.declaration import Phase, Table, Units, find_table, read_phase
+from spectral.study.declaration import Phase, Table, Units, find_table, list_made_of, read_phase
 from spectral.study.findings import report_findings
 from spectral.study.jobs import work_through
 from spectral.study.options import StudyOptions
@@ -164,11 +164,18 @@ class Run:
             return self.made[name]
         return self.make(find_table(name, self.phase.inputs))
 
+    def _stands(self, name: str) -> bool:
+        """Whether a table is made, or there from this configuration with the tables it is made of."""
+        return name in self.made or (
+            self.results.has_table(name)
+            and all(self._stands(own.name) for own in list_made_of(name, self.phase.inputs))
+        )
+
     def _draw(self, stem: str) -> None:
         """Draw a figure, if its tables hold anything to draw."""
         self.drawn.add(stem)
         for name in FIGURES[stem].tables:
-            if name not in self.made and not self.results.has_table(name):
+            if not self._stands(name):
                 self._find(name)
         self.results.draw(stem)
 
