@@ -165,8 +165,8 @@ def _require_file(path: Path) -> None:
     """Refuse what is neither a file nor a folder: who has the right to would put a file in its place."""
     try:
         mode = path.stat().st_mode
-    except FileNotFoundError:
-        return
+    except (FileNotFoundError, NotADirectoryError):
+        return  # whoever writes there says why, if that can't be done
     except OSError as error:  # such as a name that is too long
         why = error.strerror or str(error)
         raise StorageError(f"{path} can't be written ({why}); choose another place") from error
