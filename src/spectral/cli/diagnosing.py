@@ -175,9 +175,9 @@ def plot(table: Path, figure: str | None, out: Path | None) -> None:
     from spectral.files.atomic import refuse_foreign
     from spectral.runs.lineage import read_result
 
-    # A folder's name has no suffix ("run-0.5"), and may be "."
-    beside = table.parent / f"{table.resolve().name}.png" if table.is_dir() else table.with_suffix(".png")
-    refuse_foreign(out or beside)
+    if out is None:  # a folder's name has no suffix ("run-0.5"), and may be "."
+        out = table.parent / f"{table.resolve().name}.png" if table.is_dir() else table.with_suffix(".png")
+    refuse_foreign(out)
     if table.is_dir():
         frame = spectral.summarize_measurements(spectral.read(table))
     else:
@@ -186,7 +186,7 @@ def plot(table: Path, figure: str | None, out: Path | None) -> None:
         except (OSError, ValueError) as error:
             raise SpectralError(f"{table} can't be read as a table ({error})") from error
     name, drawn = spectral.figures.plot_table(frame, figure)
-    path = spectral.figures.save_figure(drawn, out or beside, name)
+    path = spectral.figures.save_figure(drawn, out, name)
     click.echo(f"{name}: {path}")
 
 

@@ -63,9 +63,13 @@ class IdealLowPass(Pool):
         for axis, (step, every) in enumerate(zip(self.stride, spacing, strict=True), x.ndim - self.axes):
             size = x.shape[axis]
             rows = step, 0, every, (size + every - 1) // every, self.hamming
-            if step > 1 and is_long(x, size):
-                x, step = low_pass(x, axis, *rows), 1
-            matrices.append(as_matrix(low_pass_rows, x, size, *rows) if step > 1 else None)
+            if step == 1:
+                matrices.append(None)
+            elif is_long(x, size):
+                x = low_pass(x, axis, *rows)
+                matrices.append(None)
+            else:
+                matrices.append(as_matrix(low_pass_rows, x, size, *rows))
         return apply_axes(x, matrices)
 
 
