@@ -151,7 +151,7 @@ class _Base:
     known: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
-        self.has_scores = not self.feed.find_obstacle()[0] and bool(self.feed.extents)
+        self.has_scores = not self.feed.probe.find_obstacle()[0] and bool(self.feed.extents)
         if self.stability is not None:
             own = self.stability.set_index("image").loc[list(self.feed.images.ids)]
             self.stability = own.reset_index()

@@ -64,7 +64,7 @@ class Game:
     @property
     def has_scores(self) -> bool:
         """Whether the model gives class scores, so that there is an SIS."""
-        return not (self.feed.find_obstacle()[1])
+        return not (self.feed.probe.find_obstacle()[1])
 
     def find_causes(self, sources: Sequence[Source]) -> list[Cause]:
         """List what can be made ideal.

@@ -59,7 +59,7 @@ from spectral.network import (
 )
 from spectral.network.inputs import Inputs
 from spectral.numerics.precision import require_double
-from spectral.tracing.probe import EMBEDDING, UNKNOWN, Probe, is_taken, probe
+from spectral.tracing.probe import Probe, is_taken, probe
 
 
 class Feed:
@@ -295,23 +295,13 @@ class Feed:
         """
         return self.scores(self.run(inputs), inputs.count).probabilities()
 
-    def find_obstacle(self) -> tuple[str, bool]:
-        """Say why the output holds no class scores, and whether that is certain; empty if it does."""
-        found = self.probe
-        if found.head is None:
-            return str(found.scores.reason), True
-        if found.head.kind in (EMBEDDING, UNKNOWN):
-            reason = f"its {found.scores.where} isn't known to be class scores: {found.head.why}"
-            return reason, found.head.kind == EMBEDDING
-        return "", False
-
     def require_scores(self) -> None:
         """Make sure that the output holds class scores; say so where that isn't known.
 
         Raises:
             SpectralError: if it doesn't.
         """
-        reason, certain = self.find_obstacle()
+        reason, certain = self.probe.find_obstacle()
         if not reason:
             return
         advice = "pass logits=, a function from the output to class scores (B, K)"

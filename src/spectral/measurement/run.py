@@ -87,7 +87,7 @@ class Run:
         self._late: set[str] = set()  # names of sites that the first image doesn't reach
         self._noted: dict[str, dict[str, Any]] = {}  # what shards say of sites
         self._varies = False  # whether other images may reach other sites
-        self._predicts = "sis" in self.metrics or not feed.find_obstacle()[0]
+        self._predicts = "sis" in self.metrics or not feed.probe.find_obstacle()[0]
         self._matching = feed.matching
         self._labels = self._matching.renumber(self.images.labels)
         self._meter = Meter(
@@ -118,7 +118,7 @@ class Run:
         """Return the metrics that the model has; what was asked for by name must be among them."""
         if "sis" not in asked:
             return tuple(asked)
-        reason, _ = self.feed.find_obstacle()
+        reason, _ = self.feed.probe.find_obstacle()
         if demanded:
             self.feed.require_scores()
         elif reason:

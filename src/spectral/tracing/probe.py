@@ -78,6 +78,15 @@ class Probe:
     drawn_by: tuple[str, ...] = ()
     kept_in: tuple[str, ...] = ()
 
+    def find_obstacle(self) -> tuple[str, bool]:
+        """Say why the output holds no class scores, and whether that is certain; empty if it does."""
+        if self.head is None:
+            return str(self.scores.reason), True
+        if self.head.kind in (EMBEDDING, UNKNOWN):
+            reason = f"its {self.scores.where} isn't known to be class scores: {self.head.why}"
+            return reason, self.head.kind == EMBEDDING
+        return "", False
+
 
 def probe(model: nn.Module, inputs: Inputs, chosen: bool = False) -> Probe:
     """Run a model once on stand-ins and say what its inputs and outputs are.
