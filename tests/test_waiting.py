@@ -158,6 +158,26 @@ def test_what_is_measured_again_is_what_is_settled_at_once(dtype):
     np.testing.assert_allclose(there, here, rtol=1e-5 if dtype == torch.float32 else 1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("metric", "x"),
+    [
+        # of what is left without the mean the squares vanish
+        ("avr_hann", 1e-14 * (1 + 1e-6 * image(1, 3, 32, 32))),
+        # meets itself at the borders, and has no aliases
+        (
+            "alias_power_ratio_channel_median",
+            torch.cos((torch.arange(32) + 0.5) * torch.pi / 8).expand(1, 3, 32, 32),
+        ),
+    ],
+)
+def test_a_metric_alone_marks_what_rounding_leaves_open(metric, x):
+    net = nn.MaxPool2d(1, 2)
+    here = spectral.measure(net, x, (metric,), taps=("input", "dense", "signal"), progress=False)
+    there = run_deferred(net, x, (metric,))
+    values = (t.loc[t["metric"] == metric, "value"] for t in (there, here))
+    np.testing.assert_allclose(*values, rtol=1e-9)
+
+
 @pytest.mark.parametrize("at", [0, 6, 11], ids=["first batch", "second", "last"])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30])
 def test_what_isnt_finite_is_told_with_its_site(at, bad):
