@@ -1,6 +1,6 @@
-"""Whether published weights reach their published accuracy; spectral/study/published.py. See --help."""
+"""Whether published weights reach their published accuracy; spectral/experiments/published.py. See --help."""
 
-from spectral.study.published import main
+from spectral.experiments.published import main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
-"""Fourier heatmaps of networks; the work is in spectral/study/heatmap.py. See --help."""
+"""Fourier heatmaps of networks; the work is in spectral/experiments/heatmap.py. See --help."""
 
-from spectral.study.heatmap import main
+from spectral.experiments.heatmap import main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
-"""What all remedies at once do for a trained network's stability; spectral/study/remedies.py. See --help."""
+"""What all remedies at once do for a trained network; spectral/experiments/remedies.py. See --help."""
 
-from spectral.study.remedies import main
+from spectral.experiments.remedies import main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
-"""What surgery costs a trained network and what repair gives back; spectral/study/repair.py. See --help."""
+"""What surgery costs a network and what repair gives back; spectral/experiments/repair.py. See --help."""
 
-from spectral.study.repair import main
+from spectral.experiments.repair import main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
-"""Downsampling sites across architectures; the work is in spectral/study/coverage.py. See --help."""
+"""Downsampling sites across architectures; the work is in spectral/experiments/coverage.py. See --help."""
 
-from spectral.study.coverage import main
+from spectral.experiments.coverage import main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
-"""Third-party models looked at, measured, converted; the work is in spectral/study/survey. See --help."""
+"""Third-party models looked at, measured, converted; spectral/experiments/survey. See --help."""
 
-from spectral.study.survey.run import main
+from spectral.experiments.survey.run import main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
-"""Tune one network with each anti-aliasing layer; the work is in spectral/study/tuning.py. See --help."""
+"""Tune one network with each anti-aliasing layer; spectral/experiments/tuning.py. See --help."""
 
-from spectral.study.tuning import main
+from spectral.experiments.tuning import main
 
 if __name__ == "__main__":
     main()

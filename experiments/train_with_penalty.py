@@ -1,6 +1,6 @@
-"""Training with a penalty on aliasing; the work is in spectral/study/penalty.py. See --help."""
+"""Training with a penalty on aliasing; the work is in spectral/experiments/penalty.py. See --help."""
 
-from spectral.study.penalty import main
+from spectral.experiments.penalty import main
 
 if __name__ == "__main__":
     main()

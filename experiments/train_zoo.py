@@ -1,6 +1,6 @@
-"""Train the networks that phase 9 compares; the work is in spectral/study/zoo.py. See --help."""
+"""Train the networks that phase 9 compares; the work is in spectral/experiments/zoo.py. See --help."""
 
-from spectral.study.zoo import main
+from spectral.experiments.zoo import main
 
 if __name__ == "__main__":
     main()

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from spectral import analysis, study
+from spectral import analysis, experiments, study
 from spectral.budget import schema as budget
 from spectral.budget.summary import SUMMARY as BUDGET
 from spectral.codebook import ENDINGS, ENTRIES, describe_column, list_columns, make_codebook
@@ -26,7 +26,7 @@ from spectral.table import schema
 RESULTS = Path(__file__).parents[1] / "results" / "reference"
 FOLDERS = sorted({path.parent for path in RESULTS.rglob("*.csv")})
 WRITTEN: dict[str, Any] = {"measurement": schema.MEASUREMENT, "summary": schema.SUMMARY, "budget": BUDGET}
-for _room in (study, analysis):
+for _room in (study, experiments, analysis):
     for _, _name, is_package in pkgutil.iter_modules(_room.__path__):
         if not is_package:  # what it writes into its tables
             _module = importlib.import_module(f"{_room.__name__}.{_name}")

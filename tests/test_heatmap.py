@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from spectral import stats
 from spectral.data import load_images
 from spectral.errors import SpectralError
+from spectral.experiments.heatmap import main
 from spectral.figures import FIGURES
 from spectral.models import load_model
 from spectral.perturb import FourierBasis, measure_fourier_heatmap, measure_predictions
 from spectral.perturb.heatmap import list_bins
-from spectral.study.heatmap import main
 
 SIZES = pytest.mark.parametrize("size", [(8, 8), (7, 9), (6, 5), (9, 4), (1, 4), (1, 1)])
 

@@ -9,10 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 from spectral.data import load_images
+from spectral.experiments.published import CIFAR10, CLAIMS, COLUMNS, IMAGENET, Claim, check_claims, main
 from spectral.models import load_model, robustbench
 from spectral.models.sources.published import CIFAR_FILES, NULA_REPOSITORIES
 from spectral.perturb import measure_predictions
-from spectral.study.published import CIFAR10, CLAIMS, COLUMNS, IMAGENET, Claim, check_claims, main
 
 pytestmark = pytest.mark.filterwarnings("ignore::spectral.SpectralWarning")
 

@@ -15,7 +15,7 @@ from command import run_code
 from PIL import Image
 
 from spectral import cli
-from spectral.study.tuning import LAYER_METHODS
+from spectral.experiments.tuning import LAYER_METHODS
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()

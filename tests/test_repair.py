@@ -11,10 +11,10 @@ from click.testing import CliRunner
 
 from spectral.data import load_images
 from spectral.errors import SpectralError
+from spectral.experiments.repair import COLUMNS, Effort, compare_repairs, main
 from spectral.models import load_model
 from spectral.repair.recalibration import recalibrate
 from spectral.stability import measure_stability
-from spectral.study.repair import COLUMNS, Effort, compare_repairs, main
 from spectral.surgery import conversion_report, convert
 
 pytestmark = pytest.mark.filterwarnings("ignore::spectral.SpectralWarning")

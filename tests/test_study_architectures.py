@@ -19,6 +19,10 @@ from matplotlib.figure import Figure
 
 from spectral.data import load_images
 from spectral.errors import SpectralError
+from spectral.experiments import coverage as coverage_module
+from spectral.experiments import penalty as penalty_module
+from spectral.experiments.coverage import select_entries, summarize_coverage, survey_coverage
+from spectral.experiments.penalty import PenaltyRecipe, compare_penalty, describe_outcome, load_sample_crops
 from spectral.figures import FIGURES
 from spectral.figures.architectures import FLOOR, KINDS, MOST_PANELS, WEIGHTS
 from spectral.measurement import measure
@@ -26,10 +30,6 @@ from spectral.models import load_model
 from spectral.models.catalogue import build_untrained, list_catalogue, list_representatives
 from spectral.sites import find_sites
 from spectral.study import StudyOptions, run_study
-from spectral.study import coverage as coverage_module
-from spectral.study import penalty as penalty_module
-from spectral.study.coverage import select_entries, summarize_coverage, survey_coverage
-from spectral.study.penalty import PenaltyRecipe, compare_penalty, describe_outcome, load_sample_crops
 from spectral.study.phase8 import MODEL_COLUMNS, SITE_COLUMNS, Survey, find_weights
 from spectral.table.schema import SIGNAL_METRICS, with_bounds
 from spectral.training import LabelledImages

@@ -21,14 +21,16 @@ from PIL import Image
 import spectral
 from spectral import cli, figures
 from spectral.errors import SpectralError
+from spectral.experiments import tuning
 from spectral.figures import FIGURES, draw_figure
 from spectral.figures.layers import find_front
 from spectral.models import load, load_model, model_info
 from spectral.models.checkpoint import save_checkpoint
 from spectral.stability import measure_consistency
-from spectral.study import StudyOptions, phase7, run_study, tuning
+from spectral.study import StudyOptions, phase7, run_study
 from spectral.table.schema import SIGNAL_METRICS, to_decibels
 from spectral.training import Recipe
+from spectral.training.checkpoints import load_labelled_sets
 
 METHODS = ("strided", "blurpool", "lps", "space-to-depth")
 TUNED = ("blurpool", "space-to-depth")
@@ -64,7 +66,7 @@ def bundled(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Pa
         patch.setattr(phase7, "LAYER_METHODS", METHODS)
         patch.setattr(phase7, "LATENCY_ROUNDS", 2)
         patch.setattr(figures, "draw_figure", partial(draw_figure, dpi=30))  # writing takes most of the time
-        tuning.tune_layers("bundled/resnet20", TUNED, tuning.load_labelled_sets(str(data)), folder, QUICK)
+        tuning.tune_layers("bundled/resnet20", TUNED, load_labelled_sets(str(data)), folder, QUICK)
         yield folder
 
 
@@ -115,14 +117,14 @@ def test_a_tuned_checkpoint_loads_converted_and_says_what_spectral_train_says(bu
 def test_what_is_there_is_left_alone(bundled, data, capsys):
     path = bundled / "resnet20-tuned-blurpool.safetensors"
     before = path.stat().st_mtime_ns
-    tuning.tune_layers("bundled/resnet20", TUNED, tuning.load_labelled_sets(str(data)), bundled, QUICK)
+    tuning.tune_layers("bundled/resnet20", TUNED, load_labelled_sets(str(data)), bundled, QUICK)
     assert path.stat().st_mtime_ns == before
     assert "there already; delete it" in capsys.readouterr().out
     assert not (bundled / "training").exists()
 
 
 def test_unknown_layers_are_named_before_anything_is_trained(bundled, data, tmp_path):
-    sets = tuning.load_labelled_sets(str(data))
+    sets = load_labelled_sets(str(data))
     with pytest.raises(SpectralError, match="no layer is called 'blurpol'; nearest: 'blurpool'"):
         tuning.tune_layers("bundled/resnet20", ["flc", "blurpol"], sets, tmp_path, QUICK)
     assert list(tmp_path.iterdir()) == []

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from spectral.errors import SpectralError
-from spectral.study.survey.checks import Built, check_model
-from spectral.study.survey.libraries import LIBRARIES, Entry, list_entries
-from spectral.study.survey.positions import PositionMode
-from spectral.study.survey.run import check_apart, select, summarize_survey, survey
-from spectral.study.survey.state import compare_snapshots, snapshot
+from spectral.experiments.survey.checks import Built, check_model
+from spectral.experiments.survey.libraries import LIBRARIES, Entry, list_entries
+from spectral.experiments.survey.positions import PositionMode
+from spectral.experiments.survey.run import check_apart, select, summarize_survey, survey
+from spectral.experiments.survey.state import compare_snapshots, snapshot
 
 
 class Call(nn.Module):

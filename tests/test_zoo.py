@@ -16,12 +16,13 @@ from PIL import Image
 
 import spectral
 from spectral.errors import SpectralError
+from spectral.experiments import zoo
+from spectral.experiments.zoo import ZOO, Entry, list_zoo, plan_training, train_zoo
 from spectral.models import list_bundled, load, load_model, model_info
 from spectral.models.architectures import build
-from spectral.study import tuning, zoo
-from spectral.study.zoo import ZOO, Entry, list_zoo, plan_training, train_zoo
 from spectral.surgery import METHODS
-from spectral.training import Recipe, loop
+from spectral.training import Recipe, checkpoints, loop
+from spectral.training.checkpoints import load_labelled_sets
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 QUICK = {"epochs": 1, "max_lr": 0.01, "batch_size": 8, "precision": "fp32"}
@@ -147,7 +148,7 @@ def test_unknown_names_are_one_sentence():
 
 
 def test_a_chain_is_trained_each_from_the_one_before(tiny, data, capsys):
-    sets = tuning.load_labelled_sets(str(data))
+    sets = load_labelled_sets(str(data))
     paths = train_zoo(["net-tuned-flc-fgsm"], sets, tiny)
     assert [path.stem for path in paths] == ["net", "net-tuned-flc", "net-tuned-flc-fgsm"]
     described = [json.loads(path.with_suffix(".json").read_text()) for path in paths]
@@ -169,13 +170,13 @@ def test_a_chain_is_trained_each_from_the_one_before(tiny, data, capsys):
 
 
 def test_an_interrupted_training_goes_on(tiny, data, monkeypatch):
-    sets = tuning.load_labelled_sets(str(data))
+    sets = load_labelled_sets(str(data))
 
     def stop(*args: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(tuning, "save_checkpoint", stop)
+        patch.setattr(checkpoints, "save_checkpoint", stop)
         with pytest.raises(KeyboardInterrupt):
             train_zoo(["net"], sets, tiny)
     assert list((tiny / "training" / "net").iterdir())
@@ -190,7 +191,7 @@ def test_an_interrupted_training_goes_on(tiny, data, monkeypatch):
 
 
 def test_a_bundled_start_is_taken_where_the_folder_has_none(tiny, data, monkeypatch):
-    sets = tuning.load_labelled_sets(str(data))
+    sets = load_labelled_sets(str(data))
     train_zoo(["net"], sets, tiny)
     monkeypatch.setattr(load, "CHECKPOINT_FOLDERS", (tiny,))
     elsewhere = tiny.parent / "elsewhere"

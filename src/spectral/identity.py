@@ -29,6 +29,7 @@ from spectral.errors import SpectralError
 from spectral.files.sameness import write_short
 from spectral.models import model_info
 from spectral.models.checkpoint import hash_state
+from spectral.models.info import ModelInfo
 from spectral.network.inputs import Inputs
 from spectral.surgery.report import find_report
 from spectral.tracing.standin import run_on_copy
@@ -233,6 +234,27 @@ def find_structure(model: nn.Module) -> str:
     kinds = [(name, _name(type(module))) for name, module in model.named_modules()]
     parts = (kinds, list_settings(model), report.steps if report else [], list_hooks(model))
     return f"sha256:{_digest(json.loads(json.dumps(parts, default=str)), 16)}"
+
+
+def identify_network(model: nn.Module) -> dict[str, str]:
+    """Return what tells a network from others: its weights, and all that isn't weights."""
+    info = model_info(model)
+    return {
+        "weights": info.weights_id if info else "", "structure": find_structure(model),
+        "preprocessing": describe_preprocessing(info) if info else "",
+    }  # fmt: skip
+
+
+def describe_preprocessing(info: ModelInfo) -> str:
+    """Return what images go through before a network sees them: the same weights give other numbers without.
+
+    Example:
+        >>> from spectral.models import load_model
+        >>> describe_preprocessing(model_info(load_model("bundled/resnet20@random")))
+        '32x32, mean (0.5, 0.5, 0.5), std (0.5, 0.5, 0.5)'
+    """
+    own = info.preprocessing
+    return f"{'x'.join(map(str, own.size))}, mean {tuple(own.mean)}, std {tuple(own.std)}"
 
 
 def begin_weights_id(model: nn.Module) -> Future[str]:

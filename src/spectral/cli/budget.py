@@ -79,7 +79,7 @@ def budget(
     if answer.repeat():
         return
     from spectral.budget import describe_shares
-    from spectral.study.common import identify_network
+    from spectral.identity import identify_network
     from spectral.table.csv_files import describe_environment, refuse_other_table, write_csvs
 
     net, info, pictures = network.load_with_images(model, images, limit, seed, workers)

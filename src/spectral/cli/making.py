@@ -110,9 +110,10 @@ def train(
       spectral train nula --recipe nula-robust --data cifar10 --device cuda --out runs/nula
     """
     from spectral.files.atomic import ensure_writable
-    from spectral.study.tuning import convert_fresh, load_labelled_sets, name_architecture, train_checkpoint
+    from spectral.models.architectures import name_architecture
     from spectral.surgery import check_remedies
     from spectral.training import find_recipe
+    from spectral.training.checkpoints import convert_fresh, load_labelled_sets, train_checkpoint
 
     if (named is None) == (start is None):
         raise click.UsageError("name an ARCHITECTURE to train, or a network to tune with --from, not both")
@@ -244,10 +245,10 @@ def convert(
     from spectral.data import find_example
     from spectral.files.training_state import remove_state
     from spectral.files.writers import claim_file
+    from spectral.identity import identify_network
+    from spectral.models.architectures import name_architecture
     from spectral.models.checkpoint import MADE, refuse_other_checkpoint, save_checkpoint
     from spectral.repair.distillation import FITTED_LR, HELD_OUT, STATE_NAME
-    from spectral.study.common import identify_network
-    from spectral.study.tuning import name_architecture
 
     if out.suffix != ".safetensors":
         raise click.UsageError(f"--out: a weights file's name must end in .safetensors, got {str(out)!r}")

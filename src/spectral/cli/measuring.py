@@ -281,8 +281,8 @@ def attribute(
         return
     from spectral.analysis import summarize_attribution
     from spectral.cli.output import format_attribution
+    from spectral.identity import identify_network
     from spectral.stability import attribute_instability, measure_equivariance
-    from spectral.study.common import identify_network
     from spectral.table.csv_files import refuse_other_table
 
     net, info, pictures = network.load_with_images(model, images, limit, seed, workers, lazily=True)

@@ -17,6 +17,8 @@ from torch import nn
 
 from spectral.errors import SpectralError, suggest
 from spectral.models.cifar import CifarResNet
+from spectral.models.fetching import RANDOM
+from spectral.models.info import model_info
 from spectral.models.nula import NULA
 from spectral.models.pooling import STRIDED
 from spectral.models.preact import PreActResNet18
@@ -104,3 +106,19 @@ def _parse(architecture: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]
             arguments = {key: int(value) if value.isdecimal() else value for key, value in given.items()}
             return network, {**arguments, **({"shortcut": "A"} if "shortcut" in given else {})}
     return None
+
+
+def name_architecture(model: nn.Module) -> str:
+    """Return what a network's weights file must call its architecture.
+
+    Example:
+        >>> from spectral.models import load_model
+        >>> name_architecture(load_model("bundled/nula-w32@random"))
+        'nula-w32'
+    """
+    info = model_info(model)
+    assert info is not None
+    described = info.metadata.get("architecture")
+    if described:
+        return str(described)
+    return info.name.partition("+")[0].removesuffix(RANDOM).removeprefix("bundled/")

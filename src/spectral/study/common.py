@@ -22,7 +22,7 @@ from spectral.figures import draw_and_say
 from spectral.files.atomic import find_folder
 from spectral.files.json_files import read_json, write_json
 from spectral.hooks.capture import Tap
-from spectral.identity import find_structure
+from spectral.identity import describe_preprocessing, find_structure
 from spectral.measurement import measure
 from spectral.models import load_model, model_info
 from spectral.models.checkpoint import hash_state
@@ -168,26 +168,6 @@ class Results(ABC):
     def measurement_folder(self, name: str, part: str = "") -> Path:
         """Return where the measurements of a model are kept."""
         return find_folder(self.out / "measurements" / part, name)
-
-
-def identify_network(model: nn.Module) -> dict[str, str]:
-    """Return what tells a network from others: its weights, and all that isn't weights."""
-    info = model_info(model)
-    return {
-        "weights": info.weights_id if info else "", "structure": find_structure(model),
-        "preprocessing": describe_preprocessing(info) if info else "",
-    }  # fmt: skip
-
-
-def describe_preprocessing(info: ModelInfo) -> str:
-    """Return what images go through before a network sees them: the same weights give other numbers without.
-
-    Example:
-        >>> describe_preprocessing(model_info(load_model("bundled/resnet20@random")))
-        '32x32, mean (0.5, 0.5, 0.5), std (0.5, 0.5, 0.5)'
-    """
-    own = info.preprocessing
-    return f"{'x'.join(map(str, own.size))}, mean {tuple(own.mean)}, std {tuple(own.std)}"
 
 
 def _is_kept(path: Path, config: Mapping[str, Any]) -> bool:

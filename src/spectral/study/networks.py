@@ -13,9 +13,10 @@ from torch import nn
 
 from spectral.data import ImageSet, digest_labels, load_images
 from spectral.errors import SpectralError
+from spectral.identity import identify_network
 from spectral.models import load_model, model_info
 from spectral.models.info import ModelInfo
-from spectral.study.common import Results, identify_network
+from spectral.study.common import Results
 from spectral.study.options import StudyOptions
 
 

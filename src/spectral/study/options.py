@@ -12,7 +12,7 @@ import click
 
 from spectral.errors import SpectralError, check_choice
 from spectral.processes.launch import choose_device
-from spectral.terminal.console import FilePath, device_option, quiet_option, workers_option
+from spectral.terminal.console import FilePath, device_option, quiet_option, split_names, workers_option
 
 FAMILIES = ("strided", "blurpool", "nula")
 DEFAULT_PHASES = (1, 2, 3, 4, 5)  # the study itself; the others take minutes of their own
@@ -170,19 +170,3 @@ def study_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*args, options=StudyOptions(models=chosen, progress=not quiet, **shared), **given)
 
     return wrapper
-
-
-def split_names(text: str, option: str) -> tuple[str, ...]:
-    """Read ``a,b,c``, as an option names things.
-
-    Raises:
-        SpectralError: if it names none, which isn't what leaving the option out means.
-
-    Example:
-        >>> split_names("a, b", "--models")
-        ('a', 'b')
-    """
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not names:
-        raise SpectralError(f"{option} names nothing, got {text!r}; name some, as a,b,c, or leave it out")
-    return names

@@ -22,11 +22,11 @@ from spectral.budget import measure_instability_budget, summarize_instability_bu
 from spectral.budget.summary import SUMMARY
 from spectral.data import ImageSet
 from spectral.errors import SpectralError, StorageError
+from spectral.experiments.tuning import LAYER_METHODS, name_tuned
 from spectral.latency import count_macs
 from spectral.study.declaration import Phase, Table, Units
 from spectral.study.networks import Networks
 from spectral.study.options import StudyOptions
-from spectral.study.tuning import LAYER_METHODS, name_tuned
 
 LIMIT = 32
 LEAST = 8  # images, where the network is so large that LIMIT would take longer

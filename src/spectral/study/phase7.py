@@ -27,6 +27,7 @@ from spectral.analysis import name_device
 from spectral.classes import match_labels
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
+from spectral.experiments.tuning import LAYER_METHODS, name_tuned
 from spectral.latency import count_macs, measure_latency
 from spectral.measurement import describe_sites, measure
 from spectral.models import list_bundled, load_model
@@ -48,7 +49,6 @@ from spectral.stats.columns import (
 from spectral.study.declaration import Phase, Table, Units
 from spectral.study.networks import Networks, describe_images
 from spectral.study.options import PRESETS, StudyOptions
-from spectral.study.tuning import LAYER_METHODS, name_tuned
 from spectral.table.rows import widen
 from spectral.table.schema import SIGNAL_METRICS, with_bounds
 

@@ -33,8 +33,10 @@ from spectral.analysis.robustness import FREE, FULL, HEADLINE, METRICS, WEAK, su
 from spectral.classes import match_labels
 from spectral.data import ImageSet
 from spectral.errors import MaskedGradientError, SpectralError, StorageError
+from spectral.experiments.zoo import list_zoo
 from spectral.measurement import describe_sites, measure
 from spectral.models import list_bundled
+from spectral.models.architectures import name_architecture
 from spectral.models.info import ModelInfo
 from spectral.perturb import measure_predictions
 from spectral.perturb.attacks import ATTACKS, measure_robustness
@@ -56,8 +58,6 @@ from spectral.stats.columns import (
 from spectral.study.declaration import Phase, Table, Units
 from spectral.study.networks import Networks, yield_to_data
 from spectral.study.options import StudyOptions
-from spectral.study.tuning import name_architecture
-from spectral.study.zoo import list_zoo
 from spectral.surgery import METHODS
 from spectral.surgery.report import find_report
 from spectral.table.schema import ALIAS_FREE, SIGNAL_METRICS, with_bounds

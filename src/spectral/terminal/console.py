@@ -40,6 +40,22 @@ workers_option = click.option(
 )  # fmt: skip
 
 
+def split_names(text: str, option: str) -> tuple[str, ...]:
+    """Read ``a,b,c``, as an option names things.
+
+    Raises:
+        SpectralError: if it names none, which isn't what leaving the option out means.
+
+    Example:
+        >>> split_names("a, b", "--models")
+        ('a', 'b')
+    """
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise SpectralError(f"{option} names nothing, got {text!r}; name some, as a,b,c, or leave it out")
+    return names
+
+
 class _OneVoice(click.Command):
     """Where torchrun has started it several times, the first process speaks for all."""
 

@@ -21,13 +21,13 @@ from torch import nn
 
 from spectral.analysis.robustness import ATTACKED, CONTROL
 from spectral.errors import SpectralError, suggest
+from spectral.experiments.tuning import TUNING, ensure_checkpoint, name_tuned
 from spectral.files.atomic import ensure_writable
 from spectral.models import list_bundled, load_model, model_info
-from spectral.study.options import split_names
-from spectral.study.tuning import TUNING, LabelledSets, ensure_checkpoint, load_labelled_sets, name_tuned
 from spectral.surgery import convert
-from spectral.terminal.console import FilePath, SpectralCommand, device_option
+from spectral.terminal.console import FilePath, SpectralCommand, device_option, split_names
 from spectral.training import RECIPES, Recipe
+from spectral.training.checkpoints import LabelledSets, load_labelled_sets
 
 Scale = Literal["small", "full"]
 SCALES: tuple[Scale, ...] = ("small", "full")

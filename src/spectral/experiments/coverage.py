@@ -29,9 +29,8 @@ from spectral.models.catalogue import (
     list_representatives,
 )
 from spectral.sites import Site, find_reductions
-from spectral.study.options import split_names
 from spectral.table.csv_files import describe_environment, refuse_other_table, write_csv
-from spectral.terminal.console import FilePath, SpectralCommand, quiet_option
+from spectral.terminal.console import FilePath, SpectralCommand, quiet_option, split_names
 
 COLUMNS = ["library", "module", "model", "input_size", "sites", "measurable", "lossless", "unmeasurable",
            "reasons", "kinds", "global_pools", "seconds", "error"]  # fmt: skip

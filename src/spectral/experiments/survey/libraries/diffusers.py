@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from spectral.study.survey.checks import Built
+from spectral.experiments.survey.checks import Built
 
 
 def list_diffusers() -> Iterator[tuple[str, Callable[[], Built]]]:

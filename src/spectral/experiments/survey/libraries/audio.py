@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectral.study.survey.checks import Built
+from spectral.experiments.survey.checks import Built
 
 
 def list_torchaudio() -> Iterator[tuple[str, Callable[[], Built]]]:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from spectral.errors import SpectralError
+from spectral.experiments.survey.positions import Loss, PositionMode
+from spectral.experiments.survey.state import Snapshot, compare_snapshots, digest, snapshot
 from spectral.measurement import measure
 from spectral.sites import Site, find_reductions
-from spectral.study.survey.positions import Loss, PositionMode
-from spectral.study.survey.state import Snapshot, compare_snapshots, digest, snapshot
 from spectral.surgery import conversion_report, convert, revert
 
 COLUMNS = [

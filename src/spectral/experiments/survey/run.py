@@ -27,11 +27,10 @@ import torch
 from tqdm import tqdm
 
 from spectral.errors import SpectralError, suggest
-from spectral.study.options import split_names
-from spectral.study.survey.checks import COLUMNS, Row, check_model
-from spectral.study.survey.libraries import LIBRARIES, Entry, list_entries
+from spectral.experiments.survey.checks import COLUMNS, Row, check_model
+from spectral.experiments.survey.libraries import LIBRARIES, Entry, list_entries
 from spectral.table.csv_files import describe_environment, write_csv
-from spectral.terminal.console import FilePath, SpectralCommand, quiet_option
+from spectral.terminal.console import FilePath, SpectralCommand, quiet_option, split_names
 
 LIMIT = 300.0  # seconds that one model may take
 NAME = "coverage_third_party"
@@ -57,7 +56,7 @@ def survey(
     """Check every model that the table doesn't have yet, and return the table.
 
     Args:
-        entries: from `spectral.study.survey.libraries.list_entries`.
+        entries: from `spectral.experiments.survey.libraries.list_entries`.
         path: CSV to which rows are added as they come.
         limit: seconds per model.
         progress: show a bar.

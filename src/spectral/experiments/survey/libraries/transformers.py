@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from spectral.study.survey.checks import Built
+from spectral.experiments.survey.checks import Built
 
 # Fewer layers than published; widths stay, since they must fit each other.
 _SHALLOW = {

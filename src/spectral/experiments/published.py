@@ -23,10 +23,9 @@ from spectral.files.atomic import ensure_writable
 from spectral.models import load_model, model_info
 from spectral.perturb import measure_predictions
 from spectral.stats.columns import bound, bound_flags
-from spectral.study.options import split_names
 from spectral.table.csv_files import describe_environment, refuse_other_table, write_csv
 from spectral.table.schema import with_bounds
-from spectral.terminal.console import FilePath, SpectralCommand, quiet_option, workers_option
+from spectral.terminal.console import FilePath, SpectralCommand, quiet_option, split_names, workers_option
 
 IMAGENET, CIFAR10 = "imagenet", "cifar10"
 COLUMNS = [

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectral.study.survey.checks import Built
+from spectral.experiments.survey.checks import Built
 
 Named = Iterator[tuple[str, Callable[[], Built]]]
 
@@ -73,7 +73,7 @@ def list_open_clip() -> Named:
 
 
 def list_timm() -> Named:
-    """A sample of timm; `spectral.study.coverage` has all of its architectures."""
+    """A sample of timm; `spectral.experiments.coverage` has all of its architectures."""
     for name in _TIMM.split():
         yield name, partial(_build_timm, name)
 

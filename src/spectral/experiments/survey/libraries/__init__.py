@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from spectral.errors import check_choice
-from spectral.study.survey.checks import Built
-from spectral.study.survey.libraries import audio, diffusers, medical, transformers, vision
+from spectral.experiments.survey.checks import Built
+from spectral.experiments.survey.libraries import audio, diffusers, medical, transformers, vision
 
 
 @dataclass(frozen=True)

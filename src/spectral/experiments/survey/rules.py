@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from spectral.study.survey.places import Places, count_places
+from spectral.experiments.survey.places import Places, count_places
 
 
 @dataclass

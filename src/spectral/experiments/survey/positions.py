@@ -21,8 +21,8 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from spectral.study.survey.places import Places, count_places, is_crop
-from spectral.study.survey.rules import CUTS, KEEPING, REGIONS, RULES, SLIDING, Call, follow_pointwise
+from spectral.experiments.survey.places import Places, count_places, is_crop
+from spectral.experiments.survey.rules import CUTS, KEEPING, REGIONS, RULES, SLIDING, Call, follow_pointwise
 
 _SWEEP = 16  # tensors after which to forget those that are gone
 

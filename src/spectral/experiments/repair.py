@@ -34,7 +34,6 @@ from spectral.repair.reconstruction import reconstruct
 from spectral.repair.views import Views
 from spectral.stability import measure_consistency, measure_stability
 from spectral.stats.columns import bound, bound_flags, bound_summary
-from spectral.study.options import split_names
 from spectral.surgery import check_methods, conversion_report, convert
 from spectral.table.csv_files import describe_environment, refuse_other_table, write_csv
 from spectral.table.schema import RANGES, with_bounds
@@ -44,6 +43,7 @@ from spectral.terminal.console import (
     device_option,
     hold_folder,
     quiet_option,
+    split_names,
     workers_option,
 )
 
