@@ -28,6 +28,17 @@ from spectral.terminal.console import SpectralGroup
 pytestmark = pytest.mark.usefixtures("interruptible")
 
 
+@pytest.fixture
+def unraisable(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Collect what Python would print of an interrupt where an object is destroyed: it is raised all the same.
+
+    pytest's own collector reads source files for that, in which another interrupt would be lost.
+    """
+    found: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", found.append)
+    return found
+
+
 @contextmanager
 def interrupted_after(seconds: float) -> Iterator[None]:
     """Send this process what Ctrl-C sends, once, so many seconds from now."""
@@ -50,8 +61,7 @@ def measure_length(job: Callable[[], Any]) -> float:
     return min(lengths)
 
 
-# Of an interrupt where an object is destroyed Python prints that it ignores it; it is raised all the same.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("unraisable")
 @pytest.mark.parametrize("what", ["measure", "find_sites", "convert", "compute_sis"])
 def test_nothing_is_left_behind(what, tmp_path):
     net, x = tiny(), image(6, 3, 16, 16)
@@ -120,10 +130,12 @@ def test_what_is_kept_is_raised_at_the_next_safe_point():
         signal.raise_signal(signal.SIGINT)
         return "whole"
 
+    done = []
     with shielded():
-        assert set_up() == "whole"
         with pytest.raises(KeyboardInterrupt):
+            done.append(set_up())
             raise_kept()
+        assert done == ["whole"]
         raise_kept()
     with pytest.raises(KeyboardInterrupt), shielded():
         set_up()
@@ -173,15 +185,14 @@ LOSING: list[Callable[[], object]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("unraisable")
 @pytest.mark.parametrize("lose", LOSING)
 def test_none_is_lost(lose, tmp_path):
     """Python prints and forgets what is raised while an object is destroyed; a model may catch it."""
-    with shielded():
+    with shielded(), pytest.raises(KeyboardInterrupt):
         with suppress(ValueError):
             lose()
-        with pytest.raises(KeyboardInterrupt):
-            raise_kept()
+        raise_kept()
     with pytest.raises(KeyboardInterrupt), shielded():
         lose()
     with shielded():
@@ -206,13 +217,51 @@ def test_none_is_lost(lose, tmp_path):
     assert 0 < whole.attrs["resumed"] < 6
 
 
+@contextmanager
+def entered_interrupted() -> Iterator[None]:
+    signal.raise_signal(signal.SIGINT)
+    yield
+
+
+def enter() -> None:
+    with entered_interrupted():
+        pass
+
+
+@pytest.mark.usefixtures("unraisable")
+@pytest.mark.parametrize("lose", [*LOSING, enter])
+def test_a_long_pass_is_not_waited_for(lose):
+    """No safe point lies within a pass: the interrupt comes a moment later, and once."""
+    ended: list[str] = []
+    with pytest.raises(KeyboardInterrupt), shielded():
+        with suppress(ValueError):
+            lose()
+        time.sleep(60)
+        ended.append("the pass")
+    with shielded():
+        time.sleep(0.6)  # three times as long as it takes to send another
+        raise_kept()
+    time.sleep(0.3)
+    assert not ended
+
+
+def test_one_that_is_on_its_way_is_not_sent_again():
+    with pytest.raises(KeyboardInterrupt) as found, shielded():  # noqa: PT012
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            time.sleep(0.6)
+            with suppress(ValueError):
+                raise ValueError("while something is put away")
+            time.sleep(0.3)
+    assert found.value.__context__ is None
+
+
 @pytest.mark.parametrize("lose", LOSING[:2])
-def test_nothing_is_printed_of_one_that_can_be_kept(lose, monkeypatch):
-    printed: list[object] = []
-    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+def test_nothing_is_printed_of_one_that_can_be_kept(lose, unraisable):
     with pytest.raises(KeyboardInterrupt), shielded():
         lose()
-    assert not printed
+    assert not unraisable
 
 
 @pytest.mark.parametrize("seed", range(3))

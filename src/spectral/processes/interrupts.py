@@ -3,7 +3,7 @@
 Python lets a signal in between any two steps, so also between a hook's registration and the first step of the
 block that would remove it. While a model is being altered, an interrupt that comes inside one of the
 functions named here, or while a context is entered or left, is kept, and raised at the next safe point:
-`raise_kept`, or the end of `shielded`.
+`raise_kept`, the end of `shielded`, or a moment later. A pass of a large network may take minutes.
 
 Nor is an interrupt lost. Python prints and forgets whatever is raised while an object is being destroyed, and
 a model may catch what it likes: one that was raised inside `shielded` and didn't get out is raised again.
@@ -11,11 +11,14 @@ a model may catch what it likes: one that was raised inside `shielded` and didn'
 
 from __future__ import annotations
 
+import _thread
 import signal
+import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from multiprocessing.util import Finalize
 from types import CodeType, FrameType
 from typing import Any, TypeVar
@@ -28,6 +31,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _kept: list[int] = []
 _raised: list[BaseException] = []  # by the handler, and not yet out of the shielded block
+
+AGAIN = 0.2  # seconds after which what wasn't raised, or got lost, is sent once more
+_sent_again: list[bool] = []  # a signal that is on its way to the handler
+_sending = threading.Lock()  # held while one is sent, and while the handler is taken away
+_watching = threading.Lock()  # held by the thread that sends
 
 
 def undivided(function: F) -> F:
@@ -81,7 +89,8 @@ class shielded:  # noqa: N801 - reads as a statement
         if self._before is None:
             return
         try:
-            signal.signal(signal.SIGINT, self._before)
+            with _sending:
+                signal.signal(signal.SIGINT, self._before)
             if error is None or error not in _raised:
                 raise_kept()
         finally:
@@ -97,18 +106,64 @@ class _Handler:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Look whether something undivided is running, or something out of which nothing can be raised."""
-        inner = frame
-        while inner is not None:
-            code = inner.f_code
-            if code in _UNDIVIDED or code.co_name in _WAYS or code.co_filename in _WEAK:
-                _kept.append(number)
+        if _sent_again:
+            _sent_again.clear()
+            if not _kept and not _is_lost():
                 return
-            inner = inner.f_back
+        if _is_undivided(frame):
+            _kept[:] = [number]
+            self._watch()
+            return
+        _kept.clear()
         try:
             self.before(number, frame)
         except BaseException as error:
             _raised[:] = [error]
+            self._watch()
             raise
+
+    def _watch(self) -> None:
+        """Send the interrupt again from a thread, as long as it is kept or not yet out of the block."""
+        with suppress(RuntimeError):  # of a process that may have no more threads
+            _thread.start_new_thread(_send_again, ())
+
+
+def _is_undivided(frame: FrameType | None) -> bool:
+    while frame is not None:
+        code = frame.f_code
+        if code in _UNDIVIDED or code.co_name in _WAYS or code.co_filename in _WEAK:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _is_lost() -> bool:
+    """Whether an interrupt was raised and nobody is handling it, as all do through whom it is on its way."""
+    handled = sys.exc_info()[1]
+    while handled is not None and handled not in _raised:
+        handled = handled.__context__
+    return bool(_raised) and handled is None
+
+
+def _send_again() -> None:
+    while (_kept or _raised) and _watching.acquire(blocking=False):
+        try:
+            while _kept or _raised:
+                time.sleep(AGAIN)
+                with _sending:
+                    if (_kept or _raised) and isinstance(signal.getsignal(signal.SIGINT), _Handler):
+                        _sent_again.append(True)
+                        _wake_main_thread()
+        finally:
+            _watching.release()
+
+
+def _wake_main_thread() -> None:
+    main = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main is not None:
+        signal.pthread_kill(main, signal.SIGINT)  # ends what the thread is waiting for
+    else:
+        _thread.interrupt_main()
 
 
 _UNDIVIDED: set[CodeType] = {
