@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("interruptible")
 
 @pytest.fixture
 def unraisable(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Collect what Python would print of an interrupt where an object is destroyed: it is raised all the same.
+    """Collect what Python would print of an interrupt that comes while an object is destroyed.
 
     pytest's own collector reads source files for that, in which another interrupt would be lost.
     """
@@ -131,10 +131,14 @@ def test_what_is_kept_is_raised_at_the_next_safe_point():
         return "whole"
 
     done = []
+
+    def set_up_and_raise() -> None:
+        done.append(set_up())
+        raise_kept()
+
     with shielded():
         with pytest.raises(KeyboardInterrupt):
-            done.append(set_up())
-            raise_kept()
+            set_up_and_raise()
         assert done == ["whole"]
         raise_kept()
     with pytest.raises(KeyboardInterrupt), shielded():
@@ -189,7 +193,7 @@ LOSING: list[Callable[[], object]] = [
 @pytest.mark.parametrize("lose", LOSING)
 def test_none_is_lost(lose, tmp_path):
     """Python prints and forgets what is raised while an object is destroyed; a model may catch it."""
-    with shielded(), pytest.raises(KeyboardInterrupt):
+    with shielded(), pytest.raises(KeyboardInterrupt):  # noqa: PT012 - whichever of the two is first
         with suppress(ValueError):
             lose()
         raise_kept()
@@ -233,7 +237,7 @@ def enter() -> None:
 def test_a_long_pass_is_not_waited_for(lose):
     """No safe point lies within a pass: the interrupt comes a moment later, and once."""
     ended: list[str] = []
-    with pytest.raises(KeyboardInterrupt), shielded():
+    with pytest.raises(KeyboardInterrupt), shielded():  # noqa: PT012 - where in it doesn't matter
         with suppress(ValueError):
             lose()
         time.sleep(60)
@@ -246,7 +250,7 @@ def test_a_long_pass_is_not_waited_for(lose):
 
 
 def test_one_that_is_on_its_way_is_not_sent_again():
-    with pytest.raises(KeyboardInterrupt) as found, shielded():  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt) as found, shielded():  # noqa: PT012 - the handling is what counts
         try:
             signal.raise_signal(signal.SIGINT)
         finally:
