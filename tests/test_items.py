@@ -7,11 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 import spectral
+from spectral.cli import main
 from spectral.data import open_images
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.intake import Feed
@@ -295,21 +297,39 @@ def test_what_may_be_an_input_or_a_batch_is_refused():
     assert len(Feed(net, iter(load(torch.rand(5, 40))), caller="test").images) == 5
 
 
-def test_what_a_function_gives_is_read_before_there_is_a_network(tmp_path):
-    """So what its shape doesn't tell is asked for, or refused where the network takes it otherwise."""
-    (tmp_path / "data.py").write_text(
-        "import torch\nsignals = lambda: iter(torch.zeros(4, 2, 40))\n"
-        "loaded = lambda: iter([[x] for x in torch.zeros(4, 2, 40).split(2)])\n"
-        "videos = lambda: iter(torch.zeros(4, 6, 3, 9, 8))\n"
+def test_what_a_function_gives_the_commands_read_as_the_network_takes_it(tmp_path, monkeypatch):
+    """Without a network what its shape doesn't tell is asked for."""
+    (tmp_path / "own.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def net(conv, norm):\n"
+        "    torch.manual_seed(0)\n"
+        "    return nn.Sequential(conv, norm(1), nn.Flatten(), nn.Linear(4, 3))\n"
+        "signal = lambda: net(nn.Conv1d(2, 4, 3, 2), nn.AdaptiveAvgPool1d)\n"
+        "video = lambda: net(nn.Conv3d(3, 4, 3, 2, 1), nn.AdaptiveAvgPool3d)\n"
+        "drawn = lambda *shape: torch.rand(shape, generator=torch.Generator().manual_seed(1))\n"
+        "signals = lambda: iter(drawn(4, 2, 40))\n"
+        "loaded = lambda: iter([[x] for x in drawn(4, 2, 40).split(2)])\n"
+        "videos = lambda: iter(drawn(4, 3, 6, 9, 8).transpose(1, 2))\n"
     )
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(
         SpectralError, match=r"of shape \(2, 40\), may be one input or a batch of 2; join all"
     ):
-        open_images(f"{tmp_path}/data.py:signals")
-    assert len(Feed(nn.Conv1d(2, 4, 3), open_images(f"{tmp_path}/data.py:loaded"), caller="test").images) == 4
-    feed = Feed(nn.Conv3d(3, 4, 3, padding=1), open_images(f"{tmp_path}/data.py:videos"), caller="test")
-    with pytest.raises(SpectralError, match=r"2 of .* are 1 to Conv3d; give all as one tensor"):
-        list(feed.batches(2))
+        open_images("own.py:signals")
+    videos, signals = (4, 3, 6, 9, 8), (4, 2, 40)
+    for name, given, shape in (
+        ("signal", "signals", signals), ("signal+flc", "loaded", signals), ("video", "videos", videos),
+    ):  # fmt: skip
+        options = ["--images", f"own.py:{given}", "--metrics", "avr,sis", "--out", given, "--quiet"]
+        ran = CliRunner().invoke(main, ["measure", f"own.py:{name}", *options])
+        assert ran.exit_code == 0, ran.output
+        assert "doesn't say what size" not in ran.output
+        drawn = torch.rand(shape, generator=torch.Generator().manual_seed(1))
+        net = spectral.load_model(f"own.py:{name}", example=drawn[:1])
+        expected = spectral.measure(net, drawn, ["avr", "sis"], progress=False)
+        found = spectral.read(f"{given}/measurements")
+        assert len(found) == len(expected) > 8
+        np.testing.assert_allclose(found["value"], expected["value"], rtol=1e-5)
 
 
 def test_a_batch_that_has_lost_an_axis_is_refused():

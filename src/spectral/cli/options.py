@@ -124,10 +124,12 @@ class ModelOptions:
         lazily: bool = False,
     ) -> tuple[nn.Module, ModelInfo, Any]:
         """Load the network, what is known of it, and images of its size or values as they are."""
-        nets, pictures = self.load_all([name], images, limit, seed, workers, lazily)
-        info = spectral.model_info(nets[name])
+        nets, found = self.load_all([name], images, limit, seed, workers, lazily)
+        info, pictures = spectral.model_info(nets[name]), found[name]
         assert info is not None
-        return nets[name], info, pictures[name]
+        if pictures.size and 0 not in pictures.size:
+            info = replace(info, preprocessing=replace(info.preprocessing, size=pictures.size))
+        return nets[name], info, pictures
 
     def load_all(
         self,
@@ -145,22 +147,28 @@ class ModelOptions:
                 is passed on as it is.
         """
         from spectral.data import ImageSet, find_example, names_values, open_images
+        from spectral.intake import Recipient
 
-        def read(size: tuple[int, int] | None) -> Any:
-            return open_images(images, size, limit, seed, workers=workers, lazily=lazily)
+        first: Any = None
 
-        own, first, example = self, None, None
-        if names_values(images):
-            first = read(None)
-            if not isinstance(first, ImageSet):
-                own = self._with_size_of(first, images)
-                example = find_example(first)
-        nets = {name: own.load(name, example) for name in names}
+        def read(net: nn.Module, size: tuple[int, int] | None = None) -> Any:
+            """Read the images once a network is there to try them on; return one of those not brought to it."""
+            nonlocal first
+            if first is None:
+                choose = Recipient(net, caller="images").choose_readings
+                first = open_images(images, size, limit, seed, workers, lazily, choose)
+            if isinstance(first, ImageSet):
+                return None
+            self._require_unaltered(first, images)
+            example = find_example(first)
+            return first.size if example is None else example
+
+        values = names_values(images)
+        nets = {name: self.load(name, read if values else None) for name in names}
         sizes = {
             name: info.preprocessing.size for name, net in nets.items() if (info := spectral.model_info(net))
         }
-        if first is None:
-            first = read(sizes[names[0]])
+        read(nets[names[0]], None if values else sizes[names[0]])
         if isinstance(first, ImageSet) and len(names) > 1:
             first = first.keep_decoded()  # for all networks of one size
         return nets, {
@@ -168,10 +176,10 @@ class ModelOptions:
             for name, size in sizes.items()
         }
 
-    def _with_size_of(self, values: Any, source: str | list[str]) -> ModelOptions:
-        """Return the options of a network that needn't tell its size, as its inputs have one."""
+    def _require_unaltered(self, pictures: Any, source: str | list[str]) -> None:
+        """Refuse options that say how to alter what is passed on as it is."""
         altering: dict[str, Any] = {"--input-size": self.input_size}
-        if is_passed_on(values):
+        if is_passed_on(pictures):
             altering |= {"--mean": self.mean, "--std": self.std}
         for option, value in altering.items():
             if value is not None:
@@ -179,8 +187,6 @@ class ModelOptions:
                     f"{option} is for images that are brought to a network; what {source} holds is passed "
                     f"on as it is: leave {option} out, or do it there"
                 )
-        known = values.size is not None and 0 not in values.size
-        return replace(self, input_size=values.size) if known else self
 
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:

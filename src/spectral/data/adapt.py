@@ -120,6 +120,7 @@ def open_images(
     seed: int = 0,
     workers: int | None = None,
     lazily: bool = False,
+    choose: Choose = choose_none,
 ) -> Any:
     """Load images as `load_images` does, or what is named besides: a file of arrays, or a function.
 
@@ -131,6 +132,7 @@ def open_images(
         seed: of the choice.
         workers: as for `load_images`.
         lazily: as for `load_images`.
+        choose: as for `adapt_images`.
 
     Raises:
         SpectralError: if it can't be read, or holds nothing.
@@ -141,7 +143,7 @@ def open_images(
         raise SpectralError(f"{several[0]} can't be joined with other images; give it alone")
     if not isinstance(source, str) or not names_values(source):
         return load_images(source, size, limit, seed, workers=workers, lazily=lazily)
-    found = adapt_images(source, "images")
+    found = adapt_images(source, "images", choose=choose)
     if not len(found):
         raise SpectralError(f"{source} holds no images")
     if isinstance(found, ImageSet):

@@ -2,5 +2,6 @@
 
 from spectral.intake.feed import Feed
 from spectral.intake.given import GivenImages, join_inputs, pick_inputs
+from spectral.intake.recipient import Recipient
 
-__all__ = ["Feed", "GivenImages", "join_inputs", "pick_inputs"]
+__all__ = ["Feed", "GivenImages", "Recipient", "join_inputs", "pick_inputs"]

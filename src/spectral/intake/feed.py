@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from spectral.classes import Matching, match_labels
 from spectral.data import (
-    FEW,
     Images,
     ListedImages,
     Loading,
@@ -27,7 +24,6 @@ from spectral.data import (
 from spectral.data.labels import Joined, join_labels, take_labels
 from spectral.data.structures import is_list_of_images
 from spectral.errors import SpectralError, warn
-from spectral.intake.channels import list_channel_calls
 from spectral.intake.dependence import describe_dependence
 from spectral.intake.given import GivenImages, pick_inputs, split_sizes
 from spectral.intake.pixels import (
@@ -39,18 +35,14 @@ from spectral.intake.pixels import (
     find_range,
     holds_pixels,
 )
+from spectral.intake.recipient import Recipient
 from spectral.intake.sets import describe_enlarged, describe_repeated, describe_resizing
-from spectral.models import model_info
-from spectral.models.preprocessing import explain_assumption, find_preparation
+from spectral.models.preprocessing import explain_assumption
 from spectral.network import (
     Call,
     Kinds,
     Scores,
-    as_network,
-    check_whole,
     find_extents,
-    find_first_convolution,
-    list_calls,
     read_scores,
     require_clear,
     run_forward,
@@ -58,11 +50,10 @@ from spectral.network import (
     undisturbed,
 )
 from spectral.network.inputs import Inputs
-from spectral.numerics.precision import require_double
-from spectral.tracing.probe import Probe, is_taken, probe
+from spectral.tracing.probe import Probe, probe
 
 
-class Feed:
+class Feed(Recipient):
     """Images on their way to a model.
 
     Args:
@@ -108,40 +99,20 @@ class Feed:
         workers: int | None = None,
         lazily: bool = False,
     ) -> None:
-        self.model, self.caller, self.logits = as_network(model, caller), caller, logits
-        info = model_info(model)
-        self.name = name or (info.name if info is not None else type(model).__name__)
-        self.preparation = find_preparation(model, preprocessing)
+        super().__init__(model, caller=caller, preprocessing=preprocessing, pixels=pixels, name=name)
+        self.logits = logits
         self.notes: list[str] = []
-        if any(is_lazy(x) for x in (*model.parameters(), *model.buffers())):
-            raise SpectralError(
-                f"{caller}: {self.name} has layers that get their shape from their first input; run it once"
-            )
-        check_whole(model)
-        if torch.get_default_device().type == "meta":
-            raise SpectralError(
-                f"{caller}: torch's default device is 'meta', where what is made has no values; call "
-                f"torch.set_default_device('cpu') first"
-            )
-        self.device, self.dtype = _find_place(model)
-        if self.device.type == "meta":
-            raise SpectralError(
-                f"{caller}: {self.name} is on the device 'meta', where weights have no values"
-            )
-        require_double(self.device, caller)
         self.extents: dict[str, int] = {}
         self.image_type = torch.float32
         self._probe: Probe | None = None
         self._call: Call | None = None
         self._first: Inputs | None = None  # image, as the probe saw it
         self._said: set[str] = set()
-        self.normalises = pixels or preprocessing is not None
         self._scales = False
         self._advice = "leave preprocessing out for what is normalised already"
         if pixels:
             self._advice = "give images that aren't normalised, and preprocessing= if the network tells none"
-        self._axes = find_first_convolution(model)[0]
-        adapted = adapt_images(images, caller, lazily, choose=self._choose_readings)
+        adapted = adapt_images(images, caller, lazily, choose=self.choose_readings)
         self.images: Images = self._adapt(self._set_loading(adapted, workers))
         if len(self.images) == 0:
             raise SpectralError(f"{caller}: there are no images")
@@ -263,18 +234,6 @@ class Feed:
     def _build(self, call: Call, raw: Any) -> Inputs:
         return build_scaled(call, raw) if self.normalises else call.build(raw)
 
-    def prepare(self, inputs: Inputs) -> Inputs:
-        """Normalise images that aren't yet, and bring them to the model's device and type."""
-        if self.normalises:
-            precise = torch.promote_types(self.dtype or torch.float32, torch.float32)
-            image = inputs.image
-            inputs = inputs.map(lambda x, _: self.preparation(self._move(x, precise)) if x is image else x)
-        return inputs.to(self.device, self.dtype)
-
-    def _move(self, image: Tensor, dtype: torch.dtype) -> Tensor:
-        # A GPU fetches pinned memory by itself; towards the CPU what isn't waited for isn't there yet.
-        return image.to(self.device, dtype, non_blocking=self.device.type == "cuda")
-
     def run(self, inputs: Inputs) -> Any:
         """Call the model.
 
@@ -323,36 +282,6 @@ class Feed:
         return adapted.with_loading(
             Loading(own.workers if asked is None else asked, own.pinned or self.device.type == "cuda")
         )
-
-    def _choose_readings(self, batches: Sequence[Any], every: bool) -> list[int]:
-        """Return which of several batches the network takes, on stand-ins where it takes any there.
-
-        Args:
-            batches: of `FEW` images, had in one way or the other of what the user gave.
-            every: whether all are tried, not just until one is taken.
-        """
-        ways = [self._list_calls(raw, holds_pixels(raw)) for raw in batches]
-        for data in (False, True):
-            some = (
-                i for i, raw in enumerate(batches) if any(self._takes(call, raw, data) for call in ways[i])
-            )
-            if taken := list(islice(some, None if every else 1)):
-                return taken
-        return []
-
-    def _takes(self, call: Call, raw: Any, data: bool) -> bool:
-        """Whether a copy of the network can be called so, with all images of a batch as such.
-
-        Args:
-            call: the way.
-            raw: the batch.
-            data: whether it runs on real data, as a few can only, and then on two of the images.
-        """
-        with suppress(Exception):  # a way that isn't meant may fail anywhere
-            inputs = self.prepare(build_scaled(call, raw))
-            some = pick_inputs(inputs, [0, 1]) if data else inputs
-            return inputs.count == FEW and is_taken(self.model, some, data)
-        return False
 
     def _adapt(self, adapted: Any) -> Images:
         """Return a set of images; what a model is called with is seen as one, in the way that it takes."""
@@ -423,7 +352,7 @@ class Feed:
             SpectralError: if it takes none.
         """
         failure: Exception | None = None
-        for call in [Call(lambda inputs: inputs)] if isinstance(raw, Inputs) else self._list_calls(raw):
+        for call in [Call(lambda inputs: inputs)] if isinstance(raw, Inputs) else self.list_calls(raw):
             try:
                 inputs = self._build(call, raw)
                 one = self.prepare(pick_inputs(inputs, [0]) if first_only else inputs)
@@ -439,16 +368,6 @@ class Feed:
             return inputs
         assert failure is not None
         raise failure
-
-    def _list_calls(self, raw: Any, pixels: bool = False) -> list[Call]:
-        if (
-            isinstance(raw, Tensor)
-            and (self.normalises or pixels)
-            and raw.ndim == 4
-            and self._axes in (None, 2)
-        ):
-            return list_channel_calls(raw)
-        return list_calls(self.model, raw)
 
     def _check_range(self, image: Tensor) -> None:
         """Compare the user's own values with what normalisation is known of."""
@@ -482,10 +401,3 @@ class Feed:
                 warn_about_skipped(self.images.skipped, self.images.source)
             for note in found:
                 warn(f"{self.caller}: {note}")
-
-
-def _find_place(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
-    """Return the device of a model's first tensor and its first real type, None where it has none."""
-    tensors = [*model.parameters(), *model.buffers()]
-    device = tensors[0].device if tensors else torch.device("cpu")
-    return device, next((x.dtype for x in tensors if x.is_floating_point()), None)

@@ -11,7 +11,7 @@ import torch
 from spectral.data.datasets import key_each
 from spectral.data.imageset import find_repeated
 from spectral.data.structures import join, pick
-from spectral.network import find_extents, guess_layout, make_inputs
+from spectral.network import find_size, make_inputs
 from spectral.network.inputs import Inputs
 
 
@@ -45,8 +45,7 @@ class GivenImages:
         self.inputs, self.source, self.classes = inputs, source, classes
         self.ids = self.clusters = [f"{i:04d}" for i in range(inputs.count)]
         self.labels: list[int | None] = list(labels) or [None] * inputs.count
-        extents = find_extents(inputs, guess_layout(inputs))
-        self.size: tuple[int, int] | None = (extents.get("h", 1), extents["w"]) if "w" in extents else None
+        self.size = find_size(inputs)
 
     @property
     def fingerprint(self) -> str:

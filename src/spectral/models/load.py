@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ from spectral.models.sources import (
     settle_input,
 )
 from spectral.models.weights_file import read_weights_file
-from spectral.network import put_into_evaluation
+from spectral.network import find_size, list_inputs, put_into_evaluation
 
 RANDOM_SEED = 0
 # An installed package carries its checkpoints inside; a checkout has them in data/.
@@ -98,7 +99,9 @@ def load_model(
         std: as ``mean``.
         device: where to put the model.
         example: of ``NAME+METHOD``, what to look for its sites with; by default an image of its size. Of the
-            file of a converted network with several inputs, one of each.
+            file of a converted network with several inputs, one of each. Its size is that of the images of a
+            network that doesn't say it. A function is given the network before it is converted and returns
+            an example, or None.
 
     Raises:
         SpectralError: if the name, architecture or device is unknown, a hub can't be reached, what is run of
@@ -122,15 +125,14 @@ def load_model(
         return _load_converted(plain, method, own)
     asked, weights = _split_weights(asked, weights)
     count = None if classes is None else as_integer(classes, "load_model: classes", least=1)
-    # Building a network draws its initial weights: from a seed, and without disturbing the caller's stream.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(RANDOM_SEED)
-        model, info = _open(asked, architecture, weights, count, example)
+    model, info = _open(asked, architecture, weights, count, example)
     state = model.state_dict()
     require_finite(state, asked, find_bounds(model))
     weights_id = hash_state(state)
     if asked.endswith(RANDOM):
         weights_id = f"random-{RANDOM_SEED}:{weights_id.partition(':')[2]}"
+    if input_size is None and info.preprocessing.size == UNKNOWN.size:
+        input_size = _find_size(model, example)
     scale = _choose_preprocessing(info.preprocessing, asked, input_size, mean, std)
     full = asked if weights is None else f"{asked}@{os.fspath(weights)}"
     metadata = dict(info.metadata) if count is None else {**info.metadata, "num_classes": count}
@@ -139,6 +141,26 @@ def load_model(
     model = model.to(device)
     put_into_evaluation(model)
     return model
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """Draw initial weights from a seed, and without disturbing the caller's stream."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(RANDOM_SEED)
+        yield
+
+
+def _give_example(model: nn.Module, example: Any) -> Any:
+    return example(model) if callable(example) else example
+
+
+def _find_size(model: nn.Module, example: Any) -> tuple[int, int] | None:
+    """Return height and width of an example, None where there is none."""
+    given = _give_example(model, example)
+    with suppress(SpectralError):  # whoever runs the network on it says what is wrong with it
+        return None if given is None else find_size(list_inputs(model, given)[0])
+    return None
 
 
 def _split_weights(
@@ -233,9 +255,9 @@ def _load_converted(name: str, method: str, own: Mapping[str, Any]) -> nn.Module
     from spectral.surgery import conversion_report, convert, read_change
 
     model = load_model(name, **own)
-    with torch.random.fork_rng(devices=[]):  # some layers have weights of their own
-        torch.default_generator.manual_seed(RANDOM_SEED)
-        model = convert(model, **read_change(method), example=own["example"])
+    example = _give_example(model, own["example"])
+    with _seeded():  # some layers have weights of their own
+        model = convert(model, **read_change(method), example=example)
     report = conversion_report(model)
     if not report.changes:
         first = report.obstacle
@@ -298,11 +320,15 @@ def _open_file(
 ) -> Loaded:
     file = read_weights_file(path, architecture)
     named, count = file.architecture, file.count if classes is None else classes
-    if file.arguments:
-        model, info = open_timm(named.partition("/")[2], False, count, file.arguments)
-    else:
-        model, info = open_untrained(named, count)
-    model, info = _find_source(named).fill((file.convert(model, example), info), file.state, str(path))
+    with _seeded():
+        if file.arguments:
+            model, info = open_timm(named.partition("/")[2], False, count, file.arguments)
+        else:
+            model, info = open_untrained(named, count)
+    example = _give_example(model, example)
+    with _seeded():
+        model = file.convert(model, example)
+    model, info = _find_source(named).fill((model, info), file.state, str(path))
     if named.startswith("torchvision/"):
         settle_input(model, named.partition("/")[2], path)
     files = file.list_files() if _is_installed(named) else None
@@ -351,6 +377,7 @@ def open_untrained(architecture: str, classes: int | None = None) -> Loaded:
     return _SOURCES[source].open(name, False, classes)
 
 
+@_seeded()
 def _open_named(asked: str, classes: int | None) -> Loaded:
     if split_factory(asked.removesuffix(RANDOM)) is not None:
         if asked.endswith(RANDOM):

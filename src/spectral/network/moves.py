@@ -235,6 +235,19 @@ def find_extents(inputs: Inputs, layout: Sequence[Kinds]) -> dict[str, int]:
     return {}
 
 
+def find_size(inputs: Inputs) -> tuple[int, int] | None:
+    """Return height and width of the image as its shape tells them, of a signal 1 and its length.
+
+    Example:
+        >>> import torch
+        >>> from spectral.network import make_inputs
+        >>> [find_size(make_inputs(torch.zeros(2, *shape))) for shape in ((3, 8, 9), (1, 40))]
+        [(8, 9), (1, 40)]
+    """
+    extents = find_extents(inputs, guess_layout(inputs))
+    return (extents.get("h", 1), extents["w"]) if "w" in extents else None
+
+
 def reflect(places: Tensor, size: int) -> Tensor:
     """Bring places along an axis of ``size`` samples back inside, mirrored at its first and last sample.
 
