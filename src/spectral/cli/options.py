@@ -152,7 +152,7 @@ class ModelOptions:
         first: Any = None
 
         def read(net: nn.Module, size: tuple[int, int] | None = None) -> Any:
-            """Read the images once a network is there to try them on; return one of those not brought to it."""
+            """Read the images when a network is there to try them on; give one of those not brought to it."""
             nonlocal first
             if first is None:
                 choose = Recipient(net, caller="images").choose_readings
