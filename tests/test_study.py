@@ -23,7 +23,7 @@ from spectral.models.checkpoint import hash_state
 from spectral.repair.reconstruction import reconstruct
 from spectral.sites import find_sites
 from spectral.study import StudyOptions, run_study
-from spectral.study.common import Study
+from spectral.study.families import Study
 
 # With the sites of the bundled networks, and a block and channels where those have more of the same.
 MODELS = ("bundled/resnet8@random", "bundled/resnet8-blurpool@random", "bundled/nula-w8@random")

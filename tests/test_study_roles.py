@@ -12,7 +12,7 @@ from spectral.figures import plot_site_levels
 from spectral.models import load_model
 from spectral.models.checkpoint import save_checkpoint
 from spectral.models.load import open_untrained
-from spectral.study.common import Study
+from spectral.study.families import Study
 from spectral.study.findings import Finding
 from spectral.study.options import StudyOptions
 from spectral.study.phase10 import Budgets

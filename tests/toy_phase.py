@@ -12,9 +12,9 @@ from typing import Any
 
 import pandas as pd
 
-from spectral.study.common import Results
 from spectral.study.declaration import Phase, Table, Units
 from spectral.study.options import StudyOptions
+from spectral.study.results import Results
 
 
 class Toy(Results):

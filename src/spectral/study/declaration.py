@@ -61,7 +61,7 @@ class Units:
 
 
 class Inputs(Protocol):
-    """What a phase works on: a subclass of `spectral.study.common.Results`."""
+    """What a phase works on: a subclass of `spectral.study.results.Results`."""
 
     def __call__(self, options: Any) -> Any:
         """Open it."""
@@ -139,7 +139,7 @@ def list_made_of(name: str, inputs: Inputs) -> list[Table]:
     """List the tables that are always written of which another on the same inputs is made.
 
     Example:
-        >>> from spectral.study.common import Study
+        >>> from spectral.study.families import Study
         >>> [table.name for table in list_made_of("phase3_layerwise_avr_stats", Study)]
         ['per_image']
     """

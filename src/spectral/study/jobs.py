@@ -18,8 +18,8 @@ import torch
 
 from spectral.errors import SpectralError
 from spectral.processes.ranks import find_ranks
-from spectral.study.common import Results
 from spectral.study.declaration import Phase
+from spectral.study.results import Results
 
 Measured = tuple[str, Mapping[str, Any]]
 

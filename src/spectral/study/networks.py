@@ -16,8 +16,8 @@ from spectral.errors import SpectralError
 from spectral.identity import identify_network
 from spectral.models import load_model, model_info
 from spectral.models.info import ModelInfo
-from spectral.study.common import Results
 from spectral.study.options import StudyOptions
+from spectral.study.results import Results
 
 
 class Networks(Results):

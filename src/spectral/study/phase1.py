@@ -14,8 +14,8 @@ import pandas as pd
 from torch import Tensor
 
 from spectral.analysis import TAPS, measure_profiles, measure_spectra
-from spectral.study.common import Study
 from spectral.study.declaration import Phase, Table
+from spectral.study.families import Study
 from spectral.synthetic import make_constant_image
 
 LIGHT = 0.9  # of the constant image

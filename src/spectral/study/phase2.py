@@ -11,8 +11,8 @@ from __future__ import annotations
 import pandas as pd
 
 from spectral.analysis import measure_folding, sweep_frequencies
-from spectral.study.common import Study
 from spectral.study.declaration import Phase, Table
+from spectral.study.families import Study
 
 SWEEP = ["model", "family", "site", "layer", "layer_index", "tap", "grid", "frequency", "avr"]
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 import pandas as pd
 
 from spectral.analysis import TAPS, compare_families, compare_signals, summarize_profiles
-from spectral.study.common import Study
 from spectral.study.declaration import Phase, Table
+from spectral.study.families import Study
 
 PROFILE_IMAGES = 128
 

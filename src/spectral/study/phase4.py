@@ -33,8 +33,8 @@ from spectral.stability import (
     measure_equivariance,
     summarize_stability,
 )
-from spectral.study.common import Study
 from spectral.study.declaration import Phase, Table
+from spectral.study.families import Study
 
 STABILITY_IMAGES = 128  # of equivariance and attribution, which run every network many times
 DIAGONAL_IMAGES = 4

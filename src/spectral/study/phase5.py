@@ -11,8 +11,8 @@ from __future__ import annotations
 import pandas as pd
 
 from spectral.analysis import average_profiles, weigh_models
-from spectral.study.common import Study
 from spectral.study.declaration import Phase, Table
+from spectral.study.families import Study
 from spectral.study.phase3 import PROFILE_IMAGES
 
 

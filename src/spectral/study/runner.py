@@ -16,7 +16,6 @@ from spectral.codebook import write_codebook
 from spectral.errors import SpectralError
 from spectral.figures import FIGURES, holds_only_reasons
 from spectral.processes.ranks import find_ranks
-from spectral.study.common import Results
 from spectral.study.declaration import Phase, Table, Units, find_table, list_made_of, read_phase
 from spectral.study.findings import report_findings
 from spectral.study.jobs import work_through
@@ -30,6 +29,7 @@ from spectral.study.progress import (
     weigh_table,
     weigh_units,
 )
+from spectral.study.results import Results
 
 
 @dataclass(frozen=True)
