@@ -27,7 +27,7 @@ from spectral.figures.layers import find_front
 from spectral.models import load, load_model, model_info
 from spectral.models.checkpoint import save_checkpoint
 from spectral.stability import measure_consistency
-from spectral.study import StudyOptions, phase7, run_study
+from spectral.study import StudyOptions, networks, phase7, run_study
 from spectral.table.schema import SIGNAL_METRICS, to_decibels
 from spectral.training import Recipe
 from spectral.training.checkpoints import load_labelled_sets
@@ -308,7 +308,7 @@ def test_a_second_run_measures_nothing_anew_and_gives_the_same_table(results, mo
     def never(*args: object, **kwargs: object) -> pd.DataFrame:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(phase7, "measure_consistency", never)
+    monkeypatch.setattr(networks, "measure_consistency", never)
     run_study([7], options(results))
     measured = [column for column in before.columns if not column.startswith("latency")]
     pd.testing.assert_frame_equal(read(results)[measured], before[measured])

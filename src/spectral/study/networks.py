@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -14,10 +14,16 @@ from torch import nn
 from spectral.data import ImageSet, digest_labels, load_images
 from spectral.errors import SpectralError
 from spectral.identity import identify_network
+from spectral.measurement import describe_sites, measure
 from spectral.models import load_model, model_info
 from spectral.models.info import ModelInfo
+from spectral.runs.summary import summarize_measurements
+from spectral.sites import find_sites
+from spectral.stability import measure_consistency
+from spectral.stats.columns import average_signals, average_sites, read_means
 from spectral.study.options import StudyOptions
 from spectral.study.results import Results
+from spectral.table.schema import SIGNAL_METRICS
 
 
 class Networks(Results):
@@ -103,6 +109,45 @@ class Networks(Results):
         path = self.measurement_folder(name, self.folder) / f"{what}.csv"
         return self.keep_table(path, {**config, **self.describe_pictures(), **self.identities[name]}, compute)
 
+    def measure_sites(
+        self, name: str, model: nn.Module, metrics: Sequence[str]
+    ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+        """Measure a network's sites and SIS, or SIS alone where no site has a dense map.
+
+        Returns:
+            The measurement, and the records of all sites.
+        """
+        images = self.images_for(name)
+        sites = find_sites(model, images.size or 32)
+        asked = (*metrics, *SIGNAL_METRICS, "sis") if any(site.measurable for site in sites) else ("sis",)
+        table = measure(
+            model, images, asked, taps=("dense", "signal"), batch_size=self.options.batch_size,
+            progress=self.options.progress, out=self.measurement_folder(name, self.folder), sites=sites,
+        )  # fmt: skip
+        return table, table.attrs["sites"] or describe_sites(sites)
+
+    def measure_agreement(
+        self, name: str, model: nn.Module, protocol: str, pairs: int, kept: str
+    ) -> pd.Series:
+        """Measure which share of a picture's pairs of shifted views gets one class, by picture.
+
+        Args:
+            name: of the network.
+            model: the network.
+            protocol: of the views, as `measure_consistency` takes it.
+            pairs: of views of each picture.
+            kept: what the file is called in which it is kept.
+        """
+
+        def compute() -> pd.DataFrame:
+            return measure_consistency(
+                model, self.images_for(name), protocol, pairs=pairs, seed=self.options.seed,
+                batch_size=4 * self.options.batch_size, progress=False,
+            )  # fmt: skip
+
+        table = self.keep(name, kept, {"protocol": protocol, "pairs": pairs}, compute)
+        return table.groupby("image", sort=False)["agree"].mean()
+
     def describe_pictures(self) -> dict[str, Any]:
         """What determines the numbers of any network."""
         return {"images": describe_images(self.images), "seed": self.options.seed}
@@ -112,6 +157,26 @@ class Networks(Results):
         own = {what: {name: identity[what] for name, identity in self.identities.items()}
                for what in ("weights", "preprocessing")}  # fmt: skip
         return {"preset": self.options.preset, **self.describe_pictures(), **own}
+
+
+def describe_aliases(
+    table: pd.DataFrame, records: Sequence[Mapping[str, Any]], metrics: Sequence[str]
+) -> dict[str, Any]:
+    """Return the columns of a whole network: means over its sites, SIS, and how many sites are measurable.
+
+    Args:
+        table: from `measure`.
+        records: of the sites.
+        metrics: of the dense maps.
+    """
+    measurable = [record for record in records if record["measurable"]]
+    summary = summarize_measurements(table)
+    return {
+        **average_signals(table), **average_sites(table, metrics),
+        **read_means(summary, "", {"sis": ("", "sis")}),
+        "sites": len(records), "measurable": len(measurable),
+        "aliasing_reason": "" if measurable else "; ".join({str(r["reason"]) for r in records}),
+    }  # fmt: skip
 
 
 def yield_to_data(options: StudyOptions) -> dict[str, str]:

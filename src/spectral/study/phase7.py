@@ -29,28 +29,22 @@ from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
 from spectral.experiments.tuning import LAYER_METHODS, name_tuned
 from spectral.latency import count_macs, measure_latency
-from spectral.measurement import describe_sites, measure
 from spectral.models import list_bundled, load_model
 from spectral.perturb import measure_predictions
 from spectral.runs.summary import summarize_measurements
-from spectral.sites import find_sites
-from spectral.stability import measure_consistency
 from spectral.stats.columns import (
     SIGNAL_COLUMNS,
-    average_signals,
-    average_sites,
     bound_flags,
     bound_share,
     bound_summary,
-    read_means,
     tabulate,
     tabulate_sites,
 )
 from spectral.study.declaration import Phase, Table, Units
-from spectral.study.networks import Networks, describe_images
+from spectral.study.networks import Networks, describe_aliases, describe_images
 from spectral.study.options import PRESETS, StudyOptions
 from spectral.table.rows import widen
-from spectral.table.schema import SIGNAL_METRICS, with_bounds
+from spectral.table.schema import with_bounds
 
 LIMITS = {"bundled": 256, "paper": 64}
 METRICS = ("avr", "am_relative", "alias_power_ratio")  # as published, at the dense tap
@@ -172,20 +166,14 @@ def measure_network(layers: Layers, name: str) -> Mapping[str, Any]:
     variant, model = layers.variants[name], layers.load(name)
     facts = {"method": variant.method, "state": variant.state, "model": name,
              "weights": layers.identities[name]["weights"]}  # fmt: skip
-    table, records = measure_variant(layers, variant, model)
-    summary = summarize_measurements(table)
-    measurable = [record for record in records if record["measurable"]]
+    table, records = layers.measure_sites(name, model, METRICS)
     row = {
-        **facts, "sites": len(records), "measurable": len(measurable),
-        **average_signals(table), **average_sites(table, METRICS),
-        **read_means(summary, "", {"sis": ("", "sis")}),
-        "n": len(layers.images),
+        **facts, **describe_aliases(table, records, METRICS), "n": len(layers.images),
         "n_clusters": len(set(layers.clusters.values())),
-        "aliasing_reason": "" if measurable else "; ".join({str(r["reason"]) for r in records}),
     }  # fmt: skip
     correct, views = _find_correct(table), []
     for protocol in PROTOCOLS:
-        agree = measure_agreement(layers, variant, model, protocol)
+        agree = layers.measure_agreement(name, model, protocol, PAIRS, f"consistency-{protocol}")
         row |= bound_summary(
             protocol, stats.summarize(agree, None, layers.find_clusters(agree.index), 0.0, 1.0)
         )
@@ -194,7 +182,9 @@ def measure_network(layers: Layers, name: str) -> Mapping[str, Any]:
                                    "correct": correct.reindex(agree.index).to_numpy()}))  # fmt: skip
     return {
         "networks": [{**row, **find_accuracy(layers, variant, model)}],
-        "sites": [{**facts, **site} for site in tabulate_sites(summary, records, MEANS)],
+        "sites": [
+            {**facts, **site} for site in tabulate_sites(summarize_measurements(table), records, MEANS)
+        ],
         "views": pd.concat(views, ignore_index=True),
     }
 
@@ -221,40 +211,6 @@ def _describe_both(layers: Layers, views: pd.DataFrame) -> dict[str, Any]:
         mean = stats.summarize(own, None, layers.find_clusters(own.index)).mean if len(own) else math.nan
         row[f"{protocol}_both_right"] = mean
     return row
-
-
-def measure_variant(
-    layers: Layers, variant: Variant, model: nn.Module
-) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
-    """Measure aliases and SIS, or SIS alone where no site has a dense map; with the sites' records."""
-    sites = find_sites(model, layers.images.size or 32)
-    metrics = (*METRICS, *SIGNAL_METRICS, "sis") if any(site.measurable for site in sites) else ("sis",)
-    table = measure(
-        model, layers.images, metrics, taps=("dense", "signal"), batch_size=layers.options.batch_size,
-        out=layers.measurement_folder(variant.name, layers.folder), sites=sites,
-        progress=layers.options.progress,
-    )  # fmt: skip
-    return table, table.attrs["sites"] or describe_sites(sites)
-
-
-def measure_agreement(layers: Layers, variant: Variant, model: nn.Module, protocol: str) -> pd.Series:
-    """Share of an image's pairs of shifted views that get the same class, per image."""
-    options = layers.options
-
-    def compute() -> pd.DataFrame:
-        return measure_consistency(
-            model,
-            layers.images,
-            protocol,
-            pairs=PAIRS,
-            seed=options.seed,
-            batch_size=4 * options.batch_size,
-            progress=False,
-        )
-
-    config = {"protocol": protocol, "pairs": PAIRS}
-    table = layers.keep(variant.name, f"consistency-{protocol}", config, compute)
-    return table.groupby("image", sort=False)["agree"].mean()
 
 
 def find_accuracy(layers: Layers, variant: Variant, model: nn.Module) -> dict[str, Any]:

@@ -34,7 +34,6 @@ from spectral.classes import match_labels
 from spectral.data import ImageSet
 from spectral.errors import MaskedGradientError, SpectralError, StorageError
 from spectral.experiments.zoo import list_zoo
-from spectral.measurement import describe_sites, measure
 from spectral.models import list_bundled
 from spectral.models.architectures import name_architecture
 from spectral.models.info import ModelInfo
@@ -42,25 +41,20 @@ from spectral.perturb import measure_predictions
 from spectral.perturb.attacks import ATTACKS, measure_robustness
 from spectral.perturb.corruptions import Corruption
 from spectral.runs.summary import summarize_measurements
-from spectral.sites import find_sites
-from spectral.stability import measure_consistency
 from spectral.stats.columns import (
     SIGNAL_COLUMNS,
-    average_signals,
-    average_sites,
     bound_flags,
     bound_share,
     bound_summary,
-    read_means,
     tabulate,
     tabulate_sites,
 )
 from spectral.study.declaration import Phase, Table, Units
-from spectral.study.networks import Networks, yield_to_data
+from spectral.study.networks import Networks, describe_aliases, yield_to_data
 from spectral.study.options import StudyOptions
 from spectral.surgery import METHODS
 from spectral.surgery.report import find_report
-from spectral.table.schema import ALIAS_FREE, SIGNAL_METRICS, with_bounds
+from spectral.table.schema import ALIAS_FREE, with_bounds
 
 LIMIT = 28  # pictures: AutoAttack takes minutes for each network that withstands it
 IMAGES = {"bundled": "samples", "paper": "cifar10"}
@@ -81,7 +75,6 @@ CORRUPTIONS, SEVERITY = (
 PROTOCOL, PAIRS = "cifar-circular", 4
 TRAIN_COMMAND = "python experiments/train_zoo.py --data cifar10 --only"
 MEANS = {metric: ("dense", metric) for metric in METRICS}
-Described = tuple[dict[str, Any], list[dict[str, Any]]]  # the row of a network, and those of its sites
 _FACTS = ["model", "weights", "architecture", "downsampling", "training"]
 
 
@@ -312,21 +305,7 @@ def measure_corruptions(study: Robustness, name: str, model: nn.Module) -> dict[
 
 def measure_shifts(study: Robustness, name: str, model: nn.Module) -> dict[str, Any]:
     """Measure how often two shifted views of a picture get one class."""
-    images, options = study.images_for(name), study.options
-
-    def compute() -> pd.DataFrame:
-        return measure_consistency(
-            model,
-            images,
-            PROTOCOL,
-            pairs=PAIRS,
-            seed=options.seed,
-            batch_size=4 * options.batch_size,
-            progress=False,
-        )
-
-    table = study.keep(name, "consistency", {"protocol": PROTOCOL, "pairs": PAIRS}, compute)
-    agree = table.groupby("image", sort=False)["agree"].mean()
+    agree = study.measure_agreement(name, model, PROTOCOL, PAIRS, "consistency")
     found = stats.summarize(agree, None, study.find_clusters(agree.index), 0.0, 1.0)
     return bound_summary("consistency", found)
 
@@ -335,28 +314,14 @@ def measure_aliases(
     study: Robustness, name: str, model: nn.Module
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Measure aliases at every site, and SIS: the network's columns, and a row for each site."""
-    images, options = study.images_for(name), study.options
-    found = find_sites(model, images.size or 32)
-    metrics = (*METRICS, *SIGNAL_METRICS, "sis") if any(site.measurable for site in found) else ("sis",)
-    table = measure(
-        model, images, metrics, taps=("dense", "signal"), batch_size=options.batch_size,
-        progress=options.progress, out=study.measurement_folder(name, study.folder), sites=found,
-    )  # fmt: skip
-    records = place_sites(table.attrs["sites"] or describe_sites(found))
-    summary = summarize_measurements(table)
-    rows = tabulate_sites(summary, records, MEANS)
+    table, found = study.measure_sites(name, model, METRICS)
+    records = place_sites(found)
+    rows = tabulate_sites(summarize_measurements(table), records, MEANS)
     for site, (ratio, free) in product(
         rows, (("alias_power_ratio", "alias_free"), (HEADLINE, FREE[HEADLINE]))
     ):
         site[free] = site[ratio] < ALIAS_FREE if ratio in site else None
-    measurable = [record for record in records if record["measurable"]]
-    row = {
-        **average_signals(table), **average_sites(table, METRICS),
-        **read_means(summary, "", {"sis": ("", "sis")}), "n": len(images), "sites": len(records),
-        "measurable": len(measurable),
-        "aliasing_reason": "" if measurable else "; ".join({str(r["reason"]) for r in records}),
-    }  # fmt: skip
-    return row, rows
+    return {**describe_aliases(table, records, METRICS), "n": len(study.images)}, rows
 
 
 # Small things ----------------------------------------------------------------------------------------------
