@@ -58,7 +58,8 @@ from spectral.figures.diagnosis import plot_fixes, plot_site_detail, plot_site_l
 from spectral.figures.door import holds_only_reasons
 from spectral.figures.heatmap import plot_fourier_heatmap
 from spectral.figures.inline import find_colour, to_picture, to_svg
-from spectral.figures.layers import plot_compare, plot_layers_aliasing, plot_layers_pareto
+from spectral.figures.layers import plot_layers_aliasing, plot_layers_pareto
+from spectral.figures.networks import plot_compare
 from spectral.figures.nula import (
     plot_nula_checkerboard,
     plot_nula_examples,

@@ -14,13 +14,11 @@ from numpy.typing import NDArray
 
 from spectral.errors import SpectralError
 from spectral.figures.door import drawn_of
-from spectral.figures.style import FULL_WIDTH, GREY, INK, SMALL, new_figure, use_style
+from spectral.figures.style import COLOURS, FULL_WIDTH, GREY, INK, MARKS, SMALL, new_figure, use_style
 from spectral.table.schema import with_bounds
 
 DECADES = 6  # of power that a spectrum shows
 LIMIT_DB = -20.0  # 1 % of the power
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#6e6e6e")  # Okabe–Ito
-MARKS = "os^Dv<>PX*"
 LINES = {"before": ("#0072B2", "-"), "after": ("#E69F00", "--"), "aliases": ("#D55E00", ":")}
 TITLES = {"before": "before decimation", "after": "after it", "aliases": "its aliases"}
 LABELLED = 12  # points that bear a name

@@ -18,10 +18,17 @@ from matplotlib.ticker import MaxNLocator
 
 from spectral import stats
 from spectral.errors import SpectralError
-from spectral.figures.style import FULL_WIDTH, GREY, SMALL, format_units, new_figure, use_style
+from spectral.figures.style import (
+    COLOURS,
+    FULL_WIDTH,
+    GREY,
+    MARKS,
+    SMALL,
+    format_units,
+    new_figure,
+    use_style,
+)
 
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#6e6e6e")  # Okabe–Ito
-MARKS = "os^Dv<>PX*"
 DASHES = ("-", "--", ":", "-.")
 LEAST_DB = -60.0  # of power that is drawn
 ROW, HEAD = 0.2, 0.3  # inches

@@ -14,7 +14,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from spectral.figures.layers import COLOURS, MARKERS
 from spectral.figures.spec import Source, figure
 from spectral.figures.style import (
     FULL_WIDTH,
@@ -23,6 +22,7 @@ from spectral.figures.style import (
     SMALL,
     add_heading,
     add_legend,
+    choose_look,
     format_units,
     new_figure,
     separate_groups,
@@ -264,8 +264,7 @@ def _write_share(value: float) -> str:
 
 def _mark(place: int, open_mark: bool = False) -> dict[str, Any]:
     """Look of one network; of an unnamed one for place −1."""
-    colour = GREY if place < 0 else COLOURS[place % len(COLOURS)]
-    marker = "o" if place < 0 else MARKERS[place % len(MARKERS)]
+    colour, marker = (GREY, "o") if place < 0 else choose_look(place)
     return {
         "marker": marker,
         "mfc": "white" if open_mark else colour,

@@ -114,6 +114,23 @@ AVR_LABEL = "AVR (share of power)"
 SIS_LABEL = "SIS (1 − cosine similarity)"
 
 
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#6e6e6e")  # Okabe–Ito
+MARKS = "os^Dv<>PX*"
+# Of networks: their numbers have no common divisor, so that pairs don't come twice.
+_NETWORK_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#222222")
+_NETWORK_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+
+
+def choose_look(place: int) -> tuple[str, str]:
+    """Return the colour and the marker of one of several networks.
+
+    Example:
+        >>> choose_look(0), choose_look(8)
+        (('#0072B2', 'o'), ('#E69F00', 'o'))
+    """
+    return _NETWORK_COLOURS[place % len(_NETWORK_COLOURS)], _NETWORK_MARKERS[place % len(_NETWORK_MARKERS)]
+
+
 def find_families(table: pd.DataFrame) -> list[str]:
     """Return the families of a table in their fixed order."""
     return [family for family in FAMILIES if family in set(table["family"])]
