@@ -279,7 +279,7 @@ class Padded(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = nn.Conv2d(3, 6, 3, padding=1)
+        self.first = nn.Conv2d(3, 6, 3, padding=3)  # some of whose windows lie beside the map
         self.pool = nn.AvgPool2d(3, 2, 1)
         self.weight = nn.Parameter(torch.randn(5, 6, 3, 3))
         self.head = nn.Linear(5, 4)
@@ -293,7 +293,7 @@ def convolve_partially(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry
     """Liu's definition: the sum over what is on the map, times all places over those on the map."""
     ones = torch.ones_like(x[:1, :1])
     counted = F.conv2d(ones, torch.ones_like(weight[:1, :1]), None, *geometry)
-    found = F.conv2d(x, weight, None, *geometry) * (weight[0, 0].numel() / counted)
+    found = F.conv2d(x, weight, None, *geometry) * (weight[0, 0].numel() / counted.clamp(min=1))
     return found if bias is None else found + bias[:, None, None]
 
 
@@ -302,7 +302,7 @@ def test_partial_convolution_is_as_defined_and_has_no_border_once_that_is_ideal(
     net, x = Padded().eval(), torch.randn(2, 3, 17, 18)
     partial = spectral.convert(net, None, example=(17, 18), padding="partial")
     with torch.no_grad():
-        y = convolve_partially(x, net.first.weight, net.first.bias, 1, 1).relu()
+        y = convolve_partially(x, net.first.weight, net.first.bias, 1, 3).relu()
         y = F.avg_pool2d(y, 3, 2, 1, count_include_pad=False)
         y = convolve_partially(y, net.weight, None, 2, 2, 2)
         expected = net.head(y.mean((2, 3)))

@@ -237,6 +237,25 @@ def test_heads_that_run_in_training_only(
             torch.testing.assert_close(smooth.auxiliary, net.auxiliary)
 
 
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, h: (m.act(h), h) if m.training else (m.act(h),),
+        lambda m, h: (m.act(g := m.norm(h)), g) if m.training else (m.act(m.norm(h)),),
+        lambda m, h: (m.norm(h),) if m.training else (m.act(m.norm(h)),),
+        lambda m, h: h.chunk(2, 1) if m.training else (m.act(h),),
+    ],
+)
+def test_no_dense_map_is_returned_in_training(forward: Callable[..., Any]) -> None:
+    net: Any = nets.Call(lambda m, x: forward(m, m.conv(x)), conv=nn.Conv2d(3, 4, 3, 2, 1),
+                         norm=nn.BatchNorm2d(4), act=nn.SiLU())  # fmt: skip
+    smooth: Any = convert(net.eval(), "strided", example=32)
+    for training in (True, False):
+        found = zip(smooth.train(training)(image()), net.train(training)(image()), strict=True)
+        for ours, theirs in found:
+            torch.testing.assert_close(ours, theirs)
+
+
 def test_networks_that_must_run_once_first() -> None:
     net = nn.Sequential(nn.LazyConv2d(4, 3, 2), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
     with pytest.raises(SpectralError, match="shape from their first input; run it once, then convert it"):

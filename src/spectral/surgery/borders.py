@@ -66,7 +66,7 @@ def renormalise_border(
             first = torch.arange(y.shape[i - rank], device=y.device) * window.stride - window.padding
             place = first[:, None] + window.dilation * torch.arange(window.size, device=y.device)
             inside = ((place >= 0) & (place < extent)).sum(1)
-            weight = (window.size / inside.clamp_min(1) * (inside > 0)).to(y.dtype)
+            weight = (window.size / inside.clamp_min(1)).to(y.dtype)  # a window beside the map found nothing
             share = share * weight.view(-1, *[1] * (rank - 1 - i))
         if bias is None:
             return y * share

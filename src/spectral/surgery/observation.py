@@ -164,7 +164,7 @@ class Observation:
         return None
 
     def is_branching(self, output: Any, time: int, activation: Call) -> bool:
-        """Whether a map is used by anything else before an activation has taken it up.
+        """Whether a map is used by anything else, or returned, before an activation takes it up, or none does.
 
         Unlike `find_activation` this doesn't ask what is on the way, which in training is another norm, and
         dropout.
@@ -175,13 +175,13 @@ class Observation:
             activation: a call in the place of the activation, perhaps of another pass.
         """
         tensor, now = output, time
-        while isinstance(tensor, Tensor):
+        while isinstance(tensor, Tensor) and not any(tensor is t for t in self.returned):
             following = self._find_consumer(tensor, now, samplewise=False)
             uses = [use for use in self.uses[id(tensor)] if use.time > now]
             if following is None:
                 following = uses[0].function if uses else None
             if following is None:
-                return len(uses) > 1
+                return True
             if following.output is tensor:
                 uses = [use for use in uses if use.time < following.end]
             if any(not following.start < use.time < following.end for use in uses):
@@ -189,7 +189,7 @@ class Observation:
             if self._holds(following, activation):
                 return False
             tensor, now = following.output, following.end
-        return False
+        return True
 
     def _holds(self, call: Call, other: Call) -> bool:
         inside = (c for c in self.calls if call.start <= c.start and c.end <= call.end)
