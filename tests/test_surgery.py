@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import json
 import pickle
@@ -952,6 +953,11 @@ class TestReport:
         net = stem()
         net.pretrained_cfg = {"input_size": (3, 20, 24)}  # type: ignore[assignment]
         assert conversion_report(convert(net, "blurpool")).example == (3, 20, 24)
+        info = load_model("bundled/resnet20@random").spectral_info
+        one = dataclasses.replace(info.preprocessing, mean=(0.5,), std=(0.5,))  # for all channels
+        net.spectral_info = dataclasses.replace(info, preprocessing=one)
+        assert conversion_report(convert(net, "blurpool")).example == (3, *one.size)
+        assert "altered" not in str(conversion_report(convert(net, "blurpool")))
 
 
 # One of each way in which published classifiers decimate, where it can be said with a block or two per stage:

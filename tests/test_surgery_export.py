@@ -183,6 +183,18 @@ def test_fused(method: str) -> None:
     check(fused, smooth, X, TALL)
 
 
+@pytest.mark.parametrize("behind", ["act", "norm"])
+def test_fused_behind_a_layer(behind: str) -> None:
+    """It stands before a pointwise convolution, whose hooks are hung on what that is fused into."""
+    net = Call(lambda m, x: m.act(m.norm(m.conv(x))) - m.act(m.norm(m.conv(x.flip(-1)))),
+               conv=nn.Conv2d(3, 4, 1, 2), norm=nn.BatchNorm2d(4), act=nn.Tanh())  # fmt: skip
+    if behind == "act":
+        net.norm, net.act = nn.Identity(), nn.ReLU()
+    smooth = convert(net.eval(), "blurpool", example=16)
+    assert {row.placement for row in conversion_report(smooth).rows} == {"before"}
+    check(fuse_modules(copy.deepcopy(smooth), [["conv", behind]]), smooth, X, TALL)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_view_behind_a_layer(method: str) -> None:
     """A pool's output is contiguous, and so is a layer's."""

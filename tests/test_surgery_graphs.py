@@ -65,6 +65,25 @@ def test_every_function_is_replaced_and_put_back(graph):
     assert [node.target for node in back.graph.nodes] == [node.target for node in graph.graph.nodes]
 
 
+def test_a_layer_before_a_function():
+    class Pointwise(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 3, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(input=F.conv2d(x, self.weight, stride=2), weight=self.weight, stride=2)
+
+    net = Pointwise()
+    graph = fx.symbolic_trace(net)
+    ours, theirs = convert(graph, "blurpool", example=48), convert(net, "blurpool", example=48)
+    assert [row.placement for row in conversion_report(ours).rows] == ["before"] * 2
+    torch.testing.assert_close(ours(X), theirs(X))
+    back = revert(ours)
+    assert torch.equal(back(X), net(X))
+    assert [node.target for node in back.graph.nodes] == [node.target for node in graph.graph.nodes]
+
+
 @pytest.mark.parametrize("method", ["blurpool", "aps", "flc"])
 def test_it_does_what_the_converted_network_does_whose_graph_it_is(method):
     torch.manual_seed(0)

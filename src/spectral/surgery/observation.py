@@ -164,7 +164,7 @@ class Observation:
         return None
 
     def is_branching(self, output: Any, time: int, activation: Call) -> bool:
-        """Whether a map is used by anything else, or returned, before an activation takes it up, or none does.
+        """Whether a map is used by anything else, or returned, before an activation has taken it up.
 
         Unlike `find_activation` this doesn't ask what is on the way, which in training is another norm, and
         dropout.
