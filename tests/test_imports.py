@@ -218,6 +218,7 @@ ALLOWED = {
     "page": {
         "analysis",
         "arguments",
+        "codebook",
         "figures",
         "files",
         "operators",

@@ -13,6 +13,7 @@ from torch import nn
 
 import spectral
 from spectral.cli import main
+from spectral.codebook import FILE, write_codebook
 from spectral.errors import SpectralError
 from spectral.figures import read_tables
 from spectral.runs.lineage import RUNS, list_runs
@@ -91,3 +92,14 @@ def test_a_table_that_is_gone_is_told(tmp_path):
     assert "phase3_layerwise_avr_stats.csv is gone, of which phase3_layerwise_avr_stats.json tells" in refuse(
         spectral.write_report, tmp_path
     )
+
+
+def test_a_page_explains_the_columns_whatever_lies_in_the_codebook(tmp_path):
+    tables = make_results(tmp_path, X, "tables").parent
+    written = write_codebook(tables).read_text(encoding="utf-8")
+    page = spectral.write_report(tmp_path).read_text(encoding="utf-8")
+    assert "photographs in the estimate" in page
+    altered = written.replace("photographs in", "pixels in")
+    for damaged in (altered, written[: len(written) // 2], "", "a,b\n1,2\n"):
+        (tables / FILE).write_text(damaged, encoding="utf-8")
+        assert spectral.write_report(tmp_path).read_text(encoding="utf-8") == page

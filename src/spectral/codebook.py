@@ -20,7 +20,7 @@ from pathlib import Path
 from spectral.errors import SpectralError, suggest
 from spectral.files.atomic import ensure_writable, replacing
 
-FILE = "codebook.csv"
+FILE, FIELDS = "codebook.csv", ("table", "column", "unit", "meaning")
 
 # Ending → the unit of such a column (None: that of its stem) and what it says of it.
 ENDINGS = {
@@ -116,8 +116,8 @@ def make_codebook(columns: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
 def write_codebook(folder: str | Path) -> Path:
     """Write ``codebook.csv`` for the tables of a folder, beside them.
 
-    It needs no digest, as tables have: no command reads it, and all it says is in this module and in the
-    tables' first lines, so that a damaged one is known by writing it again.
+    It needs no digest, as tables have: no command reads it, a page makes its own, and all it says is in this
+    module and in the tables' first lines, so that a damaged one is known by writing it again.
 
     Raises:
         SpectralError: if it can't be written.
@@ -125,7 +125,7 @@ def write_codebook(folder: str | Path) -> Path:
     path = Path(folder) / FILE
     ensure_writable(path.parent)
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ("table", "column", "unit", "meaning"), lineterminator="\n")
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(make_codebook(list_columns(folder)))
     return path

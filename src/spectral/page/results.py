@@ -13,6 +13,7 @@ import spectral
 from spectral.analysis import Diagnosis, is_diagnosis, read_diagnosis
 from spectral.analysis.words import format_count, format_number
 from spectral.arguments.values import as_path
+from spectral.codebook import FIELDS, FILE, make_codebook
 from spectral.errors import SpectralError
 from spectral.figures import FIGURES, list_plots, plot_table, to_svg
 from spectral.page.cells import Column, View, make_downloads, number, text, view
@@ -50,7 +51,10 @@ def write_report(folder: str | Path, path: str | Path | None = None) -> Path:
     if diagnoses:
         return write_text(render_page(diagnoses), target)
     known = verify_below(folder)  # a page needs the tables alone; what they were made of is told if damaged
-    tables = {file.stem: _read(file, known) for file in _list_tables(folder)}
+    files = _list_tables(folder)
+    tables = {file.stem: _read(file, known) for file in files if file.name != FILE}
+    if len(tables) < len(files):  # a codebook has no digest: what it says is known without it
+        tables[Path(FILE).stem] = _explain(tables)
     measured = _read_measurements(folder)
     if measured is not None:
         return write_text(render_page([measured]), target)
@@ -80,6 +84,11 @@ def _read(path: Path, known: dict[Path, str]) -> pd.DataFrame:
         raise
     except (OSError, ValueError) as error:
         raise SpectralError(f"{path} can't be read ({next(iter(str(error).splitlines()))})") from error
+
+
+def _explain(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    columns = [(name, str(column)) for name, table in tables.items() for column in table.columns]
+    return pd.DataFrame(make_codebook(columns), columns=FIELDS)
 
 
 def _read_measurements(folder: Path) -> Diagnosis | None:
