@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 
 import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from torch import nn
 
 import spectral
@@ -113,6 +116,57 @@ def test_a_link_stays_one_and_a_device_too(tmp_path):
     assert (code, "is a device or a pipe; name a file" in said) == (2, True)
     code, said = run("list", "layers", "--json", tmp_path / ("n" * 256))
     assert (code, "can't be written (File name too long)" in said) == (2, True)
+
+
+NET = """
+import torch
+from torch import nn
+torch.manual_seed(0)
+one = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+two = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(3, 4, 3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+images = lambda: torch.rand(2, 3, 8, 8)
+"""
+IMAGES = ("--images", "net.py:images", "--quiet")
+WRITERS = {  # command → its arguments and files
+    "sites": (("net.py:one", "--size", "8", "--csv"), ("",)),
+    "convert": (("net.py:one", "--size", "8", "--method", "flc", "--out"), ("", ".json")),
+    "measure": (("net.py:one", *IMAGES, "--out"), ("summary.csv", "provenance.json")),
+    "compare": (
+        ("net.py:one", "net.py:two", *IMAGES, "--out"),
+        ("compare.csv", "compare.json", "compare.png"),
+    ),
+    "attribute": (("net.py:one", *IMAGES, "--out"), ("attribute.json", "equivariance.csv")),
+    "budget": (
+        ("net.py:one", *IMAGES, "--out"),
+        ("budget.pdf", "budget_images.csv", "budget_coalitions.json"),
+    ),
+    "diagnose": (("net.py:one", *IMAGES, "--out"), ("page.html", "tables/provenance.json")),
+    "train": (("resnet20", "--data", "data", "--out"), ("resnet20.json", "resnet20.safetensors")),
+    "sweep": (("models.txt", "--images", "synthetic", "--limit", "2", "--out"), ("provenance.json",)),
+}
+
+
+@pytest.mark.parametrize("command", WRITERS)
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_computed(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(NET)
+    (tmp_path / "models.txt").write_text("bundled/resnet20@random")
+    for folder in itertools.product(("train", "test"), "ab") if command == "train" else ():
+        tmp_path.joinpath("data", *folder).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path.joinpath("data", *folder, "a.png"))
+    arguments, files = WRITERS[command]
+    for number, file in enumerate(files):
+        out = tmp_path / str(number)
+        named = out / "net.safetensors" if command in ("sites", "convert") else out
+        taken = named.with_suffix(file) if file.startswith(".") else named / file
+        taken.mkdir(parents=True)
+        code, said = run(command, *arguments, named)
+        assert code == 2, said
+        assert f"{taken.name} is a folder, and a file is to be written there" in " ".join(said.split())
+        assert not any(path.is_file() for path in out.rglob("*"))
+        assert not re.search("dense map|flc|means", said)
+    code, said = run(command, *arguments, tmp_path / "net.py" / "out.safetensors")
+    assert (code, "can't write to" in said) == (2, True)
 
 
 def test_a_folder_has_its_picture_under_its_whole_name(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from spectral.analysis.levels import LEVEL_COLUMNS, LEVEL_MEANS, LEVELS, NINETIE
 from spectral.analysis.words import describe_diagnosis
 from spectral.arguments.values import as_path
 from spectral.errors import SpectralError
+from spectral.files.atomic import require_place
 from spectral.measurement.captures import SITE_METRICS
 from spectral.processes.ranks import alone
 from spectral.runs.folder import holds_run, read
@@ -187,6 +188,7 @@ def refuse_other_tables(path: Path, config: Mapping[str, Any]) -> None:
     Example:
         >>> refuse_other_tables(Path("no/such/folder"), {})
     """
+    require_place(path / TABLES / PROVENANCE)
     if not is_diagnosis(path):
         for table in sorted((path / TABLES).glob("*.csv")):
             refuse_other_table(table, config, path / TABLES / PROVENANCE)

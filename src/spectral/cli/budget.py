@@ -22,7 +22,7 @@ from spectral.cli.output import draw, write_rows
 from spectral.processes.launch import find_launch
 from spectral.terminal.console import SpectralCommand, hold_folder, quiet_option, workers_option
 
-TABLE = "budget.csv"
+TABLE, IMAGES, COALITIONS = "budget.csv", "budget_images.csv", "budget_coalitions.csv"
 
 
 @click.command(cls=SpectralCommand, ranks="share")
@@ -88,7 +88,8 @@ def budget(
              "fingerprint": pictures.fingerprint, "seed": seed, "shifts": shifts, "split": split,
              "orders": orders}  # fmt: skip
     if out:
-        refuse_other_table(out / TABLE, facts if factor is None else {**facts, "factor": factor})
+        for name in (TABLE, IMAGES, COALITIONS):
+            refuse_other_table(out / name, facts if factor is None else {**facts, "factor": factor})
     answer.say(
         f"budget of {model}, weights {info.weights_id}, on {describe_images(pictures)}; shifts: {shifts}"
     )
@@ -106,8 +107,7 @@ def budget(
 
         facts |= {"limit": limit, "factor": table.attrs["factor"], **describe_environment(),
                   "device": network.device}  # fmt: skip
-        tables = {TABLE: summary, "budget_images.csv": table,
-                  "budget_coalitions.csv": pd.DataFrame(table.attrs["coalitions"])}  # fmt: skip
+        tables = {TABLE: summary, IMAGES: table, COALITIONS: pd.DataFrame(table.attrs["coalitions"])}
         written = write_csvs({out / name: own for name, own in tables.items()}, facts)
         drawn, said = draw("budget", out)
         answer.say(said)

@@ -12,12 +12,14 @@ import spectral
 from spectral.cli.options import (
     PATH,
     ModelOptions,
+    checked_by,
     format_size,
     json_option,
     model_options,
     silent_option,
 )
 from spectral.cli.output import write_printed
+from spectral.files.atomic import require_place
 from spectral.table.display import format_rows
 from spectral.terminal.console import SpectralCommand
 
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
 @click.option("--images", metavar="NAME|FILE",
               help="Look for them with the first of these, as for `spectral measure`.")  # fmt: skip
 @model_options
-@click.option("--csv", "csv_path", type=PATH, help="Write the table to this file.")
+@click.option("--csv", "csv_path", type=PATH, callback=checked_by(require_place),
+              help="Write the table to this file.")  # fmt: skip
 @json_option
 @silent_option
 def sites(

@@ -31,7 +31,7 @@ from spectral.terminal.console import SpectralCommand, hold_folder, quiet_option
 if TYPE_CHECKING:
     import pandas as pd
 
-ATTRIBUTION, COMPARISON = "attribute.csv", "compare.csv"
+ATTRIBUTION, EQUIVARIANCE, COMPARISON = "attribute.csv", "equivariance.csv", "compare.csv"
 
 
 @click.command(cls=SpectralCommand, ranks="share")
@@ -290,7 +290,8 @@ def attribute(
     facts = {"model": info.name, **identify_network(net), "method": method, "limit": limit,
              "images": pictures.source, "seed": seed}  # fmt: skip
     if out:
-        refuse_other_table(out / ATTRIBUTION, facts)
+        for name in (ATTRIBUTION, EQUIVARIANCE):
+            refuse_other_table(out / name, facts)
     answer.say(
         f"attributing {model}, weights {info.weights_id}, on {describe_images(pictures)}; sites altered by "
         f"{method}"
@@ -307,7 +308,8 @@ def attribute(
     wrote: list[Path] = []
     if out and moved is not None:
         facts["fingerprint"] = pictures.fingerprint  # known now that all of them have been read
-        refuse_other_table(out / ATTRIBUTION, facts)
+        for name in (ATTRIBUTION, EQUIVARIANCE):
+            refuse_other_table(out / name, facts)
         wrote += _write_attribution(summary, moved, facts | {"device": network.device}, out)
         answer.say(f"\nwritten to {out}")
     if json_path:
@@ -339,7 +341,7 @@ def _write_attribution(
     from spectral.analysis import summarize_equivariance
     from spectral.table.csv_files import describe_environment, write_csvs
 
-    tables = {out / ATTRIBUTION: summary, out / "equivariance.csv": summarize_equivariance(moved)}
+    tables = {out / ATTRIBUTION: summary, out / EQUIVARIANCE: summarize_equivariance(moved)}
     for table in tables.values():
         table.insert(0, "model", facts["model"])
     return write_csvs(tables, {**facts, **describe_environment()})

@@ -12,6 +12,7 @@ import click
 
 import spectral
 from spectral.errors import SpectralError
+from spectral.files.atomic import refuse_foreign
 from spectral.processes.launch import choose_device
 from spectral.terminal.console import FilePath, device_option
 
@@ -57,17 +58,18 @@ def parse_images(ctx: click.Context, param: click.Parameter, value: tuple[str, .
     return value[0] if len(value) == 1 else list(value)
 
 
-def check_writable(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    """Refuse a file that can't be written, or is another's, before anything is computed for it."""
-    from spectral.files.atomic import ensure_writable, refuse_foreign
+def checked_by(refuse: Callable[[Path], None]) -> Callable[..., Path | None]:
+    """Make a callback of what refuses a file that can't be written, before anything is computed for it."""
 
-    try:
-        if value is not None:
-            ensure_writable(value.parent)
-            refuse_foreign(value)
-    except SpectralError as error:
-        raise click.BadParameter(str(error)) from error
-    return value
+    def check(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+        try:
+            if value is not None:
+                refuse(value)
+        except SpectralError as error:
+            raise click.BadParameter(str(error)) from error
+        return value
+
+    return check
 
 
 PATH = FilePath()
@@ -89,7 +91,7 @@ batch_size_option = click.option("--batch-size", type=click.IntRange(min=1), def
 silent_option = click.option("--quiet", is_flag=True, expose_value=False,
                              help="No progress bars; this command has none.")  # fmt: skip
 json_option = click.option(
-    "--json", "json_path", type=PATH, metavar="FILE", callback=check_writable,
+    "--json", "json_path", type=PATH, metavar="FILE", callback=checked_by(refuse_foreign),
     help="Write what is printed as JSON to this file.",
 )  # fmt: skip
 

@@ -113,8 +113,6 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         SpectralError: if it can't be written.
     """
-    if not path.name:
-        raise StorageError(f"{path} is a folder; name a file")
     _require_file(path)
     target = Path(os.path.realpath(path))  # a link stays one
     _remove_orphans(target)
@@ -140,7 +138,7 @@ def refuse_foreign(path: Path, mark: str = GENERATOR) -> None:
         mark: what stands in all that may be written again.
 
     Raises:
-        SpectralError: if it is another's, a device, or can't be one.
+        SpectralError: if it is another's, or as `require_place`.
 
     Example:
         >>> refuse_foreign(Path(__file__))
@@ -148,7 +146,7 @@ def refuse_foreign(path: Path, mark: str = GENERATOR) -> None:
         Traceback (most recent call last):
         spectral.errors.StorageError: ... wasn't written by this command and would be lost; choose another ...
     """
-    _require_file(path)
+    require_place(path)
     with suppress(OSError):  # whoever writes there says why that can't be done
         content = path.read_bytes() if path.is_file() else b""
         if is_intact(content):
@@ -161,8 +159,23 @@ def refuse_foreign(path: Path, mark: str = GENERATOR) -> None:
             )
 
 
+def require_place(path: Path) -> None:
+    """Check that a file can be written, before anything is computed for it; nothing is left there.
+
+    Raises:
+        SpectralError: if it is a folder or a device, its name is too long, or its folder can't be written.
+
+    Example:
+        >>> require_place(Path(__file__).parent)
+        Traceback (most recent call last):
+        spectral.errors.StorageError: ...files is a folder, and a file is to be written there; ...
+    """
+    _require_file(path)
+    require_writable(path.parent)
+
+
 def _require_file(path: Path) -> None:
-    """Refuse what is neither a file nor a folder: who has the right to would put a file in its place."""
+    """Refuse what is no file: of a device who has the right to would put a file in its place."""
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -170,7 +183,11 @@ def _require_file(path: Path) -> None:
     except OSError as error:  # such as a name that is too long
         why = error.strerror or str(error)
         raise StorageError(f"{path} can't be written ({why}); choose another place") from error
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+    if stat.S_ISDIR(mode):
+        raise StorageError(
+            f"{path} is a folder, and a file is to be written there; choose another place, or delete it"
+        )
+    if not stat.S_ISREG(mode):
         raise StorageError(f"{path} is a device or a pipe; name a file")
 
 
@@ -266,26 +283,38 @@ def ensure_writable(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = _name_temporary(folder / "probe")
-        _remove_orphans(folder / "probe")
-        probe.touch()
-        probe.unlink()
     except OSError as error:
-        why = error.strerror or str(error)
-        raise StorageError(f"can't write to {folder} ({why}); choose another output folder") from error
+        raise _refuse_folder(folder, error) from error
+    require_writable(folder)
 
 
 def require_writable(folder: Path) -> None:
-    """Check that files can be made in a folder, and leave none behind that wasn't there.
+    """Check that files can be made in a folder, or where it would be made, and leave nothing behind.
 
     Raises:
         SpectralError: if not.
     """
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
-    ensure_writable(folder)
-    for path in new:
-        with suppress(OSError):  # another process may have written there meanwhile
-            path.rmdir()
+    try:
+        probe = next(filter(_is_there, (folder, *folder.parents)), folder) / "probe"
+        _remove_orphans(probe)
+        probe = _name_temporary(probe)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise _refuse_folder(folder, error) from error
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is something, a broken link too; a name that can't be one raises."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        path.lstat()
+        return True
+    return False
+
+
+def _refuse_folder(folder: Path, error: OSError) -> StorageError:
+    why = error.strerror or str(error)
+    return StorageError(f"can't write to {folder} ({why}); choose another output folder")
 
 
 def require_apart(folder: Path, images: str | Sequence[str]) -> None:

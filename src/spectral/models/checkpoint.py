@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from spectral.errors import SpectralError, name_few, warn
-from spectral.files.atomic import ensure_writable, replacing, sync, write_whole
+from spectral.files.atomic import ensure_writable, replacing, require_place, sync, write_whole
 
 # Files older than this buffer lack it; it counts training steps and changes nothing in eval mode.
 _OPTIONAL_BUFFER = "num_batches_tracked"
@@ -117,6 +117,8 @@ def refuse_other_checkpoint(path: Path, made: Mapping[str, Any]) -> None:
         >>> refuse_other_checkpoint(Path("no/such/net.safetensors"), {"method": "flc"})
     """
     way_out = "choose another file or delete it"
+    for file in (path, path.with_suffix(".json")):
+        require_place(file)
     there = [file for file in (path, path.with_suffix(".json")) if os.path.lexists(file)]
     if not there:
         return

@@ -16,7 +16,14 @@ import pandas as pd
 
 import spectral
 from spectral.errors import SpectralError, StorageError
-from spectral.files.atomic import GENERATOR, ensure_writable, hash_file, refuse_foreign, replacing
+from spectral.files.atomic import (
+    GENERATOR,
+    ensure_writable,
+    hash_file,
+    refuse_foreign,
+    replacing,
+    require_place,
+)
 from spectral.files.json_files import read_json, write_json
 from spectral.files.sameness import pick_differing
 
@@ -123,6 +130,8 @@ def refuse_other_table(path: Path, facts: Mapping[str, Any], beside: Path | None
     """
     beside = path.with_suffix(".json") if beside is None else beside
     way_out = "choose another --out or delete it"
+    for place in (path, beside):
+        require_place(place)
     if _is_foreign(beside, facts):
         raise StorageError(f"{beside} stands there and tells of no table; {way_out}")
     if not os.path.lexists(path):

@@ -11,6 +11,7 @@ from torch import nn
 
 import spectral.data
 from spectral.errors import SpectralError
+from spectral.files.atomic import require_place
 from spectral.models.architectures import build
 from spectral.models.checkpoint import save_checkpoint
 from spectral.models.info import CIFAR_NUM_CLASSES, model_info
@@ -88,11 +89,13 @@ def train_checkpoint(
     """
     state = path.parent / "training" / path.stem
     with find_ranks().agreeing():
-        if os.path.lexists(path) and not os.path.lexists(state / STATE_NAME):
-            raise SpectralError(
-                f"{path} is there already, and the state of its training is not ({state / STATE_NAME}); "
-                f"choose another folder, or delete it to train it again"
-            )
+        for file in (path, path.with_suffix(".json")):
+            require_place(file)
+            if os.path.lexists(file) and not os.path.lexists(state / STATE_NAME):
+                raise SpectralError(
+                    f"{file} is there already, and the state of its training is not ({state / STATE_NAME}); "
+                    f"choose another folder, or delete it to train it again"
+                )
     result = train(architecture, *sets, state, recipe, device, start=start, progress=progress)
     model = result.pop("model")
     if start is not None:
