@@ -24,10 +24,11 @@ def write_printed(content: Mapping[str, Any], path: Path) -> None:
     Raises:
         SpectralError: if a file of something else would be lost by it, or it can't be written.
     """
-    from spectral.files.atomic import GENERATOR, refuse_foreign
+    from spectral.files.atomic import GENERATOR, ensure_writable, refuse_foreign
     from spectral.files.json_files import write_json
 
     refuse_foreign(path)  # the command may have just written one
+    ensure_writable(path.parent)
     write_json({**content, "generator": GENERATOR}, path)
 
 
