@@ -147,6 +147,7 @@ class TestPlainDecimation:
             lambda: nn.Sequential(nets.PadsItself(3, 4, (5, 2), 3), nn.BatchNorm2d(4), nn.SiLU()),
             lambda: nn.Sequential(nets.Standardised(3, 4, 3, 2, 1), nn.ReLU()),
             lambda: nets.OnlyRealData(stem()), lambda: nn.Conv2d(3, 4, 1, 2, padding=1),
+            lambda: nets.Call(lambda m, x: torch.stack([F.max_pool2d(image, 2) for image in x])),
         ],
     )  # fmt: skip
     def test_awkward_networks(self, net: Callable[[], nn.Module], size: tuple[int, int]) -> None:
@@ -246,6 +247,10 @@ class TestPlacement:
             close(outputs(before, x), outputs(behind, x))
             cheap, dear = (conversion_report(m).cost.macs[1] for m in (before, behind))
             assert cheap < dear
+
+    def test_an_activation_in_another_module(self) -> None:
+        conv, act = nn.Sequential(nn.Conv2d(3, 4, 3, 2)), nn.Sequential(nn.Identity(), nn.Tanh())
+        assert placements(convert(nn.Sequential(conv, act), "blurpool", example=32)) == {"0.0": "behind 1.1"}
 
     def test_activations_called_as_functions(self) -> None:
         net = trained(nets.Call(lambda m, x: F.gelu(m.norm(m.conv(x))) + 1, conv=nn.Conv2d(3, 4, 3, 2, 1),
@@ -667,7 +672,7 @@ class TestOptions:
 
 class TestRevert:
     def test_nothing_is_left(self) -> None:
-        for build in (Residual, nets.Nested, nets.ReusedPool, circular_resnet):
+        for build in (Residual, nets.Nested, nets.FunctionalBlock, nets.ReusedPool, circular_resnet):
             net = build()
             reverted = revert(convert(net, "aps", example=32))
             assert count_hooks(reverted) == 0
@@ -676,6 +681,13 @@ class TestRevert:
             for (name, module), (_, old) in zip(reverted.named_modules(), net.named_modules(), strict=True):
                 assert vars(module).keys() == vars(old).keys(), name
                 assert getattr(module, "stride", None) == getattr(old, "stride", None)
+
+    def test_what_is_called_like_a_layer_stays(self) -> None:
+        net: Any = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.MaxPool2d(2))
+        net[0].antialias = nn.Identity()
+        smooth = convert(net, "blurpool", example=32)
+        assert "something called 'antialias' of its own" in reasons(smooth)["0"]
+        assert hasattr(revert(smooth)[0], "antialias")
 
     def test_trained_weights_stay(self) -> None:
         net = Residual()
@@ -798,6 +810,13 @@ class TestTwice:
         assert report.cost.macs[0] == conversion_report(first).cost.macs[0]
         assert torch.equal(outputs(revert(second), image()), outputs(net, image()))
 
+    def test_each_says_for_itself_why_a_site_stays(self) -> None:
+        net = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.Conv2d(4, 4, 3, 2, 1), nn.MaxPool2d(2))
+        first = convert(net, "aps", "max_pool", example=32)
+        assert reasons(first) == dict.fromkeys("01", "not chosen")
+        assert reasons(convert(first, "flc", example=32)).keys() == {"0"}
+        assert reasons(convert(first, "flc", example=32))["0"].startswith("a patch embedding")
+
     @pytest.mark.parametrize(
         ("where", "message"),
         [(None, "converted already; call revert first"), ("0", "site '0' is replaced already; call revert")],
@@ -894,12 +913,12 @@ class TestReport:
         assert "time per batch" in str(report)
 
     def test_a_row_per_site(self) -> None:
-        net = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 8, 3, (2, 1), 1), nn.Tanh())
+        net = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 8, (3, 4), (2, 4), 1), nn.Tanh())
         report = conversion_report(convert(net, "blurpool-5", example=64))
         table = report.to_frame()
         assert list(table["site"]) == ["0", "1"] == list(report.to_frame().site)
         assert list(table["replaced"]) == [False, True]
-        assert table.loc[1, "layer"].startswith("BlurPool2d(8, kernel_size=5, stride=(2, 1)")
+        assert table.loc[1, "layer"].startswith("BlurPool2d(8, kernel_size=5, stride=(2, 4)")
         assert isinstance(table, pd.DataFrame)
         lines = str(report).splitlines()
         assert lines[0] == "blurpool-5: 1 of 2 sites replaced"

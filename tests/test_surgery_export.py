@@ -195,6 +195,14 @@ def test_fused_behind_a_layer(behind: str) -> None:
     check(fuse_modules(copy.deepcopy(smooth), [["conv", behind]]), smooth, X, TALL)
 
 
+def test_a_trace_that_would_look_into_an_activation_raises() -> None:
+    act = Call(lambda m, x: x.relu())
+    smooth = convert(nn.Sequential(nn.Conv2d(3, 4, 3, 2), act), "blurpool", example=16)
+    assert conversion_report(smooth).rows[0].placement == "behind 1"
+    with pytest.raises(SpectralError, match="symbolic tracing would look into 0 or 1 of Sequential"):
+        fx.symbolic_trace(smooth)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_view_behind_a_layer(method: str) -> None:
     """A pool's output is contiguous, and so is a layer's."""

@@ -150,6 +150,14 @@ def test_what_has_lost_its_layer_raises(at: int, new: nn.Module) -> None:
     assert revert(smooth)(image()).shape[1] == 2
 
 
+def test_a_layer_that_was_deleted_raises() -> None:
+    smooth: Any = convert(stem(), "blurpool", example=32)
+    del smooth[0].antialias
+    with pytest.raises(SpectralError, match="site '0' has lost its layer"):
+        smooth(image())
+    assert torch.equal(revert(smooth)(image()), stem()(image()))
+
+
 @pytest.mark.parametrize("method", ["strided", "blurpool"])
 def test_a_slice_of_a_sequential_answers_for_what_is_in_it(method: str) -> None:
     """Between a convolution and its activation there is the dense map, which nobody asked for."""
@@ -172,6 +180,10 @@ def test_a_module_called_alone_leaves_nothing_for_later_passes(probe: Callable[[
         expected = outputs(model, image())
         outputs(probe(smooth), image())
         assert torch.equal(outputs(model, image()), expected)
+    first, *others = smooth
+    for _ in range(2):
+        probe(smooth)(image())
+    assert torch.equal(outputs(nn.Sequential(first, *others), image()), outputs(smooth, image()))
 
 
 def test_an_activation_that_is_gone_raises() -> None:

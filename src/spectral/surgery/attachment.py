@@ -153,9 +153,9 @@ def detach(model: nn.Module) -> None:
         frame = find_frame(module)
         if _STRIDE in attributes:
             module.stride = attributes.pop(_STRIDE)
-            delattr(module, CHILD)
+            module._modules.pop(CHILD, None)  # perhaps it was deleted
         elif frame is not None and frame.calls:
-            delattr(module, CHILD)
+            module._modules.pop(CHILD, None)
         elif isinstance(module, fx.GraphModule):
             put_back_nodes(module)
         if frame is not None:
