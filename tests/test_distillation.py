@@ -139,16 +139,43 @@ def test_images_are_moved_and_mirrored_with_their_masks() -> None:
 
 def test_a_part_of_an_image_is_enlarged_between_its_samples() -> None:
     """A ramp stays one, of a slope between zoom and 1, but where its border reflects."""
-    ramp = torch.arange(32.0).expand(4, 3, 32, 32).clone()
-    slopes = []
-    for moved, mask in read_seen(Views(zoom=0.5, mix=0), {"x": ramp, "mask": torch.ones(4, 1, 32, 32)}, 4):
-        assert torch.equal(mask, torch.ones_like(mask))
-        assert (moved[:, :, 1:] - moved[:, :, :-1]).abs().max() < 1e-4  # the rows stay alike
-        steps = (moved[:, 0, 0, 1:] - moved[:, 0, 0, :-1]).abs()
-        slopes.append(steps.median(-1).values)
+    across = torch.arange(32.0).expand(32, 32)
+    ramps, stripes = (
+        torch.stack([across, across.T, across]).repeat(4, 1, 1, 1),
+        (across % 2).expand(4, 1, 32, 32),
+    )
+    slopes, falls = [], []
+    for moved, mask in read_seen(Views(zoom=0.5, mix=0), {"x": ramps, "mask": stripes}, 4):
+        assert set(mask.unique().tolist()) == {0, 1}  # of a mask none lies between two samples
+        assert moved[:, 0].diff(dim=1).abs().max() < 1e-4  # the rows stay alike
+        assert moved[:, 1].diff(dim=1).median() > 0.4  # top stays top
+        steps = moved[:, 0, 0].diff()
+        slopes.append(steps.abs().median(-1).values)
+        falls.append(steps.median(-1).values < 0)
     found = torch.cat(slopes)
     assert 0.5 - 1e-5 <= found.min() < found.max() <= 1 + 1e-5
     assert len(found.unique()) > 8  # each image has its own, in every step
+    assert 0 < torch.cat(falls).sum() < 16
+
+
+def test_the_rate_rises_for_a_tenth_of_the_steps_and_falls_to_nothing() -> None:
+    """A first step of Adam is as long as its rate, and none is much longer."""
+    seen: list[Tensor] = []
+
+    class Watched(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            if self.head.weight.requires_grad and torch.is_grad_enabled():
+                seen.append(self.head.bias.detach().clone())
+            return super().forward(x)
+
+    smooth = convert(Watched().eval(), "blurpool", example=16)
+    seen.clear()
+    tuned = distill(smooth, image(4, 3, 16, 16), steps=20, max_lr=1e-3, held_out=0, progress=False)
+    moves = torch.stack([*seen, tuned.head.bias.detach()]).diff(dim=0).abs().amax(1)  # type: ignore[union-attr]
+    assert len(moves) == 20
+    assert moves[0] == pytest.approx(5e-4, rel=0.01)
+    assert moves.max() < 2e-3
+    assert moves[-1] < 1e-4
 
 
 def test_images_are_mixed_in_pairs_with_weights_that_add_up() -> None:
