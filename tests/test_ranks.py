@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -289,6 +291,24 @@ class TestCommand:
         assert single.stdout.splitlines()[:5] == said[:5]
         one, other = (rank_program.rows(spectral.read(folder)) for folder in (together, alone))
         same_rows({"rows": one}, {"rows": other})
+
+    def test_ranks_that_nobody_watches_say_that_the_first_died(self, monkeypatch):
+        """As Slurm and MPI start them: the first speaks for all, and where it died nobody did."""
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        job = {"WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": port, "SPECTRAL_TEST_DIES": 0}
+        for name, value in job.items():
+            monkeypatch.setenv(name, str(value))
+        running = []
+        for rank in range(2):
+            monkeypatch.setenv("RANK", str(rank))
+            running.append(command.start("measure", *self.ARGUMENTS))
+        said = [process.communicate(timeout=600)[1] for process in running]
+        assert [process.returncode for process in running] == [-signal.SIGKILL, 1]
+        errors = [line for line in said[1].splitlines() if line.startswith("Error: ")]
+        assert len(errors) == 1
+        assert re.search("a rank of this job ended or doesn't answer .* start the job again", errors[0])
 
     def test_a_sweep_is_told_of_when_all_have_done_their_part(self, found):
         assert [rank["sweep"] for rank in found] == ["finished"] * len(found)

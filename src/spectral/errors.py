@@ -53,6 +53,10 @@ class BrokenJobError(RuntimeError):
         self.rank = rank
 
 
+class LostRankError(BrokenJobError):
+    """Another rank ended, or doesn't answer: perhaps the first, which speaks for all."""
+
+
 class MaskedGradientError(SpectralError):
     """No image could be attacked, because the network gives no gradient."""
 

@@ -36,12 +36,14 @@ class Launch:
         count: how many there are.
         local: which of those on this machine; None where nothing says so.
         bound: whether each was given devices that the others don't see.
+        watched: whether who started them says which of them failed, and ends the others, as torchrun does.
     """
 
     rank: int = 0
     count: int = 1
     local: int | None = 0
     bound: bool = False
+    watched: bool = False
 
     @property
     def first(self) -> bool:
@@ -63,7 +65,7 @@ def find_launch() -> Launch:
 
     Example:
         >>> find_launch()
-        Launch(rank=0, count=1, local=0, bound=False)
+        Launch(rank=0, count=1, local=0, bound=False, watched=False)
     """
     local = next((_read(name) for name in _PLACES if name in os.environ), None)
     alone = Launch(local=local or 0, bound=_is_bound())
@@ -74,7 +76,7 @@ def find_launch() -> Launch:
         return alone
     if rank >= count:
         raise SpectralError(f"RANK={rank} must be below WORLD_SIZE={count}; torchrun sets both")
-    return Launch(rank, count, local, alone.bound)
+    return Launch(rank, count, local, alone.bound, "TORCHELASTIC_RUN_ID" in os.environ)
 
 
 def choose_device(device: str, launch: Launch | None = None) -> str:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from spectral import errors
-from spectral.errors import BrokenJobError, SpectralError, StorageError
+from spectral.errors import BrokenJobError, LostRankError, SpectralError, StorageError
 from spectral.files.writers import claim, join_claim
 
 T = TypeVar("T")
@@ -338,6 +338,7 @@ def find_ranks(patience: timedelta = PATIENCE) -> Ranks:
 
     Raises:
         RanksError: if the others don't come.
+        LostRankError: if one ended.
 
     Example:
         >>> find_ranks().count
@@ -353,6 +354,7 @@ def find_ranks(patience: timedelta = PATIENCE) -> Ranks:
             with saying_that_it_waits(dist.get_rank(), dist.get_world_size()):
                 known = [dist.group.WORLD, dist.new_group(backend="gloo", timeout=patience)]
         except RuntimeError as error:
+            refuse_lost(error)
             raise RanksError(
                 f"the ranks of this process group don't meet ({_first_line(error)}); {_TOGETHER}"
             ) from error
@@ -437,7 +439,7 @@ def refuse_lost(error: Exception) -> None:
     """Raise what another rank's end is called, if that is what an error of a collective operation says.
 
     Raises:
-        BrokenJobError: if it is.
+        LostRankError: if it is.
 
     Example:
         >>> try:
@@ -450,7 +452,7 @@ def refuse_lost(error: Exception) -> None:
         raise _lose(error) from error
 
 
-def _lose(error: Exception) -> BrokenJobError:
+def _lose(error: Exception) -> LostRankError:
     # Of what gloo says the first sentence, without the place in its code before and the advice behind.
     why = re.sub(r"^\[[^]]*:\d+\] ", "", _first_line(error)).partition(". ")[0]
     said = (
@@ -458,7 +460,7 @@ def _lose(error: Exception) -> BrokenJobError:
     )
     if why.startswith("Timed out"):  # a rank that has ended is noticed at once
         said += f"; {_TOGETHER}"
-    return BrokenJobError(said)
+    return LostRankError(said)
 
 
 _Failure = tuple[str, type[SpectralError] | None]  # what to say, and its kind, if it was foreseen

@@ -17,7 +17,7 @@ from typing import Any, Literal, NoReturn, TextIO
 
 import click
 
-from spectral.errors import BrokenJobError, ForwardError, SpectralError, SpectralWarning
+from spectral.errors import BrokenJobError, ForwardError, LostRankError, SpectralError, SpectralWarning
 from spectral.files.atomic import require_apart
 from spectral.processes.launch import Stopped, find_launch, joined
 from spectral.terminal.output import separate_lines
@@ -141,8 +141,9 @@ class SpectralCommand(_OneVoice):
                     ctx.exit(code)
                 if ranks is not None:
                     sentence = ranks.share_failure(error, sentence)
-                # Of processes that haven't met the first, which speaks for all, may not be there.
-                apart = ranks is None and launch.count > 1
+                # The first, which speaks for all, may not be there: they haven't met, or lost one.
+                lost = isinstance(error, LostRankError) and not launch.first and not launch.watched
+                apart = lost or (ranks is None and launch.count > 1)
                 click.echo(f"Error: {sentence}", file=sys.__stderr__ if apart else None, err=True)
                 if ranks is not None:
                     ranks.part()
