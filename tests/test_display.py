@@ -119,4 +119,5 @@ def test_what_was_not_measured_is_shown_with_its_reason_and_a_diagnosis_with_its
     with pytest.warns(spectral.SpectralWarning, match="class scores"):
         measured = repr(spectral.measure(net(), torch.rand(3, 3, 16, 16), progress=False))
     assert "not measured: sis: its output isn't known to be class scores" in measured
+    assert "pass logits=, a function from the output to class scores" in measured
     assert "not measured: 2 (" in measured

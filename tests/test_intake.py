@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 import warnings
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import torchvision.transforms as v1
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
+from tqdm import tqdm
 
 from spectral.budget import measure_instability_budget
 from spectral.data import adapt_images, load_images
@@ -30,6 +32,7 @@ from spectral.network import make_inputs
 from spectral.numerics.precision import require_double
 from spectral.perturb import measure_fourier_heatmap, measure_predictions
 from spectral.repair.recalibration import recalibrate
+from spectral.sharing import Sharing
 from spectral.stability import attribute_instability, measure_equivariance, measure_stability
 from spectral.surgery import conversion_report, convert
 
@@ -339,6 +342,11 @@ def test_images_of_several_sizes_are_measured_alone_whatever_the_batch():
         measure(net, pictures, ("avr",), batch_size=size, progress=False)["value"] for size in (3, 1)
     )
     torch.testing.assert_close(torch.tensor(several), torch.tensor(one), rtol=1e-5, atol=0)
+    share = Sharing(feed, 3)
+    with tqdm(total=3, file=io.StringIO()) as bar:
+        found = share.gather(((bar.n, indices) for indices, _ in share.read(feed.batches)), bar)
+    assert found == [(0, [0, 1]), (2, [2])]
+    assert bar.n == 3
 
 
 class Weighted(nn.Module):

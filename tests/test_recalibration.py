@@ -175,3 +175,30 @@ def test_a_norm_that_runs_at_two_places_is_named_as_such() -> None:
     with pytest.warns(SpectralWarning, match=f"1 of 2 norms keep their statistics: {said}"):
         repaired = recalibrate(smooth, images)
     assert not torch.equal(repaired.last.running_mean, smooth.last.running_mean)
+
+
+class Padding(nn.Module):
+    """Takes images in a list, as detectors do, and pads them to the largest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4)
+
+    def forward(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
+        assert isinstance(images, list)
+        whole = images[0].new_zeros(len(images), 3, *(max(x.shape[axis] for x in images) for axis in (1, 2)))
+        for x, room in zip(images, whole, strict=True):
+            room[:, : x.shape[1], : x.shape[2]].copy_(x)
+        return list(self.norm(self.first(whole)))
+
+
+def test_images_of_several_sizes_are_not_padded_into_the_statistics() -> None:
+    images = list(torch.randn(4, 3, 16, 16))
+    smooth = convert(Padding().eval(), "blurpool", example=[images[0]])
+    with pytest.warns(SpectralWarning, match=r"4 of 5 images have the size \(3, 16, 16\) of most"):
+        repaired = recalibrate(smooth, [torch.randn(3, 40, 16), *images])
+    alone = recalibrate(smooth, images)
+    for one, other in zip(statistics(repaired), statistics(alone), strict=True):
+        torch.testing.assert_close(one, other)
+    with pytest.raises(SpectralError, match=r"1 of 2 images have the size .* at least 2 of one size"):
+        recalibrate(smooth, [torch.randn(3, 40, 16), images[0]])

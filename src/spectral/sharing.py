@@ -64,6 +64,8 @@ class Sharing:
         [2, 1]
     """
 
+    _seen = 0  # of its images, this rank
+
     def __init__(self, feed: Source, batch_size: int) -> None:
         self.ranks, self._batch_size, self._model = find_ranks(), batch_size, feed.model
         every = range(len(feed.images))
@@ -84,8 +86,8 @@ class Sharing:
 
     def run(
         self,
-        read: Callable[..., Iterable[tuple[Sequence[int], Any]]],
-        look: Callable[[Sequence[int], Any], T],
+        read: Callable[..., Iterable[tuple[list[int], Any]]],
+        look: Callable[[list[int], Any], T],
         doing: str,
         progress: bool,
         leave: bool = True,
@@ -99,15 +101,26 @@ class Sharing:
             progress: show it.
             leave: whether it stays when it is full.
         """
-        batches = read(self._batch_size, indices=self.indices)
+        batches = self.read(read)
         with undisturbed(self._model), torch.no_grad(), self.bar(doing, progress, leave) as bar:
             return self.gather((look(*batch) for batch in batches), bar)
+
+    def read(self, read: Callable[..., Iterable[tuple[list[int], T]]]) -> Iterator[tuple[list[int], T]]:
+        """Yield this rank's batches, which may come in parts, and count their images: `gather` tells of it.
+
+        Args:
+            read: as for `run`.
+        """
+        self._seen = 0
+        for indices, batch in read(self._batch_size, indices=self.indices):
+            self._seen += len(indices)
+            yield indices, batch
 
     def gather(self, found: Iterable[T], bar: tqdm[Any] | None = None) -> list[T]:
         """Return what the batches of all ranks gave.
 
         Args:
-            found: what this rank's own give, one after the other.
+            found: what this rank's own give, one after the other as `read` yields them.
             bar: counts the images of all.
 
         Raises:
@@ -124,7 +137,7 @@ class Sharing:
         """Yield how many images all have seen, until they have seen theirs."""
         for one in found:
             own.append(one)
-            yield self.ranks.advance(min(len(own) * self._batch_size, len(self.indices)))
+            yield self.ranks.advance(self._seen)
         yield from self.ranks.await_others(len(self.indices))
 
 

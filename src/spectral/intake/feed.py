@@ -50,6 +50,7 @@ from spectral.network import (
     undisturbed,
 )
 from spectral.network.inputs import Inputs
+from spectral.network.outputs import ADVICE
 from spectral.tracing.probe import Probe, probe
 
 
@@ -180,7 +181,7 @@ class Feed(Recipient):
         return None if self.probe.head is None else self.probe.scores.where
 
     def load(self, indices: Sequence[int]) -> Inputs:
-        """Return images ready for the model."""
+        """Return images ready for the model; of a list their sizes may differ, see `pick_alike`."""
         _, raw = next(iter(self.images.batches(len(indices), indices=indices)))
         return self.prepare(self.read(raw))
 
@@ -263,14 +264,13 @@ class Feed(Recipient):
         reason, certain = self.probe.find_obstacle()
         if not reason:
             return
-        advice = "pass logits=, a function from the output to class scores (B, K)"
         if certain:
             expected = self.probe.scores.expected or f"{self.name} gives no class scores: {reason}"
-            raise SpectralError(f"{self.caller}: {expected}; {advice}")
+            raise SpectralError(f"{self.caller}: {expected}; {ADVICE}")
         where = self.probe.scores.where
         warn(
             f"{self.caller}: the {where} of {self.name} is taken as class scores, though "
-            f"{self.probe.head.why if self.probe.head else ''}; where they are others, {advice}"
+            f"{self.probe.head.why if self.probe.head else ''}; where they are others, {ADVICE}"
         )
 
     def _set_loading(self, adapted: Any, workers: int | None) -> Any:

@@ -100,14 +100,30 @@ def split_sizes(inputs: Inputs) -> Iterator[tuple[list[int], Inputs]]:
         >>> [own for own, _ in split_sizes(several)]
         [[0, 1], [2]]
     """
-    count = inputs.count
-    if all(batched for _, batched in inputs.every_tensor()):
-        yield list(range(count)), inputs
-        return
-    sizes = [tuple(pick_inputs(inputs, [i]).image.shape) for i in range(count)]
-    for _, alike in groupby(range(count), key=sizes.__getitem__):
+    sizes = _list_sizes(inputs)
+    for _, alike in groupby(range(len(sizes)), key=sizes.__getitem__):
         own = list(alike)
-        yield own, inputs if len(own) == count else pick_inputs(inputs, own)
+        yield own, inputs if len(own) == len(sizes) else pick_inputs(inputs, own)
+
+
+def pick_alike(inputs: Inputs) -> Inputs:
+    """Return the inputs of those images in a list that have the size of most: of one size they are a batch.
+
+    Example:
+        >>> pick_alike(make_inputs([torch.zeros(3, 8, n) for n in (6, 8, 8)])).count
+        2
+    """
+    sizes = _list_sizes(inputs)
+    most = max(sizes, key=sizes.count)
+    own = [i for i, size in enumerate(sizes) if size == most]
+    return inputs if len(own) == len(sizes) else pick_inputs(inputs, own)
+
+
+def _list_sizes(inputs: Inputs) -> list[tuple[int, ...]]:
+    """List the size of each image; those that aren't in a list have one."""
+    if all(batched for _, batched in inputs.every_tensor()):
+        return [()] * inputs.count
+    return [tuple(pick_inputs(inputs, [i]).image.shape) for i in range(inputs.count)]
 
 
 def join_inputs(parts: Sequence[Inputs]) -> Inputs:

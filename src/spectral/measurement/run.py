@@ -23,6 +23,7 @@ from spectral.measurement.description import by, describe_sites, note_failures
 from spectral.measurement.images import find_clusters, identify_images, is_listed
 from spectral.measurement.meter import Batch, Meter
 from spectral.network.inputs import Inputs
+from spectral.network.outputs import ADVICE
 from spectral.processes.interrupts import raise_kept, undivided
 from spectral.sites import Site, find_sites, watch_sites
 from spectral.table.csv_files import describe_environment
@@ -122,7 +123,7 @@ class Run:
         if demanded:
             self.feed.require_scores()
         elif reason:
-            self.missing["sis"] = reason
+            self.missing["sis"] = f"{reason}; {ADVICE}"
         if not self.feed.extents:
             self.missing["sis"] = "none of its inputs' axes is known to be spatial"
         if demanded and "sis" in self.missing:

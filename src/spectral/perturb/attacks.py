@@ -118,7 +118,7 @@ def measure_robustness(
     share = Sharing(feed, batch_size)
 
     def look() -> Iterator[pd.DataFrame]:
-        for indices, batch in classifier.batches(batch_size, indices=share.indices):
+        for indices, batch in share.read(classifier.batches):
             facts = {
                 "image": [images.ids[i] for i in indices],
                 "label": pd.array([labels[i] for i in indices], dtype="Int64"),

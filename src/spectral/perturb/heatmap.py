@@ -174,16 +174,16 @@ def measure_fourier_heatmap(
     bins = list_bins(size, radius, stride)
     bases = [FourierBasis(*pair, norm, seed) for pair in bins if _mirror(pair, size) <= pair]
     share = Sharing(feed, batch_size)
-    bar = tqdm(total=len(bases) * -(-len(share.indices) // batch_size), desc="frequencies",
+    bar = tqdm(total=len(bases) * len(share.indices), desc="frequencies", unit="image",
                disable=not share.shows(progress), leave=False)  # fmt: skip
 
     def look() -> Iterator[tuple[pd.DataFrame, Tensor]]:
         """Yield of each batch what is known of its images, and their classes with each basis (B, bases)."""
-        for indices, batch in classify.batches(batch_size, indices=share.indices):
+        for indices, batch in share.read(classify.batches):
             found = [classify(batch).argmax(-1).cpu()]
             for basis in bases:
                 found.append(classify(basis(batch, indices)).argmax(-1).cpu())
-                bar.update()
+                bar.update(len(indices))
             labels = pd.array([known[i] for i in indices], dtype="Int64")
             own = {"image": [images.ids[i] for i in indices], "label": labels, "clean": found[0].numpy()}
             yield pd.DataFrame(own), torch.stack(found[1:], 1)

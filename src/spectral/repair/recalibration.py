@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spectral.arguments.values import as_integer
-from spectral.errors import SpectralError, SpectralWarning
-from spectral.intake import Feed
+from spectral.errors import SpectralError, SpectralWarning, warn
+from spectral.intake import Feed, pick_alike
 from spectral.network import run_forward, undisturbed
 from spectral.network.inputs import Inputs
 from spectral.repair.heldout import leave_out
@@ -166,7 +166,16 @@ def load_pair(
     if count < 2:
         beside = f" beside {len(left_out)} left out" if left_out else ""
         raise SpectralError(f"{feed.caller}: needs at least 2 images, got {count}{beside}")
-    batch = feed.load([there[i * len(there) // count] for i in range(count)])
+    loaded = feed.load([there[i * len(there) // count] for i in range(count)])
+    batch = pick_alike(loaded)
+    if batch.count < max(loaded.count, 2):
+        size = tuple(batch.image.shape)
+        said = (
+            f"{feed.caller}: {batch.count} of {count} images have the size {size} of most, and one pass needs"
+        )
+        if batch.count < 2:
+            raise SpectralError(f"{said} at least 2 of one size; give some")
+        warn(f"{said} one size; the others are left out")
     return batch, _make_twin(feed.model, feed.example) if reference is None else reference
 
 

@@ -235,7 +235,7 @@ class _Effects:
     """Predictions of the network with one set of units altered after the other, each measured once."""
 
     def __init__(self, feed: Feed, how: Alteration, batch_size: int, progress: bool) -> None:
-        self._feed, self._how, self._batch_size = feed, how, batch_size
+        self._feed, self._how = feed, how
         self._share = Sharing(feed, batch_size)
         self._known: dict[frozenset[Unit], pd.DataFrame] = {}
         count = len(set(self._list_sets()))
@@ -322,7 +322,7 @@ class _Effects:
         return found.assign(label=[np.nan if label is None else label for label in own])
 
     def _look(self, feed: Feed) -> Iterator[pd.DataFrame]:
-        for indices, inputs in feed.batches(self._batch_size, indices=self._share.indices):
+        for indices, inputs in self._share.read(feed.batches):
             shifted = ShiftedPredictions(feed, inputs)
             values = {"sis": shifted.find_sis(), "prediction": shifted.still.probabilities.argmax(-1)}
             ids = [feed.images.ids[i] for i in indices]

@@ -125,7 +125,7 @@ def measure_equivariance(
     share = Sharing(feed, batch_size)
 
     def look() -> Iterator[pd.DataFrame]:
-        for indices, inputs in feed.batches(batch_size, indices=share.indices) if chosen else ():
+        for indices, inputs in share.read(feed.batches) if chosen else ():
             comparison.run(inputs)
             yield comparison.tabulate(indices, [source.ids[i] for i in indices])
 
