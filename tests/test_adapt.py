@@ -395,7 +395,7 @@ def run(*arguments: str) -> Result:
 def test_the_command_line_takes_files_and_patterns(tmp_path, given):
     for i in range(2):
         Image.fromarray(bytes_of(40, 36, 3, seed=i)).save(save(tmp_path / "a" / f"{i + 1}.png", seed=i))
-    result = run("measure", "bundled/resnet20@random", "--images", str(tmp_path / given), "--metrics", "sis")
+    result = run("measure", "bundled/resnet8@random", "--images", str(tmp_path / given), "--metrics", "sis")
     assert result.exit_code == 0, result.output
     assert f"on {1 if given == 'a/1.png' else 2} images of" in result.stdout
 
@@ -403,10 +403,10 @@ def test_the_command_line_takes_files_and_patterns(tmp_path, given):
 def test_the_command_line_takes_several_and_refuses_none(tmp_path):
     paths = [str(save(tmp_path / name)) for name in ("1.png", "2.png")]
     both = run(
-        "measure", "bundled/resnet20@random", "--images", paths[0], "--images", paths[1], "--metrics", "sis"
+        "measure", "bundled/resnet8@random", "--images", paths[0], "--images", paths[1], "--metrics", "sis"
     )
     assert "on 2 images of files:" in both.stdout
     assert "2 of 2 images are smaller than 32×32 and are enlarged" in both.stderr
-    nothing = run("measure", "bundled/resnet20@random", "--images", "")
+    nothing = run("measure", "bundled/resnet8@random", "--images", "")
     assert nothing.exit_code == 2
     assert "is empty; expected a name, a folder, files or a pattern" in nothing.stderr

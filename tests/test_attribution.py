@@ -26,7 +26,7 @@ from spectral.models import load_model
 from spectral.stability import ALL_SITES, attribute_instability, measure_equivariance
 from spectral.stats import estimate_mean
 
-RANDOM = "bundled/resnet20@random"
+RANDOM = "bundled/resnet8@random"
 
 
 class TwoBranches(nn.Module):
@@ -529,7 +529,7 @@ def test_the_command_counts_labels_and_takes_another_method(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["bundled/resnet20-blurpool@random", "--method", "flc"], "'layer2.0.pool': it is anti-aliased"),
+        (["bundled/resnet8-blurpool@random", "--method", "flc"], "'layer2.0.pool': it is anti-aliased"),
         ([RANDOM, "--method", "ideel"], "no method is called 'ideel'; nearest: 'ideal'"),
         (["bundled/resnet2@random"], "resnet20"),
     ],

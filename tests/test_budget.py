@@ -504,7 +504,7 @@ def test_one_photograph_has_shares_without_intervals():
     images = spectral.load_images("samples", size=32, limit=64)
     chosen = [i for i, name in enumerate(images.clusters) if name == images.clusters[-1]][:3]
     assert len(chosen) > 1
-    net = spectral.load_model("bundled/resnet20@random")
+    net = spectral.load_model("bundled/resnet8@random")
     table = measure_instability_budget(net, Subset(images, chosen), progress=False)
     summary = spectral.summarize_instability_budget(table)
     parts = summary[(summary["metric"] == "sis") & (summary["source"] != "total")]

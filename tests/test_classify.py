@@ -21,7 +21,7 @@ from spectral.errors import SpectralError
 from spectral.files.json_files import read_json
 from spectral.models import load_model, model_info
 
-RANDOM = "bundled/resnet20@random"
+RANDOM = "bundled/resnet8@random"
 ORIENTATION = 0x0112
 
 
@@ -283,7 +283,7 @@ class TestCommand:
 
     def test_a_weights_file(self, image: Path, tmp_path: Path) -> None:
         torch.save(load_model(RANDOM).state_dict(), tmp_path / "w.pt")
-        result = run(tmp_path / "w.pt", image, "--architecture", "resnet20")
+        result = run(tmp_path / "w.pt", image, "--architecture", "resnet8")
         assert result.stdout == run(RANDOM, image).stdout
 
     def test_bad_input_is_one_sentence(self, image: Path, tmp_path: Path) -> None:

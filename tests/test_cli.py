@@ -33,7 +33,7 @@ from spectral.table.display import format_columns, format_mean, format_rows
 from spectral.terminal.console import SpectralCommand, explain_error
 from spectral.training import RECIPES, Recipe
 
-RANDOM = "bundled/resnet20@random"
+RANDOM = "bundled/resnet8@random"
 COMMANDS = ("sites", "measure", "compare", "attribute", "budget", "classify", "convert", "train", "study")
 
 
@@ -170,7 +170,7 @@ class TestSites:
         assert table["name"].tolist() == [site["name"] for site in content["sites"]]
         assert (content["model"], content["size"]) == (RANDOM, [32, 32])
         assert content["weights"] == model_info(load_model(RANDOM)).weights_id
-        assert run("sites", "bundled/resnet20@random", "--csv", tmp_path / "new" / "s.csv").exit_code == 0
+        assert run("sites", "bundled/resnet8@random", "--csv", tmp_path / "new" / "s.csv").exit_code == 0
         assert len(pd.read_csv(tmp_path / "new" / "s.csv")) == len(table)
         (tmp_path / "s.csv").write_text("name,grade\nbob,1\n")
         assert "wasn't written by this command" in fails(run("sites", RANDOM, "--csv", tmp_path / "s.csv"))
@@ -190,11 +190,11 @@ class TestSites:
         )
 
     def test_a_weights_file_needs_its_architecture_or_a_json(self, tmp_path):
-        path = save_checkpoint(load_model(RANDOM), tmp_path / "own.safetensors", {"architecture": "resnet20"})
+        path = save_checkpoint(load_model(RANDOM), tmp_path / "own.safetensors", {"architecture": "resnet8"})
         assert run("sites", path).exit_code == 0
         path.with_suffix(".json").unlink()
         assert "weights alone don't say which network" in fails(run("sites", path))
-        assert "4 downsampling sites" in run("sites", path, "--architecture", "resnet20").stdout
+        assert "4 downsampling sites" in run("sites", path, "--architecture", "resnet8").stdout
 
 
 class TestMeasure:
@@ -344,12 +344,12 @@ class TestTrain:
         return tmp_path / "pets"
 
     def test_writes_a_checkpoint_that_loads_and_continues_by_the_same_command(self, data, tmp_path):
-        arguments = ("train", "resnet20", "--data", data, "--out", tmp_path / "out", "--epochs", "1",
+        arguments = ("train", "resnet8", "--data", data, "--out", tmp_path / "out", "--epochs", "1",
                      "--batch-size", "4", "--seed", "3", "--precision", "fp32")  # fmt: skip
         result = run(*arguments)
         assert result.exit_code == 0, result.output
-        assert result.stdout.splitlines()[0] == "training resnet20 on 6 images of pets, testing on 6"
-        path = tmp_path / "out" / "resnet20.safetensors"
+        assert result.stdout.splitlines()[0] == "training resnet8 on 6 images of pets, testing on 6"
+        path = tmp_path / "out" / "resnet8.safetensors"
         described = read_json(path.with_suffix(".json"))
         assert described["recipe"]["seed"] == 3
         assert (described["data_id"], described["classes"]) == ("pets", ["cat", "dog"])
@@ -358,7 +358,7 @@ class TestTrain:
         assert (info.family, info.preprocessing.size, info.weights_id) == (
             "strided", (32, 32), described["weights_id"],
         )  # fmt: skip
-        state = tmp_path / "out" / "training" / "resnet20" / "training-state.pt"
+        state = tmp_path / "out" / "training" / "resnet8" / "training-state.pt"
         before = state.stat().st_mtime_ns
         assert run(*arguments).exit_code == 0
         assert state.stat().st_mtime_ns == before
@@ -373,15 +373,15 @@ class TestTrain:
     @pytest.mark.parametrize(
         ("options", "stem", "kept"),
         [
-            (("--recipe", "nula-robust"), "resnet20-robust", {"attack": None}),
-            (("--attack", "fgsm", "--epsilon", "0.05"), "resnet20-fgsm", {"epsilon": 0.05}),
-            (("--recipe", "pgd", "--attack-steps", "1"), "resnet20-pgd", {"attack_steps": 1}),
-            (("--perturb", "clean,decimate-2"), "resnet20-robust", {"perturb": ["clean", "decimate-2"]}),
-            (("--schedule", "step", "--ema", "0.9"), "resnet20", {"schedule": "step", "ema": 0.9}),
+            (("--recipe", "nula-robust"), "resnet8-robust", {"attack": None}),
+            (("--attack", "fgsm", "--epsilon", "0.05"), "resnet8-fgsm", {"epsilon": 0.05}),
+            (("--recipe", "pgd", "--attack-steps", "1"), "resnet8-pgd", {"attack_steps": 1}),
+            (("--perturb", "clean,decimate-2"), "resnet8-robust", {"perturb": ["clean", "decimate-2"]}),
+            (("--schedule", "step", "--ema", "0.9"), "resnet8", {"schedule": "step", "ema": 0.9}),
         ],
     )
     def test_recipes_by_name_and_value(self, options, stem, kept, data, tmp_path):
-        result = run("train", "resnet20", "--data", data, "--out", tmp_path, "--epochs", "1", *options)
+        result = run("train", "resnet8", "--data", data, "--out", tmp_path, "--epochs", "1", *options)
         assert result.exit_code == 0, result.output
         recipe = read_json(tmp_path / f"{stem}.json")["recipe"]
         assert {key: recipe[key] for key in kept} == kept
@@ -396,8 +396,8 @@ class TestTrain:
 
     def test_the_data_id_can_be_given(self, data, tmp_path):
         arguments = ("--epochs", "1", "--data-id", "two-pets", "--precision", "fp32")
-        run("train", "resnet20", "--data", data, "--out", tmp_path / "out", *arguments)
-        assert read_json(tmp_path / "out" / "resnet20.json")["data_id"] == "two-pets"
+        run("train", "resnet8", "--data", data, "--out", tmp_path / "out", *arguments)
+        assert read_json(tmp_path / "out" / "resnet8.json")["data_id"] == "two-pets"
 
     def test_the_original_cifar10_is_asked_for_by_name(self, monkeypatch, tmp_path):
         asked = []
@@ -408,13 +408,13 @@ class TestTrain:
 
         monkeypatch.setattr("spectral.data.load_labelled_arrays", load)
         options = ("--epochs", "1", "--precision", "fp32")
-        assert run("train", "resnet20", "--data", "cifar10", "--out", tmp_path, *options).exit_code == 0
+        assert run("train", "resnet8", "--data", "cifar10", "--out", tmp_path, *options).exit_code == 0
         assert asked == [(None, "train", "cifar10"), (None, "test", "cifar10")]
-        assert read_json(tmp_path / "resnet20.json")["data_id"] == "cifar10"
+        assert read_json(tmp_path / "resnet8.json")["data_id"] == "cifar10"
 
     def test_unsuitable_data(self, data, tmp_path):
         def train(folder: Path) -> str:
-            return fails(run("train", "resnet20", "--data", folder, "--out", tmp_path / "out"))
+            return fails(run("train", "resnet8", "--data", folder, "--out", tmp_path / "out"))
 
         assert "has no train/" in train(data / "train")
         (data / "test" / "dog").rename(data / "test" / "dogs")

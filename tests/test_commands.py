@@ -39,7 +39,7 @@ SMALL = (*PICTURES, "--input-size", "16")  # as they are, not enlarged to what n
 CALLS: dict[str, tuple[str, ...]] = {
     "attribute": ("net.py:build", *SMALL, "--quiet"),
     "budget": ("net.py:build", *SMALL, "--quiet"),
-    "classify": ("bundled/resnet20@random", "photos/a/0.png", "--resize"),
+    "classify": ("bundled/resnet8@random", "photos/a/0.png", "--resize"),
     "compare": ("net.py:build", "net.py:build+flc", *SMALL, "--quiet"),
     "convert": ("net.py:build", "--method", "flc", "--out", "made.safetensors"),
     "diagnose": ("net.py:build", *SMALL, "--methods", "flc", "--quiet", "--out", "found"),

@@ -102,15 +102,15 @@ def test_a_name_with_a_method_is_converted():
 def test_convert_writes_a_file_that_loads_as_a_model(tmp_path):
     path = tmp_path / "r.safetensors"
     run = run_command(
-        "convert", "bundled/resnet20", "--method", "blurpool", "--where", "layer2.*", "--out", path
+        "convert", "bundled/resnet8@random", "--method", "blurpool", "--where", "layer2.*", "--out", path
     )
     assert run.exit_code == 0, run.output
     assert "2 of 4 sites replaced" in run.output
     net, x = load_model(str(path)), image(2, 3, 32, 32)
-    expected = convert(load_model("bundled/resnet20"), "blurpool", "layer2.*")
+    expected = convert(load_model("bundled/resnet8@random"), "blurpool", "layer2.*")
     with torch.no_grad():
         assert torch.equal(net(x), expected(x))
-    assert json.loads(path.with_suffix(".json").read_text())["converted_from"] == "bundled/resnet20"
+    assert json.loads(path.with_suffix(".json").read_text())["converted_from"] == "bundled/resnet8@random"
     listed = run_command("sites", path)
     assert "blur_pool" in listed.output
 
@@ -230,10 +230,10 @@ def tiny_set(n: int = 8) -> LabelledImages:
 
 
 def test_fine_tuning_starts_from_the_given_weights_and_resumes(tmp_path):
-    start = convert(load_model("bundled/resnet20"), "flc")
+    start = convert(load_model("bundled/resnet8@random"), "flc")
     before = {name: value.clone() for name, value in start.state_dict().items()}
     recipe = Recipe(epochs=2, batch_size=4, max_lr=1e-6, precision="fp32")
-    result = train("resnet20", tiny_set(), tiny_set(), tmp_path, recipe, progress=False, start=start)
+    result = train("resnet8", tiny_set(), tiny_set(), tmp_path, recipe, progress=False, start=start)
     tuned = result["model"]
     for name, value in start.state_dict().items():
         assert torch.equal(value, before[name]), "the network that was given stays as it was"
@@ -241,23 +241,23 @@ def test_fine_tuning_starts_from_the_given_weights_and_resumes(tmp_path):
     assert weights.keys() == dict(start.named_parameters()).keys()
     assert all((w - before[name]).abs().max() < 1e-3 for name, w in weights.items())
     assert any(not torch.equal(w, before[name]) for name, w in weights.items())
-    again = train("resnet20", tiny_set(), tiny_set(), tmp_path, recipe, progress=False, start=start)
+    again = train("resnet8", tiny_set(), tiny_set(), tmp_path, recipe, progress=False, start=start)
     assert all(torch.equal(again["model"].state_dict()[n], v) for n, v in tuned.state_dict().items())
-    other = convert(load_model("bundled/resnet20@random"), "flc")
+    other = convert(build("resnet8"), "flc", example=32)
     with pytest.raises(SpectralError, match="holds a run with start"):
-        train("resnet20", tiny_set(), tiny_set(), tmp_path, recipe, progress=False, start=other)
+        train("resnet8", tiny_set(), tiny_set(), tmp_path, recipe, progress=False, start=other)
 
 
 def test_fine_tuning_gives_images_as_the_network_wants_them(tmp_path):
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    metadata = {"architecture": "resnet20-a", "family": "resnet", "mean": mean, "std": std, "size": (32, 32)}
-    path = save_checkpoint(build("resnet20-a"), tmp_path / "published.safetensors", metadata)
+    metadata = {"architecture": "resnet8-a", "family": "resnet", "mean": mean, "std": std, "size": (32, 32)}
+    path = save_checkpoint(build("resnet8-a"), tmp_path / "published.safetensors", metadata)
     start = load_model(str(path))
     seen: list[Tensor] = []
     start.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()))
     data = tiny_set()
     recipe = Recipe(epochs=1, batch_size=8, crop_padding=0, flip=False, precision="fp32")
-    result = train("resnet20-a", data, data, tmp_path / "run", recipe, progress=False, start=start)
+    result = train("resnet8-a", data, data, tmp_path / "run", recipe, progress=False, start=start)
     assert (result["mean"], result["std"]) == (mean, std)
     first, trained, tested = (x.double() for x in seen)
     pixels = data.images.double() / 255

@@ -248,10 +248,10 @@ def test_what_passes_while_it_is_judged_is_not_held() -> None:
 def test_photographs_are_left_out_as_a_whole() -> None:
     images = load_images("samples", size=32, limit=80)
     assert 2 < len(set(images.clusters)) < 80
-    kept, left_out = leave_out(Feed(load_model("bundled/resnet20@random"), images, caller="test"), 0.3)
+    kept, left_out = leave_out(Feed(load_model("bundled/resnet8@random"), images, caller="test"), 0.3)
     assert sorted(kept + left_out) == list(range(80))
     assert not {images.clusters[i] for i in kept} & {images.clusters[i] for i in left_out}
-    single = Feed(load_model("bundled/resnet20@random"), images.take(1), caller="test")
+    single = Feed(load_model("bundled/resnet8@random"), images.take(1), caller="test")
     with pytest.warns(SpectralWarning, match="of a single image none is left out"):
         assert leave_out(single, 0.3) == ([0], [])
 

@@ -404,7 +404,7 @@ def test_calls_of_one_module_are_sites_of_their_own():
 
 
 def test_images_are_normalised_as_measure_does_it():
-    model = load_model("bundled/resnet20@random")
+    model = load_model("bundled/resnet8@random")
     images = spectral.load_images("synthetic", size=32, limit=3)
     batch = model.spectral_info.preprocessing(torch.stack([images[i] for i in range(3)]))
     chosen = {"sites": ["layer2.0.conv1"], "shifts": [(0, 1), (0.5, 0)]}

@@ -124,7 +124,7 @@ def test_signs_depend_on_seed_number_and_frequency_alone():
 
 
 def test_images_under_a_basis_image_can_be_predicted():
-    net, images = load_model("bundled/resnet20@random"), load_images("synthetic", 32, 3)
+    net, images = load_model("bundled/resnet8@random"), load_images("synthetic", 32, 3)
     table = measure_predictions(net, images, [FourierBasis(0, 15, norm=8.0)], progress=False)
     assert table["perturbation"].unique().tolist() == ["clean", "fourier-(0,15)-8"]
 
@@ -187,7 +187,7 @@ def test_frequencies_are_those_of_the_dft():
 
 
 def test_radius_and_stride_choose_frequencies_and_change_no_value():
-    net, images = load_model("bundled/resnet20@random"), load_images("synthetic", 32, 3)
+    net, images = load_model("bundled/resnet8@random"), load_images("synthetic", 32, 3)
     near = measure_fourier_heatmap(net, images, 8.0, 3, progress=False)
     coarse = measure_fourier_heatmap(net, images, 8.0, 3, stride=3, progress=False)
     assert near["i"].unique().tolist() == list(range(-3, 4))
@@ -199,7 +199,7 @@ def test_radius_and_stride_choose_frequencies_and_change_no_value():
 
 
 def test_the_batch_size_changes_nothing_and_the_network_stays_in_training():
-    net, images = load_model("bundled/resnet20@random").train(), load_images("synthetic", 32, 5)
+    net, images = load_model("bundled/resnet8@random").train(), load_images("synthetic", 32, 5)
     tables = [
         measure_fourier_heatmap(net, images, 8.0, 1, batch_size=size, progress=False) for size in (2, 5)
     ]
@@ -272,16 +272,16 @@ def test_the_figure_refuses_an_incomplete_grid():
 
 
 def test_the_script_writes_table_provenance_and_figure(tmp_path: Path):
-    command = ["bundled/resnet20@random", "--images", "synthetic", "--limit", "3", "--radius", "2", "--quiet"]
+    command = ["bundled/resnet8@random", "--images", "synthetic", "--limit", "3", "--radius", "2", "--quiet"]
     result = CliRunner().invoke(main, [*command, "--stride", "2", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     table = pd.read_csv(tmp_path / "tables" / "fourier_heatmap.csv")
-    net, images = load_model("bundled/resnet20@random"), load_images("synthetic", 32, 3)
+    net, images = load_model("bundled/resnet8@random"), load_images("synthetic", 32, 3)
     expected = measure_fourier_heatmap(net, images, radius=2, stride=2, progress=False)
-    assert table["model"].unique().tolist() == ["bundled/resnet20@random"]
+    assert table["model"].unique().tolist() == ["bundled/resnet8@random"]
     np.testing.assert_allclose(table["disagreement"], expected["disagreement"], atol=1e-8)
     written = json.loads((tmp_path / "tables" / "fourier_heatmap.json").read_text())
-    assert (written["norm"], written["stride"], written["models"]["bundled/resnet20@random"]["count"]) == (
+    assert (written["norm"], written["stride"], written["models"]["bundled/resnet8@random"]["count"]) == (
         4.0,
         2,
         3,
@@ -301,7 +301,7 @@ def test_labels_of_other_classes_count_for_nothing(tmp_path: Path):
         Image.new("RGB", (32, 32), "red" if name == "ant" else "blue").save(
             tmp_path / "pictures" / name / "a.png"
         )
-    command = ["bundled/resnet20@random", "--images", str(tmp_path / "pictures"), "--radius", "0", "--quiet"]
+    command = ["bundled/resnet8@random", "--images", str(tmp_path / "pictures"), "--radius", "0", "--quiet"]
     result = CliRunner().invoke(main, [*command, "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     assert "labels" in result.output

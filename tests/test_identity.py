@@ -149,7 +149,7 @@ class TestResuming:
             assert measure(one, x, ("avr",), out=tmp_path, progress=False).attrs["resumed"] >= 2
 
     def test_another_layer_in_the_place_of_a_stride(self, tmp_path):
-        net = load_model("bundled/resnet20@random")
+        net = load_model("bundled/resnet8@random")
         x = image(2, 3, 32, 32)
         flc, asap = (convert(net, method, example=(3, 32, 32)) for method in ("flc", "asap"))
         table = measure(flc, x, ("avr",), out=tmp_path, progress=False, name="net")

@@ -466,7 +466,7 @@ def test_videos_are_normalised_wherever_their_channels_are(order):
 def test_images_are_normalised_as_the_network_tells():
     images = load_images("synthetic", 32, 3)
     raw = torch.stack(list(images))
-    ours = load_model("bundled/resnet20@random")
+    ours = load_model("bundled/resnet8@random")
     _, image, said = fed(ours, images)
     torch.testing.assert_close(image, (raw - 0.5) / 0.5)
     assert said == []
@@ -499,7 +499,7 @@ def test_enlarged_images_are_counted():
     _, _, said = fed(timm.create_model("resnet18"), adapt_images(pictures, "test").resized((224, 224)))
     assert "of the resized shorter side 0.95 are kept" in said[0]
     assert fed(timm.create_model("resnet18"), [Image.fromarray(pixels(224, 224, 3))])[2] == []
-    _, _, said = fed(load_model("bundled/resnet20@random"), images.resized((64, 64)))
+    _, _, said = fed(load_model("bundled/resnet8@random"), images.resized((64, 64)))
     assert "4 of 4 images are smaller than 64×64" in said[0]
     assert said[0].endswith("synthetic/0000, synthetic/0001, synthetic/0002, …")
 

@@ -222,7 +222,7 @@ class TestChanges:
 
     def test_a_finished_sweep_of_images_that_have_changed_is_refused(self, folder, tmp_path):
         def sweep() -> pd.Series:
-            table = spectral.sweep(["bundled/resnet20@random"], folder, ["avr"], taps=["input"], workers=0,
+            table = spectral.sweep(["bundled/resnet8@random"], folder, ["avr"], taps=["input"], workers=0,
                                    out=tmp_path / "sweep", unit=COUNT, batch_size=128)  # fmt: skip
             return table.iloc[0]
 

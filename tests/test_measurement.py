@@ -235,16 +235,16 @@ class TestValues:
         pd.testing.assert_frame_equal(by_name, as_sites, check_exact=True)
 
     def test_a_loaded_model_is_fed_as_it_was_trained(self):
-        net = load_model("bundled/resnet20@random")
+        net = load_model("bundled/resnet8@random")
         images = load_images("synthetic", size=32, limit=3)
         scaled = model_info(net).preprocessing(torch.stack(list(images)))
         table = measure(net, images, ("avr",), progress=False)
         by_hand = measure(net, scaled, ("avr",), progress=False)
         np.testing.assert_array_equal(table["value"], by_hand["value"])
-        assert set(table["model"]) == {"bundled/resnet20@random"}
+        assert set(table["model"]) == {"bundled/resnet8@random"}
 
     def test_images_of_different_sizes_are_brought_to_the_models(self):
-        net = load_model("bundled/resnet20@random")
+        net = load_model("bundled/resnet8@random")
         items = [load_images("synthetic", size=side, limit=1).items[0] for side in (40, 48)]
         items[1] = dataclasses.replace(items[1], id="synthetic/other")
         images = ImageSet("mixed", items)
@@ -258,7 +258,7 @@ class TestValues:
             dataclasses.replace(item, label=y) for item, y in zip(images.items, (7, None, 2), strict=True)
         ]
         labelled = dataclasses.replace(images, items=items)
-        net = load_model("bundled/resnet20@random")
+        net = load_model("bundled/resnet8@random")
         table = measure(net, labelled, ("avr",), progress=False)
         np.testing.assert_array_equal(table.loc[table["metric"] == "label", "value"], [7, np.nan, 2])
         assert "label" not in set(measure(net, images, ("avr",), progress=False)["metric"])
@@ -563,7 +563,7 @@ class TestRefusing:
         assert len(TensorImages(x.bfloat16()).fingerprint) == 16
 
     def test_weights_that_changed_since_they_were_loaded(self, tmp_path):
-        net, images = load_model("bundled/resnet20@random"), load_images("synthetic", size=32, limit=2)
+        net, images = load_model("bundled/resnet8@random"), load_images("synthetic", size=32, limit=2)
         table = measure(net, images, ("avr",), out=tmp_path, progress=False)
         assert table.attrs["provenance"]["weights"] == model_info(net).weights_id
         with torch.no_grad():
@@ -572,7 +572,7 @@ class TestRefusing:
             measure(net, images, ("avr",), out=tmp_path, progress=False)
 
     def test_the_same_weights_behind_another_preprocessing(self, tmp_path):
-        net, images = load_model("bundled/resnet20@random"), load_images("synthetic", size=32, limit=2)
+        net, images = load_model("bundled/resnet8@random"), load_images("synthetic", size=32, limit=2)
         measure(net, images, ("avr",), out=tmp_path, progress=False)
         scale = dataclasses.replace(model_info(net).preprocessing, mean=(0.4, 0.4, 0.4))
         net.spectral_info = dataclasses.replace(model_info(net), preprocessing=scale)
@@ -668,10 +668,10 @@ class TestMemory:
 
 class TestProvenance:
     def test_says_what_is_needed_to_repeat_the_run(self, tmp_path):
-        net, images = load_model("bundled/resnet20@random"), load_images("synthetic", size=32, limit=2)
+        net, images = load_model("bundled/resnet8@random"), load_images("synthetic", size=32, limit=2)
         table = measure(net, images, ("avr", "sis"), batch_size=2, out=tmp_path, progress=False)
         provenance = table.attrs["provenance"]
-        assert provenance["model"] == "bundled/resnet20@random"
+        assert provenance["model"] == "bundled/resnet8@random"
         assert provenance["weights"].startswith("random-0:")
         assert (provenance["images"], provenance["image_count"]) == ("synthetic", 2)
         assert provenance["images_fingerprint"] == images.fingerprint

@@ -415,7 +415,7 @@ def test_predictions_need_images_a_classifier_and_different_perturbations():
 
 
 def test_one_perturbation_may_stand_alone():
-    net, images = load_model("bundled/resnet20@random"), load_images("synthetic", 32, 2)
+    net, images = load_model("bundled/resnet8@random"), load_images("synthetic", 32, 2)
     listed = measure_predictions(net, images, ["decimate-2"], progress=False)
     for alone in ("decimate-2", Decimate(2)):
         pd.testing.assert_frame_equal(measure_predictions(net, images, alone, progress=False), listed)

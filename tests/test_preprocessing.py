@@ -182,7 +182,7 @@ def test_a_function_that_fails():
 
 
 def test_networks_that_tell(tmp_path):
-    ours = load_model("bundled/resnet20@random")
+    ours = load_model("bundled/resnet8@random")
     assert find_preparation(ours).mean == ours.spectral_info.preprocessing.mean
     assert find_preparation(TIMM).mean == TIMM.pretrained_cfg["mean"]
     assert find_preparation(TIMM).size == (224, 224)

@@ -58,7 +58,7 @@ def test_every_state_is_scored_on_images_that_repaired_another() -> None:
 
 @pytest.mark.parametrize("method", ["flk", ""])
 def test_unknown_layers_and_too_few_images(method: str) -> None:
-    model, images = load_model("bundled/resnet20@random"), load_images("samples", size=32, limit=3)
+    model, images = load_model("bundled/resnet8@random"), load_images("samples", size=32, limit=3)
     with pytest.raises(SpectralError, match="no layer is called"):
         next(compare_repairs(model, images, [method]))
     with pytest.raises(SpectralError, match="at least 4 images, got 3"):

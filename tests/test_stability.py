@@ -204,7 +204,7 @@ def test_each_image_has_shifts_of_its_own():
 
 def test_images_are_normalised_for_the_network_and_zeros_are_black():
     model = Seen()
-    model.spectral_info = model_info(load_model("bundled/resnet20@random"))
+    model.spectral_info = model_info(load_model("bundled/resnet8@random"))
     images = spectral.load_images("synthetic", size=32, limit=3)
     batch = torch.stack([images[i] for i in range(3)])
     table = measure_consistency(model, images, "cifar-zeros", pairs=2)
@@ -377,7 +377,7 @@ def test_a_shift_invariant_network_stays():
 
 @pytest.mark.parametrize("measure", [measure_worst_shift, measure_diagonal])
 def test_batches_change_nothing_and_images_are_normalised(measure):
-    model = load_model("bundled/resnet20@random")
+    model = load_model("bundled/resnet8@random")
     images = spectral.load_images("synthetic", size=32, limit=3)
     number = 1 if measure is measure_worst_shift else 4
     whole = measure(model, images, number, batch_size=100)

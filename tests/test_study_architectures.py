@@ -36,7 +36,7 @@ from spectral.training import LabelledImages
 
 DB = with_bounds("alias_power_db_channel_median")
 
-SURVEY = ("bundled/resnet20@random", "bundled/resnet20-blurpool", "timm/no_such_net@random")
+SURVEY = ("bundled/resnet8@random", "bundled/resnet20-blurpool", "timm/no_such_net@random")
 
 
 def options(out: Path, **changes: object) -> StudyOptions:
@@ -154,7 +154,7 @@ def test_survey_leaves_silent_maps_out_and_counts_them(tmp_path, no_figures):
     with torch.no_grad():
         net.layer2[0].conv1.weight.zero_()
     torch.save(net.state_dict(), tmp_path / "net.pt")
-    (tmp_path / "net.json").write_text('{"architecture": "resnet20"}')
+    (tmp_path / "net.json").write_text('{"architecture": "resnet8"}')
     run_study([8], options(tmp_path, models=(str(tmp_path / "net.pt"),)))
     sites, model = read(tmp_path, "phase8_architectures"), read(tmp_path, "phase8_models").iloc[0]
     silent = sites[sites["site"] == "layer2.0.conv1"].iloc[0]

@@ -35,7 +35,7 @@ from spectral.sweeping.claims import STALE, Claims
 from spectral.sweeping.models import name_folders
 from spectral.table.rows import COLUMNS
 
-NETS = ["bundled/resnet20@random", "bundled/resnet20-blurpool@random"]
+NETS = ["bundled/resnet8@random", "bundled/resnet8-blurpool@random"]
 METRICS = ("avr", "sis")
 
 

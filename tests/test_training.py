@@ -617,7 +617,7 @@ def test_a_tuning_is_not_continued_with_another_normalisation(tmp_path):
     """Finished or not: weights that were trained with one were called trained with the other."""
 
     def tune(mean: float) -> dict[str, object]:
-        model = load_model("bundled/resnet20@random", mean=(mean,) * 3, std=(0.25,) * 3)
+        model = load_model("bundled/resnet8@random", mean=(mean,) * 3, std=(0.25,) * 3)
         return train("resnet20", data, data, tmp_path, SHORT, progress=False, start=model)
 
     data = random_set(size=32)

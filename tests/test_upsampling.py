@@ -303,5 +303,5 @@ def test_the_command_lists_what_gets_finer_below_the_sites(tmp_path):
     lines = result.stdout.splitlines()
     assert lines[-3] == "the lattice gets finer at 1 place"
     assert lines[-1].split() == ["1", "transposed_conv", "2x2", "8x8", "16x16"]
-    plain = CliRunner().invoke(main, ["sites", "bundled/resnet20@random"])
+    plain = CliRunner().invoke(main, ["sites", "bundled/resnet8@random"])
     assert "finer" not in plain.output
