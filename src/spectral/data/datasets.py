@@ -31,7 +31,7 @@ from spectral.data.decode import to_rgb
 from spectral.data.imageset import ImageItem, ImageSet, find_repeated
 from spectral.data.items import find_picture, show_picture
 from spectral.data.labels import LABEL_KEYS, Taken, find_label_keys, join_labels, take_labels
-from spectral.data.loading import Loading, load_batches
+from spectral.data.loading import Loading, group_positions, load_batches
 from spectral.data.pictures import describe_picture
 from spectral.data.structures import (
     find_list_of_images,
@@ -99,9 +99,8 @@ class DatasetImages:
         self, batch_size: int, *, indices: Sequence[int] | None = None
     ) -> Iterator[tuple[list[int], Any]]:
         """Yield (indices, batch without its labels)."""
-        chosen = list(range(len(self)) if indices is None else indices)
-        groups = [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
-        workers = self.loading.count_workers(len(chosen), len(groups), 0)
+        groups = group_positions(len(self), batch_size, indices)
+        workers = self.loading.count_workers(sum(map(len, groups)), len(groups), 0)
         return load_batches(
             self._collate_items, groups, workers=workers, pinned=self.loading.pinned, source=self.source
         )
@@ -185,9 +184,7 @@ class BatchedImages:
         self, batch_size: int, *, indices: Sequence[int] | None = None
     ) -> Iterator[tuple[list[int], Any]]:
         """Yield (indices, batch without its labels)."""
-        chosen = list(range(len(self)) if indices is None else indices)
-        for start in range(0, len(chosen), batch_size):
-            part = chosen[start : start + batch_size]
+        for part in group_positions(len(self), batch_size, indices):
             places = [self._places[i] for i in part]
             singles = [pick(self._parts[p], [i], self._counts[p]) for p, i in places]
             yield part, join(singles, [1] * len(singles))

@@ -19,7 +19,7 @@ from spectral.arguments.values import as_integer
 from spectral.classes import find_renumbered
 from spectral.data.decode import describe_failure, fit_image, to_tensor
 from spectral.data.kept import KeptImages
-from spectral.data.loading import Loading, load_batches
+from spectral.data.loading import Loading, group_positions, load_batches
 from spectral.errors import SpectralError, SpectralWarning, warn
 from spectral.synthetic import Size, as_size, generator
 
@@ -265,7 +265,7 @@ class ImageSet:
         batch_size = as_integer(batch_size, "batch_size", least=1)
         chosen = list(range(len(self)) if indices is None else indices)[start:]
         self._check_one_size(chosen)
-        groups = [chosen[step : step + batch_size] for step in range(0, len(chosen), batch_size)]
+        groups = group_positions(len(self), batch_size, chosen)
         return self._decode(groups) if self.kept is None else self._decode_once(groups, self.kept)
 
     def _decode_once(self, groups: list[list[int]], kept: KeptImages) -> Batches:

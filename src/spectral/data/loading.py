@@ -24,6 +24,17 @@ PREFETCH = 2  # batches that each worker has ready
 _SHARED_MEMORY = "/dev/shm"
 
 
+def group_positions(count: int, batch_size: int, chosen: Sequence[int] | None = None) -> list[list[int]]:
+    """Group the positions of images, all of them or those chosen, into batches.
+
+    Example:
+        >>> group_positions(5, 2), group_positions(5, 2, [4, 0, 1])
+        ([[0, 1], [2, 3], [4]], [[4, 0], [1]])
+    """
+    positions = list(range(count) if chosen is None else chosen)
+    return [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
+
+
 @dataclass(frozen=True)
 class Loading:
     """How images are decoded; nothing of it changes a pixel or the order.

@@ -16,6 +16,7 @@ from torch import Tensor
 from spectral.data.bounds import as_tensor
 from spectral.data.decode import describe_failure, to_rgb
 from spectral.data.imageset import ImageItem, ImageSet, find_repeated
+from spectral.data.loading import group_positions
 from spectral.errors import SpectralError, warn
 from spectral.network import CHANNELS
 
@@ -72,9 +73,7 @@ class PixelImages:
         self, batch_size: int, *, indices: Sequence[int] | None = None
     ) -> Iterator[tuple[list[int], Tensor]]:
         """Yield (indices, images (B, C, H, W) in [0, 1])."""
-        chosen = list(range(len(self)) if indices is None else indices)
-        for start in range(0, len(chosen), batch_size):
-            part = chosen[start : start + batch_size]
+        for part in group_positions(len(self), batch_size, indices):
             yield part, self.pixels[part].float() / WHITE
 
     def __len__(self) -> int:

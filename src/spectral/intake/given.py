@@ -10,6 +10,7 @@ import torch
 
 from spectral.data.datasets import key_each
 from spectral.data.imageset import find_repeated
+from spectral.data.loading import group_positions
 from spectral.data.structures import join, pick
 from spectral.network import find_size, make_inputs
 from spectral.network.inputs import Inputs
@@ -70,9 +71,7 @@ class GivenImages:
         self, batch_size: int, *, indices: Sequence[int] | None = None
     ) -> Iterator[tuple[list[int], Inputs]]:
         """Yield (indices, inputs)."""
-        chosen = list(range(len(self)) if indices is None else indices)
-        for start in range(0, len(chosen), batch_size):
-            part = chosen[start : start + batch_size]
+        for part in group_positions(len(self), batch_size, indices):
             yield part, pick_inputs(self.inputs, part)
 
     def __len__(self) -> int:
