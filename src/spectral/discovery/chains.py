@@ -245,7 +245,7 @@ class Chains:
         cuts: dict[int, int] = {}
         if call.facts.is_pointwise:
             whole = max((node.shape for node in nodes), key=torch.Size.numel)
-            found = self._match(inputs, order, whole)
+            found = self._match(inputs, order)
             written = call.facts.is_mutable and (self._node(inputs[0]) is None or outputs[0] is not inputs[0])
             alike = all(node.order == order for node in nodes) and outputs[0].shape == whole
             if found is None or written or not alike or len(outputs) != 1:
@@ -302,7 +302,7 @@ class Chains:
         referred = self._refer(value)
         return Cut(referred, cuts[id(value)]) if isinstance(value, Tensor) and id(value) in cuts else referred
 
-    def _match(self, inputs: Sequence[Tensor], order: Order, whole: torch.Size) -> dict[int, int] | None:
+    def _match(self, inputs: Sequence[Tensor], order: Order) -> dict[int, int] | None:
         """Find the axis of each constant that has a number for each channel; None if one differs by place."""
         cuts = {}
         for x in inputs:

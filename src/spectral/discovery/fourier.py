@@ -188,7 +188,7 @@ class Spectra:
         event = state.root.events[0] if state.root.events else None
         if event is None or event.ending is not None or frame is not state.root.operation.frame:
             return
-        found = self._describe(call, y, state, part)
+        found = self._describe(call, state, part)
         if isinstance(found, str):
             event.geometry = replace(event.geometry, reason=found)
             return
@@ -210,7 +210,7 @@ class Spectra:
         for pick in state.root.picks:
             pick.dropped = True
 
-    def _describe(self, call: Call, y: Tensor, state: State, part: str) -> Geometry | str:
+    def _describe(self, call: Call, state: State, part: str) -> Geometry | str:
         """Return stride and bands; or why there are none."""
         labels = call.labels(state.root.operation.source)
         kinds = find_image_axes(labels)

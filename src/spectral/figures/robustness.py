@@ -204,7 +204,7 @@ def plot_attacks(source: Source) -> Figure:
     left.set_xlabel(f"{networks['response'].iloc[0]} (%)")
     middle.set_xlabel(f"{kind} (%)")
     right.set_xlabel("consistency (%)")
-    add_legend(fig, _test_handles(networks, clean), columns=4)
+    add_legend(fig, _test_handles(clean), columns=4)
     some = f"; the first {MOST_NETWORKS} of {len(networks)} networks" if len(networks) > len(shown) else ""
     broken = int((~shown["attacks_ordered"].astype(bool)).sum())
     stars = f"; {broken} with attacks out of order" if broken else ""
@@ -395,7 +395,7 @@ def _draw_tests(ax: Axes, networks: pd.DataFrame, tests: Sequence[tuple[str, tup
     ax.hlines(edges, 0, 1, transform=ax.get_yaxis_transform(), color="#e4e4e4", lw=0.5, zorder=0)
 
 
-def _test_handles(networks: pd.DataFrame, clean: str) -> list[Artist]:
+def _test_handles(clean: str) -> list[Artist]:
     own = "clean accuracy" if clean == "clean_accuracy" else "test accuracy of the checkpoint"
     looks: Iterable[tuple[str, str, str]] = [(*CLEAN[:2], own), *ATTACKS.values(), *CORRUPTIONS.values()]
     return [_handle(marker, colour, label) for colour, marker, label in looks]

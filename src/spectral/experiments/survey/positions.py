@@ -178,7 +178,7 @@ class PositionMode(TorchDispatchMode):
             return
         if any(_storage(outs[0]) == _storage(x) for x in known) and not func._schema.is_mutable:
             if name in CUTS:
-                self._compare(name, known[:1], self.get(known[0]), self.get(outs[0]))
+                self._compare(name, self.get(known[0]), self.get(outs[0]))
                 self._follow_cut(known[0], outs[0])
             return
         rule = RULES.get(name.rstrip("_") if name.endswith("_") else name)
@@ -196,7 +196,7 @@ class PositionMode(TorchDispatchMode):
             entering = [old[id(x)] for x in sources if id(x) in old]
             along = slice(1 if name.startswith("_fft") else None)  # of spectra of windows the time alone
             self._compare(
-                name, sources, None, places[0][along], [one[along] for one in entering],
+                name, None, places[0][along], [one[along] for one in entering],
                 whole=_reads_whole_maps(call),
             )  # fmt: skip
         if name in SLIDING and sources and places[0] is not None:
@@ -239,7 +239,7 @@ class PositionMode(TorchDispatchMode):
                 self.losses[:] = [loss for loss in self.losses if all(loss is not one for one in alone)]
 
     def _compare(
-        self, name: str, sources: Sequence[Tensor], before: Places | None, after: Places | None,
+        self, name: str, before: Places | None, after: Places | None,
         entering: Sequence[Places] = (), whole: bool = False,
     ) -> None:  # fmt: skip
         given = [before] if before is not None else list(entering)
