@@ -55,7 +55,6 @@ from spectral.figures.correlation import (
     plot_sis_distributions,
 )
 from spectral.figures.diagnosis import plot_fixes, plot_site_detail, plot_site_levels
-from spectral.figures.door import holds_only_reasons
 from spectral.figures.heatmap import plot_fourier_heatmap
 from spectral.figures.inline import find_colour, to_picture, to_svg
 from spectral.figures.layers import plot_layers_aliasing, plot_layers_pareto
@@ -75,6 +74,7 @@ from spectral.figures.spectra import plot_aliasing_folding, plot_layerwise_power
 from spectral.figures.stability import plot_attribution, plot_diagonal_trace, plot_equivariance
 from spectral.figures.style import sign, use_style
 from spectral.figures.tables import list_plots, plot_summary, plot_table, save_figure
+from spectral.figures.validation import holds_only_reasons
 from spectral.files.atomic import replacing
 from spectral.runs.lineage import read_result
 

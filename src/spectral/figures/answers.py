@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from spectral.figures.door import drawn_of
 from spectral.figures.kinds import (
     NO_LIMITS,
     SHARE,
@@ -22,6 +21,7 @@ from spectral.figures.kinds import (
 )
 from spectral.figures.stability import CEILING
 from spectral.figures.style import AVR_LABEL, RHO_LABEL, SIS_LABEL
+from spectral.figures.validation import drawn_of
 from spectral.table.schema import fill_words, with_bounds
 
 _JITTER = Panel("logit_jitter", "logit jitter")

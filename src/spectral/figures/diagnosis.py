@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from spectral.errors import SpectralError
-from spectral.figures.door import drawn_of
 from spectral.figures.style import COLOURS, FULL_WIDTH, GREY, INK, MARKS, SMALL, new_figure, use_style
+from spectral.figures.validation import drawn_of
 from spectral.table.schema import with_bounds
 
 DECADES = 6  # of power that a spectrum shows

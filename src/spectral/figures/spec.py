@@ -11,8 +11,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from spectral.errors import NothingKnownError, SpectralError
-from spectral.figures.door import admit, drawing, holds_only_reasons
 from spectral.figures.style import FAMILIES, use_style
+from spectral.figures.validation import drawing, holds_only_reasons, validate_columns
 
 Tables = Mapping[str, pd.DataFrame]
 PlotFunction = Callable[[Tables], Figure]
@@ -120,7 +120,7 @@ class Source:
     def _admit(self, name: str, needed: Sequence[str]) -> pd.DataFrame:
         if name not in self._given:
             raise self.error(name, "is missing")
-        table = admit(self._given[name], needed, self._optional, partial(self.error, name))
+        table = validate_columns(self._given[name], needed, self._optional, partial(self.error, name))
         for column in ("family", "family_a", "family_b"):
             unknown = sorted(set(table[column].astype(str)) - set(FAMILIES)) if column in needed else []
             if unknown:

@@ -13,9 +13,9 @@ from spectral.arguments.values import as_path
 from spectral.errors import SpectralError, name_few, suggest
 from spectral.figures.answers import ANSWERS
 from spectral.figures.diagnosis import plot_fixes, plot_site_levels
-from spectral.figures.door import drawn_of
 from spectral.figures.spec import REGISTERED
 from spectral.figures.style import COLOURS, FULL_WIDTH, MARKS, new_figure, sign, use_style
+from spectral.figures.validation import drawn_of
 from spectral.files.atomic import ensure_writable, replacing
 from spectral.table.csv_files import require_commas
 from spectral.table.schema import fill_words

@@ -18,7 +18,7 @@ from spectral.cli import main
 from spectral.errors import SpectralError
 from spectral.figures import FIGURES, plot_table
 from spectral.figures.answers import ANSWERS
-from spectral.figures.door import admit
+from spectral.figures.validation import validate_columns
 from spectral.table.schema import WORDS
 
 STEMS = pytest.mark.parametrize("stem", FIGURES)
@@ -113,7 +113,7 @@ def test_the_picture_of_any_table_looks_at_it_first(name):
 
 def test_names_that_a_file_takes_for_numbers_stay_names():
     table = read_again(pd.DataFrame({"model": ["1", "2"], "site": ["0", ""], "sis": [0.1, 0.2]}))
-    found = admit(table, ["model", "site", "sis"])
+    found = validate_columns(table, ["model", "site", "sis"])
     assert found["model"].tolist() == ["1", "2"]
     assert found["site"].tolist()[0] == "0"
     assert pd.isna(found["site"].iloc[1])
@@ -125,7 +125,7 @@ def test_columns_that_a_spreadsheet_has_parted_by_other_marks_are_told(tables):
         with pytest.raises(SpectralError, match=r"the table has .* between its columns; write it with"):
             plot_table(table)
         with pytest.raises(SpectralError, match="between its columns"):
-            admit(table, ["sis"])
+            validate_columns(table, ["sis"])
 
 
 def test_columns_that_nobody_reads_may_hold_anything(tables):

@@ -1,4 +1,4 @@
-"""What is looked at before a table is drawn: its columns, what they hold, and that no row is there twice."""
+"""Validates tables before they are drawn: their columns, what they hold, and that no row is there twice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Given = ParamSpec("Given")
 _UNBOUNDED = ("db", "factor")  # parts of names of columns that may be infinite: 0 in dB is
 
 
-def admit(
+def validate_columns(
     table: pd.DataFrame, needed: Iterable[str], optional: Iterable[str] = (),
     refuse: Callable[[str], SpectralError] = SpectralError,
 ) -> pd.DataFrame:  # fmt: skip
@@ -38,7 +38,7 @@ def admit(
             holds something else, or a row is there twice.
 
     Example:
-        >>> admit(pd.DataFrame({"model": [7], "sis": ["0.5"], "note": ["mine"]}), ["model", "sis"])
+        >>> validate_columns(pd.DataFrame({"model": [7], "sis": ["0.5"], "note": ["mine"]}), ["model", "sis"])
           model  sis
         0     7  0.5
     """
@@ -68,7 +68,7 @@ def drawing(refuse: Callable[[str], SpectralError]) -> Iterator[None]:
     """Tell of values that no figure can be made of, such as names that belong to nothing, in one sentence.
 
     Args:
-        refuse: as for `admit`.
+        refuse: as for `validate_columns`.
 
     Raises:
         SpectralError: whatever else the block raises of what its values can be to blame for.
@@ -106,7 +106,7 @@ def drawn_of(
             table = bound.arguments[first]
             if not isinstance(table, pd.DataFrame):
                 raise SpectralError(f"{plot.__name__}: expected a table, got {type(table).__name__}")
-            bound.arguments[first] = admit(table, needed, optional, refuse)
+            bound.arguments[first] = validate_columns(table, needed, optional, refuse)
             with drawing(refuse):
                 return plot(*bound.args, **bound.kwargs)
 
