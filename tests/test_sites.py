@@ -434,6 +434,7 @@ def test_an_adaptive_pool_with_unequal_windows_is_listed_with_the_reason():
         (lambda x: x.permute(2, 0, 1, 3)[::4, ..., 2::3], (4, 3), (0, 2), (2, 3)),
         (lambda x: x.permute(0, 3, 1, 2)[:, 1::2], (1, 2), (0, 1), (8, 4)),
         (lambda x: x.unsqueeze(2)[..., ::2], (1, 2), (0, 0), (8, 5)),
+        (lambda x: x[:, None, :, None].squeeze((1, 3))[..., ::2], (1, 2), (0, 0), (8, 5)),
         (lambda x: x.flatten(2).unflatten(2, (8, 9))[..., ::2, :], (2, 1), (0, 0), (4, 9)),
         (lambda x: x.flatten(2).transpose(1, 2).unflatten(1, (8, 9))[:, :, ::2], (1, 2), (0, 0), (8, 5)),
     ],
@@ -466,6 +467,7 @@ def test_slices_of_one_image_of_the_batch_say_why(cut, stride, phase, output_siz
         lambda x: x.permute(0, 2, 3, 1).flatten(1, 2)[:, 3:][:, ::2],
         lambda x: torch.cat([x.flatten(2)[..., :1], x.flatten(2)], -1)[..., 1:][..., ::2],
         lambda x: x.flatten(2).flip(2)[..., ::2].mean(1),
+        lambda x: (x.flatten(2).mT @ x.flatten(2) @ x.flatten(2).mT)[:, ::2],
     ],
 )
 def test_slices_of_tokens_say_why(cut):
