@@ -129,8 +129,11 @@ def read_seen(
 def test_images_are_moved_and_mirrored_with_their_masks() -> None:
     torch.manual_seed(0)
     x = image(4, 3, 16, 16)
+    x[:, 2] = torch.arange(16.0).view(16, 1)
     seen = read_seen(Views(zoom=1, mix=0), {"x": x, "mask": (x[:, :1] > 0).float()}, 3)
     assert len(seen) == 3
+    downwards = {int(n) - 8 for moved, _ in seen for n in moved[:, 2, 8, 0]}
+    assert {-2, 2} <= downwards <= {-2, -1, 0, 1, 2}  # an eighth either way
     for moved, where in seen:
         assert torch.equal((moved[:, :1] > 0).float(), where)
         assert not torch.equal(moved, x)
@@ -168,9 +171,13 @@ def test_the_rate_rises_for_a_tenth_of_the_steps_and_falls_to_nothing() -> None:
                 seen.append(self.head.bias.detach().clone())
             return super().forward(x)
 
-    smooth = convert(Watched().eval(), "blurpool", example=16)
+    smooth = convert(Watched(), "blurpool", example=16).train()
     seen.clear()
-    tuned = distill(smooth, image(4, 3, 16, 16), steps=20, max_lr=1e-3, held_out=0, progress=False)
+    tuned = distill(
+        smooth, image(4, 3, 16, 16), steps=20, max_lr=1e-3, held_out=0, layer_weight=0, progress=False
+    )
+    assert tuned.training
+    assert torch.equal(tuned.stem[1].running_mean, smooth.stem[1].running_mean)  # type: ignore[index, union-attr]
     moves = torch.stack([*seen, tuned.head.bias.detach()]).diff(dim=0).abs().amax(1)  # type: ignore[union-attr]
     assert len(moves) == 20
     assert moves[0] == pytest.approx(5e-4, rel=0.01)
