@@ -287,6 +287,12 @@ def test_space_to_depth_in_any_spelling(name, real):
         ("slices", lambda x: torch.cat([x[:, :, ::2], x[:, :, 1::2]], 1), (2, 1), (12, 32)),
         ("im2col", lambda x: F.unfold(x, (3, 1), stride=(3, 1)).unflatten(2, (8, 32)), (3, 1), (8, 32)),
         ("both", lambda x: F.pixel_unshuffle(x[..., :24], 3), (3, 3), (8, 8)),
+        (
+            "views",
+            lambda x: x.unflatten(2, (8, 3)).unflatten(4, (8, 4)).permute(0, 1, 3, 5, 2, 4).flatten(1, 3),
+            (3, 4),
+            (8, 8),
+        ),
     ],
 )
 def test_space_to_depth_of_other_strides(name, to_depth, stride, size):
@@ -435,6 +441,14 @@ def test_an_adaptive_pool_with_unequal_windows_is_listed_with_the_reason():
         (lambda x: x.permute(0, 3, 1, 2)[:, 1::2], (1, 2), (0, 1), (8, 4)),
         (lambda x: x.unsqueeze(2)[..., ::2], (1, 2), (0, 0), (8, 5)),
         (lambda x: x[:, None, :, None].squeeze((1, 3))[..., ::2], (1, 2), (0, 0), (8, 5)),
+        (
+            lambda x: F.pad(torch.cat([x, x[:, :, :2]], 2).flatten(2), (-9, -9)).unflatten(2, (8, 9))[
+                :, :, ::2
+            ],
+            (2, 1),
+            (0, 0),
+            (4, 9),
+        ),
         (lambda x: x.flatten(2).unflatten(2, (8, 9))[..., ::2, :], (2, 1), (0, 0), (4, 9)),
         (lambda x: x.flatten(2).transpose(1, 2).unflatten(1, (8, 9))[:, :, ::2], (1, 2), (0, 0), (8, 5)),
     ],
