@@ -879,6 +879,22 @@ def test_what_a_forward_keeps_and_uses_is_named_once(name):
     )
 
 
+@pytest.mark.filterwarnings("ignore:Please use quant_min:UserWarning")
+def test_ranges_that_an_observer_keeps_are_told_where_it_observes():
+    """What quantisation-aware training puts behind each layer writes what torch counts no write of."""
+    observer = torch.ao.quantization.FusedMovingAvgObsFakeQuantize(
+        torch.ao.quantization.MovingAverageMinMaxObserver
+    )
+    net = nn.Sequential(
+        observer, nn.Conv2d(3, 4, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
+    net(2 * noise(1, 3, 16, 16))
+    (said,) = told_of(net)
+    assert "has kept of earlier passes (0.scale, 0.zero_point, 0.activation_post_process.min_val, …)" in said
+    observer.disable_observer()
+    assert told_of(net) == []
+
+
 @pytest.mark.parametrize("step", [caches_grid, counts_only, drops_in_training])
 def test_what_its_output_does_not_depend_on_is_not(step):
     assert told_of(Stateful(step)) == []

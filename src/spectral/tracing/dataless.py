@@ -66,8 +66,7 @@ def run_operator(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
         >>> [run_operator(torch.ops.aten.gelu.default, (x,), {}).shape for _ in range(2)]
         [torch.Size([2, 3, 4, 4]), torch.Size([2, 3, 4, 4])]
     """
-    if func is torch.ops.aten.native_batch_norm.default and args[5]:
-        _count_statistics(args[3:5])
+    _count_writes(func, args)
     if not args or type(args[0]) not in _TENSORS or not args[0].is_meta or _find_writes(func) is None:
         return func(*args, **kwargs)
     try:
@@ -83,11 +82,26 @@ def run_operator(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
     return tuple(made) if len(made) > 1 else made[0]
 
 
-def _count_statistics(statistics: Iterable[Tensor | None]) -> None:
-    """Count that a norm's statistics are written, of which its schema says nothing."""
-    for x in statistics:
-        if x is not None:
+def _count_writes(func: Any, args: Sequence[Any]) -> None:
+    """Count what an operator writes beside its outputs, as a norm's statistics, where torch itself doesn't."""
+    if func is torch.ops.aten.native_batch_norm.default:  # whose schema says nothing of them
+        places: Sequence[int] = (3, 4) if args[5] else ()
+    else:
+        places = _find_uncounted(func)
+    for x in (args[i] for i in places if i < len(args)):
+        if isinstance(x, Tensor) and not x.is_inference():
             increment_version(x)
+
+
+@cache
+def _find_uncounted(func: Any) -> tuple[int, ...]:
+    """Find the arguments that an operator writes and doesn't return: the ranges that an observer keeps."""
+    returned = [one.alias_info.before_set for one in func._schema.returns if one.alias_info is not None]
+    return tuple(
+        i
+        for i, one in enumerate(func._schema.arguments)
+        if one.is_write and one.alias_info.before_set not in returned
+    )
 
 
 def _run_and_keep(key: Any, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
