@@ -21,6 +21,7 @@ import safetensors.torch
 import torch
 from faults import full_disk
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.models import fetching
@@ -110,6 +111,12 @@ def put_on_hf_hub(hub: Path, repository: str, name: str, data: bytes) -> None:
 
 
 # --- the id of weights ----------------------------------------------------------------------------------
+
+
+def test_hash_of_a_tensor_that_others_make_up_is_of_these() -> None:
+    """As torchao's quantised weights, which have no bytes of their own."""
+    one, other = torch.zeros(2), torch.ones(2)
+    assert hash_state({"a": TwoTensor(one, other)}) == hash_state({"a.a": one, "a.b": other})
 
 
 def test_hash_depends_on_every_part_of_the_state_and_on_nothing_else() -> None:

@@ -8,7 +8,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from spectral.errors import SpectralError, name_few, warn
 from spectral.files.atomic import ensure_writable, replacing, require_place, sync, write_whole
@@ -48,14 +49,23 @@ def hash_state(state: Mapping[str, Tensor]) -> str:
         False
     """
     digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name]
+    for name, tensor in _list_plain(state):
         if isinstance(tensor, Tensor):
             # Each header names its tensor's length, so no two different states give the same stream.
             digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}\n".encode())
             flat = tensor.detach().to("cpu").contiguous().reshape(-1)
             digest.update(flat.view(torch.uint8).numpy().data)
     return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def _list_plain(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """List entries in the order of their names, each tensor that others make up, as torchao's, by its parts."""
+    for name, tensor in sorted(state.items()):
+        if is_traceable_wrapper_subclass(tensor):
+            parts, _ = tensor.__tensor_flatten__()
+            yield from _list_plain({f"{name}.{part}": getattr(tensor, part) for part in parts})
+        else:
+            yield name, tensor
 
 
 def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, Any]) -> Path:
