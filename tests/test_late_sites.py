@@ -238,3 +238,27 @@ def test_what_runs_as_often_as_the_image_tells_is_not_measured():
     table = measure(Pasted().eval(), both, metrics=("avr",), batch_size=1, progress=False)
     assert set(table.loc[table["metric"] == "avr", "site"]) == {"conv"}
     assert table["reason"].str.contains("up to the values in the image").sum() == 3
+
+
+class Views(nn.Module):
+    """Each image and its mirror image, beside it in the batch or behind all images."""
+
+    def __init__(self, behind: bool) -> None:
+        super().__init__()
+        self.conv, self.behind = nn.Conv2d(3, 4, 3, 2, 1), behind
+
+    def forward(self, x: Tensor) -> Tensor:
+        views = [x, 3 * x.flip(-1)]
+        scores = self.conv(torch.cat(views) if self.behind else torch.stack(views, 1).flatten(0, 1)).mean(
+            (2, 3)
+        )
+        return scores.unflatten(0, (2, -1)).mean(0) if self.behind else scores.unflatten(0, (-1, 2)).mean(1)
+
+
+def test_maps_of_one_image_are_those_of_one_image_wherever_they_lie_in_a_batch():
+    tables = []
+    for behind in (False, True):
+        torch.manual_seed(0)
+        table = measure(Views(behind), images(), ("avr", "am_relative"), batch_size=2, progress=False)
+        tables.append(table[table["site"] != ""][["image", "tap", "metric", "value"]].reset_index(drop=True))
+    pd.testing.assert_frame_equal(*tables, rtol=1e-5)

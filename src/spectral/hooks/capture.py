@@ -28,6 +28,8 @@ class Capture:
         site: where it is.
         input: what enters the site.
         decimation: what ran, with all that it takes to compute its dense map.
+        alone: whether all maps are of one image, however they came to lie along the batch axis (two frames that
+            share an encoder, views, detected boxes).
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Capture:
         self.input = entering
         self.decimation = decimation
         self.size = size
+        self.alone = False
         self._run, self._find_weight = run, find_weight
         self._output: Tensor | None = None
         self._kept: Tensor | None = None
@@ -90,15 +93,18 @@ class Capture:
 
     def per_image(self, values: Tensor) -> Tensor:
         """Add up what was computed per map of the batch axis, (B', …) → (B, …)."""
-        before, after = self.site.spread
+        before, after = self._find_spread(len(values))
         if before == after == 1:
             return values
         return values.reshape(before, -1, after, *values.shape[1:]).sum((0, 2))
 
     def by_image(self, values: Tensor) -> Tensor:
         """Put side by side what was computed per map and channel, (B', C) → (B, channels of all its maps)."""
-        before, after = self.site.spread
+        before, after = self._find_spread(len(values))
         return values.reshape(before, -1, after, values.shape[1]).permute(1, 0, 2, 3).flatten(1)
+
+    def _find_spread(self, maps: int) -> tuple[int, int]:
+        return (maps, 1) if self.alone and maps else self.site.spread
 
     def _keep(self, dense: Tensor, images: slice, channels: slice) -> None:
         """Collect the output piece by piece, so that a site isn't computed twice."""

@@ -91,6 +91,7 @@ class Meter:
         self._checks: dict[str, Tensor] = {}
         self._exact: set[str] = set()  # sites that were doubtful in many images
         self._one_by_one = False
+        self._alone = False  # whether the pass is of one image
         self._begun = False  # whether a batch has been through
         self._settles = not self.deferred
 
@@ -140,7 +141,7 @@ class Meter:
 
     def reduce(self, capture: Capture) -> None:
         """Measure what one site does: the callback of a `FeatureExtractor`."""
-        site = capture.site
+        site, capture.alone = capture.site, self._alone
         if site.name in self.failed:
             return
         if self.needs_dense and site.name not in self.verified:
@@ -158,13 +159,14 @@ class Meter:
             self._values[Key(metric, site.name, site.call, site.op, by(site.stride), tap)] = values
 
     @contextmanager
-    def _settling(self) -> Iterator[None]:
-        """Settle at once what rounding leaves open."""
-        before, self._settles = self._settles, True
+    def _settling(self, alone: bool = False) -> Iterator[None]:
+        """Settle at once what rounding leaves open, perhaps in passes of one image each."""
+        before = self._settles, self._alone
+        self._settles, self._alone = True, alone
         try:
             yield
         finally:
-            self._settles = before
+            self._settles, self._alone = before
 
     def _check(self, capture: Capture) -> str | None:
         """Check a site's dense map, or put that off until the pass is through."""
@@ -206,17 +208,16 @@ class Meter:
         self, inputs: Inputs, chosen: list[int], extractor: FeatureExtractor, failure: SpectralError | None
     ) -> None:
         parts: list[dict[Key, Tensor]] = []
-        with self._settling():
+        absent = torch.full((1,), torch.nan, dtype=torch.float64)
+        with self._settling(alone=True):
             for position, index in enumerate(chosen):
                 self._values = {}
                 try:
                     self._measure_model(pick_inputs(inputs, [position]), [index], extractor)
                 except SpectralError as error:
                     raise (error if self._one_by_one else failure or error) from error
-                # Several maps of one image, as of two frames that share an encoder, count as one.
-                parts.append({key: _average(values) for key, values in self._values.items()})
+                parts.append({key: x if len(x) else absent for key, x in self._values.items()})
         self._one_by_one = True
-        absent = torch.full((1,), torch.nan, dtype=torch.float64)
         keys = dict.fromkeys(key for part in parts for key in part)
         self._values = {
             key: torch.cat([part.get(key, absent).double().cpu() for part in parts]) for key in keys
@@ -247,8 +248,3 @@ class Meter:
         """Return the probabilities; NaN where scores aren't finite, unless that is to be told at once."""
         scores = self.feed.scores(output, inputs.count)
         return scores.probabilities() if self._settles else scores.find_probabilities()
-
-
-def _average(values: Tensor) -> Tensor:
-    """Average what one image gave; where that is one value it stays as it is."""
-    return values if len(values) == 1 else values.double().mean(0, keepdim=True)
