@@ -636,6 +636,24 @@ def test_a_pool_of_signals_has_the_signal_of_its_twin(pool):
     assert_same(capture(model, x), capture(spectral.convert(model, "strided", example=x), x))
 
 
+class Counting(nn.Module):
+    """Counts the places where a map is positive, as networks do that threshold masks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.conv(x).relu() > 0).flatten(2).sum(2).double()
+
+
+def test_a_comparison_has_no_spectrum():
+    model, x = seeded(Counting), noise(1, 3, 16, 16)
+    assert only(model, x).signal == "behind relu"
+    table = spectral.measure(model, x, ("avr", "alias_power_ratio_channel_median"), progress=False)
+    assert table["value"].notna().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_other_types(dtype):
     model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU())).to(dtype)

@@ -287,7 +287,8 @@ class Chains:
         parents = tuple(dict.fromkeys(nodes))
         for entry, y in enumerate(outputs):
             recipe = Recipe(func, filled[0], filled[1], entry)
-            node = Node(root, len(root.nodes), order, y.shape, recipe, parents, mixes, full, joins)
+            real = y.is_floating_point()
+            node = Node(root, len(root.nodes), order, y.shape, recipe, parents, mixes, full, real, joins)
             root.nodes.append(node)
             if call.facts.is_mutable:
                 self._held[y].content = node  # all names of the tensor have it now

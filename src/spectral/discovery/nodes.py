@@ -40,7 +40,7 @@ class Node:
     """A map of a chain: what it was made of, and whether anything outside the chain reads it.
 
     ``order`` tells of each of its axes which axes of the site's map lie along it; ``full`` whether it has a
-    map's channels, not only a number for all of them.
+    map's channels, not only a number for all of them; ``real`` whether it has a spectrum: a comparison has none.
     """
 
     root: Root
@@ -51,6 +51,7 @@ class Node:
     parents: tuple[Node, ...] = ()
     mixes: bool = False
     full: bool = True
+    real: bool = True
     joins: bool = False
     reader: str = ""
 
@@ -149,7 +150,7 @@ def find_last(nodes: Sequence[Node]) -> Node:
             if other.number in live
             for parent in other.parents
         )
-        if not crossing and not any(other.reader for other in before) and node.full:
+        if not crossing and not any(other.reader for other in before) and node.full and node.real:
             found = node
     return found
 
