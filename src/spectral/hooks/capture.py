@@ -28,8 +28,8 @@ class Capture:
         site: where it is.
         input: what enters the site.
         decimation: what ran, with all that it takes to compute its dense map.
-        alone: whether all maps are of one image, however they came to lie along the batch axis (two frames that
-            share an encoder, views, detected boxes).
+        alone: whether all maps are of one image, however they came to lie along the batch axis (two frames
+            that share an encoder, views, detected boxes).
     """
 
     def __init__(

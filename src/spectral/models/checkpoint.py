@@ -59,7 +59,7 @@ def hash_state(state: Mapping[str, Tensor]) -> str:
 
 
 def _list_plain(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """List entries in the order of their names, each tensor that others make up, as torchao's, by its parts."""
+    """List entries in the order of their names; tensors that others make up, as torchao's, by their parts."""
     for name, tensor in sorted(state.items()):
         if is_traceable_wrapper_subclass(tensor):
             parts, _ = tensor.__tensor_flatten__()

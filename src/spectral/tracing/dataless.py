@@ -83,7 +83,7 @@ def run_operator(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
 
 
 def _count_writes(func: Any, args: Sequence[Any]) -> None:
-    """Count what an operator writes beside its outputs, as a norm's statistics, where torch itself doesn't."""
+    """Count what an operator writes beside its outputs, as a norm's statistics; torch itself may not."""
     if func is torch.ops.aten.native_batch_norm.default:  # whose schema says nothing of them
         places: Sequence[int] = (3, 4) if args[5] else ()
     else:
