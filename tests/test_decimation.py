@@ -427,6 +427,23 @@ def test_a_factor_that_is_given_may_leave_samples_over(mode, factor, level):
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize(
+    ("how", "stride", "phase"),
+    [
+        ({"size": (3, 5), "mode": "bilinear", "align_corners": True}, (4, 2), 0),
+        ({"size": (9, 1), "mode": "bilinear", "align_corners": True}, (1, 9), 0),
+        ({"scale_factor": 0.34, "mode": "bicubic", "align_corners": True}, (4, 4), 0),
+        ({"size": (3, 3), "mode": "bicubic"}, (3, 3), 1),
+    ],
+)
+def test_samples_that_a_resize_falls_on_are_kept(how, stride, phase, level):
+    x = image(1, 2, 9, 9)
+    decimation, output = record_one(lambda: F.interpolate(x, **how), level)
+    assert (decimation.geometry.stride, decimation.geometry.phase) == (stride, (phase, phase))
+    assert torch.equal(assert_identity(decimation, output, F.interpolate(x, **how)), x)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(
     ("how", "reason"),
     [
         ({"size": (4, 5), "mode": "nearest"}, "nearest resize 9×9 to 4×5: a factor that is no integer"),
@@ -437,10 +454,10 @@ def test_a_factor_that_is_given_may_leave_samples_over(mode, factor, level):
         ({"size": (4, 18), "mode": "nearest"}, "nearest resize 9×9 to 4×18: a factor that is no integer"),
         ({"size": (4, 3), "mode": "bilinear"}, "linear resize 9×9 to 4×3: a factor that is no integer"),
         (
-            {"size": (3, 3), "mode": "bilinear", "align_corners": True},
-            "linear resize 9×9 to 3×3: its corners are aligned, the factor is no integer",
+            {"size": (4, 3), "mode": "bilinear", "align_corners": True},
+            "linear resize 9×9 to 4×3: its corners are aligned, the factor is no integer",
         ),
-        ({"size": (3, 3), "mode": "bicubic"}, "bicubic resize 9×9 to 3×3: filtered resizing"),
+        ({"scale_factor": 0.25, "mode": "bicubic"}, "bicubic resize 9×9 to 2×2: filtered resizing"),
         (
             {"size": (3, 3), "mode": "bilinear", "antialias": True},
             "antialiased bilinear resize 9×9 to 3×3: filtered resizing",

@@ -40,7 +40,7 @@ class Node:
     """A map of a chain: what it was made of, and whether anything outside the chain reads it.
 
     ``order`` tells of each of its axes which axes of the site's map lie along it; ``full`` whether it has a
-    map's channels, not only a number for all of them; ``real`` whether it has a spectrum, as no comparison has.
+    map's channels, not only a number for all of them; ``real`` whether it has a spectrum: no comparison has.
     """
 
     root: Root

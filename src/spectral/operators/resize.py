@@ -46,18 +46,14 @@ class Resize(Operator):
             size = tuple(int(n * (f or 1)) for n, f in zip(extent, factors, strict=True))
         if all(n >= m for n, m in zip(size, extent, strict=True)):
             return None
-        # A factor that was given is the one that is used, in single precision, whatever the sizes say: what
-        # it leaves over at the end isn't looked at.
-        used = [
-            torch.tensor(1 / f).item() if f else m / max(n, 1)
-            for f, n, m in zip(factors, size, extent, strict=True)
-        ]
+        aligned = bool(a.get("align_corners"))
+        used = [_find_factor(*axis, aligned) for axis in zip(factors, size, extent, strict=True)]
         stride = tuple(max(round(factor), 1) for factor in used)
         exact = used == list(stride)
-        geometry = self._place(rule, stride, bool(a.get("align_corners"))) if exact else None
+        geometry = self._place(rule, stride, aligned) if exact else None
         if geometry is None:
-            why = "filtered resizing" if exact else "a factor that is no integer"
-            why = "its corners are aligned, the factor is no integer" if a.get("align_corners") else why
+            why = "its corners are aligned, the factor" if aligned else "a factor that"
+            why = "filtered resizing" if exact else f"{why} is no integer"
             reason = f"{rule} resize {by(extent)} to {by(size)}: {why}"
             geometry = Geometry(self.kind, (0,) * rank, (1,) * rank, phase=(0,) * rank, reason=reason)
         return lift(Decimation(geometry, x))
@@ -78,11 +74,11 @@ class Resize(Operator):
     def _place(self, rule: str, stride: Size, align_corners: bool) -> Geometry | None:
         """Find where the samples of a resize by whole factors lie; None if it has no dense map."""
         plain = Geometry(self.kind, stride, (1,) * len(stride), phase=(0,) * len(stride))
-        if rule == "nearest":
+        if rule == "nearest" or align_corners:
             return plain
         if rule == "nearest-exact":
             return replace(plain, phase=tuple(s // 2 for s in stride))
-        if rule != "linear" or align_corners:
+        if rule != "linear" and not (rule == "bicubic" and all(s % 2 for s in stride)):
             return None
         # The middle of an odd block is a sample, that of an even block lies between the inner two.
         return replace(
@@ -127,6 +123,15 @@ class RegionPool(Operator):
     def slides_over(self, a: Arguments) -> int | None:
         """Sample rows and columns."""
         return 2
+
+
+def _find_factor(given: float | None, size: int, extent: int, aligned: bool) -> float:
+    """Return by what factor an axis is resized; with aligned corners how far apart the samples kept lie."""
+    if aligned:  # whatever factor was given, first and last sample stay; of a single one it is the first
+        return extent / size if min(size, extent) == 1 else (extent - 1) / (size - 1)
+    # A factor that was given is the one that is used, in single precision, whatever the sizes say: what it
+    # leaves over at the end isn't looked at.
+    return torch.tensor(1 / given).item() if given else extent / max(size, 1)
 
 
 def _average_neighbours(x: Tensor, kernel: Size) -> Tensor:
