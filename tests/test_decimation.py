@@ -469,6 +469,14 @@ def test_other_resizing_says_why(how, reason, level):
     assert decimation.geometry.reason == reason
 
 
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("stride", [1, 3])
+def test_one_window_keeps_all_its_samples(stride, level):
+    decimation, _ = record_one(lambda: F.unfold(image(1, 2, 4, 6), (4, 5), stride=(1, 2 * stride)), level)
+    g = decimation.geometry
+    assert (g.kind, g.stride, g.reason) == ("space_to_depth", (4, 5), LOSSLESS)
+
+
 @given(data=st.data(), size=sizes, level=levels, dtype=dtypes)
 @SETTINGS
 def test_unfold(data, size, level, dtype):

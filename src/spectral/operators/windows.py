@@ -42,16 +42,18 @@ class Unfold(Windows):
     rule = "the window at every sample"
 
     def read(self, a: Arguments) -> Decimation | None:
-        """Read im2col; windows that lie side by side make it space-to-depth."""
-        stride = as_tuple(a["stride"], 2)
-        if max(stride) < 2:
-            return None
+        """Read im2col; windows that lie side by side make it space-to-depth, and so does a single one."""
         x = batched(a["self"], 2)
-        g = Geometry(self.kind, stride, as_tuple(a["kernel_size"], 2), as_tuple(a["padding"], 2),
-                     as_tuple(a["dilation"], 2))  # fmt: skip
+        g = Geometry(self.kind, as_tuple(a["stride"], 2), as_tuple(a["kernel_size"], 2),
+                     as_tuple(a["padding"], 2), as_tuple(a["dilation"], 2))  # fmt: skip
+        whole = g.dilation == (1, 1)
         if max(Decimation(g, x).output_size) == 1:
+            if not whole:
+                return None
+            g = replace(g, stride=g.kernel)
+        if max(g.stride) < 2:
             return None
-        if g.kernel == g.stride and g.dilation == (1, 1):
+        if g.kernel == g.stride and whole:
             g = replace(g, kind="space_to_depth", reason=LOSSLESS)
         return Decimation(g, x)
 
