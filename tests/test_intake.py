@@ -33,6 +33,7 @@ from spectral.numerics.precision import require_double
 from spectral.perturb import measure_fourier_heatmap, measure_predictions
 from spectral.repair.recalibration import recalibrate
 from spectral.sharing import Sharing
+from spectral.sites import find_sites
 from spectral.stability import attribute_instability, measure_equivariance, measure_stability
 from spectral.surgery import conversion_report, convert
 
@@ -919,6 +920,17 @@ def test_every_analysis_warns_of_random_numbers(look):
     still = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     assert draws_of(still, look) == []
     assert len(draws_of(nn.Sequential(still, Noisy()), look)) == 1
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cond(x.mean() > 0, lambda x: x[..., ::2], lambda x: x[..., 1::2], (x,))
+
+
+@pytest.mark.parametrize("look", [find_sites, measure])
+def test_what_torch_runs_where_nothing_can_follow_is_named(look):
+    with pytest.raises(SpectralError, match="it calls cond, within which torch lets nothing be followed; wr"):
+        look(Branching(), noise(1, 3, 16, 16))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

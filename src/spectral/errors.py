@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 import warnings
 from collections.abc import Iterable
@@ -81,6 +82,10 @@ def explain_failure(error: Exception) -> str:
     """
     first = next(iter(str(error).splitlines()), "no message")
     hint = ""
+    calls = re.match(r"There was no rule registered for HigherOrderOperator (\w+)", first)
+    if calls:  # the rest tells whoever writes a dispatch mode what to do
+        first = f"it calls {calls[1]}, within which torch lets nothing be followed"
+        hint = "; write cond as if, map as a loop, flex_attention as scaled_dot_product_attention"
     if first.startswith("Guard failed"):  # of what torch.export has made
         hint = (
             "; it was exported for inputs of that size alone: give such ones (batch_size=, and images "
