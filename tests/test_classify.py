@@ -292,6 +292,7 @@ class TestCommand:
             run(RANDOM, tmp_path / "large.png")
         )
         assert "there is no such image file" in fails(run(RANDOM, tmp_path / "none.png"))
+        assert fails(run(RANDOM, tmp_path)).endswith("is a folder; name image files in it")
         assert "unknown model" in fails(run("quux", image))
         assert "Missing argument 'IMAGE...'" in fails(run(RANDOM))
         assert "0 is not in the range" in fails(run(RANDOM, image, "--top-k", "0"))

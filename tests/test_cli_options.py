@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from command import environment
 
 from spectral import cli
+from spectral.cli.options import parse_names
 
 COMMANDS = dict(cli.main.commands)
 SMALL = ["--images", "synthetic", "--limit", "4", "--quiet"]
@@ -91,6 +92,10 @@ def test_a_file_that_cannot_be_written_is_refused_first(tmp_path):
     )
     assert done.exit_code == 2
     assert "can't write to" in done.output
+
+
+def test_a_name_that_is_given_twice_counts_once():
+    assert parse_names(None, None, "flc, aps,flc") == ("flc", "aps")
 
 
 def test_what_a_network_is_belongs_to_from(tmp_path):

@@ -71,6 +71,7 @@ def folder(tmp_path, monkeypatch):
     np.savez(tmp_path / "two.npz", scale=scale, image=image, label=np.arange(5))
     np.savez(tmp_path / "unnamed.npz", image, scale)
     np.save(tmp_path / "pixels.npy", rng.integers(0, 256, (3, 16, 16, 3)).astype(np.uint8))
+    np.save(tmp_path / "number.npy", np.float32(3))
     np.save(tmp_path / "objects.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -175,12 +176,16 @@ def test_what_they_are_of_is_written_down(folder):
         (["own.py:needing"], "own.py:needing needs arguments (folder)"),
         (["own.py:nothing"], "own.py:nothing gave None"),
         (["own.py:missing"], "there is no 'missing' in it"),
-        (["missing.npy"], "missing.npy can't be read as arrays"),
+        (["missing.npy"], "missing.npy can't be read as arrays: there is no such file; check the path"),
         (["objects.npy"], "objects.npy can't be read as arrays (Object arrays cannot be loaded"),
         (["audio.npy", "--images", "two.npz"], "audio.npy can't be joined with other images"),
         (["audio.npy", "--mean", "0.5", "--std", "0.5"], "--mean is for images"),
         (["audio.npy", "--input-size", "64"], "--input-size is for images"),
         (["two.npz"], "the forward of Sequential failed on"),
+        (
+            ["number.npy"],
+            "file:number.npy: expected tensors of two axes or more, the first that of the images",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_sentence(options, said, folder):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from spectral.arguments.values import is_integer
 from spectral.classes import find_classes
 from spectral.errors import SpectralError
+from spectral.models.info import model_info
 from spectral.models.preprocessing import find_preparation
 from spectral.network import read_scores, undisturbed
 
@@ -66,9 +67,10 @@ def classify(
         raise SpectralError(f"classify: top_k must be ≥ 1, got {top_k}")
     preparation = find_preparation(model, preprocessing)
     if preparation.assumed:
+        other = "" if model_info(model) else ", or load the model with spectral.load_model"
         raise SpectralError(
-            f"classify: this {type(model).__name__} says nothing about its preprocessing; load the model "
-            f"with spectral.load_model, or pass preprocessing="
+            f"classify: this {type(model).__name__} says nothing about its preprocessing; pass "
+            f"preprocessing=(mean, std) (--mean and --std){other}"
         )
     pixels = _read(image)
     if preparation.size is not None:
@@ -96,6 +98,8 @@ def _read(image: ImageLike) -> Tensor:
             f"{type(image).__name__}"
         )
     path = Path(image).expanduser()
+    if path.is_dir():
+        raise SpectralError(f"{path} is a folder; name image files in it")
     if not path.is_file():
         raise SpectralError(f"{path}: there is no such image file; check the path")
     try:

@@ -152,7 +152,8 @@ def report(folder: Path, out: Path | None) -> None:
     from spectral.files.atomic import refuse_foreign
 
     page = out or folder / PAGE
-    refuse_foreign(page)
+    if folder.is_dir():  # else that is what is wrong
+        refuse_foreign(page)
     path = spectral.write_report(folder, page)
     click.echo(_tell_page(path))
 
@@ -183,8 +184,14 @@ def plot(table: Path, figure: str | None, out: Path | None) -> None:
     else:
         try:
             frame = read_result(table)
+        except SpectralError:
+            raise
         except (OSError, ValueError) as error:
-            raise SpectralError(f"{table} can't be read as a table ({error})") from error
+            why = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), "")
+            raise SpectralError(
+                f"{table} can't be read as a table ({why}); pass a CSV file that a command wrote, or the "
+                f"folder of `spectral measure`"
+            ) from error
     name, drawn = spectral.figures.plot_table(frame, figure)
     path = spectral.figures.save_figure(drawn, out, name)
     click.echo(f"{name}: {path}")

@@ -45,10 +45,10 @@ def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None)
 
 
 def parse_names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    """Read ``a,b,c``."""
+    """Read ``a,b,c``, each once."""
     if value is None:
         return None
-    return tuple(name.strip() for name in value.split(",") if name.strip())
+    return tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
 
 
 def parse_images(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> str | list[str]:

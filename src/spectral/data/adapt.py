@@ -166,6 +166,11 @@ def _open_values(source: str | os.PathLike[str], caller: str, choose: Choose) ->
     made, (labels, classes, _), name = read_values(source)
     try:
         found = adapt_images(made, caller, bounded=True, choose=choose)
+        if isinstance(found, PixelImages):
+            found = PixelImages(found.pixels, name, labels, classes)
+        elif not is_image_set(found):
+            found = Values(name, found, labels, classes)
+        count = len(found)
     except SpectralError as error:
         raise SpectralError(f"{name}: {error}") from error
     except Exception as error:  # of the user's own, perhaps
@@ -173,12 +178,8 @@ def _open_values(source: str | os.PathLike[str], caller: str, choose: Choose) ->
         raise SpectralError(
             f"{name} gives what can't be read as inputs ({why}); give tensors, arrays, images or a dataset"
         ) from error
-    if isinstance(found, PixelImages):
-        found = PixelImages(found.pixels, name, labels, classes)
-    elif not is_image_set(found):
-        found = Values(name, found, labels, classes)
-    if labels and len(labels) != len(found):
-        raise SpectralError(f"{name} has {len(labels)} labels of {len(found)} inputs; give each its own")
+    if labels and len(labels) != count:
+        raise SpectralError(f"{name} has {len(labels)} labels of {count} inputs; give each its own")
     return found
 
 

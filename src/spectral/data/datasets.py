@@ -431,7 +431,8 @@ def count_images(batch: Any) -> int:
         return len(images)
     tensors = [leaf for leaf in list_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim > 1]
     if not tensors:
-        raise SpectralError(f"expected batches of tensors, got {type(batch).__name__} without any")
+        what = f"one of shape {tuple(batch.shape)}" if isinstance(batch, Tensor) else type(batch).__name__
+        raise SpectralError(f"expected tensors of two axes or more, the first that of the images, got {what}")
     return len(max(tensors, key=lambda x: x.ndim))
 
 

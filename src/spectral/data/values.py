@@ -125,6 +125,10 @@ def _read_arrays(path: Path) -> Any:
             zipped = file.read(2) == b"PK"
             file.seek(0)
             return _read_members(file, path.stat().st_size) if zipped else _read_array(file)
+    except FileNotFoundError as error:
+        raise SpectralError(
+            f"{path} can't be read as arrays: there is no such file; check the path"
+        ) from error
     except Exception as error:  # a damaged file makes these readers raise nearly anything
         why = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise SpectralError(

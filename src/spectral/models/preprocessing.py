@@ -65,7 +65,7 @@ def find_preparation(model: nn.Module, asked: Any = None) -> Preparation:
 
 def explain_assumption(model: nn.Module, name: str) -> str:
     """Say that images are passed as they are, and what to do where that isn't right."""
-    hint = f"preprocessing=(mean, std), or preprocessing={NONE!r} if that is right"
+    hint = f"preprocessing=(mean, std) (--mean and --std), or preprocessing={NONE!r} if that is right"
     for path, module in _unwrap(model).named_modules():
         inside = _read_configuration(module) if path else None
         if inside is not None and inside.mean:

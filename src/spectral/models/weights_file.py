@@ -105,6 +105,8 @@ def read_weights_file(path: Path, architecture: str | None = None) -> WeightsFil
         Traceback (most recent call last):
         spectral.errors.SpectralError: none.safetensors: there is no such weights file; check the path
     """
+    if path.is_dir():
+        raise SpectralError(f"{path} is a folder; name a weights file in it")
     metadata = read_metadata(path) or _read_library_config(path, architecture)
     state = load_state(path)
     described = metadata.get("architecture")

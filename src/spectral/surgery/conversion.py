@@ -211,7 +211,8 @@ def check_methods(methods: Iterable[str], where: str = "") -> None:
     """
     for method in methods:
         if method not in METHODS:
-            raise SpectralError(f"{where}no layer is called {method!r}{suggest(method, METHODS)}")
+            near = suggest(method, METHODS) or f"; choose one of {', '.join(METHODS)}"
+            raise SpectralError(f"{where}no layer is called {method!r}{near}")
 
 
 def read_change(name: str) -> dict[str, Any]:

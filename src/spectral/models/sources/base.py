@@ -63,8 +63,10 @@ def require_name(source: str, name: str, known: Sequence[str]) -> None:
     """
     if name not in known:
         near = suggest(name, known)
-        few = f"; available: {', '.join(known)}" if not near and len(known) <= 20 else ""
-        raise SpectralError(f"unknown model '{source}/{name}': {source} has no {name!r}{near}{few}")
+        listed = f"available: {', '.join(known)}" if len(known) <= 20 else "`spectral list models` names all"
+        raise SpectralError(
+            f"unknown model '{source}/{name}': {source} has no {name!r}{near or f'; {listed}'}"
+        )
 
 
 def name_classes(info: ModelInfo, classes: int | None) -> ModelInfo:
