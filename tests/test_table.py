@@ -402,6 +402,14 @@ class TestFiles:
         write_csvs({tmp_path / "t.csv": one}, {"seed": 0}, beside)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["all.json", "mine.csv", "t.csv"]
 
+    def test_a_table_that_is_written_again_deletes_no_other_whose_digest_was_copied_there(self, tmp_path):
+        one, two = tmp_path / "one.csv", tmp_path / "two.csv"
+        for path in (one, two):
+            write_csv(pd.DataFrame({"a": [1]}), path, {"seed": 0})
+        two.with_suffix(".json").write_bytes(one.with_suffix(".json").read_bytes())
+        write_csv(pd.DataFrame({"a": [2]}), two, {"seed": 0})
+        assert [read_csv(path)["a"].item() for path in (one, two)] == [1, 2]
+
     def test_a_csv_that_another_replaces_leaves_nothing_that_calls_it_altered(self, tmp_path):
         path, own = tmp_path / "t.csv", tmp_path / "u.json"
         own.write_text('{"mine": 1}')

@@ -80,7 +80,8 @@ def write_csvs(
             _write_csv(table, temporary)
             digests.setdefault(beside or path.with_suffix(".json"), {})[path.name] = hash_file(temporary)
         for place, own in digests.items():
-            _remove_others(place, own)
+            if place == beside:  # a table's own tells of no other, whatever was copied there
+                _remove_others(place, own)
             write_json({**provenance, CONTENT: own}, place, sealed=True)
     return [*tables, *digests]
 
