@@ -498,7 +498,8 @@ def test_with_labelled_data_the_figure_shows_accuracies(bundled, data, tmp_path,
 
 
 @pytest.mark.usefixtures("brief")
-def test_limit_holds_for_samples_and_labelled_data(bundled, data, tmp_path):
+def test_limit_holds_for_samples_and_labelled_data(bundled, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(phase6, "TESTS", (CLEAN, "decimate-2"))
     run_study([6], options(tmp_path / "a", limit=3))
     assert set(read(tmp_path / "a")["n"]) == {3}
     run_study([6], options(tmp_path / "b", data=str(data), limit=30))
@@ -514,6 +515,7 @@ def test_networks_of_other_sizes_are_refused(bundled, tmp_path):
 
 @pytest.mark.usefixtures("brief")
 def test_a_second_run_predicts_nothing_anew(bundled, tmp_path, monkeypatch):
+    monkeypatch.setattr(phase6, "TESTS", (CLEAN, "decimate-2"))
     run_study([6], options(tmp_path, limit=4))
     before = read(tmp_path)
 
