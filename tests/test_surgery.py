@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import io
 import json
 import pickle
@@ -148,6 +149,7 @@ class TestPlainDecimation:
             lambda: nn.Sequential(nets.Standardised(3, 4, 3, 2, 1), nn.ReLU()),
             lambda: nets.OnlyRealData(stem()), lambda: nn.Conv2d(3, 4, 1, 2, padding=1),
             lambda: nets.Call(lambda m, x: torch.stack([F.max_pool2d(image, 2) for image in x])),
+            lambda: nets.Call(lambda m, x: functools.reduce(lambda y, _: F.max_pool2d(y, 2), range(3), x)),
         ],
     )  # fmt: skip
     def test_awkward_networks(self, net: Callable[[], nn.Module], size: tuple[int, int]) -> None:
@@ -525,6 +527,9 @@ class TestTheConvertedModel:
     def test_layers_get_the_type_and_device_of_the_weights(self) -> None:
         smooth = convert(Residual().to(torch.bfloat16), "lps", example=32)
         assert {p.dtype for p in smooth.parameters()} == {torch.bfloat16}
+        quantised: Any = nets.Call(lambda m, x: m.pool(x), pool=nn.MaxPool2d(2))
+        quantised.steps = nn.Parameter(torch.zeros(4, dtype=torch.int8), requires_grad=False)
+        assert outputs(convert(quantised, "learned", example=32), image()).dtype == torch.float32
         meta = convert(Residual().to("meta"), "blurpool", example=32)
         assert {t.device.type for t in (*meta.parameters(), *meta.buffers())} == {"meta"}
 
