@@ -142,6 +142,10 @@ WRITERS = {  # command → its arguments and files
     ),
     "diagnose": (("net.py:one", *IMAGES, "--out"), ("page.html", "tables/provenance.json")),
     "train": (("resnet20", "--data", "data", "--out"), ("resnet20.json", "resnet20.safetensors")),
+    "study": (
+        ("8", "--models", "net.py:one", "--images", "synthetic", "--limit", "2", "--out"),
+        ("tables/codebook.csv", "tables/phase8_models.json", "figures/fig17_architectures_ranking.pdf"),
+    ),
     "sweep": (("models.txt", "--images", "synthetic", "--limit", "2", "--out"), ("provenance.json",)),
 }
 

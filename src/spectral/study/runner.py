@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pandas as pd
 from spectral.codebook import write_codebook
 from spectral.errors import SpectralError
 from spectral.figures import FIGURES, holds_only_reasons
+from spectral.files.atomic import require_place
 from spectral.processes.ranks import find_ranks
 from spectral.study.declaration import Phase, Table, Units, find_table, list_made_of, read_phase
 from spectral.study.findings import report_findings
@@ -53,6 +54,7 @@ def run_phases(numbers: Sequence[int], options: StudyOptions) -> Outcome:
     """
     phases = {number: read_phase(number) for number in numbers}
     _refuse_unread(phases, options)
+    _require_places(phases.values(), Path(options.out))
     opened: dict[Any, Results] = {}
     made: dict[Any, dict[str, Any]] = {}
     known = read_durations(Path(options.out))
@@ -89,6 +91,23 @@ def _refuse_unread(phases: Mapping[int, Phase], options: StudyOptions) -> None:
             why = "; ".join(dict.fromkeys(one[option] for one in unread))
             asked = f"phase{'s' * (len(phases) > 1)} {', '.join(map(str, phases))}"
             raise SpectralError(f"{why}, and would be passed over by {asked}; leave it out")
+
+
+def _require_places(phases: Collection[Phase], out: Path) -> None:
+    """Check that all files that phases declare can be written, before the first works for minutes.
+
+    Raises:
+        SpectralError: naming one that can't.
+    """
+    tables = [table for phase in phases for table in phase.tables]
+    written = ["codebook", *(table.name for table in tables if table.written)]
+    drawn = [stem for table in tables for stem in table.figures]
+    for folder, names, kinds in (
+        ("tables", written, (".csv", ".json")),
+        ("figures", drawn, (".png", ".pdf")),
+    ):
+        for name, kind in product(names, kinds):
+            require_place(out / folder / f"{name}{kind}")
 
 
 class Run:
