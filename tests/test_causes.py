@@ -457,6 +457,7 @@ ONCE = {  # layers, and what each is said to be: one cause
     "rrelu": (nn.RReLU(), ("nonlinearity", None)),
     "lp pool": (nn.LPPool2d(2, 2), ("nonlinearity", "it decimates within one function")),
     "unshuffle": (nn.PixelUnshuffle(2), ("position", "every phase becomes a channel of its own")),
+    "norm of the map": (nn.LayerNorm([4, 16, 16]), ("position", "a norm with weights for each place")),
 }
 
 
@@ -477,6 +478,7 @@ ALONG = {  # functions, and what is said of each; None where each place is worke
     "chosen by an index": (lambda x: x.gather(1, x.max(1, keepdim=True)[1]), "gather is given no real"),
     "narrowed": (lambda x: x.narrow(2, 1, 5), "cuts rows or columns off"),
     "halved": (lambda x: x.chunk(2, -1)[0], "cuts rows or columns off"),
+    "joined": (lambda x: torch.cat([x, x], 2).tanh(), "joined along a spatial axis"),
     "row by row": (lambda x: torch.stack([row.tanh() for row in x.unbind(2)], 2), "one by one"),
 }
 
