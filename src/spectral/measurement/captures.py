@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from spectral.errors import NotFiniteError
 from spectral.hooks.capture import OF_DENSE_MAPS, Capture, Tap
 from spectral.identity import list_precision
 from spectral.measurement.pieces import (
@@ -70,12 +71,26 @@ def measure_capture(
     behind = {tap: names for tap, names in asked.items() if tap in OF_DENSE_MAPS}
     # The dense map comes first: a site's output is then taken from it.
     groups = [behind] * bool(behind) + [{tap: names} for tap, names in asked.items() if tap not in behind]
-    return {
-        (tap, metric): values
-        for group in groups
-        for tap, found in _measure_taps(capture, group, scheme).items()
-        for metric, values in found.items()
-    }
+    try:
+        return {
+            (tap, metric): values
+            for group in groups
+            for tap, found in _measure_taps(capture, group, scheme).items()
+            for metric, values in found.items()
+        }
+    except NotFiniteError as error:
+        if "input" in asked and _is_padded(capture):
+            raise NotFiniteError(
+                "its input has −∞, as a pad before a max pool has; let the pool pad (padding=), or leave the "
+                "tap 'input' out"
+            ) from error
+        raise
+
+
+def _is_padded(capture: Capture) -> bool:
+    """Whether a max pool's input is finite but for the −∞ that a pad of its own puts around it."""
+    x = capture.input
+    return capture.site.operator == "max_pool" and bool((x.isfinite() | x.isneginf()).all())
 
 
 def compare_identity(capture: Capture) -> str | Tensor:
