@@ -644,7 +644,7 @@ class TestNonFiniteValues:
 
     def test_a_pad_before_a_max_pool_is_named(self):
         net = nn.Sequential(nn.ConstantPad2d((0, 1, 0, 1), -torch.inf), nn.MaxPool2d(3, 2), nn.Flatten())
-        with pytest.raises(SpectralError, match="^site .1.: its input has −∞, as .*; let the pool pad"):
+        with pytest.raises(SpectralError, match=r"^site .1.: its input has −∞, as .*; let the pool pad"):
             measure(net, image(), ("avr",), progress=False)
         dense = measure(net, image(), ("avr",), taps=("dense",), progress=False)
         assert dense.loc[dense["metric"] == "avr", "value"].between(0, 1).all()
