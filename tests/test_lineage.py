@@ -56,6 +56,17 @@ def test_a_table_beside_other_measurements_is_refused(tables, tmp_path):
         assert "own/measurements/net now; run the command that made it again" in said
 
 
+def test_a_table_in_the_place_of_another_is_told(tmp_path):
+    own = make_results(tmp_path, X, "tables")
+    other = own.with_name("phase3_layers.csv")
+    for suffix in (".csv", ".json"):
+        shutil.copy(own.with_suffix(suffix), other.with_suffix(suffix))
+    for said in (refuse(spectral.write_report, tmp_path), plot(other)):
+        assert "phase3_layers.json tells of phase3_layerwise_avr_stats.csv, not of phase3_layers.csv" in said
+    other.with_suffix(".json").unlink()
+    spectral.write_report(tmp_path)
+
+
 def test_a_table_older_than_the_measurements_is_refused(tmp_path):
     make_results(tmp_path, X, "tables")
     run = tmp_path / "measurements" / "net"

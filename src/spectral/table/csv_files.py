@@ -174,13 +174,19 @@ def read_csv(path: Path, **options: Any) -> pd.DataFrame:
         options: of `pandas.read_csv`.
 
     Raises:
-        SpectralError: if it was damaged or altered, or its digest was, if it is a file of no bytes, or if
-            its columns aren't told apart.
+        SpectralError: if it was damaged or altered, or its digest was, if its JSON tells of another table, if
+            it is a file of no bytes, or if its columns aren't told apart.
         OSError, ValueError: whatever pandas makes of one that it can't read.
     """
     for beside in (path.with_suffix(".json"), path.with_name(PROVENANCE)):
-        if os.path.lexists(beside) and path.name in (known := _read_digests(beside)):
+        known = _read_digests(beside) if os.path.lexists(beside) else {}
+        if path.name in known:
             _check_digest(path, known[path.name], beside)
+        elif known and beside.name != PROVENANCE:
+            raise StorageError(
+                f"{beside} tells of {next(iter(known))}, not of {path.name}; {_WRITE_AGAIN}, or delete "
+                f"{beside.name} to have {path.name} taken as it is"
+            )
     if path.stat().st_size == 0:  # a table without columns has the end of a line
         raise StorageError(f"{path} is empty; {_WRITE_AGAIN}")
     table: pd.DataFrame = pd.read_csv(path, **options)
