@@ -46,7 +46,7 @@ from spectral.analysis import compare_models, read_diagnosis
 from spectral.data import ImageSet, load_images
 from spectral.errors import SpectralError
 from spectral.identity import find_structure
-from spectral.models.checkpoint import hash_state
+from spectral.models.weights_id import hash_state
 from spectral.study import StudyOptions, run_study
 from spectral.table.csv_files import describe_environment, write_csv
 from spectral.table.schema import RUN_FILE

@@ -18,10 +18,11 @@ from spectral.classes import CIFAR10_CLASSES
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.models import robustbench
 from spectral.models.architectures import build
-from spectral.models.checkpoint import hash_state, strip_wrappers
+from spectral.models.checkpoint import strip_wrappers
 from spectral.models.info import Preprocessing
 from spectral.models.load import load_model
 from spectral.models.nula import NULA
+from spectral.models.weights_id import hash_state
 
 REPOSITORY = "MamaPearl/nula-cifar10-robust-v0"
 SMALL = "wrn-10-1-w4"

@@ -27,10 +27,11 @@ from spectral.errors import SpectralError, SpectralWarning
 from spectral.models import fetching
 from spectral.models import load as load_module
 from spectral.models.architectures import build
-from spectral.models.checkpoint import hash_state, load_into, load_state, save_checkpoint
+from spectral.models.checkpoint import load_into, load_state, save_checkpoint
 from spectral.models.info import ModelInfo, Preprocessing, model_info
 from spectral.models.load import list_bundled, load_model
 from spectral.models.sources import libraries
+from spectral.models.weights_id import hash_state
 from spectral.stability import measure_stability
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -19,7 +19,7 @@ from spectral.errors import SpectralError
 from spectral.figures import FIGURES, draw_figure
 from spectral.metrics.aliasing import compute_avr
 from spectral.models import load_model, model_info
-from spectral.models.checkpoint import hash_state
+from spectral.models.weights_id import hash_state
 from spectral.repair.reconstruction import reconstruct
 from spectral.sites import find_sites
 from spectral.study import StudyOptions, run_study

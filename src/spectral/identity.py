@@ -28,8 +28,8 @@ from torch.utils._pytree import tree_leaves
 from spectral.errors import SpectralError
 from spectral.files.sameness import write_short
 from spectral.models import model_info
-from spectral.models.checkpoint import hash_state
 from spectral.models.info import ModelInfo
+from spectral.models.weights_id import hash_state
 from spectral.network.inputs import Inputs
 from spectral.surgery.report import find_report
 from spectral.tracing.standin import run_on_copy

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,10 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from spectral.errors import SpectralError, name_few, warn
 from spectral.files.atomic import ensure_writable, replacing, require_place, sync, write_whole
+from spectral.models.weights_id import hash_state
 
 # Files older than this buffer lack it; it counts training steps and changes nothing in eval mode.
 _OPTIONAL_BUFFER = "num_batches_tracked"
@@ -31,41 +30,6 @@ WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".th")
 _INDEX = (".safetensors.index.json", ".bin.index.json")  # of weights in several files, as transformers writes
 _PART = re.compile(r"(.*)-\d{5}-of-\d{5}")
 _MOST_UNFOLDED = 2**28  # bytes that a torch file may unfold to beyond its own length
-
-
-def hash_state(state: Mapping[str, Tensor]) -> str:
-    """Return the id of a set of weights: ``sha256:`` and 16 hexadecimal digits.
-
-    The hash runs over the names in sorted order and each tensor's name, dtype, shape and bytes, buffers
-    included, so it is the same on every device and changes with any single value.
-
-    Args:
-        state: what ``model.state_dict()`` returns; entries that aren't tensors are left out.
-
-    Example:
-        >>> hash_state({"a": torch.zeros(2)}) == hash_state({"a": torch.zeros(2)})
-        True
-        >>> hash_state({"a": torch.zeros(2)}) == hash_state({"a": torch.zeros(2, 1)})
-        False
-    """
-    digest = hashlib.sha256()
-    for name, tensor in _list_plain(state):
-        if isinstance(tensor, Tensor):
-            # Each header names its tensor's length, so no two different states give the same stream.
-            digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}\n".encode())
-            flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-            digest.update(flat.view(torch.uint8).numpy().data)
-    return f"sha256:{digest.hexdigest()[:16]}"
-
-
-def _list_plain(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """List entries in the order of their names; tensors that others make up, as torchao's, by their parts."""
-    for name, tensor in sorted(state.items()):
-        if is_traceable_wrapper_subclass(tensor):
-            parts, _ = tensor.__tensor_flatten__()
-            yield from _list_plain({f"{name}.{part}": getattr(tensor, part) for part in parts})
-        else:
-            yield name, tensor
 
 
 def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, Any]) -> Path:
@@ -127,9 +91,10 @@ def refuse_other_checkpoint(path: Path, made: Mapping[str, Any]) -> None:
         >>> refuse_other_checkpoint(Path("no/such/net.safetensors"), {"method": "flc"})
     """
     way_out = "choose another file or delete it"
-    for file in (path, path.with_suffix(".json")):
+    files = path, path.with_suffix(".json")
+    for file in files:
         require_place(file)
-    there = [file for file in (path, path.with_suffix(".json")) if os.path.lexists(file)]
+    there = [file for file in files if os.path.lexists(file)]
     if not there:
         return
     known = read_metadata(path)

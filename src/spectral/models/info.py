@@ -80,7 +80,7 @@ class ModelInfo:
     Args:
         name: what `load_model` was asked for.
         family: ``"strided"``, ``"blurpool"`` or ``"nula"`` where it is known, else None.
-        weights_id: `spectral.models.checkpoint.hash_state` of the weights as loaded, computed once; for a
+        weights_id: `spectral.models.weights_id.hash_state` of the weights as loaded, computed once; for a
             name ending in ``@random`` it starts with ``random-0:``, 0 being the seed.
         preprocessing: turns images in [0, 1] into what the network expects.
         num_classes: outputs of the classifier; None where that isn't known, or it is none.

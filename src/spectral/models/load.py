@@ -17,13 +17,7 @@ from spectral.arguments.factories import SUFFIX, split_factory
 from spectral.arguments.values import as_integer
 from spectral.errors import SpectralError, SpectralWarning
 from spectral.models.architectures import EXAMPLES, build, family_of
-from spectral.models.checkpoint import (
-    WEIGHT_SUFFIXES,
-    find_bounds,
-    hash_state,
-    is_weights_file,
-    require_finite,
-)
+from spectral.models.checkpoint import WEIGHT_SUFFIXES, find_bounds, is_weights_file, require_finite
 from spectral.models.fetching import RANDOM
 from spectral.models.info import CIFAR, CIFAR_NUM_CLASSES, IMAGENET, ModelInfo, Preprocessing, model_info
 from spectral.models.preprocessing import read_preparation
@@ -41,6 +35,7 @@ from spectral.models.sources import (
     settle_input,
 )
 from spectral.models.weights_file import read_weights_file
+from spectral.models.weights_id import hash_state
 from spectral.network import find_size, list_inputs, put_into_evaluation
 
 RANDOM_SEED = 0

@@ -13,9 +13,10 @@ from spectral.arguments.factories import split_factory
 from spectral.arguments.values import MOST_SAMPLES
 from spectral.errors import SpectralError
 from spectral.models.architectures import ARCHITECTURES
-from spectral.models.checkpoint import hash_state, is_index, list_parts, load_state, read_metadata
+from spectral.models.checkpoint import is_index, list_parts, load_state, read_metadata
 from spectral.models.info import ModelInfo, Preprocessing
 from spectral.models.sources import LIBRARY_STEMS, UNKNOWN, find_config, read_config
+from spectral.models.weights_id import hash_state
 
 _LARGEST = 1e38  # of a mean, and of the inverse of a standard deviation: float32 holds no more
 

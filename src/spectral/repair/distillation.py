@@ -20,7 +20,7 @@ from spectral.errors import SpectralError
 from spectral.files.training_state import restore_state, store_state
 from spectral.identity import find_structure
 from spectral.intake import Feed, pick_inputs
-from spectral.models.checkpoint import hash_state
+from spectral.models.weights_id import hash_state
 from spectral.network import Take, run_forward, undisturbed
 from spectral.network.inputs import Inputs
 from spectral.processes.ranks import Ranks, find_ranks, hold, take_weights

@@ -20,8 +20,8 @@ from spectral.hooks.capture import Tap
 from spectral.identity import describe_preprocessing, find_structure
 from spectral.measurement import measure
 from spectral.models import load_model, model_info
-from spectral.models.checkpoint import hash_state
 from spectral.models.info import ModelInfo
+from spectral.models.weights_id import hash_state
 from spectral.pairing import pair_sites
 from spectral.processes.ranks import find_ranks, take_weights
 from spectral.repair.reconstruction import reconstruct

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spectral.errors import SpectralError
-from spectral.models.checkpoint import hash_state
+from spectral.models.weights_id import hash_state
 from spectral.network import reflect
 from spectral.perturb import choose_randomly, make_perturbation
 from spectral.training.recipe import Recipe

@@ -23,8 +23,8 @@ from spectral.files.training_state import restore_state, store_state
 from spectral.identity import find_structure
 from spectral.layers import BlurPool
 from spectral.models.architectures import build, family_of
-from spectral.models.checkpoint import hash_state
 from spectral.models.preprocessing import explain_assumption, find_preparation
+from spectral.models.weights_id import hash_state
 from spectral.network import evaluation_mode
 from spectral.network.outputs import describe_output
 from spectral.numerics.memory import move_for_training
