@@ -26,7 +26,7 @@ import spectral
 from spectral.classes import CIFAR10_CLASSES
 from spectral.files.atomic import hash_file
 from spectral.stats.comparison import find_wilson_interval
-from spectral.table.csv_files import describe_environment, read_csv, refuse_other_table, write_csv
+from spectral.table.csv_files import describe_environment, read_csv, refuse_other_tables, write_csv
 from spectral.training import LabelledImages, Recipe, train
 
 PERTURBATIONS = ("checkerboard-0.03", "checkerboard-0.05", "resize-0.5")
@@ -86,7 +86,7 @@ def main(model: str, images: str, jpeg: Path, tuned: int, seeds: int, out: Path)
     test = LabelledImages(pixels[scored], labels[scored], CIFAR10_CLASSES, "lossless")
     path = out / "tables" / "checkerboard_training.csv"
     notes = {"model": model, "tuned": tuned, "images": hash_file(Path(images))}
-    refuse_other_table(path, notes)
+    refuse_other_tables([path], notes)
     start = spectral.load_model(model)
     rows: list[dict[Any, Any]] = read_csv(path).to_dict("records") if path.exists() else []
     if not rows:

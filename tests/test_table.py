@@ -16,7 +16,7 @@ import pytest
 from faults import full_disk
 
 import spectral
-from spectral.analysis.diagnosis import refuse_other_tables
+from spectral.analysis.diagnosis import refuse_other_diagnosis
 from spectral.errors import SpectralError
 from spectral.files.json_files import read_json, write_json
 from spectral.runs.store import ShardStore
@@ -26,7 +26,7 @@ from spectral.table.csv_files import (
     check_tables,
     describe_environment,
     read_csv,
-    refuse_other_table,
+    refuse_other_tables,
     write_csv,
     write_csvs,
 )
@@ -442,14 +442,14 @@ def test_files_of_another_origin_are_told_from_tables_that_may_be_written_again(
     for name, content in (("budget.json", "[1]"), ("budget.json", '{"mine": 1}'), ("budget.png", "mine")):
         (tmp_path / name).write_text(content)
         with pytest.raises(SpectralError, match=f"{name} (stands there and|wasn't written)"):
-            refuse_other_table(path, facts)
+            refuse_other_tables([path], facts)
         (tmp_path / name).unlink()
     write_csvs({path: pd.DataFrame({"sis": [0.5]})}, facts)
-    refuse_other_table(path, facts)
+    refuse_other_tables([path], facts)
     path.unlink()
     path.with_suffix(".json").write_bytes(b"{")  # as that of a table of its own may be damaged
-    refuse_other_table(path, facts)
+    refuse_other_tables([path], facts)
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "sites.csv").write_text("place,visitors\n")
     with pytest.raises(SpectralError, match=r"sites.csv stands there without provenance.json"):
-        refuse_other_tables(tmp_path, facts)
+        refuse_other_diagnosis(tmp_path, facts)

@@ -21,7 +21,7 @@ from spectral.analysis.diagnosis import (
     list_reasons,
     read_details,
     read_unstable,
-    refuse_other_tables,
+    refuse_other_diagnosis,
     write_tables,
 )
 from spectral.analysis.examples import find_unstable_images
@@ -155,7 +155,7 @@ def diagnose(
             batch_size = ON_CPU if feed.device.type == "cpu" else ELSEWHERE
         now = {**describe_environment(), "device": str(feed.device), "batch_size": batch_size}
         if path is not None:
-            find_ranks().once(lambda: refuse_other_tables(path, config))
+            find_ranks().once(lambda: refuse_other_diagnosis(path, config))
         folder = Folder(path, config, network, now)
         steps = _Steps(model, feed, folder, batch_size, progress, notes, deadline)
         found = Diagnosis({**config, **now})

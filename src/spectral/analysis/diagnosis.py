@@ -27,7 +27,7 @@ from spectral.runs.folder import holds_run, read
 from spectral.runs.summary import summarize_measurements
 from spectral.stability.summary import COLUMNS as STABILITY_COLUMNS
 from spectral.stats.columns import read_means
-from spectral.table.csv_files import PROVENANCE, check_tables, refuse_other_table, write_csvs
+from spectral.table.csv_files import PROVENANCE, check_tables, refuse_other_tables, write_csvs
 from spectral.table.schema import with_bounds
 
 MEASUREMENTS, TABLES = "measurements", "tables"
@@ -175,7 +175,7 @@ def read_diagnosis(path: str | Path) -> Diagnosis:
     return found
 
 
-def refuse_other_tables(path: Path, config: Mapping[str, Any]) -> None:
+def refuse_other_diagnosis(path: Path, config: Mapping[str, Any]) -> None:
     """Refuse a folder whose tables would be lost: where no diagnosis says that they are its own.
 
     Args:
@@ -186,12 +186,11 @@ def refuse_other_tables(path: Path, config: Mapping[str, Any]) -> None:
         SpectralError: if there are some, of another one or of something else.
 
     Example:
-        >>> refuse_other_tables(Path("no/such/folder"), {})
+        >>> refuse_other_diagnosis(Path("no/such/folder"), {})
     """
     require_place(path / TABLES / PROVENANCE)
     if not is_diagnosis(path):
-        for table in sorted((path / TABLES).glob("*.csv")):
-            refuse_other_table(table, config, path / TABLES / PROVENANCE)
+        refuse_other_tables(sorted((path / TABLES).glob("*.csv")), config, path / TABLES / PROVENANCE)
 
 
 def write_tables(found: Diagnosis, folder: Folder) -> None:

@@ -80,16 +80,15 @@ def budget(
         return
     from spectral.budget import describe_shares
     from spectral.identity import identify_network
-    from spectral.table.csv_files import describe_environment, refuse_other_table, write_csvs
+    from spectral.table.csv_files import describe_environment, refuse_other_tables, write_csvs
 
     net, info, pictures = network.load_with_images(model, images, limit, seed, workers)
     answer.depend_on(model, info)
     facts = {"model": info.name, **identify_network(net), "images": pictures.source,
              "fingerprint": pictures.fingerprint, "seed": seed, "shifts": shifts, "split": split,
              "orders": orders}  # fmt: skip
-    if out:
-        for name in (TABLE, IMAGES, COALITIONS):
-            refuse_other_table(out / name, facts if factor is None else {**facts, "factor": factor})
+    places = [out / name for name in (TABLE, IMAGES, COALITIONS)] if out else []
+    refuse_other_tables(places, facts if factor is None else {**facts, "factor": factor})
     answer.say(
         f"budget of {model}, weights {info.weights_id}, on {describe_images(pictures)}; shifts: {shifts}"
     )
@@ -107,8 +106,8 @@ def budget(
 
         facts |= {"limit": limit, "factor": table.attrs["factor"], **describe_environment(),
                   "device": network.device}  # fmt: skip
-        tables = {TABLE: summary, IMAGES: table, COALITIONS: pd.DataFrame(table.attrs["coalitions"])}
-        written = write_csvs({out / name: own for name, own in tables.items()}, facts)
+        tables = (summary, table, pd.DataFrame(table.attrs["coalitions"]))
+        written = write_csvs(dict(zip(places, tables, strict=True)), facts)
         drawn, said = draw("budget", out)
         answer.say(said)
         wrote += [*written, *drawn]

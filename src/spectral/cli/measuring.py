@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -27,9 +26,6 @@ from spectral.errors import SpectralError
 from spectral.processes.launch import find_launch
 from spectral.table.schema import SCALE_FREE
 from spectral.terminal.console import SpectralCommand, hold_folder, quiet_option, workers_option
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 ATTRIBUTION, EQUIVARIANCE, COMPARISON = "attribute.csv", "equivariance.csv", "compare.csv"
 
@@ -83,7 +79,7 @@ def measure(
         return
     from spectral.runs.folder import holds_run
     from spectral.runs.summary import SITES_TABLE, SUMMARY_FILE
-    from spectral.table.csv_files import PROVENANCE, refuse_other_table
+    from spectral.table.csv_files import PROVENANCE, refuse_other_tables
 
     net, info, pictures = network.load_with_images(model, images, limit, seed, workers, lazily=True)
     answer.depend_on(model, info)
@@ -94,8 +90,7 @@ def measure(
         asked = {"model": info.name, "weights": info.weights_id, "images": pictures.source, "seed": seed,
                  "limit": limit, "taps": sorted(set(taps)),
                  **({"metrics": sorted(set(metrics))} if metrics else {})}  # fmt: skip
-        for name in (SUMMARY_FILE, SITES_TABLE):
-            refuse_other_table(out / name, asked, out / PROVENANCE)
+        refuse_other_tables([out / SUMMARY_FILE, out / SITES_TABLE], asked, out / PROVENANCE)
     answer.say(
         f"measuring {model}, weights {info.weights_id}{random}, on {describe_images(pictures)}{skipped}"
     )
@@ -190,7 +185,7 @@ def compare(
     from spectral.analysis import compare_models
     from spectral.cli.comparison import format_comparison
     from spectral.runs.lineage import RUNS, list_runs
-    from spectral.table.csv_files import describe_environment, refuse_other_table, write_csvs
+    from spectral.table.csv_files import describe_environment, refuse_other_tables, write_csvs
 
     nets, pictures = network.load_all(models, images, limit, seed, workers, lazily=True)
     infos = {name: spectral.model_info(net) for name, net in nets.items()}
@@ -203,7 +198,7 @@ def compare(
         "taps": sorted(taps),
     }  # fmt: skip
     if out:
-        refuse_other_table(out / COMPARISON, compared)
+        refuse_other_tables([out / COMPARISON], compared)
     sizes = {name: f" at {format_size(own.size)}" if own.size else "" for name, own in pictures.items()}
     shown = ", ".join(f"{name}{size}" for name, size in sizes.items())
     answer.say(f"comparing {shown} on {len(first)} images of {first.source}; the reference is {models[0]}")
@@ -222,7 +217,7 @@ def compare(
     wrote: list[Path] = []
     if out:
         compared["fingerprint"] = first.fingerprint  # known now that all of them have been read
-        refuse_other_table(out / COMPARISON, compared)
+        refuse_other_tables([out / COMPARISON], compared)
         runs = {RUNS: list_runs(out / "measurements", out)}
         facts = {**compared, **describe_environment(), "device": network.device, **runs}
         tables = write_csvs({out / COMPARISON: table}, facts)
@@ -279,19 +274,18 @@ def attribute(
     answer = Answer(out, images)
     if answer.repeat():
         return
-    from spectral.analysis import summarize_attribution
+    from spectral.analysis import summarize_attribution, summarize_equivariance
     from spectral.cli.output import format_attribution
     from spectral.identity import identify_network
     from spectral.stability import attribute_instability, measure_equivariance
-    from spectral.table.csv_files import refuse_other_table
+    from spectral.table.csv_files import describe_environment, refuse_other_tables, write_csvs
 
     net, info, pictures = network.load_with_images(model, images, limit, seed, workers, lazily=True)
     answer.depend_on(model, info)
     facts = {"model": info.name, **identify_network(net), "method": method, "limit": limit,
              "images": pictures.source, "seed": seed}  # fmt: skip
-    if out:
-        for name in (ATTRIBUTION, EQUIVARIANCE):
-            refuse_other_table(out / name, facts)
+    places = [out / ATTRIBUTION, out / EQUIVARIANCE] if out else []
+    refuse_other_tables(places, facts)
     answer.say(
         f"attributing {model}, weights {info.weights_id}, on {describe_images(pictures)}; sites altered by "
         f"{method}"
@@ -306,11 +300,13 @@ def attribute(
     summary = summarize_attribution(rows)
     answer.say(f"\n{format_attribution(summary)}")
     wrote: list[Path] = []
-    if out and moved is not None:
+    if moved is not None:
         facts["fingerprint"] = pictures.fingerprint  # known now that all of them have been read
-        for name in (ATTRIBUTION, EQUIVARIANCE):
-            refuse_other_table(out / name, facts)
-        wrote += _write_attribution(summary, moved, facts | {"device": network.device}, out)
+        refuse_other_tables(places, facts)
+        tables = dict(zip(places, (summary, summarize_equivariance(moved)), strict=True))
+        for table in tables.values():
+            table.insert(0, "model", info.name)
+        wrote += write_csvs(tables, {**facts, **describe_environment(), "device": network.device})
         answer.say(f"\nwritten to {out}")
     if json_path:
         about = {"model": model, "weights": info.weights_id, "method": method, **_name_images(pictures)}
@@ -332,16 +328,3 @@ def _name_images(images: Any) -> dict[str, Any]:
 def _list_skipped(images: Any) -> list[tuple[str, str]]:
     """List the files that could not be read, as far as that is known by now."""
     return list(images.readable().skipped) if isinstance(images, spectral.ImageSet) else []
-
-
-def _write_attribution(
-    summary: pd.DataFrame, moved: pd.DataFrame, facts: Mapping[str, Any], out: Path
-) -> list[Path]:
-    """Write what was printed, and the equivariance of each site's output; return the files."""
-    from spectral.analysis import summarize_equivariance
-    from spectral.table.csv_files import describe_environment, write_csvs
-
-    tables = {out / ATTRIBUTION: summary, out / EQUIVARIANCE: summarize_equivariance(moved)}
-    for table in tables.values():
-        table.insert(0, "model", facts["model"])
-    return write_csvs(tables, {**facts, **describe_environment()})

@@ -29,7 +29,7 @@ from spectral.models.catalogue import (
     list_representatives,
 )
 from spectral.sites import Site, find_reductions
-from spectral.table.csv_files import describe_environment, refuse_other_table, write_csv
+from spectral.table.csv_files import describe_environment, refuse_other_tables, write_csv
 from spectral.terminal.console import FilePath, SpectralCommand, quiet_option, split_names
 
 COLUMNS = ["library", "module", "model", "input_size", "sites", "measurable", "lossless", "unmeasurable",
@@ -117,7 +117,7 @@ def main(libraries: tuple[str, ...], models: str | None, out: Path, quiet: bool)
     entries = select_entries(libraries, names)
     path = out / "tables" / "coverage.csv"
     chosen = {"libraries": list(libraries), "models": names or "representatives"}
-    refuse_other_table(path, chosen)
+    refuse_other_tables([path], chosen)
     click.echo(f"coverage of {len(entries)} models of {', '.join(libraries)}, without weights")
     table = survey_coverage(entries, progress=not quiet)
     write_csv(table, path, {**chosen, **describe_environment()})

@@ -23,7 +23,7 @@ from spectral.models import load_model
 from spectral.models.info import model_info
 from spectral.perturb import measure_fourier_heatmap
 from spectral.perturb.heatmap import NORMS
-from spectral.table.csv_files import describe_environment, refuse_other_table, write_csv
+from spectral.table.csv_files import describe_environment, refuse_other_tables, write_csv
 from spectral.terminal.console import (
     FilePath,
     SpectralCommand,
@@ -101,7 +101,7 @@ def main(
             "labelled": sum(y is not None for y in match_labels(model, images).renumber(images.labels)),
         }  # fmt: skip
     own = {name: value for name, value in grid.items() if name != "batch_size"}
-    refuse_other_table(path, {"models": facts, "seed": seed, **own})
+    refuse_other_tables([path], {"models": facts, "seed": seed, **own})
     frames = []
     for name, model in networks.items():
         table = measure_fourier_heatmap(model, pictures[name], seed=seed, progress=not quiet, **grid)

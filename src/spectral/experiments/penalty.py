@@ -34,7 +34,7 @@ from spectral.models.architectures import build
 from spectral.monitor import AliasingMonitor, AliasingPenalty
 from spectral.numerics.memory import move_for_training
 from spectral.sites import Site, find_sites
-from spectral.table.csv_files import describe_environment, refuse_other_table, write_csv
+from spectral.table.csv_files import describe_environment, refuse_other_tables, write_csv
 from spectral.table.display import format_rows
 from spectral.terminal.console import FilePath, SpectralCommand, device_option, quiet_option
 from spectral.training import NUM_CLASSES, LabelledImages, augment, normalize
@@ -150,7 +150,7 @@ def main(data: str, device: str, out: Path, quiet: bool, **recipe: Any) -> None:
     )
     path = out / "tables" / "penalty.csv"
     facts = {"architecture": ARCHITECTURE, "data": train_set.data_id, "recipe": asdict(chosen)}
-    refuse_other_table(path, facts)
+    refuse_other_tables([path], facts)
     table = compare_penalty(train_set, test_set, chosen, device, progress=not quiet)
     write_csv(table, path, {**facts, **describe_environment(), "device": device})
     click.echo(describe_outcome(table))

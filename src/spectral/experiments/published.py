@@ -23,7 +23,7 @@ from spectral.files.atomic import ensure_writable
 from spectral.models import load_model, model_info
 from spectral.perturb import measure_predictions
 from spectral.stats.columns import bound, bound_flags
-from spectral.table.csv_files import describe_environment, refuse_other_table, write_csv
+from spectral.table.csv_files import describe_environment, refuse_other_tables, write_csv
 from spectral.table.schema import with_bounds
 from spectral.terminal.console import FilePath, SpectralCommand, quiet_option, split_names, workers_option
 
@@ -166,7 +166,7 @@ def main(
         "models": [claim.model for claim in claims],
         "images": {name: each.fingerprint for name, each in images.items()},
     }
-    refuse_other_table(path, facts)
+    refuse_other_tables([path], facts)
     facts |= describe_environment()
     for row in check_claims(claims, images, progress=not quiet):
         rows.append(row)

@@ -27,7 +27,7 @@ from spectral.latency import count_macs, measure_latency
 from spectral.models import load_model, model_info
 from spectral.stability import measure_stability
 from spectral.stats.columns import bound_flags, bound_summary
-from spectral.table.csv_files import describe_environment, refuse_other_table, write_csv
+from spectral.table.csv_files import describe_environment, refuse_other_tables, write_csv
 from spectral.table.schema import RANGES, with_bounds
 from spectral.terminal.console import FilePath, SpectralCommand, device_option, quiet_option, workers_option
 
@@ -126,7 +126,7 @@ def main(
         "models": models, "images": images.source, "fingerprint": images.fingerprint,
         "n_images": len(images),
     }  # fmt: skip
-    refuse_other_table(path, facts)
+    refuse_other_tables([path], facts)
     facts |= {**describe_environment(), "device": device}
     rows = []
     for row in score_remedies(networks, images, batch_size=batch_size, progress=not quiet):

@@ -35,7 +35,7 @@ from spectral.repair.views import Views
 from spectral.stability import measure_consistency, measure_stability
 from spectral.stats.columns import bound, bound_flags, bound_summary
 from spectral.surgery import check_methods, conversion_report, convert
-from spectral.table.csv_files import describe_environment, refuse_other_table, write_csv
+from spectral.table.csv_files import describe_environment, refuse_other_tables, write_csv
 from spectral.table.schema import RANGES, with_bounds
 from spectral.terminal.console import (
     FilePath,
@@ -302,7 +302,7 @@ def main(
         "model": model, "images": pictures.source, "fingerprint": pictures.fingerprint,
         "n_images": len(pictures), "methods": names, "states": scored, "effort": asdict(chosen),
     }  # fmt: skip
-    refuse_other_table(path, facts)
+    refuse_other_tables([path], facts)
     facts |= {**describe_environment(), "device": device}
     rows: list[dict[str, Any]] = []
     for row in compare_repairs(network, pictures, names, chosen, states=scored, progress=not quiet):

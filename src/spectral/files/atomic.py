@@ -130,25 +130,27 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def refuse_foreign(path: Path, mark: str = GENERATOR) -> None:
+def refuse_foreign(*paths: Path, mark: str = GENERATOR) -> None:
     """Refuse to write where a file stands that wasn't written for the same: it would be lost.
 
     Args:
-        path: the file; a blank one holds nothing that could be lost.
+        paths: the files; a blank one holds nothing that could be lost.
         mark: what stands in all that may be written again.
 
     Raises:
-        SpectralError: if it is another's, or as `require_place`.
+        SpectralError: if one is another's, or as `require_place`.
 
     Example:
         >>> refuse_foreign(Path(__file__))
-        >>> refuse_foreign(Path(__file__), "a mark of " + "others")
+        >>> refuse_foreign(Path(__file__), mark="a mark of " + "others")
         Traceback (most recent call last):
         spectral.errors.StorageError: ... wasn't written by this command and would be lost; choose another ...
     """
-    require_place(path)
-    with suppress(OSError):  # whoever writes there says why that can't be done
-        content = path.read_bytes() if path.is_file() else b""
+    require_place(*paths)
+    for path in paths:
+        content = b""
+        with suppress(OSError):  # whoever writes there says why that can't be done
+            content = path.read_bytes() if path.is_file() else b""
         if is_intact(content):
             raise StorageError(
                 f"{path} says what the files beside it are, which would be lost; choose another"
@@ -159,19 +161,21 @@ def refuse_foreign(path: Path, mark: str = GENERATOR) -> None:
             )
 
 
-def require_place(path: Path) -> None:
-    """Check that a file can be written, before anything is computed for it; nothing is left there.
+def require_place(*paths: Path) -> None:
+    """Check that files can be written, before anything is computed for them; nothing is left there.
 
     Raises:
-        SpectralError: if it is a folder or a device, its name is too long, or its folder can't be written.
+        SpectralError: if one is a folder or a device, its name is too long, or its folder can't be written.
 
     Example:
         >>> require_place(Path(__file__).parent)
         Traceback (most recent call last):
         spectral.errors.StorageError: ...files is a folder, and a file is to be written there; ...
     """
-    _require_file(path)
-    require_writable(path.parent)
+    for path in paths:
+        _require_file(path)
+    for folder in dict.fromkeys(path.parent for path in paths):
+        require_writable(folder)
 
 
 def _require_file(path: Path) -> None:

@@ -92,8 +92,7 @@ def refuse_other_checkpoint(path: Path, made: Mapping[str, Any]) -> None:
     """
     way_out = "choose another file or delete it"
     files = path, path.with_suffix(".json")
-    for file in files:
-        require_place(file)
+    require_place(*files)
     there = [file for file in files if os.path.lexists(file)]
     if not there:
         return

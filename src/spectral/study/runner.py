@@ -106,8 +106,7 @@ def _require_places(phases: Collection[Phase], out: Path) -> None:
         ("tables", written, (".csv", ".json")),
         ("figures", drawn, (".png", ".pdf")),
     ):
-        for name, kind in product(names, kinds):
-            require_place(out / folder / f"{name}{kind}")
+        require_place(*(out / folder / f"{name}{kind}" for name, kind in product(names, kinds)))
 
 
 class Run:

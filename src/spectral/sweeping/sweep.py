@@ -34,7 +34,7 @@ from spectral.runs.summary import SITES_TABLE, SUMMARY_FILE, summarize_measureme
 from spectral.sweeping.averages import average_sites, read_table
 from spectral.sweeping.claims import Claims
 from spectral.sweeping.models import name_folders
-from spectral.table.csv_files import PROVENANCE, check_tables, refuse_other_table, write_csvs
+from spectral.table.csv_files import PROVENANCE, check_tables, refuse_other_tables, write_csvs
 from spectral.table.rows import split_reasons
 from spectral.table.schema import RUN_FILE, SITES_FILE, SWEEP_FILE, fill_words
 
@@ -170,8 +170,8 @@ class _Plan:
             raise SpectralError(f"{self.folder} holds a measurement, not a sweep; choose another folder")
         with Claims(self.folder / QUEUE).waiting("options", report):
             if not os.path.lexists(path):
-                for name in (TABLE, SUMMARY_FILE):
-                    refuse_other_table(self.folder / name, {}, self.folder / PROVENANCE)
+                tables = [self.folder / name for name in (TABLE, SUMMARY_FILE)]
+                refuse_other_tables(tables, {}, self.folder / PROVENANCE)
                 write_json(own, path, sealed=True)
             before = read_json(path, sealed=True, way_out=_WAY_OUT)
         for key, value in own.items():

@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -112,32 +112,36 @@ def refuse_foreign_csv(path: Path, table: pd.DataFrame) -> None:
             known = _read_digests(beside)
         if path.name in known:
             raise StorageError(f"{path} is a table of which {beside.name} tells; choose another file")
-    refuse_foreign(path, ",".join(map(str, table.columns)) or GENERATOR)
+    refuse_foreign(path, mark=",".join(map(str, table.columns)) or GENERATOR)
 
 
-def refuse_other_table(path: Path, facts: Mapping[str, Any], beside: Path | None = None) -> None:
-    """Refuse to write a table where one of something else stands, or a file of its name: that would be lost.
+def refuse_other_tables(paths: Sequence[Path], facts: Mapping[str, Any], beside: Path | None = None) -> None:
+    """Refuse to write tables where those of something else stand, or files of their names: they'd be lost.
 
     Args:
-        path: of the CSV file.
-        facts: what determines its values, as `write_csvs` is given them; what isn't noted isn't compared.
-        beside: the JSON file that tells of it; by default its own.
+        paths: of the CSV files.
+        facts: what determines their values, as `write_csvs` is given them; what isn't noted isn't compared.
+        beside: the one JSON file that tells of all of them; each has its own by default.
 
     Raises:
         SpectralError: naming the first that differs.
 
     Example:
-        >>> refuse_other_table(Path("no/such/table.csv"), {"weights": "sha256:0"})
+        >>> refuse_other_tables([Path("no/such/table.csv")], {"weights": "sha256:0"})
     """
-    beside = path.with_suffix(".json") if beside is None else beside
+    described = {path: beside or path.with_suffix(".json") for path in paths}
+    require_place(*described, *described.values())
+    for path, own in described.items():
+        _refuse_other(path, own, facts)
+    fresh = [path for path in paths if not os.path.lexists(path)]
+    refuse_foreign(*(path.with_suffix(kind) for path in fresh for kind in (".png", ".pdf")))  # drawn of them
+
+
+def _refuse_other(path: Path, beside: Path, facts: Mapping[str, Any]) -> None:
     way_out = "choose another --out or delete it"
-    for place in (path, beside):
-        require_place(place)
     if _is_foreign(beside, facts):
         raise StorageError(f"{beside} stands there and tells of no table; {way_out}")
     if not os.path.lexists(path):
-        for kind in (".png", ".pdf"):  # that are drawn of it
-            refuse_foreign(path.with_suffix(kind))
         return
     if not os.path.lexists(beside):
         raise StorageError(f"{path} stands there without {beside.name}, which says what it is of; {way_out}")

@@ -89,8 +89,9 @@ def train_checkpoint(
     """
     state = path.parent / "training" / path.stem
     with find_ranks().agreeing():
-        for file in (path, path.with_suffix(".json")):
-            require_place(file)
+        files = path, path.with_suffix(".json")
+        require_place(*files)
+        for file in files:
             if os.path.lexists(file) and not os.path.lexists(state / STATE_NAME):
                 raise SpectralError(
                     f"{file} is there already, and the state of its training is not ({state / STATE_NAME}); "
