@@ -9,18 +9,17 @@ import click
 import spectral
 from spectral.cli.finished import Answer
 from spectral.cli.options import (
-    PATH,
     ModelOptions,
+    RunOptions,
     batch_size_option,
     describe_images,
     images_option,
-    json_option,
-    model_options,
     parse_names,
+    run_options,
 )
 from spectral.cli.output import draw, write_rows
 from spectral.processes.launch import find_launch
-from spectral.terminal.console import SpectralCommand, hold_folder, quiet_option, workers_option
+from spectral.terminal.console import SpectralCommand, hold_folder
 
 TABLE, IMAGES, COALITIONS = "budget.csv", "budget_images.csv", "budget_coalitions.csv"
 
@@ -40,28 +39,19 @@ TABLE, IMAGES, COALITIONS = "budget.csv", "budget_images.csv", "budget_coalition
     "--factor", type=int, help="How much finer the lattice of nonlinearities is; 2, 4 or 8 by itself."
 )
 @batch_size_option
-@workers_option
-@model_options
-@quiet_option
-@json_option
-@click.option("--seed", type=int, default=0, show_default=True, help="Of crops, orders and shifts.")
-@click.option("--out", type=PATH, metavar="DIR",
-              help="Folder for budget.csv, budget.png, all values and the coalitions.")  # fmt: skip
+@run_options(
+    seed="Of crops, orders and shifts.",
+    out="Folder for budget.csv, budget.png, all values and the coalitions.",
+)
 def budget(
     model: str,
-    images: str | list[str],
-    limit: int,
     split: tuple[str, ...],
     orders: int,
     shifts: str,
     factor: int | None,
     batch_size: int,
-    workers: int | None,
     network: ModelOptions,
-    quiet: bool,
-    json_path: Path | None,
-    seed: int,
-    out: Path | None,
+    run: RunOptions,
 ) -> None:
     """Share MODEL's shift instability among decimation, nonlinearities and borders.
 
@@ -73,19 +63,20 @@ def budget(
     Example:
       spectral budget bundled/resnet20 --limit 64 --split decimation --out runs/budget
     """
+    out = run.out
     if out:
-        hold_folder(out, images)
-    answer = Answer(out, images)
+        hold_folder(out, run.images)
+    answer = Answer(out, run.images)
     if answer.repeat():
         return
     from spectral.budget import describe_shares
     from spectral.identity import identify_network
     from spectral.table.csv_files import describe_environment, refuse_other_tables, write_csvs
 
-    net, info, pictures = network.load_with_images(model, images, limit, seed, workers)
+    net, info, pictures = network.load_with_images(model, run)
     answer.depend_on(model, info)
     facts = {"model": info.name, **identify_network(net), "images": pictures.source,
-             "fingerprint": pictures.fingerprint, "seed": seed, "shifts": shifts, "split": split,
+             "fingerprint": pictures.fingerprint, "seed": run.seed, "shifts": shifts, "split": split,
              "orders": orders}  # fmt: skip
     places = [out / name for name in (TABLE, IMAGES, COALITIONS)] if out else []
     refuse_other_tables(places, facts if factor is None else {**facts, "factor": factor})
@@ -93,8 +84,8 @@ def budget(
         f"budget of {model}, weights {info.weights_id}, on {describe_images(pictures)}; shifts: {shifts}"
     )
     table = spectral.measure_instability_budget(
-        net, pictures, split=split, orders=orders, shifts=shifts, factor=factor, seed=seed,
-        batch_size=batch_size, progress=not quiet,
+        net, pictures, split=split, orders=orders, shifts=shifts, factor=factor, seed=run.seed,
+        batch_size=batch_size, progress=not run.quiet,
     )  # fmt: skip
     if not find_launch().first:
         return  # the first rank writes for all
@@ -104,14 +95,14 @@ def budget(
     if out:
         import pandas as pd
 
-        facts |= {"limit": limit, "factor": table.attrs["factor"], **describe_environment(),
+        facts |= {"limit": run.limit, "factor": table.attrs["factor"], **describe_environment(),
                   "device": network.device}  # fmt: skip
         tables = (summary, table, pd.DataFrame(table.attrs["coalitions"]))
         written = write_csvs(dict(zip(places, tables, strict=True)), facts)
         drawn, said = draw("budget", out)
         answer.say(said)
         wrote += [*written, *drawn]
-    if json_path:
+    if run.json_path:
         about = {"model": model, "weights": info.weights_id, "images": pictures.source, "shifts": shifts}
-        write_rows(summary, json_path, {**about, "seed": seed})
-    answer.keep(*wrote, json_path)
+        write_rows(summary, run.json_path, {**about, "seed": run.seed})
+    answer.keep(*wrote, run.json_path)

@@ -15,18 +15,18 @@ from spectral.cli.finished import Answer
 from spectral.cli.options import (
     PATH,
     ModelOptions,
+    RunOptions,
     describe_images,
     images_option,
-    json_option,
-    model_options,
     parse_names,
+    run_options,
     silent_option,
 )
 from spectral.cli.output import write_rows
 from spectral.errors import SpectralError, StorageError
 from spectral.files.atomic import find_folder
 from spectral.processes.launch import find_launch
-from spectral.terminal.console import SpectralCommand, hold_folder, quiet_option, workers_option
+from spectral.terminal.console import SpectralCommand, hold_folder
 
 if TYPE_CHECKING:
     from spectral.analysis import Diagnosis
@@ -53,28 +53,19 @@ PAGE = "page.html"
               "measured on as many images as that is enough for; what isn't reached is listed.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(min=1), metavar="N",
               help="Images per forward pass; by default 4 on a CPU, 32 elsewhere.")  # fmt: skip
-@workers_option
-@model_options
-@click.option("--seed", type=int, default=0, show_default=True, help="Of crops and choices of images.")
-@click.option("--out", type=PATH, metavar="DIR",
-              help="Folder for page.html, tables and all values; diagnosis-MODEL by default.")  # fmt: skip
-@json_option
-@quiet_option
+@run_options(
+    seed="Of crops and choices of images.",
+    out="Folder for page.html, tables and all values; diagnosis-MODEL by default.",
+)
 def diagnose(
     models: tuple[str, ...],
-    images: str | list[str],
-    limit: int,
     methods: tuple[str, ...],
     fix_images: int | None,
     budget_images: int | None,
     minutes: float,
     batch_size: int | None,
-    workers: int | None,
     network: ModelOptions,
-    seed: int,
-    out: Path | None,
-    json_path: Path | None,
-    quiet: bool,
+    run: RunOptions,
 ) -> None:
     """Say where MODEL aliases, how much, whether it matters and what fixes it: one page.
 
@@ -96,13 +87,13 @@ def diagnose(
         raise click.UsageError("--methods names no layer; expected A,B,…, such as blurpool,flc")
     if len(models) > 1 and network.weights is not None:
         raise click.UsageError("--weights is for one model; with several name each one's file as MODEL@FILE")
-    folder = out or find_folder(Path(), "diagnosis", *models)
+    folder = run.out or find_folder(Path(), "diagnosis", *models)
     if len(models) > 1:
         hold_folder(folder)
     else:
         require_writable(folder)  # diagnose holds it
     with _claimed(folder, models):
-        answer = Answer(folder, images)
+        answer = Answer(folder, run.images)
         if answer.repeat():
             return
     from spectral.analysis import is_diagnosis
@@ -116,22 +107,21 @@ def diagnose(
     for model in models:
         own = folder if len(models) == 1 else find_folder(folder, model)
         found.append(
-            _diagnose(answer, model, images, limit, seed, workers, network, own, methods=methods,
-                      fix_images=fix_images, budget_images=budget_images, minutes=minutes,
-                      batch_size=batch_size, progress=not quiet)
+            _diagnose(answer, model, network, run, out=own, methods=methods, fix_images=fix_images,
+                      budget_images=budget_images, minutes=minutes, batch_size=batch_size)
         )  # fmt: skip
     if not find_launch().first:
         return  # the first rank writes for all
     page = spectral.write_page(found, folder / PAGE)
-    if json_path:
+    if run.json_path:
         sites = [one.sites.assign(model=one.facts["model"]) for one in found]
         import pandas as pd
 
-        write_rows(pd.concat(sites, ignore_index=True), json_path, {"models": list(models)})
+        write_rows(pd.concat(sites, ignore_index=True), run.json_path, {"models": list(models)})
     answer.say(f"\n{_tell_page(page)}; tables beside it")
     # Who has claimed it since is at the same, and notes it: here all is written and told.
     with suppress(StorageError), _claimed(folder, models):
-        answer.keep(folder, json_path)
+        answer.keep(folder, run.json_path)
 
 
 @click.command(cls=SpectralCommand)
@@ -210,22 +200,14 @@ def _claimed(folder: Path, models: Sequence[str]) -> AbstractContextManager[Any]
 
 
 def _diagnose(
-    answer: Answer,
-    model: str,
-    images: str | list[str],
-    limit: int,
-    seed: int,
-    workers: int | None,
-    network: ModelOptions,
-    out: Path,
-    **options: Any,
+    answer: Answer, model: str, network: ModelOptions, run: RunOptions, **options: Any
 ) -> Diagnosis:
     from spectral.analysis import write_headline
 
-    net, info, pictures = network.load_with_images(model, images, limit, seed, workers)
+    net, info, pictures = network.load_with_images(model, run)
     answer.depend_on(model, info)
     answer.say(f"diagnosing {info.name}, weights {info.weights_id}, on {describe_images(pictures)}")
-    found: Diagnosis = spectral.diagnose(net, pictures, out=out, **options)
+    found: Diagnosis = spectral.diagnose(net, pictures, progress=not run.quiet, **options)
     answer.say("")
     for sentence in write_headline(found):
         answer.say(f"- {sentence}")

@@ -12,6 +12,7 @@ import spectral
 from spectral.cli.options import (
     PATH,
     ModelOptions,
+    RunOptions,
     checked_by,
     format_size,
     json_option,
@@ -152,7 +153,7 @@ def _load_with_example(
         info = spectral.model_info(net)
         assert info is not None
         return net, info, info.preprocessing.size, info.preprocessing.size
-    net, info, pictures = network.load_with_images(model, images, 1, 0)
+    net, info, pictures = network.load_with_images(model, RunOptions(images, limit=1))
     return net, info, info.preprocessing.size, Feed(net, pictures, caller="sites").example
 
 

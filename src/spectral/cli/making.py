@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 import spectral
-from spectral.cli.options import PATH, ModelOptions, json_option, model_options
+from spectral.cli.options import PATH, ModelOptions, RunOptions, json_option, model_options
 from spectral.cli.output import write_printed
 from spectral.errors import SpectralError
 from spectral.processes.launch import choose_device, find_launch
@@ -264,7 +264,7 @@ def convert(
     if calibrate is None:
         net, pictures = network.load(model), None
     else:
-        net, _, pictures = network.load_with_images(model, calibrate, None, 0, workers)
+        net, _, pictures = network.load_with_images(model, RunOptions(calibrate, workers=workers))
     info = spectral.model_info(net)
     assert info is not None
     made = {

@@ -11,21 +11,20 @@ import click
 import spectral
 from spectral.cli.finished import Answer
 from spectral.cli.options import (
-    PATH,
     ModelOptions,
+    RunOptions,
     batch_size_option,
     describe_images,
     format_size,
     images_option,
-    json_option,
-    model_options,
     parse_names,
+    run_options,
 )
 from spectral.cli.output import draw, write_rows
 from spectral.errors import SpectralError
 from spectral.processes.launch import find_launch
 from spectral.table.schema import SCALE_FREE
-from spectral.terminal.console import SpectralCommand, hold_folder, quiet_option, workers_option
+from spectral.terminal.console import SpectralCommand, hold_folder
 
 ATTRIBUTION, EQUIVARIANCE, COMPARISON = "attribute.csv", "equivariance.csv", "compare.csv"
 
@@ -42,25 +41,16 @@ ATTRIBUTION, EQUIVARIANCE, COMPARISON = "attribute.csv", "equivariance.csv", "co
 @click.option("--taps", callback=parse_names, default="input,dense", show_default=True, metavar="A,B",
               help="Where AVR is taken: input, dense, signal, output.")  # fmt: skip
 @batch_size_option
-@workers_option
-@model_options
-@quiet_option
-@json_option
-@click.option("--seed", type=int, default=0, show_default=True, help="Of crops and choices of images.")
-@click.option("--out", type=PATH, metavar="DIR", help="Keep all values here; continues what was interrupted.")
+@run_options(
+    seed="Of crops and choices of images.", out="Keep all values here; continues what was interrupted."
+)
 def measure(
     model: str,
-    images: str | list[str],
-    limit: int | None,
     metrics: tuple[str, ...] | None,
     taps: tuple[str, ...],
     batch_size: int,
-    workers: int | None,
     network: ModelOptions,
-    quiet: bool,
-    json_path: Path | None,
-    seed: int,
-    out: Path | None,
+    run: RunOptions,
 ) -> None:
     """Measure aliasing at every downsampling site of MODEL.
 
@@ -72,23 +62,24 @@ def measure(
     Example:
       spectral measure bundled/resnet20 --limit 100 --out runs/resnet20
     """
+    out = run.out
     if out:
         hold_folder(out)
-    answer = Answer(out, images)
+    answer = Answer(out, run.images)
     if answer.repeat():
         return
     from spectral.runs.folder import holds_run
     from spectral.runs.summary import SITES_TABLE, SUMMARY_FILE
     from spectral.table.csv_files import PROVENANCE, refuse_other_tables
 
-    net, info, pictures = network.load_with_images(model, images, limit, seed, workers, lazily=True)
+    net, info, pictures = network.load_with_images(model, run, lazily=True)
     answer.depend_on(model, info)
     random = " (random weights, not trained)" if model.endswith("@random") else ""
     broken = _list_skipped(pictures)
     skipped = f"; {len(broken)} broken file(s) skipped" if broken else ""
     if out and not holds_run(out / "measurements"):  # which says what its tables are of
-        asked = {"model": info.name, "weights": info.weights_id, "images": pictures.source, "seed": seed,
-                 "limit": limit, "taps": sorted(set(taps)),
+        asked = {"model": info.name, "weights": info.weights_id, "images": pictures.source, "seed": run.seed,
+                 "limit": run.limit, "taps": sorted(set(taps)),
                  **({"metrics": sorted(set(metrics))} if metrics else {})}  # fmt: skip
         refuse_other_tables([out / SUMMARY_FILE, out / SITES_TABLE], asked, out / PROVENANCE)
     answer.say(
@@ -100,7 +91,7 @@ def measure(
         metrics,
         taps=taps,  # type: ignore[arg-type] # measure checks the names
         batch_size=batch_size,
-        progress=not quiet,
+        progress=not run.quiet,
         out=out / "measurements" if out else None,
     )
     if not find_launch().first:
@@ -114,17 +105,17 @@ def measure(
     wrote: list[Path] = []
     if out:
         runs = {RUNS: list_runs(out / "measurements", out)}
-        facts = {"seed": seed, "limit": limit, "skipped": _list_skipped(pictures), **runs}
+        facts = {"seed": run.seed, "limit": run.limit, "skipped": _list_skipped(pictures), **runs}
         wrote += [out / "measurements", *write_summary(summary, table, out, facts)]
         readable = pictures.readable() if isinstance(pictures, spectral.ImageSet) else pictures
         answer.say(
             f"\nwritten to {out}{_say_earlier(table.attrs['resumed'], pictures)}",
             again=f"\nwritten to {out}{_say_earlier(len(readable), pictures)}",
         )
-    if json_path:  # last, to see what was written
-        about = {"model": model, "weights": info.weights_id, "seed": seed, **_name_images(pictures)}
-        write_rows(summary, json_path, about)
-    answer.keep(*wrote, json_path)
+    if run.json_path:  # last, to see what was written
+        about = {"model": model, "weights": info.weights_id, "seed": run.seed, **_name_images(pictures)}
+        write_rows(summary, run.json_path, about)
+    answer.keep(*wrote, run.json_path)
 
 
 @click.command(cls=SpectralCommand, ranks="share")
@@ -137,25 +128,16 @@ def measure(
 @click.option("--taps", callback=parse_names, default="input,dense,signal", show_default=True, metavar="A,B",
               help="Where AVR is taken: input, dense, signal, output.")  # fmt: skip
 @batch_size_option
-@workers_option
-@model_options
-@quiet_option
-@json_option
-@click.option("--seed", type=int, default=0, show_default=True, help="Of crops, choices and intervals.")
-@click.option("--out", type=PATH, metavar="DIR", help="Folder for compare.csv, compare.png and all values.")
+@run_options(
+    seed="Of crops, choices and intervals.", out="Folder for compare.csv, compare.png and all values."
+)
 def compare(
     models: tuple[str, ...],
-    images: str | list[str],
-    limit: int | None,
     metrics: tuple[str, ...],
     taps: tuple[str, ...],
     batch_size: int,
-    workers: int | None,
     network: ModelOptions,
-    quiet: bool,
-    json_path: Path | None,
-    seed: int,
-    out: Path | None,
+    run: RunOptions,
 ) -> None:
     """Compare models with the first of them, site by site, on the same images.
 
@@ -175,11 +157,12 @@ def compare(
     twice = [name for name, count in Counter(models).items() if count > 1]
     if twice:
         raise click.UsageError(f"{twice[0]} is named twice; compare different models")
+    out = run.out
     if out:
-        hold_folder(out, images)
+        hold_folder(out, run.images)
     if network.weights is not None:
         raise click.UsageError("--weights is for one model; with several name each one's file as MODEL@FILE")
-    answer = Answer(out, images)
+    answer = Answer(out, run.images)
     if answer.repeat():
         return
     from spectral.analysis import compare_models
@@ -187,14 +170,14 @@ def compare(
     from spectral.runs.lineage import RUNS, list_runs
     from spectral.table.csv_files import describe_environment, refuse_other_tables, write_csvs
 
-    nets, pictures = network.load_all(models, images, limit, seed, workers, lazily=True)
+    nets, pictures = network.load_all(models, run, lazily=True)
     infos = {name: spectral.model_info(net) for name, net in nets.items()}
     for name, info in infos.items():
         answer.depend_on(name, info)
     first = pictures[models[0]]
     compared = {
         "reference": models[0], "models": {name: info.weights_id for name, info in infos.items() if info},
-        "images": first.source, "seed": seed, "limit": limit, "metrics": sorted(metrics),
+        "images": first.source, "seed": run.seed, "limit": run.limit, "metrics": sorted(metrics),
         "taps": sorted(taps),
     }  # fmt: skip
     if out:
@@ -208,7 +191,7 @@ def compare(
         metrics,
         taps=taps,  # type: ignore[arg-type] # measure checks the names
         batch_size=batch_size,
-        progress=not quiet,
+        progress=not run.quiet,
         out=out / "measurements" if out else None,
     )
     if not find_launch().first:
@@ -224,9 +207,9 @@ def compare(
         drawn, said = draw("compare", out)
         answer.say(said)
         wrote += [out / "measurements", *tables, *drawn]
-    if json_path:
-        write_rows(table, json_path, {"models": list(models), **_name_images(first), "seed": seed})
-    answer.keep(*wrote, json_path)
+    if run.json_path:
+        write_rows(table, run.json_path, {"models": list(models), **_name_images(first), "seed": run.seed})
+    answer.keep(*wrote, run.json_path)
 
 
 @click.command(cls=SpectralCommand, ranks="share")
@@ -236,24 +219,13 @@ def compare(
 @click.option("--method", default="ideal", show_default=True, metavar="NAME",
               help="How sites are altered; ideal takes away what would fold, and nothing else.")  # fmt: skip
 @batch_size_option
-@workers_option
-@model_options
-@quiet_option
-@json_option
-@click.option("--seed", type=int, default=0, show_default=True, help="Of crops, choices and intervals.")
-@click.option("--out", type=PATH, metavar="DIR", help="Folder for attribute.csv and equivariance.csv.")
+@run_options(seed="Of crops, choices and intervals.", out="Folder for attribute.csv and equivariance.csv.")
 def attribute(
     model: str,
-    images: str | list[str],
-    limit: int | None,
     method: str,
     batch_size: int,
-    workers: int | None,
     network: ModelOptions,
-    quiet: bool,
-    json_path: Path | None,
-    seed: int,
-    out: Path | None,
+    run: RunOptions,
 ) -> None:
     """Find which sites of MODEL make its predictions unstable under shifts.
 
@@ -269,9 +241,10 @@ def attribute(
     Example:
       spectral attribute bundled/resnet20 --limit 100 --out runs/attribute
     """
+    out = run.out
     if out:
         hold_folder(out)
-    answer = Answer(out, images)
+    answer = Answer(out, run.images)
     if answer.repeat():
         return
     from spectral.analysis import summarize_attribution, summarize_equivariance
@@ -280,21 +253,23 @@ def attribute(
     from spectral.stability import attribute_instability, measure_equivariance
     from spectral.table.csv_files import describe_environment, refuse_other_tables, write_csvs
 
-    net, info, pictures = network.load_with_images(model, images, limit, seed, workers, lazily=True)
+    net, info, pictures = network.load_with_images(model, run, lazily=True)
     answer.depend_on(model, info)
-    facts = {"model": info.name, **identify_network(net), "method": method, "limit": limit,
-             "images": pictures.source, "seed": seed}  # fmt: skip
+    facts = {"model": info.name, **identify_network(net), "method": method, "limit": run.limit,
+             "images": pictures.source, "seed": run.seed}  # fmt: skip
     places = [out / ATTRIBUTION, out / EQUIVARIANCE] if out else []
     refuse_other_tables(places, facts)
     answer.say(
         f"attributing {model}, weights {info.weights_id}, on {describe_images(pictures)}; sites altered by "
         f"{method}"
     )
-    rows = attribute_instability(net, pictures, method, batch_size=batch_size, progress=not quiet)
+    rows = attribute_instability(net, pictures, method, batch_size=batch_size, progress=not run.quiet)
     if rows.empty:
         first = rows.attrs["sites"][0]
         raise SpectralError(f"no site of {model} can be altered; {first['name']!r}: {first['reason']}")
-    moved = measure_equivariance(net, pictures, batch_size=batch_size, progress=not quiet) if out else None
+    moved = (
+        measure_equivariance(net, pictures, batch_size=batch_size, progress=not run.quiet) if out else None
+    )
     if not find_launch().first:
         return  # the first rank writes for all
     summary = summarize_attribution(rows)
@@ -308,10 +283,10 @@ def attribute(
             table.insert(0, "model", info.name)
         wrote += write_csvs(tables, {**facts, **describe_environment(), "device": network.device})
         answer.say(f"\nwritten to {out}")
-    if json_path:
+    if run.json_path:
         about = {"model": model, "weights": info.weights_id, "method": method, **_name_images(pictures)}
-        write_rows(summary, json_path, {**about, "seed": seed})
-    answer.keep(*wrote, json_path)
+        write_rows(summary, run.json_path, {**about, "seed": run.seed})
+    answer.keep(*wrote, run.json_path)
 
 
 def _say_earlier(count: int, images: Any) -> str:

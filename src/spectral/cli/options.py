@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import spectral
 from spectral.errors import SpectralError
 from spectral.files.atomic import refuse_foreign
 from spectral.processes.launch import choose_device
-from spectral.terminal.console import FilePath, device_option
+from spectral.terminal.console import FilePath, device_option, quiet_option, workers_option
 
 if TYPE_CHECKING:
     from torch import nn
@@ -97,6 +97,19 @@ json_option = click.option(
 
 
 @dataclass(frozen=True)
+class RunOptions:
+    """Over which images a command runs its networks, and where it tells and writes what it finds."""
+
+    images: str | list[str]
+    limit: int | None = None
+    seed: int = 0
+    workers: int | None = None
+    quiet: bool = False
+    json_path: Path | None = None
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
 class ModelOptions:
     """What a command is told of the network that MODEL names; None leaves what is known of it."""
 
@@ -117,16 +130,10 @@ class ModelOptions:
         )  # fmt: skip
 
     def load_with_images(
-        self,
-        name: str,
-        images: str | list[str],
-        limit: int | None,
-        seed: int,
-        workers: int | None = None,
-        lazily: bool = False,
+        self, name: str, run: RunOptions, lazily: bool = False
     ) -> tuple[nn.Module, ModelInfo, Any]:
         """Load the network, what is known of it, and images of its size or values as they are."""
-        nets, found = self.load_all([name], images, limit, seed, workers, lazily)
+        nets, found = self.load_all([name], run, lazily)
         info, pictures = spectral.model_info(nets[name]), found[name]
         assert info is not None
         if pictures.size and 0 not in pictures.size:
@@ -134,13 +141,7 @@ class ModelOptions:
         return nets[name], info, pictures
 
     def load_all(
-        self,
-        names: Sequence[str],
-        images: str | list[str],
-        limit: int | None,
-        seed: int,
-        workers: int | None = None,
-        lazily: bool = False,
+        self, names: Sequence[str], run: RunOptions, lazily: bool = False
     ) -> tuple[dict[str, nn.Module], dict[str, Any]]:
         """Load networks, and for each the same images at its own size, or values as they are.
 
@@ -158,14 +159,14 @@ class ModelOptions:
             nonlocal first
             if first is None:
                 choose = Recipient(net, caller="images").choose_readings
-                first = open_images(images, size, limit, seed, workers, lazily, choose)
+                first = open_images(run.images, size, run.limit, run.seed, run.workers, lazily, choose)
             if isinstance(first, ImageSet):
                 return None
-            self._require_unaltered(first, images)
+            self._require_unaltered(first, run.images)
             example = find_example(first)
             return first.size if example is None else example
 
-        values = names_values(images)
+        values = names_values(run.images)
         nets = {name: self.load(name, read if values else None) for name in names}
         sizes = {
             name: info.preprocessing.size for name, net in nets.items() if (info := spectral.model_info(net))
@@ -191,28 +192,54 @@ class ModelOptions:
                 )
 
 
-def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add to a command what can be said of a network; it receives one `ModelOptions` as ``network``."""
+def gather(
+    name: str, kind: type, *options: Callable[..., Any]
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Let a command receive the options that are fields of a dataclass as one object, after adding some."""
 
-    @click.option("--weights", type=PATH, metavar="FILE",
-                  help="Weights for MODEL in place of its own, as MODEL@FILE.")  # fmt: skip
-    @click.option("--classes", type=click.IntRange(min=1), metavar="N",
-                  help="Outputs of a fine-tuned head, with --weights.")  # fmt: skip
-    @click.option("--input-size", "--size", "input_size", callback=parse_size, metavar="N|HxW",
-                  help="Image size; by default the one that the model was made for.")  # fmt: skip
-    @click.option("--mean", callback=parse_numbers, metavar="A,B,C",
-                  help="What images in [0, 1] are normalised with, per channel, where MODEL doesn't say."
-                  )  # fmt: skip
-    @click.option("--std", callback=parse_numbers, metavar="A,B,C", help="As --mean.")
-    @click.option("--architecture", metavar="NAME",
-                  help="What a weights file without a JSON beside it is for.")  # fmt: skip
-    @device_option
-    @functools.wraps(command)
-    def wrapper(*args: Any, **given: Any) -> Any:
-        own = {key: given.pop(key) for key in ModelOptions.__dataclass_fields__}
-        return command(*args, network=ModelOptions(**own), **given)
+    def wrap(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def wrapper(**given: Any) -> Any:
+            own = {field.name: given.pop(field.name) for field in fields(kind)}
+            return command(**{name: kind(**own)}, **given)
 
-    return wrapper
+        gathered: Callable[..., Any] = wrapper
+        for option in reversed(options):
+            gathered = option(gathered)
+        return gathered
+
+    return wrap
+
+
+model_options = gather(  # what can be said of a network
+    "network", ModelOptions,
+    click.option("--weights", type=PATH, metavar="FILE",
+                 help="Weights for MODEL in place of its own, as MODEL@FILE."),
+    click.option("--classes", type=click.IntRange(min=1), metavar="N",
+                 help="Outputs of a fine-tuned head, with --weights."),
+    click.option("--input-size", "--size", "input_size", callback=parse_size, metavar="N|HxW",
+                 help="Image size; by default the one that the model was made for."),
+    click.option("--mean", callback=parse_numbers, metavar="A,B,C",
+                 help="What images in [0, 1] are normalised with, per channel, where MODEL doesn't say."),
+    click.option("--std", callback=parse_numbers, metavar="A,B,C", help="As --mean."),
+    click.option("--architecture", metavar="NAME",
+                 help="What a weights file without a JSON beside it is for."),
+    device_option,
+)  # fmt: skip
+
+
+def run_options(seed: str, out: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add to a command how it runs and where it writes; it receives `ModelOptions` and `RunOptions`.
+
+    Args:
+        seed: help on what it is of.
+        out: help on what the folder is for.
+    """
+    return gather(
+        "run", RunOptions, workers_option, model_options, quiet_option, json_option,
+        click.option("--seed", type=int, default=0, show_default=True, help=seed),
+        click.option("--out", type=PATH, metavar="DIR", help=out),
+    )  # fmt: skip
 
 
 def describe_images(pictures: Any) -> str:

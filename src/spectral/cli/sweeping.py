@@ -11,7 +11,9 @@ import spectral
 from spectral.cli.finished import Answer
 from spectral.cli.options import (
     PATH,
+    RunOptions,
     batch_size_option,
+    gather,
     json_option,
     parse_names,
     pictures_option,
@@ -49,20 +51,15 @@ if TYPE_CHECKING:
 @json_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of crops and choices of images.")
 @click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder that all jobs see.")
+@gather("run", RunOptions)
 def sweep(
     models: Path,
-    images: str | list[str],
-    limit: int | None,
     metrics: tuple[str, ...] | None,
     taps: tuple[str, ...],
     batch_size: int,
     unit: int,
     device: str,
-    workers: int | None,
-    quiet: bool,
-    json_path: Path | None,
-    seed: int,
-    out: Path,
+    run: RunOptions,
 ) -> None:
     """Measure the networks that MODELS.txt lists, one per line, on the same images.
 
@@ -76,7 +73,9 @@ def sweep(
     Example:
       spectral sweep models.txt --images photos --out runs/sweep
     """
-    answer = Answer(out, images, [models])
+    out = run.out
+    assert out is not None  # it is required
+    answer = Answer(out, run.images, [models])
     if answer.repeat():
         return
     lines = spectral.sweeping.read_models(models)
@@ -89,15 +88,15 @@ def sweep(
         return net
 
     table = spectral.sweep(
-        list(lines), images, metrics, out=out, taps=taps,  # type: ignore[arg-type] # measure checks the names
-        limit=limit, seed=seed, batch_size=batch_size, unit=unit, workers=workers, load=load,
-        report=(lambda text: None) if quiet else click.echo, meet=await_others,
+        list(lines), run.images, metrics, out=out, taps=taps,  # type: ignore[arg-type] # measure checks the names
+        limit=run.limit, seed=run.seed, batch_size=batch_size, unit=unit, workers=run.workers, load=load,
+        report=(lambda text: None) if run.quiet else click.echo, meet=await_others,
     )  # fmt: skip
     if not find_launch().first:
         return  # the first rank speaks for all
     answer.say(f"\n{format_sweep(table)}", again=format_sweep(table))
-    if json_path:
-        write_rows(table, json_path, {"models": list(lines), "seed": seed, "limit": limit})
+    if run.json_path:
+        write_rows(table, run.json_path, {"models": list(lines), "seed": run.seed, "limit": run.limit})
     left = table[~table["state"].isin(["finished", "failed"])]
     if len(left):
         click.echo(f"\n{len(left)} not finished yet; other jobs are at it, or this command again continues")
@@ -116,7 +115,7 @@ def sweep(
         folders = [out, *(out / folder for folder in table["folder"])]
         names = (TABLE, SUMMARY_FILE, SITES_TABLE, PROVENANCE)
         tables = [path for folder in folders for name in names if (path := folder / name).exists()]
-        answer.keep(*tables, *(folder / "measurements" for folder in folders[1:]), json_path)
+        answer.keep(*tables, *(folder / "measurements" for folder in folders[1:]), run.json_path)
 
 
 def format_sweep(table: pd.DataFrame) -> str:
