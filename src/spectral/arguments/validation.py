@@ -301,8 +301,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating))
 
 
-def _is_deep(value: Any, most: int = 100) -> bool:
-    for _ in range(most):
+def _is_deep(value: Any) -> bool:
+    for _ in range(100):
         if not isinstance(value, (list, tuple, Mapping)) or not value:
             return False
         value = next(iter(value.values() if isinstance(value, Mapping) else value))

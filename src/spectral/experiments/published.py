@@ -83,14 +83,13 @@ CLAIMS = (
 
 
 def check_claims(
-    claims: Iterable[Claim], images: dict[str, ImageSet], *, batch_size: int = 64, progress: bool = True
+    claims: Iterable[Claim], images: dict[str, ImageSet], *, progress: bool = True
 ) -> Iterator[dict[str, Any]]:
     """Score networks on labelled images, a row for each.
 
     Args:
         claims: which networks, and what is published of them.
         images: by dataset; networks of one that isn't there are left out.
-        batch_size: images per forward pass.
         progress: show bars.
 
     Yields:
@@ -104,7 +103,7 @@ def check_claims(
         row |= {"model": claim.model, "dataset": claim.dataset, "published": claim.accuracy,
                 "source": claim.source, "reason": "", **bound("accuracy", *(float("nan"),) * 3)}  # fmt: skip
         try:
-            row |= _score(claim, images[claim.dataset], batch_size, progress)
+            row |= _score(claim, images[claim.dataset], progress)
         except StorageError:
             raise
         except SpectralError as error:
@@ -112,12 +111,12 @@ def check_claims(
         yield row
 
 
-def _score(claim: Claim, images: ImageSet, batch_size: int, progress: bool) -> dict[str, Any]:
+def _score(claim: Claim, images: ImageSet, progress: bool) -> dict[str, Any]:
     model = load_model(claim.model)
     info = model_info(model)
     assert info is not None
     own = images.resized(info.preprocessing.size)
-    table = measure_predictions(model, own, ["clean"], batch_size=batch_size, progress=progress)
+    table = measure_predictions(model, own, ["clean"], batch_size=64, progress=progress)
     known = table[table["correct"].notna()]
     if known.empty:
         raise SpectralError("the images have no labels of the network's classes")

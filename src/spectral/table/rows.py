@@ -181,13 +181,11 @@ def read_frame(table: pd.DataFrame, caller: str) -> pd.DataFrame:
     return frame
 
 
-def widen(table: pd.DataFrame, site: str = "", tap: str = "") -> pd.DataFrame:
-    """Spread one site and tap, or the whole model: a row per image, its cluster and a column per metric.
+def widen(table: pd.DataFrame) -> pd.DataFrame:
+    """Spread what is of the whole model: a row per image, its cluster and a column per metric.
 
     Args:
         table: from `measure`, of one run.
-        site: its name; empty for the whole model.
-        tap: where; empty for the whole model.
 
     Example:
         >>> net = Origin("net", "sha256:0", "tensor@0")
@@ -195,7 +193,7 @@ def widen(table: pd.DataFrame, site: str = "", tap: str = "") -> pd.DataFrame:
         >>> widen(to_frame([rows])).reset_index().values.tolist()
         [['b', 'c', 0.1], ['a', 'c', 0.3]]
     """
-    own = table[(table["site"] == site) & (table["tap"] == tap) & (table["reason"] == "")]
+    own = table[(table["site"] == "") & (table["tap"] == "") & (table["reason"] == "")]
     wide = own.pivot(index="image", columns="metric", values="value").loc[own["image"].unique()]
     wide.insert(0, "cluster", own.drop_duplicates("image").set_index("image")["cluster"])
     return wide

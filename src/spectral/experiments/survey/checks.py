@@ -22,6 +22,7 @@ from spectral.measurement import measure
 from spectral.sites import Site, find_reductions
 from spectral.surgery import conversion_report, convert, revert
 
+_LISTED = 12  # names in a cell
 COLUMNS = [
     "library", "model", "parameters", "input", "find", "find_error", "sites", "measurable", "lossless",
     "unmeasurable", "reasons", "kinds", "global_pools", "losses", "missed", "false", "unknown", "measure",
@@ -343,9 +344,9 @@ def _size(sizes: Sequence[int]) -> str:
     return "×".join(map(str, sizes))
 
 
-def _list(items: Sequence[str], limit: int = 12) -> str:
-    more = f"; … ({len(items)})" if len(items) > limit else ""
-    return "; ".join(items[:limit]) + more
+def _list(items: Sequence[str]) -> str:
+    more = f"; … ({len(items)})" if len(items) > _LISTED else ""
+    return "; ".join(items[:_LISTED]) + more
 
 
 def _name(error: Exception) -> str:

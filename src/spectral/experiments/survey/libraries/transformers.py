@@ -181,8 +181,7 @@ _TINY_VISION = {
 }
 
 
-def _tiny(name: str, vision: str, text: str, tokens: int, inputs: Mapping[str, Any] | None = None,
-          **options: Any) -> Callable[[], Built]:  # fmt: skip
+def _tiny(name: str, vision: str, text: str, tokens: int, **options: Any) -> Callable[[], Built]:
     """A language model that looks at an image: tiny, with ``tokens`` of its prompt standing for the image."""
 
     def build() -> Built:
@@ -197,7 +196,7 @@ def _tiny(name: str, vision: str, text: str, tokens: int, inputs: Mapping[str, A
         model = cls(cls.config_class(**parts, **chosen)).eval()
         ids = torch.tensor([[1] + [98] * tokens + [5, 6]])
         return Built(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids),
-                             "pixel_values": torch.rand(1, 3, 32, 32), **(inputs or {})},
+                             "pixel_values": torch.rand(1, 3, 32, 32)},
                      images=("pixel_values",))  # fmt: skip
 
     return build
