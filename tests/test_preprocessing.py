@@ -29,6 +29,13 @@ from spectral.models.preprocessing import explain_assumption, find_preparation, 
 MEAN, STD = IMAGENET.mean, IMAGENET.std
 
 
+class Places(list):
+    """A list of a configuration, as omegaconf's: it has a ``get`` too, which takes a place."""
+
+    def get(self, place: int) -> int:
+        return self[place]
+
+
 def pixels(height: int = 24, width: int = 24) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, size=(height, width, 3), dtype=np.uint8)
 
@@ -193,6 +200,8 @@ def test_networks_that_tell(tmp_path):
     theirs.config = SimpleNamespace(_name_or_path=str(tmp_path), image_size=24)
     assert find_preparation(theirs).mean == pytest.approx((0.1,) * 3)
     assert not any(find_preparation(net).assumed for net in (ours, TIMM, theirs))
+    theirs.config = SimpleNamespace(image_size=Places([24, 32]))
+    assert find_preparation(theirs).size == (24, 32)
 
 
 def test_the_users_word_goes_first():

@@ -139,7 +139,8 @@ def read_size(size: Any) -> tuple[int, int] | None:
         >>> read_size([224]), read_size({"height": 24, "width": 32}), read_size("large")
         ((224, 224), (24, 32), None)
     """
-    if isinstance(size, Mapping) or hasattr(size, "get"):
+    listed = isinstance(size, Sequence)  # lists of some configurations have a `get` too, which takes a place
+    if isinstance(size, Mapping) or (hasattr(size, "get") and not listed):
         height = size.get("height") or size.get("shortest_edge")
         size = (height, size.get("width") or height)
     sides = tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else (size, size)
