@@ -1172,3 +1172,36 @@ def test_a_mask_picks_as_many_samples_as_a_layer_leaves():
     x = image(1, 1, 33, 33)
     smooth = convert(net, "blurpool", where="conv", example=x)
     assert len(smooth(x)[0]) < len(net(x)[0]) == len(net(-x)[0])
+
+
+class PaddedByStride(nn.Module):
+    """Pads by the size of the image and the stride of what comes next, as TensorFlow does.
+
+    Where the size is odd this is as much as without a stride, where it is even it is more.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.norm = layer, nn.BatchNorm2d(4).eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        stride = self.layer.stride[0] if isinstance(self.layer.stride, tuple) else self.layer.stride
+        before = [max(3 - (n % stride or stride), 0) for n in (x.shape[3], x.shape[2])]
+        x = F.pad(x, [side for total in before for side in (total // 2, total - total // 2)])
+        return torch.relu(self.norm(self.layer(x)))
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(3, 4, 3, 2), nn.Sequential(nn.Conv2d(3, 4, 1), nn.AvgPool2d(3, 2))])
+def test_padding_that_is_made_for_the_stride_stays_so_at_every_size(layer):
+    if isinstance(layer, nn.Sequential):
+        net: nn.Module = nn.Sequential(layer[0], PaddedByStride(layer[1]))
+    else:
+        net = PaddedByStride(layer)
+    same, smooth = convert(net, "strided", example=33), convert(net, "flc", example=33)
+    assert [row.replaced for row in conversion_report(smooth).rows] == [True]
+    for size in (33, 32):
+        x = image(1, 3, size, size)
+        close(outputs(same, x), outputs(net, x))
+        assert outputs(smooth, x).shape == outputs(net, x).shape
+    assert find_sites(smooth, 32)[0].measurable
+    close(outputs(revert(smooth), x), outputs(net, x))

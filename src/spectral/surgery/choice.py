@@ -16,14 +16,10 @@ from spectral.sites import Site
 from spectral.surgery.attachment import Point, Unit
 from spectral.surgery.graphs import find_node
 from spectral.surgery.hooks import CHILD
-from spectral.surgery.observation import Activation, Observation
+from spectral.surgery.observation import STRIDED, Activation, Observation
 
 PLACEMENTS = ("auto", "behind")
 PATCH_STRIDE = 4
-_STRIDED = (
-    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d,
-    nn.AvgPool3d, nn.LPPool1d, nn.LPPool2d, nn.LPPool3d,
-)  # fmt: skip
 Where = None | str | Sequence[str] | Callable[[Site], bool]
 
 
@@ -166,8 +162,9 @@ def _make_unit(
     """Describe how a group of sites, perhaps alone in its module, is replaced, or say why it can't be."""
     site, module, seen = group[0], model.get_submodule(group[0].module), passes[0]
     unit = Unit(tuple(s.name for s in group), site.module, "behind", lattice=(site.input_size, site.stride))
-    # Where the module is its operator, the module's stride is replaced; elsewhere the operator as it runs.
-    if _is_strided(module) and alone:
+    # Where the module is its operator, the module's stride is replaced; elsewhere the operator as it runs, and
+    # where code around the module goes by its stride, as padding does that is made for it.
+    if _is_strided(module) and alone and site.module not in seen.told:
         found: Unit | str = replace(unit, axes=int(type(module).__name__[-2]))
     else:
         found = _find_function(unit, module, group, seen)
@@ -190,7 +187,7 @@ def _make_unit(
 def _is_strided(module: nn.Module) -> bool:
     """Whether a module runs its operator with its own ``stride``, as it would with another."""
     special = any(getattr(module, name, False) for name in ("ceil_mode", "return_indices"))
-    return type(module) in _STRIDED and not special
+    return type(module) in STRIDED and not special
 
 
 def _find_function(unit: Unit, module: nn.Module, group: list[Site], seen: Observation) -> Unit | str:

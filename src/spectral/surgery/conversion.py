@@ -57,10 +57,11 @@ def convert(
     ``strict=False``. Convolutions and pools keep their class and get stride 1, their layer as a child, and a
     hook, which runs it or enters it as owed until the activation has run. Operators that a module calls as
     functions (slices, pools, convolutions padded by the size of their input) are told by their place in its
-    code and replaced while it runs; around that `torch.compile` breaks its graph. A block that holds both an
-    operator and its activation gets a subclass of its class, of the same name: each call ends in an error
-    that names the site if a layer is still owed. So a copied, compiled, exported, fused or wrapped network
-    computes the same, or says which layer it has lost.
+    code and replaced while it runs, and so are those of modules whose stride other code reads, as padding
+    that is made for it; around that `torch.compile` breaks its graph. A block that holds both an operator and
+    its activation gets a subclass of its class, of the same name: each call ends in an error that names the
+    site if a layer is still owed. So a copied, compiled, exported, fused or wrapped network computes the
+    same, or says which layer it has lost.
 
     What was converted is verified before it is returned: in a pass each layer runs exactly as often as its
     operator did, and no other map changes its size.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -31,6 +32,12 @@ _MOVES = {
     "permute", "transpose", "view", "_unsafe_view", "reshape", "expand", "unsqueeze", "squeeze", "alias",
     "detach", "empty", "empty_like", "t", "select",
 }  # fmt: skip
+
+# Modules that run their operator with their own ``stride``, as they would with another.
+STRIDED = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d,
+    nn.AvgPool3d, nn.LPPool1d, nn.LPPool2d, nn.LPPool3d,
+)  # fmt: skip
 
 
 @dataclass
@@ -116,6 +123,7 @@ class Observation:
         flops: floating-point operations of convolutions and matrix products.
         batch: images in the pass.
         leading: extent of the first axis of what the model was given.
+        told: names of modules of `STRIDED` whose stride other code than their own forward has read.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -123,6 +131,7 @@ class Observation:
     flops: int = 0
     batch: int = 1
     leading: int = 2
+    told: set[str] = field(default_factory=set)
     uses: dict[int, list[Use]] = field(default_factory=lambda: defaultdict(list))
     operators: dict[tuple[str, int, str, int], Operator] = field(default_factory=dict)
 
@@ -272,6 +281,7 @@ class Watcher(Scope):
 
     def __init__(self, model: nn.Module) -> None:
         self.seen = Observation()
+        self._model = model
         self._modules = Tracker(dict(model.named_modules()), begin=self._begin, end=self._end)
         self._operators = Recorder(self._modules.frames, self._note_operation, self._note)
         self._functions: list[Call | None] = []
@@ -283,7 +293,8 @@ class Watcher(Scope):
         self._clock = 0
 
     def _enter(self, stack: ExitStack) -> None:
-        for watched in (self._modules, _FunctionMode(self), self._operators.listening()):
+        strides = _reading_strides(self._model, self._note_stride)
+        for watched in (strides, self._modules, _FunctionMode(self), self._operators.listening()):
             stack.enter_context(watched)
 
     def begin_function(self, func: Any, args: Any, kwargs: Any) -> None:
@@ -325,6 +336,11 @@ class Watcher(Scope):
         self._finish(self._running.pop(), output)
         if not self._running:
             self.seen.returned = _find_tensors(output)
+
+    def _note_stride(self, names: set[str]) -> None:
+        """Keep that a module's stride is read, unless it is by its own forward."""
+        if self._running and self._running[-1].path not in names:
+            self.seen.told |= names
 
     def _finish(self, call: Call, output: Any) -> None:
         call.end, call.output, call.owing = self._tick(), output, ledger.is_owing()
@@ -368,6 +384,33 @@ class Watcher(Scope):
         first = out[0] if isinstance(out, tuple | list) and out else out
         self._ran_by[id(first)] = function, time
         self._alive.append((tensors, out))
+
+
+@contextmanager
+def _reading_strides(model: nn.Module, note: Callable[[set[str]], None]) -> Iterator[None]:
+    """Call a function with all names of a module of `STRIDED` whenever anything reads its stride."""
+    names: dict[nn.Module, set[str]] = defaultdict(set)
+    for name, module in model.named_modules(remove_duplicate=False):
+        if type(module) in STRIDED:
+            names[module].add(name)
+
+    @cache
+    def watched(kind: type[nn.Module]) -> type[nn.Module]:
+        def read(self: nn.Module, name: str) -> Any:
+            if name == "stride":
+                note(names[self])
+            return kind.__getattribute__(self, name)
+
+        return type(kind.__name__, (kind,), {"__module__": kind.__module__, "__getattribute__": read})
+
+    kinds = {module: type(module) for module in names}
+    try:
+        for module, kind in kinds.items():
+            module.__class__ = watched(kind)
+        yield
+    finally:
+        for module, kind in kinds.items():
+            module.__class__ = kind
 
 
 def _find_tensors(values: Any) -> list[Tensor]:
