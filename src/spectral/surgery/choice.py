@@ -162,8 +162,8 @@ def _make_unit(
     """Describe how a group of sites, perhaps alone in its module, is replaced, or say why it can't be."""
     site, module, seen = group[0], model.get_submodule(group[0].module), passes[0]
     unit = Unit(tuple(s.name for s in group), site.module, "behind", lattice=(site.input_size, site.stride))
-    # Where the module is its operator, the module's stride is replaced; elsewhere the operator as it runs, and
-    # where code around the module goes by its stride, as padding does that is made for it.
+    # Where the module is its operator, the module's stride is replaced; elsewhere, and where code around the
+    # module goes by its stride, as padding does that is made for it, the operator as it runs.
     if _is_strided(module) and alone and site.module not in seen.told:
         found: Unit | str = replace(unit, axes=int(type(module).__name__[-2]))
     else:
