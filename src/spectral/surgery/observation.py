@@ -6,7 +6,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import Any
 
 import torch
@@ -394,23 +393,26 @@ def _reading_strides(model: nn.Module, note: Callable[[set[str]], None]) -> Iter
         if type(module) in STRIDED:
             names[module].add(name)
 
-    @cache
-    def watched(kind: type[nn.Module]) -> type[nn.Module]:
-        def read(self: nn.Module, name: str) -> Any:
-            if name == "stride":
-                note(names[self])
-            return kind.__getattribute__(self, name)
-
-        return type(kind.__name__, (kind,), {"__module__": kind.__module__, "__getattribute__": read})
-
     kinds = {module: type(module) for module in names}
+    watched = {kind: _watch_stride(kind, lambda module: note(names[module])) for kind in kinds.values()}
     try:
         for module, kind in kinds.items():
-            module.__class__ = watched(kind)
+            module.__class__ = watched[kind]
         yield
     finally:
         for module, kind in kinds.items():
             module.__class__ = kind
+
+
+def _watch_stride(kind: type[nn.Module], note: Callable[[nn.Module], None]) -> type[nn.Module]:
+    """Make a subclass that calls a function with a module whose stride is read."""
+
+    def read(self: nn.Module, name: str) -> Any:
+        if name == "stride":
+            note(self)
+        return kind.__getattribute__(self, name)
+
+    return type(kind.__name__, (kind,), {"__module__": kind.__module__, "__getattribute__": read})
 
 
 def _find_tensors(values: Any) -> list[Tensor]:
