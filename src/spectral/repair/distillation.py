@@ -156,20 +156,14 @@ def distill(
         }  # fmt: skip
     ranks.require_same(CALLER, run)
     trained = _choose_parameters(student, tune)
-    wanted = {p: p.requires_grad for p in student.parameters()}
-    modes = {module: module.training for module in student.modules()}
     with (
         hold(state.parent, ranks) if state else nullcontext(),
         ranks.telling(),
         kept_surroundings(),
         undisturbed(teacher),
         torch.enable_grad(),
+        _tuning(student, trained),
     ):
-        student.eval()
-        for parameter in wanted:
-            parameter.requires_grad_(False)
-        for parameter in trained:
-            parameter.requires_grad_(True)
         optimizer = torch.optim.AdamW(trained, max_lr, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _one_cycle(step, steps))
         kept, left_out = leave_out(feed, held_out)
@@ -203,11 +197,6 @@ def distill(
                 bar.update()
         nearest.restore()
         take_weights(student, ranks)
-    for parameter, flag in wanted.items():
-        parameter.grad = None
-        parameter.requires_grad_(flag)
-    for module, training in modes.items():
-        module.training = training
     given = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, x in (*student.named_parameters(), *student.named_buffers()):
         x.data = x.data.to(given[name].dtype)
@@ -226,6 +215,22 @@ def _widen(model: nn.Module) -> nn.Module:
     for x in filter(narrow, (*wide.parameters(), *wide.buffers())):
         x.data = x.data.float()
     return wide
+
+
+@contextmanager
+def _tuning(model: nn.Module, trained: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Let some parameters of a network in evaluation mode learn; all are as they were afterwards."""
+    wanted = {p: p.requires_grad for p in model.parameters()}
+    modes = {module: module.training for module in model.modules()}
+    model.eval().requires_grad_(False)
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    yield
+    for parameter, flag in wanted.items():
+        parameter.grad = None
+        parameter.requires_grad_(flag)
+    for module, training in modes.items():
+        module.training = training
 
 
 def _choose_parameters(model: nn.Module, tune: str) -> list[nn.Parameter]:
