@@ -895,6 +895,13 @@ class Rows(nn.Module):
         return self.conv(x.transpose(1, 2)).transpose(1, 2)[:, ::3]
 
 
+class Cut(nn.Module):
+    """Cuts signals (B, T, C) into pieces, as PatchTST."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unfold(1, 5, 5).mean(-1)
+
+
 class Warped(nn.Module):
     """A table of its own is sampled before the image, which has its channels last, is slid over."""
 
@@ -929,6 +936,8 @@ def test_images_whose_axes_are_in_another_order(real):
     conv, every_third = find_sites(both(Rows(), real), torch.rand(1, 31, 3))
     assert (conv.stride, conv.output_size) == ((1, 2), (1, 15))
     assert (every_third.stride, every_third.output_size) == ((1, 3), (1, 5))
+    (pieces,) = find_sites(both(Cut(), real), torch.rand(1, 31, 3))
+    assert (pieces.stride, pieces.input_size, pieces.measurable) == ((1, 5), (1, 30), True)
 
 
 def test_a_network_whose_weights_get_their_shape_later():

@@ -167,6 +167,13 @@ class Frames(nn.Module):
         return self.conv(x.transpose(1, 2)).mean(2)
 
 
+class Pieces(nn.Module):
+    """Pieces of time that overlap, of channels behind it, as PatchTST's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unfold(-2, 8, 4).mean((2, 3))
+
+
 class Unpooled(Net):
     """A map that is made small and large again, with the places of its largest samples."""
 
@@ -185,7 +192,7 @@ class PerFrame(Net):
     ("model", "shape", "kinds"),
     [
         (Net(), (1, 3, 16, 12), "bchw"), (Last(), (1, 16, 12, 3), "bhwc"), (Last(7), (1, 16, 12, 7), "bhwc"),
-        (Spectrogram(1), (1, 16, 30), "bhw"), (Frames(), (1, 30, 40), "bwc"),
+        (Spectrogram(1), (1, 16, 30), "bhw"), (Frames(), (1, 30, 40), "bwc"), (Pieces(), (1, 30, 3), "bwc"),
         (Electrodes(), (1, 6, 40), "bcw"), (Electrodes(turned=True), (1, 6, 40), "bcw"),
         (Electrodes(kernel=3), (1, 6, 40), "bhw"), (Electrodes(), (1, 1, 6, 40), "bccw"),
         (nn.Sequential(nn.Conv2d(1, 4, (1, 7)), nn.ReLU(), nn.MaxPool2d((1, 2)), nn.Conv2d(4, 4, (7, 1))),

@@ -211,7 +211,9 @@ class AxisTracker:
             call.sources = list(filter(self.comes_from_image, inputs))
         if call.sliding is not None:
             operator, count = call.sliding
-            self._check_order(inputs[0], count, operator.makes_channels)
+            first = inputs[0].ndim - count
+            channels = first - 1 if operator.makes_channels else None
+            self._check_order(inputs[0], range(first, inputs[0].ndim), channels)
             stride = decimation.geometry.stride if decimation is not None else None
             found = [
                 self._through_lattice(inputs[0], y, count, stride, operator.makes_channels) for y in outputs
@@ -219,6 +221,8 @@ class AxisTracker:
             if operator.scatters and decimation is not None:
                 found = [(*one[:-count], *(single(MIXED, n.extent) for n in one[-count:])) for one in found]
         else:
+            if call.name == "unfold" and len(self._first) == 2:  # of an image each axis is cut by a call
+                self._check_order(inputs[0], [call.a["dimension"] % inputs[0].ndim])
             found = [mark_uneven(call, labels) for labels in apply_rule(call)]
         for result, labels in zip(outputs, found, strict=True):
             self._label(result, labels)
@@ -278,12 +282,17 @@ class AxisTracker:
             return first, -1, second
         return (second, -2, first) if known == (False, True) and second.ndim > 1 else None
 
-    def _check_order(self, x: Tensor, count: int, makes_channels: bool) -> None:
+    def _check_order(self, x: Tensor, axes: Sequence[int], channels: int | None = None) -> None:
         """See by the first operator that slides over an image whether its axes are what they were taken for.
 
         NHWC images and videos (B, T, C, H, W) are permuted before. What is slid over are places, what a
         convolution sums over are channels. Channels that an operator has made are no axis of the image: the
         frequencies of a spectrogram.
+
+        Args:
+            x: what it slides over.
+            axes: along which.
+            channels: the axis over which it sums, if there is one.
         """
         if not self.comes_from_image(x):
             return
@@ -291,14 +300,14 @@ class AxisTracker:
         labels = self.labels(x)
         slid = [
             LOST if f is None or (f.kind == CHANNEL and not f.cut) else f.kind
-            for f in (axis.only for axis in labels[len(labels) - count :])
+            for f in (labels[axis].only for axis in axes)
         ]
-        if len(kinds) < 2 or not set(slid) <= set(kinds) or len(set(slid)) < count:
+        if len(kinds) < 2 or not set(slid) <= set(kinds) or len(set(slid)) < len(axes):
             return
-        order = dict(zip(slid, IMAGE_AXES[-count:], strict=True))
-        channels = labels[-count - 1].only if makes_channels and x.ndim > count else None
-        if channels is not None and channels.kind in set(kinds) - set(slid):
-            order[channels.kind] = CHANNEL
+        order = dict(zip(slid, IMAGE_AXES[-len(axes) :], strict=True))
+        summed = labels[channels].only if channels is not None and channels >= 0 else None
+        if summed is not None and summed.kind in set(kinds) - set(slid):
+            order[summed.kind] = CHANNEL
         rest = [kind for kind in kinds if kind not in order.values()]
         for kind in (kind for kind in kinds if kind not in order):
             order[kind] = kind if kind in rest else rest[0]

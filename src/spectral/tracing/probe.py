@@ -255,6 +255,10 @@ class _Trace(TorchDispatchMode):
         origins = self._origins.get(source)
         if origins is None:
             return
+        if name == "unfold" and source.ndim == 3:  # of a signal; of an image each axis is cut by a call
+            cut = origins[int(args[1]) % 3]
+            self._spatial.update({n: (axis,) for n, axis in cut if not self._spatial.get(n)})
+            self._told |= {n for n, _ in cut}
         weight = given[1] if len(given) > 1 else None
         count = _count_slid(name, weight)
         if not count or source.ndim < count:
