@@ -297,6 +297,25 @@ def test_long_axes_are_resampled_as_by_their_matrices(extent):
     torch.testing.assert_close(same, expected, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_batch_in_blocks_gives_what_each_image_gives_alone(graph):
+    """Each image fills most of a block; what is broadcast to them goes with every block."""
+    x, gates, bias = noise(3, 3, 256, 256), noise(3, 3, 1, 1), noise(1, 3, 1, 1)
+    axes = {"h": 2, "w": 3}
+
+    def gated(x, gates, bias):
+        return torch.relu(x * gates + bias), x > 0
+
+    def evaluate(*args):
+        return evaluate_finely(gated, args, {}, [axes, {}, {}], [axes, axes], factor=2)
+
+    with torch.set_grad_enabled(graph):
+        found = evaluate(x, gates, bias)
+        alone = [evaluate(x[i : i + 1], gates[i : i + 1], bias) for i in range(len(x))]
+    for y, parts in zip(found, zip(*alone, strict=True), strict=True):
+        torch.testing.assert_close(y, torch.cat(parts), rtol=0, atol=1e-12)
+
+
 def test_seconds_of_audio_need_no_gigabytes():
     net = torch.nn.Sequential(
         torch.nn.Conv1d(1, 2, 5, 4), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool1d(1), torch.nn.Flatten()
