@@ -698,6 +698,34 @@ def test_what_works_over_the_batch_is_warned_of_once(name):
     assert together != pytest.approx(alone, rel=1e-3)
 
 
+def branch(first: Callable[[Tensor], Any], second: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: second(x) if first(x) else x
+
+
+BRANCHES = {
+    "max": lambda: Scaled(first=branch(lambda x: x.max() > 1, lambda x: x / 255)),
+    "mean": lambda: Scaled(then=branch(lambda x: x.mean().item() > 0, F.relu)),
+    "a value": lambda: Scaled(first=branch(lambda x: x[0, 0, 0, 0] < 0, torch.square)),
+}
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_a_branch_on_a_number_of_the_batch_is_warned_of(name):
+    said, _ = said_of(BRANCHES[name](), 2)
+    assert [sentence.partition("(")[2].partition(")")[0] for sentence in said] == [f"a branch on {name}"]
+    assert said_of(BRANCHES[name](), 1)[0] == []
+
+
+def check(x: Tensor) -> Tensor:
+    assert x.min() > -100
+    assert x.isfinite().all()
+    return x if x.abs().max().item() < 1e6 else x / x.abs().amax((1, 2, 3), keepdim=True)
+
+
+def test_a_check_of_the_batch_is_no_branch():
+    assert said_of(Scaled(first=check), 2)[0] == []
+
+
 @pytest.mark.parametrize("name", IMAGE_BY_IMAGE)
 def test_what_works_image_by_image_is_not(name):
     said, together = said_of(IMAGE_BY_IMAGE[name](), 2)

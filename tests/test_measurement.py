@@ -115,7 +115,9 @@ def assert_same(a: pd.DataFrame, b: pd.DataFrame, tolerance: float = 1e-5) -> No
 class TestValues:
     def test_equal_the_references_on_maps_made_by_hand(self):
         net, x = tiny(torch.float64), image(2, 3, 12, 9, dtype=torch.float64)
-        table = values(measure(net, x, ALL, taps=TAPS, batch_size=2, progress=False))
+        measured = measure(net, x, ALL, taps=TAPS, batch_size=2, progress=False)
+        assert measured.attrs["provenance"]["dtype"] == "float64"
+        table = values(measured)
         conv = net[0]
         with torch.no_grad():
             dense0 = F.conv2d(x, conv.weight, conv.bias, stride=1, padding=1)

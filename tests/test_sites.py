@@ -861,6 +861,18 @@ def quantise(dynamic: bool) -> nn.Module:
     return ao.convert(prepared)
 
 
+class Yielding(nn.Sequential):
+    """Gives what each layer does, one after the other, when it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 4, 3, 2), nn.ReLU())
+
+    def forward(self, x):
+        for layer in self:
+            x = layer(x)
+            yield x
+
+
 def compiled_in_place() -> nn.Module:
     model = nets.strided()
     model.compile()
@@ -872,7 +884,11 @@ def compiled_in_place() -> nn.Module:
     [
         (lambda: torch.jit.script(nets.strided()), "pass the module it was scripted from"),
         (lambda: torch.jit.trace(nets.strided().eval(), image()), "pass the module it was scripted from"),
-        (lambda: nn.Sequential(torch.jit.script(nets.strided())), "pass the module it was scripted from"),
+        (
+            lambda: nn.Sequential(torch.jit.script(nets.strided())),
+            "put the module that '0' was scripted from",
+        ),
+        (Yielding, r"the forward of Yielding is a generator.* list\(model\(x\)\)"),
         (lambda: torch.compile(nets.strided()), "pass model._orig_mod"),
         (lambda: nn.Sequential(torch.compile(nets.strided())), "put the ._orig_mod of '0' in its place"),
         (compiled_in_place, r"copy\.deepcopy\(model\)"),

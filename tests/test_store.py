@@ -168,6 +168,14 @@ class TestDamage:
             assert run(folder).attrs["resumed"] == 4
         assert spectral.read(folder)["image"].nunique() == 6
 
+    def test_a_record_without_its_seal(self, folder):
+        path = folder / "_run.json"
+        record = json.loads(path.read_text())
+        record["parts"][0]["batch_size"] = 7
+        path.write_text(json.dumps({key: value for key, value in record.items() if key != "seal"}))
+        with pytest.raises(SpectralError, match=r"_run\.json .*measure again"):
+            spectral.read(folder)
+
     def test_shards_without_what_the_run_was(self, folder):
         (folder / "_run.json").unlink()
         for ask in (spectral.read, spectral.write_report, run):

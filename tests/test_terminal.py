@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
+import os
 import re
 import sys
 import warnings
@@ -15,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tqdm import tqdm
 
-from spectral import SpectralWarning
+from spectral import SpectralWarning, cli
 from spectral.terminal.console import SpectralCommand
 from spectral.terminal.output import separate_lines
 
@@ -101,6 +103,38 @@ def test_without_bars_nothing_is_changed(text):
         sys.stdout.write(text)
         sys.stderr.writelines([text, "\n", text])
     assert (out.getvalue(), err.getvalue()) == (text, f"{text}\n{text}")
+
+
+class Left(io.StringIO):
+    """A stream whose reader leaves after so many lines."""
+
+    def __init__(self, lines: int) -> None:
+        super().__init__()
+        self.lines = lines
+
+    def write(self, text: str) -> int:
+        if self.getvalue().count("\n") >= self.lines:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+        return super().write(text)
+
+
+@pytest.mark.parametrize("lines", [0, 1])
+def test_a_command_whose_reader_has_left_writes_its_tables(lines, tmp_path):
+    arguments = ["attribute", "bundled/resnet8@random", "--images", "synthetic", "--limit", "2"]
+    with contextlib.redirect_stdout(Left(lines)) as out, contextlib.redirect_stderr(Left(lines)):
+        cli.main([*arguments, "--out", str(tmp_path)], standalone_mode=False)
+    assert out.getvalue().count("\n") == lines
+    assert {path.name for path in tmp_path.iterdir()} >= {"attribute.csv", "equivariance.csv"}
+
+
+def test_a_pipe_without_a_reader_doesnt_fail_at_the_end_either():
+    source, target = os.pipe()
+    os.close(source)
+    with open(target, "w") as pipe:  # which writes at its end what it still has
+        with contextlib.redirect_stdout(pipe), separate_lines():
+            print("a line", flush=True)
+            print("another")
+        assert pipe.name == target
 
 
 def test_streams_are_put_back():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
@@ -260,7 +261,17 @@ def check_hookable(model: object) -> None:
                 "made from"
             )
         if isinstance(module, torch.jit.ScriptModule):
-            raise SpectralError("a scripted model runs without hooks; pass the module it was scripted from")
+            way = (
+                f"put the module that {name!r} was scripted from in its place"
+                if name
+                else ("pass the module it was scripted from")
+            )
+            raise SpectralError(f"a scripted model runs without hooks; {way}")
+    if inspect.isgeneratorfunction(network.forward):
+        raise SpectralError(
+            f"the forward of {type(network).__name__} is a generator, of which nothing runs before somebody "
+            f"asks for its items; pass a module whose forward returns list(model(x))"
+        )
 
 
 def _way_out(name: str, attribute: str) -> str:

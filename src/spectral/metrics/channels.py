@@ -241,12 +241,12 @@ def _sum_low_pass(lattice: Lattice, halved: bool) -> float:
     Each bin that passes adds a 1/N to the power of every sample. What of it lies at the decimated lattice's
     Nyquist frequency is the same of the bins of +1, −1, … on the samples that are kept.
     """
-    n, step, first, count = lattice.extent, lattice.step, lattice.first, lattice.count
+    n, step, count = lattice.extent, lattice.step, lattice.count
     highest = int(highest_bin(n, step))
     power = count * min(2 * highest + 1, n) / n
     if halved:
         comb = torch.zeros(n, dtype=torch.float64)
-        comb[first::step][:count] = _alternate(comb[:count], -1)
+        comb[::step][:count] = _alternate(comb[:count], -1)  # where it begins changes no power
         bins = torch.fft.fft(comb).abs().square()
         passing = bins[: highest + 1].sum() + (bins[-highest:].sum() if highest else 0)
         power -= 0.5 * float(passing) / (n * count)

@@ -125,7 +125,7 @@ class SpectralCommand(_OneVoice):
             except KeyboardInterrupt as stop:
                 what = "Stopped, as when another rank ends" if isinstance(stop, Stopped) else "Interrupted"
                 _end_interrupted(ctx, what)
-            except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            except (click.ClickException, click.exceptions.Exit, click.Abort):
                 if ranks is None or ranks.first:
                     raise  # click's own ways to end
                 ctx.exit(0)  # all read the same arguments, and the first says what is wrong with them

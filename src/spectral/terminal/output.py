@@ -2,12 +2,14 @@
 
 Bars draw with carriage returns and cursor moves, messages (tables, warnings, log records) end in a newline,
 and both come from many libraries. While a command runs, everything that goes to stdout and stderr passes
-here, where it is known whether the cursor stands behind a bar.
+here, where it is known whether the cursor stands behind a bar. Where nobody reads it any more, as behind
+``| head``, the command finishes its work all the same: what it writes to files would be lost with the text.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import sys
 import threading
@@ -34,7 +36,7 @@ def separate_lines() -> Iterator[None]:
         '\\r 50%|█    |\\nWarning: a file is broken\\n'
     """
     screen = _Screen()
-    out, err = _Stream(sys.stdout, screen), _Stream(sys.stderr, screen)
+    out, err = (_Stream(_Paper(stream), screen) for stream in (sys.stdout, sys.stderr))
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         yield
 
@@ -44,7 +46,7 @@ class _Screen:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()  # bars are also drawn by tqdm's own thread
-        self.bar: TextIO | None = None
+        self.bar: _Paper | None = None
         self.standing = False  # whether the cursor's own line holds it
 
     def clear(self) -> None:
@@ -58,10 +60,40 @@ class _Screen:
         self.bar, self.standing = None, False
 
 
+class _Paper:
+    """A text stream of which all that comes after its reader has gone is thrown away."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._unread = stream, False
+
+    def write(self, text: str) -> int:
+        with self._going_on():
+            return len(text) if self._unread else self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._going_on():
+            if not self._unread:
+                self._stream.flush()
+
+    @contextlib.contextmanager
+    def _going_on(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            self._unread = True
+            # What is buffered goes somewhere else, so that the interpreter doesn't fail on it at its end.
+            with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class _Stream:
     """A text stream that leaves the lines of bars before it writes a message."""
 
-    def __init__(self, stream: TextIO, screen: _Screen) -> None:
+    def __init__(self, stream: _Paper, screen: _Screen) -> None:
         self._stream, self._screen = stream, screen
 
     def write(self, text: str) -> int:

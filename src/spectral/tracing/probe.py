@@ -23,6 +23,7 @@ from spectral.network import SPATIAL, Kinds, Scores, guess_layout, read_scores
 from spectral.network.inputs import Inputs
 from spectral.operators import Arguments, name_arguments
 from spectral.tracing.batchwise import BatchAxis, tell_name
+from spectral.tracing.branches import depends_on_others
 from spectral.tracing.dataless import Dataless, run_operator
 from spectral.tracing.randomness import Draws
 from spectral.tracing.standin import run_on_copy, run_on_standins
@@ -113,7 +114,7 @@ def probe(model: nn.Module, inputs: Inputs, chosen: bool = False) -> Probe:
 
     def watch(
         running: nn.Module, standins: Inputs, weights: Sequence[Tensor], forward: Callable[[], Any]
-    ) -> tuple[Probe, Changes]:
+    ) -> tuple[Probe, Changes, tuple[str, ...]]:
         names = [name for name, _ in running.named_parameters()]
         trace = _Trace(standins, dict(zip(map(id, weights), names, strict=False)))
         with trace, noted_changes(running) as changes:
@@ -126,11 +127,15 @@ def probe(model: nn.Module, inputs: Inputs, chosen: bool = False) -> Probe:
         width = None if scores.values is None else scores.values.shape[-1]
         told = Scores(None, scores.where, scores.reason, scores.expected)
         mixed, drawn = trace.find_mixing(output), trace.find_draws(output)
-        return Probe(trace.layout(standins), told, head, width, mixed, drawn), changes
+        return Probe(trace.layout(standins), told, head, width, mixed, drawn), changes, trace.find_read()
 
-    found, seen = run_on_standins(model, inputs, watch)
+    found, seen, read = run_on_standins(model, inputs, watch)
     changes = confirm_changes(model, inputs, seen)
-    return replace(found, drawn_by=(*found.drawn_by, *changes.drawn), kept_in=changes.kept)
+    drawn, mixed = (*found.drawn_by, *changes.drawn), found.mixed_by
+    # Else it is known already, or two passes differ anyway.
+    if read and not (mixed or drawn) and depends_on_others(model, inputs):
+        mixed = (f"a branch on {', '.join(read)}",)
+    return replace(found, mixed_by=mixed, drawn_by=drawn, kept_in=changes.kept)
 
 
 def is_taken(model: nn.Module, inputs: Inputs, data: bool = False) -> bool:
@@ -186,6 +191,7 @@ class _Trace(TorchDispatchMode):
         self._spatial: dict[int, tuple[int, ...]] = {}  # of each input, the axes slid over
         self._told: set[int] = set()  # inputs of which it is known where their channels are, too
         self._batch, self._draws = BatchAxis(inputs), Draws()
+        self._read: list[_Node] = []
         for number, (x, _) in enumerate(inputs.every_tensor()):
             self.nodes[x] = _Node("input")
             self._origins[x] = tuple(frozenset({(number, axis)}) for axis in range(x.ndim))
@@ -200,6 +206,8 @@ class _Trace(TorchDispatchMode):
         mixes = bool(parents) and self._batch.is_mixed_by(func, args, kwargs or {})
         out = run_operator(func, args, kwargs or {})
         results = [x for x in _flatten((out,)) if isinstance(x, Tensor)]
+        if parents and isinstance(out, (bool, int, float)):
+            self._read += parents
         if parents and results:
             self._see_axes(func, args, kwargs or {}, given, results[0])
         self._draws.follow(func, args, kwargs or {}, given, bool(parents), results)
@@ -223,6 +231,20 @@ class _Trace(TorchDispatchMode):
                 stack += node.parents
                 if node.mixes:
                     names[node.name.strip("_")] = None
+        return tuple(names)
+
+    def find_read(self) -> tuple[str, ...]:
+        """Name what gave the numbers that Python has read: an operator over the batch, or a single value."""
+        names = dict[str, None]()
+        for node in self._read:
+            stack, seen, mixing = [node], set[int](), None
+            while stack and mixing is None:
+                one = stack.pop()
+                if id(one) not in seen:
+                    seen.add(id(one))
+                    stack += one.parents
+                    mixing = one.name.strip("_") if one.mixes else None
+            names[mixing or "a value"] = None
         return tuple(names)
 
     def find_draws(self, output: Any) -> tuple[str, ...]:

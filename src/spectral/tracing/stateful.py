@@ -114,16 +114,28 @@ def _run(model: nn.Module, inputs: Inputs, passes: Sequence[_Pass]) -> list[list
 def _differ(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
     if [(x.shape, x.dtype) for x in a] != [(x.shape, x.dtype) for x in b]:
         return True
-    return any(not _agree(x, y) for x, y in zip(a, b, strict=True))
+    return any(not agree(x, y) for x, y in zip(a, b, strict=True))
 
 
-def _agree(x: Tensor, y: Tensor) -> bool:
+def agree(x: Tensor, y: Tensor, rounding: float = _ROUNDING) -> bool:
+    """Whether two outputs are the same but for rounding.
+
+    Args:
+        x: one.
+        y: the other, of its shape and dtype.
+        rounding: how far values may differ, as a share of the largest; of whole numbers none may.
+
+    Example:
+        >>> one = torch.tensor([1.0, torch.nan])
+        >>> agree(one, one + 1e-6), agree(one, one + 1e-3)
+        (True, False)
+    """
     if not x.is_floating_point():
         return torch.equal(x, y)
     finite = x[x.isfinite()].abs()
     largest = float(finite.max()) if finite.numel() else 0.0
     units = torch.finfo(x.dtype).eps / torch.finfo(torch.float32).eps
-    return torch.allclose(x, y, rtol=0, atol=_ROUNDING * max(units, 1) * largest, equal_nan=True)
+    return torch.allclose(x, y, rtol=0, atol=rounding * max(units, 1) * largest, equal_nan=True)
 
 
 def _read_generators() -> dict[str, bytes]:
