@@ -20,7 +20,7 @@ from spectral.network.inputs import Inputs
 from spectral.tracing.standin import run_on_copy
 from spectral.tracing.stateful import agree
 
-# What the image beside is, as a multiple of the one that is looked at: extrema, means and spreads of both move.
+# What the image beside is, as a multiple of the one that is looked at: extrema, means and spreads move.
 _BESIDE = (16.0, -16.0)
 _ROUNDING = 1e-3  # of the largest value: kernels for one image and for two round differently
 
