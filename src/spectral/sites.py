@@ -267,7 +267,7 @@ def check_hookable(model: object) -> None:
                 else ("pass the module it was scripted from")
             )
             raise SpectralError(f"a scripted model runs without hooks; {way}")
-    if inspect.isgeneratorfunction(network.forward):
+    if inspect.isgeneratorfunction(type(network).forward):
         raise SpectralError(
             f"the forward of {type(network).__name__} is a generator, of which nothing runs before somebody "
             f"asks for its items; pass a module whose forward returns list(model(x))"
