@@ -8,7 +8,7 @@ what comes out of a nonlinearity, a normalisation or a pool behind one.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -223,29 +223,11 @@ class _Trace(TorchDispatchMode):
     def find_mixing(self, output: Any) -> tuple[str, ...]:
         """Name what works over all images of a batch on the way to what the output has for each of them."""
         made = [x for x in tree_leaves(output) if isinstance(x, Tensor) and self._batch.has_all(x)]
-        stack, seen, names = [self.nodes[x] for x in made if x in self.nodes], set[int](), dict[str, None]()
-        while stack:
-            node = stack.pop()
-            if id(node) not in seen:
-                seen.add(id(node))
-                stack += node.parents
-                if node.mixes:
-                    names[node.name.strip("_")] = None
-        return tuple(names)
+        return _name_mixing(self.nodes[x] for x in made if x in self.nodes)
 
     def find_read(self) -> tuple[str, ...]:
-        """Name what gave the numbers that Python has read: an operator over the batch, or a single value."""
-        names = dict[str, None]()
-        for node in self._read:
-            stack, seen, mixing = [node], set[int](), None
-            while stack and mixing is None:
-                one = stack.pop()
-                if id(one) not in seen:
-                    seen.add(id(one))
-                    stack += one.parents
-                    mixing = one.name.strip("_") if one.mixes else None
-            names[mixing or "a value"] = None
-        return tuple(names)
+        """Name what works over all images of a batch on the way to the numbers that Python has read."""
+        return _name_mixing(self._read) or (("a value",) if self._read else ())
 
     def find_draws(self, output: Any) -> tuple[str, ...]:
         """Name what drew random numbers on which the pass depends."""
@@ -316,6 +298,19 @@ class _Trace(TorchDispatchMode):
         moved = _move_axes(name, args, axes, tuple(source.shape), tuple(made.shape))
         if moved is not None:
             self._origins[made] = moved
+
+
+def _name_mixing(nodes: Iterable[_Node]) -> tuple[str, ...]:
+    """Name what works over all images of a batch among nodes and what computed them."""
+    stack, seen, names = [*nodes], set[int](), dict[str, None]()
+    while stack:
+        node = stack.pop()
+        if id(node) not in seen:
+            seen.add(id(node))
+            stack += node.parents
+            if node.mixes:
+                names[node.name.strip("_")] = None
+    return tuple(names)
 
 
 def _count_slid(name: str, weight: Tensor | None) -> int:
